@@ -1,0 +1,186 @@
+"""The tensors that travel between the parts of a method. Each field's shape is stated here and nowhere else.
+
+Letters: B clips, K references, J targets, N images, S support sets, P (support set, image) pairs,
+R the square side a method works at, C channels, h x w a method's own mask size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
+from enum import IntEnum
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class PromptKind(IntEnum):
+    """What marks the object in a reference. PAD fills support sets that have fewer than K references."""
+
+    PAD = -1
+    MASK = 0
+    POINTS = 1
+    BOX = 2
+    SCRIBBLE = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """One reference's mark, in pixels of the original image (x right, y down).
+
+    mask   [H, W] bool           kind MASK
+    points [P, 2] float x, y     kinds POINTS, SCRIBBLE; `labels` [P]: 1 on the object, 0 off it
+    box    [4] float x0 y0 x1 y1 kind BOX
+    """
+
+    kind: PromptKind
+    mask: Tensor | None = None
+    points: Tensor | None = None
+    labels: Tensor | None = None
+    box: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Tensors:
+    """Moves, indexes and flattens a dataclass of tensors; `None` fields stay `None`."""
+
+    def _each(self) -> Iterator[tuple[str, Any]]:
+        return ((f.name, getattr(self, f.name)) for f in fields(self))
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Any:
+        """The same on `device`; floating tensors in `dtype` when one is given."""
+        return replace(self, **{k: _move(v, device, dtype) for k, v in self._each()})
+
+
+def _move(value: Any, device: torch.device | str, dtype: torch.dtype | None) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device=device, dtype=dtype if dtype and value.is_floating_point() else None)
+    if isinstance(value, _Tensors):
+        return value.to(device, dtype)
+    if isinstance(value, dict):
+        return {k: _move(v, device, dtype) for k, v in value.items()}
+    return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Images(_Tensors):
+    """Preprocessed images: what `Segmenter.prepare` returns and `encode` takes.
+
+    pixels [N, 3, R, R] float, normalised as the method wants them
+    sizes  [N, 2] int64, the original (height, width)
+    """
+
+    pixels: Tensor
+    sizes: Tensor
+
+    def __len__(self) -> int:
+        return int(self.pixels.shape[0])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features(_Tensors):
+    """What `encode` computed, once an image. `maps[name]` is [N, C, h, w]; the names belong to the method."""
+
+    maps: dict[str, Tensor]
+    sizes: Tensor  # [N, 2] int64, the original (height, width)
+
+    def __len__(self) -> int:
+        return int(self.sizes.shape[0])
+
+    def take(self, index: Tensor) -> Features:
+        """The images `index` [M], in that order, repeats allowed."""
+        return Features(maps={k: v[index] for k, v in self.maps.items()}, sizes=self.sizes[index])
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptBatch(_Tensors):
+    """Prompts of S support sets with up to K references each, in pixels of the R x R square.
+
+    image  [S, K] int64: which row of the `Features` the reference is (0 where padded)
+    kind   [S, K] int64: a `PromptKind`, PAD where the set has fewer references
+    masks  [S, K, R, R] float in {0, 1}; zeros unless kind is MASK
+    points [S, K, P, 2] float; a BOX is its two corners
+    labels [S, K, P] int32: 1 on the object, 0 off it, 2 and 3 a box's corners, -1 padding
+    """
+
+    image: Tensor
+    kind: Tensor
+    masks: Tensor
+    points: Tensor
+    labels: Tensor
+
+    @property
+    def counts(self) -> Tensor:
+        """[S] references of each set."""
+        return (self.kind != PromptKind.PAD).sum(dim=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory(_Tensors):
+    """What `memorise` computed from S support sets: every tensor is [S, ...]. Can be saved, sent and stacked.
+
+    counts [S] int64: references in each set; tensors with a K axis are padded with zeros beyond it.
+    """
+
+    tensors: dict[str, Tensor]
+    counts: Tensor
+
+    def __len__(self) -> int:
+        return int(self.counts.shape[0])
+
+    def take(self, index: Tensor) -> Memory:
+        """The support sets `index` [M], in that order, repeats allowed."""
+        return Memory(tensors={k: v[index] for k, v in self.tensors.items()}, counts=self.counts[index])
+
+    @staticmethod
+    def stack(memories: Sequence[Memory]) -> Memory:
+        """Join support sets of one method; shorter K axes (dimension 1) are padded with zeros."""
+        names = memories[0].tensors.keys()
+        joined = {n: _pad_cat([m.tensors[n] for m in memories]) for n in names}
+        return Memory(tensors=joined, counts=torch.cat([m.counts for m in memories]))
+
+
+def _pad_cat(parts: Sequence[Tensor]) -> Tensor:
+    if parts[0].dim() < 2 or len({p.shape[1] for p in parts}) == 1:
+        return torch.cat(list(parts))
+    width = max(p.shape[1] for p in parts)
+    grown = [torch.cat([p, p.new_zeros(p.shape[0], width - p.shape[1], *p.shape[2:])], dim=1) for p in parts]
+    return torch.cat(grown)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction(_Tensors):
+    """P masks, at the method's own resolution.
+
+    logits [P, h, w] float: the object where > 0; covers the whole (square-resized) image
+    scores [P] float in [0, 1]: how good the method thinks the mask is
+    """
+
+    logits: Tensor
+    scores: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip(_Tensors):
+    """B training clips of one class each: K prompted references, J targets. J = 1 is the usual episode.
+
+    references   Images, N = B * K, clip by clip
+    prompts      PromptBatch, S = B
+    targets      Images, N = B * J, clip by clip
+    target_masks [B, J, R, R] float in {0, 1}; may be empty
+    ignore       [B, J, R, R] bool: pixels that enter no loss (void, crowd)
+    """
+
+    references: Images
+    prompts: PromptBatch
+    targets: Images
+    target_masks: Tensor
+    ignore: Tensor
+    class_names: tuple[str, ...] = field(default=())
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(B, K, J)."""
+        b, j = self.target_masks.shape[:2]
+        return b, int(self.prompts.kind.shape[1]), j

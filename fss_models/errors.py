@@ -1,0 +1,20 @@
+"""The one exception a user's mistake raises: what is wrong, where, and how to mend it, in one line."""
+
+from __future__ import annotations
+
+
+class FssError(Exception):
+    """A mistake the user can mend. `fss` prints it as one line and exits with status 2."""
+
+    def __init__(self, what: str, *, where: str = "", mend: str = "") -> None:
+        self.what, self.where, self.mend = what, where, mend
+        line = what if not where else f"{where}: {what}"
+        super().__init__(" ".join(f"{line}{f' ({mend})' if mend else ''}".split()))
+
+
+class BadImage(FssError):
+    """An image that cannot or must not be decoded; `reason` is the row in `failures.parquet`."""
+
+    def __init__(self, reason: str, *, where: str = "") -> None:
+        super().__init__(reason, where=where)
+        self.reason = reason

@@ -1,0 +1,58 @@
+"""From decoded images to a method's input, in two modes.
+
+`published` is the very resize of the papers' code (antialiased bilinear on 8-bit pixels, as PIL does it);
+`fast` is one bilinear interpolation in float. A bundle records which mode it was trained with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from fss_models.clip import Images
+
+Mode = Literal["published", "fast"]
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+SYMMETRIC = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))  # inputs in [-1, 1], as EfficientNet-Lite wants them
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessor:
+    """Square resize (the aspect ratio is not kept, as every published few-shot code does) and normalisation."""
+
+    side: int
+    mean: tuple[float, float, float] = IMAGENET[0]
+    std: tuple[float, float, float] = IMAGENET[1]
+    mode: Mode = "published"
+
+    def __call__(self, images: Sequence[np.ndarray], mode: Mode | None = None) -> Images:
+        """[H, W, 3] uint8 arrays -> pixels [N, 3, side, side] float and sizes [N, 2]."""
+        resize = _resize_pil if (mode or self.mode) == "published" else _resize_fast
+        square = torch.stack([resize(i, self.side) for i in images])
+        mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (self.mean, self.std))
+        sizes = torch.tensor([i.shape[:2] for i in images], dtype=torch.int64)
+        return Images(pixels=(square - mean) / std, sizes=sizes)
+
+
+def _resize_pil(image: np.ndarray, side: int) -> Tensor:
+    """[H, W, 3] uint8 -> [3, side, side] float in [0, 1]."""
+    small = Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.array(small)).permute(2, 0, 1).float() / 255
+
+
+def _resize_fast(image: np.ndarray, side: int) -> Tensor:
+    x = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float() / 255
+    return F.interpolate(x, size=(side, side), mode="bilinear", align_corners=False, antialias=True)[0]
+
+
+def resize_mask(mask: np.ndarray, side: int) -> Tensor:
+    """[H, W] bool -> [side, side] float in {0, 1}, nearest neighbour as the published loaders do."""
+    picture = Image.fromarray(mask.astype(np.uint8)).resize((side, side), Image.Resampling.NEAREST)
+    return torch.from_numpy(np.array(picture)).float()

@@ -1,0 +1,94 @@
+"""The contract of a method. Training, serving and labelling are written against this class alone."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fss_models.clip import Clip, Features, Images, Memory, Prediction, PromptBatch
+from fss_models.errors import FssError
+from fss_models.preprocess import Mode, Preprocessor
+
+
+class Segmenter(nn.Module, ABC):
+    """A few-shot segmentation method.
+
+    `encode` -> `memorise` -> `segment` is the only path: one support set against a million images, one image
+    against a hundred classes, and a batch in which every query has its own supports are the same three calls,
+    and nothing is encoded twice. No loop over batch or frames where a tensor dimension can do it.
+    """
+
+    #: the name in the registry, set by `@register_method`
+    method: ClassVar[str] = ""
+    #: whether `losses` has anything to minimise
+    trains: ClassVar[bool] = True
+
+    def __init__(self, *, preset: str, preprocessor: Preprocessor, config: Any) -> None:
+        super().__init__()
+        self.preset, self.preprocessor, self.config = preset, preprocessor, config
+
+    @property
+    def side(self) -> int:
+        """R: the square side in pixels at which images, prompts and target masks are given."""
+        return self.preprocessor.side
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.parameters()).device
+
+    @property
+    def untrained(self) -> bool:
+        """Whether parts that need training hold random values (a preset without pretrained weights)."""
+        return False
+
+    def prepare(self, images: Sequence[np.ndarray], mode: Mode | None = None) -> Images:
+        """[H, W, 3] uint8 arrays of any sizes -> `Images` on the CPU."""
+        return self.preprocessor(images, mode)
+
+    @abstractmethod
+    def encode(self, images: Images) -> Features:
+        """Frozen and adapted encoders, once an image, batched."""
+
+    @abstractmethod
+    def memorise(self, features: Features, prompts: PromptBatch) -> Memory:
+        """S support sets at once: all that depends on no query. `prompts.image` indexes `features`."""
+
+    @abstractmethod
+    def segment(self, memory: Memory, features: Features, pairs: Tensor) -> Prediction:
+        """Any P pairs in one batch. `pairs` [P, 2] int64: (row of `memory`, row of `features`)."""
+
+    def losses(self, clip: Clip) -> dict[str, Tensor]:
+        """Named scalar losses, already weighted: their sum is minimised. Raises `FssError` if nothing trains."""
+        raise FssError(f"method {self.method!r} has nothing to train", mend="list it without a train section")
+
+    def set_trainable(self) -> None:
+        """Set `requires_grad` to what this method trains. The default freezes everything."""
+        self.requires_grad_(False)
+
+    def trainable_state(self) -> dict[str, Tensor]:
+        """Only what was trained, on the CPU, by parameter and buffer name."""
+        names = self.trainable_names()
+        return {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items() if k in names}
+
+    def trainable_names(self) -> set[str]:
+        """Names of the tensors that `trainable_state` holds."""
+        return {n for n, p in self.named_parameters() if p.requires_grad}
+
+    def load_trainable_state(self, state: dict[str, Tensor]) -> None:
+        """Load what `trainable_state` gave. Raises `FssError` naming the first missing, unknown or misshapen key."""
+        have = self.state_dict()
+        names = self.trainable_names()
+        for key in sorted(names - state.keys()):
+            raise FssError(f"checkpoint lacks {key!r}", mend=f"it is not a {self.method}/{self.preset} checkpoint")
+        for key in sorted(state.keys() - names):
+            raise FssError(f"checkpoint has unknown {key!r}", mend=f"not a {self.method}/{self.preset} checkpoint")
+        for key, value in state.items():
+            if have[key].shape != value.shape:
+                raise FssError(f"{key!r} has shape {tuple(value.shape)}, the model {tuple(have[key].shape)}")
+        self.load_state_dict(state, strict=False)

@@ -1,0 +1,1 @@
+"""What a person types: the `fss` command and its recipes."""

@@ -1,0 +1,105 @@
+"""Reading recipes: YAML, `--set a.b=c` overrides, and errors that name the nearest known key."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from rapidfuzz import process
+
+from fss_models.errors import FssError
+from pipelines.config import Recipe
+
+
+def load_recipe(name: str, overrides: list[str] | None = None, **direct: Any) -> Recipe:
+    """A recipe by path or by the name of one that ships; `overrides` are `a.b=value`, the value read as YAML.
+
+    `direct` are top-level values that win (None is left out). Raises `FssError` for a missing file, a key that does
+    not exist (naming its nearest neighbour) and a value of the wrong kind.
+    """
+    raw, where = _read(name)
+    for item in overrides or []:
+        key, eq, value = item.partition("=")
+        if not eq:
+            raise FssError(f"--set {item!r} has no '='", mend="write --set train.steps=100")
+        _assign(raw, key.strip().split("."), _yaml(value, f"--set {key}"))
+    raw.update({k: v for k, v in direct.items() if v is not None})
+    try:
+        return Recipe.model_validate(raw)
+    except ValidationError as error:
+        raise FssError(_first_mistake(error), where=where) from error
+
+
+def list_recipes() -> list[str]:
+    """Names of the recipes that ship with the package."""
+    return sorted(p.name.removesuffix(".yaml") for p in files("jobs").joinpath("recipes").iterdir()
+                  if p.name.endswith(".yaml"))
+
+
+def _read(name: str) -> tuple[dict[str, Any], str]:
+    path = Path(name)
+    if not path.suffix:
+        if name not in list_recipes():
+            raise FssError(f"no recipe {name!r}", mend=f"known: {', '.join(list_recipes())}; or give a .yaml file")
+        text, where = files("jobs").joinpath("recipes", f"{name}.yaml").read_text(), f"recipe {name}"
+    else:
+        if not path.is_file():
+            raise FssError("no such recipe file", where=name, mend=f"shipped recipes: {', '.join(list_recipes())}")
+        text, where = path.read_text(), name
+    raw = _yaml(text, where)
+    if not isinstance(raw, dict):
+        raise FssError("a recipe is a mapping of sections", where=where)
+    return raw, where
+
+
+def _yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise FssError(f"is not valid YAML: {error}", where=where) from error
+
+
+def _assign(raw: dict[str, Any], keys: list[str], value: Any) -> None:
+    """Set a nested value; list items are addressed by number (`methods.0.preset=debug`)."""
+    node: Any = raw
+    for i, key in enumerate(keys):
+        last = i == len(keys) - 1
+        if isinstance(node, list):
+            if not key.isdigit() or int(key) >= len(node):
+                raise FssError(f"--set {'.'.join(keys)}: {key!r} is no item of a list of {len(node)}")
+            if last:
+                node[int(key)] = value
+            node = node[int(key)]
+        elif isinstance(node, dict):
+            if last:
+                node[key] = value
+            else:
+                node = node.setdefault(key, {})
+        else:
+            raise FssError(f"--set {'.'.join(keys)}: {'.'.join(keys[:i])} is a value, not a section")
+
+
+def _first_mistake(error: ValidationError) -> str:
+    """The first problem in a person's words."""
+    first = error.errors()[0]
+    place = [str(p) for p in first["loc"]]
+    dotted = ".".join(place)
+    if first["type"] == "extra_forbidden":
+        near = process.extractOne(place[-1], _keys_at(Recipe, place[:-1]))
+        return f"unknown key {dotted!r}" + (f", did you mean {'.'.join([*place[:-1], near[0]])!r}?" if near else "")
+    given = "" if isinstance(first["input"], dict) else f", not {first['input']!r}"
+    return f"{dotted or 'recipe'}: {first['msg'].removeprefix('Value error, ').lower()}{given}"
+
+
+def _keys_at(model: type[BaseModel], place: list[str]) -> list[str]:
+    for key in place:
+        if key.isdigit():
+            continue
+        kind: Any = model.model_fields[key].annotation
+        while get_origin(kind) is not None:
+            kind = get_args(kind)[0]
+        model = kind
+    return list(model.model_fields)

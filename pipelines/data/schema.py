@@ -1,0 +1,110 @@
+"""The shards' schema: what every reader and writer of Parquet agrees on. A change raises SCHEMA_VERSION."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict
+
+SCHEMA_VERSION = 1
+
+INSTANCE = pa.struct([
+    ("rle", pa.binary()),  # COCO's compressed counts; the size is the image's (height, width)
+    ("bbox", pa.list_(pa.float32(), 4)),  # x, y, width, height
+    ("area", pa.float32()),
+    ("iscrowd", pa.bool_()),
+])
+ANNOTATION = pa.struct([("class_id", pa.int32()), ("area", pa.int64()), ("instances", pa.list_(INSTANCE))])
+
+IMAGES = pa.schema([  # images/part-*.parquet: every readable image once
+    ("image_id", pa.int64()),
+    ("file_name", pa.string()),
+    ("split", pa.string()),  # train | test
+    ("image", pa.large_binary()),  # the original bytes
+    ("sha256", pa.string()),
+    ("height", pa.int32()),
+    ("width", pa.int32()),
+    ("annotations", pa.list_(ANNOTATION)),
+    ("void_rle", pa.binary()),  # pixels that enter no loss and no score; null if none
+])
+
+BLOCKS = pa.schema([  # blocks/<split>/class-*.parquet: one row group = one block = up to block_size annotations
+    ("annotation_id", pa.int64()),
+    ("class_id", pa.int32()),
+    ("image_id", pa.int64()),
+    ("image", pa.large_binary()),
+    ("instances", pa.list_(INSTANCE)),
+    ("void_rle", pa.binary()),
+    ("crop", pa.list_(pa.int32(), 4)),  # x0, y0, x1, y1 where the protocol crops, else null
+    ("height", pa.int32()),
+    ("width", pa.int32()),
+    ("image_class_ids", pa.list_(pa.int32())),  # all classes in the photo, for the published filters
+    ("image_class_areas", pa.list_(pa.int64())),
+])
+
+FAILURES = pa.schema([("file_name", pa.string()), ("stage", pa.string()), ("reason", pa.string())])
+
+EPISODES = pa.schema([  # a fixed test list; its metadata hold seed, family, schema version and content hash
+    ("episode_id", pa.int64()),
+    ("fold", pa.int32()),
+    ("class_id", pa.int32()),
+    ("query", pa.int64()),  # image ids
+    ("supports", pa.list_(pa.int64())),
+])
+
+
+class ClassInfo(BaseModel):
+    """One class of a dataset."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    class_id: int
+    name: str
+    fold: int
+    train_images: int
+    test_images: int
+    blocks: int = 0  # of the train split
+
+
+class Manifest(BaseModel):
+    """What a shard folder holds. Written last: a folder without it is unfinished."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    schema_version: int
+    dataset: str
+    seed: int
+    folds: int
+    fold_rule: str
+    source: dict[str, object]  # the data section of the recipe
+    source_hash: str
+    content_hash: str
+    images: dict[str, int]  # split -> count
+    annotations: dict[str, int]
+    failures: int
+    classes: list[ClassInfo]
+    dropped_classes: dict[str, str]  # name -> reason
+    files: dict[str, str]  # relative path -> hash of its content
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One decoded (image, class).
+
+    image [H, W, 3] uint8, mask [H, W] bool (union of the class's instances), ignore [H, W] bool (void and crowd)
+    """
+
+    image_id: int
+    image: np.ndarray
+    mask: np.ndarray
+    ignore: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpisodeSample:
+    """One decoded clip: K references and J targets of one class."""
+
+    class_id: int
+    class_name: str
+    references: list[Sample]
+    targets: list[Sample]
