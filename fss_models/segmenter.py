@@ -47,6 +47,10 @@ class Segmenter(nn.Module, ABC):
         """Whether parts that need training hold random values (a preset without pretrained weights)."""
         return False
 
+    def frozen_weights(self) -> dict[str, str]:
+        """Pretrained weights this model was built from: name -> sha256."""
+        return {}
+
     def prepare(self, images: Sequence[np.ndarray], mode: Mode | None = None) -> Images:
         """[H, W, 3] uint8 arrays of any sizes -> `Images` on the CPU."""
         return self.preprocessor(images, mode)

@@ -1,0 +1,91 @@
+"""A bundle: everything needed to predict, in one folder. `bundle.json` is written last, so half a bundle is none.
+
+    model.safetensors   the trained tensors (may be empty)
+    bundle.json         method, preset, config, preprocessing mode, frozen weights, provenance, metrics, train photos
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+from fss_models import registry
+from fss_models.errors import FssError
+from fss_models.segmenter import Segmenter
+from pipelines.storage import Store
+from pipelines.weights import fetch
+
+
+class BundleInfo(BaseModel):
+    """The content of bundle.json."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    version: int = 1
+    method: str
+    preset: str
+    config: dict[str, Any] = {}
+    preprocessing: str
+    weights: str = ""  # the frozen SAM 2 checkpoint: where it came from
+    sha256: str = ""  # of that checkpoint
+    frozen: dict[str, str] = {}  # other frozen weights by name -> sha256
+    untrained: bool = False  # parts that need training hold random values
+    tensors_sha256: str
+    dataset: str = ""
+    data_hash: str = ""  # content hash of the shards
+    classes: list[str] = []  # trained on
+    trained_on: list[str] = []  # sha256 (first 16 digits) of every photo that training opened
+    metrics: dict[str, Any] = {}
+    provenance: dict[str, Any] = {}
+
+    @property
+    def bundle_id(self) -> str:
+        """Identity of the model: method, configuration and tensors (not where or when)."""
+        parts = [self.method, self.preset, json.dumps(self.config, sort_keys=True), self.preprocessing,
+                 self.sha256, json.dumps(self.frozen, sort_keys=True), self.tensors_sha256]
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def save_bundle(url: str, model: Segmenter, **about: Any) -> BundleInfo:
+    """Write a bundle below `url`; `about` are further fields of `BundleInfo`."""
+    state = model.trainable_state()
+    data = save_tensors(state) if state else b""
+    info = BundleInfo(
+        method=model.method, preset=model.preset, config=registry.config_dict(model),
+        preprocessing=model.preprocessor.mode, frozen=model.frozen_weights(), untrained=model.untrained and not state,
+        tensors_sha256=hashlib.sha256(data).hexdigest(), **about,
+    )
+    store = Store(url)
+    store.write_bytes("model.safetensors", data)
+    store.write_json("bundle.json", info.model_dump())
+    return info
+
+
+def read_bundle_info(url: str) -> BundleInfo:
+    """bundle.json. Raises `FssError` if there is none or it is of another kind."""
+    store = Store(url)
+    if not store.exists("bundle.json"):
+        raise FssError("is no bundle (bundle.json is missing)", where=url)
+    try:
+        return BundleInfo.model_validate(store.read_json("bundle.json"))
+    except ValueError as error:
+        raise FssError("bundle.json is not one of ours", where=url, mend="was it written by a newer version?") from error
+
+
+def load_bundle(url: str, device: str = "cpu") -> tuple[Segmenter, BundleInfo]:
+    """The model, in evaluation mode, and what is known about it. Raises `FssError` if tensors and json disagree."""
+    info = read_bundle_info(url)
+    data = Store(url).read_bytes("model.safetensors")
+    if hashlib.sha256(data).hexdigest() != info.tensors_sha256:
+        raise FssError("model.safetensors does not match bundle.json", where=url, mend="promote or train it again")
+    model = registry.build(info.method, info.preset, info.config, weights=fetch(info.weights, info.sha256) or None)
+    if data:
+        model.load_trainable_state(load_tensors(data))
+    for name, sha in model.frozen_weights().items():
+        if info.frozen.get(name) != sha:
+            raise FssError(f"frozen weights {name!r} differ from the bundle's", where=url)
+    return model.to(device).eval(), info

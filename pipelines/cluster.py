@@ -1,0 +1,64 @@
+"""One way to reach Ray: the cluster named by RAY_ADDRESS, else a private one that lives as long as the command."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+OBJECT_STORE_BYTES = 300_000_000  # image bytes travel, pixels never: a small store is enough on one machine
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # the screen is for our own progress
+    "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # what Ray will do by default soon; silences its warning
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "RAY_memory_usage_threshold": "0.98",  # small machines run near the limit; 0.95 kills healthy workers
+}
+
+
+def prepare_environment() -> None:
+    """Set what Ray reads when it is imported. A value the user has set wins."""
+    for key, value in ENVIRONMENT.items():
+        os.environ.setdefault(key, value)
+
+
+@contextmanager
+def cluster(*, cpus: float | None = None, gpus: float | None = None) -> Iterator[Any]:
+    """Yield `ray`, connected. A private cluster is stopped at the end; one named by RAY_ADDRESS is left alone.
+
+    Private clusters use a token of their own that is never written to disk, so two commands at once on one machine
+    cannot reach into each other.
+    """
+    prepare_environment()
+    import ray
+
+    if ray.is_initialized():  # nested use inside one process, as in tests
+        yield ray
+        return
+    if not os.environ.get("RAY_ADDRESS"):
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    _connect(ray, cpus, gpus)
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def _connect(ray: Any, cpus: float | None, gpus: float | None) -> None:
+    quiet: dict[str, Any] = {"log_to_driver": bool(os.environ.get("FSS_RAY_LOGS")), "logging_level": logging.ERROR}
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        ray.init(address=address, **quiet)
+    else:
+        ray.init(address="local", num_cpus=cpus, num_gpus=gpus, include_dashboard=False,
+                 object_store_memory=OBJECT_STORE_BYTES, configure_logging=True, **quiet)
+    from ray.data import DataContext
+
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False

@@ -1,0 +1,79 @@
+"""Fetching weight files: a local path, `s3://`, `http(s)://` or `hf://repo/file`, checked by sha256 and cached.
+
+The cache is FSS_CACHE (default ~/.cache/fss). Nothing is unpickled here; readers use safetensors or weights-only loads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import httpx
+
+from fss_models.errors import FssError
+from pipelines.storage import Store
+
+
+def fetch(place: str, sha256: str = "") -> str:
+    """A local path of the weight file at `place` ("" stays ""). Raises `FssError` if it is missing or differs."""
+    if not place:
+        return ""
+    path = _local(place)
+    if sha256 and (found := file_sha256(path)) != sha256.lower():
+        raise FssError(f"sha256 is {found}, the recipe says {sha256}", where=place, mend="fetch the right file")
+    return str(path)
+
+
+def file_sha256(path: str | Path) -> str:
+    """The sha256 of a local file, read in pieces."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _local(place: str) -> Path:
+    if "://" not in place:
+        path = Path(place).expanduser()
+        if not path.is_file():
+            raise FssError("no such weight file", where=place)
+        return path
+    cached = _cache() / hashlib.sha256(place.encode()).hexdigest()[:16] / place.rsplit("/", 1)[-1]
+    if not cached.is_file():
+        _download(place, cached)
+    return cached
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("FSS_CACHE", "~/.cache/fss")).expanduser() / "weights"
+
+
+def _download(place: str, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        if place.startswith("s3://"):
+            folder, _, name = place.rpartition("/")
+            part.write_bytes(Store(folder).read_bytes(name))
+        elif place.startswith("hf://"):
+            _from_hub(place, part)
+        else:
+            _from_web(place, part)
+        part.replace(target)
+    except (httpx.HTTPError, OSError) as error:
+        raise FssError(f"cannot download: {error}", where=place, mend="fetch the file and give its path") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _from_hub(place: str, part: Path) -> None:
+    from huggingface_hub import hf_hub_download
+
+    owner, name, file = place.removeprefix("hf://").split("/", 2)
+    part.write_bytes(Path(hf_hub_download(f"{owner}/{name}", file)).read_bytes())
+
+
+def _from_web(place: str, part: Path) -> None:
+    with httpx.stream("GET", place, follow_redirects=True, timeout=60) as answer, part.open("wb") as out:
+        answer.raise_for_status()
+        for block in answer.iter_bytes(1 << 20):
+            out.write(block)
