@@ -1,0 +1,1 @@
+"""What may be trained inside a frozen trunk."""

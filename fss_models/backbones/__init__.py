@@ -1,0 +1,1 @@
+"""Image backbones that are not part of the `sam2` package."""

