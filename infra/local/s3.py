@@ -64,7 +64,7 @@ def s3_server(folder: str | Path, bucket: str = "fss") -> Iterator[S3Server]:
     try:
         yield server
     finally:
-        stop(folder)
+        stop(folder, kill=True)  # an orderly stop takes 15 s, and what it held is not wanted any more
 
 
 def start(folder: str | Path, bucket: str = "fss", *, wait_s: float = 60.0) -> S3Server:
@@ -99,7 +99,7 @@ def stop(folder: str | Path, *, kill: bool = False) -> bool:
     process = psutil.Process(server.pid)
     process.send_signal(signal.SIGKILL if kill else signal.SIGTERM)
     try:
-        process.wait(timeout=20)
+        process.wait(timeout=40)
     except psutil.TimeoutExpired:
         process.kill()
         process.wait(timeout=10)

