@@ -1,0 +1,1 @@
+"""The baseline without training: SAM 2 as released, tracking the support into the query."""

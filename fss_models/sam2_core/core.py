@@ -1,0 +1,165 @@
+"""SAM 2's own parts, driven in batches: no loop over images, support sets or pairs.
+
+Only `SAM2Base`'s sub-modules are used, none of its frame-by-frame state. Letters as in `fss_models.clip`; C is the
+width of the stride-16 map, Cm that of a memory, g = R / 16 the grid side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+MASK_SCALE, MASK_BIAS = 20.0, -10.0  # a mask prompt as logits: +10 inside, -10 outside
+Maps = dict[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoded:
+    """What the mask decoder gave for E images.
+
+    logits [E, M, R/4, R/4], ious [E, M], tokens [E, M or 1, C]; M = 3 candidates or 1
+    """
+
+    logits: Tensor
+    ious: Tensor
+    tokens: Tensor
+
+    def best(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The candidate with the highest predicted IoU: logits [E, R/4, R/4], iou [E], token [E, C]."""
+        rows = torch.arange(len(self.ious), device=self.ious.device)
+        pick = self.ious.argmax(dim=1)
+        token = self.tokens[rows, pick if self.tokens.shape[1] > 1 else 0]
+        return self.logits[rows, pick], self.ious[rows, pick], token
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entries:
+    """E memory entries: features [E, Cm, g, g] and object pointers [E, C]."""
+
+    features: Tensor
+    pointers: Tensor
+
+
+class Sam2Core(nn.Module):
+    """A `SAM2Base` whose encode, memorise, attend and decode steps take whole batches."""
+
+    def __init__(self, sam: Any) -> None:
+        super().__init__()
+        self.sam = sam
+
+    @property
+    def side(self) -> int:
+        """R, the input side in pixels."""
+        return int(self.sam.image_size)
+
+    def encode(self, pixels: Tensor) -> Maps:
+        """[N, 3, R, R] -> f0 [N, C/8, R/4, R/4], f1 [N, C/4, R/8, R/8], f2 [N, C, g, g] (specification 3.2)."""
+        levels = self.sam.forward_image(pixels)["backbone_fpn"]
+        return dict(zip(("f0", "f1", "f2"), levels, strict=True))
+
+    def decode(
+        self, maps: Maps, embedding: Tensor, *, points: Tensor | None = None, labels: Tensor | None = None,
+        mask: Tensor | None = None, candidates: bool = False,
+    ) -> Decoded:
+        """SAM's prompt encoder and mask decoder on `embedding` [E, C, g, g].
+
+        points [E, P, 2] and labels [E, P] in pixels of the square (none: one padding point); mask [E, 1, R/4, R/4].
+        """
+        if points is None or labels is None:
+            points = embedding.new_zeros(len(embedding), 1, 2)
+            labels = torch.full((len(embedding), 1), -1, dtype=torch.int32, device=embedding.device)
+        sparse, dense = self.sam.sam_prompt_encoder(points=(points, labels), boxes=None, masks=mask)
+        logits, ious, tokens, _ = self.sam.sam_mask_decoder(
+            image_embeddings=embedding, image_pe=self.sam.sam_prompt_encoder.get_dense_pe(),
+            sparse_prompt_embeddings=sparse, dense_prompt_embeddings=dense, multimask_output=candidates,
+            repeat_image=False, high_res_features=[maps["f0"], maps["f1"]],
+        )
+        return Decoded(logits=logits.float(), ious=ious, tokens=tokens)
+
+    def remember_masks(self, maps: Maps, masks: Tensor) -> tuple[Entries, Tensor]:
+        """References marked by masks [E, R, R] in {0, 1} -> entries and predicted logits (specification 3.4).
+
+        The mask enters the memory resampled: down to R/4 with antialias and up again, which softens its edge.
+        """
+        mask = (masks > 0).float()[:, None]
+        decoded = self.decode(maps, maps["f2"], mask=self.sam.mask_downsample(mask))
+        quarter = self.side // 4
+        logits = F.interpolate(mask * MASK_SCALE + MASK_BIAS, size=(quarter, quarter), mode="bilinear",
+                               align_corners=False, antialias=True)
+        return self._entries(maps["f2"], logits[:, 0], decoded.tokens[:, 0]), decoded.logits[:, 0]
+
+    def remember_points(self, maps: Maps, points: Tensor, labels: Tensor) -> tuple[Entries, Tensor]:
+        """References marked by points or boxes -> entries and predicted logits (specification 3.5)."""
+        plain = maps["f2"] + self.sam.no_mem_embed.view(1, -1, 1, 1)
+        decoded = self.decode(maps, plain, points=points, labels=labels)
+        return self._entries(maps["f2"], decoded.logits[:, 0], decoded.tokens[:, 0]), decoded.logits[:, 0]
+
+    def remember_prediction(self, maps: Maps, logits: Tensor, token: Tensor) -> Entries:
+        """A predicted target [E, R/4, R/4] as a pseudo-reference, with gradients (specification 3.7)."""
+        return self._entries(maps["f2"], logits, token)
+
+    def _entries(self, f2: Tensor, logits: Tensor, token: Tensor) -> Entries:
+        full = F.interpolate(logits[:, None], size=(self.side, self.side), mode="bilinear", align_corners=False)
+        scale, bias = self.sam.sigmoid_scale_for_mem_enc, self.sam.sigmoid_bias_for_mem_enc
+        encoded = self.sam.memory_encoder(f2, full.sigmoid() * scale + bias, skip_mask_sigmoid=True)
+        return Entries(features=encoded["vision_features"], pointers=self.sam.obj_ptr_proj(token))
+
+    def attend(self, f2: Tensor, features: Tensor, pointers: Tensor) -> Tensor:
+        """Memory attention of E images f2 [E, C, g, g] over `t` entries each (specification 3.6).
+
+        features [E, t, Cm, g, g], pointers [E, t, C], oldest first; entry 0 is the conditioning frame. Of more than
+        `num_maskmem` entries only entry 0 and the latest are read, as SAM 2 does.
+        """
+        memory, memory_pos = self._spatial_tokens(features)
+        tokens = self._pointer_tokens(pointers)
+        out = self.sam.memory_attention(
+            curr=_sequence(f2), curr_pos=_sequence(self._grid(f2)).expand(-1, len(f2), -1),
+            memory=torch.cat([memory, tokens]), memory_pos=torch.cat([memory_pos, torch.zeros_like(tokens)]),
+            num_obj_ptr_tokens=len(tokens),
+        )
+        attended: Tensor = out.permute(1, 2, 0).reshape(f2.shape)
+        return attended
+
+    def _spatial_tokens(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """[E, t, Cm, g, g] -> tokens and positions, both [t' * g * g, E, Cm]."""
+        picked = spatial_order(features.shape[1], self.sam.num_maskmem)
+        codes = self.sam.maskmem_tpos_enc[[code for _, code in picked]].flatten(1)  # [t', Cm]
+        place = self.sam.memory_encoder.position_encoding(features[:1, 0]).to(features)[0]  # [Cm, g, g]
+        chosen = features[:, [entry for entry, _ in picked]]
+        tokens = chosen.flatten(3).permute(1, 3, 0, 2).flatten(0, 1)
+        position = place.flatten(1).t()[None] + codes[:, None]  # [t', g * g, Cm]
+        return tokens, position.flatten(0, 1)[:, None].expand_as(tokens)
+
+    def _pointer_tokens(self, pointers: Tensor) -> Tensor:
+        """[E, t, C] -> [t' * C / Cm, E, Cm]: entry 0, then the latest first; each pointer split into chunks."""
+        t, width = pointers.shape[1], self.sam.mem_dim
+        latest = range(t - 1, 0, -1)
+        limit = min(t + 1, self.sam.max_obj_ptrs_in_encoder) - 1
+        chosen = pointers[:, [0, *list(latest)[:limit]]]
+        split = chosen.unflatten(2, (-1, width))  # [E, t', C / Cm, Cm]
+        return split.permute(1, 2, 0, 3).flatten(0, 1)
+
+    def _grid(self, f2: Tensor) -> Tensor:
+        place: Tensor = self.sam.image_encoder.neck.position_encoding(f2[:1]).to(f2)
+        return place
+
+
+def _sequence(maps: Tensor) -> Tensor:
+    """[E, C, h, w] -> [h * w, E, C], as SAM 2's attention wants it."""
+    return maps.flatten(2).permute(2, 0, 1)
+
+
+def spatial_order(t: int, slots: int) -> list[tuple[int, int]]:
+    """Which of `t` entries the target at position t reads, with their temporal codes, in SAM 2's order."""
+    recent = [i for i in range(t - slots + 1, t) if i > 0]
+    return [(0, slots - 1), *((i, t - i - 1) for i in recent)]
+
+
+def take(maps: Maps, index: Tensor | Sequence[int]) -> Maps:
+    """The images `index` of every map."""
+    return {name: value[index] for name, value in maps.items()}

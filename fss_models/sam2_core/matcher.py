@@ -1,0 +1,109 @@
+"""Prompt and propagate as semantic matching: references are remembered, targets attend to them.
+
+The base of every method that uses SAM 2's memory as it is: frozen SAM 2 and SANSA (NeurIPS 2025, section 3).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fss_models.clip import Features, Images, Memory, Prediction, PromptBatch, PromptKind
+from fss_models.sam2_core.build import build_sam2
+from fss_models.sam2_core.core import Decoded, Entries, Sam2Core, take
+from fss_models.sam2_core.presets import find_preset, preprocessor
+from fss_models.segmenter import Segmenter
+
+
+class MemoryMatcher(Segmenter):
+    """encode, memorise and segment by SAM 2's image encoder, memory encoder, memory attention and decoder."""
+
+    def __init__(self, *, preset: str, config: Any, weights: str | None) -> None:
+        super().__init__(preset=preset, preprocessor=preprocessor(preset), config=config)
+        self.core = Sam2Core(build_sam2(preset, weights=weights))
+        self._checkpoint = weights is not None
+
+    @property
+    def untrained(self) -> bool:
+        """Whether neck, memory and decoder hold random values: no checkpoint was given."""
+        return not self._checkpoint
+
+    @property
+    def pretrained_parts(self) -> bool:
+        """Whether neck, memory and decoder came from a checkpoint, so that only adapters need training."""
+        return self._checkpoint
+
+    def frozen_weights(self) -> dict[str, str]:
+        """The trunk's own pretrained weights; a SAM 2 checkpoint is recorded by whoever gave it."""
+        return dict(getattr(self.core.sam.image_encoder.trunk, "pretrained", {}))
+
+    def encode(self, images: Images) -> Features:
+        """maps f0, f1, f2 of `Sam2Core.encode`."""
+        return Features(maps=self.core.encode(images.pixels.to(self.device)), sizes=images.sizes)
+
+    def memorise(self, features: Features, prompts: PromptBatch) -> Memory:
+        """features [S, K, Cm, g, g] and pointers [S, K, C]; every prompt kind, mixed within a set."""
+        entries = self._entries(features, prompts)
+        shape = prompts.kind.shape
+        return Memory(tensors={"features": entries.features.unflatten(0, shape),
+                               "pointers": entries.pointers.unflatten(0, shape)}, counts=prompts.counts)
+
+    def segment(self, memory: Memory, features: Features, pairs: Tensor) -> Prediction:
+        """Logits at stride 4 of the candidate with the highest predicted IoU, which is the score."""
+        maps = take(features.maps, pairs[:, 1])
+        logits, ious, _ = self.decode_targets(memory.take(pairs[:, 0]), maps).best()
+        return Prediction(logits=logits, scores=ious.clamp(0, 1))
+
+    def decode_targets(self, memory: Memory, maps: dict[str, Tensor]) -> Decoded:
+        """Target i attends to support set i: three candidate masks each."""
+        attended = self._attend(memory, maps["f2"])
+        return self.core.decode(maps, attended, candidates=True)
+
+    def _attend(self, memory: Memory, f2: Tensor) -> Tensor:
+        """Sets of equal size together: attention over padding would not equal attention without it."""
+        out = torch.empty_like(f2)
+        for count in memory.counts.unique().tolist():
+            rows = (memory.counts == count).nonzero()[:, 0].to(f2.device)
+            held = {k: v[rows][:, :count] for k, v in memory.tensors.items()}
+            out = out.index_copy(0, rows, self.core.attend(f2[rows], held["features"], held["pointers"]).to(out))
+        return out
+
+    def _entries(self, features: Features, prompts: PromptBatch) -> Entries:
+        """One entry a (set, reference) [S * K]; zeros where padded. References with as many points go together."""
+        kind, image = prompts.kind.flatten(), prompts.image.flatten()
+        points, labels, masks = prompts.points.flatten(0, 1), prompts.labels.flatten(0, 1), prompts.masks.flatten(0, 1)
+        used = torch.where(kind > PromptKind.MASK, (labels != -1).sum(dim=1), torch.zeros_like(kind))
+        sam = self.core.sam
+        out = Entries(features=_zeros(features, len(kind), sam.mem_dim), pointers=_zeros(features, len(kind), 0))
+        for count in used[kind != PromptKind.PAD].unique().tolist():
+            rows = ((used == count) & (kind != PromptKind.PAD)).nonzero()[:, 0]
+            maps = take(features.maps, image[rows].to(self.device))
+            if count == 0:
+                made, _ = self.core.remember_masks(maps, masks[rows].to(self.device))
+            else:
+                made, _ = self.core.remember_points(
+                    maps, points[rows, :count].to(self.device), labels[rows, :count].to(self.device))
+            at = rows.to(self.device)
+            out = Entries(features=out.features.index_copy(0, at, made.features.to(out.features)),
+                          pointers=out.pointers.index_copy(0, at, made.pointers.to(out.pointers)))
+        return out
+
+
+def _zeros(features: Features, rows: int, width: int) -> Tensor:
+    """[rows, width, g, g] where width is given, else [rows, C]."""
+    f2 = features.maps["f2"]
+    return f2.new_zeros(rows, width, *f2.shape[-2:]) if width else f2.new_zeros(rows, f2.shape[1])
+
+
+def append(memory: Memory, entries: Entries) -> Memory:
+    """Every set of a memory without padding grows by one entry: the target just predicted."""
+    new = {"features": entries.features, "pointers": entries.pointers}
+    return Memory(tensors={k: torch.cat([v, new[k][:, None].to(v)], dim=1) for k, v in memory.tensors.items()},
+                  counts=memory.counts + 1)
+
+
+def trunk_is_pretrained(preset: str) -> bool:
+    """Whether the preset's trunk has weights of its own without a SAM 2 checkpoint (nano)."""
+    return find_preset(preset).trunk == "efficientnet"
