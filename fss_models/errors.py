@@ -12,7 +12,7 @@ class FssError(Exception):
         super().__init__(" ".join(f"{line}{f' ({mend})' if mend else ''}".split()))
 
 
-class BadImage(FssError):
+class BadImage(FssError):  # noqa: N818 - reads as what it is
     """An image that cannot or must not be decoded; `reason` is the row in `failures.parquet`."""
 
     def __init__(self, reason: str, *, where: str = "") -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -57,12 +58,11 @@ class EfficientNetTrunk(nn.Module):
         return super().train(False)
 
 
-def _timm_model() -> nn.Module:
+def _timm_model() -> Any:
     allow_cpu_torchvision()
     import timm
 
-    model: nn.Module = timm.create_model("tf_efficientnet_lite0", pretrained=False)
-    return model
+    return timm.create_model("tf_efficientnet_lite0", pretrained=False)
 
 
 def _load_by_position(net: nn.Module) -> None:

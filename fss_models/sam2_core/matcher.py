@@ -11,19 +11,22 @@ import torch
 from torch import Tensor
 
 from fss_models.clip import Features, Images, Memory, Prediction, PromptBatch, PromptKind
+from fss_models.preprocess import Preprocessor
 from fss_models.sam2_core.build import build_sam2
 from fss_models.sam2_core.core import Decoded, Entries, Sam2Core, take
-from fss_models.sam2_core.presets import find_preset, preprocessor
+from fss_models.sam2_core.presets import preprocessor
 from fss_models.segmenter import Segmenter
 
 
 class MemoryMatcher(Segmenter):
     """encode, memorise and segment by SAM 2's image encoder, memory encoder, memory attention and decoder."""
 
-    def __init__(self, *, preset: str, config: Any, weights: str | None) -> None:
-        super().__init__(preset=preset, preprocessor=preprocessor(preset), config=config)
-        self.core = Sam2Core(build_sam2(preset, weights=weights))
-        self._checkpoint = weights is not None
+    def __init__(self, *, preset: str, config: Any, weights: str | None, sam: Any = None) -> None:
+        """`sam` is a `SAM2Base` of any size, already holding its weights; without it the preset's is built."""
+        resize = Preprocessor(side=int(sam.image_size)) if sam is not None else preprocessor(preset)
+        super().__init__(preset=preset, preprocessor=resize, config=config)
+        self.core = Sam2Core(sam if sam is not None else build_sam2(preset, weights=weights))
+        self._checkpoint = weights is not None or sam is not None
 
     @property
     def untrained(self) -> bool:
@@ -45,7 +48,7 @@ class MemoryMatcher(Segmenter):
 
     def memorise(self, features: Features, prompts: PromptBatch) -> Memory:
         """features [S, K, Cm, g, g] and pointers [S, K, C]; every prompt kind, mixed within a set."""
-        entries = self._entries(features, prompts)
+        entries, _ = self.remember(features, prompts)
         shape = prompts.kind.shape
         return Memory(tensors={"features": entries.features.unflatten(0, shape),
                                "pointers": entries.pointers.unflatten(0, shape)}, counts=prompts.counts)
@@ -70,31 +73,34 @@ class MemoryMatcher(Segmenter):
             out = out.index_copy(0, rows, self.core.attend(f2[rows], held["features"], held["pointers"]).to(out))
         return out
 
-    def _entries(self, features: Features, prompts: PromptBatch) -> Entries:
-        """One entry a (set, reference) [S * K]; zeros where padded. References with as many points go together."""
+    def remember(self, features: Features, prompts: PromptBatch) -> tuple[Entries, Tensor]:
+        """One entry a (set, reference) [S * K], zeros where padded, and the references' logits [S * K, R/4, R/4].
+
+        References marked by as many points go together: a decoder that sees padding points answers differently.
+        """
         kind, image = prompts.kind.flatten(), prompts.image.flatten()
-        points, labels, masks = prompts.points.flatten(0, 1), prompts.labels.flatten(0, 1), prompts.masks.flatten(0, 1)
-        used = torch.where(kind > PromptKind.MASK, (labels != -1).sum(dim=1), torch.zeros_like(kind))
-        sam = self.core.sam
-        out = Entries(features=_zeros(features, len(kind), sam.mem_dim), pointers=_zeros(features, len(kind), 0))
+        used = torch.where(kind > PromptKind.MASK, (prompts.labels != -1).sum(dim=2).flatten(), 0)
+        features_out, pointers, logits = self._blank(features, len(kind))
         for count in used[kind != PromptKind.PAD].unique().tolist():
             rows = ((used == count) & (kind != PromptKind.PAD)).nonzero()[:, 0]
-            maps = take(features.maps, image[rows].to(self.device))
-            if count == 0:
-                made, _ = self.core.remember_masks(maps, masks[rows].to(self.device))
-            else:
-                made, _ = self.core.remember_points(
-                    maps, points[rows, :count].to(self.device), labels[rows, :count].to(self.device))
+            made, seen = self._group(take(features.maps, image[rows].to(self.device)), prompts, rows, count)
             at = rows.to(self.device)
-            out = Entries(features=out.features.index_copy(0, at, made.features.to(out.features)),
-                          pointers=out.pointers.index_copy(0, at, made.pointers.to(out.pointers)))
-        return out
+            features_out = features_out.index_copy(0, at, made.features.to(features_out))
+            pointers = pointers.index_copy(0, at, made.pointers.to(pointers))
+            logits = logits.index_copy(0, at, seen)
+        return Entries(features=features_out, pointers=pointers), logits
 
+    def _group(self, maps: dict[str, Tensor], prompts: PromptBatch, rows: Tensor, count: int) -> tuple[Entries, Tensor]:
+        if count == 0:
+            return self.core.remember_masks(maps, prompts.masks.flatten(0, 1)[rows].to(self.device))
+        points = prompts.points.flatten(0, 1)[rows, :count].to(self.device)
+        labels = prompts.labels.flatten(0, 1)[rows, :count].to(self.device)
+        return self.core.remember_points(maps, points, labels)
 
-def _zeros(features: Features, rows: int, width: int) -> Tensor:
-    """[rows, width, g, g] where width is given, else [rows, C]."""
-    f2 = features.maps["f2"]
-    return f2.new_zeros(rows, width, *f2.shape[-2:]) if width else f2.new_zeros(rows, f2.shape[1])
+    def _blank(self, features: Features, rows: int) -> tuple[Tensor, Tensor, Tensor]:
+        f2, quarter = features.maps["f2"], self.side // 4
+        return (f2.new_zeros(rows, self.core.sam.mem_dim, *f2.shape[-2:]), f2.new_zeros(rows, f2.shape[1]),
+                torch.zeros(rows, quarter, quarter, device=f2.device))
 
 
 def append(memory: Memory, entries: Entries) -> Memory:
@@ -102,8 +108,3 @@ def append(memory: Memory, entries: Entries) -> Memory:
     new = {"features": entries.features, "pointers": entries.pointers}
     return Memory(tensors={k: torch.cat([v, new[k][:, None].to(v)], dim=1) for k, v in memory.tensors.items()},
                   counts=memory.counts + 1)
-
-
-def trunk_is_pretrained(preset: str) -> bool:
-    """Whether the preset's trunk has weights of its own without a SAM 2 checkpoint (nano)."""
-    return find_preset(preset).trunk == "efficientnet"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,8 +23,8 @@ class Sansa(MemoryMatcher):
 
     config: SansaConfig
 
-    def __init__(self, *, preset: str, config: SansaConfig, weights: str | None = None) -> None:
-        super().__init__(preset=preset, config=config, weights=weights)
+    def __init__(self, *, preset: str, config: SansaConfig, weights: str | None = None, sam: Any = None) -> None:
+        super().__init__(preset=preset, config=config, weights=weights, sam=sam)
         adapt_trunk(self.core.sam.image_encoder.trunk, stages=config.stages, factor=config.factor)
 
     @property

@@ -1,0 +1,71 @@
+"""Golden cases: tensors that a reference implementation produced, held against ours.
+
+A folder of cases has a `cases.json` (case -> {"method": ..., "kind": ..., ...}). A method plugs in with a module
+`fss_models.methods.<method>.golden` that has
+
+    run_case(folder: Path, name: str, case: dict) -> Iterator[Check]
+
+and reads everything (sizes, K, prompts, tolerances) from the case's own files, so that folders it has never seen work.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fss_models.errors import FssError
+
+Runner = Callable[[Path, str, dict[str, Any]], Iterator["Check"]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One quantity of one case. `error` is nan where nothing was compared; `note` says why."""
+
+    case: str
+    quantity: str
+    error: float
+    tolerance: float
+    note: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """Whether the quantity was compared and lies within its tolerance."""
+        return self.error <= self.tolerance
+
+
+def run_folder(folder: str | Path) -> Iterator[Check]:
+    """All checks of all cases, case by case. Raises `FssError` if the folder is not of the layout."""
+    root = Path(folder)
+    if not (root / "cases.json").is_file():
+        raise FssError("has no cases.json", where=str(root), mend="give a folder of golden cases")
+    for name, case in json.loads((root / "cases.json").read_text()).items():
+        yield from _runner(case.get("method", ""), root)(root, name, case)
+
+
+def _runner(method: str, root: Path) -> Runner:
+    module = f"fss_models.methods.{method}.golden"
+    if not method or importlib.util.find_spec(f"fss_models.methods.{method}") is None:
+        raise FssError(f"cases.json names method {method!r}, which does not exist", where=str(root))
+    if importlib.util.find_spec(module) is None:
+        raise FssError(f"method {method!r} has no golden runner", where=str(root))
+    runner: Runner = importlib.import_module(module).run_case
+    return runner
+
+
+def relative_error(ours: Tensor, reference: Tensor) -> float:
+    """max |difference| / max |reference|; infinite where shapes differ or ours is not finite."""
+    if ours.shape != reference.shape:
+        return float("inf")
+    difference = (ours.detach().double() - reference.double()).abs().max() if ours.numel() else torch.zeros(())
+    scale = reference.double().abs().max().clamp(min=1e-12) if ours.numel() else torch.ones(())
+    error = float(difference / scale)
+    return error if error == error else float("inf")

@@ -1,0 +1,36 @@
+"""`fss verify-golden`: our implementations against tensors of the reference ones."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import typer
+
+from fss_models.golden import Check, run_folder
+from jobs.options import JsonOption
+
+
+def register(app: typer.Typer) -> None:
+    """Add the sub-command."""
+
+    @app.command("verify-golden")
+    def verify_golden(
+        folder: str = typer.Argument(help="A folder of golden cases."), as_json: JsonOption = False
+    ) -> None:
+        """Run every golden case of a folder; exit 1 if any quantity is out of tolerance or was not covered."""
+        checks = []
+        for check in run_folder(folder):
+            checks.append(check)
+            if not as_json:
+                print(_line(check), flush=True)
+        if as_json:
+            print(json.dumps([asdict(c) | {"passed": c.passed} for c in checks]))
+        if not all(c.passed for c in checks):
+            raise typer.Exit(1)
+
+
+def _line(check: Check) -> str:
+    verdict = "ok" if check.passed else "FAILED" if check.error == check.error else "NOT COVERED"
+    figures = check.note or f"worst {check.error:.1e}, tolerance {check.tolerance:.0e}"
+    return f"{check.case:<18} {check.quantity:<10} {figures:<40} {verdict}"
