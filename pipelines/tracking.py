@@ -1,0 +1,325 @@
+"""MLflow, written by one process a sweep. Entries go to a spool on disk first and are replayed in order.
+
+A run never waits for the tracking server and never fails with it: what cannot be delivered stays in the spool and
+is sent by the next command on the same workspace. Entries carry their time, and a step that MLflow already has is
+left out, so a replay after a kill writes nothing twice.
+
+The default store is `mlflow.db` (SQLite) in a local workspace; for an `s3://` workspace it is a local file under
+FSS_CACHE (default ~/.cache/fss), because SQLite cannot live in an object store. The spool is `spool/` beside it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import re
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from pipelines.config import Recipe
+from pipelines.storage import Store
+
+log = logging.getLogger(__name__)
+KEY, PARENT = "fss.run", "mlflow.parentRunId"
+REFUSED = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS")
+Entry = dict[str, Any]
+
+
+def _home(out: str) -> Path:
+    """The local folder of a workspace's MLflow file and spool."""
+    store = Store(out)
+    if not store.is_s3:
+        return Path(store.url)
+    cache = Path(os.environ.get("FSS_CACHE", "~/.cache/fss")).expanduser()
+    return cache / "mlflow" / hashlib.sha256(store.url.encode()).hexdigest()[:16]
+
+
+def tracking_uri(recipe: Recipe) -> str:
+    """Where MLflow writes: the recipe's `tracking`, else a SQLite file."""
+    return recipe.tracking or f"sqlite:///{_home(recipe.out) / 'mlflow.db'}"
+
+
+def spool_folder(recipe: Recipe) -> Path:
+    """Where entries wait for MLflow."""
+    return _home(recipe.out) / "spool"
+
+
+class Tracker:
+    """Takes entries at once, writes them to the spool, and sends them to MLflow from a thread of its own."""
+
+    def __init__(self, uri: str, experiment: str, spool: str) -> None:
+        self.uri, self.experiment, self.folder = uri, experiment, Path(spool)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.path = self.folder / f"{time.time_ns():020d}-{uuid.uuid4().hex[:6]}.jsonl"
+        hidden = self.path.with_suffix(".new")  # nobody may see the file before it is locked
+        self._file = hidden.open("ab")
+        fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        hidden.rename(self.path)
+        self._steps: dict[str, int] = {}
+        self._wake, self._stop = threading.Event(), threading.Event()
+        self._last_error = ""
+        self._sending: Path | None = None
+        self._thread = threading.Thread(target=self._send_forever, daemon=True)
+        self._thread.start()
+
+    def run(self, key: str, *, parent: str = "", params: Mapping[str, Any] | None = None,
+            tags: Mapping[str, Any] | None = None) -> None:
+        """Open the MLflow run known as `key`, or go on with it if it exists."""
+        self._put({"op": "run", "key": key, "parent": parent, "params": _flat(params or {}), "tags": dict(tags or {})})
+
+    def metrics(self, key: str, values: Mapping[str, float], step: int = 0) -> None:
+        """Metrics of one step."""
+        clean = {re.sub(r"[^\w\-./: ]", "_", k): v for k, v in values.items()}
+        self._put({"op": "metrics", "key": key, "values": clean, "step": step})
+
+    def tags(self, key: str, values: Mapping[str, Any]) -> None:
+        """Tags of a run."""
+        self._put({"op": "tags", "key": key, "values": dict(values)})
+
+    def end(self, key: str, status: str = "FINISHED") -> None:
+        """Close a run: FINISHED or FAILED."""
+        self._put({"op": "end", "key": key, "status": status})
+
+    def register(self, model: str, *, source: str, key: str, alias: str, tags: Mapping[str, Any]) -> None:
+        """A version of a registered model with `alias` on it; the same source and tags give the same version."""
+        self._put({"op": "register", "model": model, "source": source, "key": key, "alias": alias, "tags": dict(tags)})
+
+    def at_step(self, key: str, step: int) -> None:
+        """Progress of a run, for the screen; it is not sent to MLflow."""
+        self._steps[key] = max(step, self._steps.get(key, 0))
+
+    def progress(self) -> dict[str, int]:
+        """Steps done, by run."""
+        return dict(self._steps)
+
+    def close(self, timeout_s: float = 30.0) -> str:
+        """Wait until all is delivered, at most `timeout_s`. Returns "" or why entries still wait in the spool."""
+        deadline = time.monotonic() + timeout_s
+        while self._waiting() and time.monotonic() < deadline:
+            self._wake.set()
+            time.sleep(0.05)
+        left = self._waiting()
+        self._stop.set()
+        self._wake.set()
+        self._thread.join(timeout=5)
+        self._file.close()
+        return f"{self.uri} does not take entries ({self._last_error or 'it is slow'})" if left else ""
+
+    def _put(self, entry: Entry) -> None:
+        line = json.dumps({**entry, "t": int(time.time() * 1000)}, default=str).encode() + b"\n"
+        self._file.write(line)
+        self._file.flush()
+        self._wake.set()
+
+    def _waiting(self) -> bool:
+        others = (p for p in self._spools() if p != self.path and _unsent(p))
+        return _unsent(self.path) or any(p == self._sending or _abandoned(p) for p in others)
+
+    def _spools(self) -> list[Path]:
+        return sorted(self.folder.glob("*.jsonl"))
+
+    def _send_forever(self) -> None:
+        sender, pause = Sender(self.uri, self.experiment), 0.5
+        while not self._stop.is_set():
+            try:
+                for path in self._spools():
+                    self._sending = path
+                    self._send(sender, path)
+                self._sending = None
+                pause = 0.5
+            except Exception as error:  # whatever the server says, the run goes on
+                self._last_error = (str(error).splitlines() or [type(error).__name__])[0][:200]
+                pause = min(pause * 2, 15.0)
+                self._stop.wait(pause)
+            self._wake.wait(timeout=2.0)
+            self._wake.clear()
+
+    def _send(self, sender: Sender, path: Path) -> None:
+        """Deliver one spool file in order; a file whose writer is gone is deleted afterwards."""
+        with _claim(path, own=path == self.path) as claimed:
+            if not claimed:
+                return
+            for entry, end in _entries(path, _offset(path)):
+                _deliver(sender, entry)
+                _write_offset(path, end)
+                if self._stop.is_set():
+                    return
+            if path != self.path:
+                path.unlink(missing_ok=True)
+                _offset_path(path).unlink(missing_ok=True)
+
+
+def _deliver(sender: Sender, entry: Entry) -> None:
+    """Send an entry; one that MLflow will never take is logged and left out, so that it does not block the rest."""
+    try:
+        sender.send(entry)
+    except Exception as error:
+        if getattr(error, "error_code", "") not in REFUSED:
+            raise
+        log.warning("MLflow refuses an entry (%s %s): %s", entry["op"], entry.get("key", ""), error)
+
+
+def _abandoned(path: Path) -> bool:
+    with _claim(path, own=False) as claimed:
+        return claimed
+
+
+@contextmanager
+def _claim(path: Path, *, own: bool) -> Iterator[bool]:
+    """Whether this process may send the file: its own, or one whose writer is gone."""
+    if own:
+        yield True
+        return
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield True
+    except OSError:
+        yield False
+
+
+def _offset_path(path: Path) -> Path:
+    return path.with_suffix(".sent")
+
+
+def _offset(path: Path) -> int:
+    with suppress(OSError, ValueError):
+        return int(_offset_path(path).read_text())
+    return 0
+
+
+def _write_offset(path: Path, end: int) -> None:
+    part = path.with_suffix(".part")
+    part.write_text(str(end))
+    part.replace(_offset_path(path))
+
+
+def _unsent(path: Path) -> bool:
+    with suppress(OSError):
+        return path.stat().st_size > _offset(path)
+    return False
+
+
+def _entries(path: Path, offset: int) -> Iterator[tuple[Entry, int]]:
+    """Whole lines from `offset` on, each with the offset after it; a torn last line is left for later."""
+    with path.open("rb") as file:
+        file.seek(offset)
+        for line in file:
+            if not line.endswith(b"\n"):
+                return
+            offset += len(line)
+            yield json.loads(line), offset
+
+
+class Sender:
+    """Delivers entries to MLflow. Every operation may be repeated without harm."""
+
+    def __init__(self, uri: str, experiment: str) -> None:
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # the spool is the retry
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+        self.uri, self.experiment = uri, experiment
+        self._client: Any = None
+        self._experiment_id = ""
+        self._runs: dict[str, str] = {}
+        self._sent: dict[tuple[str, str], set[int]] = {}
+
+    @property
+    def client(self) -> Any:
+        """The connected client; connecting creates the experiment."""
+        if self._client is None:
+            from mlflow.tracking import MlflowClient
+
+            client = MlflowClient(self.uri)
+            found = client.get_experiment_by_name(self.experiment)
+            self._experiment_id = found.experiment_id if found else client.create_experiment(self.experiment)
+            self._client = client
+        return self._client
+
+    def send(self, entry: Entry) -> None:
+        """Deliver one entry; whatever MLflow raises goes through."""
+        getattr(self, f"_{entry['op']}")(entry)
+
+    def find(self, key: str) -> str:
+        """The MLflow run id of `key`, or ""."""
+        if key not in self._runs:
+            client = self.client
+            found = client.search_runs([self._experiment_id], f"tags.`{KEY}` = '{key}'", max_results=1)
+            if not found:
+                return ""
+            self._runs[key] = found[0].info.run_id
+        return self._runs[key]
+
+    def _run(self, entry: Entry) -> None:
+        from mlflow.entities import Param
+
+        key, run_id = entry["key"], self.find(entry["key"])
+        if not run_id:
+            tags = {KEY: key, "mlflow.runName": key}
+            if entry["parent"] and (parent := self.find(entry["parent"])):
+                tags[PARENT] = parent
+            run = self.client.create_run(self._experiment_id, start_time=entry["t"], tags=tags, run_name=key)
+            run_id = self._runs[key] = run.info.run_id
+        known = self.client.get_run(run_id).data.params
+        params = [Param(k, v) for k, v in entry["params"].items() if k not in known]
+        self.client.log_batch(run_id, params=params, tags=_tags(entry["tags"]))
+        self.client.update_run(run_id, status="RUNNING")
+
+    def _metrics(self, entry: Entry) -> None:
+        from mlflow.entities import Metric
+
+        run_id, step = self.find(entry["key"]), entry["step"]
+        new = {k: v for k, v in entry["values"].items() if step not in self._known(run_id, k)}
+        batch = [Metric(k, float(v), entry["t"], step) for k, v in new.items()]
+        self.client.log_batch(run_id, metrics=batch)
+        for k in new:
+            self._sent[run_id, k].add(step)
+
+    def _known(self, run_id: str, name: str) -> set[int]:
+        """Steps of a metric that MLflow already has."""
+        if (run_id, name) not in self._sent:
+            history = self.client.get_metric_history(run_id, name)
+            self._sent[run_id, name] = {m.step for m in history}
+        return self._sent[run_id, name]
+
+    def _tags(self, entry: Entry) -> None:
+        self.client.log_batch(self.find(entry["key"]), tags=_tags(entry["values"]))
+
+    def _end(self, entry: Entry) -> None:
+        self.client.set_terminated(self.find(entry["key"]), entry["status"], end_time=entry["t"])
+
+    def _register(self, entry: Entry) -> None:
+        client, name = self.client, entry["model"]
+        if not client.search_registered_models(f"name = '{name}'"):
+            client.create_registered_model(name)
+        tags = {k: str(v) for k, v in entry["tags"].items()}
+        versions = client.search_model_versions(f"name = '{name}'")
+        same = [v for v in versions if v.source == entry["source"] and v.tags == tags]
+        version = same[0] if same else client.create_model_version(
+            name, source=entry["source"], run_id=self.find(entry["key"]) or None, tags=tags)
+        client.set_registered_model_alias(name, entry["alias"], version.version)
+
+
+def _tags(values: Mapping[str, Any]) -> list[Any]:
+    from mlflow.entities import RunTag
+
+    return [RunTag(k, str(v)[:5000]) for k, v in values.items()]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested settings as MLflow parameters: `train.lr`."""
+    flat: dict[str, str] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = str(value)[:500]
+    return flat
