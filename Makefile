@@ -10,7 +10,7 @@ DATA ?=
 VENV := .venv
 PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3 python,$(if $(shell command -v $(p)),$(p))))
 BIN := $(VENV)/bin
-PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install -q --progress-bar off --root-user-action ignore -c constraints.txt
+PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install -qq --progress-bar off --root-user-action ignore -c constraints.txt
 STAMP := $(VENV)/.installed-$(TORCH)
 PIN = $(shell sed -n 's/^$(1)==//p' constraints.txt)
 RUN_TESTS := $(BIN)/python -m pytest --timeout=900

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import fsspec
 import pyarrow as pa
@@ -56,8 +56,12 @@ class Store:
         """The fsspec filesystem."""
         if not self.is_s3:
             return fsspec.filesystem("file")
-        # Old listings would hide what another process has just written.
-        return fsspec.filesystem("s3", use_listings_cache=False, skip_instance_cache=False, config_kwargs=_S3_CONFIG)
+        # Old listings would hide what another process has just written. fsspec keeps one instance for equal arguments:
+        # the variables are arguments, so that changed ones are not answered by the connection of the old ones.
+        return fsspec.filesystem(
+            "s3", use_listings_cache=False, config_kwargs=_S3_CONFIG, endpoint_url=os.environ.get("AWS_ENDPOINT_URL"),
+            key=os.environ.get("AWS_ACCESS_KEY_ID"), secret=os.environ.get("AWS_SECRET_ACCESS_KEY"),
+            token=os.environ.get("AWS_SESSION_TOKEN"), client_kwargs={"region_name": _region()})
 
     def path(self, relative: str = "") -> str:
         """The full path or URL of a file below this place."""
@@ -84,6 +88,28 @@ class Store:
         except ValueError as error:
             raise FssError(f"is not valid JSON: {error}", where=self.path(relative)) from error
 
+    @contextmanager
+    def stream(self, relative: str) -> Iterator[BinaryIO]:
+        """A file to write piece by piece, for what is too large for memory; it appears whole at the end or not at all."""
+        try:
+            with self._stream_s3(relative) if self.is_s3 else _stream_local(Path(self.path(relative))) as out:
+                yield out
+        except FssError:
+            raise
+        except OSError as error:
+            raise _explain(error, "write", self.path(relative)) from error
+
+    @contextmanager
+    def _stream_s3(self, relative: str) -> Iterator[BinaryIO]:
+        out = self._try("open", relative, lambda: self.fs.open(self.path(relative), "wb", autocommit=False))
+        try:
+            yield out
+            out.close()
+            self._try("write", relative, out.commit)
+        except BaseException:
+            out.discard()
+            raise
+
     def write_json(self, relative: str, value: Any) -> None:
         """Write JSON atomically, with sorted keys."""
         self.write_bytes(relative, json.dumps(value, indent=1, sort_keys=True).encode() + b"\n")
@@ -100,8 +126,7 @@ class Store:
 
     def open_parquet(self, relative: str) -> pq.ParquetFile:
         """A Parquet file for reading single row groups; the caller closes it."""
-        opened = self._try("open", relative, lambda: self.fs.open(self.path(relative), "rb"))
-        return pq.ParquetFile(opened)
+        return self._try("open", relative, lambda: pq.ParquetFile(self.fs.open(self.path(relative), "rb")))
 
     def exists(self, relative: str = "") -> bool:
         """Whether a file (or anything below a prefix) is there."""
@@ -119,9 +144,18 @@ class Store:
             if isinstance(error.__cause__, FileNotFoundError):
                 return []
             raise
-        root = self.path().removeprefix("s3://").rstrip("/") + "/"
-        names = (f.removeprefix("s3://").removeprefix(root) for f in found)
+        names = (self._relative(f) for f in found)
         return sorted(n for n in names if n.endswith(suffix) and not Path(n).name.startswith(".tmp-"))
+
+    def sizes(self, relative: str = "") -> dict[str, int]:
+        """Relative paths and bytes of all files below `relative`, in one listing. Raises `FssError` if it is not there."""
+        found = self._try("list", relative, lambda: self.fs.find(self.path(relative), detail=True))
+        rows = ((self._relative(path), int(about["size"] or 0)) for path, about in found.items())
+        return {n: size for n, size in rows if not Path(n).name.startswith(".tmp-")}
+
+    def _relative(self, found: str) -> str:
+        root = self.path().removeprefix("s3://").rstrip("/") + "/"
+        return found.removeprefix("s3://").removeprefix(root)
 
     def delete(self, relative: str = "") -> None:
         """Remove a file or everything below a prefix; nothing happens if it is not there."""
@@ -135,8 +169,7 @@ class Store:
         endpoint = os.environ.get("AWS_ENDPOINT_URL", "")
         scheme, _, host = endpoint.rpartition("://")
         options = {"endpoint_override": host, "scheme": scheme or "https"} if host else {}
-        region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
-        return pa.fs.S3FileSystem(region=region, **options), self.url.removeprefix("s3://")
+        return pa.fs.S3FileSystem(region=_region(), **options), self.url.removeprefix("s3://")
 
     def _put(self, path: str, data: bytes) -> None:
         if self.is_s3:
@@ -176,8 +209,26 @@ class Store:
             raise _explain(error, verb, self.path(relative)) from error
 
 
+@contextmanager
+def _stream_local(target: Path) -> Iterator[BinaryIO]:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    hidden = target.with_name(f".tmp-{target.name}-{uuid.uuid4().hex[:8]}")
+    try:
+        with hidden.open("wb") as out:
+            yield out
+            out.flush()
+            os.fsync(out.fileno())
+        hidden.replace(target)
+    finally:
+        hidden.unlink(missing_ok=True)
+
+
 # Connections that hang are worse than ones that fail: botocore waits a minute by default.
 _S3_CONFIG = {"connect_timeout": 5, "read_timeout": 60, "retries": {"max_attempts": 1}}
+
+
+def _region() -> str:
+    return os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
 
 
 def _transient(error: BaseException) -> bool:

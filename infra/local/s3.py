@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import secrets
 import shutil
 import signal
@@ -117,8 +118,10 @@ def _spawn(root: Path, ports: dict[str, int]) -> subprocess.Popen[bytes]:
         "filer.localSocket": "filer.sock", "s3.localSocket": "s3.sock",
     }
     command = [weed, "server", "-s3", *(f"-{k}={v}" for k, v in options.items())]
+    # weed would take credentials from these over the ones in its file.
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("AWS_")}
     with (root / "weed.log").open("ab") as log:
-        return subprocess.Popen(command, cwd=root, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+        return subprocess.Popen(command, cwd=root, env=clean, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                                 start_new_session=True)
 
 
