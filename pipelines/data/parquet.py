@@ -1,0 +1,39 @@
+"""Parquet bytes as the shards want them: chosen row groups, image bytes neither compressed again nor indexed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+GROUP_ROWS = 8  # photos of one row group of images/*: one test photo can be read without the whole part
+
+
+def parquet_bytes(
+    groups: Iterable[pa.Table], schema: pa.Schema, *, metadata: dict[str, str] | None = None
+) -> bytes:
+    """One row group a table, in order."""
+    full = schema.with_metadata(metadata) if metadata else schema
+    small = [f.name for f in schema if f.name != "image"]
+    sink = pa.BufferOutputStream()
+    codecs = {name: "ZSTD" for name in _leaves(schema)} | ({"image": "NONE"} if "image" in schema.names else {})
+    with pq.ParquetWriter(sink, full, compression=codecs, use_dictionary=False, write_statistics=small) as writer:
+        for table in groups:
+            if len(table):
+                writer.write_table(table.replace_schema_metadata(full.metadata), row_group_size=len(table))
+    return memoryview(sink.getvalue()).tobytes()
+
+
+def _leaves(schema: pa.Schema) -> list[str]:
+    """Column paths as Parquet names them, for nested fields too."""
+    return [path for field in schema for path in _paths(field, field.name)]
+
+
+def _paths(field: pa.Field, path: str) -> list[str]:
+    kind = field.type
+    if pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind):
+        return _paths(kind.value_field, f"{path}.list.element")
+    if pa.types.is_struct(kind):
+        return [p for i in range(kind.num_fields) for p in _paths(kind.field(i), f"{path}.{kind.field(i).name}")]
+    return [path]

@@ -1,0 +1,22 @@
+"""One file a format; `open_source` picks it."""
+
+from __future__ import annotations
+
+from pipelines.config import SourceConfig
+from pipelines.data.sources.base import Source
+from pipelines.data.sources.coco import CocoSource
+from pipelines.data.sources.pairs import PairsSource
+from pipelines.data.sources.shapes import ShapesSource
+from pipelines.data.sources.voc import VocSource
+
+FORMATS: dict[str, type[Source]] = {
+    "coco": CocoSource,
+    "voc": VocSource,
+    "pairs": PairsSource,
+    "shapes": ShapesSource,
+}
+
+
+def open_source(cfg: SourceConfig) -> Source:
+    """The indexed source. Raises `FssError` for a missing folder or a layout that is not the format's."""
+    return FORMATS[cfg.format](cfg)

@@ -1,0 +1,120 @@
+"""What a source of labelled images gives: a cheap index on the driver, and bytes and marks in the workers."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any
+
+from fss_models.errors import FssError
+from pipelines.config import SourceConfig
+from pipelines.storage import Store
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One row of failures.parquet. Stages: index, split, read, decode, annotate."""
+
+    file_name: str
+    stage: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """One image of the index. `size` (height, width) where the source records it; `marks` belong to the source."""
+
+    image_id: int
+    file_name: str
+    path: str  # below the source's root
+    size: tuple[int, int] | None = None
+    marks: Any = None
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """The bytes of an image and what the source needs to mark it."""
+
+    data: bytes
+    payload: Any = None
+
+
+@dataclass(frozen=True)
+class Mark:
+    """One instance: its class and COCO counts."""
+
+    class_id: int
+    rle: bytes
+    iscrowd: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Marks:
+    """All instances of an image, its void pixels as counts, and what was wrong with single ones."""
+
+    instances: list[Mark] = field(default_factory=list)
+    void: bytes | None = None
+    problems: list[str] = field(default_factory=list)
+
+
+class Source(ABC):
+    """Labelled images. The position of a class in `classes` is its id, stable for the same dataset.
+
+    Workers get a copy without the index, so it stays small on the wire.
+    """
+
+    def __init__(self, cfg: SourceConfig) -> None:
+        self.cfg = cfg
+        self.classes: list[str] = []
+        self.items: list[Item] = []
+        self.failures: list[Failure] = []
+        self.fingerprint = ""  # changes when the source does
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "items": [], "failures": []}
+
+    @property
+    def store(self) -> Store:
+        """The files below the root."""
+        return Store(self.cfg.root)
+
+    def fetch(self, item: Item) -> Fetched:
+        """Read one image. Raises `FssError`."""
+        return Fetched(self.store.read_bytes(item.path), item.marks)
+
+    def sizes(self, item: Item, fetched: Fetched) -> tuple[int, int] | None:
+        """(height, width) its annotations are for, where that is known before decoding. Raises `BadImage`."""
+        return item.size
+
+    @abstractmethod
+    def mark(self, item: Item, fetched: Fetched, height: int, width: int) -> Marks:
+        """The instances in an image of that size."""
+
+
+def listing(store: Store) -> dict[str, int]:
+    """Relative path -> bytes of every file below a root. Raises `FssError` if there is none."""
+    found = store.list()
+    if not found:
+        raise FssError("no such folder, or nothing in it", where=store.url, mend="check data.source.root")
+    prefix = store.path().removeprefix("s3://").rstrip("/") + "/"
+    details = store.fs.find(store.path(), detail=True)
+    sizes = {k.removeprefix("s3://").removeprefix(prefix): int(v["size"]) for k, v in details.items()}
+    return {name: sizes.get(name, 0) for name in found}
+
+
+def digest_of(*parts: object) -> str:
+    """A sha256 over the printed parts."""
+    hasher = hashlib.sha256()
+    for part in parts:
+        hasher.update(repr(part).encode())
+        hasher.update(b"\0")
+    return hasher.hexdigest()
+
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+
+
+def is_image(name: str) -> bool:
+    """Whether a name looks like an image file."""
+    return name.lower().endswith(IMAGE_SUFFIXES)

@@ -1,0 +1,48 @@
+"""Label and mask files: values, never colours."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from PIL import Image
+
+from fss_models.errors import BadImage
+from pipelines.data.decode import MAX_PIXELS
+
+_FORMATS = ("PNG", "BMP", "TIFF", "GIF")  # lossless ones
+
+
+def read_labels(data: bytes) -> np.ndarray:
+    """[H, W] int32 values of a palette or grey image. Raises `BadImage`, also for a colour image."""
+    image = _load(data)
+    if image.mode not in ("P", "L", "1", "I", "I;16"):
+        raise BadImage(f"labels must be a palette or grey image, not {image.mode}")
+    return np.array(image).astype(np.int32)
+
+
+def read_mask(data: bytes) -> np.ndarray:
+    """[H, W] bool of a single object's mask: palette index not 0; grey at least half of white, or 1 of {0, 1}."""
+    image = _load(data)
+    if image.mode in ("P", "1"):
+        return np.array(image).astype(bool)
+    if image.mode in ("LA", "RGBA"):
+        image = image.convert("RGB")
+    values = np.array(image.convert("L") if image.mode == "RGB" else image).astype(np.int64)
+    top = int(values.max(initial=0))
+    return values > 0 if top <= 1 else values >= (128 if top <= 255 else 32768)
+
+
+def _load(data: bytes) -> Image.Image:
+    if not data:
+        raise BadImage("empty file (0 bytes)")
+    try:
+        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        if image.width * image.height > MAX_PIXELS:
+            raise BadImage(f"{image.width}x{image.height} pixels are over the limit of {MAX_PIXELS:,}")
+        image.load()
+    except BadImage:
+        raise
+    except Exception as error:  # decoders of foreign bytes raise whatever they like
+        raise BadImage(f"unreadable mask: {error}") from error
+    return image

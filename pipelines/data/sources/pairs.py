@@ -1,0 +1,92 @@
+"""A folder of image/mask pairs: images/NAME.jpg with masks/CLASS/NAME.png, or masks/NAME.png for a single class."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import PurePosixPath
+
+from fss_models.errors import BadImage, FssError
+from pipelines.config import SourceConfig
+from pipelines.data import rle
+from pipelines.data.decode import image_size, turned_size
+from pipelines.data.sources.base import Failure, Fetched, Item, Mark, Marks, Source, digest_of, is_image, listing
+from pipelines.data.sources.labels import read_mask
+
+SINGLE = "object"  # the class of masks that lie in no class folder
+
+
+class PairsSource(Source):
+    """Class ids follow the sorted folder names."""
+
+    def __init__(self, cfg: SourceConfig) -> None:
+        super().__init__(cfg)
+        files = listing(self.store)
+        masks = [f for f in files if f.startswith("masks/") and is_image(f)]
+        images = [f for f in files if f.startswith("images/") and is_image(f)]
+        if not masks or not images:
+            raise FssError("needs images/ and masks/ with image files in them", where=self.store.url)
+        self.classes = sorted({_class_of(m) for m in masks})
+        self._index(images, masks)
+        self.fingerprint = digest_of([(i.path, files[i.path], [(c, m, files[m]) for c, m in i.marks])
+                                      for i in self.items])
+
+    def _index(self, images: list[str], masks: list[str]) -> None:
+        by_stem: dict[str, list[tuple[int, str]]] = defaultdict(list)
+        for mask in masks:
+            by_stem[_stem(mask, skip=1 if mask.count("/") == 1 else 2)].append(
+                (self.classes.index(_class_of(mask)), mask))
+        for number, image in enumerate(sorted(images)):
+            name, found = image.removeprefix("images/"), by_stem.pop(_stem(image, skip=1), None)
+            if found is None:
+                self.failures.append(Failure(name, "index", "no mask has this photo's name"))
+            else:
+                self.items.append(Item(image_id=number, file_name=name, path=image, marks=found))
+        for stem in sorted(by_stem):
+            self.failures.append(Failure(stem, "index", f"{by_stem[stem][0][1]} has no photo of that name"))
+
+    def fetch(self, item: Item) -> Fetched:
+        """The photo and its mask files."""
+        store = self.store
+        return Fetched(store.read_bytes(item.path), [(c, m, store.read_bytes(m)) for c, m in item.marks])
+
+    def sizes(self, item: Item, fetched: Fetched) -> tuple[int, int] | None:
+        """As stored, unless only the EXIF-turned size fits a mask."""
+        stored, turned = image_size(fetched.data), turned_size(fetched.data)
+        if stored == turned:
+            return stored
+        shapes = [m.shape for m in (_or_none(data) for _, _, data in fetched.payload) if m is not None]
+        return turned if turned in shapes and stored not in shapes else stored
+
+    def mark(self, item: Item, fetched: Fetched, height: int, width: int) -> Marks:
+        """One mark a mask file; wrong ones are listed as problems."""
+        marks = Marks()
+        for class_id, path, data in fetched.payload:
+            try:
+                mask = read_mask(data)
+            except BadImage as error:
+                marks.problems.append(f"{path}: {error.reason}")
+                continue
+            if mask.shape != (height, width):
+                marks.problems.append(f"{path}: mask is {mask.shape[1]}x{mask.shape[0]}, its image {width}x{height}")
+            elif not mask.any():
+                marks.problems.append(f"{path}: empty mask")
+            else:
+                marks.instances.append(Mark(class_id, rle.encode(mask)))
+        return marks
+
+
+def _or_none(data: bytes):  # type: ignore[no-untyped-def]
+    try:
+        return read_mask(data)
+    except BadImage:
+        return None
+
+
+def _class_of(mask: str) -> str:
+    parts = PurePosixPath(mask).parts
+    return parts[1] if len(parts) > 2 else SINGLE
+
+
+def _stem(path: str, *, skip: int) -> str:
+    """The path below `images/` or `masks/CLASS/` without its suffix."""
+    return str(PurePosixPath(*PurePosixPath(path).parts[skip:]).with_suffix(""))

@@ -1,0 +1,97 @@
+"""VOC-format directories: JPEGImages and SegmentationClass(Aug) label PNGs, 0 = background, 255 = void."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import PurePosixPath
+
+import numpy as np
+
+from fss_models.errors import BadImage, FssError
+from pipelines.config import SourceConfig
+from pipelines.data import rle
+from pipelines.data.sources.base import Failure, Fetched, Item, Mark, Marks, Source, digest_of, listing
+from pipelines.data.sources.labels import read_labels
+
+CLASSES = (
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
+    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)  # fmt: skip
+VOID = 255
+
+
+class VocSource(Source):
+    """One instance a class and image: VOC's class masks do not separate objects."""
+
+    def __init__(self, cfg: SourceConfig) -> None:
+        super().__init__(cfg)
+        self.classes = list(CLASSES)
+        files = listing(self.store)
+        base = _base(files, self.store.url)
+        self._index(files, base, _masks_folder(files, base, self.store.url))
+        self.fingerprint = digest_of([(i.path, files[i.path], i.marks, files[i.marks]) for i in self.items])
+
+    def _index(self, files: dict[str, int], base: str, folder: str) -> None:
+        for mask in (f for f in files if f.startswith(folder) and f.endswith(".png")):
+            name = PurePosixPath(mask).stem + ".jpg"
+            path = f"{base}JPEGImages/{name}"
+            if path not in files:
+                self.failures.append(Failure(name, "index", "the masks name this image but it is missing"))
+                continue
+            self.items.append(Item(image_id=_number(name), file_name=name, path=path, marks=mask))
+        self.items = _unique_ids(self.items)
+
+    def fetch(self, item: Item) -> Fetched:
+        """The photo and its mask file."""
+        store = self.store
+        return Fetched(store.read_bytes(item.path), store.read_bytes(item.marks))
+
+    def sizes(self, item: Item, fetched: Fetched) -> tuple[int, int] | None:
+        """The mask's size: the photo must have it."""
+        try:
+            height, width = read_labels(fetched.payload).shape
+        except BadImage as error:
+            raise BadImage(f"mask {item.marks}: {error.reason}") from error
+        return height, width
+
+    def mark(self, item: Item, fetched: Fetched, height: int, width: int) -> Marks:
+        """One mark a class present; void pixels apart."""
+        labels = read_labels(fetched.payload)
+        marks = Marks(void=rle.encode(labels == VOID) if (labels == VOID).any() else None)
+        for value in (int(v) for v in np.unique(labels) if v not in (0, VOID)):
+            if value > len(CLASSES):
+                marks.problems.append(f"mask value {value} is no VOC class")
+            else:
+                marks.instances.append(Mark(value - 1, rle.encode(labels == value)))
+        return marks
+
+
+def _base(files: dict[str, int], root: str) -> str:
+    """The prefix of the folder that holds JPEGImages: the root itself, VOC2012/ or VOCdevkit/VOC2012/."""
+    for name in files:
+        head, found, _ = f"/{name}".partition("/JPEGImages/")
+        if found:
+            return f"{head[1:]}/" if head else ""
+    raise FssError("no JPEGImages folder", where=root, mend="data.source.root is the folder that holds JPEGImages")
+
+
+def _masks_folder(files: dict[str, int], base: str, root: str) -> str:
+    for name in ("SegmentationClassAug", "SegmentationClass"):
+        if any(f.startswith(f"{base}{name}/") for f in files):
+            return f"{base}{name}/"
+    raise FssError("no SegmentationClass or SegmentationClassAug folder", where=root)
+
+
+def _number(name: str) -> int:
+    """2007_000032.jpg -> 2007000032; other names get a number from their hash."""
+    digits = PurePosixPath(name).stem.replace("_", "")
+    return int(digits) if digits.isdigit() else int(hashlib.sha256(name.encode()).hexdigest()[:12], 16)
+
+
+def _unique_ids(items: list[Item]) -> list[Item]:
+    seen: dict[int, str] = {}
+    for item in items:
+        other = seen.setdefault(item.image_id, item.file_name)
+        if other != item.file_name:
+            raise FssError(f"photos {other} and {item.file_name} have the same number", mend="rename one of them")
+    return items
