@@ -62,6 +62,7 @@ def _open(data: bytes, max_pixels: int | None, max_bytes: int | None, where: str
         raise BadImage("empty file (0 bytes)", where=where)
     if max_bytes is not None and len(data) > max_bytes:
         raise BadImage(f"file of {len(data):,} bytes is over the limit of {max_bytes:,}", where=where)
+    Image.init()  # Pillow registers MPO, WEBP and TIFF only then; asking for them before is a KeyError
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError as error:
