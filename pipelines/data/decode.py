@@ -17,7 +17,7 @@ from fss_models.errors import BadImage
 
 MAX_PIXELS = 50_000_000
 MAX_BYTES = 64_000_000
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "GIF")  # fewer decoders, fewer surprises
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")  # fewer decoders, fewer surprises
 _ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)  # EXIF tag; its values that swap height and width
 
 
@@ -62,7 +62,7 @@ def _open(data: bytes, max_pixels: int | None, max_bytes: int | None, where: str
         raise BadImage("empty file (0 bytes)", where=where)
     if max_bytes is not None and len(data) > max_bytes:
         raise BadImage(f"file of {len(data):,} bytes is over the limit of {max_bytes:,}", where=where)
-    Image.init()  # Pillow registers MPO, WEBP and TIFF only then; asking for them before is a KeyError
+    Image.init()  # Pillow registers WEBP and TIFF only then; asking for them before is a KeyError
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError as error:
