@@ -90,7 +90,7 @@ class Store:
 
     @contextmanager
     def stream(self, relative: str) -> Iterator[BinaryIO]:
-        """A file to write piece by piece, for what is too large for memory; it appears whole at the end or not at all."""
+        """A file to write piece by piece, for what is too large for memory; it appears whole or not at all."""
         try:
             with self._stream_s3(relative) if self.is_s3 else _stream_local(Path(self.path(relative))) as out:
                 yield out
@@ -148,7 +148,7 @@ class Store:
         return sorted(n for n in names if n.endswith(suffix) and not Path(n).name.startswith(".tmp-"))
 
     def sizes(self, relative: str = "") -> dict[str, int]:
-        """Relative paths and bytes of all files below `relative`, in one listing. Raises `FssError` if it is not there."""
+        """Relative paths and bytes of all files below `relative`, in one listing. Raises `FssError` if there is none."""
         found = self._try("list", relative, lambda: self.fs.find(self.path(relative), detail=True))
         rows = ((self._relative(path), int(about["size"] or 0)) for path, about in found.items())
         return {n: size for n, size in rows if not Path(n).name.startswith(".tmp-")}
@@ -234,9 +234,7 @@ def _region() -> str:
 def _transient(error: BaseException) -> bool:
     if isinstance(error, _FINAL) or (isinstance(error, OSError) and error.errno in _SPACE):
         return False
-    if isinstance(error, pa.ArrowInvalid) or "credentials" in str(error).lower():
-        return False
-    return True
+    return not (isinstance(error, pa.ArrowInvalid) or "credentials" in str(error).lower())
 
 
 def _log_retry(verb: str, path: str, state: RetryCallState) -> None:

@@ -18,11 +18,13 @@ from pipelines.storage import Store, join
 
 def test_write_read_list_delete(tmp_path: Path) -> None:
     store = Store(str(tmp_path / "deep" / "down"))
-    assert not store.exists() and store.list() == []
+    assert not store.exists()
+    assert store.list() == []
     store.write_bytes("a/one.bin", b"1")
     store.write_json("two.json", {"z": 1})
     store.write_table("t.parquet", pa.table({"a": [1, 2]}))
-    assert store.read_bytes("a/one.bin") == b"1" and store.size("a/one.bin") == 1
+    assert store.read_bytes("a/one.bin") == b"1"
+    assert store.size("a/one.bin") == 1
     assert store.read_json("two.json") == {"z": 1}
     assert store.read_table("t.parquet", columns=["a"]).column("a").to_pylist() == [1, 2]
     assert store.list() == ["a/one.bin", "t.parquet", "two.json"]
@@ -65,7 +67,8 @@ def test_killed_while_writing_leaves_the_old_file(tmp_path: Path) -> None:
             f"storage.Store({str(tmp_path)!r}).write_bytes('x', b'new')")
     done = subprocess.run([sys.executable, "-c", code], check=False)
     assert done.returncode == -9
-    assert store.read_bytes("x") == b"old" and store.list() == ["x"]
+    assert store.read_bytes("x") == b"old"
+    assert store.list() == ["x"]
 
 
 @pytest.fixture
@@ -85,7 +88,8 @@ def test_full_disk(full_disk: Path) -> None:
     store.write_bytes("x", b"old")
     with pytest.raises(FssError, match="no space left on the device") as error:
         store.write_bytes("x", bytes(3_000_000))
-    assert str(full_disk / "x") in str(error.value) and "\n" not in str(error.value)
+    assert str(full_disk / "x") in str(error.value)
+    assert "\n" not in str(error.value)
     assert store.read_bytes("x") == b"old"
     assert [p.name for p in full_disk.iterdir()] == ["x"]  # no part is left to fill the disk further
     store.write_bytes("y", bytes(500_000))

@@ -25,15 +25,20 @@ def store(s3_server: S3Server, request: pytest.FixtureRequest) -> Store:
 
 
 def test_write_read_list_delete(store: Store) -> None:
-    assert not store.exists() and store.list() == []
+    assert not store.exists()
+    assert store.list() == []
     store.write_bytes("a/one.bin", b"1")
     store.write_bytes("a/one.bin", b"11")
     store.write_json("two.json", {"z": 1, "a": [1, 2]})
-    assert store.read_bytes("a/one.bin") == b"11" and store.size("a/one.bin") == 2
+    assert store.read_bytes("a/one.bin") == b"11"
+    assert store.size("a/one.bin") == 2
     assert store.read_json("two.json") == {"a": [1, 2], "z": 1}
     assert store.list() == ["a/one.bin", "two.json"]
-    assert store.list("a") == ["a/one.bin"] and store.list(suffix=".json") == ["two.json"]
-    assert store.exists("a") and store.exists("a/one.bin") and not store.exists("a/two.bin")
+    assert store.list("a") == ["a/one.bin"]
+    assert store.list(suffix=".json") == ["two.json"]
+    assert store.exists("a")
+    assert store.exists("a/one.bin")
+    assert not store.exists("a/two.bin")
     store.delete("a")
     store.delete("a")
     assert store.list() == ["two.json"]
@@ -45,14 +50,16 @@ def test_listing_shows_what_another_writer_has_just_written(store: Store, s3_ser
     other = fsspec.filesystem("s3", key=s3_server.key, secret=s3_server.secret, endpoint_url=s3_server.endpoint,
                               skip_instance_cache=True, use_listings_cache=False)
     other.pipe_file(f"{store.url}/new.bin", b"1")
-    assert store.list() == ["new.bin"] and store.exists("new.bin")
+    assert store.list() == ["new.bin"]
+    assert store.exists("new.bin")
 
 
 def test_tables_by_either_library(store: Store) -> None:
     store.write_table("t.parquet", TABLE, row_group_size=250)
     assert store.read_table("t.parquet", columns=["a"]).column("a").to_pylist() == list(range(1000))
     with store.open_parquet("t.parquet") as file:
-        assert file.num_row_groups == 4 and file.read_row_group(3)["a"][0].as_py() == 750
+        assert file.num_row_groups == 4
+        assert file.read_row_group(3)["a"][0].as_py() == 750
     fs, path = store.pyarrow()
     assert pq.read_table(f"{path}/t.parquet", filesystem=fs).equals(TABLE)
     pq.write_table(pa.table({"big": [bytes(12_000_000)]}), f"{path}/big.parquet", filesystem=fs, compression="none")
@@ -70,7 +77,8 @@ def test_a_store_travels_to_another_process(store: Store) -> None:
 def test_missing_object(store: Store, call: str) -> None:
     with pytest.raises(FssError, match="does not exist") as error:
         getattr(store, call)("nothing/here")
-    assert f"{store.url}/nothing/here" in str(error.value) and "\n" not in str(error.value)
+    assert f"{store.url}/nothing/here" in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_missing_bucket(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,7 +102,8 @@ def test_wrong_credentials(
         began = time.monotonic()
         with pytest.raises(FssError, match="refuses the credentials") as error:
             call(Store(join(s3_server.url, "private")))
-        assert time.monotonic() - began < 5 and "AWS_SECRET_ACCESS_KEY" in str(error.value)
+        assert time.monotonic() - began < 5
+        assert "AWS_SECRET_ACCESS_KEY" in str(error.value)
 
 
 def test_no_credentials(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -112,7 +121,8 @@ def test_unreachable_endpoint(monkeypatch: pytest.MonkeyPatch, s3_server: S3Serv
     monkeypatch.setenv("FSS_STORAGE_ATTEMPTS", "1")
     with pytest.raises(FssError, match=r"cannot reach http://127\.0\.0\.1:9") as error:
         Store("s3://fss/x").read_bytes("y")
-    assert "AWS_ENDPOINT_URL" in str(error.value) and "\n" not in str(error.value)
+    assert "AWS_ENDPOINT_URL" in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_two_servers_at_once(s3_server: S3Server, tmp_path: Path) -> None:
@@ -143,7 +153,8 @@ def test_writes_and_reads_outlive_an_outage(tmp_path: Path, monkeypatch: pytest.
         began = time.monotonic()
         store.write_bytes("late", b"2")
         assert time.monotonic() - began > 5
-        assert store.read_bytes("late") == b"2" and store.read_bytes("kept") == b"1"
+        assert store.read_bytes("late") == b"2"
+        assert store.read_bytes("kept") == b"1"
         back.join()
     finally:
         stop(tmp_path, kill=True)

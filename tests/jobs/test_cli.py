@@ -1,0 +1,74 @@
+"""The `fss` command as a person meets it: its surface is frozen, and mistakes end with status 2 and one line.
+
+After a wanted change: `python -m tests.jobs.test_cli` writes cli_surface.json anew.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from jobs.cli import make_app
+
+FROZEN = Path(__file__).with_name("cli_surface.json")
+FSS = [sys.executable, "-m", "jobs.cli"]
+
+
+def surface() -> dict[str, list[str]]:
+    """Every sub-command with its arguments and flags."""
+    found: dict[str, list[str]] = {}
+
+    def walk(command: Any, path: str) -> None:
+        children = getattr(command, "commands", None)
+        if children is not None:
+            for name, child in children.items():
+                walk(child, f"{path} {name}".strip())
+            return
+        found[path] = sorted(flag for p in command.params for flag in (*p.opts, *p.secondary_opts) if flag != "--help")
+
+    walk(typer.main.get_command(make_app()), "")
+    return dict(sorted(found.items()))
+
+
+def run(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*FSS, *args], cwd=cwd, capture_output=True, text=True, check=False, timeout=120)
+
+
+def test_the_surface_is_frozen() -> None:
+    assert surface() == json.loads(FROZEN.read_text()), "if this is wanted: python -m tests.jobs.test_cli"
+
+
+@pytest.mark.parametrize("command", sorted(json.loads(FROZEN.read_text()) if FROZEN.exists() else []))
+def test_every_command_explains_itself(command: str) -> None:
+    from typer.testing import CliRunner
+
+    answer = CliRunner().invoke(make_app(), [*command.split(), "--help"])
+    assert answer.exit_code == 0
+    assert "Usage" in answer.output
+
+
+@pytest.mark.parametrize(("args", "line"), [
+    (("shards", "build", "--recipe", "demmo"), "no recipe 'demmo'"),
+    (("shards", "build", "--set", "data.fodls=3"), "did you mean 'data.folds'"),
+    (("sweep", "run", "--set", "methods.0.name=nobody"), "nobody"),
+    (("demo", "--data", "no/such/folder"), "no/such/folder"),
+    (("report", "--out", "nowhere"), "nowhere"),
+    (("report", "--out", "gs://bucket"), "unknown kind of place"),
+])
+def test_mistakes_end_with_status_2_and_one_line(args: tuple[str, ...], line: str, tmp_path: Path) -> None:
+    done = run(*args, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr[-1500:]
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert line in done.stderr
+    assert list(tmp_path.iterdir()) == []  # a mistake leaves nothing behind
+
+
+if __name__ == "__main__":
+    FROZEN.write_text(json.dumps(surface(), indent=1) + "\n")

@@ -1,0 +1,71 @@
+"""Recipes: those that ship load, and a mistake in one is a line that names the nearest known key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fss_models.errors import FssError
+from fss_models.registry import list_methods
+from jobs.recipes import list_recipes, load_recipe
+
+NEEDS_ROOT = {"demo_coco": ["data.source.root=photos"]}
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_shipped_recipes_load_and_name_known_methods(name: str) -> None:
+    recipe = load_recipe(name, NEEDS_ROOT.get(name))
+    assert {m.name for m in recipe.methods} <= set(list_methods())
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_a_recipe_survives_printing(name: str, tmp_path: Path) -> None:
+    """A run's full config can be printed and run again."""
+    import yaml
+
+    recipe = load_recipe(name, NEEDS_ROOT.get(name))
+    (tmp_path / "again.yaml").write_text(yaml.safe_dump(recipe.model_dump()))
+    assert load_recipe(str(tmp_path / "again.yaml")) == recipe
+
+
+@pytest.mark.parametrize(("override", "line"), [
+    ("train.stesp=5", "did you mean 'train.steps'"),
+    ("trian.steps=5", "did you mean 'train'"),
+    ("methods.0.persets=nano", "did you mean 'methods.0.preset'"),
+    ("data.source.fromat=coco", "did you mean 'data.source.format'"),
+    ("train.steps=many", "train.steps: "),
+    ("train.steps=0", "train.steps: "),
+    ("data.source.format=tfds", "data.source.format: "),
+    ("data.source.format=coco", "needs a root"),
+    ("methods.9.preset=nano", "no item of a list"),
+    ("train.steps", "has no '='"),
+    ("train.steps.deep=1", "not a section"),
+    ("train: [", "has no '='"),
+])
+def test_mistakes_are_one_clear_line(override: str, line: str) -> None:
+    with pytest.raises(FssError) as error:
+        load_recipe("demo", [override])
+    assert line in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_overrides_change_what_they_name() -> None:
+    recipe = load_recipe("demo", ["train.steps=7", "methods.1.preset=debug", "sweep.folds=[0, 2]"], out="here")
+    assert recipe.train.steps == 7
+    assert recipe.methods[1].preset == "debug"
+    assert recipe.sweep.folds == [0, 2]
+    assert recipe.out == "here"
+    assert load_recipe("demo").train.steps != 7
+
+
+def test_files_and_names(tmp_path: Path) -> None:
+    for text, line in (("a: [", "is not valid YAML"), ("- a", "a mapping"), ("tran: {}", "did you mean 'train'")):
+        (tmp_path / "r.yaml").write_text(text)
+        with pytest.raises(FssError, match=line) as error:
+            load_recipe(str(tmp_path / "r.yaml"))
+        assert str(tmp_path / "r.yaml") in str(error.value)
+    with pytest.raises(FssError, match="no such recipe file"):
+        load_recipe(str(tmp_path / "none.yaml"))
+    with pytest.raises(FssError, match=r"no recipe 'demmo' \(known: .*demo"):
+        load_recipe("demmo")
