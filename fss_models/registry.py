@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import asdict, fields, is_dataclass
 from typing import Any, TypeVar
 
+import torch
+
 from fss_models.errors import FssError
 from fss_models.segmenter import Segmenter
 
@@ -50,14 +52,18 @@ def build(method: str, preset: str, config: dict[str, Any] | None = None, *, wei
     """Build a method at a preset, on the CPU, ready to train or to predict.
 
     `config` holds fields of the method's dataclass; `weights` is a local SAM 2 checkpoint file where the preset
-    wants one. Raises `FssError` for an unknown method, preset or config key.
+    wants one. Values that come from no file are drawn from a seed of their own, so that a bundle, which holds only
+    what was trained, finds the same frozen random parts again. Raises `FssError` for an unknown method, preset or
+    config key.
     """
     cls, config_cls = _find(method)
     known = [f.name for f in fields(config_cls)]
     for key in config or {}:
         if key not in known:
             raise FssError(f"unknown setting {key!r} of method {method!r}", mend=f"known: {', '.join(known) or 'none'}")
-    model = cls(preset=preset, config=config_cls(**(config or {})), weights=weights)  # type: ignore[call-arg]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = cls(preset=preset, config=config_cls(**(config or {})), weights=weights)  # type: ignore[call-arg]
     model.set_trainable()
     return model
 
