@@ -148,7 +148,7 @@ class Store:
         return sorted(n for n in names if n.endswith(suffix) and not Path(n).name.startswith(".tmp-"))
 
     def sizes(self, relative: str = "") -> dict[str, int]:
-        """Relative paths and bytes of all files below `relative`, in one listing. Raises `FssError` if there is none."""
+        """Relative paths and bytes of all files below `relative`, in one go. Raises `FssError` if there is none."""
         found = self._try("list", relative, lambda: self.fs.find(self.path(relative), detail=True))
         rows = ((self._relative(path), int(about["size"] or 0)) for path, about in found.items())
         return {n: size for n, size in rows if not Path(n).name.startswith(".tmp-")}
