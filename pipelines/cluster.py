@@ -34,14 +34,14 @@ def cluster(*, cpus: float | None = None, gpus: float | None = None) -> Iterator
     cannot reach into each other.
     """
     prepare_environment()
+    if not os.environ.get("RAY_ADDRESS"):  # read once, when Ray is imported
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     import ray
 
     if ray.is_initialized():  # nested use inside one process, as in tests
         yield ray
         return
-    if not os.environ.get("RAY_ADDRESS"):
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     _connect(ray, cpus, gpus)
     try:
         yield ray
