@@ -136,6 +136,10 @@ class Store:
         """Bytes of a file."""
         return int(self._try("look at", relative, lambda: self.fs.info(self.path(relative))["size"]))
 
+    def buckets(self) -> list[str]:
+        """Names of all buckets that the endpoint shows these credentials. Only for `s3://`."""
+        return sorted(self._try("list", "", lambda: self.fs.ls("", detail=False)))
+
     def list(self, relative: str = "", *, suffix: str = "") -> list[str]:
         """Relative paths of all files below `relative`, sorted; empty if the place does not exist."""
         try:

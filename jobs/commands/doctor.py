@@ -1,0 +1,39 @@
+"""`fss doctor`: what this machine has, what is missing, and how to mend it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from jobs.options import JsonOption
+
+MARKS = {"ok": "ok", "optional": "--", "missing": "MISSING"}
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("doctor", help="What this machine has, what is missing, and how to mend it.")(doctor)
+
+
+def doctor(
+    out: Annotated[str, typer.Option("--out", "-o", help="Where results are going to be written.")] = ".",
+    as_json: JsonOption = False,
+) -> None:
+    """Check the machine; exit 1 if something required is missing."""
+    from infra.local.machine import run_checks
+
+    checks = run_checks(out)
+    missing = [c for c in checks if c.state == "missing"]
+    if as_json:
+        print(json.dumps({"ready": not missing, "checks": [asdict(c) for c in checks]}))
+    else:
+        for check in checks:
+            print(f"{MARKS[check.state]:>7}  {check.name:<18} {check.found}")
+            if check.mend:
+                print(f"{'':>7}  {'':<18} -> {check.mend}")
+        print("this machine is ready" if not missing else f"{len(missing)} required things are missing")
+    if missing:
+        raise typer.Exit(1)

@@ -1,0 +1,68 @@
+"""`fss doctor`: it finds what is there, says how to mend what is not, and its status says whether one can start."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from infra.local.machine import Check, run_checks
+from infra.local.s3 import S3Server
+from jobs.cli import make_app
+
+
+def by_name(**where: str) -> dict[str, Check]:
+    return {c.name: c for c in run_checks(**where)}
+
+
+def doctor(*args: str) -> tuple[int, str]:
+    answer = CliRunner().invoke(make_app(), ["doctor", *args])
+    return answer.exit_code, answer.output
+
+
+@pytest.fixture(autouse=True)
+def _no_s3(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_this_machine_is_ready(tmp_path: Path) -> None:
+    status, text = doctor("--out", str(tmp_path / "not" / "yet"))
+    assert status == 0, text
+    assert "this machine is ready" in text
+    assert not (tmp_path / "not").exists()  # it changes nothing
+
+
+def test_json(tmp_path: Path) -> None:
+    status, text = doctor("--json", "--out", str(tmp_path))
+    found = json.loads(text)
+    assert (status, found["ready"]) == (0, True)
+    assert {"python", "torch", "ray", "nano trunk weights", "memory", "s3"} <= {c["name"] for c in found["checks"]}
+
+
+def test_wrong_weights_are_missing_ones(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "weights.pth").write_bytes(b"other")
+    monkeypatch.setattr("fss_models.backbones.efficientnet.weights_path", lambda: tmp_path / "weights.pth")
+    check = by_name()["nano trunk weights"]
+    assert check.state == "missing"
+    assert "reinstall" in check.mend
+    status, text = doctor()
+    assert status == 1
+    assert "1 required things are missing" in text
+
+
+def test_s3_is_reached_and_secrets_are_not_shown(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in s3_server.env.items():
+        monkeypatch.setenv(name, value)
+    status, text = doctor()
+    assert status == 0
+    assert f"{s3_server.endpoint} answers; buckets: " in text
+    assert s3_server.secret not in text
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    status, text = doctor()
+    assert status == 1
+    assert "refuses the credentials" in text
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    assert "cannot reach http://127.0.0.1:9" in doctor()[1]
