@@ -69,7 +69,7 @@ class Store:
 
     def read_bytes(self, relative: str = "") -> bytes:
         """The whole file."""
-        return self._try("read", relative, lambda: self.fs.cat_file(self.path(relative)))
+        return bytes(self._try("read", relative, lambda: self.fs.cat_file(self.path(relative))))
 
     def write_bytes(self, relative: str, data: bytes) -> None:
         """Write atomically: readers see the old file or the new one, never a part."""
@@ -136,9 +136,9 @@ class Store:
         """Bytes of a file."""
         return int(self._try("look at", relative, lambda: self.fs.info(self.path(relative))["size"]))
 
-    def buckets(self) -> list[str]:
+    def buckets(self) -> tuple[str, ...]:
         """Names of all buckets that the endpoint shows these credentials. Only for `s3://`."""
-        return sorted(self._try("list", "", lambda: self.fs.ls("", detail=False)))
+        return tuple(self._try("list", "", lambda: self.fs.ls("", detail=False)))
 
     def list(self, relative: str = "", *, suffix: str = "") -> list[str]:
         """Relative paths of all files below `relative`, sorted; empty if the place does not exist."""
