@@ -26,6 +26,7 @@ from fss_models.errors import FssError
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+Names = list[str]
 _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError, FssError)
 _SPACE = (28, 122)  # ENOSPC, EDQUOT
 
@@ -140,7 +141,7 @@ class Store:
         """Names of all buckets that the endpoint shows these credentials. Only for `s3://`."""
         return tuple(self._try("list", "", lambda: self.fs.ls("", detail=False)))
 
-    def list(self, relative: str = "", *, suffix: str = "") -> list[str]:
+    def list(self, relative: str = "", *, suffix: str = "") -> Names:
         """Relative paths of all files below `relative`, sorted; empty if the place does not exist."""
         try:
             found = self._try("list", relative, lambda: self.fs.find(self.path(relative)))
