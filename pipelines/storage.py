@@ -194,7 +194,7 @@ class Store:
                 hidden.unlink()
             raise
 
-    def _read_table(self, path: str, columns: list[str] | None) -> pa.Table:
+    def _read_table(self, path: str, columns: Names | None) -> pa.Table:
         with self.fs.open(path, "rb") as file:
             return pq.read_table(file, columns=columns)
 
