@@ -44,6 +44,31 @@ BLOCKS = pa.schema([  # blocks/<split>/class-*.parquet: one row group = one bloc
     ("image_class_areas", pa.list_(pa.int64())),
 ])
 
+INDEX = pa.schema([  # index.parquet: the image table without bytes and masks, and where each row is
+    ("image_id", pa.int64()),
+    ("file_name", pa.string()),
+    ("split", pa.string()),
+    ("height", pa.int32()),
+    ("width", pa.int32()),
+    ("bytes", pa.int64()),  # of the image file
+    ("part", pa.int32()),  # images/part-<part>.parquet
+    ("row", pa.int32()),  # of that part
+    ("class_ids", pa.list_(pa.int32())),  # all classes in the photo, dropped ones too
+    ("class_areas", pa.list_(pa.int64())),  # their pixels; 0 where only a crowd region shows the class
+    ("sha256", pa.string()),
+    ("digest", pa.string()),  # of the row's content, masks included
+])
+
+BLOCK_INDEX = pa.schema([  # blocks/<split>/index.parquet: one row a block
+    ("class_id", pa.int32()),
+    ("block", pa.int32()),  # number within the class
+    ("file", pa.string()),  # below the shard folder
+    ("row_group", pa.int32()),
+    ("bytes", pa.int64()),  # of its image files
+    ("annotation_ids", pa.list_(pa.int64())),
+    ("image_ids", pa.list_(pa.int64())),
+])
+
 FAILURES = pa.schema([("file_name", pa.string()), ("stage", pa.string()), ("reason", pa.string())])
 
 EPISODES = pa.schema([  # a fixed test list; its metadata hold seed, family, schema version and content hash

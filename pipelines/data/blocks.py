@@ -1,0 +1,139 @@
+"""Pass 2 of a build: each class's training annotations, randomly permuted and cut into blocks, one row group each."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from pipelines.config import DataConfig
+from pipelines.data.classes import counts
+from pipelines.data.parquet import GROUP_ROWS, parquet_bytes
+from pipelines.data.parts import part_name
+from pipelines.data.schema import BLOCK_INDEX, BLOCKS, ClassInfo
+from pipelines.storage import Store
+
+BLOCK_BYTES = 64_000_000  # a block of large photos ends before it has block_size rows
+FILE_BYTES = 128_000_000  # a class goes on in the next file after that many
+
+
+class Place(NamedTuple):
+    """One annotation and where its photo is."""
+
+    annotation_id: int
+    image_id: int
+    part: int
+    row: int
+    bytes: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class BlockFile:
+    """One file of blocks: a pure function of the image table, the class and the seed."""
+
+    class_id: int
+    name: str
+    first: int  # number of its first block within the class
+    blocks: list[list[Place]]
+
+    @property
+    def digest(self) -> str:
+        """Of its content, in order."""
+        return hashlib.sha256(repr([[(p.annotation_id, p.digest) for p in b] for b in self.blocks]).encode()).hexdigest()
+
+
+def plan_blocks(rows: Sequence[dict[str, Any]], classes: Sequence[ClassInfo], cfg: DataConfig) -> list[BlockFile]:
+    """The files to write, from the index's rows. An annotation's id is its number over all photos and classes."""
+    places: dict[int, list[Place]] = defaultdict(list)
+    number = 0
+    for row in rows:
+        enough = set(counts(row, cfg.min_area)) if row["split"] == "train" else set()
+        for class_id in row["class_ids"]:
+            if class_id in enough:
+                places[class_id].append(Place(number, row["image_id"], row["part"], row["row"], row["bytes"], row["digest"]))
+            number += 1
+    return [f for c in classes for f in _files(c.class_id, _blocks(places[c.class_id], c.class_id, cfg))]
+
+
+def _blocks(places: list[Place], class_id: int, cfg: DataConfig) -> list[list[Place]]:
+    order = np.random.default_rng([cfg.seed, class_id]).permutation(len(places))
+    blocks: list[list[Place]] = [[]]
+    for i in order:
+        size = sum(p.bytes for p in blocks[-1])
+        if blocks[-1] and (len(blocks[-1]) >= cfg.block_size or size + places[i].bytes > BLOCK_BYTES):
+            blocks.append([])
+        blocks[-1].append(places[i])
+    return blocks
+
+
+def _files(class_id: int, blocks: list[list[Place]]) -> list[BlockFile]:
+    groups: list[list[list[Place]]] = [[]]
+    total = 0
+    for block in blocks:
+        size = sum(p.bytes for p in block)
+        if groups[-1] and total + size > FILE_BYTES:
+            groups.append([])
+            total = 0
+        groups[-1].append(block)
+        total += size
+    first = np.cumsum([0] + [len(g) for g in groups])
+    return [BlockFile(class_id, f"blocks/train/class-{class_id:04d}-{i:03d}.parquet", int(first[i]), g)
+            for i, g in enumerate(groups)]
+
+
+def block_index(files: Sequence[BlockFile]) -> pa.Table:
+    """One row a block."""
+    return pa.Table.from_pylist([
+        {"class_id": f.class_id, "block": f.first + i, "file": f.name, "row_group": i,
+         "bytes": sum(p.bytes for p in block), "annotation_ids": [p.annotation_id for p in block],
+         "image_ids": [p.image_id for p in block]}
+        for f in files for i, block in enumerate(f.blocks)
+    ], schema=BLOCK_INDEX)
+
+
+@dataclass(frozen=True)
+class BlockBuilder:
+    """Writes one file of blocks from the image table; a finished file is left as it is. Runs in Ray's workers."""
+
+    out: str
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """{"file": a pickled `BlockFile`} -> {"rows"}."""
+        file: BlockFile = pickle.loads(row["file"])
+        store = Store(self.out)
+        if not store.exists(file.name):
+            tables = (self._block(store, file.class_id, block) for block in file.blocks)
+            store.write_bytes(file.name, parquet_bytes(tables, BLOCKS))
+        return {"rows": sum(len(b) for b in file.blocks)}
+
+    def _block(self, store: Store, class_id: int, block: list[Place]) -> pa.Table:
+        found = {p["image_id"]: p for p in _photos(store, block)}
+        return pa.Table.from_pylist([_row(place, class_id, found[place.image_id]) for place in block], schema=BLOCKS)
+
+
+def _photos(store: Store, block: list[Place]) -> Iterator[dict[str, Any]]:
+    """The block's rows of the image table, each row group read once."""
+    wanted: dict[int, dict[int, set[int]]] = defaultdict(lambda: defaultdict(set))
+    for place in block:
+        wanted[place.part][place.row // GROUP_ROWS].add(place.row % GROUP_ROWS)
+    for part, groups in sorted(wanted.items()):
+        with store.open_parquet(part_name(part)) as file:
+            for group, rows in sorted(groups.items()):
+                yield from file.read_row_group(group).take(sorted(rows)).to_pylist()
+
+
+def _row(place: Place, class_id: int, photo: dict[str, Any]) -> dict[str, Any]:
+    own = next(a for a in photo["annotations"] if a["class_id"] == class_id)
+    return {
+        "annotation_id": place.annotation_id, "class_id": class_id, "crop": None, "instances": own["instances"],
+        "image_class_ids": [a["class_id"] for a in photo["annotations"]],
+        "image_class_areas": [a["area"] for a in photo["annotations"]],
+        **{k: photo[k] for k in ("image_id", "image", "void_rle", "height", "width")},
+    }

@@ -1,0 +1,145 @@
+"""Pass 1 of a build: one fixed group of images becomes one part of the image table. Runs in Ray Data's workers."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from fss_models.errors import BadImage, FssError
+from pipelines.config import DataConfig
+from pipelines.data import rle
+from pipelines.data.decode import decode_image, decode_sized
+from pipelines.data.parquet import GROUP_ROWS, parquet_bytes
+from pipelines.data.schema import FAILURES, IMAGES, INDEX
+from pipelines.data.sources.base import Failure, Fetched, Item, Mark, Source
+from pipelines.storage import Store
+
+READERS = 4  # files on their way at a time in one task
+Entry = tuple[Item, str]  # an image and its split
+
+
+def part_name(part: int) -> str:
+    """The image table's file number `part`."""
+    return f"images/part-{part:05d}.parquet"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartBuilder:
+    """Reads, validates and writes one part; a finished part is left as it is.
+
+    The part's file is written last, so where it is there, its index and its failures are too.
+    """
+
+    source: Source
+    cfg: DataConfig
+    out: str
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """{"part", "entries" (pickled by the driver)} -> {"images", "index" (Parquet bytes)}."""
+        part, entries = int(row["part"]), pickle.loads(row["entries"])
+        store = Store(self.out)
+        index_name = f"build/index-{part:05d}.parquet"
+        if store.exists(part_name(part)):
+            return {"part": part, "images": len(entries), "index": store.read_bytes(index_name)}
+        rows, failures = self._rows(entries)
+        index = parquet_bytes([_index(rows, part)], INDEX)
+        store.write_bytes(f"build/failures-{part:05d}.parquet", parquet_bytes([failure_table(failures)], FAILURES))
+        store.write_bytes(index_name, index)
+        groups = (rows[i : i + GROUP_ROWS] for i in range(0, len(rows), GROUP_ROWS))
+        tables = (pa.Table.from_pylist(g, schema=IMAGES) for g in groups)
+        store.write_bytes(part_name(part), parquet_bytes(tables, IMAGES))
+        return {"part": part, "images": len(entries), "index": index}
+
+    def _rows(self, entries: Sequence[Entry]) -> tuple[list[dict[str, Any]], list[Failure]]:
+        rows, failures = [], []
+        for (item, split), fetched in self._fetch(entries):
+            if isinstance(fetched, Failure):
+                failures.append(fetched)
+                continue
+            try:
+                row, problems = self._row(item, split, fetched)
+            except BadImage as error:
+                failures.append(Failure(item.file_name, "decode", error.reason))
+                continue
+            rows.append(row)
+            failures += [Failure(item.file_name, "annotate", p) for p in problems]
+        return rows, failures
+
+    def _fetch(self, entries: Sequence[Entry]) -> Iterator[tuple[Entry, Fetched | Failure]]:
+        with ThreadPoolExecutor(READERS) as pool:
+            yield from zip(entries, pool.map(self._fetch_one, [item for item, _ in entries]), strict=True)
+
+    def _fetch_one(self, item: Item) -> Fetched | Failure:
+        try:
+            return self.source.fetch(item)
+        except FssError as error:
+            if _one_file(error):
+                return Failure(item.file_name, "read", error.what)
+            raise
+
+    def _row(self, item: Item, split: str, fetched: Fetched) -> tuple[dict[str, Any], list[str]]:
+        """A row of the image table, and what was wrong with single annotations. Raises `BadImage`."""
+        size, limits = self.source.sizes(item, fetched), {"max_pixels": self.cfg.max_pixels, "max_bytes": self.cfg.max_bytes}
+        pixels = decode_sized(fetched.data, *size, **limits) if size else decode_image(fetched.data, **limits)
+        height, width = pixels.shape[:2]
+        marks = self.source.mark(item, fetched, height, width)
+        row = {
+            "image_id": item.image_id, "file_name": item.file_name, "split": split, "image": fetched.data,
+            "sha256": hashlib.sha256(fetched.data).hexdigest(), "height": height, "width": width,
+            "annotations": _annotations(marks.instances, height, width), "void_rle": marks.void,
+        }
+        return row, marks.problems
+
+
+def failure_table(failures: Sequence[Failure]) -> pa.Table:
+    """Failures as rows."""
+    return pa.Table.from_pylist([f.__dict__ for f in failures], schema=FAILURES)
+
+
+def _one_file(error: FssError) -> bool:
+    """Whether only this file is at fault; a server that is away or refuses us stops the build instead."""
+    cause = error.__cause__
+    return isinstance(cause, FileNotFoundError | IsADirectoryError) or (
+        isinstance(cause, OSError) and not error.where.startswith("s3://"))
+
+
+def _annotations(marks: Sequence[Mark], height: int, width: int) -> list[dict[str, Any]]:
+    """One entry a class, in class order; its area is the union of the instances that are no crowd."""
+    by_class: dict[int, list[Mark]] = defaultdict(list)
+    for mark in marks:
+        by_class[mark.class_id].append(mark)
+    return [
+        {"class_id": c, "area": rle.union_area([m.rle for m in found if not m.iscrowd], height, width),
+         "instances": [_instance(m, height, width) for m in found]}
+        for c, found in sorted(by_class.items())
+    ]
+
+
+def _instance(mark: Mark, height: int, width: int) -> dict[str, Any]:
+    return {"rle": mark.rle, "bbox": rle.bbox(mark.rle, height, width),
+            "area": float(rle.area(mark.rle, height, width)), "iscrowd": mark.iscrowd}
+
+
+def _index(rows: Sequence[dict[str, Any]], part: int) -> pa.Table:
+    kept = ("image_id", "file_name", "split", "height", "width", "sha256")
+    return pa.Table.from_pylist([
+        {**{k: row[k] for k in kept}, "bytes": len(row["image"]), "part": part, "row": number,
+         "class_ids": [a["class_id"] for a in row["annotations"]],
+         "class_areas": [a["area"] for a in row["annotations"]], "digest": _digest(row)}
+        for number, row in enumerate(rows)
+    ], schema=INDEX)
+
+
+def _digest(row: dict[str, Any]) -> str:
+    """A hash of the row's content that does not depend on Parquet or on where the photos lie."""
+    marks = [(a["class_id"], [(i["rle"], i["iscrowd"]) for i in a["instances"]]) for a in row["annotations"]]
+    facts = (row["image_id"], row["file_name"], row["split"], row["sha256"], row["height"], row["width"], marks,
+             row["void_rle"])
+    return hashlib.sha256(repr(facts).encode()).hexdigest()
