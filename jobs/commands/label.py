@@ -1,0 +1,46 @@
+"""`fss label`: every photo under a URL, through the deployed champion."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from jobs.options import JsonOption, RecipeOption, SetOption
+from jobs.recipes import load_recipe
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("label", help="Label all photos under a URL; started again it does only what is left.")(label)
+
+
+def label(
+    images: Annotated[str, typer.Option("--images", help="Folder or s3://bucket/prefix of photos.")],
+    supports: Annotated[str, typer.Option("--supports", help="JSON file: class name, photos and marks on them.")],
+    out: Annotated[str, typer.Option("--out", "-o", help="Where parts and labels go.")],
+    workspace: Annotated[str | None, typer.Option("--workspace", "-w", help="Whose champion; default: recipe.")] = None,
+    bundle: Annotated[str, typer.Option("--bundle", help="A bundle instead of the workspace's champion.")] = "",
+    service: Annotated[str, typer.Option("--service", help="Address of a running service.")] = "",
+    threshold: Annotated[float | None, typer.Option("--threshold", help="Probability of an object's pixel.")] = None,
+    limit: Annotated[int, typer.Option("--limit", min=0, help="Only the first photos; 0: all.")] = 0,
+    recipe: RecipeOption = "demo",
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Label all photos under a URL."""
+    from pipelines.labelling.run import LabelRequest, run_label_job
+
+    changes = [*(overrides or []), *([f"label.threshold={threshold}"] if threshold is not None else [])]
+    read = load_recipe(recipe, changes, out=workspace)
+    summary = run_label_job(LabelRequest(recipe=read, images=images, supports=supports, out=out, bundle=bundle,
+                                         service=service, limit=limit))
+    if as_json:
+        print(json.dumps(summary))
+        return
+    print(f"{summary['images']} photos: {summary['with_object']} show {summary['class_name']!r}, "
+          f"{summary['without_object']} do not, {summary['failed']} cannot be read")
+    print(f"labels: {summary['labels']}")
+    if summary["failed"]:
+        print(f"failures: {summary['failures']}")

@@ -1,0 +1,117 @@
+"""Who computes the labels of a chunk: the running service over HTTP, or a deployment of the job's own."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, Protocol, TypeVar
+
+import httpx
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
+
+from fss_models.errors import FssError
+from pipelines.cluster import cluster
+from pipelines.progress import say
+from pipelines.serving.client import Client, ServiceError
+from pipelines.serving.labeler import Failure, Label
+from pipelines.serving.spec import ModelSpec, best_device
+from pipelines.serving.supports import SupportSet
+
+LOCAL_REQUEST_BYTES = 32_000_000  # of photos in one request; the object store holds a few of them
+ATTEMPTS = 6
+T = TypeVar("T")
+
+
+class Engine(Protocol):
+    """Labels the photos of one request. Called from several threads at a time."""
+
+    request_bytes: int
+
+    def label(self, images: list[bytes], support_id: str, threshold: float) -> list[Label | Failure]:
+        """One result a photo, in order. Raises after several attempts."""
+
+
+class ServiceEngine:
+    """The deployed champion, over HTTP."""
+
+    def __init__(self, client: Client, max_request_bytes: int) -> None:
+        self._client = client
+        self.request_bytes = min(LOCAL_REQUEST_BYTES, max_request_bytes * 3 // 4 - 65_536)  # base64 and JSON around it
+
+    def label(self, images: list[bytes], support_id: str, threshold: float) -> list[Label | Failure]:
+        """See `Engine`."""
+        return _retrying(lambda: self._client.segment(images, support_id, threshold, bulk=True))
+
+
+class LocalEngine:
+    """A deployment inside this command's cluster, through its handle."""
+
+    request_bytes = LOCAL_REQUEST_BYTES
+
+    def __init__(self, handle: Any) -> None:
+        self._handle = handle
+
+    def label(self, images: list[bytes], support_id: str, threshold: float) -> list[Label | Failure]:
+        """See `Engine`."""
+        results: list[Label | Failure] = _retrying(
+            lambda: self._handle.chunk.remote(images, support_id, threshold).result())
+        return results
+
+
+@contextmanager
+def service_engine(url: str, supports: SupportSet, max_request_bytes: int) -> Iterator[Engine]:
+    """The running service, once it knows the support set."""
+    client = Client(url)
+    try:
+        _retrying(lambda: client.add_support(supports))
+        yield ServiceEngine(client, max_request_bytes)
+    finally:
+        client.close()
+
+
+@contextmanager
+def local_engine(spec: ModelSpec) -> Iterator[Engine]:
+    """A deployment of this job's own, gone with it. No port is opened for it."""
+    with cluster() as ray:
+        from ray import serve
+
+        from pipelines.serving.model import bulk
+        from pipelines.serving.server import deploy
+
+        name = f"fss-label-{uuid.uuid4().hex[:8]}"
+        began = time.monotonic()
+        handle = deploy(bulk(replace(spec, device=best_device(ray)), on_demand=False), name=name)
+        say(f"the model is up after {time.monotonic() - began:.1f} s")
+        try:
+            yield LocalEngine(handle)
+        finally:
+            serve.delete(name)
+
+
+def _retrying(call: Callable[[], T]) -> T:
+    """Again, with growing pauses, if a replica died, the queue was full or the service was away for a moment."""
+    again = Retrying(stop=stop_after_attempt(ATTEMPTS), wait=wait_exponential_jitter(initial=0.5, max=15),
+                     retry=retry_if_exception(_passing), before_sleep=_tell, reraise=True)
+    try:
+        return again(call)
+    except httpx.HTTPError as error:
+        raise FssError(f"the service does not answer: {error}", mend="run the same command again to go on") from error
+
+
+def _passing(error: BaseException) -> bool:
+    if isinstance(error, ServiceError):
+        return error.status in (429, 500, 502, 503, 504)
+    if isinstance(error, httpx.TransportError):
+        return True
+    from ray.exceptions import RayActorError
+    from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+
+    return isinstance(error, RayActorError | BackPressureError | DeploymentUnavailableError)
+
+
+def _tell(state: RetryCallState) -> None:
+    error = state.outcome.exception() if state.outcome else None
+    say(f"a request failed ({type(error).__name__}), attempt {state.attempt_number}; trying again")

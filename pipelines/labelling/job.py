@@ -1,0 +1,82 @@
+"""The labelling job: chunks that have no part are read, labelled and written, a few at a time, until none is left."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+
+from pipelines.labelling.engines import Engine
+from pipelines.labelling.images import ImageList, Reader
+from pipelines.labelling.manifest import JobManifest
+from pipelines.labelling.parts import finished, write_part
+from pipelines.progress import Bar
+from pipelines.serving.labeler import Failure, Label
+from pipelines.storage import Store
+
+READERS = 8  # threads that read photos: they wait for the store, not for the processor
+
+
+@dataclass(frozen=True)
+class Job:
+    """A claimed output folder and what is to be done in it."""
+
+    out: Store
+    images: ImageList
+    manifest: JobManifest
+
+    def left(self) -> list[int]:
+        """Chunks without a part."""
+        done = finished(self.out)
+        return [c for c in range(self.manifest.chunks) if c not in done]
+
+    def run(self, engine: Engine, left: list[int], in_flight: int) -> int:
+        """Label the chunks `left`, at most `in_flight` at a time. Returns how many photos were labelled now."""
+        todo = sum(len(self.manifest.rows(c)) for c in left)
+        reader = Reader(self.images, max_bytes=self.manifest.max_bytes, threads=READERS)
+        done = len(self.images) - todo
+        pool = ThreadPoolExecutor(in_flight, thread_name_prefix="chunk")
+        try:
+            with Bar("label", len(self.images), unit="images", done=done) as bar:
+                for future in as_completed([pool.submit(self._chunk, c, engine, reader) for c in left]):
+                    bar.step(future.result())
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+            reader.close()
+        return todo
+
+    def _chunk(self, chunk: int, engine: Engine, reader: Reader) -> int:
+        rows = self.manifest.rows(chunk)
+        results = label_rows(rows, engine, reader, self.manifest)
+        write_part(self.out, chunk, self.images, rows, self.manifest.class_name, results)
+        return len(rows)
+
+
+def label_rows(rows: range, engine: Engine, reader: Reader, manifest: JobManifest) -> list[Label | Failure]:
+    """One result a row. Photos that could not be read are not sent; large chunks are sent in pieces."""
+    results: dict[int, Label | Failure] = {}
+    for piece in _pieces(rows, engine.request_bytes, reader, manifest.batch):
+        sent = {row: data for row, data in piece.items() if isinstance(data, bytes)}
+        results.update({row: data for row, data in piece.items() if isinstance(data, Failure)})
+        if sent:
+            found = engine.label(list(sent.values()), manifest.support_id, manifest.threshold)
+            results.update(zip(sent, found, strict=True))
+    return [results[row] for row in rows]
+
+
+def _pieces(rows: range, limit: int, reader: Reader, batch: int) -> Iterator[dict[int, bytes | Failure]]:
+    """Whole batches as long as they fit into one request; usually the whole chunk."""
+    held: dict[int, bytes | Failure] = {}
+    size = 0
+    for start in range(0, len(rows), batch):
+        part = rows[start : start + batch]
+        for row, data in zip(part, reader.read(part), strict=True):
+            if isinstance(data, bytes) and len(data) > limit:
+                data = Failure(reason=f"{len(data)} bytes are more than a request may hold", stage="send")
+            more = len(data) if isinstance(data, bytes) else 0
+            if held and size + more > limit:
+                yield held
+                held, size = {}, 0
+            held[row], size = data, size + more
+    if held:
+        yield held

@@ -1,0 +1,119 @@
+"""`fss label` from end to end: claim the folder, find an engine, label what is left, write the outputs."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+from fss_models.errors import FssError
+from pipelines.bundle import BundleInfo, read_bundle_info
+from pipelines.config import Recipe
+from pipelines.labelling.engines import Engine, local_engine, service_engine
+from pipelines.labelling.images import list_images
+from pipelines.labelling.job import Job
+from pipelines.labelling.manifest import JobManifest, claim, code_version, describe_images
+from pipelines.labelling.outputs import SUMMARY, write_outputs
+from pipelines.progress import say
+from pipelines.serving.client import Client, find_service
+from pipelines.serving.spec import model_spec
+from pipelines.serving.support_files import read_support_file
+from pipelines.serving.supports import SupportSet
+from pipelines.storage import Store, join
+from pipelines.workspace import Workspace
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelRequest:
+    """What a person asked for. `bundle` and `service` may be empty: then the workspace's champion and service."""
+
+    recipe: Recipe
+    images: str
+    supports: str
+    out: str
+    bundle: str = ""
+    service: str = ""
+    limit: int = 0
+
+
+def run_label_job(request: LabelRequest) -> dict[str, Any]:
+    """Label all photos. Returns the summary. Raises `FssError` for a person's mistakes."""
+    supports = read_support_file(request.supports)
+    service, health = _service(request)
+    bundle_url = request.bundle or Workspace(request.recipe.out).champion
+    about = health if health and not request.bundle else _about(read_bundle_info(bundle_url))
+    images = list_images(request.images, request.limit)
+    config = request.recipe.label
+    manifest = JobManifest(
+        **describe_images(images), class_name=supports.class_name, support_id=supports.support_id,
+        bundle_id=about["bundle_id"], method=about["method"], preset=about["preset"], chunk=config.chunk,
+        batch=config.batch, threshold=config.threshold, limit=request.limit,
+        max_pixels=request.recipe.data.max_pixels, max_bytes=request.recipe.data.max_bytes,
+        code_version=code_version(),
+    )
+    out = Store(request.out)
+    again = claim(out, manifest)
+    job = Job(out, images, manifest)
+    left = job.left()
+    if again and not left and out.exists(SUMMARY):
+        say("everything is labelled already")
+        summary: dict[str, Any] = out.read_json(SUMMARY)
+        return {**summary, "labelled_now": 0}
+    now = _run(job, left, supports, service, health, bundle_url, request.recipe)
+    return {**write_outputs(out, manifest), "labelled_now": now}
+
+
+def _run(job: Job, left: list[int], supports: SupportSet, service: str, health: dict[str, Any] | None,
+         bundle_url: str, recipe: Recipe) -> int:
+    if not left:
+        return 0
+    if service and health:
+        say(f"labelling through the service at {service}")
+        engine: AbstractContextManager[Engine] = service_engine(service, supports, health["max_request_bytes"])
+    else:
+        root = join(job.out.url, "supports")
+        supports.save(root)
+        engine = local_engine(model_spec(recipe, bundle_url=bundle_url, supports_url=root, device="cpu",
+                                         batch=job.manifest.batch))
+    with engine as ready:
+        return job.run(ready, left, recipe.label.in_flight)
+
+
+def _about(info: BundleInfo) -> dict[str, Any]:
+    return {"bundle_id": info.bundle_id, "method": info.method, "preset": info.preset}
+
+
+def _service(request: LabelRequest) -> tuple[str, dict[str, Any] | None]:
+    """The service to use and its health. One named by --service has to fit; a workspace's own is used if it does."""
+    batch = request.recipe.label.batch
+    if request.service:
+        health = _reach(request.service)
+        wanted = read_bundle_info(request.bundle).bundle_id if request.bundle else health["bundle_id"]
+        if health["bundle_id"] != wanted:
+            raise FssError(f"serves bundle {health['bundle_id']}, not {wanted}", where=request.service,
+                           mend="leave --service or --bundle out")
+        if health["batch"] != batch:
+            raise FssError(f"works in batches of {health['batch']}, the job of {batch}", where=request.service,
+                           mend=f"--set label.batch={health['batch']}")
+        return request.service, health
+    found = find_service(Workspace(request.recipe.out).service)
+    if found is None:
+        return "", None
+    url, health = found
+    bundle = read_bundle_info(request.bundle or Workspace(request.recipe.out).champion).bundle_id
+    if health["bundle_id"] != bundle or health["batch"] != batch:
+        say(f"the service at {url} runs another bundle or batch size; starting a deployment of this job's own")
+        return "", None
+    return url, health
+
+
+def _reach(url: str) -> dict[str, Any]:
+    import httpx
+
+    client = Client(url, timeout_s=10)
+    try:
+        return client.health()
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise FssError(f"no service answers: {error}", where=url, mend="start one with `fss serve`") from error
+    finally:
+        client.close()

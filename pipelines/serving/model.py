@@ -1,0 +1,83 @@
+"""The model behind the service: one class, deployed once for people (`interactive`) and once for jobs (`bulk`)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from ray import serve
+from ray.serve import Application, Deployment
+
+from pipelines.serving.labeler import Failure, Label, Labeler, Limits
+from pipelines.serving.spec import ModelSpec
+from pipelines.serving.supports import SupportSet
+
+Item = tuple[bytes, str, float]  # photo, support id, threshold
+CONCURRENT_BATCHES = 2  # one is decoded while the other is in the model
+BULK_CHUNKS = 2  # the same for chunks
+
+
+class Model:
+    """A `Labeler` in a replica. Photos of concurrent requests share batches, whatever support set each wants."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        import torch
+
+        torch.set_num_threads(spec.torch_threads)
+        limits = Limits(max_pixels=spec.max_pixels, max_bytes=spec.max_bytes)
+        self.labeler = Labeler(spec.bundle_url, spec.device, decoders=spec.torch_threads,
+                               supports_url=spec.supports_url, limits=limits)
+        self.batch = spec.batch
+        self._one = _batched(self.labeler, spec)
+
+    async def add_support(self, supports: SupportSet) -> str:
+        """Compute the memory. Raises `FssError` if the method refuses the prompts."""
+        return await asyncio.to_thread(self.labeler.add_support, supports)
+
+    async def segment(self, images: list[bytes], support_id: str, threshold: float) -> list[Label | Failure]:
+        """A person's photos, batched with those of other requests. Raises `UnknownSupportError`."""
+        await asyncio.to_thread(self.labeler.memory, support_id)  # here, so that nobody else's request fails with it
+        return list(await asyncio.gather(*(self._one((image, support_id, threshold)) for image in images)))
+
+    async def chunk(self, images: list[bytes], support_id: str, threshold: float) -> list[Label | Failure]:
+        """A job's photos in batches of their own: the same photos give the same bytes. Raises `UnknownSupportError`."""
+        return await asyncio.to_thread(self.labeler.label, images, support_id, self.batch, threshold)
+
+
+def _batched(labeler: Labeler, spec: ModelSpec) -> Any:
+    @serve.batch(max_batch_size=spec.batch, batch_wait_timeout_s=spec.wait_s,
+                 max_concurrent_batches=CONCURRENT_BATCHES)
+    async def one(items: Sequence[Item]) -> list[Label | Failure]:
+        images, wanted = [i[0] for i in items], [(i[1], i[2]) for i in items]
+        return await asyncio.to_thread(labeler.label_mixed, images, wanted, spec.batch)
+
+    return one
+
+
+def interactive(spec: ModelSpec) -> Application:
+    """For people: many small requests, batched together; refused (503) when too many wait."""
+    made = serve.deployment(
+        name="interactive", num_replicas=spec.replicas, ray_actor_options=spec.actor_options,
+        # Batches only fill if at least that many requests may be in the replica.
+        max_ongoing_requests=spec.batch * CONCURRENT_BATCHES, max_queued_requests=8 * spec.batch,
+    )
+    return _bind(made(Model), spec)
+
+
+def bulk(spec: ModelSpec, *, on_demand: bool) -> Application:
+    """For labelling jobs: a request is a chunk. `on_demand` starts replicas when a job comes, and stops them after."""
+    count: dict[str, Any] = {"num_replicas": spec.replicas}
+    if on_demand:
+        count = {"autoscaling_config": {
+            "min_replicas": 0, "initial_replicas": 0, "max_replicas": spec.replicas, "upscale_delay_s": 0,
+            "target_ongoing_requests": BULK_CHUNKS, "downscale_delay_s": 300}}
+    made = serve.deployment(
+        name="bulk", ray_actor_options=spec.actor_options, max_ongoing_requests=BULK_CHUNKS,
+        max_queued_requests=64, **count,
+    )
+    return _bind(made(Model), spec)
+
+
+def _bind(deployment: Deployment, spec: ModelSpec) -> Application:
+    return deployment.bind(spec)

@@ -1,0 +1,73 @@
+"""Starting Ray Serve: for a job's own deployment (no port), and as the HTTP service."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from contextlib import suppress
+from typing import Any
+
+from fss_models.errors import FssError
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def deploy(application: Any, *, name: str, http: tuple[str, int] | None = None) -> Any:
+    """Run an application and return its handle. Without `http` (host, port) no port is opened."""
+    from ray import serve
+    from ray.serve.schema import LoggingConfig
+
+    logs = LoggingConfig(log_level="WARNING", enable_access_log=False)
+    _hush()
+    if http:
+        serve.start(proxy_location="HeadOnly", logging_config=logs,
+                    http_options={"host": http[0], "port": http[1], "request_timeout_s": 600})
+    else:
+        serve.start(proxy_location="Disabled", logging_config=logs)
+    _hush()
+    try:
+        return serve.run(application, name=name, route_prefix="/" if http else None, logging_config=logs)
+    except RuntimeError as error:
+        raise FssError(f"the model does not start: {_last_line(error)}", mend="FSS_RAY_LOGS=1 shows its log") from error
+
+
+def _last_line(error: Exception) -> str:
+    """The innermost reason in Serve's report of a failed start."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    named = [line for line in lines if "Error" in line or line.startswith("fss_models")]
+    return (named or lines or [type(error).__name__])[-1]
+
+
+def _hush() -> None:
+    """Serve tells the user's screen what it does; keep only what is wrong. Serve sets the level anew when it starts."""
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+
+
+def free_port(host: str, port: int) -> int:
+    """`port`, or any free one where it is 0. Raises `FssError` if somebody listens there already."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise FssError(f"cannot listen on {host}:{port}: {os.strerror(error.errno or 0)}",
+                           mend="choose another --port (0 takes any free one)") from error
+        return int(probe.getsockname()[1])
+
+
+def check_host(host: str, token: str) -> None:
+    """Raises `FssError` if others could reach the service and there is no token."""
+    if host not in LOOPBACK and not token:
+        raise FssError(f"--host {host} lets others in, and there is no token",
+                       mend="set FSS_TOKEN to a long secret, or serve on 127.0.0.1")
+
+
+def shut_down() -> None:
+    """Stop Serve on a private cluster; one named by RAY_ADDRESS is left alone."""
+    from ray import serve
+
+    if not os.environ.get("RAY_ADDRESS"):
+        with suppress(Exception):
+            serve.shutdown()  # type: ignore[no-untyped-call]

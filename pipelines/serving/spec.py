@@ -1,0 +1,49 @@
+"""What a deployment needs to know, as one value that travels to its replicas."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.config import Recipe, ServeConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """One model to serve: which bundle, where support sets are, how much at a time."""
+
+    bundle_url: str
+    supports_url: str
+    device: str = "cpu"
+    batch: int = 8
+    wait_s: float = 0.02
+    threads: int = 0
+    replicas: int = 1
+    max_pixels: int = 50_000_000
+    max_bytes: int = 64_000_000
+
+    @property
+    def torch_threads(self) -> int:
+        """Threads of the model; 0 in the recipe means the machine's cores."""
+        return self.threads or os.cpu_count() or 1
+
+    @property
+    def actor_options(self) -> dict[str, Any]:
+        """Fractions, so that interactive and bulk replicas share a machine and a GPU."""
+        return {"num_cpus": 0.5, **({"num_gpus": 0.5} if self.device != "cpu" else {})}
+
+
+def model_spec(recipe: Recipe, *, bundle_url: str, supports_url: str, device: str, batch: int) -> ModelSpec:
+    """A recipe's serving section as a `ModelSpec`."""
+    serve: ServeConfig = recipe.serve
+    return ModelSpec(
+        bundle_url=bundle_url, supports_url=supports_url, device=device, batch=batch, wait_s=serve.wait_s,
+        threads=serve.threads, replicas=serve.replicas, max_pixels=recipe.data.max_pixels,
+        max_bytes=recipe.data.max_bytes,
+    )
+
+
+def best_device(ray: Any) -> str:
+    """`cuda` where the cluster has a GPU, else `cpu`."""
+    return "cuda" if ray.cluster_resources().get("GPU", 0) else "cpu"

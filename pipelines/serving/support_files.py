@@ -1,0 +1,79 @@
+"""Reading support sets that people write: a JSON file next to photos, or a JSON request with photos in base64.
+
+    {"class_name": "cat", "supports": [{"image": "cat.jpg", "mask": "cat.png"}, {"image": "b.jpg", "box": [..]}]}
+
+In a file, `image` and a text `mask` are paths relative to the file (or URLs); in a request they are base64 (a data URL
+is welcome). The other marks are described in `marks`.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Callable
+from typing import Any
+
+from fss_models.errors import FssError
+from pipelines.serving.marks import KINDS, Mark, check_keys, mask_from_picture
+from pipelines.serving.supports import SupportSet, build_support_set
+from pipelines.storage import Store
+
+Fetch = Callable[[str, str], bytes]  # (text, where) -> bytes
+
+
+def read_support_file(url: str) -> SupportSet:
+    """A supports file, local or s3://. Raises `FssError` with one line for every mistake."""
+    folder, _, name = Store(url).url.rpartition("/")
+    store = Store(folder or "/")
+    content = store.read_json(name)
+
+    def fetch(path: str, where: str) -> bytes:
+        place, _, leaf = path.rpartition("/")
+        absolute = "://" in path or path.startswith("/")
+        holder = Store((place or "/") if absolute else "/".join(p for p in (store.url, place) if p))
+        if not holder.exists(leaf):
+            raise FssError(f"{path!r} does not exist", where=where, mend="paths are relative to the supports file")
+        return holder.read_bytes(leaf)
+
+    return _read(content, fetch, name)
+
+
+def support_set_from_request(body: Any) -> SupportSet:
+    """The content of `POST /v1/supports`. Raises `FssError` with one line for every mistake."""
+    return _read(body, from_base64, "")
+
+
+def from_base64(text: str, where: str) -> bytes:
+    """The bytes of base64 text or of a data URL."""
+    if text.startswith("data:"):
+        text = text.partition(",")[2]
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise FssError("is not base64", where=where) from error
+
+
+def support_request(supports: SupportSet) -> dict[str, Any]:
+    """The content of `POST /v1/supports` for a support set."""
+    rows = [{"image": base64.b64encode(s.image).decode(), **s.mark} for s in supports.supports]
+    return {"class_name": supports.class_name, "supports": rows}
+
+
+def _read(content: Any, fetch: Fetch, where: str) -> SupportSet:
+    prefix = f"{where}: " if where else ""
+    check_keys(content, ("class_name", "supports"), where or "request")
+    rows = content.get("supports")
+    if not isinstance(rows, list):
+        raise FssError("supports is not a list", where=where, mend='"supports": [{"image": ..., "mask": ...}]')
+    read = [_row(row, fetch, f"{prefix}supports[{i}]") for i, row in enumerate(rows)]
+    return build_support_set(content.get("class_name"), read, where)
+
+
+def _row(row: Any, fetch: Fetch, where: str) -> tuple[bytes, Mark]:
+    check_keys(row, ("image", *KINDS, "labels"), where)
+    mark = {k: v for k, v in row.items() if k != "image"}
+    if not isinstance(row.get("image"), str) or not row["image"]:
+        raise FssError("image is missing", where=where)
+    if isinstance(mark.get("mask"), str):
+        mark["mask"] = mask_from_picture(fetch(mark["mask"], f"{where}.mask"), f"{where}.mask")
+    return fetch(row["image"], f"{where}.image"), mark

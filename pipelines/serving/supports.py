@@ -1,0 +1,110 @@
+"""Support sets: a class name and the prompted photos that show it. Checked here, stored here.
+
+Photos and prompts in storage are the truth; what a model computed from them is only a cache. The id is the hash of
+photos and prompts, so the same support set has the same id on every machine. Photos are shown upright (EXIF applied),
+and prompts are in pixels of the upright photo.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from fss_models.clip import Prompt
+from fss_models.errors import FssError
+from pipelines.data.decode import decode_image
+from pipelines.serving.marks import Mark, check_mark, mark_prompt
+from pipelines.storage import Store, join
+
+MAX_PIXELS = 50_000_000
+MAX_BYTES = 64_000_000
+RECORD = "support.json"
+
+
+@dataclass(frozen=True)
+class Support:
+    """One photo (its original bytes) and the mark on it, as canonical JSON (see `marks.check_mark`)."""
+
+    image: bytes
+    mark: Mark
+
+    @property
+    def sha256(self) -> str:
+        """The hash of the photo's bytes."""
+        return hashlib.sha256(self.image).hexdigest()
+
+
+@dataclass(frozen=True)
+class SupportSet:
+    """A class name and its prompted photos."""
+
+    class_name: str
+    supports: tuple[Support, ...]
+
+    @cached_property
+    def support_id(self) -> str:
+        """16 hex digits: the hash of photos and prompts, in order."""
+        parts = [[s.sha256, s.mark] for s in self.supports]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+    def decoded(self) -> tuple[list[np.ndarray], list[Prompt]]:
+        """Upright photos [H, W, 3] uint8 and their prompts."""
+        return [decode_support(s.image) for s in self.supports], [mark_prompt(s.mark) for s in self.supports]
+
+    def save(self, root: str) -> str:
+        """Write below `root`/<id>; the record is written last, so half a folder is none. Returns the id."""
+        store = Store(join(root, self.support_id))
+        for support in self.supports:
+            if not store.exists(support.sha256):
+                store.write_bytes(support.sha256, support.image)
+        rows = [{"image": s.sha256, **s.mark} for s in self.supports]
+        store.write_json(RECORD, {"class_name": self.class_name, "supports": rows})
+        return self.support_id
+
+
+def load_support_set(root: str, support_id: str) -> SupportSet:
+    """A stored support set. Raises `UnknownSupportError` if there is none with that id."""
+    if not (len(support_id) == 16 and set(support_id) <= set("0123456789abcdef")):
+        raise UnknownSupportError(support_id)
+    store = Store(join(root, support_id))
+    if not store.exists(RECORD):
+        raise UnknownSupportError(support_id)
+    record = store.read_json(RECORD)
+    rows = [(store.read_bytes(row.pop("image")), row) for row in record["supports"]]
+    return SupportSet(record["class_name"], tuple(Support(data, mark) for data, mark in rows))
+
+
+class UnknownSupportError(FssError):
+    """No support set has this id."""
+
+    def __init__(self, support_id: str) -> None:
+        super().__init__(f"unknown support_id {support_id[:64]!r}", mend="post it to /v1/supports first")
+        self.support_id = support_id
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (UnknownSupportError, (self.support_id,))
+
+
+def build_support_set(class_name: Any, rows: Sequence[tuple[bytes, dict[str, Any]]], where: str = "") -> SupportSet:
+    """Check photos and marks. Raises `FssError` naming the support (counted from 0) and the mistake."""
+    if not isinstance(class_name, str) or not class_name.strip():
+        raise FssError("class_name is missing", where=where, mend='name what the supports show: "class_name": "cat"')
+    if not rows:
+        raise FssError("there are no supports", where=where, mend="give at least one photo with a mark on it")
+    supports = []
+    for number, (data, mark) in enumerate(rows):
+        place = f"{where + ': ' if where else ''}supports[{number}]"
+        height, width = decode_support(data, place).shape[:2]
+        supports.append(Support(data, check_mark(mark, height, width, place)))
+    return SupportSet(class_name.strip()[:200], tuple(supports))
+
+
+def decode_support(data: bytes, where: str = "") -> np.ndarray:
+    """[H, W, 3] uint8, upright. Raises `BadImage`."""
+    return decode_image(data, max_pixels=MAX_PIXELS, max_bytes=MAX_BYTES, where=where, exif=True)
