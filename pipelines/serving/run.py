@@ -1,0 +1,77 @@
+"""`fss serve` from end to end: check, start, say where, wait for the signal, clean up."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from contextlib import suppress
+from typing import Any
+
+from fss_models.errors import FssError
+from pipelines.bundle import read_bundle_info
+from pipelines.cluster import cluster
+from pipelines.config import Recipe
+from pipelines.progress import say
+from pipelines.serving.server import check_host, deploy, free_port, shut_down
+from pipelines.serving.spec import best_device, model_spec
+from pipelines.storage import Store
+from pipelines.workspace import Workspace
+
+
+def serve_until_stopped(recipe: Recipe, *, bundle: str = "", as_json: bool = False) -> None:
+    """Serve until SIGINT or SIGTERM. Raises `FssError` for a missing bundle, a taken port or a missing token."""
+    workspace, config = Workspace(recipe.out), recipe.serve
+    token = os.environ.get("FSS_TOKEN", "")
+    check_host(config.host, token)
+    bundle_url = bundle or workspace.champion
+    info = read_bundle_info(bundle_url)
+    port = free_port(config.host, config.port)
+    stop = _stop_on_signals()
+    with cluster() as ray:
+        from pipelines.serving.app import ServiceSpec, application
+        from pipelines.serving.requests import token_hash
+
+        spec = model_spec(recipe, bundle_url=Store(bundle_url).url, supports_url=workspace.supports,
+                          device=best_device(ray), batch=config.max_batch)
+        service = ServiceSpec(model=spec, max_request_bytes=config.max_request_bytes, token=token_hash(token))
+        say(f"starting {info.method}/{info.preset} on {spec.device} ...")
+        began = time.monotonic()
+        try:
+            deploy(application(service), name="fss", http=(config.host, port))
+            record = {"url": _url(config.host, port), "pid": os.getpid(), "bundle_id": info.bundle_id}
+            Store(workspace.url).write_json("serve.json", record)
+            _announce(record, time.monotonic() - began, as_json)
+            stop.wait()
+        finally:
+            _forget(workspace)
+            shut_down()
+
+
+def _url(host: str, port: int) -> str:
+    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}.get(host, host)
+    return f"http://{shown}:{port}"
+
+
+def _announce(record: dict[str, Any], seconds: float, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(record), flush=True)
+    say(f"serving bundle {record['bundle_id']} at {record['url']} after {seconds:.1f} s; Ctrl-C stops it")
+
+
+def _stop_on_signals() -> threading.Event:
+    """An event that SIGINT and SIGTERM set. Raised as an exception, they could tear a write."""
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    return stop
+
+
+def _forget(workspace: Workspace) -> None:
+    """Remove serve.json if it is ours."""
+    store = Store(workspace.url)
+    with suppress(FssError, KeyError, TypeError):
+        if store.exists("serve.json") and store.read_json("serve.json")["pid"] == os.getpid():
+            store.delete("serve.json")
