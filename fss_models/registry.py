@@ -56,16 +56,22 @@ def build(method: str, preset: str, config: dict[str, Any] | None = None, *, wei
     what was trained, finds the same frozen random parts again. Raises `FssError` for an unknown method, preset or
     config key.
     """
-    cls, config_cls = _find(method)
+    cls, settings = method_class(method), make_config(method, config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = cls(preset=preset, config=settings, weights=weights)  # type: ignore[call-arg]
+    model.set_trainable()
+    return model
+
+
+def make_config(method: str, config: dict[str, Any] | None = None) -> Any:
+    """The configuration of a method from its fields. Raises `FssError` for an unknown method or key."""
+    config_cls = method_config(method)
     known = [f.name for f in fields(config_cls)]
     for key in config or {}:
         if key not in known:
             raise FssError(f"unknown setting {key!r} of method {method!r}", mend=f"known: {', '.join(known) or 'none'}")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = cls(preset=preset, config=config_cls(**(config or {})), weights=weights)  # type: ignore[call-arg]
-    model.set_trainable()
-    return model
+    return config_cls(**(config or {}))
 
 
 def config_dict(model: Segmenter) -> dict[str, Any]:

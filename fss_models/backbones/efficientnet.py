@@ -21,13 +21,18 @@ WEIGHTS_NAME = "efficientnet-lite0-imagenet"
 WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 CHANNELS = (24, 40, 112, 320)  # at strides 4, 8, 16, 32
 _STAGES = ((0, 1), (2,), (3, 4), (5, 6))  # timm's block groups that end at each stride
+_PAIRS = {  # a block's convolutions and the normalisations that follow them, by timm's names
+    "DepthwiseSeparableConv": (("conv_dw", "bn1"), ("conv_pw", "bn2")),
+    "InvertedResidual": (("conv_pw", "bn1"), ("conv_dw", "bn2"), ("conv_pwl", "bn3")),
+}
 
 
 class EfficientNetTrunk(nn.Module):
     """[N, 3, R, R] in [-1, 1] -> four maps [N, C, R/s, R/s], s = 4, 8, 16, 32, finest first.
 
-    `blocks` is flat and `stage_ends` holds the last block of each stage, as in SAM 2's Hiera.
-    Batch normalisation stays in evaluation mode: the statistics are ImageNet's.
+    `blocks` is flat and `stage_ends` holds the last block of each stage, as in SAM 2's Hiera. The batch
+    normalisations are folded into the convolutions (their statistics are ImageNet's and stay so), and the memory
+    layout is channels-last: together they halve the time on a CPU.
     """
 
     def __init__(self, *, pretrained: bool = True) -> None:
@@ -36,7 +41,11 @@ class EfficientNetTrunk(nn.Module):
         if pretrained:
             _load_by_position(net)
         self.pretrained = {WEIGHTS_NAME: WEIGHTS_SHA256} if pretrained else {}
-        self.conv_stem, self.bn1 = net.conv_stem, net.bn1
+        _fold(net.conv_stem, net.bn1)
+        for block in (b for stage in net.blocks for b in stage):
+            for conv, norm in _PAIRS[type(block).__name__]:
+                _fold(getattr(block, conv), getattr(block, norm))
+        self.conv_stem, self.act = net.conv_stem, net.bn1.act
         groups = [[block for g in stage for block in net.blocks[g]] for stage in _STAGES]
         self.blocks = nn.ModuleList([block for group in groups for block in group])
         self.stage_ends = torch.tensor([len(g) for g in groups]).cumsum(0).sub(1).tolist()
@@ -45,7 +54,7 @@ class EfficientNetTrunk(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """The four stages' outputs, finest first."""
-        x = self.bn1(self.conv_stem(x))
+        x = self.act(self.conv_stem(x.contiguous(memory_format=torch.channels_last)))
         maps = []
         for i, block in enumerate(self.blocks):
             x = block(x)
@@ -53,9 +62,18 @@ class EfficientNetTrunk(nn.Module):
                 maps.append(x)
         return maps
 
-    def train(self, mode: bool = True) -> EfficientNetTrunk:
-        """Keep evaluation mode: running statistics and drop path are not for few-shot batches."""
-        return super().train(False)
+
+def _fold(conv: Any, norm: Any) -> None:
+    """Put a frozen batch normalisation into the convolution before it; only its activation stays."""
+    scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+    scaled = conv.weight.detach() * scale.detach()[:, None, None, None]
+    conv.weight = nn.Parameter(scaled.contiguous(memory_format=torch.channels_last))
+    conv.bias = nn.Parameter((norm.bias - norm.running_mean * scale).detach())
+    norm.forward = norm.act.forward  # BatchNormAct2d: normalise, then activate
+    for name in ("weight", "bias"):
+        norm.register_parameter(name, None)
+    for name in ("running_mean", "running_var", "num_batches_tracked"):
+        norm.register_buffer(name, None)
 
 
 def _timm_model() -> Any:

@@ -51,9 +51,9 @@ def _shrink(config: dict[str, Any], size: Preset) -> dict[str, Any]:
     encoder["neck"]["backbone_channel_list"] = list(encoder["trunk"].channel_list)
     encoder["neck"]["d_model"] = encoder["neck"]["position_encoding"]["num_pos_feats"] = size.width
     attention |= {"d_model": size.width, "num_layers": size.memory_layers}
-    attention["layer"] |= {"d_model": size.width, "dim_feedforward": size.feedforward}
+    attention["layer"] |= {"d_model": size.width, "dim_feedforward": size.feedforward, "dropout": 0.0}
     for part in ("self_attention", "cross_attention"):
-        attention["layer"][part] |= {"embedding_dim": size.width, "feat_sizes": [size.side // 16] * 2}
+        attention["layer"][part] |= {"embedding_dim": size.width, "feat_sizes": [size.side // 16] * 2, "dropout": 0.0}
     attention["layer"]["cross_attention"]["kv_in_dim"] = size.memory_width
     memory |= {"in_dim": size.width, "out_dim": size.memory_width}
     memory["position_encoding"]["num_pos_feats"] = size.memory_width

@@ -52,10 +52,10 @@ class Sansa(MemoryMatcher):
         Each target is written to memory with gradients before the next is read (pseudo-references, section 3.4).
         """
         b, _, j = clip.shape
-        features = self.encode(clip.references)
+        features = self.encode(clip.images)
         memory = self.memorise(features, clip.prompts)
-        maps = self.encode(clip.targets).maps
-        frames = [take(maps, list(range(t, b * j, j))) for t in range(j)]
+        first = len(clip.references)
+        frames = [take(features.maps, list(range(first + t, first + b * j, j))) for t in range(j)]
         logits, ious = self._targets(memory, frames)
         masks, valid = clip.target_masks, ~clip.ignore
         return self._terms(logits, ious, masks.to(logits), valid.to(logits.device))
