@@ -1,0 +1,140 @@
+"""What a report shows, read from the workspace. A part that is not there is `None` or empty, and the page says so."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fss_models.errors import FssError
+from fss_models.metrics import Sample, paired_difference
+from pipelines.bundle import BundleInfo, read_bundle_info
+from pipelines.config import Recipe
+from pipelines.data.shardset import Shards
+from pipelines.labelling.manifest import JobManifest
+from pipelines.storage import Store, join
+from pipelines.training.choose import Leaderboard, Row, read_leaderboard
+from pipelines.training.results import RunResult, read_counts
+from pipelines.workspace import Workspace
+
+BASELINE = "prior"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelSet:
+    """One finished labelling job."""
+
+    url: str
+    manifest: JobManifest
+    summary: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Material:
+    """Everything the page is made of."""
+
+    workspace: Workspace
+    recipe: Recipe
+    board: Leaderboard
+    results: dict[str, RunResult]  # run -> result
+    failed: dict[str, str]  # run -> error
+    histories: dict[str, list[dict[str, float]]]
+    shards: Shards | None
+    champion: BundleInfo | None
+    labels: list[LabelSet]
+    stages: list[dict[str, Any]]  # name, seconds
+
+    @property
+    def winner(self) -> Row | None:
+        """The winner's row."""
+        return next((r for r in self.board.rows if r.label == self.board.winner), None)
+
+    @property
+    def baseline(self) -> Row | None:
+        """The training-free method's row, where it was scored."""
+        return next((r for r in self.board.rows if r.label == BASELINE and r.complete), None)
+
+    def runs_of(self, row: Row) -> list[RunResult]:
+        """The finished runs of a method, by fold and seed."""
+        found = [self.results[n] for n in row.runs if n in self.results]
+        return sorted(found, key=lambda r: (r.spec.fold or 0, r.spec.seed))
+
+
+def collect(recipe: Recipe, labels: str = "") -> Material:
+    """Read a workspace; `labels` is one more folder of a labelling job.
+
+    Raises `FssError` if the workspace has no leaderboard, or `labels` holds no finished job.
+    """
+    workspace = Workspace(recipe.out)
+    board = read_leaderboard(recipe)
+    store = workspace.store
+    runs = [n for row in board.rows for n in row.runs]
+    results = {n: RunResult.model_validate(r) for n in runs if (r := _json(store, f"runs/{n}/result.json"))}
+    return Material(
+        workspace=workspace, recipe=recipe, board=board, results=results,
+        failed={n: e for row in board.rows for n, e in row.failed.items()},
+        histories={n: h for n in runs if (h := _json(store, f"runs/{n}/history.json"))},
+        shards=_shards(workspace.shards(board.dataset)), champion=_champion(workspace), labels=_labels(store, labels),
+        stages=_json(store, "stages.json") or [],
+    )
+
+
+def _json(store: Store, name: str) -> Any:
+    return store.read_json(name) if store.exists(name) else None
+
+
+def _shards(url: str) -> Shards | None:
+    return Shards(url) if Store(url).exists("manifest.json") else None
+
+
+def _champion(workspace: Workspace) -> BundleInfo | None:
+    return read_bundle_info(workspace.champion) if Store(workspace.champion).exists("bundle.json") else None
+
+
+def _labels(store: Store, extra: str) -> list[LabelSet]:
+    names = store.list("labels", suffix="/summary.json")
+    urls = [store.path(n.removesuffix("/summary.json")) for n in names]
+    if extra:
+        if not Store(extra).exists("summary.json"):
+            raise FssError("holds no finished labelling job", where=extra, mend="run `fss label` first")
+        urls.append(extra)
+    return [_label_set(url) for url in dict.fromkeys(urls)]
+
+
+def _label_set(url: str) -> LabelSet:
+    place = Store(url)
+    return LabelSet(url=url, manifest=JobManifest.model_validate(place.read_json("manifest.json")),
+                    summary=place.read_json("summary.json"))
+
+
+def versus_baseline(material: Material) -> dict[str, tuple[float, float, float]]:
+    """Label -> (difference to the baseline's mean score, and its paired bootstrap interval), as fractions."""
+    base = material.baseline
+    if base is None:
+        return {}
+    choose = material.recipe.choose
+    samples = {r.label: _sample(material, r) for r in material.board.rows if r.complete}
+    found = {}
+    for row in material.board.rows:
+        if row.complete and row is not base:
+            low, high = paired_difference(samples[row.label], samples[base.label], resamples=choose.resamples,
+                                          seed=choose.seed, metric=choose.metric, confidence=material.board.confidence)
+            found[row.label] = (_score(material, row) - _score(material, base), low, high)
+    return found
+
+
+def _score(material: Material, row: Row) -> float:
+    return float(getattr(row, material.board.metric))
+
+
+def _sample(material: Material, row: Row) -> Sample:
+    by_fold: dict[int, list[RunResult]] = {}
+    for result in material.runs_of(row):
+        by_fold.setdefault(result.spec.fold or 0, []).append(result)
+    runs: Mapping[int, Any] = {f: [read_counts(material.workspace.run(r.run)) for r in rs] for f, rs in by_fold.items()}
+    return Sample.of(sorted(runs.items()))
+
+
+def label_folder(workspace: Workspace, name: str) -> str:
+    """Where the labels of one class are kept in a workspace, so that the report finds them."""
+    return join(workspace.store.url, "labels", name)

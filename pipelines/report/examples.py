@@ -1,0 +1,142 @@
+"""Episodes as pictures: the winner's best, middling and worst, predicted again by the very bundles that were scored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from fss_models.metrics import episode_counts
+from fss_models.prompts import collate, mask_prompt
+from fss_models.segmenter import Segmenter
+from pipelines.bundle import load_bundle
+from pipelines.data.episodes import load_episode
+from pipelines.data.schema import EpisodeSample
+from pipelines.report.collect import Material
+from pipelines.report.pictures import PREDICTION, SUPPORT, TRUTH, photo_url
+from pipelines.storage import Store
+from pipelines.training.choose import Row
+from pipelines.training.data import FoldData
+from pipelines.training.evaluate import at_size
+from pipelines.training.results import RunResult
+
+EACH = 3  # episodes of each kind
+KINDS = ("good", "middling", "bad")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pick:
+    """An episode worth showing: of which run, and how it did there."""
+
+    kind: str
+    run: RunResult
+    episode_id: int
+    class_id: int
+    iou: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """One episode of the page: captions and pictures (data URLs)."""
+
+    kind: str
+    class_name: str
+    fold: int
+    panels: list[tuple[str, str]]
+
+
+def examples(material: Material) -> tuple[list[Example], str]:
+    """The pictures, or none and why there are none."""
+    row = material.winner or next((r for r in material.board.rows if r.complete), None)
+    if row is None:
+        return [], "No method was scored on every fold, so there are no episodes to compare."
+    if material.shards is None:
+        return [], "The shards are not in this workspace any more, so the episodes cannot be drawn again."
+    shown = [row] + [r for r in [material.baseline] if r is not None and r.label != row.label]
+    if material.baseline is row:  # show the best method that was trained beside it
+        shown += [r for r in material.board.rows if r is not row and r.complete][:1]
+    found: list[Example] = []
+    for fold, picks in _by_fold(pick_episodes(material, row)).items():
+        data = FoldData.open(material.shards.url, fold)
+        listed = data.episodes(material.recipe.eval)
+        if listed.sha256 != material.board.lists.get(str(fold)):
+            return [], "The recipe given draws another episode list than the one that was scored: give the same recipe."
+        by_id = {e.episode_id: e for e in listed}
+        samples = [load_episode(material.shards, by_id[p.episode_id]) for p in picks]
+        found += _drawn(material, shown, fold, picks, samples)
+    return sorted(found, key=lambda e: KINDS.index(e.kind)), ""
+
+
+def pick_episodes(material: Material, row: Row, each: int = EACH) -> list[Pick]:
+    """The best, middling and worst episodes over all folds, of as many different classes as there are."""
+    scored: list[tuple[float, RunResult, int, int]] = []
+    for run in material.runs_of(row):
+        if run.spec.seed != material.runs_of(row)[0].spec.seed:
+            continue
+        table = Store(material.workspace.run(run.run)).read_table("episodes.parquet")
+        columns = (table[k].to_pylist() for k in ("iou", "episode_id", "class_id"))
+        scored += [(iou, run, episode, cls) for iou, episode, cls in zip(*columns, strict=True)]
+    scored.sort(key=lambda s: (-s[0], s[1].run, s[2]))
+    middle = sorted(scored, key=lambda s: abs(s[0] - scored[len(scored) // 2][0]))
+    used: set[tuple[str, int]] = set()
+    picks = []
+    for kind, ordered in (("good", scored), ("bad", scored[::-1]), ("middling", middle)):
+        picks += _different(kind, ordered, each, used)
+    return picks
+
+
+def _different(kind: str, ordered: list[tuple[float, RunResult, int, int]], each: int,
+               used: set[tuple[str, int]]) -> list[Pick]:
+    """The first `each` episodes, no class twice, none that another kind has."""
+    picks: list[Pick] = []
+    for iou, run, episode, cls in ordered:
+        if len(picks) == each:
+            break
+        if (run.run, episode) not in used and cls not in {p.class_id for p in picks}:
+            used.add((run.run, episode))
+            picks.append(Pick(kind=kind, run=run, episode_id=episode, class_id=cls, iou=iou))
+    return picks
+
+
+def _by_fold(picks: list[Pick]) -> dict[int, list[Pick]]:
+    folds: dict[int, list[Pick]] = {}
+    for pick in picks:
+        folds.setdefault(pick.run.spec.fold or 0, []).append(pick)
+    return dict(sorted(folds.items()))
+
+
+def _drawn(material: Material, rows: list[Row], fold: int, picks: list[Pick],
+           samples: list[EpisodeSample]) -> list[Example]:
+    """One fold's episodes with the prediction of every method shown."""
+    panels = [[(f"support: {s.class_name}", photo_url(s.references[0].image, s.references[0].mask, SUPPORT)),
+               ("query", photo_url(s.targets[0].image)),
+               ("truth", photo_url(s.targets[0].image, s.targets[0].mask, TRUTH))] for s in samples]
+    for row in rows:
+        run = next((r for r in material.runs_of(row) if r.spec.fold == fold), None)
+        if run is None:
+            continue
+        model, _ = load_bundle(run.bundle)
+        for sample, shown in zip(samples, panels, strict=True):
+            mask, iou = predict(model, sample)
+            shown.append((f"{row.label}: IoU {iou * 100:.0f}", photo_url(sample.targets[0].image, mask, PREDICTION)))
+    return [Example(kind=p.kind, class_name=s.class_name, fold=fold, panels=shown)
+            for p, s, shown in zip(picks, samples, panels, strict=True)]
+
+
+@torch.inference_mode()
+def predict(model: Segmenter, sample: EpisodeSample) -> tuple[np.ndarray, float]:
+    """The target's mask [H, W] bool and its IoU, by the protocol of the evaluation."""
+    target = sample.targets[0]
+    support = model.encode(model.prepare([r.image for r in sample.references]))
+    prompts = collate([[mask_prompt(r.mask) for r in sample.references]], support.sizes, model.side)
+    query = model.encode(model.prepare([target.image]))
+    found = model.segment(model.memorise(support, prompts), query, torch.zeros(1, 2, dtype=torch.int64))
+    mask = at_size(found.logits[0], target.mask.shape) > 0
+    inter, union = episode_counts(mask, _tensor(target.mask), _tensor(target.ignore))
+    return mask.numpy(), inter[1] / max(union[1], 1)
+
+
+def _tensor(mask: np.ndarray) -> Any:
+    return torch.from_numpy(np.ascontiguousarray(mask))

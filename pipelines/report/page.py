@@ -1,0 +1,145 @@
+"""`write_report`: one self-contained HTML page about a workspace. Every figure on it is read from files of that place."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+from importlib.metadata import version
+from importlib.resources import files
+from typing import Any
+
+import jinja2
+import psutil
+import yaml
+from markupsafe import Markup
+
+from pipelines.config import Recipe
+from pipelines.progress import say
+from pipelines.report.collect import BASELINE, Material, collect, versus_baseline
+from pipelines.report.curves import interval_bars, learning_curves
+from pipelines.report.examples import KINDS, examples
+from pipelines.report.gallery import gallery
+from pipelines.storage import Store
+from pipelines.training.run import code_version
+
+PACKAGES = ("torch", "ray", "mlflow", "sam2", "timm", "pyarrow", "numpy", "pandas", "pycocotools")
+
+
+def write_report(recipe: Recipe, *, labels: str = "", target: str = "") -> str:
+    """Write the page of the recipe's workspace; returns its path or URL (default `<out>/report.html`).
+
+    Raises `FssError` if the workspace has no leaderboard.
+    """
+    material = collect(recipe, labels)
+    html = render(material)
+    url = target or material.workspace.report
+    folder, _, name = Store(url).url.rpartition("/")
+    Store(folder).write_bytes(name, html.encode())
+    return url
+
+
+def render(material: Material) -> str:
+    """The page's HTML."""
+    say("report: predicting the example episodes")
+    shown, why_none = examples(material)
+    say("report: labels and figures")
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    environment.filters.update(pct=_pct, points=_points, count=_count, duration=_duration)
+    template = environment.from_string(files("pipelines.report").joinpath("report.html").read_text())
+    return template.render(
+        m=material, board=material.board, winner=material.winner, recipe=material.recipe,
+        folds=sorted({f for r in material.board.rows for f in r.folds}, key=int), verdicts=_verdicts(material),
+        versus=versus_baseline(material), baseline=BASELINE, intervals=_intervals(material), curves=_curves(material),
+        classes=_class_table(material), examples={k: [e for e in shown if e.kind == k] for k in KINDS},
+        why_no_examples=why_none, galleries=[gallery(s, material.shards) for s in material.labels],
+        failures=_failures(material), config=yaml.safe_dump(material.recipe.model_dump(), sort_keys=False),
+        machine=_machine(), versions={p: version(p) for p in PACKAGES}, code=code_version(),
+        made=datetime.datetime.now().astimezone().strftime("%d %B %Y, %H:%M %Z"),
+        total_s=sum(s["seconds"] for s in material.stages),
+    )
+
+
+def _verdicts(material: Material) -> list[str]:
+    """How each other method compares with the baseline, in a sentence."""
+    level = f"{material.board.confidence:.0%}"
+    said = []
+    for label, (gain, low, high) in versus_baseline(material).items():
+        row = next(r for r in material.board.rows if r.label == label)
+        spread = f"{level} interval of the paired difference {low * 100:+.1f} to {high * 100:+.1f}"
+        verb = "above" if gain > 0 else "below"
+        sure = "" if low > 0 or high < 0 else ", which may be chance"
+        note = " Its memory and decoder hold random values: this is no verdict on the method." if row.untrained else ""
+        said.append(f"{label} is {abs(gain) * 100:.1f} points {verb} {BASELINE}{sure} ({spread}).{note}")
+    return said
+
+
+def _intervals(material: Material) -> Markup:
+    rows = [(r.label + (" (untrained)" if r.untrained else ""), getattr(r, material.board.metric) * 100,
+             r.interval[0] * 100, r.interval[1] * 100) for r in material.board.rows if r.complete]
+    name = {"miou": "mIoU", "fb_iou": "FB-IoU"}[material.board.metric]
+    return Markup(interval_bars(rows, f"mean {name} over the folds, percent, with its {material.board.confidence:.0%} interval"))
+
+
+def _curves(material: Material) -> list[Markup]:
+    """Loss and speed of every method that trained, a line a run."""
+    found = []
+    for row in material.board.rows:
+        runs = material.runs_of(row)
+        several = len({r.spec.seed for r in runs}) > 1
+        histories = {f"fold {r.spec.fold}" + (f", seed {r.spec.seed}" if several else ""): material.histories[r.run]
+                     for r in runs if r.run in material.histories}
+        figures = (learning_curves(histories, key, f"{row.label}: {name}")
+                   for key, name in (("loss", "loss"), ("episodes_per_s", "episodes per second"), ("lr", "learning rate")))
+        found += [Markup(f) for f in figures if f]
+    return found
+
+
+def _class_table(material: Material) -> list[dict[str, Any]]:
+    """One row a class: its fold and every method's IoU, mean over seeds."""
+    table: dict[tuple[int, str], dict[str, list[float]]] = {}
+    for row in material.board.rows:
+        for run in material.runs_of(row):
+            for name, iou in run.per_class.items():
+                table.setdefault((run.spec.fold or 0, name), {}).setdefault(row.label, []).append(iou)
+    labels = [r.label for r in material.board.rows]
+    return [{"fold": fold, "name": name, "scores": [_mean(scores.get(label)) for label in labels]}
+            for (fold, name), scores in sorted(table.items())]
+
+
+def _mean(values: list[float] | None) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _failures(material: Material) -> list[dict[str, str]]:
+    """What went wrong anywhere: photos of the source and runs (labelling failures are shown with their job)."""
+    rows = [{"where": "run", "what": name, "why": error} for name, error in material.failed.items()]
+    if material.shards is not None:
+        rows += [{"where": f"shards ({f['stage']})", "what": f["file_name"], "why": f["reason"]}
+                 for f in material.shards.failures.to_pylist()]
+        rows += [{"where": "class left out", "what": name, "why": why}
+                 for name, why in material.shards.manifest.dropped_classes.items()]
+    return rows
+
+
+def _machine() -> str:
+    memory = psutil.virtual_memory().total / 1e9
+    return f"{os.cpu_count()} cores, {memory:.0f} GB, {platform.system()} {platform.machine()}, Python {platform.python_version()}"
+
+
+def _pct(value: float | None) -> str:
+    return "–" if value is None else f"{value * 100:.1f}"
+
+
+def _points(value: float) -> str:
+    return f"{value * 100:+.1f}"
+
+
+def _count(value: int) -> str:
+    return "0" if not value else f"{value / 1e6:.2f} M" if value >= 10_000 else f"{value / 1e3:.1f} k"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 60 else f"{int(seconds // 60)} min {int(seconds % 60)} s"
+
+

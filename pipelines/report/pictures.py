@@ -1,0 +1,47 @@
+"""Pictures of a report: photos with masks over them, small, as data URLs, so that the page needs no other file."""
+
+from __future__ import annotations
+
+import base64
+import io
+
+import numpy as np
+from PIL import Image
+
+SUPPORT, TRUTH, PREDICTION = (59, 130, 246), (16, 185, 129), (249, 115, 22)  # blue, green, orange
+SIDE = 240  # pixels of the longer side
+OPACITY = 0.5
+
+
+def photo_url(image: np.ndarray, mask: np.ndarray | None = None, colour: tuple[int, int, int] = PREDICTION,
+              side: int = SIDE) -> str:
+    """A photo [H, W, 3] uint8, its mask [H, W] bool tinted and outlined, as a JPEG data URL of `side` pixels."""
+    height, width = image.shape[:2]
+    scale = side / max(height, width)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    small = np.array(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS if scale < 1 else
+                                                   Image.Resampling.BICUBIC), dtype=np.float32)
+    if mask is not None:
+        inside = np.array(Image.fromarray(mask.astype(np.uint8) * 255).resize(size, Image.Resampling.BILINEAR)) > 127
+        small = _tint(small, inside, colour)
+    buffer = io.BytesIO()
+    Image.fromarray(small.astype(np.uint8)).save(buffer, format="JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _tint(image: np.ndarray, inside: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
+    """Colour inside, a full-strength line along the border, the rest a little dimmed."""
+    tint = np.array(colour, dtype=np.float32)
+    border = inside & ~_eroded(inside)
+    out = np.where(inside[..., None], image * (1 - OPACITY) + tint * OPACITY, image * 0.85)
+    return np.where(border[..., None], tint, out)
+
+
+def _eroded(mask: np.ndarray, pixels: int = 2) -> np.ndarray:
+    """Pixels whose neighbours up to `pixels` away, in the four directions, are inside too."""
+    padded = np.pad(mask, pixels)
+    height, width = mask.shape
+    kept = mask.copy()
+    for dy, dx in ((-pixels, 0), (pixels, 0), (0, -pixels), (0, pixels)):
+        kept &= padded[pixels + dy : pixels + dy + height, pixels + dx : pixels + dx + width]
+    return kept
