@@ -10,6 +10,11 @@ import pytest
 
 from infra.local.s3 import S3Server, find_weed
 from infra.local.s3 import s3_server as run_s3_server
+from pipelines.cluster import cluster
+from pipelines.config import DataConfig, SourceConfig, SplitConfig
+from pipelines.data.shards import build_shards
+
+SHAPES_IMAGES = 160  # 96 px pictures; fewer leave folds without classes
 
 # One core a process: the tests share two with Ray's workers.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -39,3 +44,25 @@ def shared() -> Path:
     if not (place / "data").is_dir():
         pytest.skip(f"no research data at {place} (set FSS_SHARED)")
     return place
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[object]:
+    """One private cluster for the session; every test inside shares it."""
+    with cluster(cpus=2) as ray:
+        yield ray
+
+
+@pytest.fixture(scope="session")
+def shapes_config() -> DataConfig:
+    """A small generated dataset in which every fold keeps some classes."""
+    source = SourceConfig(format="shapes", images=SHAPES_IMAGES, side=96)
+    return DataConfig(source=source, split=SplitConfig(test_fraction=0.4), images_per_part=40, block_size=6)
+
+
+@pytest.fixture(scope="session")
+def shapes_shards(ray_cluster: object, shapes_config: DataConfig, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The URL of its shards. Read only."""
+    out = str(tmp_path_factory.mktemp("shards") / "shapes")
+    build_shards(shapes_config, out)
+    return out

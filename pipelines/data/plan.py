@@ -1,0 +1,179 @@
+"""Which episodes a training stream gives, and in which order: a pure function of (blocks, seed, epoch).
+
+An epoch visits blocks in a random order, cut into windows whose blocks fit half of the pool (the next window loads
+while one is used). A visit's rows are queries once; the queries of a window are shuffled, so batches mix its classes.
+
+Supports of a query from block b (n_b of the class's N rows): from b with probability (n_b - 1)/(N - 1), else from
+the visit's companion, another block drawn with probability proportional to its rows. The marginal of every
+(query, support) pair is then exactly uniform. Joint draws of K supports stay correlated: they come from two blocks.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from fss_models.errors import FssError
+from pipelines.data.sources.base import digest_of
+
+Sampler = Literal["balanced", "natural"]
+Place = tuple[int, int]  # (number of the block in the plan, row of the block)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """One row group and those of its rows that may be used. `bytes` counts the whole group."""
+
+    class_id: int
+    file: str
+    row_group: int
+    bytes: int
+    rows: tuple[int, ...]
+
+
+class Visit(NamedTuple):
+    """Rows of a block that are queries, and the block the other supports come from (-1: the class has no other)."""
+
+    block: int
+    rows: tuple[int, ...]
+    companion: int
+
+
+@dataclass(frozen=True)
+class Window:
+    """Visits whose blocks are in memory together."""
+
+    visits: tuple[Visit, ...]
+
+    @property
+    def blocks(self) -> set[int]:
+        """All blocks it needs."""
+        return {b for v in self.visits for b in (v.block, v.companion) if b >= 0}
+
+    def __len__(self) -> int:
+        return sum(len(v.rows) for v in self.visits)
+
+
+class Spec(NamedTuple):
+    """One episode: the query first among `targets`."""
+
+    class_id: int
+    references: tuple[Place, ...]
+    targets: tuple[Place, ...]
+
+
+class Plan:
+    """The episodes of a stream. Raises `FssError` if no class has two usable photos or the pool is too small.
+
+    `balanced` gives every class the same number of queries an epoch (rare classes' photos come more often);
+    `natural` makes every annotation a query exactly once an epoch.
+    """
+
+    def __init__(
+        self, blocks: Sequence[Block], *, shots: int, targets: int, seed: int, pool_bytes: int, sampler: Sampler = "balanced"
+    ) -> None:
+        by_class: dict[int, list[int]] = defaultdict(list)
+        for number, block in enumerate(blocks):
+            if block.rows:
+                by_class[block.class_id].append(number)
+        sizes = {c: sum(len(blocks[b].rows) for b in found) for c, found in by_class.items()}
+        self.blocks = list(blocks)
+        self.by_class = {c: by_class[c] for c in sorted(sizes) if sizes[c] >= 2}
+        self.sizes = {c: sizes[c] for c in self.by_class}
+        self.shots, self.targets, self.seed, self.sampler = shots, targets, seed, sampler
+        self._budget = pool_bytes // 2
+        self._check(pool_bytes)
+        self.fingerprint = digest_of(self.blocks, shots, targets, seed, self._budget, sampler)[:16]
+        self.windows = lru_cache(maxsize=2)(self._windows)
+        self._order = lru_cache(maxsize=2)(self._shuffled)
+
+    def _check(self, pool_bytes: int) -> None:
+        if not self.by_class:
+            raise FssError("no class has two training photos that may be used",
+                           mend="add photos, or set train.novel_images=keep")
+        largest = max(sum(sorted((self.blocks[b].bytes for b in found), reverse=True)[:2]) for found in self.by_class.values())
+        if largest > self._budget:
+            raise FssError(f"train.pool_bytes={pool_bytes} is too small: two windows of {largest} bytes must fit",
+                           mend=f"set train.pool_bytes to at least {2 * largest}")
+
+    # ---- an epoch -------------------------------------------------------------------------------------------------
+
+    def _windows(self, epoch: int) -> list[Window]:
+        rng = np.random.default_rng([self.seed, epoch])
+        visits = [v for c in self.by_class for v in self._visits(c, rng)]
+        windows: list[list[Visit]] = [[]]
+        held: set[int] = set()
+        for i in rng.permutation(len(visits)):
+            need = {b for b in (visits[i].block, visits[i].companion) if b >= 0}
+            if windows[-1] and sum(self.blocks[b].bytes for b in held | need) > self._budget:
+                windows.append([])
+                held = set()
+            windows[-1].append(visits[i])
+            held |= need
+        return [Window(tuple(w)) for w in windows]
+
+    def _visits(self, class_id: int, rng: np.random.Generator) -> list[Visit]:
+        """The class's blocks laid on a circle of N rows; an epoch takes a run of it, so every row is equally likely."""
+        circle = [(b, r) for b in rng.permutation(self.by_class[class_id])
+                  for r in rng.permutation(self.blocks[b].rows)]
+        wanted = self._queries(class_id)
+        start = 0 if wanted % len(circle) == 0 else int(rng.integers(len(circle)))
+        runs: list[tuple[int, list[int]]] = []
+        for i in range(start, start + wanted):
+            block, row = circle[i % len(circle)]
+            if not runs or runs[-1][0] != block or i % len(circle) == 0:
+                runs.append((int(block), []))
+            runs[-1][1].append(int(row))
+        return [Visit(b, tuple(rows), self._companion(b, rng)) for b, rows in runs]
+
+    def _queries(self, class_id: int) -> int:
+        if self.sampler == "natural":
+            return self.sizes[class_id]
+        return -(-sum(self.sizes.values()) // len(self.sizes))
+
+    def _companion(self, block: int, rng: np.random.Generator) -> int:
+        others = [b for b in self.by_class[self.blocks[block].class_id] if b != block]
+        if not others:
+            return -1
+        rows = np.array([len(self.blocks[b].rows) for b in others], dtype=np.float64)
+        return int(rng.choice(others, p=rows / rows.sum()))
+
+    # ---- an episode -----------------------------------------------------------------------------------------------
+
+    def _shuffled(self, epoch: int, window: int) -> list[tuple[int, int]]:
+        """(visit, row) of every query of a window, in the order they are given."""
+        found = [(i, r) for i, v in enumerate(self.windows(epoch)[window].visits) for r in v.rows]
+        order = np.random.default_rng([self.seed, epoch, window, 1]).permutation(len(found))
+        return [found[i] for i in order]
+
+    def spec(self, epoch: int, window: int, index: int) -> Spec:
+        """Episode `index` of a window."""
+        number, row = self._order(epoch, window)[index]
+        visit = self.windows(epoch)[window].visits[number]
+        rng = np.random.default_rng([self.seed, epoch, window, 2, index])
+        others = self._others(visit, row, self.shots + self.targets - 1, rng)
+        return Spec(self.blocks[visit.block].class_id, tuple(others[: self.shots]),
+                    ((visit.block, row), *others[self.shots :]))
+
+    def _others(self, visit: Visit, query: int, count: int, rng: np.random.Generator) -> list[Place]:
+        """Different photos, never the query's; repeats only where the class has too few."""
+        own = [r for r in self.blocks[visit.block].rows if r != query]
+        if visit.companion < 0:
+            return [(visit.block, r) for r in _pick(own, count, rng)]
+        far = self.sizes[self.blocks[visit.block].class_id] - 1 - len(own)
+        if count <= len(own) + far:
+            near = int(rng.hypergeometric(len(own), far, count))
+        else:
+            near = int(rng.binomial(count, len(own) / (len(own) + far)))
+        places = [(visit.block, r) for r in _pick(own, near, rng)]
+        places += [(visit.companion, r) for r in _pick(self.blocks[visit.companion].rows, count - near, rng)]
+        return [places[i] for i in rng.permutation(count)]
+
+
+def _pick(rows: Sequence[int], count: int, rng: np.random.Generator) -> list[int]:
+    return [int(r) for r in rng.choice(rows, count, replace=count > len(rows))] if count else []

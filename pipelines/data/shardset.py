@@ -1,0 +1,189 @@
+"""`Shards`: reading a finished shard folder. The index is in memory; image bytes are read when asked for."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from pydantic import ValidationError
+
+from fss_models.errors import FssError
+from pipelines.config import DataConfig
+from pipelines.data import rle
+from pipelines.data.classes import counts
+from pipelines.data.decode import decode_sized
+from pipelines.data.parquet import GROUP_ROWS
+from pipelines.data.parts import part_name
+from pipelines.data.schema import SCHEMA_VERSION, ClassInfo, Manifest, Sample
+from pipelines.storage import Store
+
+CACHE_BYTES = 256_000_000
+ALL_FOLDS = -1  # where a fold is asked for: every class
+NO_LIMIT = 2**62  # shards hold only photos that passed the limits when they were built
+
+
+class Shards:
+    """A shard folder (local or s3://). Safe to use from several threads. Can be pickled; the cache stays behind.
+
+    Raises `FssError` if the folder holds no finished shards or a newer schema.
+    """
+
+    def __init__(self, url: str, *, cache_bytes: int = CACHE_BYTES) -> None:
+        self.store = Store(url)
+        self.manifest = _read_manifest(self.store)
+        self._cache = _Cache(cache_bytes)
+        self._cache_bytes = cache_bytes
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Shards, (self.store.url,))
+
+    @property
+    def url(self) -> str:
+        """Where they are."""
+        return self.store.url
+
+    @cached_property
+    def classes(self) -> dict[int, ClassInfo]:
+        """The kept classes by id."""
+        return {c.class_id: c for c in self.manifest.classes}
+
+    @property
+    def folds(self) -> list[int]:
+        """The folds that have a class."""
+        return sorted({c.fold for c in self.manifest.classes})
+
+    def fold_classes(self, fold: int) -> list[int]:
+        """The novel classes of a fold (of `ALL_FOLDS`: all classes). Raises `FssError` if it has none."""
+        found = [c.class_id for c in self.manifest.classes if fold in (c.fold, ALL_FOLDS)]
+        if not found:
+            raise FssError(f"fold {fold} has no class", where=self.url, mend=f"folds with classes: {self.folds}")
+        return found
+
+    def base_classes(self, fold: int) -> list[int]:
+        """All classes but those of the fold."""
+        novel = set(self.fold_classes(fold))
+        return [c for c in self.classes if c not in novel]
+
+    @cached_property
+    def index(self) -> pa.Table:
+        """The image table without bytes and masks (schema `INDEX`)."""
+        return self.store.read_table("index.parquet")
+
+    @cached_property
+    def block_index(self) -> pa.Table:
+        """One row a training block (schema `BLOCK_INDEX`)."""
+        return self.store.read_table("blocks/train/index.parquet")
+
+    @cached_property
+    def failures(self) -> pa.Table:
+        """What could not be used, with reasons."""
+        return self.store.read_table("failures.parquet")
+
+    @cached_property
+    def rows(self) -> dict[int, dict[str, Any]]:
+        """The index by image id."""
+        return {row["image_id"]: row for row in self.index.to_pylist()}
+
+    def images(self, split: str) -> list[dict[str, Any]]:
+        """The index rows of a split (`train` or `test`), in order."""
+        return [row for row in self.rows.values() if row["split"] == split]
+
+    def photos_of(self, class_id: int, split: str) -> list[int]:
+        """Image ids of the photos where a class counts (it covers at least `data.min_area`), in order."""
+        least = DataConfig.model_validate(self.manifest.source).min_area
+        return [row["image_id"] for row in self.images(split) if class_id in counts(row, least)]
+
+    def photo(self, image_id: int) -> dict[str, Any]:
+        """A row of the image table with its bytes (schema `IMAGES`). Only its row group is read."""
+        found = self._cache.get(("photo", image_id))
+        if found is not None:
+            return found  # type: ignore[no-any-return]
+        row = self._row(image_id)
+        with self.store.open_parquet(part_name(row["part"])) as file:
+            group = file.read_row_group(row["row"] // GROUP_ROWS)
+        photo: dict[str, Any] = group.slice(row["row"] % GROUP_ROWS, 1).to_pylist()[0]
+        self._cache.put(("photo", image_id), photo, len(photo["image"]))
+        return photo
+
+    def pixels(self, image_id: int) -> np.ndarray:
+        """The decoded photo, [H, W, 3] uint8 (shared with the cache: do not write to it)."""
+        found = self._cache.get(("pixels", image_id))
+        if found is None:
+            photo = self.photo(image_id)
+            found = decode_sized(photo["image"], photo["height"], photo["width"], max_pixels=NO_LIMIT, max_bytes=NO_LIMIT,
+                                 where=photo["file_name"])
+            found.flags.writeable = False
+            self._cache.put(("pixels", image_id), found, found.nbytes)
+        return found  # type: ignore[no-any-return]
+
+    def sample(self, image_id: int, class_id: int) -> Sample:
+        """One decoded (image, class); the mask is empty where the photo lacks the class."""
+        photo = self.photo(image_id)
+        own = next((a["instances"] for a in photo["annotations"] if a["class_id"] == class_id), [])
+        mask, ignore = masks_of(own, photo["void_rle"], photo["height"], photo["width"])
+        return Sample(image_id=image_id, image=self.pixels(image_id), mask=mask, ignore=ignore)
+
+    def samples(self, image_ids: Iterable[int], class_id: int) -> list[Sample]:
+        """Several of one class."""
+        return [self.sample(i, class_id) for i in image_ids]
+
+    def _row(self, image_id: int) -> dict[str, Any]:
+        try:
+            return self.rows[image_id]
+        except KeyError:
+            raise FssError(f"has no photo {image_id}", where=self.url, mend="the list is for other shards") from None
+
+
+def masks_of(
+    instances: list[dict[str, Any]], void: bytes | None, height: int, width: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """(mask, ignore), both [H, W] bool: the union of the objects; void and crowd pixels outside it."""
+    mask = rle.union([i["rle"] for i in instances if not i["iscrowd"]], height, width)
+    ignored = [i["rle"] for i in instances if i["iscrowd"]] + ([void] if void else [])
+    return mask, rle.union(ignored, height, width) & ~mask
+
+
+def _read_manifest(store: Store) -> Manifest:
+    if not store.exists("manifest.json"):
+        begun = " (a build was begun but not finished)" if store.exists("build.json") else ""
+        raise FssError(f"no finished shards here{begun}", where=store.url, mend="run `fss shards build`")
+    document = store.read_json("manifest.json")
+    version = document.get("schema_version") if isinstance(document, dict) else None
+    if not isinstance(version, int) or version > SCHEMA_VERSION:
+        raise FssError(f"shards have schema {version}, this program reads up to {SCHEMA_VERSION}", where=store.url,
+                       mend="update fss, or build the shards again with --force")
+    try:
+        return Manifest.model_validate(document)
+    except ValidationError as error:
+        raise FssError(f"manifest.json is damaged: {error.errors()[0]['msg']}", where=store.url,
+                       mend="build the shards again with --force") from error
+
+
+class _Cache:
+    """Least recently used values up to a number of bytes."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit, self._held = limit, 0
+        self._items: OrderedDict[Any, tuple[Any, int]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: Any) -> Any:
+        with self._lock:
+            if key not in self._items:
+                return None
+            self._items.move_to_end(key)
+            return self._items[key][0]
+
+    def put(self, key: Any, value: Any, size: int) -> None:
+        with self._lock:
+            if key in self._items or size > self._limit:
+                return
+            self._items[key] = (value, size)
+            self._held += size
+            while self._held > self._limit:
+                self._held -= self._items.popitem(last=False)[1][1]

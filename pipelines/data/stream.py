@@ -1,0 +1,195 @@
+"""`EpisodeStream`: decoded training clips without end, read from class blocks in background threads.
+
+Episodes are a pure function of (seed, epoch, window, index); the position after the last batch given is a small dict
+that goes into the checkpoint, and a stream started from it continues identically. Every rank reads the same windows
+and decodes only its share of each global batch.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Collection, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from fss_models.errors import FssError
+from pipelines.data.decode import decode_sized
+from pipelines.data.plan import Block, Place, Plan, Sampler, Spec
+from pipelines.data.schema import EpisodeSample, Sample
+from pipelines.data.shardset import NO_LIMIT, Shards, masks_of
+
+DECODERS, AHEAD = 2, 3  # threads; global batches decoded before they are asked for
+Position = dict[str, int | str]
+
+
+class EpisodeStream:
+    """An endless iterator of this rank's share of each global batch. Close it, or use it as a context manager.
+
+    classes: whose annotations are queries and supports; novel: classes whose photos `novel_images="drop"` leaves out;
+    batch: clips of a global batch, a multiple of `world`; pool_bytes: bound on the image bytes held.
+    Raises `FssError` for settings that leave nothing to train on and for a position of another stream.
+    """
+
+    def __init__(
+        self, shards_url: str, *, classes: Collection[int], novel: Collection[int] = (), shots: int = 1, targets: int = 1,
+        batch: int, seed: int, rank: int = 0, world: int = 1, novel_images: Literal["drop", "keep"] = "drop",
+        pool_bytes: int = 512_000_000, position: Position | None = None, sampler: Sampler = "balanced",
+    ) -> None:
+        if batch % world:
+            raise FssError(f"train.batch={batch} cannot be shared by {world} workers", mend="make it a multiple")
+        self.shards = Shards(shards_url)
+        blocks = usable_blocks(self.shards, classes, set(novel) if novel_images == "drop" else set())
+        self.plan = Plan(blocks, shots=shots, targets=targets, seed=seed, pool_bytes=pool_bytes, sampler=sampler)
+        self._batch, self._rank, self._world = batch, rank, world
+        self._position = self._start(position)
+        self._ready: queue.Queue[tuple[list[Future[EpisodeSample]], Position] | Exception] = queue.Queue(AHEAD)
+        self._stop = threading.Event()
+        self._decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="decode")
+        self._pool = _Pool(self.shards, self.plan)
+        self._producer = threading.Thread(target=self._produce, args=(dict(self._position),), daemon=True)
+        self._producer.start()
+
+    @property
+    def position(self) -> Position:
+        """After the last batch given: {"epoch", "window", "index", "plan"}."""
+        return dict(self._position)
+
+    @property
+    def class_ids(self) -> list[int]:
+        """The classes that have at least two usable photos."""
+        return list(self.plan.by_class)
+
+    def __iter__(self) -> Iterator[list[EpisodeSample]]:
+        return self
+
+    def __next__(self) -> list[EpisodeSample]:
+        if self._stop.is_set():
+            raise StopIteration
+        item = self._ready.get()
+        if isinstance(item, Exception):
+            self.close()
+            raise item
+        futures, after = item
+        samples = [f.result() for f in futures]
+        self._position = after
+        return samples
+
+    def close(self) -> None:
+        """Stop the threads and let go of the pool; may be called twice."""
+        self._stop.set()
+        while self._producer.is_alive():
+            try:
+                self._ready.get_nowait()
+            except queue.Empty:
+                self._producer.join(0.02)
+        self._decoders.shutdown(wait=False, cancel_futures=True)
+        self._pool.close()
+
+    def __enter__(self) -> EpisodeStream:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _start(self, position: Position | None) -> Position:
+        if position is None:
+            return {"epoch": 0, "window": 0, "index": 0, "plan": self.plan.fingerprint}
+        if position.get("plan") != self.plan.fingerprint:
+            raise FssError("the checkpoint's place in the data is of another dataset, fold, seed or pool size",
+                           where=self.shards.url, mend="resume with the same recipe, or start a new run")
+        return dict(position)
+
+    # ---- the producer's thread ------------------------------------------------------------------------------------
+
+    def _produce(self, position: Position) -> None:
+        try:
+            episodes = self._episodes(int(position["epoch"]), int(position["window"]), int(position["index"]))
+            while not self._stop.is_set():
+                group = [next(episodes) for _ in range(self._batch)]
+                futures = [self._decoders.submit(_decode, *work) for work, _ in group[self._rank :: self._world]]
+                self._put((futures, group[-1][1]))
+        except Exception as error:
+            if not self._stop.is_set():
+                self._put(error)
+
+    def _put(self, item: tuple[list[Future[EpisodeSample]], Position] | Exception) -> None:
+        while not self._stop.is_set():
+            try:
+                return self._ready.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+
+    def _episodes(self, epoch: int, window: int, index: int) -> Iterator[tuple[tuple[Any, ...], Position]]:
+        """(what `_decode` takes, the position after it), without end."""
+        while True:
+            windows = self.plan.windows(epoch)
+            if window >= len(windows):
+                epoch, window = epoch + 1, 0
+                continue
+            following = windows[window + 1] if window + 1 < len(windows) else self.plan.windows(epoch + 1)[0]
+            tables = self._pool.hold(windows[window].blocks, following.blocks)
+            for i in range(index, len(windows[window])):
+                spec = self.plan.spec(epoch, window, i)
+                after: Position = {"epoch": epoch, "window": window, "index": i + 1, "plan": self.plan.fingerprint}
+                yield (spec, self.shards.classes[spec.class_id].name, tables), after
+            window, index = window + 1, 0
+
+
+class _Pool:
+    """The resident blocks: those of the window in use, and the next one's on their way."""
+
+    def __init__(self, shards: Shards, plan: Plan) -> None:
+        self._shards, self._plan = shards, plan
+        self._held: dict[int, Future[pa.Table]] = {}
+        self._loader = ThreadPoolExecutor(2, thread_name_prefix="blocks")
+
+    def hold(self, now: set[int], following: set[int]) -> dict[int, pa.Table]:
+        """Wait for the blocks `now`; begin loading `following`; let go of all others."""
+        self._held = {b: f for b, f in self._held.items() if b in now or b in following}
+        for block in (*sorted(now), *sorted(following - now)):
+            if block not in self._held:
+                self._held[block] = self._loader.submit(self._load, block)
+        return {b: self._held[b].result() for b in now}
+
+    def _load(self, number: int) -> pa.Table:
+        block = self._plan.blocks[number]
+        with self._shards.store.open_parquet(block.file) as file:
+            return file.read_row_group(block.row_group)
+
+    def close(self) -> None:
+        self._held = {}
+        self._loader.shutdown(wait=False, cancel_futures=True)
+
+
+def usable_blocks(shards: Shards, classes: Collection[int], avoid: set[int]) -> list[Block]:
+    """The training blocks of some classes, with the rows whose photo shows no class of `avoid` (at any size).
+
+    Raises `FssError` for a class the shards do not have.
+    """
+    for unknown in sorted(set(classes) - shards.classes.keys()):
+        raise FssError(f"has no class {unknown}", where=shards.url, mend=f"classes: {sorted(shards.classes)}")
+    clean = {i for i, row in shards.rows.items() if not avoid.intersection(row["class_ids"])}
+    return [
+        Block(class_id=b["class_id"], file=b["file"], row_group=b["row_group"], bytes=b["bytes"],
+              rows=tuple(r for r, image in enumerate(b["image_ids"]) if image in clean))
+        for b in shards.block_index.to_pylist() if b["class_id"] in classes
+    ]
+
+
+def _decode(spec: Spec, class_name: str, tables: dict[int, pa.Table]) -> EpisodeSample:
+    return EpisodeSample(
+        class_id=spec.class_id, class_name=class_name,
+        references=[_sample(tables, place) for place in spec.references],
+        targets=[_sample(tables, place) for place in spec.targets],
+    )
+
+
+def _sample(tables: dict[int, pa.Table], place: Place) -> Sample:
+    row: dict[str, Any] = tables[place[0]].slice(place[1], 1).to_pylist()[0]
+    image = decode_sized(row["image"], row["height"], row["width"], max_pixels=NO_LIMIT, max_bytes=NO_LIMIT)
+    mask, ignore = masks_of(row["instances"], row["void_rle"], row["height"], row["width"])
+    return Sample(image_id=row["image_id"], image=image, mask=mask, ignore=ignore)
