@@ -1,0 +1,80 @@
+"""`fss shards build`: from labelled images to shards."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from jobs.options import JsonOption, OutOption, RecipeOption, SetOption
+from jobs.recipes import load_recipe
+from pipelines.data.schema import Manifest
+from pipelines.data.shards import build_shards
+from pipelines.data.shardset import Shards
+from pipelines.workspace import Workspace
+
+ForceOption = Annotated[bool, typer.Option("--force", help="Rebuild, also over shards of another configuration.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the sub-command."""
+    shards = typer.Typer(no_args_is_help=True, help="Shards: image table, class blocks, episode lists.")
+
+    @shards.callback()
+    def _root() -> None:
+        """Keeps `build` a sub-command of its own."""
+
+    @shards.command()
+    def build(
+        recipe: RecipeOption = "demo", set_: SetOption = None, out: OutOption = None, force: ForceOption = False,
+        as_json: JsonOption = False,
+    ) -> None:
+        """Build the shards of a recipe's data section; started again it does only what is left."""
+        loaded = load_recipe(recipe, set_, out=out)
+        url, start = Workspace(loaded.out).shards(loaded.data.name), time.monotonic()
+        manifest = build_shards(loaded.data, url, force=force)
+        facts = summary(url, manifest, time.monotonic() - start)
+        if as_json:
+            print(json.dumps(facts))
+        show(facts)
+
+    app.add_typer(shards, name="shards")
+
+
+def summary(url: str, manifest: Manifest, seconds: float) -> dict[str, Any]:
+    """What was built, as JSON."""
+    total = sum(manifest.images.values())
+    reasons = Counter(r["stage"] for r in Shards(url).failures.to_pylist())
+    return {
+        "shards": url, "dataset": manifest.dataset, "content_hash": manifest.content_hash, "images": manifest.images,
+        "annotations": manifest.annotations, "classes": [c.model_dump() for c in manifest.classes],
+        "dropped_classes": manifest.dropped_classes, "failures": manifest.failures, "failures_by_stage": dict(reasons),
+        "seconds": round(seconds, 2), "images_per_second": round(total / max(seconds, 1e-6), 1),
+    }
+
+
+def show(facts: dict[str, Any]) -> None:
+    """A short table on standard error."""
+    console = Console(stderr=True)
+    table = Table(title=f"{facts['dataset']}: {len(facts['classes'])} classes")
+    for column in ("fold", "classes", "train photos", "test photos", "blocks"):
+        table.add_column(column, justify="left" if column == "classes" else "right", overflow="fold")
+    for fold in sorted({c["fold"] for c in facts["classes"]}):
+        own = [c for c in facts["classes"] if c["fold"] == fold]
+        sums = (sum(c[k] for c in own) for k in ("train_images", "test_images", "blocks"))
+        table.add_row(str(fold), ", ".join(c["name"] for c in own), *(str(s) for s in sums))
+    console.print(table)
+    for name, reason in facts["dropped_classes"].items():
+        console.print(f"dropped {name}: {reason}", highlight=False)
+    if facts["failures"]:
+        console.print(f"{facts['failures']} problems ({facts['failures_by_stage']}) are listed in "
+                      f"{facts['shards']}/failures.parquet", highlight=False)
+    images = facts["images"]
+    console.print(f"{images['train']} train and {images['test']} test photos in {facts['seconds']} s "
+                  f"({facts['images_per_second']}/s), content {facts['content_hash'][:16]}: {facts['shards']}",
+                  highlight=False)
