@@ -1,0 +1,31 @@
+"""`fss promote`: refit the leaderboard's winner on all classes and make it the champion."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from jobs.options import JsonOption, OutOption, RecipeOption, SetOption
+from jobs.recipes import load_recipe
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+
+    @app.command("promote")
+    def run(recipe: RecipeOption = "demo", sets: SetOption = None, out: OutOption = None,
+            as_json: JsonOption = False) -> None:
+        """Refit, check on held-out photos, bundle, and set the registry's alias `champion`."""
+        from pipelines.training.promote import promote, registered_model
+        from pipelines.workspace import Workspace
+
+        chosen = load_recipe(recipe, sets, out=out)
+        info = promote(chosen)
+        cv, held = info.metrics["cross_validated"], info.metrics["held_out_images"]
+        line = (f"champion of {registered_model(chosen)}: {info.method} {info.preset}, bundle {info.bundle_id} at "
+                f"{Workspace(chosen.out).champion}\ncross-validated mIoU {cv['miou'] * 100:.1f} (unknown classes), "
+                f"{held['miou'] * 100:.1f} on held-out photos of known classes")
+        print(line, file=sys.stderr if as_json else sys.stdout)
+        if as_json:
+            print(info.model_dump_json(indent=1))

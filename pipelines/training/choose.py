@@ -1,0 +1,196 @@
+"""The leaderboard and the winner, from what finished runs left behind. Nothing is trained or evaluated here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from fss_models.errors import FssError
+from fss_models.metrics import Sample, interval, paired_difference, resampled_scores
+from pipelines.config import ChooseConfig, MethodConfig, Recipe, Section
+from pipelines.storage import Store
+from pipelines.training.results import RunResult, read_counts
+from pipelines.training.run import method_labels
+from pipelines.workspace import Workspace
+
+SELECTION = "fixed number of steps; no selection on novel classes"
+
+
+class Row(Section):
+    """One method of the leaderboard. All scores are fractions; `seconds` is the latency of one query, idle."""
+
+    label: str
+    method: MethodConfig
+    folds: dict[str, float]  # fold -> mIoU, mean over seeds
+    fb_folds: dict[str, float]
+    miou: float
+    fb_iou: float
+    interval: list[float]  # of the recipe's metric
+    seconds: float
+    trainable_params: int
+    train_s: float  # of all its runs
+    untrained: bool
+    failed: dict[str, str]  # run -> error
+    complete: bool  # every fold and seed was scored
+    runs: list[str]
+
+
+class Leaderboard(Section):
+    """The content of leaderboard.json."""
+
+    dataset: str
+    data_hash: str
+    metric: str
+    confidence: float
+    episodes: int  # a fold
+    shots: int
+    lists: dict[str, str]  # fold -> content hash of its episode list
+    selection: str = SELECTION
+    rows: list[Row]
+    winner: str  # label, or ""
+    reason: str
+
+
+def make_leaderboard(recipe: Recipe, results: Sequence[RunResult]) -> Leaderboard:
+    """Gather results, name the winner by the recipe's rule and write leaderboard.json.
+
+    Raises `FssError` if no run was finished, or if runs of one fold were scored on different lists.
+    """
+    good = [r for r in results if not r.error]
+    if not good:
+        raise FssError("no run was finished", where=Workspace(recipe.out).runs,
+                       mend=results[0].error if results else "run `fss sweep run` first")
+    store = Store(Workspace(recipe.out).url)
+    latency = store.read_json("latency.json") if store.exists("latency.json") else {}
+    samples: dict[str, Sample] = {}
+    rows = []
+    for label, method in zip(method_labels(recipe.methods), recipe.methods, strict=True):
+        mine = [r for r in results if r.spec.method == method]
+        sample = _sample(recipe, mine)
+        if sample:
+            samples[label] = sample
+        rows.append(_row(recipe.choose, label, method, mine, sample, latency.get(label, {})))
+    metric = recipe.choose.metric
+    rows.sort(key=lambda r: (r.untrained, not r.complete, -getattr(r, metric)))
+    winner, reason = choose_winner(rows, samples, recipe.choose)
+    board = Leaderboard(
+        dataset=recipe.data.name, data_hash=good[0].spec.data_hash, metric=metric, confidence=recipe.choose.confidence,
+        episodes=recipe.eval.episodes, shots=recipe.eval.shots, lists=_lists(good), rows=rows, winner=winner,
+        reason=reason)
+    store.write_json("leaderboard.json", board.model_dump())
+    return board
+
+
+def read_leaderboard(recipe: Recipe) -> Leaderboard:
+    """The written leaderboard. Raises `FssError` if there is none."""
+    url = Workspace(recipe.out).leaderboard
+    if not Store(url).exists():
+        raise FssError("there is no leaderboard yet", where=url, mend="run `fss sweep run` first")
+    return Leaderboard.model_validate(Store(Workspace(recipe.out).url).read_json("leaderboard.json"))
+
+
+def _lists(results: Sequence[RunResult]) -> dict[str, str]:
+    lists: dict[str, str] = {}
+    for r in results:
+        fold = str(r.spec.fold)
+        if lists.setdefault(fold, r.list_hash) != r.list_hash:
+            raise FssError(f"runs of fold {fold} were scored on different episode lists", where=r.run,
+                           mend="run `fss sweep run` again")
+    return lists
+
+
+def _sample(recipe: Recipe, results: Sequence[RunResult]) -> Sample | None:
+    """What the bootstrap needs of one method; None unless every run was finished."""
+    if not results or any(r.error for r in results):
+        return None
+    folds = sorted({r.spec.fold for r in results if r.spec.fold is not None})
+    workspace = Workspace(recipe.out)
+    return Sample.of([(f, [read_counts(workspace.run(r.run)) for r in results if r.spec.fold == f]) for f in folds])
+
+
+def _row(config: ChooseConfig, label: str, method: MethodConfig, results: Sequence[RunResult], sample: Sample | None,
+         latency: dict[str, Any]) -> Row:
+    good = [r for r in results if not r.error]
+    folds = sorted({r.spec.fold for r in good if r.spec.fold is not None})
+    per_fold = {f: [r for r in good if r.spec.fold == f] for f in folds}
+    miou = {str(f): float(np.mean([r.miou for r in rs])) for f, rs in per_fold.items()}
+    fb = {str(f): float(np.mean([r.fb_iou for r in rs])) for f, rs in per_fold.items()}
+    spread = [0.0, 1.0] if sample is None else list(interval(_draw(sample, config), config.confidence))
+    return Row(
+        label=label, method=method, folds=miou, fb_folds=fb, miou=_mean(miou), fb_iou=_mean(fb), interval=spread,
+        seconds=float(latency.get("seconds", 0.0)), trainable_params=max((r.trainable_params for r in good), default=0),
+        train_s=sum(r.train_s for r in good), untrained=any(r.untrained for r in good),
+        failed={r.run: r.error for r in results if r.error}, complete=sample is not None, runs=[r.run for r in results])
+
+
+def _draw(sample: Sample, config: ChooseConfig) -> Any:
+    return resampled_scores(sample, resamples=config.resamples, seed=config.seed, metric=config.metric)
+
+
+def _mean(values: dict[str, float]) -> float:
+    return float(np.mean(list(values.values()))) if values else 0.0
+
+
+def choose_winner(rows: Sequence[Row], samples: dict[str, Sample], config: ChooseConfig) -> tuple[str, str]:
+    """(label, one sentence why). Untrained methods and methods with failed runs cannot win."""
+    able = [r for r in rows if r.complete and not r.untrained]
+    able.sort(key=lambda r: -getattr(r, config.metric))
+    name = {"miou": "mIoU", "fb_iou": "FB-IoU"}[config.metric]
+    if not able:
+        return "", "No method can win: each is untrained or has failed runs."
+    best, rivals = able[0], []
+    for other in able[1:]:
+        low, high = paired_difference(samples[best.label], samples[other.label], resamples=config.resamples,
+                                      seed=config.seed, metric=config.metric, confidence=config.confidence)
+        if low <= 0:
+            rivals.append(other)
+        if other is able[1]:
+            lead = (f"mean {name} {getattr(best, config.metric) * 100:.1f} against "
+                    f"{getattr(other, config.metric) * 100:.1f} of {other.label}, {config.confidence:.0%} interval of "
+                    f"the difference {low * 100:+.1f} to {high * 100:+.1f}")
+    if len(able) == 1:
+        figure = getattr(best, config.metric) * 100
+        return best.label, f"{best.label} wins with a mean {name} of {figure:.1f}: no other method can win."
+    return _decide(best, rivals, lead)
+
+
+def _decide(best: Row, rivals: Sequence[Row], lead: str) -> tuple[str, str]:
+    """The fastest of the best and of those that are not surely worse."""
+    if not rivals:
+        return best.label, f"{best.label} wins: {lead}."
+    if not all(r.seconds for r in (best, *rivals)):
+        return best.label, f"{best.label} is ahead but not surely ({lead}); no latency was measured to decide."
+    fastest = min((best, *rivals), key=lambda r: r.seconds)
+    speeds = ", ".join(f"{r.label} {r.seconds * 1000:.0f} ms" for r in (best, *rivals))
+    return fastest.label, (f"{fastest.label} wins: {best.label} is ahead but not surely ({lead}), so the fastest is "
+                           f"taken ({speeds} a query).")
+
+
+def format_leaderboard(board: Leaderboard) -> str:
+    """The table as a person reads it, in percent."""
+    folds = sorted({f for r in board.rows for f in r.folds}, key=int)
+    head = ["method", *(f"fold {f}" for f in folds), "mean", f"{board.confidence:.0%} interval", "FB-IoU", "ms/query",
+            "trained", ""]
+    table = [head] + [_cells(r, folds) for r in board.rows]
+    widths = [max(len(row[i]) for row in table) for i in range(len(head))]
+    lines = ["  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+             for row in table]
+    lines.insert(1, "-" * len(lines[0].rstrip()))
+    about = (f"{board.dataset}, {board.shots}-shot, {board.episodes} episodes a fold, mIoU in percent; "
+             f"{board.selection}.")
+    return "\n".join([line.rstrip() for line in lines] + ["", about, board.reason])
+
+
+def _cells(row: Row, folds: Sequence[str]) -> list[str]:
+    note = "untrained" if row.untrained else ("incomplete" if not row.complete else "")
+    scores = [f"{row.folds[f] * 100:.1f}" if f in row.folds else "failed" for f in folds]
+    spread = f"{row.interval[0] * 100:.1f}-{row.interval[1] * 100:.1f}" if row.complete else "-"
+    speed = f"{row.seconds * 1000:.0f}" if row.seconds else "-"
+    return [row.label, *scores, f"{row.miou * 100:.1f}", spread, f"{row.fb_iou * 100:.1f}", speed,
+            _params(row.trainable_params), note]
+
+
+def _params(count: int) -> str:
+    return "0" if not count else f"{count / 1e6:.2f} M" if count >= 10_000 else f"{count / 1e3:.1f} k"

@@ -1,0 +1,76 @@
+"""What a run or an evaluation reads: the fold's classes, the training stream, the photos it opens, the test list."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from fss_models.errors import FssError
+from pipelines.config import EvalConfig, Recipe
+from pipelines.data.episodes import EpisodeList, episode_list
+from pipelines.data.schema import ClassInfo
+from pipelines.data.shards import build_shards
+from pipelines.data.shardset import ALL_FOLDS, Shards
+from pipelines.data.stream import EpisodeStream
+from pipelines.training.run import RunSpec
+from pipelines.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class FoldData:
+    """One fold of a dataset: `base` classes are trained, `novel` ones tested. All are base where `fold` is None."""
+
+    shards: Shards
+    fold: int | None
+
+    @staticmethod
+    def open(url: str, fold: int | None) -> FoldData:
+        """Raises `FssError` for missing shards and for a fold that has no classes."""
+        shards = Shards(url)
+        known = sorted({c.fold for c in shards.manifest.classes})
+        if fold is not None and fold not in known:
+            raise FssError(f"there is no fold {fold}", where=url, mend=f"folds: {', '.join(map(str, known))}")
+        return FoldData(shards, fold)
+
+    @property
+    def base(self) -> list[ClassInfo]:
+        """Classes that may be trained on."""
+        return [c for c in self.shards.manifest.classes if self.fold is None or c.fold != self.fold]
+
+    @property
+    def tested(self) -> list[ClassInfo]:
+        """Classes the fold is scored on: its novel ones, or all in a refit."""
+        return [c for c in self.shards.manifest.classes if self.fold is None or c.fold == self.fold]
+
+    @property
+    def novel_ids(self) -> list[int]:
+        """Classes that training must not see."""
+        return [] if self.fold is None else [c.class_id for c in self.tested]
+
+    def stream(self, spec: RunSpec, *, position: Any, rank: int, world: int) -> EpisodeStream:
+        """The training episodes of one worker."""
+        t = spec.train
+        return EpisodeStream(
+            self.shards.url, classes=[c.class_id for c in self.base], novel=self.novel_ids, shots=t.shots,
+            targets=t.targets, batch=t.batch, seed=spec.seed, rank=rank, world=world,
+            novel_images=t.novel_images, pool_bytes=t.pool_bytes, position=position)
+
+    def train_photos(self, novel_images: str) -> list[str]:
+        """sha256 (16 digits) of every photo that training may open: the blocks' of base classes, less the filtered."""
+        base, rows = {c.class_id for c in self.base}, self.shards.rows
+        avoid = set(self.novel_ids) if novel_images == "drop" else set()
+        blocks = (b for b in self.shards.block_index.to_pylist() if b["class_id"] in base)
+        photos = (rows[i] for b in blocks for i in b["image_ids"])
+        return sorted({row["sha256"][:16] for row in photos if not avoid.intersection(row["class_ids"])})
+
+    def episodes(self, config: EvalConfig) -> EpisodeList:
+        """The fold's fixed test list, kept beside the shards."""
+        fold = ALL_FOLDS if self.fold is None else self.fold
+        return episode_list(self.shards, fold=fold, shots=config.shots, episodes=config.episodes, seed=config.seed)
+
+
+def ensure_shards(recipe: Recipe) -> Shards:
+    """The recipe's shards, built now if they are missing."""
+    url = Workspace(recipe.out).shards(recipe.data.name)
+    build_shards(recipe.data, url)
+    return Shards(url)

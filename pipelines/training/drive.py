@@ -1,0 +1,145 @@
+"""Ray tasks of a sweep: a light driver a run, the evaluation it ends with, and the idle latency measurement."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+from fss_models.errors import FssError
+from pipelines.config import EvalConfig, Section
+from pipelines.training.results import RunResult, read_result, write_result
+from pipelines.training.run import code_version, eval_digest
+from pipelines.training.worker import Job, train_run, write_bundle
+
+LATENCY_QUERIES, LATENCY_REPEATS = 12, 3
+
+
+class Scored(Section):
+    """How a run is scored."""
+
+    config: EvalConfig
+    resamples: int = 1000
+    seed: int = 0
+
+
+def drive(job: Job, scored: Scored) -> RunResult:
+    """Train (where there is something to train) and evaluate one run. A failure is a result with `error`."""
+    import ray
+
+    try:
+        if job.spec.trains and not _has_bundle(job):
+            train_run(job)
+        score = ray.remote(evaluate_run).options(num_cpus=job.cpus, num_gpus=job.gpus, max_retries=job.retries)
+        result: RunResult = ray.get(score.remote(job, scored))
+    except Exception as error:
+        return failed(job, scored, error)
+    return result
+
+
+def failed(job: Job, scored: Scored, error: BaseException) -> RunResult:
+    """The result of a run that could not be finished: what went wrong, in one line."""
+    return RunResult(run=job.spec.name, spec=job.spec, eval_digest=eval_digest(scored.config), error=one_line(error))
+
+
+def one_line(error: BaseException) -> str:
+    """The cause in a person's words: the innermost error of whatever Ray wrapped around it."""
+    for worker in getattr(error, "worker_failures", {}).values():
+        return one_line(worker)
+    cause = getattr(error, "cause", None) or error.__cause__
+    if isinstance(cause, BaseException) and not isinstance(error, FssError):
+        return one_line(cause)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[-1] if lines else ""
+    return text if isinstance(error, FssError) else f"{type(error).__name__}: {text}"[:400]
+
+
+def _has_bundle(job: Job) -> bool:
+    from pipelines.storage import Store
+
+    return Store(job.bundle).exists("bundle.json")
+
+
+def evaluate_run(job: Job, scored: Scored) -> RunResult:
+    """Score the run's bundle on its fold's list and write the result. Without training, its bundle is made here."""
+    import torch
+
+    from fss_models import registry
+    from pipelines.training.data import FoldData
+    from pipelines.weights import fetch
+
+    torch.set_num_threads(job.threads)
+    spec = job.spec
+    data = FoldData.open(spec.shards, spec.fold)
+    if not spec.trains and not _has_bundle(job):
+        method = spec.method
+        weights = fetch(method.weights, method.sha256) or None
+        write_bundle(job, registry.build(method.name, method.preset, method.config, weights=weights), data, train_s=0.0)
+    result, table = evaluate_bundle(job, scored, data, job.bundle)
+    write_result(job.folder, result, table)
+    return result
+
+
+def evaluate_bundle(job: Job, scored: Scored, data: Any, bundle: str) -> tuple[RunResult, Any]:
+    """Load a bundle, score it on the fold's list. Raises `FssError` if it was trained on one of the photos."""
+    from pipelines.bundle import load_bundle
+    from pipelines.training.evaluate import refuse_seen_photos, score_episodes
+
+    spec = job.spec
+    model, info = load_bundle(bundle, "cuda" if job.gpus else "cpu")
+    episodes = data.episodes(scored.config)
+    refuse_seen_photos(info.trained_on, data.shards, episodes, bundle)
+    table, took = score_episodes(model, data.shards, episodes, batch=scored.config.batch,
+                                 told=lambda done: job.tell("at_step", spec.name, spec.steps + done))
+    took |= {"not_scored": episodes.dropped}
+    tested = [c for c in data.tested if c.class_id in episodes.class_ids]
+    facts = {"list_hash": episodes.sha256, "bundle": bundle, "bundle_id": info.bundle_id,
+             "untrained": info.untrained, "train_s": info.provenance.get("train_s", 0.0),
+             "trainable_params": sum(p.numel() for p in model.parameters() if p.requires_grad),
+             "images_per_s": took["images_per_s"], "code": code_version(), "details": took}
+    return summarise(job, scored, tested, table, facts), table
+
+
+def summarise(job: Job, scored: Scored, classes: Any, table: Any, facts: dict[str, Any]) -> RunResult:
+    """Scores and interval of an evaluation."""
+    from fss_models.metrics import Sample, interval, resampled_scores, score
+    from pipelines.training.results import table_counts
+
+    counts = table_counts(table)
+    scores = score(counts, [c.class_id for c in classes])
+    spread = resampled_scores(Sample.of([(0, [counts])]), resamples=scored.resamples, seed=scored.seed)
+    names = {c.class_id: c.name for c in classes}
+    return RunResult(
+        run=job.spec.name, spec=job.spec, eval_digest=eval_digest(scored.config), episodes=len(counts),
+        classes={str(c): n for c, n in names.items()}, miou=scores.miou, fb_iou=scores.fb_iou,
+        interval=list(interval(spread)), per_class={names[c]: v for c, v in scores.per_class.items()}, **facts)
+
+
+def finished(job: Job, scored: Scored) -> RunResult | None:
+    """The run's result where it is done already."""
+    return read_result(job.folder, job.spec, eval_digest(scored.config))
+
+
+def measure_latency(bundles: dict[str, str], shards_url: str, fold: int | None, config: EvalConfig,
+                    gpus: float) -> dict[str, Any]:
+    """Median seconds a query of each bundle, all on the same queries in one idle process. Label -> figures."""
+    import os
+
+    import torch
+
+    from pipelines.bundle import load_bundle
+    from pipelines.data.episodes import load_episode
+    from pipelines.training.data import FoldData
+    from pipelines.training.evaluate import query_seconds
+
+    threads = os.cpu_count() or 1
+    torch.set_num_threads(threads)
+    data = FoldData.open(shards_url, fold)
+    chosen = list(data.episodes(config))[:LATENCY_QUERIES]
+    samples = [load_episode(data.shards, e) for e in chosen]
+    measured = {}
+    for label, url in bundles.items():
+        model, info = load_bundle(url, "cuda" if gpus else "cpu")
+        times = query_seconds(model, samples, repeats=LATENCY_REPEATS)
+        measured[label] = {"bundle_id": info.bundle_id, "seconds": statistics.median(times), "queries": len(times),
+                           "threads": threads, "device": str(model.device)}
+    return measured

@@ -1,0 +1,157 @@
+"""Scoring a bundle on a fixed episode list. Every distinct image is encoded once, episodes are segmented in batches.
+
+A prediction is scored as the field does: logits brought to the query's original size (bilinear), the object where
+they are above 0, void and crowd pixels left out.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fss_models.clip import Features
+from fss_models.errors import FssError
+from fss_models.metrics import episode_counts
+from fss_models.prompts import collate, mask_prompt
+from fss_models.segmenter import Segmenter
+from pipelines.data.episodes import EpisodeList, load_episode
+from pipelines.data.schema import EpisodeSample, Sample
+from pipelines.data.shardset import Shards
+from pipelines.training.results import EPISODE_SCORES
+
+CACHE_BYTES = 512_000_000
+Told = Callable[[int], None]  # episodes done
+
+
+class FeatureCache:
+    """Features by image id, the least recently used dropped first."""
+
+    def __init__(self, model: Segmenter, limit_bytes: int = CACHE_BYTES) -> None:
+        self.model, self.limit = model, limit_bytes
+        self.encoded = 0
+        self._held: OrderedDict[int, Features] = OrderedDict()
+        self._bytes = 0
+
+    def __call__(self, samples: Sequence[Sample]) -> tuple[Features, dict[int, int]]:
+        """Features of the distinct images among `samples`, and the row of each image id."""
+        distinct = {s.image_id: s for s in samples}
+        self._encode([s for i, s in distinct.items() if i not in self._held])
+        parts = [self._held[i] for i in distinct]
+        for i in distinct:
+            self._held.move_to_end(i)
+        joined = Features(maps={k: torch.cat([p.maps[k] for p in parts]) for k in parts[0].maps},
+                          sizes=torch.cat([p.sizes for p in parts]))
+        self._drop()
+        return joined, {image_id: row for row, image_id in enumerate(distinct)}
+
+    def _encode(self, samples: list[Sample]) -> None:
+        if not samples:
+            return
+        features = self.model.encode(self.model.prepare([s.image for s in samples]).to(self.model.device))
+        self.encoded += len(samples)
+        for row, sample in enumerate(samples):
+            one = Features(maps={k: v[row:row + 1].clone() for k, v in features.maps.items()},
+                           sizes=features.sizes[row:row + 1])
+            self._held[sample.image_id] = one
+            self._bytes += _bytes(one)
+
+    def _drop(self) -> None:
+        while self._bytes > self.limit and len(self._held) > 1:
+            _, old = self._held.popitem(last=False)
+            self._bytes -= _bytes(old)
+
+
+def _bytes(features: Features) -> int:
+    return sum(v.nbytes for v in features.maps.values())
+
+
+def refuse_seen_photos(trained_on: Sequence[str], shards: Shards, episodes: EpisodeList, where: str) -> None:
+    """Raise `FssError` if training opened a photo of the list: the score would be of memory, not of ability."""
+    photos = {i for e in episodes for i in (e.query, *e.supports)}
+    known = set(trained_on)
+    seen = [i for i in sorted(photos) if shards.rows[i]["sha256"][:16] in known] if known else []
+    if seen:
+        raise FssError(f"was trained on {len(seen)} of the {len(photos)} test photos (first: image {seen[0]})",
+                       where=where, mend="evaluate it on photos it was not trained on")
+
+
+@torch.inference_mode()
+def score_episodes(model: Segmenter, shards: Shards, episodes: EpisodeList, *, batch: int,
+                   told: Told = lambda done: None) -> tuple[pa.Table, dict[str, float]]:
+    """`EPISODE_SCORES`, one row an episode, and what it took: images encoded, seconds, images_per_s."""
+    cache, rows, start = FeatureCache(model), [], time.perf_counter()
+    ordered = sorted(episodes, key=lambda e: (e.class_id, e.episode_id))  # neighbours share photos
+    images = 0
+    for first in range(0, len(ordered), batch):
+        chunk = ordered[first:first + batch]
+        samples = [load_episode(shards, e) for e in chunk]
+        images += sum(len(s.references) + 1 for s in samples)
+        for episode, row in zip(chunk, _score_batch(model, cache, samples), strict=True):
+            rows.append({"episode_id": episode.episode_id, "class_id": episode.class_id, **row})
+        told(len(rows))
+    seconds = time.perf_counter() - start
+    table = pa.Table.from_pylist(sorted(rows, key=lambda r: r["episode_id"]), schema=EPISODE_SCORES)
+    return table, {"images_encoded": cache.encoded, "seconds": seconds, "images_per_s": images / seconds}
+
+
+def _score_batch(model: Segmenter, cache: FeatureCache, samples: list[EpisodeSample]) -> Iterator[dict[str, Any]]:
+    flat = [s for one in samples for s in (*one.references, one.targets[0])]
+    features, row_of = cache(flat)
+    where = torch.zeros(len(samples), max(len(s.references) for s in samples), dtype=torch.int64)
+    for i, one in enumerate(samples):
+        where[i, :len(one.references)] = torch.tensor([row_of[r.image_id] for r in one.references])
+    sets = [[mask_prompt(r.mask) for r in one.references] for one in samples]
+    prompts = collate(sets, features.sizes.cpu(), model.side, where).to(model.device)
+    memory = model.memorise(features, prompts)
+    queries = [row_of[one.targets[0].image_id] for one in samples]
+    pairs = torch.tensor(list(enumerate(queries)), dtype=torch.int64, device=model.device)
+    prediction = model.segment(memory, features, pairs)
+    for one, logits, score in zip(samples, prediction.logits, prediction.scores.tolist(), strict=True):
+        yield _score_one(one.targets[0], logits, score)
+
+
+def _score_one(target: Sample, logits: Tensor, score: float) -> dict[str, Any]:
+    pred = at_size(logits, target.mask.shape) > 0
+    truth, ignore = (torch.from_numpy(np.ascontiguousarray(m)) for m in (target.mask, target.ignore))
+    inter, union = episode_counts(pred.cpu(), truth, ignore)
+    return {"inter_bg": inter[0], "inter_fg": inter[1], "union_bg": union[0], "union_fg": union[1],
+            "iou": inter[1] / max(union[1], 1), "score": score}
+
+
+def at_size(logits: Tensor, size: tuple[int, ...]) -> Tensor:
+    """[h, w] -> `size`, bilinear: the protocol's resize."""
+    return F.interpolate(logits[None, None].float(), size=tuple(size), mode="bilinear", align_corners=False)[0, 0]
+
+
+@torch.inference_mode()
+def query_seconds(model: Segmenter, samples: Sequence[EpisodeSample], *, repeats: int = 3) -> list[float]:
+    """Seconds a query takes from decoded image to mask at its original size, its supports being memorised before."""
+    found = []
+    for one in samples:
+        support = model.encode(model.prepare([r.image for r in one.references]).to(model.device))
+        prompts = collate([[mask_prompt(r.mask) for r in one.references]], support.sizes.cpu(), model.side)
+        memory = model.memorise(support, prompts.to(model.device))
+        found += [_one_query(model, memory, one.targets[0]) for _ in range(repeats)]
+    return found[1:]  # the first call also pays for what the library prepares lazily
+
+
+def _one_query(model: Segmenter, memory: Any, target: Sample) -> float:
+    _wait(model.device)
+    start = time.perf_counter()
+    features = model.encode(model.prepare([target.image]).to(model.device))
+    prediction = model.segment(memory, features, torch.zeros(1, 2, dtype=torch.int64, device=model.device))
+    (at_size(prediction.logits[0], target.mask.shape) > 0).cpu()
+    return time.perf_counter() - start
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,166 @@
+"""The training loop of one worker. It knows no Ray: `worker.py` connects it to Ray Train."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fss_models.clip import Clip
+from fss_models.errors import FssError
+from fss_models.segmenter import Segmenter
+from pipelines.config import TrainConfig
+from pipelines.data.collate import make_clip
+from pipelines.data.stream import EpisodeStream
+from pipelines.training.run import RunSpec
+from pipelines.training.state import History, load_state, save_state
+
+OpenStream = Callable[[Any], EpisodeStream]  # (position or None)
+Save = Callable[[int, Callable[[Path], None]], None]  # (step, writes a checkpoint into a folder)
+Log = Callable[[int, dict[str, float]], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Which of the run's workers this is, and its device."""
+
+    rank: int = 0
+    world: int = 1
+    device: str = "cpu"
+
+
+class _Losses(nn.Module):
+    """`losses` as a forward pass: what DistributedDataParallel synchronises."""
+
+    def __init__(self, model: Segmenter) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, clip: Clip) -> dict[str, Tensor]:
+        return self.model.losses(clip)
+
+
+def lr_at(step: int, train: TrainConfig) -> float:
+    """The learning rate of step `step`, counted from 0: linear warm-up, then the schedule down to 0."""
+    if step < train.warmup:
+        return train.lr * (step + 1) / train.warmup
+    if train.schedule == "constant":
+        return train.lr
+    done = (step - train.warmup) / max(train.steps - train.warmup, 1)
+    return train.lr * (0.5 * (1 + math.cos(math.pi * done)) if train.schedule == "cosine" else (1 - done) ** 0.9)
+
+
+def fit(spec: RunSpec, model: Segmenter, *, place: Place, open_stream: OpenStream, resume: Path | None,
+        save: Save, log_row: Log) -> History:
+    """Train `model` in place up to `spec.train.steps`, from the checkpoint folder `resume` where there is one.
+
+    Raises `FssError` for a checkpoint of another run, a method with nothing to train and a loss that is not finite.
+    """
+    train, model = spec.train, model.to(place.device).train()
+    params = [p for p in model.parameters() if p.requires_grad]
+    if not params:
+        raise FssError(f"method {spec.method.name!r} has nothing to train at this configuration")
+    optimiser = torch.optim.AdamW(params, lr=train.lr, weight_decay=train.weight_decay)
+    torch.manual_seed(spec.seed + place.rank)
+    step, position, history = 0, None, History()
+    if resume:
+        back = load_state(resume, spec, model, optimiser, rank=place.rank, world=place.world)
+        step, position, history = back.step, back.position, back.history
+    forward = _distributed(model, place)
+    window = _Window(train)
+    with closing(open_stream(position)) as stream:
+        for clip, position in _ahead(_clips(spec, model, stream, place, step)):
+            lr = lr_at(step, train)
+            window.add(step, _step(forward, params, optimiser, clip.to(place.device), train, lr), lr)
+            step += 1
+            checkpoint = step % train.checkpoint_every == 0 or step == train.steps
+            if checkpoint or step % train.log_every == 0:
+                log_row(step, history.add(step, *window.flush(spec.name)))
+            if checkpoint:
+                about: dict[str, Any] = {"step": step, "position": position, "history": history,
+                                         "rank": place.rank, "world": place.world}
+                save(step, lambda folder, about=about: save_state(folder, spec, model, optimiser, **about))
+            if step >= train.steps:
+                break
+    return history
+
+
+def _distributed(model: Segmenter, place: Place) -> nn.Module:
+    losses = _Losses(model)
+    if place.world == 1:
+        return losses
+    # A step may leave parts unused, such as the encoder of a kind of prompt that no clip of the batch has.
+    return nn.parallel.DistributedDataParallel(losses, find_unused_parameters=True)
+
+
+def _step(forward: nn.Module, params: list[nn.Parameter], optimiser: torch.optim.Optimizer, clip: Clip,
+          train: TrainConfig, lr: float) -> dict[str, Tensor]:
+    """One optimiser step. Returns the losses, their sum and the gradient norm, still on the device."""
+    for group in optimiser.param_groups:
+        group["lr"] = lr
+    device = params[0].device.type
+    with torch.autocast(device, dtype=torch.bfloat16, enabled=train.precision == "bf16"):
+        losses: dict[str, Tensor] = forward(clip)
+        total = torch.stack([v.float() for v in losses.values()]).sum()
+    optimiser.zero_grad(set_to_none=True)
+    total.backward()
+    norm = nn.utils.clip_grad_norm_(params, train.clip_norm)
+    optimiser.step()
+    named = {f"loss_{k}": v.detach() for k, v in losses.items()}
+    return {"loss": total.detach(), **named, "grad_norm": norm.detach()}
+
+
+class _Window:
+    """Collects steps without waiting for the device; one transfer a window."""
+
+    def __init__(self, train: TrainConfig) -> None:
+        self._batch = train.batch
+        self._rows: list[tuple[int, dict[str, Tensor]]] = []
+        self._lr, self._start = 0.0, time.perf_counter()
+
+    def add(self, step: int, values: dict[str, Tensor], lr: float) -> None:
+        self._rows.append((step, values))
+        self._lr = lr
+
+    def flush(self, run: str) -> tuple[float, dict[str, float]]:
+        """(seconds, means over the window). Raises `FssError` naming the first step that was not finite."""
+        names = list(self._rows[0][1])
+        table = torch.stack([torch.stack([v[n].float() for n in names]) for _, v in self._rows]).cpu()
+        for (step, _), row in zip(self._rows, table, strict=True):
+            if not bool(torch.isfinite(row).all()):
+                raise FssError(f"the loss or its gradient is not finite at step {step + 1} (loss {float(row[0])})",
+                               where=run, mend="lower train.lr or train.clip_norm, or use train.precision=fp32")
+        now = time.perf_counter()
+        seconds, count = now - self._start, len(self._rows)
+        means = dict(zip(names, table.mean(dim=0).tolist(), strict=True))
+        self._rows, self._start = [], now
+        return seconds, {**means, "lr": self._lr, "episodes_per_s": count * self._batch / max(seconds, 1e-9)}
+
+
+def _clips(spec: RunSpec, model: Segmenter, stream: EpisodeStream, place: Place,
+           step: int) -> Iterator[tuple[Clip, Any]]:
+    """Batches with the stream's position after each. Flips depend on (seed, rank, step) alone."""
+    for samples in stream:
+        position = json.loads(json.dumps(stream.position))
+        rng = np.random.default_rng([spec.seed, place.rank, step]) if spec.train.flip else None
+        yield make_clip(model, samples, flip=rng), position
+        step += 1
+
+
+def _ahead(items: Iterator[tuple[Clip, Any]]) -> Iterator[tuple[Clip, Any]]:
+    """The same items, the next one being made while the present one is used."""
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="clips") as pool:
+        coming = pool.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = pool.submit(next, items, None)
+            yield item

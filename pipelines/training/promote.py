@@ -1,0 +1,109 @@
+"""`promote`: the winner's method and configuration, refitted on all classes, gated, bundled and registered.
+
+Cross-validation chose a recipe, not a fold's weights. The refit is trained on the train photos of all classes for the
+number of steps that every run had (or `promote.steps`).
+
+The gate: the refit is scored on an episode list over all classes drawn from test photos, which no training opens. Its
+classes are known to it, so it should do no worse than the cross-validated figure, which is of unknown classes. It
+fails if the 95 % interval of its mIoU lies wholly below the interval of the cross-validated mIoU. The figure that the
+bundle carries as its quality is the cross-validated one; the gate's is kept beside it as "held_out_images".
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from fss_models.errors import FssError
+from pipelines.bundle import BundleInfo, read_bundle_info
+from pipelines.cluster import cluster
+from pipelines.config import Recipe
+from pipelines.progress import say
+from pipelines.storage import Store
+from pipelines.training.choose import Leaderboard, Row, read_leaderboard
+from pipelines.training.data import ensure_shards
+from pipelines.training.results import RunResult
+from pipelines.training.run import RunSpec, code_version
+from pipelines.training.sweep import run_specs, tracking
+from pipelines.workspace import Workspace
+
+ALIAS = "champion"
+
+
+def registered_model(recipe: Recipe) -> str:
+    """The name in MLflow's registry."""
+    return f"fss-{recipe.project_name}"
+
+
+def promote(recipe: Recipe) -> BundleInfo:
+    """Refit, gate and publish the winner; returns the champion's bundle. Killed and run again, it goes on.
+
+    Raises `FssError` without a leaderboard or a winner, for a leaderboard of other data, for a failed refit and at a
+    closed gate; the champion that was there stays then.
+    """
+    board = read_leaderboard(recipe)
+    row = next((r for r in board.rows if r.label == board.winner), None)
+    if row is None:
+        raise FssError("the leaderboard has no winner", where=Workspace(recipe.out).leaderboard, mend=board.reason)
+    with cluster() as ray:
+        spec = _refit_spec(recipe, board, row)
+        say(f"refitting {row.label} on all classes")
+        result = run_specs(recipe, [spec], ray)[0]
+        if result.error:
+            raise FssError(f"the refit failed: {result.error}", where=spec.name)
+        check_gate(row, result)
+        info = _publish(recipe, board, row, result)
+        with tracking(recipe, ray) as tracker:
+            tracker.register.remote(
+                registered_model(recipe), source=Workspace(recipe.out).champion, key=result.run, alias=ALIAS,
+                tags={"fss.bundle": info.bundle_id, "fss.method": row.method.name, "fss.preset": row.method.preset,
+                      "fss.data": board.data_hash, "fss.cv_miou": f"{row.miou:.4f}",
+                      "fss.gate_miou": f"{result.miou:.4f}", "fss.gate": "passed"})
+    return info
+
+
+def _refit_spec(recipe: Recipe, board: Leaderboard, row: Row) -> RunSpec:
+    manifest = ensure_shards(recipe).manifest
+    if manifest.content_hash != board.data_hash:
+        raise FssError("the leaderboard was made on other data", where=Workspace(recipe.out).leaderboard,
+                       mend="run `fss sweep run` again")
+    steps = recipe.promote.steps or recipe.train.steps
+    return RunSpec(
+        dataset=recipe.data.name, shards=Workspace(recipe.out).shards(recipe.data.name),
+        data_hash=manifest.content_hash, fold=None, method=row.method, seed=recipe.sweep.seeds[0],
+        train=recipe.train.model_copy(update={"steps": steps}))
+
+
+def check_gate(row: Row, result: RunResult) -> None:
+    """Raise `FssError` if the refit is surely worse on held-out photos than cross-validation promised."""
+    if result.interval[1] < row.interval[0]:
+        raise FssError(
+            f"the refit scores {result.miou * 100:.1f} (at most {result.interval[1] * 100:.1f}) on held-out photos, "
+            f"surely less than the cross-validated {row.miou * 100:.1f} (at least {row.interval[0] * 100:.1f})",
+            where=result.run, mend="raise promote.steps or look at its history.json; the champion is unchanged")
+
+
+def champion_metrics(board: Leaderboard, row: Row, result: RunResult) -> dict[str, Any]:
+    """What the champion says about itself."""
+    return {
+        "cross_validated": {"miou": row.miou, "fb_iou": row.fb_iou, "interval": row.interval, "folds": row.folds,
+                            "what": f"mean over folds on classes not trained on; {board.selection}"},
+        "held_out_images": {"miou": result.miou, "fb_iou": result.fb_iou, "interval": result.interval,
+                            "per_class": result.per_class, "list_hash": result.list_hash,
+                            "what": "the refit on photos not trained on, of classes it was trained on"},
+        "seconds_per_query": row.seconds, "leaderboard": {r.label: r.miou for r in board.rows}, "reason": board.reason,
+    }
+
+
+def _publish(recipe: Recipe, board: Leaderboard, row: Row, result: RunResult) -> BundleInfo:
+    """Copy the refit's bundle to the champion's place; bundle.json is written last, so half a bundle is none."""
+    source, target = Store(result.bundle), Store(Workspace(recipe.out).champion)
+    old = read_bundle_info(result.bundle)
+    provenance = {**old.provenance, "promoted_from": result.run, "promoted_by": code_version()}
+    info = old.model_copy(update={"metrics": champion_metrics(board, row, result), "provenance": provenance})
+    if target.exists("bundle.json") and target.read_json("bundle.json") == json.loads(info.model_dump_json()):
+        return info
+    target.delete("bundle.json")
+    target.write_bytes("model.safetensors", source.read_bytes("model.safetensors"))
+    target.write_json("bundle.json", info.model_dump())
+    return info

@@ -1,0 +1,113 @@
+"""The state of a training run as a checkpoint folder: with it, a run goes on as if it had never stopped.
+
+    about.json          run, method, preset, step, number of workers, position in the episode stream
+    model.safetensors   the trained tensors
+    optimiser.pt        the optimiser (read with `weights_only=True`; the schedule is a function of the step)
+    rank-<r>.pt         random states of one worker
+    history.json        losses, learning rate and speed so far
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from fss_models.errors import FssError
+from fss_models.segmenter import Segmenter
+from pipelines.training.run import RunSpec
+
+
+@dataclass
+class History:
+    """What a run reported: one row a window of steps, ending at `step`."""
+
+    rows: list[dict[str, float]] = field(default_factory=list)
+
+    def add(self, step: int, seconds: float, values: dict[str, float]) -> dict[str, float]:
+        """Append and return a row."""
+        row = {"step": step, "seconds": seconds, **values}
+        self.rows.append(row)
+        return row
+
+    @property
+    def seconds(self) -> float:
+        """Time spent training, over all restarts."""
+        return sum(r["seconds"] for r in self.rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resumed:
+    """Where a checkpoint left off. The stream's position is the same for every number of workers."""
+
+    step: int
+    position: Any
+    history: History
+
+
+def save_state(folder: Path, spec: RunSpec, model: Segmenter, optimiser: torch.optim.Optimizer, *, step: int,
+               position: Any, history: History, rank: int, world: int) -> None:
+    """Write one worker's part of a checkpoint; worker 0 writes what all share."""
+    torch.save(_random_state(), folder / f"rank-{rank}.pt")
+    if rank:
+        return
+    save_file(model.trainable_state(), folder / "model.safetensors")
+    torch.save(optimiser.state_dict(), folder / "optimiser.pt")
+    (folder / "history.json").write_text(json.dumps(history.rows))
+    about = {"run": spec.name, "method": spec.method.name, "preset": spec.method.preset, "step": step, "world": world,
+             "position": position}
+    (folder / "about.json").write_text(json.dumps(about))
+
+
+def load_state(folder: Path, spec: RunSpec, model: Segmenter, optimiser: torch.optim.Optimizer, *, rank: int,
+               world: int) -> Resumed:
+    """Put a checkpoint back. Raises `FssError` if it is not of this method, preset or run, or is incomplete."""
+    about = _about(folder)
+    for key, want in (("method", spec.method.name), ("preset", spec.method.preset), ("run", spec.name)):
+        if about[key] != want:
+            raise FssError(f"checkpoint is of {key} {about[key]!r}, not {want!r}", where=str(folder),
+                           mend="use another --out or delete that run")
+    model.load_trainable_state(load_file(folder / "model.safetensors"))
+    optimiser.load_state_dict(torch.load(folder / "optimiser.pt", weights_only=True))
+    if about["world"] == world:
+        _restore_random(torch.load(folder / f"rank-{rank}.pt", weights_only=True))
+    history = History(json.loads((folder / "history.json").read_text()))
+    return Resumed(step=about["step"], position=about["position"], history=history)
+
+
+def _about(folder: Path) -> dict[str, Any]:
+    try:
+        about: dict[str, Any] = json.loads((folder / "about.json").read_text())
+    except (OSError, ValueError) as error:
+        raise FssError("is no checkpoint of a training run", where=str(folder), mend="delete it") from error
+    return about
+
+
+def _random_state() -> dict[str, Any]:
+    """The state of every global generator, in types that a weights-only load accepts."""
+    name, keys, place, has_gauss, gauss = np.random.get_state()  # type: ignore[misc]
+    version, internal, gauss_next = random.getstate()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": [str(name), [int(k) for k in keys], int(place), int(has_gauss), float(gauss)],
+        "python": [version, list(internal), gauss_next],
+    }
+
+
+def _restore_random(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["torch"])
+    cuda: Sequence[torch.Tensor] = state["cuda"]
+    if cuda and len(cuda) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(list(cuda))
+    name, keys, place, has_gauss, gauss = state["numpy"]
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), place, has_gauss, gauss))
+    version, internal, gauss_next = state["python"]
+    random.setstate((version, tuple(internal), gauss_next))

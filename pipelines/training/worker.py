@@ -1,0 +1,146 @@
+"""One run on Ray Train: the worker's side (`train_worker`) and the driver's (`train_run`)."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from pydantic import ConfigDict
+
+from fss_models.errors import FssError
+from pipelines.config import Section
+from pipelines.storage import Store, join
+from pipelines.training.run import RunSpec, code_version
+
+KEPT_CHECKPOINTS = 2
+
+
+class Job(Section):
+    """A run and what surrounds it: where results go and what it may use."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+    spec: RunSpec
+    runs: str  # URL of the workspace's run folders
+    threads: int = 1  # torch threads of a worker
+    cpus: float = 1.0
+    gpus: float = 0.0
+    retries: int = 0
+    tracker: Any = None  # handle of the tracking actor
+
+    @property
+    def folder(self) -> str:
+        """The run's folder."""
+        return join(self.runs, self.spec.name)
+
+    @property
+    def bundle(self) -> str:
+        """The run's bundle."""
+        return join(self.folder, "bundle")
+
+    def tell(self, method: str, *args: Any) -> None:
+        """Call the tracking actor without waiting."""
+        if self.tracker is not None:
+            getattr(self.tracker, method).remote(*args)
+
+
+def train_run(job: Job) -> None:
+    """Train a run to its end, from its last checkpoint if it has one, and write its bundle.
+
+    Raises `FssError` for what a repetition would not mend; Ray's own error after `retries` failures.
+    """
+    import ray.train
+    from ray.train.torch import TorchTrainer
+
+    filesystem, root = Store(job.runs).pyarrow()
+    workers = job.spec.train.workers
+    resources = {"CPU": job.cpus / workers} | ({"GPU": job.gpus / workers} if job.gpus else {})
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={"job": job},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=workers, use_gpu=job.gpus > 0, resources_per_worker=resources),
+        run_config=ray.train.RunConfig(
+            name=job.spec.name, storage_path=root, storage_filesystem=filesystem,
+            failure_config=ray.train.FailureConfig(max_failures=job.retries, controller_failure_limit=0),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=KEPT_CHECKPOINTS),
+            logging_config=ray.train.LoggingConfig(log_level="ERROR")),
+    )
+    result = trainer.fit()
+    if mistake := (result.return_value or {}).get("mistake"):
+        raise FssError(mistake)
+
+
+def train_worker(config: dict[str, Any]) -> dict[str, str]:
+    """What each worker of a run does. A mistake that a retry would repeat is returned, not raised."""
+    import ray.train
+    import ray.train.torch
+    import torch
+
+    job: Job = config["job"]
+    torch.set_num_threads(job.threads)
+    context = ray.train.get_context()
+    device = str(ray.train.torch.get_device())
+    try:
+        _train(job, context.get_world_rank(), context.get_world_size(), device)
+    except FssError as error:
+        return {"mistake": str(error)}
+    return {}
+
+
+def _train(job: Job, rank: int, world: int, device: str) -> None:
+    import ray.train
+
+    from fss_models import registry
+    from pipelines.training.data import FoldData
+    from pipelines.training.loop import Place, fit
+    from pipelines.weights import fetch
+
+    spec = job.spec
+    method = spec.method
+    data = FoldData.open(spec.shards, spec.fold)
+    weights = fetch(method.weights, method.sha256) or None
+    model = registry.build(method.name, method.preset, method.config, weights=weights)
+    checkpoint = ray.train.get_checkpoint()
+    with checkpoint.as_directory() if checkpoint else nullcontext() as folder:
+        history = fit(
+            spec, model, place=Place(rank=rank, world=world, device=device),
+            open_stream=lambda position: data.stream(spec, position=position, rank=rank, world=world),
+            resume=Path(folder) if folder else None, save=_report,
+            log_row=lambda step, row: _log(job, rank, step, row))
+    if rank == 0:
+        Store(job.folder).write_json("history.json", history.rows)
+        write_bundle(job, model, data, train_s=history.seconds)
+
+
+def _report(step: int, write: Callable[[Path], None]) -> None:
+    """Give every worker's part of a checkpoint to Ray Train."""
+    import ray.train
+
+    with tempfile.TemporaryDirectory() as folder:
+        write(Path(folder))
+        checkpoint = ray.train.Checkpoint.from_directory(folder)
+        ray.train.report({"step": step}, checkpoint=checkpoint, checkpoint_dir_name=f"checkpoint_{step:07d}")
+
+
+def _log(job: Job, rank: int, step: int, row: dict[str, float]) -> None:
+    if rank == 0:
+        job.tell("at_step", job.spec.name, step)
+        job.tell("metrics", job.spec.name, {k: v for k, v in row.items() if k != "step"}, step)
+
+
+def write_bundle(job: Job, model: Any, data: Any, *, train_s: float) -> None:
+    """The bundle of a run: what was trained, and what it was trained on."""
+    from pipelines.bundle import save_bundle
+
+    spec = job.spec
+    trained = spec.trains
+    photos = data.train_photos(spec.train.novel_images) if trained else []
+    save_bundle(
+        job.bundle, model.cpu(), weights=spec.method.weights, sha256=spec.method.sha256, dataset=spec.dataset,
+        data_hash=spec.data_hash, classes=[c.name for c in data.base] if trained else [], trained_on=photos,
+        provenance={"run": spec.name, "spec": spec.model_dump(), "code": code_version(), "train_s": train_s,
+                    "steps": spec.steps},
+    )
