@@ -70,11 +70,11 @@ def show(facts: dict[str, Any]) -> None:
         table.add_row(str(fold), ", ".join(c["name"] for c in own), *(str(s) for s in sums))
     console.print(table)
     for name, reason in facts["dropped_classes"].items():
-        console.print(f"dropped {name}: {reason}", highlight=False)
+        console.print(f"dropped {name}: {reason}", highlight=False, soft_wrap=True)
     if facts["failures"]:
         console.print(f"{facts['failures']} problems ({facts['failures_by_stage']}) are listed in "
-                      f"{facts['shards']}/failures.parquet", highlight=False)
+                      f"{facts['shards']}/failures.parquet", highlight=False, soft_wrap=True)
     images = facts["images"]
     console.print(f"{images['train']} train and {images['test']} test photos in {facts['seconds']} s "
                   f"({facts['images_per_second']}/s), content {facts['content_hash'][:16]}: {facts['shards']}",
-                  highlight=False)
+                  highlight=False, soft_wrap=True)

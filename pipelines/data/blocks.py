@@ -46,7 +46,8 @@ class BlockFile:
     @property
     def digest(self) -> str:
         """Of its content, in order."""
-        return hashlib.sha256(repr([[(p.annotation_id, p.digest) for p in b] for b in self.blocks]).encode()).hexdigest()
+        facts = [[(p.annotation_id, p.digest) for p in b] for b in self.blocks]
+        return hashlib.sha256(repr(facts).encode()).hexdigest()
 
 
 def plan_blocks(rows: Sequence[dict[str, Any]], classes: Sequence[ClassInfo], cfg: DataConfig) -> list[BlockFile]:
@@ -57,7 +58,8 @@ def plan_blocks(rows: Sequence[dict[str, Any]], classes: Sequence[ClassInfo], cf
         enough = set(counts(row, cfg.min_area)) if row["split"] == "train" else set()
         for class_id in row["class_ids"]:
             if class_id in enough:
-                places[class_id].append(Place(number, row["image_id"], row["part"], row["row"], row["bytes"], row["digest"]))
+                where = (row["image_id"], row["part"], row["row"], row["bytes"], row["digest"])
+                places[class_id].append(Place(number, *where))
             number += 1
     return [f for c in classes for f in _files(c.class_id, _blocks(places[c.class_id], c.class_id, cfg))]
 

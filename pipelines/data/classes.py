@@ -35,6 +35,6 @@ def choose_classes(names: list[str], rows: list[dict[str, Any]], cfg: DataConfig
             kept.append(ClassInfo(class_id=index, name=name, fold=fold_of(index, len(names), cfg),
                                   train_images=train, test_images=test))
         else:
-            dropped[name] = (f"{train} train and {test} test photos show it on at least {cfg.min_area:.2g} of their "
-                             f"area; {cfg.min_images} of each are needed")
+            dropped[name] = (f"{train} train and {test} test photos show it on {cfg.min_area:.2%} of their area or "
+                             f"more; {cfg.min_images} of each are needed")
     return kept, dropped

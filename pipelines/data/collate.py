@@ -36,5 +36,5 @@ def _stack(masks: list[list[np.ndarray]], side: int) -> torch.Tensor:
 def _flipped(sample: Sample, flip: np.random.Generator | None) -> Sample:
     if flip is None or flip.random() < 0.5:
         return sample
-    mirrored = {name: np.ascontiguousarray(getattr(sample, name)[:, ::-1]) for name in ("image", "mask", "ignore")}
-    return replace(sample, **mirrored)
+    image, mask, ignore = (np.ascontiguousarray(a[:, ::-1]) for a in (sample.image, sample.mask, sample.ignore))
+    return replace(sample, image=image, mask=mask, ignore=ignore)

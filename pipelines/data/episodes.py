@@ -64,7 +64,8 @@ class EpisodeList:
 def draw_episodes(shards: Shards, *, fold: int, shots: int, episodes: int, seed: int) -> EpisodeList:
     """Draw over test photos only: class uniform, then query and supports uniform without repeats.
 
-    `fold` may be `ALL_FOLDS`. A class needs more than `shots` test photos. Raises `FssError` if no class of the fold has them.
+    `fold` may be `ALL_FOLDS`. A class needs more than `shots` test photos. Raises `FssError` if no class of the fold
+    has them.
     """
     pools, dropped = {}, {}
     for class_id in shards.fold_classes(fold):
@@ -125,8 +126,8 @@ def read_episodes(shards: Shards, name: str) -> EpisodeList:
     if not {"fold", "shots", "seed", "family", "sha256", "shards_hash", "schema_version"} <= facts.keys():
         raise FssError("is not an episode list", where=where)
     if int(facts["schema_version"]) > SCHEMA_VERSION:
-        raise FssError(f"has schema {facts['schema_version']}, this program reads up to {SCHEMA_VERSION}", where=where,
-                       mend="update fss")
+        newer = f"has schema {facts['schema_version']}, this program reads up to {SCHEMA_VERSION}"
+        raise FssError(newer, where=where, mend="update fss")
     rows = tuple(Episode(r["episode_id"], r["fold"], r["class_id"], r["query"], tuple(r["supports"]))
                  for r in table.to_pylist())
     listed = EpisodeList(

@@ -17,7 +17,7 @@ def parquet_bytes(
     full = schema.with_metadata(metadata) if metadata else schema
     small = [f.name for f in schema if f.name != "image"]
     sink = pa.BufferOutputStream()
-    codecs = {name: "ZSTD" for name in _leaves(schema)} | ({"image": "NONE"} if "image" in schema.names else {})
+    codecs = dict.fromkeys(_leaves(schema), "ZSTD") | ({"image": "NONE"} if "image" in schema.names else {})
     with pq.ParquetWriter(sink, full, compression=codecs, use_dictionary=False, write_statistics=small) as writer:
         for table in groups:
             if len(table):

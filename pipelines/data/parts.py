@@ -86,9 +86,7 @@ class PartBuilder:
 
     def _row(self, item: Item, split: str, fetched: Fetched) -> tuple[dict[str, Any], list[str]]:
         """A row of the image table, and what was wrong with single annotations. Raises `BadImage`."""
-        size, limits = self.source.sizes(item, fetched), {"max_pixels": self.cfg.max_pixels, "max_bytes": self.cfg.max_bytes}
-        pixels = decode_sized(fetched.data, *size, **limits) if size else decode_image(fetched.data, **limits)
-        height, width = pixels.shape[:2]
+        height, width = self._size(item, fetched)
         marks = self.source.mark(item, fetched, height, width)
         row = {
             "image_id": item.image_id, "file_name": item.file_name, "split": split, "image": fetched.data,
@@ -96,6 +94,15 @@ class PartBuilder:
             "annotations": _annotations(marks.instances, height, width), "void_rle": marks.void,
         }
         return row, marks.problems
+
+    def _size(self, item: Item, fetched: Fetched) -> tuple[int, int]:
+        """(height, width) of the photo, which is decoded to the end to see that it can be. Raises `BadImage`."""
+        data, most, size = fetched.data, self.cfg.max_pixels, self.source.sizes(item, fetched)
+        if size:
+            pixels = decode_sized(data, *size, max_pixels=most, max_bytes=self.cfg.max_bytes)
+        else:
+            pixels = decode_image(data, max_pixels=most, max_bytes=self.cfg.max_bytes)
+        return pixels.shape[0], pixels.shape[1]
 
 
 def failure_table(failures: Sequence[Failure]) -> pa.Table:

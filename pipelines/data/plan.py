@@ -75,7 +75,8 @@ class Plan:
     """
 
     def __init__(
-        self, blocks: Sequence[Block], *, shots: int, targets: int, seed: int, pool_bytes: int, sampler: Sampler = "balanced"
+        self, blocks: Sequence[Block], *, shots: int, targets: int, seed: int, pool_bytes: int,
+        sampler: Sampler = "balanced",
     ) -> None:
         by_class: dict[int, list[int]] = defaultdict(list)
         for number, block in enumerate(blocks):
@@ -96,7 +97,8 @@ class Plan:
         if not self.by_class:
             raise FssError("no class has two training photos that may be used",
                            mend="add photos, or set train.novel_images=keep")
-        largest = max(sum(sorted((self.blocks[b].bytes for b in found), reverse=True)[:2]) for found in self.by_class.values())
+        sizes = [sorted((self.blocks[b].bytes for b in found), reverse=True) for found in self.by_class.values()]
+        largest = max(sum(one[:2]) for one in sizes)  # a block and its companion
         if largest > self._budget:
             raise FssError(f"train.pool_bytes={pool_bytes} is too small: two windows of {largest} bytes must fit",
                            mend=f"set train.pool_bytes to at least {2 * largest}")

@@ -15,7 +15,7 @@ def encode(mask: np.ndarray) -> bytes:
 
 def decode(counts: bytes, height: int, width: int) -> np.ndarray:
     """Counts -> [H, W] bool."""
-    return coco.decode({"size": [height, width], "counts": counts}).astype(bool)
+    return np.asarray(coco.decode({"size": [height, width], "counts": counts}), dtype=bool)
 
 
 def union(counts: Iterable[bytes], height: int, width: int) -> np.ndarray:
@@ -23,7 +23,7 @@ def union(counts: Iterable[bytes], height: int, width: int) -> np.ndarray:
     rles = [{"size": [height, width], "counts": c} for c in counts]
     if not rles:
         return np.zeros((height, width), dtype=bool)
-    return coco.decode(coco.merge(rles) if len(rles) > 1 else rles[0]).astype(bool)
+    return np.asarray(coco.decode(coco.merge(rles) if len(rles) > 1 else rles[0]), dtype=bool)
 
 
 def union_area(counts: Iterable[bytes], height: int, width: int) -> int:

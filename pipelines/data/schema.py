@@ -37,7 +37,8 @@ BLOCKS = pa.schema([  # blocks/<split>/class-*.parquet: one row group = one bloc
     ("image", pa.large_binary()),
     ("instances", pa.list_(INSTANCE)),
     ("void_rle", pa.binary()),
-    ("crop", pa.list_(pa.int32())),  # x0, y0, x1, y1 where the protocol crops, else null (Arrow cannot read null fixed lists)
+    ("crop", pa.list_(pa.int32())),  # x0, y0, x1, y1 where the protocol crops, else null (no fixed list: Arrow
+    # cannot read null ones)
     ("height", pa.int32()),
     ("width", pa.int32()),
     ("image_class_ids", pa.list_(pa.int32())),  # all classes in the photo, for the published filters

@@ -130,7 +130,8 @@ def _mapped(ray: Any, items: list[dict[str, Any]], build: Any) -> Iterator[dict[
     if not items:
         return
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # the screen is for our own progress
-    dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(_call, fn_kwargs={"build": build}, num_cpus=1)
+    dataset = ray.data.from_items(items, override_num_blocks=len(items))
+    dataset = dataset.map(_call, fn_kwargs={"build": build}, num_cpus=1)
     with _plain_errors():
         yield from dataset.iter_rows()
 

@@ -115,8 +115,8 @@ class Shards:
         found = self._cache.get(("pixels", image_id))
         if found is None:
             photo = self.photo(image_id)
-            found = decode_sized(photo["image"], photo["height"], photo["width"], max_pixels=NO_LIMIT, max_bytes=NO_LIMIT,
-                                 where=photo["file_name"])
+            found = decode_sized(photo["image"], photo["height"], photo["width"], max_pixels=NO_LIMIT,
+                                 max_bytes=NO_LIMIT, where=photo["file_name"])
             found.flags.writeable = False
             self._cache.put(("pixels", image_id), found, found.nbytes)
         return found  # type: ignore[no-any-return]
@@ -124,7 +124,7 @@ class Shards:
     def sample(self, image_id: int, class_id: int) -> Sample:
         """One decoded (image, class); the mask is empty where the photo lacks the class."""
         photo = self.photo(image_id)
-        own = next((a["instances"] for a in photo["annotations"] if a["class_id"] == class_id), [])
+        own = [i for a in photo["annotations"] if a["class_id"] == class_id for i in a["instances"]]
         mask, ignore = masks_of(own, photo["void_rle"], photo["height"], photo["width"])
         return Sample(image_id=image_id, image=self.pixels(image_id), mask=mask, ignore=ignore)
 

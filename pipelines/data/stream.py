@@ -35,9 +35,10 @@ class EpisodeStream:
     """
 
     def __init__(
-        self, shards_url: str, *, classes: Collection[int], novel: Collection[int] = (), shots: int = 1, targets: int = 1,
-        batch: int, seed: int, rank: int = 0, world: int = 1, novel_images: Literal["drop", "keep"] = "drop",
-        pool_bytes: int = 512_000_000, position: Position | None = None, sampler: Sampler = "balanced",
+        self, shards_url: str, *, classes: Collection[int], novel: Collection[int] = (), shots: int = 1,
+        targets: int = 1, batch: int, seed: int, rank: int = 0, world: int = 1,
+        novel_images: Literal["drop", "keep"] = "drop", pool_bytes: int = 512_000_000,
+        position: Position | None = None, sampler: Sampler = "balanced",
     ) -> None:
         if batch % world:
             raise FssError(f"train.batch={batch} cannot be shared by {world} workers", mend="make it a multiple")
@@ -92,7 +93,9 @@ class EpisodeStream:
     def __enter__(self) -> EpisodeStream:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def _start(self, position: Position | None) -> Position:

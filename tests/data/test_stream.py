@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from itertools import islice
+from itertools import islice, pairwise
 
 import numpy as np
 import pytest
@@ -66,10 +66,11 @@ def test_balanced_gives_classes_the_same_share() -> None:
 
 
 def test_windows_stay_below_the_pool() -> None:
-    plan = Plan([b for c in range(12) for b in _blocks(4, 4, 4, class_id=c)], shots=1, targets=1, seed=0, pool_bytes=1200)
+    blocks = [b for c in range(12) for b in _blocks(4, 4, 4, class_id=c)]
+    plan = Plan(blocks, shots=1, targets=1, seed=0, pool_bytes=1200)
     windows = plan.windows(0)
     assert len(windows) > 3
-    for this, following in zip(windows, windows[1:], strict=False):
+    for this, following in pairwise(windows):
         assert 100 * len(this.blocks | following.blocks) <= 1200
 
 
@@ -93,8 +94,8 @@ def _key(batch: list[EpisodeSample]) -> list[tuple]:
 
 def _stream(url: str, **over: object) -> EpisodeStream:
     shards = Shards(url)
-    given = {"classes": shards.base_classes(0), "novel": set(shards.fold_classes(0)), "shots": 2, "targets": 1, "batch": 4,
-             "seed": 5, "pool_bytes": 2_000_000, **over}
+    given = {"classes": shards.base_classes(0), "novel": set(shards.fold_classes(0)), "shots": 2, "targets": 1,
+             "batch": 4, "seed": 5, "pool_bytes": 2_000_000, **over}
     return EpisodeStream(url, **given)
 
 

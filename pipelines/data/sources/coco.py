@@ -108,4 +108,4 @@ def _parse(raw: bytes, where: str) -> dict[str, Any]:
     for key in ("images", "annotations", "categories"):
         if not isinstance(document, dict) or not isinstance(document.get(key), list):
             raise FssError(f"has no list {key!r}", where=where, mend="a COCO file has images, annotations, categories")
-    return document
+    return dict(document)

@@ -56,7 +56,8 @@ def _classes(rng: np.random.Generator, seed: int, index: int) -> list[int]:
 
 def _half_covered(big: np.ndarray) -> np.ndarray:
     h, w = big.shape
-    return big.reshape(h // _OVER, _OVER, w // _OVER, _OVER).sum(axis=(1, 3)) * 2 >= _OVER * _OVER
+    covered: np.ndarray = big.reshape(h // _OVER, _OVER, w // _OVER, _OVER).sum(axis=(1, 3))
+    return np.asarray(covered * 2 >= _OVER * _OVER)
 
 
 def _jpeg(rng: np.random.Generator, picture: Image.Image) -> bytes:
@@ -81,7 +82,8 @@ def _background(rng: np.random.Generator, side: int) -> np.ndarray:
     small = 64
     y, x = np.mgrid[0:small, 0:small] / small - 0.5
     angle = rng.uniform(0, 2 * np.pi)
-    ramp = np.hypot(x - rng.uniform(-0.3, 0.3), y) if rng.random() < 0.35 else x * np.cos(angle) + y * np.sin(angle) + 0.5
+    round_, centre = rng.random() < 0.35, rng.uniform(-0.3, 0.3)
+    ramp = np.hypot(x - centre, y) if round_ else x * np.cos(angle) + y * np.sin(angle) + 0.5
     ground = a + (b - a) * np.clip(ramp, 0, 1)[..., None]
     ground = ground + _clouds(rng, small)[..., None] * rng.uniform(4, 34)
     image = Image.fromarray(np.clip(ground, 0, 255).astype(np.uint8)).resize((side, side), Image.Resampling.BICUBIC)
@@ -115,7 +117,7 @@ def _clutter(rng: np.random.Generator, image: Image.Image, side: int) -> None:
             r = size * 0.18
             pen.ellipse((x - r, y - r, x + r, y + r), fill=colour)
         else:
-            steps = np.cumsum(rng.uniform(-0.5, 0.5, (5, 2)) * size, axis=0) + (x, y)
+            steps = np.cumsum(rng.uniform(-0.5, 0.5, (5, 2)) * size, axis=0) + np.array([x, y])
             pen.line([tuple(p) for p in steps], fill=colour, width=width, joint="curve")
 
 
@@ -150,7 +152,7 @@ def _transformer(rng: np.random.Generator, centre: np.ndarray, radius: float) ->
 
 
 def _apply(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
-    return points @ matrix[:, :2].T + matrix[:, 2]
+    return np.asarray(points @ matrix[:, :2].T + matrix[:, 2])
 
 
 def _box(matrix: np.ndarray, class_id: int, side: int) -> tuple[int, int, int, int]:
@@ -246,4 +248,4 @@ def _texture(rng: np.random.Generator, base: np.ndarray, h: int, w: int) -> np.n
     else:
         mix = np.clip((u - u.min()) / max(float(np.ptp(u)), 1.0), 0, 1)
     low, change = base.astype(np.float32), (second - base).astype(np.float32)
-    return low + change * mix.astype(np.float32)[..., None]
+    return np.asarray(low + change * mix.astype(np.float32)[..., None])

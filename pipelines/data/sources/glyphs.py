@@ -6,7 +6,7 @@ A glyph is a list of strokes applied in order: `add` fills, `cut` makes a hole, 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from math import cos, pi, sin
 from typing import Literal, NamedTuple
 
@@ -89,7 +89,8 @@ def _gear() -> Glyph:
 
 def _house() -> Glyph:
     return [_s("add", (-0.7, -0.1), (0.7, -0.1), (0.7, 0.95), (-0.7, 0.95)),
-            _s("add", (-1, -0.1), (0, -0.95), (1, -0.1)), _s("add", (0.4, -0.9), (0.65, -0.9), (0.65, -0.3), (0.4, -0.3)),
+            _s("add", (-1, -0.1), (0, -0.95), (1, -0.1)),
+            _s("add", (0.4, -0.9), (0.65, -0.9), (0.65, -0.3), (0.4, -0.3)),
             _s("ink", (-0.18, 0.35), (0.18, 0.35), (0.18, 0.95), (-0.18, 0.95)),
             _s("ink", (0.32, 0.1), (0.55, 0.1), (0.55, 0.35), (0.32, 0.35)),
             _s("ink", (-0.55, 0.1), (-0.32, 0.1), (-0.32, 0.35), (-0.55, 0.35))]
@@ -103,8 +104,9 @@ def _tree() -> Glyph:
 
 
 def _fish() -> Glyph:
-    body = _curve((-0.6, 0), (-0.1, -0.95), (0.75, -0.55), (1, 0)) + _curve((1, 0), (0.75, 0.55), (-0.1, 0.95), (-0.6, 0))
-    return [_s("add", *body), _s("add", (-0.45, 0), (-1, -0.55), (-0.85, 0), (-1, 0.55)),
+    back = _curve((-0.6, 0), (-0.1, -0.95), (0.75, -0.55), (1, 0))
+    belly = _curve((1, 0), (0.75, 0.55), (-0.1, 0.95), (-0.6, 0))
+    return [_s("add", *back, *belly), _s("add", (-0.45, 0), (-1, -0.55), (-0.85, 0), (-1, 0.55)),
             _s("add", (0.0, -0.4), (-0.25, -0.8), (0.4, -0.4)), _s("ink", *_ellipse(0.62, -0.12, 0.09, 0.09, n=16)),
             _s("ink", *_curve((0.35, -0.35), (0.2, 0), (0.35, 0.35)), *_curve((0.3, 0.35), (0.13, 0), (0.3, -0.35)))]
 
@@ -137,9 +139,10 @@ def _umbrella() -> Glyph:
 
 
 def _leaf() -> Glyph:
-    blade = _curve((0, -1), (0.95, -0.45), (0.65, 0.45), (0, 0.7)) + _curve((0, 0.7), (-0.65, 0.45), (-0.95, -0.45), (0, -1))
-    veins = [_s("ink", (0, y), (side * 0.38, y - 0.26), (side * 0.36, y - 0.2), (0, y + 0.08)) for y in (-0.25, 0.1, 0.42)
-             for side in (-1, 1)]
+    right = _curve((0, -1), (0.95, -0.45), (0.65, 0.45), (0, 0.7))
+    blade = right + _curve((0, 0.7), (-0.65, 0.45), (-0.95, -0.45), (0, -1))
+    veins = [_s("ink", (0, y), (side * 0.38, y - 0.26), (side * 0.36, y - 0.2), (0, y + 0.08))
+             for y in (-0.25, 0.1, 0.42) for side in (-1, 1)]
     return [_s("add", *blade), _s("add", (-0.06, 0.6), (0.06, 0.6), (0.12, 1), (0, 1)),
             _s("ink", (-0.03, -0.85), (0.03, -0.85), (0.05, 0.7), (-0.05, 0.7)), *veins]
 
@@ -156,11 +159,12 @@ def _crown() -> Glyph:
 
 
 def _mushroom() -> Glyph:
-    stem = [(-0.2, 0), (0.2, 0), *_curve((0.2, 0), (0.2, 0.6), (0.4, 0.95)), *_curve((-0.4, 0.95), (-0.2, 0.6), (-0.2, 0))]
+    stem = [(-0.2, 0), (0.2, 0), *_curve((0.2, 0), (0.2, 0.6), (0.4, 0.95)),
+            *_curve((-0.4, 0.95), (-0.2, 0.6), (-0.2, 0))]
     dots = [_s("ink", *_ellipse(x, y, r, r * 0.8, n=18)) for x, y, r in ((-0.45, -0.3, 0.16), (0.1, -0.55, 0.19),
                                                                       (0.55, -0.2, 0.13))]
-    return [_s("add", *stem), _s("add", *_ellipse(0, 0, 0.95, 0.95, pi, 2 * pi), *_curve((0.95, 0), (0, 0.25), (-0.95, 0))),
-            *dots]
+    cap = _ellipse(0, 0, 0.95, 0.95, pi, 2 * pi) + _curve((0.95, 0), (0, 0.25), (-0.95, 0))
+    return [_s("add", *stem), _s("add", *cap), *dots]
 
 
 def _butterfly() -> Glyph:
@@ -195,7 +199,7 @@ def class_names() -> list[str]:
     return list(_MAKERS)
 
 
-@lru_cache(maxsize=None)
+@cache
 def glyph(class_id: int) -> tuple[Stroke, ...]:
     """The strokes of a class."""
     return tuple(_MAKERS[class_names()[class_id]]())
