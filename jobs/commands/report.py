@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import tempfile
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from jobs.options import JsonOption, OutOption, RecipeOption, SetOption
+from jobs.options import JsonOption, OutOption, SetOption
 from jobs.recipes import load_recipe
+from pipelines.config import Recipe
+from pipelines.storage import Store
 
 
 def register(app: typer.Typer) -> None:
@@ -17,7 +21,7 @@ def register(app: typer.Typer) -> None:
 
 
 def report(
-    recipe: RecipeOption = "demo",
+    recipe: Annotated[str, typer.Option("--recipe", "-r", help="Default: <out>/recipe.yaml, else demo.")] = "",
     overrides: SetOption = None,
     out: OutOption = None,
     labels: Annotated[str, typer.Option("--labels", help="One more folder of a labelling job to show.")] = "",
@@ -27,5 +31,15 @@ def report(
     """Write the page."""
     from pipelines.report.page import write_report
 
-    url = write_report(load_recipe(recipe, overrides, out=out), labels=labels, target=target)
+    url = write_report(_recipe(recipe, overrides, out), labels=labels, target=target)
     print(json.dumps({"report": url}) if as_json else f"report: {url}")
+
+
+def _recipe(name: str, overrides: list[str] | None, out: str | None) -> Recipe:
+    """The named recipe, else the one that the workspace keeps, else `demo`."""
+    if not name and out and Store(out).exists("recipe.yaml"):
+        with tempfile.TemporaryDirectory() as folder:
+            kept = Path(folder) / "recipe.yaml"
+            kept.write_bytes(Store(out).read_bytes("recipe.yaml"))
+            return load_recipe(str(kept), overrides, out=out)
+    return load_recipe(name or "demo", overrides, out=out)

@@ -19,6 +19,7 @@ from pipelines.storage import Store
 EACH = 4
 MAX_FAILURES = 200  # the table of the page; failures.parquet has all
 KINDS = ("surest", "in the middle", "least sure", "nothing found")
+FAILURE_COLUMNS = {"file": "file_name", "stage": "stage", "reason": "error"}
 Label = dict[str, Any]  # a row of a part
 
 
@@ -58,14 +59,16 @@ def gallery(labels: LabelSet, shards: Shards | None) -> Gallery:
 
     Parts are read one at a time: the memory does not grow with the number of photos.
     """
-    chosen, truth, failures = Choice(), Truth(shards, labels.manifest.class_name), []
+    chosen, truth = Choice(), Truth(shards, labels.manifest.class_name)
+    failures: list[dict[str, str]] = []
     for rows in read_parts(Store(labels.url), labels.manifest.chunks):
+        row: Label
         for row in rows:
             if row["error"] is None:
                 chosen.add(row)
                 truth.add(row)
             elif len(failures) < MAX_FAILURES:
-                failures.append({"file": str(row["file_name"]), "stage": str(row["stage"]), "reason": str(row["error"])})
+                failures.append({k: str(row[c]) for k, c in FAILURE_COLUMNS.items()})
     try:
         pictures = [_picture(labels, kind, row) for kind, rows in chosen.kinds().items() for row in rows]
     except (FssError, BadImage) as error:

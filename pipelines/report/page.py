@@ -1,4 +1,4 @@
-"""`write_report`: one self-contained HTML page about a workspace. Every figure on it is read from files of that place."""
+"""`write_report`: one self-contained HTML page about a workspace. Every figure on it is read from its files."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ from pipelines.progress import say
 from pipelines.report.collect import BASELINE, Material, collect, versus_baseline
 from pipelines.report.curves import interval_bars, learning_curves
 from pipelines.report.examples import KINDS, examples
+from pipelines.report.gallery import KINDS as LABEL_KINDS
 from pipelines.report.gallery import gallery
 from pipelines.storage import Store
 from pipelines.training.run import code_version
 
 PACKAGES = ("torch", "ray", "mlflow", "sam2", "timm", "pyarrow", "numpy", "pandas", "pycocotools")
+CURVES = {"loss": "loss", "episodes_per_s": "episodes per second", "lr": "learning rate"}
 
 
 def write_report(recipe: Recipe, *, labels: str = "", target: str = "") -> str:
@@ -44,7 +46,8 @@ def render(material: Material) -> str:
     say("report: predicting the example episodes")
     shown, why_none = examples(material)
     say("report: labels and figures")
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True,
+                                     undefined=jinja2.StrictUndefined)
     environment.filters.update(pct=_pct, points=_points, count=_count, duration=_duration)
     template = environment.from_string(files("pipelines.report").joinpath("report.html").read_text())
     return template.render(
@@ -53,6 +56,7 @@ def render(material: Material) -> str:
         versus=versus_baseline(material), baseline=BASELINE, intervals=_intervals(material), curves=_curves(material),
         classes=_class_table(material), examples={k: [e for e in shown if e.kind == k] for k in KINDS},
         why_no_examples=why_none, galleries=[gallery(s, material.shards) for s in material.labels],
+        label_kinds=LABEL_KINDS,
         failures=_failures(material), config=yaml.safe_dump(material.recipe.model_dump(), sort_keys=False),
         machine=_machine(), versions={p: version(p) for p in PACKAGES}, code=code_version(),
         made=datetime.datetime.now().astimezone().strftime("%d %B %Y, %H:%M %Z"),
@@ -78,7 +82,8 @@ def _intervals(material: Material) -> Markup:
     rows = [(r.label + (" (untrained)" if r.untrained else ""), getattr(r, material.board.metric) * 100,
              r.interval[0] * 100, r.interval[1] * 100) for r in material.board.rows if r.complete]
     name = {"miou": "mIoU", "fb_iou": "FB-IoU"}[material.board.metric]
-    return Markup(interval_bars(rows, f"mean {name} over the folds, percent, with its {material.board.confidence:.0%} interval"))
+    title = f"mean {name} over the folds, percent, with its {material.board.confidence:.0%} interval"
+    return Markup(interval_bars(rows, title))
 
 
 def _curves(material: Material) -> list[Markup]:
@@ -89,8 +94,7 @@ def _curves(material: Material) -> list[Markup]:
         several = len({r.spec.seed for r in runs}) > 1
         histories = {f"fold {r.spec.fold}" + (f", seed {r.spec.seed}" if several else ""): material.histories[r.run]
                      for r in runs if r.run in material.histories}
-        figures = (learning_curves(histories, key, f"{row.label}: {name}")
-                   for key, name in (("loss", "loss"), ("episodes_per_s", "episodes per second"), ("lr", "learning rate")))
+        figures = (learning_curves(histories, key, f"{row.label}: {name}") for key, name in CURVES.items())
         found += [Markup(f) for f in figures if f]
     return found
 
@@ -124,7 +128,8 @@ def _failures(material: Material) -> list[dict[str, str]]:
 
 def _machine() -> str:
     memory = psutil.virtual_memory().total / 1e9
-    return f"{os.cpu_count()} cores, {memory:.0f} GB, {platform.system()} {platform.machine()}, Python {platform.python_version()}"
+    system = f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"
+    return f"{os.cpu_count()} cores, {memory:.0f} GB, {system}"
 
 
 def _pct(value: float | None) -> str:

@@ -1,0 +1,149 @@
+"""`fss demo`: the whole chain, from photos to labels and a report. Stopped and run again, it does what is left."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from fss_models.errors import FssError
+from jobs.options import JsonOption, OutOption, SetOption
+from jobs.recipes import load_recipe
+from pipelines.config import Recipe
+from pipelines.progress import say
+from pipelines.storage import Store, join
+from pipelines.workspace import Workspace
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("demo", help="The whole chain on generated images or your own, ending with a report.")(demo)
+
+
+def demo(
+    data: Annotated[str, typer.Option("--data", help="A COCO directory instead of generated images.")] = "",
+    recipe: Annotated[str, typer.Option("--recipe", "-r", help="Default: demo, or demo_coco with --data.")] = "",
+    overrides: SetOption = None,
+    out: OutOption = None,
+    class_name: Annotated[str, typer.Option("--class", help="What to label; default: the most frequent class.")] = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Shards, sweep, leaderboard, promotion, labels, report."""
+    read = demo_recipe(data, recipe, overrides or [], out)
+    chain = Chain(read)
+    chain.run(class_name)
+    total = sum(s["seconds"] for s in chain.stages)
+    say(f"done in {total:.0f} s")
+    report = Workspace(read.out).report
+    print(json.dumps({"report": report, "stages": chain.stages}) if as_json else f"report: {report}")
+
+
+def demo_recipe(data: str, name: str, overrides: list[str], out: str | None) -> Recipe:
+    """The recipe of a demo; with `data`, of that COCO directory and its split file where there is one beside it.
+
+    Raises `FssError` if `data` does not exist.
+    """
+    if not data:
+        return load_recipe(name or "demo", overrides, out=out or "out/demo")
+    place = Store(data)
+    if not place.exists():
+        raise FssError("does not exist", where=data, mend="give a COCO directory (annotations/*.json and images)")
+    parent, _, folder = place.url.rpartition("/")
+    title = re.sub(r"[^a-z0-9]+", "_", folder.lower()).strip("_") or "photos"
+    found = [f"data.source.root={place.url}", f"data.name={title}"]
+    beside = Store(parent or "/")
+    if beside.exists("splits.json") and folder in beside.read_json("splits.json"):
+        found += [f"data.split.file={beside.path('splits.json')}", f"data.split.key={folder}"]
+    return load_recipe(name or "demo_coco", [*found, *overrides], out=out or f"out/{title}")
+
+
+@dataclass
+class Chain:
+    """The stages of a demo and their times."""
+
+    recipe: Recipe
+    stages: list[dict[str, Any]] = field(default_factory=list)
+
+    def run(self, class_name: str = "") -> None:
+        """Everything in one cluster, so that it starts once."""
+        from pipelines.cluster import cluster
+
+        Store(self.recipe.out).write_bytes("recipe.yaml", yaml.safe_dump(self.recipe.model_dump()).encode())
+        with ExitStack() as held:
+            with self._stage("start the cluster", ""):
+                held.enter_context(cluster())
+            self._chain(class_name)
+
+    def _chain(self, class_name: str) -> None:
+        from pipelines.data.shards import build_shards
+        from pipelines.report.page import write_report
+        from pipelines.training.choose import format_leaderboard, make_leaderboard
+        from pipelines.training.promote import promote
+        from pipelines.training.sweep import run_sweep
+
+        workspace = Workspace(self.recipe.out)
+        shards = workspace.shards(self.recipe.data.name)
+        with self._stage("build shards", join(shards, "manifest.json")):
+            manifest = build_shards(self.recipe.data, shards)
+            say(f"  {sum(manifest.images.values())} photos, {len(manifest.classes)} classes in {manifest.folds} folds")
+            for name, reason in manifest.dropped_classes.items():
+                say(f"  left out: {name} ({reason})")
+        with self._stage("train and compare", workspace.leaderboard):
+            board = make_leaderboard(self.recipe, run_sweep(self.recipe))
+            say(format_leaderboard(board))
+        with self._stage("refit and promote the winner", join(workspace.champion, "bundle.json")):
+            info = promote(self.recipe)
+            say(f"  {info.method}/{info.preset}, bundle {info.bundle_id}")
+        self._label(shards, class_name, info.bundle_id)
+        self._save()  # the page shows the times, its own aside
+        with self._stage("report", ""):
+            write_report(self.recipe)
+
+    def _label(self, shards_url: str, class_name: str, bundle_id: str) -> None:
+        from jobs.demo_inputs import choose_class, write_photos, write_supports
+        from pipelines.data.shardset import Shards
+        from pipelines.labelling.run import LabelRequest, run_label_job
+        from pipelines.report.collect import label_folder
+
+        workspace, shards = Workspace(self.recipe.out), Shards(shards_url)
+        chosen = choose_class(shards, class_name)
+        name = re.sub(r"[^A-Za-z0-9]+", "_", chosen.name)
+        photos, out = workspace.store.path("demo_images"), label_folder(workspace, f"{name}-{bundle_id[:8]}")
+        with self._stage(f"label held-out photos ({chosen.name})", join(out, "summary.json")):
+            supports = write_supports(shards, chosen, workspace.store.path(f"demo_supports/{name}"))
+            write_photos(shards, photos)
+            summary = run_label_job(LabelRequest(recipe=self.recipe, images=photos, supports=supports, out=out))
+            say(f"  {summary['images']} photos: {summary['with_object']} show {chosen.name!r}, "
+                f"{summary['without_object']} do not, {summary['failed']} cannot be read")
+
+    @contextmanager
+    def _stage(self, name: str, result: str) -> Iterator[None]:
+        """Time a stage. `result` is the file it ends with: where that did not change, it had been done before."""
+        say(f"== {name}")
+        before, began = _content(result), time.monotonic()
+        yield
+        seconds = time.monotonic() - began
+        done_before = bool(before) and before == _content(result)
+        old = next((s["seconds"] for s in self._known() if s["name"] == name), None)
+        say(f"== {name}: {seconds:.1f} s{' (was done already)' if done_before else ''}")
+        self.stages.append({"name": name, "seconds": old if done_before and old is not None else seconds})
+
+    def _known(self) -> list[dict[str, Any]]:
+        store = Store(self.recipe.out)
+        known: list[dict[str, Any]] = store.read_json("stages.json") if store.exists("stages.json") else []
+        return known
+
+    def _save(self) -> None:
+        Store(self.recipe.out).write_json("stages.json", self.stages)
+
+
+def _content(url: str) -> bytes:
+    return Store(url).read_bytes() if url and Store(url).exists() else b""
+
