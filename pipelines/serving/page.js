@@ -28,7 +28,7 @@ async function showHealth() {
   try {
     const h = await ask("/v1/health");
     facts.replaceChildren(fact("Model", h.method + " / " + h.preset), fact("Quality", quality(h)), fact("Runs on", h.device),
-      fact("Bundle", h.bundle_id), ...(h.dataset ? [fact("Trained on", h.dataset)] : []));
+      fact("Bundle", h.bundle_id), ...(h.classes.length ? [fact("Trained on", h.dataset + ", " + h.classes.length + " classes")] : []));
     $("untrained").hidden = !h.untrained;
     $("token-box").hidden = !h.token;
   } catch (error) { facts.textContent = error.message; }
@@ -309,9 +309,16 @@ function show(query, result) {
   score.className = "score" + (result.error ? " failed" : "");
   score.textContent = result.error || (result.area ? "score " + result.score.toFixed(2) : "not found");
   caption.append(name, score);
-  if (query.image) figure.append(overlay(query, result));
+  figure.append(query.image ? overlay(query, result) : nothingToShow());
   figure.append(caption);
   $("results").append(figure);
+}
+
+function nothingToShow() {
+  const box = document.createElement("div");
+  box.className = "blank";
+  box.textContent = "No picture";
+  return box;
 }
 
 function overlay(query, result) {
@@ -321,11 +328,12 @@ function overlay(query, result) {
   context.drawImage(query.image, 0, 0, w, h);
   if (result.error || !result.area) return canvas;
   const [H, W] = result.segmentation.size, mask = unpack(result.segmentation.counts, H * W);
+  const line = Math.max(2, Math.round(w / 160));  // as wide as two pixels where the picture is shown small
   const pixels = context.getImageData(0, 0, w, h), inside = (x, y) => x >= 0 && y >= 0 && x < w && y < h &&
     mask[Math.min(W - 1, Math.floor((x + .5) * W / w)) * H + Math.min(H - 1, Math.floor((y + .5) * H / h))];
   for (let y = 0; y < h; y++) for (let x = 0; x < w; x++) {
     if (!inside(x, y)) continue;
-    const edge = !(inside(x - 1, y) && inside(x + 1, y) && inside(x, y - 1) && inside(x, y + 1)), part = edge ? 1 : .45;
+    const edge = !(inside(x - line, y) && inside(x + line, y) && inside(x, y - line) && inside(x, y + line)), part = edge ? 1 : .45;
     for (let c = 0, i = 4 * (y * w + x); c < 3; c++) pixels.data[i + c] = pixels.data[i + c] * (1 - part) + MARK[c] * part;
   }
   context.putImageData(pixels, 0, 0);

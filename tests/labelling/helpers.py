@@ -1,0 +1,37 @@
+"""An engine without a cluster: the labeler in this process. It is the same code that runs in a replica."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipelines.labelling.images import list_images
+from pipelines.labelling.job import Job
+from pipelines.labelling.manifest import JobManifest, claim, code_version, describe_images
+from pipelines.serving.labeler import Failure, Label, Labeler
+from pipelines.storage import Store
+
+
+class DirectEngine:
+    """Labels in this process, and counts what it was asked."""
+
+    def __init__(self, labeler: Labeler, *, request_bytes: int = 32_000_000, batch: int = 4) -> None:
+        self.labeler, self.request_bytes, self.batch = labeler, request_bytes, batch
+        self.requests: list[int] = []
+
+    def label(self, images: list[bytes], support_id: str, threshold: float) -> list[Label | Failure]:
+        self.requests.append(len(images))
+        return self.labeler.label(images, support_id, self.batch, threshold)
+
+
+def make_job(photos: Path | str, out: Path | str, support_id: str, labeler: Labeler, **changes: object) -> Job:
+    """A claimed job with chunks of 8 photos in batches of 4."""
+    limit = int(str(changes.get("limit", 0)))
+    images = list_images(str(photos), limit)
+    fields = {**describe_images(images), "class_name": "ball", "support_id": support_id,
+              "bundle_id": labeler.info.bundle_id, "method": "prior", "preset": "nano", "chunk": 8, "batch": 4,
+              "threshold": 0.5, "limit": 0, "max_pixels": 50_000_000, "max_bytes": 64_000_000,
+              "code_version": code_version(), **changes}
+    manifest = JobManifest.model_validate(fields)
+    store = Store(str(out))
+    claim(store, manifest)
+    return Job(store, images, manifest)

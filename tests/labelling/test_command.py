@@ -1,0 +1,107 @@
+"""`fss label` as a person types it: a cluster of its own, the running service, a kill in the middle."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from pipelines.storage import Store
+from tests.serving.helpers import FSS, clean_env, photo_folder, run_fss, running_service, supports_file
+
+
+def _arguments(photos: Path, supports: Path, out: Path, bundle: str, *more: str) -> list[str]:
+    return ["label", "--images", str(photos), "--supports", str(supports), "--out", str(out), "--bundle", bundle,
+            "--workspace", str(out.parent / "ws"), "--set", "label.chunk=8", *more]
+
+
+def _parts(out: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in sorted((out / "parts").glob("chunk-*.parquet"))}
+
+
+def _ids(out: Path) -> list[int]:
+    return [i["id"] for i in json.loads((out / "labels.json").read_text())["images"]]
+
+
+def test_label_again_and_through_the_service(bundle: str, tmp_path: Path) -> None:
+    """A deployment of its own, the same again (nothing to do), the running service: the same bytes."""
+    photos, supports = photo_folder(tmp_path / "photos", 20), supports_file(tmp_path)
+    (photos / "broken.jpg").write_bytes(b"\xff\xd8")
+    first = run_fss(*_arguments(photos, supports, tmp_path / "own", bundle, "--json"))
+    assert first.returncode == 0, first.stderr
+    assert json.loads(first.stdout)["labelled_now"] == 21
+    assert json.loads(first.stdout)["failed"] == 1
+    before = _parts(tmp_path / "own")
+    again = run_fss(*_arguments(photos, supports, tmp_path / "own", bundle, "--json"))
+    assert json.loads(again.stdout)["labelled_now"] == 0
+    assert "everything is labelled already" in again.stderr
+    assert _parts(tmp_path / "own") == before
+    with running_service(bundle, tmp_path / "ws") as service:
+        assert (tmp_path / "ws" / "serve.json").exists()
+        served = run_fss(*_arguments(photos, supports, tmp_path / "served", bundle, "--json"))
+        assert served.returncode == 0, served.stderr
+        assert f"labelling through the service at {service.url}" in served.stderr
+    assert not (tmp_path / "ws" / "serve.json").exists()
+    assert _parts(tmp_path / "served") == before
+    other = run_fss(*_arguments(photos, supports, tmp_path / "own", bundle, "--threshold", "0.7"))
+    assert other.returncode == 2
+    assert "holds another job: its threshold is 0.5, this one's 0.7" in other.stderr
+
+
+@pytest.mark.parametrize(("change", "line"), [
+    (("--images", "/nowhere"), "/nowhere: does not exist"),
+    (("--supports", "/nowhere.json"), "/nowhere.json: does not exist"),
+    (("--bundle", "/nowhere"), "/nowhere: is no bundle"),
+    (("--service", "http://127.0.0.1:9"), "http://127.0.0.1:9: no service answers"),
+    (("--set", "label.chnk=3"), "did you mean 'label.chunk'?"),
+    (("--threshold", "2"), "label.threshold"),
+])
+def test_mistakes_are_one_line(bundle: str, tmp_path: Path, change: tuple[str, str], line: str) -> None:
+    photos, supports = photo_folder(tmp_path / "photos", 1), supports_file(tmp_path)
+    ended = run_fss(*_arguments(photos, supports, tmp_path / "out", bundle), *change)
+    assert ended.returncode == 2, ended.stderr
+    assert line in ended.stderr.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_kill_half_way_and_go_on(bundle: str, tmp_path: Path) -> None:
+    """kill -9 in the middle, twice: every photo once, and the parts are those of a job left alone."""
+    photos, supports = photo_folder(tmp_path / "photos", 120), supports_file(tmp_path)
+    out = tmp_path / "out"
+    arguments = _arguments(photos, supports, out, bundle, "--set", "label.in_flight=2")
+    for done in (2, 6):
+        process = subprocess.Popen([*FSS, *arguments], env=clean_env(), stderr=subprocess.DEVNULL)
+        end = time.monotonic() + 120
+        while len(_parts(out)) < done:
+            assert process.poll() is None
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    kept = _parts(out)
+    assert done <= len(kept) < 15
+    assert not (out / "labels.json").exists()
+    ended = run_fss(*arguments, "--json")
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(ended.stdout)["labelled_now"] == 120 - 8 * len(kept)
+    assert _ids(out) == list(range(1, 121))
+    alone = tmp_path / "alone"
+    assert run_fss(*_arguments(photos, supports, alone, bundle)).returncode == 0
+    assert _parts(alone) == _parts(out)
+    assert (alone / "labels.json").read_bytes() == (out / "labels.json").read_bytes()
+
+
+@pytest.mark.slow
+def test_two_jobs_at_once(bundle: str, tmp_path: Path) -> None:
+    """Would catch ports, names or files that two commands on one machine share."""
+    photos, supports = photo_folder(tmp_path / "photos", 24), supports_file(tmp_path)
+    outs = [tmp_path / "a", tmp_path / "b"]
+    running = [subprocess.Popen([*FSS, *_arguments(photos, supports, o, bundle)], env=clean_env()) for o in outs]
+    assert [p.wait(300) for p in running] == [0, 0]
+    assert _parts(outs[0]) == _parts(outs[1])
+    assert Store(str(outs[0])).read_json("summary.json")["images"] == 24

@@ -1,0 +1,135 @@
+"""The service over HTTP, really started: a person's path, a job's path, and what is refused and how."""
+
+from __future__ import annotations
+
+import base64
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from pipelines.serving.client import Client
+from pipelines.serving.labeler import Failure, Labeler
+from pipelines.serving.support_files import read_support_file, support_request
+from pipelines.storage import Store
+from tests.serving.helpers import Running, ball, encoded, run_fss, supports_file
+
+
+@pytest.fixture(scope="module")
+def support(service: Running, tmp_path_factory: pytest.TempPathFactory) -> str:
+    client = Client(service.url)
+    return client.add_support(read_support_file(str(supports_file(tmp_path_factory.mktemp("supports")))))
+
+
+def post(service: Running, path: str, body: Any, **headers: str) -> httpx.Response:
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    sent = {"content-type": "application/json", **headers}
+    return httpx.post(service.url + path, content=content, headers=sent, timeout=60)
+
+
+def test_health_says_what_runs(service: Running, bundle: str) -> None:
+    health = httpx.get(service.url + "/v1/health").json()
+    assert (health["method"], health["preset"], health["device"]) == ("prior", "nano", "cpu")
+    assert health["metrics"]["cross_validated"]["miou"] == 0.41
+    record = Store(str(service.workspace)).read_json("serve.json")
+    assert record == {"url": service.url, "pid": service.process.pid, "bundle_id": health["bundle_id"]}
+
+
+def test_page_loads_nothing_from_elsewhere(service: Running) -> None:
+    answer = httpx.get(service.url + "/")
+    assert answer.headers["content-type"].startswith("text/html")
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    assert "http://" not in answer.text
+    assert "https://" not in answer.text
+    assert "/* page.js */" not in answer.text
+
+
+def test_labels_are_those_of_the_labeler(service: Running, support: str, bundle: str) -> None:
+    """People's and jobs' deployments, and concurrent requests, give what the labeler alone gives."""
+    photos = [encoded(ball(s)[0]) for s in range(5)]
+    labeler = Labeler(bundle, supports_url=str(service.workspace / "supports"))
+    wanted = labeler.label([*photos, b"no photo"], support)
+    client = Client(service.url)
+    assert client.segment([*photos, b"no photo"], support, 0.5, bulk=True) == wanted
+    with ThreadPoolExecutor(5) as pool:
+        alone = list(pool.map(lambda p: client.segment([p], support, 0.5)[0], photos))
+    for one, other in zip(alone, wanted, strict=False):
+        assert not isinstance(one, Failure)
+        assert not isinstance(other, Failure)
+        assert abs(one.area - other.area) <= 2
+        assert one.score == pytest.approx(other.score, abs=1e-4)
+
+
+def test_support_set_is_kept_in_storage(service: Running, support: str) -> None:
+    record = Store(str(service.workspace)).read_json(f"supports/{support}/support.json")
+    assert record["class_name"] == "ball"
+
+
+PHOTO = base64.b64encode(encoded(ball(1)[0])).decode()
+REFUSED: list[tuple[str, Any, int, str]] = [
+    ("segment", b"{", 400, "not valid JSON"),
+    ("segment", {"images": [PHOTO]}, 422, "support_id is missing"),
+    ("segment", {"support_id": "0" * 16, "images": [PHOTO]}, 404, "unknown support_id"),
+    ("segment", {"support_id": "0" * 16, "images": [PHOTO], "bulk": True}, 404, "unknown support_id"),
+    ("segment", {"support_id": "0" * 16, "images": []}, 422, "images is not a list"),
+    ("segment", {"support_id": "0" * 16, "images": ["@"]}, 422, "images[0]: is not base64"),
+    ("segment", {"support_id": "0" * 16, "images": [PHOTO], "treshold": 1}, 422, "did you mean 'threshold'?"),
+    ("segment", {"support_id": "0" * 16, "images": [PHOTO], "threshold": 1.5}, 422, "between 0 and 1"),
+    ("segment", [], 422, "is not a JSON object"),
+    ("segment", b" " * 2_000_001, 413, "larger than 2000000 bytes"),
+    ("supports", {"class_name": "x", "supports": [{"image": PHOTO, "box": [0, 0, 9, 9]}]}, 422, "mask prompts only"),
+    ("supports", {"class_name": "x", "supports": [{"image": "QUJD", "box": [0, 0, 9, 9]}]}, 422, "not an image"),
+    ("nothing", {}, 404, "there is no '/v1/nothing'"),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "status", "line"), REFUSED, ids=[r[3][:28] for r in REFUSED])
+def test_refusals_are_one_line(service: Running, path: str, body: Any, status: int, line: str) -> None:
+    answer = post(service, f"/v1/{path}", body)
+    assert answer.status_code == status, answer.text
+    assert line in answer.json()["error"]
+    assert "\n" not in answer.json()["error"]
+
+
+def test_other_content_types_are_refused(service: Running) -> None:
+    """Would let any web page a person visits post to the service on their machine."""
+    answer = post(service, "/v1/segment", {"support_id": "0" * 16}, **{"content-type": "text/plain"})
+    assert answer.status_code == 415
+
+
+def test_refused_support_set_is_not_stored(service: Running) -> None:
+    before = Store(str(service.workspace)).list("supports")
+    body = {"class_name": "x", "supports": [{"image": PHOTO, "box": [0, 0, 9, 9]}]}
+    assert post(service, "/v1/supports", body).status_code == 422
+    assert Store(str(service.workspace)).list("supports") == before
+
+
+def test_second_service_on_the_port_is_refused(service: Running, bundle: str, tmp_path: Path) -> None:
+    port = service.url.rsplit(":", 1)[1]
+    ended = run_fss("serve", "--bundle", bundle, "--out", str(tmp_path), "--port", port)
+    assert ended.returncode == 2
+    assert f"cannot listen on 127.0.0.1:{port}" in ended.stderr.splitlines()[-1]
+
+
+def test_open_host_wants_a_token(bundle: str, tmp_path: Path) -> None:
+    ended = run_fss("serve", "--bundle", bundle, "--out", str(tmp_path), "--port", "0", "--host", "0.0.0.0")
+    assert ended.returncode == 2
+    assert "set FSS_TOKEN" in ended.stderr.splitlines()[-1]
+
+
+def test_missing_bundle_is_one_line(tmp_path: Path) -> None:
+    ended = run_fss("serve", "--out", str(tmp_path), "--port", "0")
+    assert ended.returncode == 2
+    assert "champion: is no bundle" in ended.stderr.splitlines()[-1]
+
+
+def test_request_form_is_what_people_write(service: Running, tmp_path: Path, support: str) -> None:
+    """A hand-written request (mask as PNG in base64) gives the id of the same support set in a file."""
+    given = read_support_file(str(supports_file(tmp_path)))
+    mask = "data:image/png;base64," + base64.b64encode((tmp_path / "mask.png").read_bytes()).decode()
+    body = support_request(given)
+    body["supports"][0]["mask"] = mask
+    assert post(service, "/v1/supports", body).json()["support_id"] == support

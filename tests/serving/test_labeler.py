@@ -1,0 +1,126 @@
+"""The labeler with a real model: right masks, independent of company, bad photos among the results."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from pycocotools import mask as coco
+
+from pipelines.serving.labeler import Failure, Label, Labeler, Limits, _full_size
+from pipelines.serving.marks import rle_json
+from pipelines.serving.support_files import support_set_from_request, support_request
+from pipelines.serving.supports import Support, SupportSet, UnknownSupportError
+from tests.serving.helpers import ball, encoded
+
+
+def support_set(seed: int = 1000) -> SupportSet:
+    """One photo with its mask."""
+    photo, mask = ball(seed)
+    return SupportSet("ball", (Support(encoded(photo, "PNG"), {"mask": rle_json(mask)}),))
+
+
+@pytest.fixture(scope="module")
+def labeler(bundle: str) -> Iterator[Labeler]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield Labeler(bundle)
+    torch.set_num_threads(before)
+
+
+def decoded(label: Label | Failure) -> np.ndarray:
+    assert isinstance(label, Label), label
+    return coco.decode({"size": [label.height, label.width], "counts": label.counts.encode()}).astype(bool)
+
+
+def test_finds_the_ball(labeler: Labeler) -> None:
+    """Would catch a mask that is transposed, shifted or of another size than its photo."""
+    support = labeler.add_support(support_set())
+    photos = [ball(s) for s in range(6)]
+    for (photo, truth), label in zip(photos, labeler.label([encoded(p) for p, _ in photos], support), strict=True):
+        found = decoded(label)
+        assert found.shape == photo.shape[:2]
+        assert (found & truth).sum() / (found | truth).sum() > 0.45
+        assert isinstance(label, Label)
+        rows, columns = np.nonzero(found)
+        assert label.area == found.sum()
+        assert label.bbox == (columns.min(), rows.min(), np.ptp(columns) + 1, np.ptp(rows) + 1)
+        assert 0 <= label.score <= 1
+
+
+def test_company_does_not_matter(labeler: Labeler) -> None:
+    """Would catch batches whose shape, and so rounding, depends on how many photos arrive together."""
+    support = labeler.add_support(support_set())
+    photos = [encoded(ball(s)[0]) for s in range(11)]
+    together = labeler.label(photos, support, 4)
+    assert [labeler.label([p], support, 4)[0] for p in photos] == together
+    assert labeler.label(photos[::-1], support, 4)[::-1] == together
+
+
+def test_bad_photos_are_results(labeler: Labeler) -> None:
+    support = labeler.add_support(support_set())
+    good = encoded(ball(1)[0])
+    found = labeler.label([b"", good, good[: len(good) // 2], b"no photo", good], support, 2)
+    assert [isinstance(r, Failure) for r in found] == [True, False, True, True, False]
+    assert found[1] == found[4]
+
+
+def test_limits_are_kept(bundle: str) -> None:
+    small = Labeler(bundle, limits=Limits(max_pixels=10_000, max_bytes=4_000))
+    support = small.add_support(support_set())
+    pixels = small.label([encoded(np.zeros((101, 100, 3), dtype=np.uint8))], support)[0]
+    size = small.label([encoded(np.random.default_rng(0).integers(0, 255, (90, 90, 3), dtype=np.uint8))], support)[0]
+    assert isinstance(pixels, Failure)
+    assert isinstance(size, Failure)
+    assert "pixels" in pixels.reason
+    assert "bytes" in size.reason
+
+
+def test_threshold_moves_the_border(labeler: Labeler) -> None:
+    support = labeler.add_support(support_set())
+    photo = encoded(ball(2)[0])
+    wide, narrow = (decoded(labeler.label([photo], support, 2, t)[0]) for t in (0.3, 0.7))
+    assert narrow.sum() < wide.sum()
+    assert not (narrow & ~wide).any()
+
+
+def test_memories_are_bounded_and_come_back_from_storage(bundle: str, tmp_path: object) -> None:
+    sets = [support_set(s) for s in (1000, 1001, 1002)]
+    for one in sets:
+        one.save(str(tmp_path))
+    labeler = Labeler(bundle, supports_url=str(tmp_path), memories=2)
+    photo = encoded(ball(2)[0])
+    first = [labeler.label([photo], s.support_id)[0] for s in sets]
+    assert len(labeler._memories) == 2
+    assert [labeler.label([photo], s.support_id)[0] for s in sets] == first
+    with pytest.raises(UnknownSupportError):
+        labeler.label([photo], "0" * 16)
+
+
+def test_mixed_support_sets_share_a_batch(labeler: Labeler) -> None:
+    """One batch, several support sets of different size: as if each had been alone."""
+    one, two = support_set(1000), support_set(1001)
+    both = SupportSet("ball", one.supports + two.supports)
+    ids = [labeler.add_support(s) for s in (one, both)]
+    photos = [encoded(ball(s)[0]) for s in range(4)]
+    wanted = [(ids[i % 2], 0.5) for i in range(4)]
+    mixed = labeler.label_mixed(photos, wanted, 4)
+    for photo, (support, _), label in zip(photos, wanted, mixed, strict=True):
+        alone, found = decoded(labeler.label([photo], support, 4)[0]), decoded(label)
+        assert (alone & found).sum() / (alone | found).sum() > 0.999
+
+
+def test_request_form_keeps_everything() -> None:
+    assert support_set_from_request(support_request(support_set())) == support_set()
+
+
+def test_enlarging_transposed_is_enlarging() -> None:
+    logits = torch.randn(2, 7, 9)
+    masks = _full_size(logits, [(20, 31), (14, 11)], [0.0, 0.3])
+    for mask, logit, size, level in zip(masks, logits, [(20, 31), (14, 11)], [0.0, 0.3], strict=True):
+        wanted = F.interpolate(logit[None, None], size=size, mode="bilinear", align_corners=False)[0, 0] > level
+        assert mask.flags.f_contiguous
+        assert (mask.astype(bool) == wanted.numpy()).mean() > 0.999
