@@ -1,0 +1,104 @@
+"""The winner's rule on results written by hand, and the gate of a refit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from fss_models.errors import FssError
+from pipelines.config import EvalConfig, MethodConfig, Recipe
+from pipelines.storage import Store
+from pipelines.training.choose import format_leaderboard, make_leaderboard, read_leaderboard
+from pipelines.training.promote import check_gate
+from pipelines.training.results import EPISODE_SCORES, RunResult, write_result
+from pipelines.training.run import RunSpec, eval_digest
+from pipelines.workspace import Workspace
+
+EPISODES = 60
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Recipe:
+    methods = [MethodConfig(name="prior"), MethodConfig(name="sansa"), MethodConfig(name="sam2_frozen")]
+    return Recipe(out=str(tmp_path / "out"), methods=methods, eval=EvalConfig(episodes=EPISODES))
+
+
+def result(recipe: Recipe, method: int, fold: int, quality: float, *, untrained: bool = False, error: str = "",
+           list_hash: str = "list") -> RunResult:
+    """A run whose IoUs are around `quality`; episodes are equally hard for every method."""
+    spec = RunSpec(dataset="shapes", shards="x", data_hash="d", fold=fold, method=recipe.methods[method])
+    if error:
+        return RunResult(run=spec.name, spec=spec, eval_digest="e", error=error)
+    hard = np.random.default_rng(fold).normal(0, 0.05, EPISODES)
+    own = np.random.default_rng([fold, method]).normal(0, 0.02, EPISODES)
+    iou = np.clip(quality + hard + own, 0, 1)
+    rows = [{"episode_id": e, "class_id": fold * 10 + e % 3, "inter_bg": 900, "inter_fg": int(v * 1000),
+             "union_bg": 1000, "union_fg": 1000, "iou": v, "score": v} for e, v in enumerate(iou)]
+    made = RunResult(run=spec.name, spec=spec, eval_digest=eval_digest(recipe.eval), miou=float(iou.mean()),
+                     fb_iou=0.5, interval=[quality - 0.1, quality + 0.1], untrained=untrained, list_hash=list_hash)
+    write_result(Workspace(recipe.out).run(spec.name), made, pa.Table.from_pylist(rows, schema=EPISODE_SCORES))
+    return made
+
+
+def latency(recipe: Recipe, **seconds: float) -> None:
+    Store(recipe.out).write_json("latency.json", {k: {"seconds": v} for k, v in seconds.items()})
+
+
+def test_the_surely_better_wins_however_slow(recipe: Recipe) -> None:
+    latency(recipe, prior=0.01, sansa=5.0)
+    board = make_leaderboard(recipe, [result(recipe, m, f, q) for m, q in ((0, 0.4), (1, 0.45)) for f in (0, 1)])
+    assert board.winner == "sansa"
+    assert "interval of the difference" in board.reason
+    assert [r.label for r in board.rows if r.complete] == ["sansa", "prior"]
+    assert read_leaderboard(recipe) == board
+
+
+def test_where_nothing_is_sure_the_faster_wins(recipe: Recipe) -> None:
+    latency(recipe, prior=0.01, sansa=5.0)
+    board = make_leaderboard(recipe, [result(recipe, m, f, q) for m, q in ((0, 0.4), (1, 0.401)) for f in (0, 1)])
+    assert board.rows[0].label == "sansa"
+    assert board.winner == "prior"
+    assert "not surely" in board.reason
+
+
+def test_untrained_and_failed_methods_cannot_win(recipe: Recipe) -> None:
+    results = [result(recipe, 0, f, 0.3) for f in (0, 1)]
+    results += [result(recipe, 1, 0, 0.9), result(recipe, 1, 1, 0, error="out of memory")]
+    results += [result(recipe, 2, f, 0.8, untrained=True) for f in (0, 1)]
+    board = make_leaderboard(recipe, results)
+    assert board.winner == "prior"
+    table = format_leaderboard(board)
+    assert "untrained" in table
+    assert "incomplete" in table
+    assert next(r for r in board.rows if r.label == "sansa").failed == {results[3].run: "out of memory"}
+
+
+def test_no_winner_among_the_untrained(recipe: Recipe) -> None:
+    board = make_leaderboard(recipe, [result(recipe, 2, 0, 0.8, untrained=True)])
+    assert board.winner == ""
+
+
+def test_different_lists_are_not_compared(recipe: Recipe) -> None:
+    results = [result(recipe, 0, 0, 0.4), result(recipe, 1, 0, 0.5, list_hash="another")]
+    with pytest.raises(FssError, match="different episode lists"):
+        make_leaderboard(recipe, results)
+
+
+def test_nothing_finished_says_what_to_do(recipe: Recipe) -> None:
+    with pytest.raises(FssError, match="no run was finished"):
+        make_leaderboard(recipe, [])
+    with pytest.raises(FssError, match="there is no leaderboard yet"):
+        read_leaderboard(recipe)
+
+
+def test_gate(recipe: Recipe) -> None:
+    board = make_leaderboard(recipe, [result(recipe, 0, f, 0.6) for f in (0, 1)])
+    row = board.rows[0]
+    good = result(recipe, 0, 0, 0.6)
+    check_gate(row, good)
+    check_gate(row, good.model_copy(update={"interval": [0.9, 0.99]}))
+    with pytest.raises(FssError, match="surely less than the cross-validated"):
+        check_gate(row, good.model_copy(update={"miou": 0.2, "interval": [0.1, 0.3]}))

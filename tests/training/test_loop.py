@@ -1,0 +1,133 @@
+"""The training loop: exact resumption, refusals, the schedule, and honest failure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from fss_models.errors import FssError
+from pipelines.config import MethodConfig, TrainConfig
+from pipelines.data.shardset import Shards
+from pipelines.training.data import FoldData
+from pipelines.training.loop import lr_at
+from pipelines.training.run import RunSpec, method_labels
+from tests.training.conftest import KilledError, Outcome
+
+Run = Callable[..., Outcome]
+TIMED = ("seconds", "episodes_per_s")
+
+
+def test_killed_and_resumed_equals_undisturbed(spec: RunSpec, run_loop: Run) -> None:
+    """Bit-equal weights and losses: a lost random state, optimiser or stream position would show here."""
+    want, whole = run_loop(spec, "undisturbed")
+    with pytest.raises(KilledError):
+        run_loop(spec, "killed", die_at=8)
+    torch.manual_seed(99)
+    got, resumed = run_loop(spec, "killed", resume=True)
+    assert want.keys() == got.keys()
+    assert all(torch.equal(want[k], got[k]) for k in want)
+    rows = [[{k: v for k, v in r.items() if k not in TIMED} for r in h.rows] for h in (whole, resumed)]
+    assert rows[0] == rows[1]
+    assert [r["step"] for r in rows[0]] == [2, 3, 4, 6, 8, 9, 10]
+
+
+def test_training_changes_the_weights_and_another_seed_changes_them_otherwise(spec: RunSpec, run_loop: Run) -> None:
+    short = spec.model_copy(update={"train": spec.train.model_copy(update={"steps": 3})})
+    one, _ = run_loop(short, "one")
+    two, _ = run_loop(short.model_copy(update={"seed": 1}), "two")
+    assert any(not torch.equal(one[k], two[k]) for k in one)
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"method": MethodConfig(name="prior", preset="debug")}, "checkpoint is of method 'sansa', not 'prior'"),
+    ({"method": MethodConfig(name="sansa", preset="nano")}, "checkpoint is of preset 'debug', not 'nano'"),
+    ({"seed": 5}, "checkpoint is of run"),
+])
+def test_checkpoint_of_another_run_is_refused(spec: RunSpec, run_loop: Run, tmp_path: Path, change: dict[str, object],
+                                              message: str) -> None:
+    from fss_models import registry
+    from pipelines.training.state import load_state
+
+    run_loop(spec.model_copy(update={"train": spec.train.model_copy(update={"steps": 1})}), "mine")
+    other = spec.model_copy(update=change)
+    model = registry.build("sansa", "debug")
+    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+    with pytest.raises(FssError, match=message):
+        load_state(tmp_path / "mine" / "checkpoint-0001", other, model, optimiser, rank=0, world=1)
+
+
+def test_folder_that_is_no_checkpoint_is_refused(spec: RunSpec, tmp_path: Path) -> None:
+    from pipelines.training.state import load_state
+
+    with pytest.raises(FssError, match="is no checkpoint"):
+        load_state(tmp_path, spec, None, None, rank=0, world=1)  # type: ignore[arg-type]
+
+
+def test_loss_that_is_not_finite_names_its_step(spec: RunSpec, run_loop: Run, tmp_path: Path) -> None:
+    train = spec.train.model_copy(update={"lr": 1e30, "steps": 6, "checkpoint_every": 6, "warmup": 0})
+    with pytest.raises(FssError, match=r"not finite at step \d"):
+        run_loop(spec.model_copy(update={"train": train}), "broken")
+    assert not list((tmp_path / "broken").glob("*")), "a checkpoint of broken weights was kept"
+
+
+def test_method_without_training_is_refused(spec: RunSpec, run_loop: Run) -> None:
+    with pytest.raises(FssError, match="nothing to train"):
+        run_loop(spec.model_copy(update={"method": MethodConfig(name="prior", preset="debug")}), "prior")
+
+
+def test_bf16_trains(spec: RunSpec, run_loop: Run) -> None:
+    train = spec.train.model_copy(update={"precision": "bf16", "steps": 2})
+    _, history = run_loop(spec.model_copy(update={"train": train}), "bf16")
+    assert 0 < history.rows[-1]["loss"] < 100
+
+
+def test_schedule() -> None:
+    train = TrainConfig(steps=110, warmup=10, lr=1.0)
+    assert [lr_at(s, train) for s in (0, 4, 9, 10, 60)] == pytest.approx([0.1, 0.5, 1.0, 1.0, 0.5])
+    assert lr_at(109, train) < 0.001
+    assert lr_at(60, train.model_copy(update={"schedule": "poly"})) == pytest.approx(0.5**0.9)
+    assert lr_at(109, train.model_copy(update={"schedule": "constant"})) == 1.0
+
+
+def test_name_depends_on_what_decides_the_result_alone(spec: RunSpec) -> None:
+    watched = spec.model_copy(update={"train": spec.train.model_copy(update={"log_every": 7, "checkpoint_every": 1})})
+    assert watched.name == spec.name
+    assert spec.name.startswith("shapes-sansa-debug-f0-k1-s0-")
+    faster = spec.model_copy(update={"train": spec.train.model_copy(update={"lr": 0.5})})
+    rebuilt = spec.model_copy(update={"data_hash": "other"})
+    refit = spec.model_copy(update={"fold": None})
+    assert len({s.name for s in (spec, faster, rebuilt, refit)}) == 4
+
+
+def test_labels_tell_methods_apart() -> None:
+    a, b = MethodConfig(name="sansa", preset="debug"), MethodConfig(name="sansa")
+    c = MethodConfig(name="sansa", config={"factor": 0.8})
+    assert method_labels([a, MethodConfig(name="prior")]) == ["sansa", "prior"]
+    labels = method_labels([a, b, c])
+    assert labels[0] == "sansa-debug"
+    assert labels[1].startswith("sansa-nano-")
+    assert len(set(labels)) == 3
+
+
+def test_photos_of_training_hold_no_test_photo_and_no_novel_class(shapes_shards: str) -> None:
+    data = FoldData.open(shapes_shards, 0)
+    shards = Shards(shapes_shards)
+    by_sha = {r["sha256"][:16]: r for r in shards.rows.values()}
+    kept, dropped = data.train_photos("keep"), data.train_photos("drop")
+    assert dropped
+    assert set(dropped) < set(kept)
+    assert all(by_sha[p]["split"] == "train" for p in kept)
+    assert not any(set(by_sha[p]["class_ids"]) & set(data.novel_ids) for p in dropped)
+
+
+def test_stream_opens_only_the_photos_it_is_said_to(shapes_shards: str, spec: RunSpec) -> None:
+    data = FoldData.open(shapes_shards, 0)
+    said = set(data.train_photos("drop"))
+    rows = data.shards.rows
+    with data.stream(spec, position=None, rank=0, world=1) as stream:
+        for _, samples in zip(range(40), stream, strict=False):
+            opened = {s.image_id for one in samples for s in (*one.references, *one.targets)}
+            assert {rows[i]["sha256"][:16] for i in opened} <= said

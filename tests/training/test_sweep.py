@@ -1,0 +1,114 @@
+"""One real cluster: sweep, leaderboard, promotion and evaluation at the debug preset, end to end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fss_models.errors import FssError
+from pipelines.bundle import load_bundle
+from pipelines.config import MethodConfig, Recipe
+from pipelines.data.shardset import Shards
+from pipelines.storage import Store
+from pipelines.tracking import tracking_uri
+from pipelines.training.choose import make_leaderboard
+from pipelines.training.promote import promote
+from pipelines.training.results import RunResult, read_counts
+from pipelines.training.sweep import collect_results, eval_bundle, run_one, run_sweep
+from pipelines.workspace import Workspace
+
+
+def test_chain(debug_recipe: Recipe, ray_cluster: object, capfd: pytest.CaptureFixture[str]) -> None:
+    """Would catch: a driver that holds the CPU its workers wait for, a broken checkpoint hand-over between Ray Train
+    and the loop, results that do not agree with their episodes, a promotion that loses its figures."""
+    recipe = debug_recipe
+    methods = [*recipe.methods, MethodConfig(name="sansa", preset="debug", config={"factor": 1e9})]
+    results = run_sweep(recipe.model_copy(update={"methods": methods}))
+    assert [bool(r.error) for r in results] == [False] * 4 + [True] * 2, [r.error for r in results]
+    results = results[:4]
+    _check_results(recipe, results)
+
+    board = make_leaderboard(recipe, results)
+    assert board.winner == "sansa", "the prior is untrained at debug and cannot win"
+    assert all(r.seconds > 0 for r in board.rows)
+    capfd.readouterr()
+    assert run_sweep(recipe) == results, "a second sweep computes nothing new"
+    assert "4 of 4 runs are finished already" in capfd.readouterr().err
+    assert collect_results(recipe) == results
+
+    info = promote(recipe)
+    assert info.metrics["cross_validated"]["miou"] == pytest.approx(board.rows[0].miou) or board.rows[0].untrained
+    assert len(info.classes) == len(Shards(results[0].spec.shards).manifest.classes)
+    model, loaded = load_bundle(Workspace(recipe.out).champion)
+    assert loaded == info
+    assert model.method == "sansa"
+    _check_tracking(recipe, results, info)
+
+
+def _check_results(recipe: Recipe, results: list[RunResult]) -> None:
+    shards = Shards(results[0].spec.shards)
+    test_photos = {r["sha256"][:16] for r in shards.images("test")}
+    for r in results:
+        counts = read_counts(Workspace(recipe.out).run(r.run))
+        assert len(counts) == r.episodes == 10
+        assert 0 <= r.interval[0] <= r.interval[1] <= 1
+        assert r.miou == pytest.approx(sum(r.per_class.values()) / len(r.per_class))
+        assert r.untrained == (r.spec.method.name == "prior")
+        info = load_bundle(r.bundle)[1]
+        assert not test_photos & set(info.trained_on)
+        assert bool(info.trained_on) == (r.spec.method.name == "sansa")
+    assert results[0].list_hash == results[2].list_hash != results[1].list_hash
+
+
+def _check_tracking(recipe: Recipe, results: list[RunResult], info: Any) -> None:
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(tracking_uri(recipe))
+    experiment = client.get_experiment_by_name("shapes")
+    runs = {r.data.tags["fss.run"]: r for r in client.search_runs([experiment.experiment_id])}
+    for r in results:
+        run = runs[r.run]
+        assert run.data.tags["mlflow.parentRunId"] in {x.info.run_id for k, x in runs.items() if k.startswith("sweep-")}
+        assert run.data.metrics["miou"] == pytest.approx(r.miou)
+        assert run.data.tags["fss.list"] == r.list_hash
+        assert run.data.tags["fss.data"] == r.spec.data_hash
+        assert run.info.status == "FINISHED"
+        for name, value in r.per_class.items():
+            assert run.data.metrics[f"iou/{name}"] == pytest.approx(value)
+        history = client.get_metric_history(run.info.run_id, "loss")
+        assert [m.step for m in history] == ([2, 4] if r.spec.trains else [])
+    assert sum(r.info.status == "FAILED" for r in runs.values()) == 2
+    version = client.get_model_version_by_alias("fss-shapes", "champion")
+    assert version.source == Workspace(recipe.out).champion
+    assert version.tags["fss.bundle"] == info.bundle_id
+
+
+def test_bundle_trained_on_a_test_photo_is_refused(debug_recipe: Recipe, ray_cluster: object) -> None:
+    result = run_one(debug_recipe, method="prior", fold=0, seed=0)
+    assert eval_bundle(debug_recipe, bundle=result.bundle, fold=0).miou == pytest.approx(result.miou)
+    store = Store(result.bundle)
+    info = store.read_json("bundle.json")
+    shards = Shards(result.spec.shards)
+    from pipelines.training.data import FoldData
+
+    episode = next(iter(FoldData.open(shards.url, 0).episodes(debug_recipe.eval)))
+    store.write_json("bundle.json", info | {"trained_on": [shards.rows[episode.query]["sha256"][:16]]})
+    with pytest.raises(FssError, match="was trained on 1 of the .* test photos"):
+        eval_bundle(debug_recipe, bundle=result.bundle, fold=0)
+
+
+def test_mistakes_are_named(debug_recipe: Recipe, ray_cluster: object, tmp_path: Path) -> None:
+    with pytest.raises(FssError, match="there is no fold 9"):
+        run_one(debug_recipe, method="sansa", fold=9, seed=0)
+    with pytest.raises(FssError, match="no method 'sanza'"):
+        run_one(debug_recipe, method="sanza", fold=0, seed=0)
+    greedy = debug_recipe.sweep.model_copy(update={"cpus_per_run": 64.0})
+    with pytest.raises(FssError, match="asks for 64 CPU but the cluster has"):
+        run_one(debug_recipe.model_copy(update={"sweep": greedy}), method="prior", fold=0, seed=0)
+    with pytest.raises(FssError, match="is no bundle"):
+        eval_bundle(debug_recipe, bundle=str(tmp_path), fold=0)
+    wrong = [MethodConfig(name="sansa", preset="debug", config={"factr": 1})]
+    with pytest.raises(FssError, match="unknown setting 'factr'"):
+        run_sweep(debug_recipe.model_copy(update={"methods": wrong}))
