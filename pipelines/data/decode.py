@@ -70,7 +70,7 @@ def _open(data: bytes, max_pixels: int | None, max_bytes: int | None, where: str
     except UnidentifiedImageError as error:
         raise BadImage("not an image this program can read", where=where) from error
     except Exception as error:  # decoders of foreign bytes raise whatever they like
-        raise BadImage(f"unreadable header: {error}", where=where) from error
+        raise BadImage(_told(error), where=where) from error
     pixels = image.width * image.height
     if max_pixels is not None and pixels > max_pixels:
         raise BadImage(f"{image.width}x{image.height} pixels are over the limit of {max_pixels:,}", where=where)
@@ -86,9 +86,12 @@ def _pixels(image: Image.Image, exif: bool, where: str) -> np.ndarray:
     except BadImage as error:
         raise BadImage(error.reason, where=where) from error
     except Exception as error:
-        reason = "truncated file" if "truncated" in str(error).lower() else f"corrupt data: {error}"
-        raise BadImage(reason, where=where) from error
+        raise BadImage(_told(error), where=where) from error
     return np.array(rgb)
+
+
+def _told(error: Exception) -> str:
+    return "truncated file" if "truncated" in str(error).lower() else f"corrupt data: {error}"
 
 
 def _orientation(image: Image.Image) -> int:

@@ -40,8 +40,7 @@ def draw(seed: int, index: int, side: int) -> Drawing:
         if _place(rng, canvas, owner, class_id, len(drawn) + 1, crowded=len(classes)):
             drawn.append(class_id)
     picture = Image.fromarray(canvas).reduce(_OVER)
-    objects = [(c, _half_covered(owner == i + 1)) for i, c in enumerate(drawn)]
-    return Drawing(_jpeg(rng, picture), objects)
+    return Drawing(_jpeg(rng, picture), list(zip(drawn, _visible(owner, len(drawn)), strict=True)))
 
 
 def _classes(rng: np.random.Generator, seed: int, index: int) -> list[int]:
@@ -52,6 +51,16 @@ def _classes(rng: np.random.Generator, seed: int, index: int) -> list[int]:
     count = int(rng.choice(_COUNTS, p=_COUNT_ODDS))
     others = [first if rng.random() < 0.25 else int(rng.integers(len(names))) for _ in range(count - 1)]
     return [first, *others]
+
+
+def _visible(owner: np.ndarray, count: int) -> list[np.ndarray]:
+    """The mask of every object; a pixel that two share equally goes to the upper one."""
+    masks = [_half_covered(owner == i + 1) for i in range(count)]
+    taken = np.zeros_like(masks[0]) if masks else None
+    for mask in reversed(masks):
+        mask &= ~taken
+        taken |= mask
+    return masks
 
 
 def _half_covered(big: np.ndarray) -> np.ndarray:
