@@ -55,7 +55,7 @@ def save_bundle(url: str, model: Segmenter, **about: Any) -> BundleInfo:
     state = model.trainable_state()
     data = save_tensors(state) if state else b""
     info = BundleInfo(
-        method=model.method, preset=model.preset, config=registry.config_dict(model),
+        method=model.method, preset=model.preset, config=json.loads(json.dumps(registry.config_dict(model))),
         preprocessing=model.preprocessor.mode, frozen=model.frozen_weights(), untrained=model.untrained and not state,
         tensors_sha256=hashlib.sha256(data).hexdigest(), **about,
     )
