@@ -1,0 +1,121 @@
+"""Runs benchmarks and writes dated result files. It imports no Ray, so that it also runs where there is torch alone.
+
+    python -m benchmarks.run                              list them
+    python -m benchmarks.run support_memory store_write   run these ("all" for all)
+    python -m benchmarks.run support_memory --set method=sansa --set images=16
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib
+import json
+import os
+import pkgutil
+import platform
+import re
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import benchmarks.suite
+
+RESULTS = Path(__file__).with_name("results")
+PACKAGES = ("torch", "torchvision", "timm", "sam2", "numpy", "safetensors", "pyarrow", "ray")
+
+
+def names() -> list[str]:
+    """All benchmarks."""
+    return sorted(m.name for m in pkgutil.iter_modules(benchmarks.suite.__path__))
+
+
+def run(name: str, overrides: dict[str, Any], folder: Path = RESULTS) -> Path:
+    """Run one benchmark and write its result file; returns its path. Raises `SystemExit` for an unknown name or key."""
+    if name not in names():
+        raise SystemExit(f"error: no benchmark {name!r} (known: {', '.join(names())})")
+    module = importlib.import_module(f"benchmarks.suite.{name}")
+    for key in overrides:
+        if key not in module.CONFIG:
+            raise SystemExit(f"error: {name} has no setting {key!r} (known: {', '.join(module.CONFIG)})")
+    config = {**module.CONFIG, **overrides}
+    torch.set_num_threads(config["threads"])
+    result = module.run(config)
+    now = datetime.datetime.now(datetime.UTC)
+    document = {"benchmark": name, "what": (module.__doc__ or "").split("\n\n")[0].replace("\n", " "),
+                "time": now.isoformat(timespec="seconds"), "hardware": hardware(), "versions": versions(),
+                "commit": commit(), "config": config, "result": result}
+    short = re.sub(r"[^a-z0-9]+", "-", hardware()["name"].lower()).strip("-")[:40]
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{now:%Y-%m-%d}-{name}-{short}.json"
+    path.write_text(json.dumps(document, indent=1) + "\n")
+    return path
+
+
+def hardware() -> dict[str, Any]:
+    """What the figures were measured on."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    cores = len(os.sched_getaffinity(0))
+    return {"name": gpus[0] if gpus else f"cpu-{cores}-cores", "gpus": gpus, "cpu": _cpu(), "cores": cores,
+            "memory_gb": round(memory, 1), "load": round(os.getloadavg()[0], 2), "system": platform.platform()}
+
+
+def _cpu() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def versions() -> dict[str, str]:
+    """Python and the packages that matter and are there."""
+    found = {"python": platform.python_version(), "cuda": torch.version.cuda or ""}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> str:
+    """The checkout's commit, with `-dirty` where files differ from it; "unknown" outside a checkout."""
+    done = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=Path(__file__).parent,
+                          capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description="Run benchmarks.")
+    parser.add_argument("names", nargs="*", help="which; none lists them, `all` runs all")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of result files")
+    args = parser.parse_args()
+    if not args.names:
+        print("\n".join(names()))
+        return
+    overrides = dict(_setting(item) for item in args.set)
+    for name in names() if args.names == ["all"] else args.names:
+        path = run(name, overrides, args.out)
+        result = json.loads(path.read_text())["result"]
+        print(f"{name}: ratio {result['ratio']:.2f}  ({path})")
+
+
+def _setting(item: str) -> tuple[str, Any]:
+    key, eq, value = item.partition("=")
+    if not eq:
+        sys.exit(f"error: --set {item!r} has no '='")
+    try:
+        return key, json.loads(value)
+    except ValueError:
+        return key, value
+
+
+if __name__ == "__main__":
+    main()

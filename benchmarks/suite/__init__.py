@@ -1,0 +1,1 @@
+"""One module a benchmark: `CONFIG` (every setting with its default) and `run(config) -> dict`."""

@@ -1,0 +1,30 @@
+"""What an atomic, flushed `Store.write_bytes` costs over a plain write of the same bytes, on a local disk."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks.timing import interleaved
+from pipelines.storage import Store
+
+CONFIG: dict[str, Any] = {"bytes": 4_000_000, "files": 16, "repeats": 7, "threads": 1}
+
+
+def run(config: dict[str, Any]) -> dict[str, Any]:
+    """Seconds for all files, and the ratio."""
+    data = bytes(config["bytes"])
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(folder)
+
+        def atomic() -> None:
+            for i in range(config["files"]):
+                store.write_bytes(f"atomic-{i}", data)
+
+        def plain() -> None:
+            for i in range(config["files"]):
+                Path(folder, f"plain-{i}").write_bytes(data)
+
+        times = interleaved({"atomic": atomic, "plain": plain}, config["repeats"])
+    return {"ratio": times["atomic"] / times["plain"], "seconds": times}

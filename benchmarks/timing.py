@@ -1,0 +1,34 @@
+"""Timing of two or more ways to do the same thing, fairly: warmed up, by turns, the median of several rounds."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+
+
+def interleaved(ways: Mapping[str, Callable[[], object]], repeats: int, device: str = "cpu") -> dict[str, float]:
+    """Median seconds of each way. Every round runs all ways, so that a slow moment of the machine meets all of them."""
+    for call in ways.values():
+        call()
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(repeats):
+        order = list(ways) if turn % 2 == 0 else list(ways)[::-1]
+        for name in order:
+            times[name].append(_seconds(ways[name], device))
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def _seconds(call: Callable[[], object], device: str) -> float:
+    _wait(device)
+    began = time.perf_counter()
+    call()
+    _wait(device)
+    return time.perf_counter() - began
+
+
+def _wait(device: str) -> None:
+    if device.startswith("cuda"):
+        import torch
+
+        torch.cuda.synchronize(device)

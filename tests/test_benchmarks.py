@@ -1,0 +1,54 @@
+"""The benchmarks' runner: result files say what was measured where, and it works where there is no Ray."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.run import names, run
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = {"store_write": {"bytes": 1000, "files": 2, "repeats": 1}}
+
+
+def small(name: str) -> dict[str, object]:
+    return SMALL.get(name, {"preset": "debug", "images": 2, "side": 64, "repeats": 1})
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_benchmark_runs_and_says_where(name: str, tmp_path: Path) -> None:
+    path = run(name, small(name), tmp_path)
+    document = json.loads(path.read_text())
+    assert path.name.startswith(document["time"][:10])
+    assert document["result"]["ratio"] > 0
+    assert document["result"].get("same_masks", True)
+    assert document["config"] | small(name) == document["config"]
+    assert {"hardware", "versions", "commit", "what"} <= document.keys()
+    assert document["hardware"]["cores"] > 0
+
+
+def test_unknown_names_and_settings(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="no benchmark 'spede'"):
+        run("spede", {}, tmp_path)
+    with pytest.raises(SystemExit, match="has no setting 'byte'"):
+        run("store_write", {"byte": 1}, tmp_path)
+
+
+def test_models_are_measured_without_ray(tmp_path: Path) -> None:
+    code = f"""
+import sys
+class Wall:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("ray", "pyarrow", "mlflow", "fsspec", "pipelines"):
+            raise ImportError(name)
+sys.meta_path.insert(0, Wall())
+from pathlib import Path
+from benchmarks.run import run
+print(run("support_memory", {small("support_memory")!r}, Path({str(tmp_path)!r})))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-1500:]
