@@ -10,11 +10,14 @@ import time
 from contextlib import suppress
 from typing import Any
 
+import httpx
+
 from fss_models.errors import FssError
 from pipelines.bundle import read_bundle_info
 from pipelines.cluster import cluster
 from pipelines.config import Recipe
 from pipelines.progress import say
+from pipelines.serving.client import Client
 from pipelines.serving.server import check_host, deploy, free_port, shut_down
 from pipelines.serving.spec import best_device, model_spec
 from pipelines.storage import Store
@@ -38,21 +41,36 @@ def serve_until_stopped(recipe: Recipe, *, bundle: str = "", as_json: bool = Fal
                           device=best_device(ray), batch=config.max_batch)
         service = ServiceSpec(model=spec, max_request_bytes=config.max_request_bytes, token=token_hash(token))
         say(f"starting {info.method}/{info.preset} on {spec.device} ...")
-        began = time.monotonic()
+        began, name = time.monotonic(), f"fss-{port}"
         try:
-            deploy(application(service), name="fss", http=(config.host, port))
+            deploy(application(service), name=name, http=(config.host, port))
+            _check_answer(_url(config.host, port), info.bundle_id)
             record = {"url": _url(config.host, port), "pid": os.getpid(), "bundle_id": info.bundle_id}
             Store(workspace.url).write_json("serve.json", record)
             _announce(record, time.monotonic() - began, as_json)
             stop.wait()
         finally:
             _forget(workspace)
-            shut_down()
+            shut_down(name)
 
 
 def _url(host: str, port: int) -> str:
     shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}.get(host, host)
     return f"http://{shown}:{port}"
+
+
+def _check_answer(url: str, bundle_id: str) -> None:
+    """On a shared cluster Serve may already listen elsewhere. Raises `FssError` if `url` does not show our bundle."""
+    client = Client(url, timeout_s=30)
+    try:
+        found = client.health()["bundle_id"]
+    except (httpx.HTTPError, KeyError) as error:
+        raise FssError(f"the service does not answer: {error}", where=url,
+                       mend="Serve already runs on this cluster with another --port: use that one") from error
+    finally:
+        client.close()
+    if found != bundle_id:
+        raise FssError(f"another service answers, with bundle {found}", where=url, mend="choose another --port")
 
 
 def _announce(record: dict[str, Any], seconds: float, as_json: bool) -> None:

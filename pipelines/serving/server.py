@@ -64,10 +64,12 @@ def check_host(host: str, token: str) -> None:
                        mend="set FSS_TOKEN to a long secret, or serve on 127.0.0.1")
 
 
-def shut_down() -> None:
-    """Stop Serve on a private cluster; one named by RAY_ADDRESS is left alone."""
+def shut_down(name: str) -> None:
+    """Stop Serve on a private cluster; on one named by RAY_ADDRESS only the application `name` goes."""
     from ray import serve
 
-    if not os.environ.get("RAY_ADDRESS"):
-        with suppress(Exception):
+    with suppress(Exception):
+        if os.environ.get("RAY_ADDRESS"):
+            serve.delete(name)
+        else:
             serve.shutdown()  # type: ignore[no-untyped-call]

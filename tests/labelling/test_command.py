@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs.cli import main
 from pipelines.storage import Store
 from tests.serving.helpers import FSS, clean_env, photo_folder, run_fss, running_service, supports_file
 
@@ -60,11 +61,14 @@ def test_label_again_and_through_the_service(bundle: str, tmp_path: Path) -> Non
     (("--set", "label.chnk=3"), "did you mean 'label.chunk'?"),
     (("--threshold", "2"), "label.threshold"),
 ])
-def test_mistakes_are_one_line(bundle: str, tmp_path: Path, change: tuple[str, str], line: str) -> None:
+def test_mistakes_are_one_line(bundle: str, tmp_path: Path, change: tuple[str, str], line: str,
+                               monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     photos, supports = photo_folder(tmp_path / "photos", 1), supports_file(tmp_path)
-    ended = run_fss(*_arguments(photos, supports, tmp_path / "out", bundle), *change)
-    assert ended.returncode == 2, ended.stderr
-    assert line in ended.stderr.splitlines()[-1]
+    monkeypatch.setattr("sys.argv", ["fss", *_arguments(photos, supports, tmp_path / "out", bundle), *change])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert line in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "out").exists()
 
 

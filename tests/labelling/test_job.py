@@ -126,7 +126,7 @@ def bad_folder(folder: Path) -> None:
     (folder / "text.png").write_bytes(b"this is no picture")
     Image.new("1", (10_000, 10_001)).save(folder / "bomb.png")
     Image.fromarray(photo).convert("CMYK").save(folder / "cmyk.jpg")
-    Image.fromarray((photo[..., 0].astype(np.uint16) * 257)).save(folder / "deep.png")
+    Image.fromarray(photo[..., 0].astype(np.uint16) * 257).save(folder / "deep.png")
     Image.fromarray(photo).quantize(64).save(folder / "palette.png")
     Image.fromarray(photo).convert("L").save(folder / "grey.jpg")
     Image.fromarray(photo).convert("RGBA").save(folder / "rgba.png")

@@ -11,11 +11,12 @@ from typing import Any
 import httpx
 import pytest
 
+from jobs.cli import main
 from pipelines.serving.client import Client
 from pipelines.serving.labeler import Failure, Labeler
 from pipelines.serving.support_files import read_support_file, support_request
 from pipelines.storage import Store
-from tests.serving.helpers import Running, ball, encoded, run_fss, supports_file
+from tests.serving.helpers import Running, ball, encoded, running_service, supports_file
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,7 @@ def support(service: Running, tmp_path_factory: pytest.TempPathFactory) -> str:
 def post(service: Running, path: str, body: Any, **headers: str) -> httpx.Response:
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     sent = {"content-type": "application/json", **headers}
-    return httpx.post(service.url + path, content=content, headers=sent, timeout=60)
+    return httpx.post(service.url + path, content=content, headers=sent, timeout=180)
 
 
 def test_health_says_what_runs(service: Running, bundle: str) -> None:
@@ -107,23 +108,46 @@ def test_refused_support_set_is_not_stored(service: Running) -> None:
     assert Store(str(service.workspace)).list("supports") == before
 
 
-def test_second_service_on_the_port_is_refused(service: Running, bundle: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("arguments", "line"), [
+    (["--port", "PORT"], "cannot listen on 127.0.0.1:PORT"),
+    (["--port", "0", "--host", "0.0.0.0"], "set FSS_TOKEN"),
+    (["--port", "0", "--bundle", ""], "champion: is no bundle"),
+])
+def test_what_fss_serve_refuses(service: Running, bundle: str, tmp_path: Path, arguments: list[str], line: str,
+                                monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     port = service.url.rsplit(":", 1)[1]
-    ended = run_fss("serve", "--bundle", bundle, "--out", str(tmp_path), "--port", port)
-    assert ended.returncode == 2
-    assert f"cannot listen on 127.0.0.1:{port}" in ended.stderr.splitlines()[-1]
+    given = [a.replace("PORT", port) for a in arguments]
+    monkeypatch.setattr("sys.argv", ["fss", "serve", "--bundle", bundle, "--out", str(tmp_path), *given])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert line.replace("PORT", port) in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_open_host_wants_a_token(bundle: str, tmp_path: Path) -> None:
-    ended = run_fss("serve", "--bundle", bundle, "--out", str(tmp_path), "--port", "0", "--host", "0.0.0.0")
-    assert ended.returncode == 2
-    assert "set FSS_TOKEN" in ended.stderr.splitlines()[-1]
+@pytest.mark.slow
+def test_too_many_requests_are_turned_away(service: Running, support: str) -> None:
+    """Would catch a service that queues without end: all get an answer, some of them 503."""
+    body = {"support_id": support, "images": [PHOTO] * 8}
+    with ThreadPoolExecutor(80) as pool:
+        answers = list(pool.map(lambda _: post(service, "/v1/segment", body), range(80)))
+    assert {a.status_code for a in answers} == {200, 503}
+    refused = next(a for a in answers if a.status_code == 503)
+    assert "the queue is full" in refused.json()["error"]
+    assert refused.headers["retry-after"]
 
 
-def test_missing_bundle_is_one_line(tmp_path: Path) -> None:
-    ended = run_fss("serve", "--out", str(tmp_path), "--port", "0")
-    assert ended.returncode == 2
-    assert "champion: is no bundle" in ended.stderr.splitlines()[-1]
+@pytest.mark.slow
+def test_token_and_restart(bundle: str, tmp_path: Path) -> None:
+    """With FSS_TOKEN nothing is segmented without it; a support set outlives the service that took it."""
+    given = support_request(read_support_file(str(supports_file(tmp_path))))
+    with running_service(bundle, tmp_path / "ws", FSS_TOKEN="secret") as first:
+        assert post(first, "/v1/supports", given).status_code == 401
+        assert post(first, "/v1/supports", given, authorization="Bearer wrong").status_code == 401
+        answer = post(first, "/v1/supports", given, authorization="Bearer secret")
+        assert answer.status_code == 200
+    with running_service(bundle, tmp_path / "ws") as second:
+        found = Client(second.url).segment([encoded(ball(1)[0])], answer.json()["support_id"], 0.5)
+        assert not isinstance(found[0], Failure)
 
 
 def test_request_form_is_what_people_write(service: Running, tmp_path: Path, support: str) -> None:

@@ -12,7 +12,7 @@ from pycocotools import mask as coco
 
 from pipelines.serving.labeler import Failure, Label, Labeler, Limits, _full_size
 from pipelines.serving.marks import rle_json
-from pipelines.serving.support_files import support_set_from_request, support_request
+from pipelines.serving.support_files import support_request, support_set_from_request
 from pipelines.serving.supports import Support, SupportSet, UnknownSupportError
 from tests.serving.helpers import ball, encoded
 
@@ -33,7 +33,8 @@ def labeler(bundle: str) -> Iterator[Labeler]:
 
 def decoded(label: Label | Failure) -> np.ndarray:
     assert isinstance(label, Label), label
-    return coco.decode({"size": [label.height, label.width], "counts": label.counts.encode()}).astype(bool)
+    mask: np.ndarray = coco.decode({"size": [label.height, label.width], "counts": label.counts.encode()})
+    return mask.astype(bool)
 
 
 def test_finds_the_ball(labeler: Labeler) -> None:
@@ -47,7 +48,8 @@ def test_finds_the_ball(labeler: Labeler) -> None:
         assert isinstance(label, Label)
         rows, columns = np.nonzero(found)
         assert label.area == found.sum()
-        assert label.bbox == (columns.min(), rows.min(), np.ptp(columns) + 1, np.ptp(rows) + 1)
+        box = [columns.min(), rows.min(), np.ptp(columns) + 1, np.ptp(rows) + 1]
+        assert list(label.bbox) == [float(v) for v in box]
         assert 0 <= label.score <= 1
 
 

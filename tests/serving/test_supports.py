@@ -68,7 +68,7 @@ def test_run_lengths_are_read_as_pycocotools_writes_them(seed: int) -> None:
 def test_mask_pictures_of_all_kinds_mean_the_same() -> None:
     mask = ball(3)[1]
     grey = mask.astype(np.uint8) * 255
-    clear = np.dstack([np.full(mask.shape + (3,), 255, dtype=np.uint8), grey])
+    clear = np.dstack([np.full((*mask.shape, 3), 255, dtype=np.uint8), grey])
     pictures = [grey, mask, grey.astype(np.uint16) * 257, np.dstack([grey] * 3), clear]
     wanted = rle_json(mask)
     assert [mask_from_picture(encoded(p, "PNG"), "") for p in pictures] == [wanted] * len(pictures)
@@ -76,7 +76,7 @@ def test_mask_pictures_of_all_kinds_mean_the_same() -> None:
 
 def test_prompts_keep_their_pixels() -> None:
     mask = ball(4)[1]
-    prompt = mark_prompt(check_mark({"mask": rle_json(mask)}, *mask.shape, ""))
+    prompt = mark_prompt(check_mark({"mask": rle_json(mask)}, mask.shape[0], mask.shape[1], ""))
     assert prompt.mask is not None
     assert np.array_equal(prompt.mask.numpy(), mask)
     points = mark_prompt(check_mark({"points": [[3, 4]], "labels": [1]}, HEIGHT, WIDTH, ""))
