@@ -203,4 +203,5 @@ def test_the_outlines_differ() -> None:
         masks.append(np.asarray(image))
     for a in range(20):
         for b in range(a):
-            assert (masks[a] & masks[b]).sum() / (masks[a] | masks[b]).sum() < 0.85, (class_names()[a], class_names()[b])
+            overlap = (masks[a] & masks[b]).sum() / (masks[a] | masks[b]).sum()
+            assert overlap < 0.85, (class_names()[a], class_names()[b])

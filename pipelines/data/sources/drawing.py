@@ -56,7 +56,7 @@ def _classes(rng: np.random.Generator, seed: int, index: int) -> list[int]:
 def _visible(owner: np.ndarray, count: int) -> list[np.ndarray]:
     """The mask of every object; a pixel that two share equally goes to the upper one."""
     masks = [_half_covered(owner == i + 1) for i in range(count)]
-    taken = np.zeros_like(masks[0]) if masks else None
+    taken = np.zeros((owner.shape[0] // _OVER, owner.shape[1] // _OVER), dtype=bool)
     for mask in reversed(masks):
         mask &= ~taken
         taken |= mask

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from pathlib import PurePosixPath
 
+import numpy as np
+
 from fss_models.errors import BadImage, FssError
 from pipelines.config import SourceConfig
 from pipelines.data import rle
@@ -54,7 +56,8 @@ class PairsSource(Source):
         stored, turned = image_size(fetched.data), turned_size(fetched.data)
         if stored == turned:
             return stored
-        shapes = [m.shape for m in (_or_none(data) for _, _, data in fetched.payload) if m is not None]
+        masks = (_or_none(data) for _, _, data in fetched.payload)
+        shapes = [m.shape for m in masks if m is not None]
         return turned if turned in shapes and stored not in shapes else stored
 
     def mark(self, item: Item, fetched: Fetched, height: int, width: int) -> Marks:
@@ -75,7 +78,7 @@ class PairsSource(Source):
         return marks
 
 
-def _or_none(data: bytes):  # type: ignore[no-untyped-def]
+def _or_none(data: bytes) -> np.ndarray | None:
     try:
         return read_mask(data)
     except BadImage:
