@@ -73,7 +73,7 @@ def make_leaderboard(recipe: Recipe, results: Sequence[RunResult]) -> Leaderboar
             samples[label] = sample
         rows.append(_row(recipe.choose, label, method, mine, sample, latency.get(label, {})))
     metric = recipe.choose.metric
-    rows.sort(key=lambda r: (r.untrained, not r.complete, -getattr(r, metric)))
+    rows.sort(key=lambda r: (not r.complete, r.untrained, -getattr(r, metric)))
     winner, reason = choose_winner(rows, samples, recipe.choose)
     board = Leaderboard(
         dataset=recipe.data.name, data_hash=good[0].spec.data_hash, metric=metric, confidence=recipe.choose.confidence,

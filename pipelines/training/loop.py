@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,9 +88,8 @@ def fit(spec: RunSpec, model: Segmenter, *, place: Place, open_stream: OpenStrea
             if checkpoint or step % train.log_every == 0:
                 log_row(step, history.add(step, *window.flush(spec.name)))
             if checkpoint:
-                about: dict[str, Any] = {"step": step, "position": position, "history": history,
-                                         "rank": place.rank, "world": place.world}
-                save(step, lambda folder, about=about: save_state(folder, spec, model, optimiser, **about))
+                save(step, partial(save_state, spec=spec, model=model, optimiser=optimiser, step=step, rank=place.rank,
+                                   position=position, history=history, world=place.world))
             if step >= train.steps:
                 break
     return history
@@ -113,7 +113,7 @@ def _step(forward: nn.Module, params: list[nn.Parameter], optimiser: torch.optim
         losses: dict[str, Tensor] = forward(clip)
         total = torch.stack([v.float() for v in losses.values()]).sum()
     optimiser.zero_grad(set_to_none=True)
-    total.backward()
+    torch.autograd.backward(total)
     norm = nn.utils.clip_grad_norm_(params, train.clip_norm)
     optimiser.step()
     named = {f"loss_{k}": v.detach() for k, v in losses.items()}

@@ -92,7 +92,7 @@ def _about(folder: Path) -> dict[str, Any]:
 
 def _random_state() -> dict[str, Any]:
     """The state of every global generator, in types that a weights-only load accepts."""
-    name, keys, place, has_gauss, gauss = np.random.get_state()  # type: ignore[misc]
+    name, keys, place, has_gauss, gauss = np.random.get_state()
     version, internal, gauss_next = random.getstate()
     return {
         "torch": torch.get_rng_state(),

@@ -184,7 +184,8 @@ def _open_runs(recipe: Recipe, specs: Sequence[RunSpec], todo: Sequence[Job], tr
 
 def _all(todo: Sequence[Job], scored: Scored, parallel: int, ray: Any, tracker: Any) -> Iterator[RunResult]:
     """Results as runs end, at most `parallel` under way, with a bar over all steps and episodes."""
-    waiting, under_way = list(reversed(todo)), {}
+    waiting = list(reversed(todo))
+    under_way: dict[Any, Job] = {}
     task = ray.remote(drive).options(num_cpus=0, max_retries=0)
     total = sum(j.spec.steps + scored.config.episodes for j in todo)
     with Bar(f"sweep ({len(todo)} runs, {parallel} at a time)", total, unit="steps") as bar:

@@ -51,22 +51,22 @@ def train_run(job: Job) -> None:
 
     Raises `FssError` for what a repetition would not mend; Ray's own error after `retries` failures.
     """
-    import ray.train
-    from ray.train.torch import TorchTrainer
+    import ray.train.torch
 
+    train: Any = ray.train  # its names are Train v2's at run time; type checkers see v1's
     filesystem, root = Store(job.runs).pyarrow()
     workers = job.spec.train.workers
     resources = {"CPU": job.cpus / workers} | ({"GPU": job.gpus / workers} if job.gpus else {})
-    trainer = TorchTrainer(
+    trainer = train.torch.TorchTrainer(
         train_worker,
         train_loop_config={"job": job},
-        scaling_config=ray.train.ScalingConfig(
+        scaling_config=train.ScalingConfig(
             num_workers=workers, use_gpu=job.gpus > 0, resources_per_worker=resources),
-        run_config=ray.train.RunConfig(
+        run_config=train.RunConfig(
             name=job.spec.name, storage_path=root, storage_filesystem=filesystem,
-            failure_config=ray.train.FailureConfig(max_failures=job.retries, controller_failure_limit=0),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=KEPT_CHECKPOINTS),
-            logging_config=ray.train.LoggingConfig(log_level="ERROR")),
+            failure_config=train.FailureConfig(max_failures=job.retries, controller_failure_limit=0),
+            checkpoint_config=train.CheckpointConfig(num_to_keep=KEPT_CHECKPOINTS),
+            logging_config=train.LoggingConfig(log_level="ERROR")),
     )
     result = trainer.fit()
     if mistake := (result.return_value or {}).get("mistake"):

@@ -74,4 +74,4 @@ def debug_recipe(shapes_shards: str, shapes_config: DataConfig, tmp_path: Path) 
         name="test", out=str(out), data=shapes_config,
         methods=[MethodConfig(name="prior", preset="debug"), MethodConfig(name="sansa", preset="debug")],
         train=TrainConfig(steps=4, batch=2, checkpoint_every=2, log_every=2, pool_bytes=64_000_000),
-        eval=EvalConfig(episodes=10), sweep=SweepConfig(folds=[0, 1], cpus_per_run=0.5))
+        eval=EvalConfig(episodes=10), sweep=SweepConfig(folds=[0, 1], cpus_per_run=0.9, parallel=2))

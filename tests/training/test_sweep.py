@@ -24,10 +24,8 @@ def test_chain(debug_recipe: Recipe, ray_cluster: object, capfd: pytest.CaptureF
     """Would catch: a driver that holds the CPU its workers wait for, a broken checkpoint hand-over between Ray Train
     and the loop, results that do not agree with their episodes, a promotion that loses its figures."""
     recipe = debug_recipe
-    methods = [*recipe.methods, MethodConfig(name="sansa", preset="debug", config={"factor": 1e9})]
-    results = run_sweep(recipe.model_copy(update={"methods": methods}))
-    assert [bool(r.error) for r in results] == [False] * 4 + [True] * 2, [r.error for r in results]
-    results = results[:4]
+    results = run_sweep(recipe)
+    assert [r.error for r in results] == [""] * 4
     _check_results(recipe, results)
 
     board = make_leaderboard(recipe, results)
@@ -79,10 +77,23 @@ def _check_tracking(recipe: Recipe, results: list[RunResult], info: Any) -> None
             assert run.data.metrics[f"iou/{name}"] == pytest.approx(value)
         history = client.get_metric_history(run.info.run_id, "loss")
         assert [m.step for m in history] == ([2, 4] if r.spec.trains else [])
-    assert sum(r.info.status == "FAILED" for r in runs.values()) == 2
     version = client.get_model_version_by_alias("fss-shapes", "champion")
     assert version.source == Workspace(recipe.out).champion
     assert version.tags["fss.bundle"] == info.bundle_id
+
+
+def test_failed_run_is_recorded_and_the_others_go_on(debug_recipe: Recipe, ray_cluster: object) -> None:
+    """The trunk of debug has no stage 7: the worker dies of an IndexError while it builds the model."""
+    broken = MethodConfig(name="sansa", preset="debug", config={"stages": [7]})
+    sweep = debug_recipe.sweep.model_copy(update={"folds": [0], "retries": 0})
+    recipe = debug_recipe.model_copy(update={"methods": [debug_recipe.methods[0], broken], "sweep": sweep})
+    good, bad = run_sweep(recipe)
+    assert good.error == ""
+    assert bad.error == "IndexError: list index out of range"
+    assert [r.error for r in collect_results(recipe)] == ["", bad.error]
+    board = make_leaderboard(recipe, [good, bad])
+    assert board.rows[1].failed == {bad.run: bad.error}
+    assert board.winner == ""
 
 
 def test_bundle_trained_on_a_test_photo_is_refused(debug_recipe: Recipe, ray_cluster: object) -> None:
@@ -95,7 +106,7 @@ def test_bundle_trained_on_a_test_photo_is_refused(debug_recipe: Recipe, ray_clu
 
     episode = next(iter(FoldData.open(shards.url, 0).episodes(debug_recipe.eval)))
     store.write_json("bundle.json", info | {"trained_on": [shards.rows[episode.query]["sha256"][:16]]})
-    with pytest.raises(FssError, match="was trained on 1 of the .* test photos"):
+    with pytest.raises(FssError, match=r"was trained on 1 of the .* test photos"):
         eval_bundle(debug_recipe, bundle=result.bundle, fold=0)
 
 

@@ -1,0 +1,111 @@
+"""Kills, several workers and object storage: slow, each on real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from infra.local.s3 import S3Server
+from pipelines.bundle import read_bundle_info
+from pipelines.config import Recipe
+from pipelines.storage import Store
+from pipelines.training.sweep import run_one
+from pipelines.workspace import Workspace
+
+pytestmark = pytest.mark.slow
+FSS = str(Path(sys.executable).parent / "fss")
+
+
+def longer(recipe: Recipe, **train: object) -> Recipe:
+    return recipe.model_copy(update={"train": recipe.train.model_copy(update=train)})
+
+
+def test_killed_training_goes_on_and_ends_with_the_same_numbers(
+    debug_recipe: Recipe, ray_cluster: object, tmp_path: Path
+) -> None:
+    """`kill -9` of a real `fss train` between two checkpoints, then the same command: bit-equal to one left alone."""
+    recipe = longer(debug_recipe, steps=60, checkpoint_every=5, log_every=5)
+    undisturbed = run_one(recipe, method="sansa", fold=0, seed=0)
+    assert undisturbed.error == ""
+    other = tmp_path / "killed"
+    (other / "shards").mkdir(parents=True)
+    (other / "shards" / "shapes").symlink_to(Path(Workspace(recipe.out).shards("shapes")).resolve())
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(recipe.model_copy(update={"out": str(other)}).model_dump(mode="json")))
+    command = [FSS, "train", "--recipe", str(file), "--method", "sansa", "--json"]
+    env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+
+    process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    folder = other / "runs" / undisturbed.run
+    before = _wait_for_checkpoint(folder, process)
+    process.send_signal(signal.SIGKILL)
+    process.wait(timeout=30)
+    assert not (folder / "result.json").exists(), "it finished before it was killed; raise train.steps"
+    time.sleep(5)  # the orphaned cluster notices and ends
+
+    again = subprocess.run(command, env=env, capture_output=True, text=True, timeout=400)
+    assert again.returncode == 0, again.stderr[-2000:]
+    result = json.loads(again.stdout)
+    rows = json.loads((folder / "history.json").read_text())
+    assert rows[:len(before)] == before, "times differ: it began anew instead of going on"
+    assert [r["step"] for r in rows] == list(range(5, 61, 5))
+    assert result["bundle_id"] == undisturbed.bundle_id
+    assert result["miou"] == undisturbed.miou
+
+
+def _wait_for_checkpoint(folder: Path, process: subprocess.Popen[bytes]) -> list[dict[str, float]]:
+    """The history in the first checkpoint that Ray Train has acknowledged."""
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline:
+        assert process.poll() is None, "it ended before a checkpoint was written"
+        if (folder / "checkpoint_manager_snapshot.json").exists():
+            snapshot = (folder / "checkpoint_manager_snapshot.json").read_text()
+            for kept in sorted(folder.glob("checkpoint_0*")):
+                if kept.name in snapshot:
+                    rows: list[dict[str, float]] = json.loads((kept / "history.json").read_text())
+                    return rows
+        time.sleep(0.05)
+    raise AssertionError("no checkpoint in four minutes")
+
+
+def test_two_workers_share_a_run(debug_recipe: Recipe, ray_cluster: object) -> None:
+    """DDP over gloo: fails if ranks see the same clips' randomness wrongly or a checkpoint lacks a rank's part."""
+    sweep = debug_recipe.sweep.model_copy(update={"cpus_per_run": 1.0})
+    recipe = longer(debug_recipe, workers=2, batch=4).model_copy(update={"sweep": sweep})
+    result = run_one(recipe, method="sansa", fold=0, seed=0)
+    assert result.error == ""
+    folder = Path(Workspace(recipe.out).run(result.run))
+    last = max(folder.glob("checkpoint_0*"))
+    assert {"rank-0.pt", "rank-1.pt", "optimiser.pt", "model.safetensors"} <= {p.name for p in last.iterdir()}
+
+
+def test_sweep_and_promotion_in_object_storage(debug_recipe: Recipe, s3_server: S3Server, tmp_path: Path) -> None:
+    """Shards, checkpoints, bundles and results in s3://; the tracking file is local, under the cache."""
+    out = f"{s3_server.url}/training"
+    sweep = debug_recipe.sweep.model_copy(update={"folds": [0]})
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(debug_recipe.model_copy(update={"out": out, "sweep": sweep}).model_dump(mode="json")))
+    env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {"FSS_CACHE": str(tmp_path / "cache")}
+
+    def fss(*words: str) -> dict[str, object]:
+        done = subprocess.run([FSS, *words, "--recipe", str(file), "--json"], env=env, capture_output=True, text=True,
+                              timeout=500)
+        assert done.returncode == 0, done.stderr[-2000:]
+        document: dict[str, object] = json.loads(done.stdout)
+        return document
+
+    runs = fss("sweep", "run")["runs"]
+    assert [r["error"] for r in runs] == ["", ""]
+    assert any("checkpoint_" in name for name in Store(Workspace(out).run(runs[1]["run"])).list())
+    assert fss("leaderboard")["winner"] == "sansa"
+    assert fss("promote")["tensors_sha256"] == read_bundle_info(Workspace(out).champion).tensors_sha256
+    assert list((tmp_path / "cache" / "mlflow").glob("*/mlflow.db"))
+    assert not Path(out).exists()
