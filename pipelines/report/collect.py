@@ -54,6 +54,10 @@ class Material:
         """The training-free method's row, where it was scored."""
         return next((r for r in self.board.rows if r.label == BASELINE and r.complete), None)
 
+    def whole(self, row: Row) -> bool:
+        """Whether every run of a method was scored and is still here."""
+        return row.complete and all(n in self.results for n in row.runs)
+
     def runs_of(self, row: Row) -> list[RunResult]:
         """The finished runs of a method, by fold and seed."""
         found = [self.results[n] for n in row.runs if n in self.results]
@@ -110,13 +114,13 @@ def _label_set(url: str) -> LabelSet:
 def versus_baseline(material: Material) -> dict[str, tuple[float, float, float]]:
     """Label -> (difference to the baseline's mean score, and its paired bootstrap interval), as fractions."""
     base = material.baseline
-    if base is None:
+    if base is None or not material.whole(base):
         return {}
     choose = material.recipe.choose
-    samples = {r.label: _sample(material, r) for r in material.board.rows if r.complete}
+    samples = {r.label: _sample(material, r) for r in material.board.rows if material.whole(r)}
     found = {}
     for row in material.board.rows:
-        if row.complete and row is not base:
+        if row.label in samples and row is not base:
             low, high = paired_difference(samples[row.label], samples[base.label], resamples=choose.resamples,
                                           seed=choose.seed, metric=choose.metric, confidence=material.board.confidence)
             found[row.label] = (_score(material, row) - _score(material, base), low, high)

@@ -54,11 +54,14 @@ def examples(material: Material) -> tuple[list[Example], str]:
         return [], "No method was scored on every fold, so there are no episodes to compare."
     if material.shards is None:
         return [], "The shards are not in this workspace any more, so the episodes cannot be drawn again."
+    picks_by_fold = _by_fold(pick_episodes(material, row))
+    if not picks_by_fold:
+        return [], f"The runs of {row.label} are not in this workspace any more, so no episode can be shown."
     shown = [row] + [r for r in [material.baseline] if r is not None and r.label != row.label]
     if material.baseline is row:  # show the best method that was trained beside it
         shown += [r for r in material.board.rows if r is not row and r.complete][:1]
     found: list[Example] = []
-    for fold, picks in _by_fold(pick_episodes(material, row)).items():
+    for fold, picks in picks_by_fold.items():
         data = FoldData.open(material.shards.url, fold)
         listed = data.episodes(material.recipe.eval)
         if listed.sha256 != material.board.lists.get(str(fold)):

@@ -25,7 +25,8 @@ from pipelines.storage import Store
 from pipelines.training.run import code_version
 
 PACKAGES = ("torch", "ray", "mlflow", "sam2", "timm", "pyarrow", "numpy", "pandas", "pycocotools")
-CURVES = {"loss": "loss", "episodes_per_s": "episodes per second", "lr": "learning rate"}
+NO_VERDICT = " It holds random values where training is needed: this is no verdict on the method."
+CURVES = {"loss": "loss", "episodes_per_s": "episodes per second"}
 
 
 def write_report(recipe: Recipe, *, labels: str = "", target: str = "") -> str:
@@ -73,7 +74,7 @@ def _verdicts(material: Material) -> list[str]:
         spread = f"{level} interval of the paired difference {low * 100:+.1f} to {high * 100:+.1f}"
         verb = "above" if gain > 0 else "below"
         sure = "" if low > 0 or high < 0 else ", which may be chance"
-        note = " Its memory and decoder hold random values: this is no verdict on the method." if row.untrained else ""
+        note = NO_VERDICT if row.untrained else ""
         said.append(f"{label} is {abs(gain) * 100:.1f} points {verb} {BASELINE}{sure} ({spread}).{note}")
     return said
 

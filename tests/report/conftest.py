@@ -1,0 +1,100 @@
+"""A workspace as the chain leaves it, made in this process: the same code without the workers around it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from fss_models import registry
+from jobs.demo_inputs import choose_class, write_photos, write_supports
+from pipelines.config import DataConfig, EvalConfig, MethodConfig, Recipe, SweepConfig, TrainConfig
+from pipelines.data.shardset import Shards
+from pipelines.labelling.images import list_images
+from pipelines.labelling.job import Job as LabelJob
+from pipelines.labelling.manifest import JobManifest, claim, code_version, describe_images
+from pipelines.labelling.outputs import write_outputs
+from pipelines.report.collect import label_folder
+from pipelines.serving.labeler import Labeler
+from pipelines.serving.support_files import read_support_file
+from pipelines.storage import Store
+from pipelines.training.choose import make_leaderboard
+from pipelines.training.data import FoldData
+from pipelines.training.drive import evaluate_run
+from pipelines.training.loop import Place, fit
+from pipelines.training.results import RunResult
+from pipelines.training.run import sweep_specs
+from pipelines.training.sweep import collect_results, scoring
+from pipelines.training.worker import Job, write_bundle
+from pipelines.workspace import Workspace
+from tests.labelling.helpers import DirectEngine
+
+BROKEN = "<broken> & photo.jpg"  # a name that an unescaped page would trip over
+
+
+@dataclass(frozen=True)
+class Made:
+    """The workspace and what is known about it."""
+
+    recipe: Recipe
+    results: list[RunResult]
+    shards: Shards
+    class_name: str
+
+
+@pytest.fixture(scope="session")
+def workspace(shapes_shards: str, shapes_config: DataConfig, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """Two folds of `prior` and of a SANSA trained for a few steps, a leaderboard, labels with one unreadable photo."""
+    torch.set_num_threads(1)
+    out = tmp_path_factory.mktemp("report") / "out"
+    (out / "shards").mkdir(parents=True)
+    (out / "shards" / "shapes").symlink_to(shapes_shards)
+    recipe = Recipe(
+        name="tested", out=str(out), data=shapes_config, eval=EvalConfig(episodes=12, batch=6),
+        methods=[MethodConfig(name="prior", preset="nano"), MethodConfig(name="sansa", preset="debug")],
+        train=TrainConfig(steps=6, batch=2, log_every=2, checkpoint_every=6, pool_bytes=64_000_000),
+        sweep=SweepConfig(folds=[0, 1]))
+    shards = Shards(Workspace(recipe.out).shards("shapes"))
+    for spec in sweep_specs(recipe, shards=shards.url, data_hash=shards.manifest.content_hash, folds=[0, 1]):
+        _run(Job(spec=spec, runs=Workspace(recipe.out).runs), recipe)
+    results = collect_results(recipe)
+    make_leaderboard(recipe, results)
+    Store(recipe.out).write_bytes("recipe.yaml", yaml.safe_dump(recipe.model_dump()).encode())
+    return Made(recipe, results, shards, _label(recipe, shards, results[0].bundle))
+
+
+def _run(job: Job, recipe: Recipe) -> None:
+    data = FoldData.open(job.spec.shards, job.spec.fold)
+    if job.spec.trains:
+        model = registry.build(job.spec.method.name, job.spec.method.preset)
+        open_stream: Callable[..., Any] = lambda position: data.stream(  # noqa: E731
+            job.spec, position=position, rank=0, world=1)
+        history = fit(job.spec, model, place=Place(), open_stream=open_stream, resume=None,
+                      save=lambda step, write: None, log_row=lambda step, row: None)
+        Store(job.folder).write_json("history.json", history.rows)
+        write_bundle(job, model, data, train_s=history.seconds)
+    evaluate_run(job, scoring(recipe))
+
+
+def _label(recipe: Recipe, shards: Shards, bundle: str) -> str:
+    workspace, chosen = Workspace(recipe.out), choose_class(shards)
+    supports = read_support_file(write_supports(shards, chosen, workspace.store.path("demo_supports")))
+    photos = workspace.store.path("demo_images")
+    write_photos(shards, photos)
+    Path(photos, BROKEN).write_bytes(b"not a photo")
+    labeler, images = Labeler(bundle), list_images(photos)
+    out = Store(label_folder(workspace, chosen.name))
+    manifest = JobManifest(
+        **describe_images(images), class_name=chosen.name, support_id=labeler.add_support(supports),  # type: ignore[arg-type]
+        bundle_id=labeler.info.bundle_id, method="prior", preset="nano", chunk=16, batch=4, threshold=0.5, limit=0,
+        max_pixels=50_000_000, max_bytes=64_000_000, code_version=code_version())
+    claim(out, manifest)
+    job = LabelJob(out, images, manifest)
+    job.run(DirectEngine(labeler), job.left(), 2)
+    write_outputs(out, manifest)
+    return chosen.name

@@ -1,0 +1,189 @@
+"""The report says what the files say: scores, pictures of the very predictions, failures, and what is missing."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from fss_models.errors import FssError
+from jobs.cli import make_app
+from pipelines.bundle import load_bundle
+from pipelines.config import Recipe
+from pipelines.data.episodes import load_episode
+from pipelines.report.collect import collect, versus_baseline
+from pipelines.report.examples import pick_episodes, predict
+from pipelines.report.gallery import Choice, gallery
+from pipelines.report.page import render, write_report
+from pipelines.report.pictures import TRUTH, photo_url
+from pipelines.storage import Store
+from pipelines.training.choose import read_leaderboard
+from pipelines.training.data import FoldData
+from pipelines.workspace import Workspace
+from tests.report.conftest import BROKEN, Made
+
+
+class Page(HTMLParser):
+    """What a browser would load, and the text it would show."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.loads: list[str] = []
+        self.pictures: list[str] = []
+        self.words: list[str] = []
+        self.open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        self.loads += [v for k, v in values.items() if k in ("src", "href", "xlink:href", "data") and v]
+        if tag == "img":
+            self.pictures.append(values["src"] or "")
+        if tag in ("table", "section", "details", "svg", "div", "main"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("table", "section", "details", "svg", "div", "main"):
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+@pytest.fixture(scope="module")
+def page(workspace: Made) -> str:
+    return Store(write_report(workspace.recipe)).read_bytes().decode()
+
+
+def test_the_page_stands_alone_and_is_whole(page: str) -> None:
+    """Catches a script or a style from elsewhere, and tags that an empty part leaves open."""
+    read = Page(page)
+    assert read.open == []
+    outside = [u for u in read.loads if not u.startswith(("data:", "#"))]
+    assert not outside
+    assert "@import" not in page
+    assert "url(http" not in page
+    assert len(page) < 5_000_000
+
+
+def test_figures_are_the_leaderboards(workspace: Made, page: str) -> None:
+    board = read_leaderboard(workspace.recipe)
+    text = " ".join(Page(page).words)
+    assert board.reason in text
+    for row in board.rows:
+        assert f"{row.miou * 100:.1f}" in text
+        assert f"{row.interval[0] * 100:.1f} – {row.interval[1] * 100:.1f}" in text
+    gain, low, high = versus_baseline(collect(workspace.recipe))["sansa"]
+    assert low <= gain <= high
+    assert f"sansa is {abs(gain) * 100:.1f} points {'above' if gain > 0 else 'below'} prior" in text
+
+
+def test_pictures_are_of_the_predictions_that_were_scored(workspace: Made) -> None:
+    """The IoU of every episode shown, predicted anew, is the one in episodes.parquet."""
+    material = collect(workspace.recipe)
+    row = next(r for r in material.board.rows if r.label == "prior")
+    picks = pick_episodes(material, row)
+    assert {p.kind for p in picks} == {"good", "middling", "bad"}
+    assert len({(p.run.run, p.episode_id) for p in picks}) == len(picks)
+    good, bad = (np.mean([p.iou for p in picks if p.kind == k]) for k in ("good", "bad"))
+    assert good > bad
+    for pick in picks:
+        listed = FoldData.open(workspace.shards.url, pick.run.spec.fold).episodes(workspace.recipe.eval)
+        episode = next(e for e in listed if e.episode_id == pick.episode_id)
+        mask, iou = predict(load_bundle(pick.run.bundle)[0], load_episode(workspace.shards, episode))
+        assert mask.dtype == bool
+        assert iou == pytest.approx(pick.iou, abs=0.02)
+
+
+def test_every_picture_can_be_decoded(page: str) -> None:
+    pictures = Page(page).pictures
+    assert len(pictures) > 20
+    for url in pictures:
+        Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))).load()
+
+
+def test_a_tint_is_where_the_mask_is() -> None:
+    mask = np.zeros((80, 120), dtype=bool)
+    mask[20:60, 20:60] = True
+    url = photo_url(np.full((80, 120, 3), 128, dtype=np.uint8), mask, TRUTH, side=120)
+    shown = np.array(Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))).astype(int)
+    assert shown.shape == (80, 120, 3)
+    assert shown[40, 40, 1] - shown[40, 40, 0] > 40
+    assert np.ptp(shown[70, 100]) < 12
+
+
+def test_labels_failures_and_agreement(workspace: Made, page: str) -> None:
+    material = collect(workspace.recipe)
+    found = gallery(material.labels[0], material.shards)
+    assert [f["file"] for f in found.failures] == [BROKEN]
+    assert html.escape(BROKEN) in page
+    assert BROKEN not in page
+    assert found.agreement is not None
+    assert found.agreement.shown + found.agreement.absent == len(workspace.shards.images("test"))
+    assert 0 < found.agreement.found <= found.agreement.shown
+    assert 0 < found.agreement.mean_iou < 1
+    assert f"mean IoU {found.agreement.mean_iou * 100:.1f}" in page
+
+
+def test_choice_keeps_the_extremes_and_forgets_the_rest() -> None:
+    """A million labels must not be held to show sixteen."""
+    choice = Choice(each=3, held=50)
+    scores = np.random.default_rng(1).permutation(2000)
+    for i, score in enumerate(scores):
+        choice.add({"image_id": i, "area": int(score > 100), "score": score / 2000, "file_name": str(i)})
+    kinds = choice.kinds()
+    assert [round(r["score"] * 2000) for r in kinds["surest"]] == [1999, 1998, 1997]
+    assert [round(r["score"] * 2000) for r in kinds["least sure"]] == [103, 102, 101]
+    assert len(kinds["nothing found"]) == 3
+    assert all(700 < r["score"] * 2000 < 1400 for r in kinds["in the middle"])
+    assert len(choice._some) == 50
+
+
+def test_missing_parts_are_said(workspace: Made, tmp_path: Path) -> None:
+    for name in ("leaderboard.json", "latency.json"):
+        if Path(workspace.recipe.out, name).exists():
+            shutil.copy(Path(workspace.recipe.out, name), tmp_path / name)
+    recipe = workspace.recipe.model_copy(update={"out": str(tmp_path)})
+    text = " ".join(Page(render(collect(recipe))).words)
+    for line in ("The shards are not in this workspace", "Nothing was labelled", "No champion was promoted",
+                 "their times are not in this workspace"):
+        assert line in text
+
+
+def test_another_recipes_episodes_are_not_passed_off(workspace: Made) -> None:
+    other = workspace.recipe.model_copy(update={"eval": workspace.recipe.eval.model_copy(update={"seed": 9})})
+    assert "draws another episode list" in render(collect(other))
+
+
+def test_a_failed_run_is_shown_and_cannot_be_hidden(workspace: Made, tmp_path: Path) -> None:
+    board = read_leaderboard(workspace.recipe)
+    row = board.rows[0].model_copy(update={"complete": False, "failed": {"run-x": "ran out of <memory>"}})
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / "shapes").symlink_to(workspace.shards.url)
+    recipe = workspace.recipe.model_copy(update={"out": str(tmp_path)})
+    board = board.model_copy(update={"rows": [row, *board.rows[1:]]})
+    Store(str(tmp_path)).write_json("leaderboard.json", board.model_dump())
+    text = render(collect(recipe))
+    assert "ran out of &lt;memory&gt;" in text
+    assert re.search(r"badge warn\">incomplete", text)
+
+
+def test_the_command(workspace: Made, tmp_path: Path) -> None:
+    """Without a recipe it takes the one that the workspace keeps: the episodes are there."""
+    target = tmp_path / "page.html"
+    answer = CliRunner().invoke(make_app(), ["report", "--out", workspace.recipe.out, "--to", str(target)])
+    assert answer.exit_code == 0, answer.output
+    assert f"report: {target}" in answer.output
+    assert "draws another episode list" not in target.read_text()
+    with pytest.raises(FssError, match="there is no leaderboard yet"):
+        write_report(Recipe(out=str(tmp_path / "empty")))
+    assert not Path(Workspace(str(tmp_path / "empty")).report).exists()
