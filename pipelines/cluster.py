@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from fss_models.errors import FssError
+
 OBJECT_STORE_BYTES = 300_000_000  # image bytes travel, pixels never: a small store is enough on one machine
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -58,10 +60,24 @@ def _connect(ray: Any, cpus: float | None, gpus: float | None) -> None:
     if address:
         ray.init(address=address, **quiet)
     else:
-        ray.init(address="local", num_cpus=cpus, num_gpus=gpus, include_dashboard=False,
-                 object_store_memory=OBJECT_STORE_BYTES, configure_logging=True, **quiet)
+        _start(ray, num_cpus=cpus, num_gpus=gpus, **quiet)
     from ray.data import DataContext
 
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+
+
+def _start(ray: Any, **options: Any) -> None:
+    """A private cluster. Ray gives its own processes 30 s; on a busy machine that can be too little, so twice."""
+    for last in (False, True):
+        try:
+            ray.init(address="local", include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES,
+                     configure_logging=True, **options)
+            return
+        except Exception as error:  # Ray raises the bare class here
+            if "timed out during startup" not in str(error):
+                raise
+            ray.shutdown()
+            if last:
+                raise FssError("Ray does not start: the machine is too busy", mend="run the command again") from error
