@@ -26,6 +26,8 @@ def prepare_environment() -> None:
     """Set what Ray reads when it is imported. A value the user has set wins."""
     for key, value in ENVIRONMENT.items():
         os.environ.setdefault(key, value)
+    if not os.environ.get("FSS_RAY_LOGS"):  # Ray prints its warnings on standard output, where `--json` answers
+        os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
     if not os.environ.get("RAY_ADDRESS"):  # Ray reads the mode once, when it is imported
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))

@@ -28,14 +28,19 @@ from pipelines.training.drive import Scored, drive, evaluate_bundle, failed, fin
 from pipelines.training.results import RunResult
 from pipelines.training.run import RunSpec, code_version, method_labels, sweep_specs
 from pipelines.training.worker import Job
+from pipelines.weights import fetch
 from pipelines.workspace import Workspace
 
 
 def plan_sweep(recipe: Recipe) -> list[RunSpec]:
-    """The runs of a recipe, its shards being there (they are built if not). Raises `FssError` for unknown folds."""
+    """The runs of a recipe, its shards being there (they are built if not).
+
+    Raises `FssError` for folds, methods, settings, presets and weight files that do not exist.
+    """
     for method in recipe.methods:
         registry.make_config(method.name, method.config)
         find_preset(method.preset)
+        fetch(method.weights, method.sha256)
     shards = ensure_shards(recipe)
     manifest = shards.manifest
     known = sorted({c.fold for c in manifest.classes})

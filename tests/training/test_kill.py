@@ -92,7 +92,8 @@ def test_sweep_and_promotion_in_object_storage(debug_recipe: Recipe, s3_server: 
     out = f"{s3_server.url}/training"
     sweep = debug_recipe.sweep.model_copy(update={"folds": [0]})
     file = tmp_path / "recipe.yaml"
-    file.write_text(yaml.safe_dump(debug_recipe.model_copy(update={"out": out, "sweep": sweep}).model_dump(mode="json")))
+    recipe = debug_recipe.model_copy(update={"out": out, "sweep": sweep})
+    file.write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
     env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {"FSS_CACHE": str(tmp_path / "cache")}
 
     def fss(*words: str) -> dict[str, object]:

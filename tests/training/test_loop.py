@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -39,6 +41,25 @@ def test_training_changes_the_weights_and_another_seed_changes_them_otherwise(sp
     one, _ = run_loop(short, "one")
     two, _ = run_loop(short.model_copy(update={"seed": 1}), "two")
     assert any(not torch.equal(one[k], two[k]) for k in one)
+
+
+def test_checkpoint_brings_every_generator_back(spec: RunSpec, tmp_path: Path) -> None:
+    """Dropout and prompt sampling draw from the global generators; debug has none, so the loop's test cannot tell."""
+    from fss_models import registry
+    from pipelines.training.state import History, load_state, save_state
+
+    def draws() -> list[float]:
+        return [float(torch.rand(())), float(np.random.random()), random.random(), float(np.random.standard_normal())]
+
+    model = registry.build("sansa", "debug")
+    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+    draws()
+    save_state(tmp_path, spec, model, optimiser, step=1, position={"epoch": 0}, history=History(), rank=0, world=1)
+    want = draws()
+    assert draws() != want
+    back = load_state(tmp_path, spec, model, optimiser, rank=0, world=1)
+    assert draws() == want
+    assert (back.step, back.position) == (1, {"epoch": 0})
 
 
 @pytest.mark.parametrize(("change", "message"), [

@@ -120,6 +120,9 @@ def test_mistakes_are_named(debug_recipe: Recipe, ray_cluster: object, tmp_path:
         run_one(debug_recipe.model_copy(update={"sweep": greedy}), method="prior", fold=0, seed=0)
     with pytest.raises(FssError, match="is no bundle"):
         eval_bundle(debug_recipe, bundle=str(tmp_path), fold=0)
-    wrong = [MethodConfig(name="sansa", preset="debug", config={"factr": 1})]
-    with pytest.raises(FssError, match="unknown setting 'factr'"):
-        run_sweep(debug_recipe.model_copy(update={"methods": wrong}))
+    for wrong, message in ((MethodConfig(name="sansa", preset="debug", config={"factr": 1}), "unknown setting 'factr'"),
+                           (MethodConfig(name="sansa", preset="debgu"), "unknown preset 'debgu'"),
+                           (MethodConfig(name="sanza"), "unknown method 'sanza'"),
+                           (MethodConfig(name="sansa", weights=str(tmp_path / "sam2.pt")), "no such weight file")):
+        with pytest.raises(FssError, match=message):
+            run_sweep(debug_recipe.model_copy(update={"methods": [wrong]}))
