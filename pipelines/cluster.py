@@ -6,8 +6,10 @@ import logging
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
+
+import psutil
 
 from fss_models.errors import FssError
 
@@ -41,9 +43,6 @@ def cluster(*, cpus: float | None = None, gpus: float | None = None) -> Iterator
     cannot reach into each other.
     """
     prepare_environment()
-    if not os.environ.get("RAY_ADDRESS"):  # read once, when Ray is imported
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     import ray
 
     if ray.is_initialized():  # nested use inside one process, as in tests
@@ -73,6 +72,7 @@ def _connect(ray: Any, cpus: float | None, gpus: float | None) -> None:
 def _start(ray: Any, **options: Any) -> None:
     """A private cluster. Ray gives its own processes 30 s; on a busy machine that can be too little, so twice."""
     for last in (False, True):
+        before = {p.pid for p in psutil.Process().children()}
         try:
             ray.init(address="local", include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES,
                      configure_logging=True, **options)
@@ -81,5 +81,15 @@ def _start(ray: Any, **options: Any) -> None:
             if "timed out during startup" not in str(error):
                 raise
             ray.shutdown()
+            _stop_children(before)
             if last:
                 raise FssError("Ray does not start: the machine is too busy", mend="run the command again") from error
+
+
+def _stop_children(before: set[int]) -> None:
+    """What a failed start left behind: it would run on beside the next attempt."""
+    left = [p for p in psutil.Process().children() if p.pid not in before]
+    for process in left:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(left, timeout=5)
