@@ -6,6 +6,7 @@ import importlib
 import logging
 import os
 import pkgutil
+import signal
 import sys
 
 import typer
@@ -29,7 +30,8 @@ def make_app() -> typer.Typer:
 
 
 def main() -> None:
-    """Run, and turn a user's mistake into one line and exit status 2."""
+    """Run, and turn a user's mistake into one line and exit status 2. SIGTERM ends a command as Ctrl-C does."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         make_app()()
     except FssError as error:

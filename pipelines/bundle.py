@@ -73,7 +73,7 @@ def read_bundle_info(url: str) -> BundleInfo:
     try:
         return BundleInfo.model_validate(store.read_json("bundle.json"))
     except ValueError as error:
-        raise FssError("bundle.json is not one of ours", where=url, mend="was it written by a newer version?") from error
+        raise FssError("bundle.json is not one of ours", where=url, mend="is it of a newer version?") from error
 
 
 def load_bundle(url: str, device: str = "cpu") -> tuple[Segmenter, BundleInfo]:

@@ -22,13 +22,17 @@ class SourceConfig(Section):
     root: str = ""  # URL; not used by `shapes`
     annotations: str = ""  # coco: file below root, default the only annotations/*.json
     images: Positive = 360  # shapes: how many to draw
-    side: Positive = 320  # shapes: their side in pixels
+    side: Positive = 256  # shapes: their side in pixels
     seed: int = 0  # shapes
 
     @model_validator(mode="after")
-    def _root_where_needed(self) -> SourceConfig:
+    def _fits_the_format(self) -> SourceConfig:
         if self.format != "shapes" and not self.root:
             raise ValueError(f"source format {self.format!r} needs a root")
+        used = {"shapes": {"images", "side", "seed"}, "coco": {"root", "annotations"}}.get(self.format, {"root"})
+        for key in sorted(self.model_fields_set - used - {"format"}):
+            if getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"source format {self.format!r} ignores {key!r}")
         return self
 
 

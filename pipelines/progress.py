@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 class Bar:
     """Progress of one piece of work on standard error. Use as a context manager."""
 
-    def __init__(self, title: str, total: int, *, unit: str = "items", done: int = 0, every_s: float = 5.0) -> None:
+    def __init__(self, title: str, total: int, *, unit: str = "items", done: int = 0, every_s: float = 15.0) -> None:
         self.title, self.total, self.unit, self.done = title, total, unit, done
         self._first, self._start, self._said, self._every = done, time.monotonic(), 0.0, every_s
         self._rich: Progress | None = None
@@ -36,7 +36,8 @@ class Bar:
         """`done` are done in all."""
         self.done = done
         if self._rich:
-            self._rich.update(self._task, completed=done, total=self.total, rate=f"{self._rate():.1f} {self.unit}/s {note}")
+            rate = f"{self._rate():.1f} {self.unit}/s {note}"
+            self._rich.update(self._task, completed=done, total=self.total, rate=rate)
         elif time.monotonic() - self._said >= self._every or done >= self.total:
             self._say(note)
 
@@ -50,7 +51,9 @@ class Bar:
         print(f"{self.title}: {self.done}/{self.total} {self.unit} ({rate:.1f}/s{left}) {note}".rstrip(),
               file=sys.stderr, flush=True)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._rich:
             self._rich.stop()
 
