@@ -109,6 +109,7 @@ class Chain:
     def _label(self, shards_url: str, class_name: str, bundle_id: str) -> None:
         from jobs.demo_inputs import choose_class, write_photos, write_supports
         from pipelines.data.shardset import Shards
+        from pipelines.labelling.outputs import summary_line
         from pipelines.labelling.run import LabelRequest, run_label_job
         from pipelines.report.collect import label_folder
 
@@ -120,8 +121,7 @@ class Chain:
             supports = write_supports(shards, chosen, workspace.store.path(f"demo_supports/{name}"))
             write_photos(shards, photos)
             summary = run_label_job(LabelRequest(recipe=self.recipe, images=photos, supports=supports, out=out))
-            say(f"  {summary['images']} photos: {summary['with_object']} show {chosen.name!r}, "
-                f"{summary['without_object']} do not, {summary['failed']} cannot be read")
+            say(f"  {summary_line(summary)}")
 
     @contextmanager
     def _stage(self, name: str, result: str) -> Iterator[None]:

@@ -30,6 +30,7 @@ def label(
     as_json: JsonOption = False,
 ) -> None:
     """Label all photos under a URL."""
+    from pipelines.labelling.outputs import summary_line
     from pipelines.labelling.run import LabelRequest, run_label_job
 
     changes = [*(overrides or []), *([f"label.threshold={threshold}"] if threshold is not None else [])]
@@ -39,8 +40,7 @@ def label(
     if as_json:
         print(json.dumps(summary))
         return
-    print(f"{summary['images']} photos: {summary['with_object']} show {summary['class_name']!r}, "
-          f"{summary['without_object']} do not, {summary['failed']} cannot be read")
+    print(summary_line(summary))
     print(f"labels: {summary['labels']}")
     if summary["failed"]:
         print(f"failures: {summary['failures']}")

@@ -77,3 +77,9 @@ def _good(parts: Iterable[list[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
 
 def _line(value: Any) -> bytes:
     return json.dumps(value).encode()
+
+
+def summary_line(summary: dict[str, Any]) -> str:
+    """A job's summary as a person reads it."""
+    return (f"{summary['images']} photos: {summary['with_object']} got a mask of {summary['class_name']!r}, "
+            f"{summary['without_object']} none, {summary['failed']} cannot be read")
