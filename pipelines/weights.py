@@ -37,6 +37,8 @@ def _local(place: str) -> Path:
         if not path.is_file():
             raise FssError("no such weight file", where=place)
         return path
+    if place.startswith("hf://"):
+        return _from_hub(place)
     cached = _cache() / hashlib.sha256(place.encode()).hexdigest()[:16] / place.rsplit("/", 1)[-1]
     if not cached.is_file():
         _download(place, cached)
@@ -54,8 +56,6 @@ def _download(place: str, target: Path) -> None:
         if place.startswith("s3://"):
             folder, _, name = place.rpartition("/")
             part.write_bytes(Store(folder).read_bytes(name))
-        elif place.startswith("hf://"):
-            _from_hub(place, part)
         else:
             _from_web(place, part)
         part.replace(target)
@@ -65,11 +65,19 @@ def _download(place: str, target: Path) -> None:
         part.unlink(missing_ok=True)
 
 
-def _from_hub(place: str, part: Path) -> None:
+def _from_hub(place: str) -> Path:
+    """Through the hub's own client, which keeps its cache below ours; HF_ENDPOINT and HF_TOKEN are its variables."""
     from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    owner, name, file = place.removeprefix("hf://").split("/", 2)
-    part.write_bytes(Path(hf_hub_download(f"{owner}/{name}", file)).read_bytes())
+    owner, name, file = [*place.removeprefix("hf://").split("/", 2), "", ""][:3]
+    try:
+        return Path(hf_hub_download(f"{owner}/{name}", file, cache_dir=_cache() / "hub",
+                                    endpoint=os.environ.get("HF_ENDPOINT")))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, httpx.HTTPError, OSError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise FssError(f"the hub does not give it: {reason}", where=place,
+                       mend="check hf://owner/repository/file, or fetch the file and give its path") from error
 
 
 def _from_web(place: str, part: Path) -> None:

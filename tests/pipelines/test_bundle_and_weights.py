@@ -93,6 +93,47 @@ def test_a_checkpoint_is_fetched_once_and_checked(web: str, tmp_path: Path, monk
         fetch(f"{web}/sam.pt", "0" * 64)
 
 
+class Hub(http.server.BaseHTTPRequestHandler):
+    """A hub with one repository, in the protocol of the real one: metadata in headers, then the file."""
+
+    content = b"weights of a model"
+
+    def do_HEAD(self) -> None:
+        self._answer()
+
+    def do_GET(self) -> None:
+        if self._answer():
+            self.wfile.write(self.content)
+
+    def _answer(self) -> bool:
+        known = self.path == "/owner/repository/resolve/main/sam.pt"
+        self.send_response(200 if known else 404)
+        if known:
+            self.send_header("ETag", f'"{hashlib.sha256(self.content).hexdigest()}"')
+            self.send_header("X-Repo-Commit", "0" * 40)
+            self.send_header("Content-Length", str(len(self.content)))
+        else:
+            self.send_header("X-Error-Code", "EntryNotFound")
+        self.end_headers()
+        return known
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Quiet."""
+
+
+def test_a_checkpoint_comes_from_a_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FSS_CACHE", str(tmp_path / "cache"))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        path = Path(fetch("hf://owner/repository/sam.pt", hashlib.sha256(Hub.content).hexdigest()))
+        with pytest.raises(FssError, match=r"hf://owner/repository/other\.pt"):
+            fetch("hf://owner/repository/other.pt")
+        server.shutdown()
+    assert path.read_bytes() == Hub.content
+    assert path.is_relative_to(tmp_path / "cache"), "nothing is written outside our own cache"
+
+
 def test_missing_weights_are_one_clear_line(web: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FSS_CACHE", str(tmp_path / "cache"))
     for place in (str(tmp_path / "none.pt"), f"{web}/none.pt", "http://127.0.0.1:9/none.pt"):
