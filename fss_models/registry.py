@@ -48,18 +48,21 @@ def method_class(name: str) -> type[Segmenter]:
     return _find(name)[0]
 
 
-def build(method: str, preset: str, config: dict[str, Any] | None = None, *, weights: str | None = None) -> Segmenter:
+def build(
+    method: str, preset: str, config: dict[str, Any] | None = None, *, weights: str | None = None, seed: int = 0
+) -> Segmenter:
     """Build a method at a preset, on the CPU, ready to train or to predict.
 
     `config` holds fields of the method's dataclass; `weights` is a local SAM 2 checkpoint file where the preset
-    wants one. Values that come from no file are drawn from a seed of their own, so that a bundle, which holds only
-    what was trained, finds the same frozen random parts again. Raises `FssError` for an unknown method, preset or
+    wants one. Values that come from no file are drawn from `seed`, which the bundle keeps: it holds only what was
+    trained, and has to find the same frozen random parts again. Raises `FssError` for an unknown method, preset or
     config key.
     """
     cls, settings = method_class(method), make_config(method, config)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         model = cls(preset=preset, config=settings, weights=weights)  # type: ignore[call-arg]
+    model.seed = seed
     model.set_trainable()
     return model
 

@@ -31,6 +31,7 @@ class Segmenter(nn.Module, ABC):
     def __init__(self, *, preset: str, preprocessor: Preprocessor, config: Any) -> None:
         super().__init__()
         self.preset, self.preprocessor, self.config = preset, preprocessor, config
+        self.seed = 0  # what values that come from no file were drawn from
 
     @property
     def side(self) -> int:

@@ -29,6 +29,7 @@ class BundleInfo(BaseModel):
     method: str
     preset: str
     config: dict[str, Any] = {}
+    seed: int = 0  # of values that come from no file
     preprocessing: str
     weights: str = ""  # the frozen SAM 2 checkpoint: where it came from
     sha256: str = ""  # of that checkpoint
@@ -45,7 +46,8 @@ class BundleInfo(BaseModel):
     @property
     def bundle_id(self) -> str:
         """Identity of the model: method, configuration and tensors (not where or when)."""
-        parts = [self.method, self.preset, json.dumps(self.config, sort_keys=True), self.preprocessing,
+        parts = [self.method, self.preset, json.dumps(self.config, sort_keys=True), str(self.seed),
+                 self.preprocessing,
                  self.sha256, json.dumps(self.frozen, sort_keys=True), self.tensors_sha256]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
@@ -56,8 +58,8 @@ def save_bundle(url: str, model: Segmenter, **about: Any) -> BundleInfo:
     data = save_tensors(state) if state else b""
     info = BundleInfo(
         method=model.method, preset=model.preset, config=json.loads(json.dumps(registry.config_dict(model))),
-        preprocessing=model.preprocessor.mode, frozen=model.frozen_weights(), untrained=model.untrained and not state,
-        tensors_sha256=hashlib.sha256(data).hexdigest(), **about,
+        seed=model.seed, preprocessing=model.preprocessor.mode, frozen=model.frozen_weights(),
+        untrained=model.untrained and not state, tensors_sha256=hashlib.sha256(data).hexdigest(), **about,
     )
     store = Store(url)
     store.write_bytes("model.safetensors", data)
@@ -82,7 +84,8 @@ def load_bundle(url: str, device: str = "cpu") -> tuple[Segmenter, BundleInfo]:
     data = Store(url).read_bytes("model.safetensors")
     if hashlib.sha256(data).hexdigest() != info.tensors_sha256:
         raise FssError("model.safetensors does not match bundle.json", where=url, mend="promote or train it again")
-    model = registry.build(info.method, info.preset, info.config, weights=fetch(info.weights, info.sha256) or None)
+    weights = fetch(info.weights, info.sha256) or None
+    model = registry.build(info.method, info.preset, info.config, weights=weights, seed=info.seed)
     if data:
         model.load_trainable_state(load_tensors(data))
     for name, sha in model.frozen_weights().items():

@@ -73,7 +73,8 @@ def evaluate_run(job: Job, scored: Scored) -> RunResult:
     if not spec.trains and not _has_bundle(job):
         method = spec.method
         weights = fetch(method.weights, method.sha256) or None
-        write_bundle(job, registry.build(method.name, method.preset, method.config, weights=weights), data, train_s=0.0)
+        model = registry.build(method.name, method.preset, method.config, weights=weights, seed=spec.seed)
+        write_bundle(job, model, data, train_s=0.0)
     result, table = evaluate_bundle(job, scored, data, job.bundle)
     write_result(job.folder, result, table)
     return result

@@ -102,7 +102,7 @@ def _train(job: Job, rank: int, world: int, device: str) -> None:
     method = spec.method
     data = FoldData.open(spec.shards, spec.fold)
     weights = fetch(method.weights, method.sha256) or None
-    model = registry.build(method.name, method.preset, method.config, weights=weights)
+    model = registry.build(method.name, method.preset, method.config, weights=weights, seed=spec.seed)
     checkpoint = ray.train.get_checkpoint()
     with checkpoint.as_directory() if checkpoint else nullcontext() as folder:
         history = fit(
