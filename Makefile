@@ -37,7 +37,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PIP) --upgrade pip setuptools wheel
 	@echo "[2/5] torch $(call PIN,torch) ($(TORCH))"
 	@$(PIP) torch==$(call PIN,torch) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
-	@$(BIN)/python -c 'import sys, torch; got = "cu" + torch.version.cuda.replace(".", "") if torch.version.cuda else "cpu"; \
+	@$(BIN)/python -W ignore -c 'import sys, torch; got = "cu" + torch.version.cuda.replace(".", "") if torch.version.cuda else "cpu"; \
 	    got == sys.argv[1] or print(f"note: this is the {got} build of torch, not {sys.argv[1]}: set TORCH_INDEX to choose")' $(TORCH)
 	@echo "[3/5] torchvision $(call PIN,torchvision), sam2 $(call PIN,sam2)"
 	@$(PIP) --no-deps torchvision==$(call PIN,torchvision) $(if $(filter-out cpu,$(TORCH)),$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)))
