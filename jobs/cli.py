@@ -13,6 +13,7 @@ import typer
 
 import jobs.commands
 from fss_models.errors import FssError
+from pipelines.cluster import prepare_environment
 
 
 def make_app() -> typer.Typer:
@@ -31,6 +32,7 @@ def make_app() -> typer.Typer:
 
 def main() -> None:
     """Run, and turn a user's mistake into one line and exit status 2. SIGTERM ends a command as Ctrl-C does."""
+    prepare_environment()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         make_app()()

@@ -12,6 +12,7 @@ from typing import Any
 import psutil
 
 from fss_models.errors import FssError
+from pipelines.cache import cache_dir
 
 OBJECT_STORE_BYTES = 300_000_000  # image bytes travel, pixels never: a small store is enough on one machine
 ENVIRONMENT = {
@@ -25,7 +26,8 @@ ENVIRONMENT = {
 
 
 def prepare_environment() -> None:
-    """Set what Ray reads when it is imported. A value the user has set wins."""
+    """Set what Ray and others read when they are imported. A value the user has set wins."""
+    os.environ.setdefault("MPLCONFIGDIR", str(cache_dir("matplotlib")))  # MLflow and the report import matplotlib
     for key, value in ENVIRONMENT.items():
         os.environ.setdefault(key, value)
     if not os.environ.get("FSS_RAY_LOGS"):  # Ray prints its warnings on standard output, where `--json` answers

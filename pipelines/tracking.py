@@ -24,6 +24,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from pipelines.cache import cache_dir
 from pipelines.config import Recipe
 from pipelines.storage import Store
 
@@ -38,8 +39,7 @@ def _home(out: str) -> Path:
     store = Store(out)
     if not store.is_s3:
         return Path(store.url)
-    cache = Path(os.environ.get("FSS_CACHE", "~/.cache/fss")).expanduser()
-    return cache / "mlflow" / hashlib.sha256(store.url.encode()).hexdigest()[:16]
+    return cache_dir("mlflow", hashlib.sha256(store.url.encode()).hexdigest()[:16])
 
 
 def tracking_uri(recipe: Recipe) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 
 from fss_models.errors import FssError
+from pipelines.cache import cache_dir
 from pipelines.storage import Store
 
 
@@ -39,14 +40,10 @@ def _local(place: str) -> Path:
         return path
     if place.startswith("hf://"):
         return _from_hub(place)
-    cached = _cache() / hashlib.sha256(place.encode()).hexdigest()[:16] / place.rsplit("/", 1)[-1]
+    cached = cache_dir("weights", hashlib.sha256(place.encode()).hexdigest()[:16], place.rsplit("/", 1)[-1])
     if not cached.is_file():
         _download(place, cached)
     return cached
-
-
-def _cache() -> Path:
-    return Path(os.environ.get("FSS_CACHE", "~/.cache/fss")).expanduser() / "weights"
 
 
 def _download(place: str, target: Path) -> None:
@@ -72,7 +69,7 @@ def _from_hub(place: str) -> Path:
 
     owner, name, file = [*place.removeprefix("hf://").split("/", 2), "", ""][:3]
     try:
-        return Path(hf_hub_download(f"{owner}/{name}", file, cache_dir=_cache() / "hub",
+        return Path(hf_hub_download(f"{owner}/{name}", file, cache_dir=cache_dir("weights", "hub"),
                                     endpoint=os.environ.get("HF_ENDPOINT")))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, httpx.HTTPError, OSError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
