@@ -4,7 +4,8 @@
     python -m infra.local.s3 stop --dir DIR
 
 Everything is kept below DIR: `data/`, `identities.json`, `weed.log` and, while it runs, `server.json`. Two servers at
-once do not disturb each other: all eight ports are chosen free. `weed` itself puts two small sockets in /tmp.
+once do not disturb each other: all eight ports are chosen free. `weed` itself keeps
+small sockets in /tmp while it runs.
 """
 
 from __future__ import annotations
@@ -104,6 +105,9 @@ def stop(folder: str | Path, *, kill: bool = False) -> bool:
     except psutil.TimeoutExpired:
         process.kill()
         process.wait(timeout=10)
+    for port in server.ports.values():  # `weed` leaves its sockets behind
+        for left in Path("/tmp").glob(f"seaweedfs-*-grpc-{port}.sock"):
+            left.unlink(missing_ok=True)
     return True
 
 
