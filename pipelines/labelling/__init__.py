@@ -1,0 +1,1 @@
+"""Bulk jobs: every photo below a URL labelled once."""

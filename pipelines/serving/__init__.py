@@ -1,0 +1,1 @@
+"""The labeler, the service around it and its web page."""

@@ -1,0 +1,1 @@
+"""Runs, sweeps, evaluation, the leaderboard and the promotion of its winner."""
