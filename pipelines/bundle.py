@@ -71,7 +71,7 @@ def read_bundle_info(url: str) -> BundleInfo:
     """bundle.json. Raises `FssError` if there is none or it is of another kind."""
     store = Store(url)
     if not store.exists("bundle.json"):
-        raise FssError("is no bundle (bundle.json is missing)", where=url)
+        raise FssError("is no bundle (bundle.json is missing)", where=url, mend="`fss promote` makes the champion's")
     try:
         return BundleInfo.model_validate(store.read_json("bundle.json"))
     except ValueError as error:
