@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -51,10 +53,18 @@ def cluster(*, cpus: float | None = None, gpus: float | None = None) -> Iterator
         yield ray
         return
     _connect(ray, cpus, gpus)
+    _take_back_sigterm()
     try:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _take_back_sigterm() -> None:
+    """Ray prints a stack trace of its own on SIGTERM before Python hears of it; put Python's handler back."""
+    handler = signal.getsignal(signal.SIGTERM)
+    if handler is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _connect(ray: Any, cpus: float | None, gpus: float | None) -> None:
