@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -66,3 +67,15 @@ def shapes_shards(ray_cluster: object, shapes_config: DataConfig, tmp_path_facto
     out = str(tmp_path_factory.mktemp("shards") / "shapes")
     build_shards(shapes_config, out)
     return out
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real file system of one megabyte."""
+    place = tmp_path / "small"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)]
+    if os.geteuid() != 0 or subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("may not mount a small file system here (needs root)")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)

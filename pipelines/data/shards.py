@@ -10,7 +10,6 @@ import io
 import logging
 import pickle
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
@@ -132,33 +131,18 @@ def _mapped(ray: Any, items: list[dict[str, Any]], build: Any) -> Iterator[dict[
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # the screen is for our own progress
     dataset = ray.data.from_items(items, override_num_blocks=len(items))
     dataset = dataset.map(_call, fn_kwargs={"build": build}, num_cpus=1)
-    with _plain_errors():
-        yield from dataset.iter_rows()
+    for row in dataset.iter_rows():
+        if row["error"]:
+            raise FssError(row["error"])
+        yield pickle.loads(row["result"])
 
 
 def _call(row: dict[str, Any], build: Any) -> dict[str, Any]:
-    result: dict[str, Any] = build(row)
-    return result
-
-
-@contextmanager
-def _plain_errors() -> Iterator[None]:
-    """A worker's `FssError` instead of Ray's wrapping of it."""
+    """A mistake the person can mend travels as a line: Ray would wrap it in its own traceback and lose the cause."""
     try:
-        yield
-    except Exception as error:
-        cause: BaseException | None = error
-        while cause is not None:
-            inner = getattr(cause, "cause", None)
-            for candidate in (cause, inner):
-                if isinstance(candidate, FssError):
-                    raise FssError(_line(candidate)) from error
-            cause = inner or cause.__cause__
-        raise
-
-
-def _line(error: FssError) -> str:
-    return str(error.args[0]) if error.args else str(error)
+        return {"result": pickle.dumps(build(row)), "error": ""}
+    except FssError as error:
+        return {"result": b"", "error": str(error)}
 
 
 # ---- the result ---------------------------------------------------------------------------------------------------

@@ -125,3 +125,17 @@ def _wait_gone(family: list[psutil.Process]) -> None:
 
 def _is_agent(process: psutil.Process) -> bool:
     return process.name().startswith(("ray::Dashboard", "ray::RuntimeEnv"))
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_one_line_and_the_build_goes_on_when_there_is_room(full_disk: Path, tmp_path: Path) -> None:
+    """Photos are written by Ray's workers: their mistakes must not come out as a traceback of Ray's."""
+    large = ["data.source.images=160", "data.source.side=160"]
+    failed = _run(full_disk / "out", *large)
+    assert failed.returncode == 2, failed.stderr
+    last = failed.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert "no space left on the device" in last
+    assert "Traceback" not in failed.stderr
+    subprocess.run(["mount", "-o", "remount,size=40m", str(full_disk)], check=True)
+    assert _built(full_disk / "out", *large)["content_hash"] == _built(tmp_path / "roomy", *large)["content_hash"]
