@@ -59,12 +59,20 @@ def build(
     config key.
     """
     cls, settings = method_class(method), make_config(method, config)
+    check_preset(method, preset)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = cls(preset=preset, config=settings, weights=weights)  # type: ignore[call-arg]
     model.seed = seed
     model.set_trainable()
     return model
+
+
+def check_preset(method: str, preset: str) -> None:
+    """Raises `FssError` if the method cannot be built at `preset`, naming those it can."""
+    known = method_class(method).presets
+    if preset not in known:
+        raise FssError(f"unknown preset {preset!r} of method {method!r}", mend=f"known: {', '.join(known)}")
 
 
 def make_config(method: str, config: dict[str, Any] | None = None) -> Any:

@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fss_models.clip import Clip, Features, Images, Memory, Prediction, PromptBatch
+from fss_models.clip import Clip, Features, Images, Memory, Prediction, PromptBatch, PromptKind
 from fss_models.errors import FssError
 from fss_models.preprocess import Mode, Preprocessor
+from fss_models.sam2_core.presets import PRESETS
 
 
 class Segmenter(nn.Module, ABC):
@@ -27,6 +28,10 @@ class Segmenter(nn.Module, ABC):
     method: ClassVar[str] = ""
     #: whether `losses` has anything to minimise
     trains: ClassVar[bool] = True
+    #: the presets it can be built at
+    presets: ClassVar[tuple[str, ...]] = tuple(PRESETS)
+    #: the marks a reference may have
+    prompt_kinds: ClassVar[frozenset[PromptKind]] = frozenset(PromptKind) - {PromptKind.PAD}
 
     def __init__(self, *, preset: str, preprocessor: Preprocessor, config: Any) -> None:
         super().__init__()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib.resources import files
 from typing import Any
 
@@ -21,13 +22,18 @@ OBJECT_SCORE_KEYS = frozenset(
 )
 
 
-def build_sam2(preset: str, *, weights: str | None = None, object_scores: bool = False) -> Any:
+def build_sam2(
+    preset: str, *, weights: str | None = None, object_scores: bool = False, side: int | None = None
+) -> Any:
     """A `SAM2Base` on the CPU, in evaluation mode, with `weights` (a local SAM 2.0 checkpoint) loaded strictly.
 
-    Without object scores the decoder has no object-score token and nothing blanks a mask. Raises `FssError` for an
-    unknown preset or a checkpoint whose keys or shapes do not fit.
+    Without object scores the decoder has no object-score token and nothing blanks a mask. `side` replaces the
+    preset's input side (a multiple of 16). Raises `FssError` for an unknown preset or a checkpoint whose keys or
+    shapes do not fit.
     """
     size = find_preset(preset)
+    if side is not None:
+        size = replace(size, side=side)
     model = instantiate(_config(size, object_scores), _recursive_=True)
     if weights:
         _load(model, weights, spare=frozenset() if object_scores else OBJECT_SCORE_KEYS)
@@ -40,13 +46,13 @@ def _config(size: Preset, object_scores: bool) -> dict[str, Any]:
         config: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(text).model)  # type: ignore[assignment]
     for flag in ("pred_obj_scores", "pred_obj_scores_mlp", "fixed_no_obj_ptr"):
         config[flag] = object_scores
+    config["image_size"] = size.side
     return config if size.config else _shrink(config, size)
 
 
 def _shrink(config: dict[str, Any], size: Preset) -> dict[str, Any]:
     """The tiny configuration with a preset's own sizes."""
     encoder, attention, memory = (config[k] for k in ("image_encoder", "memory_attention", "memory_encoder"))
-    config["image_size"] = size.side
     encoder["trunk"] = _trunk(encoder["trunk"], size)
     encoder["neck"]["backbone_channel_list"] = list(encoder["trunk"].channel_list)
     encoder["neck"]["d_model"] = encoder["neck"]["position_encoding"]["num_pos_feats"] = size.width

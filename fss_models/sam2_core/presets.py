@@ -50,8 +50,8 @@ def find_preset(name: str) -> Preset:
     return PRESETS[name]
 
 
-def preprocessor(name: str) -> Preprocessor:
-    """The resize and normalisation a preset's trunk wants."""
+def preprocessor(name: str, side: int | None = None) -> Preprocessor:
+    """The resize and normalisation a preset's trunk wants, at `side` pixels instead of the preset's where given."""
     preset = find_preset(name)
     mean, std = SYMMETRIC if preset.trunk == "efficientnet" else IMAGENET
-    return Preprocessor(side=preset.side, mean=mean, std=std)
+    return Preprocessor(side=side or preset.side, mean=mean, std=std)

@@ -15,7 +15,6 @@ from typing import Any
 
 from fss_models import registry
 from fss_models.errors import FssError
-from fss_models.sam2_core.presets import find_preset
 from pipelines.bundle import read_bundle_info
 from pipelines.cluster import cluster
 from pipelines.config import MethodConfig, Recipe
@@ -39,7 +38,7 @@ def plan_sweep(recipe: Recipe) -> list[RunSpec]:
     """
     for method in recipe.methods:
         registry.make_config(method.name, method.config)
-        find_preset(method.preset)
+        registry.check_preset(method.name, method.preset)
         fetch(method.weights, method.sha256)
     shards = ensure_shards(recipe)
     manifest = shards.manifest

@@ -24,6 +24,7 @@ class Prior(Segmenter):
     """Prototypes on the trunk's stride-16 and stride-32 maps, each normalised, side by side."""
 
     trains = False
+    prompt_kinds = frozenset({PromptKind.MASK})
     config: PriorConfig
 
     def __init__(self, *, preset: str, config: PriorConfig, weights: str | None = None) -> None:
