@@ -168,8 +168,9 @@ class Clip(_Tensors):
     references   Images, N = B * K, clip by clip
     prompts      PromptBatch, S = B
     targets      Images, N = B * J, clip by clip
-    target_masks [B, J, R, R] float in {0, 1}; may be empty
-    ignore       [B, J, R, R] bool: pixels that enter no loss (void, crowd)
+    target_masks [B, J, D, D] float in {0, 1}; may be empty. D is the preprocessor's `data_side`, usually R
+    ignore       [B, J, D, D] bool: pixels that enter no loss (void, crowd)
+    reference_masks, reference_ignore   the same of the references [B, K, D, D], where a loss on them is wanted
     """
 
     references: Images
@@ -177,6 +178,8 @@ class Clip(_Tensors):
     targets: Images
     target_masks: Tensor
     ignore: Tensor
+    reference_masks: Tensor | None = None
+    reference_ignore: Tensor | None = None
     class_names: tuple[str, ...] = field(default=())
 
     @property

@@ -25,20 +25,42 @@ SYMMETRIC = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))  # inputs in [-1, 1], as Efficien
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessor:
-    """Square resize (the aspect ratio is not kept, as every published few-shot code does) and normalisation."""
+    """Square resize (the aspect ratio is not kept, as every published few-shot code does) and normalisation.
+
+    via             a data set's own square side through which images and masks go first (SANSA: 640 or 518); 0: none
+    mask_threshold  a support mask that goes through `via` is interpolated and cut above this value (specification B4)
+    """
 
     side: int
     mean: tuple[float, float, float] = IMAGENET[0]
     std: tuple[float, float, float] = IMAGENET[1]
     mode: Mode = "published"
+    via: int = 0
+    mask_threshold: float = 0.0
+
+    @property
+    def data_side(self) -> int:
+        """The side at which target masks are given and losses are taken: the data set's."""
+        return self.via or self.side
 
     def __call__(self, images: Sequence[np.ndarray], mode: Mode | None = None) -> Images:
         """[H, W, 3] uint8 arrays -> pixels [N, 3, side, side] float and sizes [N, 2]."""
         resize = _resize_pil if (mode or self.mode) == "published" else _resize_fast
-        square = torch.stack([resize(i, self.side) for i in images])
+        square = torch.stack([resize(i, self.data_side) for i in images])
         mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (self.mean, self.std))
         sizes = torch.tensor([i.shape[:2] for i in images], dtype=torch.int64)
-        return Images(pixels=(square - mean) / std, sizes=sizes)
+        return Images(pixels=resize_square((square - mean) / std, self.side), sizes=sizes)
+
+    def mask(self, mask: np.ndarray) -> Tensor:
+        """A support mask [H, W] bool -> [side, side] float in {0, 1}."""
+        square = resize_mask(mask, self.data_side)
+        if self.data_side == self.side:
+            return square
+        return (resize_square(square[None, None], self.side)[0, 0] > self.mask_threshold).float()
+
+    def target(self, mask: np.ndarray) -> Tensor:
+        """A target mask [H, W] bool -> [data_side, data_side] float in {0, 1}."""
+        return resize_mask(mask, self.data_side)
 
 
 def _resize_pil(image: np.ndarray, side: int) -> Tensor:
@@ -49,7 +71,14 @@ def _resize_pil(image: np.ndarray, side: int) -> Tensor:
 
 def _resize_fast(image: np.ndarray, side: int) -> Tensor:
     x = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float() / 255
-    return F.interpolate(x, size=(side, side), mode="bilinear", align_corners=False, antialias=True)[0]
+    return resize_square(x, side)[0]
+
+
+def resize_square(maps: Tensor, side: int) -> Tensor:
+    """[N, C, H, W] -> [N, C, side, side], bilinear with antialias; as they are if they have that side."""
+    if maps.shape[-2:] == (side, side):
+        return maps
+    return F.interpolate(maps, size=(side, side), mode="bilinear", align_corners=False, antialias=True)
 
 
 def resize_mask(mask: np.ndarray, side: int) -> Tensor:

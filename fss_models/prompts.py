@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -21,16 +21,19 @@ def mask_prompt(mask: np.ndarray) -> Prompt:
 
 
 def collate(
-    sets: Sequence[Sequence[Prompt]], sizes: Tensor, side: int, image: Tensor | None = None
+    sets: Sequence[Sequence[Prompt]], sizes: Tensor, side: int, image: Tensor | None = None,
+    resize: Callable[[np.ndarray], Tensor] | None = None,
 ) -> PromptBatch:
     """S sets of up to K prompts -> `PromptBatch`.
 
     sizes [N, 2] are the original (height, width) of the images; `image` [S, K] says which image each prompt is on
-    (default: the sets' images follow one another). Raises `FssError` if a mask's size is not its image's.
+    (default: the sets' images follow one another); `resize` brings a mask [H, W] to [side, side] (default: nearest).
+    `Segmenter.collate` gives a method's own. Raises `FssError` if a mask's size is not its image's.
     """
     s, k = len(sets), max(len(one) for one in sets)
     where = _consecutive(sets, k) if image is None else image
-    flat = [[_scaled(p, sizes[where[i, j]], side) for j, p in enumerate(one)] for i, one in enumerate(sets)]
+    bring = resize or (lambda mask: resize_mask(mask, side))
+    flat = [[_scaled(p, sizes[where[i, j]], side, bring) for j, p in enumerate(one)] for i, one in enumerate(sets)]
     width = max([1] + [len(points) for one in flat for _, points, _ in one])
     batch = PromptBatch(
         image=where,
@@ -57,13 +60,15 @@ def _consecutive(sets: Sequence[Sequence[Prompt]], k: int) -> Tensor:
     return index
 
 
-def _scaled(prompt: Prompt, size: Tensor, side: int) -> tuple[Tensor | None, Tensor, Tensor]:
+def _scaled(
+    prompt: Prompt, size: Tensor, side: int, resize: Callable[[np.ndarray], Tensor]
+) -> tuple[Tensor | None, Tensor, Tensor]:
     height, width = int(size[0]), int(size[1])
     if prompt.kind == PromptKind.MASK:
         assert prompt.mask is not None
         if tuple(prompt.mask.shape) != (height, width):
             raise FssError(f"mask is {tuple(prompt.mask.shape)}, its image {(height, width)} (height, width)")
-        return resize_mask(prompt.mask.numpy(), side), torch.zeros(0, 2), torch.zeros(0, dtype=torch.int32)
+        return resize(prompt.mask.numpy()), torch.zeros(0, 2), torch.zeros(0, dtype=torch.int32)
     scale = torch.tensor([side / width, side / height])
     if prompt.kind == PromptKind.BOX:
         assert prompt.box is not None

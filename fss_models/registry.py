@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import pkgutil
 from collections.abc import Callable
 from dataclasses import asdict, fields, is_dataclass
@@ -101,4 +102,6 @@ def _load() -> None:
     import fss_models.methods as package
 
     for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"{package.__name__}.{module.name}.model")
+        name = f"{package.__name__}.{module.name}.model"
+        if importlib.util.find_spec(name):  # a package without a model is no method
+            importlib.import_module(name)

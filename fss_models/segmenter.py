@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fss_models.clip import Clip, Features, Images, Memory, Prediction, PromptBatch, PromptKind
+from fss_models.clip import Clip, Features, Images, Memory, Prediction, Prompt, PromptBatch, PromptKind
 from fss_models.errors import FssError
 from fss_models.preprocess import Mode, Preprocessor
+from fss_models.prompts import collate
 from fss_models.sam2_core.presets import PRESETS
 
 
@@ -60,6 +61,18 @@ class Segmenter(nn.Module, ABC):
     def prepare(self, images: Sequence[np.ndarray], mode: Mode | None = None) -> Images:
         """[H, W, 3] uint8 arrays of any sizes -> `Images` on the CPU."""
         return self.preprocessor(images, mode)
+
+    def collate(self, sets: Sequence[Sequence[Prompt]], sizes: Tensor, image: Tensor | None = None) -> PromptBatch:
+        """Prompts in pixels of their images (`prompts.collate`), brought to the square as this method wants them.
+
+        Raises `FssError` for a mask that is not of its image's size, and a kind of prompt the method cannot read.
+        """
+        for prompt in (p for one in sets for p in one):
+            if prompt.kind not in self.prompt_kinds:
+                known = ", ".join(sorted(k.name.lower() for k in self.prompt_kinds))
+                raise FssError(f"method {self.method!r} reads no {prompt.kind.name.lower()} marks",
+                               mend=f"it reads: {known}")
+        return collate(sets, sizes, self.side, image, self.preprocessor.mask)
 
     @abstractmethod
     def encode(self, images: Images) -> Features:

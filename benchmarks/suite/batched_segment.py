@@ -10,7 +10,7 @@ import torch
 from benchmarks.timing import interleaved
 from fss_models import registry
 from fss_models.clip import Images
-from fss_models.prompts import collate, mask_prompt
+from fss_models.prompts import mask_prompt
 
 CONFIG: dict[str, Any] = {"method": "prior", "preset": "nano", "images": 8, "side": 480, "repeats": 5, "threads": 1,
                           "device": "cpu", "seed": 0}
@@ -28,7 +28,7 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
     pairs = torch.stack([torch.zeros(count, dtype=torch.int64), torch.arange(count)], dim=1).to(config["device"])
     with torch.inference_mode():
         support = Images(pixels=images.pixels[:1], sizes=images.sizes[:1])
-        prompts = collate([[mask_prompt(mask)]], support.sizes.cpu(), model.side).to(config["device"])
+        prompts = model.collate([[mask_prompt(mask)]], support.sizes.cpu()).to(config["device"])
         memory = model.memorise(model.encode(support), prompts)
 
         def together() -> torch.Tensor:

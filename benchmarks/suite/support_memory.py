@@ -15,7 +15,7 @@ import torch
 from benchmarks.timing import interleaved
 from fss_models import registry
 from fss_models.clip import Images, Memory
-from fss_models.prompts import collate, mask_prompt
+from fss_models.prompts import mask_prompt
 from fss_models.segmenter import Segmenter
 
 CONFIG: dict[str, Any] = {"method": "prior", "preset": "nano", "shots": 5, "images": 8, "side": 480, "repeats": 5,
@@ -28,7 +28,7 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
     model = registry.build(config["method"], config["preset"]).to(config["device"]).eval()
     supports, images = _pictures(model, config, config["shots"]), _pictures(model, config, config["images"])
     masks = [[mask_prompt(_disc(config["side"])) for _ in range(config["shots"])]]
-    prompts = collate(masks, supports.sizes.cpu(), model.side).to(config["device"])
+    prompts = model.collate(masks, supports.sizes.cpu()).to(config["device"])
 
     def memorise() -> Memory:
         return model.memorise(model.encode(supports), prompts)

@@ -14,6 +14,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fss_models.adapters import hooks
+
 SCALE = 0.1
 
 
@@ -37,43 +39,28 @@ class AdaptFormer(nn.Module):
         return up
 
 
+def bottleneck(factor: float, width: int) -> int:
+    """floor(factor * width), at least 1."""
+    return max(1, int(factor * width))
+
+
 def adapt_trunk(trunk: Any, *, stages: Sequence[int], factor: float, scale: float = SCALE) -> list[int]:
     """Put an adapter into every block of `stages` (0-based) and return the blocks' indices.
 
-    Works by hooks, on a trunk whose `blocks` are flat and whose `stage_ends` hold each stage's last block. In a
-    Hiera block u + MLP(norm2(u)) the adapter reads u and runs beside the MLP; a convolution block is followed by it.
-    The bottleneck is floor(factor * the block's input width), at least 1.
+    In a Hiera block u + MLP(norm2(u)) the adapter reads u and runs beside the MLP; a convolution block is followed
+    by it. The bottleneck is floor(factor * the block's input width), as the released code has it.
     """
-    starts = [0, *(end + 1 for end in trunk.stage_ends[:-1])]
-    chosen = [i for s in stages for i in range(starts[s], trunk.stage_ends[s] + 1)]
+    chosen = hooks.stage_blocks(trunk, stages)
     for i in chosen:
-        block = trunk.blocks[i]
-        if hasattr(block, "norm2"):
-            block.adapter = AdaptFormer(block.dim_out, max(1, int(factor * block.dim)), scale)
-            _beside_mlp(block)
+        block, (into, out) = trunk.blocks[i], hooks.widths(trunk, i)
+        block.adapter = AdaptFormer(out, bottleneck(factor, into), scale)
+        if hooks.has_attention(block):
+            hooks.beside(block, block.adapter)
         else:
-            into = trunk.block_widths[max(i - 1, 0)]
-            block.adapter = AdaptFormer(trunk.block_widths[i], max(1, int(factor * into)), scale)
-            _after_convolution(block)
+            hooks.after(block, _with_residual(block.adapter))
     return chosen
 
 
-def _beside_mlp(block: Any) -> None:
-    seen: list[Tensor] = []  # in the closure: no module state, no graph kept alive
-
-    def remember(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        seen[:] = [args[0]]
-
-    def add(_module: nn.Module, _args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        return output + block.adapter(seen.pop())
-
-    block.norm2.register_forward_pre_hook(remember)
-    block.register_forward_hook(add)
-
-
-def _after_convolution(block: Any) -> None:
-    def add(_module: nn.Module, _args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        last = output.permute(0, 2, 3, 1)  # the adapter works on the channel axis
-        return output + block.adapter(last).permute(0, 3, 1, 2)
-
-    block.register_forward_hook(add)
+def _with_residual(adapter: nn.Module) -> hooks.Apply:
+    apply = hooks.channels_last(adapter)
+    return lambda maps: maps + apply(maps)

@@ -15,11 +15,13 @@ from fss_models.backbones.efficientnet import EfficientNetTrunk
 from fss_models.errors import FssError
 from fss_models.sam2_core.presets import Preset, find_preset
 
-#: checkpoint entries without a place in a model that predicts no object scores (SANSA's setting): exactly these
+#: entries of a SAM 2.0 checkpoint without a place in a model that predicts no object scores: exactly these eight
 OBJECT_SCORE_KEYS = frozenset(
     ["no_obj_ptr", "sam_mask_decoder.obj_score_token.weight"]
     + [f"sam_mask_decoder.pred_obj_score_head.layers.{i}.{p}" for i in range(3) for p in ("weight", "bias")]
 )
+
+OBJECT_SCORE_KEY_2_1 = "no_obj_embed_spatial"  # SAM 2.1's checkpoints have this one too
 
 
 def build_sam2(
@@ -36,7 +38,7 @@ def build_sam2(
         size = replace(size, side=side)
     model = instantiate(_config(size, object_scores), _recursive_=True)
     if weights:
-        _load(model, weights, spare=frozenset() if object_scores else OBJECT_SCORE_KEYS)
+        _load(model, weights, spare=frozenset() if object_scores else OBJECT_SCORE_KEYS | {OBJECT_SCORE_KEY_2_1})
     return model.eval()
 
 
@@ -46,6 +48,7 @@ def _config(size: Preset, object_scores: bool) -> dict[str, Any]:
         config: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(text).model)  # type: ignore[assignment]
     for flag in ("pred_obj_scores", "pred_obj_scores_mlp", "fixed_no_obj_ptr"):
         config[flag] = object_scores
+    config["no_obj_embed_spatial"] = object_scores and config.get("no_obj_embed_spatial", False)
     config["image_size"] = size.side
     return config if size.config else _shrink(config, size)
 
@@ -86,7 +89,7 @@ def _load(model: nn.Module, path: str, *, spare: frozenset[str]) -> None:
     for key in sorted(have.keys() - state.keys()):
         raise FssError(f"lacks {key!r}", where=path, mend="is it the checkpoint of this preset?")
     for key in sorted(state.keys() - have.keys() - spare):
-        raise FssError(f"has unknown {key!r}", where=path, mend="SAM 2.0 checkpoints fit, SAM 2.1's do not")
+        raise FssError(f"has unknown {key!r}", where=path, mend="is it the checkpoint of this preset?")
     for key, value in have.items():
         if state[key].shape != value.shape:
             raise FssError(f"{key!r} is {tuple(state[key].shape)}, the model's {tuple(value.shape)}", where=path)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from sam2.modeling.sam2_utils import get_1d_sine_pe
 from torch import Tensor, nn
 
 MASK_SCALE, MASK_BIAS = 20.0, -10.0  # a mask prompt as logits: +10 inside, -10 outside
@@ -45,12 +46,26 @@ class Entries:
     pointers: Tensor
 
 
+@dataclass(frozen=True, kw_only=True)
+class MemoryRules:
+    """How references enter memory; the defaults are the released SANSA code's (specification 3.4, 3.9, B4).
+
+    exact_masks       a mask prompt enters memory as it is; else resampled to R/4 and back, which softens its edge
+    all_conditioning  every reference gets the conditioning frame's temporal code, so that their order does not
+                      matter and none is dropped; else only the first does, the others are frames that followed it
+    """
+
+    exact_masks: bool = False
+    all_conditioning: bool = False
+
+
 class Sam2Core(nn.Module):
     """A `SAM2Base` whose encode, memorise, attend and decode steps take whole batches."""
 
-    def __init__(self, sam: Any) -> None:
+    def __init__(self, sam: Any, rules: MemoryRules | None = None) -> None:
         super().__init__()
         self.sam = sam
+        self.rules = rules or MemoryRules()
 
     @property
     def side(self) -> int:
@@ -82,15 +97,13 @@ class Sam2Core(nn.Module):
         return Decoded(logits=logits.float(), ious=ious, tokens=tokens)
 
     def remember_masks(self, maps: Maps, masks: Tensor) -> tuple[Entries, Tensor]:
-        """References marked by masks [E, R, R] in {0, 1} -> entries and predicted logits (specification 3.4).
-
-        The mask enters the memory resampled: down to R/4 with antialias and up again, which softens its edge.
-        """
+        """References marked by masks [E, R, R] in {0, 1} -> entries and predicted logits (specification 3.4)."""
         mask = (masks > 0).float()[:, None]
         decoded = self.decode(maps, maps["f2"], mask=self.sam.mask_downsample(mask))
-        quarter = self.side // 4
-        logits = F.interpolate(mask * MASK_SCALE + MASK_BIAS, size=(quarter, quarter), mode="bilinear",
-                               align_corners=False, antialias=True)
+        logits, quarter = mask * MASK_SCALE + MASK_BIAS, self.side // 4
+        if not self.rules.exact_masks:
+            logits = F.interpolate(logits, size=(quarter, quarter), mode="bilinear", align_corners=False,
+                                   antialias=True)
         return self._entries(maps["f2"], logits[:, 0], decoded.tokens[:, 0]), decoded.logits[:, 0]
 
     def remember_points(self, maps: Maps, points: Tensor, labels: Tensor) -> tuple[Entries, Tensor]:
@@ -104,30 +117,34 @@ class Sam2Core(nn.Module):
         return self._entries(maps["f2"], logits, token)
 
     def _entries(self, f2: Tensor, logits: Tensor, token: Tensor) -> Entries:
+        """`logits` [E, q, q] of any side q are brought to R before they enter the memory encoder."""
         full = F.interpolate(logits[:, None], size=(self.side, self.side), mode="bilinear", align_corners=False)
         scale, bias = self.sam.sigmoid_scale_for_mem_enc, self.sam.sigmoid_bias_for_mem_enc
         encoded = self.sam.memory_encoder(f2, full.sigmoid() * scale + bias, skip_mask_sigmoid=True)
         return Entries(features=encoded["vision_features"], pointers=self.sam.obj_ptr_proj(token))
 
-    def attend(self, f2: Tensor, features: Tensor, pointers: Tensor) -> Tensor:
+    def attend(self, f2: Tensor, features: Tensor, pointers: Tensor, references: int | None = None) -> Tensor:
         """Memory attention of E images f2 [E, C, g, g] over `t` entries each (specification 3.6).
 
-        features [E, t, Cm, g, g], pointers [E, t, C], oldest first; entry 0 is the conditioning frame. Of more than
-        `num_maskmem` entries only entry 0 and the latest are read, as SAM 2 does.
+        features [E, t, Cm, g, g], pointers [E, t, C], oldest first; the first `references` of them (default: all)
+        are prompted. Entry 0 is the conditioning frame; of more than `num_maskmem` entries only entry 0 and the
+        latest are read, as SAM 2 does. With `MemoryRules.all_conditioning` every reference is one, and all are read.
         """
-        memory, memory_pos = self._spatial_tokens(features)
-        tokens = self._pointer_tokens(pointers)
+        t = features.shape[1]
+        conditioning = (t if references is None else references) if self.rules.all_conditioning else 1
+        memory, memory_pos = self._spatial_tokens(features, conditioning)
+        tokens, token_pos = self._pointer_tokens(pointers, conditioning)
         out = self.sam.memory_attention(
             curr=_sequence(f2), curr_pos=_sequence(self._grid(f2)).expand(-1, len(f2), -1),
-            memory=torch.cat([memory, tokens]), memory_pos=torch.cat([memory_pos, torch.zeros_like(tokens)]),
+            memory=torch.cat([memory, tokens]), memory_pos=torch.cat([memory_pos, token_pos]),
             num_obj_ptr_tokens=len(tokens),
         )
         attended: Tensor = out.permute(1, 2, 0).reshape(f2.shape)
         return attended
 
-    def _spatial_tokens(self, features: Tensor) -> tuple[Tensor, Tensor]:
+    def _spatial_tokens(self, features: Tensor, conditioning: int) -> tuple[Tensor, Tensor]:
         """[E, t, Cm, g, g] -> tokens and positions, both [t' * g * g, E, Cm]."""
-        picked = spatial_order(features.shape[1], self.sam.num_maskmem)
+        picked = spatial_order(features.shape[1], self.sam.num_maskmem, conditioning)
         codes = self.sam.maskmem_tpos_enc[[code for _, code in picked]].flatten(1)  # [t', Cm]
         place = self.sam.memory_encoder.position_encoding(features[:1, 0]).to(features)[0]  # [Cm, g, g]
         chosen = features[:, [entry for entry, _ in picked]]
@@ -135,14 +152,25 @@ class Sam2Core(nn.Module):
         position = place.flatten(1).t()[None] + codes[:, None]  # [t', g * g, Cm]
         return tokens, position.flatten(0, 1)[:, None].expand_as(tokens)
 
-    def _pointer_tokens(self, pointers: Tensor) -> Tensor:
-        """[E, t, C] -> [t' * C / Cm, E, Cm]: entry 0, then the latest first; each pointer split into chunks."""
+    def _pointer_tokens(self, pointers: Tensor, conditioning: int) -> tuple[Tensor, Tensor]:
+        """[E, t, C] -> tokens and positions, both [t' * C / Cm, E, Cm]; each pointer is split into chunks."""
         t, width = pointers.shape[1], self.sam.mem_dim
-        latest = range(t - 1, 0, -1)
+        order = pointer_order(t, self.sam.max_obj_ptrs_in_encoder, conditioning)
+        split = pointers[:, order].unflatten(2, (-1, width))  # [E, t', C / Cm, Cm]
+        tokens = split.permute(1, 2, 0, 3).flatten(0, 1)
+        if not self.sam.add_tpos_enc_to_obj_ptrs:  # SAM 2.0
+            return tokens, torch.zeros_like(tokens)
+        codes = self._pointer_codes([t - i for i in order], t, pointers)  # [t', Cm]
+        return tokens, codes.repeat_interleave(split.shape[2], dim=0)[:, None].expand_as(tokens)
+
+    def _pointer_codes(self, distances: list[int], t: int, like: Tensor) -> Tensor:
+        """SAM 2.1's temporal code of pointers that are `distances` of `t` frames away, [t', Cm]."""
+        projected = self.sam.proj_tpos_enc_in_obj_ptrs
+        width = like.shape[2] if projected else self.sam.mem_dim
         limit = min(t + 1, self.sam.max_obj_ptrs_in_encoder) - 1
-        chosen = pointers[:, [0, *list(latest)[:limit]]]
-        split = chosen.unflatten(2, (-1, width))  # [E, t', C / Cm, Cm]
-        return split.permute(1, 2, 0, 3).flatten(0, 1)
+        code = get_1d_sine_pe(torch.tensor(distances, device=like.device) / limit, dim=width)
+        coded: Tensor = self.sam.obj_ptr_tpos_proj(code.to(like))
+        return coded
 
     def _grid(self, f2: Tensor) -> Tensor:
         place: Tensor = self.sam.image_encoder.neck.position_encoding(f2[:1]).to(f2)
@@ -154,10 +182,19 @@ def _sequence(maps: Tensor) -> Tensor:
     return maps.flatten(2).permute(2, 0, 1)
 
 
-def spatial_order(t: int, slots: int) -> list[tuple[int, int]]:
-    """Which of `t` entries the target at position t reads, with their temporal codes, in SAM 2's order."""
-    recent = [i for i in range(t - slots + 1, t) if i > 0]
-    return [(0, slots - 1), *((i, t - i - 1) for i in recent)]
+def spatial_order(t: int, slots: int, conditioning: int = 1) -> list[tuple[int, int]]:
+    """Which of `t` entries the target at position t reads, with their temporal codes, in SAM 2's order.
+
+    The first `conditioning` are always read, with the last code; of the others the latest `slots` - 1 frames.
+    """
+    recent = [i for i in range(t - slots + 1, t) if i >= conditioning]
+    return [*((i, slots - 1) for i in range(conditioning)), *((i, t - i - 1) for i in recent)]
+
+
+def pointer_order(t: int, limit: int, conditioning: int = 1) -> list[int]:
+    """Whose pointers the target at position t reads: the conditioning entries', then the latest first."""
+    latest = range(t - 1, max(t - limit, 0), -1)
+    return [*range(conditioning), *(i for i in latest if i >= conditioning)]
 
 
 def take(maps: Maps, index: Tensor | Sequence[int]) -> Maps:

@@ -13,7 +13,7 @@ from torch import Tensor
 from fss_models.clip import Features, Images, Memory, Prediction, PromptBatch, PromptKind
 from fss_models.preprocess import Preprocessor
 from fss_models.sam2_core.build import build_sam2
-from fss_models.sam2_core.core import Decoded, Entries, Sam2Core, take
+from fss_models.sam2_core.core import Decoded, Entries, MemoryRules, Sam2Core, take
 from fss_models.sam2_core.presets import preprocessor
 from fss_models.segmenter import Segmenter
 
@@ -21,11 +21,13 @@ from fss_models.segmenter import Segmenter
 class MemoryMatcher(Segmenter):
     """encode, memorise and segment by SAM 2's image encoder, memory encoder, memory attention and decoder."""
 
-    def __init__(self, *, preset: str, config: Any, weights: str | None, sam: Any = None) -> None:
+    def __init__(
+        self, *, preset: str, config: Any, weights: str | None, sam: Any = None, rules: MemoryRules | None = None
+    ) -> None:
         """`sam` is a `SAM2Base` of any size, already holding its weights; without it the preset's is built."""
         resize = Preprocessor(side=int(sam.image_size)) if sam is not None else preprocessor(preset)
         super().__init__(preset=preset, preprocessor=resize, config=config)
-        self.core = Sam2Core(sam if sam is not None else build_sam2(preset, weights=weights))
+        self.core = Sam2Core(sam if sam is not None else build_sam2(preset, weights=weights), rules)
         self._checkpoint = weights is not None or sam is not None
 
     @property
@@ -48,7 +50,10 @@ class MemoryMatcher(Segmenter):
 
     def memorise(self, features: Features, prompts: PromptBatch) -> Memory:
         """features [S, K, Cm, g, g] and pointers [S, K, C]; every prompt kind, mixed within a set."""
-        entries, _ = self.remember(features, prompts)
+        return self.as_memory(self.remember(features, prompts)[0], prompts)
+
+    def as_memory(self, entries: Entries, prompts: PromptBatch) -> Memory:
+        """Entries [S * K] of the references of `prompts` as a memory of S sets."""
         shape = prompts.kind.shape
         return Memory(tensors={"features": entries.features.unflatten(0, shape),
                                "pointers": entries.pointers.unflatten(0, shape)}, counts=prompts.counts)
@@ -59,18 +64,19 @@ class MemoryMatcher(Segmenter):
         logits, ious, _ = self.decode_targets(memory.take(pairs[:, 0]), maps).best()
         return Prediction(logits=logits, scores=ious.clamp(0, 1))
 
-    def decode_targets(self, memory: Memory, maps: dict[str, Tensor]) -> Decoded:
-        """Target i attends to support set i: three candidate masks each."""
-        attended = self._attend(memory, maps["f2"])
+    def decode_targets(self, memory: Memory, maps: dict[str, Tensor], *, predicted: int = 0) -> Decoded:
+        """Target i attends to support set i, whose last `predicted` entries are targets: three candidate masks each."""
+        attended = self._attend(memory, maps["f2"], predicted)
         return self.core.decode(maps, attended, candidates=True)
 
-    def _attend(self, memory: Memory, f2: Tensor) -> Tensor:
+    def _attend(self, memory: Memory, f2: Tensor, predicted: int) -> Tensor:
         """Sets of equal size together: attention over padding would not equal attention without it."""
         out = torch.empty_like(f2)
         for count in memory.counts.unique().tolist():
             rows = (memory.counts == count).nonzero()[:, 0].to(f2.device)
             held = {k: v[rows][:, :count] for k, v in memory.tensors.items()}
-            out = out.index_copy(0, rows, self.core.attend(f2[rows], held["features"], held["pointers"]).to(out))
+            attended = self.core.attend(f2[rows], held["features"], held["pointers"], count - predicted)
+            out = out.index_copy(0, rows, attended.to(out))
         return out
 
     def remember(self, features: Features, prompts: PromptBatch) -> tuple[Entries, Tensor]:

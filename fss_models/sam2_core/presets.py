@@ -40,6 +40,11 @@ PRESETS: dict[str, Preset] = {
     "small": Preset(side=1024, config="sam2/sam2_hiera_s.yaml"),
     "base_plus": Preset(side=1024, config="sam2/sam2_hiera_b+.yaml"),
     "large": Preset(side=1024, config="sam2/sam2_hiera_l.yaml"),
+    # SAM 2.1, experimental: no paper reports it. Its object pointers carry a projected temporal code
+    "tiny_2.1": Preset(side=1024, config="sam2.1/sam2.1_hiera_t.yaml"),
+    "small_2.1": Preset(side=1024, config="sam2.1/sam2.1_hiera_s.yaml"),
+    "base_plus_2.1": Preset(side=1024, config="sam2.1/sam2.1_hiera_b+.yaml"),
+    "large_2.1": Preset(side=1024, config="sam2.1/sam2.1_hiera_l.yaml"),
 }
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from fss_models.metrics import episode_counts
-from fss_models.prompts import collate, mask_prompt
+from fss_models.prompts import mask_prompt
 from fss_models.segmenter import Segmenter
 from pipelines.bundle import load_bundle
 from pipelines.data.episodes import load_episode
@@ -133,7 +133,7 @@ def predict(model: Segmenter, sample: EpisodeSample) -> tuple[np.ndarray, float]
     """The target's mask [H, W] bool and its IoU, by the protocol of the evaluation."""
     target = sample.targets[0]
     support = model.encode(model.prepare([r.image for r in sample.references]))
-    prompts = collate([[mask_prompt(r.mask) for r in sample.references]], support.sizes, model.side)
+    prompts = model.collate([[mask_prompt(r.mask) for r in sample.references]], support.sizes)
     query = model.encode(model.prepare([target.image]))
     found = model.segment(model.memorise(support, prompts), query, torch.zeros(1, 2, dtype=torch.int64))
     mask = at_size(found.logits[0], target.mask.shape) > 0

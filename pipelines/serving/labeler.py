@@ -22,7 +22,6 @@ from torch import Tensor
 
 from fss_models.clip import Features, Images, Memory
 from fss_models.errors import BadImage
-from fss_models.prompts import collate
 from pipelines.bundle import load_bundle
 from pipelines.data.decode import decode_image
 from pipelines.serving.supports import SupportSet, UnknownSupportError, load_support_set
@@ -175,7 +174,7 @@ class Labeler:
     def _memorise(self, supports: SupportSet) -> Memory:
         images, prompts = supports.decoded()
         prepared = self.model.prepare(images)
-        marks = collate([prompts], prepared.sizes, self.model.side)
+        marks = self.model.collate([prompts], prepared.sizes)
         features = self.model.encode(prepared.to(self.device))
         return self.model.memorise(features, marks.to(self.device))
 

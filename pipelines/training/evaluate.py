@@ -20,7 +20,7 @@ from torch import Tensor
 from fss_models.clip import Features
 from fss_models.errors import FssError
 from fss_models.metrics import episode_counts
-from fss_models.prompts import collate, mask_prompt
+from fss_models.prompts import mask_prompt
 from fss_models.segmenter import Segmenter
 from pipelines.data.episodes import EpisodeList, load_episode
 from pipelines.data.schema import EpisodeSample, Sample
@@ -109,7 +109,7 @@ def _score_batch(model: Segmenter, cache: FeatureCache, samples: list[EpisodeSam
     for i, one in enumerate(samples):
         where[i, :len(one.references)] = torch.tensor([row_of[r.image_id] for r in one.references])
     sets = [[mask_prompt(r.mask) for r in one.references] for one in samples]
-    prompts = collate(sets, features.sizes.cpu(), model.side, where).to(model.device)
+    prompts = model.collate(sets, features.sizes.cpu(), where).to(model.device)
     memory = model.memorise(features, prompts)
     queries = [row_of[one.targets[0].image_id] for one in samples]
     pairs = torch.tensor(list(enumerate(queries)), dtype=torch.int64, device=model.device)
@@ -137,7 +137,7 @@ def query_seconds(model: Segmenter, samples: Sequence[EpisodeSample], *, repeats
     found = []
     for one in samples:
         support = model.encode(model.prepare([r.image for r in one.references]).to(model.device))
-        prompts = collate([[mask_prompt(r.mask) for r in one.references]], support.sizes.cpu(), model.side)
+        prompts = model.collate([[mask_prompt(r.mask) for r in one.references]], support.sizes.cpu())
         memory = model.memorise(support, prompts.to(model.device))
         found += [_one_query(model, memory, one.targets[0]) for _ in range(repeats)]
     return found[1:]  # the first call also pays for what the library prepares lazily

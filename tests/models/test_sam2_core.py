@@ -33,7 +33,7 @@ def test_memories_are_read_in_sam2s_order(t: int, expected: list[tuple[int, int]
 
 def test_tiny_has_the_published_number_of_parameters() -> None:
     """Tables of the SANSA specification, section 2.1: frozen part and adapters at factor 0.3 in stages 2 and 3."""
-    model = registry.build("sansa", "tiny", {"train": "adapters"})
+    model = registry.build("sansa", "tiny", {"rest": "frozen"})
     trained = [p for p in model.parameters() if p.requires_grad]
     assert (len(trained), sum(p.numel() for p in trained)) == (54, 1_117_380)
     assert sum(p.numel() for p in model.parameters()) - 1_117_380 == 38_813_633
