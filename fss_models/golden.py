@@ -6,6 +6,7 @@ A folder of cases has a `cases.json` (case -> {"method": ..., "kind": ..., ...})
     run_case(folder: Path, name: str, case: dict) -> Iterator[Check]
 
 and reads everything (sizes, K, prompts, tolerances) from the case's own files, so that folders it has never seen work.
+It may also have `run_units(folder) -> Iterator[Check]` for files of the folder that `cases.json` does not list.
 """
 
 from __future__ import annotations
@@ -13,17 +14,15 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from fss_models.errors import FssError
-
-Runner = Callable[[Path, str, dict[str, Any]], Iterator["Check"]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,18 +46,21 @@ def run_folder(folder: str | Path) -> Iterator[Check]:
     root = Path(folder)
     if not (root / "cases.json").is_file():
         raise FssError("has no cases.json", where=str(root), mend="give a folder of golden cases")
-    for name, case in json.loads((root / "cases.json").read_text()).items():
-        yield from _runner(case.get("method", ""), root)(root, name, case)
+    cases = json.loads((root / "cases.json").read_text())
+    for name, case in cases.items():
+        yield from _module(case.get("method", ""), root).run_case(root, name, case)
+    for method in sorted({case["method"] for case in cases.values()}):
+        if run_units := getattr(_module(method, root), "run_units", None):
+            yield from run_units(root)
 
 
-def _runner(method: str, root: Path) -> Runner:
+def _module(method: str, root: Path) -> ModuleType:
     module = f"fss_models.methods.{method}.golden"
     if not method or importlib.util.find_spec(f"fss_models.methods.{method}") is None:
         raise FssError(f"cases.json names method {method!r}, which does not exist", where=str(root))
     if importlib.util.find_spec(module) is None:
         raise FssError(f"method {method!r} has no golden runner", where=str(root))
-    runner: Runner = importlib.import_module(module).run_case
-    return runner
+    return importlib.import_module(module)
 
 
 def relative_error(ours: Tensor, reference: Tensor) -> float:

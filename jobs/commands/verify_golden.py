@@ -33,4 +33,4 @@ def register(app: typer.Typer) -> None:
 def _line(check: Check) -> str:
     verdict = "ok" if check.passed else "FAILED" if check.error == check.error else "NOT COVERED"
     figures = check.note or f"worst {check.error:.1e}, tolerance {check.tolerance:.0e}"
-    return f"{check.case:<18} {check.quantity:<10} {figures:<40} {verdict}"
+    return f"{check.case:<26} {check.quantity:<12} {figures:<40} {verdict}"

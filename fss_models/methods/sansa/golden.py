@@ -1,4 +1,7 @@
-"""SANSA's golden cases: clips of prompted references and unprompted targets at any geometry."""
+"""SANSA's golden cases: clips at any geometry, forward, loss, gradients and the optimiser's step.
+
+Tolerances are the golden README's: relative to the largest value, for losses and stepped parameters absolute.
+"""
 
 from __future__ import annotations
 
@@ -9,113 +12,144 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from hydra.utils import instantiate
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fss_models.adapters.adaptformer import adapt_trunk
-from fss_models.clip import Features, Images, Memory, PromptBatch, PromptKind
 from fss_models.golden import Check, relative_error
-from fss_models.methods.sansa.config import SansaConfig
+from fss_models.methods.sansa.golden_clip import GoldenClip, load_model, reference_kernels, run_clip
+from fss_models.methods.sansa.golden_units import run_units
 from fss_models.methods.sansa.model import Sansa
-from fss_models.sam2_core.core import take
-from fss_models.sam2_core.matcher import append
 
-_KINDS = {"mask": PromptKind.MASK, "point": PromptKind.POINTS, "box": PromptKind.BOX, "scribble": PromptKind.SCRIBBLE}
-_TOLERANCES = {"backbone": 1e-5, "memory": 1e-3, "logits": 1e-3}  # max |difference| / max |reference|
+__all__ = ["run_case", "run_units"]
+
+_FORWARD = {"backbone": 1e-5, "adapter": 1e-5, "memory": 1e-3, "logits": 1e-3}
+_LOSS, _GRADIENT, _NORM, _STEP = 2e-5, 5e-3, 3e-3, 1e-6
+_LR, _RELEASED_CLIP = 1e-4, 0.1
+_STILL = 1e-3  # where |gradient| is below this share of the tensor's largest, Adam's first step follows noise
 
 
 def run_case(folder: Path, name: str, case: dict[str, Any]) -> Iterator[Check]:
-    """Compare one case. Kinds other than `infer` are reported as not covered, which is not a pass."""
-    if case["kind"] != "infer":
-        yield Check(case=name, quantity="all", error=float("nan"), tolerance=0, note=f"{case['kind']}: not covered yet")
-        return
-    model = load_model(folder / case["config"], folder / case["weights"])
+    """Compare one case; a kind we do not know is reported as not covered, which is not a pass."""
     want = load_file(folder / f"{name}.safetensors")
-    with torch.no_grad():
-        ours = run_clip(model, want, case)
-    groups: dict[str, float] = defaultdict(float)
+    clip = GoldenClip.read(want, case["prompts"])
+    side = clip.samples.shape[-1]
+    worst: dict[str, float] = defaultdict(float)
+    model = load_model(folder, case, side)
+    with torch.no_grad(), reference_kernels(model):
+        _compare(run_clip(model, clip), want, worst)
+        _variants(model, clip, want, worst)
+    tolerances = dict(_FORWARD)
+    if case["kind"] in ("train", "train_released"):
+        every = case["loss_frames"] == clip.samples.shape[1]
+        model = load_model(folder, case, side, supervise="all" if every else "targets")
+        with reference_kernels(model):
+            _training(model, clip, want, _grad_norms(folder, name), worst)
+        tolerances |= {"loss": _LOSS, "gradients": _GRADIENT, "grad norm": _NORM, "step": _STEP}
+    elif case["kind"] != "infer":
+        yield Check(case=name, quantity="all", error=float("nan"), tolerance=0, note=f"unknown kind {case['kind']}")
+    for group, tolerance in tolerances.items():
+        if group in worst:
+            yield Check(case=name, quantity=group, error=worst[group], tolerance=tolerance)
+
+
+def _compare(ours: dict[str, Tensor], want: dict[str, Tensor], worst: dict[str, float]) -> None:
     for key, value in ours.items():
         if key in want:
             group = _group_of(key)
-            groups[group] = max(groups[group], relative_error(value, want[key]))
-    for group, error in groups.items():
-        yield Check(case=name, quantity=group, error=error, tolerance=_TOLERANCES[group])
-
-
-def load_model(config: Path, weights: Path) -> Sansa:
-    """The model of a golden geometry, in evaluation mode."""
-    about = json.loads(config.read_text())
-    sam = instantiate(about["sam2_config"], _recursive_=True)
-    stages, factor = tuple(about["adapter_stages"]), about["adapter_factor"]
-    model = Sansa(preset="golden", config=SansaConfig(stages=(), factor=factor), sam=sam)
-    adapt_trunk(sam.image_encoder.trunk, stages=stages, factor=factor, scale=about["adapter_scale"])
-    sam.load_state_dict({k.removeprefix("sam."): v for k, v in load_file(weights).items()}, strict=True)
-    return model.eval()
-
-
-def run_clip(model: Sansa, want: dict[str, Tensor], case: dict[str, Any]) -> dict[str, Tensor]:
-    """Encode, remember the references, then predict and remember target after target, all clips at once."""
-    samples = want["inputs.samples"]
-    b, t, _, height, width = samples.shape
-    shots, side = case["shots"], model.side
-    square = _resize(samples.flatten(0, 1), side)
-    images = Images(pixels=square, sizes=torch.tensor([[height, width]]).expand(b * t, 2))
-    features = model.encode(images)
-    found = {"backbone.input": square, "backbone.s0": features.maps["f0"], "backbone.s1": features.maps["f1"],
-             "backbone.neck.2": features.maps["f2"]}
-    entries, logits = model.remember(features, _prompts(want, case["prompts"], b, t, side))
-    memory = Memory(tensors={"features": entries.features.unflatten(0, (b, shots)),
-                             "pointers": entries.pointers.unflatten(0, (b, shots))}, counts=torch.full((b,), shots))
-    frames = [*logits.unflatten(0, (b, shots)).unbind(1)]
-    for step in range(shots, t):
-        memory, prediction = _next(model, memory, features, torch.arange(step, b * t, t))
-        frames.append(prediction)
-    low = torch.stack(frames, dim=1).flatten(0, 1)
-    found |= _by_frame(memory, low, b, t)
-    found["pred_masks"] = F.interpolate(low[:, None], size=(height, width), mode="bilinear", align_corners=False)[:, 0]
-    return found
-
-
-def _next(model: Sansa, memory: Memory, features: Features, rows: Tensor) -> tuple[Memory, Tensor]:
-    maps = take(features.maps, rows)
-    logits, _, token = model.decode_targets(memory, maps).best()
-    return append(memory, model.core.remember_prediction(maps, logits, token)), logits
-
-
-def _by_frame(memory: Memory, low: Tensor, b: int, t: int) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {}
-    for flat in range(b * t):
-        clip, frame = divmod(flat, t)
-        found[f"frame.{flat}.mem.features"] = memory.tensors["features"][clip, frame][None]
-        found[f"frame.{flat}.obj_ptr"] = memory.tensors["pointers"][clip, frame][None]
-        found[f"frame.{flat}.low_res"] = low[flat][None, None]
-    return found
-
-
-def _prompts(want: dict[str, Tensor], kinds: list[str], b: int, t: int, side: int) -> PromptBatch:
-    """The references' prompts, scaled from the clip's pixels to the square as the published code does."""
-    shots, masks = len(kinds), want["inputs.masks"].float()
-    square = _resize(masks[:, :shots], side) > 0
-    scale = torch.tensor([side / masks.shape[-1], side / masks.shape[-2]])
-    given = {(i, k): want[f"inputs.point_coords.{i}.{k}"][0] for i in range(b) for k in range(shots)
-             if f"inputs.point_coords.{i}.{k}" in want}
-    most = max([1, *(len(p) for p in given.values())])
-    points, labels = torch.zeros(b, shots, most, 2), torch.full((b, shots, most), -1, dtype=torch.int32)
-    for (i, k), value in given.items():
-        points[i, k, : len(value)] = value * scale
-        labels[i, k, : len(value)] = want[f"inputs.point_labels.{i}.{k}"][0]
-    return PromptBatch(
-        image=torch.arange(b * t).view(b, t)[:, :shots], points=points, labels=labels, masks=square.float(),
-        kind=torch.tensor([int(_KINDS[k]) for k in kinds]).expand(b, shots))
-
-
-def _resize(maps: Tensor, side: int) -> Tensor:
-    return F.interpolate(maps, size=(side, side), mode="bilinear", align_corners=False, antialias=True)
+            worst[group] = max(worst[group], relative_error(value, want[key]))
 
 
 def _group_of(key: str) -> str:
-    if key.startswith("backbone"):
-        return "backbone"
+    if key.startswith(("backbone", "adapter")):
+        return key.split(".")[0]
     return "logits" if key.endswith(("low_res", "pred_masks")) else "memory"
+
+
+def _variants(model: Sansa, clip: GoldenClip, want: dict[str, Tensor], worst: dict[str, float]) -> None:
+    """The same clip with references in another order, and with adapters that add nothing."""
+    if "permuted.order" in want:
+        again = run_clip(model, clip.reordered(want["permuted.order"].tolist()))
+        worst["logits"] = max(worst["logits"], relative_error(again["pred_masks"], want["permuted.pred_masks"]))
+    if "noadapter.pred_masks" in want:
+        adapters = [b.adapter for b in model.core.sam.image_encoder.trunk.blocks if hasattr(b, "adapter")]
+        scales = [a.scale for a in adapters]
+        for adapter in adapters:
+            adapter.scale = 0.0
+        plain = run_clip(model, clip)
+        for adapter, scale in zip(adapters, scales, strict=True):
+            adapter.scale = scale
+        worst["logits"] = max(worst["logits"], relative_error(plain["pred_masks"], want["noadapter.pred_masks"]))
+
+
+def _training(
+    model: Sansa, clip: GoldenClip, want: dict[str, Tensor], norms: dict[str, float], worst: dict[str, float]
+) -> None:
+    """One training step: losses, every gradient, their norms, the parameters after it for each clipping."""
+    found = model.train().losses(clip.clip(model))
+    torch.stack(list(found.values())).sum().backward()  # type: ignore[no-untyped-call]
+    found |= {"total": torch.stack(list(found.values())).sum()}
+    for key, value in _losses(found):
+        if key in want:
+            worst["loss"] = max(worst["loss"], float((value.detach() - want[key]).abs()))
+    if "paper.bce" in want:
+        worst["loss"] = max(worst["loss"], abs(_cross_entropy(model, clip) - float(want["paper.bce"])))
+    grads = {n.removeprefix("core."): p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    if not norms.keys() <= grads.keys() or not grads:
+        worst["gradients"] = float("inf")
+    for name, norm in norms.items():
+        error = abs(float(grads[name].norm()) - norm) / max(norm, 1e-12) if name in grads else float("inf")
+        worst["gradients"] = max(worst["gradients"], error)
+    for name, grad in grads.items():
+        if (key := f"grad.{name}") in want:
+            error = float((grad - want[key]).norm() / want[key].norm().clamp(min=1e-12))
+            worst["gradients"] = max(worst["gradients"], error)
+    total = float(torch.stack([g.norm() for g in grads.values()]).norm())
+    for key in ("grad_norm.total", "stats.grad_norm"):
+        if key in want:
+            worst["grad norm"] = max(worst["grad norm"], abs(total - float(want[key])) / float(want[key]))
+    for prefix in sorted({k[: k.index("sam.")] for k in want if k.startswith("after_step.")}):
+        worst["step"] = max(worst["step"], _step_error(model, grads, want, prefix))
+
+
+def _losses(found: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    for ours, theirs in (("mask", "loss_mask"), ("dice", "loss_dice"), ("total", "loss")):
+        yield f"loss.{ours}", found[ours]
+        yield f"stats.{theirs}", found[ours]
+
+
+def _cross_entropy(model: Sansa, clip: GoldenClip) -> float:
+    """The paper's mask loss on the same logits."""
+    released = model.config
+    model.config = type(released)(**{**vars(released), "mask_loss": "bce"})
+    with torch.no_grad():
+        value = float(model.losses(clip.clip(model))["mask"])
+    model.config = released
+    return value
+
+
+def _step_error(model: Sansa, grads: dict[str, Tensor], want: dict[str, Tensor], prefix: str) -> float:
+    """Largest difference after one AdamW step with the clipping that `prefix` names, where gradients are no noise."""
+    limit = float(prefix.split("clip")[1].rstrip(".")) if "clip" in prefix else _RELEASED_CLIP
+    named = {n.removeprefix("core."): p for n, p in model.named_parameters() if p.requires_grad}
+    before = {n: p.detach().clone() for n, p in named.items()}
+    for name, parameter in named.items():
+        parameter.grad = grads[name].clone()
+    torch.nn.utils.clip_grad_norm_(named.values(), limit)
+    torch.optim.AdamW(named.values(), lr=_LR, weight_decay=0.0).step()
+    error = 0.0
+    for name, parameter in named.items():
+        size = want.get(f"grad.{name}", grads[name]).abs()
+        loud = size > _STILL * size.max()
+        error = max(error, float((parameter.detach() - want[prefix + name])[loud].abs().max()))
+        parameter.data.copy_(before[name])
+    return error
+
+
+def _grad_norms(folder: Path, name: str) -> dict[str, float]:
+    """Per-parameter norms of the case, from the folder's `*grad_norms.json`; keys may lack the `case_` prefix."""
+    for file in sorted(folder.glob("*grad_norms.json")):
+        held = json.loads(file.read_text())
+        for key in (name, name.removeprefix("case_")):
+            if key in held:
+                return {k: float(v) for k, v in held[key].items()}
+    return {}
