@@ -1,0 +1,99 @@
+"""DINOv2 (Oquab et al. 2023) without registers, in timm's blocks and with the hub's weights and position resize.
+
+The hub's files (`dinov2_vitb14_pretrain.pth` and its sisters) and timm's modules use the same tensor names, but timm
+resizes the position embedding to a target size with antialias, the hub by the scale (patches + 0.1) / 37 without.
+The features differ by about 1e-3 between the two; these are the hub's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fss_models.backbones.torchvision_cpu import allow_cpu_torchvision
+from fss_models.errors import FssError
+from fss_models.official import read_tensors
+
+SIZES = {"small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16)}  # width, blocks, heads
+_OFFSET = 0.1  # the hub adds it to the patch count before dividing
+
+
+class Dinov2(nn.Module):
+    """A ViT/14 whose patch tokens after the final norm are a feature map.
+
+    `pretrained` names the weight file's sha256, empty where the values are random.
+    """
+
+    def __init__(self, *, width: int, blocks: int, heads: int, mlp_ratio: float = 4.0, native: int = 518) -> None:
+        super().__init__()
+        allow_cpu_torchvision()
+        from timm.models.vision_transformer import VisionTransformer
+
+        self.width = width
+        self.patch = 14
+        self.pretrained: dict[str, str] = {}
+        self.vit: Any = VisionTransformer(
+            img_size=native, patch_size=self.patch, embed_dim=width, depth=blocks, num_heads=heads,
+            mlp_ratio=mlp_ratio, init_values=1.0, num_classes=0)
+        self.register_buffer("mask_token", torch.zeros(1, width))  # in the hub's files; plays no part here
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """[N, 3, H, W], ImageNet-normalised, H and W multiples of 14 -> patch tokens [N, width, H / 14, W / 14]."""
+        patches = self.vit.patch_embed.proj(pixels)
+        h, w = patches.shape[-2:]
+        tokens = torch.cat([self.vit.cls_token.expand(len(pixels), -1, -1), patches.flatten(2).transpose(1, 2)], dim=1)
+        tokens = self.vit.norm(self.vit.blocks(tokens + self._positions(h, w)))
+        found: Tensor = tokens[:, 1:].transpose(1, 2).unflatten(2, (h, w))
+        return found
+
+    def _positions(self, h: int, w: int) -> Tensor:
+        """[1, 1 + h * w, width]: the class token's embedding, then the grid's resized as the hub does it."""
+        table: Tensor = self.vit.pos_embed
+        side = int((table.shape[1] - 1) ** 0.5)
+        if (h, w) == (side, side):
+            return table
+        grid = table[:, 1:].float().transpose(1, 2).unflatten(2, (side, side))
+        scale = ((h + _OFFSET) / side, (w + _OFFSET) / side)
+        grid = F.interpolate(grid, scale_factor=scale, mode="bicubic")
+        return torch.cat([table[:, :1], grid.flatten(2).transpose(1, 2).to(table.dtype)], dim=1)
+
+    def hub_state(self) -> dict[str, Tensor]:
+        """All tensors under the hub's names."""
+        return {k.removeprefix("vit."): v for k, v in self.state_dict().items()}
+
+    def load_hub_state(self, state: dict[str, Tensor]) -> None:
+        """Load tensors under the hub's names. Raises `FssError` naming the first missing, unknown or misshapen one."""
+        have = self.hub_state()
+        for key in sorted(have.keys() - state.keys()):
+            raise FssError(f"DINOv2 weights lack {key!r}", mend="is it the file of this size, without registers?")
+        for key in sorted(state.keys() - have.keys()):
+            raise FssError(f"DINOv2 weights have unknown {key!r}", mend="files with registers do not fit")
+        for key, value in state.items():
+            if have[key].shape != value.shape:
+                raise FssError(f"DINOv2's {key!r} is {tuple(value.shape)}, the model's {tuple(have[key].shape)}")
+        self.load_state_dict({k if k == "mask_token" else f"vit.{k}": v for k, v in state.items()})
+
+
+def build_dinov2(size: str, weights: str | None = None) -> Dinov2:
+    """DINOv2 `small`, `base` or `large`, in evaluation mode, on the CPU.
+
+    `weights` is a local file in the hub's format, loaded strictly; without it the values are random. Raises `FssError`
+    for an unknown size or a file that does not fit.
+    """
+    if size not in SIZES:
+        raise FssError(f"unknown DINOv2 size {size!r}", mend=f"known: {', '.join(SIZES)}")
+    width, blocks, heads = SIZES[size]
+    model = Dinov2(width=width, blocks=blocks, heads=heads)
+    if weights:
+        try:
+            model.load_hub_state(read_tensors(weights))
+        except FssError as error:
+            raise error if error.where else FssError(error.what, where=weights, mend=error.mend) from error
+        digest = hashlib.sha256(Path(weights).read_bytes()).hexdigest()
+        model.pretrained = {f"dinov2-{size}": digest}
+    return model.eval()

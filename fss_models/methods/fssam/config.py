@@ -1,0 +1,51 @@
+"""Configuration of FSSAM."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from fss_models.errors import FssError
+
+
+@dataclass(frozen=True, kw_only=True)
+class FssamConfig:
+    """FSSAM's choices; the defaults are the released code's, except `k_shot` (specification 6 says why).
+
+    side           input side in pixels; 0: 512 as published, at nano and debug the preset's own
+    prior          what the prior masks are computed from: DINOv2 ViT-B/14 (published) or ViT-L/14, or the SAM 2
+                   trunk's own frozen features; auto: the trunk at nano and debug, else dinov2_base
+    prior_weights  local file of DINOv2 weights in the hub's format; empty: random values
+    ppg            pseudo prompt generator; without it the query has no memory of its own, and `num_refine` must be 0
+                   and `scma` false
+    num_refine     rounds of iterative memory refinement (paper and code: 3)
+    ver_refine     v2 stretches the gate to [0, 1] in every round
+    scma           support-calibrated memory attention; false is SAM 2's own attention
+    k_shot         how the calibration treats several shots. repaired: all shots are supports, averaged token by
+                   token; released: only the first is, and the second is taken for the query memory
+    train          published: what the official optimiser has (11.5 M parameters); reached: of these only what ever
+                   gets a gradient; all_but_trunk: everything outside the trunk, with an IoU loss beside dice; auto:
+                   published with a SAM 2 checkpoint, else all_but_trunk, since random parts cannot stay frozen
+    void           void pixels count as background in the loss (published) or are ignored
+    """
+
+    side: int = 0
+    prior: Literal["auto", "dinov2_base", "dinov2_large", "trunk"] = "auto"
+    prior_weights: str = ""
+    ppg: bool = True
+    num_refine: int = 3
+    ver_refine: Literal["v1", "v2"] = "v1"
+    scma: bool = True
+    k_shot: Literal["repaired", "released"] = "repaired"
+    train: Literal["auto", "published", "reached", "all_but_trunk"] = "auto"
+    void: Literal["background", "ignored"] = "background"
+
+    def __post_init__(self) -> None:
+        """Raises `FssError` for settings that contradict each other."""
+        if self.num_refine < 0:
+            raise FssError(f"num_refine is {self.num_refine}", mend="0 switches the refinement off")
+        if self.side % 32:
+            raise FssError(f"side is {self.side}", mend="SAM 2 needs a multiple of 32")
+        if not self.ppg and (self.num_refine or self.scma):
+            raise FssError("without the pseudo prompt generator there is no query memory to refine or to calibrate",
+                           mend="with ppg: false set num_refine: 0 and scma: false")

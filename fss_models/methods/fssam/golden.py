@@ -1,0 +1,161 @@
+"""FSSAM's golden cases: what the official code computed at tiny sizes, stage by stage and end to end.
+
+Everything is read from the case's own files, so other batches, sizes, shots and seeds work. `units.npz` and
+`episodes.npz` in the same folder are held against our functions together with the first case.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from hydra.utils import instantiate
+from torch import Tensor
+
+from fss_models.backbones.dinov2 import Dinov2
+from fss_models.clip import Clip, Images, PromptBatch, PromptKind
+from fss_models.golden import Check
+from fss_models.methods.fssam.config import FssamConfig
+from fss_models.methods.fssam.golden_stages import observe
+from fss_models.methods.fssam.golden_units import check_episodes, check_units, excess
+from fss_models.methods.fssam.model import Fssam
+from fss_models.preprocess import IMAGENET
+from fss_models.sam2_core.build import _config
+from fss_models.sam2_core.presets import Preset
+
+Arrays = dict[str, Tensor]
+RTOL = 1e-4
+#: |difference| <= atol + RTOL * |reference|, atol by the first matching beginning of a name
+TOLERANCES = (("out/loss", 1e-5), ("out/priors", 2e-5), ("ppg/", 2e-5), ("feat/", 1e-4), ("dino/", 1e-4),
+              ("mem/", 1e-4), ("imr/", 1e-4), ("scma/att_bias", 3e-4), ("scma/", 1e-4), ("dec/best_index", 0.0),
+              ("dec/", 1e-4), ("out/logits", 1e-4))
+GRADIENT_RTOL, GRADIENT_ATOL = 1e-3, 1e-6
+
+
+def run_case(folder: Path, name: str, case: dict[str, Any]) -> Iterator[Check]:
+    """A case with its variants; with the folder's first case also its units and episodes."""
+    state = read_npz(folder / case["state"])
+    want = read_npz(folder / case["file"])
+    files = {case["file"]: {}} | case.get("variants", {})
+    for file, settings in files.items():
+        label = file.removesuffix(".npz").removeprefix("case_")
+        recorded = read_npz(folder / file)
+        yield from check_case(label, load_model(case | settings, state), want, recorded)
+        if "gradnorm_total_optimised" in recorded:
+            yield from check_gradients(label, load_model(case | settings, state), want, recorded)
+    if name == next(iter(json.loads((folder / "cases.json").read_text()))):
+        for file, check in (("units.npz", check_units), ("episodes.npz", check_episodes)):
+            if (folder / file).is_file():
+                yield from check(read_npz(folder / file))
+
+
+def read_npz(path: Path) -> Arrays:
+    """The tensors of an `.npz`, nothing unpickled. Arrays of text become empty tensors; see `read_names`."""
+    with np.load(path, allow_pickle=False) as file:
+        return {k: torch.from_numpy(np.ascontiguousarray(file[k])).reshape(file[k].shape)
+                if file[k].dtype.kind != "U" else _text(file[k]) for k in file.files}
+
+
+def _text(array: np.ndarray) -> Tensor:
+    """Names as rows of character codes."""
+    return torch.from_numpy(np.array([[ord(c) for c in str(s).ljust(array.dtype.itemsize // 4, "\0")] for s in array]))
+
+
+def load_model(case: dict[str, Any], state: Arrays) -> Fssam:
+    """The model of a case's geometry with its weights, in the case's mode."""
+    size = Preset(side=case["img"], width=case["d_model"], memory_width=case["mem_dim"], memory_layers=case["layers"],
+                  feedforward=case["ff"], embed=case["hiera_dim"], stages=tuple(case["stages"]),
+                  windows=(8, 4, 14, 7), global_blocks=tuple(case["global_att"]))
+    about = _config(size, True)
+    sam = instantiate(about, _recursive_=True)
+    config = FssamConfig(num_refine=case["num_refine"], ver_refine=case["ver_refine"], train="published",
+                         k_shot=case.get("k_shot", "repaired"))
+    model = Fssam(preset="golden", config=config, sam=sam, prior=_dino(case, state))
+    sam.load_state_dict({k.removeprefix("sam2."): v for k, v in state.items() if k.startswith("sam2.")}, strict=True)
+    model.set_trainable()
+    return model.train(case["train"])
+
+
+def _dino(case: dict[str, Any], state: Arrays) -> Dinov2:
+    mine = {k.removeprefix("dino."): v for k, v in state.items() if k.startswith("dino.")}
+    width = case["dino_dim"]
+    depth = len({k.split(".")[1] for k in mine if k.startswith("blocks.")})
+    native = 14 * int((mine["pos_embed"].shape[1] - 1) ** 0.5)
+    model = Dinov2(width=width, blocks=depth, heads=case["dino_heads"], native=native,
+                   mlp_ratio=len(mine["blocks.0.mlp.fc1.bias"]) / width)
+    model.load_hub_state(mine)
+    return model.eval()
+
+
+def check_case(label: str, model: Fssam, inputs: Arrays, want: Arrays) -> Iterator[Check]:
+    """Every stage of one file, grouped by stage; the largest excess over the relative tolerance is shown."""
+    with torch.no_grad():
+        ours = observe(model, clip_of(inputs), {**inputs, **want})
+    worst: dict[str, tuple[float, float]] = {}
+    for key in sorted(ours.keys() & want.keys()):
+        start, allowed = next((s, a) for s, a in TOLERANCES if _stage(key).startswith(s))
+        error = excess(ours[key], want[key], RTOL)
+        worst[start] = max(worst.get(start, (0.0, allowed)), (error, allowed))
+    for stage, (error, allowed) in worst.items():
+        yield Check(case=label, quantity=stage.rstrip("/"), error=error, tolerance=allowed)
+
+
+def _stage(key: str) -> str:
+    """`scma/layer0/att_bias` is judged as `scma/att_bias`."""
+    first, _, rest = key.partition("/")
+    return f"{first}/{rest.split('/', 1)[1]}" if rest.startswith("layer") and "/" in rest else key
+
+
+def check_gradients(label: str, model: Fssam, inputs: Arrays, want: Arrays) -> Iterator[Check]:
+    """Gradient norms, whole gradients, and which optimised parameters get none."""
+    mine = {"sam2." + n.removeprefix("core.sam."): p for n, p in model.named_parameters()}
+    for key in want:
+        if key.startswith("gradnorm_not_optimised/"):
+            mine[key.partition("/")[2]].requires_grad_(True)
+    loss = model.losses(clip_of(inputs))["dice"]
+    loss.backward()  # type: ignore[no-untyped-call]
+    yield Check(case=label, quantity="training loss", tolerance=1e-5,
+                error=excess(loss.detach(), want["out/loss"], RTOL))
+    norms, whole = 0.0, 0.0
+    for key, value in want.items():
+        kind, _, name = key.partition("/")
+        if kind in ("gradnorm", "gradnorm_not_optimised"):
+            norms = max(norms, excess(_gradient(mine[name]).double().norm(), value, GRADIENT_RTOL))
+        elif kind == "grad":
+            found = _gradient(mine[name]).double()
+            whole = max(whole, float((found - value).abs().max() / value.abs().max().clamp(min=GRADIENT_ATOL)))
+    yield Check(case=label, quantity="gradient norms", error=norms, tolerance=GRADIENT_ATOL)
+    yield Check(case=label, quantity="gradients", error=whole, tolerance=GRADIENT_RTOL)
+    optimised = [k for k in want if k.startswith("gradnorm/")]
+    total = torch.stack([_gradient(mine[k.partition("/")[2]]).double().norm() for k in optimised]).norm()
+    yield Check(case=label, quantity="total gradient norm", tolerance=GRADIENT_ATOL,
+                error=excess(total, want["gradnorm_total_optimised"], GRADIENT_RTOL))
+    none = {n for n, p in mine.items() if p.requires_grad and p.grad is None}
+    named = {"".join(chr(c) for c in row if c) for row in want["grad_none_names"].tolist()}
+    wrong = len(none ^ named) + len({k for k in optimised if mine[k.partition("/")[2]].grad is None})
+    yield Check(case=label, quantity="parameters without a gradient", error=float(wrong), tolerance=0.0)
+
+
+def _gradient(parameter: torch.nn.Parameter) -> Tensor:
+    return parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
+
+
+def clip_of(want: Arrays) -> Clip:
+    """The case's episodes as one batch of clips with a single target."""
+    (b, k), side = want["in/support_masks"].shape[:2], want["in/query_mask"].shape[-1]
+    support, query = want["in/support_masks"], want["in/query_mask"]
+    prompts = PromptBatch(
+        image=torch.arange(b * k).view(b, k), kind=torch.full((b, k), int(PromptKind.MASK)),
+        masks=(support == 1).float(), points=torch.zeros(b, k, 1, 2), labels=torch.full((b, k, 1), -1))
+    images = [_images(x.flatten(0, -4), side) for x in (want["in/support_images"], want["in/query_image"])]
+    return Clip(references=images[0], prompts=prompts, targets=images[1], target_masks=(query == 1).float()[:, None],
+                ignore=(query == 255)[:, None])
+
+
+def _images(pixels: Tensor, side: int) -> Images:
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in IMAGENET)
+    return Images(pixels=(pixels.float() / 255 - mean) / std, sizes=torch.full((len(pixels), 2), side))

@@ -1,0 +1,268 @@
+"""FSSAM: a pseudo memory of the query beside the support's, in SAM 2's memory attention (ICML 2025)."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fss_models import losses
+from fss_models.backbones.dinov2 import build_dinov2
+from fss_models.clip import Clip, Features, Images, Memory, Prediction, PromptBatch, PromptKind
+from fss_models.errors import FssError
+from fss_models.methods.fssam.attention import PairMemory, attend, key_prototypes
+from fss_models.methods.fssam.config import FssamConfig
+from fss_models.methods.fssam.core import FssamCore
+from fss_models.methods.fssam.ops import pool, resize, squared_dice
+from fss_models.methods.fssam.preprocess import FssamPreprocessor
+from fss_models.methods.fssam.prior import ShotPriors, prior_masks, prior_prototypes
+from fss_models.methods.fssam.refine import QueryMemory, refine, support_agreement
+from fss_models.preprocess import IMAGENET
+from fss_models.registry import register_method
+from fss_models.sam2_core.build import build_sam2
+from fss_models.sam2_core.core import Decoded, Entries, Maps, take
+from fss_models.sam2_core.presets import find_preset, preprocessor
+from fss_models.segmenter import Segmenter
+
+PUBLISHED_SIDE = 512
+PRIOR_SIDE = 560  # DINOv2's input, whatever SAM 2's is
+OPTIMISED = ("sam_mask_decoder.", "memory_encoder.", "memory_attention.")
+UNREACHED = ("sam_mask_decoder.conv_s0.", "sam_mask_decoder.conv_s1.", "sam_mask_decoder.iou_prediction_head.",
+             "sam_mask_decoder.pred_obj_score_head.")
+
+
+@register_method("fssam", config=FssamConfig)
+class Fssam(Segmenter):
+    """`memorise` holds all that needs no query: memories, pointers, and the prototypes of prior, IMR and SCMA."""
+
+    presets: ClassVar[tuple[str, ...]] = ("debug", "nano", "tiny", "small", "base_plus", "large")
+    prompt_kinds: ClassVar[frozenset[PromptKind]] = frozenset({PromptKind.MASK, PromptKind.BOX})
+    config: FssamConfig
+
+    def __init__(
+        self, *, preset: str, config: FssamConfig, weights: str | None = None, sam: Any = None, prior: Any = None
+    ) -> None:
+        """`sam` (a `SAM2Base`) and `prior` (pixels -> features) of any size replace what the preset says."""
+        side = int(sam.image_size) if sam is not None else _side(preset, config)
+        plain = preprocessor(preset) if sam is None else None
+        mean, std = (plain.mean, plain.std) if plain else IMAGENET
+        super().__init__(preset=preset, preprocessor=FssamPreprocessor(side=side, mean=mean, std=std), config=config)
+        self._checkpoint = weights is not None or sam is not None
+        self.core = FssamCore(sam if sam is not None else build_sam2(
+            preset, weights=weights, object_scores=True, side=side))
+        if not self._checkpoint:  # an object score that nothing trains must not switch pointers off by chance
+            nn.init.constant_(self.core.sam.sam_mask_decoder.pred_obj_score_head.layers[-1].bias, 10.0)
+        self.prior: Any = prior if prior is not None else _prior(preset, config)
+
+    @property
+    def untrained(self) -> bool:
+        """Whether neck, memory and decoder, or the prior's DINOv2, hold random values."""
+        return not self._checkpoint or (self.prior is not None and not self.prior.pretrained)
+
+    def frozen_weights(self) -> dict[str, str]:
+        """The trunk's own pretrained weights and DINOv2's; a SAM 2 checkpoint is recorded by whoever gave it."""
+        trunk = getattr(self.core.sam.image_encoder.trunk, "pretrained", {})
+        return {**trunk, **(self.prior.pretrained if self.prior is not None else {})}
+
+    # what is trained
+
+    @property
+    def train_mode(self) -> str:
+        """`config.train` with auto resolved."""
+        if self.config.train != "auto":
+            return self.config.train
+        return "published" if self._checkpoint else "all_but_trunk"
+
+    def set_trainable(self) -> None:
+        """Specification 8; with `all_but_trunk` everything outside the frozen features."""
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(self._trains(name.removeprefix("core.sam.")))
+
+    def _trains(self, name: str) -> bool:
+        if self.train_mode == "all_but_trunk":
+            return not name.startswith(("image_encoder.trunk.", "prior."))
+        reached = self.train_mode == "published" or not name.startswith(UNREACHED)
+        return name.startswith(OPTIMISED) and reached
+
+    def trainable_names(self) -> set[str]:
+        """Trained parameters, and the random point encoding that goes with a decoder trained from scratch."""
+        names = super().trainable_names()
+        if self.train_mode == "all_but_trunk":
+            names |= {n for n in self.state_dict() if n.endswith("positional_encoding_gaussian_matrix")}
+        return names
+
+    # the contract
+
+    def encode(self, images: Images) -> Features:
+        """maps f0, f1, f2 as in `Sam2Core.encode`; with PPG also prior [N, D, h, w], the frozen features.
+
+        No gradient flows here unless the neck is trained from scratch.
+        """
+        pixels = images.pixels.to(self.device)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.train_mode == "all_but_trunk"):
+            trunk = self.core.trunk_maps(pixels)
+            maps = self.core.pyramid(trunk)
+        if self.config.ppg:
+            maps["prior"] = self._prior_features(pixels, trunk)
+        return Features(maps=maps, sizes=images.sizes)
+
+    def memorise(self, features: Features, prompts: PromptBatch) -> Memory:
+        """memory [S, K, Cm, g, g] and pointers [S, K, C] of each reference.
+
+        With PPG prior [S, K, 2, D] (foreground and background features) and refine [S, K, Cm] (the memory's); with
+        SCMA keys [S, K, L, C] (the object's keys in each attention layer). The keys and values of single tokens are
+        not kept: they are 16 times the memory's size and cost less than 1 % of a query.
+        Raises `FssError` for prompts that are neither masks nor boxes; a box is a filled mask (`ann_type: bbox`).
+        """
+        kind, image = prompts.kind.flatten(), prompts.image.flatten()
+        real = (kind != PromptKind.PAD).nonzero()[:, 0].to(self.device)
+        masks = self._masks(prompts).flatten(0, 1).to(self.device, torch.float32)[real]
+        found = self._support(take(features.maps, image.to(self.device)[real]), masks)
+        shape = tuple(prompts.kind.shape)
+        spread = {k: v.new_zeros(len(kind), *v.shape[1:]).index_copy(0, real, v).unflatten(0, shape)
+                  for k, v in found.items()}
+        return Memory(tensors=spread, counts=prompts.counts)
+
+    def segment(self, memory: Memory, features: Features, pairs: Tensor) -> Prediction:
+        """Logits [P, R, R] of the candidate with the highest predicted IoU, which is the score."""
+        logits, ious, _ = self.decode_pairs(memory, features, pairs).best()
+        return Prediction(logits=self._full(logits[:, None])[:, 0], scores=ious.float().clamp(0, 1))
+
+    def losses(self, clip: Clip) -> dict[str, Tensor]:
+        """dice with squared denominator on the selected candidate (specification 7).
+
+        Where the decoder is trained from scratch: on all candidates alike, and iou for the head that selects.
+        """
+        b, _, j = clip.shape
+        features = self.encode(clip.images)
+        memory = self.memorise(features, clip.prompts)
+        sets, images = torch.arange(b).repeat_interleave(j), len(clip.references) + torch.arange(b * j)
+        decoded = self.decode_pairs(memory, features, torch.stack([sets, images], dim=1))
+        targets = clip.target_masks.flatten(0, 1).to(self.device, torch.float32)
+        kept = ~clip.ignore.flatten(0, 1).to(self.device)
+        if self.config.void == "background":
+            targets, kept = targets * kept, torch.ones_like(kept)
+        if self.train_mode != "all_but_trunk":
+            return {"dice": squared_dice(self._full(decoded.best()[0][:, None])[:, 0], targets, kept)}
+        return self._candidate_losses(decoded, targets, kept)
+
+    def _candidate_losses(self, decoded: Decoded, targets: Tensor, kept: Tensor) -> dict[str, Tensor]:
+        logits = self._full(decoded.logits)  # [P, M, R, R]
+        masks, valid = (x[:, None].expand(logits.shape) for x in (targets, kept))
+        dice = squared_dice(logits.flatten(0, 1), masks.flatten(0, 1), valid.flatten(0, 1))
+        return {"dice": dice, "iou": F.mse_loss(decoded.ious.float(), losses.mask_iou(logits, masks, valid))}
+
+    # the support's side
+
+    def _prior_features(self, pixels: Tensor, trunk: list[Tensor]) -> Tensor:
+        with torch.no_grad():
+            if self.prior is None:  # unit vectors at strides 16 and 32, side by side
+                fine, coarse = trunk[2:4]
+                coarse = F.interpolate(coarse, size=fine.shape[-2:], mode="bilinear", align_corners=False)
+                return torch.cat([F.normalize(fine, dim=1), F.normalize(coarse, dim=1)], dim=1)
+            mean, std, want_mean, want_std = (
+                torch.tensor(v, device=pixels.device).view(1, 3, 1, 1)
+                for v in (self.preprocessor.mean, self.preprocessor.std, *IMAGENET))
+            large = resize(pixels * std + mean, PRIOR_SIDE)
+            features: Tensor = self.prior((large - want_mean) / want_std)
+            return features
+
+    def _masks(self, prompts: PromptBatch) -> Tensor:
+        """[S, K, R, R]: masks as given, boxes filled."""
+        given = torch.unique(prompts.kind).tolist()
+        if {PromptKind.POINTS, PromptKind.SCRIBBLE} & set(given):
+            raise FssError("method 'fssam' takes masks and boxes only", mend="give the support as a mask or a box")
+        if PromptKind.BOX not in given:
+            return prompts.masks
+        centre = torch.arange(self.side, device=prompts.points.device) + 0.5
+        x, y = ((centre >= prompts.points[:, :, 0, i, None]) & (centre <= prompts.points[:, :, 1, i, None])
+                for i in (0, 1))
+        filled = (y[..., :, None] & x[..., None, :]).to(prompts.masks)
+        return torch.where((prompts.kind == PromptKind.BOX)[..., None, None], filled, prompts.masks)
+
+    def _support(self, maps: Maps, masks: Tensor) -> dict[str, Tensor]:
+        """What `memorise` keeps of references with masks [E, R, R], row by row."""
+        entries = self.core.remember_soft(maps, masks)
+        found = {"memory": entries.features, "pointers": entries.pointers}
+        if self.config.ppg:
+            found["prior"] = prior_prototypes(maps["prior"], masks)
+            found["refine"] = pool(entries.features, resize(masks, entries.features.shape[-1]))
+        if self.config.scma:
+            found["keys"] = key_prototypes(self.core.sam.memory_attention, entries.features,
+                                           self.core.memory_position(entries.features), masks)
+        return found
+
+    # the query's side
+
+    def decode_pairs(self, memory: Memory, features: Features, pairs: Tensor) -> Decoded:
+        """Three candidate masks a pair."""
+        sets, maps = pairs[:, 0].to(self.device), take(features.maps, pairs[:, 1].to(self.device))
+        counts = memory.counts.to(self.device)[sets]
+        attended = torch.empty_like(maps["f2"])
+        for count in counts.unique().tolist():  # attention over padding would not equal attention without it
+            rows = (counts == count).nonzero()[:, 0]
+            held, which = sets[rows].unique(return_inverse=True)
+            support = {k: v[held][:, :count] for k, v in memory.tensors.items()}
+            attended = attended.index_copy(0, rows, self.attended(support, which, take(maps, rows)).to(attended))
+        return self.core.decode(maps, attended, candidates=True)
+
+    def attended(self, support: dict[str, Tensor], rows: Tensor, maps: Maps) -> Tensor:
+        """Query maps [P, ...] after the memory attention, [P, C, g, g].
+
+        `support` holds S sets of equally many shots (see `memorise`); `rows` [P] says which one each query uses.
+        """
+        memory = self.pair_memory(support, rows, maps)
+        tokens = attend(self.core.sam.memory_attention, self.core.query_tokens(maps["f2"]), memory)
+        return tokens.transpose(1, 2).unflatten(2, maps["f2"].shape[-2:])
+
+    def pair_memory(self, support: dict[str, Tensor], rows: Tensor, maps: Maps) -> PairMemory:
+        """What each query attends to; arguments as in `attended`."""
+        pointers, query = support["pointers"][rows], None
+        if self.config.ppg:
+            clean = self.query_memory(support, rows, maps)
+            query = clean.features.flatten(2).transpose(1, 2)
+            pointers = torch.cat([pointers, clean.pointers[:, None]], dim=1)
+        prototypes = support["keys"][rows].transpose(1, 2) if self.config.scma else None  # [P, L, K, C]
+        if prototypes is not None and self.config.k_shot == "released":
+            prototypes = prototypes[:, :, :1]
+        return PairMemory(
+            supports=support["memory"].flatten(3).transpose(2, 3), rows=rows, query=query,
+            pointers=self.core.pointer_tokens(pointers), prototypes=prototypes,
+            position=self.core.memory_position(support["memory"][:, 0]))
+
+    def query_memory(self, support: dict[str, Tensor], rows: Tensor, maps: Maps) -> Entries:
+        """PPG and IMR: the query's refined pseudo memory and the pointer of its clean prior."""
+        noisy_mask, clean_mask = self.shot_priors(support, rows, maps).mean()
+        entries = self.core.remember_soft(maps, clean_mask)
+        clean = QueryMemory(features=entries.features, mask=resize(clean_mask, entries.features.shape[-1]))
+        if self.config.num_refine:
+            noisy = QueryMemory(features=self.core.spatial_memory(maps["f2"], noisy_mask),
+                                mask=resize(noisy_mask, clean.mask.shape[-1]))
+            confirmed = support_agreement(noisy.features, support["refine"][rows])
+            *_, clean = refine(noisy, clean, confirmed, rounds=self.config.num_refine, version=self.config.ver_refine)
+        return Entries(features=clean.features, pointers=entries.pointers)
+
+    def shot_priors(self, support: dict[str, Tensor], rows: Tensor, maps: Maps) -> ShotPriors:
+        """PPG, shot by shot."""
+        return prior_masks(maps["prior"], support["prior"][rows], self.side)
+
+    def _full(self, logits: Tensor) -> Tensor:
+        """[P, M, R/4, R/4] -> [P, M, R, R]."""
+        return F.interpolate(logits.float(), size=(self.side, self.side), mode="bilinear", align_corners=False)
+
+
+def _side(preset: str, config: FssamConfig) -> int:
+    own = find_preset(preset)
+    return config.side or (PUBLISHED_SIDE if own.config else own.side)
+
+
+def _prior(preset: str, config: FssamConfig) -> nn.Module | None:
+    """None means the trunk's own features."""
+    choice = config.prior
+    if choice == "auto":
+        choice = "dinov2_base" if find_preset(preset).config else "trunk"
+    if not config.ppg or choice == "trunk":
+        return None
+    return build_dinov2(choice.removeprefix("dinov2_"), config.prior_weights or None)

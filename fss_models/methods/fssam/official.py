@@ -1,0 +1,79 @@
+"""FSSAM's official checkpoints (specification 11): the whole model, as `sam2.*` and `dino.*`.
+
+Only SAM 2's mask decoder, memory encoder and memory attention were trained; the rest is the public SAM 2.0 and DINOv2,
+unchanged. `read` gives the trained part, `frozen_parts` the rest, so that one official file is enough to rebuild all.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fss_models.errors import FssError
+from fss_models.methods.fssam.config import FssamConfig
+from fss_models.methods.fssam.model import OPTIMISED, Fssam
+from fss_models.official import Official
+
+Prior = Literal["dinov2_base", "dinov2_large"]
+_PRIORS: dict[int, Prior] = {768: "dinov2_base", 1024: "dinov2_large"}  # by the width of the class token
+_SIZES = ("tiny", "small", "base_plus", "large")
+
+
+def read(state: dict[str, Tensor], preset: str) -> Official:
+    """The trained tensors of an official `state_dict`, by our names.
+
+    Strict: every tensor of SAM 2 (of the preset's size) and of DINOv2 must be there, and nothing else; 691 at `small`.
+    Raises `FssError` naming the first key that is missing, unknown or misshapen.
+    """
+    expected = _shapes(preset, _prior_of(state))
+    for key in sorted(expected.keys() - state.keys()):
+        raise FssError(f"lacks {key!r}", mend=f"is it an FSSAM checkpoint of SAM 2 {preset}?")
+    for key in sorted(state.keys() - expected.keys()):
+        raise FssError(f"has unknown {key!r}", mend=f"is it an FSSAM checkpoint of SAM 2 {preset}?")
+    for key, shape in expected.items():
+        if tuple(state[key].shape) != shape:
+            raise FssError(f"{key!r} is {tuple(state[key].shape)}, the model's {shape}",
+                           mend=f"is it of SAM 2 {preset}?")
+    trained = {k.replace("sam2.", "core.sam.", 1): v for k, v in state.items()
+               if k.startswith(tuple(f"sam2.{part}" for part in OPTIMISED))}
+    return Official(state=trained, config={"train": "published", "prior": _prior_of(state)})
+
+
+def write(model: Fssam) -> dict[str, Tensor]:
+    """All tensors of a model under official names; with a DINOv2 prior the official code loads them strictly."""
+    found = {f"sam2.{k}": v for k, v in model.core.sam.state_dict().items()}
+    if model.prior is not None:
+        found |= {f"dino.{k}": v for k, v in model.prior.hub_state().items()}
+    return {k: v.detach().cpu().contiguous() for k, v in found.items()}
+
+
+def frozen_parts(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """An official `state_dict` as tensors of a SAM 2 checkpoint and of DINOv2's file.
+
+    Saved by themselves they are what `build_sam2` and `build_dinov2` read. SAM 2's part holds FSSAM's tuned values.
+    """
+    sam2, dino = ({k.removeprefix(start): v for k, v in state.items() if k.startswith(start)}
+                  for start in ("sam2.", "dino."))
+    return sam2, dino
+
+
+def _prior_of(state: dict[str, Tensor]) -> Prior:
+    token = state.get("dino.cls_token")
+    if token is None:
+        raise FssError("lacks 'dino.cls_token'", mend="is it an FSSAM checkpoint?")
+    if token.shape[-1] not in _PRIORS:
+        raise FssError(f"'dino.cls_token' is {tuple(token.shape)}", mend="DINOv2 ViT-B/14 and ViT-L/14 are known")
+    return _PRIORS[token.shape[-1]]
+
+
+def _shapes(preset: str, prior: Prior) -> dict[str, tuple[int, ...]]:
+    """Official names and shapes, from a model that holds no values."""
+    if preset not in _SIZES:
+        raise FssError(f"preset {preset!r} has no official checkpoints", mend=f"they exist at {', '.join(_SIZES)}")
+    with torch.device("meta"):
+        model = Fssam(preset=preset, config=FssamConfig(prior=prior))
+        named = {f"sam2.{k}": v for k, v in model.core.sam.state_dict().items()}
+        named |= {f"dino.{k}": v for k, v in model.prior.hub_state().items()}
+    return {k: tuple(v.shape) for k, v in named.items()}
