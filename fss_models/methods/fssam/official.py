@@ -6,15 +6,16 @@ unchanged. `read` gives the trained part, `frozen_parts` the rest, so that one o
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from fss_models.backbones.dinov2 import build_dinov2
 from fss_models.errors import FssError
-from fss_models.methods.fssam.config import FssamConfig
-from fss_models.methods.fssam.model import OPTIMISED, Fssam
+from fss_models.methods.fssam.model import OPTIMISED, PUBLISHED_SIDE, Fssam
 from fss_models.official import Official
+from fss_models.sam2_core.build import build_sam2
 
 Prior = Literal["dinov2_base", "dinov2_large"]
 _PRIORS: dict[int, Prior] = {768: "dinov2_base", 1024: "dinov2_large"}  # by the width of the class token
@@ -43,10 +44,7 @@ def read(state: dict[str, Tensor], preset: str) -> Official:
 
 def write(model: Fssam) -> dict[str, Tensor]:
     """All tensors of a model under official names; with a DINOv2 prior the official code loads them strictly."""
-    found = {f"sam2.{k}": v for k, v in model.core.sam.state_dict().items()}
-    if model.prior is not None:
-        found |= {f"dino.{k}": v for k, v in model.prior.hub_state().items()}
-    return {k: v.detach().cpu().contiguous() for k, v in found.items()}
+    return {k: v.detach().cpu().contiguous() for k, v in _named(model.core.sam, model.prior).items()}
 
 
 def frozen_parts(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -69,11 +67,16 @@ def _prior_of(state: dict[str, Tensor]) -> Prior:
 
 
 def _shapes(preset: str, prior: Prior) -> dict[str, tuple[int, ...]]:
-    """Official names and shapes, from a model that holds no values."""
+    """Official names and shapes."""
     if preset not in _SIZES:
         raise FssError(f"preset {preset!r} has no official checkpoints", mend=f"they exist at {', '.join(_SIZES)}")
+    with torch.random.fork_rng(devices=[]):  # the values drawn here are thrown away
+        sam = build_sam2(preset, object_scores=True, side=PUBLISHED_SIDE)
     with torch.device("meta"):
-        model = Fssam(preset=preset, config=FssamConfig(prior=prior))
-        named = {f"sam2.{k}": v for k, v in model.core.sam.state_dict().items()}
-        named |= {f"dino.{k}": v for k, v in model.prior.hub_state().items()}
-    return {k: tuple(v.shape) for k, v in named.items()}
+        dino = build_dinov2(prior.removeprefix("dinov2_"))
+    return {k: tuple(v.shape) for k, v in _named(sam, dino).items()}
+
+
+def _named(sam: Any, dino: Any) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {f"sam2.{k}": v for k, v in sam.state_dict().items()}
+    return found | ({f"dino.{k}": v for k, v in dino.hub_state().items()} if dino is not None else {})
