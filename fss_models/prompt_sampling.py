@@ -22,6 +22,7 @@ MOST_MARKS = 20  # points, or strokes of a scribble
 EVALUATION_STROKES = 9  # what the official evaluation's fixed seed always draws, with the `curve` style
 SampledKind = Literal["mask", "point", "box", "scribble", "multi"]
 _EACH: tuple[SampledKind, ...] = ("mask", "point", "scribble", "box")
+_KINDS = {"mask": PromptKind.MASK, "point": PromptKind.POINTS, "scribble": PromptKind.SCRIBBLE, "box": PromptKind.BOX}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,12 @@ class Style:
 CURVE = Style(vertices=(10, 30), top_speed=20, acceleration=15, turn=0.5, brush=(3, 10), start_speed=3, jitter=(-3, 3))
 SMALL_CURVE = Style(vertices=(6, 22), top_speed=12, acceleration=8, turn=0.5, brush=(2, 5), start_speed=1.5,
                     jitter=(-1, 1))
+
+
+def kinds_of(name: SampledKind) -> frozenset[PromptKind]:
+    """Which marks a kind may draw: a scribble on a tiny object falls back to points."""
+    names = _EACH if name == "multi" else (name,)
+    return frozenset({_KINDS[n] for n in names} | ({PromptKind.POINTS} if "scribble" in names else set()))
 
 
 def sample_prompt(mask: np.ndarray, kind: SampledKind, rng: np.random.Generator, *, training: bool) -> Prompt:

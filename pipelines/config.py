@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Positive = Annotated[int, Field(gt=0)]
+PromptName = Literal["mask", "point", "box", "scribble", "multi"]
 
 
 class Section(BaseModel):
@@ -15,12 +16,31 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+Benchmark = Literal["pascal5i", "coco20i", "lvis92i", "fss1000", "pascal_part", "paco_part", "ade20k", "isic", "lung"]
+# A benchmark fixes its folds, their rule and the least pixels a class must cover (specification datasets sections 1-6).
+BENCHMARKS: dict[str, dict[str, Any]] = {
+    "pascal5i": {"folds": 4, "fold_rule": "contiguous", "min_pixels": 2048},
+    "coco20i": {"folds": 4, "fold_rule": "interleaved", "min_pixels": 2048},
+    "lvis92i": {"folds": 10, "fold_rule": "published"},
+    "fss1000": {"folds": 2, "fold_rule": "published"},  # 0: the test classes, 1: the val classes
+    "pascal_part": {"folds": 4, "fold_rule": "published"},
+    "paco_part": {"folds": 4, "fold_rule": "published"},
+    "ade20k": {"folds": 1, "fold_rule": "published"},  # training only: no class is in a fold
+    "isic": {"folds": 1, "fold_rule": "published"},
+    "lung": {"folds": 1, "fold_rule": "published"},
+}
+_USED = {"shapes": {"images", "side", "seed"}, "coco": {"root", "annotations"}, "pascal5i": {"root", "lists"},
+         "fss1000": {"root", "lists"}, "lvis92i": {"root", "shots"}}
+
+
 class SourceConfig(Section):
     """Where labelled images come from."""
 
-    format: Literal["coco", "voc", "pairs", "shapes"] = "shapes"
+    format: Literal["coco", "voc", "pairs", "shapes"] | Benchmark = "shapes"
     root: str = ""  # URL; not used by `shapes`
     annotations: str = ""  # coco: file below root, default the only annotations/*.json
+    lists: str = ""  # pascal5i, fss1000: URL of the published lists that say which photos or classes are tested
+    shots: Positive = 1  # lvis92i: its folds count the classes with more test photos than this
     images: Positive = 360  # shapes: how many to draw
     side: Positive = 256  # shapes: their side in pixels
     seed: int = 0  # shapes
@@ -29,7 +49,7 @@ class SourceConfig(Section):
     def _fits_the_format(self) -> SourceConfig:
         if self.format != "shapes" and not self.root:
             raise ValueError(f"source format {self.format!r} needs a root")
-        used = {"shapes": {"images", "side", "seed"}, "coco": {"root", "annotations"}}.get(self.format, {"root"})
+        used = _USED.get(self.format, {"root"})
         for key in sorted(self.model_fields_set - used - {"format"}):
             if getattr(self, key) != type(self).model_fields[key].default:
                 raise ValueError(f"source format {self.format!r} ignores {key!r}")
@@ -52,14 +72,34 @@ class DataConfig(Section):
     source: SourceConfig = SourceConfig()
     split: SplitConfig = SplitConfig()
     folds: Positive = 4
-    fold_rule: Literal["interleaved", "contiguous"] = "interleaved"  # COCO-20i's rule; PASCAL-5i is contiguous
+    fold_rule: Literal["interleaved", "contiguous", "published"] = "interleaved"  # COCO-20i's; PASCAL-5i: contiguous
     min_images: Positive = 2  # a class needs that many photos in train and in test, else it is dropped and listed
     min_area: float = Field(0.01, ge=0, lt=1)  # share of the photo a class must cover to count there
+    min_pixels: int = Field(0, ge=0)  # and pixels; the published filters count these
     block_size: Positive = 128
     images_per_part: Positive = 64
     max_pixels: Positive = 50_000_000
     max_bytes: Positive = 64_000_000
     seed: int = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _benchmark_rules(cls, given: Any) -> Any:
+        """A benchmark's folds, filter and split are its own; only COCO-20i has two published splits."""
+        source = given.get("source") if isinstance(given, dict) else None
+        name = source.get("format") if isinstance(source, dict) else getattr(source, "format", None)
+        if name not in BENCHMARKS:
+            if isinstance(given, dict) and given.get("fold_rule") == "published":
+                raise ValueError("fold_rule 'published' is for the benchmarks' own formats")
+            return given
+        rules = {"min_area": 0.0, "min_pixels": 0, "min_images": 1, **BENCHMARKS[name]}
+        for key, value in rules.items():
+            free = key == "min_images" or (key == "fold_rule" and name == "coco20i" and given.get(key) == "contiguous")
+            if given.get(key, value) != value and not free:
+                raise ValueError(f"benchmark {name!r} says {key}={value}; it cannot be {given[key]}")
+        if SplitConfig.model_validate(given.get("split", {})) != SplitConfig():
+            raise ValueError(f"benchmark {name!r} has its own split and ignores data.split")
+        return {**rules, **given}
 
 
 class MethodConfig(Section):
@@ -76,9 +116,12 @@ class TrainConfig(Section):
     """How a run is optimised."""
 
     steps: Positive = 200
+    epochs: float = Field(0.0, ge=0)  # replaces steps where given: passes over the fold's training photos
     batch: Positive = 4  # clips a step over all workers
     shots: Positive = 1
-    targets: Positive = 1
+    vary_shots: bool = False  # each batch uses the first 1 to `shots` references, drawn anew (SANSA's released loop)
+    targets: Positive = 1  # of a clip; a method may learn from its own earlier predictions (SANSA's J)
+    prompts: PromptName = "mask"  # how references are marked; drawn from their masks
     lr: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.0, ge=0)
     schedule: Literal["cosine", "poly", "constant"] = "cosine"
@@ -94,12 +137,22 @@ class TrainConfig(Section):
 
 
 class EvalConfig(Section):
-    """A fixed episode list, drawn once."""
+    """A fixed episode list: drawn once, or `list`, the URL of a published one ({fold} in it is the fold's number)."""
 
+    list: str = ""
     episodes: Positive = 100  # a fold
     shots: Positive = 1
     seed: int = 0
     batch: Positive = 8
+    prompts: PromptName = "mask"  # how supports are marked; drawn from their masks, the same for every method
+    at: Literal["original", "square"] = "original"  # the size at which masks are compared; square: as SANSA's code does
+
+    @model_validator(mode="after")
+    def _a_list_decides(self) -> EvalConfig:
+        for key in ("episodes", "shots", "seed") if self.list else ():
+            if getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"eval.list has its own {key}; eval.{key} would be ignored")
+        return self
 
 
 class SweepConfig(Section):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 from fss_models.errors import FssError
-from pipelines.config import EvalConfig, Recipe
+from pipelines.config import EvalConfig, Recipe, TrainConfig
 from pipelines.data.episodes import EpisodeList, episode_list
 from pipelines.data.schema import ClassInfo
 from pipelines.data.shards import build_shards
@@ -67,6 +68,14 @@ class FoldData:
         """The fold's fixed test list, kept beside the shards."""
         fold = ALL_FOLDS if self.fold is None else self.fold
         return episode_list(self.shards, fold=fold, shots=config.shots, episodes=config.episodes, seed=config.seed)
+
+
+def resolved(train: TrainConfig, shards: Shards, fold: int | None) -> TrainConfig:
+    """The same with `epochs` turned into steps: passes over the photos that the fold may train on."""
+    if not train.epochs:
+        return train
+    photos = len(FoldData(shards, fold).train_photos(train.novel_images))
+    return train.model_copy(update={"steps": max(1, math.ceil(train.epochs * photos / train.batch))})
 
 
 def ensure_shards(recipe: Recipe) -> Shards:

@@ -89,7 +89,7 @@ def evaluate_bundle(job: Job, scored: Scored, data: Any, bundle: str) -> tuple[R
     model, info = load_bundle(bundle, "cuda" if job.gpus else "cpu")
     episodes = data.episodes(scored.config)
     refuse_seen_photos(info.trained_on, data.shards, episodes, bundle)
-    table, took = score_episodes(model, data.shards, episodes, batch=scored.config.batch,
+    table, took = score_episodes(model, data.shards, episodes, scored.config,
                                  told=lambda done: job.tell("at_step", spec.name, spec.steps + done))
     took |= {"not_scored": episodes.dropped}
     tested = [c for c in data.tested if c.class_id in episodes.class_ids]

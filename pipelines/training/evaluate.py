@@ -1,7 +1,7 @@
 """Scoring a bundle on a fixed episode list. Every distinct image is encoded once, episodes are segmented in batches.
 
 A prediction is scored as the field does: logits brought to the query's original size (bilinear), the object where
-they are above 0, void and crowd pixels left out.
+they are above 0, void and crowd pixels left out; or, where asked, on the square the method works on.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fss_models.clip import Features
+from fss_models.clip import Features, Prompt
 from fss_models.errors import FssError
 from fss_models.metrics import episode_counts
 from fss_models.prompts import mask_prompt
 from fss_models.segmenter import Segmenter
-from pipelines.data.episodes import EpisodeList, load_episode
+from pipelines.config import EvalConfig
+from pipelines.data.collate import mark
+from pipelines.data.episodes import Episode, EpisodeList, load_episode
 from pipelines.data.schema import EpisodeSample, Sample
 from pipelines.data.shardset import Shards
 from pipelines.training.results import EPISODE_SCORES
@@ -84,17 +86,20 @@ def refuse_seen_photos(trained_on: Sequence[str], shards: Shards, episodes: Epis
 
 
 @torch.inference_mode()
-def score_episodes(model: Segmenter, shards: Shards, episodes: EpisodeList, *, batch: int,
+def score_episodes(model: Segmenter, shards: Shards, episodes: EpisodeList, config: EvalConfig, *,
                    told: Told = lambda done: None) -> tuple[pa.Table, dict[str, float]]:
-    """`EPISODE_SCORES`, one row an episode, and what it took: images encoded, seconds, images_per_s."""
+    """`EPISODE_SCORES`, one row an episode, and what it took: images encoded, seconds, images_per_s.
+
+    `config` says how supports are marked, at which size masks are compared, and how many episodes a batch holds.
+    """
     cache, rows, start = FeatureCache(model), [], time.perf_counter()
     ordered = sorted(episodes, key=lambda e: (e.class_id, e.episode_id))  # neighbours share photos
     images = 0
-    for first in range(0, len(ordered), batch):
-        chunk = ordered[first:first + batch]
+    for first in range(0, len(ordered), config.batch):
+        chunk = ordered[first:first + config.batch]
         samples = [load_episode(shards, e) for e in chunk]
         images += sum(len(s.references) + 1 for s in samples)
-        for episode, row in zip(chunk, _score_batch(model, cache, samples), strict=True):
+        for episode, row in zip(chunk, _score_batch(model, cache, chunk, samples, config), strict=True):
             rows.append({"episode_id": episode.episode_id, "class_id": episode.class_id, **row})
         told(len(rows))
     seconds = time.perf_counter() - start
@@ -102,25 +107,36 @@ def score_episodes(model: Segmenter, shards: Shards, episodes: EpisodeList, *, b
     return table, {"images_encoded": cache.encoded, "seconds": seconds, "images_per_s": images / seconds}
 
 
-def _score_batch(model: Segmenter, cache: FeatureCache, samples: list[EpisodeSample]) -> Iterator[dict[str, Any]]:
+def _score_batch(model: Segmenter, cache: FeatureCache, episodes: Sequence[Episode], samples: list[EpisodeSample],
+                 config: EvalConfig) -> Iterator[dict[str, Any]]:
     flat = [s for one in samples for s in (*one.references, one.targets[0])]
     features, row_of = cache(flat)
     where = torch.zeros(len(samples), max(len(s.references) for s in samples), dtype=torch.int64)
     for i, one in enumerate(samples):
         where[i, :len(one.references)] = torch.tensor([row_of[r.image_id] for r in one.references])
-    sets = [[mask_prompt(r.mask) for r in one.references] for one in samples]
+    sets = [[_marked(model, r, config, e.episode_id, k) for k, r in enumerate(one.references)]
+            for e, one in zip(episodes, samples, strict=True)]
     prompts = model.collate(sets, features.sizes.cpu(), where).to(model.device)
     memory = model.memorise(features, prompts)
     queries = [row_of[one.targets[0].image_id] for one in samples]
     pairs = torch.tensor(list(enumerate(queries)), dtype=torch.int64, device=model.device)
     prediction = model.segment(memory, features, pairs)
     for one, logits, score in zip(samples, prediction.logits, prediction.scores.tolist(), strict=True):
-        yield _score_one(one.targets[0], logits, score)
+        yield _score_one(model, one.targets[0], logits, score, config)
 
 
-def _score_one(target: Sample, logits: Tensor, score: float) -> dict[str, Any]:
-    pred = at_size(logits, target.mask.shape) > 0
-    truth, ignore = (torch.from_numpy(np.ascontiguousarray(m)) for m in (target.mask, target.ignore))
+def _marked(model: Segmenter, reference: Sample, config: EvalConfig, episode: int, index: int) -> Prompt:
+    """The reference's prompt: the same for every method of a comparison that works at the same side."""
+    rng = np.random.default_rng([config.seed, episode, index])
+    return mark(model, reference, config.prompts, rng, training=False)
+
+
+def _score_one(model: Segmenter, target: Sample, logits: Tensor, score: float, config: EvalConfig) -> dict[str, Any]:
+    if config.at == "square":
+        truth, ignore = (model.preprocessor.target(m).bool() for m in (target.mask, target.ignore))
+    else:
+        truth, ignore = (torch.from_numpy(np.ascontiguousarray(m)) for m in (target.mask, target.ignore))
+    pred = at_size(logits, truth.shape) > 0
     inter, union = episode_counts(pred.cpu(), truth, ignore)
     return {"inter_bg": inter[0], "inter_fg": inter[1], "union_bg": union[0], "union_fg": union[1],
             "iou": inter[1] / max(union[1], 1), "score": score}

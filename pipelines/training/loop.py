@@ -149,11 +149,13 @@ class _Window:
 
 def _clips(spec: RunSpec, model: Segmenter, stream: EpisodeStream, place: Place,
            step: int) -> Iterator[tuple[Clip, Any]]:
-    """Batches with the stream's position after each. Flips depend on (seed, rank, step) alone."""
+    """Batches with the stream's position after each. Flips and prompts depend on (seed, rank, step) alone."""
+    train = spec.train
     for samples in stream:
         position = json.loads(json.dumps(stream.position))
-        rng = np.random.default_rng([spec.seed, place.rank, step]) if spec.train.flip else None
-        yield make_clip(model, samples, flip=rng), position
+        rng = np.random.default_rng([spec.seed, place.rank, step])
+        clip = make_clip(model, samples, rng, flip=train.flip, vary_shots=train.vary_shots, prompts=train.prompts)
+        yield clip, position
         step += 1
 
 

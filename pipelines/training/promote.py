@@ -21,7 +21,7 @@ from pipelines.config import Recipe
 from pipelines.progress import say
 from pipelines.storage import Store
 from pipelines.training.choose import Leaderboard, Row, read_leaderboard
-from pipelines.training.data import ensure_shards
+from pipelines.training.data import ensure_shards, resolved
 from pipelines.training.results import RunResult
 from pipelines.training.run import RunSpec, code_version
 from pipelines.training.sweep import run_specs, tracking
@@ -63,11 +63,12 @@ def promote(recipe: Recipe) -> BundleInfo:
 
 
 def _refit_spec(recipe: Recipe, board: Leaderboard, row: Row) -> RunSpec:
-    manifest = ensure_shards(recipe).manifest
+    shards = ensure_shards(recipe)
+    manifest = shards.manifest
     if manifest.content_hash != board.data_hash:
         raise FssError("the leaderboard was made on other data", where=Workspace(recipe.out).leaderboard,
                        mend="run `fss sweep run` again")
-    steps = recipe.promote.steps or recipe.train.steps
+    steps = recipe.promote.steps or resolved(recipe.train, shards, None).steps
     return RunSpec(
         dataset=recipe.data.name, shards=Workspace(recipe.out).shards(recipe.data.name),
         data_hash=manifest.content_hash, fold=None, method=row.method, seed=recipe.sweep.seeds[0],

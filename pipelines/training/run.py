@@ -59,13 +59,16 @@ class RunSpec(Section):
                 "method": self.method.model_dump(), "train": self.train.model_dump() if self.trains else {}}
 
 
-def sweep_specs(recipe: Recipe, *, shards: str, data_hash: str, folds: list[int]) -> list[RunSpec]:
-    """The matrix method x fold x seed. A method without training has one run a fold, whatever the seeds."""
+def sweep_specs(recipe: Recipe, *, shards: str, data_hash: str, trains: dict[int, TrainConfig]) -> list[RunSpec]:
+    """The matrix method x fold x seed. A method without training has one run a fold, whatever the seeds.
+
+    `trains` maps each fold to its training section, whose steps may depend on the fold's photos.
+    """
     specs = []
     for method in recipe.methods:
         seeds = recipe.sweep.seeds if registry.method_class(method.name).trains else recipe.sweep.seeds[:1]
         specs += [RunSpec(dataset=recipe.data.name, shards=shards, data_hash=data_hash, fold=fold, method=method,
-                          seed=seed, train=recipe.train) for fold in folds for seed in seeds]
+                          seed=seed, train=train) for fold, train in trains.items() for seed in seeds]
     return specs
 
 

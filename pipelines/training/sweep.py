@@ -15,6 +15,7 @@ from typing import Any
 
 from fss_models import registry
 from fss_models.errors import FssError
+from fss_models.prompt_sampling import kinds_of
 from pipelines.bundle import read_bundle_info
 from pipelines.cluster import cluster
 from pipelines.config import MethodConfig, Recipe
@@ -22,7 +23,7 @@ from pipelines.data.shardset import Shards
 from pipelines.progress import Bar, say
 from pipelines.storage import Store
 from pipelines.tracking import Tracker, spool_folder, tracking_uri
-from pipelines.training.data import FoldData, ensure_shards
+from pipelines.training.data import FoldData, ensure_shards, resolved
 from pipelines.training.drive import Scored, drive, evaluate_bundle, failed, finished, measure_latency
 from pipelines.training.results import RunResult
 from pipelines.training.run import RunSpec, code_version, method_labels, sweep_specs
@@ -34,11 +35,13 @@ from pipelines.workspace import Workspace
 def plan_sweep(recipe: Recipe) -> list[RunSpec]:
     """The runs of a recipe, its shards being there (they are built if not).
 
-    Raises `FssError` for folds, methods, settings, presets and weight files that do not exist.
+    Raises `FssError` for folds, methods, settings, presets and weight files that do not exist, and for prompts that a
+    method cannot read.
     """
     for method in recipe.methods:
         registry.make_config(method.name, method.config)
         registry.check_preset(method.name, method.preset)
+        _check_prompts(recipe, method)
         fetch(method.weights, method.sha256)
     shards = ensure_shards(recipe)
     manifest = shards.manifest
@@ -47,7 +50,21 @@ def plan_sweep(recipe: Recipe) -> list[RunSpec]:
     for fold in folds:
         if fold not in known:
             raise FssError(f"there is no fold {fold}", where=recipe.data.name, mend=f"folds: {known}")
-    return sweep_specs(recipe, shards=shards.url, data_hash=manifest.content_hash, folds=folds)
+    return _specs(recipe, shards, folds)
+
+
+def _specs(recipe: Recipe, shards: Shards, folds: list[int]) -> list[RunSpec]:
+    trains = {fold: resolved(recipe.train, shards, fold) for fold in folds}
+    return sweep_specs(recipe, shards=shards.url, data_hash=shards.manifest.content_hash, trains=trains)
+
+
+def _check_prompts(recipe: Recipe, method: MethodConfig) -> None:
+    reads = registry.method_class(method.name).prompt_kinds
+    for key, name in (("train", recipe.train.prompts), ("eval", recipe.eval.prompts)):
+        if not kinds_of(name) <= reads:
+            known = ", ".join(sorted(k.name.lower() for k in reads))
+            raise FssError(f"{key}.prompts: method {method.name!r} reads no {name!r} prompts", where=recipe.name,
+                           mend=f"it reads: {known}")
 
 
 def run_sweep(recipe: Recipe) -> list[RunResult]:
@@ -104,8 +121,7 @@ def collect_results(recipe: Recipe) -> list[RunResult]:
     """
     scored, runs = scoring(recipe), Workspace(recipe.out).runs
     shards = Shards(Workspace(recipe.out).shards(recipe.data.name))
-    specs = sweep_specs(recipe, shards=shards.url, data_hash=shards.manifest.content_hash,
-                        folds=recipe.sweep.folds or shards.folds)
+    specs = _specs(recipe, shards, recipe.sweep.folds or shards.folds)
     jobs = [Job(spec=s, runs=runs) for s in specs]
     return [finished(j, scored) or failed(j, scored, FssError(_why_missing(j))) for j in jobs]
 

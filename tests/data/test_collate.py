@@ -34,7 +34,7 @@ def _clip(k: int = 2, j: int = 2) -> EpisodeSample:
 
 
 def test_shapes_and_order(model: Segmenter) -> None:
-    clip = make_clip(model, [_clip(), _clip(), _clip()])
+    clip = make_clip(model, [_clip(), _clip(), _clip()], np.random.default_rng(0))
     r = model.side
     assert clip.shape == (3, 2, 2)
     assert clip.references.pixels.shape == clip.targets.pixels.shape == (6, 3, r, r)
@@ -47,10 +47,10 @@ def test_shapes_and_order(model: Segmenter) -> None:
 
 def test_flips_turn_image_and_masks_together(model: Segmenter) -> None:
     """Would catch a mirrored image with its old mask."""
-    plain = make_clip(model, [_clip()])
+    plain = make_clip(model, [_clip()], np.random.default_rng(0))
     seen = set()
     for seed in range(20):
-        clip = make_clip(model, [_clip()], np.random.default_rng(seed))
+        clip = make_clip(model, [_clip()], np.random.default_rng(seed), flip=True)
         for i in range(2):
             flipped = not torch.allclose(clip.targets.pixels[i], plain.targets.pixels[i])
             seen.add(flipped)
@@ -67,7 +67,7 @@ def test_a_stream_feeds_a_method(model: Segmenter, shapes_shards: str) -> None:
     shards = Shards(shapes_shards)
     with EpisodeStream(shapes_shards, classes=shards.base_classes(0), shots=1, batch=2, seed=0) as stream:
         for batch in islice(stream, 2):
-            clip = make_clip(model, batch, np.random.default_rng(0))
+            clip = make_clip(model, batch, np.random.default_rng(0), flip=True)
             memory = model.memorise(model.encode(clip.references), clip.prompts)
             pairs = torch.tensor([[0, 0], [1, 1]])
             prediction = model.segment(memory, model.encode(clip.targets), pairs)

@@ -24,8 +24,8 @@ class SansaConfig:
     Losses (specification, section 5):
 
     mask_loss  focal (released) or bce (paper), beside dice
-    supervise  targets; all: prompted references too, their logits being predictions; auto (released): all, where a
-               reference is marked by anything else than a mask
+    supervise  targets; all: references too, their logits being predictions; auto (released): all where a reference
+               is marked by anything else than a mask, otherwise all but the first frame
 
     References (sections 3.4, 3.6, 3.9, B4):
 

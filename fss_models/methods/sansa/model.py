@@ -58,24 +58,25 @@ class Sansa(MemoryMatcher):
             names |= {n for n in self.state_dict() if n.endswith("positional_encoding_gaussian_matrix")}
         return names
 
-    def losses(self, clip: Clip) -> dict[str, Tensor]:
+    def losses(self, clip: Clip, *, skip: int | None = None) -> dict[str, Tensor]:
         """mask (focal or bce) + dice; where the decoder is trained from scratch, its IoU head too.
 
         Each target is written to memory with gradients before the next is read (pseudo-references, section 3.4).
-        Clips whose logits are not numbers are left out, as in the released code. Raises `FssError` where references
-        are to be supervised and the clip lacks their masks.
+        The first `skip` frames of a clip enter no loss (default: what the configuration's `supervise` says). Clips
+        whose logits are not numbers are left out, as in the released code. Raises `FssError` where references are to
+        be supervised and the clip lacks their masks.
         """
         logits, ious = self.predict(clip)
+        references = clip.shape[1]
+        first = self._unsupervised(clip.prompts) if skip is None else skip
         masks, valid = clip.target_masks, ~clip.ignore
-        if self._supervises_references(clip.prompts):
+        if first < references:
             if clip.reference_masks is None or clip.reference_ignore is None:
                 raise FssError("references are supervised, but the clip has no masks of them",
                                mend="set the method's config supervise: targets")
-            masks = torch.cat([clip.reference_masks, masks], dim=1)
-            valid = torch.cat([~clip.reference_ignore, valid], dim=1)
-        else:
-            logits = logits[:, clip.shape[1]:]
-        return self._terms(logits, ious, masks.to(logits), valid.to(logits.device))
+            masks = torch.cat([clip.reference_masks[:, first:], masks], dim=1)
+            valid = torch.cat([~clip.reference_ignore[:, first:], valid], dim=1)
+        return self._terms(logits[:, first:], ious, masks.to(logits), valid.to(logits.device))
 
     def predict(self, clip: Clip) -> tuple[Tensor, Tensor]:
         """Low-resolution logits of all frames [B, K + J, M, R/4, R/4] and the targets' predicted IoUs [B, J, M].
@@ -102,10 +103,11 @@ class Sansa(MemoryMatcher):
                 memory = append(memory, self.core.remember_prediction(maps, logits, token))
         return torch.stack([f[0] for f in found], dim=1), torch.stack([f[1] for f in found], dim=1)
 
-    def _supervises_references(self, prompts: PromptBatch) -> bool:
-        if self.config.supervise != "auto":
-            return self.config.supervise == "all"
-        return bool((prompts.kind > PromptKind.MASK).any())
+    def _unsupervised(self, prompts: PromptBatch) -> int:
+        """How many first frames enter no loss."""
+        if self.config.supervise == "targets":
+            return prompts.kind.shape[1]
+        return int(self.config.supervise == "auto" and bool((prompts.kind <= PromptKind.MASK).all()))
 
     def _terms(self, logits: Tensor, ious: Tensor, masks: Tensor, valid: Tensor) -> dict[str, Tensor]:
         """A decoder trained from scratch learns all its candidates alike and how good each one is."""
