@@ -55,7 +55,7 @@ def plan_blocks(rows: Sequence[dict[str, Any]], classes: Sequence[ClassInfo], cf
     places: dict[int, list[Place]] = defaultdict(list)
     number = 0
     for row in rows:
-        enough = set(counts(row, cfg.min_area)) if row["split"] == "train" else set()
+        enough = set(counts(row, cfg)) if row["split"] == "train" else set()
         for class_id in row["class_ids"]:
             if class_id in enough:
                 where = (row["image_id"], row["part"], row["row"], row["bytes"], row["digest"])
@@ -134,8 +134,8 @@ def _photos(store: Store, block: list[Place]) -> Iterator[dict[str, Any]]:
 def _row(place: Place, class_id: int, photo: dict[str, Any]) -> dict[str, Any]:
     own = next(a for a in photo["annotations"] if a["class_id"] == class_id)
     return {
-        "annotation_id": place.annotation_id, "class_id": class_id, "crop": None, "instances": own["instances"],
+        "annotation_id": place.annotation_id, "class_id": class_id, "instances": own["instances"],
         "image_class_ids": [a["class_id"] for a in photo["annotations"]],
         "image_class_areas": [a["area"] for a in photo["annotations"]],
-        **{k: photo[k] for k in ("image_id", "image", "void_rle", "height", "width")},
+        **{k: photo[k] for k in ("image_id", "image", "void_rle", "height", "width", "crop")},
     }

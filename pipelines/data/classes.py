@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from pipelines.config import DataConfig
+from pipelines.config import BENCHMARKS, DataConfig
 from pipelines.data.schema import ClassInfo
+
+NO_FOLD = -2  # a class that is trained but never tested (-1 is `ALL_FOLDS`)
 
 
 def fold_of(index: int, classes: int, cfg: DataConfig) -> int:
@@ -17,24 +19,35 @@ def fold_of(index: int, classes: int, cfg: DataConfig) -> int:
     return index % cfg.folds if cfg.fold_rule == "interleaved" else index * cfg.folds // classes
 
 
-def counts(row: dict[str, Any], min_area: float) -> list[int]:
+def counts(row: dict[str, Any], cfg: DataConfig) -> list[int]:
     """The classes that cover enough of a photo (a row of the index) to count there."""
-    least = max(1.0, min_area * row["height"] * row["width"])
+    least = max(1.0, cfg.min_area * row["height"] * row["width"], cfg.min_pixels)
     return [c for c, area in zip(row["class_ids"], row["class_areas"], strict=True) if area >= least]
 
 
-def choose_classes(names: list[str], rows: list[dict[str, Any]], cfg: DataConfig) -> tuple[
-        list[ClassInfo], dict[str, str]]:
-    """The classes with enough photos in both splits (ids unchanged), and the others with the reason."""
+def choose_classes(
+    names: list[str], rows: list[dict[str, Any]], cfg: DataConfig, folds: list[int] | None = None
+) -> tuple[list[ClassInfo], dict[str, str]]:
+    """The classes with enough photos in both splits (ids unchanged), and the others with the reason.
+
+    `folds`: each class's fold where a benchmark has a table of them. A benchmark's class needs photos in one split
+    only: many are trained and never tested, or tested and never trained.
+    """
+    both = cfg.source.format not in BENCHMARKS
     photos: Counter[tuple[int, str]] = Counter(
-        (c, row["split"]) for row in rows for c in counts(row, cfg.min_area))
+        (c, row["split"]) for row in rows for c in counts(row, cfg))
     kept, dropped = [], {}
     for index, name in enumerate(names):
         train, test = photos[index, "train"], photos[index, "test"]
-        if min(train, test) >= cfg.min_images:
-            kept.append(ClassInfo(class_id=index, name=name, fold=fold_of(index, len(names), cfg),
-                                  train_images=train, test_images=test))
+        enough = min(train, test) if both else max(train, test)
+        if enough >= cfg.min_images:
+            fold = fold_of(index, len(names), cfg) if folds is None else folds[index]
+            kept.append(ClassInfo(class_id=index, name=name, fold=fold, train_images=train, test_images=test))
         else:
-            dropped[name] = (f"{train} train and {test} test photos show it on {cfg.min_area:.2%} of their area or "
-                             f"more; {cfg.min_images} of each are needed")
+            dropped[name] = f"{train} train and {test} test photos {_needed(cfg, each=both)}"
     return kept, dropped
+
+
+def _needed(cfg: DataConfig, *, each: bool) -> str:
+    least = f"{cfg.min_area:.2%} of their area" + (f" and {cfg.min_pixels} pixels" if cfg.min_pixels else "")
+    return f"show it on {least} or more; {cfg.min_images} of {'each' if each else 'one'} are needed"

@@ -32,7 +32,7 @@ class EpisodeList:
     """Episodes of one fold and shot over the test photos. `family` says by which rule they were made.
 
     `shards_hash` is the content hash of the shards whose image ids they are; `dropped` names the fold's classes that
-    have too few test photos, with the reason.
+    have too few test photos, with the reason; `published` is the hash of the list file that they were read from.
     """
 
     fold: int
@@ -42,10 +42,13 @@ class EpisodeList:
     shards_hash: str
     episodes: tuple[Episode, ...]
     dropped: dict[str, str] = field(default_factory=dict)
+    published: str = ""
 
     @property
     def sha256(self) -> str:
-        """The content hash: of the ids and of the shards they point into."""
+        """The content hash: the list file's, else of the ids and of the shards they point into."""
+        if self.published:
+            return self.published
         rows = [(e.fold, e.class_id, e.query, e.supports) for e in self.episodes]
         return digest_of(self.family, self.shots, self.shards_hash, rows)
 

@@ -92,6 +92,7 @@ class PartBuilder:
             "image_id": item.image_id, "file_name": item.file_name, "split": split, "image": fetched.data,
             "sha256": hashlib.sha256(fetched.data).hexdigest(), "height": height, "width": width,
             "annotations": _annotations(marks.instances, height, width), "void_rle": marks.void,
+            "crop": _crop(item, height, width),
         }
         return row, marks.problems
 
@@ -103,6 +104,17 @@ class PartBuilder:
         else:
             pixels = decode_image(data, max_pixels=most, max_bytes=self.cfg.max_bytes)
         return pixels.shape[0], pixels.shape[1]
+
+
+def _crop(item: Item, height: int, width: int) -> list[int] | None:
+    """The item's crop within the photo. Raises `BadImage` where nothing is left of it."""
+    if item.crop is None:
+        return None
+    x0, y0, x1, y1 = item.crop
+    box = [max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)]
+    if box[0] >= box[2] or box[1] >= box[3]:
+        raise BadImage(f"the object's box {item.crop} shows nothing of its {width}x{height} photo")
+    return box
 
 
 def failure_table(failures: Sequence[Failure]) -> pa.Table:
@@ -148,5 +160,5 @@ def _digest(row: dict[str, Any]) -> str:
     """A hash of the row's content that does not depend on Parquet or on where the photos lie."""
     marks = [(a["class_id"], [(i["rle"], i["iscrowd"]) for i in a["instances"]]) for a in row["annotations"]]
     facts = (row["image_id"], row["file_name"], row["split"], row["sha256"], row["height"], row["width"], marks,
-             row["void_rle"])
+             row["void_rle"], *([row["crop"]] if row["crop"] else []))
     return hashlib.sha256(repr(facts).encode()).hexdigest()

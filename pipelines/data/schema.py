@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 2: images have a crop; 1 can still be read
 
 INSTANCE = pa.struct([
     ("rle", pa.binary()),  # COCO's compressed counts; the size is the image's (height, width)
@@ -28,6 +28,7 @@ IMAGES = pa.schema([  # images/part-*.parquet: every readable image once
     ("width", pa.int32()),
     ("annotations", pa.list_(ANNOTATION)),
     ("void_rle", pa.binary()),  # pixels that enter no loss and no score; null if none
+    ("crop", pa.list_(pa.int32())),  # x0, y0, x1, y1: the part of the photo that a part benchmark shows, else null
 ])
 
 BLOCKS = pa.schema([  # blocks/<split>/class-*.parquet: one row group = one block = up to block_size annotations
@@ -37,8 +38,7 @@ BLOCKS = pa.schema([  # blocks/<split>/class-*.parquet: one row group = one bloc
     ("image", pa.large_binary()),
     ("instances", pa.list_(INSTANCE)),
     ("void_rle", pa.binary()),
-    ("crop", pa.list_(pa.int32())),  # x0, y0, x1, y1 where the protocol crops, else null (no fixed list: Arrow
-    # cannot read null ones)
+    ("crop", pa.list_(pa.int32())),  # as in the image table (no fixed list: Arrow cannot read null ones)
     ("height", pa.int32()),
     ("width", pa.int32()),
     ("image_class_ids", pa.list_(pa.int32())),  # all classes in the photo, for the published filters
@@ -117,7 +117,8 @@ class Manifest(BaseModel):
 class Sample:
     """One decoded (image, class).
 
-    image [H, W, 3] uint8, mask [H, W] bool (union of the class's instances), ignore [H, W] bool (void and crowd)
+    image [H, W, 3] uint8, mask [H, W] bool (union of the class's instances), ignore [H, W] bool (void and crowd);
+    H, W: the photo, or its crop where a part benchmark crops
     """
 
     image_id: int

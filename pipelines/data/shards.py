@@ -51,7 +51,7 @@ def build_shards(cfg: DataConfig, out: str, *, force: bool = False) -> Manifest:
     with cluster() as ray:
         index, failures = _write_parts(ray, cfg, store, source, splitter)
         rows = index.to_pylist()
-        classes, dropped = choose_classes(source.classes, rows, cfg)
+        classes, dropped = choose_classes(source.classes, rows, cfg, source.fold_table)
         if not classes:
             raise FssError(_nothing_left(rows, dropped, failures, cfg), where=cfg.source.root or cfg.name,
                            mend="lower data.min_images or data.min_area, or add photos")
@@ -103,7 +103,7 @@ def _split(source: Source, splitter: Splitter) -> tuple[list[Entry], list[Failur
     entries: list[Entry] = []
     failures = list(source.failures)
     for item in source.items:
-        split = splitter(item.file_name)
+        split = item.split or splitter(item.file_name)
         if split is None:
             failures.append(Failure(item.file_name, "split", NOT_NAMED))
         else:

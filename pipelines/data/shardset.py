@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from fss_models.errors import FssError
 from pipelines.config import DataConfig
 from pipelines.data import rle
-from pipelines.data.classes import counts
+from pipelines.data.classes import NO_FOLD, counts
 from pipelines.data.decode import decode_sized
 from pipelines.data.parquet import GROUP_ROWS
 from pipelines.data.parts import part_name
@@ -55,7 +55,7 @@ class Shards:
     @property
     def folds(self) -> list[int]:
         """The folds that have a class."""
-        return sorted({c.fold for c in self.manifest.classes})
+        return sorted({c.fold for c in self.manifest.classes} - {NO_FOLD})
 
     def fold_classes(self, fold: int) -> list[int]:
         """The novel classes of a fold (of `ALL_FOLDS`: all classes). Raises `FssError` if it has none."""
@@ -94,9 +94,16 @@ class Shards:
         return [row for row in self.rows.values() if row["split"] == split]
 
     def photos_of(self, class_id: int, split: str) -> list[int]:
-        """Image ids of the photos where a class counts (it covers at least `data.min_area`), in order."""
-        least = DataConfig.model_validate(self.manifest.source).min_area
-        return [row["image_id"] for row in self.images(split) if class_id in counts(row, least)]
+        """Image ids of the photos where a class counts (`data.min_area`, `data.min_pixels`), in order."""
+        return self._photos[split].get(class_id, [])
+
+    @cached_property
+    def _photos(self) -> dict[str, dict[int, list[int]]]:
+        cfg, found = DataConfig.model_validate(self.manifest.source), {"train": {}, "test": {}}  # type: ignore[var-annotated]
+        for row in self.rows.values():
+            for class_id in counts(row, cfg):
+                found[row["split"]].setdefault(class_id, []).append(row["image_id"])
+        return found
 
     def photo(self, image_id: int) -> dict[str, Any]:
         """A row of the image table with its bytes (schema `IMAGES`). Only its row group is read."""
@@ -111,12 +118,13 @@ class Shards:
         return photo
 
     def pixels(self, image_id: int) -> np.ndarray:
-        """The decoded photo, [H, W, 3] uint8 (shared with the cache: do not write to it)."""
+        """The decoded photo or what the protocol shows of it, [H, W, 3] uint8 (the cache's own: do not write to it)."""
         found = self._cache.get(("pixels", image_id))
         if found is None:
             photo = self.photo(image_id)
             found = decode_sized(photo["image"], photo["height"], photo["width"], max_pixels=NO_LIMIT,
                                  max_bytes=NO_LIMIT, where=photo["file_name"])
+            found = cropped(photo.get("crop"), found)[0]
             found.flags.writeable = False
             self._cache.put(("pixels", image_id), found, found.nbytes)
         return found  # type: ignore[no-any-return]
@@ -125,7 +133,8 @@ class Shards:
         """One decoded (image, class); the mask is empty where the photo lacks the class."""
         photo = self.photo(image_id)
         own = [i for a in photo["annotations"] if a["class_id"] == class_id for i in a["instances"]]
-        mask, ignore = masks_of(own, photo["void_rle"], photo["height"], photo["width"])
+        masks = masks_of(own, photo["void_rle"], photo["height"], photo["width"])
+        mask, ignore = cropped(photo.get("crop"), *masks)
         return Sample(image_id=image_id, image=self.pixels(image_id), mask=mask, ignore=ignore)
 
     def samples(self, image_ids: Iterable[int], class_id: int) -> list[Sample]:
@@ -146,6 +155,14 @@ def masks_of(
     mask = rle.union([i["rle"] for i in instances if not i["iscrowd"]], height, width)
     ignored = [i["rle"] for i in instances if i["iscrowd"]] + ([void] if void else [])
     return mask, rle.union(ignored, height, width) & ~mask
+
+
+def cropped(crop: list[int] | None, *arrays: np.ndarray) -> tuple[np.ndarray, ...]:
+    """What the protocol shows of arrays [H, W, ...]: columns x0..x1 and rows y0..y1 of `crop`, all where it is None."""
+    if not crop:
+        return arrays
+    x0, y0, x1, y1 = crop
+    return tuple(np.ascontiguousarray(a[y0:y1, x0:x1]) for a in arrays)
 
 
 def _read_manifest(store: Store) -> Manifest:

@@ -20,7 +20,7 @@ from fss_models.errors import FssError
 from pipelines.data.decode import decode_sized
 from pipelines.data.plan import Block, Place, Plan, Sampler, Spec
 from pipelines.data.schema import EpisodeSample, Sample
-from pipelines.data.shardset import NO_LIMIT, Shards, masks_of
+from pipelines.data.shardset import NO_LIMIT, Shards, cropped, masks_of
 
 DECODERS, AHEAD = 2, 3  # threads; global batches decoded before they are asked for
 Position = dict[str, int | str]
@@ -194,5 +194,6 @@ def _decode(spec: Spec, class_name: str, tables: dict[int, pa.Table]) -> Episode
 def _sample(tables: dict[int, pa.Table], place: Place) -> Sample:
     row: dict[str, Any] = tables[place[0]].slice(place[1], 1).to_pylist()[0]
     image = decode_sized(row["image"], row["height"], row["width"], max_pixels=NO_LIMIT, max_bytes=NO_LIMIT)
-    mask, ignore = masks_of(row["instances"], row["void_rle"], row["height"], row["width"])
+    masks = masks_of(row["instances"], row["void_rle"], row["height"], row["width"])
+    image, mask, ignore = cropped(row["crop"], image, *masks)
     return Sample(image_id=row["image_id"], image=image, mask=mask, ignore=ignore)

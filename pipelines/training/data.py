@@ -9,6 +9,7 @@ from typing import Any
 from fss_models.errors import FssError
 from pipelines.config import EvalConfig, Recipe, TrainConfig
 from pipelines.data.episodes import EpisodeList, episode_list
+from pipelines.data.published import bind, read_list
 from pipelines.data.schema import ClassInfo
 from pipelines.data.shards import build_shards
 from pipelines.data.shardset import ALL_FOLDS, Shards
@@ -28,7 +29,7 @@ class FoldData:
     def open(url: str, fold: int | None) -> FoldData:
         """Raises `FssError` for missing shards and for a fold that has no classes."""
         shards = Shards(url)
-        known = sorted({c.fold for c in shards.manifest.classes})
+        known = shards.folds
         if fold is not None and fold not in known:
             raise FssError(f"there is no fold {fold}", where=url, mend=f"folds: {', '.join(map(str, known))}")
         return FoldData(shards, fold)
@@ -65,9 +66,21 @@ class FoldData:
         return sorted({row["sha256"][:16] for row in photos if not avoid.intersection(row["class_ids"])})
 
     def episodes(self, config: EvalConfig) -> EpisodeList:
-        """The fold's fixed test list, kept beside the shards."""
+        """The fold's fixed test list: the one `eval.list` names, else one kept beside the shards.
+
+        Raises `FssError` for a list of another fold or of images that the shards do not have.
+        """
         fold = ALL_FOLDS if self.fold is None else self.fold
+        if config.list:
+            return self._published(config.list.replace("{fold}", "all" if self.fold is None else str(fold)), fold)
         return episode_list(self.shards, fold=fold, shots=config.shots, episodes=config.episodes, seed=config.seed)
+
+    def _published(self, url: str, fold: int) -> EpisodeList:
+        listed = read_list(url)
+        if listed.fold != fold:
+            raise FssError(f"is a list of fold {listed.fold}, not {fold}", where=url,
+                           mend="write {fold} in eval.list where its number stands, or run that fold alone")
+        return bind(self.shards, listed, where=url)
 
 
 def resolved(train: TrainConfig, shards: Shards, fold: int | None) -> TrainConfig:

@@ -44,8 +44,7 @@ def plan_sweep(recipe: Recipe) -> list[RunSpec]:
         _check_prompts(recipe, method)
         fetch(method.weights, method.sha256)
     shards = ensure_shards(recipe)
-    manifest = shards.manifest
-    known = sorted({c.fold for c in manifest.classes})
+    known = shards.folds
     folds = recipe.sweep.folds or known
     for fold in folds:
         if fold not in known:

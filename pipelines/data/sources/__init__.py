@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipelines.config import SourceConfig
+from pipelines.config import BENCHMARKS, SourceConfig
 from pipelines.data.sources.base import Source
 from pipelines.data.sources.coco import CocoSource
 from pipelines.data.sources.pairs import PairsSource
@@ -19,4 +19,8 @@ FORMATS: dict[str, type[Source]] = {
 
 def open_source(cfg: SourceConfig) -> Source:
     """The indexed source. Raises `FssError` for a missing folder or a layout that is not the format's."""
+    if cfg.format in BENCHMARKS:
+        from pipelines.data.benchmarks import open_benchmark  # they build on the formats here
+
+        return open_benchmark(cfg)
     return FORMATS[cfg.format](cfg)

@@ -30,6 +30,8 @@ class Item:
     path: str  # below the source's root
     size: tuple[int, int] | None = None
     marks: Any = None
+    split: str = ""  # train | test where the source says it; empty: the recipe's hold-out decides
+    crop: tuple[int, int, int, int] | None = None  # x0, y0, x1, y1: what is shown of the photo
 
 
 @dataclass(frozen=True)
@@ -61,12 +63,15 @@ class Marks:
 class Source(ABC):
     """Labelled images. The position of a class in `classes` is its id, stable for the same dataset.
 
+    `fold_table` gives each class its fold where a benchmark fixes them (`NO_FOLD`: trained, never tested).
+
     Workers get a copy without the index, so it stays small on the wire.
     """
 
     def __init__(self, cfg: SourceConfig) -> None:
         self.cfg = cfg
         self.classes: list[str] = []
+        self.fold_table: list[int] | None = None
         self.items: list[Item] = []
         self.failures: list[Failure] = []
         self.fingerprint = ""  # changes when the source does

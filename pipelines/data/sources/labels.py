@@ -33,6 +33,11 @@ def read_mask(data: bytes) -> np.ndarray:
     return values > 0 if top <= 1 else values >= (128 if top <= 255 else 32768)
 
 
+def read_grey_mask(data: bytes) -> np.ndarray:
+    """[H, W] bool: the image turned to grey is at least 128 (FSS-1000 and the cross-domain sets). Raises `BadImage`."""
+    return np.array(_load(data).convert("L")) >= 128
+
+
 def _load(data: bytes) -> Image.Image:
     if not data:
         raise BadImage("empty file (0 bytes)")

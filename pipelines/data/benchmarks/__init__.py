@@ -1,0 +1,25 @@
+"""The published benchmarks, one file each: raw layout, classes, folds, filters, and the lists of test episodes."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import cast
+
+from fss_models.errors import FssError
+from pipelines.config import BENCHMARKS, SourceConfig
+from pipelines.data.benchmarks.protocol import Benchmark
+from pipelines.data.sources.base import Source
+
+_FILES = {"pascal5i": "pascal", "coco20i": "coco", "lvis92i": "lvis"}  # the others are named as their benchmark
+
+
+def find_benchmark(name: str) -> Benchmark:
+    """The benchmark of that name. Raises `FssError`."""
+    if name not in BENCHMARKS:
+        raise FssError(f"there is no benchmark {name!r}", mend=f"known: {', '.join(BENCHMARKS)}")
+    return cast(Benchmark, import_module(f"pipelines.data.benchmarks.{_FILES.get(name, name)}").BENCHMARK)
+
+
+def open_benchmark(cfg: SourceConfig) -> Source:
+    """Its indexed raw data. Raises `FssError` for a layout that is not the published one."""
+    return find_benchmark(cfg.format).source(cfg)

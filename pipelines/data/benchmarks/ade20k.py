@@ -1,0 +1,60 @@
+"""ADE20K (SceneParsing, 150 classes): for generalist training only (specification sansa sections 5 and 6).
+
+No class is in a fold; its validation photos can be scored with all classes at once (`--fold -1`).
+"""
+
+from __future__ import annotations
+
+from pipelines.config import SourceConfig
+from pipelines.data.benchmarks.protocol import Benchmark, Family, Part, draw_fresh, photo_number
+from pipelines.data.benchmarks.readers import LabelMapSource, base_of, by_stem, unique_ids
+from pipelines.data.classes import NO_FOLD
+from pipelines.data.sources.base import Failure, Item, digest_of, listing
+
+CLASSES = 150
+
+
+class Ade20kSource(LabelMapSource):
+    """Value v of a label map is class v - 1, 0 everything else (background). Names are objectInfo150.txt's."""
+
+    def __init__(self, cfg: SourceConfig) -> None:
+        super().__init__(cfg)
+        files = listing(self.store)
+        base = base_of(files, "annotations/", self.store.url)
+        info = f"{base}objectInfo150.txt"
+        self.classes = _names(self.store.read_bytes(info).decode()) if info in files else []
+        self.classes += [f"class {i + 1}" for i in range(len(self.classes), CLASSES)]
+        self.fold_table = [NO_FOLD] * CLASSES
+        for folder, split in (("training", "train"), ("validation", "test")):
+            photos = by_stem(files, f"{base}images/{folder}/", (".jpg",))
+            for stem, mask in by_stem(files, f"{base}annotations/{folder}/", (".png",)).items():
+                name = f"{folder}/{stem}.jpg"
+                if stem not in photos:
+                    self.failures.append(Failure(name, "index", "the label maps name this photo but it is missing"))
+                else:
+                    self.items.append(Item(image_id=photo_number(name), file_name=name, path=photos[stem], marks=mask,
+                                           split=split))
+        self.items = unique_ids(self.items)
+        self.fingerprint = digest_of([(i.path, files[i.path], i.marks, files[i.marks]) for i in self.items])
+
+
+def _names(text: str) -> list[str]:
+    """The last column, a class's first synonym; the head line names the columns."""
+    rows = [line.split("\t") for line in text.splitlines() if line.strip()]
+    return [row[-1].split(",")[0].strip() for row in rows[1 : CLASSES + 1]]
+
+
+_GET = "http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip"
+BENCHMARK = Benchmark(
+    name="ade20k", title="ADE20K", source=Ade20kSource, verified=False, note="training only; no published test list",
+    parts=(
+        Part(what="training photos", folders=("images/training",), suffixes=(".jpg",), get=_GET, count=20210),
+        Part(what="training label maps", folders=("annotations/training",), suffixes=(".png",), get=_GET, count=20210),
+        Part(what="validation photos", folders=("images/validation",), suffixes=(".jpg",), get=_GET, count=2000,
+             optional=True),
+        Part(what="validation label maps", folders=("annotations/validation",), suffixes=(".png",), get=_GET,
+             count=2000, optional=True),
+        Part(what="class names", folders=("",), suffixes=("objectInfo150.txt",), get=_GET, count=1, optional=True),
+    ),
+    families={"drawn": Family(draw=draw_fresh, seed=0, needs="--shards; --fold -1")},
+)

@@ -1,0 +1,150 @@
+"""COCO-20i: COCO 2014 with HSNet's label maps, split interleaved or contiguous (specification datasets section 2)."""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+
+from pipelines.config import SourceConfig
+from pipelines.data.benchmarks.protocol import (
+    Ask,
+    Benchmark,
+    Drawn,
+    Family,
+    Part,
+    check_fold,
+    draw_fresh,
+    drawn_pools,
+    photo_number,
+    shard_origin,
+)
+from pipelines.data.benchmarks.readers import LabelMapSource, base_of, by_stem, unique_ids
+from pipelines.data.lists.bam import bam_classes, bam_images
+from pipelines.data.lists.hsnet import coco_images
+from pipelines.data.samplers.bam import by_worker
+from pipelines.data.samplers.hsnet import class_uniform
+from pipelines.data.sources.base import Failure, Item, digest_of, listing
+
+FOLDS = 4
+CLASSES = (  # in category-id order
+    "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light",
+    "fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow", "elephant",
+    "bear", "zebra", "giraffe", "backpack", "umbrella", "handbag", "tie", "suitcase", "frisbee", "skis", "snowboard",
+    "sports ball", "kite", "baseball bat", "baseball glove", "skateboard", "surfboard", "tennis racket", "bottle",
+    "wine glass", "cup", "fork", "knife", "spoon", "bowl", "banana", "apple", "sandwich", "orange", "broccoli",
+    "carrot", "hot dog", "pizza", "donut", "cake", "chair", "couch", "potted plant", "bed", "dining table", "toilet",
+    "tv", "laptop", "mouse", "remote", "keyboard", "cell phone", "microwave", "oven", "toaster", "sink",
+    "refrigerator", "book", "clock", "vase", "scissors", "teddy bear", "hair drier", "toothbrush",
+)  # fmt: skip
+NAMES = dict(enumerate(CLASSES))
+# PASCAL class -> its COCO counterpart: a PASCAL class is tested with the COCO fold that held it out (RePRI's protocol)
+PASCAL_IN_COCO = {
+    "aeroplane": "airplane", "bicycle": "bicycle", "bird": "bird", "boat": "boat", "bottle": "bottle", "bus": "bus",
+    "car": "car", "cat": "cat", "chair": "chair", "cow": "cow", "diningtable": "dining table", "dog": "dog",
+    "horse": "horse", "motorbike": "motorcycle", "person": "person", "pottedplant": "potted plant", "sheep": "sheep",
+    "sofa": "couch", "train": "train", "tvmonitor": "tv",
+}
+
+
+def fold_classes(fold: int, rule: str = "interleaved") -> list[int]:
+    """Interleaved: {f, f + 4, ...}; contiguous (PANet): {20f, ..., 20f + 19}. Not comparable. Raises `FssError`."""
+    check_fold(fold, FOLDS)
+    return list(range(fold, 80, FOLDS)) if rule == "interleaved" else list(range(20 * fold, 20 * fold + 20))
+
+
+def transfer_fold(pascal_class: str) -> int:
+    """COCO -> PASCAL: the fold whose training leaves that PASCAL class out."""
+    return CLASSES.index(PASCAL_IN_COCO[pascal_class]) % FOLDS
+
+
+class Coco20iSource(LabelMapSource):
+    """train2014 is trained on, val2014 tested. Label maps have neither void nor crowd. Folds: the recipe's rule."""
+
+    def __init__(self, cfg: SourceConfig) -> None:
+        super().__init__(cfg)
+        self.classes = list(CLASSES)
+        files = listing(self.store)
+        base = base_of(files, "annotations/", self.store.url)
+        for folder, split in (("train2014", "train"), ("val2014", "test")):
+            photos = by_stem(files, f"{base}{folder}/", (".jpg",))
+            for stem, mask in by_stem(files, f"{base}annotations/{folder}/", (".png",)).items():
+                name = f"{folder}/{stem}.jpg"
+                if stem not in photos:
+                    self.failures.append(Failure(name, "index", "the label maps name this photo but it is missing"))
+                else:
+                    self.items.append(Item(image_id=photo_number(name), file_name=name, path=photos[stem], marks=mask,
+                                           split=split))
+        self.items = unique_ids(self.items)
+        self.fingerprint = digest_of([(i.path, files[i.path], i.marks, files[i.marks]) for i in self.items])
+
+
+# ---- lists of test episodes ---------------------------------------------------------------------------------------
+
+def _classes(ask: Ask) -> list[int]:
+    """The fold's classes: as the shards split them, interleaved where a published list is read."""
+    if ask.shards and not ask.lists:
+        return ask.opened.fold_classes(ask.fold)
+    return fold_classes(ask.fold)
+
+
+def _hsnet(ask: Ask, episodes: int, seed: int) -> Drawn:
+    classes = _classes(ask)
+    if ask.lists:
+        pools, file = coco_images(ask.lists, "val", ask.fold)
+        origin = f"HSNet list {file.sha256[:16]}"
+    else:
+        pools, origin = drawn_pools(ask), shard_origin(ask)
+    draws = class_uniform(pools, classes, shots=ask.shots, episodes=episodes, seed=seed)
+    return Drawn(draws=draws, classes=NAMES, origin=origin, published=bool(ask.lists))
+
+
+def _bam(ask: Ask, episodes: int, seed: int) -> Drawn:
+    """VRP-SAM and FCP: HSNet's sampler over BAM's lists. Their fold-0 list names train2014 photos.
+
+    By rule that list is `--split train` (specification fcp_vrp section 8.2(6)).
+    """
+    classes = _classes(ask)
+    if ask.lists:
+        pools, file = bam_classes(ask.lists, "val", ask.fold)
+        origin = f"BAM list {file.sha256[:16]}"
+    else:
+        pools, origin = drawn_pools(ask), shard_origin(ask)
+    draws = class_uniform(pools, classes, shots=ask.shots, episodes=episodes, seed=seed)
+    return Drawn(draws=draws, classes=NAMES, origin=origin, published=bool(ask.lists))
+
+
+def _fssam(ask: Ask, episodes: int, seed: int) -> Drawn:
+    """The list in order, the class from what the label shows; published lists say it by naming a photo in a class."""
+    classes = _classes(ask)
+    if ask.lists:
+        names, file = bam_images(ask.lists, "val", ask.fold)
+        pools, second = bam_classes(ask.lists, "val", ask.fold)
+        origin = f"BAM lists {file.sha256[:16]} {second.sha256[:16]}"
+    else:
+        pools = {c: [PurePosixPath(n).stem for n in p] for c, p in drawn_pools(ask).items() if c in classes}
+        names, origin = sorted({n for p in pools.values() for n in p}), shard_origin(ask)
+    shown = {PurePosixPath(row["file_name"]).stem: row["class_ids"] for row in ask.opened.rows.values()}
+    listed = [(n, sorted(c for c in shown.get(n, ()) if c in classes)) for n in names]
+    draws = by_worker(listed, pools, shots=ask.shots, episodes=episodes, seed=seed, workers=ask.workers)
+    return Drawn(draws=draws, classes=NAMES, origin=f"{origin}, {ask.workers} workers", published=bool(ask.lists))
+
+
+_GET = "http://images.cocodataset.org/zips/{}.zip"
+_PNG = "the label maps that HSNet's README links (Google Drive, {}.zip)"
+BENCHMARK = Benchmark(
+    name="coco20i", title="COCO-20i", source=Coco20iSource,
+    parts=(
+        Part(what="train2014 photos", folders=("train2014",), suffixes=(".jpg",), get=_GET.format("train2014"),
+             count=82783),
+        Part(what="val2014 photos", folders=("val2014",), suffixes=(".jpg",), get=_GET.format("val2014"), count=40504),
+        Part(what="train2014 label maps", folders=("annotations/train2014",), suffixes=(".png",),
+             get=_PNG.format("train2014")),
+        Part(what="val2014 label maps", folders=("annotations/val2014",), suffixes=(".png",),
+             get=_PNG.format("val2014")),
+    ),
+    families={
+        "hsnet": Family(draw=_hsnet, seed=0, checked=(0, 1, 2, 3), needs="--lists or --shards"),
+        "bam": Family(draw=_bam, seed=321, checked=(1, 2, 3), needs="--lists or --shards"),
+        "fssam": Family(draw=_fssam, seed=321, needs="--shards, and --lists for the published order"),
+        "drawn": Family(draw=draw_fresh, seed=0, needs="--shards"),
+    },
+)

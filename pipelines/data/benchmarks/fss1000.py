@@ -1,0 +1,119 @@
+"""FSS-1000: 1000 classes of ten images; train, val and test are classes (specification datasets section 3).
+
+Fold 0 tests the 240 test classes, fold 1 the 240 val classes (for choosing a model); the 520 others are only trained.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import PurePosixPath
+
+from fss_models.errors import FssError
+from pipelines.config import SourceConfig
+from pipelines.data.benchmarks.protocol import (
+    Ask,
+    Benchmark,
+    Drawn,
+    Family,
+    Part,
+    check_fold,
+    draw_fresh,
+    photo_number,
+)
+from pipelines.data.benchmarks.readers import MaskFileSource, base_of, unique_ids
+from pipelines.data.classes import NO_FOLD
+from pipelines.data.lists.hsnet import fss_classes
+from pipelines.data.samplers.hsnet import every_image
+from pipelines.data.sources.base import Failure, Item, digest_of, listing
+from pipelines.storage import Store
+
+SPLITS = ("trn", "val", "test")  # in the order of the class ids: 0.., 520.., 760..
+FOLD = {"trn": NO_FOLD, "val": 1, "test": 0}
+IMAGES = 10  # of a class
+_PHOTO = re.compile(r"(?P<name>[^/]+)/(?P<number>\d+)\.jpg")
+
+
+class Fss1000Source(MaskFileSource):
+    """Class id = rank in the sorted split file, after the classes of the splits before it."""
+
+    def __init__(self, cfg: SourceConfig) -> None:
+        super().__init__(cfg)
+        files = listing(self.store)
+        base, lists = _places(files, cfg, self.store.url)
+        named = {split: fss_classes(lists, split)[0] for split in SPLITS}
+        self.classes = [name for split in SPLITS for name in named[split]]
+        if len(set(self.classes)) < len(self.classes):
+            raise FssError("a class is in two splits", where=lists)
+        self.fold_table = [FOLD[split] for split in SPLITS for _ in named[split]]
+        self._index({f.removeprefix(base): f for f in files if f.startswith(base)})
+        self.fingerprint = digest_of([(i.path, files[i.path], i.marks, files[i.marks[1]]) for i in self.items])
+
+    def _index(self, files: dict[str, str]) -> None:
+        ids, table = {name: i for i, name in enumerate(self.classes)}, self.fold_table or []
+        for name, path in sorted(files.items()):
+            found = _PHOTO.fullmatch(name)
+            if found is None:
+                continue
+            class_id, mask = ids.get(found["name"]), files.get(str(PurePosixPath(name).with_suffix(".png")))
+            if class_id is None:
+                self.failures.append(Failure(name, "split", "no split file names its class"))
+            elif mask is None:
+                self.failures.append(Failure(name, "index", "no mask has this photo's name"))
+            else:
+                split = "train" if table[class_id] == NO_FOLD else "test"
+                self.items.append(Item(image_id=photo_number(name), file_name=name, path=path, marks=(class_id, mask),
+                                       split=split))
+        absent = [c for c in self.classes if not any(n.startswith(f"{c}/") for n in files)]
+        self.failures += [Failure(c, "index", "a split file names this class but it has no folder") for c in absent]
+        self.items = unique_ids(self.items)
+
+
+def _places(files: dict[str, int], cfg: SourceConfig, where: str) -> tuple[str, str]:
+    """(prefix of the class folders, URL of the split files): HSNet's layout, or Matcher's with data/ and splits/."""
+    splits = next((f.removesuffix("test.txt") for f in sorted(files) if f.endswith("splits/test.txt")), None)
+    if splits is None and not cfg.lists:
+        raise FssError("which classes are tested? there is no splits/test.txt", where=where,
+                       mend="set data.source.lists to the folder of trn.txt, val.txt and test.txt")
+    lists = cfg.lists or f"{where}/{splits}".rstrip("/")
+    if splits is not None and any(f.startswith(f"{splits.removesuffix('splits/')}data/") for f in files):
+        return f"{splits.removesuffix('splits/')}data/", lists
+    photos = [m[0] for f in files if (m := re.search(r"[^/]+/\d+\.jpg$", f))]
+    if not photos:
+        raise FssError("no CLASS/NUMBER.jpg", where=where, mend="`fss data check` says what the layout is")
+    return base_of(files, photos[0], where), lists
+
+
+# ---- lists of test episodes ---------------------------------------------------------------------------------------
+
+def _hsnet(ask: Ask, episodes: int, seed: int) -> Drawn:
+    """Every image of the test (fold 1: val) classes once."""
+    check_fold(ask.fold, 2)
+    split = "test" if ask.fold == 0 else "val"
+    lists = ask.lists
+    if not lists:
+        if not ask.root:
+            raise FssError("which classes are tested?", mend="give --lists or --root")
+        lists = _places(listing(Store(ask.root)), SourceConfig(format="fss1000", root=ask.root), ask.root)[1]
+    counts = [len(fss_classes(lists, s)[0]) for s in SPLITS]
+    names, file = fss_classes(lists, split)
+    first = sum(counts[: SPLITS.index(split)])
+    pools = {first + i: [f"{name}/{n}.jpg" for n in range(1, IMAGES + 1)] for i, name in enumerate(names)}
+    draws = every_image(pools, shots=ask.shots, seed=seed)
+    return Drawn(draws=draws[:episodes] if episodes else draws, classes=dict(enumerate(names, first)),
+                 origin=f"HSNet list {file.sha256[:16]}", published=bool(ask.lists))
+
+
+_GET = "https://github.com/HKUSTCV/FSS-1000 (its README links the archive)"
+BENCHMARK = Benchmark(
+    name="fss1000", title="FSS-1000", source=Fss1000Source,
+    parts=(
+        Part(what="photos", folders=("",), suffixes=(".jpg",), get=_GET, count=10000),
+        Part(what="masks", folders=("",), suffixes=(".png",), get=_GET, count=10000),
+        Part(what="split files", folders=("splits",), suffixes=("trn.txt", "val.txt", "test.txt"), count=3,
+             get="data/splits/fss of HSNet's repository; or give --lists", optional=True),
+    ),
+    families={
+        "hsnet": Family(draw=_hsnet, seed=0, episodes=None, needs="--lists or --root"),
+        "drawn": Family(draw=draw_fresh, seed=0, needs="--shards"),
+    },
+)

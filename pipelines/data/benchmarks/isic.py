@@ -1,0 +1,80 @@
+"""ISIC 2018 task 1 as cross-domain test set: three kinds of skin lesion (specification sansa section 6; unverified).
+
+Photos lie in folders 1, 2, 3 (the kinds) below ISIC2018_Task1-2_Training_Input; without them there is one class.
+"""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+
+from fss_models.errors import FssError
+from pipelines.config import SourceConfig
+from pipelines.data.benchmarks.protocol import (
+    Ask,
+    Benchmark,
+    Drawn,
+    Family,
+    Part,
+    check_fold,
+    draw_fresh,
+    photo_number,
+)
+from pipelines.data.benchmarks.readers import MaskFileSource, base_of, by_stem, unique_ids
+from pipelines.data.samplers.hsnet import class_cycled
+from pipelines.data.sources.base import Failure, Item, digest_of, listing
+
+PHOTOS, MASKS, KINDS = "ISIC2018_Task1-2_Training_Input", "ISIC2018_Task1_Training_GroundTruth", ("1", "2", "3")
+
+
+class IsicSource(MaskFileSource):
+    """Tested only: every class in fold 0, every photo a test photo."""
+
+    def __init__(self, cfg: SourceConfig) -> None:
+        super().__init__(cfg)
+        files = listing(self.store)
+        base = base_of(files, f"{PHOTOS}/", self.store.url)
+        sorted_in = any(f.startswith(f"{base}{PHOTOS}/{k}/") for f in files for k in KINDS)
+        self.classes = [f"lesion {k}" for k in KINDS] if sorted_in else ["lesion"]
+        self.fold_table = [0] * len(self.classes)
+        masks = by_stem(files, f"{base}{MASKS}/", (".png",))
+        for class_id, folder in enumerate([f"{k}/" for k in KINDS] if sorted_in else [""]):
+            for stem, path in by_stem(files, f"{base}{PHOTOS}/{folder}", (".jpg",)).items():
+                name, mask = f"{folder}{stem}.jpg", masks.get(f"{stem}_segmentation")
+                if mask is None:
+                    self.failures.append(Failure(name, "index", f"no {stem}_segmentation.png"))
+                else:
+                    self.items.append(Item(image_id=photo_number(name), file_name=name, path=path,
+                                           marks=(class_id, mask), split="test"))
+        self.items = unique_ids(self.items)
+        self.fingerprint = digest_of([(i.path, files[i.path], i.marks, files[i.marks[1]]) for i in self.items])
+
+
+def cycled_list(ask: Ask, source: MaskFileSource, episodes: int, seed: int) -> Drawn:
+    """Class idx mod n over the photos in path order, as the cross-domain loaders draw. Raises `FssError`."""
+    check_fold(ask.fold, 1)
+    pools: dict[int, list[str]] = {c: [] for c in range(len(source.classes))}
+    for item in sorted(source.items, key=lambda i: (i.marks[0], PurePosixPath(i.path).name)):
+        pools[item.marks[0]].append(item.file_name)
+    draws = class_cycled(pools, sorted(pools), shots=ask.shots, episodes=episodes, seed=seed)
+    return Drawn(draws=draws, classes=dict(enumerate(source.classes)), origin=f"files {source.fingerprint[:16]}")
+
+
+def _patnet(ask: Ask, episodes: int, seed: int) -> Drawn:
+    if not ask.root:
+        raise FssError("the photos decide this list", mend="give --root")
+    return cycled_list(ask, IsicSource(SourceConfig(format="isic", root=ask.root)), episodes, seed)
+
+
+_GET = "https://challenge.isic-archive.com/data/#2018 ({}.zip)"
+BENCHMARK = Benchmark(
+    name="isic", title="ISIC 2018", source=IsicSource, verified=False,
+    note="the sorting into the three kinds is that of the cross-domain papers, not the publisher's",
+    parts=(
+        Part(what="photos", folders=(PHOTOS,), suffixes=(".jpg",), get=_GET.format(PHOTOS), count=2594),
+        Part(what="masks", folders=(MASKS,), suffixes=("_segmentation.png",), get=_GET.format(MASKS), count=2594),
+    ),
+    families={
+        "patnet": Family(draw=_patnet, seed=0, episodes=600, needs="--root"),
+        "drawn": Family(draw=draw_fresh, seed=0, needs="--shards"),
+    },
+)

@@ -1,0 +1,52 @@
+"""Chest X-rays with lung masks as cross-domain test set: one class (specification sansa section 6; unverified)."""
+
+from __future__ import annotations
+
+from fss_models.errors import FssError
+from pipelines.config import SourceConfig
+from pipelines.data.benchmarks.isic import cycled_list
+from pipelines.data.benchmarks.protocol import Ask, Benchmark, Drawn, Family, Part, draw_fresh, photo_number
+from pipelines.data.benchmarks.readers import MaskFileSource, base_of, by_stem, unique_ids
+from pipelines.data.sources.base import Failure, Item, digest_of, listing
+
+
+class LungSource(MaskFileSource):
+    """CXR_png/NAME.png with masks/NAME.png or NAME_mask.png. Photos without a mask are left out, and listed."""
+
+    def __init__(self, cfg: SourceConfig) -> None:
+        super().__init__(cfg)
+        files = listing(self.store)
+        base = base_of(files, "CXR_png/", self.store.url)
+        self.classes, self.fold_table = ["lung"], [0]
+        masks = by_stem(files, f"{base}masks/", (".png",))
+        for stem, path in by_stem(files, f"{base}CXR_png/", (".png",)).items():
+            mask = masks.get(f"{stem}_mask", masks.get(stem))
+            if mask is None:
+                self.failures.append(Failure(f"{stem}.png", "split", "the publishers give no mask for this photo"))
+            else:
+                name = f"{stem}.png"
+                self.items.append(Item(image_id=photo_number(name), file_name=name, path=path, marks=(0, mask),
+                                       split="test"))
+        self.items = unique_ids(self.items)
+        self.fingerprint = digest_of([(i.path, files[i.path], i.marks, files[i.marks[1]]) for i in self.items])
+
+
+def _patnet(ask: Ask, episodes: int, seed: int) -> Drawn:
+    if not ask.root:
+        raise FssError("the photos decide this list", mend="give --root")
+    return cycled_list(ask, LungSource(SourceConfig(format="lung", root=ask.root)), episodes, seed)
+
+
+_GET = "https://www.kaggle.com/datasets/nikhilpandey360/chest-xray-masks-and-labels"
+BENCHMARK = Benchmark(
+    name="lung", title="Chest X-ray", source=LungSource, verified=False,
+    note="masks exist for 704 of the 800 photos",
+    parts=(
+        Part(what="photos", folders=("CXR_png",), suffixes=(".png",), get=_GET, count=800),
+        Part(what="masks", folders=("masks",), suffixes=(".png",), get=_GET, count=704),
+    ),
+    families={
+        "patnet": Family(draw=_patnet, seed=0, episodes=600, needs="--root"),
+        "drawn": Family(draw=draw_fresh, seed=0, needs="--shards"),
+    },
+)

@@ -1,0 +1,126 @@
+"""LVIS-92i: Matcher's pickles of LVIS v1 over COCO 2017 (specification datasets section 4, sansa section 6 and B2).
+
+The folds are positions among the val categories with more than K images, so they depend on the number of shots:
+`data.source.shots`. Unannotated instances count as background (federated labels).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from fss_models.errors import FssError
+from pipelines.config import SourceConfig
+from pipelines.data.benchmarks.protocol import (
+    Ask,
+    Benchmark,
+    Drawn,
+    Family,
+    Part,
+    draw_fresh,
+    photo_number,
+    tested_classes,
+)
+from pipelines.data.benchmarks.readers import SegmentSource, base_of, unique_ids
+from pipelines.data.classes import NO_FOLD
+from pipelines.data.lists.plain_pickle import read_plain
+from pipelines.data.samplers.hsnet import class_cycled
+from pipelines.data.sources.base import Failure, Item, digest_of, listing
+
+FOLDS = 10
+Categories = dict[Any, dict[str, Any]]  # category id -> photo -> {"annotations": [{"segmentation"}]}
+
+
+def fold_table(images: list[int], shots: int) -> list[int]:
+    """The fold of each val category from its number of images: kept[f + 10v], v < n // 10 (section 4)."""
+    kept = [i for i, count in enumerate(images) if count > shots]
+    table = [NO_FOLD] * len(images)
+    for place in range(len(kept) // FOLDS * FOLDS):
+        table[kept[place]] = place % FOLDS
+    return table
+
+
+class LvisSource(SegmentSource):
+    """Class ids: the val pickle's categories in its order, then those that only the train pickle has.
+
+    `test_pools`: class -> its val photos in the pickle's order.
+    """
+
+    def __init__(self, cfg: SourceConfig) -> None:
+        super().__init__(cfg)
+        files = listing(self.store)
+        base = base_of(files, "lvis_val.pkl", self.store.url)
+        read, digests = {}, []
+        for split in ("train", "val"):
+            data = self.store.read_bytes(f"{base}lvis_{split}.pkl")
+            read[split] = _categories(data, self.store.path(f"{base}lvis_{split}.pkl"))
+            digests.append(hashlib.sha256(data).hexdigest())
+        order = [*read["val"], *(c for c in read["train"] if c not in read["val"])]
+        self.classes = [f"category {c}" for c in order]
+        counts = [len(read["val"].get(c, ())) for c in order]
+        self.fold_table = fold_table(counts, cfg.shots)
+        ids = {c: i for i, c in enumerate(order)}
+        self.test_pools = {ids[c]: list(photos) for c, photos in read["val"].items()}
+        for split in ("train", "val"):
+            self._index(read[split], ids, "test" if split == "val" else "train", files, base)
+        self.items = unique_ids(self.items)
+        self.fingerprint = digest_of(digests, cfg.shots, [(i.path, files[i.path]) for i in self.items])
+
+    def _index(self, categories: Categories, ids: dict[Any, int], split: str, files: dict[str, int], base: str) -> None:
+        marks: dict[str, list[tuple[int, Any]]] = {}
+        for category, photos in categories.items():
+            for name, about in photos.items():
+                found = [(ids[category], a["segmentation"]) for a in about["annotations"]]
+                marks.setdefault(name, []).extend(found)
+        for name in sorted(marks):
+            path = f"{base}coco/{name}"
+            if path not in files:
+                self.failures.append(Failure(name, "index", "the pickles name this photo but it is missing"))
+            else:
+                self.items.append(Item(image_id=photo_number(name), file_name=name, path=path, marks=marks[name],
+                                       split=split))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "test_pools": {}}
+
+
+def _categories(data: bytes, where: str) -> Categories:
+    value = read_plain(data, where=where)
+    good = isinstance(value, dict) and all(
+        isinstance(photos, dict) and all(isinstance(p, dict) and isinstance(p.get("annotations"), list)
+                                         for p in photos.values()) for photos in value.values())
+    if not good:
+        raise FssError("is no dict {category: {photo: {annotations: [...]}}}", where=where)
+    return value  # type: ignore[no-any-return]
+
+
+# ---- lists of test episodes ---------------------------------------------------------------------------------------
+
+def _matcher(ask: Ask, episodes: int, seed: int) -> Drawn:
+    """Class idx mod n, 25 episodes a class where the fold has 92. The folds follow the shots of the list."""
+    if not ask.root:
+        raise FssError("the pickles decide this list", mend="give --root")
+    source = LvisSource(SourceConfig(format="lvis92i", root=ask.root, shots=ask.shots))
+    classes = tested_classes(source, ask.fold)
+    draws = class_cycled(source.test_pools, classes, shots=ask.shots, episodes=episodes, seed=seed)
+    return Drawn(draws=draws, classes=dict(enumerate(source.classes)), origin=f"LVIS pickles {source.fingerprint[:16]}")
+
+
+_ZIP = "http://images.cocodataset.org/zips/{}.zip"
+_PKL = "lvis.zip of Matcher's README (Google Drive)"
+BENCHMARK = Benchmark(
+    name="lvis92i", title="LVIS-92i", source=LvisSource, verified=False,
+    note="category totals are from code and paper: no pickle was at hand",
+    parts=(
+        Part(what="train2017 photos", folders=("coco/train2017",), suffixes=(".jpg",), get=_ZIP.format("train2017"),
+             count=118287),
+        Part(what="val2017 photos", folders=("coco/val2017",), suffixes=(".jpg",), get=_ZIP.format("val2017"),
+             count=5000),
+        Part(what="training categories", folders=("",), suffixes=("lvis_train.pkl",), get=_PKL, count=1),
+        Part(what="test categories", folders=("",), suffixes=("lvis_val.pkl",), get=_PKL, count=1),
+    ),
+    families={
+        "matcher": Family(draw=_matcher, seed=0, episodes=2300, needs="--root"),
+        "drawn": Family(draw=draw_fresh, seed=0, needs="--shards"),
+    },
+)

@@ -1,0 +1,38 @@
+"""From a benchmark, a family and a wish to an episode list."""
+
+from __future__ import annotations
+
+from fss_models.errors import FssError
+from pipelines.data.benchmarks import find_benchmark
+from pipelines.data.benchmarks.protocol import Ask, photo_number
+from pipelines.data.published import ListedEpisode, PublishedList
+from pipelines.data.samplers.draws import Draw
+
+
+def make_list(dataset: str, family: str, ask: Ask) -> PublishedList:
+    """Draw it. The same wish over the same files gives the same list.
+
+    Raises `FssError` for an unknown benchmark, family or fold, for missing lists, and for pools that are too small.
+    """
+    benchmark = find_benchmark(dataset)
+    if family not in benchmark.families:
+        raise FssError(f"{benchmark.title} has no family {family!r}", mend=f"known: {', '.join(benchmark.families)}")
+    how = benchmark.families[family]
+    if not (ask.lists or ask.root or ask.shards):
+        raise FssError(f"from what is the {family} list of {benchmark.title} to be made?", mend=f"give {how.needs}")
+    seed = how.seed if ask.seed is None else ask.seed
+    drawn = how.draw(ask, ask.episodes or how.episodes or 0, seed)
+    if family == "drawn":
+        status = "drawn"
+    else:
+        status = "reproduced" if drawn.published and ask.fold in how.checked else "unverified"
+    known = {row["file_name"]: i for i, row in ask.opened.rows.items()} if ask.shards else {}
+    rows = tuple(_row(one, drawn.classes[one.class_id], known) for one in drawn.draws)
+    return PublishedList(dataset=dataset, family=family, fold=ask.fold, shots=ask.shots, seed=seed, status=status,
+                         origin=drawn.origin, episodes=rows)
+
+
+def _row(one: Draw, class_name: str, known: dict[str, int]) -> ListedEpisode:
+    """`known`: the ids of names that shards have; they may come from a source that numbers photos in another way."""
+    ids = [known.get(n) or photo_number(n) for n in (one.query, *one.supports)]
+    return ListedEpisode(one.class_id, class_name, ids[0], tuple(ids[1:]), one.query, one.supports)

@@ -1,0 +1,147 @@
+"""PACO-Part: Matcher's pickles of PACO's object parts over COCO 2017 (specification datasets section 5).
+
+An item is one object: its parts are the annotations, and its box is what is shown of the photo. Training on all
+folds uses all classes (the released fold -1 leaves fold 3's out: sansa B3).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from fss_models.errors import FssError
+from pipelines.config import SourceConfig
+from pipelines.data.benchmarks.protocol import (
+    Ask,
+    Benchmark,
+    Drawn,
+    Family,
+    Part,
+    draw_fresh,
+    photo_number,
+    tested_classes,
+)
+from pipelines.data.benchmarks.readers import SegmentSource, base_of, unique_ids
+from pipelines.data.classes import NO_FOLD
+from pipelines.data.lists.plain_pickle import read_plain
+from pipelines.data.samplers.parts import PartObject, paco
+from pipelines.data.sources.base import Failure, Item, digest_of, listing
+
+FOLDS = 4
+Box = tuple[int, int, int, int]
+
+
+def fold_table(classes: int) -> list[int]:
+    """The fold of each class by its place among the train pickle's: f + 4v, v < n // 4 (112 a fold of 448)."""
+    return [i % FOLDS if i < classes // FOLDS * FOLDS else NO_FOLD for i in range(classes)]
+
+
+class PacoPartSource(SegmentSource):
+    """Class ids: the place among the train pickle's categories; val-only categories follow and are in no fold.
+
+    `test_pools`: class -> its val photos without repeats; `test_objects`: (class, photo) -> the objects that have it.
+    """
+
+    def __init__(self, cfg: SourceConfig) -> None:
+        super().__init__(cfg)
+        files = listing(self.store)
+        base = base_of(files, "paco/paco_part_val.pkl", self.store.url)
+        read, digests = {}, []
+        for split in ("train", "val"):
+            name = f"{base}paco/paco_part_{split}.pkl"
+            data = self.store.read_bytes(name)
+            read[split] = _pickle(data, self.store.path(name))
+            digests.append(hashlib.sha256(data).hexdigest())
+        first = list(read["train"]["cid2img"])
+        order = [*first, *(c for c in read["val"]["cid2img"] if c not in read["train"]["cid2img"])]
+        self.classes = [f"part {c}" for c in order]
+        self.fold_table = fold_table(len(first)) + [NO_FOLD] * (len(order) - len(first))
+        self._ids = {c: i for i, c in enumerate(order)}
+        self.test_pools: dict[int, list[str]] = {}
+        self.test_objects: dict[tuple[int, str], list[PartObject]] = {}
+        self._index(read["train"], "train", files, base)
+        self._index(read["val"], "test", files, base)
+        self.items = unique_ids(self.items)
+        self.fingerprint = digest_of(digests, [(i.path, files[i.path]) for i in self.items])
+
+    def _index(self, read: dict[str, Any], split: str, files: dict[str, int], base: str) -> None:
+        names: dict[object, str] = {}  # image id -> train2017/....jpg
+        for category, entries in read["cid2img"].items():
+            pool = {k: "/".join(str(v).split("/")[-2:]) for entry in entries for k, v in entry.items()}
+            names |= pool
+            if split == "test":
+                self.test_pools[self._ids[category]] = list(dict.fromkeys(pool.values()))
+        for image_id, name in sorted(names.items(), key=lambda pair: pair[1]):
+            path = f"{base}coco/{name}"
+            if path not in files:
+                self.failures.append(Failure(name, "index", "the pickles name this photo but it is missing"))
+            self._objects(name, path if path in files else "", read["img2anno"].get(image_id, ()), split)
+
+    def _objects(self, name: str, path: str, annotations: Any, split: str) -> None:
+        """The items of a photo (none where it is missing) and, of a test photo, what may be drawn."""
+        objects: dict[Any, list[dict[str, Any]]] = {}
+        for one in annotations:
+            objects.setdefault(one["obj_ann_id"], []).append(one)
+        for number, parts in enumerate(objects.values()):
+            marks = [(self._ids[p["category_id"]], p["segmentation"]) for p in parts if p["category_id"] in self._ids]
+            crop, crop_name = _box(parts[0]["obj_bbox"]), f"{name}#{number}"
+            shown = crop[0] < crop[2] and crop[1] < crop[3]
+            if split == "test":
+                for class_id in dict.fromkeys(c for c, _ in marks):
+                    held = self.test_objects.setdefault((class_id, name), [])
+                    held.append(PartObject(crop_name, shown=shown))
+            if shown and path:
+                self.items.append(Item(image_id=photo_number(crop_name), file_name=crop_name, path=path, marks=marks,
+                                       split=split, crop=crop))
+            elif path:
+                self.failures.append(Failure(crop_name, "index", f"the object's box {crop} is empty"))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "test_pools": {}, "test_objects": {}}
+
+
+def _box(given: Any) -> Box:
+    """x, y, width, height -> x0, y0, x1, y1, each cut to its integer part."""
+    x, y, width, height = (float(v) for v in given)
+    return int(x), int(y), int(x + width), int(y + height)
+
+
+def _pickle(data: bytes, where: str) -> dict[str, Any]:
+    value = read_plain(data, where=where)
+    if not isinstance(value, dict) or not all(isinstance(value.get(k), dict) for k in ("cid2img", "img2anno")):
+        raise FssError("has no dicts cid2img and img2anno", where=where)
+    return value
+
+
+# ---- lists of test episodes ---------------------------------------------------------------------------------------
+
+def _matcher(ask: Ask, episodes: int, seed: int) -> Drawn:
+    """Class uniform among the fold's with more than K distinct val photos."""
+    if not ask.root:
+        raise FssError("the pickles decide this list", mend="give --root")
+    source = PacoPartSource(SourceConfig(format="paco_part", root=ask.root))
+    classes = [c for c in tested_classes(source, ask.fold) if len(source.test_pools.get(c, ())) > ask.shots]
+    if not classes:
+        raise FssError(f"no class of fold {ask.fold} has more than {ask.shots} val photos", mend="lower --shots")
+    draws = paco(source.test_pools, classes, source.test_objects, shots=ask.shots, episodes=episodes, seed=seed)
+    return Drawn(draws=draws, classes=dict(enumerate(source.classes)), origin=f"PACO pickles {source.fingerprint[:16]}")
+
+
+_ZIP = "http://images.cocodataset.org/zips/{}.zip"
+_PKL = "paco.zip of Matcher's README (Google Drive)"
+BENCHMARK = Benchmark(
+    name="paco_part", title="PACO-Part", source=PacoPartSource, verified=False,
+    note="448 categories are from code and paper: no pickle was at hand",
+    parts=(
+        Part(what="train2017 photos", folders=("coco/train2017",), suffixes=(".jpg",), get=_ZIP.format("train2017"),
+             count=118287),
+        Part(what="val2017 photos", folders=("coco/val2017",), suffixes=(".jpg",), get=_ZIP.format("val2017"),
+             count=5000),
+        Part(what="training parts", folders=("paco",), suffixes=("paco_part_train.pkl",), get=_PKL, count=1),
+        Part(what="test parts", folders=("paco",), suffixes=("paco_part_val.pkl",), get=_PKL, count=1),
+    ),
+    families={
+        "matcher": Family(draw=_matcher, seed=0, episodes=2500, needs="--root"),
+        "drawn": Family(draw=draw_fresh, seed=0, needs="--shards"),
+    },
+)

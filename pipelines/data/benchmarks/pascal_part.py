@@ -1,0 +1,159 @@
+"""Pascal-Part: Matcher's JSON of PASCAL-Part over VOC 2010 (specification datasets section 6).
+
+Classes are OBJECT+PART pairs, folds the four super-categories. An item is one object and its box is what is shown.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from fss_models.errors import FssError
+from pipelines.config import SourceConfig
+from pipelines.data.benchmarks.protocol import (
+    Ask,
+    Benchmark,
+    Drawn,
+    Family,
+    Part,
+    draw_fresh,
+    photo_number,
+    tested_classes,
+)
+from pipelines.data.benchmarks.readers import SegmentSource, base_of, unique_ids
+from pipelines.data.samplers.parts import PartObject, part_entries, pascal_part
+from pipelines.data.sources.base import Failure, Item, digest_of, listing
+
+FOLDS = ("animals", "indoor", "person", "vehicles")
+LEFT_OUT = "aeroplane+TAIL"
+ANNOTATIONS = "Annotations_Part_json_merged_part_classes"
+READERS = 16  # annotation files read at a time
+
+
+@dataclass(frozen=True)
+class _Pool:
+    """Images of a class in the published order."""
+
+    fold: int
+    train: list[str]
+    val: list[str]
+
+
+class PascalPartSource(SegmentSource):
+    """Objects of the classes' kinds, those without a part too: the loaders may draw them (and draw again).
+
+    `test_pools`: class -> its val images; `test_objects`: (class, image) -> all objects of the kind in it.
+    """
+
+    def __init__(self, cfg: SourceConfig) -> None:
+        super().__init__(cfg)
+        files = listing(self.store)
+        base = base_of(files, "all_obj_part_to_image.json", self.store.url)
+        index = self.store.read_json(f"{base}all_obj_part_to_image.json")
+        pools, self.entries = _pools(index, self.store.path(f"{base}all_obj_part_to_image.json"))
+        self.classes = list(pools)
+        self.fold_table = [p.fold for p in pools.values()]
+        self.test_pools = {i: p.val for i, p in enumerate(pools.values())}
+        self.test_objects: dict[tuple[int, str], list[PartObject]] = {}
+        split_of = {n: "train" for p in pools.values() for n in p.train}
+        split_of |= {n: "test" for p in pools.values() for n in p.val}
+        self._index(split_of, files, base)
+        self.items = unique_ids(self.items)
+        kept = [(i.path, files[i.path], i.file_name, i.crop, i.marks) for i in self.items]
+        self.fingerprint = digest_of(pools, kept)
+
+    def _index(self, split_of: dict[str, str], files: dict[str, int], base: str) -> None:
+        kinds = {name.partition("+")[0] for name in self.classes}
+        present = []
+        for name in sorted(split_of):
+            photo, notes = f"{base}JPEGImages/{name}.jpg", f"{base}{ANNOTATIONS}/{name}.json"
+            if photo in files and notes in files:
+                present.append((name, photo, notes))
+            else:
+                lost = photo if photo not in files else notes
+                self.failures.append(Failure(f"{name}.jpg", "index", f"{lost} is named by the index but is missing"))
+        with ThreadPoolExecutor(READERS) as pool:
+            read = pool.map(self.store.read_json, [notes for _, _, notes in present])
+            for (name, photo, _), document in zip(present, read, strict=True):
+                self._objects(name, photo, document, kinds, split_of[name])
+
+    def _objects(self, name: str, photo: str, document: dict[str, Any], kinds: set[str], split: str) -> None:
+        for number, one in enumerate(document["object"]):
+            kind = one["name"]
+            if kind not in kinds:
+                continue
+            crop_name = f"{name}.jpg#{kind}.{number}"
+            x0, y0, x1, y1 = (int(one["bndbox"][k]) for k in ("xmin", "ymin", "xmax", "ymax"))
+            shown = x0 < x1 and y0 < y1
+            marks = [(c, mask) for c, label in enumerate(self.classes) for part in one["parts"]
+                     if label == f"{kind}+{part['name']}" for mask in part["mask"]]
+            if split == "test":
+                self._remember(name, kind, PartObject(crop_name, shown=shown), {c for c, _ in marks})
+            if shown:
+                self.items.append(Item(image_id=photo_number(crop_name), file_name=crop_name, path=photo, marks=marks,
+                                       split=split, crop=(x0, y0, x1, y1)))
+            else:
+                self.failures.append(Failure(crop_name, "index", f"the object's box {(x0, y0, x1, y1)} is empty"))
+
+    def _remember(self, name: str, kind: str, one: PartObject, has: set[int]) -> None:
+        for class_id, label in enumerate(self.classes):
+            if label.partition("+")[0] == kind:
+                held = self.test_objects.setdefault((class_id, name), [])
+                held.append(PartObject(one.name, has_part=class_id in has, shown=one.shown))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "test_pools": {}, "test_objects": {}}
+
+
+def _pools(index: Any, where: str) -> tuple[dict[str, _Pool], dict[int, int]]:
+    """OBJECT+PART -> its images, in the file's order: at least one of train and of val, without the one left out.
+
+    Also each fold's number of val entries, all parts counted. Raises `FssError`.
+    """
+    pools: dict[str, _Pool] = {}
+    entries = {}
+    try:
+        for fold, name in enumerate(FOLDS):
+            parts = [(f"{obj}+{part}", images) for obj, about in index[name]["object"].items()
+                     for part, images in about["part"].items()]
+            entries[fold] = part_entries({i: images["val"] for i, (_, images) in enumerate(parts)})
+            pools |= {label: _Pool(fold, images["train"], images["val"]) for label, images in parts
+                      if images["train"] and images["val"] and label != LEFT_OUT}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise FssError(f"is not the index of the four super-categories ({error})", where=where) from error
+    return pools, entries
+
+
+# ---- lists of test episodes ---------------------------------------------------------------------------------------
+
+def _matcher(ask: Ask, episodes: int, seed: int) -> Drawn:
+    """Class idx mod n; as many episodes as the fold has (part, image) entries, 2500 at most."""
+    if not ask.root:
+        raise FssError("the annotation files decide this list", mend="give --root")
+    source = PascalPartSource(SourceConfig(format="pascal_part", root=ask.root))
+    classes = tested_classes(source, ask.fold)
+    lost = [f.file_name for f in source.failures if "missing" in f.reason]
+    if lost:
+        raise FssError(f"{len(lost)} images of the index are missing (first: {lost[0]})", where=ask.root,
+                       mend="the list needs the annotation files of all: see `fss data check`")
+    draws = pascal_part(source.test_pools, classes, source.test_objects, shots=ask.shots,
+                        episodes=episodes or source.entries[ask.fold], seed=seed)
+    return Drawn(draws=draws, classes=dict(enumerate(source.classes)), origin=f"index {source.fingerprint[:16]}")
+
+
+_VOC = "http://host.robots.ox.ac.uk/pascal/VOC/voc2010/ (VOCtrainval_03-May-2010.tar)"
+_JSON = "pascal.zip of Matcher's README (Google Drive)"
+BENCHMARK = Benchmark(
+    name="pascal_part", title="Pascal-Part", source=PascalPartSource, verified=False,
+    note="56 classes are from the paper: the JSON files were not at hand",
+    parts=(
+        Part(what="photos", folders=("JPEGImages",), suffixes=(".jpg",), get=_VOC),
+        Part(what="part annotations", folders=(ANNOTATIONS,), suffixes=(".json",), get=_JSON),
+        Part(what="index", folders=("",), suffixes=("all_obj_part_to_image.json",), get=_JSON, count=1),
+    ),
+    families={
+        "matcher": Family(draw=_matcher, seed=0, episodes=None, needs="--root"),
+        "drawn": Family(draw=draw_fresh, seed=0, needs="--shards"),
+    },
+)

@@ -1,0 +1,154 @@
+"""What a benchmark is made of: its raw layout, its reader, and the families of test lists that papers use."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import PurePosixPath
+
+from fss_models.errors import FssError
+from pipelines.config import SourceConfig
+from pipelines.data.samplers.draws import Draw
+from pipelines.data.shardset import ALL_FOLDS, Shards
+from pipelines.data.sources.base import Source
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One part of the raw layout: files below one of `folders` with one of `suffixes`.
+
+    `count` is the published number of files (None: none is known), `get` where they come from.
+    """
+
+    what: str
+    folders: tuple[str, ...]
+    suffixes: tuple[str, ...]
+    get: str
+    count: int | None = None
+    optional: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ask:
+    """The list that is wanted; the family's own numbers where `episodes` or `seed` is None.
+
+    Pools come from published lists (`lists`), the raw data (`root`) or finished shards (`shards`): URLs.
+    """
+
+    fold: int = 0
+    shots: int = 1
+    episodes: int | None = None
+    seed: int | None = None
+    lists: str = ""
+    root: str = ""
+    shards: str = ""
+    workers: int = 32  # fssam: loader workers
+    split: str = "test"  # from shards: whose photos
+
+    @cached_property
+    def opened(self) -> Shards:
+        """The shards. Raises `FssError` if none were given."""
+        if not self.shards:
+            raise FssError("this list needs finished shards", mend="build them and give --shards")
+        return Shards(self.shards)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """Episodes by name, the names of their classes, and what they were drawn from."""
+
+    draws: Sequence[Draw]
+    classes: Mapping[int, str]
+    origin: str
+    published: bool = False  # drawn from a published list file, not from pools made by rule
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """One way in which papers draw a benchmark's episodes.
+
+    `checked`: published lists of it agree with golden episodes, id for id, in these folds.
+    """
+
+    draw: Callable[[Ask, int, int], Drawn]  # (ask, episodes, seed)
+    seed: int
+    episodes: int | None = 1000  # None: as many as the rule gives
+    checked: tuple[int, ...] = ()
+    needs: str = ""  # in words, for a person
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmark:
+    """A benchmark. `verified`: its layout and counts were checked against the list files or the publishers' code."""
+
+    name: str
+    title: str
+    source: Callable[[SourceConfig], Source]
+    parts: tuple[Part, ...]
+    families: Mapping[str, Family] = field(default_factory=dict)
+    verified: bool = True
+    note: str = ""
+
+
+def photo_number(name: str) -> int:
+    """The image id of a name; `IMAGE#OBJECT` names one object's crop.
+
+    COCO's trailing number, VOC's date and number, else 48 bits of a hash of the whole name.
+    """
+    image, crop, which = name.partition("#")
+    stem = PurePosixPath(image).stem
+    tail = stem.rsplit("_", 1)[-1] if stem.startswith("COCO_") else stem.replace("_", "")
+    number = int(tail) if tail.isdigit() and len(tail) >= 9 else _hashed(image)
+    return number * 1000 + int(which.rpartition(".")[2]) if crop else number
+
+
+def _hashed(name: str) -> int:
+    return int(hashlib.sha256(name.encode()).hexdigest()[:12], 16)
+
+
+def drawn_pools(ask: Ask) -> dict[int, list[str]]:
+    """Class -> the photos of the shards in which it counts, by name, in id order."""
+    shards = ask.opened
+    names = {i: row["file_name"] for i, row in shards.rows.items()}
+    return {c: [names[i] for i in sorted(shards.photos_of(c, ask.split))] for c in shards.classes}
+
+
+def shard_origin(ask: Ask) -> str:
+    """How a list says that its pools were made by rule from shards."""
+    dataset = ask.opened.manifest
+    return f"rule over the {ask.split} photos of shards {dataset.dataset} {dataset.content_hash[:16]}"
+
+
+def tested_classes(source: Source, fold: int) -> list[int]:
+    """The classes of a fold in the order of the benchmark. Raises `FssError` if it has none."""
+    table = source.fold_table or []
+    found = [c for c, f in enumerate(table) if f == fold]
+    if not found:
+        folds = sorted({f for f in table if f >= 0})
+        raise FssError(f"fold {fold} has no class", mend=f"folds: {', '.join(map(str, folds)) or 'none'}")
+    return found
+
+
+def check_fold(fold: int, folds: int) -> None:
+    """Raises `FssError` for a fold that the benchmark does not have."""
+    if not 0 <= fold < folds:
+        raise FssError(f"there is no fold {fold}", mend=f"folds: 0 to {folds - 1}")
+
+
+def draw_fresh(ask: Ask, episodes: int, seed: int) -> Drawn:
+    """The family `drawn`: the project's own rule over shards, without repeats. Raises `FssError`."""
+    from pipelines.data.episodes import draw_episodes
+
+    shards = ask.opened
+    listed = draw_episodes(shards, fold=ask.fold, shots=ask.shots, episodes=episodes, seed=seed)
+    name = {i: row["file_name"] for i, row in shards.rows.items()}
+    draws = [Draw(e.class_id, name[e.query], tuple(name[i] for i in e.supports)) for e in listed]
+    scope = "all classes" if ask.fold == ALL_FOLDS else f"fold {ask.fold}"
+    return Drawn(draws=draws, classes=class_names(shards), origin=f"{shard_origin(ask)}, {scope}")
+
+
+def class_names(shards: Shards) -> dict[int, str]:
+    """Class id -> name."""
+    return {c: info.name for c, info in shards.classes.items()}

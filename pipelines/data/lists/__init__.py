@@ -1,0 +1,1 @@
+"""Readers of the list files that papers publish. None of them executes anything."""

@@ -1,0 +1,1 @@
+"""The published ways of drawing test episodes, as pure functions of (lists, seed). No global generator is touched."""

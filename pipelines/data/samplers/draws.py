@@ -1,0 +1,49 @@
+"""What every published sampler draws with, and what it gives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+from fss_models.errors import FssError
+
+T = TypeVar("T")
+Pools = Mapping[int, Sequence[str]]  # class -> the names of its images, in the order of the list
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One episode by the names of the family's lists; `class_id` counts from 0 over the whole benchmark."""
+
+    class_id: int
+    query: str
+    supports: tuple[str, ...]
+
+
+def pick(rng: np.random.RandomState, items: Sequence[T]) -> T:
+    """One item as the loaders draw it: a whole permutation is made, so the stream depends on the list's length."""
+    return items[int(rng.choice(len(items), 1, replace=False)[0])]
+
+
+def supports_of(rng: np.random.RandomState, pool: Sequence[str], query: str, shots: int) -> tuple[str, ...]:
+    """K supports, drawn again only where equal to the query: repeats among them are allowed."""
+    found: list[str] = []
+    while len(found) < shots:
+        name = pick(rng, pool)
+        if name != query:
+            found.append(name)
+    return tuple(found)
+
+
+def check_pools(pools: Pools, classes: Sequence[int], at_least: int) -> None:
+    """Raise `FssError` for a class whose list is too short to draw from: the published loaders would never end."""
+    if not classes:
+        raise FssError("the fold has no class to draw from")
+    for class_id in classes:
+        distinct = len(set(pools.get(class_id, ())))
+        if distinct < at_least:
+            raise FssError(f"class {class_id} has {distinct} images to draw from, {at_least} are needed",
+                           mend="lower --shots, or give the full lists")

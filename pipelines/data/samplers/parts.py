@@ -1,0 +1,85 @@
+"""Matcher's loaders of object parts, where an image is one object's crop (specification datasets sections 5 and 6).
+
+Names of crops read `IMAGE#OBJECT`. By rule: no published list or golden episode of these is at hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fss_models.errors import FssError
+from pipelines.data.samplers.draws import Draw, Pools, check_pools, pick
+
+
+@dataclass(frozen=True)
+class PartObject:
+    """One object of an image that a class may be looked for on."""
+
+    name: str  # IMAGE#OBJECT
+    has_part: bool = True
+    shown: bool = True  # False: its box is empty, which the loaders cannot crop
+
+
+Objects = Mapping[tuple[int, str], Sequence[PartObject]]  # (class, image) -> the objects of the kind in it
+
+
+def paco(
+    pools: Pools, classes: Sequence[int], objects: Objects, *, shots: int, episodes: int, seed: int
+) -> list[Draw]:
+    """PACO-Part: class uniform, image uniform, then one object that has the part; empty boxes are drawn again.
+
+    Supports differ from the query's image and may repeat. Raises `FssError`.
+    """
+    shown = {c: [i for i in pools.get(c, ()) if any(o.shown for o in objects[c, i])] for c in classes}
+    check_pools(shown, classes, 2)
+    rng, found = np.random.RandomState(seed), []
+    for _ in range(episodes):
+        class_id = pick(rng, classes)
+        crops: list[str] = []
+        image = ""
+        while len(crops) < shots + 1:
+            drawn = pick(rng, pools[class_id])
+            if crops and drawn == image:
+                continue
+            chosen = pick(rng, objects[class_id, drawn])
+            if chosen.shown:
+                crops.append(chosen.name)
+                image = image or drawn
+        found.append(Draw(class_id, crops[0], tuple(crops[1:])))
+    return found
+
+
+def pascal_part(
+    pools: Pools, classes: Sequence[int], objects: Objects, *, shots: int, episodes: int, seed: int
+) -> list[Draw]:
+    """Pascal-Part: class idx mod n, image uniform, one object of its kind uniform; both again if it lacks the part.
+
+    Query and supports are of different images. Raises `FssError`.
+    """
+    usable = {c: [i for i in pools.get(c, ()) if any(o.has_part and o.shown for o in objects[c, i])] for c in classes}
+    check_pools(usable, classes, shots + 1)
+    rng, found = np.random.RandomState(seed), []
+    for number in range(episodes):
+        class_id = classes[number % len(classes)]
+        crops: dict[str, str] = {}  # image -> crop
+        while len(crops) < shots + 1:
+            image = pick(rng, pools[class_id])
+            if image in crops:
+                continue
+            chosen = pick(rng, objects[class_id, image])
+            if chosen.has_part and chosen.shown:
+                crops[image] = chosen.name
+        query, *supports = crops.values()
+        found.append(Draw(class_id, query, tuple(supports)))
+    return found
+
+
+def part_entries(pools: Pools, most: int = 2500) -> int:
+    """How many episodes a Pascal-Part fold has: its (part, image) entries, 2500 at most. Raises `FssError` for none."""
+    entries = sum(len(names) for names in pools.values())
+    if not entries:
+        raise FssError("the fold has no part to test")
+    return min(entries, most)
