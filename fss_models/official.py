@@ -65,6 +65,8 @@ def load_official(method: str, preset: str, path: str, *, weights: str | None = 
     try:
         found: Official = _module(method).read(read_tensors(path), preset)
         model = registry.build(method, preset, found.config, weights=weights)
+        if model.untrained and not weights:
+            raise FssError("belongs to a pretrained model", mend="give --weights, the checkpoint it was trained on")
         model.load_trainable_state(found.state)
     except FssError as error:
         raise error if error.where else FssError(error.what, where=path, mend=error.mend) from error

@@ -16,9 +16,10 @@ from safetensors.torch import save as save_tensors
 
 from fss_models import registry
 from fss_models.errors import FssError
+from fss_models.official import load_official, official_state, read_tensors
 from fss_models.segmenter import Segmenter
 from pipelines.storage import Store
-from pipelines.weights import fetch
+from pipelines.weights import fetch, file_sha256
 
 
 class BundleInfo(BaseModel):
@@ -65,6 +66,29 @@ def save_bundle(url: str, model: Segmenter, **about: Any) -> BundleInfo:
     store.write_bytes("model.safetensors", data)
     store.write_json("bundle.json", info.model_dump())
     return info
+
+
+def import_bundle(url: str, *, file: str, method: str, preset: str, weights: str = "") -> tuple[BundleInfo, int]:
+    """A bundle below `url` from an official checkpoint `file`; returns it and how many tensors the file held.
+
+    Raises `FssError` for a file that does not fit, naming the first wrong key; nothing is written then.
+    """
+    source, base = fetch(file), fetch(weights)
+    model = load_official(method, preset, source, weights=base or None)
+    about = {"official": file, "official_sha256": file_sha256(source)}
+    info = save_bundle(url, model, weights=weights, sha256=file_sha256(base) if base else "", provenance=about)
+    return info, len(read_tensors(source))
+
+
+def export_bundle(url: str, target: str) -> int:
+    """Write a bundle's trained tensors under official names to the file `target`; returns how many there are.
+
+    Raises `FssError` for a bundle whose method has no official format or trained more than it can hold.
+    """
+    state = official_state(load_bundle(url)[0])
+    folder, _, name = target.rpartition("/")
+    Store(folder or ".").write_bytes(name, save_tensors(state))
+    return len(state)
 
 
 def read_bundle_info(url: str) -> BundleInfo:

@@ -1,0 +1,45 @@
+"""`fss weights`: official checkpoints in, official checkpoints out."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated
+
+import typer
+
+from jobs.options import JsonOption
+
+
+def register(app: typer.Typer) -> None:
+    """Add the sub-commands."""
+    weights = typer.Typer(help="Import and export checkpoints of the methods' official code.", no_args_is_help=True)
+    app.add_typer(weights, name="weights")
+
+    @weights.command("import")
+    def import_weights(
+        file: Annotated[str, typer.Argument(help="The official file (.pth, .pt or .safetensors), a path or URL.")],
+        method: Annotated[str, typer.Option("--method", "-m", help="Whose file it is.")],
+        out: Annotated[str, typer.Option("--out", "-o", help="URL of the bundle to write.")],
+        preset: Annotated[str, typer.Option("--preset", "-p", help="The size it was trained at.")] = "large",
+        base: Annotated[str, typer.Option("--weights", help="The SAM 2 checkpoint it belongs to.")] = "",
+        as_json: JsonOption = False,
+    ) -> None:
+        """Make a bundle of an official file: every key is checked, nothing in the file is executed."""
+        from pipelines.bundle import import_bundle
+
+        info, tensors = import_bundle(out, file=file, method=method, preset=preset, weights=base)
+        line = f"{tensors} tensors of {file} -> {out} (bundle {info.bundle_id}, config {json.dumps(info.config)})"
+        print(line, file=sys.stderr if as_json else sys.stdout)
+        if as_json:
+            print(json.dumps({"bundle": out, "bundle_id": info.bundle_id, "tensors": tensors, "config": info.config}))
+
+    @weights.command("export")
+    def export_weights(
+        bundle: Annotated[str, typer.Argument(help="URL of a bundle.")],
+        out: Annotated[str, typer.Option("--out", "-o", help="The .safetensors file to write, a path or URL.")],
+    ) -> None:
+        """Write a bundle's trained tensors under the official code's names."""
+        from pipelines.bundle import export_bundle
+
+        print(f"{export_bundle(bundle, out)} tensors of {bundle} -> {out}")
