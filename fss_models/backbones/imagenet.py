@@ -1,0 +1,88 @@
+"""What the ImageNet backbones of FCP and VRP-SAM have in common: their levels, their files, their frozen state.
+
+Levels follow the papers' names: layer2 (mid), layer3 (high) and layer4 (top). Specification `fcp_vrp` 2.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from fss_models.errors import FssError
+
+COUNTER = "num_batches_tracked"  # old files lack it; frozen normalisation never reads it
+
+
+class ImagenetBackbone(nn.Module):
+    """Five groups of layers `layer0` ... `layer4`, frozen, always in evaluation mode.
+
+    Tensor names are those of the official checkpoints: `layer0.0.weight`, `layer1.0.conv1.weight`, ...
+    """
+
+    #: channels of layer2, layer3 and layer4
+    channels: tuple[int, int, int]
+    layer0: nn.Module
+    layer1: nn.Module
+    layer2: nn.Module
+    layer3: nn.Module
+    layer4: nn.Module
+
+    def levels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """[N, 3, R, R], ImageNet-normalised -> layer2 and layer3, [N, C, h, w] each."""
+        mid = self.layer2(self.layer1(self.layer0(pixels)))
+        return mid, self.layer3(mid)
+
+    def top(self, high: Tensor) -> Tensor:
+        """layer3 (masked or not) -> layer4."""
+        found: Tensor = self.layer4(high)
+        return found
+
+    def train(self, mode: bool = True) -> Self:
+        """Stays in evaluation mode: its statistics are ImageNet's."""
+        return super().train(False)
+
+    @abstractmethod
+    def rename(self, key: str) -> str | None:
+        """Our name of a tensor in the published ImageNet file; None where it has no place here (the classifier)."""
+
+    def load_file(self, path: str) -> None:
+        """Load the published ImageNet file, or the `layer0` ... `layer4` of an official FCP or VRP-SAM checkpoint.
+
+        Raises `FssError` naming the first missing, unknown or misshapen tensor.
+        """
+        given = _renamed(self, _read(path), path)
+        have = self.state_dict()
+        for key in sorted(have.keys() - given.keys()):
+            if not key.endswith(COUNTER):
+                raise FssError(f"lacks {key!r}", where=path, mend="is it the file of this backbone?")
+        for key in sorted(given.keys() - have.keys()):
+            raise FssError(f"has unknown {key!r}", where=path, mend="is it the file of this backbone?")
+        for key, value in given.items():
+            if value.shape != have[key].shape:
+                raise FssError(f"{key!r} is {tuple(value.shape)}, the model's {tuple(have[key].shape)}", where=path)
+        self.load_state_dict(given, strict=False)
+
+
+def _read(path: str) -> dict[str, Tensor]:
+    if not Path(path).is_file():
+        raise FssError("no such weight file", where=path, mend="give the backbone's ImageNet file")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a file that is no checkpoint
+        raise FssError("is not a file of tensors", where=path) from error
+    state = state.get("state_dict", state)
+    return {k.removeprefix("module."): v for k, v in state.items() if isinstance(v, Tensor)}
+
+
+def _renamed(backbone: ImagenetBackbone, state: dict[str, Tensor], path: str) -> dict[str, Tensor]:
+    official = any(key.startswith("layer0.") for key in state)
+    if official:  # the rest of such a checkpoint belongs to the method
+        return {k: v for k, v in state.items() if k.startswith("layer")}
+    names = {key: backbone.rename(key) for key in state}
+    if not any(names.values()):
+        raise FssError(f"has unknown {min(state, default='')!r}", where=path, mend="is it the file of this backbone?")
+    return {name: state[key] for key, name in names.items() if name is not None}

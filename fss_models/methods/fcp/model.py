@@ -1,0 +1,179 @@
+"""FCP (AAAI 2025): prompts for a frozen SAM from prototypes that cover the foreground of support and query."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fss_models.clip import Clip, Features, Memory, Prediction, PromptBatch
+from fss_models.errors import FssError
+from fss_models.methods.fcp import losses as terms
+from fss_models.methods.fcp.config import FcpConfig
+from fss_models.methods.fcp.encoder import FcpEncoder, QuerySide, SupportSide
+from fss_models.prototype_prompts.build import Parts
+from fss_models.prototype_prompts.marks import grid_masks
+from fss_models.prototype_prompts.parts import object_first, prior, resize_aligned
+from fss_models.prototype_prompts.segmenter import (
+    DECODER_MAPS,
+    PromptingSegmenter,
+    clip_pairs,
+    gather_shots,
+    real_rows,
+    row_of,
+    scatter_rows,
+    shot_rows,
+)
+from fss_models.registry import register_method
+
+
+@dataclass(frozen=True, kw_only=True)
+class FcpAnalysis:
+    """What FCP looked at, for P pairs with K shots each: E = rows, shot by shot within a pair; T steps.
+
+    pair, shot [E]             which pair and which shot a row is
+    support_attention          T maps [E, N_S, G * G]
+    query_attention            T maps [E, N_Q, G * G]
+    matching [E, N_S, N_Q]     prototype-prototype matching
+    conventional [E, 1, G, G]  prior mask; attention_masks: T - 1 of [E, 1, G, G], to be cut at 0.5
+    prompts [E, N, D], shot_logits [E, R, R], prediction: as `segment`
+    """
+
+    pair: Tensor
+    shot: Tensor
+    support_attention: list[Tensor]
+    query_attention: list[Tensor]
+    matching: Tensor
+    conventional: Tensor
+    attention_masks: list[Tensor]
+    prompts: Tensor
+    shot_logits: Tensor
+    prediction: Prediction
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Rows:
+    """The query side of every (pair, shot)."""
+
+    pair: Tensor
+    shot: Tensor
+    side: QuerySide
+    prior: Tensor
+    logits: Tensor  # [E, R, R]
+    ious: Tensor
+    prediction: Prediction
+
+
+@register_method("fcp", config=FcpConfig)
+class Fcp(PromptingSegmenter):
+    """The support's prototypes are computed once (`memorise`); K shots are decoded apart, their logits averaged."""
+
+    config: FcpConfig
+    encoder: FcpEncoder
+
+    def __init__(
+        self, *, preset: str, config: FcpConfig, weights: str | None = None, parts: Parts | None = None
+    ) -> None:
+        if config.steps < 1:
+            raise FssError("steps must be at least 1")
+        super().__init__(preset=preset, config=config, weights=weights, parts=parts)
+        mid, high, _ = self.levels.channels
+        self.encoder = FcpEncoder(config, channels=mid + high, width=self.sam.width)
+
+    def memorise(self, features: Features, prompts: PromptBatch) -> Memory:
+        """tokens [S, K, N, D], prototypes res and sam [S, K, D], layer4's masked cells top [S, K, L, C], filled [S, K].
+
+        Of `top` the first `filled` cells are not zero.
+        """
+        return self._support(features, prompts)[0]
+
+    def segment(self, memory: Memory, features: Features, pairs: Tensor) -> Prediction:
+        """Logits [P, R, R], the mean over the shots; the score is SAM's predicted IoU, likewise."""
+        return self._query(memory, features, pairs).prediction
+
+    def analyse(self, features: Features, prompts: PromptBatch, pairs: Tensor) -> FcpAnalysis:
+        """`memorise` and `segment` with everything they looked at kept."""
+        memory, rows, support = self._support(features, prompts)
+        found = self._query(memory, features, pairs)
+        own = row_of(rows, prompts.kind.shape, pairs[:, 0][found.pair], found.shot)
+        return FcpAnalysis(
+            pair=found.pair, shot=found.shot, support_attention=[a[own] for a in support.attention],
+            query_attention=found.side.attention, matching=found.side.matching, conventional=found.prior,
+            attention_masks=found.side.masks, prompts=found.side.prompts, shot_logits=found.logits,
+            prediction=found.prediction)
+
+    def losses(self, clip: Clip) -> dict[str, Tensor]:
+        """mask + dice on the targets, guide on the attention masks, ortho on all attention maps."""
+        features = self.encode(clip.images)
+        memory, _, support = self._support(features, clip.prompts)
+        found = self._query(memory, features, clip_pairs(clip))
+        named = self.mask_terms(found.prediction, clip)
+        truth, valid = self.truth(clip)
+        if self.config.dice_mode == "paper":
+            named["dice"] = terms.squared_dice(found.prediction.logits[:, None].sigmoid(), truth, valid)
+        for name in ("mask", "dice"):
+            named[name] = named[name] * self.config.prompt_weight
+        small, kept = (F.interpolate(x.float(), size=found.prior.shape[-2:])[found.pair] for x in (truth, valid))
+        guide = terms.guide_loss if self.config.guide_mode == "released" else terms.paper_guide_loss
+        ortho = terms.ortho_loss if self.config.ortho_mode == "released" else terms.paper_ortho_loss
+        named["guide"] = self.config.guide_weight * guide(found.side.masks, small, kept > 0)
+        named["ortho"] = self.config.ortho_weight * ortho(support.attention, found.side.attention)
+        return named
+
+    def _support(self, features: Features, prompts: PromptBatch) -> tuple[Memory, Tensor, SupportSide]:
+        """The memory; of the E real references their flat index into S * K and what the encoder made of them."""
+        rows, image, masks = real_rows(prompts)
+        masks = masks.to(self.device)
+        first = prompts.image[:, :1].expand_as(prompts.image).flatten()[rows]
+        sam = features.maps["sam"][first if self.config.kshot_support_sam == "first" else image]
+        mask = self._grid_masks(masks, self._grid)
+        high = features.maps["high"][image]
+        small = self._grid_masks(masks, high.shape[-2:])
+        top = resize_aligned(self.masked_top(high, small), self._grid) * mask
+        side = self.encoder.support(self._fused(features, image), sam, mask)
+        top, filled = object_first(top)
+        made = {"tokens": side.tokens, "top": top, "filled": filled} | side.prototypes
+        memory = Memory(tensors={k: scatter_rows(v, rows, prompts.kind.shape) for k, v in made.items()},
+                        counts=prompts.counts)
+        return memory, rows, side
+
+    def _query(self, memory: Memory, features: Features, pairs: Tensor) -> _Rows:
+        pair, shot = shot_rows(memory.counts[pairs[:, 0]])
+        sets, image = pairs[pair].unbind(1)
+        own = gather_shots(memory, sets, shot)
+        used, of_row = image.unique(return_inverse=True)
+        _, lifted = self.encoder.lift(self._fused(features, used), features.maps["sam"][used])
+        guess = prior(own["top"], resize_aligned(features.maps["top"][image], self._grid))
+        side = self.encoder.query({k: v[of_row] for k, v in lifted.items()}, own["tokens"],
+                                  {k: own[k] for k in ("res", "sam") if k in own}, guess)
+        maps = {k: features.maps[k][image] for k in DECODER_MAPS if k in features.maps}
+        low, ious = self.sam.decode(maps, side.prompts)
+        logits = self.to_image(low)
+        prediction = Prediction(logits=_mean_over_shots(logits, pair, len(pairs)),
+                                scores=_mean_over_shots(ious.float(), pair, len(pairs)).clamp(0, 1))
+        return _Rows(pair=pair, shot=shot, side=side, prior=guess, logits=logits, ious=ious, prediction=prediction)
+
+    @property
+    def _grid(self) -> tuple[int, int]:
+        return self.sam.grid, self.sam.grid
+
+    def _fused(self, features: Features, image: Tensor) -> Tensor:
+        """layer3 and layer2 of the images, in this order, on SAM's grid [E, C, G, G]."""
+        return torch.cat([resize_aligned(features.maps[n][image], self._grid) for n in ("high", "mid")], dim=1)
+
+    def _grid_masks(self, masks: Tensor, size: Sequence[int]) -> Tensor:
+        small = grid_masks(masks, size, fill=self.config.empty_mask == "fill")
+        if self.config.empty_mask == "error" and not bool(small.flatten(1).any(dim=1).all()):
+            raise FssError("a support mask is empty on the grid", mend="mark a larger object, or set empty_mask: fill")
+        return small
+
+
+def _mean_over_shots(values: Tensor, pair: Tensor, pairs: int) -> Tensor:
+    """[E, ...] -> [P, ...]."""
+    where = pair.to(values.device)
+    total = values.new_zeros(pairs, *values.shape[1:]).index_add(0, where, values)
+    counts = torch.bincount(where, minlength=pairs).to(values)
+    return total / counts.view(-1, *[1] * (values.dim() - 1))

@@ -1,0 +1,1 @@
+"""VRP-SAM: SAM with a visual reference prompt (CVPR 2024)."""

@@ -1,0 +1,64 @@
+"""Building SAM and the class-consistent features for a preset."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from fss_models.backbones.imagenet import ImagenetBackbone
+from fss_models.errors import FssError
+from fss_models.preprocess import Preprocessor
+from fss_models.prototype_prompts.levels import build_backbone
+from fss_models.prototype_prompts.sams import PromptedSam, PromptedSam1, PromptedSam2
+from fss_models.sam1.build import SIZES, build_sam1
+from fss_models.sam2_core.build import build_sam2
+from fss_models.sam2_core.core import Sam2Core
+from fss_models.sam2_core.presets import PRESETS, find_preset, preprocessor
+
+IMAGE_SIDE = 512  # at which the published code works; SAM sees the same pixels enlarged to its own side
+ALL_PRESETS = (*PRESETS, *SIZES)
+_SMALL = ("debug", "nano")  # work at SAM 2's side, on its trunk
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What a method is built around.
+
+    backbone    of its own, or None: SAM 2's trunk
+    checkpoint  whether SAM's values came from a file
+    frozen      pretrained weights other than SAM's file: name -> sha256
+    """
+
+    sam: PromptedSam
+    backbone: ImagenetBackbone | None
+    preprocessor: Preprocessor
+    checkpoint: bool
+    frozen: dict[str, str]
+
+
+def build_parts(preset: str, *, backbone: str, backbone_weights: str, weights: str | None) -> Parts:
+    """SAM v1 at `vit_b`, `vit_l`, `vit_h`, else SAM 2; the backbone `auto` is ResNet-50, at debug and nano the trunk.
+
+    Raises `FssError` for combinations that do not exist and for files that do not fit.
+    """
+    name = ("trunk" if preset in _SMALL else "resnet50") if backbone == "auto" else backbone
+    if name == "trunk" and preset in SIZES:
+        raise FssError(f"backbone 'trunk' needs SAM 2, not {preset!r}", mend="take resnet50, resnet101 or vgg16")
+    if name == "trunk" and backbone_weights:
+        raise FssError("backbone_weights belongs to a backbone of its own", mend="name the backbone, or leave it out")
+    if name != "trunk" and preset not in SIZES and find_preset(preset).trunk != "hiera":
+        raise FssError(f"preset {preset!r} has its own pixel scale: backbone {name!r} cannot share it",
+                       mend="take backbone 'auto', or another preset")
+    sam: PromptedSam
+    if preset in SIZES:
+        sam, frozen = PromptedSam1(build_sam1(SIZES[preset], weights=weights)), {}
+        resize = Preprocessor(side=IMAGE_SIDE)
+    else:
+        sam = PromptedSam2(Sam2Core(build_sam2(preset, weights=weights)))
+        frozen = dict(getattr(sam.core.sam.image_encoder.trunk, "pretrained", {}))
+        resize = preprocessor(preset) if preset in _SMALL else Preprocessor(side=IMAGE_SIDE)
+    own = None if name == "trunk" else build_backbone(name, backbone_weights)
+    if backbone_weights:
+        frozen[name] = hashlib.sha256(Path(backbone_weights).read_bytes()).hexdigest()
+    return Parts(sam=sam, backbone=own, preprocessor=resize, checkpoint=bool(weights), frozen=frozen)

@@ -1,0 +1,99 @@
+"""SAM v1 and SAM 2 behind one face: an image embedding, and a mask decoder that takes vectors as prompts.
+
+Both decoders are called with the learned vectors in place of embedded points: no point type, no position code, no
+padding token; the dense embedding is SAM's "no mask". Specification `fcp_vrp` 1.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fss_models.sam1.build import Sam1
+from fss_models.sam2_core.core import Sam2Core
+
+Maps = dict[str, Tensor]
+
+
+class PromptedSam(nn.Module, ABC):
+    """`side` input side in pixels, `width` D of embedding and prompts, `grid` G = side / 16."""
+
+    side: int
+    width: int
+
+    @property
+    def grid(self) -> int:
+        """G, the side of the image embedding."""
+        return self.side // 16
+
+    @abstractmethod
+    def encode(self, pixels: Tensor) -> tuple[Maps, tuple[Tensor, ...]]:
+        """[N, 3, side, side] -> maps ("sam" [N, D, G, G] and what `decode` reads besides), the trunk's four stages.
+
+        SAM v1 has no stages: an empty tuple.
+        """
+
+    @abstractmethod
+    def decode(self, maps: Maps, prompts: Tensor) -> tuple[Tensor, Tensor]:
+        """maps of E images, prompts [E, n, D] -> logits [E, 4G, 4G] of mask token 0, predicted IoU [E]."""
+
+
+class PromptedSam1(PromptedSam):
+    """SAM v1; the image encoder never needs gradients."""
+
+    def __init__(self, model: Sam1) -> None:
+        super().__init__()
+        self.model = model
+        self.side, self.width = model.size.side, model.size.prompt_width
+
+    def encode(self, pixels: Tensor) -> tuple[Maps, tuple[Tensor, ...]]:
+        """The image embedding, without gradients."""
+        with torch.no_grad():
+            return {"sam": self.model.embed(pixels)}, ()
+
+    def decode(self, maps: Maps, prompts: Tensor) -> tuple[Tensor, Tensor]:
+        """As `PromptedSam.decode`."""
+        return _decode(self.model.prompt_encoder, self.model.mask_decoder, maps, prompts, None)
+
+
+class PromptedSam2(PromptedSam):
+    """SAM 2 on still images: the embedding of a first frame, the decoder with its two finer maps f0 and f1."""
+
+    def __init__(self, core: Sam2Core) -> None:
+        super().__init__()
+        self.core = core
+        self.side, self.width = core.side, int(core.sam.hidden_dim)
+
+    def encode(self, pixels: Tensor) -> tuple[Maps, tuple[Tensor, ...]]:
+        """The trunk runs without gradients; neck and decoder convolutions with them only where they are trained."""
+        encoder, decoder = self.core.sam.image_encoder, self.core.sam.sam_mask_decoder
+        with torch.no_grad():
+            stages: list[Tensor] = encoder.trunk(pixels)
+        trained = any(p.requires_grad for p in encoder.neck.parameters())
+        with nullcontext() if trained else torch.no_grad():
+            levels = encoder.neck(stages)[0]
+            f0, f1, f2 = levels[: -encoder.scalp] if encoder.scalp else levels
+            maps = {"sam": f2 + self.core.sam.no_mem_embed.view(1, -1, 1, 1),
+                    "f0": decoder.conv_s0(f0), "f1": decoder.conv_s1(f1)}
+        return maps, tuple(stages)
+
+    def decode(self, maps: Maps, prompts: Tensor) -> tuple[Tensor, Tensor]:
+        """As `PromptedSam.decode`."""
+        sam = self.core.sam
+        return _decode(sam.sam_prompt_encoder, sam.sam_mask_decoder, maps, prompts, [maps["f0"], maps["f1"]])
+
+
+def _decode(
+    encoder: Any, decoder: Any, maps: Maps, prompts: Tensor, fine: list[Tensor] | None
+) -> tuple[Tensor, Tensor]:
+    embedding = maps["sam"]
+    dense = encoder.no_mask_embed.weight.view(1, -1, 1, 1).expand_as(embedding)
+    logits, ious, _, _ = decoder(
+        image_embeddings=embedding, image_pe=encoder.get_dense_pe(), sparse_prompt_embeddings=prompts,
+        dense_prompt_embeddings=dense, multimask_output=False, repeat_image=False, high_res_features=fine,
+    )
+    return logits[:, 0].float(), ious[:, 0]

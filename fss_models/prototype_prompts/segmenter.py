@@ -1,0 +1,177 @@
+"""The part of FCP and VRP-SAM that does not depend on how prompts are made: encoding, what is trained, mask losses."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Protocol, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fss_models import losses
+from fss_models.clip import Clip, Features, Images, Memory, Prediction, PromptBatch, PromptKind
+from fss_models.errors import FssError
+from fss_models.prototype_prompts.build import ALL_PRESETS, Parts, build_parts
+from fss_models.prototype_prompts.levels import TrunkLevels, levels_of
+from fss_models.prototype_prompts.marks import mark_masks
+from fss_models.prototype_prompts.parts import resize_aligned
+from fss_models.prototype_prompts.sams import PromptedSam2
+from fss_models.segmenter import Segmenter
+
+DECODER_MAPS = ("sam", "f0", "f1")  # of `Features.maps`, what the mask decoder reads
+_DECODER = ("image_encoder.neck.", "sam_mask_decoder.", "no_mem_embed", "sam_prompt_encoder.no_mask_embed.")
+_RANDOM_BUFFER = "positional_encoding_gaussian_matrix"
+
+
+class PromptingConfig(Protocol):
+    """The settings that both methods have."""
+
+    @property
+    def backbone(self) -> str:
+        """auto, resnet50, resnet101, vgg16 or trunk."""
+
+    @property
+    def backbone_weights(self) -> str:
+        """Local ImageNet file of the backbone."""
+
+    @property
+    def train(self) -> str:
+        """auto, encoder or all_but_trunk."""
+
+    @property
+    def void(self) -> str:
+        """ignore or background."""
+
+
+class PromptingSegmenter(Segmenter):
+    """encode: SAM's embedding and three levels of class-consistent features, once an image."""
+
+    presets: ClassVar[tuple[str, ...]] = ALL_PRESETS
+    config: PromptingConfig
+    encoder: nn.Module  #: the trained part, set by the method
+
+    def __init__(self, *, preset: str, config: PromptingConfig, weights: str | None, parts: Parts | None) -> None:
+        """`parts` are SAM and backbone of any size, holding their values; without them the preset's are built."""
+        if parts is None:
+            parts = build_parts(preset, backbone=config.backbone, backbone_weights=config.backbone_weights,
+                                weights=weights)
+        super().__init__(preset=preset, preprocessor=parts.preprocessor, config=config)
+        self.sam, self.backbone = parts.sam, parts.backbone
+        self._parts_have = (parts.checkpoint, parts.frozen)
+        if config.train == "all_but_trunk" and not isinstance(self.sam, PromptedSam2):
+            raise FssError("train 'all_but_trunk' needs SAM 2", mend="take train 'encoder'")
+
+    @property
+    def levels(self) -> Any:
+        """The source of class-consistent features: `channels` of layer2, layer3, layer4, and `top`."""
+        if self.backbone is not None:
+            return self.backbone
+        assert isinstance(self.sam, PromptedSam2)
+        return TrunkLevels(self.sam.core.sam.image_encoder.trunk)
+
+    @property
+    def trains_decoder(self) -> bool:
+        """Whether SAM 2's neck and mask decoder are trained too: where no checkpoint was given, unless told."""
+        auto = self.config.train == "auto" and not self._parts_have[0] and isinstance(self.sam, PromptedSam2)
+        return self.config.train == "all_but_trunk" or auto
+
+    @property
+    def untrained(self) -> bool:
+        """Whether SAM, or a backbone of its own, holds random values."""
+        checkpoint, frozen = self._parts_have
+        return not checkpoint or (self.backbone is not None and not frozen)
+
+    def frozen_weights(self) -> dict[str, str]:
+        """The trunk's or the backbone's pretrained weights; a SAM file is recorded by whoever gave it."""
+        return dict(self._parts_have[1])
+
+    def train(self, mode: bool = True) -> Self:
+        """SAM stays in evaluation mode, as in the released code."""
+        super().train(mode)
+        self.sam.train(False)
+        return self
+
+    def set_trainable(self) -> None:
+        """The prompt encoder; with `all_but_trunk` SAM 2's neck and what the mask decoder uses."""
+        for name, parameter in self.named_parameters():
+            own = name.startswith("encoder.")
+            decoder = self.trains_decoder and name.startswith(tuple(f"sam.core.sam.{p}" for p in _DECODER))
+            parameter.requires_grad_(own or decoder)
+
+    def trainable_names(self) -> set[str]:
+        """Trained parameters, and the random position code that goes with a decoder trained from scratch."""
+        names = super().trainable_names()
+        if self.trains_decoder:
+            names |= {n for n in self.state_dict() if n.endswith(_RANDOM_BUFFER)}
+        return names
+
+    def encode(self, images: Images) -> Features:
+        """maps "sam" [N, D, G, G], "mid", "high", "top" [N, C, h, w] (layer2, 3, 4), with SAM 2 also "f0", "f1"."""
+        pixels = images.pixels.to(self.device)
+        maps, stages = self.sam.encode(resize_aligned(pixels, (self.sam.side, self.sam.side)))
+        return Features(maps=maps | levels_of(self.backbone, stages, pixels), sizes=images.sizes)
+
+    def masked_top(self, high: Tensor, masks: Tensor) -> Tensor:
+        """layer4 of layer3 [E, C, h, w] under masks [E, 1, h, w], without gradients."""
+        with torch.no_grad():
+            found: Tensor = self.levels.top(high * masks)
+        return found
+
+    def to_image(self, logits: Tensor) -> Tensor:
+        """Decoder logits [E, 4G, 4G] -> [E, R, R]."""
+        return resize_aligned(logits[:, None], (self.side, self.side))[:, 0]
+
+    def mask_terms(self, prediction: Prediction, clip: Clip) -> dict[str, Tensor]:
+        """mask (binary cross-entropy) and dice over pixels and queries; iou where the decoder is trained.
+
+        `prediction` has B * J rows, clip by clip.
+        """
+        logits, (truth, valid) = prediction.logits[:, None], self.truth(clip)
+        terms = {"mask": losses.cross_entropy(logits, truth, valid), "dice": losses.dice(logits, truth, valid)}
+        if self.trains_decoder:
+            terms["iou"] = F.mse_loss(prediction.scores.float(), losses.mask_iou(logits, truth, valid)[:, 0])
+        return terms
+
+    def truth(self, clip: Clip) -> tuple[Tensor, Tensor]:
+        """Target masks and which pixels count, both [B * J, 1, R, R]."""
+        truth = clip.target_masks.flatten(0, 1)[:, None].to(self.device, torch.float32)
+        valid = ~clip.ignore.flatten(0, 1)[:, None].to(self.device)
+        return truth, torch.ones_like(valid) if self.config.void == "background" else valid
+
+
+def real_rows(prompts: PromptBatch) -> tuple[Tensor, Tensor, Tensor]:
+    """The E references that are no padding: flat index [E] into S * K, image [E], masks [E, 1, R, R]."""
+    rows = (prompts.kind != PromptKind.PAD).flatten().nonzero()[:, 0]
+    return rows, prompts.image.flatten()[rows], mark_masks(prompts).flatten(0, 1)[rows, None]
+
+
+def scatter_rows(values: Tensor, rows: Tensor, shape: torch.Size) -> Tensor:
+    """[E, ...] of the real references -> [S, K, ...], zeros where padded."""
+    full = values.new_zeros(shape[0] * shape[1], *values.shape[1:])
+    return full.index_copy(0, rows.to(values.device), values).unflatten(0, tuple(shape))
+
+
+def row_of(rows: Tensor, shape: torch.Size, sets: Tensor, shot: Tensor) -> Tensor:
+    """Which of the E references at flat indices `rows` [E] of S x K `shape` is `shot` [M] of set `sets` [M]."""
+    flat = sets.to(rows.device) * shape[1] + shot.to(rows.device)
+    return torch.searchsorted(rows, flat)
+
+
+def shot_rows(counts: Tensor) -> tuple[Tensor, Tensor]:
+    """[P] shots of each pair -> pair and shot [E] of every row, pair by pair."""
+    pair = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
+    start = (counts.cumsum(0) - counts)[pair]
+    return pair, torch.arange(len(pair), device=counts.device) - start
+
+
+def gather_shots(memory: Memory, sets: Tensor, shot: Tensor) -> dict[str, Tensor]:
+    """Row by row what is known of `shot` [E] of set `sets` [E]; "top" without the cells that are zero in all sets."""
+    longest = int(memory.tensors["filled"].max()) + 1
+    return {k: (v[:, :, :longest] if k == "top" else v)[sets, shot] for k, v in memory.tensors.items()}
+
+
+def clip_pairs(clip: Clip) -> Tensor:
+    """[B * J, 2]: each target with its own clip's support set, in `clip.images`."""
+    b, _, j = clip.shape
+    targets = torch.arange(b * j)
+    return torch.stack([targets // j, len(clip.references) + targets], dim=1)
