@@ -51,7 +51,8 @@ def run(name: str, overrides: dict[str, Any], folder: Path = RESULTS) -> Path:
                 "commit": commit(), "config": config, "result": result}
     short = re.sub(r"[^a-z0-9]+", "-", hardware()["name"].lower()).strip("-")[:40]
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{now:%Y-%m-%d}-{name}-{short}.json"
+    chosen = re.sub(r"[^a-z0-9.]+", "-", "".join(f"-{k}-{v}" for k, v in sorted(overrides.items())).lower())
+    path = folder / f"{now:%Y-%m-%d}-{name}{chosen}-{short}.json"
     path.write_text(json.dumps(document, indent=1) + "\n")
     return path
 
