@@ -1,4 +1,7 @@
-"""Reading recipes: YAML, `--set a.b=c` overrides, and errors that name the nearest known key."""
+"""Reading recipes: YAML, `--set a.b=c` overrides, and errors that name the nearest known key.
+
+A recipe may begin with `extends: NAME`: it says only what differs from that recipe.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +55,18 @@ def _read(name: str) -> tuple[dict[str, Any], str]:
     raw = _yaml(text, where)
     if not isinstance(raw, dict):
         raise FssError("a recipe is a mapping of sections", where=where)
+    if base := raw.pop("extends", ""):
+        return _merged(_read(str(base))[0], raw), where
     return raw, where
+
+
+def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`base` with what `over` says; sections are merged, lists replaced."""
+    found = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(found.get(key), dict)
+        found[key] = _merged(found[key], value) if both else value
+    return found
 
 
 def _yaml(text: str, where: str) -> Any:

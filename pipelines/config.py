@@ -36,7 +36,7 @@ _USED = {"shapes": {"images", "side", "seed"}, "coco": {"root", "annotations"}, 
 class SourceConfig(Section):
     """Where labelled images come from."""
 
-    format: Literal["coco", "voc", "pairs", "shapes"] | Benchmark = "shapes"
+    format: Literal["coco", "voc", "pairs", "shapes", Benchmark] = "shapes"
     root: str = ""  # URL; not used by `shapes`
     annotations: str = ""  # coco: file below root, default the only annotations/*.json
     lists: str = ""  # pascal5i, fss1000: URL of the published lists that say which photos or classes are tested
