@@ -125,15 +125,9 @@ def _told(episode: ListedEpisode) -> str:
 def bind(shards: Shards, listed: PublishedList, *, where: str = "") -> EpisodeList:
     """The list over the images of some shards. Its hash stays the list's own, so results on other shards compare.
 
-    Raises `FssError` for classes that the shards do not have under that name, and for missing images: how many, and
-    the first.
+    Raises `FssError` for missing images (how many, and the first) and for classes that the shards do not have under
+    that name.
     """
-    for class_id, name in sorted({(e.class_id, e.class_name) for e in listed}):
-        known = shards.classes.get(class_id)
-        if known is None or known.name != name:
-            has = f"has {known.name!r} there" if known else "does not have it"
-            raise FssError(f"class {class_id} of the list is {name!r}; {shards.url} {has}", where=where,
-                           mend="are these shards of the same benchmark, built of all its photos?")
     names: dict[int, str] = {}
     for e in listed:
         names |= {e.query: e.query_name, **dict(zip(e.supports, e.support_names, strict=True))}
@@ -141,6 +135,12 @@ def bind(shards: Shards, listed: PublishedList, *, where: str = "") -> EpisodeLi
     if missing:
         raise FssError(f"{len(missing)} of the list's {len(names)} images are not in {shards.url} (first: "
                        f"{names[missing[0]]}, id {missing[0]})", where=where, mend="build the shards of all photos")
+    for class_id, name in sorted({(e.class_id, e.class_name) for e in listed}):
+        known = shards.classes.get(class_id)
+        if known is None or known.name != name:
+            has = f"has {known.name!r} there" if known else "does not have it"
+            raise FssError(f"class {class_id} of the list is {name!r}; {shards.url} {has}", where=where,
+                           mend="are these shards of the same benchmark, built of all its photos?")
     rows = tuple(Episode(i, listed.fold, e.class_id, e.query, e.supports) for i, e in enumerate(listed))
     return EpisodeList(fold=listed.fold, shots=listed.shots, seed=listed.seed, family=listed.family,
                        shards_hash=shards.manifest.content_hash, episodes=rows, published=listed.sha256)

@@ -80,7 +80,12 @@ class FoldData:
         if listed.fold != fold:
             raise FssError(f"is a list of fold {listed.fold}, not {fold}", where=url,
                            mend="write {fold} in eval.list where its number stands, or run that fold alone")
-        return bind(self.shards, listed, where=url)
+        bound, tested = bind(self.shards, listed, where=url), {c.class_id for c in self.tested}
+        if other := sorted(set(bound.class_ids) - tested):
+            name = self.shards.classes[other[0]].name
+            raise FssError(f"tests {len(other)} classes that are not in fold {fold} of these shards (first: {name})",
+                           where=url, mend="the list and the shards split the classes by another rule or shot")
+        return bound
 
 
 def resolved(train: TrainConfig, shards: Shards, fold: int | None) -> TrainConfig:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import PurePosixPath
 
+from fss_models.methods.fssam.episodes import WORKERS
 from pipelines.config import SourceConfig
 from pipelines.data.benchmarks.protocol import (
     Ask,
@@ -12,6 +14,7 @@ from pipelines.data.benchmarks.protocol import (
     Family,
     Part,
     check_fold,
+    content_digest,
     draw_fresh,
     drawn_pools,
     photo_number,
@@ -36,6 +39,11 @@ CLASSES = (  # in category-id order
     "refrigerator", "book", "clock", "vase", "scissors", "teddy bear", "hair drier", "toothbrush",
 )  # fmt: skip
 NAMES = dict(enumerate(CLASSES))
+FROM = frozenset({"lists", "shards", "split"})
+CHECKED = {  # val lists of HSNet's folds 0 to 3 and BAM's 1 to 3
+    "hsnet": frozenset({"694595014ffb6ca1", "093bfd3488c08e11", "f240177f18619a84", "701d526c9f954bec"}),
+    "bam": frozenset({"e2030892482283fd", "48d713e9df7172ec", "76e33acb6bc02851"}),
+}
 # PASCAL class -> its COCO counterpart: a PASCAL class is tested with the COCO fold that held it out (RePRI's protocol)
 PASCAL_IN_COCO = {
     "aeroplane": "airplane", "bicycle": "bicycle", "bird": "bird", "boat": "boat", "bottle": "bottle", "bus": "bus",
@@ -86,15 +94,19 @@ def _classes(ask: Ask) -> list[int]:
     return fold_classes(ask.fold)
 
 
+def _content(pools: Mapping[int, list[str]]) -> str:
+    return content_digest([(c, names) for c, names in sorted(pools.items()) if names])
+
+
 def _hsnet(ask: Ask, episodes: int, seed: int) -> Drawn:
     classes = _classes(ask)
     if ask.lists:
         pools, file = coco_images(ask.lists, "val", ask.fold)
-        origin = f"HSNet list {file.sha256[:16]}"
+        origin, content = f"HSNet list {file.sha256[:16]}", _content(pools)
     else:
-        pools, origin = drawn_pools(ask), shard_origin(ask)
+        pools, origin, content = drawn_pools(ask), shard_origin(ask), ""
     draws = class_uniform(pools, classes, shots=ask.shots, episodes=episodes, seed=seed)
-    return Drawn(draws=draws, classes=NAMES, origin=origin, published=bool(ask.lists))
+    return Drawn(draws=draws, classes=NAMES, origin=origin, content=content)
 
 
 def _bam(ask: Ask, episodes: int, seed: int) -> Drawn:
@@ -105,11 +117,11 @@ def _bam(ask: Ask, episodes: int, seed: int) -> Drawn:
     classes = _classes(ask)
     if ask.lists:
         pools, file = bam_classes(ask.lists, "val", ask.fold)
-        origin = f"BAM list {file.sha256[:16]}"
+        origin, content = f"BAM list {file.sha256[:16]}", _content(pools)
     else:
-        pools, origin = drawn_pools(ask), shard_origin(ask)
+        pools, origin, content = drawn_pools(ask), shard_origin(ask), ""
     draws = class_uniform(pools, classes, shots=ask.shots, episodes=episodes, seed=seed)
-    return Drawn(draws=draws, classes=NAMES, origin=origin, published=bool(ask.lists))
+    return Drawn(draws=draws, classes=NAMES, origin=origin, content=content)
 
 
 def _fssam(ask: Ask, episodes: int, seed: int) -> Drawn:
@@ -124,8 +136,8 @@ def _fssam(ask: Ask, episodes: int, seed: int) -> Drawn:
         names, origin = sorted({n for p in pools.values() for n in p}), shard_origin(ask)
     shown = {PurePosixPath(row["file_name"]).stem: row["class_ids"] for row in ask.opened.rows.values()}
     listed = [(n, sorted(c for c in shown.get(n, ()) if c in classes)) for n in names]
-    draws = by_worker(listed, pools, shots=ask.shots, episodes=episodes, seed=seed, workers=ask.workers)
-    return Drawn(draws=draws, classes=NAMES, origin=f"{origin}, {ask.workers} workers", published=bool(ask.lists))
+    draws = by_worker(listed, pools, shots=ask.shots, episodes=episodes, seed=seed, workers=ask.workers or WORKERS)
+    return Drawn(draws=draws, classes=NAMES, origin=f"{origin}, {ask.workers or WORKERS} workers")
 
 
 _GET = "http://images.cocodataset.org/zips/{}.zip"
@@ -142,9 +154,9 @@ BENCHMARK = Benchmark(
              get=_PNG.format("val2014")),
     ),
     families={
-        "hsnet": Family(draw=_hsnet, seed=0, checked=(0, 1, 2, 3), needs="--lists or --shards"),
-        "bam": Family(draw=_bam, seed=321, checked=(1, 2, 3), needs="--lists or --shards"),
-        "fssam": Family(draw=_fssam, seed=321, needs="--shards, and --lists for the published order"),
-        "drawn": Family(draw=draw_fresh, seed=0, needs="--shards"),
+        "hsnet": Family(draw=_hsnet, seed=0, checked=CHECKED["hsnet"], uses=FROM),
+        "bam": Family(draw=_bam, seed=321, checked=CHECKED["bam"], uses=FROM),
+        "fssam": Family(draw=_fssam, seed=321, uses=FROM | {"workers"}),
+        "drawn": Family(draw=draw_fresh, seed=0),
     },
 )

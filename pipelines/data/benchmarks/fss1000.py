@@ -100,7 +100,7 @@ def _hsnet(ask: Ask, episodes: int, seed: int) -> Drawn:
     pools = {first + i: [f"{name}/{n}.jpg" for n in range(1, IMAGES + 1)] for i, name in enumerate(names)}
     draws = every_image(pools, shots=ask.shots, seed=seed)
     return Drawn(draws=draws[:episodes] if episodes else draws, classes=dict(enumerate(names, first)),
-                 origin=f"HSNet list {file.sha256[:16]}", published=bool(ask.lists))
+                 origin=f"HSNet list {file.sha256[:16]}")
 
 
 _GET = "https://github.com/HKUSTCV/FSS-1000 (its README links the archive)"
@@ -113,7 +113,7 @@ BENCHMARK = Benchmark(
              get="data/splits/fss of HSNet's repository; or give --lists", optional=True),
     ),
     families={
-        "hsnet": Family(draw=_hsnet, seed=0, episodes=None, needs="--lists or --root"),
-        "drawn": Family(draw=draw_fresh, seed=0, needs="--shards"),
+        "hsnet": Family(draw=_hsnet, seed=0, episodes=None, uses=frozenset({"lists", "root"})),
+        "drawn": Family(draw=draw_fresh, seed=0),
     },
 )

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from pathlib import PurePosixPath
 
-from fss_models.errors import FssError
 from pipelines.config import SourceConfig
 from pipelines.data.benchmarks.protocol import (
+    ROOT,
     Ask,
     Benchmark,
     Drawn,
@@ -60,8 +60,6 @@ def cycled_list(ask: Ask, source: MaskFileSource, episodes: int, seed: int) -> D
 
 
 def _patnet(ask: Ask, episodes: int, seed: int) -> Drawn:
-    if not ask.root:
-        raise FssError("the photos decide this list", mend="give --root")
     return cycled_list(ask, IsicSource(SourceConfig(format="isic", root=ask.root)), episodes, seed)
 
 
@@ -74,7 +72,7 @@ BENCHMARK = Benchmark(
         Part(what="masks", folders=(MASKS,), suffixes=("_segmentation.png",), get=_GET.format(MASKS), count=2594),
     ),
     families={
-        "patnet": Family(draw=_patnet, seed=0, episodes=600, needs="--root"),
-        "drawn": Family(draw=draw_fresh, seed=0, needs="--shards"),
+        "patnet": Family(draw=_patnet, seed=0, episodes=600, uses=ROOT),
+        "drawn": Family(draw=draw_fresh, seed=0),
     },
 )

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from fss_models.errors import FssError
 from pipelines.config import SourceConfig
 from pipelines.data.benchmarks.isic import cycled_list
-from pipelines.data.benchmarks.protocol import Ask, Benchmark, Drawn, Family, Part, draw_fresh, photo_number
+from pipelines.data.benchmarks.protocol import ROOT, Ask, Benchmark, Drawn, Family, Part, draw_fresh, photo_number
 from pipelines.data.benchmarks.readers import MaskFileSource, base_of, by_stem, unique_ids
 from pipelines.data.sources.base import Failure, Item, digest_of, listing
 
@@ -32,8 +31,6 @@ class LungSource(MaskFileSource):
 
 
 def _patnet(ask: Ask, episodes: int, seed: int) -> Drawn:
-    if not ask.root:
-        raise FssError("the photos decide this list", mend="give --root")
     return cycled_list(ask, LungSource(SourceConfig(format="lung", root=ask.root)), episodes, seed)
 
 
@@ -46,7 +43,7 @@ BENCHMARK = Benchmark(
         Part(what="masks", folders=("masks",), suffixes=(".png",), get=_GET, count=704),
     ),
     families={
-        "patnet": Family(draw=_patnet, seed=0, episodes=600, needs="--root"),
-        "drawn": Family(draw=draw_fresh, seed=0, needs="--shards"),
+        "patnet": Family(draw=_patnet, seed=0, episodes=600, uses=ROOT),
+        "drawn": Family(draw=draw_fresh, seed=0),
     },
 )

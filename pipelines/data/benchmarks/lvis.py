@@ -12,6 +12,7 @@ from typing import Any
 from fss_models.errors import FssError
 from pipelines.config import SourceConfig
 from pipelines.data.benchmarks.protocol import (
+    ROOT,
     Ask,
     Benchmark,
     Drawn,
@@ -98,8 +99,6 @@ def _categories(data: bytes, where: str) -> Categories:
 
 def _matcher(ask: Ask, episodes: int, seed: int) -> Drawn:
     """Class idx mod n, 25 episodes a class where the fold has 92. The folds follow the shots of the list."""
-    if not ask.root:
-        raise FssError("the pickles decide this list", mend="give --root")
     source = LvisSource(SourceConfig(format="lvis92i", root=ask.root, shots=ask.shots))
     classes = tested_classes(source, ask.fold)
     draws = class_cycled(source.test_pools, classes, shots=ask.shots, episodes=episodes, seed=seed)
@@ -120,7 +119,7 @@ BENCHMARK = Benchmark(
         Part(what="test categories", folders=("",), suffixes=("lvis_val.pkl",), get=_PKL, count=1),
     ),
     families={
-        "matcher": Family(draw=_matcher, seed=0, episodes=2300, needs="--root"),
-        "drawn": Family(draw=draw_fresh, seed=0, needs="--shards"),
+        "matcher": Family(draw=_matcher, seed=0, episodes=2300, uses=ROOT),
+        "drawn": Family(draw=draw_fresh, seed=0),
     },
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fss_models.errors import FssError
 from pipelines.data.benchmarks import find_benchmark
-from pipelines.data.benchmarks.protocol import Ask, photo_number
+from pipelines.data.benchmarks.protocol import Ask, Family, photo_number
 from pipelines.data.published import ListedEpisode, PublishedList
 from pipelines.data.samplers.draws import Draw
 
@@ -18,21 +18,28 @@ def make_list(dataset: str, family: str, ask: Ask) -> PublishedList:
     if family not in benchmark.families:
         raise FssError(f"{benchmark.title} has no family {family!r}", mend=f"known: {', '.join(benchmark.families)}")
     how = benchmark.families[family]
-    if not (ask.lists or ask.root or ask.shards):
-        raise FssError(f"from what is the {family} list of {benchmark.title} to be made?", mend=f"give {how.needs}")
+    _check_options(how, ask, f"the {family} list of {benchmark.title}")
     seed = how.seed if ask.seed is None else ask.seed
     drawn = how.draw(ask, ask.episodes or how.episodes or 0, seed)
-    if family == "drawn":
-        status = "drawn"
-    else:
-        status = "reproduced" if drawn.published and ask.fold in how.checked else "unverified"
+    status = "drawn" if family == "drawn" else "reproduced" if drawn.content in how.checked else "unverified"
     known = {row["file_name"]: i for i, row in ask.opened.rows.items()} if ask.shards else {}
     rows = tuple(_row(one, drawn.classes[one.class_id], known) for one in drawn.draws)
     return PublishedList(dataset=dataset, family=family, fold=ask.fold, shots=ask.shots, seed=seed, status=status,
                          origin=drawn.origin, episodes=rows)
 
 
+def _check_options(how: Family, ask: Ask, what: str) -> None:
+    places = sorted(how.uses & {"lists", "root", "shards"})
+    if not ask.given & set(places):
+        raise FssError(f"from what is {what} to be made?", mend=f"give --{' or --'.join(places)}")
+    for option in sorted(ask.given - how.uses):
+        raise FssError(f"{what} ignores --{option}", mend="leave it out")
+    if ask.split not in ("test", "train") or (ask.lists and ask.split != "test"):
+        raise FssError(f"--split {ask.split} with {'--lists' if ask.lists else 'shards'}",
+                       mend="it is test or train, and only pools made by rule have it")
+
+
 def _row(one: Draw, class_name: str, known: dict[str, int]) -> ListedEpisode:
     """`known`: the ids of names that shards have; they may come from a source that numbers photos in another way."""
-    ids = [known.get(n) or photo_number(n) for n in (one.query, *one.supports)]
+    ids = [known[n] if n in known else photo_number(n) for n in (one.query, *one.supports)]
     return ListedEpisode(one.class_id, class_name, ids[0], tuple(ids[1:]), one.query, one.supports)

@@ -12,6 +12,7 @@ from typing import Any
 from fss_models.errors import FssError
 from pipelines.config import SourceConfig
 from pipelines.data.benchmarks.protocol import (
+    ROOT,
     Ask,
     Benchmark,
     Drawn,
@@ -94,7 +95,7 @@ class PacoPartSource(SegmentSource):
                 self.items.append(Item(image_id=photo_number(crop_name), file_name=crop_name, path=path, marks=marks,
                                        split=split, crop=crop))
             elif path:
-                self.failures.append(Failure(crop_name, "index", f"the object's box {crop} is empty"))
+                self.failures.append(Failure(crop_name, "annotate", f"the object's box {crop} is empty"))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "test_pools": {}, "test_objects": {}}
@@ -117,8 +118,6 @@ def _pickle(data: bytes, where: str) -> dict[str, Any]:
 
 def _matcher(ask: Ask, episodes: int, seed: int) -> Drawn:
     """Class uniform among the fold's with more than K distinct val photos."""
-    if not ask.root:
-        raise FssError("the pickles decide this list", mend="give --root")
     source = PacoPartSource(SourceConfig(format="paco_part", root=ask.root))
     classes = [c for c in tested_classes(source, ask.fold) if len(source.test_pools.get(c, ())) > ask.shots]
     if not classes:
@@ -141,7 +140,7 @@ BENCHMARK = Benchmark(
         Part(what="test parts", folders=("paco",), suffixes=("paco_part_val.pkl",), get=_PKL, count=1),
     ),
     families={
-        "matcher": Family(draw=_matcher, seed=0, episodes=2500, needs="--root"),
-        "drawn": Family(draw=draw_fresh, seed=0, needs="--shards"),
+        "matcher": Family(draw=_matcher, seed=0, episodes=2500, uses=ROOT),
+        "drawn": Family(draw=draw_fresh, seed=0),
     },
 )

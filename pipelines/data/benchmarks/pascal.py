@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 
 from fss_models.errors import FssError
+from fss_models.methods.fssam.episodes import WORKERS
 from pipelines.config import SourceConfig
 from pipelines.data.benchmarks.protocol import (
     Ask,
@@ -14,6 +15,7 @@ from pipelines.data.benchmarks.protocol import (
     Family,
     Part,
     check_fold,
+    content_digest,
     draw_fresh,
     drawn_pools,
     shard_origin,
@@ -28,6 +30,10 @@ from pipelines.storage import Store
 
 FOLDS = 4
 NAMES = dict(enumerate(CLASSES))
+FROM = frozenset({"lists", "shards", "split"})
+CHECKED = frozenset({  # HSNet's val lists of folds 0 to 3
+    "cb1a8dd812cf06b7", "8edaa17ea2b5c08e", "d82ee89cc2827359", "c87797f514b98564",
+})
 
 
 def fold_classes(fold: int) -> list[int]:
@@ -100,12 +106,12 @@ def _hsnet(ask: Ask, episodes: int, seed: int) -> Drawn:
     classes = fold_classes(ask.fold)
     if ask.lists:
         pairs, file = pascal_pairs(ask.lists, "val", ask.fold)
-        origin = f"HSNet list {file.sha256[:16]}"
+        origin, content = f"HSNet list {file.sha256[:16]}", content_digest(pairs)
     else:
-        pools, origin = drawn_pools(ask), shard_origin(ask)
+        pools, origin, content = drawn_pools(ask), shard_origin(ask), ""
         pairs = sorted((name, c) for c in classes for name in pools.get(c, ()))
     draws = listed_pairs(pairs, shots=ask.shots, episodes=episodes, seed=seed)
-    return Drawn(draws=draws, classes=NAMES, origin=origin, published=bool(ask.lists))
+    return Drawn(draws=draws, classes=NAMES, origin=origin, content=content)
 
 
 def _bam_lists(ask: Ask) -> tuple[list[tuple[str, list[int]]], dict[int, list[str]], str]:
@@ -130,13 +136,13 @@ def _bam_lists(ask: Ask) -> tuple[list[tuple[str, list[int]]], dict[int, list[st
 def _bam(ask: Ask, episodes: int, seed: int) -> Drawn:
     listed, pools, origin = _bam_lists(ask)
     draws = two_generators(listed, pools, shots=ask.shots, episodes=episodes, seed=seed)
-    return Drawn(draws=draws, classes=NAMES, origin=origin, published=bool(ask.lists))
+    return Drawn(draws=draws, classes=NAMES, origin=origin)
 
 
 def _fssam(ask: Ask, episodes: int, seed: int) -> Drawn:
     listed, pools, origin = _bam_lists(ask)
-    draws = by_worker(listed, pools, shots=ask.shots, episodes=episodes, seed=seed, workers=ask.workers)
-    return Drawn(draws=draws, classes=NAMES, origin=f"{origin}, {ask.workers} workers", published=bool(ask.lists))
+    draws = by_worker(listed, pools, shots=ask.shots, episodes=episodes, seed=seed, workers=ask.workers or WORKERS)
+    return Drawn(draws=draws, classes=NAMES, origin=f"{origin}, {ask.workers or WORKERS} workers")
 
 
 _VOC = "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/ (VOCtrainval_11-May-2012.tar)"
@@ -151,9 +157,9 @@ BENCHMARK = Benchmark(
              optional=True),
     ),
     families={
-        "hsnet": Family(draw=_hsnet, seed=0, checked=(0, 1, 2, 3), needs="--lists or --shards"),
-        "bam": Family(draw=_bam, seed=321, needs="--shards, and --lists for the published order"),
-        "fssam": Family(draw=_fssam, seed=321, needs="--shards, and --lists for the published order"),
-        "drawn": Family(draw=draw_fresh, seed=0, needs="--shards"),
+        "hsnet": Family(draw=_hsnet, seed=0, checked=CHECKED, uses=FROM),
+        "bam": Family(draw=_bam, seed=321, uses=FROM),
+        "fssam": Family(draw=_fssam, seed=321, uses=FROM | {"workers"}),
+        "drawn": Family(draw=draw_fresh, seed=0),
     },
 )

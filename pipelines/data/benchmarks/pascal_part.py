@@ -12,6 +12,7 @@ from typing import Any
 from fss_models.errors import FssError
 from pipelines.config import SourceConfig
 from pipelines.data.benchmarks.protocol import (
+    ROOT,
     Ask,
     Benchmark,
     Drawn,
@@ -94,7 +95,7 @@ class PascalPartSource(SegmentSource):
                 self.items.append(Item(image_id=photo_number(crop_name), file_name=crop_name, path=photo, marks=marks,
                                        split=split, crop=(x0, y0, x1, y1)))
             else:
-                self.failures.append(Failure(crop_name, "index", f"the object's box {(x0, y0, x1, y1)} is empty"))
+                self.failures.append(Failure(crop_name, "annotate", f"the object's box {(x0, y0, x1, y1)} is empty"))
 
     def _remember(self, name: str, kind: str, one: PartObject, has: set[int]) -> None:
         for class_id, label in enumerate(self.classes):
@@ -129,8 +130,6 @@ def _pools(index: Any, where: str) -> tuple[dict[str, _Pool], dict[int, int]]:
 
 def _matcher(ask: Ask, episodes: int, seed: int) -> Drawn:
     """Class idx mod n; as many episodes as the fold has (part, image) entries, 2500 at most."""
-    if not ask.root:
-        raise FssError("the annotation files decide this list", mend="give --root")
     source = PascalPartSource(SourceConfig(format="pascal_part", root=ask.root))
     classes = tested_classes(source, ask.fold)
     lost = [f.file_name for f in source.failures if "missing" in f.reason]
@@ -153,7 +152,7 @@ BENCHMARK = Benchmark(
         Part(what="index", folders=("",), suffixes=("all_obj_part_to_image.json",), get=_JSON, count=1),
     ),
     families={
-        "matcher": Family(draw=_matcher, seed=0, episodes=None, needs="--root"),
-        "drawn": Family(draw=draw_fresh, seed=0, needs="--shards"),
+        "matcher": Family(draw=_matcher, seed=0, episodes=None, uses=ROOT),
+        "drawn": Family(draw=draw_fresh, seed=0),
     },
 )

@@ -12,7 +12,9 @@ from fss_models.errors import FssError
 from pipelines.config import SourceConfig
 from pipelines.data.samplers.draws import Draw
 from pipelines.data.shardset import ALL_FOLDS, Shards
-from pipelines.data.sources.base import Source
+from pipelines.data.sources.base import Source, digest_of
+
+ROOT = frozenset({"root"})  # a family whose lists the raw data's index decides
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +46,14 @@ class Ask:
     lists: str = ""
     root: str = ""
     shards: str = ""
-    workers: int = 32  # fssam: loader workers
+    workers: int | None = None  # fssam: loader workers, 32 in the paper's run
     split: str = "test"  # from shards: whose photos
+
+    @property
+    def given(self) -> set[str]:
+        """The options that decide where episodes come from, as far as they were given."""
+        found = {k for k in ("lists", "root", "shards") if getattr(self, k)}
+        return found | ({"workers"} if self.workers else set()) | ({"split"} if self.split != "test" else set())
 
     @cached_property
     def opened(self) -> Shards:
@@ -57,26 +65,30 @@ class Ask:
 
 @dataclass(frozen=True, kw_only=True)
 class Drawn:
-    """Episodes by name, the names of their classes, and what they were drawn from."""
+    """Episodes by name, the names of their classes, and what they were drawn from.
+
+    `content`: the digest of a published list's parsed content, "" for pools made by rule.
+    """
 
     draws: Sequence[Draw]
     classes: Mapping[int, str]
     origin: str
-    published: bool = False  # drawn from a published list file, not from pools made by rule
+    content: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
     """One way in which papers draw a benchmark's episodes.
 
-    `checked`: published lists of it agree with golden episodes, id for id, in these folds.
+    `uses`: which options of an `Ask` it reads. `checked`: digests of the published lists from which it repeats golden
+    episodes id for id.
     """
 
     draw: Callable[[Ask, int, int], Drawn]  # (ask, episodes, seed)
     seed: int
     episodes: int | None = 1000  # None: as many as the rule gives
-    checked: tuple[int, ...] = ()
-    needs: str = ""  # in words, for a person
+    checked: frozenset[str] = frozenset()
+    uses: frozenset[str] = frozenset({"shards", "split"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +143,11 @@ def tested_classes(source: Source, fold: int) -> list[int]:
     return found
 
 
+def content_digest(content: object) -> str:
+    """16 digits over a published list as it was parsed, whatever file format held it."""
+    return digest_of(content)[:16]
+
+
 def check_fold(fold: int, folds: int) -> None:
     """Raises `FssError` for a fold that the benchmark does not have."""
     if not 0 <= fold < folds:
@@ -141,6 +158,8 @@ def draw_fresh(ask: Ask, episodes: int, seed: int) -> Drawn:
     """The family `drawn`: the project's own rule over shards, without repeats. Raises `FssError`."""
     from pipelines.data.episodes import draw_episodes
 
+    if ask.split != "test":
+        raise FssError("fresh lists are drawn from test photos")
     shards = ask.opened
     listed = draw_episodes(shards, fold=ask.fold, shots=ask.shots, episodes=episodes, seed=seed)
     name = {i: row["file_name"] for i, row in shards.rows.items()}

@@ -16,6 +16,7 @@ _CODE = {b"c": "GLOBAL", b"\x93": "STACK_GLOBAL", b"R": "REDUCE", b"b": "BUILD",
          b"\x81": "NEWOBJ", b"\x92": "NEWOBJ_EX", b"P": "PERSID", b"Q": "BINPERSID", b"\x82": "EXT1", b"\x83": "EXT2",
          b"\x84": "EXT4", b"\x97": "NEXT_BUFFER"}
 _MARK = object()
+_RUN = 64  # floats read at a time
 
 
 def read_plain(data: bytes, *, where: str = "") -> Any:
@@ -84,6 +85,14 @@ class _Machine:
         del self._stack[at:]
         return found
 
+    def floats(self) -> None:
+        """This float and those right after it at once: polygons are long runs of them."""
+        first = self._at - 1
+        heads = self._data[first : first + _RUN * 9 : 9]
+        count = min(len(heads) - len(heads.lstrip(b"G")), (len(self._data) - first) // 9)
+        self._stack += struct.unpack_from(">" + "xd" * max(count, 1), self._data, first)
+        self._at = first + 9 * count
+
     def text(self, form: str, encoding: str) -> None:
         """A string whose length comes first."""
         self.push(self._take(self.number(form)).decode(encoding, "surrogatepass" if encoding == "utf-8" else "strict"))
@@ -149,7 +158,7 @@ _STEPS: dict[bytes, Callable[[_Machine], Any]] = {
     b"\x85": lambda m: m.pack(1), b"\x86": lambda m: m.pack(2), b"\x87": lambda m: m.pack(3),
     b"N": lambda m: m.push(None), b"\x88": lambda m: m.push(True), b"\x89": lambda m: m.push(False),
     b"J": lambda m: m.push(m.number("<i")), b"K": lambda m: m.push(m.number("<B")),
-    b"M": lambda m: m.push(m.number("<H")), b"G": lambda m: m.push(m.number(">d")),
+    b"M": lambda m: m.push(m.number("<H")), b"G": lambda m: m.floats(),
     b"\x8a": lambda m: m.integer("<B"), b"\x8b": lambda m: m.integer("<i"),
     b"X": lambda m: m.text("<I", "utf-8"), b"\x8c": lambda m: m.text("<B", "utf-8"),
     b"\x8d": lambda m: m.text("<Q", "utf-8"),

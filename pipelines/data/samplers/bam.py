@@ -6,20 +6,18 @@ Here the query is the list's next image and its class one of the fold's classes 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
-import torch
 
 from fss_models.errors import FssError
+from fss_models.methods.fssam.episodes import published_episodes
 from pipelines.data.samplers.draws import Draw, Pools, check_pools, supports_of
 
 Listed = Sequence[tuple[str, Sequence[int]]]  # image, the fold's classes in its label, ascending
 
 
-def two_generators(
-    listed: Listed, pools: Pools, *, shots: int, episodes: int, seed: int
-) -> list[Draw]:
+def two_generators(listed: Listed, pools: Pools, *, shots: int, episodes: int, seed: int) -> list[Draw]:
     """VRP-SAM and FCP: the class from Python's generator, the supports from numpy's, both seeded once.
 
     (specification fcp_vrp section 6, datasets section 1). Raises `FssError`.
@@ -33,49 +31,18 @@ def two_generators(
     return found
 
 
-def by_worker(
-    listed: Listed, pools: Pools, *, shots: int, episodes: int, seed: int, workers: int
-) -> list[Draw]:
-    """FSSAM: passes over the list by `workers` loader workers, each with its own seed a pass.
+def by_worker(listed: Listed, pools: Pools, *, shots: int, episodes: int, seed: int, workers: int) -> list[Draw]:
+    """FSSAM: passes over the list by `workers` loader workers, each with its own generator a pass; no support repeats.
 
-    Worker w of a pass serves the images i with i mod workers = w from Python's generator seeded with the pass's seed
-    + w; supports never repeat and come in reverse order (specification fssam sections 9 and 10). Raises `FssError`.
+    (specification fssam sections 9 and 10). Raises `FssError`.
     """
     _check(listed, pools, shots + 1)
-    found: list[Draw] = []
-    for base in base_seeds(seed):
-        found += _one_pass(listed, pools, shots, [random.Random(base + w) for w in range(workers)])
-        if len(found) >= episodes:
-            return found[:episodes]
-    raise AssertionError("the seeds never end")
-
-
-def base_seeds(seed: int) -> Iterator[int]:
-    """The seeds torch's DataLoader gives to its passes, after `torch.manual_seed(seed)`."""
-    generator = torch.Generator().manual_seed(seed)
-    while True:
-        yield int(torch.empty((), dtype=torch.int64).random_(generator=generator))
-
-
-def _one_pass(
-    listed: Listed, pools: Pools, shots: int, generators: list[random.Random]
-) -> Iterator[Draw]:
-    for number, (name, present) in enumerate(listed):
-        rng = generators[number % len(generators)]
-        class_id = present[rng.randint(1, len(present)) - 1]
-        yield Draw(class_id, name, tuple(reversed(_distinct(rng, pools[class_id], name, shots))))
-
-
-def _distinct(rng: random.Random, pool: Sequence[str], query: str, shots: int) -> list[str]:
-    """K different places of the pool, none the query's; the first draw of each is always thrown away."""
-    taken: list[int] = []
-    for _ in range(shots):
-        rng.randint(1, len(pool))
-        place = rng.randint(1, len(pool)) - 1
-        while pool[place] == query or place in taken:
-            place = rng.randint(1, len(pool)) - 1
-        taken.append(place)
-    return [pool[i] for i in taken]
+    names = list(dict.fromkeys([n for n, _ in listed] + [n for pool in pools.values() for n in pool]))
+    index = {name: i for i, name in enumerate(names)}
+    numbered = {c: [index[n] for n in pool] for c, pool in pools.items()}
+    drawn = published_episodes([present for _, present in listed], numbered, shots, episodes=episodes,
+                               workers=workers, seed=seed)
+    return [Draw(d.class_id, names[d.query], tuple(names[i] for i in d.supports)) for d in drawn]
 
 
 def _check(listed: Listed, pools: Pools, at_least: int) -> None:

@@ -1,0 +1,92 @@
+"""`fss episodes make|show|compare`: fixed test lists, published ones and fresh ones."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from jobs.commands.data import DatasetOption
+from jobs.options import JsonOption
+from pipelines.data.benchmarks.make import make_list
+from pipelines.data.benchmarks.protocol import Ask
+from pipelines.data.published import PublishedList, first_difference, read_list, write_list
+
+FAMILIES = "hsnet, bam (VRP-SAM and FCP), fssam, matcher, patnet, drawn (fresh); `bam` and `fssam` start from seed 321"
+ListArgument = Annotated[str, typer.Argument(help="A list: path or URL of a .parquet file.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the sub-commands."""
+    episodes = typer.Typer(no_args_is_help=True, help="Test lists: published ones reproduced, fresh ones drawn.")
+
+    @episodes.command()
+    def make(
+        dataset: DatasetOption,
+        family: Annotated[str, typer.Option("--family", help=f"By whose loader: {FAMILIES}.")],
+        out: Annotated[str, typer.Option("--out", "-o", help="Where the list is written: a .parquet path or URL.")],
+        fold: Annotated[int, typer.Option("--fold", "-f", help="-1: all classes (family drawn).")] = 0,
+        shots: Annotated[int, typer.Option("--shots", "-k", min=1)] = 1,
+        count: Annotated[int | None, typer.Option("--episodes", "-n", min=1, help="Default: the family's.")] = None,
+        seed: Annotated[int | None, typer.Option("--seed", help="Default: the family's.")] = None,
+        lists: Annotated[str, typer.Option("--lists", help="Folder or URL of the published list files.")] = "",
+        root: Annotated[str, typer.Option("--root", help="Raw data, where its index decides the list.")] = "",
+        shards: Annotated[str, typer.Option("--shards", help="Finished shards: pools by the published rule.")] = "",
+        split: Annotated[str, typer.Option("--split", help="With --shards: whose photos, test or train.")] = "test",
+        workers: Annotated[int | None, typer.Option("--workers", min=1, help="fssam: loader workers (32).")] = None,
+        as_json: JsonOption = False,
+    ) -> None:
+        """Make a list. The same options over the same files give the same list, id for id."""
+        ask = Ask(fold=fold, shots=shots, episodes=count, seed=seed, lists=lists, root=root, shards=shards,
+                  split=split, workers=workers)
+        listed = make_list(dataset, family, ask)
+        write_list(out, listed)
+        _tell(summary(listed, out), as_json)
+
+    @episodes.command()
+    def show(
+        url: ListArgument,
+        first: Annotated[int, typer.Option("--first", min=0, help="How many episodes to print.")] = 5,
+        as_json: JsonOption = False,
+    ) -> None:
+        """What a list is, and its first episodes."""
+        listed = read_list(url)
+        rows = [e.__dict__ for e in listed.episodes[:first]]
+        _tell(summary(listed, url) | ({"first": rows} if as_json else {}), as_json)
+        for number, row in enumerate([] if as_json else rows):
+            print(f"{number}: {row['class_name']}: {row['query_name']} <- {', '.join(row['support_names'])}")
+
+    @episodes.command()
+    def compare(one: ListArgument, two: ListArgument) -> None:
+        """Equal (status 0), or the first row in which two lists differ (status 1)."""
+        difference = first_difference(read_list(one), read_list(two))
+        print(difference or "equal")
+        if difference:
+            raise typer.Exit(1)
+
+    app.add_typer(episodes, name="episodes")
+
+
+def summary(listed: PublishedList, url: str) -> dict[str, Any]:
+    """A list's facts, as JSON."""
+    photos = {i for e in listed for i in (e.query, *e.supports)}
+    counts = Counter(e.class_name for e in listed)
+    return {
+        "list": url, "dataset": listed.dataset, "family": listed.family, "status": listed.status, "fold": listed.fold,
+        "shots": listed.shots, "seed": listed.seed, "episodes": len(listed), "images": len(photos),
+        "classes": dict(sorted(counts.items())), "origin": listed.origin, "sha256": listed.sha256,
+    }
+
+
+def _tell(facts: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(facts))
+        return
+    classes = facts["classes"]
+    Console(stderr=True).print(
+        f"{facts['dataset']} {facts['family']} ({facts['status']}): fold {facts['fold']}, {facts['shots']}-shot, seed "
+        f"{facts['seed']}, {facts['episodes']} episodes of {len(classes)} classes over {facts['images']} images, "
+        f"from {facts['origin']}, content {facts['sha256'][:16]}: {facts['list']}", highlight=False, soft_wrap=True)

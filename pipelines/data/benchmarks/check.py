@@ -1,0 +1,98 @@
+"""Is a raw copy of a benchmark whole? Counts its files and opens its index; says what is missing and where it is."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from fss_models.errors import FssError
+from pipelines.config import SourceConfig
+from pipelines.data.benchmarks import find_benchmark, open_benchmark
+from pipelines.data.benchmarks.protocol import Part
+from pipelines.storage import Store
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoundPart:
+    """One part of the layout: files found, files published (None: unknown), and what is wrong with that."""
+
+    what: str
+    where: str
+    found: int
+    published: int | None
+    state: str  # ok | missing | incomplete | absent (and not needed)
+    get: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What `fss data check` tells."""
+
+    dataset: str
+    verified: bool
+    note: str
+    root: str
+    parts: list[FoundPart]
+    photos: dict[str, int] = field(default_factory=dict)  # split -> usable photos (or objects)
+    classes: dict[str, int] = field(default_factory=dict)  # fold -> classes
+    unusable: dict[str, int] = field(default_factory=dict)  # reason -> photos
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing that is needed is missing."""
+        return not self.problems
+
+    def as_json(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {**asdict(self), "complete": self.complete}
+
+
+def check_benchmark(name: str, root: str, *, lists: str = "", subset: bool = False) -> Report:
+    """Look at a raw copy. `subset`: fewer files than published are wanted (a part of the dataset).
+
+    Raises `FssError` for an unknown benchmark or a place that cannot be read.
+    """
+    benchmark, store = find_benchmark(name), Store(root)
+    files = store.list()
+    parts = [_part(p, files, subset) for p in benchmark.parts]
+    problems = [f"{p.what}: {p.found} of {p.published or 'some'} files" for p in parts
+                if p.state in ("missing", "incomplete")]
+    report = Report(dataset=name, verified=benchmark.verified, note=benchmark.note, root=store.url, parts=parts,
+                    problems=problems)
+    if any(p.state == "missing" for p in parts):
+        return report
+    try:
+        source = open_benchmark(SourceConfig(format=name, root=root, lists=lists))
+    except FssError as error:
+        report.problems.append(str(error))
+        return report
+    report.photos.update(Counter(i.split for i in source.items))
+    report.classes.update(Counter("none" if f < 0 else str(f) for f in source.fold_table or []))
+    report.unusable.update(Counter(f"{f.stage}: {f.reason}" for f in source.failures))
+    lost = [f for f in source.failures if f.stage == "index"]
+    if lost:
+        report.problems.append(f"{len(lost)} photos, masks or classes that do not fit together, first "
+                               f"{lost[0].file_name}: {lost[0].reason}")
+    if not source.items:
+        report.problems.append("no usable photo")
+    return report
+
+
+def _part(part: Part, files: list[str], subset: bool) -> FoundPart:
+    counts = {folder: sum(_below(f, folder) and f.lower().endswith(part.suffixes) for f in files)
+              for folder in part.folders}
+    folder, found = next(((k, v) for k, v in counts.items() if v), (part.folders[0], 0))
+    if not found:
+        state = "absent" if part.optional else "missing"
+    elif part.count is not None and found < part.count and not subset:
+        state = "absent" if part.optional else "incomplete"
+    else:
+        state = "ok"
+    where = f"{folder}/*{'|'.join(part.suffixes)}".removeprefix("/")
+    return FoundPart(what=part.what, where=where, found=found, published=part.count, state=state, get=part.get)
+
+
+def _below(file: str, folder: str) -> bool:
+    return not folder or f"/{folder}/" in f"/{file}"
