@@ -67,17 +67,20 @@ def _text(array: np.ndarray) -> Tensor:
 
 def load_model(case: dict[str, Any], state: Arrays) -> Fssam:
     """The model of a case's geometry with its weights, in the case's mode."""
-    size = Preset(side=case["img"], width=case["d_model"], memory_width=case["mem_dim"], memory_layers=case["layers"],
-                  feedforward=case["ff"], embed=case["hiera_dim"], stages=tuple(case["stages"]),
-                  windows=(8, 4, 14, 7), global_blocks=tuple(case["global_att"]))
-    about = _config(size, True)
-    sam = instantiate(about, _recursive_=True)
+    sam = instantiate(_config(preset_of(case), True), _recursive_=True)
     config = FssamConfig(num_refine=case["num_refine"], ver_refine=case["ver_refine"], train="published",
                          k_shot=case.get("k_shot", "repaired"))
     model = Fssam(preset="golden", config=config, sam=sam, prior=_dino(case, state))
     sam.load_state_dict({k.removeprefix("sam2."): v for k, v in state.items() if k.startswith("sam2.")}, strict=True)
     model.set_trainable()
     return model.train(case["train"])
+
+
+def preset_of(case: dict[str, Any]) -> Preset:
+    """SAM 2's geometry of a case."""
+    return Preset(side=case["img"], width=case["d_model"], memory_width=case["mem_dim"], memory_layers=case["layers"],
+                  feedforward=case["ff"], embed=case["hiera_dim"], stages=tuple(case["stages"]),
+                  windows=(8, 4, 14, 7), global_blocks=tuple(case["global_att"]))
 
 
 def _dino(case: dict[str, Any], state: Arrays) -> Dinov2:

@@ -96,11 +96,14 @@ def _attention_inputs(model: Fssam, memory: Memory, rows: Tensor, query: Maps, m
     used = masks[:, :1] if model.config.k_shot == "released" else masks
     small = F.interpolate(used.flatten(0, 1)[:, None], size=query["f2"].shape[-2:], mode="nearest")
     place = held.position.expand_as(blocks).flatten(1, 2)
-    return {
+    memory_in, position_in = (torch.cat(parts, dim=1) for parts in (
+        [blocks.flatten(1, 2), held.pointers], [place, torch.zeros_like(held.pointers)]))
+    layers = len(model.core.sam.memory_attention.layers)
+    return {f"scma/layer{i}/k_in": memory_in + position_in for i in range(layers)} | {
         "scma/curr": _sequence(query["f2"]),
         "scma/curr_pos": _sequence(model.core._grid(query["f2"]).expand_as(query["f2"])),
-        "scma/memory": torch.cat([blocks.flatten(1, 2), held.pointers], dim=1).transpose(0, 1),
-        "scma/memory_pos": torch.cat([place, torch.zeros_like(held.pointers)], dim=1).transpose(0, 1),
+        "scma/memory": memory_in.transpose(0, 1),
+        "scma/memory_pos": position_in.transpose(0, 1),
         "scma/support_mask_small": small, "scma/num_obj_ptr_tokens": torch.tensor(held.pointers.shape[1]),
     }
 

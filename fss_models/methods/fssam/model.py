@@ -264,5 +264,7 @@ def _prior(preset: str, config: FssamConfig) -> nn.Module | None:
     if choice == "auto":
         choice = "dinov2_base" if find_preset(preset).config else "trunk"
     if not config.ppg or choice == "trunk":
+        if config.prior_weights:
+            raise FssError("prior_weights are given, but no DINOv2 is used", mend="set prior: dinov2_base, ppg: true")
         return None
     return build_dinov2(choice.removeprefix("dinov2_"), config.prior_weights or None)
