@@ -155,10 +155,17 @@ class EvalConfig(Section):
         return self
 
 
+class MixtureConfig(Section):
+    """Another dataset whose train photos a run sees; the recipe's own has what the weights leave of 1."""
+
+    data: DataConfig
+    weight: float = Field(gt=0, lt=1)  # share of the clips
+
+
 class SweepConfig(Section):
     """Which runs: method x fold x seed."""
 
-    folds: list[int] = []  # empty: all
+    folds: list[int] = []  # empty: all; -1: no fold, trained on all classes
     seeds: list[int] = [0]
     parallel: int = Field(0, ge=0)  # runs at a time; 0: as many as the machine has room for
     cpus_per_run: float = Field(1.0, gt=0)
@@ -210,6 +217,7 @@ class Recipe(Section):
     project: str = ""  # MLflow experiment and registered model `fss-<project>`; default the dataset's name
     tracking: str = ""  # MLflow URI; default a SQLite file in a local workspace
     data: DataConfig = DataConfig()
+    mixture: list[MixtureConfig] = []  # trained on all classes (fold -1): other datasets' names hide novel classes
     methods: list[MethodConfig] = [MethodConfig(name="prior")]
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
@@ -218,6 +226,15 @@ class Recipe(Section):
     promote: PromoteConfig = PromoteConfig()
     serve: ServeConfig = ServeConfig()
     label: LabelConfig = LabelConfig()
+
+    @model_validator(mode="after")
+    def _mixture_leaves_room(self) -> Recipe:
+        if sum(m.weight for m in self.mixture) >= 1:
+            raise ValueError("mixture: the weights must leave a share for the recipe's own data")
+        names = [self.data.name, *(m.data.name for m in self.mixture)]
+        if len(set(names)) < len(names):
+            raise ValueError(f"mixture: datasets need different names, not {names}")
+        return self
 
     @property
     def project_name(self) -> str:

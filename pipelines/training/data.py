@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from fss_models.errors import FssError
 from pipelines.config import EvalConfig, Recipe, TrainConfig
 from pipelines.data.episodes import EpisodeList, episode_list
+from pipelines.data.mixture import MixedStream
 from pipelines.data.published import bind, read_list
 from pipelines.data.schema import ClassInfo
 from pipelines.data.shards import build_shards
@@ -49,12 +51,21 @@ class FoldData:
         """Classes that training must not see."""
         return [] if self.fold is None else [c.class_id for c in self.tested]
 
-    def stream(self, spec: RunSpec, *, position: Any, rank: int, world: int) -> EpisodeStream:
-        """The training episodes of one worker."""
+    def stream(self, spec: RunSpec, *, position: Any, rank: int, world: int) -> EpisodeStream | MixedStream:
+        """The training episodes of one worker, of all datasets of the run."""
+        batch = spec.train.batch
+        if not spec.mixture:
+            return self._episodes_of(spec, batch, rank, world, position)
+        sources = [self, *(FoldData.open(m.shards, None) for m in spec.mixture)]
+        rest = [m.weight for m in spec.mixture]
+        return MixedStream([partial(s._episodes_of, spec, world, rank, world) for s in sources],
+                           [1 - sum(rest), *rest], batch=batch, seed=spec.seed, world=world, position=position)
+
+    def _episodes_of(self, spec: RunSpec, batch: int, rank: int, world: int, position: Any) -> EpisodeStream:
         t = spec.train
         return EpisodeStream(
             self.shards.url, classes=[c.class_id for c in self.base], novel=self.novel_ids, shots=t.shots,
-            targets=t.targets, batch=t.batch, seed=spec.seed, rank=rank, world=world,
+            targets=t.targets, batch=batch, seed=spec.seed, rank=rank, world=world,
             novel_images=t.novel_images, pool_bytes=t.pool_bytes, position=position)
 
     def train_photos(self, novel_images: str) -> list[str]:
@@ -68,11 +79,12 @@ class FoldData:
     def episodes(self, config: EvalConfig) -> EpisodeList:
         """The fold's fixed test list: the one `eval.list` names, else one kept beside the shards.
 
+        Lists named by {fold} are the folds' own: the refit on all classes is scored on one kept beside the shards.
         Raises `FssError` for a list of another fold or of images that the shards do not have.
         """
         fold = ALL_FOLDS if self.fold is None else self.fold
-        if config.list:
-            return self._published(config.list.replace("{fold}", "all" if self.fold is None else str(fold)), fold)
+        if config.list and not (self.fold is None and "{fold}" in config.list):
+            return self._published(config.list.replace("{fold}", str(fold)), fold)
         return episode_list(self.shards, fold=fold, shots=config.shots, episodes=config.episodes, seed=config.seed)
 
     def _published(self, url: str, fold: int) -> EpisodeList:

@@ -22,11 +22,13 @@ from fss_models.errors import FssError
 from fss_models.segmenter import Segmenter
 from pipelines.config import TrainConfig
 from pipelines.data.collate import make_clip
+from pipelines.data.mixture import MixedStream
 from pipelines.data.stream import EpisodeStream
 from pipelines.training.run import RunSpec
 from pipelines.training.state import History, load_state, save_state
 
-OpenStream = Callable[[Any], EpisodeStream]  # (position or None)
+Stream = EpisodeStream | MixedStream
+OpenStream = Callable[[Any], Stream]  # (position or None)
 Save = Callable[[int, Callable[[Path], None]], None]  # (step, writes a checkpoint into a folder)
 Log = Callable[[int, dict[str, float]], None]
 
@@ -147,7 +149,7 @@ class _Window:
         return seconds, {**means, "lr": self._lr, "episodes_per_s": count * self._batch / max(seconds, 1e-9)}
 
 
-def _clips(spec: RunSpec, model: Segmenter, stream: EpisodeStream, place: Place,
+def _clips(spec: RunSpec, model: Segmenter, stream: Stream, place: Place,
            step: int) -> Iterator[tuple[Clip, Any]]:
     """Batches with the stream's position after each. Flips and prompts depend on (seed, rank, step) alone."""
     train = spec.train

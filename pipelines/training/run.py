@@ -17,6 +17,14 @@ from pipelines.config import EvalConfig, MethodConfig, Recipe, Section, TrainCon
 _NOT_IN_NAME = {"checkpoint_every", "log_every"}
 
 
+class Share(Section):
+    """A further dataset of a run: its shards and its share of the clips."""
+
+    shards: str
+    data_hash: str
+    weight: float
+
+
 class RunSpec(Section):
     """(dataset, fold, method, preset, shot, seed, config). `fold` None is a refit on all classes."""
 
@@ -27,6 +35,7 @@ class RunSpec(Section):
     method: MethodConfig
     seed: int = 0
     train: TrainConfig = TrainConfig()
+    mixture: tuple[Share, ...] = ()
 
     @property
     def trains(self) -> bool:
@@ -42,7 +51,9 @@ class RunSpec(Section):
     def digest(self) -> str:
         """8 hex digits over everything that decides the result."""
         train = self.train.model_dump(exclude=_NOT_IN_NAME) if self.trains else {}
-        content = [self.data_hash, self.method.model_dump(), train]
+        content: list[Any] = [self.data_hash, self.method.model_dump(), train]
+        if self.mixture:
+            content += [[m.data_hash, m.weight] for m in self.mixture]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
 
     @property
@@ -59,7 +70,10 @@ class RunSpec(Section):
                 "method": self.method.model_dump(), "train": self.train.model_dump() if self.trains else {}}
 
 
-def sweep_specs(recipe: Recipe, *, shards: str, data_hash: str, trains: dict[int, TrainConfig]) -> list[RunSpec]:
+def sweep_specs(
+    recipe: Recipe, *, shards: str, data_hash: str, trains: dict[int | None, TrainConfig],
+    mixture: tuple[Share, ...] = (),
+) -> list[RunSpec]:
     """The matrix method x fold x seed. A method without training has one run a fold, whatever the seeds.
 
     `trains` maps each fold to its training section, whose steps may depend on the fold's photos.
@@ -68,7 +82,7 @@ def sweep_specs(recipe: Recipe, *, shards: str, data_hash: str, trains: dict[int
     for method in recipe.methods:
         seeds = recipe.sweep.seeds if registry.method_class(method.name).trains else recipe.sweep.seeds[:1]
         specs += [RunSpec(dataset=recipe.data.name, shards=shards, data_hash=data_hash, fold=fold, method=method,
-                          seed=seed, train=train) for fold, train in trains.items() for seed in seeds]
+                          seed=seed, train=train, mixture=mixture) for fold, train in trains.items() for seed in seeds]
     return specs
 
 

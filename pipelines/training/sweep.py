@@ -26,10 +26,12 @@ from pipelines.tracking import Tracker, spool_folder, tracking_uri
 from pipelines.training.data import FoldData, ensure_shards, resolved
 from pipelines.training.drive import Scored, drive, evaluate_bundle, failed, finished, measure_latency
 from pipelines.training.results import RunResult
-from pipelines.training.run import RunSpec, code_version, method_labels, sweep_specs
+from pipelines.training.run import RunSpec, Share, code_version, method_labels, sweep_specs
 from pipelines.training.worker import Job
 from pipelines.weights import fetch
 from pipelines.workspace import Workspace
+
+ALL_CLASSES = -1  # as a fold: none is held out
 
 
 def plan_sweep(recipe: Recipe) -> list[RunSpec]:
@@ -47,14 +49,22 @@ def plan_sweep(recipe: Recipe) -> list[RunSpec]:
     known = shards.folds
     folds = recipe.sweep.folds or known
     for fold in folds:
-        if fold not in known:
+        if fold not in (*known, ALL_CLASSES):
             raise FssError(f"there is no fold {fold}", where=recipe.data.name, mend=f"folds: {known}")
-    return _specs(recipe, shards, folds)
+        if recipe.mixture and fold != ALL_CLASSES:
+            raise FssError("a mixture trains on all classes: another dataset may show a novel class by another name",
+                           where=recipe.name, mend="set sweep.folds=[-1], or train with --fold -1")
+    mixed = [ensure_shards(recipe.model_copy(update={"data": m.data})) for m in recipe.mixture]
+    return _specs(recipe, shards, folds, mixed)
 
 
-def _specs(recipe: Recipe, shards: Shards, folds: list[int]) -> list[RunSpec]:
-    trains = {fold: resolved(recipe.train, shards, fold) for fold in folds}
-    return sweep_specs(recipe, shards=shards.url, data_hash=shards.manifest.content_hash, trains=trains)
+def _specs(recipe: Recipe, shards: Shards, folds: list[int], mixed: Sequence[Shards]) -> list[RunSpec]:
+    chosen = [None if fold == ALL_CLASSES else fold for fold in folds]
+    trains = {fold: resolved(recipe.train, shards, fold) for fold in chosen}
+    mixture = tuple(Share(shards=s.url, data_hash=s.manifest.content_hash, weight=m.weight)
+                    for s, m in zip(mixed, recipe.mixture, strict=True))
+    return sweep_specs(recipe, shards=shards.url, data_hash=shards.manifest.content_hash, trains=trains,
+                       mixture=mixture)
 
 
 def _check_prompts(recipe: Recipe, method: MethodConfig) -> None:
@@ -120,7 +130,8 @@ def collect_results(recipe: Recipe) -> list[RunResult]:
     """
     scored, runs = scoring(recipe), Workspace(recipe.out).runs
     shards = Shards(Workspace(recipe.out).shards(recipe.data.name))
-    specs = _specs(recipe, shards, recipe.sweep.folds or shards.folds)
+    mixed = [Shards(Workspace(recipe.out).shards(m.data.name)) for m in recipe.mixture]
+    specs = _specs(recipe, shards, recipe.sweep.folds or shards.folds, mixed)
     jobs = [Job(spec=s, runs=runs) for s in specs]
     return [finished(j, scored) or failed(j, scored, FssError(_why_missing(j))) for j in jobs]
 

@@ -137,10 +137,12 @@ def write_bundle(job: Job, model: Any, data: Any, *, train_s: float) -> None:
 
     spec = job.spec
     trained = spec.trains
-    photos = data.train_photos(spec.train.novel_images) if trained else []
+    opened = [data, *(type(data).open(m.shards, None) for m in spec.mixture)]
+    photos = sorted({p for d in opened for p in d.train_photos(spec.train.novel_images)}) if trained else []
+    classes = list(dict.fromkeys(c.name for d in opened for c in d.base))
     save_bundle(
         job.bundle, model.cpu(), weights=spec.method.weights, sha256=spec.method.sha256, dataset=spec.dataset,
-        data_hash=spec.data_hash, classes=[c.name for c in data.base] if trained else [], trained_on=photos,
+        data_hash=spec.data_hash, classes=classes if trained else [], trained_on=photos,
         provenance={"run": spec.name, "spec": spec.model_dump(), "code": code_version(), "train_s": train_s,
                     "steps": spec.steps},
     )
