@@ -6,10 +6,15 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
 from fss_models.backbones.imagenet import ImagenetBackbone
 from fss_models.errors import FssError
 from fss_models.preprocess import Preprocessor
-from fss_models.prototype_prompts.levels import build_backbone
+from fss_models.prototype_prompts.levels import DinoLevels, build_backbone
 from fss_models.prototype_prompts.sams import PromptedSam, PromptedSam1, PromptedSam2
 from fss_models.sam1.build import SIZES, build_sam1
 from fss_models.sam2_core.build import build_sam2
@@ -31,10 +36,23 @@ class Parts:
     """
 
     sam: PromptedSam
-    backbone: ImagenetBackbone | None
+    backbone: ImagenetBackbone | DinoLevels | None
     preprocessor: Preprocessor
     checkpoint: bool
     frozen: dict[str, str]
+
+
+class FloorMasks(Preprocessor):
+    """Resizes masks as the released loaders do: torch's `nearest`, the floor of the source index (PIL's rounds)."""
+
+    def mask(self, mask: np.ndarray) -> Tensor:
+        """A support mask [H, W] bool -> [side, side] float in {0, 1}."""
+        whole = torch.from_numpy(mask.astype(np.float32))[None, None]
+        return F.interpolate(whole, size=(self.side, self.side), mode="nearest")[0, 0]
+
+    def target(self, mask: np.ndarray) -> Tensor:
+        """A target mask [H, W] bool -> [side, side] float in {0, 1}."""
+        return self.mask(mask)
 
 
 def build_parts(preset: str, *, backbone: str, backbone_weights: str, weights: str | None) -> Parts:
@@ -53,11 +71,12 @@ def build_parts(preset: str, *, backbone: str, backbone_weights: str, weights: s
     sam: PromptedSam
     if preset in SIZES:
         sam, frozen = PromptedSam1(build_sam1(SIZES[preset], weights=weights)), {}
-        resize = Preprocessor(side=IMAGE_SIDE)
+        resize = FloorMasks(side=IMAGE_SIDE)
     else:
         sam = PromptedSam2(Sam2Core(build_sam2(preset, weights=weights)))
         frozen = dict(getattr(sam.core.sam.image_encoder.trunk, "pretrained", {}))
-        resize = preprocessor(preset) if preset in _SMALL else Preprocessor(side=IMAGE_SIDE)
+        given = preprocessor(preset, None if preset in _SMALL else IMAGE_SIDE)
+        resize = FloorMasks(side=given.side, mean=given.mean, std=given.std)
     own = None if name == "trunk" else build_backbone(name, backbone_weights)
     if backbone_weights:
         frozen[name] = hashlib.sha256(Path(backbone_weights).read_bytes()).hexdigest()

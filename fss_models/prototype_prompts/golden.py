@@ -244,6 +244,8 @@ def compare_parameters(to: Comparison, model: PromptingSegmenter, rules: Rules, 
     """Parameters after a step, where the gradient is not noise: |difference| / lr."""
     for name, value in model.encoder.named_parameters():
         key = rename(f"encoder.{name}", rules, forward=False)
+        if not {f"{prefix}param_after/{key}", f"{prefix}grad/{key}"} <= to.want.keys():
+            continue
         want, grad = (known_rows(key, to.want[f"{prefix}{kind}/{key}"]) for kind in ("param_after", "grad"))
         off = (known_rows(key, value.detach()) - want).abs()[grad.abs() > 1e-2 * grad.abs().max()]
         to.record(f"{prefix}param_after/{key}", float(off.max()) / lr if off.numel() else 0.0, PARAMETER)
@@ -251,6 +253,8 @@ def compare_parameters(to: Comparison, model: PromptingSegmenter, rules: Rules, 
 
 def compare_evaluation(to: Comparison, case: Case, logits: Tensor, key: str = "eval/pred_mask") -> None:
     """Our hard masks, and the counts and scores of the stored ones (void pixels left out)."""
+    if key not in to.want:
+        return
     truth, ignore, ids = (case.inputs[k] for k in ("query_mask", "query_ignore_idx", "class_id"))
     stored = to.want[key]
     void = (stored == 255) & (ignore > 0)

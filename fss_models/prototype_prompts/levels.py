@@ -2,28 +2,56 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
 
+from fss_models.backbones.dinov2 import Dinov2, build_dinov2
 from fss_models.backbones.imagenet import ImagenetBackbone
-from fss_models.backbones.resnet import BLOCKS, build_resnet
+from fss_models.backbones.resnet import build_resnet
 from fss_models.backbones.vgg import Vgg16
 from fss_models.errors import FssError
+from fss_models.prototype_prompts.parts import cells, resize_aligned
 
-Backbone = Literal["auto", "resnet50", "resnet101", "vgg16", "trunk"]
-BACKBONES: tuple[Backbone, ...] = ("auto", "resnet50", "resnet101", "vgg16", "trunk")
+Backbone = Literal["auto", "resnet50", "resnet101", "vgg16", "dinov2_small", "dinov2_base", "dinov2_large", "trunk"]
+BACKBONES: tuple[Backbone, ...] = get_args(Backbone)
+_CUTS = (12 / 24, 21 / 24)  # of DINOv2's blocks: where layer2 and layer3 end
 
 
-class Top(Protocol):
-    """What both sources offer: the last group of layers, to be run on masked layer3 features."""
+class DinoLevels(nn.Module):
+    """DINOv2's blocks in groups that end after 8, 12, 21 and 24 of 24, as VRP-SAM's author takes them (issue 12).
 
-    channels: tuple[int, int, int]
+    Images are brought to the nearest multiple of 14. Neither paper nor issues say what becomes of the class token in
+    layer4, which has to run on masked layer3 features: here it is left out, for query and support alike.
+    """
+
+    def __init__(self, dino: Dinov2) -> None:
+        super().__init__()
+        self.dino = dino.requires_grad_(False).eval()
+        depth = len(dino.vit.blocks)
+        self._ends = [int(depth * cut) for cut in _CUTS]
+        self.channels = (dino.width,) * 3
+
+    def levels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """[N, 3, R, R], ImageNet-normalised -> layer2 and layer3, [N, C, h, h] each."""
+        side = round(pixels.shape[-1] / self.dino.patch) * self.dino.patch
+        patches = self.dino.vit.patch_embed.proj(resize_aligned(pixels, (side, side)))
+        h, w = patches.shape[-2:]
+        tokens = torch.cat([self.dino.vit.cls_token.expand(len(pixels), -1, -1), cells(patches)], dim=1)
+        tokens = self.dino.vit.blocks[: self._ends[0]](tokens + self.dino._positions(h, w))
+        further = self.dino.vit.blocks[self._ends[0] : self._ends[1]](tokens)
+        mid, high = (x[:, 1:].transpose(1, 2).unflatten(2, (h, w)) for x in (tokens, further))
+        return mid, high
 
     def top(self, high: Tensor) -> Tensor:
-        """layer3 [N, C, h, w] -> layer4."""
-        ...
+        """layer3 [N, C, h, w], masked or not -> layer4."""
+        found: Tensor = self.dino.vit.blocks[self._ends[1] :](cells(high))
+        return found.transpose(1, 2).unflatten(2, high.shape[-2:])
+
+    def train(self, mode: bool = True) -> Self:
+        """Stays in evaluation mode."""
+        return super().train(False)
 
 
 class TrunkLevels:
@@ -47,10 +75,12 @@ class TrunkLevels:
         return x.permute(0, 3, 1, 2) if channels_last else x
 
 
-def build_backbone(name: str, weights: str) -> ImagenetBackbone:
-    """An ImageNet backbone, with its file loaded where one is given. Raises `FssError` for an unknown name."""
-    if name not in ("vgg16", *BLOCKS):
+def build_backbone(name: str, weights: str) -> ImagenetBackbone | DinoLevels:
+    """A frozen backbone, with its file loaded where one is given. Raises `FssError` for an unknown name."""
+    if name not in BACKBONES or name in ("auto", "trunk"):
         raise FssError(f"unknown backbone {name!r}", mend=f"known: {', '.join(BACKBONES)}")
+    if name.startswith("dinov2_"):
+        return DinoLevels(build_dinov2(name.removeprefix("dinov2_"), weights or None))
     backbone: ImagenetBackbone = Vgg16() if name == "vgg16" else build_resnet(name)
     if weights:
         backbone.load_file(weights)
@@ -60,7 +90,7 @@ def build_backbone(name: str, weights: str) -> ImagenetBackbone:
 def levels_of(backbone: nn.Module | None, stages: tuple[Tensor, ...], pixels: Tensor) -> dict[str, Tensor]:
     """maps "mid", "high", "top": layer2, layer3, layer4 of N images, without gradients."""
     with torch.no_grad():
-        if isinstance(backbone, ImagenetBackbone):
+        if isinstance(backbone, ImagenetBackbone | DinoLevels):
             mid, high = backbone.levels(pixels)
             return {"mid": mid, "high": high, "top": backbone.top(high)}
         return {"mid": stages[1], "high": stages[2], "top": stages[3]}

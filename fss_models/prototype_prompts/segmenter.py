@@ -28,7 +28,7 @@ class PromptingConfig(Protocol):
 
     @property
     def backbone(self) -> str:
-        """auto, resnet50, resnet101, vgg16 or trunk."""
+        """One of `levels.BACKBONES`."""
 
     @property
     def backbone_weights(self) -> str:

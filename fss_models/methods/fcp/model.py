@@ -98,7 +98,7 @@ class Fcp(PromptingSegmenter):
         """`memorise` and `segment` with everything they looked at kept."""
         memory, rows, support = self._support(features, prompts)
         found = self._query(memory, features, pairs)
-        own = row_of(rows, prompts.kind.shape, pairs[:, 0][found.pair], found.shot)
+        own = row_of(rows, prompts.kind.shape, pairs.to(self.device)[found.pair, 0], found.shot)
         return FcpAnalysis(
             pair=found.pair, shot=found.shot, support_attention=[a[own] for a in support.attention],
             query_attention=found.side.attention, matching=found.side.matching, conventional=found.prior,
@@ -141,7 +141,8 @@ class Fcp(PromptingSegmenter):
         return memory, rows, side
 
     def _query(self, memory: Memory, features: Features, pairs: Tensor) -> _Rows:
-        pair, shot = shot_rows(memory.counts[pairs[:, 0]])
+        pairs = pairs.to(self.device)
+        pair, shot = shot_rows(memory.counts.to(self.device)[pairs[:, 0]])
         sets, image = pairs[pair].unbind(1)
         own = gather_shots(memory, sets, shot)
         used, of_row = image.unique(return_inverse=True)

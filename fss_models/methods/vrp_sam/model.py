@@ -75,8 +75,9 @@ class VrpSam(PromptingSegmenter):
         """`memorise` and `segment` with everything they looked at kept."""
         memory, rows, support = self._support(features, prompts)
         prediction, query, guess = self._query(memory, features, pairs)
-        pair, shot = shot_rows(memory.counts[pairs[:, 0]])
-        own = row_of(rows, prompts.kind.shape, pairs[:, 0][pair], shot)
+        sets = pairs[:, 0].to(self.device)
+        pair, shot = shot_rows(memory.counts.to(self.device)[sets])
+        own = row_of(rows, prompts.kind.shape, sets[pair], shot)
         seen = Read(tokens=support.tokens[own], cross=support.cross[own], own=support.own[own])
         return VrpAnalysis(pair=pair, shot=shot, support=seen, query=query, prior=guess, prediction=prediction)
 
@@ -109,7 +110,8 @@ class VrpSam(PromptingSegmenter):
 
     def _query(self, memory: Memory, features: Features, pairs: Tensor) -> tuple[Prediction, Read, Tensor]:
         """Predictions of the pairs; of their rows what the tokens read and the prior [E, 1, G, G]."""
-        counts = memory.counts[pairs[:, 0]]
+        pairs = pairs.to(self.device)
+        counts = memory.counts.to(self.device)[pairs[:, 0]]
         pair, shot = shot_rows(counts)
         sets, image = pairs[pair].unbind(1)
         own = gather_shots(memory, sets, shot)
