@@ -40,7 +40,7 @@ class PromptingConfig(Protocol):
 
     @property
     def void(self) -> str:
-        """ignore or background."""
+        """background or ignored."""
 
 
 class PromptingSegmenter(Segmenter):

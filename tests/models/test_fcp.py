@@ -197,7 +197,7 @@ def test_ignored_pixels_enter_the_loss_only_as_background() -> None:
     void[..., :20] = True
     hidden = replace(clip, ignore=void, target_masks=clip.target_masks.masked_fill(void, 0))
     shown = replace(clip, ignore=void, target_masks=clip.target_masks.masked_fill(void, 1))
-    for setting, same in (("ignore", True), ("background", False)):
+    for setting, same in (("ignored", True), ("background", False)):
         model = tiny_model("fcp", void=setting)
         values = [model.losses(c)["mask"].item() for c in (hidden, shown)]
         assert (abs(values[0] - values[1]) < 1e-7) is same
@@ -252,7 +252,9 @@ def test_pseudo_mask_quality_by_hand() -> None:
 def test_impossible_combinations_are_one_clear_line() -> None:
     for preset, settings, word in (("vit_b", {"backbone": "trunk"}, "needs SAM 2"),
                                    ("nano", {"backbone": "vgg16"}, "pixel scale"),
-                                   ("debug", {"steps": 0}, "steps"), ("debug", {"backbone": "x"}, "known"),
+                                   ("debug", {"steps": 0}, "steps is 0"), ("debug", {"backbone": "x"}, "known"),
+                                   ("debug", {"features": "SAM"}, "features is 'SAM'"),
+                                   ("debug", {"match_dropout": 1.0}, "match_dropout"),
                                    ("debug", {"backbone_weights": "x.pth"}, "of its own")):
         with pytest.raises(FssError, match=word):
             registry.build("fcp", preset, settings)

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fss_models.prototype_prompts.levels import Backbone
+from fss_models.prototype_prompts.settings import check_settings
 
 
 @dataclass(frozen=True, kw_only=True)
 class FcpConfig:
-    """FCP's choices; the defaults are the released code's, but for `kshot_support_sam`, `void` and `empty_mask`.
+    """FCP's choices; the defaults are the released code's, but for `kshot_support_sam` and `empty_mask`.
 
     backbone           source of class-consistent features; auto: resnet50, at debug and nano SAM 2's trunk
     backbone_weights   its local ImageNet file (or an official checkpoint that holds it)
@@ -27,7 +28,7 @@ class FcpConfig:
     guide_mode         released: sum over t of obj(mask_t) / (T - t), masks taken as logits | paper: mean over t (eq. 9)
     ortho_mode         released: ReLU, mean over N x N, all T steps | paper: off-diagonal sum, t < T, mean (eq. 14)
     dice_mode          released | paper: squares below, no smoothing (eq. 19)
-    void               ignore | background (released): what ignored pixels are to the losses
+    void               background (released) | ignored: what void pixels are to the losses
     empty_mask         fill: an object that the grid misses marks the cells it touches | error
     train              encoder | all_but_trunk (SAM 2's neck and decoder too) | auto: all_but_trunk only where SAM 2 has
                        no checkpoint, since random parts cannot stay frozen
@@ -51,6 +52,10 @@ class FcpConfig:
     guide_mode: Literal["released", "paper"] = "released"
     ortho_mode: Literal["released", "paper"] = "released"
     dice_mode: Literal["released", "paper"] = "released"
-    void: Literal["ignore", "background"] = "ignore"
+    void: Literal["background", "ignored"] = "background"
     empty_mask: Literal["fill", "error"] = "fill"
     train: Literal["auto", "encoder", "all_but_trunk"] = "auto"
+
+    def __post_init__(self) -> None:
+        """Raises `FssError` for values that a setting cannot have."""
+        check_settings(self)

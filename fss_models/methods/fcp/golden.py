@@ -46,7 +46,7 @@ def run_case(folder: Path, name: str, case: dict[str, Any]) -> Iterator[Check]:
 def build(case: cases.Case, **settings: Any) -> Fcp:
     """The case's model, holding its values, in evaluation mode."""
     drop = case.config.get("attn_drop_out", 0.0)
-    config = FcpConfig(**implied(case.model), void="background", attention_dropout=drop, **settings)
+    config = FcpConfig(**implied(case.model), attention_dropout=drop, **settings)
     model = Fcp(preset="golden", config=config, parts=case.parts())
     case.load_encoder(model, RULES)
     model.set_trainable()

@@ -77,8 +77,6 @@ class Fcp(PromptingSegmenter):
     def __init__(
         self, *, preset: str, config: FcpConfig, weights: str | None = None, parts: Parts | None = None
     ) -> None:
-        if config.steps < 1:
-            raise FssError("steps must be at least 1")
         super().__init__(preset=preset, config=config, weights=weights, parts=parts)
         mid, high, _ = self.levels.channels
         self.encoder = FcpEncoder(config, channels=mid + high, width=self.sam.width)

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fss_models.prototype_prompts.levels import Backbone
+from fss_models.prototype_prompts.settings import check_settings
 
 
 @dataclass(frozen=True, kw_only=True)
 class VrpSamConfig:
-    """VRP-SAM's choices; the defaults are the released code's, but for `prompt`, `void` and `empty_mask`.
+    """VRP-SAM's choices; the defaults are the released code's, but for `prompt` and `empty_mask`.
 
     backbone          source of class-consistent features; auto: resnet50, at debug and nano SAM 2's trunk
     backbone_weights  its local ImageNet file (or an official checkpoint that holds it)
@@ -20,7 +21,7 @@ class VrpSamConfig:
                       as they are
     prompt_seed       of the points and strokes drawn in evaluation; training draws anew from torch's generator
     feature_dropout   on reduced features
-    void              ignore | background (released): what ignored pixels are to the losses
+    void              background (released) | ignored: what void pixels are to the losses
     empty_mask        fill: a mark that the grid misses covers the cells it touches | keep: none (released)
     train             encoder | all_but_trunk (SAM 2's neck and decoder too) | auto: all_but_trunk only where SAM 2 has
                       no checkpoint, since random parts cannot stay frozen
@@ -32,6 +33,10 @@ class VrpSamConfig:
     prompt: Literal["mask", "box", "point", "scribble"] = "mask"
     prompt_seed: int = 321
     feature_dropout: float = 0.5
-    void: Literal["ignore", "background"] = "ignore"
+    void: Literal["background", "ignored"] = "background"
     empty_mask: Literal["fill", "keep"] = "fill"
     train: Literal["auto", "encoder", "all_but_trunk"] = "auto"
+
+    def __post_init__(self) -> None:
+        """Raises `FssError` for values that a setting cannot have."""
+        check_settings(self)

@@ -41,7 +41,7 @@ def run_case(folder: Path, name: str, case: dict[str, Any]) -> Iterator[Check]:
 def build(case: cases.Case) -> VrpSam:
     """The case's model, holding its values, in evaluation mode."""
     tokens = len(case.model["transformer_decoder.supp_q_feat.weight"])
-    model = VrpSam(preset="golden", config=VrpSamConfig(tokens=tokens, void="background", empty_mask="keep"),
+    model = VrpSam(preset="golden", config=VrpSamConfig(tokens=tokens, empty_mask="keep"),
                    parts=case.parts())
     case.load_encoder(model, RULES)
     model.set_trainable()
