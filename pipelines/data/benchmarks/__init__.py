@@ -22,4 +22,5 @@ def find_benchmark(name: str) -> Benchmark:
 
 def open_benchmark(cfg: SourceConfig) -> Source:
     """Its indexed raw data. Raises `FssError` for a layout that is not the published one."""
-    return find_benchmark(cfg.format).source(cfg)
+    benchmark = find_benchmark(cfg.format)
+    return benchmark.source(cfg.model_copy(update={"root": benchmark.home(cfg.root)}))

@@ -46,7 +46,8 @@ def _names(text: str) -> list[str]:
 
 _GET = "http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip"
 BENCHMARK = Benchmark(
-    name="ade20k", title="ADE20K", source=Ade20kSource, verified=False, note="training only; no published test list",
+    name="ade20k", title="ADE20K", source=Ade20kSource, homes=("ADEChallengeData2016",),
+    verified=False, note="training only; no published test list",
     parts=(
         Part(what="training photos", folders=("images/training",), suffixes=(".jpg",), get=_GET, count=20210),
         Part(what="training label maps", folders=("annotations/training",), suffixes=(".png",), get=_GET, count=20210),

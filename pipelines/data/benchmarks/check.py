@@ -10,6 +10,7 @@ from fss_models.errors import FssError
 from pipelines.config import SourceConfig
 from pipelines.data.benchmarks import find_benchmark, open_benchmark
 from pipelines.data.benchmarks.protocol import Part
+from pipelines.data.sources.base import listing
 from pipelines.storage import Store
 
 
@@ -54,8 +55,14 @@ def check_benchmark(name: str, root: str, *, lists: str = "", subset: bool = Fal
 
     Raises `FssError` for an unknown benchmark or a place that cannot be read.
     """
-    benchmark, store = find_benchmark(name), Store(root)
-    files = store.list()
+    benchmark = find_benchmark(name)
+    store = Store(benchmark.home(root))
+    try:
+        files = list(listing(store))
+    except FssError as error:
+        if error.__cause__ is not None:  # a place that cannot be read, other than an empty one
+            raise
+        files = []
     parts = [_part(p, files, subset) for p in benchmark.parts]
     problems = [f"{p.what}: {p.found} of {p.published or 'some'} files" for p in parts
                 if p.state in ("missing", "incomplete")]

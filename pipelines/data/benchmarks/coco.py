@@ -143,7 +143,7 @@ def _fssam(ask: Ask, episodes: int, seed: int) -> Drawn:
 _GET = "http://images.cocodataset.org/zips/{}.zip"
 _PNG = "the label maps that HSNet's README links (Google Drive, {}.zip)"
 BENCHMARK = Benchmark(
-    name="coco20i", title="COCO-20i", source=Coco20iSource,
+    name="coco20i", title="COCO-20i", source=Coco20iSource, homes=("COCO2014", "MSCOCO14"),
     parts=(
         Part(what="train2014 photos", folders=("train2014",), suffixes=(".jpg",), get=_GET.format("train2014"),
              count=82783),

@@ -105,7 +105,7 @@ def _hsnet(ask: Ask, episodes: int, seed: int) -> Drawn:
 
 _GET = "https://github.com/HKUSTCV/FSS-1000 (its README links the archive)"
 BENCHMARK = Benchmark(
-    name="fss1000", title="FSS-1000", source=Fss1000Source,
+    name="fss1000", title="FSS-1000", source=Fss1000Source, homes=("FSS-1000",),
     parts=(
         Part(what="photos", folders=("",), suffixes=(".jpg",), get=_GET, count=10000),
         Part(what="masks", folders=("",), suffixes=(".png",), get=_GET, count=10000),

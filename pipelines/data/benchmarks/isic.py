@@ -65,7 +65,7 @@ def _patnet(ask: Ask, episodes: int, seed: int) -> Drawn:
 
 _GET = "https://challenge.isic-archive.com/data/#2018 ({}.zip)"
 BENCHMARK = Benchmark(
-    name="isic", title="ISIC 2018", source=IsicSource, verified=False,
+    name="isic", title="ISIC 2018", source=IsicSource, homes=("ISIC",), verified=False,
     note="the sorting into the three kinds is that of the cross-domain papers, not the publisher's",
     parts=(
         Part(what="photos", folders=(PHOTOS,), suffixes=(".jpg",), get=_GET.format(PHOTOS), count=2594),

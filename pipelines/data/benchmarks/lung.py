@@ -36,8 +36,8 @@ def _patnet(ask: Ask, episodes: int, seed: int) -> Drawn:
 
 _GET = "https://www.kaggle.com/datasets/nikhilpandey360/chest-xray-masks-and-labels"
 BENCHMARK = Benchmark(
-    name="lung", title="Chest X-ray", source=LungSource, verified=False,
-    note="masks exist for 704 of the 800 photos",
+    name="lung", title="Chest X-ray", source=LungSource, homes=("LungSegmentation", "Lung Segmentation"),
+    verified=False, note="masks exist for 704 of the 800 photos",
     parts=(
         Part(what="photos", folders=("CXR_png",), suffixes=(".png",), get=_GET, count=800),
         Part(what="masks", folders=("masks",), suffixes=(".png",), get=_GET, count=704),

@@ -108,7 +108,7 @@ def _matcher(ask: Ask, episodes: int, seed: int) -> Drawn:
 _ZIP = "http://images.cocodataset.org/zips/{}.zip"
 _PKL = "lvis.zip of Matcher's README (Google Drive)"
 BENCHMARK = Benchmark(
-    name="lvis92i", title="LVIS-92i", source=LvisSource, verified=False,
+    name="lvis92i", title="LVIS-92i", source=LvisSource, homes=("LVIS",), verified=False,
     note="category totals are from code and paper: no pickle was at hand",
     parts=(
         Part(what="train2017 photos", folders=("coco/train2017",), suffixes=(".jpg",), get=_ZIP.format("train2017"),

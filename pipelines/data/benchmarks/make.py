@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from fss_models.errors import FssError
 from pipelines.data.benchmarks import find_benchmark
 from pipelines.data.benchmarks.protocol import Ask, Family, photo_number
@@ -20,6 +22,8 @@ def make_list(dataset: str, family: str, ask: Ask) -> PublishedList:
     how = benchmark.families[family]
     _check_options(how, ask, f"the {family} list of {benchmark.title}")
     seed = how.seed if ask.seed is None else ask.seed
+    if ask.root:
+        ask = replace(ask, root=benchmark.home(ask.root))
     drawn = how.draw(ask, ask.episodes or how.episodes or 0, seed)
     status = "drawn" if family == "drawn" else "reproduced" if drawn.content in how.checked else "unverified"
     known = {row["file_name"]: i for i, row in ask.opened.rows.items()} if ask.shards else {}

@@ -129,7 +129,7 @@ def _matcher(ask: Ask, episodes: int, seed: int) -> Drawn:
 _ZIP = "http://images.cocodataset.org/zips/{}.zip"
 _PKL = "paco.zip of Matcher's README (Google Drive)"
 BENCHMARK = Benchmark(
-    name="paco_part", title="PACO-Part", source=PacoPartSource, verified=False,
+    name="paco_part", title="PACO-Part", source=PacoPartSource, homes=("PACO-Part",), verified=False,
     note="448 categories are from code and paper: no pickle was at hand",
     parts=(
         Part(what="train2017 photos", folders=("coco/train2017",), suffixes=(".jpg",), get=_ZIP.format("train2017"),

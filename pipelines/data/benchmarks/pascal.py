@@ -148,7 +148,7 @@ def _fssam(ask: Ask, episodes: int, seed: int) -> Drawn:
 _VOC = "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/ (VOCtrainval_11-May-2012.tar)"
 _SDS = "the SegmentationClassAug (SBD/SDS) archive that HSNet's and DeepLab's READMEs link"
 BENCHMARK = Benchmark(
-    name="pascal5i", title="PASCAL-5i", source=PascalSource,
+    name="pascal5i", title="PASCAL-5i", source=PascalSource, homes=("VOC2012", "VOCdevkit/VOC2012"),
     parts=(
         Part(what="photos", folders=("JPEGImages",), suffixes=(".jpg",), get=_VOC, count=17125),
         Part(what="label maps", folders=("SegmentationClassAug", "SegmentationClass"), suffixes=(".png",), get=_SDS,

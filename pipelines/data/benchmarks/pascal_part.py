@@ -144,7 +144,7 @@ def _matcher(ask: Ask, episodes: int, seed: int) -> Drawn:
 _VOC = "http://host.robots.ox.ac.uk/pascal/VOC/voc2010/ (VOCtrainval_03-May-2010.tar)"
 _JSON = "pascal.zip of Matcher's README (Google Drive)"
 BENCHMARK = Benchmark(
-    name="pascal_part", title="Pascal-Part", source=PascalPartSource, verified=False,
+    name="pascal_part", title="Pascal-Part", source=PascalPartSource, homes=("Pascal-Part",), verified=False,
     note="56 classes are from the paper: the JSON files were not at hand",
     parts=(
         Part(what="photos", folders=("JPEGImages",), suffixes=(".jpg",), get=_VOC),

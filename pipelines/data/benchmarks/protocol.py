@@ -13,6 +13,7 @@ from pipelines.config import SourceConfig
 from pipelines.data.samplers.draws import Draw
 from pipelines.data.shardset import ALL_FOLDS, Shards
 from pipelines.data.sources.base import Source, digest_of
+from pipelines.storage import Store
 
 ROOT = frozenset({"root"})  # a family whose lists the raw data's index decides
 
@@ -93,15 +94,25 @@ class Family:
 
 @dataclass(frozen=True, kw_only=True)
 class Benchmark:
-    """A benchmark. `verified`: its layout and counts were checked against the list files or the publishers' code."""
+    """A benchmark.
+
+    `homes`: its own folder, where several benchmarks lie below one root; `verified`: its layout and counts were checked
+    against the list files or the publishers' code.
+    """
 
     name: str
     title: str
     source: Callable[[SourceConfig], Source]
+    homes: tuple[str, ...]
     parts: tuple[Part, ...]
     families: Mapping[str, Family] = field(default_factory=dict)
     verified: bool = True
     note: str = ""
+
+    def home(self, root: str) -> str:
+        """The benchmark's own folder: below `root`, or `root` itself."""
+        store = Store(root)
+        return next((store.path(name) for name in self.homes if store.exists(name)), store.url)
 
 
 def photo_number(name: str) -> int:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from fss_models.errors import FssError
@@ -98,14 +101,26 @@ class Source(ABC):
 
 
 def listing(store: Store) -> dict[str, int]:
-    """Relative path -> bytes of every file below a root. Raises `FssError` if there is none."""
-    found = store.list()
+    """Relative path -> bytes of every file below a root, in path order. Linked folders are followed (datasets often
+    share their photos so). Raises `FssError` if there is none.
+    """
+    found = dict(sorted(store.sizes().items() if store.is_s3 else _local_files(Path(store.url), "", frozenset())))
     if not found:
         raise FssError("no such folder, or nothing in it", where=store.url, mend="check data.source.root")
-    prefix = store.path().removeprefix("s3://").rstrip("/") + "/"
-    details = store.fs.find(store.path(), detail=True)
-    sizes = {k.removeprefix("s3://").removeprefix(prefix): int(v["size"]) for k, v in details.items()}
-    return {name: sizes.get(name, 0) for name in found}
+    return found
+
+
+def _local_files(folder: Path, prefix: str, above: frozenset[str]) -> Iterator[tuple[str, int]]:
+    """(path below the root, bytes); `above`: the real folders on the way, so that a link to one of them ends."""
+    here = os.path.realpath(folder)
+    if here in above or not folder.is_dir():
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir():
+                yield from _local_files(Path(entry.path), f"{prefix}{entry.name}/", above | {here})
+            elif entry.is_file() and not entry.name.startswith(".tmp-"):
+                yield f"{prefix}{entry.name}", entry.stat().st_size
 
 
 def digest_of(*parts: object) -> str:

@@ -100,7 +100,7 @@ def test_check_tells_what_is_missing(name: str, raw: Raw, tmp_path: Path) -> Non
     assert short.complete == all(p.count in (None, 1) for p in needed)
     LAYOUTS[name](tmp_path)
     source = _open(name, tmp_path)
-    (tmp_path / source.items[0].path).unlink()
+    (Path(source.cfg.root) / source.items[0].path).unlink()
     lost = check_benchmark(name, str(tmp_path), subset=True)
     if name in ("fss1000", "isic", "lung"):  # nothing names their photos
         assert sum(lost.photos.values()) == len(source.items) - 1
@@ -117,7 +117,7 @@ def test_ids_are_distinct_and_the_fingerprint_follows_the_files(name: str, tmp_p
     assert {i.image_id for i in source.items} == {photo_number(i.file_name) for i in source.items}
     assert all(i.split in ("train", "test") for i in source.items)
     assert _open(name, tmp_path).fingerprint == source.fingerprint
-    (tmp_path / source.items[0].path).write_bytes(jpeg(HEIGHT, WIDTH, 99) + b"more")
+    (Path(source.cfg.root) / source.items[0].path).write_bytes(jpeg(HEIGHT, WIDTH, 99) + b"more")
     assert _open(name, tmp_path).fingerprint != source.fingerprint
 
 
@@ -215,3 +215,19 @@ def test_ade_isic_and_lung(raw: Raw) -> None:
     lung = _open("lung", raw("lung"))
     assert [i.file_name for i in lung.items] == ["CHNCXR_0001_1.png", "CHNCXR_0002_1.png", "MCUCXR_0003_0.png"]
     assert [(f.file_name, f.stage) for f in lung.failures] == [("CHNCXR_0009_0.png", "split")]
+
+
+def test_all_benchmarks_below_one_root_and_shared_photos_by_link(tmp_path: Path) -> None:
+    """As their users keep them: one folder for all, COCO's photos linked into it (a link to above ends)."""
+    for make in LAYOUTS.values():
+        make(tmp_path / "all")
+    for name in LAYOUTS:
+        LAYOUTS[name](tmp_path / "own" / name)
+        one, own = _open(name, tmp_path / "all"), _open(name, tmp_path / "own" / name)
+        assert one.fingerprint == own.fingerprint, name
+        assert check_benchmark(name, str(tmp_path / "all"), subset=True).complete
+    photos = tmp_path / "all" / "LVIS" / "coco"
+    photos.rename(tmp_path / "photos")
+    photos.symlink_to(tmp_path / "photos")
+    (tmp_path / "photos" / "loop").symlink_to(tmp_path / "all")
+    assert _open("lvis92i", tmp_path / "all").fingerprint == _open("lvis92i", tmp_path / "own" / "lvis92i").fingerprint
