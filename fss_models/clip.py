@@ -171,6 +171,7 @@ class Clip(_Tensors):
     target_masks [B, J, D, D] float in {0, 1}; may be empty. D is the preprocessor's `data_side`, usually R
     ignore       [B, J, D, D] bool: pixels that enter no loss (void, crowd)
     reference_masks, reference_ignore   the same of the references [B, K, D, D], where a loss on them is wanted
+    frozen       `Segmenter.encode_frozen` of references, then targets, where it was kept; their pixels may be empty
     """
 
     references: Images
@@ -180,6 +181,7 @@ class Clip(_Tensors):
     ignore: Tensor
     reference_masks: Tensor | None = None
     reference_ignore: Tensor | None = None
+    frozen: Features | None = None
     class_names: tuple[str, ...] = field(default=())
 
     @property

@@ -78,6 +78,27 @@ class Segmenter(nn.Module, ABC):
     def encode(self, images: Images) -> Features:
         """Frozen and adapted encoders, once an image, batched."""
 
+    def frozen_part(self) -> Sequence[nn.Module]:
+        """The modules that `encode_frozen` runs, none of them trained; empty where there is nothing worth keeping.
+
+        Their values and the preprocessing decide what `encode_frozen` gives, so that it can be kept between epochs,
+        runs and methods.
+        """
+        return ()
+
+    def encode_frozen(self, images: Images) -> Features:
+        """The part of `encode` that no training changes. Raises `FssError` where `frozen_part` is empty."""
+        raise FssError(f"method {self.method!r} at {self.preset!r} has no frozen features to keep",
+                       mend="set train.features=off")
+
+    def finish(self, frozen: Features) -> Features:
+        """`encode`'s result from `encode_frozen`'s."""
+        return frozen
+
+    def clip_features(self, clip: Clip) -> Features:
+        """Features of a clip's references, then targets: what `losses` begins with."""
+        return self.encode(clip.images) if clip.frozen is None else self.finish(clip.frozen.to(self.device))
+
     @abstractmethod
     def memorise(self, features: Features, prompts: PromptBatch) -> Memory:
         """S support sets at once: all that depends on no query. `prompts.image` indexes `features`."""

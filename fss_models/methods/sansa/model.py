@@ -84,7 +84,7 @@ class Sansa(MemoryMatcher):
         M is 3 candidates where the decoder is trained from scratch (a reference has one, repeated), else the best.
         """
         b, k, j = clip.shape
-        features = self.encode(clip.images)
+        features = self.clip_features(clip)
         entries, seen = self.remember(features, clip.prompts)
         memory = self.as_memory(entries, clip.prompts)
         first = len(clip.references)
