@@ -26,11 +26,14 @@ _OFFSET = 0.1  # the hub adds it to the patch count before dividing
 class Dinov2(nn.Module):
     """A ViT/14 whose patch tokens after the final norm are a feature map.
 
-    `pretrained` names the weight file's sha256, empty where the values are random.
+    `pretrained` maps the name to the weight file's sha256; it is empty where the values are random.
     """
 
-    def __init__(self, *, width: int, blocks: int, heads: int, mlp_ratio: float = 4.0, native: int = 518) -> None:
+    def __init__(
+        self, *, width: int, blocks: int, heads: int, mlp_ratio: float = 4.0, native: int = 518, name: str = "dinov2"
+    ) -> None:
         super().__init__()
+        self.name = name
         allow_cpu_torchvision()
         from timm.models.vision_transformer import VisionTransformer
 
@@ -88,12 +91,12 @@ def build_dinov2(size: str, weights: str | None = None) -> Dinov2:
     if size not in SIZES:
         raise FssError(f"unknown DINOv2 size {size!r}", mend=f"known: {', '.join(SIZES)}")
     width, blocks, heads = SIZES[size]
-    model = Dinov2(width=width, blocks=blocks, heads=heads)
+    model = Dinov2(width=width, blocks=blocks, heads=heads, name=f"dinov2_{size}")
     if weights:
         try:
             model.load_hub_state(read_tensors(weights))
         except FssError as error:
             raise error if error.where else FssError(error.what, where=weights, mend=error.mend) from error
         digest = hashlib.sha256(Path(weights).read_bytes()).hexdigest()
-        model.pretrained = {f"dinov2-{size}": digest}
+        model.pretrained = {model.name: digest}
     return model.eval()

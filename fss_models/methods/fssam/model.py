@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fss_models import losses
-from fss_models.backbones.dinov2 import build_dinov2
+from fss_models.backbones.dinov2 import Dinov2, build_dinov2
 from fss_models.clip import Clip, Features, Images, Memory, Prediction, PromptBatch, PromptKind
 from fss_models.errors import FssError
 from fss_models.methods.fssam.attention import PairMemory, attend, key_prototypes
+from fss_models.methods.fssam.checkpoint import load_dinov2, load_sam2, read_whole
 from fss_models.methods.fssam.config import FssamConfig
 from fss_models.methods.fssam.core import FssamCore
 from fss_models.methods.fssam.ops import pool, resize, squared_dice
@@ -44,17 +45,26 @@ class Fssam(Segmenter):
     def __init__(
         self, *, preset: str, config: FssamConfig, weights: str | None = None, sam: Any = None, prior: Any = None
     ) -> None:
-        """`sam` (a `SAM2Base`) and `prior` (pixels -> features) of any size replace what the preset says."""
+        """`weights` is a SAM 2.0 checkpoint, or an official FSSAM one: that holds SAM 2 and DINOv2 both.
+
+        `sam` (a `SAM2Base`) and `prior` (pixels -> features) of any size replace what the preset says.
+        """
         side = int(sam.image_size) if sam is not None else _side(preset, config)
         plain = preprocessor(preset) if sam is None else None
         mean, std = (plain.mean, plain.std) if plain else IMAGENET
         super().__init__(preset=preset, preprocessor=FssamPreprocessor(side=side, mean=mean, std=std), config=config)
         self._checkpoint = weights is not None or sam is not None
-        self.core = FssamCore(sam if sam is not None else build_sam2(
-            preset, weights=weights, object_scores=True, side=side))
+        whole = read_whole(weights)
+        if sam is None:
+            sam = build_sam2(preset, weights=None if whole else weights, object_scores=True, side=side)
+        if whole and weights:
+            load_sam2(sam, whole[0], weights, preset)
+        self.core = FssamCore(sam)
         if not self._checkpoint:  # an object score that nothing trains must not switch pointers off by chance
             nn.init.constant_(self.core.sam.sam_mask_decoder.pred_obj_score_head.layers[-1].bias, 10.0)
         self.prior: Any = prior if prior is not None else _prior(preset, config)
+        if whole and weights and self.prior is not None and not config.prior_weights:
+            load_dinov2(self.prior, whole[1], weights)
 
     @property
     def untrained(self) -> bool:
@@ -258,7 +268,7 @@ def _side(preset: str, config: FssamConfig) -> int:
     return config.side or (PUBLISHED_SIDE if own.config else own.side)
 
 
-def _prior(preset: str, config: FssamConfig) -> nn.Module | None:
+def _prior(preset: str, config: FssamConfig) -> Dinov2 | None:
     """None means the trunk's own features."""
     choice = config.prior
     if choice == "auto":

@@ -1,7 +1,8 @@
 """FSSAM's official checkpoints (specification 11): the whole model, as `sam2.*` and `dino.*`.
 
 Only SAM 2's mask decoder, memory encoder and memory attention were trained; the rest is the public SAM 2.0 and DINOv2,
-unchanged. `read` gives the trained part, `frozen_parts` the rest, so that one official file is enough to rebuild all.
+unchanged. `read` gives the trained part. Given as the `weights` a model is built on, the same file gives the rest:
+`load_official("fssam", "small", path, weights=path)` needs no other file.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from fss_models.backbones.dinov2 import build_dinov2
 from fss_models.errors import FssError
+from fss_models.methods.fssam.checkpoint import DINO, SAM2, check_tensors
 from fss_models.methods.fssam.model import OPTIMISED, PUBLISHED_SIDE, Fssam
 from fss_models.official import Official
 from fss_models.sam2_core.build import build_sam2
@@ -28,33 +30,16 @@ def read(state: dict[str, Tensor], preset: str) -> Official:
     Strict: every tensor of SAM 2 (of the preset's size) and of DINOv2 must be there, and nothing else; 691 at `small`.
     Raises `FssError` naming the first key that is missing, unknown or misshapen.
     """
-    expected = _shapes(preset, _prior_of(state))
-    for key in sorted(expected.keys() - state.keys()):
-        raise FssError(f"lacks {key!r}", mend=f"is it an FSSAM checkpoint of SAM 2 {preset}?")
-    for key in sorted(state.keys() - expected.keys()):
-        raise FssError(f"has unknown {key!r}", mend=f"is it an FSSAM checkpoint of SAM 2 {preset}?")
-    for key, shape in expected.items():
-        if tuple(state[key].shape) != shape:
-            raise FssError(f"{key!r} is {tuple(state[key].shape)}, the model's {shape}",
-                           mend=f"is it of SAM 2 {preset}?")
-    trained = {k.replace("sam2.", "core.sam.", 1): v for k, v in state.items()
-               if k.startswith(tuple(f"sam2.{part}" for part in OPTIMISED))}
+    check_tensors(state, _shapes(preset, _prior_of(state)), where="",
+                  mend=f"is it an FSSAM checkpoint of SAM 2 {preset}?")
+    trained = {k.replace(SAM2, "core.sam.", 1): v for k, v in state.items()
+               if k.startswith(tuple(f"{SAM2}{part}" for part in OPTIMISED))}
     return Official(state=trained, config={"train": "published", "prior": _prior_of(state)})
 
 
 def write(model: Fssam) -> dict[str, Tensor]:
     """All tensors of a model under official names; with a DINOv2 prior the official code loads them strictly."""
     return {k: v.detach().cpu().contiguous() for k, v in _named(model.core.sam, model.prior).items()}
-
-
-def frozen_parts(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """An official `state_dict` as tensors of a SAM 2 checkpoint and of DINOv2's file.
-
-    Saved by themselves they are what `build_sam2` and `build_dinov2` read. SAM 2's part holds FSSAM's tuned values.
-    """
-    sam2, dino = ({k.removeprefix(start): v for k, v in state.items() if k.startswith(start)}
-                  for start in ("sam2.", "dino."))
-    return sam2, dino
 
 
 def _prior_of(state: dict[str, Tensor]) -> Prior:
@@ -78,5 +63,5 @@ def _shapes(preset: str, prior: Prior) -> dict[str, tuple[int, ...]]:
 
 
 def _named(sam: Any, dino: Any) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {f"sam2.{k}": v for k, v in sam.state_dict().items()}
-    return found | ({f"dino.{k}": v for k, v in dino.hub_state().items()} if dino is not None else {})
+    found: dict[str, Tensor] = {f"{SAM2}{k}": v for k, v in sam.state_dict().items()}
+    return found | ({f"{DINO}{k}": v for k, v in dino.hub_state().items()} if dino is not None else {})
