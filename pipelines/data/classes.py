@@ -49,5 +49,7 @@ def choose_classes(
 
 
 def _needed(cfg: DataConfig, *, each: bool) -> str:
-    least = f"{cfg.min_area:.2%} of their area" + (f" and {cfg.min_pixels} pixels" if cfg.min_pixels else "")
-    return f"show it on {least} or more; {cfg.min_images} of {'each' if each else 'one'} are needed"
+    bounds = [f"{cfg.min_area:.2%} of their area"] if cfg.min_area else []
+    bounds += [f"{cfg.min_pixels} pixels"] if cfg.min_pixels else []
+    least = f" on {' and '.join(bounds)} or more" if bounds else ""
+    return f"show it{least}; {cfg.min_images} of {'each are' if each else 'either is'} needed"

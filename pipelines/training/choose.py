@@ -77,8 +77,8 @@ def make_leaderboard(recipe: Recipe, results: Sequence[RunResult]) -> Leaderboar
     winner, reason = choose_winner(rows, samples, recipe.choose)
     board = Leaderboard(
         dataset=recipe.data.name, data_hash=good[0].spec.data_hash, metric=metric, confidence=recipe.choose.confidence,
-        episodes=recipe.eval.episodes, shots=recipe.eval.shots, lists=_lists(good), rows=rows, winner=winner,
-        reason=reason)
+        episodes=good[0].episodes, shots=good[0].details.get("shots", recipe.eval.shots), lists=_lists(good), rows=rows,
+        winner=winner, reason=reason)
     store.write_json("leaderboard.json", board.model_dump())
     return board
 

@@ -91,7 +91,7 @@ def evaluate_bundle(job: Job, scored: Scored, data: Any, bundle: str) -> tuple[R
     refuse_seen_photos(info.trained_on, data.shards, episodes, bundle)
     table, took = score_episodes(model, data.shards, episodes, scored.config,
                                  told=lambda done: job.tell("at_step", spec.name, spec.steps + done))
-    took |= {"not_scored": episodes.dropped}
+    took |= {"not_scored": episodes.dropped, "shots": episodes.shots}
     tested = [c for c in data.tested if c.class_id in episodes.class_ids]
     facts = {"list_hash": episodes.sha256, "bundle": bundle, "bundle_id": info.bundle_id,
              "untrained": info.untrained, "train_s": info.provenance.get("train_s", 0.0),

@@ -15,7 +15,7 @@ import pytest
 
 from fss_models.errors import FssError
 from infra.local.s3 import S3Server
-from pipelines.config import BENCHMARKS, EvalConfig, MethodConfig
+from pipelines.config import BENCHMARKS, EvalConfig, MethodConfig, Recipe
 from pipelines.data.benchmarks.check import check_benchmark
 from pipelines.data.benchmarks.make import make_list
 from pipelines.data.benchmarks.protocol import Ask
@@ -24,11 +24,13 @@ from pipelines.data.published import PublishedList, bind, read_list, write_list
 from pipelines.data.shardset import ALL_FOLDS, Shards
 from pipelines.data.stream import EpisodeStream
 from pipelines.storage import Store, join
+from pipelines.training.choose import make_leaderboard
 from pipelines.training.data import FoldData
 from pipelines.training.drive import Scored, evaluate_run
 from pipelines.training.results import RunResult
 from pipelines.training.run import RunSpec
 from pipelines.training.worker import Job
+from pipelines.workspace import Workspace
 from tests.data.benchmarks.conftest import benchmark_config
 from tests.data.conftest import write
 
@@ -116,6 +118,17 @@ def test_on_s3(name: str, raw: Raw, built: Built, bucket: str, s3_server: S3Serv
     write_list(str(tmp_path / "l.parquet"), listed)
     here = score(local, str(tmp_path / "l.parquet"), str(tmp_path / "runs"), 0)
     assert (remote.miou, remote.list_hash) == (here.miou, here.list_hash)
+
+
+def test_the_leaderboard_tells_the_lists_shots_and_length(built: Built, tmp_path: Path) -> None:
+    """Not the recipe's, which a list overrules; and the fold's list is found by its number."""
+    shards, url = built("isic"), str(tmp_path / "fold{fold}.parquet")
+    listed = make_list("isic", "drawn", Ask(shots=2, episodes=9, shards=shards.url))
+    write_list(url.format(fold=0), listed)
+    recipe = Recipe(out=str(tmp_path), data=benchmark_config("isic", "elsewhere"), eval=EvalConfig(list=url),
+                    methods=[MethodConfig(name="prior", preset="debug")])
+    board = make_leaderboard(recipe, [score(shards, url, Workspace(str(tmp_path)).runs, 0)])
+    assert (board.episodes, board.shots, board.lists) == (9, 2, {"0": listed.sha256})
 
 
 def test_the_filter_counts_pixels(built: Built) -> None:
