@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from fss_models import registry
-from fss_models.backbones.dinov2 import Dinov2, build_dinov2
 from fss_models.clip import Clip, Features, Memory, Prompt, PromptKind
 from fss_models.errors import FssError
 from fss_models.methods.fssam import official, ops
@@ -224,6 +223,19 @@ def test_what_gets_a_gradient(mode: str) -> None:
         assert len(without) == (16 if mode == "published" else 0)
 
 
+@pytest.mark.parametrize("scma", [True, False])
+def test_training_goes_on_after_an_evaluation(scma: bool) -> None:
+    """The package caches rotary tables at first use; made under inference mode they would stop the backward pass."""
+    model = debug(scma=scma)
+    for layer in model.core.sam.memory_attention.layers:
+        for attn in (layer.self_attn, layer.cross_attn_image):
+            attn.freqs_cis = attn.compute_cis(end_x=64, end_y=64)  # of another side, as SAM 2's files have them
+    with torch.inference_mode():
+        logits_of(model, [1])
+    torch.stack(list(model.train().losses(clip_for(model)).values())).sum().backward()
+    assert model.core.sam.memory_attention.layers[0].self_attn.q_proj.weight.grad is not None
+
+
 def test_void_is_background_as_published_or_ignored() -> None:
     losses = {}
     for void in ("background", "ignored"):
@@ -292,45 +304,6 @@ def test_a_wrong_official_checkpoint_names_its_first_wrong_key(small: Fssam) -> 
     for given, preset, line in cases:
         with pytest.raises(FssError, match=line):
             official.read(given, preset)
-
-
-# DINOv2
-
-
-@torch.no_grad()
-def test_the_hubs_position_resize_is_not_the_plain_one() -> None:
-    """Without the 0.1 offset features move by about 1e-3 (specification 2); at the native size nothing is resized."""
-    model = Dinov2(width=24, blocks=2, heads=2).eval()
-    torch.nn.init.normal_(model.vit.pos_embed)
-    grid = model.vit.pos_embed[:, 1:].transpose(1, 2).unflatten(2, (37, 37))
-    plain = torch.nn.functional.interpolate(grid, size=(40, 40), mode="bicubic").flatten(2).transpose(1, 2)
-    ours = model._positions(40, 40)[:, 1:]
-    assert ours.shape == plain.shape
-    assert 1e-4 < float((ours - plain).abs().mean()) < 0.1
-    assert model._positions(37, 37) is model.vit.pos_embed
-    assert model(torch.randn(2, 3, 42, 56)).shape == (2, 24, 3, 4)
-
-
-def test_dinov2_weights_are_loaded_strictly(tmp_path: Path) -> None:
-    model = Dinov2(width=24, blocks=2, heads=2)
-    good = {k: v.clone() for k, v in model.hub_state().items()}
-    for change, line in (({"register_tokens": torch.zeros(1)}, "unknown 'register_tokens'"),
-                         ({"cls_token": torch.zeros(3)}, "cls_token")):
-        with pytest.raises(FssError, match=line):
-            model.load_hub_state(good | change)
-    with pytest.raises(FssError, match="lack 'mask_token'"):
-        model.load_hub_state({k: v for k, v in good.items() if k != "mask_token"})
-    torch.save(good, tmp_path / "tiny.pth")
-    with pytest.raises(FssError, match=r"tiny\.pth: DINOv2"):
-        build_dinov2("small", str(tmp_path / "tiny.pth"))
-    with pytest.raises(FssError, match="base"):
-        build_dinov2("huge")
-
-
-def test_sizes_of_dinov2() -> None:
-    with torch.device("meta"):
-        counts = {s: sum(v.numel() for v in build_dinov2(s).hub_state().values()) for s in ("base", "large")}
-    assert counts == {"base": 86_580_480, "large": 304_368_640}
 
 
 # the published sampler, resize and augmentation

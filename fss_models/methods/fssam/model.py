@@ -145,6 +145,7 @@ class Fssam(Segmenter):
 
         Where the decoder is trained from scratch: on all candidates alike, and iou for the head that selects.
         """
+        self.core.make_trainable_again()
         b, _, j = clip.shape
         features = self.encode(clip.images)
         memory = self.memorise(features, clip.prompts)
