@@ -87,10 +87,8 @@ def build_backbone(name: str, weights: str) -> ImagenetBackbone | DinoLevels:
     return backbone
 
 
-def levels_of(backbone: nn.Module | None, stages: tuple[Tensor, ...], pixels: Tensor) -> dict[str, Tensor]:
+def levels_of(backbone: ImagenetBackbone | DinoLevels, pixels: Tensor) -> dict[str, Tensor]:
     """maps "mid", "high", "top": layer2, layer3, layer4 of N images, without gradients."""
     with torch.no_grad():
-        if isinstance(backbone, ImagenetBackbone | DinoLevels):
-            mid, high = backbone.levels(pixels)
-            return {"mid": mid, "high": high, "top": backbone.top(high)}
-        return {"mid": stages[1], "high": stages[2], "top": stages[3]}
+        mid, high = backbone.levels(pixels)
+        return {"mid": mid, "high": high, "top": backbone.top(high)}

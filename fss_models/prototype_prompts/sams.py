@@ -7,7 +7,6 @@ padding token; the dense embedding is SAM's "no mask". Specification `fcp_vrp` 1
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -31,11 +30,12 @@ class PromptedSam(nn.Module, ABC):
         return self.side // 16
 
     @abstractmethod
-    def encode(self, pixels: Tensor) -> tuple[Maps, tuple[Tensor, ...]]:
-        """[N, 3, side, side] -> maps ("sam" [N, D, G, G] and what `decode` reads besides), the trunk's four stages.
+    def look(self, pixels: Tensor) -> Maps:
+        """[N, 3, side, side] -> what no training changes: "sam", or the trunk's "stage0" ... "stage3"; no gradients."""
 
-        SAM v1 has no stages: an empty tuple.
-        """
+    @abstractmethod
+    def embed(self, maps: Maps) -> Maps:
+        """From `look`: "sam" [N, D, G, G], and what `decode` reads besides."""
 
     @abstractmethod
     def decode(self, maps: Maps, prompts: Tensor) -> tuple[Tensor, Tensor]:
@@ -50,10 +50,14 @@ class PromptedSam1(PromptedSam):
         self.model = model
         self.side, self.width = model.size.side, model.size.prompt_width
 
-    def encode(self, pixels: Tensor) -> tuple[Maps, tuple[Tensor, ...]]:
-        """The image embedding, without gradients."""
+    def look(self, pixels: Tensor) -> Maps:
+        """The image embedding."""
         with torch.no_grad():
-            return {"sam": self.model.embed(pixels)}, ()
+            return {"sam": self.model.embed(pixels)}
+
+    def embed(self, maps: Maps) -> Maps:
+        """The same."""
+        return {"sam": maps["sam"]}
 
     def decode(self, maps: Maps, prompts: Tensor) -> tuple[Tensor, Tensor]:
         """As `PromptedSam.decode`."""
@@ -68,18 +72,19 @@ class PromptedSam2(PromptedSam):
         self.core = core
         self.side, self.width = core.side, int(core.sam.hidden_dim)
 
-    def encode(self, pixels: Tensor) -> tuple[Maps, tuple[Tensor, ...]]:
-        """The trunk runs without gradients; neck and decoder convolutions with them only where they are trained."""
-        encoder, decoder = self.core.sam.image_encoder, self.core.sam.sam_mask_decoder
+    def look(self, pixels: Tensor) -> Maps:
+        """The trunk's stages, at strides 4, 8, 16, 32."""
         with torch.no_grad():
-            stages: list[Tensor] = encoder.trunk(pixels)
-        trained = any(p.requires_grad for p in encoder.neck.parameters())
-        with nullcontext() if trained else torch.no_grad():
-            levels = encoder.neck(stages)[0]
-            f0, f1, f2 = levels[: -encoder.scalp] if encoder.scalp else levels
-            maps = {"sam": f2 + self.core.sam.no_mem_embed.view(1, -1, 1, 1),
-                    "f0": decoder.conv_s0(f0), "f1": decoder.conv_s1(f1)}
-        return maps, tuple(stages)
+            stages: list[Tensor] = self.core.sam.image_encoder.trunk(pixels)
+        return {f"stage{i}": stage for i, stage in enumerate(stages)}
+
+    def embed(self, maps: Maps) -> Maps:
+        """Neck and decoder convolutions; the embedding of an image without memory."""
+        encoder, decoder = self.core.sam.image_encoder, self.core.sam.sam_mask_decoder
+        levels = encoder.neck([maps[f"stage{i}"] for i in range(4)])[0]
+        f0, f1, f2 = levels[: -encoder.scalp] if encoder.scalp else levels
+        return {"sam": f2 + self.core.sam.no_mem_embed.view(1, -1, 1, 1),
+                "f0": decoder.conv_s0(f0), "f1": decoder.conv_s1(f1)}
 
     def decode(self, maps: Maps, prompts: Tensor) -> tuple[Tensor, Tensor]:
         """As `PromptedSam.decode`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, Protocol, Self
 
 import torch
@@ -9,16 +10,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fss_models import losses
+from fss_models.backbones.imagenet import ImagenetBackbone
 from fss_models.clip import Clip, Features, Images, Memory, Prediction, PromptBatch, PromptKind
 from fss_models.errors import FssError
 from fss_models.prototype_prompts.build import ALL_PRESETS, Parts, build_parts
-from fss_models.prototype_prompts.levels import TrunkLevels, levels_of
+from fss_models.prototype_prompts.levels import DinoLevels, TrunkLevels, levels_of
 from fss_models.prototype_prompts.marks import mark_masks
 from fss_models.prototype_prompts.parts import resize_aligned
 from fss_models.prototype_prompts.sams import PromptedSam2
 from fss_models.segmenter import Segmenter
 
 DECODER_MAPS = ("sam", "f0", "f1")  # of `Features.maps`, what the mask decoder reads
+LEVELS = ("mid", "high", "top")  # layer2, layer3, layer4
 _DECODER = ("image_encoder.neck.", "sam_mask_decoder.", "no_mem_embed", "sam_prompt_encoder.no_mask_embed.")
 _RANDOM_BUFFER = "positional_encoding_gaussian_matrix"
 
@@ -49,6 +52,7 @@ class PromptingSegmenter(Segmenter):
     presets: ClassVar[tuple[str, ...]] = ALL_PRESETS
     config: PromptingConfig
     encoder: nn.Module  #: the trained part, set by the method
+    backbone: ImagenetBackbone | DinoLevels | None
 
     def __init__(self, *, preset: str, config: PromptingConfig, weights: str | None, parts: Parts | None) -> None:
         """`parts` are SAM and backbone of any size, holding their values; without them the preset's are built."""
@@ -56,7 +60,8 @@ class PromptingSegmenter(Segmenter):
             parts = build_parts(preset, backbone=config.backbone, backbone_weights=config.backbone_weights,
                                 weights=weights)
         super().__init__(preset=preset, preprocessor=parts.preprocessor, config=config)
-        self.sam, self.backbone = parts.sam, parts.backbone
+        self.sam = parts.sam
+        self.backbone = parts.backbone
         self._parts_have = (parts.checkpoint, parts.frozen)
         if config.train == "all_but_trunk" and not isinstance(self.sam, PromptedSam2):
             raise FssError("train 'all_but_trunk' needs SAM 2", mend="take train 'encoder'")
@@ -107,9 +112,34 @@ class PromptingSegmenter(Segmenter):
 
     def encode(self, images: Images) -> Features:
         """maps "sam" [N, D, G, G], "mid", "high", "top" [N, C, h, w] (layer2, 3, 4), with SAM 2 also "f0", "f1"."""
+        return self.finish(self.encode_frozen(images))
+
+    def frozen_part(self) -> Sequence[nn.Module]:
+        """SAM and the backbone; where SAM 2's neck is trained its trunk alone."""
+        own = [] if self.backbone is None else [self.backbone]
+        if not self.trains_decoder:
+            return [self.sam, *own]
+        assert isinstance(self.sam, PromptedSam2)
+        return [self.sam.core.sam.image_encoder.trunk, *own]
+
+    def encode_frozen(self, images: Images) -> Features:
+        """All of `encode`; where SAM 2's neck is trained the trunk's "stage0" ... "stage3" instead of "sam"."""
         pixels = images.pixels.to(self.device)
-        maps, stages = self.sam.encode(resize_aligned(pixels, (self.sam.side, self.sam.side)))
-        return Features(maps=maps | levels_of(self.backbone, stages, pixels), sizes=images.sizes)
+        maps = self.sam.look(resize_aligned(pixels, (self.sam.side, self.sam.side)))
+        if self.backbone is not None:
+            maps |= levels_of(self.backbone, pixels)
+        if not self.trains_decoder:
+            with torch.no_grad():
+                maps = self._complete(maps)
+        return Features(maps=maps, sizes=images.sizes)
+
+    def finish(self, frozen: Features) -> Features:
+        """SAM 2's neck, where it is trained."""
+        return Features(maps=self._complete(frozen.maps), sizes=frozen.sizes) if self.trains_decoder else frozen
+
+    def _complete(self, maps: dict[str, Tensor]) -> dict[str, Tensor]:
+        source = LEVELS if self.backbone is not None else ("stage1", "stage2", "stage3")
+        return self.sam.embed(maps) | {name: maps[own] for name, own in zip(LEVELS, source, strict=True)}
 
     def masked_top(self, high: Tensor, masks: Tensor) -> Tensor:
         """layer4 of layer3 [E, C, h, w] under masks [E, 1, h, w], without gradients."""
@@ -172,6 +202,6 @@ def gather_shots(memory: Memory, sets: Tensor, shot: Tensor) -> dict[str, Tensor
 
 def clip_pairs(clip: Clip) -> Tensor:
     """[B * J, 2]: each target with its own clip's support set, in `clip.images`."""
-    b, _, j = clip.shape
+    b, k, j = clip.shape
     targets = torch.arange(b * j)
-    return torch.stack([targets // j, len(clip.references) + targets], dim=1)
+    return torch.stack([targets // j, b * k + targets], dim=1)

@@ -125,6 +125,30 @@ def test_losses_are_finite_in_bfloat16() -> None:
     assert bool(total.isfinite())
 
 
+@pytest.mark.parametrize("method", ["fcp", "vrp_sam"])
+@pytest.mark.parametrize("settings", [{}, {"backbone": "resnet50"}, {"train": "encoder"}])
+def test_kept_features_give_the_same_losses(method: str, settings: dict[str, Any]) -> None:
+    """Also where SAM 2's neck is trained: its gradients are those of a pass from the pixels."""
+    model = registry.build(method, "debug", settings).eval()
+    clip = drawn_clip(1)
+    resized = torch.nn.functional.interpolate(clip.prompts.masks, size=(64, 64))
+    clip = replace(clip, prompts=replace(clip.prompts, masks=resized), target_masks=resized.clone(),
+                   ignore=torch.zeros_like(resized, dtype=torch.bool),
+                   **{n: replace(i, pixels=torch.nn.functional.interpolate(i.pixels, size=(64, 64)))
+                      for n, i in (("references", clip.references), ("targets", clip.targets))})
+    kept = model.encode_frozen(clip.images)
+    blank = [replace(i, pixels=i.pixels[..., :0, :0]) for i in (clip.references, clip.targets)]
+    grads = []
+    for one in (clip, replace(clip, frozen=kept, references=blank[0], targets=blank[1])):
+        model.zero_grad()
+        torch.stack(list(model.losses(one).values())).sum().backward()
+        grads.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+    assert grads[0].keys() == grads[1].keys()
+    assert all(torch.equal(v, grads[1][n]) for n, v in grads[0].items())
+    inside = {id(p) for part in model.frozen_part() for p in part.parameters()}
+    assert not any(p.requires_grad for p in model.parameters() if id(p) in inside)
+
+
 @torch.no_grad()
 def test_memorising_once_equals_sixteen_episodes() -> None:
     model, clip = tiny_model("fcp"), drawn_clip(3, clips=1)

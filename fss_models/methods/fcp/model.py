@@ -105,7 +105,7 @@ class Fcp(PromptingSegmenter):
 
     def losses(self, clip: Clip) -> dict[str, Tensor]:
         """mask + dice on the targets, guide on the attention masks, ortho on all attention maps."""
-        features = self.encode(clip.images)
+        features = self.clip_features(clip)
         memory, _, support = self._support(features, clip.prompts)
         found = self._query(memory, features, clip_pairs(clip))
         named = self.mask_terms(found.prediction, clip)

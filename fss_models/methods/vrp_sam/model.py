@@ -83,7 +83,7 @@ class VrpSam(PromptingSegmenter):
 
     def losses(self, clip: Clip) -> dict[str, Tensor]:
         """mask (binary cross-entropy) + dice on the targets."""
-        features = self.encode(clip.images)
+        features = self.clip_features(clip)
         memory = self.memorise(features, clip.prompts)
         return self.mask_terms(self.segment(memory, features, clip_pairs(clip)), clip)
 
