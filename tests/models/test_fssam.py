@@ -22,7 +22,7 @@ from fss_models.methods.fssam.attention import PairMemory, attend
 from fss_models.methods.fssam.config import FssamConfig
 from fss_models.methods.fssam.episodes import Draw, draw_episode, published_episodes
 from fss_models.methods.fssam.model import Fssam
-from fss_models.methods.fssam.preprocess import linear, nearest
+from fss_models.methods.fssam.preprocess import FssamPreprocessor, linear, nearest
 from fss_models.methods.fssam.prior import prior_masks, prior_prototypes
 from fss_models.methods.fssam.training import Augmentation, poly_rate
 from fss_models.official import load_official, official_state
@@ -223,6 +223,24 @@ def test_what_gets_a_gradient(mode: str) -> None:
         assert len(without) == (16 if mode == "published" else 0)
 
 
+@pytest.mark.parametrize("mode", ["published", "all_but_trunk"])
+def test_kept_frozen_features_give_the_same_loss_and_gradients(mode: str) -> None:
+    model = debug(train=mode)
+    clip = clip_for(model)
+    kept = model.encode_frozen(clip.images)
+    assert not any(v.requires_grad for v in kept.maps.values())
+    found = []
+    for one in (clip, replace(clip, frozen=kept)):
+        model.zero_grad()
+        loss = torch.stack(list(model.losses(one).values())).sum()
+        loss.backward()
+        grads = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+        found.append((loss.detach(), {n: g.clone() for n, g in grads.items()}))
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
+    inside = {id(p) for part in model.frozen_part() for p in part.parameters()}
+    assert not inside & {id(p) for p in model.parameters() if p.grad is not None}
+
+
 @pytest.mark.parametrize("scma", [True, False])
 def test_training_goes_on_after_an_evaluation(scma: bool) -> None:
     """The package caches rotary tables at first use; made under inference mode they would stop the backward pass."""
@@ -346,6 +364,8 @@ def test_resizing_is_opencvs() -> None:
     assert linear(ramp, (4, 4))[0, :, 0].tolist() == [5, 25, 45, 65]
     assert linear(ramp, (8, 16))[0, :3, 0].tolist() == [0, 2.5, 7.5]
     assert nearest(np.arange(10)[None].repeat(10, 0), (10, 4))[0].tolist() == [0, 2, 5, 7]
+    half = np.arange(10)[None].repeat(10, 0) == 2
+    assert FssamPreprocessor(side=4).mask(half)[0].tolist() == [0, 1, 0, 0]
 
 
 def test_augmentation_keeps_the_object_and_its_labels() -> None:

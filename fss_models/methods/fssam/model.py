@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -18,7 +19,7 @@ from fss_models.methods.fssam.config import FssamConfig
 from fss_models.methods.fssam.core import FssamCore
 from fss_models.methods.fssam.ops import pool, resize, squared_dice
 from fss_models.methods.fssam.preprocess import FssamPreprocessor
-from fss_models.methods.fssam.prior import ShotPriors, prior_masks, prior_prototypes
+from fss_models.methods.fssam.prior import ShotPriors, prior_masks, prior_prototypes, trunk_features
 from fss_models.methods.fssam.refine import QueryMemory, refine, support_agreement
 from fss_models.preprocess import IMAGENET
 from fss_models.registry import register_method
@@ -110,13 +111,38 @@ class Fssam(Segmenter):
 
         No gradient flows here unless the neck is trained from scratch.
         """
+        return self.finish(self.encode_frozen(images))
+
+    def frozen_part(self) -> Sequence[nn.Module]:
+        """SAM 2's image encoder and the decoder's two 1 x 1 convolutions, which no gradient reaches even where the
+        official optimiser holds them; the trunk alone where the neck is trained. And DINOv2."""
+        sam, own = self.core.sam, [] if self.prior is None else [self.prior]
+        if self.train_mode == "all_but_trunk":
+            return [sam.image_encoder.trunk, *own]
+        return [sam.image_encoder, sam.sam_mask_decoder.conv_s0, sam.sam_mask_decoder.conv_s1, *own]
+
+    @torch.no_grad()
+    def encode_frozen(self, images: Images) -> Features:
+        """All of `encode`; where the neck is trained the trunk's stage0 ... stage3 instead of f0, f1, f2."""
         pixels = images.pixels.to(self.device)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.train_mode == "all_but_trunk"):
-            trunk = self.core.trunk_maps(pixels)
-            maps = self.core.pyramid(trunk)
-        if self.config.ppg:
-            maps["prior"] = self._prior_features(pixels, trunk)
+        trunk = self.core.trunk_maps(pixels)
+        maps = {} if self.prior is None else {"prior": self.prior(self._prior_input(pixels))}
+        if self.train_mode == "all_but_trunk":
+            maps |= {f"stage{i}": stage for i, stage in enumerate(trunk)}
+        else:
+            maps |= self._pyramid(trunk)
         return Features(maps=maps, sizes=images.sizes)
+
+    def finish(self, frozen: Features) -> Features:
+        """SAM 2's neck, where it is trained."""
+        if self.train_mode != "all_but_trunk":
+            return frozen
+        kept = {k: v for k, v in frozen.maps.items() if k == "prior"}
+        return Features(maps=kept | self._pyramid([frozen.maps[f"stage{i}"] for i in range(4)]), sizes=frozen.sizes)
+
+    def _pyramid(self, trunk: list[Tensor]) -> Maps:
+        maps = self.core.pyramid(trunk)
+        return maps | {"prior": trunk_features(trunk)} if self.config.ppg and self.prior is None else maps
 
     def memorise(self, features: Features, prompts: PromptBatch) -> Memory:
         """memory [S, K, Cm, g, g] and pointers [S, K, C] of each reference.
@@ -146,10 +172,10 @@ class Fssam(Segmenter):
         Where the decoder is trained from scratch: on all candidates alike, and iou for the head that selects.
         """
         self.core.make_trainable_again()
-        b, _, j = clip.shape
-        features = self.encode(clip.images)
+        b, k, j = clip.shape
+        features = self.clip_features(clip)
         memory = self.memorise(features, clip.prompts)
-        sets, images = torch.arange(b).repeat_interleave(j), len(clip.references) + torch.arange(b * j)
+        sets, images = torch.arange(b).repeat_interleave(j), b * k + torch.arange(b * j)
         decoded = self.decode_pairs(memory, features, torch.stack([sets, images], dim=1))
         targets = clip.target_masks.flatten(0, 1).to(self.device, torch.float32)
         kept = ~clip.ignore.flatten(0, 1).to(self.device)
@@ -167,18 +193,12 @@ class Fssam(Segmenter):
 
     # the support's side
 
-    def _prior_features(self, pixels: Tensor, trunk: list[Tensor]) -> Tensor:
-        with torch.no_grad():
-            if self.prior is None:  # unit vectors at strides 16 and 32, side by side
-                fine, coarse = trunk[2:4]
-                coarse = F.interpolate(coarse, size=fine.shape[-2:], mode="bilinear", align_corners=False)
-                return torch.cat([F.normalize(fine, dim=1), F.normalize(coarse, dim=1)], dim=1)
-            mean, std, want_mean, want_std = (
-                torch.tensor(v, device=pixels.device).view(1, 3, 1, 1)
-                for v in (self.preprocessor.mean, self.preprocessor.std, *IMAGENET))
-            large = resize(pixels * std + mean, PRIOR_SIDE)
-            features: Tensor = self.prior((large - want_mean) / want_std)
-            return features
+    def _prior_input(self, pixels: Tensor) -> Tensor:
+        """[N, 3, R, R] as SAM 2's trunk wants them -> [N, 3, 560, 560] as DINOv2 does."""
+        mean, std, want_mean, want_std = (
+            torch.tensor(v, device=pixels.device).view(1, 3, 1, 1)
+            for v in (self.preprocessor.mean, self.preprocessor.std, *IMAGENET))
+        return (resize(pixels * std + mean, PRIOR_SIDE) - want_mean) / want_std
 
     def _masks(self, prompts: PromptBatch) -> Tensor:
         """[S, K, R, R]: masks as given, boxes filled."""

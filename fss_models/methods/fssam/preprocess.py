@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fss_models.clip import Images
 from fss_models.preprocess import Mode, Preprocessor
@@ -24,6 +25,14 @@ class FssamPreprocessor(Preprocessor):
         mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (self.mean, self.std))
         pixels = (torch.from_numpy(square).permute(0, 3, 1, 2) / 255 - mean) / std
         return Images(pixels=pixels.contiguous(), sizes=torch.tensor([i.shape[:2] for i in images]))
+
+    def mask(self, mask: np.ndarray) -> Tensor:
+        """A support mask [H, W] bool -> [side, side] float in {0, 1}, by OpenCV's nearest neighbour."""
+        return torch.from_numpy(nearest(mask, (self.side, self.side))).float()
+
+    def target(self, mask: np.ndarray) -> Tensor:
+        """A target mask [H, W] bool -> [side, side] float in {0, 1}, in the same way."""
+        return self.mask(mask)
 
 
 def linear(image: np.ndarray, size: tuple[int, int], step: float | None = None) -> np.ndarray:

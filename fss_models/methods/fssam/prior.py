@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fss_models.methods.fssam.ops import cosine, pool, resize, stretch_map
@@ -29,6 +30,14 @@ class ShotPriors:
     def mean(self) -> tuple[Tensor, Tensor]:
         """The two prior masks [P, R, R] over all shots: P_fg and P_ae."""
         return self.foreground.mean(dim=1), self.difference.mean(dim=1)
+
+
+@torch.no_grad()
+def trunk_features(trunk: list[Tensor]) -> Tensor:
+    """A SAM 2 trunk's four maps as prior features: unit vectors at strides 16 and 32, side by side, at stride 16."""
+    fine, coarse = trunk[2:4]
+    coarse = F.interpolate(coarse, size=fine.shape[-2:], mode="bilinear", align_corners=False)
+    return torch.cat([F.normalize(fine, dim=1), F.normalize(coarse, dim=1)], dim=1)
 
 
 @torch.no_grad()
