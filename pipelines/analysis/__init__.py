@@ -1,0 +1,1 @@
+"""The papers' analyses of a trained bundle: what its features hold, and how far they carry. Each ends in a page."""

@@ -1,0 +1,51 @@
+"""Pictures that the report does not have: feature maps, clicks, labels of several classes, histograms."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from pipelines.report.curves import FOLD_COLOURS, _figure, _svg
+from pipelines.report.pictures import PREDICTION, SIDE, SUPPORT, TRUTH
+
+CLICK = (239, 68, 68)
+LEGEND = tuple((f"rgb{colour}", what) for colour, what in
+               ((SUPPORT, "support mask"), (TRUTH, "truth"), (PREDICTION, "prediction")))
+Curve = tuple[Sequence[float], Sequence[float]]  # bin edges (one more), heights
+
+
+def map_url(colours: np.ndarray, shape: tuple[int, int]) -> str:
+    """A map [h, w, 3] uint8 as a PNG data URL, each cell a square, in the aspect of a photo of `shape` (H, W)."""
+    scale = SIDE / max(shape)
+    size = (max(1, round(shape[1] * scale)), max(1, round(shape[0] * scale)))
+    buffer = io.BytesIO()
+    Image.fromarray(colours).resize(size, Image.Resampling.NEAREST).save(buffer, format="PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def with_clicks(image: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """The photo [H, W, 3] uint8 with a dot at each of `points` [P, 2] (x, y)."""
+    picture = Image.fromarray(image.copy())
+    pen, radius = ImageDraw.Draw(picture), max(image.shape[:2]) / 45
+    for x, y in points.tolist():
+        pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=CLICK, outline=(255, 255, 255),
+                    width=max(1, round(radius / 3)))
+    return np.array(picture)
+
+
+def histograms(curves: Mapping[str, Curve], title: str, label: str) -> str:
+    """Outlines of several histograms in one plot. Inline SVG."""
+    figure, axes = _figure(4.6, 2.7)
+    for i, (name, (edges, heights)) in enumerate(curves.items()):
+        colour = FOLD_COLOURS[i % len(FOLD_COLOURS)]
+        axes.stairs(heights, edges, label=name, color=colour, linewidth=1.6, fill=False)
+        axes.stairs(heights, edges, color=colour, alpha=0.18, fill=True)
+    axes.set_title(title, loc="left", fontsize=10)
+    axes.set_xlabel(label)
+    axes.set_yticks([])
+    axes.legend(fontsize=8, frameon=False, loc="upper left")
+    return _svg(figure, title)

@@ -1,0 +1,120 @@
+"""COCO-20i to PASCAL: each PASCAL class is tested with the bundle of the COCO fold that held its counterpart out.
+
+The protocol of RePRI (specification datasets, section 2): fold = 0-based COCO id mod 4. Published for SANSA:
+67.1, 70.9, 73.5, 78.6, mean 72.5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fss_models.errors import FssError
+from pipelines.analysis.domains import example_strips
+from pipelines.analysis.page import Analysis, Strip, Table, Written, between, pct, write_page
+from pipelines.analysis.pictures import LEGEND
+from pipelines.analysis.scores import FewShot, episodes_among, few_shot
+from pipelines.analysis.study import Study
+from pipelines.bundle import read_bundle_info
+from pipelines.config import Recipe
+from pipelines.data.benchmarks.coco import FOLDS, PASCAL_IN_COCO, transfer_fold
+from pipelines.data.episodes import EpisodeList
+from pipelines.data.shardset import Shards
+from pipelines.report.curves import interval_bars
+from pipelines.training.data import ensure_shards
+
+SHOWN = 2  # episodes a fold
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fold:
+    """One fold of the protocol: its bundle, the PASCAL classes it is tested on, their episodes."""
+
+    number: int
+    study: Study
+    names: list[str]
+    episodes: EpisodeList
+
+    @property
+    def record(self) -> str:
+        """What is known about the bundle's training classes."""
+        if not self.study.trained:
+            return "trains nothing"
+        return f"{len(self.study.info.classes)} classes" if self.study.info.classes else "not recorded"
+
+
+def fold_classes(shards: Shards) -> dict[int, list[int]]:
+    """COCO fold -> ids of the dataset's PASCAL classes that it held out. Raises `FssError` if a fold has none."""
+    found: dict[int, list[int]] = {f: [] for f in range(FOLDS)}
+    for c in shards.manifest.classes:
+        if c.name in PASCAL_IN_COCO:
+            found[transfer_fold(c.name)].append(c.class_id)
+    for fold, classes in found.items():
+        if not classes:
+            names = ", ".join(n for n in PASCAL_IN_COCO if transfer_fold(n) == fold)
+            raise FssError(f"has none of the PASCAL classes of fold {fold} ({names})", where=shards.url,
+                           mend="give a recipe of PASCAL VOC, such as source format pascal5i or voc")
+    return found
+
+
+def open_folds(recipe: Recipe, bundles: Sequence[str]) -> list[Fold]:
+    """The four folds, checked. Raises `FssError` for another number of bundles and for what must not be tested."""
+    if len(bundles) != FOLDS:
+        raise FssError(f"{len(bundles)} bundle{'' if len(bundles) == 1 else 's'} given, the protocol has {FOLDS} folds",
+                       mend="write --bundles FOLD0,FOLD1,FOLD2,FOLD3")
+    infos = [read_bundle_info(b) for b in bundles]
+    shards = ensure_shards(recipe)
+    return [_open_fold(Study(recipe, bundles[f], infos[f], shards), f, ids) for f, ids in fold_classes(shards).items()]
+
+
+def _open_fold(study: Study, number: int, class_ids: list[int]) -> Fold:
+    names = [study.shards.classes[c].name for c in class_ids]
+    for name in names:
+        study.refuse_trained([name, PASCAL_IN_COCO[name]], f"fold {number} tests as {name!r}")
+    episodes = episodes_among(study.shards, class_ids, study.recipe.eval)
+    study.refuse_seen([i for e in episodes for i in (e.query, *e.supports)])
+    return Fold(number=number, study=study, names=names, episodes=episodes)
+
+
+def analyse_transfer(recipe: Recipe, *, bundles: Sequence[str]) -> Written:
+    """mIoU of every fold and their mean; `bundles` are of the COCO folds 0 to 3, `recipe` is PASCAL's.
+
+    Raises `FssError` for another number of bundles, data without PASCAL's classes, and a bundle trained on the
+    counterpart of a class that it is tested on, or on one of the photos.
+    """
+    folds = open_folds(recipe, bundles)
+    scores = [few_shot(f.study.adapted, f.study.shards, f.episodes, recipe, f"fold {f.number}") for f in folds]
+    strips = [s for f in folds for s in example_strips(f.study, f.episodes, f"fold {f.number}", SHOWN)]
+    analysis = _analysis(recipe, folds, scores, strips)
+    return write_page(analysis, recipe, folds[0].study.shards, [(f.study.url, f.study.info) for f in folds])
+
+
+def _analysis(recipe: Recipe, folds: list[Fold], scores: list[FewShot], strips: list[Strip]) -> Analysis:
+    mean = sum(s.miou for s in scores) / FOLDS
+    rows = [[f"fold {f.number}", " ".join(f.names), f.record, pct(s.miou), between(s.interval)]
+            for f, s in zip(folds, scores, strict=True)]
+    rows.append(["mean", "", "", pct(mean), ""])
+    left_out = {n: why for f in folds for n, why in f.episodes.dropped.items()}
+    absent = sorted(set(PASCAL_IN_COCO) - {n for f in folds for n in f.names})
+    notes = [f"{recipe.eval.episodes} episodes a fold, its classes drawn alike, test photos only. A PASCAL class is "
+             "tested with the bundle of the fold that contains its COCO counterpart: 0-based COCO id mod 4."]
+    if any(f.record == "not recorded" for f in folds):
+        notes.append("A bundle whose training classes are not recorded (an imported checkpoint) is taken at its word: "
+                     "nothing here can check that it never saw the counterparts.")
+    if absent or left_out:
+        notes.append(f"Not all of PASCAL was tested, so this is not the published figure; without "
+                     f"{', '.join(sorted({*absent, *left_out}))}.")
+    return Analysis(
+        name="transfer", title="From COCO to PASCAL", setting=f"{recipe.eval.shots}-shot",
+        said=[f"{pct(mean)} mIoU in the mean of the four folds.",
+              "In the paper (SAM 2 Large, 1-shot): 67.1, 70.9, 73.5, 78.6, mean 72.5."],
+        table=Table(columns=["fold", "PASCAL classes", "trained on", "mIoU", "95 % interval"], rows=rows),
+        tables=[Table(title="IoU of every class", columns=["PASCAL class", "COCO counterpart", "fold", "IoU"],
+                      rows=[[n, PASCAL_IN_COCO[n], str(f.number), pct(iou)] for f, s in zip(folds, scores, strict=True)
+                            for n, iou in s.per_class.items()])],
+        figures={"miou": mean, "shots": recipe.eval.shots, "absent": absent, "not_scored": left_out,
+                 "folds": [{"fold": f.number, "classes": f.names, "trained_on": f.record, **s.as_json()}
+                           for f, s in zip(folds, scores, strict=True)]},
+        plots=[interval_bars([(f"fold {f.number}", s.miou * 100, s.interval[0] * 100, s.interval[1] * 100)
+                              for f, s in zip(folds, scores, strict=True)], "mIoU, percent, with its 95 % interval")],
+        strips=strips, legend=LEGEND, notes=notes)
