@@ -19,10 +19,10 @@ def test_the_hubs_position_resize_is_not_the_plain_one() -> None:
     torch.nn.init.normal_(model.vit.pos_embed)
     grid = model.vit.pos_embed[:, 1:].transpose(1, 2).unflatten(2, (37, 37))
     plain = F.interpolate(grid, size=(40, 40), mode="bicubic").flatten(2).transpose(1, 2)
-    ours = model._positions(40, 40)[:, 1:]
+    ours = model.positions(40, 40)[:, 1:]
     assert ours.shape == plain.shape
     assert 1e-4 < float((ours - plain).abs().mean()) < 0.1
-    assert model._positions(37, 37) is model.vit.pos_embed
+    assert model.positions(37, 37) is model.vit.pos_embed
     assert model(torch.randn(2, 3, 42, 56)).shape == (2, 24, 3, 4)
 
 
