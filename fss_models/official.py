@@ -32,10 +32,13 @@ class Official:
 
     state   our trained tensors by our names, as `Segmenter.load_trainable_state` takes them
     config  the settings that its shapes imply, for `registry.build`
+    also    what else the same file gives: `weights` (the checkpoint the model is built on) or weight fields of the
+            configuration
     """
 
     state: dict[str, Tensor]
     config: dict[str, Any] = field(default_factory=dict)
+    also: tuple[str, ...] = ()
 
 
 def read_tensors(path: str) -> dict[str, Tensor]:
@@ -58,19 +61,30 @@ def read_tensors(path: str) -> dict[str, Tensor]:
 
 
 def load_official(method: str, preset: str, path: str, *, weights: str | None = None) -> Segmenter:
-    """A model that holds an official checkpoint; `weights` is the SAM 2 (or SAM) file it is built on.
+    """A model that holds an official checkpoint; `weights` is the SAM 2 (or SAM) file it is built on, where needed.
 
     Raises `FssError` for a method without official checkpoints, or a file that does not fit, naming the first key.
     """
+    found = read_official(method, preset, read_tensors(path), path)
     try:
-        found: Official = _module(method).read(read_tensors(path), preset)
-        model = registry.build(method, preset, found.config, weights=weights)
-        if model.untrained and not weights:
+        config = found.config | {name: path for name in found.also if name != "weights"}
+        base = weights or (path if "weights" in found.also else None)
+        model = registry.build(method, preset, config, weights=base)
+        if model.untrained and not base:
             raise FssError("belongs to a pretrained model", mend="give --weights, the checkpoint it was trained on")
         model.load_trainable_state(found.state)
     except FssError as error:
         raise error if error.where else FssError(error.what, where=path, mend=error.mend) from error
     return model
+
+
+def read_official(method: str, preset: str, tensors: dict[str, Tensor], path: str) -> Official:
+    """The method's reading of a file's tensors. Raises `FssError` naming the file and its first wrong key."""
+    try:
+        found: Official = _module(method).read(tensors, preset)
+    except FssError as error:
+        raise error if error.where else FssError(error.what, where=path, mend=error.mend) from error
+    return found
 
 
 def official_state(model: Segmenter) -> dict[str, Tensor]:

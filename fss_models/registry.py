@@ -13,6 +13,7 @@ import torch
 
 from fss_models.errors import FssError
 from fss_models.segmenter import Segmenter
+from fss_models.settings import check_settings
 
 T = TypeVar("T", bound=type[Segmenter])
 _METHODS: dict[str, tuple[type[Segmenter], type]] = {}
@@ -77,13 +78,15 @@ def check_preset(method: str, preset: str) -> None:
 
 
 def make_config(method: str, config: dict[str, Any] | None = None) -> Any:
-    """The configuration of a method from its fields. Raises `FssError` for an unknown method or key."""
+    """The configuration of a method from its fields. Raises `FssError` for an unknown method, key or choice."""
     config_cls = method_config(method)
     known = [f.name for f in fields(config_cls)]
     for key in config or {}:
         if key not in known:
             raise FssError(f"unknown setting {key!r} of method {method!r}", mend=f"known: {', '.join(known) or 'none'}")
-    return config_cls(**(config or {}))
+    made = config_cls(**(config or {}))
+    check_settings(made)
+    return made
 
 
 def config_dict(model: Segmenter) -> dict[str, Any]:

@@ -54,6 +54,11 @@ class Segmenter(nn.Module, ABC):
         """Whether parts that need training hold random values (a preset without pretrained weights)."""
         return False
 
+    @property
+    def keeps_random_parts(self) -> bool:
+        """Whether training leaves random values alone that ought to be pretrained: no result is worth much then."""
+        return False
+
     def frozen_weights(self) -> dict[str, str]:
         """Pretrained weights this model was built from: name -> sha256."""
         return {}

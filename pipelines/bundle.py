@@ -16,10 +16,11 @@ from safetensors.torch import save as save_tensors
 
 from fss_models import registry
 from fss_models.errors import FssError
-from fss_models.official import load_official, official_state, read_tensors
+from fss_models.official import load_official, official_state, read_official, read_tensors
 from fss_models.segmenter import Segmenter
+from fss_models.settings import weight_fields
 from pipelines.storage import Store
-from pipelines.weights import fetch, file_sha256
+from pipelines.weights import build_model, fetch, file_sha256
 
 
 class BundleInfo(BaseModel):
@@ -47,20 +48,27 @@ class BundleInfo(BaseModel):
     @property
     def bundle_id(self) -> str:
         """Identity of the model: method, configuration and tensors (not where or when)."""
-        parts = [self.method, self.preset, json.dumps(self.config, sort_keys=True), str(self.seed),
-                 self.preprocessing,
+        config = {k: v for k, v in self.config.items() if not k.endswith("_weights")}  # their hashes are in `frozen`
+        parts = [self.method, self.preset, json.dumps(config, sort_keys=True), str(self.seed), self.preprocessing,
                  self.sha256, json.dumps(self.frozen, sort_keys=True), self.tensors_sha256]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
-def save_bundle(url: str, model: Segmenter, **about: Any) -> BundleInfo:
-    """Write a bundle below `url`; `about` are further fields of `BundleInfo`."""
+def save_bundle(url: str, model: Segmenter, *, given: dict[str, Any] | None = None, **about: Any) -> BundleInfo:
+    """Write a bundle below `url`.
+
+    `given` is the configuration the model was asked for, whose weight files are named as anybody can find them;
+    `about` are further fields of `BundleInfo`.
+    """
     state = model.trainable_state()
     data = save_tensors(state) if state else b""
+    files = {f: (given or {}).get(f, "") for f in weight_fields(type(model.config))}
     info = BundleInfo(
-        method=model.method, preset=model.preset, config=json.loads(json.dumps(registry.config_dict(model))),
+        method=model.method, preset=model.preset,
+        config=json.loads(json.dumps(registry.config_dict(model) | files)),
         seed=model.seed, preprocessing=model.preprocessor.mode, frozen=model.frozen_weights(),
-        untrained=model.untrained and not state, tensors_sha256=hashlib.sha256(data).hexdigest(), **about,
+        untrained=(model.untrained and not state) or model.keeps_random_parts,
+        tensors_sha256=hashlib.sha256(data).hexdigest(), **about,
     )
     store = Store(url)
     store.write_bytes("model.safetensors", data)
@@ -73,11 +81,14 @@ def import_bundle(url: str, *, file: str, method: str, preset: str, weights: str
 
     Raises `FssError` for a file that does not fit, naming the first wrong key; nothing is written then.
     """
-    source, base = fetch(file), fetch(weights)
-    model = load_official(method, preset, source, weights=base or None)
+    source, tensors = fetch(file), read_tensors(fetch(file))
+    found = read_official(method, preset, tensors, source)
+    base = weights or (file if "weights" in found.also else "")
+    given = found.config | {name: file for name in found.also if name != "weights"}
+    model = load_official(method, preset, source, weights=fetch(base) or None)
     about = {"official": file, "official_sha256": file_sha256(source)}
-    info = save_bundle(url, model, weights=weights, sha256=file_sha256(base) if base else "", provenance=about)
-    return info, len(read_tensors(source))
+    sha = file_sha256(fetch(base)) if base else ""
+    return save_bundle(url, model, given=given, weights=base, sha256=sha, provenance=about), len(tensors)
 
 
 def export_bundle(url: str, target: str) -> int:
@@ -108,8 +119,7 @@ def load_bundle(url: str, device: str = "cpu") -> tuple[Segmenter, BundleInfo]:
     data = Store(url).read_bytes("model.safetensors")
     if hashlib.sha256(data).hexdigest() != info.tensors_sha256:
         raise FssError("model.safetensors does not match bundle.json", where=url, mend="promote or train it again")
-    weights = fetch(info.weights, info.sha256) or None
-    model = registry.build(info.method, info.preset, info.config, weights=weights, seed=info.seed)
+    model = build_model(info.method, info.preset, info.config, weights=info.weights, sha256=info.sha256, seed=info.seed)
     if data:
         model.load_trainable_state(load_tensors(data))
     for name, sha in model.frozen_weights().items():

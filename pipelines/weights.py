@@ -8,18 +8,35 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
+from typing import Any
 
 import httpx
 
+from fss_models import registry
 from fss_models.errors import FssError
+from fss_models.segmenter import Segmenter
+from fss_models.settings import weight_fields
 from pipelines.cache import cache_dir
 from pipelines.storage import Store
 
 
+def build_model(method: str, preset: str, config: dict[str, Any], *, weights: str = "", sha256: str = "",
+                seed: int = 0) -> Segmenter:
+    """`registry.build` with every file fetched: `weights` and the configuration's fields that end in `_weights`."""
+    fields = weight_fields(registry.method_config(method))
+    local = {name: fetch(str(config[name])) for name in fields if config.get(name)}
+    return registry.build(method, preset, config | local, weights=fetch(weights, sha256) or None, seed=seed)
+
+
 def fetch(place: str, sha256: str = "") -> str:
-    """A local path of the weight file at `place` ("" stays ""). Raises `FssError` if it is missing or differs."""
+    """A local path of the weight file at `place` ("" stays ""), which may end in `#sha256=...`.
+
+    Raises `FssError` if it is missing or differs.
+    """
     if not place:
         return ""
+    place, _, given = place.partition("#sha256=")
+    sha256 = sha256 or given
     path = _local(place)
     if sha256 and (found := file_sha256(path)) != sha256.lower():
         raise FssError(f"sha256 is {found}, the recipe says {sha256}", where=place, mend="fetch the right file")

@@ -50,11 +50,11 @@ class Dinov2(nn.Module):
         patches = self.vit.patch_embed.proj(pixels)
         h, w = patches.shape[-2:]
         tokens = torch.cat([self.vit.cls_token.expand(len(pixels), -1, -1), patches.flatten(2).transpose(1, 2)], dim=1)
-        tokens = self.vit.norm(self.vit.blocks(tokens + self._positions(h, w)))
+        tokens = self.vit.norm(self.vit.blocks(tokens + self.positions(h, w)))
         found: Tensor = tokens[:, 1:].transpose(1, 2).unflatten(2, (h, w))
         return found
 
-    def _positions(self, h: int, w: int) -> Tensor:
+    def positions(self, h: int, w: int) -> Tensor:
         """[1, 1 + h * w, width]: the class token's embedding, then the grid's resized as the hub does it."""
         table: Tensor = self.vit.pos_embed
         side = int((table.shape[1] - 1) ** 0.5)

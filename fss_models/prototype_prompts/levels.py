@@ -39,7 +39,7 @@ class DinoLevels(nn.Module):
         patches = self.dino.vit.patch_embed.proj(resize_aligned(pixels, (side, side)))
         h, w = patches.shape[-2:]
         tokens = torch.cat([self.dino.vit.cls_token.expand(len(pixels), -1, -1), cells(patches)], dim=1)
-        tokens = self.dino.vit.blocks[: self._ends[0]](tokens + self.dino._positions(h, w))
+        tokens = self.dino.vit.blocks[: self._ends[0]](tokens + self.dino.positions(h, w))
         further = self.dino.vit.blocks[self._ends[0] : self._ends[1]](tokens)
         mid, high = (x[:, 1:].transpose(1, 2).unflatten(2, (h, w)) for x in (tokens, further))
         return mid, high

@@ -86,6 +86,12 @@ class PromptingSegmenter(Segmenter):
         checkpoint, frozen = self._parts_have
         return not checkpoint or (self.backbone is not None and not frozen)
 
+    @property
+    def keeps_random_parts(self) -> bool:
+        """Whether SAM is random and stays so, or a backbone of its own is."""
+        checkpoint, frozen = self._parts_have
+        return (not checkpoint and not self.trains_decoder) or (self.backbone is not None and not frozen)
+
     def frozen_weights(self) -> dict[str, str]:
         """The trunk's or the backbone's pretrained weights; a SAM file is recorded by whoever gave it."""
         return dict(self._parts_have[1])

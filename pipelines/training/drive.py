@@ -63,17 +63,16 @@ def evaluate_run(job: Job, scored: Scored) -> RunResult:
     """Score the run's bundle on its fold's list and write the result. Without training, its bundle is made here."""
     import torch
 
-    from fss_models import registry
     from pipelines.training.data import FoldData
-    from pipelines.weights import fetch
+    from pipelines.weights import build_model
 
     torch.set_num_threads(job.threads)
     spec = job.spec
     data = FoldData.open(spec.shards, spec.fold)
     if not spec.trains and not _has_bundle(job):
         method = spec.method
-        weights = fetch(method.weights, method.sha256) or None
-        model = registry.build(method.name, method.preset, method.config, weights=weights, seed=spec.seed)
+        model = build_model(method.name, method.preset, method.config, weights=method.weights, sha256=method.sha256,
+                            seed=spec.seed)
         write_bundle(job, model, data, train_s=0.0)
     result, table = evaluate_bundle(job, scored, data, job.bundle)
     write_result(job.folder, result, table)

@@ -93,16 +93,15 @@ def train_worker(config: dict[str, Any]) -> dict[str, str]:
 def _train(job: Job, rank: int, world: int, device: str) -> None:
     import ray.train
 
-    from fss_models import registry
     from pipelines.training.data import FoldData
     from pipelines.training.loop import Place, fit
-    from pipelines.weights import fetch
+    from pipelines.weights import build_model
 
     spec = job.spec
     method = spec.method
     data = FoldData.open(spec.shards, spec.fold)
-    weights = fetch(method.weights, method.sha256) or None
-    model = registry.build(method.name, method.preset, method.config, weights=weights, seed=spec.seed)
+    model = build_model(method.name, method.preset, method.config, weights=method.weights, sha256=method.sha256,
+                        seed=spec.seed)
     checkpoint = ray.train.get_checkpoint()
     with checkpoint.as_directory() if checkpoint else nullcontext() as folder:
         history = fit(
@@ -141,8 +140,8 @@ def write_bundle(job: Job, model: Any, data: Any, *, train_s: float) -> None:
     photos = sorted({p for d in opened for p in d.train_photos(spec.train.novel_images)}) if trained else []
     classes = list(dict.fromkeys(c.name for d in opened for c in d.base))
     save_bundle(
-        job.bundle, model.cpu(), weights=spec.method.weights, sha256=spec.method.sha256, dataset=spec.dataset,
-        data_hash=spec.data_hash, classes=classes if trained else [], trained_on=photos,
+        job.bundle, model.cpu(), given=spec.method.config, weights=spec.method.weights, sha256=spec.method.sha256,
+        dataset=spec.dataset, data_hash=spec.data_hash, classes=classes if trained else [], trained_on=photos,
         provenance={"run": spec.name, "spec": spec.model_dump(), "code": code_version(), "train_s": train_s,
                     "steps": spec.steps},
     )

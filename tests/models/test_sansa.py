@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -145,15 +146,14 @@ def test_supervised_frames_follow_the_released_rule() -> None:
     for name, config in (("auto", {}), ("targets", {"supervise": "targets"}), ("all", {"supervise": "all"})):
         model = registry.build("sansa", "debug", config)
         assert isinstance(model, Sansa)
-        marks = model.collate([[mask_prompt(fixed.box_mask(0))] * 2], torch.tensor([[50, 70]]),
-                              torch.zeros(1, 2, dtype=torch.int64))
-        counted[name] = (model._unsupervised(marks), model._unsupervised(_as_points(marks)))
-    assert counted == {"auto": (1, 0), "targets": (2, 2), "all": (0, 0)}
-
-
-def _as_points(marks: Any) -> Any:
-    marks.kind[0, 1] = int(PromptKind.POINTS)
-    return marks
+        marks = model.collate([[mask_prompt(fixed.box_mask(0))] * 2] * 2, torch.tensor([[50, 70]]),
+                              torch.zeros(2, 2, dtype=torch.int64))
+        blind = replace(fixed.clip(model), prompts=marks)
+        known = replace(blind, reference_masks=torch.zeros(2, 2, model.side, model.side))
+        masks = model._unsupervised(known)
+        marks.kind[0, 1] = int(PromptKind.POINTS)
+        counted[name] = (masks, model._unsupervised(known), model._unsupervised(blind))
+    assert counted == {"auto": (1, 0, 2), "targets": (2, 2, 2), "all": (0, 0, 0)}
 
 
 def test_references_can_be_supervised_only_with_their_masks() -> None:

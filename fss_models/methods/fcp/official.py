@@ -52,7 +52,7 @@ def read(state: dict[str, Tensor], preset: str) -> Official:
     backbone = empty_backbone(name)
     with torch.device("meta"):
         encoder = FcpEncoder(FcpConfig(**config), channels=sum(backbone.channels[:2]), width=prompt_width(preset))
-    return Official(config=config, state=read_encoder(given, encoder, backbone, RULES))
+    return Official(config=config, state=read_encoder(given, encoder, backbone, RULES), also=("backbone_weights",))
 
 
 def implied(state: dict[str, Tensor]) -> dict[str, Any]:

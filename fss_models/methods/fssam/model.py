@@ -72,6 +72,12 @@ class Fssam(Segmenter):
         """Whether neck, memory and decoder, or the prior's DINOv2, hold random values."""
         return not self._checkpoint or (self.prior is not None and not self.prior.pretrained)
 
+    @property
+    def keeps_random_parts(self) -> bool:
+        """Whether SAM 2 is random and stays so, or the prior's DINOv2 is."""
+        kept = not self._checkpoint and self.train_mode != "all_but_trunk"
+        return kept or (self.prior is not None and not self.prior.pretrained)
+
     def frozen_weights(self) -> dict[str, str]:
         """The trunk's own pretrained weights and DINOv2's; a SAM 2 checkpoint is recorded by whoever gave it."""
         trunk = getattr(self.core.sam.image_encoder.trunk, "pretrained", {})

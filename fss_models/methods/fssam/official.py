@@ -34,7 +34,7 @@ def read(state: dict[str, Tensor], preset: str) -> Official:
                   mend=f"is it an FSSAM checkpoint of SAM 2 {preset}?")
     trained = {k.replace(SAM2, "core.sam.", 1): v for k, v in state.items()
                if k.startswith(tuple(f"{SAM2}{part}" for part in OPTIMISED))}
-    return Official(state=trained, config={"train": "published", "prior": _prior_of(state)})
+    return Official(state=trained, config={"train": "published", "prior": _prior_of(state)}, also=("weights",))
 
 
 def write(model: Fssam) -> dict[str, Tensor]:

@@ -25,7 +25,8 @@ class SansaConfig:
 
     mask_loss  focal (released) or bce (paper), beside dice
     supervise  targets; all: references too, their logits being predictions; auto (released): all where a reference
-               is marked by anything else than a mask, otherwise all but the first frame
+               is marked by anything else than a mask, otherwise all but the first frame (targets alone where a clip
+               does not tell its references' masks)
 
     References (sections 3.4, 3.6, 3.9, B4):
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fss_models import losses
 from fss_models.adapters import tuning
-from fss_models.clip import Clip, Memory, PromptBatch, PromptKind
+from fss_models.clip import Clip, Memory, PromptKind
 from fss_models.errors import FssError
 from fss_models.methods.sansa.config import SansaConfig
 from fss_models.registry import register_method
@@ -37,6 +37,11 @@ class Sansa(MemoryMatcher):
     def trains_rest(self) -> bool:
         """Whether neck, memory and decoder are trained beside what `tuning` names."""
         return self.config.rest == "trained" or (self.config.rest == "auto" and not self.pretrained_parts)
+
+    @property
+    def keeps_random_parts(self) -> bool:
+        """Whether neck, memory and decoder are random and stay so."""
+        return not self.pretrained_parts and not self.trains_rest
 
     def set_trainable(self) -> None:
         """What `tuning` names and, where `rest` says so, everything that is not the trunk's."""
@@ -68,7 +73,7 @@ class Sansa(MemoryMatcher):
         """
         logits, ious = self.predict(clip)
         references = clip.shape[1]
-        first = self._unsupervised(clip.prompts) if skip is None else skip
+        first = self._unsupervised(clip) if skip is None else skip
         masks, valid = clip.target_masks, ~clip.ignore
         if first < references:
             if clip.reference_masks is None or clip.reference_ignore is None:
@@ -103,11 +108,12 @@ class Sansa(MemoryMatcher):
                 memory = append(memory, self.core.remember_prediction(maps, logits, token))
         return torch.stack([f[0] for f in found], dim=1), torch.stack([f[1] for f in found], dim=1)
 
-    def _unsupervised(self, prompts: PromptBatch) -> int:
+    def _unsupervised(self, clip: Clip) -> int:
         """How many first frames enter no loss."""
-        if self.config.supervise == "targets":
-            return prompts.kind.shape[1]
-        return int(self.config.supervise == "auto" and bool((prompts.kind <= PromptKind.MASK).all()))
+        auto, references = self.config.supervise == "auto", clip.shape[1]
+        if self.config.supervise == "targets" or (auto and clip.reference_masks is None):
+            return references
+        return int(auto and bool((clip.prompts.kind <= PromptKind.MASK).all()))
 
     def _terms(self, logits: Tensor, ious: Tensor, masks: Tensor, valid: Tensor) -> dict[str, Tensor]:
         """A decoder trained from scratch learns all its candidates alike and how good each one is."""

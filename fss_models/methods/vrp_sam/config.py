@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fss_models.prototype_prompts.levels import Backbone
-from fss_models.prototype_prompts.settings import check_settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +35,3 @@ class VrpSamConfig:
     void: Literal["background", "ignored"] = "background"
     empty_mask: Literal["fill", "keep"] = "fill"
     train: Literal["auto", "encoder", "all_but_trunk"] = "auto"
-
-    def __post_init__(self) -> None:
-        """Raises `FssError` for values that a setting cannot have."""
-        check_settings(self)

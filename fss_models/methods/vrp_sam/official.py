@@ -49,7 +49,8 @@ def read(state: dict[str, Tensor], preset: str) -> Official:
     backbone = empty_backbone(name)
     with torch.device("meta"):
         encoder = VrpEncoder(tokens=tokens, channels=sum(backbone.channels[:2]), width=prompt_width(preset), dropout=0)
-    return Official(config={"backbone": name, "tokens": tokens}, state=read_encoder(given, encoder, backbone, RULES))
+    return Official(config={"backbone": name, "tokens": tokens}, state=read_encoder(given, encoder, backbone, RULES),
+                    also=("backbone_weights",))
 
 
 def write(model: VrpSam) -> dict[str, Tensor]:

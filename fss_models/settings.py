@@ -1,4 +1,4 @@
-"""Checks of settings that both methods share."""
+"""Checks of settings that every method's configuration goes through."""
 
 from __future__ import annotations
 
@@ -7,13 +7,18 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from fss_models.errors import FssError
 
 
+def weight_fields(config: type) -> list[str]:
+    """Fields that name a file of pretrained weights: those that end so."""
+    return [name for name in get_type_hints(config) if name.endswith("_weights")]
+
+
 def check_settings(config: Any) -> None:
     """Raises `FssError` for a choice that is none of its field's, a count below 1, a dropout outside [0, 1)."""
     for name, kind in get_type_hints(type(config)).items():
         value = getattr(config, name)
         if get_origin(kind) is Literal and value not in get_args(kind):
             raise FssError(f"{name} is {value!r}", mend=f"known: {', '.join(get_args(kind))}")
-        if name.endswith(("tokens", "steps")) and value < 1:
+        if name.endswith(("tokens", "steps", "rank")) and value < 1:
             raise FssError(f"{name} is {value}", mend="give at least 1")
-        if name.endswith("dropout") and not 0 <= value < 1:
+        if name.endswith("dropout") and not isinstance(value, bool) and not 0 <= value < 1:
             raise FssError(f"{name} is {value}", mend="give a share from 0 to below 1")
