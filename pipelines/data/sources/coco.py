@@ -2,51 +2,88 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+from array import array
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
+
+import numpy as np
 
 from fss_models.errors import FssError
 from pipelines.config import SourceConfig
 from pipelines.data import rle
 from pipelines.data.sources.base import Failure, Fetched, Item, Mark, Marks, Source, digest_of, is_image, listing
+from pipelines.data.sources.coco_json import CocoReader, Record
+from pipelines.storage import Store
+
+_LISTS = ("images", "annotations", "categories")
+_GAP = 4096  # annotations that lie closer in the file are read together
 
 
 class CocoSource(Source):
-    """Polygons, compressed and uncompressed RLE; crowd regions are kept as such."""
+    """Polygons, compressed and uncompressed RLE; crowd regions are kept as such.
+
+    The index knows of an annotation only where it is in the file; workers read it there (`Item.marks`: the first byte
+    and the length of each, int64), so the driver's memory grows with the ids, never with the polygons.
+    """
 
     def __init__(self, cfg: SourceConfig) -> None:
         super().__init__(cfg)
         files = listing(self.store)
-        name = cfg.annotations or _only_annotations(files, self.store.url)
-        raw = self.store.read_bytes(name)
-        document = _parse(raw, self.store.path(name))
-        categories = sorted(document["categories"], key=lambda c: c["id"])
+        self._name = cfg.annotations or _only_annotations(files, self.store.url)
+        found = _Index.read(self.store, self._name)
+        categories = sorted(found.categories, key=lambda c: c["id"])
         self.classes = [str(c["name"]) for c in categories]
         self._class_of = {c["id"]: i for i, c in enumerate(categories)}
-        self._index(document, _Paths([f for f in files if is_image(f)], PurePosixPath(name).stem))
-        self.fingerprint = digest_of(hashlib.sha256(raw).hexdigest(), [(i.path, files[i.path]) for i in self.items])
+        self._index(found, _Paths([f for f in files if is_image(f)], PurePosixPath(self._name).stem))
+        self.fingerprint = digest_of(found.sha256, [(i.path, files[i.path]) for i in self.items])
 
-    def _index(self, document: dict[str, Any], paths: _Paths) -> None:
-        by_image: dict[int, list[tuple[int, bool, Any]]] = defaultdict(list)
-        for a in document["annotations"]:
-            entry = (self._class_of.get(a.get("category_id"), -1), bool(a.get("iscrowd", 0)), a.get("segmentation"))
-            by_image[a["image_id"]].append(entry)
-        known = set()
-        for record in sorted(document["images"], key=lambda r: r["id"]):
-            known.add(record["id"])
-            name, path = record["file_name"], paths.find(record["file_name"])
+    def _index(self, found: _Index, paths: _Paths) -> None:
+        spans, known = found.spans(), set()
+        for number, name, size in sorted(found.images, key=lambda r: r[0]):
+            known.add(number)
+            path = paths.find(name)
             if path is None:
                 self.failures.append(Failure(name, "index", "the annotations name this image but it is missing"))
                 continue
-            size = (int(record["height"]), int(record["width"])) if "height" in record and "width" in record else None
-            self.items.append(Item(image_id=int(record["id"]), file_name=name, path=path, size=size,
-                                   marks=by_image.get(record["id"], [])))
-        for missing in sorted(by_image.keys() - known):
-            reason = f"{len(by_image[missing])} annotations name this image id but no image record has it"
+            self.items.append(Item(image_id=number, file_name=name, path=path, size=size,
+                                   marks=spans.get(number, b"")))
+        for missing in sorted(spans.keys() - known):
+            count = len(spans[missing]) // 16
+            reason = f"{count} annotations name this image id but no image record has it"
             self.failures.append(Failure(f"image_id {missing}", "index", reason))
+
+    def fetch(self, item: Item) -> Fetched:
+        """The photo's bytes and its annotations as (class id, crowd, segmentation). Raises `FssError`."""
+        data = self.store.read_bytes(item.path)
+        return Fetched(data, [self._annotation(text) for text in self._texts(item.marks)])
+
+    def _annotation(self, text: bytes) -> tuple[int, bool, Any]:
+        try:
+            a = json.loads(text)
+        except ValueError:  # no cause: it is not this one photo's fault
+            raise FssError("changed while it was read", where=self.store.path(self._name),
+                           mend="run the command again") from None
+        return self._class_of.get(a.get("category_id"), -1), bool(a.get("iscrowd", 0)), a.get("segmentation")
+
+    def _texts(self, marks: bytes) -> list[bytes]:
+        spans = np.frombuffer(marks, dtype=np.int64).reshape(-1, 2)
+        starts, ends = spans[:, 0], spans.sum(axis=1)
+        if not len(spans):
+            return []
+        cuts = np.flatnonzero(starts[1:] - ends[:-1] > _GAP) + 1
+        first = starts[np.concatenate([[0], cuts])].tolist()
+        last = ends[np.concatenate([cuts - 1, [len(spans) - 1]])].tolist()
+        path = self.store.path(self._name)
+        try:
+            read = self.store.fs.cat_ranges([path] * len(first), first, last, on_error="raise")
+        except OSError as error:
+            raise FssError(f"cannot be read again: {error}", where=path) from None
+        group = np.searchsorted(cuts, np.arange(len(spans)), side="right")
+        return [bytes(read[g][s - first[g] : e - first[g]])
+                for g, s, e in zip(group.tolist(), starts.tolist(), ends.tolist(), strict=True)]
 
     def mark(self, item: Item, fetched: Fetched, height: int, width: int) -> Marks:
         """Rasterise; instances that cannot be are listed as problems."""
@@ -100,12 +137,55 @@ def _only_annotations(files: dict[str, int], root: str) -> str:
                    mend=f"set data.source.annotations to one of: {', '.join(found[:5])}")
 
 
-def _parse(raw: bytes, where: str) -> dict[str, Any]:
-    try:
-        document = json.loads(raw)
-    except ValueError as error:
-        raise FssError(f"is not valid JSON: {error}", where=where) from error
-    for key in ("images", "annotations", "categories"):
-        if not isinstance(document, dict) or not isinstance(document.get(key), list):
-            raise FssError(f"has no list {key!r}", where=where, mend="a COCO file has images, annotations, categories")
-    return dict(document)
+class _Index:
+    """What the driver keeps of the file."""
+
+    def __init__(self) -> None:
+        self.images: list[tuple[int, str, tuple[int, int] | None]] = []  # id, file name, (height, width)
+        self.categories: list[dict[str, Any]] = []
+        self.sha256 = ""
+        self._of, self._start, self._length = array("q"), array("q"), array("q")  # image id, first byte, bytes
+
+    @classmethod
+    def read(cls, store: Store, name: str) -> _Index:
+        """Raises `FssError` for a file that is no COCO file."""
+        index, where = cls(), store.path(name)
+        store.size(name)  # says so if it is not there
+        with store.fs.open(where, "rb") as file:
+            reader = CocoReader(file, where)
+            for record in reader.records():
+                if record.section in _LISTS:
+                    try:
+                        index._add(reader, record)
+                    except (KeyError, TypeError, ValueError, OverflowError) as error:
+                        raise FssError(f"{record.section}: the record at byte {record.start} is not one of a COCO "
+                                       f"file ({type(error).__name__}: {error})", where=where) from error
+        for key in _LISTS:
+            if not reader.sections.get(key):
+                raise FssError(f"has no list {key!r}", where=where,
+                               mend="a COCO file has images, annotations, categories")
+        index.sha256 = reader.sha256
+        return index
+
+    def _add(self, reader: CocoReader, record: Record) -> None:
+        if record.section == "annotations":
+            self._of.append(int(record.value["image_id"]))
+            self._start.append(record.start)
+            self._length.append(record.end - record.start)
+            return
+        value = reader.again(record)
+        if record.section == "categories":
+            self.categories.append({"id": value["id"], "name": value["name"]})
+            return
+        size = (int(value["height"]), int(value["width"])) if "height" in value and "width" in value else None
+        self.images.append((int(value["id"]), str(value["file_name"]), size))
+
+    def spans(self) -> Mapping[int, bytes]:
+        """Image id -> (first byte, bytes) of each of its annotations, int64, in the file's order."""
+        of = np.frombuffer(self._of, dtype=np.int64) if self._of else np.zeros(0, np.int64)
+        if not len(of):
+            return {}
+        order = np.argsort(of, kind="stable")
+        table = np.stack([np.frombuffer(self._start, dtype=np.int64), np.frombuffer(self._length, dtype=np.int64)], 1)
+        ids, first = np.unique(of[order], return_index=True)
+        return {int(i): part.tobytes() for i, part in zip(ids, np.split(table[order], first[1:]), strict=True)}

@@ -1,0 +1,136 @@
+"""A COCO annotation file read piece by piece: memory holds one chunk, whatever the file's size.
+
+The text is scanned as Latin-1, in which a character is a byte, so places in the text are places in the file; a record
+whose strings matter is parsed again from its bytes as UTF-8.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from typing import Any, BinaryIO, NamedTuple
+
+from fss_models.errors import FssError
+
+CHUNK = 4_000_000
+_BOM, _SPACE = b"\xef\xbb\xbf", " \t\r\n"
+
+
+class Record(NamedTuple):
+    """One element of a list at the top of the file: parsed as Latin-1, its first byte and the one after its last."""
+
+    section: str
+    value: Any
+    start: int
+    end: int
+
+
+class CocoReader:
+    """Reads a file once, from its start. `sha256` is that of the whole file once `records` has ended.
+
+    Raises `FssError` with the byte where the file stops being JSON.
+    """
+
+    def __init__(self, file: BinaryIO, where: str) -> None:
+        self.where = where
+        self.sections: dict[str, bool] = {}  # name -> whether it is a list
+        self._file, self._hash, self._decode = file, hashlib.sha256(), json.JSONDecoder().raw_decode
+        self._text, self._at, self._before, self._ended = "", 0, 0, False
+
+    @property
+    def sha256(self) -> str:
+        """Of the bytes read so far."""
+        return self._hash.hexdigest()
+
+    def records(self) -> Iterator[Record]:
+        """The elements of every list at the top of the file, in order; other values are skipped."""
+        self._more(max(CHUNK, len(_BOM)))
+        self._at = 3 if self._text.startswith(_BOM.decode("latin-1")) else 0
+        if self._next() != "{":
+            raise FssError("is not a COCO file: it has no object at its top", where=self.where,
+                           mend="a COCO file has images, annotations, categories")
+        for _ in self._elements("}"):
+            name = self._value()[0]
+            self._expect(":")
+            self.sections[str(name)] = self._peek() == "["
+            if self.sections[str(name)]:
+                self._at += 1
+                for _ in self._elements("]"):
+                    yield Record(str(name), *self._value())
+            else:
+                self._value()
+        if self._peek():
+            self._fail("more text after its end")
+
+    def again(self, record: Record) -> Any:
+        """The record as UTF-8, for its strings. Only until the next record is asked for."""
+        first, last = record.start - self._before, record.end - self._before
+        try:
+            return json.loads(self._text[first:last].encode("latin-1").decode())
+        except UnicodeDecodeError as error:
+            raise FssError(f"is not UTF-8: {error.reason} at byte {record.start + error.start}",
+                           where=self.where) from error
+
+    # ---- the text -------------------------------------------------------------------------------------------------
+
+    def _elements(self, closing: str) -> Iterator[None]:
+        """Stop before each element of a list or an object whose opening bracket is read; read the closing one."""
+        if self._peek() == closing:
+            self._at += 1
+            return
+        while True:
+            self._peek()
+            yield
+            mark = self._next()
+            if mark == closing:
+                return
+            if mark != ",":
+                self._at -= bool(mark)
+                self._fail(f"expecting ',' or '{closing}'")
+
+    def _value(self) -> tuple[Any, int, int]:
+        """The value that begins here and its bytes. One that may go on behind the chunk is read again with more."""
+        wanted = CHUNK
+        while True:
+            try:
+                value, end = self._decode(self._text, self._at)
+            except (json.JSONDecodeError, RecursionError) as error:
+                if self._ended or isinstance(error, RecursionError):
+                    self._fail(getattr(error, "msg", "nested too deeply"), getattr(error, "pos", self._at))
+            else:
+                if end < len(self._text) or self._ended:
+                    start, self._at = self._at, end
+                    return value, self._before + start, self._before + end
+            self._more(wanted)
+            wanted *= 2
+
+    def _peek(self) -> str:
+        """The next character that is no space, not yet read; empty at the end of the file."""
+        while True:
+            while self._at < len(self._text) and self._text[self._at] in _SPACE:
+                self._at += 1
+            if self._at < len(self._text) or self._ended:
+                return self._text[self._at : self._at + 1]
+            self._more(CHUNK)
+
+    def _next(self) -> str:
+        found = self._peek()
+        self._at += len(found)
+        return found
+
+    def _expect(self, mark: str) -> None:
+        if self._peek() != mark:
+            self._fail(f"expecting {mark!r}")
+        self._at += 1
+        self._peek()
+
+    def _more(self, count: int) -> None:
+        data = self._file.read(count)
+        self._hash.update(data)
+        self._ended = not data
+        self._text, self._before, self._at = self._text[self._at :] + data.decode("latin-1"), self._before + self._at, 0
+
+    def _fail(self, what: str, at: int | None = None) -> None:
+        place = self._before + (self._at if at is None else at)
+        raise FssError(f"is not valid JSON: {what} at byte {place}", where=self.where)
