@@ -154,7 +154,8 @@ def _analysis(study: Study, model: MemoryMatcher, fold: int, episodes: EpisodeLi
         notes.append("This decoder was trained from scratch and never saw a negative click: its embedding of one is "
                      "random, so the figures show the mechanism and are no verdict on it.")
     return Analysis(
-        name="negatives", title="Negative clicks and negative references", setting=f"fold {fold}, {episodes.shots}-shot",
+        name="negatives", title="Negative clicks and negative references",
+        setting=f"fold {fold}, {episodes.shots}-shot",
         said=[f"Against {pct(plain.miou)} mIoU without correction: {gains}.",
               "In the paper (COCO-20i, 1-shot): 60.2; 1, 3, 5 clicks 60.8, 62.9, 64.5; negative reference 61.2."],
         table=Table(columns=["correction", "mIoU", "95 % interval", "gain", "its interval", "FB-IoU"], rows=rows),

@@ -1,0 +1,61 @@
+"""`fss analyse` as a person meets it: a table and a page, JSON alone on standard output, one line for a mistake."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from fss_models.errors import FssError
+from jobs.cli import make_app
+from pipelines.analysis.page import Table
+from pipelines.config import Recipe
+
+
+@pytest.fixture
+def recipe_file(recipe: Recipe, tmp_path: Path) -> str:
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump()))
+    return str(tmp_path / "recipe.yaml")
+
+
+def test_the_figures_are_printed_and_kept(recipe_file: str, bundle: str) -> None:
+    args = ["analyse", "pca", "--bundle", bundle, "--images", "2", "--recipe", recipe_file]
+    plain = CliRunner().invoke(make_app(), args, catch_exceptions=False)
+    assert plain.exit_code == 0
+    assert "frozen" in plain.stdout
+    page = Path(plain.stdout.rpartition("page: ")[2].strip())
+    assert page.exists()
+    answer = CliRunner().invoke(make_app(), [*args, "--json"], catch_exceptions=False)
+    document = json.loads(answer.stdout)
+    assert document["page"] == str(page)
+    assert f"pca-{document['bundles'][0]['bundle_id']}" in document["page"]
+    assert "page: " in answer.stderr
+
+
+@pytest.mark.parametrize("command", ["pca", "probe", "negatives", "domains", "transfer"])
+def test_a_bundle_that_is_not_there(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    args = ["--bundles", "nowhere,nowhere,nowhere,nowhere"] if command == "transfer" else ["--bundle", "nowhere"]
+    answer = CliRunner().invoke(make_app(), ["analyse", command, *args])
+    assert isinstance(answer.exception, FssError)
+    assert "is no bundle" in str(answer.exception)
+    assert list(tmp_path.iterdir()) == []  # no shards were built for a bundle that is not there
+
+
+def test_a_mistake_ends_with_status_2_and_one_line(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-m", "jobs.cli", "analyse", "transfer", "--bundles", "one"], cwd=tmp_path,
+                          capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 2, done.stderr[-1500:]
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert "1 bundle given, the protocol has 4 folds" in done.stderr
+
+
+def test_a_table_lines_up() -> None:
+    table = Table(columns=["name", "mIoU"], rows=[["frozen", "3.6"], ["x", "43.7"]])
+    assert table.text().splitlines() == ["name    mIoU", "frozen   3.6", "x       43.7"]
