@@ -64,7 +64,9 @@ class Preprocessor:
 
 
 def _resize_pil(image: np.ndarray, side: int) -> Tensor:
-    """[H, W, 3] uint8 -> [3, side, side] float in [0, 1]."""
+    """[H, W, 3] uint8 (or float in 0..255, rounded) -> [3, side, side] float in [0, 1]."""
+    if image.dtype != np.uint8:
+        image = np.rint(image).clip(0, 255).astype(np.uint8)
     small = Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR)
     return torch.from_numpy(np.array(small)).permute(2, 0, 1).float() / 255
 

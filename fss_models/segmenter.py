@@ -34,6 +34,9 @@ class Segmenter(nn.Module, ABC):
     #: the marks a reference may have
     prompt_kinds: ClassVar[frozenset[PromptKind]] = frozenset(PromptKind) - {PromptKind.PAD}
 
+    #: whether logits are stretched to an image corner to corner, or (the usual) pixel area to pixel area
+    corners_aligned: ClassVar[bool] = False
+
     def __init__(self, *, preset: str, preprocessor: Preprocessor, config: Any) -> None:
         super().__init__()
         self.preset, self.preprocessor, self.config = preset, preprocessor, config

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Positive = Annotated[int, Field(gt=0)]
 PromptName = Literal["mask", "point", "box", "scribble", "multi"]
@@ -29,16 +29,17 @@ BENCHMARKS: dict[str, dict[str, Any]] = {
     "isic": {"folds": 1, "fold_rule": "published"},
     "lung": {"folds": 1, "fold_rule": "published"},
 }
-_USED = {"shapes": {"images", "side", "seed"}, "coco": {"root", "annotations"}, "pascal5i": {"root", "lists"},
-         "fss1000": {"root", "lists"}, "lvis92i": {"root", "shots"}}
+_USED = {"shapes": {"images", "side", "seed"}, "pascal5i": {"root", "lists"}, "fss1000": {"root", "lists"},
+         "lvis92i": {"root", "shots"},
+         **dict.fromkeys(("coco", "yolo", "label_studio", "cvat", "table"), {"root", "annotations"})}
 
 
 class SourceConfig(Section):
     """Where labelled images come from."""
 
-    format: Literal["coco", "voc", "pairs", "shapes", Benchmark] = "shapes"
+    format: Literal["coco", "voc", "pairs", "yolo", "label_studio", "cvat", "table", "shapes", Benchmark] = "shapes"
     root: str = ""  # URL; not used by `shapes`
-    annotations: str = ""  # coco: file below root, default the only annotations/*.json
+    annotations: str = ""  # file below root where a format has one, default the only one: JSON, XML, data.yaml, Parquet
     lists: str = ""  # pascal5i, fss1000: URL of the published lists that say which photos or classes are tested
     shots: Positive = 1  # lvis92i: its folds count the classes with more test photos than this
     images: Positive = 360  # shapes: how many to draw
@@ -80,6 +81,7 @@ class DataConfig(Section):
     images_per_part: Positive = 64
     max_pixels: Positive = 50_000_000
     max_bytes: Positive = 64_000_000
+    max_side: int = Field(0, ge=0)  # photos whose longer side is longer are shrunk to it, masks with them; 0: none
     seed: int = 0
 
     @model_validator(mode="before")
@@ -92,7 +94,7 @@ class DataConfig(Section):
             if isinstance(given, dict) and given.get("fold_rule") == "published":
                 raise ValueError("fold_rule 'published' is for the benchmarks' own formats")
             return given
-        rules = {"min_area": 0.0, "min_pixels": 0, "min_images": 1, **BENCHMARKS[name]}
+        rules = {"min_area": 0.0, "min_pixels": 0, "min_images": 1, "max_side": 0, **BENCHMARKS[name]}
         for key, value in rules.items():
             free = key == "min_images" or (key == "fold_rule" and name == "coco20i" and given.get(key) == "contiguous")
             if given.get(key, value) != value and not free:
@@ -126,14 +128,40 @@ class TrainConfig(Section):
     weight_decay: float = Field(0.0, ge=0)
     schedule: Literal["cosine", "poly", "constant"] = "cosine"
     warmup: int = Field(0, ge=0)
-    clip_norm: float = Field(1.0, gt=0)
+    clip_norm: float = Field(1.0, ge=0)  # 0: gradients are not clipped
     precision: Literal["fp32", "bf16"] = "fp32"
     flip: bool = True  # random horizontal flip of every image of a clip
+    augment: Literal["none", "fssam"] = "none"  # fssam: its scale, rotation, blur, flip and crop, instead of `flip`
+    augment_scale: tuple[float, float] = (0.9, 1.1)  # of `augment`
     novel_images: Literal["drop", "keep"] = "drop"  # photos that also show a novel class
     checkpoint_every: Positive = 50
     log_every: Positive = 10
     workers: Positive = 1
     pool_bytes: Positive = 512_000_000
+    features: Literal["off", "float32", "bfloat16"] = "off"  # kept ones instead of photos; built where missing
+
+    @field_validator("features", mode="before")
+    @classmethod
+    def _off_is_a_word(cls, given: Any) -> Any:
+        return "off" if given is False else given  # YAML reads a bare off as false
+
+    @model_validator(mode="after")
+    def _kept_features_are_of_whole_photos(self) -> TrainConfig:
+        if self.features != "off" and self.augment != "none":
+            raise ValueError(f"train.augment={self.augment} changes every photo anew: set train.features=off")
+        return self
+
+
+class FeaturesConfig(Section):
+    """Kept features of frozen encoders (`train.features`): where, how much, and how they are built."""
+
+    url: str = ""  # default: features/ in the workspace; recipes may share one
+    max_bytes: Positive = 20_000_000_000  # of all that the recipe's runs need
+    part_bytes: Positive = 64_000_000
+    batch: Positive = 8  # images encoded at a time
+    actors: int = Field(0, ge=0)  # 0: one a GPU where runs use them, else one a machine
+    cpus_per_actor: float = Field(0.5, gt=0)
+    pool_bytes: Positive = 512_000_000  # records a run holds in memory
 
 
 class EvalConfig(Section):
@@ -220,6 +248,7 @@ class Recipe(Section):
     mixture: list[MixtureConfig] = []  # trained on all classes (fold -1): other datasets' names hide novel classes
     methods: list[MethodConfig] = [MethodConfig(name="prior")]
     train: TrainConfig = TrainConfig()
+    features: FeaturesConfig = FeaturesConfig()
     eval: EvalConfig = EvalConfig()
     sweep: SweepConfig = SweepConfig()
     choose: ChooseConfig = ChooseConfig()

@@ -123,6 +123,16 @@ class Sam2Core(nn.Module):
         encoded = self.sam.memory_encoder(f2, full.sigmoid() * scale + bias, skip_mask_sigmoid=True)
         return Entries(features=encoded["vision_features"], pointers=self.sam.obj_ptr_proj(token))
 
+    def make_trainable_again(self) -> None:
+        """Plain copies of the rotary tables, which the package caches at their first use.
+
+        If that was under `torch.inference_mode` (an evaluation before training), no gradient could pass them.
+        """
+        for layer in self.sam.memory_attention.layers:
+            for attn in (layer.self_attn, layer.cross_attn_image):
+                if attn.freqs_cis.is_inference():
+                    attn.freqs_cis = attn.freqs_cis.clone()
+
     def attend(self, f2: Tensor, features: Tensor, pointers: Tensor, references: int | None = None) -> Tensor:
         """Memory attention of E images f2 [E, C, g, g] over `t` entries each (specification 3.6).
 
@@ -131,6 +141,8 @@ class Sam2Core(nn.Module):
         latest are read, as SAM 2 does. With `MemoryRules.all_conditioning` every reference is one, and all are read.
         """
         t = features.shape[1]
+        if torch.is_grad_enabled():
+            self.make_trainable_again()
         conditioning = (t if references is None else references) if self.rules.all_conditioning else 1
         memory, memory_pos = self._spatial_tokens(features, conditioning)
         tokens, token_pos = self._pointer_tokens(pointers, conditioning)

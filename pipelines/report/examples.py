@@ -136,7 +136,7 @@ def predict(model: Segmenter, sample: EpisodeSample) -> tuple[np.ndarray, float]
     prompts = model.collate([[mask_prompt(r.mask) for r in sample.references]], support.sizes)
     query = model.encode(model.prepare([target.image]))
     found = model.segment(model.memorise(support, prompts), query, torch.zeros(1, 2, dtype=torch.int64))
-    mask = at_size(found.logits[0], target.mask.shape) > 0
+    mask = at_size(found.logits[0], target.mask.shape, corners=model.corners_aligned) > 0
     inter, union = episode_counts(mask, _tensor(target.mask), _tensor(target.ignore))
     return mask.numpy(), inter[1] / max(union[1], 1)
 

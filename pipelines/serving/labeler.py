@@ -151,7 +151,7 @@ class Labeler:
             found = self.model.segment(memory, features, pairs.to(self.device))
             levels = [math.log(t / (1 - t)) for _, t in wanted]
             sizes = [tuple(i.sizes[0].tolist()) for i in prepared]
-            masks = _full_size(found.logits.float(), sizes, levels)
+            masks = _full_size(found.logits.float(), sizes, levels, corners=self.model.corners_aligned)
             scores = found.scores.float().cpu().tolist()
         return [_label(m, s) for m, s in zip(masks, scores[: len(masks)], strict=True)]
 
@@ -184,7 +184,9 @@ class Labeler:
             self._memories.popitem(last=False)
 
 
-def _full_size(logits: Tensor, sizes: Sequence[tuple[int, ...]], levels: Sequence[float]) -> list[np.ndarray]:
+def _full_size(
+    logits: Tensor, sizes: Sequence[tuple[int, ...]], levels: Sequence[float], *, corners: bool
+) -> list[np.ndarray]:
     """[P, h, w] logits -> masks [H, W] uint8 in column order, as run-length coding reads them.
 
     Each is transposed while small, enlarged on the device, and all travel to the host in one copy.
@@ -192,7 +194,7 @@ def _full_size(logits: Tensor, sizes: Sequence[tuple[int, ...]], levels: Sequenc
     flat = []
     for logit, (height, width), level in zip(logits, sizes, levels, strict=False):
         turned = logit.transpose(0, 1)[None, None]
-        large = F.interpolate(turned, size=(width, height), mode="bilinear", align_corners=False)
+        large = F.interpolate(turned, size=(width, height), mode="bilinear", align_corners=corners)
         flat.append((large[0, 0] > level).to(torch.uint8).flatten())
     host = torch.cat(flat).cpu().numpy()
     masks, start = [], 0

@@ -66,15 +66,19 @@ class FoldData:
         return EpisodeStream(
             self.shards.url, classes=[c.class_id for c in self.base], novel=self.novel_ids, shots=t.shots,
             targets=t.targets, batch=batch, seed=spec.seed, rank=rank, world=world,
-            novel_images=t.novel_images, pool_bytes=t.pool_bytes, position=position)
+            novel_images=t.novel_images, pool_bytes=t.pool_bytes, position=position, decode=t.features == "off")
 
     def train_photos(self, novel_images: str) -> list[str]:
-        """sha256 (16 digits) of every photo that training may open: the blocks' of base classes, less the filtered."""
+        """sha256 (16 digits) of every photo that training may open."""
+        return sorted({row["sha256"][:16] for row in self.train_rows(novel_images)})
+
+    def train_rows(self, novel_images: str) -> list[dict[str, Any]]:
+        """The index rows of these photos: those in blocks of base classes, less the filtered."""
         base, rows = {c.class_id for c in self.base}, self.shards.rows
         avoid = set(self.novel_ids) if novel_images == "drop" else set()
         blocks = (b for b in self.shards.block_index.to_pylist() if b["class_id"] in base)
-        photos = (rows[i] for b in blocks for i in b["image_ids"])
-        return sorted({row["sha256"][:16] for row in photos if not avoid.intersection(row["class_ids"])})
+        photos = (rows[i] for i in dict.fromkeys(i for b in blocks for i in b["image_ids"]))
+        return [row for row in photos if not avoid.intersection(row["class_ids"])]
 
     def episodes(self, config: EvalConfig) -> EpisodeList:
         """The fold's fixed test list: the one `eval.list` names, else one kept beside the shards.

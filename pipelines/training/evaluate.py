@@ -136,15 +136,15 @@ def _score_one(model: Segmenter, target: Sample, logits: Tensor, score: float, c
         truth, ignore = (model.preprocessor.target(m).bool() for m in (target.mask, target.ignore))
     else:
         truth, ignore = (torch.from_numpy(np.ascontiguousarray(m)) for m in (target.mask, target.ignore))
-    pred = at_size(logits, truth.shape) > 0
+    pred = at_size(logits, truth.shape, corners=model.corners_aligned) > 0
     inter, union = episode_counts(pred.cpu(), truth, ignore)
     return {"inter_bg": inter[0], "inter_fg": inter[1], "union_bg": union[0], "union_fg": union[1],
             "iou": inter[1] / max(union[1], 1), "score": score}
 
 
-def at_size(logits: Tensor, size: tuple[int, ...]) -> Tensor:
-    """[h, w] -> `size`, bilinear: the protocol's resize."""
-    return F.interpolate(logits[None, None].float(), size=tuple(size), mode="bilinear", align_corners=False)[0, 0]
+def at_size(logits: Tensor, size: tuple[int, ...], *, corners: bool = False) -> Tensor:
+    """[h, w] -> `size`, bilinear: the protocol's resize. `corners` is the method's `corners_aligned`."""
+    return F.interpolate(logits[None, None].float(), size=tuple(size), mode="bilinear", align_corners=corners)[0, 0]
 
 
 @torch.inference_mode()
@@ -164,7 +164,7 @@ def _one_query(model: Segmenter, memory: Any, target: Sample) -> float:
     start = time.perf_counter()
     features = model.encode(model.prepare([target.image]).to(model.device))
     prediction = model.segment(memory, features, torch.zeros(1, 2, dtype=torch.int64, device=model.device))
-    (at_size(prediction.logits[0], target.mask.shape) > 0).cpu()
+    (at_size(prediction.logits[0], target.mask.shape, corners=model.corners_aligned) > 0).cpu()
     return time.perf_counter() - start
 
 

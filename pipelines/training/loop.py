@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from fss_models.clip import Clip
 from fss_models.errors import FssError
+from fss_models.methods.fssam.training import Augmentation
 from fss_models.segmenter import Segmenter
 from pipelines.config import TrainConfig
-from pipelines.data.collate import make_clip
+from pipelines.data.collate import Kept, make_clip
 from pipelines.data.mixture import MixedStream
 from pipelines.data.stream import EpisodeStream
 from pipelines.training.run import RunSpec
@@ -64,8 +65,10 @@ def lr_at(step: int, train: TrainConfig) -> float:
 
 
 def fit(spec: RunSpec, model: Segmenter, *, place: Place, open_stream: OpenStream, resume: Path | None,
-        save: Save, log_row: Log) -> History:
+        save: Save, log_row: Log, kept: Kept | None = None) -> History:
     """Train `model` in place up to `spec.train.steps`, from the checkpoint folder `resume` where there is one.
+
+    `kept` reads the features of photos that `open_stream` leaves undecoded (`train.features`).
 
     Raises `FssError` for a checkpoint of another run, a method with nothing to train and a loss that is not finite.
     """
@@ -82,7 +85,7 @@ def fit(spec: RunSpec, model: Segmenter, *, place: Place, open_stream: OpenStrea
     forward = _distributed(model, place)
     window = _Window(train)
     with closing(open_stream(position)) as stream:
-        for clip, position in _ahead(_clips(spec, model, stream, place, step)):
+        for clip, position in _ahead(_clips(spec, model, stream, place, step, kept)):
             lr = lr_at(step, train)
             window.add(step, _step(forward, params, optimiser, clip.to(place.device), train, lr), lr)
             step += 1
@@ -116,7 +119,7 @@ def _step(forward: nn.Module, params: list[nn.Parameter], optimiser: torch.optim
         total = torch.stack([v.float() for v in losses.values()]).sum()
     optimiser.zero_grad(set_to_none=True)
     torch.autograd.backward(total)
-    norm = nn.utils.clip_grad_norm_(params, train.clip_norm)
+    norm = nn.utils.clip_grad_norm_(params, train.clip_norm or math.inf)
     optimiser.step()
     named = {f"loss_{k}": v.detach() for k, v in losses.items()}
     return {"loss": total.detach(), **named, "grad_norm": norm.detach()}
@@ -149,14 +152,16 @@ class _Window:
         return seconds, {**means, "lr": self._lr, "episodes_per_s": count * self._batch / max(seconds, 1e-9)}
 
 
-def _clips(spec: RunSpec, model: Segmenter, stream: Stream, place: Place,
-           step: int) -> Iterator[tuple[Clip, Any]]:
+def _clips(spec: RunSpec, model: Segmenter, stream: Stream, place: Place, step: int,
+           kept: Kept | None) -> Iterator[tuple[Clip, Any]]:
     """Batches with the stream's position after each. Flips and prompts depend on (seed, rank, step) alone."""
     train = spec.train
     for samples in stream:
         position = json.loads(json.dumps(stream.position))
         rng = np.random.default_rng([spec.seed, place.rank, step])
-        clip = make_clip(model, samples, rng, flip=train.flip, vary_shots=train.vary_shots, prompts=train.prompts)
+        augment = Augmentation(crop=model.side, scale=train.augment_scale) if train.augment == "fssam" else None
+        clip = make_clip(model, samples, rng, flip=train.flip, vary_shots=train.vary_shots, prompts=train.prompts,
+                         augment=augment, kept=kept)
         yield clip, position
         step += 1
 

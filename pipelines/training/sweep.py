@@ -20,6 +20,7 @@ from pipelines.bundle import read_bundle_info
 from pipelines.cluster import cluster
 from pipelines.config import MethodConfig, Recipe
 from pipelines.data.shardset import Shards
+from pipelines.features.build import ensure_features, features_url
 from pipelines.progress import Bar, say
 from pipelines.storage import Store
 from pipelines.tracking import Tracker, spool_folder, tracking_uri
@@ -153,11 +154,14 @@ def run_specs(recipe: Recipe, specs: Sequence[RunSpec], ray: Any) -> list[RunRes
     scored = scoring(recipe)
     runs = Workspace(recipe.out).runs
     jobs = {s.name: Job(spec=s, runs=runs, cpus=recipe.sweep.cpus_per_run, gpus=recipe.sweep.gpus_per_run,
-                        retries=recipe.sweep.retries) for s in specs}
+                        retries=recipe.sweep.retries, features=features_url(recipe),
+                        feature_pool=recipe.features.pool_bytes) for s in specs}
     done = {n: r for n, j in jobs.items() if (r := finished(j, scored))}
     todo = [j for n, j in jobs.items() if n not in done]
     if done:
         say(f"{len(done)} of {len(jobs)} runs are finished already")
+    if recipe.train.features != "off" and any(j.spec.trains for j in todo):
+        ensure_features(recipe, [j.spec for j in todo], ray)
     if todo:
         parallel = _parallel(recipe, ray, len(todo))
         threads = max(1, (os.cpu_count() or 1) // parallel)

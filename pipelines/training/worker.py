@@ -29,6 +29,8 @@ class Job(Section):
     gpus: float = 0.0
     retries: int = 0
     tracker: Any = None  # handle of the tracking actor
+    features: str = ""  # URL of kept features (`train.features`)
+    feature_pool: int = 512_000_000  # bytes of them held in memory
 
     @property
     def folder(self) -> str:
@@ -102,16 +104,27 @@ def _train(job: Job, rank: int, world: int, device: str) -> None:
     data = FoldData.open(spec.shards, spec.fold)
     model = build_model(method.name, method.preset, method.config, weights=method.weights, sha256=method.sha256,
                         seed=spec.seed)
+    kept = _kept(job, model)
     checkpoint = ray.train.get_checkpoint()
     with checkpoint.as_directory() if checkpoint else nullcontext() as folder:
         history = fit(
             spec, model, place=Place(rank=rank, world=world, device=device),
             open_stream=lambda position: data.stream(spec, position=position, rank=rank, world=world),
             resume=Path(folder) if folder else None, save=_report,
-            log_row=lambda step, row: _log(job, rank, step, row))
+            log_row=lambda step, row: _log(job, rank, step, row), kept=kept)
     if rank == 0:
         Store(job.folder).write_json("history.json", history.rows)
         write_bundle(job, model, data, train_s=history.seconds)
+
+
+def _kept(job: Job, model: Any) -> Any:
+    """The reader of the run's kept features, None where it has none."""
+    from pipelines.features.reader import FeatureReader
+
+    precision = job.spec.train.features
+    if precision == "off":
+        return None
+    return FeatureReader.open(job.features, model, precision, pool_bytes=job.feature_pool)
 
 
 def _report(step: int, write: Callable[[Path], None]) -> None:

@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from fss_models import registry
+from fss_models.clip import PromptKind
+from fss_models.methods.fssam.training import Augmentation
 from fss_models.registry import build
 from fss_models.segmenter import Segmenter
 from pipelines.data.collate import make_clip
@@ -73,3 +76,31 @@ def test_a_stream_feeds_a_method(model: Segmenter, shapes_shards: str) -> None:
             prediction = model.segment(memory, model.encode(clip.targets), pairs)
             assert prediction.logits.shape[0] == 2
             assert torch.isfinite(prediction.logits).all()
+
+
+def test_the_published_augmentation_keeps_objects_and_repeats_by_its_seed() -> None:
+    model = registry.build("fssam", "debug")
+    augment = Augmentation(crop=model.side, scale=(0.9, 1.1))
+    first, again, other = (make_clip(model, [_clip()], np.random.default_rng(seed), augment=augment)
+                           for seed in (1, 1, 2))
+    assert torch.equal(first.targets.pixels, again.targets.pixels)
+    assert not torch.equal(first.targets.pixels, other.targets.pixels)
+    assert bool((first.prompts.masks.flatten(2).sum(2) > 0).all())
+    assert not bool((first.target_masks.bool() & first.ignore).any())
+
+
+@pytest.mark.parametrize("kind", ["point", "box", "scribble", "multi"])
+def test_prompts_are_drawn_from_the_masks(kind: str) -> None:
+    model = registry.build("sansa", "debug")
+    clip = make_clip(model, [_clip(), _clip()], np.random.default_rng(3), prompts=kind)  # type: ignore[arg-type]
+    assert clip.reference_masks is not None
+    for b, k in np.ndindex(*clip.prompts.kind.shape):
+        inside = clip.prompts.points[b, k][clip.prompts.labels[b, k] == 1].long().clamp(0, model.side - 1)
+        assert bool((clip.reference_masks[b, k][inside[:, 1], inside[:, 0]] == 1).all())
+    assert bool((clip.prompts.kind != PromptKind.PAD).all())
+
+
+def test_varied_shots_use_the_first_references() -> None:
+    model = registry.build("sansa", "debug")
+    shots = {make_clip(model, [_clip()], np.random.default_rng(i), vary_shots=True).shape[1] for i in range(20)}
+    assert shots == set(range(1, len(_clip().references) + 1))

@@ -119,10 +119,11 @@ def test_request_form_keeps_everything() -> None:
     assert support_set_from_request(support_request(support_set())) == support_set()
 
 
-def test_enlarging_transposed_is_enlarging() -> None:
+@pytest.mark.parametrize("corners", [False, True])
+def test_enlarging_transposed_is_enlarging(corners: bool) -> None:
     logits = torch.randn(2, 7, 9)
-    masks = _full_size(logits, [(20, 31), (14, 11)], [0.0, 0.3])
+    masks = _full_size(logits, [(20, 31), (14, 11)], [0.0, 0.3], corners=corners)
     for mask, logit, size, level in zip(masks, logits, [(20, 31), (14, 11)], [0.0, 0.3], strict=True):
-        wanted = F.interpolate(logit[None, None], size=size, mode="bilinear", align_corners=False)[0, 0] > level
+        wanted = F.interpolate(logit[None, None], size=size, mode="bilinear", align_corners=corners)[0, 0] > level
         assert mask.flags.f_contiguous
         assert (mask.astype(bool) == wanted.numpy()).mean() > 0.999

@@ -11,16 +11,6 @@ from fss_models.sam2_core.core import MASK_BIAS, MASK_SCALE, Entries, Maps, Sam2
 class FssamCore(Sam2Core):
     """A `SAM2Base` with object scores. Letters as in `sam2_core.core`; n = g * g tokens a memory."""
 
-    def make_trainable_again(self) -> None:
-        """Plain copies of the rotary tables, which the package caches at their first use.
-
-        If that was under `torch.inference_mode` (an evaluation before training), no gradient could pass them.
-        """
-        for layer in self.sam.memory_attention.layers:
-            for attn in (layer.self_attn, layer.cross_attn_image):
-                if attn.freqs_cis.is_inference():
-                    attn.freqs_cis = attn.freqs_cis.clone()
-
     def trunk_maps(self, pixels: Tensor) -> list[Tensor]:
         """The trunk's four maps, finest first; it stays frozen in every setting."""
         with torch.no_grad():

@@ -41,6 +41,7 @@ class Fssam(Segmenter):
 
     presets: ClassVar[tuple[str, ...]] = ("debug", "nano", "tiny", "small", "base_plus", "large")
     prompt_kinds: ClassVar[frozenset[PromptKind]] = frozenset({PromptKind.MASK, PromptKind.BOX})
+    corners_aligned: ClassVar[bool] = True  # specification 9
     config: FssamConfig
 
     def __init__(
@@ -177,7 +178,6 @@ class Fssam(Segmenter):
 
         Where the decoder is trained from scratch: on all candidates alike, and iou for the head that selects.
         """
-        self.core.make_trainable_again()
         b, k, j = clip.shape
         features = self.clip_features(clip)
         memory = self.memorise(features, clip.prompts)
