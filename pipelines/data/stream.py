@@ -11,26 +11,39 @@ import queue
 import threading
 from collections.abc import Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
 
 from fss_models.errors import FssError
-from pipelines.data.decode import decode_sized
+from pipelines.data.pixels import SampleReader
 from pipelines.data.plan import Block, Place, Plan, Sampler, Spec
 from pipelines.data.schema import EpisodeSample, Sample
-from pipelines.data.shardset import NO_LIMIT, Shards, cropped, masks_of
+from pipelines.data.shardset import Shards
+from pipelines.features.records import Photo
 
 DECODERS, AHEAD = 2, 3  # threads; global batches decoded before they are asked for
 Position = dict[str, int | str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Undecoded(Sample):
+    """A sample whose photo was not decoded: `image` is [H, W, 0], `photo` names its kept features."""
+
+    photo: Photo
 
 
 class EpisodeStream:
     """An endless iterator of this rank's share of each global batch. Close it, or use it as a context manager.
 
     classes: whose annotations are queries and supports; novel: classes whose photos `novel_images="drop"` leaves out;
-    batch: clips of a global batch, a multiple of `world`; pool_bytes: bound on the image bytes held.
+    batch: clips of a global batch, a multiple of `world`; pool_bytes: bound on the image bytes held; without `decode`
+    photos are neither read nor decoded, and the same episodes come as `Undecoded` samples. pixel_bytes: bound
+    on the decoded pixels and masks kept for further episodes; side: photos come as squares (`SampleReader`).
     Raises `FssError` for settings that leave nothing to train on and for a position of another stream.
     """
 
@@ -38,7 +51,8 @@ class EpisodeStream:
         self, shards_url: str, *, classes: Collection[int], novel: Collection[int] = (), shots: int = 1,
         targets: int = 1, batch: int, seed: int, rank: int = 0, world: int = 1,
         novel_images: Literal["drop", "keep"] = "drop", pool_bytes: int = 512_000_000,
-        position: Position | None = None, sampler: Sampler = "balanced",
+        position: Position | None = None, sampler: Sampler = "balanced", decode: bool = True,
+        pixel_bytes: int = 256_000_000, side: int = 0,
     ) -> None:
         if batch % world:
             raise FssError(f"train.batch={batch} cannot be shared by {world} workers", mend="make it a multiple")
@@ -50,7 +64,9 @@ class EpisodeStream:
         self._ready: queue.Queue[tuple[list[Future[EpisodeSample]], Position] | Exception] = queue.Queue(AHEAD)
         self._stop = threading.Event()
         self._decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="decode")
-        self._pool = _Pool(self.shards, self.plan)
+        self._pool = _Pool(self.shards, self.plan, decode)
+        self._index = None if decode else self.shards.rows
+        self._read = SampleReader(pixel_bytes, side)
         self._producer = threading.Thread(target=self._produce, args=(dict(self._position),), daemon=True)
         self._producer.start()
 
@@ -109,11 +125,12 @@ class EpisodeStream:
     # ---- the producer's thread ------------------------------------------------------------------------------------
 
     def _produce(self, position: Position) -> None:
+        decode = partial(_decode, self._read, index=self._index)
         try:
             episodes = self._episodes(int(position["epoch"]), int(position["window"]), int(position["index"]))
             while not self._stop.is_set():
                 group = [next(episodes) for _ in range(self._batch)]
-                futures = [self._decoders.submit(_decode, *work) for work, _ in group[self._rank :: self._world]]
+                futures = [self._decoders.submit(decode, *work) for work, _ in group[self._rank :: self._world]]
                 self._put((futures, group[-1][1]))
         except Exception as error:
             if not self._stop.is_set():
@@ -145,8 +162,8 @@ class EpisodeStream:
 class _Pool:
     """The resident blocks: those of the window in use, and the next one's on their way."""
 
-    def __init__(self, shards: Shards, plan: Plan) -> None:
-        self._shards, self._plan = shards, plan
+    def __init__(self, shards: Shards, plan: Plan, decode: bool) -> None:
+        self._shards, self._plan, self._decode = shards, plan, decode
         self._held: dict[int, Future[pa.Table]] = {}
         self._loader = ThreadPoolExecutor(2, thread_name_prefix="blocks")
 
@@ -161,7 +178,8 @@ class _Pool:
     def _load(self, number: int) -> pa.Table:
         block = self._plan.blocks[number]
         with self._shards.store.open_parquet(block.file) as file:
-            return file.read_row_group(block.row_group)
+            names = [n for n in file.schema_arrow.names if n != "image" or self._decode]
+            return file.read_row_group(block.row_group, columns=names)
 
     def close(self) -> None:
         self._held = {}
@@ -183,17 +201,19 @@ def usable_blocks(shards: Shards, classes: Collection[int], avoid: set[int]) -> 
     ]
 
 
-def _decode(spec: Spec, class_name: str, tables: dict[int, pa.Table]) -> EpisodeSample:
-    return EpisodeSample(
-        class_id=spec.class_id, class_name=class_name,
-        references=[_sample(tables, place) for place in spec.references],
-        targets=[_sample(tables, place) for place in spec.targets],
-    )
+def _decode(read: SampleReader, spec: Spec, class_name: str, tables: dict[int, pa.Table],
+            index: dict[int, dict[str, Any]] | None) -> EpisodeSample:
+    """With the index of the shards' photos the samples stay `Undecoded`."""
+    def sample(place: Place) -> Sample:
+        return read(tables, place) if index is None else _undecoded(read, tables, place, index)
+
+    return EpisodeSample(class_id=spec.class_id, class_name=class_name,
+                         references=[sample(p) for p in spec.references], targets=[sample(p) for p in spec.targets])
 
 
-def _sample(tables: dict[int, pa.Table], place: Place) -> Sample:
-    row: dict[str, Any] = tables[place[0]].slice(place[1], 1).to_pylist()[0]
-    image = decode_sized(row["image"], row["height"], row["width"], max_pixels=NO_LIMIT, max_bytes=NO_LIMIT)
-    masks = masks_of(row["instances"], row["void_rle"], row["height"], row["width"])
-    image, mask, ignore = cropped(row["crop"], image, *masks)
-    return Sample(image_id=row["image_id"], image=image, mask=mask, ignore=ignore)
+def _undecoded(read: SampleReader, tables: dict[int, pa.Table], place: Place,
+               index: dict[int, dict[str, Any]]) -> Undecoded:
+    marks = read.marks(tables, place)
+    row = index[marks.image_id]
+    return Undecoded(image_id=marks.image_id, image=np.empty((*marks.mask.shape, 0), np.uint8), mask=marks.mask,
+                     ignore=marks.ignore, photo=Photo(row["sha256"], row["height"], row["width"]))

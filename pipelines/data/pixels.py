@@ -1,0 +1,124 @@
+"""Decoded photos and masks, each made once for as long as there is room: episodes of a window share them.
+
+With a side the photos are kept as squares, which saves the resize too: `published` preprocessing gives the very same
+pixels for the square as for the photo, mirrored or not (Pillow's bilinear resize, which every published loader uses).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping
+from concurrent.futures import Future
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from pipelines.data.decode import decode_sized
+from pipelines.data.plan import Place
+from pipelines.data.schema import Sample
+from pipelines.data.shardset import NO_LIMIT, cropped, masks_of
+
+
+class Marks(NamedTuple):
+    """An annotation without its photo. mask, ignore: [H, W] bool; `key` names the photo or the crop of it."""
+
+    key: Hashable
+    image_id: int
+    mask: np.ndarray
+    ignore: np.ndarray
+
+
+class SampleReader:
+    """Decodes rows of blocks. Safe to use from several threads; what two ask for at once is made once.
+
+    limit: bytes of pixels and masks kept, the least recently used are let go; 0: none.
+    side: photos come as squares of that side, masks always at the photo's size; 0: photos as they are.
+    """
+
+    def __init__(self, limit: int, side: int = 0) -> None:
+        self._side, self._kept = side, _Kept(limit)
+
+    @property
+    def held(self) -> int:
+        """Bytes kept now."""
+        return self._kept.held
+
+    def __call__(self, tables: Mapping[int, pa.Table], place: Place) -> Sample:
+        """The annotation at a place. Its arrays are shared and cannot be written to."""
+        marks = self.marks(tables, place)
+        image = self._kept.get(("photo", marks.key), lambda: self._photo(tables, place))
+        return Sample(image_id=marks.image_id, image=image, mask=marks.mask, ignore=marks.ignore)
+
+    def marks(self, tables: Mapping[int, pa.Table], place: Place) -> Marks:
+        """The same without the photo, whose bytes are not read."""
+        found: Marks = self._kept.get(("marks", *place), lambda: _marks(tables, place))
+        return found
+
+    def _photo(self, tables: Mapping[int, pa.Table], place: Place) -> tuple[np.ndarray, int]:
+        row = _row(tables, place, ("image", "height", "width", "crop"))
+        image = decode_sized(row["image"], row["height"], row["width"], max_pixels=NO_LIMIT, max_bytes=NO_LIMIT)
+        (image,) = cropped(row["crop"], image)
+        if self._side:
+            image = square(image, self._side)
+        image.flags.writeable = False
+        return image, image.nbytes
+
+
+def square(image: np.ndarray, side: int) -> np.ndarray:
+    """[H, W, 3] uint8 -> [side, side, 3] uint8, as `published` preprocessing resizes."""
+    return np.array(Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR))
+
+
+def _row(tables: Mapping[int, pa.Table], place: Place, columns: tuple[str, ...]) -> dict[str, Any]:
+    return {name: tables[place[0]].column(name)[place[1]].as_py() for name in columns}
+
+
+def _marks(tables: Mapping[int, pa.Table], place: Place) -> tuple[Marks, int]:
+    row = _row(tables, place, ("image_id", "instances", "void_rle", "height", "width", "crop"))
+    ignored = bool(row["void_rle"]) or any(i["iscrowd"] for i in row["instances"])
+    mask, ignore = masks_of(row["instances"], row["void_rle"], row["height"], row["width"])
+    mask, ignore = (np.ascontiguousarray(m) for m in cropped(row["crop"], mask, ignore))
+    mask.flags.writeable = ignore.flags.writeable = False
+    size = mask.nbytes * (1 + ignored)
+    if not ignored:
+        ignore = np.broadcast_to(np.False_, mask.shape)  # takes no room
+    return Marks((row["image_id"], *(row["crop"] or ())), row["image_id"], mask, ignore), size
+
+
+class _Kept:
+    """Values by key up to a number of bytes; a value that is being made is waited for."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit, self.held = limit, 0
+        self._items: OrderedDict[Hashable, tuple[Future[Any], int]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: Hashable, make: Callable[[], tuple[Any, int]]) -> Any:
+        """The value; `make` gives it and its bytes."""
+        with self._lock:
+            if key in self._items:
+                self._items.move_to_end(key)
+                made = self._items[key][0]
+            else:
+                made = None
+                self._items[key] = (future := Future(), 0)
+        if made is not None:
+            return made.result()
+        try:
+            value, size = make()
+        except BaseException as error:
+            with self._lock:
+                self._items.pop(key, None)
+            future.set_exception(error)
+            raise
+        with self._lock:
+            if key in self._items:
+                self._items[key] = (future, size)
+                self.held += size
+            while self.held > self._limit:
+                self.held -= self._items.popitem(last=False)[1][1]
+        future.set_result(value)
+        return value
