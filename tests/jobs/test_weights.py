@@ -1,4 +1,4 @@
-"""`fss weights`: an official file becomes a bundle and comes out again; a wrong one is a line, and nothing is written."""
+"""`fss weights`: an official file becomes a bundle and comes out again; a wrong one is a line, and nothing written."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def test_a_wrong_file_names_its_first_key_and_writes_nothing(files: Path, tmp_pa
     state = torch.load(files / "adapter.pth")["model"]
     first = sorted(state)[0]
     save_file({k: v for k, v in state.items() if k != first}, files / "short.safetensors")
-    done = run("weights", "import", "short.safetensors", "--method", "sansa", "--preset", "tiny", "--weights", "sam2.pt",
-               "--out", str(tmp_path / "bundle"), cwd=files)
+    given = ("--method", "sansa", "--preset", "tiny", "--weights", "sam2.pt", "--out", str(tmp_path / "bundle"))
+    done = run("weights", "import", "short.safetensors", *given, cwd=files)
     assert done.returncode == 2
     assert done.stderr.strip().splitlines() == [
         f"error: short.safetensors: lacks '{first}' (is it an adapter of preset 'tiny'?)"]

@@ -179,6 +179,7 @@ class Fssam(Segmenter):
         Where the decoder is trained from scratch: on all candidates alike, and iou for the head that selects.
         """
         b, k, j = clip.shape
+        self.core.make_trainable_again()
         features = self.clip_features(clip)
         memory = self.memorise(features, clip.prompts)
         sets, images = torch.arange(b).repeat_interleave(j), b * k + torch.arange(b * j)
