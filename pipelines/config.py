@@ -31,7 +31,7 @@ BENCHMARKS: dict[str, dict[str, Any]] = {
 }
 _USED = {"shapes": {"images", "side", "seed"}, "pascal5i": {"root", "lists"}, "fss1000": {"root", "lists"},
          "lvis92i": {"root", "shots"},
-         **dict.fromkeys(("coco", "yolo", "label_studio", "cvat", "table"), {"root", "annotations"})}
+         **{name: {"root", "annotations"} for name in ("coco", "yolo", "label_studio", "cvat", "table")}}
 
 
 class SourceConfig(Section):

@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +29,7 @@ T = TypeVar("T")
 Names = list[str]
 _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError, FssError)
 _SPACE = (28, 122)  # ENOSPC, EDQUOT
+_DAMAGE = ("page integrity", "deserialize thrift", "end of stream", "decompress", "corrupt")  # in pyarrow's words
 
 
 def join(url: str, *parts: str) -> str:
@@ -42,11 +43,14 @@ class Store:
     Raises `FssError` with one line for a missing place, refused credentials, an unreachable endpoint or a full disk.
     """
 
-    def __init__(self, url: str, *, attempts: int | None = None) -> None:
+    def __init__(
+        self, url: str, *, attempts: int | None = None, hashes: Mapping[str, str] | None = None
+    ) -> None:
         if "://" in url and not url.startswith(("s3://", "file://")):
             raise FssError(f"unknown kind of place {url!r}", mend="use a local path or s3://bucket/prefix")
         self.is_s3 = url.startswith("s3://")
         self.url = url.rstrip("/") if self.is_s3 else str(Path(url.removeprefix("file://")).expanduser().absolute())
+        self.hashes = hashes or {}  # relative path -> content hash, which is told where a file is damaged
         self._attempts = attempts or int(os.environ.get("FSS_STORAGE_ATTEMPTS", "6"))
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -125,9 +129,9 @@ class Store:
         pq.write_table(table, sink, row_group_size=row_group_size, compression="zstd")
         self.write_bytes(relative, sink.getvalue().to_pybytes())
 
-    def open_parquet(self, relative: str) -> pq.ParquetFile:
+    def open_parquet(self, relative: str) -> ParquetReader:
         """A Parquet file for reading single row groups; the caller closes it."""
-        return self._try("open", relative, lambda: pq.ParquetFile(self.fs.open(self.path(relative), "rb")))
+        return ParquetReader(self, relative)
 
     def exists(self, relative: str = "") -> bool:
         """Whether a file (or anything below a prefix) is there."""
@@ -196,7 +200,7 @@ class Store:
 
     def _read_table(self, path: str, columns: Names | None) -> pa.Table:
         with self.fs.open(path, "rb") as file:
-            return pq.read_table(file, columns=columns)
+            return pq.read_table(file, columns=columns, page_checksum_verification=True)
 
     def _try(self, verb: str, relative: str, call: Callable[[], T]) -> T:
         retrying = Retrying(
@@ -211,7 +215,58 @@ class Store:
         except FssError:
             raise
         except Exception as error:
+            if _is_damage(error):
+                known = self.hashes.get(relative, "")[:16]
+                what = f"is not a readable Parquet file{f' any more (content hash {known})' if known else ''}"
+                raise FssError(f"{what}: {_first_line(error)}", where=self.path(relative), mend=(
+                    "build the shards again with --force" if known else "delete it and build it again")) from error
             raise _explain(error, verb, self.path(relative)) from error
+
+
+class ParquetReader:
+    """Row groups of one Parquet file. Where a read fails in passing, the file is opened again and the read repeated.
+
+    Page checksums are verified where the file has them. Raises `FssError` as `Store` does.
+    """
+
+    def __init__(self, store: Store, relative: str) -> None:
+        self._store, self._relative = store, relative
+        self._file: pq.ParquetFile = store._try("open", relative, self._open)
+
+    @property
+    def num_row_groups(self) -> int:
+        """How many row groups there are."""
+        return int(self._file.num_row_groups)
+
+    @property
+    def schema_arrow(self) -> pa.Schema:
+        """The schema."""
+        return self._file.schema_arrow
+
+    def read_row_group(self, group: int, columns: list[str] | None = None) -> pa.Table:
+        """One row group."""
+        return self._store._try("read", self._relative, lambda: self._read(group, columns))
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._file.close(force=True)
+
+    def _open(self) -> pq.ParquetFile:
+        file = self._store.fs.open(self._store.path(self._relative), "rb")
+        return pq.ParquetFile(file, page_checksum_verification=True)
+
+    def _read(self, group: int, columns: list[str] | None) -> pa.Table:
+        try:
+            return self._file.read_row_group(group, columns=columns)
+        except OSError:
+            self._file = self._open()  # the next attempt starts afresh
+            raise
+
+    def __enter__(self) -> ParquetReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 @contextmanager
@@ -239,7 +294,17 @@ def _region() -> str:
 def _transient(error: BaseException) -> bool:
     if isinstance(error, _FINAL) or (isinstance(error, OSError) and error.errno in _SPACE):
         return False
-    return not (isinstance(error, pa.ArrowInvalid) or "credentials" in str(error).lower())
+    return not (_is_damage(error) or "credentials" in str(error).lower())
+
+
+def _is_damage(error: BaseException) -> bool:
+    """Whether pyarrow complains of a file's content: asking again gives the same."""
+    text = str(error).lower()
+    return isinstance(error, pa.ArrowInvalid) or any(w in text for w in _DAMAGE)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _log_retry(verb: str, path: str, state: RetryCallState) -> None:
@@ -249,7 +314,7 @@ def _log_retry(verb: str, path: str, state: RetryCallState) -> None:
 
 def _explain(error: Exception, verb: str, path: str) -> FssError:
     """The one line a person can act on."""
-    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    text = _first_line(error)
     low = f"{type(error).__name__} {text}".lower()
     endpoint = os.environ.get("AWS_ENDPOINT_URL", "the AWS endpoint")
     if path.startswith("s3://"):
@@ -264,6 +329,4 @@ def _explain(error: Exception, verb: str, path: str) -> FssError:
         return FssError("does not exist", where=path, mend="check the path or URL")
     if isinstance(error, OSError) and error.errno in _SPACE:
         return FssError("no space left on the device", where=path, mend="free some space and run the command again")
-    if isinstance(error, pa.ArrowInvalid):
-        return FssError(f"is not a readable Parquet file: {text}", where=path, mend="delete it and build it again")
     return FssError(f"cannot {verb}: {text}", where=path)

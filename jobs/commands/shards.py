@@ -37,7 +37,7 @@ def register(app: typer.Typer) -> None:
         """Build the shards of a recipe's data section; started again it does only what is left."""
         loaded = load_recipe(recipe, set_, out=out)
         url, start = Workspace(loaded.out).shards(loaded.data.name), time.monotonic()
-        manifest = build_shards(loaded.data, url, force=force)
+        manifest = build_shards(loaded.data, url, force=force, update=True)
         facts = summary(url, manifest, time.monotonic() - start)
         if as_json:
             print(json.dumps(facts))

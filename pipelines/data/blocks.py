@@ -16,7 +16,8 @@ from pipelines.config import DataConfig
 from pipelines.data.classes import counts
 from pipelines.data.parquet import GROUP_ROWS, parquet_bytes
 from pipelines.data.parts import part_name
-from pipelines.data.schema import BLOCK_INDEX, BLOCKS, ClassInfo
+from pipelines.data.schema import BLOCK_INDEX, BLOCKS, SCHEMA_VERSION, ClassInfo
+from pipelines.data.sources.base import digest_of
 from pipelines.storage import Store
 
 BLOCK_BYTES = 64_000_000  # a block of large photos ends before it has block_size rows
@@ -36,12 +37,21 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class BlockFile:
-    """One file of blocks: a pure function of the image table, the class and the seed."""
+    """One file of blocks: a pure function of the image table, the class and the seed.
+
+    Its name tells its content, so that a later build writes only the classes that changed and disturbs no reader.
+    """
 
     class_id: int
-    name: str
+    number: int  # within the class
     first: int  # number of its first block within the class
     blocks: list[list[Place]]
+
+    @property
+    def name(self) -> str:
+        """Below the shard folder."""
+        content = digest_of(SCHEMA_VERSION, self.digest)[:12]
+        return f"blocks/train/class-{self.class_id:04d}-{self.number:03d}-{content}.parquet"
 
     @property
     def digest(self) -> str:
@@ -51,17 +61,20 @@ class BlockFile:
 
 
 def plan_blocks(rows: Sequence[dict[str, Any]], classes: Sequence[ClassInfo], cfg: DataConfig) -> list[BlockFile]:
-    """The files to write, from the index's rows. An annotation's id is its number over all photos and classes."""
+    """The files to write, from the index's rows."""
     places: dict[int, list[Place]] = defaultdict(list)
-    number = 0
     for row in rows:
         enough = set(counts(row, cfg)) if row["split"] == "train" else set()
         for class_id in row["class_ids"]:
             if class_id in enough:
                 where = (row["image_id"], row["part"], row["row"], row["bytes"], row["digest"])
-                places[class_id].append(Place(number, *where))
-            number += 1
+                places[class_id].append(Place(annotation_id(row["image_id"], class_id), *where))
     return [f for c in classes for f in _files(c.class_id, _blocks(places[c.class_id], c.class_id, cfg))]
+
+
+def annotation_id(image_id: int, class_id: int) -> int:
+    """60 bits of a hash: the annotations of other photos do not move it."""
+    return int(digest_of(image_id, class_id)[:15], 16)
 
 
 def _blocks(places: list[Place], class_id: int, cfg: DataConfig) -> list[list[Place]]:
@@ -86,8 +99,7 @@ def _files(class_id: int, blocks: list[list[Place]]) -> list[BlockFile]:
         groups[-1].append(block)
         total += size
     first = np.cumsum([0] + [len(g) for g in groups])
-    return [BlockFile(class_id, f"blocks/train/class-{class_id:04d}-{i:03d}.parquet", int(first[i]), g)
-            for i, g in enumerate(groups)]
+    return [BlockFile(class_id, i, int(first[i]), g) for i, g in enumerate(groups)]
 
 
 def block_index(files: Sequence[BlockFile]) -> pa.Table:

@@ -1,4 +1,7 @@
-"""Parquet bytes as the shards want them: chosen row groups, image bytes neither compressed again nor indexed."""
+"""Parquet bytes as the shards want them: chosen row groups, image bytes neither compressed again nor indexed.
+
+Pages carry checksums: a flipped bit is an error, not another photo.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,8 @@ def parquet_bytes(
     small = [f.name for f in schema if f.name != "image"]
     sink = pa.BufferOutputStream()
     codecs = dict.fromkeys(_leaves(schema), "ZSTD") | ({"image": "NONE"} if "image" in schema.names else {})
-    with pq.ParquetWriter(sink, full, compression=codecs, use_dictionary=False, write_statistics=small) as writer:
+    with pq.ParquetWriter(sink, full, compression=codecs, use_dictionary=False, write_statistics=small,
+                          write_page_checksum=True) as writer:
         for table in groups:
             if len(table):
                 writer.write_table(table.replace_schema_metadata(full.metadata), row_group_size=len(table))

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from fss_models.errors import BadImage, FssError
@@ -18,7 +19,8 @@ from pipelines.data import rle
 from pipelines.data.decode import decode_image, decode_sized
 from pipelines.data.parquet import GROUP_ROWS, parquet_bytes
 from pipelines.data.schema import FAILURES, IMAGES, INDEX
-from pipelines.data.sources.base import Failure, Fetched, Item, Mark, Source
+from pipelines.data.shrink import shrink_marks, shrink_photo, shrunk_size
+from pipelines.data.sources.base import Failure, Fetched, Item, Mark, Marks, Source
 from pipelines.storage import Store
 
 READERS = 4  # files on their way at a time in one task
@@ -64,9 +66,14 @@ class PartBuilder:
                 failures.append(fetched)
                 continue
             try:
-                row, problems = self._row(item, split, fetched)
+                pixels = self._pixels(item, fetched)
             except BadImage as error:
                 failures.append(Failure(item.file_name, "decode", error.reason))
+                continue
+            try:
+                row, problems = self._row(item, split, fetched, pixels)
+            except BadImage as error:
+                failures.append(Failure(item.file_name, "annotate", error.reason))
                 continue
             rows.append(row)
             failures += [Failure(item.file_name, "annotate", p) for p in problems]
@@ -79,31 +86,41 @@ class PartBuilder:
     def _fetch_one(self, item: Item) -> Fetched | Failure:
         try:
             return self.source.fetch(item)
+        except BadImage as error:
+            return Failure(item.file_name, "read", error.reason)
         except FssError as error:
             if _one_file(error):
                 return Failure(item.file_name, "read", error.what)
             raise
 
-    def _row(self, item: Item, split: str, fetched: Fetched) -> tuple[dict[str, Any], list[str]]:
+    def _row(
+        self, item: Item, split: str, fetched: Fetched, pixels: np.ndarray
+    ) -> tuple[dict[str, Any], list[str]]:
         """A row of the image table, and what was wrong with single annotations. Raises `BadImage`."""
-        height, width = self._size(item, fetched)
-        marks = self.source.mark(item, fetched, height, width)
+        marks = self.source.mark(item, fetched, *pixels.shape[:2])
+        data, marks, height, width = self._shrunk(pixels, fetched.data, marks)
         row = {
-            "image_id": item.image_id, "file_name": item.file_name, "split": split, "image": fetched.data,
-            "sha256": hashlib.sha256(fetched.data).hexdigest(), "height": height, "width": width,
+            "image_id": item.image_id, "file_name": item.file_name, "split": split, "image": data,
+            "sha256": hashlib.sha256(data).hexdigest(), "height": height, "width": width,
             "annotations": _annotations(marks.instances, height, width), "void_rle": marks.void,
             "crop": _crop(item, height, width),
         }
         return row, marks.problems
 
-    def _size(self, item: Item, fetched: Fetched) -> tuple[int, int]:
-        """(height, width) of the photo, which is decoded to the end to see that it can be. Raises `BadImage`."""
+    def _pixels(self, item: Item, fetched: Fetched) -> np.ndarray:
+        """[H, W, 3] uint8: decoded to the end to see that the photo can be. Raises `BadImage`."""
         data, most, size = fetched.data, self.cfg.max_pixels, self.source.sizes(item, fetched)
         if size:
-            pixels = decode_sized(data, *size, max_pixels=most, max_bytes=self.cfg.max_bytes)
-        else:
-            pixels = decode_image(data, max_pixels=most, max_bytes=self.cfg.max_bytes)
-        return pixels.shape[0], pixels.shape[1]
+            return decode_sized(data, *size, max_pixels=most, max_bytes=self.cfg.max_bytes)
+        return decode_image(data, max_pixels=most, max_bytes=self.cfg.max_bytes)
+
+    def _shrunk(self, pixels: np.ndarray, data: bytes, marks: Marks) -> tuple[bytes, Marks, int, int]:
+        """(image file, marks, height, width) within `data.max_side`; the original bytes where they are."""
+        old = (pixels.shape[0], pixels.shape[1])
+        new = shrunk_size(*old, self.cfg.max_side)
+        if new == old:
+            return data, marks, *old
+        return shrink_photo(pixels, data, *new), shrink_marks(marks, old, new), *new
 
 
 def _crop(item: Item, height: int, width: int) -> list[int] | None:

@@ -32,7 +32,7 @@ IMAGES = pa.schema([  # images/part-*.parquet: every readable image once
 ])
 
 BLOCKS = pa.schema([  # blocks/<split>/class-*.parquet: one row group = one block = up to block_size annotations
-    ("annotation_id", pa.int64()),
+    ("annotation_id", pa.int64()),  # follows from image and class
     ("class_id", pa.int32()),
     ("image_id", pa.int64()),
     ("image", pa.large_binary()),
@@ -71,6 +71,12 @@ BLOCK_INDEX = pa.schema([  # blocks/<split>/index.parquet: one row a block
 ])
 
 FAILURES = pa.schema([("file_name", pa.string()), ("stage", pa.string()), ("reason", pa.string())])
+
+LEDGER = pa.schema([  # ledger.parquet: one row a part, for the next build
+    ("part", pa.int32()),
+    ("versions", pa.list_(pa.string())),  # of its photos, readable or not
+    ("failures", pa.list_(pa.struct(list(FAILURES)))),
+])
 
 EPISODES = pa.schema([  # a fixed test list; its metadata hold seed, family, schema version and content hash
     ("episode_id", pa.int64()),

@@ -1,7 +1,8 @@
 """`build_shards`: from a source to an image table and class blocks. Can be killed at any moment and run again.
 
 Pass 1 (Ray Data) reads and validates the photos, one fixed group a part. Pass 2 (Ray Data) writes the class blocks.
-The manifest is written last. The driver holds the index, never image bytes.
+The manifest is written last. The driver holds the index, never image bytes. Where the source has changed, parts and
+classes that have not are kept (`ledger`), and the content hash is that of a build from nothing.
 """
 
 from __future__ import annotations
@@ -13,16 +14,20 @@ from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from pydantic import ValidationError
 
 from fss_models.errors import FssError
 from pipelines.cluster import cluster
 from pipelines.config import DataConfig
 from pipelines.data.blocks import BlockBuilder, BlockFile, block_index, plan_blocks
 from pipelines.data.classes import choose_classes
+from pipelines.data.ledger import Former, plan_parts, sweep, versions_of
 from pipelines.data.parquet import parquet_bytes
 from pipelines.data.parts import Entry, PartBuilder, failure_table, part_name
-from pipelines.data.schema import BLOCK_INDEX, FAILURES, INDEX, SCHEMA_VERSION, ClassInfo, Manifest
+from pipelines.data.schema import BLOCK_INDEX, FAILURES, INDEX, LEDGER, SCHEMA_VERSION, ClassInfo, Manifest
+from pipelines.data.shardset import read_manifest
 from pipelines.data.sources import open_source
 from pipelines.data.sources.base import Failure, Source, digest_of
 from pipelines.data.split import NOT_NAMED, Splitter
@@ -30,26 +35,29 @@ from pipelines.progress import Bar
 from pipelines.storage import Store
 
 # Everything a build may write below its folder; --force removes these and nothing else.
-OWNED = ("manifest.json", "build.json", "build", "index.parquet", "failures.parquet", "images", "blocks", "episodes")
+OWNED = ("manifest.json", "build.json", "build", "index.parquet", "failures.parquet", "ledger.parquet", "images",
+         "blocks", "episodes")
 
 
-def build_shards(cfg: DataConfig, out: str, *, force: bool = False) -> Manifest:
+def build_shards(cfg: DataConfig, out: str, *, force: bool = False, update: bool = False) -> Manifest:
     """Build the shards of `cfg` in the folder `out`; at once if they are there already.
 
-    Raises `FssError` for an unusable source, a folder that holds other shards (unless `force`), and a dataset in
-    which no class has enough photos.
+    With `update` shards of the same configuration follow their source: what has not changed stays; files and episode
+    lists of the old state are deleted at the end. Raises `FssError` for an unusable source, a folder that holds other
+    shards (unless `force`) or those of an older state of the source (unless `update`), and a dataset in which no class
+    has enough photos.
     """
     store, source, splitter = Store(out), open_source(cfg.source), Splitter(cfg)
     source_hash = digest_of(SCHEMA_VERSION, cfg.model_dump(), source.fingerprint, splitter.fingerprint)
     if force:
         for name in OWNED:
             store.delete(name)
-    finished = _finished(store, source_hash)
-    if finished:
-        return finished
-    store.write_json("build.json", {"source_hash": source_hash})
+    before = _before(store, cfg, source_hash, update=update)
+    if before and before.source_hash == source_hash:
+        return before
+    former = _begin(store, cfg, source_hash, before)
     with cluster() as ray:
-        index, failures = _write_parts(ray, cfg, store, source, splitter)
+        index, failures, ledger = _write_parts(ray, cfg, store, source, splitter, former)
         rows = index.to_pylist()
         classes, dropped = choose_classes(source.classes, rows, cfg, source.fold_table)
         if not classes:
@@ -57,46 +65,88 @@ def build_shards(cfg: DataConfig, out: str, *, force: bool = False) -> Manifest:
                            mend="lower data.min_images or data.min_area, or add photos")
         files = plan_blocks(rows, classes, cfg)
         _write_blocks(ray, cfg, store, files)
+    manifest = _manifest(cfg, source_hash, rows, classes, dropped, files, len(failures))
+    if before:
+        store.delete("manifest.json")  # from here on the folder is unfinished
+        if before.content_hash != manifest.content_hash:
+            store.delete("episodes")
     store.write_bytes("index.parquet", parquet_bytes([index], INDEX))
     store.write_bytes("failures.parquet", parquet_bytes([failures], FAILURES))
+    store.write_bytes("ledger.parquet", parquet_bytes([ledger], LEDGER))
     store.write_bytes("blocks/train/index.parquet", parquet_bytes([block_index(files)], BLOCK_INDEX))
-    manifest = _manifest(cfg, source_hash, rows, classes, dropped, files, len(failures))
     store.write_json("manifest.json", manifest.model_dump())
     store.delete("build")
+    if before or former.parts:
+        sweep(store, set(ledger["part"].to_pylist()), set(manifest.files))
     return manifest
 
 
-def _finished(store: Store, source_hash: str) -> Manifest | None:
-    """The manifest if this very build is done; None if there is something to do. Raises `FssError` for another's."""
+def _before(store: Store, cfg: DataConfig, source_hash: str, *, update: bool) -> Manifest | None:
+    """The manifest that is there. Raises `FssError` for shards that this build must not touch."""
+    found = None
     for name in ("manifest.json", "build.json"):
-        if store.exists(name):
-            document = store.read_json(name)
-            if document.get("source_hash") != source_hash:
+        document = store.read_json(name) if store.exists(name) else {"source_hash": source_hash}
+        if document.get("source_hash") != source_hash:
+            if not _is_config(document.get("source"), cfg):
                 raise FssError("holds shards of another source, split or configuration", where=store.url,
                                mend="choose another data.name or --out, or rebuild with --force")
-            if name == "manifest.json":
-                return Manifest.model_validate(document)
-    return None
+            if not update:
+                raise FssError("the source or its split changed since these shards were built", where=store.url,
+                               mend="`fss shards build` brings them up to date; or choose another data.name")
+        if name == "manifest.json" and "schema_version" in document:
+            found = read_manifest(store)
+            if found.source_hash == source_hash:
+                break
+    return found
+
+
+def _is_config(found: object, cfg: DataConfig) -> bool:
+    try:
+        return DataConfig.model_validate(found) == cfg
+    except ValidationError:
+        return False
+
+
+def _begin(store: Store, cfg: DataConfig, source_hash: str, before: Manifest | None) -> Former:
+    """What can be kept; without the rest of a build that was begun for another state of the source."""
+    former = Former.read(store)
+    begun = store.read_json("build.json").get("source_hash") if store.exists("build.json") else None
+    if begun not in (None, source_hash):
+        store.delete("build")
+        sweep(store, {p["part"] for p in former.parts}, set(before.files) if before else set())
+    store.write_json("build.json", {"source_hash": source_hash, "source": cfg.model_dump()})
+    return former
 
 
 # ---- pass 1 -------------------------------------------------------------------------------------------------------
 
 def _write_parts(
-    ray: Any, cfg: DataConfig, store: Store, source: Source, splitter: Splitter
-) -> tuple[pa.Table, pa.Table]:
-    """The index and the failures of the whole source, in its order."""
+    ray: Any, cfg: DataConfig, store: Store, source: Source, splitter: Splitter, former: Former
+) -> tuple[pa.Table, pa.Table, pa.Table]:
+    """The index of the whole source in its order, the failures, and the ledger."""
     entries, failures = _split(source, splitter)
-    size = cfg.images_per_part
-    groups = [entries[i : i + size] for i in range(0, len(entries), size)]
-    items = [{"part": i, "entries": pickle.dumps(g)} for i, g in enumerate(groups)]
-    found: dict[int, pa.Table] = {}
-    with Bar("reading photos", len(entries), unit="photos") as bar:
+    versions = versions_of(entries, source, cfg)
+    plan = plan_parts(versions, former, cfg.images_per_part)
+    items = [{"part": p, "entries": pickle.dumps([entries[i] for i in places])} for p, places in plan.new.items()]
+    found = [former.index.filter(pc.is_in(former.index["part"], pa.array(sorted(plan.kept), pa.int32())))]
+    with Bar("reading photos", sum(map(len, plan.new.values())), unit="photos") as bar:
         for row in _mapped(ray, items, PartBuilder(source=source, cfg=cfg, out=store.url)):
-            found[row["part"]] = pq.read_table(io.BytesIO(row["index"]))
+            found.append(pq.read_table(io.BytesIO(row["index"])))
             bar.step(row["images"])
-    names = [f"build/failures-{i:05d}.parquet" for i in range(len(groups))]
-    tables = [failure_table(failures), *(store.read_table(n) for n in names)]
-    return _concat([found[i] for i in sorted(found)], INDEX), _concat(tables, FAILURES)
+    ledger = [p for p in former.parts if p["part"] in plan.kept]
+    for part, places in plan.new.items():
+        wrong = store.read_table(f"build/failures-{part:05d}.parquet").to_pylist()
+        ledger.append({"part": part, "versions": [versions[i] for i in places], "failures": wrong})
+    tables = [failure_table(failures), *(pa.Table.from_pylist(p["failures"], schema=FAILURES) for p in ledger)]
+    index = _in_order(_concat(found, INDEX), entries)
+    return index, _concat(tables, FAILURES), pa.Table.from_pylist(ledger, schema=LEDGER)
+
+
+def _in_order(index: pa.Table, entries: list[Entry]) -> pa.Table:
+    """The rows as the source has its photos, whichever part they are in."""
+    place = {item.image_id: number for number, (item, _) in enumerate(entries)}
+    order = sorted(range(len(index)), key=[place[i] for i in index["image_id"].to_pylist()].__getitem__)
+    return index.take(order) if len(index) else index
 
 
 def _split(source: Source, splitter: Splitter) -> tuple[list[Entry], list[Failure]]:
@@ -154,7 +204,7 @@ def _manifest(
     blocks = {c.class_id: sum(len(f.blocks) for f in files if f.class_id == c.class_id) for c in classes}
     classes = [c.model_copy(update={"blocks": blocks[c.class_id]}) for c in classes]
     parts: dict[int, list[str]] = {}
-    for row in rows:
+    for row in sorted(rows, key=lambda r: (r["part"], r["row"])):
         parts.setdefault(row["part"], []).append(row["digest"])
     hashes = {part_name(p): digest_of(d) for p, d in parts.items()} | {f.name: f.digest for f in files}
     facts = (SCHEMA_VERSION, cfg.seed, cfg.folds, cfg.fold_rule, [(c.class_id, c.name, c.fold) for c in classes],

@@ -34,8 +34,8 @@ class Shards:
     """
 
     def __init__(self, url: str, *, cache_bytes: int = CACHE_BYTES) -> None:
-        self.store = Store(url)
-        self.manifest = _read_manifest(self.store)
+        self.manifest = read_manifest(Store(url))
+        self.store = Store(url, hashes=self.manifest.files)  # told where a file is damaged
         self._cache = _Cache(cache_bytes)
         self._cache_bytes = cache_bytes
 
@@ -165,7 +165,8 @@ def cropped(crop: list[int] | None, *arrays: np.ndarray) -> tuple[np.ndarray, ..
     return tuple(np.ascontiguousarray(a[y0:y1, x0:x1]) for a in arrays)
 
 
-def _read_manifest(store: Store) -> Manifest:
+def read_manifest(store: Store) -> Manifest:
+    """The manifest of a finished shard folder. Raises `FssError` for none, a damaged one and a newer schema."""
     if not store.exists("manifest.json"):
         begun = " (a build was begun but not finished)" if store.exists("build.json") else ""
         raise FssError(f"no finished shards here{begun}", where=store.url, mend="run `fss shards build`")

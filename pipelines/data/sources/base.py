@@ -26,7 +26,11 @@ class Failure:
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """One image of the index. `size` (height, width) where the source records it; `marks` belong to the source."""
+    """One image of the index. `size` (height, width) where the source records it; `marks` belong to the source.
+
+    `stamp`: changes when its files or its annotations do, so that a later build reads the other images no more; empty
+    where only the whole source's fingerprint tells.
+    """
 
     image_id: int
     file_name: str
@@ -35,6 +39,7 @@ class Item:
     marks: Any = None
     split: str = ""  # train | test where the source says it; empty: the recipe's hold-out decides
     crop: tuple[int, int, int, int] | None = None  # x0, y0, x1, y1: what is shown of the photo
+    stamp: str = ""
 
 
 @dataclass(frozen=True)
@@ -121,6 +126,11 @@ def _local_files(folder: Path, prefix: str, above: frozenset[str]) -> Iterator[t
                 yield from _local_files(Path(entry.path), f"{prefix}{entry.name}/", above | {here})
             elif entry.is_file() and not entry.name.startswith(".tmp-"):
                 yield f"{prefix}{entry.name}", entry.stat().st_size
+
+
+def hashed_id(name: str) -> int:
+    """An image id that follows from the name alone (48 bits of its hash): adding photos moves no other."""
+    return int(hashlib.sha256(name.encode()).hexdigest()[:12], 16)
 
 
 def digest_of(*parts: object) -> str:

@@ -11,7 +11,18 @@ from fss_models.errors import BadImage, FssError
 from pipelines.config import SourceConfig
 from pipelines.data import rle
 from pipelines.data.decode import image_size, turned_size
-from pipelines.data.sources.base import Failure, Fetched, Item, Mark, Marks, Source, digest_of, is_image, listing
+from pipelines.data.sources.base import (
+    Failure,
+    Fetched,
+    Item,
+    Mark,
+    Marks,
+    Source,
+    digest_of,
+    hashed_id,
+    is_image,
+    listing,
+)
 from pipelines.data.sources.labels import read_mask
 
 SINGLE = "object"  # the class of masks that lie in no class folder
@@ -28,21 +39,22 @@ class PairsSource(Source):
         if not masks or not images:
             raise FssError("needs images/ and masks/ with image files in them", where=self.store.url)
         self.classes = sorted({_class_of(m) for m in masks})
-        self._index(images, masks)
+        self._index(images, masks, files)
         self.fingerprint = digest_of([(i.path, files[i.path], [(c, m, files[m]) for c, m in i.marks])
                                       for i in self.items])
 
-    def _index(self, images: list[str], masks: list[str]) -> None:
+    def _index(self, images: list[str], masks: list[str], files: dict[str, int]) -> None:
         by_stem: dict[str, list[tuple[int, str]]] = defaultdict(list)
         for mask in masks:
             by_stem[_stem(mask, skip=1 if mask.count("/") == 1 else 2)].append(
                 (self.classes.index(_class_of(mask)), mask))
-        for number, image in enumerate(sorted(images)):
+        for image in sorted(images):
             name, found = image.removeprefix("images/"), by_stem.pop(_stem(image, skip=1), None)
             if found is None:
                 self.failures.append(Failure(name, "index", "no mask has this photo's name"))
             else:
-                self.items.append(Item(image_id=number, file_name=name, path=image, marks=found))
+                stamp = digest_of(files[image], [(c, m, files[m]) for c, m in found])
+                self.items.append(Item(image_id=hashed_id(name), file_name=name, path=image, marks=found, stamp=stamp))
         for stem in sorted(by_stem):
             self.failures.append(Failure(stem, "index", f"{by_stem[stem][0][1]} has no photo of that name"))
 

@@ -38,7 +38,8 @@ class VocSource(Source):
             if path not in files:
                 self.failures.append(Failure(name, "index", "the masks name this image but it is missing"))
                 continue
-            self.items.append(Item(image_id=_number(name), file_name=name, path=path, marks=mask))
+            self.items.append(Item(image_id=_number(name), file_name=name, path=path, marks=mask,
+                                   stamp=digest_of(files[path], files[mask])))
         self.items = _unique_ids(self.items)
 
     def fetch(self, item: Item) -> Fetched:

@@ -1,0 +1,55 @@
+"""The run lengths of Label Studio's brush: thi.ng's `rle-pack`, one bit stream over the RGBA bytes of the whole photo.
+
+Header: 32 bits number of words, 5 bits word size - 1, four times 4 bits run size - 1. Then, until there are enough
+words: 1 bit (repeat?), 2 bits which run size, that many bits for the length - 1, and one word if it is repeated, else
+as many words as the length says. The mask is the alpha channel.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+_HEADER, _WORD = 32 + 5 + 4 * 4, 8  # bits
+OPAQUE = 128  # alpha from which a pixel is the object: the brush's edge is soft
+
+
+def decode_brush(data: bytes, height: int, width: int) -> np.ndarray:
+    """`value.rle` as bytes -> [height, width] bool. Raises ValueError for a stream of another size or a broken one."""
+    bits = np.unpackbits(np.frombuffer(data, dtype=np.uint8))
+    if len(bits) < _HEADER:
+        raise ValueError("brush RLE ends early")
+    words, size = _number(bits, 0, 32), _number(bits, 32, 5) + 1
+    if size != _WORD:
+        raise ValueError(f"brush RLE with words of {size} bits, not {_WORD}")
+    if words != 4 * height * width:
+        raise ValueError(f"brush RLE has {words:,} values, a photo of {width}x{height} has {4 * height * width:,}")
+    lengths = [_number(bits, 37 + 4 * i, 4) + 1 for i in range(4)]
+    return _runs(bits, words, lengths).reshape(height, width, 4)[:, :, 3] >= OPAQUE
+
+
+def _runs(bits: np.ndarray, words: int, lengths: list[int]) -> np.ndarray:
+    """[words] uint8."""
+    out = np.empty(words, dtype=np.uint8)
+    at, filled = _HEADER, 0
+    while filled < words:
+        repeated, which = _number(bits, at, 1), _number(bits, at + 1, 2)
+        count = _number(bits, at + 3, lengths[which]) + 1
+        at += 3 + lengths[which]
+        if filled + count > words:
+            raise ValueError("brush RLE has a run beyond the photo's end")
+        taken = _WORD if repeated else _WORD * count
+        if at + taken > len(bits):
+            raise ValueError("brush RLE ends early")
+        out[filled : filled + count] = np.packbits(bits[at : at + taken])
+        at, filled = at + taken, filled + count
+    return out
+
+
+def _number(bits: np.ndarray, start: int, count: int) -> int:
+    """`count` bits from `start`, the highest first. Raises ValueError at the end of the stream."""
+    if start + count > len(bits):
+        raise ValueError("brush RLE ends early")
+    value = 0
+    for bit in bits[start : start + count].tolist():
+        value = value << 1 | bit
+    return value

@@ -1,0 +1,131 @@
+"""CVAT's export "CVAT for images 1.1": annotations.xml (polygons and masks) and the photos.
+
+Polygons are in pixels. A mask is run lengths, row by row within its own box (left, top, width, height), beginning with
+the pixels outside. Specification: CVAT manual, "XML annotation format", version 1.1.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterator
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+
+from fss_models.errors import FssError
+from pipelines.config import SourceConfig
+from pipelines.data import rle
+from pipelines.data.sources.annotated import (
+    Finder,
+    Shape,
+    add_item,
+    check_some_masks,
+    drop_repeated,
+    marks_of,
+    no_mask,
+    only_file,
+    polygon,
+)
+from pipelines.data.sources.base import Fetched, Item, Marks, Source, digest_of, is_image, listing
+
+POLYGON, MASK = "polygon", "mask"
+_SHAPES = {POLYGON: POLYGON, MASK: MASK, "box": "a box", "polyline": "a line", "points": "a set of points",
+           "ellipse": "an ellipse", "cuboid": "a cuboid", "skeleton": "a skeleton"}
+_EXPORT = 'export the task as "CVAT for images 1.1"'
+
+
+class CvatSource(Source):
+    """Class ids follow the task's own list of labels."""
+
+    def __init__(self, cfg: SourceConfig) -> None:
+        super().__init__(cfg)
+        files = listing(self.store)
+        name = cfg.annotations or only_file(files, ".xml", self.store.url)
+        raw, where = self.store.read_bytes(name), self.store.path(name)
+        finder = Finder(f for f in files if is_image(f))
+        records = []
+        for element in _elements(raw, where):
+            if element.tag == "label":
+                self.classes.append(element.findtext("name", "").strip())
+            else:
+                records.append(self._record(element, where))
+        self.classes = list(dict.fromkeys(self.classes))  # tasks of a project repeat its labels
+        if not records:
+            raise FssError("names no image", where=where, mend=_EXPORT)
+        for image, size, shapes in records:
+            add_item(self, finder, files, image, size=size, marks=self._known(shapes))
+        drop_repeated(self)
+        check_some_masks(self.items, frozenset({POLYGON, MASK}), where,
+                         "draw polygons or masks: boxes are no masks")
+        self.fingerprint = digest_of(hashlib.sha256(raw).hexdigest(), [(i.path, files[i.path]) for i in self.items])
+
+    def _record(self, element: ElementTree.Element, where: str) -> tuple[str, tuple[int, int], list[Shape]]:
+        """(photo, (height, width), shapes without class ids)."""
+        name, height, width = (element.get(k, "") for k in ("name", "height", "width"))
+        if not name or not height.isdecimal() or not width.isdecimal():
+            raise FssError(f"image {element.get('id', '?')} lacks its name, width or height", where=where, mend=_EXPORT)
+        found = [(s, s.tag) for s in element if s.tag in _SHAPES]
+        shapes = [Shape(f"{tag} {number}", -1, shape.get("label", ""), _SHAPES[tag], _value(shape))
+                  for number, (shape, tag) in enumerate(found, 1)]
+        return name, (int(height), int(width)), shapes
+
+    def _known(self, shapes: list[Shape]) -> list[Shape]:
+        ids = {name: i for i, name in enumerate(self.classes)}
+        return [s._replace(class_id=ids.get(s.label, -1)) for s in shapes]
+
+    def mark(self, item: Item, fetched: Fetched, height: int, width: int) -> Marks:
+        """One mark a polygon or mask."""
+        return marks_of(fetched.payload, _rasterise, height, width)
+
+
+def _value(shape: ElementTree.Element) -> Any:
+    """As text: the workers read the numbers."""
+    if shape.tag == POLYGON:
+        return shape.get("points", "")
+    return {k: shape.get(k, "") for k in ("rle", "left", "top", "width", "height")} if shape.tag == MASK else None
+
+
+def _rasterise(shape: Shape, height: int, width: int) -> bytes:
+    if shape.kind == POLYGON:
+        points = [float(v) for corner in shape.value.split(";") for v in corner.split(",")]
+        return polygon(points, height, width)
+    if shape.kind == MASK:
+        return rle.encode(box_mask(shape.value, height, width))
+    raise no_mask(shape.kind)
+
+
+def box_mask(value: dict[str, str], height: int, width: int) -> np.ndarray:
+    """Run lengths within a box -> [height, width] bool. Raises ValueError if they do not fit the box or the photo."""
+    left, top, across, down = (int(float(value[k])) for k in ("left", "top", "width", "height"))
+    if min(left, top) < 0 or min(across, down) < 1 or left + across > width or top + down > height:
+        raise ValueError(f"mask box {across}x{down} at {left}, {top} does not lie in the photo of {width}x{height}")
+    runs = np.array([int(v) for v in value["rle"].split(",")], dtype=np.int64)
+    if (runs < 0).any() or runs.sum() != across * down:
+        raise ValueError(f"run lengths add up to {runs.sum()}, the mask box has {across * down} pixels")
+    mask = np.zeros((height, width), dtype=bool)
+    inside = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
+    mask[top : top + down, left : left + across] = inside.reshape(down, across)
+    return mask
+
+
+def _elements(raw: bytes, where: str) -> Iterator[ElementTree.Element]:
+    """Every `label` of the task and every `image`, each forgotten afterwards. Raises `FssError`."""
+    if b"<!DOCTYPE" in raw[:4096] or b"<!ENTITY" in raw:
+        raise FssError("declares a DOCTYPE or entities, which CVAT never does", where=where, mend=_EXPORT)
+    above: list[str] = []
+    try:
+        for event, element in ElementTree.iterparse(io.BytesIO(raw), events=("start", "end")):
+            if event == "start":
+                above.append(element.tag)
+                if above[0] != "annotations" or element.tag == "track":
+                    what = "is an export for video (tracks)" if element.tag == "track" else "is no CVAT export"
+                    raise FssError(what, where=where, mend=_EXPORT)
+                continue
+            above.pop()
+            if element.tag == "image" or (element.tag == "label" and above[-1:] == ["labels"]):
+                yield element
+                element.clear()
+    except ElementTree.ParseError as error:
+        raise FssError(f"is not valid XML: {error}", where=where) from error

@@ -1,0 +1,172 @@
+"""Label Studio: its export "JSON" of an image segmentation project (polygons and brush masks) and the photos.
+
+Polygons are percent of the photo's size; brush masks are run lengths of their own (`brush_rle`). A task's photo is
+found below the root by the end of its reference (`/data/upload/1/1a2b3c4d-cup.jpg`, `/data/local-files/?d=a/cup.jpg`,
+`s3://bucket/a/cup.jpg`, `https://...`): nothing is downloaded. Of several annotations of a task the one marked as
+ground truth counts, else the last that was not cancelled; predictions do not count.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import numpy as np
+
+from fss_models.errors import FssError
+from pipelines.config import SourceConfig
+from pipelines.data import rle
+from pipelines.data.sources.annotated import (
+    Finder,
+    Shape,
+    add_item,
+    check_some_masks,
+    drop_repeated,
+    marks_of,
+    no_mask,
+    only_file,
+    polygon,
+)
+from pipelines.data.sources.base import Failure, Fetched, Item, Marks, Source, digest_of, is_image, listing
+from pipelines.data.sources.brush_rle import decode_brush
+
+POLYGON, BRUSH = "polygon", "brush"
+_REGIONS = {POLYGON: POLYGON, BRUSH: BRUSH, "rectangle": "a rectangle", "ellipse": "an ellipse",
+            "keypoint": "a key point", "vector": "a vector line", "bitmask": "a bitmask"}
+_UPLOAD = re.compile(r"^[0-9a-f]{8}-(?=.)")  # what Label Studio puts before the name of an uploaded file
+
+
+class LabelStudioSource(Source):
+    """Class ids follow the sorted labels of the export, which does not hold the project's own list."""
+
+    def __init__(self, cfg: SourceConfig) -> None:
+        super().__init__(cfg)
+        files = listing(self.store)
+        name = cfg.annotations or only_file(files, ".json", self.store.url)
+        raw, where = self.store.read_bytes(name), self.store.path(name)
+        tasks = _tasks(raw, where)
+        regions = [list(_regions(_chosen(task))) for task in tasks]
+        self.classes = sorted({label for found in regions for *_, label in found})
+        finder = Finder(f for f in files if is_image(f))
+        for task, found in zip(tasks, regions, strict=True):
+            self._add(task, found, finder, files)
+        drop_repeated(self)
+        check_some_masks(self.items, frozenset({POLYGON, BRUSH}), where,
+                         "label with PolygonLabels or BrushLabels: boxes are no masks")
+        self.fingerprint = digest_of(hashlib.sha256(raw).hexdigest(), [(i.path, files[i.path]) for i in self.items])
+
+    def _add(self, task: dict[str, Any], regions: list[_Region], finder: Finder, files: dict[str, int]) -> None:
+        told = f"task {task.get('id', '?')}"
+        chosen, reference = _chosen(task), _reference(task)
+        if reference is None:
+            self.failures.append(Failure(told, "index", "its data names no image file"))
+        elif chosen is None:
+            reason = "its annotation was cancelled" if task["annotations"] else "it is not annotated"
+            self.failures.append(Failure(_name(reference), "index", f"{told}: {reason}"))
+        else:
+            shapes = [Shape(f"region {number}", self.classes.index(label), label, kind, value)
+                      for number, kind, value, label in regions]
+            sizes = {s for result in chosen["result"] if (s := _size(result))}
+            if len(sizes) > 1:
+                self.failures.append(Failure(_name(reference), "index", f"{told}: its regions are for photos of "
+                                             f"different sizes (height, width): {sorted(sizes)}"))
+                return
+            name = _name(reference)
+            found = name if finder.find_any(name) else _UPLOAD.sub("", PurePosixPath(name).name)
+            add_item(self, finder, files, found, size=next(iter(sizes), None), marks=shapes,
+                     said=f"{told} names {name}, which is not below the root")
+
+    def mark(self, item: Item, fetched: Fetched, height: int, width: int) -> Marks:
+        """One mark a region and label."""
+        return marks_of(fetched.payload, _rasterise, height, width)
+
+
+_Region = tuple[str, str, Any, str]  # id, kind, value, label
+
+
+def _rasterise(shape: Shape, height: int, width: int) -> bytes:
+    if shape.kind == BRUSH:
+        return rle.encode(decode_brush(shape.value, height, width))
+    if shape.kind == POLYGON:
+        points = np.asarray(shape.value or [], dtype=np.float64).reshape(-1, 2) * [width / 100, height / 100]
+        return polygon(points.ravel().tolist(), height, width)
+    raise no_mask(shape.kind)
+
+
+def _regions(chosen: dict[str, Any] | None) -> Iterator[_Region]:
+    """The labelled regions of an annotation; a region may have its label in a result of its own with the same id."""
+    results = chosen["result"] if chosen else []
+    apart: dict[str, list[str]] = {}
+    for result in results:
+        if result.get("type") == "labels":
+            apart.setdefault(str(result.get("id")), []).extend(result["value"].get("labels", []))
+    for number, result in enumerate(results, 1):
+        type_, value = str(result.get("type", "")), result.get("value", {})
+        base = type_.removesuffix("labels")
+        if base not in _REGIONS or type_ == "labels":
+            continue  # choices, texts, ratings, relations: about the photo, not about pixels
+        kind, told = _REGIONS[base], str(result.get("id") or number)
+        if result.get("image_rotation"):
+            kind = "a region on a rotated photo"
+        for label in value.get(type_) or apart.get(str(result.get("id"))) or []:
+            yield told, kind, _pixels(kind, value), str(label)
+
+
+def _pixels(kind: str, value: dict[str, Any]) -> Any:
+    """What the workers get: points, or the run lengths as bytes; None if the region has neither."""
+    if kind == POLYGON:
+        return value.get("points")
+    runs = value.get("rle") if kind == BRUSH else None
+    return bytes(runs) if isinstance(runs, list) and all(isinstance(v, int) and 0 <= v < 256 for v in runs) else b""
+
+
+def _chosen(task: dict[str, Any]) -> dict[str, Any] | None:
+    done = [a for a in task["annotations"] if not a.get("was_cancelled")]
+    truth = [a for a in done if a.get("ground_truth")]
+    return (truth or done)[-1] if done else None
+
+
+def _size(result: dict[str, Any]) -> tuple[int, int] | None:
+    height, width = result.get("original_height"), result.get("original_width")
+    return (int(height), int(width)) if height and width else None
+
+
+def _reference(task: dict[str, Any]) -> str | None:
+    """The photo's URL or path: the only value of `data` that is one, `image` first."""
+    data = task.get("data")
+    values = [data.get("image"), *data.values()] if isinstance(data, dict) else []
+    return next((v for v in values if isinstance(v, str) and is_image(_name(v))), None)
+
+
+def _name(reference: str) -> str:
+    """The path in a reference."""
+    parts = urlsplit(reference)
+    local = parse_qs(parts.query).get("d")  # /data/local-files/?d=folder/name.jpg
+    return local[0] if local else unquote(parts.path)
+
+
+def _tasks(raw: bytes, where: str) -> list[dict[str, Any]]:
+    """The tasks, their annotations being lists of objects with results. Raises `FssError`."""
+    try:
+        document = json.loads(raw)
+    except ValueError as error:
+        raise FssError(f"is not valid JSON: {error}", where=where) from error
+    if not isinstance(document, list) or not all(isinstance(t, dict) for t in document):
+        what = "is a COCO file" if isinstance(document, dict) and "images" in document else "is no list of tasks"
+        raise FssError(what, where=where, mend='export from Label Studio as "JSON" (COCO files: format coco)')
+    for number, task in enumerate(document):
+        found = task.get("annotations")
+        if isinstance(found, list) and all(isinstance(a, dict) and _is_results(a.get("result")) for a in found):
+            continue
+        what = f"task {task.get('id', number)} has no annotations with results"
+        raise FssError(what, where=where, mend='export as "JSON"; "JSON-MIN" and old "completions" are not read')
+    return document
+
+
+def _is_results(found: object) -> bool:
+    return isinstance(found, list) and all(isinstance(r, dict) and isinstance(r.get("value", {}), dict) for r in found)

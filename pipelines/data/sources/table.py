@@ -1,0 +1,204 @@
+"""A Parquet table (one file or several): one row an object.
+
+    image      binary        the photo's file, or
+    file_name  string        the photo, by its path below the root or by the end of it
+    class      string        null together with `mask`: the photo shows nothing
+    mask       one of        binary: the bytes of a PNG (`labels.read_mask`)
+                             struct<size: list<int>, counts: string | binary | list<int>>: COCO's RLE, size [h, w]
+                             list<list<float>>: polygons of one object, x0, y0, x1, y1, ... in pixels
+
+With `file_name`, rows of the same name are one photo (of its `image` the first that is there is taken); without it
+every row is a photo of its own. Other columns are not read. The driver reads names, classes and masks (to notice
+changed ones), never photos; a worker reads one row group at a time, so write groups of some hundred rows.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from fss_models.errors import BadImage, FssError
+from pipelines.config import SourceConfig
+from pipelines.data import rle
+from pipelines.data.sources.annotated import Finder, Shape, marks_of, polygon
+from pipelines.data.sources.base import (
+    Failure,
+    Fetched,
+    Item,
+    Marks,
+    Source,
+    digest_of,
+    hashed_id,
+    is_image,
+    listing,
+)
+from pipelines.data.sources.labels import read_mask
+
+HELD = 2  # row groups that a worker keeps
+_SCHEMA = "columns: image (binary) or file_name (string), class (string), mask (PNG bytes, COCO RLE or polygons)"
+
+
+class Row(NamedTuple):
+    """One row: its file, row group, place in it, number in the file, and class (-1: none)."""
+
+    file: str
+    group: int
+    place: int
+    number: int
+    class_id: int
+
+
+class TableSource(Source):
+    """Class ids follow the sorted class names."""
+
+    def __init__(self, cfg: SourceConfig) -> None:
+        super().__init__(cfg)
+        files = listing(self.store)
+        tables = [f for f in files if f.endswith(".parquet") and f.startswith(cfg.annotations)]
+        if not tables:
+            raise FssError("no .parquet file in it", where=self.store.path(cfg.annotations), mend=_SCHEMA)
+        self._columns: dict[str, list[str]] = {}
+        self._lock = threading.Lock()
+        read = [row for name in tables for row in self._read(name)]
+        self.classes = sorted({label for _, _, label, _ in read if label is not None})
+        self._groups: OrderedDict[tuple[str, int], pa.Table] = OrderedDict()
+        self._index(read, files)
+        self.fingerprint = digest_of(self.classes, [(i.file_name, i.stamp) for i in self.items])
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        return {**{k: v for k, v in state.items() if k != "_lock"}, "_groups": OrderedDict()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.Lock()
+
+    def _read(self, name: str) -> Iterator[tuple[str, Row, str | None, str]]:
+        """(photo, row without class id, class, digest of its mask) of every row. Raises `FssError`."""
+        with self.store.open_parquet(name) as table:
+            self._columns[name] = _columns(table.schema_arrow, self.store.path(name))
+            known, number = [c for c in self._columns[name] if c != "image"], 0
+            for group in range(table.num_row_groups):
+                rows = table.read_row_group(group, known)
+                for place, row in enumerate(rows.to_pylist()):
+                    photo = row.get("file_name") if "file_name" in known else f"{name}#{number}"
+                    at = Row(name, group, place, number, -1)
+                    yield str(photo or ""), at, row["class"], digest_of(row["mask"])
+                    number += 1
+
+    def _index(self, read: list[tuple[str, Row, str | None, str]], files: dict[str, int]) -> None:
+        ids = {name: i for i, name in enumerate(self.classes)}
+        photos: dict[str, list[Row]] = {}
+        masks: dict[str, list[str]] = {}
+        for photo, row, label, mask in read:
+            if not photo:
+                self.failures.append(Failure(f"{row.file} row {row.number}", "index", "its file_name is empty"))
+                continue
+            photos.setdefault(photo, []).append(row._replace(class_id=ids[label] if label is not None else -1))
+            masks.setdefault(photo, []).append(mask)
+        finder = Finder(f for f in files if is_image(f))
+        for photo, rows in photos.items():
+            path, size = rows[0].file, files[rows[0].file]
+            if "image" not in self._columns[path]:
+                try:
+                    found = finder.find(photo)
+                except FssError as error:
+                    self.failures.append(Failure(photo, "index", error.what))
+                    continue
+                if found is None:
+                    self.failures.append(Failure(photo, "index", "the table names this photo but it is missing"))
+                    continue
+                path, size = found, files[found]
+            self.items.append(Item(image_id=hashed_id(photo), file_name=photo, path=path, marks=rows,
+                                   stamp=digest_of(size, [r.class_id for r in rows], masks[photo])))
+
+    def fetch(self, item: Item) -> Fetched:
+        """The photo and its masks as the table has them. Raises `BadImage` where the table has no bytes for it."""
+        found = [(row, self._row(row)) for row in item.marks]
+        if "image" in self._columns[item.marks[0].file]:
+            data = next((values["image"] for _, values in found if values["image"]), None)
+            if data is None:
+                raise BadImage(f"{item.marks[0].file} row {item.marks[0].number}: its image is empty")
+        else:
+            data = self.store.read_bytes(item.path)
+        return Fetched(data, [(row, values["mask"]) for row, values in found])
+
+    def _row(self, row: Row) -> dict[str, Any]:
+        """The row's image and mask. Its row group is read at most once by the threads of a part."""
+        key = (row.file, row.group)
+        with self._lock:
+            if key not in self._groups:
+                wanted = [c for c in self._columns[row.file] if c in ("image", "mask")]
+                with self.store.open_parquet(row.file) as table:
+                    self._groups[key] = table.read_row_group(row.group, wanted)
+                while len(self._groups) > HELD:
+                    self._groups.popitem(last=False)
+            values: dict[str, Any] = self._groups[key].slice(row.place, 1).to_pylist()[0]
+        return values
+
+    def mark(self, item: Item, fetched: Fetched, height: int, width: int) -> Marks:
+        """One mark a row; those of null class and mask are none."""
+        shapes, problems = [], []
+        for row, mask in fetched.payload:
+            where = f"row {row.number}"
+            if (row.class_id < 0) != (mask is None):
+                problems.append(f"{where}: has a {'class' if mask is None else 'mask'} but no "
+                                f"{'mask' if mask is None else 'class'}")
+            elif mask is not None:
+                shapes.append(Shape(where, row.class_id, self.classes[row.class_id], "mask", mask))
+        marks = marks_of(shapes, _rasterise, height, width)
+        marks.problems.extend(problems)
+        return marks
+
+
+def _rasterise(shape: Shape, height: int, width: int) -> bytes:
+    if isinstance(shape.value, bytes):
+        try:
+            mask = read_mask(shape.value)
+        except BadImage as error:
+            raise ValueError(error.reason) from error
+        if mask.shape != (height, width):
+            raise ValueError(f"mask is {mask.shape[1]}x{mask.shape[0]}, its image {width}x{height}")
+        return rle.encode(mask)
+    if isinstance(shape.value, dict):
+        return rle.from_coco(shape.value, height, width)
+    for points in shape.value:
+        polygon(points, height, width)
+    return rle.from_polygons(shape.value, height, width)
+
+
+def _columns(schema: pa.Schema, where: str) -> list[str]:
+    """The columns that are read. Raises `FssError` for a table of another schema."""
+    types = {f.name: f.type for f in schema}
+    if "image" not in types and "file_name" not in types:
+        raise FssError("has neither a column image nor file_name", where=where, mend=_SCHEMA)
+    for name in ("image", "file_name", "class", "mask"):
+        fits = {"image": _is_bytes, "mask": _is_mask}.get(name, _is_text)
+        if name not in types and name in ("class", "mask"):
+            raise FssError(f"has no column {name}", where=where, mend=_SCHEMA)
+        if name in types and not fits(types[name]):
+            raise FssError(f"column {name} is {types[name]}", where=where, mend=_SCHEMA)
+    return [c for c in ("image", "file_name", "class", "mask") if c in types]
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    plain = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_string(plain) or pa.types.is_large_string(plain))
+
+
+def _is_mask(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return {"size", "counts"} <= {kind.field(i).name for i in range(kind.num_fields)}
+    return _is_bytes(kind) or (_is_list(kind) and _is_list(kind.value_type))
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
