@@ -37,11 +37,11 @@ class CocoSource(Source):
         categories = sorted(found.categories, key=lambda c: c["id"])
         self.classes = [str(c["name"]) for c in categories]
         self._class_of = {c["id"]: i for i, c in enumerate(categories)}
-        self._index(found, _Paths([f for f in files if is_image(f)], PurePosixPath(self._name).stem))
+        self._index(found, _Paths([f for f in files if is_image(f)], PurePosixPath(self._name).stem), files)
         self.fingerprint = digest_of(found.sha256, [(i.path, files[i.path]) for i in self.items])
 
-    def _index(self, found: _Index, paths: _Paths) -> None:
-        spans, known = found.spans(), set()
+    def _index(self, found: _Index, paths: _Paths, files: dict[str, int]) -> None:
+        spans, stamps, known = found.spans(), found.stamps(), set()
         for number, name, size in sorted(found.images, key=lambda r: r[0]):
             known.add(number)
             path = paths.find(name)
@@ -49,7 +49,8 @@ class CocoSource(Source):
                 self.failures.append(Failure(name, "index", "the annotations name this image but it is missing"))
                 continue
             self.items.append(Item(image_id=number, file_name=name, path=path, size=size,
-                                   marks=spans.get(number, b"")))
+                                   marks=spans.get(number, b""),
+                                   stamp=digest_of(files[path], stamps.get(number, b""), self._class_of)))
         for missing in sorted(spans.keys() - known):
             count = len(spans[missing]) // 16
             reason = f"{count} annotations name this image id but no image record has it"
@@ -145,6 +146,7 @@ class _Index:
         self.categories: list[dict[str, Any]] = []
         self.sha256 = ""
         self._of, self._start, self._length = array("q"), array("q"), array("q")  # image id, first byte, bytes
+        self._stamp = array("Q")
 
     @classmethod
     def read(cls, store: Store, name: str) -> _Index:
@@ -172,6 +174,7 @@ class _Index:
             self._of.append(int(record.value["image_id"]))
             self._start.append(record.start)
             self._length.append(record.end - record.start)
+            self._stamp.append(reader.stamp(record))
             return
         value = reader.again(record)
         if record.section == "categories":
@@ -182,10 +185,18 @@ class _Index:
 
     def spans(self) -> Mapping[int, bytes]:
         """Image id -> (first byte, bytes) of each of its annotations, int64, in the file's order."""
-        of = np.frombuffer(self._of, dtype=np.int64) if self._of else np.zeros(0, np.int64)
-        if not len(of):
+        return self._grouped(self._start, self._length)
+
+    def stamps(self) -> Mapping[int, bytes]:
+        """Image id -> the hashes of its annotations, in the file's order."""
+        return self._grouped(self._stamp)
+
+    def _grouped(self, *columns: array[int]) -> Mapping[int, bytes]:
+        """Image id -> its rows of the columns, 8 bytes a value."""
+        if not self._of:
             return {}
+        of = np.frombuffer(self._of, dtype=np.int64)
         order = np.argsort(of, kind="stable")
-        table = np.stack([np.frombuffer(self._start, dtype=np.int64), np.frombuffer(self._length, dtype=np.int64)], 1)
+        table = np.stack([np.frombuffer(c, dtype=np.int64) for c in columns], 1)
         ids, first = np.unique(of[order], return_index=True)
         return {int(i): part.tobytes() for i, part in zip(ids, np.split(table[order], first[1:]), strict=True)}

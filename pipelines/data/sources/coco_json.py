@@ -72,6 +72,11 @@ class CocoReader:
             raise FssError(f"is not UTF-8: {error.reason} at byte {record.start + error.start}",
                            where=self.where) from error
 
+    def stamp(self, record: Record) -> int:
+        """64 bits of a hash of the record's text. Only until the next record is asked for."""
+        text = self._text[record.start - self._before : record.end - self._before].encode("latin-1")
+        return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
+
     # ---- the text -------------------------------------------------------------------------------------------------
 
     def _elements(self, closing: str) -> Iterator[None]:
