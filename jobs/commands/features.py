@@ -1,0 +1,56 @@
+"""`fss features build|info`: image features that no training changes, kept for training."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from jobs.options import JsonOption, OutOption, RecipeOption, SetOption
+from jobs.recipes import load_recipe
+
+VerifyOption = Annotated[bool, typer.Option("--verify", help="Read every part and compare it with its hash.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the sub-commands."""
+    features = typer.Typer(no_args_is_help=True, help="Kept features of frozen encoders (train.features).")
+
+    @features.command()
+    def build(recipe: RecipeOption = "demo", sets: SetOption = None, out: OutOption = None,
+              as_json: JsonOption = False) -> None:
+        """Compute what the recipe's runs need and is not there; its size is told before anything is written.
+
+        Training does the same by itself. Stopped and started again, it does only what is left.
+        """
+        from pipelines.cluster import cluster
+        from pipelines.features.build import ensure_features
+        from pipelines.training.sweep import plan_sweep
+
+        chosen = load_recipe(recipe, sets, out=out)
+        with cluster() as ray:
+            _tell(ensure_features(chosen, plan_sweep(chosen), ray), as_json)
+
+    @features.command()
+    def info(recipe: RecipeOption = "demo", sets: SetOption = None, out: OutOption = None, verify: VerifyOption = False,
+             as_json: JsonOption = False) -> None:
+        """What is kept where the recipe keeps features."""
+        from pipelines.features.build import features_url
+        from pipelines.features.info import kept_features
+
+        _tell(kept_features(features_url(load_recipe(recipe, sets, out=out)), verify=verify), as_json)
+
+    app.add_typer(features, name="features")
+
+
+def _tell(folders: list[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"folders": folders}))
+        return
+    console = Console(stderr=True)
+    for facts in folders:
+        console.print("; ".join(f"{k} {v}" for k, v in facts.items()), highlight=False, soft_wrap=True)
+    if not folders:
+        console.print("no kept features here")

@@ -1,0 +1,116 @@
+"""Which frozen part a folder of features belongs to. Methods, folds and seeds that share it share the folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fss_models.clip import Features
+from fss_models.errors import FssError
+from fss_models.segmenter import Segmenter
+from pipelines.config import MethodConfig, Section
+from pipelines.features.records import Layout, Precision
+from pipelines.weights import build_model
+
+FORMAT = 1
+PROBES = 64  # values of each map that are kept of the probe
+DRIFT = 0.02  # of a map's largest value: more than devices and batch sizes differ by, less than other code would
+_ADDRESS = re.compile(r"0x[0-9a-f]+")
+
+
+class About(Section):
+    """about.json of a folder. `probe`: name -> values that `encode_frozen` gave for a fixed picture."""
+
+    format: int = FORMAT
+    id: str  # 16 digits over the frozen values, the preprocessing, the encoder and its maps
+    precision: Precision
+    encoder: str  # the class whose `encode_frozen` it is
+    preprocessor: dict[str, Any]
+    maps: dict[str, tuple[int, ...]]  # name -> shape of one image
+    probe: dict[str, list[float]]
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return f"{self.id}-{self.precision}"
+
+    @property
+    def layout(self) -> Layout:
+        """How a record is laid out."""
+        return Layout({k: tuple(self.maps[k]) for k in sorted(self.maps)}, self.precision)
+
+
+def built(method: MethodConfig, seed: int) -> Segmenter:
+    """The model of a run."""
+    return build_model(method.name, method.preset, method.config, weights=method.weights, sha256=method.sha256,
+                       seed=seed)
+
+
+def describe(model: Segmenter, precision: Precision) -> About:
+    """What `model`'s kept features are. Costs one image's encoding and a pass over the frozen values.
+
+    Raises `FssError` for a method whose `frozen_part` is empty.
+    """
+    if not model.frozen_part():
+        raise FssError(f"method {model.method!r} at {model.preset!r} has no frozen features to keep: training changes "
+                       "its encoder", mend="set train.features=off, or leave the method out of the recipe")
+    seen = _encode_probe(model)
+    layout = Layout.of(seen, precision)
+    owner = next(c for c in type(model).__mro__ if "encode_frozen" in vars(c))
+    encoder, prepared = f"{owner.__module__}.{owner.__qualname__}", _preprocessing(model)
+    digest = hashlib.sha256(json.dumps([FORMAT, encoder, prepared, layout.maps], sort_keys=True).encode())
+    for number, part in enumerate(model.frozen_part()):
+        _add(digest, number, part)
+    return About(id=digest.hexdigest()[:16], precision=precision, encoder=encoder, preprocessor=prepared,
+                 maps=layout.maps, probe={k: _some(seen.maps[k]) for k in layout.maps})
+
+
+def check_probe(model: Segmenter, about: About, *, where: str) -> None:
+    """Raises `FssError` if the model gives something else than the features were made with (the code has changed)."""
+    seen = _encode_probe(model).maps
+    for name, kept in about.probe.items():
+        one, other = torch.tensor(kept), torch.tensor(_some(seen[name]))
+        if float((one - other).abs().max()) > DRIFT * max(float(one.abs().max()), 1e-6):
+            raise FssError(f"map {name!r} is not what this program computes: it was kept by other code", where=where,
+                           mend="delete the folder; it is built again")
+
+
+def _preprocessing(model: Segmenter) -> dict[str, Any]:
+    own = model.preprocessor
+    facts = {k: v for k, v in asdict(own).items() if k in ("side", "via", "mean", "std", "mode")}
+    facts["class"] = f"{type(own).__module__}.{type(own).__qualname__}"
+    return json.loads(json.dumps(facts))  # type: ignore[no-any-return]
+
+
+def _add(digest: Any, number: int, part: nn.Module) -> None:
+    """A module's structure (strides and the like) and its tensors, by name."""
+    digest.update(_ADDRESS.sub("", str(part)).encode())
+    for name, value in sorted({**dict(part.named_parameters()), **dict(part.named_buffers())}.items()):
+        digest.update(f"{number} {name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+
+
+def _encode_probe(model: Segmenter) -> Features:
+    """A fixed picture through the frozen part, on the CPU or wherever the model is."""
+    picture = np.random.default_rng(0).integers(0, 256, (120, 160, 3), dtype=np.uint8)
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():  # not inference mode: the model may be trained after this
+            found: Features = model.encode_frozen(model.prepare([picture])).to("cpu", torch.float32)
+    finally:
+        model.train(training)
+    return found
+
+
+def _some(values: Tensor) -> list[float]:
+    flat = values.flatten()
+    at = torch.linspace(0, len(flat) - 1, min(PROBES, len(flat))).long()
+    return [round(v, 7) for v in flat[at].tolist()]

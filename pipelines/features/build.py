@@ -1,0 +1,189 @@
+"""`ensure_features`: what a recipe's runs need of kept features, computed by Ray actors where it is missing."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fss_models.errors import FssError
+from pipelines.config import MethodConfig, Recipe
+from pipelines.data.shardset import Shards
+from pipelines.features.about import About, built, describe
+from pipelines.features.encode import PartEncoder, Wanted, cropped_photo
+from pipelines.features.folder import FeatureFolder
+from pipelines.features.records import Photo, Precision
+from pipelines.progress import Bar, say
+from pipelines.storage import Store, join
+from pipelines.training.data import FoldData
+from pipelines.training.run import RunSpec
+from pipelines.workspace import Workspace
+
+CROPPING = ("pascal_part", "paco_part")  # benchmarks whose samples are crops of a photo
+
+
+@dataclass
+class Need:
+    """One frozen part, and the photos of all runs that share it."""
+
+    about: About
+    method: MethodConfig  # one of those that have it
+    seed: int
+    methods: set[str] = field(default_factory=set)
+    photos: dict[tuple[str, int, int], Wanted] = field(default_factory=dict)
+
+    @property
+    def records(self) -> int:
+        """How many are wanted."""
+        return sum(len(w.mirrored) for w in self.photos.values())
+
+    @property
+    def bytes(self) -> int:
+        """What they take."""
+        return self.records * self.about.layout.record_bytes
+
+    def facts(self, folder: FeatureFolder, *, written: int, seconds: float) -> dict[str, Any]:
+        """What was built, as JSON."""
+        return {"features": folder.store.url, "id": self.about.id, "precision": self.about.precision,
+                "methods": sorted(self.methods), "encoder": self.about.encoder, "photos": len(self.photos),
+                "records": self.records, "record_bytes": self.about.layout.record_bytes, "bytes": self.bytes,
+                "written": written, "seconds": round(seconds, 2)}
+
+
+def features_url(recipe: Recipe) -> str:
+    """Where a recipe's features are kept."""
+    return Store(recipe.features.url or join(Workspace(recipe.out).store.url, "features")).url
+
+
+def ensure_features(recipe: Recipe, specs: Sequence[RunSpec], ray: Any) -> list[dict[str, Any]]:
+    """Build what is missing for these runs; the facts of every folder they read.
+
+    Raises `FssError`, before anything is written, for a method that has nothing to keep, for benchmarks of crops, and
+    where the features would take more than `features.max_bytes`.
+    """
+    if recipe.train.features == "off":
+        raise FssError("train.features is off: no features are kept", where=recipe.name,
+                       mend="--set train.features=float32 (or bfloat16)")
+    needs = _needs(recipe, [s for s in specs if s.trains], recipe.train.features, ray)
+    folders = [FeatureFolder(features_url(recipe), n.about) for n in needs]
+    lines = [announcement(n, f.store.url) for n, f in zip(needs, folders, strict=True)]
+    if sum(n.bytes for n in needs) > recipe.features.max_bytes:
+        raise FssError(f"{'; '.join(lines)}: over features.max_bytes={recipe.features.max_bytes}", where=recipe.name,
+                       mend="raise it, or set train.features=bfloat16, train.flip=false or train.features=off")
+    return [_ensure(recipe, n, f, line, ray) for n, f, line in zip(needs, folders, lines, strict=True)]
+
+
+def announcement(need: Need, url: str) -> str:
+    """Such as: features of 401 photos x 2 (mirrored) x 1.3 MB = 1.0 GB -> URL (float32)."""
+    ways = " x 2 (mirrored)" if need.records > len(need.photos) else ""
+    return (f"features of {len(need.photos)} photos{ways} x {readable(need.about.layout.record_bytes)} = "
+            f"{readable(need.bytes)} -> {url} ({need.about.precision})")
+
+
+def readable(count: float) -> str:
+    """Bytes in a person's words: 1.3 MB."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+# ---- what is needed -----------------------------------------------------------------------------------------------
+
+def _needs(recipe: Recipe, specs: Sequence[RunSpec], precision: Precision, ray: Any) -> list[Need]:
+    """One entry a frozen part. Each (method, seed) is built once, in a task: this process keeps no model."""
+    task = ray.remote(_described).options(num_cpus=0)
+    found: dict[str, Need] = {}
+    known: dict[str, About] = {}
+    for spec in specs:
+        key = f"{spec.method.model_dump_json()} {spec.seed}"
+        if key not in known:
+            answer = ray.get(task.remote(spec.method, spec.seed, precision))
+            if answer["error"]:
+                raise FssError(answer["error"])
+            known[key] = About.model_validate(answer["about"])
+        about = known[key]
+        need = found.setdefault(about.id, Need(about, spec.method, spec.seed))
+        need.methods.add(f"{spec.method.name}-{spec.method.preset}")
+        _add_photos(need, spec)
+    return list(found.values())
+
+
+def _described(method: MethodConfig, seed: int, precision: Precision) -> dict[str, Any]:
+    try:
+        return {"about": describe(built(method, seed), precision).model_dump(), "error": ""}
+    except FssError as error:
+        return {"about": {}, "error": str(error)}
+
+
+def _add_photos(need: Need, spec: RunSpec) -> None:
+    """Every photo the run's stream may open, by content: a photo of two datasets is kept once."""
+    ways = (False, True) if spec.train.flip else (False,)
+    for data in (FoldData.open(spec.shards, spec.fold), *(FoldData.open(m.shards, None) for m in spec.mixture)):
+        _refuse_crops(data.shards)
+        for row in data.train_rows(spec.train.novel_images):
+            key = (row["sha256"], row["height"], row["width"])
+            need.photos.setdefault(key, Wanted(*key, ways, data.shards.url, row["part"], row["row"]))
+
+
+def _refuse_crops(shards: Shards) -> None:
+    source = shards.manifest.source.get("source")
+    if isinstance(source, dict) and source.get("format") in CROPPING:
+        raise cropped_photo(shards.url)
+
+
+# ---- the work -----------------------------------------------------------------------------------------------------
+
+def _ensure(recipe: Recipe, need: Need, folder: FeatureFolder, line: str, ray: Any) -> dict[str, Any]:
+    """Write the parts that are missing, then about.json."""
+    missing, start = _missing(need, folder), time.monotonic()
+    left = sum(len(w.mirrored) for w in missing)
+    if left or not folder.store.exists("about.json"):
+        say(line + (f"; {need.records - left} of {need.records} records are there" if left < need.records else ""))
+        _write(recipe, need, folder, missing, ray)
+        folder.finish()
+    else:
+        say(f"{line}: there already")
+    return need.facts(folder, written=left, seconds=time.monotonic() - start)
+
+
+def _missing(need: Need, folder: FeatureFolder) -> list[Wanted]:
+    """In the shards' order, so that photos of a part of the shards come together."""
+    found = []
+    for one in sorted(need.photos.values(), key=lambda w: (w.shards, w.part, w.row)):
+        ways = tuple(m for m in one.mirrored if Photo(one.sha256, one.height, one.width, m) not in folder.held)
+        if ways:
+            found.append(one._replace(mirrored=ways))
+    return found
+
+
+def _write(recipe: Recipe, need: Need, folder: FeatureFolder, missing: Sequence[Wanted], ray: Any) -> None:
+    cfg, gpus = recipe.features, recipe.sweep.gpus_per_run
+    longest = max((len(w.mirrored) for w in missing), default=1)
+    size = max(1, cfg.part_bytes // (need.about.layout.record_bytes * longest))
+    items = [{"wanted": pickle.dumps(list(missing[i : i + size]))} for i in range(0, len(missing), size)]
+    if not items:
+        return
+    room = ray.cluster_resources().get("GPU", 0.0) / gpus if gpus else float(len(ray.nodes()))
+    actors = max(1, min(cfg.actors or int(room), len(items)))
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # the screen is for our own progress
+    about = {"base": features_url(recipe), "about": need.about, "method": need.method, "seed": need.seed}
+    how = {"batch": cfg.batch, "threads": _threads(actors, len(ray.nodes())), "device": "cuda" if gpus else "cpu"}
+    dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(
+        PartEncoder, fn_constructor_kwargs={**about, **how}, compute=ray.data.ActorPoolStrategy(size=actors),
+        num_cpus=cfg.cpus_per_actor, num_gpus=gpus or None)
+    with Bar("encoding photos", sum(len(w.mirrored) for w in missing), unit="photos") as bar:
+        for row in dataset.iter_rows():
+            if row["error"]:
+                raise FssError(row["error"])
+            bar.step(row["records"])
+
+
+def _threads(actors: int, nodes: int) -> int:
+    """Torch threads of an actor, machines being like this one."""
+    return max(1, (os.cpu_count() or 1) * nodes // actors)

@@ -1,0 +1,110 @@
+"""A build's worker: photos read from the shards, encoded in batches, written as one part."""
+
+from __future__ import annotations
+
+import pickle
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from fss_models.errors import FssError
+from fss_models.segmenter import Segmenter
+from pipelines.config import MethodConfig
+from pipelines.data.decode import decode_sized
+from pipelines.data.parquet import GROUP_ROWS
+from pipelines.data.parts import part_name
+from pipelines.data.shardset import NO_LIMIT
+from pipelines.features.about import About, built, check_probe
+from pipelines.features.folder import FeatureFolder
+from pipelines.features.records import Photo
+from pipelines.storage import Store
+
+COLUMNS = ["image", "file_name", "height", "width", "crop"]
+
+
+class Wanted(NamedTuple):
+    """A photo's records that are missing, and where its shards hold it."""
+
+    sha256: str
+    height: int
+    width: int
+    mirrored: tuple[bool, ...]
+    shards: str
+    part: int
+    row: int
+
+
+class PartEncoder:
+    """An actor that holds the model and writes one part a row."""
+
+    def __init__(self, *, base: str, about: About, method: MethodConfig, seed: int, batch: int, threads: int,
+                 device: str) -> None:
+        torch.set_num_threads(threads)
+        self._folder, self._method, self._seed = FeatureFolder(base, about), method, seed
+        self._batch, self._device = batch, device
+        self._model: Segmenter | None = None
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """{"wanted": pickled by the driver} -> {"records", "error"}: a mistake travels as a line, not in a trace."""
+        wanted: list[Wanted] = pickle.loads(row["wanted"])
+        try:
+            photos, records = self._encode(wanted)
+            self._folder.write(photos, records)
+        except FssError as error:
+            return {"records": 0, "error": str(error)}
+        return {"records": len(photos), "error": ""}
+
+    def _encode(self, wanted: Sequence[Wanted]) -> tuple[list[Photo], list[bytes]]:
+        photos: list[Photo] = []
+        records: list[bytes] = []
+        pictures: list[np.ndarray] = []
+        for one, pixels in _pixels(wanted):
+            for mirrored in one.mirrored:
+                photos.append(Photo(one.sha256, one.height, one.width, mirrored))
+                pictures.append(np.ascontiguousarray(pixels[:, ::-1]) if mirrored else pixels)
+            while len(pictures) >= self._batch:
+                records += self._records(pictures[: self._batch])
+                del pictures[: self._batch]
+        return photos, records + self._records(pictures)
+
+    def _records(self, pictures: Sequence[np.ndarray]) -> list[bytes]:
+        if not pictures:
+            return []
+        model = self._ready()
+        with torch.inference_mode():
+            found = model.encode_frozen(model.prepare(pictures).to(self._device))
+        return self._folder.layout.pack(found)
+
+    def _ready(self) -> Segmenter:
+        """The model, built once; it is checked to give what the driver's gave."""
+        if self._model is None:
+            model = built(self._method, self._seed)
+            check_probe(model, self._folder.about, where=self._folder.store.url)
+            self._model = model.to(self._device).eval()
+        return self._model
+
+
+def _pixels(wanted: Sequence[Wanted]) -> Iterator[tuple[Wanted, np.ndarray]]:
+    """Decoded photos [H, W, 3] uint8; each row group of the image table is read once."""
+    places: dict[tuple[str, int], dict[int, list[Wanted]]] = defaultdict(lambda: defaultdict(list))
+    for one in wanted:
+        places[one.shards, one.part][one.row // GROUP_ROWS].append(one)
+    for (shards, part), groups in places.items():
+        with Store(shards).open_parquet(part_name(part)) as file:
+            for group, members in groups.items():
+                columns = [c for c in COLUMNS if c in file.schema_arrow.names]  # older shards have no crop
+                rows = file.read_row_group(group, columns=columns).take([m.row % GROUP_ROWS for m in members])
+                for one, row in zip(members, rows.to_pylist(), strict=True):
+                    if row.get("crop"):
+                        raise cropped_photo(shards)
+                    yield one, decode_sized(row["image"], row["height"], row["width"], max_pixels=NO_LIMIT,
+                                            max_bytes=NO_LIMIT, where=row["file_name"])
+
+
+def cropped_photo(shards: str) -> FssError:
+    """The line about part benchmarks, whose samples are crops of a photo."""
+    return FssError("its samples are crops of photos; features are kept of whole photos only", where=shards,
+                    mend="set train.features=off")

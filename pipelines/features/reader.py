@@ -1,0 +1,63 @@
+"""Reading kept features into training clips."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+
+from fss_models.clip import Features
+from fss_models.errors import FssError
+from fss_models.segmenter import Segmenter
+from pipelines.features.about import check_probe, describe
+from pipelines.features.folder import FeatureFolder, Spot
+from pipelines.features.records import Photo, Precision
+
+
+class FeatureReader:
+    """Features by photo, through a pool of the records used last. Not for several threads at a time.
+
+    pool_bytes: bound on the records held.
+    """
+
+    def __init__(self, folder: FeatureFolder, *, pool_bytes: int) -> None:
+        self._folder, self._spots = folder, folder.held
+        self._room = pool_bytes // folder.layout.record_bytes
+        self._pool: OrderedDict[Photo, bytes] = OrderedDict()
+
+    @staticmethod
+    def open(base: str, model: Segmenter, precision: Precision, *, pool_bytes: int) -> FeatureReader:
+        """The features of `model`'s frozen part below `base`.
+
+        Raises `FssError` where there are none, for a method without a frozen part, and for features that other code
+        has kept.
+        """
+        folder = FeatureFolder.open(base, describe(model, precision).name)
+        check_probe(model, folder.about, where=folder.store.url)
+        return FeatureReader(folder, pool_bytes=pool_bytes)
+
+    def __call__(self, photos: Sequence[Photo]) -> Features:
+        """What `encode_frozen` gave for these photos, in order, on the CPU in float32.
+
+        Raises `FssError` for a photo that is not there and for a damaged part.
+        """
+        here = {p: self._pool[p] for p in photos if p in self._pool}
+        missing = [p for p in dict.fromkeys(photos) if p not in here]
+        if missing:
+            here |= zip(missing, self._folder.read([self._spot(p) for p in missing]), strict=True)
+        for photo in here:
+            self._pool[photo] = here[photo]
+            self._pool.move_to_end(photo)
+        while len(self._pool) > self._room:
+            self._pool.popitem(last=False)
+        sizes = torch.tensor([[p.height, p.width] for p in photos], dtype=torch.int64)
+        return Features(maps=self._folder.layout.unpack([here[p] for p in photos]), sizes=sizes)
+
+    def _spot(self, photo: Photo) -> Spot:
+        try:
+            return self._spots[photo]
+        except KeyError:
+            kind = "the mirrored photo" if photo.mirrored else "photo"
+            raise FssError(f"no features of {kind} {photo.sha256[:16]}", where=self._folder.store.url,
+                           mend="run `fss features build`") from None
