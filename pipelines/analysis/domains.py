@@ -78,7 +78,7 @@ def _analysis(study: Study, fold: int, lists: dict[str, EpisodeList], scores: Sc
                  "scores": {d: {n: s.as_json() for n, s in both.items()} for d, both in scores.items()}},
         plots=[interval_bars(bars, "mIoU, percent, with its 95 % interval")], strips=strips, legend=LEGEND,
         notes=[f"{inside.episodes} and {outside.episodes} episodes, drawn by one rule from test photos, which the "
-               "bundle never opened; the novel ones are those of `fss eval`.", *_left_out(left_out),
+               "bundle never opened; the novel ones are those that fss eval scores.", *_left_out(left_out),
                *random_parts(study)])
 
 
