@@ -11,65 +11,24 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import io
 import json
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
-from PIL import Image
 
+from benchmarks.datasets import write_coco
 from benchmarks.run import RESULTS, commit, hardware, versions
 
-SIDE, CORNERS, CLASSES, PER_PHOTO, EVERY_S = 64, 64, 80, 3, 1.0
+SIDE, PER_PHOTO, EVERY_S = 64, 3, 1.0
+ROLES = ("driver", "workers", "largest_worker", "raylet", "gcs")
 _ROLES = {"ray::": "workers", "raylet": "raylet", "gcs_server": "gcs"}
-
-
-def write_dataset(root: Path, annotations: int, seed: int = 0) -> int:
-    """Photos and annotations/instances.json below `root`; returns how many photos."""
-    photos = -(-annotations // PER_PHOTO)
-    rng = np.random.default_rng(seed)
-    (root / "annotations").mkdir(parents=True)
-    for i in range(photos):
-        path = root / "images" / f"{i // 1000:04d}" / f"{i:08d}.jpg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(_photo(rng))
-    with (root / "annotations" / "instances.json").open("w") as out:
-        for text in _document(photos, annotations, rng):
-            out.write(text)
-    return photos
-
-
-def _photo(rng: np.random.Generator) -> bytes:
-    small = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
-    out = io.BytesIO()
-    small.resize((SIDE, SIDE), Image.Resampling.BILINEAR).save(out, "JPEG")
-    return out.getvalue()
-
-
-def _document(photos: int, annotations: int, rng: np.random.Generator) -> Iterator[str]:
-    """The annotations in random order of photos, as COCO's own files have them."""
-    classes = [{"id": c + 1, "name": f"class {c}"} for c in range(CLASSES)]
-    yield json.dumps({"categories": classes})[:-1] + ', "images": ['
-    for i in range(photos):
-        record = {"id": i, "file_name": f"{i:08d}.jpg", "height": SIDE, "width": SIDE}
-        yield ("," if i else "") + json.dumps(record)
-    yield '], "annotations": ['
-    corners = np.arange(CORNERS) * 2 * np.pi / CORNERS
-    for n, slot in enumerate(rng.permutation(annotations)):
-        radius, centre = rng.uniform(6, 16), rng.uniform(16, 48, 2)
-        points = centre + radius * np.stack([np.cos(corners), np.sin(corners)], axis=1)
-        record = {"id": n, "image_id": int(slot) // PER_PHOTO, "category_id": 1 + int(rng.integers(CLASSES)),
-                  "iscrowd": 0, "segmentation": [points.round(2).ravel().tolist()]}
-        yield ("," if n else "") + json.dumps(record)
-    yield "]}"
 
 
 _BUILD = """
@@ -94,7 +53,8 @@ def watch(root: Path, out: Path, log: Path) -> tuple[dict[str, Any], list[dict[s
                                  stderr=errors)
         while build.poll() is None:
             samples.append({"s": round(time.monotonic() - began, 1), **_memory(psutil.Process(build.pid)),
-                            "files": float(sum(1 for _ in out.glob("*/**/*.parquet")))})
+                            "parts": float(sum(1 for _ in out.glob("images/part-*.parquet"))),
+                            "block_files": float(sum(1 for _ in out.glob("blocks/train/class-*.parquet")))})
             time.sleep(EVERY_S)
     answer = build.stdout.read() if build.stdout else b""
     if build.returncode:
@@ -126,19 +86,23 @@ def _role(process: psutil.Process) -> str:
     return next((role for mark, role in _ROLES.items() if mark in line), "")
 
 
-def slopes(samples: list[dict[str, float]], photos: int) -> dict[str, dict[str, float]]:
-    """Of the middle of the run (25 % to 95 % of its time), by role: the least-squares slope, the mean and the peak."""
-    last = samples[-1]["s"]
-    middle = [s for s in samples if 0.25 * last <= s["s"] <= 0.95 * last] or samples
-    times = np.array([s["s"] for s in middle])
-    rate = photos / last  # photos a second over the whole run
-    found = {}
-    for role in ("driver", "workers", "largest_worker", "raylet", "gcs"):
-        values = np.array([s[role] for s in middle])
-        slope = float(np.polyfit(times, values, 1)[0]) if len(middle) > 2 else 0.0
-        found[role] = {"mb_per_minute": round(slope * 60, 2), "mb_per_100k_photos": round(slope / rate * 1e5, 1),
-                       "mean_mb": round(float(values.mean()), 1), "peak_mb": max(s[role] for s in samples)}
-    return found
+def slopes(samples: list[dict[str, float]]) -> dict[str, dict[str, dict[str, float]]]:
+    """By pass and role: the least-squares slope, the mean and the peak.
+
+    The first fifth of each pass is left out: processes start, libraries are imported, buffers reach their size.
+    """
+    parts = max(s["parts"] for s in samples)
+    passes = {"reading_photos": [s for s in samples if 0 < s["parts"] < parts],
+              "writing_blocks": [s for s in samples if s["parts"] == parts and s["raylet"] > 0]}
+    return {name: {role: _slope(found[len(found) // 5 :], role) for role in ROLES}
+            for name, found in passes.items() if len(found) > 4}
+
+
+def _slope(samples: list[dict[str, float]], role: str) -> dict[str, float]:
+    values = np.array([s[role] for s in samples])
+    slope = float(np.polyfit([s["s"] for s in samples], values, 1)[0])
+    return {"mb_per_minute": round(slope * 60, 2), "grown_mb": round(slope * (samples[-1]["s"] - samples[0]["s"]), 1),
+            "mean_mb": round(float(values.mean()), 1), "peak_mb": float(values.max())}
 
 
 def draw(samples: list[dict[str, float]], title: str, path: Path) -> None:
@@ -147,7 +111,7 @@ def draw(samples: list[dict[str, float]], title: str, path: Path) -> None:
 
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
-    for role in ("driver", "workers", "largest_worker", "raylet", "gcs"):
+    for role in ROLES:
         axes.plot([s["s"] for s in samples], [s[role] for s in samples], label=role.replace("_", " "))
     axes.set(xlabel="seconds", ylabel="resident memory, not shared [MB]", title=title)
     axes.set_ylim(bottom=0)
@@ -159,23 +123,24 @@ def run(annotations: int, folder: Path, seed: int = 0) -> Path:
     """Generate, build, and write the result; returns the JSON's path."""
     with tempfile.TemporaryDirectory() as place:
         root, began = Path(place) / "raw", time.monotonic()
-        photos = write_dataset(root, annotations, seed)
+        photos = -(-annotations // PER_PHOTO)
+        write_coco(root, photos, per_photo=PER_PHOTO, size=(SIDE, SIDE), seed=seed)
         generated = time.monotonic() - began
         size = (root / "annotations" / "instances.json").stat().st_size
-        print(f"{photos} photos, {annotations} annotations ({size / 1e6:.0f} MB of JSON) in {generated:.0f} s",
+        print(f"{photos} photos, {photos * PER_PHOTO} annotations ({size / 1e6:.0f} MB of JSON) in {generated:.0f} s",
               file=sys.stderr, flush=True)
         facts, samples = watch(root, Path(place) / "shards", Path(place) / "log")
     now = datetime.datetime.now(datetime.UTC)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{now:%Y-%m-%d}-scale_build-{annotations}-cpu-{hardware()['cores']}-cores.json"
-    result = {"photos": photos, "written_annotations": annotations, "json_bytes": size, **facts,
-              "photos_per_s": round(photos / facts["seconds"], 1), "memory": slopes(samples, photos)}
+    result = {"photos": photos, "written_annotations": photos * PER_PHOTO, "json_bytes": size, **facts,
+              "photos_per_s": round(photos / facts["seconds"], 1), "memory": slopes(samples)}
     document = {"benchmark": "scale_build", "what": (__doc__ or "").split("\n\n")[0],
                 "time": now.isoformat(timespec="seconds"), "hardware": hardware(), "versions": versions(),
                 "commit": commit(), "config": {"annotations": annotations, "side": SIDE, "seed": seed},
                 "result": result, "samples": samples}
     path.write_text(json.dumps(document, indent=1) + "\n")
-    draw(samples, f"shard build: {photos} photos, {annotations} annotations", path.with_suffix(".png"))
+    draw(samples, f"shard build: {photos} photos, {photos * PER_PHOTO} annotations", path.with_suffix(".png"))
     return path
 
 

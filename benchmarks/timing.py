@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -32,3 +33,9 @@ def _wait(device: str) -> None:
         import torch
 
         torch.cuda.synchronize(device)
+
+
+def cpu_seconds() -> float:
+    """CPU time so far of this process, its threads and those of its children that have ended."""
+    own, ended = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+    return own.ru_utime + own.ru_stime + ended.ru_utime + ended.ru_stime

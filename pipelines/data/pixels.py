@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from pipelines.data import rle
 from pipelines.data.decode import decode_sized
 from pipelines.data.plan import Place
 from pipelines.data.schema import Sample
@@ -77,15 +78,21 @@ def _row(tables: Mapping[int, pa.Table], place: Place, columns: tuple[str, ...])
 
 
 def _marks(tables: Mapping[int, pa.Table], place: Place) -> tuple[Marks, int]:
-    row = _row(tables, place, ("image_id", "instances", "void_rle", "height", "width", "crop"))
-    ignored = bool(row["void_rle"]) or any(i["iscrowd"] for i in row["instances"])
-    mask, ignore = masks_of(row["instances"], row["void_rle"], row["height"], row["width"])
-    mask, ignore = (np.ascontiguousarray(m) for m in cropped(row["crop"], mask, ignore))
-    mask.flags.writeable = ignore.flags.writeable = False
-    size = mask.nbytes * (1 + ignored)
-    if not ignored:
+    row = _row(tables, place, ("image_id", "void_rle", "height", "width", "crop"))
+    found = tables[place[0]].column("instances")[place[1]].values  # boxes and areas are not needed
+    instances = [{"rle": r, "iscrowd": c} for r, c in
+                 zip(found.field("rle").to_pylist(), found.field("iscrowd").to_pylist(), strict=True)]
+    ignored = bool(row["void_rle"]) or any(i["iscrowd"] for i in instances)
+    if ignored:
+        mask, ignore = masks_of(instances, row["void_rle"], row["height"], row["width"])
+        mask, ignore = (np.ascontiguousarray(m) for m in cropped(row["crop"], mask, ignore))
+    else:
+        whole = rle.union([i["rle"] for i in instances], row["height"], row["width"])
+        (mask,) = (np.ascontiguousarray(m) for m in cropped(row["crop"], whole))
         ignore = np.broadcast_to(np.False_, mask.shape)  # takes no room
-    return Marks((row["image_id"], *(row["crop"] or ())), row["image_id"], mask, ignore), size
+    mask.flags.writeable = ignore.flags.writeable = False
+    key = (row["image_id"], *(row["crop"] or ()))
+    return Marks(key, row["image_id"], mask, ignore), mask.nbytes * (1 + ignored)
 
 
 class _Kept:
@@ -98,13 +105,13 @@ class _Kept:
 
     def get(self, key: Hashable, make: Callable[[], tuple[Any, int]]) -> Any:
         """The value; `make` gives it and its bytes."""
+        future: Future[Any] = Future()
         with self._lock:
-            if key in self._items:
-                self._items.move_to_end(key)
-                made = self._items[key][0]
+            made = self._items[key][0] if key in self._items else None
+            if made is None:
+                self._items[key] = (future, 0)
             else:
-                made = None
-                self._items[key] = (future := Future(), 0)
+                self._items.move_to_end(key)
         if made is not None:
             return made.result()
         try:

@@ -1,0 +1,190 @@
+"""The training stream against a plain DataLoader that opens its files for every episode, and against a bound.
+
+One pass over the pool from cold: every annotation's epoch share once (a window as large as the dataset). All give K+1
+photos as 8-bit squares (Pillow's bilinear resize of `published` preprocessing) and K+1 masks of that side (nearest).
+
+plain   torch's Dataset and DataLoader: class uniform, query and supports uniform; K+1 JPEG files and K+1 PNG label
+        maps are opened, decoded and resized for every episode, in `workers` processes.
+bound   the CPU seconds to decode and resize every distinct photo of the pool once, divided by the episodes that the
+        pool yields in an epoch; masks, reading, drawing and hand-over are not in it.
+
+With `tensors` all also turn each use of a photo into normalised floats (`Preprocessor`), which no loader can share.
+Figures are episodes a CPU second (all threads and processes), which is what a core gives; `wall_` ones are beside them.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from benchmarks.datasets import coco_root
+from benchmarks.timing import cpu_seconds
+from fss_models.preprocess import Preprocessor, resize_mask
+
+CONFIG: dict[str, Any] = {"data": "auto", "images": 400, "side": 512, "shots": 1, "batch": 8, "workers": 1,
+                          "pool_bytes": 1_000_000_000, "pixel_bytes": 4_000_000_000, "tensors": False, "repeats": 3,
+                          "threads": 1, "seed": 0}
+Files = dict[int, list[tuple[str, str]]]  # class -> (photo, label map)
+
+
+def run(config: dict[str, Any]) -> dict[str, Any]:
+    """Episodes a CPU second of each way, the ratio to the plain loader, and the share of the bound."""
+    with tempfile.TemporaryDirectory() as place:
+        url, what = build(config, Path(place))
+        files, bytes_of = _raw_files(url, Path(place) / "files")
+        ways: dict[str, Callable[[], int]] = {
+            "stream": lambda: stream_epoch(url, config), "plain": lambda: _plain(files, config, _episodes(url, config)),
+        }
+        times: dict[str, list[tuple[float, float]]] = {name: [] for name in (*ways, "bound")}
+        for turn in range(config["repeats"]):
+            for name in sorted(ways, reverse=bool(turn % 2)):
+                times[name].append(_timed(ways[name]))
+            times["bound"].append(_timed(lambda: _once(bytes_of, config)))
+        episodes = _episodes(url, config)
+    cpu = {name: statistics.median(c for c, _ in found) for name, found in times.items()}
+    wall = {name: statistics.median(w for _, w in found) for name, found in times.items()}
+    return {"ratio": cpu["plain"] / cpu["stream"], "share_of_bound": cpu["bound"] / cpu["stream"], "data": what,
+            "episodes": episodes, "distinct_photos": len(bytes_of), "cpu_seconds": cpu, "wall_seconds": wall,
+            "episodes_per_cpu_s": {n: episodes / s for n, s in cpu.items()},
+            "wall_ratio": wall["plain"] / wall["stream"]}
+
+
+def build(config: dict[str, Any], folder: Path) -> tuple[str, str]:
+    """(URL of the shards, what they are made from)."""
+    from pipelines.config import DataConfig, SourceConfig, SplitConfig
+    from pipelines.data.shards import build_shards
+
+    root, what = coco_root(config, folder)
+    data = DataConfig(name="bench", source=SourceConfig(format="coco", root=root), min_images=1,
+                      split=SplitConfig(test_fraction=0.02))
+    build_shards(data, str(folder / "shards"))
+    return str(folder / "shards"), what
+
+
+def open_stream(url: str, config: dict[str, Any]) -> Any:
+    """The product's stream over all classes, with squares of the side wanted."""
+    from pipelines.data.shardset import Shards
+    from pipelines.data.stream import EpisodeStream
+
+    return EpisodeStream(url, classes=list(Shards(url).classes), shots=config["shots"], batch=config["batch"],
+                         seed=config["seed"], pool_bytes=config["pool_bytes"], side=config["side"],
+                         pixel_bytes=config["pixel_bytes"])
+
+
+def stream_epoch(url: str, config: dict[str, Any]) -> int:
+    """One epoch from cold, start included; returns the episodes."""
+    done, finish = 0, _finisher(config)
+    with open_stream(url, config) as stream:
+        total = sum(len(w) for w in stream.plan.windows(0))
+        for batch in stream:
+            for one in batch:
+                for s in (*one.references, *one.targets):
+                    finish(s.image, s.mask)
+            done += len(batch)
+            if done >= total:
+                return done
+    raise AssertionError("a stream has no end")
+
+
+def _finisher(config: dict[str, Any]) -> Callable[[np.ndarray, np.ndarray], object]:
+    """What every loader does with a square photo and a mask: the mask's square, floats where asked."""
+    prepare, side = Preprocessor(side=config["side"]), config["side"]
+
+    def finish(image: np.ndarray, mask: np.ndarray) -> object:
+        square = Image.fromarray(mask.view(np.uint8)).resize((side, side), Image.Resampling.NEAREST)
+        return (prepare([image]), resize_mask(mask, side)) if config["tensors"] else (image, np.asarray(square))
+
+    return finish
+
+
+def _episodes(url: str, config: dict[str, Any]) -> int:
+    with open_stream(url, config) as stream:
+        return sum(len(w) for w in stream.plan.windows(0))
+
+
+# ---- the plain loader ---------------------------------------------------------------------------------------------
+
+def _raw_files(url: str, folder: Path) -> tuple[Files, list[bytes]]:
+    """The training photos as files, with label maps as the published loaders read them; and the photos' bytes."""
+    from pipelines.data import rle
+    from pipelines.data.shardset import Shards
+
+    shards, files, found = Shards(url), {}, []  # type: ignore[var-annotated]
+    folder.mkdir()
+    pools = {c: shards.photos_of(c, "train") for c in shards.classes}
+    for image_id in sorted({i for c, pool in pools.items() if len(pool) >= 2 for i in pool}):
+        photo = shards.photo(image_id)
+        labels = np.zeros((photo["height"], photo["width"]), dtype=np.uint8)
+        for a in photo["annotations"]:
+            labels[rle.union([i["rle"] for i in a["instances"]], *labels.shape)] = a["class_id"] + 1
+        names = (folder / f"{image_id}.jpg", folder / f"{image_id}.png")
+        names[0].write_bytes(photo["image"])
+        Image.fromarray(labels).save(names[1])
+        found.append(photo["image"])
+        for c, pool in pools.items():
+            if len(pool) >= 2 and image_id in pool:
+                files.setdefault(c, []).append((str(names[0]), str(names[1])))
+    return files, found
+
+
+class PlainEpisodes(Dataset):  # type: ignore[type-arg]
+    """Draws and opens an episode the way published few-shot loaders do."""
+
+    def __init__(self, files: Files, config: dict[str, Any], length: int) -> None:
+        self._files, self._config, self._length = files, config, length
+        self._prepare = Preprocessor(side=config["side"])
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+        rng = np.random.default_rng([self._config["seed"], number])
+        class_id = int(rng.choice(list(self._files)))
+        pool = self._files[class_id]
+        query = int(rng.integers(len(pool)))
+        others = [i for i in range(len(pool)) if i != query]
+        supports = rng.choice(others, self._config["shots"], replace=self._config["shots"] > len(others))
+        read = [self._read(pool[i], class_id) for i in (query, *supports)]
+        return torch.stack([i for i, _ in read]), torch.stack([m for _, m in read])
+
+    def _read(self, files: tuple[str, str], class_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+        side = self._config["side"]
+        image = Image.open(files[0]).convert("RGB")
+        mask = np.asarray(Image.open(files[1])) == class_id + 1
+        if self._config["tensors"]:
+            return self._prepare([np.asarray(image)]).pixels[0], resize_mask(mask, side)
+        square = image.resize((side, side), Image.Resampling.BILINEAR)
+        small = Image.fromarray(mask.view(np.uint8)).resize((side, side), Image.Resampling.NEAREST)
+        return torch.from_numpy(np.array(square)), torch.from_numpy(np.array(small))
+
+
+def _plain(files: Files, config: dict[str, Any], episodes: int) -> int:
+    loader = DataLoader(PlainEpisodes(files, config, episodes), batch_size=config["batch"],
+                        num_workers=config["workers"])
+    return sum(len(images) for images, _ in loader)
+
+
+# ---- the bound ----------------------------------------------------------------------------------------------------
+
+def _once(photos: list[bytes], config: dict[str, Any]) -> int:
+    from pipelines.data.decode import decode_image
+    from pipelines.data.pixels import square
+
+    for data in photos:
+        square(decode_image(data), config["side"])
+    return len(photos)
+
+
+def _timed(way: Callable[[], int]) -> tuple[float, float]:
+    cpu, wall = cpu_seconds(), time.perf_counter()
+    way()
+    return cpu_seconds() - cpu, time.perf_counter() - wall

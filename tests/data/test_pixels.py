@@ -1,0 +1,98 @@
+"""What the stream keeps decoded: made once, within its bound, the same pixels as without it."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+
+from fss_models.preprocess import Preprocessor
+from pipelines.data import pixels
+from pipelines.data.pixels import SampleReader, _Kept, square
+from pipelines.data.plan import Plan
+from pipelines.data.shardset import Shards
+from pipelines.data.stream import EpisodeStream, _Pool, usable_blocks
+
+
+def _tables(url: str) -> tuple[Plan, dict]:
+    shards = Shards(url)
+    plan = Plan(usable_blocks(shards, list(shards.classes), set()), shots=2, targets=1, seed=0, pool_bytes=10**8)
+    return plan, _Pool(shards, plan, True).hold(set(range(len(plan.blocks))), set())
+
+
+def _places(plan: Plan) -> list[tuple[int, int]]:
+    return [(b, r) for b, block in enumerate(plan.blocks) for r in block.rows]
+
+
+@pytest.mark.parametrize("limit", [0, 100_000, 10**9])
+def test_samples_are_those_of_the_image_table(shapes_shards: str, limit: int) -> None:
+    """Would catch masks or photos that one annotation takes from another's, and a cache that changes what comes out."""
+    shards, (plan, tables) = Shards(shapes_shards), _tables(shapes_shards)
+    reader = SampleReader(limit)
+    for _ in range(2):
+        for place in _places(plan)[::3]:
+            found, expected = reader(tables, place), None
+            expected = shards.sample(found.image_id, plan.blocks[place[0]].class_id)
+            for name in ("image", "mask", "ignore"):
+                assert np.array_equal(getattr(found, name), getattr(expected, name))
+            assert reader.held <= limit
+
+
+def test_a_photo_is_decoded_once_though_many_ask(shapes_shards: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, tables = _tables(shapes_shards)
+    seen, lock, decode = [], threading.Lock(), pixels.decode_sized
+
+    def counted(data: bytes, *args: int, **limits: int) -> np.ndarray:
+        with lock:
+            seen.append(data)
+        return decode(data, *args, **limits)
+
+    monkeypatch.setattr(pixels, "decode_sized", counted)
+    reader = SampleReader(10**9)
+    with ThreadPoolExecutor(8) as pool:
+        ids = {s.image_id for s in pool.map(lambda p: reader(tables, p), _places(plan) * 4)}
+    assert len(seen) == len(ids) == len(set(seen))
+
+
+def test_shared_arrays_cannot_be_written_to(shapes_shards: str) -> None:
+    plan, tables = _tables(shapes_shards)
+    sample = SampleReader(10**9)(tables, _places(plan)[0])
+    for array in (sample.image, sample.mask, sample.ignore):
+        with pytest.raises(ValueError, match="read-only"):
+            array[0, 0] = 1
+
+
+def test_a_failure_is_not_kept() -> None:
+    kept = _Kept(100)
+    with pytest.raises(ZeroDivisionError):
+        kept.get("a", lambda: (1 // 0, 1))
+    assert kept.get("a", lambda: (7, 60)) == 7
+    assert kept.get("b", lambda: (8, 60)) == 8
+    assert kept.held == 60  # the older one made room
+    assert kept.get("a", lambda: (9, 1)) == 9
+
+
+@pytest.mark.parametrize("size", [(480, 640), (333, 500), (1200, 900)])
+@pytest.mark.parametrize("side", [96, 512, 1024])
+def test_a_square_gives_published_preprocessing_the_same_pixels(size: tuple[int, int], side: int) -> None:
+    """Mirrored too: the stream resizes before the flip, the papers' code after it."""
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    prepare, small = Preprocessor(side=side), square(image, side)
+    assert torch.equal(prepare([image]).pixels, prepare([small]).pixels)
+    mirrored = np.ascontiguousarray(image[:, ::-1])
+    assert torch.equal(prepare([mirrored]).pixels, prepare([np.ascontiguousarray(small[:, ::-1])]).pixels)
+
+
+def test_a_stream_of_squares_gives_the_same_episodes(shapes_shards: str) -> None:
+    given = {"classes": list(Shards(shapes_shards).classes), "shots": 2, "batch": 4, "seed": 5}
+    with EpisodeStream(shapes_shards, **given) as whole, EpisodeStream(shapes_shards, side=64, **given) as small:
+        for a, b in islice(zip(whole, small, strict=False), 5):
+            for one, other in ((x, y) for e, f in zip(a, b, strict=True) for x, y in
+                               zip((*e.references, *e.targets), (*f.references, *f.targets), strict=True)):
+                assert other.image.shape == (64, 64, 3)
+                assert np.array_equal(square(one.image, 64), other.image)
+                assert np.array_equal(one.mask, other.mask)
