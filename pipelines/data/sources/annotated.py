@@ -65,7 +65,7 @@ class Finder:
         for file in files:
             self._by_name[PurePosixPath(file).name].append(file)
 
-    def find_any(self, name: str) -> bool:
+    def has(self, name: str) -> bool:
         """Whether at least one file below the root has the name at the end of that path."""
         return PurePosixPath(name).name in self._by_name
 

@@ -42,6 +42,7 @@ class CocoSource(Source):
 
     def _index(self, found: _Index, paths: _Paths, files: dict[str, int]) -> None:
         spans, stamps, known = found.spans(), found.stamps(), set()
+        classes = digest_of(self._class_of)
         for number, name, size in sorted(found.images, key=lambda r: r[0]):
             known.add(number)
             path = paths.find(name)
@@ -50,7 +51,7 @@ class CocoSource(Source):
                 continue
             self.items.append(Item(image_id=number, file_name=name, path=path, size=size,
                                    marks=spans.get(number, b""),
-                                   stamp=digest_of(files[path], stamps.get(number, b""), self._class_of)))
+                                   stamp=digest_of(files[path], stamps.get(number, b""), classes)))
         for missing in sorted(spans.keys() - known):
             count = len(spans[missing]) // 16
             reason = f"{count} annotations name this image id but no image record has it"

@@ -77,9 +77,10 @@ class LabelStudioSource(Source):
                                              f"different sizes (height, width): {sorted(sizes)}"))
                 return
             name = _name(reference)
-            found = name if finder.find_any(name) else _UPLOAD.sub("", PurePosixPath(name).name)
+            plain = _UPLOAD.sub("", PurePosixPath(name).name)  # an upload's name, if only the original is here
+            found = plain if finder.has(plain) and not finder.has(name) else name
             add_item(self, finder, files, found, size=next(iter(sizes), None), marks=shapes,
-                     said=f"{told} names {name}, which is not below the root")
+                     said=f"{told} names this photo but it is not below the root")
 
     def mark(self, item: Item, fetched: Fetched, height: int, width: int) -> Marks:
         """One mark a region and label."""

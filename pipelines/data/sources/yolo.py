@@ -46,7 +46,7 @@ class YoloSource(Source):
         for label, image in sorted(images.items(), key=lambda pair: pair[1]):
             marks = label if label in labels else ""
             self.items.append(Item(image_id=hashed_id(image), file_name=image, path=image, marks=marks,
-                                   stamp=digest_of(files[image], files.get(marks), self.classes)))
+                                   stamp=digest_of(files[image], files.get(marks), len(self.classes))))
         for lonely in sorted(labels - images.keys()):
             self.failures.append(Failure(lonely, "index", "no photo belongs to this label file"))
 
