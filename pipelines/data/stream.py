@@ -215,5 +215,7 @@ def _undecoded(read: SampleReader, tables: dict[int, pa.Table], place: Place,
                index: dict[int, dict[str, Any]]) -> Undecoded:
     marks = read.marks(tables, place)
     row = index[marks.image_id]
+    if marks.mask.shape != (row["height"], row["width"]):
+        raise FssError("kept features are of whole photos; this sample is a crop", mend="set train.features=off")
     return Undecoded(image_id=marks.image_id, image=np.empty((*marks.mask.shape, 0), np.uint8), mask=marks.mask,
                      ignore=marks.ignore, photo=Photo(row["sha256"], row["height"], row["width"]))

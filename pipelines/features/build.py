@@ -143,12 +143,20 @@ def _ensure(recipe: Recipe, need: Need, folder: FeatureFolder, line: str, ray: A
     """Write the parts that are missing, then about.json."""
     missing, start = _missing(need, folder), time.monotonic()
     left = sum(len(w.mirrored) for w in missing)
-    if left or not folder.store.exists("about.json"):
-        say(line + (f"; {need.records - left} of {need.records} records are there" if left < need.records else ""))
-        _write(recipe, need, folder, missing, ray)
-        folder.finish()
-    else:
+    if not left and folder.store.exists("about.json"):
         say(f"{line}: there already")
+        return need.facts(folder, written=0, seconds=0.0)
+    say(line + (f"; {need.records - left} of {need.records} are there" if left < need.records else ""))
+    for tries_left in reversed(range(recipe.sweep.retries + 1)):
+        try:
+            _write(recipe, need, missing, ray)
+            break
+        except ray.exceptions.RayError as error:  # an actor or its machine is gone; what it has written stays
+            if not tries_left:
+                raise
+            say(f"a worker was lost ({type(error).__name__}); going on")
+            missing = _missing(need, FeatureFolder(features_url(recipe), need.about))
+    folder.finish()
     return need.facts(folder, written=left, seconds=time.monotonic() - start)
 
 
@@ -162,7 +170,7 @@ def _missing(need: Need, folder: FeatureFolder) -> list[Wanted]:
     return found
 
 
-def _write(recipe: Recipe, need: Need, folder: FeatureFolder, missing: Sequence[Wanted], ray: Any) -> None:
+def _write(recipe: Recipe, need: Need, missing: Sequence[Wanted], ray: Any) -> None:
     cfg, gpus = recipe.features, recipe.sweep.gpus_per_run
     longest = max((len(w.mirrored) for w in missing), default=1)
     size = max(1, cfg.part_bytes // (need.about.layout.record_bytes * longest))
@@ -176,8 +184,8 @@ def _write(recipe: Recipe, need: Need, folder: FeatureFolder, missing: Sequence[
     how = {"batch": cfg.batch, "threads": _threads(actors, len(ray.nodes())), "device": "cuda" if gpus else "cpu"}
     dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(
         PartEncoder, fn_constructor_kwargs={**about, **how}, compute=ray.data.ActorPoolStrategy(size=actors),
-        num_cpus=cfg.cpus_per_actor, num_gpus=gpus or None)
-    with Bar("encoding photos", sum(len(w.mirrored) for w in missing), unit="photos") as bar:
+        num_cpus=cfg.cpus_per_actor, num_gpus=gpus or None, max_restarts=0)  # Ray warns of restarts on the screen
+    with Bar("encoding", sum(len(w.mirrored) for w in missing), unit="images") as bar:
         for row in dataset.iter_rows():
             if row["error"]:
                 raise FssError(row["error"])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,14 +13,17 @@ import torch
 from fss_models import registry
 from pipelines.config import DataConfig, EvalConfig, FeaturesConfig, MethodConfig, Recipe, SweepConfig, TrainConfig
 from pipelines.data.shardset import Shards
+from pipelines.features.build import ensure_features, features_url
 from pipelines.features.reader import FeatureReader
 from pipelines.training.data import FoldData
 from pipelines.training.loop import Place, fit
 from pipelines.training.run import RunSpec, sweep_specs
 from pipelines.workspace import Workspace
 
-PART = 2_000_000  # bytes: several parts
+PART = 500_000  # bytes: several parts
+METHODS = ("fcp", "vrp_sam")
 Rows = list[dict[str, float]]
+MakeRecipe = Callable[..., Recipe]
 
 
 def recipe_at(out: str, config: DataConfig, *methods: str, **train: object) -> Recipe:
@@ -30,30 +35,53 @@ def recipe_at(out: str, config: DataConfig, *methods: str, **train: object) -> R
         features=FeaturesConfig(part_bytes=PART), sweep=SweepConfig(folds=[0], cpus_per_run=0.9))
 
 
-@pytest.fixture
-def kept_recipe(shapes_shards: str, shapes_config: DataConfig, tmp_path: Path) -> Callable[..., Recipe]:
-    """`recipe_at` in a workspace of the test's own that has the session's shards."""
-    out = tmp_path / "out"
-    target = Path(Workspace(str(out)).shards(shapes_config.name))
+def with_shards(out: Path, config: DataConfig, shards: str) -> None:
+    """Put the session's shards where a workspace has its own."""
+    target = Path(Workspace(str(out)).shards(config.name))
     target.parent.mkdir(parents=True)
-    target.symlink_to(shapes_shards)
-    return lambda *methods, **train: recipe_at(str(out), shapes_config, *methods, **train)
+    target.symlink_to(shards)
 
 
-def specs_of(recipe: Recipe, shards: str) -> list[RunSpec]:
-    """The recipe's runs on fold 0."""
-    return sweep_specs(recipe, shards=shards, data_hash=Shards(shards).manifest.content_hash, trains={0: recipe.train})
+@pytest.fixture(scope="session")
+def kept(ray_cluster: Any, shapes_shards: str, shapes_config: DataConfig,
+         tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The facts of fold 0's float32 features, which both methods share. Read only."""
+    out = tmp_path_factory.mktemp("kept")
+    with_shards(out, shapes_config, shapes_shards)
+    recipe = recipe_at(str(out), shapes_config, *METHODS)
+    (facts,) = ensure_features(recipe, specs_of(recipe, shapes_shards), ray_cluster)
+    return facts
+
+
+@pytest.fixture
+def make_recipe(shapes_shards: str, shapes_config: DataConfig, tmp_path: Path) -> MakeRecipe:
+    """`recipe_at` in a workspace of the test's own that has the session's shards."""
+    with_shards(tmp_path / "out", shapes_config, shapes_shards)
+    return lambda *methods, **train: recipe_at(str(tmp_path / "out"), shapes_config, *methods, **train)
+
+
+def copied(kept: dict[str, Any], recipe: Recipe) -> Path:
+    """The kept features in the recipe's own workspace: the folder."""
+    target = Path(features_url(recipe)) / Path(kept["features"]).name
+    shutil.copytree(kept["features"], target)
+    return target
+
+
+def specs_of(recipe: Recipe, shards: str, fold: int = 0) -> list[RunSpec]:
+    """The recipe's runs on one fold."""
+    return sweep_specs(recipe, shards=shards, data_hash=Shards(shards).manifest.content_hash,
+                       trains={fold: recipe.train})
 
 
 def losses_of(spec: RunSpec, base: str = "") -> Rows:
     """The history of a run in this process, from the features below `base` where the spec says so."""
     torch.set_num_threads(1)
     model = registry.build(spec.method.name, spec.method.preset, spec.method.config, seed=spec.seed)
-    kept = None
+    reader = None
     if spec.train.features != "off":
-        kept = FeatureReader.open(base, model, spec.train.features, pool_bytes=1_000_000)
+        reader = FeatureReader.open(base, model, spec.train.features, pool_bytes=1_000_000)
     data = FoldData.open(spec.shards, spec.fold)
     history = fit(spec, model, place=Place(), resume=None, save=lambda step, write: None,
-                  log_row=lambda step, row: None, kept=kept,
+                  log_row=lambda step, row: None, kept=reader,
                   open_stream=lambda position: data.stream(spec, position=position, rank=0, world=1))
     return history.rows
