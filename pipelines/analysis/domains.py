@@ -10,7 +10,7 @@ from fss_models.errors import FssError
 from pipelines.analysis.page import Analysis, Strip, Table, Written, between, pct, points, write_page
 from pipelines.analysis.pictures import LEGEND
 from pipelines.analysis.scores import FewShot, episodes_among, few_shot, first_of_each_class, predicted
-from pipelines.analysis.study import Study, random_parts
+from pipelines.analysis.study import Study, cautions
 from pipelines.config import Recipe
 from pipelines.data.episodes import EpisodeList, load_episode
 from pipelines.report.curves import interval_bars
@@ -79,7 +79,7 @@ def _analysis(study: Study, fold: int, lists: dict[str, EpisodeList], scores: Sc
         plots=[interval_bars(bars, "mIoU, percent, with its 95 % interval")], strips=strips, legend=LEGEND,
         notes=[f"{inside.episodes} and {outside.episodes} episodes, drawn by one rule from test photos, which the "
                "bundle never opened; the novel ones are those that fss eval scores.", *_left_out(left_out),
-               *random_parts(study)])
+               *cautions(study)])
 
 
 def _left_out(dropped: dict[str, str]) -> list[str]:

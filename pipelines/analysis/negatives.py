@@ -20,7 +20,7 @@ from pipelines.analysis.clicks import answers, click_name, negative_photos, scor
 from pipelines.analysis.page import Analysis, Strip, Table, Written, between, pct, points, write_page
 from pipelines.analysis.pictures import CLICK, LEGEND, with_clicks
 from pipelines.analysis.scores import FewShot, drawn_mask, of_counts
-from pipelines.analysis.study import Study
+from pipelines.analysis.study import Study, no_record
 from pipelines.config import ChooseConfig, EvalConfig, Recipe
 from pipelines.data.episodes import Episode, EpisodeList
 from pipelines.data.schema import EpisodeSample
@@ -166,7 +166,7 @@ def _analysis(study: Study, model: MemoryMatcher, fold: int, episodes: EpisodeLi
                  "scores": {n: s.as_json() for n, s in scores.items()}, "gain_intervals": totals.gains},
         plots=[interval_bars([(n, s.miou * 100, s.interval[0] * 100, s.interval[1] * 100) for n, s in scores.items()],
                              "mIoU, percent, with its 95 % interval")],
-        strips=strips, legend=(*LEGEND, (f"rgb{CLICK}", "negative click")), notes=notes)
+        strips=strips, legend=(*LEGEND, (f"rgb{CLICK}", "negative click")), notes=[*notes, *no_record(study)])
 
 
 def _gain(score: FewShot, plain: FewShot, spread: tuple[float, float] | None) -> tuple[str, str]:

@@ -14,7 +14,7 @@ from fss_models.errors import FssError
 from fss_models.segmenter import Segmenter
 from pipelines.analysis.page import Analysis, Strip, Table, Written, write_page
 from pipelines.analysis.pictures import histograms, map_url
-from pipelines.analysis.study import Study, photos_of, random_parts, stride16
+from pipelines.analysis.study import Study, cautions, photos_of, stride16
 from pipelines.config import Recipe
 from pipelines.report.pictures import photo_url
 
@@ -187,7 +187,7 @@ def _analysis(study: Study, class_ids: list[int], panels: dict[int, list[tuple[s
                "chance that a pair within a class is more alike than one between classes; 0.5 is none.",
                "A map shows the first three principal components as red, green and blue: one PCA over all photos "
                "shown, for each kind of features. Equal colours in two photos mean equal features; colours of frozen "
-               "and adapted maps do not correspond.", *random_parts(study)])
+               "and adapted maps do not correspond.", *cautions(study)])
 
 
 def _shows(study: Study, image_id: int, names: dict[int, str]) -> str:

@@ -18,7 +18,7 @@ from fss_models.segmenter import Segmenter
 from pipelines.analysis.page import Analysis, Strip, Table, Written, between, pct, points, write_page
 from pipelines.analysis.pictures import LEGEND
 from pipelines.analysis.scores import FewShot, few_shot, first_of_each_class, mask_iou, predicted
-from pipelines.analysis.study import Study, photos_of, random_parts, stride16
+from pipelines.analysis.study import Study, cautions, photos_of, stride16
 from pipelines.config import Recipe
 from pipelines.data.episodes import Episode, EpisodeList, load_episode
 from pipelines.data.schema import EpisodeSample
@@ -225,4 +225,4 @@ def _analysis(study: Study, fold: int, found: dict[str, Probed], episodes: Episo
         notes=[f"The probe is a multinomial logistic regression (background and {len(names)} classes) on stride-16 "
                f"cells, fitted on {counts['cells']} cells of {counts['train_photos']} train photos and scored on "
                f"{counts['test_photos']} test photos; it knows the classes, a few-shot support shows one example.",
-               *random_parts(study)])
+               *cautions(study)])

@@ -135,9 +135,17 @@ def stride16(model: Segmenter, shards: Shards, photos: Sequence[int], batch: int
             bar.step(len(ids))
 
 
-def random_parts(study: Study) -> list[str]:
-    """What a reader must know where the frozen model is not SAM 2 as published."""
-    if not study.frozen.untrained:
+def no_record(study: Study) -> list[str]:
+    """What a reader must know where nothing says what the bundle was trained on."""
+    if study.info.classes or not study.trained:
         return []
-    return ["This preset has no SAM 2 checkpoint: the frozen model's neck, memory and decoder hold random values over "
-            "a trunk that is pretrained (nano) or random too (debug). It is no verdict on SAM 2."]
+    return ["The bundle does not record the classes it was trained on (an imported checkpoint): nothing here can check "
+            "that it never saw the ones tested."]
+
+
+def cautions(study: Study) -> list[str]:
+    """That, and where the frozen model is not SAM 2 as published."""
+    if not study.frozen.untrained:
+        return no_record(study)
+    return [*no_record(study), "This preset has no SAM 2 checkpoint: the frozen model's neck, memory and decoder hold "
+            "random values over a trunk that is pretrained (nano) or random too (debug). It is no verdict on SAM 2."]

@@ -162,3 +162,11 @@ def test_methods_without_sam2s_memory_are_refused(recipe: Recipe, bundle: str, m
             analyse_negatives(recipe, bundle=make_bundle(method, method), fold=0)
     with pytest.raises(FssError, match="which fold 2 tests"):
         analyse_negatives(recipe, bundle=bundle, fold=2)
+
+
+def test_a_bundle_without_a_record_is_said_to_be_unchecked(recipe: Recipe, bundle: str,
+                                                           make_bundle: Callable[..., str]) -> None:
+    short = recipe.model_copy(update={"eval": EvalConfig(episodes=2)})
+    unknown, known = (analyse_negatives(short, bundle=b, fold=0).analysis for b in (make_bundle("sansa"), bundle))
+    assert any("does not record" in n for n in unknown.notes)
+    assert not any("does not record" in n for n in known.notes)
