@@ -12,7 +12,13 @@ import pytest
 from benchmarks.run import names, run
 
 ROOT = Path(__file__).resolve().parents[1]
-SMALL = {"store_write": {"bytes": 1000, "files": 2, "repeats": 1}}
+TINY = {"data": "generated", "images": 60, "side": 64, "repeats": 1}
+SMALL = {
+    "store_write": {"bytes": 1000, "files": 2, "repeats": 1},
+    "training_stream": {**TINY, "workers": 0},
+    "training_stream_s3": {**TINY, "batches": 4, "latency_ms": 2},
+    "shard_build": {"images": 60, "least": 4, "height": 64, "width": 64, "part": 16, "repeats": 1},
+}
 
 
 def small(name: str) -> dict[str, object]:

@@ -1,0 +1,92 @@
+"""The training stream from an object store with `latency_ms` more on every request, against the same from local files.
+
+A real S3 server (SeaweedFS) behind a proxy that delays each answer's first byte; a pool so small that blocks are read
+again all the time. Clocked from the first batch on (the start is stated apart) to the last of `batches`, by the wall,
+with every second round in the other order. `step_ms` is what the reader does with a batch before it asks for the next
+one, as a training step would; 0 asks for all that the stream can give. The ratio is S3 to local: 1 loses nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from benchmarks.latency import delayed
+from benchmarks.suite.training_stream import build, open_stream
+
+CONFIG: dict[str, Any] = {"data": "auto", "images": 400, "side": 512, "shots": 1, "batch": 8, "batches": 120,
+                          "pool_bytes": 40_000_000, "pixel_bytes": 0, "latency_ms": 20, "step_ms": 0, "repeats": 3,
+                          "threads": 1, "seed": 0}
+
+
+def run(config: dict[str, Any]) -> dict[str, Any]:
+    """Episodes a second from both places and their ratio."""
+    from infra.local.s3 import s3_server
+    from pipelines.storage import Store
+
+    with tempfile.TemporaryDirectory() as place:
+        local, what = build(config, Path(place))
+        with s3_server(Path(place) / "s3") as server, _environment(server.env):
+            far = f"{server.url}/shards"
+            for name in Store(local).list():
+                Store(far).write_bytes(name, Store(local).read_bytes(name))
+            address = urlsplit(server.endpoint)
+            with delayed(str(address.hostname), int(address.port or 80), config["latency_ms"] / 1000) as port, \
+                    _environment({"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}):
+                delay = _median([_request(far) for _ in range(9)])
+                times = {"local": [], "s3": []}  # type: ignore[var-annotated]
+                for turn in range(config["repeats"]):
+                    for name in sorted(times, reverse=bool(turn % 2)):
+                        times[name].append(_clocked(far if name == "s3" else local, config))
+    seconds = {name: _median([t for _, t, _ in found]) for name, found in times.items()}
+    episodes = config["batch"] * (config["batches"] - 1)
+    return {"ratio": seconds["local"] / seconds["s3"], "data": what, "request_ms": round(delay * 1000, 1),
+            "start_seconds": {name: _median([s for s, _, _ in found]) for name, found in times.items()},
+            "seconds": seconds, "episodes_per_s": {name: episodes / s for name, s in seconds.items()},
+            "windows_used": times["s3"][0][2]}
+
+
+def _clocked(url: str, config: dict[str, Any]) -> tuple[float, float, int]:
+    """(seconds to the first batch, seconds for the rest, windows used)."""
+    began = time.perf_counter()
+    windows = set()
+    with open_stream(url, config) as stream:
+        next(stream)
+        first = time.perf_counter()
+        for _ in range(config["batches"] - 1):
+            next(stream)
+            windows.add((stream.position["epoch"], stream.position["window"]))
+            time.sleep(config["step_ms"] / 1000)
+        return first - began, time.perf_counter() - first, len(windows)
+
+
+def _request(url: str) -> float:
+    from pipelines.storage import Store
+
+    began = time.perf_counter()
+    Store(url).read_bytes("build.json")
+    return time.perf_counter() - began
+
+
+def _median(values: list[float]) -> float:
+    return statistics.median(values)
+
+
+@contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    before = {k: os.environ.get(k) for k in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            os.environ.pop(key, None)
+            if value is not None:
+                os.environ[key] = value
