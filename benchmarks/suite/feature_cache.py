@@ -40,8 +40,9 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
         layout = _keep(model, photos, Path(folder, "part.bin"), config)
         with _reader(Path(folder, "part.bin"), layout, config["side"]) as read:
             facts = _measure(model, photos, read, config)
-    total = layout.record_bytes * config["images"]
-    return facts | {"record_bytes": layout.record_bytes, "bytes": total, "pixel_bytes": 3 * config["side"] ** 2,
+        written = Path(folder, "part.bin").stat().st_size
+    return facts | {"record_bytes": layout.record_bytes, "announced_bytes": layout.record_bytes * config["images"],
+                    "written_bytes": written, "pixel_bytes": 3 * config["side"] ** 2,
                     "maps": {k: list(v) for k, v in layout.maps.items()}}
 
 

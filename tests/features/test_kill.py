@@ -19,7 +19,11 @@ from tests.features.conftest import MakeRecipe, recipe_at
 
 pytestmark = pytest.mark.slow
 FSS = [sys.executable, "-m", "jobs.cli"]
-ENV = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+
+
+def surroundings(**more: str) -> dict[str, str]:
+    """This process's variables, without those of its cluster."""
+    return {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | more
 
 
 def command(recipe: Recipe, folder: Path, *words: str) -> list[str]:
@@ -29,7 +33,7 @@ def command(recipe: Recipe, folder: Path, *words: str) -> list[str]:
 
 
 def answer(words: list[str], **env: str) -> dict[str, object]:
-    done = subprocess.run(words, env=ENV | env, capture_output=True, text=True, timeout=500)
+    done = subprocess.run(words, env=surroundings(**env), capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr[-2000:]
     document: dict[str, object] = json.loads(done.stdout)
     return document
@@ -40,7 +44,7 @@ def test_a_killed_build_goes_on(make_recipe: MakeRecipe, tmp_path: Path) -> None
     recipe = make_recipe("fcp")
     tiny = recipe.features.model_copy(update={"part_bytes": 1, "url": str(tmp_path / "killed")})
     words = command(recipe.model_copy(update={"features": tiny}), tmp_path, "features", "build")
-    process = subprocess.Popen(words, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(words, env=surroundings(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     before = _first_parts(tmp_path / "killed", process)
     process.kill()
     process.wait(timeout=30)
@@ -85,7 +89,7 @@ def test_training_builds_what_is_missing_in_object_storage(
     again = answer(command(recipe, tmp_path, "features", "build"), **env)["folders"][0]  # type: ignore[index]
     assert again["written"] == 0
     limited = command(recipe, tmp_path, "features", "build", "--set", "features.max_bytes=1000")
-    done = subprocess.run(limited, env=ENV | env, capture_output=True, text=True, timeout=500)
+    done = subprocess.run(limited, env=surroundings(**env), capture_output=True, text=True, timeout=500)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert "over features.max_bytes=1000" in done.stderr.splitlines()[-1]
