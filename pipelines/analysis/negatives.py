@@ -18,7 +18,7 @@ from fss_models.metrics import Counts, Sample, episode_counts, paired_difference
 from fss_models.sam2_core.matcher import MemoryMatcher
 from pipelines.analysis.clicks import answers, click_name, negative_photos, scored_masks
 from pipelines.analysis.page import Analysis, Strip, Table, Written, between, pct, points, write_page
-from pipelines.analysis.pictures import CLICK, LEGEND, with_clicks
+from pipelines.analysis.pictures import CLICK, LEGEND, click_url
 from pipelines.analysis.scores import FewShot, drawn_mask, of_counts
 from pipelines.analysis.study import Study, no_record
 from pipelines.config import ChooseConfig, EvalConfig, Recipe
@@ -127,8 +127,8 @@ def _strips(study: Study, model: MemoryMatcher, picks: Sequence[Episode], negati
                   ("query, truth", photo_url(target.image, target.mask, TRUTH))]
         for number, logits in found.clicked.logits.items():
             mask, iou = drawn_mask(logits[row], target)
-            shown = with_clicks(target.image, found.clicked.clicks[row][:number])
-            panels.append((f"{click_name(number)}: {iou * 100:.0f}", photo_url(shown, mask, PREDICTION)))
+            shown = click_url(target.image, mask, found.clicked.clicks[row][:number])
+            panels.append((f"{click_name(number)}: {iou * 100:.0f}", shown))
         mask, iou = drawn_mask(found.reference[row], target)
         panels += [("negative reference, empty mask", photo_url(study.shards.pixels(photo))),
                    (f"with it: {iou * 100:.0f}", photo_url(target.image, mask, PREDICTION))]

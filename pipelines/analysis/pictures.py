@@ -10,9 +10,9 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from pipelines.report.curves import FOLD_COLOURS, _figure, _svg
-from pipelines.report.pictures import PREDICTION, SIDE, SUPPORT, TRUTH
+from pipelines.report.pictures import PREDICTION, SIDE, SUPPORT, TRUTH, photo_url
 
-CLICK = (239, 68, 68)
+CLICK, DOT = (190, 18, 60), 6  # colour and radius in pixels of the picture
 LEGEND = tuple((f"rgb{colour}", what) for colour, what in
                ((SUPPORT, "support mask"), (TRUTH, "truth"), (PREDICTION, "prediction")))
 Curve = tuple[Sequence[float], Sequence[float]]  # bin edges (one more), heights
@@ -22,19 +22,23 @@ def map_url(colours: np.ndarray, shape: tuple[int, int]) -> str:
     """A map [h, w, 3] uint8 as a PNG data URL, each cell a square, in the aspect of a photo of `shape` (H, W)."""
     scale = SIDE / max(shape)
     size = (max(1, round(shape[1] * scale)), max(1, round(shape[0] * scale)))
+    return _png(Image.fromarray(colours).resize(size, Image.Resampling.NEAREST))
+
+
+def click_url(image: np.ndarray, mask: np.ndarray, points: np.ndarray) -> str:
+    """A photo with its mask as `photo_url` draws them, and a dot at each of `points` [P, 2] (x, y) over them."""
+    url = photo_url(image, mask, PREDICTION)
+    picture = Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))
+    pen, scale = ImageDraw.Draw(picture), SIDE / max(image.shape[:2])
+    for x, y in ((points + 0.5) * scale).tolist():
+        pen.ellipse((x - DOT, y - DOT, x + DOT, y + DOT), fill=CLICK, outline=(255, 255, 255), width=2)
+    return _png(picture)
+
+
+def _png(picture: Image.Image) -> str:
     buffer = io.BytesIO()
-    Image.fromarray(colours).resize(size, Image.Resampling.NEAREST).save(buffer, format="PNG", optimize=True)
+    picture.save(buffer, format="PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def with_clicks(image: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """The photo [H, W, 3] uint8 with a dot at each of `points` [P, 2] (x, y)."""
-    picture = Image.fromarray(image.copy())
-    pen, radius = ImageDraw.Draw(picture), max(image.shape[:2]) / 45
-    for x, y in points.tolist():
-        pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=CLICK, outline=(255, 255, 255),
-                    width=max(1, round(radius / 3)))
-    return np.array(picture)
 
 
 def histograms(curves: Mapping[str, Curve], title: str, label: str) -> str:
