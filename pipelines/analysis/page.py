@@ -16,6 +16,7 @@ from markupsafe import Markup
 from pipelines.bundle import BundleInfo
 from pipelines.config import Recipe
 from pipelines.data.shardset import Shards
+from pipelines.report.page import style_sheet
 from pipelines.storage import Store, join
 from pipelines.training.run import code_version
 
@@ -105,15 +106,9 @@ def render(written: Written, recipe: Recipe) -> str:
                                      undefined=jinja2.StrictUndefined)
     template = environment.from_string(files("pipelines.analysis").joinpath("analysis.html").read_text())
     return template.render(
-        a=written.analysis, about=written.about, style=_style(), plots=[Markup(p) for p in written.analysis.plots],
+        a=written.analysis, about=written.about, style=style_sheet(), plots=[Markup(p) for p in written.analysis.plots],
         config=yaml.safe_dump(recipe.model_dump(include={"name", "data", "eval"}), sort_keys=False),
         made=datetime.datetime.now().astimezone().strftime("%d %B %Y, %H:%M %Z"))
-
-
-def _style() -> Markup:
-    """The report's style sheet: both pages look alike."""
-    report = files("pipelines.report").joinpath("report.html").read_text()
-    return Markup(report.partition("<style>")[2].partition("</style>")[0])
 
 
 def pct(value: float) -> str:

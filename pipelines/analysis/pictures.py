@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-from pipelines.report.curves import FOLD_COLOURS, _figure, _svg
+from pipelines.report.curves import FOLD_COLOURS, as_svg, new_figure
 from pipelines.report.pictures import PREDICTION, SIDE, SUPPORT, TRUTH, photo_url
 
 CLICK, DOT = (190, 18, 60), 6  # colour and radius in pixels of the picture
@@ -43,7 +43,7 @@ def _png(picture: Image.Image) -> str:
 
 def histograms(curves: Mapping[str, Curve], title: str, label: str) -> str:
     """Outlines of several histograms in one plot. Inline SVG."""
-    figure, axes = _figure(4.6, 2.7)
+    figure, axes = new_figure(4.6, 2.7)
     for i, (name, (edges, heights)) in enumerate(curves.items()):
         colour = FOLD_COLOURS[i % len(FOLD_COLOURS)]
         axes.stairs(heights, edges, label=name, color=colour, linewidth=1.6, fill=False)
@@ -52,4 +52,4 @@ def histograms(curves: Mapping[str, Curve], title: str, label: str) -> str:
     axes.set_xlabel(label)
     axes.set_yticks([])
     axes.legend(fontsize=8, frameon=False, loc="upper left")
-    return _svg(figure, title)
+    return as_svg(figure, title)

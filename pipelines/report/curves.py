@@ -17,20 +17,20 @@ def learning_curves(runs: Mapping[str, Rows], key: str, title: str) -> str:
     lines = {name: points for name, points in lines.items() if len(points) > 1}
     if not lines:
         return ""
-    figure, axes = _figure(4.6, 2.7)
+    figure, axes = new_figure(4.6, 2.7)
     for i, (name, points) in enumerate(lines.items()):
         axes.plot(*zip(*points, strict=True), label=name, color=FOLD_COLOURS[i % len(FOLD_COLOURS)], linewidth=1.6)
     axes.set_title(title, loc="left", fontsize=10)
     axes.set_xlabel("step")
     axes.legend(fontsize=8, frameon=False, ncols=2)
-    return _svg(figure, title)
+    return as_svg(figure, title)
 
 
 def interval_bars(rows: Sequence[tuple[str, float, float, float]], title: str) -> str:
     """(name, value, low, high), all in percent, as points with their intervals. Inline SVG."""
     if not rows:
         return ""
-    figure, axes = _figure(7.2, 0.75 + 0.42 * len(rows))
+    figure, axes = new_figure(7.2, 0.75 + 0.42 * len(rows))
     for i, (_, value, low, high) in enumerate(rows):
         axes.plot([low, high], [i, i], color=FOLD_COLOURS[0], linewidth=5, alpha=0.35, solid_capstyle="round")
         axes.plot([value], [i], "o", color=FOLD_COLOURS[0], markersize=7)
@@ -39,10 +39,11 @@ def interval_bars(rows: Sequence[tuple[str, float, float, float]], title: str) -
     axes.set_ylim(len(rows) - 0.5, -0.7)
     axes.set_xlabel(title)
     axes.grid(axis="y", visible=False)
-    return _svg(figure, title)
+    return as_svg(figure, title)
 
 
-def _figure(width: float, height: float) -> Any:
+def new_figure(width: float, height: float) -> Any:
+    """(figure, axes) of a size in inches, without a background or a frame."""
     from matplotlib.figure import Figure  # not pyplot: no state, no display
 
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -56,7 +57,7 @@ def _figure(width: float, height: float) -> Any:
     return figure, axes
 
 
-def _svg(figure: Any, title: str) -> str:
+def as_svg(figure: Any, title: str) -> str:
     """Inline SVG whose black is the page's text colour."""
     import matplotlib as mpl
 

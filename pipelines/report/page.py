@@ -42,6 +42,11 @@ def write_report(recipe: Recipe, *, labels: str = "", target: str = "") -> str:
     return url
 
 
+def style_sheet() -> Markup:
+    """The style of all our pages."""
+    return Markup(files("pipelines.report").joinpath("style.css").read_text())
+
+
 def render(material: Material) -> str:
     """The page's HTML."""
     say("report: predicting the example episodes")
@@ -52,6 +57,7 @@ def render(material: Material) -> str:
     environment.filters.update(pct=_pct, points=_points, count=_count, duration=_duration)
     template = environment.from_string(files("pipelines.report").joinpath("report.html").read_text())
     return template.render(
+        style=style_sheet(),
         m=material, board=material.board, winner=material.winner, recipe=material.recipe,
         folds=sorted({f for r in material.board.rows for f in r.folds}, key=int), verdicts=_verdicts(material),
         versus=versus_baseline(material), baseline=BASELINE, intervals=_intervals(material), curves=_curves(material),
