@@ -1,0 +1,67 @@
+"""`fss data sampling`: what a recipe's training stream draws, against the published sampler it stands for."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from jobs.options import JsonOption, OutOption, RecipeOption, SetOption
+from jobs.recipes import load_recipe
+from pipelines.config import Recipe
+from pipelines.data.marginals import SAMPLERS, Marginals, epochs_of, marginals, pools_of, statement
+from pipelines.data.plan import Plan
+from pipelines.data.stream import usable_blocks
+from pipelines.report.sampling import sampling_page
+from pipelines.training.data import FoldData
+from pipelines.workspace import Workspace
+
+FoldOption = Annotated[int, typer.Option("--fold", "-f", help="The fold whose base classes are trained.")]
+EpochsOption = Annotated[int, typer.Option("--epochs", "-n", min=8, help="Draw so many epochs.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the sub-command to the group `data`."""
+    group = next(g.typer_instance for g in app.registered_groups if g.name == "data")
+    assert group is not None
+
+    @group.command()
+    def sampling(
+        recipe: RecipeOption = "demo", fold: FoldOption = 0, epochs: EpochsOption = 40,
+        set_: SetOption = None, out: OutOption = None, as_json: JsonOption = False,
+    ) -> None:
+        """Draw a fold's training episodes, decoding nothing, and compare their frequencies with the published ones."""
+        loaded = load_recipe(recipe, set_, out=out)
+        facts, page = sampled(loaded, fold, epochs)
+        store, name = Workspace(loaded.out).store, f"sampling/{loaded.data.name}-fold{fold}.html"
+        store.write_bytes(name, page.encode())
+        facts["page"] = store.path(name)
+        if as_json:
+            print(json.dumps(facts))
+        for line in (*facts["statement"], facts["page"]):
+            Console(stderr=True).print(line, highlight=False, soft_wrap=True)
+
+
+def sampled(recipe: Recipe, fold: int, epochs: int) -> tuple[dict[str, Any], str]:
+    """The figures as JSON and the page. Raises `FssError` for missing shards and an unknown fold."""
+    data, train = FoldData.open(Workspace(recipe.out).shards(recipe.data.name), fold), recipe.train
+    avoid = set(data.novel_ids) if train.novel_images == "drop" else set()
+    blocks = usable_blocks(data.shards, [c.class_id for c in data.base], avoid)
+    plan = Plan(blocks, shots=train.shots, targets=train.targets, seed=0, pool_bytes=train.pool_bytes)
+    published = SAMPLERS[plan.sampler]
+    found = marginals(epochs_of(plan, epochs), pools_of(plan), published)
+    lines = statement(found, published)
+    title = f"Training draws of {recipe.data.name}, fold {fold}, {train.shots} shots"
+    page = sampling_page(found, {c.class_id: c.name for c in data.base}, title, lines)
+    return {"dataset": recipe.data.name, "fold": fold, "shots": train.shots, **_facts(found), "statement": lines}, page
+
+
+def _facts(found: Marginals) -> dict[str, Any]:
+    tables = {"class": found.by_class, "query": found.by_query, "pair": found.by_pair}
+    return {"episodes": found.episodes, "same_block": found.same_block,
+            "same_block_independent": found.same_block_independent,
+            "epochs": found.epochs,
+            "tests": {n: {"chi_square": t.statistic, "cells": len(t.drawn), "p": t.pvalue, "spread": t.spread}
+                      for n, t in tables.items()}}

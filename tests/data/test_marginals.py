@@ -1,0 +1,120 @@
+"""The stream's marginals are the published samplers', its supports are correlated as stated, and the test can fail."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from fss_models.errors import FssError
+from jobs.cli import make_app
+from pipelines.data.marginals import PUBLISHED, SAMPLERS, Marginals, epochs_of, marginals, pools_of
+from pipelines.data.plan import Block, Plan, Spec
+from pipelines.data.samplers.draws import Draw
+from pipelines.data.samplers.hsnet import class_uniform, listed_pairs
+
+SIZES = ((16, 16, 5), (5, 3, 2), (12,), (10, 10, 10, 3))
+EPOCHS = 60
+
+
+def _plan(sampler: str, shots: int = 2) -> Plan:
+    blocks = [Block(class_id=c, file="f", row_group=i, bytes=100, rows=tuple(range(n)))
+              for c, ns in enumerate(SIZES) for i, n in enumerate(ns)]
+    return Plan(blocks, shots=shots, targets=1, seed=1, pool_bytes=1200, sampler=sampler)
+
+
+def _found(plan: Plan) -> Marginals:
+    return marginals(epochs_of(plan, EPOCHS), pools_of(plan), SAMPLERS[plan.sampler])
+
+
+@pytest.mark.parametrize("sampler", ["balanced", "natural"])
+@pytest.mark.parametrize("shots", [1, 5])
+def test_the_streams_marginals_are_the_published_ones(sampler: str, shots: int) -> None:
+    """Would catch companions drawn without regard to block sizes and classes or photos that come too often."""
+    found = _found(_plan(sampler, shots))
+    for table in (found.by_class, found.by_query, found.by_pair):
+        assert table.pvalue > 1e-3
+        assert table.drawn.sum() == found.episodes
+        assert np.isclose(table.expected.sum(), found.episodes)
+
+
+def test_a_wrong_companion_would_fail() -> None:
+    plan, rng = _plan("natural"), np.random.default_rng(0)
+    plan._companion = lambda block, _: int(rng.choice(  # type: ignore[method-assign]
+        [b for b in plan.by_class[plan.blocks[block].class_id] if b != block] or [-1]))
+    found = _found(plan)
+    assert found.by_query.pvalue > 1e-3
+    assert found.by_pair.pvalue < 2e-3
+
+
+def test_another_class_distribution_would_fail() -> None:
+    plan = _plan("natural")
+    found = marginals(epochs_of(plan, EPOCHS), pools_of(plan), "class_uniform")
+    assert found.by_class.pvalue < 2e-3
+
+
+@pytest.mark.parametrize("published", sorted(PUBLISHED))
+def test_the_published_samplers_pass_the_same_test(published: str) -> None:
+    """The expected frequencies are those of the loaders themselves, whose draws are independent."""
+    plan = _plan("balanced")
+    pools = pools_of(plan)
+    names = {c: [f"{c}/{b}/{r}" for b, r in places] for c, places in pools.items()}
+    length = sum(len(p) for p in pools.values())
+    if published == "class_uniform":
+        draws = class_uniform(names, list(names), shots=2, episodes=EPOCHS * length, seed=0)
+    else:
+        draws = listed_pairs([(n, c) for c, pool in names.items() for n in pool], shots=2, episodes=EPOCHS * length,
+                             seed=0)
+    found = marginals(_batches(draws, length), pools, published)  # type: ignore[arg-type]
+    for table in (found.by_class, found.by_query, found.by_pair):
+        assert table.pvalue > 1e-3
+    if published == "class_uniform":
+        assert all(0.7 < t.spread < 1.3 for t in (found.by_query, found.by_pair))
+
+
+def _batches(draws: list[Draw], length: int) -> Iterator[list[Spec]]:
+    specs = (Spec(d.class_id, tuple(_place(n) for n in d.supports), (_place(d.query),)) for d in draws)
+    while batch := list(islice(specs, length)):
+        yield batch
+
+
+def _place(name: str) -> tuple[int, int]:
+    _, block, row = map(int, name.split("/"))
+    return block, row
+
+
+def test_supports_share_blocks_more_often_than_independent_ones() -> None:
+    """The statement's figures: independent draws do what the formula says, the stream does more."""
+    plan, rng = _plan("balanced"), np.random.default_rng(0)
+    pools, found = pools_of(plan), _found(plan)
+    loose = []
+    for spec in (s for epoch in epochs_of(plan, EPOCHS) for s in epoch):
+        others = [p for p in pools[spec.class_id] if p != spec.targets[0]]
+        chosen = tuple(others[i] for i in rng.choice(len(others), 2, replace=False))
+        loose.append(Spec(spec.class_id, chosen, spec.targets))
+    drawn = marginals([loose], pools, "class_uniform")
+    assert drawn.same_block == pytest.approx(drawn.same_block_independent, abs=0.02)
+    assert found.same_block_independent == pytest.approx(drawn.same_block_independent)
+    assert found.same_block is not None
+    assert found.same_block > drawn.same_block_independent + 0.1
+
+
+def test_the_command_writes_a_page(shapes_shards: str, tmp_path: Path) -> None:
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / "shapes").symlink_to(shapes_shards)
+    given = ["data", "sampling", "--recipe", "debug", "--out", str(tmp_path), "--set", "data.name=shapes", "--json"]
+    done = CliRunner().invoke(make_app(), [*given, "--fold", "1", "--epochs", "10"], catch_exceptions=False)
+    facts = json.loads(done.stdout.splitlines()[0])
+    assert facts["epochs"] == 10
+    assert facts["tests"].keys() == {"class", "query", "pair"}
+    assert all(t["p"] > 1e-3 for t in facts["tests"].values())
+    page = Path(facts["page"]).read_text()
+    assert "data:image/png;base64,iVBOR" in page
+    assert all(line.split(":")[0] in page for line in facts["statement"])
+    with pytest.raises(FssError, match="no fold 9"):
+        CliRunner().invoke(make_app(), [*given, "--fold", "9"], catch_exceptions=False)
