@@ -29,7 +29,8 @@ T = TypeVar("T")
 Names = list[str]
 _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError, FssError)
 _SPACE = (28, 122)  # ENOSPC, EDQUOT
-_DAMAGE = ("page integrity", "deserialize thrift", "end of stream", "decompress", "corrupt")  # in pyarrow's words
+_DAMAGE = ("page integrity", "deserialize thrift", "end of stream", "decompress", "corrupt",
+           "could not open parquet")  # in pyarrow's words
 
 
 def join(url: str, *parts: str) -> str:

@@ -21,17 +21,23 @@ from pipelines.storage import Store
 
 @dataclass(frozen=True)
 class Former:
-    """The parts of an earlier build: a ledger row each, and the image index."""
+    """The parts of an earlier build: a ledger row each, the image index, and the first number that no part had."""
 
     parts: list[dict[str, Any]]
     index: pa.Table
+    first: int = 0
 
     @classmethod
     def read(cls, store: Store) -> Former:
         """Nothing where there was no build, or one that kept no ledger."""
-        if not (store.exists("ledger.parquet") and store.exists("index.parquet")):
+        if not store.exists("index.parquet"):
             return cls([], INDEX.empty_table())
-        return cls(store.read_table("ledger.parquet").to_pylist(), store.read_table("index.parquet").cast(INDEX))
+        if not store.exists("ledger.parquet"):
+            numbers = store.read_table("index.parquet", ["part"])["part"].to_pylist()
+            return cls([], INDEX.empty_table(), max(numbers, default=-1) + 1)
+        parts = store.read_table("ledger.parquet").to_pylist()
+        first = max((p["part"] for p in parts), default=-1) + 1
+        return cls(parts, store.read_table("index.parquet").cast(INDEX), first)
 
 
 @dataclass(frozen=True)
@@ -64,9 +70,8 @@ def plan_parts(versions: Sequence[str], former: Former, size: int) -> PartPlan:
         kept = {number: part for number, part in kept.items() if len(part) >= size}
     covered = {v for part in kept.values() for v in part}
     left = [place for place, version in enumerate(versions) if version not in covered]
-    first = max((p["part"] for p in former.parts), default=-1) + 1
     groups = (left[i : i + size] for i in range(0, len(left), size))
-    return PartPlan(set(kept), dict(enumerate(groups, first)))
+    return PartPlan(set(kept), dict(enumerate(groups, former.first)))
 
 
 def sweep(store: Store, parts: set[int], files: set[str]) -> None:

@@ -74,7 +74,9 @@ def square(image: np.ndarray, side: int) -> np.ndarray:
 
 
 def _row(tables: Mapping[int, pa.Table], place: Place, columns: tuple[str, ...]) -> dict[str, Any]:
-    return {name: tables[place[0]].column(name)[place[1]].as_py() for name in columns}
+    table = tables[place[0]]
+    there = set(table.column_names)  # shards of schema 1 have no crop
+    return {name: table.column(name)[place[1]].as_py() if name in there else None for name in columns}
 
 
 def _marks(tables: Mapping[int, pa.Table], place: Place) -> tuple[Marks, int]:

@@ -209,7 +209,7 @@ def test_every_format_tells_which_photos_changed(kind: str, tmp_path: Path, monk
 
 def test_the_plan_of_parts() -> None:
     def former(*parts: list[str]) -> Former:
-        return Former([{"part": n, "versions": v} for n, v in enumerate(parts)], INDEX.empty_table())
+        return Former([{"part": n, "versions": v} for n, v in enumerate(parts)], INDEX.empty_table(), len(parts))
 
     plan = plan_parts(["a", "b", "c"], former(["a", "b"], ["c"]), 2)
     assert (plan.kept, plan.new) == ({0, 1}, {})  # nothing changed: a part that is not full stays too

@@ -1,0 +1,117 @@
+"""A proxy in front of a real S3 server that fails every tenth request, always the same ones in the order of arrival."""
+
+from __future__ import annotations
+
+import http.client
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import count
+
+EVERY = 10
+KINDS = ("503 slow down", "503 unavailable", "504 after a second", "dropped", "cut short")
+_NOT_PASSED_ON = {"expect", "connection", "keep-alive", "transfer-encoding"}
+_ERROR = '<?xml version="1.0" encoding="UTF-8"?><Error><Code>{}</Code><Message>of the test</Message></Error>'
+
+
+class FaultyProxy(ThreadingHTTPServer):
+    """`failed` counts by kind; `hang_s` > 0 makes the 15th request hang that long, past any client's patience."""
+
+    daemon_threads = True
+
+    def __init__(self, upstream: str, hang_s: float) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.upstream, self.hang_s = upstream.removeprefix("http://"), hang_s
+        self.failed: Counter[str] = Counter()
+        self.requests = 0
+        self._numbers, self._lock = count(), threading.Lock()
+
+    @property
+    def endpoint(self) -> str:
+        """Its address."""
+        return f"http://127.0.0.1:{self.server_port}"
+
+    def fault(self) -> str:
+        """What happens to the next request; empty: it is passed on."""
+        with self._lock:
+            number = next(self._numbers)
+            self.requests += 1
+            if self.hang_s and number == 15:
+                kind = "hung"
+            elif number % EVERY == 3:
+                kind = KINDS[number // EVERY % len(KINDS)]
+            else:
+                return ""
+            self.failed[kind] += 1
+            return kind
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: FaultyProxy
+
+    def _pass(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        fault = self.server.fault()
+        if fault in ("dropped", "hung"):
+            time.sleep(self.server.hang_s if fault == "hung" else 0)
+            self.close_connection = True
+            return
+        if fault.startswith("50"):
+            time.sleep(1.0 if "after" in fault else 0.0)
+            code = {"503 slow down": "SlowDown", "503 unavailable": "ServiceUnavailable"}.get(fault, "GatewayTimeout")
+            self._answer(int(fault[:3]), {"Content-Type": "application/xml"}, _ERROR.format(code).encode(), len)
+            return
+        status, headers, data = self._upstream(body)
+        self._answer(status, headers, data, (lambda d: len(d) // 2) if fault == "cut short" else len)
+
+    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _pass  # noqa: N815 - the names that http.server wants
+
+    def _upstream(self, body: bytes) -> tuple[int, dict[str, str], bytes]:
+        """The server's answer to the same request, its signed Host header included."""
+        link = http.client.HTTPConnection(self.server.upstream, timeout=60)
+        link.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
+        for name, value in self.headers.items():
+            if name.lower() not in _NOT_PASSED_ON:
+                link.putheader(name, value)
+        link.endheaders(body)
+        answer = link.getresponse()
+        data = answer.read()
+        headers = {k: v for k, v in answer.getheaders() if k.lower() not in _NOT_PASSED_ON}
+        link.close()
+        return answer.status, headers, data
+
+    def _answer(self, status: int, headers: dict[str, str], data: bytes, sent: object) -> None:
+        """Send an answer; of `data` only the first `sent(data)` bytes, after which the connection ends."""
+        length = sent(data) if callable(sent) else len(data)
+        with suppress(BrokenPipeError, ConnectionResetError):
+            self.send_response(status)
+            for name, value in headers.items():
+                if name.lower() != "content-length":
+                    self.send_header(name, value)
+            known = headers.get("Content-Length") if self.command == "HEAD" else None
+            if status not in (204, 304):
+                self.send_header("Content-Length", known or str(len(data)))
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(data[:length])
+            self.close_connection = self.close_connection or length < len(data)
+
+    def log_message(self, *_: object) -> None:
+        """Silent."""
+
+
+@contextmanager
+def faulty_proxy(upstream: str, *, hang_s: float = 0.0) -> Iterator[FaultyProxy]:
+    """A running proxy."""
+    proxy = FaultyProxy(upstream, hang_s)
+    thread = threading.Thread(target=proxy.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield proxy
+    finally:
+        proxy.shutdown()
+        proxy.server_close()
