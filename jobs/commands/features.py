@@ -31,7 +31,9 @@ def register(app: typer.Typer) -> None:
 
         chosen = load_recipe(recipe, sets, out=out)
         with cluster() as ray:
-            _tell(ensure_features(chosen, plan_sweep(chosen), ray), as_json)
+            folders = ensure_features(chosen, plan_sweep(chosen), ray)
+        _tell(folders, [f"{f['written']} of {f['records']} records written in {f['seconds']} s for "
+                        f"{', '.join(f['methods'])}: {f['features']}" for f in folders], as_json)
 
     @features.command()
     def info(recipe: RecipeOption = "demo", sets: SetOption = None, out: OutOption = None, verify: VerifyOption = False,
@@ -40,17 +42,26 @@ def register(app: typer.Typer) -> None:
         from pipelines.features.build import features_url
         from pipelines.features.info import kept_features
 
-        _tell(kept_features(features_url(load_recipe(recipe, sets, out=out)), verify=verify), as_json)
+        folders = kept_features(features_url(load_recipe(recipe, sets, out=out)), verify=verify)
+        _tell(folders, [_line(f) for f in folders] or ["no kept features here"], as_json)
 
     app.add_typer(features, name="features")
 
 
-def _tell(folders: list[dict[str, Any]], as_json: bool) -> None:
+def _line(facts: dict[str, Any]) -> str:
+    from pipelines.features.build import readable
+
+    size = f"{facts['parts']} parts, {readable(facts['bytes'])}"
+    if not facts["finished"]:
+        return f"{facts['features']}: unfinished, {size}"
+    maps = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in facts["maps"].items())
+    verified = ", every part is what its hash says" if "verified_parts" in facts else ""
+    return (f"{facts['features']}: {facts['records']} records of {facts['photos']} photos, {size} "
+            f"({facts['precision']}), maps {maps}, by {facts['encoder']}{verified}")
+
+
+def _tell(folders: list[dict[str, Any]], lines: list[str], as_json: bool) -> None:
     if as_json:
         print(json.dumps({"folders": folders}))
-        return
-    console = Console(stderr=True)
-    for facts in folders:
-        console.print("; ".join(f"{k} {v}" for k, v in facts.items()), highlight=False, soft_wrap=True)
-    if not folders:
-        console.print("no kept features here")
+    for line in lines:
+        Console(stderr=True).print(line, highlight=False, soft_wrap=True)

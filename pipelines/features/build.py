@@ -6,6 +6,7 @@ import logging
 import os
 import pickle
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -182,9 +183,11 @@ def _write(recipe: Recipe, need: Need, missing: Sequence[Wanted], ray: Any) -> N
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # the screen is for our own progress
     about = {"base": features_url(recipe), "about": need.about, "method": need.method, "seed": need.seed}
     how = {"batch": cfg.batch, "threads": _threads(actors, len(ray.nodes())), "device": "cuda" if gpus else "cpu"}
-    dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(
-        PartEncoder, fn_constructor_kwargs={**about, **how}, compute=ray.data.ActorPoolStrategy(size=actors),
-        num_cpus=cfg.cpus_per_actor, num_gpus=gpus or None, max_restarts=0)  # Ray warns of restarts on the screen
+    with warnings.catch_warnings():  # Ray warns of its restarts on the screen, and of the way to switch them off
+        warnings.simplefilter("ignore", DeprecationWarning)
+        dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(
+            PartEncoder, fn_constructor_kwargs={**about, **how}, compute=ray.data.ActorPoolStrategy(size=actors),
+            num_cpus=cfg.cpus_per_actor, num_gpus=gpus or None, max_restarts=0)
     with Bar("encoding", sum(len(w.mirrored) for w in missing), unit="images") as bar:
         for row in dataset.iter_rows():
             if row["error"]:
