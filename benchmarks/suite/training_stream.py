@@ -44,15 +44,17 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
         ways: dict[str, Callable[[], int]] = {
             "stream": lambda: stream_epoch(url, config), "plain": lambda: _plain(files, config, _episodes(url, config)),
         }
-        times: dict[str, list[tuple[float, float]]] = {name: [] for name in (*ways, "bound")}
+        times: dict[str, list[tuple[float, float]]] = {name: [] for name in (*ways, "bound", "masks")}
         for turn in range(config["repeats"]):
             for name in sorted(ways, reverse=bool(turn % 2)):
                 times[name].append(_timed(ways[name]))
             times["bound"].append(_timed(lambda: _once(bytes_of, config)))
+            times["masks"].append(_masks(url, config))
         episodes = _episodes(url, config)
     cpu = {name: statistics.median(c for c, _ in found) for name, found in times.items()}
     wall = {name: statistics.median(w for _, w in found) for name, found in times.items()}
-    return {"ratio": cpu["plain"] / cpu["stream"], "share_of_bound": cpu["bound"] / cpu["stream"], "data": what,
+    return {"ratio": cpu["plain"] / cpu["stream"], "share_of_bound": cpu["bound"] / cpu["stream"],
+            "share_of_bound_with_masks": (cpu["bound"] + cpu["masks"]) / cpu["stream"], "data": what,
             "episodes": episodes, "distinct_photos": len(bytes_of), "cpu_seconds": cpu, "wall_seconds": wall,
             "episodes_per_cpu_s": {n: episodes / s for n, s in cpu.items()},
             "wall_ratio": wall["plain"] / wall["stream"]}
@@ -182,6 +184,28 @@ def _once(photos: list[bytes], config: dict[str, Any]) -> int:
     for data in photos:
         square(decode_image(data), config["side"])
     return len(photos)
+
+
+def _masks(url: str, config: dict[str, Any]) -> tuple[float, float]:
+    from pipelines.data.pixels import SampleReader
+    from pipelines.data.shardset import Shards
+    from pipelines.data.stream import read_block
+
+    with open_stream(url, config) as stream:
+        plan = stream.plan
+    shards = Shards(url)
+    specs = [plan.spec(0, w, i) for w, window in enumerate(plan.windows(0)) for i in range(len(window))]
+    tables = {b: read_block(shards, plan.blocks[b]) for b in {b for w in plan.windows(0) for b in w.blocks}}
+    reader, finish = SampleReader(config["pixel_bytes"]), _finisher({**config, "tensors": False})
+    none = np.zeros((0, 0, 3), np.uint8)
+
+    def work() -> int:
+        for spec in specs:
+            for place in (*spec.references, *spec.targets):
+                finish(none, reader.marks(tables, place).mask)
+        return len(specs)
+
+    return _timed(work)
 
 
 def _timed(way: Callable[[], int]) -> tuple[float, float]:

@@ -172,18 +172,20 @@ class _Pool:
         self._held = {b: f for b, f in self._held.items() if b in now or b in following}
         for block in (*sorted(now), *sorted(following - now)):
             if block not in self._held:
-                self._held[block] = self._loader.submit(self._load, block)
+                about = self._plan.blocks[block]
+                self._held[block] = self._loader.submit(read_block, self._shards, about, self._decode)
         return {b: self._held[b].result() for b in now}
-
-    def _load(self, number: int) -> pa.Table:
-        block = self._plan.blocks[number]
-        with self._shards.store.open_parquet(block.file) as file:
-            names = [n for n in file.schema_arrow.names if n != "image" or self._decode]
-            return file.read_row_group(block.row_group, columns=names)
 
     def close(self) -> None:
         self._held = {}
         self._loader.shutdown(wait=False, cancel_futures=True)
+
+
+def read_block(shards: Shards, block: Block, images: bool = True) -> pa.Table:
+    """Its rows; without `images` their bytes are not read."""
+    with shards.store.open_parquet(block.file) as file:
+        names = [n for n in file.schema_arrow.names if n != "image" or images]
+        return file.read_row_group(block.row_group, columns=names)
 
 
 def usable_blocks(shards: Shards, classes: Collection[int], avoid: set[int]) -> list[Block]:
