@@ -60,7 +60,8 @@ def workspace(shapes_shards: str, shapes_config: DataConfig, tmp_path_factory: p
         train=TrainConfig(steps=6, batch=2, log_every=2, checkpoint_every=6, pool_bytes=64_000_000),
         sweep=SweepConfig(folds=[0, 1]))
     shards = Shards(Workspace(recipe.out).shards("shapes"))
-    for spec in sweep_specs(recipe, shards=shards.url, data_hash=shards.manifest.content_hash, folds=[0, 1]):
+    for spec in sweep_specs(recipe, shards=shards.url, data_hash=shards.manifest.content_hash,
+                            trains=dict.fromkeys([0, 1], recipe.train)):
         _run(Job(spec=spec, runs=Workspace(recipe.out).runs), recipe)
     results = collect_results(recipe)
     make_leaderboard(recipe, results)
