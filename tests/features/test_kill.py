@@ -8,13 +8,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 import yaml
 
 from infra.local.s3 import S3Server
 from pipelines.config import DataConfig, Recipe
+from pipelines.features.build import features_url
 from pipelines.features.folder import FeatureFolder
+from pipelines.features.info import kept_features
 from tests.features.conftest import MakeRecipe, recipe_at
 
 pytestmark = pytest.mark.slow
@@ -62,7 +66,25 @@ def test_a_killed_build_goes_on(make_recipe: MakeRecipe, tmp_path: Path) -> None
     assert len(held[0]) == facts["records"]
 
 
-def _first_parts(base: Path, process: subprocess.Popen[bytes]) -> dict[Path, int]:
+def test_a_lost_worker_is_made_up_for(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    """`kill -9` of the actor that encodes: the same command goes on with what is missing, once."""
+    recipe = make_recipe("fcp")
+    tiny = recipe.features.model_copy(update={"part_bytes": 1})
+    words = command(recipe.model_copy(update={"features": tiny}), tmp_path, "features", "build")
+    process = subprocess.Popen(words, env=surroundings(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    _first_parts(Path(features_url(recipe)), process)
+    workers = [p for p in psutil.Process(process.pid).children(recursive=True) if "MapWorker" in p.name()]
+    assert len(workers) == 1
+    workers[0].kill()
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err[-2000:]
+    assert "a worker was lost" in err
+    (facts,) = json.loads(out)["folders"]
+    (kept,) = kept_features(features_url(recipe), verify=True)
+    assert kept["records"] == facts["records"]
+
+
+def _first_parts(base: Path, process: subprocess.Popen[Any]) -> dict[Path, int]:
     """The first three finished parts and when they were written."""
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline:
