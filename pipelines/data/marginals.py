@@ -123,10 +123,11 @@ def statement(found: Marginals, published: Published) -> list[str]:
         lines.append(f"{name}: chi-square {table.statistic:.1f} over {len(table.drawn)} cells, p = {table.pvalue:.3f}; "
                      f"the counts vary {table.spread:.2f} times as much as those of independent draws.")
     if found.same_block is not None and found.same_block_independent is not None:
-        lines.append(
-            f"Two supports of an episode are from the same block in {found.same_block:.1%} of the episodes; supports "
-            f"drawn independently would be in {found.same_block_independent:.1%}. The supports of one episode are "
-            f"correlated, as they come from two blocks; the marginal of each pair is not touched by it.")
+        more = found.same_block > found.same_block_independent + 0.005
+        why = ("The supports of one episode are correlated, as they come from two blocks; the marginal of each pair is "
+               "not touched by it." if more else "Here blocks make the supports of one episode no more alike.")
+        lines.append(f"Two supports of an episode are from the same block in {found.same_block:.1%} of the episodes; "
+                     f"supports drawn independently would be in {found.same_block_independent:.1%}. {why}")
     return lines
 
 
