@@ -45,12 +45,13 @@ def sampling_figure(found: Marginals, names: Mapping[int, str]) -> Figure:
 
 
 def _scatter(axes: Axes, table: Table, title: str) -> None:
-    """With the band in which 99.9 % of independent counts lie."""
+    """With the band in which 99.9 % of counts lie that vary from epoch to epoch as these do (`Table.spread`)."""
     order = np.argsort(table.expected)
     e = table.expected[order]
     axes.plot(e, table.drawn[order], ".", markersize=3, color="#2c6e91")
     axes.plot(e, e, color="black", linewidth=0.8)
-    axes.fill_between(e, np.maximum(e - 3.29 * np.sqrt(e), 0), e + 3.29 * np.sqrt(e), alpha=0.15, color="black")
+    wide = 3.29 * np.sqrt(e * table.spread)
+    axes.fill_between(e, np.maximum(e - wide, 0), e + wide, alpha=0.15, color="black")
     axes.set(title=f"{title}\np = {table.pvalue:.3f}", xlabel="expected count", ylabel="drawn count")
 
 
