@@ -1,4 +1,4 @@
-"""A proxy in front of a real S3 server that fails every tenth request, always the same ones in the order of arrival."""
+"""A proxy in front of a real S3 server that fails every nth request, always the same ones in the order of arrival."""
 
 from __future__ import annotations
 
@@ -6,24 +6,27 @@ import http.client
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
 
-EVERY = 10
 KINDS = ("503 slow down", "503 unavailable", "504 after a second", "dropped", "cut short")
 _NOT_PASSED_ON = {"expect", "connection", "keep-alive", "transfer-encoding"}
 _ERROR = '<?xml version="1.0" encoding="UTF-8"?><Error><Code>{}</Code><Message>of the test</Message></Error>'
 
 
 class FaultyProxy(ThreadingHTTPServer):
-    """`failed` counts by kind; `hang_s` > 0 makes the 15th request hang that long, past any client's patience."""
+    """Every `every`th request fails, in one of `kinds` after the other, and the next `due` ones; `failed` counts them.
+
+    `hang_s` > 0 makes the 15th request hang that long, past any client's patience.
+    """
 
     daemon_threads = True
 
-    def __init__(self, upstream: str, hang_s: float) -> None:
+    def __init__(self, upstream: str, hang_s: float, kinds: Sequence[str], every: int) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
+        self.kinds, self.every, self.due = kinds, every, 0
         self.upstream, self.hang_s = upstream.removeprefix("http://"), hang_s
         self.failed: Counter[str] = Counter()
         self.requests = 0
@@ -41,8 +44,9 @@ class FaultyProxy(ThreadingHTTPServer):
             self.requests += 1
             if self.hang_s and number == 15:
                 kind = "hung"
-            elif number % EVERY == 3:
-                kind = KINDS[number // EVERY % len(KINDS)]
+            elif self.due or number % self.every == 3:
+                self.due = max(0, self.due - 1)
+                kind = self.kinds[number // self.every % len(self.kinds)]
             else:
                 return ""
             self.failed[kind] += 1
@@ -105,9 +109,11 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def faulty_proxy(upstream: str, *, hang_s: float = 0.0) -> Iterator[FaultyProxy]:
+def faulty_proxy(
+    upstream: str, *, hang_s: float = 0.0, kinds: Sequence[str] = KINDS, every: int = 10
+) -> Iterator[FaultyProxy]:
     """A running proxy."""
-    proxy = FaultyProxy(upstream, hang_s)
+    proxy = FaultyProxy(upstream, hang_s, kinds, every)
     thread = threading.Thread(target=proxy.serve_forever, daemon=True)
     thread.start()
     try:
