@@ -1,4 +1,4 @@
-"""`fss analyse pca|probe|negatives|domains|transfer`: the papers' analyses, each ending in a page of pictures."""
+"""`fss analyse`: the papers' analyses of SANSA and FCP, each ending in a page of pictures."""
 
 from __future__ import annotations
 
@@ -74,6 +74,38 @@ def register(app: typer.Typer) -> None:
 
         given = [b.strip() for b in bundles.split(",") if b.strip()]
         _tell(analyse_transfer(load_recipe(recipe, sets, out=out), bundles=given), as_json)
+
+    @group.command()
+    def matching(
+        bundle: BundleOption,
+        other: Annotated[str, typer.Option("--other", help="A second bundle, such as FCP's without matching.")] = "",
+        fold: FoldOption = 0, recipe: RecipeOption = "demo", sets: SetOption = None, out: OutOption = None,
+        as_json: JsonOption = False,
+    ) -> None:
+        """Share of attention on the object: FCP's prototype to prototype, and prototype to pixel."""
+        from pipelines.analysis.matching import analyse_matching
+
+        _tell(analyse_matching(load_recipe(recipe, sets, out=out), bundle=bundle, other=other, fold=fold), as_json)
+
+    @group.command()
+    def similarity(
+        bundle: BundleOption, fold: FoldOption = 0, recipe: RecipeOption = "demo", sets: SetOption = None,
+        out: OutOption = None, as_json: JsonOption = False,
+    ) -> None:
+        """SAM's features beside the backbone's: how alike objects are within and between classes (FCP, VRP-SAM)."""
+        from pipelines.analysis.similarity import analyse_similarity
+
+        _tell(analyse_similarity(load_recipe(recipe, sets, out=out), bundle=bundle, fold=fold), as_json)
+
+    @group.command("pseudo-masks")
+    def pseudo_masks(
+        bundle: BundleOption, fold: FoldOption = 0, recipe: RecipeOption = "demo", sets: SetOption = None,
+        out: OutOption = None, as_json: JsonOption = False,
+    ) -> None:
+        """Quality of FCP's pseudo masks: conventional and attention-based, step by step."""
+        from pipelines.analysis.pseudo_masks import analyse_pseudo_masks
+
+        _tell(analyse_pseudo_masks(load_recipe(recipe, sets, out=out), bundle=bundle, fold=fold), as_json)
 
     app.add_typer(group, name="analyse")
 

@@ -1,0 +1,108 @@
+"""Shared by the analyses of FCP and VRP-SAM: episodes as a method analysed them, masks and maps on its grid."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from matplotlib import colormaps
+from PIL import Image
+from torch import Tensor
+
+from fss_models.errors import FssError
+from fss_models.methods.fcp.model import Fcp, FcpAnalysis
+from fss_models.methods.vrp_sam.model import VrpAnalysis, VrpSam
+from fss_models.prototype_prompts.marks import grid_masks
+from fss_models.segmenter import Segmenter
+from pipelines.analysis.study import Study, no_record
+from pipelines.bundle import read_bundle_info
+from pipelines.config import EvalConfig, Recipe
+from pipelines.data.collate import mark
+from pipelines.data.episodes import Episode, load_episode
+from pipelines.data.schema import EpisodeSample
+from pipelines.data.shardset import Shards
+from pipelines.progress import Bar
+from pipelines.report.pictures import photo_url
+from pipelines.training.evaluate import FeatureCache
+
+METHODS = ("fcp", "vrp_sam")
+HEAT = 0.6  # opacity of a map over its photo
+
+
+@dataclass(frozen=True, kw_only=True)
+class Analysed:
+    """A batch of episodes and what a method looked at; rows are (episode, shot): `found.pair` and `found.shot`."""
+
+    episodes: Sequence[Episode]
+    samples: list[EpisodeSample]
+    found: FcpAnalysis | VrpAnalysis
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(h, w) of the grid that the attention maps are over."""
+        prior = self.found.conventional if isinstance(self.found, FcpAnalysis) else self.found.prior
+        return prior.shape[-2], prior.shape[-1]
+
+
+def open_study(recipe: Recipe, bundle: str, methods: Sequence[str], what: str) -> Study:
+    """`Study.open` of a bundle of one of `methods`, the only ones that have `what`. Raises `FssError` for another."""
+    method = read_bundle_info(bundle).method  # before any shards are built
+    if method not in methods:
+        raise FssError(f"method {method!r} has no {what}", where=bundle,
+                       mend=f"give a bundle of {' or '.join(methods)}")
+    return Study.open(recipe, bundle)
+
+
+def analysed(model: Segmenter, shards: Shards, episodes: Sequence[Episode], config: EvalConfig,
+             title: str) -> Iterator[Analysed]:
+    """Batches of episodes, class by class, their supports marked as the evaluation marks them."""
+    cache, ordered = FeatureCache(model), sorted(episodes, key=lambda e: (e.class_id, e.episode_id))
+    with Bar(title, len(ordered), unit="episodes") as bar:
+        for first in range(0, len(ordered), config.batch):
+            chunk = ordered[first:first + config.batch]
+            samples = [load_episode(shards, e) for e in chunk]
+            with torch.inference_mode():
+                yield Analysed(episodes=chunk, samples=samples, found=_analyse(model, cache, chunk, samples, config))
+            bar.step(len(chunk))
+
+
+def _analyse(model: Segmenter, cache: FeatureCache, episodes: Sequence[Episode], samples: Sequence[EpisodeSample],
+             config: EvalConfig) -> FcpAnalysis | VrpAnalysis:
+    features, row_of = cache([s for one in samples for s in (*one.references, one.targets[0])])
+    where = torch.tensor([[row_of[r.image_id] for r in one.references] for one in samples])
+    sets = [[mark(model, r, config.prompts, np.random.default_rng([config.seed, e.episode_id, k]), training=False)
+             for k, r in enumerate(one.references)] for e, one in zip(episodes, samples, strict=True)]
+    prompts = model.collate(sets, features.sizes.cpu(), where).to(model.device)
+    pairs = torch.tensor([[i, row_of[one.targets[0].image_id]] for i, one in enumerate(samples)], device=model.device)
+    assert isinstance(model, Fcp | VrpSam)  # `open_study`
+    return model.analyse(features, prompts, pairs)
+
+
+def cell_masks(model: Segmenter, masks: Sequence[np.ndarray], size: tuple[int, int], *, fill: bool = True) -> Tensor:
+    """Masks [H, W] bool as the methods see them on their grid: [E, h, w] bool, on the model's device.
+
+    With `fill` an object that the grid misses marks the cells it touches.
+    """
+    squares = torch.stack([model.preprocessor.mask(m) for m in masks])[:, None]
+    return (grid_masks(squares, size, fill=fill)[:, 0] > 0).to(model.device)
+
+
+def heat_url(image: np.ndarray, weights: Tensor) -> str:
+    """A map [h, w] over its photo [H, W, 3] uint8, from the lowest value (dark) to the highest (bright)."""
+    values = weights.float().cpu().numpy()
+    scaled = (values - values.min()) / max(float(values.max() - values.min()), 1e-12)
+    size = (image.shape[1], image.shape[0])
+    smooth = np.array(Image.fromarray(scaled.astype(np.float32)).resize(size, Image.Resampling.BILINEAR))
+    colours = colormaps["inferno"](smooth)[..., :3] * 255
+    grey = image.mean(axis=2, keepdims=True)
+    return photo_url((grey * (1 - HEAT) + colours * HEAT).astype(np.uint8))
+
+
+def remarks(study: Study) -> list[str]:
+    """What a reader must know of the bundle: no record of its classes, no SAM as published."""
+    if not study.adapted.untrained:
+        return no_record(study)
+    return [*no_record(study), f"{study.info.method} at {study.info.preset} has no SAM checkpoint: SAM's parts are "
+            "random or were trained with the bundle alone. It is no verdict on the method."]
