@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fss_models.errors import FssError
@@ -35,40 +36,42 @@ SHOWN = 6
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """Who attends what: weights [E, L] over the cells of the support or the query, the mean over the tokens."""
+    """Who attends what: maps [E, N, L] of N tokens over the cells of the support or the query."""
 
     name: str
     side: str
-    weights: Tensor
+    maps: Tensor
+
+    @property
+    def weights(self) -> Tensor:
+        """The mean over the tokens [E, L]."""
+        return self.maps.mean(dim=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mass:
-    """Share of a reading's weight on the object, and the object's share of the cells: one value an episode [M].
-
-    The second is what attention spread evenly would have.
-    """
+    """One value an episode [M]: a reading's share of weight on the object, what it would be if spread evenly (the
+    object's share of the cells), and how alike the tokens' maps are."""
 
     name: str
     share: np.ndarray
     even: np.ndarray
+    alike: np.ndarray
 
 
 def readings(found: FcpAnalysis | VrpAnalysis) -> list[Reading]:
     """Support side, query side step by step; the last is what the prompts are made of."""
     if isinstance(found, VrpAnalysis):
-        return [Reading(name="prompts on the support", side="support", weights=found.support.cross.mean(dim=1)),
-                Reading(name="prompts on the query", side="query", weights=found.query.cross.mean(dim=1))]
+        return [Reading(name="prompts on the support", side="support", maps=found.support.cross),
+                Reading(name="prompts on the query", side="query", maps=found.query.cross)]
     matched = bool(found.matching.numel())
     who = "query prototypes" if matched else "support prototypes"
-    listed = [Reading(name="support prototypes on the support", side="support",
-                      weights=found.support_attention[-1].mean(dim=1))]
-    listed += [Reading(name=f"{who} on the query, step {t}", side="query", weights=maps.mean(dim=1))
+    listed = [Reading(name="support prototypes on the support", side="support", maps=found.support_attention[-1])]
+    listed += [Reading(name=f"{who} on the query, step {t}", side="query", maps=maps)
                for t, maps in enumerate(found.query_attention, start=1)]
     if matched:
-        through = found.matching @ found.query_attention[-1]
         listed.append(Reading(name="prompts on the query, through the matching", side="query",
-                              weights=through.mean(dim=1)))
+                              maps=found.matching @ found.query_attention[-1]))
     return listed
 
 
@@ -77,20 +80,28 @@ def share_inside(weights: Tensor, inside: Tensor) -> Tensor:
     return (weights * inside.flatten(1)).sum(dim=1) / weights.sum(dim=1)
 
 
+def token_likeness(maps: Tensor) -> Tensor:
+    """Mean cosine of two different tokens' maps, [E, N, L] -> [E]: 1 where all look at the same cells, or N is 1."""
+    unit, count = F.normalize(maps.float(), dim=2), maps.shape[1]
+    if count == 1:
+        return unit.new_ones(len(unit))
+    return (unit.sum(dim=1).square().sum(dim=1) - count) / (count * (count - 1))
+
+
 def measure(batches: Iterable[Analysed], model: Segmenter) -> tuple[list[Mass], list[int]]:
     """The mass of every reading, and the episodes' classes [M] in the same order. Shots are averaged."""
-    shares: dict[str, list[Tensor]] = {}
-    evens: dict[str, list[Tensor]] = {}
+    found: dict[str, list[Tensor]] = {}
     class_ids: list[int] = []
     for batch in batches:
         inside = sides(batch, model)
         class_ids += [e.class_id for e in batch.episodes]
         for one in readings(batch.found):
             mask = inside[one.side]
-            for kept, rows in ((shares, share_inside(one.weights, mask)), (evens, mask.flatten(1).float().mean(dim=1))):
-                kept.setdefault(one.name, []).append(_mean_over_shots(rows, batch.found.pair))
-    return [Mass(name=n, share=torch.cat(s).cpu().numpy(), even=torch.cat(evens[n]).cpu().numpy())
-            for n, s in shares.items()], class_ids
+            rows = (share_inside(one.weights, mask), mask.flatten(1).float().mean(dim=1), token_likeness(one.maps))
+            values = torch.stack([_mean_over_shots(r, batch.found.pair) for r in rows])
+            found.setdefault(one.name, []).append(values.cpu())
+    return [Mass(name=n, share=share, even=even, alike=alike) for n, parts in found.items()
+            for share, even, alike in [torch.cat(parts, dim=1).numpy()]], class_ids
 
 
 def sides(batch: Analysed, model: Segmenter) -> dict[str, Tensor]:
@@ -203,9 +214,11 @@ def _analysis(looks: Sequence[Looked], fold: int, classes: Sequence[str], episod
               strips: list[Strip]) -> Analysis:
     choose = looks[0].study.recipe.choose
     rows = [[f"{look.name}: {m.name}", pct(m.share.mean()), between(mean_interval(m.share, choose)),
-             pct(m.even.mean()), f"{m.share.mean() / m.even.mean():.2f}"] for look in looks for m in look.masses]
+             pct(m.even.mean()), f"{m.share.mean() / m.even.mean():.2f}", f"{m.alike.mean():.3f}"]
+            for look in looks for m in look.masses]
     figures = {look.label: {m.name: {"share": float(m.share.mean()), "interval": mean_interval(m.share, choose),
-                                     "even": float(m.even.mean())} for m in look.masses} for look in looks}
+                                     "even": float(m.even.mean()), "alike": float(m.alike.mean())}
+                            for m in look.masses} for look in looks}
     by_class = {n: np.array([c == n for c in classes]) for n in dict.fromkeys(classes)}
     per_class = [[n, str(int(own.sum())), pct(looks[0].prompts.even[own].mean()),
                   *(pct(look.prompts.share[own].mean()) for look in looks)] for n, own in by_class.items()]
@@ -214,7 +227,8 @@ def _analysis(looks: Sequence[Looked], fold: int, classes: Sequence[str], episod
         setting=f"fold {fold}, {episodes.shots}-shot",
         said=[_verdict(looks, choose), f"Mean over {len(episodes)} episodes with the novel classes. Prompts "
               "of FCP with matching look through it: their weight on a query prototype times its weight on a cell."],
-        table=Table(columns=["attention", "on the object, %", "95 % interval", "evenly spread", "ratio"], rows=rows),
+        table=Table(columns=["attention", "on the object, %", "95 % interval", "evenly spread", "ratio", "alike"],
+                    rows=rows),
         tables=[Table(title="Prompts' attention on the query's object, by class", rows=per_class,
                       columns=["class", "episodes", "evenly spread", *(look.label for look in looks)])],
         figures={"fold": fold, "shots": episodes.shots, "episodes": len(episodes), "list_hash": episodes.sha256,
@@ -223,6 +237,8 @@ def _analysis(looks: Sequence[Looked], fold: int, classes: Sequence[str], episod
         notes=["Share of the attention weights (mean over heads and tokens) on cells that the object covers; void and "
                "crowd are not the object. Evenly spread: the object's share of the cells. FCP's support attention is "
                "masked to the support's object, hence all of it is on it where supports are marked by masks.",
+               "Alike: mean cosine of two tokens' maps. Near 1 all tokens look at the same cells, and a matching has "
+               "nothing to choose from.",
                "A map's colours go from its own lowest to its own highest value.",
                *(n for look in looks for n in remarks(look.study))])
 

@@ -25,7 +25,7 @@ from fss_models.segmenter import Segmenter
 from jobs.cli import make_app
 from pipelines.analysis import matching, pseudo_masks
 from pipelines.analysis import similarity as alike
-from pipelines.analysis.matching import analyse_matching, mean_interval, measure, readings, share_inside
+from pipelines.analysis.matching import analyse_matching, mean_interval, measure, readings, share_inside, token_likeness
 from pipelines.analysis.prompted import Analysed, analysed, cell_masks
 from pipelines.analysis.pseudo_masks import analyse_pseudo_masks
 from pipelines.analysis.similarity import MIDDLE, REDUCED, SAM, TOP, analyse_similarity
@@ -63,6 +63,12 @@ def test_share_of_attention_on_the_object() -> None:
     assert share_inside(1 - inside.flatten(1).float(), inside).item() == 0.0
     assert share_inside(torch.full((1, 16), 1 / 16), inside).item() == 0.25  # spread evenly: the object's area
     assert share_inside(0.5 * on + 0.5 / 16, inside).item() == pytest.approx(0.5 + 0.125)
+
+
+def test_tokens_that_look_alike() -> None:
+    same, apart = torch.full((3, 4), 0.25), torch.eye(3, 4)
+    half = torch.tensor([[1.0, 0.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0]])
+    assert token_likeness(torch.stack([same, apart, half])).tolist() == pytest.approx([1.0, 0.0, 1 / 3], abs=1e-6)
 
 
 @pytest.mark.parametrize(("chosen", "share"), [([1.0, 0.0], 1.0), ([0.0, 1.0], 0.0), ([0.25, 0.75], 0.25)])
