@@ -253,8 +253,9 @@ class ParquetReader:
         self._file.close(force=True)
 
     def _open(self) -> pq.ParquetFile:
-        file = self._store.fs.open(self._store.path(self._relative), "rb")
-        return pq.ParquetFile(file, page_checksum_verification=True)
+        # No read-ahead: pyarrow asks for whole column chunks itself, and a row group is often all that is wanted.
+        file = self._store.fs.open(self._store.path(self._relative), "rb", cache_type="none")
+        return pq.ParquetFile(file, page_checksum_verification=True, pre_buffer=True)
 
     def _read(self, group: int, columns: list[str] | None) -> pa.Table:
         try:

@@ -120,12 +120,13 @@ def predicted(model: Segmenter, episodes: Sequence[Episode], samples: Sequence[s
     held = remember(model, FeatureCache(model), episodes, samples, config)
     pairs = torch.stack([torch.arange(len(samples), device=model.device), held.queries], dim=1)
     logits = model.segment(held.memory, held.features, pairs).logits
-    return [drawn_mask(one, s.targets[0]) for one, s in zip(logits, samples, strict=True)]
+    corners = model.corners_aligned
+    return [drawn_mask(one, s.targets[0], corners=corners) for one, s in zip(logits, samples, strict=True)]
 
 
-def drawn_mask(logits: Tensor, target: schema.Sample) -> tuple[np.ndarray, float]:
-    """Logits [h, w] as a mask [H, W] bool, and its IoU."""
-    mask = (at_size(logits, target.mask.shape) > 0).cpu()
+def drawn_mask(logits: Tensor, target: schema.Sample, *, corners: bool = False) -> tuple[np.ndarray, float]:
+    """Logits [h, w] as a mask [H, W] bool, and its IoU; `corners` is the method's `corners_aligned`."""
+    mask = (at_size(logits, target.mask.shape, corners=corners) > 0).cpu()
     return mask.numpy(), mask_iou(mask, target)
 
 
