@@ -21,7 +21,12 @@ FoldOption = Annotated[int, typer.Option("--fold", "-f", help="The fold whose cl
 def register(app: typer.Typer) -> None:
     """Add the sub-commands."""
     group = typer.Typer(no_args_is_help=True, help="The papers' analyses of a trained bundle, as pages with pictures.")
+    _add_sansas(group)
+    _add_fcps(group)
+    app.add_typer(group, name="analyse")
 
+
+def _add_sansas(group: typer.Typer) -> None:
     @group.command()
     def pca(
         bundle: BundleOption,
@@ -75,6 +80,8 @@ def register(app: typer.Typer) -> None:
         given = [b.strip() for b in bundles.split(",") if b.strip()]
         _tell(analyse_transfer(load_recipe(recipe, sets, out=out), bundles=given), as_json)
 
+
+def _add_fcps(group: typer.Typer) -> None:
     @group.command()
     def matching(
         bundle: BundleOption,
@@ -106,8 +113,6 @@ def register(app: typer.Typer) -> None:
         from pipelines.analysis.pseudo_masks import analyse_pseudo_masks
 
         _tell(analyse_pseudo_masks(load_recipe(recipe, sets, out=out), bundle=bundle, fold=fold), as_json)
-
-    app.add_typer(group, name="analyse")
 
 
 def _tell(written: Written, as_json: bool) -> None:

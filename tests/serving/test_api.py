@@ -81,7 +81,7 @@ REFUSED: list[tuple[str, Any, int, str]] = [
     ("segment", {"support_id": "0" * 16, "images": [PHOTO], "threshold": 1.5}, 422, "between 0 and 1"),
     ("segment", [], 422, "is not a JSON object"),
     ("segment", b" " * 2_000_001, 413, "larger than 2000000 bytes"),
-    ("supports", {"class_name": "x", "supports": [{"image": PHOTO, "box": [0, 0, 9, 9]}]}, 422, "mask prompts only"),
+    ("supports", {"class_name": "x", "supports": [{"image": PHOTO, "box": [0, 0, 9, 9]}]}, 422, "reads no box marks"),
     ("supports", {"class_name": "x", "supports": [{"image": "QUJD", "box": [0, 0, 9, 9]}]}, 422, "not an image"),
     ("nothing", {}, 404, "there is no '/v1/nothing'"),
 ]
