@@ -2,11 +2,12 @@
 
 An episode, as published evaluation code runs it, encodes its supports and its query and remembers the supports each
 time. Both ways give the same masks: the largest relative difference is reported (argmax over candidates can flip in
-bf16). Peak memory is that of each way by itself, on a GPU. Needs torch, timm and sam2 only.
+bf16). Peak memory is that of each way by itself on a GPU, and of the process. Needs torch, timm and sam2 only.
 """
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -63,7 +64,7 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
             "same_masks": bool((difference < 1e-3).all()) or config["precision"] == "bf16",
             "share_of_equal_pixels": float(((batched > 0) == (single > 0)).float().mean()),
             "encodes_per_image": {"together": 1 + config["shots"] / config["images"], "separate": 1 + config["shots"]},
-            "seconds": times, "peak_bytes": peaks, **speeds}
+            "seconds": times, "peak_bytes": peaks, "process_peak_bytes": _process_peak(), **speeds}
 
 
 def _settle(model: Any, config: dict[str, Any]) -> None:
@@ -84,6 +85,11 @@ def _peak(way: Callable[[], object], device: str) -> int | None:
     torch.cuda.reset_peak_memory_stats()
     way()
     return int(torch.cuda.max_memory_allocated())
+
+
+def _process_peak() -> int:
+    """Largest resident memory of the whole process, model included."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _pictures(model: Segmenter, config: dict[str, Any], count: int) -> Images:
