@@ -36,13 +36,14 @@ def build_sam2(
     size = find_preset(preset)
     if side is not None:
         size = replace(size, side=side)
-    model = instantiate(_config(size, object_scores), _recursive_=True)
+    model = instantiate(sam2_config(size, object_scores), _recursive_=True)
     if weights:
         _load(model, weights, spare=frozenset() if object_scores else OBJECT_SCORE_KEYS | {OBJECT_SCORE_KEY_2_1})
     return model.eval()
 
 
-def _config(size: Preset, object_scores: bool) -> dict[str, Any]:
+def sam2_config(size: Preset, object_scores: bool) -> dict[str, Any]:
+    """The `sam2` package's own configuration of a `SAM2Base` of that size, for `hydra.utils.instantiate`."""
     file = size.config or "sam2/sam2_hiera_t.yaml"
     with files("sam2").joinpath("configs", *file.split("/")).open() as text:
         config: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(text).model)  # type: ignore[assignment]

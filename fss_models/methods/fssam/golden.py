@@ -24,7 +24,7 @@ from fss_models.methods.fssam.golden_stages import observe
 from fss_models.methods.fssam.golden_units import check_episodes, check_units, excess
 from fss_models.methods.fssam.model import Fssam
 from fss_models.preprocess import IMAGENET
-from fss_models.sam2_core.build import _config
+from fss_models.sam2_core.build import sam2_config
 from fss_models.sam2_core.presets import Preset
 
 Arrays = dict[str, Tensor]
@@ -67,7 +67,7 @@ def _text(array: np.ndarray) -> Tensor:
 
 def load_model(case: dict[str, Any], state: Arrays) -> Fssam:
     """The model of a case's geometry with its weights, in the case's mode."""
-    sam = instantiate(_config(preset_of(case), True), _recursive_=True)
+    sam = instantiate(sam2_config(preset_of(case), True), _recursive_=True)
     config = FssamConfig(num_refine=case["num_refine"], ver_refine=case["ver_refine"], train="published",
                          k_shot=case.get("k_shot", "repaired"))
     model = Fssam(preset="golden", config=config, sam=sam, prior=_dino(case, state))
