@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
@@ -129,15 +129,6 @@ class Store:
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, row_group_size=row_group_size, compression="zstd")
         self.write_bytes(relative, sink.getvalue().to_pybytes())
-
-    def read_ranges(self, wanted: Sequence[tuple[str, int, int]]) -> list[bytes]:
-        """The bytes [start, end) of (relative path, start, end), in order; shorter where a file ends early.
-
-        Many are read at a time where the place allows it.
-        """
-        paths, starts, ends = [self.path(w[0]) for w in wanted], [w[1] for w in wanted], [w[2] for w in wanted]
-        first = wanted[0][0] if wanted else ""
-        return list(self._try("read", first, lambda: self.fs.cat_ranges(paths, starts, ends, on_error="raise")))
 
     def open_parquet(self, relative: str) -> ParquetReader:
         """A Parquet file for reading single row groups; the caller closes it."""

@@ -19,7 +19,7 @@ from fss_models.backbones.dinov2 import Dinov2
 from fss_models.methods.fssam.golden import clip_of, load_model, preset_of
 from fss_models.methods.fssam.golden_stages import observe
 from fss_models.methods.fssam.model import Fssam
-from fss_models.sam2_core.build import _config
+from fss_models.sam2_core.build import sam2_config
 
 FILE = Path(__file__).parent / "data" / "fssam_debug.safetensors"
 CASE: dict[str, Any] = {
@@ -81,7 +81,7 @@ def state() -> dict[str, Tensor]:
 
 
 def _shapes() -> dict[str, tuple[int, ...]]:
-    sam = instantiate(_config(preset_of(CASE), True), _recursive_=True)
+    sam = instantiate(sam2_config(preset_of(CASE), True), _recursive_=True)
     dino = Dinov2(width=CASE["dino_dim"], blocks=BLOCKS, heads=CASE["dino_heads"], mlp_ratio=2)
     named = {f"sam2.{k}": v for k, v in sam.state_dict().items()}
     named |= {f"dino.{k}": v for k, v in dino.hub_state().items()}
