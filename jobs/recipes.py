@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -15,6 +15,10 @@ from rapidfuzz import process
 
 from fss_models.errors import FssError
 from pipelines.config import Recipe
+from pipelines.pretraining.config import PretrainConfig
+
+PRETRAINING = "pretrain"
+T = TypeVar("T", bound=BaseModel)
 
 
 def load_recipe(name: str, overrides: list[str] | None = None, **direct: Any) -> Recipe:
@@ -23,7 +27,22 @@ def load_recipe(name: str, overrides: list[str] | None = None, **direct: Any) ->
     `direct` are top-level values that win (None is left out). Raises `FssError` for a missing file, a key that does
     not exist (naming its nearest neighbour) and a value of the wrong kind.
     """
-    raw, where = _read(name)
+    return _load(Recipe, "", name, overrides, direct)
+
+
+def load_pretraining(name: str, overrides: list[str] | None = None, **direct: Any) -> PretrainConfig:
+    """The same for a recipe of `fss pretrain`."""
+    return _load(PretrainConfig, PRETRAINING, name, overrides, direct)
+
+
+def list_recipes(folder: str = "") -> list[str]:
+    """Names of the recipes that ship with the package; those of pretraining are in the folder `pretrain`."""
+    return sorted(p.name.removesuffix(".yaml") for p in files("jobs").joinpath("recipes", folder).iterdir()
+                  if p.name.endswith(".yaml"))
+
+
+def _load(model: type[T], folder: str, name: str, overrides: list[str] | None, direct: dict[str, Any]) -> T:
+    raw, where = _read(name, folder)
     for item in overrides or []:
         key, eq, value = item.partition("=")
         if not eq:
@@ -31,32 +50,26 @@ def load_recipe(name: str, overrides: list[str] | None = None, **direct: Any) ->
         _assign(raw, key.strip().split("."), _yaml(value, f"--set {key}"))
     raw.update({k: v for k, v in direct.items() if v is not None})
     try:
-        return Recipe.model_validate(raw)
+        return model.model_validate(raw)
     except ValidationError as error:
-        raise FssError(_first_mistake(error), where=where) from error
+        raise FssError(_first_mistake(error, model), where=where) from error
 
 
-def list_recipes() -> list[str]:
-    """Names of the recipes that ship with the package."""
-    return sorted(p.name.removesuffix(".yaml") for p in files("jobs").joinpath("recipes").iterdir()
-                  if p.name.endswith(".yaml"))
-
-
-def _read(name: str) -> tuple[dict[str, Any], str]:
-    path = Path(name)
+def _read(name: str, folder: str) -> tuple[dict[str, Any], str]:
+    path, shipped = Path(name), list_recipes(folder)
     if not path.suffix:
-        if name not in list_recipes():
-            raise FssError(f"no recipe {name!r}", mend=f"known: {', '.join(list_recipes())}; or give a .yaml file")
-        text, where = files("jobs").joinpath("recipes", f"{name}.yaml").read_text(), f"recipe {name}"
+        if name not in shipped:
+            raise FssError(f"no recipe {name!r}", mend=f"known: {', '.join(shipped)}; or give a .yaml file")
+        text, where = files("jobs").joinpath("recipes", folder, f"{name}.yaml").read_text(), f"recipe {name}"
     else:
         if not path.is_file():
-            raise FssError("no such recipe file", where=name, mend=f"shipped recipes: {', '.join(list_recipes())}")
+            raise FssError("no such recipe file", where=name, mend=f"shipped recipes: {', '.join(shipped)}")
         text, where = path.read_text(), name
     raw = _yaml(text, where)
     if not isinstance(raw, dict):
         raise FssError("a recipe is a mapping of sections", where=where)
     if base := raw.pop("extends", ""):
-        return _merged(_read(str(base))[0], raw), where
+        return _merged(_read(str(base), folder)[0], raw), where
     return raw, where
 
 
@@ -96,13 +109,13 @@ def _assign(raw: dict[str, Any], keys: list[str], value: Any) -> None:
             raise FssError(f"--set {'.'.join(keys)}: {'.'.join(keys[:i])} is a value, not a section")
 
 
-def _first_mistake(error: ValidationError) -> str:
+def _first_mistake(error: ValidationError, model: type[BaseModel]) -> str:
     """The first problem in a person's words."""
     first = error.errors()[0]
     place = [str(p) for p in first["loc"]]
     dotted = ".".join(place)
     if first["type"] == "extra_forbidden":
-        near = process.extractOne(place[-1], _keys_at(Recipe, place[:-1]))
+        near = process.extractOne(place[-1], _keys_at(model, place[:-1]))
         return f"unknown key {dotted!r}" + (f", did you mean {'.'.join([*place[:-1], near[0]])!r}?" if near else "")
     given = "" if isinstance(first["input"], dict) else f", not {first['input']!r}"
     return f"{dotted or 'recipe'}: {first['msg'].removeprefix('Value error, ').lower()}{given}"

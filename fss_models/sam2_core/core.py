@@ -100,11 +100,15 @@ class Sam2Core(nn.Module):
         """References marked by masks [E, R, R] in {0, 1} -> entries and predicted logits (specification 3.4)."""
         mask = (masks > 0).float()[:, None]
         decoded = self.decode(maps, maps["f2"], mask=self.sam.mask_downsample(mask))
-        logits, quarter = mask * MASK_SCALE + MASK_BIAS, self.side // 4
+        return self.mask_entries(maps, masks, decoded.tokens[:, 0]), decoded.logits[:, 0]
+
+    def mask_entries(self, maps: Maps, masks: Tensor, token: Tensor) -> Entries:
+        """Entries of references whose masks [E, R, R] in {0, 1} are given, and what the decoder says of them [E, C]."""
+        logits, quarter = (masks > 0).float()[:, None] * MASK_SCALE + MASK_BIAS, self.side // 4
         if not self.rules.exact_masks:
             logits = F.interpolate(logits, size=(quarter, quarter), mode="bilinear", align_corners=False,
                                    antialias=True)
-        return self._entries(maps["f2"], logits[:, 0], decoded.tokens[:, 0]), decoded.logits[:, 0]
+        return self._entries(maps["f2"], logits[:, 0], token)
 
     def remember_points(self, maps: Maps, points: Tensor, labels: Tensor) -> tuple[Entries, Tensor]:
         """References marked by points or boxes -> entries and predicted logits (specification 3.5)."""

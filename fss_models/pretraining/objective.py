@@ -1,0 +1,187 @@
+"""What class-agnostic pretraining minimises: an object is found from its prompt, and again from its memory.
+
+Letters: E references (one a clip), J further views of the same photo, I objects of a photo, M = 4 masks of the decoder
+(token 0, then three candidates), q = R / 4. SAM 2's losses (Ravi et al. 2024, section D.2.1): focal, dice, predicted
+IoU and object score; the best of the candidates learns most, since a point or a first memory can mean several masks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fss_models.sam2_core.core import Entries, Maps, Sam2Core, take
+
+FOCAL_WEIGHT, OTHERS_WEIGHT = 20.0, 0.2  # focal against dice; candidates that were not the best against the one that was
+TRUNK = "image_encoder.trunk."
+
+
+class Mark(IntEnum):
+    """How a batch's references are marked."""
+
+    MASK = 0
+    BOX = 1
+    POINTS = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainClips:
+    """E clips of V views each, the first of which is the reference.
+
+    stages   the trunk's maps, finest first: four of [E * V, C, h, w], clip by clip
+    masks    [E, V, R, R] float in {0, 1}: the clip's object in each view, empty where it is out of sight
+    mark     how the references are marked; points [E, P, 2] and labels [E, P] in pixels where it is no mask
+    """
+
+    stages: list[Tensor]
+    masks: Tensor
+    mark: Mark
+    points: Tensor | None = None
+    labels: Tensor | None = None
+
+    def to(self, device: torch.device) -> PretrainClips:
+        """The same on `device`."""
+        moved = {k: None if v is None else v.to(device) for k, v in (("points", self.points), ("labels", self.labels))}
+        return PretrainClips(stages=[s.to(device) for s in self.stages], masks=self.masks.to(device), mark=self.mark,
+                             points=moved["points"], labels=moved["labels"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Masks:
+    """All that the decoder gave: logits [E, 4, q, q], ious [E, 4], tokens [E, 4, C], present [E] (object score)."""
+
+    logits: Tensor
+    ious: Tensor
+    tokens: Tensor
+    present: Tensor
+
+
+def train_all_but_trunk(core: Sam2Core) -> None:
+    """Set `requires_grad`: everything but the trunk."""
+    for name, parameter in core.sam.named_parameters():
+        parameter.requires_grad_(not name.startswith(TRUNK))
+
+
+def pyramid(core: Sam2Core, stages: list[Tensor]) -> Maps:
+    """f0, f1, f2 of `Sam2Core.encode` from the trunk's maps."""
+    encoder, decoder = core.sam.image_encoder, core.sam.sam_mask_decoder
+    levels, _ = encoder.neck(stages)
+    f0, f1, f2 = levels[: len(levels) - encoder.scalp]
+    return {"f0": decoder.conv_s0(f0), "f1": decoder.conv_s1(f1), "f2": f2}
+
+
+def pretrain_losses(core: Sam2Core, clips: PretrainClips) -> dict[str, Tensor]:
+    """Weighted losses whose sum is minimised: "prompted" (the marked view), "tracked" (views that read its memory).
+
+    The first tracked view reads the reference's memory, each later one also those of the views before it, predicted
+    masks included (with gradients).
+    """
+    e, v = clips.masks.shape[:2]
+    maps = pyramid(core, [s.float() for s in clips.stages])
+    views = [take(maps, list(range(t, e * v, v))) for t in range(v)]
+    small = F.interpolate(clips.masks, size=(core.side // 4,) * 2, mode="area")  # [E, V, q, q]
+    marked = _prompted(core, views[0], clips)
+    found = {"prompted": _terms(marked, small[:, 0])}
+    memory = _remember(core, views[0], marked, clips)
+    tracked = []
+    for t in range(1, v):
+        seen = _tracked(core, views[t], memory)
+        tracked.append(_terms(seen, small[:, t]))
+        if t + 1 < v:
+            memory = [*memory, _remember_prediction(core, views[t], seen)]
+    found["tracked"] = torch.stack(tracked).mean()
+    return found
+
+
+def predict_views(core: Sam2Core, clips: PretrainClips) -> tuple[Tensor, Tensor]:
+    """Logits [E, q, q] of the marked view (of one point the best candidate) and of the next, by its memory."""
+    v = clips.masks.shape[1]
+    maps = pyramid(core, [s.float() for s in clips.stages])
+    first, second = (take(maps, list(range(t, len(clips.masks) * v, v))) for t in range(2))
+    marked = _prompted(core, first, clips)
+    seen = _tracked(core, second, _remember(core, first, marked, clips))
+    return _best(marked)[0] if clips.mark == Mark.POINTS else marked.logits[:, 0], _best(seen)[0]
+
+
+def _prompted(core: Sam2Core, maps: Maps, clips: PretrainClips) -> _Masks:
+    """The object marked in a view without memory; a mask goes straight to the decoder, as SAM 2 does for pointers."""
+    if clips.mark == Mark.MASK:
+        return _decode(core, maps, maps["f2"], mask=core.sam.mask_downsample(clips.masks[:, :1]))
+    plain = maps["f2"] + core.sam.no_mem_embed.view(1, -1, 1, 1)
+    return _decode(core, maps, plain, points=clips.points, labels=clips.labels)
+
+
+def _remember(core: Sam2Core, maps: Maps, marked: _Masks, clips: PretrainClips) -> list[Entries]:
+    if clips.mark == Mark.MASK:
+        return [core.mask_entries(maps, clips.masks[:, 0], marked.tokens[:, 0])]
+    return [core.remember_prediction(maps, marked.logits[:, 0], marked.tokens[:, 0])]
+
+
+def _tracked(core: Sam2Core, maps: Maps, memory: list[Entries]) -> _Masks:
+    attended = core.attend(maps["f2"], torch.stack([m.features for m in memory], dim=1),
+                           torch.stack([m.pointers for m in memory], dim=1))
+    return _decode(core, maps, attended)
+
+
+def _remember_prediction(core: Sam2Core, maps: Maps, seen: _Masks) -> Entries:
+    return core.remember_prediction(maps, *_best(seen))
+
+
+def _decode(core: Sam2Core, maps: Maps, embedding: Tensor, *, points: Tensor | None = None,
+            labels: Tensor | None = None, mask: Tensor | None = None) -> _Masks:
+    """All four masks of SAM's decoder in one pass."""
+    sam = core.sam
+    if points is None or labels is None:
+        points = embedding.new_zeros(len(embedding), 1, 2)
+        labels = torch.full((len(embedding), 1), -1, dtype=torch.int32, device=embedding.device)
+    sparse, dense = sam.sam_prompt_encoder(points=(points, labels), boxes=None, masks=mask)
+    logits, ious, tokens, present = sam.sam_mask_decoder.predict_masks(
+        image_embeddings=embedding, image_pe=sam.sam_prompt_encoder.get_dense_pe(), sparse_prompt_embeddings=sparse,
+        dense_prompt_embeddings=dense, repeat_image=False, high_res_features=[maps["f0"], maps["f1"]])
+    return _Masks(logits=logits.float(), ious=ious.float(), tokens=tokens, present=present[:, 0].float())
+
+
+def _best(seen: _Masks) -> tuple[Tensor, Tensor]:
+    """Logits and token of the candidate with the highest predicted IoU."""
+    rows = torch.arange(len(seen.ious), device=seen.ious.device)
+    best = 1 + seen.ious[:, 1:].argmax(dim=1)
+    return seen.logits[rows, best], seen.tokens[rows, best]
+
+
+def _terms(seen: _Masks, truth: Tensor) -> Tensor:
+    """All losses of one view, truth [E, q, q] in [0, 1]; where the object is out of sight, its object score alone."""
+    visible = truth.flatten(1).amax(dim=1) > 0.5
+    score = F.binary_cross_entropy_with_logits(seen.present, visible.float())
+    if not bool(visible.any()):
+        return score
+    logits, truth = seen.logits[visible], truth[visible][:, None].expand(-1, seen.logits.shape[1], -1, -1)
+    each = FOCAL_WEIGHT * _focal(logits, truth) + _dice(logits, truth)  # [e, 4]
+    candidates = each[:, 1:]
+    mask = each[:, 0] + (1 - OTHERS_WEIGHT) * candidates.amin(dim=1) + OTHERS_WEIGHT * candidates.mean(dim=1)
+    quality = F.l1_loss(seen.ious[visible], _iou(logits, truth))
+    return mask.mean() + quality + score
+
+
+def _focal(logits: Tensor, truth: Tensor) -> Tensor:
+    """Focal loss of soft truth, mean over pixels: [e, M, q, q] -> [e, M] (alpha 0.25, gamma 2)."""
+    cross = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
+    p = logits.sigmoid()
+    hit = p * truth + (1 - p) * (1 - truth)
+    weight = 0.25 * truth + 0.75 * (1 - truth)
+    return (weight * cross * (1 - hit) ** 2).mean(dim=(2, 3))
+
+
+def _dice(logits: Tensor, truth: Tensor) -> Tensor:
+    p = logits.sigmoid()
+    both, either = (p * truth).sum(dim=(2, 3)), (p + truth).sum(dim=(2, 3))
+    return 1 - (2 * both + 1) / (either + 1)
+
+
+@torch.no_grad()
+def _iou(logits: Tensor, truth: Tensor) -> Tensor:
+    p, g = logits > 0, truth > 0.5
+    return (p & g).sum(dim=(2, 3)) / (p | g).sum(dim=(2, 3)).clamp(min=1)

@@ -1,0 +1,41 @@
+"""`fss pretrain`: SAM 2's parts above a frozen trunk, class-agnostically."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated
+
+import typer
+
+from jobs.options import JsonOption, SetOption
+from jobs.recipes import load_pretraining
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+
+    @app.command("pretrain")
+    def pretrain(
+        recipe: Annotated[str, typer.Option("--recipe", "-r", help="nano_pretrain or a YAML file.")] = "nano_pretrain",
+        sets: SetOption = None,
+        out: Annotated[str | None, typer.Option("--out", "-o", help="A local folder.")] = None,
+        as_json: JsonOption = False,
+    ) -> None:
+        """Train neck, memory and decoder on single objects and pseudo-videos; started again, it goes on."""
+        from pipelines.pretraining.run import run_pretraining
+        from pipelines.progress import Bar
+
+        config = load_pretraining(recipe, sets, out=out)
+        with Bar(config.name, config.steps, unit="steps") as bar:
+            about = run_pretraining(config, lambda row: bar.to(int(row["step"]), _note(row)))
+        held = ", ".join(f"{k.removeprefix('iou_')} {v * 100:.1f}" for k, v in about["held_out"].items())
+        print(f"{config.out}/{about['file']}: mean IoU on held-out photos: {held}",
+              file=sys.stderr if as_json else sys.stdout)
+        if as_json:
+            print(json.dumps(about, indent=1))
+
+
+def _note(row: dict[str, float]) -> str:
+    held = "".join(f" {k.removeprefix('iou_')} {v * 100:.1f}" for k, v in row.items() if k.startswith("iou_"))
+    return f"loss {row['loss']:.3f}{held}"

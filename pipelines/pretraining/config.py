@@ -1,0 +1,55 @@
+"""What a pretraining recipe may say. Unknown keys are errors."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from fss_models.pretraining.views import ViewConfig
+from pipelines.config import DataConfig, Positive, Section
+
+
+class ViewsSection(Section):
+    """How much the views of a photo differ: the fields of `ViewConfig`."""
+
+    views: int = Field(3, ge=2)
+    zoom: tuple[float, float] = (0.45, 1.15)
+    turn: float = Field(20.0, ge=0, le=180)
+    stretch: float = Field(1.3, ge=1)
+    colour: float = Field(0.4, ge=0, lt=1)
+    grey: float = Field(0.1, ge=0, le=1)
+    paste: float = Field(0.5, ge=0, le=1)
+
+    def made(self) -> ViewConfig:
+        """As the functions that draw views want it."""
+        return ViewConfig(**self.model_dump())
+
+
+class PretrainConfig(Section):
+    """A pretraining: datasets whose *train* photos it opens, the model's size, and how it is optimised."""
+
+    name: str = "nano_pretrain"
+    out: str = "out/pretrain"
+    data: list[DataConfig] = Field(min_length=1)
+    hide: list[str] = []  # names of classes whose objects are left out, in all datasets (a check on class leakage)
+    preset: str = "nano"
+    start: str = ""  # weights to go on from; empty: random values above the trunk
+    views: ViewsSection = ViewsSection()
+    held_out: float = Field(0.05, gt=0, lt=0.5)  # share of the train photos that measure progress and train nothing
+    steps: Positive = 4000
+    clips: Positive = 8  # a step
+    absent: float = Field(0.1, ge=0, lt=1)  # clips whose last view lacks the object
+    ring: Positive = 150  # encoded scenes to draw clips from
+    fresh: Positive = 2  # new scenes a step
+    lr: float = Field(1e-3, gt=0)
+    warmup: int = Field(100, ge=0)
+    weight_decay: float = Field(0.01, ge=0)
+    clip_norm: float = Field(1.0, gt=0)
+    precision: Literal["fp32", "bf16"] = "bf16"
+    seed: int = 0
+    threads: Positive = 1
+    device: str = ""  # default cuda where there is one
+    log_every: Positive = 20
+    measure_every: Positive = 250
+    checkpoint_every: Positive = 250

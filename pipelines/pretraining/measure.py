@@ -1,0 +1,51 @@
+"""How well a model finds an object from a prompt, and again in other views: mean IoU on photos it was not trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from fss_models.pretraining.bank import Scene, draw_clips
+from fss_models.pretraining.objective import Mark, PretrainClips, predict_views
+from fss_models.sam2_core.core import Sam2Core
+
+CLIPS = 8
+
+
+@torch.no_grad()
+def held_out_ious(core: Sam2Core, clips: Sequence[PretrainClips]) -> dict[str, float]:
+    """"iou_points", "iou_box": the marked view, from one to four points or a box; "iou_tracked": the next view after a mask;
+    "iou_copied": that view if the mask stayed where it was in the first, what a model that looks at nothing gets."""
+    core.eval()
+    found: dict[str, list[float]] = {}
+    for one in clips:
+        marked, tracked = predict_views(core, one.to(next(core.parameters()).device))
+        if one.mark == Mark.MASK:
+            found.setdefault("iou_tracked", []).extend(_ious(tracked, one.masks[:, 1]))
+            found.setdefault("iou_copied", []).extend(_ious(one.masks[:, 0] - 0.5, one.masks[:, 1]))
+        else:
+            found.setdefault(f"iou_{one.mark.name.lower()}", []).extend(_ious(marked, one.masks[:, 0]))
+    return {k: float(np.mean(v)) for k, v in sorted(found.items())}
+
+
+def fixed_clips(scenes: list[Scene], *, seed: int, groups: int) -> list[PretrainClips]:
+    """The same clips at every measurement, each kind of mark in turn until `groups` are drawn."""
+    clips: list[PretrainClips] = []
+    turn = 0
+    while len(clips) < groups:
+        drawn = draw_clips(scenes, np.random.default_rng([seed, 7, turn]), clips=CLIPS, absent=0.0)
+        turn += 1
+        if drawn.mark == list(Mark)[len(clips) % len(Mark)]:
+            clips.append(drawn)
+    return clips
+
+
+def _ious(logits: torch.Tensor, truth: torch.Tensor) -> list[float]:
+    """IoU of each, where the object is in sight at all; truth is compared at the size of the logits."""
+    small = torch.nn.functional.interpolate(truth[:, None].cpu(), size=logits.shape[-2:], mode="area")[:, 0] > 0.5
+    p = logits.cpu() > 0
+    union = (p | small).flatten(1).sum(1).clamp(min=1)
+    iou = (p & small).flatten(1).sum(1) / union
+    return [float(v) for v, seen in zip(iou, small.flatten(1).any(1), strict=True) if seen]

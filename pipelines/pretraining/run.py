@@ -1,0 +1,93 @@
+"""A whole pretraining: shards of its datasets, the loop, and the weight file with what it was made from."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from fss_models.errors import FssError
+from fss_models.sam2_core.build import build_sam2
+from fss_models.sam2_core.core import Sam2Core
+from fss_models.sam2_core.presets import find_preset, preprocessor
+from pipelines.config import DataConfig
+from pipelines.data.shards import build_shards
+from pipelines.data.shardset import Shards
+from pipelines.pretraining.config import PretrainConfig
+from pipelines.pretraining.loop import Encoder, Log, Scenes, pretrain, trained_state
+from pipelines.pretraining.measure import fixed_clips, held_out_ious
+from pipelines.pretraining.scenes import Photos
+from pipelines.storage import join
+from pipelines.training.run import code_version
+from pipelines.weights import file_sha256
+
+MEASURED_SCENES, MEASURED_GROUPS = 48, 12
+WEIGHTS = "model.safetensors"
+
+
+def run_pretraining(config: PretrainConfig, log: Log) -> dict[str, Any]:
+    """Train (or go on) and write `model.safetensors` (half precision) and `model.json` below `config.out`.
+
+    Returns the provenance. Raises `FssError` for photos, settings and checkpoints that do not fit.
+    """
+    folder = Path(config.out)
+    torch.set_num_threads(config.threads)
+    shards = [_shards(data, folder) for data in config.data]
+    photos = Photos(shards, hide=config.hide)
+    held, used = _held_out(len(photos), config)
+    core, encode = _build(config)
+    scenes = Scenes(photos.read, used, config, encode, core.side)
+    clips = fixed_clips([Scenes(photos.read, held, config, encode, core.side)(n) for n in range(MEASURED_SCENES)],
+                        seed=config.seed, groups=MEASURED_GROUPS)
+    rows = pretrain(config, core, scenes, folder=folder, measure=lambda: held_out_ious(core, clips), log=log)
+    return _write(folder, config, core, photos, used, rows)
+
+
+def _shards(data: DataConfig, folder: Path) -> Shards:
+    url = join(str(folder), "shards", data.name)
+    build_shards(data, url)
+    return Shards(url)
+
+
+def _held_out(count: int, config: PretrainConfig) -> tuple[list[int], list[int]]:
+    """Indices of the photos that measure, and of those that train."""
+    order = np.random.default_rng([config.seed, 11]).permutation(count).tolist()
+    cut = max(1, round(count * config.held_out))
+    if cut >= count:
+        raise FssError(f"{count} photos are too few to hold {cut} of them out", mend="add data")
+    return sorted(order[:cut]), sorted(order[cut:])
+
+
+def _build(config: PretrainConfig) -> tuple[Sam2Core, Encoder]:
+    torch.manual_seed(config.seed)
+    core = Sam2Core(build_sam2(config.preset, weights="random", object_scores=True))
+    if config.start:
+        core.sam.load_state_dict({k: v.float() for k, v in load_file(config.start).items()}, strict=False)
+    device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    resize = preprocessor(config.preset)
+    return core.to(device), Encoder(core, resize.mean, resize.std, device)
+
+
+def _write(folder: Path, config: PretrainConfig, core: Sam2Core, photos: Photos, used: list[int],
+           rows: list[dict[str, float]]) -> dict[str, Any]:
+    path = folder / WEIGHTS
+    new = path.with_suffix(".new")
+    save_file({k: v.half() for k, v in trained_state(core).items()}, new)
+    new.replace(path)
+    about = {
+        "file": WEIGHTS, "sha256": file_sha256(path), "preset": config.preset, "size": vars(find_preset(config.preset)),
+        "recipe": json.loads(config.model_dump_json()), "code": code_version(),
+        "seconds": sum(r["seconds"] for r in rows), "created": time.strftime("%Y-%m-%d", time.gmtime()),
+        "hardware": {"machine": platform.machine(), "system": platform.system(), "device": config.device or "cpu",
+                     "threads": config.threads},
+        "photos": sorted({photos.places[i].sha256[:16] for i in used}),
+        "held_out": {k: v for k, v in rows[-1].items() if k.startswith("iou_")} if rows else {},
+    }
+    (folder / "model.json").write_text(json.dumps(about, indent=1) + "\n")
+    return about

@@ -1,0 +1,66 @@
+"""The photos of a pretraining: train photos of shards, with their single objects."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+
+from fss_models.errors import FssError
+from fss_models.pretraining.views import Photo, shrink
+from pipelines.data import rle
+from pipelines.data.shardset import Shards
+
+LABEL_MAPS = frozenset({"voc", "pairs", "pascal5i"})  # formats with one region a class, which is cut into its parts
+MIN_SHARE = 0.002  # of the photo: smaller objects vanish at the model's side
+WORKING_SIDE = 384  # pixels of the square that views are cut from
+
+
+@dataclass(frozen=True)
+class Place:
+    """A photo of one of the datasets."""
+
+    dataset: int
+    image_id: int
+    sha256: str
+
+
+class Photos:
+    """Train photos with at least one object that is large enough, in a fixed order."""
+
+    def __init__(self, shards: Sequence[Shards], *, hide: Sequence[str] = ()) -> None:
+        """Raises `FssError` where no photo is left, or for a hidden class that no dataset has."""
+        self._shards = list(shards)
+        known = {c.name for s in self._shards for c in s.manifest.classes}
+        if unknown := sorted(set(hide) - known):
+            raise FssError(f"there is no class {unknown[0]!r} to hide", mend=f"known: {', '.join(sorted(known))}")
+        self._hidden = [{c.class_id for c in s.manifest.classes if c.name in hide} for s in self._shards]
+        self.places = [Place(d, row["image_id"], row["sha256"]) for d, s in enumerate(self._shards)
+                       for row in s.images("train") if set(row["class_ids"]) - self._hidden[d]]
+        if not self.places:
+            raise FssError("no train photo with an object", mend="check the datasets of the recipe")
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def read(self, index: int) -> Photo:
+        """A photo as a square of `WORKING_SIDE` pixels with its objects; without objects where all are too small."""
+        place = self.places[index]
+        shards = self._shards[place.dataset]
+        photo, pixels = shards.photo(place.image_id), shards.pixels(place.image_id)
+        size = photo["height"], photo["width"]
+        counts = [i["rle"] for a in photo["annotations"] if a["class_id"] not in self._hidden[place.dataset]
+                  for i in a["instances"] if not i["iscrowd"]]
+        masks = [rle.decode(c, *size) for c in counts if rle.area(c, *size) >= MIN_SHARE * size[0] * size[1]]
+        if shards.manifest.source["source"]["format"] in LABEL_MAPS:
+            masks = [part for m in masks for part in _parts(m)]
+        return shrink(Photo(pixels=pixels, masks=np.stack(masks) if masks else np.zeros((0, *size), bool)), WORKING_SIDE)
+
+
+def _parts(mask: np.ndarray) -> list[np.ndarray]:
+    """The connected parts of a region that are large enough."""
+    labels, found = ndimage.label(mask)
+    parts = [labels == i for i in range(1, found + 1)]
+    return [p for p in parts if p.mean() >= MIN_SHARE]
