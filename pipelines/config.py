@@ -110,7 +110,8 @@ class MethodConfig(Section):
     name: str
     preset: str = "nano"
     config: dict[str, Any] = {}
-    weights: str = ""  # SAM 2 checkpoint: path, URL or hf://repo/file, with sha256 below
+    # SAM 2 checkpoint: path, URL or hf://repo/file, with sha256 below. Empty: what ships for the preset, else random
+    weights: str = ""  # random: random values even where weights ship
     sha256: str = ""
 
 
@@ -184,7 +185,10 @@ class EvalConfig(Section):
 
 
 class MixtureConfig(Section):
-    """Another dataset whose train photos a run sees; the recipe's own has what the weights leave of 1."""
+    """Another dataset whose train photos a run sees; the recipe's own has what the weights leave of 1.
+
+    Its own folds hide nothing: the novel classes of the recipe's data do, by name.
+    """
 
     data: DataConfig
     weight: float = Field(gt=0, lt=1)  # share of the clips
@@ -245,7 +249,7 @@ class Recipe(Section):
     project: str = ""  # MLflow experiment and registered model `fss-<project>`; default the dataset's name
     tracking: str = ""  # MLflow URI; default a SQLite file in a local workspace
     data: DataConfig = DataConfig()
-    mixture: list[MixtureConfig] = []  # trained on all classes (fold -1): other datasets' names hide novel classes
+    mixture: list[MixtureConfig] = []  # counterparts of a fold's novel classes are hidden in them (`class_names`)
     methods: list[MethodConfig] = [MethodConfig(name="prior")]
     train: TrainConfig = TrainConfig()
     features: FeaturesConfig = FeaturesConfig()

@@ -116,6 +116,7 @@ class Manifest(BaseModel):
     failures: int
     classes: list[ClassInfo]
     dropped_classes: dict[str, str]  # name -> reason
+    dropped_ids: dict[str, int] | None = None  # name -> class id; older builds do not say
     files: dict[str, str]  # relative path -> hash of its content
 
 

@@ -65,7 +65,8 @@ def build_shards(cfg: DataConfig, out: str, *, force: bool = False, update: bool
                            mend="lower data.min_images or data.min_area, or add photos")
         files = plan_blocks(rows, classes, cfg)
         _write_blocks(ray, cfg, store, files)
-    manifest = _manifest(cfg, source_hash, rows, classes, dropped, files, len(failures))
+    ids = {name: source.classes.index(name) for name in dropped}
+    manifest = _manifest(cfg, source_hash, rows, classes, (dropped, ids), files, len(failures))
     if before:
         store.delete("manifest.json")  # from here on the folder is unfinished
         if before.content_hash != manifest.content_hash:
@@ -198,8 +199,8 @@ def _call(row: dict[str, Any], build: Any) -> dict[str, Any]:
 # ---- the result ---------------------------------------------------------------------------------------------------
 
 def _manifest(
-    cfg: DataConfig, source_hash: str, rows: list[dict[str, Any]], classes: list[ClassInfo], dropped: dict[str, str],
-    files: list[BlockFile], failures: int,
+    cfg: DataConfig, source_hash: str, rows: list[dict[str, Any]], classes: list[ClassInfo],
+    dropped: tuple[dict[str, str], dict[str, int]], files: list[BlockFile], failures: int,
 ) -> Manifest:
     blocks = {c.class_id: sum(len(f.blocks) for f in files if f.class_id == c.class_id) for c in classes}
     classes = [c.model_copy(update={"blocks": blocks[c.class_id]}) for c in classes]
@@ -214,7 +215,8 @@ def _manifest(
         source=cfg.model_dump(), source_hash=source_hash, content_hash=digest_of(*facts),
         images={s: sum(r["split"] == s for r in rows) for s in ("train", "test")},
         annotations={"train": sum(c.train_images for c in classes), "test": sum(c.test_images for c in classes)},
-        failures=failures, classes=classes, dropped_classes=dropped, files=hashes,
+        failures=failures, classes=classes, dropped_classes=dropped[0],
+        dropped_ids=dropped[1], files=hashes,
     )
 
 

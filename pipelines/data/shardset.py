@@ -53,6 +53,15 @@ class Shards:
         return {c.class_id: c for c in self.manifest.classes}
 
     @property
+    def class_names(self) -> dict[int, str]:
+        """The names of all classes by id, dropped ones too: photos show them. Raises `FssError` for older shards."""
+        dropped = self.manifest.dropped_ids
+        if dropped is None and self.manifest.dropped_classes:
+            raise FssError("these shards do not say which ids their dropped classes have", where=self.url,
+                           mend="build them again with --force")
+        return {i: c.name for i, c in self.classes.items()} | {i: name for name, i in (dropped or {}).items()}
+
+    @property
     def folds(self) -> list[int]:
         """The folds that have a class."""
         return sorted({c.fold for c in self.manifest.classes} - {NO_FOLD})

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from fss_models.errors import FssError
 from pipelines.config import EvalConfig, Recipe, TrainConfig
+from pipelines.data.class_names import counterparts
 from pipelines.data.episodes import EpisodeList, episode_list
 from pipelines.data.mixture import MixedStream
 from pipelines.data.published import bind, read_list
@@ -16,16 +18,20 @@ from pipelines.data.schema import ClassInfo
 from pipelines.data.shards import build_shards
 from pipelines.data.shardset import ALL_FOLDS, Shards
 from pipelines.data.stream import EpisodeStream
-from pipelines.training.run import RunSpec
+from pipelines.training.run import RunSpec, Share
 from pipelines.workspace import Workspace
 
 
 @dataclass(frozen=True)
 class FoldData:
-    """One fold of a dataset: `base` classes are trained, `novel` ones tested. All are base where `fold` is None."""
+    """One fold of a dataset: `base` classes are trained, `novel` ones tested. All are base where `fold` is None.
+
+    `hidden`: further classes (id -> name) that training must not see, counterparts of another dataset's novel ones.
+    """
 
     shards: Shards
     fold: int | None
+    hidden: Mapping[int, str] = field(default_factory=dict)
 
     @staticmethod
     def open(url: str, fold: int | None) -> FoldData:
@@ -39,7 +45,8 @@ class FoldData:
     @property
     def base(self) -> list[ClassInfo]:
         """Classes that may be trained on."""
-        return [c for c in self.shards.manifest.classes if self.fold is None or c.fold != self.fold]
+        return [c for c in self.shards.manifest.classes
+                if (self.fold is None or c.fold != self.fold) and c.class_id not in self.hidden]
 
     @property
     def tested(self) -> list[ClassInfo]:
@@ -49,14 +56,32 @@ class FoldData:
     @property
     def novel_ids(self) -> list[int]:
         """Classes that training must not see."""
-        return [] if self.fold is None else [c.class_id for c in self.tested]
+        return sorted({*self.hidden, *(c.class_id for c in self.tested if self.fold is not None)})
+
+    @property
+    def hidden_names(self) -> list[str]:
+        """Their names."""
+        names = {c.class_id: c.name for c in self.tested} | dict(self.hidden)
+        return [names[c] for c in self.novel_ids]
+
+    def parts(self, spec: RunSpec) -> list[FoldData]:
+        """This dataset and the others of the run's mixture, in which counterparts of its novel classes are hidden.
+
+        A class that was dropped here is in no fold: its counterparts are hidden too. Raises `FssError` for shards of
+        the mixture that do not say which ids their dropped classes have.
+        """
+        others = [FoldData.open(m.shards, None) for m in spec.mixture]
+        if self.fold is None:
+            return [self, *others]
+        novel = [*(c.name for c in self.tested), *self.shards.manifest.dropped_classes]
+        return [self, *(replace(o, hidden=counterparts(novel, o.shards.class_names)) for o in others)]
 
     def stream(self, spec: RunSpec, *, position: Any, rank: int, world: int) -> EpisodeStream | MixedStream:
         """The training episodes of one worker, of all datasets of the run."""
         batch = spec.train.batch
         if not spec.mixture:
             return self._episodes_of(spec, batch, rank, world, position)
-        sources = [self, *(FoldData.open(m.shards, None) for m in spec.mixture)]
+        sources = self.parts(spec)
         rest = [m.weight for m in spec.mixture]
         return MixedStream([partial(s._episodes_of, spec, world, rank, world) for s in sources],
                            [1 - sum(rest), *rest], batch=batch, seed=spec.seed, world=world, position=position)
@@ -117,3 +142,14 @@ def ensure_shards(recipe: Recipe) -> Shards:
     url = Workspace(recipe.out).shards(recipe.data.name)
     build_shards(recipe.data, url)
     return Shards(url)
+
+
+def ensure_mixture(recipe: Recipe) -> list[Shards]:
+    """The shards of the recipe's further datasets, built now if they are missing."""
+    return [ensure_shards(recipe.model_copy(update={"data": m.data})) for m in recipe.mixture]
+
+
+def shares(recipe: Recipe, mixed: Sequence[Shards]) -> tuple[Share, ...]:
+    """The mixture as a run names it; `mixed` are the shards of the recipe's further datasets, in order."""
+    return tuple(Share(shards=s.url, data_hash=s.manifest.content_hash, weight=m.weight)
+                 for s, m in zip(mixed, recipe.mixture, strict=True))

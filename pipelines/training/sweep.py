@@ -24,10 +24,10 @@ from pipelines.features.build import ensure_features, features_url
 from pipelines.progress import Bar, say
 from pipelines.storage import Store
 from pipelines.tracking import Tracker, spool_folder, tracking_uri
-from pipelines.training.data import FoldData, ensure_shards, resolved
+from pipelines.training.data import FoldData, ensure_mixture, ensure_shards, resolved, shares
 from pipelines.training.drive import Scored, drive, evaluate_bundle, failed, finished, measure_latency
 from pipelines.training.results import RunResult
-from pipelines.training.run import RunSpec, Share, code_version, method_labels, sweep_specs
+from pipelines.training.run import RunSpec, code_version, method_labels, sweep_specs
 from pipelines.training.worker import Job
 from pipelines.weights import fetch
 from pipelines.workspace import Workspace
@@ -52,20 +52,14 @@ def plan_sweep(recipe: Recipe) -> list[RunSpec]:
     for fold in folds:
         if fold not in (*known, ALL_CLASSES):
             raise FssError(f"there is no fold {fold}", where=recipe.data.name, mend=f"folds: {known}")
-        if recipe.mixture and fold != ALL_CLASSES:
-            raise FssError("a mixture trains on all classes: another dataset may show a novel class by another name",
-                           where=recipe.name, mend="set sweep.folds=[-1], or train with --fold -1")
-    mixed = [ensure_shards(recipe.model_copy(update={"data": m.data})) for m in recipe.mixture]
-    return _specs(recipe, shards, folds, mixed)
+    return _specs(recipe, shards, folds, ensure_mixture(recipe))
 
 
 def _specs(recipe: Recipe, shards: Shards, folds: list[int], mixed: Sequence[Shards]) -> list[RunSpec]:
     chosen = [None if fold == ALL_CLASSES else fold for fold in folds]
     trains = {fold: resolved(recipe.train, shards, fold) for fold in chosen}
-    mixture = tuple(Share(shards=s.url, data_hash=s.manifest.content_hash, weight=m.weight)
-                    for s, m in zip(mixed, recipe.mixture, strict=True))
     return sweep_specs(recipe, shards=shards.url, data_hash=shards.manifest.content_hash, trains=trains,
-                       mixture=mixture)
+                       mixture=shares(recipe, mixed))
 
 
 def _check_prompts(recipe: Recipe, method: MethodConfig) -> None:

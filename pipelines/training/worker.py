@@ -149,12 +149,12 @@ def write_bundle(job: Job, model: Any, data: Any, *, train_s: float) -> None:
 
     spec = job.spec
     trained = spec.trains
-    opened = [data, *(type(data).open(m.shards, None) for m in spec.mixture)]
+    opened = data.parts(spec)
     photos = sorted({p for d in opened for p in d.train_photos(spec.train.novel_images)}) if trained else []
     classes = list(dict.fromkeys(c.name for d in opened for c in d.base))
     save_bundle(
         job.bundle, model.cpu(), given=spec.method.config, weights=spec.method.weights, sha256=spec.method.sha256,
         dataset=spec.dataset, data_hash=spec.data_hash, classes=classes if trained else [], trained_on=photos,
         provenance={"run": spec.name, "spec": spec.model_dump(), "code": code_version(), "train_s": train_s,
-                    "steps": spec.steps},
+                    "steps": spec.steps, "hidden_classes": {d.shards.manifest.dataset: d.hidden_names for d in opened}},
     )

@@ -1,0 +1,147 @@
+"""A mixture with folds: what is novel in the recipe's data is hidden in the other datasets, whatever its name there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any, Literal
+
+import pytest
+
+from fss_models.errors import FssError
+from jobs.recipes import load_recipe
+from pipelines.bundle import read_bundle_info
+from pipelines.config import EvalConfig, MethodConfig, Recipe, SweepConfig, TrainConfig
+from pipelines.data.benchmarks.coco import PASCAL_IN_COCO
+from pipelines.data.class_names import counterparts, meanings
+from pipelines.data.shardset import Shards
+from pipelines.storage import Store
+from pipelines.training.data import FoldData
+from pipelines.training.run import RunSpec
+from pipelines.training.sweep import plan_sweep, run_one
+from tests.training.mixed_data import mixed_data
+
+NOVEL = {0: {"airplane"}, 1: {"bus"}, 2: {"dog"}, 3: {"couch", "tv"}}  # as the COCO directory names them
+
+
+@pytest.fixture(scope="module")
+def recipe(ray_cluster: object, tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    """sansa at debug on the mixture; its shards are built by `plan_sweep`."""
+    root = tmp_path_factory.mktemp("mixed")
+    main, other = mixed_data(root)
+    made = Recipe(
+        name="mixed", out=str(root / "out"), data=main, mixture=[other],
+        methods=[MethodConfig(name="sansa", preset="debug")],
+        train=TrainConfig(steps=3, batch=2, log_every=1, pool_bytes=64_000_000), eval=EvalConfig(episodes=6),
+        sweep=SweepConfig(cpus_per_run=0.9))
+    plan_sweep(made)
+    return made
+
+
+def planned(recipe: Recipe, fold: int, novel_images: Literal["drop", "keep"] = "drop") -> RunSpec:
+    train = recipe.train.model_copy(update={"novel_images": novel_images})
+    return next(s for s in plan_sweep(recipe.model_copy(update={"train": train})) if s.fold == fold)
+
+
+def drawn(spec: RunSpec, batches: int = 60) -> Iterator[Any]:
+    data = FoldData.open(spec.shards, spec.fold)
+    stream = data.stream(spec, position=None, rank=0, world=1)
+    try:
+        for batch in islice(stream, batches):
+            yield from batch
+    finally:
+        stream.close()
+
+
+def photos_by_sha(spec: RunSpec) -> dict[str, set[str]]:
+    """sha256 (16 digits) -> the names of all classes in the photo, over both datasets, PASCAL's in COCO's words."""
+    found: dict[str, set[str]] = {}
+    for url in (spec.shards, *(m.shards for m in spec.mixture)):
+        shards = Shards(url)
+        for row in shards.rows.values():
+            names = {shards.class_names[c] for c in row["class_ids"]}
+            found[row["sha256"][:16]] = {PASCAL_IN_COCO.get(n, n) for n in names}
+    return found
+
+
+def test_pascal_and_coco_names_meet() -> None:
+    for pascal, coco in PASCAL_IN_COCO.items():
+        assert meanings(pascal) == meanings(coco), pascal
+    assert len({frozenset(meanings(c)) for c in PASCAL_IN_COCO.values()}) == 20
+    others = {0: "Dining_Table", 1: "car", 2: "sofa, couch, lounge", 3: "bus_(vehicle)", 4: "dog+HEAD", 5: "chair:leg",
+              6: "carrot", 7: "hot dog"}
+    found = counterparts(["diningtable", "sofa", "bus", "dog", "chair"], others)
+    assert set(found) == {0, 2, 3, 4, 5}, "carrot is no car, a hot dog no dog"
+
+
+@pytest.mark.parametrize("fold", sorted(NOVEL))
+def test_no_novel_annotation_under_any_name(recipe: Recipe, fold: int) -> None:
+    """Would catch a counterpart that is trained on: 'airplane' where aeroplanes are tested."""
+    spec = planned(recipe, fold, "keep")
+    classes = {PASCAL_IN_COCO.get(s.class_name, s.class_name) for s in drawn(spec)}
+    assert not classes & NOVEL[fold]
+    assert "zebra" in classes, "the other dataset's own classes are trained on"
+    assert classes & set().union(*(NOVEL[f] for f in NOVEL if f != fold))
+
+
+@pytest.mark.parametrize("fold", sorted(NOVEL))
+def test_dropped_photos_show_nothing_novel(recipe: Recipe, fold: int) -> None:
+    """Also where the other dataset dropped the class for too few photos (tv): its photos show it all the same."""
+    shown = {}
+    for way in ("drop", "keep"):
+        spec = planned(recipe, fold, way)  # type: ignore[arg-type]
+        parts, by_sha = FoldData.open(spec.shards, spec.fold).parts(spec), photos_by_sha(spec)
+        said = {p for d in parts for p in d.train_photos(way)}
+        opened = {(s.class_name, i.image_id) for s in drawn(spec) for i in (*s.references, *s.targets)}
+        rows = {(c.name, i): row["sha256"][:16] for d in parts for c in d.base for i, row in d.shards.rows.items()}
+        seen = {rows[one] for one in opened}
+        assert seen <= said
+        shown[way] = set().union(*(by_sha[p] for p in seen))
+    assert not shown["drop"] & NOVEL[fold]
+    assert shown["keep"] & NOVEL[fold]
+
+
+def test_without_a_fold_nothing_is_hidden(recipe: Recipe) -> None:
+    spec = planned(recipe, 0).model_copy(update={"fold": None})
+    parts = FoldData.open(spec.shards, None).parts(spec)
+    assert [d.hidden_names for d in parts] == [[], []]
+    assert {"airplane", "zebra"} <= {c.name for c in parts[1].base}
+
+
+def test_a_bundle_says_what_was_hidden(recipe: Recipe) -> None:
+    result = run_one(recipe, method="sansa", fold=3, seed=0)
+    assert not result.error
+    info = read_bundle_info(result.bundle)
+    assert info.provenance["hidden_classes"] == {"voc": ["sofa", "tvmonitor"], "coco": ["couch", "tv"]}
+    assert not {"sofa", "couch", "tv", "tvmonitor"} & set(info.classes)
+    assert {"airplane", "aeroplane", "zebra"} <= set(info.classes)
+    by_sha = photos_by_sha(planned(recipe, 3))
+    assert info.trained_on
+    assert not any(by_sha[p] & NOVEL[3] for p in info.trained_on)
+    assert any("zebra" in by_sha[p] for p in info.trained_on)
+
+
+def test_shards_that_do_not_name_their_dropped_classes_are_refused(recipe: Recipe) -> None:
+    """Shards of an older build: a photo of a dropped counterpart could not be told."""
+    spec = planned(recipe, 3)
+    store = Store(spec.mixture[0].shards)
+    document = store.read_json("manifest.json")
+    try:
+        store.write_json("manifest.json", {k: v for k, v in document.items() if k != "dropped_ids"})
+        with pytest.raises(FssError, match="do not say which ids their dropped classes have"):
+            FoldData.open(spec.shards, 3).parts(spec)
+    finally:
+        store.write_json("manifest.json", document)
+
+
+def test_the_shipped_nano_recipes_hide_by_fold() -> None:
+    pascal, coco = load_recipe("nano_pascal5i"), load_recipe("nano_coco20i")
+    assert (pascal.data.folds, pascal.data.fold_rule) == (4, "contiguous")
+    assert (coco.data.folds, coco.data.fold_rule, coco.mixture) == (4, "interleaved", [])
+    assert [m.weight for m in pascal.mixture] == [0.6]
+    for one in (pascal, coco):
+        assert [m.name for m in one.methods] == ["prior", "sam2_frozen", "sansa", "fssam", "fcp", "vrp_sam"]
+        assert {m.preset for m in one.methods} == {"nano"}
+    changed = load_recipe("nano_pascal5i", ["data.split.file=a.json", "mixture.0.data.split.file=a.json",
+                                            "mixture.0.data.source.root=b"])
+    assert changed.data.split.file == changed.mixture[0].data.split.file == "a.json"
