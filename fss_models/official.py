@@ -23,6 +23,7 @@ from torch import Tensor
 
 from fss_models import registry
 from fss_models.errors import FssError
+from fss_models.sam2_core.presets import RANDOM
 from fss_models.segmenter import Segmenter
 
 
@@ -70,7 +71,7 @@ def load_official(method: str, preset: str, path: str, *, weights: str | None = 
         config = found.config | {name: path for name in found.also if name != "weights"}
         base = weights or (path if "weights" in found.also else None)
         model = registry.build(method, preset, config, weights=base)
-        if model.untrained and not base:
+        if model.untrained and base in (None, "", RANDOM):
             raise FssError("belongs to a pretrained model", mend="give --weights, the checkpoint it was trained on")
         model.load_trainable_state(found.state)
     except FssError as error:

@@ -17,8 +17,10 @@ from safetensors.torch import save as save_tensors
 from fss_models import registry
 from fss_models.errors import FssError
 from fss_models.official import load_official, official_state, read_official, read_tensors
+from fss_models.sam2_core.presets import RANDOM
 from fss_models.segmenter import Segmenter
 from fss_models.settings import weight_fields
+from fss_models.shipped.files import check_frozen, to_half
 from pipelines.storage import Store
 from pipelines.weights import build_model, fetch, file_sha256
 
@@ -54,14 +56,15 @@ class BundleInfo(BaseModel):
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
-def save_bundle(url: str, model: Segmenter, *, given: dict[str, Any] | None = None, **about: Any) -> BundleInfo:
-    """Write a bundle below `url`.
+def save_bundle(url: str, model: Segmenter, *, given: dict[str, Any] | None = None, half: bool = False,
+                **about: Any) -> BundleInfo:
+    """Write a bundle below `url`; with `half` its tensors in half precision, which loading converts.
 
     `given` is the configuration the model was asked for, whose weight files are named as anybody can find them;
-    `about` are further fields of `BundleInfo`.
+    `about` are further fields of `BundleInfo`. Raises `FssError` for values that half precision cannot hold.
     """
     state = model.trainable_state()
-    data = save_tensors(state) if state else b""
+    data = save_tensors(to_half(state) if half else state) if state else b""
     files = {f: (given or {}).get(f, "") for f in weight_fields(type(model.config))}
     info = BundleInfo(
         method=model.method, preset=model.preset,
@@ -87,7 +90,7 @@ def import_bundle(url: str, *, file: str, method: str, preset: str, weights: str
     given = found.config | {name: file for name in found.also if name != "weights"}
     model = load_official(method, preset, source, weights=fetch(base) or None)
     about = {"official": file, "official_sha256": file_sha256(source)}
-    sha = file_sha256(fetch(base)) if base else ""
+    sha = file_sha256(fetch(base)) if base not in ("", RANDOM) else ""
     return save_bundle(url, model, given=given, weights=base, sha256=sha, provenance=about), len(tensors)
 
 
@@ -119,10 +122,21 @@ def load_bundle(url: str, device: str = "cpu") -> tuple[Segmenter, BundleInfo]:
     data = Store(url).read_bytes("model.safetensors")
     if hashlib.sha256(data).hexdigest() != info.tensors_sha256:
         raise FssError("model.safetensors does not match bundle.json", where=url, mend="promote or train it again")
-    model = build_model(info.method, info.preset, info.config, weights=info.weights, sha256=info.sha256, seed=info.seed)
+    model = base_model(info, url)
     if data:
         model.load_trainable_state(load_tensors(data))
     for name, sha in model.frozen_weights().items():
         if info.frozen.get(name) != sha:
             raise FssError(f"frozen weights {name!r} differ from the bundle's", where=url)
     return model.to(device).eval(), info
+
+
+def base_model(info: BundleInfo, where: str) -> Segmenter:
+    """What a bundle's trained tensors go into: its method on the frozen weights that it was trained on.
+
+    Where those are weights that ship with the package, they have to be the installed ones; a bundle that was made
+    without them is built without them. Raises `FssError` naming `where` otherwise.
+    """
+    on_shipped = check_frozen(info.frozen, where)
+    weights = info.weights or ("" if on_shipped else RANDOM)
+    return build_model(info.method, info.preset, info.config, weights=weights, sha256=info.sha256, seed=info.seed)

@@ -1,5 +1,7 @@
 """Fetching weight files: a local path, `s3://`, `http(s)://` or `hf://repo/file`, checked by sha256 and cached.
 
+`random` is no file: it asks for random values where weights ship with the package.
+
 The cache is FSS_CACHE (default ~/.cache/fss). Nothing is unpickled here; readers use safetensors or weights-only loads.
 """
 
@@ -14,6 +16,7 @@ import httpx
 
 from fss_models import registry
 from fss_models.errors import FssError
+from fss_models.sam2_core.presets import RANDOM
 from fss_models.segmenter import Segmenter
 from fss_models.settings import weight_fields
 from pipelines.cache import cache_dir
@@ -29,12 +32,14 @@ def build_model(method: str, preset: str, config: dict[str, Any], *, weights: st
 
 
 def fetch(place: str, sha256: str = "") -> str:
-    """A local path of the weight file at `place` ("" stays ""), which may end in `#sha256=...`.
+    """A local path of the weight file at `place` ("" and "random" stay), which may end in `#sha256=...`.
 
     Raises `FssError` if it is missing or differs.
     """
-    if not place:
-        return ""
+    if place == RANDOM and sha256:
+        raise FssError("random values have no sha256", where=place, mend="leave sha256 out, or name a file")
+    if place in ("", RANDOM):
+        return place
     place, _, given = place.partition("#sha256=")
     sha256 = sha256 or given
     path = _local(place)

@@ -17,9 +17,9 @@ from fss_models.preprocess import Preprocessor
 from fss_models.prototype_prompts.levels import DinoLevels, build_backbone
 from fss_models.prototype_prompts.sams import PromptedSam, PromptedSam1, PromptedSam2
 from fss_models.sam1.build import SIZES, build_sam1
-from fss_models.sam2_core.build import build_sam2
+from fss_models.sam2_core.build import build_sam2, origin
 from fss_models.sam2_core.core import Sam2Core
-from fss_models.sam2_core.presets import PRESETS, find_preset, preprocessor
+from fss_models.sam2_core.presets import PRESETS, RANDOM, find_preset, preprocessor
 
 IMAGE_SIDE = 512  # at which the published code works; SAM sees the same pixels enlarged to its own side
 ALL_PRESETS = (*PRESETS, *SIZES)
@@ -31,7 +31,7 @@ class Parts:
     """What a method is built around.
 
     backbone    of its own, or None: SAM 2's trunk
-    checkpoint  whether SAM's values came from a file
+    checkpoint  whether SAM's values came from a file, given or shipped
     frozen      pretrained weights other than SAM's file: name -> sha256
     """
 
@@ -69,15 +69,17 @@ def build_parts(preset: str, *, backbone: str, backbone_weights: str, weights: s
         raise FssError(f"preset {preset!r} has its own pixel scale: backbone {name!r} cannot share it",
                        mend="take backbone 'auto', or another preset")
     sam: PromptedSam
+    checkpoint = weights not in (None, "", RANDOM)
     if preset in SIZES:
-        sam, frozen = PromptedSam1(build_sam1(SIZES[preset], weights=weights)), {}
+        sam, frozen = PromptedSam1(build_sam1(SIZES[preset], weights=weights if checkpoint else None)), {}
         resize = FloorMasks(side=IMAGE_SIDE)
     else:
         sam = PromptedSam2(Sam2Core(build_sam2(preset, weights=weights)))
+        checkpoint = origin(sam.core.sam).checkpoint
         frozen = dict(getattr(sam.core.sam.image_encoder.trunk, "pretrained", {}))
         given = preprocessor(preset, None if preset in _SMALL else IMAGE_SIDE)
         resize = FloorMasks(side=given.side, mean=given.mean, std=given.std)
     own = None if name == "trunk" else build_backbone(name, backbone_weights)
     if backbone_weights:
         frozen[name] = hashlib.sha256(Path(backbone_weights).read_bytes()).hexdigest()
-    return Parts(sam=sam, backbone=own, preprocessor=resize, checkpoint=bool(weights), frozen=frozen)
+    return Parts(sam=sam, backbone=own, preprocessor=resize, checkpoint=checkpoint, frozen=frozen)

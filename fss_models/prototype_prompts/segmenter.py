@@ -18,6 +18,7 @@ from fss_models.prototype_prompts.levels import DinoLevels, TrunkLevels, levels_
 from fss_models.prototype_prompts.marks import mark_masks
 from fss_models.prototype_prompts.parts import resize_aligned
 from fss_models.prototype_prompts.sams import PromptedSam2
+from fss_models.sam2_core.build import origin
 from fss_models.segmenter import Segmenter
 
 DECODER_MAPS = ("sam", "f0", "f1")  # of `Features.maps`, what the mask decoder reads
@@ -93,8 +94,9 @@ class PromptingSegmenter(Segmenter):
         return (not checkpoint and not self.trains_decoder) or (self.backbone is not None and not frozen)
 
     def frozen_weights(self) -> dict[str, str]:
-        """The trunk's or the backbone's pretrained weights; a SAM file is recorded by whoever gave it."""
-        return dict(self._parts_have[1])
+        """The trunk's or backbone's pretrained weights and shipped ones; a file that was given is the giver's."""
+        shipped = origin(self.sam.core.sam).shipped if isinstance(self.sam, PromptedSam2) else {}
+        return {**self._parts_have[1], **shipped}
 
     def train(self, mode: bool = True) -> Self:
         """SAM stays in evaluation mode, as in the released code."""

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from typing import Any
 
 import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
-from torch import nn
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from fss_models.backbones.efficientnet import EfficientNetTrunk
 from fss_models.errors import FssError
-from fss_models.sam2_core.presets import Preset, find_preset
+from fss_models.sam2_core.presets import RANDOM, Preset, find_preset
+from fss_models.shipped.files import ShippedWeights, find_weights
 
 #: entries of a SAM 2.0 checkpoint without a place in a model that predicts no object scores: exactly these eight
 OBJECT_SCORE_KEYS = frozenset(
@@ -24,22 +26,52 @@ OBJECT_SCORE_KEYS = frozenset(
 OBJECT_SCORE_KEY_2_1 = "no_obj_embed_spatial"  # SAM 2.1's checkpoints have this one too
 
 
+TRUNK = "image_encoder.trunk."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Where a `SAM2Base` has neck, memory and decoder from.
+
+    checkpoint  whether from a file; else they are random
+    shipped     name -> sha256 where that file ships with the package
+    """
+
+    checkpoint: bool = False
+    shipped: dict[str, str] = field(default_factory=dict)
+
+
 def build_sam2(
     preset: str, *, weights: str | None = None, object_scores: bool = False, side: int | None = None
 ) -> Any:
     """A `SAM2Base` on the CPU, in evaluation mode, with `weights` (a local SAM 2.0 checkpoint) loaded strictly.
 
-    Without object scores the decoder has no object-score token and nothing blanks a mask. `side` replaces the
-    preset's input side (a multiple of 16). Raises `FssError` for an unknown preset or a checkpoint whose keys or
-    shapes do not fit.
+    Without `weights` the preset's shipped file is loaded where it has one that is installed, else values are random,
+    as with `RANDOM`; `origin` tells which. Without object scores the decoder has no object-score token and nothing
+    blanks a mask. `side` replaces the preset's input side (a multiple of 16). Raises `FssError` for an unknown preset,
+    a checkpoint whose keys or shapes do not fit, and a damaged shipped file.
     """
     size = find_preset(preset)
+    shipped = None if weights else find_weights(size.shipped)
     if side is not None:
         size = replace(size, side=side)
     model = instantiate(sam2_config(size, object_scores), _recursive_=True)
-    if weights:
-        _load(model, weights, spare=frozenset() if object_scores else OBJECT_SCORE_KEYS | {OBJECT_SCORE_KEY_2_1})
+    path = shipped.verified() if shipped else weights
+    if path and path != RANDOM:
+        _load(model, path, spare=frozenset() if object_scores else OBJECT_SCORE_KEYS | {OBJECT_SCORE_KEY_2_1})
+    model.origin = _origin(path, shipped)
     return model.eval()
+
+
+def origin(sam: Any) -> Origin:
+    """Where a `SAM2Base` has its values from; one that `build_sam2` did not make counts as random."""
+    found: Origin = getattr(sam, "origin", Origin())
+    return found
+
+
+def _origin(path: str | None, shipped: ShippedWeights | None) -> Origin:
+    return Origin(checkpoint=path not in (None, "", RANDOM),
+                  shipped={shipped.key: shipped.provenance.sha256} if shipped else {})
 
 
 def sam2_config(size: Preset, object_scores: bool) -> dict[str, Any]:
@@ -80,13 +112,11 @@ def _trunk(config: dict[str, Any], size: Preset) -> nn.Module:
     return trunk
 
 
-def _load(model: nn.Module, path: str, *, spare: frozenset[str]) -> None:
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a file that is no checkpoint
-        raise FssError(f"is not a SAM 2 checkpoint: {error}", where=path) from error
-    state = state.get("model", state)
-    have = model.state_dict()
+def _load(model: Any, path: str, *, spare: frozenset[str]) -> None:
+    """A file without any tensor of the trunk leaves a trunk alone that has pretrained weights of its own."""
+    state, have = _read(path), model.state_dict()
+    if getattr(model.image_encoder.trunk, "pretrained", None) and not any(k.startswith(TRUNK) for k in state):
+        have = {k: v for k, v in have.items() if not k.startswith(TRUNK)}
     for key in sorted(have.keys() - state.keys()):
         raise FssError(f"lacks {key!r}", where=path, mend="is it the checkpoint of this preset?")
     for key in sorted(state.keys() - have.keys() - spare):
@@ -94,4 +124,15 @@ def _load(model: nn.Module, path: str, *, spare: frozenset[str]) -> None:
     for key, value in have.items():
         if state[key].shape != value.shape:
             raise FssError(f"{key!r} is {tuple(state[key].shape)}, the model's {tuple(value.shape)}", where=path)
-    model.load_state_dict(state, strict=False)
+    model.load_state_dict({k: state[k].to(v.dtype) for k, v in have.items()}, strict=False)
+
+
+def _read(path: str) -> dict[str, Tensor]:
+    try:
+        if path.endswith(".safetensors"):
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch and safetensors raise many kinds for a file that is no checkpoint
+        raise FssError(f"is not a SAM 2 checkpoint: {error}", where=path) from error
+    found: dict[str, Tensor] = state.get("model", state)
+    return found

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fss_models.clip import Features, Images, Memory, Prediction, PromptBatch, PromptKind
 from fss_models.preprocess import Preprocessor
-from fss_models.sam2_core.build import build_sam2
+from fss_models.sam2_core.build import build_sam2, origin
 from fss_models.sam2_core.core import Decoded, Entries, MemoryRules, Sam2Core, take
 from fss_models.sam2_core.presets import preprocessor
 from fss_models.segmenter import Segmenter
@@ -24,15 +24,18 @@ class MemoryMatcher(Segmenter):
     def __init__(
         self, *, preset: str, config: Any, weights: str | None, sam: Any = None, rules: MemoryRules | None = None
     ) -> None:
-        """`sam` is a `SAM2Base` of any size, already holding its weights; without it the preset's is built."""
+        """`sam` is a `SAM2Base` of any size, already holding its weights; without it the preset's is built.
+
+        `weights` as in `build_sam2`.
+        """
         resize = Preprocessor(side=int(sam.image_size)) if sam is not None else preprocessor(preset)
         super().__init__(preset=preset, preprocessor=resize, config=config)
         self.core = Sam2Core(sam if sam is not None else build_sam2(preset, weights=weights), rules)
-        self._checkpoint = weights is not None or sam is not None
+        self._checkpoint = sam is not None or origin(self.core.sam).checkpoint
 
     @property
     def untrained(self) -> bool:
-        """Whether neck, memory and decoder hold random values: no checkpoint was given."""
+        """Whether neck, memory and decoder hold random values: no checkpoint was given, and none ships."""
         return not self._checkpoint
 
     @property
@@ -41,8 +44,9 @@ class MemoryMatcher(Segmenter):
         return self._checkpoint
 
     def frozen_weights(self) -> dict[str, str]:
-        """The trunk's own pretrained weights; a SAM 2 checkpoint is recorded by whoever gave it."""
-        return dict(getattr(self.core.sam.image_encoder.trunk, "pretrained", {}))
+        """The trunk's own pretrained weights and the shipped ones; a file that was given is recorded by the giver."""
+        sam = self.core.sam
+        return {**getattr(sam.image_encoder.trunk, "pretrained", {}), **origin(sam).shipped}
 
     def encode(self, images: Images) -> Features:
         """maps f0, f1, f2 of `Sam2Core.encode`."""

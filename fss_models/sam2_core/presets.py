@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from fss_models.errors import FssError
 from fss_models.preprocess import IMAGENET, SYMMETRIC, Preprocessor
 
+RANDOM = "random"  # as `weights`: random values, even where weights ship with the package
+
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
@@ -14,12 +16,14 @@ class Preset:
 
     trunk   hiera (the sam2 package's) | efficientnet (nano)
     config  file below the sam2 package's configs/; empty where the sizes below say all
+    shipped name of the weights that ship with this package (`fss_models.shipped`): neck, memory and decoder
     width   channels of the stride-16 map; `memory_width` those of a memory
     """
 
     side: int
     trunk: str = "hiera"
     config: str = ""
+    shipped: str = ""
     width: int = 256
     memory_width: int = 64
     memory_layers: int = 4
@@ -35,7 +39,8 @@ PRESETS: dict[str, Preset] = {
     "debug": Preset(side=64, width=32, memory_width=8, memory_layers=1, feedforward=32, embed=8, stages=(1, 1, 2, 1),
                     windows=(4, 4, 2, 2), global_blocks=(3,)),
     # laptops: ImageNet trunk from PyPI under SAM 2's own neck, memory and decoder
-    "nano": Preset(side=256, trunk="efficientnet", width=128, memory_width=32, memory_layers=2, feedforward=256),
+    "nano": Preset(side=256, trunk="efficientnet", shipped="nano", width=128, memory_width=64, memory_layers=2,
+                   feedforward=256),
     "tiny": Preset(side=1024, config="sam2/sam2_hiera_t.yaml"),
     "small": Preset(side=1024, config="sam2/sam2_hiera_s.yaml"),
     "base_plus": Preset(side=1024, config="sam2/sam2_hiera_b+.yaml"),

@@ -11,10 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fss_models import registry
 from fss_models.errors import FssError
 from fss_models.segmenter import Segmenter
-from pipelines.bundle import BundleInfo, load_bundle, read_bundle_info
+from pipelines.bundle import BundleInfo, base_model, load_bundle, read_bundle_info
 from pipelines.config import Recipe
 from pipelines.data.episodes import Episode, EpisodeList
 from pipelines.data.schema import ClassInfo
@@ -22,7 +21,6 @@ from pipelines.data.shardset import ALL_FOLDS, Shards
 from pipelines.progress import Bar
 from pipelines.training.data import FoldData, ensure_shards
 from pipelines.training.evaluate import refuse_seen_photos
-from pipelines.weights import fetch
 
 MAP16 = "f2"  # what SAM 2 based methods call their stride-16 features
 _NOTHING = hashlib.sha256(b"").hexdigest()
@@ -61,10 +59,7 @@ class Study:
     @cached_property
     def frozen(self) -> Segmenter:
         """The same method, preset, configuration and seed, without what was trained."""
-        info = self.info
-        model = registry.build(info.method, info.preset, info.config, seed=info.seed,
-                               weights=fetch(info.weights, info.sha256) or None)
-        return model.to(self.device).eval()
+        return base_model(self.info, self.url).to(self.device).eval()
 
     @property
     def both(self) -> dict[str, Segmenter]:

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from fss_models import registry
+from fss_models.sam2_core.presets import PRESETS
+from fss_models.shipped.files import find_weights
 from pipelines.config import EvalConfig, MethodConfig, Recipe, Section, TrainConfig
 
 # Settings that change how a run is watched, not what it computes.
@@ -51,7 +53,7 @@ class RunSpec(Section):
     def digest(self) -> str:
         """8 hex digits over everything that decides the result."""
         train = self.train.model_dump(exclude=_NOT_IN_NAME) if self.trains else {}
-        content: list[Any] = [self.data_hash, self.method.model_dump(), train]
+        content: list[Any] = [self.data_hash, self.method.model_dump(), train, *_shipped(self.method)]
         if self.mixture:
             content += [[m.data_hash, m.weight] for m in self.mixture]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
@@ -84,6 +86,13 @@ def sweep_specs(
         specs += [RunSpec(dataset=recipe.data.name, shards=shards, data_hash=data_hash, fold=fold, method=method,
                           seed=seed, train=train, mixture=mixture) for fold, train in trains.items() for seed in seeds]
     return specs
+
+
+def _shipped(method: MethodConfig) -> list[str]:
+    """The sha256 of the weights that ship for the method's preset, where it is built on them."""
+    preset = PRESETS.get(method.preset)
+    found = find_weights(preset.shipped) if preset and not method.weights else None
+    return [found.provenance.sha256] if found else []
 
 
 def method_labels(methods: list[MethodConfig]) -> list[str]:

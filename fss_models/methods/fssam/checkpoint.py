@@ -12,6 +12,7 @@ from torch import Tensor
 from fss_models.backbones.dinov2 import Dinov2
 from fss_models.errors import FssError
 from fss_models.official import read_tensors
+from fss_models.sam2_core.presets import RANDOM
 
 SAM2, DINO = "sam2.", "dino."
 
@@ -24,8 +25,8 @@ def parts(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Ten
 
 
 def read_whole(weights: str | None) -> tuple[dict[str, Tensor], dict[str, Tensor]] | None:
-    """The parts of the official FSSAM checkpoint `weights`; None where it is SAM 2's own file or nothing."""
-    if weights is None:
+    """The parts of the official FSSAM checkpoint `weights`; None where it is SAM 2's own file or no file."""
+    if not weights or weights == RANDOM:
         return None
     sam2, dino = parts(read_tensors(weights))
     return (sam2, dino) if sam2 and dino else None

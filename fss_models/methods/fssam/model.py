@@ -23,9 +23,9 @@ from fss_models.methods.fssam.prior import ShotPriors, prior_masks, prior_protot
 from fss_models.methods.fssam.refine import QueryMemory, refine, support_agreement
 from fss_models.preprocess import IMAGENET
 from fss_models.registry import register_method
-from fss_models.sam2_core.build import build_sam2
+from fss_models.sam2_core.build import build_sam2, origin
 from fss_models.sam2_core.core import Decoded, Entries, Maps, take
-from fss_models.sam2_core.presets import find_preset, preprocessor
+from fss_models.sam2_core.presets import RANDOM, find_preset, preprocessor
 from fss_models.segmenter import Segmenter
 
 PUBLISHED_SIDE = 512
@@ -47,7 +47,7 @@ class Fssam(Segmenter):
     def __init__(
         self, *, preset: str, config: FssamConfig, weights: str | None = None, sam: Any = None, prior: Any = None
     ) -> None:
-        """`weights` is a SAM 2.0 checkpoint, or an official FSSAM one: that holds SAM 2 and DINOv2 both.
+        """`weights` is as in `build_sam2`, or an official FSSAM checkpoint: that holds SAM 2 and DINOv2 both.
 
         `sam` (a `SAM2Base`) and `prior` (pixels -> features) of any size replace what the preset says.
         """
@@ -55,12 +55,13 @@ class Fssam(Segmenter):
         plain = preprocessor(preset) if sam is None else None
         mean, std = (plain.mean, plain.std) if plain else IMAGENET
         super().__init__(preset=preset, preprocessor=FssamPreprocessor(side=side, mean=mean, std=std), config=config)
-        self._checkpoint = weights is not None or sam is not None
         whole = read_whole(weights)
+        given = sam is not None or whole is not None
         if sam is None:
-            sam = build_sam2(preset, weights=None if whole else weights, object_scores=True, side=side)
+            sam = build_sam2(preset, weights=RANDOM if whole else weights, object_scores=True, side=side)
         if whole and weights:
             load_sam2(sam, whole[0], weights, preset)
+        self._checkpoint = given or origin(sam).checkpoint
         self.core = FssamCore(sam)
         if not self._checkpoint:  # an object score that nothing trains must not switch pointers off by chance
             nn.init.constant_(self.core.sam.sam_mask_decoder.pred_obj_score_head.layers[-1].bias, 10.0)
@@ -80,9 +81,10 @@ class Fssam(Segmenter):
         return kept or (self.prior is not None and not self.prior.pretrained)
 
     def frozen_weights(self) -> dict[str, str]:
-        """The trunk's own pretrained weights and DINOv2's; a SAM 2 checkpoint is recorded by whoever gave it."""
-        trunk = getattr(self.core.sam.image_encoder.trunk, "pretrained", {})
-        return {**trunk, **(self.prior.pretrained if self.prior is not None else {})}
+        """The trunk's pretrained weights, shipped ones and DINOv2's; a file that was given is recorded by the giver."""
+        sam = self.core.sam
+        trunk = getattr(sam.image_encoder.trunk, "pretrained", {})
+        return {**trunk, **origin(sam).shipped, **(self.prior.pretrained if self.prior is not None else {})}
 
     # what is trained
 

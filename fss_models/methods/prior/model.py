@@ -14,8 +14,8 @@ from fss_models.clip import Features, Images, Memory, Prediction, PromptBatch, P
 from fss_models.errors import FssError
 from fss_models.methods.prior.config import PriorConfig
 from fss_models.registry import register_method
-from fss_models.sam2_core.build import build_sam2
-from fss_models.sam2_core.presets import find_preset, preprocessor
+from fss_models.sam2_core.build import build_sam2, origin
+from fss_models.sam2_core.presets import RANDOM, find_preset, preprocessor
 from fss_models.segmenter import Segmenter
 
 
@@ -29,8 +29,9 @@ class Prior(Segmenter):
 
     def __init__(self, *, preset: str, config: PriorConfig, weights: str | None = None) -> None:
         super().__init__(preset=preset, preprocessor=preprocessor(preset), config=config)
-        self.trunk = build_sam2(preset, weights=weights).image_encoder.trunk.requires_grad_(False)
-        self._has_weights = find_preset(preset).trunk == "efficientnet" or weights is not None
+        sam = build_sam2(preset, weights=weights or RANDOM)  # what ships is above the trunk
+        self.trunk = sam.image_encoder.trunk.requires_grad_(False)
+        self._has_weights = find_preset(preset).trunk == "efficientnet" or origin(sam).checkpoint
 
     @property
     def untrained(self) -> bool:

@@ -1,0 +1,1 @@
+"""Pretrained weights and bundles that come with the package: NAME.safetensors with NAME.json, champion/, folds/."""

@@ -1,0 +1,206 @@
+"""The weight files that ship: where they are, what they were trained on, reading and writing them.
+
+NAME.safetensors holds tensors in half precision, NAME.json beside it says where they come from and is written last.
+A file that lacks its json, or whose sha256 is not the json's, is refused: a damaged installation is never used quietly.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from fss_models.errors import FssError
+
+REINSTALL = "reinstall the package"
+HASH_DIGITS = 16  # of a photo's sha256, as in bundles
+_KEY = "fss-"
+_SHA, _PHOTO = re.compile(r"[0-9a-f]{64}"), re.compile(rf"[0-9a-f]{{{HASH_DIGITS}}}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingData:
+    """A dataset that training opened: name, licence, and the sha256 (first 16 digits) of every photo it opened."""
+
+    name: str
+    licence: str
+    photos: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """Where a shipped weight file comes from.
+
+    file, sha256   its name in the folder, and its content's
+    data           what it was trained on
+    recipe         the settings, so that the training can be repeated; commit: of the code; seeds: of all runs of it
+    steps, seconds, hardware   what it cost
+    quality        name -> figure measured on test photos
+    licence        under which terms the weights may be used
+    created        ISO date
+    """
+
+    file: str
+    sha256: str
+    data: tuple[TrainingData, ...]
+    recipe: dict[str, Any]
+    commit: str
+    seeds: tuple[int, ...]
+    steps: int
+    seconds: float
+    hardware: str
+    quality: dict[str, float]
+    licence: str
+    created: str
+
+    @property
+    def photos(self) -> list[str]:
+        """The hashes of all photos that training opened, sorted."""
+        return sorted({photo for one in self.data for photo in one.photos})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShippedWeights:
+    """A weight file that is installed."""
+
+    name: str
+    path: Path
+    provenance: Provenance
+
+    @property
+    def key(self) -> str:
+        """Its name among a model's frozen weights."""
+        return weight_key(self.name)
+
+    def verified(self) -> str:
+        """The path. Raises `FssError` if the file is not the one its json describes."""
+        found = hashlib.sha256(self.path.read_bytes()).hexdigest()
+        if found != self.provenance.sha256:
+            raise FssError(f"sha256 is {found}, {self.name}.json says {self.provenance.sha256}", where=str(self.path),
+                           mend=REINSTALL)
+        return str(self.path)
+
+
+def weight_key(name: str) -> str:
+    """The name of the shipped weights `name` in `Segmenter.frozen_weights` and in bundles."""
+    return _KEY + name
+
+
+def shipped_folder() -> Path:
+    """Where shipped files are: FSS_SHIPPED, by default the package's own folder."""
+    return Path(os.environ.get("FSS_SHIPPED") or str(files("fss_models").joinpath("shipped"))).expanduser()
+
+
+def find_weights(name: str, folder: Path | None = None) -> ShippedWeights | None:
+    """The shipped weights `name`; None where they are not installed or `name` is empty.
+
+    Raises `FssError` for weights without a json, or with one that is not whole.
+    """
+    folder = folder or shipped_folder()
+    path, about = folder / f"{name}.safetensors", folder / f"{name}.json"
+    if not name or not path.is_file():
+        return None
+    if not about.is_file():
+        raise FssError("does not say where it comes from", where=str(path),
+                       mend=f"{about.name} is missing: {REINSTALL}")
+    provenance = read_provenance(about)
+    if provenance.file != path.name:
+        raise FssError(f"is about {provenance.file!r}", where=str(about), mend=REINSTALL)
+    return ShippedWeights(name=name, path=path, provenance=provenance)
+
+
+def list_weights(folder: Path | None = None) -> list[ShippedWeights]:
+    """All shipped weights, by name. Raises `FssError` as `find_weights` does."""
+    folder = folder or shipped_folder()
+    found = [find_weights(p.stem, folder) for p in sorted(folder.glob("*.safetensors"))]
+    return [w for w in found if w is not None]
+
+
+def write_weights(name: str, state: Mapping[str, Tensor], *, folder: Path | None = None, **about: Any) -> Provenance:
+    """Write `state` as the shipped weights `name`, floating tensors in half precision.
+
+    `about` are the fields of `Provenance` but `file` and `sha256`. Raises `FssError` for values that half precision
+    cannot hold, and for hashes that are none; nothing is written then.
+    """
+    folder = folder or shipped_folder()
+    content = save_tensors(to_half(state))
+    provenance = Provenance(file=f"{name}.safetensors", sha256=hashlib.sha256(content).hexdigest(), **about)
+    text = json.dumps(asdict(provenance), indent=1)
+    _parse(json.loads(text), str(folder / f"{name}.json"))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").unlink(missing_ok=True)  # never the new file under the old one's description
+    for target, written in ((folder / provenance.file, content), (folder / f"{name}.json", f"{text}\n".encode())):
+        hidden = target.with_name(f".tmp-{target.name}")
+        hidden.write_bytes(written)
+        hidden.replace(target)
+    return provenance
+
+
+def check_frozen(frozen: Mapping[str, str], where: str) -> list[ShippedWeights]:
+    """The installed weights among a bundle's frozen ones, name -> sha256.
+
+    Raises `FssError` naming the bundle `where` if one of them is not installed, or is another file.
+    """
+    names = {key.removeprefix(_KEY): sha for key, sha in frozen.items() if key.startswith(_KEY)}
+    found = []
+    for name, sha in names.items():
+        weights = find_weights(name)
+        if weights is None:
+            raise FssError(f"needs the shipped weights {name!r} (sha256 {sha[:12]}...), which are not installed",
+                           where=where, mend="install the release of fss that the bundle was made with")
+        if weights.provenance.sha256 != sha:
+            raise FssError(f"was made with other shipped weights {name!r} (sha256 {sha[:12]}..., installed "
+                           f"{weights.provenance.sha256[:12]}...)", where=where,
+                           mend="install the release of fss that it was made with, or train it again")
+        found.append(weights)
+    return found
+
+
+def to_half(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Floating tensors in half precision, on the CPU. Raises `FssError` naming one that it cannot hold."""
+    half = {k: (v.half() if v.is_floating_point() else v).detach().cpu().contiguous() for k, v in state.items()}
+    for key, value in half.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise FssError(f"{key!r} is not finite in half precision", mend="keep it in full precision")
+    return half
+
+
+def read_provenance(path: Path) -> Provenance:
+    """A json beside shipped weights. Raises `FssError` naming the first thing that is wrong with it."""
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise FssError(f"is not JSON: {error}", where=str(path), mend=REINSTALL) from error
+    return _parse(content, str(path))
+
+
+def _parse(content: Any, where: str) -> Provenance:
+    given = _fields(content, Provenance, where)
+    if not isinstance(given["data"], list):
+        raise FssError("data is no list", where=where, mend=REINSTALL)
+    data = tuple(TrainingData(**_fields(one, TrainingData, where)) for one in given["data"])
+    for wrong in (p for one in data for p in one.photos if not _PHOTO.fullmatch(str(p))):
+        raise FssError(f"{wrong!r} is not the first {HASH_DIGITS} digits of a photo's sha256", where=where)
+    if not _SHA.fullmatch(str(given["sha256"])):
+        raise FssError(f"sha256 is {given['sha256']!r}", where=where, mend=REINSTALL)
+    return Provenance(**(given | {"data": data, "seeds": tuple(given["seeds"])}))
+
+
+def _fields(content: Any, kind: type, where: str) -> dict[str, Any]:
+    """`content` if it has exactly the fields of the dataclass `kind`; lists of photos become tuples."""
+    if not isinstance(content, dict):
+        raise FssError(f"is no {kind.__name__}", where=where, mend=REINSTALL)
+    known = {f.name for f in fields(kind)}
+    for key in sorted(known ^ content.keys()):
+        raise FssError(f"{'lacks' if key in known else 'has unknown'} {key!r}", where=where, mend=REINSTALL)
+    return {k: tuple(v) if k == "photos" else v for k, v in content.items()}
