@@ -21,7 +21,7 @@ def label(
     supports: Annotated[str, typer.Option("--supports", help="JSON file: class name, photos and marks on them.")],
     out: Annotated[str, typer.Option("--out", "-o", help="Where parts and labels go.")],
     workspace: Annotated[str | None, typer.Option("--workspace", "-w", help="Whose champion; default: recipe.")] = None,
-    bundle: Annotated[str, typer.Option("--bundle", help="A bundle instead of the workspace's champion.")] = "",
+    bundle: Annotated[str, typer.Option("--bundle", help="A bundle instead of the champion; shipped: fss's own.")] = "",
     service: Annotated[str, typer.Option("--service", help="Address of a running service.")] = "",
     threshold: Annotated[float | None, typer.Option("--threshold", help="Probability of an object's pixel.")] = None,
     limit: Annotated[int, typer.Option("--limit", min=0, help="Only the first photos; 0: all.")] = 0,

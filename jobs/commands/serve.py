@@ -1,4 +1,4 @@
-"""`fss serve`: the champion behind HTTP and a web page, until Ctrl-C."""
+"""`fss serve`: the workspace's champion, or the shipped one, behind HTTP and a web page, until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def serve(
     recipe: RecipeOption = "demo",
     overrides: SetOption = None,
     out: OutOption = None,
-    bundle: Annotated[str, typer.Option("--bundle", help="A bundle instead of the workspace's champion.")] = "",
+    bundle: Annotated[str, typer.Option("--bundle", help="A bundle instead of the champion; shipped: fss's own.")] = "",
     host: Annotated[str | None, typer.Option("--host", help="Address; others than loopback need FSS_TOKEN.")] = None,
     port: Annotated[int | None, typer.Option("--port", "-p", help="0 takes any free one.")] = None,
     as_json: JsonOption = False,

@@ -19,13 +19,17 @@ from pipelines.serving.client import Client, find_service
 from pipelines.serving.spec import model_spec
 from pipelines.serving.support_files import read_support_file
 from pipelines.serving.supports import SupportSet
+from pipelines.shipped import bundle_url, champion_url, say_if_shipped
 from pipelines.storage import Store, join
 from pipelines.workspace import Workspace
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelRequest:
-    """What a person asked for. `bundle` and `service` may be empty: then the workspace's champion and service."""
+    """What a person asked for.
+
+    `bundle` and `service` may be empty: then the workspace's champion, or the shipped one, and the workspace's service.
+    """
 
     recipe: Recipe
     images: str
@@ -35,13 +39,17 @@ class LabelRequest:
     service: str = ""
     limit: int = 0
 
+    @property
+    def bundle_url(self) -> str:
+        """Where the bundle is. Raises `FssError` for a shipped one that is not there."""
+        return bundle_url(self.bundle) if self.bundle else champion_url(Workspace(self.recipe.out))
+
 
 def run_label_job(request: LabelRequest) -> dict[str, Any]:
     """Label all photos. Returns the summary. Raises `FssError` for a person's mistakes."""
     supports = read_support_file(request.supports)
     service, health = _service(request)
-    bundle_url = request.bundle or Workspace(request.recipe.out).champion
-    about = health if health and not request.bundle else _about(read_bundle_info(bundle_url))
+    about = health if health and not request.bundle else _about(read_bundle_info(request.bundle_url))
     images = list_images(request.images, request.limit)
     config = request.recipe.label
     manifest = JobManifest(
@@ -59,12 +67,12 @@ def run_label_job(request: LabelRequest) -> dict[str, Any]:
         say("everything is labelled already")
         summary: dict[str, Any] = out.read_json(SUMMARY)
         return {**summary, "labelled_now": 0}
-    now = _run(job, left, supports, service, health, bundle_url, request.recipe)
+    now = _run(job, left, supports, service, health, request)
     return {**write_outputs(out, manifest), "labelled_now": now}
 
 
 def _run(job: Job, left: list[int], supports: SupportSet, service: str, health: dict[str, Any] | None,
-         bundle_url: str, recipe: Recipe) -> int:
+         request: LabelRequest) -> int:
     if not left:
         return 0
     if service and health:
@@ -73,10 +81,13 @@ def _run(job: Job, left: list[int], supports: SupportSet, service: str, health: 
     else:
         root = join(job.out.url, "supports")
         supports.save(root)
-        engine = local_engine(model_spec(recipe, bundle_url=bundle_url, supports_url=root, device="cpu",
+        url = request.bundle_url
+        if not request.bundle:
+            say_if_shipped(url, Workspace(request.recipe.out))
+        engine = local_engine(model_spec(request.recipe, bundle_url=url, supports_url=root, device="cpu",
                                          batch=job.manifest.batch))
     with engine as ready:
-        return job.run(ready, left, recipe.label.in_flight)
+        return job.run(ready, left, request.recipe.label.in_flight)
 
 
 def _about(info: BundleInfo) -> dict[str, Any]:
@@ -88,7 +99,7 @@ def _service(request: LabelRequest) -> tuple[str, dict[str, Any] | None]:
     batch = request.recipe.label.batch
     if request.service:
         health = _reach(request.service)
-        wanted = read_bundle_info(request.bundle).bundle_id if request.bundle else health["bundle_id"]
+        wanted = read_bundle_info(request.bundle_url).bundle_id if request.bundle else health["bundle_id"]
         if health["bundle_id"] != wanted:
             raise FssError(f"serves bundle {health['bundle_id']}, not {wanted}", where=request.service,
                            mend="leave --service or --bundle out")
@@ -100,7 +111,7 @@ def _service(request: LabelRequest) -> tuple[str, dict[str, Any] | None]:
     if found is None:
         return "", None
     url, health = found
-    bundle = read_bundle_info(request.bundle or Workspace(request.recipe.out).champion).bundle_id
+    bundle = read_bundle_info(request.bundle_url).bundle_id
     if health["bundle_id"] != bundle or health["batch"] != batch:
         say(f"the service at {url} runs another bundle or batch size; starting a deployment of this job's own")
         return "", None

@@ -20,6 +20,7 @@ from pipelines.progress import say
 from pipelines.serving.client import Client
 from pipelines.serving.server import check_host, deploy, free_port, shut_down
 from pipelines.serving.spec import best_device, model_spec
+from pipelines.shipped import bundle_url, champion_url, say_if_shipped
 from pipelines.storage import Store
 from pipelines.workspace import Workspace
 
@@ -29,16 +30,18 @@ def serve_until_stopped(recipe: Recipe, *, bundle: str = "", as_json: bool = Fal
     workspace, config = Workspace(recipe.out), recipe.serve
     token = os.environ.get("FSS_TOKEN", "")
     check_host(config.host, token)
-    bundle_url = bundle or workspace.champion
-    info = read_bundle_info(bundle_url)
+    url = bundle_url(bundle) if bundle else champion_url(workspace)
+    info = read_bundle_info(url)
     port = free_port(config.host, config.port)
     stop = _stop_on_signals()
     with cluster() as ray:
         from pipelines.serving.app import ServiceSpec, application
         from pipelines.serving.requests import token_hash
 
-        spec = model_spec(recipe, bundle_url=Store(bundle_url).url, supports_url=workspace.supports,
+        spec = model_spec(recipe, bundle_url=Store(url).url, supports_url=workspace.supports,
                           device=best_device(ray), batch=config.max_batch)
+        if not bundle:
+            say_if_shipped(url, workspace)
         service = ServiceSpec(model=spec, max_request_bytes=config.max_request_bytes, token=token_hash(token))
         say(f"starting {info.method}/{info.preset} on {spec.device} ...")
         began, name = time.monotonic(), f"fss-{port}"

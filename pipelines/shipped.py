@@ -1,0 +1,135 @@
+"""Bundles that ship with the package, by name: `champion`, `folds/NAME`. As a bundle's URL, `shipped` is the champion
+and `shipped:NAME` any of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+from fss_models.errors import FssError
+from fss_models.shipped.files import list_weights, shipped_folder, to_half
+from pipelines.bundle import BundleInfo, read_bundle_info
+from pipelines.progress import say
+from pipelines.storage import Store, join
+from pipelines.workspace import Workspace
+
+SHIPPED, CHAMPION, TENSORS = "shipped", "champion", "model.safetensors"
+MAX_BYTES = 30_000_000  # of all that ships
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedBundle:
+    """A bundle among several below one place."""
+
+    name: str
+    url: str
+    info: BundleInfo
+    size: int  # bytes of its tensors
+
+
+def bundle_url(given: str) -> str:
+    """The URL of a bundle: `shipped` and `shipped:NAME` are the package's, anything else is one already.
+
+    Raises `FssError` if no such bundle ships.
+    """
+    if given != SHIPPED and not given.startswith(f"{SHIPPED}:"):
+        return given
+    name = given.partition(":")[2] or CHAMPION
+    place = shipped_folder() / name
+    if not (place / "bundle.json").is_file():
+        known = ", ".join(b.name for b in list_bundles()) or "none"
+        raise FssError(f"no bundle {name!r} ships with this installation", mend=f"shipped bundles: {known}")
+    return str(place)
+
+
+def champion_url(workspace: Workspace) -> str:
+    """The workspace's champion, or the one that ships where it has none; its own place where there is neither."""
+    own = (shipped_folder() / CHAMPION / "bundle.json").is_file()
+    if not own or Store(workspace.champion).exists("bundle.json"):
+        return workspace.champion
+    return bundle_url(SHIPPED)
+
+
+def say_if_shipped(url: str, workspace: Workspace) -> None:
+    """Tell the person where the shipped champion stands in for the workspace's."""
+    if url == str(shipped_folder() / CHAMPION):
+        info = read_bundle_info(url)
+        say(f"no champion at {workspace.champion}: taking the one that ships with fss ({info.method}/{info.preset}, "
+            f"bundle {info.bundle_id})")
+
+
+def list_bundles(place: str = "") -> list[NamedBundle]:
+    """The bundles below `place`, by default the package's, by name."""
+    store = Store(place or str(shipped_folder()))
+    if not store.exists():
+        return []
+    names = [n.removesuffix("/bundle.json") for n in store.list(suffix="/bundle.json")]
+    found = []
+    for name in sorted(names):
+        url = store.path(name)
+        found.append(NamedBundle(name=name, url=url, info=read_bundle_info(url), size=store.size(f"{name}/{TENSORS}")))
+    return found
+
+
+def copy_bundle(source: str, target: str, *, half: bool = False) -> BundleInfo:
+    """Copy a bundle; with `half` its tensors in half precision, which makes it another bundle of half the size.
+
+    Raises `FssError` for half a bundle, for a target that holds another one, and for values that half precision
+    cannot hold.
+    """
+    info, data = read_bundle_info(source), Store(source).read_bytes(TENSORS)
+    if hashlib.sha256(data).hexdigest() != info.tensors_sha256:
+        raise FssError("model.safetensors does not match bundle.json", where=source, mend="promote or train it again")
+    if half and data:
+        data = save_tensors(to_half(load_tensors(data)))
+        made = {"tensors_sha256": hashlib.sha256(data).hexdigest(),
+                "provenance": {**info.provenance, "half_precision_of": info.bundle_id}}
+        info = info.model_copy(update=made)
+    store = Store(target)
+    if store.exists("bundle.json") and read_bundle_info(target) != info:
+        raise FssError("holds another bundle", where=target, mend="give an empty folder")
+    store.write_bytes(TENSORS, data)
+    store.write_json("bundle.json", info.model_dump())
+    return info
+
+
+def find_bundle(name: str, place: str = "") -> str:
+    """The URL of the bundle `name` below `place` (default: the package's). Raises `FssError` naming the known ones."""
+    if not place:
+        return bundle_url(f"{SHIPPED}:{name}")
+    if not Store(join(place, name)).exists("bundle.json"):
+        known = ", ".join(b.name for b in list_bundles(place)) or "none"
+        raise FssError(f"has no bundle {name!r}", where=place, mend=f"known: {known}")
+    return join(place, name)
+
+
+def shipped_problems(folder: Path | None = None) -> list[str]:
+    """What is wrong with the shipped files: one line each, empty where all is as it says."""
+    folder = folder or shipped_folder()
+    wrong = []
+    try:
+        for weights in list_weights(folder):
+            weights.verified()
+    except FssError as error:
+        wrong.append(str(error))
+    for about in sorted(folder.glob("*.json")):
+        if not about.with_suffix(".safetensors").is_file():
+            wrong.append(f"{about}: describes a file that is not there")
+    for bundle in list_bundles(str(folder)):
+        content = Store(bundle.url).read_bytes(TENSORS)
+        if hashlib.sha256(content).hexdigest() != bundle.info.tensors_sha256:
+            wrong.append(f"{bundle.url}: model.safetensors does not match bundle.json")
+    if (size := shipped_bytes(folder)) > MAX_BYTES:
+        wrong.append(f"{folder}: {size / 1e6:.1f} MB, more than {MAX_BYTES / 1e6:.0f}")
+    return wrong
+
+
+def shipped_bytes(folder: Path | None = None) -> int:
+    """Bytes of everything that ships."""
+    return sum(p.stat().st_size for p in (folder or shipped_folder()).rglob("*")
+               if p.is_file() and p.suffix in (".safetensors", ".json"))
