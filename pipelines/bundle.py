@@ -22,7 +22,7 @@ from fss_models.segmenter import Segmenter
 from fss_models.settings import weight_fields
 from fss_models.shipped.files import check_frozen, to_half
 from pipelines.storage import Store
-from pipelines.weights import build_model, fetch, file_sha256
+from pipelines.weights import build_model, fetch, file_sha256, pretraining_photos
 
 
 class BundleInfo(BaseModel):
@@ -44,8 +44,14 @@ class BundleInfo(BaseModel):
     data_hash: str = ""  # content hash of the shards
     classes: list[str] = []  # trained on
     trained_on: list[str] = []  # sha256 (first 16 digits) of every photo that training opened
+    pretrained_on: list[str] = []  # the same of class-agnostic pretraining: its photos' classes were not looked at
     metrics: dict[str, Any] = {}
     provenance: dict[str, Any] = {}
+
+    @property
+    def seen(self) -> list[str]:
+        """sha256 (first 16 digits) of every photo that any training opened: none of them may be tested."""
+        return sorted({*self.trained_on, *self.pretrained_on})
 
     @property
     def bundle_id(self) -> str:
@@ -71,12 +77,19 @@ def save_bundle(url: str, model: Segmenter, *, given: dict[str, Any] | None = No
         config=json.loads(json.dumps(registry.config_dict(model) | files)),
         seed=model.seed, preprocessing=model.preprocessor.mode, frozen=model.frozen_weights(),
         untrained=(model.untrained and not state) or model.keeps_random_parts,
-        tensors_sha256=hashlib.sha256(data).hexdigest(), **about,
+        tensors_sha256=hashlib.sha256(data).hexdigest(),
+        **{"pretrained_on": _pretrained_on(model, about.get("weights", ""), url), **about},
     )
     store = Store(url)
     store.write_bytes("model.safetensors", data)
     store.write_json("bundle.json", info.model_dump())
     return info
+
+
+def _pretrained_on(model: Segmenter, weights: str, where: str) -> list[str]:
+    """The photos that the pretraining of its frozen weights opened, where they are shipped or `weights` tell."""
+    shipped = check_frozen(model.frozen_weights(), where)
+    return sorted({*(photo for one in shipped for photo in one.provenance.photos), *pretraining_photos(weights)})
 
 
 def import_bundle(url: str, *, file: str, method: str, preset: str, weights: str = "") -> tuple[BundleInfo, int]:

@@ -5,14 +5,16 @@ and `shipped:NAME` any of them.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from fss_models.errors import FssError
-from fss_models.shipped.files import list_weights, shipped_folder, to_half
+from fss_models.shipped.files import check_frozen, list_weights, shipped_folder, to_half
 from pipelines.bundle import BundleInfo, read_bundle_info
 from pipelines.progress import say
 from pipelines.storage import Store, join
@@ -82,9 +84,7 @@ def copy_bundle(source: str, target: str, *, half: bool = False) -> BundleInfo:
     Raises `FssError` for half a bundle, for a target that holds another one, and for values that half precision
     cannot hold.
     """
-    info, data = read_bundle_info(source), Store(source).read_bytes(TENSORS)
-    if hashlib.sha256(data).hexdigest() != info.tensors_sha256:
-        raise FssError("model.safetensors does not match bundle.json", where=source, mend="promote or train it again")
+    info, data = _whole(source)
     if half and data:
         data = save_tensors(to_half(load_tensors(data)))
         made = {"tensors_sha256": hashlib.sha256(data).hexdigest(),
@@ -111,22 +111,33 @@ def find_bundle(name: str, place: str = "") -> str:
 def shipped_problems(folder: Path | None = None) -> list[str]:
     """What is wrong with the shipped files: one line each, empty where all is as it says."""
     folder = folder or shipped_folder()
-    wrong = []
-    try:
-        for weights in list_weights(folder):
-            weights.verified()
-    except FssError as error:
-        wrong.append(str(error))
-    for about in sorted(folder.glob("*.json")):
-        if not about.with_suffix(".safetensors").is_file():
-            wrong.append(f"{about}: describes a file that is not there")
-    for bundle in list_bundles(str(folder)):
-        content = Store(bundle.url).read_bytes(TENSORS)
-        if hashlib.sha256(content).hexdigest() != bundle.info.tensors_sha256:
-            wrong.append(f"{bundle.url}: model.safetensors does not match bundle.json")
+    checks: list[Callable[[], object]] = [
+        lambda: [w.verified() for w in list_weights(folder)],
+        *(partial(_check_bundle, p.parent, folder) for p in sorted(folder.rglob("bundle.json"))),
+    ]
+    wrong = [f"{about}: describes a file that is not there" for about in sorted(folder.glob("*.json"))
+             if not about.with_suffix(".safetensors").is_file()]
+    for check in checks:
+        try:
+            check()
+        except FssError as error:
+            wrong.append(str(error))
     if (size := shipped_bytes(folder)) > MAX_BYTES:
         wrong.append(f"{folder}: {size / 1e6:.1f} MB, more than {MAX_BYTES / 1e6:.0f}")
     return wrong
+
+
+def _check_bundle(place: Path, folder: Path) -> None:
+    """Raises `FssError` for half a bundle, and one on other shipped weights than those in `folder`."""
+    info, _ = _whole(str(place))
+    check_frozen(info.frozen, str(place), folder)
+
+
+def _whole(url: str) -> tuple[BundleInfo, bytes]:
+    info, data = read_bundle_info(url), Store(url).read_bytes(TENSORS)
+    if hashlib.sha256(data).hexdigest() != info.tensors_sha256:
+        raise FssError(f"{TENSORS} does not match bundle.json", where=url, mend="promote or train it again")
+    return info, data
 
 
 def shipped_bytes(folder: Path | None = None) -> int:

@@ -8,6 +8,7 @@ The cache is FSS_CACHE (default ~/.cache/fss). Nothing is unpickled here; reader
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,23 @@ def file_sha256(path: str | Path) -> str:
     """The sha256 of a local file, read in pieces."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def pretraining_photos(place: str) -> list[str]:
+    """The photos that training opened (sha256, first 16 digits) for a local weight file with its json beside it.
+
+    That is what `fss pretrain` writes; [] for any other file. Raises `FssError` if the json is about another file.
+    """
+    path = Path(place.partition("#sha256=")[0]).expanduser()
+    if "://" in place or path.suffix != ".safetensors" or not path.with_suffix(".json").is_file():
+        return []
+    beside = path.with_suffix(".json")
+    about = json.loads(beside.read_text())
+    if "photos" not in about and "data" not in about:
+        return []
+    if about.get("sha256") != file_sha256(path):
+        raise FssError("is about another file", where=str(beside), mend=f"take it away, or fetch the right {path.name}")
+    return sorted({*about.get("photos", []), *(p for one in about.get("data", []) for p in one["photos"])})
 
 
 def _local(place: str) -> Path:

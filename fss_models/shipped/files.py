@@ -146,15 +146,15 @@ def write_weights(name: str, state: Mapping[str, Tensor], *, folder: Path | None
     return provenance
 
 
-def check_frozen(frozen: Mapping[str, str], where: str) -> list[ShippedWeights]:
-    """The installed weights among a bundle's frozen ones, name -> sha256.
+def check_frozen(frozen: Mapping[str, str], where: str, folder: Path | None = None) -> list[ShippedWeights]:
+    """The shipped weights among a bundle's frozen ones, name -> sha256.
 
     Raises `FssError` naming the bundle `where` if one of them is not installed, or is another file.
     """
     names = {key.removeprefix(_KEY): sha for key, sha in frozen.items() if key.startswith(_KEY)}
     found = []
     for name, sha in names.items():
-        weights = find_weights(name)
+        weights = find_weights(name, folder)
         if weights is None:
             raise FssError(f"needs the shipped weights {name!r} (sha256 {sha[:12]}...), which are not installed",
                            where=where, mend="install the release of fss that the bundle was made with")

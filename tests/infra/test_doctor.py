@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from fss_models import registry
 from infra.local.machine import Check, run_checks
 from infra.local.s3 import S3Server
 from jobs.cli import make_app
+from pipelines.bundle import save_bundle
+from tests.models.shipped_case import ship_random
 
 
 def by_name(**where: str) -> dict[str, Check]:
@@ -51,6 +54,22 @@ def test_wrong_weights_are_missing_ones(monkeypatch: pytest.MonkeyPatch, tmp_pat
     status, text = doctor()
     assert status == 1
     assert "1 required things are missing" in text
+
+
+def test_shipped_weights_and_bundles_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("FSS_SHIPPED", str(tmp_path))
+    assert by_name()["shipped weights"].state == "optional"
+    ship_random(tmp_path)
+    save_bundle(str(tmp_path / "champion"), registry.build("sam2_frozen", "nano"))
+    found = by_name()
+    assert "trained on photos (2 photos, research use)" in found["shipped weights"].found
+    assert found["shipped bundle"].found.startswith("champion: sam2_frozen/nano, bundle ")
+    assert doctor()[0] == 0
+    (tmp_path / "nano.safetensors").write_bytes(b"torn")
+    assert by_name()["shipped weights"].state == "missing"
+    status, text = doctor()
+    assert status == 1
+    assert "reinstall the package" in text
 
 
 def test_s3_is_reached_and_secrets_are_not_shown(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
