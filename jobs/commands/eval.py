@@ -1,15 +1,34 @@
-"""`fss eval`: score any bundle on a fold of the recipe's dataset."""
+"""`fss eval`: score any bundle on a fold of a recipe's dataset, or straight on a VOC2012 or COCO directory."""
 
 from __future__ import annotations
 
 import json
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from jobs.options import JsonOption, OutOption, RecipeOption, SetOption
-from jobs.recipes import load_recipe
+from jobs.evaluation import (
+    AnnotationsOption,
+    BundleOption,
+    DatasetOption,
+    EpisodesOption,
+    FoldOption,
+    KeyOption,
+    ListsOption,
+    RecipeOption,
+    RootOption,
+    SeedOption,
+    ShotOption,
+    SplitOption,
+    Tested,
+    tested,
+)
+from jobs.options import OutOption, SetOption
+from pipelines.storage import Store
+from pipelines.training.results import RunResult
+
+JsonFileOption = Annotated[str, typer.Option("--json", help="Write the result there as JSON; -: standard output.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -17,19 +36,46 @@ def register(app: typer.Typer) -> None:
 
     @app.command("eval")
     def evaluate(
-        bundle: Annotated[str, typer.Option("--bundle", "-b", help="URL of the bundle.")],
-        recipe: RecipeOption = "demo",
-        fold: Annotated[int, typer.Option("--fold", "-f", help="Which fold's classes; -1: all classes.")] = 0,
-        sets: SetOption = None, out: OutOption = None, as_json: JsonOption = False,
+        bundle: BundleOption, recipe: RecipeOption = None, dataset: DatasetOption = "", root: RootOption = "",
+        annotations: AnnotationsOption = "", lists: ListsOption = "", split: SplitOption = "", key: KeyOption = "",
+        fold: FoldOption = 0, shot: ShotOption = None, episodes: EpisodesOption = None, seed: SeedOption = None,
+        sets: SetOption = None, out: OutOption = None, as_json: JsonFileOption = "",
     ) -> None:
         """mIoU and FB-IoU on the fold's fixed list of test photos. A bundle trained on one of them is refused."""
-        from pipelines.training.sweep import eval_bundle
+        from pipelines.bundle import read_bundle_info
+        from pipelines.training.sweep import score_bundle
 
-        result = eval_bundle(load_recipe(recipe, sets, out=out), bundle=bundle, fold=None if fold < 0 else fold)
-        per_class = "\n".join(f"  {name:24s} {iou * 100:5.1f}" for name, iou in sorted(result.per_class.items()))
-        line = (f"mIoU {result.miou * 100:.1f} ({result.interval[0] * 100:.1f}-{result.interval[1] * 100:.1f}), "
-                f"FB-IoU {result.fb_iou * 100:.1f} on {result.episodes} episodes of list {result.list_hash[:12]}"
-                f"{' (untrained model)' if result.untrained else ''}\n{per_class}")
-        print(line, file=sys.stderr if as_json else sys.stdout)
+        read_bundle_info(bundle)
+        found = tested(recipe=recipe, sets=sets, out=out, dataset=dataset, fold=fold, root=root, lists=lists,
+                       annotations=annotations, split=split, key=key, shots=shot, episodes=episodes, seed=seed)
+        result, _ = score_bundle(found.recipe, found.shards, bundle=bundle, fold=found.fold)
+        print(lines(result), file=sys.stderr if as_json == "-" else sys.stdout)
         if as_json:
-            print(json.dumps(result.model_dump(), indent=1))
+            _write(as_json, document(found, result))
+
+
+def lines(result: RunResult) -> str:
+    """The scores for people."""
+    per_class = "\n".join(f"  {name:24s} {iou * 100:5.1f}" for name, iou in sorted(result.per_class.items()))
+    return (f"mIoU {result.miou * 100:.1f} ({result.interval[0] * 100:.1f}-{result.interval[1] * 100:.1f}), "
+            f"FB-IoU {result.fb_iou * 100:.1f} on {result.episodes} episodes of list {result.list_hash[:12]}, "
+            f"{result.images_per_s:.1f} images/s{' (untrained model)' if result.untrained else ''}\n{per_class}")
+
+
+def document(found: Tested, result: RunResult) -> dict[str, Any]:
+    """The scores as JSON: with --dataset what was tested beside them, else the run's whole result."""
+    if found.test is None:
+        return result.model_dump()
+    keys = ("bundle", "bundle_id", "untrained", "episodes", "list_hash", "miou", "interval", "fb_iou", "per_class",
+            "images_per_s", "trainable_params", "code")
+    method = result.spec.method
+    return {**found.facts, "method": method.name, "preset": method.preset, **result.model_dump(include=set(keys)),
+            "seconds": result.details["seconds"]}
+
+
+def _write(target: str, found: dict[str, Any]) -> None:
+    if target == "-":
+        print(json.dumps(found, indent=1))
+        return
+    folder, _, name = Store(target).url.rpartition("/")
+    Store(folder).write_json(name, found)

@@ -87,7 +87,7 @@ class Study:
         rows = tuple(Episode(i, ALL_FOLDS, -1, photo, ()) for i, photo in enumerate(photos))
         listed = EpisodeList(fold=ALL_FOLDS, shots=1, seed=0, family="photos", episodes=rows,
                              shards_hash=self.shards.manifest.content_hash)
-        refuse_seen_photos(self.info.trained_on, self.shards, listed, self.url)
+        refuse_seen_photos(self.info.seen, self.shards, listed, self.url)
 
     @property
     def unknown_classes(self) -> list[ClassInfo]:

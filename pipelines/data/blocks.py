@@ -61,7 +61,7 @@ class BlockFile:
 
 
 def plan_blocks(rows: Sequence[dict[str, Any]], classes: Sequence[ClassInfo], cfg: DataConfig) -> list[BlockFile]:
-    """The files to write, from the index's rows."""
+    """The files to write, from the index's rows; none where no photo is for training."""
     places: dict[int, list[Place]] = defaultdict(list)
     for row in rows:
         enough = set(counts(row, cfg)) if row["split"] == "train" else set()
@@ -69,6 +69,8 @@ def plan_blocks(rows: Sequence[dict[str, Any]], classes: Sequence[ClassInfo], cf
             if class_id in enough:
                 where = (row["image_id"], row["part"], row["row"], row["bytes"], row["digest"])
                 places[class_id].append(Place(annotation_id(row["image_id"], class_id), *where))
+    if not places:
+        return []
     return [f for c in classes for f in _files(c.class_id, _blocks(places[c.class_id], c.class_id, cfg))]
 
 

@@ -31,9 +31,10 @@ def choose_classes(
     """The classes with enough photos in both splits (ids unchanged), and the others with the reason.
 
     `folds`: each class's fold where a benchmark has a table of them. A benchmark's class needs photos in one split
-    only: many are trained and never tested, or tested and never trained.
+    only: many are trained and never tested, or tested and never trained. So does a class of a dataset that has no
+    training photo at all.
     """
-    both = cfg.source.format not in BENCHMARKS
+    both = cfg.source.format not in BENCHMARKS and any(row["split"] == "train" for row in rows)
     photos: Counter[tuple[int, str]] = Counter(
         (c, row["split"]) for row in rows for c in counts(row, cfg))
     kept, dropped = [], {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Callable
 from typing import Any
 
 from fss_models.errors import FssError
@@ -79,17 +80,22 @@ def evaluate_run(job: Job, scored: Scored) -> RunResult:
     return result
 
 
-def evaluate_bundle(job: Job, scored: Scored, data: Any, bundle: str) -> tuple[RunResult, Any]:
-    """Load a bundle, score it on the fold's list. Raises `FssError` if it was trained on one of the photos."""
+def evaluate_bundle(
+    job: Job, scored: Scored, data: Any, bundle: str, *, told: Callable[[int], None] | None = None
+) -> tuple[RunResult, Any]:
+    """Load a bundle, score it on the fold's list; `told` hears how many episodes are done, else the tracker does.
+
+    Raises `FssError` if training opened one of the photos.
+    """
     from pipelines.bundle import load_bundle
     from pipelines.training.evaluate import refuse_seen_photos, score_episodes
 
     spec = job.spec
     model, info = load_bundle(bundle, "cuda" if job.gpus else "cpu")
     episodes = data.episodes(scored.config)
-    refuse_seen_photos(info.trained_on, data.shards, episodes, bundle)
+    refuse_seen_photos(info.seen, data.shards, episodes, bundle)
     table, took = score_episodes(model, data.shards, episodes, scored.config,
-                                 told=lambda done: job.tell("at_step", spec.name, spec.steps + done))
+                                 told=told or (lambda done: job.tell("at_step", spec.name, spec.steps + done)))
     took |= {"not_scored": episodes.dropped, "shots": episodes.shots}
     tested = [c for c in data.tested if c.class_id in episodes.class_ids]
     facts = {"list_hash": episodes.sha256, "bundle": bundle, "bundle_id": info.bundle_id,

@@ -75,13 +75,14 @@ def _bytes(features: Features) -> int:
     return sum(v.nbytes for v in features.maps.values())
 
 
-def refuse_seen_photos(trained_on: Sequence[str], shards: Shards, episodes: EpisodeList, where: str) -> None:
+def refuse_seen_photos(seen: Sequence[str], shards: Shards, episodes: EpisodeList, where: str) -> None:
     """Raise `FssError` if training opened a photo of the list: the score would be of memory, not of ability."""
     photos = {i for e in episodes for i in (e.query, *e.supports)}
-    known = set(trained_on)
-    seen = [i for i in sorted(photos) if shards.rows[i]["sha256"][:16] in known] if known else []
-    if seen:
-        raise FssError(f"was trained on {len(seen)} of the {len(photos)} test photos (first: image {seen[0]})",
+    known = set(seen)
+    found = [i for i in sorted(photos) if shards.rows[i]["sha256"][:16] in known] if known else []
+    if found:
+        name = shards.rows[found[0]]["file_name"]
+        raise FssError(f"was trained on {len(found)} of the {len(photos)} test photos (first: {name})",
                        where=where, mend="evaluate it on photos it was not trained on")
 
 

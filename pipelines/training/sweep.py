@@ -13,6 +13,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import pyarrow as pa
+
 from fss_models import registry
 from fss_models.errors import FssError
 from fss_models.prompt_sampling import kinds_of
@@ -105,17 +107,23 @@ def run_one(recipe: Recipe, *, method: str, fold: int, seed: int) -> RunResult:
 def eval_bundle(recipe: Recipe, *, bundle: str, fold: int | None) -> RunResult:
     """Score any bundle on the recipe's data, in this process.
 
-    Raises `FssError` if there is no bundle or it was trained on a photo of the test list.
+    Raises `FssError` if there is no bundle or training opened a photo of the test list.
     """
+    read_bundle_info(bundle)
+    return score_bundle(recipe, ensure_shards(recipe), bundle=bundle, fold=fold)[0]
+
+
+def score_bundle(recipe: Recipe, shards: Shards, *, bundle: str, fold: int | None) -> tuple[RunResult, pa.Table]:
+    """The same on shards that are there, with the counts of every episode (`EPISODE_SCORES`)."""
     info = read_bundle_info(bundle)
-    shards = ensure_shards(recipe)
-    data = FoldData.open(shards.url, fold)
     method = MethodConfig(name=info.method, preset=info.preset, config=info.config, weights=info.weights,
                           sha256=info.sha256)
     spec = RunSpec(dataset=recipe.data.name, shards=shards.url, data_hash=shards.manifest.content_hash, fold=fold,
                    method=method)
     job = Job(spec=spec, runs=Workspace(recipe.out).runs, gpus=recipe.sweep.gpus_per_run)
-    return evaluate_bundle(job, scoring(recipe), data, bundle)[0]
+    data = FoldData.open(shards.url, fold)
+    with Bar("scoring", len(data.episodes(recipe.eval)), unit="episodes") as bar:
+        return evaluate_bundle(job, scoring(recipe), data, bundle, told=bar.to)
 
 
 def collect_results(recipe: Recipe) -> list[RunResult]:

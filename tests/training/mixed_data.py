@@ -24,7 +24,7 @@ def voc_directory(root: Path, photos: int = 6) -> None:
             labels = np.zeros((SIDE, SIDE))
             labels[4:60, 4:60], labels[:2] = value, 255
             if i % 3 == 2:
-                labels[4:60, 40:60] = values[(k + 1) % len(values)]
+                labels[4:60, 42:60] = values[(k + 1) % len(values)]
             write(root, f"JPEGImages/{name}.jpg", jpeg(SIDE, SIDE, 100 * value + i))
             write(root, f"SegmentationClass/{name}.png", png(labels, palette=True))
 
