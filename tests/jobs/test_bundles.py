@@ -1,0 +1,96 @@
+"""`fss bundles`, and the commands that take the shipped champion where a workspace has none."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from fss_models import registry
+from jobs.cli import main, make_app
+from pipelines.bundle import BundleInfo, load_bundle, read_bundle_info, save_bundle
+from pipelines.serving.client import Client
+from tests.models.shipped_case import ship_random
+from tests.serving.helpers import photo_folder, run_fss, running_service, supports_file
+
+
+@pytest.fixture
+def champion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BundleInfo:
+    """An installation that ships random nano weights and a SANSA on them, also for commands in their own process."""
+    folder = tmp_path / "shipped"
+    ship_random(folder)
+    monkeypatch.setenv("FSS_SHIPPED", str(folder))
+    return save_bundle(str(folder / "champion"), registry.build("sansa", "nano"), half=True, dataset="photos",
+                       classes=["cat", "dog"], metrics={"cross_validated": {"miou": 0.5}})
+
+
+def fss(*arguments: str) -> str:
+    answer = CliRunner().invoke(make_app(), arguments)
+    assert answer.exit_code == 0, answer.output
+    return answer.stdout
+
+
+def test_list_and_fetch(champion: BundleInfo, tmp_path: Path) -> None:
+    shown = fss("bundles", "list")
+    assert shown.startswith(f"champion: sansa/nano, bundle {champion.bundle_id}, trained on 2 classes of photos, "
+                            "cross-validated mIoU 50.0, 0.")
+    (facts,) = json.loads(fss("bundles", "list", "--json"))["bundles"]
+    assert (facts["name"], facts["bundle_id"], facts["classes"]) == ("champion", champion.bundle_id, 2)
+    assert champion.bundle_id in fss("bundles", "fetch", "champion", "--out", str(tmp_path / "mine" / "own"))
+    assert load_bundle(str(tmp_path / "mine" / "own"))[1] == champion
+    assert fss("bundles", "list", "--from", str(tmp_path / "mine")).startswith("own: sansa/nano")
+    fss("bundles", "fetch", "own", "--from", str(tmp_path / "mine"), "--half", "--out", str(tmp_path / "again"))
+    assert read_bundle_info(str(tmp_path / "again")).provenance["half_precision_of"] == champion.bundle_id
+
+
+@pytest.mark.parametrize(("arguments", "line"), [
+    (("fetch", "folds/nobody"), "no bundle 'folds/nobody' ships with this installation (shipped bundles: champion)"),
+    (("fetch", "nobody", "--from", "{tmp}"), "has no bundle 'nobody' (known: none)"),
+])
+def test_mistakes_are_one_line(champion: BundleInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                               capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], line: str) -> None:
+    (tmp_path / "none").mkdir()
+    given = [a.replace("{tmp}", str(tmp_path / "none")) for a in arguments]
+    monkeypatch.setattr("sys.argv", ["fss", "bundles", *given, "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert line in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_labels_come_from_the_shipped_champion_without_any_training(champion: BundleInfo, tmp_path: Path) -> None:
+    """Nothing was promoted: `fss label` and `fss serve` take what ships, say so, and agree."""
+    photos, supports = photo_folder(tmp_path / "photos", 6), supports_file(tmp_path)
+    arguments = ["label", "--images", str(photos), "--supports", str(supports), "--workspace", str(tmp_path / "ws"),
+                 "--set", "label.chunk=8", "--json"]
+    own = run_fss(*arguments, "--out", str(tmp_path / "own"))
+    assert own.returncode == 0, own.stderr
+    assert f"taking the one that ships with fss (sansa/nano, bundle {champion.bundle_id})" in own.stderr
+    manifest = json.loads((tmp_path / "own" / "manifest.json").read_text())
+    assert manifest["bundle_id"] == champion.bundle_id
+    with running_service("", tmp_path / "ws") as service:
+        client = Client(service.url, timeout_s=10)
+        assert client.health()["bundle_id"] == champion.bundle_id
+        client.close()
+        served = run_fss(*arguments, "--out", str(tmp_path / "served"), "--bundle", "shipped")
+        assert served.returncode == 0, served.stderr
+        assert f"labelling through the service at {service.url}" in served.stderr
+    part = "parts/chunk-000000.parquet"
+    assert (tmp_path / "own" / part).read_bytes() == (tmp_path / "served" / part).read_bytes()
+
+
+@pytest.mark.slow
+def test_a_demo_without_a_winner_labels_with_the_shipped_champion(champion: BundleInfo, tmp_path: Path) -> None:
+    settings = ["data.source.images=90", "data.source.side=96", "data.images_per_part=30", "sweep.folds=[0]",
+                'methods=[{"name": "prior", "preset": "debug"}]', "eval.episodes=8", "label.chunk=8", "label.batch=4"]
+    sets = [part for s in settings for part in ("--set", s)]
+    done = run_fss("demo", "--out", str(tmp_path / "out"), "--json", *sets, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "No method can win" in done.stderr
+    assert not (tmp_path / "out" / "champion").exists()
+    (manifest,) = (tmp_path / "out" / "labels").glob("*/manifest.json")
+    assert json.loads(manifest.read_text())["bundle_id"] == champion.bundle_id
+    assert (tmp_path / "out" / "report.html").exists()
