@@ -20,7 +20,7 @@ from fss_models.official import load_official, official_state, read_official, re
 from fss_models.sam2_core.presets import RANDOM
 from fss_models.segmenter import Segmenter
 from fss_models.settings import weight_fields
-from fss_models.shipped.files import check_frozen, to_half
+from fss_models.shipped.files import bundle_url, check_frozen, to_half
 from pipelines.storage import Store
 from pipelines.weights import build_model, fetch, file_sha256, pretraining_photos
 
@@ -119,8 +119,8 @@ def export_bundle(url: str, target: str) -> int:
 
 
 def read_bundle_info(url: str) -> BundleInfo:
-    """bundle.json. Raises `FssError` if there is none or it is of another kind."""
-    store = Store(url)
+    """bundle.json; `url` may be `shipped` or `shipped:NAME`. Raises `FssError` if there is none, or not one of ours."""
+    store = Store(bundle_url(url))
     if not store.exists("bundle.json"):
         raise FssError("is no bundle (bundle.json is missing)", where=url, mend="`fss promote` makes the champion's")
     try:
@@ -130,7 +130,11 @@ def read_bundle_info(url: str) -> BundleInfo:
 
 
 def load_bundle(url: str, device: str = "cpu") -> tuple[Segmenter, BundleInfo]:
-    """The model, in evaluation mode, and what is known about it. Raises `FssError` if tensors and json disagree."""
+    """The model, in evaluation mode, and what is known about it; `url` may be `shipped` or `shipped:NAME`.
+
+    Raises `FssError` if tensors and json disagree, or its frozen weights are not those that are installed.
+    """
+    url = bundle_url(url)
     info = read_bundle_info(url)
     data = Store(url).read_bytes("model.safetensors")
     if hashlib.sha256(data).hexdigest() != info.tensors_sha256:

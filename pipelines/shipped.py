@@ -1,6 +1,4 @@
-"""Bundles that ship with the package, by name: `champion`, `folds/NAME`. As a bundle's URL, `shipped` is the champion
-and `shipped:NAME` any of them.
-"""
+"""Bundles that ship with the package, by name: `champion`, `folds/NAME`; copying them, and checking all that ships."""
 
 from __future__ import annotations
 
@@ -14,13 +12,13 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from fss_models.errors import FssError
-from fss_models.shipped.files import check_frozen, list_weights, shipped_folder, to_half
+from fss_models.shipped.files import CHAMPION, bundle_url, check_frozen, list_weights, shipped_folder, to_half
 from pipelines.bundle import BundleInfo, read_bundle_info
 from pipelines.progress import say
 from pipelines.storage import Store, join
 from pipelines.workspace import Workspace
 
-SHIPPED, CHAMPION, TENSORS = "shipped", "champion", "model.safetensors"
+TENSORS = "model.safetensors"
 MAX_BYTES = 30_000_000  # of all that ships
 
 
@@ -34,27 +32,12 @@ class NamedBundle:
     size: int  # bytes of its tensors
 
 
-def bundle_url(given: str) -> str:
-    """The URL of a bundle: `shipped` and `shipped:NAME` are the package's, anything else is one already.
-
-    Raises `FssError` if no such bundle ships.
-    """
-    if given != SHIPPED and not given.startswith(f"{SHIPPED}:"):
-        return given
-    name = given.partition(":")[2] or CHAMPION
-    place = shipped_folder() / name
-    if not (place / "bundle.json").is_file():
-        known = ", ".join(b.name for b in list_bundles()) or "none"
-        raise FssError(f"no bundle {name!r} ships with this installation", mend=f"shipped bundles: {known}")
-    return str(place)
-
-
 def champion_url(workspace: Workspace) -> str:
     """The workspace's champion, or the one that ships where it has none; its own place where there is neither."""
     own = (shipped_folder() / CHAMPION / "bundle.json").is_file()
     if not own or Store(workspace.champion).exists("bundle.json"):
         return workspace.champion
-    return bundle_url(SHIPPED)
+    return bundle_url("shipped")
 
 
 def say_if_shipped(url: str, workspace: Workspace) -> None:
@@ -101,7 +84,7 @@ def copy_bundle(source: str, target: str, *, half: bool = False) -> BundleInfo:
 def find_bundle(name: str, place: str = "") -> str:
     """The URL of the bundle `name` below `place` (default: the package's). Raises `FssError` naming the known ones."""
     if not place:
-        return bundle_url(f"{SHIPPED}:{name}")
+        return bundle_url(f"shipped:{name}")
     if not Store(join(place, name)).exists("bundle.json"):
         known = ", ".join(b.name for b in list_bundles(place)) or "none"
         raise FssError(f"has no bundle {name!r}", where=place, mend=f"known: {known}")

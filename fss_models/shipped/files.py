@@ -22,6 +22,7 @@ from torch import Tensor
 
 from fss_models.errors import FssError
 
+CHAMPION = "champion"  # folder of the bundle that stands in where nothing was promoted
 REINSTALL = "reinstall the package"
 HASH_DIGITS = 16  # of a photo's sha256, as in bundles
 _KEY = "fss-"
@@ -124,6 +125,22 @@ def list_weights(folder: Path | None = None) -> list[ShippedWeights]:
     folder = folder or shipped_folder()
     found = [find_weights(p.stem, folder) for p in sorted(folder.glob("*.safetensors"))]
     return [w for w in found if w is not None]
+
+
+def bundle_url(given: str) -> str:
+    """Where a bundle is: `shipped` is the shipped champion, `shipped:NAME` any shipped one, all else is a URL already.
+
+    Raises `FssError` if no such bundle ships, naming those that do.
+    """
+    word, _, name = given.partition(":")
+    if word != "shipped" or given.startswith("shipped://"):
+        return given
+    place = shipped_folder() / (name or CHAMPION)
+    if not (place / "bundle.json").is_file():
+        known = sorted(str(p.parent.relative_to(shipped_folder())) for p in shipped_folder().rglob("bundle.json"))
+        raise FssError(f"no bundle {name or CHAMPION!r} ships with this installation",
+                       mend=f"shipped bundles: {', '.join(known) or 'none'}")
+    return str(place)
 
 
 def write_weights(name: str, state: Mapping[str, Tensor], *, folder: Path | None = None, **about: Any) -> Provenance:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fss_models.errors import FssError
+from fss_models.shipped.files import bundle_url
 from pipelines.bundle import BundleInfo, read_bundle_info
 from pipelines.config import Recipe
 from pipelines.labelling.engines import Engine, local_engine, service_engine
@@ -19,7 +20,7 @@ from pipelines.serving.client import Client, find_service
 from pipelines.serving.spec import model_spec
 from pipelines.serving.support_files import read_support_file
 from pipelines.serving.supports import SupportSet
-from pipelines.shipped import bundle_url, champion_url, say_if_shipped
+from pipelines.shipped import champion_url, say_if_shipped
 from pipelines.storage import Store, join
 from pipelines.workspace import Workspace
 

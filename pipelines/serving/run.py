@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 
 from fss_models.errors import FssError
+from fss_models.shipped.files import bundle_url
 from pipelines.bundle import read_bundle_info
 from pipelines.cluster import cluster
 from pipelines.config import Recipe
@@ -20,7 +21,7 @@ from pipelines.progress import say
 from pipelines.serving.client import Client
 from pipelines.serving.server import check_host, deploy, free_port, shut_down
 from pipelines.serving.spec import best_device, model_spec
-from pipelines.shipped import bundle_url, champion_url, say_if_shipped
+from pipelines.shipped import champion_url, say_if_shipped
 from pipelines.storage import Store
 from pipelines.workspace import Workspace
 

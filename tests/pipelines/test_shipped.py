@@ -17,12 +17,11 @@ from safetensors.torch import load_file
 from fss_models import registry
 from fss_models.errors import FssError
 from fss_models.sam2_core.presets import RANDOM
-from fss_models.shipped.files import TrainingData, list_weights
+from fss_models.shipped.files import TrainingData, bundle_url, list_weights
 from pipelines.bundle import load_bundle, read_bundle_info, save_bundle
 from pipelines.config import MethodConfig, Recipe, TrainConfig
 from pipelines.shipped import (
     MAX_BYTES,
-    bundle_url,
     champion_url,
     copy_bundle,
     list_bundles,
@@ -126,7 +125,9 @@ def test_the_shipped_champion_stands_in_until_there_is_one(shipped: Path, tmp_pa
                                                            monkeypatch: pytest.MonkeyPatch) -> None:
     workspace = Workspace(str(tmp_path / "ws"))
     assert champion_url(workspace) == bundle_url("shipped") == bundle_url("shipped:champion")
-    assert read_bundle_info(champion_url(workspace)).dataset == "shapes"
+    info = read_bundle_info(champion_url(workspace))
+    assert info == read_bundle_info("shipped") == load_bundle("shipped:champion")[1]
+    assert info.dataset == "shapes"
     save_bundle(workspace.champion, registry.build("prior", "nano"))
     assert champion_url(workspace) == workspace.champion
     assert bundle_url("some/where") == "some/where"
