@@ -16,7 +16,7 @@ from pipelines.progress import say
 from pipelines.training.data import ensure_shards
 from pipelines.workspace import Workspace
 
-BundleOption = Annotated[str, typer.Option("--bundle", "-b", help="URL of the bundle.")]
+BundleOption = Annotated[str, typer.Option("--bundle", "-b", help="URL of the bundle; shipped[:NAME]: fss's own.")]
 RecipeOption = Annotated[str | None, typer.Option("--recipe", "-r", help="A recipe's data; default demo.")]
 FoldOption = Annotated[int, typer.Option("--fold", "-f", help="Which fold's classes; -1: all (recipes only).")]
 DatasetOption = Annotated[str, typer.Option("--dataset", help="Instead of a recipe: pascal5i or coco20i, from --root.")]
@@ -40,6 +40,11 @@ class Tested:
     shards: Shards
     fold: int | None
     test: EvaluationSet | None = None
+
+    @property
+    def name(self) -> str:
+        """The dataset's."""
+        return self.test.listed.dataset if self.test else self.recipe.data.name
 
     @property
     def facts(self) -> dict[str, Any]:

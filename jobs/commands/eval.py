@@ -43,12 +43,14 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """mIoU and FB-IoU on the fold's fixed list of test photos. A bundle trained on one of them is refused."""
         from pipelines.bundle import read_bundle_info
+        from pipelines.shipped import bundle_url
         from pipelines.training.sweep import score_bundle
 
-        read_bundle_info(bundle)
+        url = bundle_url(bundle)
+        read_bundle_info(url)
         found = tested(recipe=recipe, sets=sets, out=out, dataset=dataset, fold=fold, root=root, lists=lists,
                        annotations=annotations, split=split, key=key, shots=shot, episodes=episodes, seed=seed)
-        result, _ = score_bundle(found.recipe, found.shards, bundle=bundle, fold=found.fold)
+        result, _ = score_bundle(found.recipe, found.shards, bundle=url, fold=found.fold)
         print(lines(result), file=sys.stderr if as_json == "-" else sys.stdout)
         if as_json:
             _write(as_json, document(found, result))

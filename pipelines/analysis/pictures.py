@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from pipelines.report.curves import FOLD_COLOURS, as_svg, new_figure
-from pipelines.report.pictures import PREDICTION, SIDE, SUPPORT, TRUTH, photo_url
+from pipelines.report.pictures import PREDICTION, SIDE, SUPPORT, TRUTH, photo_url, png_bytes
 
 CLICK, DOT = (190, 18, 60), 6  # colour and radius in pixels of the picture
 LEGEND = tuple((f"rgb{colour}", what) for colour, what in
@@ -36,9 +36,7 @@ def click_url(image: np.ndarray, mask: np.ndarray, points: np.ndarray) -> str:
 
 
 def _png(picture: Image.Image) -> str:
-    buffer = io.BytesIO()
-    picture.save(buffer, format="PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return "data:image/png;base64," + base64.b64encode(png_bytes(picture)).decode()
 
 
 def histograms(curves: Mapping[str, Curve], title: str, label: str) -> str:

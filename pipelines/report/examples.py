@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
+from fss_models.clip import Prompt
 from fss_models.metrics import episode_counts
 from fss_models.prompts import mask_prompt
 from fss_models.segmenter import Segmenter
@@ -129,13 +131,17 @@ def _drawn(material: Material, rows: list[Row], fold: int, picks: list[Pick],
 
 
 @torch.inference_mode()
-def predict(model: Segmenter, sample: EpisodeSample) -> tuple[np.ndarray, float]:
-    """The target's mask [H, W] bool and its IoU, by the protocol of the evaluation."""
+def predict(model: Segmenter, sample: EpisodeSample, prompts: Sequence[Prompt] = ()) -> tuple[np.ndarray, float]:
+    """The target's mask [H, W] bool and its IoU, by the protocol of the evaluation.
+
+    `prompts` mark the references, default their masks.
+    """
     target = sample.targets[0]
     support = model.encode(model.prepare([r.image for r in sample.references]))
-    prompts = model.collate([[mask_prompt(r.mask) for r in sample.references]], support.sizes)
+    given = list(prompts) or [mask_prompt(r.mask) for r in sample.references]
     query = model.encode(model.prepare([target.image]))
-    found = model.segment(model.memorise(support, prompts), query, torch.zeros(1, 2, dtype=torch.int64))
+    memory = model.memorise(support, model.collate([given], support.sizes))
+    found = model.segment(memory, query, torch.zeros(1, 2, dtype=torch.int64))
     mask = at_size(found.logits[0], target.mask.shape, corners=model.corners_aligned) > 0
     inter, union = episode_counts(mask, _tensor(target.mask), _tensor(target.ignore))
     return mask.numpy(), inter[1] / max(union[1], 1)

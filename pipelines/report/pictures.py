@@ -16,17 +16,36 @@ OPACITY = 0.5
 def photo_url(image: np.ndarray, mask: np.ndarray | None = None, colour: tuple[int, int, int] = PREDICTION,
               side: int = SIDE) -> str:
     """A photo [H, W, 3] uint8, its mask [H, W] bool tinted and outlined, as a JPEG data URL of `side` pixels."""
+    buffer = io.BytesIO()
+    picture(image, mask, colour, side=side).save(buffer, format="JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def picture(image: np.ndarray, mask: np.ndarray | None = None, colour: tuple[int, int, int] = PREDICTION, *,
+            outline: np.ndarray | None = None, side: int = SIDE) -> Image.Image:
+    """The same as an image whose longer side is `side`; over it the border of `outline` [H, W] bool, the truth."""
     height, width = image.shape[:2]
     scale = side / max(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     small = np.array(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS if scale < 1 else
                                                    Image.Resampling.BICUBIC), dtype=np.float32)
     if mask is not None:
-        inside = np.array(Image.fromarray(mask.astype(np.uint8) * 255).resize(size, Image.Resampling.BILINEAR)) > 127
-        small = _tint(small, inside, colour)
+        small = _tint(small, _sized(mask, size), colour)
+    if outline is not None:
+        inside = _sized(outline, size)
+        small = np.where((inside & ~_eroded(inside))[..., None], np.array(TRUTH, dtype=np.float32), small)
+    return Image.fromarray(small.astype(np.uint8))
+
+
+def png_bytes(drawn: Image.Image) -> bytes:
+    """The image as a PNG file."""
     buffer = io.BytesIO()
-    Image.fromarray(small.astype(np.uint8)).save(buffer, format="JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    drawn.save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def _sized(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    return np.array(Image.fromarray(mask.astype(np.uint8) * 255).resize(size, Image.Resampling.BILINEAR)) > 127
 
 
 def _tint(image: np.ndarray, inside: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:

@@ -1,0 +1,58 @@
+"""`fss gallery`: a bundle's test episodes as pictures, some at random and the worst."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from jobs.evaluation import (
+    AnnotationsOption,
+    BundleOption,
+    DatasetOption,
+    EpisodesOption,
+    FoldOption,
+    KeyOption,
+    ListsOption,
+    RecipeOption,
+    RootOption,
+    SeedOption,
+    ShotOption,
+    SplitOption,
+    tested,
+)
+from jobs.options import JsonOption, SetOption
+
+PagesOption = Annotated[str, typer.Option("--out", "-o", help="Where page and pictures go.")]
+WorkspaceOption = Annotated[str | None, typer.Option("--workspace", "-w", help="Where shards are; default: recipe.")]
+DrawOption = Annotated[int, typer.Option("--draw-seed", help="Which episodes are shown at random.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+
+    @app.command("gallery")
+    def gallery(
+        bundle: BundleOption, recipe: RecipeOption = None, dataset: DatasetOption = "", root: RootOption = "",
+        annotations: AnnotationsOption = "", lists: ListsOption = "", split: SplitOption = "", key: KeyOption = "",
+        fold: FoldOption = 0, shot: ShotOption = None, episodes: EpisodesOption = None, seed: SeedOption = None,
+        sets: SetOption = None, workspace: WorkspaceOption = None, out: PagesOption = "out/gallery",
+        draw_seed: DrawOption = 0, as_json: JsonOption = False,
+    ) -> None:
+        """Score a bundle as `fss eval` does, then show 24 episodes at random and the 8 worst."""
+        from pipelines.bundle import load_bundle, read_bundle_info
+        from pipelines.report.episode_gallery import write_gallery
+        from pipelines.shipped import bundle_url
+        from pipelines.training.data import FoldData
+        from pipelines.training.sweep import score_bundle
+
+        url = bundle_url(bundle)
+        read_bundle_info(url)
+        found = tested(recipe=recipe, sets=sets, out=workspace, dataset=dataset, fold=fold, root=root, lists=lists,
+                       annotations=annotations, split=split, key=key, shots=shot, episodes=episodes, seed=seed)
+        result, table = score_bundle(found.recipe, found.shards, bundle=url, fold=found.fold)
+        listed = FoldData.open(found.shards.url, found.fold).episodes(found.recipe.eval)
+        document = write_gallery(load_bundle(url)[0], found.shards, listed, found.recipe.eval, result, table,
+                                 name=found.name, out=out, seed=draw_seed)
+        print(json.dumps(document) if as_json else document["page"])

@@ -1,0 +1,109 @@
+"""Test episodes as pictures: some drawn at random and the worst of all, as PNG files and a page that shows them."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.resources import files
+from typing import Any
+
+import jinja2
+import numpy as np
+import pyarrow as pa
+
+from fss_models.segmenter import Segmenter
+from pipelines.config import EvalConfig
+from pipelines.data.episodes import Episode, EpisodeList, load_episode
+from pipelines.data.schema import EpisodeSample
+from pipelines.data.shardset import Shards
+from pipelines.progress import Bar
+from pipelines.report.examples import predict
+from pipelines.report.page import style_sheet
+from pipelines.report.pictures import PREDICTION, SUPPORT, picture, png_bytes
+from pipelines.storage import Store, join
+from pipelines.training.evaluate import marked
+from pipelines.training.results import RunResult
+
+RANDOM, WORST, SIDE_PX = 24, 8, 360
+KINDS = ("random", "worst")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """One episode of the page: how it scored, and its pictures (caption, file beside the page)."""
+
+    kind: str
+    episode_id: int
+    class_name: str
+    query: str
+    iou: float
+    pictures: list[tuple[str, str]]
+
+
+def picks(table: pa.Table, *, seed: int = 0, count: int = RANDOM, worst: int = WORST) -> dict[str, list[int]]:
+    """Kind -> ids of a table of `EPISODE_SCORES`: `count` drawn with `seed` alone, and those of the lowest IoU.
+
+    Random ones come in the order of the draw, the worst ones worst first, ties by id. An episode may be in both.
+    """
+    ids, ious = (table[k].to_numpy() for k in ("episode_id", "iou"))
+    order = np.argsort(ids)
+    ids, ious = ids[order], ious[order]
+    drawn = np.random.default_rng([seed, len(ids)]).permutation(ids)[:count]
+    return {"random": drawn.tolist(), "worst": ids[np.argsort(ious, kind="stable")[:worst]].tolist()}
+
+
+def write_gallery(
+    model: Segmenter, shards: Shards, episodes: EpisodeList, config: EvalConfig, result: RunResult, table: pa.Table,
+    *, name: str, out: str, seed: int = 0,
+) -> dict[str, Any]:
+    """Predict the picked episodes again and write `<out>/<name>-<fold, shot, bundle id>/index.html` and its PNG files.
+
+    Returns what is shown, as JSON; the same lies beside the page as gallery.json.
+    """
+    fold = "all" if result.spec.fold is None else result.spec.fold
+    store = Store(join(out, f"{name}-fold{fold}-shot{episodes.shots}-{result.bundle_id}"))
+    by_id = {e.episode_id: e for e in episodes}
+    iou = dict(zip(table["episode_id"].to_pylist(), table["iou"].to_pylist(), strict=True))
+    chosen = [(kind, n, by_id[i]) for kind, ids in picks(table, seed=seed).items() for n, i in enumerate(ids)]
+    shown = []
+    with Bar("drawing", len(chosen), unit="episodes") as bar:
+        for kind, number, episode in chosen:
+            found = _draw(model, shards, episode, config, store, f"{kind}-{number:02d}")
+            shown.append(Shown(kind=kind, episode_id=episode.episode_id, iou=iou[episode.episode_id],
+                               class_name=shards.classes[episode.class_id].name, pictures=found,
+                               query=shards.rows[episode.query]["file_name"]))
+            bar.step()
+    about = {"page": store.path("index.html"), "seed": seed, "zero": sum(v == 0 for v in iou.values()),
+             **{k: getattr(result, k) for k in ("bundle", "bundle_id", "miou", "fb_iou", "episodes", "list_hash",
+                                                "untrained", "code")},
+             "method": result.spec.method.name, "preset": result.spec.method.preset, "fold": fold,
+             "shot": episodes.shots, "dataset": name}
+    store.write_bytes("index.html", _page(about, shown).encode())
+    document = {**about, "shown": [asdict(s) for s in shown]}
+    store.write_json("gallery.json", document)
+    return document
+
+
+def _draw(model: Segmenter, shards: Shards, episode: Episode, config: EvalConfig, store: Store,
+          stem: str) -> list[tuple[str, str]]:
+    """The supports with their masks, the query with the truth's outline over the prediction; (caption, file)."""
+    sample: EpisodeSample = load_episode(shards, episode)
+    prompts = [marked(model, r, config, episode.episode_id, k) for k, r in enumerate(sample.references)]
+    mask, _ = predict(model, sample, prompts)
+    target = sample.targets[0]
+    drawn = [(f"support {k}" if len(sample.references) > 1 else "support", f"{stem}-support{k}.png",
+              picture(r.image, r.mask, SUPPORT, side=SIDE_PX)) for k, r in enumerate(sample.references, start=1)]
+    drawn.append(("query", f"{stem}-query.png",
+                  picture(target.image, mask, PREDICTION, outline=target.mask, side=SIDE_PX)))
+    for _, name, image in drawn:
+        store.write_bytes(name, png_bytes(image))
+    return [(caption, name) for caption, name, _ in drawn]
+
+
+def _page(about: dict[str, Any], shown: Sequence[Shown]) -> str:
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True,
+                                     undefined=jinja2.StrictUndefined)
+    template = environment.from_string(files("pipelines.report").joinpath("episodes.html").read_text())
+    return template.render(style=style_sheet(), a=about, kinds={k: [s for s in shown if s.kind == k] for k in KINDS},
+                           made=datetime.datetime.now().astimezone().strftime("%d %B %Y, %H:%M %Z"))
