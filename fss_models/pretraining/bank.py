@@ -53,7 +53,7 @@ class Ring:
 
     def __init__(self, make: Callable[[int], Scene], *, size: int, fresh: int, step: int = 0) -> None:
         self._make, self._size, self._fresh = make, size, fresh
-        self._scenes: deque[Scene] = deque((), size)
+        self._scenes: deque[Scene] = deque(maxlen=size)
         self._next = step * fresh
 
     def missing(self, step: int) -> Iterable[Scene]:

@@ -32,15 +32,15 @@ class PretrainConfig(Section):
     name: str = "nano_pretrain"
     out: str = "out/pretrain"
     data: list[DataConfig] = Field(min_length=1)
-    hide: list[str] = []  # names of classes whose objects are left out, in all datasets (a check on class leakage)
+    hide: tuple[str, ...] = ()  # names of classes whose objects are left out everywhere (a check on class leakage)
     preset: str = "nano"
     start: str = ""  # weights to go on from; empty: random values above the trunk
     views: ViewsSection = ViewsSection()
     held_out: float = Field(0.05, gt=0, lt=0.5)  # share of the train photos that measure progress and train nothing
     steps: Positive = 4000
-    clips: Positive = 8  # a step
+    clips: Positive = 16  # a step
     absent: float = Field(0.1, ge=0, lt=1)  # clips whose last view lacks the object
-    ring: Positive = 150  # encoded scenes to draw clips from
+    ring: Positive = 200  # encoded scenes to draw clips from
     fresh: Positive = 2  # new scenes a step
     lr: float = Field(1e-3, gt=0)
     warmup: int = Field(100, ge=0)

@@ -1,4 +1,4 @@
-"""How well a model finds an object from a prompt, and again in other views: mean IoU on photos it was not trained on."""
+"""How well a model finds an object from a prompt, and again in other views: mean IoU on held-out photos."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ CLIPS = 8
 
 @torch.no_grad()
 def held_out_ious(core: Sam2Core, clips: Sequence[PretrainClips]) -> dict[str, float]:
-    """"iou_points", "iou_box": the marked view, from one to four points or a box; "iou_tracked": the next view after a mask;
-    "iou_copied": that view if the mask stayed where it was in the first, what a model that looks at nothing gets."""
+    """"iou_points", "iou_box": the marked view, from one to four points or a box; "iou_tracked": the next view after
+    a mask; "iou_copied": that view if the mask stayed where it was, what a model that looks at nothing gets."""
     core.eval()
     found: dict[str, list[float]] = {}
     for one in clips:

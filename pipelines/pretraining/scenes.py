@@ -10,6 +10,7 @@ from scipy import ndimage
 
 from fss_models.errors import FssError
 from fss_models.pretraining.views import Photo, shrink
+from pipelines.config import DataConfig
 from pipelines.data import rle
 from pipelines.data.shardset import Shards
 
@@ -36,6 +37,7 @@ class Photos:
         known = {c.name for s in self._shards for c in s.manifest.classes}
         if unknown := sorted(set(hide) - known):
             raise FssError(f"there is no class {unknown[0]!r} to hide", mend=f"known: {', '.join(sorted(known))}")
+        self._label_maps = [DataConfig.model_validate(s.manifest.source).source.format in LABEL_MAPS for s in shards]
         self._hidden = [{c.class_id for c in s.manifest.classes if c.name in hide} for s in self._shards]
         self.places = [Place(d, row["image_id"], row["sha256"]) for d, s in enumerate(self._shards)
                        for row in s.images("train") if set(row["class_ids"]) - self._hidden[d]]
@@ -54,9 +56,10 @@ class Photos:
         counts = [i["rle"] for a in photo["annotations"] if a["class_id"] not in self._hidden[place.dataset]
                   for i in a["instances"] if not i["iscrowd"]]
         masks = [rle.decode(c, *size) for c in counts if rle.area(c, *size) >= MIN_SHARE * size[0] * size[1]]
-        if shards.manifest.source["source"]["format"] in LABEL_MAPS:
+        if self._label_maps[place.dataset]:
             masks = [part for m in masks for part in _parts(m)]
-        return shrink(Photo(pixels=pixels, masks=np.stack(masks) if masks else np.zeros((0, *size), bool)), WORKING_SIDE)
+        objects = np.stack(masks) if masks else np.zeros((0, *size), bool)
+        return shrink(Photo(pixels=pixels, masks=objects), WORKING_SIDE)
 
 
 def _parts(mask: np.ndarray) -> list[np.ndarray]:
