@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -29,11 +30,11 @@ def register(app: typer.Typer) -> None:
         config = load_pretraining(recipe, sets, out=out)
         with Bar(config.name, config.steps, unit="steps") as bar:
             about = run_pretraining(config, lambda row: bar.to(int(row["step"]), _note(row)))
-        held = ", ".join(f"{k.removeprefix('iou_')} {v * 100:.1f}" for k, v in about["held_out"].items())
-        print(f"{config.out}/{about['file']}: mean IoU on held-out photos: {held}",
+        held = ", ".join(f"{k.removeprefix('iou_')} {v * 100:.1f}" for k, v in about.quality.items())
+        print(f"{config.out}/{about.file}: mean IoU on held-out photos: {held}",
               file=sys.stderr if as_json else sys.stdout)
         if as_json:
-            print(json.dumps(about, indent=1))
+            print(json.dumps(asdict(about), indent=1))
 
 
 def _note(row: dict[str, float]) -> str:

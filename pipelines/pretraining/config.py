@@ -32,6 +32,7 @@ class PretrainConfig(Section):
     name: str = "nano_pretrain"
     out: str = "out/pretrain"
     data: list[DataConfig] = Field(min_length=1)
+    licences: dict[str, str] = Field(default_factory=dict)  # of the datasets by name, for the weights' json
     hide: tuple[str, ...] = ()  # names of classes whose objects are left out everywhere (a check on class leakage)
     preset: str = "nano"
     start: str = ""  # weights to go on from; empty: random values above the trunk

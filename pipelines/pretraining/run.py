@@ -6,16 +6,16 @@ import json
 import platform
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from fss_models.errors import FssError
 from fss_models.sam2_core.build import build_sam2
 from fss_models.sam2_core.core import Sam2Core
-from fss_models.sam2_core.presets import find_preset, preprocessor
+from fss_models.sam2_core.presets import preprocessor
+from fss_models.shipped.files import HASH_DIGITS, Provenance, TrainingData, write_weights
 from pipelines.config import DataConfig
 from pipelines.data.shards import build_shards
 from pipelines.data.shardset import Shards
@@ -25,16 +25,17 @@ from pipelines.pretraining.measure import fixed_clips, held_out_ious
 from pipelines.pretraining.scenes import Photos
 from pipelines.storage import join
 from pipelines.training.run import code_version
-from pipelines.weights import file_sha256
 
 MEASURED_SCENES, MEASURED_GROUPS = 48, 12
-WEIGHTS = "model.safetensors"
+PHOTOS_TERMS = "the terms of its photos"
+WEIGHTS_TERMS = "research use: trained on photos under their own terms"
 
 
-def run_pretraining(config: PretrainConfig, log: Log) -> dict[str, Any]:
-    """Train (or go on) and write `model.safetensors` (half precision) and `model.json` below `config.out`.
+def run_pretraining(config: PretrainConfig, log: Log) -> Provenance:
+    """Train (or go on) and write PRESET.safetensors (half precision) and PRESET.json below `config.out`.
 
-    Returns the provenance. Raises `FssError` for photos, settings and checkpoints that do not fit.
+    That folder can stand in for the shipped weights (FSS_SHIPPED). Returns what the json says.
+    Raises `FssError` for photos, settings and checkpoints that do not fit.
     """
     folder = Path(config.out)
     torch.set_num_threads(config.threads)
@@ -75,19 +76,16 @@ def _build(config: PretrainConfig) -> tuple[Sam2Core, Encoder]:
 
 
 def _write(folder: Path, config: PretrainConfig, core: Sam2Core, photos: Photos, used: list[int],
-           rows: list[dict[str, float]]) -> dict[str, Any]:
-    path = folder / WEIGHTS
-    new = path.with_suffix(".new")
-    save_file({k: v.half() for k, v in trained_state(core).items()}, new)
-    new.replace(path)
-    about = {
-        "file": WEIGHTS, "sha256": file_sha256(path), "preset": config.preset, "size": vars(find_preset(config.preset)),
-        "recipe": json.loads(config.model_dump_json()), "code": code_version(),
-        "seconds": sum(r["seconds"] for r in rows), "created": time.strftime("%Y-%m-%d", time.gmtime()),
-        "hardware": {"machine": platform.machine(), "system": platform.system(), "device": config.device or "cpu",
-                     "threads": config.threads},
-        "photos": sorted({photos.places[i].sha256[:16] for i in used}),
-        "held_out": {k: v for k, v in rows[-1].items() if k.startswith("iou_")} if rows else {},
-    }
-    (folder / "model.json").write_text(json.dumps(about, indent=1) + "\n")
-    return about
+           rows: list[dict[str, float]]) -> Provenance:
+    opened: dict[int, set[str]] = {d: set() for d in range(len(config.data))}
+    for i in used:
+        opened[photos.places[i].dataset].add(photos.places[i].sha256[:HASH_DIGITS])
+    terms = [config.licences.get(d.name, PHOTOS_TERMS) for d in config.data]
+    data = tuple(TrainingData(name=d.name, licence=term, photos=tuple(sorted(opened[i])))
+                 for i, (d, term) in enumerate(zip(config.data, terms, strict=True)))
+    return write_weights(
+        config.preset, trained_state(core), folder=folder, data=data, recipe=json.loads(config.model_dump_json()),
+        commit=code_version(), seeds=(config.seed,), steps=config.steps, seconds=sum(r["seconds"] for r in rows),
+        hardware=f"{platform.system()} {platform.machine()}, {next(core.parameters()).device.type}",
+        quality={k: v for k, v in rows[-1].items() if k.startswith("iou_")}, licence=WEIGHTS_TERMS,
+        created=time.strftime("%Y-%m-%d", time.gmtime()))
