@@ -75,7 +75,7 @@ def plan_parts(versions: Sequence[str], former: Former, size: int) -> PartPlan:
 
 
 def sweep(store: Store, parts: set[int], files: set[str]) -> None:
-    """Delete what an earlier or unfinished build left: parts and blocks that are not among these."""
+    """Delete what earlier or unfinished builds left: parts and blocks that are not among these."""
     names = {part_name(p) for p in parts} | files
     for folder in ("images", "blocks"):
         for name in store.list(folder):

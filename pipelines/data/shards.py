@@ -42,8 +42,9 @@ OWNED = ("manifest.json", "build.json", "build", "index.parquet", "failures.parq
 def build_shards(cfg: DataConfig, out: str, *, force: bool = False, update: bool = False) -> Manifest:
     """Build the shards of `cfg` in the folder `out`; at once if they are there already.
 
-    With `update` shards of the same configuration follow their source: what has not changed stays; files and episode
-    lists of the old state are deleted at the end. Raises `FssError` for an unusable source, a folder that holds other
+    With `update` shards of the same configuration follow their source: what has not changed stays; episode lists of
+    the old state are deleted at the end, its parts and blocks only by the next update, so that a training which opened
+    them reads on. Raises `FssError` for an unusable source, a folder that holds other
     shards (unless `force`) or those of an older state of the source (unless `update`), and a dataset in which no class
     has enough photos.
     """
@@ -55,7 +56,7 @@ def build_shards(cfg: DataConfig, out: str, *, force: bool = False, update: bool
     before = _before(store, cfg, source_hash, update=update)
     if before and before.source_hash == source_hash:
         return before
-    former = _begin(store, cfg, source_hash, before)
+    former, old_files = _begin(store, cfg, source_hash, before)
     with cluster() as ray:
         index, failures, ledger = _write_parts(ray, cfg, store, source, splitter, former)
         rows = index.to_pylist()
@@ -78,7 +79,7 @@ def build_shards(cfg: DataConfig, out: str, *, force: bool = False, update: bool
     store.write_json("manifest.json", manifest.model_dump())
     store.delete("build")
     if before or former.parts:
-        sweep(store, set(ledger["part"].to_pylist()), set(manifest.files))
+        sweep(store, set(ledger["part"].to_pylist()), {*manifest.files, *old_files})
     return manifest
 
 
@@ -108,15 +109,19 @@ def _is_config(found: object, cfg: DataConfig) -> bool:
         return False
 
 
-def _begin(store: Store, cfg: DataConfig, source_hash: str, before: Manifest | None) -> Former:
-    """What can be kept; without the rest of a build that was begun for another state of the source."""
+def _begin(store: Store, cfg: DataConfig, source_hash: str, before: Manifest | None) -> tuple[Former, list[str]]:
+    """What can be kept, and the files of the state before, which readers may have open.
+
+    Deletes what is of neither: the files of the last state but one, and the rest of a build for another state.
+    """
     former = Former.read(store)
-    begun = store.read_json("build.json").get("source_hash") if store.exists("build.json") else None
-    if begun not in (None, source_hash):
+    document = store.read_json("build.json") if store.exists("build.json") else {}
+    old_files = sorted(before.files) if before else document.get("old_files", [])
+    if document.get("source_hash", source_hash) != source_hash:
         store.delete("build")
-        sweep(store, {p["part"] for p in former.parts}, set(before.files) if before else set())
-    store.write_json("build.json", {"source_hash": source_hash, "source": cfg.model_dump()})
-    return former
+        sweep(store, {p["part"] for p in former.parts}, set(old_files))
+    store.write_json("build.json", {"source_hash": source_hash, "source": cfg.model_dump(), "old_files": old_files})
+    return former, old_files
 
 
 # ---- pass 1 -------------------------------------------------------------------------------------------------------
