@@ -139,6 +139,7 @@ class TrainConfig(Section):
     log_every: Positive = 10
     workers: Positive = 1
     pool_bytes: Positive = 512_000_000
+    pixel_bytes: int = Field(256_000_000, ge=0)  # decoded photos and masks kept for further episodes; 0: none
     features: Literal["off", "float32", "bfloat16"] = "off"  # kept ones instead of photos; built where missing
 
     @field_validator("features", mode="before")

@@ -98,12 +98,11 @@ def stream_epoch(url: str, config: dict[str, Any]) -> int:
 
 
 def _finisher(config: dict[str, Any]) -> Callable[[np.ndarray, np.ndarray], object]:
-    """What every loader does with a square photo and a mask: the mask's square, floats where asked."""
-    prepare, side = Preprocessor(side=config["side"]), config["side"]
+    """What comes after the squares of a photo and a mask: nothing, or floats where asked."""
+    prepare = Preprocessor(side=config["side"])
 
     def finish(image: np.ndarray, mask: np.ndarray) -> object:
-        square = Image.fromarray(mask.view(np.uint8)).resize((side, side), Image.Resampling.NEAREST)
-        return (prepare([image]), resize_mask(mask, side)) if config["tensors"] else (image, np.asarray(square))
+        return (prepare([image]), torch.from_numpy(mask.astype(np.float32))) if config["tensors"] else (image, mask)
 
     return finish
 
@@ -178,11 +177,10 @@ def _plain(files: Files, config: dict[str, Any], episodes: int) -> int:
 # ---- the bound ----------------------------------------------------------------------------------------------------
 
 def _once(photos: list[bytes], config: dict[str, Any]) -> int:
-    from pipelines.data.decode import decode_image
-    from pipelines.data.pixels import square
+    from pipelines.data.decode import decode_square, image_size
 
     for data in photos:
-        square(decode_image(data), config["side"])
+        decode_square(data, *image_size(data), config["side"])
     return len(photos)
 
 

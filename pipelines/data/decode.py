@@ -8,6 +8,7 @@ decide and never rotates where both fit (COCO's own tools ignore EXIF); a user's
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ def decode_image(
 
     Raises `BadImage` for an empty, unreadable, truncated or too large file.
     """
-    return _pixels(_open(data, max_pixels, max_bytes, where), exif, where)
+    return np.array(_loaded(_open(data, max_pixels, max_bytes, where), exif, where))
 
 
 def decode_sized(
@@ -38,11 +39,29 @@ def decode_sized(
 
     Raises `BadImage`, also when neither orientation has the recorded size.
     """
+    return np.array(_sized(data, height, width, max_pixels, max_bytes, where))
+
+
+def decode_square(
+    data: bytes, height: int, width: int, side: int, *, crop: Sequence[int] | None = None,
+    max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES, where: str = ""
+) -> np.ndarray:
+    """[side, side, 3] uint8: `decode_sized`, or its `crop` (x0, y0, x1, y1), resized as `published` preprocessing does.
+
+    Cannot be written to: the pixels are copied as seldom as can be. Raises `BadImage`.
+    """
+    image = _sized(data, height, width, max_pixels, max_bytes, where)
+    if crop:
+        image = image.crop(tuple(crop))
+    return np.asarray(image.resize((side, side), Image.Resampling.BILINEAR))
+
+
+def _sized(data: bytes, height: int, width: int, max_pixels: int, max_bytes: int, where: str) -> Any:
     image = _open(data, max_pixels, max_bytes, where)
     turn = _turn_for(image, height, width)
     if turn is None:
         raise BadImage(f"recorded as {width}x{height} but the photo is {image.width}x{image.height}", where=where)
-    return _pixels(image, turn, where)
+    return _loaded(image, turn, where)
 
 
 def image_size(data: bytes, *, where: str = "") -> tuple[int, int]:
@@ -77,17 +96,17 @@ def _open(data: bytes, max_pixels: int | None, max_bytes: int | None, where: str
     return image
 
 
-def _pixels(image: Image.Image, exif: bool, where: str) -> np.ndarray:
+def _loaded(image: Image.Image, exif: bool, where: str) -> Any:
+    """All pixels, in RGB."""
     try:
         image.load()
-        rgb = _rgb(_transposed(image) if exif else image)
+        return _rgb(_transposed(image) if exif else image)
     except Image.DecompressionBombError as error:
         raise BadImage("far too many pixels (a decompression bomb)", where=where) from error
     except BadImage as error:
         raise BadImage(error.reason, where=where) from error
     except Exception as error:
         raise BadImage(_told(error), where=where) from error
-    return np.array(rgb)
 
 
 def _told(error: Exception) -> str:
@@ -121,7 +140,7 @@ def _rgb(image: Image.Image) -> Any:
     if image.mode == "F":
         raise BadImage("floating point pixels have no agreed range")
     if image.mode.startswith("I"):
-        return np.repeat(_eight_bits(np.asarray(image).astype(np.int64))[:, :, None], 3, axis=2)
+        return Image.fromarray(_eight_bits(np.asarray(image).astype(np.int64))).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         top = image.convert("RGBA")
         white = Image.new("RGBA", top.size, (255, 255, 255, 255))

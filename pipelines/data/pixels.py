@@ -1,7 +1,8 @@
 """Decoded photos and masks, each made once for as long as there is room: episodes of a window share them.
 
-With a side the photos are kept as squares, which saves the resize too: `published` preprocessing gives the very same
-pixels for the square as for the photo, mirrored or not (Pillow's bilinear resize, which every published loader uses).
+With a side photos and masks are kept as squares, which saves the resize too: `published` preprocessing gives the same
+values for the square as for the photo, mirrored or not (Pillow's bilinear and nearest resize, which every published
+loader uses). Where a mask's square does not do, the mask is given too (`Sample.whole`).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
 from concurrent.futures import Future
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,30 +19,35 @@ import pyarrow as pa
 from PIL import Image
 
 from pipelines.data import rle
-from pipelines.data.decode import decode_sized
+from pipelines.data.decode import decode_sized, decode_square
 from pipelines.data.plan import Place
 from pipelines.data.schema import Sample
 from pipelines.data.shardset import NO_LIMIT, cropped, masks_of
 
 
 class Marks(NamedTuple):
-    """An annotation without its photo. mask, ignore: [H, W] bool; `key` names the photo or the crop of it."""
+    """An annotation without its photo. `key` names the photo or the crop of it, `size` is its (H, W).
+
+    mask, ignore: [H, W] bool, or squares, then with `whole` as `Sample` has it
+    """
 
     key: Hashable
     image_id: int
     mask: np.ndarray
     ignore: np.ndarray
+    size: tuple[int, int]
+    whole: tuple[np.ndarray, np.ndarray] | None
 
 
 class SampleReader:
     """Decodes rows of blocks. Safe to use from several threads; what two ask for at once is made once.
 
     limit: bytes of pixels and masks kept, the least recently used are let go; 0: none.
-    side: photos come as squares of that side, masks always at the photo's size; 0: photos as they are.
+    side: photos and masks come as squares of that side; 0: as they are.
     """
 
     def __init__(self, limit: int, side: int = 0) -> None:
-        self._side, self._kept = side, _Kept(limit)
+        self.side, self._kept = side, _Kept(limit)
 
     @property
     def held(self) -> int:
@@ -51,26 +58,39 @@ class SampleReader:
         """The annotation at a place. Its arrays are shared and cannot be written to."""
         marks = self.marks(tables, place)
         image = self._kept.get(("photo", marks.key), lambda: self._photo(tables, place))
-        return Sample(image_id=marks.image_id, image=image, mask=marks.mask, ignore=marks.ignore)
+        return Sample(image_id=marks.image_id, image=image, mask=marks.mask, ignore=marks.ignore,
+                      size=marks.size if self.side else None, whole=marks.whole)
 
     def marks(self, tables: Mapping[int, pa.Table], place: Place) -> Marks:
         """The same without the photo, whose bytes are not read."""
-        found: Marks = self._kept.get(("marks", *place), lambda: _marks(tables, place))
+        found: Marks = self._kept.get(("marks", *place), lambda: _marks(tables, place, self.side))
         return found
 
     def _photo(self, tables: Mapping[int, pa.Table], place: Place) -> tuple[np.ndarray, int]:
         row = _row(tables, place, ("image", "height", "width", "crop"))
-        image = decode_sized(row["image"], row["height"], row["width"], max_pixels=NO_LIMIT, max_bytes=NO_LIMIT)
-        (image,) = cropped(row["crop"], image)
-        if self._side:
-            image = square(image, self._side)
+        size = (row["height"], row["width"])
+        if self.side:
+            image = decode_square(row["image"], *size, self.side, crop=row["crop"], max_pixels=NO_LIMIT,
+                                  max_bytes=NO_LIMIT)
+        else:
+            whole = decode_sized(row["image"], *size, max_pixels=NO_LIMIT, max_bytes=NO_LIMIT)
+            (image,) = cropped(row["crop"], whole)
         image.flags.writeable = False
         return image, image.nbytes
 
 
-def square(image: np.ndarray, side: int) -> np.ndarray:
-    """[H, W, 3] uint8 -> [side, side, 3] uint8, as `published` preprocessing resizes."""
-    return np.array(Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR))
+def square_mask(mask: np.ndarray, side: int) -> np.ndarray:
+    """[H, W] bool -> [side, side] bool, as `preprocess.resize_mask` resizes."""
+    picture = Image.fromarray(mask.view(np.uint8)).resize((side, side), Image.Resampling.NEAREST)
+    return np.asarray(picture).view(bool)
+
+
+@lru_cache(maxsize=4096)
+def mirrors(width: int, side: int) -> bool:
+    """Whether a mirrored mask's square is its mirrored square: not where nearest is a tie, as at half the width."""
+    row = Image.fromarray(np.arange(width, dtype=np.int32)[None])
+    columns = np.asarray(row.resize((side, 1), Image.Resampling.NEAREST))[0]
+    return bool(np.array_equal(columns[::-1], width - 1 - columns))
 
 
 def _row(tables: Mapping[int, pa.Table], place: Place, columns: tuple[str, ...]) -> dict[str, Any]:
@@ -79,22 +99,38 @@ def _row(tables: Mapping[int, pa.Table], place: Place, columns: tuple[str, ...])
     return {name: table.column(name)[place[1]].as_py() if name in there else None for name in columns}
 
 
-def _marks(tables: Mapping[int, pa.Table], place: Place) -> tuple[Marks, int]:
+def _marks(tables: Mapping[int, pa.Table], place: Place, side: int) -> tuple[Marks, int]:
     row = _row(tables, place, ("image_id", "void_rle", "height", "width", "crop"))
     found = tables[place[0]].column("instances")[place[1]].values  # boxes and areas are not needed
     instances = [{"rle": r, "iscrowd": c} for r, c in
                  zip(found.field("rle").to_pylist(), found.field("iscrowd").to_pylist(), strict=True)]
-    ignored = bool(row["void_rle"]) or any(i["iscrowd"] for i in instances)
-    if ignored:
-        mask, ignore = masks_of(instances, row["void_rle"], row["height"], row["width"])
-        mask, ignore = (np.ascontiguousarray(m) for m in cropped(row["crop"], mask, ignore))
+    if row["void_rle"] or any(i["iscrowd"] for i in instances):
+        both = masks_of(instances, row["void_rle"], row["height"], row["width"])
+        mask, ignore = (np.ascontiguousarray(m) for m in cropped(row["crop"], *both))
     else:
         whole = rle.union([i["rle"] for i in instances], row["height"], row["width"])
         (mask,) = (np.ascontiguousarray(m) for m in cropped(row["crop"], whole))
-        ignore = np.broadcast_to(np.False_, mask.shape)  # takes no room
-    mask.flags.writeable = ignore.flags.writeable = False
+        ignore = _nothing(mask.shape)
     key = (row["image_id"], *(row["crop"] or ()))
-    return Marks(key, row["image_id"], mask, ignore), mask.nbytes * (1 + ignored)
+    return _kept_marks(Marks(key, row["image_id"], mask, ignore, (mask.shape[0], mask.shape[1]), None), side)
+
+
+def _kept_marks(marks: Marks, side: int) -> tuple[Marks, int]:
+    """As squares where there is a side, read-only, and the bytes they take. An `ignore` without strides is nothing."""
+    if side:
+        small = square_mask(marks.mask, side)
+        ignore = square_mask(marks.ignore, side) if marks.ignore.strides[0] else _nothing(small.shape)
+        enough = mirrors(marks.size[1], side) and bool(small.any())
+        marks = marks._replace(mask=small, ignore=ignore, whole=None if enough else (marks.mask, marks.ignore))
+    arrays = [a for a in (marks.mask, marks.ignore, *(marks.whole or ())) if a.strides[0]]
+    for array in arrays:
+        array.flags.writeable = False
+    return marks, sum(a.nbytes for a in arrays)
+
+
+def _nothing(shape: tuple[int, ...]) -> np.ndarray:
+    """All false, without taking room."""
+    return np.broadcast_to(np.False_, shape)
 
 
 class _Kept:

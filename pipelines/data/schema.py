@@ -125,13 +125,22 @@ class Sample:
     """One decoded (image, class).
 
     image [H, W, 3] uint8, mask [H, W] bool (union of the class's instances), ignore [H, W] bool (void and crowd);
-    H, W: the photo, or its crop where a part benchmark crops
+    H, W: the photo, or its crop where a part benchmark crops. Where `size` gives these two, image, mask and ignore
+    are squares that were made of the photo, and `whole` is (mask, ignore) at its size if the squares do not do: the
+    object is too small to be seen in them, or its mirror image would be another one.
     """
 
     image_id: int
     image: np.ndarray
     mask: np.ndarray
     ignore: np.ndarray
+    size: tuple[int, int] | None = None
+    whole: tuple[np.ndarray, np.ndarray] | None = None
+
+    @property
+    def photo_size(self) -> tuple[int, int]:
+        """(H, W)."""
+        return self.size or (self.mask.shape[0], self.mask.shape[1])
 
 
 @dataclass(frozen=True, kw_only=True)

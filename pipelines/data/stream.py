@@ -32,7 +32,7 @@ Position = dict[str, int | str]
 
 @dataclass(frozen=True, kw_only=True)
 class Undecoded(Sample):
-    """A sample whose photo was not decoded: `image` is [H, W, 0], `photo` names its kept features."""
+    """A sample whose photo was not decoded: `image` has no channel, `photo` names its kept features."""
 
     photo: Photo
 
@@ -43,7 +43,7 @@ class EpisodeStream:
     classes: whose annotations are queries and supports; novel: classes whose photos `novel_images="drop"` leaves out;
     batch: clips of a global batch, a multiple of `world`; pool_bytes: bound on the image bytes held; without `decode`
     photos are neither read nor decoded, and the same episodes come as `Undecoded` samples. pixel_bytes: bound
-    on the decoded pixels and masks kept for further episodes; side: photos come as squares (`SampleReader`).
+    on the decoded pixels and masks kept for further episodes; side: samples come as squares (`SampleReader`).
     Raises `FssError` for settings that leave nothing to train on and for a position of another stream.
     """
 
@@ -217,7 +217,8 @@ def _undecoded(read: SampleReader, tables: dict[int, pa.Table], place: Place,
                index: dict[int, dict[str, Any]]) -> Undecoded:
     marks = read.marks(tables, place)
     row = index[marks.image_id]
-    if marks.mask.shape != (row["height"], row["width"]):
+    if marks.size != (row["height"], row["width"]):
         raise FssError("kept features are of whole photos; this sample is a crop", mend="set train.features=off")
     return Undecoded(image_id=marks.image_id, image=np.empty((*marks.mask.shape, 0), np.uint8), mask=marks.mask,
-                     ignore=marks.ignore, photo=Photo(row["sha256"], row["height"], row["width"]))
+                     ignore=marks.ignore, size=marks.size if read.side else None, whole=marks.whole,
+                     photo=Photo(row["sha256"], row["height"], row["width"]))

@@ -76,22 +76,25 @@ class FoldData:
         novel = [*(c.name for c in self.tested), *self.shards.manifest.dropped_classes]
         return [self, *(replace(o, hidden=counterparts(novel, o.shards.class_names)) for o in others)]
 
-    def stream(self, spec: RunSpec, *, position: Any, rank: int, world: int) -> EpisodeStream | MixedStream:
-        """The training episodes of one worker, of all datasets of the run."""
+    def stream(self, spec: RunSpec, *, position: Any, rank: int, world: int, side: int = 0
+               ) -> EpisodeStream | MixedStream:
+        """The training episodes of one worker, of all datasets of the run; as squares where there is a side."""
         batch = spec.train.batch
         if not spec.mixture:
-            return self._episodes_of(spec, batch, rank, world, position)
+            return self._episodes_of(spec, side, batch, rank, world, position)
         sources = self.parts(spec)
         rest = [m.weight for m in spec.mixture]
-        return MixedStream([partial(s._episodes_of, spec, world, rank, world) for s in sources],
+        return MixedStream([partial(s._episodes_of, spec, side, world, rank, world) for s in sources],
                            [1 - sum(rest), *rest], batch=batch, seed=spec.seed, world=world, position=position)
 
-    def _episodes_of(self, spec: RunSpec, batch: int, rank: int, world: int, position: Any) -> EpisodeStream:
+    def _episodes_of(self, spec: RunSpec, side: int, batch: int, rank: int, world: int, position: Any
+                     ) -> EpisodeStream:
         t = spec.train
         return EpisodeStream(
             self.shards.url, classes=[c.class_id for c in self.base], novel=self.novel_ids, shots=t.shots,
             targets=t.targets, batch=batch, seed=spec.seed, rank=rank, world=world,
-            novel_images=t.novel_images, pool_bytes=t.pool_bytes, position=position, decode=t.features == "off")
+            novel_images=t.novel_images, pool_bytes=t.pool_bytes, position=position, decode=t.features == "off",
+            pixel_bytes=t.pixel_bytes, side=side)
 
     def train_photos(self, novel_images: str) -> list[str]:
         """sha256 (16 digits) of every photo that training may open."""
@@ -112,8 +115,8 @@ class FoldData:
         Raises `FssError` for a list of another fold or of images that the shards do not have.
         """
         fold = ALL_FOLDS if self.fold is None else self.fold
-        if config.list and not (self.fold is None and "{fold}" in config.list):
-            return self._published(config.list.replace("{fold}", str(fold)), fold)
+        if url := _list_url(config, self.fold):
+            return self._published(url, fold)
         return episode_list(self.shards, fold=fold, shots=config.shots, episodes=config.episodes, seed=config.seed)
 
     def _published(self, url: str, fold: int) -> EpisodeList:
@@ -127,6 +130,19 @@ class FoldData:
             raise FssError(f"tests {len(other)} classes that are not in fold {fold} of these shards (first: {name})",
                            where=url, mend="the list and the shards split the classes by another rule or shot")
         return bound
+
+
+def _list_url(config: EvalConfig, fold: int | None) -> str:
+    """The published list of a fold, "" where none is used."""
+    if fold is None and "{fold}" in config.list:
+        return ""
+    return config.list.replace("{fold}", str(ALL_FOLDS if fold is None else fold))
+
+
+def list_hash(config: EvalConfig, fold: int | None) -> str:
+    """The content hash of the fold's published list, "" where none is used. Raises `FssError` if it is not there."""
+    url = _list_url(config, fold)
+    return read_list(url).sha256 if url else ""
 
 
 def resolved(train: TrainConfig, shards: Shards, fold: int | None) -> TrainConfig:

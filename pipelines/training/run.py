@@ -15,8 +15,8 @@ from fss_models.sam2_core.presets import PRESETS
 from fss_models.shipped.files import find_weights
 from pipelines.config import EvalConfig, MethodConfig, Recipe, Section, TrainConfig
 
-# Settings that change how a run is watched, not what it computes.
-_NOT_IN_NAME = {"checkpoint_every", "log_every"}
+# Settings that change how a run is watched or how fast it is, not what it computes.
+_NOT_IN_NAME = {"checkpoint_every", "log_every", "pixel_bytes"}
 
 
 class Share(Section):
@@ -111,9 +111,9 @@ def method_labels(methods: list[MethodConfig]) -> list[str]:
     return labels
 
 
-def eval_digest(config: EvalConfig) -> str:
-    """8 hex digits over what decides an evaluation (the batch does not)."""
-    content = json.dumps(config.model_dump(exclude={"batch"}), sort_keys=True)
+def eval_digest(config: EvalConfig, list_hash: str = "") -> str:
+    """8 hex digits over what decides an evaluation (the batch does not). `list_hash`: content hash of `eval.list`."""
+    content = json.dumps(config.model_dump(exclude={"batch"}), sort_keys=True) + (list_hash if config.list else "")
     return hashlib.sha256(content.encode()).hexdigest()[:8]
 
 

@@ -95,6 +95,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, str]:
 def _train(job: Job, rank: int, world: int, device: str) -> None:
     import ray.train
 
+    from pipelines.data.collate import square_side
     from pipelines.training.data import FoldData
     from pipelines.training.loop import Place, fit
     from pipelines.weights import build_model
@@ -105,11 +106,12 @@ def _train(job: Job, rank: int, world: int, device: str) -> None:
     model = build_model(method.name, method.preset, method.config, weights=method.weights, sha256=method.sha256,
                         seed=spec.seed)
     kept = _kept(job, model)
+    side = square_side(model, decoded=kept is None) if spec.train.augment == "none" else 0
     checkpoint = ray.train.get_checkpoint()
     with checkpoint.as_directory() if checkpoint else nullcontext() as folder:
         history = fit(
             spec, model, place=Place(rank=rank, world=world, device=device),
-            open_stream=lambda position: data.stream(spec, position=position, rank=rank, world=world),
+            open_stream=lambda position: data.stream(spec, position=position, rank=rank, world=world, side=side),
             resume=Path(folder) if folder else None, save=_report,
             log_row=lambda step, row: _log(job, rank, step, row), kept=kept)
     if rank == 0:

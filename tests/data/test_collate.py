@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, is_dataclass, replace
 from itertools import islice
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
@@ -13,10 +16,13 @@ from fss_models.clip import PromptKind
 from fss_models.methods.fssam.training import Augmentation
 from fss_models.registry import build
 from fss_models.segmenter import Segmenter
-from pipelines.data.collate import make_clip
-from pipelines.data.schema import EpisodeSample, Sample
+from pipelines.data import rle
+from pipelines.data.collate import make_clip, square_side
+from pipelines.data.pixels import SampleReader
+from pipelines.data.schema import BLOCKS, EpisodeSample, Sample
 from pipelines.data.shardset import Shards
 from pipelines.data.stream import EpisodeStream
+from tests.data.conftest import jpeg
 
 
 @pytest.fixture(scope="module")
@@ -104,3 +110,75 @@ def test_varied_shots_use_the_first_references() -> None:
     model = registry.build("sansa", "debug")
     shots = {make_clip(model, [_clip()], np.random.default_rng(i), vary_shots=True).shape[1] for i in range(20)}
     assert shots == set(range(1, len(_clip().references) + 1))
+
+
+# ---- ready-made squares -------------------------------------------------------------------------------------------
+
+PHOTOS = {  # (height, width), crop, object (x0, y0, x1, y1), crowd
+    "plain": ((60, 90), None, (8, 5, 50, 40), False),
+    "twice": ((60, 128), None, (9, 5, 64, 41), True),  # twice the side: nearest is a tie, its mirror image another mask
+    "tiny": ((400, 700), None, (301, 200, 302, 201), False),  # nothing of it is left in the square
+    "cropped": ((90, 120), [11, 7, 100, 70], (20, 15, 70, 60), False),
+    "crowded": ((70, 100), None, (30, 20, 60, 60), True),
+}
+
+
+def _table() -> pa.Table:
+    rows = []
+    for i, (size, crop, (x0, y0, x1, y1), crowd) in enumerate(PHOTOS.values()):
+        masks = np.zeros((2, *size), dtype=bool)
+        masks[0, y0:y1, x0:x1], masks[1, : size[0] // 3, : size[1] // 3] = True, True
+        found = [{"rle": rle.encode(m), "bbox": [0, 0, 1, 1], "area": 1.0, "iscrowd": bool(c)}
+                 for c, m in enumerate(masks[: 1 + crowd])]
+        rows.append({"annotation_id": i, "class_id": 0, "image_id": i, "image": jpeg(*size, i), "instances": found,
+                     "void_rle": None, "crop": crop, "height": size[0], "width": size[1], "image_class_ids": [0],
+                     "image_class_areas": [1]})
+    return pa.Table.from_pylist(rows, schema=BLOCKS)
+
+
+def _episodes(side: int) -> list[EpisodeSample]:
+    read, tables = SampleReader(10**8, side), {0: _table()}
+    samples = [read(tables, (0, row)) for row in range(len(PHOTOS))]
+    samples.append(samples[0])
+    return [EpisodeSample(class_id=0, class_name="one", references=samples[:3], targets=samples[3:5]),
+            EpisodeSample(class_id=0, class_name="one", references=samples[3:], targets=samples[:2])]
+
+
+def _tensors(value: Any, name: str = "") -> dict[str, torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        return {name: value}
+    if not is_dataclass(value):
+        return {}
+    return {k: t for f in fields(value) for k, t in _tensors(getattr(value, f.name), f"{name}.{f.name}").items()}
+
+
+@pytest.mark.parametrize("kind", ["mask", "point", "box", "scribble", "multi"])
+@pytest.mark.parametrize("via", [0, 80])
+def test_squares_give_the_same_clip_bit_for_bit(kind: str, via: int) -> None:
+    """Crops, crowds, flips, objects that the square loses, and widths whose mirror image is another square."""
+    model = registry.build("sansa", "debug")
+    assert model.side == 64
+    model.preprocessor = replace(model.preprocessor, via=via)
+    side = square_side(model, decoded=True)
+    assert side == (via or 64)
+    flips = set()
+    for seed in range(8):
+        pair = [make_clip(model, _episodes(s), np.random.default_rng(seed), flip=True, prompts=kind)  # type: ignore[arg-type]
+                for s in (0, side)]
+        whole, small = (_tensors(clip) for clip in pair)
+        assert whole.keys() == small.keys()
+        for name, value in whole.items():
+            assert torch.equal(value, small[name]), name
+        flips.add(whole[".targets.pixels"].numpy().tobytes())
+    assert len(flips) > 4
+    assert whole[".references.sizes"].tolist()[1:] == [[60, 128], [400, 700], [63, 89], [70, 100], [60, 90]]
+
+
+def test_which_models_take_squares() -> None:
+    """FSSAM's preprocessing pads, and `fast` resizes in float: neither can begin with the published square."""
+    for name, expected in (("sansa", 64), ("fssam", 0)):
+        assert square_side(registry.build(name, "debug"), decoded=True) == expected
+    model = registry.build("sansa", "debug")
+    model.preprocessor = replace(model.preprocessor, mode="fast")
+    assert square_side(model, decoded=True) == 0
+    assert square_side(model, decoded=False) == 64  # masks are resized alike in both modes

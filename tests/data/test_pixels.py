@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -9,10 +10,12 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from fss_models.preprocess import Preprocessor
+from fss_models.preprocess import Preprocessor, resize_mask
 from pipelines.data import pixels
-from pipelines.data.pixels import SampleReader, _Kept, square
+from pipelines.data.decode import decode_sized, decode_square
+from pipelines.data.pixels import SampleReader, _Kept, mirrors, square_mask
 from pipelines.data.plan import Plan
 from pipelines.data.shardset import Shards
 from pipelines.data.stream import EpisodeStream, _Pool, usable_blocks
@@ -81,18 +84,58 @@ def test_a_failure_is_not_kept() -> None:
 def test_a_square_gives_published_preprocessing_the_same_pixels(size: tuple[int, int], side: int) -> None:
     """Mirrored too: the stream resizes before the flip, the papers' code after it."""
     image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
-    prepare, small = Preprocessor(side=side), square(image, side)
+    prepare, small = Preprocessor(side=side), _square(image, side)
     assert torch.equal(prepare([image]).pixels, prepare([small]).pixels)
     mirrored = np.ascontiguousarray(image[:, ::-1])
     assert torch.equal(prepare([mirrored]).pixels, prepare([np.ascontiguousarray(small[:, ::-1])]).pixels)
 
 
-def test_a_stream_of_squares_gives_the_same_episodes(shapes_shards: str) -> None:
-    given = {"classes": list(Shards(shapes_shards).classes), "shots": 2, "batch": 4, "seed": 5}
+def test_mirrored_squares_at_odd_sizes() -> None:
+    """Photos: always. Masks: where `mirrors` says so, and only there."""
+    rng, told = np.random.default_rng(0), set()
+    for _ in range(150):
+        width, side = int(rng.integers(2, 1500)), int(rng.choice([96, 256, 384, 473, 512, 640]))
+        width = side * int(rng.integers(1, 4)) if rng.random() < 0.2 else width
+        image = rng.integers(0, 256, (16, width, 3), dtype=np.uint8)
+        mask = rng.random((16, width)) < 0.5
+        assert np.array_equal(_square(image, side)[:, ::-1], _square(image[:, ::-1], side))
+        small = square_mask(mask, side)
+        assert np.array_equal(small, resize_mask(mask, side).numpy().astype(bool))
+        same = np.array_equal(small[:, ::-1], square_mask(np.ascontiguousarray(mask[:, ::-1]), side))
+        assert same or not mirrors(width, side)
+        told.add((same, mirrors(width, side)))
+    assert told == {(True, True), (False, False)}
+
+
+def _square(image: np.ndarray, side: int) -> np.ndarray:
+    return np.asarray(Image.fromarray(np.ascontiguousarray(image)).resize((side, side), Image.Resampling.BILINEAR))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "I;16", "P"])
+def test_decoding_to_a_square_is_decoding_then_resizing(mode: str) -> None:
+    values = np.random.default_rng(0).integers(0, 256, (40, 60, 4), dtype=np.uint8)
+    picture = Image.fromarray(values).convert("RGB" if mode == "P" else "L" if mode == "I;16" else mode)
+    if mode == "P":
+        picture = picture.quantize(16)
+    if mode == "I;16":
+        picture = Image.fromarray(np.asarray(picture).astype(np.uint16) * 257)
+    out = io.BytesIO()
+    picture.save(out, "PNG")
+    whole = decode_sized(out.getvalue(), 40, 60)
+    assert np.array_equal(decode_square(out.getvalue(), 40, 60, 32), _square(whole, 32))
+    cut = decode_square(out.getvalue(), 40, 60, 32, crop=[5, 7, 41, 30])
+    assert np.array_equal(cut, _square(whole[7:30, 5:41], 32))
+
+
+@pytest.mark.parametrize("decode", [True, False])
+def test_a_stream_of_squares_gives_the_same_episodes(shapes_shards: str, decode: bool) -> None:
+    given = {"classes": list(Shards(shapes_shards).classes), "shots": 2, "batch": 4, "seed": 5, "decode": decode}
     with EpisodeStream(shapes_shards, **given) as whole, EpisodeStream(shapes_shards, side=64, **given) as small:
         for a, b in islice(zip(whole, small, strict=False), 5):
             for one, other in ((x, y) for e, f in zip(a, b, strict=True) for x, y in
                                zip((*e.references, *e.targets), (*f.references, *f.targets), strict=True)):
-                assert other.image.shape == (64, 64, 3)
-                assert np.array_equal(square(one.image, 64), other.image)
-                assert np.array_equal(one.mask, other.mask)
+                assert other.image.shape == (64, 64, 3 if decode else 0)
+                assert other.photo_size == one.photo_size == (96, 96)
+                assert not decode or np.array_equal(_square(one.image, 64), other.image)
+                assert np.array_equal(square_mask(one.mask, 64), other.mask)
+                assert other.mask.shape == other.ignore.shape == (64, 64)
