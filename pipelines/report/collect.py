@@ -135,7 +135,8 @@ def _sample(material: Material, row: Row) -> Sample:
     by_fold: dict[int, list[RunResult]] = {}
     for result in material.runs_of(row):
         by_fold.setdefault(result.spec.fold or 0, []).append(result)
-    runs: Mapping[int, Any] = {f: [read_counts(material.workspace.run(r.run)) for r in rs] for f, rs in by_fold.items()}
+    runs: Mapping[int, Any] = {
+        f: [read_counts(material.workspace.run(r.run), r) for r in rs] for f, rs in by_fold.items()}
     return Sample.of(sorted(runs.items()))
 
 

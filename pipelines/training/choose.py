@@ -107,7 +107,7 @@ def _sample(recipe: Recipe, results: Sequence[RunResult]) -> Sample | None:
         return None
     folds = sorted({r.spec.fold for r in results if r.spec.fold is not None})
     workspace = Workspace(recipe.out)
-    return Sample.of([(f, [read_counts(workspace.run(r.run)) for r in results if r.spec.fold == f]) for f in folds])
+    return Sample.of([(f, [read_counts(workspace.run(r.run), r) for r in results if r.spec.fold == f]) for f in folds])
 
 
 def _row(config: ChooseConfig, label: str, method: MethodConfig, results: Sequence[RunResult], sample: Sample | None,

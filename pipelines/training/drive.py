@@ -8,7 +8,7 @@ from typing import Any
 
 from fss_models.errors import FssError
 from pipelines.config import EvalConfig, Section
-from pipelines.training.results import RunResult, read_result, write_result
+from pipelines.training.results import NO_EPISODES, RunResult, read_result, write_result
 from pipelines.training.run import code_version, eval_digest
 from pipelines.training.worker import Job, train_run, write_bundle
 
@@ -85,7 +85,9 @@ def evaluate_bundle(
 ) -> tuple[RunResult, Any]:
     """Load a bundle, score it on the fold's list; `told` hears how many episodes are done, else the tracker does.
 
-    Raises `FssError` if training opened one of the photos.
+    On a list file (`eval.list`) all the fold's classes count, one without any episode as IoU 0, which is how the
+    published evaluations score; a list drawn here is scored on the classes that it has. The classes without an episode
+    are named in `details`. Raises `FssError` if training opened one of the photos.
     """
     from pipelines.bundle import load_bundle
     from pipelines.training.evaluate import refuse_seen_photos, score_episodes
@@ -96,12 +98,15 @@ def evaluate_bundle(
     refuse_seen_photos(info.seen, data.shards, episodes, bundle)
     table, took = score_episodes(model, data.shards, episodes, scored.config,
                                  told=told or (lambda done: job.tell("at_step", spec.name, spec.steps + done)))
-    took |= {"not_scored": episodes.dropped, "shots": episodes.shots}
-    tested = [c for c in data.tested if c.class_id in episodes.class_ids]
-    facts = {"list_hash": episodes.sha256, "bundle": bundle, "bundle_id": info.bundle_id,
-             "untrained": info.untrained, "train_s": info.provenance.get("train_s", 0.0),
+    found = set(episodes.class_ids)
+    tested = [c for c in data.tested if c.class_id in found or episodes.published]
+    details = {**took, "not_scored": episodes.dropped, "shots": episodes.shots,
+               NO_EPISODES: [c.name for c in data.tested if c.class_id not in found]}
+    facts = {"eval_digest": eval_digest(scored.config, episodes.published), "list_hash": episodes.sha256,
+             "bundle": bundle, "bundle_id": info.bundle_id, "untrained": info.untrained,
+             "train_s": info.provenance.get("train_s", 0.0),
              "trainable_params": sum(p.numel() for p in model.parameters() if p.requires_grad),
-             "images_per_s": took["images_per_s"], "code": code_version(), "details": took}
+             "images_per_s": took["images_per_s"], "code": code_version(), "details": details}
     return summarise(job, scored, tested, table, facts), table
 
 
@@ -110,19 +115,21 @@ def summarise(job: Job, scored: Scored, classes: Any, table: Any, facts: dict[st
     from fss_models.metrics import Sample, interval, resampled_scores, score
     from pipelines.training.results import table_counts
 
-    counts = table_counts(table)
+    counts = table_counts(table, [c.class_id for c in classes])
     scores = score(counts, [c.class_id for c in classes])
     spread = resampled_scores(Sample.of([(0, [counts])]), resamples=scored.resamples, seed=scored.seed)
     names = {c.class_id: c.name for c in classes}
     return RunResult(
-        run=job.spec.name, spec=job.spec, eval_digest=eval_digest(scored.config), episodes=len(counts),
+        run=job.spec.name, spec=job.spec, episodes=len(table),
         classes={str(c): n for c, n in names.items()}, miou=scores.miou, fb_iou=scores.fb_iou,
         interval=list(interval(spread)), per_class={names[c]: v for c, v in scores.per_class.items()}, **facts)
 
 
 def finished(job: Job, scored: Scored) -> RunResult | None:
-    """The run's result where it is done already."""
-    return read_result(job.folder, job.spec, eval_digest(scored.config))
+    """The run's result where it is done already. Raises `FssError` for an `eval.list` that cannot be read."""
+    from pipelines.training.data import list_hash
+
+    return read_result(job.folder, job.spec, eval_digest(scored.config, list_hash(scored.config, job.spec.fold)))
 
 
 def measure_latency(bundles: dict[str, str], shards_url: str, fold: int | None, config: EvalConfig,

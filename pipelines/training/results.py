@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,9 @@ EPISODE_SCORES = pa.schema([
 ])
 
 
+NO_EPISODES = "without_episodes"  # in `details`: names of the fold's classes that the list does not test
+
+
 class RunResult(Section):
     """The content of result.json; `error` alone is set for a failed run."""
 
@@ -32,7 +36,7 @@ class RunResult(Section):
     bundle_id: str = ""
     list_hash: str = ""
     episodes: int = 0
-    classes: dict[str, str] = Field(default_factory=dict)  # the fold's classes, id -> name
+    classes: dict[str, str] = Field(default_factory=dict)  # the classes scored, id -> name
     miou: float = 0.0
     fb_iou: float = 0.0
     interval: list[float] = Field(default_factory=list)  # of the mIoU, 95 %
@@ -64,16 +68,31 @@ def write_result(folder: str, result: RunResult, table: pa.Table) -> None:
     store.write_json("result.json", result.model_dump())
 
 
-def read_counts(folder: str) -> Counts:
+def read_counts(folder: str, result: RunResult) -> Counts:
     """The episode counts of a finished run. Raises `FssError` if there are none."""
-    return table_counts(Store(folder).read_table("episodes.parquet"))
+    return table_counts(Store(folder).read_table("episodes.parquet"), [int(c) for c in result.classes])
 
 
-def table_counts(table: pa.Table) -> Counts:
-    """`EPISODE_SCORES` rows as counts, in the order of the episode list."""
+def table_counts(table: pa.Table, classes: Iterable[int] = ()) -> Counts:
+    """`EPISODE_SCORES` rows as counts, in the order of the episode list.
+
+    Those of `classes` that have no episode are added, each with counts of 0: they score 0, in resamples too.
+    """
     if table.num_rows == 0:
         raise FssError("an evaluation without episodes")
     table = table.sort_by("episode_id")
+    ids = table["class_id"].to_numpy().astype(np.int64)
+    absent = np.array(sorted(set(classes) - set(ids.tolist())), dtype=np.int64)
+    none = np.zeros((len(absent), 2), dtype=np.int64)
     both = (np.stack([table[f"{k}_bg"].to_numpy(), table[f"{k}_fg"].to_numpy()], axis=1) for k in ("inter", "union"))
-    inter, union = both
-    return Counts(class_ids=table["class_id"].to_numpy().astype(np.int64), inter=inter, union=union)
+    inter, union = (np.concatenate([one, none]) for one in both)
+    return Counts(class_ids=np.concatenate([ids, absent]), inter=inter, union=union)
+
+
+def untested(result: RunResult) -> str:
+    """A line on the classes that the list does not test; empty if it tests all."""
+    names = result.details.get(NO_EPISODES, [])
+    if not names:
+        return ""
+    counted = "IoU 0" if set(names) <= result.per_class.keys() else "not in the mean"
+    return f"the list of {result.run} has no episode of {', '.join(names)}: {counted}"

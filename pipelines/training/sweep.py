@@ -28,7 +28,7 @@ from pipelines.storage import Store
 from pipelines.tracking import Tracker, spool_folder, tracking_uri
 from pipelines.training.data import FoldData, ensure_mixture, ensure_shards, resolved, shares
 from pipelines.training.drive import Scored, drive, evaluate_bundle, failed, finished, measure_latency
-from pipelines.training.results import RunResult
+from pipelines.training.results import RunResult, untested
 from pipelines.training.run import RunSpec, code_version, method_labels, sweep_specs
 from pipelines.training.worker import Job
 from pipelines.weights import fetch
@@ -258,6 +258,8 @@ def _record(tracker: Any, result: RunResult, runs: str) -> None:
         tracker.end.remote(result.run, "FAILED")
         return
     store.delete(f"{result.run}/error.json")
+    if line := untested(result):
+        say(line)
     figures = {"miou": result.miou, "fb_iou": result.fb_iou, "images_per_s": result.images_per_s,
                "train_s": result.train_s, "miou_low": result.interval[0], "miou_high": result.interval[1]}
     figures |= {f"iou/{name}": value for name, value in result.per_class.items()}

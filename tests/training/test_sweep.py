@@ -49,7 +49,7 @@ def _check_results(recipe: Recipe, results: list[RunResult]) -> None:
     shards = Shards(results[0].spec.shards)
     test_photos = {r["sha256"][:16] for r in shards.images("test")}
     for r in results:
-        counts = read_counts(Workspace(recipe.out).run(r.run))
+        counts = read_counts(Workspace(recipe.out).run(r.run), r)
         assert len(counts) == r.episodes == 10
         assert 0 <= r.interval[0] <= r.interval[1] <= 1
         assert r.miou == pytest.approx(sum(r.per_class.values()) / len(r.per_class))
