@@ -1,0 +1,113 @@
+"""Labelling with a bundle (default: the one that ships) on a CPU: images/s, start-up and peak memory, 1- and 5-shot.
+
+A fresh process each: from its start to the first mask (start-up), then photos as JPEG bytes to run-length masks with
+cached supports (labeler), against the bare model on photos already prepared (bare), and against the frozen trunk
+alone on the same batches, below which no method on it can go (bound). Ratios are labeler to bare and bare to bound.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from benchmarks.timing import interleaved
+
+# `method`: a bundle of random values of this method at `preset` instead of `bundle`
+CONFIG: dict[str, Any] = {"bundle": "shipped", "method": "", "preset": "nano", "shots": [1, 5], "images": 32,
+                          "width": 640, "height": 480, "batch": 8, "repeats": 5, "threads": 2, "seed": 0}
+
+
+def run(config: dict[str, Any]) -> dict[str, Any]:
+    """One process a number of shots. `ratio` is the labeler's speed to the bare model's, 1-shot."""
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        if config["method"]:
+            config = config | {"bundle": _made(config, f"{folder}/bundle")}
+        for shots in config["shots"]:
+            began = time.time()
+            command = [sys.executable, "-m", "benchmarks.suite.shipped_bundle", str(began), str(shots)]
+            done = subprocess.run([*command, json.dumps(config)], capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise SystemExit(f"error: {done.stderr.strip().splitlines()[-1]}")
+            found[f"{shots}-shot"] = json.loads(done.stdout.splitlines()[-1])
+    first = found[f"{config['shots'][0]}-shot"]
+    return {"ratio": first["labeler_images_per_s"] / first["bare_images_per_s"], **found}
+
+
+def child(began: float, shots: int, config: dict[str, Any]) -> dict[str, Any]:
+    """What one process measures."""
+    import torch
+
+    from fss_models.shipped.files import bundle_url
+    from pipelines.serving.labeler import Labeler
+
+    torch.set_num_threads(config["threads"])
+    rng = np.random.default_rng(config["seed"])
+    photos = [_photo(rng, config) for _ in range(config["images"])]
+    labeler = Labeler(bundle_url(config["bundle"]))
+    support = labeler.add_support(_supports(photos[:shots], config))
+    labeler.label(photos[:1], support, batch=1)
+    start_up = time.time() - began
+    batches, memory = _prepared(labeler, photos, config["batch"]), labeler.memory(support)
+    pairs = torch.stack([torch.zeros(config["batch"], dtype=torch.int64), torch.arange(config["batch"])], dim=1)
+    trunk = _trunk(labeler.model)
+    with torch.inference_mode():
+        times = interleaved({
+            "labeler": lambda: labeler.label(photos, support, batch=config["batch"]),
+            "bare": lambda: [labeler.model.segment(memory, labeler.model.encode(b), pairs) for b in batches],
+            "bound": lambda: [trunk(b.pixels) for b in batches],
+        }, config["repeats"])
+    speeds = {f"{name}_images_per_s": config["images"] / seconds for name, seconds in times.items()}
+    return {**speeds, "bare_to_bound": times["bound"] / times["bare"], "start_up_s": start_up,
+            "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "method": labeler.info.method,
+            "preset": labeler.info.preset, "bundle_id": labeler.info.bundle_id}
+
+
+def _made(config: dict[str, Any], url: str) -> str:
+    from fss_models import registry
+    from pipelines.bundle import save_bundle
+
+    save_bundle(url, registry.build(config["method"], config["preset"], seed=config["seed"]))
+    return url
+
+
+def _photo(rng: np.random.Generator, config: dict[str, Any]) -> bytes:
+    """Smooth noise: a JPEG of a photo's size and of about its bytes."""
+    coarse = rng.integers(0, 256, (config["height"] // 16, config["width"] // 16, 3), dtype=np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(coarse).resize((config["width"], config["height"]), Image.Resampling.BICUBIC).save(out, "JPEG")
+    return out.getvalue()
+
+
+def _supports(photos: list[bytes], config: dict[str, Any]) -> Any:
+    from pipelines.serving.marks import rle_json
+    from pipelines.serving.supports import Support, SupportSet
+
+    y, x = np.mgrid[:config["height"], :config["width"]]
+    disc = (y - config["height"] / 2) ** 2 + (x - config["width"] / 2) ** 2 < (config["height"] / 4) ** 2
+    return SupportSet("disc", tuple(Support(p, {"mask": rle_json(disc)}) for p in photos))
+
+
+def _prepared(labeler: Any, photos: list[bytes], batch: int) -> list[Any]:
+    from pipelines.data.decode import decode_image
+
+    images = [decode_image(p) for p in photos]
+    return [labeler.model.prepare(images[i:i + batch]) for i in range(0, len(images), batch)]
+
+
+def _trunk(model: Any) -> Any:
+    """The trunk of a method on SAM 2."""
+    return next(m for name, m in model.named_modules() if name.endswith("trunk"))
+
+
+if __name__ == "__main__":
+    print(json.dumps(child(float(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3]))))
