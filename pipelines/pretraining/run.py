@@ -47,7 +47,7 @@ def run_pretraining(config: PretrainConfig, log: Log) -> Provenance:
     clips = fixed_clips([Scenes(photos.read, held, config, encode, core.side)(n) for n in range(MEASURED_SCENES)],
                         seed=config.seed, groups=MEASURED_GROUPS)
     rows = pretrain(config, core, scenes, folder=folder, measure=lambda: held_out_ious(core, clips), log=log)
-    return _write(folder, config, core, photos, used, rows)
+    return _write(folder, config, core, photos, rows)
 
 
 def _shards(data: DataConfig, folder: Path) -> Shards:
@@ -75,11 +75,12 @@ def _build(config: PretrainConfig) -> tuple[Sam2Core, Encoder]:
     return core.to(device), Encoder(core, resize.mean, resize.std, device)
 
 
-def _write(folder: Path, config: PretrainConfig, core: Sam2Core, photos: Photos, used: list[int],
+def _write(folder: Path, config: PretrainConfig, core: Sam2Core, photos: Photos,
            rows: list[dict[str, float]]) -> Provenance:
+    """Photos that only measured progress were opened too, and are named."""
     opened: dict[int, set[str]] = {d: set() for d in range(len(config.data))}
-    for i in used:
-        opened[photos.places[i].dataset].add(photos.places[i].sha256[:HASH_DIGITS])
+    for place in photos.places:
+        opened[place.dataset].add(place.sha256[:HASH_DIGITS])
     terms = [config.licences.get(d.name, PHOTOS_TERMS) for d in config.data]
     data = tuple(TrainingData(name=d.name, licence=term, photos=tuple(sorted(opened[i])))
                  for i, (d, term) in enumerate(zip(config.data, terms, strict=True)))
