@@ -42,8 +42,8 @@ def register(app: typer.Typer) -> None:
         sets: SetOption = None, out: OutOption = None, as_json: JsonFileOption = "",
     ) -> None:
         """mIoU and FB-IoU on the fold's fixed list of test photos. A bundle trained on one of them is refused."""
+        from fss_models.shipped.files import bundle_url
         from pipelines.bundle import read_bundle_info
-        from pipelines.shipped import bundle_url
         from pipelines.training.sweep import score_bundle
 
         url = bundle_url(bundle)
