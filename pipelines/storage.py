@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
@@ -248,6 +248,10 @@ class ParquetReader:
         """One row group."""
         return self._store._try("read", self._relative, lambda: self._read(group, columns))
 
+    def read_row_groups(self, groups: Sequence[int], columns: list[str] | None = None) -> pa.Table:
+        """Several, one after another; in one go and without further threads, which costs the least CPU."""
+        return self._store._try("read", self._relative, lambda: self._read(groups, columns))
+
     def close(self) -> None:
         """Let go of the file."""
         self._file.close(force=True)
@@ -257,9 +261,11 @@ class ParquetReader:
         file = self._store.fs.open(self._store.path(self._relative), "rb", cache_type="none")
         return pq.ParquetFile(file, page_checksum_verification=True, pre_buffer=True)
 
-    def _read(self, group: int, columns: list[str] | None) -> pa.Table:
+    def _read(self, which: int | Sequence[int], columns: list[str] | None) -> pa.Table:
         try:
-            return self._file.read_row_group(group, columns=columns)
+            if isinstance(which, int):
+                return self._file.read_row_group(which, columns=columns)
+            return self._file.read_row_groups(list(which), columns=columns, use_threads=False)
         except OSError:
             self._file = self._open()  # the next attempt starts afresh
             raise

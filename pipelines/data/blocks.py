@@ -136,13 +136,15 @@ class BlockBuilder:
 
 def _photos(store: Store, block: list[Place]) -> Iterator[dict[str, Any]]:
     """The block's rows of the image table, each row group read once."""
-    wanted: dict[int, dict[int, set[int]]] = defaultdict(lambda: defaultdict(set))
+    wanted: dict[int, set[int]] = defaultdict(set)
     for place in block:
-        wanted[place.part][place.row // GROUP_ROWS].add(place.row % GROUP_ROWS)
-    for part, groups in sorted(wanted.items()):
+        wanted[place.part].add(place.row)
+    for part, rows in sorted(wanted.items()):
+        groups = sorted({row // GROUP_ROWS for row in rows})
         with store.open_parquet(part_name(part)) as file:
-            for group, rows in sorted(groups.items()):
-                yield from file.read_row_group(group).take(sorted(rows)).to_pylist()
+            table = file.read_row_groups(groups)
+        first = {group: GROUP_ROWS * i for i, group in enumerate(groups)}  # only a part's last group is smaller
+        yield from table.take([first[row // GROUP_ROWS] + row % GROUP_ROWS for row in sorted(rows)]).to_pylist()
 
 
 def _row(place: Place, class_id: int, photo: dict[str, Any]) -> dict[str, Any]:

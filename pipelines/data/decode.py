@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -29,7 +28,14 @@ def decode_image(
 
     Raises `BadImage` for an empty, unreadable, truncated or too large file.
     """
-    return np.array(_loaded(_open(data, max_pixels, max_bytes, where), exif, where))
+    return np.array(load_image(data, max_pixels=max_pixels, max_bytes=max_bytes, exif=exif, where=where))
+
+
+def load_image(
+    data: bytes, *, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES, exif: bool = False, where: str = ""
+) -> Image.Image:
+    """The same as Pillow's image, which costs no copy of its pixels."""
+    return _loaded(_open(data, max_pixels, max_bytes, where), exif, where)
 
 
 def decode_sized(
@@ -39,7 +45,7 @@ def decode_sized(
 
     Raises `BadImage`, also when neither orientation has the recorded size.
     """
-    return np.array(_sized(data, height, width, max_pixels, max_bytes, where))
+    return np.array(load_sized(data, height, width, max_pixels=max_pixels, max_bytes=max_bytes, where=where))
 
 
 def decode_square(
@@ -50,13 +56,16 @@ def decode_square(
 
     Cannot be written to: the pixels are copied as seldom as can be. Raises `BadImage`.
     """
-    image = _sized(data, height, width, max_pixels, max_bytes, where)
+    image = load_sized(data, height, width, max_pixels=max_pixels, max_bytes=max_bytes, where=where)
     if crop:
-        image = image.crop(tuple(crop))
+        image = image.crop((crop[0], crop[1], crop[2], crop[3]))
     return np.asarray(image.resize((side, side), Image.Resampling.BILINEAR))
 
 
-def _sized(data: bytes, height: int, width: int, max_pixels: int, max_bytes: int, where: str) -> Any:
+def load_sized(
+    data: bytes, height: int, width: int, *, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES, where: str = ""
+) -> Image.Image:
+    """`decode_sized` as Pillow's image, which costs no copy of its pixels."""
     image = _open(data, max_pixels, max_bytes, where)
     turn = _turn_for(image, height, width)
     if turn is None:
@@ -96,7 +105,7 @@ def _open(data: bytes, max_pixels: int | None, max_bytes: int | None, where: str
     return image
 
 
-def _loaded(image: Image.Image, exif: bool, where: str) -> Any:
+def _loaded(image: Image.Image, exif: bool, where: str) -> Image.Image:
     """All pixels, in RGB."""
     try:
         image.load()
@@ -133,7 +142,7 @@ def _turn_for(image: Image.Image, height: int, width: int) -> bool | None:
     return None
 
 
-def _rgb(image: Image.Image) -> Any:
+def _rgb(image: Image.Image) -> Image.Image:
     """An 8-bit RGB image from any mode."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image

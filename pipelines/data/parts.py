@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from PIL import Image
 
 from fss_models.errors import BadImage, FssError
 from pipelines.config import DataConfig
 from pipelines.data import rle
-from pipelines.data.decode import decode_image, decode_sized
+from pipelines.data.decode import load_image, load_sized
 from pipelines.data.parquet import GROUP_ROWS, parquet_bytes
 from pipelines.data.schema import FAILURES, IMAGES, INDEX
 from pipelines.data.shrink import shrink_marks, shrink_photo, shrunk_size
@@ -66,12 +67,12 @@ class PartBuilder:
                 failures.append(fetched)
                 continue
             try:
-                pixels = self._pixels(item, fetched)
+                photo = self._photo(item, fetched)
             except BadImage as error:
                 failures.append(Failure(item.file_name, "decode", error.reason))
                 continue
             try:
-                row, problems = self._row(item, split, fetched, pixels)
+                row, problems = self._row(item, split, fetched, photo)
             except BadImage as error:
                 failures.append(Failure(item.file_name, "annotate", error.reason))
                 continue
@@ -94,11 +95,11 @@ class PartBuilder:
             raise
 
     def _row(
-        self, item: Item, split: str, fetched: Fetched, pixels: np.ndarray
+        self, item: Item, split: str, fetched: Fetched, photo: Image.Image
     ) -> tuple[dict[str, Any], list[str]]:
         """A row of the image table, and what was wrong with single annotations. Raises `BadImage`."""
-        marks = self.source.mark(item, fetched, *pixels.shape[:2])
-        data, marks, height, width = self._shrunk(pixels, fetched.data, marks)
+        marks = self.source.mark(item, fetched, photo.height, photo.width)
+        data, marks, height, width = self._shrunk(photo, fetched.data, marks)
         row = {
             "image_id": item.image_id, "file_name": item.file_name, "split": split, "image": data,
             "sha256": hashlib.sha256(data).hexdigest(), "height": height, "width": width,
@@ -107,20 +108,20 @@ class PartBuilder:
         }
         return row, marks.problems
 
-    def _pixels(self, item: Item, fetched: Fetched) -> np.ndarray:
-        """[H, W, 3] uint8: decoded to the end to see that the photo can be. Raises `BadImage`."""
+    def _photo(self, item: Item, fetched: Fetched) -> Image.Image:
+        """Decoded to the end to see that the photo can be. Raises `BadImage`."""
         data, most, size = fetched.data, self.cfg.max_pixels, self.source.sizes(item, fetched)
         if size:
-            return decode_sized(data, *size, max_pixels=most, max_bytes=self.cfg.max_bytes)
-        return decode_image(data, max_pixels=most, max_bytes=self.cfg.max_bytes)
+            return load_sized(data, *size, max_pixels=most, max_bytes=self.cfg.max_bytes)
+        return load_image(data, max_pixels=most, max_bytes=self.cfg.max_bytes)
 
-    def _shrunk(self, pixels: np.ndarray, data: bytes, marks: Marks) -> tuple[bytes, Marks, int, int]:
+    def _shrunk(self, photo: Image.Image, data: bytes, marks: Marks) -> tuple[bytes, Marks, int, int]:
         """(image file, marks, height, width) within `data.max_side`; the original bytes where they are."""
-        old = (pixels.shape[0], pixels.shape[1])
+        old = (photo.height, photo.width)
         new = shrunk_size(*old, self.cfg.max_side)
         if new == old:
             return data, marks, *old
-        return shrink_photo(pixels, data, *new), shrink_marks(marks, old, new), *new
+        return shrink_photo(np.array(photo), data, *new), shrink_marks(marks, old, new), *new
 
 
 def _crop(item: Item, height: int, width: int) -> list[int] | None:
