@@ -51,9 +51,9 @@ def register(app: typer.Typer) -> None:
         found = tested(recipe=recipe, sets=sets, out=out, dataset=dataset, fold=fold, root=root, lists=lists,
                        annotations=annotations, split=split, key=key, shots=shot, episodes=episodes, seed=seed)
         result, _ = score_bundle(found.recipe, found.shards, bundle=url, fold=found.fold)
-        print(lines(result), file=sys.stderr if as_json == "-" else sys.stdout)
-        if as_json:
+        if as_json:  # before anything is printed: who reads the screen may be gone
             _write(as_json, document(found, result))
+        print(lines(result), file=sys.stderr if as_json == "-" else sys.stdout)
 
 
 def lines(result: RunResult) -> str:
