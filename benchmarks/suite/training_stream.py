@@ -18,6 +18,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -38,22 +39,26 @@ Files = dict[int, list[tuple[str, str]]]  # class -> (photo, label map)
 
 def run(config: dict[str, Any]) -> dict[str, Any]:
     """Episodes a CPU second of each way, the ratio to the plain loader, and the share of the bound."""
+    from pipelines.data.stream import DECODERS
+
     with tempfile.TemporaryDirectory() as place:
         url, what = build(config, Path(place))
         files, bytes_of = _raw_files(url, Path(place) / "files")
         ways: dict[str, Callable[[], int]] = {
             "stream": lambda: stream_epoch(url, config), "plain": lambda: _plain(files, config, _episodes(url, config)),
         }
-        times: dict[str, list[tuple[float, float]]] = {name: [] for name in (*ways, "bound", "masks")}
+        times: dict[str, list[tuple[float, float]]] = {name: [] for name in (*ways, "bound", "bound_threads", "masks")}
         for turn in range(config["repeats"]):
             for name in sorted(ways, reverse=bool(turn % 2)):
                 times[name].append(_timed(ways[name]))
             times["bound"].append(_timed(lambda: _once(bytes_of, config)))
+            times["bound_threads"].append(_timed(lambda: _once(bytes_of, config, DECODERS)))
             times["masks"].append(_masks(url, config))
         episodes = _episodes(url, config)
     cpu = {name: statistics.median(c for c, _ in found) for name, found in times.items()}
     wall = {name: statistics.median(w for _, w in found) for name, found in times.items()}
     return {"ratio": cpu["plain"] / cpu["stream"], "share_of_bound": cpu["bound"] / cpu["stream"],
+            "share_of_bound_in_threads": cpu["bound_threads"] / cpu["stream"],
             "share_of_bound_with_masks": (cpu["bound"] + cpu["masks"]) / cpu["stream"], "data": what,
             "episodes": episodes, "distinct_photos": len(bytes_of), "cpu_seconds": cpu, "wall_seconds": wall,
             "episodes_per_cpu_s": {n: episodes / s for n, s in cpu.items()},
@@ -176,12 +181,11 @@ def _plain(files: Files, config: dict[str, Any], episodes: int) -> int:
 
 # ---- the bound ----------------------------------------------------------------------------------------------------
 
-def _once(photos: list[bytes], config: dict[str, Any]) -> int:
+def _once(photos: list[bytes], config: dict[str, Any], threads: int = 1) -> int:
     from pipelines.data.decode import decode_square, image_size
 
-    for data in photos:
-        decode_square(data, *image_size(data), config["side"])
-    return len(photos)
+    with ThreadPoolExecutor(threads) as pool:
+        return sum(1 for _ in pool.map(lambda data: decode_square(data, *image_size(data), config["side"]), photos))
 
 
 def _masks(url: str, config: dict[str, Any]) -> tuple[float, float]:

@@ -26,7 +26,8 @@ from pipelines.data.schema import EpisodeSample, Sample
 from pipelines.data.shardset import Shards
 from pipelines.features.records import Photo
 
-DECODERS, AHEAD = 2, 3  # threads; global batches decoded before they are asked for
+DECODERS, LOADERS = 2, 6  # threads; those that load mostly wait for storage
+AHEAD = 3  # global batches decoded before they are asked for
 Position = dict[str, int | str]
 
 
@@ -165,7 +166,7 @@ class _Pool:
     def __init__(self, shards: Shards, plan: Plan, decode: bool) -> None:
         self._shards, self._plan, self._decode = shards, plan, decode
         self._held: dict[int, Future[pa.Table]] = {}
-        self._loader = ThreadPoolExecutor(2, thread_name_prefix="blocks")
+        self._loader = ThreadPoolExecutor(LOADERS, thread_name_prefix="blocks")
 
     def hold(self, now: set[int], following: set[int]) -> dict[int, pa.Table]:
         """Wait for the blocks `now`; begin loading `following`; let go of all others."""
