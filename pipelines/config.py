@@ -134,6 +134,7 @@ class TrainConfig(Section):
     flip: bool = True  # random horizontal flip of every image of a clip
     augment: Literal["none", "fssam"] = "none"  # fssam: its scale, rotation, blur, flip and crop, instead of `flip`
     augment_scale: tuple[float, float] = (0.9, 1.1)  # of `augment`
+    sampler: Literal["balanced", "natural", "image"] = "balanced"  # queries: class, (image, class) pair, photo uniform
     novel_images: Literal["drop", "keep"] = "drop"  # photos that also show a novel class
     checkpoint_every: Positive = 50
     log_every: Positive = 10

@@ -49,9 +49,10 @@ def sampled(recipe: Recipe, fold: int, epochs: int) -> tuple[dict[str, Any], str
     data, train = FoldData.open(Workspace(recipe.out).shards(recipe.data.name), fold), recipe.train
     avoid = set(data.novel_ids) if train.novel_images == "drop" else set()
     blocks = usable_blocks(data.shards, [c.class_id for c in data.base], avoid)
-    plan = Plan(blocks, shots=train.shots, targets=train.targets, seed=0, pool_bytes=train.pool_bytes)
+    plan = Plan(blocks, shots=train.shots, targets=train.targets, seed=0, pool_bytes=train.pool_bytes,
+                sampler=train.sampler)
     published = SAMPLERS[plan.sampler]
-    found = marginals(epochs_of(plan, epochs), pools_of(plan), published)
+    found = marginals(epochs_of(plan, epochs), pools_of(plan), plan.weights())
     lines = statement(found, published)
     title = f"Training draws of {recipe.data.name}, fold {fold}, {train.shots} shots"
     page = sampling_page(found, {c.class_id: c.name for c in data.base}, title, lines)

@@ -18,12 +18,13 @@ import numpy as np
 from pipelines.data.plan import Place, Plan, Spec
 
 CELLS, LEAST, FLIPS = 16, 5.0, 4000  # cells a class; least expected count of one; random signs
-Published = Literal["class_uniform", "pair_uniform"]
+Published = Literal["class_uniform", "pair_uniform", "image_uniform"]
 PUBLISHED: dict[Published, str] = {
     "class_uniform": "class uniform over the fold, query and supports uniform over its list (HSNet's family on COCO)",
     "pair_uniform": "every (image, class) pair of the list equally often (HSNet on PASCAL)",
+    "image_uniform": "every photo of the list equally often, its class uniform among those it shows (BAM's family)",
 }
-SAMPLERS: dict[str, Published] = {"balanced": "class_uniform", "natural": "pair_uniform"}
+SAMPLERS: dict[str, Published] = {"balanced": "class_uniform", "natural": "pair_uniform", "image": "image_uniform"}
 Pools = Mapping[int, Sequence[Place]]  # class -> its rows, in the order of their blocks
 
 
@@ -88,10 +89,13 @@ def epochs_of(plan: Plan, count: int) -> Iterator[Iterator[Spec]]:
         yield (plan.spec(epoch, w, i) for w, window in enumerate(plan.windows(epoch)) for i in range(len(window)))
 
 
-def marginals(epochs: Iterable[Iterable[Spec]], pools: Pools, published: Published) -> Marginals:
-    """Count episodes over the rows of `pools` and compare. The pairs are those of the query and the first support."""
+def marginals(epochs: Iterable[Iterable[Spec]], pools: Pools, weights: Mapping[Place, float]) -> Marginals:
+    """Count episodes over the rows of `pools` and compare with the published sampler's `weights` of queries.
+
+    Supports are uniform among the class's others. The pairs are those of the query and the first support.
+    """
     cell = {c: _cells(pool) for c, pool in pools.items()}
-    shares = _shares(pools, cell, published)
+    shares = _shares(pools, cell, weights)
     at = [{key: i for i, key in enumerate(one)} for one in shares]
     sizes = {c: Counter(b for b, _ in pool) for c, pool in pools.items()}
     counts: list[list[np.ndarray]] = [[], [], []]
@@ -137,20 +141,19 @@ def _cells(pool: Sequence[Place]) -> dict[Place, int]:
 
 
 def _shares(
-    pools: Pools, cell: Mapping[int, Mapping[Place, int]], published: Published
+    pools: Pools, cell: Mapping[int, Mapping[Place, int]], weights: Mapping[Place, float]
 ) -> tuple[dict[tuple[int, ...], float], ...]:
-    """Probabilities of classes, of queries (uniform in their class) and of pairs (support uniform among the others)."""
-    total = sum(len(p) for p in pools.values())
+    """Probabilities of classes, of queries and of pairs (support uniform among the others)."""
     classes: dict[tuple[int, ...], float] = {}
     queries: dict[tuple[int, ...], float] = {}
     pairs: dict[tuple[int, ...], float] = {}
     for c, pool in sorted(pools.items()):
         rows, n = Counter(cell[c].values()), len(pool)
-        share = classes[c,] = 1 / len(pools) if published == "class_uniform" else n / total
+        classes[c,] = sum(weights[place] for place in pool)
         for a in sorted(rows):
-            queries[c, a] = share * rows[a] / n
+            queries[c, a] = sum(weights[place] for place in pool if cell[c][place] == a)
             for b in sorted(rows):
-                pairs[c, a, b] = share * rows[a] * (rows[b] - (a == b)) / (n * (n - 1))
+                pairs[c, a, b] = queries[c, a] * (rows[b] - (a == b)) / (n - 1)
     return classes, queries, pairs
 
 

@@ -21,19 +21,23 @@ import numpy as np
 from fss_models.errors import FssError
 from pipelines.data.sources.base import digest_of
 
-Sampler = Literal["balanced", "natural"]
+Sampler = Literal["balanced", "natural", "image"]
 Place = tuple[int, int]  # (number of the block in the plan, row of the block)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """One row group and those of its rows that may be used. `bytes` counts the whole group."""
+    """One row group and those of its rows that may be used. `bytes` counts the whole group.
+
+    images: the photo of each of `rows`.
+    """
 
     class_id: int
     file: str
     row_group: int
     bytes: int
     rows: tuple[int, ...]
+    images: tuple[int, ...]
 
 
 class Visit(NamedTuple):
@@ -71,7 +75,8 @@ class Plan:
     """The episodes of a stream. Raises `FssError` if no class has two usable photos or the pool is too small.
 
     `balanced` gives every class the same number of queries an epoch (rare classes' photos come more often);
-    `natural` makes every annotation a query exactly once an epoch.
+    `natural` makes every annotation a query exactly once an epoch; `image` makes every photo one, with one of its
+    classes at random (BAM's family on lists of photos).
     """
 
     def __init__(
@@ -87,6 +92,7 @@ class Plan:
         self.by_class = {c: by_class[c] for c in sorted(sizes) if sizes[c] >= 2}
         self.sizes = {c: sizes[c] for c in self.by_class}
         self.shots, self.targets, self.seed, self.sampler = shots, targets, seed, sampler
+        self._by_image = _places_by_image(self.blocks, self.by_class)
         self._budget = pool_bytes // 2
         self._check(pool_bytes)
         self.fingerprint = digest_of(self.blocks, shots, targets, seed, self._budget, sampler)[:16]
@@ -107,7 +113,8 @@ class Plan:
 
     def _windows(self, epoch: int) -> list[Window]:
         rng = np.random.default_rng([self.seed, epoch])
-        visits = [v for c in self.by_class for v in self._visits(c, rng)]
+        once = self._one_class_each(epoch) if self.sampler == "image" else None
+        visits = [v for c in self.by_class for v in self._visits(c, rng, once)]
         windows: list[list[Visit]] = [[]]
         held: set[int] = set()
         for i in rng.permutation(len(visits)):
@@ -119,11 +126,33 @@ class Plan:
             held |= need
         return [Window(tuple(w)) for w in windows]
 
-    def _visits(self, class_id: int, rng: np.random.Generator) -> list[Visit]:
-        """The class's blocks laid on a circle of N rows; an epoch takes a run of it, so every row is equally likely."""
+    def _one_class_each(self, epoch: int) -> set[Place]:
+        """One place of every photo."""
+        rng = np.random.default_rng([self.seed, epoch, 3])
+        return {found[rng.integers(len(found))] for _, found in sorted(self._by_image.items())}
+
+    def weights(self) -> dict[Place, float]:
+        """The probability that an episode's query is this row."""
+        if self.sampler == "image":
+            each = 1 / len(self._by_image)
+            return {place: each / len(found) for found in self._by_image.values() for place in found}
+        classes, total = len(self.sizes), sum(self.sizes.values())
+        even = self.sampler == "balanced"
+        return {(b, r): 1 / (classes * self.sizes[c]) if even else 1 / total
+                for c, found in self.by_class.items() for b in found for r in self.blocks[b].rows}
+
+    def _visits(self, class_id: int, rng: np.random.Generator, once: set[Place] | None) -> list[Visit]:
+        """The class's blocks laid on a circle of N rows; an epoch takes a run of it, so every row is equally likely.
+
+        With `once` its rows are taken, each one time.
+        """
         circle = [(b, r) for b in rng.permutation(self.by_class[class_id])
                   for r in rng.permutation(self.blocks[b].rows)]
-        wanted = self._queries(class_id)
+        if once is not None:
+            circle = [place for place in circle if (int(place[0]), int(place[1])) in once]
+        wanted = len(circle) if once is not None else self._queries(class_id)
+        if not circle:
+            return []
         start = 0 if wanted % len(circle) == 0 else int(rng.integers(len(circle)))
         runs: list[tuple[int, list[int]]] = []
         for i in range(start, start + wanted):
@@ -175,6 +204,14 @@ class Plan:
         places = [(visit.block, r) for r in _pick(own, near, rng)]
         places += [(visit.companion, r) for r in _pick(self.blocks[visit.companion].rows, count - near, rng)]
         return [places[i] for i in rng.permutation(count)]
+
+
+def _places_by_image(blocks: Sequence[Block], by_class: dict[int, list[int]]) -> dict[int, list[Place]]:
+    found: dict[int, list[Place]] = defaultdict(list)
+    for b in (b for numbers in by_class.values() for b in numbers):
+        for row, image in zip(blocks[b].rows, blocks[b].images, strict=True):
+            found[image].append((b, row))
+    return found
 
 
 def _pick(rows: Sequence[int], count: int, rng: np.random.Generator) -> list[int]:

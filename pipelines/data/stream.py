@@ -199,7 +199,8 @@ def usable_blocks(shards: Shards, classes: Collection[int], avoid: set[int]) -> 
     clean = {i for i, row in shards.rows.items() if not avoid.intersection(row["class_ids"])}
     return [
         Block(class_id=b["class_id"], file=b["file"], row_group=b["row_group"], bytes=b["bytes"],
-              rows=tuple(r for r, image in enumerate(b["image_ids"]) if image in clean))
+              rows=tuple(r for r, image in enumerate(b["image_ids"]) if image in clean),
+              images=tuple(image for image in b["image_ids"] if image in clean))
         for b in shards.block_index.to_pylist() if b["class_id"] in classes
     ]
 

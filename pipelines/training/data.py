@@ -93,8 +93,8 @@ class FoldData:
         return EpisodeStream(
             self.shards.url, classes=[c.class_id for c in self.base], novel=self.novel_ids, shots=t.shots,
             targets=t.targets, batch=batch, seed=spec.seed, rank=rank, world=world,
-            novel_images=t.novel_images, pool_bytes=t.pool_bytes, position=position, decode=t.features == "off",
-            pixel_bytes=t.pixel_bytes, side=side)
+            novel_images=t.novel_images, pool_bytes=t.pool_bytes, position=position, sampler=t.sampler,
+            decode=t.features == "off", pixel_bytes=t.pixel_bytes, side=side)
 
     def train_photos(self, novel_images: str) -> list[str]:
         """sha256 (16 digits) of every photo that training may open."""

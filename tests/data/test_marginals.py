@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 
 from fss_models.errors import FssError
 from jobs.cli import make_app
-from pipelines.data.marginals import PUBLISHED, SAMPLERS, Marginals, epochs_of, marginals, pools_of
+from pipelines.data.marginals import SAMPLERS, Marginals, epochs_of, marginals, pools_of
 from pipelines.data.plan import Block, Plan, Spec
+from pipelines.data.samplers.bam import two_generators
 from pipelines.data.samplers.draws import Draw
 from pipelines.data.samplers.hsnet import class_uniform, listed_pairs
 
@@ -23,16 +24,18 @@ EPOCHS = 60
 
 
 def _plan(sampler: str, shots: int = 2) -> Plan:
-    blocks = [Block(class_id=c, file="f", row_group=i, bytes=100, rows=tuple(range(n)))
-              for c, ns in enumerate(SIZES) for i, n in enumerate(ns)]
+    """Photo p is the p-th of every class that has so many: the first three show all four classes."""
+    blocks = [Block(class_id=c, file="f", row_group=i, bytes=100, rows=tuple(range(n)),
+                    images=tuple(range(sum(ns[:i]), sum(ns[:i + 1])))) for c, ns in enumerate(SIZES)
+              for i, n in enumerate(ns)]
     return Plan(blocks, shots=shots, targets=1, seed=1, pool_bytes=1200, sampler=sampler)
 
 
 def _found(plan: Plan) -> Marginals:
-    return marginals(epochs_of(plan, EPOCHS), pools_of(plan), SAMPLERS[plan.sampler])
+    return marginals(epochs_of(plan, EPOCHS), pools_of(plan), plan.weights())
 
 
-@pytest.mark.parametrize("sampler", ["balanced", "natural"])
+@pytest.mark.parametrize("sampler", sorted(SAMPLERS))
 @pytest.mark.parametrize("shots", [1, 5])
 def test_the_streams_marginals_are_the_published_ones(sampler: str, shots: int) -> None:
     """Would catch companions drawn without regard to block sizes and classes or photos that come too often."""
@@ -54,27 +57,38 @@ def test_a_wrong_companion_would_fail() -> None:
 
 def test_another_class_distribution_would_fail() -> None:
     plan = _plan("natural")
-    found = marginals(epochs_of(plan, EPOCHS), pools_of(plan), "class_uniform")
-    assert found.by_class.pvalue < 2e-3
+    for other in ("balanced", "image"):
+        found = marginals(epochs_of(plan, EPOCHS), pools_of(plan), _plan(other).weights())
+        assert found.by_class.pvalue < 2e-3
 
 
-@pytest.mark.parametrize("published", sorted(PUBLISHED))
-def test_the_published_samplers_pass_the_same_test(published: str) -> None:
+@pytest.mark.parametrize("sampler", sorted(SAMPLERS))
+def test_the_published_samplers_pass_the_same_test(sampler: str) -> None:
     """The expected frequencies are those of the loaders themselves, whose draws are independent."""
-    plan = _plan("balanced")
+    plan = _plan(sampler)
     pools = pools_of(plan)
     names = {c: [f"{c}/{b}/{r}" for b, r in places] for c, places in pools.items()}
     length = sum(len(p) for p in pools.values())
-    if published == "class_uniform":
-        draws = class_uniform(names, list(names), shots=2, episodes=EPOCHS * length, seed=0)
+    count = {"shots": 2, "episodes": EPOCHS * length, "seed": 0}
+    if sampler == "balanced":
+        draws = class_uniform(names, list(names), **count)
+    elif sampler == "natural":
+        draws = listed_pairs([(n, c) for c, pool in names.items() for n in pool], **count)
     else:
-        draws = listed_pairs([(n, c) for c, pool in names.items() for n in pool], shots=2, episodes=EPOCHS * length,
-                             seed=0)
-    found = marginals(_batches(draws, length), pools, published)  # type: ignore[arg-type]
+        draws = _bam(pools, names, **count)
+    found = marginals(_batches(draws, length), pools, plan.weights())
     for table in (found.by_class, found.by_query, found.by_pair):
         assert table.pvalue > 1e-3
-    if published == "class_uniform":
+    if sampler == "balanced":
         assert all(0.7 < t.spread < 1.3 for t in (found.by_query, found.by_pair))
+
+
+def _bam(pools: dict[int, list[tuple[int, int]]], names: dict[int, list[str]], **count: int) -> list[Draw]:
+    """BAM's sampler over photos that show the classes whose pools are long enough."""
+    photos = [(str(p), [c for c, pool in pools.items() if p < len(pool)]) for p in range(max(map(len, pools.values())))]
+    draws = two_generators(photos, {c: [str(p) for p in range(len(pool))] for c, pool in pools.items()}, **count)
+    return [Draw(d.class_id, names[d.class_id][int(d.query)], tuple(names[d.class_id][int(s)] for s in d.supports))
+            for d in draws]
 
 
 def _batches(draws: list[Draw], length: int) -> Iterator[list[Spec]]:
@@ -97,7 +111,7 @@ def test_supports_share_blocks_more_often_than_independent_ones() -> None:
         others = [p for p in pools[spec.class_id] if p != spec.targets[0]]
         chosen = tuple(others[i] for i in rng.choice(len(others), 2, replace=False))
         loose.append(Spec(spec.class_id, chosen, spec.targets))
-    drawn = marginals([loose], pools, "class_uniform")
+    drawn = marginals([loose], pools, plan.weights())
     assert drawn.same_block == pytest.approx(drawn.same_block_independent, abs=0.02)
     assert found.same_block_independent == pytest.approx(drawn.same_block_independent)
     assert found.same_block is not None

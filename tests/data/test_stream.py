@@ -18,8 +18,8 @@ from pipelines.data.stream import EpisodeStream, usable_blocks
 
 
 def _blocks(*sizes: int, class_id: int = 0, start: int = 0) -> list[Block]:
-    return [Block(class_id=class_id, file="f", row_group=start + i, bytes=100, rows=tuple(range(n)))
-            for i, n in enumerate(sizes)]
+    return [Block(class_id=class_id, file="f", row_group=start + i, bytes=100, rows=tuple(range(n)),
+                  images=tuple(range(sum(sizes[:i]), sum(sizes[:i + 1])))) for i, n in enumerate(sizes)]
 
 
 def _epoch(plan: Plan, epoch: int) -> list:
@@ -51,6 +51,19 @@ def test_uneven_companions_would_fail_the_test_above() -> None:
     pairs = Counter((s.targets[0], s.references[0]) for e in range(1500) for s in _epoch(plan, e))
     places = [(b, r) for b, n in enumerate((5, 3, 2)) for r in range(n)]
     assert chisquare([pairs[q, s] for q in places for s in places if q != s]).pvalue < 1e-6
+
+
+def test_image_visits_every_photo_once_an_epoch() -> None:
+    """Classes share photos 0 to 6: each is a query of one of its classes, in the long run of each as often."""
+    plan = Plan(_blocks(5, 3, 2) + _blocks(4, 3, class_id=1, start=3), shots=1, targets=1, seed=0, pool_bytes=600,
+                sampler="image")
+    counts: Counter = Counter()
+    for epoch in range(400):
+        queries = [s.targets[0] for s in _epoch(plan, epoch)]
+        photos = [plan.blocks[b].images[r] for b, r in queries]
+        assert sorted(photos) == list(range(10))
+        counts.update((p, plan.blocks[b].class_id) for p, (b, _) in zip(photos, queries, strict=True))
+    assert all(150 < counts[p, c] < 250 for p in range(7) for c in (0, 1))
 
 
 def test_natural_visits_every_annotation_once_an_epoch() -> None:
