@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from fss_models.backbones.torchvision_cpu import allow_cpu_torchvision
 from fss_models.errors import FssError
 
-WEIGHTS_NAME = "efficientnet-lite0-imagenet"
+WEIGHTS_NAME = "efficientnet-lite0-imagenet-unit"  # unit: at the scale below
 WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 CHANNELS = (24, 40, 112, 320)  # at strides 4, 8, 16, 32
+SCALES = (8.0, 7.0, 6.0, 2.5)  # about the standard deviations of the published weights' maps on photos
 _STAGES = ((0, 1), (2,), (3, 4), (5, 6))  # timm's block groups that end at each stride
 _PAIRS = {  # a block's convolutions and the normalisations that follow them, by timm's names
     "DepthwiseSeparableConv": (("conv_dw", "bn1"), ("conv_pw", "bn2")),
@@ -32,7 +33,8 @@ class EfficientNetTrunk(nn.Module):
 
     `blocks` is flat and `stage_ends` holds the last block of each stage, as in SAM 2's Hiera. The batch
     normalisations are folded into the convolutions (their statistics are ImageNet's and stay so), and the memory
-    layout is channels-last: together they halve the time on a CPU.
+    layout is channels-last: together they halve the time on a CPU. The maps are the published ones divided by `SCALES`,
+    also folded in: at their own scale they would drown SAM's position codes, which prompts are found by.
     """
 
     def __init__(self, *, pretrained: bool = True) -> None:
@@ -49,6 +51,7 @@ class EfficientNetTrunk(nn.Module):
         groups = [[block for g in stage for block in net.blocks[g]] for stage in _STAGES]
         self.blocks = nn.ModuleList([block for group in groups for block in group])
         self.stage_ends = torch.tensor([len(g) for g in groups]).cumsum(0).sub(1).tolist()
+        _to_unit_scale(groups)
         self.block_widths = _output_widths(self.blocks)
         self.channel_list = list(reversed(CHANNELS))  # SAM 2's neck wants coarse to fine
 
@@ -74,6 +77,19 @@ def _fold(conv: Any, norm: Any) -> None:
         norm.register_parameter(name, None)
     for name in ("running_mean", "running_var", "num_batches_tracked"):
         norm.register_buffer(name, None)
+
+
+def _to_unit_scale(groups: list[list[Any]]) -> None:
+    """Divide each stage's stream by its scale: a block multiplies what it reads and divides what it gives."""
+    before = 1.0
+    for blocks, scale in zip(groups, SCALES, strict=True):
+        for block in blocks:
+            names = [conv for conv, _ in _PAIRS[type(block).__name__]]
+            first, last = getattr(block, names[0]), getattr(block, names[-1])
+            first.weight.data *= before
+            last.weight.data /= scale
+            last.bias.data /= scale
+            before = scale
 
 
 def _timm_model() -> Any:

@@ -7,7 +7,7 @@ step s holds the scenes `first(s)` ... `first(s) + size - 1`, encoded again at a
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,7 @@ from torch import Tensor
 from fss_models.pretraining.objective import Mark, PretrainClips
 from fss_models.pretraining.views import Views
 
-MARK_ODDS = {Mark.MASK: 0.5, Mark.BOX: 0.2, Mark.POINTS: 0.3}
+QUARTERS = {Mark.MASK: 2, Mark.BOX: 1, Mark.POINTS: 1}  # of a step's clips
 MOST_POINTS = 4
 MIN_SHARE = 0.004  # of a view's pixels: an object that covers less cannot be marked there
 BOX_NOISE = 0.1  # of a box's side
@@ -72,14 +72,25 @@ class Ring:
         return list(self._scenes)
 
 
-def draw_clips(scenes: list[Scene], rng: np.random.Generator, *, clips: int, absent: float = 0.1) -> PretrainClips:
-    """Clips of one kind of mark, each of another scene where there are enough.
+def draw_clips(scenes: list[Scene], rng: np.random.Generator, *, clips: int,
+               absent: float = 0.1) -> list[PretrainClips]:
+    """A step's clips, a multiple of four, grouped by their kind of mark; each of another scene where there are enough.
 
     With probability `absent` a clip's last view is another scene's, in which its object is not.
     """
-    chosen = rng.choice(len(scenes), clips, replace=clips > len(scenes))
-    drawn = [_draw(scenes, int(i), rng, absent) for i in chosen]
-    kind = Mark(int(rng.choice(list(MARK_ODDS), p=list(MARK_ODDS.values()))))
+    chosen = rng.choice(len(scenes), clips, replace=clips > len(scenes)).tolist()
+    groups = []
+    for kind, quarters in QUARTERS.items():
+        count = clips * quarters // 4
+        groups.append(draw_group(scenes, rng, kind, chosen[:count], absent))
+        del chosen[:count]
+    return groups
+
+
+def draw_group(scenes: list[Scene], rng: np.random.Generator, kind: Mark, chosen: Sequence[int],
+               absent: float = 0.0) -> PretrainClips:
+    """One clip of each chosen scene, all marked alike."""
+    drawn = [_draw(scenes, i, rng, absent) for i in chosen]
     masks = np.stack([m for _, m in drawn])
     points, labels = _marks(masks[:, 0], kind, rng)
     stages = [torch.cat([torch.stack([s.stages[level][v] for s, v in views]) for views, _ in drawn])

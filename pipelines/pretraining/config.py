@@ -39,7 +39,7 @@ class PretrainConfig(Section):
     views: ViewsSection = ViewsSection()
     held_out: float = Field(0.05, gt=0, lt=0.5)  # share of the train photos that measure progress and train nothing
     steps: Positive = 4000
-    clips: Positive = 16  # a step
+    clips: int = Field(16, gt=0, multiple_of=4)  # a step
     absent: float = Field(0.1, ge=0, lt=1)  # clips whose last view lacks the object
     ring: Positive = 200  # encoded scenes to draw clips from
     fresh: Positive = 2  # new scenes a step

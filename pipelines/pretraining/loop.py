@@ -80,7 +80,8 @@ def pretrain(config: PretrainConfig, core: Sam2Core, scenes: Scenes, *, folder: 
     step, rows = _resume(folder, config, core, optimiser)
     began, seen = time.perf_counter(), []
     for clips in _clips(config, scenes, step):
-        values = _step(core.train(), params, optimiser, clips.to(_device(core)), config, _rate(step, config))
+        moved = [c.to(_device(core)) for c in clips]
+        values = _step(core.train(), params, optimiser, moved, config, _rate(step, config))
         seen.append(values)
         step += 1
         if step % config.log_every == 0 or step == config.steps:
@@ -107,7 +108,7 @@ def _rate(step: int, config: PretrainConfig) -> float:
     return config.lr * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def _clips(config: PretrainConfig, scenes: Scenes, step: int) -> Iterator[PretrainClips]:
+def _clips(config: PretrainConfig, scenes: Scenes, step: int) -> Iterator[list[PretrainClips]]:
     """Each step's clips, from the scenes it should see; new scenes are made beside the training."""
     if step >= config.steps:
         return
@@ -124,20 +125,26 @@ def _clips(config: PretrainConfig, scenes: Scenes, step: int) -> Iterator[Pretra
             step += 1
 
 
-def _step(core: Sam2Core, params: list[nn.Parameter], optimiser: torch.optim.Optimizer, clips: PretrainClips,
+def _step(core: Sam2Core, params: list[nn.Parameter], optimiser: torch.optim.Optimizer, clips: list[PretrainClips],
           config: PretrainConfig, lr: float) -> dict[str, Tensor]:
     for group in optimiser.param_groups:
         group["lr"] = lr
     device = params[0].device.type
     half = torch.autocast(device, dtype=torch.bfloat16) if config.precision == "bf16" else nullcontext()
     with half:
-        losses = pretrain_losses(core, clips)
+        losses = _mean([(len(c.masks), pretrain_losses(core, c)) for c in clips])
     total = torch.stack([v.float() for v in losses.values()]).sum()
     optimiser.zero_grad(set_to_none=True)
     torch.autograd.backward(total)
     norm = nn.utils.clip_grad_norm_(params, config.clip_norm)
     optimiser.step()
     return {"loss": total.detach(), **{f"loss_{k}": v.detach() for k, v in losses.items()}, "grad_norm": norm}
+
+
+def _mean(found: list[tuple[int, dict[str, Tensor]]]) -> dict[str, Tensor]:
+    """Losses of groups of clips, weighted by how many each has."""
+    clips = sum(n for n, _ in found)
+    return {k: torch.stack([v[k].float() * (n / clips) for n, v in found]).sum() for k in found[0][1]}
 
 
 def _row(step: int, seen: list[dict[str, Tensor]], seconds: float, config: PretrainConfig) -> dict[str, float]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from fss_models.pretraining.bank import Scene, draw_clips
+from fss_models.pretraining.bank import Scene, draw_group
 from fss_models.pretraining.objective import Mark, PretrainClips, predict_views
 from fss_models.sam2_core.core import Sam2Core
 
@@ -31,15 +31,10 @@ def held_out_ious(core: Sam2Core, clips: Sequence[PretrainClips]) -> dict[str, f
 
 
 def fixed_clips(scenes: list[Scene], *, seed: int, groups: int) -> list[PretrainClips]:
-    """The same clips at every measurement, each kind of mark in turn until `groups` are drawn."""
-    clips: list[PretrainClips] = []
-    turn = 0
-    while len(clips) < groups:
-        drawn = draw_clips(scenes, np.random.default_rng([seed, 7, turn]), clips=CLIPS, absent=0.0)
-        turn += 1
-        if drawn.mark == list(Mark)[len(clips) % len(Mark)]:
-            clips.append(drawn)
-    return clips
+    """The same clips at every measurement, each kind of mark in turn."""
+    rng, kinds = np.random.default_rng([seed, 7]), list(Mark)
+    chosen = [rng.integers(len(scenes), size=CLIPS).tolist() for _ in range(groups)]
+    return [draw_group(scenes, rng, kinds[i % len(kinds)], one) for i, one in enumerate(chosen)]
 
 
 def _ious(logits: torch.Tensor, truth: torch.Tensor) -> list[float]:

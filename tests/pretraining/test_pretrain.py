@@ -119,7 +119,7 @@ def test_hidden_classes_lend_no_objects(config: PretrainConfig) -> None:
         Photos([shards], hide=["unicorn"])
 
 
-@pytest.mark.parametrize(("change", "word"), [({"lr": 0.5}, "lr"), ({"clips": 2}, "clips")])
+@pytest.mark.parametrize(("change", "word"), [({"lr": 0.5}, "lr"), ({"clips": 8}, "clips")])
 def test_another_runs_checkpoint_is_refused(config: PretrainConfig, change: dict[str, Any], word: str) -> None:
     run_pretraining(config.model_copy(update={"steps": 2}), _quiet)
     with pytest.raises(FssError, match=word):
