@@ -3,7 +3,8 @@
 Letters: E clips of V views, M = 4 masks of the decoder (token 0, then three candidates), q = R / 4. SAM 2's losses
 (Ravi et al. 2024, section D.2.1): a pixel loss, dice, predicted IoU and object score; the best of the candidates
 learns most, since a point or a first memory can mean several masks. The pixel loss is cross-entropy, not SAM 2's
-focal loss: from random values that one had learned nothing after 400 steps (tracked IoU 1 %, here 26 % after 200).
+focal loss: from random values, in steps of 8 clips, that one tracked nothing after 400 (IoU below 6 %), this one began
+to within 100 (12 %).
 """
 
 from __future__ import annotations
