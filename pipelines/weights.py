@@ -65,11 +65,11 @@ def pretraining_photos(place: str) -> list[str]:
         return []
     beside = path.with_suffix(".json")
     about = json.loads(beside.read_text())
-    if "photos" not in about and "data" not in about:
+    if "data" not in about:
         return []
     if about.get("sha256") != file_sha256(path):
         raise FssError("is about another file", where=str(beside), mend=f"take it away, or fetch the right {path.name}")
-    return sorted({*about.get("photos", []), *(p for one in about.get("data", []) for p in one["photos"])})
+    return sorted({p for one in about["data"] for p in one["photos"]})
 
 
 def _local(place: str) -> Path:

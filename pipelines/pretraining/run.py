@@ -9,12 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 
 from fss_models.errors import FssError
 from fss_models.sam2_core.build import build_sam2
 from fss_models.sam2_core.core import Sam2Core
-from fss_models.sam2_core.presets import preprocessor
+from fss_models.sam2_core.presets import RANDOM, preprocessor
 from fss_models.shipped.files import HASH_DIGITS, Provenance, TrainingData, write_weights
 from pipelines.config import DataConfig
 from pipelines.data.shards import build_shards
@@ -67,9 +66,7 @@ def _held_out(count: int, config: PretrainConfig) -> tuple[list[int], list[int]]
 
 def _build(config: PretrainConfig) -> tuple[Sam2Core, Encoder]:
     torch.manual_seed(config.seed)
-    core = Sam2Core(build_sam2(config.preset, weights="random", object_scores=True))
-    if config.start:
-        core.sam.load_state_dict({k: v.float() for k, v in load_file(config.start).items()}, strict=False)
+    core = Sam2Core(build_sam2(config.preset, weights=config.start or RANDOM, object_scores=True))
     device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
     resize = preprocessor(config.preset)
     return core.to(device), Encoder(core, resize.mean, resize.std, device)

@@ -188,7 +188,7 @@ def test_photos_of_a_pretraining_come_with_its_file(shipped: Path, tmp_path: Pat
     assert info.pretrained_on == sorted(PHOTOS)
     (tmp_path / "own.safetensors").write_bytes(Path(place).read_bytes())
     assert pretraining_photos(str(tmp_path / "own.safetensors")) == []
-    (tmp_path / "own.json").write_text(json.dumps({"sha256": "0" * 64, "photos": list(PHOTOS)}))
+    (tmp_path / "own.json").write_text(json.dumps({"sha256": "0" * 64, "data": [{"photos": list(PHOTOS)}]}))
     with pytest.raises(FssError, match="about another file"):
         pretraining_photos(str(tmp_path / "own.safetensors"))
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from fss_models.errors import FssError
 from fss_models.pretraining.objective import Mark, PretrainClips, pretrain_losses, train_all_but_trunk
@@ -124,6 +124,12 @@ def test_another_runs_checkpoint_is_refused(config: PretrainConfig, change: dict
     run_pretraining(config.model_copy(update={"steps": 2}), _quiet)
     with pytest.raises(FssError, match=word):
         run_pretraining(config.model_copy(update={"steps": 2, **change}), _quiet)
+
+
+def test_a_start_that_does_not_fit_is_refused(config: PretrainConfig, tmp_path: Path) -> None:
+    save_file({"unknown": torch.zeros(1)}, tmp_path / "wrong.safetensors")
+    with pytest.raises(FssError, match=r"wrong\.safetensors"):
+        run_pretraining(config.model_copy(update={"start": str(tmp_path / "wrong.safetensors")}), _quiet)
 
 
 def test_recipes_of_pretraining_load() -> None:
