@@ -115,11 +115,25 @@ class MethodConfig(Section):
     sha256: str = ""
 
 
+class SelectConfig(Section):
+    """How the number of steps is chosen (`train.selection`)."""
+
+    points: Positive = 5  # steps at which the model is scored: so many, evenly spaced, the last being `train.steps`
+    classes: Positive = 3  # base-holdout: base classes of the fold that are held out
+    episodes: Positive = 100  # base-holdout: of the held-out classes, on train photos without a novel class
+    seed: int = 0  # base-holdout: draws the classes and the episodes
+
+
 class TrainConfig(Section):
     """How a run is optimised."""
 
     steps: Positive = 200
     epochs: float = Field(0.0, ge=0)  # replaces steps where given: passes over the fold's training photos
+    stop: int = Field(0, ge=0)  # end after so many steps, the schedule being that of `steps`; 0: after all
+    # none: all steps. base-holdout: trained without some base classes, the best number of steps on them chosen, then
+    # trained on all for that number. published: the best checkpoint on the very test episodes, as official codes do
+    selection: Literal["none", "base-holdout", "published"] = "none"
+    select: SelectConfig = SelectConfig()
     batch: Positive = 4  # clips a step over all workers
     shots: Positive = 1
     vary_shots: bool = False  # each batch uses the first 1 to `shots` references, drawn anew (SANSA's released loop)
@@ -152,6 +166,18 @@ class TrainConfig(Section):
     def _kept_features_are_of_whole_photos(self) -> TrainConfig:
         if self.features != "off" and self.augment != "none":
             raise ValueError(f"train.augment={self.augment} changes every photo anew: set train.features=off")
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_of_selection_is_ignored(self) -> TrainConfig:
+        used = {"none": set(), "published": {"points"}, "base-holdout": set(SelectConfig.model_fields)}[self.selection]
+        for key in sorted(set(SelectConfig.model_fields) - used):
+            if getattr(self.select, key) != SelectConfig.model_fields[key].default:
+                raise ValueError(f"train.selection={self.selection} ignores train.select.{key}")
+        if self.stop and self.selection != "none":
+            raise ValueError(f"train.selection={self.selection} chooses the steps: leave train.stop out")
+        if self.stop > self.steps and not self.epochs:
+            raise ValueError(f"train.stop={self.stop} is beyond train.steps={self.steps}")
         return self
 
 
@@ -241,6 +267,8 @@ class LabelConfig(Section):
     batch: Positive = 8
     threshold: float = Field(0.5, gt=0, lt=1)  # probability above which a pixel is the object
     in_flight: Positive = 4  # chunks on their way at a time
+    overlaps: Literal["keep", "resolve"] = "keep"  # of several classes: each its own mask, or one class a pixel
+    pairs: int = Field(0, ge=0, le=4096)  # (class, photo) pairs a call of the model, as whole classes; 0: one class
 
 
 class Recipe(Section):

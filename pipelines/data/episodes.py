@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -80,13 +80,21 @@ def draw_episodes(shards: Shards, *, fold: int, shots: int, episodes: int, seed:
     if not pools:
         raise FssError(f"no class of fold {fold} has the {shots + 1} test photos that {shots} shots need",
                        where=shards.url, mend="lower eval.shots or hold out more photos (data.split.test_fraction)")
-    rng, classes, rows = np.random.default_rng([seed, fold + 1, shots]), sorted(pools), []
+    rng = np.random.default_rng([seed, fold + 1, shots])
+    rows = draw_from(pools, fold=fold, shots=shots, episodes=episodes, rng=rng)
+    return EpisodeList(fold=fold, shots=shots, seed=seed, family="drawn", episodes=rows, dropped=dropped,
+                       shards_hash=shards.manifest.content_hash)
+
+
+def draw_from(pools: Mapping[int, Sequence[int]], *, fold: int, shots: int, episodes: int, rng: np.random.Generator
+              ) -> tuple[Episode, ...]:
+    """Episodes of the classes of `pools` (class id -> image ids): class uniform, then query and supports uniform."""
+    classes, rows = sorted(pools), []
     for number in range(episodes):
         class_id = classes[int(rng.integers(len(classes)))]
         query, *supports = (int(i) for i in rng.choice(pools[class_id], shots + 1, replace=False))
         rows.append(Episode(number, fold, class_id, query, tuple(supports)))
-    return EpisodeList(fold=fold, shots=shots, seed=seed, family="drawn", episodes=tuple(rows), dropped=dropped,
-                       shards_hash=shards.manifest.content_hash)
+    return tuple(rows)
 
 
 def list_name(fold: int, shots: int, episodes: int, seed: int) -> str:

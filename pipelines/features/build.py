@@ -125,7 +125,7 @@ def _described(method: MethodConfig, seed: int, precision: Precision) -> dict[st
 def _add_photos(need: Need, spec: RunSpec) -> None:
     """Every photo the run's stream may open, by content: a photo of two datasets is kept once."""
     ways = (False, True) if spec.train.flip else (False,)
-    for data in FoldData.open(spec.shards, spec.fold).parts(spec):
+    for data in FoldData.of(spec).parts(spec):
         _refuse_crops(data.shards)
         for row in data.train_rows(spec.train.novel_images):
             key = (row["sha256"], row["height"], row["width"])

@@ -13,9 +13,8 @@ from pipelines.config import ChooseConfig, MethodConfig, Recipe, Section
 from pipelines.storage import Store
 from pipelines.training.results import RunResult, read_counts
 from pipelines.training.run import method_labels
+from pipelines.training.select import describe
 from pipelines.workspace import Workspace
-
-SELECTION = "fixed number of steps; no selection on novel classes"
 
 
 class Row(Section):
@@ -35,6 +34,7 @@ class Row(Section):
     failed: dict[str, str]  # run -> error
     complete: bool  # every fold and seed was scored
     runs: list[str]
+    steps: int = 0  # the median that its runs were trained for, 0 without training
 
 
 class Leaderboard(Section):
@@ -47,7 +47,7 @@ class Leaderboard(Section):
     episodes: int  # a fold
     shots: int
     lists: dict[str, str]  # fold -> content hash of its episode list
-    selection: str = SELECTION
+    selection: str
     rows: list[Row]
     winner: str  # label, or ""
     reason: str
@@ -78,6 +78,7 @@ def make_leaderboard(recipe: Recipe, results: Sequence[RunResult]) -> Leaderboar
     board = Leaderboard(
         dataset=recipe.data.name, data_hash=good[0].spec.data_hash, metric=metric, confidence=recipe.choose.confidence,
         episodes=good[0].episodes, shots=good[0].details.get("shots", recipe.eval.shots), lists=_lists(good), rows=rows,
+        selection=describe([r.details.get("selection", {}) for r in good if r.spec.trains]),
         winner=winner, reason=reason)
     store.write_json("leaderboard.json", board.model_dump())
     return board
@@ -122,7 +123,8 @@ def _row(config: ChooseConfig, label: str, method: MethodConfig, results: Sequen
         label=label, method=method, folds=miou, fb_folds=fb, miou=_mean(miou), fb_iou=_mean(fb), interval=spread,
         seconds=float(latency.get("seconds", 0.0)), trainable_params=max((r.trainable_params for r in good), default=0),
         train_s=sum(r.train_s for r in good), untrained=any(r.untrained for r in good),
-        failed={r.run: r.error for r in results if r.error}, complete=sample is not None, runs=[r.run for r in results])
+        failed={r.run: r.error for r in results if r.error}, complete=sample is not None, runs=[r.run for r in results],
+        steps=round(float(np.median([r.steps for r in good]))) if good else 0)
 
 
 def _draw(sample: Sample, config: ChooseConfig) -> Any:

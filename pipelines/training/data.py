@@ -32,6 +32,12 @@ class FoldData:
     shards: Shards
     fold: int | None
     hidden: Mapping[int, str] = field(default_factory=dict)
+    held: frozenset[int] = frozenset()  # base classes left out to choose the number of steps on them
+
+    @staticmethod
+    def of(spec: RunSpec) -> FoldData:
+        """What a run reads. Raises as `open` does."""
+        return replace(FoldData.open(spec.shards, spec.fold), held=frozenset(spec.holdout))
 
     @staticmethod
     def open(url: str, fold: int | None) -> FoldData:
@@ -46,7 +52,7 @@ class FoldData:
     def base(self) -> list[ClassInfo]:
         """Classes that may be trained on."""
         return [c for c in self.shards.manifest.classes
-                if (self.fold is None or c.fold != self.fold) and c.class_id not in self.hidden]
+                if (self.fold is None or c.fold != self.fold) and c.class_id not in {*self.hidden, *self.held}]
 
     @property
     def tested(self) -> list[ClassInfo]:
@@ -56,12 +62,16 @@ class FoldData:
     @property
     def novel_ids(self) -> list[int]:
         """Classes that training must not see."""
-        return sorted({*self.hidden, *(c.class_id for c in self.tested if self.fold is not None)})
+        return sorted({*self.hidden, *self.held, *(c.class_id for c in self.tested if self.fold is not None)})
+
+    def avoided(self, novel_images: str) -> set[int]:
+        """Classes whose photos training does not open; those of held-out classes never, as selection opens them."""
+        return set(self.novel_ids) if novel_images == "drop" else set(self.held)
 
     @property
     def hidden_names(self) -> list[str]:
         """Their names."""
-        names = {c.class_id: c.name for c in self.tested} | dict(self.hidden)
+        names = {c.class_id: c.name for c in self.shards.manifest.classes} | dict(self.hidden)
         return [names[c] for c in self.novel_ids]
 
     def parts(self, spec: RunSpec) -> list[FoldData]:
@@ -71,9 +81,11 @@ class FoldData:
         the mixture that do not say which ids their dropped classes have.
         """
         others = [FoldData.open(m.shards, None) for m in spec.mixture]
-        if self.fold is None:
+        novel = [self.shards.classes[c].name for c in sorted(self.held)]
+        if self.fold is not None:
+            novel += [*(c.name for c in self.tested), *self.shards.manifest.dropped_classes]
+        if not novel:
             return [self, *others]
-        novel = [*(c.name for c in self.tested), *self.shards.manifest.dropped_classes]
         return [self, *(replace(o, hidden=counterparts(novel, o.shards.class_names)) for o in others)]
 
     def stream(self, spec: RunSpec, *, position: Any, rank: int, world: int, side: int = 0
@@ -91,10 +103,10 @@ class FoldData:
                      ) -> EpisodeStream:
         t = spec.train
         return EpisodeStream(
-            self.shards.url, classes=[c.class_id for c in self.base], novel=self.novel_ids, shots=t.shots,
-            targets=t.targets, batch=batch, seed=spec.seed, rank=rank, world=world,
-            novel_images=t.novel_images, pool_bytes=t.pool_bytes, position=position, sampler=t.sampler,
-            decode=t.features == "off", pixel_bytes=t.pixel_bytes, side=side)
+            self.shards.url, classes=[c.class_id for c in self.base], novel=self.avoided(t.novel_images),
+            shots=t.shots, targets=t.targets, batch=batch, seed=spec.seed, rank=rank, world=world,
+            pool_bytes=t.pool_bytes, position=position, sampler=t.sampler, decode=t.features == "off",
+            pixel_bytes=t.pixel_bytes, side=side)
 
     def train_photos(self, novel_images: str) -> list[str]:
         """sha256 (16 digits) of every photo that training may open."""
@@ -103,7 +115,7 @@ class FoldData:
     def train_rows(self, novel_images: str) -> list[dict[str, Any]]:
         """The index rows of these photos: those in blocks of base classes, less the filtered."""
         base, rows = {c.class_id for c in self.base}, self.shards.rows
-        avoid = set(self.novel_ids) if novel_images == "drop" else set()
+        avoid = self.avoided(novel_images)
         blocks = (b for b in self.shards.block_index.to_pylist() if b["class_id"] in base)
         photos = (rows[i] for i in dict.fromkeys(i for b in blocks for i in b["image_ids"]))
         return [row for row in photos if not avoid.intersection(row["class_ids"])]

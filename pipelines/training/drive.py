@@ -29,12 +29,32 @@ def drive(job: Job, scored: Scored) -> RunResult:
 
     try:
         if job.spec.trains and not _has_bundle(job):
-            train_run(job)
+            _train(job, scored, ray)
         score = ray.remote(evaluate_run).options(num_cpus=job.cpus, num_gpus=job.gpus, max_retries=job.retries)
         result: RunResult = ray.get(score.remote(job, scored))
     except Exception as error:
         return failed(job, scored, error)
     return result
+
+
+def _train(job: Job, scored: Scored, ray: Any) -> None:
+    """Train a run to its bundle, its number of steps being chosen first where its recipe says so."""
+    from pipelines.training.select import run_selection, score_grid
+
+    if job.spec.train.selection == "none":
+        return train_run(job)
+    task = ray.remote(_with_threads).options(num_cpus=job.cpus, num_gpus=job.gpus, max_retries=job.retries)
+    chosen = run_selection(job, scored.config, train=train_run,
+                           score=lambda *given: ray.get(task.remote(job.threads, score_grid, *given)))
+    if job.spec.train.selection == "base-holdout":
+        train_run(job.model_copy(update={"stop": chosen.steps}))
+
+
+def _with_threads(threads: int, call: Callable[..., Any], *given: Any) -> Any:
+    import torch
+
+    torch.set_num_threads(threads)
+    return call(*given)
 
 
 def failed(job: Job, scored: Scored, error: BaseException) -> RunResult:
@@ -69,7 +89,7 @@ def evaluate_run(job: Job, scored: Scored) -> RunResult:
 
     torch.set_num_threads(job.threads)
     spec = job.spec
-    data = FoldData.open(spec.shards, spec.fold)
+    data = FoldData.of(spec)
     if not spec.trains and not _has_bundle(job):
         method = spec.method
         model = build_model(method.name, method.preset, method.config, weights=method.weights, sha256=method.sha256,
@@ -91,6 +111,7 @@ def evaluate_bundle(
     """
     from pipelines.bundle import load_bundle
     from pipelines.training.evaluate import refuse_seen_photos, score_episodes
+    from pipelines.training.select import read_selection
 
     spec = job.spec
     model, info = load_bundle(bundle, "cuda" if job.gpus else "cpu")
@@ -100,8 +121,9 @@ def evaluate_bundle(
                                  told=told or (lambda done: job.tell("at_step", spec.name, spec.steps + done)))
     found = set(episodes.class_ids)
     tested = [c for c in data.tested if c.class_id in found or episodes.published]
-    details = {**took, "not_scored": episodes.dropped, "shots": episodes.shots,
-               NO_EPISODES: [c.name for c in data.tested if c.class_id not in found]}
+    chosen = read_selection(job) if bundle == job.bundle else None
+    details = {**took, "selection": chosen.model_dump(mode="json") if chosen else {}, "not_scored": episodes.dropped,
+               "shots": episodes.shots, NO_EPISODES: [c.name for c in data.tested if c.class_id not in found]}
     facts = {"eval_digest": eval_digest(scored.config, episodes.published), "list_hash": episodes.sha256,
              "bundle": bundle, "bundle_id": info.bundle_id, "untrained": info.untrained,
              "train_s": info.provenance.get("train_s", 0.0),

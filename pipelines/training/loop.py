@@ -32,6 +32,7 @@ Stream = EpisodeStream | MixedStream
 OpenStream = Callable[[Any], Stream]  # (position or None)
 Save = Callable[[int, Callable[[Path], None]], None]  # (step, writes a checkpoint into a folder)
 Log = Callable[[int, dict[str, float]], None]
+Keep = Callable[[int, Segmenter], None]  # sees the model after every step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,10 +66,11 @@ def lr_at(step: int, train: TrainConfig) -> float:
 
 
 def fit(spec: RunSpec, model: Segmenter, *, place: Place, open_stream: OpenStream, resume: Path | None,
-        save: Save, log_row: Log, kept: Kept | None = None) -> History:
-    """Train `model` in place up to `spec.train.steps`, from the checkpoint folder `resume` where there is one.
+        save: Save, log_row: Log, kept: Kept | None = None, stop: int = 0, keep: Keep | None = None) -> History:
+    """Train `model` in place up to `spec.steps` (or `stop`), from the checkpoint folder `resume` where there is one.
 
-    `kept` reads the features of photos that `open_stream` leaves undecoded (`train.features`).
+    `kept` reads the features of photos that `open_stream` leaves undecoded (`train.features`); `keep` sees the model
+    after every step, before that step's checkpoint.
 
     Raises `FssError` for a checkpoint of another run, a method with nothing to train and a loss that is not finite.
     """
@@ -82,6 +84,9 @@ def fit(spec: RunSpec, model: Segmenter, *, place: Place, open_stream: OpenStrea
     if resume:
         back = load_state(resume, spec, model, optimiser, rank=place.rank, world=place.world)
         step, position, history = back.step, back.position, back.history
+    end = stop or spec.steps
+    if step >= end:  # killed after its last checkpoint
+        return history
     forward = _distributed(model, place)
     window = _Window(train)
     with closing(open_stream(position)) as stream:
@@ -89,13 +94,15 @@ def fit(spec: RunSpec, model: Segmenter, *, place: Place, open_stream: OpenStrea
             lr = lr_at(step, train)
             window.add(step, _step(forward, params, optimiser, clip.to(place.device), train, lr), lr)
             step += 1
-            checkpoint = step % train.checkpoint_every == 0 or step == train.steps
+            if keep:
+                keep(step, model)
+            checkpoint = step % train.checkpoint_every == 0 or step == end
             if checkpoint or step % train.log_every == 0:
                 log_row(step, history.add(step, *window.flush(spec.name)))
             if checkpoint:
                 save(step, partial(save_state, spec=spec, model=model, optimiser=optimiser, step=step, rank=place.rank,
                                    position=position, history=history, world=place.world))
-            if step >= train.steps:
+            if step >= end:
                 break
     return history
 

@@ -1,7 +1,7 @@
 """`promote`: the winner's method and configuration, refitted on all classes, gated, bundled and registered.
 
 Cross-validation chose a recipe, not a fold's weights. The refit is trained on the train photos of all classes for the
-number of steps that every run had (or `promote.steps`).
+number of steps that every run had, for the median where they were chosen fold by fold, or for `promote.steps`.
 
 The gate: the refit is scored on an episode list over all classes drawn from test photos, which no training opens. Its
 classes are known to it, so it should do no worse than the cross-validated figure, which is of unknown classes. It
@@ -17,7 +17,7 @@ from typing import Any
 from fss_models.errors import FssError
 from pipelines.bundle import BundleInfo, read_bundle_info
 from pipelines.cluster import cluster
-from pipelines.config import Recipe
+from pipelines.config import Recipe, SelectConfig, TrainConfig
 from pipelines.progress import say
 from pipelines.storage import Store
 from pipelines.training.choose import Leaderboard, Row, read_leaderboard
@@ -68,12 +68,22 @@ def _refit_spec(recipe: Recipe, board: Leaderboard, row: Row) -> RunSpec:
     if manifest.content_hash != board.data_hash:
         raise FssError("the leaderboard was made on other data", where=Workspace(recipe.out).leaderboard,
                        mend="run `fss sweep run` again")
-    steps = recipe.promote.steps or resolved(recipe.train, shards, None).steps
+    train = _refit_training(recipe, row, resolved(recipe.train, shards, None))
     return RunSpec(
         dataset=recipe.data.name, shards=Workspace(recipe.out).shards(recipe.data.name),
         data_hash=manifest.content_hash, fold=None, method=row.method, seed=recipe.sweep.seeds[0],
-        train=recipe.train.model_copy(update={"steps": steps}), mixture=shares(recipe, ensure_mixture(recipe)),
+        train=train, mixture=shares(recipe, ensure_mixture(recipe)),
         shipped=shipped_sha(row.method))
+
+
+def _refit_training(recipe: Recipe, row: Row, train: TrainConfig) -> TrainConfig:
+    """The steps are fixed beforehand: the recipe's, or the median of those that were chosen fold by fold."""
+    fixed = {"selection": "none", "select": SelectConfig()}
+    if recipe.promote.steps:
+        return train.model_copy(update={**fixed, "steps": recipe.promote.steps, "stop": 0})
+    if train.selection == "none":
+        return train
+    return train.model_copy(update={**fixed, "stop": min(row.steps, train.steps)})
 
 
 def check_gate(row: Row, result: RunResult) -> None:

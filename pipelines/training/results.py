@@ -48,6 +48,11 @@ class RunResult(Section):
     code: str = ""
     details: dict[str, Any] = Field(default_factory=dict)
 
+    @property
+    def steps(self) -> int:
+        """The steps that the bundle was trained for: chosen ones, where the recipe has them chosen."""
+        return int(self.details.get("selection", {}).get("steps", 0)) or self.spec.steps
+
 
 def read_result(folder: str, spec: RunSpec, eval_digest: str) -> RunResult | None:
     """The run's result if it is finished and of this very configuration, else None."""

@@ -39,6 +39,8 @@ class RunSpec(Section):
     train: TrainConfig = TrainConfig()
     mixture: tuple[Share, ...] = ()
     shipped: str = ""  # sha256 of the shipped weights that the method is built on
+    holdout: tuple[int, ...] = ()  # base classes that this training leaves out too (`train.selection`)
+    selected_on: str = ""  # digest of the evaluation whose episodes choose the checkpoint (selection: published)
 
     @property
     def trains(self) -> bool:
@@ -48,17 +50,19 @@ class RunSpec(Section):
     @property
     def steps(self) -> int:
         """Optimiser steps; 0 for a method without training."""
-        return self.train.steps if self.trains else 0
+        return (self.train.stop or self.train.steps) if self.trains else 0
 
     @property
     def digest(self) -> str:
         """8 hex digits over everything that decides the result."""
-        train = self.train.model_dump(exclude=_NOT_IN_NAME) if self.trains else {}
+        train = _deciding(self.train) if self.trains else {}
         content: list[Any] = [self.data_hash, self.method.model_dump(), train]
         if self.shipped:
             content.append(self.shipped)
         if self.mixture:
             content += [[m.data_hash, m.weight] for m in self.mixture]
+        if self.holdout or self.selected_on:
+            content.append({"holdout": self.holdout, "selected_on": self.selected_on})
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
 
     @property
@@ -73,6 +77,12 @@ class RunSpec(Section):
         """Parameters as MLflow shows them."""
         return {"dataset": self.dataset, "fold": "all" if self.fold is None else self.fold, "seed": self.seed,
                 "method": self.method.model_dump(), "train": self.train.model_dump() if self.trains else {}}
+
+
+def _deciding(train: TrainConfig) -> dict[str, Any]:
+    """The settings that decide a run's result; those of what it does not use are left out."""
+    unused = (set() if train.selection != "none" else {"selection", "select"}) | (set() if train.stop else {"stop"})
+    return train.model_dump(exclude=_NOT_IN_NAME | unused)
 
 
 def sweep_specs(

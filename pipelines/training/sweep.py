@@ -26,10 +26,11 @@ from pipelines.features.build import ensure_features, features_url
 from pipelines.progress import Bar, say
 from pipelines.storage import Store
 from pipelines.tracking import Tracker, spool_folder, tracking_uri
-from pipelines.training.data import FoldData, ensure_mixture, ensure_shards, resolved, shares
+from pipelines.training.data import FoldData, ensure_mixture, ensure_shards, list_hash, resolved, shares
 from pipelines.training.drive import Scored, drive, evaluate_bundle, failed, finished, measure_latency
 from pipelines.training.results import RunResult, untested
-from pipelines.training.run import RunSpec, code_version, method_labels, sweep_specs
+from pipelines.training.run import RunSpec, code_version, eval_digest, method_labels, sweep_specs
+from pipelines.training.select import hold_out
 from pipelines.training.worker import Job
 from pipelines.weights import fetch
 from pipelines.workspace import Workspace
@@ -60,8 +61,13 @@ def plan_sweep(recipe: Recipe) -> list[RunSpec]:
 def _specs(recipe: Recipe, shards: Shards, folds: list[int], mixed: Sequence[Shards]) -> list[RunSpec]:
     chosen = [None if fold == ALL_CLASSES else fold for fold in folds]
     trains = {fold: resolved(recipe.train, shards, fold) for fold in chosen}
-    return sweep_specs(recipe, shards=shards.url, data_hash=shards.manifest.content_hash, trains=trains,
-                       mixture=shares(recipe, mixed))
+    if recipe.train.selection == "base-holdout":
+        for fold in chosen:
+            hold_out(FoldData.open(shards.url, fold), trains[fold])
+    specs = sweep_specs(recipe, shards=shards.url, data_hash=shards.manifest.content_hash, trains=trains,
+                        mixture=shares(recipe, mixed))
+    return [s.model_copy(update={"selected_on": eval_digest(recipe.eval, list_hash(recipe.eval, s.fold))})
+            if s.trains and s.train.selection == "published" else s for s in specs]
 
 
 def _check_prompts(recipe: Recipe, method: MethodConfig) -> None:

@@ -16,6 +16,7 @@ from pipelines.storage import Store, join
 from pipelines.training.run import RunSpec, code_version
 
 KEPT_CHECKPOINTS = 2
+SELECTION_FILE = "selection.json"  # in a run's folder, where its number of steps was chosen
 
 
 class Job(Section):
@@ -29,6 +30,10 @@ class Job(Section):
     gpus: float = 0.0
     retries: int = 0
     tracker: Any = None  # handle of the tracking actor
+    key: str = ""  # the run that the tracker hears of, where this is a part of it
+    stage: str = "training"  # what the table says meanwhile
+    stop: int = 0  # steps, where they were chosen; 0: the spec's
+    grid: tuple[int, ...] = ()  # steps at which the tensors are kept; no bundle is written then
     features: str = ""  # URL of kept features (`train.features`)
     feature_pool: int = 512_000_000  # bytes of them held in memory
 
@@ -41,6 +46,11 @@ class Job(Section):
     def bundle(self) -> str:
         """The run's bundle."""
         return join(self.folder, "bundle")
+
+    @property
+    def label(self) -> str:
+        """The name under which the run is tracked."""
+        return self.key or self.spec.name
 
     def tell(self, method: str, *args: Any) -> None:
         """Call the tracking actor without waiting."""
@@ -98,11 +108,12 @@ def _train(job: Job, rank: int, world: int, device: str) -> None:
     from pipelines.data.collate import square_side
     from pipelines.training.data import FoldData
     from pipelines.training.loop import Place, fit
+    from pipelines.training.select import keep_grid
     from pipelines.weights import build_model
 
     spec = job.spec
     method = spec.method
-    data = FoldData.open(spec.shards, spec.fold)
+    data = FoldData.of(spec)
     model = build_model(method.name, method.preset, method.config, weights=method.weights, sha256=method.sha256,
                         seed=spec.seed)
     kept = _kept(job, model)
@@ -113,10 +124,12 @@ def _train(job: Job, rank: int, world: int, device: str) -> None:
             spec, model, place=Place(rank=rank, world=world, device=device),
             open_stream=lambda position: data.stream(spec, position=position, rank=rank, world=world, side=side),
             resume=Path(folder) if folder else None, save=_report,
-            log_row=lambda step, row: _log(job, rank, step, row), kept=kept)
+            log_row=lambda step, row: _log(job, rank, step, row), kept=kept, stop=job.stop,
+            keep=keep_grid(job) if job.grid and rank == 0 else None)
     if rank == 0:
         Store(job.folder).write_json("history.json", history.rows)
-        write_bundle(job, model, data, train_s=history.seconds)
+        if not job.grid:
+            write_bundle(job, model, data, train_s=history.seconds)
 
 
 def _kept(job: Job, model: Any) -> Any:
@@ -141,8 +154,9 @@ def _report(step: int, write: Callable[[Path], None]) -> None:
 
 def _log(job: Job, rank: int, step: int, row: dict[str, float]) -> None:
     if rank == 0:
-        job.tell("at_step", job.spec.name, step)
-        job.tell("metrics", job.spec.name, {k: v for k, v in row.items() if k != "step"}, step)
+        job.tell("at_step", job.label, step)
+        prefix = "select/" if job.stage == "selecting" else ""
+        job.tell("metrics", job.label, {f"{prefix}{k}": v for k, v in row.items() if k != "step"}, step)
 
 
 def write_bundle(job: Job, model: Any, data: Any, *, train_s: float) -> None:
@@ -158,5 +172,6 @@ def write_bundle(job: Job, model: Any, data: Any, *, train_s: float) -> None:
         job.bundle, model.cpu(), given=spec.method.config, weights=spec.method.weights, sha256=spec.method.sha256,
         dataset=spec.dataset, data_hash=spec.data_hash, classes=classes if trained else [], trained_on=photos,
         provenance={"run": spec.name, "spec": spec.model_dump(), "code": code_version(), "train_s": train_s,
-                    "steps": spec.steps, "hidden_classes": {d.shards.manifest.dataset: d.hidden_names for d in opened}},
+                    "steps": job.stop or spec.steps,
+                    "hidden_classes": {d.shards.manifest.dataset: d.hidden_names for d in opened}},
     )

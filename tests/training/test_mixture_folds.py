@@ -101,6 +101,16 @@ def test_dropped_photos_show_nothing_novel(recipe: Recipe, fold: int) -> None:
     assert shown["keep"] & NOVEL[fold]
 
 
+def test_classes_held_out_to_choose_steps_are_hidden_under_any_name(recipe: Recipe) -> None:
+    spec = planned(recipe, 0)
+    held = next(c for c in FoldData.of(spec).base if c.name == "sofa")
+    spec = spec.model_copy(update={"holdout": (held.class_id,)})
+    own, other = FoldData.of(spec).parts(spec)
+    assert other.hidden_names == ["airplane", "couch"]
+    assert own.hidden_names == ["aeroplane", "sofa"]
+    assert held.class_id not in {c.class_id for c in own.base}
+
+
 def test_without_a_fold_nothing_is_hidden(recipe: Recipe) -> None:
     spec = planned(recipe, 0).model_copy(update={"fold": None})
     parts = FoldData.open(spec.shards, None).parts(spec)

@@ -9,12 +9,12 @@ import pytest
 
 from fss_models.errors import FssError
 from pipelines.bundle import load_bundle
-from pipelines.config import MethodConfig, Recipe
+from pipelines.config import MethodConfig, Recipe, SelectConfig
 from pipelines.data.shardset import Shards
 from pipelines.storage import Store
 from pipelines.tracking import tracking_uri
-from pipelines.training.choose import make_leaderboard
-from pipelines.training.promote import promote
+from pipelines.training.choose import format_leaderboard, make_leaderboard
+from pipelines.training.promote import _refit_spec, promote
 from pipelines.training.results import RunResult, read_counts
 from pipelines.training.sweep import collect_results, eval_bundle, run_one, run_sweep
 from pipelines.workspace import Workspace
@@ -80,6 +80,28 @@ def _check_tracking(recipe: Recipe, results: list[RunResult], info: Any) -> None
     version = client.get_model_version_by_alias("fss-shapes", "champion")
     assert version.source == Workspace(recipe.out).champion
     assert version.tags["fss.bundle"] == info.bundle_id
+
+
+def test_selection_is_done_and_told(debug_recipe: Recipe, ray_cluster: object) -> None:
+    """Both policies through Ray: fails if a phase finds the other's checkpoints, or a table hides how it was done."""
+    short = {"sweep": debug_recipe.sweep.model_copy(update={"folds": [0]}), "methods": debug_recipe.methods[1:]}
+    for policy, told in (("base-holdout", "3 held-out base classes"), ("published", "test episodes themselves")):
+        select = SelectConfig(points=2) if policy == "published" else SelectConfig(points=2, episodes=6)
+        train = debug_recipe.train.model_copy(update={"selection": policy, "select": select})
+        recipe = debug_recipe.model_copy(update={**short, "train": train})
+        (result,) = run_sweep(recipe)
+        assert result.error == ""
+        chosen = result.details["selection"]
+        assert set(chosen["grid"]) == {"2", "4"}
+        assert chosen["steps"] == result.steps == Store(result.bundle).read_json("bundle.json")["provenance"]["steps"]
+        assert run_sweep(recipe) == [result]
+        board = make_leaderboard(recipe, [result])
+        assert told in board.selection
+        assert told in format_leaderboard(board)
+        assert board.rows[0].steps == result.steps
+        left = Store(Workspace(recipe.out).run(result.run)).list()
+        assert not [n for n in left if n.startswith(("selection/", "grid/"))]
+    assert _refit_spec(recipe, board, board.rows[0]).steps == result.steps
 
 
 def test_failed_run_is_recorded_and_the_others_go_on(debug_recipe: Recipe, ray_cluster: object) -> None:

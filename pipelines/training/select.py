@@ -1,0 +1,206 @@
+"""Choosing the number of steps: on base classes that were held out for it, or, as published, on the test episodes.
+
+base-holdout   some base classes of the fold are held out, the run is trained without them, its model at each step of a
+               grid is scored on episodes of the held-out classes, and the run is trained anew on all base classes for
+               the best number of steps. No novel class is seen: the episodes are of train photos that show none.
+published      the run is trained once, its model at each step of the grid is scored on the fold's test episodes, and
+               the best of them is the run's result. Official codes do so; the figure it gives is too good.
+
+Below the run's folder: `grid/` (tensors and score of each step, while they are needed) and `selection.json`, the
+record. A selection that was killed goes on with what is missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+from safetensors.torch import load, save
+
+from fss_models.errors import FssError
+from fss_models.metrics import score
+from fss_models.segmenter import Segmenter
+from pipelines.config import EvalConfig, Section, TrainConfig
+from pipelines.data.episodes import EpisodeList, draw_from
+from pipelines.storage import Store, join
+from pipelines.training.data import FoldData
+from pipelines.training.results import table_counts
+from pipelines.training.worker import SELECTION_FILE, Job, write_bundle
+
+FAMILY = "base-holdout"
+
+
+class Selection(Section):
+    """selection.json: how the number of steps was chosen."""
+
+    policy: str
+    steps: int  # chosen
+    grid: dict[int, float]  # step -> mIoU
+    held_out: dict[int, str] = Field(default_factory=dict)  # classes: id -> name
+    list_hash: str  # of the episodes scored
+    episodes: int
+
+
+def grid_of(train: TrainConfig) -> tuple[int, ...]:
+    """The steps at which the model is scored, the last being all of them."""
+    points = min(train.select.points, train.steps)
+    return tuple(train.steps * i // points for i in range(1, points + 1))
+
+
+def hold_out(data: FoldData, train: TrainConfig) -> dict[int, list[int]]:
+    """The base classes held out -> their train photos that show no novel class; a function of fold and seed alone.
+
+    Raises `FssError` where the fold has too few base classes with enough of such photos.
+    """
+    wanted, novel = train.select.classes, set(data.novel_ids)
+    rows, shards = data.shards.rows, data.shards
+    able: dict[int, list[int]] = {}
+    for one in data.base:
+        photos = [i for i in shards.photos_of(one.class_id, "train") if not novel.intersection(rows[i]["class_ids"])]
+        if len(photos) > train.shots:
+            able[one.class_id] = photos
+    if wanted > len(able) or wanted >= len(data.base):
+        raise FssError(f"cannot hold out {wanted} of {len(data.base)} base classes: {len(able)} have more than "
+                       f"{train.shots} train photos without a novel class", where=f"fold {data.fold} of {shards.url}",
+                       mend="lower train.select.classes, or set train.selection=none")
+    rng = np.random.default_rng([train.select.seed, _number(data.fold)])
+    chosen = rng.permutation(sorted(able))[:wanted]
+    return {int(c): able[int(c)] for c in sorted(chosen)}
+
+
+def held_episodes(data: FoldData, train: TrainConfig) -> EpisodeList:
+    """The episodes that choose: drawn over the held-out classes, from train photos that show no novel class."""
+    rng = np.random.default_rng([train.select.seed, _number(data.fold), train.shots])
+    rows = draw_from(hold_out(data, train), fold=_number(data.fold) - 1, shots=train.shots,
+                     episodes=train.select.episodes, rng=rng)
+    return EpisodeList(fold=_number(data.fold) - 1, shots=train.shots, seed=train.select.seed, family=FAMILY,
+                       episodes=rows, shards_hash=data.shards.manifest.content_hash)
+
+
+def _number(fold: int | None) -> int:
+    return 0 if fold is None else fold + 1
+
+
+# ---- the jobs of a selection --------------------------------------------------------------------------------------
+
+def holdout_job(job: Job) -> Job:
+    """The training without the held-out classes, in a folder of its own below the run's."""
+    data = FoldData.of(job.spec)
+    train = job.spec.train.model_copy(update={"selection": "none", "select": type(job.spec.train.select)()})
+    spec = job.spec.model_copy(update={"train": train, "holdout": tuple(hold_out(data, job.spec.train))})
+    return job.model_copy(update={"spec": spec, "runs": join(job.folder, "selection"), "key": job.spec.name,
+                                  "grid": grid_of(job.spec.train), "stage": "selecting"})
+
+
+def run_selection(job: Job, config: EvalConfig, *, train: Callable[[Job], None],
+                  score: Callable[[Job, Job, EvalConfig], None]) -> Selection:
+    """Choose the steps of `job` by its policy; whatever is there already is not done again.
+
+    `train` trains a job to its end, `score` is `score_grid`, wherever they are to run.
+    """
+    base = job.spec.train.selection == "base-holdout"
+    known = read_selection(job)
+    if known and (base or Store(job.bundle).exists("bundle.json")):
+        return known
+    trained = holdout_job(job) if base else job.model_copy(update={"grid": grid_of(job.spec.train)})
+    if not grid_store(trained).exists(_tensors(trained.grid[-1])):
+        train(trained)
+    score(job, trained, config)
+    Store(trained.runs if base else grid_store(trained).url).delete()
+    return _required(job)
+
+
+def score_grid(job: Job, trained: Job, config: EvalConfig) -> None:
+    """Score the model of `trained` at each step of the grid, write selection.json and, for `published`, the bundle."""
+    data, train, model = FoldData.of(job.spec), job.spec.train, _built(job)
+    if base := train.selection == "base-holdout":
+        config = EvalConfig(shots=train.shots, episodes=train.select.episodes, seed=train.select.seed,
+                            prompts=train.prompts, batch=config.batch)
+    episodes = held_episodes(data, train) if base else data.episodes(config)
+    classes = sorted({*episodes.class_ids, *(c.class_id for c in data.tested if episodes.published)})
+    grid = {step: _scored(trained, step, model, data, episodes, config, classes) for step in trained.grid}
+    steps = max(sorted(grid), key=lambda s: grid[s])  # the first of equals
+    held = {c: data.shards.classes[c].name for c in trained.spec.holdout}
+    record = Selection(policy=train.selection, steps=steps, grid=grid, held_out=held, list_hash=episodes.sha256,
+                       episodes=len(episodes))
+    Store(job.folder).write_json(SELECTION_FILE, record.model_dump(mode="json"))
+    if not base:
+        _write_chosen(job, trained, model, data, steps)
+
+
+def _built(job: Job) -> Segmenter:
+    from pipelines.weights import build_model
+
+    method = job.spec.method
+    model: Segmenter = build_model(method.name, method.preset, method.config, weights=method.weights,
+                                   sha256=method.sha256, seed=job.spec.seed)
+    return model.to("cuda" if job.gpus else "cpu").eval()
+
+
+def _scored(trained: Job, step: int, model: Segmenter, data: FoldData, episodes: EpisodeList, config: EvalConfig,
+            classes: Sequence[int]) -> float:
+    """The mIoU of the model at a step of the grid; it is kept, so that a killed scoring goes on behind it."""
+    from pipelines.training.evaluate import score_episodes
+
+    store, name = grid_store(trained), f"step-{step:07d}.json"
+    if not store.exists(name):
+        model.load_trainable_state(load(store.read_bytes(_tensors(step))))
+        table, _ = score_episodes(model, data.shards, episodes, config)
+        found = score(table_counts(table, classes), list(classes))
+        store.write_json(name, {"step": step, "miou": found.miou})
+    miou = float(store.read_json(name)["miou"])
+    trained.tell("metrics", trained.label, {"select/miou": miou}, step)
+    return miou
+
+
+def _write_chosen(job: Job, trained: Job, model: Segmenter, data: FoldData, steps: int) -> None:
+    model.load_trainable_state(load(grid_store(trained).read_bytes(_tensors(steps))))
+    rows = Store(job.folder).read_json("history.json")
+    write_bundle(job.model_copy(update={"stop": steps}), model, data, train_s=sum(r["seconds"] for r in rows))
+
+
+# ---- files --------------------------------------------------------------------------------------------------------
+
+def grid_store(job: Job) -> Store:
+    """Where a job keeps the tensors of its grid."""
+    return Store(join(job.folder, "grid"))
+
+
+def keep_grid(job: Job) -> Callable[[int, Segmenter], None]:
+    """A function for `fit` that keeps the trained tensors at the steps of the job's grid."""
+    def keep(step: int, model: Segmenter) -> None:
+        if step in job.grid:
+            state = {k: v.detach().cpu().contiguous() for k, v in model.trainable_state().items()}
+            grid_store(job).write_bytes(_tensors(step), save(state))
+
+    return keep
+
+
+def _tensors(step: int) -> str:
+    return f"step-{step:07d}.safetensors"
+
+
+def read_selection(job: Job) -> Selection | None:
+    """The record of a finished selection."""
+    store = Store(job.folder)
+    return Selection.model_validate(store.read_json(SELECTION_FILE)) if store.exists(SELECTION_FILE) else None
+
+
+def _required(job: Job) -> Selection:
+    found = read_selection(job)
+    if found is None:
+        raise FssError("the selection left no record", where=job.folder, mend="run the same command again")
+    return found
+
+
+def describe(found: Sequence[dict[str, Any]]) -> str:
+    """What a table says about the selection of its runs: `found` are their `details["selection"]`."""
+    policies = {s.get("policy", "none") for s in found}
+    said = {"none": "fixed number of steps; no selection on novel classes",
+            "published": "checkpoint chosen on the test episodes themselves, as published: the scores are too good"}
+    counts = sorted({len(s["held_out"]) for s in found if s.get("policy") == "base-holdout"})
+    said["base-holdout"] = (f"number of steps chosen on {' or '.join(map(str, counts))} held-out base classes a fold, "
+                            "then trained on all base classes")
+    return "; ".join(said[p] for p in sorted(policies)) or said["none"]
