@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from fss_models.errors import FssError
+from fss_models.pretraining.start import attend_by_position
 from fss_models.sam2_core.build import build_sam2
 from fss_models.sam2_core.core import Sam2Core
 from fss_models.sam2_core.presets import RANDOM, preprocessor
@@ -67,6 +68,8 @@ def _held_out(count: int, config: PretrainConfig) -> tuple[list[int], list[int]]
 def _build(config: PretrainConfig) -> tuple[Sam2Core, Encoder]:
     torch.manual_seed(config.seed)
     core = Sam2Core(build_sam2(config.preset, weights=config.start or RANDOM, object_scores=True))
+    if not config.start:
+        attend_by_position(core)
     device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
     resize = preprocessor(config.preset)
     return core.to(device), Encoder(core, resize.mean, resize.std, device)

@@ -1,0 +1,28 @@
+"""Random values from which the decoder learns soon where a prompt points.
+
+SAM's position codes are sines of random frequencies, and its decoder finds a place by comparing codes. With the usual
+values (frequencies of one turn per half image, queries and keys projected at random) neighbouring pixels have unlike
+codes and attention is flat, and of a few hundred photos a box was not learned: after 200 steps of 16 boxes from random
+values the held-out IoU was 28 %. Slower frequencies (37 %), and queries and keys that begin equal, so that attention
+begins as nearness (48 % with both), mend it.
+"""
+
+from __future__ import annotations
+
+import torch
+from sam2.modeling.sam.transformer import Attention
+
+from fss_models.sam2_core.core import Sam2Core
+
+FREQUENCY = 0.25  # of the usual position codes
+GAIN = 2.0  # of the usual projections
+
+
+@torch.no_grad()
+def attend_by_position(core: Sam2Core) -> None:
+    """Change a random model in place: slower position codes, and cross-attention of the decoder that looks nearby."""
+    core.sam.sam_prompt_encoder.pe_layer.positional_encoding_gaussian_matrix.mul_(FREQUENCY)
+    for name, module in core.sam.sam_mask_decoder.transformer.named_modules():
+        if isinstance(module, Attention) and "self_attn" not in name:
+            module.q_proj.weight.mul_(GAIN)
+            module.k_proj.weight.copy_(module.q_proj.weight)
