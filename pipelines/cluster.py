@@ -17,6 +17,7 @@ from fss_models.errors import FssError
 from pipelines.cache import cache_dir
 
 OBJECT_STORE_BYTES = 300_000_000  # image bytes travel, pixels never: a small store is enough on one machine
+PRIVATE_TOKEN = "private-"  # how the tokens of private clusters begin: nobody gave them, they open nothing else
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # the screen is for our own progress
@@ -36,7 +37,7 @@ def prepare_environment() -> None:
         os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
     if not os.environ.get("RAY_ADDRESS"):  # Ray reads the mode once, when it is imported
         os.environ.setdefault("RAY_AUTH_MODE", "token")
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        os.environ.setdefault("RAY_AUTH_TOKEN", PRIVATE_TOKEN + secrets.token_hex(32))
 
 
 @contextmanager

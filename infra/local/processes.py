@@ -1,0 +1,77 @@
+"""Server processes that outlive the command that started them: started, known again, ended with all they started."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+
+@dataclass(frozen=True)
+class Server:
+    """A started process. `began` tells it from a later process with its number."""
+
+    name: str
+    pid: int
+    began: float
+
+    def alive(self) -> bool:
+        """Whether that very process still runs."""
+        return self._find() is not None
+
+    def _find(self) -> psutil.Process | None:
+        with suppress(psutil.NoSuchProcess):
+            process = psutil.Process(self.pid)
+            if abs(process.create_time() - self.began) < 1 and process.status() != psutil.STATUS_ZOMBIE:
+                return process
+        return None
+
+    def stop(self, *, kill: bool = False, wait_s: float = 20.0) -> bool:
+        """End it and all its children; whether it ran. `kill` ends them at once, as a crash would."""
+        process = self._find()
+        if process is None:
+            return False
+        family = [process, *process.children(recursive=True)]
+        if not kill:
+            process.send_signal(signal.SIGTERM)
+            psutil.wait_procs(family, timeout=wait_s)
+        for member in family:
+            with suppress(psutil.NoSuchProcess):
+                member.kill()
+        psutil.wait_procs(family, timeout=10)
+        return True
+
+
+def spawn(name: str, command: Sequence[str], *, folder: Path, env: Mapping[str, str]) -> Server:
+    """Start `command` in `folder`, its output in NAME.log there, with these variables over our own."""
+    with (folder / f"{name}.log").open("ab") as log:
+        process = subprocess.Popen(command, cwd=folder, env={**os.environ, **env}, stdin=subprocess.DEVNULL,
+                                   stdout=log, stderr=log, start_new_session=True)
+    return Server(name, process.pid, psutil.Process(process.pid).create_time())
+
+
+def last_lines(folder: Path, name: str, count: int = 3) -> str:
+    """The end of a server's log, on one line."""
+    path = folder / f"{name}.log"
+    lines = path.read_text(errors="replace").strip().splitlines() if path.exists() else []
+    return " | ".join(line.strip() for line in lines[-count:])
+
+
+def free_port() -> int:
+    """A port that is free now, below the range from which the system picks client ports."""
+    while True:
+        port = 10_000 + secrets.randbelow(20_000)
+        with socket.socket() as sock:
+            try:
+                sock.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port

@@ -1,0 +1,74 @@
+"""A Ray cluster of several nodes on one machine: a head with its dashboard, and workers with processes of their own."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import httpx
+
+from fss_models.errors import FssError
+from infra.local.processes import Server, free_port, last_lines, spawn
+from pipelines.cluster import ENVIRONMENT
+
+OBJECT_STORE_BYTES = 200_000_000  # a node; photos travel as files, so little is in it, and /dev/shm may be small
+STOP_WAIT_S = 30  # Ray's own 3 s are not enough for a run to close
+
+
+def node_environment(token: Path, variables: Mapping[str, str]) -> dict[str, str]:
+    """The variables of a node's processes, hence of all jobs on it: token, storage, and this Python first."""
+    here = str(Path(sys.executable).parent)
+    return {**ENVIRONMENT, **variables, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token),
+            "RAY_AUTH_TOKEN": "", "RAY_ADDRESS": "", "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S),
+            "PATH": f"{here}{os.pathsep}{os.environ.get('PATH', '')}", "OMP_NUM_THREADS": "1"}
+
+
+def start_head(folder: Path, address: str, dashboard: str, session: Path, *, cpus: float,
+               env: Mapping[str, str]) -> Server:
+    """The head: nodes join it at `address`, its dashboard and Jobs API are at `dashboard`."""
+    options = {"port": address.rpartition(":")[2], "dashboard-host": "127.0.0.1",
+               "dashboard-port": dashboard.rpartition(":")[2], "temp-dir": session,
+               "ray-client-server-port": free_port(), "include-dashboard": "true"}
+    return _start("head", ["--head"], options, folder=folder, cpus=cpus, env=env)
+
+
+def start_worker(folder: Path, name: str, address: str, *, cpus: float, env: Mapping[str, str]) -> Server:
+    """A node that joins the head at `address`."""
+    return _start(name, [], {"address": address}, folder=folder, cpus=cpus, env=env)
+
+
+def _start(name: str, flags: list[str], options: Mapping[str, object], *, folder: Path, cpus: float,
+           env: Mapping[str, str]) -> Server:
+    shared = {"node-ip-address": "127.0.0.1", "num-cpus": f"{cpus:g}", "object-store-memory": OBJECT_STORE_BYTES,
+              "dashboard-agent-listen-port": free_port(), "metrics-export-port": free_port(),
+              "min-worker-port": 0, "max-worker-port": 0,  # any free ones: several nodes share this machine's ports
+              "labels": f"fss-node={name}"}
+    ray = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--disable-usage-stats", *flags]
+    command = [*ray, *(f"--{key}={value}" for key, value in {**shared, **options}.items())]
+    return spawn(name, command, folder=folder, env=env)
+
+
+def wait_for_nodes(dashboard: str, token: str, count: int, server: Server, folder: Path, *,
+                   wait_s: float = 240.0) -> None:
+    """Until the cluster shows `count` living nodes, `server` being the last. Raises `FssError` if it ends before."""
+    deadline = time.monotonic() + wait_s
+    while (alive := count_nodes(dashboard, token)) < count:
+        if not server.alive():
+            raise FssError(f"Ray's {server.name} did not start: {last_lines(folder, server.name)}", where=str(folder))
+        if time.monotonic() > deadline:
+            raise FssError(f"{alive} of {count} Ray nodes after {wait_s:.0f} s", where=str(folder),
+                           mend="see the logs there")
+        time.sleep(0.5)
+
+
+def count_nodes(dashboard: str, token: str) -> int:
+    """Living nodes as the dashboard knows them; 0 while it does not answer."""
+    try:
+        answer = httpx.get(f"{dashboard}/api/v0/nodes", headers={"Authorization": f"Bearer {token}"}, timeout=10)
+        rows = answer.json()["data"]["result"]["result"]
+    except (httpx.HTTPError, ValueError, KeyError, TypeError):
+        return 0
+    return sum(row["state"] == "ALIVE" for row in rows)

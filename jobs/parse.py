@@ -1,0 +1,64 @@
+"""Checking an `fss` command line without running it, before it is sent elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import typer
+
+from fss_models.errors import FssError
+from jobs.recipes import load_pretraining, load_recipe
+
+# Typer brings a click of its own or takes the installed one, depending on its version.
+_UsageError: Any = typer.BadParameter.__mro__[1]
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """A sub-command's path, such as `sweep run`, and its values."""
+
+    path: str
+    values: dict[str, Any]
+
+    @property
+    def output(self) -> str | None:
+        """Where the command writes: its --out, else its recipe's. None for a command that has none."""
+        if "out" not in self.values or self.path == "doctor":
+            return None
+        if self.values["out"]:
+            return str(self.values["out"])
+        sets = self.values.get("sets") or self.values.get("overrides")
+        load: Any = load_pretraining if self.path == "pretrain" else load_recipe
+        return str(load(self.values.get("recipe") or "demo", sets).out)
+
+
+def parse_command(arguments: Sequence[str]) -> Parsed:
+    """The sub-command that `arguments` (without `fss`) name.
+
+    Raises `FssError` for what `fss` would refuse to parse; `--help` is shown, and ends as it does there.
+    """
+    from jobs.cli import make_app
+
+    node: Any = typer.main.get_command(make_app())
+    path: list[str] = []
+    context, rest = None, list(arguments)
+    try:
+        while True:
+            context = node.make_context(path[-1] if path else "fss", rest, parent=context)
+            if not hasattr(node, "resolve_command"):
+                return Parsed(" ".join(path), dict(context.params))
+            left = [*context._protected_args, *context.args]
+            name, node, rest = node.resolve_command(context, left)
+            path.append(str(name))
+    except _UsageError as error:
+        raise FssError(error.format_message(), where=f"fss {' '.join(path)}".strip(), mend="see --help") from error
+
+
+def check_output(parsed: Parsed) -> None:
+    """Raises `FssError` if the results would lie in a job's own folder, which Ray deletes."""
+    place = parsed.output
+    if place is not None and "://" not in place and not place.startswith("/"):
+        raise FssError("on a cluster this folder goes with the job", where=place,
+                       mend="--out s3://bucket/prefix, or an absolute folder that all nodes share")

@@ -1,0 +1,89 @@
+"""The working directory that travels with a job: a zip of code and small inputs, never of data, results or secrets."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import zipfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fss_models.errors import FssError
+
+TOP = ("out", "data", "build", "mlruns", "spool")  # at the top only: deeper folders of these names may be code
+ANYWHERE = (".git", ".venv", "venv", "node_modules", "__pycache__", ".*_cache", ".ipynb_checkpoints", "*.egg-info",
+            "*.pyc", "mlflow.db*", "*.log")
+SECRETS = (".env", ".env.*", ".netrc", ".pypirc", ".aws", ".ssh", ".kube", "*.pem", "*.key", "id_rsa*", "id_ed25519*",
+           "identities.json", "auth_token")
+EPOCH = (1980, 1, 1, 0, 0, 0)  # of every entry, so that the same files make the same archive, which is sent only once
+
+
+@dataclass(frozen=True)
+class Package:
+    """A written archive: how many files and bytes went in, and what was left out at the top of the folder."""
+
+    path: Path
+    files: int
+    bytes: int
+    left_out: tuple[str, ...]
+
+
+def pack(folder: str | Path, target: Path, *, exclude: Sequence[str] = (), max_bytes: int) -> Package:
+    """Zip `folder` to `target`. `exclude`: shell patterns of names, or of paths below the folder.
+
+    Links that lead out of the folder are left out. Raises `FssError` if there is no such folder or its files are more
+    than `max_bytes`, naming the largest.
+    """
+    root = Path(folder).resolve()
+    if not root.is_dir():
+        raise FssError("no such folder", where=str(folder), mend="give --working-dir a folder, or '' for none")
+    chosen = sorted(_files(root, tuple(exclude)))
+    sizes = {name: (root / name).stat().st_size for name in chosen}
+    total = sum(sizes.values())
+    if total > max_bytes:
+        raise FssError(f"{_mb(total)} to send, the limit is {_mb(max_bytes)}; largest: {_largest(sizes)}",
+                       where=str(folder), mend="--exclude them, give another --working-dir, or raise --max-mb")
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in chosen:
+            info = zipfile.ZipInfo(name, date_time=EPOCH)
+            info.external_attr = ((root / name).stat().st_mode & 0o777) << 16
+            info.compress_type = zipfile.ZIP_DEFLATED
+            archive.writestr(info, (root / name).read_bytes())
+    out = tuple(sorted(p.name for p in root.iterdir() if _excluded(p.name, exclude)))
+    return Package(path=target, files=len(chosen), bytes=total, left_out=out)
+
+
+def _files(root: Path, exclude: Sequence[str]) -> Iterator[str]:
+    """Paths below `root` of what is sent, with `/`."""
+    for place, folders, names in os.walk(root):
+        base = Path(place).relative_to(root).as_posix().removeprefix(".").lstrip("/")
+        below = [(n, f"{base}/{n}" if base else n) for n in names]
+        folders[:] = sorted(d for d in folders if not _excluded(f"{base}/{d}" if base else d, exclude))
+        for name, path in below:
+            if not _excluded(path, exclude) and _inside(root, Path(place) / name):
+                yield path
+
+
+def _excluded(path: str, exclude: Sequence[str]) -> bool:
+    name = path.rpartition("/")[2]
+    if path in TOP or any(fnmatch.fnmatch(name, p) for p in (*ANYWHERE, *SECRETS)):
+        return True
+    return any(fnmatch.fnmatch(name, p) or fnmatch.fnmatch(path, p.rstrip("/")) for p in exclude)
+
+
+def _inside(root: Path, path: Path) -> bool:
+    """Whether it is a regular file below `root`, links followed."""
+    return path.is_file() and path.resolve().is_relative_to(root)
+
+
+def _largest(sizes: dict[str, int]) -> str:
+    tops: Counter[str] = Counter()
+    for name, size in sizes.items():
+        tops[name.partition("/")[0]] += size
+    return ", ".join(f"{name} {_mb(size)}" for name, size in tops.most_common(3))
+
+
+def _mb(size: int) -> str:
+    return f"{size / 1e6:.1f} MB"

@@ -1,0 +1,119 @@
+"""What is handed to a cluster: a command line, its runtime environment, its working directory."""
+
+from __future__ import annotations
+
+import getpass
+import shlex
+import tempfile
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fss_models.errors import FssError
+from pipelines.progress import say
+from pipelines.submission.client import Jobs
+from pipelines.submission.package import pack
+from pipelines.submission.secrets import refuse_secrets
+
+RUN = ("python", "-m", "jobs.cli")  # not `fss`: the code of the working directory wins over the image's
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """A command for a cluster. `arguments` are those of `fss`; `submission_id` "" draws one.
+
+    `working_dir` "" sends no files. `runtime_env`: a YAML file of Ray's; `image`: a container image of the nodes.
+    """
+
+    arguments: tuple[str, ...]
+    submission_id: str = ""
+    working_dir: str = "."
+    exclude: tuple[str, ...] = ()
+    max_bytes: int = 50_000_000
+    variables: Mapping[str, str] = field(default_factory=dict)
+    runtime_env: str = ""
+    image: str = ""
+    cpus: float = 0.0
+    gpus: float = 0.0
+
+    @property
+    def entrypoint(self) -> str:
+        """The shell command that the cluster runs."""
+        return shlex.join([*RUN, *self.arguments])
+
+
+def send(jobs: Jobs, request: Request) -> str:
+    """Submit the command and return its id, which is said before anything is sent.
+
+    A job of the same id and command that is there already is left as it is, so a client can go on after a loss.
+    Raises `FssError` for secrets, files that are too large, and an id that another command has.
+    """
+    environment = _environment(request)
+    refuse_secrets(request.arguments, environment.get("env_vars", {}))
+    name = request.submission_id or f"fss-{'-'.join(request.arguments[:1])}-{uuid.uuid4().hex[:8]}"
+    if known := jobs.find(name) if request.submission_id else None:
+        if known.entrypoint != request.entrypoint:
+            raise FssError(f"job {name!r} runs another command: {known.entrypoint}", where=jobs.address,
+                           mend="choose another --id")
+        say(f"job {name} is there already")
+        return name
+    say(f"job {name} at {jobs.address}: fss {shlex.join(request.arguments)}")
+    with tempfile.TemporaryDirectory(prefix="fss-submit-") as folder:
+        if request.working_dir:
+            environment["working_dir"] = _packed(request, Path(folder))
+        metadata = {"fss.user": _user(), "fss.command": shlex.join(request.arguments)}
+        jobs.submit(request.entrypoint, submission_id=name, runtime_env=environment, metadata=metadata,
+                    cpus=request.cpus, gpus=request.gpus)
+    return name
+
+
+def _packed(request: Request, folder: Path) -> str:
+    package = pack(request.working_dir, folder / "work.zip", exclude=request.exclude, max_bytes=request.max_bytes)
+    left = f", without {', '.join(package.left_out)}" if package.left_out else ""
+    say(f"sending {package.files} files, {package.bytes / 1e6:.1f} MB, of {request.working_dir}{left}")
+    return str(package.path)
+
+
+def _environment(request: Request) -> dict[str, Any]:
+    """The runtime environment without its working directory. Raises `FssError` for settings that would be ignored."""
+    given = _read(request.runtime_env) if request.runtime_env else {}
+    if "working_dir" in given:
+        raise FssError("working_dir would be ignored", where=request.runtime_env, mend="give --working-dir")
+    if request.image:
+        given = {**given, "image_uri": request.image}
+    variables = {**given.pop("env_vars", {}), **request.variables}
+    return {**given, **({"env_vars": variables} if variables else {})}
+
+
+def _read(path: str) -> dict[str, Any]:
+    try:
+        found = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise FssError(f"cannot be read: {error.strerror}", where=path) from error
+    except yaml.YAMLError as error:
+        raise FssError(f"is not valid YAML: {error}", where=path) from error
+    if not isinstance(found, dict) or not isinstance(found.get("env_vars", {}), dict):
+        raise FssError("a runtime environment is a mapping", where=path)
+    return found
+
+
+def parse_variables(given: Sequence[str]) -> dict[str, str]:
+    """`NAME=VALUE` items as a mapping. Raises `FssError` for one without `=`."""
+    found = {}
+    for item in given:
+        name, equals, value = item.partition("=")
+        if not equals or not name:
+            raise FssError(f"--env {item!r} has no '='", mend="write --env NAME=VALUE")
+        found[name] = value
+    return found
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name
+        return "unknown"
