@@ -18,12 +18,13 @@ def register(app: typer.Typer) -> None:
 
 def label(
     images: Annotated[str, typer.Option("--images", help="Folder or s3://bucket/prefix of photos.")],
-    supports: Annotated[str, typer.Option("--supports", help="JSON file: class name, photos and marks on them.")],
+    supports: Annotated[str, typer.Option("--supports", help="JSON file, or folder with one a class.")],
     out: Annotated[str, typer.Option("--out", "-o", help="Where parts and labels go.")],
     workspace: Annotated[str | None, typer.Option("--workspace", "-w", help="Whose champion; default: recipe.")] = None,
     bundle: Annotated[str, typer.Option("--bundle", help="A bundle instead of the champion; shipped: fss's own.")] = "",
     service: Annotated[str, typer.Option("--service", help="Address of a running service.")] = "",
     threshold: Annotated[float | None, typer.Option("--threshold", help="Probability of an object's pixel.")] = None,
+    overlaps: Annotated[str | None, typer.Option("--overlaps", help="Of several classes: keep, or resolve.")] = None,
     limit: Annotated[int, typer.Option("--limit", min=0, help="Only the first photos; 0: all.")] = 0,
     recipe: RecipeOption = "demo",
     overrides: SetOption = None,
@@ -33,7 +34,8 @@ def label(
     from pipelines.labelling.outputs import summary_line
     from pipelines.labelling.run import LabelRequest, run_label_job
 
-    changes = [*(overrides or []), *([f"label.threshold={threshold}"] if threshold is not None else [])]
+    given = {"threshold": threshold, "overlaps": overlaps}
+    changes = [*(overrides or []), *(f"label.{k}={v}" for k, v in given.items() if v is not None)]
     read = load_recipe(recipe, changes, out=workspace)
     summary = run_label_job(LabelRequest(recipe=read, images=images, supports=supports, out=out, bundle=bundle,
                                          service=service, limit=limit))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import httpx
@@ -16,9 +17,10 @@ from fss_models.errors import FssError
 from pipelines.cluster import cluster
 from pipelines.progress import say
 from pipelines.serving.client import Client, ServiceError
-from pipelines.serving.labeler import Failure, Label
+from pipelines.serving.masks import Failure, Labels
 from pipelines.serving.spec import ModelSpec, best_device
 from pipelines.serving.supports import SupportSet
+from pipelines.serving.wanted import Wanted
 
 LOCAL_REQUEST_BYTES = 32_000_000  # of photos in one request; the object store holds a few of them
 ATTEMPTS = 6
@@ -30,7 +32,7 @@ class Engine(Protocol):
 
     request_bytes: int
 
-    def label(self, images: list[bytes], support_id: str, threshold: float) -> list[Label | Failure]:
+    def label(self, images: list[bytes], wanted: Wanted) -> list[Labels | Failure]:
         """One result a photo, in order. Raises after several attempts."""
 
 
@@ -41,9 +43,9 @@ class ServiceEngine:
         self._client = client
         self.request_bytes = min(LOCAL_REQUEST_BYTES, max_request_bytes * 3 // 4 - 65_536)  # base64 and JSON around it
 
-    def label(self, images: list[bytes], support_id: str, threshold: float) -> list[Label | Failure]:
+    def label(self, images: list[bytes], wanted: Wanted) -> list[Labels | Failure]:
         """See `Engine`."""
-        return _retrying(lambda: self._client.segment(images, support_id, threshold, bulk=True))
+        return _retrying(lambda: self._client.segment_classes(images, wanted, bulk=True))
 
 
 class LocalEngine:
@@ -54,19 +56,19 @@ class LocalEngine:
     def __init__(self, handle: Any) -> None:
         self._handle = handle
 
-    def label(self, images: list[bytes], support_id: str, threshold: float) -> list[Label | Failure]:
+    def label(self, images: list[bytes], wanted: Wanted) -> list[Labels | Failure]:
         """See `Engine`."""
-        results: list[Label | Failure] = _retrying(
-            lambda: self._handle.chunk.remote(images, support_id, threshold).result())
+        results: list[Labels | Failure] = _retrying(lambda: self._handle.chunk.remote(images, wanted).result())
         return results
 
 
 @contextmanager
-def service_engine(url: str, supports: SupportSet, max_request_bytes: int) -> Iterator[Engine]:
-    """The running service, once it knows the support set."""
+def service_engine(url: str, classes: Sequence[SupportSet], max_request_bytes: int) -> Iterator[Engine]:
+    """The running service, once it knows the support sets."""
     client = Client(url)
     try:
-        _retrying(lambda: client.add_support(supports))
+        for supports in classes:
+            _retrying(partial(client.add_support, supports))
         yield ServiceEngine(client, max_request_bytes)
     finally:
         client.close()

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from fss_models.errors import FssError
-from pipelines.serving.labeler import Failure
+from pipelines.serving.masks import Failure
 from pipelines.storage import Store
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")

@@ -11,7 +11,7 @@ from pipelines.labelling.images import ImageList, Reader
 from pipelines.labelling.manifest import JobManifest
 from pipelines.labelling.parts import finished, write_part
 from pipelines.progress import Bar
-from pipelines.serving.labeler import Failure, Label
+from pipelines.serving.masks import Failure, Labels
 from pipelines.storage import Store
 
 READERS = 8  # threads that read photos: they wait for the store, not for the processor
@@ -48,18 +48,18 @@ class Job:
     def _chunk(self, chunk: int, engine: Engine, reader: Reader) -> int:
         rows = self.manifest.rows(chunk)
         results = label_rows(rows, engine, reader, self.manifest)
-        write_part(self.out, chunk, self.images, rows, self.manifest.class_name, results)
+        write_part(self.out, chunk, self.images, rows, self.manifest, results)
         return len(rows)
 
 
-def label_rows(rows: range, engine: Engine, reader: Reader, manifest: JobManifest) -> list[Label | Failure]:
+def label_rows(rows: range, engine: Engine, reader: Reader, manifest: JobManifest) -> list[Labels | Failure]:
     """One result a row. Photos that could not be read are not sent; large chunks are sent in pieces."""
-    results: dict[int, Label | Failure] = {}
+    results: dict[int, Labels | Failure] = {}
     for piece in _pieces(rows, engine.request_bytes, reader, manifest.batch):
         sent = {row: data for row, data in piece.items() if isinstance(data, bytes)}
         results.update({row: data for row, data in piece.items() if isinstance(data, Failure)})
         if sent:
-            found = engine.label(list(sent.values()), manifest.support_id, manifest.threshold)
+            found = engine.label(list(sent.values()), manifest.wanted)
             results.update(zip(sent, found, strict=True))
     return [results[row] for row in rows]
 

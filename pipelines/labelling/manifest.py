@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -9,10 +10,13 @@ from pydantic import BaseModel, ConfigDict
 
 from fss_models.errors import FssError
 from pipelines.labelling.images import ImageList
+from pipelines.serving.supports import SupportSet
+from pipelines.serving.wanted import Overlaps, Wanted
 from pipelines.storage import Store
 
 MANIFEST = "manifest.json"
 MANIFEST_VERSION = 1
+TITLE = 5  # names of classes in a line
 
 
 class JobManifest(BaseModel):
@@ -23,8 +27,12 @@ class JobManifest(BaseModel):
     images_url: str
     images_count: int
     images_hash: str  # of names and sizes
-    class_name: str
-    support_id: str
+    class_name: str = ""  # of a job with one class
+    support_id: str = ""
+    class_names: list[str] = []  # of a job with several
+    support_ids: list[str] = []
+    overlaps: Overlaps = "keep"
+    pairs: int = 0
     bundle_id: str
     method: str
     preset: str
@@ -37,6 +45,32 @@ class JobManifest(BaseModel):
     code_version: str
 
     @property
+    def classes(self) -> list[str]:
+        """The names of the classes."""
+        return self.class_names or [self.class_name]
+
+    @property
+    def title(self) -> str:
+        """The classes in a line."""
+        names = self.classes
+        return ", ".join(names[:TITLE]) + (f" and {len(names) - TITLE} more" if len(names) > TITLE else "")
+
+    @property
+    def supports(self) -> dict[str, Any]:
+        """The support sets, as outputs name them."""
+        return {"support_ids": self.support_ids} if self.support_ids else {"support_id": self.support_id}
+
+    @property
+    def wanted(self) -> Wanted:
+        """What every photo is asked."""
+        return Wanted(support_ids=tuple(self.support_ids or [self.support_id]), threshold=self.threshold,
+                      overlaps=self.overlaps, pairs=self.pairs)
+
+    def content(self) -> dict[str, Any]:
+        """As it is written: what only some jobs have stands in theirs alone."""
+        return {k: v for k, v in self.model_dump().items() if k not in LATER or v != LATER[k]}
+
+    @property
     def chunks(self) -> int:
         """How many parts the job has."""
         return -(-self.images_count // self.chunk)
@@ -44,6 +78,10 @@ class JobManifest(BaseModel):
     def rows(self, chunk: int) -> range:
         """The photos (counted from 0) of a chunk."""
         return range(chunk * self.chunk, min((chunk + 1) * self.chunk, self.images_count))
+
+
+LATER = {name: JobManifest.model_fields[name].default for name in (
+    "class_name", "support_id", "class_names", "support_ids", "overlaps", "pairs")}
 
 
 def code_version() -> str:
@@ -56,14 +94,21 @@ def describe_images(images: ImageList) -> dict[str, Any]:
     return {"images_url": images.url, "images_count": len(images), "images_hash": images.hash}
 
 
+def describe_classes(classes: Sequence[SupportSet]) -> dict[str, Any]:
+    """The manifest's fields about one class or several."""
+    if len(classes) == 1:
+        return {"class_name": classes[0].class_name, "support_id": classes[0].support_id}
+    return {"class_names": [s.class_name for s in classes], "support_ids": [s.support_id for s in classes]}
+
+
 def claim(out: Store, manifest: JobManifest) -> bool:
     """Write the manifest, or find the same one there (True). Raises `FssError` if the folder is another job's."""
     if not out.exists(MANIFEST):
         if out.list("parts"):
             raise FssError("has parts but no manifest.json", where=out.url, mend="choose another --out")
-        out.write_json(MANIFEST, manifest.model_dump())
+        out.write_json(MANIFEST, manifest.content())
         return False
-    mine, theirs = manifest.model_dump(), out.read_json(MANIFEST)
+    mine, theirs = manifest.content(), out.read_json(MANIFEST)
     moved = {"images_url"}  # the same photos may have been mounted elsewhere
     differs = sorted(k for k in mine.keys() | theirs.keys() if mine.get(k) != theirs.get(k) and k not in moved)
     if differs:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
+from typing import Any
 
 import pyarrow as pa
 
 from pipelines.labelling.images import ImageList
-from pipelines.serving.labeler import Failure, Label
+from pipelines.labelling.manifest import JobManifest
+from pipelines.serving.masks import Failure, Labels
 from pipelines.storage import Store
 
 FOLDER = "parts"
-PARTS = pa.schema([  # one row a photo
+PARTS = pa.schema([  # one row a photo and class, photo by photo; a photo that cannot be read has one row
     ("image_id", pa.int64()),
     ("file_name", pa.string()),
     ("height", pa.int32()),  # of the upright photo; null where it cannot be read
@@ -36,22 +41,52 @@ def finished(out: Store) -> set[int]:
     return {int(n.rsplit("-", 1)[1].removesuffix(".parquet")) for n in out.list(FOLDER, suffix=".parquet")}
 
 
-def write_part(out: Store, chunk: int, images: ImageList, rows: range, class_name: str,
-               results: Sequence[Label | Failure]) -> None:
-    """Write a chunk's part. `results` has one entry a row."""
-    written = [{"image_id": row + 1, "file_name": images.names[row], "class_name": class_name, **_columns(result)}
-               for row, result in zip(rows, results, strict=True)]
+def write_part(out: Store, chunk: int, images: ImageList, rows: range, manifest: JobManifest,
+               results: Sequence[Labels | Failure]) -> None:
+    """Write a chunk's part. `results` has one entry a photo."""
+    written = [{"image_id": row + 1, "file_name": images.names[row], **columns}
+               for row, result in zip(rows, results, strict=True) for columns in _columns(result, manifest)]
     out.write_table(part_name(chunk), pa.Table.from_pylist(written, schema=PARTS))
 
 
-def _columns(result: Label | Failure) -> dict[str, object]:
-    if isinstance(result, Failure):
-        return {"stage": result.stage, "error": result.reason}
-    return {"height": result.height, "width": result.width, "rle": result.counts, "bbox": list(result.bbox),
-            "area": result.area, "score": result.score}
+def _columns(result: Labels | Failure, manifest: JobManifest) -> Iterator[dict[str, object]]:
+    names = manifest.classes
+    if isinstance(result, Failure):  # of no class, unless there is but one
+        yield {"class_name": names[0] if len(names) == 1 else None, "stage": result.stage, "error": result.reason}
+        return
+    for name, label in zip(names, result, strict=True):
+        yield {"class_name": name, "height": label.height, "width": label.width, "rle": label.counts,
+               "bbox": list(label.bbox), "area": label.area, "score": label.score}
 
 
-def read_parts(out: Store, chunks: int, columns: list[str] | None = None) -> Iterator[list[dict[str, object]]]:
+def read_parts(out: Store, chunks: int, columns: list[str] | None = None) -> Iterator[list[dict[str, Any]]]:
     """The rows of every part, one part at a time, in order."""
     for chunk in range(chunks):
         yield out.read_table(part_name(chunk), columns).to_pylist()
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A readable photo and its rows, one a class, in the order of the classes."""
+
+    image_id: int
+    file_name: str
+    height: int
+    width: int
+    rows: list[dict[str, Any]]
+
+    @property
+    def found(self) -> list[tuple[int, dict[str, Any]]]:
+        """(number of the class from 0, row) of the masks that are not empty."""
+        return [(number, row) for number, row in enumerate(self.rows) if row["area"]]
+
+
+def photos(out: Store, manifest: JobManifest, columns: list[str] | None = None) -> Iterator[Photo]:
+    """Every photo that could be read, one part in memory at a time.
+
+    `columns` (default: all) hold at least image_id, file_name, height, width and error.
+    """
+    for part in read_parts(out, manifest.chunks, columns):
+        for image_id, rows in groupby((r for r in part if r["error"] is None), key=itemgetter("image_id")):
+            own = list(rows)
+            yield Photo(image_id, own[0]["file_name"], own[0]["height"], own[0]["width"], own)

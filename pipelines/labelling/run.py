@@ -13,13 +13,14 @@ from pipelines.config import Recipe
 from pipelines.labelling.engines import Engine, local_engine, service_engine
 from pipelines.labelling.images import list_images
 from pipelines.labelling.job import Job
-from pipelines.labelling.manifest import JobManifest, claim, code_version, describe_images
+from pipelines.labelling.manifest import JobManifest, claim, code_version, describe_classes, describe_images
 from pipelines.labelling.outputs import SUMMARY, write_outputs
 from pipelines.progress import say
 from pipelines.serving.client import Client, find_service
+from pipelines.serving.label_sets import read_label_set
 from pipelines.serving.spec import model_spec
-from pipelines.serving.support_files import read_support_file
 from pipelines.serving.supports import SupportSet
+from pipelines.serving.wanted import check_overlaps
 from pipelines.shipped import champion_url, say_if_shipped
 from pipelines.storage import Store, join
 from pipelines.workspace import Workspace
@@ -48,13 +49,14 @@ class LabelRequest:
 
 def run_label_job(request: LabelRequest) -> dict[str, Any]:
     """Label all photos. Returns the summary. Raises `FssError` for a person's mistakes."""
-    supports = read_support_file(request.supports)
+    classes = read_label_set(request.supports)
     service, health = _service(request)
     about = health if health and not request.bundle else _about(read_bundle_info(request.bundle_url))
     images = list_images(request.images, request.limit)
     config = request.recipe.label
+    check_overlaps(config.overlaps, len(classes))
     manifest = JobManifest(
-        **describe_images(images), class_name=supports.class_name, support_id=supports.support_id,
+        **describe_images(images), **describe_classes(classes), overlaps=config.overlaps, pairs=config.pairs,
         bundle_id=about["bundle_id"], method=about["method"], preset=about["preset"], chunk=config.chunk,
         batch=config.batch, threshold=config.threshold, limit=request.limit,
         max_pixels=request.recipe.data.max_pixels, max_bytes=request.recipe.data.max_bytes,
@@ -68,20 +70,21 @@ def run_label_job(request: LabelRequest) -> dict[str, Any]:
         say("everything is labelled already")
         summary: dict[str, Any] = out.read_json(SUMMARY)
         return {**summary, "labelled_now": 0}
-    now = _run(job, left, supports, service, health, request)
+    now = _run(job, left, classes, service, health, request)
     return {**write_outputs(out, manifest), "labelled_now": now}
 
 
-def _run(job: Job, left: list[int], supports: SupportSet, service: str, health: dict[str, Any] | None,
+def _run(job: Job, left: list[int], classes: list[SupportSet], service: str, health: dict[str, Any] | None,
          request: LabelRequest) -> int:
     if not left:
         return 0
     if service and health:
         say(f"labelling through the service at {service}")
-        engine: AbstractContextManager[Engine] = service_engine(service, supports, health["max_request_bytes"])
+        engine: AbstractContextManager[Engine] = service_engine(service, classes, health["max_request_bytes"])
     else:
         root = join(job.out.url, "supports")
-        supports.save(root)
+        for supports in classes:
+            supports.save(root)
         url = request.bundle_url
         if not request.bundle:
             say_if_shipped(url, Workspace(request.recipe.out))

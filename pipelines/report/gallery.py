@@ -48,33 +48,43 @@ class Gallery:
     """One labelling job of the page."""
 
     labels: LabelSet
+    class_name: str
+    counts: tuple[int, int]  # photos with and without a mask
     pictures: list[Picture]
     agreement: Agreement | None
     failures: list[dict[str, str]]
     problem: str = ""
 
 
-def gallery(labels: LabelSet, shards: Shards | None) -> Gallery:
-    """Pictures and facts of a labelling job; `shards` tell the truth about photos of their test split.
+def galleries(labels: LabelSet, shards: Shards | None) -> list[Gallery]:
+    """One a class of the job."""
+    return [gallery(labels, shards, name) for name in labels.manifest.classes]
+
+
+def gallery(labels: LabelSet, shards: Shards | None, class_name: str) -> Gallery:
+    """Pictures and facts of one class of a labelling job; `shards` tell the truth about photos of their test split.
 
     Parts are read one at a time: the memory does not grow with the number of photos.
     """
-    chosen, truth = Choice(), Truth(shards, labels.manifest.class_name)
+    chosen, truth = Choice(), Truth(shards, class_name)
+    some = none = 0
     failures: list[dict[str, str]] = []
     for rows in read_parts(Store(labels.url), labels.manifest.chunks):
         row: Label
         for row in rows:
-            if row["error"] is None:
+            if row["error"] is None and row["class_name"] == class_name:
                 chosen.add(row)
                 truth.add(row)
-            elif len(failures) < MAX_FAILURES:
+                some, none = some + bool(row["area"]), none + (not row["area"])
+            elif row["error"] is not None and len(failures) < MAX_FAILURES:
                 failures.append({k: str(row[c]) for k, c in FAILURE_COLUMNS.items()})
+    pictures, problem = [], ""
     try:
         pictures = [_picture(labels, kind, row) for kind, rows in chosen.kinds().items() for row in rows]
     except (FssError, BadImage) as error:
-        return Gallery(labels=labels, pictures=[], agreement=truth.agreement, failures=failures,
-                       problem=f"The photos cannot be shown: {error}")
-    return Gallery(labels=labels, pictures=pictures, agreement=truth.agreement, failures=failures)
+        problem = f"The photos cannot be shown: {error}"
+    return Gallery(labels=labels, class_name=class_name, counts=(some, none), pictures=pictures,
+                   agreement=truth.agreement, failures=failures, problem=problem)
 
 
 class Choice:

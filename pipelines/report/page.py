@@ -20,7 +20,7 @@ from pipelines.report.collect import BASELINE, Material, collect, versus_baselin
 from pipelines.report.curves import interval_bars, learning_curves
 from pipelines.report.examples import KINDS, examples
 from pipelines.report.gallery import KINDS as LABEL_KINDS
-from pipelines.report.gallery import gallery
+from pipelines.report.gallery import galleries
 from pipelines.storage import Store
 from pipelines.training.run import code_version
 
@@ -62,7 +62,7 @@ def render(material: Material) -> str:
         folds=sorted({f for r in material.board.rows for f in r.folds}, key=int), verdicts=_verdicts(material),
         versus=versus_baseline(material), baseline=BASELINE, intervals=_intervals(material), curves=_curves(material),
         classes=_class_table(material), examples={k: [e for e in shown if e.kind == k] for k in KINDS},
-        why_no_examples=why_none, galleries=[gallery(s, material.shards) for s in material.labels],
+        why_no_examples=why_none, galleries=[g for s in material.labels for g in galleries(s, material.shards)],
         label_kinds=LABEL_KINDS,
         failures=_failures(material), config=yaml.safe_dump(material.recipe.model_dump(), sort_keys=False),
         machine=_machine(), versions={p: version(p) for p in PACKAGES}, code=code_version(),

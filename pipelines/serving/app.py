@@ -20,7 +20,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from fss_models.errors import FssError
 from pipelines.bundle import BundleInfo, read_bundle_info
-from pipelines.serving.client import result_json
+from pipelines.serving.client import results_json
 from pipelines.serving.model import bulk, interactive
 from pipelines.serving.requests import RefusedError, SegmentRequest, check_token, parse_segment, read_json
 from pipelines.serving.spec import ModelSpec
@@ -68,8 +68,10 @@ class Service:
         wanted: SegmentRequest = await asyncio.to_thread(
             parse_segment, await read_json(request, self.spec.max_request_bytes))
         call = self.jobs.chunk if wanted.bulk else self.people.segment
-        results = await call.remote(wanted.images, wanted.support_id, wanted.threshold)
-        return JSONResponse({"support_id": wanted.support_id, "results": [result_json(r) for r in results]})
+        results = await call.remote(wanted.images, wanted.wanted)
+        ids = wanted.wanted.support_ids
+        about = {"support_ids": list(ids)} if wanted.many else {"support_id": ids[0]}
+        return JSONResponse({**about, "results": [results_json(r, many=wanted.many) for r in results]})
 
 
 def describe(info: BundleInfo, spec: ServiceSpec) -> dict[str, Any]:

@@ -9,9 +9,10 @@ from typing import Any
 import httpx
 
 from fss_models.errors import FssError
-from pipelines.serving.labeler import Failure, Label
+from pipelines.serving.masks import Failure, Label, Labels
 from pipelines.serving.support_files import support_request
 from pipelines.serving.supports import SupportSet
+from pipelines.serving.wanted import Wanted
 from pipelines.storage import Store
 
 
@@ -43,9 +44,13 @@ class Client:
     def segment(self, images: list[bytes], support_id: str, threshold: float,
                 *, bulk: bool = False) -> list[Label | Failure]:
         """One result a photo, in order."""
-        body = {"support_id": support_id, "threshold": threshold, "bulk": bulk,
-                "images": [base64.b64encode(i).decode() for i in images]}
-        return [_result(r) for r in self._ask("POST", "/v1/segment", body)["results"]]
+        found = self.segment_classes(images, Wanted(support_ids=(support_id,), threshold=threshold), bulk=bulk)
+        return [f if isinstance(f, Failure) else f[0] for f in found]
+
+    def segment_classes(self, images: list[bytes], wanted: Wanted, *, bulk: bool = False) -> list[Labels | Failure]:
+        """The masks of all classes that are wanted, photo by photo."""
+        body = {**wanted.json(), "bulk": bulk, "images": [base64.b64encode(i).decode() for i in images]}
+        return [_results(r) for r in self._ask("POST", "/v1/segment", body)["results"]]
 
     def close(self) -> None:
         """Close the connections."""
@@ -66,20 +71,29 @@ def _reason(answer: httpx.Response) -> str:
         return f"answers {answer.status_code}: {answer.text[:200]}"
 
 
-def _result(row: dict[str, Any]) -> Label | Failure:
+def _results(row: dict[str, Any]) -> Labels | Failure:
     if "error" in row:
         return Failure(reason=row["error"], stage=row.get("stage", "decode"))
+    return tuple(_label(one) for one in row.get("labels", [row]))
+
+
+def _label(row: dict[str, Any]) -> Label:
     height, width = row["segmentation"]["size"]
     return Label(height=height, width=width, counts=row["segmentation"]["counts"],
                  bbox=tuple(row["bbox"]), area=row["area"], score=row["score"])
 
 
-def result_json(result: Label | Failure) -> dict[str, Any]:
-    """How a result is written in an answer of the service."""
+def results_json(result: Labels | Failure, *, many: bool) -> dict[str, Any]:
+    """How a photo's result is written in an answer of the service; `many` where the request had `support_ids`."""
     if isinstance(result, Failure):
         return {"error": result.reason, "stage": result.stage}
-    rle = {"size": [result.height, result.width], "counts": result.counts}
-    return {"segmentation": rle, "score": result.score, "bbox": list(result.bbox), "area": result.area}
+    found = [_label_json(label) for label in result]
+    return {"labels": found} if many else found[0]
+
+
+def _label_json(label: Label) -> dict[str, Any]:
+    rle = {"size": [label.height, label.width], "counts": label.counts}
+    return {"segmentation": rle, "score": label.score, "bbox": list(label.bbox), "area": label.area}
 
 
 def find_service(place: str) -> tuple[str, dict[str, Any]] | None:

@@ -7,7 +7,6 @@ which photos shared its batch. A photo that cannot be read is a `Failure` among 
 
 from __future__ import annotations
 
-import math
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
@@ -16,37 +15,18 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from pycocotools import mask as coco
 from torch import Tensor
 
 from fss_models.clip import Features, Images, Memory
 from fss_models.errors import BadImage
 from pipelines.bundle import load_bundle
 from pipelines.data.decode import decode_image
+from pipelines.serving.masks import Failure, Label, Labels, full_size, level_of, make_label, semantic_map, to_host
 from pipelines.serving.supports import SupportSet, UnknownSupportError, load_support_set
+from pipelines.serving.wanted import Wanted
 
 MEMORIES = 64  # support sets kept on the device
-
-
-@dataclass(frozen=True, kw_only=True)
-class Label:
-    """One mask, in pixels of the upright photo: COCO's counts, box x y width height, area, score in [0, 1]."""
-
-    height: int
-    width: int
-    counts: str
-    bbox: tuple[float, float, float, float]
-    area: int
-    score: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Failure:
-    """Why a photo has no label."""
-
-    reason: str
-    stage: str = "decode"
+Sizes = list[tuple[int, ...]]  # (height, width) of photos
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,26 +71,32 @@ class Labeler:
     def label(self, images: Sequence[bytes], support_id: str, batch: int = 8,
               threshold: float = 0.5) -> list[Label | Failure]:
         """One result a photo, in order. `threshold` is the probability above which a pixel is the object."""
-        return self._label(images, [(support_id, threshold)] * len(images), batch, fixed=True)
+        found = self.label_classes(images, Wanted(support_ids=(support_id,), threshold=threshold), batch)
+        return [f if isinstance(f, Failure) else f[0] for f in found]
 
-    def label_mixed(self, images: Sequence[bytes], wanted: Sequence[tuple[str, float]],
-                    batch: int = 8) -> list[Label | Failure]:
-        """As `label`, each photo with its own (support_id, threshold): one batch may serve many support sets.
+    def label_classes(self, images: Sequence[bytes], wanted: Wanted, batch: int = 8) -> list[Labels | Failure]:
+        """The masks of all classes that are wanted, photo by photo; every photo is encoded once."""
+        self._keep = max(self._keep, len(wanted.support_ids))
+        return self._label(images, [wanted] * len(images), batch, fixed=True)
+
+    def label_mixed(self, images: Sequence[bytes], wanted: Sequence[Wanted], batch: int = 8) -> list[Labels | Failure]:
+        """As `label_classes`, each photo with its own wishes: one batch may serve many support sets.
 
         Small batches are padded to the next power of two only: a person waits for them.
         """
         return self._label(images, wanted, batch, fixed=False)
 
-    def _label(self, images: Sequence[bytes], wanted: Sequence[tuple[str, float]], batch: int, *,
-               fixed: bool) -> list[Label | Failure]:
-        results: list[Label | Failure | None] = [None] * len(images)
+    def _label(self, images: Sequence[bytes], wanted: Sequence[Wanted], batch: int, *,
+               fixed: bool) -> list[Labels | Failure]:
+        results: list[Labels | Failure | None] = [None] * len(images)
         for rows, prepared in self._batches(images, results, batch):
-            width = batch if fixed else min(batch, 1 << (len(rows) - 1).bit_length())
-            for row, label in zip(rows, self._run(prepared, [wanted[r] for r in rows], width), strict=True):
-                results[row] = label
+            asked = [wanted[r] for r in rows]
+            width = batch if fixed else _power_of_two(len(rows), batch)
+            for row, labels in zip(rows, self._run(prepared, asked, width, fixed=fixed), strict=True):
+                results[row] = labels
         return [r for r in results if r is not None]
 
-    def _batches(self, images: Sequence[bytes], results: list[Label | Failure | None],
+    def _batches(self, images: Sequence[bytes], results: list[Labels | Failure | None],
                  batch: int) -> Iterator[tuple[list[int], list[Images]]]:
         """Rows and prepared photos, `batch` readable ones at a time; failures go into `results`."""
         waiting: deque[tuple[int, Future[Images]]] = deque()
@@ -140,20 +126,57 @@ class Labeler:
         return self.model.prepare([image])
 
     @torch.inference_mode()
-    def _run(self, prepared: list[Images], wanted: list[tuple[str, float]], batch: int) -> list[Label]:
-        """Up to `batch` prepared photos -> their labels."""
+    def _run(self, prepared: list[Images], wanted: list[Wanted], width: int, *, fixed: bool) -> list[Labels]:
+        """Up to `width` prepared photos -> their labels. With `fixed` all want the same."""
         with self._lock:
-            features = self._encode(prepared, batch)
-            memory, which = self._stack([support for support, _ in wanted])
-            pairs = torch.zeros(batch, 2, dtype=torch.int64)
-            pairs[: len(wanted), 0] = torch.tensor(which)
-            pairs[:, 1] = torch.arange(batch)
-            found = self.model.segment(memory, features, pairs.to(self.device))
-            levels = [math.log(t / (1 - t)) for _, t in wanted]
+            features = self._encode(prepared, width)
             sizes = [tuple(i.sizes[0].tolist()) for i in prepared]
-            masks = _full_size(found.logits.float(), sizes, levels, corners=self.model.corners_aligned)
-            scores = found.scores.float().cpu().tolist()
-        return [_label(m, s) for m, s in zip(masks, scores[: len(masks)], strict=True)]
+            photos: list[dict[int, Label]] = [{} for _ in wanted]
+            waiting: list[_Found] = []
+            for call in _whole_classes(wanted, width) if fixed else _mixed(wanted, width):
+                found = self._segment(call, features, width)
+                self._keep_overlaps([f for f in found if wanted[f.pair.row].overlaps == "keep"], wanted, sizes, photos)
+                waiting += [f for f in found if wanted[f.pair.row].overlaps == "resolve"]
+            self._resolve_overlaps(waiting, wanted, sizes, photos)
+        return [tuple(labels[number] for number in sorted(labels)) for labels in photos]
+
+    def _segment(self, asked: list[_Pair], features: Features, width: int) -> list[_Found]:
+        """One call of the model, padded to a multiple of `width` pairs or a power of two below it."""
+        memory, which = self._stack([pair.support_id for pair in asked])
+        size = len(asked) if len(asked) % width == 0 else _power_of_two(len(asked), len(asked) * 2)
+        pairs = torch.zeros(size, 2, dtype=torch.int64)
+        pairs[: len(asked), 0] = torch.tensor(which)
+        pairs[: len(asked), 1] = torch.tensor([pair.row for pair in asked])
+        pairs[len(asked):, 1] = len(features) - 1
+        found = self.model.segment(memory, features, pairs.to(self.device))
+        scores = found.scores.float().cpu().tolist()
+        return [_Found(pair=pair, logits=found.logits[i].float(), score=scores[i])
+                for i, pair in enumerate(asked) if not pair.padding]
+
+    def _keep_overlaps(self, found: list[_Found], wanted: list[Wanted], sizes: Sizes,
+                       photos: list[dict[int, Label]]) -> None:
+        """Every mask by itself, as many at full size at a time as there are photos."""
+        for first in range(0, len(found), len(wanted)):
+            some = found[first:first + len(wanted)]
+            masks = full_size([f.logits for f in some], [sizes[f.pair.row] for f in some],
+                              [level_of(wanted[f.pair.row].threshold) for f in some], corners=self._corners)
+            for f, mask in zip(some, masks, strict=True):
+                photos[f.pair.row][f.pair.number] = make_label(mask, f.score)
+
+    def _resolve_overlaps(self, found: list[_Found], wanted: list[Wanted], sizes: Sizes,
+                          photos: list[dict[int, Label]]) -> None:
+        """A semantic map a photo, cut into the masks of its classes; the maps travel in one copy."""
+        rows = sorted({f.pair.row for f in found})
+        own = {row: sorted((f for f in found if f.pair.row == row), key=lambda f: f.pair.number) for row in rows}
+        maps = [semantic_map([f.logits for f in own[row]], [f.score for f in own[row]], sizes[row],
+                             level_of(wanted[row].threshold), corners=self._corners) for row in rows]
+        for row, owner in zip(rows, to_host(maps, [sizes[row] for row in rows]), strict=True):
+            for number, f in enumerate(own[row], 1):
+                photos[row][f.pair.number] = make_label((owner == number).astype(np.uint8, order="F"), f.score)
+
+    @property
+    def _corners(self) -> bool:
+        return self.model.corners_aligned
 
     def _encode(self, prepared: list[Images], batch: int) -> Features:
         pixels = torch.cat([i.pixels for i in prepared])
@@ -184,29 +207,41 @@ class Labeler:
             self._memories.popitem(last=False)
 
 
-def _full_size(
-    logits: Tensor, sizes: Sequence[tuple[int, ...]], levels: Sequence[float], *, corners: bool
-) -> list[np.ndarray]:
-    """[P, h, w] logits -> masks [H, W] uint8 in column order, as run-length coding reads them.
+@dataclass(frozen=True)
+class _Pair:
+    """One (support set, photo): the photo's row of the batch, and which of its classes it is."""
 
-    Each is transposed while small, enlarged on the device, and all travel to the host in one copy.
-    """
-    flat = []
-    for logit, (height, width), level in zip(logits, sizes, levels, strict=False):
-        turned = logit.transpose(0, 1)[None, None]
-        large = F.interpolate(turned, size=(width, height), mode="bilinear", align_corners=corners)
-        flat.append((large[0, 0] > level).to(torch.uint8).flatten())
-    host = torch.cat(flat).cpu().numpy()
-    masks, start = [], 0
-    for height, width in sizes:
-        end = start + height * width
-        masks.append(host[start:end].reshape(width, height).T)
-        start = end
-    return masks
+    support_id: str
+    row: int
+    number: int
+    padding: bool = False
 
 
-def _label(mask: np.ndarray, score: float) -> Label:
-    rle = coco.encode(mask[:, :, None])[0]
-    x, y, w, h = (float(v) for v in coco.toBbox(rle))
-    return Label(height=mask.shape[0], width=mask.shape[1], counts=rle["counts"].decode(), bbox=(x, y, w, h),
-                 area=int(coco.area(rle)), score=score)
+@dataclass(frozen=True, kw_only=True)
+class _Found:
+    """What the model says of a pair: logits [h, w] on the device, predicted IoU."""
+
+    pair: _Pair
+    logits: Tensor
+    score: float
+
+
+def _whole_classes(wanted: list[Wanted], width: int) -> list[list[_Pair]]:
+    """Calls of a job: a class with all rows of the batch, padding included, or several such classes."""
+    ids = wanted[0].support_ids
+    step = max(1, wanted[0].pairs // width)
+    classes = [[_Pair(support_id, row, number, row >= len(wanted)) for row in range(width)]
+               for number, support_id in enumerate(ids)]
+    return [[pair for one in classes[i:i + step] for pair in one] for i in range(0, len(ids), step)]
+
+
+def _mixed(wanted: list[Wanted], width: int) -> list[list[_Pair]]:
+    """Calls for people: all pairs, as many at a time as the batch is wide, or as one of the photos allows."""
+    pairs = [_Pair(support_id, row, number) for row, one in enumerate(wanted)
+             for number, support_id in enumerate(one.support_ids)]
+    step = max(width, *(one.pairs for one in wanted))
+    return [pairs[i:i + step] for i in range(0, len(pairs), step)]
+
+
+def _power_of_two(count: int, limit: int) -> int:
+    return min(limit, 1 << (count - 1).bit_length())

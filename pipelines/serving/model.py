@@ -9,11 +9,13 @@ from typing import Any
 from ray import serve
 from ray.serve import Application, Deployment
 
-from pipelines.serving.labeler import Failure, Label, Labeler, Limits
+from pipelines.serving.labeler import Labeler, Limits
+from pipelines.serving.masks import Failure, Labels
 from pipelines.serving.spec import ModelSpec
 from pipelines.serving.supports import SupportSet
+from pipelines.serving.wanted import Wanted
 
-Item = tuple[bytes, str, float]  # photo, support id, threshold
+Item = tuple[bytes, Wanted]
 CONCURRENT_BATCHES = 2  # one is decoded while the other is in the model
 BULK_CHUNKS = 2  # the same for chunks
 
@@ -35,21 +37,22 @@ class Model:
         """Compute the memory. Raises `FssError` if the method refuses the prompts."""
         return await asyncio.to_thread(self.labeler.add_support, supports)
 
-    async def segment(self, images: list[bytes], support_id: str, threshold: float) -> list[Label | Failure]:
+    async def segment(self, images: list[bytes], wanted: Wanted) -> list[Labels | Failure]:
         """A person's photos, batched with those of other requests. Raises `UnknownSupportError`."""
-        await asyncio.to_thread(self.labeler.memory, support_id)  # here, so that nobody else's request fails with it
-        return list(await asyncio.gather(*(self._one((image, support_id, threshold)) for image in images)))
+        for support_id in wanted.support_ids:  # here, so that nobody else's request fails with it
+            await asyncio.to_thread(self.labeler.memory, support_id)
+        return list(await asyncio.gather(*(self._one((image, wanted)) for image in images)))
 
-    async def chunk(self, images: list[bytes], support_id: str, threshold: float) -> list[Label | Failure]:
+    async def chunk(self, images: list[bytes], wanted: Wanted) -> list[Labels | Failure]:
         """A job's photos in batches of their own: the same photos give the same bytes. Raises `UnknownSupportError`."""
-        return await asyncio.to_thread(self.labeler.label, images, support_id, self.batch, threshold)
+        return await asyncio.to_thread(self.labeler.label_classes, images, wanted, self.batch)
 
 
 def _batched(labeler: Labeler, spec: ModelSpec) -> Any:
     @serve.batch(max_batch_size=spec.batch, batch_wait_timeout_s=spec.wait_s,
                  max_concurrent_batches=CONCURRENT_BATCHES)
-    async def one(items: Sequence[Item]) -> list[Label | Failure]:
-        images, wanted = [i[0] for i in items], [(i[1], i[2]) for i in items]
+    async def one(items: Sequence[Item]) -> list[Labels | Failure]:
+        images, wanted = [i[0] for i in items], [i[1] for i in items]
         return await asyncio.to_thread(labeler.label_mixed, images, wanted, spec.batch)
 
     return one

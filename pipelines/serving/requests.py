@@ -14,8 +14,10 @@ from starlette.requests import Request
 from fss_models.errors import FssError
 from pipelines.serving.marks import check_keys
 from pipelines.serving.support_files import from_base64
+from pipelines.serving.wanted import MAX_CLASSES, Wanted, check_overlaps
 
 MAX_IMAGES = 256  # of one request
+MAX_PAIRS = 4096  # of one call of the model
 
 
 class RefusedError(FssError):
@@ -30,10 +32,10 @@ class RefusedError(FssError):
 class SegmentRequest:
     """The content of `POST /v1/segment`. `bulk` sends it to the replicas that serve jobs."""
 
-    support_id: str
     images: list[bytes]
-    threshold: float
+    wanted: Wanted
     bulk: bool
+    many: bool  # `support_ids` was given: every photo has a list of labels
 
 
 async def read_json(request: Request, max_bytes: int) -> Any:
@@ -60,22 +62,44 @@ def _too_large(max_bytes: int) -> RefusedError:
 
 
 def parse_segment(body: Any) -> SegmentRequest:
-    """Check `{"support_id", "images": [base64], "threshold"?, "bulk"?}`. Raises `FssError`."""
-    check_keys(body, ("support_id", "images", "threshold", "bulk"), "request")
-    support_id, images = body.get("support_id"), body.get("images")
-    if not isinstance(support_id, str) or not support_id:
-        raise FssError("support_id is missing", mend="POST /v1/supports gives one")
+    """Check `{"support_id" or "support_ids", "images": [base64], "threshold"?, "overlaps"?, "pairs"?, "bulk"?}`.
+
+    Raises `FssError`.
+    """
+    check_keys(body, ("support_id", "support_ids", "images", "threshold", "overlaps", "pairs", "bulk"), "request")
+    ids, images = _support_ids(body), body.get("images")
     if not isinstance(images, list) or not images or not all(isinstance(i, str) for i in images):
         raise FssError("images is not a list of base64 texts")
     if len(images) > MAX_IMAGES:
         raise FssError(f"{len(images)} images in one request are too many", mend=f"at most {MAX_IMAGES}")
-    threshold, bulk = body.get("threshold", 0.5), body.get("bulk", False)
+    threshold, bulk, pairs = body.get("threshold", 0.5), body.get("bulk", False), body.get("pairs", 0)
     if not isinstance(threshold, int | float) or isinstance(threshold, bool) or not 0 < threshold < 1:
         raise FssError(f"threshold is {str(threshold)[:40]!r}, not a number between 0 and 1")
     if not isinstance(bulk, bool):
         raise FssError("bulk is neither true nor false")
+    if not isinstance(pairs, int) or isinstance(pairs, bool) or not 0 <= pairs <= MAX_PAIRS:
+        raise FssError(f"pairs is {str(pairs)[:40]!r}, not a whole number from 0 to {MAX_PAIRS}")
+    overlaps = body.get("overlaps", "keep")
+    check_overlaps(overlaps, len(ids))
+    wanted = Wanted(support_ids=ids, threshold=float(threshold), overlaps=overlaps, pairs=pairs)
     photos = [from_base64(text, f"images[{i}]") for i, text in enumerate(images)]
-    return SegmentRequest(support_id=support_id, images=photos, threshold=float(threshold), bulk=bulk)
+    return SegmentRequest(images=photos, wanted=wanted, bulk=bulk, many="support_ids" in body)
+
+
+def _support_ids(body: dict[str, Any]) -> tuple[str, ...]:
+    if "support_ids" in body:
+        ids = body["support_ids"]
+        if "support_id" in body:
+            raise FssError("has support_id and support_ids", mend="give one of them")
+        if not isinstance(ids, list) or not ids or not all(isinstance(i, str) and i for i in ids):
+            raise FssError("support_ids is not a list of ids")
+        if len(ids) > MAX_CLASSES or len(set(ids)) < len(ids):
+            raise FssError(f"{len(ids)} support_ids", mend=f"at most {MAX_CLASSES}, each once")
+        return tuple(ids)
+    support_id = body.get("support_id")
+    if not isinstance(support_id, str) or not support_id:
+        raise FssError("support_id is missing", mend="POST /v1/supports gives one")
+    return (support_id,)
 
 
 def token_hash(token: str) -> str:

@@ -23,9 +23,18 @@ Fetch = Callable[[str, str], bytes]  # (text, where) -> bytes
 
 def read_support_file(url: str) -> SupportSet:
     """A supports file, local or s3://. Raises `FssError` with one line for every mistake."""
+    store, name = place_of(url)
+    return read_supports(store.read_json(name), fetcher(store), name)
+
+
+def place_of(url: str) -> tuple[Store, str]:
+    """The folder of a file, and its name there."""
     folder, _, name = Store(url).url.rpartition("/")
-    store = Store(folder or "/")
-    content = store.read_json(name)
+    return Store(folder or "/"), name
+
+
+def fetcher(store: Store) -> Fetch:
+    """Reads files named relative to `store`, or by a path or URL of their own."""
 
     def fetch(path: str, where: str) -> bytes:
         place, _, leaf = path.rpartition("/")
@@ -35,12 +44,12 @@ def read_support_file(url: str) -> SupportSet:
             raise FssError(f"{path!r} does not exist", where=where, mend="paths are relative to the supports file")
         return holder.read_bytes(leaf)
 
-    return _read(content, fetch, name)
+    return fetch
 
 
 def support_set_from_request(body: Any) -> SupportSet:
     """The content of `POST /v1/supports`. Raises `FssError` with one line for every mistake."""
-    return _read(body, from_base64, "")
+    return read_supports(body, from_base64, "")
 
 
 def from_base64(text: str, where: str) -> bytes:
@@ -59,7 +68,8 @@ def support_request(supports: SupportSet) -> dict[str, Any]:
     return {"class_name": supports.class_name, "supports": rows}
 
 
-def _read(content: Any, fetch: Fetch, where: str) -> SupportSet:
+def read_supports(content: Any, fetch: Fetch, where: str) -> SupportSet:
+    """The support set that `content` describes, its pictures read by `fetch`. Raises `FssError` naming `where`."""
     prefix = f"{where}: " if where else ""
     check_keys(content, ("class_name", "supports"), where or "request")
     rows = content.get("supports")

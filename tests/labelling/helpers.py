@@ -7,7 +7,9 @@ from pathlib import Path
 from pipelines.labelling.images import list_images
 from pipelines.labelling.job import Job
 from pipelines.labelling.manifest import JobManifest, claim, code_version, describe_images
-from pipelines.serving.labeler import Failure, Label, Labeler
+from pipelines.serving.labeler import Labeler
+from pipelines.serving.masks import Failure, Labels
+from pipelines.serving.wanted import Wanted
 from pipelines.storage import Store
 
 
@@ -18,16 +20,17 @@ class DirectEngine:
         self.labeler, self.request_bytes, self.batch = labeler, request_bytes, batch
         self.requests: list[int] = []
 
-    def label(self, images: list[bytes], support_id: str, threshold: float) -> list[Label | Failure]:
+    def label(self, images: list[bytes], wanted: Wanted) -> list[Labels | Failure]:
         self.requests.append(len(images))
-        return self.labeler.label(images, support_id, self.batch, threshold)
+        return self.labeler.label_classes(images, wanted, self.batch)
 
 
 def make_job(photos: Path | str, out: Path | str, support_id: str, labeler: Labeler, **changes: object) -> Job:
-    """A claimed job with chunks of 8 photos in batches of 4."""
+    """A claimed job with chunks of 8 photos in batches of 4. `changes` may name several classes instead of the one."""
     limit = int(str(changes.get("limit", 0)))
     images = list_images(str(photos), limit)
-    fields = {**describe_images(images), "class_name": "ball", "support_id": support_id,
+    one = {} if "class_names" in changes else {"class_name": "ball", "support_id": support_id}
+    fields = {**describe_images(images), **one,
               "bundle_id": labeler.info.bundle_id, "method": "prior", "preset": "nano", "chunk": 8, "batch": 4,
               "threshold": 0.5, "limit": 0, "max_pixels": 50_000_000, "max_bytes": 64_000_000,
               "code_version": code_version(), **changes}

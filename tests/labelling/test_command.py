@@ -13,6 +13,7 @@ import pytest
 from jobs.cli import main
 from pipelines.storage import Store
 from tests.serving.helpers import FSS, clean_env, photo_folder, run_fss, running_service, supports_file
+from tests.serving.test_classes import class_folder
 
 
 def _arguments(photos: Path, supports: Path, out: Path, bundle: str, *more: str) -> list[str]:
@@ -41,12 +42,22 @@ def test_label_again_and_through_the_service(bundle: str, tmp_path: Path) -> Non
     assert json.loads(again.stdout)["labelled_now"] == 0
     assert "everything is labelled already" in again.stderr
     assert _parts(tmp_path / "own") == before
+    classes = class_folder(tmp_path / "classes")
+
+    def several(name: str) -> list[str]:
+        return _arguments(photos, classes, tmp_path / name, bundle, "--json", "--overlaps", "resolve")
+
     with running_service(bundle, tmp_path / "ws") as service:
         assert (tmp_path / "ws" / "serve.json").exists()
         served = run_fss(*_arguments(photos, supports, tmp_path / "served", bundle, "--json"))
         assert served.returncode == 0, served.stderr
         assert f"labelling through the service at {service.url}" in served.stderr
+        done = run_fss(*several("served2"), "--service", service.url)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["class_names"] == ["ball", "noise"]
     assert not (tmp_path / "ws" / "serve.json").exists()
+    assert run_fss(*several("own2")).returncode == 0
+    assert _parts(tmp_path / "own2") == _parts(tmp_path / "served2")
     assert _parts(tmp_path / "served") == before
     other = run_fss(*_arguments(photos, supports, tmp_path / "own", bundle, "--threshold", "0.7"))
     assert other.returncode == 2
@@ -60,6 +71,8 @@ def test_label_again_and_through_the_service(bundle: str, tmp_path: Path) -> Non
     (("--service", "http://127.0.0.1:9"), "http://127.0.0.1:9: no service answers"),
     (("--set", "label.chnk=3"), "did you mean 'label.chunk'?"),
     (("--threshold", "2"), "label.threshold"),
+    (("--overlaps", "resolve"), "there is one class: no overlaps to resolve"),
+    (("--overlaps", "merge"), "label.overlaps"),
 ])
 def test_mistakes_are_one_line(bundle: str, tmp_path: Path, change: tuple[str, str], line: str,
                                monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -123,7 +123,7 @@ def test_a_tint_is_where_the_mask_is() -> None:
 
 def test_labels_failures_and_agreement(workspace: Made, page: str) -> None:
     material = collect(workspace.recipe)
-    found = gallery(material.labels[0], material.shards)
+    found = gallery(material.labels[0], material.shards, workspace.class_name)
     assert [f["file"] for f in found.failures] == [BROKEN]
     assert html.escape(BROKEN) in page
     assert BROKEN not in page

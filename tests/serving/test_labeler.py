@@ -10,10 +10,12 @@ import torch
 import torch.nn.functional as F
 from pycocotools import mask as coco
 
-from pipelines.serving.labeler import Failure, Label, Labeler, Limits, _full_size
+from pipelines.serving.labeler import Failure, Label, Labeler, Limits
 from pipelines.serving.marks import rle_json
+from pipelines.serving.masks import full_size
 from pipelines.serving.support_files import support_request, support_set_from_request
 from pipelines.serving.supports import Support, SupportSet, UnknownSupportError
+from pipelines.serving.wanted import Wanted
 from tests.serving.helpers import ball, encoded
 
 
@@ -108,10 +110,11 @@ def test_mixed_support_sets_share_a_batch(labeler: Labeler) -> None:
     both = SupportSet("ball", one.supports + two.supports)
     ids = [labeler.add_support(s) for s in (one, both)]
     photos = [encoded(ball(s)[0]) for s in range(4)]
-    wanted = [(ids[i % 2], 0.5) for i in range(4)]
+    wanted = [Wanted(support_ids=(ids[i % 2],)) for i in range(4)]
     mixed = labeler.label_mixed(photos, wanted, 4)
-    for photo, (support, _), label in zip(photos, wanted, mixed, strict=True):
-        alone, found = decoded(labeler.label([photo], support, 4)[0]), decoded(label)
+    for photo, one, labels in zip(photos, wanted, mixed, strict=True):
+        assert not isinstance(labels, Failure)
+        alone, found = decoded(labeler.label([photo], one.support_ids[0], 4)[0]), decoded(labels[0])
         assert (alone & found).sum() / (alone | found).sum() > 0.999
 
 
@@ -122,7 +125,7 @@ def test_request_form_keeps_everything() -> None:
 @pytest.mark.parametrize("corners", [False, True])
 def test_enlarging_transposed_is_enlarging(corners: bool) -> None:
     logits = torch.randn(2, 7, 9)
-    masks = _full_size(logits, [(20, 31), (14, 11)], [0.0, 0.3], corners=corners)
+    masks = full_size(logits, [(20, 31), (14, 11)], [0.0, 0.3], corners=corners)
     for mask, logit, size, level in zip(masks, logits, [(20, 31), (14, 11)], [0.0, 0.3], strict=True):
         wanted = F.interpolate(logit[None, None], size=size, mode="bilinear", align_corners=corners)[0, 0] > level
         assert mask.flags.f_contiguous

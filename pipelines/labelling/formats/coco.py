@@ -1,0 +1,53 @@
+"""COCO JSON: `images` are the readable photos, `annotations` the masks that are not empty."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from pipelines.labelling.manifest import JobManifest
+from pipelines.labelling.parts import Photo, photos
+from pipelines.storage import Store
+
+SHORT = ["image_id", "file_name", "height", "width", "class_name", "error"]
+
+
+def write_coco(out: Store, manifest: JobManifest, name: str) -> None:
+    """Write the file `name`, a photo at a time.
+
+    An annotation's id is the photo's where there is one class, else it counts through photos and classes.
+    """
+    about = {"description": f"{manifest.title} by {manifest.method}/{manifest.preset}",
+             "bundle_id": manifest.bundle_id, **manifest.supports, "version": manifest.code_version}
+    categories = [{"id": i, "name": label, "supercategory": ""} for i, label in enumerate(manifest.classes, 1)]
+    with out.stream(name) as file:
+        file.write(b'{"info": ' + _line(about) + b',\n"licenses": [],\n"categories": ' + _line(categories))
+        for key, rows in (("images", _images(out, manifest)), ("annotations", _annotations(out, manifest))):
+            file.write(f',\n"{key}": ['.encode())
+            for number, row in enumerate(rows):
+                file.write((b",\n" if number else b"\n") + _line(row))
+            file.write(b"\n]")
+        file.write(b"}\n")
+
+
+def _images(out: Store, manifest: JobManifest) -> Iterator[dict[str, Any]]:
+    for photo in photos(out, manifest, SHORT):
+        yield {"id": photo.image_id, "file_name": photo.file_name, "height": photo.height, "width": photo.width}
+
+
+def _annotations(out: Store, manifest: JobManifest) -> Iterator[dict[str, Any]]:
+    classes = len(manifest.classes)
+    for photo in photos(out, manifest):
+        for number, row in photo.found:
+            yield {"id": (photo.image_id - 1) * classes + number + 1, "image_id": photo.image_id,
+                   "category_id": number + 1, "iscrowd": 0, "segmentation": _segmentation(photo, row),
+                   "bbox": row["bbox"], "area": row["area"], "score": row["score"]}
+
+
+def _segmentation(photo: Photo, row: dict[str, Any]) -> dict[str, Any]:
+    return {"size": [photo.height, photo.width], "counts": row["rle"]}
+
+
+def _line(value: Any) -> bytes:
+    return json.dumps(value).encode()

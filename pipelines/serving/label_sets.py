@@ -1,0 +1,94 @@
+"""Label sets: the support sets of several classes, from one file or from a folder with a folder a class.
+
+    {"classes": [{"class_name": "cup", "supports": [...]}, {"class_name": "fork", "supports": [...]}]}
+
+    supports/cup/a.jpg   supports/cup/a.png         a photo and its mask: the PNG of the same name, or NAME_mask.png
+    supports/fork/supports.json                     or a supports file of the class; the folder names it
+"""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+from typing import Any
+
+from fss_models.errors import FssError
+from pipelines.data.decode import FORMATS
+from pipelines.serving.marks import check_keys
+from pipelines.serving.support_files import fetcher, place_of, read_supports
+from pipelines.serving.supports import SupportSet
+from pipelines.serving.wanted import MAX_CLASSES
+from pipelines.storage import Store
+
+FILE = "supports.json"
+SUFFIXES = (".jpg", ".jpeg", *(f".{f.lower()}" for f in FORMATS), ".tif")
+MASK = "_mask"
+
+
+def read_label_set(url: str) -> list[SupportSet]:
+    """The classes of a supports file (one, or a list of `classes`) or of a folder, local or s3://.
+
+    Raises `FssError` with one line for every mistake, for two classes of one name and for two with the same supports.
+    """
+    store = Store(url)
+    inside = [f for f in store.list() if not store.url.endswith(f)]  # of a file the listing is the file itself
+    found = _of_folder(store, inside) if inside else _of_file(url)
+    if len(found) > MAX_CLASSES:
+        raise FssError(f"has {len(found)} classes", where=url, mend=f"at most {MAX_CLASSES} in one pass")
+    for kind, keys in (("name", [s.class_name for s in found]), ("supports", [s.support_id for s in found])):
+        twice = next((s.class_name for i, s in enumerate(found) if keys[i] in keys[:i]), None)
+        if twice is not None:
+            raise FssError(f"class {twice!r} has the {kind} of another class", where=url, mend="leave one of them out")
+    return found
+
+
+def _of_file(url: str) -> list[SupportSet]:
+    store, name = place_of(url)
+    content = store.read_json(name)
+    if not isinstance(content, dict) or "classes" not in content:
+        return [read_supports(content, fetcher(store), name)]
+    check_keys(content, ("classes",), name)
+    if not isinstance(content["classes"], list) or not content["classes"]:
+        raise FssError("classes is not a list of classes", where=name, mend='"classes": [{"class_name": ..., ...}]')
+    return [read_supports(one, fetcher(store), f"{name}: classes[{i}]") for i, one in enumerate(content["classes"])]
+
+
+def _of_folder(store: Store, files: list[str]) -> list[SupportSet]:
+    shown = [f for f in files if not any(part.startswith(".") for part in f.split("/"))]
+    classes = sorted({f.split("/")[0] for f in shown if "/" in f})
+    if not classes:  # the folder is the class
+        place, name = place_of(store.url)
+        return [_of_class(place, name, [f"{name}/{f}" for f in shown])]
+    return [_of_class(store, c, [f for f in shown if f.startswith(f"{c}/")]) for c in classes]
+
+
+def _of_class(store: Store, name: str, files: list[str]) -> SupportSet:
+    """One class; `files` are those of its folder `name`."""
+    where = store.path(name)
+    if f"{name}/{FILE}" in files:
+        content = store.read_json(f"{name}/{FILE}")
+        named = {"class_name": name, **content} if isinstance(content, dict) else content
+        return read_supports(named, fetcher(Store(where)), f"{name}/{FILE}")
+    rows: list[dict[str, Any]] = [{"image": image, "mask": mask} for image, mask in _pairs(files, where)]
+    return read_supports({"class_name": name, "supports": rows}, fetcher(store), where)
+
+
+def _pairs(files: list[str], where: str) -> list[tuple[str, str]]:
+    """Photos and their masks. Raises `FssError` for a picture that has no counterpart."""
+    pictures = [PurePosixPath(f) for f in files if f.lower().endswith(SUFFIXES)]
+    masks = {str(p.with_suffix("")).removesuffix(MASK): p for p in pictures if _is_mask(p, pictures)}
+    photos = [p for p in pictures if p not in masks.values()]
+    for photo in photos:
+        if str(photo.with_suffix("")) not in masks:
+            raise FssError(f"{photo.name} has no mask", where=where,
+                           mend=f"put {photo.stem}.png or {photo.stem}{MASK}.png beside it, or write {FILE}")
+    lonely = sorted(masks.keys() - {str(p.with_suffix("")) for p in photos})
+    if lonely:
+        raise FssError(f"{masks[lonely[0]].name} is the mask of no photo", where=where)
+    return [(str(p), str(masks[str(p.with_suffix(""))])) for p in photos]
+
+
+def _is_mask(picture: PurePosixPath, pictures: list[PurePosixPath]) -> bool:
+    if picture.stem.endswith(MASK):
+        return True
+    twin = any(p != picture and p.with_suffix("") == picture.with_suffix("") for p in pictures)
+    return picture.suffix.lower() == ".png" and twin
