@@ -80,10 +80,26 @@ def _local(place: str) -> Path:
         return path
     if place.startswith("hf://"):
         return _from_hub(place)
-    cached = cache_dir("weights", hashlib.sha256(place.encode()).hexdigest()[:16], place.rsplit("/", 1)[-1])
-    if not cached.is_file():
-        _download(place, cached)
-    return cached
+    kept = _kept(place)
+    if not kept.is_file():
+        _download(place, kept)
+    return kept
+
+
+def _kept(place: str) -> Path:
+    """Where the cache keeps a file from the web or a bucket."""
+    return cache_dir("weights", hashlib.sha256(place.encode()).hexdigest()[:16], place.rsplit("/", 1)[-1])
+
+
+def is_here(place: str) -> bool:
+    """Whether the weight file at `place` is on this machine already. Nothing is fetched."""
+    place = place.partition("#sha256=")[0]
+    if not place.startswith("hf://"):
+        return (_kept(place) if "://" in place else Path(place).expanduser()).is_file()
+    from huggingface_hub import try_to_load_from_cache
+
+    owner, name, file = [*place.removeprefix("hf://").split("/", 2), "", ""][:3]
+    return isinstance(try_to_load_from_cache(f"{owner}/{name}", file, cache_dir=cache_dir("weights", "hub")), str)
 
 
 def _download(place: str, target: Path) -> None:

@@ -1,0 +1,1 @@
+"""Published results tables: run again where data and weights are there, ours beside the published."""

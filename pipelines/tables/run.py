@@ -1,0 +1,87 @@
+"""Running the cells of a table: a sweep for all cells that differ in the method alone, one after another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from fss_models.metrics import Counts
+from pipelines.cluster import cluster
+from pipelines.progress import say
+from pipelines.tables.cells import Cell, Quality, Record, grouped
+from pipelines.training.results import EPISODE_SCORES, RunResult, read_counts
+from pipelines.training.run import method_labels
+from pipelines.training.sweep import run_sweep
+from pipelines.workspace import Workspace
+
+
+def run_cells(cells: Sequence[Cell]) -> dict[str, str]:
+    """Run what is not finished; returns run -> error of those that failed, which the next call tries again.
+
+    Raises `FssError` for a mistake in a recipe, before anything of its group is run.
+    """
+    left = [c for c in cells if c.record() is None]
+    distinct = {c.digest: c for c in left}
+    say(f"{len({c.digest for c in cells}) - len(distinct)} of {len({c.digest for c in cells})} cells are finished")
+    if not left:
+        return {}
+    failed: dict[str, str] = {}
+    with cluster():
+        for group in grouped(list(distinct.values())):
+            failed |= _run_group(group)
+    return failed
+
+
+def _run_group(group: Sequence[Cell]) -> dict[str, str]:
+    methods = list({c.method.model_dump_json(): c.method for c in group}.values())
+    recipe = group[0].recipe.model_copy(update={"methods": methods})
+    say(f"{recipe.name}, {recipe.eval.shots}-shot: {', '.join(dict.fromkeys(c.row.name for c in group))}")
+    results = run_sweep(recipe)
+    labels = dict(zip([m.model_dump_json() for m in methods], method_labels(methods), strict=True))
+    store = Workspace(recipe.out).store
+    latency = store.read_json("latency.json") if store.exists("latency.json") else {}
+    for cell in group:
+        mine = [r for r in results if r.spec.method == cell.method]
+        if not any(r.error for r in mine):
+            _keep(cell, mine, latency.get(labels[cell.method.model_dump_json()], {}))
+    return {r.run: r.error for r in results if r.error}
+
+
+def _keep(cell: Cell, results: Sequence[RunResult], latency: dict[str, Any]) -> None:
+    """The counts first, the record last: it marks the cell as finished."""
+    workspace = Workspace(cell.recipe.out)
+    for result in results:
+        counts = read_counts(workspace.run(result.run), result)
+        cell.store.write_table(f"{result.run}.parquet", _table(counts))
+    masks = {r.run: _pseudo_masks(cell, r) for r in results} if cell.row.mask else {}
+    record = Record(results=list(results), latency=latency, masks=masks)
+    cell.store.write_json("record.json", record.model_dump(mode="json"))
+
+
+def _pseudo_masks(cell: Cell, result: RunResult) -> dict[str, Quality]:
+    """Quality of FCP's masks before the first step and after the last, on the episodes the run was scored on."""
+    from pipelines.analysis.prompted import analysed, open_study
+    from pipelines.analysis.pseudo_masks import CONVENTIONAL, cut
+
+    study = open_study(cell.recipe, result.bundle, ("fcp",), "pseudo masks")
+    fold = result.spec.fold
+    episodes = study.unseen(0 if fold is None else fold).episodes(cell.recipe.eval)
+    made = cut(analysed(study.adapted, study.shards, episodes.episodes, cell.recipe.eval, "pseudo masks"),
+               study.adapted)
+    found = {}
+    for kind, name in (("conventional", CONVENTIONAL), ("attention", list(made.masks)[-1])):
+        quality, sample = made.quality(name, episodes.class_ids), made.sample(name)
+        counts = Counts(class_ids=sample.class_ids, inter=sample.inter[0], union=sample.union[0])
+        cell.store.write_table(f"{result.run}-{kind}.parquet", _table(counts))
+        found[kind] = Quality(precision=quality.precision, recall=quality.recall)
+    return found
+
+
+def _table(counts: Counts) -> pa.Table:
+    """Counts as they are kept: rows of `EPISODE_SCORES` without a method's own score."""
+    rows = [{"episode_id": e, "class_id": int(c), "inter_bg": int(i[0]), "inter_fg": int(i[1]), "union_bg": int(u[0]),
+             "union_fg": int(u[1]), "iou": i[1] / max(u[1], 1), "score": 0.0}
+            for e, (c, i, u) in enumerate(zip(counts.class_ids, counts.inter, counts.union, strict=True))]
+    return pa.Table.from_pylist(rows, schema=EPISODE_SCORES)

@@ -1,0 +1,167 @@
+"""A table for a terminal, as Markdown and as a page: per row ours, its interval, the published, the difference."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+
+import jinja2
+
+from pipelines.report.page import style_sheet
+from pipelines.storage import Store, join
+from pipelines.tables.cells import Cell
+from pipelines.tables.config import MEASURES
+from pipelines.tables.outcome import Figure, Outcome, document, folds_of
+from pipelines.training.run import code_version
+
+NONE = "–"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """A part of the table that fits side by side: lines of (row, what, cells)."""
+
+    title: str
+    head: list[str]
+    lines: list[tuple[str, str, list[str]]]
+
+
+Slot = tuple[str, int | None]  # a column, a fold or the mean
+
+
+def blocks(found: Outcome) -> list[Block]:
+    """One block a column that shows its folds, one for all the others."""
+    columns = found.table.columns
+    plain: list[Slot] = [(k, None) for k, c in columns.items() if not c.folds]
+    made = []
+    for key, column in columns.items():
+        if column.folds:
+            slots: list[Slot] = [(key, f) for f in folds_of(column)]
+            head = ["mean" if f is None else f"fold {f}" for _, f in slots]
+            made.append(_block(found, f"{column.title}; {MEASURES[column.measure]}", head, slots))
+    if plain:
+        measures = {columns[k].measure for k, _ in plain}
+        one = f"; {MEASURES[measures.pop()]}" if len(measures) == 1 else ""
+        head = [columns[k].title + ("" if one else f", {MEASURES[columns[k].measure]}") for k, _ in plain]
+        made.append(_block(found, f"{found.table.title}{one}", head, plain))
+    return made
+
+
+def _block(found: Outcome, title: str, head: list[str], slots: Sequence[Slot]) -> Block:
+    lines: list[tuple[str, str, list[str]]] = []
+    for row in found.table.rows:
+        figures = [found.of(row.name, k, f) for k, f in slots]
+        if any(figures):
+            lines += _lines(found, row.name, figures)
+    for rival in found.table.rivals:
+        figures = [found.of(rival.name, k, f) for k, f in slots]
+        if any(f and f.published is not None for f in figures):
+            lines.append((f"{rival.name} [{_sources(found).index(rival.source) + 1}]", "published",
+                          _texts(figures, lambda f: _number(f.published))))
+    return Block(title=title, head=head, lines=lines)
+
+
+def _lines(found: Outcome, name: str, figures: Sequence[Figure | None]) -> list[tuple[str, str, list[str]]]:
+    level = f"{found.table.confidence:.0%} interval"
+    kinds: list[tuple[str, Callable[[Figure], str]]] = [
+        ("ours", lambda f: _number(f.ours) + (" (fewer folds)" if f.short and f.ours is not None else "")),
+        (level, lambda f: NONE if f.low is None or f.high is None else f"{f.low:.1f} to {f.high:.1f}"),
+        ("published", lambda f: _number(f.published)),
+        ("difference", lambda f: _signed(f.difference) + ("*" if f.outside else "")),
+        (f"less {found.table.reference}", lambda f: _versus(f)),
+    ]
+    label = name + (" †" if name in found.remarks else "")
+    made: list[tuple[str, str, list[str]]] = []
+    for what, say in kinds:
+        cells = _texts(figures, say)
+        if what == "published" or any(c not in ("", NONE) for c in cells):
+            made.append((label if not made else "", what, cells))
+    return made
+
+
+def _texts(figures: Sequence[Figure | None], say: Callable[[Figure], str]) -> list[str]:
+    return ["" if f is None else say(f) for f in figures]
+
+
+def _number(value: float | None) -> str:
+    return NONE if value is None else f"{value:.1f}" if abs(value) >= 1 else f"{value:.3g}"
+
+
+def _signed(value: float | None) -> str:
+    return NONE if value is None else f"{round(value, 1) + 0.0:+.1f}"
+
+
+def _versus(figure: Figure) -> str:
+    if figure.versus is None:
+        return NONE
+    gain, low, high = figure.versus
+    return f"{_signed(gain)} ({_signed(low)} to {_signed(high)})"
+
+
+def _sources(found: Outcome) -> list[str]:
+    return list(dict.fromkeys(r.source for r in found.table.rivals))
+
+
+def remarks(found: Outcome) -> list[str]:
+    """What a reader must know, a line each."""
+    table, said = found.table, [f"{found.table.paper}. Published figures of the rows: {found.table.source}."]
+    said += [f"[{i}] {source}." for i, source in enumerate(_sources(found), start=1)]
+    if found.finished:
+        said.append("Intervals resample classes, episodes and seeds. * The published figure is outside our interval.")
+    else:
+        said.append("Nothing of it was run here yet.")
+    said += [f"† {name}: {'; '.join(lines)}." for name, lines in found.remarks.items()]
+    if found.changes:
+        said.append(f"Run with changes ({', '.join(found.changes)}): ours is not the published protocol.")
+    if any(f.published is None for f in found.figures):
+        said.append(f"{NONE} under published: the figure is not at hand.")
+    return said + table.notes
+
+
+def text(found: Outcome) -> str:
+    """For a terminal."""
+    parts = [found.table.title]
+    for block in blocks(found):
+        rows = [["", "", *block.head], *([name, what, *cells] for name, what, cells in block.lines)]
+        widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
+        lines = ["  ".join(c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(r, widths, strict=True)))
+                 for r in rows]
+        rule = "-" * max(len(line.rstrip()) for line in lines)
+        parts.append("\n".join([block.title, lines[0].rstrip(), rule, *(line.rstrip() for line in lines[1:])]))
+    return "\n\n".join([*parts, "\n".join(remarks(found))])
+
+
+def markdown(found: Outcome) -> str:
+    """The same as Markdown."""
+    parts = [f"# {found.table.title}"]
+    for block in blocks(found):
+        head = ["", "", *block.head]
+        rows = [f"| {' | '.join(_escaped(c) for c in (name, what, *cells))} |" for name, what, cells in block.lines]
+        parts.append("\n".join([f"## {block.title}", "", f"| {' | '.join(map(_escaped, head))} |",
+                                f"|{'---|' * 2}{'---:|' * len(block.head)}", *rows]))
+    return "\n\n".join([*parts, "\n".join(f"- {_escaped(line)}" for line in remarks(found))]) + "\n"
+
+
+def _escaped(cell: str) -> str:
+    return cell.replace("|", "\\|").replace("*", "\\*")
+
+
+def page(found: Outcome) -> str:
+    """The same as one self-contained page."""
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True,
+                                     undefined=jinja2.StrictUndefined)
+    template = environment.from_string(files("pipelines.tables").joinpath("table.html").read_text())
+    return template.render(title=found.table.title, blocks=blocks(found), remarks=remarks(found), style=style_sheet(),
+                           made=datetime.datetime.now().astimezone().strftime("%d %B %Y, %H:%M %Z"),
+                           code=code_version())
+
+
+def write(found: Outcome, cells: Sequence[Cell], out: str) -> str:
+    """Write `<out>/tables/<name>.html`, `.md` and `.json`; returns the page's place."""
+    store = Store(join(out, "tables"))
+    store.write_json(f"{found.name}.json", document(found, cells))
+    store.write_bytes(f"{found.name}.md", markdown(found).encode())
+    store.write_bytes(f"{found.name}.html", page(found).encode())
+    return store.path(f"{found.name}.html")
