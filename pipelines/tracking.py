@@ -4,8 +4,9 @@ A run never waits for the tracking server and never fails with it: what cannot b
 is sent by the next command on the same workspace. Entries carry their time, and a step that MLflow already has is
 left out, so a replay after a kill writes nothing twice.
 
-The default store is `mlflow.db` (SQLite) in a local workspace; for an `s3://` workspace it is a local file under
-FSS_CACHE (default ~/.cache/fss), because SQLite cannot live in an object store. The spool is `spool/` beside it.
+MLFLOW_TRACKING_URI, which clusters set, names the store. Else it is `mlflow.db` (SQLite) in a local workspace; for an
+`s3://` workspace it is a local file under FSS_CACHE (default ~/.cache/fss), because SQLite cannot live in an object
+store. The spool is `spool/` beside it.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from typing import Any
 
 from pipelines.cache import cache_dir
 from pipelines.config import Recipe
+from pipelines.metrics import RunMetrics
 from pipelines.storage import Store
 
 log = logging.getLogger(__name__)
@@ -43,8 +45,8 @@ def _home(out: str) -> Path:
 
 
 def tracking_uri(recipe: Recipe) -> str:
-    """Where MLflow writes: the recipe's `tracking`, else a SQLite file."""
-    return recipe.tracking or f"sqlite:///{_home(recipe.out) / 'mlflow.db'}"
+    """Where MLflow writes: the recipe's `tracking`, else MLFLOW_TRACKING_URI, else a SQLite file."""
+    return recipe.tracking or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{_home(recipe.out) / 'mlflow.db'}"
 
 
 def spool_folder(recipe: Recipe) -> Path:
@@ -64,6 +66,7 @@ class Tracker:
         fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         hidden.rename(self.path)
         self._steps: dict[str, int] = {}
+        self._shown = RunMetrics()
         self._wake, self._stop = threading.Event(), threading.Event()
         self._last_error = ""
         self._sending: Path | None = None
@@ -78,6 +81,7 @@ class Tracker:
     def metrics(self, key: str, values: Mapping[str, float], step: int = 0) -> None:
         """Metrics of one step."""
         clean = {re.sub(r"[^\w\-./: ]", "_", k): v for k, v in values.items()}
+        self._shown.show(key, clean)
         self._put({"op": "metrics", "key": key, "values": clean, "step": step})
 
     def tags(self, key: str, values: Mapping[str, Any]) -> None:
@@ -86,6 +90,7 @@ class Tracker:
 
     def end(self, key: str, status: str = "FINISHED") -> None:
         """Close a run: FINISHED or FAILED."""
+        self._shown.end(key, status)
         self._put({"op": "end", "key": key, "status": status})
 
     def register(self, model: str, *, source: str, key: str, alias: str, tags: Mapping[str, Any]) -> None:

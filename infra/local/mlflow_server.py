@@ -12,6 +12,8 @@ import httpx
 from fss_models.errors import FssError
 from infra.local.processes import Server, free_port, last_lines, spawn
 
+QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # we use neither
+
 
 def start_mlflow(folder: Path, artifacts: str, env: Mapping[str, str], *, port: int = 0) -> tuple[Server, str]:
     """Start the server; its process and address. It answers after `wait_for_mlflow`."""
@@ -19,11 +21,11 @@ def start_mlflow(folder: Path, artifacts: str, env: Mapping[str, str], *, port: 
     command = [str(Path(sys.executable).with_name("mlflow")), "server", "--host", "127.0.0.1", "--port", str(port),
                "--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}", "--artifacts-destination", artifacts,
                "--workers", "1"]
-    server = spawn("mlflow", command, folder=folder, env={**env, "MLFLOW_DISABLE_TELEMETRY": "true"})
+    server = spawn("mlflow", command, folder=folder, env={**env, **QUIET})
     return server, f"http://127.0.0.1:{port}"
 
 
-def wait_for_mlflow(server: Server, url: str, folder: Path, *, wait_s: float = 180.0) -> None:
+def wait_for_mlflow(server: Server, url: str, folder: Path, *, wait_s: float = 600.0) -> None:
     """Until the server answers. Raises `FssError` if it ends or stays silent."""
     deadline = time.monotonic() + wait_s
     while True:

@@ -52,7 +52,7 @@ def _start(name: str, flags: list[str], options: Mapping[str, object], *, folder
 
 
 def wait_for_nodes(dashboard: str, token: str, count: int, server: Server, folder: Path, *,
-                   wait_s: float = 240.0) -> None:
+                   wait_s: float = 600.0) -> None:
     """Until the cluster shows `count` living nodes, `server` being the last. Raises `FssError` if it ends before."""
     deadline = time.monotonic() + wait_s
     while (alive := count_nodes(dashboard, token)) < count:

@@ -1,0 +1,58 @@
+"""The service as Ray Serve's config files name it: `import_path: pipelines.serving.deployed:champion`."""
+
+from __future__ import annotations
+
+import os
+from typing import Literal
+
+from pydantic import Field
+from ray.serve import Application
+
+from fss_models.errors import FssError
+from fss_models.shipped.files import bundle_url
+from pipelines.config import Positive, Recipe, Section
+from pipelines.serving.app import ServiceSpec, application
+from pipelines.serving.requests import token_hash
+from pipelines.serving.spec import best_device, model_spec
+from pipelines.shipped import champion_url
+from pipelines.storage import Store
+from pipelines.workspace import Workspace
+
+
+class ChampionArgs(Section):
+    """The `args` of the application in a Serve config file; host and port are the file's `http_options`.
+
+    `device` auto takes a GPU where the cluster has one now: say cuda where GPU nodes come only when asked for.
+    `open` serves without a token, for a cluster that nobody else reaches.
+    """
+
+    workspace: str
+    bundle: str = ""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    replicas: Positive = 1
+    max_batch: Positive = 8
+    wait_s: float = Field(0.02, ge=0)
+    max_request_bytes: Positive = 64_000_000
+    threads: int = Field(0, ge=0)
+    open: bool = False
+
+
+def champion(args: ChampionArgs) -> Application:
+    """The champion of a workspace, or the shipped one, as an application.
+
+    FSS_TOKEN is read where the application is built, on the cluster. Raises `FssError` if it is not set and `open` is
+    not said, and if there is no bundle.
+    """
+    import ray
+
+    token = os.environ.get("FSS_TOKEN", "")
+    if not token and not args.open:
+        raise FssError("the service has no token", mend="set FSS_TOKEN on the nodes, or say open: true")
+    workspace = Workspace(args.workspace)
+    url = bundle_url(args.bundle) if args.bundle else champion_url(workspace)
+    serve = {key: getattr(args, key) for key in ("replicas", "max_batch", "wait_s", "max_request_bytes", "threads")}
+    recipe = Recipe.model_validate({"out": args.workspace, "serve": serve})
+    device = best_device(ray) if args.device == "auto" else args.device
+    model = model_spec(recipe, bundle_url=Store(url).url, supports_url=workspace.supports, device=device,
+                       batch=args.max_batch)
+    return application(ServiceSpec(model=model, max_request_bytes=args.max_request_bytes, token=token_hash(token)))

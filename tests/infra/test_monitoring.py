@@ -1,0 +1,62 @@
+"""The dashboard asks only for metrics that exist: of Ray's own dashboards, or made by the code."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+import yaml
+
+from tests.infra.manifests import INFRA, ROOT
+
+DASHBOARD = INFRA / "monitoring" / "grafana" / "dashboards" / "fss.json"
+
+
+def expressions() -> Iterator[str]:
+    for panel in json.loads(DASHBOARD.read_text())["panels"]:
+        yield from (target["expr"] for target in panel["targets"])
+
+
+def exported_by_ray() -> str:
+    folder = Path(ray.__file__).parent / "dashboard" / "modules" / "metrics" / "dashboards"
+    return "\n".join(path.read_text() for path in folder.glob("*.py"))
+
+
+def exported_by_us() -> set[str]:
+    """Names as Prometheus shows them: Ray's prefix, and what counts ends with _total."""
+    made = re.findall(r'(Counter|Gauge)\("(\w+)"', (ROOT / "pipelines" / "metrics.py").read_text())
+    return {f"ray_{name}{'_total' if kind == 'Counter' else ''}" for kind, name in made}
+
+
+def test_every_metric_exists() -> None:
+    theirs, ours = exported_by_ray(), exported_by_us()
+    asked = {name for expr in expressions() for name in re.findall(r"\bray_\w+", expr)}
+    assert len(asked) >= 10
+    missing = {n for n in asked if n not in ours and not re.search(rf"\b{n}\b", theirs)}
+    assert not missing
+    assert ours <= asked  # nothing is exported that nobody looks at
+
+
+def test_every_expression_parses() -> None:
+    parser = pytest.importorskip("promql_parser", reason="pip install promql-parser")
+    for expr in expressions():
+        parser.parse(expr)
+
+
+def test_scrape_and_provisioning_files() -> None:
+    compose = yaml.safe_load((INFRA / "compose" / "compose.yaml").read_text())["services"]
+    scrape = yaml.safe_load((INFRA / "monitoring" / "prometheus.yaml").read_text())["scrape_configs"][0]
+    asked = scrape["dns_sd_configs"][0]
+    assert set(asked["names"]) <= set(compose)
+    assert all(f"--metrics-export-port={asked['port']}" in compose[name]["command"] for name in asked["names"])
+    source = yaml.safe_load((INFRA / "monitoring/grafana/datasources/prometheus.yaml").read_text())["datasources"][0]
+    assert {p["datasource"]["uid"] for p in json.loads(DASHBOARD.read_text())["panels"]} == {source["uid"]}
+    pods = yaml.safe_load((INFRA / "monitoring" / "prometheus-kubernetes.yaml").read_text())["scrape_configs"][0]
+    cluster = yaml.safe_load((INFRA / "kuberay/cluster/cluster.yaml").read_text())["spec"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        ports = {p["name"]: p["containerPort"] for p in group["template"]["spec"]["containers"][0]["ports"]}
+        assert ports[pods["relabel_configs"][0]["regex"]] == asked["port"]
