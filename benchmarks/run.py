@@ -45,6 +45,7 @@ def run(name: str, overrides: dict[str, Any], folder: Path = RESULTS) -> Path:
     config = {**module.CONFIG, **overrides}
     torch.set_num_threads(config["threads"])
     result = module.run(config)
+    figures: dict[str, bytes] = result.pop("figures", {})  # ending -> picture, written beside the result
     now = datetime.datetime.now(datetime.UTC)
     document = {"benchmark": name, "what": (module.__doc__ or "").split("\n\n")[0].replace("\n", " "),
                 "time": now.isoformat(timespec="seconds"), "hardware": hardware(), "versions": versions(),
@@ -54,6 +55,8 @@ def run(name: str, overrides: dict[str, Any], folder: Path = RESULTS) -> Path:
     chosen = re.sub(r"[^a-z0-9.]+", "-", "".join(f"-{k}-{v}" for k, v in sorted(overrides.items())).lower())
     path = folder / f"{now:%Y-%m-%d}-{name}{chosen}-{short}.json"
     path.write_text(json.dumps(document, indent=1) + "\n")
+    for ending, picture in figures.items():
+        path.with_suffix(f".{ending}").write_bytes(picture)
     return path
 
 

@@ -223,11 +223,13 @@ class MixtureConfig(Section):
 
 
 class SweepConfig(Section):
-    """Which runs: method x fold x seed."""
+    """Which runs: method x fold x seed, and every combination of `matrix`."""
 
+    # any key of the recipe -> the values it takes; preset, shots (train and eval) and dataset (data) are short names
+    matrix: dict[str, list[Any]] = {}
     folds: list[int] = []  # empty: all; -1: no fold, trained on all classes
     seeds: list[int] = [0]
-    parallel: int = Field(0, ge=0)  # runs at a time; 0: as many as the machine has room for
+    parallel: int = Field(0, ge=0)  # runs at a time; 0: as many as the cluster has room for
     cpus_per_run: float = Field(1.0, gt=0)
     gpus_per_run: float = Field(0.0, ge=0)
     retries: int = Field(1, ge=0)

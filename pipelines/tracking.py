@@ -17,6 +17,7 @@ import json
 import logging
 import os
 import re
+import tempfile
 import threading
 import time
 import uuid
@@ -33,6 +34,9 @@ from pipelines.storage import Store
 log = logging.getLogger(__name__)
 KEY, PARENT = "fss.run", "mlflow.parentRunId"
 REFUSED = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS")
+# metrics that the screen shows too
+SHOWN = {"loss": "loss", "select/loss": "loss", "episodes_per_s": "episodes_per_s", "miou": "miou",
+         "select/episodes_per_s": "episodes_per_s", "select/miou": "miou"}
 Entry = dict[str, Any]
 
 
@@ -65,7 +69,7 @@ class Tracker:
         self._file = hidden.open("ab")
         fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         hidden.rename(self.path)
-        self._steps: dict[str, int] = {}
+        self._live: dict[str, dict[str, Any]] = {}
         self._shown = RunMetrics()
         self._wake, self._stop = threading.Event(), threading.Event()
         self._last_error = ""
@@ -81,6 +85,9 @@ class Tracker:
     def metrics(self, key: str, values: Mapping[str, float], step: int = 0) -> None:
         """Metrics of one step."""
         clean = {re.sub(r"[^\w\-./: ]", "_", k): v for k, v in values.items()}
+        for name, shown in SHOWN.items():
+            if name in clean:
+                self._live.setdefault(key, {})[shown] = clean[name]
         self._shown.show(key, clean)
         self._put({"op": "metrics", "key": key, "values": clean, "step": step})
 
@@ -93,17 +100,22 @@ class Tracker:
         self._shown.end(key, status)
         self._put({"op": "end", "key": key, "status": status})
 
+    def artifact(self, key: str, url: str) -> None:
+        """A file of the workspace as an artifact of a run; it is read when it is delivered."""
+        self._put({"op": "artifact", "key": key, "url": url})
+
     def register(self, model: str, *, source: str, key: str, alias: str, tags: Mapping[str, Any]) -> None:
         """A version of a registered model with `alias` on it; the same source and tags give the same version."""
         self._put({"op": "register", "model": model, "source": source, "key": key, "alias": alias, "tags": dict(tags)})
 
-    def at_step(self, key: str, step: int) -> None:
+    def at_step(self, key: str, step: int, stage: str = "") -> None:
         """Progress of a run, for the screen; it is not sent to MLflow."""
-        self._steps[key] = max(step, self._steps.get(key, 0))
+        live = self._live.setdefault(key, {})
+        live |= {"stage": stage, "step": max(step, live.get("step", 0)) if live.get("stage") == stage else step}
 
-    def progress(self) -> dict[str, int]:
-        """Steps done, by run."""
-        return dict(self._steps)
+    def progress(self) -> dict[str, dict[str, Any]]:
+        """By run: stage, step, and the newest loss, mIoU and episodes_per_s."""
+        return {key: dict(live) for key, live in self._live.items()}
 
     def close(self, timeout_s: float = 30.0) -> str:
         """Wait until all is delivered, at most `timeout_s`. Returns "" or why entries still wait in the spool."""
@@ -166,6 +178,8 @@ def _deliver(sender: Sender, entry: Entry) -> None:
     """Send an entry; one that MLflow will never take is logged and left out, so that it does not block the rest."""
     try:
         sender.send(entry)
+    except ImportError as error:  # such as boto3, where clients write to a bucket themselves
+        log.warning("an entry cannot be sent from here (%s %s): %s", entry["op"], entry.get("key", ""), error)
     except Exception as error:
         if getattr(error, "error_code", "") not in REFUSED:
             raise
@@ -233,7 +247,7 @@ class Sender:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
         self.uri, self.experiment = uri, experiment
         self._client: Any = None
-        self._experiment_id = ""
+        self._experiment_id, self._takes_files = "", True
         self._runs: dict[str, str] = {}
         self._sent: dict[tuple[str, str], set[int]] = {}
 
@@ -245,9 +259,19 @@ class Sender:
 
             client = MlflowClient(self.uri)
             found = client.get_experiment_by_name(self.experiment)
-            self._experiment_id = found.experiment_id if found else client.create_experiment(self.experiment)
+            self._experiment_id = found.experiment_id if found else client.create_experiment(
+                self.experiment, artifact_location=self._artifacts or None)
+            where = found.artifact_location if found else self._artifacts
+            self._takes_files = not self._artifacts or str(where).startswith(self._artifacts)
             self._client = client
         return self._client
+
+    @property
+    def _artifacts(self) -> str:
+        """Where files go: beside a SQLite file (its own default is the working folder); a server knows by itself."""
+        if not self.uri.startswith("sqlite:///"):
+            return ""
+        return (Path(self.uri.removeprefix("sqlite:///")).absolute().parent / "mlartifacts").as_uri()
 
     def send(self, entry: Entry) -> None:
         """Deliver one entry; whatever MLflow raises goes through."""
@@ -300,6 +324,16 @@ class Sender:
 
     def _end(self, entry: Entry) -> None:
         self.client.set_terminated(self.find(entry["key"]), entry["status"], end_time=entry["t"])
+
+    def _artifact(self, entry: Entry) -> None:
+        run_id, (folder, _, name) = self.find(entry["key"]), entry["url"].rpartition("/")
+        if not self._takes_files or not Store(folder).exists(name):
+            log.warning("not kept with run %s: %s", entry["key"], entry["url"])
+            return
+        with tempfile.TemporaryDirectory() as place:
+            file = Path(place) / name
+            file.write_bytes(Store(folder).read_bytes(name))
+            self.client.log_artifact(run_id, str(file))
 
     def _register(self, entry: Entry) -> None:
         client, name = self.client, entry["model"]

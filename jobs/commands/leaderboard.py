@@ -1,7 +1,8 @@
-"""`fss leaderboard`: the table of a finished sweep and its winner."""
+"""`fss leaderboard`: the table of a finished sweep and its winner, of each cell where the recipe has a matrix."""
 
 from __future__ import annotations
 
+import json
 import sys
 
 import typer
@@ -18,10 +19,14 @@ def register(app: typer.Typer) -> None:
                     as_json: JsonOption = False) -> None:
         """Method x fold with intervals, and the winner by the recipe's rule. Trains nothing."""
         from pipelines.training.choose import format_leaderboard, make_leaderboard
+        from pipelines.training.matrix import cells
         from pipelines.training.sweep import collect_results
 
-        chosen = load_recipe(recipe, sets, out=out)
-        board = make_leaderboard(chosen, collect_results(chosen))
-        print(format_leaderboard(board), file=sys.stderr if as_json else sys.stdout)
+        boards = {}
+        for cell in cells(load_recipe(recipe, sets, out=out)):
+            board = make_leaderboard(cell.recipe, collect_results(cell.recipe), cell.suffix)
+            boards[cell.label] = board.model_dump()
+            said = f"{cell.label}\n{format_leaderboard(board)}\n" if cell.label else format_leaderboard(board)
+            print(said, file=sys.stderr if as_json else sys.stdout)
         if as_json:
-            print(board.model_dump_json(indent=1))
+            print(json.dumps(boards.get("") or {"leaderboards": boards}, indent=1))

@@ -1,38 +1,87 @@
-"""`fss sweep run`: train and score every method on every fold, then show the leaderboard."""
+"""`fss sweep`: train and score every method on every fold; see how far it is, stop it, go on with it."""
 
 from __future__ import annotations
 
 import json
 import sys
+from typing import Annotated
 
 import typer
 
+from fss_models.errors import FssError
 from jobs.options import JsonOption, OutOption, RecipeOption, SetOption
 from jobs.recipes import load_recipe
+from pipelines.config import Recipe
+
+PlaceOption = Annotated[str, typer.Option("--out", "-o", help="The sweep's workspace: a local folder or s3://...")]
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command."""
+    """Add the commands."""
     group = typer.Typer(no_args_is_help=True, help="Train and compare methods.")
 
     @group.command("run")
     def run(recipe: RecipeOption = "demo", sets: SetOption = None, out: OutOption = None,
             as_json: JsonOption = False) -> None:
-        """Train (method x fold x seed) in parallel, score each run, write the leaderboard.
+        """Train every run of the recipe, packed into the cluster, score each, write the leaderboard.
 
         Shards are built if they are missing. Started again, it does only what is left.
         """
-        from pipelines.training.choose import format_leaderboard, make_leaderboard
-        from pipelines.training.sweep import run_sweep
+        _run(load_recipe(recipe, sets, out=out), as_json)
 
-        chosen = load_recipe(recipe, sets, out=out)
-        results = run_sweep(chosen)
-        board = make_leaderboard(chosen, results)
-        print(format_leaderboard(board), file=sys.stderr if as_json else sys.stdout)
-        if as_json:
-            document = {"runs": [r.model_dump() for r in results], "leaderboard": board.model_dump()}
-            print(json.dumps(document, indent=1))
-        if any(r.error for r in results):
-            raise typer.Exit(1)
+    @group.command("resume")
+    def resume(out: PlaceOption, as_json: JsonOption = False) -> None:
+        """Go on with the workspace's last sweep, with the recipe it was begun with."""
+        from pipelines.training.sweep import kept_recipe
+
+        _run(kept_recipe(out), as_json)
+
+    @group.command("status")
+    def status(out: PlaceOption, as_json: JsonOption = False) -> None:
+        """The table of the workspace's sweep: stage, step, loss, mIoU, episodes/s and time left of each run."""
+        from pipelines.training.watch import plain, read_state
+
+        state = read_state(out)
+        why = f" ({state.why})" if state.why else ""
+        table = f"{plain(state)}\n{state.status}{why}" + ("" if state.status == "running" else _mend(state.status, out))
+        print(table if not as_json else state.model_dump_json(indent=1))
+
+    @group.command("cancel")
+    def cancel(out: PlaceOption) -> None:
+        """Stop the workspace's sweep, wherever it runs. What is finished stays, the rest goes on from checkpoints."""
+        from pipelines.training import owner
+        from pipelines.training.watch import read_state
+
+        owner.cancel(out)
+        print(f"cancelled; {read_state(out).line}{_mend('stopped', out)}")
 
     app.add_typer(group, name="sweep")
+
+
+def _mend(status: str, out: str) -> str:
+    return f"; `fss sweep resume --out {out}` goes on" if status == "stopped" else ""
+
+
+def _run(recipe: Recipe, as_json: bool) -> None:
+    from pipelines.training.choose import format_leaderboard, make_leaderboard
+    from pipelines.training.sweep import run_cells
+
+    boards, runs = [], []
+    for cell, results in run_cells(recipe):
+        runs += results
+        print(f"\n{cell.label}" if cell.label else "", file=sys.stderr if as_json else sys.stdout)
+        try:
+            board = make_leaderboard(cell.recipe, results, cell.suffix)
+        except FssError as error:
+            if not cell.label:
+                raise
+            print(f"no leaderboard: {error}", file=sys.stderr)
+            continue
+        boards.append((cell.label, board))
+        print(format_leaderboard(board), file=sys.stderr if as_json else sys.stdout)
+    if as_json:
+        tables = {label: board.model_dump() for label, board in boards if label}
+        one = {"leaderboard": boards[0][1].model_dump()} if boards and not tables else {"leaderboards": tables}
+        print(json.dumps({"runs": [r.model_dump() for r in runs], **one}, indent=1))
+    if any(r.error for r in runs):
+        raise typer.Exit(1)

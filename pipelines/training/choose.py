@@ -53,8 +53,8 @@ class Leaderboard(Section):
     reason: str
 
 
-def make_leaderboard(recipe: Recipe, results: Sequence[RunResult]) -> Leaderboard:
-    """Gather results, name the winner by the recipe's rule and write leaderboard.json.
+def make_leaderboard(recipe: Recipe, results: Sequence[RunResult], suffix: str = "") -> Leaderboard:
+    """Gather results, name the winner by the recipe's rule and write leaderboard.json (with a matrix cell's suffix).
 
     Raises `FssError` if no run was finished, or if runs of one fold were scored on different lists.
     """
@@ -63,7 +63,8 @@ def make_leaderboard(recipe: Recipe, results: Sequence[RunResult]) -> Leaderboar
         raise FssError("no run was finished", where=Workspace(recipe.out).runs,
                        mend=results[0].error if results else "run `fss sweep run` first")
     store = Store(Workspace(recipe.out).url)
-    latency = store.read_json("latency.json") if store.exists("latency.json") else {}
+    name = f"latency{suffix}.json"
+    latency = store.read_json(name) if store.exists(name) else {}
     samples: dict[str, Sample] = {}
     rows = []
     for label, method in zip(method_labels(recipe.methods), recipe.methods, strict=True):
@@ -80,7 +81,7 @@ def make_leaderboard(recipe: Recipe, results: Sequence[RunResult]) -> Leaderboar
         episodes=good[0].episodes, shots=good[0].details.get("shots", recipe.eval.shots), lists=_lists(good), rows=rows,
         selection=describe([r.details.get("selection", {}) for r in good if r.spec.trains]),
         winner=winner, reason=reason)
-    store.write_json("leaderboard.json", board.model_dump())
+    store.write_json(f"leaderboard{suffix}.json", board.model_dump())
     return board
 
 

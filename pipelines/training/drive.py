@@ -8,10 +8,12 @@ from typing import Any
 
 from fss_models.errors import FssError
 from pipelines.config import EvalConfig, Section
+from pipelines.storage import Store, join
 from pipelines.training.results import NO_EPISODES, RunResult, read_result, write_result
 from pipelines.training.run import code_version, eval_digest
 from pipelines.training.worker import Job, train_run, write_bundle
 
+OVERLAYS = "overlays.png"  # in a run's folder
 LATENCY_QUERIES, LATENCY_REPEATS = 12, 3
 
 
@@ -59,7 +61,18 @@ def _with_threads(threads: int, call: Callable[..., Any], *given: Any) -> Any:
 
 def failed(job: Job, scored: Scored, error: BaseException) -> RunResult:
     """The result of a run that could not be finished: what went wrong, in one line."""
-    return RunResult(run=job.spec.name, spec=job.spec, eval_digest=eval_digest(scored.config), error=one_line(error))
+    return RunResult(run=job.spec.name, spec=job.spec, eval_digest=eval_digest(scored.config), error=one_line(error),
+                     passing=_may_pass(error))
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether a process or machine was lost; what a run's own code raises, Ray Train has tried again already."""
+    from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, RayTaskError, WorkerCrashedError
+    from ray.train import ControllerError
+
+    if isinstance(error, RayTaskError):
+        return _may_pass(error.cause) if isinstance(error.cause, Exception) else False
+    return isinstance(error, (ControllerError, NodeDiedError, OutOfMemoryError, RayActorError, WorkerCrashedError))
 
 
 def one_line(error: BaseException) -> str:
@@ -75,8 +88,6 @@ def one_line(error: BaseException) -> str:
 
 
 def _has_bundle(job: Job) -> bool:
-    from pipelines.storage import Store
-
     return Store(job.bundle).exists("bundle.json")
 
 
@@ -95,30 +106,35 @@ def evaluate_run(job: Job, scored: Scored) -> RunResult:
         model = build_model(method.name, method.preset, method.config, weights=method.weights, sha256=method.sha256,
                             seed=spec.seed)
         write_bundle(job, model, data, train_s=0.0)
-    result, table = evaluate_bundle(job, scored, data, job.bundle)
+    result, table = evaluate_bundle(job, scored, data, job.bundle, draw=True)
     write_result(job.folder, result, table)
+    job.tell("artifact", job.label, join(job.folder, OVERLAYS))
     return result
 
 
 def evaluate_bundle(
-    job: Job, scored: Scored, data: Any, bundle: str, *, told: Callable[[int], None] | None = None
+    job: Job, scored: Scored, data: Any, bundle: str, *, told: Callable[[int], None] | None = None, draw: bool = False
 ) -> tuple[RunResult, Any]:
     """Load a bundle, score it on the fold's list; `told` hears how many episodes are done, else the tracker does.
 
+    With `draw` some episodes are drawn into the run's folder.
     On a list file (`eval.list`) all the fold's classes count, one without any episode as IoU 0, which is how the
     published evaluations score; a list drawn here is scored on the classes that it has. The classes without an episode
     are named in `details`. Raises `FssError` if training opened one of the photos.
     """
     from pipelines.bundle import load_bundle
     from pipelines.training.evaluate import refuse_seen_photos, score_episodes
+    from pipelines.training.overlays import overlay_sheet
     from pipelines.training.select import read_selection
 
-    spec = job.spec
     model, info = load_bundle(bundle, "cuda" if job.gpus else "cpu")
     episodes = data.episodes(scored.config)
     refuse_seen_photos(info.seen, data.shards, episodes, bundle)
     table, took = score_episodes(model, data.shards, episodes, scored.config,
-                                 told=told or (lambda done: job.tell("at_step", spec.name, spec.steps + done)))
+                                 told=told or (lambda done: job.tell("at_step", job.label, done, "scoring")))
+    if draw:
+        sheet = overlay_sheet(model.cpu(), data.shards, episodes, scored.config, table)
+        Store(job.folder).write_bytes(OVERLAYS, sheet)
     found = set(episodes.class_ids)
     tested = [c for c in data.tested if c.class_id in found or episodes.published]
     chosen = read_selection(job) if bundle == job.bundle else None

@@ -22,9 +22,11 @@ from pipelines.progress import say
 from pipelines.storage import Store
 from pipelines.training.choose import Leaderboard, Row, read_leaderboard
 from pipelines.training.data import ensure_mixture, ensure_shards, resolved, shares
+from pipelines.training.execute import tracking
+from pipelines.training.matrix import only_cell
 from pipelines.training.results import RunResult
 from pipelines.training.run import RunSpec, code_version, shipped_sha
-from pipelines.training.sweep import run_specs, tracking
+from pipelines.training.sweep import run_specs
 from pipelines.workspace import Workspace
 
 ALIAS = "champion"
@@ -41,6 +43,7 @@ def promote(recipe: Recipe) -> BundleInfo:
     Raises `FssError` without a leaderboard or a winner, for a leaderboard of other data, for a failed refit and at a
     closed gate; the champion that was there stays then.
     """
+    recipe = only_cell(recipe)
     board = read_leaderboard(recipe)
     row = next((r for r in board.rows if r.label == board.winner), None)
     if row is None:

@@ -12,7 +12,7 @@ from pydantic import Field
 from fss_models.errors import FssError
 from fss_models.metrics import Counts
 from pipelines.config import Section
-from pipelines.storage import Store
+from pipelines.storage import Store, join
 from pipelines.training.run import RunSpec
 
 EPISODE_SCORES = pa.schema([
@@ -42,6 +42,7 @@ class RunResult(Section):
     interval: list[float] = Field(default_factory=list)  # of the mIoU, 95 %
     per_class: dict[str, float] = Field(default_factory=dict)  # name -> IoU
     untrained: bool = False
+    passing: bool = False  # of a failure: it may pass, so that another try is worth it
     trainable_params: int = 0
     train_s: float = 0.0
     images_per_s: float = 0.0  # encoded and segmented during evaluation, not idle: see latency for speed
@@ -56,25 +57,42 @@ class RunResult(Section):
 
 def read_result(folder: str, spec: RunSpec, eval_digest: str) -> RunResult | None:
     """The run's result if it is finished and of this very configuration, else None."""
-    store = Store(folder)
-    if not store.exists("result.json"):
-        return None
+    for place in (folder, _aside(folder, eval_digest)):
+        found = _read(Store(place))
+        if found and found.run == spec.name and found.eval_digest == eval_digest:
+            return found
+    return None
+
+
+def _read(store: Store) -> RunResult | None:
     try:
-        result = RunResult.model_validate(store.read_json("result.json"))
+        return RunResult.model_validate(store.read_json("result.json")) if store.exists("result.json") else None
     except ValueError:
         return None
-    return result if result.run == spec.name and result.eval_digest == eval_digest else None
+
+
+def _aside(folder: str, eval_digest: str) -> str:
+    """Where the result of another evaluation of the same run is kept."""
+    return join(folder, "evaluations", eval_digest)
 
 
 def write_result(folder: str, result: RunResult, table: pa.Table) -> None:
-    """Scores first, result.json last: it marks the run as finished."""
+    """Scores first, result.json last: it marks the run as finished. That of another evaluation is moved aside."""
     store = Store(folder)
+    former = _read(store)
+    if former and former.eval_digest != result.eval_digest and not former.error:
+        aside = Store(_aside(folder, former.eval_digest))
+        aside.write_table("episodes.parquet", store.read_table("episodes.parquet"))
+        aside.write_json("result.json", former.model_dump())
     store.write_table("episodes.parquet", table)
     store.write_json("result.json", result.model_dump())
 
 
 def read_counts(folder: str, result: RunResult) -> Counts:
     """The episode counts of a finished run. Raises `FssError` if there are none."""
+    here = _read(Store(folder))
+    if here and here.eval_digest != result.eval_digest:
+        folder = _aside(folder, result.eval_digest)
     return table_counts(Store(folder).read_table("episodes.parquet"), [int(c) for c in result.classes])
 
 

@@ -147,7 +147,9 @@ def _scored(trained: Job, step: int, model: Segmenter, data: FoldData, episodes:
     store, name = grid_store(trained), f"step-{step:07d}.json"
     if not store.exists(name):
         model.load_trainable_state(load(store.read_bytes(_tensors(step))))
-        table, _ = score_episodes(model, data.shards, episodes, config)
+        before = trained.grid.index(step) * len(episodes)
+        table, _ = score_episodes(model, data.shards, episodes, config, told=lambda done: trained.tell(
+            "at_step", trained.label, before + done, "choosing"))
         found = score(table_counts(table, classes), list(classes))
         store.write_json(name, {"step": step, "miou": found.miou})
     miou = float(store.read_json(name)["miou"])

@@ -154,9 +154,25 @@ def _report(step: int, write: Callable[[Path], None]) -> None:
 
 def _log(job: Job, rank: int, step: int, row: dict[str, float]) -> None:
     if rank == 0:
-        job.tell("at_step", job.label, step)
+        job.tell("at_step", job.label, step, job.stage)
         prefix = "select/" if job.stage == "selecting" else ""
-        job.tell("metrics", job.label, {f"{prefix}{k}": v for k, v in row.items() if k != "step"}, step)
+        machine = {} if job.tracker is None else system_metrics()
+        job.tell("metrics", job.label, {f"{prefix}{k}": v for k, v in {**row, **machine}.items() if k != "step"}, step)
+
+
+def system_metrics() -> dict[str, float]:
+    """How busy this machine is, under the names that MLflow shows apart: percent, and megabytes."""
+    import psutil
+    import torch
+
+    memory = psutil.virtual_memory()
+    found = {"cpu_utilization_percentage": psutil.cpu_percent(), "system_memory_usage_percentage": memory.percent,
+             "process_memory_megabytes": psutil.Process().memory_info().rss / 1e6}
+    if torch.cuda.is_available():
+        free, whole = torch.cuda.mem_get_info()
+        found |= {"gpu_0_memory_usage_percentage": 100 * (1 - free / whole),
+                  "gpu_0_peak_memory_megabytes": torch.cuda.max_memory_allocated() / 1e6}
+    return {f"system/{name}": value for name, value in found.items()}
 
 
 def write_bundle(job: Job, model: Any, data: Any, *, train_s: float) -> None:

@@ -19,6 +19,7 @@ from pipelines.config import Recipe
 from pipelines.storage import Store
 from pipelines.training.sweep import run_one
 from pipelines.workspace import Workspace
+from tests.training.faults import plant, struck
 
 pytestmark = pytest.mark.slow
 FSS = str(Path(sys.executable).parent / "fss")
@@ -74,6 +75,69 @@ def _wait_for_checkpoint(folder: Path, process: subprocess.Popen[bytes]) -> list
                     return rows
         time.sleep(0.05)
     raise AssertionError("no checkpoint in four minutes")
+
+
+PLACES = {
+    "forward": {"function": "pipelines.training.loop._step", "call": 7},
+    "checkpoint upload": {"function": "ray.train.v2._internal.execution.storage._pyarrow_fs_copy_files", "call": 2,
+                          "half": True},
+    "evaluation": {"function": "pipelines.training.evaluate._score_batch", "call": 2},
+    "between folds": {},
+}
+
+
+@pytest.fixture(scope="module")
+def quiet_sweep(shapes_shards: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    """What a sweep of two folds gives that nobody disturbs."""
+    return _sweep(tmp_path_factory.mktemp("quiet"), shapes_shards)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_kill_anywhere_changes_no_number(place: str, shapes_shards: str, quiet_sweep: dict[str, object],
+                                           tmp_path: Path) -> None:
+    """SIGKILL of the worker that trains or scores (the same command goes on), or of the command between two folds."""
+    if place == "between folds":
+        found = _sweep(tmp_path, shapes_shards, kill_after_first=True)
+    else:
+        fault = plant(tmp_path / "fault", **PLACES[place])  # type: ignore[arg-type]
+        found = _sweep(tmp_path, shapes_shards, env=fault)
+        assert struck(tmp_path / "fault"), "the fault did not come about"
+    assert found == quiet_sweep
+
+
+def _sweep(folder: Path, shards: str, *, env: dict[str, str] | None = None, kill_after_first: bool = False
+           ) -> dict[str, object]:
+    """`fss sweep run` of one method on two folds, one after the other: run -> tensors, scores, losses."""
+    out = folder / "out"
+    (out / "shards").mkdir(parents=True)
+    (out / "shards" / "shapes").symlink_to(shards)
+    recipe = Recipe.model_validate({
+        "name": "killed", "out": str(out), "data": json.loads((Path(shards) / "manifest.json").read_text())["source"],
+        "methods": [{"name": "sansa", "preset": "debug"}], "eval": {"episodes": 20, "batch": 4},
+        "train": {"steps": 10, "batch": 2, "checkpoint_every": 4, "log_every": 2, "pool_bytes": 64_000_000},
+        "sweep": {"folds": [0, 1], "parallel": 1}})
+    file = folder / "recipe.yaml"
+    file.write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
+    command = [FSS, "sweep", "run", "--recipe", str(file), "--json"]
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | (env or {})
+    if kill_after_first:
+        process = subprocess.Popen(command, env=clean, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 400
+        while not list(out.glob("runs/*/result.json")):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+        process.wait(timeout=30)
+        assert len(list(out.glob("runs/*/result.json"))) == 1
+        time.sleep(5)  # the orphaned cluster notices and ends
+        command = [FSS, "sweep", "resume", "--out", str(out), "--json"]
+    done = subprocess.run(command, env=clean, capture_output=True, text=True, timeout=550)
+    assert done.returncode == 0, done.stderr[-2000:]
+    runs = json.loads(done.stdout)["runs"]
+    return {r["run"]: (r["bundle_id"], r["miou"], r["per_class"], r["list_hash"],
+                       [h["loss"] for h in json.loads((out / "runs" / r["run"] / "history.json").read_text())])
+            for r in runs}
 
 
 def test_two_workers_share_a_run(debug_recipe: Recipe, ray_cluster: object) -> None:

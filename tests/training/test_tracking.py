@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -99,12 +100,43 @@ def test_spool_of_a_killed_writer_is_sent_by_the_next(uri: str, tmp_path: Path) 
 
 def test_default_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FSS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     local = Recipe(out=str(tmp_path / "out"))
     assert tracking_uri(local) == f"sqlite:///{tmp_path}/out/mlflow.db"
     remote = Recipe(out="s3://bucket/ws")
     assert tracking_uri(remote).startswith(f"sqlite:///{tmp_path}/cache/mlflow/")
     assert str(spool_folder(remote)).startswith(str(tmp_path / "cache"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://cluster:5000")
+    assert tracking_uri(local) == "http://cluster:5000"
     assert tracking_uri(Recipe(tracking="http://host:5000")) == "http://host:5000"
+
+
+def test_files_go_beside_the_database_and_not_where_the_command_runs(tmp_path: Path) -> None:
+    """Two deliveries leave one artifact; a file that is gone by then holds nothing up."""
+    place = tmp_path / "out"
+    (place / "run").mkdir(parents=True)
+    (place / "run" / "overlays.png").write_bytes(b"png")
+    where = f"sqlite:///{place / 'mlflow.db'}"
+    for _ in range(2):
+        tracker = Tracker(where, "files", str(place / "spool"))
+        tracker.run("r")
+        tracker.artifact("r", str(place / "run" / "overlays.png"))
+        tracker.artifact("r", str(place / "gone" / "overlays.png"))
+        tracker.metrics("r", {"miou": 0.5, "loss": 1.0}, 3)
+        assert tracker.progress() == {"r": {"miou": 0.5, "loss": 1.0}}
+        assert tracker.close(120) == ""
+    run = runs(where, "files")["r"]
+    assert [a.path for a in client(where).list_artifacts(run.info.run_id)] == ["overlays.png"]
+    assert len(list((place / "mlartifacts").rglob("overlays.png"))) == 1
+    assert not Path("mlruns").exists()
+
+
+def test_progress_begins_anew_with_each_stage(uri: str, tmp_path: Path) -> None:
+    tracker = Tracker(uri, "stages", str(tmp_path))
+    for stage, step in (("selecting", 4), ("selecting", 2), ("training", 1)):
+        tracker.at_step("r", step, stage)
+    assert tracker.progress()["r"] == {"stage": "training", "step": 1}
+    tracker.close(60)
 
 
 @pytest.fixture
@@ -116,21 +148,23 @@ def port() -> int:
 
 @pytest.fixture
 def late_server(port: int, tmp_path: Path) -> Iterator[object]:
-    """A function that starts a real MLflow server."""
+    """A function that starts a real MLflow server, always on the same file; it returns its process."""
     started: list[subprocess.Popen[bytes]] = []
 
-    def start() -> None:
+    def start() -> subprocess.Popen[bytes]:
         args = ["server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
                 "--backend-store-uri", f"sqlite:///{tmp_path / 'server.db'}",
                 "--artifacts-destination", str(tmp_path / "artifacts")]
         with (tmp_path / "server.log").open("wb") as log:
             command = [str(Path(sys.executable).parent / "mlflow"), *args]
             started.append(subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True))
+        return started[-1]
 
     yield start
     for process in started:
-        os.killpg(process.pid, 9)
-        process.wait()
+        if process.poll() is None:
+            os.killpg(process.pid, 9)
+            process.wait()
 
 
 @pytest.mark.slow
@@ -148,3 +182,42 @@ def test_server_that_is_away_costs_nothing_and_gets_everything(port: int, tmp_pa
     assert second.close(90) == ""
     history = client(uri).get_metric_history(runs(uri, "late")["r"].info.run_id, "loss")
     assert [m.step for m in history] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.slow
+def test_a_server_killed_for_a_minute_gets_everything_in_order(port: int, tmp_path: Path, late_server: object) -> None:
+    """SIGKILL of the server and its workers between two entries, a minute of entries, the same server again."""
+    uri = f"http://127.0.0.1:{port}"
+    server = late_server()  # type: ignore[operator]
+    tracker = Tracker(uri, "outage", str(tmp_path / "spool"))
+    tracker.run("r", params={"a": 1})
+    tracker.metrics("r", {"loss": 1.0}, 1)
+    _wait_for(lambda: "r" in runs(uri, "outage"), 120)
+    os.killpg(server.pid, 9)
+    server.wait()
+    slowest, began = 0.0, time.monotonic()
+    for step in range(2, 62):
+        before = time.monotonic()
+        tracker.metrics("r", {"loss": float(step), "iou/cat": step / 100}, step)
+        slowest = max(slowest, time.monotonic() - before)
+        time.sleep(max(0.0, began + step - 1 - time.monotonic()))
+    tracker.end("r")
+    assert slowest < 1.0, "logging waited for the server"
+    late_server()  # type: ignore[operator]
+    assert tracker.close(180) == ""
+    run = runs(uri, "outage")["r"]
+    history = client(uri).get_metric_history(run.info.run_id, "loss")
+    assert [m.step for m in history] == list(range(1, 62))
+    assert [m.timestamp for m in history] == sorted(m.timestamp for m in history)
+    assert history[-1].timestamp - history[1].timestamp > 50_000, "entries carry the time of the event"
+    assert run.info.status == "FINISHED"
+
+
+def _wait_for(true: object, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        with contextlib.suppress(Exception):  # the server is on its way
+            if true():  # type: ignore[operator]
+                return
+        time.sleep(0.5)
+    raise AssertionError("not in time")

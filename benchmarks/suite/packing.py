@@ -1,0 +1,115 @@
+"""Packing of a sweep's runs into a cluster: the end of the last run against a lower bound that no order can beat.
+
+The decisions are those of the sweep's own scheduler (`pipelines/training/schedule.py`). 8 to 512 runs of known lengths
+go by a clock that jumps from event to event, on logical GPUs: once each run takes one GPU, once runs take a quarter, a
+half, one, or two GPUs as two workers. A few runs that only sleep go through a real Ray cluster and the sweep's own
+loop. `ratio` is the worst of all; a plot lies beside the result.
+"""
+
+from __future__ import annotations
+
+import heapq
+import io
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+CONFIG: dict[str, Any] = {"runs": [8, 16, 32, 64, 128, 256, 512], "runs_a_gpu": 8, "draws": 3, "seed": 0, "threads": 1,
+                          "real_runs": 12, "real_gpus": 2, "real_unit_s": 4.0}
+SECONDS = (60, 90, 240, 400, 700, 900)  # six methods, from training-free to the slowest; folds differ by up to 30 %
+MACHINE_GPUS = 8
+
+
+def run(config: dict[str, Any]) -> dict[str, Any]:
+    """Makespan over lower bound for every number of runs, and of the real runs."""
+    rows = [_simulated(n, mixed, draw, config) for n in config["runs"] for mixed in (False, True)
+            for draw in range(config["draws"])]
+    worst = {f"{n}-{kind}": max(r["ratio"] for r in rows if r["runs"] == n and r["needs"] == kind)
+             for n in config["runs"] for kind in ("one", "mixed")}
+    real = _real(config) if config["real_runs"] else {}
+    ratio = max([*worst.values(), *([real["ratio"]] if real else [])])
+    return {"ratio": ratio, "worst": worst, "simulated": rows, "real": real, "figures": {"svg": _plot(rows, real)}}
+
+
+def _simulated(runs: int, mixed: bool, draw: int, config: dict[str, Any]) -> dict[str, Any]:
+    from pipelines.training.schedule import Machine, Need, Schedule, Task
+
+    rng = np.random.default_rng([config["seed"], draw, runs, int(mixed)])
+    gpus = max(2, runs // config["runs_a_gpu"])
+    machines = [Machine(cpus=64.0, gpus=(1.0,) * min(MACHINE_GPUS, gpus - first))
+                for first in range(0, gpus, MACHINE_GPUS)]
+    needs = [Need(gpus=1.0), Need(gpus=0.5), Need(gpus=0.25), Need(gpus=1.0, workers=2)] if mixed else [Need(gpus=1.0)]
+    tasks = [Task(key=f"run-{i}", need=needs[int(rng.integers(len(needs)))],
+                  seconds=SECONDS[i % len(SECONDS)] * float(rng.uniform(1, 1.3))) for i in range(runs)]
+    schedule, began = Schedule(machines), time.perf_counter()
+    schedule.add(tasks)
+    now, ends = 0.0, list[tuple[float, str]]()
+    while schedule.busy:
+        for task in schedule.start():
+            heapq.heappush(ends, (now + task.seconds, task.key))
+        now, key = heapq.heappop(ends)
+        schedule.finish(key)
+    bound = lower_bound(tasks, machines)
+    return {"runs": runs, "gpus": gpus, "needs": "mixed" if mixed else "one", "draw": draw, "makespan_s": now,
+            "bound_s": bound, "ratio": now / bound, "deciding_s": time.perf_counter() - began}
+
+
+def lower_bound(tasks: Sequence[Any], machines: Sequence[Any]) -> float:
+    """Seconds that no order of the runs can beat: the largest of several bounds.
+
+    All work spread evenly; the longest run; runs that need all GPUs one after another, beside nothing else; and of the
+    k * GPUs + 1 longest parts that share no GPU with another one, the k + 1 shortest on a single GPU.
+    """
+    gpus, cpus = sum(len(m.gpus) for m in machines), sum(m.cpus for m in machines)
+    even = [sum(t.seconds * t.need.workers * t.need.gpus for t in tasks) / gpus,
+            sum(t.seconds * t.need.workers * t.need.cpus for t in tasks) / cpus]
+    alone = [t for t in tasks if t.need.workers * t.need.gpus > gpus - 0.25]
+    rest = [t.seconds for t in tasks if t not in alone]
+    parts = sorted((t.seconds for t in tasks if t.need.gpus > 0.5 for _ in range(t.need.workers)), reverse=True)
+    pigeons = [sum(parts[k * gpus - k : k * gpus + 1]) for k in range(1, (len(parts) - 1) // gpus + 1)]
+    return float(max(*even, sum(t.seconds for t in alone) + max(rest, default=0.0), *pigeons, 0.0))
+
+
+def _real(config: dict[str, Any]) -> dict[str, Any]:
+    """Runs that sleep on logical GPUs of a real cluster, through the loop of a sweep; start-up is excluded."""
+    from pipelines.cluster import cluster
+    from pipelines.training.execute import machines_of, packed
+    from pipelines.training.schedule import Need, Schedule, Task
+
+    rng = np.random.default_rng(config["seed"])
+    lengths = {f"run-{i}": config["real_unit_s"] * float(rng.uniform(0.5, 2)) for i in range(config["real_runs"])}
+    with cluster(cpus=2, gpus=config["real_gpus"]) as ray:
+        task = ray.remote(time.sleep).options(num_cpus=0, num_gpus=0.5)
+        ray.get([task.remote(0) for _ in range(2 * config["real_gpus"])])  # the workers' processes start
+        schedule = Schedule(machines_of(ray))
+        tasks = [Task(key=k, need=Need(cpus=0.0, gpus=0.5), seconds=s) for k, s in lengths.items()]
+        schedule.add(tasks)
+        began = time.perf_counter()
+        ended = [key for key, _ in packed(schedule, lambda key: task.remote(lengths[key]), ray, lambda: None)]
+        seconds = time.perf_counter() - began
+        bound = max(sum(lengths.values()) / (2 * config["real_gpus"]), *lengths.values())
+    return {"runs": len(ended), "gpus": config["real_gpus"], "share": 0.5, "makespan_s": seconds, "bound_s": bound,
+            "ratio": seconds / bound}
+
+
+def _plot(rows: list[dict[str, Any]], real: dict[str, Any]) -> bytes:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    axes = figure.add_subplot()
+    for kind, mark, label in (("one", "o", "one GPU a run"), ("mixed", "^", "a quarter to two GPUs a run")):
+        some = [r for r in rows if r["needs"] == kind]
+        axes.plot([r["runs"] for r in some], [r["ratio"] for r in some], mark, alpha=0.6, label=label)
+    if real:
+        axes.plot([real["runs"]], [real["ratio"]], "s", color="black", label="real Ray tasks, half a GPU each")
+    axes.axhline(1.1, color="gray", linestyle="--", linewidth=1)
+    axes.set(xscale="log", xlabel="runs", ylabel="makespan / lower bound",
+             title="Packing of runs of known length (logical GPUs)")
+    axes.set_xticks(sorted({r["runs"] for r in rows}), [str(n) for n in sorted({r["runs"] for r in rows})])
+    axes.minorticks_off()
+    axes.legend()
+    held = io.BytesIO()
+    figure.savefig(held, format="svg", metadata={"Date": None})
+    return held.getvalue()

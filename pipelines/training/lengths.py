@@ -1,0 +1,93 @@
+"""How long a run is going to take: its steps and episodes at the rates measured in earlier runs of the same kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from statistics import fmean
+from typing import Any
+
+from pipelines.config import EvalConfig, Section
+from pipelines.storage import Store
+from pipelines.training.results import RunResult
+from pipelines.training.run import RunSpec
+
+FILE = "sweep/timings.json"
+WEIGHT = 0.3  # of the newest measurement
+UNKNOWN = {"step_s": 1.0, "episode_s": 0.1, "start_s": 10.0}  # where nothing was measured yet: only the order counts
+
+
+class Work(Section):
+    """What a run has to do, stage by stage: steps and episodes."""
+
+    selecting: int = 0
+    choosing: int = 0  # episodes
+    training: int = 0
+    scoring: int = 0  # episodes
+
+    @staticmethod
+    def of(spec: RunSpec, config: EvalConfig) -> Work:
+        """All of a run's work; its final training counts in full, as the number of steps is not chosen yet."""
+        train, steps = spec.train, spec.steps
+        policy = train.selection if spec.trains else "none"
+        points = min(train.select.points, steps)
+        whole = config.episodes * getattr(config, "draws", 1)
+        each = train.select.episodes if policy == "base-holdout" else whole
+        return Work(selecting=steps if policy == "base-holdout" else 0, training=steps, scoring=whole,
+                    choosing=0 if policy == "none" else points * each)
+
+
+def kind_of(spec: RunSpec) -> str:
+    """Runs of one kind are equally fast a step."""
+    t = spec.train
+    return f"{spec.method.name}-{spec.method.preset}-b{t.batch}-k{t.shots}-j{t.targets}-w{t.workers}-{t.features}"
+
+
+class Lengths:
+    """Rates by kind, kept in the workspace from sweep to sweep."""
+
+    def __init__(self, workspace: str) -> None:
+        self._store = Store(workspace)
+        self._rates: dict[str, dict[str, float]] = self._store.read_json(FILE) if self._store.exists(FILE) else {}
+
+    def rates(self, spec: RunSpec) -> dict[str, float]:
+        """Seconds of a step, an episode and a start; else those of the same method, else of all, else a guess."""
+        method = f"{spec.method.name}-{spec.method.preset}-"
+        levels: tuple[Callable[[str], bool], ...] = (lambda k: k == kind_of(spec), lambda k: k.startswith(method),
+                                                     lambda k: True)
+        for level in levels:
+            if found := [r for k, r in self._rates.items() if level(k)]:
+                return {name: fmean(r[name] for r in found) for name in UNKNOWN}
+        return UNKNOWN
+
+    def stages(self, spec: RunSpec, config: EvalConfig) -> dict[str, float]:
+        """Seconds expected of each stage."""
+        rates, work = self.rates(spec), Work.of(spec, config)
+        step, episode = rates["step_s"], rates["episode_s"]
+        return {"selecting": work.selecting * step, "choosing": work.choosing * episode,
+                "training": work.training * step, "scoring": work.scoring * episode + rates["start_s"]}
+
+    def expect(self, spec: RunSpec, config: EvalConfig) -> float:
+        """Seconds expected of the whole run."""
+        return sum(self.stages(spec, config).values())
+
+    def learn(self, result: RunResult, wall_s: float = 0.0) -> None:
+        """Take in what a finished run took; `wall_s` is from its start to its end, 0 where it was not watched."""
+        scoring = float(result.details.get("seconds", 0.0))
+        if not result.episodes or not scoring:
+            return
+        new: dict[str, Any] = {"episode_s": scoring / result.episodes}
+        if result.steps:
+            new["step_s"] = result.train_s / result.steps
+        if wall_s:
+            known = self._rates.get(kind_of(result.spec), UNKNOWN)
+            chosen = result.details.get("selection", {})
+            extra = (result.spec.steps if chosen.get("policy") == "base-holdout" else 0) * new.get("step_s", 0.0)
+            extra += len(chosen.get("grid", {})) * chosen.get("episodes", 0) * new["episode_s"]
+            new["start_s"] = max(wall_s - result.train_s - scoring - extra, 0.0) or known["start_s"]
+        old = self._rates.get(kind_of(result.spec), {**UNKNOWN, **new})
+        self._rates[kind_of(result.spec)] = {
+            k: (1 - WEIGHT) * old[k] + WEIGHT * float(new[k] if k in new else old[k]) for k in UNKNOWN}
+
+    def save(self) -> None:
+        """Keep them for the next sweep."""
+        self._store.write_json(FILE, self._rates)

@@ -1,0 +1,113 @@
+"""One recipe, many comparisons: `sweep.matrix` names any settings and the values each is to take.
+
+Values of `preset` and of `methods.N....` give further methods of one table; every combination of the others is a cell,
+a recipe of its own with a table of its own. `shots` is short for `train.shots` and `eval.shots`, `dataset` for `data`.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from fss_models.errors import FssError
+from pipelines.config import Recipe
+
+SHORT = {"shots": ("train.shots", "eval.shots"), "dataset": ("data",)}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A recipe without a matrix, and what tells it from the others (`label` is empty where there are no others)."""
+
+    label: str
+    recipe: Recipe
+
+    @property
+    def suffix(self) -> str:
+        """Goes into the names of its files."""
+        return "-" + re.sub(r"[^\w.=]+", "-", self.label) if self.label else ""
+
+
+def cells(recipe: Recipe) -> list[Cell]:
+    """The recipe of every cell, in the order of the matrix.
+
+    Raises `FssError` for a key that no recipe has, a value that does not fit it, and an empty list of values.
+    """
+    matrix = recipe.sweep.matrix
+    if not matrix:
+        return [Cell("", recipe)]
+    for key, values in matrix.items():
+        if not values:
+            raise FssError(f"sweep.matrix: {key} has no values", where=recipe.name, mend="give a list")
+        if key.startswith("sweep."):
+            raise FssError(f"sweep.matrix: {key} is not of a run", where=recipe.name, mend="set it for the whole sweep")
+    raw = recipe.model_dump(exclude_unset=True)
+    raw.get("sweep", {}).pop("matrix", None)
+    raw["methods"] = _methods(raw.get("methods") or [m.model_dump() for m in recipe.methods], matrix)
+    own = {k: v for k, v in matrix.items() if not _of_methods(k)}
+    return [_cell(raw, dict(zip(own, chosen, strict=True)), recipe) for chosen in itertools.product(*own.values())]
+
+
+def only_cell(recipe: Recipe) -> Recipe:
+    """The recipe's single cell. Raises `FssError` where it has several."""
+    found = cells(recipe)
+    if len(found) > 1:
+        raise FssError(f"this recipe is {len(found)} comparisons ({found[0].label}, ...): choose one",
+                       where=recipe.name, mend="--set sweep.matrix={} and --set each of its keys")
+    return found[0].recipe
+
+
+def _of_methods(key: str) -> bool:
+    return key == "preset" or key.startswith("methods.")
+
+
+def _methods(methods: Sequence[dict[str, Any]], matrix: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """Every method with every combination of the values that are its own."""
+    found = []
+    for number, method in enumerate(methods):
+        own = {(k if k == "preset" else k.split(".", 2)[2]): v for k, v in matrix.items()
+               if k == "preset" or k.startswith(f"methods.{number}.")}
+        found += [_assigned(method, dict(zip(own, chosen, strict=True))) for chosen in itertools.product(*own.values())]
+    for key in matrix:
+        if key.startswith("methods.") and not (key.split(".")[1].isdigit() and int(key.split(".")[1]) < len(methods)
+                                               and key.count(".") > 1):
+            raise FssError(f"sweep.matrix: {key} is no setting of one of {len(methods)} methods")
+    return found
+
+
+def _cell(raw: dict[str, Any], chosen: Mapping[str, Any], recipe: Recipe) -> Cell:
+    full = {key: value for name, value in chosen.items() for key in SHORT.get(name, (name,))}
+    if "shots" in chosen and raw.get("eval", {}).get("list"):
+        full.pop("eval.shots")  # the list has its own
+    try:
+        made = Recipe.model_validate(_assigned(raw, full))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or ", ".join(chosen)
+        raise FssError(f"sweep.matrix: {place}: {first['msg'].removeprefix('Value error, ')}",
+                       where=recipe.name) from error
+    return Cell(" ".join(_said(chosen)), made)
+
+
+def _said(chosen: Mapping[str, Any]) -> Iterator[str]:
+    for key, value in chosen.items():
+        shown = value.get("name", value) if isinstance(value, dict) else value
+        yield f"{key}={shown}"
+
+
+def _assigned(raw: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy with dotted keys set; a section given as a value is merged into what is there."""
+    made: dict[str, Any] = copy.deepcopy(dict(raw))
+    for dotted, value in values.items():
+        node, keys = made, dotted.split(".")
+        for key in keys[:-1]:
+            node = node.setdefault(key, {})
+        old = node.get(keys[-1])
+        node[keys[-1]] = {**old, **value} if isinstance(old, dict) and isinstance(value, dict) else value
+    return made

@@ -1,0 +1,49 @@
+"""A run's test episodes as one picture: from the best to the worst, for the tracking store and for the eye."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+from PIL import Image
+
+from fss_models.segmenter import Segmenter
+from pipelines.config import EvalConfig
+from pipelines.data.episodes import Episode, EpisodeList, load_episode
+from pipelines.data.shardset import Shards
+
+EPISODES, SIDE, GAP = 6, 240, 6
+
+
+def overlay_sheet(model: Segmenter, shards: Shards, episodes: EpisodeList, config: EvalConfig, table: pa.Table
+                  ) -> bytes:
+    """A PNG file: a column an episode, its first support above, below the query with prediction and truth's outline.
+
+    `table` are the `EPISODE_SCORES` of the list; the columns are evenly spaced over its IoUs, the best first.
+    """
+    from pipelines.report.pictures import png_bytes
+
+    ordered = table.sort_by([("iou", "descending"), ("episode_id", "ascending")])["episode_id"].to_pylist()
+    count = min(EPISODES, len(ordered))
+    chosen = [ordered[round(i * (len(ordered) - 1) / max(count - 1, 1))] for i in range(count)]
+    by_id = {e.episode_id: e for e in episodes}
+    columns = [_column(model, shards, by_id[i], config) for i in chosen]
+    width, height = count * (SIDE + GAP) - GAP, 2 * SIDE + GAP
+    sheet = Image.new("RGB", (width, height), "white")
+    for number, pictures in enumerate(columns):
+        for row, one in enumerate(pictures):
+            sheet.paste(one, (number * (SIDE + GAP), row * (SIDE + GAP)))
+    return png_bytes(sheet)
+
+
+def _column(model: Segmenter, shards: Shards, episode: Episode, config: EvalConfig) -> list[Any]:
+    from pipelines.report.examples import predict
+    from pipelines.report.pictures import PREDICTION, SUPPORT, picture
+    from pipelines.training.evaluate import marked
+
+    sample = load_episode(shards, episode)
+    prompts = [marked(model, r, config, episode.episode_id, k) for k, r in enumerate(sample.references)]
+    mask, _ = predict(model, sample, prompts)
+    first, target = sample.references[0], sample.targets[0]
+    return [picture(first.image, first.mask, SUPPORT, side=SIDE),
+            picture(target.image, mask, PREDICTION, outline=target.mask, side=SIDE)]

@@ -1,0 +1,175 @@
+"""One sweep at a time on a workspace: who owns it, whether the owner lives, and how it is asked to stop.
+
+In a local workspace a lock of the kernel decides, which a killed process does not keep. In a bucket the owner writes a
+heartbeat every few seconds; one whose beat stands still is gone. `sweep/owner.json` names the owner in both.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+import psutil
+
+from fss_models.errors import FssError
+from pipelines.storage import Store
+
+OWNER, CANCEL = "sweep/owner.json", "sweep/cancel.json"
+BEAT_S = 4.0
+PATIENCE = 3  # beats without one until an owner on another machine is given up
+SETTLE_S = 1.5  # after writing to a bucket: another's claim would be seen by then
+
+
+class Owner:
+    """This process's hold on a workspace; a thread keeps the beat and listens for a cancellation."""
+
+    def __init__(self, workspace: str) -> None:
+        me = psutil.Process()
+        self.about: dict[str, Any] = {"id": uuid.uuid4().hex, "host": socket.gethostname(), "pid": me.pid,
+                                      "born": me.create_time(), "beat": 0, "time": time.time()}
+        self.store, self.ended = Store(workspace), ""
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._live, daemon=True)
+
+    def begin(self) -> None:
+        """Write the first beat and start the thread."""
+        self._beat()
+        self._thread.start()
+
+    def end(self) -> None:
+        """Let go."""
+        self._stop.set()
+        self._thread.join(timeout=BEAT_S)
+        if _read(self.store, OWNER).get("id") == self.about["id"]:
+            self.store.delete(CANCEL)
+            self.store.delete(OWNER)
+
+    def _beat(self) -> None:
+        self.about |= {"beat": self.about["beat"] + 1, "time": time.time()}
+        self.store.write_json(OWNER, self.about)
+
+    def _live(self) -> None:
+        while not self._stop.wait(BEAT_S / 2):
+            with suppress(FssError):  # storage that refuses for a minute ends no sweep
+                if _read(self.store, CANCEL).get("id") == self.about["id"]:
+                    self.ended = "cancelled"
+                elif _read(self.store, OWNER).get("id") != self.about["id"]:
+                    self.ended = "another sweep has taken over this workspace"
+                else:
+                    self._beat()
+            if self.ended:
+                os.kill(os.getpid(), signal.SIGUSR1)  # wakes the main thread wherever it waits
+                return
+
+
+@contextmanager
+def owning(workspace: str) -> Iterator[Owner]:
+    """Own the workspace's sweep, from the main thread; a cancellation comes as `KeyboardInterrupt`, `ended` says why.
+
+    Raises `FssError` naming the owner where another sweep is under way.
+    """
+    store = Store(workspace)
+    with _exclusive(store) as held:
+        owner = Owner(workspace)
+        if not held or (store.is_s3 and is_alive(store, watch=True)):
+            raise _refusal(store)
+        store.delete(CANCEL)
+        before = signal.signal(signal.SIGUSR1, signal.default_int_handler)
+        owner.begin()
+        try:
+            if store.is_s3:
+                time.sleep(SETTLE_S)
+                if _read(store, OWNER).get("id") != owner.about["id"]:
+                    raise _refusal(store)
+            yield owner
+        finally:
+            owner.end()
+            signal.signal(signal.SIGUSR1, before)
+
+
+def _refusal(store: Store) -> FssError:
+    about = _read(store, OWNER)
+    who = f" (process {about['pid']} on {about['host']})" if about else ""
+    return FssError(f"a sweep is under way here{who}", where=store.url,
+                    mend="`fss sweep status` shows it, `fss sweep cancel` stops it; or use another --out")
+
+
+@contextmanager
+def _exclusive(store: Store) -> Iterator[bool]:
+    """The kernel's lock of a local workspace; a bucket has none."""
+    if store.is_s3:
+        yield True
+        return
+    with _lock_file(store).open("ab") as file:
+        free = _try_lock(file)
+        if not free:  # `is_alive` may have held it for a moment
+            time.sleep(0.2)
+            free = _try_lock(file)
+        yield free
+
+
+def _lock_file(store: Store) -> Path:
+    path = Path(store.url) / "sweep" / "lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _try_lock(file: IO[bytes]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def is_alive(store: Store, *, watch: bool = False) -> bool:
+    """Whether the owner named in the workspace lives; `watch`: look on for some beats where its clock may be off."""
+    about = _read(store, OWNER)
+    if not about:
+        return False
+    if not store.is_s3:
+        with _lock_file(store).open("ab") as file:
+            return not _try_lock(file)
+    if about["host"] == socket.gethostname():
+        with suppress(psutil.NoSuchProcess):
+            return bool(abs(psutil.Process(about["pid"]).create_time() - about["born"]) < 1)
+        return False
+    if abs(time.time() - about["time"]) < PATIENCE * BEAT_S:
+        return True
+    for _ in range(PATIENCE if watch else 0):
+        time.sleep(BEAT_S)
+        if _read(store, OWNER).get("beat") != about["beat"]:
+            return True
+    return False
+
+
+def cancel(workspace: str, *, timeout_s: float = 120.0) -> None:
+    """Ask the owner to stop and wait until it has. Raises `FssError` if none is there, or it does not stop in time."""
+    store = Store(workspace)
+    if not is_alive(store):
+        raise FssError("no sweep is under way here", where=store.url, mend="`fss sweep status` shows how far it came")
+    about = _read(store, OWNER)
+    store.write_json(CANCEL, {"id": about["id"]})
+    deadline = time.monotonic() + timeout_s
+    while is_alive(store) and _read(store, OWNER).get("id") in (about["id"], None):
+        if time.monotonic() > deadline:
+            raise FssError(f"process {about['pid']} on {about['host']} does not stop", where=store.url,
+                           mend="end it there; `fss sweep resume` then goes on")
+        time.sleep(0.5)
+
+
+def _read(store: Store, name: str) -> dict[str, Any]:
+    with suppress(FssError, OSError):
+        if store.exists(name):
+            found: dict[str, Any] = store.read_json(name)
+            return found
+    return {}

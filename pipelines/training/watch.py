@@ -1,0 +1,182 @@
+"""The live table of a sweep: one row a run, on the terminal and in `sweep/state.json` for `fss sweep status`."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from fss_models.errors import FssError
+from pipelines.config import Section
+from pipelines.progress import say
+from pipelines.storage import Store
+from pipelines.training.owner import is_alive
+from pipelines.training.results import RunResult
+
+STATE = "sweep/state.json"
+SHOWN = 30  # rows on a terminal; waiting and finished runs beyond are counted
+Status = Literal["waiting", "running", "done", "failed"]
+ORDER: tuple[Status, ...] = ("running", "failed", "waiting", "done")
+
+
+class RunState(Section):
+    """One row. `step` of `of` are the stage's steps or episodes; seconds `left` of the run, NaN-free: -1 unknown."""
+
+    run: str
+    cell: str = ""
+    status: Status = "waiting"
+    stage: str = ""
+    step: int = 0
+    of: int = 0
+    loss: float | None = None
+    miou: float | None = None
+    episodes_per_s: float | None = None
+    left_s: float = -1.0
+    tries: int = 0
+    error: str = ""
+
+
+class SweepState(Section):
+    """The content of sweep/state.json."""
+
+    sweep: str
+    status: Literal["running", "finished", "stopped"] = "running"
+    why: str = ""
+    started: float  # seconds since 1970
+    updated: float
+    left_s: float = -1.0
+    runs: list[RunState]
+
+    def count(self, status: Status) -> int:
+        """Runs of a status."""
+        return sum(r.status == status for r in self.runs)
+
+    @property
+    def line(self) -> str:
+        """Such as: 3 of 24 runs done, 1 failed, 2 under way, 19 waiting; 12 min left."""
+        rest = [f"{n} {what}" for what, n in (("failed", self.count("failed")), ("under way", self.count("running")),
+                                              ("waiting", self.count("waiting"))) if n]
+        said = ", ".join([f"{self.count('done')} of {len(self.runs)} runs done", *rest])
+        return said + (f"; {spoken(self.left_s)} left" if self.left_s > 0 and self.status == "running" else "")
+
+
+def read_state(workspace: str) -> SweepState:
+    """The state of a workspace's last sweep; one whose owner is gone is `stopped`. Raises `FssError` for none."""
+    store = Store(workspace)
+    if not store.exists(STATE):
+        raise FssError("no sweep was run here", where=store.url, mend="`fss sweep run` begins one")
+    state = SweepState.model_validate(store.read_json(STATE))
+    if state.status != "running" or is_alive(store):
+        return state
+    runs = [r.model_copy(update={"status": "waiting"}) if r.status == "running" else r for r in state.runs]
+    return state.model_copy(update={"status": "stopped", "why": "its process is gone", "runs": runs})
+
+
+def spoken(seconds: float) -> str:
+    """Seconds in a person's words."""
+    if seconds < 0:
+        return "-"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def table_of(state: SweepState, shown: int = SHOWN) -> Table:
+    """What a person sees."""
+    table = Table(title=f"{state.sweep}: {state.line}", title_justify="left", box=None, pad_edge=False)
+    for name in ("run", "stage", "step", "loss", "mIoU", "episodes/s", "left"):
+        table.add_column(name, justify="left" if name in ("run", "stage") else "right", no_wrap=True)
+    rows = sorted(state.runs, key=lambda r: ORDER.index(r.status))
+    for r in rows[:shown]:
+        stage = f"failed: {r.error[:60]}" if r.status == "failed" else (r.stage or r.status)
+        running = r.status == "running"
+        table.add_row(r.run + (f" [{r.cell}]" if r.cell else ""), stage if running or r.error else r.status,
+                      f"{r.step}/{r.of}" if running and r.of else "", _number(r.loss, ".3f"),
+                      _number(r.miou and r.miou * 100, ".1f"), _number(r.episodes_per_s if running else None, ".1f"),
+                      spoken(r.left_s) if running else "")
+    if len(rows) > shown:
+        table.add_row(f"... and {len(rows) - shown} more")
+    return table
+
+
+def plain(state: SweepState, shown: int = 10_000, width: int = 160) -> str:
+    """The same as text."""
+    console = Console(width=width, no_color=True)
+    with console.capture() as capture:
+        console.print(table_of(state, shown))
+    return "\n".join(line.rstrip() for line in capture.get().splitlines())
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+class Watch:
+    """Shows and keeps the state while a sweep is under way. Use as a context manager."""
+
+    def __init__(self, workspace: str, sweep: str, runs: Sequence[RunState], *, every_s: float = 15.0,
+                 kept: bool = True) -> None:
+        now = time.time()
+        self.state = SweepState(sweep=sweep, started=now, updated=now, runs=list(runs))
+        self._store, self._every, self._kept = Store(workspace), every_s, kept
+        self._said, self._wrote = 0.0, 0.0
+        self._live = Live(console=Console(stderr=True), refresh_per_second=2) if sys.stderr.isatty() else None
+
+    def __enter__(self) -> Watch:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._live:
+            self._live.update(table_of(self.state))
+            self._live.stop()
+
+    def result(self, result: RunResult, tries: int = 0) -> None:
+        """A run has ended."""
+        self._change(result.run, {"status": "failed" if result.error else "done", "error": result.error, "stage": "",
+                                  "miou": None if result.error else result.miou, "left_s": -1.0, "tries": tries})
+
+    def update(self, running: Mapping[str, Mapping[str, Any]], left_s: float) -> None:
+        """What the runs under way told; shown now, on plain screens and in the file every few seconds."""
+        for run, told in running.items():
+            self._change(run, {"status": "running", **told})
+        for run in [r.run for r in self.state.runs if r.status == "running" and r.run not in running]:
+            self._change(run, {"status": "waiting", "stage": ""})
+        self.state = self.state.model_copy(update={"left_s": left_s, "updated": time.time()})
+        self._show()
+
+    def end(self, status: str, why: str = "") -> None:
+        """The sweep is over."""
+        runs = [r.model_copy(update={"status": "waiting", "stage": ""}) if r.status == "running" else r
+                for r in self.state.runs]
+        self.state = self.state.model_copy(update={"status": status, "why": why, "runs": runs, "left_s": -1.0,
+                                                   "updated": time.time()})
+        self._write()
+
+    def _change(self, run: str, values: Mapping[str, Any]) -> None:
+        runs = [r.model_copy(update=dict(values)) if r.run == run and r.status != "done" else r
+                for r in self.state.runs]
+        self.state = self.state.model_copy(update={"runs": runs})
+
+    def _show(self) -> None:
+        now = time.monotonic()
+        if self._live:
+            self._live.update(table_of(self.state))
+        elif now - self._said >= self._every:
+            self._said = now
+            say(f"{self.state.sweep}: {self.state.line}")
+        if now - self._wrote >= (5.0 if self._store.is_s3 else 2.0):
+            self._write()
+
+    def _write(self) -> None:
+        self._wrote = time.monotonic()
+        if self._kept:
+            with suppress(FssError):  # a screen that cannot be written ends no sweep
+                self._store.write_json(STATE, self.state.model_dump())

@@ -1,0 +1,125 @@
+"""Two workers are one with the doubled batch; a loop killed anywhere ends as one left alone. Real processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fss_models import registry
+from pipelines.config import MethodConfig
+from pipelines.storage import Store
+from pipelines.training.data import FoldData
+from pipelines.training.loop import Place, fit
+from pipelines.training.run import RunSpec
+from tests.training.faults import plant, struck
+
+STEPS = 3
+
+
+def train_part(rank: int, world: int, folder: str, spec_json: str) -> None:
+    """One worker of `world`: a few steps, the gradients of each written to the folder."""
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    spec = RunSpec.model_validate_json(spec_json)
+    if world > 1:
+        dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
+    model = registry.build(spec.method.name, spec.method.preset, spec.method.config, seed=spec.seed)
+    data = FoldData.of(spec)
+    found: dict[str, torch.Tensor] = {}
+
+    def keep(step: int, trained: torch.nn.Module) -> None:
+        for name, p in trained.named_parameters():
+            if p.grad is not None:
+                found[f"{step}/{name}"] = p.grad.clone()
+
+    fit(spec, model, place=Place(rank=rank, world=world), resume=None, save=lambda step, write: None, keep=keep,
+        open_stream=lambda position: data.stream(spec, position=position, rank=rank, world=world),
+        log_row=lambda step, row: None)
+    torch.save(found, f"{folder}/world{world}-rank{rank}.pt")
+    if world > 1:
+        dist.destroy_process_group()
+
+
+def still(spec: RunSpec, method: str) -> RunSpec:
+    """Without what each worker draws for itself: flips; and without clipping, which would hide a factor."""
+    train = spec.train.model_copy(update={"steps": STEPS, "batch": 4, "flip": False, "clip_norm": 0.0,
+                                          "checkpoint_every": STEPS, "log_every": STEPS})
+    return spec.model_copy(update={"train": train, "method": MethodConfig(name=method, preset="debug")})
+
+
+@pytest.mark.parametrize("method", ["sansa", "fcp"])
+def test_two_workers_are_one_with_the_doubled_batch(spec: RunSpec, tmp_path: Path, method: str) -> None:
+    """Gradients of every step to 1e-5: fails if losses are summed over clips, or workers see each other's clips."""
+    one = still(spec, method)
+    train_part(0, 1, str(tmp_path), one.model_dump_json())
+    context = torch.multiprocessing.get_context("spawn")
+    parts = [context.Process(target=train_part, args=(r, 2, str(tmp_path), one.model_dump_json())) for r in range(2)]
+    for p in parts:
+        p.start()
+    for p in parts:
+        p.join(300)
+        assert p.exitcode == 0
+    whole, left, right = (torch.load(tmp_path / name, weights_only=True)
+                          for name in ("world1-rank0.pt", "world2-rank0.pt", "world2-rank1.pt"))
+    assert len(whole) > STEPS
+    assert any(g.abs().max() > 1e-4 for g in whole.values()), "gradients too small to tell"
+    for name, want in whole.items():
+        assert torch.equal(left[name], right[name])
+        assert torch.allclose(left[name], want, atol=1e-5, rtol=1e-4), name
+
+
+LOOP = """
+import sys
+from pathlib import Path
+import torch
+from pipelines.training.run import RunSpec
+from pipelines.training.worker import Job
+from tests.training.test_select import Runner
+torch.set_num_threads(1)
+Runner().train(Job(spec=RunSpec.model_validate_json(Path(sys.argv[1]).read_text()), runs=sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize(("where", "function", "call"), [
+    ("forward", "pipelines.training.loop._step", 5),
+    ("half a checkpoint", "pipelines.training.state.save_file", 2),
+    ("after the last checkpoint", "pipelines.training.worker.write_bundle", 1),
+])
+def test_a_loop_killed_anywhere_ends_as_one_left_alone(spec: RunSpec, tmp_path: Path, where: str, function: str,
+                                                       call: int) -> None:
+    """SIGKILL of the process itself; the torn checkpoint of a kill while saving is not the one resumed from."""
+    one = spec.model_copy(update={"train": spec.train.model_copy(update={"steps": 7, "checkpoint_every": 3})})
+    (tmp_path / "spec.json").write_text(one.model_dump_json())
+    root = Path(__file__).resolve().parents[2]
+
+    def train(runs: str, env: dict[str, str]) -> int:
+        command = [sys.executable, "-c", LOOP, str(tmp_path / "spec.json"), str(tmp_path / runs)]
+        return subprocess.run(command, cwd=root, env=os.environ | env, timeout=600).returncode
+
+    assert train("whole", {}) == 0
+    fault = plant(tmp_path / "fault", function, call=call)
+    assert train("killed", fault) == -signal.SIGKILL
+    assert struck(tmp_path / "fault")
+    _drop_torn(tmp_path / "killed" / one.name)
+    assert train("killed", fault) == 0
+    runs = [Store(str(tmp_path / r / one.name)) for r in ("whole", "killed")]
+    whole, killed = (r.read_json("bundle/bundle.json") for r in runs)
+    assert killed["tensors_sha256"] == whole["tensors_sha256"], where
+    rows = [r.read_json("history.json") for r in runs]
+    assert [r["loss"] for r in rows[0]] == [r["loss"] for r in rows[1]]
+
+
+def _drop_torn(run: Path) -> None:
+    """As Ray Train does: a checkpoint that was not acknowledged is none."""
+    for folder in run.glob("checkpoint-*"):
+        if not (folder / "about.json").exists():
+            for file in folder.iterdir():
+                file.unlink()
+            folder.rmdir()

@@ -1,0 +1,81 @@
+"""`sweep.matrix`: which cells a recipe is, and that a mistake in it is one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fss_models.errors import FssError
+from pipelines.config import DataConfig, EvalConfig, MethodConfig, Recipe, SweepConfig, TrainConfig
+from pipelines.training.matrix import cells, only_cell
+from pipelines.training.run import RunSpec, sweep_specs
+
+
+def recipe(**matrix: list[object]) -> Recipe:
+    return Recipe(name="m", data=DataConfig(name="shapes"), train=TrainConfig(steps=9, lr=0.1), sweep=SweepConfig(
+        seeds=[0, 1], matrix=matrix), methods=[MethodConfig(name="prior"), MethodConfig(name="sansa")])
+
+
+def specs(one: Recipe) -> list[RunSpec]:
+    return sweep_specs(one, shards="s", data_hash=one.data.name, trains=dict.fromkeys((0, 1), one.train))
+
+
+def test_without_a_matrix_there_is_one_cell() -> None:
+    (cell,) = cells(recipe())
+    assert (cell.label, cell.suffix) == ("", "")
+    assert cell.recipe == recipe() == only_cell(recipe())
+
+
+def test_every_combination_is_a_cell_and_methods_multiply_within() -> None:
+    """method x preset x dataset x fold x shot x seed x a config key: no run twice, none left out."""
+    one = recipe(**{"preset": ["debug", "nano"], "shots": [1, 5], "train.lr": [0.1, 0.2, 0.3],
+                    "dataset": [{"name": "shapes"}, {"name": "more", "source": {"format": "shapes", "seed": 4}}],
+                    "methods.1.config.factor": [0.3, 0.8]})
+    found = cells(one)
+    assert len(found) == 2 * 3 * 2
+    assert len({c.label for c in found}) == len({c.suffix for c in found}) == 12
+    assert found[0].label == "shots=1 train.lr=0.1 dataset=shapes"
+    assert all(c.recipe.train.shots == c.recipe.eval.shots for c in found)
+    assert all(c.recipe.train.steps == 9 for c in found), "what the matrix does not name stays"
+    assert {c.recipe.data.source.seed for c in found if c.recipe.data.name == "more"} == {4}
+    methods = [(m.name, m.preset, m.config.get("factor")) for m in found[0].recipe.methods]
+    assert methods == [("prior", "debug", None), ("prior", "nano", None), ("sansa", "debug", 0.3),
+                       ("sansa", "debug", 0.8), ("sansa", "nano", 0.3), ("sansa", "nano", 0.8)]
+    names = [s.name for c in found for s in specs(c.recipe) if s.trains]
+    assert len(names) == len(set(names)) == 12 * 4 * 2 * 2
+    assert all(not c.recipe.sweep.matrix for c in found)
+
+
+def test_a_list_of_episodes_keeps_its_own_shots() -> None:
+    one = recipe(shots=[1, 5]).model_copy(update={"eval": EvalConfig(list="lists/fold{fold}.parquet")})
+    assert [c.recipe.eval.shots for c in cells(one)] == [1, 1]
+
+
+@pytest.mark.parametrize(("matrix", "line"), [
+    ({"train.stesp": [1]}, "train.stesp"),
+    ({"train.lr": ["fast"]}, "train.lr"),
+    ({"train.lr": []}, "train.lr has no values"),
+    ({"methods.7.preset": ["nano"]}, "no setting of one of 2 methods"),
+    ({"methods": [[]]}, "methods"),
+    ({"sweep.folds": [[0]]}, "not of a run"),
+    ({"train.select": [{"points": 2}]}, "ignores train.select.points"),
+])
+def test_mistakes_are_one_clear_line(matrix: dict[str, list[object]], line: str) -> None:
+    if matrix == {"methods": [[]]}:
+        assert cells(recipe(**matrix))[0].recipe.methods == []
+        return
+    with pytest.raises(FssError, match=line) as error:
+        cells(recipe(**matrix))
+    assert "\n" not in str(error.value)
+
+
+def test_commands_that_need_one_table_say_so(tmp_path: Path) -> None:
+    from pipelines.training.promote import promote
+    from pipelines.training.sweep import collect_results, run_one, run_sweep
+
+    one = recipe(shots=[1, 5]).model_copy(update={"out": str(tmp_path / "out")})
+    for act in (promote, collect_results, run_sweep, lambda r: run_one(r, method="sansa", fold=0, seed=0)):
+        with pytest.raises(FssError, match="is 2 comparisons"):
+            act(one)
+    assert not list(tmp_path.iterdir())
