@@ -197,7 +197,8 @@ class EvalConfig(Section):
     """A fixed episode list: drawn once, or `list`, the URL of a published one ({fold} in it is the fold's number)."""
 
     list: str = ""
-    episodes: Positive = 100  # a fold
+    episodes: Positive = 100  # a fold and draw
+    draws: Positive = 1  # lists of so many episodes, drawn with seed, seed + 1, ...; the score is over all of them
     shots: Positive = 1
     seed: int = 0
     batch: Positive = 8
@@ -206,7 +207,7 @@ class EvalConfig(Section):
 
     @model_validator(mode="after")
     def _a_list_decides(self) -> EvalConfig:
-        for key in ("episodes", "shots", "seed") if self.list else ():
+        for key in ("episodes", "draws", "shots", "seed") if self.list else ():
             if getattr(self, key) != type(self).model_fields[key].default:
                 raise ValueError(f"eval.list has its own {key}; eval.{key} would be ignored")
         return self
@@ -242,6 +243,8 @@ class ChooseConfig(Section):
     confidence: float = Field(0.95, gt=0.5, lt=1)
     resamples: Positive = 1000
     seed: int = 0
+    price_per_hour: float = Field(0.0, ge=0)  # of the machine that predicts, for the cost of a million images; 0: none
+    currency: str = ""  # its name
 
 
 class PromoteConfig(Section):

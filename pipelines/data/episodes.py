@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
@@ -114,6 +114,14 @@ def episode_list(shards: Shards, *, fold: int, shots: int, episodes: int, seed: 
     drawn = draw_episodes(shards, fold=fold, shots=shots, episodes=episodes, seed=seed)
     write_episodes(shards, name, drawn)
     return drawn
+
+
+def joined(lists: Sequence[EpisodeList]) -> EpisodeList:
+    """One list of the episodes of several of one fold and shot, numbered anew; a single one as it is."""
+    if len(lists) == 1:
+        return lists[0]
+    every = (e for one in lists for e in one)
+    return replace(lists[0], episodes=tuple(replace(e, episode_id=i) for i, e in enumerate(every)))
 
 
 def write_episodes(shards: Shards, name: str, listed: EpisodeList) -> None:

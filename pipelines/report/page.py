@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import platform
+from collections.abc import Sequence
 from importlib.metadata import version
 from importlib.resources import files
 from typing import Any
@@ -54,7 +55,7 @@ def render(material: Material) -> str:
     say("report: labels and figures")
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True,
                                      undefined=jinja2.StrictUndefined)
-    environment.filters.update(pct=_pct, points=_points, count=_count, duration=_duration)
+    environment.filters.update(pct=_pct, compared=_compared, count=_count, duration=_duration, spread=_spread)
     template = environment.from_string(files("pipelines.report").joinpath("report.html").read_text())
     return template.render(
         style=style_sheet(),
@@ -143,8 +144,14 @@ def _pct(value: float | None) -> str:
     return "–" if value is None else f"{value * 100:.1f}"
 
 
-def _points(value: float) -> str:
-    return f"{value * 100:+.1f}"
+def _compared(found: Sequence[float]) -> str:
+    """A difference and its paired interval, in points."""
+    gain, low, high = (f"{round(x * 100, 1) + 0.0:+.1f}" for x in found)
+    return f"{gain} ({low} to {high})"
+
+
+def _spread(scores: Sequence[float]) -> str:
+    return f"{_pct(min(scores))} – {_pct(max(scores))}" if len(scores) > 1 else "–"
 
 
 def _count(value: int) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from pydantic import Field
 
 from fss_models.errors import FssError
 from fss_models.metrics import Sample, interval, paired_difference, resampled_scores
@@ -14,6 +15,7 @@ from pipelines.storage import Store
 from pipelines.training.results import RunResult, read_counts
 from pipelines.training.run import method_labels
 from pipelines.training.select import describe
+from pipelines.training.spread import draw_scores, seed_scores
 from pipelines.workspace import Workspace
 
 
@@ -35,6 +37,12 @@ class Row(Section):
     complete: bool  # every fold and seed was scored
     runs: list[str]
     steps: int = 0  # the median that its runs were trained for, 0 without training
+    images_per_s: float = 0.0  # idle, in batches; 0: not measured
+    peak_bytes: int = 0  # highest memory while predicting; 0: not measured
+    cost_per_million: float = 0.0  # images, by the recipe's price of an hour; 0: no price
+    behind: list[float] = Field(default_factory=list)  # difference to the best row, and its paired interval
+    seeds: list[float] = Field(default_factory=list)  # the metric of each seed, mean over folds
+    draws: list[float] = Field(default_factory=list)  # and of each draw of episodes
 
 
 class Leaderboard(Section):
@@ -44,13 +52,16 @@ class Leaderboard(Section):
     data_hash: str
     metric: str
     confidence: float
-    episodes: int  # a fold
+    episodes: int  # a fold, of all draws
     shots: int
     lists: dict[str, str]  # fold -> content hash of its episode list
     selection: str
     rows: list[Row]
     winner: str  # label, or ""
     reason: str
+    price_per_hour: float = 0.0  # that the costs are for
+    currency: str = ""
+    machine: str = ""  # where speed and memory were measured
 
 
 def make_leaderboard(recipe: Recipe, results: Sequence[RunResult], suffix: str = "") -> Leaderboard:
@@ -72,15 +83,17 @@ def make_leaderboard(recipe: Recipe, results: Sequence[RunResult], suffix: str =
         sample = _sample(recipe, mine)
         if sample:
             samples[label] = sample
-        rows.append(_row(recipe.choose, label, method, mine, sample, latency.get(label, {})))
+        rows.append(_row(recipe, label, method, mine, sample, latency.get(label, {})))
     metric = recipe.choose.metric
     rows.sort(key=lambda r: (not r.complete, r.untrained, -getattr(r, metric)))
+    rows = _compared(rows, samples, recipe.choose)
     winner, reason = choose_winner(rows, samples, recipe.choose)
     board = Leaderboard(
         dataset=recipe.data.name, data_hash=good[0].spec.data_hash, metric=metric, confidence=recipe.choose.confidence,
         episodes=good[0].episodes, shots=good[0].details.get("shots", recipe.eval.shots), lists=_lists(good), rows=rows,
         selection=describe([r.details.get("selection", {}) for r in good if r.spec.trains]),
-        winner=winner, reason=reason)
+        winner=winner, reason=reason, price_per_hour=recipe.choose.price_per_hour, currency=recipe.choose.currency,
+        machine=_machine(latency))
     store.write_json(f"leaderboard{suffix}.json", board.model_dump())
     return board
 
@@ -112,9 +125,29 @@ def _sample(recipe: Recipe, results: Sequence[RunResult]) -> Sample | None:
     return Sample.of([(f, [read_counts(workspace.run(r.run), r) for r in results if r.spec.fold == f]) for f in folds])
 
 
-def _row(config: ChooseConfig, label: str, method: MethodConfig, results: Sequence[RunResult], sample: Sample | None,
+def _compared(rows: Sequence[Row], samples: dict[str, Sample], config: ChooseConfig) -> list[Row]:
+    """Each complete row with its difference to the best one: the first that can win, else the first."""
+    best = next((r for r in rows if r.complete and not r.untrained), rows[0])
+    found = []
+    for row in rows:
+        if row.complete and best.complete and row is not best:
+            pair = paired_difference(samples[row.label], samples[best.label], resamples=config.resamples,
+                                     seed=config.seed, metric=config.metric, confidence=config.confidence)
+            gain = getattr(row, config.metric) - getattr(best, config.metric)
+            row = row.model_copy(update={"behind": [gain, *pair]})
+        found.append(row)
+    return found
+
+
+def _machine(latency: dict[str, Any]) -> str:
+    """Where speed was measured, "" where it was not."""
+    found = {f"{x['device']}, {x['threads']} threads" for x in latency.values() if "device" in x and "threads" in x}
+    return " and ".join(sorted(found))
+
+
+def _row(recipe: Recipe, label: str, method: MethodConfig, results: Sequence[RunResult], sample: Sample | None,
          latency: dict[str, Any]) -> Row:
-    good = [r for r in results if not r.error]
+    config, good = recipe.choose, [r for r in results if not r.error]
     folds = sorted({r.spec.fold for r in good if r.spec.fold is not None})
     per_fold = {f: [r for r in good if r.spec.fold == f] for f in folds}
     miou = {str(f): float(np.mean([r.miou for r in rs])) for f, rs in per_fold.items()}
@@ -125,7 +158,22 @@ def _row(config: ChooseConfig, label: str, method: MethodConfig, results: Sequen
         seconds=float(latency.get("seconds", 0.0)), trainable_params=max((r.trainable_params for r in good), default=0),
         train_s=sum(r.train_s for r in good), untrained=any(r.untrained for r in good),
         failed={r.run: r.error for r in results if r.error}, complete=sample is not None, runs=[r.run for r in results],
-        steps=round(float(np.median([r.steps for r in good]))) if good else 0)
+        steps=round(float(np.median([r.steps for r in good]))) if good else 0, **_spread(recipe, sample),
+        **_speed(config, latency))
+
+
+def _spread(recipe: Recipe, sample: Sample | None) -> dict[str, Any]:
+    if sample is None:
+        return {}
+    metric, draws = recipe.choose.metric, recipe.eval.draws
+    found = {"seeds": seed_scores(sample, metric)}
+    return found if draws == 1 else {**found, "draws": draw_scores(sample, recipe.eval.episodes, draws, metric)}
+
+
+def _speed(config: ChooseConfig, latency: dict[str, Any]) -> dict[str, Any]:
+    rate = float(latency.get("images_per_s", 0.0))
+    cost = config.price_per_hour / 3600 / rate * 1_000_000 if rate else 0.0
+    return {"images_per_s": rate, "peak_bytes": int(latency.get("peak_bytes", 0)), "cost_per_million": cost}
 
 
 def _draw(sample: Sample, config: ChooseConfig) -> Any:
@@ -174,25 +222,60 @@ def _decide(best: Row, rivals: Sequence[Row], lead: str) -> tuple[str, str]:
 def format_leaderboard(board: Leaderboard) -> str:
     """The table as a person reads it, in percent."""
     folds = sorted({f for r in board.rows for f in r.folds}, key=int)
-    head = ["method", *(f"fold {f}" for f in folds), "mean", f"{board.confidence:.0%} interval", "FB-IoU", "ms/query",
-            "trained", ""]
-    table = [head] + [_cells(r, folds) for r in board.rows]
-    widths = [max(len(row[i]) for row in table) for i in range(len(head))]
-    lines = ["  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
-             for row in table]
-    lines.insert(1, "-" * len(lines[0].rstrip()))
+    head = ["method", *(f"fold {f}" for f in folds), "mean", f"{board.confidence:.0%} interval", "FB-IoU",
+            "less the best", ""]
+    scores = _lined([head] + [_cells(r, folds) for r in board.rows])
+    costs = _lined([_cost_head(board)] + [_cost_cells(r, board) for r in board.rows])
     about = (f"{board.dataset}, {board.shots}-shot, {board.episodes} episodes a fold, mIoU in percent; "
              f"{board.selection}.")
-    return "\n".join([line.rstrip() for line in lines] + ["", about, board.reason])
+    measured = f"Speed and memory of prediction: on the idle machine ({board.machine})." if board.machine else ""
+    return "\n".join([*scores, "", *costs, "", about, *([measured] if measured else []), board.reason])
+
+
+def _lined(table: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table, its first column to the left, a rule below its head."""
+    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
+    lines = ["  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+             for row in table]
+    return [lines[0].rstrip(), "-" * len(lines[0].rstrip()), *(line.rstrip() for line in lines[1:])]
+
+
+def _cost_head(board: Leaderboard) -> list[str]:
+    price = f"{board.price_per_hour:g} {board.currency}".strip()
+    return ["method", "trained", "ms/query", "images/s", "peak memory",
+            *([f"cost of 1 M images at {price}/h"] if board.price_per_hour else []),
+            *(["over seeds"] if any(len(r.seeds) > 1 for r in board.rows) else []),
+            *(["over draws"] if any(r.draws for r in board.rows) else [])]
+
+
+def _cost_cells(row: Row, board: Leaderboard) -> list[str]:
+    speed = f"{row.seconds * 1000:.0f}" if row.seconds else "-"
+    rate = f"{row.images_per_s:.3g}" if row.images_per_s else "-"
+    peak = f"{row.peak_bytes / 1e6:.0f} MB" if row.peak_bytes else "-"
+    cells = [row.label, _params(row.trainable_params), speed, rate, peak]
+    if board.price_per_hour:
+        cells.append(f"{row.cost_per_million:.2f}" if row.cost_per_million else "-")
+    if any(len(r.seeds) > 1 for r in board.rows):
+        cells.append(_range(row.seeds))
+    return cells + ([_range(row.draws)] if any(r.draws for r in board.rows) else [])
+
+
+def _range(scores: Sequence[float]) -> str:
+    return f"{min(scores) * 100:.1f}-{max(scores) * 100:.1f}" if len(scores) > 1 else "-"
 
 
 def _cells(row: Row, folds: Sequence[str]) -> list[str]:
     note = "untrained" if row.untrained else ("incomplete" if not row.complete else "")
     scores = [f"{row.folds[f] * 100:.1f}" if f in row.folds else "failed" for f in folds]
     spread = f"{row.interval[0] * 100:.1f}-{row.interval[1] * 100:.1f}" if row.complete else "-"
-    speed = f"{row.seconds * 1000:.0f}" if row.seconds else "-"
-    return [row.label, *scores, f"{row.miou * 100:.1f}", spread, f"{row.fb_iou * 100:.1f}", speed,
-            _params(row.trainable_params), note]
+    return [row.label, *scores, f"{row.miou * 100:.1f}", spread, f"{row.fb_iou * 100:.1f}", _behind(row), note]
+
+
+def _behind(row: Row) -> str:
+    if not row.behind:
+        return "-"
+    gain, low, high = (f"{round(x * 100, 1) + 0.0:+.1f}" for x in row.behind)
+    return f"{gain} ({low} to {high})"
 
 
 def _params(count: int) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from fss_models.errors import FssError
 from pipelines.config import EvalConfig, Recipe, TrainConfig
 from pipelines.data.class_names import counterparts
-from pipelines.data.episodes import EpisodeList, episode_list
+from pipelines.data.episodes import EpisodeList, episode_list, joined
 from pipelines.data.mixture import MixedStream
 from pipelines.data.published import bind, read_list
 from pipelines.data.schema import ClassInfo
@@ -129,7 +129,8 @@ class FoldData:
         fold = ALL_FOLDS if self.fold is None else self.fold
         if url := _list_url(config, self.fold):
             return self._published(url, fold)
-        return episode_list(self.shards, fold=fold, shots=config.shots, episodes=config.episodes, seed=config.seed)
+        return joined([episode_list(self.shards, fold=fold, shots=config.shots, episodes=config.episodes,
+                                    seed=config.seed + draw) for draw in range(config.draws)])
 
     def _published(self, url: str, fold: int) -> EpisodeList:
         listed = read_list(url)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable
 from typing import Any
 
@@ -172,25 +171,20 @@ def finished(job: Job, scored: Scored) -> RunResult | None:
 
 def measure_latency(bundles: dict[str, str], shards_url: str, fold: int | None, config: EvalConfig,
                     gpus: float) -> dict[str, Any]:
-    """Median seconds a query of each bundle, all on the same queries in one idle process. Label -> figures."""
+    """Speed and peak memory of each bundle, all on the same queries in one idle process. Label -> figures."""
     import os
 
     import torch
 
-    from pipelines.bundle import load_bundle
     from pipelines.data.episodes import load_episode
     from pipelines.training.data import FoldData
-    from pipelines.training.evaluate import query_seconds
+    from pipelines.training.speed import measure_speed
 
     threads = os.cpu_count() or 1
     torch.set_num_threads(threads)
     data = FoldData.open(shards_url, fold)
     chosen = list(data.episodes(config))[:LATENCY_QUERIES]
     samples = [load_episode(data.shards, e) for e in chosen]
-    measured = {}
-    for label, url in bundles.items():
-        model, info = load_bundle(url, "cuda" if gpus else "cpu")
-        times = query_seconds(model, samples, repeats=LATENCY_REPEATS)
-        measured[label] = {"bundle_id": info.bundle_id, "seconds": statistics.median(times), "queries": len(times),
-                           "threads": threads, "device": str(model.device)}
-    return measured
+    figures = measure_speed(bundles, samples, device="cuda" if gpus else "cpu", batch=config.batch,
+                            repeats=LATENCY_REPEATS)
+    return {label: {**found, "threads": threads} for label, found in figures.items()}

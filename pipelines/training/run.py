@@ -123,7 +123,8 @@ def method_labels(methods: list[MethodConfig]) -> list[str]:
 
 def eval_digest(config: EvalConfig, list_hash: str = "") -> str:
     """8 hex digits over what decides an evaluation (the batch does not). `list_hash`: content hash of `eval.list`."""
-    content = json.dumps(config.model_dump(exclude={"batch"}), sort_keys=True) + (list_hash if config.list else "")
+    unused = {"batch"} | ({"draws"} if config.draws == 1 else set())
+    content = json.dumps(config.model_dump(exclude=unused), sort_keys=True) + (list_hash if config.list else "")
     return hashlib.sha256(content.encode()).hexdigest()[:8]
 
 

@@ -9,12 +9,14 @@ import pyarrow as pa
 import pytest
 
 from fss_models.errors import FssError
+from fss_models.metrics import Sample
 from pipelines.config import EvalConfig, MethodConfig, Recipe
 from pipelines.storage import Store
 from pipelines.training.choose import format_leaderboard, make_leaderboard, read_leaderboard
 from pipelines.training.promote import check_gate
 from pipelines.training.results import EPISODE_SCORES, RunResult, write_result
 from pipelines.training.run import RunSpec, eval_digest
+from pipelines.training.spread import draw_scores, seed_scores
 from pipelines.workspace import Workspace
 
 EPISODES = 60
@@ -45,6 +47,46 @@ def result(recipe: Recipe, method: int, fold: int, quality: float, *, untrained:
 
 def latency(recipe: Recipe, **seconds: float) -> None:
     Store(recipe.out).write_json("latency.json", {k: {"seconds": v} for k, v in seconds.items()})
+
+
+def test_every_row_is_compared_with_the_best_on_the_same_episodes(recipe: Recipe) -> None:
+    board = make_leaderboard(recipe, [result(recipe, m, f, q) for m, q in ((0, 0.4), (1, 0.45), (2, 0.9))
+                                      for f in (0, 1)])
+    best, second, _ = board.rows
+    assert best.behind == []
+    gain, low, high = second.behind
+    assert low < gain < high < 0
+    assert gain == pytest.approx(second.miou - best.miou)
+    assert f"{gain * 100:+.1f} ({low * 100:+.1f} to {high * 100:+.1f})" in format_leaderboard(board)
+
+
+def test_speed_memory_and_cost(recipe: Recipe) -> None:
+    """A cost is shown where the recipe states a price, and is that price for the time a million images take."""
+    Store(recipe.out).write_json("latency.json", {"prior": {
+        "seconds": 0.25, "images_per_s": 5.0, "peak_bytes": 123_400_000, "device": "cpu", "threads": 2}})
+    plain = make_leaderboard(recipe, [result(recipe, 0, 0, 0.4)])
+    assert plain.rows[0].cost_per_million == 0
+    assert "cost" not in format_leaderboard(plain)
+    assert "123 MB" in format_leaderboard(plain)
+    assert "cpu, 2 threads" in format_leaderboard(plain)
+    priced = recipe.model_copy(update={"choose": recipe.choose.model_copy(update={
+        "price_per_hour": 0.9, "currency": "EUR"})})
+    board = make_leaderboard(priced, [result(recipe, 0, 0, 0.4)])
+    assert board.rows[0].cost_per_million == pytest.approx(50.0)  # 200,000 s are 55.6 hours
+    assert "cost of 1 M images at 0.9 EUR/h" in format_leaderboard(board)
+
+
+def test_seeds_and_draws_are_told_apart(recipe: Recipe) -> None:
+    sample = Sample(folds=np.zeros(4, dtype=np.int64), class_ids=np.array([1, 2, 1, 2]),
+                    inter=np.array([[[0, i] for i in (10, 20, 30, 40)], [[0, 50]] * 4]),
+                    union=np.full((2, 4, 2), 100))
+    assert seed_scores(sample) == pytest.approx([0.25, 0.5])
+    assert draw_scores(sample, 2, 2) == pytest.approx([(0.15 + 0.5) / 2, (0.35 + 0.5) / 2])
+    drawn = recipe.model_copy(update={"eval": recipe.eval.model_copy(update={"episodes": EPISODES // 2, "draws": 2})})
+    row = make_leaderboard(drawn, [result(recipe, 0, 0, 0.4)]).rows[0]
+    assert len(row.draws) == 2
+    assert np.mean(row.draws) == pytest.approx(row.seeds[0], abs=1e-3)
+    assert "over draws" in format_leaderboard(make_leaderboard(drawn, [result(recipe, 0, 0, 0.4)]))
 
 
 def test_the_surely_better_wins_however_slow(recipe: Recipe) -> None:

@@ -1,0 +1,100 @@
+"""What prediction with a bundle takes on the idle machine: seconds a query, images a second, peak memory."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import statistics
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fss_models.clip import Memory
+from fss_models.prompts import mask_prompt
+from fss_models.segmenter import Segmenter
+from pipelines.bundle import load_bundle
+from pipelines.data.schema import EpisodeSample
+from pipelines.training.evaluate import at_size, query_seconds
+
+
+def measure_speed(bundles: dict[str, str], samples: Sequence[EpisodeSample], *, device: str, batch: int, repeats: int
+                  ) -> dict[str, dict[str, Any]]:
+    """Label -> figures of each bundle, one after another on the same episodes.
+
+    seconds         median of a query, one at a time, from decoded image to mask; its supports memorised before
+    images_per_s    of `batch` queries at a time against one support set, images decoded before
+    peak_bytes      highest memory while loading and predicting, above what the process held before: resident memory,
+                    on a GPU what torch allocated there; 0 where the system does not tell
+    """
+    load_bundle(next(iter(bundles.values())), device)  # libraries are imported outside the measurements
+    found = {}
+    for label, url in bundles.items():
+        peak = Peak(device)
+        model, info = load_bundle(url, device)
+        times = query_seconds(model, samples, repeats=repeats)
+        rate = batch_rate(model, samples, batch=batch, repeats=repeats)
+        found[label] = {"bundle_id": info.bundle_id, "seconds": statistics.median(times), "queries": len(times),
+                        "images_per_s": rate, "batch": min(batch, len(samples)), "peak_bytes": peak.bytes(),
+                        "device": str(model.device)}
+        del model
+    return found
+
+
+@torch.inference_mode()
+def batch_rate(model: Segmenter, samples: Sequence[EpisodeSample], *, batch: int, repeats: int) -> float:
+    """Images a second: queries of the samples, `batch` at a time, each segmented by the first one's supports."""
+    first = samples[0]
+    support = model.encode(model.prepare([r.image for r in first.references]).to(model.device))
+    prompts = model.collate([[mask_prompt(r.mask) for r in first.references]], support.sizes.cpu())
+    memory = model.memorise(support, prompts.to(model.device))
+    chosen = samples[:batch]
+    times = [_one_batch(model, memory, chosen) for _ in range(repeats + 1)]
+    return len(chosen) / statistics.median(times[1:])
+
+
+def _one_batch(model: Segmenter, memory: Memory, samples: Sequence[EpisodeSample]) -> float:
+    start = time.perf_counter()
+    features = model.encode(model.prepare([s.targets[0].image for s in samples]).to(model.device))
+    pairs = torch.tensor([[0, i] for i in range(len(samples))], dtype=torch.int64, device=model.device)
+    logits = model.segment(memory, features, pairs).logits
+    for one, sample in zip(logits, samples, strict=True):  # the copy to the host waits for the device
+        (at_size(one, sample.targets[0].mask.shape, corners=model.corners_aligned) > 0).cpu()
+    return time.perf_counter() - start
+
+
+class Peak:
+    """The highest memory since it was made, above what was held then."""
+
+    def __init__(self, device: str) -> None:
+        gc.collect()
+        self.cuda = device.startswith("cuda")
+        if self.cuda:
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+            self.before = torch.cuda.memory_allocated()
+            return
+        with suppress(OSError, AttributeError):  # what the former model left goes back to the system, where glibc is
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+        self.reset = False
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak of resident memory begins anew
+            self.reset = True
+        self.before = _status("VmRSS") if self.reset else 0
+
+    def bytes(self) -> int:
+        """So many bytes; 0 where the system does not tell."""
+        if self.cuda:
+            return torch.cuda.max_memory_allocated() - self.before
+        return max(0, _status("VmHWM") - self.before) if self.reset else 0
+
+
+def _status(key: str) -> int:
+    """A field of this process's status, in bytes."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{key}:"):
+            return int(line.split()[1]) * 1024
+    return 0
