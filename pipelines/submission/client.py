@@ -6,6 +6,7 @@ RAY_AUTH_TOKEN_PATH names, `~/.ray/auth_token`.
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -95,6 +96,8 @@ class Jobs:
     def _connect(self) -> Any:
         from ray.job_submission import JobSubmissionClient
 
+        for name in ("dashboard_sdk", "job.sdk"):  # what is sent, we say ourselves
+            logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.WARNING)
         with _only(self.address), self._told():
             return JobSubmissionClient(self.address, headers=dict(self.headers))
 

@@ -58,7 +58,8 @@ def pack(folder: str | Path, target: Path, *, exclude: Sequence[str] = (), max_b
 def _files(root: Path, exclude: Sequence[str]) -> Iterator[str]:
     """Paths below `root` of what is sent, with `/`."""
     for place, folders, names in os.walk(root):
-        base = Path(place).relative_to(root).as_posix().removeprefix(".").lstrip("/")
+        below_root = Path(place).relative_to(root).as_posix()
+        base = "" if below_root == "." else below_root
         below = [(n, f"{base}/{n}" if base else n) for n in names]
         folders[:] = sorted(d for d in folders if not _excluded(f"{base}/{d}" if base else d, exclude))
         for name, path in below:

@@ -1,4 +1,4 @@
-"""Reaching a cluster: addresses, tokens and secrets, against a real HTTP server that answers as Ray's dashboard does."""
+"""Reaching a cluster: addresses, tokens, secrets, against an HTTP server that answers as Ray's dashboard does."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _no_token(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def serve(status: int, body: Any) -> Iterator[str]:
     class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:  # noqa: N802 - the name is http.server's
+        def do_GET(self) -> None:
             self.send_response(status)
             self.end_headers()
             self.wfile.write(body if isinstance(body, bytes) else json.dumps(body).encode())

@@ -10,7 +10,8 @@ import pytest
 from fss_models.errors import FssError
 from pipelines.submission.package import pack
 
-SENT = {"recipe.yaml": "name: mine", "pipelines/data/read.py": "x = 1", "marks/a.png": "png"}
+SENT = {"recipe.yaml": "name: mine", "pipelines/data/read.py": "x = 1", "marks/a.png": "png",
+        ".ci/run": "true"}
 KEPT_BACK = {"out/big.bin": "x", "data/photo.jpg": "x", ".venv/bin/python": "x", ".git/config": "x", ".env": "KEY=1",
              "pipelines/__pycache__/read.pyc": "x", "deploy/server.pem": "x", "mlflow.db": "x", "fss.egg-info/PKG": "x"}
 
@@ -32,7 +33,7 @@ def names(path: Path) -> set[str]:
 def test_code_goes_and_the_rest_stays(folder: Path, tmp_path: Path) -> None:
     package = pack(folder, tmp_path / "a.zip", max_bytes=10_000)
     assert names(package.path) == set(SENT)
-    assert (package.files, package.bytes) == (3, sum(len(t) for t in SENT.values()))
+    assert (package.files, package.bytes) == (4, sum(len(t) for t in SENT.values()))
     assert {"out", "data", ".git", ".venv", ".env"} <= set(package.left_out)
 
 

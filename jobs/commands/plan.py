@@ -1,0 +1,57 @@
+"""`fss plan`: what hardware a dataset, a sweep and a labelling job need."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from jobs.options import JsonOption, RecipeOption, SetOption
+from jobs.recipes import load_recipe
+
+if TYPE_CHECKING:
+    from pipelines.sizing.plan import Plan
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("plan", help="Hours, GPUs, cores, memory and storage for a dataset; says what was measured.")(plan)
+
+
+def plan(
+    images: Annotated[int, typer.Option("--images", "-n", min=1, help="Photos of the dataset, and to be labelled.")],
+    method: Annotated[str, typer.Option("--method", "-m", help="Whose speed is taken.")] = "sansa",
+    preset: Annotated[str, typer.Option("--preset", help="Of that method.")] = "nano",
+    gpus: Annotated[int, typer.Option("--gpus", min=0, help="0: CPU cores alone.")] = 0,
+    cores: Annotated[int, typer.Option("--cores", min=1, help="CPU cores of the cluster.")] = 16,
+    photo_kb: Annotated[float, typer.Option("--photo-kb", min=1, help="Mean size of a photo's file.")] = 160.0,
+    classes: Annotated[float, typer.Option("--classes-per-photo", min=0.01, help="Mean, of labelled classes.")] = 2.9,
+    recipe: RecipeOption = "demo",
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Plan the stages."""
+    from pipelines.sizing.plan import Request, make_plan
+
+    made = make_plan(Request(images=images, method=method, preset=preset, gpus=gpus, cores=cores, photo_kb=photo_kb,
+                             classes_per_photo=classes, recipe=load_recipe(recipe, overrides)))
+    print(json.dumps(asdict(made), indent=1) if as_json else text(made))
+
+
+def text(plan: Plan) -> str:
+    """The plan for people."""
+    rows = [("stage", "hours", "GPUs", "cores", "memory GB", "S3 GB", "work")]
+    rows += [(s.name, _number(s.hours), str(s.gpus), str(s.cores), f"{s.memory_gb:,.1f}", _number(s.s3_gb),
+              f"{s.work}; {s.memory}") for s in plan.stages]
+    widths = [max(len(row[i]) for row in rows) for i in range(6)]
+    lines = ["  ".join([row[0].ljust(widths[0]), *(row[i].rjust(widths[i]) for i in range(1, 6)), row[6]])
+             for row in rows]
+    lines += ["", *(f"{f.kind:<9} {f.what}: {_number(f.value)} {f.unit} ({f.source})".replace("  (", " (")
+                    for f in sorted(plan.figures, key=lambda f: ("measured", "published", "assumed").index(f.kind)))]
+    return "\n".join([*lines, "", *(f"note: {note}" for note in plan.notes)])
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -1,0 +1,1 @@
+"""How much hardware a dataset, a sweep and a labelling job need."""

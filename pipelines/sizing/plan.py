@@ -1,0 +1,172 @@
+"""Times, cores, memory and storage of a dataset's stages, from the figures and the code's own sizes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from fss_models import registry
+from fss_models.errors import FssError
+from pipelines.config import Recipe
+from pipelines.sizing import figures as f
+from pipelines.sizing.figures import Figure
+
+LARGEST_MACHINE_GB = 1000.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What is to be planned for. `gpus` 0: everything on `cores` CPU cores."""
+
+    images: int
+    method: str
+    preset: str
+    gpus: int
+    cores: int
+    recipe: Recipe
+    photo_kb: float = 160.0
+    classes_per_photo: float = 2.9
+
+    @property
+    def annotations(self) -> float:
+        """(image, class) pairs."""
+        return self.images * self.classes_per_photo
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One stage: hours on the hardware asked for, cores and GPUs in use, memory of one process and in all, S3 in GB."""
+
+    name: str
+    hours: float
+    cores: int
+    gpus: int
+    memory_gb: float
+    memory: str
+    s3_gb: float
+    work: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The stages, the figures that they rest on, and what to mind."""
+
+    stages: tuple[Stage, ...]
+    figures: tuple[Figure, ...]
+    notes: tuple[str, ...] = field(default=())
+
+
+def make_plan(request: Request) -> Plan:
+    """Shards, a sweep of the method over the recipe's folds and seeds, labelling of as many photos.
+
+    Raises `FssError` for an unknown method or preset, and for one that no figure is known of.
+    """
+    registry.method_class(request.method)
+    registry.check_preset(request.method, request.preset)
+    rate, used = segment_rate(request)
+    parts = [_shards(request), _sweep(request, rate), _label(request, rate)]
+    seen = {figure: None for _, figures in parts for figure in figures} | dict.fromkeys(used)
+    stages = tuple(stage for stage, _ in parts)
+    return Plan(stages, tuple(seen), tuple(_notes(request, stages)))
+
+
+def segment_rate(request: Request) -> tuple[float, tuple[Figure, ...]]:
+    """Images a second that one GPU, or else one core, segments. Raises `FssError` where nothing is known."""
+    if request.gpus:
+        known = {**f.GPU_RATES, "nano": f.GPU_NANO}.get(request.preset.removesuffix("_2.1"))
+        if known is None:
+            raise FssError(f"no speed of preset {request.preset!r} on a GPU is known",
+                           mend=f"known: nano, {', '.join(f.GPU_RATES)}; or measure: benchmarks.run batched_queries")
+        return known.value * f.GPU_SHARE.value, (known, f.GPU_SHARE)
+    if request.preset == "nano" and request.method in f.CPU_RATES:
+        return f.CPU_RATES[request.method].value, (f.CPU_RATES[request.method],)
+    if request.preset == "tiny" and request.method == "sansa":
+        return f.CPU_TINY.value / f.CPU_TINY_CORES, (f.CPU_TINY,)
+    raise FssError(f"no speed of {request.method}/{request.preset} on a CPU was measured",
+                   mend="nano was, with sansa, fcp, vrp_sam, fssam and prior; or give --gpus")
+
+
+def _shards(request: Request) -> tuple[Stage, tuple[Figure, ...]]:
+    """Photos once in the image table and once for each of their classes in a block, as the schema says."""
+    stored = request.photo_kb * 1e3 * (request.images + request.annotations)
+    driver = f.BUILD_DRIVER.value / 1e3 * max(1.0, request.annotations / f.BUILD_DRIVER_ANNOTATIONS)
+    worker = f.BUILD_WORKER.value / 1e3
+    stage = Stage(
+        name="build shards", hours=request.images / (f.BUILD_RATE.value * request.cores) / 3600, cores=request.cores,
+        gpus=0, memory_gb=driver + request.cores * worker, memory=f"driver {driver:.1f} GB, {worker:.2f} GB a core",
+        s3_gb=stored / 1e9, work=f"{request.images:,} photos, {request.annotations:,.0f} annotations")
+    return stage, (f.BUILD_RATE, f.BUILD_DRIVER, f.BUILD_WORKER)
+
+
+def steps_of(request: Request) -> int:
+    """Optimiser steps of a run: the recipe's, or its epochs over the photos that are not held out."""
+    train = request.recipe.train
+    if not train.epochs:
+        return train.steps
+    kept = request.images * (1 - request.recipe.data.split.test_fraction)
+    return math.ceil(train.epochs * kept / train.batch)
+
+
+def _sweep(request: Request, rate: float) -> tuple[Stage, tuple[Figure, ...]]:
+    recipe, train = request.recipe, request.recipe.train
+    folds = len(recipe.sweep.folds) or recipe.data.folds
+    trains = registry.method_class(request.method).trains
+    runs = folds * (len(recipe.sweep.seeds) if trains else 1)
+    clips = steps_of(request) * train.batch if trains else 0
+    per_clip, used = _clip_seconds(request, rate)
+    seconds = clips * per_clip + recipe.eval.episodes * (1 + recipe.eval.shots) / rate
+    units = request.gpus or request.cores
+    at_once = min(runs, units)
+    stream = f.STREAM[512 if request.preset == "nano" else 1024]
+    feeding = math.ceil(at_once / per_clip / stream.value) if request.gpus and clips else 0
+    one = (train.pool_bytes + train.pixel_bytes) / 1e9 * bool(clips) + f.PROCESS.value / 1e3
+    checkpoints = runs * f.TRAINED.value * (4 + 12) / 1e9 if trains else 0.0  # weights; and with two moments of AdamW
+    stage = Stage(
+        name="sweep", hours=seconds * math.ceil(runs / units) / 3600, gpus=at_once if request.gpus else 0,
+        cores=max(at_once, feeding), memory_gb=one * at_once,
+        memory=f"{one:.1f} GB a run (pool_bytes, pixel_bytes, process)", s3_gb=checkpoints,
+        work=f"{runs} runs of {clips:,} clips and {recipe.eval.episodes} test episodes")
+    return stage, (*used, f.PROCESS, f.TRAINED, *((stream,) if feeding else ()))
+
+
+def _clip_seconds(request: Request, rate: float) -> tuple[float, tuple[Figure, ...]]:
+    """Seconds of training a clip on one GPU or core."""
+    train = request.recipe.train
+    if not request.gpus and (request.method, request.preset, train.shots) == ("fcp", "nano", 1):
+        return 1 / f.TRAIN_FCP.value, (f.TRAIN_FCP,)
+    return (train.shots + train.targets) * f.BACKWARD.value / rate, (f.BACKWARD,)
+
+
+def _label(request: Request, rate: float) -> tuple[Stage, tuple[Figure, ...]]:
+    """Every photo is decoded once, as in the shard build, and segmented for one class."""
+    decode = 1 / f.BUILD_RATE.value
+    if request.gpus:
+        hours = request.images / (rate * request.gpus) / 3600
+        cores = math.ceil(rate * request.gpus * decode)
+    else:
+        hours, cores = request.images * (1 / rate + decode) / request.cores / 3600, request.cores
+    replicas = request.gpus or max(1, request.recipe.serve.replicas)
+    one = f.PROCESS.value / 1e3
+    stage = Stage(
+        name="label", hours=hours, cores=cores, gpus=request.gpus, memory_gb=one * replicas,
+        memory=f"{one:.1f} GB a replica", s3_gb=request.images * (request.photo_kb * 1e3 + f.LABEL_BYTES.value) / 1e9,
+        work=f"{request.images:,} photos, {math.ceil(request.images / request.recipe.label.chunk):,} chunks, one class")
+    return stage, (f.BUILD_RATE, f.PROCESS, f.LABEL_BYTES)
+
+
+def _notes(request: Request, stages: tuple[Stage, ...]) -> list[str]:
+    notes = [f"S3: photos of {request.photo_kb:g} KB with {request.classes_per_photo:g} classes are taken (--photo-kb, "
+             "--classes-per-photo); shards hold a photo once and once more for each of its classes"]
+    if request.gpus:
+        notes.append("no speed on a GPU was measured in this project: take hours as an order of magnitude")
+    if request.preset != "nano":
+        notes.append("the memory of a process was measured with nano only: larger presets need more")
+    if request.recipe.eval.list:
+        notes.append("the recipe's episode list decides how many episodes are scored; eval.episodes was taken")
+    driver = f.BUILD_DRIVER.value / 1e3 * request.annotations / f.BUILD_DRIVER_ANNOTATIONS
+    if driver > LARGEST_MACHINE_GB:
+        notes.append(f"the shard build's driver may need {driver:,.0f} GB, more than one machine has: build several "
+                     "datasets and mix them (`mixture` in a recipe)")
+    if not request.gpus and stages[2].hours > 24 * 30:
+        notes.append("labelling would take more than a month on these cores")
+    return notes

@@ -1,0 +1,97 @@
+"""`fss plan`: measured figures are those of their files, sizes follow the code, nothing unknown is guessed."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from fss_models.errors import FssError
+from jobs.cli import make_app
+from jobs.recipes import load_recipe
+from pipelines.sizing import figures
+from pipelines.sizing.figures import Figure
+from pipelines.sizing.plan import Plan, Request, make_plan
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def all_figures() -> list[Figure]:
+    single = [v for v in vars(figures).values() if isinstance(v, Figure)]
+    tables = [f for v in vars(figures).values() if isinstance(v, dict) for f in v.values() if isinstance(f, Figure)]
+    return [*single, *tables]
+
+
+def plan(images: int = 1_000_000, method: str = "sansa", preset: str = "nano", gpus: int = 0, **more: Any) -> Plan:
+    recipe = load_recipe(more.pop("recipe", "demo"), more.pop("sets", None))
+    return make_plan(Request(images=images, method=method, preset=preset, gpus=gpus, cores=more.pop("cores", 16),
+                             recipe=recipe, **more))
+
+
+@pytest.mark.parametrize("figure", [f for f in all_figures() if f.kind == "measured"], ids=lambda f: f.what)
+def test_measured_figures_are_those_of_their_files(figure: Figure) -> None:
+    found = json.loads((ROOT / figure.source.partition(": ")[0]).read_text())
+    for key in figure.key.split("."):
+        found = found[key]
+    scale = 1e6 if figure.unit == "MB" and found > 1e6 else 1.0
+    assert figure.value == pytest.approx(found / scale, rel=1e-9)
+
+
+def test_every_figure_has_a_source() -> None:
+    kinds = {f.kind for f in all_figures()}
+    assert kinds == {"measured", "published", "assumed"}
+    assert all(f.source for f in all_figures())
+
+
+def test_shards_follow_the_schema() -> None:
+    """The image table has a photo once, the blocks once for each of its classes."""
+    stage = plan(images=10_000, photo_kb=100, classes_per_photo=2).stages[0]
+    assert stage.s3_gb == pytest.approx(10_000 * 100e3 * 3 / 1e9)
+    assert stage.hours == pytest.approx(10_000 / figures.BUILD_RATE.value / 16 / 3600)
+
+
+def test_a_sweep_follows_the_recipe() -> None:
+    sets = ["train.steps=100", "train.batch=8", "sweep.folds=[0,1,2]", "sweep.seeds=[0,1]", "eval.episodes=50"]
+    assert "6 runs of 800 clips and 50 test episodes" in plan(sets=sets).stages[1].work
+    assert "3 runs of 0 clips" in plan(method="prior", sets=sets).stages[1].work  # it trains nothing: one seed
+    by_epochs = plan(images=1000, sets=["train.epochs=2", "train.batch=10", "data.split.test_fraction=0.4"])
+    assert "4 runs of 1,200 clips" in by_epochs.stages[1].work
+
+
+@pytest.mark.parametrize("images", [10**4, 10**5, 10**6, 10**7, 10**8])
+def test_more_hardware_takes_less_time_and_more_photos_more(images: int) -> None:
+    small, large = plan(images, preset="large", gpus=1), plan(images, preset="large", gpus=8)
+    assert large.stages[2].hours == pytest.approx(small.stages[2].hours / 8)
+    assert plan(images * 10, preset="large", gpus=8).stages[2].hours == pytest.approx(large.stages[2].hours * 10)
+    assert (f"{images:,} photos" in large.stages[2].work) and large.stages[2].gpus == 8
+    assert any(f.kind == "published" for f in large.figures)
+    assert any("no speed on a GPU was measured" in n for n in large.notes)
+
+
+def test_what_no_machine_has_is_said() -> None:
+    assert not any("mix them" in n for n in plan(10**6, cores=64).notes)
+    assert any("mix them" in n for n in plan(10**9, cores=64).notes)
+
+
+@pytest.mark.parametrize(("method", "preset", "gpus", "line"), [
+    ("sansa", "large", 0, "no speed of sansa/large on a CPU was measured"),
+    ("nobody", "nano", 0, "nobody"),
+    ("sansa", "debug", 1, "no speed of preset 'debug' on a GPU"),
+    ("fcp", "gigantic", 1, "gigantic"),
+])
+def test_what_is_unknown_is_not_guessed(method: str, preset: str, gpus: int, line: str) -> None:
+    with pytest.raises(FssError, match=line):
+        plan(method=method, preset=preset, gpus=gpus)
+
+
+def test_the_command() -> None:
+    answer = CliRunner().invoke(make_app(), ["plan", "--images", "10000", "--method", "fcp"])
+    assert answer.exit_code == 0, answer.output
+    assert re.search(r"^label +[\d.e-]+ +0 +16", answer.output, re.M)
+    assert "measured  clips a core trains with fcp/nano: 9.6 clips/s" in answer.output
+    answer = CliRunner().invoke(make_app(), ["plan", "--images", "10000", "--json"])
+    assert [s["name"] for s in json.loads(answer.output)["stages"]] == ["build shards", "sweep", "label"]
