@@ -80,8 +80,12 @@ def _real(config: dict[str, Any]) -> dict[str, Any]:
 
     rng = np.random.default_rng(config["seed"])
     lengths = {f"run-{i}": config["real_unit_s"] * float(rng.uniform(0.5, 2)) for i in range(config["real_runs"])}
+
+    def sleep(seconds: float) -> None:
+        time.sleep(seconds)
+
     with cluster(cpus=2, gpus=config["real_gpus"]) as ray:
-        task = ray.remote(time.sleep).options(num_cpus=0, num_gpus=0.5)
+        task = ray.remote(sleep).options(num_cpus=0, num_gpus=0.5)
         ray.get([task.remote(0) for _ in range(2 * config["real_gpus"])])  # the workers' processes start
         schedule = Schedule(machines_of(ray))
         tasks = [Task(key=k, need=Need(cpus=0.0, gpus=0.5), seconds=s) for k, s in lengths.items()]

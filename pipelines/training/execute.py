@@ -19,7 +19,7 @@ from pipelines.config import Recipe
 from pipelines.progress import say
 from pipelines.storage import Store
 from pipelines.tracking import Tracker, spool_folder, tracking_uri
-from pipelines.training.drive import Scored, drive, failed
+from pipelines.training.drive import Scored, drive, failed, one_line
 from pipelines.training.lengths import Lengths, Work
 from pipelines.training.results import RunResult, untested
 from pipelines.training.run import code_version
@@ -77,7 +77,7 @@ def execute(recipe: Recipe, plans: Sequence[Planned], ray: Any, *, sweep: bool =
                 found = dict(running.results(Workspace(recipe.out).runs))
                 watch.end("finished")
             except BaseException as error:
-                watch.end("stopped", type(error).__name__)
+                watch.end("stopped", "interrupted" if isinstance(error, KeyboardInterrupt) else one_line(error))
                 raise
         tracker.end.remote(sweep_key(recipe, plans))
     lengths.save()

@@ -30,7 +30,7 @@ class Work(Section):
         train, steps = spec.train, spec.steps
         policy = train.selection if spec.trains else "none"
         points = min(train.select.points, steps)
-        whole = config.episodes * getattr(config, "draws", 1)
+        whole = config.episodes * config.draws
         each = train.select.episodes if policy == "base-holdout" else whole
         return Work(selecting=steps if policy == "base-holdout" else 0, training=steps, scoring=whole,
                     choosing=0 if policy == "none" else points * each)

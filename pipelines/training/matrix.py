@@ -35,7 +35,7 @@ class Cell:
 
 
 def cells(recipe: Recipe) -> list[Cell]:
-    """The recipe of every cell, in the order of the matrix.
+    """The recipe of every cell, by the names of the matrix's keys and the order of their values.
 
     Raises `FssError` for a key that no recipe has, a value that does not fit it, and an empty list of values.
     """
@@ -50,7 +50,7 @@ def cells(recipe: Recipe) -> list[Cell]:
     raw = recipe.model_dump(exclude_unset=True)
     raw.get("sweep", {}).pop("matrix", None)
     raw["methods"] = _methods(raw.get("methods") or [m.model_dump() for m in recipe.methods], matrix)
-    own = {k: v for k, v in matrix.items() if not _of_methods(k)}
+    own = {k: v for k, v in sorted(matrix.items()) if not _of_methods(k)}  # labels do not depend on the order given
     return [_cell(raw, dict(zip(own, chosen, strict=True)), recipe) for chosen in itertools.product(*own.values())]
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
 from fss_models.errors import FssError
@@ -94,9 +95,9 @@ def table_of(state: SweepState, shown: int = SHOWN) -> Table:
         table.add_column(name, justify="left" if name in ("run", "stage") else "right", no_wrap=True)
     rows = sorted(state.runs, key=lambda r: ORDER.index(r.status))
     for r in rows[:shown]:
-        stage = f"failed: {r.error[:60]}" if r.status == "failed" else (r.stage or r.status)
+        stage = escape(f"failed: {r.error[:60]}") if r.status == "failed" else (r.stage or r.status)
         running = r.status == "running"
-        table.add_row(r.run + (f" [{r.cell}]" if r.cell else ""), stage if running or r.error else r.status,
+        table.add_row(escape(r.run + (f" ({r.cell})" if r.cell else "")), stage if running or r.error else r.status,
                       f"{r.step}/{r.of}" if running and r.of else "", _number(r.loss, ".3f"),
                       _number(r.miou and r.miou * 100, ".1f"), _number(r.episodes_per_s if running else None, ".1f"),
                       spoken(r.left_s) if running else "")

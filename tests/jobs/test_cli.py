@@ -59,6 +59,9 @@ def test_every_command_explains_itself(command: str) -> None:
     (("sweep", "run", "--set", "methods.0.name=nobody"), "nobody"),
     (("demo", "--data", "no/such/folder"), "no/such/folder"),
     (("report", "--out", "nowhere"), "nowhere"),
+    (("sweep", "status", "--out", "nowhere"), "no sweep was run here"),
+    (("sweep", "resume", "--out", "nowhere"), "no sweep was run here"),
+    (("sweep", "cancel", "--out", "nowhere"), "no sweep is under way here"),
     (("report", "--out", "gs://bucket"), "unknown kind of place"),
 ])
 def test_mistakes_end_with_status_2_and_one_line(args: tuple[str, ...], line: str, tmp_path: Path) -> None:

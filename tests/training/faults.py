@@ -24,8 +24,8 @@ def harmful(real):
         if calls == CALL and not os.path.exists(MARK):
             pathlib.Path(MARK).write_text(str(os.getpid()))
             if HALF:  # a copy of files from one folder to another: the first file alone arrives
-                source, target = pathlib.Path(given[0]), pathlib.Path(given[1])
-                first = sorted(p for p in source.iterdir())[0]
+                source, target = (pathlib.Path(named[k]) for k in ("source", "destination"))
+                first = sorted(source.iterdir())[0]
                 target.mkdir(parents=True, exist_ok=True)
                 (target / first.name).write_bytes(first.read_bytes()[:-1])
             os.kill(os.getpid(), signal.SIGKILL)
@@ -56,7 +56,7 @@ sys.meta_path.insert(0, Planter())
 def plant(folder: Path, function: str, *, call: int, half: bool = False) -> dict[str, str]:
     """Variables for the process whose children are to suffer; `function` is `package.module.name`.
 
-    `half`: the call copies files, and one file, not whole, arrives before the kill.
+    `half`: the call copies the folder `source` to `destination`; one file, not whole, arrives before the kill.
     """
     module, _, name = function.rpartition(".")
     folder.mkdir(parents=True)

@@ -82,6 +82,7 @@ PLACES = {
     "checkpoint upload": {"function": "ray.train.v2._internal.execution.storage._pyarrow_fs_copy_files", "call": 2,
                           "half": True},
     "evaluation": {"function": "pipelines.training.evaluate._score_batch", "call": 2},
+    "driver": {"function": "pipelines.training.drive._train", "call": 1},
     "between folds": {},
 }
 
@@ -95,7 +96,7 @@ def quiet_sweep(shapes_shards: str, tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.mark.parametrize("place", PLACES)
 def test_a_kill_anywhere_changes_no_number(place: str, shapes_shards: str, quiet_sweep: dict[str, object],
                                            tmp_path: Path) -> None:
-    """SIGKILL of the worker that trains or scores (the same command goes on), or of the command between two folds."""
+    """SIGKILL of the worker that trains or scores, of a run's driver (the same command goes on), or of the command."""
     if place == "between folds":
         found = _sweep(tmp_path, shapes_shards, kill_after_first=True)
     else:

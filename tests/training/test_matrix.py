@@ -35,7 +35,7 @@ def test_every_combination_is_a_cell_and_methods_multiply_within() -> None:
     found = cells(one)
     assert len(found) == 2 * 3 * 2
     assert len({c.label for c in found}) == len({c.suffix for c in found}) == 12
-    assert found[0].label == "shots=1 train.lr=0.1 dataset=shapes"
+    assert found[0].label == "dataset=shapes shots=1 train.lr=0.1"
     assert all(c.recipe.train.shots == c.recipe.eval.shots for c in found)
     assert all(c.recipe.train.steps == 9 for c in found), "what the matrix does not name stays"
     assert {c.recipe.data.source.seed for c in found if c.recipe.data.name == "more"} == {4}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -130,7 +131,7 @@ def test_two_claims_on_a_bucket_at_once_leave_one_owner(
 
 
 def test_state_of_a_killed_sweep_reads_as_stopped(tmp_path: Path) -> None:
-    rows = [RunState(run=f"run-{i}") for i in range(3)]
+    rows = [RunState(run=f"run-{i}", cell="[x]=1" if i == 2 else "") for i in range(3)]
     with Watch(str(tmp_path), "s", rows) as watch:
         watch.update({"run-0": {"stage": "training", "step": 4, "of": 10, "loss": 0.5, "episodes_per_s": 2.0,
                                 "left_s": 3.0}}, 100.0)
@@ -139,7 +140,8 @@ def test_state_of_a_killed_sweep_reads_as_stopped(tmp_path: Path) -> None:
         assert state.status == "running"
         assert state.line == "0 of 3 runs done, 1 under way, 2 waiting; 2 min left"
         table = plain(state)
-        assert "run-0  training  4/10  0.500" in table
+        assert re.search(r"run-0 +training +4/10 +0.500 +2.0 +3 s", table)
+        assert "run-2 ([x]=1)" in table
     stopped = read_state(str(tmp_path))
     assert (stopped.status, stopped.why) == ("stopped", "its process is gone")
     assert [r.status for r in stopped.runs] == ["waiting"] * 3
