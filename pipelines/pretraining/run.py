@@ -37,7 +37,7 @@ def run_pretraining(config: PretrainConfig, log: Log) -> Provenance:
     That folder can stand in for the shipped weights (FSS_SHIPPED). Returns what the json says.
     Raises `FssError` for photos, settings and checkpoints that do not fit.
     """
-    folder = Path(config.out)
+    folder, commit = Path(config.out), code_version()
     torch.set_num_threads(config.threads)
     shards = [_shards(data, folder) for data in config.data]
     photos = Photos(shards, hide=config.hide)
@@ -47,7 +47,7 @@ def run_pretraining(config: PretrainConfig, log: Log) -> Provenance:
     clips = fixed_clips([Scenes(photos.read, held, config, encode, core.side)(n) for n in range(MEASURED_SCENES)],
                         seed=config.seed, groups=MEASURED_GROUPS)
     rows = pretrain(config, core, scenes, folder=folder, measure=lambda: held_out_ious(core, clips), log=log)
-    return _write(folder, config, core, photos, rows)
+    return _write(folder, config, core, photos, rows, commit)
 
 
 def _shards(data: DataConfig, folder: Path) -> Shards:
@@ -76,7 +76,7 @@ def _build(config: PretrainConfig) -> tuple[Sam2Core, Encoder]:
 
 
 def _write(folder: Path, config: PretrainConfig, core: Sam2Core, photos: Photos,
-           rows: list[dict[str, float]]) -> Provenance:
+           rows: list[dict[str, float]], commit: str) -> Provenance:
     """Photos that only measured progress were opened too, and are named."""
     opened: dict[int, set[str]] = {d: set() for d in range(len(config.data))}
     for place in photos.places:
@@ -86,7 +86,7 @@ def _write(folder: Path, config: PretrainConfig, core: Sam2Core, photos: Photos,
                  for i, (d, term) in enumerate(zip(config.data, terms, strict=True)))
     return write_weights(
         config.preset, trained_state(core), folder=folder, data=data, recipe=json.loads(config.model_dump_json()),
-        commit=code_version(), seeds=(config.seed,), steps=config.steps, seconds=sum(r["seconds"] for r in rows),
+        commit=commit, seeds=(config.seed,), steps=config.steps, seconds=sum(r["seconds"] for r in rows),
         hardware=f"{platform.system()} {platform.machine()}, {next(core.parameters()).device.type}",
         quality={k: v for k, v in rows[-1].items() if k.startswith("iou_")}, licence=WEIGHTS_TERMS,
         created=time.strftime("%Y-%m-%d", time.gmtime()))
