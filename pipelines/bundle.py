@@ -1,6 +1,7 @@
 """A bundle: everything needed to predict, in one folder. `bundle.json` is written last, so half a bundle is none.
 
     model.safetensors   the trained tensors (may be empty)
+    calibrator.safetensors   how sure its masks are (may be missing: then they are uncalibrated)
     bundle.json         method, preset, config, preprocessing mode, frozen weights, provenance, metrics, train photos
 """
 
@@ -15,6 +16,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from fss_models import registry
+from fss_models.calibration import Calibrator, load_calibrator
 from fss_models.errors import FssError
 from fss_models.official import load_official, official_state, read_official, read_tensors
 from fss_models.sam2_core.presets import RANDOM
@@ -23,6 +25,8 @@ from fss_models.settings import weight_fields
 from fss_models.shipped.files import bundle_url, check_frozen, to_half
 from pipelines.storage import Store
 from pipelines.weights import build_model, fetch, file_sha256, pretraining_photos
+
+CALIBRATOR = "calibrator.safetensors"
 
 
 class BundleInfo(BaseModel):
@@ -47,6 +51,7 @@ class BundleInfo(BaseModel):
     pretrained_on: list[str] = []  # the same of class-agnostic pretraining: its photos' classes were not looked at
     metrics: dict[str, Any] = {}
     provenance: dict[str, Any] = {}
+    calibrator: str = ""  # sha256 of calibrator.safetensors, empty where there is none
 
     @property
     def seen(self) -> list[str]:
@@ -146,6 +151,32 @@ def load_bundle(url: str, device: str = "cpu") -> tuple[Segmenter, BundleInfo]:
         if info.frozen.get(name) != sha:
             raise FssError(f"frozen weights {name!r} differ from the bundle's", where=url)
     return model.to(device).eval(), info
+
+
+def save_calibrator(url: str, calibrator: Calibrator) -> BundleInfo:
+    """Put a calibrator into a bundle, in place of one that is there."""
+    store, info, data = Store(url), read_bundle_info(url), calibrator.save()
+    info = info.model_copy(update={"calibrator": hashlib.sha256(data).hexdigest()})
+    store.write_bytes(CALIBRATOR, data)
+    store.write_json("bundle.json", info.model_dump())
+    return info
+
+
+def bundle_calibrator(url: str, info: BundleInfo) -> Calibrator | None:
+    """The bundle's calibrator, None where it has none. Raises `FssError` for one that is not bundle.json's."""
+    if not info.calibrator:
+        return None
+    store = Store(bundle_url(url))
+    data = store.read_bytes(CALIBRATOR)
+    if hashlib.sha256(data).hexdigest() != info.calibrator:
+        raise FssError(f"{CALIBRATOR} does not match bundle.json", where=url, mend="run `fss calibrate` again")
+    return load_calibrator(data, store.path(CALIBRATOR))
+
+
+def copy_calibrator(source: str, target: str) -> None:
+    """Copy a bundle's calibrator, where it has one, to another place."""
+    if Store(source).exists(CALIBRATOR):
+        Store(target).write_bytes(CALIBRATOR, Store(source).read_bytes(CALIBRATOR))
 
 
 def base_model(info: BundleInfo, where: str) -> Segmenter:

@@ -253,6 +253,14 @@ class PromoteConfig(Section):
     steps: int = Field(0, ge=0)  # 0: as many as a run of the sweep
 
 
+class CalibrateConfig(Section):
+    """Fitting the calibrator of a bundle (`fss calibrate`, `fss promote`)."""
+
+    sets: int = Field(160, ge=0)  # support sets drawn, classes in turn; 0: `fss promote` fits none
+    targets: Positive = 4  # photos with the class, and as many without, a support set
+    seed: int = 0
+
+
 class ServeConfig(Section):
     """The service."""
 
@@ -265,6 +273,9 @@ class ServeConfig(Section):
     threads: int = Field(0, ge=0)  # torch threads of a replica; 0: the machine's cores
 
 
+LabelFormat = Literal["coco_polygons", "parquet", "yolo", "semantic", "label_studio", "cvat"]
+
+
 class LabelConfig(Section):
     """A labelling job."""
 
@@ -274,6 +285,11 @@ class LabelConfig(Section):
     in_flight: Positive = 4  # chunks on their way at a time
     overlaps: Literal["keep", "resolve"] = "keep"  # of several classes: each its own mask, or one class a pixel
     pairs: int = Field(0, ge=0, le=4096)  # (class, photo) pairs a call of the model, as whole classes; 0: one class
+    formats: list[LabelFormat] = []  # beside labels.json (COCO, run lengths) and failures.parquet
+    # of a bundle with a calibrator
+    prevalence: float = Field(0.5, gt=0, lt=1)  # share of the photos that show a class, as far as you know
+    empty_below: float = Field(0.5, ge=0, le=1)  # probability below which a class is not there: an empty label
+    review_below: float = Field(0.5, ge=0, le=1)  # probability of a good mask below which somebody should look
 
 
 class Recipe(Section):
@@ -292,6 +308,7 @@ class Recipe(Section):
     sweep: SweepConfig = SweepConfig()
     choose: ChooseConfig = ChooseConfig()
     promote: PromoteConfig = PromoteConfig()
+    calibrate: CalibrateConfig = CalibrateConfig()
     serve: ServeConfig = ServeConfig()
     label: LabelConfig = LabelConfig()
 

@@ -13,7 +13,7 @@ from safetensors.torch import save as save_tensors
 
 from fss_models.errors import FssError
 from fss_models.shipped.files import CHAMPION, bundle_url, check_frozen, list_weights, shipped_folder, to_half
-from pipelines.bundle import BundleInfo, read_bundle_info
+from pipelines.bundle import BundleInfo, copy_calibrator, read_bundle_info
 from pipelines.progress import say
 from pipelines.storage import Store, join
 from pipelines.workspace import Workspace
@@ -77,6 +77,7 @@ def copy_bundle(source: str, target: str, *, half: bool = False) -> BundleInfo:
     if store.exists("bundle.json") and read_bundle_info(target) != info:
         raise FssError("holds another bundle", where=target, mend="give an empty folder")
     store.write_bytes(TENSORS, data)
+    copy_calibrator(source, target)
     store.write_json("bundle.json", info.model_dump())
     return info
 

@@ -25,6 +25,8 @@ def label(
     service: Annotated[str, typer.Option("--service", help="Address of a running service.")] = "",
     threshold: Annotated[float | None, typer.Option("--threshold", help="Probability of an object's pixel.")] = None,
     overlaps: Annotated[str | None, typer.Option("--overlaps", help="Of several classes: keep, or resolve.")] = None,
+    formats: Annotated[list[str] | None, typer.Option("--format", help="Beside COCO: coco_polygons, parquet, yolo, "
+                                                      "semantic, label_studio, cvat; may be repeated.")] = None,
     limit: Annotated[int, typer.Option("--limit", min=0, help="Only the first photos; 0: all.")] = 0,
     recipe: RecipeOption = "demo",
     overrides: SetOption = None,
@@ -34,7 +36,7 @@ def label(
     from pipelines.labelling.outputs import summary_line
     from pipelines.labelling.run import LabelRequest, run_label_job
 
-    given = {"threshold": threshold, "overlaps": overlaps}
+    given = {"threshold": threshold, "overlaps": overlaps, "formats": json.dumps(formats) if formats else None}
     changes = [*(overrides or []), *(f"label.{k}={v}" for k, v in given.items() if v is not None)]
     read = load_recipe(recipe, changes, out=workspace)
     summary = run_label_job(LabelRequest(recipe=read, images=images, supports=supports, out=out, bundle=bundle,
@@ -44,5 +46,7 @@ def label(
         return
     print(summary_line(summary))
     print(f"labels: {summary['labels']}")
+    for name, place in summary.get("formats", {}).items():
+        print(f"{name}: {place}")
     if summary["failed"]:
         print(f"failures: {summary['failures']}")

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from fss_models.errors import FssError
 from pipelines.labelling.images import ImageList
 from pipelines.serving.supports import SupportSet
-from pipelines.serving.wanted import Overlaps, Wanted
+from pipelines.serving.wanted import EMPTY_BELOW, PREVALENCE, REVIEW_BELOW, Overlaps, Wanted
 from pipelines.storage import Store
 
 MANIFEST = "manifest.json"
@@ -33,6 +33,10 @@ class JobManifest(BaseModel):
     support_ids: list[str] = []
     overlaps: Overlaps = "keep"
     pairs: int = 0
+    calibrator: str = ""  # sha256 of the bundle's, empty where it has none
+    prevalence: float = PREVALENCE
+    empty_below: float = EMPTY_BELOW
+    review_below: float = REVIEW_BELOW
     bundle_id: str
     method: str
     preset: str
@@ -64,7 +68,8 @@ class JobManifest(BaseModel):
     def wanted(self) -> Wanted:
         """What every photo is asked."""
         return Wanted(support_ids=tuple(self.support_ids or [self.support_id]), threshold=self.threshold,
-                      overlaps=self.overlaps, pairs=self.pairs)
+                      overlaps=self.overlaps, pairs=self.pairs, prevalence=self.prevalence,
+                      empty_below=self.empty_below, review_below=self.review_below)
 
     def content(self) -> dict[str, Any]:
         """As it is written: what only some jobs have stands in theirs alone."""
@@ -81,7 +86,8 @@ class JobManifest(BaseModel):
 
 
 LATER = {name: JobManifest.model_fields[name].default for name in (
-    "class_name", "support_id", "class_names", "support_ids", "overlaps", "pairs")}
+    "class_name", "support_id", "class_names", "support_ids", "overlaps", "pairs", "calibrator", "prevalence",
+    "empty_below", "review_below")}
 
 
 def code_version() -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -9,22 +12,39 @@ import pyarrow.parquet as pq
 
 from pipelines.data.schema import FAILURES
 from pipelines.labelling.formats.coco import write_coco
+from pipelines.labelling.formats.folders import write_semantic, write_yolo
+from pipelines.labelling.formats.single import write_cvat, write_label_studio, write_parquet
 from pipelines.labelling.manifest import JobManifest
 from pipelines.labelling.parts import photos, read_parts
 from pipelines.storage import Store
 
 LABELS, FAILED, SUMMARY = "labels.json", "failures.parquet", "summary.json"
+Writer = Callable[[Store, JobManifest, str], None]
+FORMATS: dict[str, tuple[str, Writer]] = {  # beside labels.json: where each goes, and what writes it
+    "coco_polygons": ("labels_polygons.json", partial(write_coco, outlines=True)),
+    "parquet": ("labels.parquet", write_parquet),
+    "yolo": ("yolo", write_yolo),
+    "semantic": ("semantic", write_semantic),
+    "label_studio": ("label_studio.json", write_label_studio),
+    "cvat": ("annotations.xml", write_cvat),
+}
 
 
-def write_outputs(out: Store, manifest: JobManifest) -> dict[str, Any]:
-    """labels.json, failures.parquet and, last, summary.json. Returns the summary."""
+def write_outputs(out: Store, manifest: JobManifest, formats: Sequence[str] = ()) -> dict[str, Any]:
+    """labels.json, failures.parquet, the `formats` and, last, summary.json. Returns the summary."""
     failed = _write_failures(out, manifest)
     write_coco(out, manifest, LABELS)
+    for name in formats:
+        place, write = FORMATS[name]
+        write(out, manifest, place)
     named = {"class_names": manifest.class_names} if manifest.class_names else {"class_name": manifest.class_name}
     summary = {"images": manifest.images_count, **_counts(out, manifest), "failed": failed, **named,
                **manifest.supports, "bundle_id": manifest.bundle_id, "method": manifest.method,
-               "preset": manifest.preset, "threshold": manifest.threshold, "labels": out.path(LABELS),
+               "preset": manifest.preset, "threshold": manifest.threshold, "calibrator": manifest.calibrator,
+               "labels": out.path(LABELS),
                "failures": out.path(FAILED)}
+    if formats:
+        summary["formats"] = {name: out.path(FORMATS[name][0]) for name in formats}
     out.write_json(SUMMARY, summary)
     return summary
 
@@ -43,17 +63,22 @@ def _write_failures(out: Store, manifest: JobManifest) -> int:
 def _counts(out: Store, manifest: JobManifest) -> dict[str, Any]:
     """Photos with and without a mask; of several classes also the photos with a mask of each."""
     each = dict.fromkeys(manifest.classes, 0)
+    statuses: Counter[str] = Counter()
     some = none = 0
-    for photo in photos(out, manifest, ["image_id", "file_name", "height", "width", "class_name", "area", "error"]):
+    columns = ["image_id", "file_name", "height", "width", "class_name", "area", "error"]
+    for photo in photos(out, manifest, [*columns, *(["status"] if manifest.calibrator else [])]):
+        statuses.update(row["status"] for row in photo.rows if manifest.calibrator)
         found = [row["class_name"] for _, row in photo.found]
         some, none = some + bool(found), none + (not found)
         for name in found:
             each[name] += 1
-    return {"with_object": some, "without_object": none, **({"with_class": each} if manifest.class_names else {})}
+    return {"with_object": some, "without_object": none, **({"with_class": each} if manifest.class_names else {}),
+            **({"status": dict(sorted(statuses.items()))} if manifest.calibrator else {})}
 
 
 def summary_line(summary: dict[str, Any]) -> str:
     """A job's summary as a person reads it."""
     what = repr(summary["class_name"]) if "class_name" in summary else f"{len(summary['class_names'])} classes"
+    sure = f"{summary['status'].get('review', 0)} masks to review" if summary.get("calibrator") else "uncalibrated"
     return (f"{summary['images']} photos: {summary['with_object']} got a mask of {what}, "
-            f"{summary['without_object']} none, {summary['failed']} cannot be read")
+            f"{summary['without_object']} none, {summary['failed']} cannot be read; {sure}")

@@ -29,6 +29,12 @@ PARTS = pa.schema([  # one row a photo and class, photo by photo; a photo that c
     ("stage", pa.string()),  # where it failed; null for a label
     ("error", pa.string()),
 ])
+CALIBRATED = pa.schema([  # and in jobs of a bundle with a calibrator
+    *PARTS,
+    ("presence", pa.float64()),  # probability that the class is there; null where the supports are of a far domain
+    ("quality", pa.float64()),  # and that the mask is good
+    ("status", pa.string()),  # accepted, review, empty, uncalibrated (see `serving.presence`)
+])
 
 
 def part_name(chunk: int) -> str:
@@ -46,7 +52,8 @@ def write_part(out: Store, chunk: int, images: ImageList, rows: range, manifest:
     """Write a chunk's part. `results` has one entry a photo."""
     written = [{"image_id": row + 1, "file_name": images.names[row], **columns}
                for row, result in zip(rows, results, strict=True) for columns in _columns(result, manifest)]
-    out.write_table(part_name(chunk), pa.Table.from_pylist(written, schema=PARTS))
+    schema = CALIBRATED if manifest.calibrator else PARTS
+    out.write_table(part_name(chunk), pa.Table.from_pylist(written, schema=schema))
 
 
 def _columns(result: Labels | Failure, manifest: JobManifest) -> Iterator[dict[str, object]]:
@@ -56,7 +63,8 @@ def _columns(result: Labels | Failure, manifest: JobManifest) -> Iterator[dict[s
         return
     for name, label in zip(names, result, strict=True):
         yield {"class_name": name, "height": label.height, "width": label.width, "rle": label.counts,
-               "bbox": list(label.bbox), "area": label.area, "score": label.score}
+               "bbox": list(label.bbox), "area": label.area, "score": label.score,
+               "presence": label.presence, "quality": label.quality, "status": label.status}
 
 
 def read_parts(out: Store, chunks: int, columns: list[str] | None = None) -> Iterator[list[dict[str, Any]]]:

@@ -9,7 +9,7 @@ from typing import Any
 from fss_models.errors import FssError
 from fss_models.shipped.files import bundle_url
 from pipelines.bundle import BundleInfo, read_bundle_info
-from pipelines.config import Recipe
+from pipelines.config import LabelConfig, Recipe
 from pipelines.labelling.engines import Engine, local_engine, service_engine
 from pipelines.labelling.images import list_images
 from pipelines.labelling.job import Job
@@ -55,8 +55,9 @@ def run_label_job(request: LabelRequest) -> dict[str, Any]:
     images = list_images(request.images, request.limit)
     config = request.recipe.label
     check_overlaps(config.overlaps, len(classes))
+    trust = _trust(config, about["calibrator"])
     manifest = JobManifest(
-        **describe_images(images), **describe_classes(classes), overlaps=config.overlaps, pairs=config.pairs,
+        **describe_images(images), **describe_classes(classes), overlaps=config.overlaps, pairs=config.pairs, **trust,
         bundle_id=about["bundle_id"], method=about["method"], preset=about["preset"], chunk=config.chunk,
         batch=config.batch, threshold=config.threshold, limit=request.limit,
         max_pixels=request.recipe.data.max_pixels, max_bytes=request.recipe.data.max_bytes,
@@ -69,9 +70,10 @@ def run_label_job(request: LabelRequest) -> dict[str, Any]:
     if again and not left and out.exists(SUMMARY):
         say("everything is labelled already")
         summary: dict[str, Any] = out.read_json(SUMMARY)
-        return {**summary, "labelled_now": 0}
+        if set(config.formats) <= set(summary.get("formats", {})):
+            return {**summary, "labelled_now": 0}
     now = _run(job, left, classes, service, health, request)
-    return {**write_outputs(out, manifest), "labelled_now": now}
+    return {**write_outputs(out, manifest, config.formats), "labelled_now": now}
 
 
 def _run(job: Job, left: list[int], classes: list[SupportSet], service: str, health: dict[str, Any] | None,
@@ -95,7 +97,20 @@ def _run(job: Job, left: list[int], classes: list[SupportSet], service: str, hea
 
 
 def _about(info: BundleInfo) -> dict[str, Any]:
-    return {"bundle_id": info.bundle_id, "method": info.method, "preset": info.preset}
+    return {"bundle_id": info.bundle_id, "method": info.method, "preset": info.preset, "calibrator": info.calibrator}
+
+
+def _trust(config: LabelConfig, calibrator: str) -> dict[str, Any]:
+    """The manifest's fields about how sure labels are. Raises `FssError` for settings that nobody would read."""
+    given = {k: getattr(config, k) for k in ("prevalence", "empty_below", "review_below")}
+    changed = [k for k, v in given.items() if v != LabelConfig.model_fields[k].default]
+    if calibrator:
+        return {"calibrator": calibrator, **given}
+    if changed:
+        raise FssError(f"label.{changed[0]} is for bundles with a calibrator; this one has none",
+                       mend="fit one with `fss calibrate`")
+    say("uncalibrated: the bundle has no calibrator, so no label says how sure it is (`fss calibrate` fits one)")
+    return {}
 
 
 def _service(request: LabelRequest) -> tuple[str, dict[str, Any] | None]:
@@ -103,10 +118,13 @@ def _service(request: LabelRequest) -> tuple[str, dict[str, Any] | None]:
     batch = request.recipe.label.batch
     if request.service:
         health = _reach(request.service)
-        wanted = read_bundle_info(request.bundle_url).bundle_id if request.bundle else health["bundle_id"]
-        if health["bundle_id"] != wanted:
-            raise FssError(f"serves bundle {health['bundle_id']}, not {wanted}", where=request.service,
+        about = _about(read_bundle_info(request.bundle_url)) if request.bundle else health
+        if health["bundle_id"] != about["bundle_id"]:
+            raise FssError(f"serves bundle {health['bundle_id']}, not {about['bundle_id']}", where=request.service,
                            mend="leave --service or --bundle out")
+        if health["calibrator"] != about["calibrator"]:
+            raise FssError("serves the bundle with another calibrator", where=request.service,
+                           mend="start the service again")
         if health["batch"] != batch:
             raise FssError(f"works in batches of {health['batch']}, the job of {batch}", where=request.service,
                            mend=f"--set label.batch={health['batch']}")
@@ -115,8 +133,9 @@ def _service(request: LabelRequest) -> tuple[str, dict[str, Any] | None]:
     if found is None:
         return "", None
     url, health = found
-    bundle = read_bundle_info(request.bundle_url).bundle_id
-    if health["bundle_id"] != bundle or health["batch"] != batch:
+    info = read_bundle_info(request.bundle_url)
+    same = (health["bundle_id"], health.get("calibrator", "")) == (info.bundle_id, info.calibrator)
+    if not same or health["batch"] != batch:
         say(f"the service at {url} runs another bundle or batch size; starting a deployment of this job's own")
         return "", None
     return url, health

@@ -79,6 +79,7 @@ def describe(info: BundleInfo, spec: ServiceSpec) -> dict[str, Any]:
     return {
         "status": "ok", "bundle_id": info.bundle_id, "method": info.method, "preset": info.preset,
         "untrained": info.untrained, "dataset": info.dataset, "classes": info.classes, "metrics": info.metrics,
+        "calibrator": info.calibrator,
         "device": spec.model.device, "batch": spec.model.batch, "max_request_bytes": spec.max_request_bytes,
         "token": bool(spec.token),
     }

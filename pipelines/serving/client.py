@@ -80,7 +80,8 @@ def _results(row: dict[str, Any]) -> Labels | Failure:
 def _label(row: dict[str, Any]) -> Label:
     height, width = row["segmentation"]["size"]
     return Label(height=height, width=width, counts=row["segmentation"]["counts"],
-                 bbox=tuple(row["bbox"]), area=row["area"], score=row["score"])
+                 bbox=tuple(row["bbox"]), area=row["area"], score=row["score"],
+                 presence=row.get("presence"), quality=row.get("quality"), status=row.get("status", ""))
 
 
 def results_json(result: Labels | Failure, *, many: bool) -> dict[str, Any]:
@@ -93,7 +94,8 @@ def results_json(result: Labels | Failure, *, many: bool) -> dict[str, Any]:
 
 def _label_json(label: Label) -> dict[str, Any]:
     rle = {"size": [label.height, label.width], "counts": label.counts}
-    return {"segmentation": rle, "score": label.score, "bbox": list(label.bbox), "area": label.area}
+    told = {"presence": label.presence, "quality": label.quality, "status": label.status} if label.status else {}
+    return {"segmentation": rle, "score": label.score, "bbox": list(label.bbox), "area": label.area, **told}
 
 
 def find_service(place: str) -> tuple[str, dict[str, Any]] | None:

@@ -19,9 +19,21 @@ from torch import Tensor
 
 from fss_models.clip import Features, Images, Memory
 from fss_models.errors import BadImage
-from pipelines.bundle import load_bundle
+from pipelines.bundle import bundle_calibrator, load_bundle
 from pipelines.data.decode import decode_image
-from pipelines.serving.masks import Failure, Label, Labels, full_size, level_of, make_label, semantic_map, to_host
+from pipelines.serving.masks import (
+    UNCALIBRATED,
+    Failure,
+    Label,
+    Labels,
+    Presence,
+    full_size,
+    level_of,
+    make_label,
+    semantic_map,
+    to_host,
+)
+from pipelines.serving.presence import Judge, Known
 from pipelines.serving.supports import SupportSet, UnknownSupportError, load_support_set
 from pipelines.serving.wanted import Wanted
 
@@ -47,7 +59,9 @@ class Labeler:
                  limits: Limits | None = None, memories: int = MEMORIES) -> None:
         self.model, self.info = load_bundle(bundle_url, device)
         self.device, self.supports_url, self.limits = device, supports_url, limits or Limits()
-        self._memories: OrderedDict[str, Memory] = OrderedDict()
+        calibrator = bundle_calibrator(bundle_url, self.info)
+        self.judge = Judge(self.model, calibrator) if calibrator else None
+        self._memories: OrderedDict[str, _Held] = OrderedDict()
         self._keep, self._lock = memories, threading.RLock()
         self._pool = ThreadPoolExecutor(decoders, thread_name_prefix="decode")
 
@@ -60,6 +74,9 @@ class Labeler:
 
     def memory(self, support_id: str) -> Memory:
         """The memory of a set, computed from storage if it is not at hand. Raises `UnknownSupportError`."""
+        return self._held(support_id).memory
+
+    def _held(self, support_id: str) -> _Held:
         with self._lock:
             if support_id not in self._memories:
                 if not self.supports_url:
@@ -134,23 +151,29 @@ class Labeler:
             photos: list[dict[int, Label]] = [{} for _ in wanted]
             waiting: list[_Found] = []
             for call in _whole_classes(wanted, width) if fixed else _mixed(wanted, width):
-                found = self._segment(call, features, width)
+                found = self._segment(call, features, width, wanted)
                 self._keep_overlaps([f for f in found if wanted[f.pair.row].overlaps == "keep"], wanted, sizes, photos)
                 waiting += [f for f in found if wanted[f.pair.row].overlaps == "resolve"]
             self._resolve_overlaps(waiting, wanted, sizes, photos)
         return [tuple(labels[number] for number in sorted(labels)) for labels in photos]
 
-    def _segment(self, asked: list[_Pair], features: Features, width: int) -> list[_Found]:
+    def _segment(self, asked: list[_Pair], features: Features, width: int, wanted: list[Wanted]) -> list[_Found]:
         """One call of the model, padded to a multiple of `width` pairs or a power of two below it."""
-        memory, which = self._stack([pair.support_id for pair in asked])
+        unique = list(dict.fromkeys(pair.support_id for pair in asked))
+        held, which = [self._held(i) for i in unique], [unique.index(pair.support_id) for pair in asked]
+        memory = held[0].memory if len(held) == 1 else Memory.stack([h.memory for h in held])
         size = len(asked) if len(asked) % width == 0 else _power_of_two(len(asked), len(asked) * 2)
         pairs = torch.zeros(size, 2, dtype=torch.int64)
         pairs[: len(asked), 0] = torch.tensor(which)
         pairs[: len(asked), 1] = torch.tensor([pair.row for pair in asked])
         pairs[len(asked):, 1] = len(features) - 1
-        found = self.model.segment(memory, features, pairs.to(self.device))
-        scores = found.scores.float().cpu().tolist()
-        return [_Found(pair=pair, logits=found.logits[i].float(), score=scores[i])
+        pairs = pairs.to(self.device)
+        found = self.model.segment(memory, features, pairs)
+        scores, told = found.scores.float().cpu().tolist(), [UNCALIBRATED] * len(asked)
+        if self.judge:
+            questions = [wanted[min(pair.row, len(wanted) - 1)] for pair in asked]
+            told = self.judge.ask(found, features, pairs, [h.known for h in held if h.known], questions)
+        return [_Found(pair=pair, logits=found.logits[i].float(), score=scores[i], told=told[i])
                 for i, pair in enumerate(asked) if not pair.padding]
 
     def _keep_overlaps(self, found: list[_Found], wanted: list[Wanted], sizes: Sizes,
@@ -161,18 +184,18 @@ class Labeler:
             masks = full_size([f.logits for f in some], [sizes[f.pair.row] for f in some],
                               [level_of(wanted[f.pair.row].threshold) for f in some], corners=self._corners)
             for f, mask in zip(some, masks, strict=True):
-                photos[f.pair.row][f.pair.number] = make_label(mask, f.score)
+                photos[f.pair.row][f.pair.number] = make_label(mask, f.score, f.told)
 
     def _resolve_overlaps(self, found: list[_Found], wanted: list[Wanted], sizes: Sizes,
                           photos: list[dict[int, Label]]) -> None:
         """A semantic map a photo, cut into the masks of its classes; the maps travel in one copy."""
         rows = sorted({f.pair.row for f in found})
         own = {row: sorted((f for f in found if f.pair.row == row), key=lambda f: f.pair.number) for row in rows}
-        maps = [semantic_map([f.logits for f in own[row]], [f.score for f in own[row]], sizes[row],
+        maps = [semantic_map([f.logits for f in own[row]], [f.weight for f in own[row]], sizes[row],
                              level_of(wanted[row].threshold), corners=self._corners) for row in rows]
         for row, owner in zip(rows, to_host(maps, [sizes[row] for row in rows]), strict=True):
             for number, f in enumerate(own[row], 1):
-                photos[row][f.pair.number] = make_label((owner == number).astype(np.uint8, order="F"), f.score)
+                photos[row][f.pair.number] = make_label((owner == number).astype(np.uint8, order="F"), f.score, f.told)
 
     @property
     def _corners(self) -> bool:
@@ -187,22 +210,17 @@ class Labeler:
             sizes = torch.cat([sizes, sizes.new_full((missing, 2), self.model.side)])
         return self.model.encode(Images(pixels=pixels, sizes=sizes).to(self.device))
 
-    def _stack(self, ids: list[str]) -> tuple[Memory, list[int]]:
-        """The memories that are wanted, each once, and the row of each photo's."""
-        unique = list(dict.fromkeys(ids))
-        held = [self.memory(i) for i in unique]
-        return (held[0] if len(held) == 1 else Memory.stack(held)), [unique.index(i) for i in ids]
-
     @torch.inference_mode()
-    def _memorise(self, supports: SupportSet) -> Memory:
+    def _memorise(self, supports: SupportSet) -> _Held:
         images, prompts = supports.decoded()
         prepared = self.model.prepare(images)
         marks = self.model.collate([prompts], prepared.sizes)
         features = self.model.encode(prepared.to(self.device))
-        return self.model.memorise(features, marks.to(self.device))
+        memory = self.model.memorise(features, marks.to(self.device))
+        return _Held(memory, self.judge.know(features, prompts, memory) if self.judge else None)
 
-    def _remember(self, support_id: str, memory: Memory) -> None:
-        self._memories[support_id] = memory
+    def _remember(self, support_id: str, held: _Held) -> None:
+        self._memories[support_id] = held
         while len(self._memories) > self._keep:
             self._memories.popitem(last=False)
 
@@ -219,11 +237,27 @@ class _Pair:
 
 @dataclass(frozen=True, kw_only=True)
 class _Found:
-    """What the model says of a pair: logits [h, w] on the device, predicted IoU."""
+    """What the model says of a pair: logits [h, w] on the device, predicted IoU; and what the calibrator says."""
 
     pair: _Pair
     logits: Tensor
     score: float
+    told: Presence
+
+    @property
+    def weight(self) -> float:
+        """Of its probabilities where masks overlap; below 0 it gets no pixel."""
+        if self.told.status == "empty":
+            return -1.0
+        return self.score if self.told.quality is None else self.told.quality
+
+
+@dataclass(frozen=True)
+class _Held:
+    """A support set on the device."""
+
+    memory: Memory
+    known: Known | None
 
 
 def _whole_classes(wanted: list[Wanted], width: int) -> list[list[_Pair]]:

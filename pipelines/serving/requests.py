@@ -17,6 +17,7 @@ from pipelines.serving.support_files import from_base64
 from pipelines.serving.wanted import MAX_CLASSES, Wanted, check_overlaps
 
 MAX_IMAGES = 256  # of one request
+TRUST = ("prevalence", "empty_below", "review_below")
 MAX_PAIRS = 4096  # of one call of the model
 
 
@@ -66,7 +67,8 @@ def parse_segment(body: Any) -> SegmentRequest:
 
     Raises `FssError`.
     """
-    check_keys(body, ("support_id", "support_ids", "images", "threshold", "overlaps", "pairs", "bulk"), "request")
+    known = ("support_id", "support_ids", "images", "threshold", "overlaps", "pairs", *TRUST, "bulk")
+    check_keys(body, known, "request")
     ids, images = _support_ids(body), body.get("images")
     if not isinstance(images, list) or not images or not all(isinstance(i, str) for i in images):
         raise FssError("images is not a list of base64 texts")
@@ -79,11 +81,20 @@ def parse_segment(body: Any) -> SegmentRequest:
         raise FssError("bulk is neither true nor false")
     if not isinstance(pairs, int) or isinstance(pairs, bool) or not 0 <= pairs <= MAX_PAIRS:
         raise FssError(f"pairs is {str(pairs)[:40]!r}, not a whole number from 0 to {MAX_PAIRS}")
+    trust = {k: _chance(body, k) for k in TRUST}
     overlaps = body.get("overlaps", "keep")
     check_overlaps(overlaps, len(ids))
-    wanted = Wanted(support_ids=ids, threshold=float(threshold), overlaps=overlaps, pairs=pairs)
+    wanted = Wanted(support_ids=ids, threshold=float(threshold), overlaps=overlaps, pairs=pairs, **trust)
     photos = [from_base64(text, f"images[{i}]") for i, text in enumerate(images)]
     return SegmentRequest(images=photos, wanted=wanted, bulk=bulk, many="support_ids" in body)
+
+
+def _chance(body: dict[str, Any], key: str) -> float:
+    value = body.get(key, getattr(Wanted, key))
+    odd = not isinstance(value, int | float) or isinstance(value, bool)
+    if odd or not 0 <= value <= 1 or (key == "prevalence" and value in (0, 1)):
+        raise FssError(f"{key} is {str(value)[:40]!r}, not a number between 0 and 1")
+    return float(value)
 
 
 def _support_ids(body: dict[str, Any]) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from fss_models.errors import FssError
 
 Overlaps = Literal["keep", "resolve"]
+PREVALENCE, EMPTY_BELOW, REVIEW_BELOW = 0.5, 0.5, 0.5
 MAX_CLASSES = 256  # of one question
 
 
@@ -20,19 +21,24 @@ class Wanted:
                probability times the mask's score is highest (a semantic map); equal ones to the first
     pairs      (class, photo) pairs a call of the model, as whole classes; 0: one class. With one class a call the
                masks are bit for bit those of C jobs with a class each
+    prevalence    share of the photos that show a class, as far as one knows; read where the bundle has a calibrator,
+                  as are: empty_below, the probability below which a class is not there, and review_below, the
+                  probability of a good mask below which somebody should look
     """
 
     support_ids: tuple[str, ...]
     threshold: float = 0.5
     overlaps: Overlaps = "keep"
     pairs: int = 0
+    prevalence: float = PREVALENCE
+    empty_below: float = EMPTY_BELOW
+    review_below: float = REVIEW_BELOW
 
     def json(self) -> dict[str, Any]:
         """As a request of the service has it: `support_id` where there is one class."""
         given = asdict(self)
         ids = given.pop("support_ids")
-        defaults = {"overlaps": "keep", "pairs": 0}
-        kept = {k: v for k, v in given.items() if k not in defaults or v != defaults[k]}
+        kept = {k: v for k, v in given.items() if k == "threshold" or v != getattr(Wanted, k)}
         return {**({"support_id": ids[0]} if len(ids) == 1 else {"support_ids": list(ids)}), **kept}
 
 

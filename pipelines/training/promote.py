@@ -15,11 +15,12 @@ import json
 from typing import Any
 
 from fss_models.errors import FssError
-from pipelines.bundle import BundleInfo, read_bundle_info
+from pipelines.bundle import BundleInfo, copy_calibrator, read_bundle_info
 from pipelines.cluster import cluster
 from pipelines.config import Recipe, SelectConfig, TrainConfig
 from pipelines.progress import say
 from pipelines.storage import Store
+from pipelines.training.calibrate import calibrate_refit
 from pipelines.training.choose import Leaderboard, Row, read_leaderboard
 from pipelines.training.data import ensure_mixture, ensure_shards, resolved, shares
 from pipelines.training.execute import tracking
@@ -55,6 +56,7 @@ def promote(recipe: Recipe) -> BundleInfo:
         if result.error:
             raise FssError(f"the refit failed: {result.error}", where=spec.name)
         check_gate(row, result)
+        calibrate_refit(recipe, result.bundle, spec.shards, ray)
         info = _publish(recipe, board, row, result)
         with tracking(recipe, ray) as tracker:
             tracker.register.remote(
@@ -120,5 +122,6 @@ def _publish(recipe: Recipe, board: Leaderboard, row: Row, result: RunResult) ->
         return info
     target.delete("bundle.json")
     target.write_bytes("model.safetensors", source.read_bytes("model.safetensors"))
+    copy_calibrator(source.url, target.url)
     target.write_json("bundle.json", info.model_dump())
     return info

@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 _HEADER, _WORD = 32 + 5 + 4 * 4, 8  # bits
+_LONGEST = 1 << 16  # of a run
 OPAQUE = 128  # alpha from which a pixel is the object: the brush's edge is soft
 
 
@@ -53,3 +54,19 @@ def _number(bits: np.ndarray, start: int, count: int) -> int:
     for bit in bits[start : start + count].tolist():
         value = value << 1 | bit
     return value
+
+
+def encode_brush(mask: np.ndarray) -> bytes:
+    """[H, W] bool -> `value.rle` as bytes: runs of equal RGBA bytes, none longer than 2^16."""
+    flat = mask.ravel()
+    ends = np.append(np.flatnonzero(flat[1:] != flat[:-1]) + 1, flat.size)
+    runs, values = np.diff(ends, prepend=0) * 4, flat[ends - 1]
+    pieces = -(-runs // _LONGEST)
+    lengths = np.full(int(pieces.sum()), _LONGEST, dtype=np.int64)
+    lengths[np.cumsum(pieces) - 1] = runs - (pieces - 1) * _LONGEST
+    chunks = 0b111 << 24 | (lengths - 1) << 8 | np.repeat(values, pieces) * 255  # repeated, fourth run size, one word
+    body = (chunks[:, None] >> np.arange(26, -1, -1)) & 1
+    sizes = int("".join(f"{n - 1:04b}" for n in (3, 4, 8, 16)), 2)
+    header = (4 * flat.size << 21) | (_WORD - 1) << 16 | sizes
+    head = [(header >> shift) & 1 for shift in range(_HEADER - 1, -1, -1)]
+    return np.packbits(np.concatenate([np.array(head), body.ravel()]).astype(np.uint8)).tobytes()

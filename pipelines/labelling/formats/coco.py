@@ -6,6 +6,8 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from pipelines.labelling.formats.files import mask_of
+from pipelines.labelling.formats.outline import polygons
 from pipelines.labelling.manifest import JobManifest
 from pipelines.labelling.parts import Photo, photos
 from pipelines.storage import Store
@@ -13,8 +15,8 @@ from pipelines.storage import Store
 SHORT = ["image_id", "file_name", "height", "width", "class_name", "error"]
 
 
-def write_coco(out: Store, manifest: JobManifest, name: str) -> None:
-    """Write the file `name`, a photo at a time.
+def write_coco(out: Store, manifest: JobManifest, name: str, *, outlines: bool = False) -> None:
+    """Write the file `name`, a photo at a time; masks as run lengths, or with `outlines` as polygons.
 
     An annotation's id is the photo's where there is one class, else it counts through photos and classes.
     """
@@ -23,7 +25,7 @@ def write_coco(out: Store, manifest: JobManifest, name: str) -> None:
     categories = [{"id": i, "name": label, "supercategory": ""} for i, label in enumerate(manifest.classes, 1)]
     with out.stream(name) as file:
         file.write(b'{"info": ' + _line(about) + b',\n"licenses": [],\n"categories": ' + _line(categories))
-        for key, rows in (("images", _images(out, manifest)), ("annotations", _annotations(out, manifest))):
+        for key, rows in (("images", _images(out, manifest)), ("annotations", _annotations(out, manifest, outlines))):
             file.write(f',\n"{key}": ['.encode())
             for number, row in enumerate(rows):
                 file.write((b",\n" if number else b"\n") + _line(row))
@@ -36,16 +38,22 @@ def _images(out: Store, manifest: JobManifest) -> Iterator[dict[str, Any]]:
         yield {"id": photo.image_id, "file_name": photo.file_name, "height": photo.height, "width": photo.width}
 
 
-def _annotations(out: Store, manifest: JobManifest) -> Iterator[dict[str, Any]]:
+def _annotations(out: Store, manifest: JobManifest, outlines: bool) -> Iterator[dict[str, Any]]:
     classes = len(manifest.classes)
     for photo in photos(out, manifest):
         for number, row in photo.found:
+            shape = _outlines(photo, row) if outlines else _run_lengths(photo, row)
             yield {"id": (photo.image_id - 1) * classes + number + 1, "image_id": photo.image_id,
-                   "category_id": number + 1, "iscrowd": 0, "segmentation": _segmentation(photo, row),
-                   "bbox": row["bbox"], "area": row["area"], "score": row["score"]}
+                   "category_id": number + 1, "iscrowd": 0, "segmentation": shape,
+                   "bbox": row["bbox"], "area": row["area"], "score": row["score"],
+                   **{k: row[k] for k in ("presence", "quality", "status") if row.get("status")}}
 
 
-def _segmentation(photo: Photo, row: dict[str, Any]) -> dict[str, Any]:
+def _outlines(photo: Photo, row: dict[str, Any]) -> list[list[int]]:
+    return [corners.ravel().tolist() for corners in polygons(mask_of(photo, row))]
+
+
+def _run_lengths(photo: Photo, row: dict[str, Any]) -> dict[str, Any]:
     return {"size": [photo.height, photo.width], "counts": row["rle"]}
 
 

@@ -1,0 +1,110 @@
+"""Presence: how well a bundle's calibrator tells whether a class is in a photo, against the raw predicted IoU.
+
+Support sets of a fold's novel classes, each on all test photos: AUROC, expected calibration error, and precision and
+recall of the labels kept at the default threshold, where most photos lack the class, and as if half of them had it.
+`ratio` is the calibrated AUROC to that of the predicted IoU. Needs a bundle with a calibrator (`fss calibrate`) and
+shards whose test photos it never saw; without `bundle` a tiny one is made on generated photos, for a test of this file.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from typing import Any
+
+import torch
+
+CONFIG: dict[str, Any] = {"bundle": "", "shards": "", "fold": 0, "sets": 40, "targets": 100_000, "preset": "nano",
+                          "images": 80, "side": 96, "threads": 2, "seed": 0, "repeats": 1}
+
+
+def run(config: dict[str, Any]) -> dict[str, Any]:
+    """The figures over all pairs, and over those of sets with three shots or more."""
+    with tempfile.TemporaryDirectory() as folder:
+        if not config["bundle"]:
+            config = config | _made(config, folder)
+        return _measured(config)
+
+
+def _measured(config: dict[str, Any]) -> dict[str, Any]:
+    from fss_models.calibration_fit import opinion_of
+    from pipelines.bundle import bundle_calibrator, load_bundle
+    from pipelines.config import CalibrateConfig
+    from pipelines.data.shardset import Shards
+    from pipelines.training.calibrate import draw_sets, observe
+
+    model, info = load_bundle(config["bundle"])
+    calibrator, shards = bundle_calibrator(config["bundle"], info), Shards(config["shards"])
+    if calibrator is None:
+        raise SystemExit("error: the bundle has no calibrator; fit one with `fss calibrate`")
+    drawn = CalibrateConfig(sets=config["sets"], targets=config["targets"], seed=config["seed"])
+    draws = draw_sets(shards, shards.fold_classes(config["fold"]), drawn, split="test")
+    seen = {shards.rows[i]["sha256"][:16] for d in draws for i in (*d.shots, *d.present, *d.absent)} & set(info.seen)
+    if seen:
+        raise SystemExit(f"error: the bundle's training opened {len(seen)} of the photos")
+    rows = []
+    for observed, _ in observe(model, shards, draws):
+        share = float(observed.present.float().mean())
+        opinion = opinion_of(calibrator, *observed.left_out) if observed.left_out else None
+        rows.append({"present": observed.present, "good": observed.present & (observed.iou >= 0.5),
+                     "raw": observed.measured[:, 0], "many": torch.full_like(observed.present, opinion is not None),
+                     "plain": calibrator.probabilities(observed.measured)[:, 0],
+                     "half": calibrator.probabilities(observed.measured, opinion),
+                     "true": calibrator.probabilities(observed.measured, opinion, min(max(share, 0.001), 0.999))})
+    joined = {k: torch.cat([r[k] for r in rows]) for k in rows[0]}
+    every = _figures(joined)
+    many = {k: v[joined["many"]] for k, v in joined.items()}
+    return {"ratio": every["auroc"]["calibrated"] / every["auroc"]["predicted_iou"], "method": info.method,
+            "calibrator": calibrator.about, "all": every,
+            **({"three_shots_or_more": _figures(many)} if len(many["raw"]) else {})}
+
+
+def _figures(found: dict[str, torch.Tensor]) -> dict[str, Any]:
+    from fss_models.calibration_fit import auroc, expected_error, reliability
+
+    present, good, raw = found["present"], found["good"], found["raw"]
+    chance, true = found["half"][:, 0], found["true"][:, 0]
+    half = torch.where(present, 0.5 / present.float().mean(), 0.5 / (~present).float().mean())
+    even = torch.multinomial(half, 20_000, replacement=True, generator=torch.Generator().manual_seed(0))
+    return {
+        "pairs": len(present), "prevalence": float(present.float().mean()),
+        "auroc": {"predicted_iou": auroc(raw, present), "calibrated": auroc(chance, present),
+                  "without_leave_one_out": auroc(found["plain"], present)},
+        "auroc_good_mask": {"predicted_iou": auroc(raw, good), "calibrated": auroc(found["half"][:, 1], good)},
+        "ece_half": {"predicted_iou": expected_error(raw[even], present[even]),
+                     "calibrated": expected_error(chance[even], present[even])},
+        "ece_prevalence_known": {"predicted_iou": expected_error(raw, present),
+                                 "calibrated": expected_error(true, present)},
+        "ece_good_mask": {"predicted_iou": expected_error(raw, good),
+                          "calibrated": expected_error(found["true"][:, 1], good)},
+        "kept_half": _kept(raw[even], chance[even], present[even]),
+        "kept_prevalence_known": _kept(raw, true, present),
+        "reliability_prevalence_known": reliability(true, present),
+        "reliability_half": reliability(chance[even], present[even]),
+    }
+
+
+def _kept(raw: torch.Tensor, chance: torch.Tensor, present: torch.Tensor) -> dict[str, Any]:
+    """Precision and recall of what the default threshold keeps, and of a predicted IoU of at least 0.5."""
+    found = {}
+    for name, kept in (("predicted_iou", raw >= 0.5), ("calibrated", chance >= 0.5)):
+        right = int((kept & present).sum())
+        found[name] = {"precision": right / max(int(kept.sum()), 1), "recall": right / max(int(present.sum()), 1)}
+    return found
+
+
+def _made(config: dict[str, Any], folder: str) -> dict[str, Any]:
+    """Generated photos and a calibrated bundle of the training-free method on them."""
+    from fss_models import registry
+    from pipelines.bundle import save_bundle
+    from pipelines.config import CalibrateConfig, DataConfig, SourceConfig
+    from pipelines.data.shards import build_shards
+    from pipelines.data.shardset import Shards
+    from pipelines.training.calibrate import calibrate_bundle
+
+    data = DataConfig(source=SourceConfig(format="shapes", images=config["images"], side=config["side"]), min_images=2)
+    build_shards(data, f"{folder}/shards")
+    shards = Shards(f"{folder}/shards")
+    base = [shards.classes[c].name for c in shards.base_classes(config["fold"])]
+    save_bundle(f"{folder}/bundle", registry.build("prior", config["preset"]), classes=base)
+    calibrate_bundle(f"{folder}/bundle", shards, CalibrateConfig(sets=12, targets=2))
+    return {"bundle": f"{folder}/bundle", "shards": f"{folder}/shards", "sets": 4}

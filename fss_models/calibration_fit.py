@@ -1,0 +1,141 @@
+"""Fitting a calibrator, and measuring one: plain logistic regressions, AUROC, expected calibration error."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fss_models.calibration import GOOD_IOU, RIDGE, Calibrator, Opinion, distance, with_one
+from fss_models.errors import FssError
+
+DIRECTIONS = 8  # of the scenes
+NEWTON_STEPS = 50
+MIN_SETS = 20  # support sets with an opinion that the shift by leave-one-out needs
+EM_STEPS = 200
+FAR = 1.5  # times the farthest of the fitted photos
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observed:
+    """One support set on T images: measured [T, F], present [T] bool, iou [T] (0 where the class is absent).
+
+    left_out: of a set with three shots or more, the `measure`s [K, F] and IoUs [K] of each shot by the others.
+    """
+
+    class_id: int
+    measured: Tensor
+    present: Tensor
+    iou: Tensor
+    left_out: tuple[Tensor, Tensor] | None = None
+
+
+def fit_calibrator(sets: Sequence[Observed], scenes: Tensor, about: dict[str, str]) -> Calibrator:
+    """A calibrator from what was observed; scenes [N, C] are the unit vectors of single photos.
+
+    Raises `FssError` if all images have the class, or none has.
+    """
+    measured, present, iou = (torch.cat([getattr(s, k) for s in sets]) for k in ("measured", "present", "iou"))
+    if bool(present.all()) or not bool(present.any()):
+        raise FssError("a calibrator needs photos with and without the classes", mend="give shards with more photos")
+    centre, scale = measured.mean(dim=0), measured.std(dim=0).clamp(min=1e-6)
+    inputs = with_one((measured - centre) / scale)
+    weights = torch.where(present, 0.5 / present.float().mean(), 0.5 / (~present).float().mean())
+    there = logistic(inputs, present, weights)
+    good = logistic(inputs[present], iou[present] >= GOOD_IOU, torch.ones(int(present.sum())))
+    known, spread, limit = _domain(scenes)
+    plain = Calibrator(centre=centre, scale=scale, presence=there, quality=good, shift=torch.zeros(2, 4),
+                       usual=torch.zeros(3), scenes=known, spread=spread, limit=limit, about=about)
+    return _with_shift(plain, [s for s in sets if s.left_out is not None])
+
+
+def opinion_of(calibrator: Calibrator, measured: Tensor, ious: Tensor) -> Opinion:
+    """What shots [K, F], each segmented by the others with ious [K], say of their support set."""
+    there, good = calibrator.logits(measured).mean(dim=0).tolist()
+    return Opinion(presence=there, quality=good, iou=float(ious.mean()))
+
+
+def _with_shift(plain: Calibrator, sets: Sequence[Observed]) -> Calibrator:
+    """Second regressions on the first ones' logits and what leave-one-out said of the set."""
+    if len(sets) < MIN_SETS:
+        return plain
+    opinions = [opinion_of(plain, *s.left_out) for s in sets if s.left_out is not None]
+    told = torch.tensor([[o.presence, o.quality, o.iou] for o in opinions])
+    usual = told.mean(dim=0)
+    gaps = torch.cat([g.expand(len(s.present), -1) for g, s in zip((told - usual)[:, None], sets, strict=True)])
+    logits = torch.cat([plain.logits(s.measured) for s in sets])
+    present, iou = (torch.cat([getattr(s, k) for s in sets]) for k in ("present", "iou"))
+    weights = torch.where(present, 0.5 / present.float().mean(), 0.5 / (~present).float().mean())
+    inputs = [with_one(torch.cat([logits[:, [i]], gaps[:, [i, 2]]], dim=1)) for i in (0, 1)]
+    there = logistic(inputs[0], present, weights)
+    good = logistic(inputs[1][present], iou[present] >= GOOD_IOU, torch.ones(int(present.sum())))
+    return Calibrator(**{**plain.__dict__, "shift": torch.stack([there, good]), "usual": usual})
+
+
+def logistic(inputs: Tensor, truth: Tensor, weights: Tensor) -> Tensor:
+    """[N, F] (the last column ones), [N] bool, [N] -> [F] weights, by Newton's method; all but the last are shrunk.
+
+    The targets are Platt's: a little less than 1 and more than 0, so that separable ones end.
+    """
+    x, w = inputs.double(), weights.double()
+    yes, no = float(w[truth].sum()), float(w[~truth].sum())
+    y = torch.where(truth, (yes + 1) / (yes + 2), 1 / (no + 2)).double()
+    ridge = torch.full((x.shape[1],), RIDGE * float(w.sum()), dtype=torch.float64)
+    ridge[-1] = 1e-9
+    found = torch.zeros(x.shape[1], dtype=torch.float64)
+    for _ in range(NEWTON_STEPS):
+        p = (x @ found).sigmoid()
+        slope = x.T @ (w * (p - y)) + ridge * found
+        curve = (x * (w * p * (1 - p))[:, None]).T @ x + torch.diag(ridge)
+        step = torch.linalg.solve(curve, slope)
+        found = found - step
+        if float(step.abs().max()) < 1e-9:
+            break
+    return found.float()
+
+
+def _domain(scenes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and main directions [M, C], standard deviations along them and of the rest [M], the limit [1]."""
+    mean = scenes.mean(dim=0)
+    _, lengths, directions = torch.linalg.svd(scenes - mean, full_matrices=False)
+    m = min(DIRECTIONS, len(scenes) - 1)
+    spread = (lengths ** 2 / (len(scenes) - 1)).sqrt()
+    rest = (spread[m:] ** 2).sum().sqrt()
+    known, widths = torch.cat([mean[None], directions[:m]]), torch.cat([spread[:m], rest[None]]).clamp(min=1e-6)
+    return known, widths, FAR * distance(scenes, known, widths).amax()[None]
+
+
+def estimate_prevalence(logits: Tensor) -> float:
+    """The share of N images that show the class, from their logits [N] at a prevalence of one half.
+
+    By expectation maximisation (Saerens, Latinne and Decaestecker, 2002), at least half an image.
+    """
+    least = 0.5 / len(logits)
+    share = torch.tensor(0.5)
+    for _ in range(EM_STEPS):
+        share = (logits + share.logit()).sigmoid().mean().clamp(least, 1 - least)
+    return float(share)
+
+
+def auroc(scores: Tensor, truth: Tensor) -> float:
+    """Probability that a positive has a higher score than a negative; equal ones count half. NaN without both."""
+    yes, no = scores[truth].double(), scores[~truth].double()
+    if not len(yes) or not len(no):
+        return float("nan")
+    ordered = no.sort().values
+    below = torch.searchsorted(ordered, yes, right=False) + torch.searchsorted(ordered, yes, right=True)
+    return float(below.double().mean() / (2 * len(no)))
+
+
+def reliability(chances: Tensor, truth: Tensor, bins: int = 10) -> list[tuple[float, float, int]]:
+    """(mean probability, share that is true, count) of the bins of equal width that hold any."""
+    which = (chances * bins).long().clamp(0, bins - 1)
+    return [(float(chances[which == b].mean()), float(truth[which == b].float().mean()), int((which == b).sum()))
+            for b in range(bins) if bool((which == b).any())]
+
+
+def expected_error(chances: Tensor, truth: Tensor, bins: int = 10) -> float:
+    """Expected calibration error: the mean gap of a bin between what was said and what was true, by their counts."""
+    return sum(abs(said - was) * count for said, was, count in reliability(chances, truth, bins)) / len(truth)

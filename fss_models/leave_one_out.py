@@ -1,0 +1,44 @@
+"""What the shots of a support set say of one another: each photo segmented by some of the others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fss_models.clip import Features, Prediction, Prompt
+from fss_models.segmenter import Segmenter
+
+Trial = tuple[tuple[int, ...], int]  # the shots that are the support, the shot that is the query
+
+
+def leave_one_out(shots: int) -> list[Trial]:
+    """Every shot by all the others."""
+    return [(tuple(j for j in range(shots) if j != i), i) for i in range(shots)]
+
+
+@torch.inference_mode()
+def segment_trials(model: Segmenter, features: Features, prompts: Sequence[Prompt], trials: Sequence[Trial]
+                   ) -> Prediction:
+    """One prediction a trial, in one batch. `features` are those of the K photos that `prompts` mark."""
+    width = max(len(shots) for shots, _ in trials)
+    where = torch.tensor([[*shots, *[0] * (width - len(shots))] for shots, _ in trials])
+    sets = [[prompts[j] for j in shots] for shots, _ in trials]
+    memory = model.memorise(features, model.collate(sets, features.sizes.cpu(), where).to(model.device))
+    pairs = torch.tensor([[row, query] for row, (_, query) in enumerate(trials)])
+    return model.segment(memory, features, pairs.to(model.device))
+
+
+def iou_at(logits: Tensor, truth: Tensor, *, corners: bool, ignore: Tensor | None = None) -> float:
+    """IoU of logits [h, w], brought to the truth's size, with truth [H, W] bool; 1 where both are empty.
+
+    `ignore` [H, W] bool: pixels that do not count. `corners` is the method's `corners_aligned`.
+    """
+    large = F.interpolate(logits[None, None].float(), size=truth.shape, mode="bilinear", align_corners=corners)[0, 0]
+    found, truth = (large > 0).cpu(), truth.cpu()
+    if ignore is not None:
+        found, truth = found & ~ignore, truth & ~ignore
+    union = int((found | truth).sum())
+    return int((found & truth).sum()) / union if union else 1.0

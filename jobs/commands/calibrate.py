@@ -1,0 +1,44 @@
+"""`fss calibrate`: how sure a bundle's masks are, fitted on shards and put into the bundle."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from jobs.options import JsonOption, RecipeOption, SetOption
+from jobs.recipes import load_recipe
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("calibrate", help="Fit a bundle's calibrator: how sure its masks are.")(calibrate)
+
+
+def calibrate(
+    bundle: Annotated[str, typer.Option("--bundle", help="The bundle, which is changed.")],
+    shards: Annotated[str, typer.Option("--shards", help="Shards; only their train photos are opened.")],
+    recipe: RecipeOption = "demo",
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Fit a bundle's calibrator."""
+    import torch
+
+    from fss_models.calibration import summary
+    from pipelines.data.shardset import Shards
+    from pipelines.progress import Bar
+    from pipelines.training.calibrate import calibrate_bundle
+
+    config = load_recipe(recipe, overrides or [], out=None).calibrate
+    with Bar("calibrate", config.sets, unit="support sets") as bar:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        info, made = calibrate_bundle(bundle, Shards(shards), config, device=device, told=lambda done, _: bar.step(1))
+    about = {"bundle_id": info.bundle_id, "calibrator": info.calibrator, **made.about}
+    if as_json:
+        print(json.dumps(about))
+        return
+    print(summary(made.about))
+    for what in ("presence", "good") if "auroc_presence" in about else ():
+        print(f"{what}: AUROC {about[f'auroc_{what}']}, calibration error {about[f'ece_{what}']} on classes left out")

@@ -1,0 +1,85 @@
+"""Formats that are a folder with a file a photo: YOLO segmentation, semantic PNGs."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import yaml
+from PIL import Image
+
+from fss_models.errors import FssError
+from pipelines.labelling.formats.files import Stems, mask_of
+from pipelines.labelling.formats.outline import polygons
+from pipelines.labelling.manifest import JobManifest
+from pipelines.labelling.parts import Photo, photos
+from pipelines.storage import Store
+
+WRITERS, AHEAD = 8, 64  # threads that write small files, and photos in memory
+BYTE = 255  # classes of an 8-bit PNG
+
+
+def write_yolo(out: Store, manifest: JobManifest, name: str) -> None:
+    """data.yaml and labels/: a polygon a line and piece. Photos without a mask have no file: they are background.
+
+    Photos of a local folder are linked as images/. Raises `FssError` for two photos of one name but for the suffix.
+    """
+    stems = Stems()
+
+    def one(photo: Photo) -> tuple[str, bytes] | None:
+        if stems.name(photo.file_name) == photo.file_name:
+            raise FssError(f"{photo.file_name} would share its label file with another photo", where=out.path(name),
+                           mend="YOLO tells photos apart by their name without suffix: rename one")
+        lines = [line for number, row in photo.found for line in _yolo_lines(photo, number, mask_of(photo, row))]
+        stem = os.path.splitext(photo.file_name)[0]
+        return (f"{name}/labels/{stem}.txt", "".join(lines).encode()) if lines else None
+
+    _write_all(out, manifest, one)
+    about = {"path": ".", "train": "images", "val": "images", "names": dict(enumerate(manifest.classes))}
+    if "://" not in manifest.images_url and not out.is_s3:
+        with suppress(FileExistsError):
+            Path(out.path(name)).mkdir(parents=True, exist_ok=True)
+            Path(out.path(f"{name}/images")).symlink_to(manifest.images_url, target_is_directory=True)
+    out.write_bytes(f"{name}/data.yaml", yaml.safe_dump(about, sort_keys=False, allow_unicode=True).encode())
+
+
+def _yolo_lines(photo: Photo, number: int, mask: np.ndarray) -> Iterator[str]:
+    for corners in polygons(mask):
+        shares = corners / np.array([photo.width, photo.height])
+        yield f"{number} " + " ".join(f"{v:.6g}" for v in shares.ravel()) + "\n"
+
+
+def write_semantic(out: Store, manifest: JobManifest, name: str) -> None:
+    """NAME.png a photo: 0 where nothing is, else the number of the class, from 1; classes.txt names them.
+
+    Where masks overlap, a pixel goes to the one that is surest. PNGs have 8 bits, or 16 for more than 255 classes.
+    """
+    stems, deep = Stems(), len(manifest.classes) > BYTE
+
+    def one(photo: Photo) -> tuple[str, bytes] | None:
+        drawn = np.zeros((photo.height, photo.width), dtype=np.uint16 if deep else np.uint8)
+        ordered = sorted(photo.found, key=lambda f: f[1]["score"] if f[1].get("quality") is None else f[1]["quality"])
+        for number, row in ordered:
+            drawn[mask_of(photo, row)] = number + 1
+        file = io.BytesIO()
+        Image.fromarray(drawn).save(file, "PNG")
+        return f"{name}/{stems.name(photo.file_name)}.png", file.getvalue()
+
+    _write_all(out, manifest, one)
+    out.write_bytes(f"{name}/classes.txt", "".join(f"{c}\n" for c in manifest.classes).encode())
+
+
+def _write_all(out: Store, manifest: JobManifest, one: Callable[[Photo], tuple[str, bytes] | None]) -> None:
+    """Write the (name, content) that `one` makes of every photo, a few at a time."""
+    todo = photos(out, manifest)
+    with ThreadPoolExecutor(WRITERS, thread_name_prefix="write") as pool:
+        while some := list(islice(todo, AHEAD)):
+            made = [made for photo in some if (made := one(photo))]
+            for done in [pool.submit(out.write_bytes, path, data) for path, data in made]:
+                done.result()

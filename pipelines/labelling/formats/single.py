@@ -1,0 +1,91 @@
+"""Formats that are one file: Parquet, Label Studio's tasks, CVAT's XML."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import quote
+from xml.sax.saxutils import quoteattr
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from pipelines.data.sources.brush_rle import encode_brush
+from pipelines.labelling.formats.files import mask_of
+from pipelines.labelling.manifest import JobManifest
+from pipelines.labelling.parts import CALIBRATED, PARTS, Photo, part_name, photos
+from pipelines.storage import Store
+
+
+def write_parquet(out: Store, manifest: JobManifest, name: str) -> None:
+    """The rows of all parts, those of photos that cannot be read included; a row group a part."""
+    schema = CALIBRATED if manifest.calibrator else PARTS
+    with out.stream(name) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
+        for chunk in range(manifest.chunks):
+            writer.write_table(out.read_table(part_name(chunk)))
+
+
+def write_label_studio(out: Store, manifest: JobManifest, name: str) -> None:
+    """Tasks with predictions, to be imported: brush masks of `BrushLabels` named `label` on an image named `image`.
+
+    Photos of a local folder are named for Label Studio's local storage whose root is that folder.
+    """
+    with out.stream(name) as file:
+        file.write(b"[")
+        for number, photo in enumerate(photos(out, manifest)):
+            file.write((b",\n" if number else b"\n") + json.dumps(_task(photo, manifest)).encode())
+        file.write(b"\n]\n")
+
+
+def _task(photo: Photo, manifest: JobManifest) -> dict[str, Any]:
+    place = manifest.images_url
+    url = f"{place}/{photo.file_name}" if "://" in place else f"/data/local-files/?d={quote(photo.file_name)}"
+    found = [{"id": f"{photo.image_id}-{number}", "type": "brushlabels", "from_name": "label", "to_name": "image",
+              "original_width": photo.width, "original_height": photo.height, "image_rotation": 0,
+              "score": _sure(row),
+              "value": {"format": "rle", "brushlabels": [manifest.classes[number]],
+                        "rle": list(encode_brush(mask_of(photo, row)))}} for number, row in photo.found]
+    sure = min((_sure(row) for _, row in photo.found), default=0.0)
+    return {"id": photo.image_id, "data": {"image": url}, "predictions": [
+        {"model_version": manifest.bundle_id, "score": sure, "result": found}]}
+
+
+def _sure(row: dict[str, Any]) -> float:
+    return float(row["score"] if row.get("quality") is None else row["quality"])
+
+
+def write_cvat(out: Store, manifest: JobManifest, name: str) -> None:
+    """annotations.xml of "CVAT for images 1.1", with masks."""
+    labels = "".join(f"<label><name>{_text(c)}</name><type>mask</type><attributes></attributes></label>\n"
+                     for c in manifest.classes)
+    with out.stream(name) as file:
+        file.write(f'<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n<version>1.1</version>\n<meta><task>\n'
+                   f"<name>{_text(manifest.title)}</name>\n<labels>\n{labels}</labels>\n</task></meta>\n".encode())
+        for photo in photos(out, manifest):
+            file.write("".join(_image(photo, manifest)).encode())
+        file.write(b"</annotations>\n")
+
+
+def _image(photo: Photo, manifest: JobManifest) -> Iterator[str]:
+    yield (f'<image id="{photo.image_id - 1}" name={quoteattr(photo.file_name)} width="{photo.width}" '
+           f'height="{photo.height}">\n')
+    for number, row in photo.found:
+        left, top, width, height = (int(v) for v in row["bbox"])
+        inside = mask_of(photo, row)[top:top + height, left:left + width]
+        yield (f'<mask label={quoteattr(manifest.classes[number])} source="auto" occluded="0" '
+               f'rle="{", ".join(map(str, _runs(inside)))}" left="{left}" top="{top}" width="{width}" '
+               f'height="{height}" z_order="{number}"></mask>\n')
+    yield "</image>\n"
+
+
+def _runs(mask: np.ndarray) -> list[int]:
+    """Lengths of runs by rows, the first of background."""
+    flat = mask.ravel()
+    ends = np.append(np.flatnonzero(flat[1:] != flat[:-1]) + 1, flat.size)
+    runs: list[int] = np.diff(ends, prepend=0).tolist()
+    return [0, *runs] if flat[0] else runs
+
+
+def _text(value: str) -> str:
+    return quoteattr(value)[1:-1].replace("&quot;", '"')

@@ -1,0 +1,135 @@
+"""The page of `fss support check`: what the supports are worth, time and cost, and a contact sheet of predictions."""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.resources import files
+from typing import Any
+
+import jinja2
+import numpy as np
+import torch
+
+from fss_models.calibration_fit import estimate_prevalence
+from fss_models.errors import BadImage
+from pipelines.data import rle
+from pipelines.data.decode import decode_image
+from pipelines.labelling.images import ImageList, Reader
+from pipelines.report.page import style_sheet
+from pipelines.report.pictures import SUPPORT, photo_url, picture
+from pipelines.serving.labeler import Labeler
+from pipelines.serving.marks import mark_prompt
+from pipelines.serving.masks import Failure, Labels
+from pipelines.serving.support_check import Worth
+from pipelines.serving.supports import SupportSet, decode_support
+from pipelines.serving.wanted import Wanted
+
+SHOWN = 32
+COLOURS = ((249, 115, 22), (59, 130, 246), (16, 185, 129), (217, 70, 239), (234, 179, 8), (239, 68, 68))
+SIDE = 240
+
+
+@dataclass(frozen=True, kw_only=True)
+class Price:
+    """What labelling `images` photos would take here: measured photos/s, hours, and cost at `per_hour` (0: unknown)."""
+
+    images: int
+    images_per_s: float
+    hours: float
+    per_hour: float
+    cost: float
+    prevalence: dict[str, float]  # class -> share of the photos that show it, estimated; empty if uncalibrated
+
+
+def measure_and_show(labeler: Labeler, images: ImageList, wanted: Wanted, *, count: int, per_hour: float, batch: int,
+                     names: Sequence[str]) -> tuple[Price | None, list[dict[str, str]]]:
+    """Label `SHOWN` photos spread over the folder: the price of `count` photos, and the pictures of the sheet.
+
+    The first batch is labelled twice and only the second time counts. No price where no photo can be read.
+    """
+    rows = sorted({int(i) for i in np.linspace(0, len(images) - 1, min(SHOWN, len(images)))})
+    reader = Reader(images, max_bytes=labeler.limits.max_bytes, threads=4)
+    data = [reader.read(range(row, row + 1))[0] for row in rows]
+    reader.close()
+    photos = [(images.names[row], d) for row, d in zip(rows, data, strict=True) if isinstance(d, bytes)]
+    if not photos:
+        return None, []
+    contents = [d for _, d in photos]
+    labeler.label_classes(contents[:batch], wanted, batch)
+    began = time.perf_counter()
+    results = labeler.label_classes(contents, wanted, batch)
+    rate = len(photos) / (time.perf_counter() - began)
+    hours = count / rate / 3600
+    price = Price(images=count, images_per_s=rate, hours=hours, per_hour=per_hour, cost=hours * per_hour,
+                  prevalence=_prevalence([r for r in results if not isinstance(r, Failure)], wanted, names))
+    shown = [_shown(name, d, result, names) for (name, d), result in zip(photos, results, strict=True)]
+    return price, [one for one in shown if one]
+
+
+def _prevalence(results: Sequence[Labels], wanted: Wanted, names: Sequence[str]) -> dict[str, float]:
+    """From what the calibrator said of the photos that were shown."""
+    given, found = torch.tensor(wanted.prevalence).logit(), {}
+    for number, name in enumerate(names):
+        told = [labels[number].presence for labels in results]
+        chances = torch.tensor([t for t in told if t is not None])
+        if len(chances):
+            found[name] = estimate_prevalence(chances.clamp(1e-6, 1 - 1e-6).logit() - given)
+    return found
+
+
+def _shown(name: str, data: bytes, result: Labels | Failure, names: Sequence[str]) -> dict[str, str]:
+    short = name.rsplit("/", 1)[-1]
+    if isinstance(result, Failure):
+        return {"caption": f"{short}: {result.reason}", "url": ""}
+    try:
+        image: Any = decode_image(data, exif=True)
+    except BadImage as error:
+        return {"caption": f"{short}: {error.reason}", "url": ""}
+    told = []
+    for number, label in enumerate(result):
+        sure = f" {label.presence:.2f} {label.status}" if label.presence is not None else f" {label.score:.2f}"
+        if label.area:
+            mask = rle.decode(label.counts.encode(), label.height, label.width).astype(bool)
+            image = np.asarray(picture(image, mask, COLOURS[number % len(COLOURS)], side=SIDE))
+        if label.area or len(result) == 1:
+            told.append(f"{names[number]}{sure}")
+    return {"caption": f"{short}: {', '.join(told) or 'nothing'}", "url": photo_url(image, side=SIDE)}
+
+
+def write_page(labeler: Labeler, classes: Sequence[SupportSet], worth: Sequence[Worth], price: Price | None,
+               shown: list[dict[str, str]]) -> bytes:
+    """The page as bytes; it loads nothing."""
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True,
+                                     undefined=jinja2.StrictUndefined)
+    template = environment.from_string(files("pipelines.report").joinpath("support_sheet.html").read_text())
+    pictures = [[_support_url(s.image, s.mark) for s in one.supports] for one in classes]
+    info = labeler.info
+    calibrator = labeler.judge.calibrator.about if labeler.judge else None
+    return template.render(
+        style=style_sheet(), classes=list(zip(worth, pictures, strict=True)), price=asdict(price) if price else None,
+        shown=shown, info=info, calibrator=calibrator,
+        made=datetime.datetime.now().astimezone().strftime("%d %B %Y, %H:%M %Z")).encode()
+
+
+def _support_url(data: bytes, mark: dict[str, Any]) -> str:
+    prompt = mark_prompt(mark)
+    mask = prompt.mask.numpy() if prompt.mask is not None else None
+    return photo_url(decode_support(data), mask, SUPPORT, side=SIDE)
+
+
+def lines(worth: Worth) -> list[str]:
+    """What a person reads on the screen about one class."""
+    if worth.miou is None:
+        return [f"{worth.class_name}: {worth.shots} supports; two with masks are needed to say anything"]
+    span = f" ({worth.interval[0] * 100:.0f} to {worth.interval[1] * 100:.0f})" if worth.interval else ""
+    found = [f"{worth.class_name}: leave-one-out mIoU {worth.miou * 100:.1f}{span} with {worth.shots} supports"]
+    found += [f"  support {i + 1} hurts: without it the others reach {-worth.influence[i] * 100:.1f} more"
+              for i in worth.hurting]
+    found += [f"  support {i + 1} is unlike the others (IoU {worth.scores[i] * 100:.0f}): is its mask right?"
+              for i in worth.odd if i not in worth.hurting]
+    if worth.one_more is not None:
+        found.append(f"  one support more would bring about {worth.one_more * 100:+.1f} by the trend")
+    return found

@@ -1,0 +1,177 @@
+"""Fitting a bundle's calibrator: support sets of base classes, each on photos that show the class and that lack it.
+
+Only photos of the train split are opened: test photos stay for evaluation. Of these, targets that training did not
+open come first, because on photos that it learned by heart a model is surer than it will be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from fss_models.calibration import GOOD_IOU, MIN_ADJUST, Calibrator, describe_support, look, measure, stack
+from fss_models.calibration_fit import Observed, auroc, expected_error, fit_calibrator
+from fss_models.clip import Features
+from fss_models.errors import FssError
+from fss_models.leave_one_out import iou_at, leave_one_out, segment_trials
+from fss_models.prompts import mask_prompt
+from fss_models.segmenter import Segmenter
+from pipelines.bundle import BundleInfo, load_bundle, read_bundle_info, save_calibrator
+from pipelines.config import CalibrateConfig, Recipe
+from pipelines.data.schema import Sample
+from pipelines.data.shardset import Shards
+from pipelines.progress import say
+from pipelines.training.evaluate import FeatureCache
+
+SHOTS = (1, 5, 1, 3)  # of one support set after another, as far as a class has photos
+GROUPS = 4  # of classes, for the check on classes that were left out
+Told = Callable[[int, int], None]  # support sets done, of how many
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draw:
+    """One support set: image ids of its shots, and of targets with and without the class."""
+
+    class_id: int
+    shots: tuple[int, ...]
+    present: tuple[int, ...]
+    absent: tuple[int, ...]
+
+
+def draw_sets(shards: Shards, classes: Sequence[int], config: CalibrateConfig, *, seen: Sequence[str] = (),
+              split: str = "train") -> list[Draw]:
+    """`config.sets` support sets, classes in turn. Raises `FssError` if no class has two photos in the split."""
+    rng, known = np.random.default_rng(config.seed), set(seen)
+    photos = {c: shards.photos_of(c, split) for c in classes}
+    usable = [c for c in classes if len(photos[c]) > 1]
+    if not usable:
+        raise FssError(f"no class has two {split} photos", where=shards.url, mend="build shards of more photos")
+    rows = shards.images(split)
+    fresh = {row["image_id"] for row in rows if row["sha256"][:16] not in known}
+    lacking = {c: [row["image_id"] for row in rows if c not in row["class_ids"]] for c in usable}
+    drawn = []
+    for number in range(config.sets):
+        c = usable[number % len(usable)]
+        k = min(SHOTS[number // len(usable) % len(SHOTS)], len(photos[c]) - 1)
+        k = k if k >= MIN_ADJUST else 1
+        order = [int(i) for i in rng.permutation(photos[c])]
+        shots, rest = order[:k], order[k:]
+        drawn.append(Draw(class_id=c, shots=tuple(shots), present=_first(rest, fresh, config.targets),
+                          absent=_first([int(i) for i in rng.permutation(lacking[c])], fresh, config.targets)))
+    return drawn
+
+
+def _first(photos: Sequence[int], fresh: set[int], count: int) -> tuple[int, ...]:
+    """The first `count`, fresh ones before others."""
+    return tuple(sorted(photos, key=lambda i: i not in fresh)[:count])
+
+
+@torch.inference_mode()
+def observe(model: Segmenter, shards: Shards, draws: Sequence[Draw], *, told: Told = lambda done, all_: None
+            ) -> Iterator[tuple[Observed, torch.Tensor]]:
+    """What a calibrator is fitted on, and the scenes [K + T, C] of the photos, draw by draw."""
+    cache = FeatureCache(model)
+    for number, draw in enumerate(draws):
+        yield _observe(model, shards, cache, draw)
+        told(number + 1, len(draws))
+
+
+def _observe(model: Segmenter, shards: Shards, cache: FeatureCache, draw: Draw) -> tuple[Observed, torch.Tensor]:
+    shots = shards.samples(draw.shots, draw.class_id)
+    targets = shards.samples([*draw.present, *draw.absent], draw.class_id)
+    features, row_of = cache([*shots, *targets])
+    own = features.take(torch.tensor([row_of[s.image_id] for s in shots], device=model.device))
+    prompts = [mask_prompt(s.mask) for s in shots]
+    memory = model.memorise(own, model.collate([prompts], own.sizes.cpu()).to(model.device))
+    pairs = torch.tensor([[0, row_of[t.image_id]] for t in targets], device=model.device)
+    prediction = model.segment(memory, features, pairs)
+    masks = torch.stack([model.preprocessor.mask(s.mask) for s in shots])
+    ious = [_iou(model, logits, t) for logits, t in zip(prediction.logits, targets, strict=True)]
+    present = torch.arange(len(targets)) < len(draw.present)
+    left_out = _left_out(model, own, masks, shots) if len(shots) >= MIN_ADJUST else None
+    observed = Observed(class_id=draw.class_id, present=present, iou=torch.tensor(ious) * present, left_out=left_out,
+                        measured=measure(prediction, features, describe_support(own, masks), pairs))
+    return observed, torch.nn.functional.normalize(look(features).mean(dim=(2, 3)), dim=1).cpu()
+
+
+def _iou(model: Segmenter, logits: torch.Tensor, target: Sample) -> float:
+    return iou_at(logits, torch.from_numpy(np.ascontiguousarray(target.mask)), corners=model.corners_aligned,
+                  ignore=torch.from_numpy(np.ascontiguousarray(target.ignore)))
+
+
+def _left_out(model: Segmenter, own: Features, masks: torch.Tensor, shots: Sequence[Sample]
+              ) -> tuple[torch.Tensor, torch.Tensor]:
+    trials = leave_one_out(len(shots))
+    found = segment_trials(model, own, [mask_prompt(s.mask) for s in shots], trials)
+    signatures = stack([describe_support(own.take(torch.tensor(kept)), masks[list(kept)]) for kept, _ in trials])
+    pairs = torch.arange(len(shots))[:, None].expand(-1, 2).to(model.device)
+    ious = [_iou(model, logits, s) for logits, s in zip(found.logits, shots, strict=True)]
+    return measure(found, own, signatures, pairs), torch.tensor(ious)
+
+
+def calibrate_bundle(url: str, shards: Shards, config: CalibrateConfig, *, device: str = "cpu",
+                     told: Told = lambda done, all_: None) -> tuple[BundleInfo, Calibrator]:
+    """Fit a calibrator on the classes that the bundle was trained on (all, if on none here) and put it into the bundle.
+
+    Raises `FssError` for shards with too few photos.
+    """
+    model, info = load_bundle(url, device)
+    base = [c.class_id for c in shards.manifest.classes if not info.classes or c.name in info.classes]
+    draws = draw_sets(shards, base, config, seen=info.seen)
+    if not draws or not any(d.absent for d in draws):
+        raise FssError("no photo lacks a class: absence cannot be learned", where=shards.url,
+                       mend="give shards with photos of several classes")
+    found = list(observe(model, shards, draws, told=told))
+    sets, scenes = [o for o, _ in found], torch.unique(torch.cat([s for _, s in found]), dim=0)
+    about = {"dataset": shards.manifest.dataset, "data": shards.manifest.content_hash, "seed": str(config.seed),
+             "classes": str(len({s.class_id for s in sets})), "sets": str(len(sets)),
+             "pairs": str(sum(len(s.present) for s in sets)), **_checked(sets, scenes)}
+    calibrator = fit_calibrator(sets, scenes, about)
+    return save_calibrator(url, calibrator), calibrator
+
+
+def calibrate_refit(recipe: Recipe, bundle: str, shards: str, ray: Any) -> None:
+    """Calibrate a refit's bundle in a Ray task, unless it is already, or `calibrate.sets` is 0.
+
+    Data on which absence cannot be learned leave the bundle uncalibrated, and the person is told.
+    """
+    if not recipe.calibrate.sets or read_bundle_info(bundle).calibrator:
+        return
+    sweep = recipe.sweep
+    task = ray.remote(_calibrate).options(num_cpus=sweep.cpus_per_run, num_gpus=sweep.gpus_per_run)
+    say("calibrating the refit")
+    if problem := ray.get(task.remote(bundle, shards, recipe.calibrate, sweep.gpus_per_run > 0)):
+        say(f"the champion stays uncalibrated: {problem}")
+
+
+def _calibrate(bundle: str, shards: str, config: CalibrateConfig, gpu: bool) -> str:
+    torch.set_num_threads(1)
+    try:
+        calibrate_bundle(bundle, Shards(shards), config, device="cuda" if gpu else "cpu")
+    except FssError as error:
+        return str(error)
+    return ""
+
+
+def _checked(sets: Sequence[Observed], scenes: torch.Tensor) -> dict[str, str]:
+    """How good it is on classes that it was not fitted on; empty where there are too few classes to tell."""
+    ids = sorted({s.class_id for s in sets})
+    if len(ids) < GROUPS:
+        return {}
+    chances, present, good = [], [], []
+    for group in range(GROUPS):
+        out = set(ids[group::GROUPS])
+        part = fit_calibrator([s for s in sets if s.class_id not in out], scenes, {})
+        for s in sets:
+            if s.class_id in out:
+                chances.append(part.probabilities(s.measured))
+                present.append(s.present)
+                good.append(s.present & (s.iou >= GOOD_IOU))
+    told, there, fine = torch.cat(chances), torch.cat(present), torch.cat(good)
+    return {f"{name}_{what}": f"{figure(told[:, i], truth):.4f}"
+            for i, (what, truth) in enumerate((("presence", there), ("good", fine)))
+            for name, figure in (("auroc", auroc), ("ece", expected_error))}

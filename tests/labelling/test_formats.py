@@ -1,0 +1,185 @@
+"""Every output read back: by our own readers of the same formats, and by pycocotools, Pillow and pyarrow."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from PIL import Image
+from pycocotools import mask as coco
+from pycocotools.coco import COCO
+from scipy import ndimage
+
+from fss_models.errors import FssError
+from pipelines.config import SourceConfig
+from pipelines.data import rle
+from pipelines.data.sources import open_source
+from pipelines.data.sources.brush_rle import decode_brush, encode_brush
+from pipelines.labelling.formats.files import Stems
+from pipelines.labelling.formats.outline import polygons
+from pipelines.labelling.images import list_images
+from pipelines.labelling.manifest import JobManifest
+from pipelines.labelling.outputs import FORMATS, write_outputs
+from pipelines.labelling.parts import write_part
+from pipelines.serving.masks import Failure, Label, make_label
+from pipelines.storage import Store
+from tests.serving.helpers import encoded
+
+NAMES = ["a <cup> & \"saucer\"", "fork"]
+COUNT = 7
+Masks = dict[str, dict[str, np.ndarray]]  # photo -> class -> mask
+
+
+def drawn(rng: np.random.Generator, height: int, width: int, kind: int) -> np.ndarray:
+    """Blobs with holes; nothing; single pixels, some touching in a corner."""
+    if kind == 0:
+        found: np.ndarray = ndimage.gaussian_filter(rng.random((height, width)), 3) > 0.5
+        return found
+    return np.zeros((height, width), dtype=bool) if kind == 1 else rng.random((height, width)) < 0.02
+
+
+@pytest.fixture(scope="module")
+def truth() -> Masks:
+    rng = np.random.default_rng(0)
+    sizes = [(int(h), int(w)) for h, w in rng.integers(40, 90, (COUNT, 2))]
+    return {f"{'more/' if i % 3 == 0 else ''}{i}.jpg":
+            {c: drawn(rng, *sizes[i], (i + n) % 3) for n, c in enumerate(NAMES)} for i in range(COUNT)}
+
+
+@pytest.fixture(scope="module")
+def job(truth: Masks, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished job: two classes, seven photos and one that cannot be read, all formats."""
+    root = tmp_path_factory.mktemp("formats")
+    photos, out = root / "photos", root / "out"
+    for name, masks in truth.items():
+        (photos / name).parent.mkdir(parents=True, exist_ok=True)
+        (photos / name).write_bytes(encoded(np.zeros((*masks["fork"].shape, 3), dtype=np.uint8)))
+    (photos / "bad.jpg").write_bytes(b"no photo")
+    images = list_images(str(photos))
+    manifest = JobManifest(
+        images_url=str(photos), images_count=len(images), images_hash=images.hash, class_names=NAMES,
+        support_ids=["0" * 16, "1" * 16], bundle_id="b", method="prior", preset="nano", chunk=3, batch=1, threshold=0.5,
+        limit=0, max_pixels=10**8, max_bytes=10**8, code_version="0")
+    for chunk in range(manifest.chunks):
+        rows = manifest.rows(chunk)
+        results = [Failure(reason="no photo") if (name := images.names[r]) == "bad.jpg" else
+                   tuple(labels(truth[name])) for r in rows]
+        write_part(Store(str(out)), chunk, images, rows, manifest, results)
+    write_outputs(Store(str(out)), manifest, list(FORMATS))
+    return out
+
+
+def labels(masks: dict[str, np.ndarray]) -> list[Label]:
+    return [make_label(np.asfortranarray(m, dtype=np.uint8), 0.5 + 0.1 * n) for n, m in enumerate(masks.values())]
+
+
+def check(read: Masks, truth: Masks) -> None:
+    """Exactly the same masks, photo by photo and class by class."""
+    for name, masks in truth.items():
+        for label, mask in masks.items():
+            found = read.get(name, {}).get(label, np.zeros_like(mask))
+            assert (found == mask).all(), f"{name} {label}: {int((found != mask).sum())} pixels differ"
+
+
+def by_source(format_: str, root: Path, photos: Path, truth: Masks, **more: str) -> Masks:
+    """Through a reader of ours."""
+    source = open_source(SourceConfig(format=format_, root=str(root), **more))  # type: ignore[arg-type]
+    found: Masks = {}
+    for item in source.items:
+        name = next(n for n in truth if item.file_name.endswith(n))
+        height, width = truth[name]["fork"].shape
+        marks = source.mark(item, source.fetch(item), height, width)
+        assert not marks.problems
+        for mark in marks.instances:
+            own = found.setdefault(name, {})
+            one = rle.decode(mark.rle, height, width)
+            label = source.classes[mark.class_id]
+            own[label] = own.get(label, np.zeros_like(one)) | one
+    return found
+
+
+@pytest.mark.parametrize("file", ["labels.json", "labels_polygons.json"])
+def test_coco(job: Path, truth: Masks, file: str) -> None:
+    read = COCO(str(job / file))
+    found: Masks = {}
+    for note in read.anns.values():
+        name, label = read.imgs[note["image_id"]]["file_name"], read.cats[note["category_id"]]["name"]
+        found.setdefault(name, {})[label] = read.annToMask(note).astype(bool)
+    assert {i["file_name"] for i in read.imgs.values()} == set(truth)
+    check(found, truth)
+
+
+def test_yolo(job: Path, truth: Masks) -> None:
+    root = job / "yolo"
+    assert yaml.safe_load((root / "data.yaml").read_text())["names"] == dict(enumerate(NAMES))
+    assert (root / "images" / "1.jpg").exists()
+    check(by_source("yolo", root, root / "images", truth), truth)
+
+
+def test_label_studio(job: Path, truth: Masks) -> None:
+    """Predictions become annotations once somebody accepts them; those our reader takes."""
+    tasks = json.loads((job / "label_studio.json").read_text())
+    assert [t["id"] for t in tasks] == sorted(t["id"] for t in tasks)
+    for task in tasks:
+        (task["annotations"],) = [[{"id": 1, "result": p["result"]}] for p in task["predictions"]]
+    (job.parent / "photos" / "export.json").write_text(json.dumps(tasks))
+    check(by_source("label_studio", job.parent / "photos", job.parent / "photos", truth), truth)
+
+
+def test_cvat(job: Path, truth: Masks) -> None:
+    photos = job.parent / "photos"
+    (photos / "annotations.xml").write_bytes((job / "annotations.xml").read_bytes())
+    check(by_source("cvat", photos, photos, truth), truth)
+
+
+def test_semantic(job: Path, truth: Masks) -> None:
+    """The surer of two masks is on top."""
+    assert (job / "semantic" / "classes.txt").read_text().splitlines() == NAMES
+    for name, masks in truth.items():
+        found = np.array(Image.open(job / "semantic" / Path(name).with_suffix(".png")))
+        wanted = np.where(masks["fork"], 2, np.where(masks[NAMES[0]], 1, 0))
+        assert (found == wanted).all()
+
+
+def test_parquet(job: Path) -> None:
+    table = pq.read_table(job / "labels.parquet")
+    parts = [pq.read_table(p) for p in sorted((job / "parts").glob("*.parquet"))]
+    assert table.to_pylist() == [row for part in parts for row in part.to_pylist()]
+
+
+def test_polygons_are_exactly_the_mask() -> None:
+    """Noise has every case: holes, islands in holes, corners that touch."""
+    rng = np.random.default_rng(1)
+    for _ in range(60):
+        height, width = (int(v) for v in rng.integers(2, 40, 2))
+        mask = rng.random((height, width)) < rng.uniform(0.1, 0.9)
+        found = np.zeros_like(mask)
+        for corners in polygons(mask):
+            (one,) = coco.frPyObjects([corners.ravel().astype(float).tolist()], height, width)
+            found |= coco.decode(one).astype(bool)
+        assert (found == mask).all()
+        assert (decode_brush(encode_brush(mask), height, width) == mask).all()
+
+
+def test_photos_that_differ_in_their_suffix(tmp_path: Path) -> None:
+    stems = Stems()
+    names = ("a.b.jpg", "a.jpg", "a.k.png", "a.png", "b.jpg")
+    assert [stems.name(n) for n in names] == ["a.b", "a", "a.k", "a.png", "b"]
+    for name in ("a.jpg", "a.png"):
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        (tmp_path / "photos" / name).write_bytes(encoded(np.zeros((9, 9, 3), dtype=np.uint8), "PNG"))
+    images = list_images(str(tmp_path / "photos"))
+    manifest = JobManifest(
+        images_url=str(tmp_path / "photos"), images_count=2, images_hash=images.hash, class_name="x",
+        support_id="0" * 16, bundle_id="b", method="prior", preset="nano", chunk=2, batch=1, threshold=0.5, limit=0,
+        max_pixels=10**8, max_bytes=10**8, code_version="0")
+    out, mask = Store(str(tmp_path / "out")), np.ones((9, 9), dtype=np.uint8, order="F")
+    write_part(out, 0, images, range(2), manifest, [(make_label(mask, 0.5),)] * 2)
+    write_outputs(out, manifest, ["semantic"])
+    assert {p.name for p in (tmp_path / "out" / "semantic").iterdir()} == {"a.png", "a.png.png", "classes.txt"}
+    with pytest.raises(FssError, match="share its label file"):
+        write_outputs(out, manifest, ["yolo"])

@@ -1,0 +1,177 @@
+"""Presence with a real model and a calibrator that was fitted on its masks: photos without the ball are told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from fss_models import registry
+from fss_models.calibration import describe_support, look, measure
+from fss_models.calibration_fit import Observed, fit_calibrator
+from fss_models.errors import FssError
+from fss_models.prompts import mask_prompt
+from fss_models.segmenter import Segmenter
+from pipelines.bundle import bundle_calibrator, read_bundle_info, save_bundle, save_calibrator
+from pipelines.labelling.outputs import summary_line, write_outputs
+from pipelines.labelling.parts import part_name
+from pipelines.serving.client import _results, results_json
+from pipelines.serving.labeler import Labeler
+from pipelines.serving.masks import Failure, Label, Presence
+from pipelines.serving.presence import status_of
+from pipelines.serving.wanted import Wanted
+from pipelines.shipped import copy_bundle
+from tests.labelling.helpers import DirectEngine, make_job
+from tests.serving.helpers import ball, encoded
+from tests.serving.test_classes import support_set
+
+
+def empty(seed: int) -> np.ndarray:
+    """A photo without a ball."""
+    return np.random.default_rng(seed).integers(40, 100, (150, 180, 3), dtype=np.uint8)
+
+
+@torch.inference_mode()
+def observations(model: Segmenter) -> tuple[list[Observed], torch.Tensor]:
+    """Support sets of a photo each on three photos with the ball and three without."""
+    found, scenes = [], []
+    for seed in range(2000, 2008):
+        pictures = [ball(seed)[0], *(ball(seed + 100 * i)[0] for i in (1, 2, 3)), *(empty(seed + i) for i in range(3))]
+        features = model.encode(model.prepare(pictures))
+        one = features.take(torch.tensor([0]))
+        prompt = mask_prompt(ball(seed)[1])
+        memory = model.memorise(one, model.collate([[prompt]], one.sizes))
+        pairs = torch.tensor([[0, i] for i in range(1, 7)])
+        signature = describe_support(one, model.preprocessor.mask(ball(seed)[1])[None])
+        present = torch.arange(6) < 3
+        found.append(Observed(class_id=seed, present=present, iou=present * 0.8, measured=measure(
+            model.segment(memory, features, pairs), features, signature, pairs)))
+        scenes.append(torch.nn.functional.normalize(look(features).mean(dim=(2, 3)), dim=1))
+    return found, torch.cat(scenes)
+
+
+@pytest.fixture(scope="module")
+def calibrated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    url = str(tmp_path_factory.mktemp("calibrated") / "bundle")
+    model = registry.build("prior", "nano")
+    save_bundle(url, model)
+    save_calibrator(url, fit_calibrator(*observations(model), {"dataset": "balls"}))
+    yield url
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def labeler(calibrated: str) -> Labeler:
+    return Labeler(calibrated)
+
+
+def labels_of(results: list[Label | Failure]) -> list[Label]:
+    assert not any(isinstance(r, Failure) for r in results)
+    return [r for r in results if isinstance(r, Label)]
+
+
+def test_photos_without_the_object_are_empty(labeler: Labeler) -> None:
+    """With it: a probability and a mask. Without it: no mask, whatever the model drew."""
+    support = labeler.add_support(support_set("ball", 1000))
+    shown = labels_of(labeler.label([encoded(ball(s)[0]) for s in range(6)], support))
+    absent = labels_of(labeler.label([encoded(empty(s)) for s in range(6)], support))
+    assert all(one.status in ("accepted", "review") and one.area > 0 for one in shown)
+    assert all(one.status == "empty" and one.area == 0 for one in absent)
+    assert min(one.presence or 0 for one in shown) > 0.5 > max(one.presence or 0 for one in absent)
+    assert all((one.quality or 0) <= (one.presence or 0) for one in [*shown, *absent])
+
+
+def test_thresholds_and_prevalence(labeler: Labeler) -> None:
+    support = labeler.add_support(support_set("ball", 1000))
+    photo = [encoded(ball(1)[0])]
+
+    def ask(**changes: float) -> Label:
+        (found,) = labeler.label_classes(photo, Wanted(support_ids=(support,), **changes))
+        assert not isinstance(found, Failure)
+        return found[0]
+
+    usual, rare = ask(), ask(prevalence=0.001)
+    assert (rare.presence or 0) < (usual.presence or 0)
+    assert ask(empty_below=1.0).status == "empty"
+    assert ask(empty_below=0.0, review_below=1.0).status == "review"
+    assert ask(empty_below=0.0, review_below=0.0).status == "accepted"
+    assert ask(empty_below=0.0).area == usual.area
+
+
+def test_a_class_that_is_not_there_takes_no_pixel_from_others(labeler: Labeler) -> None:
+    ids = tuple(labeler.add_support(support_set(n, s)) for n, s in (("ball", 1000), ("again", 1003)))
+    wanted = Wanted(support_ids=ids, overlaps="resolve", empty_below=1.0)
+    (found,) = labeler.label_classes([encoded(ball(1)[0])], wanted)
+    assert not isinstance(found, Failure)
+    assert [one.area for one in found] == [0, 0]
+
+
+def test_large_sets_are_asked_about_themselves_and_far_ones_refused(labeler: Labeler) -> None:
+    assert labeler.judge is not None
+    known = labeler._memorise(support_set("ball", 1000, 1001, 1002)).known
+    assert known is not None
+    assert known.opinion is not None
+    assert 0 < known.opinion.iou <= 1
+    assert not known.far
+    one = labeler._memorise(support_set("ball", 1000)).known
+    assert one is not None
+    assert one.opinion is None
+    limit = labeler.judge.calibrator.limit.clone()
+    try:
+        labeler.judge.calibrator.limit.zero_()  # everything is far now
+        support = labeler.add_support(support_set("ball", 1005))
+        (label,) = labels_of(labeler.label([encoded(ball(1)[0])], support))
+    finally:
+        labeler.judge.calibrator.limit.copy_(limit)
+    assert (label.presence, label.quality, label.status) == (None, None, "uncalibrated")
+    assert label.area > 0
+
+
+def test_jobs_write_it_down(labeler: Labeler, tmp_path: Path) -> None:
+    (tmp_path / "p").mkdir()
+    for i in range(6):
+        (tmp_path / "p" / f"{i}.jpg").write_bytes(encoded(ball(i)[0] if i % 2 else empty(i)))
+    support = labeler.add_support(support_set("ball", 1000))
+    job = make_job(tmp_path / "p", tmp_path / "out", support, labeler, calibrator=labeler.info.calibrator)
+    job.run(DirectEngine(labeler), job.left(), 1)
+    rows = pq.read_table(tmp_path / "out" / part_name(0)).to_pylist()
+    assert [r["status"] == "empty" for r in rows] == [i % 2 == 0 for i in range(6)]
+    assert all(0 <= r["quality"] <= r["presence"] <= 1 for r in rows)
+    summary = write_outputs(job.out, job.manifest)
+    assert summary["status"]["empty"] == summary["without_object"] == 3
+    assert "to review" in summary_line(summary)
+
+
+def test_bundles_without_a_calibrator_say_so(bundle: str, tmp_path: Path) -> None:
+    labeler = Labeler(bundle)
+    assert labeler.judge is None
+    support = labeler.add_support(support_set("ball", 1000))
+    (label,) = labels_of(labeler.label([encoded(ball(1)[0])], support))
+    assert (label.presence, label.quality, label.status) == (None, None, "")
+    assert "uncalibrated" in summary_line({"images": 1, "with_object": 1, "without_object": 0, "failed": 0,
+                                           "class_name": "ball", "calibrator": ""})
+
+
+def test_calibrators_travel_with_bundles(calibrated: str, tmp_path: Path) -> None:
+    copied = copy_bundle(calibrated, str(tmp_path / "copy"))
+    assert bundle_calibrator(str(tmp_path / "copy"), copied) is not None
+    (tmp_path / "copy" / "calibrator.safetensors").write_bytes(b"spoilt")
+    with pytest.raises(FssError, match=r"does not match bundle\.json"):
+        bundle_calibrator(str(tmp_path / "copy"), read_bundle_info(str(tmp_path / "copy")))
+
+
+def test_answers_keep_it() -> None:
+    label = Label(height=2, width=2, counts="04", bbox=(0.0, 0.0, 2.0, 2.0), area=4, score=0.5, presence=0.75,
+                  quality=0.5, status="review")
+    assert _results(results_json((label,), many=False)) == (label,)
+    assert _results(results_json((label, label), many=True)) == (label, label)
+    assert isinstance(label, Presence)
+    assert status_of(0.4, 0.3, Wanted(support_ids=("a",))) == "empty"
+    assert status_of(0.6, 0.4, Wanted(support_ids=("a",))) == "review"
+    assert status_of(0.6, 0.5, Wanted(support_ids=("a",))) == "accepted"

@@ -1,0 +1,101 @@
+"""Supports checked before a job: leave-one-out, which one hurts, the trend, price and contact sheet, as a command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jobs.cli import main
+from pipelines.report.support_sheet import lines
+from pipelines.serving.labeler import Labeler
+from pipelines.serving.marks import rle_json
+from pipelines.serving.support_check import _one_more, check_supports
+from pipelines.serving.supports import Support, SupportSet
+from tests.serving.helpers import ball, encoded, photo_folder
+from tests.serving.test_classes import support_set
+
+
+@pytest.fixture(scope="module")
+def labeler(bundle: str) -> Labeler:
+    return Labeler(bundle)
+
+
+def spoilt(good: SupportSet, mask: np.ndarray) -> SupportSet:
+    """One photo more, with that mask."""
+    photo = encoded(ball(1004)[0], "PNG")
+    return SupportSet("ball", (*good.supports, Support(photo, {"mask": rle_json(mask)})))
+
+
+def test_a_wrong_mask_is_found(labeler: Labeler) -> None:
+    """Four balls and one photo whose mask is of all else: it hurts. A small wrong mask does not, but it is odd."""
+    good, truth = support_set("ball", 1000, 1001, 1002, 1003), ball(1004)[1]
+    worth = check_supports(labeler, spoilt(good, ~truth))
+    assert worth.hurting
+    assert worth.hurting[0] == 4
+    assert any("support 5 hurts" in line for line in lines(worth))
+    small = np.zeros_like(truth)
+    small[:20, :20] = True
+    odd = check_supports(labeler, spoilt(good, small & ~truth))
+    assert (odd.odd, odd.hurting) == ([4], [])
+    assert any("support 5 is unlike the others" in line for line in lines(odd))
+    assert set(worth.trend) == {1, 2, 3, 4}
+    fine = check_supports(labeler, good)
+    assert fine.miou is not None
+    assert worth.miou is not None
+    assert fine.miou > worth.miou
+    assert fine.interval is not None
+    assert fine.interval[0] <= fine.miou <= fine.interval[1]
+    assert fine == check_supports(labeler, good)
+
+
+def test_too_few_supports_say_nothing(labeler: Labeler) -> None:
+    worth = check_supports(labeler, support_set("ball", 1000))
+    assert (worth.miou, worth.one_more, worth.scores) == (None, None, {})
+    two = check_supports(labeler, support_set("ball", 1000, 1001))
+    assert two.miou is not None
+    assert (two.one_more, two.influence) == (None, {})
+
+
+def test_the_trend_of_a_known_curve() -> None:
+    trend = {k: 0.8 - 0.3 / k for k in (1, 2, 3, 4)}
+    assert _one_more(trend, 5) == pytest.approx(0.3 / 5 - 0.3 / 6)
+    assert _one_more(dict.fromkeys((1, 2, 3), 0.5), 4) == pytest.approx(0)
+
+
+def typed(bundle: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *more: str) -> None:
+    monkeypatch.setattr("sys.argv", ["fss", "support", "check", "--supports", str(tmp_path / "classes"), "--bundle",
+                                     bundle, "--page", str(tmp_path / "page.html"), *more])
+    main()
+
+
+def test_the_command(bundle: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                     capsys: pytest.CaptureFixture[str]) -> None:
+    for name, invert in (("ball", False), ("noise", True)):
+        place = tmp_path / "classes" / name
+        place.mkdir(parents=True)
+        for seed in (1, 2, 3):
+            photo, mask = ball(seed)
+            (place / f"{seed}.jpg").write_bytes(encoded(photo))
+            (place / f"{seed}.png").write_bytes(encoded((mask ^ invert).astype(np.uint8) * 255, "PNG"))
+    photos = photo_folder(tmp_path / "photos", 40)
+    (photos / "0001.jpg").write_bytes(b"no photo")
+    with pytest.raises(SystemExit) as ended:
+        typed(bundle, tmp_path, monkeypatch, "--price", "2")
+    assert ended.value.code == 2
+    assert "--price needs photos" in capsys.readouterr().err
+    assert not (tmp_path / "page.html").exists()
+    with pytest.raises(SystemExit):
+        typed(bundle, tmp_path, monkeypatch, "--images", str(photos), "--count", "7200", "--price", "2", "--json")
+    told = json.loads(capsys.readouterr().out)
+    assert [w["class_name"] for w in told["classes"]] == ["ball", "noise"]
+    assert 0 < told["classes"][0]["miou"] <= 1
+    price = told["price"]
+    assert price["images"] == 7200
+    assert price["cost"] == pytest.approx(2 * 7200 / price["images_per_s"] / 3600)
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("<img") == 6 + 32 - page.count("no photo") - page.count("not an image")
+    assert "uncalibrated" in page
+    assert "http://" not in page

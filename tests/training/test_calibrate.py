@@ -1,0 +1,57 @@
+"""Fitting a bundle's calibrator on real shards: which photos are opened, and what the bundle gets."""
+
+from __future__ import annotations
+
+import pytest
+
+from fss_models import registry
+from fss_models.errors import FssError
+from pipelines.bundle import bundle_calibrator, read_bundle_info, save_bundle
+from pipelines.config import CalibrateConfig
+from pipelines.data.shardset import Shards
+from pipelines.training.calibrate import calibrate_bundle, draw_sets
+
+
+@pytest.fixture
+def shards(shapes_shards: str) -> Shards:
+    return Shards(shapes_shards)
+
+
+def test_draws_open_train_photos_only_and_fresh_ones_first(shards: Shards) -> None:
+    """Would catch a calibrator that is fitted on test photos, or on photos that were called wrongly."""
+    train = {row["image_id"]: row for row in shards.images("train")}
+    classes = shards.base_classes(0)
+    seen = [row["sha256"][:16] for i, row in train.items() if i % 2]
+    draws = draw_sets(shards, classes, CalibrateConfig(sets=40, targets=3), seen=seen)
+    assert draws == draw_sets(shards, classes, CalibrateConfig(sets=40, targets=3), seen=seen)
+    assert {d.class_id for d in draws} == set(classes)
+    assert {len(d.shots) for d in draws} > {1}
+    for d in draws:
+        assert {*d.shots, *d.present, *d.absent} <= train.keys()
+        assert not set(d.shots) & set(d.present)
+        assert all(d.class_id in train[i]["class_ids"] for i in (*d.shots, *d.present))
+        assert not any(d.class_id in train[i]["class_ids"] for i in d.absent)
+    fresh = [train[i]["sha256"][:16] not in seen for d in draws for i in d.absent]
+    assert all(fresh)
+
+
+def test_a_bundle_gets_a_calibrator_and_stays_the_same_model(shards: Shards, tmp_path: object) -> None:
+    url = f"{tmp_path}/bundle"
+    base = [shards.classes[c].name for c in shards.base_classes(0)]
+    before = save_bundle(url, registry.build("prior", "nano"), classes=base)
+    assert bundle_calibrator(url, before) is None
+    info, made = calibrate_bundle(url, shards, CalibrateConfig(sets=24, targets=2))
+    assert info == read_bundle_info(url)
+    assert info.bundle_id == before.bundle_id
+    again = bundle_calibrator(url, info)
+    assert again is not None
+    assert again.about == made.about
+    assert int(made.about["classes"]) == len(base)
+    assert 0.5 < float(made.about["auroc_presence"]) <= 1
+    first = info.calibrator
+    assert calibrate_bundle(url, shards, CalibrateConfig(sets=24, targets=2))[0].calibrator == first
+
+
+def test_classes_without_photos_are_told(shards: Shards) -> None:
+    with pytest.raises(FssError, match="no class has two train photos"):
+        draw_sets(shards, [], CalibrateConfig(sets=4))
