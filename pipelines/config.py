@@ -236,6 +236,33 @@ class SweepConfig(Section):
     retries: int = Field(1, ge=0)
 
 
+class RangeConfig(Section):
+    """The values that a searched setting may take: one of the three."""
+
+    choice: list[Any] = []
+    uniform: tuple[float, float] | None = None
+    log: tuple[float, float] | None = None  # uniform in the logarithm
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> RangeConfig:
+        if sum([bool(self.choice), self.uniform is not None, self.log is not None]) != 1:
+            raise ValueError("give one of choice, uniform and log")
+        low, high = self.uniform or self.log or (1.0, 2.0)
+        if low >= high or (self.log and low <= 0):
+            raise ValueError(f"no range: {low:g} to {high:g}")
+        return self
+
+
+class SearchConfig(Section):
+    """Hyper-parameters tried by `fss search`, scored on held-out base classes of a fold as `train.select` says."""
+
+    space: dict[str, RangeConfig] = {}  # settings below train and methods.0.config
+    trials: Positive = 16
+    fold: int = Field(0, ge=0)
+    stop_early: bool = True  # ASHA: at each scored step, trials outside the best third go no further
+    seed: int = 0
+
+
 class ChooseConfig(Section):
     """The winner's rule: mean mIoU; if the paired bootstrap interval of the difference holds 0, the faster wins."""
 
@@ -306,6 +333,7 @@ class Recipe(Section):
     features: FeaturesConfig = FeaturesConfig()
     eval: EvalConfig = EvalConfig()
     sweep: SweepConfig = SweepConfig()
+    search: SearchConfig = SearchConfig()
     choose: ChooseConfig = ChooseConfig()
     promote: PromoteConfig = PromoteConfig()
     calibrate: CalibrateConfig = CalibrateConfig()

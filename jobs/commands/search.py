@@ -1,0 +1,31 @@
+"""`fss search`: hyper-parameters of one method, scored on held-out base classes."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from jobs.options import JsonOption, OutOption, RecipeOption, SetOption
+from jobs.recipes import load_recipe
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+
+    @app.command("search")
+    def search_command(recipe: RecipeOption = "demo", sets: SetOption = None, out: OutOption = None,
+                       as_json: JsonOption = False) -> None:
+        """Try settings of the recipe's `search.space` with Ray Tune; prints them, the best as --set options.
+
+        Trials are scored on base classes that the fold holds out for it, never on novel ones. Started again after a
+        kill, it takes every score that is there.
+        """
+        from pipelines.training.search import format_found, search
+
+        found = search(load_recipe(recipe, sets, out=out))
+        print(format_found(found), file=sys.stderr if as_json else sys.stdout)
+        if as_json:
+            print(found.model_dump_json(indent=1))
+        if all(t.best is None for t in found.trials):
+            raise typer.Exit(1)

@@ -1,0 +1,306 @@
+"""Hyper-parameter search with Ray Tune, scored on base classes that a fold holds out for it: never on novel ones.
+
+A trial is one process: it trains without the held-out classes, as `train.selection=base-holdout` does, and is scored at
+each step of that selection's grid; ASHA lets only the better third go on. What a trial was scored is kept at once, in
+`search/<recipe>/<trial>.json` of the workspace: a search that was killed and started again takes it from there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pydantic import Field, ValidationError
+
+from fss_models import registry
+from fss_models.errors import FssError
+from fss_models.segmenter import Segmenter
+from pipelines.cluster import cluster
+from pipelines.config import EvalConfig, RangeConfig, Recipe, Section, TrainConfig
+from pipelines.progress import Bar
+from pipelines.storage import Store, join
+from pipelines.training.data import FoldData, ensure_mixture, ensure_shards, resolved, shares
+from pipelines.training.run import RunSpec, code_version, shipped_sha
+from pipelines.training.select import grid_of, held_episodes, hold_out
+
+ALLOWED = ("train.", "methods.0.config.")
+FIXED = ("train.steps", "train.epochs", "train.stop", "train.selection", "train.select", "train.workers",
+         "train.features", "train.shots", "train.prompts")
+THIRD = 3
+
+
+class Point(Section):
+    """A score of a trial: mIoU on the held-out classes, a fraction, and its 95 % interval."""
+
+    steps: int
+    miou: float
+    interval: tuple[float, float]
+
+
+class Trial(Section):
+    """What is known of one choice of settings."""
+
+    values: dict[str, Any]
+    points: list[Point] = Field(default_factory=list)
+    error: str = ""
+
+    @property
+    def best(self) -> Point | None:
+        """Its best score, None before the first."""
+        return max(self.points, key=lambda p: p.miou, default=None)
+
+
+class Found(Section):
+    """The content of `search/<recipe>.json`: trials, the best first."""
+
+    recipe: str
+    method: str
+    fold: int
+    held_out: list[str]  # names of the classes it was scored on
+    list_hash: str
+    episodes: int
+    steps: int  # of a trial that is not stopped
+    trials: list[Trial]
+    code: str
+
+    @property
+    def settings(self) -> str:
+        """The best trial's values as options."""
+        values = self.trials[0].values if self.trials and self.trials[0].best else {}
+        return " ".join(f"--set {k}={json.dumps(v)}" for k, v in values.items())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ask:
+    """What every trial is given: the recipe, the run it stands for, and where its scores are kept."""
+
+    recipe: Recipe
+    spec: RunSpec
+    url: str
+    threads: int
+
+    def changed(self, values: dict[str, Any]) -> RunSpec:
+        """The run of a trial, without the held-out classes."""
+        recipe = changed(self.recipe, values)
+        train = recipe.train.model_copy(update={
+            "steps": self.spec.train.steps, "epochs": 0.0, "selection": "none", "select": type(recipe.train.select)()})
+        return self.spec.model_copy(update={"method": recipe.methods[0], "train": train})
+
+    def trial_name(self, values: dict[str, Any]) -> str:
+        """Its file: the same for the same run."""
+        content = json.dumps([self.spec.model_dump(mode="json"), values], sort_keys=True)
+        return f"{hashlib.sha256(content.encode()).hexdigest()[:12]}.json"
+
+
+def changed(recipe: Recipe, values: dict[str, Any]) -> Recipe:
+    """The recipe with some settings. Raises `FssError` for one that does not exist or a value that does not fit."""
+    raw = recipe.model_dump()
+    for key, value in values.items():
+        node: Any = raw
+        *place, last = key.split(".")
+        for part in place:
+            node = node[int(part)] if isinstance(node, list) else node[part]
+        node[last] = value
+    try:
+        made = Recipe.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place_of = ".".join(str(p) for p in first["loc"])
+        raise FssError(f"search.space: {place_of}: {first['msg']}", where=recipe.name) from error
+    registry.make_config(made.methods[0].name, made.methods[0].config)
+    return made
+
+
+def search(recipe: Recipe) -> Found:
+    """Try `search.trials` choices; returns all of them, the best first, and writes `search/<recipe>.json`.
+
+    Raises `FssError` for a space that is empty or holds what may not be searched, for several methods, and for what a
+    trial, being one process, cannot do. A trial that fails is a trial with an error.
+    """
+    _check(recipe)
+    with cluster():
+        ask, data, train = _ask(recipe)
+        episodes = held_episodes(data, train)
+        trials = _tune(recipe, ask, grid_of(train))
+    held = [data.shards.classes[c].name for c in hold_out(data, train)]
+    trials.sort(key=lambda t: -(t.best.miou if t.best else -1.0))
+    found = Found(recipe=recipe.name, method=recipe.methods[0].name, fold=recipe.search.fold, held_out=held,
+                  list_hash=episodes.sha256, episodes=len(episodes), steps=train.steps, trials=trials,
+                  code=code_version())
+    Store(join(recipe.out, "search")).write_json(f"{recipe.name}.json", found.model_dump(mode="json"))
+    return found
+
+
+def _check(recipe: Recipe) -> None:
+    space = recipe.search.space
+    if not space:
+        raise FssError("search.space is empty", where=recipe.name,
+                       mend="such as --set 'search.space={train.lr: {log: [0.0001, 0.01]}}'")
+    for key in space:
+        if not key.startswith(ALLOWED) or key.startswith(FIXED):
+            raise FssError(f"search.space: {key} may not be searched", where=recipe.name,
+                           mend="settings below train and methods.0.config, but those that decide what is compared")
+    if len(recipe.methods) != 1 or not registry.method_class(recipe.methods[0].name).trains:
+        raise FssError("a search is of one method that trains", where=recipe.name, mend="set methods to that one")
+    if recipe.train.workers > 1 or recipe.train.features != "off":
+        raise FssError("a trial is one process that reads photos", where=recipe.name,
+                       mend="set train.workers=1 and train.features=off")
+    for key, values in space.items():
+        for value in _edges(values):
+            changed(recipe, {key: value})
+
+
+def _edges(values: RangeConfig) -> list[Any]:
+    return values.choice or list(values.uniform or values.log or ())
+
+
+def _ask(recipe: Recipe) -> tuple[Ask, FoldData, TrainConfig]:
+    """What trials are given, the fold, and the training section that says what is held out."""
+    shards, fold = ensure_shards(recipe), recipe.search.fold
+    data = FoldData.open(shards.url, fold)
+    train = resolved(recipe.train, shards, fold).model_copy(update={"selection": "base-holdout", "stop": 0})
+    spec = RunSpec(dataset=recipe.data.name, shards=shards.url, data_hash=shards.manifest.content_hash, fold=fold,
+                   method=recipe.methods[0], seed=recipe.sweep.seeds[0], train=train,
+                   mixture=shares(recipe, ensure_mixture(recipe)), shipped=shipped_sha(recipe.methods[0]),
+                   holdout=tuple(hold_out(data, train)))
+    url = join(recipe.out, "search", recipe.name)
+    threads = max(1, math.floor(recipe.sweep.cpus_per_run))
+    return Ask(recipe=recipe, spec=spec, url=url, threads=threads), data, train
+
+
+def _tune(recipe: Recipe, ask: Ask, grid: tuple[int, ...]) -> list[Trial]:
+    """Run the trials on the cluster and read what they left."""
+    from ray import tune
+    from ray.tune.schedulers import ASHAScheduler
+    from ray.tune.search.basic_variant import BasicVariantGenerator
+
+    config, sweep = recipe.search, recipe.sweep
+    asha = ASHAScheduler(time_attr="training_iteration", max_t=len(grid), grace_period=1, reduction_factor=THIRD)
+    with tempfile.TemporaryDirectory() as folder, Bar("search", config.trials * len(grid), unit="scores") as bar:
+        callback, takes = _progress(bar), {"cpu": sweep.cpus_per_run, "gpu": sweep.gpus_per_run}
+        tuner = tune.Tuner(
+            tune.with_resources(tune.with_parameters(_trial, ask=ask, grid=grid), takes),
+            param_space={k: _domain(v, tune) for k, v in config.space.items()},
+            tune_config=tune.TuneConfig(
+                metric="miou", mode="max", num_samples=config.trials, scheduler=asha if config.stop_early else None,
+                search_alg=BasicVariantGenerator(random_state=config.seed, max_concurrent=sweep.parallel)),
+            run_config=tune.RunConfig(storage_path=folder, name="trials", verbose=0, callbacks=[callback]))
+        results = tuner.fit()
+    return [_read(ask, results[i].config or {}, results[i].error) for i in range(len(results))]
+
+
+def _domain(values: RangeConfig, tune: Any) -> Any:
+    if values.choice:
+        return tune.choice(values.choice)
+    return tune.uniform(*values.uniform) if values.uniform else tune.loguniform(*(values.log or (0.0, 0.0)))
+
+
+def _progress(bar: Bar) -> Any:
+    from ray import tune
+
+    class Scores(tune.Callback):
+        """A step of the bar a score."""
+
+        def on_trial_result(self, *args: Any, **kwargs: Any) -> None:
+            bar.step()
+
+    return Scores()
+
+
+def _read(ask: Ask, values: dict[str, Any], error: Exception | None) -> Trial:
+    store, name = Store(ask.url), ask.trial_name(values)
+    trial = Trial.model_validate(store.read_json(name)) if store.exists(name) else Trial(values=values)
+    lines = [line for line in str(error).splitlines() if line.strip()] if error else []
+    return trial.model_copy(update={"error": lines[-1].strip()}) if lines else trial
+
+
+def _trial(config: dict[str, Any], ask: Ask, grid: tuple[int, ...]) -> None:
+    """What Tune calls in a process of its own, with the values of a trial."""
+    from ray import tune
+
+    run_trial(ask, dict(config), grid, lambda point: tune.report(point.model_dump()))
+
+
+def run_trial(ask: Ask, values: dict[str, Any], grid: tuple[int, ...], told: Callable[[Point], None]) -> Trial:
+    """Train and score one choice; `told` hears every score, known ones first. Nothing is trained if all are known."""
+    store, name = Store(ask.url), ask.trial_name(values)
+    trial = Trial.model_validate(store.read_json(name)) if store.exists(name) else Trial(values=values)
+    points = [p for p in trial.points if p.steps in grid]
+    for point in points:
+        told(point)
+    if len(points) == len(grid):
+        return trial
+    known = {p.steps for p in points}
+
+    def scored(point: Point) -> None:
+        if point.steps not in known:
+            points.append(point)
+            store.write_json(name, Trial(values=values, points=points).model_dump(mode="json"))
+            told(point)
+
+    _train(ask, values, grid, scored)
+    return Trial(values=values, points=points)
+
+
+def _train(ask: Ask, values: dict[str, Any], grid: tuple[int, ...], scored: Callable[[Point], None]) -> None:
+    from pipelines.data.collate import square_side
+    from pipelines.training.loop import Place, fit
+    from pipelines.weights import build_model
+
+    torch.set_num_threads(ask.threads)
+    spec, gpus = ask.changed(values), ask.recipe.sweep.gpus_per_run
+    method, data, place = spec.method, FoldData.of(spec), Place(device="cuda" if gpus else "cpu")
+    model: Segmenter = build_model(method.name, method.preset, method.config, weights=method.weights,
+                                   sha256=method.sha256, seed=spec.seed)
+    side = square_side(model, decoded=True) if spec.train.augment == "none" else 0
+
+    def keep(step: int, trained: Segmenter) -> None:
+        if step in grid:
+            scored(_score(ask, trained, step))
+
+    fit(spec, model, place=place, resume=None, save=lambda step, write: None, log_row=lambda step, row: None, keep=keep,
+        open_stream=lambda position: data.stream(spec, position=position, rank=0, world=1, side=side))
+
+
+def _score(ask: Ask, model: Segmenter, step: int) -> Point:
+    """The model as it is now on the held-out classes; its training goes on as if nothing had been."""
+    from fss_models.metrics import Sample, interval, resampled_scores, score
+    from pipelines.training.evaluate import score_episodes
+    from pipelines.training.results import table_counts
+
+    data, train = FoldData.open(ask.spec.shards, ask.spec.fold), ask.spec.train
+    episodes = held_episodes(data, train)
+    config = EvalConfig(shots=train.shots, episodes=train.select.episodes, seed=train.select.seed,
+                        prompts=train.prompts, batch=ask.recipe.eval.batch)
+    with torch.random.fork_rng(devices=[] if model.device.type == "cpu" else [model.device]):
+        table, _ = score_episodes(model.eval(), data.shards, episodes, config)
+    model.train()
+    counts = table_counts(table)
+    spread = resampled_scores(Sample.of([(0, [counts])]), resamples=ask.recipe.choose.resamples, seed=0)
+    return Point(steps=step, miou=score(counts, episodes.class_ids).miou, interval=interval(spread))
+
+
+def format_found(found: Found) -> str:
+    """The trials as a table for people, in percent, the best first."""
+    keys = list(found.trials[0].values) if found.trials else []
+    rows = [[*keys, "steps", "mIoU", "95 % interval", "scored at", ""]]
+    for trial in found.trials:
+        best = trial.best
+        score = ["-"] * 4
+        if best:
+            low, high = best.interval
+            score = [str(best.steps), f"{best.miou * 100:.1f}", f"{low * 100:.1f}-{high * 100:.1f}",
+                     f"{len(trial.points)} steps"]
+        rows.append([*(f"{v:.3g}" if isinstance(v, float) else str(v) for v in trial.values.values()), *score,
+                     trial.error])
+    widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(c.rjust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in rows]
+    about = (f"fold {found.fold}, {found.episodes} episodes of train photos of the base classes held out for it "
+             f"({', '.join(found.held_out)}); no novel class was seen.")
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], "", about, f"best: {found.settings or 'none'}"])
