@@ -80,7 +80,6 @@ def execute(recipe: Recipe, plans: Sequence[Planned], ray: Any, *, sweep: bool =
                 watch.end("stopped", "interrupted" if isinstance(error, KeyboardInterrupt) else one_line(error))
                 raise
         tracker.end.remote(sweep_key(recipe, plans))
-    lengths.save()
     return found
 
 
@@ -154,6 +153,7 @@ class _Running:
             self.watch.result(result, plan.tries)
             if not result.error:
                 self.lengths.learn(result, time.monotonic() - plan.began)
+                self.lengths.save()
                 self.schedule.expect({k: self._as_task(self.plans[k]).seconds for k in self.schedule.waiting})
             yield name, result
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
+from contextlib import suppress
 from statistics import fmean
 from typing import Any
 
+from fss_models.errors import FssError
 from pipelines.config import EvalConfig, Section
 from pipelines.storage import Store
 from pipelines.training.results import RunResult
@@ -38,8 +42,9 @@ class Work(Section):
 
 def kind_of(spec: RunSpec) -> str:
     """Runs of one kind are equally fast a step."""
-    t = spec.train
-    return f"{spec.method.name}-{spec.method.preset}-b{t.batch}-k{t.shots}-j{t.targets}-w{t.workers}-{t.features}"
+    t, config = spec.train, json.dumps(spec.method.config, sort_keys=True)
+    way = "-" + hashlib.sha256(config.encode()).hexdigest()[:4] if spec.method.config else ""
+    return f"{spec.method.name}-{spec.method.preset}-b{t.batch}-k{t.shots}-j{t.targets}-w{t.workers}-{t.features}{way}"
 
 
 class Lengths:
@@ -89,5 +94,6 @@ class Lengths:
             k: (1 - WEIGHT) * old[k] + WEIGHT * float(new[k] if k in new else old[k]) for k in UNKNOWN}
 
     def save(self) -> None:
-        """Keep them for the next sweep."""
-        self._store.write_json(FILE, self._rates)
+        """Keep them for the next sweep, which can do without."""
+        with suppress(FssError):
+            self._store.write_json(FILE, self._rates)

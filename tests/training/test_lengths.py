@@ -1,0 +1,59 @@
+"""Expected lengths of runs: from earlier runs of the kind, else of the method, else of any."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipelines.config import EvalConfig, MethodConfig, SelectConfig, TrainConfig
+from pipelines.training.lengths import Lengths, Work
+from pipelines.training.results import RunResult
+from pipelines.training.run import RunSpec
+
+EVAL = EvalConfig(episodes=50)
+
+
+def spec(method: str = "sansa", *, config: dict[str, object] | None = None, **train: object) -> RunSpec:
+    return RunSpec(dataset="d", shards="s", data_hash="h", fold=0, train=TrainConfig.model_validate(train),
+                   method=MethodConfig(name=method, preset="debug", config=config or {}))
+
+
+def finished(one: RunSpec, *, step_s: float, episode_s: float) -> RunResult:
+    return RunResult(run=one.name, spec=one, eval_digest="e", episodes=50, train_s=step_s * one.steps,
+                     details={"seconds": episode_s * 50})
+
+
+def test_work_counts_every_stage() -> None:
+    chosen = spec(steps=60, selection="base-holdout", select=SelectConfig(points=3, episodes=20))
+    assert Work.of(chosen, EVAL) == Work(selecting=60, choosing=60, training=60, scoring=50)
+    assert Work.of(spec(steps=60, selection="published"), EVAL) == Work(choosing=250, training=60, scoring=50)
+    assert Work.of(spec("prior", steps=60, selection="base-holdout"), EVAL) == Work(scoring=50)
+    assert Work.of(spec(steps=60), EVAL.model_copy(update={"draws": 2})) == Work(training=60, scoring=100)
+
+
+def test_measured_rates_make_the_estimate_and_are_kept(tmp_path: Path) -> None:
+    lengths = Lengths(str(tmp_path))
+    assert lengths.expect(spec(steps=200), EVAL) > lengths.expect(spec(steps=100), EVAL)
+    one = spec(steps=100)
+    for _ in range(40):
+        lengths.learn(finished(one, step_s=0.5, episode_s=0.2), wall_s=67.0)
+    assert lengths.expect(one, EVAL) == pytest.approx(67.0, abs=0.5), "100 x 0.5 + 50 x 0.2 + 7 to start"
+    lengths.save()
+    again = Lengths(str(tmp_path))
+    assert again.expect(spec(steps=300), EVAL) == pytest.approx(167.0, abs=0.5)
+
+
+def test_the_nearest_kind_decides(tmp_path: Path) -> None:
+    """Another configuration of a method is like the method, another method like the mean of all."""
+    lengths = Lengths(str(tmp_path))
+    for method, step_s in (("sansa", 0.5), ("fcp", 2.0)):
+        for _ in range(40):
+            lengths.learn(finished(spec(method, steps=100), step_s=step_s, episode_s=0.1))
+    assert lengths.rates(spec(config={"factor": 0.8}))["step_s"] == pytest.approx(0.5, abs=0.01)
+    assert lengths.rates(spec("fssam"))["step_s"] == pytest.approx(1.25, abs=0.01)
+    slow = spec(config={"factor": 0.8}, steps=100)
+    for _ in range(40):
+        lengths.learn(finished(slow, step_s=4.0, episode_s=0.1))
+    assert lengths.rates(slow)["step_s"] == pytest.approx(4.0, abs=0.01)
+    assert lengths.rates(spec())["step_s"] == pytest.approx(0.5, abs=0.01)
