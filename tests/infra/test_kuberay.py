@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 import yaml
-from ray.serve.schema import ServeDeploySchema
 
 from jobs.parse import check_output, parse_command
-from pipelines.serving.deployed import ChampionArgs
+from pipelines.cluster import prepare_environment
 from tests.infra.manifests import (
     FIELDS,
     INFRA,
@@ -110,6 +109,11 @@ def test_the_nightly_job_is_a_command_of_fss() -> None:
 
 def test_the_service_is_an_application_of_the_code() -> None:
     config = yaml.safe_load((INFRA / "kuberay/champion/serve.yaml").read_text())
+    prepare_environment()  # before Ray is imported
+    from ray.serve.schema import ServeDeploySchema
+
+    from pipelines.serving.deployed import ChampionArgs
+
     schema = ServeDeploySchema.model_validate(config)
     for app in schema.applications:
         module, _, name = app.import_path.partition(":")
