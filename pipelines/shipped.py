@@ -6,7 +6,8 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
+from typing import Any
 
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
@@ -64,6 +65,8 @@ def list_bundles(place: str = "") -> list[NamedBundle]:
 def copy_bundle(source: str, target: str, *, half: bool = False) -> BundleInfo:
     """Copy a bundle; with `half` its tensors in half precision, which makes it another bundle of half the size.
 
+    Of local paths in the provenance of such a bundle, meant to be given away, only the last part stays.
+
     Raises `FssError` for half a bundle, for a target that holds another one, and for values that half precision
     cannot hold.
     """
@@ -71,7 +74,7 @@ def copy_bundle(source: str, target: str, *, half: bool = False) -> BundleInfo:
     if half and data:
         data = save_tensors(to_half(load_tensors(data)))
         made = {"tensors_sha256": hashlib.sha256(data).hexdigest(),
-                "provenance": {**info.provenance, "half_precision_of": info.bundle_id}}
+                "provenance": _without_places({**info.provenance, "half_precision_of": info.bundle_id})}
         info = info.model_copy(update=made)
     store = Store(target)
     if store.exists("bundle.json") and read_bundle_info(target) != info:
@@ -80,6 +83,14 @@ def copy_bundle(source: str, target: str, *, half: bool = False) -> BundleInfo:
     copy_calibrator(source, target)
     store.write_json("bundle.json", info.model_dump())
     return info
+
+
+def _without_places(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _without_places(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_without_places(v) for v in value]
+    return PurePath(value).name if isinstance(value, str) and value.startswith("/") else value
 
 
 def find_bundle(name: str, place: str = "") -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,12 @@ SHAPES_IMAGES = 160  # 96 px pictures; fewer leave folds without classes
 
 # One core a process: the tests share two with Ray's workers.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_collection_finish() -> None:
+    """Ray reads how it authenticates when it is imported: test modules leave that to `cluster`."""
+    if "ray" in sys.modules:
+        raise pytest.UsageError("a test module imports Ray: import it inside the test, after `prepare_environment`")
 
 
 @pytest.fixture(scope="session")

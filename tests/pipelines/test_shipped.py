@@ -101,7 +101,7 @@ def test_bundles_from_before_stay_what_they_were(method: str, tmp_path: Path, mo
 
 def test_half_precision_halves_the_file_and_loads_in_full(shipped: Path, tmp_path: Path) -> None:
     model = moved("sansa")
-    full = save_bundle(str(tmp_path / "full"), model)
+    full = save_bundle(str(tmp_path / "full"), model, provenance={"spec": {"shards": "/home/me/voc", "fold": 1}})
     half = save_bundle(str(tmp_path / "half"), model, half=True)
     assert full.bundle_id != half.bundle_id
     sizes = [(tmp_path / n / "model.safetensors").stat().st_size for n in ("full", "half")]
@@ -113,7 +113,7 @@ def test_half_precision_halves_the_file_and_loads_in_full(shipped: Path, tmp_pat
     torch.testing.assert_close(one, other, rtol=0, atol=float(one.abs().max()) * 0.02)
     copied = copy_bundle(str(tmp_path / "full"), str(tmp_path / "copy"), half=True)
     assert copied.tensors_sha256 == half.tensors_sha256
-    assert copied.provenance["half_precision_of"] == full.bundle_id
+    assert copied.provenance == {"half_precision_of": full.bundle_id, "spec": {"shards": "voc", "fold": 1}}
     with torch.no_grad():
         next(p for p in model.parameters() if p.requires_grad).fill_(1e6)
     with pytest.raises(FssError, match="not finite in half precision"):
