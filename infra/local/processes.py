@@ -14,6 +14,8 @@ from pathlib import Path
 
 import psutil
 
+ROUNDS = 5  # of ending what a server started meanwhile
+
 
 @dataclass(frozen=True)
 class Server:
@@ -35,19 +37,32 @@ class Server:
         return None
 
     def stop(self, *, kill: bool = False, wait_s: float = 20.0) -> bool:
-        """End it and all its children; whether it ran. `kill` ends them at once, as a crash would."""
-        process = self._find()
-        if process is None:
+        """End it and all that it started; whether anything ran. `kill` ends them at once, as a crash would."""
+        leader, members = self._find(), self._members()
+        if not members:
             return False
-        family = [process, *process.children(recursive=True)]
-        if not kill:
-            process.send_signal(signal.SIGTERM)
-            psutil.wait_procs(family, timeout=wait_s)
-        for member in family:
-            with suppress(psutil.NoSuchProcess):
-                member.kill()
-        psutil.wait_procs(family, timeout=10)
+        if leader is not None and not kill:
+            leader.send_signal(signal.SIGTERM)
+            psutil.wait_procs(members, timeout=wait_s)
+        for _ in range(ROUNDS):  # while they are ended they may start others
+            if not (members := self._members()):
+                break
+            for member in members:
+                with suppress(psutil.NoSuchProcess):
+                    member.kill()
+            psutil.wait_procs(members, timeout=10)
         return True
+
+    def _members(self) -> list[psutil.Process]:
+        """All of the session that it leads, and their children, which may lead sessions of their own."""
+        if self._find() is None and psutil.pid_exists(self.pid):
+            return []  # another process has its number
+        found: dict[int, psutil.Process] = {}
+        for process in psutil.process_iter():
+            with suppress(psutil.NoSuchProcess, ProcessLookupError):
+                if os.getsid(process.pid) == self.pid and process.status() != psutil.STATUS_ZOMBIE:
+                    found |= {p.pid: p for p in [process, *process.children(recursive=True)]}
+        return list(found.values())
 
 
 def spawn(name: str, command: Sequence[str], *, folder: Path, env: Mapping[str, str]) -> Server:
