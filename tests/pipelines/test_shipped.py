@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -259,3 +260,13 @@ def test_the_wheel_holds_what_ships(shipped: Path, tmp_path: Path) -> None:
     wanted = {f"fss_models/shipped/{p.relative_to(shipped)}" for p in shipped.rglob("*") if p.is_file()}
     assert len(wanted) == 6
     assert wanted <= held
+
+
+def test_the_packages_champion_predicts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the weights beside it, with a calibrator, naming no folder of the machine that made it."""
+    monkeypatch.delenv("FSS_SHIPPED")
+    model, info = load_bundle(bundle_url("shipped"))
+    assert info.calibrator
+    assert info.metrics["cross_validated"]["miou"] > 0.5
+    assert not [v for v in re.findall(r'"(/[^"]*)"', info.model_dump_json()) if v != "/"]
+    assert torch.isfinite(predict(model)).all()
