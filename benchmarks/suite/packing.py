@@ -85,6 +85,8 @@ def _real(config: dict[str, Any]) -> dict[str, Any]:
         time.sleep(seconds)
 
     with cluster(cpus=2, gpus=config["real_gpus"]) as ray:
+        if ray.cluster_resources().get("GPU", 0) < config["real_gpus"]:
+            raise SystemExit("packing: this process is in a cluster without logical GPUs already; run it alone")
         task = ray.remote(sleep).options(num_cpus=0, num_gpus=0.5)
         ray.get([task.remote(0) for _ in range(2 * config["real_gpus"])])  # the workers' processes start
         schedule = Schedule(machines_of(ray))
