@@ -20,7 +20,10 @@ from pipelines.training.run import RunSpec
 from tests.training.faults import plant, struck
 
 STEPS = 3
-WITHOUT_DROPOUT = {"sansa": {"memory_dropout": False}, "fcp": {"feature_dropout": 0.0}}  # each worker draws its own
+WITHOUT_DROPOUT = {  # each worker draws its own
+    "sansa": {"memory_dropout": False},
+    "fcp": {"feature_dropout": 0.0, "attention_dropout": 0.0, "match_dropout": 0.0},
+}
 
 
 def train_part(rank: int, world: int, folder: str, spec_json: str) -> None:
@@ -49,15 +52,17 @@ def train_part(rank: int, world: int, folder: str, spec_json: str) -> None:
 
 
 def still(spec: RunSpec, method: str) -> RunSpec:
-    """Without what each worker draws for itself: flips; and without clipping, which would hide a factor."""
-    train = spec.train.model_copy(update={"steps": STEPS, "batch": 4, "flip": False, "clip_norm": 0.0,
+    """Without what each worker draws for itself: flips; and without clipping, which would hide a factor.
+
+    The rate is small, since AdamW makes whole steps of the rounding of gradients that are nearly 0.
+    """
+    train = spec.train.model_copy(update={"steps": STEPS, "batch": 4, "flip": False, "clip_norm": 0.0, "lr": 1e-5,
                                           "checkpoint_every": STEPS, "log_every": STEPS})
     return spec.model_copy(update={"train": train, "method": MethodConfig(name=method, preset="debug",
                                                                     config=WITHOUT_DROPOUT[method])})
 
 
-@pytest.mark.parametrize("method", ["sansa", pytest.param("fcp", marks=pytest.mark.xfail(
-    strict=True, reason="gradients differ by about 1e-3: something in it is drawn or depends on the whole batch"))])
+@pytest.mark.parametrize("method", WITHOUT_DROPOUT)
 def test_two_workers_are_one_with_the_doubled_batch(spec: RunSpec, tmp_path: Path, method: str) -> None:
     """Gradients of every step to 1e-5: fails if losses are summed over clips, or workers see each other's clips."""
     one = still(spec, method)
