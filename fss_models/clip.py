@@ -195,3 +195,31 @@ class Clip(_Tensors):
         """(B, K, J)."""
         b, j = self.target_masks.shape[:2]
         return b, int(self.prompts.kind.shape[1]), j
+
+    def split(self, parts: int) -> list[Clip]:
+        """The same clips in `parts` equal parts, in order. Raises `ValueError` if B is not a multiple of it."""
+        b, k, j = self.shape
+        if b % parts:
+            raise ValueError(f"{b} clips cannot be split into {parts} equal parts")
+        return [self._rows(first, first + b // parts, k, j) for first in range(0, b, b // parts)]
+
+    def _rows(self, first: int, end: int, k: int, j: int) -> Clip:
+        cut = slice(first, end)
+        prompts = replace(self.prompts, **{name: value[cut] for name, value in self.prompts._each()})
+        frozen = None
+        if self.frozen is not None:
+            of_targets = self.shape[0] * k
+            rows = [*range(first * k, end * k), *range(of_targets + first * j, of_targets + end * j)]
+            frozen = self.frozen.take(torch.tensor(rows, device=self.frozen.sizes.device))
+        return replace(
+            self, references=_images(self.references, first * k, end * k),
+            targets=_images(self.targets, first * j, end * j),
+            prompts=replace(prompts, image=(prompts.image - first * k).clamp(min=0)),  # padding points at row 0
+            target_masks=self.target_masks[cut], ignore=self.ignore[cut], frozen=frozen,
+            reference_masks=None if self.reference_masks is None else self.reference_masks[cut],
+            reference_ignore=None if self.reference_ignore is None else self.reference_ignore[cut],
+            class_names=self.class_names[cut])
+
+
+def _images(images: Images, first: int, end: int) -> Images:
+    return Images(pixels=images.pixels[first:end], sizes=images.sizes[first:end])

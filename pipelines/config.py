@@ -135,6 +135,7 @@ class TrainConfig(Section):
     selection: Literal["none", "base-holdout", "published"] = "none"
     select: SelectConfig = SelectConfig()
     batch: Positive = 4  # clips a step over all workers
+    accumulate: Positive = 1  # parts in which a worker takes its clips of a step: less memory, the same gradients
     shots: Positive = 1
     vary_shots: bool = False  # each batch uses the first 1 to `shots` references, drawn anew (SANSA's released loop)
     targets: Positive = 1  # of a clip; a method may learn from its own earlier predictions (SANSA's J)
@@ -153,6 +154,8 @@ class TrainConfig(Section):
     checkpoint_every: Positive = 50
     log_every: Positive = 10
     workers: Positive = 1
+    min_workers: int = Field(0, ge=0)  # elastic: goes on with so few where machines are lost; 0: waits for `workers`
+    compile: bool = False  # torch.compile of the forward pass and the losses
     pool_bytes: Positive = 512_000_000
     pixel_bytes: int = Field(256_000_000, ge=0)  # decoded photos and masks kept for further episodes; 0: none
     features: Literal["off", "float32", "bfloat16"] = "off"  # kept ones instead of photos; built where missing
@@ -166,6 +169,17 @@ class TrainConfig(Section):
     def _kept_features_are_of_whole_photos(self) -> TrainConfig:
         if self.features != "off" and self.augment != "none":
             raise ValueError(f"train.augment={self.augment} changes every photo anew: set train.features=off")
+        return self
+
+    @model_validator(mode="after")
+    def _clips_can_be_shared(self) -> TrainConfig:
+        if self.min_workers > self.workers:
+            raise ValueError(f"train.min_workers={self.min_workers} is more than train.workers={self.workers}")
+        for world in range(self.min_workers or self.workers, self.workers + 1):
+            if self.batch % (world * self.accumulate):
+                parts = f" in {self.accumulate} parts each" if self.accumulate > 1 else ""
+                raise ValueError(f"train.batch={self.batch} cannot be shared by {world} workers{parts}: "
+                                 "make it a multiple")
         return self
 
     @model_validator(mode="after")

@@ -18,6 +18,8 @@ SMALL = {
     "training_stream": {**TINY, "workers": 0},
     "training_stream_s3": {**TINY, "batches": 4, "latency_ms": 2},
     "shipped_bundle": {"method": "sansa", "preset": "debug", "images": 2, "batch": 2, "shots": [1], "repeats": 1},
+    "training_run": {"data": "generated", "images": 60, "preset": "debug", "steps": 4, "window": 2, "rounds": 1,
+                     "methods": ["sansa"]},
     "packing": {"runs": [8, 24], "draws": 1, "real_runs": 0},
     "presence": {"images": 80, "side": 96, "threads": 1},
     "shard_build": {"images": 60, "least": 4, "height": 64, "width": 64, "part": 16, "repeats": 1},

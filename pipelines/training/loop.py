@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -87,12 +87,12 @@ def fit(spec: RunSpec, model: Segmenter, *, place: Place, open_stream: OpenStrea
     end = stop or spec.steps
     if step >= end:  # killed after its last checkpoint
         return history
-    forward = _distributed(model, place)
+    forward = _distributed(model, place, train)
     window = _Window(train)
     with closing(open_stream(position)) as stream:
-        for clip, position in _ahead(_clips(spec, model, stream, place, step, kept)):
+        for clip, position, waited in _ahead(_clips(spec, model, stream, place, step, kept)):
             lr = lr_at(step, train)
-            window.add(step, _step(forward, params, optimiser, clip.to(place.device), train, lr), lr)
+            window.add(step, _step(forward, params, optimiser, clip.to(place.device), train, lr), lr, waited)
             step += 1
             if keep:
                 keep(step, model)
@@ -107,12 +107,14 @@ def fit(spec: RunSpec, model: Segmenter, *, place: Place, open_stream: OpenStrea
     return history
 
 
-def _distributed(model: Segmenter, place: Place) -> nn.Module:
-    losses = _Losses(model)
-    if place.world == 1:
-        return losses
-    # A step may leave parts unused, such as the encoder of a kind of prompt that no clip of the batch has.
-    return nn.parallel.DistributedDataParallel(losses, find_unused_parameters=True)
+def _distributed(model: Segmenter, place: Place, train: TrainConfig) -> nn.Module:
+    losses: nn.Module = _Losses(model)
+    if place.world > 1:
+        # A step may leave parts unused, such as the encoder of a kind of prompt that no clip of the batch has.
+        losses = nn.parallel.DistributedDataParallel(losses, find_unused_parameters=True)
+    if train.compile:
+        losses.compile()
+    return losses
 
 
 def _step(forward: nn.Module, params: list[nn.Parameter], optimiser: torch.optim.Optimizer, clip: Clip,
@@ -120,16 +122,24 @@ def _step(forward: nn.Module, params: list[nn.Parameter], optimiser: torch.optim
     """One optimiser step. Returns the losses, their sum and the gradient norm, still on the device."""
     for group in optimiser.param_groups:
         group["lr"] = lr
-    device = params[0].device.type
-    with torch.autocast(device, dtype=torch.bfloat16, enabled=train.precision == "bf16"):
-        losses: dict[str, Tensor] = forward(clip)
-        total = torch.stack([v.float() for v in losses.values()]).sum()
     optimiser.zero_grad(set_to_none=True)
-    torch.autograd.backward(total)
+    *earlier, last = clip.split(train.accumulate)
+    apart = getattr(forward, "no_sync", nullcontext)  # workers exchange gradients once a step, after the last part
+    with apart():
+        found = [_backward(forward, part, train) for part in earlier]
+    found.append(_backward(forward, last, train))
     norm = nn.utils.clip_grad_norm_(params, train.clip_norm or math.inf)
     optimiser.step()
-    named = {f"loss_{k}": v.detach() for k, v in losses.items()}
-    return {"loss": total.detach(), **named, "grad_norm": norm.detach()}
+    return {**{k: torch.stack([f[k] for f in found]).mean() for k in found[0]}, "grad_norm": norm.detach()}
+
+
+def _backward(forward: nn.Module, clip: Clip, train: TrainConfig) -> dict[str, Tensor]:
+    """Add the gradients of one part of a step; returns its losses and their sum, still on the device."""
+    with torch.autocast(clip.target_masks.device.type, dtype=torch.bfloat16, enabled=train.precision == "bf16"):
+        losses: dict[str, Tensor] = forward(clip)
+        total = torch.stack([v.float() for v in losses.values()]).sum()
+    torch.autograd.backward(total / train.accumulate)
+    return {"loss": total.detach(), **{f"loss_{k}": v.detach() for k, v in losses.items()}}
 
 
 class _Window:
@@ -138,11 +148,12 @@ class _Window:
     def __init__(self, train: TrainConfig) -> None:
         self._batch = train.batch
         self._rows: list[tuple[int, dict[str, Tensor]]] = []
-        self._lr, self._start = 0.0, time.perf_counter()
+        self._lr, self._waited, self._start = 0.0, 0.0, time.perf_counter()
 
-    def add(self, step: int, values: dict[str, Tensor], lr: float) -> None:
+    def add(self, step: int, values: dict[str, Tensor], lr: float, waited: float) -> None:
         self._rows.append((step, values))
         self._lr = lr
+        self._waited += waited
 
     def flush(self, run: str) -> tuple[float, dict[str, float]]:
         """(seconds, means over the window). Raises `FssError` naming the first step that was not finite."""
@@ -154,9 +165,11 @@ class _Window:
                                where=run, mend="lower train.lr or train.clip_norm, or use train.precision=fp32")
         now = time.perf_counter()
         seconds, count = now - self._start, len(self._rows)
+        share = self._waited / max(seconds, 1e-9)
+        speed = {"episodes_per_s": count * self._batch / max(seconds, 1e-9), "data_wait": share}
         means = dict(zip(names, table.mean(dim=0).tolist(), strict=True))
-        self._rows, self._start = [], now
-        return seconds, {**means, "lr": self._lr, "episodes_per_s": count * self._batch / max(seconds, 1e-9)}
+        self._rows, self._waited, self._start = [], 0.0, now
+        return seconds, {**means, "lr": self._lr, **speed}
 
 
 def _clips(spec: RunSpec, model: Segmenter, stream: Stream, place: Place, step: int,
@@ -173,10 +186,12 @@ def _clips(spec: RunSpec, model: Segmenter, stream: Stream, place: Place, step: 
         step += 1
 
 
-def _ahead(items: Iterator[tuple[Clip, Any]]) -> Iterator[tuple[Clip, Any]]:
-    """The same items, the next one being made while the present one is used."""
+def _ahead(items: Iterator[tuple[Clip, Any]]) -> Iterator[tuple[Clip, Any, float]]:
+    """The same items, each with the seconds it was waited for; the next is made while the present one is used."""
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="clips") as pool:
-        coming = pool.submit(next, items, None)
+        coming, asked = pool.submit(next, items, None), time.perf_counter()
         while (item := coming.result()) is not None:
+            waited = time.perf_counter() - asked
             coming = pool.submit(next, items, None)
-            yield item
+            yield *item, waited
+            asked = time.perf_counter()

@@ -17,6 +17,7 @@ from pipelines.config import EvalConfig, MethodConfig, Recipe, Section, TrainCon
 
 # Settings that change how a run is watched or how fast it is, not what it computes.
 _NOT_IN_NAME = {"checkpoint_every", "log_every", "pixel_bytes"}
+_NAMED_IF_SET = {"accumulate", "min_workers", "compile"}  # they change the rounding
 
 
 class Share(Section):
@@ -82,6 +83,7 @@ class RunSpec(Section):
 def _deciding(train: TrainConfig) -> dict[str, Any]:
     """The settings that decide a run's result; those of what it does not use are left out."""
     unused = (set() if train.selection != "none" else {"selection", "select"}) | (set() if train.stop else {"stop"})
+    unused |= {k for k in _NAMED_IF_SET if getattr(train, k) == TrainConfig.model_fields[k].default}
     return train.model_dump(exclude=_NOT_IN_NAME | unused)
 
 

@@ -68,12 +68,14 @@ def train_run(job: Job) -> None:
     train: Any = ray.train  # its names are Train v2's at run time; type checkers see v1's
     filesystem, root = Store(job.runs).pyarrow()
     workers = job.spec.train.workers
+    least = job.spec.train.min_workers or workers
     resources = {"CPU": job.cpus / workers} | ({"GPU": job.gpus / workers} if job.gpus else {})
     trainer = train.torch.TorchTrainer(
         train_worker,
         train_loop_config={"job": job},
         scaling_config=train.ScalingConfig(
-            num_workers=workers, use_gpu=job.gpus > 0, resources_per_worker=resources),
+            num_workers=(least, workers) if least < workers else workers, use_gpu=job.gpus > 0,
+            resources_per_worker=resources),
         run_config=train.RunConfig(
             name=job.spec.name, storage_path=root, storage_filesystem=filesystem,
             failure_config=train.FailureConfig(max_failures=job.retries, controller_failure_limit=0),
@@ -143,13 +145,15 @@ def _kept(job: Job, model: Any) -> Any:
 
 
 def _report(step: int, write: Callable[[Path], None]) -> None:
-    """Give every worker's part of a checkpoint to Ray Train."""
+    """Give every worker's part of a checkpoint to Ray Train, which uploads it while training goes on."""
     import ray.train
 
-    with tempfile.TemporaryDirectory() as folder:
-        write(Path(folder))
-        checkpoint = ray.train.Checkpoint.from_directory(folder)
-        ray.train.report({"step": step}, checkpoint=checkpoint, checkpoint_dir_name=f"checkpoint_{step:07d}")
+    folder = Path(tempfile.mkdtemp(prefix="fss-checkpoint-"))
+    write(folder)
+    checkpoint = ray.train.Checkpoint.from_directory(folder)
+    ray.train.report({"step": step}, checkpoint=checkpoint, checkpoint_dir_name=f"checkpoint_{step:07d}",
+                     checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
+                     delete_local_checkpoint_after_upload=True)
 
 
 def _log(job: Job, rank: int, step: int, row: dict[str, float]) -> None:

@@ -103,6 +103,20 @@ def test_losses_fall_and_only_trainable_tensors_move(name: str) -> None:
 
 @pytest.mark.parametrize("name", TRAINED)
 @torch.no_grad()
+def test_losses_are_means_over_clips(name: str) -> None:
+    """Accumulation and several workers rest on it: the mean over equal parts of a batch is the batch's."""
+    model = fresh(name)
+    clip = clip_for(model)
+    whole, parts = model.losses(clip), [model.losses(part) for part in clip.split(2)]
+    for key, value in whole.items():
+        torch.testing.assert_close(torch.stack([p[key] for p in parts]).mean(), value, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(*(torch.stack(list(p.values())).sum() for p in parts)), "both parts are the same clip"
+    with pytest.raises(ValueError, match="2 clips cannot be split into 3"):
+        clip.split(3)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+@torch.no_grad()
 def test_trainable_state_carries_the_whole_result(name: str) -> None:
     """A trained state loaded into an untrained copy makes it predict the same, to the last bit."""
     source = fresh(name, seed=1)

@@ -26,8 +26,8 @@ WITHOUT_DROPOUT = {  # each worker draws its own
 }
 
 
-def train_part(rank: int, world: int, folder: str, spec_json: str) -> None:
-    """One worker of `world`: a few steps, the gradients of each written to the folder."""
+def train_part(rank: int, world: int, folder: str, spec_json: str, stop: int = 0, resume: bool = False) -> None:
+    """One worker of `world`: a few steps, the gradients of each and the last checkpoint written to the folder."""
     import torch.distributed as dist
 
     torch.set_num_threads(1)
@@ -43,7 +43,10 @@ def train_part(rank: int, world: int, folder: str, spec_json: str) -> None:
             if p.grad is not None:
                 found[f"{step}/{name}"] = p.grad.clone()
 
-    fit(spec, model, place=Place(rank=rank, world=world), resume=None, save=lambda step, write: None, keep=keep,
+    kept = Path(folder, "checkpoint")
+    kept.mkdir(exist_ok=True)
+    fit(spec, model, place=Place(rank=rank, world=world), resume=kept if resume else None, keep=keep, stop=stop,
+        save=lambda step, write: write(kept),
         open_stream=lambda position: data.stream(spec, position=position, rank=rank, world=world),
         log_row=lambda step, row: None)
     torch.save(found, f"{folder}/world{world}-rank{rank}.pt")
@@ -67,20 +70,42 @@ def test_two_workers_are_one_with_the_doubled_batch(spec: RunSpec, tmp_path: Pat
     """Gradients of every step to 1e-5: fails if losses are summed over clips, or workers see each other's clips."""
     one = still(spec, method)
     train_part(0, 1, str(tmp_path), one.model_dump_json())
-    context = torch.multiprocessing.get_context("spawn")
-    parts = [context.Process(target=train_part, args=(r, 2, str(tmp_path), one.model_dump_json())) for r in range(2)]
-    for p in parts:
-        p.start()
-    for p in parts:
-        p.join(800)
-        assert p.exitcode == 0
-    whole, left, right = (torch.load(tmp_path / name, weights_only=True)
-                          for name in ("world1-rank0.pt", "world2-rank0.pt", "world2-rank1.pt"))
+    two_workers(one, tmp_path)
+    whole, left, right = (gradients(tmp_path, *place) for place in ((1, 0), (2, 0), (2, 1)))
     assert len(whole) > STEPS
     assert any(g.abs().max() > 1e-4 for g in whole.values()), "gradients too small to tell"
     for name, want in whole.items():
         assert torch.equal(left[name], right[name])
         assert torch.allclose(left[name], want, atol=1e-5, rtol=1e-4), name
+
+
+def test_a_run_goes_on_with_fewer_workers(spec: RunSpec, tmp_path: Path) -> None:
+    """Elastic: two workers' checkpoint, then one worker. Fails if a clip is left out or comes again."""
+    one = still(spec, "sansa")
+    train_part(0, 1, str(tmp_path), one.model_dump_json())
+    whole = gradients(tmp_path, 1, 0)
+    two_workers(one, tmp_path, stop=STEPS - 1)
+    train_part(0, 1, str(tmp_path), one.model_dump_json(), resume=True)
+    later = gradients(tmp_path, 1, 0)
+    assert {name.split("/")[0] for name in later} == {str(STEPS)}
+    for name, found in later.items():
+        assert torch.allclose(found, whole[name], atol=1e-5, rtol=1e-4), name
+
+
+def two_workers(spec: RunSpec, folder: Path, *, stop: int = 0) -> None:
+    context = torch.multiprocessing.get_context("spawn")
+    given = (2, str(folder), spec.model_dump_json(), stop)
+    parts = [context.Process(target=train_part, args=(rank, *given)) for rank in range(2)]
+    for p in parts:
+        p.start()
+    for p in parts:
+        p.join(800)
+        assert p.exitcode == 0
+
+
+def gradients(folder: Path, world: int, rank: int) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = torch.load(folder / f"world{world}-rank{rank}.pt", weights_only=True)
+    return found
 
 
 LOOP = """

@@ -19,7 +19,7 @@ from pipelines.training.run import RunSpec, method_labels
 from tests.training.conftest import KilledError, Outcome
 
 Run = Callable[..., Outcome]
-TIMED = ("seconds", "episodes_per_s")
+TIMED = ("seconds", "episodes_per_s", "data_wait")
 
 
 def test_killed_and_resumed_equals_undisturbed(spec: RunSpec, run_loop: Run) -> None:
@@ -60,6 +60,33 @@ def test_checkpoint_brings_every_generator_back(spec: RunSpec, tmp_path: Path) -
     back = load_state(tmp_path, spec, model, optimiser, rank=0, world=1)
     assert draws() == want
     assert (back.step, back.position) == (1, {"epoch": 0})
+
+
+@pytest.mark.parametrize("given", [{"accumulate": 2}, {"compile": True}], ids=["accumulated", "compiled"])
+def test_other_ways_to_the_same_step(spec: RunSpec, run_loop: Run, given: dict[str, object]) -> None:
+    """Parts added up, and compiled code, train as the plain step does; each is a run of its own name."""
+    method = MethodConfig(name="sansa", preset="debug", config={"memory_dropout": False})
+    train = spec.train.model_copy(update={"steps": 3, "lr": 1e-4, "flip": False})
+    plain = spec.model_copy(update={"train": train, "method": method})
+    other = plain.model_copy(update={"train": train.model_copy(update=given)})
+    want, whole = run_loop(plain, "plain")
+    got, rows = run_loop(other, "other")
+    assert other.name != plain.name
+    for key, value in want.items():
+        torch.testing.assert_close(got[key], value, rtol=1e-3, atol=2e-5)
+    assert [r["loss"] for r in rows.rows] == pytest.approx([r["loss"] for r in whole.rows], abs=1e-4)
+    assert all(0 <= r["data_wait"] <= 1 for r in rows.rows)
+
+
+def test_clips_that_cannot_be_shared_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"train\.batch=6 cannot be shared by 4 workers"):
+        TrainConfig(batch=6, workers=4)
+    with pytest.raises(ValueError, match="cannot be shared by 2 workers in 2 parts each"):
+        TrainConfig(batch=6, workers=2, accumulate=2)
+    with pytest.raises(ValueError, match="cannot be shared by 3 workers"):
+        TrainConfig(batch=8, workers=4, min_workers=2)
+    with pytest.raises(ValueError, match=r"min_workers=3 is more than train\.workers=2"):
+        TrainConfig(batch=6, workers=2, min_workers=3)
 
 
 @pytest.mark.parametrize(("change", "message"), [
