@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -56,7 +57,7 @@ class Reader:
         self._images, self._max, self._store = images, max_bytes, Store(images.url)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="read")
 
-    def read(self, rows: range) -> list[bytes | Failure]:
+    def read(self, rows: Sequence[int]) -> list[bytes | Failure]:
         """The bytes of the photos `rows` (counted from 0), in order."""
         return list(self._pool.map(self._one, rows))
 

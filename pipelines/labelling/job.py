@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 
@@ -30,8 +30,11 @@ class Job:
         done = finished(self.out)
         return [c for c in range(self.manifest.chunks) if c not in done]
 
-    def run(self, engine: Engine, left: list[int], in_flight: int) -> int:
-        """Label the chunks `left`, at most `in_flight` at a time. Returns how many photos were labelled now."""
+    def run(self, engine: Engine, left: list[int], in_flight: int, watch: Callable[[int], None] | None = None) -> int:
+        """Label the chunks `left`, at most `in_flight` at a time. Returns how many photos were labelled now.
+
+        `watch` is told, chunk by chunk, how many photos are done in all; what it raises ends the work.
+        """
         todo = sum(len(self.manifest.rows(c)) for c in left)
         reader = Reader(self.images, max_bytes=self.manifest.max_bytes, threads=READERS)
         done = len(self.images) - todo
@@ -40,6 +43,8 @@ class Job:
             with Bar("label", len(self.images), unit="images", done=done) as bar:
                 for future in as_completed([pool.submit(self._chunk, c, engine, reader) for c in left]):
                     bar.step(future.result())
+                    if watch:
+                        watch(bar.done)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
             reader.close()
@@ -52,7 +57,7 @@ class Job:
         return len(rows)
 
 
-def label_rows(rows: range, engine: Engine, reader: Reader, manifest: JobManifest) -> list[Labels | Failure]:
+def label_rows(rows: Sequence[int], engine: Engine, reader: Reader, manifest: JobManifest) -> list[Labels | Failure]:
     """One result a row. Photos that could not be read are not sent; large chunks are sent in pieces."""
     results: dict[int, Labels | Failure] = {}
     for piece in _pieces(rows, engine.request_bytes, reader, manifest.batch):
@@ -64,7 +69,7 @@ def label_rows(rows: range, engine: Engine, reader: Reader, manifest: JobManifes
     return [results[row] for row in rows]
 
 
-def _pieces(rows: range, limit: int, reader: Reader, batch: int) -> Iterator[dict[int, bytes | Failure]]:
+def _pieces(rows: Sequence[int], limit: int, reader: Reader, batch: int) -> Iterator[dict[int, bytes | Failure]]:
     """Whole batches as long as they fit into one request; usually the whole chunk."""
     held: dict[int, bytes | Failure] = {}
     size = 0

@@ -47,6 +47,7 @@ class JobManifest(BaseModel):
     max_pixels: int
     max_bytes: int
     code_version: str
+    redoes: str = ""  # of a job that labels again what another one was unsure of: hash of its origin.json
 
     @property
     def classes(self) -> list[str]:
@@ -87,7 +88,7 @@ class JobManifest(BaseModel):
 
 LATER = {name: JobManifest.model_fields[name].default for name in (
     "class_name", "support_id", "class_names", "support_ids", "overlaps", "pairs", "calibrator", "prevalence",
-    "empty_below", "review_below")}
+    "empty_below", "review_below", "redoes")}
 
 
 def code_version() -> str:

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.data.schema import FAILURES
+from pipelines.labelling.decisions import count_decisions, read_decisions
 from pipelines.labelling.formats.coco import write_coco
 from pipelines.labelling.formats.folders import write_semantic, write_yolo
 from pipelines.labelling.formats.single import write_cvat, write_label_studio, write_parquet
@@ -43,6 +44,8 @@ def write_outputs(out: Store, manifest: JobManifest, formats: Sequence[str] = ()
                "preset": manifest.preset, "threshold": manifest.threshold, "calibrator": manifest.calibrator,
                "labels": out.path(LABELS),
                "failures": out.path(FAILED)}
+    if decided := read_decisions(out):
+        summary["decisions"] = count_decisions(decided)
     if formats:
         summary["formats"] = {name: out.path(FORMATS[name][0]) for name in formats}
     out.write_json(SUMMARY, summary)
@@ -79,6 +82,8 @@ def _counts(out: Store, manifest: JobManifest) -> dict[str, Any]:
 def summary_line(summary: dict[str, Any]) -> str:
     """A job's summary as a person reads it."""
     what = repr(summary["class_name"]) if "class_name" in summary else f"{len(summary['class_names'])} classes"
+    decided = sum(summary.get("decisions", {}).values())
     sure = f"{summary['status'].get('review', 0)} masks to review" if summary.get("calibrator") else "uncalibrated"
     return (f"{summary['images']} photos: {summary['with_object']} got a mask of {what}, "
-            f"{summary['without_object']} none, {summary['failed']} cannot be read; {sure}")
+            f"{summary['without_object']} none, {summary['failed']} cannot be read; {sure}"
+            + (f"; people decided on {decided}" if decided else ""))

@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipelines.labelling.decisions import apply_decisions, read_decisions
 from pipelines.labelling.images import ImageList
 from pipelines.labelling.manifest import JobManifest
 from pipelines.serving.masks import Failure, Labels
@@ -37,6 +38,11 @@ CALIBRATED = pa.schema([  # and in jobs of a bundle with a calibrator
 ])
 
 
+def schema_of(manifest: JobManifest) -> pa.Schema:
+    """Of the job's parts."""
+    return CALIBRATED if manifest.calibrator else PARTS
+
+
 def part_name(chunk: int) -> str:
     """Where a chunk's part is, below the job's output."""
     return f"{FOLDER}/chunk-{chunk:06d}.parquet"
@@ -51,12 +57,12 @@ def write_part(out: Store, chunk: int, images: ImageList, rows: range, manifest:
                results: Sequence[Labels | Failure]) -> None:
     """Write a chunk's part. `results` has one entry a photo."""
     written = [{"image_id": row + 1, "file_name": images.names[row], **columns}
-               for row, result in zip(rows, results, strict=True) for columns in _columns(result, manifest)]
-    schema = CALIBRATED if manifest.calibrator else PARTS
-    out.write_table(part_name(chunk), pa.Table.from_pylist(written, schema=schema))
+               for row, result in zip(rows, results, strict=True) for columns in result_columns(result, manifest)]
+    out.write_table(part_name(chunk), pa.Table.from_pylist(written, schema=schema_of(manifest)))
 
 
-def _columns(result: Labels | Failure, manifest: JobManifest) -> Iterator[dict[str, object]]:
+def result_columns(result: Labels | Failure, manifest: JobManifest) -> Iterator[dict[str, object]]:
+    """What a part says of a photo: a row a class, or one of a failure."""
     names = manifest.classes
     if isinstance(result, Failure):  # of no class, unless there is but one
         yield {"class_name": names[0] if len(names) == 1 else None, "stage": result.stage, "error": result.reason}
@@ -71,6 +77,17 @@ def read_parts(out: Store, chunks: int, columns: list[str] | None = None) -> Ite
     """The rows of every part, one part at a time, in order."""
     for chunk in range(chunks):
         yield out.read_table(part_name(chunk), columns).to_pylist()
+
+
+def decided_parts(out: Store, manifest: JobManifest, columns: list[str] | None = None
+                  ) -> Iterator[list[dict[str, Any]]]:
+    """The same with people's decisions in it; where there are some, with all columns."""
+    decided, resolve = read_decisions(out), manifest.overlaps == "resolve"
+    for rows in read_parts(out, manifest.chunks, None if decided else columns):
+        if decided:
+            rows = [row for _, own in groupby(rows, key=itemgetter("image_id"))
+                    for row in apply_decisions(list(own), decided, resolve=resolve)]
+        yield rows
 
 
 @dataclass(frozen=True)
@@ -90,11 +107,11 @@ class Photo:
 
 
 def photos(out: Store, manifest: JobManifest, columns: list[str] | None = None) -> Iterator[Photo]:
-    """Every photo that could be read, one part in memory at a time.
+    """Every photo that could be read, with what people decided, one part in memory at a time.
 
     `columns` (default: all) hold at least image_id, file_name, height, width and error.
     """
-    for part in read_parts(out, manifest.chunks, columns):
+    for part in decided_parts(out, manifest, columns):
         for image_id, rows in groupby((r for r in part if r["error"] is None), key=itemgetter("image_id")):
             own = list(rows)
             yield Photo(image_id, own[0]["file_name"], own[0]["height"], own[0]["width"], own)

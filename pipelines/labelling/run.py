@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ from fss_models.shipped.files import bundle_url
 from pipelines.bundle import BundleInfo, read_bundle_info
 from pipelines.config import LabelConfig, Recipe
 from pipelines.labelling.engines import Engine, local_engine, service_engine
-from pipelines.labelling.images import list_images
+from pipelines.labelling.images import ImageList, list_images
 from pipelines.labelling.job import Job
 from pipelines.labelling.manifest import JobManifest, claim, code_version, describe_classes, describe_images
 from pipelines.labelling.outputs import SUMMARY, write_outputs
@@ -50,20 +51,11 @@ class LabelRequest:
 def run_label_job(request: LabelRequest) -> dict[str, Any]:
     """Label all photos. Returns the summary. Raises `FssError` for a person's mistakes."""
     classes = read_label_set(request.supports)
-    service, health = _service(request)
-    about = health if health and not request.bundle else _about(read_bundle_info(request.bundle_url))
+    service, health = choose_service(request)
+    about = health if health and not request.bundle else about_bundle(read_bundle_info(request.bundle_url))
     images = list_images(request.images, request.limit)
-    config = request.recipe.label
-    check_overlaps(config.overlaps, len(classes))
-    trust = _trust(config, about["calibrator"])
-    manifest = JobManifest(
-        **describe_images(images), **describe_classes(classes), overlaps=config.overlaps, pairs=config.pairs, **trust,
-        bundle_id=about["bundle_id"], method=about["method"], preset=about["preset"], chunk=config.chunk,
-        batch=config.batch, threshold=config.threshold, limit=request.limit,
-        max_pixels=request.recipe.data.max_pixels, max_bytes=request.recipe.data.max_bytes,
-        code_version=code_version(),
-    )
-    out = Store(request.out)
+    config, out = request.recipe.label, Store(request.out)
+    manifest = describe_job(request.recipe, about, images, classes, request.limit)
     again = claim(out, manifest)
     job = Job(out, images, manifest)
     left = job.left()
@@ -72,12 +64,26 @@ def run_label_job(request: LabelRequest) -> dict[str, Any]:
         summary: dict[str, Any] = out.read_json(SUMMARY)
         if set(config.formats) <= set(summary.get("formats", {})):
             return {**summary, "labelled_now": 0}
-    now = _run(job, left, classes, service, health, request)
+    now = run_left(job, left, classes, service, health, request)
     return {**write_outputs(out, manifest, config.formats), "labelled_now": now}
 
 
-def _run(job: Job, left: list[int], classes: list[SupportSet], service: str, health: dict[str, Any] | None,
-         request: LabelRequest) -> int:
+def describe_job(recipe: Recipe, about: dict[str, Any], images: ImageList, classes: Sequence[SupportSet],
+                 limit: int = 0) -> JobManifest:
+    """The job's manifest; `about` says of the bundle what `about_bundle` does. Raises `FssError` for odd settings."""
+    config = recipe.label
+    check_overlaps(config.overlaps, len(classes))
+    return JobManifest(
+        **describe_images(images), **describe_classes(classes), overlaps=config.overlaps, pairs=config.pairs,
+        **_trust(config, about["calibrator"]), bundle_id=about["bundle_id"], method=about["method"],
+        preset=about["preset"], chunk=config.chunk, batch=config.batch, threshold=config.threshold, limit=limit,
+        max_pixels=recipe.data.max_pixels, max_bytes=recipe.data.max_bytes, code_version=code_version(),
+    )
+
+
+def run_left(job: Job, left: list[int], classes: Sequence[SupportSet], service: str,
+             health: dict[str, Any] | None, request: LabelRequest) -> int:
+    """Label the chunks `left` through the service, or a deployment of the job's own. Returns how many photos."""
     if not left:
         return 0
     if service and health:
@@ -96,7 +102,8 @@ def _run(job: Job, left: list[int], classes: list[SupportSet], service: str, hea
         return job.run(ready, left, request.recipe.label.in_flight)
 
 
-def _about(info: BundleInfo) -> dict[str, Any]:
+def about_bundle(info: BundleInfo) -> dict[str, Any]:
+    """What a manifest says of a bundle, as `/v1/health` of a service has it."""
     return {"bundle_id": info.bundle_id, "method": info.method, "preset": info.preset, "calibrator": info.calibrator}
 
 
@@ -113,12 +120,12 @@ def _trust(config: LabelConfig, calibrator: str) -> dict[str, Any]:
     return {}
 
 
-def _service(request: LabelRequest) -> tuple[str, dict[str, Any] | None]:
+def choose_service(request: LabelRequest) -> tuple[str, dict[str, Any] | None]:
     """The service to use and its health. One named by --service has to fit; a workspace's own is used if it does."""
     batch = request.recipe.label.batch
     if request.service:
         health = _reach(request.service)
-        about = _about(read_bundle_info(request.bundle_url)) if request.bundle else health
+        about = about_bundle(read_bundle_info(request.bundle_url)) if request.bundle else health
         if health["bundle_id"] != about["bundle_id"]:
             raise FssError(f"serves bundle {health['bundle_id']}, not {about['bundle_id']}", where=request.service,
                            mend="leave --service or --bundle out")

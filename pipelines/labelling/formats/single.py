@@ -9,21 +9,22 @@ from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.data.sources.brush_rle import encode_brush
 from pipelines.labelling.formats.files import mask_of
 from pipelines.labelling.manifest import JobManifest
-from pipelines.labelling.parts import CALIBRATED, PARTS, Photo, part_name, photos
+from pipelines.labelling.parts import Photo, decided_parts, photos, schema_of
 from pipelines.storage import Store
 
 
 def write_parquet(out: Store, manifest: JobManifest, name: str) -> None:
     """The rows of all parts, those of photos that cannot be read included; a row group a part."""
-    schema = CALIBRATED if manifest.calibrator else PARTS
+    schema = schema_of(manifest)
     with out.stream(name) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
-        for chunk in range(manifest.chunks):
-            writer.write_table(out.read_table(part_name(chunk)))
+        for rows in decided_parts(out, manifest):
+            writer.write_table(pa.Table.from_pylist(rows, schema=schema))
 
 
 def write_label_studio(out: Store, manifest: JobManifest, name: str) -> None:

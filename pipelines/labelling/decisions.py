@@ -1,0 +1,146 @@
+"""What people decided about labels: one file of JSON lines beside them that only grows. Parts stay as they are.
+
+    {"image_id": 12, "image": "a/b.jpg", "class_name": "gear", "decision": "reject", "time": "2026-05-04T10:20:30"}
+
+accept   the label is right as it stands
+reject   the class is not in the photo: the label becomes empty
+correct  the label becomes the person's mask, "mask": {"size": [height, width], "counts": COCO's run lengths}
+undo     nothing is decided any more
+
+The last line about a photo and class counts. Whatever is written from the parts has the decisions in it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from fss_models.errors import FssError
+from pipelines.data import rle
+from pipelines.storage import Store
+
+DECISIONS = "decisions.jsonl"
+Word = Literal["accept", "reject", "correct", "undo"]
+WORDS: tuple[str, ...] = get_args(Word)
+Key = tuple[int, str]  # image_id, class
+Row = dict[str, Any]  # of a part
+
+
+class Decision(BaseModel):
+    """One line of the file. `mask` is checked against its photo by who makes the decision (`marks.check_mark`)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    image_id: int
+    image: str
+    class_name: str
+    decision: Word
+    mask: dict[str, Any] | None = None
+    time: str = ""
+
+    @property
+    def key(self) -> Key:
+        """What it is about."""
+        return self.image_id, self.class_name
+
+
+Decided = Mapping[Key, Decision]
+
+
+def add_decisions(out: Store, decisions: Iterable[Decision]) -> None:
+    """Append them: all or none. A local file may have several writers at once; in a bucket there must be one."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    rows = [d if d.time else d.model_copy(update={"time": now}) for d in decisions]
+    data = b"".join(json.dumps(r.model_dump(exclude_none=True)).encode() + b"\n" for r in rows)
+    if out.is_s3:  # an object cannot grow: it is replaced whole
+        out.write_bytes(DECISIONS, (out.read_bytes(DECISIONS) if out.exists(DECISIONS) else b"") + data)
+        return
+    try:
+        _append(Path(out.path(DECISIONS)), data)
+    except OSError as error:
+        raise FssError(f"cannot be written: {error.strerror}", where=out.path(DECISIONS)) from error
+
+
+def _append(path: Path, data: bytes) -> None:
+    """Under a lock. A line that a crash left unfinished never counted and goes."""
+    with path.open("a+b", buffering=0) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        whole = file.readall()
+        file.truncate(whole.rfind(b"\n") + 1)
+        file.write(data)
+        os.fsync(file.fileno())
+
+
+def read_decisions(out: Store, name: str = DECISIONS) -> dict[Key, Decision]:
+    """What counts now, in the order of the first word about each. Raises `FssError` for a line that is none."""
+    if not out.exists(name):
+        return {}
+    found: dict[Key, Decision] = {}
+    for number, line in enumerate(out.read_bytes(name).split(b"\n")[:-1], 1):
+        one = parse_decision(line, f"{out.path(name)}, line {number}")
+        found[one.key] = one
+    return {key: one for key, one in found.items() if one.decision != "undo"}
+
+
+def parse_decision(line: bytes | str, where: str) -> Decision:
+    """One line. Raises `FssError`."""
+    try:
+        return Decision.model_validate(json.loads(line))
+    except (ValueError, RecursionError) as error:
+        first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
+        place = ".".join(str(p) for p in first["loc"])
+        raise FssError(f"is no decision: {place} {first['msg']}"[:200], where=where) from error
+
+
+def decisions_hash(out: Store, name: str = DECISIONS) -> str:
+    """Of the file's content; of nothing where there is none."""
+    return hashlib.sha256(out.read_bytes(name) if out.exists(name) else b"").hexdigest()[:16]
+
+
+def count_decisions(decided: Decided) -> dict[str, int]:
+    """How many of each word."""
+    return dict(sorted(Counter(d.decision for d in decided.values()).items()))
+
+
+def apply_decisions(rows: Sequence[Row], decided: Decided, *, resolve: bool) -> list[Row]:
+    """A photo's rows as people want them. With `resolve` no pixel has two classes: masks that people saw win."""
+    told = [decided.get((row["image_id"], row["class_name"])) for row in rows]
+    found = [_applied(row, one) for row, one in zip(rows, told, strict=True)]
+    if resolve and any(told):
+        seen = [row["rle"].encode() for row, one in zip(found, told, strict=True) if one and row["area"]]
+        found = [row if one or not row["area"] else _without(row, seen) for row, one in zip(found, told, strict=True)]
+    return found
+
+
+def _applied(row: Row, decision: Decision | None) -> Row:
+    if decision is None or row["error"] is not None:
+        return row
+    if decision.decision == "reject":
+        return {**_masked(row, b""), "presence": 0.0, "quality": 0.0, "status": "empty"}
+    if decision.mask is not None:
+        row = {**_masked(row, decision.mask["counts"].encode()), "score": 1.0}
+    there = 1.0 if row["area"] else 0.0
+    return {**row, "presence": there, "quality": 1.0, "status": "accepted" if row["area"] else "empty"}
+
+
+def _masked(row: Row, counts: bytes) -> Row:
+    """With another mask; `counts` b"" is none."""
+    height, width = row["height"], row["width"]
+    counts = counts or rle.encode(rle.union([], height, width))
+    return {**row, "rle": counts.decode(), "bbox": rle.bbox(counts, height, width),
+            "area": rle.area(counts, height, width)}
+
+
+def _without(row: Row, others: Sequence[bytes]) -> Row:
+    height, width = row["height"], row["width"]
+    left = rle.decode(row["rle"].encode(), height, width) & ~rle.union(others, height, width)
+    return _masked(row, rle.encode(left))

@@ -1,0 +1,131 @@
+"""A labelling job's folder as a reviewer opens it: finished, or as far as it has come."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from fss_models.errors import FssError
+from pipelines.data.decode import decode_image
+from pipelines.labelling.decisions import DECISIONS, Decided, Decision, add_decisions, parse_decision, read_decisions
+from pipelines.labelling.manifest import MANIFEST, JobManifest
+from pipelines.labelling.parts import finished, part_name
+from pipelines.serving.marks import check_mark
+from pipelines.storage import Store
+
+Row = dict[str, Any]  # of a part
+
+
+@dataclass(frozen=True)
+class Reviewed:
+    """The folder and its manifest."""
+
+    out: Store
+    manifest: JobManifest
+
+    @cached_property
+    def chunks(self) -> list[int]:
+        """Those that were labelled when this was first asked."""
+        return sorted(finished(self.out))
+
+    def need_all(self) -> None:
+        """Raises `FssError` while parts are missing."""
+        if len(self.chunks) < self.manifest.chunks:
+            raise FssError(f"{len(self.chunks)} of {self.manifest.chunks} parts are labelled", where=self.out.url,
+                           mend="run `fss label` again to finish the job")
+
+    def rows(self, columns: list[str] | None = None) -> Iterator[list[Row]]:
+        """The labels of every part that is there, as the model gave them, a part at a time."""
+        for chunk in self.chunks:
+            yield [r for r in self.out.read_table(part_name(chunk), columns).to_pylist() if r["error"] is None]
+
+    def rows_of(self, image_id: int) -> list[Row]:
+        """One photo's rows. Raises `FssError` for an id that the job has not, or not yet, or where it failed."""
+        chunk = (image_id - 1) // self.manifest.chunk
+        if not 1 <= image_id <= self.manifest.images_count or not self.out.exists(part_name(chunk)):
+            raise FssError(f"photo {image_id} is not labelled", where=self.out.url)
+        rows = [r for r in self.out.read_table(part_name(chunk)).to_pylist() if r["image_id"] == image_id]
+        if not rows or rows[0]["error"] is not None:
+            raise FssError(f"photo {image_id} could not be read, so it has no label", where=self.out.url)
+        return rows
+
+    def photo(self, file_name: str) -> bytes:
+        """Its bytes."""
+        return Store(self.manifest.images_url).read_bytes(file_name)
+
+    def pixels(self, file_name: str) -> np.ndarray:
+        """[H, W, 3] uint8, upright. Raises `BadImage`."""
+        return decode_image(self.photo(file_name), max_pixels=self.manifest.max_pixels,
+                            max_bytes=self.manifest.max_bytes, exif=True, where=file_name)
+
+    @property
+    def decided(self) -> Decided:
+        """What people said so far."""
+        return read_decisions(self.out)
+
+    def decide(self, decisions: list[Decision]) -> None:
+        """Check them against the labels and keep them: all, or none where one is wrong. Raises `FssError`."""
+        add_decisions(self.out, [self._checked(d, f"decision {i + 1}") for i, d in enumerate(decisions)])
+
+    def _checked(self, decision: Decision, where: str) -> Decision:
+        rows = {r["class_name"]: r for r in self.rows_of(decision.image_id)}
+        row = rows.get(decision.class_name)
+        if row is None:
+            raise FssError(f"the job has no class {decision.class_name[:80]!r}", where=where,
+                           mend=f"its classes: {self.manifest.title}")
+        if row["file_name"] != decision.image:
+            raise FssError(f"photo {decision.image_id} is {row['file_name']!r}, not {decision.image[:80]!r}",
+                           where=where, mend="was the decision made for another job?")
+        if (decision.mask is not None) != (decision.decision == "correct"):
+            raise FssError("a correction needs a mask, and nothing else has one", where=where)
+        if decision.mask is None:
+            return decision
+        mark = check_mark({"mask": decision.mask}, row["height"], row["width"], where)
+        return decision.model_copy(update={"mask": mark["mask"]})
+
+
+def open_job(url: str) -> Reviewed:
+    """Raises `FssError` if there is no labelling job."""
+    out = Store(url)
+    if not out.exists(MANIFEST):
+        raise FssError("holds no labelling job", where=out.url, mend="give the --out of `fss label`")
+    try:
+        return Reviewed(out, JobManifest.model_validate(out.read_json(MANIFEST)))
+    except ValidationError as error:
+        raise FssError("is not this version's manifest", where=out.path(MANIFEST)) from error
+
+
+def import_decisions(job: Reviewed, url: str) -> int:
+    """Take over a file of decisions that the gallery saved. Returns how many."""
+    folder, _, name = Store(url).url.rpartition("/")
+    source = Store(folder or "/")
+    lines = source.read_bytes(name or DECISIONS).splitlines()
+    found = [parse_decision(line, f"{source.path(name)}, line {i}") for i, line in enumerate(lines, 1) if line.strip()]
+    job.decide(found)
+    return len(found)
+
+
+def decide_by_name(job: Reviewed, given: dict[str, tuple[str, dict[str, Any] | None]], class_name: str) -> int:
+    """Decide on photos by their names: name -> (word, mask). `class_name` may be empty where the job has one class.
+
+    Raises `FssError` for names that are not labelled, and where the class is not said.
+    """
+    classes = job.manifest.classes
+    if not class_name and len(classes) > 1:
+        raise FssError(f"the job has {len(classes)} classes", mend="say which with --class")
+    ids: dict[str, int] = {}
+    for rows in job.rows(["image_id", "file_name", "error"]):
+        ids.update((r["file_name"], r["image_id"]) for r in rows if r["file_name"] in given)
+        if len(ids) == len(given):
+            break
+    missing = sorted(given.keys() - ids.keys())
+    if missing:
+        raise FssError(f"photo {missing[0]!r} has no label", where=job.out.url, mend="names are relative to --images")
+    job.decide([Decision.model_validate({"image_id": ids[name], "image": name, "class_name": class_name or classes[0],
+                                         "decision": word, "mask": mask}) for name, (word, mask) in given.items()])
+    return len(given)

@@ -1,0 +1,86 @@
+"""The gallery of a labelling job: its labels by doubt, the worst first, in pages of bounded size that load nothing.
+
+A page holds its pictures itself. Accept and reject with keys or buttons; the decisions are kept in the browser until
+they are saved as a file for `fss review decide --from`.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from importlib.resources import files
+from typing import Any
+
+import jinja2
+
+from fss_models.errors import BadImage, FssError
+from pipelines.data import rle
+from pipelines.labelling.decisions import Decided, apply_decisions, count_decisions
+from pipelines.report.page import style_sheet
+from pipelines.report.pictures import photo_url
+from pipelines.review.doubt import MOST, Order, by_doubt, rows_at, sureness
+from pipelines.review.job import Reviewed, Row
+from pipelines.storage import Store
+
+PAGE = 48  # labels a page
+SIDE = 320  # pixels of a picture's longer side
+READERS = 4
+
+
+def write_review(job: Reviewed, out: str, *, most: int = MOST, undecided: bool = False) -> tuple[str, int]:
+    """Write the pages below `out`. Returns the first one's place and how many there are.
+
+    Raises `FssError` where nothing is labelled yet, or, with `undecided`, everything is decided.
+    """
+    decided = job.decided
+    order = by_doubt(job, most=most, decided=decided if undecided else None)
+    if not len(order):
+        raise FssError("has no label to review", where=job.out.url,
+                       mend="every label is decided on" if undecided and job.chunks else "nothing is labelled yet")
+    store, pages = Store(out), -(-len(order) // PAGE)
+    template = _template()
+    with ThreadPoolExecutor(READERS, thread_name_prefix="review") as pool:
+        for page in range(pages):
+            rows = rows_at(job, order, range(page * PAGE, min((page + 1) * PAGE, len(order))))
+            cards = list(pool.map(lambda row: _card(job, row, decided), rows))
+            store.write_bytes(page_name(page), template.render(**_about(job, order, decided), cards=cards, page=page,
+                                                               pages=pages, name=page_name).encode())
+    return store.path(page_name(0)), pages
+
+
+def page_name(page: int) -> str:
+    """The file of a page, counted from 0."""
+    return f"review-{page + 1:04d}.html"
+
+
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True,
+                                     undefined=jinja2.StrictUndefined)
+    return environment.from_string(files("pipelines.review").joinpath("review.html").read_text(encoding="utf-8"))
+
+
+def _about(job: Reviewed, order: Order, decided: Decided) -> dict[str, Any]:
+    manifest = job.manifest
+    script = files("pipelines.review").joinpath("review.js").read_text(encoding="utf-8")
+    return {"style": style_sheet(), "script": script,
+            "title": manifest.title, "manifest": manifest, "shown": len(order), "total": order.total,
+            "counts": count_decisions(decided), "photos": manifest.images_count,
+            "done": sum(len(manifest.rows(c)) for c in job.chunks),
+            "job": f"{manifest.images_hash}-{'-'.join(manifest.wanted.support_ids)[:80]}-{manifest.redoes}"}
+
+
+def _card(job: Reviewed, row: Row, decided: Decided) -> dict[str, Any]:
+    decision = decided.get((row["image_id"], row["class_name"]))
+    return {"id": row["image_id"], "image": row["file_name"], "class_name": row["class_name"],
+            "sure": sureness(row), "calibrated": row.get("quality") is not None, "empty": not row["area"],
+            "decision": decision.decision if decision else "",
+            **_picture(job, apply_decisions([row], decided, resolve=False)[0] if decision and decision.mask else row)}
+
+
+def _picture(job: Reviewed, row: Row) -> dict[str, str]:
+    try:
+        pixels = job.pixels(row["file_name"])
+    except (FssError, BadImage) as error:
+        return {"url": "", "problem": str(error)}
+    mask = rle.decode(row["rle"].encode(), row["height"], row["width"]) if row["area"] else None
+    return {"url": photo_url(pixels, mask, side=SIDE), "problem": ""}
+

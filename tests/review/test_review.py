@@ -1,0 +1,252 @@
+"""Review of a labelling job with a real model and no cluster: order, decisions, outputs with them, labelling again."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pycocotools import mask as coco
+from pycocotools.coco import COCO
+
+from fss_models.errors import FssError
+from pipelines.data import rle
+from pipelines.labelling.decisions import DECISIONS, Decision, add_decisions, apply_decisions, read_decisions
+from pipelines.labelling.job import Job
+from pipelines.labelling.outputs import write_outputs
+from pipelines.labelling.parts import part_name
+from pipelines.review.doubt import by_doubt, rows_at, sureness
+from pipelines.review.job import Reviewed, decide_by_name, import_decisions, open_job
+from pipelines.review.page import PAGE, write_review
+from pipelines.review.redo import SNAPSHOT, begin, prepare, redone
+from pipelines.serving.labeler import Labeler
+from pipelines.serving.marks import rle_json
+from pipelines.serving.support_files import read_support_file
+from pipelines.storage import Store
+from tests.labelling.helpers import DirectEngine, make_job
+from tests.serving.helpers import ball, photo_folder, supports_file
+
+COUNT = 20
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("review")
+
+
+@pytest.fixture(scope="module")
+def labeler(bundle: str, place: Path) -> Iterator[Labeler]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield Labeler(bundle, supports_url=str(place / "supports"))
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def support(labeler: Labeler, place: Path) -> str:
+    given = read_support_file(str(supports_file(place)))
+    given.save(str(place / "supports"))
+    return labeler.add_support(given)
+
+
+@pytest.fixture(scope="module")
+def photos(place: Path) -> Path:
+    return photo_folder(place / "p", COUNT)
+
+
+@pytest.fixture
+def job(photos: Path, tmp_path: Path, labeler: Labeler, support: str) -> Reviewed:
+    """A finished job."""
+    made = make_job(photos, tmp_path / "job", support, labeler)
+    made.run(DirectEngine(labeler), made.left(), 1)
+    write_outputs(made.out, made.manifest)
+    return open_job(made.out.url)
+
+
+def _parts(job: Reviewed | Job) -> list[bytes]:
+    return [job.out.read_bytes(part_name(c)) for c in range(job.manifest.chunks)]
+
+
+def _truth(name: str) -> np.ndarray:
+    return ball(int(Path(name).stem))[1]
+
+
+def _iou(row: dict[str, Any]) -> float:
+    found, truth = rle.decode(row["rle"].encode(), row["height"], row["width"]), _truth(row["file_name"])
+    return float((found & truth).sum() / (found | truth).sum())
+
+
+def test_the_most_doubtful_come_first_whatever_is_held(job: Reviewed) -> None:
+    whole, few = by_doubt(job), by_doubt(job, most=5)
+    scores = {r["image_id"]: r["score"] for rows in job.rows() for r in rows}
+    assert whole.image_ids.tolist() == sorted(scores, key=lambda i: (scores[i], i))
+    assert few.image_ids.tolist() == whole.image_ids[:5].tolist()
+    assert (len(few), few.total) == (5, COUNT)
+    assert [r["image_id"] for r in rows_at(job, whole, [7, 0, 3])] == whole.image_ids[[7, 0, 3]].tolist()
+
+
+def test_doubt_of_an_empty_label_is_that_the_class_is_there() -> None:
+    assert sureness({"score": 0.4, "area": 9, "quality": 0.8, "presence": 0.9}) == 0.8
+    assert sureness({"score": 0.4, "area": 0, "quality": 0.01, "presence": 0.1}) == 0.9
+    assert sureness({"score": 0.4, "area": 9, "quality": None, "presence": None}) == 0.4
+
+
+def test_gallery_pages_hold_their_pictures_and_are_bounded(photos: Path, tmp_path: Path, labeler: Labeler,
+                                                           support: str) -> None:
+    """Of a job in which a part is missing."""
+    made = make_job(photos, tmp_path / "half", support, labeler)
+    made.run(DirectEngine(labeler), [0, 2], 1)
+    first, pages = write_review(open_job(made.out.url), str(tmp_path / "pages"), most=PAGE)
+    text = Path(first).read_text()
+    assert pages == 1
+    assert "12 of 20 photos are labelled" in text
+    assert text.count('class="card"') == 12
+    assert not re.search(r'(src|href)="(?!data:)', text)
+    shown = [float(v) for v in re.findall(r"<b>(0\.\d\d)</b>", text)]
+    assert shown == sorted(shown)
+
+
+def test_decisions_are_in_the_outputs_and_parts_stay(job: Reviewed) -> None:
+    before = _parts(job)
+    names = {r["image_id"]: r["file_name"] for rows in job.rows() for r in rows}
+    mask = _truth(names[3])
+    decide_by_name(job, {names[1]: ("reject", None), names[2]: ("accept", None),
+                         names[3]: ("correct", rle_json(mask))}, "")
+    job.decide([Decision(image_id=4, image=names[4], class_name="ball", decision="reject"),
+                Decision(image_id=4, image=names[4], class_name="ball", decision="undo")])
+    summary = write_outputs(job.out, job.manifest, ["parquet", "yolo"])
+    assert summary["decisions"] == {"accept": 1, "correct": 1, "reject": 1}
+    assert (summary["with_object"], summary["without_object"]) == (COUNT - 1, 1)
+    labels = COCO(job.out.path("labels.json"))
+    found = {a["image_id"]: a for a in labels.anns.values()}
+    assert set(found) == set(range(2, COUNT + 1))
+    assert (coco.decode(found[3]["segmentation"]).astype(bool) == mask).all()
+    assert found[3]["area"] == mask.sum()
+    table = {r["image_id"]: r for r in job.out.read_table("labels.parquet").to_pylist()}
+    assert (table[1]["area"], table[3]["area"]) == (0, mask.sum())
+    assert len(job.out.list("yolo/labels", suffix=".txt")) == COUNT - 1
+    assert _parts(job) == before
+
+
+def test_a_persons_mask_wins_where_no_pixel_may_have_two_classes() -> None:
+    left, right = np.zeros((4, 6), dtype=bool), np.zeros((4, 6), dtype=bool)
+    left[:, :3], right[:, 3:] = True, True
+    mine = np.zeros((4, 6), dtype=bool)
+    mine[:, :4] = True
+    about: dict[str, Any] = {"image_id": 1, "height": 4, "width": 6, "bbox": [], "area": 12, "score": 0.5,
+                             "error": None}
+    rows = [{**about, "class_name": n, "rle": rle.encode(m).decode()} for n, m in (("a", left), ("b", right))]
+    fixed = Decision(image_id=1, image="x", class_name="a", decision="correct", mask=rle_json(mine))
+    for resolve, area in ((True, 8), (False, 12)):
+        a, b = apply_decisions(rows, {fixed.key: fixed}, resolve=resolve)
+        assert (a["area"], b["area"]) == (16, area)
+
+
+@pytest.mark.parametrize(("change", "line"), [
+    ({"image_id": 99}, "photo 99 is not labelled"), ({"class_name": "cup"}, "no class 'cup'"),
+    ({"image": "other.jpg"}, "was the decision made for another job"), ({"decision": "correct"}, "needs a mask"),
+    ({"mask": {"size": [1, 1], "counts": "1"}}, "nothing else has one"),
+    ({"decision": "correct", "mask": {"size": [1, 1], "counts": "1"}}, "its photo"),
+])
+def test_wrong_decisions_are_refused_whole(job: Reviewed, change: dict[str, Any], line: str) -> None:
+    name = job.rows_of(1)[0]["file_name"]
+    good = {"image_id": 1, "image": name, "class_name": "ball", "decision": "accept"}
+    with pytest.raises(FssError, match=line):
+        job.decide([Decision.model_validate(good), Decision.model_validate({**good, **change})])
+    assert not job.out.exists(DECISIONS)
+
+
+def test_the_file_survives_a_torn_line_and_many_writers(tmp_path: Path) -> None:
+    """Would catch half a line read as an error, and lines of two writers in one another."""
+    out = Store(str(tmp_path))
+    add_decisions(out, [Decision(image_id=1, image="a", class_name="c", decision="accept")])
+    with (tmp_path / DECISIONS).open("ab") as file:
+        file.write(b'{"image_id": 2, "ima')
+    assert list(read_decisions(out)) == [(1, "c")]
+
+    def write(start: int) -> None:
+        for i in range(20):
+            add_decisions(out, [Decision(image_id=start + i, image="a" * 300, class_name="c", decision="reject")])
+
+    threads = [threading.Thread(target=write, args=(100 * n,)) for n in range(1, 5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(read_decisions(out)) == 81
+    (tmp_path / DECISIONS).write_text('{"image_id": "x"}\n')
+    with pytest.raises(FssError, match=r"line 1: is no decision: image_id"):
+        read_decisions(out)
+
+
+def test_a_saved_file_is_taken_over(job: Reviewed, tmp_path: Path) -> None:
+    name = job.rows_of(2)[0]["file_name"]
+    row = {"image_id": 2, "image": name, "class_name": "ball", "decision": "reject", "time": "2026-01-01T00:00:00"}
+    (tmp_path / "saved.jsonl").write_text(json.dumps(row) + "\n")
+    assert import_decisions(job, str(tmp_path / "saved.jsonl")) == 1
+    assert job.decided[(2, "ball")].time == "2026-01-01T00:00:00"
+
+
+def test_only_doubtful_labels_that_nobody_decided_on_are_made_again(job: Reviewed, tmp_path: Path, labeler: Labeler,
+                                                                    place: Path) -> None:
+    """Killed after one part and run again, it ends with the bytes of a run that was left alone."""
+    order = by_doubt(job)
+    names = {r["image_id"]: r["file_name"] for rows in job.rows() for r in rows}
+    worst, second = int(order.image_ids[0]), int(order.image_ids[1])
+    truth = rle_json(_truth(names[worst]))
+    decide_by_name(job, {names[worst]: ("correct", truth), names[second]: ("accept", None)}, "")
+    below = float(order.sure[6]) + 1e-9
+    doubtful = set(order.image_ids[2:7].tolist())
+    done = []
+    for name in ("left alone", "killed"):
+        out = Store(str(tmp_path / name))
+        begin(job, out, below)
+        again, classes = prepare(job, out, below, read_decisions(out, SNAPSHOT), str(place / "supports"))
+        assert len(classes[0].supports) == 2
+        labeler.add_support(classes[0])
+        engine = DirectEngine(labeler)
+        if name == "killed":
+            again.run(engine, [1], 1)
+            decide_by_name(job, {names[int(order.image_ids[5])]: ("reject", None)}, "")  # too late for this job
+            again, _ = prepare(job, out, below, read_decisions(out, SNAPSHOT), str(place / "supports"))
+            assert again.left() == [0, 2]
+        again.run(engine, again.left(), 1)
+        assert sum(engine.requests) == len(doubtful)
+        write_outputs(out, again.manifest)
+        done.append(_parts(again))
+    assert done[0] == done[1]
+    before = {r["image_id"]: r for rows in job.rows() for r in rows}
+    after = {r["image_id"]: r for rows in open_job(str(tmp_path / "killed")).rows() for r in rows}
+    assert {i for i in before if before[i] != after[i]} <= doubtful
+    assert any(before[i]["rle"] != after[i]["rle"] for i in doubtful)
+    labels = COCO(str(tmp_path / "killed" / "labels.json"))
+    fixed = next(a for a in labels.anns.values() if a["image_id"] == worst)
+    assert _iou({**before[worst], "rle": fixed["segmentation"]["counts"]}) == 1.0
+    with pytest.raises(FssError, match="holds another"):
+        make_job(Path(job.manifest.images_url), tmp_path / "killed", "f" * 16, labeler)
+
+
+def test_labelling_again_needs_a_correction_and_doubt(job: Reviewed, tmp_path: Path) -> None:
+    out = Store(str(tmp_path / "new"))
+    with pytest.raises(FssError, match="nobody has corrected a mask"):
+        begin(job, out, 0.5)
+    name = job.rows_of(1)[0]["file_name"]
+    decide_by_name(job, {name: ("correct", rle_json(_truth(name)))}, "")
+    with pytest.raises(FssError, match="no undecided label is below 0"):
+        begin(job, out, 0.0)
+    with pytest.raises(FssError, match="holds another labelling job"):
+        begin(job, job.out, 0.5)
+    assert not out.exists()
+
+
+def test_where_classes_share_pixels_a_photo_is_made_again_as_a_whole() -> None:
+    rows = [{"image_id": i, "class_name": c, "error": None, "area": 1, "quality": q, "presence": 1.0, "score": q}
+            for i, c, q in ((1, "a", 0.2), (1, "b", 0.9), (2, "a", 0.9))]
+    assert redone(rows, {}, 0.5, whole=False) == {(1, "a")}
+    assert redone(rows, {}, 0.5, whole=True) == {(1, "a"), (1, "b")}
