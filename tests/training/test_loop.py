@@ -62,7 +62,10 @@ def test_checkpoint_brings_every_generator_back(spec: RunSpec, tmp_path: Path) -
     assert (back.step, back.position) == (1, {"epoch": 0})
 
 
-@pytest.mark.parametrize("given", [{"accumulate": 2}, {"compile": True}], ids=["accumulated", "compiled"])
+@pytest.mark.parametrize("given", [
+    {"accumulate": 2},
+    pytest.param({"compile": True}, marks=pytest.mark.slow),  # minutes of compilation on a CPU
+], ids=["accumulated", "compiled"])
 def test_other_ways_to_the_same_step(spec: RunSpec, run_loop: Run, given: dict[str, object]) -> None:
     """Parts added up, and compiled code, train as the plain step does; each is a run of its own name."""
     method = MethodConfig(name="sansa", preset="debug", config={"memory_dropout": False})
