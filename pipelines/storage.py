@@ -52,7 +52,7 @@ class Store:
         self.is_s3 = url.startswith("s3://")
         self.url = url.rstrip("/") if self.is_s3 else str(Path(url.removeprefix("file://")).expanduser().absolute())
         self.hashes = hashes or {}  # relative path -> content hash, which is told where a file is damaged
-        self._attempts = attempts or int(os.environ.get("FSS_STORAGE_ATTEMPTS", "6"))
+        self._attempts = attempts or int(os.environ.get("FSS_STORAGE_ATTEMPTS", str(ATTEMPTS)))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (Store, (self.url,))
@@ -179,7 +179,9 @@ class Store:
         endpoint = os.environ.get("AWS_ENDPOINT_URL", "")
         scheme, _, host = endpoint.rpartition("://")
         options = {"endpoint_override": host, "scheme": scheme or "https"} if host else {}
-        return pa.fs.S3FileSystem(region=_region(), **options), self.url.removeprefix("s3://")
+        patience = pa.fs.AwsStandardS3RetryStrategy(max_attempts=self._attempts)
+        filesystem = pa.fs.S3FileSystem(region=_region(), retry_strategy=patience, **options)
+        return filesystem, self.url.removeprefix("s3://")
 
     def _put(self, path: str, data: bytes) -> None:
         if self.is_s3:
@@ -291,6 +293,7 @@ def _stream_local(target: Path) -> Iterator[BinaryIO]:
         hidden.unlink(missing_ok=True)
 
 
+ATTEMPTS = 12  # over a minute of waiting: a store that is away for a minute costs no run
 # Connections that hang are worse than ones that fail: botocore waits a minute by default.
 _S3_CONFIG = {"connect_timeout": 5, "read_timeout": 60, "retries": {"max_attempts": 1}}
 

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import json
+from enum import StrEnum
 from typing import Annotated
 
 import typer
 
 from jobs.options import JsonOption, RecipeOption, SetOption
 from jobs.recipes import load_recipe
+
+
+class Engine(StrEnum):
+    """Who computes labels."""
+
+    serve = "serve"
+    actors = "actors"
 
 
 def register(app: typer.Typer) -> None:
@@ -23,6 +31,8 @@ def label(
     workspace: Annotated[str | None, typer.Option("--workspace", "-w", help="Whose champion; default: recipe.")] = None,
     bundle: Annotated[str, typer.Option("--bundle", help="A bundle instead of the champion; shipped: fss's own.")] = "",
     service: Annotated[str, typer.Option("--service", help="Address of a running service.")] = "",
+    engine: Annotated[Engine, typer.Option("--engine", help="serve: a deployment; actors: a pool in Ray Data.")
+                      ] = Engine.serve,
     threshold: Annotated[float | None, typer.Option("--threshold", help="Probability of an object's pixel.")] = None,
     overlaps: Annotated[str | None, typer.Option("--overlaps", help="Of several classes: keep, or resolve.")] = None,
     formats: Annotated[list[str] | None, typer.Option("--format", help="Beside COCO: coco_polygons, parquet, yolo, "
@@ -40,7 +50,7 @@ def label(
     changes = [*(overrides or []), *(f"label.{k}={v}" for k, v in given.items() if v is not None)]
     read = load_recipe(recipe, changes, out=workspace)
     summary = run_label_job(LabelRequest(recipe=read, images=images, supports=supports, out=out, bundle=bundle,
-                                         service=service, limit=limit))
+                                         service=service, engine=engine.value, limit=limit))
     if as_json:
         print(json.dumps(summary))
         return

@@ -14,6 +14,7 @@ from pipelines.progress import Bar
 from pipelines.serving.masks import Failure, Labels
 from pipelines.storage import Store
 
+Watch = Callable[[int, int], None]
 READERS = 8  # threads that read photos: they wait for the store, not for the processor
 
 
@@ -30,10 +31,11 @@ class Job:
         done = finished(self.out)
         return [c for c in range(self.manifest.chunks) if c not in done]
 
-    def run(self, engine: Engine, left: list[int], in_flight: int, watch: Callable[[int], None] | None = None) -> int:
+    def run(self, engine: Engine, left: list[int], in_flight: int, watch: Watch | None = None) -> int:
         """Label the chunks `left`, at most `in_flight` at a time. Returns how many photos were labelled now.
 
-        `watch` is told, chunk by chunk, how many photos are done in all; what it raises ends the work.
+        `watch` is told, chunk by chunk, how many photos are done in all and how many of the chunk's could not be read;
+        what it raises ends the work.
         """
         todo = sum(len(self.manifest.rows(c)) for c in left)
         reader = Reader(self.images, max_bytes=self.manifest.max_bytes, threads=READERS)
@@ -41,20 +43,22 @@ class Job:
         pool = ThreadPoolExecutor(in_flight, thread_name_prefix="chunk")
         try:
             with Bar("label", len(self.images), unit="images", done=done) as bar:
-                for future in as_completed([pool.submit(self._chunk, c, engine, reader) for c in left]):
-                    bar.step(future.result())
+                for future in as_completed([pool.submit(self.label_chunk, c, engine, reader) for c in left]):
+                    count, failed = future.result()
+                    bar.step(count)
                     if watch:
-                        watch(bar.done)
+                        watch(bar.done, failed)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
             reader.close()
         return todo
 
-    def _chunk(self, chunk: int, engine: Engine, reader: Reader) -> int:
+    def label_chunk(self, chunk: int, engine: Engine, reader: Reader) -> tuple[int, int]:
+        """Write the chunk's part. Returns how many photos it has, and how many of them could not be read."""
         rows = self.manifest.rows(chunk)
         results = label_rows(rows, engine, reader, self.manifest)
         write_part(self.out, chunk, self.images, rows, self.manifest, results)
-        return len(rows)
+        return len(rows), sum(isinstance(r, Failure) for r in results)
 
 
 def label_rows(rows: Sequence[int], engine: Engine, reader: Reader, manifest: JobManifest) -> list[Labels | Failure]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from fss_models.errors import FssError
 from fss_models.shipped.files import bundle_url
 from pipelines.bundle import BundleInfo, read_bundle_info
 from pipelines.config import LabelConfig, Recipe
+from pipelines.labelling.actors import run_with_actors
 from pipelines.labelling.engines import Engine, local_engine, service_engine
 from pipelines.labelling.images import ImageList, list_images
 from pipelines.labelling.job import Job
@@ -32,6 +33,7 @@ class LabelRequest:
     """What a person asked for.
 
     `bundle` and `service` may be empty: then the workspace's champion, or the shipped one, and the workspace's service.
+    `engine`: through a deployment, the service's or the job's own, or by a pool of actors.
     """
 
     recipe: Recipe
@@ -40,6 +42,7 @@ class LabelRequest:
     out: str
     bundle: str = ""
     service: str = ""
+    engine: Literal["serve", "actors"] = "serve"
     limit: int = 0
 
     @property
@@ -96,8 +99,10 @@ def run_left(job: Job, left: list[int], classes: Sequence[SupportSet], service: 
         url = request.bundle_url
         if not request.bundle:
             say_if_shipped(url, Workspace(request.recipe.out))
-        engine = local_engine(model_spec(request.recipe, bundle_url=url, supports_url=root, device="cpu",
-                                         batch=job.manifest.batch))
+        spec = model_spec(request.recipe, bundle_url=url, supports_url=root, device="cpu", batch=job.manifest.batch)
+        if request.engine == "actors":
+            return run_with_actors(job, left, spec)
+        engine = local_engine(spec)
     with engine as ready:
         return job.run(ready, left, request.recipe.label.in_flight)
 
@@ -123,6 +128,10 @@ def _trust(config: LabelConfig, calibrator: str) -> dict[str, Any]:
 def choose_service(request: LabelRequest) -> tuple[str, dict[str, Any] | None]:
     """The service to use and its health. One named by --service has to fit; a workspace's own is used if it does."""
     batch = request.recipe.label.batch
+    if request.engine == "actors":
+        if request.service:
+            raise FssError("--engine actors uses no service", mend="leave --service or --engine out")
+        return "", None
     if request.service:
         health = _reach(request.service)
         about = about_bundle(read_bundle_info(request.bundle_url)) if request.bundle else health

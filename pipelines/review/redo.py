@@ -45,7 +45,7 @@ class RedoJob(Job):
     decided: Decided
     below: float
 
-    def _chunk(self, chunk: int, engine: Engine, reader: Reader) -> int:
+    def _chunk(self, chunk: int, engine: Engine, reader: Reader) -> tuple[int, int]:
         rows = self.manifest.rows(chunk)
         before = self.old.out.read_table(part_name(chunk))
         listed = before.to_pylist()
@@ -54,7 +54,7 @@ class RedoJob(Job):
             listed = self._again(listed, sorted({image_id - 1 for image_id, _ in again}), again, engine, reader)
             before = pa.Table.from_pylist(listed, schema=schema_of(self.manifest))
         self.out.write_table(part_name(chunk), before)
-        return len(rows)
+        return len(rows), len({r["image_id"] for r in listed if r["error"] is not None})
 
     def _again(self, listed: list[Row], photos: list[int], again: set[tuple[int, str]], engine: Engine,
                reader: Reader) -> list[Row]:
@@ -98,9 +98,9 @@ def run_redo(request: RedoRequest) -> dict[str, Any]:
     began = out.exists(ORIGIN)
     if not began:
         begin(old, out, old.manifest.review_below if request.below is None else request.below)
-    origin, decided = out.read_json(ORIGIN), read_decisions(out, SNAPSHOT)
+    origin = out.read_json(ORIGIN)
     _same(request, old, out, origin)
-    job, classes = prepare(old, out, origin["below"], decided, Workspace(request.recipe.out).supports)
+    job, classes = resume(out, Workspace(request.recipe.out).supports)
     left = job.left()
     config = request.recipe.label.model_copy(update={"batch": job.manifest.batch})
     asked = LabelRequest(recipe=request.recipe.model_copy(update={"label": config}), images=job.images.url, supports="",
@@ -148,6 +148,12 @@ def _same(request: RedoRequest, old: Reviewed, out: Store, origin: dict[str, Any
     if origin["supports"] != old.manifest.supports or request.below not in (None, origin["below"]):
         raise FssError(f"goes on from {origin['job']} below {origin['below']:g}", where=out.url,
                        mend="choose another --out, or give the same arguments again")
+
+
+def resume(out: Store, supports_url: str) -> tuple[RedoJob, list[SupportSet]]:
+    """The job that `begin` wrote down in the folder, and its support sets."""
+    origin = out.read_json(ORIGIN)
+    return prepare(open_job(origin["job"]), out, origin["below"], read_decisions(out, SNAPSHOT), supports_url)
 
 
 def prepare(old: Reviewed, out: Store, below: float, decided: Decided, supports_url: str

@@ -19,7 +19,8 @@ _ERROR = '<?xml version="1.0" encoding="UTF-8"?><Error><Code>{}</Code><Message>o
 class FaultyProxy(ThreadingHTTPServer):
     """Every `every`th request fails, in one of `kinds` after the other, and the next `due` ones; `failed` counts them.
 
-    `hang_s` > 0 makes the 15th request hang that long, past any client's patience.
+    `hang_s` > 0 makes the 15th request hang that long, past any client's patience. While `read_only` is set, all
+    writes are refused.
     """
 
     daemon_threads = True
@@ -27,6 +28,7 @@ class FaultyProxy(ThreadingHTTPServer):
     def __init__(self, upstream: str, hang_s: float, kinds: Sequence[str], every: int) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.kinds, self.every, self.due = kinds, every, 0
+        self.read_only = False
         self.upstream, self.hang_s = upstream.removeprefix("http://"), hang_s
         self.failed: Counter[str] = Counter()
         self.requests = 0
@@ -37,9 +39,12 @@ class FaultyProxy(ThreadingHTTPServer):
         """Its address."""
         return f"http://127.0.0.1:{self.server_port}"
 
-    def fault(self) -> str:
+    def fault(self, command: str) -> str:
         """What happens to the next request; empty: it is passed on."""
         with self._lock:
+            if self.read_only and command in ("PUT", "POST", "DELETE"):
+                self.failed["refused"] += 1
+                return "503 unavailable"
             number = next(self._numbers)
             self.requests += 1
             if self.hang_s and number == 15:
@@ -59,7 +64,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _pass(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        fault = self.server.fault()
+        fault = self.server.fault(self.command)
         if fault in ("dropped", "hung"):
             time.sleep(self.server.hang_s if fault == "hung" else 0)
             self.close_connection = True
