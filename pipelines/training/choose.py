@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -191,32 +191,36 @@ def choose_winner(rows: Sequence[Row], samples: dict[str, Sample], config: Choos
     name = {"miou": "mIoU", "fb_iou": "FB-IoU"}[config.metric]
     if not able:
         return "", "No method can win: each is untrained or has failed runs."
-    best, rivals = able[0], []
-    for other in able[1:]:
-        low, high = paired_difference(samples[best.label], samples[other.label], resamples=config.resamples,
-                                      seed=config.seed, metric=config.metric, confidence=config.confidence)
-        if low <= 0:
-            rivals.append(other)
-        if other is able[1]:
-            lead = (f"mean {name} {getattr(best, config.metric) * 100:.1f} against "
-                    f"{getattr(other, config.metric) * 100:.1f} of {other.label}, {config.confidence:.0%} interval of "
-                    f"the difference {low * 100:+.1f} to {high * 100:+.1f}")
-    if len(able) == 1:
+    best, rest = able[0], able[1:]
+    if not rest:
         figure = getattr(best, config.metric) * 100
         return best.label, f"{best.label} wins with a mean {name} of {figure:.1f}: no other method can win."
-    return _decide(best, rivals, lead)
+    ahead = {r.label: paired_difference(samples[best.label], samples[r.label], resamples=config.resamples,
+                                        seed=config.seed, metric=config.metric, confidence=config.confidence)
+             for r in rest}
+    rivals = [r for r in rest if ahead[r.label][0] <= 0]
 
+    def lead(other: Row) -> str:
+        low, high = (f"{x * 100:+.1f}" for x in ahead[other.label])
+        return (f"mean {name} {getattr(best, config.metric) * 100:.1f} against "
+                f"{getattr(other, config.metric) * 100:.1f} of {other.label}, {config.confidence:.0%} interval of "
+                f"the difference {low} to {high}")
 
-def _decide(best: Row, rivals: Sequence[Row], lead: str) -> tuple[str, str]:
-    """The fastest of the best and of those that are not surely worse."""
     if not rivals:
-        return best.label, f"{best.label} wins: {lead}."
+        return best.label, f"{best.label} wins: {lead(rest[0])}."
+    return _fastest(best, rivals, lead)
+
+
+def _fastest(best: Row, rivals: Sequence[Row], lead: Callable[[Row], str]) -> tuple[str, str]:
+    """The fastest of the best and of those that are not surely worse. The sentence quotes the one it is decided by."""
     if not all(r.seconds for r in (best, *rivals)):
-        return best.label, f"{best.label} is ahead but not surely ({lead}); no latency was measured to decide."
+        return best.label, (f"{best.label} is ahead but not surely ({lead(rivals[0])}); no latency was measured to "
+                            "decide.")
     fastest = min((best, *rivals), key=lambda r: r.seconds)
     speeds = ", ".join(f"{r.label} {r.seconds * 1000:.0f} ms" for r in (best, *rivals))
-    return fastest.label, (f"{fastest.label} wins: {best.label} is ahead but not surely ({lead}), so the fastest is "
-                           f"taken ({speeds} a query).")
+    closest = rivals[0] if fastest is best else fastest
+    return fastest.label, (f"{fastest.label} wins: {best.label} is ahead but not surely ({lead(closest)}), so the "
+                           f"fastest is taken ({speeds} a query).")
 
 
 def format_leaderboard(board: Leaderboard) -> str:

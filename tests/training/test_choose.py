@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,9 @@ import pytest
 
 from fss_models.errors import FssError
 from fss_models.metrics import Sample
-from pipelines.config import EvalConfig, MethodConfig, Recipe
+from pipelines.config import ChooseConfig, EvalConfig, MethodConfig, Recipe
 from pipelines.storage import Store
-from pipelines.training.choose import format_leaderboard, make_leaderboard, read_leaderboard
+from pipelines.training.choose import Row, choose_winner, format_leaderboard, make_leaderboard, read_leaderboard
 from pipelines.training.promote import check_gate
 from pipelines.training.results import EPISODE_SCORES, RunResult, write_result
 from pipelines.training.run import RunSpec, eval_digest
@@ -104,6 +105,27 @@ def test_where_nothing_is_sure_the_faster_wins(recipe: Recipe) -> None:
     assert board.rows[0].label == "sansa"
     assert board.winner == "prior"
     assert "not surely" in board.reason
+
+
+def test_the_sentence_quotes_the_pair_that_decided() -> None:
+    """The second best may be surely worse and the third not: an interval that leaves out 0 would be no reason."""
+    def made(*percent: int) -> Sample:
+        classes = len(percent)
+        inter = np.array([[[0, p] for p in percent]])
+        return Sample(folds=np.zeros(classes, dtype=np.int64), class_ids=np.arange(classes), inter=inter,
+                      union=np.full((1, classes, 2), 100))
+
+    samples = {"sansa": made(50, 50, 50, 50, 50, 50), "fssam": made(45, 44, 45, 46, 45, 45),
+               "prior": made(95, 5, 90, 5, 50, 5)}
+    rows = [Row(label=label, method=MethodConfig(name=label), folds={"0": score}, fb_folds={}, miou=score, fb_iou=score,
+                interval=[0, 1], seconds=seconds, trainable_params=0, train_s=0, untrained=False, failed={},
+                complete=True, runs=[])
+            for label, score, seconds in (("sansa", 0.5, 3.0), ("fssam", 0.45, 2.0), ("prior", 0.42, 1.0))]
+    winner, reason = choose_winner(rows, samples, ChooseConfig())
+    assert winner == "prior"
+    assert "50.0 against 42.0 of prior" in reason
+    low, high = (float(x) for x in re.findall(r"difference ([+-][\d.]+) to ([+-][\d.]+)", reason)[0])
+    assert low < 0 < high
 
 
 def test_untrained_and_failed_methods_cannot_win(recipe: Recipe) -> None:
