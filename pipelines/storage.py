@@ -179,8 +179,7 @@ class Store:
         endpoint = os.environ.get("AWS_ENDPOINT_URL", "")
         scheme, _, host = endpoint.rpartition("://")
         options = {"endpoint_override": host, "scheme": scheme or "https"} if host else {}
-        patience = pa.fs.AwsStandardS3RetryStrategy(max_attempts=self._attempts)
-        filesystem = pa.fs.S3FileSystem(region=_region(), retry_strategy=patience, **options)
+        filesystem = PatientS3(self._attempts, {"region": _region(), **options})
         return filesystem, self.url.removeprefix("s3://")
 
     def _put(self, path: str, data: bytes) -> None:
@@ -291,6 +290,17 @@ def _stream_local(target: Path) -> Iterator[BinaryIO]:
         hidden.replace(target)
     finally:
         hidden.unlink(missing_ok=True)
+
+
+class PatientS3(pa.fs.S3FileSystem):  # type: ignore[misc]
+    """pyarrow's, which forgets how often to try again when it is sent to another process: this one does not."""
+
+    def __init__(self, attempts: int, options: dict[str, str]) -> None:
+        self._made_of = (attempts, options)
+        super().__init__(retry_strategy=pa.fs.AwsStandardS3RetryStrategy(max_attempts=attempts), **options)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (PatientS3, self._made_of)
 
 
 ATTEMPTS = 12  # over a minute of waiting: a store that is away for a minute costs no run

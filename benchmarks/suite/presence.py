@@ -8,6 +8,7 @@ shards whose test photos it never saw; without `bundle` a tiny one is made on ge
 
 from __future__ import annotations
 
+import io
 import tempfile
 from typing import Any
 
@@ -54,7 +55,7 @@ def _measured(config: dict[str, Any]) -> dict[str, Any]:
     every = _figures(joined)
     many = {k: v[joined["many"]] for k, v in joined.items()}
     return {"ratio": every["auroc"]["calibrated"] / every["auroc"]["predicted_iou"], "method": info.method,
-            "calibrator": calibrator.about, "all": every,
+            "calibrator": calibrator.about, "all": every, "figures": {"svg": _plot(every)},
             **({"three_shots_or_more": _figures(many)} if len(many["raw"]) else {})}
 
 
@@ -80,6 +81,7 @@ def _figures(found: dict[str, torch.Tensor]) -> dict[str, Any]:
         "kept_prevalence_known": _kept(raw, true, present),
         "reliability_prevalence_known": reliability(true, present),
         "reliability_half": reliability(chance[even], present[even]),
+        "reliability_predicted_iou": reliability(raw, present),
     }
 
 
@@ -90,6 +92,26 @@ def _kept(raw: torch.Tensor, chance: torch.Tensor, present: torch.Tensor) -> dic
         right = int((kept & present).sum())
         found[name] = {"precision": right / max(int(kept.sum()), 1), "recall": right / max(int(present.sum()), 1)}
     return found
+
+
+def _plot(found: dict[str, Any]) -> bytes:
+    """What was said against what was true, every photo counted once; a dot's area is the number of photos."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.8, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot([0, 1], [0, 1], color="gray", linewidth=1, linestyle="--")
+    for name, label in (("reliability_prevalence_known", "calibrated"),
+                        ("reliability_predicted_iou", "predicted IoU")):
+        said, was, count = zip(*found[name], strict=True)
+        axes.plot(said, was, linewidth=1)
+        axes.scatter(said, was, s=[8 + 300 * c / found["pairs"] for c in count], label=label)
+    axes.set(xlabel="said: the class is in the photo", ylabel="true", xlim=(0, 1), ylim=(0, 1),
+             title=f"{found['pairs']} pairs of support set and photo")
+    axes.legend()
+    held = io.BytesIO()
+    figure.savefig(held, format="svg", metadata={"Date": None})
+    return held.getvalue()
 
 
 def _made(config: dict[str, Any], folder: str) -> dict[str, Any]:

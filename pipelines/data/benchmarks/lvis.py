@@ -12,6 +12,7 @@ from typing import Any
 from fss_models.errors import FssError
 from pipelines.config import SourceConfig
 from pipelines.data.benchmarks.protocol import (
+    COCO_2017,
     ROOT,
     Ask,
     Benchmark,
@@ -105,16 +106,12 @@ def _matcher(ask: Ask, episodes: int, seed: int) -> Drawn:
     return Drawn(draws=draws, classes=dict(enumerate(source.classes)), origin=f"LVIS pickles {source.fingerprint[:16]}")
 
 
-_ZIP = "http://images.cocodataset.org/zips/{}.zip"
 _PKL = "lvis.zip of Matcher's README (Google Drive)"
 BENCHMARK = Benchmark(
     name="lvis92i", title="LVIS-92i", source=LvisSource, homes=("LVIS",), verified=False,
     note="category totals are from code and paper: no pickle was at hand",
     parts=(
-        Part(what="train2017 photos", folders=("coco/train2017",), suffixes=(".jpg",), get=_ZIP.format("train2017"),
-             count=118287),
-        Part(what="val2017 photos", folders=("coco/val2017",), suffixes=(".jpg",), get=_ZIP.format("val2017"),
-             count=5000),
+        *COCO_2017,
         Part(what="training categories", folders=("",), suffixes=("lvis_train.pkl",), get=_PKL, count=1),
         Part(what="test categories", folders=("",), suffixes=("lvis_val.pkl",), get=_PKL, count=1),
     ),

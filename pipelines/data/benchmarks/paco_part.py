@@ -12,6 +12,7 @@ from typing import Any
 from fss_models.errors import FssError
 from pipelines.config import SourceConfig
 from pipelines.data.benchmarks.protocol import (
+    COCO_2017,
     ROOT,
     Ask,
     Benchmark,
@@ -126,16 +127,12 @@ def _matcher(ask: Ask, episodes: int, seed: int) -> Drawn:
     return Drawn(draws=draws, classes=dict(enumerate(source.classes)), origin=f"PACO pickles {source.fingerprint[:16]}")
 
 
-_ZIP = "http://images.cocodataset.org/zips/{}.zip"
 _PKL = "paco.zip of Matcher's README (Google Drive)"
 BENCHMARK = Benchmark(
     name="paco_part", title="PACO-Part", source=PacoPartSource, homes=("PACO-Part",), verified=False,
     note="448 categories are from code and paper: no pickle was at hand",
     parts=(
-        Part(what="train2017 photos", folders=("coco/train2017",), suffixes=(".jpg",), get=_ZIP.format("train2017"),
-             count=118287),
-        Part(what="val2017 photos", folders=("coco/val2017",), suffixes=(".jpg",), get=_ZIP.format("val2017"),
-             count=5000),
+        *COCO_2017,
         Part(what="training parts", folders=("paco",), suffixes=("paco_part_train.pkl",), get=_PKL, count=1),
         Part(what="test parts", folders=("paco",), suffixes=("paco_part_val.pkl",), get=_PKL, count=1),
     ),

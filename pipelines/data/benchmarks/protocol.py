@@ -33,6 +33,12 @@ class Part:
     optional: bool = False
 
 
+COCO_2017 = tuple(  # the photos below coco/, of benchmarks whose masks are in files of their own
+    Part(what=f"{split} photos", folders=(f"coco/{split}",), suffixes=(".jpg",), count=count,
+         get=f"http://images.cocodataset.org/zips/{split}.zip")
+    for split, count in (("train2017", 118287), ("val2017", 5000)))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Ask:
     """The list that is wanted; the family's own numbers where `episodes` or `seed` is None.
