@@ -308,10 +308,18 @@ class ServeConfig(Section):
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, lt=65536)  # 0: any free one
     replicas: Positive = 1
+    max_replicas: int = Field(0, ge=0)  # replicas for people come and go with the load between the two; 0: they do not
     max_batch: Positive = 8
     wait_s: float = Field(0.02, ge=0)
     max_request_bytes: Positive = 64_000_000
     threads: int = Field(0, ge=0)  # torch threads of a replica; 0: the machine's cores
+    roots: list[str] = []  # where photos of jobs started in the console may be; on loopback none means anywhere
+
+    @model_validator(mode="after")
+    def _between(self) -> ServeConfig:
+        if 0 < self.max_replicas < self.replicas:
+            raise ValueError(f"max_replicas is below replicas ({self.replicas})")
+        return self
 
 
 LabelFormat = Literal["coco_polygons", "parquet", "yolo", "semantic", "label_studio", "cvat"]

@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from importlib.resources import files
 from typing import Any
 
 from fastapi import FastAPI
+from pydantic import ValidationError
 from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve import Application
@@ -20,23 +19,29 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from fss_models.errors import FssError
 from pipelines.bundle import BundleInfo, read_bundle_info
+from pipelines.console.api import ConsoleApi
+from pipelines.console.jobs import Jobs
+from pipelines.console.page import page_html
+from pipelines.labelling.run import about_bundle
 from pipelines.serving.client import results_json
+from pipelines.serving.docs_page import docs_html
+from pipelines.serving.metrics import ServiceMetrics, exported
 from pipelines.serving.model import bulk, interactive
-from pipelines.serving.requests import RefusedError, SegmentRequest, check_token, parse_segment, read_json
-from pipelines.serving.spec import ModelSpec
+from pipelines.serving.openapi import openapi
+from pipelines.serving.requests import (
+    RefusedError,
+    SegmentRequest,
+    check_host_header,
+    check_token,
+    parse_segment,
+    read_json,
+)
+from pipelines.serving.spec import ServiceSpec
 from pipelines.serving.support_files import support_set_from_request
 from pipelines.serving.supports import UnknownSupportError
 
 MAX_WAITING = 32  # requests in the ingress at a time: each may hold max_request_bytes
-
-
-@dataclass(frozen=True, kw_only=True)
-class ServiceSpec:
-    """The model and what clients may send it. `token` is a hash; empty lets everybody in (loopback only)."""
-
-    model: ModelSpec
-    max_request_bytes: int
-    token: str = ""
+Handler = Callable[[Request], Awaitable[Response]]
 
 
 class Service:
@@ -44,14 +49,16 @@ class Service:
 
     def __init__(self, spec: ServiceSpec, people: Any, jobs: Any) -> None:
         self.spec, self.people, self.jobs = spec, people, jobs
-        self.started, self.waiting = time.time(), 0
-        self.about = describe(read_bundle_info(spec.model.bundle_url), spec)
+        self.started, self.waiting, self.metrics = time.time(), 0, ServiceMetrics()
+        info = read_bundle_info(spec.model.bundle_url)
+        self.about = describe(info, spec)
+        self.console = ConsoleApi(Jobs(spec, about_bundle(info), jobs), spec.max_request_bytes)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Serve calls this on the replica."""
         return build_api(self)
 
-    async def health(self) -> Response:
+    async def health(self, _: Request) -> Response:
         """What is running."""
         return JSONResponse({**self.about, "uptime_s": round(time.time() - self.started, 1), "waiting": self.waiting})
 
@@ -81,58 +88,93 @@ def describe(info: BundleInfo, spec: ServiceSpec) -> dict[str, Any]:
         "untrained": info.untrained, "dataset": info.dataset, "classes": info.classes, "metrics": info.metrics,
         "calibrator": info.calibrator,
         "device": spec.model.device, "batch": spec.model.batch, "max_request_bytes": spec.max_request_bytes,
-        "token": bool(spec.token),
+        "token": bool(spec.token), "roots": spec.roots,
     }
 
 
 def build_api(service: Service) -> FastAPI:
-    """The routes."""
+    """The routes; each is described in `openapi`."""
     api = FastAPI(title="fss", docs_url=None, redoc_url=None, openapi_url=None)  # their pages need the internet
-    api.add_api_route("/", _page, methods=["GET"], response_model=None)
-    api.add_api_route("/v1/health", service.health, methods=["GET"], response_model=None)
-    for path, handler in (("/v1/supports", service.supports), ("/v1/segment", service.segment)):
-        api.add_api_route(path, _guarded(service, handler), methods=["POST"], response_model=None)
+    open_to_all: dict[str, Handler] = {"/": _page, "/docs": _docs, "/openapi.json": _openapi,
+                                       "/v1/health": service.health}
+    for path, handler in open_to_all.items():
+        api.add_api_route(path, _counted(service, path, handler), methods=["GET"], response_model=None)
+    api.add_api_route("/metrics", _counted(service, "/metrics", _with_token(service, _metrics)), methods=["GET"],
+                      response_model=None)
+    routes = [("POST", "/v1/supports", service.supports), ("POST", "/v1/segment", service.segment),
+              *service.console.routes()]
+    for verb, path, handler in routes:
+        guarded = _counted(service, path, _with_token(service, _bounded(service, handler)))
+        api.add_api_route(path, guarded, methods=[verb], response_model=None)
     api.add_exception_handler(HTTPException, _http_error)
     return api
 
 
-async def _page() -> Response:
-    page = await asyncio.to_thread(page_html)
-    policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src 'self' blob: data:; "
+async def _page(_: Request) -> Response:
+    return _html(await asyncio.to_thread(page_html), scripts=True)
+
+
+async def _docs(_: Request) -> Response:
+    return _html(await asyncio.to_thread(docs_html), scripts=False)
+
+
+async def _openapi(_: Request) -> Response:
+    return JSONResponse(await asyncio.to_thread(openapi))
+
+
+async def _metrics(_: Request) -> Response:
+    return Response(await exported(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def _html(page: str, *, scripts: bool) -> Response:
+    """A page with its style, and perhaps scripts, inside: it loads nothing from anywhere."""
+    policy = "default-src 'none'; style-src 'unsafe-inline'; img-src 'self' blob: data:; "
+    policy += "script-src 'unsafe-inline'; connect-src 'self'; " if scripts else ""
     return HTMLResponse(page, headers={
-        "Content-Security-Policy": policy + "connect-src 'self'; base-uri 'none'; form-action 'none'",
+        "Content-Security-Policy": policy + "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
         "X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"})
 
 
-def page_html() -> str:
-    """The web page with its style and script inside: it loads nothing from anywhere."""
-    folder = files("pipelines.serving")
-    page = folder.joinpath("page.html").read_text(encoding="utf-8")
-    for name in ("page.css", "page.js"):
-        page = page.replace(f"/* {name} */", folder.joinpath(name).read_text(encoding="utf-8"))
-    return page
+def _counted(service: Service, path: str, handler: Handler) -> Handler:
+    """One line of JSON for everything that goes wrong, and a place in the metrics."""
 
-
-Handler = Callable[[Request], Awaitable[Response]]
-
-
-def _guarded(service: Service, handler: Handler) -> Handler:
-    """Token, back-pressure, and one line of JSON for everything that goes wrong."""
-
-    async def guarded(request: Request) -> Response:
+    async def counted(request: Request) -> Response:
+        began = time.monotonic()
         try:
-            check_token(request, service.spec.token)
-            if service.waiting >= MAX_WAITING:
-                raise RefusedError(503, "the queue is full", mend="try again in a moment")
-            service.waiting += 1
-            try:
-                return await handler(request)
-            finally:
-                service.waiting -= 1
+            answer = await handler(request)
         except Exception as error:
-            return _answer(getattr(error, "cause", None) or error)
+            answer = _answer(getattr(error, "cause", None) or error)
+        service.metrics.answered(path, answer.status_code, time.monotonic() - began)
+        return answer
 
-    return guarded
+    return counted
+
+
+def _with_token(service: Service, handler: Handler) -> Handler:
+    async def checked(request: Request) -> Response:
+        check_token(request, service.spec.token)
+        if service.spec.roots is None:  # on loopback, with the person's own files: no page of elsewhere may ask
+            check_host_header(request)
+        return await handler(request)
+
+    return checked
+
+
+def _bounded(service: Service, handler: Handler) -> Handler:
+    """Back-pressure: more requests than `MAX_WAITING` are refused."""
+
+    async def bounded(request: Request) -> Response:
+        if service.waiting >= MAX_WAITING:
+            raise RefusedError(503, "the queue is full", mend="try again in a moment")
+        service.waiting += 1
+        service.metrics.waiting(service.waiting)
+        try:
+            return await handler(request)
+        finally:
+            service.waiting -= 1
+            service.metrics.waiting(service.waiting)
+
+    return bounded
 
 
 def _answer(error: BaseException) -> Response:
@@ -143,6 +185,11 @@ def _answer(error: BaseException) -> Response:
         return _line(404, str(error))
     if isinstance(error, FssError):
         return _line(422, str(error))
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return _line(422, f"{'.'.join(str(p) for p in first['loc'])[:100]}: {first['msg']}")
+    if isinstance(error, RecursionError):
+        return _line(422, "the request is nested too deeply")
     if isinstance(error, BackPressureError | DeploymentUnavailableError | RayActorError):
         return _line(503, "the queue is full or the model restarts (try again in a moment)")
     serve_log().error("request failed", exc_info=error)
@@ -162,8 +209,9 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 
 def _line(status: int, text: str) -> Response:
-    wait = {"Retry-After": "1"} if status == 503 else {}
-    return JSONResponse({"error": text}, status_code=status, headers=wait)
+    wait = {"Retry-After": "1"} if status in (429, 503) else {}
+    text = " ".join(text.split()).encode("utf-8", "backslashreplace").decode()
+    return JSONResponse({"error": text[:1000]}, status_code=status, headers=wait)
 
 
 def application(spec: ServiceSpec) -> Application:

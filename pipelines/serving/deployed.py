@@ -11,9 +11,9 @@ from ray.serve import Application
 from fss_models.errors import FssError
 from fss_models.shipped.files import bundle_url
 from pipelines.config import Positive, Recipe, Section
-from pipelines.serving.app import ServiceSpec, application
+from pipelines.serving.app import application
 from pipelines.serving.requests import token_hash
-from pipelines.serving.spec import best_device, model_spec
+from pipelines.serving.spec import ServiceSpec, best_device, model_spec
 from pipelines.shipped import champion_url
 from pipelines.storage import Store
 from pipelines.workspace import Workspace
@@ -30,11 +30,13 @@ class ChampionArgs(Section):
     bundle: str = ""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     replicas: Positive = 1
+    max_replicas: int = Field(0, ge=0)
     max_batch: Positive = 8
     wait_s: float = Field(0.02, ge=0)
     max_request_bytes: Positive = 64_000_000
     threads: int = Field(0, ge=0)
     open: bool = False
+    roots: tuple[str, ...] = ()
 
 
 def champion(args: ChampionArgs) -> Application:
@@ -50,9 +52,11 @@ def champion(args: ChampionArgs) -> Application:
         raise FssError("the service has no token", mend="set FSS_TOKEN on the nodes, or say open: true")
     workspace = Workspace(args.workspace)
     url = bundle_url(args.bundle) if args.bundle else champion_url(workspace)
-    serve = {key: getattr(args, key) for key in ("replicas", "max_batch", "wait_s", "max_request_bytes", "threads")}
+    keys = ("replicas", "max_replicas", "max_batch", "wait_s", "max_request_bytes", "threads")
+    serve = {key: getattr(args, key) for key in keys}
     recipe = Recipe.model_validate({"out": args.workspace, "serve": serve})
     device = best_device(ray) if args.device == "auto" else args.device
     model = model_spec(recipe, bundle_url=Store(url).url, supports_url=workspace.supports, device=device,
                        batch=args.max_batch)
-    return application(ServiceSpec(model=model, max_request_bytes=args.max_request_bytes, token=token_hash(token)))
+    return application(ServiceSpec(model=model, max_request_bytes=args.max_request_bytes, token=token_hash(token),
+                                   workspace=workspace.store.url, recipe=recipe, roots=args.roots))

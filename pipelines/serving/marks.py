@@ -11,7 +11,6 @@ in pixels of the upright photo. Everything a person can get wrong is said in one
 from __future__ import annotations
 
 import io
-import math
 from typing import Any
 
 import numpy as np
@@ -26,6 +25,7 @@ from fss_models.errors import FssError
 Mark = dict[str, Any]
 KINDS = ("mask", "box", "points", "scribble")
 MAX_POINTS = 4096
+MAX_COORDINATE = 1e9
 MAX_MASK_PIXELS = 50_000_000
 
 
@@ -196,4 +196,5 @@ def _labels(labels: Any, count: int, where: str) -> list[int]:
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """No huge whole number: those have no float."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MAX_COORDINATE

@@ -11,6 +11,7 @@ from ray.serve import Application, Deployment
 
 from pipelines.serving.labeler import Labeler, Limits
 from pipelines.serving.masks import Failure, Labels
+from pipelines.serving.metrics import PhotoMetrics
 from pipelines.serving.spec import ModelSpec
 from pipelines.serving.supports import SupportSet
 from pipelines.serving.wanted import Wanted
@@ -30,7 +31,7 @@ class Model:
         limits = Limits(max_pixels=spec.max_pixels, max_bytes=spec.max_bytes)
         self.labeler = Labeler(spec.bundle_url, spec.device, decoders=spec.torch_threads,
                                supports_url=spec.supports_url, limits=limits)
-        self.batch = spec.batch
+        self.batch, self.metrics = spec.batch, PhotoMetrics()
         self._one = _batched(self.labeler, spec)
 
     async def add_support(self, supports: SupportSet) -> str:
@@ -41,11 +42,15 @@ class Model:
         """A person's photos, batched with those of other requests. Raises `UnknownSupportError`."""
         for support_id in wanted.support_ids:  # here, so that nobody else's request fails with it
             await asyncio.to_thread(self.labeler.memory, support_id)
-        return list(await asyncio.gather(*(self._one((image, wanted)) for image in images)))
+        found = list(await asyncio.gather(*(self._one((image, wanted)) for image in images)))
+        self.metrics.count(found, bulk=False)
+        return found
 
     async def chunk(self, images: list[bytes], wanted: Wanted) -> list[Labels | Failure]:
         """A job's photos in batches of their own: the same photos give the same bytes. Raises `UnknownSupportError`."""
-        return await asyncio.to_thread(self.labeler.label_classes, images, wanted, self.batch)
+        found = await asyncio.to_thread(self.labeler.label_classes, images, wanted, self.batch)
+        self.metrics.count(found, bulk=True)
+        return found
 
 
 def _batched(labeler: Labeler, spec: ModelSpec) -> Any:
@@ -60,10 +65,15 @@ def _batched(labeler: Labeler, spec: ModelSpec) -> Any:
 
 def interactive(spec: ModelSpec) -> Application:
     """For people: many small requests, batched together; refused (503) when too many wait."""
+    count: dict[str, Any] = {"num_replicas": spec.replicas}
+    if spec.max_replicas > spec.replicas:
+        count = {"autoscaling_config": {
+            "min_replicas": spec.replicas, "initial_replicas": spec.replicas, "max_replicas": spec.max_replicas,
+            "target_ongoing_requests": spec.batch, "upscale_delay_s": 10, "downscale_delay_s": 300}}
     made = serve.deployment(
-        name="interactive", num_replicas=spec.replicas, ray_actor_options=spec.actor_options,
+        name="interactive", ray_actor_options=spec.actor_options,
         # Batches only fill if at least that many requests may be in the replica.
-        max_ongoing_requests=spec.batch * CONCURRENT_BATCHES, max_queued_requests=8 * spec.batch,
+        max_ongoing_requests=spec.batch * CONCURRENT_BATCHES, max_queued_requests=8 * spec.batch, **count,
     )
     return _bind(made(Model), spec)
 

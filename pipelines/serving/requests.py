@@ -13,6 +13,7 @@ from starlette.requests import Request
 
 from fss_models.errors import FssError
 from pipelines.serving.marks import check_keys
+from pipelines.serving.server import LOOPBACK
 from pipelines.serving.support_files import from_base64
 from pipelines.serving.wanted import MAX_CLASSES, Wanted, check_overlaps
 
@@ -125,3 +126,12 @@ def check_token(request: Request, wanted: str) -> None:
     kind, _, given = request.headers.get("authorization", "").partition(" ")
     if kind.lower() != "bearer" or not hmac.compare_digest(token_hash(given.strip()), wanted):
         raise RefusedError(401, "the token is missing or wrong", mend="send Authorization: Bearer TOKEN")
+
+
+def check_host_header(request: Request) -> None:
+    """Raises `RefusedError` 403 unless the request names this machine: another site's name may be made to lead here."""
+    host = request.headers.get("host", "").lower()
+    name = host.partition("]")[0].removeprefix("[") if host.startswith("[") else host.partition(":")[0]
+    if name not in LOOPBACK:
+        raise RefusedError(403, f"the service is for this machine, not for {name[:80]!r}",
+                           mend="open it as http://127.0.0.1:PORT")

@@ -19,8 +19,8 @@ from pipelines.cluster import cluster
 from pipelines.config import Recipe
 from pipelines.progress import say
 from pipelines.serving.client import Client
-from pipelines.serving.server import check_host, deploy, free_port, shut_down
-from pipelines.serving.spec import best_device, model_spec
+from pipelines.serving.server import LOOPBACK, check_host, deploy, free_port, shut_down
+from pipelines.serving.spec import ServiceSpec, best_device, model_spec
 from pipelines.shipped import champion_url, say_if_shipped
 from pipelines.storage import Store
 from pipelines.workspace import Workspace
@@ -36,14 +36,17 @@ def serve_until_stopped(recipe: Recipe, *, bundle: str = "", as_json: bool = Fal
     port = free_port(config.host, config.port)
     stop = _stop_on_signals()
     with cluster() as ray:
-        from pipelines.serving.app import ServiceSpec, application
+        from pipelines.serving.app import application
         from pipelines.serving.requests import token_hash
 
         spec = model_spec(recipe, bundle_url=Store(url).url, supports_url=workspace.supports,
                           device=best_device(ray), batch=config.max_batch)
         if not bundle:
             say_if_shipped(url, workspace)
-        service = ServiceSpec(model=spec, max_request_bytes=config.max_request_bytes, token=token_hash(token))
+        anywhere = config.host in LOOPBACK and not config.roots
+        service = ServiceSpec(model=spec, max_request_bytes=config.max_request_bytes, token=token_hash(token),
+                              workspace=workspace.store.url, recipe=recipe,
+                              roots=None if anywhere else tuple(config.roots))
         say(f"starting {info.method}/{info.preset} on {spec.device} ...")
         began, name = time.monotonic(), f"fss-{port}"
         try:

@@ -20,6 +20,7 @@ class ModelSpec:
     wait_s: float = 0.02
     threads: int = 0
     replicas: int = 1
+    max_replicas: int = 0  # of those that people's requests go to; 0: as many as `replicas`
     max_pixels: int = 50_000_000
     max_bytes: int = 64_000_000
 
@@ -34,13 +35,29 @@ class ModelSpec:
         return {"num_cpus": 0.5, **({"num_gpus": 0.5} if self.device != "cpu" else {})}
 
 
+@dataclass(frozen=True, kw_only=True)
+class ServiceSpec:
+    """The model and what clients may send it. `token` is a hash; empty lets everybody in (loopback only).
+
+    workspace, recipe  where jobs are kept that people start in the console, and their settings
+    roots  where these jobs' photos may be; None: wherever the service can read
+    """
+
+    model: ModelSpec
+    max_request_bytes: int
+    workspace: str
+    recipe: Recipe
+    token: str = ""
+    roots: tuple[str, ...] | None = ()
+
+
 def model_spec(recipe: Recipe, *, bundle_url: str, supports_url: str, device: str, batch: int) -> ModelSpec:
     """A recipe's serving section as a `ModelSpec`."""
     serve: ServeConfig = recipe.serve
     return ModelSpec(
         bundle_url=bundle_url, supports_url=supports_url, device=device, batch=batch, wait_s=serve.wait_s,
-        threads=serve.threads, replicas=serve.replicas, max_pixels=recipe.data.max_pixels,
-        max_bytes=recipe.data.max_bytes,
+        threads=serve.threads, replicas=serve.replicas, max_replicas=serve.max_replicas,
+        max_pixels=recipe.data.max_pixels, max_bytes=recipe.data.max_bytes,
     )
 
 

@@ -95,6 +95,8 @@ def build_support_set(class_name: Any, rows: Sequence[tuple[bytes, dict[str, Any
     """Check photos and marks. Raises `FssError` naming the support (counted from 0) and the mistake."""
     if not isinstance(class_name, str) or not class_name.strip():
         raise FssError("class_name is missing", where=where, mend='name what the supports show: "class_name": "cat"')
+    if any(not c.isprintable() for c in class_name.strip()):
+        raise FssError("class_name has characters that cannot be shown", where=where)
     if not rows:
         raise FssError("there are no supports", where=where, mend="give at least one photo with a mark on it")
     supports = []

@@ -9,7 +9,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,14 @@ def supports_file(folder: Path) -> Path:
     file = folder / "supports.json"
     file.write_text(json.dumps({"class_name": "ball", "supports": [{"image": "ball.png", "mask": "mask.png"}]}))
     return file
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
+    """Until it holds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come"
+        time.sleep(0.3)
 
 
 def clean_env(**more: str) -> dict[str, str]:

@@ -1,0 +1,155 @@
+/* ---- looking at a job's labels, the most doubtful first ---- */
+const looking = { job: null, page: 0, rows: [], turn: 0 };
+
+function review(job) {
+  Object.assign(looking, { job, page: 0 });
+  $("review").hidden = false;
+  $("review").scrollIntoView();
+  showLabels(true);
+}
+
+async function showLabels(focus) {
+  const mine = ++looking.turn, base = "/v1/jobs/" + looking.job.job_id;
+  tell("review-message", "Reading the labels…", "good");
+  try {
+    const found = await ask(base + "/labels?page=" + looking.page + "&show=" + $("show").value);
+    if (mine !== looking.turn) return;
+    looking.rows = found.labels;
+    $("review-title").textContent = "4. Look at the labels of " + looking.job.title;
+    $("review-about").textContent = about(found);
+    $("pages").textContent = "page " + (found.page + 1) + " of " + Math.max(found.pages, 1);
+    $("back").disabled = !found.page;
+    $("next").disabled = found.page + 1 >= found.pages;
+    $("cards").replaceChildren(...found.labels.map(labelCard));
+    $("no-label").hidden = Boolean(found.labels.length);
+    $("no-label").textContent = $("show").value === "undecided" && found.total ? "Everything is decided on." : "No label yet.";
+    tell("review-message", "", "");
+    if (focus) $("cards").firstElementChild?.focus({ preventScroll: true });
+  } catch (error) { if (mine === looking.turn) tell("review-message", error.message, "bad"); }
+}
+
+function about(found) {
+  const what = found.labels.some(l => l.calibrated) ? "the probability that a label is right" : "the model's score, which is not calibrated";
+  const some = found.shown < found.total && $("show").value === "all" ? "the " + found.shown + " most doubtful of " : "";
+  return "By doubt, the worst first: " + what + ". " + (some ? some[0].toUpperCase() + some.slice(1) : "") +
+    plural(found.total, "label") + ", " + found.decided + " decided on.";
+}
+
+function labelCard(row) {
+  const figure = make("figure", { tabIndex: 0, className: "card" }), caption = make("figcaption");
+  const holder = make("div", { className: "blank" }, "…"), sure = make("span", { className: "score" }, row.sure.toFixed(2));
+  figure.dataset.decision = row.decision;
+  caption.append(make("span", { className: "name", title: row.image }, row.image), sure,
+    make("span", { className: "soft wide" }, (row.empty ? "no " : "") + row.class_name));
+  const buttons = make("div", { className: "row wide" });
+  for (const [word, text] of [["accept", "Accept"], ["reject", "Reject"], ["correct", "Correct"]]) {
+    const made = button(text, event => { event.stopPropagation(); act(figure, row, word === row.decision && word !== "correct" ? "undo" : word); });
+    made.dataset.word = word;
+    made.tabIndex = -1;  // the card has keys
+    buttons.append(made);
+  }
+  caption.append(buttons);
+  figure.append(holder, caption);
+  figure.setAttribute("aria-label", row.class_name + " in " + row.image + ", " + row.sure.toFixed(2));
+  figure.addEventListener("keydown", event => cardKey(event, figure, row));
+  pressed(figure, row);
+  fill(figure, row);
+  return figure;
+}
+
+async function fill(figure, row) {
+  try {
+    if (!row.photo) {
+      const blob = await (await reach("/v1/jobs/" + looking.job.job_id + "/photos/" + row.image_id)).blob();
+      const image = new Image();
+      image.src = URL.createObjectURL(blob);
+      await image.decode();
+      row.photo = { image, width: row.width, height: row.height, name: row.image };
+    }
+    const none = row.empty && row.decision !== "correct";
+    figure.firstElementChild.replaceWith(overlay(row.photo, { area: none ? 0 : 1, segmentation: segmentationOf(row) }));
+  } catch (error) { figure.firstElementChild.textContent = error.message; }
+}
+
+const segmentationOf = row => ({ size: [row.height, row.width], counts: row.counts });
+
+function pressed(figure, row) {
+  figure.dataset.decision = row.decision;
+  figure.querySelectorAll("[data-word]").forEach(b => b.setAttribute("aria-pressed", b.dataset.word === row.decision));
+}
+
+function cardKey(event, figure, row) {
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  const word = { a: "accept", r: "reject", u: "undo", c: "correct" }[event.key], way = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+  if (!word && !way) return;
+  event.preventDefault();
+  if (word) act(figure, row, word);
+  const next = way === -1 ? figure.previousElementSibling : figure.nextElementSibling;
+  if (next && (way || word === "accept" || word === "reject")) next.focus();
+}
+
+async function act(figure, row, word) {
+  if (word === "correct") return startFixing(figure, row);
+  try {
+    await send(row, { decision: word });
+    row.decision = word === "undo" ? "" : word;
+    pressed(figure, row);
+  } catch (error) { tell("review-message", error.message, "bad"); }
+}
+
+async function send(row, decision) {
+  const { image_id, image, class_name } = row;
+  await ask("/v1/jobs/" + looking.job.job_id + "/decisions", { decisions: [{ image_id, image, class_name, ...decision }] });
+  tell("review-message", "", "");
+}
+
+/* The marker moves into a dialog and back. */
+function startFixing(figure, row) {
+  if (!row.photo) return;
+  state.fixing = { figure, row, before: { photo: state.photo, marks: state.marks, tool: state.tool } };
+  $("fix-title").textContent = "Correct " + row.class_name + " in " + row.image;
+  $("fix-place").append($("marker"));
+  $("fix").showModal();
+  showOnStage(row.photo, row.empty ? [] : [maskMark(segmentationOf(row))]);
+  setTool(row.empty ? "outline" : "brush");
+  stage.focus();
+}
+
+$("fix").addEventListener("close", () => {
+  const { before, figure } = state.fixing;
+  $("marker-home").append($("marker"));
+  state.fixing = null;
+  setTool(before.tool);
+  if (before.photo) showOnStage(before.photo, before.marks); else { emptyStage(); showThumbs(); }
+  figure.focus();
+});
+$("fix-cancel").addEventListener("click", () => $("fix").close());
+$("fix-save").addEventListener("click", async () => {
+  const { figure, row } = state.fixing;
+  if (state.marks.some(m => m.kind !== "mask")) return tell("fix-message", "A correction is a mask: use outline, brush or eraser.", "bad");
+  try {
+    await send(row, { decision: "correct", mask: pngOf(state.photo, state.marks) });
+    Object.assign(row, { decision: "correct", counts: null });
+    $("fix").close();
+    tell("fix-message", "", "");
+    showLabels(false);
+  } catch (error) { tell("fix-message", error.message, "bad"); }
+});
+
+$("show").addEventListener("change", () => { looking.page = 0; showLabels(false); });
+$("back").addEventListener("click", () => { looking.page--; showLabels(true); });
+$("next").addEventListener("click", () => { looking.page++; showLabels(true); });
+$("review-download").addEventListener("click", () => download(looking.job));
+$("again").addEventListener("click", async () => {
+  try {
+    await ask("/v1/jobs/" + looking.job.job_id + "/again", $("below").value ? { below: Number($("below").value) } : {});
+    tell("review-message", "A new job labels the doubtful photos again; it is in the list above.", "good");
+  } catch (error) { tell("review-message", error.message, "bad"); }
+  watch();
+});
+
+$("token").addEventListener("change", () => { showHealth(); watch(); });
+showHealth();
+showClasses();
+remember();
+watch();

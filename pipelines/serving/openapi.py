@@ -1,0 +1,140 @@
+"""What the service takes and answers, as an OpenAPI document: `/openapi.json`. Tests hold it against the service."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Any
+
+from pipelines.console.api import AgainRequest, DecisionsRequest, EmptyRequest
+from pipelines.console.records import JobRequest
+from pipelines.serving.marks import MAX_POINTS
+from pipelines.serving.requests import MAX_IMAGES, MAX_PAIRS
+from pipelines.serving.schemas import SCHEMAS, ref
+from pipelines.serving.wanted import EMPTY_BELOW, MAX_CLASSES, PREVALENCE, REVIEW_BELOW
+
+Schema = dict[str, Any]
+ERRORS = {
+    400: "the body is no JSON",
+    401: "the token is missing or wrong",
+    403: "the place, or the name this machine was called by, is not allowed",
+    404: "there is no such support set, job or path",
+    413: "the body is larger than `max_request_bytes` of `/v1/health`",
+    415: "the body is not application/json",
+    422: "the request is understood but wrong; `error` says what and how to mend it",
+    429: "enough jobs run already",
+    503: "the queue is full, or the model restarts: try again after Retry-After seconds",
+}
+READ = (401, 403, 503)  # what any guarded request may meet
+WRITE = (*READ, 400, 413, 415, 422)
+JOB_ID = {"name": "job_id", "in": "path", "required": True, "schema": {"type": "string"}}
+
+
+def openapi() -> Schema:
+    """The document."""
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "fss: few-shot segmentation", "version": version("fss"), "description": (
+            "Show an object in one photo or a few, get its masks in others. Photos travel as base64. Errors are "
+            'one line: `{"error": "..."}`.')},
+        "security": [{}, {"token": []}],
+        "paths": _paths(),
+        "components": {"securitySchemes": {"token": {"type": "http", "scheme": "bearer", "description": (
+            "FSS_TOKEN of the service; it asks for one where `token` of `/v1/health` is true.")}},
+            "schemas": {**SCHEMAS, **_requests()}},
+    }
+
+
+def _paths() -> dict[str, Schema]:
+    job, one = "/v1/jobs/{job_id}", [JOB_ID]
+    page = [*one, _query("page", {"type": "integer", "minimum": 0, "default": 0}),
+            _query("show", {"enum": ["all", "undecided"], "default": "all"})]
+    image = {"name": "image_id", "in": "path", "required": True, "schema": {"type": "integer", "minimum": 1}}
+    return {
+        "/v1/health": {"get": _call("What runs", ref("Health"))},
+        "/v1/supports": {"post": _call("Give a support set; its id outlives the service", ref("SupportAnswer"),
+                                       body="SupportRequest", errors=WRITE)},
+        "/v1/segment": {"post": _call("Masks of photos, a result or an error each, in order", ref("SegmentAnswer"),
+                                      body="SegmentRequest", errors=(*WRITE, 404))},
+        "/v1/jobs": {
+            "get": _call("All labelling jobs, the newest first", ref("Jobs"), errors=READ),
+            "post": _call("Start a labelling job, or go on with the same one", ref("Job"), body="JobRequest",
+                          errors=(*WRITE, 404, 429))},
+        job: {"get": _call("How far a job is", ref("Job"), one, errors=(*READ, 404))},
+        f"{job}/stop": {"post": _call("Stop after the chunks in hand", ref("Job"), one, body="EmptyRequest",
+                                      errors=(*WRITE, 404))},
+        f"{job}/resume": {"post": _call("Do what is left", ref("Job"), one, body="EmptyRequest",
+                                        errors=(*WRITE, 404, 429))},
+        f"{job}/again": {"post": _call("Label doubtful photos again, corrections being supports too", ref("Job"), one,
+                                       body="AgainRequest", errors=(*WRITE, 404, 429))},
+        f"{job}/labels": {"get": _call("Labels by doubt, the worst first", ref("LabelsPage"), page,
+                                       errors=(*READ, 404, 422))},
+        f"{job}/decisions": {"post": _call("Accept, reject, correct labels", {"type": "object", "properties": {
+            "decided": {"type": "integer"}}, "required": ["decided"]}, one, body="DecisionsRequest",
+            errors=(*WRITE, 404))},
+        f"{job}/photos/{{image_id}}": {"get": _call("A photo, small and upright", None, [*one, image],
+                                                    kind="image/jpeg", errors=(*READ, 404, 422))},
+        f"{job}/labels.json": {"get": _call("COCO labels with the decisions in them", {"type": "object"}, one,
+                                            errors=(*READ, 404, 422))},
+        "/metrics": {"get": _call("Metrics for Prometheus", None, kind="text/plain", errors=(401, 403))},
+    }
+
+
+def _call(summary: str, answer: Schema | None, parameters: list[Schema] | None = None, *, body: str = "",
+          kind: str = "application/json", errors: tuple[int, ...] = ()) -> Schema:
+    found: Schema = {"summary": summary, "responses": {
+        "200": {"description": "done", "content": {kind: {"schema": answer or {}}}},
+        **{str(status): {"description": ERRORS[status], "content": {"application/json": {"schema": ref("Error")}}}
+           for status in sorted(errors)}}}
+    if parameters:
+        found["parameters"] = parameters
+    if body:
+        found["requestBody"] = {"required": True, "content": {"application/json": {"schema": ref(body)}}}
+    return found
+
+
+def _query(name: str, schema: Schema) -> Schema:
+    return {"name": name, "in": "query", "required": False, "schema": schema}
+
+
+def _requests() -> dict[str, Schema]:
+    models = (JobRequest, DecisionsRequest, AgainRequest, EmptyRequest)
+    found: dict[str, Schema] = {"SupportRequest": _support_request(), "SegmentRequest": _segment_request()}
+    for model in models:
+        schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+        found.update(schema.pop("$defs", {}))
+        found[model.__name__] = schema
+    return found
+
+
+def _support_request() -> Schema:
+    points = {"type": "array", "minItems": 1, "maxItems": MAX_POINTS, "items": ref("Point")}
+    labels = {"type": "array", "items": {"enum": [0, 1]}, "description": "1 on the object, 0 off it; default: all 1"}
+    support = {"type": "object", "required": ["image"], "additionalProperties": False,
+               "oneOf": [{"required": [kind]} for kind in ("mask", "box", "points", "scribble")],
+               "properties": {
+                   "image": ref("Photo"),
+                   "mask": {"anyOf": [ref("Rle"), {"type": "string", "description": "a PNG as base64 or data URL"}]},
+                   "box": {"type": "array", "minItems": 4, "maxItems": 4, "items": {"type": "number"},
+                           "description": "[left, top, right, bottom] in pixels of the upright photo"},
+                   "points": points, "scribble": points, "labels": labels}}
+    return {"type": "object", "required": ["class_name", "supports"], "additionalProperties": False, "properties": {
+        "class_name": {"type": "string", "minLength": 1, "description": "the first 200 characters are kept"},
+        "supports": {"type": "array", "minItems": 1, "items": support}}}
+
+
+def _segment_request() -> Schema:
+    chance = {"type": "number", "minimum": 0, "maximum": 1}
+    inside = {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}
+    return {"type": "object", "required": ["images"], "additionalProperties": False,
+            "oneOf": [{"required": ["support_id"]}, {"required": ["support_ids"]}],
+            "properties": {
+                "support_id": {"type": "string", "minLength": 1},
+                "support_ids": {"type": "array", "minItems": 1, "maxItems": MAX_CLASSES, "uniqueItems": True,
+                                "items": {"type": "string", "minLength": 1}},
+                "images": {"type": "array", "minItems": 1, "maxItems": MAX_IMAGES, "items": ref("Photo")},
+                "threshold": {**inside, "default": 0.5, "description": "probability above which a pixel is the object"},
+                "overlaps": {"enum": ["keep", "resolve"], "default": "keep", "description": "of several classes"},
+                "pairs": {"type": "integer", "minimum": 0, "maximum": MAX_PAIRS, "default": 0},
+                "prevalence": {**inside, "default": PREVALENCE, "description": "share of photos that show a class"},
+                "empty_below": {**chance, "default": EMPTY_BELOW}, "review_below": {**chance, "default": REVIEW_BELOW},
+                "bulk": {"type": "boolean", "default": False, "description": "for jobs: replicas of their own"}}}

@@ -1,0 +1,97 @@
+"""What the console knows of jobs: which places are allowed, how many may run, when a task is gone. No cluster."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from fss_models.errors import FssError
+from pipelines.config import Recipe, ServeConfig
+from pipelines.console.jobs import MAX_RUNNING, Jobs
+from pipelines.console.records import FOLDER, STALE_S, Board, JobRequest, Progress, Record, check_place
+from pipelines.console.task import Teller, _StoppedError
+from pipelines.serving.requests import RefusedError
+from pipelines.serving.spec import ModelSpec, ServiceSpec
+
+
+def record(job_id: str) -> Record:
+    return Record(job_id=job_id, out="/out", images="/in", title="cup", classes=["cup"], photos=10, settings={},
+                  started=time.time(), command="fss label")
+
+
+def jobs(place: Path, roots: tuple[str, ...] | None = ()) -> Jobs:
+    model = ModelSpec(bundle_url="none", supports_url=str(place / "supports"))
+    spec = ServiceSpec(model=model, max_request_bytes=1000, workspace=str(place), recipe=Recipe(), roots=roots)
+    return Jobs(spec, {}, None)
+
+
+def test_places_outside_the_roots_are_refused(tmp_path: Path) -> None:
+    """Would catch `..`, links and names that merely begin like a root."""
+    inside, outside = tmp_path / "photos", tmp_path / "photos-of-others"
+    inside.mkdir()
+    outside.mkdir()
+    (inside / "link").symlink_to(outside)
+    roots = (str(inside), "s3://bucket/open")
+    for good in (inside, inside / "more", f"{inside}/./x", "s3://bucket/open", "s3://bucket/open/a"):
+        assert check_place(str(good), roots)
+    for bad in (outside, inside / "..", inside / "link", "/", "s3://bucket/opened", "s3://bucket", "s3://other/open"):
+        with pytest.raises(PermissionError):
+            check_place(str(bad), roots)
+    for odd in ("a\x00b", "s3://bucket/open/../secret", "ftp://host/x", "\ud800"):
+        with pytest.raises(FssError):
+            check_place(odd, roots)
+    with pytest.raises(PermissionError):
+        check_place(str(inside), ())
+    assert check_place(str(outside), None) == str(outside)
+
+
+def test_refusals_have_their_status(tmp_path: Path) -> None:
+    served = jobs(tmp_path)
+    with pytest.raises(RefusedError, match=r"may not read .* none is") as refused:
+        served.start(JobRequest(images=str(tmp_path), support_ids=["0" * 16]))
+    assert refused.value.status == 403
+    with pytest.raises(RefusedError) as missing:
+        served.show("../../etc")
+    assert missing.value.status == 404
+    for number in range(MAX_RUNNING):
+        served.board.add(record(f"cup-{number}"))
+        served.board.tell(f"cup-{number}", Progress(state="running"))
+    with pytest.raises(RefusedError, match="jobs run already") as busy:
+        served._room("cup-9")
+    assert busy.value.status == 429
+    served._room("cup-0")  # one that runs needs no further room
+    assert [j["state"] for j in served.list()["jobs"]] == ["running"] * MAX_RUNNING
+
+
+def test_a_task_that_says_nothing_was_interrupted(tmp_path: Path) -> None:
+    board = Board(str(tmp_path))
+    board.add(record("cup-1"))
+    assert board.progress("cup-1").state == "interrupted"
+    board.tell("cup-1", Progress(state="running", done=3, rate=2.0))
+    assert board.progress("cup-1").state == "running"
+    late = Progress(state="running", done=3, rate=2.0, at=time.time() - STALE_S - 1)
+    board.store.write_json(f"{FOLDER}/cup-1.progress.json", late.model_dump())
+    assert board.progress("cup-1") == late.model_copy(update={"state": "interrupted", "rate": 0.0})
+
+
+def test_the_end_of_a_task_is_told(tmp_path: Path) -> None:
+    board = Board(str(tmp_path))
+    board.add(record("cup-1"))
+    with Teller(board, "cup-1", 0) as told:
+        told.watch(4, 1)
+        board.ask_to_stop("cup-1")
+        with pytest.raises(_StoppedError):
+            told.watch(8, 1)
+        raise _StoppedError
+    assert (board.progress("cup-1").state, board.progress("cup-1").failed) == ("stopped", 2)
+    with Teller(board, "cup-1", 8):
+        raise FssError("the disk is full", where="/out")
+    assert (board.progress("cup-1").state, board.progress("cup-1").error) == ("failed", "/out: the disk is full")
+
+
+def test_settings_that_contradict_one_another() -> None:
+    with pytest.raises(ValueError, match="max_replicas is below replicas"):
+        ServeConfig(replicas=3, max_replicas=2)
+    assert ServeConfig(replicas=2, max_replicas=4).max_replicas == 4
