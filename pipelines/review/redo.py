@@ -45,7 +45,8 @@ class RedoJob(Job):
     decided: Decided
     below: float
 
-    def _chunk(self, chunk: int, engine: Engine, reader: Reader) -> tuple[int, int]:
+    def label_chunk(self, chunk: int, engine: Engine, reader: Reader) -> tuple[int, int]:
+        """See `Job`."""
         rows = self.manifest.rows(chunk)
         before = self.old.out.read_table(part_name(chunk))
         listed = before.to_pylist()
