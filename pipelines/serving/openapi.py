@@ -18,9 +18,9 @@ ERRORS = {
     401: "the token is missing or wrong",
     403: "the place, or the name this machine was called by, is not allowed",
     404: "there is no such support set, job or path",
-    413: "the body is larger than `max_request_bytes` of `/v1/health`",
+    413: "the body is larger than max_request_bytes of /v1/health",
     415: "the body is not application/json",
-    422: "the request is understood but wrong; `error` says what and how to mend it",
+    422: "the request is understood but wrong; the line says what and how to mend it",
     429: "enough jobs run already",
     503: "the queue is full, or the model restarts: try again after Retry-After seconds",
 }
@@ -35,11 +35,11 @@ def openapi() -> Schema:
         "openapi": "3.1.0",
         "info": {"title": "fss: few-shot segmentation", "version": version("fss"), "description": (
             "Show an object in one photo or a few, get its masks in others. Photos travel as base64. Errors are "
-            'one line: `{"error": "..."}`.')},
+            'one line: {"error": "..."}.')},
         "security": [{}, {"token": []}],
         "paths": _paths(),
         "components": {"securitySchemes": {"token": {"type": "http", "scheme": "bearer", "description": (
-            "FSS_TOKEN of the service; it asks for one where `token` of `/v1/health` is true.")}},
+            "FSS_TOKEN of the service; it asks for one where token of /v1/health is true.")}},
             "schemas": {**SCHEMAS, **_requests()}},
     }
 
