@@ -1,1 +1,1 @@
-"""The labeler, the service around it and its web page."""
+"""The labeler and the service around it; its web page is in `console`."""

@@ -78,5 +78,5 @@ def test_box_refused_by_method_is_shown(service: Running, tmp_path: Path) -> Non
         box = page.script("return state.marks[0].box")
         assert np.allclose(box, [80, 60, 280, 240], atol=2)
         page.click("#learn")
-        page.wait("document.getElementById('learn-message').textContent.includes('mask prompts only')")
+        page.wait("document.getElementById('learn-message').textContent.includes('reads no box marks')")
         _shot(page, "4-refused")
