@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -101,12 +103,17 @@ def test_losses_fall_and_only_trainable_tensors_move(name: str) -> None:
     assert all(torch.equal(p, frozen[n]) for n, p in model.named_parameters() if n in frozen)
 
 
+@pytest.mark.parametrize("kept", [False, True], ids=["photos", "kept features"])
 @pytest.mark.parametrize("name", TRAINED)
 @torch.no_grad()
-def test_losses_are_means_over_clips(name: str) -> None:
+def test_losses_are_means_over_clips(name: str, kept: bool) -> None:
     """Accumulation and several workers rest on it: the mean over equal parts of a batch is the batch's."""
     model = fresh(name)
     clip = clip_for(model)
+    if kept:
+        if not model.frozen_part():
+            pytest.skip("it has no features to keep")
+        clip = replace(clip, frozen=model.encode_frozen(clip.images))
     whole, parts = model.losses(clip), [model.losses(part) for part in clip.split(2)]
     for key, value in whole.items():
         torch.testing.assert_close(torch.stack([p[key] for p in parts]).mean(), value, rtol=1e-4, atol=1e-5)
