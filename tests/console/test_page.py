@@ -7,36 +7,19 @@ do not reach the labels, an error that nobody sees.
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 from pycocotools import mask as coco
 
-from tests.serving.browser import Browser, browser, find_browser
+from tests.serving.browser import Browser, browser, circle, find_browser, shot
 from tests.serving.helpers import Running, ball, encoded, photo_folder, run_fss
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(find_browser() is None, reason="needs chromium and chromedriver")]
 LIMIT_S = 120
 ARROW, SPACE = "\ue014", " "
-
-
-def shot(page: Browser, name: str) -> None:
-    """A picture for people, where FSS_SCREENSHOTS names a folder."""
-    if folder := os.environ.get("FSS_SCREENSHOTS"):
-        page.screenshot(Path(folder) / f"{name}.png")
-
-
-def circle(mask: np.ndarray) -> list[tuple[float, float]]:
-    """An outline of the ball, as shares of width and height."""
-    rows, columns = np.nonzero(mask)
-    radius = (rows.max() - rows.min()) / 2
-    angles = np.linspace(0, 2 * np.pi, 25)
-    y, x = rows.mean() + radius * np.sin(angles), columns.mean() + radius * np.cos(angles)
-    return list(zip((x / mask.shape[1]).tolist(), (y / mask.shape[0]).tolist(), strict=True))
 
 
 def keys(page: Browser, text: str) -> None:

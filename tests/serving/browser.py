@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
          "--disable-background-networking", "--disable-component-update", "--window-size=1200,1500"]
@@ -107,3 +109,18 @@ def _start(http: httpx.Client, chromium: str, profile: Path) -> str:
             return str(answer["sessionId"])
         time.sleep(0.2)
     raise AssertionError("chromedriver does not answer")
+
+
+def shot(page: Browser, name: str) -> None:
+    """A picture for people, where FSS_SCREENSHOTS names a folder."""
+    if folder := os.environ.get("FSS_SCREENSHOTS"):
+        page.screenshot(Path(folder) / f"{name}.png")
+
+
+def circle(mask: np.ndarray) -> list[tuple[float, float]]:
+    """An outline of the ball, as shares of width and height."""
+    rows, columns = np.nonzero(mask)
+    radius = (rows.max() - rows.min()) / 2
+    angles = np.linspace(0, 2 * np.pi, 25)
+    y, x = rows.mean() + radius * np.sin(angles), columns.mean() + radius * np.cos(angles)
+    return list(zip((x / mask.shape[1]).tolist(), (y / mask.shape[0]).tolist(), strict=True))

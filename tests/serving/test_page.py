@@ -5,31 +5,15 @@ Would catch: a page that loads something from elsewhere, marks that arrive shift
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.serving.browser import Browser, browser, find_browser
+from tests.serving.browser import browser, circle, find_browser, shot
 from tests.serving.helpers import Running, ball, encoded
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(find_browser() is None, reason="needs chromium and chromedriver")]
-
-
-def _shot(page: Browser, name: str) -> None:
-    folder = os.environ.get("FSS_SCREENSHOTS")
-    if folder:
-        page.screenshot(Path(folder) / f"{name}.png")
-
-
-def _circle(mask: np.ndarray) -> list[tuple[float, float]]:
-    """An outline of the ball, as shares of width and height."""
-    rows, columns = np.nonzero(mask)
-    radius = (rows.max() - rows.min()) / 2
-    angles = np.linspace(0, 2 * np.pi, 25)
-    y, x = rows.mean() + radius * np.sin(angles), columns.mean() + radius * np.cos(angles)
-    return list(zip((x / mask.shape[1]).tolist(), (y / mask.shape[0]).tolist(), strict=True))
 
 
 def test_outline_learn_and_find(service: Running, tmp_path: Path) -> None:
@@ -42,12 +26,12 @@ def test_outline_learn_and_find(service: Running, tmp_path: Path) -> None:
         page.call("POST", "url", url=service.url)
         page.wait("document.getElementById('facts').textContent.includes('prior / nano')")
         assert "41.0 (38.0–44.0) mIoU" in page.script("return document.getElementById('facts').textContent")
-        _shot(page, "1-start")
+        shot(page, "1-start")
         page.type("#name", "ball")
         page.type("#support-file", str(tmp_path / "support.png"))
         page.wait("!document.getElementById('marker').hidden")
-        page.drag("#stage", _circle(mask))
-        _shot(page, "2-marked")
+        page.drag("#stage", circle(mask))
+        shot(page, "2-marked")
         page.click("#learn")
         page.wait("document.getElementById('learn-message').textContent.includes('Learned')")
         page.type("#query-files", f"{tmp_path / 'query.png'}\n{tmp_path / 'broken.jpg'}")
@@ -55,7 +39,7 @@ def test_outline_learn_and_find(service: Running, tmp_path: Path) -> None:
         captions = page.script("return [...document.querySelectorAll('.score')].map(s => s.textContent)")
         assert captions[0].startswith("score 0.")
         assert "not an image" in captions[1] or "unreadable" in captions[1] or "corrupt" in captions[1], captions
-        _shot(page, "3-found")
+        shot(page, "3-found")
         drawn = page.script(
             "const r = state.results[0], [h, w] = r.segmentation.size, m = unpack(r.segmentation.counts, h * w);"
             "return [h, w, Array.from(m)]")
@@ -79,4 +63,4 @@ def test_box_refused_by_method_is_shown(service: Running, tmp_path: Path) -> Non
         assert np.allclose(box, [80, 60, 280, 240], atol=2)
         page.click("#learn")
         page.wait("document.getElementById('learn-message').textContent.includes('reads no box marks')")
-        _shot(page, "4-refused")
+        shot(page, "4-refused")
