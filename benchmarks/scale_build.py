@@ -16,19 +16,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 
 from benchmarks.datasets import write_coco
+from benchmarks.resident import ROLES, draw, memory_now, slope
 from benchmarks.run import RESULTS, commit, hardware, versions
 
 SIDE, PER_PHOTO, EVERY_S = 64, 3, 1.0
-ROLES = ("driver", "workers", "largest_worker", "raylet", "gcs")
-_ROLES = {"ray::": "workers", "raylet": "raylet", "gcs_server": "gcs"}
 
 
 _BUILD = """
@@ -52,7 +49,7 @@ def watch(root: Path, out: Path, log: Path) -> tuple[dict[str, Any], list[dict[s
         build = subprocess.Popen([sys.executable, "-c", _BUILD, str(root), str(out)], stdout=subprocess.PIPE,
                                  stderr=errors)
         while build.poll() is None:
-            samples.append({"s": round(time.monotonic() - began, 1), **_memory(psutil.Process(build.pid)),
+            samples.append({"s": round(time.monotonic() - began, 1), **memory_now(psutil.Process(build.pid)),
                             "parts": float(sum(1 for _ in out.glob("images/part-*.parquet"))),
                             "block_files": float(sum(1 for _ in out.glob("blocks/train/class-*.parquet")))})
             time.sleep(EVERY_S)
@@ -60,30 +57,6 @@ def watch(root: Path, out: Path, log: Path) -> tuple[dict[str, Any], list[dict[s
     if build.returncode:
         raise SystemExit(f"error: the build failed:\n{log.read_text()[-2000:]}")
     return json.loads(answer.splitlines()[-1]), samples
-
-
-def _memory(driver: psutil.Process) -> dict[str, float]:
-    """Megabytes of the driver, of the workers (all and the largest) and of Ray's own processes.
-
-    Shared pages (the object store's) are left out: every process that maps them would count them again.
-    """
-    found: dict[str, float] = {"driver": 0.0, "workers": 0.0, "largest_worker": 0.0, "raylet": 0.0, "gcs": 0.0}
-    with suppress(psutil.NoSuchProcess):
-        for process in (driver, *driver.children(recursive=True)):
-            with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
-                own = process.memory_info()
-                size = (own.rss - own.shared) / 1e6
-                role = "driver" if process.pid == driver.pid else _role(process)
-                if role:
-                    found[role] += size
-                if role == "workers":
-                    found["largest_worker"] = max(found["largest_worker"], size)
-    return {k: round(v, 1) for k, v in found.items()}
-
-
-def _role(process: psutil.Process) -> str:
-    line = " ".join(process.cmdline()[:1])
-    return next((role for mark, role in _ROLES.items() if mark in line), "")
 
 
 def slopes(samples: list[dict[str, float]]) -> dict[str, dict[str, dict[str, float]]]:
@@ -94,29 +67,8 @@ def slopes(samples: list[dict[str, float]]) -> dict[str, dict[str, dict[str, flo
     parts = max(s["parts"] for s in samples)
     passes = {"reading_photos": [s for s in samples if 0 < s["parts"] < parts],
               "writing_blocks": [s for s in samples if s["parts"] == parts and s["raylet"] > 0]}
-    return {name: {role: _slope(found[len(found) // 5 :], role) for role in ROLES}
+    return {name: {role: slope(found[len(found) // 5 :], role) for role in ROLES}
             for name, found in passes.items() if len(found) > 4}
-
-
-def _slope(samples: list[dict[str, float]], role: str) -> dict[str, float]:
-    values = np.array([s[role] for s in samples])
-    slope = float(np.polyfit([s["s"] for s in samples], values, 1)[0])
-    return {"mb_per_minute": round(slope * 60, 2), "grown_mb": round(slope * (samples[-1]["s"] - samples[0]["s"]), 1),
-            "mean_mb": round(float(values.mean()), 1), "peak_mb": float(values.max())}
-
-
-def draw(samples: list[dict[str, float]], title: str, path: Path) -> None:
-    """The curve."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 4), layout="constrained")
-    axes = figure.subplots()
-    for role in ROLES:
-        axes.plot([s["s"] for s in samples], [s[role] for s in samples], label=role.replace("_", " "))
-    axes.set(xlabel="seconds", ylabel="resident memory, not shared [MB]", title=title)
-    axes.set_ylim(bottom=0)
-    axes.legend()
-    figure.savefig(path, dpi=110)
 
 
 def run(annotations: int, folder: Path, seed: int = 0) -> Path:

@@ -13,6 +13,7 @@ from benchmarks.run import names, run
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = {"data": "generated", "images": 60, "side": 64, "repeats": 1}
+RANDOM = {"method": "prior", "preset": "debug"}
 SMALL = {
     "store_write": {"bytes": 1000, "files": 2, "repeats": 1},
     "training_stream": {**TINY, "workers": 0},
@@ -22,6 +23,11 @@ SMALL = {
                      "methods": ["sansa"]},
     "packing": {"runs": [8, 24], "draws": 1, "real_runs": 0},
     "presence": {"images": 80, "side": 96, "threads": 1},
+    "classes_per_pass": {**RANDOM, "data": "generated", "images": 4, "count": 4, "classes": 2, "batch": 2,
+                         "repeats": 1},
+    "labelling_engines": {**RANDOM, "data": "generated", "images": 8, "count": 64, "chunk": 8, "batch": 4, "rounds": 1},
+    "annotation": {**RANDOM, "data": "generated", "images": 8, "count": 64, "chunk": 8, "batch": 4},
+    "label_memory": {"count": 400, "distinct": 20, "chunk": 20, "batch": 4, "every_s": 0.5},
     "shard_build": {"images": 60, "least": 4, "height": 64, "width": 64, "part": 16, "repeats": 1},
 }
 
@@ -30,7 +36,10 @@ def small(name: str) -> dict[str, object]:
     return SMALL.get(name, {"preset": "debug", "images": 2, "side": 64, "repeats": 1})
 
 
-@pytest.mark.parametrize("name", names())
+COMMANDS = ("labelling_engines", "annotation", "label_memory")  # these start a cluster or several
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in COMMANDS else n for n in names()])
 def test_every_benchmark_runs_and_says_where(name: str, tmp_path: Path) -> None:
     path = run(name, small(name), tmp_path)
     document = json.loads(path.read_text())

@@ -14,14 +14,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from benchmarks.labelling import bundle_of
 from benchmarks.timing import interleaved
 
-# `method`: a bundle of random values of this method at `preset` instead of `bundle`
 CONFIG: dict[str, Any] = {"bundle": "shipped", "method": "", "preset": "nano", "shots": [1, 5], "images": 32,
                           "width": 640, "height": 480, "batch": 8, "repeats": 5, "threads": 2, "seed": 0}
 
@@ -30,8 +31,7 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
     """One process a number of shots. `ratio` is the labeler's speed to the bare model's, 1-shot."""
     found = {}
     with tempfile.TemporaryDirectory() as folder:
-        if config["method"]:
-            config = config | {"bundle": _made(config, f"{folder}/bundle")}
+        config = config | {"bundle": bundle_of(config, Path(folder))}
         for shots in config["shots"]:
             began = time.time()
             command = [sys.executable, "-m", "benchmarks.suite.shipped_bundle", str(began), str(shots)]
@@ -70,14 +70,6 @@ def child(began: float, shots: int, config: dict[str, Any]) -> dict[str, Any]:
     return {**speeds, "bare_to_bound": times["bound"] / times["bare"], "start_up_s": start_up,
             "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "method": labeler.info.method,
             "preset": labeler.info.preset, "bundle_id": labeler.info.bundle_id}
-
-
-def _made(config: dict[str, Any], url: str) -> str:
-    from fss_models import registry
-    from pipelines.bundle import save_bundle
-
-    save_bundle(url, registry.build(config["method"], config["preset"], seed=config["seed"]))
-    return url
 
 
 def _photo(rng: np.random.Generator, config: dict[str, Any]) -> bytes:

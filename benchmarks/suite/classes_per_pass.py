@@ -1,0 +1,50 @@
+"""Ten classes in one pass, each photo encoded once, against ten jobs of a class each; 1 class beside it: images/s.
+
+JPEG bytes to run-length masks with cached supports. `ratio` is how many times faster one pass is than a pass a class.
+The masks of both ways are compared and must be the same.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks.labelling import bundle_of, fill_photos, write_supports
+from benchmarks.timing import interleaved
+
+CONFIG: dict[str, Any] = {"bundle": "shipped", "method": "", "preset": "nano", "shots": 1, "classes": 10, "count": 48,
+                          "batch": 8, "pairs": 0, "repeats": 3, "data": "auto", "images": 60, "threads": 2,
+                          "device": "cpu", "seed": 0}
+
+
+def run(config: dict[str, Any]) -> dict[str, Any]:
+    """Images/s of one class, of all in one pass and of all one after another."""
+    from fss_models.shipped.files import bundle_url
+    from pipelines.serving.label_sets import read_label_set
+    from pipelines.serving.labeler import Labeler
+    from pipelines.serving.wanted import Wanted
+
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        config = config | {"bundle": bundle_of(config, folder)}
+        what = fill_photos(config, folder)
+        sets = read_label_set(str(write_supports(folder, config["shots"], config["classes"])))
+        photos = [p.read_bytes() for p in sorted((folder / "photos").iterdir())]
+        labeler = Labeler(bundle_url(config["bundle"]), config["device"])
+    ids = tuple(labeler.add_support(s) for s in sets)
+    together, batch = Wanted(support_ids=ids, pairs=config["pairs"]), config["batch"]
+
+    def one_by_one() -> list[Any]:
+        return [labeler.label_classes(photos, Wanted(support_ids=(i,)), batch) for i in ids]
+
+    turned = [tuple(labels[0] for labels in photo) for photo in zip(*one_by_one(), strict=True)]
+    same = turned == labeler.label_classes(photos, together, batch)
+    times = interleaved({
+        "one_class": lambda: labeler.label_classes(photos, Wanted(support_ids=ids[:1]), batch),
+        "one_pass": lambda: labeler.label_classes(photos, together, batch),
+        "one_by_one": one_by_one,
+    }, config["repeats"], config["device"])
+    speeds = {f"{name}_images_per_s": config["count"] / seconds for name, seconds in times.items()}
+    return {"ratio": times["one_by_one"] / times["one_pass"], "same_masks": same, "photos": what,
+            "one_pass_to_one_class": times["one_class"] / times["one_pass"], **speeds}

@@ -1,0 +1,114 @@
+"""Labelling jobs of real photos by each engine, against the model alone and a plain loop that decodes too: images/s.
+
+By turns, each in processes of its own with the same torch threads: the model on photos already prepared (`bare`), a
+plain loop of decode, model, full size and run lengths, one batch after another (`decoded`), and `fss label` with
+`--engine actors`, with a deployment of its own (`handle`) and through `fss serve` over HTTP (`http`). A job's rate is
+that of its middle parts, so that start-up is left out of all of them. `ratio` is the slowest job's to `decoded`.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.labelling import bundle_of, fill_photos, fss, images_per_s, service, write_supports
+
+CONFIG: dict[str, Any] = {"bundle": "shipped", "method": "", "preset": "nano", "shots": 1, "count": 768, "chunk": 32,
+                          "batch": 8, "rounds": 2, "data": "auto", "images": 60, "threads": 2, "seed": 0}
+
+
+def run(config: dict[str, Any]) -> dict[str, Any]:
+    """The median rate of each way over the rounds."""
+    rates: dict[str, list[float]] = {name: [] for name in ("bare", "decoded", "actors", "handle", "http")}
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        config = config | {"bundle": bundle_of(config, folder)}
+        what = fill_photos(config, folder)
+        supports = write_supports(folder, config["shots"])
+        for number in range(config["rounds"]):
+            for name, rate in _alone(config, folder).items():
+                rates[name].append(rate)
+            for name in ("actors", "handle", "http"):
+                rates[name].append(_job(name, config, folder, supports, folder / f"{name}-{number}"))
+    middle = {name: statistics.median(values) for name, values in rates.items()}
+    slowest = min(middle[name] for name in ("actors", "handle", "http"))
+    return {"ratio": slowest / middle["decoded"], "photos": what,
+            **{f"{name}_images_per_s": value for name, value in middle.items()},
+            **{f"{name}_to_decoded": middle[name] / middle["decoded"] for name in ("actors", "handle", "http")},
+            **{f"{name}_to_bare": middle[name] / middle["bare"] for name in ("actors", "handle", "http")}}
+
+
+def _job(name: str, config: dict[str, Any], folder: Path, supports: Path, out: Path) -> float:
+    sets = [f"label.chunk={config['chunk']}", f"label.batch={config['batch']}", f"serve.threads={config['threads']}",
+            f"serve.max_batch={config['batch']}"]
+    changes = [word for one in sets for word in ("--set", one)]
+    command = ["label", "--images", str(folder / "photos"), "--supports", str(supports), "--out", str(out),
+               "--workspace", str(folder / "none"), *changes]
+    if name == "http":
+        with service("--bundle", config["bundle"], *changes, folder=folder) as (url, _):
+            fss(*command, "--service", url, folder=folder)
+    else:
+        engine = "actors" if name == "actors" else "serve"
+        fss(*command, "--bundle", config["bundle"], "--engine", engine, folder=folder)
+    return images_per_s(out, config["chunk"])
+
+
+def _alone(config: dict[str, Any], folder: Path) -> dict[str, float]:
+    """Both loops without Ray, in a process of their own."""
+    command = [sys.executable, "-m", "benchmarks.suite.labelling_engines", json.dumps(config), str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"error: {done.stderr.strip().splitlines()[-1]}")
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def loops(config: dict[str, Any], folder: Path) -> dict[str, float]:
+    """Images/s of the model alone, and of a plain loop with everything that a label needs."""
+    import torch
+
+    from fss_models.shipped.files import bundle_url
+    from pipelines.data.decode import decode_image
+    from pipelines.serving.labeler import Labeler
+    from pipelines.serving.masks import full_size, make_label
+    from pipelines.serving.support_files import read_support_file
+
+    torch.set_num_threads(config["threads"])
+    labeler, batch = Labeler(bundle_url(config["bundle"])), config["batch"]
+    model = labeler.model
+    memory = labeler.memory(labeler.add_support(read_support_file(str(folder / "supports.json"))))
+    files = sorted((folder / "photos").iterdir())[:config["count"] // 4 // batch * batch]
+    pairs = torch.stack([torch.zeros(batch, dtype=torch.int64), torch.arange(batch)], dim=1)
+
+    def prepared(first: int) -> Any:
+        return model.prepare([decode_image(f.read_bytes(), exif=True) for f in files[first:first + batch]])
+
+    def plain(first: int) -> list[Any]:
+        images = prepared(first)
+        found = model.segment(memory, model.encode(images), pairs)
+        sizes = [tuple(s) for s in images.sizes.tolist()]
+        masks = full_size(list(found.logits.float()), sizes, [0.0] * batch, corners=model.corners_aligned)
+        return [make_label(mask, score) for mask, score in zip(masks, found.scores.tolist(), strict=True)]
+
+    with torch.inference_mode():
+        ready = [prepared(first) for first in range(0, len(files), batch)]
+        model.segment(memory, model.encode(ready[0]), pairs)
+        bare = _seconds(lambda: [model.segment(memory, model.encode(images), pairs) for images in ready])
+        decoded = _seconds(lambda: [plain(first) for first in range(0, len(files), batch)])
+    return {"bare": len(files) / bare, "decoded": len(files) / decoded}
+
+
+def _seconds(call: Any) -> float:
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
+if __name__ == "__main__":
+    print(json.dumps(loops(json.loads(sys.argv[1]), Path(sys.argv[2]))))
