@@ -1,0 +1,54 @@
+"""A sweep of all methods packed into the machine, against the same runs one after another: seconds of wall time.
+
+The real command on real photos (`fss sweep run --recipe nano_coco20i`, shortened), shards being built. Packed: as many
+runs at a time as there are cores, a thread each. One after another twice: with one thread, and with a thread a core.
+The time is that from the command's start to the last run's result; `train_s` is the time its runs trained, added up.
+`ratio` is the packed sweep's time to the shorter of the others'.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.datasets import coco_root
+from benchmarks.labelling import fss
+
+CONFIG: dict[str, Any] = {"recipe": "nano_coco20i", "methods": "", "folds": [0], "seeds": [0], "steps": 40,
+                          "episodes": 60, "data": "auto", "images": 120, "threads": 1, "seed": 0}
+
+
+def run(config: dict[str, Any]) -> dict[str, Any]:
+    """Seconds of the sweep in each way, and how many runs it had."""
+    cores = len(os.sched_getaffinity(0))
+    ways = {"packed": (0, 1), "one_by_one_1_thread": (1, 1), f"one_by_one_{cores}_threads": (1, cores)}
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        root, what = coco_root(config, folder)
+        sets = {"data.source.root": root, "data.source.format": "coco", "data.name": "photos",
+                "train.selection": "none",
+                "train.steps": config["steps"], "eval.episodes": config["episodes"], "sweep.folds": config["folds"],
+                "sweep.seeds": config["seeds"], **({"methods": config["methods"]} if config["methods"] else {})}
+        common = ["--recipe", config["recipe"], *(w for k, v in sets.items() for w in ("--set", f"{k}={v}"))]
+        fss("shards", "build", *common, "--out", str(folder / "first"), folder=folder)
+        found = {}
+        for name, (parallel, cpus) in ways.items():
+            out = folder / name
+            out.mkdir()
+            (out / "shards").symlink_to(folder / "first" / "shards")
+            found[name] = _sweep([*common, "--set", f"sweep.parallel={parallel}", "--set",
+                                  f"sweep.cpus_per_run={cpus}", "--out", str(out)], out, folder)
+    best = min(f["wall_s"] for name, f in found.items() if name != "packed")
+    return {"ratio": found["packed"]["wall_s"] / best, "photos": what, "cores": cores, **found}
+
+
+def _sweep(words: list[str], out: Path, folder: Path) -> dict[str, Any]:
+    began = time.time()
+    fss("sweep", "run", *words, folder=folder)
+    results = list((out / "runs").glob("*/result.json"))
+    trained = sum(json.loads(r.read_text())["train_s"] or 0.0 for r in results)
+    return {"runs": len(results), "wall_s": max(r.stat().st_mtime for r in results) - began, "train_s": trained}
