@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.run import names, run
+from benchmarks.suite.packing import shortest
+from pipelines.training.schedule import Need, Task
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = {"data": "generated", "images": 60, "side": 64, "repeats": 1}
@@ -50,6 +52,18 @@ def test_every_benchmark_runs_and_says_where(name: str, tmp_path: Path) -> None:
     assert document["config"] | small(name) == document["config"]
     assert {"hardware", "versions", "commit", "what"} <= document.keys()
     assert document["hardware"]["cores"] > 0
+
+
+@pytest.mark.parametrize(("needs", "seconds", "gpus", "end"), [
+    ([1, 1, 1], [4, 3, 2], 2, 5),  # the two shorter ones after each other
+    ([0.5, 0.5, 1], [4, 3, 2], 1, 6),  # the halves beside each other
+    ([2, 1, 1], [1, 3, 3], 2, 4),  # on both GPUs, then one on each
+    ([0.25, 0.25, 0.25, 0.5], [1, 1, 1, 1], 1, 2),  # five quarters
+])
+def test_the_shortest_schedule(needs: list[float], seconds: list[float], gpus: int, end: float) -> None:
+    tasks = [Task(key=str(i), need=Need(gpus=min(n, 1.0), workers=max(1, int(n))), seconds=s)
+             for i, (n, s) in enumerate(zip(needs, seconds, strict=True))]
+    assert shortest(tasks, gpus, 100.0) == end
 
 
 def test_unknown_names_and_settings(tmp_path: Path) -> None:
