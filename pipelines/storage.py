@@ -108,6 +108,8 @@ class Store:
     @contextmanager
     def _stream_s3(self, relative: str) -> Iterator[BinaryIO]:
         out = self._try("open", relative, lambda: self.fs.open(self.path(relative), "wb", autocommit=False))
+        ask = out._call_s3  # every request of its own is tried again: a large file is not lost with one of its parts
+        out._call_s3 = lambda *given, **named: self._try("write", relative, lambda: ask(*given, **named))
         try:
             yield out
             out.close()

@@ -14,6 +14,7 @@ import pytest
 from fss_models.errors import FssError
 from infra.local.s3 import S3Server, start, stop
 from pipelines.storage import Store, join
+from tests.data.faulty_s3 import faulty_proxy
 
 TABLE = pa.table({"a": list(range(1000)), "b": [b"x" * 100] * 1000})
 
@@ -158,3 +159,18 @@ def test_writes_and_reads_outlive_an_outage(tmp_path: Path, monkeypatch: pytest.
         back.join()
     finally:
         stop(tmp_path, kill=True)
+
+
+@pytest.mark.slow
+def test_a_streamed_file_outlives_an_outage(store: Store, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches an output of many megabytes that is given up with one of its parts."""
+    piece = bytes(range(256)) * 40_000
+    with faulty_proxy(s3_server.endpoint, every=10**9) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        with Store(store.url).stream("large.bin") as out:
+            proxy.away = True
+            threading.Timer(8, setattr, (proxy, "away", False)).start()
+            for _ in range(6):
+                out.write(piece)
+        assert proxy.failed["refused"] > 0
+        assert store.read_bytes("large.bin") == 6 * piece
