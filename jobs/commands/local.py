@@ -31,6 +31,9 @@ def up(
     from infra.local import topology
 
     local = topology.up(folder, nodes=nodes, cpus=cpus)
+    if len(local.nodes) != nodes:
+        print(f"# it runs already, with {len(local.nodes)} nodes: `fss local add`, or `fss local down` first",
+              file=sys.stderr)
     print(f"# {', '.join(local.servers)}; bucket {local.bucket}; dashboard {local.dashboard}", file=sys.stderr)
     for name, value in local.env.items():
         print(f"export {name}={shlex.quote(value)}")

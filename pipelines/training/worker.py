@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -16,6 +18,7 @@ from pipelines.storage import Store, join
 from pipelines.training.run import RunSpec, code_version
 
 KEPT_CHECKPOINTS = 2
+CHECKPOINTS = "fss-checkpoint-"  # folders of checkpoints on their way to the workspace; then the process's number
 SELECTION_FILE = "selection.json"  # in a run's folder, where its number of steps was chosen
 
 
@@ -95,6 +98,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, str]:
 
     job: Job = config["job"]
     torch.set_num_threads(job.threads)
+    clear_checkpoints(Path(tempfile.gettempdir()))
     context = ray.train.get_context()
     device = str(ray.train.torch.get_device())
     try:
@@ -144,11 +148,21 @@ def _kept(job: Job, model: Any) -> Any:
     return FeatureReader.open(job.features, model, precision, pool_bytes=job.feature_pool)
 
 
+def clear_checkpoints(folder: Path) -> None:
+    """Remove checkpoints that killed workers of this machine left in `folder` on their way to the workspace."""
+    import psutil
+
+    for left in folder.glob(f"{CHECKPOINTS}*"):
+        pid = left.name.removeprefix(CHECKPOINTS).partition("-")[0]
+        if pid.isdigit() and not psutil.pid_exists(int(pid)):
+            shutil.rmtree(left, ignore_errors=True)
+
+
 def _report(step: int, write: Callable[[Path], None]) -> None:
     """Give every worker's part of a checkpoint to Ray Train, which uploads it while training goes on."""
     import ray.train
 
-    folder = Path(tempfile.mkdtemp(prefix="fss-checkpoint-"))
+    folder = Path(tempfile.mkdtemp(prefix=f"{CHECKPOINTS}{os.getpid()}-"))
     write(folder)
     checkpoint = ray.train.Checkpoint.from_directory(folder)
     ray.train.report({"step": step}, checkpoint=checkpoint, checkpoint_dir_name=f"checkpoint_{step:07d}",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from pipelines.data.shardset import Shards
 from pipelines.training.data import FoldData
 from pipelines.training.loop import lr_at
 from pipelines.training.run import RunSpec, method_labels
+from pipelines.training.worker import clear_checkpoints
 from tests.training.conftest import KilledError, Outcome
 
 Run = Callable[..., Outcome]
@@ -182,3 +185,16 @@ def test_stream_opens_only_the_photos_it_is_said_to(shapes_shards: str, spec: Ru
         for _, samples in zip(range(40), stream, strict=False):
             opened = {s.image_id for one in samples for s in (*one.references, *one.targets)}
             assert {rows[i]["sha256"][:16] for i in opened} <= said
+
+
+def test_what_killed_workers_left_is_cleared(tmp_path: Path) -> None:
+    """Would catch a disk that fills up with every kill, and a checkpoint taken from under a running worker."""
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    left, own, other = (tmp_path / name for name in (f"fss-checkpoint-{gone.pid}-a", f"fss-checkpoint-{os.getpid()}-b",
+                                                     "fss-checkpoint-x"))
+    for folder in (left, own, other):
+        folder.mkdir()
+        (folder / "state").write_text("")
+    clear_checkpoints(tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted([own, other])
