@@ -12,7 +12,6 @@ import yaml
 from PIL import Image
 from pycocotools import mask as coco
 from pycocotools.coco import COCO
-from scipy import ndimage
 
 from fss_models.errors import FssError
 from pipelines.config import SourceConfig
@@ -23,58 +22,23 @@ from pipelines.labelling.formats.files import Stems
 from pipelines.labelling.formats.outline import polygons
 from pipelines.labelling.images import list_images
 from pipelines.labelling.manifest import JobManifest
-from pipelines.labelling.outputs import FORMATS, write_outputs
+from pipelines.labelling.outputs import write_outputs
 from pipelines.labelling.parts import write_part
-from pipelines.serving.masks import Failure, Label, make_label
+from pipelines.serving.masks import make_label
 from pipelines.storage import Store
+from tests.labelling.finished import NAMES, Masks, finished_job, known_masks
 from tests.serving.helpers import encoded
-
-NAMES = ["a <cup> & \"saucer\"", "fork"]
-COUNT = 7
-Masks = dict[str, dict[str, np.ndarray]]  # photo -> class -> mask
-
-
-def drawn(rng: np.random.Generator, height: int, width: int, kind: int) -> np.ndarray:
-    """Blobs with holes; nothing; single pixels, some touching in a corner."""
-    if kind == 0:
-        found: np.ndarray = ndimage.gaussian_filter(rng.random((height, width)), 3) > 0.5
-        return found
-    return np.zeros((height, width), dtype=bool) if kind == 1 else rng.random((height, width)) < 0.02
 
 
 @pytest.fixture(scope="module")
 def truth() -> Masks:
-    rng = np.random.default_rng(0)
-    sizes = [(int(h), int(w)) for h, w in rng.integers(40, 90, (COUNT, 2))]
-    return {f"{'more/' if i % 3 == 0 else ''}{i}.jpg":
-            {c: drawn(rng, *sizes[i], (i + n) % 3) for n, c in enumerate(NAMES)} for i in range(COUNT)}
+    return known_masks()
 
 
 @pytest.fixture(scope="module")
 def job(truth: Masks, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished job: two classes, seven photos and one that cannot be read, all formats."""
-    root = tmp_path_factory.mktemp("formats")
-    photos, out = root / "photos", root / "out"
-    for name, masks in truth.items():
-        (photos / name).parent.mkdir(parents=True, exist_ok=True)
-        (photos / name).write_bytes(encoded(np.zeros((*masks["fork"].shape, 3), dtype=np.uint8)))
-    (photos / "bad.jpg").write_bytes(b"no photo")
-    images = list_images(str(photos))
-    manifest = JobManifest(
-        images_url=str(photos), images_count=len(images), images_hash=images.hash, class_names=NAMES,
-        support_ids=["0" * 16, "1" * 16], bundle_id="b", method="prior", preset="nano", chunk=3, batch=1, threshold=0.5,
-        limit=0, max_pixels=10**8, max_bytes=10**8, code_version="0")
-    for chunk in range(manifest.chunks):
-        rows = manifest.rows(chunk)
-        results = [Failure(reason="no photo") if (name := images.names[r]) == "bad.jpg" else
-                   tuple(labels(truth[name])) for r in rows]
-        write_part(Store(str(out)), chunk, images, rows, manifest, results)
-    write_outputs(Store(str(out)), manifest, list(FORMATS))
-    return out
-
-
-def labels(masks: dict[str, np.ndarray]) -> list[Label]:
-    return [make_label(np.asfortranarray(m, dtype=np.uint8), 0.5 + 0.1 * n) for n, m in enumerate(masks.values())]
+    """A finished job: two classes, eight photos and one that cannot be read, all formats."""
+    return finished_job(tmp_path_factory.mktemp("formats"), truth)
 
 
 def check(read: Masks, truth: Masks) -> None:
@@ -119,7 +83,10 @@ def test_coco(job: Path, truth: Masks, file: str) -> None:
 def test_yolo(job: Path, truth: Masks) -> None:
     root = job / "yolo"
     assert yaml.safe_load((root / "data.yaml").read_text())["names"] == dict(enumerate(NAMES))
-    assert (root / "images" / "1.jpg").exists()
+    listed = [line.removeprefix("./") for line in (root / "photos.txt").read_text().splitlines()]
+    assert set(listed) == {f"images/{name}" for name in truth}  # bad.jpg is no background
+    assert all((root / name).exists() for name in listed)
+    assert (root / "labels" / "7.txt").read_bytes() == b""
     check(by_source("yolo", root, root / "images", truth), truth)
 
 
@@ -172,17 +139,29 @@ def test_photos_that_differ_in_their_suffix(tmp_path: Path) -> None:
     stems = Stems()
     names = ("a.b.jpg", "a.jpg", "a.k.png", "a.png", "b.jpg")
     assert [stems.name(n) for n in names] == ["a.b", "a", "a.k", "a.png", "b"]
-    for name in ("a.jpg", "a.png"):
-        (tmp_path / "photos").mkdir(exist_ok=True)
-        (tmp_path / "photos" / name).write_bytes(encoded(np.zeros((9, 9, 3), dtype=np.uint8), "PNG"))
-    images = list_images(str(tmp_path / "photos"))
-    manifest = JobManifest(
-        images_url=str(tmp_path / "photos"), images_count=2, images_hash=images.hash, class_name="x",
-        support_id="0" * 16, bundle_id="b", method="prior", preset="nano", chunk=2, batch=1, threshold=0.5, limit=0,
-        max_pixels=10**8, max_bytes=10**8, code_version="0")
-    out, mask = Store(str(tmp_path / "out")), np.ones((9, 9), dtype=np.uint8, order="F")
-    write_part(out, 0, images, range(2), manifest, [(make_label(mask, 0.5),)] * 2)
+    out, manifest = plain_job(tmp_path, "a.jpg", "a.png")
     write_outputs(out, manifest, ["semantic"])
     assert {p.name for p in (tmp_path / "out" / "semantic").iterdir()} == {"a.png", "a.png.png", "classes.txt"}
     with pytest.raises(FssError, match="share its label file"):
         write_outputs(out, manifest, ["yolo"])
+
+
+def test_photos_whose_yolo_labels_nobody_would_find(tmp_path: Path) -> None:
+    out, manifest = plain_job(tmp_path, "a.jpg", "train/images/b.jpg")
+    with pytest.raises(FssError, match="in a folder `images`"):
+        write_outputs(out, manifest, ["yolo"])
+
+
+def plain_job(root: Path, *names: str) -> tuple[Store, JobManifest]:
+    """Parts of photos of 9 x 9 that are all object."""
+    for name in names:
+        (root / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / "photos" / name).write_bytes(encoded(np.zeros((9, 9, 3), dtype=np.uint8), "PNG"))
+    images = list_images(str(root / "photos"))
+    manifest = JobManifest(
+        images_url=str(root / "photos"), images_count=len(names), images_hash=images.hash, class_name="x",
+        support_id="0" * 16, bundle_id="b", method="prior", preset="nano", chunk=2, batch=1, threshold=0.5, limit=0,
+        max_pixels=10**8, max_bytes=10**8, code_version="0")
+    out, mask = Store(str(root / "out")), np.ones((9, 9), dtype=np.uint8, order="F")
+    write_part(out, 0, images, range(len(names)), manifest, [(make_label(mask, 0.5),)] * len(names))
+    return out, manifest

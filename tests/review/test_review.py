@@ -130,7 +130,8 @@ def test_decisions_are_in_the_outputs_and_parts_stay(job: Reviewed) -> None:
     assert found[3]["area"] == mask.sum()
     table = {r["image_id"]: r for r in job.out.read_table("labels.parquet").to_pylist()}
     assert (table[1]["area"], table[3]["area"]) == (0, mask.sum())
-    assert len(job.out.list("yolo/labels", suffix=".txt")) == COUNT - 1
+    drawn = [bool(job.out.read_bytes(p)) for p in job.out.list("yolo/labels", suffix=".txt")]
+    assert (len(drawn), sum(drawn)) == (COUNT, COUNT - 1)
     assert _parts(job) == before
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import yaml
@@ -23,36 +23,49 @@ from pipelines.storage import Store
 
 WRITERS, AHEAD = 8, 64  # threads that write small files, and photos in memory
 BYTE = 255  # classes of an 8-bit PNG
+LISTED = ["image_id", "file_name", "height", "width", "error"]
+MILLIONTH = 1e-6
 
 
 def write_yolo(out: Store, manifest: JobManifest, name: str) -> None:
-    """data.yaml and labels/: a polygon a line and piece. Photos without a mask have no file: they are background.
+    """data.yaml, photos.txt and labels/: a polygon a line and piece; the file of a photo without a mask is empty.
 
-    Photos of a local folder are linked as images/. Raises `FssError` for two photos of one name but for the suffix.
+    Photos of a local folder are linked as images/. That data.yaml names a list, not this folder, is for Ultralytics:
+    it follows a link to a folder, and would then look for labels beside the photos themselves. Raises `FssError` for
+    two photos of one name but for the suffix, and for photos whose labels nobody would find.
     """
     stems = Stems()
 
-    def one(photo: Photo) -> tuple[str, bytes] | None:
-        if stems.name(photo.file_name) == photo.file_name:
-            raise FssError(f"{photo.file_name} would share its label file with another photo", where=out.path(name),
-                           mend="YOLO tells photos apart by their name without suffix: rename one")
+    def one(photo: Photo) -> tuple[str, bytes]:
+        _check_name(photo.file_name, stems, out.path(name))
         lines = [line for number, row in photo.found for line in _yolo_lines(photo, number, mask_of(photo, row))]
-        stem = os.path.splitext(photo.file_name)[0]
-        return (f"{name}/labels/{stem}.txt", "".join(lines).encode()) if lines else None
+        return f"{name}/labels/{os.path.splitext(photo.file_name)[0]}.txt", "".join(lines).encode()
 
     _write_all(out, manifest, one)
-    about = {"path": ".", "train": "images", "val": "images", "names": dict(enumerate(manifest.classes))}
+    with out.stream(f"{name}/photos.txt") as file:
+        for photo in photos(out, manifest, LISTED):
+            file.write(f"./images/{photo.file_name}\n".encode())
     if "://" not in manifest.images_url and not out.is_s3:
         with suppress(FileExistsError):
-            Path(out.path(name)).mkdir(parents=True, exist_ok=True)
             Path(out.path(f"{name}/images")).symlink_to(manifest.images_url, target_is_directory=True)
+    about = {"train": "photos.txt", "val": "photos.txt", "names": dict(enumerate(manifest.classes))}
     out.write_bytes(f"{name}/data.yaml", yaml.safe_dump(about, sort_keys=False, allow_unicode=True).encode())
 
 
+def _check_name(photo: str, stems: Stems, where: str) -> None:
+    if stems.name(photo) == photo:
+        raise FssError(f"{photo} would share its label file with another photo", where=where,
+                       mend="YOLO tells photos apart by their name without suffix: rename one")
+    if "images" in PurePosixPath(photo).parts[:-1]:
+        raise FssError(f"{photo} lies in a folder `images` below the photos' own", where=where,
+                       mend="YOLO looks for labels beside the last folder `images`: rename it, or label it alone")
+
+
 def _yolo_lines(photo: Photo, number: int, mask: np.ndarray) -> Iterator[str]:
+    """Shares a millionth up: who cuts off the decimals after multiplying gets the corner, not the pixel before it."""
     for corners in polygons(mask):
-        shares = corners / np.array([photo.width, photo.height])
-        yield f"{number} " + " ".join(f"{v:.6g}" for v in shares.ravel()) + "\n"
+        shares = np.minimum(corners / np.array([photo.width, photo.height]) + MILLIONTH, 1)
+        yield f"{number} " + " ".join(f"{v:.6f}" for v in shares.ravel()) + "\n"
 
 
 def write_semantic(out: Store, manifest: JobManifest, name: str) -> None:
@@ -62,7 +75,7 @@ def write_semantic(out: Store, manifest: JobManifest, name: str) -> None:
     """
     stems, deep = Stems(), len(manifest.classes) > BYTE
 
-    def one(photo: Photo) -> tuple[str, bytes] | None:
+    def one(photo: Photo) -> tuple[str, bytes]:
         drawn = np.zeros((photo.height, photo.width), dtype=np.uint16 if deep else np.uint8)
         ordered = sorted(photo.found, key=lambda f: f[1]["score"] if f[1].get("quality") is None else f[1]["quality"])
         for number, row in ordered:
@@ -75,11 +88,10 @@ def write_semantic(out: Store, manifest: JobManifest, name: str) -> None:
     out.write_bytes(f"{name}/classes.txt", "".join(f"{c}\n" for c in manifest.classes).encode())
 
 
-def _write_all(out: Store, manifest: JobManifest, one: Callable[[Photo], tuple[str, bytes] | None]) -> None:
+def _write_all(out: Store, manifest: JobManifest, one: Callable[[Photo], tuple[str, bytes]]) -> None:
     """Write the (name, content) that `one` makes of every photo, a few at a time."""
     todo = photos(out, manifest)
     with ThreadPoolExecutor(WRITERS, thread_name_prefix="write") as pool:
         while some := list(islice(todo, AHEAD)):
-            made = [made for photo in some if (made := one(photo))]
-            for done in [pool.submit(out.write_bytes, path, data) for path, data in made]:
+            for done in [pool.submit(out.write_bytes, *one(photo)) for photo in some]:
                 done.result()

@@ -1,0 +1,103 @@
+"""The labels read by their consumers' own libraries, in an environment of their own, and compared with the truth."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import sysconfig
+import venv
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.labelling.finished import Masks, finished_job, known_masks
+
+pytestmark = pytest.mark.slow
+HERE = Path(__file__).parent
+PLACE = Path(sys.prefix) / "consumers"
+
+
+@dataclass(frozen=True)
+class Read:
+    """What a library found."""
+
+    photos: set[str]
+    masks: dict[str, np.ndarray]
+
+    def mask(self, photo: str, label: str, like: np.ndarray) -> np.ndarray:
+        """Empty where it found none."""
+        return self.masks.get(f"{photo}|{label}", np.zeros_like(like))
+
+
+@pytest.fixture(scope="module")
+def python() -> Path:
+    """The interpreter of the consumers' environment, made once and kept in the project's."""
+    wanted = (HERE / "requirements.txt").read_text() + sys.version
+    stamp, interpreter = PLACE / "installed", PLACE / "bin" / "python"
+    if not stamp.exists() or stamp.read_text() != wanted:
+        venv.create(PLACE, with_pip=True, clear=True)
+        purelib = sysconfig.get_path("purelib", vars={"base": str(PLACE), "platbase": str(PLACE)})
+        (Path(purelib) / "project.pth").write_text(sysconfig.get_path("purelib"))  # behind its own packages
+        made = subprocess.run([interpreter, "-m", "pip", "install", "-q", "--no-deps", "-r", HERE / "requirements.txt"],
+                              capture_output=True, text=True, timeout=800, check=False)
+        if made.returncode:
+            pytest.skip(f"cannot install {HERE.name}/requirements.txt: {made.stderr.strip().splitlines()[-1]}")
+        stamp.write_text(wanted)
+    return interpreter
+
+
+@pytest.fixture(scope="module")
+def truth() -> Masks:
+    return known_masks()
+
+
+@pytest.fixture(scope="module")
+def job(truth: Masks, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished job and its photos."""
+    return finished_job(tmp_path_factory.mktemp("consumers"), truth).parent
+
+
+def read(python: Path, reader: str, job: Path) -> Read:
+    """Through the library named first in `reader`."""
+    result = job / f"{reader}.npz"
+    done = subprocess.run([python, HERE / "read.py", reader, job, result], capture_output=True, text=True, timeout=300,
+                          check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    with np.load(result) as found:
+        masks = {key: found[key] for key in found}
+    return Read(set(masks.pop("photos").tolist()), masks)
+
+
+@pytest.mark.parametrize("reader", ["supervision-coco", "datumaro-coco", "datumaro-cvat", "label-studio"])
+def test_run_lengths_are_read_exactly(python: Path, reader: str, job: Path, truth: Masks) -> None:
+    found = read(python, reader, job)
+    assert found.photos == set(truth)
+    assert found.masks.keys() == {f"{n}|{c}" for n, masks in truth.items() for c, m in masks.items() if m.any()}
+    for name, masks in truth.items():
+        for label, mask in masks.items():
+            assert (found.mask(name, label, mask) == mask).all(), f"{name} {label}"
+
+
+def bordered(mask: np.ndarray) -> np.ndarray:
+    """With the pixels to the right of it and below: what OpenCV's fillPoly makes of the outline.
+
+    Our corners are where pixels meet, as COCO has it: a pixel at (x, y) goes from x to x + 1. OpenCV takes them for
+    centres of pixels, and fills the border too. So do supervision and Ultralytics with anybody's COCO polygons.
+    """
+    grown = np.pad(mask, ((1, 0), (1, 0)))
+    wide: np.ndarray = grown[1:, 1:] | grown[:-1, 1:] | grown[1:, :-1] | grown[:-1, :-1]
+    return wide
+
+
+@pytest.mark.parametrize(("reader", "below"), [("supervision-coco-polygons", True), ("ultralytics-yolo", True),
+                                               ("supervision-yolo", False)])
+def test_polygons_are_read_but_for_the_border(python: Path, reader: str, below: bool, job: Path, truth: Masks) -> None:
+    """`below`: whether the library sees photos in folders of images/."""
+    found = read(python, reader, job)
+    wanted = {n: masks for n, masks in truth.items() if below or "/" not in n}
+    assert found.photos - {"bad.jpg"} == set(wanted)
+    for name, masks in wanted.items():
+        for label, mask in masks.items():
+            assert (found.mask(name, label, mask) == bordered(mask)).all(), f"{name} {label}"
