@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -113,6 +114,11 @@ class MethodConfig(Section):
     # SAM 2 checkpoint: path, URL or hf://repo/file, with sha256 below. Empty: what ships for the preset, else random
     weights: str = ""  # random: random values even where weights ship
     sha256: str = ""
+
+    @property
+    def key(self) -> str:
+        """The same for equal entries, whatever the order of their settings (a stored one's are sorted)."""
+        return json.dumps(self.model_dump(), sort_keys=True)
 
 
 class SelectConfig(Section):

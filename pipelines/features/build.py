@@ -102,7 +102,7 @@ def _needs(recipe: Recipe, specs: Sequence[RunSpec], precision: Precision, ray: 
     found: dict[str, Need] = {}
     known: dict[str, About] = {}
     for spec in specs:
-        key = f"{spec.method.model_dump_json()} {spec.seed}"
+        key = f"{spec.method.key} {spec.seed}"
         if key not in known:
             answer = ray.get(task.remote(spec.method, spec.seed, precision))
             if answer["error"]:

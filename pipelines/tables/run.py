@@ -35,17 +35,17 @@ def run_cells(cells: Sequence[Cell]) -> dict[str, str]:
 
 
 def _run_group(group: Sequence[Cell]) -> dict[str, str]:
-    methods = list({c.method.model_dump_json(): c.method for c in group}.values())
+    methods = list({c.method.key: c.method for c in group}.values())
     recipe = group[0].recipe.model_copy(update={"methods": methods})
     say(f"{recipe.name}, {recipe.eval.shots}-shot: {', '.join(dict.fromkeys(c.row.name for c in group))}")
     results = run_sweep(recipe)
-    labels = dict(zip([m.model_dump_json() for m in methods], method_labels(methods), strict=True))
+    labels = dict(zip([m.key for m in methods], method_labels(methods), strict=True))
     store = Workspace(recipe.out).store
     latency = store.read_json("latency.json") if store.exists("latency.json") else {}
     for cell in group:
         mine = [r for r in results if r.spec.method == cell.method]
         if not any(r.error for r in mine):
-            _keep(cell, mine, latency.get(labels[cell.method.model_dump_json()], {}))
+            _keep(cell, mine, latency.get(labels[cell.method.key], {}))
     return {r.run: r.error for r in results if r.error}
 
 

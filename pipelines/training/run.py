@@ -118,7 +118,7 @@ def method_labels(methods: list[MethodConfig]) -> list[str]:
         same = [o for o in methods if o.name == m.name]
         label = m.name if len(same) == 1 else f"{m.name}-{m.preset}"
         if sum(o.preset == m.preset for o in same) > 1:
-            label += "-" + hashlib.sha256(json.dumps(m.model_dump(), sort_keys=True).encode()).hexdigest()[:4]
+            label += "-" + hashlib.sha256(m.key.encode()).hexdigest()[:4]
         labels.append(label)
     return labels
 

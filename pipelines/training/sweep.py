@@ -231,11 +231,11 @@ def _jobs(recipe: Recipe, specs: Sequence[RunSpec]) -> list[Job]:
 def _idle_latency(cell: Cell, results: Sequence[RunResult], ray: Any) -> None:
     """Seconds a query, method by method, with nothing else running; measured once a bundle."""
     recipe, name = cell.recipe, f"latency{cell.suffix}.json"
-    labels = dict(zip([m.model_dump_json() for m in recipe.methods], method_labels(recipe.methods), strict=True))
+    labels = dict(zip([m.key for m in recipe.methods], method_labels(recipe.methods), strict=True))
     bundles: dict[str, RunResult] = {}
     for result in results:
         if not result.error:
-            bundles.setdefault(labels[result.spec.method.model_dump_json()], result)
+            bundles.setdefault(labels[result.spec.method.key], result)
     store = Store(Workspace(recipe.out).url)
     known = store.read_json(name) if store.exists(name) else {}
     new = {n: r.bundle for n, r in bundles.items() if known.get(n, {}).get("bundle_id") != r.bundle_id}

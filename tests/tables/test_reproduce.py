@@ -79,8 +79,8 @@ def no_workers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def run_sweep(recipe: Recipe) -> list[RunResult]:
         results = [_run(Job(spec=s, runs=Workspace(recipe.out).runs), recipe, done) for s in plan_sweep(recipe)]
-        labels = dict(zip([m.model_dump_json() for m in recipe.methods], method_labels(recipe.methods), strict=True))
-        bundles = {labels[r.spec.method.model_dump_json()]: r.bundle for r in results if not r.error}
+        labels = dict(zip([m.key for m in recipe.methods], method_labels(recipe.methods), strict=True))
+        bundles = {labels[r.spec.method.key]: r.bundle for r in results if not r.error}
         if bundles:
             first = results[0].spec
             measured = measure_latency(bundles, first.shards, first.fold, recipe.eval, 0)

@@ -164,6 +164,9 @@ def test_labels_tell_methods_apart() -> None:
     assert labels[0] == "sansa-debug"
     assert labels[1].startswith("sansa-nano-")
     assert len(set(labels)) == 3
+    one, two = (MethodConfig(name="fcp", config=dict(sorted({"train": "x", "match_dropout": 0}.items(), reverse=r)))
+                for r in (False, True))
+    assert one.key == two.key  # what a resumed sweep reads back is sorted
 
 
 def test_photos_of_training_hold_no_test_photo_and_no_novel_class(shapes_shards: str) -> None:
