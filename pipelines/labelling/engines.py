@@ -23,7 +23,7 @@ from pipelines.serving.supports import SupportSet
 from pipelines.serving.wanted import Wanted
 
 LOCAL_REQUEST_BYTES = 32_000_000  # of photos in one request; the object store holds a few of them
-ATTEMPTS = 6
+ATTEMPTS = 10  # over a minute of waiting: it takes Serve half of that to have a lost proxy back
 T = TypeVar("T")
 
 

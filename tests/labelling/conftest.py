@@ -1,5 +1,24 @@
-"""The labelling tests share the serving tests' bundle."""
+"""The labelling tests share the serving tests' bundle, and a job that nobody disturbs."""
 
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from tests.labelling.commands import PHOTOS, QuietJob, written
 from tests.serving.conftest import bundle
+from tests.serving.helpers import photo_folder, run_fss, supports_file
 
-__all__ = ["bundle"]
+__all__ = ["bundle", "quiet_job"]
+
+
+@pytest.fixture(scope="session")
+def quiet_job(bundle: str, tmp_path_factory: pytest.TempPathFactory) -> QuietJob:
+    folder = tmp_path_factory.mktemp("quiet")
+    photo_folder(folder / "given" / "photos", PHOTOS)
+    supports_file(folder / "given")
+    job = QuietJob(str(folder / "given"), bundle)
+    done = run_fss(*job.words(folder / "out"), timeout=600)
+    assert done.returncode == 0, done.stderr
+    return replace(job, files=written(folder / "out"))

@@ -1,11 +1,9 @@
-"""`fss label` as a person types it: a cluster of its own, the running service, a kill in the middle."""
+"""`fss label` as a person types it: a cluster of its own, the running service."""
 
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -23,10 +21,6 @@ def _arguments(photos: Path, supports: Path, out: Path, bundle: str, *more: str)
 
 def _parts(out: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in sorted((out / "parts").glob("chunk-*.parquet"))}
-
-
-def _ids(out: Path) -> list[int]:
-    return [i["id"] for i in json.loads((out / "labels.json").read_text())["images"]]
 
 
 def test_label_again_and_through_the_service(bundle: str, tmp_path: Path) -> None:
@@ -83,34 +77,6 @@ def test_mistakes_are_one_line(bundle: str, tmp_path: Path, change: tuple[str, s
     assert ended.value.code == 2
     assert line in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.slow
-def test_kill_half_way_and_go_on(bundle: str, tmp_path: Path) -> None:
-    """kill -9 in the middle, twice: every photo once, and the parts are those of a job left alone."""
-    photos, supports = photo_folder(tmp_path / "photos", 120), supports_file(tmp_path)
-    out = tmp_path / "out"
-    arguments = _arguments(photos, supports, out, bundle, "--set", "label.in_flight=2")
-    for done in (2, 6):
-        process = subprocess.Popen([*FSS, *arguments], env=clean_env(), stderr=subprocess.DEVNULL)
-        end = time.monotonic() + 120
-        while len(_parts(out)) < done:
-            assert process.poll() is None
-            assert time.monotonic() < end
-            time.sleep(0.02)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    kept = _parts(out)
-    assert done <= len(kept) < 15
-    assert not (out / "labels.json").exists()
-    ended = run_fss(*arguments, "--json")
-    assert ended.returncode == 0, ended.stderr
-    assert json.loads(ended.stdout)["labelled_now"] == 120 - 8 * len(kept)
-    assert _ids(out) == list(range(1, 121))
-    alone = tmp_path / "alone"
-    assert run_fss(*_arguments(photos, supports, alone, bundle)).returncode == 0
-    assert _parts(alone) == _parts(out)
-    assert (alone / "labels.json").read_bytes() == (out / "labels.json").read_bytes()
 
 
 @pytest.mark.slow

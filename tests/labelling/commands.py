@@ -1,0 +1,110 @@
+"""`fss label` as a process, what is below it to be killed, and what it must have written in the end."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import psutil
+
+from pipelines.storage import Store, join
+from tests.serving.helpers import FSS, clean_env
+
+PHOTOS, CHUNK = 160, 4
+PARTS = PHOTOS // CHUNK
+
+
+@dataclass(frozen=True)
+class QuietJob:
+    """A job that nobody disturbs: the folder of its photos and supports, its bundle, and the files that it wrote."""
+
+    given: str
+    bundle: str
+    files: dict[str, bytes] = field(default_factory=dict, repr=False)
+
+    def words(self, out: Path | str, *more: str) -> list[str]:
+        """The same job elsewhere: small chunks, one thread a model."""
+        sets = (f"label.chunk={CHUNK}", "serve.threads=1")
+        return ["label", "--images", join(self.given, "photos"), "--supports", join(self.given, "supports.json"),
+                "--out", str(out), "--bundle", self.bundle, "--workspace", f"{out}-workspace",
+                *(word for one in sets for word in ("--set", one)), *more]
+
+    def copied_to(self, url: str) -> QuietJob:
+        """What it was given, in another place."""
+        for name, source in (("given", Store(self.given)), ("bundle", Store(self.bundle))):
+            for file in source.list():
+                Store(url).write_bytes(f"{name}/{file}", source.read_bytes(file))
+        return replace(self, given=join(url, "given"), bundle=join(url, "bundle"))
+
+    def assert_same(self, out: Path | str) -> None:
+        """Every photo is there once, and all files are the same, byte by byte."""
+        store = Store(str(out))
+        rows = [row for name in store.list("parts") for row in store.read_table(name).to_pylist()]
+        assert [row["image_id"] for row in rows] == list(range(1, PHOTOS + 1))
+        found = written(out)
+        assert found.keys() == self.files.keys()
+        assert [name for name, data in found.items() if data != self.files[name]] == []
+
+
+def written(out: Path | str) -> dict[str, bytes]:
+    """The parts and outputs of a finished job."""
+    store = Store(str(out))
+    return {name: store.read_bytes(name) for name in (*store.list("parts"), "labels.json", "failures.parquet")}
+
+
+@dataclass(frozen=True)
+class Command:
+    """A running `fss label`."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+    out: Store
+
+    def wait_for_parts(self, count: int, seconds: float = 240) -> None:
+        """Until so many parts are written, and not all."""
+        end = time.monotonic() + seconds
+        while (done := len(self.out.list("parts"))) < count:
+            assert self.process.poll() is None, self.text()
+            assert time.monotonic() < end, f"{done} parts\n{self.text()}"
+            time.sleep(0.02)
+        assert done < PARTS, "it was ready before anything could go wrong; raise PHOTOS"
+
+    def kill_below(self, name: str) -> None:
+        """SIGKILL for the one process below it with `name` in its title."""
+        kill_below(self.process.pid, name)
+
+    def ends_well(self, seconds: float = 400) -> None:
+        """Status 0."""
+        assert self.process.wait(seconds) == 0, self.text()
+
+    def text(self) -> str:
+        """The end of what it said."""
+        return self.log.read_text()[-3000:]
+
+
+@contextmanager
+def started(words: list[str], out: Path | str, log: Path, **env: str) -> Iterator[Command]:
+    """The command while the block runs; it ends with the block."""
+    with log.open("ab") as errors:
+        process = subprocess.Popen([*FSS, *words], env=clean_env(**env), stdout=errors, stderr=errors)
+    try:
+        yield Command(process, log, Store(str(out)))
+    finally:
+        process.kill()
+        process.wait()
+
+
+def below(pid: int, name: str) -> list[psutil.Process]:
+    """The processes that `pid` or its children started with `name` in their title."""
+    found = psutil.Process(pid).children(recursive=True)
+    return [p for p in found if p.is_running() and name in " ".join(p.cmdline())]
+
+
+def kill_below(pid: int, name: str) -> None:
+    """SIGKILL for the one process below `pid` with `name` in its title."""
+    (process,) = below(pid, name)
+    process.kill()

@@ -1,0 +1,102 @@
+"""Whatever dies in the middle of a job: every photo is labelled once, and all files are those of a quiet job.
+
+Would catch a ledger that counts half a part, chunks lost or done anew after a kill, photos written off as unreadable
+while the store was away, labels that depend on which process made them, and a job that dies with one of its processes.
+Slow: real processes.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from infra.local.s3 import S3Server
+from tests.data.faulty_s3 import faulty_proxy
+from tests.labelling.commands import CHUNK, PARTS, PHOTOS, Command, QuietJob, kill_below, started
+from tests.serving.helpers import run_fss, running_service
+
+pytestmark = pytest.mark.slow
+AWAY_S = 60.0
+ENGINES = ["serve", "actors"]
+
+
+def _times(out: Path) -> dict[str, int]:
+    return {p.name: p.stat().st_mtime_ns for p in (out / "parts").glob("chunk-*.parquet")}
+
+
+def _kill_all(command: Command) -> None:
+    """SIGKILL for the command alone; what it had started ends by itself."""
+    orphans = psutil.Process(command.process.pid).children(recursive=True)
+    command.process.kill()
+    assert psutil.wait_procs(orphans, timeout=120)[1] == []
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_command_is_killed_twice(engine: str, quiet_job: QuietJob, tmp_path: Path) -> None:
+    """The third time it does what is left, and nothing else."""
+    out = tmp_path / "out"
+    words = quiet_job.words(out, "--engine", engine, "--set", "label.in_flight=2", "--json")
+    for count in (4, 12):
+        with started(words, out, tmp_path / "log") as command:
+            command.wait_for_parts(count)
+            _kill_all(command)
+    kept = _times(out)
+    assert count <= len(kept) < PARTS
+    assert not (out / "labels.json").exists()
+    (out / "parts" / f".tmp-chunk-{PARTS - 1:06d}.parquet-0a1b2c3d").write_bytes(b"PAR1 and no more")
+    ended = run_fss(*words, timeout=400)
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(ended.stdout)["labelled_now"] == PHOTOS - CHUNK * len(kept)
+    assert kept.items() <= _times(out).items(), "finished parts were written again"
+    quiet_job.assert_same(out)
+
+
+@pytest.mark.parametrize(("engine", "process"), [("serve", "ServeReplica"), ("actors", "MapWorker")])
+def test_a_process_with_the_model_is_killed(engine: str, process: str, quiet_job: QuietJob, tmp_path: Path) -> None:
+    """The replica of the job's own deployment, or an actor: another one comes, and the command knows of no trouble."""
+    out = tmp_path / "out"
+    with started(quiet_job.words(out, "--engine", engine), out, tmp_path / "log") as command:
+        command.wait_for_parts(6)
+        before = _times(out)
+        command.kill_below(process)
+        command.ends_well()
+    assert (engine == "actors") or "a request failed" in command.text()
+    assert before.items() <= _times(out).items(), "finished parts were written again"
+    quiet_job.assert_same(out)
+
+
+def test_the_service_loses_one_process_after_another(quiet_job: QuietJob, tmp_path: Path) -> None:
+    """The model's replica, the one that reads requests, and the one that listens at the port."""
+    out = tmp_path / "out"
+    with running_service(quiet_job.bundle, tmp_path / "ws", "--set", "serve.threads=1") as service:
+        words = quiet_job.words(out, "--service", service.url)
+        with started(words, out, tmp_path / "log") as command:
+            for number, name in enumerate((":bulk", ":service", "ProxyActor"), 1):
+                command.wait_for_parts(8 * number)
+                kill_below(service.process.pid, name)
+            command.ends_well()
+    assert command.log.read_text().count("a request failed") >= 3
+    quiet_job.assert_same(out)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_store_is_away_for_a_minute(engine: str, quiet_job: QuietJob, s3_server: S3Server, tmp_path: Path) -> None:
+    """Photos come from it and parts go to it; neither reads nor writes, nor connections, are served meanwhile."""
+    far = quiet_job.copied_to(f"{s3_server.url}/away-{engine}")
+    out = f"{s3_server.url}/away-{engine}/out"
+    words = far.words(out, "--engine", engine)
+    with faulty_proxy(s3_server.env["AWS_ENDPOINT_URL"], every=10**9) as proxy, \
+            started(words, out, tmp_path / "log", AWS_ENDPOINT_URL=proxy.endpoint) as command:
+        command.wait_for_parts(6)
+        proxy.away = True
+        time.sleep(AWAY_S)
+        assert command.process.poll() is None, command.text()
+        assert len(command.out.list("parts")) < PARTS
+        proxy.away = False
+        command.ends_well()
+    assert proxy.failed["refused"] > 0
+    quiet_job.assert_same(out)
