@@ -30,6 +30,7 @@ SMALL = {
     "labelling_engines": {**RANDOM, "data": "generated", "images": 8, "count": 64, "chunk": 8, "batch": 4, "rounds": 1},
     "annotation": {**RANDOM, "data": "generated", "images": 8, "count": 64, "chunk": 8, "batch": 4},
     "label_memory": {"count": 400, "distinct": 20, "chunk": 20, "batch": 4, "every_s": 0.5},
+    "service_load": {**RANDOM, "seconds": 4, "capacity_s": 2, "clients": 4},
     "sweep_wall": {"recipe": "debug", "data": "generated", "images": 60, "steps": 2, "episodes": 4},
     "shard_build": {"images": 60, "least": 4, "height": 64, "width": 64, "part": 16, "repeats": 1},
 }
@@ -39,7 +40,7 @@ def small(name: str) -> dict[str, object]:
     return SMALL.get(name, {"preset": "debug", "images": 2, "side": 64, "repeats": 1})
 
 
-COMMANDS = ("labelling_engines", "annotation", "label_memory", "sweep_wall")  # these start a cluster or several
+COMMANDS = ("labelling_engines", "annotation", "label_memory", "sweep_wall", "service_load")  # these start a cluster or several
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in COMMANDS else n for n in names()])
