@@ -40,7 +40,8 @@ def small(name: str) -> dict[str, object]:
     return SMALL.get(name, {"preset": "debug", "images": 2, "side": 64, "repeats": 1})
 
 
-COMMANDS = ("labelling_engines", "annotation", "label_memory", "sweep_wall", "service_load")  # these start a cluster or several
+# these start a cluster or several
+COMMANDS = ("labelling_engines", "annotation", "label_memory", "sweep_wall", "service_load")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in COMMANDS else n for n in names()])
