@@ -12,7 +12,7 @@ from typing import Any
 
 from fss_models import registry
 from fss_models.sam2_core.presets import PRESETS
-from fss_models.shipped.files import find_weights
+from fss_models.shipped.files import ShippedWeights, find_weights
 from pipelines.config import EvalConfig, MethodConfig, Recipe, Section, TrainConfig
 
 # Settings that change how a run is watched or how fast it is, not what it computes.
@@ -104,10 +104,15 @@ def sweep_specs(
     return specs
 
 
-def shipped_sha(method: MethodConfig) -> str:
-    """The sha256 of the installed weights that ship for the method's preset, "" where it is not built on any."""
+def shipped_weights(method: MethodConfig) -> ShippedWeights | None:
+    """The installed weights that ship for the method's preset, None where it is not built on any."""
     preset = PRESETS.get(method.preset)
-    found = find_weights(preset.shipped) if preset and not method.weights else None
+    return find_weights(preset.shipped) if preset and not method.weights else None
+
+
+def shipped_sha(method: MethodConfig) -> str:
+    """Their sha256, or ""."""
+    found = shipped_weights(method)
     return found.provenance.sha256 if found else ""
 
 

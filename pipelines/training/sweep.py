@@ -27,7 +27,7 @@ from pipelines.training.execute import Planned, execute
 from pipelines.training.matrix import Cell, cells, only_cell
 from pipelines.training.owner import owning
 from pipelines.training.results import RunResult
-from pipelines.training.run import RunSpec, eval_digest, method_labels, sweep_specs
+from pipelines.training.run import RunSpec, eval_digest, method_labels, shipped_weights, sweep_specs
 from pipelines.training.select import hold_out
 from pipelines.training.watch import RunState
 from pipelines.training.worker import Job
@@ -52,6 +52,7 @@ def plan_sweep(recipe: Recipe) -> list[RunSpec]:
     for fold in folds:
         if fold not in (*known, ALL_CLASSES):
             raise FssError(f"there is no fold {fold}", where=recipe.data.name, mend=f"folds: {known}")
+    _check_shipped(recipe, shards)
     return _specs(recipe, shards, folds, ensure_mixture(recipe))
 
 
@@ -62,6 +63,19 @@ def check_methods(recipe: Recipe) -> None:
         registry.check_preset(method.name, method.preset)
         _check_prompts(recipe, method)
         fetch(method.weights, method.sha256)
+
+
+def _check_shipped(recipe: Recipe, shards: Shards) -> None:
+    """Raise `FssError` if weights that ship with fss saw test photos: their score would be refused after training."""
+    test = {r["sha256"][:16]: r["file_name"] for r in shards.rows.values() if r["split"] == "test"}
+    for method in recipe.methods:
+        asked = registry.method_class(method.name).trains and not recipe.eval.list
+        shipped = shipped_weights(method) if asked else None
+        seen = [p for p in shipped.provenance.photos if p in test] if shipped else []
+        if seen:
+            raise FssError(f"the weights that ship for {method.preset} have seen {len(seen)} of {len(test)} test "
+                           f"photos (first: {test[seen[0]]})", where=recipe.data.name,
+                           mend="make these train photos (data.split.file), or set methods.N.weights=random")
 
 
 def _specs(recipe: Recipe, shards: Shards, folds: list[int], mixed: Sequence[Shards]) -> list[RunSpec]:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from fss_models.errors import FssError
+from fss_models.shipped.files import TrainingData
 from pipelines.bundle import load_bundle
 from pipelines.config import MethodConfig, Recipe, SelectConfig
 from pipelines.data.shardset import Shards
@@ -16,8 +17,9 @@ from pipelines.tracking import tracking_uri
 from pipelines.training.choose import format_leaderboard, make_leaderboard
 from pipelines.training.promote import _refit_spec, promote
 from pipelines.training.results import RunResult, read_counts
-from pipelines.training.sweep import collect_results, eval_bundle, run_one, run_sweep
+from pipelines.training.sweep import collect_results, eval_bundle, plan_sweep, run_one, run_sweep
 from pipelines.workspace import Workspace
+from tests.models.shipped_case import ship_random
 
 
 def test_chain(debug_recipe: Recipe, ray_cluster: object, capfd: pytest.CaptureFixture[str]) -> None:
@@ -130,6 +132,23 @@ def test_bundle_trained_on_a_test_photo_is_refused(debug_recipe: Recipe, ray_clu
     store.write_json("bundle.json", info | {"trained_on": [shards.rows[episode.query]["sha256"][:16]]})
     with pytest.raises(FssError, match=r"was trained on 1 of the .* test photos"):
         eval_bundle(debug_recipe, bundle=result.bundle, fold=0)
+
+
+def test_shipped_weights_that_saw_test_photos_are_refused_before_training(
+        debug_recipe: Recipe, ray_cluster: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shards = Shards(Workspace(debug_recipe.out).shards(debug_recipe.data.name))
+    row = next(r for r in shards.rows.values() if r["split"] == "test")
+    seen = TrainingData(name="shapes", licence="ours", photos=(row["sha256"][:16],))
+    ship_random(tmp_path / "shipped", data=(seen,))
+    monkeypatch.setenv("FSS_SHIPPED", str(tmp_path / "shipped"))
+
+    def planned(**method: str) -> int:
+        return len(plan_sweep(debug_recipe.model_copy(update={"methods": [MethodConfig(**method)]})))
+
+    with pytest.raises(FssError, match=f"ship for nano have seen 1 of .* test photos .first: {row['file_name']}"):
+        planned(name="sansa")
+    for other in ({"name": "sansa", "weights": "random"}, {"name": "sansa", "preset": "debug"}, {"name": "prior"}):
+        assert planned(**other) == 2
 
 
 def test_mistakes_are_named(debug_recipe: Recipe, ray_cluster: object, tmp_path: Path) -> None:
