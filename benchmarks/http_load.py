@@ -130,10 +130,10 @@ async def _body(reader: asyncio.StreamReader, fields: dict[str, str]) -> bytes:
 
 
 def _line(body: bytes) -> str:
-    """The text of `{"error": "one line"}`; empty for anything else."""
+    """The text of `{"error": "one line"}`, or of a body that is one line itself; empty for anything else."""
     try:
         found = json.loads(body)
+        text = found["error"] if isinstance(found, dict) and found.keys() == {"error"} else ""
     except ValueError:
-        return ""
-    text = found.get("error") if isinstance(found, dict) and found.keys() == {"error"} else None
+        text = body.decode(errors="replace").strip()
     return text if isinstance(text, str) and len(text.splitlines()) == 1 else ""

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve import Application
+from ray.serve.config import BackpressureConfig
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -26,7 +27,7 @@ from pipelines.labelling.run import about_bundle
 from pipelines.serving.client import results_json
 from pipelines.serving.docs_page import docs_html
 from pipelines.serving.metrics import ServiceMetrics, exported
-from pipelines.serving.model import bulk, interactive
+from pipelines.serving.model import AGAIN, bulk, interactive
 from pipelines.serving.openapi import openapi
 from pipelines.serving.requests import (
     RefusedError,
@@ -216,8 +217,11 @@ def _line(status: int, text: str) -> Response:
 
 def application(spec: ServiceSpec) -> Application:
     """The whole service, to be run by Ray Serve."""
-    ingress = serve.deployment(name="service", ray_actor_options={"num_cpus": 0.1},
-                               max_ongoing_requests=4 * MAX_WAITING)
+    ingress = serve.deployment(
+        name="service", ray_actor_options={"num_cpus": 0.1}, max_ongoing_requests=4 * MAX_WAITING,
+        # Where more come than the ingress can refuse, the proxy refuses them, in a line of Serve's own.
+        max_queued_requests=2 * MAX_WAITING, backpressure_config=BackpressureConfig(retry_after_s=1),
+        request_router_config=AGAIN)
     made: Any = ingress(serve.ingress()(Service))
     app: Application = made.bind(spec, interactive(spec.model), bulk(spec.model, on_demand=True))
     return app

@@ -19,6 +19,8 @@ from pipelines.serving.wanted import Wanted
 Item = tuple[bytes, Wanted]
 CONCURRENT_BATCHES = 2  # one is decoded while the other is in the model
 BULK_CHUNKS = 2  # the same for chunks
+# How soon a router looks for a free place again. Serve's half a second leaves a replica idle while requests wait.
+AGAIN: dict[str, Any] = {"initial_backoff_s": 0.005, "max_backoff_s": 0.02}
 
 
 class Model:
@@ -73,7 +75,8 @@ def interactive(spec: ModelSpec) -> Application:
     made = serve.deployment(
         name="interactive", ray_actor_options=spec.actor_options,
         # Batches only fill if at least that many requests may be in the replica.
-        max_ongoing_requests=spec.batch * CONCURRENT_BATCHES, max_queued_requests=8 * spec.batch, **count,
+        max_ongoing_requests=spec.batch * CONCURRENT_BATCHES, max_queued_requests=8 * spec.batch,
+        request_router_config=AGAIN, **count,
     )
     return _bind(made(Model), spec)
 
@@ -87,7 +90,7 @@ def bulk(spec: ModelSpec, *, on_demand: bool) -> Application:
             "target_ongoing_requests": BULK_CHUNKS, "downscale_delay_s": 300}}
     made = serve.deployment(
         name="bulk", ray_actor_options=spec.actor_options, max_ongoing_requests=BULK_CHUNKS,
-        max_queued_requests=64, **count,
+        max_queued_requests=64, request_router_config=AGAIN, **count,
     )
     return _bind(made(Model), spec)
 
