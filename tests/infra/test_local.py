@@ -73,6 +73,7 @@ def test_a_lost_client_goes_on_and_the_results_are_in_the_bucket(variables: Loca
     _no_secret_is_shown(variables, token, secret)
     runs = httpx.post(f"{variables.mlflow}/api/2.0/mlflow/experiments/search", json={"max_results": 50}, timeout=30)
     assert "shapes" in {e["name"] for e in runs.json()["experiments"]}
+    assert Store(f"{variables.bucket}/mlflow").list(suffix="/overlays.png")  # by the server, which needs boto3 for it
     _speed_is_exported(variables)
 
 
