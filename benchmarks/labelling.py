@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.datasets import coco_root
+from benchmarks.resident import cpu_now
 from pipelines.labelling.images import list_images
 
 FSS = [sys.executable, "-m", "jobs.cli"]
@@ -102,6 +103,29 @@ def service(*args: str, folder: Path) -> Iterator[tuple[str, int]]:
     finally:
         running.send_signal(signal.SIGINT)
         running.wait(60)
+
+
+class CpuAccount:
+    """CPU time of a job, by role of process, between its first and its third quarter: what a photo takes of what."""
+
+    def __init__(self, out: Path, parts: int, more: Sequence[int] = ()) -> None:
+        self._out, self._parts, self._more = out, parts, more
+        self._seen: dict[int, dict[int, tuple[str, float]]] = {}
+
+    def look(self, pid: int) -> None:
+        """To be called again and again. `pid`: the command's; its children and those of `more` count too."""
+        done = len(list((self._out / "parts").glob("chunk-*.parquet")))
+        if done >= self._parts // 4 and (not self._seen or done <= self._parts * 3 // 4):
+            self._seen[done] = cpu_now((pid, *self._more))
+        time.sleep(0.25)
+
+    def ms_a_photo(self, chunk: int) -> dict[str, float]:
+        """Milliseconds of CPU by role."""
+        first, last = min(self._seen), max(self._seen)
+        before, found = self._seen[first], dict[str, float]()
+        for pid, (role, seconds) in self._seen[last].items():
+            found[role] = found.get(role, 0.0) + seconds - before.get(pid, ("", 0.0))[1]
+        return {role: 1000 * seconds / ((last - first) * chunk) for role, seconds in found.items()}
 
 
 def images_per_s(out: Path, chunk: int) -> float:

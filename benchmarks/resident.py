@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -10,6 +11,7 @@ import numpy as np
 import psutil
 
 ROLES = ("driver", "workers", "largest_worker", "raylet", "gcs")
+_MODELS = {"ChunkLabeler": "model", ":bulk": "model", ":service": "service", "Proxy": "service"}
 _ROLES = {"ray::": "workers", "raylet": "raylet", "gcs_server": "gcs"}
 
 
@@ -35,6 +37,21 @@ def memory_now(driver: psutil.Process) -> dict[str, float]:
 def _role(process: psutil.Process) -> str:
     line = " ".join(process.cmdline()[:1])
     return next((role for mark, role in _ROLES.items() if mark in line), "")
+
+
+def cpu_now(pids: Sequence[int]) -> dict[int, tuple[str, float]]:
+    """Process id -> (role, CPU seconds so far) of these processes and all below them; what is no role is `ray`."""
+    found: dict[int, tuple[str, float]] = {}
+    for pid in pids:
+        with suppress(psutil.NoSuchProcess):
+            top = psutil.Process(pid)
+            for process in (top, *top.children(recursive=True)):
+                with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+                    times, line = process.cpu_times(), " ".join(process.cmdline()[:1])
+                    named = next((name for mark, name in _MODELS.items() if mark in line), "ray")
+                    role = "commands" if process.pid == pid else named
+                    found[process.pid] = (role, times.user + times.system)
+    return found
 
 
 def slope(samples: list[dict[str, float]], role: str) -> dict[str, float]:

@@ -1,8 +1,9 @@
 """Memory of a labelling job over 100,000 small images: the command's and Ray's processes, over time.
 
 A bundle of random values of a small method, so that the job itself and not the model is measured. `ratio` is the mean
-memory of the last fifth of the job's time to that of its second fifth: 1 is flat. Then the finished job and one that
-lacks its last part are started again: how many seconds until a command knows what is left and has done it.
+memory of the last fifth of the time in which parts are written to that of its second fifth: 1 is flat. Then the
+finished job and one that lacks its last part are started again: seconds until a command knows what is left, and has
+done it.
 """
 
 from __future__ import annotations
@@ -50,11 +51,13 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
         one_part = fss(*command, folder=folder)
     picture = io.BytesIO()
     draw(samples, f"fss label: {config['count']} images of {config['side']} x {config['side']}", picture)
-    fifth = len(samples) // 5
-    total = [s["driver"] + s["workers"] for s in samples]
+    last = max(s["parts"] for s in samples)
+    working = [s for s in samples if 0 < s["parts"] < last] or samples  # neither start-up nor the outputs at the end
+    fifth = len(working) // 5
+    total = [s["driver"] + s["workers"] for s in working]
     return {"ratio": float(np.mean(total[-fifth - 1:]) / np.mean(total[fifth:2 * fifth + 1])),
             "seconds": seconds, "images_per_s": config["count"] / seconds, "again_with_nothing_left_s": nothing,
-            "again_with_one_part_left_s": one_part, "memory": {r: slope(samples[fifth:], r) for r in ROLES},
+            "again_with_one_part_left_s": one_part, "memory": {r: slope(working[fifth:], r) for r in ROLES},
             "samples": samples, "figures": {"png": picture.getvalue()}}
 
 

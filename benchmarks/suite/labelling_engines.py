@@ -3,7 +3,9 @@
 By turns, each in processes of its own with the same torch threads: the model on photos already prepared (`bare`), a
 plain loop of decode, model, full size and run lengths, one batch after another (`decoded`), and `fss label` with
 `--engine actors`, with a deployment of its own (`handle`) and through `fss serve` over HTTP (`http`). A job's rate is
-that of its middle parts, so that start-up is left out of all of them. `ratio` is the slowest job's to `decoded`.
+that of its middle parts, so that start-up is left out of all of them. `ratio` is the slowest job's to `decoded`;
+`cpu_ms_a_photo` says which processes took the time: with no core to spare, all but the model's take it from the model.
+A job of a bundle with a calibrator also computes how sure each mask is, which the plain loop does not.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.labelling import bundle_of, fill_photos, fss, images_per_s, service, write_supports
+from benchmarks.labelling import CpuAccount, bundle_of, fill_photos, fss, images_per_s, service, write_supports
 
 CONFIG: dict[str, Any] = {"bundle": "shipped", "method": "", "preset": "nano", "shots": 1, "count": 768, "chunk": 32,
                           "batch": 8, "rounds": 2, "data": "auto", "images": 60, "threads": 2, "seed": 0}
@@ -26,37 +28,46 @@ CONFIG: dict[str, Any] = {"bundle": "shipped", "method": "", "preset": "nano", "
 def run(config: dict[str, Any]) -> dict[str, Any]:
     """The median rate of each way over the rounds."""
     rates: dict[str, list[float]] = {name: [] for name in ("bare", "decoded", "actors", "handle", "http")}
+    took: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         config = config | {"bundle": bundle_of(config, folder)}
         what = fill_photos(config, folder)
         supports = write_supports(folder, config["shots"])
         for number in range(config["rounds"]):
-            for name, rate in _alone(config, folder).items():
+            alone = _alone(config, folder)
+            took["decoded"] = {"model": alone.pop("decoded_cpu_ms")}
+            for name, rate in alone.items():
                 rates[name].append(rate)
             for name in ("actors", "handle", "http"):
-                rates[name].append(_job(name, config, folder, supports, folder / f"{name}-{number}"))
+                rate, took[name] = _job(name, config, folder, supports, folder / f"{name}-{number}")
+                rates[name].append(rate)
     middle = {name: statistics.median(values) for name, values in rates.items()}
     slowest = min(middle[name] for name in ("actors", "handle", "http"))
-    return {"ratio": slowest / middle["decoded"], "photos": what,
+    return {"ratio": slowest / middle["decoded"], "photos": what, "cpu_ms_a_photo": took,
             **{f"{name}_images_per_s": value for name, value in middle.items()},
             **{f"{name}_to_decoded": middle[name] / middle["decoded"] for name in ("actors", "handle", "http")},
             **{f"{name}_to_bare": middle[name] / middle["bare"] for name in ("actors", "handle", "http")}}
 
 
-def _job(name: str, config: dict[str, Any], folder: Path, supports: Path, out: Path) -> float:
+def _job(name: str, config: dict[str, Any], folder: Path, supports: Path, out: Path
+         ) -> tuple[float, dict[str, float]]:
+    """Its rate, and milliseconds of CPU a photo by role."""
     sets = [f"label.chunk={config['chunk']}", f"label.batch={config['batch']}", f"serve.threads={config['threads']}",
             f"serve.max_batch={config['batch']}"]
     changes = [word for one in sets for word in ("--set", one)]
     command = ["label", "--images", str(folder / "photos"), "--supports", str(supports), "--out", str(out),
                "--workspace", str(folder / "none"), *changes]
+    parts = config["count"] // config["chunk"]
     if name == "http":
-        with service("--bundle", config["bundle"], *changes, folder=folder) as (url, _):
-            fss(*command, "--service", url, folder=folder)
+        with service("--bundle", config["bundle"], *changes, folder=folder) as (url, pid):
+            account = CpuAccount(out, parts, more=(pid,))
+            fss(*command, "--service", url, folder=folder, watch=account.look)
     else:
         engine = "actors" if name == "actors" else "serve"
-        fss(*command, "--bundle", config["bundle"], "--engine", engine, folder=folder)
-    return images_per_s(out, config["chunk"])
+        account = CpuAccount(out, parts)
+        fss(*command, "--bundle", config["bundle"], "--engine", engine, folder=folder, watch=account.look)
+    return images_per_s(out, config["chunk"]), account.ms_a_photo(config["chunk"])
 
 
 def _alone(config: dict[str, Any], folder: Path) -> dict[str, float]:
@@ -100,8 +111,10 @@ def loops(config: dict[str, Any], folder: Path) -> dict[str, float]:
         ready = [prepared(first) for first in range(0, len(files), batch)]
         model.segment(memory, model.encode(ready[0]), pairs)
         bare = _seconds(lambda: [model.segment(memory, model.encode(images), pairs) for images in ready])
+        began = time.process_time()
         decoded = _seconds(lambda: [plain(first) for first in range(0, len(files), batch)])
-    return {"bare": len(files) / bare, "decoded": len(files) / decoded}
+        used = 1000 * (time.process_time() - began) / len(files)
+    return {"bare": len(files) / bare, "decoded": len(files) / decoded, "decoded_cpu_ms": used}
 
 
 def _seconds(call: Any) -> float:
