@@ -33,6 +33,9 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
                 "train.selection": "none",
                 "train.steps": config["steps"], "eval.episodes": config["episodes"], "sweep.folds": config["folds"],
                 "sweep.seeds": config["seeds"], **({"methods": config["methods"]} if config["methods"] else {})}
+        split = Path(root).parent / "splits.json"  # what the shipped weights have seen is for training
+        if split.exists():
+            sets |= {"data.split.file": split, "data.split.key": Path(root).name}
         common = ["--recipe", config["recipe"], *(w for k, v in sets.items() for w in ("--set", f"{k}={v}"))]
         fss("shards", "build", *common, "--out", str(folder / "first"), folder=folder)
         found = {}
