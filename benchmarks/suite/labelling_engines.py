@@ -109,7 +109,8 @@ def loops(config: dict[str, Any], folder: Path) -> dict[str, float]:
 
     with torch.inference_mode():
         ready = [prepared(first) for first in range(0, len(files), batch)]
-        model.segment(memory, model.encode(ready[0]), pairs)
+        for images in ready:  # warm
+            model.segment(memory, model.encode(images), pairs)
         bare = _seconds(lambda: [model.segment(memory, model.encode(images), pairs) for images in ready])
         began = time.process_time()
         decoded = _seconds(lambda: [plain(first) for first in range(0, len(files), batch)])
