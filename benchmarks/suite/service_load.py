@@ -50,17 +50,16 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
 
 
 async def _measure(url: str, watch: Watch, config: dict[str, Any]) -> dict[str, Any]:
-    address = Address(url)
-    request = _request(url, address, config)
-    await closed_loop(address, request, config["clients"], WARM_S)
-    calm = await closed_loop(address, request, config["clients"], config["capacity_s"])
+    address = Address(f"{url}/v1/segment", _request(url, config))
+    await closed_loop(address, config["clients"], WARM_S)
+    calm = await closed_loop(address, config["clients"], config["capacity_s"])
     capacity = _per_s(calm)
     rate, began, busy = config["times"] * capacity, time.monotonic(), time.process_time()
-    answers = await open_loop(address, request, rate, config["seconds"], config["seed"])
+    answers = await open_loop(address, rate, config["seconds"], config["seed"])
     ended, busy = time.monotonic(), time.process_time() - busy
-    after = [await address.ask(request) for _ in range(3)]
+    after = [await address.ask() for _ in range(3)]
     back = await _until_one(watch, config["back_s"]) if config["back_s"] else None
-    address.close()
+    await address.close()
     return {**_figures(answers, config["seconds"], capacity), "capacity_per_s": capacity,
             "calm_s": _seconds([a for a in calm if a.status == 200]),
             "calm_statuses": _statuses(calm), "memory_mb": watch.halves(began, ended),
@@ -81,7 +80,7 @@ def _figures(answers: list[Answer], seconds: float, capacity: float) -> dict[str
             "late_s": _quantiles([a.late for a in answers])}
 
 
-def _request(url: str, address: Address, config: dict[str, Any]) -> bytes:
+def _request(url: str, config: dict[str, Any]) -> dict[str, Any]:
     """A person's request: one small photo, of a support set that the service now knows."""
     from pipelines.serving.client import Client
     from pipelines.serving.marks import rle_json
@@ -97,7 +96,7 @@ def _request(url: str, address: Address, config: dict[str, Any]) -> bytes:
     support = client.add_support(SupportSet("disc", (Support(out.getvalue(), {"mask": rle_json(disc)}),)))
     client.close()
     photo = base64.b64encode(out.getvalue()).decode()
-    return address.post("/v1/segment", {"support_id": support, "images": [photo]})
+    return {"support_id": support, "images": [photo]}
 
 
 def _limits(config: dict[str, Any]) -> dict[str, int]:

@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,9 +19,9 @@ from infra.local.ray_nodes import count_nodes
 from infra.local.s3 import find_weed
 from infra.local.topology import Local
 from pipelines.storage import Store
+from tests.infra.nodes import FSS, fss
 
 pytestmark = pytest.mark.slow
-FSS = [sys.executable, "-m", "jobs.cli"]
 SWEEP = ["sweep", "run", "--recipe", "debug", "--set", "sweep.folds=[0]"]
 
 
@@ -45,10 +44,6 @@ def variables(local: Local, monkeypatch: pytest.MonkeyPatch) -> Local:
     for name, value in local.env.items():
         monkeypatch.setenv(name, value)
     return local
-
-
-def fss(*args: str, cwd: Path, timeout: float = 800) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*FSS, *args], cwd=cwd, capture_output=True, text=True, check=False, timeout=timeout)
 
 
 def test_a_lost_client_goes_on_and_the_results_are_in_the_bucket(variables: Local, tmp_path: Path) -> None:
