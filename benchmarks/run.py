@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 import benchmarks.suite
+from pipelines.allocator import keep_freed_memory
 
 RESULTS = Path(__file__).with_name("results")
 PACKAGES = ("torch", "torchvision", "timm", "sam2", "numpy", "safetensors", "pyarrow", "ray")
@@ -44,6 +45,7 @@ def run(name: str, overrides: dict[str, Any], folder: Path = RESULTS) -> Path:
             raise SystemExit(f"error: {name} has no setting {key!r} (known: {', '.join(module.CONFIG)})")
     config = {**module.CONFIG, **overrides}
     torch.set_num_threads(config["threads"])
+    keep_freed_memory()  # as every command does
     result = module.run(config)
     figures: dict[str, bytes] = result.pop("figures", {})  # ending -> picture, written beside the result
     now = datetime.datetime.now(datetime.UTC)

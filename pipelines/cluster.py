@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 
 from fss_models.errors import FssError
+from pipelines import allocator
 from pipelines.cache import cache_dir
 
 OBJECT_STORE_BYTES = 300_000_000  # image bytes travel, pixels never: a small store is enough on one machine
@@ -25,11 +26,13 @@ ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # what Ray will do by default soon; silences its warning
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "RAY_memory_usage_threshold": "0.98",  # small machines run near the limit; 0.95 kills healthy workers
+    **allocator.ENVIRONMENT,
 }
 
 
 def prepare_environment() -> None:
-    """Set what Ray and others read when they are imported. A value the user has set wins."""
+    """Set what Ray and others read when they are imported or started. A value the user has set wins."""
+    allocator.keep_freed_memory()
     os.environ.setdefault("MPLCONFIGDIR", str(cache_dir("matplotlib")))  # MLflow and the report import matplotlib
     for key, value in ENVIRONMENT.items():
         os.environ.setdefault(key, value)

@@ -10,6 +10,7 @@ bound   the CPU seconds to decode and resize every distinct photo of the pool on
 
 With `tensors` all also turn each use of a photo into normalised floats (`Preprocessor`), which no loader can share.
 Figures are episodes a CPU second (all threads and processes), which is what a core gives; `wall_` ones are beside them.
+They are medians of `repeats` turns: in a process's first, the system has yet to map the memory of the pixels kept.
 """
 
 from __future__ import annotations

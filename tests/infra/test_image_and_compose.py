@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from infra.local.s3 import find_weed
+from pipelines import allocator
 from pipelines.cluster import prepare_environment
 from tests.infra.manifests import INFRA, ROOT, documents, in_bytes
 
@@ -49,6 +50,11 @@ def test_what_the_image_copies_and_pins_is_there() -> None:
     pins = (ROOT / "constraints.txt").read_text()
     for name in re.findall(r"s/\^(\w+)==", text):
         assert re.search(rf"^{name}==\d", pins, re.M), name
+
+
+def test_processes_of_the_image_keep_the_memory_they_free() -> None:
+    text = (INFRA / "image" / "Dockerfile").read_text()
+    assert all(f"{name}={value} " in text for name, value in allocator.ENVIRONMENT.items())
 
 
 def test_no_weights_nor_secrets_get_into_the_image() -> None:
