@@ -10,7 +10,8 @@ bound   the CPU seconds to decode and resize every distinct photo of the pool on
 
 With `tensors` all also turn each use of a photo into normalised floats (`Preprocessor`), which no loader can share.
 Figures are episodes a CPU second (all threads and processes), which is what a core gives; `wall_` ones are beside them.
-They are medians of `repeats` turns: in a process's first, the system has yet to map the memory of the pixels kept.
+They are medians over turns, ratios those of each turn's neighbours: `repeats` turns of all, and `repeats` more without
+the slow plain loader. In a process's first turn the system has yet to map the memory of the pixels that are kept.
 """
 
 from __future__ import annotations
@@ -46,24 +47,30 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
         url, what = build(config, Path(place))
         files, bytes_of = _raw_files(url, Path(place) / "files")
         ways: dict[str, Callable[[], int]] = {
-            "stream": lambda: stream_epoch(url, config), "plain": lambda: _plain(files, config, _episodes(url, config)),
+            "bound": lambda: _once(bytes_of, config), "stream": lambda: stream_epoch(url, config),
+            "bound_threads": lambda: _once(bytes_of, config, DECODERS), "plain": lambda: _plain(files, config, episodes),
         }
-        times: dict[str, list[tuple[float, float]]] = {name: [] for name in (*ways, "bound", "bound_threads", "masks")}
-        for turn in range(config["repeats"]):
-            for name in sorted(ways, reverse=bool(turn % 2)):
-                times[name].append(_timed(ways[name]))
-            times["bound"].append(_timed(lambda: _once(bytes_of, config)))
-            times["bound_threads"].append(_timed(lambda: _once(bytes_of, config, DECODERS)))
-            times["masks"].append(_masks(url, config))
         episodes = _episodes(url, config)
+        times: dict[str, list[tuple[float, float]]] = {name: [] for name in (*ways, "masks")}
+        for turn in range(2 * config["repeats"]):
+            names = [name for name in ways if name != "plain" or turn < config["repeats"]]
+            for name in names[:: -1 if turn % 2 else 1]:
+                times[name].append(_timed(ways[name]))
+            times["masks"].append(_masks(url, config))
     cpu = {name: statistics.median(c for c, _ in found) for name, found in times.items()}
     wall = {name: statistics.median(w for _, w in found) for name, found in times.items()}
-    return {"ratio": cpu["plain"] / cpu["stream"], "share_of_bound": cpu["bound"] / cpu["stream"],
-            "share_of_bound_in_threads": cpu["bound_threads"] / cpu["stream"],
-            "share_of_bound_with_masks": (cpu["bound"] + cpu["masks"]) / cpu["stream"], "data": what,
+    return {"ratio": _share(times, "plain"), "share_of_bound": _share(times, "bound"),
+            "share_of_bound_in_threads": _share(times, "bound_threads"),
+            "share_of_bound_with_masks": _share(times, "bound", "masks"), "data": what,
             "episodes": episodes, "distinct_photos": len(bytes_of), "cpu_seconds": cpu, "wall_seconds": wall,
             "episodes_per_cpu_s": {n: episodes / s for n, s in cpu.items()},
             "wall_ratio": wall["plain"] / wall["stream"]}
+
+
+def _share(times: dict[str, list[tuple[float, float]]], *names: str) -> float:
+    """The median over turns of the CPU seconds of some ways to those of the stream."""
+    turns = zip(times["stream"], *(times[n] for n in names), strict=False)
+    return statistics.median(sum(cpu for cpu, _ in others) / stream[0] for stream, *others in turns)
 
 
 def build(config: dict[str, Any], folder: Path) -> tuple[str, str]:
