@@ -48,7 +48,8 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
         files, bytes_of = _raw_files(url, Path(place) / "files")
         ways: dict[str, Callable[[], int]] = {
             "bound": lambda: _once(bytes_of, config), "stream": lambda: stream_epoch(url, config),
-            "bound_threads": lambda: _once(bytes_of, config, DECODERS), "plain": lambda: _plain(files, config, episodes),
+            "bound_threads": lambda: _once(bytes_of, config, DECODERS),
+            "plain": lambda: _plain(files, config, episodes),
         }
         episodes = _episodes(url, config)
         times: dict[str, list[tuple[float, float]]] = {name: [] for name in (*ways, "masks")}
@@ -70,7 +71,7 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
 def _share(times: dict[str, list[tuple[float, float]]], *names: str) -> float:
     """The median over turns of the CPU seconds of some ways to those of the stream."""
     turns = zip(times["stream"], *(times[n] for n in names), strict=False)
-    return statistics.median(sum(cpu for cpu, _ in others) / stream[0] for stream, *others in turns)
+    return float(statistics.median(sum(cpu for cpu, _ in others) / stream[0] for stream, *others in turns))
 
 
 def build(config: dict[str, Any], folder: Path) -> tuple[str, str]:

@@ -143,15 +143,15 @@ class _Kept:
 
     def get(self, key: Hashable, make: Callable[[], tuple[Any, int]]) -> Any:
         """The value; `make` gives it and its bytes."""
-        future: Future[Any] = Future()
         with self._lock:
-            made = self._items[key][0] if key in self._items else None
-            if made is None:
-                self._items[key] = (future, 0)
-            else:
+            made = self._items.get(key)
+            if made is not None:
                 self._items.move_to_end(key)
+            else:
+                future: Future[Any] = Future()
+                self._items[key] = (future, 0)
         if made is not None:
-            return made.result()
+            return made[0].result()
         try:
             value, size = make()
         except BaseException as error:
