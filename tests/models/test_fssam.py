@@ -23,7 +23,7 @@ from fss_models.methods.fssam.config import FssamConfig
 from fss_models.methods.fssam.episodes import Draw, draw_episode, published_episodes
 from fss_models.methods.fssam.model import Fssam
 from fss_models.methods.fssam.preprocess import FssamPreprocessor, linear, nearest
-from fss_models.methods.fssam.prior import prior_masks, prior_prototypes
+from fss_models.methods.fssam.prior import prior_logits, prior_masks, prior_prototypes
 from fss_models.methods.fssam.training import Augmentation, poly_rate
 from fss_models.official import load_official, official_state
 from fss_models.prompts import collate, mask_prompt
@@ -154,16 +154,35 @@ def test_a_box_is_a_filled_mask_and_points_are_refused() -> None:
 
 def test_every_ablation_changes_the_answer() -> None:
     settings = [{}, {"num_refine": 0}, {"num_refine": 1}, {"scma": False}, {"num_refine": 0, "scma": False},
-                {"ppg": False, "num_refine": 0, "scma": False}]
+                {"ppg": False, "num_refine": 0, "scma": False}, {"prior_logits": 1.0}]
     found = [logits_of(debug(**s), [1, 4]) for s in settings]
     for one, other in pairwise(found):
         assert not torch.allclose(one, other, atol=1e-7)
     assert all(bool(x.isfinite().all()) for x in found)
 
 
+def test_prior_logits_tell_object_from_surroundings_and_need_no_padding() -> None:
+    features, (foreground, background) = torch.randn(2, 8, 3, 3), torch.randn(2, 2, 8)  # two shots of each
+    features[:, :, 0, 0], features[:, :, 2, 2] = foreground.mean(dim=0), background.mean(dim=0)
+    shots = torch.stack([foreground, background], dim=1)[None].expand(2, -1, -1, -1)  # [P, K, 2, D]
+    logits = prior_logits(features, shots)
+    assert bool((logits[:, 0, 0] > 0).all())
+    assert bool((logits[:, 2, 2] < 0).all())
+    padded = torch.cat([shots, torch.zeros(2, 3, 2, 8)], dim=1)
+    torch.testing.assert_close(prior_logits(features, padded), logits)
+
+
+@torch.no_grad()
+def test_prior_logits_are_added_to_the_masks_logits_at_their_weight() -> None:
+    plain, half, whole = (logits_of(debug(prior_logits=w), [1, 4]) for w in (0.0, 0.5, 1.0))
+    torch.testing.assert_close(half - plain, (whole - plain) / 2)
+    assert 1 < (whole - plain).abs().max() <= 20  # cosines differ by 2 at most
+
+
 def test_contradicting_settings_are_one_clear_line() -> None:
     for config, word in (({"ppg": False}, "query memory"), ({"num_refine": -1}, "num_refine"), ({"side": 72}, "32"),
-                         ({"prior_weights": "x.pth"}, "no DINOv2")):
+                         ({"prior_weights": "x.pth"}, "no DINOv2"), ({"prior_logits": -1.0}, "prior_logits is -1"),
+                         ({"ppg": False, "num_refine": 0, "scma": False, "prior_logits": 1.0}, "ppg false")):
         with pytest.raises(FssError, match=word):
             debug(**config)
 

@@ -26,6 +26,7 @@ class FssamConfig:
     train          published: what the official optimiser has (11.5 M parameters); reached: of these only what ever
                    gets a gradient; all_but_trunk: everything outside the trunk, with an IoU loss beside dice; auto:
                    published with a SAM 2 checkpoint, else all_but_trunk, since random parts cannot stay frozen
+    prior_logits   weight of `prior.prior_logits` added to the predicted mask's; 0 is published. It needs `ppg`
     void           void pixels count as background in the loss (published) or are ignored
     """
 
@@ -38,6 +39,7 @@ class FssamConfig:
     scma: bool = True
     k_shot: Literal["repaired", "released"] = "repaired"
     train: Literal["auto", "published", "reached", "all_but_trunk"] = "auto"
+    prior_logits: float = 0.0
     void: Literal["background", "ignored"] = "background"
 
     def __post_init__(self) -> None:
@@ -46,6 +48,9 @@ class FssamConfig:
             raise FssError(f"num_refine is {self.num_refine}", mend="0 switches the refinement off")
         if self.side % 32:
             raise FssError(f"side is {self.side}", mend="SAM 2 needs a multiple of 32")
+        if self.prior_logits < 0 or (self.prior_logits and not self.ppg):
+            raise FssError(f"prior_logits is {self.prior_logits} and ppg {str(self.ppg).lower()}",
+                           mend="a weight above 0 needs the features of ppg: true")
         if not self.ppg and (self.num_refine or self.scma):
             raise FssError("without the pseudo prompt generator there is no query memory to refine or to calibrate",
                            mend="with ppg: false set num_refine: 0 and scma: false")

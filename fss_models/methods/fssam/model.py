@@ -19,7 +19,7 @@ from fss_models.methods.fssam.config import FssamConfig
 from fss_models.methods.fssam.core import FssamCore
 from fss_models.methods.fssam.ops import pool, resize, squared_dice
 from fss_models.methods.fssam.preprocess import FssamPreprocessor
-from fss_models.methods.fssam.prior import ShotPriors, prior_masks, prior_prototypes, trunk_features
+from fss_models.methods.fssam.prior import ShotPriors, prior_logits, prior_masks, prior_prototypes, trunk_features
 from fss_models.methods.fssam.refine import QueryMemory, refine, support_agreement
 from fss_models.preprocess import IMAGENET
 from fss_models.registry import register_method
@@ -173,7 +173,8 @@ class Fssam(Segmenter):
     def segment(self, memory: Memory, features: Features, pairs: Tensor) -> Prediction:
         """Logits [P, R, R] of the candidate with the highest predicted IoU, which is the score."""
         logits, ious, _ = self.decode_pairs(memory, features, pairs).best()
-        return Prediction(logits=self._full(logits[:, None])[:, 0], scores=ious.float().clamp(0, 1))
+        return Prediction(logits=self._full(logits[:, None])[:, 0] + self._prior_logits(memory, features, pairs),
+                          scores=ious.float().clamp(0, 1))
 
     def losses(self, clip: Clip) -> dict[str, Tensor]:
         """dice with squared denominator on the selected candidate (specification 7).
@@ -283,6 +284,14 @@ class Fssam(Segmenter):
             confirmed = support_agreement(noisy.features, support["refine"][rows])
             *_, clean = refine(noisy, clean, confirmed, rounds=self.config.num_refine, version=self.config.ver_refine)
         return Entries(features=clean.features, pointers=entries.pointers)
+
+    def _prior_logits(self, memory: Memory, features: Features, pairs: Tensor) -> Tensor | float:
+        """`prior_logits` of each pair, weighted, at full size: [P, R, R]."""
+        if not self.config.prior_logits:
+            return 0.0
+        sets, images = pairs.to(self.device).unbind(dim=1)
+        found = prior_logits(features.maps["prior"][images], memory.tensors["prior"][sets])
+        return self.config.prior_logits * self._full(found[:, None])[:, 0]
 
     def shot_priors(self, support: dict[str, Tensor], rows: Tensor, maps: Maps) -> ShotPriors:
         """PPG, shot by shot."""

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from fss_models.methods.fssam.ops import cosine, pool, resize, stretch_map
 
+TEMPERATURE = 10.0  # of the logits, as of method `prior`
+
 
 @dataclass(frozen=True, kw_only=True)
 class ShotPriors:
@@ -54,3 +56,14 @@ def prior_masks(features: Tensor, prototypes: Tensor, side: int) -> ShotPriors:
     foreground, background = similar.unbind(dim=2)
     difference = stretch_map((foreground - background).clamp(min=0))
     return ShotPriors(foreground=foreground, background=background, difference=difference)
+
+
+@torch.no_grad()
+def prior_logits(features: Tensor, prototypes: Tensor) -> Tensor:
+    """Query features [P, D, h, w], prototypes [P, K, 2, D], zeros where there is no shot -> [P, h, w].
+
+    Above 0 where a pixel is more like the object than like what surrounds it. Not the paper's: the prior masks are
+    stretched query by query and lose where that border is, which several shots tell better than one.
+    """
+    near = cosine(prototypes.sum(dim=1), features[:, None])  # [P, 2, h, w]
+    return (near[:, 0] - near[:, 1]) * TEMPERATURE
