@@ -23,7 +23,7 @@ from fss_models.methods.fssam.config import FssamConfig
 from fss_models.methods.fssam.episodes import Draw, draw_episode, published_episodes
 from fss_models.methods.fssam.model import Fssam
 from fss_models.methods.fssam.preprocess import FssamPreprocessor, linear, nearest
-from fss_models.methods.fssam.prior import prior_logits, prior_masks, prior_prototypes
+from fss_models.methods.fssam.prior import prior_masks, prior_prototypes
 from fss_models.methods.fssam.training import Augmentation, poly_rate
 from fss_models.official import load_official, official_state
 from fss_models.prompts import collate, mask_prompt
@@ -159,17 +159,6 @@ def test_every_ablation_changes_the_answer() -> None:
     for one, other in pairwise(found):
         assert not torch.allclose(one, other, atol=1e-7)
     assert all(bool(x.isfinite().all()) for x in found)
-
-
-def test_prior_logits_tell_object_from_surroundings_and_need_no_padding() -> None:
-    features, (foreground, background) = torch.randn(2, 8, 3, 3), torch.randn(2, 2, 8)  # two shots of each
-    features[:, :, 0, 0], features[:, :, 2, 2] = foreground.mean(dim=0), background.mean(dim=0)
-    shots = torch.stack([foreground, background], dim=1)[None].expand(2, -1, -1, -1)  # [P, K, 2, D]
-    logits = prior_logits(features, shots)
-    assert bool((logits[:, 0, 0] > 0).all())
-    assert bool((logits[:, 2, 2] < 0).all())
-    padded = torch.cat([shots, torch.zeros(2, 3, 2, 8)], dim=1)
-    torch.testing.assert_close(prior_logits(features, padded), logits)
 
 
 @torch.no_grad()
