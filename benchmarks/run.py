@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 import benchmarks.suite
-from pipelines.allocator import keep_freed_memory
+from fss_models.allocator import keep_freed_memory
 
 RESULTS = Path(__file__).with_name("results")
 PACKAGES = ("torch", "torchvision", "timm", "sam2", "numpy", "safetensors", "pyarrow", "ray")

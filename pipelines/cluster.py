@@ -13,8 +13,8 @@ from typing import Any
 
 import psutil
 
+from fss_models import allocator
 from fss_models.errors import FssError
-from pipelines import allocator
 from pipelines.cache import cache_dir
 
 OBJECT_STORE_BYTES = 300_000_000  # image bytes travel, pixels never: a small store is enough on one machine

@@ -23,9 +23,9 @@ class Figure:
     key: str = ""
 
 
-def _measured(what: str, value: float, unit: str, file: str, key: str, note: str) -> Figure:
+def _measured(what: str, value: float, unit: str, file: str, key: str, note: str, day: str = "2026-11-21") -> Figure:
     return Figure(what=what, value=value, unit=unit, kind="measured", key=key,
-                  source=f"benchmarks/results/2026-11-21-{file}.json: {note}")
+                  source=f"benchmarks/results/{day}-{file}.json: {note}")
 
 
 BUILD_RATE = _measured(
@@ -66,11 +66,12 @@ TRAIN_FCP = _measured(
     "clips a core trains with fcp/nano", 9.602708002064974, "clips/s", "feature_cache-cpu-2-cores",
     "result.clips_per_s.photos", "one core, fp32, one-shot, batch 4, 480 px photos")
 STREAM = {  # episodes a core loads each second, by the model's side
-    512: _measured("episodes a core loads at 512 px", 326.89478228807604, "episodes/s",
-                   "training_stream-shots-1-cpu-2-cores", "result.episodes_per_cpu_s.stream", "549 COCO photos, warm"),
-    1024: _measured("episodes a core loads at 1024 px", 128.57493335532635, "episodes/s",
-                    "training_stream-repeats-1-shots-1-side-1024-cpu-2-cores", "result.episodes_per_cpu_s.stream",
-                    "549 COCO photos, warm"),
+    512: _measured("episodes a core loads at 512 px", 286.1107903462609, "episodes/s",
+                   "training_stream-shots-1-side-512-cpu-2-cores", "result.episodes_per_cpu_s.stream", "549 COCO photos, warm",
+                   "2026-11-22"),
+    1024: _measured("episodes a core loads at 1024 px", 144.17007392937506, "episodes/s",
+                    "training_stream-shots-1-side-1024-cpu-2-cores", "result.episodes_per_cpu_s.stream",
+                    "549 COCO photos, warm", "2026-11-22"),
 }
 
 _SAM2 = "SAM 2's README: video frames a second of the whole model on one A100, bf16, compiled"

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 import yaml
 
+from fss_models import allocator
 from infra.local.s3 import find_weed
-from pipelines import allocator
 from pipelines.cluster import prepare_environment
 from tests.infra.manifests import INFRA, ROOT, documents, in_bytes
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from pipelines.allocator import ENVIRONMENT
+from fss_models.allocator import ENVIRONMENT
 
 if platform.libc_ver()[0] != "glibc":
     pytest.skip("needs glibc", allow_module_level=True)
@@ -39,7 +39,7 @@ def faults(first: str, then: str, env: dict[str, str]) -> int:
     return int(done.stdout)
 
 
-KEEP = "from pipelines.allocator import keep_freed_memory; keep_freed_memory()"
+KEEP = "from fss_models.allocator import keep_freed_memory; keep_freed_memory()"
 THREAD = "t = threading.Thread(target=steps); t.start(); t.join()"
 
 
