@@ -11,11 +11,12 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
 from concurrent.futures import Future
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import torch
 from PIL import Image
 
 from pipelines.data import rle
@@ -80,17 +81,31 @@ class SampleReader:
 
 
 def square_mask(mask: np.ndarray, side: int) -> np.ndarray:
-    """[H, W] bool -> [side, side] bool, as `preprocess.resize_mask` resizes."""
-    picture = Image.fromarray(mask.view(np.uint8)).resize((side, side), Image.Resampling.NEAREST)
-    return np.asarray(picture).view(bool)
+    """[H, W] bool -> [side, side] bool, as `preprocess.resize_mask` resizes.
+
+    Masks come from run lengths column by column. Nearest is of columns and rows: both are copied whole, around the one
+    transposition that such a mask needs anyway, which takes a third of the time that Pillow takes after it.
+    """
+    if not mask.flags.f_contiguous:
+        picture = Image.fromarray(mask.view(np.uint8)).resize((side, side), Image.Resampling.NEAREST)
+        return np.asarray(picture).view(bool)
+    columns = mask.T.take(_nearest(mask.shape[1], side), axis=0)
+    turned: np.ndarray = torch.from_numpy(columns).t().contiguous().numpy()
+    return turned.take(_nearest(mask.shape[0], side), axis=0)
 
 
 @lru_cache(maxsize=4096)
 def mirrors(width: int, side: int) -> bool:
     """Whether a mirrored mask's square is its mirrored square: not where nearest is a tie, as at half the width."""
-    row = Image.fromarray(np.arange(width, dtype=np.int32)[None])
-    columns = np.asarray(row.resize((side, 1), Image.Resampling.NEAREST))[0]
+    columns = _nearest(width, side)
     return bool(np.array_equal(columns[::-1], width - 1 - columns))
+
+
+@lru_cache(maxsize=4096)
+def _nearest(size: int, side: int) -> np.ndarray:
+    """[side] the row or column of `size` that Pillow's nearest resize takes."""
+    row = Image.fromarray(np.arange(size, dtype=np.int32)[None])
+    return np.asarray(row.resize((side, 1), Image.Resampling.NEAREST))[0].astype(np.intp)
 
 
 def _row(tables: Mapping[int, pa.Table], place: Place, columns: tuple[str, ...]) -> dict[str, Any]:
@@ -106,10 +121,10 @@ def _marks(tables: Mapping[int, pa.Table], place: Place, side: int) -> tuple[Mar
                  zip(found.field("rle").to_pylist(), found.field("iscrowd").to_pylist(), strict=True)]
     if row["void_rle"] or any(i["iscrowd"] for i in instances):
         both = masks_of(instances, row["void_rle"], row["height"], row["width"])
-        mask, ignore = (np.ascontiguousarray(m) for m in cropped(row["crop"], *both))
+        mask, ignore = cropped(row["crop"], *both)
     else:
         whole = rle.union([i["rle"] for i in instances], row["height"], row["width"])
-        (mask,) = (np.ascontiguousarray(m) for m in cropped(row["crop"], whole))
+        (mask,) = cropped(row["crop"], whole)
         ignore = _nothing(mask.shape)
     key = (row["image_id"], *(row["crop"] or ()))
     return _kept_marks(Marks(key, row["image_id"], mask, ignore, (mask.shape[0], mask.shape[1]), None), side)
@@ -118,14 +133,27 @@ def _marks(tables: Mapping[int, pa.Table], place: Place, side: int) -> tuple[Mar
 def _kept_marks(marks: Marks, side: int) -> tuple[Marks, int]:
     """As squares where there is a side, read-only, and the bytes they take. An `ignore` without strides is nothing."""
     if side:
-        small = square_mask(marks.mask, side)
-        ignore = square_mask(marks.ignore, side) if marks.ignore.strides[0] else _nothing(small.shape)
+        small, ignore = (_each(m, partial(square_mask, side=side), (side, side)) for m in (marks.mask, marks.ignore))
         enough = mirrors(marks.size[1], side) and bool(small.any())
-        marks = marks._replace(mask=small, ignore=ignore, whole=None if enough else (marks.mask, marks.ignore))
+        marks = marks._replace(mask=small, ignore=ignore, whole=None if enough else _by_rows(marks))
+    else:
+        mask, ignore = _by_rows(marks)
+        marks = marks._replace(mask=mask, ignore=ignore)
     arrays = [a for a in (marks.mask, marks.ignore, *(marks.whole or ())) if a.strides[0]]
     for array in arrays:
         array.flags.writeable = False
     return marks, sum(a.nbytes for a in arrays)
+
+
+def _by_rows(marks: Marks) -> tuple[np.ndarray, np.ndarray]:
+    """Mask and ignore in C order."""
+    mask, ignore = (_each(m, np.ascontiguousarray, m.shape) for m in (marks.mask, marks.ignore))
+    return mask, ignore
+
+
+def _each(mask: np.ndarray, change: Callable[[np.ndarray], np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
+    """A mask changed; one without strides, which is nothing, stays nothing."""
+    return change(mask) if mask.strides[0] else _nothing(shape)
 
 
 def _nothing(shape: tuple[int, ...]) -> np.ndarray:

@@ -101,6 +101,9 @@ def test_mirrored_squares_at_odd_sizes() -> None:
         assert np.array_equal(_square(image, side)[:, ::-1], _square(image[:, ::-1], side))
         small = square_mask(mask, side)
         assert np.array_equal(small, resize_mask(mask, side).numpy().astype(bool))
+        by_columns = square_mask(np.asfortranarray(mask), side)
+        assert np.array_equal(by_columns, small)
+        assert by_columns.flags.c_contiguous
         same = np.array_equal(small[:, ::-1], square_mask(np.ascontiguousarray(mask[:, ::-1]), side))
         assert same or not mirrors(width, side)
         told.add((same, mirrors(width, side)))
