@@ -90,8 +90,9 @@ def square_mask(mask: np.ndarray, side: int) -> np.ndarray:
         picture = Image.fromarray(mask.view(np.uint8)).resize((side, side), Image.Resampling.NEAREST)
         return np.asarray(picture).view(bool)
     columns = mask.T.take(_nearest(mask.shape[1], side), axis=0)
-    turned: np.ndarray = torch.from_numpy(columns).t().contiguous().numpy()
-    return turned.take(_nearest(mask.shape[0], side), axis=0)
+    turned = torch.from_numpy(columns).t().contiguous().numpy()
+    square: np.ndarray = turned.take(_nearest(mask.shape[0], side), axis=0)
+    return square
 
 
 @lru_cache(maxsize=4096)
@@ -104,8 +105,9 @@ def mirrors(width: int, side: int) -> bool:
 @lru_cache(maxsize=4096)
 def _nearest(size: int, side: int) -> np.ndarray:
     """[side] the row or column of `size` that Pillow's nearest resize takes."""
-    row = Image.fromarray(np.arange(size, dtype=np.int32)[None])
-    return np.asarray(row.resize((side, 1), Image.Resampling.NEAREST))[0].astype(np.intp)
+    row = Image.fromarray(np.arange(size, dtype=np.int32)[None]).resize((side, 1), Image.Resampling.NEAREST)
+    picked: np.ndarray = np.asarray(row)[0].astype(np.intp)
+    return picked
 
 
 def _row(tables: Mapping[int, pa.Table], place: Place, columns: tuple[str, ...]) -> dict[str, Any]:
