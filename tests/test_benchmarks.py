@@ -18,7 +18,7 @@ TINY = {"data": "generated", "images": 60, "side": 64, "repeats": 1}
 RANDOM = {"method": "prior", "preset": "debug"}
 SMALL = {
     "store_write": {"bytes": 1000, "files": 2, "repeats": 1},
-    "training_stream": {**TINY, "workers": 0},
+    "training_stream": {**TINY, "workers": 0, "turns": 2},
     "training_stream_s3": {**TINY, "batches": 4, "latency_ms": 2},
     "shipped_bundle": {"method": "sansa", "preset": "debug", "images": 2, "batch": 2, "shots": [1], "repeats": 1},
     "training_run": {"data": "generated", "images": 60, "preset": "debug", "steps": 4, "window": 2, "rounds": 1,

@@ -12,7 +12,8 @@ With `tensors` all also turn each use of a photo into normalised floats (`Prepro
 Figures are episodes a CPU second (all threads and processes), which is what a core gives; `wall_` ones are beside them.
 They are medians over turns, ratios those of each turn's neighbours: `turns` of all but the slow plain loader, which is
 in the first `repeats`. The stream decodes in two threads; where those share a core as its hyperthreads, each costs more
-CPU seconds than one alone: `share_of_bound_in_threads` is against the same bound in as many threads. In a process's first turn the system has yet to map the memory of the pixels that are kept.
+CPU seconds than one alone: `share_of_bound_in_threads` is against the same bound in as many threads. In a process's
+first turn the system has yet to map the memory of the pixels that are kept.
 """
 
 from __future__ import annotations
