@@ -29,7 +29,7 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         root, what = coco_root(config, folder)
-        sets = {"data.source.root": root, "data.source.format": "coco", "data.name": "photos",
+        sets = {"data.source": f"{{format: coco, root: {json.dumps(root)}}}", "data.name": "photos",
                 "train.selection": "none",
                 "train.steps": config["steps"], "eval.episodes": config["episodes"], "sweep.folds": config["folds"],
                 "sweep.seeds": config["seeds"], **({"methods": config["methods"]} if config["methods"] else {})}

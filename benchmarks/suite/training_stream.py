@@ -5,8 +5,9 @@ photos as 8-bit squares (Pillow's bilinear resize of `published` preprocessing) 
 
 plain   torch's Dataset and DataLoader: class uniform, query and supports uniform; K+1 JPEG files and K+1 PNG label
         maps are opened, decoded and resized for every episode, in `workers` processes.
-bound   the CPU seconds to decode and resize every distinct photo of the pool once, divided by the episodes that the
-        pool yields in an epoch; masks, reading, drawing and hand-over are not in it.
+bound   the CPU seconds to decode and resize each photo of the pool once, divided by the episodes that the pool yields
+        in an epoch; masks, reading, drawing and hand-over are not in it.
+shown   the same for the photos that the epoch's episodes show, which are fewer: its stricter bound.
 
 With `tensors` all also turn each use of a photo into normalised floats (`Preprocessor`), which no loader can share.
 Figures are episodes a CPU second (all threads and processes), which is what a core gives; `wall_` ones are beside them.
@@ -49,11 +50,12 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
         url, what = build(config, Path(place))
         files, bytes_of = _raw_files(url, Path(place) / "files")
         ways: dict[str, Callable[[], int]] = {
-            "bound": lambda: _once(bytes_of, config), "stream": lambda: stream_epoch(url, config),
-            "bound_threads": lambda: _once(bytes_of, config, DECODERS),
+            "bound": lambda: _once(list(bytes_of.values()), config),
+            "shown": lambda: _once([bytes_of[i] for i in shown], config), "stream": lambda: stream_epoch(url, config),
+            "bound_threads": lambda: _once(list(bytes_of.values()), config, DECODERS),
             "plain": lambda: _plain(files, config, episodes),
         }
-        episodes = _episodes(url, config)
+        episodes, shown = _epoch(url, config)
         times: dict[str, list[tuple[float, float]]] = {name: [] for name in (*ways, "masks")}
         for turn in range(max(config["turns"], config["repeats"])):
             names = [name for name in ways if name != "plain" or turn < config["repeats"]]
@@ -63,9 +65,11 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
     cpu = {name: statistics.median(c for c, _ in found) for name, found in times.items()}
     wall = {name: statistics.median(w for _, w in found) for name, found in times.items()}
     return {"ratio": _share(times, "plain"), "share_of_bound": _share(times, "bound"),
+            "share_of_shown": _share(times, "shown"), "share_of_shown_with_masks": _share(times, "shown", "masks"),
             "share_of_bound_in_threads": _share(times, "bound_threads"),
             "share_of_bound_with_masks": _share(times, "bound", "masks"), "data": what,
-            "episodes": episodes, "distinct_photos": len(bytes_of), "cpu_seconds": cpu, "wall_seconds": wall,
+            "episodes": episodes, "distinct_photos": len(bytes_of), "shown_photos": len(shown),
+            "cpu_seconds": cpu, "wall_seconds": wall,
             "episodes_per_cpu_s": {n: episodes / s for n, s in cpu.items()},
             "wall_ratio": wall["plain"] / wall["stream"]}
 
@@ -123,19 +127,33 @@ def _finisher(config: dict[str, Any]) -> Callable[[np.ndarray, np.ndarray], obje
     return finish
 
 
-def _episodes(url: str, config: dict[str, Any]) -> int:
+def _epoch(url: str, config: dict[str, Any]) -> tuple[int, set[int]]:
+    """(the episodes of the first epoch, the photos that they show)."""
+    specs, tables = _pool(url, config)
+    ids = {b: table.column("image_id").to_pylist() for b, table in tables.items()}
+    return len(specs), {ids[b][row] for spec in specs for b, row in (*spec.references, *spec.targets)}
+
+
+def _pool(url: str, config: dict[str, Any]) -> tuple[list[Any], dict[int, Any]]:
+    """(what the first epoch's episodes are of, the blocks of its windows)."""
+    from pipelines.data.shardset import Shards
+    from pipelines.data.stream import read_block
+
     with open_stream(url, config) as stream:
-        return sum(len(w) for w in stream.plan.windows(0))
+        plan = stream.plan
+    shards, windows = Shards(url), plan.windows(0)
+    specs = [plan.spec(0, w, i) for w, window in enumerate(windows) for i in range(len(window))]
+    return specs, {b: read_block(shards, plan.blocks[b]) for b in {b for w in windows for b in w.blocks}}
 
 
 # ---- the plain loader ---------------------------------------------------------------------------------------------
 
-def _raw_files(url: str, folder: Path) -> tuple[Files, list[bytes]]:
-    """The training photos as files, with label maps as the published loaders read them; and the photos' bytes."""
+def _raw_files(url: str, folder: Path) -> tuple[Files, dict[int, bytes]]:
+    """The training photos as files, with label maps as the published loaders read them; and the photos' bytes by id."""
     from pipelines.data import rle
     from pipelines.data.shardset import Shards
 
-    shards, files, found = Shards(url), {}, []  # type: ignore[var-annotated]
+    shards, files, found = Shards(url), {}, {}  # type: ignore[var-annotated]
     folder.mkdir()
     pools = {c: shards.photos_of(c, "train") for c in shards.classes}
     for image_id in sorted({i for c, pool in pools.items() if len(pool) >= 2 for i in pool}):
@@ -146,7 +164,7 @@ def _raw_files(url: str, folder: Path) -> tuple[Files, list[bytes]]:
         names = (folder / f"{image_id}.jpg", folder / f"{image_id}.png")
         names[0].write_bytes(photo["image"])
         Image.fromarray(labels).save(names[1])
-        found.append(photo["image"])
+        found[image_id] = photo["image"]
         for c, pool in pools.items():
             if len(pool) >= 2 and image_id in pool:
                 files.setdefault(c, []).append((str(names[0]), str(names[1])))
@@ -200,23 +218,14 @@ def _once(photos: list[bytes], config: dict[str, Any], threads: int = 1) -> int:
 
 
 def _masks(url: str, config: dict[str, Any]) -> tuple[float, float]:
+    """To make each mask that the epoch shows once, as squares."""
     from pipelines.data.pixels import SampleReader
-    from pipelines.data.shardset import Shards
-    from pipelines.data.stream import read_block
 
-    with open_stream(url, config) as stream:
-        plan = stream.plan
-    shards = Shards(url)
-    specs = [plan.spec(0, w, i) for w, window in enumerate(plan.windows(0)) for i in range(len(window))]
-    tables = {b: read_block(shards, plan.blocks[b]) for b in {b for w in plan.windows(0) for b in w.blocks}}
-    reader, finish = SampleReader(config["pixel_bytes"]), _finisher({**config, "tensors": False})
-    none = np.zeros((0, 0, 3), np.uint8)
+    specs, tables = _pool(url, config)
+    reader = SampleReader(config["pixel_bytes"], config["side"])
 
     def work() -> int:
-        for spec in specs:
-            for place in (*spec.references, *spec.targets):
-                finish(none, reader.marks(tables, place).mask)
-        return len(specs)
+        return sum(1 for s in specs for place in (*s.references, *s.targets) if reader.marks(tables, place))
 
     return _timed(work)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
@@ -55,9 +55,15 @@ class SampleReader:
         """Bytes kept now."""
         return self._kept.held
 
-    def __call__(self, tables: Mapping[int, pa.Table], place: Place) -> Sample:
-        """The annotation at a place. Its arrays are shared and cannot be written to."""
-        marks = self.marks(tables, place)
+    def __call__(self, tables: Mapping[int, pa.Table], places: Sequence[Place]) -> list[Sample]:
+        """The annotations at some places. Their arrays are shared and cannot be written to.
+
+        All masks come before the first photo: by turns, each would find nothing of its own left in the CPU's caches.
+        """
+        return [self._sample(tables, place, marks)
+                for place, marks in [(place, self.marks(tables, place)) for place in places]]
+
+    def _sample(self, tables: Mapping[int, pa.Table], place: Place, marks: Marks) -> Sample:
         image = self._kept.get(("photo", marks.key), lambda: self._photo(tables, place))
         return Sample(image_id=marks.image_id, image=image, mask=marks.mask, ignore=marks.ignore,
                       size=marks.size if self.side else None, whole=marks.whole)
@@ -168,7 +174,8 @@ class _Kept:
 
     def __init__(self, limit: int) -> None:
         self._limit, self.held = limit, 0
-        self._items: OrderedDict[Hashable, tuple[Future[Any], int]] = OrderedDict()
+        self._items: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
+        self._making: dict[Hashable, Future[Any]] = {}
         self._lock = threading.Lock()
 
     def get(self, key: Hashable, make: Callable[[], tuple[Any, int]]) -> Any:
@@ -177,22 +184,24 @@ class _Kept:
             made = self._items.get(key)
             if made is not None:
                 self._items.move_to_end(key)
-            else:
-                future: Future[Any] = Future()
-                self._items[key] = (future, 0)
-        if made is not None:
-            return made[0].result()
+                return made[0]
+            making = self._making.get(key)
+            if making is None:
+                future = self._making[key] = Future()
+        return making.result() if making is not None else self._make(key, make, future)
+
+    def _make(self, key: Hashable, make: Callable[[], tuple[Any, int]], future: Future[Any]) -> Any:
         try:
             value, size = make()
         except BaseException as error:
             with self._lock:
-                self._items.pop(key, None)
+                del self._making[key]
             future.set_exception(error)
             raise
         with self._lock:
-            if key in self._items:
-                self._items[key] = (future, size)
-                self.held += size
+            del self._making[key]
+            self._items[key] = (value, size)
+            self.held += size
             while self.held > self._limit:
                 self.held -= self._items.popitem(last=False)[1][1]
         future.set_result(value)

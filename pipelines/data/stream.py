@@ -208,11 +208,12 @@ def usable_blocks(shards: Shards, classes: Collection[int], avoid: set[int]) -> 
 def _decode(read: SampleReader, spec: Spec, class_name: str, tables: dict[int, pa.Table],
             index: dict[int, dict[str, Any]] | None) -> EpisodeSample:
     """With the index of the shards' photos the samples stay `Undecoded`."""
-    def sample(place: Place) -> Sample:
-        return read(tables, place) if index is None else _undecoded(read, tables, place, index)
-
-    return EpisodeSample(class_id=spec.class_id, class_name=class_name,
-                         references=[sample(p) for p in spec.references], targets=[sample(p) for p in spec.targets])
+    places = (*spec.references, *spec.targets)
+    samples: list[Sample] = (
+        read(tables, places) if index is None else [_undecoded(read, tables, p, index) for p in places])
+    shots = len(spec.references)
+    return EpisodeSample(class_id=spec.class_id, class_name=class_name, references=samples[:shots],
+                         targets=samples[shots:])
 
 
 def _undecoded(read: SampleReader, tables: dict[int, pa.Table], place: Place,

@@ -138,7 +138,7 @@ def _table() -> pa.Table:
 
 def _episodes(side: int) -> list[EpisodeSample]:
     read, tables = SampleReader(10**8, side), {0: _table()}
-    samples = [read(tables, (0, row)) for row in range(len(PHOTOS))]
+    samples = read(tables, [(0, row) for row in range(len(PHOTOS))])
     samples.append(samples[0])
     return [EpisodeSample(class_id=0, class_name="one", references=samples[:3], targets=samples[3:5]),
             EpisodeSample(class_id=0, class_name="one", references=samples[3:], targets=samples[:2])]

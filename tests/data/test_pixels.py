@@ -38,7 +38,7 @@ def test_samples_are_those_of_the_image_table(shapes_shards: str, limit: int) ->
     reader = SampleReader(limit)
     for _ in range(2):
         for place in _places(plan)[::3]:
-            found, expected = reader(tables, place), None
+            (found,), expected = reader(tables, [place]), None
             expected = shards.sample(found.image_id, plan.blocks[place[0]].class_id)
             for name in ("image", "mask", "ignore"):
                 assert np.array_equal(getattr(found, name), getattr(expected, name))
@@ -57,13 +57,13 @@ def test_a_photo_is_decoded_once_though_many_ask(shapes_shards: str, monkeypatch
     monkeypatch.setattr(pixels, "decode_sized", counted)
     reader = SampleReader(10**9)
     with ThreadPoolExecutor(8) as pool:
-        ids = {s.image_id for s in pool.map(lambda p: reader(tables, p), _places(plan) * 4)}
+        ids = {s.image_id for s in pool.map(lambda p: reader(tables, [p])[0], _places(plan) * 4)}
     assert len(seen) == len(ids) == len(set(seen))
 
 
 def test_shared_arrays_cannot_be_written_to(shapes_shards: str) -> None:
     plan, tables = _tables(shapes_shards)
-    sample = SampleReader(10**9)(tables, _places(plan)[0])
+    sample = SampleReader(10**9)(tables, _places(plan)[:1])[0]
     for array in (sample.image, sample.mask, sample.ignore):
         with pytest.raises(ValueError, match="read-only"):
             array[0, 0] = 1
