@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.resources import files
 from typing import Any
@@ -41,16 +41,24 @@ class Shown:
     pictures: list[tuple[str, str]]
 
 
-def picks(table: pa.Table, *, seed: int = 0, count: int = RANDOM, worst: int = WORST) -> dict[str, list[int]]:
+def picks(table: pa.Table, queries: Mapping[int, int] | None = None, *, seed: int = 0, count: int = RANDOM,
+          worst: int = WORST) -> dict[str, list[int]]:
     """Kind -> ids of a table of `EPISODE_SCORES`: `count` drawn with `seed` alone, and those of the lowest IoU.
 
     Random ones come in the order of the draw, the worst ones worst first, ties by id. An episode may be in both.
+    With `queries` (episode -> photo) the worst show different queries or classes as long as there are any.
     """
-    ids, ious = (table[k].to_numpy() for k in ("episode_id", "iou"))
+    ids, ious, classes = (table[k].to_numpy() for k in ("episode_id", "iou", "class_id"))
     order = np.argsort(ids)
-    ids, ious = ids[order], ious[order]
+    ids, ious, classes = ids[order], ious[order], classes[order]
     drawn = np.random.default_rng([seed, len(ids)]).permutation(ids)[:count]
-    return {"random": drawn.tolist(), "worst": ids[np.argsort(ious, kind="stable")[:worst]].tolist()}
+    ranked = np.argsort(ious, kind="stable").tolist()
+    first: dict[tuple[int, int], int] = {}
+    for i in ranked:
+        first.setdefault((queries[int(ids[i])] if queries else i, int(classes[i])), i)
+    firsts = set(first.values())
+    shown = set([*first.values(), *(i for i in ranked if i not in firsts)][:worst])
+    return {"random": drawn.tolist(), "worst": [int(ids[i]) for i in ranked if i in shown]}
 
 
 def write_gallery(
@@ -65,7 +73,8 @@ def write_gallery(
     store = Store(join(out, f"{name}-fold{fold}-shot{episodes.shots}-{result.bundle_id}"))
     by_id = {e.episode_id: e for e in episodes}
     iou = dict(zip(table["episode_id"].to_pylist(), table["iou"].to_pylist(), strict=True))
-    chosen = [(kind, n, by_id[i]) for kind, ids in picks(table, seed=seed).items() for n, i in enumerate(ids)]
+    picked = picks(table, {e.episode_id: e.query for e in episodes}, seed=seed)
+    chosen = [(kind, n, by_id[i]) for kind, ids in picked.items() for n, i in enumerate(ids)]
     shown = []
     with Bar("drawing", len(chosen), unit="episodes") as bar:
         for kind, number, episode in chosen:
