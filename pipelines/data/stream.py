@@ -7,6 +7,7 @@ and decodes only its share of each global batch.
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 from collections.abc import Collection, Iterator
@@ -26,9 +27,14 @@ from pipelines.data.schema import EpisodeSample, Sample
 from pipelines.data.shardset import Shards
 from pipelines.features.records import Photo
 
-DECODERS, LOADERS = 2, 6  # threads; those that load mostly wait for storage
+LOADERS = 6  # threads, which mostly wait for storage
 AHEAD = 3  # global batches decoded before they are asked for
 Position = dict[str, int | str]
+
+
+def decoders() -> int:
+    """Threads that decode: one for every two cores, which are often one core's hyperthreads, and at most eight."""
+    return max(1, min(8, (os.cpu_count() or 1) // 2))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +70,7 @@ class EpisodeStream:
         self._position = self._start(position)
         self._ready: queue.Queue[tuple[list[Future[EpisodeSample]], Position] | Exception] = queue.Queue(AHEAD)
         self._stop = threading.Event()
-        self._decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="decode")
+        self._decoders = ThreadPoolExecutor(decoders(), thread_name_prefix="decode")
         self._pool = _Pool(self.shards, self.plan, decode)
         self._index = None if decode else self.shards.rows
         self._read = SampleReader(pixel_bytes, side)
