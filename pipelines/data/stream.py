@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import queue
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -30,6 +30,8 @@ from pipelines.features.records import Photo
 LOADERS = 6  # threads, which mostly wait for storage
 AHEAD = 3  # global batches decoded before they are asked for
 Position = dict[str, int | str]
+_Work = tuple[Spec, str, dict[int, pa.Table]]  # an episode, its class's name, the blocks of its window
+_Batch = tuple[list[Future[list[EpisodeSample]]], Position]  # a part for each thread, the position after it
 
 
 def decoders() -> int:
@@ -68,9 +70,10 @@ class EpisodeStream:
         self.plan = Plan(blocks, shots=shots, targets=targets, seed=seed, pool_bytes=pool_bytes, sampler=sampler)
         self._batch, self._rank, self._world = batch, rank, world
         self._position = self._start(position)
-        self._ready: queue.Queue[tuple[list[Future[EpisodeSample]], Position] | Exception] = queue.Queue(AHEAD)
+        self._ready: queue.Queue[_Batch | Exception] = queue.Queue(AHEAD)
         self._stop = threading.Event()
-        self._decoders = ThreadPoolExecutor(decoders(), thread_name_prefix="decode")
+        self._threads = decoders()
+        self._decoders = ThreadPoolExecutor(self._threads, thread_name_prefix="decode")
         self._pool = _Pool(self.shards, self.plan, decode)
         self._index = None if decode else self.shards.rows
         self._read = SampleReader(pixel_bytes, side)
@@ -97,8 +100,8 @@ class EpisodeStream:
         if isinstance(item, Exception):
             self.close()
             raise item
-        futures, after = item
-        samples = [f.result() for f in futures]
+        parts, after = item
+        samples = [sample for part in parts for sample in part.result()]
         self._position = after
         return samples
 
@@ -137,20 +140,22 @@ class EpisodeStream:
             episodes = self._episodes(int(position["epoch"]), int(position["window"]), int(position["index"]))
             while not self._stop.is_set():
                 group = [next(episodes) for _ in range(self._batch)]
-                futures = [self._decoders.submit(decode, *work) for work, _ in group[self._rank :: self._world]]
-                self._put((futures, group[-1][1]))
+                share = [work for work, _ in group[self._rank :: self._world]]
+                size = -(-len(share) // self._threads)
+                parts = [share[at : at + size] for at in range(0, len(share), size)]
+                self._put(([self._decoders.submit(decode, part) for part in parts], group[-1][1]))
         except Exception as error:
             if not self._stop.is_set():
                 self._put(error)
 
-    def _put(self, item: tuple[list[Future[EpisodeSample]], Position] | Exception) -> None:
+    def _put(self, item: _Batch | Exception) -> None:
         while not self._stop.is_set():
             try:
                 return self._ready.put(item, timeout=0.1)
             except queue.Full:
                 continue
 
-    def _episodes(self, epoch: int, window: int, index: int) -> Iterator[tuple[tuple[Any, ...], Position]]:
+    def _episodes(self, epoch: int, window: int, index: int) -> Iterator[tuple[_Work, Position]]:
         """(what `_decode` takes, the position after it), without end."""
         while True:
             windows = self.plan.windows(epoch)
@@ -211,15 +216,17 @@ def usable_blocks(shards: Shards, classes: Collection[int], avoid: set[int]) -> 
     ]
 
 
-def _decode(read: SampleReader, spec: Spec, class_name: str, tables: dict[int, pa.Table],
-            index: dict[int, dict[str, Any]] | None) -> EpisodeSample:
+def _decode(read: SampleReader, part: Sequence[_Work], index: dict[int, dict[str, Any]] | None) -> list[EpisodeSample]:
     """With the index of the shards' photos the samples stay `Undecoded`."""
-    places = (*spec.references, *spec.targets)
-    samples: list[Sample] = (
-        read(tables, places) if index is None else [_undecoded(read, tables, p, index) for p in places])
-    shots = len(spec.references)
-    return EpisodeSample(class_id=spec.class_id, class_name=class_name, references=samples[:shots],
-                         targets=samples[shots:])
+    episodes = []
+    for spec, class_name, tables in part:
+        places = (*spec.references, *spec.targets)
+        samples: list[Sample] = (
+            read(tables, places) if index is None else [_undecoded(read, tables, p, index) for p in places])
+        shots = len(spec.references)
+        episodes.append(EpisodeSample(class_id=spec.class_id, class_name=class_name, references=samples[:shots],
+                                      targets=samples[shots:]))
+    return episodes
 
 
 def _undecoded(read: SampleReader, tables: dict[int, pa.Table], place: Place,
