@@ -66,10 +66,10 @@ TRAIN_FCP = _measured(
     "clips a core trains with fcp/nano", 9.602708002064974, "clips/s", "feature_cache-cpu-2-cores",
     "result.clips_per_s.photos", "one core, fp32, one-shot, batch 4, 480 px photos")
 STREAM = {  # episodes a core loads each second, by the model's side
-    512: _measured("episodes a core loads at 512 px", 330.77198605632236, "episodes/s",
+    512: _measured("episodes a core loads at 512 px", 402.4486279764881, "episodes/s",
                    "training_stream-shots-1-side-512-cpu-2-cores", "result.episodes_per_cpu_s.stream",
                    "549 COCO photos, warm", "2026-11-22"),
-    1024: _measured("episodes a core loads at 1024 px", 154.0734522280695, "episodes/s",
+    1024: _measured("episodes a core loads at 1024 px", 197.54102357571898, "episodes/s",
                     "training_stream-shots-1-side-1024-cpu-2-cores", "result.episodes_per_cpu_s.stream",
                     "549 COCO photos, warm", "2026-11-22"),
 }
