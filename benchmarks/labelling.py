@@ -120,7 +120,9 @@ class CpuAccount:
         time.sleep(0.25)
 
     def ms_a_photo(self, chunk: int) -> dict[str, float]:
-        """Milliseconds of CPU by role."""
+        """Milliseconds of CPU by role; none where the job was over before it could be looked at twice."""
+        if len(self._seen) < 2:
+            return {}
         first, last = min(self._seen), max(self._seen)
         before, found = self._seen[first], dict[str, float]()
         for pid, (role, seconds) in self._seen[last].items():

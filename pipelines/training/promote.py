@@ -41,11 +41,14 @@ def registered_model(recipe: Recipe) -> str:
 def promote(recipe: Recipe) -> BundleInfo:
     """Refit, gate and publish the winner; returns the champion's bundle. Killed and run again, it goes on.
 
-    Raises `FssError` without a leaderboard or a winner, for a leaderboard of other data, for a failed refit and at a
-    closed gate; the champion that was there stays then.
+    Raises `FssError` without a leaderboard or a winner, for a leaderboard of other methods or data, for a failed refit
+    and at a closed gate; the champion that was there stays then.
     """
     recipe = only_cell(recipe)
     board = read_leaderboard(recipe)
+    if {r.method.key for r in board.rows} != {m.key for m in recipe.methods}:
+        raise FssError("the leaderboard is of other methods than the recipe's", where=Workspace(recipe.out).leaderboard,
+                       mend="run `fss sweep run` with the same recipe and settings, then promote")
     row = next((r for r in board.rows if r.label == board.winner), None)
     if row is None:
         raise FssError("the leaderboard has no winner", where=Workspace(recipe.out).leaderboard, mend=board.reason)
