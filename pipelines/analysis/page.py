@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import datetime
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib.resources import files
 from typing import Any
 
-import jinja2
 import yaml
 from markupsafe import Markup
 
 from pipelines.bundle import BundleInfo
 from pipelines.config import Recipe
 from pipelines.data.shardset import Shards
-from pipelines.report.page import style_sheet
+from pipelines.report.template import page_template
 from pipelines.storage import Store, join
 from pipelines.training.run import code_version
 
@@ -102,13 +99,10 @@ def write_page(analysis: Analysis, recipe: Recipe, shards: Shards,
 
 def render(written: Written, recipe: Recipe) -> str:
     """The page's HTML."""
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True,
-                                     undefined=jinja2.StrictUndefined)
-    template = environment.from_string(files("pipelines.analysis").joinpath("analysis.html").read_text())
+    template = page_template("pipelines.analysis", "analysis.html")
     return template.render(
-        a=written.analysis, about=written.about, style=style_sheet(), plots=[Markup(p) for p in written.analysis.plots],
-        config=yaml.safe_dump(recipe.model_dump(include={"name", "data", "eval"}), sort_keys=False),
-        made=datetime.datetime.now().astimezone().strftime("%d %B %Y, %H:%M %Z"))
+        a=written.analysis, about=written.about, plots=[Markup(p) for p in written.analysis.plots],
+        config=yaml.safe_dump(recipe.model_dump(include={"name", "data", "eval"}), sort_keys=False))
 
 
 def pct(value: float) -> str:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.resources import files
 from typing import Any
 
-import jinja2
 import numpy as np
 import pyarrow as pa
 
@@ -19,8 +16,8 @@ from pipelines.data.schema import EpisodeSample
 from pipelines.data.shardset import Shards
 from pipelines.progress import Bar
 from pipelines.report.examples import predict
-from pipelines.report.page import style_sheet
 from pipelines.report.pictures import PREDICTION, SUPPORT, picture, png_bytes
+from pipelines.report.template import page_template
 from pipelines.storage import Store, join
 from pipelines.training.evaluate import marked
 from pipelines.training.results import RunResult
@@ -111,8 +108,5 @@ def _draw(model: Segmenter, shards: Shards, episode: Episode, config: EvalConfig
 
 
 def _page(about: dict[str, Any], shown: Sequence[Shown]) -> str:
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True,
-                                     undefined=jinja2.StrictUndefined)
-    template = environment.from_string(files("pipelines.report").joinpath("episodes.html").read_text())
-    return template.render(style=style_sheet(), a=about, kinds={k: [s for s in shown if s.kind == k] for k in KINDS},
-                           made=datetime.datetime.now().astimezone().strftime("%d %B %Y, %H:%M %Z"))
+    template = page_template("pipelines.report", "episodes.html")
+    return template.render(a=about, kinds={k: [s for s in shown if s.kind == k] for k in KINDS})

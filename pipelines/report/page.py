@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import datetime
 import os
 import platform
 from collections.abc import Sequence
 from importlib.metadata import version
-from importlib.resources import files
 from typing import Any
 
-import jinja2
 import psutil
 import yaml
 from markupsafe import Markup
@@ -22,6 +19,7 @@ from pipelines.report.curves import interval_bars, learning_curves
 from pipelines.report.examples import KINDS, examples
 from pipelines.report.gallery import KINDS as LABEL_KINDS
 from pipelines.report.gallery import galleries
+from pipelines.report.template import page_template
 from pipelines.storage import Store
 from pipelines.training.run import code_version
 
@@ -43,22 +41,14 @@ def write_report(recipe: Recipe, *, labels: str = "", target: str = "") -> str:
     return url
 
 
-def style_sheet() -> Markup:
-    """The style of all our pages."""
-    return Markup(files("pipelines.report").joinpath("style.css").read_text())
-
-
 def render(material: Material) -> str:
     """The page's HTML."""
     say("report: predicting the example episodes")
     shown, why_none = examples(material)
     say("report: labels and figures")
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True,
-                                     undefined=jinja2.StrictUndefined)
-    environment.filters.update(pct=_pct, compared=_compared, count=_count, duration=_duration, spread=_spread)
-    template = environment.from_string(files("pipelines.report").joinpath("report.html").read_text())
+    template = page_template("pipelines.report", "report.html", pct=_pct, compared=_compared, count=_count,
+                             duration=_duration, spread=_spread)
     return template.render(
-        style=style_sheet(),
         m=material, board=material.board, winner=material.winner, recipe=material.recipe,
         folds=sorted({f for r in material.board.rows for f in r.folds}, key=int), verdicts=_verdicts(material),
         versus=versus_baseline(material), baseline=BASELINE, intervals=_intervals(material), curves=_curves(material),
@@ -67,7 +57,6 @@ def render(material: Material) -> str:
         label_kinds=LABEL_KINDS,
         failures=_failures(material), config=yaml.safe_dump(material.recipe.model_dump(), sort_keys=False),
         machine=_machine(), versions={p: version(p) for p in PACKAGES}, code=code_version(),
-        made=datetime.datetime.now().astimezone().strftime("%d %B %Y, %H:%M %Z"),
         total_s=sum(s["seconds"] for s in material.stages),
     )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import html
 import io
 from collections.abc import Mapping
 
@@ -12,20 +11,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pipelines.data.marginals import Marginals, Table
-
-_PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>
-<style>body{{font:15px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem}}
-img{{max-width:100%}}</style>
-<h1>{title}</h1><ul>{lines}</ul><img alt="expected and drawn frequencies" src="data:image/png;base64,{image}"></html>
-"""
+from pipelines.report.template import page_template
 
 
 def sampling_page(found: Marginals, names: Mapping[int, str], title: str, lines: list[str]) -> str:
     """HTML with the figure inside."""
     image = io.BytesIO()
     sampling_figure(found, names).savefig(image, format="png", dpi=110)
-    items = "".join(f"<li>{html.escape(line)}</li>" for line in lines)
-    return _PAGE.format(title=html.escape(title), lines=items, image=base64.b64encode(image.getvalue()).decode())
+    template = page_template("pipelines.report", "sampling.html")
+    return template.render(title=title, lines=lines, image=base64.b64encode(image.getvalue()).decode())
 
 
 def sampling_figure(found: Marginals, names: Mapping[int, str]) -> Figure:

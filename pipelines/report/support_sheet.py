@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import datetime
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib.resources import files
 from typing import Any
 
-import jinja2
 import numpy as np
 import torch
 
@@ -18,8 +15,8 @@ from fss_models.errors import BadImage
 from pipelines.data import rle
 from pipelines.data.decode import decode_image
 from pipelines.labelling.images import ImageList, Reader
-from pipelines.report.page import style_sheet
 from pipelines.report.pictures import SUPPORT, photo_url, picture
+from pipelines.report.template import page_template
 from pipelines.serving.labeler import Labeler
 from pipelines.serving.marks import mark_prompt
 from pipelines.serving.masks import Failure, Labels
@@ -102,16 +99,13 @@ def _shown(name: str, data: bytes, result: Labels | Failure, names: Sequence[str
 def write_page(labeler: Labeler, classes: Sequence[SupportSet], worth: Sequence[Worth], price: Price | None,
                shown: list[dict[str, str]]) -> bytes:
     """The page as bytes; it loads nothing."""
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True,
-                                     undefined=jinja2.StrictUndefined)
-    template = environment.from_string(files("pipelines.report").joinpath("support_sheet.html").read_text())
+    template = page_template("pipelines.report", "support_sheet.html")
     pictures = [[_support_url(s.image, s.mark) for s in one.supports] for one in classes]
     info = labeler.info
     calibrator = labeler.judge.calibrator.about if labeler.judge else None
     return template.render(
-        style=style_sheet(), classes=list(zip(worth, pictures, strict=True)), price=asdict(price) if price else None,
-        shown=shown, info=info, calibrator=calibrator,
-        made=datetime.datetime.now().astimezone().strftime("%d %B %Y, %H:%M %Z")).encode()
+        classes=list(zip(worth, pictures, strict=True)), price=asdict(price) if price else None,
+        shown=shown, info=info, calibrator=calibrator).encode()
 
 
 def _support_url(data: bytes, mark: dict[str, Any]) -> str:

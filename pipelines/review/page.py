@@ -10,13 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 from typing import Any
 
-import jinja2
-
 from fss_models.errors import BadImage, FssError
 from pipelines.data import rle
 from pipelines.labelling.decisions import Decided, apply_decisions, count_decisions
-from pipelines.report.page import style_sheet
 from pipelines.report.pictures import photo_url
+from pipelines.report.template import page_template
 from pipelines.review.doubt import MOST, Order, by_doubt, rows_at, sureness
 from pipelines.review.job import Reviewed, Row
 from pipelines.storage import Store
@@ -37,7 +35,7 @@ def write_review(job: Reviewed, out: str, *, most: int = MOST, undecided: bool =
         raise FssError("has no label to review", where=job.out.url,
                        mend="every label is decided on" if undecided and job.chunks else "nothing is labelled yet")
     store, pages = Store(out), -(-len(order) // PAGE)
-    template = _template()
+    template = page_template("pipelines.review", "review.html")
     with ThreadPoolExecutor(READERS, thread_name_prefix="review") as pool:
         for page in range(pages):
             rows = rows_at(job, order, range(page * PAGE, min((page + 1) * PAGE, len(order))))
@@ -52,16 +50,10 @@ def page_name(page: int) -> str:
     return f"review-{page + 1:04d}.html"
 
 
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True,
-                                     undefined=jinja2.StrictUndefined)
-    return environment.from_string(files("pipelines.review").joinpath("review.html").read_text(encoding="utf-8"))
-
-
 def _about(job: Reviewed, order: Order, decided: Decided) -> dict[str, Any]:
     manifest = job.manifest
     script = files("pipelines.review").joinpath("review.js").read_text(encoding="utf-8")
-    return {"style": style_sheet(), "script": script,
+    return {"script": script,
             "title": manifest.title, "manifest": manifest, "shown": len(order), "total": order.total,
             "counts": count_decisions(decided), "photos": manifest.images_count,
             "done": sum(len(manifest.rows(c)) for c in job.chunks),

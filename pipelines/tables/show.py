@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 
-import jinja2
-
-from pipelines.report.page import style_sheet
+from pipelines.report.template import page_template
 from pipelines.storage import Store, join
 from pipelines.tables.cells import Cell
 from pipelines.tables.config import MEASURES
@@ -150,11 +146,8 @@ def _escaped(cell: str) -> str:
 
 def page(found: Outcome) -> str:
     """The same as one self-contained page."""
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True,
-                                     undefined=jinja2.StrictUndefined)
-    template = environment.from_string(files("pipelines.tables").joinpath("table.html").read_text())
-    return template.render(title=found.table.title, blocks=blocks(found), remarks=remarks(found), style=style_sheet(),
-                           made=datetime.datetime.now().astimezone().strftime("%d %B %Y, %H:%M %Z"),
+    template = page_template("pipelines.tables", "table.html")
+    return template.render(title=found.table.title, blocks=blocks(found), remarks=remarks(found),
                            code=code_version())
 
 
