@@ -122,11 +122,13 @@ def _first_mistake(error: ValidationError, model: type[BaseModel]) -> str:
 
 
 def _keys_at(model: type[BaseModel], place: list[str]) -> list[str]:
+    """The keys of a section. Below a mapping (`search.space`) its keys are free: each leads to the same kind."""
+    kind: Any = model
     for key in place:
-        if key.isdigit():
-            continue
-        kind: Any = model.model_fields[key].annotation
-        while get_origin(kind) is not None:
+        if get_origin(kind) is dict:
+            kind = get_args(kind)[1]
+        elif not key.isdigit():
+            kind = kind.model_fields[key].annotation
+        while get_origin(kind) not in (None, dict):
             kind = get_args(kind)[0]
-        model = kind
-    return list(model.model_fields)
+    return list(kind.model_fields)

@@ -34,6 +34,8 @@ def test_a_recipe_survives_printing(name: str, tmp_path: Path) -> None:
     ("trian.steps=5", "did you mean 'train'"),
     ("methods.0.persets=nano", "did you mean 'methods.0.preset'"),
     ("data.source.fromat=coco", "did you mean 'data.source.format'"),
+    ("search.space={train.lr: {lgo: [0.1, 1]}}", "did you mean 'search.space.train.lr.log'"),
+    ("search.space.train.lr.log=[0.1, 1]", "unknown key 'search.space.train.lr'"),
     ("train.steps=many", "train.steps: "),
     ("train.steps=0", "train.steps: "),
     ("data.source.format=tfds", "data.source.format: "),
