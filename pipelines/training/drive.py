@@ -75,8 +75,11 @@ def _may_pass(error: BaseException) -> bool:
 
 
 def one_line(error: BaseException) -> str:
-    """The cause in a person's words: the innermost error of whatever Ray wrapped around it."""
-    for worker in getattr(error, "worker_failures", {}).values():
+    """The cause in a person's words: the innermost error of whatever Ray wrapped around it.
+
+    Of several workers' errors a mistake comes first: the others only lost the one that made it.
+    """
+    for worker in sorted(getattr(error, "worker_failures", {}).values(), key=lambda w: not isinstance(w, FssError)):
         return one_line(worker)
     cause = getattr(error, "cause", None) or error.__cause__
     if isinstance(cause, BaseException) and not isinstance(error, FssError):

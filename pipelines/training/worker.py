@@ -91,7 +91,10 @@ def train_run(job: Job) -> None:
 
 
 def train_worker(config: dict[str, Any]) -> dict[str, str]:
-    """What each worker of a run does. A mistake that a retry would repeat is returned, not raised."""
+    """What each worker of a run does. A mistake that a retry would repeat is returned, not raised.
+
+    Of several workers it is raised: Ray Train gives the value of the first alone, and the others would wait for ever.
+    """
     import ray.train
     import ray.train.torch
     import torch
@@ -101,9 +104,12 @@ def train_worker(config: dict[str, Any]) -> dict[str, str]:
     clear_checkpoints(Path(tempfile.gettempdir()))
     context = ray.train.get_context()
     device = str(ray.train.torch.get_device())
+    world = context.get_world_size()
     try:
-        _train(job, context.get_world_rank(), context.get_world_size(), device)
+        _train(job, context.get_world_rank(), world, device)
     except FssError as error:
+        if world > 1:
+            raise
         return {"mistake": str(error)}
     return {}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,14 +11,19 @@ import pytest
 from fss_models.errors import FssError
 from fss_models.shipped.files import TrainingData
 from pipelines.bundle import load_bundle
+from pipelines.cluster import prepare_environment
 from pipelines.config import MethodConfig, Recipe, SelectConfig
 from pipelines.data.shardset import Shards
 from pipelines.storage import Store
 from pipelines.tracking import tracking_uri
+from pipelines.training import worker
 from pipelines.training.choose import format_leaderboard, make_leaderboard
+from pipelines.training.drive import failed
 from pipelines.training.promote import _refit_spec, promote
 from pipelines.training.results import RunResult, read_counts
-from pipelines.training.sweep import collect_results, eval_bundle, plan_sweep, run_one, run_sweep
+from pipelines.training.run import RunSpec
+from pipelines.training.sweep import collect_results, eval_bundle, plan_sweep, run_one, run_sweep, scoring
+from pipelines.training.worker import Job
 from pipelines.workspace import Workspace
 from tests.models.shipped_case import ship_random
 
@@ -120,6 +126,32 @@ def test_failed_run_is_recorded_and_the_others_go_on(debug_recipe: Recipe, ray_c
     board = make_leaderboard(recipe, [good, bad])
     assert board.rows[1].failed == {bad.run: bad.error}
     assert board.winner == ""
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_mistake_on_any_worker_ends_all_with_its_line(world: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray Train hands back the first worker's value alone: returned by another, the first waits for ever."""
+    prepare_environment()
+    from ray.train import WorkerGroupError
+
+    def train(*_: object) -> None:
+        raise FssError("is not there", where="weights.pt")
+
+    context = SimpleNamespace(get_world_rank=lambda: world - 1, get_world_size=lambda: world)
+    monkeypatch.setattr("ray.train.get_context", lambda: context)
+    monkeypatch.setattr("ray.train.torch.get_device", lambda: "cpu")
+    monkeypatch.setattr(worker, "_train", train)
+    method = MethodConfig(name="sansa", preset="debug")
+    job = Job(spec=RunSpec(dataset="shapes", shards="x", data_hash="d", fold=0, method=method), runs="runs")
+    if world == 1:
+        assert worker.train_worker({"job": job}) == {"mistake": "weights.pt: is not there"}
+        return
+    with pytest.raises(FssError) as mistake:
+        worker.train_worker({"job": job})
+    lost = RuntimeError("[gloo] Connection closed by peer")
+    result = failed(job, scoring(Recipe()), WorkerGroupError("several", {0: lost, 1: mistake.value}))
+    assert result.error == "weights.pt: is not there"
+    assert not result.passing
 
 
 def test_bundle_trained_on_a_test_photo_is_refused(debug_recipe: Recipe, ray_cluster: object) -> None:
