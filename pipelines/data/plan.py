@@ -4,8 +4,9 @@ An epoch visits blocks in a random order, cut into windows whose blocks fit half
 while one is used). A visit's rows are queries once; the queries of a window are shuffled, so batches mix its classes.
 
 Supports of a query from block b (n_b of the class's N rows): from b with probability (n_b - 1)/(N - 1), else from
-the visit's companion, another block drawn with probability proportional to its rows. The marginal of every
-(query, support) pair is then exactly uniform. Joint draws of K supports stay correlated: they come from two blocks.
+the visit's companion, another block drawn with probability proportional to its rows. Blocks of fewer rows than an
+episode takes are drawn together, as one. The marginal of every (query, support) pair is then exactly uniform, and no
+photo repeats where the class has enough. Joint draws of K supports stay correlated: they come from few blocks.
 """
 
 from __future__ import annotations
@@ -41,11 +42,16 @@ class Block:
 
 
 class Visit(NamedTuple):
-    """Rows of a block that are queries, and the block the other supports come from (-1: the class has no other)."""
+    """Rows of a block that are queries, and the blocks the other supports come from (none: the class has no other)."""
 
     block: int
     rows: tuple[int, ...]
-    companion: int
+    companions: tuple[int, ...]
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """All blocks it needs."""
+        return (self.block, *self.companions)
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,7 @@ class Window:
     @property
     def blocks(self) -> set[int]:
         """All blocks it needs."""
-        return {b for v in self.visits for b in (v.block, v.companion) if b >= 0}
+        return {b for v in self.visits for b in v.blocks}
 
     def __len__(self) -> int:
         return sum(len(v.rows) for v in self.visits)
@@ -92,6 +98,7 @@ class Plan:
         self.by_class = {c: by_class[c] for c in sorted(sizes) if sizes[c] >= 2}
         self.sizes = {c: sizes[c] for c in self.by_class}
         self.shots, self.targets, self.seed, self.sampler = shots, targets, seed, sampler
+        self._more = shots + targets - 1  # rows of an episode beside its query
         self._by_image = _places_by_image(self.blocks, self.by_class)
         self._budget = pool_bytes // 2
         self._check(pool_bytes)
@@ -103,11 +110,18 @@ class Plan:
         if not self.by_class:
             raise FssError("no class has two training photos that may be used",
                            mend="add photos, or set train.novel_images=keep")
-        sizes = [sorted((self.blocks[b].bytes for b in found), reverse=True) for found in self.by_class.values()]
-        largest = max(sum(one[:2]) for one in sizes)  # a block and its companion
+        largest = max(self._most_bytes(found) for found in self.by_class.values())
         if largest > self._budget:
             raise FssError(f"train.pool_bytes={pool_bytes} is too small: two windows of {largest} bytes must fit",
                            mend=f"set train.pool_bytes to at least {2 * largest}")
+
+    def _most_bytes(self, found: Sequence[int]) -> int:
+        """Of a visit of one of a class's blocks: the block and its companions."""
+        sizes = {b: self.blocks[b].bytes for b in found}
+        if all(len(self.blocks[b].rows) >= self._more for b in found):
+            return sum(sorted(sizes.values(), reverse=True)[:2])
+        return max(sizes[b] + max((sum(sizes[o] for o in group) for group in self._groups(b)), default=0)
+                   for b in found)
 
     # ---- an epoch -------------------------------------------------------------------------------------------------
 
@@ -118,7 +132,7 @@ class Plan:
         windows: list[list[Visit]] = [[]]
         held: set[int] = set()
         for i in rng.permutation(len(visits)):
-            need = {b for b in (visits[i].block, visits[i].companion) if b >= 0}
+            need = set(visits[i].blocks)
             if windows[-1] and sum(self.blocks[b].bytes for b in held | need) > self._budget:
                 windows.append([])
                 held = set()
@@ -167,12 +181,26 @@ class Plan:
             return self.sizes[class_id]
         return -(-sum(self.sizes.values()) // len(self.sizes))
 
-    def _companion(self, block: int, rng: np.random.Generator) -> int:
-        others = [b for b in self.by_class[self.blocks[block].class_id] if b != block]
-        if not others:
-            return -1
-        rows = np.array([len(self.blocks[b].rows) for b in others], dtype=np.float64)
-        return int(rng.choice(others, p=rows / rows.sum()))
+    def _companion(self, block: int, rng: np.random.Generator) -> tuple[int, ...]:
+        groups = self._groups(block)
+        if not groups:
+            return ()
+        rows = np.array([sum(len(self.blocks[b].rows) for b in group) for group in groups], dtype=np.float64)
+        return groups[int(rng.choice(len(groups), p=rows / rows.sum()))]
+
+    def _groups(self, block: int) -> list[tuple[int, ...]]:
+        """The class's other blocks, put together until each group has the rows that an episode takes."""
+        groups: list[tuple[int, ...]] = []
+        rows = self._more
+        for b in (b for b in self.by_class[self.blocks[block].class_id] if b != block):
+            if rows >= self._more:
+                groups.append(())
+                rows = 0
+            groups[-1] = (*groups[-1], b)
+            rows += len(self.blocks[b].rows)
+        if len(groups) > 1 and rows < self._more:
+            groups[-2:] = [groups[-2] + groups[-1]]
+        return groups
 
     # ---- an episode -----------------------------------------------------------------------------------------------
 
@@ -187,14 +215,14 @@ class Plan:
         number, row = self._order(epoch, window)[index]
         visit = self.windows(epoch)[window].visits[number]
         rng = np.random.default_rng([self.seed, epoch, window, 2, index])
-        others = self._others(visit, row, self.shots + self.targets - 1, rng)
+        others = self._others(visit, row, self._more, rng)
         return Spec(self.blocks[visit.block].class_id, tuple(others[: self.shots]),
                     ((visit.block, row), *others[self.shots :]))
 
     def _others(self, visit: Visit, query: int, count: int, rng: np.random.Generator) -> list[Place]:
         """Different photos, never the query's; repeats only where the class has too few."""
         own = [r for r in self.blocks[visit.block].rows if r != query]
-        if visit.companion < 0:
+        if not visit.companions:
             return [(visit.block, r) for r in _pick(own, count, rng)]
         far = self.sizes[self.blocks[visit.block].class_id] - 1 - len(own)
         if count <= len(own) + far:
@@ -202,7 +230,8 @@ class Plan:
         else:
             near = int(rng.binomial(count, len(own) / (len(own) + far)))
         places = [(visit.block, r) for r in _pick(own, near, rng)]
-        places += [(visit.companion, r) for r in _pick(self.blocks[visit.companion].rows, count - near, rng)]
+        rest = [(b, r) for b in visit.companions for r in self.blocks[b].rows]
+        places += [rest[i] for i in _pick(range(len(rest)), count - near, rng)]
         return [places[i] for i in rng.permutation(count)]
 
 

@@ -48,11 +48,23 @@ def test_the_streams_marginals_are_the_published_ones(sampler: str, shots: int) 
 
 def test_a_wrong_companion_would_fail() -> None:
     plan, rng = _plan("natural"), np.random.default_rng(0)
-    plan._companion = lambda block, _: int(rng.choice(  # type: ignore[method-assign]
-        [b for b in plan.by_class[plan.blocks[block].class_id] if b != block] or [-1]))
+    plan._companion = lambda block, _: tuple(rng.permutation(  # type: ignore[method-assign]
+        [b for b in plan.by_class[plan.blocks[block].class_id] if b != block])[:1].tolist())
     found = _found(plan)
     assert found.by_query.pvalue > 1e-3
     assert found.by_pair.pvalue < 2e-3
+
+
+def test_small_blocks_neither_repeat_photos_nor_bend_the_marginals() -> None:
+    """Would catch a companion of fewer rows than an episode takes."""
+    for sizes in ((12, 12, 1), (9, 2, 2, 2, 9, 3)):
+        blocks = [Block(class_id=0, file="f", row_group=i, bytes=100, rows=tuple(range(n)),
+                        images=tuple(range(sum(sizes[:i]), sum(sizes[:i + 1])))) for i, n in enumerate(sizes)]
+        plan = Plan(blocks, shots=5, targets=2, seed=1, pool_bytes=1200)
+        epochs = [list(epoch) for epoch in epochs_of(plan, 2 * EPOCHS)]
+        assert all(len({*s.references, *s.targets}) == 7 for epoch in epochs for s in epoch)
+        assert all(100 * len(w.blocks) <= 600 for w in plan.windows(0))
+        assert marginals(epochs, pools_of(plan), plan.weights()).by_pair.pvalue > 1e-3
 
 
 def test_another_class_distribution_would_fail() -> None:

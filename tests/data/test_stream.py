@@ -47,7 +47,7 @@ def test_uneven_companions_would_fail_the_test_above() -> None:
     """The chi-square has the power to see the mistake it is there for."""
     plan = Plan(_blocks(5, 3, 2), shots=1, targets=1, seed=3, pool_bytes=10**6, sampler="natural")
     rng = np.random.default_rng(0)
-    plan._companion = lambda block, _: int(rng.choice([b for b in range(3) if b != block]))  # type: ignore[method-assign]
+    plan._companion = lambda block, _: (int(rng.choice([b for b in range(3) if b != block])),)  # type: ignore[method-assign]
     pairs = Counter((s.targets[0], s.references[0]) for e in range(1500) for s in _epoch(plan, e))
     places = [(b, r) for b, n in enumerate((5, 3, 2)) for r in range(n)]
     assert chisquare([pairs[q, s] for q in places for s in places if q != s]).pvalue < 1e-6
