@@ -42,14 +42,22 @@ class Draw:
     absent: tuple[int, ...]
 
 
+class TooFewPhotosError(FssError):
+    """Photos from which a calibrator cannot be learned."""
+
+
 def draw_sets(shards: Shards, classes: Sequence[int], config: CalibrateConfig, *, seen: Sequence[str] = (),
               split: str = "train") -> list[Draw]:
-    """`config.sets` support sets, classes in turn. Raises `FssError` if no class has two photos in the split."""
+    """`config.sets` support sets, classes in turn.
+
+    Raises `TooFewPhotosError` if no class has two photos in the split.
+    """
     rng, known = np.random.default_rng(config.seed), set(seen)
     photos = {c: shards.photos_of(c, split) for c in classes}
     usable = [c for c in classes if len(photos[c]) > 1]
     if not usable:
-        raise FssError(f"no class has two {split} photos", where=shards.url, mend="build shards of more photos")
+        raise TooFewPhotosError(f"no class has two {split} photos", where=shards.url,
+                                mend="build shards of more photos")
     rows = shards.images(split)
     fresh = {row["image_id"] for row in rows if row["sha256"][:16] not in known}
     lacking = {c: [row["image_id"] for row in rows if c not in row["class_ids"]] for c in usable}
@@ -117,14 +125,14 @@ def calibrate_bundle(url: str, shards: Shards, config: CalibrateConfig, *, devic
                      told: Told = lambda done, all_: None) -> tuple[BundleInfo, Calibrator]:
     """Fit a calibrator on the classes that the bundle was trained on (all, if on none here) and put it into the bundle.
 
-    Raises `FssError` for shards with too few photos.
+    Raises `TooFewPhotosError` for shards with too few photos.
     """
     model, info = load_bundle(url, device)
     base = [c.class_id for c in shards.manifest.classes if not info.classes or c.name in info.classes]
     draws = draw_sets(shards, base, config, seen=info.seen)
     if not draws or not any(d.absent for d in draws):
-        raise FssError("no photo lacks a class: absence cannot be learned", where=shards.url,
-                       mend="give shards with photos of several classes")
+        raise TooFewPhotosError("no photo lacks a class: absence cannot be learned", where=shards.url,
+                                mend="give shards with photos of several classes")
     found = list(observe(model, shards, draws, told=told))
     sets, scenes = [o for o, _ in found], torch.unique(torch.cat([s for _, s in found]), dim=0)
     about = {"dataset": shards.manifest.dataset, "data": shards.manifest.content_hash, "seed": str(config.seed),
@@ -137,24 +145,29 @@ def calibrate_bundle(url: str, shards: Shards, config: CalibrateConfig, *, devic
 def calibrate_refit(recipe: Recipe, bundle: str, shards: str, ray: Any) -> None:
     """Calibrate a refit's bundle in a Ray task, unless it is already, or `calibrate.sets` is 0.
 
-    Data on which absence cannot be learned leave the bundle uncalibrated, and the person is told.
+    Data on which absence cannot be learned leave the bundle uncalibrated, and the person is told. Raises `FssError`
+    for all else, such as a bucket that is away.
     """
     if not recipe.calibrate.sets or read_bundle_info(bundle).calibrator:
         return
     sweep = recipe.sweep
     task = ray.remote(_calibrate).options(num_cpus=sweep.cpus_per_run, num_gpus=sweep.gpus_per_run)
     say("calibrating the refit")
-    if problem := ray.get(task.remote(bundle, shards, recipe.calibrate, sweep.gpus_per_run > 0)):
+    problem = ray.get(task.remote(bundle, shards, recipe.calibrate, sweep.gpus_per_run > 0))
+    if isinstance(problem, TooFewPhotosError):
         say(f"the champion stays uncalibrated: {problem}")
+    elif problem is not None:
+        raise problem
 
 
-def _calibrate(bundle: str, shards: str, config: CalibrateConfig, gpu: bool) -> str:
+def _calibrate(bundle: str, shards: str, config: CalibrateConfig, gpu: bool) -> FssError | None:
+    """The mistake is returned: Ray would put its stack trace around a raised one."""
     torch.set_num_threads(1)
     try:
         calibrate_bundle(bundle, Shards(shards), config, device="cuda" if gpu else "cpu")
     except FssError as error:
-        return str(error)
-    return ""
+        return error
+    return None
 
 
 def _checked(sets: Sequence[Observed], scenes: torch.Tensor) -> dict[str, str]:

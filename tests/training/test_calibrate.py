@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import pickle
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 from fss_models import registry
 from fss_models.errors import FssError
 from pipelines.bundle import bundle_calibrator, read_bundle_info, save_bundle
-from pipelines.config import CalibrateConfig
+from pipelines.config import CalibrateConfig, Recipe
 from pipelines.data.shardset import Shards
-from pipelines.training.calibrate import calibrate_bundle, draw_sets
+from pipelines.training.calibrate import calibrate_bundle, calibrate_refit, draw_sets
 
 
 @pytest.fixture
@@ -55,3 +59,28 @@ def test_a_bundle_gets_a_calibrator_and_stays_the_same_model(shards: Shards, tmp
 def test_classes_without_photos_are_told(shards: Shards) -> None:
     with pytest.raises(FssError, match="no class has two train photos"):
         draw_sets(shards, [], CalibrateConfig(sets=4))
+
+
+class Here:
+    """Ray's part in this process."""
+
+    def remote(self, function: Any) -> Any:
+        task = SimpleNamespace(remote=function)
+        return SimpleNamespace(options=lambda **_: task)
+
+    def get(self, answer: Any) -> Any:
+        return pickle.loads(pickle.dumps(answer))
+
+
+def test_only_too_few_photos_leave_a_refit_uncalibrated(
+        shards: Shards, tmp_path: object, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """Would catch a champion without a calibrator that is published because a bucket was away for a moment."""
+    url, recipe = f"{tmp_path}/bundle", Recipe(calibrate=CalibrateConfig(sets=4))
+    save_bundle(url, registry.build("prior", "nano"))
+    with pytest.raises(FssError, match="none"):
+        calibrate_refit(recipe, url, f"{tmp_path}/none", Here())
+    assert "uncalibrated" not in capfd.readouterr().err
+    monkeypatch.setattr("pipelines.training.calibrate.draw_sets", lambda *_, **__: [])
+    calibrate_refit(recipe, url, shards.url, Here())
+    assert "the champion stays uncalibrated: " in capfd.readouterr().err
+    assert not read_bundle_info(url).calibrator
