@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+import yaml
 
 from jobs.options import JsonOption, OutOption, SetOption
 from jobs.recipes import load_recipe
 from pipelines.config import Recipe
 from pipelines.storage import Store
+
+RECIPE_HELP = "Default: <out>/recipe.yaml, else that of the last sweep there, else demo."
 
 
 def register(app: typer.Typer) -> None:
@@ -21,7 +24,7 @@ def register(app: typer.Typer) -> None:
 
 
 def report(
-    recipe: Annotated[str, typer.Option("--recipe", "-r", help="Default: <out>/recipe.yaml, else demo.")] = "",
+    recipe: Annotated[str, typer.Option("--recipe", "-r", help=RECIPE_HELP)] = "",
     overrides: SetOption = None,
     out: OutOption = None,
     labels: Annotated[str, typer.Option("--labels", help="One more folder of a labelling job to show.")] = "",
@@ -37,9 +40,18 @@ def report(
 
 def _recipe(name: str, overrides: list[str] | None, out: str | None) -> Recipe:
     """The named recipe, else the one that the workspace keeps, else `demo`."""
-    if not name and out and Store(out).exists("recipe.yaml"):
+    if not name and out and (kept := _kept(Store(out))):
         with tempfile.TemporaryDirectory() as folder:
-            kept = Path(folder) / "recipe.yaml"
-            kept.write_bytes(Store(out).read_bytes("recipe.yaml"))
-            return load_recipe(str(kept), overrides, out=out)
+            file = Path(folder) / "recipe.yaml"
+            file.write_bytes(kept)
+            return load_recipe(str(file), overrides, out=out)
     return load_recipe(name or "demo", overrides, out=out)
+
+
+def _kept(store: Store) -> bytes:
+    """As YAML: what `fss demo` left, else the recipe of the last sweep; b"" where there is neither."""
+    from pipelines.training.sweep import RECIPE
+
+    if store.exists("recipe.yaml"):
+        return store.read_bytes("recipe.yaml")
+    return yaml.safe_dump(store.read_json(RECIPE)).encode() if store.exists(RECIPE) else b""

@@ -14,7 +14,9 @@ from pipelines.data.shardset import Shards
 from pipelines.labelling.manifest import JobManifest
 from pipelines.storage import Store, join
 from pipelines.training.choose import Leaderboard, Row, read_leaderboard
-from pipelines.training.results import RunResult, read_counts
+from pipelines.training.data import list_hash
+from pipelines.training.results import RunResult, read_counts, read_result
+from pipelines.training.run import eval_digest
 from pipelines.workspace import Workspace
 
 BASELINE = "prior"
@@ -73,14 +75,26 @@ def collect(recipe: Recipe, labels: str = "") -> Material:
     board = read_leaderboard(recipe)
     store = workspace.store
     runs = [n for row in board.rows for n in row.runs]
-    results = {n: RunResult.model_validate(r) for n in runs if (r := _json(store, f"runs/{n}/result.json"))}
     return Material(
-        workspace=workspace, recipe=recipe, board=board, results=results,
+        workspace=workspace, recipe=recipe, board=board, results=_results(recipe, board, runs),
         failed={n: e for row in board.rows for n, e in row.failed.items()},
         histories={n: h for n in runs if (h := _json(store, f"runs/{n}/history.json"))},
         shards=_shards(workspace.shards(board.dataset)), champion=_champion(workspace), labels=_labels(store, labels),
         stages=_json(store, "stages.json") or [],
     )
+
+
+def _results(recipe: Recipe, board: Leaderboard, runs: list[str]) -> dict[str, RunResult]:
+    """Run -> its result by the recipe's own evaluation, where the leaderboard is of its list."""
+    workspace, found = Workspace(recipe.out), {}
+    for name in runs:
+        if newest := _json(workspace.store, f"runs/{name}/result.json"):
+            spec = RunResult.model_validate(newest).spec
+            digest = eval_digest(recipe.eval, list_hash(recipe.eval, spec.fold))
+            result = read_result(workspace.run(name), spec, digest)
+            if result and result.list_hash == board.lists.get(str(spec.fold)):
+                found[name] = result
+    return found
 
 
 def _json(store: Store, name: str) -> Any:

@@ -18,11 +18,10 @@ from pipelines.data.episodes import load_episode
 from pipelines.data.schema import EpisodeSample
 from pipelines.report.collect import Material
 from pipelines.report.pictures import PREDICTION, SUPPORT, TRUTH, photo_url
-from pipelines.storage import Store
 from pipelines.training.choose import Row
 from pipelines.training.data import FoldData
 from pipelines.training.evaluate import at_size
-from pipelines.training.results import RunResult
+from pipelines.training.results import RunResult, read_episodes
 
 EACH = 3  # episodes of each kind
 KINDS = ("good", "middling", "bad")
@@ -58,7 +57,8 @@ def examples(material: Material) -> tuple[list[Example], str]:
         return [], "The shards are not in this workspace any more, so the episodes cannot be drawn again."
     picks_by_fold = _by_fold(pick_episodes(material, row))
     if not picks_by_fold:
-        return [], f"The runs of {row.label} are not in this workspace any more, so no episode can be shown."
+        return [], (f"No run of {row.label} that this recipe's evaluation scored is in this workspace, so no episode "
+                    "can be shown: give the recipe that the leaderboard was made with.")
     shown = [row] + [r for r in [material.baseline] if r is not None and r.label != row.label]
     if material.baseline is row:  # show the best method that was trained beside it
         shown += [r for r in material.board.rows if r is not row and r.complete][:1]
@@ -80,7 +80,7 @@ def pick_episodes(material: Material, row: Row, each: int = EACH) -> list[Pick]:
     for run in material.runs_of(row):
         if run.spec.seed != material.runs_of(row)[0].spec.seed:
             continue
-        table = Store(material.workspace.run(run.run)).read_table("episodes.parquet")
+        table = read_episodes(material.workspace.run(run.run), run)
         columns = (table[k].to_pylist() for k in ("iou", "episode_id", "class_id"))
         scored += [(iou, run, episode, cls) for iou, episode, cls in zip(*columns, strict=True)]
     scored.sort(key=lambda s: (-s[0], s[1].run, s[2]))

@@ -11,7 +11,7 @@ from fss_models.errors import BadImage, FssError
 from pipelines.data import rle
 from pipelines.data.decode import decode_image
 from pipelines.data.shardset import Shards
-from pipelines.labelling.parts import read_parts
+from pipelines.labelling.parts import decided_parts
 from pipelines.report.collect import LabelSet
 from pipelines.report.pictures import photo_url
 from pipelines.storage import Store
@@ -64,12 +64,12 @@ def galleries(labels: LabelSet, shards: Shards | None) -> list[Gallery]:
 def gallery(labels: LabelSet, shards: Shards | None, class_name: str) -> Gallery:
     """Pictures and facts of one class of a labelling job; `shards` tell the truth about photos of their test split.
 
-    Parts are read one at a time: the memory does not grow with the number of photos.
+    Labels are as people decided. Parts are read one at a time: the memory does not grow with the number of photos.
     """
     chosen, truth = Choice(), Truth(shards, class_name)
     some = none = 0
     failures: list[dict[str, str]] = []
-    for rows in read_parts(Store(labels.url), labels.manifest.chunks):
+    for rows in decided_parts(Store(labels.url), labels.manifest):
         row: Label
         for row in rows:
             if row["error"] is None and row["class_name"] == class_name:

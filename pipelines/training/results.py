@@ -88,12 +88,17 @@ def write_result(folder: str, result: RunResult, table: pa.Table) -> None:
     store.write_json("result.json", result.model_dump())
 
 
-def read_counts(folder: str, result: RunResult) -> Counts:
-    """The episode counts of a finished run. Raises `FssError` if there are none."""
+def read_episodes(folder: str, result: RunResult) -> pa.Table:
+    """The `EPISODE_SCORES` of a result, the run's newest or one set aside. Raises `FssError` if there are none."""
     here = _read(Store(folder))
     if here and here.eval_digest != result.eval_digest:
         folder = _aside(folder, result.eval_digest)
-    return table_counts(Store(folder).read_table("episodes.parquet"), [int(c) for c in result.classes])
+    return Store(folder).read_table("episodes.parquet")
+
+
+def read_counts(folder: str, result: RunResult) -> Counts:
+    """The episode counts of a finished run. Raises `FssError` if there are none."""
+    return table_counts(read_episodes(folder, result), [int(c) for c in result.classes])
 
 
 def table_counts(table: pa.Table, classes: Iterable[int] = ()) -> Counts:

@@ -7,6 +7,7 @@ import html
 import io
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -17,9 +18,14 @@ from typer.testing import CliRunner
 
 from fss_models.errors import FssError
 from jobs.cli import make_app
+from jobs.commands.report import _recipe
+from jobs.recipes import load_recipe
 from pipelines.bundle import load_bundle
 from pipelines.config import Recipe
 from pipelines.data.episodes import load_episode
+from pipelines.labelling.decisions import Decision, add_decisions
+from pipelines.labelling.outputs import write_outputs
+from pipelines.labelling.parts import read_parts
 from pipelines.report.collect import collect, versus_baseline
 from pipelines.report.examples import pick_episodes, predict
 from pipelines.report.gallery import Choice, gallery
@@ -28,6 +34,9 @@ from pipelines.report.pictures import TRUTH, photo_url
 from pipelines.storage import Store
 from pipelines.training.choose import read_leaderboard
 from pipelines.training.data import FoldData
+from pipelines.training.drive import evaluate_run
+from pipelines.training.sweep import RECIPE, scoring
+from pipelines.training.worker import Job
 from pipelines.workspace import Workspace
 from tests.report.conftest import BROKEN, Made
 
@@ -134,6 +143,19 @@ def test_labels_failures_and_agreement(workspace: Made, page: str) -> None:
     assert f"mean IoU {found.agreement.mean_iou * 100:.1f}" in page
 
 
+def test_labels_are_as_people_decided(workspace: Made, tmp_path: Path) -> None:
+    """Would catch counts that contradict labels.json."""
+    labels = collect(workspace.recipe).labels[0]
+    shutil.copytree(labels.url, tmp_path / "labels")
+    copy, before = replace(labels, url=str(tmp_path / "labels")), gallery(labels, None, workspace.class_name).counts
+    row = next(r for rows in read_parts(Store(labels.url), labels.manifest.chunks) for r in rows if r["area"])
+    add_decisions(Store(copy.url), [Decision(image_id=row["image_id"], image=row["file_name"],
+                                             class_name=workspace.class_name, decision="reject")])
+    summary = write_outputs(Store(copy.url), labels.manifest)
+    counts = gallery(copy, None, workspace.class_name).counts
+    assert counts == (before[0] - 1, before[1] + 1) == (summary["with_object"], summary["without_object"])
+
+
 def test_choice_keeps_the_extremes_and_forgets_the_rest() -> None:
     """A million labels must not be held to show sixteen."""
     choice = Choice(each=3, held=50)
@@ -161,7 +183,22 @@ def test_missing_parts_are_said(workspace: Made, tmp_path: Path) -> None:
 
 def test_another_recipes_episodes_are_not_passed_off(workspace: Made) -> None:
     other = workspace.recipe.model_copy(update={"eval": workspace.recipe.eval.model_copy(update={"seed": 9})})
-    assert "draws another episode list" in render(collect(other))
+    assert "give the recipe that the leaderboard was made with" in render(collect(other))
+
+
+def test_a_later_evaluation_of_a_run_does_not_change_the_report(workspace: Made, tmp_path: Path) -> None:
+    """Would catch figures of the newest evaluation below a leaderboard of the former."""
+    out = tmp_path / "out"
+    shutil.copytree(workspace.recipe.out, out, symlinks=True)
+    recipe = workspace.recipe.model_copy(update={"out": str(out)})
+    longer = recipe.model_copy(update={"eval": recipe.eval.model_copy(update={"episodes": 24})})
+    for result in workspace.results[:2]:
+        evaluate_run(Job(spec=result.spec, runs=Workspace(recipe.out).runs), scoring(longer))
+    material = collect(recipe)
+    assert material.results == collect(workspace.recipe).results
+    row = next(r for r in material.board.rows if r.label == "prior")
+    assert {p.episode_id for p in pick_episodes(material, row, each=12)} <= set(range(12))
+    assert versus_baseline(material) == versus_baseline(collect(workspace.recipe))
 
 
 def test_a_failed_run_is_shown_and_cannot_be_hidden(workspace: Made, tmp_path: Path) -> None:
@@ -183,7 +220,15 @@ def test_the_command(workspace: Made, tmp_path: Path) -> None:
     answer = CliRunner().invoke(make_app(), ["report", "--out", workspace.recipe.out, "--to", str(target)])
     assert answer.exit_code == 0, answer.output
     assert f"report: {target}" in answer.output
-    assert "draws another episode list" not in target.read_text()
+    assert "give the recipe that the leaderboard was made with" not in target.read_text()
     with pytest.raises(FssError, match="there is no leaderboard yet"):
         write_report(Recipe(out=str(tmp_path / "empty")))
     assert not Path(Workspace(str(tmp_path / "empty")).report).exists()
+
+
+def test_without_a_recipe_that_of_the_sweep_is_taken(workspace: Made, tmp_path: Path) -> None:
+    out = str(tmp_path)
+    assert _recipe("", None, out) == load_recipe("demo", out=out)
+    Store(out).write_json(RECIPE, workspace.recipe.model_dump(mode="json"))
+    train = workspace.recipe.train.model_copy(update={"steps": 9})
+    assert _recipe("", ["train.steps=9"], out) == workspace.recipe.model_copy(update={"out": out, "train": train})
