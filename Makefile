@@ -35,6 +35,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || { echo "[1/5] environment in $(VENV) ($$($(PYTHON) --version))"; $(PYTHON) -m venv $(VENV); } \
 	    || { echo "error: cannot make $(VENV); on Debian install python3-venv"; rm -rf $(VENV); exit 2; }
 	@$(PIP) --upgrade pip setuptools wheel
+	@set -- $(VENV)/.installed-*; if [ -e "$$1" ] && [ ! -e $(STAMP) ]; then rm "$$@"; echo "another build of torch is wanted"; \
+	    $(BIN)/python -m pip uninstall -qq -y --root-user-action ignore torch torchvision; fi
 	@echo "[2/5] torch $(call PIN,torch) ($(TORCH))"
 	@$(PIP) torch==$(call PIN,torch) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 	@$(BIN)/python -W ignore -c 'import sys, torch; got = "cu" + torch.version.cuda.replace(".", "") if torch.version.cuda else "cpu"; \

@@ -126,6 +126,11 @@ class Jobs:
             raise FssError(f"there is no job {submission_id!r}", where=self.address, mend="see `fss jobs list`")
         return found
 
+    def delete(self, submission_id: str) -> None:
+        """Forget a job that has ended; its id is free again."""
+        with self._told():
+            self._client.delete_job(submission_id)
+
     def all(self) -> list[Any]:
         """The jobs that were submitted, the newest first."""
         with self._told():

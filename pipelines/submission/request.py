@@ -15,7 +15,7 @@ import yaml
 
 from fss_models.errors import FssError
 from pipelines.progress import say
-from pipelines.submission.client import Jobs
+from pipelines.submission.client import Jobs, status_of
 from pipelines.submission.package import pack
 from pipelines.submission.secrets import refuse_secrets
 
@@ -49,7 +49,8 @@ class Request:
 def send(jobs: Jobs, request: Request) -> str:
     """Submit the command and return its id, which is said before anything is sent.
 
-    A job of the same id and command that is there already is left as it is, so a client can go on after a loss.
+    A job of the same id and command that runs or is done is left as it is, so a client can go on after a loss; one that
+    failed or was stopped is sent again.
     Raises `FssError` for secrets, files that are too large, and an id that another command has.
     """
     environment = _environment(request)
@@ -59,8 +60,11 @@ def send(jobs: Jobs, request: Request) -> str:
         if known.entrypoint != request.entrypoint:
             raise FssError(f"job {name!r} runs another command: {known.entrypoint}", where=jobs.address,
                            mend="choose another --id")
-        say(f"job {name} is there already")
-        return name
+        if status_of(known) not in ("FAILED", "STOPPED"):
+            say(f"job {name} is there already")
+            return name
+        say(f"job {name} had {status_of(known).lower()}: sending it again")
+        jobs.delete(name)
     say(f"job {name} at {jobs.address}: fss {shlex.join(request.arguments)}")
     with tempfile.TemporaryDirectory(prefix="fss-submit-") as folder:
         if request.working_dir:

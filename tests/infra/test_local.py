@@ -100,7 +100,8 @@ def test_exit_codes_come_back(variables: Local, tmp_path: Path) -> None:
     assert done.returncode == 2, done.stdout + done.stderr
     assert "error: " in done.stdout
     again = fss("submit", "--id", "two", "--working-dir", "", *command, cwd=tmp_path)
-    assert (again.returncode, "is there already" in again.stderr) == (2, True)
+    assert (again.returncode, "had failed: sending it again" in again.stderr) == (2, True)
+    assert "error: " in again.stdout
     other = fss("submit", "--id", "two", "--working-dir", "", "bundles", "list", cwd=tmp_path)
     assert (other.returncode, "runs another command" in other.stderr) == (2, True)
     rows = {r["id"]: r for r in json.loads(fss("jobs", "list", "--json", cwd=tmp_path).stdout)}
