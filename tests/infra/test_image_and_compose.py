@@ -57,10 +57,12 @@ def test_processes_of_the_image_keep_the_memory_they_free() -> None:
     assert all(f"{name}={value} " in text for name, value in allocator.ENVIRONMENT.items())
 
 
-def test_no_weights_nor_secrets_get_into_the_image() -> None:
+def test_only_the_shipped_weights_and_no_secrets_get_into_the_image() -> None:
     ignored = (INFRA / "image" / "Dockerfile.dockerignore").read_text().splitlines()
     assert ignored[1] == "*"  # nothing that is not named
     assert {"**/*.safetensors", "**/*.pt", "**/*.pth", "infra/compose/secrets"} <= set(ignored)
+    assert [line for line in ignored[ignored.index("**/*.safetensors"):] if line.startswith("!")] == [
+        "!fss_models/shipped/**/*.safetensors"]  # the last line that fits decides
     assert not re.search(r"^(ARG|ENV).*(TOKEN|SECRET|PASSWORD|KEY)", (INFRA / "image" / "Dockerfile").read_text(), re.M)
 
 
