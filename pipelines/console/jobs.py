@@ -29,7 +29,7 @@ from pipelines.labelling.decisions import Decision
 from pipelines.labelling.images import list_images
 from pipelines.labelling.manifest import claim
 from pipelines.labelling.outputs import LABELS, write_outputs
-from pipelines.labelling.run import describe_job
+from pipelines.labelling.run import check_bundle, describe_job
 from pipelines.review.doubt import Order, by_doubt, rows_at, sureness
 from pipelines.review.job import Reviewed, open_job
 from pipelines.review.redo import begin, resume
@@ -83,6 +83,7 @@ class Jobs:
         """A job that labels the doubtful photos of another again, with its corrections as supports."""
         record, old = self.record(job_id), self.opened(job_id)
         old.need_all()
+        self._same_bundle(old)
         bound = old.manifest.review_below if below is None else below
         told = f"{job_id} {bound} {[d.model_dump_json() for d in old.decided.values()]}"
         name = f"{job_id.rsplit('-', 1)[0]}-{hashlib.sha256(told.encode()).hexdigest()[:10]}"
@@ -101,8 +102,10 @@ class Jobs:
 
     def go_on(self, job_id: str) -> dict[str, Any]:
         """Work on what is left."""
-        record = self.record(job_id)
+        record, job = self.record(job_id), self.opened(job_id)
         self._allowed(record.images)
+        if len(job.chunks) < job.manifest.chunks:
+            self._same_bundle(job)
         self._room(job_id)
         return self._begin(record)
 
@@ -126,6 +129,9 @@ class Jobs:
             task.remote(self.spec.workspace, record, recipe, self.spec.model.supports_url, self.handle)
         return self.show(record.job_id)
 
+    def _same_bundle(self, job: Reviewed) -> None:
+        check_bundle(job.manifest, self.about, mend="`fss serve --bundle` the job's bundle, or start a new job")
+
     def _room(self, job_id: str) -> None:
         running = [r.job_id for r in self.board.all() if self.board.progress(r.job_id).state == "running"]
         if job_id not in running and len(running) >= MAX_RUNNING:
@@ -147,8 +153,10 @@ class Jobs:
         return found
 
     def opened(self, job_id: str) -> Reviewed:
-        """The job's folder."""
-        return open_job(self.record(job_id).out)
+        """The job's folder. Raises `RefusedError` 403 if its photos are where this service may not read."""
+        job = open_job(self.record(job_id).out)
+        self._allowed(job.manifest.images_url)
+        return job
 
     def list(self) -> dict[str, Any]:
         """All jobs, the newest first."""

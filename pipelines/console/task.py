@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
@@ -68,7 +69,8 @@ class Teller:
 
     def _beat(self) -> None:
         while not self._end.wait(BEAT_S):
-            self._board.tell(self._id, self._now)
+            with suppress(FssError):  # the store was away: the next beat tells it
+                self._board.tell(self._id, self._now)
 
 
 def work(workspace: str, record: Record, recipe: Recipe, supports_url: str, handle: Any) -> None:

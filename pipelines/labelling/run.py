@@ -112,6 +112,13 @@ def about_bundle(info: BundleInfo) -> dict[str, Any]:
     return {"bundle_id": info.bundle_id, "method": info.method, "preset": info.preset, "calibrator": info.calibrator}
 
 
+def check_bundle(manifest: JobManifest, about: dict[str, Any], *, mend: str) -> None:
+    """Raises `FssError` if the job's labels are of another bundle or calibrator than `about` says."""
+    for key in ("bundle_id", "calibrator"):
+        if about[key] != getattr(manifest, key):
+            raise FssError(f"the labels are of {key} {getattr(manifest, key)!r}, this one is {about[key]!r}", mend=mend)
+
+
 def _trust(config: LabelConfig, calibrator: str) -> dict[str, Any]:
     """The manifest's fields about how sure labels are. Raises `FssError` for settings that nobody would read."""
     given = {k: getattr(config, k) for k in ("prevalence", "empty_below", "review_below")}

@@ -24,7 +24,7 @@ from pipelines.labelling.job import Job, label_rows
 from pipelines.labelling.manifest import JobManifest, claim, describe_classes
 from pipelines.labelling.outputs import write_outputs
 from pipelines.labelling.parts import part_name, result_columns, schema_of
-from pipelines.labelling.run import LabelRequest, about_bundle, choose_service, run_left
+from pipelines.labelling.run import LabelRequest, about_bundle, check_bundle, choose_service, run_left
 from pipelines.progress import say
 from pipelines.review.doubt import sureness
 from pipelines.review.job import Reviewed, Row, open_job
@@ -115,10 +115,7 @@ def run_redo(request: RedoRequest) -> dict[str, Any]:
 def _run(job: RedoJob, left: list[int], classes: list[SupportSet], asked: LabelRequest) -> None:
     service, health = choose_service(asked)
     about = health if health and not asked.bundle else about_bundle(read_bundle_info(asked.bundle_url))
-    for key in ("bundle_id", "calibrator"):
-        if about[key] != getattr(job.manifest, key):
-            raise FssError(f"the labels are of {key} {getattr(job.manifest, key)!r}, this one is {about[key]!r}",
-                           mend="name the job's bundle with --bundle, or label all with `fss label`")
+    check_bundle(job.manifest, about, mend="name the job's bundle with --bundle, or label all with `fss label`")
     run_left(job, left, classes, service, health, asked)
 
 

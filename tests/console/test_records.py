@@ -12,8 +12,12 @@ from pipelines.config import Recipe, ServeConfig
 from pipelines.console.jobs import MAX_RUNNING, Jobs
 from pipelines.console.records import FOLDER, STALE_S, Board, JobRequest, Progress, Record, check_place
 from pipelines.console.task import Teller, _StoppedError
+from pipelines.labelling.manifest import JobManifest, claim
+from pipelines.labelling.parts import part_name
 from pipelines.serving.requests import RefusedError
 from pipelines.serving.spec import ModelSpec, ServiceSpec
+from pipelines.storage import Store
+from tests.serving.helpers import wait_for
 
 
 def record(job_id: str) -> Record:
@@ -21,10 +25,22 @@ def record(job_id: str) -> Record:
                   started=time.time(), command="fss label")
 
 
-def jobs(place: Path, roots: tuple[str, ...] | None = ()) -> Jobs:
+def jobs(place: Path, roots: tuple[str, ...] | None = (), bundle_id: str = "b") -> Jobs:
     model = ModelSpec(bundle_url="none", supports_url=str(place / "supports"))
     spec = ServiceSpec(model=model, max_request_bytes=1000, workspace=str(place), recipe=Recipe(), roots=roots)
-    return Jobs(spec, {}, None)
+    return Jobs(spec, {"bundle_id": bundle_id, "calibrator": ""}, None)
+
+
+def half_labelled(served: Jobs, place: Path) -> Store:
+    """The folder of a job of bundle `b`, known as cup-1, with the first of its two parts."""
+    out = Store(str(place / "out"))
+    claim(out, JobManifest(
+        images_url="/in", images_count=10, images_hash="h", class_name="cup", support_id="0" * 16, bundle_id="b",
+        method="prior", preset="nano", chunk=5, batch=4, threshold=0.5, limit=0, max_pixels=1, max_bytes=1,
+        code_version="1"))
+    out.write_bytes(part_name(0), b"")
+    served.board.add(record("cup-1").model_copy(update={"out": out.url}))
+    return out
 
 
 def test_places_outside_the_roots_are_refused(tmp_path: Path) -> None:
@@ -65,6 +81,28 @@ def test_refusals_have_their_status(tmp_path: Path) -> None:
     assert [j["state"] for j in served.list()["jobs"]] == ["running"] * MAX_RUNNING
 
 
+def test_no_other_bundle_goes_on_with_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch labels of two models under one manifest."""
+    served = jobs(tmp_path, None, "another")
+    out = half_labelled(served, tmp_path)
+    monkeypatch.setattr(Jobs, "_begin", lambda self, record: {"begun": record.job_id})
+    with pytest.raises(FssError, match=r"of bundle_id 'b', this one is 'another' \(`fss serve --bundle`"):
+        served.go_on("cup-1")
+    assert jobs(tmp_path, None).go_on("cup-1") == {"begun": "cup-1"}
+    out.write_bytes(part_name(1), b"")
+    with pytest.raises(FssError, match="of bundle_id 'b', this one is 'another'"):
+        served.again("cup-1", 0.5)
+    assert served.go_on("cup-1") == {"begun": "cup-1"}  # the outputs alone are left
+
+
+def test_a_job_of_photos_outside_the_roots_is_not_opened(tmp_path: Path) -> None:
+    served = jobs(tmp_path, ("/photos",))
+    half_labelled(served, tmp_path)
+    for ask in (lambda: served.photo("cup-1", 1), lambda: served.again("cup-1", None), lambda: served.go_on("cup-1")):
+        with pytest.raises(RefusedError, match="may not read '/in'"):
+            ask()
+
+
 def test_a_task_that_says_nothing_was_interrupted(tmp_path: Path) -> None:
     board = Board(str(tmp_path))
     board.add(record("cup-1"))
@@ -89,6 +127,23 @@ def test_the_end_of_a_task_is_told(tmp_path: Path) -> None:
     with Teller(board, "cup-1", 8):
         raise FssError("the disk is full", where="/out")
     assert (board.progress("cup-1").state, board.progress("cup-1").error) == ("failed", "/out: the disk is full")
+
+
+def test_the_task_is_heard_after_a_store_was_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch a job that works and is called interrupted."""
+    told: list[Progress] = []
+
+    def tell(self: Board, job_id: str, progress: Progress) -> None:
+        told.append(progress)
+        if len(told) == 2:
+            raise FssError("cannot reach the store")
+
+    monkeypatch.setattr("pipelines.console.task.BEAT_S", 0.01)
+    monkeypatch.setattr(Board, "tell", tell)
+    with Teller(Board(str(tmp_path)), "cup-1", 0):
+        wait_for(lambda: len(told) > 3, 5)
+    assert len(told) > 4
+    assert told[-1].error == ""
 
 
 def test_settings_that_contradict_one_another() -> None:
