@@ -37,6 +37,7 @@ from pipelines.serving.requests import (
     parse_segment,
     read_json,
 )
+from pipelines.serving.server import LOOPBACK
 from pipelines.serving.spec import ServiceSpec
 from pipelines.serving.support_files import support_set_from_request
 from pipelines.serving.supports import UnknownSupportError
@@ -154,11 +155,16 @@ def _counted(service: Service, path: str, handler: Handler) -> Handler:
 def _with_token(service: Service, handler: Handler) -> Handler:
     async def checked(request: Request) -> Response:
         check_token(request, service.spec.token)
-        if service.spec.roots is None:  # on loopback, with the person's own files: no page of elsewhere may ask
+        if _for_this_machine(service.spec):
             check_host_header(request)
         return await handler(request)
 
     return checked
+
+
+def _for_this_machine(spec: ServiceSpec) -> bool:
+    """Whether only its address keeps others out of the person's own files or of the model: no page may lead here."""
+    return spec.roots is None or (not spec.token and spec.recipe.serve.host in LOOPBACK)
 
 
 def _bounded(service: Service, handler: Handler) -> Handler:

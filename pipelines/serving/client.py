@@ -59,9 +59,17 @@ class Client:
     def _ask(self, verb: str, path: str, body: Any = None) -> dict[str, Any]:
         answer = self._http.request(verb, path, json=body)
         if answer.is_success:
-            found: dict[str, Any] = answer.json()
-            return found
+            return self._object(answer)
         raise ServiceError(_reason(answer), status=answer.status_code, where=self.url)
+
+    def _object(self, answer: httpx.Response) -> dict[str, Any]:
+        try:
+            found = answer.json()
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            raise FssError("answers, but not as `fss serve` does", where=self.url, mend="check the address")
+        return found
 
 
 def _reason(answer: httpx.Response) -> str:

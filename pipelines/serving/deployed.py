@@ -53,7 +53,7 @@ def champion(args: ChampionArgs) -> Application:
     workspace = Workspace(args.workspace)
     url = bundle_url(args.bundle) if args.bundle else champion_url(workspace)
     keys = ("replicas", "max_replicas", "max_batch", "wait_s", "max_request_bytes", "threads")
-    serve = {key: getattr(args, key) for key in keys}
+    serve = {"host": "0.0.0.0", **{key: getattr(args, key) for key in keys}}  # others reach it, by any name
     recipe = Recipe.model_validate({"out": args.workspace, "serve": serve})
     device = best_device(ray) if args.device == "auto" else args.device
     model = model_spec(recipe, bundle_url=Store(url).url, supports_url=workspace.supports, device=device,

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
+from starlette.requests import Request
+from starlette.responses import Response
 
+from fss_models.errors import FssError
 from jobs.cli import main
+from pipelines.cluster import prepare_environment
+from pipelines.config import Recipe, ServeConfig
 from pipelines.serving.client import Client
 from pipelines.serving.labeler import Failure, Labeler
+from pipelines.serving.requests import RefusedError, token_hash
+from pipelines.serving.spec import ModelSpec, ServiceSpec
 from pipelines.serving.support_files import read_support_file, support_request
 from pipelines.storage import Store
 from tests.serving.helpers import Running, ball, encoded, running_service, supports_file
@@ -122,6 +132,37 @@ def test_what_fss_serve_refuses(service: Running, bundle: str, tmp_path: Path, a
         main()
     assert ended.value.code == 2
     assert line.replace("PORT", port) in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(("host", "token", "roots", "refused"), [
+    ("127.0.0.1", "", None, True), ("127.0.0.1", "", ("/photos",), True), ("127.0.0.1", "secret", ("/photos",), False),
+    ("0.0.0.0", "", ("/photos",), False),
+])
+def test_other_names_do_not_lead_to_a_service_for_this_machine(host: str, token: str, roots: tuple[str, ...] | None,
+                                                               refused: bool) -> None:
+    """Any page may have its own name lead to 127.0.0.1, and then reads what the service answers."""
+    prepare_environment()
+    from pipelines.serving.app import _with_token
+
+    async def answer(_: Request) -> Response:
+        return Response("ok")
+
+    spec = ServiceSpec(model=ModelSpec(bundle_url="", supports_url=""), max_request_bytes=1, workspace="",
+                       recipe=Recipe(serve=ServeConfig(host=host)), token=token_hash(token), roots=roots)
+    service: Any = SimpleNamespace(spec=spec)
+    headers = [(b"host", b"pages.example:8000"), (b"authorization", b"Bearer " + token.encode())]
+    request = Request({"type": "http", "headers": headers})
+    with pytest.raises(RefusedError, match="for this machine") if refused else nullcontext():
+        assert asyncio.run(_with_token(service, answer)(request)).body == b"ok"
+
+
+@pytest.mark.parametrize("answer", ["<html>", "[]"])
+def test_another_server_is_one_line(answer: str) -> None:
+    client = Client("http://elsewhere")
+    client._http = httpx.Client(base_url=client.url, transport=httpx.MockTransport(
+        lambda _: httpx.Response(200, text=answer)))
+    with pytest.raises(FssError, match="http://elsewhere: answers, but not as `fss serve` does"):
+        client.health()
 
 
 @pytest.mark.slow
