@@ -2,7 +2,7 @@
 
     {"image_id": 12, "image": "a/b.jpg", "class_name": "gear", "decision": "reject", "time": "2026-05-04T10:20:30"}
 
-accept   the label is right as it stands
+accept   the label is right as it stands: with the person's mask where it was corrected before
 reject   the class is not in the photo: the label becomes empty
 correct  the label becomes the person's mask, "mask": {"size": [height, width], "counts": COCO's run lengths}
 undo     nothing is decided any more
@@ -82,13 +82,21 @@ def _append(path: Path, data: bytes) -> None:
 
 def read_decisions(out: Store, name: str = DECISIONS) -> dict[Key, Decision]:
     """What counts now, in the order of the first word about each. Raises `FssError` for a line that is none."""
+    return {key: one for key, one in last_decisions(out, name).items() if one.decision != "undo"}
+
+
+def last_decisions(out: Store, name: str = DECISIONS) -> dict[Key, Decision]:
+    """The last word about each, which may be undo. A correction that is accepted stays one: its mask was shown."""
     if not out.exists(name):
         return {}
     found: dict[Key, Decision] = {}
     for number, line in enumerate(out.read_bytes(name).split(b"\n")[:-1], 1):
         one = parse_decision(line, f"{out.path(name)}, line {number}")
+        before = found.get(one.key)
+        if one.decision == "accept" and before is not None and before.decision == "correct":
+            one = before.model_copy(update={"time": one.time})
         found[one.key] = one
-    return {key: one for key, one in found.items() if one.decision != "undo"}
+    return found
 
 
 def parse_decision(line: bytes | str, where: str) -> Decision:

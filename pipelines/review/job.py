@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
 
@@ -12,9 +13,18 @@ from pydantic import ValidationError
 
 from fss_models.errors import FssError
 from pipelines.data.decode import decode_image
-from pipelines.labelling.decisions import DECISIONS, Decided, Decision, add_decisions, parse_decision, read_decisions
+from pipelines.labelling.decisions import (
+    DECISIONS,
+    Decided,
+    Decision,
+    add_decisions,
+    last_decisions,
+    parse_decision,
+    read_decisions,
+)
 from pipelines.labelling.manifest import MANIFEST, JobManifest
 from pipelines.labelling.parts import finished, part_name
+from pipelines.progress import say
 from pipelines.serving.marks import check_mark
 from pipelines.storage import Store
 
@@ -101,13 +111,35 @@ def open_job(url: str) -> Reviewed:
 
 
 def import_decisions(job: Reviewed, url: str) -> int:
-    """Take over a file of decisions that the gallery saved. Returns how many."""
+    """Take over a file of decisions that the gallery saved, but for those that a later word is known about.
+
+    Returns how many.
+    """
     folder, _, name = Store(url).url.rpartition("/")
     source = Store(folder or "/")
     lines = source.read_bytes(name or DECISIONS).splitlines()
     found = [parse_decision(line, f"{source.path(name)}, line {i}") for i, line in enumerate(lines, 1) if line.strip()]
-    job.decide(found)
-    return len(found)
+    last = last_decisions(job.out)
+    new = [d for d in found if d.key not in last or not _older(d, last[d.key])]
+    if len(new) < len(found):
+        say(f"{len(found) - len(new)} left out: somebody decided later")
+    job.decide(new)
+    return len(new)
+
+
+def _older(one: Decision, other: Decision) -> bool:
+    """Whether both have a time and that of `one` is the earlier."""
+    first, second = _moment(one.time), _moment(other.time)
+    return first is not None and second is not None and first < second
+
+
+def _moment(time: str) -> datetime | None:
+    """UTC where no zone is said; None for what is no time."""
+    try:
+        found = datetime.fromisoformat(time)
+    except ValueError:
+        return None
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
 def decide_by_name(job: Reviewed, given: dict[str, tuple[str, dict[str, Any] | None]], class_name: str) -> int:

@@ -1,7 +1,7 @@
 "use strict";
 const cards = [...document.querySelectorAll(".card")], box = document.querySelector(".cards");
 const KEY = "fss-review-" + box.dataset.job;
-let made = {};  // "id class" -> decision of this browser, over all pages
+let made = {};  // "id class" -> decision of this browser that no file has yet, over all pages
 try { made = JSON.parse(localStorage.getItem(KEY)) || {}; } catch { /* no storage: this page alone */ }
 
 const keyOf = card => card.dataset.id + " " + card.dataset.class;
@@ -16,14 +16,18 @@ function decide(card, word) {
   if (word === "undo" && !card.dataset.before) delete made[keyOf(card)];
   else made[keyOf(card)] = { image_id: Number(card.dataset.id), image: card.dataset.image, class_name: card.dataset.class,
     decision: word, time: new Date().toISOString().slice(0, 19) + "+00:00" };
-  try { localStorage.setItem(KEY, JSON.stringify(made)); } catch { /* as above */ }
+  keep();
   show(card);
+}
+
+function keep() {
+  try { localStorage.setItem(KEY, JSON.stringify(made)); } catch { /* as above */ }
   count();
 }
 
 function count() {
   const n = Object.keys(made).length;
-  document.getElementById("count").textContent = n ? n + (n > 1 ? " decisions" : " decision") + " not saved yet" : "Nothing decided yet";
+  document.getElementById("count").textContent = n ? n + (n > 1 ? " decisions" : " decision") + " not saved yet" : "Nothing to save";
   document.getElementById("save").disabled = !n;
 }
 
@@ -50,6 +54,9 @@ document.getElementById("save").addEventListener("click", () => {
   link.download = "decisions.jsonl";
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+  cards.forEach(card => { card.dataset.before = card.dataset.decision; });
+  made = {};  // a later file does not say them again
+  keep();
 });
 count();
 if (cards[0]) cards[0].focus({ preventScroll: true });

@@ -30,6 +30,7 @@ from pipelines.serving.marks import rle_json
 from pipelines.serving.support_files import read_support_file
 from pipelines.storage import Store
 from tests.labelling.helpers import DirectEngine, make_job
+from tests.serving.browser import browser, find_browser
 from tests.serving.helpers import ball, photo_folder, supports_file
 
 COUNT = 20
@@ -192,6 +193,53 @@ def test_a_saved_file_is_taken_over(job: Reviewed, tmp_path: Path) -> None:
     (tmp_path / "saved.jsonl").write_text(json.dumps(row) + "\n")
     assert import_decisions(job, str(tmp_path / "saved.jsonl")) == 1
     assert job.decided[(2, "ball")].time == "2026-01-01T00:00:00"
+    for word, later in (("correct", "2026-01-02T09:00:00+00:00"), ("undo", "2026-01-03T09:00:00+00:00")):
+        mask = rle_json(_truth(name)) if word == "correct" else None
+        job.decide([Decision.model_validate({**row, "decision": word, "mask": mask, "time": later})])
+        before = job.decided
+        for old in ("2026-01-01T00:00:00", "2026-01-02T10:30:00+02:00"):
+            (tmp_path / "saved.jsonl").write_text(json.dumps({**row, "decision": "accept", "time": old}) + "\n")
+            assert import_decisions(job, str(tmp_path / "saved.jsonl")) == 0
+            assert job.decided == before
+    (tmp_path / "saved.jsonl").write_text(json.dumps({**row, "time": ""}) + "\n")
+    assert import_decisions(job, str(tmp_path / "saved.jsonl")) == 1
+
+
+def test_a_correction_that_is_accepted_stays(tmp_path: Path) -> None:
+    """What a person sees is the corrected mask; after `undo` it is the model's again."""
+    out, mask = Store(str(tmp_path)), rle_json(np.eye(4, dtype=bool))
+    about: dict[str, Any] = {"image_id": 1, "image": "a", "class_name": "c"}
+
+    def say(word: str) -> Decision | None:
+        given = {"mask": mask} if word == "correct" else {}
+        add_decisions(out, [Decision.model_validate({**about, "decision": word, **given})])
+        return read_decisions(out).get((1, "c"))
+
+    for word in ("correct", "accept", "accept"):
+        kept = say(word)
+        assert kept is not None
+        assert (kept.decision, kept.mask) == ("correct", mask)
+    assert say("undo") is None
+    again = say("accept")
+    assert again is not None
+    assert (again.decision, again.mask) == ("accept", None)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_browser() is None, reason="needs chromium and chromedriver")
+def test_what_the_gallery_saved_it_does_not_save_again(job: Reviewed, tmp_path: Path) -> None:
+    first, _ = write_review(job, str(tmp_path / "pages"))
+    instead = "HTMLAnchorElement.prototype.click = () => { told = document.getElementById('count').textContent; }"
+    with browser(tmp_path / "profile") as page:
+        page.call("POST", "url", url=Path(first).as_uri())
+        page.script(instead)
+        page.click("[data-word=accept]")
+        page.click("#save")
+        assert page.script("return window.told") == "1 decision not saved yet"
+        assert page.script("return document.getElementById('save').disabled")
+        assert page.script("return cards[0].dataset.decision") == "accept"
+        page.call("POST", "url", url=Path(first).as_uri())
+        assert page.script("return document.getElementById('count').textContent") == "Nothing to save"
 
 
 def test_only_doubtful_labels_that_nobody_decided_on_are_made_again(job: Reviewed, tmp_path: Path, labeler: Labeler,
