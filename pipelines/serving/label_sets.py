@@ -4,6 +4,8 @@
 
     supports/cup/a.jpg   supports/cup/a.png         a photo and its mask: the PNG of the same name, or NAME_mask.png
     supports/fork/supports.json                     or a supports file of the class; the folder names it
+
+A folder with supports.json, or with no folders, at its top is one class itself.
 """
 
 from __future__ import annotations
@@ -55,9 +57,12 @@ def _of_file(url: str) -> list[SupportSet]:
 def _of_folder(store: Store, files: list[str]) -> list[SupportSet]:
     shown = [f for f in files if not any(part.startswith(".") for part in f.split("/"))]
     classes = sorted({f.split("/")[0] for f in shown if "/" in f})
-    if not classes:  # the folder is the class
+    if not classes or FILE in shown:  # the folder is the class
         place, name = place_of(store.url)
         return [_of_class(place, name, [f"{name}/{f}" for f in shown])]
+    loose = next((f for f in shown if "/" not in f and f.lower().endswith(SUFFIXES)), None)
+    if loose is not None:
+        raise FssError(f"{loose} lies beside the folders of classes", where=store.url, mend="put it into one of them")
     return [_of_class(store, c, [f for f in shown if f.startswith(f"{c}/")]) for c in classes]
 
 
@@ -77,6 +82,9 @@ def _pairs(files: list[str], where: str) -> list[tuple[str, str]]:
     pictures = [PurePosixPath(f) for f in files if f.lower().endswith(SUFFIXES)]
     masks = {str(p.with_suffix("")).removesuffix(MASK): p for p in pictures if _is_mask(p, pictures)}
     photos = [p for p in pictures if p not in masks.values()]
+    lossy = next((p for p in photos if p.stem.endswith(MASK)), None)
+    if lossy is not None:
+        raise FssError(f"{lossy.name} is a mask, but no PNG", where=where, mend=f"save it as {lossy.stem}.png")
     for photo in photos:
         if str(photo.with_suffix("")) not in masks:
             raise FssError(f"{photo.name} has no mask", where=where,
@@ -88,7 +96,5 @@ def _pairs(files: list[str], where: str) -> list[tuple[str, str]]:
 
 
 def _is_mask(picture: PurePosixPath, pictures: list[PurePosixPath]) -> bool:
-    if picture.stem.endswith(MASK):
-        return True
     twin = any(p != picture and p.with_suffix("") == picture.with_suffix("") for p in pictures)
-    return picture.suffix.lower() == ".png" and twin
+    return picture.suffix.lower() == ".png" and (twin or picture.stem.endswith(MASK))

@@ -143,6 +143,11 @@ def test_label_sets_of_folders_and_files(tmp_path: Path) -> None:
     assert [(s.class_name, len(s.supports)) for s in found] == [("ball", 2), ("noise", 1)]
     assert found[0].supports[1].mark["mask"] == rle_json(ball(2)[1])
     assert read_label_set(str(root / "ball")) == [found[0]]
+    (root / "noise" / "images").mkdir()
+    (root / "noise" / "x.jpg").rename(root / "noise" / "images" / "x.jpg")
+    (root / "noise" / "supports.json").write_text('{"supports": [{"image": "images/x.jpg", "mask": "shown.png"}]}')
+    assert read_label_set(str(root / "noise")) == [found[1]]  # not a class "images"
+    (root / "noise" / "images" / "x.jpg").rename(root / "noise" / "x.jpg")
     both = [{"class_name": "ball", "supports": [{"image": f"classes/ball/{i}", "mask": f"classes/ball/{m}"}
                                                for i, m in (("a.jpg", "a.png"), ("b.png", "b_mask.png"))]},
             {"class_name": "noise", "supports": [{"image": "classes/noise/x.jpg", "mask": "classes/noise/shown.png"}]}]
@@ -155,6 +160,8 @@ def test_label_sets_of_folders_and_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("spoil", "line"), [
     (lambda root: (root / "ball" / "a.png").unlink(), "a.jpg has no mask"),
     (lambda root: (root / "ball" / "b.png").unlink(), "b_mask.png is the mask of no photo"),
+    (lambda root: (root / "ball" / "b_mask.png").rename(root / "ball" / "b_mask.jpg"), "b_mask.jpg is a mask, but no"),
+    (lambda root: (root / "ball" / "a.jpg").rename(root / "a.jpg"), "a.jpg lies beside the folders of classes"),
     (lambda root: (root / "noise" / "supports.json").write_text("[]"), "is not a JSON object"),
     (lambda root: (root / "noise" / "supports.json").write_text('{"class_name": "ball", "supports": []}'),
      "there are no supports"),
