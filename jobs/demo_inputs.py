@@ -46,7 +46,7 @@ def write_supports(shards: Shards, chosen: ClassInfo, out: str, *, seed: int = 0
         photo, sample = shards.photo(image_id), shards.sample(image_id, chosen.class_id)
         if not sample.mask.any() or not np.array_equal(decode_image(photo["image"], exif=True), sample.image):
             continue
-        name = photo["file_name"].rsplit("/", 1)[-1]
+        name = _name(image_id, photo["file_name"])
         store.write_bytes(name, photo["image"])
         counts = rle.encode(sample.mask).decode()
         rows.append({"image": name, "mask": {"size": list(sample.mask.shape), "counts": counts}})
@@ -64,14 +64,16 @@ def write_photos(shards: Shards, out: str) -> int:
     store = Store(out)
     rows = shards.images("test")
     have = set(store.list())
-    left = [r for r in rows if _name(r) not in have]
+    left = [r for r in rows if _name(r["image_id"], r["file_name"]) not in have]
     if left:
         with Bar("held-out photos", len(rows), unit="photos", done=len(rows) - len(left)) as bar:
             for row in left:
-                store.write_bytes(_name(row), shards.photo(row["image_id"])["image"])
+                name = _name(row["image_id"], row["file_name"])
+                store.write_bytes(name, shards.photo(row["image_id"])["image"])
                 bar.step()
     return len(rows)
 
 
-def _name(row: dict[str, Any]) -> str:
-    return str(row["file_name"]).rsplit("/", 1)[-1]
+def _name(image_id: int, file_name: str) -> str:
+    """Without folders, in which several photos may have the same name."""
+    return f"{image_id}_{file_name.rsplit('/', 1)[-1]}"
