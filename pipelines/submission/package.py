@@ -15,8 +15,8 @@ from fss_models.errors import FssError
 TOP = ("out", "data", "build", "mlruns", "spool")  # at the top only: deeper folders of these names may be code
 ANYWHERE = (".git", ".venv", "venv", "node_modules", "__pycache__", ".*_cache", ".ipynb_checkpoints", "*.egg-info",
             "*.pyc", "mlflow.db*", "*.log")
-SECRETS = (".env", ".env.*", ".netrc", ".pypirc", ".aws", ".ssh", ".kube", "*.pem", "*.key", "id_rsa*", "id_ed25519*",
-           "identities.json", "auth_token")
+SECRETS = ("secrets", "*.env", ".env.*", ".netrc", ".pypirc", ".aws", ".ssh", ".kube", "*.pem", "*.key", "id_rsa*",
+           "id_ed25519*", "*identities.json", "*_token", "*_password")
 EPOCH = (1980, 1, 1, 0, 0, 0)  # of every entry, so that the same files make the same archive, which is sent only once
 
 

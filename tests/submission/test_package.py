@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 import zipfile
 from pathlib import Path
 
@@ -35,6 +37,19 @@ def test_code_goes_and_the_rest_stays(folder: Path, tmp_path: Path) -> None:
     assert names(package.path) == set(SENT)
     assert (package.files, package.bytes) == (4, sum(len(t) for t in SENT.values()))
     assert {"out", "data", ".git", ".venv", ".env"} <= set(package.left_out)
+
+
+def test_the_secrets_of_compose_stay(folder: Path, tmp_path: Path) -> None:
+    """Those that its script makes, wherever somebody puts them."""
+    place = folder / "infra" / "compose"
+    place.mkdir(parents=True)
+    script = shutil.copy(Path(__file__).parents[2] / "infra" / "compose" / "make_secrets.sh", place)
+    subprocess.run(["sh", script], check=True, capture_output=True)
+    made = [p.name for p in (place / "secrets").iterdir()]
+    assert len(made) == 4
+    for name in made:
+        shutil.copy(place / "secrets" / name, folder)
+    assert names(pack(folder, tmp_path / "a.zip", max_bytes=10_000).path) == {*SENT, "infra/compose/make_secrets.sh"}
 
 
 def test_the_same_files_make_the_same_archive(folder: Path, tmp_path: Path) -> None:
