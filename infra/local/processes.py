@@ -32,9 +32,12 @@ class Server:
     def _find(self) -> psutil.Process | None:
         with suppress(psutil.NoSuchProcess):
             process = psutil.Process(self.pid)
-            if abs(process.create_time() - self.began) < 1 and process.status() != psutil.STATUS_ZOMBIE:
+            if self._is(process) and process.status() != psutil.STATUS_ZOMBIE:
                 return process
         return None
+
+    def _is(self, process: psutil.Process) -> bool:
+        return bool(abs(process.create_time() - self.began) < 1)
 
     def stop(self, *, kill: bool = False, wait_s: float = 20.0) -> bool:
         """End it and all that it started; whether anything ran. `kill` ends them at once, as a crash would."""
@@ -55,8 +58,9 @@ class Server:
 
     def _members(self) -> list[psutil.Process]:
         """All of the session that it leads, and their children, which may lead sessions of their own."""
-        if self._find() is None and psutil.pid_exists(self.pid):
-            return []  # another process has its number
+        with suppress(psutil.NoSuchProcess):
+            if not self._is(psutil.Process(self.pid)):
+                return []  # another process has its number
         found: dict[int, psutil.Process] = {}
         for process in psutil.process_iter():
             with suppress(psutil.NoSuchProcess, ProcessLookupError):

@@ -84,7 +84,7 @@ def start(folder: str | Path, bucket: str = "fss", *, wait_s: float = 60.0) -> S
     process = _spawn(root, ports)
     server = S3Server(folder=str(root), endpoint=f"http://127.0.0.1:{ports['s3.port']}", key=key, secret=secret,
                       bucket=bucket, pid=process.pid, ports=ports)
-    (root / "server.json").write_text(json.dumps(asdict(server), indent=1))
+    _save(root / "server.json", server)
     try:
         _wait(server, process, wait_s)
     except BaseException:
@@ -175,6 +175,12 @@ def _identities(path: Path) -> tuple[str, str]:
         path.chmod(0o600)
     first = json.loads(path.read_text())["identities"][0]["credentials"][0]
     return first["accessKey"], first["secretKey"]
+
+
+def _save(path: Path, server: S3Server) -> None:
+    path.touch(mode=0o600)
+    path.chmod(0o600)  # the secret is in it
+    path.write_text(json.dumps(asdict(server), indent=1))
 
 
 def _read(root: Path) -> S3Server | None:

@@ -69,12 +69,12 @@ def read(folder: str | Path) -> Local | None:
 def up(folder: str | Path, *, nodes: int = 3, cpus: float = 1.0) -> Local:
     """Start everything: a head and `nodes` - 1 workers of `cpus` logical CPUs each.
 
-    Where everything runs already it is left as it is; what a crash left over is ended first. Raises `FssError` if
-    something does not start; what had been started is then ended.
+    Where everything runs already it is left as it is, an S3 server that was lost is started again; what a crash left
+    over is ended first. Raises `FssError` if something does not start; what had been started is then ended.
     """
     root = Path(folder).absolute()
     if running := read(root):
-        if all(s.alive() for s in running.servers.values()):
+        if all(s.alive() for s in running.servers.values()) and s3.start(root / "s3").env == running.storage:
             return running
         down(root)  # what a crash left over
     root.mkdir(parents=True, exist_ok=True)

@@ -6,10 +6,12 @@ import os
 import time
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
+from infra.local import topology
 from infra.local.processes import Server, spawn
 
 STUBBORN = "trap '' TERM; while :; do sleep 60 & sleep 0.05; done"  # ignores SIGTERM and starts children for ever
@@ -44,6 +46,48 @@ def test_what_a_crashed_server_left_is_ended(tmp_path: Path) -> None:
     assert session(server.pid)
     assert server.stop()
     assert session(server.pid) == []
+
+
+def test_children_of_a_leader_that_nobody_waited_for_are_ended(tmp_path: Path) -> None:
+    """A zombie still has its number."""
+    server = spawn("zombie", ["bash", "-c", "sleep 60 & sleep 60"], folder=tmp_path, env={})
+    while len(session(server.pid)) < 3:
+        time.sleep(0.05)
+    leader = psutil.Process(server.pid)
+    leader.kill()
+    while leader.status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.05)
+    try:
+        assert not server.alive()
+        assert server.stop()
+        assert session(server.pid) == []
+    finally:
+        leader.wait(5)
+
+
+def test_up_starts_a_lost_s3_server_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside Ray nodes and MLflow that run, here one process; with another address they would not find it."""
+    storage, started, ended = {"AWS_ENDPOINT_URL": "http://127.0.0.1:1"}, [], []
+
+    def start(folder: Path) -> SimpleNamespace:
+        started.append(folder)
+        return SimpleNamespace(env=storage)
+
+    monkeypatch.setattr(topology.s3, "start", start)
+    monkeypatch.setattr(topology, "down", ended.append)
+    monkeypatch.setattr(topology, "_start", lambda root, nodes, cpus: "anew")
+    server = spawn("mlflow", ["sleep", "60"], folder=tmp_path, env={})
+    try:
+        local = topology.Local(folder=str(tmp_path), session="", address="", dashboard="", mlflow="", cpus=1.0,
+                               storage=dict(storage), bucket="", servers={"mlflow": server})
+        local.save()
+        assert topology.up(tmp_path) == local
+        assert (started, ended) == ([tmp_path / "s3"], [])
+        storage["AWS_ENDPOINT_URL"] = "http://127.0.0.1:2"
+        assert str(topology.up(tmp_path)) == "anew"
+        assert ended == [tmp_path]
+    finally:
+        server.stop(kill=True)
 
 
 def test_another_process_of_the_same_number_is_left_alone(tmp_path: Path) -> None:

@@ -45,6 +45,13 @@ def test_write_read_list_delete(store: Store) -> None:
     assert store.list() == ["two.json"]
 
 
+def test_the_servers_secret_is_for_its_owner_alone(s3_server: S3Server) -> None:
+    for name in ("server.json", "identities.json"):
+        place = Path(s3_server.folder) / name
+        assert s3_server.secret in place.read_text()
+        assert place.stat().st_mode & 0o777 == 0o600
+
+
 def test_listing_shows_what_another_writer_has_just_written(store: Store, s3_server: S3Server) -> None:
     """Catches a cached listing, which would make a resumed job do work twice."""
     assert store.list() == []
