@@ -50,6 +50,8 @@ def parse_command(arguments: Sequence[str]) -> Parsed:
             if not hasattr(node, "resolve_command"):
                 return Parsed(" ".join(path), dict(context.params))
             left = [*context._protected_args, *context.args]
+            if not left:
+                context.fail("Missing command.")
             name, node, rest = node.resolve_command(context, left)
             path.append(str(name))
     except _UsageError as error:

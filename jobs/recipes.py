@@ -55,8 +55,11 @@ def _load(model: type[T], folder: str, name: str, overrides: list[str] | None, d
         raise FssError(_first_mistake(error, model), where=where) from error
 
 
-def _read(name: str, folder: str) -> tuple[dict[str, Any], str]:
+def _read(name: str, folder: str, over: tuple[str, ...] = ()) -> tuple[dict[str, Any], str]:
+    """A recipe, merged into those that it extends, and what it is called; `over`: those that extend it."""
     path, shipped = Path(name), list_recipes(folder)
+    if name in over:
+        raise FssError(f"extends itself: {' -> '.join([*over, name])}", where=name)
     if not path.suffix:
         if name not in shipped:
             raise FssError(f"no recipe {name!r}", mend=f"known: {', '.join(shipped)}; or give a .yaml file")
@@ -64,13 +67,20 @@ def _read(name: str, folder: str) -> tuple[dict[str, Any], str]:
     else:
         if not path.is_file():
             raise FssError("no such recipe file", where=name, mend=f"shipped recipes: {', '.join(shipped)}")
-        text, where = path.read_text(), name
+        text, where = _text(path), name
     raw = _yaml(text, where)
     if not isinstance(raw, dict):
         raise FssError("a recipe is a mapping of sections", where=where)
     if base := raw.pop("extends", ""):
-        return _merged(_read(str(base), folder)[0], raw), where
+        return _merged(_read(str(base), folder, (*over, name))[0], raw), where
     return raw, where
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise FssError("is not UTF-8 text", where=str(path), mend="save it as UTF-8") from error
 
 
 def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -50,7 +50,7 @@ class Store:
         if "://" in url and not url.startswith(("s3://", "file://")):
             raise FssError(f"unknown kind of place {url!r}", mend="use a local path or s3://bucket/prefix")
         self.is_s3 = url.startswith("s3://")
-        self.url = url.rstrip("/") if self.is_s3 else str(Path(url.removeprefix("file://")).expanduser().absolute())
+        self.url = url.rstrip("/") if self.is_s3 else _local(url.removeprefix("file://"))
         self.hashes = hashes or {}  # relative path -> content hash, which is told where a file is damaged
         self._attempts = attempts or int(os.environ.get("FSS_STORAGE_ATTEMPTS", str(ATTEMPTS)))
 
@@ -278,6 +278,14 @@ class ParquetReader:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _local(path: str) -> str:
+    try:
+        return str(Path(path).expanduser().absolute())
+    except RuntimeError as error:
+        raise FssError(f"there is no home of {path.partition('/')[0]!r}", where=path,
+                       mend=f"or is it ./{path}") from error
 
 
 @contextmanager

@@ -36,6 +36,8 @@ def test_file_urls_and_unknown_schemes(tmp_path: Path) -> None:
     assert (tmp_path / "x").read_bytes() == b"1"
     with pytest.raises(FssError, match="unknown kind of place 'gs://b'"):
         Store("gs://b")
+    with pytest.raises(FssError, match="there is no home of '~nobody-at-all'"):
+        Store("~nobody-at-all/x")
 
 
 def test_readers_see_the_old_file_or_the_new_one(tmp_path: Path) -> None:

@@ -61,12 +61,26 @@ def test_overrides_change_what_they_name() -> None:
     assert load_recipe("demo").train.steps != 7
 
 
+def test_recipes_that_extend_one_another_without_end(tmp_path: Path) -> None:
+    one, other = tmp_path / "one.yaml", tmp_path / "other.yaml"
+    for text in (str(one), str(other)):
+        one.write_text(f"extends: {text}")
+        other.write_text(f"extends: {one}")
+        with pytest.raises(FssError, match=r"one\.yaml: extends itself: .* -> "):
+            load_recipe(str(one))
+    other.write_text("extends: demo\nname: mine")
+    assert load_recipe(str(one)).name == "mine"
+
+
 def test_files_and_names(tmp_path: Path) -> None:
     for text, line in (("a: [", "is not valid YAML"), ("- a", "a mapping"), ("tran: {}", "did you mean 'train'")):
         (tmp_path / "r.yaml").write_text(text)
         with pytest.raises(FssError, match=line) as error:
             load_recipe(str(tmp_path / "r.yaml"))
         assert str(tmp_path / "r.yaml") in str(error.value)
+    (tmp_path / "r.yaml").write_bytes("name: caf\u00e9".encode("latin-1"))
+    with pytest.raises(FssError, match=r"r\.yaml: is not UTF-8 text"):
+        load_recipe(str(tmp_path / "r.yaml"))
     with pytest.raises(FssError, match="no such recipe file"):
         load_recipe(str(tmp_path / "none.yaml"))
     with pytest.raises(FssError, match=r"no recipe 'demmo' \(known: .*demo"):

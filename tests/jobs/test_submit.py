@@ -26,6 +26,7 @@ def test_commands_and_where_they_write(command: list[str], path: str, output: st
 
 @pytest.mark.parametrize(("command", "line"), [
     (["swep"], "No such command 'swep'"),
+    (["--verbose"], "Missing command"),
     (["sweep", "run", "--bogus"], "No such option"),
     (["label", "--images", "s3://b/p"], "Missing option"),
     (["train", "--fold", "two"], "valid integer"),
