@@ -122,6 +122,12 @@ def test_every_service_is_bounded_and_stays_on_this_machine() -> None:
     assert not any(re.search("SECRET|PASSWORD|TOKEN$", key) for key in environment)
 
 
+def test_services_with_secrets_run_as_their_owner() -> None:
+    for name, service in services().items():
+        if service.get("secrets"):
+            assert service["user"].partition(":-1000}:")[0] == "${FSS_UID", name
+
+
 def test_secrets_are_made_once_and_for_their_owner_alone(tmp_path: Path) -> None:
     script = shutil.copy(INFRA / "compose" / "make_secrets.sh", tmp_path)
     for _ in range(2):
