@@ -49,9 +49,10 @@ class Owner:
         """Let go."""
         self._stop.set()
         self._thread.join(timeout=BEAT_S)
-        if _read(self.store, OWNER).get("id") == self.about["id"]:
-            self.store.delete(CANCEL)
-            self.store.delete(OWNER)
+        with suppress(FssError):  # a beat that stays there stands still
+            if _read(self.store, OWNER).get("id") == self.about["id"]:
+                self.store.delete(CANCEL)
+                self.store.delete(OWNER)
 
     def _beat(self) -> None:
         self.about |= {"beat": self.about["beat"] + 1, "time": time.time()}
@@ -132,7 +133,10 @@ def _try_lock(file: IO[bytes]) -> bool:
 
 
 def is_alive(store: Store, *, watch: bool = False) -> bool:
-    """Whether the owner named in the workspace lives; `watch`: look on for some beats where its clock may be off."""
+    """Whether the owner named in the workspace lives; `watch`: look on for some beats where its clock may be off.
+
+    Raises `FssError` where storage refuses to tell.
+    """
     about = _read(store, OWNER)
     if not about:
         return False
@@ -168,8 +172,11 @@ def cancel(workspace: str, *, timeout_s: float = 120.0) -> None:
 
 
 def _read(store: Store, name: str) -> dict[str, Any]:
-    with suppress(FssError, OSError):
-        if store.exists(name):
-            found: dict[str, Any] = store.read_json(name)
-            return found
-    return {}
+    """The file's content, {} where there is none. Raises `FssError` where storage refuses: nothing is known then."""
+    try:
+        found: dict[str, Any] = store.read_json(name)
+    except FssError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return {}
+        raise
+    return found

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -128,6 +129,29 @@ def test_two_claims_on_a_bucket_at_once_leave_one_owner(
     monkeypatch.setattr(owner.time, "sleep", other_claims)
     assert "process 2 on h" in refused(place)
     assert Store(place).read_json(OWNER)["id"] == "other", "the other's claim stays"
+
+
+def test_storage_that_refuses_ends_no_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither does the owner give way, nor does its workspace read as free."""
+    def refuse(self: Store, relative: str = "") -> bytes:
+        asked.append(relative)
+        raise FssError("refuses the credentials", where=self.path(relative))
+
+    monkeypatch.setattr(owner, "BEAT_S", 0.1)
+    asked: list[str] = []
+    with owning(str(tmp_path)) as held:
+        with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
+            patch.setattr(Store, "read_bytes", refuse)
+            time.sleep(0.5)
+            assert asked.count(CANCEL) > 1
+            with pytest.raises(FssError, match="refuses the credentials"):
+                is_alive(Store(str(tmp_path)))
+        assert held.ended == ""
+        assert is_alive(Store(str(tmp_path)))
+        beat = held.about["beat"]
+        time.sleep(0.5)
+        assert held.about["beat"] > beat, "it goes on"
+    assert not Store(str(tmp_path)).exists(OWNER)
 
 
 def test_state_of_a_killed_sweep_reads_as_stopped(tmp_path: Path) -> None:
