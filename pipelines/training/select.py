@@ -105,7 +105,7 @@ def run_selection(job: Job, config: EvalConfig, *, train: Callable[[Job], None],
     if known and (base or Store(job.bundle).exists("bundle.json")):
         return known
     trained = holdout_job(job) if base else job.model_copy(update={"grid": grid_of(job.spec.train)})
-    if not grid_store(trained).exists(_tensors(trained.grid[-1])):
+    if not (grid_store(trained).exists(_tensors(trained.grid[-1])) and Store(trained.folder).exists("history.json")):
         train(trained)
     score(job, trained, config)
     Store(trained.runs if base else grid_store(trained).url).delete()

@@ -44,10 +44,10 @@ def selecting(spec: RunSpec, policy: str = "base-holdout", **select: int) -> Run
 
 
 class Runner:
-    """Trains and scores in this process; dies once at a step of training or after some scored points."""
+    """Trains and scores in this process; dies once at a step of training, behind the last, or after some points."""
 
-    def __init__(self, *, die_in_training: int = 0, die_in_scoring: int = 0) -> None:
-        self.die_in_training, self.die_in_scoring = die_in_training, die_in_scoring
+    def __init__(self, *, die_in_training: int = 0, die_in_scoring: int = 0, die_after: bool = False) -> None:
+        self.die_in_training, self.die_in_scoring, self.die_after = die_in_training, die_in_scoring, die_after
         self.steps: list[tuple[bool, int]] = []  # (without held-out classes, step)
 
     def train(self, job: Job) -> None:
@@ -73,6 +73,9 @@ class Runner:
         history = fit(spec, model, place=Place(), resume=done[-1] if done else None, save=save, stop=job.stop,
                       open_stream=lambda position: data.stream(spec, position=position, rank=0, world=1),
                       log_row=lambda step, row: None, keep=keep)
+        if self.die_after:
+            self.die_after = False
+            raise KilledError
         Store(job.folder).write_json("history.json", history.rows)
         if not job.grid:
             write_bundle(job, model, data, train_s=history.seconds)
@@ -87,7 +90,7 @@ class Runner:
 
     def choose(self, job: Job) -> Selection:
         """The whole way, begun anew after each kill."""
-        for _ in range(3):
+        for _ in range(4):
             try:
                 chosen = run_selection(job, EVAL, train=self.train, score=self.score)
                 if chosen.policy == "base-holdout":
@@ -155,11 +158,11 @@ def test_held_out_classes_depend_on_fold_and_seed_alone(spec: RunSpec) -> None:
 
 @pytest.mark.parametrize("policy", ["base-holdout", "published"])
 def test_killed_selection_ends_as_one_left_alone(spec: RunSpec, tmp_path: Path, policy: str) -> None:
-    """In the middle of training, and between two scored points: the same record, the same tensors bit for bit."""
+    """In training, right behind it, and between two scored points: the same record, the same tensors bit for bit."""
     one = selecting(spec, policy)
     whole, killed = (Job(spec=one, runs=str(tmp_path / n)) for n in ("whole", "killed"))
     want = Runner().choose(whole)
-    runner = Runner(die_in_training=5, die_in_scoring=2)
+    runner = Runner(die_in_training=5, die_in_scoring=2, die_after=True)
     assert runner.choose(killed) == want
     assert read_selection(killed) == want
     first = [step for without, step in runner.steps if without == (policy == "base-holdout")]
