@@ -51,7 +51,8 @@ def cells(recipe: Recipe) -> list[Cell]:
     raw.get("sweep", {}).pop("matrix", None)
     raw["methods"] = _methods(raw.get("methods") or [m.model_dump() for m in recipe.methods], matrix)
     own = {k: v for k, v in sorted(matrix.items()) if not _of_methods(k)}  # labels do not depend on the order given
-    return [_cell(raw, dict(zip(own, chosen, strict=True)), recipe) for chosen in itertools.product(*own.values())]
+    found = [_cell(raw, dict(zip(own, chosen, strict=True)), recipe) for chosen in itertools.product(*own.values())]
+    return found if len(found) > 1 else [Cell("", found[0].recipe)]
 
 
 def only_cell(recipe: Recipe) -> Recipe:

@@ -27,6 +27,14 @@ def test_without_a_matrix_there_is_one_cell() -> None:
     assert cell.recipe == recipe() == only_cell(recipe())
 
 
+def test_a_matrix_of_one_cell_is_a_plain_sweep() -> None:
+    """Else its table has a name that `fss promote` and `fss report` do not look for."""
+    (cell,) = cells(recipe(**{"eval.shots": [5]}))
+    assert (cell.label, cell.suffix) == ("", "")
+    assert cell.recipe.eval.shots == 5
+    assert only_cell(recipe(**{"eval.shots": [5]})) == cell.recipe
+
+
 def test_every_combination_is_a_cell_and_methods_multiply_within() -> None:
     """method x preset x dataset x fold x shot x seed x a config key: no run twice, none left out."""
     one = recipe(**{"preset": ["debug", "nano"], "shots": [1, 5], "train.lr": [0.1, 0.2, 0.3],
