@@ -84,6 +84,7 @@ def write_result(folder: str, result: RunResult, table: pa.Table) -> None:
         aside = Store(_aside(folder, former.eval_digest))
         aside.write_table("episodes.parquet", store.read_table("episodes.parquet"))
         aside.write_json("result.json", former.model_dump())
+    store.delete("result.json")  # else a kill leaves the former figures beside these counts
     store.write_table("episodes.parquet", table)
     store.write_json("result.json", result.model_dump())
 
@@ -91,7 +92,7 @@ def write_result(folder: str, result: RunResult, table: pa.Table) -> None:
 def read_episodes(folder: str, result: RunResult) -> pa.Table:
     """The `EPISODE_SCORES` of a result, the run's newest or one set aside. Raises `FssError` if there are none."""
     here = _read(Store(folder))
-    if here and here.eval_digest != result.eval_digest:
+    if here is None or here.eval_digest != result.eval_digest:
         folder = _aside(folder, result.eval_digest)
     return Store(folder).read_table("episodes.parquet")
 

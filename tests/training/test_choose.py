@@ -15,10 +15,11 @@ from pipelines.config import ChooseConfig, EvalConfig, MethodConfig, Recipe
 from pipelines.storage import Store
 from pipelines.training.choose import Row, choose_winner, format_leaderboard, make_leaderboard, read_leaderboard
 from pipelines.training.promote import check_gate
-from pipelines.training.results import EPISODE_SCORES, RunResult, write_result
+from pipelines.training.results import EPISODE_SCORES, RunResult, read_counts, read_result, write_result
 from pipelines.training.run import RunSpec, eval_digest
 from pipelines.training.spread import draw_scores, seed_scores
 from pipelines.workspace import Workspace
+from tests.training.conftest import KilledError
 
 EPISODES = 60
 
@@ -166,3 +167,28 @@ def test_gate(recipe: Recipe) -> None:
     check_gate(row, good.model_copy(update={"interval": [0.9, 0.99]}))
     with pytest.raises(FssError, match="surely less than the cross-validated"):
         check_gate(row, good.model_copy(update={"miou": 0.2, "interval": [0.1, 0.3]}))
+
+
+def test_a_kill_between_counts_and_figures_mixes_no_evaluations(
+        recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run finished under one evaluation, and killed while another's is written."""
+    first, write = result(recipe, 0, 0, 0.4), Store.write_json
+    folder, spec = Workspace(recipe.out).run(first.run), first.spec
+    counts = read_counts(folder, first)
+
+    def die(self: Store, relative: str, value: object) -> None:
+        if self.url == folder:
+            raise KilledError
+        write(self, relative, value)
+
+    other = recipe.model_copy(update={"eval": EvalConfig(episodes=EPISODES, shots=5)})
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "write_json", die)
+        with pytest.raises(KilledError):
+            result(other, 0, 0, 0.9)
+    assert read_result(folder, spec, eval_digest(other.eval)) is None
+    assert read_result(folder, spec, first.eval_digest) == first
+    assert np.array_equal(read_counts(folder, first).inter, counts.inter)
+    second = result(other, 0, 0, 0.9)
+    assert read_result(folder, spec, second.eval_digest) == second
+    assert read_counts(folder, second).inter.sum() > read_counts(folder, first).inter.sum() == counts.inter.sum()
