@@ -27,7 +27,7 @@ from pipelines.training.execute import tracking
 from pipelines.training.matrix import only_cell
 from pipelines.training.results import RunResult
 from pipelines.training.run import RunSpec, code_version, shipped_sha
-from pipelines.training.sweep import run_specs
+from pipelines.training.sweep import plan_sweep, run_specs
 from pipelines.workspace import Workspace
 
 ALIAS = "champion"
@@ -41,8 +41,8 @@ def registered_model(recipe: Recipe) -> str:
 def promote(recipe: Recipe) -> BundleInfo:
     """Refit, gate and publish the winner; returns the champion's bundle. Killed and run again, it goes on.
 
-    Raises `FssError` without a leaderboard or a winner, for a leaderboard of other methods or data, for a failed refit
-    and at a closed gate; the champion that was there stays then.
+    Raises `FssError` without a leaderboard or a winner, for a leaderboard of other methods, settings or data, for a
+    failed refit and at a closed gate; the champion that was there stays then.
     """
     recipe = only_cell(recipe)
     board = read_leaderboard(recipe)
@@ -71,11 +71,13 @@ def promote(recipe: Recipe) -> BundleInfo:
 
 
 def _refit_spec(recipe: Recipe, board: Leaderboard, row: Row) -> RunSpec:
-    shards = ensure_shards(recipe)
+    shards, place = ensure_shards(recipe), Workspace(recipe.out).leaderboard
     manifest = shards.manifest
     if manifest.content_hash != board.data_hash:
-        raise FssError("the leaderboard was made on other data", where=Workspace(recipe.out).leaderboard,
-                       mend="run `fss sweep run` again")
+        raise FssError("the leaderboard was made on other data", where=place, mend="run `fss sweep run` again")
+    if not set(row.runs) <= {s.name for s in plan_sweep(recipe)}:
+        raise FssError("the leaderboard is of other settings than the recipe's", where=place,
+                       mend="run `fss sweep run` with the same recipe and settings, then promote")
     train = _refit_training(recipe, row, resolved(recipe.train, shards, None))
     return RunSpec(
         dataset=recipe.data.name, shards=Workspace(recipe.out).shards(recipe.data.name),

@@ -46,6 +46,8 @@ def test_chain(debug_recipe: Recipe, ray_cluster: object, capfd: pytest.CaptureF
 
     with pytest.raises(FssError, match="of other methods than the recipe's"):
         promote(recipe.model_copy(update={"methods": recipe.methods[:1]}))
+    with pytest.raises(FssError, match="of other settings than the recipe's"):
+        promote(recipe.model_copy(update={"train": recipe.train.model_copy(update={"steps": 3})}))
     info = promote(recipe)
     assert info.metrics["cross_validated"]["miou"] == pytest.approx(board.rows[0].miou) or board.rows[0].untrained
     assert len(info.classes) == len(Shards(results[0].spec.shards).manifest.classes)
