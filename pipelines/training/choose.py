@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field
 
 from fss_models.errors import FssError
-from fss_models.metrics import Sample, interval, paired_difference, resampled_scores
+from fss_models.metrics import Metric, Sample, interval, paired_difference, resampled_scores
 from pipelines.config import ChooseConfig, MethodConfig, Recipe, Section
 from pipelines.storage import Store
 from pipelines.training.results import RunResult, read_counts
@@ -28,7 +28,7 @@ class Row(Section):
     fb_folds: dict[str, float]
     miou: float
     fb_iou: float
-    interval: list[float]  # of the recipe's metric
+    interval: list[float]  # of the recipe's metric, at its confidence
     seconds: float
     trainable_params: int
     train_s: float  # of all its runs
@@ -40,6 +40,7 @@ class Row(Section):
     images_per_s: float = 0.0  # idle, in batches; 0: not measured
     peak_bytes: int = 0  # highest memory while predicting; 0: not measured
     cost_per_million: float = 0.0  # images, by the recipe's price of an hour; 0: no price
+    miou_interval: list[float] = Field(default_factory=list)  # of the mIoU, 95 %, as runs have it
     behind: list[float] = Field(default_factory=list)  # difference to the best row, and its paired interval
     seeds: list[float] = Field(default_factory=list)  # the metric of each seed, mean over folds
     draws: list[float] = Field(default_factory=list)  # and of each draw of episodes
@@ -152,7 +153,7 @@ def _row(recipe: Recipe, label: str, method: MethodConfig, results: Sequence[Run
     per_fold = {f: [r for r in good if r.spec.fold == f] for f in folds}
     miou = {str(f): float(np.mean([r.miou for r in rs])) for f, rs in per_fold.items()}
     fb = {str(f): float(np.mean([r.fb_iou for r in rs])) for f, rs in per_fold.items()}
-    spread = [0.0, 1.0] if sample is None else list(interval(_draw(sample, config), config.confidence))
+    spread = [0.0, 1.0] if sample is None else list(interval(_draw(sample, config, config.metric), config.confidence))
     return Row(
         label=label, method=method, folds=miou, fb_folds=fb, miou=_mean(miou), fb_iou=_mean(fb), interval=spread,
         seconds=float(latency.get("seconds", 0.0)), trainable_params=max((r.trainable_params for r in good), default=0),
@@ -166,7 +167,8 @@ def _spread(recipe: Recipe, sample: Sample | None) -> dict[str, Any]:
     if sample is None:
         return {}
     metric, draws = recipe.choose.metric, recipe.eval.draws
-    found = {"seeds": seed_scores(sample, metric)}
+    low, high = interval(_draw(sample, recipe.choose, "miou"))
+    found = {"seeds": seed_scores(sample, metric), "miou_interval": [low, high]}
     return found if draws == 1 else {**found, "draws": draw_scores(sample, recipe.eval.episodes, draws, metric)}
 
 
@@ -176,8 +178,8 @@ def _speed(config: ChooseConfig, latency: dict[str, Any]) -> dict[str, Any]:
     return {"images_per_s": rate, "peak_bytes": int(latency.get("peak_bytes", 0)), "cost_per_million": cost}
 
 
-def _draw(sample: Sample, config: ChooseConfig) -> Any:
-    return resampled_scores(sample, resamples=config.resamples, seed=config.seed, metric=config.metric)
+def _draw(sample: Sample, config: ChooseConfig, metric: Metric) -> Any:
+    return resampled_scores(sample, resamples=config.resamples, seed=config.seed, metric=metric)
 
 
 def _mean(values: dict[str, float]) -> float:

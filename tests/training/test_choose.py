@@ -14,7 +14,7 @@ from fss_models.metrics import Sample
 from pipelines.config import ChooseConfig, EvalConfig, MethodConfig, Recipe
 from pipelines.storage import Store
 from pipelines.training.choose import Row, choose_winner, format_leaderboard, make_leaderboard, read_leaderboard
-from pipelines.training.promote import check_gate
+from pipelines.training.promote import champion_metrics, check_gate
 from pipelines.training.results import EPISODE_SCORES, RunResult, read_counts, read_result, write_result
 from pipelines.training.run import RunSpec, eval_digest
 from pipelines.training.spread import draw_scores, seed_scores
@@ -167,6 +167,19 @@ def test_gate(recipe: Recipe) -> None:
     check_gate(row, good.model_copy(update={"interval": [0.9, 0.99]}))
     with pytest.raises(FssError, match="surely less than the cross-validated"):
         check_gate(row, good.model_copy(update={"miou": 0.2, "interval": [0.1, 0.3]}))
+
+
+def test_the_gate_compares_the_miou_whatever_chooses(recipe: Recipe) -> None:
+    """FB-IoU is far above the mIoU, and an interval of another confidence is wider or narrower."""
+    results = [result(recipe, 0, f, 0.6) for f in (0, 1)]
+    usual = make_leaderboard(recipe, results).rows[0]
+    assert usual.miou_interval == usual.interval
+    choose = ChooseConfig(metric="fb_iou", confidence=0.6)
+    row = make_leaderboard(recipe.model_copy(update={"choose": choose}), results).rows[0]
+    assert row.interval[0] > results[0].interval[1]
+    assert row.miou_interval == usual.interval
+    check_gate(row, results[0])
+    assert champion_metrics(read_leaderboard(recipe), row, results[0])["cross_validated"]["interval"] == usual.interval
 
 
 def test_a_kill_between_counts_and_figures_mixes_no_evaluations(
