@@ -75,8 +75,7 @@ def make_leaderboard(recipe: Recipe, results: Sequence[RunResult], suffix: str =
         raise FssError("no run was finished", where=Workspace(recipe.out).runs,
                        mend=results[0].error if results else "run `fss sweep run` first")
     store = Store(Workspace(recipe.out).url)
-    name = f"latency{suffix}.json"
-    latency = store.read_json(name) if store.exists(name) else {}
+    latency = _latency(store, f"latency{suffix}.json", good)
     samples: dict[str, Sample] = {}
     rows = []
     for label, method in zip(method_labels(recipe.methods), recipe.methods, strict=True):
@@ -138,6 +137,13 @@ def _compared(rows: Sequence[Row], samples: dict[str, Sample], config: ChooseCon
             row = row.model_copy(update={"behind": [gain, *pair]})
         found.append(row)
     return found
+
+
+def _latency(store: Store, name: str, results: Sequence[RunResult]) -> dict[str, Any]:
+    """Figures by label, without those of other evaluations; files of before that was kept do not tell."""
+    known = store.read_json(name) if store.exists(name) else {}
+    digests = {None, *(r.eval_digest for r in results)}
+    return {label: found for label, found in known.items() if found.get("eval_digest") in digests}
 
 
 def _machine(latency: dict[str, Any]) -> str:

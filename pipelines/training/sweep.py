@@ -243,7 +243,7 @@ def _jobs(recipe: Recipe, specs: Sequence[RunSpec]) -> list[Job]:
 
 
 def _idle_latency(cell: Cell, results: Sequence[RunResult], ray: Any) -> None:
-    """Seconds a query, method by method, with nothing else running; measured once a bundle."""
+    """Seconds a query, method by method, with nothing else running; measured once a bundle and way of measuring."""
     recipe, name = cell.recipe, f"latency{cell.suffix}.json"
     labels = dict(zip([m.key for m in recipe.methods], method_labels(recipe.methods), strict=True))
     bundles: dict[str, RunResult] = {}
@@ -252,12 +252,13 @@ def _idle_latency(cell: Cell, results: Sequence[RunResult], ray: Any) -> None:
             bundles.setdefault(labels[result.spec.method.key], result)
     store = Store(Workspace(recipe.out).url)
     known = store.read_json(name) if store.exists(name) else {}
-    new = {n: r.bundle for n, r in bundles.items() if known.get(n, {}).get("bundle_id") != r.bundle_id}
-    if not new:
+    keys = {n: {"bundle_id": r.bundle_id, "eval_digest": r.eval_digest, "eval_batch": recipe.eval.batch,
+                "gpus": recipe.sweep.gpus_per_run} for n, r in bundles.items()}
+    if all(key.items() <= known.get(n, {}).items() for n, key in keys.items()):
         return
     say("measuring latency on the idle machine")
     first = next(iter(bundles.values())).spec
     task = ray.remote(measure_latency).options(num_cpus=recipe.sweep.cpus_per_run, num_gpus=recipe.sweep.gpus_per_run)
     all_of_them = {n: r.bundle for n, r in bundles.items()}  # in one run, so that the figures compare
     measured = task.remote(all_of_them, first.shards, first.fold, recipe.eval, recipe.sweep.gpus_per_run)
-    store.write_json(name, ray.get(measured))
+    store.write_json(name, {n: {**found, **keys[n]} for n, found in ray.get(measured).items()})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,8 +11,15 @@ import torch
 
 from fss_models import registry
 from pipelines.bundle import save_bundle
+from pipelines.config import EvalConfig, MethodConfig, Recipe, SweepConfig
 from pipelines.data.schema import EpisodeSample, Sample
+from pipelines.storage import Store
+from pipelines.training.choose import _latency
+from pipelines.training.matrix import Cell
+from pipelines.training.results import RunResult
+from pipelines.training.run import RunSpec, eval_digest
 from pipelines.training.speed import Peak, measure_speed
+from pipelines.training.sweep import _idle_latency
 
 
 def sample(number: int) -> Sample:
@@ -36,6 +44,42 @@ def test_every_figure_is_measured(tmp_path: Path) -> None:
         assert figures["queries"] == 5, "three episodes twice, less the first"
         assert figures["device"] == "cpu"
     assert found["prior"]["bundle_id"] != found["sansa"]["bundle_id"]
+
+
+class Measurer:
+    """In Ray's place; the seconds are the number of the measurement."""
+
+    count = 0
+
+    def remote(self, first: Any, *rest: Any) -> Any:
+        if callable(first):
+            return self
+        self.count += 1
+        return {label: {"seconds": self.count} for label in first}
+
+    def options(self, **asked: float) -> Measurer:
+        return self
+
+    def get(self, found: Any) -> Any:
+        return found
+
+
+def test_speed_is_measured_again_when_its_conditions_change(tmp_path: Path) -> None:
+    """Else those of another number of supports, batch or device are shown, and break ties."""
+    ray, method = Measurer(), MethodConfig(name="prior")
+    spec = RunSpec(dataset="d", shards="s", data_hash="h", fold=0, method=method)
+
+    def seconds(shots: int = 1, batch: int = 4, gpus: float = 0.0) -> int:
+        recipe = Recipe(out=str(tmp_path), methods=[method], eval=EvalConfig(shots=shots, batch=batch),
+                        sweep=SweepConfig(gpus_per_run=gpus))
+        done = RunResult(run="r", spec=spec, eval_digest=eval_digest(recipe.eval), bundle="b", bundle_id="same")
+        _idle_latency(Cell("", recipe), [done], ray)
+        other = done.model_copy(update={"eval_digest": "other"})
+        assert _latency(Store(str(tmp_path)), "latency.json", [other]) == {}, "a table of another evaluation"
+        return int(_latency(Store(str(tmp_path)), "latency.json", [done])["prior"]["seconds"])
+
+    assert [seconds(), seconds(), seconds(shots=5), seconds(shots=5), seconds(shots=5, batch=8),
+            seconds(shots=5, batch=8, gpus=1.0), seconds()] == [1, 1, 2, 2, 3, 4, 5]
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the system does not tell the peak")
