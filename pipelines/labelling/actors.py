@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from fss_models.errors import FssError
 from pipelines.cluster import cluster
 from pipelines.labelling.images import Reader
 from pipelines.labelling.job import READERS, Job
@@ -37,6 +38,8 @@ def run_with_actors(job: Job, left: Sequence[int], spec: ModelSpec, actors: int 
             compute=ray.data.ActorPoolStrategy(size=count), **_resources(found))
         with Bar("label", len(job.images), unit="images", done=len(job.images) - todo) as bar:
             for block in stage.iter_batches(batch_size=None, prefetch_batches=0):
+                if line := "".join(block["error"]):
+                    raise FssError(line)
                 bar.step(int(block["photos"].sum()))
     return todo
 
@@ -65,13 +68,19 @@ class ChunkLabeler:
         self.job: Job = ray.get(job)
         limits = Limits(max_pixels=spec.max_pixels, max_bytes=spec.max_bytes)
         self.labeler = Labeler(spec.bundle_url, spec.device, decoders=spec.torch_threads,
-                               supports_url=spec.supports_url, limits=limits)
+                               supports_url=spec.supports_url, bundle_id=spec.bundle_id, limits=limits)
         self.reader = Reader(self.job.images, max_bytes=self.job.manifest.max_bytes, threads=READERS)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Label each chunk and write its part. A repeated chunk gives the same part."""
-        counts = [self.job.label_chunk(int(c), self, self.reader)[0] for c in batch["chunk"]]
-        return {"photos": np.array(counts)}
+        """Label each chunk and write its part. A repeated chunk gives the same part.
+
+        What a person can mend travels as a line: Ray Data makes a trace of many lines of an exception.
+        """
+        try:
+            counts = [self.job.label_chunk(int(c), self, self.reader)[0] for c in batch["chunk"]]
+        except FssError as error:
+            return {"photos": np.array([0]), "error": np.array([str(error)])}
+        return {"photos": np.array([sum(counts)]), "error": np.array([""])}
 
     def label(self, images: list[bytes], wanted: Wanted) -> list[Labels | Failure]:
         """See `Engine`."""

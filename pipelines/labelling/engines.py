@@ -37,15 +37,16 @@ class Engine(Protocol):
 
 
 class ServiceEngine:
-    """The deployed champion, over HTTP."""
+    """The deployed champion, over HTTP, as long as it is the bundle `bundle_id`."""
 
-    def __init__(self, client: Client, max_request_bytes: int) -> None:
-        self._client = client
+    def __init__(self, client: Client, max_request_bytes: int, bundle_id: str) -> None:
+        self._client, self._bundle_id = client, bundle_id
         self.request_bytes = min(LOCAL_REQUEST_BYTES, max_request_bytes * 3 // 4 - 65_536)  # base64 and JSON around it
 
     def label(self, images: list[bytes], wanted: Wanted) -> list[Labels | Failure]:
         """See `Engine`."""
-        return _retrying(lambda: self._client.segment_classes(images, wanted, bulk=True))
+        return _retrying(
+            lambda: self._client.segment_classes(images, wanted, bulk=True, bundle_id=self._bundle_id))
 
 
 class LocalEngine:
@@ -63,13 +64,14 @@ class LocalEngine:
 
 
 @contextmanager
-def service_engine(url: str, classes: Sequence[SupportSet], max_request_bytes: int) -> Iterator[Engine]:
+def service_engine(url: str, classes: Sequence[SupportSet], max_request_bytes: int,
+                   bundle_id: str) -> Iterator[Engine]:
     """The running service, once it knows the support sets."""
     client = Client(url)
     try:
         for supports in classes:
             _retrying(partial(client.add_support, supports))
-        yield ServiceEngine(client, max_request_bytes)
+        yield ServiceEngine(client, max_request_bytes, bundle_id)
     finally:
         client.close()
 

@@ -91,7 +91,8 @@ def run_left(job: Job, left: list[int], classes: Sequence[SupportSet], service: 
         return 0
     if service and health:
         say(f"labelling through the service at {service}")
-        engine: AbstractContextManager[Engine] = service_engine(service, classes, health["max_request_bytes"])
+        engine: AbstractContextManager[Engine] = service_engine(service, classes, health["max_request_bytes"],
+                                                                job.manifest.bundle_id)
     else:
         root = join(job.out.url, "supports")
         for supports in classes:
@@ -99,7 +100,8 @@ def run_left(job: Job, left: list[int], classes: Sequence[SupportSet], service: 
         url = request.bundle_url
         if not request.bundle:
             say_if_shipped(url, Workspace(request.recipe.out))
-        spec = model_spec(request.recipe, bundle_url=url, supports_url=root, device="cpu", batch=job.manifest.batch)
+        spec = model_spec(request.recipe, bundle_url=url, bundle_id=job.manifest.bundle_id, supports_url=root,
+                          device="cpu", batch=job.manifest.batch)
         if request.engine == "actors":
             return run_with_actors(job, left, spec)
         engine = local_engine(spec)

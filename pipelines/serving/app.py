@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from fss_models.errors import FssError
-from pipelines.bundle import BundleInfo, read_bundle_info
+from pipelines.bundle import BundleInfo
 from pipelines.console.api import ConsoleApi
 from pipelines.console.jobs import Jobs
 from pipelines.console.page import page_html
@@ -52,9 +52,8 @@ class Service:
     def __init__(self, spec: ServiceSpec, people: Any, jobs: Any) -> None:
         self.spec, self.people, self.jobs = spec, people, jobs
         self.started, self.waiting, self.metrics = time.time(), 0, ServiceMetrics()
-        info = read_bundle_info(spec.model.bundle_url)
-        self.about = describe(info, spec)
-        self.console = ConsoleApi(Jobs(spec, about_bundle(info), jobs), spec.max_request_bytes)
+        self.about = describe(spec.bundle, spec)
+        self.console = ConsoleApi(Jobs(spec, about_bundle(spec.bundle), jobs), spec.max_request_bytes)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Serve calls this on the replica."""
@@ -79,7 +78,8 @@ class Service:
         call = self.jobs.chunk if wanted.bulk else self.people.segment
         results = await call.remote(wanted.images, wanted.wanted)
         ids = wanted.wanted.support_ids
-        about = {"support_ids": list(ids)} if wanted.many else {"support_id": ids[0]}
+        about: dict[str, Any] = {"support_ids": list(ids)} if wanted.many else {"support_id": ids[0]}
+        about["bundle_id"] = self.spec.bundle.bundle_id
         return JSONResponse({**about, "results": [results_json(r, many=wanted.many) for r in results]})
 
 

@@ -47,10 +47,15 @@ class Client:
         found = self.segment_classes(images, Wanted(support_ids=(support_id,), threshold=threshold), bulk=bulk)
         return [f if isinstance(f, Failure) else f[0] for f in found]
 
-    def segment_classes(self, images: list[bytes], wanted: Wanted, *, bulk: bool = False) -> list[Labels | Failure]:
-        """The masks of all classes that are wanted, photo by photo."""
+    def segment_classes(self, images: list[bytes], wanted: Wanted, *, bulk: bool = False,
+                        bundle_id: str = "") -> list[Labels | Failure]:
+        """The masks of all classes that are wanted, photo by photo. Raises `FssError` for another bundle's."""
         body = {**wanted.json(), "bulk": bulk, "images": [base64.b64encode(i).decode() for i in images]}
-        return [_results(r) for r in self._ask("POST", "/v1/segment", body)["results"]]
+        answer = self._ask("POST", "/v1/segment", body)
+        if bundle_id and (found := answer.get("bundle_id")) != bundle_id:
+            raise FssError(f"serves bundle {found} now, no longer {bundle_id}", where=self.url,
+                           mend="start the service with that bundle, or a new job with another --out")
+        return [_results(r) for r in answer["results"]]
 
     def close(self) -> None:
         """Close the connections."""

@@ -10,6 +10,7 @@ from ray.serve import Application
 
 from fss_models.errors import FssError
 from fss_models.shipped.files import bundle_url
+from pipelines.bundle import read_bundle_info
 from pipelines.config import Positive, Recipe, Section
 from pipelines.serving.app import application
 from pipelines.serving.requests import token_hash
@@ -56,7 +57,9 @@ def champion(args: ChampionArgs) -> Application:
     serve = {"host": "0.0.0.0", **{key: getattr(args, key) for key in keys}}  # others reach it, by any name
     recipe = Recipe.model_validate({"out": args.workspace, "serve": serve})
     device = best_device(ray) if args.device == "auto" else args.device
-    model = model_spec(recipe, bundle_url=Store(url).url, supports_url=workspace.supports, device=device,
-                       batch=args.max_batch)
-    return application(ServiceSpec(model=model, max_request_bytes=args.max_request_bytes, token=token_hash(token),
-                                   workspace=workspace.store.url, recipe=recipe, roots=args.roots))
+    info = read_bundle_info(url)
+    model = model_spec(recipe, bundle_url=Store(url).url, bundle_id=info.bundle_id, supports_url=workspace.supports,
+                       device=device, batch=args.max_batch)
+    return application(ServiceSpec(model=model, bundle=info, max_request_bytes=args.max_request_bytes,
+                                   token=token_hash(token), workspace=workspace.store.url, recipe=recipe,
+                                   roots=args.roots))

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fss_models.clip import Features, Images, Memory
-from fss_models.errors import BadImage
+from fss_models.errors import BadImage, FssError
 from pipelines.bundle import bundle_calibrator, load_bundle
 from pipelines.data.decode import decode_image
 from pipelines.serving.masks import (
@@ -52,12 +52,14 @@ class Limits:
 class Labeler:
     """A bundle ready to label. Safe to call from several threads; the model itself runs one batch at a time.
 
-    supports_url is where support sets are stored: one whose memory is not at hand is read from there.
+    supports_url is where support sets are stored: one whose memory is not at hand is read from there. With `bundle_id`
+    another bundle, which somebody put there meanwhile, labels nothing: every support set is refused.
     """
 
     def __init__(self, bundle_url: str, device: str = "cpu", *, decoders: int = 2, supports_url: str = "",
-                 limits: Limits | None = None, memories: int = MEMORIES) -> None:
+                 bundle_id: str = "", limits: Limits | None = None, memories: int = MEMORIES) -> None:
         self.model, self.info = load_bundle(bundle_url, device)
+        self._place, self._wanted = bundle_url, bundle_id or self.info.bundle_id
         self.device, self.supports_url, self.limits = device, supports_url, limits or Limits()
         calibrator = bundle_calibrator(bundle_url, self.info)
         self.judge = Judge(self.model, calibrator) if calibrator else None
@@ -212,6 +214,9 @@ class Labeler:
 
     @torch.inference_mode()
     def _memorise(self, supports: SupportSet) -> _Held:
+        if self.info.bundle_id != self._wanted:  # not when it starts: a replica that cannot start tells nobody why
+            raise FssError(f"holds bundle {self.info.bundle_id} now, no longer {self._wanted}", where=self._place,
+                           mend="start the service again, or a new job with another --out")
         images, prompts = supports.decoded()
         prepared = self.model.prepare(images)
         marks = self.model.collate([prompts], prepared.sizes)

@@ -32,7 +32,7 @@ class Model:
         torch.set_num_threads(spec.torch_threads)
         limits = Limits(max_pixels=spec.max_pixels, max_bytes=spec.max_bytes)
         self.labeler = Labeler(spec.bundle_url, spec.device, decoders=spec.torch_threads,
-                               supports_url=spec.supports_url, limits=limits)
+                               supports_url=spec.supports_url, bundle_id=spec.bundle_id, limits=limits)
         self.batch, self.metrics = spec.batch, PhotoMetrics()
         self._one = _batched(self.labeler, spec)
 

@@ -39,13 +39,13 @@ def serve_until_stopped(recipe: Recipe, *, bundle: str = "", as_json: bool = Fal
         from pipelines.serving.app import application
         from pipelines.serving.requests import token_hash
 
-        spec = model_spec(recipe, bundle_url=Store(url).url, supports_url=workspace.supports,
-                          device=best_device(ray), batch=config.max_batch)
+        spec = model_spec(recipe, bundle_url=Store(url).url, bundle_id=info.bundle_id,
+                          supports_url=workspace.supports, device=best_device(ray), batch=config.max_batch)
         if not bundle:
             say_if_shipped(url, workspace)
         anywhere = config.host in LOOPBACK and not config.roots
-        service = ServiceSpec(model=spec, max_request_bytes=config.max_request_bytes, token=token_hash(token),
-                              workspace=workspace.store.url, recipe=recipe,
+        service = ServiceSpec(model=spec, bundle=info, max_request_bytes=config.max_request_bytes,
+                              token=token_hash(token), workspace=workspace.store.url, recipe=recipe,
                               roots=None if anywhere else tuple(config.roots))
         say(f"starting {info.method}/{info.preset} on {spec.device} ...")
         began, name = time.monotonic(), f"fss-{port}"

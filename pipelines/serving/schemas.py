@@ -44,7 +44,7 @@ SCHEMAS: dict[str, Schema] = {
         "status": {"enum": ["accepted", "review", "empty", "uncalibrated"]}}, ("presence", "quality", "status")),
     "Failure": _object({"error": TEXT, "stage": TEXT}),
     "SegmentAnswer": _object({
-        "support_id": TEXT, "support_ids": {"type": "array", "items": TEXT},
+        "support_id": TEXT, "support_ids": {"type": "array", "items": TEXT}, "bundle_id": TEXT,
         "results": {"type": "array", "items": {"anyOf": [
             ref("Label"), ref("Failure"), _object({"labels": {"type": "array", "items": ref("Label")}})]}}},
         ("support_id", "support_ids")),

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
+from pipelines.bundle import BundleInfo
 from pipelines.config import Recipe, ServeConfig
 
 
@@ -15,6 +16,7 @@ class ModelSpec:
 
     bundle_url: str
     supports_url: str
+    bundle_id: str = ""  # of the bundle that has to lie there; empty: whichever does
     device: str = "cpu"
     batch: int = 8
     wait_s: float = 0.02
@@ -44,6 +46,7 @@ class ServiceSpec:
     """
 
     model: ModelSpec
+    bundle: BundleInfo
     max_request_bytes: int
     workspace: str
     recipe: Recipe
@@ -51,12 +54,13 @@ class ServiceSpec:
     roots: tuple[str, ...] | None = ()
 
 
-def model_spec(recipe: Recipe, *, bundle_url: str, supports_url: str, device: str, batch: int) -> ModelSpec:
+def model_spec(recipe: Recipe, *, bundle_url: str, bundle_id: str, supports_url: str, device: str,
+               batch: int) -> ModelSpec:
     """A recipe's serving section as a `ModelSpec`."""
     serve: ServeConfig = recipe.serve
     return ModelSpec(
-        bundle_url=bundle_url, supports_url=supports_url, device=device, batch=batch, wait_s=serve.wait_s,
-        threads=serve.threads, replicas=serve.replicas, max_replicas=serve.max_replicas,
+        bundle_url=bundle_url, bundle_id=bundle_id, supports_url=supports_url, device=device, batch=batch,
+        wait_s=serve.wait_s, threads=serve.threads, replicas=serve.replicas, max_replicas=serve.max_replicas,
         max_pixels=recipe.data.max_pixels, max_bytes=recipe.data.max_bytes,
     )
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from fss_models.errors import FssError
+from pipelines.bundle import BundleInfo
 from pipelines.config import Recipe, ServeConfig
 from pipelines.console.jobs import MAX_RUNNING, Jobs
 from pipelines.console.records import FOLDER, STALE_S, Board, JobRequest, Progress, Record, check_place
@@ -19,6 +20,8 @@ from pipelines.serving.spec import ModelSpec, ServiceSpec
 from pipelines.storage import Store
 from tests.serving.helpers import wait_for
 
+BUNDLE = BundleInfo(method="prior", preset="nano", preprocessing="plain", tensors_sha256="")
+
 
 def record(job_id: str) -> Record:
     return Record(job_id=job_id, out="/out", images="/in", title="cup", classes=["cup"], photos=10, settings={},
@@ -27,7 +30,8 @@ def record(job_id: str) -> Record:
 
 def jobs(place: Path, roots: tuple[str, ...] | None = (), bundle_id: str = "b") -> Jobs:
     model = ModelSpec(bundle_url="none", supports_url=str(place / "supports"))
-    spec = ServiceSpec(model=model, max_request_bytes=1000, workspace=str(place), recipe=Recipe(), roots=roots)
+    spec = ServiceSpec(model=model, bundle=BUNDLE, max_request_bytes=1000, workspace=str(place), recipe=Recipe(),
+                       roots=roots)
     return Jobs(spec, {"bundle_id": bundle_id, "calibrator": ""}, None)
 
 

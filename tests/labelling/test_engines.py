@@ -1,4 +1,4 @@
-"""`--engine actors` on a real cluster."""
+"""`--engine actors` on a real cluster, and a service that changes."""
 
 from __future__ import annotations
 
@@ -6,13 +6,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
+import pytest
 import torch
 
+from fss_models.errors import FssError
 from pipelines.labelling.actors import run_with_actors
+from pipelines.labelling.engines import ServiceEngine
 from pipelines.labelling.parts import part_name
+from pipelines.serving.client import Client
 from pipelines.serving.labeler import Labeler
+from pipelines.serving.masks import Failure
 from pipelines.serving.spec import ModelSpec
 from pipelines.serving.support_files import read_support_file
+from pipelines.serving.wanted import Wanted
 from tests.labelling.helpers import DirectEngine, make_job
 from tests.serving.helpers import photo_folder, supports_file
 
@@ -36,6 +43,21 @@ def test_actors_write_the_same_parts(ray_cluster: object, bundle: str, tmp_path:
     assert job.left() == []
     for chunk in range(3):
         assert job.out.read_bytes(part_name(chunk)) == plain.out.read_bytes(part_name(chunk))
+    other = make_job(photos, tmp_path / "other", supports.support_id, labeler, chunk=8)
+    with pytest.raises(FssError, match=r"^\S+: holds bundle \w+ now, no longer f{16} [^\n]*$"):
+        run_with_actors(other, other.left(), ModelSpec(bundle_url=bundle, bundle_id="f" * 16, supports_url=root))
+    assert len(other.left()) == 3
+
+
+def test_a_service_that_has_another_bundle_meanwhile() -> None:
+    client = Client("http://service")
+    answer = {"support_id": "0" * 16, "bundle_id": "a" * 16, "results": [{"error": "no photo"}]}
+    client._http = httpx.Client(base_url=client.url, transport=httpx.MockTransport(
+        lambda _: httpx.Response(200, json=answer)))
+    wanted = Wanted(support_ids=("0" * 16,))
+    assert ServiceEngine(client, 10**6, "a" * 16).label([b""], wanted) == [Failure(reason="no photo")]
+    with pytest.raises(FssError, match=r"http://service: serves bundle a{16} now, no longer b{16}"):
+        ServiceEngine(client, 10**6, "b" * 16).label([b""], wanted)
 
 
 @contextmanager

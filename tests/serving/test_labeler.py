@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from pycocotools import mask as coco
 
+from fss_models.errors import FssError
 from pipelines.serving.labeler import Failure, Label, Labeler, Limits
 from pipelines.serving.marks import rle_json
 from pipelines.serving.masks import full_size
@@ -102,6 +103,13 @@ def test_memories_are_bounded_and_come_back_from_storage(bundle: str, tmp_path: 
     assert [labeler.label([photo], s.support_id)[0] for s in sets] == first
     with pytest.raises(UnknownSupportError):
         labeler.label([photo], "0" * 16)
+
+
+def test_another_bundle_than_the_wanted_one_labels_nothing(bundle: str, labeler: Labeler) -> None:
+    wanted = Labeler(bundle, bundle_id=labeler.info.bundle_id)
+    assert wanted.add_support(support_set()) == support_set().support_id
+    with pytest.raises(FssError, match=f"{bundle}: holds bundle {labeler.info.bundle_id} now, no longer {'f' * 16}"):
+        Labeler(bundle, bundle_id="f" * 16).add_support(support_set())
 
 
 def test_mixed_support_sets_share_a_batch(labeler: Labeler) -> None:
