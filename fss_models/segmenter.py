@@ -70,16 +70,21 @@ class Segmenter(nn.Module, ABC):
         """[H, W, 3] uint8 arrays of any sizes -> `Images` on the CPU."""
         return self.preprocessor(images, mode)
 
+    @classmethod
+    def check_kind(cls, kind: PromptKind, where: str = "") -> None:
+        """Raises `FssError` for a kind of prompt that the method cannot read."""
+        if kind not in cls.prompt_kinds:
+            known = ", ".join(sorted(k.name.lower() for k in cls.prompt_kinds))
+            raise FssError(f"method {cls.method!r} reads no {kind.name.lower()} marks", where=where,
+                           mend=f"it reads: {known}")
+
     def collate(self, sets: Sequence[Sequence[Prompt]], sizes: Tensor, image: Tensor | None = None) -> PromptBatch:
         """Prompts in pixels of their images (`prompts.collate`), brought to the square as this method wants them.
 
         Raises `FssError` for a mask that is not of its image's size, and a kind of prompt the method cannot read.
         """
         for prompt in (p for one in sets for p in one):
-            if prompt.kind not in self.prompt_kinds:
-                known = ", ".join(sorted(k.name.lower() for k in self.prompt_kinds))
-                raise FssError(f"method {self.method!r} reads no {prompt.kind.name.lower()} marks",
-                               mend=f"it reads: {known}")
+            self.check_kind(prompt.kind)
         return collate(sets, sizes, self.side, image, self.preprocessor.mask)
 
     @abstractmethod

@@ -43,6 +43,12 @@ def prepare_environment() -> None:
         os.environ.setdefault("RAY_AUTH_TOKEN", PRIVATE_TOKEN + secrets.token_hex(32))
 
 
+def line_of(error: FssError) -> str:
+    """The line of an error; of one that comes out of a Ray task or replica without Ray's trace."""
+    cause = getattr(error, "cause", None)
+    return str(cause if isinstance(cause, FssError) else error)
+
+
 @contextmanager
 def cluster(*, cpus: float | None = None, gpus: float | None = None) -> Iterator[Any]:
     """Yield `ray`, connected. A private cluster is stopped at the end; one named by RAY_ADDRESS is left alone.

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 
 from fss_models.errors import FssError
 from pipelines.serving.masks import Failure
 from pipelines.storage import Store
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+LOST = (FileNotFoundError, PermissionError, IsADirectoryError)  # of one photo; any other error is the disk's
 
 
 @dataclass(frozen=True)
@@ -34,16 +37,43 @@ class ImageList:
         return digest.hexdigest()[:16]
 
 
-def list_images(url: str, limit: int = 0) -> ImageList:
-    """All photos under `url` (the first `limit`, if given). Raises `FssError` if there are none."""
+def list_images(url: str, limit: int = 0, *, outs: Sequence[str] = ()) -> ImageList:
+    """All photos under `url` (the first `limit`, if given) but for what lies in `outs`, the folders of jobs.
+
+    Raises `FssError` if there are none, and for a name that is not UTF-8.
+    """
     store = Store(url)
     if not store.exists():
         raise FssError("does not exist", where=url, mend="check the path or URL of --images")
-    found = sorted((n, s) for n, s in store.sizes().items() if n.lower().endswith(SUFFIXES) and not _hidden(n))
+    written = tuple(f"{place}/" for out in outs if (place := _within(store, Store(out))))
+    found = sorted((n, s) for n, s in store.sizes().items()
+                   if n.lower().endswith(SUFFIXES) and not _hidden(n) and not n.startswith(written))
     if not found:
         raise FssError("holds no photos", where=url, mend=f"their names end in {', '.join(SUFFIXES)}")
     found = found[:limit] if limit else found
+    odd = next((n for n, _ in found if not _is_utf8(n)), None)
+    if odd is not None:
+        raise FssError(f"the name of {odd!r} is not UTF-8", where=url, mend="rename the file")
     return ImageList(store.url, [n for n, _ in found], [s for _, s in found])
+
+
+def check_out(url: str, out: str) -> None:
+    """Raises `FssError` if `out` is the folder of the photos itself: pictures written there would count as photos."""
+    if _within(Store(url), Store(out)) == ".":
+        raise FssError("is the folder of --images", where=out, mend="choose another --out; one below it will do")
+
+
+def _within(outer: Store, inner: Store) -> str:
+    """The path of `inner` below `outer`, "." if they are one place, empty if it lies elsewhere."""
+    here, there = (PurePosixPath(s.url if s.is_s3 else os.path.realpath(s.url)) for s in (outer, inner))
+    return str(there.relative_to(here)) if there.is_relative_to(here) else ""
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        return bool(name.encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def _hidden(name: str) -> bool:
@@ -51,7 +81,7 @@ def _hidden(name: str) -> bool:
 
 
 class Reader:
-    """Reads photos by threads. A photo that has gone is a `Failure`; a store that cannot be reached is an error."""
+    """Reads photos by threads. A photo that is not there for us is a `Failure`; a store that fails is an error."""
 
     def __init__(self, images: ImageList, *, max_bytes: int, threads: int) -> None:
         self._images, self._max, self._store = images, max_bytes, Store(images.url)
@@ -71,7 +101,6 @@ class Reader:
         try:
             return self._store.read_bytes(self._images.names[row])
         except FssError as error:
-            lost = FileNotFoundError if self._store.is_s3 else OSError
-            if isinstance(error.__cause__, lost):
+            if isinstance(error.__cause__, FileNotFoundError if self._store.is_s3 else LOST):
                 return Failure(reason=error.what, stage="read")
             raise

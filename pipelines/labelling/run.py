@@ -8,18 +8,20 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from fss_models.errors import FssError
+from fss_models.registry import method_class
 from fss_models.shipped.files import bundle_url
 from pipelines.bundle import BundleInfo, read_bundle_info
 from pipelines.config import LabelConfig, Recipe
 from pipelines.labelling.actors import run_with_actors
 from pipelines.labelling.engines import Engine, local_engine, service_engine
-from pipelines.labelling.images import ImageList, list_images
+from pipelines.labelling.images import ImageList, check_out, list_images
 from pipelines.labelling.job import Job
 from pipelines.labelling.manifest import JobManifest, claim, code_version, describe_classes, describe_images
 from pipelines.labelling.outputs import SUMMARY, write_outputs
 from pipelines.progress import say
 from pipelines.serving.client import Client, find_service
 from pipelines.serving.label_sets import read_label_set
+from pipelines.serving.marks import mark_kind
 from pipelines.serving.spec import model_spec
 from pipelines.serving.supports import SupportSet
 from pipelines.serving.wanted import check_overlaps
@@ -56,7 +58,8 @@ def run_label_job(request: LabelRequest) -> dict[str, Any]:
     classes = read_label_set(request.supports)
     service, health = choose_service(request)
     about = health if health and not request.bundle else about_bundle(read_bundle_info(request.bundle_url))
-    images = list_images(request.images, request.limit)
+    check_out(request.images, request.out)
+    images = list_images(request.images, request.limit, outs=[request.out])
     config, out = request.recipe.label, Store(request.out)
     manifest = describe_job(request.recipe, about, images, classes, request.limit)
     again = claim(out, manifest)
@@ -76,12 +79,21 @@ def describe_job(recipe: Recipe, about: dict[str, Any], images: ImageList, class
     """The job's manifest; `about` says of the bundle what `about_bundle` does. Raises `FssError` for odd settings."""
     config = recipe.label
     check_overlaps(config.overlaps, len(classes))
+    check_marks(about["method"], classes)
     return JobManifest(
         **describe_images(images), **describe_classes(classes), overlaps=config.overlaps, pairs=config.pairs,
         **_trust(config, about["calibrator"]), bundle_id=about["bundle_id"], method=about["method"],
         preset=about["preset"], chunk=config.chunk, batch=config.batch, threshold=config.threshold, limit=limit,
         max_pixels=recipe.data.max_pixels, max_bytes=recipe.data.max_bytes, code_version=code_version(),
     )
+
+
+def check_marks(method: str, classes: Sequence[SupportSet]) -> None:
+    """Raises `FssError` for a support whose mark the method cannot read."""
+    reads = method_class(method)
+    for one in classes:
+        for number, support in enumerate(one.supports):
+            reads.check_kind(mark_kind(support.mark), f"class {one.class_name!r}: supports[{number}]")
 
 
 def run_left(job: Job, left: list[int], classes: Sequence[SupportSet], service: str,

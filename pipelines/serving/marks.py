@@ -85,6 +85,11 @@ def rle_json(mask: np.ndarray) -> Mark:
     return {"size": [int(v) for v in found["size"]], "counts": found["counts"].decode()}
 
 
+def mark_kind(mark: Mark) -> PromptKind:
+    """Of a canonical mark."""
+    return PromptKind[next(k for k in KINDS if k in mark).upper()]
+
+
 def mark_prompt(mark: Mark) -> Prompt:
     """A canonical mark as the models' `Prompt`."""
     if "mask" in mark:

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import typer
 
-from jobs.cli import make_app
+from fss_models.errors import FssError
+from jobs.cli import main, make_app
 
 FROZEN = Path(__file__).with_name("cli_surface.json")
 FSS = [sys.executable, "-m", "jobs.cli"]
@@ -71,6 +72,20 @@ def test_mistakes_end_with_status_2_and_one_line(args: tuple[str, ...], line: st
     assert done.stderr.count("\n") == 1, done.stderr
     assert line in done.stderr
     assert list(tmp_path.iterdir()) == []  # a mistake leaves nothing behind
+
+
+def test_an_error_out_of_a_replica_is_one_line(monkeypatch: pytest.MonkeyPatch,
+                                               capsys: pytest.CaptureFixture[str]) -> None:
+    from ray.exceptions import RayTaskError
+
+    def app() -> None:
+        cause = FssError("holds another bundle", where="here")
+        raise RayTaskError("chunk", "Traceback\nof many lines", cause).as_instanceof_cause()
+
+    monkeypatch.setattr("jobs.cli.make_app", lambda: app)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert (ended.value.code, capsys.readouterr().err) == (2, "error: here: holds another bundle\n")
 
 
 if __name__ == "__main__":

@@ -79,6 +79,21 @@ def test_mistakes_are_one_line(bundle: str, tmp_path: Path, change: tuple[str, s
     assert not (tmp_path / "out").exists()
 
 
+def test_marks_that_the_method_cannot_read(bundle: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                           capsys: pytest.CaptureFixture[str]) -> None:
+    """They are refused before the folder is claimed: would catch a job that cannot be started with better ones."""
+    photos, supports = photo_folder(tmp_path / "photos", 1), supports_file(tmp_path)
+    row = {"image": "ball.png", "box": [1, 1, 50, 50]}
+    supports.write_text(json.dumps({"class_name": "ball", "supports": [row]}))
+    monkeypatch.setattr("sys.argv", ["fss", *_arguments(photos, supports, tmp_path / "out", bundle)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    told = "error: class 'ball': supports[0]: method 'prior' reads no box marks (it reads: mask)"
+    assert capsys.readouterr().err.splitlines()[-1] == told
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.slow
 def test_two_jobs_at_once(bundle: str, tmp_path: Path) -> None:
     """Would catch ports, names or files that two commands on one machine share."""

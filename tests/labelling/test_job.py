@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -14,11 +19,17 @@ from PIL import Image
 from pycocotools import mask as coco
 from pycocotools.coco import COCO
 
+from fss_models import registry
 from fss_models.errors import FssError
-from pipelines.labelling.images import list_images
+from pipelines.bundle import save_bundle
+from pipelines.config import Recipe
+from pipelines.labelling.images import Reader, check_out, list_images
 from pipelines.labelling.outputs import write_outputs
 from pipelines.labelling.parts import finished, part_name
+from pipelines.labelling.run import LabelRequest, run_label_job
 from pipelines.serving.labeler import Labeler
+from pipelines.serving.masks import Failure
+from pipelines.serving.spec import ModelSpec
 from pipelines.serving.support_files import read_support_file
 from pipelines.storage import Store
 from tests.labelling.helpers import DirectEngine, make_job
@@ -172,12 +183,83 @@ def test_places_that_are_not_there(tmp_path: Path) -> None:
         list_images(str(tmp_path / "empty"))
 
 
+def test_a_name_that_is_not_utf8(tmp_path: Path) -> None:
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/b\xff.jpg")).write_bytes(b"")
+    with pytest.raises(FssError, match=r"name of 'b\\udcff.jpg' is not UTF-8 \(rename the file\)"):
+        list_images(str(tmp_path))
+    (tmp_path / "a.jpg").write_bytes(b"")
+    assert list_images(str(tmp_path), 1).names == ["a.jpg"]
+
+
+def test_what_a_job_writes_below_the_photos_is_no_photo(tmp_path: Path) -> None:
+    for name in ("a.jpg", "out/semantic/a.png", "outer/b.jpg"):
+        (tmp_path / "p" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "p" / name).write_bytes(b"")
+    (tmp_path / "link").symlink_to(tmp_path / "p")
+    for out in (tmp_path / "p" / "out", tmp_path / "link" / "out", tmp_path / "p" / "x" / ".." / "out"):
+        assert list_images(str(tmp_path / "p"), outs=["/elsewhere", str(out)]).names == ["a.jpg", "outer/b.jpg"]
+    for url in (str(tmp_path / "p"), "s3://fss/photos"):
+        check_out(url, f"{url}/out")
+        with pytest.raises(FssError, match="is the folder of --images"):
+            check_out(url, f"{url}/")
+
+
+@pytest.mark.parametrize(("number", "lost"), [
+    (errno.ENOENT, True), (errno.EACCES, True), (errno.EISDIR, True),
+    (errno.EIO, False), (errno.ESTALE, False), (errno.EMFILE, False),
+])
+def test_only_a_photo_that_is_not_there_is_a_failure(photos: Path, number: int, lost: bool) -> None:
+    """Would catch photos that are lost for good to a disk that fails for a moment."""
+    class Disk:
+        def cat_file(self, path: str) -> bytes:
+            raise OSError(number, os.strerror(number), path)
+
+    reader = Reader(list_images(str(photos)), max_bytes=10**6, threads=1)
+    vars(reader._store)["fs"] = Disk()
+    if lost:
+        assert isinstance(reader.read([0])[0], Failure)
+    else:
+        with pytest.raises(FssError, match=os.strerror(number)):
+            reader.read([0])
+    reader.close()
+
+
 def test_numbers_follow_the_sorted_names(photos: Path) -> None:
     images = list_images(str(photos))
     assert images.names == sorted(images.names)
     assert len(images) == 20
     assert list_images(str(photos), 5).names == images.names[:5]
     assert images.hash != list_images(str(photos), 19).hash
+
+
+def test_a_job_in_a_folder_of_the_photos_and_another_bundle(tmp_path: Path, bundle: str,
+                                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pictures it writes are no photos of the next run; a bundle that changes before the model is up is refused."""
+    photos, supports, champion = photo_folder(tmp_path / "p", 9), supports_file(tmp_path), tmp_path / "champion"
+    shutil.copytree(bundle, champion)
+
+    @contextmanager
+    def engine(spec: ModelSpec) -> Iterator[DirectEngine]:
+        if promoted:
+            save_bundle(str(champion), registry.build("prior", "nano", seed=1))
+        found = Labeler(spec.bundle_url, supports_url=spec.supports_url, bundle_id=spec.bundle_id)
+        yield DirectEngine(found)
+
+    def label(out: str, *formats: str) -> dict[str, Any]:
+        recipe = Recipe.model_validate({"out": str(tmp_path / "ws"), "label": {"formats": formats, "chunk": 8}})
+        return run_label_job(LabelRequest(recipe=recipe, images=str(photos), supports=str(supports),
+                                          out=str(photos / out), bundle=str(champion)))
+
+    monkeypatch.setattr("pipelines.labelling.run.local_engine", engine)
+    promoted = False
+    assert label("out", "semantic")["labelled_now"] == 9
+    assert len(list(photos.glob("out/semantic/**/*.png"))) == 9
+    assert label("out", "semantic", "parquet")["labelled_now"] == 0
+    promoted = True
+    shutil.rmtree(photos / "out")
+    with pytest.raises(FssError, match=r"champion: holds bundle \w+ now, no longer \w+ \(start the service again, or"):
+        label("out")
+    assert not list(photos.glob("out/parts/*"))
 
 
 def test_the_same_through_s3(photos: Path, tmp_path: Path, labeler: Labeler, support: str, s3_server: object) -> None:
