@@ -13,7 +13,7 @@ from pipelines.serving.labeler import Labeler, Limits
 from pipelines.serving.support_check import Worth, check_supports
 from pipelines.serving.support_files import place_of
 from pipelines.serving.wanted import Wanted, check_overlaps
-from pipelines.shipped import champion_url
+from pipelines.shipped import champion_url, say_if_shipped
 from pipelines.workspace import Workspace
 
 
@@ -32,6 +32,8 @@ def check_before(recipe: Recipe, *, supports: str, images: str, bundle: str, cou
     device = "cuda" if torch.cuda.is_available() else "cpu"
     limits = Limits(max_pixels=recipe.data.max_pixels, max_bytes=recipe.data.max_bytes)
     url = bundle_url(bundle) if bundle else champion_url(Workspace(recipe.out))
+    if not bundle:
+        say_if_shipped(url, Workspace(recipe.out))
     labeler = Labeler(url, device, limits=limits, memories=len(classes))
     ids = tuple(labeler.add_support(one) for one in classes)
     worth = [check_supports(labeler, one) for one in classes]

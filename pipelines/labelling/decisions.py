@@ -70,14 +70,20 @@ def add_decisions(out: Store, decisions: Iterable[Decision]) -> None:
 
 
 def _append(path: Path, data: bytes) -> None:
-    """Under a lock. A line that a crash left unfinished never counted and goes."""
+    """Under a lock. A line that a crash left unfinished never counted and goes, as do all where the disk is full."""
     with path.open("a+b", buffering=0) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.seek(0)
         whole = file.readall()
-        file.truncate(whole.rfind(b"\n") + 1)
-        file.write(data)
-        os.fsync(file.fileno())
+        kept = whole.rfind(b"\n") + 1
+        file.truncate(kept)
+        try:
+            while data:
+                data = data[file.write(data):]  # a nearly full disk takes a part; the next write says why
+            os.fsync(file.fileno())
+        except OSError:
+            file.truncate(kept)
+            raise
 
 
 def read_decisions(out: Store, name: str = DECISIONS) -> dict[Key, Decision]:
@@ -120,13 +126,24 @@ def count_decisions(decided: Decided) -> dict[str, int]:
 
 
 def apply_decisions(rows: Sequence[Row], decided: Decided, *, resolve: bool) -> list[Row]:
-    """A photo's rows as people want them. With `resolve` no pixel has two classes: masks that people saw win."""
+    """A photo's rows as people want them. With `resolve` no pixel has two classes.
+
+    Then the last correction wins, then what people accepted, then the model's own.
+    """
     told = [decided.get((row["image_id"], row["class_name"])) for row in rows]
     found = [_applied(row, one) for row, one in zip(rows, told, strict=True)]
     if resolve and any(told):
-        seen = [row["rle"].encode() for row, one in zip(found, told, strict=True) if one and row["area"]]
-        found = [row if one or not row["area"] else _without(row, seen) for row, one in zip(found, told, strict=True)]
+        ranked = [(_rank(one, number), row) for number, (row, one) in enumerate(zip(found, told, strict=True))]
+        found = [_without(row, [r["rle"].encode() for above, r in ranked if above > rank and r["area"]])
+                 for rank, row in ranked]
     return found
+
+
+def _rank(decision: Decision | None, number: int) -> tuple[int, str, int]:
+    """Of two masks that want a pixel the higher one gets it. Those of the model do not overlap."""
+    if decision is None:
+        return 0, "", 0
+    return (1, "", 0) if decision.mask is None else (2, decision.time, number)
 
 
 def _applied(row: Row, decision: Decision | None) -> Row:
@@ -149,6 +166,8 @@ def _masked(row: Row, counts: bytes) -> Row:
 
 
 def _without(row: Row, others: Sequence[bytes]) -> Row:
+    if not row["area"] or not others:
+        return row
     height, width = row["height"], row["width"]
     left = rle.decode(row["rle"].encode(), height, width) & ~rle.union(others, height, width)
     return _masked(row, rle.encode(left))

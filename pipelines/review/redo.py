@@ -96,27 +96,30 @@ def run_redo(request: RedoRequest) -> dict[str, Any]:
     """Label again what is doubtful. Returns the summary of the new job. Raises `FssError` for a person's mistakes."""
     old, out = open_job(request.job), Store(request.out)
     old.need_all()
-    began = out.exists(ORIGIN)
-    if not began:
+    config = request.recipe.label.model_copy(update={"batch": old.manifest.batch})
+    asked = LabelRequest(recipe=request.recipe.model_copy(update={"label": config}), images=old.manifest.images_url,
+                         supports="", out=out.url, bundle=request.bundle, service=request.service)
+    chosen = None
+    if not out.exists(ORIGIN):
+        chosen = choose_same(asked, old.manifest)
         begin(old, out, old.manifest.review_below if request.below is None else request.below)
     origin = out.read_json(ORIGIN)
     _same(request, old, out, origin)
     job, classes = resume(out, Workspace(request.recipe.out).supports)
     left = job.left()
-    config = request.recipe.label.model_copy(update={"batch": job.manifest.batch})
-    asked = LabelRequest(recipe=request.recipe.model_copy(update={"label": config}), images=job.images.url, supports="",
-                         out=out.url, bundle=request.bundle, service=request.service)
     if left:
-        _run(job, left, classes, asked)
+        run_left(job, left, classes, *(chosen or choose_same(asked, job.manifest)), asked)
     return {**write_outputs(out, job.manifest, config.formats), "parts_now": len(left),
             "again": origin["labels"], "origin": old.out.url}
 
 
-def _run(job: RedoJob, left: list[int], classes: list[SupportSet], asked: LabelRequest) -> None:
+def choose_same(asked: LabelRequest, manifest: JobManifest) -> tuple[str, dict[str, Any] | None]:
+    """The service to use and its health, as `choose_service`. Raises `FssError` for another bundle than the job's."""
     service, health = choose_service(asked)
     about = health if health and not asked.bundle else about_bundle(read_bundle_info(asked.bundle_url))
-    check_bundle(job.manifest, about, mend="name the job's bundle with --bundle, or label all with `fss label`")
-    run_left(job, left, classes, service, health, asked)
+    check_bundle(manifest, about, mend="name the job's bundle with --bundle, or the workspace whose champion it is with "
+                                       "--workspace, or label all with `fss label`")
+    return service, health
 
 
 def begin(old: Reviewed, out: Store, below: float) -> None:
@@ -157,7 +160,7 @@ def resume(out: Store, supports_url: str) -> tuple[RedoJob, list[SupportSet]]:
 def prepare(old: Reviewed, out: Store, below: float, decided: Decided, supports_url: str
             ) -> tuple[RedoJob, list[SupportSet]]:
     """Claim the folder. Returns the job and its support sets. Raises `FssError` if photos or supports have gone."""
-    images = list_images(old.manifest.images_url, old.manifest.limit)
+    images = list_images(old.manifest.images_url, old.manifest.limit, outs=[old.out.url, out.url])
     if images.hash != old.manifest.images_hash:
         raise FssError("photos were added, removed or changed since they were labelled", where=images.url,
                        mend="label them with `fss label` to a new --out")

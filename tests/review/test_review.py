@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import resource
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,10 @@ import torch
 from pycocotools import mask as coco
 from pycocotools.coco import COCO
 
+from fss_models import registry
 from fss_models.errors import FssError
+from pipelines.bundle import save_bundle
+from pipelines.config import Recipe
 from pipelines.data import rle
 from pipelines.labelling.decisions import DECISIONS, Decision, add_decisions, apply_decisions, read_decisions
 from pipelines.labelling.job import Job
@@ -24,7 +28,7 @@ from pipelines.labelling.parts import part_name
 from pipelines.review.doubt import by_doubt, rows_at, sureness
 from pipelines.review.job import Reviewed, decide_by_name, import_decisions, open_job
 from pipelines.review.page import PAGE, write_review
-from pipelines.review.redo import SNAPSHOT, begin, prepare, redone
+from pipelines.review.redo import SNAPSHOT, RedoRequest, begin, prepare, redone, run_redo
 from pipelines.serving.labeler import Labeler
 from pipelines.serving.marks import rle_json
 from pipelines.serving.support_files import read_support_file
@@ -148,6 +152,12 @@ def test_a_persons_mask_wins_where_no_pixel_may_have_two_classes() -> None:
     for resolve, area in ((True, 8), (False, 12)):
         a, b = apply_decisions(rows, {fixed.key: fixed}, resolve=resolve)
         assert (a["area"], b["area"]) == (16, area)
+    seen = Decision(image_id=1, image="x", class_name="b", decision="accept")
+    later = seen.model_copy(update={"decision": "correct", "mask": rle_json(~left), "time": "2"})
+    for second, areas in ((seen, (16, 8)), (later, (12, 12))):
+        a, b = apply_decisions(rows, {fixed.key: fixed, second.key: second}, resolve=True)
+        assert (a["area"], b["area"]) == areas
+        assert not (rle.decode(a["rle"].encode(), 4, 6) & rle.decode(b["rle"].encode(), 4, 6)).any()
 
 
 @pytest.mark.parametrize(("change", "line"), [
@@ -185,6 +195,21 @@ def test_the_file_survives_a_torn_line_and_many_writers(tmp_path: Path) -> None:
     (tmp_path / DECISIONS).write_text('{"image_id": "x"}\n')
     with pytest.raises(FssError, match=r"line 1: is no decision: image_id"):
         read_decisions(out)
+
+
+def test_a_nearly_full_disk_keeps_all_decisions_or_none(tmp_path: Path) -> None:
+    """The limit on a file's size stands for the disk: it takes a part of what is written."""
+    out, limits = Store(str(tmp_path)), resource.getrlimit(resource.RLIMIT_FSIZE)
+    made = [Decision(image_id=i, image="a", class_name="c", decision="accept") for i in range(9)]
+    add_decisions(out, made[:1])
+    before = (tmp_path / DECISIONS).read_bytes()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5 * len(before), limits[1]))
+    try:
+        with pytest.raises(FssError, match="cannot be written: File too large"):
+            add_decisions(out, made)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (tmp_path / DECISIONS).read_bytes() == before
 
 
 def test_a_saved_file_is_taken_over(job: Reviewed, tmp_path: Path) -> None:
@@ -292,6 +317,16 @@ def test_labelling_again_needs_a_correction_and_doubt(job: Reviewed, tmp_path: P
     with pytest.raises(FssError, match="holds another labelling job"):
         begin(job, job.out, 0.5)
     assert not out.exists()
+
+
+def test_labelling_again_with_another_bundle_writes_nothing(job: Reviewed, tmp_path: Path) -> None:
+    name = job.rows_of(1)[0]["file_name"]
+    decide_by_name(job, {name: ("correct", rle_json(_truth(name)))}, "")
+    save_bundle(str(tmp_path / "ws" / "champion"), registry.build("prior", "nano", seed=1))
+    recipe = Recipe.model_validate({"out": str(tmp_path / "ws")})
+    with pytest.raises(FssError, match=r"the labels are of bundle_id .* --bundle, .* --workspace"):
+        run_redo(RedoRequest(recipe=recipe, job=job.out.url, out=str(tmp_path / "new"), below=1.0))
+    assert not (tmp_path / "new").exists()
 
 
 def test_where_classes_share_pixels_a_photo_is_made_again_as_a_whole() -> None:

@@ -8,13 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fss_models import registry
 from jobs.cli import main
+from pipelines.bundle import save_bundle
+from pipelines.config import Recipe
+from pipelines.labelling.check import check_before
 from pipelines.report.support_sheet import lines
 from pipelines.serving.labeler import Labeler
 from pipelines.serving.marks import rle_json
 from pipelines.serving.support_check import _one_more, check_supports
 from pipelines.serving.supports import Support, SupportSet
-from tests.serving.helpers import ball, encoded, photo_folder
+from tests.serving.helpers import ball, encoded, photo_folder, supports_file
 from tests.serving.test_classes import support_set
 
 
@@ -69,6 +73,24 @@ def typed(bundle: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *more: s
     monkeypatch.setattr("sys.argv", ["fss", "support", "check", "--supports", str(tmp_path / "classes"), "--bundle",
                                      bundle, "--page", str(tmp_path / "page.html"), *more])
     main()
+
+
+def test_the_shipped_champion_is_not_taken_silently(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                    capsys: pytest.CaptureFixture[str]) -> None:
+    class Stopped(Exception):  # noqa: N818 - the model itself is not wanted
+        pass
+
+    def labeler(*_: object, **__: object) -> None:
+        raise Stopped
+
+    save_bundle(str(tmp_path / "shipped" / "champion"), registry.build("prior", "nano"))
+    monkeypatch.setenv("FSS_SHIPPED", str(tmp_path / "shipped"))
+    monkeypatch.setattr("pipelines.labelling.check.Labeler", labeler)
+    for bundle, told in (("", True), ("shipped", False)):
+        with pytest.raises(Stopped):
+            check_before(Recipe.model_validate({"out": str(tmp_path)}), supports=str(supports_file(tmp_path)),
+                         images="", bundle=bundle, count=0, price=0, page=str(tmp_path / "page.html"))
+        assert ("taking the one that ships with fss" in capsys.readouterr().err) == told
 
 
 def test_the_command(bundle: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
