@@ -117,7 +117,7 @@ def choose_same(asked: LabelRequest, manifest: JobManifest) -> tuple[str, dict[s
     """The service to use and its health, as `choose_service`. Raises `FssError` for another bundle than the job's."""
     service, health = choose_service(asked)
     about = health if health and not asked.bundle else about_bundle(read_bundle_info(asked.bundle_url))
-    check_bundle(manifest, about, mend="name the job's bundle with --bundle, or the workspace whose champion it is with "
+    check_bundle(manifest, about, mend="name the job's bundle with --bundle, the workspace whose champion it is with "
                                        "--workspace, or label all with `fss label`")
     return service, health
 
