@@ -55,7 +55,7 @@ class Measurer:
         if callable(first):
             return self
         self.count += 1
-        return {label: {"seconds": self.count} for label in first}
+        return {label: {"bundle_id": "same", "seconds": self.count} for label in first}
 
     def options(self, **asked: float) -> Measurer:
         return self
