@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,7 @@ def write_supports(shards: Shards, chosen: ClassInfo, out: str, *, seed: int = 0
 
     Photos that are stored turned (EXIF) are passed over: their masks are for the stored orientation.
     """
-    store = Store(out)
+    store, names = Store(out), _names(shards, "train")
     photos = list(shards.photos_of(chosen.class_id, "train"))
     np.random.default_rng([seed, chosen.class_id]).shuffle(photos)
     rows: list[dict[str, Any]] = []
@@ -46,7 +47,7 @@ def write_supports(shards: Shards, chosen: ClassInfo, out: str, *, seed: int = 0
         photo, sample = shards.photo(image_id), shards.sample(image_id, chosen.class_id)
         if not sample.mask.any() or not np.array_equal(decode_image(photo["image"], exif=True), sample.image):
             continue
-        name = _name(image_id, photo["file_name"])
+        name = names[image_id]
         store.write_bytes(name, photo["image"])
         counts = rle.encode(sample.mask).decode()
         rows.append({"image": name, "mask": {"size": list(sample.mask.shape), "counts": counts}})
@@ -61,19 +62,19 @@ def write_supports(shards: Shards, chosen: ClassInfo, out: str, *, seed: int = 0
 
 def write_photos(shards: Shards, out: str) -> int:
     """Write the held-out photos, bytes as they were; those already there are left alone. Returns their number."""
-    store = Store(out)
-    rows = shards.images("test")
+    store, names = Store(out), _names(shards, "test")
     have = set(store.list())
-    left = [r for r in rows if _name(r["image_id"], r["file_name"]) not in have]
+    left = [image_id for image_id, name in names.items() if name not in have]
     if left:
-        with Bar("held-out photos", len(rows), unit="photos", done=len(rows) - len(left)) as bar:
-            for row in left:
-                name = _name(row["image_id"], row["file_name"])
-                store.write_bytes(name, shards.photo(row["image_id"])["image"])
+        with Bar("held-out photos", len(names), unit="photos", done=len(names) - len(left)) as bar:
+            for image_id in left:
+                store.write_bytes(names[image_id], shards.photo(image_id)["image"])
                 bar.step()
-    return len(rows)
+    return len(names)
 
 
-def _name(image_id: int, file_name: str) -> str:
-    """Without folders, in which several photos may have the same name."""
-    return f"{image_id}_{file_name.rsplit('/', 1)[-1]}"
+def _names(shards: Shards, split: str) -> dict[int, str]:
+    """Image id -> its photo's name without folders, or in one of its own where several photos have that name."""
+    names = {row["image_id"]: str(row["file_name"]).rsplit("/", 1)[-1] for row in shards.images(split)}
+    times = Counter(names.values())
+    return {image_id: name if times[name] == 1 else f"{image_id}/{name}" for image_id, name in names.items()}

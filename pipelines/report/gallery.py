@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -136,14 +137,15 @@ def _mask(row: Label) -> np.ndarray:
 
 
 class Truth:
-    """Compares labels with the test photos of the same name in the shards, where there are such."""
+    """Compares labels with the test photo of the same name in the shards, where there is one such."""
 
     def __init__(self, shards: Shards | None, class_name: str) -> None:
         self._shards = shards
         classes = shards.manifest.classes if shards else []
         self._class_id = next((c.class_id for c in classes if c.name == class_name), None)
         known = shards.images("test") if shards and self._class_id is not None else []
-        self._known = {row["file_name"].rsplit("/", 1)[-1]: row for row in known}
+        times = Counter(row["file_name"].rsplit("/", 1)[-1] for row in known)
+        self._known = {n: row for row in known if times[n := row["file_name"].rsplit("/", 1)[-1]] == 1}
         self._ious: list[float] = []
         self._absent = self._false = 0
 

@@ -38,7 +38,7 @@ def test_photos_of_one_name_in_several_folders_are_several(tmp_path: Path) -> No
     shards: Any = Three()
     for _ in range(2):  # again: those already there are left alone
         assert write_photos(shards, str(tmp_path / "photos")) == 3
-    found = {p.read_bytes() for p in (tmp_path / "photos").iterdir()}
+    found = {p.read_bytes() for p in (tmp_path / "photos").rglob("*.png")}
     assert found == {shards.photo(i)["image"] for i in NAMES}
     chosen: Any = SimpleNamespace(class_id=1, name="ball")
     given = read_support_file(write_supports(shards, chosen, str(tmp_path / "supports")))

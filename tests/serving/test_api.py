@@ -18,6 +18,7 @@ from starlette.responses import Response
 
 from fss_models.errors import FssError
 from jobs.cli import main
+from pipelines.bundle import BundleInfo
 from pipelines.cluster import prepare_environment
 from pipelines.config import Recipe, ServeConfig
 from pipelines.serving.client import Client
@@ -147,8 +148,9 @@ def test_other_names_do_not_lead_to_a_service_for_this_machine(host: str, token:
     async def answer(_: Request) -> Response:
         return Response("ok")
 
-    spec = ServiceSpec(model=ModelSpec(bundle_url="", supports_url=""), max_request_bytes=1, workspace="",
-                       recipe=Recipe(serve=ServeConfig(host=host)), token=token_hash(token), roots=roots)
+    bundle = BundleInfo(method="prior", preset="nano", preprocessing="plain", tensors_sha256="")
+    spec = ServiceSpec(model=ModelSpec(bundle_url="", supports_url=""), bundle=bundle, max_request_bytes=1,
+                       workspace="", recipe=Recipe(serve=ServeConfig(host=host)), token=token_hash(token), roots=roots)
     service: Any = SimpleNamespace(spec=spec)
     headers = [(b"host", b"pages.example:8000"), (b"authorization", b"Bearer " + token.encode())]
     request = Request({"type": "http", "headers": headers})
