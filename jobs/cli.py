@@ -13,7 +13,7 @@ import typer
 
 import jobs.commands
 from fss_models.errors import FssError
-from pipelines.cluster import line_of, prepare_environment
+from pipelines.base.cluster import line_of, prepare_environment
 
 
 def make_app() -> typer.Typer:

@@ -9,12 +9,12 @@ import typer
 
 from fss_models.errors import FssError
 from jobs.recipes import load_recipe
+from pipelines.base.progress import say
+from pipelines.base.workspace import Workspace
 from pipelines.config import EvalConfig, Recipe
 from pipelines.data.shardset import Shards
 from pipelines.data.testset import EvaluationSet, Wish, open_test_set
-from pipelines.progress import say
 from pipelines.training.data import ensure_shards
-from pipelines.workspace import Workspace
 
 BundleOption = Annotated[str, typer.Option("--bundle", "-b", help="URL of the bundle; shipped[:NAME]: fss's own.")]
 RecipeOption = Annotated[str | None, typer.Option("--recipe", "-r", help="A recipe's data; default demo.")]

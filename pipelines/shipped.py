@@ -14,10 +14,10 @@ from safetensors.torch import save as save_tensors
 
 from fss_models.errors import FssError
 from fss_models.shipped.files import CHAMPION, bundle_url, check_frozen, list_weights, shipped_folder, to_half
+from pipelines.base.progress import say
+from pipelines.base.storage import Store, join
+from pipelines.base.workspace import Workspace
 from pipelines.bundle import BundleInfo, copy_calibrator, read_bundle_info
-from pipelines.progress import say
-from pipelines.storage import Store, join
-from pipelines.workspace import Workspace
 
 TENSORS = "model.safetensors"
 MAX_BYTES = 30_000_000  # of all that ships

@@ -20,8 +20,8 @@ from fss_models.errors import FssError
 from fss_models.sam2_core.presets import RANDOM
 from fss_models.segmenter import Segmenter
 from fss_models.settings import weight_fields
-from pipelines.cache import cache_dir
-from pipelines.storage import Store
+from pipelines.base.cache import cache_dir
+from pipelines.base.storage import Store
 
 
 def build_model(method: str, preset: str, config: dict[str, Any], *, weights: str = "", sha256: str = "",

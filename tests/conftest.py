@@ -12,7 +12,7 @@ import pytest
 
 from infra.local.s3 import S3Server, find_weed
 from infra.local.s3 import s3_server as run_s3_server
-from pipelines.cluster import cluster
+from pipelines.base.cluster import cluster
 from pipelines.config import DataConfig, SourceConfig, SplitConfig
 from pipelines.data.shards import build_shards
 

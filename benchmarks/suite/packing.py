@@ -108,7 +108,7 @@ def shortest(tasks: Sequence[Any], gpus: int, reached: float) -> float:
 
 def _real(config: dict[str, Any]) -> dict[str, Any]:
     """Runs that sleep on logical GPUs of a real cluster, through the loop of a sweep; start-up is excluded."""
-    from pipelines.cluster import cluster
+    from pipelines.base.cluster import cluster
     from pipelines.training.execute import machines_of, packed
     from pipelines.training.schedule import Need, Schedule, Task
 

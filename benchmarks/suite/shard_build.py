@@ -71,7 +71,7 @@ def _growth(beyond: dict[str, float], sizes: dict[str, int]) -> float:
 # ---- the product --------------------------------------------------------------------------------------------------
 
 def _start(running: ExitStack, config: dict[str, Any]) -> None:
-    from pipelines.cluster import cluster
+    from pipelines.base.cluster import cluster
 
     running.enter_context(cluster(cpus=config["processes"]))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.timing import interleaved
-from pipelines.storage import Store
+from pipelines.base.storage import Store
 
 CONFIG: dict[str, Any] = {"bytes": 4_000_000, "files": 16, "repeats": 7, "threads": 1}
 

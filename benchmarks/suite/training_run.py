@@ -29,7 +29,7 @@ CONFIG: dict[str, Any] = {"methods": ["sansa", "fssam", "fcp", "vrp_sam"], "pres
 
 def run(config: dict[str, Any]) -> dict[str, Any]:
     """Episodes/s of each method and way, the median of the windows of all rounds."""
-    from pipelines.cluster import cluster
+    from pipelines.base.cluster import cluster
     from pipelines.config import DataConfig, SourceConfig
     from pipelines.data.shards import build_shards
 
@@ -72,7 +72,7 @@ def _spec(method: str, config: dict[str, Any], shards: str, *, seed: int) -> Any
 
 def _through_ray(spec: Any, config: dict[str, Any], out: str) -> list[dict[str, float]]:
     """The windows that a run of the product reports, but the first."""
-    from pipelines.storage import Store
+    from pipelines.base.storage import Store
     from pipelines.training.worker import Job, train_run
 
     job = Job(spec=spec, runs=out, threads=config["threads"])

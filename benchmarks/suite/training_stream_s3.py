@@ -29,7 +29,7 @@ CONFIG: dict[str, Any] = {"data": "auto", "images": 400, "side": 512, "shots": 1
 def run(config: dict[str, Any]) -> dict[str, Any]:
     """Episodes a second from both places and their ratio."""
     from infra.local.s3 import s3_server
-    from pipelines.storage import Store
+    from pipelines.base.storage import Store
 
     with tempfile.TemporaryDirectory() as place:
         local, what = build(config, Path(place))
@@ -68,7 +68,7 @@ def _clocked(url: str, config: dict[str, Any]) -> tuple[float, float, int]:
 
 
 def _request(url: str) -> float:
-    from pipelines.storage import Store
+    from pipelines.base.storage import Store
 
     began = time.perf_counter()
     Store(url).read_bytes("build.json")

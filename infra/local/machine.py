@@ -202,7 +202,7 @@ def _attempt(name: str, call: Callable[[], str]) -> Check:
 
 
 def _list_buckets() -> str:
-    from pipelines.storage import Store
+    from pipelines.base.storage import Store
 
     buckets = Store("s3://any", attempts=1).buckets()
     return f"{os.environ.get('AWS_ENDPOINT_URL', 'AWS')} answers; buckets: {', '.join(buckets) or 'none'}"

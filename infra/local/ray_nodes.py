@@ -12,7 +12,7 @@ import httpx
 
 from fss_models.errors import FssError
 from infra.local.processes import Server, free_port, last_lines, spawn
-from pipelines.cluster import ENVIRONMENT
+from pipelines.base.cluster import ENVIRONMENT
 
 OBJECT_STORE_BYTES = 200_000_000  # a node; photos travel as files, so little is in it, and /dev/shm may be small
 STOP_WAIT_S = 30  # Ray's own 3 s are not enough for a run to close

@@ -27,8 +27,8 @@ def calibrate(
     import torch
 
     from fss_models.calibration import summary
+    from pipelines.base.progress import Bar
     from pipelines.data.shardset import Shards
-    from pipelines.progress import Bar
     from pipelines.training.calibrate import calibrate_bundle
 
     config = load_recipe(recipe, overrides or [], out=None).calibrate

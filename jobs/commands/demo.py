@@ -16,10 +16,10 @@ import yaml
 from fss_models.errors import FssError
 from jobs.options import JsonOption, OutOption, SetOption
 from jobs.recipes import load_recipe
+from pipelines.base.progress import say
+from pipelines.base.storage import Store, join
+from pipelines.base.workspace import Workspace
 from pipelines.config import Recipe
-from pipelines.progress import say
-from pipelines.storage import Store, join
-from pipelines.workspace import Workspace
 
 
 def register(app: typer.Typer) -> None:
@@ -73,7 +73,7 @@ class Chain:
 
     def run(self, class_name: str = "") -> None:
         """Everything in one cluster, so that it starts once."""
-        from pipelines.cluster import cluster
+        from pipelines.base.cluster import cluster
 
         Store(self.recipe.out).write_bytes("recipe.yaml", yaml.safe_dump(self.recipe.model_dump()).encode())
         with ExitStack() as held:

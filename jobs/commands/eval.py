@@ -25,7 +25,7 @@ from jobs.evaluation import (
     tested,
 )
 from jobs.options import OutOption, SetOption
-from pipelines.storage import Store
+from pipelines.base.storage import Store
 from pipelines.training.results import RunResult
 
 JsonFileOption = Annotated[str, typer.Option("--json", help="Write the result there as JSON; -: standard output.")]

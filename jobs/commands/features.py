@@ -25,7 +25,7 @@ def register(app: typer.Typer) -> None:
 
         Training does the same by itself. Stopped and started again, it does only what is left.
         """
-        from pipelines.cluster import cluster
+        from pipelines.base.cluster import cluster
         from pipelines.features.build import ensure_features
         from pipelines.training.sweep import plan_sweep
 

@@ -24,8 +24,8 @@ def register(app: typer.Typer) -> None:
         as_json: JsonOption = False,
     ) -> None:
         """Train neck, memory and decoder on single objects and pseudo-videos; started again, it goes on."""
+        from pipelines.base.progress import Bar
         from pipelines.pretraining.run import run_pretraining
-        from pipelines.progress import Bar
 
         config = load_pretraining(recipe, sets, out=out)
         with Bar(config.name, config.steps, unit="steps") as bar:

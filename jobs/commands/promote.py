@@ -17,8 +17,8 @@ def register(app: typer.Typer) -> None:
     def run(recipe: RecipeOption = "demo", sets: SetOption = None, out: OutOption = None,
             as_json: JsonOption = False) -> None:
         """Refit, check on held-out photos, bundle, and set the registry's alias `champion`."""
+        from pipelines.base.workspace import Workspace
         from pipelines.training.promote import promote, registered_model
-        from pipelines.workspace import Workspace
 
         chosen = load_recipe(recipe, sets, out=out)
         info = promote(chosen)

@@ -12,8 +12,8 @@ import yaml
 
 from jobs.options import JsonOption, OutOption, SetOption
 from jobs.recipes import load_recipe
+from pipelines.base.storage import Store
 from pipelines.config import Recipe
-from pipelines.storage import Store
 
 RECIPE_HELP = "Default: <out>/recipe.yaml, else that of the last sweep there, else demo."
 

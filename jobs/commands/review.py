@@ -32,9 +32,9 @@ def page(
     as_json: JsonOption = False,
 ) -> None:
     """Write the gallery."""
+    from pipelines.base.storage import join
     from pipelines.review.job import open_job
     from pipelines.review.page import write_review
-    from pipelines.storage import join
 
     opened = open_job(job)
     place, pages = write_review(opened, out or join(opened.out.url, "review"), most=most, undecided=undecided)

@@ -13,10 +13,10 @@ from rich.table import Table
 
 from jobs.options import JsonOption, OutOption, RecipeOption, SetOption
 from jobs.recipes import load_recipe
+from pipelines.base.workspace import Workspace
 from pipelines.data.schema import Manifest
 from pipelines.data.shards import build_shards
 from pipelines.data.shardset import Shards
-from pipelines.workspace import Workspace
 
 ForceOption = Annotated[bool, typer.Option("--force", help="Rebuild, also over shards of another configuration.")]
 

@@ -62,7 +62,7 @@ def submit(
 
 def follow_job(jobs: Jobs, submission_id: str) -> int:
     """Show a job's log; Ctrl-C ends the showing, not the job."""
-    from pipelines.progress import say
+    from pipelines.base.progress import say
     from pipelines.submission.follow import follow
 
     try:

@@ -21,10 +21,10 @@ from pipelines.analysis.page import Analysis, Strip, Table, Written, between, pc
 from pipelines.analysis.pictures import CLICK, LEGEND, click_url
 from pipelines.analysis.scores import FewShot, drawn_mask, of_counts
 from pipelines.analysis.study import Study, no_record
+from pipelines.base.progress import Bar
 from pipelines.config import ChooseConfig, EvalConfig, Recipe
 from pipelines.data.episodes import Episode, EpisodeList
 from pipelines.data.schema import EpisodeSample
-from pipelines.progress import Bar
 from pipelines.report.curves import interval_bars
 from pipelines.report.pictures import PREDICTION, SUPPORT, TRUTH, photo_url
 from pipelines.training.evaluate import FeatureCache, at_size

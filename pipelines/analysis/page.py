@@ -10,11 +10,11 @@ from typing import Any
 import yaml
 from markupsafe import Markup
 
+from pipelines.base.storage import Store, join
 from pipelines.bundle import BundleInfo
 from pipelines.config import Recipe
 from pipelines.data.shardset import Shards
 from pipelines.report.template import page_template
-from pipelines.storage import Store, join
 from pipelines.training.run import code_version
 
 Cells = Sequence[str]

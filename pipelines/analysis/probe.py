@@ -19,11 +19,11 @@ from pipelines.analysis.page import Analysis, Strip, Table, Written, between, pc
 from pipelines.analysis.pictures import LEGEND
 from pipelines.analysis.scores import FewShot, few_shot, first_of_each_class, mask_iou, predicted
 from pipelines.analysis.study import Study, cautions, photos_of, stride16
+from pipelines.base.progress import say
 from pipelines.config import Recipe
 from pipelines.data.episodes import Episode, EpisodeList, load_episode
 from pipelines.data.schema import EpisodeSample
 from pipelines.data.shardset import Shards
-from pipelines.progress import say
 from pipelines.report.pictures import PREDICTION, SUPPORT, TRUTH, photo_url
 
 CELLS = 200_000  # training cells over all photos

@@ -17,13 +17,13 @@ from fss_models.methods.vrp_sam.model import VrpAnalysis, VrpSam
 from fss_models.prototype_prompts.marks import grid_masks
 from fss_models.segmenter import Segmenter
 from pipelines.analysis.study import Study, no_record
+from pipelines.base.progress import Bar
 from pipelines.bundle import read_bundle_info
 from pipelines.config import EvalConfig, Recipe
 from pipelines.data.collate import mark
 from pipelines.data.episodes import Episode, load_episode
 from pipelines.data.schema import EpisodeSample
 from pipelines.data.shardset import Shards
-from pipelines.progress import Bar
 from pipelines.report.pictures import photo_url
 from pipelines.training.evaluate import FeatureCache
 

@@ -14,12 +14,12 @@ from fss_models.clip import Features, Memory, Prompt, PromptKind
 from fss_models.errors import FssError
 from fss_models.metrics import Counts, Sample, episode_counts, interval, resampled_scores, score
 from fss_models.segmenter import Segmenter
+from pipelines.base.progress import Bar
 from pipelines.config import EvalConfig, Recipe
 from pipelines.data import schema
 from pipelines.data.collate import mark
 from pipelines.data.episodes import Episode, EpisodeList, draw_episodes
 from pipelines.data.shardset import ALL_FOLDS, Shards
-from pipelines.progress import Bar
 from pipelines.training.evaluate import FeatureCache, at_size, score_episodes
 from pipelines.training.results import table_counts
 

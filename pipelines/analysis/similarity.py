@@ -23,10 +23,10 @@ from pipelines.analysis.pictures import LEGEND, histograms
 from pipelines.analysis.prompted import METHODS, cell_masks, heat_url, open_study, remarks
 from pipelines.analysis.scores import first_of_each_class
 from pipelines.analysis.study import Study, photos_of
+from pipelines.base.progress import Bar
 from pipelines.config import Recipe
 from pipelines.data.episodes import EpisodeList, load_episode
 from pipelines.data.schema import Sample
-from pipelines.progress import Bar
 from pipelines.report.pictures import SUPPORT, TRUTH, photo_url
 from pipelines.training.evaluate import FeatureCache
 

@@ -11,11 +11,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from fss_models.errors import FssError
+from pipelines.base.storage import Store
 from pipelines.console.jobs import Jobs
 from pipelines.console.records import JobRequest
 from pipelines.labelling.decisions import Word
 from pipelines.serving.requests import read_json
-from pipelines.storage import Store
 
 Route = tuple[str, str, Callable[[Request], Awaitable[Response]]]
 MAX_DECISIONS = 256  # of one request

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from fss_models.errors import FssError
+from pipelines.base.storage import Store, join
 from pipelines.console.records import (
     LABEL_SET,
     Board,
@@ -38,7 +39,6 @@ from pipelines.serving.requests import RefusedError
 from pipelines.serving.spec import ServiceSpec
 from pipelines.serving.support_files import from_base64
 from pipelines.serving.supports import SupportSet, load_support_set
-from pipelines.storage import Store, join
 
 MAX_RUNNING = 2  # jobs at a time: they share the replicas
 PAGE = 24  # labels a page

@@ -17,10 +17,10 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from fss_models.errors import FssError
+from pipelines.base.storage import Store, join
 from pipelines.config import LabelConfig, Recipe
 from pipelines.labelling.manifest import JobManifest
 from pipelines.serving.wanted import MAX_CLASSES
-from pipelines.storage import Store, join
 
 FOLDER, LABELS = "jobs", "labels"
 LABEL_SET = "label_set.json"  # the job's support sets, as `fss label --supports` reads them

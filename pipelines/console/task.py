@@ -9,7 +9,8 @@ from types import TracebackType
 from typing import Any
 
 from fss_models.errors import FssError
-from pipelines.cluster import line_of
+from pipelines.base.cluster import line_of
+from pipelines.base.storage import Store
 from pipelines.config import Recipe
 from pipelines.console.records import Board, Progress, Record
 from pipelines.labelling.engines import LocalEngine
@@ -19,7 +20,6 @@ from pipelines.labelling.manifest import MANIFEST, JobManifest
 from pipelines.labelling.outputs import SUMMARY, write_outputs
 from pipelines.labelling.parts import finished
 from pipelines.review.redo import resume
-from pipelines.storage import Store
 
 BEAT_S = 2.0
 

@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from pipelines.base.storage import Store
 from pipelines.config import DataConfig
 from pipelines.data.classes import counts
 from pipelines.data.parquet import GROUP_ROWS, parquet_bytes
 from pipelines.data.parts import part_name
 from pipelines.data.schema import BLOCK_INDEX, BLOCKS, SCHEMA_VERSION, ClassInfo
 from pipelines.data.sources.base import digest_of
-from pipelines.storage import Store
 
 BLOCK_BYTES = 64_000_000  # a block of large photos ends before it has block_size rows
 FILE_BYTES = 128_000_000  # a class goes on in the next file after that many

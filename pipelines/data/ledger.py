@@ -12,11 +12,11 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipelines.base.storage import Store
 from pipelines.config import DataConfig
 from pipelines.data.parts import Entry, part_name
 from pipelines.data.schema import INDEX, SCHEMA_VERSION
 from pipelines.data.sources.base import Source, digest_of
-from pipelines.storage import Store
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import pyarrow as pa
 from PIL import Image
 
 from fss_models.errors import BadImage, FssError
+from pipelines.base.storage import Store
 from pipelines.config import DataConfig
 from pipelines.data import rle
 from pipelines.data.decode import load_image, load_sized
@@ -22,7 +23,6 @@ from pipelines.data.parquet import GROUP_ROWS, parquet_bytes
 from pipelines.data.schema import FAILURES, IMAGES, INDEX
 from pipelines.data.shrink import shrink_marks, shrink_photo, shrunk_size
 from pipelines.data.sources.base import Failure, Fetched, Item, Mark, Marks, Source
-from pipelines.storage import Store
 
 READERS = 4  # files on their way at a time in one task
 Entry = tuple[Item, str]  # an image and its split

@@ -12,12 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fss_models.errors import FssError
+from pipelines.base.storage import Store
 from pipelines.data.episodes import Episode, EpisodeList
 from pipelines.data.parquet import parquet_bytes
 from pipelines.data.schema import SCHEMA_VERSION
 from pipelines.data.shardset import Shards
 from pipelines.data.sources.base import digest_of
-from pipelines.storage import Store
 
 PUBLISHED = pa.schema([
     ("episode_id", pa.int64()),

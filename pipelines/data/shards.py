@@ -19,7 +19,9 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from fss_models.errors import FssError
-from pipelines.cluster import cluster
+from pipelines.base.cluster import cluster
+from pipelines.base.progress import Bar
+from pipelines.base.storage import Store
 from pipelines.config import DataConfig
 from pipelines.data.blocks import BlockBuilder, BlockFile, block_index, plan_blocks
 from pipelines.data.classes import choose_classes
@@ -31,8 +33,6 @@ from pipelines.data.shardset import read_manifest
 from pipelines.data.sources import open_source
 from pipelines.data.sources.base import Failure, Source, digest_of
 from pipelines.data.split import NOT_NAMED, Splitter
-from pipelines.progress import Bar
-from pipelines.storage import Store
 
 # Everything a build may write below its folder; --force removes these and nothing else.
 OWNED = ("manifest.json", "build.json", "build", "index.parquet", "failures.parquet", "ledger.parquet", "images",

@@ -13,6 +13,7 @@ import pyarrow as pa
 from pydantic import ValidationError
 
 from fss_models.errors import FssError
+from pipelines.base.storage import Store
 from pipelines.config import DataConfig
 from pipelines.data import rle
 from pipelines.data.classes import NO_FOLD, counts
@@ -20,7 +21,6 @@ from pipelines.data.decode import decode_sized
 from pipelines.data.parquet import GROUP_ROWS
 from pipelines.data.parts import part_name
 from pipelines.data.schema import SCHEMA_VERSION, ClassInfo, Manifest, Sample
-from pipelines.storage import Store
 
 CACHE_BYTES = 256_000_000
 ALL_FOLDS = -1  # where a fold is asked for: every class

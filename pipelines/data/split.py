@@ -10,8 +10,8 @@ import hashlib
 from pathlib import PurePosixPath
 
 from fss_models.errors import FssError
+from pipelines.base.storage import Store
 from pipelines.config import DataConfig
-from pipelines.storage import Store
 
 NOT_NAMED = "the split file names this photo in neither train nor test"
 

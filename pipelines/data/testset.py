@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from fss_models.errors import FssError
+from pipelines.base.storage import Store, join
+from pipelines.base.workspace import Workspace
 from pipelines.config import DataConfig, SourceConfig, SplitConfig
 from pipelines.data.benchmarks import coco, find_benchmark, pascal
 from pipelines.data.benchmarks.protocol import check_fold, content_digest, photo_number
@@ -25,8 +27,6 @@ from pipelines.data.shardset import Shards
 from pipelines.data.sources import open_source, voc
 from pipelines.data.sources.base import Source, digest_of
 from pipelines.data.split import Splitter
-from pipelines.storage import Store, join
-from pipelines.workspace import Workspace
 
 FOLDS, MIN_PIXELS, ENTRY = 4, 2048, "photos"
 Pair = tuple[str, int]  # photo, class

@@ -12,17 +12,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fss_models.errors import FssError
+from pipelines.base.progress import Bar, say
+from pipelines.base.storage import Store, join
+from pipelines.base.workspace import Workspace
 from pipelines.config import MethodConfig, Recipe
 from pipelines.data.shardset import Shards
 from pipelines.features.about import About, built, describe
 from pipelines.features.encode import PartEncoder, Wanted, cropped_photo
 from pipelines.features.folder import FeatureFolder
 from pipelines.features.records import Photo, Precision
-from pipelines.progress import Bar, say
-from pipelines.storage import Store, join
 from pipelines.training.data import FoldData
 from pipelines.training.run import RunSpec
-from pipelines.workspace import Workspace
 
 CROPPING = ("pascal_part", "paco_part")  # benchmarks whose samples are crops of a photo
 

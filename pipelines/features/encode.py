@@ -12,6 +12,7 @@ import torch
 
 from fss_models.errors import FssError
 from fss_models.segmenter import Segmenter
+from pipelines.base.storage import Store
 from pipelines.config import MethodConfig
 from pipelines.data.decode import decode_sized
 from pipelines.data.parquet import GROUP_ROWS
@@ -20,7 +21,6 @@ from pipelines.data.shardset import NO_LIMIT
 from pipelines.features.about import About, built, check_probe
 from pipelines.features.folder import FeatureFolder
 from pipelines.features.records import Photo
-from pipelines.storage import Store
 
 COLUMNS = ["image", "file_name", "height", "width", "crop"]
 

@@ -21,9 +21,9 @@ import pyarrow as pa
 from pydantic import ValidationError
 
 from fss_models.errors import FssError
+from pipelines.base.storage import Store, join
 from pipelines.features.about import FORMAT, About
 from pipelines.features.records import Photo
-from pipelines.storage import Store, join
 
 READERS = 16  # index files on their way at a time
 INDEX = pa.schema([

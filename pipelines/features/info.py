@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from pipelines.base.storage import Store
 from pipelines.features.folder import FeatureFolder
-from pipelines.storage import Store
 
 
 def kept_features(base: str, *, verify: bool = False) -> list[dict[str, Any]]:

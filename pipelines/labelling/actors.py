@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from fss_models.errors import FssError
-from pipelines.cluster import cluster
+from pipelines.base.cluster import cluster
+from pipelines.base.progress import Bar
 from pipelines.labelling.images import Reader
 from pipelines.labelling.job import READERS, Job
-from pipelines.progress import Bar
 from pipelines.serving.labeler import Labeler, Limits
 from pipelines.serving.masks import Failure, Labels
 from pipelines.serving.spec import ModelSpec, best_device

@@ -25,8 +25,8 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fss_models.errors import FssError
+from pipelines.base.storage import Store
 from pipelines.data import rle
-from pipelines.storage import Store
 
 DECISIONS = "decisions.jsonl"
 Word = Literal["accept", "reject", "correct", "undo"]

@@ -14,8 +14,8 @@ import httpx
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
 
 from fss_models.errors import FssError
-from pipelines.cluster import cluster
-from pipelines.progress import say
+from pipelines.base.cluster import cluster
+from pipelines.base.progress import say
 from pipelines.serving.client import Client, ServiceError
 from pipelines.serving.masks import Failure, Labels
 from pipelines.serving.spec import ModelSpec, best_device

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 from fss_models.errors import FssError
+from pipelines.base.storage import Store
 from pipelines.serving.masks import Failure
-from pipelines.storage import Store
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 LOST = (FileNotFoundError, PermissionError, IsADirectoryError)  # of one photo; any other error is the disk's

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.base.storage import Store
 from pipelines.data.schema import FAILURES
 from pipelines.labelling.decisions import count_decisions, read_decisions
 from pipelines.labelling.formats.coco import write_coco
@@ -17,7 +18,6 @@ from pipelines.labelling.formats.folders import write_semantic, write_yolo
 from pipelines.labelling.formats.single import write_cvat, write_label_studio, write_parquet
 from pipelines.labelling.manifest import JobManifest
 from pipelines.labelling.parts import photos, read_parts
-from pipelines.storage import Store
 
 LABELS, FAILED, SUMMARY = "labels.json", "failures.parquet", "summary.json"
 Writer = Callable[[Store, JobManifest, str], None]

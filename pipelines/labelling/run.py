@@ -10,6 +10,9 @@ from typing import Any, Literal
 from fss_models.errors import FssError
 from fss_models.registry import method_class
 from fss_models.shipped.files import bundle_url
+from pipelines.base.progress import say
+from pipelines.base.storage import Store, join
+from pipelines.base.workspace import Workspace
 from pipelines.bundle import BundleInfo, read_bundle_info
 from pipelines.config import LabelConfig, Recipe
 from pipelines.labelling.actors import run_with_actors
@@ -18,7 +21,6 @@ from pipelines.labelling.images import ImageList, check_out, list_images
 from pipelines.labelling.job import Job
 from pipelines.labelling.manifest import JobManifest, claim, code_version, describe_classes, describe_images
 from pipelines.labelling.outputs import SUMMARY, write_outputs
-from pipelines.progress import say
 from pipelines.serving.client import Client, find_service
 from pipelines.serving.label_sets import read_label_set
 from pipelines.serving.marks import mark_kind
@@ -26,8 +28,6 @@ from pipelines.serving.spec import model_spec
 from pipelines.serving.supports import SupportSet
 from pipelines.serving.wanted import check_overlaps
 from pipelines.shipped import champion_url, say_if_shipped
-from pipelines.storage import Store, join
-from pipelines.workspace import Workspace
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,16 +8,16 @@ from typing import Any
 
 from fss_models.errors import FssError
 from fss_models.metrics import Sample, paired_difference
+from pipelines.base.storage import Store, join
+from pipelines.base.workspace import Workspace
 from pipelines.bundle import BundleInfo, read_bundle_info
 from pipelines.config import Recipe
 from pipelines.data.shardset import Shards
 from pipelines.labelling.manifest import JobManifest
-from pipelines.storage import Store, join
 from pipelines.training.choose import Leaderboard, Row, read_leaderboard
 from pipelines.training.data import list_hash
 from pipelines.training.results import RunResult, read_counts, read_result
 from pipelines.training.run import eval_digest
-from pipelines.workspace import Workspace
 
 BASELINE = "prior"
 

@@ -10,15 +10,15 @@ import numpy as np
 import pyarrow as pa
 
 from fss_models.segmenter import Segmenter
+from pipelines.base.progress import Bar
+from pipelines.base.storage import Store, join
 from pipelines.config import EvalConfig
 from pipelines.data.episodes import Episode, EpisodeList, load_episode
 from pipelines.data.schema import EpisodeSample
 from pipelines.data.shardset import Shards
-from pipelines.progress import Bar
 from pipelines.report.examples import predict
 from pipelines.report.pictures import PREDICTION, SUPPORT, picture, png_bytes
 from pipelines.report.template import page_template
-from pipelines.storage import Store, join
 from pipelines.training.evaluate import marked
 from pipelines.training.results import RunResult
 

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from fss_models.errors import BadImage, FssError
+from pipelines.base.storage import Store
 from pipelines.data import rle
 from pipelines.data.decode import decode_image
 from pipelines.data.shardset import Shards
 from pipelines.labelling.parts import decided_parts
 from pipelines.report.collect import LabelSet
 from pipelines.report.pictures import photo_url
-from pipelines.storage import Store
 
 EACH = 4
 MAX_FAILURES = 200  # the table of the page; failures.parquet has all

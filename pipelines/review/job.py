@@ -12,6 +12,8 @@ import numpy as np
 from pydantic import ValidationError
 
 from fss_models.errors import FssError
+from pipelines.base.progress import say
+from pipelines.base.storage import Store
 from pipelines.data.decode import decode_image
 from pipelines.labelling.decisions import (
     DECISIONS,
@@ -24,9 +26,7 @@ from pipelines.labelling.decisions import (
 )
 from pipelines.labelling.manifest import MANIFEST, JobManifest
 from pipelines.labelling.parts import finished, part_name
-from pipelines.progress import say
 from pipelines.serving.marks import check_mark
-from pipelines.storage import Store
 
 Row = dict[str, Any]  # of a part
 

@@ -15,6 +15,9 @@ from typing import Any
 import pyarrow as pa
 
 from fss_models.errors import FssError
+from pipelines.base.progress import say
+from pipelines.base.storage import Store, join
+from pipelines.base.workspace import Workspace
 from pipelines.bundle import read_bundle_info
 from pipelines.config import Recipe
 from pipelines.labelling.decisions import DECISIONS, Decided, decisions_hash, read_decisions
@@ -25,13 +28,10 @@ from pipelines.labelling.manifest import JobManifest, claim, describe_classes
 from pipelines.labelling.outputs import write_outputs
 from pipelines.labelling.parts import part_name, result_columns, schema_of
 from pipelines.labelling.run import LabelRequest, about_bundle, check_bundle, choose_service, run_left
-from pipelines.progress import say
 from pipelines.review.doubt import sureness
 from pipelines.review.job import Reviewed, Row, open_job
 from pipelines.serving.masks import Failure
 from pipelines.serving.supports import Support, SupportSet, UnknownSupportError, load_support_set
-from pipelines.storage import Store, join
-from pipelines.workspace import Workspace
 
 ORIGIN, SNAPSHOT = "origin.json", "origin_decisions.jsonl"
 MAX_ADDED = 20  # corrections of a class that become supports, those first that the model was least sure of

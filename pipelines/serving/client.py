@@ -9,11 +9,11 @@ from typing import Any
 import httpx
 
 from fss_models.errors import FssError
+from pipelines.base.storage import Store
 from pipelines.serving.masks import Failure, Label, Labels
 from pipelines.serving.support_files import support_request
 from pipelines.serving.supports import SupportSet
 from pipelines.serving.wanted import Wanted
-from pipelines.storage import Store
 
 
 class ServiceError(FssError):

@@ -14,16 +14,16 @@ import httpx
 
 from fss_models.errors import FssError
 from fss_models.shipped.files import bundle_url
+from pipelines.base.cluster import cluster
+from pipelines.base.progress import say
+from pipelines.base.storage import Store
+from pipelines.base.workspace import Workspace
 from pipelines.bundle import read_bundle_info
-from pipelines.cluster import cluster
 from pipelines.config import Recipe
-from pipelines.progress import say
 from pipelines.serving.client import Client
 from pipelines.serving.server import LOOPBACK, check_host, deploy, free_port, shut_down
 from pipelines.serving.spec import ServiceSpec, best_device, model_spec
 from pipelines.shipped import champion_url, say_if_shipped
-from pipelines.storage import Store
-from pipelines.workspace import Workspace
 
 
 def serve_until_stopped(recipe: Recipe, *, bundle: str = "", as_json: bool = False) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 
 from fss_models.errors import FssError
-from pipelines.cluster import PRIVATE_TOKEN
+from pipelines.base.cluster import PRIVATE_TOKEN
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 TIMEOUT_S = 10.0

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fss_models.errors import FssError
-from pipelines.progress import say
+from pipelines.base.progress import say
 from pipelines.submission.client import ENDED, Jobs, exit_code, status_of
 
 QUIET_S = 120.0  # after so long without a line, ask whether the cluster is still there

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from fss_models.errors import FssError
-from pipelines.progress import say
+from pipelines.base.progress import say
 from pipelines.submission.client import Jobs, status_of
 from pipelines.submission.package import pack
 from pipelines.submission.secrets import refuse_secrets

@@ -16,12 +16,12 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from fss_models.metrics import Counts
+from pipelines.base.storage import Store, join
+from pipelines.base.workspace import Workspace
 from pipelines.config import MethodConfig, Recipe, Section
 from pipelines.data.shardset import Shards
-from pipelines.storage import Store, join
 from pipelines.tables.config import Column, Row
 from pipelines.training.results import RunResult, table_counts
-from pipelines.workspace import Workspace
 
 DECIDES = ("data", "mixture", "methods", "train", "eval")
 

@@ -8,13 +8,13 @@ from typing import Any
 import pyarrow as pa
 
 from fss_models.metrics import Counts
-from pipelines.cluster import cluster
-from pipelines.progress import say
+from pipelines.base.cluster import cluster
+from pipelines.base.progress import say
+from pipelines.base.workspace import Workspace
 from pipelines.tables.cells import Cell, Quality, Record, grouped
 from pipelines.training.results import EPISODE_SCORES, RunResult, read_counts
 from pipelines.training.run import method_labels
 from pipelines.training.sweep import run_sweep
-from pipelines.workspace import Workspace
 
 
 def run_cells(cells: Sequence[Cell]) -> dict[str, str]:

@@ -20,11 +20,11 @@ from fss_models.errors import FssError
 from fss_models.leave_one_out import iou_at, leave_one_out, segment_trials
 from fss_models.prompts import mask_prompt
 from fss_models.segmenter import Segmenter
+from pipelines.base.progress import say
 from pipelines.bundle import BundleInfo, load_bundle, read_bundle_info, save_calibrator
 from pipelines.config import CalibrateConfig, Recipe
 from pipelines.data.schema import Sample
 from pipelines.data.shardset import Shards
-from pipelines.progress import say
 from pipelines.training.evaluate import FeatureCache
 
 SHOTS = (1, 5, 1, 3)  # of one support set after another, as far as a class has photos

@@ -10,13 +10,13 @@ from pydantic import Field
 
 from fss_models.errors import FssError
 from fss_models.metrics import Metric, Sample, interval, paired_difference, resampled_scores
+from pipelines.base.storage import Store
+from pipelines.base.workspace import Workspace
 from pipelines.config import ChooseConfig, MethodConfig, Recipe, Section
-from pipelines.storage import Store
 from pipelines.training.results import RunResult, read_counts
 from pipelines.training.run import method_labels
 from pipelines.training.select import describe
 from pipelines.training.spread import draw_scores, seed_scores
-from pipelines.workspace import Workspace
 
 
 class Row(Section):

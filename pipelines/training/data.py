@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from fss_models.errors import FssError
+from pipelines.base.workspace import Workspace
 from pipelines.config import EvalConfig, Recipe, TrainConfig
 from pipelines.data.class_names import counterparts
 from pipelines.data.episodes import EpisodeList, episode_list, joined
@@ -19,7 +20,6 @@ from pipelines.data.shards import build_shards
 from pipelines.data.shardset import ALL_FOLDS, Shards
 from pipelines.data.stream import EpisodeStream
 from pipelines.training.run import RunSpec, Share
-from pipelines.workspace import Workspace
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from fss_models.errors import FssError
+from pipelines.base.storage import Store, join
 from pipelines.config import EvalConfig, Section
-from pipelines.storage import Store, join
 from pipelines.training.results import NO_EPISODES, RunResult, read_result, write_result
 from pipelines.training.run import code_version, eval_digest
 from pipelines.training.worker import Job, train_run, write_bundle

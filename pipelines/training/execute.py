@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from fss_models.errors import FssError
+from pipelines.base.progress import say
+from pipelines.base.storage import Store
+from pipelines.base.tracking import Tracker, spool_folder, tracking_uri
+from pipelines.base.workspace import Workspace
 from pipelines.config import Recipe
-from pipelines.progress import say
-from pipelines.storage import Store
-from pipelines.tracking import Tracker, spool_folder, tracking_uri
 from pipelines.training.drive import Scored, drive, failed, one_line
 from pipelines.training.lengths import Lengths, Work
 from pipelines.training.results import RunResult, untested
@@ -26,7 +27,6 @@ from pipelines.training.run import code_version
 from pipelines.training.schedule import Machine, Need, Schedule, Task
 from pipelines.training.watch import RunState, Watch
 from pipelines.training.worker import Job
-from pipelines.workspace import Workspace
 
 MACHINES_S = 10.0  # between two looks at which machines there are
 

@@ -10,8 +10,8 @@ from statistics import fmean
 from typing import Any
 
 from fss_models.errors import FssError
+from pipelines.base.storage import Store
 from pipelines.config import EvalConfig, Section
-from pipelines.storage import Store
 from pipelines.training.results import RunResult
 from pipelines.training.run import RunSpec
 

@@ -21,7 +21,7 @@ from typing import IO, Any
 import psutil
 
 from fss_models.errors import FssError
-from pipelines.storage import Store
+from pipelines.base.storage import Store
 
 OWNER, CANCEL = "sweep/owner.json", "sweep/cancel.json"
 BEAT_S = 4.0

@@ -15,11 +15,12 @@ import json
 from typing import Any
 
 from fss_models.errors import FssError
+from pipelines.base.cluster import cluster
+from pipelines.base.progress import say
+from pipelines.base.storage import Store
+from pipelines.base.workspace import Workspace
 from pipelines.bundle import BundleInfo, copy_calibrator, read_bundle_info
-from pipelines.cluster import cluster
 from pipelines.config import Recipe, SelectConfig, TrainConfig
-from pipelines.progress import say
-from pipelines.storage import Store
 from pipelines.training.calibrate import calibrate_refit
 from pipelines.training.choose import Leaderboard, Row, read_leaderboard
 from pipelines.training.data import ensure_mixture, ensure_shards, resolved, shares
@@ -28,7 +29,6 @@ from pipelines.training.matrix import only_cell
 from pipelines.training.results import RunResult
 from pipelines.training.run import RunSpec, code_version, shipped_sha
 from pipelines.training.sweep import plan_sweep, run_specs
-from pipelines.workspace import Workspace
 
 ALIAS = "champion"
 

@@ -11,8 +11,8 @@ from pydantic import Field
 
 from fss_models.errors import FssError
 from fss_models.metrics import Counts
+from pipelines.base.storage import Store, join
 from pipelines.config import Section
-from pipelines.storage import Store, join
 from pipelines.training.run import RunSpec
 
 EPISODE_SCORES = pa.schema([

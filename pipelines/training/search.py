@@ -21,10 +21,10 @@ from pydantic import Field, ValidationError
 from fss_models import registry
 from fss_models.errors import FssError
 from fss_models.segmenter import Segmenter
-from pipelines.cluster import cluster
+from pipelines.base.cluster import cluster
+from pipelines.base.progress import Bar
+from pipelines.base.storage import Store, join
 from pipelines.config import EvalConfig, RangeConfig, Recipe, Section, TrainConfig
-from pipelines.progress import Bar
-from pipelines.storage import Store, join
 from pipelines.training.data import FoldData, ensure_mixture, ensure_shards, resolved, shares
 from pipelines.training.run import RunSpec, code_version, shipped_sha
 from pipelines.training.select import grid_of, held_episodes, hold_out

@@ -22,9 +22,9 @@ from safetensors.torch import load, save
 from fss_models.errors import FssError
 from fss_models.metrics import score
 from fss_models.segmenter import Segmenter
+from pipelines.base.storage import Store, join
 from pipelines.config import EvalConfig, Section, TrainConfig
 from pipelines.data.episodes import EpisodeList, draw_from
-from pipelines.storage import Store, join
 from pipelines.training.data import FoldData
 from pipelines.training.results import table_counts
 from pipelines.training.worker import SELECTION_FILE, Job, write_bundle

@@ -14,13 +14,14 @@ import pyarrow as pa
 from fss_models import registry
 from fss_models.errors import FssError
 from fss_models.prompt_sampling import kinds_of
+from pipelines.base.cluster import cluster
+from pipelines.base.progress import Bar, say
+from pipelines.base.storage import Store
+from pipelines.base.workspace import Workspace
 from pipelines.bundle import read_bundle_info
-from pipelines.cluster import cluster
 from pipelines.config import MethodConfig, Recipe
 from pipelines.data.shardset import Shards
 from pipelines.features.build import ensure_features, features_url
-from pipelines.progress import Bar, say
-from pipelines.storage import Store
 from pipelines.training.data import FoldData, ensure_mixture, ensure_shards, list_hash, resolved, shares
 from pipelines.training.drive import Scored, evaluate_bundle, failed, finished, measure_latency
 from pipelines.training.execute import Planned, execute
@@ -32,7 +33,6 @@ from pipelines.training.select import hold_out
 from pipelines.training.watch import RunState
 from pipelines.training.worker import Job
 from pipelines.weights import fetch
-from pipelines.workspace import Workspace
 
 RECIPE = "sweep/recipe.json"
 ALL_CLASSES = -1  # as a fold: none is held out

@@ -14,9 +14,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from fss_models.errors import FssError
+from pipelines.base.progress import say
+from pipelines.base.storage import Store
 from pipelines.config import Section
-from pipelines.progress import say
-from pipelines.storage import Store
 from pipelines.training.owner import is_alive
 from pipelines.training.results import RunResult
 

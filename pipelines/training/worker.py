@@ -13,8 +13,8 @@ from typing import Any
 from pydantic import ConfigDict
 
 from fss_models.errors import FssError
+from pipelines.base.storage import Store, join
 from pipelines.config import Section
-from pipelines.storage import Store, join
 from pipelines.training.run import RunSpec, code_version
 
 KEPT_CHECKPOINTS = 2

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from fss_models import registry
+from pipelines.base.workspace import Workspace
 from pipelines.bundle import save_bundle
 from pipelines.config import ChooseConfig, DataConfig, EvalConfig, MethodConfig, Recipe, TrainConfig
 from pipelines.data.shardset import Shards
@@ -17,7 +18,6 @@ from pipelines.training.data import FoldData
 from pipelines.training.loop import Place, fit
 from pipelines.training.run import RunSpec
 from pipelines.training.worker import Job, write_bundle
-from pipelines.workspace import Workspace
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from fss_models.errors import FssError
+from pipelines.base.storage import Store
 from pipelines.bundle import BundleInfo
 from pipelines.config import Recipe, ServeConfig
 from pipelines.console.jobs import MAX_RUNNING, Jobs
@@ -17,7 +18,6 @@ from pipelines.labelling.manifest import JobManifest, claim
 from pipelines.labelling.parts import part_name
 from pipelines.serving.requests import RefusedError
 from pipelines.serving.spec import ModelSpec, ServiceSpec
-from pipelines.storage import Store
 from tests.serving.helpers import wait_for
 
 BUNDLE = BundleInfo(method="prior", preset="nano", preprocessing="plain", tensors_sha256="")

@@ -14,9 +14,9 @@ from typing import Any
 import psutil
 import pytest
 
+from pipelines.base.storage import Store
+from pipelines.base.workspace import Workspace
 from pipelines.data.shardset import Shards
-from pipelines.storage import Store
-from pipelines.workspace import Workspace
 
 SMALL = ["data.source.images=24", "data.source.side=64", "data.split.test_fraction=0.4", "data.min_images=1"]
 

@@ -20,13 +20,13 @@ import pytest
 
 from fss_models.errors import FssError
 from infra.local.s3 import S3Server
+from pipelines.base.storage import Store, join
+from pipelines.base.workspace import Workspace
 from pipelines.config import DataConfig
 from pipelines.data.schema import SCHEMA_VERSION, EpisodeSample
 from pipelines.data.shards import build_shards
 from pipelines.data.shardset import Shards
 from pipelines.data.stream import EpisodeStream
-from pipelines.storage import Store, join
-from pipelines.workspace import Workspace
 from tests.data import exports
 from tests.data.conftest import write
 from tests.data.faulty_s3 import KINDS, FaultyProxy, faulty_proxy

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from fss_models.errors import FssError
+from pipelines.base.workspace import Workspace
 from pipelines.data.benchmarks.make import make_list
 from pipelines.data.benchmarks.protocol import Ask
 from pipelines.data.published import bind, read_list
 from pipelines.data.shardset import Shards
 from pipelines.data.testset import EvaluationSet, Wish, open_test_set
-from pipelines.workspace import Workspace
 from tests.data.benchmarks.layouts import HEIGHT, WIDTH, label_map, pascal5i
 from tests.data.conftest import jpeg, png, square, write
 

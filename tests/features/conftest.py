@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from fss_models import registry
+from pipelines.base.workspace import Workspace
 from pipelines.config import DataConfig, EvalConfig, FeaturesConfig, MethodConfig, Recipe, SweepConfig, TrainConfig
 from pipelines.data.shardset import Shards
 from pipelines.features.build import ensure_features, features_url
@@ -18,7 +19,6 @@ from pipelines.features.reader import FeatureReader
 from pipelines.training.data import FoldData
 from pipelines.training.loop import Place, fit
 from pipelines.training.run import RunSpec, sweep_specs
-from pipelines.workspace import Workspace
 
 PART = 500_000  # bytes: several parts
 METHODS = ("fcp", "vrp_sam")

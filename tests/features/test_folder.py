@@ -11,12 +11,12 @@ from fss_models import registry
 from fss_models.clip import Features
 from fss_models.errors import FssError
 from infra.local.s3 import S3Server
+from pipelines.base.storage import join
 from pipelines.features.about import About, check_probe, describe
 from pipelines.features.folder import FeatureFolder, part_name
 from pipelines.features.info import kept_features
 from pipelines.features.reader import FeatureReader
 from pipelines.features.records import Layout, Photo
-from pipelines.storage import join
 
 PHOTOS = [Photo(f"{i:064x}", 20 + i, 30, bool(i % 2)) for i in range(5)]
 

@@ -19,7 +19,7 @@ import yaml
 
 from fss_models import allocator
 from infra.local.s3 import find_weed
-from pipelines.cluster import prepare_environment
+from pipelines.base.cluster import prepare_environment
 from tests.infra.manifests import INFRA, ROOT, documents, in_bytes
 
 COMPOSE = INFRA / "compose" / "compose.yaml"

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from jobs.parse import check_output, parse_command
-from pipelines.cluster import prepare_environment
+from pipelines.base.cluster import prepare_environment
 from tests.infra.manifests import (
     FIELDS,
     INFRA,

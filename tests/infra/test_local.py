@@ -18,7 +18,7 @@ from infra.local import topology
 from infra.local.ray_nodes import count_nodes
 from infra.local.s3 import find_weed
 from infra.local.topology import Local
-from pipelines.storage import Store
+from pipelines.base.storage import Store
 from tests.infra.nodes import FSS, fss
 
 pytestmark = pytest.mark.slow

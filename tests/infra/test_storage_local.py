@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from fss_models.errors import FssError
-from pipelines.storage import Store, join
+from pipelines.base.storage import Store, join
 
 
 def test_write_read_list_delete(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from fss_models.errors import FssError
 from infra.local.s3 import S3Server, start, stop
-from pipelines.storage import Store, join
+from pipelines.base.storage import Store, join
 from tests.data.faulty_s3 import faulty_proxy
 
 TABLE = pa.table({"a": list(range(1000)), "b": [b"x" * 100] * 1000})

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from infra.local.topology import Local
-from pipelines.storage import Store, join
+from pipelines.base.storage import Store, join
 from tests.infra.nodes import fss, running_nodes, submitted
 
 pytestmark = pytest.mark.slow

@@ -14,9 +14,9 @@ from benchmarks.datasets import write_coco
 from infra.local.processes import free_port
 from infra.local.topology import Local
 from jobs.demo_inputs import choose_class, write_supports
+from pipelines.base.storage import Store, join
+from pipelines.base.workspace import Workspace
 from pipelines.data.shardset import Shards
-from pipelines.storage import Store, join
-from pipelines.workspace import Workspace
 from tests.infra.nodes import another_machine, fss, running_nodes, submitted, until
 
 pytestmark = pytest.mark.slow

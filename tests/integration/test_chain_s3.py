@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from infra.local.s3 import S3Server
-from pipelines.storage import Store
+from pipelines.base.storage import Store
 
 SETTINGS = [
     "data.source.images=90", "data.source.side=96", "data.images_per_part=30",

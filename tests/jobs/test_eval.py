@@ -16,14 +16,14 @@ from fss_models import registry
 from fss_models.errors import FssError
 from fss_models.metrics import episode_counts
 from jobs.cli import make_app
+from pipelines.base.storage import Store
+from pipelines.base.workspace import Workspace
 from pipelines.bundle import load_bundle, save_bundle
 from pipelines.config import DataConfig, EvalConfig, Recipe
 from pipelines.data.episodes import load_episode
 from pipelines.data.published import bind, read_list
 from pipelines.data.shardset import Shards
 from pipelines.report.examples import predict
-from pipelines.storage import Store
-from pipelines.workspace import Workspace
 from tests.jobs.test_cli import run
 from tests.training.mixed_data import voc_directory
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from pipelines.storage import Store, join
+from pipelines.base.storage import Store, join
 from tests.serving.helpers import FSS, clean_env
 
 PHOTOS, CHUNK = 160, 4

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from jobs.cli import main
-from pipelines.storage import Store
+from pipelines.base.storage import Store
 from tests.serving.helpers import FSS, clean_env, photo_folder, run_fss, running_service, supports_file
 from tests.serving.test_classes import class_folder
 

@@ -14,6 +14,7 @@ from pycocotools import mask as coco
 from pycocotools.coco import COCO
 
 from fss_models.errors import FssError
+from pipelines.base.storage import Store
 from pipelines.config import SourceConfig
 from pipelines.data import rle
 from pipelines.data.sources import open_source
@@ -25,7 +26,6 @@ from pipelines.labelling.manifest import JobManifest
 from pipelines.labelling.outputs import write_outputs
 from pipelines.labelling.parts import write_part
 from pipelines.serving.masks import make_label
-from pipelines.storage import Store
 from tests.labelling.finished import NAMES, Masks, finished_job, known_masks
 from tests.serving.helpers import encoded
 

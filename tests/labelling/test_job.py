@@ -21,6 +21,7 @@ from pycocotools.coco import COCO
 
 from fss_models import registry
 from fss_models.errors import FssError
+from pipelines.base.storage import Store
 from pipelines.bundle import save_bundle
 from pipelines.config import Recipe
 from pipelines.labelling.images import Reader, check_out, list_images
@@ -31,7 +32,6 @@ from pipelines.serving.labeler import Labeler
 from pipelines.serving.masks import Failure
 from pipelines.serving.spec import ModelSpec
 from pipelines.serving.support_files import read_support_file
-from pipelines.storage import Store
 from tests.labelling.helpers import DirectEngine, make_job
 from tests.serving.helpers import ball, encoded, photo_folder, supports_file
 

@@ -9,7 +9,7 @@ import pytest
 
 from infra.local import topology
 from infra.local.topology import Local
-from pipelines.storage import Store, join
+from pipelines.base.storage import Store, join
 from tests.infra.nodes import fss, running_nodes, until
 from tests.labelling.commands import PARTS, QuietJob, below
 

@@ -19,6 +19,7 @@ from fss_models import registry
 from fss_models.errors import FssError
 from fss_models.sam2_core.presets import RANDOM
 from fss_models.shipped.files import TrainingData, bundle_url, list_weights
+from pipelines.base.workspace import Workspace
 from pipelines.bundle import load_bundle, read_bundle_info, save_bundle
 from pipelines.config import MethodConfig, Recipe, TrainConfig
 from pipelines.shipped import (
@@ -31,7 +32,6 @@ from pipelines.shipped import (
 )
 from pipelines.training.run import sweep_specs
 from pipelines.weights import fetch, pretraining_photos
-from pipelines.workspace import Workspace
 from tests.models.shipped_case import PHOTOS, ship_random
 from tests.pipelines.test_bundle_and_weights import predict
 

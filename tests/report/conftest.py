@@ -13,6 +13,8 @@ import yaml
 
 from fss_models import registry
 from jobs.demo_inputs import choose_class, write_photos, write_supports
+from pipelines.base.storage import Store
+from pipelines.base.workspace import Workspace
 from pipelines.config import DataConfig, EvalConfig, MethodConfig, Recipe, SweepConfig, TrainConfig
 from pipelines.data.shardset import Shards
 from pipelines.labelling.images import list_images
@@ -22,7 +24,6 @@ from pipelines.labelling.outputs import write_outputs
 from pipelines.report.collect import label_folder
 from pipelines.serving.labeler import Labeler
 from pipelines.serving.support_files import read_support_file
-from pipelines.storage import Store
 from pipelines.training.choose import make_leaderboard
 from pipelines.training.data import FoldData
 from pipelines.training.drive import evaluate_run
@@ -31,7 +32,6 @@ from pipelines.training.results import RunResult
 from pipelines.training.run import sweep_specs
 from pipelines.training.sweep import collect_results, scoring
 from pipelines.training.worker import Job, write_bundle
-from pipelines.workspace import Workspace
 from tests.labelling.helpers import DirectEngine
 
 BROKEN = "<broken> & photo.jpg"  # a name that an unescaped page would trip over

@@ -99,7 +99,7 @@ def test_the_page_shows_what_was_scored(ray_cluster: object, place: Path) -> Non
 
 
 def _same_as_predicted(found: dict[str, object], place: Path) -> None:
-    from pipelines.workspace import Workspace
+    from pipelines.base.workspace import Workspace
 
     shards_url = next(Path(Workspace(str(place / "out")).shards("x")).parent.iterdir())
     shards, model = Shards(str(shards_url)), load_bundle(str(place / "bundle"))[0]

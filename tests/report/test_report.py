@@ -20,6 +20,8 @@ from fss_models.errors import FssError
 from jobs.cli import make_app
 from jobs.commands.report import _recipe
 from jobs.recipes import load_recipe
+from pipelines.base.storage import Store
+from pipelines.base.workspace import Workspace
 from pipelines.bundle import load_bundle
 from pipelines.config import Recipe
 from pipelines.data.episodes import load_episode
@@ -31,13 +33,11 @@ from pipelines.report.examples import pick_episodes, predict
 from pipelines.report.gallery import Choice, gallery
 from pipelines.report.page import render, write_report
 from pipelines.report.pictures import TRUTH, photo_url
-from pipelines.storage import Store
 from pipelines.training.choose import read_leaderboard
 from pipelines.training.data import FoldData
 from pipelines.training.drive import evaluate_run
 from pipelines.training.sweep import RECIPE, scoring
 from pipelines.training.worker import Job
-from pipelines.workspace import Workspace
 from tests.report.conftest import BROKEN, Made
 
 

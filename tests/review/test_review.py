@@ -18,6 +18,7 @@ from pycocotools.coco import COCO
 
 from fss_models import registry
 from fss_models.errors import FssError
+from pipelines.base.storage import Store
 from pipelines.bundle import save_bundle
 from pipelines.config import Recipe
 from pipelines.data import rle
@@ -32,7 +33,6 @@ from pipelines.review.redo import SNAPSHOT, RedoRequest, begin, prepare, redone,
 from pipelines.serving.labeler import Labeler
 from pipelines.serving.marks import rle_json
 from pipelines.serving.support_files import read_support_file
-from pipelines.storage import Store
 from tests.labelling.helpers import DirectEngine, make_job
 from tests.serving.browser import browser, find_browser
 from tests.serving.helpers import ball, photo_folder, supports_file

@@ -18,15 +18,15 @@ from starlette.responses import Response
 
 from fss_models.errors import FssError
 from jobs.cli import main
+from pipelines.base.cluster import prepare_environment
+from pipelines.base.storage import Store
 from pipelines.bundle import BundleInfo
-from pipelines.cluster import prepare_environment
 from pipelines.config import Recipe, ServeConfig
 from pipelines.serving.client import Client
 from pipelines.serving.labeler import Failure, Labeler
 from pipelines.serving.requests import RefusedError, token_hash
 from pipelines.serving.spec import ModelSpec, ServiceSpec
 from pipelines.serving.support_files import read_support_file, support_request
-from pipelines.storage import Store
 from tests.serving.helpers import Running, ball, encoded, running_service, supports_file
 
 

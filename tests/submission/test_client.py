@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from fss_models.errors import FssError
-from pipelines.cluster import PRIVATE_TOKEN
+from pipelines.base.cluster import PRIVATE_TOKEN
 from pipelines.submission.client import Jobs, exit_code, read_token, resolve_address
 from pipelines.submission.request import parse_variables
 from pipelines.submission.secrets import refuse_secrets

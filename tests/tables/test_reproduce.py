@@ -16,8 +16,9 @@ from fss_models import registry
 from fss_models.errors import FssError
 from jobs.commands.reproduce import _reproduce
 from jobs.tables import cells_of, load_table
+from pipelines.base.storage import Store
+from pipelines.base.workspace import Workspace
 from pipelines.config import DataConfig, Recipe
-from pipelines.storage import Store
 from pipelines.tables.outcome import outcome
 from pipelines.tables.show import text
 from pipelines.training.data import FoldData
@@ -27,7 +28,6 @@ from pipelines.training.results import RunResult
 from pipelines.training.run import method_labels
 from pipelines.training.sweep import plan_sweep, scoring
 from pipelines.training.worker import Job, write_bundle
-from pipelines.workspace import Workspace
 
 TABLE = {
     "title": "Small", "paper": "none", "source": "made up for this test", "reference": "SANSA", "resamples": 200,

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from fss_models import registry
+from pipelines.base.workspace import Workspace
 from pipelines.config import DataConfig, EvalConfig, MethodConfig, Recipe, SweepConfig, TrainConfig
 from pipelines.data.shardset import Shards
 from pipelines.training.data import FoldData
 from pipelines.training.loop import Place, fit
 from pipelines.training.run import RunSpec
 from pipelines.training.state import History
-from pipelines.workspace import Workspace
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from fss_models import registry
+from pipelines.base.storage import Store
 from pipelines.config import MethodConfig
-from pipelines.storage import Store
 from pipelines.training.data import FoldData
 from pipelines.training.loop import Place, fit
 from pipelines.training.run import RunSpec

@@ -14,11 +14,11 @@ import pytest
 import yaml
 
 from infra.local.s3 import S3Server
+from pipelines.base.storage import Store
+from pipelines.base.workspace import Workspace
 from pipelines.bundle import read_bundle_info
 from pipelines.config import Recipe
-from pipelines.storage import Store
 from pipelines.training.sweep import run_one
-from pipelines.workspace import Workspace
 from tests.training.faults import plant, struck
 
 pytestmark = pytest.mark.slow

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from infra.local.s3 import S3Server
-from pipelines.storage import Store
+from pipelines.base.storage import Store
 from tests.data.faulty_s3 import faulty_proxy
 
 pytestmark = pytest.mark.slow

@@ -12,9 +12,9 @@ from safetensors.torch import load
 
 from fss_models import registry
 from fss_models.errors import FssError
+from pipelines.base.storage import Store
 from pipelines.config import EvalConfig, MethodConfig, SelectConfig, TrainConfig
 from pipelines.data.shardset import Shards
-from pipelines.storage import Store
 from pipelines.training.data import FoldData
 from pipelines.training.loop import Place, fit
 from pipelines.training.run import RunSpec

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from fss_models import registry
+from pipelines.base.storage import Store
 from pipelines.bundle import save_bundle
 from pipelines.config import EvalConfig, MethodConfig, Recipe, SweepConfig
 from pipelines.data.schema import EpisodeSample, Sample
-from pipelines.storage import Store
 from pipelines.training.choose import _latency
 from pipelines.training.matrix import Cell
 from pipelines.training.results import RunResult

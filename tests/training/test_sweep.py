@@ -10,12 +10,13 @@ import pytest
 
 from fss_models.errors import FssError
 from fss_models.shipped.files import TrainingData
+from pipelines.base.cluster import prepare_environment
+from pipelines.base.storage import Store
+from pipelines.base.tracking import tracking_uri
+from pipelines.base.workspace import Workspace
 from pipelines.bundle import load_bundle
-from pipelines.cluster import prepare_environment
 from pipelines.config import MethodConfig, Recipe, SelectConfig
 from pipelines.data.shardset import Shards
-from pipelines.storage import Store
-from pipelines.tracking import tracking_uri
 from pipelines.training import worker
 from pipelines.training.choose import format_leaderboard, make_leaderboard
 from pipelines.training.drive import failed
@@ -24,7 +25,6 @@ from pipelines.training.results import RunResult, read_counts
 from pipelines.training.run import RunSpec
 from pipelines.training.sweep import collect_results, eval_bundle, plan_sweep, run_one, run_sweep, scoring
 from pipelines.training.worker import Job
-from pipelines.workspace import Workspace
 from tests.models.shipped_case import ship_random
 
 

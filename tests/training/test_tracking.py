@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.base.tracking import Tracker, spool_folder, tracking_uri
 from pipelines.config import Recipe
-from pipelines.tracking import Tracker, spool_folder, tracking_uri
 
 
 @pytest.fixture(scope="module")

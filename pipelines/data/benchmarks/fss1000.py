@@ -9,6 +9,7 @@ import re
 from pathlib import PurePosixPath
 
 from fss_models.errors import FssError
+from pipelines.base.storage import Store
 from pipelines.config import SourceConfig
 from pipelines.data.benchmarks.protocol import (
     Ask,
@@ -25,7 +26,6 @@ from pipelines.data.classes import NO_FOLD
 from pipelines.data.lists.hsnet import fss_classes
 from pipelines.data.samplers.hsnet import every_image
 from pipelines.data.sources.base import Failure, Item, digest_of, listing
-from pipelines.storage import Store
 
 SPLITS = ("trn", "val", "test")  # in the order of the class ids: 0.., 520.., 760..
 FOLD = {"trn": NO_FOLD, "val": 1, "test": 0}

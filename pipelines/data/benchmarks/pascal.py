@@ -7,6 +7,7 @@ from pathlib import PurePosixPath
 
 from fss_models.errors import FssError
 from fss_models.methods.fssam.episodes import WORKERS
+from pipelines.base.storage import Store
 from pipelines.config import SourceConfig
 from pipelines.data.benchmarks.protocol import (
     Ask,
@@ -26,7 +27,6 @@ from pipelines.data.samplers.bam import by_worker, two_generators
 from pipelines.data.samplers.hsnet import listed_pairs
 from pipelines.data.sources.base import Failure, Item, digest_of
 from pipelines.data.sources.voc import CLASSES, VocSource
-from pipelines.storage import Store
 
 FOLDS = 4
 NAMES = dict(enumerate(CLASSES))

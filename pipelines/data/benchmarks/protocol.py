@@ -9,11 +9,11 @@ from functools import cached_property
 from pathlib import PurePosixPath
 
 from fss_models.errors import FssError
+from pipelines.base.storage import Store
 from pipelines.config import SourceConfig
 from pipelines.data.samplers.draws import Draw
 from pipelines.data.shardset import ALL_FOLDS, Shards
 from pipelines.data.sources.base import Source, digest_of
-from pipelines.storage import Store
 
 ROOT = frozenset({"root"})  # a family whose lists the raw data's index decides
 

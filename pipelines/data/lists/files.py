@@ -8,7 +8,7 @@ import zlib
 from dataclasses import dataclass
 
 from fss_models.errors import FssError
-from pipelines.storage import Store
+from pipelines.base.storage import Store
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from fss_models.errors import FssError
+from pipelines.base.storage import Store
 from pipelines.config import SourceConfig
-from pipelines.storage import Store
 
 
 @dataclass(frozen=True)

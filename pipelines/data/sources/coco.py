@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from fss_models.errors import FssError
+from pipelines.base.storage import Store
 from pipelines.config import SourceConfig
 from pipelines.data import rle
 from pipelines.data.sources.base import Failure, Fetched, Item, Mark, Marks, Source, digest_of, is_image, listing
 from pipelines.data.sources.coco_json import CocoReader, Record
-from pipelines.storage import Store
 
 _LISTS = ("images", "annotations", "categories")
 _GAP = 4096  # annotations that lie closer in the file are read together

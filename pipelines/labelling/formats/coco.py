@@ -6,11 +6,11 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from pipelines.base.storage import Store
 from pipelines.labelling.formats.files import mask_of
 from pipelines.labelling.formats.outline import polygons
 from pipelines.labelling.manifest import JobManifest
 from pipelines.labelling.parts import Photo, photos
-from pipelines.storage import Store
 
 SHORT = ["image_id", "file_name", "height", "width", "class_name", "error"]
 

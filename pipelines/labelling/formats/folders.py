@@ -15,11 +15,11 @@ import yaml
 from PIL import Image
 
 from fss_models.errors import FssError
+from pipelines.base.storage import Store
 from pipelines.labelling.formats.files import Stems, mask_of
 from pipelines.labelling.formats.outline import polygons
 from pipelines.labelling.manifest import JobManifest
 from pipelines.labelling.parts import Photo, photos
-from pipelines.storage import Store
 
 WRITERS, AHEAD = 8, 64  # threads that write small files, and photos in memory
 BYTE = 255  # classes of an 8-bit PNG

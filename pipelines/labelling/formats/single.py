@@ -12,11 +12,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.base.storage import Store
 from pipelines.data.sources.brush_rle import encode_brush
 from pipelines.labelling.formats.files import mask_of
 from pipelines.labelling.manifest import JobManifest
 from pipelines.labelling.parts import Photo, decided_parts, photos, schema_of
-from pipelines.storage import Store
 
 
 def write_parquet(out: Store, manifest: JobManifest, name: str) -> None:

@@ -15,6 +15,8 @@ import pytest
 
 from fss_models.errors import FssError
 from infra.local.s3 import S3Server
+from pipelines.base.storage import Store, join
+from pipelines.base.workspace import Workspace
 from pipelines.config import BENCHMARKS, EvalConfig, MethodConfig, Recipe
 from pipelines.data.benchmarks.check import check_benchmark
 from pipelines.data.benchmarks.make import make_list
@@ -23,14 +25,12 @@ from pipelines.data.classes import NO_FOLD
 from pipelines.data.published import PublishedList, bind, read_list, write_list
 from pipelines.data.shardset import ALL_FOLDS, Shards
 from pipelines.data.stream import EpisodeStream
-from pipelines.storage import Store, join
 from pipelines.training.choose import make_leaderboard
 from pipelines.training.data import FoldData
 from pipelines.training.drive import Scored, evaluate_run
 from pipelines.training.results import RunResult
 from pipelines.training.run import RunSpec
 from pipelines.training.worker import Job
-from pipelines.workspace import Workspace
 from tests.data.benchmarks.conftest import benchmark_config
 from tests.data.conftest import write
 

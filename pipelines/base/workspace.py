@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipelines.storage import Store, join
+from pipelines.base.storage import Store, join
 
 
 @dataclass(frozen=True)

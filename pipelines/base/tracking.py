@@ -26,10 +26,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from pipelines.cache import cache_dir
+from pipelines.base.cache import cache_dir
+from pipelines.base.run_metrics import RunMetrics
+from pipelines.base.storage import Store
 from pipelines.config import Recipe
-from pipelines.metrics import RunMetrics
-from pipelines.storage import Store
 
 log = logging.getLogger(__name__)
 KEY, PARENT = "fss.run", "mlflow.parentRunId"

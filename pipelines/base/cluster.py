@@ -15,7 +15,7 @@ import psutil
 
 from fss_models import allocator
 from fss_models.errors import FssError
-from pipelines.cache import cache_dir
+from pipelines.base.cache import cache_dir
 
 OBJECT_STORE_BYTES = 300_000_000  # image bytes travel, pixels never: a small store is enough on one machine
 PRIVATE_TOKEN = "private-"  # how the tokens of private clusters begin: nobody gave them, they open nothing else

@@ -1,0 +1,1 @@
+"""What every room stands on: storage, cluster, tracking, progress, workspace, cache."""
