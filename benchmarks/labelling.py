@@ -42,7 +42,7 @@ def bundle_of(config: dict[str, Any], folder: Path) -> str:
     if not config["method"]:
         return str(config["bundle"])
     from fss_models import registry
-    from pipelines.bundle import save_bundle
+    from pipelines.bundles.bundle import save_bundle
 
     url = str(folder / "bundle")
     save_bundle(url, registry.build(config["method"], config["preset"], seed=config["seed"]))

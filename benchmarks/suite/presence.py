@@ -28,7 +28,7 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
 
 def _measured(config: dict[str, Any]) -> dict[str, Any]:
     from fss_models.calibration_fit import opinion_of
-    from pipelines.bundle import bundle_calibrator, load_bundle
+    from pipelines.bundles.bundle import bundle_calibrator, load_bundle
     from pipelines.config import CalibrateConfig
     from pipelines.data.shardset import Shards
     from pipelines.training.calibrate import draw_sets, observe
@@ -117,7 +117,7 @@ def _plot(found: dict[str, Any]) -> bytes:
 def _made(config: dict[str, Any], folder: str) -> dict[str, Any]:
     """Generated photos and a calibrated bundle of the training-free method on them."""
     from fss_models import registry
-    from pipelines.bundle import save_bundle
+    from pipelines.bundles.bundle import save_bundle
     from pipelines.config import CalibrateConfig, DataConfig, SourceConfig
     from pipelines.data.shards import build_shards
     from pipelines.data.shardset import Shards

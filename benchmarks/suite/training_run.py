@@ -83,7 +83,7 @@ def _through_ray(spec: Any, config: dict[str, Any], out: str) -> list[dict[str, 
 
 def _loop(spec: Any, config: dict[str, Any], *, ready: bool) -> list[float]:
     """Episodes/s of each window but the first of the loop that anybody would write."""
-    from pipelines.weights import build_model
+    from pipelines.bundles.weights import build_model
 
     model = build_model(spec.method.name, spec.method.preset, spec.method.config, weights="", sha256="",
                         seed=spec.seed).train()

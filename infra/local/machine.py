@@ -94,7 +94,7 @@ def _shipped() -> list[Check]:
     """What ships with the package: weights and bundles, and what they were trained on."""
     try:
         from fss_models.shipped.files import list_weights
-        from pipelines.shipped import list_bundles, shipped_problems
+        from pipelines.bundles.shipped import list_bundles, shipped_problems
     except ImportError as error:
         return [Check(name="shipped weights", state="missing", found=str(error), mend="make install")]
     if wrong := shipped_problems():

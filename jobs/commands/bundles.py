@@ -11,7 +11,7 @@ import typer
 from jobs.options import JsonOption
 
 if TYPE_CHECKING:
-    from pipelines.shipped import NamedBundle
+    from pipelines.bundles.shipped import NamedBundle
 
 FromOption = Annotated[str, typer.Option("--from", help="A folder or s3://bucket/prefix of bundles; default: shipped.")]
 
@@ -26,7 +26,7 @@ def register(app: typer.Typer) -> None:
 
 def list_(place: FromOption = "", as_json: JsonOption = False) -> None:
     """Names, methods, sizes, and what each was trained on."""
-    from pipelines.shipped import list_bundles
+    from pipelines.bundles.shipped import list_bundles
 
     found = list_bundles(place)
     if as_json:
@@ -46,7 +46,7 @@ def fetch(
     as_json: JsonOption = False,
 ) -> None:
     """Copy a bundle."""
-    from pipelines.shipped import copy_bundle, find_bundle
+    from pipelines.bundles.shipped import copy_bundle, find_bundle
 
     info = copy_bundle(find_bundle(name, place), out, half=half)
     print(f"{name} -> {out} ({info.method}/{info.preset}, bundle {info.bundle_id})",

@@ -82,10 +82,10 @@ class Chain:
             self._chain(class_name)
 
     def _chain(self, class_name: str) -> None:
-        from pipelines.bundle import read_bundle_info
+        from pipelines.bundles.bundle import read_bundle_info
+        from pipelines.bundles.shipped import champion_url
         from pipelines.data.shards import build_shards
         from pipelines.report.page import write_report
-        from pipelines.shipped import champion_url
         from pipelines.training.choose import format_leaderboard, make_leaderboard
         from pipelines.training.promote import promote
         from pipelines.training.sweep import run_sweep

@@ -42,7 +42,7 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Score a bundle as `fss eval` does, then show 24 episodes at random and the 8 worst."""
         from fss_models.shipped.files import bundle_url
-        from pipelines.bundle import load_bundle, read_bundle_info
+        from pipelines.bundles.bundle import load_bundle, read_bundle_info
         from pipelines.report.episode_gallery import write_gallery
         from pipelines.training.data import FoldData
         from pipelines.training.sweep import score_bundle

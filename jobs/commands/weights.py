@@ -26,7 +26,7 @@ def register(app: typer.Typer) -> None:
         as_json: JsonOption = False,
     ) -> None:
         """Make a bundle of an official file: every key is checked, nothing in the file is executed."""
-        from pipelines.bundle import import_bundle
+        from pipelines.bundles.bundle import import_bundle
 
         info, tensors = import_bundle(out, file=file, method=method, preset=preset, weights=base)
         line = f"{tensors} tensors of {file} -> {out} (bundle {info.bundle_id}, config {json.dumps(info.config)})"
@@ -40,6 +40,6 @@ def register(app: typer.Typer) -> None:
         out: Annotated[str, typer.Option("--out", "-o", help="The .safetensors file to write, a path or URL.")],
     ) -> None:
         """Write a bundle's trained tensors under the official code's names."""
-        from pipelines.bundle import export_bundle
+        from pipelines.bundles.bundle import export_bundle
 
         print(f"{export_bundle(bundle, out)} tensors of {bundle} -> {out}")

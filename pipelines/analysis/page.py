@@ -11,7 +11,7 @@ import yaml
 from markupsafe import Markup
 
 from pipelines.base.storage import Store, join
-from pipelines.bundle import BundleInfo
+from pipelines.bundles.bundle import BundleInfo
 from pipelines.config import Recipe
 from pipelines.data.shardset import Shards
 from pipelines.report.template import page_template

@@ -18,7 +18,7 @@ from fss_models.prototype_prompts.marks import grid_masks
 from fss_models.segmenter import Segmenter
 from pipelines.analysis.study import Study, no_record
 from pipelines.base.progress import Bar
-from pipelines.bundle import read_bundle_info
+from pipelines.bundles.bundle import read_bundle_info
 from pipelines.config import EvalConfig, Recipe
 from pipelines.data.collate import mark
 from pipelines.data.episodes import Episode, load_episode

@@ -14,7 +14,7 @@ from torch import Tensor
 from fss_models.errors import FssError
 from fss_models.segmenter import Segmenter
 from pipelines.base.progress import Bar
-from pipelines.bundle import BundleInfo, base_model, load_bundle, read_bundle_info
+from pipelines.bundles.bundle import BundleInfo, base_model, load_bundle, read_bundle_info
 from pipelines.config import Recipe
 from pipelines.data.episodes import Episode, EpisodeList
 from pipelines.data.schema import ClassInfo

@@ -15,7 +15,7 @@ from pipelines.analysis.page import Analysis, Strip, Table, Written, between, pc
 from pipelines.analysis.pictures import LEGEND
 from pipelines.analysis.scores import FewShot, episodes_among, few_shot
 from pipelines.analysis.study import Study
-from pipelines.bundle import read_bundle_info
+from pipelines.bundles.bundle import read_bundle_info
 from pipelines.config import Recipe
 from pipelines.data.benchmarks.coco import FOLDS, PASCAL_IN_COCO, transfer_fold
 from pipelines.data.episodes import EpisodeList

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from fss_models.clip import Features
 from fss_models.errors import FssError
 from fss_models.segmenter import Segmenter
+from pipelines.bundles.weights import build_model
 from pipelines.config import MethodConfig, Section
 from pipelines.features.records import Layout, Precision
-from pipelines.weights import build_model
 
 FORMAT = 1
 PROBES = 64  # values of each map that are kept of the probe

@@ -13,7 +13,8 @@ from fss_models.shipped.files import bundle_url
 from pipelines.base.progress import say
 from pipelines.base.storage import Store, join
 from pipelines.base.workspace import Workspace
-from pipelines.bundle import BundleInfo, read_bundle_info
+from pipelines.bundles.bundle import BundleInfo, read_bundle_info
+from pipelines.bundles.shipped import champion_url, say_if_shipped
 from pipelines.config import LabelConfig, Recipe
 from pipelines.labelling.actors import run_with_actors
 from pipelines.labelling.engines import Engine, local_engine, service_engine
@@ -27,7 +28,6 @@ from pipelines.serving.marks import mark_kind
 from pipelines.serving.spec import model_spec
 from pipelines.serving.supports import SupportSet
 from pipelines.serving.wanted import check_overlaps
-from pipelines.shipped import champion_url, say_if_shipped
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from fss_models.errors import FssError
 from fss_models.metrics import Sample, paired_difference
 from pipelines.base.storage import Store, join
 from pipelines.base.workspace import Workspace
-from pipelines.bundle import BundleInfo, read_bundle_info
+from pipelines.bundles.bundle import BundleInfo, read_bundle_info
 from pipelines.config import Recipe
 from pipelines.data.shardset import Shards
 from pipelines.labelling.manifest import JobManifest

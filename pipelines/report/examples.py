@@ -13,7 +13,7 @@ from fss_models.clip import Prompt
 from fss_models.metrics import episode_counts
 from fss_models.prompts import mask_prompt
 from fss_models.segmenter import Segmenter
-from pipelines.bundle import load_bundle
+from pipelines.bundles.bundle import load_bundle
 from pipelines.data.episodes import load_episode
 from pipelines.data.schema import EpisodeSample
 from pipelines.report.collect import Material

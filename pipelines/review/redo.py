@@ -18,7 +18,7 @@ from fss_models.errors import FssError
 from pipelines.base.progress import say
 from pipelines.base.storage import Store, join
 from pipelines.base.workspace import Workspace
-from pipelines.bundle import read_bundle_info
+from pipelines.bundles.bundle import read_bundle_info
 from pipelines.config import Recipe
 from pipelines.labelling.decisions import DECISIONS, Decided, decisions_hash, read_decisions
 from pipelines.labelling.engines import Engine

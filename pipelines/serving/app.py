@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from fss_models.errors import FssError
-from pipelines.bundle import BundleInfo
+from pipelines.bundles.bundle import BundleInfo
 from pipelines.console.api import ConsoleApi
 from pipelines.console.jobs import Jobs
 from pipelines.console.page import page_html

@@ -12,12 +12,12 @@ from fss_models.errors import FssError
 from fss_models.shipped.files import bundle_url
 from pipelines.base.storage import Store
 from pipelines.base.workspace import Workspace
-from pipelines.bundle import read_bundle_info
+from pipelines.bundles.bundle import read_bundle_info
+from pipelines.bundles.shipped import champion_url
 from pipelines.config import Positive, Recipe, Section
 from pipelines.serving.app import application
 from pipelines.serving.requests import token_hash
 from pipelines.serving.spec import ServiceSpec, best_device, model_spec
-from pipelines.shipped import champion_url
 
 
 class ChampionArgs(Section):

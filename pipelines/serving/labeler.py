@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fss_models.clip import Features, Images, Memory
 from fss_models.errors import BadImage, FssError
-from pipelines.bundle import bundle_calibrator, load_bundle
+from pipelines.bundles.bundle import bundle_calibrator, load_bundle
 from pipelines.data.decode import decode_image
 from pipelines.serving.masks import (
     UNCALIBRATED,

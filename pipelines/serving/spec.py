@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.bundle import BundleInfo
+from pipelines.bundles.bundle import BundleInfo
 from pipelines.config import Recipe, ServeConfig
 
 

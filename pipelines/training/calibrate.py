@@ -21,7 +21,7 @@ from fss_models.leave_one_out import iou_at, leave_one_out, segment_trials
 from fss_models.prompts import mask_prompt
 from fss_models.segmenter import Segmenter
 from pipelines.base.progress import say
-from pipelines.bundle import BundleInfo, load_bundle, read_bundle_info, save_calibrator
+from pipelines.bundles.bundle import BundleInfo, load_bundle, read_bundle_info, save_calibrator
 from pipelines.config import CalibrateConfig, Recipe
 from pipelines.data.schema import Sample
 from pipelines.data.shardset import Shards

@@ -97,8 +97,8 @@ def evaluate_run(job: Job, scored: Scored) -> RunResult:
     """Score the run's bundle on its fold's list and write the result. Without training, its bundle is made here."""
     import torch
 
+    from pipelines.bundles.weights import build_model
     from pipelines.training.data import FoldData
-    from pipelines.weights import build_model
 
     torch.set_num_threads(job.threads)
     spec = job.spec
@@ -124,7 +124,7 @@ def evaluate_bundle(
     published evaluations score; a list drawn here is scored on the classes that it has. The classes without an episode
     are named in `details`. Raises `FssError` if training opened one of the photos.
     """
-    from pipelines.bundle import load_bundle
+    from pipelines.bundles.bundle import load_bundle
     from pipelines.training.evaluate import refuse_seen_photos, score_episodes
     from pipelines.training.overlays import overlay_sheet
     from pipelines.training.select import read_selection

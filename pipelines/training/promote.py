@@ -19,7 +19,7 @@ from pipelines.base.cluster import cluster
 from pipelines.base.progress import say
 from pipelines.base.storage import Store
 from pipelines.base.workspace import Workspace
-from pipelines.bundle import BundleInfo, copy_calibrator, read_bundle_info
+from pipelines.bundles.bundle import BundleInfo, copy_calibrator, read_bundle_info
 from pipelines.config import Recipe, SelectConfig, TrainConfig
 from pipelines.training.calibrate import calibrate_refit
 from pipelines.training.choose import Leaderboard, Row, read_leaderboard

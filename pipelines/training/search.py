@@ -249,9 +249,9 @@ def run_trial(ask: Ask, values: dict[str, Any], grid: tuple[int, ...], told: Cal
 
 
 def _train(ask: Ask, values: dict[str, Any], grid: tuple[int, ...], scored: Callable[[Point], None]) -> None:
+    from pipelines.bundles.weights import build_model
     from pipelines.data.collate import square_side
     from pipelines.training.loop import Place, fit
-    from pipelines.weights import build_model
 
     torch.set_num_threads(ask.threads)
     spec, gpus = ask.changed(values), ask.recipe.sweep.gpus_per_run

@@ -131,7 +131,7 @@ def score_grid(job: Job, trained: Job, config: EvalConfig) -> None:
 
 
 def _built(job: Job) -> Segmenter:
-    from pipelines.weights import build_model
+    from pipelines.bundles.weights import build_model
 
     method = job.spec.method
     model: Segmenter = build_model(method.name, method.preset, method.config, weights=method.weights,

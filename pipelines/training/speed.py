@@ -16,7 +16,7 @@ import torch
 from fss_models.clip import Memory
 from fss_models.prompts import mask_prompt
 from fss_models.segmenter import Segmenter
-from pipelines.bundle import load_bundle
+from pipelines.bundles.bundle import load_bundle
 from pipelines.data.schema import EpisodeSample
 from pipelines.training.evaluate import at_size, query_seconds
 

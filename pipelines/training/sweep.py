@@ -18,7 +18,8 @@ from pipelines.base.cluster import cluster
 from pipelines.base.progress import Bar, say
 from pipelines.base.storage import Store
 from pipelines.base.workspace import Workspace
-from pipelines.bundle import read_bundle_info
+from pipelines.bundles.bundle import read_bundle_info
+from pipelines.bundles.weights import fetch
 from pipelines.config import MethodConfig, Recipe
 from pipelines.data.shardset import Shards
 from pipelines.features.build import ensure_features, features_url
@@ -32,7 +33,6 @@ from pipelines.training.run import RunSpec, eval_digest, method_labels, shipped_
 from pipelines.training.select import hold_out
 from pipelines.training.watch import RunState
 from pipelines.training.worker import Job
-from pipelines.weights import fetch
 
 RECIPE = "sweep/recipe.json"
 ALL_CLASSES = -1  # as a fold: none is held out

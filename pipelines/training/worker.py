@@ -117,11 +117,11 @@ def train_worker(config: dict[str, Any]) -> dict[str, str]:
 def _train(job: Job, rank: int, world: int, device: str) -> None:
     import ray.train
 
+    from pipelines.bundles.weights import build_model
     from pipelines.data.collate import square_side
     from pipelines.training.data import FoldData
     from pipelines.training.loop import Place, fit
     from pipelines.training.select import keep_grid
-    from pipelines.weights import build_model
 
     spec = job.spec
     method = spec.method
@@ -201,7 +201,7 @@ def system_metrics() -> dict[str, float]:
 
 def write_bundle(job: Job, model: Any, data: Any, *, train_s: float) -> None:
     """The bundle of a run: what was trained, and what it was trained on."""
-    from pipelines.bundle import save_bundle
+    from pipelines.bundles.bundle import save_bundle
 
     spec = job.spec
     trained = spec.trains

@@ -11,7 +11,7 @@ import torch
 
 from fss_models import registry
 from pipelines.base.workspace import Workspace
-from pipelines.bundle import save_bundle
+from pipelines.bundles.bundle import save_bundle
 from pipelines.config import ChooseConfig, DataConfig, EvalConfig, MethodConfig, Recipe, TrainConfig
 from pipelines.data.shardset import Shards
 from pipelines.training.data import FoldData

@@ -29,7 +29,7 @@ from pipelines.analysis.matching import analyse_matching, mean_interval, measure
 from pipelines.analysis.prompted import Analysed, analysed, cell_masks
 from pipelines.analysis.pseudo_masks import analyse_pseudo_masks
 from pipelines.analysis.similarity import MIDDLE, REDUCED, SAM, TOP, analyse_similarity
-from pipelines.bundle import save_bundle
+from pipelines.bundles.bundle import save_bundle
 from pipelines.config import ChooseConfig, Recipe
 from pipelines.data.episodes import load_episode
 from pipelines.data.shardset import Shards

@@ -9,7 +9,7 @@ import pytest
 
 from fss_models.errors import FssError
 from pipelines.base.storage import Store
-from pipelines.bundle import BundleInfo
+from pipelines.bundles.bundle import BundleInfo
 from pipelines.config import Recipe, ServeConfig
 from pipelines.console.jobs import MAX_RUNNING, Jobs
 from pipelines.console.records import FOLDER, STALE_S, Board, JobRequest, Progress, Record, check_place

@@ -12,7 +12,7 @@ from fss_models import registry
 from infra.local.machine import Check, run_checks
 from infra.local.s3 import S3Server
 from jobs.cli import make_app
-from pipelines.bundle import save_bundle
+from pipelines.bundles.bundle import save_bundle
 from tests.models.shipped_case import ship_random
 
 

@@ -18,7 +18,7 @@ from fss_models.metrics import episode_counts
 from jobs.cli import make_app
 from pipelines.base.storage import Store
 from pipelines.base.workspace import Workspace
-from pipelines.bundle import load_bundle, save_bundle
+from pipelines.bundles.bundle import load_bundle, save_bundle
 from pipelines.config import DataConfig, EvalConfig, Recipe
 from pipelines.data.episodes import load_episode
 from pipelines.data.published import bind, read_list

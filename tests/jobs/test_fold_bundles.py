@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 import fss_models.shipped
 from jobs.cli import make_app
-from pipelines.bundle import load_bundle, read_bundle_info
+from pipelines.bundles.bundle import load_bundle, read_bundle_info
 from pipelines.data.benchmarks.pascal import NAMES, fold_classes
 from pipelines.data.class_names import counterparts
 

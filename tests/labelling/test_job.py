@@ -22,7 +22,7 @@ from pycocotools.coco import COCO
 from fss_models import registry
 from fss_models.errors import FssError
 from pipelines.base.storage import Store
-from pipelines.bundle import save_bundle
+from pipelines.bundles.bundle import save_bundle
 from pipelines.config import Recipe
 from pipelines.labelling.images import Reader, check_out, list_images
 from pipelines.labelling.outputs import write_outputs

@@ -19,8 +19,8 @@ from fss_models.prompts import collate, mask_prompt
 from fss_models.sam2_core.build import build_sam2
 from fss_models.segmenter import Segmenter
 from pipelines.base.storage import Store
-from pipelines.bundle import load_bundle, read_bundle_info, save_bundle
-from pipelines.weights import fetch
+from pipelines.bundles.bundle import load_bundle, read_bundle_info, save_bundle
+from pipelines.bundles.weights import fetch
 
 
 @torch.no_grad()

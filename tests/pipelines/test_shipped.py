@@ -20,9 +20,8 @@ from fss_models.errors import FssError
 from fss_models.sam2_core.presets import RANDOM
 from fss_models.shipped.files import TrainingData, bundle_url, list_weights
 from pipelines.base.workspace import Workspace
-from pipelines.bundle import load_bundle, read_bundle_info, save_bundle
-from pipelines.config import MethodConfig, Recipe, TrainConfig
-from pipelines.shipped import (
+from pipelines.bundles.bundle import load_bundle, read_bundle_info, save_bundle
+from pipelines.bundles.shipped import (
     MAX_BYTES,
     champion_url,
     copy_bundle,
@@ -30,8 +29,9 @@ from pipelines.shipped import (
     shipped_bytes,
     shipped_problems,
 )
+from pipelines.bundles.weights import fetch, pretraining_photos
+from pipelines.config import MethodConfig, Recipe, TrainConfig
 from pipelines.training.run import sweep_specs
-from pipelines.weights import fetch, pretraining_photos
 from tests.models.shipped_case import PHOTOS, ship_random
 from tests.pipelines.test_bundle_and_weights import predict
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from fss_models import registry
 from jobs.cli import make_app
-from pipelines.bundle import load_bundle, save_bundle
+from pipelines.bundles.bundle import load_bundle, save_bundle
 from pipelines.data.episodes import load_episode
 from pipelines.data.published import bind, read_list
 from pipelines.data.shardset import Shards

@@ -22,7 +22,7 @@ from jobs.commands.report import _recipe
 from jobs.recipes import load_recipe
 from pipelines.base.storage import Store
 from pipelines.base.workspace import Workspace
-from pipelines.bundle import load_bundle
+from pipelines.bundles.bundle import load_bundle
 from pipelines.config import Recipe
 from pipelines.data.episodes import load_episode
 from pipelines.labelling.decisions import Decision, add_decisions

@@ -19,7 +19,7 @@ from pycocotools.coco import COCO
 from fss_models import registry
 from fss_models.errors import FssError
 from pipelines.base.storage import Store
-from pipelines.bundle import save_bundle
+from pipelines.bundles.bundle import save_bundle
 from pipelines.config import Recipe
 from pipelines.data import rle
 from pipelines.labelling.decisions import DECISIONS, Decision, add_decisions, apply_decisions, read_decisions

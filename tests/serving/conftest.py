@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fss_models import registry
-from pipelines.bundle import save_bundle
+from pipelines.bundles.bundle import save_bundle
 from tests.serving.helpers import Running, running_service
 
 

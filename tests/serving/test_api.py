@@ -20,7 +20,7 @@ from fss_models.errors import FssError
 from jobs.cli import main
 from pipelines.base.cluster import prepare_environment
 from pipelines.base.storage import Store
-from pipelines.bundle import BundleInfo
+from pipelines.bundles.bundle import BundleInfo
 from pipelines.config import Recipe, ServeConfig
 from pipelines.serving.client import Client
 from pipelines.serving.labeler import Failure, Labeler

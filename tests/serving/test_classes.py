@@ -14,7 +14,7 @@ from pycocotools import mask as coco
 
 from fss_models import registry
 from fss_models.errors import FssError
-from pipelines.bundle import save_bundle
+from pipelines.bundles.bundle import save_bundle
 from pipelines.serving.label_sets import read_label_set
 from pipelines.serving.labeler import Labeler
 from pipelines.serving.marks import rle_json

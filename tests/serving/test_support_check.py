@@ -10,7 +10,7 @@ import pytest
 
 from fss_models import registry
 from jobs.cli import main
-from pipelines.bundle import save_bundle
+from pipelines.bundles.bundle import save_bundle
 from pipelines.config import Recipe
 from pipelines.labelling.check import check_before
 from pipelines.report.support_sheet import lines

@@ -10,7 +10,7 @@ import pytest
 
 from fss_models import registry
 from fss_models.errors import FssError
-from pipelines.bundle import bundle_calibrator, read_bundle_info, save_bundle
+from pipelines.bundles.bundle import bundle_calibrator, read_bundle_info, save_bundle
 from pipelines.config import CalibrateConfig, Recipe
 from pipelines.data.shardset import Shards
 from pipelines.training.calibrate import calibrate_bundle, calibrate_refit, draw_sets

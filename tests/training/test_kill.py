@@ -16,7 +16,7 @@ import yaml
 from infra.local.s3 import S3Server
 from pipelines.base.storage import Store
 from pipelines.base.workspace import Workspace
-from pipelines.bundle import read_bundle_info
+from pipelines.bundles.bundle import read_bundle_info
 from pipelines.config import Recipe
 from pipelines.training.sweep import run_one
 from tests.training.faults import plant, struck

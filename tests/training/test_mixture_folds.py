@@ -11,7 +11,7 @@ import pytest
 from fss_models.errors import FssError
 from jobs.recipes import load_recipe
 from pipelines.base.storage import Store
-from pipelines.bundle import read_bundle_info
+from pipelines.bundles.bundle import read_bundle_info
 from pipelines.config import EvalConfig, MethodConfig, Recipe, SweepConfig, TrainConfig
 from pipelines.data.benchmarks.coco import PASCAL_IN_COCO
 from pipelines.data.class_names import counterparts, meanings

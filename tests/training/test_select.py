@@ -197,7 +197,7 @@ def test_final_training_has_all_base_classes_and_the_chosen_steps(spec: RunSpec,
 def test_published_takes_the_best_on_the_test_episodes(spec: RunSpec, tmp_path: Path) -> None:
     """The bundle scores on the fold's list what its grid point scored."""
     from fss_models.metrics import score
-    from pipelines.bundle import load_bundle
+    from pipelines.bundles.bundle import load_bundle
     from pipelines.training.evaluate import score_episodes
     from pipelines.training.results import table_counts
 

@@ -11,7 +11,7 @@ import torch
 
 from fss_models import registry
 from pipelines.base.storage import Store
-from pipelines.bundle import save_bundle
+from pipelines.bundles.bundle import save_bundle
 from pipelines.config import EvalConfig, MethodConfig, Recipe, SweepConfig
 from pipelines.data.schema import EpisodeSample, Sample
 from pipelines.training.choose import _latency

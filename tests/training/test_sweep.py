@@ -14,7 +14,7 @@ from pipelines.base.cluster import prepare_environment
 from pipelines.base.storage import Store
 from pipelines.base.tracking import tracking_uri
 from pipelines.base.workspace import Workspace
-from pipelines.bundle import load_bundle
+from pipelines.bundles.bundle import load_bundle
 from pipelines.config import MethodConfig, Recipe, SelectConfig
 from pipelines.data.shardset import Shards
 from pipelines.training import worker

@@ -24,7 +24,7 @@ from fss_models.segmenter import Segmenter
 from fss_models.settings import weight_fields
 from fss_models.shipped.files import bundle_url, check_frozen, to_half
 from pipelines.base.storage import Store
-from pipelines.weights import build_model, fetch, file_sha256, pretraining_photos
+from pipelines.bundles.weights import build_model, fetch, file_sha256, pretraining_photos
 
 CALIBRATOR = "calibrator.safetensors"
 

@@ -17,7 +17,7 @@ from fss_models.shipped.files import CHAMPION, bundle_url, check_frozen, list_we
 from pipelines.base.progress import say
 from pipelines.base.storage import Store, join
 from pipelines.base.workspace import Workspace
-from pipelines.bundle import BundleInfo, copy_calibrator, read_bundle_info
+from pipelines.bundles.bundle import BundleInfo, copy_calibrator, read_bundle_info
 
 TENSORS = "model.safetensors"
 MAX_BYTES = 30_000_000  # of all that ships
