@@ -13,8 +13,8 @@ from pipelines.analysis.scores import FewShot, episodes_among, few_shot, first_o
 from pipelines.analysis.study import Study, cautions
 from pipelines.config import Recipe
 from pipelines.data.episodes import EpisodeList, load_episode
-from pipelines.report.curves import interval_bars
-from pipelines.report.pictures import PREDICTION, SUPPORT, TRUTH, photo_url
+from pipelines.pages.curves import interval_bars
+from pipelines.pages.pictures import PREDICTION, SUPPORT, TRUTH, photo_url
 
 SHOWN = 3  # episodes of each domain
 DOMAINS = {"in": "in-domain (base classes)", "out": "out-of-domain (novel classes)"}

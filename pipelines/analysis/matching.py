@@ -28,7 +28,7 @@ from pipelines.analysis.study import Study
 from pipelines.config import ChooseConfig, Recipe
 from pipelines.data.episodes import EpisodeList
 from pipelines.data.schema import EpisodeSample
-from pipelines.report.pictures import PREDICTION, SUPPORT, TRUTH, photo_url
+from pipelines.pages.pictures import PREDICTION, SUPPORT, TRUTH, photo_url
 
 PIXEL, PROTOTYPE = "prototype to pixel", "prototype to prototype"
 SHOWN = 6

@@ -25,8 +25,8 @@ from pipelines.base.progress import Bar
 from pipelines.config import ChooseConfig, EvalConfig, Recipe
 from pipelines.data.episodes import Episode, EpisodeList
 from pipelines.data.schema import EpisodeSample
-from pipelines.report.curves import interval_bars
-from pipelines.report.pictures import PREDICTION, SUPPORT, TRUTH, photo_url
+from pipelines.pages.curves import interval_bars
+from pipelines.pages.pictures import PREDICTION, SUPPORT, TRUTH, photo_url
 from pipelines.training.evaluate import FeatureCache, at_size
 
 SHOWN = 5

@@ -14,7 +14,7 @@ from pipelines.base.storage import Store, join
 from pipelines.bundles.bundle import BundleInfo
 from pipelines.config import Recipe
 from pipelines.data.shardset import Shards
-from pipelines.report.template import page_template
+from pipelines.pages.template import page_template
 from pipelines.training.run import code_version
 
 Cells = Sequence[str]

@@ -16,7 +16,7 @@ from pipelines.analysis.page import Analysis, Strip, Table, Written, write_page
 from pipelines.analysis.pictures import histograms, map_url
 from pipelines.analysis.study import Study, cautions, photos_of, stride16
 from pipelines.config import Recipe
-from pipelines.report.pictures import photo_url
+from pipelines.pages.pictures import photo_url
 
 PHOTOS_A_CLASS = 16  # whose foreground cells are compared
 CELLS_A_PHOTO = 16  # of an object: large ones do not count more

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-from pipelines.report.curves import FOLD_COLOURS, as_svg, new_figure
-from pipelines.report.pictures import PREDICTION, SIDE, SUPPORT, TRUTH, photo_url, png_bytes
+from pipelines.pages.curves import FOLD_COLOURS, as_svg, new_figure
+from pipelines.pages.pictures import PREDICTION, SIDE, SUPPORT, TRUTH, photo_url, png_bytes
 
 CLICK, DOT = (190, 18, 60), 6  # colour and radius in pixels of the picture
 LEGEND = tuple((f"rgb{colour}", what) for colour, what in

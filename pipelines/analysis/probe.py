@@ -24,7 +24,7 @@ from pipelines.config import Recipe
 from pipelines.data.episodes import Episode, EpisodeList, load_episode
 from pipelines.data.schema import EpisodeSample
 from pipelines.data.shardset import Shards
-from pipelines.report.pictures import PREDICTION, SUPPORT, TRUTH, photo_url
+from pipelines.pages.pictures import PREDICTION, SUPPORT, TRUTH, photo_url
 
 CELLS = 200_000  # training cells over all photos
 ITERATIONS = 200

@@ -24,7 +24,7 @@ from pipelines.data.collate import mark
 from pipelines.data.episodes import Episode, load_episode
 from pipelines.data.schema import EpisodeSample
 from pipelines.data.shardset import Shards
-from pipelines.report.pictures import photo_url
+from pipelines.pages.pictures import photo_url
 from pipelines.training.evaluate import FeatureCache
 
 METHODS = ("fcp", "vrp_sam")

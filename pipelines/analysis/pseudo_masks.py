@@ -24,7 +24,7 @@ from pipelines.analysis.scores import drawn_mask, first_of_each_class, mask_iou
 from pipelines.analysis.study import Study
 from pipelines.config import ChooseConfig, Recipe
 from pipelines.data.episodes import EpisodeList
-from pipelines.report.pictures import PREDICTION, SUPPORT, TRUTH, photo_url
+from pipelines.pages.pictures import PREDICTION, SUPPORT, TRUTH, photo_url
 from pipelines.training.evaluate import at_size
 
 CONVENTIONAL = "conventional"

@@ -27,7 +27,7 @@ from pipelines.base.progress import Bar
 from pipelines.config import Recipe
 from pipelines.data.episodes import EpisodeList, load_episode
 from pipelines.data.schema import Sample
-from pipelines.report.pictures import SUPPORT, TRUTH, photo_url
+from pipelines.pages.pictures import SUPPORT, TRUTH, photo_url
 from pipelines.training.evaluate import FeatureCache
 
 PHOTOS_A_CLASS = 40

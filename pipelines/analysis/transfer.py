@@ -20,7 +20,7 @@ from pipelines.config import Recipe
 from pipelines.data.benchmarks.coco import FOLDS, PASCAL_IN_COCO, transfer_fold
 from pipelines.data.episodes import EpisodeList
 from pipelines.data.shardset import Shards
-from pipelines.report.curves import interval_bars
+from pipelines.pages.curves import interval_bars
 from pipelines.training.data import ensure_shards
 
 SHOWN = 2  # episodes a fold

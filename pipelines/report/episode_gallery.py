@@ -16,9 +16,9 @@ from pipelines.config import EvalConfig
 from pipelines.data.episodes import Episode, EpisodeList, load_episode
 from pipelines.data.schema import EpisodeSample
 from pipelines.data.shardset import Shards
+from pipelines.pages.pictures import PREDICTION, SUPPORT, picture, png_bytes
+from pipelines.pages.template import page_template
 from pipelines.report.examples import predict
-from pipelines.report.pictures import PREDICTION, SUPPORT, picture, png_bytes
-from pipelines.report.template import page_template
 from pipelines.training.evaluate import marked
 from pipelines.training.results import RunResult
 

@@ -16,8 +16,8 @@ from fss_models.segmenter import Segmenter
 from pipelines.bundles.bundle import load_bundle
 from pipelines.data.episodes import load_episode
 from pipelines.data.schema import EpisodeSample
+from pipelines.pages.pictures import PREDICTION, SUPPORT, TRUTH, photo_url
 from pipelines.report.collect import Material
-from pipelines.report.pictures import PREDICTION, SUPPORT, TRUTH, photo_url
 from pipelines.training.choose import Row
 from pipelines.training.data import FoldData
 from pipelines.training.evaluate import at_size

@@ -14,8 +14,8 @@ from pipelines.data import rle
 from pipelines.data.decode import decode_image
 from pipelines.data.shardset import Shards
 from pipelines.labelling.parts import decided_parts
+from pipelines.pages.pictures import photo_url
 from pipelines.report.collect import LabelSet
-from pipelines.report.pictures import photo_url
 
 EACH = 4
 MAX_FAILURES = 200  # the table of the page; failures.parquet has all

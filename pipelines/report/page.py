@@ -15,12 +15,12 @@ from markupsafe import Markup
 from pipelines.base.progress import say
 from pipelines.base.storage import Store
 from pipelines.config import Recipe
+from pipelines.pages.curves import interval_bars, learning_curves
+from pipelines.pages.template import page_template
 from pipelines.report.collect import BASELINE, Material, collect, versus_baseline
-from pipelines.report.curves import interval_bars, learning_curves
 from pipelines.report.examples import KINDS, examples
 from pipelines.report.gallery import KINDS as LABEL_KINDS
 from pipelines.report.gallery import galleries
-from pipelines.report.template import page_template
 from pipelines.training.run import code_version
 
 PACKAGES = ("torch", "ray", "mlflow", "sam2", "timm", "pyarrow", "numpy", "pandas", "pycocotools")

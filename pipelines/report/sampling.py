@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pipelines.data.marginals import Marginals, Table
-from pipelines.report.template import page_template
+from pipelines.pages.template import page_template
 
 
 def sampling_page(found: Marginals, names: Mapping[int, str], title: str, lines: list[str]) -> str:

@@ -15,8 +15,8 @@ from fss_models.errors import BadImage
 from pipelines.data import rle
 from pipelines.data.decode import decode_image
 from pipelines.labelling.images import ImageList, Reader
-from pipelines.report.pictures import SUPPORT, photo_url, picture
-from pipelines.report.template import page_template
+from pipelines.pages.pictures import SUPPORT, photo_url, picture
+from pipelines.pages.template import page_template
 from pipelines.serving.labeler import Labeler
 from pipelines.serving.marks import mark_prompt
 from pipelines.serving.masks import Failure, Labels

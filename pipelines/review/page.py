@@ -14,8 +14,8 @@ from fss_models.errors import BadImage, FssError
 from pipelines.base.storage import Store
 from pipelines.data import rle
 from pipelines.labelling.decisions import Decided, apply_decisions, count_decisions
-from pipelines.report.pictures import photo_url
-from pipelines.report.template import page_template
+from pipelines.pages.pictures import photo_url
+from pipelines.pages.template import page_template
 from pipelines.review.doubt import MOST, Order, by_doubt, rows_at, sureness
 from pipelines.review.job import Reviewed, Row
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from pipelines.report.template import page_template
+from pipelines.pages.template import page_template
 from pipelines.serving.openapi import openapi
 
 

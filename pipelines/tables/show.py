@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pipelines.base.storage import Store, join
-from pipelines.report.template import page_template
+from pipelines.pages.template import page_template
 from pipelines.tables.cells import Cell
 from pipelines.tables.config import MEASURES
 from pipelines.tables.outcome import Figure, Outcome, document, folds_of

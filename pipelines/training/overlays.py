@@ -21,7 +21,7 @@ def overlay_sheet(model: Segmenter, shards: Shards, episodes: EpisodeList, confi
 
     `table` are the `EPISODE_SCORES` of the list; the columns are evenly spaced over its IoUs, the best first.
     """
-    from pipelines.report.pictures import png_bytes
+    from pipelines.pages.pictures import png_bytes
 
     ordered = table.sort_by([("iou", "descending"), ("episode_id", "ascending")])["episode_id"].to_pylist()
     count = min(EPISODES, len(ordered))
@@ -37,8 +37,8 @@ def overlay_sheet(model: Segmenter, shards: Shards, episodes: EpisodeList, confi
 
 
 def _column(model: Segmenter, shards: Shards, episode: Episode, config: EvalConfig) -> list[Any]:
+    from pipelines.pages.pictures import PREDICTION, SUPPORT, picture
     from pipelines.report.examples import predict
-    from pipelines.report.pictures import PREDICTION, SUPPORT, picture
     from pipelines.training.evaluate import marked
 
     sample = load_episode(shards, episode)

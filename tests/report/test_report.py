@@ -28,11 +28,11 @@ from pipelines.data.episodes import load_episode
 from pipelines.labelling.decisions import Decision, add_decisions
 from pipelines.labelling.outputs import write_outputs
 from pipelines.labelling.parts import read_parts
+from pipelines.pages.pictures import TRUTH, photo_url
 from pipelines.report.collect import collect, versus_baseline
 from pipelines.report.examples import pick_episodes, predict
 from pipelines.report.gallery import Choice, gallery
 from pipelines.report.page import render, write_report
-from pipelines.report.pictures import TRUTH, photo_url
 from pipelines.training.choose import read_leaderboard
 from pipelines.training.data import FoldData
 from pipelines.training.drive import evaluate_run

@@ -1,0 +1,1 @@
+"""What pages share: frame and style, pictures, curves."""
