@@ -86,9 +86,9 @@ def loops(config: dict[str, Any], folder: Path) -> dict[str, float]:
 
     from fss_models.shipped.files import bundle_url
     from pipelines.data.decode import decode_image
-    from pipelines.serving.labeler import Labeler
-    from pipelines.serving.masks import full_size, make_label
-    from pipelines.serving.support_files import read_support_file
+    from pipelines.inference.labeler import Labeler
+    from pipelines.inference.masks import full_size, make_label
+    from pipelines.inference.support_files import read_support_file
 
     torch.set_num_threads(config["threads"])
     labeler, batch = Labeler(bundle_url(config["bundle"])), config["batch"]

@@ -82,9 +82,9 @@ def _figures(answers: list[Answer], seconds: float, capacity: float) -> dict[str
 
 def _request(url: str, config: dict[str, Any]) -> dict[str, Any]:
     """A person's request: one small photo, of a support set that the service now knows."""
+    from pipelines.inference.marks import rle_json
+    from pipelines.inference.supports import Support, SupportSet
     from pipelines.serving.client import Client
-    from pipelines.serving.marks import rle_json
-    from pipelines.serving.supports import Support, SupportSet
 
     rng, side = np.random.default_rng(config["seed"]), config["side"]
     coarse = Image.fromarray(rng.integers(0, 256, (side // 8, side // 8, 3), dtype=np.uint8))

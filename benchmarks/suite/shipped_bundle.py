@@ -48,7 +48,7 @@ def child(began: float, shots: int, config: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     from fss_models.shipped.files import bundle_url
-    from pipelines.serving.labeler import Labeler
+    from pipelines.inference.labeler import Labeler
 
     torch.set_num_threads(config["threads"])
     rng = np.random.default_rng(config["seed"])
@@ -81,8 +81,8 @@ def _photo(rng: np.random.Generator, config: dict[str, Any]) -> bytes:
 
 
 def _supports(photos: list[bytes], config: dict[str, Any]) -> Any:
-    from pipelines.serving.marks import rle_json
-    from pipelines.serving.supports import Support, SupportSet
+    from pipelines.inference.marks import rle_json
+    from pipelines.inference.supports import Support, SupportSet
 
     y, x = np.mgrid[:config["height"], :config["width"]]
     disc = (y - config["height"] / 2) ** 2 + (x - config["width"] / 2) ** 2 < (config["height"] / 4) ** 2

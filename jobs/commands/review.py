@@ -53,10 +53,10 @@ def decide(
 ) -> None:
     """Keep decisions beside the labels."""
     from fss_models.errors import FssError
+    from pipelines.inference.marks import mask_from_picture
+    from pipelines.inference.support_files import place_of
     from pipelines.labelling.decisions import count_decisions
     from pipelines.review.job import decide_by_name, import_decisions, open_job
-    from pipelines.serving.marks import mask_from_picture
-    from pipelines.serving.support_files import place_of
 
     given: dict[str, tuple[str, dict[str, object] | None]] = {}
     for word, names in (("accept", accept), ("reject", reject), ("undo", undo)):

@@ -26,6 +26,9 @@ from pipelines.console.records import (
     label_command,
 )
 from pipelines.console.task import work
+from pipelines.inference.marks import mask_from_picture
+from pipelines.inference.support_files import from_base64
+from pipelines.inference.supports import SupportSet, load_support_set
 from pipelines.labelling.decisions import Decision
 from pipelines.labelling.images import list_images
 from pipelines.labelling.manifest import claim
@@ -34,11 +37,8 @@ from pipelines.labelling.run import check_bundle, describe_job
 from pipelines.review.doubt import Order, by_doubt, rows_at, sureness
 from pipelines.review.job import Reviewed, open_job
 from pipelines.review.redo import begin, resume
-from pipelines.serving.marks import mask_from_picture
 from pipelines.serving.requests import RefusedError
 from pipelines.serving.spec import ServiceSpec
-from pipelines.serving.support_files import from_base64
-from pipelines.serving.supports import SupportSet, load_support_set
 
 MAX_RUNNING = 2  # jobs at a time: they share the replicas
 PAGE = 24  # labels a page

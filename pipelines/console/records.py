@@ -19,8 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from fss_models.errors import FssError
 from pipelines.base.storage import Store, join
 from pipelines.config import LabelConfig, Recipe
+from pipelines.inference.wanted import MAX_CLASSES
 from pipelines.labelling.manifest import JobManifest
-from pipelines.serving.wanted import MAX_CLASSES
 
 FOLDER, LABELS = "jobs", "labels"
 LABEL_SET = "label_set.json"  # the job's support sets, as `fss label --supports` reads them

@@ -15,12 +15,12 @@ import numpy as np
 from fss_models.errors import FssError
 from pipelines.base.cluster import cluster
 from pipelines.base.progress import Bar
+from pipelines.inference.labeler import Labeler, Limits
+from pipelines.inference.masks import Failure, Labels
+from pipelines.inference.wanted import Wanted
 from pipelines.labelling.images import Reader
 from pipelines.labelling.job import READERS, Job
-from pipelines.serving.labeler import Labeler, Limits
-from pipelines.serving.masks import Failure, Labels
 from pipelines.serving.spec import ModelSpec, best_device
-from pipelines.serving.wanted import Wanted
 
 REQUEST_BYTES = 256_000_000  # of photos held at a time
 BLOCKS = 2000  # tasks of the stage at most: of a lost actor's task all chunks are done again

@@ -8,13 +8,13 @@ from fss_models.shipped.files import bundle_url
 from pipelines.base.workspace import Workspace
 from pipelines.bundles.shipped import champion_url, say_if_shipped
 from pipelines.config import Recipe
+from pipelines.inference.label_sets import read_label_set
+from pipelines.inference.labeler import Labeler, Limits
+from pipelines.inference.support_check import Worth, check_supports
+from pipelines.inference.support_files import place_of
+from pipelines.inference.wanted import Wanted, check_overlaps
 from pipelines.labelling.images import list_images
 from pipelines.report.support_sheet import Price, lines, measure_and_show, write_page
-from pipelines.serving.label_sets import read_label_set
-from pipelines.serving.labeler import Labeler, Limits
-from pipelines.serving.support_check import Worth, check_supports
-from pipelines.serving.support_files import place_of
-from pipelines.serving.wanted import Wanted, check_overlaps
 
 
 def check_before(recipe: Recipe, *, supports: str, images: str, bundle: str, count: int, price: float, page: str

@@ -16,11 +16,11 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_at
 from fss_models.errors import FssError
 from pipelines.base.cluster import cluster
 from pipelines.base.progress import say
+from pipelines.inference.masks import Failure, Labels
+from pipelines.inference.supports import SupportSet
+from pipelines.inference.wanted import Wanted
 from pipelines.serving.client import Client, ServiceError
-from pipelines.serving.masks import Failure, Labels
 from pipelines.serving.spec import ModelSpec, best_device
-from pipelines.serving.supports import SupportSet
-from pipelines.serving.wanted import Wanted
 
 LOCAL_REQUEST_BYTES = 32_000_000  # of photos in one request; the object store holds a few of them
 ATTEMPTS = 10  # over a minute of waiting: it takes Serve half of that to have a lost proxy back

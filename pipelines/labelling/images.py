@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 
 from fss_models.errors import FssError
 from pipelines.base.storage import Store
-from pipelines.serving.masks import Failure
+from pipelines.inference.masks import Failure
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 LOST = (FileNotFoundError, PermissionError, IsADirectoryError)  # of one photo; any other error is the disk's

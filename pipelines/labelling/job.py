@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 from pipelines.base.progress import Bar
 from pipelines.base.storage import Store
+from pipelines.inference.masks import Failure, Labels
 from pipelines.labelling.engines import Engine
 from pipelines.labelling.images import ImageList, Reader
 from pipelines.labelling.manifest import JobManifest
 from pipelines.labelling.parts import finished, write_part
-from pipelines.serving.masks import Failure, Labels
 
 Watch = Callable[[int, int], None]
 READERS = 8  # threads that read photos: they wait for the store, not for the processor

@@ -10,9 +10,9 @@ from pydantic import BaseModel, ConfigDict
 
 from fss_models.errors import FssError
 from pipelines.base.storage import Store
+from pipelines.inference.supports import SupportSet
+from pipelines.inference.wanted import EMPTY_BELOW, PREVALENCE, REVIEW_BELOW, Overlaps, Wanted
 from pipelines.labelling.images import ImageList
-from pipelines.serving.supports import SupportSet
-from pipelines.serving.wanted import EMPTY_BELOW, PREVALENCE, REVIEW_BELOW, Overlaps, Wanted
 
 MANIFEST = "manifest.json"
 MANIFEST_VERSION = 1

@@ -11,10 +11,10 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.base.storage import Store
+from pipelines.inference.masks import Failure, Labels
 from pipelines.labelling.decisions import apply_decisions, read_decisions
 from pipelines.labelling.images import ImageList
 from pipelines.labelling.manifest import JobManifest
-from pipelines.serving.masks import Failure, Labels
 
 FOLDER = "parts"
 PARTS = pa.schema([  # one row a photo and class, photo by photo; a photo that cannot be read has one row

@@ -16,6 +16,10 @@ from pipelines.base.workspace import Workspace
 from pipelines.bundles.bundle import BundleInfo, read_bundle_info
 from pipelines.bundles.shipped import champion_url, say_if_shipped
 from pipelines.config import LabelConfig, Recipe
+from pipelines.inference.label_sets import read_label_set
+from pipelines.inference.marks import mark_kind
+from pipelines.inference.supports import SupportSet
+from pipelines.inference.wanted import check_overlaps
 from pipelines.labelling.actors import run_with_actors
 from pipelines.labelling.engines import Engine, local_engine, service_engine
 from pipelines.labelling.images import ImageList, check_out, list_images
@@ -23,11 +27,7 @@ from pipelines.labelling.job import Job
 from pipelines.labelling.manifest import JobManifest, claim, code_version, describe_classes, describe_images
 from pipelines.labelling.outputs import SUMMARY, write_outputs
 from pipelines.serving.client import Client, find_service
-from pipelines.serving.label_sets import read_label_set
-from pipelines.serving.marks import mark_kind
 from pipelines.serving.spec import model_spec
-from pipelines.serving.supports import SupportSet
-from pipelines.serving.wanted import check_overlaps
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,15 +14,15 @@ from fss_models.calibration_fit import estimate_prevalence
 from fss_models.errors import BadImage
 from pipelines.data import rle
 from pipelines.data.decode import decode_image
+from pipelines.inference.labeler import Labeler
+from pipelines.inference.marks import mark_prompt
+from pipelines.inference.masks import Failure, Labels
+from pipelines.inference.support_check import Worth
+from pipelines.inference.supports import SupportSet, decode_support
+from pipelines.inference.wanted import Wanted
 from pipelines.labelling.images import ImageList, Reader
 from pipelines.pages.pictures import SUPPORT, photo_url, picture
 from pipelines.pages.template import page_template
-from pipelines.serving.labeler import Labeler
-from pipelines.serving.marks import mark_prompt
-from pipelines.serving.masks import Failure, Labels
-from pipelines.serving.support_check import Worth
-from pipelines.serving.supports import SupportSet, decode_support
-from pipelines.serving.wanted import Wanted
 
 SHOWN = 32
 COLOURS = ((249, 115, 22), (59, 130, 246), (16, 185, 129), (217, 70, 239), (234, 179, 8), (239, 68, 68))

@@ -15,6 +15,7 @@ from fss_models.errors import FssError
 from pipelines.base.progress import say
 from pipelines.base.storage import Store
 from pipelines.data.decode import decode_image
+from pipelines.inference.marks import check_mark
 from pipelines.labelling.decisions import (
     DECISIONS,
     Decided,
@@ -26,7 +27,6 @@ from pipelines.labelling.decisions import (
 )
 from pipelines.labelling.manifest import MANIFEST, JobManifest
 from pipelines.labelling.parts import finished, part_name
-from pipelines.serving.marks import check_mark
 
 Row = dict[str, Any]  # of a part
 

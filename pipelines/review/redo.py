@@ -20,6 +20,8 @@ from pipelines.base.storage import Store, join
 from pipelines.base.workspace import Workspace
 from pipelines.bundles.bundle import read_bundle_info
 from pipelines.config import Recipe
+from pipelines.inference.masks import Failure
+from pipelines.inference.supports import Support, SupportSet, UnknownSupportError, load_support_set
 from pipelines.labelling.decisions import DECISIONS, Decided, decisions_hash, read_decisions
 from pipelines.labelling.engines import Engine
 from pipelines.labelling.images import Reader, list_images
@@ -30,8 +32,6 @@ from pipelines.labelling.parts import part_name, result_columns, schema_of
 from pipelines.labelling.run import LabelRequest, about_bundle, check_bundle, choose_service, run_left
 from pipelines.review.doubt import sureness
 from pipelines.review.job import Reviewed, Row, open_job
-from pipelines.serving.masks import Failure
-from pipelines.serving.supports import Support, SupportSet, UnknownSupportError, load_support_set
 
 ORIGIN, SNAPSHOT = "origin.json", "origin_decisions.jsonl"
 MAX_ADDED = 20  # corrections of a class that become supports, those first that the model was least sure of

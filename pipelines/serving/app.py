@@ -23,6 +23,8 @@ from pipelines.bundles.bundle import BundleInfo
 from pipelines.console.api import ConsoleApi
 from pipelines.console.jobs import Jobs
 from pipelines.console.page import page_html
+from pipelines.inference.support_files import support_set_from_request
+from pipelines.inference.supports import UnknownSupportError
 from pipelines.labelling.run import about_bundle
 from pipelines.serving.client import results_json
 from pipelines.serving.docs_page import docs_html
@@ -39,8 +41,6 @@ from pipelines.serving.requests import (
 )
 from pipelines.serving.server import LOOPBACK
 from pipelines.serving.spec import ServiceSpec
-from pipelines.serving.support_files import support_set_from_request
-from pipelines.serving.supports import UnknownSupportError
 
 MAX_WAITING = 32  # requests in the ingress at a time: each may hold max_request_bytes
 Handler = Callable[[Request], Awaitable[Response]]

@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 
-from pipelines.serving.masks import Failure
+from pipelines.inference.masks import Failure
 
 SECONDS = [0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0]
 FAMILIES = ("ray_fss_", "ray_serve_")

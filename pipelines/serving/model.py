@@ -9,12 +9,12 @@ from typing import Any
 from ray import serve
 from ray.serve import Application, Deployment
 
-from pipelines.serving.labeler import Labeler, Limits
-from pipelines.serving.masks import Failure, Labels
+from pipelines.inference.labeler import Labeler, Limits
+from pipelines.inference.masks import Failure, Labels
+from pipelines.inference.supports import SupportSet
+from pipelines.inference.wanted import Wanted
 from pipelines.serving.metrics import PhotoMetrics
 from pipelines.serving.spec import ModelSpec
-from pipelines.serving.supports import SupportSet
-from pipelines.serving.wanted import Wanted
 
 Item = tuple[bytes, Wanted]
 CONCURRENT_BATCHES = 2  # one is decoded while the other is in the model

@@ -7,10 +7,10 @@ from typing import Any
 
 from pipelines.console.api import AgainRequest, DecisionsRequest, EmptyRequest
 from pipelines.console.records import JobRequest
-from pipelines.serving.marks import MAX_POINTS
+from pipelines.inference.marks import MAX_POINTS
+from pipelines.inference.wanted import EMPTY_BELOW, MAX_CLASSES, PREVALENCE, REVIEW_BELOW
 from pipelines.serving.requests import MAX_IMAGES, MAX_PAIRS
 from pipelines.serving.schemas import SCHEMAS, ref
-from pipelines.serving.wanted import EMPTY_BELOW, MAX_CLASSES, PREVALENCE, REVIEW_BELOW
 
 Schema = dict[str, Any]
 ERRORS = {

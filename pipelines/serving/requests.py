@@ -12,10 +12,10 @@ from typing import Any
 from starlette.requests import Request
 
 from fss_models.errors import FssError
-from pipelines.serving.marks import check_keys
+from pipelines.inference.marks import check_keys
+from pipelines.inference.support_files import from_base64
+from pipelines.inference.wanted import MAX_CLASSES, Wanted, check_overlaps
 from pipelines.serving.server import LOOPBACK
-from pipelines.serving.support_files import from_base64
-from pipelines.serving.wanted import MAX_CLASSES, Wanted, check_overlaps
 
 MAX_IMAGES = 256  # of one request
 TRUST = ("prevalence", "empty_below", "review_below")

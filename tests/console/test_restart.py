@@ -12,8 +12,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from pipelines.inference.support_files import read_support_file
 from pipelines.serving.client import Client
-from pipelines.serving.support_files import read_support_file
 from tests.serving.helpers import photo_folder, running_service, supports_file, wait_for
 
 PHOTOS = 160

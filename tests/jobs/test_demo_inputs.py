@@ -10,7 +10,7 @@ import numpy as np
 
 from jobs.demo_inputs import write_photos, write_supports
 from pipelines.data.decode import decode_image
-from pipelines.serving.support_files import read_support_file
+from pipelines.inference.support_files import read_support_file
 from tests.serving.helpers import ball, encoded
 
 NAMES = {1: "cat/1.png", 2: "dog/1.png", 3: "1.png"}

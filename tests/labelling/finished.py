@@ -8,11 +8,11 @@ import numpy as np
 from scipy import ndimage
 
 from pipelines.base.storage import Store
+from pipelines.inference.masks import Failure, Label, make_label
 from pipelines.labelling.images import list_images
 from pipelines.labelling.manifest import JobManifest
 from pipelines.labelling.outputs import FORMATS, write_outputs
 from pipelines.labelling.parts import write_part
-from pipelines.serving.masks import Failure, Label, make_label
 from tests.serving.helpers import encoded
 
 NAMES = ["a <cup> & \"saucer\"", "fork"]

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipelines.base.storage import Store
+from pipelines.inference.labeler import Labeler
+from pipelines.inference.masks import Failure, Labels
+from pipelines.inference.wanted import Wanted
 from pipelines.labelling.images import list_images
 from pipelines.labelling.job import Job
 from pipelines.labelling.manifest import JobManifest, claim, code_version, describe_images
-from pipelines.serving.labeler import Labeler
-from pipelines.serving.masks import Failure, Labels
-from pipelines.serving.wanted import Wanted
 
 
 class DirectEngine:

@@ -11,10 +11,10 @@ import pytest
 from pycocotools.coco import COCO
 
 from fss_models.errors import FssError
+from pipelines.inference.labeler import Labeler
 from pipelines.labelling.manifest import JobManifest
 from pipelines.labelling.outputs import summary_line, write_outputs
 from pipelines.labelling.parts import part_name
-from pipelines.serving.labeler import Labeler
 from tests.labelling.helpers import DirectEngine, make_job
 from tests.serving.helpers import photo_folder
 from tests.serving.test_classes import support_set

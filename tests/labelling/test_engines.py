@@ -11,15 +11,15 @@ import pytest
 import torch
 
 from fss_models.errors import FssError
+from pipelines.inference.labeler import Labeler
+from pipelines.inference.masks import Failure
+from pipelines.inference.support_files import read_support_file
+from pipelines.inference.wanted import Wanted
 from pipelines.labelling.actors import run_with_actors
 from pipelines.labelling.engines import ServiceEngine
 from pipelines.labelling.parts import part_name
 from pipelines.serving.client import Client
-from pipelines.serving.labeler import Labeler
-from pipelines.serving.masks import Failure
 from pipelines.serving.spec import ModelSpec
-from pipelines.serving.support_files import read_support_file
-from pipelines.serving.wanted import Wanted
 from tests.labelling.helpers import DirectEngine, make_job
 from tests.serving.helpers import photo_folder, supports_file
 

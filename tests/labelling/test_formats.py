@@ -19,13 +19,13 @@ from pipelines.config import SourceConfig
 from pipelines.data import rle
 from pipelines.data.sources import open_source
 from pipelines.data.sources.brush_rle import decode_brush, encode_brush
+from pipelines.inference.masks import make_label
 from pipelines.labelling.formats.files import Stems
 from pipelines.labelling.formats.outline import polygons
 from pipelines.labelling.images import list_images
 from pipelines.labelling.manifest import JobManifest
 from pipelines.labelling.outputs import write_outputs
 from pipelines.labelling.parts import write_part
-from pipelines.serving.masks import make_label
 from tests.labelling.finished import NAMES, Masks, finished_job, known_masks
 from tests.serving.helpers import encoded
 

@@ -24,14 +24,14 @@ from fss_models.errors import FssError
 from pipelines.base.storage import Store
 from pipelines.bundles.bundle import save_bundle
 from pipelines.config import Recipe
+from pipelines.inference.labeler import Labeler
+from pipelines.inference.masks import Failure
+from pipelines.inference.support_files import read_support_file
 from pipelines.labelling.images import Reader, check_out, list_images
 from pipelines.labelling.outputs import write_outputs
 from pipelines.labelling.parts import finished, part_name
 from pipelines.labelling.run import LabelRequest, run_label_job
-from pipelines.serving.labeler import Labeler
-from pipelines.serving.masks import Failure
 from pipelines.serving.spec import ModelSpec
-from pipelines.serving.support_files import read_support_file
 from tests.labelling.helpers import DirectEngine, make_job
 from tests.serving.helpers import ball, encoded, photo_folder, supports_file
 

@@ -17,13 +17,13 @@ from pipelines.base.storage import Store
 from pipelines.base.workspace import Workspace
 from pipelines.config import DataConfig, EvalConfig, MethodConfig, Recipe, SweepConfig, TrainConfig
 from pipelines.data.shardset import Shards
+from pipelines.inference.labeler import Labeler
+from pipelines.inference.support_files import read_support_file
 from pipelines.labelling.images import list_images
 from pipelines.labelling.job import Job as LabelJob
 from pipelines.labelling.manifest import JobManifest, claim, code_version, describe_images
 from pipelines.labelling.outputs import write_outputs
 from pipelines.report.collect import label_folder
-from pipelines.serving.labeler import Labeler
-from pipelines.serving.support_files import read_support_file
 from pipelines.training.choose import make_leaderboard
 from pipelines.training.data import FoldData
 from pipelines.training.drive import evaluate_run

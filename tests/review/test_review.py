@@ -22,6 +22,9 @@ from pipelines.base.storage import Store
 from pipelines.bundles.bundle import save_bundle
 from pipelines.config import Recipe
 from pipelines.data import rle
+from pipelines.inference.labeler import Labeler
+from pipelines.inference.marks import rle_json
+from pipelines.inference.support_files import read_support_file
 from pipelines.labelling.decisions import DECISIONS, Decision, add_decisions, apply_decisions, read_decisions
 from pipelines.labelling.job import Job
 from pipelines.labelling.outputs import write_outputs
@@ -30,9 +33,6 @@ from pipelines.review.doubt import by_doubt, rows_at, sureness
 from pipelines.review.job import Reviewed, decide_by_name, import_decisions, open_job
 from pipelines.review.page import PAGE, write_review
 from pipelines.review.redo import SNAPSHOT, RedoRequest, begin, prepare, redone, run_redo
-from pipelines.serving.labeler import Labeler
-from pipelines.serving.marks import rle_json
-from pipelines.serving.support_files import read_support_file
 from tests.labelling.helpers import DirectEngine, make_job
 from tests.serving.browser import browser, find_browser
 from tests.serving.helpers import ball, photo_folder, supports_file

@@ -22,11 +22,11 @@ from pipelines.base.cluster import prepare_environment
 from pipelines.base.storage import Store
 from pipelines.bundles.bundle import BundleInfo
 from pipelines.config import Recipe, ServeConfig
+from pipelines.inference.labeler import Failure, Labeler
+from pipelines.inference.support_files import read_support_file, support_request
 from pipelines.serving.client import Client
-from pipelines.serving.labeler import Failure, Labeler
 from pipelines.serving.requests import RefusedError, token_hash
 from pipelines.serving.spec import ModelSpec, ServiceSpec
-from pipelines.serving.support_files import read_support_file, support_request
 from tests.serving.helpers import Running, ball, encoded, running_service, supports_file
 
 

@@ -11,12 +11,12 @@ import httpx
 import jsonschema
 import pytest
 
+from pipelines.inference.support_files import read_support_file
 from pipelines.labelling.decisions import WORDS
 from pipelines.serving.client import Client
 from pipelines.serving.docs_page import docs_html
 from pipelines.serving.metrics import merged
 from pipelines.serving.openapi import openapi
-from pipelines.serving.support_files import read_support_file
 from tests.serving.fuzz import Fuzzer
 from tests.serving.helpers import Running, ball, encoded, photo_folder, supports_file, wait_for
 

@@ -12,12 +12,12 @@ from fss_models import registry
 from jobs.cli import main
 from pipelines.bundles.bundle import save_bundle
 from pipelines.config import Recipe
+from pipelines.inference.labeler import Labeler
+from pipelines.inference.marks import rle_json
+from pipelines.inference.support_check import _one_more, check_supports
+from pipelines.inference.supports import Support, SupportSet
 from pipelines.labelling.check import check_before
 from pipelines.report.support_sheet import lines
-from pipelines.serving.labeler import Labeler
-from pipelines.serving.marks import rle_json
-from pipelines.serving.support_check import _one_more, check_supports
-from pipelines.serving.supports import Support, SupportSet
 from tests.serving.helpers import ball, encoded, photo_folder, supports_file
 from tests.serving.test_classes import support_set
 

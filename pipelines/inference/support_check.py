@@ -14,8 +14,8 @@ from scipy import stats
 
 from fss_models.clip import Prompt
 from fss_models.leave_one_out import Trial, iou_at, leave_one_out, segment_trials
-from pipelines.serving.labeler import Labeler
-from pipelines.serving.supports import SupportSet
+from pipelines.inference.labeler import Labeler
+from pipelines.inference.supports import SupportSet
 
 PER_SIZE = 24  # trials of each number of shots that a trend is made of
 PER_SHOT = 8  # photos on which a shot's influence is measured

@@ -16,10 +16,10 @@ from typing import Any
 from fss_models.errors import FssError
 from pipelines.base.storage import Store
 from pipelines.data.decode import FORMATS
-from pipelines.serving.marks import check_keys
-from pipelines.serving.support_files import fetcher, place_of, read_supports
-from pipelines.serving.supports import SupportSet
-from pipelines.serving.wanted import MAX_CLASSES
+from pipelines.inference.marks import check_keys
+from pipelines.inference.support_files import fetcher, place_of, read_supports
+from pipelines.inference.supports import SupportSet
+from pipelines.inference.wanted import MAX_CLASSES
 
 FILE = "supports.json"
 SUFFIXES = (".jpg", ".jpeg", *(f".{f.lower()}" for f in FORMATS), ".tif")

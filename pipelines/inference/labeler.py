@@ -21,7 +21,7 @@ from fss_models.clip import Features, Images, Memory
 from fss_models.errors import BadImage, FssError
 from pipelines.bundles.bundle import bundle_calibrator, load_bundle
 from pipelines.data.decode import decode_image
-from pipelines.serving.masks import (
+from pipelines.inference.masks import (
     UNCALIBRATED,
     Failure,
     Label,
@@ -33,9 +33,9 @@ from pipelines.serving.masks import (
     semantic_map,
     to_host,
 )
-from pipelines.serving.presence import Judge, Known
-from pipelines.serving.supports import SupportSet, UnknownSupportError, load_support_set
-from pipelines.serving.wanted import Wanted
+from pipelines.inference.presence import Judge, Known
+from pipelines.inference.supports import SupportSet, UnknownSupportError, load_support_set
+from pipelines.inference.wanted import Wanted
 
 MEMORIES = 64  # support sets kept on the device
 Sizes = list[tuple[int, ...]]  # (height, width) of photos

@@ -15,8 +15,8 @@ from typing import Any
 
 from fss_models.errors import FssError
 from pipelines.base.storage import Store
-from pipelines.serving.marks import KINDS, Mark, check_keys, mask_from_picture
-from pipelines.serving.supports import SupportSet, build_support_set
+from pipelines.inference.marks import KINDS, Mark, check_keys, mask_from_picture
+from pipelines.inference.supports import SupportSet, build_support_set
 
 Fetch = Callable[[str, str], bytes]  # (text, where) -> bytes
 

@@ -20,7 +20,7 @@ from fss_models.clip import Prompt
 from fss_models.errors import FssError
 from pipelines.base.storage import Store, join
 from pipelines.data.decode import decode_image
-from pipelines.serving.marks import Mark, check_mark, mark_prompt
+from pipelines.inference.marks import Mark, check_mark, mark_prompt
 
 MAX_PIXELS = 50_000_000
 MAX_BYTES = 64_000_000

@@ -1,0 +1,1 @@
+"""Photos in, labels out, in one process: marks, support sets, the labeler, masks, presence."""
