@@ -16,9 +16,9 @@ from fss_models.errors import FssError
 from fss_models.settings import weight_fields
 from jobs.recipes import list_recipes, load_recipe
 from pipelines.config import BENCHMARKS, DataConfig, MethodConfig, Recipe
-from pipelines.tables.cells import Cell
-from pipelines.tables.config import Column, Row, Table
-from pipelines.tables.missing import file_name
+from pipelines.papers.tables.cells import Cell
+from pipelines.papers.tables.config import Column, Row, Table
+from pipelines.papers.tables.missing import file_name
 
 FOLDER = "tables"
 Places = dict[str, str]

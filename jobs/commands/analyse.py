@@ -12,7 +12,7 @@ from jobs.options import JsonOption, OutOption, RecipeOption, SetOption
 from jobs.recipes import load_recipe
 
 if TYPE_CHECKING:
-    from pipelines.analysis.page import Written
+    from pipelines.papers.analysis.page import Written
 
 BundleOption = Annotated[str, typer.Option("--bundle", "-b", help="URL of the bundle.")]
 FoldOption = Annotated[int, typer.Option("--fold", "-f", help="The fold whose classes the bundle never saw.")]
@@ -34,7 +34,7 @@ def _add_sansas(group: typer.Typer) -> None:
         recipe: RecipeOption = "demo", sets: SetOption = None, out: OutOption = None, as_json: JsonOption = False,
     ) -> None:
         """PCA maps of frozen and adapted features, and how alike they are within and between classes."""
-        from pipelines.analysis.pca import analyse_pca
+        from pipelines.papers.analysis.pca import analyse_pca
 
         _tell(analyse_pca(load_recipe(recipe, sets, out=out), bundle=bundle, images=images), as_json)
 
@@ -45,7 +45,7 @@ def _add_sansas(group: typer.Typer) -> None:
         recipe: RecipeOption = "demo", sets: SetOption = None, out: OutOption = None, as_json: JsonOption = False,
     ) -> None:
         """A linear probe of frozen and adapted features beside their few-shot score on the same classes."""
-        from pipelines.analysis.probe import analyse_probe
+        from pipelines.papers.analysis.probe import analyse_probe
 
         _tell(analyse_probe(load_recipe(recipe, sets, out=out), bundle=bundle, fold=fold, photos=photos), as_json)
 
@@ -55,7 +55,7 @@ def _add_sansas(group: typer.Typer) -> None:
         out: OutOption = None, as_json: JsonOption = False,
     ) -> None:
         """mIoU with 0, 1, 3, 5 negative clicks on the target, and with one negative reference."""
-        from pipelines.analysis.negatives import analyse_negatives
+        from pipelines.papers.analysis.negatives import analyse_negatives
 
         _tell(analyse_negatives(load_recipe(recipe, sets, out=out), bundle=bundle, fold=fold), as_json)
 
@@ -65,7 +65,7 @@ def _add_sansas(group: typer.Typer) -> None:
         out: OutOption = None, as_json: JsonOption = False,
     ) -> None:
         """mIoU on classes the bundle was trained on and on novel ones, both on photos it never saw."""
-        from pipelines.analysis.domains import analyse_domains
+        from pipelines.papers.analysis.domains import analyse_domains
 
         _tell(analyse_domains(load_recipe(recipe, sets, out=out), bundle=bundle, fold=fold), as_json)
 
@@ -75,7 +75,7 @@ def _add_sansas(group: typer.Typer) -> None:
         recipe: RecipeOption = "demo", sets: SetOption = None, out: OutOption = None, as_json: JsonOption = False,
     ) -> None:
         """COCO-20i to PASCAL: each PASCAL class with the bundle whose fold held its counterpart out."""
-        from pipelines.analysis.transfer import analyse_transfer
+        from pipelines.papers.analysis.transfer import analyse_transfer
 
         given = [b.strip() for b in bundles.split(",") if b.strip()]
         _tell(analyse_transfer(load_recipe(recipe, sets, out=out), bundles=given), as_json)
@@ -90,7 +90,7 @@ def _add_fcps(group: typer.Typer) -> None:
         as_json: JsonOption = False,
     ) -> None:
         """Share of attention on the object: FCP's prototype to prototype, and prototype to pixel."""
-        from pipelines.analysis.matching import analyse_matching
+        from pipelines.papers.analysis.matching import analyse_matching
 
         _tell(analyse_matching(load_recipe(recipe, sets, out=out), bundle=bundle, other=other, fold=fold), as_json)
 
@@ -100,7 +100,7 @@ def _add_fcps(group: typer.Typer) -> None:
         out: OutOption = None, as_json: JsonOption = False,
     ) -> None:
         """SAM's features beside the backbone's: how alike objects are within and between classes (FCP, VRP-SAM)."""
-        from pipelines.analysis.similarity import analyse_similarity
+        from pipelines.papers.analysis.similarity import analyse_similarity
 
         _tell(analyse_similarity(load_recipe(recipe, sets, out=out), bundle=bundle, fold=fold), as_json)
 
@@ -110,7 +110,7 @@ def _add_fcps(group: typer.Typer) -> None:
         out: OutOption = None, as_json: JsonOption = False,
     ) -> None:
         """Quality of FCP's pseudo masks: conventional and attention-based, step by step."""
-        from pipelines.analysis.pseudo_masks import analyse_pseudo_masks
+        from pipelines.papers.analysis.pseudo_masks import analyse_pseudo_masks
 
         _tell(analyse_pseudo_masks(load_recipe(recipe, sets, out=out), bundle=bundle, fold=fold), as_json)
 

@@ -56,10 +56,10 @@ def _tell_list(as_json: bool) -> None:
 
 def _reproduce(name: str, *, show: bool, rows: list[str], columns: list[str], roots: dict[str, str],
                weights: dict[str, str], sets: list[str], out: str, as_json: bool) -> None:
-    from pipelines.tables.missing import check_cells, find_missing
-    from pipelines.tables.outcome import document, outcome
-    from pipelines.tables.run import run_cells
-    from pipelines.tables.show import text, write
+    from pipelines.papers.tables.missing import check_cells, find_missing
+    from pipelines.papers.tables.outcome import document, outcome
+    from pipelines.papers.tables.run import run_cells
+    from pipelines.papers.tables.show import text, write
 
     stem, table = load_table(name)
     cells = cells_of(table, rows=rows, columns=columns, roots=roots, weights=weights, sets=sets, out=out)

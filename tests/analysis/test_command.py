@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 
 from fss_models.errors import FssError
 from jobs.cli import make_app
-from pipelines.analysis.page import Table
 from pipelines.config import Recipe
+from pipelines.papers.analysis.page import Table
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from fss_models.errors import FssError
-from pipelines.analysis.domains import analyse_domains
-from pipelines.analysis.scores import episodes_among
 from pipelines.config import EvalConfig, Recipe
 from pipelines.data.shardset import Shards
+from pipelines.papers.analysis.domains import analyse_domains
+from pipelines.papers.analysis.scores import episodes_among
 
 
 def test_a_list_over_chosen_classes_is_drawn_alike_and_only_over_them(shards: Shards) -> None:

@@ -23,16 +23,23 @@ from fss_models.methods.vrp_sam.model import VrpAnalysis
 from fss_models.prompts import mask_prompt
 from fss_models.segmenter import Segmenter
 from jobs.cli import make_app
-from pipelines.analysis import matching, pseudo_masks
-from pipelines.analysis import similarity as alike
-from pipelines.analysis.matching import analyse_matching, mean_interval, measure, readings, share_inside, token_likeness
-from pipelines.analysis.prompted import Analysed, analysed, cell_masks
-from pipelines.analysis.pseudo_masks import analyse_pseudo_masks
-from pipelines.analysis.similarity import MIDDLE, REDUCED, SAM, TOP, analyse_similarity
 from pipelines.bundles.bundle import save_bundle
 from pipelines.config import ChooseConfig, Recipe
 from pipelines.data.episodes import load_episode
 from pipelines.data.shardset import Shards
+from pipelines.papers.analysis import matching, pseudo_masks
+from pipelines.papers.analysis import similarity as alike
+from pipelines.papers.analysis.matching import (
+    analyse_matching,
+    mean_interval,
+    measure,
+    readings,
+    share_inside,
+    token_likeness,
+)
+from pipelines.papers.analysis.prompted import Analysed, analysed, cell_masks
+from pipelines.papers.analysis.pseudo_masks import analyse_pseudo_masks
+from pipelines.papers.analysis.similarity import MIDDLE, REDUCED, SAM, TOP, analyse_similarity
 from pipelines.training.data import FoldData
 from pipelines.training.evaluate import FeatureCache
 

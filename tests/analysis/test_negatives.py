@@ -13,7 +13,10 @@ import torch.nn.functional as F
 from fss_models.errors import FssError
 from fss_models.sam2_core.core import take
 from fss_models.sam2_core.matcher import MemoryMatcher
-from pipelines.analysis.clicks import (
+from pipelines.config import EvalConfig, Recipe
+from pipelines.data.episodes import load_episode
+from pipelines.data.shardset import Shards
+from pipelines.papers.analysis.clicks import (
     CLICKS,
     REFERENCE,
     answer,
@@ -24,12 +27,9 @@ from pipelines.analysis.clicks import (
     negative_photos,
     with_negative,
 )
-from pipelines.analysis.negatives import analyse_negatives
-from pipelines.analysis.scores import Remembered, remember
-from pipelines.analysis.study import Study
-from pipelines.config import EvalConfig, Recipe
-from pipelines.data.episodes import load_episode
-from pipelines.data.shardset import Shards
+from pipelines.papers.analysis.negatives import analyse_negatives
+from pipelines.papers.analysis.scores import Remembered, remember
+from pipelines.papers.analysis.study import Study
 from pipelines.training.data import FoldData
 from pipelines.training.evaluate import FeatureCache, at_size, score_episodes
 

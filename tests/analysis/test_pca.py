@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from fss_models.errors import FssError
-from pipelines.analysis.pca import Pca, analyse_pca, colour_maps, look, similarity
-from pipelines.analysis.study import Study
 from pipelines.config import Recipe
 from pipelines.data.shardset import Shards
+from pipelines.papers.analysis.pca import Pca, analyse_pca, colour_maps, look, similarity
+from pipelines.papers.analysis.study import Study
 
 
 def test_pca_finds_the_axes_and_shares_of_low_rank_features() -> None:

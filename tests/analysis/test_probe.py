@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from fss_models.errors import FssError
-from pipelines.analysis.probe import IGNORED, LinearProbe, analyse_probe, label_map, outcome
-from pipelines.analysis.study import Study, photos_of
 from pipelines.config import Recipe
 from pipelines.data.shardset import Shards
+from pipelines.papers.analysis.probe import IGNORED, LinearProbe, analyse_probe, label_map, outcome
+from pipelines.papers.analysis.study import Study, photos_of
 from pipelines.training.data import FoldData
 from pipelines.training.evaluate import score_episodes
 

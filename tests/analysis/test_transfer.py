@@ -10,13 +10,13 @@ import pytest
 from PIL import Image
 
 from fss_models.errors import FssError
-from pipelines.analysis.transfer import analyse_transfer, fold_classes, open_folds
 from pipelines.base.workspace import Workspace
 from pipelines.config import ChooseConfig, DataConfig, EvalConfig, Recipe, SourceConfig, SplitConfig
 from pipelines.data.benchmarks.coco import CLASSES, PASCAL_IN_COCO, transfer_fold
 from pipelines.data.shards import build_shards
 from pipelines.data.shardset import Shards
 from pipelines.data.sources.voc import CLASSES as PASCAL
+from pipelines.papers.analysis.transfer import analyse_transfer, fold_classes, open_folds
 
 PUBLISHED = {  # specification datasets, section 2: RePRI's protocol
     0: "aeroplane boat chair diningtable dog person", 1: "bicycle bus horse sofa",

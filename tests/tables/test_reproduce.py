@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pipelines.tables.run
 import pytest
 import torch
 import yaml
 
-import pipelines.tables.run
 from fss_models import registry
 from fss_models.errors import FssError
 from jobs.commands.reproduce import _reproduce
@@ -19,8 +19,8 @@ from jobs.tables import cells_of, load_table
 from pipelines.base.storage import Store
 from pipelines.base.workspace import Workspace
 from pipelines.config import DataConfig, Recipe
-from pipelines.tables.outcome import outcome
-from pipelines.tables.show import text
+from pipelines.papers.tables.outcome import outcome
+from pipelines.papers.tables.show import text
 from pipelines.training.data import FoldData
 from pipelines.training.drive import evaluate_run, failed, finished, measure_latency
 from pipelines.training.loop import Place, fit

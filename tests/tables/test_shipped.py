@@ -11,11 +11,11 @@ from fss_models.errors import FssError
 from fss_models.settings import weight_fields
 from jobs.tables import cells_of, list_tables, load_table, placed
 from pipelines.config import MethodConfig
-from pipelines.tables.cells import Cell
-from pipelines.tables.config import Table
-from pipelines.tables.missing import check_cells, file_name, find_missing, weight_files
-from pipelines.tables.outcome import outcome
-from pipelines.tables.show import markdown, page, text
+from pipelines.papers.tables.cells import Cell
+from pipelines.papers.tables.config import Table
+from pipelines.papers.tables.missing import check_cells, file_name, find_missing, weight_files
+from pipelines.papers.tables.outcome import outcome
+from pipelines.papers.tables.show import markdown, page, text
 
 
 def all_cells() -> list[Cell]:

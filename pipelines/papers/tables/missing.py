@@ -14,7 +14,7 @@ from pipelines.base.workspace import Workspace
 from pipelines.bundles.weights import fetch, is_here
 from pipelines.config import BENCHMARKS, DataConfig, MethodConfig, Recipe
 from pipelines.data.benchmarks.check import check_benchmark
-from pipelines.tables.cells import Cell
+from pipelines.papers.tables.cells import Cell
 
 # files that recipes name by a local path, having no public address: where they are from
 UNADDRESSED = {"resnet50_v2.pth": "PSPNet's ImageNet weights: the folder initmodel that the README of "

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from fss_models.metrics import Metric, Sample, interval, paired_difference, resampled_scores
-from pipelines.tables.cells import Cell, Record
-from pipelines.tables.config import MEASURES, Column, Table
+from pipelines.papers.tables.cells import Cell, Record
+from pipelines.papers.tables.config import MEASURES, Column, Table
 from pipelines.training.results import RunResult
 
 

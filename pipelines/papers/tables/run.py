@@ -11,7 +11,7 @@ from fss_models.metrics import Counts
 from pipelines.base.cluster import cluster
 from pipelines.base.progress import say
 from pipelines.base.workspace import Workspace
-from pipelines.tables.cells import Cell, Quality, Record, grouped
+from pipelines.papers.tables.cells import Cell, Quality, Record, grouped
 from pipelines.training.results import EPISODE_SCORES, RunResult, read_counts
 from pipelines.training.run import method_labels
 from pipelines.training.sweep import run_sweep
@@ -62,8 +62,8 @@ def _keep(cell: Cell, results: Sequence[RunResult], latency: dict[str, Any]) -> 
 
 def _pseudo_masks(cell: Cell, result: RunResult) -> dict[str, Quality]:
     """Quality of FCP's masks before the first step and after the last, on the episodes the run was scored on."""
-    from pipelines.analysis.prompted import analysed, open_study
-    from pipelines.analysis.pseudo_masks import CONVENTIONAL, cut
+    from pipelines.papers.analysis.prompted import analysed, open_study
+    from pipelines.papers.analysis.pseudo_masks import CONVENTIONAL, cut
 
     study = open_study(cell.recipe, result.bundle, ("fcp",), "pseudo masks")
     fold = result.spec.fold

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from fss_models.errors import FssError
 from fss_models.segmenter import Segmenter
-from pipelines.analysis.page import Analysis, Strip, Table, Written, write_page
-from pipelines.analysis.pictures import histograms, map_url
-from pipelines.analysis.study import Study, cautions, photos_of, stride16
 from pipelines.config import Recipe
 from pipelines.pages.pictures import photo_url
+from pipelines.papers.analysis.page import Analysis, Strip, Table, Written, write_page
+from pipelines.papers.analysis.pictures import histograms, map_url
+from pipelines.papers.analysis.study import Study, cautions, photos_of, stride16
 
 PHOTOS_A_CLASS = 16  # whose foreground cells are compared
 CELLS_A_PHOTO = 16  # of an object: large ones do not count more

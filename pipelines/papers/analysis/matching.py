@@ -20,15 +20,15 @@ from fss_models.methods.fcp.model import FcpAnalysis
 from fss_models.methods.vrp_sam.model import VrpAnalysis
 from fss_models.metrics import interval
 from fss_models.segmenter import Segmenter
-from pipelines.analysis.page import Analysis, Strip, Table, Written, between, pct, points, write_page
-from pipelines.analysis.pictures import LEGEND
-from pipelines.analysis.prompted import METHODS, Analysed, analysed, cell_masks, heat_url, open_study, remarks
-from pipelines.analysis.scores import drawn_mask, first_of_each_class
-from pipelines.analysis.study import Study
 from pipelines.config import ChooseConfig, Recipe
 from pipelines.data.episodes import EpisodeList
 from pipelines.data.schema import EpisodeSample
 from pipelines.pages.pictures import PREDICTION, SUPPORT, TRUTH, photo_url
+from pipelines.papers.analysis.page import Analysis, Strip, Table, Written, between, pct, points, write_page
+from pipelines.papers.analysis.pictures import LEGEND
+from pipelines.papers.analysis.prompted import METHODS, Analysed, analysed, cell_masks, heat_url, open_study, remarks
+from pipelines.papers.analysis.scores import drawn_mask, first_of_each_class
+from pipelines.papers.analysis.study import Study
 
 PIXEL, PROTOTYPE = "prototype to pixel", "prototype to prototype"
 SHOWN = 6

@@ -20,7 +20,7 @@ from pipelines.base.storage import Store, join
 from pipelines.base.workspace import Workspace
 from pipelines.config import MethodConfig, Recipe, Section
 from pipelines.data.shardset import Shards
-from pipelines.tables.config import Column, Row
+from pipelines.papers.tables.config import Column, Row
 from pipelines.training.results import RunResult, table_counts
 
 DECIDES = ("data", "mixture", "methods", "train", "eval")

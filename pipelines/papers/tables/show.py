@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from pipelines.base.storage import Store, join
 from pipelines.pages.template import page_template
-from pipelines.tables.cells import Cell
-from pipelines.tables.config import MEASURES
-from pipelines.tables.outcome import Figure, Outcome, document, folds_of
+from pipelines.papers.tables.cells import Cell
+from pipelines.papers.tables.config import MEASURES
+from pipelines.papers.tables.outcome import Figure, Outcome, document, folds_of
 from pipelines.training.run import code_version
 
 NONE = "–"

@@ -7,14 +7,14 @@ SANSA 72.0 / 60.2.
 from __future__ import annotations
 
 from fss_models.errors import FssError
-from pipelines.analysis.page import Analysis, Strip, Table, Written, between, pct, points, write_page
-from pipelines.analysis.pictures import LEGEND
-from pipelines.analysis.scores import FewShot, episodes_among, few_shot, first_of_each_class, predicted
-from pipelines.analysis.study import Study, cautions
 from pipelines.config import Recipe
 from pipelines.data.episodes import EpisodeList, load_episode
 from pipelines.pages.curves import interval_bars
 from pipelines.pages.pictures import PREDICTION, SUPPORT, TRUTH, photo_url
+from pipelines.papers.analysis.page import Analysis, Strip, Table, Written, between, pct, points, write_page
+from pipelines.papers.analysis.pictures import LEGEND
+from pipelines.papers.analysis.scores import FewShot, episodes_among, few_shot, first_of_each_class, predicted
+from pipelines.papers.analysis.study import Study, cautions
 
 SHOWN = 3  # episodes of each domain
 DOMAINS = {"in": "in-domain (base classes)", "out": "out-of-domain (novel classes)"}

@@ -10,17 +10,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fss_models.errors import FssError
-from pipelines.analysis.domains import example_strips
-from pipelines.analysis.page import Analysis, Strip, Table, Written, between, pct, write_page
-from pipelines.analysis.pictures import LEGEND
-from pipelines.analysis.scores import FewShot, episodes_among, few_shot
-from pipelines.analysis.study import Study
 from pipelines.bundles.bundle import read_bundle_info
 from pipelines.config import Recipe
 from pipelines.data.benchmarks.coco import FOLDS, PASCAL_IN_COCO, transfer_fold
 from pipelines.data.episodes import EpisodeList
 from pipelines.data.shardset import Shards
 from pipelines.pages.curves import interval_bars
+from pipelines.papers.analysis.domains import example_strips
+from pipelines.papers.analysis.page import Analysis, Strip, Table, Written, between, pct, write_page
+from pipelines.papers.analysis.pictures import LEGEND
+from pipelines.papers.analysis.scores import FewShot, episodes_among, few_shot
+from pipelines.papers.analysis.study import Study
 from pipelines.training.data import ensure_shards
 
 SHOWN = 2  # episodes a fold

@@ -16,11 +16,11 @@ from torch import Tensor
 from fss_models.errors import FssError
 from fss_models.sam2_core.core import take
 from fss_models.sam2_core.matcher import MemoryMatcher
-from pipelines.analysis.scores import Remembered, remember
 from pipelines.config import EvalConfig
 from pipelines.data.episodes import Episode, load_episode
 from pipelines.data.schema import EpisodeSample, Sample
 from pipelines.data.shardset import Shards
+from pipelines.papers.analysis.scores import Remembered, remember
 from pipelines.training.evaluate import FeatureCache, at_size
 
 CLICKS = (0, 1, 3, 5)

@@ -17,17 +17,17 @@ from fss_models.prompts import mask_prompt
 from fss_models.prototype_prompts.marks import grid_masks
 from fss_models.prototype_prompts.parts import masked_mean, resize_aligned
 from fss_models.segmenter import Segmenter
-from pipelines.analysis.page import Analysis, Strip, Table, Written, write_page
-from pipelines.analysis.pca import Similarity, similarity
-from pipelines.analysis.pictures import LEGEND, histograms
-from pipelines.analysis.prompted import METHODS, cell_masks, heat_url, open_study, remarks
-from pipelines.analysis.scores import first_of_each_class
-from pipelines.analysis.study import Study, photos_of
 from pipelines.base.progress import Bar
 from pipelines.config import Recipe
 from pipelines.data.episodes import EpisodeList, load_episode
 from pipelines.data.schema import Sample
 from pipelines.pages.pictures import SUPPORT, TRUTH, photo_url
+from pipelines.papers.analysis.page import Analysis, Strip, Table, Written, write_page
+from pipelines.papers.analysis.pca import Similarity, similarity
+from pipelines.papers.analysis.pictures import LEGEND, histograms
+from pipelines.papers.analysis.prompted import METHODS, cell_masks, heat_url, open_study, remarks
+from pipelines.papers.analysis.scores import first_of_each_class
+from pipelines.papers.analysis.study import Study, photos_of
 from pipelines.training.evaluate import FeatureCache
 
 PHOTOS_A_CLASS = 40

@@ -16,7 +16,6 @@ from fss_models.methods.fcp.model import Fcp, FcpAnalysis
 from fss_models.methods.vrp_sam.model import VrpAnalysis, VrpSam
 from fss_models.prototype_prompts.marks import grid_masks
 from fss_models.segmenter import Segmenter
-from pipelines.analysis.study import Study, no_record
 from pipelines.base.progress import Bar
 from pipelines.bundles.bundle import read_bundle_info
 from pipelines.config import EvalConfig, Recipe
@@ -25,6 +24,7 @@ from pipelines.data.episodes import Episode, load_episode
 from pipelines.data.schema import EpisodeSample
 from pipelines.data.shardset import Shards
 from pipelines.pages.pictures import photo_url
+from pipelines.papers.analysis.study import Study, no_record
 from pipelines.training.evaluate import FeatureCache
 
 METHODS = ("fcp", "vrp_sam")

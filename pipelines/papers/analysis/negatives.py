@@ -16,17 +16,17 @@ from torch import Tensor
 from fss_models.errors import FssError
 from fss_models.metrics import Counts, Sample, episode_counts, paired_difference
 from fss_models.sam2_core.matcher import MemoryMatcher
-from pipelines.analysis.clicks import answers, click_name, negative_photos, scored_masks
-from pipelines.analysis.page import Analysis, Strip, Table, Written, between, pct, points, write_page
-from pipelines.analysis.pictures import CLICK, LEGEND, click_url
-from pipelines.analysis.scores import FewShot, drawn_mask, of_counts
-from pipelines.analysis.study import Study, no_record
 from pipelines.base.progress import Bar
 from pipelines.config import ChooseConfig, EvalConfig, Recipe
 from pipelines.data.episodes import Episode, EpisodeList
 from pipelines.data.schema import EpisodeSample
 from pipelines.pages.curves import interval_bars
 from pipelines.pages.pictures import PREDICTION, SUPPORT, TRUTH, photo_url
+from pipelines.papers.analysis.clicks import answers, click_name, negative_photos, scored_masks
+from pipelines.papers.analysis.page import Analysis, Strip, Table, Written, between, pct, points, write_page
+from pipelines.papers.analysis.pictures import CLICK, LEGEND, click_url
+from pipelines.papers.analysis.scores import FewShot, drawn_mask, of_counts
+from pipelines.papers.analysis.study import Study, no_record
 from pipelines.training.evaluate import FeatureCache, at_size
 
 SHOWN = 5

@@ -15,16 +15,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fss_models.segmenter import Segmenter
-from pipelines.analysis.page import Analysis, Strip, Table, Written, between, pct, points, write_page
-from pipelines.analysis.pictures import LEGEND
-from pipelines.analysis.scores import FewShot, few_shot, first_of_each_class, mask_iou, predicted
-from pipelines.analysis.study import Study, cautions, photos_of, stride16
 from pipelines.base.progress import say
 from pipelines.config import Recipe
 from pipelines.data.episodes import Episode, EpisodeList, load_episode
 from pipelines.data.schema import EpisodeSample
 from pipelines.data.shardset import Shards
 from pipelines.pages.pictures import PREDICTION, SUPPORT, TRUTH, photo_url
+from pipelines.papers.analysis.page import Analysis, Strip, Table, Written, between, pct, points, write_page
+from pipelines.papers.analysis.pictures import LEGEND
+from pipelines.papers.analysis.scores import FewShot, few_shot, first_of_each_class, mask_iou, predicted
+from pipelines.papers.analysis.study import Study, cautions, photos_of, stride16
 
 CELLS = 200_000  # training cells over all photos
 ITERATIONS = 200

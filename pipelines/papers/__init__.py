@@ -1,0 +1,1 @@
+"""Published tables and analyses. Nothing outside imports this room."""
