@@ -26,7 +26,7 @@ from jobs.evaluation import (
 )
 from jobs.options import OutOption, SetOption
 from pipelines.base.storage import Store
-from pipelines.training.results import RunResult
+from pipelines.evaluation.results import RunResult
 
 JsonFileOption = Annotated[str, typer.Option("--json", help="Write the result there as JSON; -: standard output.")]
 

@@ -13,10 +13,10 @@ from pipelines.base.workspace import Workspace
 from pipelines.bundles.bundle import BundleInfo, read_bundle_info
 from pipelines.config import Recipe
 from pipelines.data.shardset import Shards
+from pipelines.evaluation.results import RunResult, read_counts, read_result
 from pipelines.labelling.manifest import JobManifest
 from pipelines.training.choose import Leaderboard, Row, read_leaderboard
 from pipelines.training.data import list_hash
-from pipelines.training.results import RunResult, read_counts, read_result
 from pipelines.training.run import eval_digest
 
 BASELINE = "prior"

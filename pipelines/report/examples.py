@@ -16,12 +16,12 @@ from fss_models.segmenter import Segmenter
 from pipelines.bundles.bundle import load_bundle
 from pipelines.data.episodes import load_episode
 from pipelines.data.schema import EpisodeSample
+from pipelines.evaluation.evaluate import at_size
+from pipelines.evaluation.results import RunResult, read_episodes
 from pipelines.pages.pictures import PREDICTION, SUPPORT, TRUTH, photo_url
 from pipelines.report.collect import Material
 from pipelines.training.choose import Row
 from pipelines.training.data import FoldData
-from pipelines.training.evaluate import at_size
-from pipelines.training.results import RunResult, read_episodes
 
 EACH = 3  # episodes of each kind
 KINDS = ("good", "middling", "bad")

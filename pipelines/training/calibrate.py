@@ -25,7 +25,7 @@ from pipelines.bundles.bundle import BundleInfo, load_bundle, read_bundle_info, 
 from pipelines.config import CalibrateConfig, Recipe
 from pipelines.data.schema import Sample
 from pipelines.data.shardset import Shards
-from pipelines.training.evaluate import FeatureCache
+from pipelines.evaluation.evaluate import FeatureCache
 
 SHOTS = (1, 5, 1, 3)  # of one support set after another, as far as a class has photos
 GROUPS = 4  # of classes, for the check on classes that were left out

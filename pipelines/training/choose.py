@@ -13,10 +13,10 @@ from fss_models.metrics import Metric, Sample, interval, paired_difference, resa
 from pipelines.base.storage import Store
 from pipelines.base.workspace import Workspace
 from pipelines.config import ChooseConfig, MethodConfig, Recipe, Section
-from pipelines.training.results import RunResult, read_counts
+from pipelines.evaluation.results import RunResult, read_counts
+from pipelines.evaluation.spread import draw_scores, seed_scores
+from pipelines.evaluation.steps import describe
 from pipelines.training.run import method_labels
-from pipelines.training.select import describe
-from pipelines.training.spread import draw_scores, seed_scores
 
 
 class Row(Section):

@@ -20,9 +20,9 @@ from pipelines.base.storage import Store
 from pipelines.base.tracking import Tracker, spool_folder, tracking_uri
 from pipelines.base.workspace import Workspace
 from pipelines.config import Recipe
-from pipelines.training.drive import Scored, drive, failed, one_line
+from pipelines.evaluation.drive import Scored, drive, failed, one_line
+from pipelines.evaluation.results import RunResult, untested
 from pipelines.training.lengths import Lengths, Work
-from pipelines.training.results import RunResult, untested
 from pipelines.training.run import code_version
 from pipelines.training.schedule import Machine, Need, Schedule, Task
 from pipelines.training.watch import RunState, Watch

@@ -12,7 +12,7 @@ from typing import Any
 from fss_models.errors import FssError
 from pipelines.base.storage import Store
 from pipelines.config import EvalConfig, Section
-from pipelines.training.results import RunResult
+from pipelines.evaluation.results import RunResult
 from pipelines.training.run import RunSpec
 
 FILE = "sweep/timings.json"

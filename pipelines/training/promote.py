@@ -21,12 +21,12 @@ from pipelines.base.storage import Store
 from pipelines.base.workspace import Workspace
 from pipelines.bundles.bundle import BundleInfo, copy_calibrator, read_bundle_info
 from pipelines.config import Recipe, SelectConfig, TrainConfig
+from pipelines.evaluation.results import RunResult
 from pipelines.training.calibrate import calibrate_refit
 from pipelines.training.choose import Leaderboard, Row, read_leaderboard
 from pipelines.training.data import ensure_mixture, ensure_shards, resolved, shares
 from pipelines.training.execute import tracking
 from pipelines.training.matrix import only_cell
-from pipelines.training.results import RunResult
 from pipelines.training.run import RunSpec, code_version, shipped_sha
 from pipelines.training.sweep import plan_sweep, run_specs
 

@@ -25,9 +25,9 @@ from pipelines.base.cluster import cluster
 from pipelines.base.progress import Bar
 from pipelines.base.storage import Store, join
 from pipelines.config import EvalConfig, RangeConfig, Recipe, Section, TrainConfig
+from pipelines.evaluation.steps import grid_of, held_episodes, hold_out
 from pipelines.training.data import FoldData, ensure_mixture, ensure_shards, resolved, shares
 from pipelines.training.run import RunSpec, code_version, shipped_sha
-from pipelines.training.select import grid_of, held_episodes, hold_out
 
 ALLOWED = ("train.", "methods.0.config.")
 FIXED = ("train.steps", "train.epochs", "train.stop", "train.selection", "train.select", "train.workers",
@@ -271,8 +271,8 @@ def _train(ask: Ask, values: dict[str, Any], grid: tuple[int, ...], scored: Call
 def _score(ask: Ask, model: Segmenter, step: int) -> Point:
     """The model as it is now on the held-out classes; its training goes on as if nothing had been."""
     from fss_models.metrics import Sample, interval, resampled_scores, score
-    from pipelines.training.evaluate import score_episodes
-    from pipelines.training.results import table_counts
+    from pipelines.evaluation.evaluate import score_episodes
+    from pipelines.evaluation.results import table_counts
 
     data, train = FoldData.open(ask.spec.shards, ask.spec.fold), ask.spec.train
     episodes = held_episodes(data, train)

@@ -22,15 +22,15 @@ from pipelines.bundles.bundle import read_bundle_info
 from pipelines.bundles.weights import fetch
 from pipelines.config import MethodConfig, Recipe
 from pipelines.data.shardset import Shards
+from pipelines.evaluation.drive import Scored, evaluate_bundle, failed, finished, measure_latency
+from pipelines.evaluation.results import RunResult
+from pipelines.evaluation.steps import hold_out
 from pipelines.features.build import ensure_features, features_url
 from pipelines.training.data import FoldData, ensure_mixture, ensure_shards, list_hash, resolved, shares
-from pipelines.training.drive import Scored, evaluate_bundle, failed, finished, measure_latency
 from pipelines.training.execute import Planned, execute
 from pipelines.training.matrix import Cell, cells, only_cell
 from pipelines.training.owner import owning
-from pipelines.training.results import RunResult
 from pipelines.training.run import RunSpec, eval_digest, method_labels, shipped_weights, sweep_specs
-from pipelines.training.select import hold_out
 from pipelines.training.watch import RunState
 from pipelines.training.worker import Job
 

@@ -17,8 +17,8 @@ from fss_models.errors import FssError
 from pipelines.base.progress import say
 from pipelines.base.storage import Store
 from pipelines.config import Section
+from pipelines.evaluation.results import RunResult
 from pipelines.training.owner import is_alive
-from pipelines.training.results import RunResult
 
 STATE = "sweep/state.json"
 SHOWN = 30  # rows on a terminal; waiting and finished runs beyond are counted

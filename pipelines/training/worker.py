@@ -119,9 +119,9 @@ def _train(job: Job, rank: int, world: int, device: str) -> None:
 
     from pipelines.bundles.weights import build_model
     from pipelines.data.collate import square_side
+    from pipelines.evaluation.steps import keep_grid
     from pipelines.training.data import FoldData
     from pipelines.training.loop import Place, fit
-    from pipelines.training.select import keep_grid
 
     spec = job.spec
     method = spec.method

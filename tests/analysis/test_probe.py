@@ -11,10 +11,10 @@ import torch
 from fss_models.errors import FssError
 from pipelines.config import Recipe
 from pipelines.data.shardset import Shards
+from pipelines.evaluation.evaluate import score_episodes
 from pipelines.papers.analysis.probe import IGNORED, LinearProbe, analyse_probe, label_map, outcome
 from pipelines.papers.analysis.study import Study, photos_of
 from pipelines.training.data import FoldData
-from pipelines.training.evaluate import score_episodes
 
 
 def test_the_probe_solves_separable_features_and_nothing_more() -> None:

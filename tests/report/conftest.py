@@ -17,6 +17,8 @@ from pipelines.base.storage import Store
 from pipelines.base.workspace import Workspace
 from pipelines.config import DataConfig, EvalConfig, MethodConfig, Recipe, SweepConfig, TrainConfig
 from pipelines.data.shardset import Shards
+from pipelines.evaluation.drive import evaluate_run
+from pipelines.evaluation.results import RunResult
 from pipelines.inference.labeler import Labeler
 from pipelines.inference.support_files import read_support_file
 from pipelines.labelling.images import list_images
@@ -26,9 +28,7 @@ from pipelines.labelling.outputs import write_outputs
 from pipelines.report.collect import label_folder
 from pipelines.training.choose import make_leaderboard
 from pipelines.training.data import FoldData
-from pipelines.training.drive import evaluate_run
 from pipelines.training.loop import Place, fit
-from pipelines.training.results import RunResult
 from pipelines.training.run import sweep_specs
 from pipelines.training.sweep import collect_results, scoring
 from pipelines.training.worker import Job, write_bundle

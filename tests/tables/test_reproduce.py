@@ -19,12 +19,12 @@ from jobs.tables import cells_of, load_table
 from pipelines.base.storage import Store
 from pipelines.base.workspace import Workspace
 from pipelines.config import DataConfig, Recipe
+from pipelines.evaluation.drive import evaluate_run, failed, finished, measure_latency
+from pipelines.evaluation.results import RunResult
 from pipelines.papers.tables.outcome import outcome
 from pipelines.papers.tables.show import text
 from pipelines.training.data import FoldData
-from pipelines.training.drive import evaluate_run, failed, finished, measure_latency
 from pipelines.training.loop import Place, fit
-from pipelines.training.results import RunResult
 from pipelines.training.run import method_labels
 from pipelines.training.sweep import plan_sweep, scoring
 from pipelines.training.worker import Job, write_bundle

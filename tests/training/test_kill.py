@@ -81,8 +81,8 @@ PLACES = {
     "forward": {"function": "pipelines.training.loop._step", "call": 7},
     "checkpoint upload": {"function": "ray.train.v2._internal.execution.storage._pyarrow_fs_copy_files", "call": 2,
                           "half": True},
-    "evaluation": {"function": "pipelines.training.evaluate._score_batch", "call": 2},
-    "driver": {"function": "pipelines.training.drive._train", "call": 1},
+    "evaluation": {"function": "pipelines.evaluation.evaluate._score_batch", "call": 2},
+    "driver": {"function": "pipelines.evaluation.drive._train", "call": 1},
     "between folds": {},
 }
 

@@ -11,9 +11,9 @@ from pipelines.config import EvalConfig, MethodConfig
 from pipelines.data.episodes import draw_episodes
 from pipelines.data.published import ListedEpisode, PublishedList, write_list
 from pipelines.data.shardset import Shards
+from pipelines.evaluation.drive import Scored, evaluate_run, finished
+from pipelines.evaluation.results import read_counts, untested
 from pipelines.training.data import FoldData
-from pipelines.training.drive import Scored, evaluate_run, finished
-from pipelines.training.results import read_counts, untested
 from pipelines.training.run import RunSpec
 from pipelines.training.worker import Job
 

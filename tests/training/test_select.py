@@ -15,10 +15,7 @@ from fss_models.errors import FssError
 from pipelines.base.storage import Store
 from pipelines.config import EvalConfig, MethodConfig, SelectConfig, TrainConfig
 from pipelines.data.shardset import Shards
-from pipelines.training.data import FoldData
-from pipelines.training.loop import Place, fit
-from pipelines.training.run import RunSpec
-from pipelines.training.select import (
+from pipelines.evaluation.steps import (
     Selection,
     describe,
     grid_of,
@@ -31,6 +28,9 @@ from pipelines.training.select import (
     run_selection,
     score_grid,
 )
+from pipelines.training.data import FoldData
+from pipelines.training.loop import Place, fit
+from pipelines.training.run import RunSpec
 from pipelines.training.worker import Job, write_bundle
 from tests.training.conftest import KilledError
 
@@ -198,8 +198,8 @@ def test_published_takes_the_best_on_the_test_episodes(spec: RunSpec, tmp_path: 
     """The bundle scores on the fold's list what its grid point scored."""
     from fss_models.metrics import score
     from pipelines.bundles.bundle import load_bundle
-    from pipelines.training.evaluate import score_episodes
-    from pipelines.training.results import table_counts
+    from pipelines.evaluation.evaluate import score_episodes
+    from pipelines.evaluation.results import table_counts
 
     job = Job(spec=selecting(spec, "published"), runs=str(tmp_path))
     chosen = Runner().choose(job)

@@ -14,11 +14,11 @@ from pipelines.base.storage import Store
 from pipelines.bundles.bundle import save_bundle
 from pipelines.config import EvalConfig, MethodConfig, Recipe, SweepConfig
 from pipelines.data.schema import EpisodeSample, Sample
+from pipelines.evaluation.results import RunResult
+from pipelines.evaluation.speed import Peak, measure_speed
 from pipelines.training.choose import _latency
 from pipelines.training.matrix import Cell
-from pipelines.training.results import RunResult
 from pipelines.training.run import RunSpec, eval_digest
-from pipelines.training.speed import Peak, measure_speed
 from pipelines.training.sweep import _idle_latency
 
 

@@ -17,11 +17,11 @@ from pipelines.base.workspace import Workspace
 from pipelines.bundles.bundle import load_bundle
 from pipelines.config import MethodConfig, Recipe, SelectConfig
 from pipelines.data.shardset import Shards
+from pipelines.evaluation.drive import failed
+from pipelines.evaluation.results import RunResult, read_counts
 from pipelines.training import worker
 from pipelines.training.choose import format_leaderboard, make_leaderboard
-from pipelines.training.drive import failed
 from pipelines.training.promote import _refit_spec, promote
-from pipelines.training.results import RunResult, read_counts
 from pipelines.training.run import RunSpec
 from pipelines.training.sweep import collect_results, eval_bundle, plan_sweep, run_one, run_sweep, scoring
 from pipelines.training.worker import Job

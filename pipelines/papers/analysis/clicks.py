@@ -20,8 +20,8 @@ from pipelines.config import EvalConfig
 from pipelines.data.episodes import Episode, load_episode
 from pipelines.data.schema import EpisodeSample, Sample
 from pipelines.data.shardset import Shards
+from pipelines.evaluation.evaluate import FeatureCache, at_size
 from pipelines.papers.analysis.scores import Remembered, remember
-from pipelines.training.evaluate import FeatureCache, at_size
 
 CLICKS = (0, 1, 3, 5)
 REFERENCE = "negative reference"

@@ -20,6 +20,7 @@ from pipelines.base.progress import Bar
 from pipelines.config import ChooseConfig, EvalConfig, Recipe
 from pipelines.data.episodes import Episode, EpisodeList
 from pipelines.data.schema import EpisodeSample
+from pipelines.evaluation.evaluate import FeatureCache, at_size
 from pipelines.pages.curves import interval_bars
 from pipelines.pages.pictures import PREDICTION, SUPPORT, TRUTH, photo_url
 from pipelines.papers.analysis.clicks import answers, click_name, negative_photos, scored_masks
@@ -27,7 +28,6 @@ from pipelines.papers.analysis.page import Analysis, Strip, Table, Written, betw
 from pipelines.papers.analysis.pictures import CLICK, LEGEND, click_url
 from pipelines.papers.analysis.scores import FewShot, drawn_mask, of_counts
 from pipelines.papers.analysis.study import Study, no_record
-from pipelines.training.evaluate import FeatureCache, at_size
 
 SHOWN = 5
 

@@ -23,9 +23,9 @@ from pipelines.data.collate import mark
 from pipelines.data.episodes import Episode, load_episode
 from pipelines.data.schema import EpisodeSample
 from pipelines.data.shardset import Shards
+from pipelines.evaluation.evaluate import FeatureCache
 from pipelines.pages.pictures import photo_url
 from pipelines.papers.analysis.study import Study, no_record
-from pipelines.training.evaluate import FeatureCache
 
 METHODS = ("fcp", "vrp_sam")
 HEAT = 0.6  # opacity of a map over its photo

@@ -19,13 +19,13 @@ from fss_models.metrics import Counts, Sample, episode_counts, interval, paired_
 from fss_models.segmenter import Segmenter
 from pipelines.config import ChooseConfig, Recipe
 from pipelines.data.episodes import EpisodeList
+from pipelines.evaluation.evaluate import at_size
 from pipelines.pages.pictures import PREDICTION, SUPPORT, TRUTH, photo_url
 from pipelines.papers.analysis.page import Analysis, Strip, Table, Written, between, pct, points, write_page
 from pipelines.papers.analysis.pictures import LEGEND
 from pipelines.papers.analysis.prompted import Analysed, analysed, cell_masks, open_study, remarks
 from pipelines.papers.analysis.scores import drawn_mask, first_of_each_class, mask_iou
 from pipelines.papers.analysis.study import Study
-from pipelines.training.evaluate import at_size
 
 CONVENTIONAL = "conventional"
 SHOWN = 6

@@ -20,8 +20,8 @@ from pipelines.data import schema
 from pipelines.data.collate import mark
 from pipelines.data.episodes import Episode, EpisodeList, draw_episodes
 from pipelines.data.shardset import ALL_FOLDS, Shards
-from pipelines.training.evaluate import FeatureCache, at_size, score_episodes
-from pipelines.training.results import table_counts
+from pipelines.evaluation.evaluate import FeatureCache, at_size, score_episodes
+from pipelines.evaluation.results import table_counts
 
 
 @dataclass(frozen=True, kw_only=True)

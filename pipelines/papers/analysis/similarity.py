@@ -21,6 +21,7 @@ from pipelines.base.progress import Bar
 from pipelines.config import Recipe
 from pipelines.data.episodes import EpisodeList, load_episode
 from pipelines.data.schema import Sample
+from pipelines.evaluation.evaluate import FeatureCache
 from pipelines.pages.pictures import SUPPORT, TRUTH, photo_url
 from pipelines.papers.analysis.page import Analysis, Strip, Table, Written, write_page
 from pipelines.papers.analysis.pca import Similarity, similarity
@@ -28,7 +29,6 @@ from pipelines.papers.analysis.pictures import LEGEND, histograms
 from pipelines.papers.analysis.prompted import METHODS, cell_masks, heat_url, open_study, remarks
 from pipelines.papers.analysis.scores import first_of_each_class
 from pipelines.papers.analysis.study import Study, photos_of
-from pipelines.training.evaluate import FeatureCache
 
 PHOTOS_A_CLASS = 40
 SHOWN = 6

@@ -19,8 +19,8 @@ from pipelines.config import Recipe
 from pipelines.data.episodes import Episode, EpisodeList
 from pipelines.data.schema import ClassInfo
 from pipelines.data.shardset import ALL_FOLDS, Shards
+from pipelines.evaluation.evaluate import refuse_seen_photos
 from pipelines.training.data import FoldData, ensure_shards
-from pipelines.training.evaluate import refuse_seen_photos
 
 MAP16 = "f2"  # what SAM 2 based methods call their stride-16 features
 _NOTHING = hashlib.sha256(b"").hexdigest()

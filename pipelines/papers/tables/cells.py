@@ -20,8 +20,8 @@ from pipelines.base.storage import Store, join
 from pipelines.base.workspace import Workspace
 from pipelines.config import MethodConfig, Recipe, Section
 from pipelines.data.shardset import Shards
+from pipelines.evaluation.results import RunResult, table_counts
 from pipelines.papers.tables.config import Column, Row
-from pipelines.training.results import RunResult, table_counts
 
 DECIDES = ("data", "mixture", "methods", "train", "eval")
 

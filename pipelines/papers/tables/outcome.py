@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from fss_models.metrics import Metric, Sample, interval, paired_difference, resampled_scores
+from pipelines.evaluation.results import RunResult
 from pipelines.papers.tables.cells import Cell, Record
 from pipelines.papers.tables.config import MEASURES, Column, Table
-from pipelines.training.results import RunResult
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,8 +11,8 @@ from fss_models.metrics import Counts
 from pipelines.base.cluster import cluster
 from pipelines.base.progress import say
 from pipelines.base.workspace import Workspace
+from pipelines.evaluation.results import EPISODE_SCORES, RunResult, read_counts
 from pipelines.papers.tables.cells import Cell, Quality, Record, grouped
-from pipelines.training.results import EPISODE_SCORES, RunResult, read_counts
 from pipelines.training.run import method_labels
 from pipelines.training.sweep import run_sweep
 

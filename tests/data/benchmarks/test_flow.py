@@ -25,10 +25,10 @@ from pipelines.data.classes import NO_FOLD
 from pipelines.data.published import PublishedList, bind, read_list, write_list
 from pipelines.data.shardset import ALL_FOLDS, Shards
 from pipelines.data.stream import EpisodeStream
+from pipelines.evaluation.drive import Scored, evaluate_run
+from pipelines.evaluation.results import RunResult
 from pipelines.training.choose import make_leaderboard
 from pipelines.training.data import FoldData
-from pipelines.training.drive import Scored, evaluate_run
-from pipelines.training.results import RunResult
 from pipelines.training.run import RunSpec
 from pipelines.training.worker import Job
 from tests.data.benchmarks.conftest import benchmark_config

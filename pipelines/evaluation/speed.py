@@ -18,7 +18,7 @@ from fss_models.prompts import mask_prompt
 from fss_models.segmenter import Segmenter
 from pipelines.bundles.bundle import load_bundle
 from pipelines.data.schema import EpisodeSample
-from pipelines.training.evaluate import at_size, query_seconds
+from pipelines.evaluation.evaluate import at_size, query_seconds
 
 
 def measure_speed(bundles: dict[str, str], samples: Sequence[EpisodeSample], *, device: str, batch: int, repeats: int

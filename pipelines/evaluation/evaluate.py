@@ -27,7 +27,7 @@ from pipelines.data.collate import mark
 from pipelines.data.episodes import Episode, EpisodeList, load_episode
 from pipelines.data.schema import EpisodeSample, Sample
 from pipelines.data.shardset import Shards
-from pipelines.training.results import EPISODE_SCORES
+from pipelines.evaluation.results import EPISODE_SCORES
 
 CACHE_BYTES = 512_000_000
 Told = Callable[[int], None]  # episodes done

@@ -8,7 +8,7 @@ from typing import Any
 from fss_models.errors import FssError
 from pipelines.base.storage import Store, join
 from pipelines.config import EvalConfig, Section
-from pipelines.training.results import NO_EPISODES, RunResult, read_result, write_result
+from pipelines.evaluation.results import NO_EPISODES, RunResult, read_result, write_result
 from pipelines.training.run import code_version, eval_digest
 from pipelines.training.worker import Job, train_run, write_bundle
 
@@ -40,7 +40,7 @@ def drive(job: Job, scored: Scored) -> RunResult:
 
 def _train(job: Job, scored: Scored, ray: Any) -> None:
     """Train a run to its bundle, its number of steps being chosen first where its recipe says so."""
-    from pipelines.training.select import run_selection, score_grid
+    from pipelines.evaluation.steps import run_selection, score_grid
 
     if job.spec.train.selection == "none":
         return train_run(job)
@@ -125,9 +125,9 @@ def evaluate_bundle(
     are named in `details`. Raises `FssError` if training opened one of the photos.
     """
     from pipelines.bundles.bundle import load_bundle
-    from pipelines.training.evaluate import refuse_seen_photos, score_episodes
-    from pipelines.training.overlays import overlay_sheet
-    from pipelines.training.select import read_selection
+    from pipelines.evaluation.evaluate import refuse_seen_photos, score_episodes
+    from pipelines.evaluation.overlays import overlay_sheet
+    from pipelines.evaluation.steps import read_selection
 
     model, info = load_bundle(bundle, "cuda" if job.gpus else "cpu")
     episodes = data.episodes(scored.config)
@@ -153,7 +153,7 @@ def evaluate_bundle(
 def summarise(job: Job, scored: Scored, classes: Any, table: Any, facts: dict[str, Any]) -> RunResult:
     """Scores and interval of an evaluation."""
     from fss_models.metrics import Sample, interval, resampled_scores, score
-    from pipelines.training.results import table_counts
+    from pipelines.evaluation.results import table_counts
 
     counts = table_counts(table, [c.class_id for c in classes])
     scores = score(counts, [c.class_id for c in classes])
@@ -180,8 +180,8 @@ def measure_latency(bundles: dict[str, str], shards_url: str, fold: int | None, 
     import torch
 
     from pipelines.data.episodes import load_episode
+    from pipelines.evaluation.speed import measure_speed
     from pipelines.training.data import FoldData
-    from pipelines.training.speed import measure_speed
 
     threads = os.cpu_count() or 1
     torch.set_num_threads(threads)

@@ -25,8 +25,8 @@ from fss_models.segmenter import Segmenter
 from pipelines.base.storage import Store, join
 from pipelines.config import EvalConfig, Section, TrainConfig
 from pipelines.data.episodes import EpisodeList, draw_from
+from pipelines.evaluation.results import table_counts
 from pipelines.training.data import FoldData
-from pipelines.training.results import table_counts
 from pipelines.training.worker import SELECTION_FILE, Job, write_bundle
 
 FAMILY = "base-holdout"
@@ -142,7 +142,7 @@ def _built(job: Job) -> Segmenter:
 def _scored(trained: Job, step: int, model: Segmenter, data: FoldData, episodes: EpisodeList, config: EvalConfig,
             classes: Sequence[int]) -> float:
     """The mIoU of the model at a step of the grid; it is kept, so that a killed scoring goes on behind it."""
-    from pipelines.training.evaluate import score_episodes
+    from pipelines.evaluation.evaluate import score_episodes
 
     store, name = grid_store(trained), f"step-{step:07d}.json"
     if not store.exists(name):
