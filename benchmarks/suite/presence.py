@@ -31,7 +31,7 @@ def _measured(config: dict[str, Any]) -> dict[str, Any]:
     from pipelines.bundles.bundle import bundle_calibrator, load_bundle
     from pipelines.config import CalibrateConfig
     from pipelines.data.shardset import Shards
-    from pipelines.training.calibrate import draw_sets, observe
+    from pipelines.selection.calibrate import draw_sets, observe
 
     model, info = load_bundle(config["bundle"])
     calibrator, shards = bundle_calibrator(config["bundle"], info), Shards(config["shards"])
@@ -121,7 +121,7 @@ def _made(config: dict[str, Any], folder: str) -> dict[str, Any]:
     from pipelines.config import CalibrateConfig, DataConfig, SourceConfig
     from pipelines.data.shards import build_shards
     from pipelines.data.shardset import Shards
-    from pipelines.training.calibrate import calibrate_bundle
+    from pipelines.selection.calibrate import calibrate_bundle
 
     data = DataConfig(source=SourceConfig(format="shapes", images=config["images"], side=config["side"]), min_images=2)
     build_shards(data, f"{folder}/shards")

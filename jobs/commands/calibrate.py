@@ -29,7 +29,7 @@ def calibrate(
     from fss_models.calibration import summary
     from pipelines.base.progress import Bar
     from pipelines.data.shardset import Shards
-    from pipelines.training.calibrate import calibrate_bundle
+    from pipelines.selection.calibrate import calibrate_bundle
 
     config = load_recipe(recipe, overrides or [], out=None).calibrate
     with Bar("calibrate", config.sets, unit="support sets") as bar:

@@ -86,8 +86,8 @@ class Chain:
         from pipelines.bundles.shipped import champion_url
         from pipelines.data.shards import build_shards
         from pipelines.report.page import write_report
-        from pipelines.training.choose import format_leaderboard, make_leaderboard
-        from pipelines.training.promote import promote
+        from pipelines.selection.choose import format_leaderboard, make_leaderboard
+        from pipelines.selection.promote import promote
         from pipelines.training.sweep import run_sweep
 
         workspace = Workspace(self.recipe.out)

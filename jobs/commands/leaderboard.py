@@ -18,7 +18,7 @@ def register(app: typer.Typer) -> None:
     def leaderboard(recipe: RecipeOption = "demo", sets: SetOption = None, out: OutOption = None,
                     as_json: JsonOption = False) -> None:
         """Method x fold with intervals, and the winner by the recipe's rule. Trains nothing."""
-        from pipelines.training.choose import format_leaderboard, make_leaderboard
+        from pipelines.selection.choose import format_leaderboard, make_leaderboard
         from pipelines.training.matrix import cells
         from pipelines.training.sweep import collect_results
 

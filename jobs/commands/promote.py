@@ -18,7 +18,7 @@ def register(app: typer.Typer) -> None:
             as_json: JsonOption = False) -> None:
         """Refit, check on held-out photos, bundle, and set the registry's alias `champion`."""
         from pipelines.base.workspace import Workspace
-        from pipelines.training.promote import promote, registered_model
+        from pipelines.selection.promote import promote, registered_model
 
         chosen = load_recipe(recipe, sets, out=out)
         info = promote(chosen)

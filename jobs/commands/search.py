@@ -21,7 +21,7 @@ def register(app: typer.Typer) -> None:
         Trials are scored on base classes that the fold holds out for it, never on novel ones. Started again after a
         kill, it takes every score that is there.
         """
-        from pipelines.training.search import format_found, search
+        from pipelines.selection.search import format_found, search
 
         found = search(load_recipe(recipe, sets, out=out))
         print(format_found(found), file=sys.stderr if as_json else sys.stdout)

@@ -63,7 +63,7 @@ def _mend(status: str, out: str) -> str:
 
 
 def _run(recipe: Recipe, as_json: bool) -> None:
-    from pipelines.training.choose import format_leaderboard, make_leaderboard
+    from pipelines.selection.choose import format_leaderboard, make_leaderboard
     from pipelines.training.sweep import run_cells
 
     boards, runs = [], []

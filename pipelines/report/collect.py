@@ -15,7 +15,7 @@ from pipelines.config import Recipe
 from pipelines.data.shardset import Shards
 from pipelines.evaluation.results import RunResult, read_counts, read_result
 from pipelines.labelling.manifest import JobManifest
-from pipelines.training.choose import Leaderboard, Row, read_leaderboard
+from pipelines.selection.choose import Leaderboard, Row, read_leaderboard
 from pipelines.training.data import list_hash
 from pipelines.training.run import eval_digest
 

@@ -20,7 +20,7 @@ from pipelines.evaluation.evaluate import at_size
 from pipelines.evaluation.results import RunResult, read_episodes
 from pipelines.pages.pictures import PREDICTION, SUPPORT, TRUTH, photo_url
 from pipelines.report.collect import Material
-from pipelines.training.choose import Row
+from pipelines.selection.choose import Row
 from pipelines.training.data import FoldData
 
 EACH = 3  # episodes of each kind

@@ -26,7 +26,7 @@ from pipelines.labelling.job import Job as LabelJob
 from pipelines.labelling.manifest import JobManifest, claim, code_version, describe_images
 from pipelines.labelling.outputs import write_outputs
 from pipelines.report.collect import label_folder
-from pipelines.training.choose import make_leaderboard
+from pipelines.selection.choose import make_leaderboard
 from pipelines.training.data import FoldData
 from pipelines.training.loop import Place, fit
 from pipelines.training.run import sweep_specs

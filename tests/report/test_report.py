@@ -34,7 +34,7 @@ from pipelines.report.collect import collect, versus_baseline
 from pipelines.report.examples import pick_episodes, predict
 from pipelines.report.gallery import Choice, gallery
 from pipelines.report.page import render, write_report
-from pipelines.training.choose import read_leaderboard
+from pipelines.selection.choose import read_leaderboard
 from pipelines.training.data import FoldData
 from pipelines.training.sweep import RECIPE, scoring
 from pipelines.training.worker import Job

@@ -13,7 +13,7 @@ from fss_models.errors import FssError
 from pipelines.bundles.bundle import bundle_calibrator, read_bundle_info, save_bundle
 from pipelines.config import CalibrateConfig, Recipe
 from pipelines.data.shardset import Shards
-from pipelines.training.calibrate import calibrate_bundle, calibrate_refit, draw_sets
+from pipelines.selection.calibrate import calibrate_bundle, calibrate_refit, draw_sets
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def test_only_too_few_photos_leave_a_refit_uncalibrated(
     with pytest.raises(FssError, match="none"):
         calibrate_refit(recipe, url, f"{tmp_path}/none", Here())
     assert "uncalibrated" not in capfd.readouterr().err
-    monkeypatch.setattr("pipelines.training.calibrate.draw_sets", lambda *_, **__: [])
+    monkeypatch.setattr("pipelines.selection.calibrate.draw_sets", lambda *_, **__: [])
     calibrate_refit(recipe, url, shards.url, Here())
     assert "the champion stays uncalibrated: " in capfd.readouterr().err
     assert not read_bundle_info(url).calibrator

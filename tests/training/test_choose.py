@@ -16,8 +16,8 @@ from pipelines.base.workspace import Workspace
 from pipelines.config import ChooseConfig, EvalConfig, MethodConfig, Recipe
 from pipelines.evaluation.results import EPISODE_SCORES, RunResult, read_counts, read_result, write_result
 from pipelines.evaluation.spread import draw_scores, seed_scores
-from pipelines.training.choose import Row, choose_winner, format_leaderboard, make_leaderboard, read_leaderboard
-from pipelines.training.promote import champion_metrics, check_gate
+from pipelines.selection.choose import Row, choose_winner, format_leaderboard, make_leaderboard, read_leaderboard
+from pipelines.selection.promote import champion_metrics, check_gate
 from pipelines.training.run import RunSpec, eval_digest
 from tests.training.conftest import KilledError
 

@@ -79,7 +79,7 @@ def test_mistakes_are_one_clear_line(matrix: dict[str, list[object]], line: str)
 
 
 def test_commands_that_need_one_table_say_so(tmp_path: Path) -> None:
-    from pipelines.training.promote import promote
+    from pipelines.selection.promote import promote
     from pipelines.training.sweep import collect_results, run_one, run_sweep
 
     one = recipe(shots=[1, 5]).model_copy(update={"out": str(tmp_path / "out")})

@@ -10,8 +10,8 @@ import pytest
 from fss_models.errors import FssError
 from pipelines.config import MethodConfig, RangeConfig, Recipe, SearchConfig, SelectConfig, TrainConfig
 from pipelines.evaluation.steps import grid_of, held_episodes
+from pipelines.selection.search import Ask, Point, _ask, format_found, run_trial, search
 from pipelines.training.data import FoldData
-from pipelines.training.search import Ask, Point, _ask, format_found, run_trial, search
 
 SPACE = {"train.lr": RangeConfig(log=(0.0001, 0.01)), "methods.0.config.factor": RangeConfig(choice=[0.3, 0.8])}
 

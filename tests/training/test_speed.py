@@ -16,7 +16,7 @@ from pipelines.config import EvalConfig, MethodConfig, Recipe, SweepConfig
 from pipelines.data.schema import EpisodeSample, Sample
 from pipelines.evaluation.results import RunResult
 from pipelines.evaluation.speed import Peak, measure_speed
-from pipelines.training.choose import _latency
+from pipelines.selection.choose import _latency
 from pipelines.training.matrix import Cell
 from pipelines.training.run import RunSpec, eval_digest
 from pipelines.training.sweep import _idle_latency

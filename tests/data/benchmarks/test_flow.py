@@ -27,7 +27,7 @@ from pipelines.data.shardset import ALL_FOLDS, Shards
 from pipelines.data.stream import EpisodeStream
 from pipelines.evaluation.drive import Scored, evaluate_run
 from pipelines.evaluation.results import RunResult
-from pipelines.training.choose import make_leaderboard
+from pipelines.selection.choose import make_leaderboard
 from pipelines.training.data import FoldData
 from pipelines.training.run import RunSpec
 from pipelines.training.worker import Job

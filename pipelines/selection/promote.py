@@ -22,8 +22,8 @@ from pipelines.base.workspace import Workspace
 from pipelines.bundles.bundle import BundleInfo, copy_calibrator, read_bundle_info
 from pipelines.config import Recipe, SelectConfig, TrainConfig
 from pipelines.evaluation.results import RunResult
-from pipelines.training.calibrate import calibrate_refit
-from pipelines.training.choose import Leaderboard, Row, read_leaderboard
+from pipelines.selection.calibrate import calibrate_refit
+from pipelines.selection.choose import Leaderboard, Row, read_leaderboard
 from pipelines.training.data import ensure_mixture, ensure_shards, resolved, shares
 from pipelines.training.execute import tracking
 from pipelines.training.matrix import only_cell

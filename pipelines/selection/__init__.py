@@ -1,0 +1,1 @@
+"""Which settings and which winner: search, choice, calibration, promotion."""
