@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.run import names, run
 from benchmarks.suite.packing import shortest
-from pipelines.training.schedule import Need, Task
+from pipelines.sweeps.schedule import Need, Task
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = {"data": "generated", "images": 60, "side": 64, "repeats": 1}

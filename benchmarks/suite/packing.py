@@ -37,7 +37,7 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _simulated(runs: int, mixed: bool, draw: int, config: dict[str, Any]) -> dict[str, Any]:
-    from pipelines.training.schedule import Machine, Need, Schedule, Task
+    from pipelines.sweeps.schedule import Machine, Need, Schedule, Task
 
     rng = np.random.default_rng([config["seed"], draw, runs, int(mixed)])
     gpus = max(2, runs // config["runs_a_gpu"])
@@ -109,8 +109,8 @@ def shortest(tasks: Sequence[Any], gpus: int, reached: float) -> float:
 def _real(config: dict[str, Any]) -> dict[str, Any]:
     """Runs that sleep on logical GPUs of a real cluster, through the loop of a sweep; start-up is excluded."""
     from pipelines.base.cluster import cluster
-    from pipelines.training.execute import machines_of, packed
-    from pipelines.training.schedule import Need, Schedule, Task
+    from pipelines.sweeps.execute import machines_of, packed
+    from pipelines.sweeps.schedule import Need, Schedule, Task
 
     rng = np.random.default_rng(config["seed"])
     lengths = {f"run-{i}": config["real_unit_s"] * float(rng.uniform(0.5, 2)) for i in range(config["real_runs"])}

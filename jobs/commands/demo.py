@@ -88,7 +88,7 @@ class Chain:
         from pipelines.report.page import write_report
         from pipelines.selection.choose import format_leaderboard, make_leaderboard
         from pipelines.selection.promote import promote
-        from pipelines.training.sweep import run_sweep
+        from pipelines.sweeps.sweep import run_sweep
 
         workspace = Workspace(self.recipe.out)
         shards = workspace.shards(self.recipe.data.name)

@@ -19,8 +19,8 @@ def register(app: typer.Typer) -> None:
                     as_json: JsonOption = False) -> None:
         """Method x fold with intervals, and the winner by the recipe's rule. Trains nothing."""
         from pipelines.selection.choose import format_leaderboard, make_leaderboard
-        from pipelines.training.matrix import cells
-        from pipelines.training.sweep import collect_results
+        from pipelines.sweeps.matrix import cells
+        from pipelines.sweeps.sweep import collect_results
 
         boards = {}
         for cell in cells(load_recipe(recipe, sets, out=out)):

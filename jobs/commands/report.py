@@ -50,7 +50,7 @@ def _recipe(name: str, overrides: list[str] | None, out: str | None) -> Recipe:
 
 def _kept(store: Store) -> bytes:
     """As YAML: what `fss demo` left, else the recipe of the last sweep; b"" where there is neither."""
-    from pipelines.training.sweep import RECIPE
+    from pipelines.sweeps.sweep import RECIPE
 
     if store.exists("recipe.yaml"):
         return store.read_bytes("recipe.yaml")

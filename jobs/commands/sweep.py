@@ -32,14 +32,14 @@ def register(app: typer.Typer) -> None:
     @group.command("resume")
     def resume(out: PlaceOption, as_json: JsonOption = False) -> None:
         """Go on with the workspace's last sweep, with the recipe it was begun with."""
-        from pipelines.training.sweep import kept_recipe
+        from pipelines.sweeps.sweep import kept_recipe
 
         _run(kept_recipe(out), as_json)
 
     @group.command("status")
     def status(out: PlaceOption, as_json: JsonOption = False) -> None:
         """The table of the workspace's sweep: stage, step, loss, mIoU, episodes/s and time left of each run."""
-        from pipelines.training.watch import plain, read_state
+        from pipelines.sweeps.watch import plain, read_state
 
         state = read_state(out)
         why = f" ({state.why})" if state.why else ""
@@ -49,8 +49,8 @@ def register(app: typer.Typer) -> None:
     @group.command("cancel")
     def cancel(out: PlaceOption) -> None:
         """Stop the workspace's sweep, wherever it runs. What is finished stays, the rest goes on from checkpoints."""
-        from pipelines.training import owner
-        from pipelines.training.watch import read_state
+        from pipelines.sweeps import owner
+        from pipelines.sweeps.watch import read_state
 
         owner.cancel(out)
         print(f"cancelled; {read_state(out).line}{_mend('stopped', out)}")
@@ -64,7 +64,7 @@ def _mend(status: str, out: str) -> str:
 
 def _run(recipe: Recipe, as_json: bool) -> None:
     from pipelines.selection.choose import format_leaderboard, make_leaderboard
-    from pipelines.training.sweep import run_cells
+    from pipelines.sweeps.sweep import run_cells
 
     boards, runs = [], []
     for cell, results in run_cells(recipe):

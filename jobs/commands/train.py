@@ -25,7 +25,7 @@ def register(app: typer.Typer) -> None:
         sets: SetOption = None, out: OutOption = None, as_json: JsonOption = False,
     ) -> None:
         """Train and score one run; started again, it goes on from its last checkpoint."""
-        from pipelines.training.sweep import run_one
+        from pipelines.sweeps.sweep import run_one
 
         result = run_one(load_recipe(recipe, sets, out=out), method=method, fold=fold, seed=seed)
         if result.error:

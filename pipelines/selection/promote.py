@@ -24,11 +24,11 @@ from pipelines.config import Recipe, SelectConfig, TrainConfig
 from pipelines.evaluation.results import RunResult
 from pipelines.selection.calibrate import calibrate_refit
 from pipelines.selection.choose import Leaderboard, Row, read_leaderboard
+from pipelines.sweeps.execute import tracking
+from pipelines.sweeps.matrix import only_cell
+from pipelines.sweeps.sweep import plan_sweep, run_specs
 from pipelines.training.data import ensure_mixture, ensure_shards, resolved, shares
-from pipelines.training.execute import tracking
-from pipelines.training.matrix import only_cell
 from pipelines.training.run import RunSpec, code_version, shipped_sha
-from pipelines.training.sweep import plan_sweep, run_specs
 
 ALIAS = "champion"
 

@@ -27,10 +27,10 @@ from pipelines.labelling.manifest import JobManifest, claim, code_version, descr
 from pipelines.labelling.outputs import write_outputs
 from pipelines.report.collect import label_folder
 from pipelines.selection.choose import make_leaderboard
+from pipelines.sweeps.sweep import collect_results, scoring
 from pipelines.training.data import FoldData
 from pipelines.training.loop import Place, fit
 from pipelines.training.run import sweep_specs
-from pipelines.training.sweep import collect_results, scoring
 from pipelines.training.worker import Job, write_bundle
 from tests.labelling.helpers import DirectEngine
 

@@ -35,8 +35,8 @@ from pipelines.report.examples import pick_episodes, predict
 from pipelines.report.gallery import Choice, gallery
 from pipelines.report.page import render, write_report
 from pipelines.selection.choose import read_leaderboard
+from pipelines.sweeps.sweep import RECIPE, scoring
 from pipelines.training.data import FoldData
-from pipelines.training.sweep import RECIPE, scoring
 from pipelines.training.worker import Job
 from tests.report.conftest import BROKEN, Made
 

@@ -23,10 +23,10 @@ from pipelines.evaluation.drive import evaluate_run, failed, finished, measure_l
 from pipelines.evaluation.results import RunResult
 from pipelines.papers.tables.outcome import outcome
 from pipelines.papers.tables.show import text
+from pipelines.sweeps.sweep import plan_sweep, scoring
 from pipelines.training.data import FoldData
 from pipelines.training.loop import Place, fit
 from pipelines.training.run import method_labels
-from pipelines.training.sweep import plan_sweep, scoring
 from pipelines.training.worker import Job, write_bundle
 
 TABLE = {

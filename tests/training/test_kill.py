@@ -18,7 +18,7 @@ from pipelines.base.storage import Store
 from pipelines.base.workspace import Workspace
 from pipelines.bundles.bundle import read_bundle_info
 from pipelines.config import Recipe
-from pipelines.training.sweep import run_one
+from pipelines.sweeps.sweep import run_one
 from tests.training.faults import plant, struck
 
 pytestmark = pytest.mark.slow

@@ -8,7 +8,7 @@ import pytest
 
 from pipelines.config import EvalConfig, MethodConfig, SelectConfig, TrainConfig
 from pipelines.evaluation.results import RunResult
-from pipelines.training.lengths import Lengths, Work
+from pipelines.sweeps.lengths import Lengths, Work
 from pipelines.training.run import RunSpec
 
 EVAL = EvalConfig(episodes=50)

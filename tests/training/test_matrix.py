@@ -8,7 +8,7 @@ import pytest
 
 from fss_models.errors import FssError
 from pipelines.config import DataConfig, EvalConfig, MethodConfig, Recipe, SweepConfig, TrainConfig
-from pipelines.training.matrix import cells, only_cell
+from pipelines.sweeps.matrix import cells, only_cell
 from pipelines.training.run import RunSpec, sweep_specs
 
 
@@ -80,7 +80,7 @@ def test_mistakes_are_one_clear_line(matrix: dict[str, list[object]], line: str)
 
 def test_commands_that_need_one_table_say_so(tmp_path: Path) -> None:
     from pipelines.selection.promote import promote
-    from pipelines.training.sweep import collect_results, run_one, run_sweep
+    from pipelines.sweeps.sweep import collect_results, run_one, run_sweep
 
     one = recipe(shots=[1, 5]).model_copy(update={"out": str(tmp_path / "out")})
     for act in (promote, collect_results, run_sweep, lambda r: run_one(r, method="sansa", fold=0, seed=0)):

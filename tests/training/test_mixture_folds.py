@@ -16,9 +16,9 @@ from pipelines.config import EvalConfig, MethodConfig, Recipe, SweepConfig, Trai
 from pipelines.data.benchmarks.coco import PASCAL_IN_COCO
 from pipelines.data.class_names import counterparts, meanings
 from pipelines.data.shardset import Shards
+from pipelines.sweeps.sweep import plan_sweep, run_one
 from pipelines.training.data import FoldData
 from pipelines.training.run import RunSpec
-from pipelines.training.sweep import plan_sweep, run_one
 from tests.training.mixed_data import mixed_data
 
 NOVEL = {0: {"airplane"}, 1: {"bus"}, 2: {"dog"}, 3: {"couch", "tv"}}  # as the COCO directory names them

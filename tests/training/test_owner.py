@@ -16,9 +16,9 @@ import pytest
 from fss_models.errors import FssError
 from infra.local.s3 import S3Server
 from pipelines.base.storage import Store
-from pipelines.training import owner
-from pipelines.training.owner import CANCEL, OWNER, cancel, is_alive, owning
-from pipelines.training.watch import RunState, Watch, plain, read_state
+from pipelines.sweeps import owner
+from pipelines.sweeps.owner import CANCEL, OWNER, cancel, is_alive, owning
+from pipelines.sweeps.watch import RunState, Watch, plain, read_state
 
 HOLD = """
 import sys, time

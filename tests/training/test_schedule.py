@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from pipelines.training.schedule import SLACK, Machine, Need, Schedule, Task, place
+from pipelines.sweeps.schedule import SLACK, Machine, Need, Schedule, Task, place
 
 
 def makespan(tasks: Sequence[Task], machines: Sequence[Machine], limit: int = 0, lengths: dict[str, float] | None = None

@@ -17,9 +17,9 @@ from pipelines.data.schema import EpisodeSample, Sample
 from pipelines.evaluation.results import RunResult
 from pipelines.evaluation.speed import Peak, measure_speed
 from pipelines.selection.choose import _latency
-from pipelines.training.matrix import Cell
+from pipelines.sweeps.matrix import Cell
+from pipelines.sweeps.sweep import _idle_latency
 from pipelines.training.run import RunSpec, eval_digest
-from pipelines.training.sweep import _idle_latency
 
 
 def sample(number: int) -> Sample:

@@ -21,9 +21,9 @@ from pipelines.evaluation.drive import failed
 from pipelines.evaluation.results import RunResult, read_counts
 from pipelines.selection.choose import format_leaderboard, make_leaderboard
 from pipelines.selection.promote import _refit_spec, promote
+from pipelines.sweeps.sweep import collect_results, eval_bundle, plan_sweep, run_one, run_sweep, scoring
 from pipelines.training import worker
 from pipelines.training.run import RunSpec
-from pipelines.training.sweep import collect_results, eval_bundle, plan_sweep, run_one, run_sweep, scoring
 from pipelines.training.worker import Job
 from tests.models.shipped_case import ship_random
 

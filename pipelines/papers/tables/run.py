@@ -13,8 +13,8 @@ from pipelines.base.progress import say
 from pipelines.base.workspace import Workspace
 from pipelines.evaluation.results import EPISODE_SCORES, RunResult, read_counts
 from pipelines.papers.tables.cells import Cell, Quality, Record, grouped
+from pipelines.sweeps.sweep import run_sweep
 from pipelines.training.run import method_labels
-from pipelines.training.sweep import run_sweep
 
 
 def run_cells(cells: Sequence[Cell]) -> dict[str, str]:

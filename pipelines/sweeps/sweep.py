@@ -26,12 +26,12 @@ from pipelines.evaluation.drive import Scored, evaluate_bundle, failed, finished
 from pipelines.evaluation.results import RunResult
 from pipelines.evaluation.steps import hold_out
 from pipelines.features.build import ensure_features, features_url
+from pipelines.sweeps.execute import Planned, execute
+from pipelines.sweeps.matrix import Cell, cells, only_cell
+from pipelines.sweeps.owner import owning
+from pipelines.sweeps.watch import RunState
 from pipelines.training.data import FoldData, ensure_mixture, ensure_shards, list_hash, resolved, shares
-from pipelines.training.execute import Planned, execute
-from pipelines.training.matrix import Cell, cells, only_cell
-from pipelines.training.owner import owning
 from pipelines.training.run import RunSpec, eval_digest, method_labels, shipped_weights, sweep_specs
-from pipelines.training.watch import RunState
 from pipelines.training.worker import Job
 
 RECIPE = "sweep/recipe.json"

@@ -18,7 +18,7 @@ from pipelines.base.progress import say
 from pipelines.base.storage import Store
 from pipelines.config import Section
 from pipelines.evaluation.results import RunResult
-from pipelines.training.owner import is_alive
+from pipelines.sweeps.owner import is_alive
 
 STATE = "sweep/state.json"
 SHOWN = 30  # rows on a terminal; waiting and finished runs beyond are counted

@@ -22,10 +22,10 @@ from pipelines.base.workspace import Workspace
 from pipelines.config import Recipe
 from pipelines.evaluation.drive import Scored, drive, failed, one_line
 from pipelines.evaluation.results import RunResult, untested
-from pipelines.training.lengths import Lengths, Work
+from pipelines.sweeps.lengths import Lengths, Work
+from pipelines.sweeps.schedule import Machine, Need, Schedule, Task
+from pipelines.sweeps.watch import RunState, Watch
 from pipelines.training.run import code_version
-from pipelines.training.schedule import Machine, Need, Schedule, Task
-from pipelines.training.watch import RunState, Watch
 from pipelines.training.worker import Job
 
 MACHINES_S = 10.0  # between two looks at which machines there are
