@@ -14,7 +14,7 @@ from pipelines.inference.support_check import Worth, check_supports
 from pipelines.inference.support_files import place_of
 from pipelines.inference.wanted import Wanted, check_overlaps
 from pipelines.labelling.images import list_images
-from pipelines.report.support_sheet import Price, lines, measure_and_show, write_page
+from pipelines.labelling.support_sheet import Price, lines, measure_and_show, write_page
 
 
 def check_before(recipe: Recipe, *, supports: str, images: str, bundle: str, count: int, price: float, page: str

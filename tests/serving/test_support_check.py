@@ -17,7 +17,7 @@ from pipelines.inference.marks import rle_json
 from pipelines.inference.support_check import _one_more, check_supports
 from pipelines.inference.supports import Support, SupportSet
 from pipelines.labelling.check import check_before
-from pipelines.report.support_sheet import lines
+from pipelines.labelling.support_sheet import lines
 from tests.serving.helpers import ball, encoded, photo_folder, supports_file
 from tests.serving.test_classes import support_set
 
