@@ -99,7 +99,7 @@ def _shown(name: str, data: bytes, result: Labels | Failure, names: Sequence[str
 def write_page(labeler: Labeler, classes: Sequence[SupportSet], worth: Sequence[Worth], price: Price | None,
                shown: list[dict[str, str]]) -> bytes:
     """The page as bytes; it loads nothing."""
-    template = page_template("pipelines.report", "support_sheet.html")
+    template = page_template("pipelines.labelling", "support_sheet.html")
     pictures = [[_support_url(s.image, s.mark) for s in one.supports] for one in classes]
     info = labeler.info
     calibrator = labeler.judge.calibrator.about if labeler.judge else None

@@ -14,9 +14,9 @@ def page_template(package: str, name: str, **filters: Callable[..., object]) -> 
     """A page of a package, which begins with `{% extends "frame.html" %}`; `made` in it is the time of this call."""
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined,
-        loader=jinja2.DictLoader({"frame.html": _text("pipelines.report", "frame.html"), name: _text(package, name)}))
+        loader=jinja2.DictLoader({"frame.html": _text("pipelines.pages", "frame.html"), name: _text(package, name)}))
     environment.filters.update(filters)
-    environment.globals.update(style=Markup(_text("pipelines.report", "style.css")),
+    environment.globals.update(style=Markup(_text("pipelines.pages", "style.css")),
                                made=datetime.datetime.now().astimezone().strftime("%d %B %Y, %H:%M %Z"))
     return environment.get_template(name)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pipelines.tables.run
+import pipelines.papers.tables.run
 import pytest
 import torch
 import yaml
@@ -87,8 +87,8 @@ def no_workers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             Store(recipe.out).write_json("latency.json", measured)
         return results
 
-    monkeypatch.setattr(pipelines.tables.run, "cluster", nothing)
-    monkeypatch.setattr(pipelines.tables.run, "run_sweep", run_sweep)
+    monkeypatch.setattr(pipelines.papers.tables.run, "cluster", nothing)
+    monkeypatch.setattr(pipelines.papers.tables.run, "run_sweep", run_sweep)
     return done
 
 

@@ -99,7 +99,7 @@ def write_page(analysis: Analysis, recipe: Recipe, shards: Shards,
 
 def render(written: Written, recipe: Recipe) -> str:
     """The page's HTML."""
-    template = page_template("pipelines.analysis", "analysis.html")
+    template = page_template("pipelines.papers.analysis", "analysis.html")
     return template.render(
         a=written.analysis, about=written.about, plots=[Markup(p) for p in written.analysis.plots],
         config=yaml.safe_dump(recipe.model_dump(include={"name", "data", "eval"}), sort_keys=False))

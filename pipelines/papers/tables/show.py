@@ -146,7 +146,7 @@ def _escaped(cell: str) -> str:
 
 def page(found: Outcome) -> str:
     """The same as one self-contained page."""
-    template = page_template("pipelines.tables", "table.html")
+    template = page_template("pipelines.papers.tables", "table.html")
     return template.render(title=found.table.title, blocks=blocks(found), remarks=remarks(found),
                            code=code_version())
 
