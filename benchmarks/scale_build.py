@@ -30,8 +30,8 @@ SIDE, PER_PHOTO, EVERY_S = 64, 3, 1.0
 
 _BUILD = """
 import json, sys, time
-from pipelines.cluster import cluster
-from pipelines.config import DataConfig, SourceConfig
+from pipelines.base.cluster import cluster
+from pipelines.config.data import DataConfig, SourceConfig
 root, out = sys.argv[1:]
 with cluster():
     from pipelines.data.shards import build_shards

@@ -11,7 +11,8 @@ from fss_models.errors import FssError
 from jobs.recipes import load_recipe
 from pipelines.base.progress import say
 from pipelines.base.workspace import Workspace
-from pipelines.config import EvalConfig, Recipe
+from pipelines.config.evaluate import EvalConfig
+from pipelines.config.recipe import Recipe
 from pipelines.data.shardset import Shards
 from pipelines.data.testset import EvaluationSet, Wish, open_test_set
 from pipelines.training.data import ensure_shards

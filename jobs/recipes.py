@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from rapidfuzz import process
 
 from fss_models.errors import FssError
-from pipelines.config import Recipe
+from pipelines.config.recipe import Recipe
 from pipelines.pretraining.config import PretrainConfig
 
 PRETRAINING = "pretrain"

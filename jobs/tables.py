@@ -15,7 +15,9 @@ from fss_models import registry
 from fss_models.errors import FssError
 from fss_models.settings import weight_fields
 from jobs.recipes import list_recipes, load_recipe
-from pipelines.config import BENCHMARKS, DataConfig, MethodConfig, Recipe
+from pipelines.config.data import BENCHMARKS, DataConfig
+from pipelines.config.method import MethodConfig
+from pipelines.config.recipe import Recipe
 from pipelines.papers.tables.cells import Cell
 from pipelines.papers.tables.config import Column, Row, Table
 from pipelines.papers.tables.missing import file_name

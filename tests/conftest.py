@@ -13,7 +13,7 @@ import pytest
 from infra.local.s3 import S3Server, find_weed
 from infra.local.s3 import s3_server as run_s3_server
 from pipelines.base.cluster import cluster
-from pipelines.config import DataConfig, SourceConfig, SplitConfig
+from pipelines.config.data import DataConfig, SourceConfig, SplitConfig
 from pipelines.data.shards import build_shards
 
 SHAPES_IMAGES = 160  # 96 px pictures; fewer leave folds without classes

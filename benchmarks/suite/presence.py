@@ -29,7 +29,7 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
 def _measured(config: dict[str, Any]) -> dict[str, Any]:
     from fss_models.calibration_fit import opinion_of
     from pipelines.bundles.bundle import bundle_calibrator, load_bundle
-    from pipelines.config import CalibrateConfig
+    from pipelines.config.choose import CalibrateConfig
     from pipelines.data.shardset import Shards
     from pipelines.selection.calibrate import draw_sets, observe
 
@@ -118,7 +118,8 @@ def _made(config: dict[str, Any], folder: str) -> dict[str, Any]:
     """Generated photos and a calibrated bundle of the training-free method on them."""
     from fss_models import registry
     from pipelines.bundles.bundle import save_bundle
-    from pipelines.config import CalibrateConfig, DataConfig, SourceConfig
+    from pipelines.config.choose import CalibrateConfig
+    from pipelines.config.data import DataConfig, SourceConfig
     from pipelines.data.shards import build_shards
     from pipelines.data.shardset import Shards
     from pipelines.selection.calibrate import calibrate_bundle

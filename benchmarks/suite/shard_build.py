@@ -77,7 +77,7 @@ def _start(running: ExitStack, config: dict[str, Any]) -> None:
 
 
 def _build(root: Path, out: Path, config: dict[str, Any]) -> None:
-    from pipelines.config import DataConfig, SourceConfig
+    from pipelines.config.data import DataConfig, SourceConfig
     from pipelines.data.shards import build_shards
 
     data = DataConfig(name="bench", source=SourceConfig(format="coco", root=str(root)), min_images=1,

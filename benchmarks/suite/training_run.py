@@ -30,7 +30,7 @@ CONFIG: dict[str, Any] = {"methods": ["sansa", "fssam", "fcp", "vrp_sam"], "pres
 def run(config: dict[str, Any]) -> dict[str, Any]:
     """Episodes/s of each method and way, the median of the windows of all rounds."""
     from pipelines.base.cluster import cluster
-    from pipelines.config import DataConfig, SourceConfig
+    from pipelines.config.data import DataConfig, SourceConfig
     from pipelines.data.shards import build_shards
 
     with tempfile.TemporaryDirectory() as folder:
@@ -60,7 +60,8 @@ def _method(method: str, config: dict[str, Any], shards: str, out: str) -> dict[
 
 
 def _spec(method: str, config: dict[str, Any], shards: str, *, seed: int) -> Any:
-    from pipelines.config import MethodConfig, TrainConfig
+    from pipelines.config.method import MethodConfig
+    from pipelines.config.train import TrainConfig
     from pipelines.data.shardset import Shards
     from pipelines.training.run import RunSpec
 

@@ -82,7 +82,7 @@ def _share(times: dict[str, list[tuple[float, float]]], *names: str) -> float:
 
 def build(config: dict[str, Any], folder: Path) -> tuple[str, str]:
     """(URL of the shards, what they are made from)."""
-    from pipelines.config import DataConfig, SourceConfig, SplitConfig
+    from pipelines.config.data import DataConfig, SourceConfig, SplitConfig
     from pipelines.data.shards import build_shards
 
     root, what = coco_root(config, folder)

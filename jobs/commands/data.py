@@ -11,7 +11,7 @@ from rich.table import Table
 
 from fss_models.errors import FssError
 from jobs.options import JsonOption
-from pipelines.config import BENCHMARKS
+from pipelines.config.data import BENCHMARKS
 from pipelines.data.benchmarks.check import Report, check_benchmark
 
 DatasetOption = Annotated[str, typer.Option("--dataset", "-d", help=f"One of: {', '.join(BENCHMARKS)}.")]

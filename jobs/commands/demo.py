@@ -19,7 +19,7 @@ from jobs.recipes import load_recipe
 from pipelines.base.progress import say
 from pipelines.base.storage import Store, join
 from pipelines.base.workspace import Workspace
-from pipelines.config import Recipe
+from pipelines.config.recipe import Recipe
 
 
 def register(app: typer.Typer) -> None:

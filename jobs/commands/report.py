@@ -13,7 +13,7 @@ import yaml
 from jobs.options import JsonOption, OutOption, SetOption
 from jobs.recipes import load_recipe
 from pipelines.base.storage import Store
-from pipelines.config import Recipe
+from pipelines.config.recipe import Recipe
 
 RECIPE_HELP = "Default: <out>/recipe.yaml, else that of the last sweep there, else demo."
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from jobs.options import JsonOption, OutOption, RecipeOption, SetOption
 from jobs.recipes import load_recipe
 from pipelines.base.workspace import Workspace
-from pipelines.config import Recipe
+from pipelines.config.recipe import Recipe
 from pipelines.data.marginals import SAMPLERS, Marginals, epochs_of, marginals, pools_of, statement
 from pipelines.data.plan import Plan
 from pipelines.data.stream import usable_blocks

@@ -11,7 +11,7 @@ import typer
 from fss_models.errors import FssError
 from jobs.options import JsonOption, OutOption, RecipeOption, SetOption
 from jobs.recipes import load_recipe
-from pipelines.config import Recipe
+from pipelines.config.recipe import Recipe
 
 PlaceOption = Annotated[str, typer.Option("--out", "-o", help="The sweep's workspace: a local folder or s3://...")]
 

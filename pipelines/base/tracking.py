@@ -29,7 +29,7 @@ from typing import Any
 from pipelines.base.cache import cache_dir
 from pipelines.base.run_metrics import RunMetrics
 from pipelines.base.storage import Store
-from pipelines.config import Recipe
+from pipelines.config.recipe import Recipe
 
 log = logging.getLogger(__name__)
 KEY, PARENT = "fss.run", "mlflow.parentRunId"

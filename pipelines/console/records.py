@@ -18,7 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from fss_models.errors import FssError
 from pipelines.base.storage import Store, join
-from pipelines.config import LabelConfig, Recipe
+from pipelines.config.label import LabelConfig
+from pipelines.config.recipe import Recipe
 from pipelines.inference.wanted import MAX_CLASSES
 from pipelines.labelling.manifest import JobManifest
 

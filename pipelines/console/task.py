@@ -11,7 +11,7 @@ from typing import Any
 from fss_models.errors import FssError
 from pipelines.base.cluster import line_of
 from pipelines.base.storage import Store
-from pipelines.config import Recipe
+from pipelines.config.recipe import Recipe
 from pipelines.console.records import Board, Progress, Record
 from pipelines.labelling.engines import LocalEngine
 from pipelines.labelling.images import list_images

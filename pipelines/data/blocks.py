@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.base.storage import Store
-from pipelines.config import DataConfig
+from pipelines.config.data import DataConfig
 from pipelines.data.classes import counts
 from pipelines.data.parquet import GROUP_ROWS, parquet_bytes
 from pipelines.data.parts import part_name

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from pipelines.config import BENCHMARKS, DataConfig
+from pipelines.config.data import BENCHMARKS, DataConfig
 from pipelines.data.schema import ClassInfo
 
 NO_FOLD = -2  # a class that is trained but never tested (-1 is `ALL_FOLDS`)

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.base.storage import Store
-from pipelines.config import DataConfig
+from pipelines.config.data import DataConfig
 from pipelines.data.parts import Entry, part_name
 from pipelines.data.schema import INDEX, SCHEMA_VERSION
 from pipelines.data.sources.base import Source, digest_of

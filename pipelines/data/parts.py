@@ -16,7 +16,7 @@ from PIL import Image
 
 from fss_models.errors import BadImage, FssError
 from pipelines.base.storage import Store
-from pipelines.config import DataConfig
+from pipelines.config.data import DataConfig
 from pipelines.data import rle
 from pipelines.data.decode import load_image, load_sized
 from pipelines.data.parquet import GROUP_ROWS, parquet_bytes

@@ -22,7 +22,7 @@ from fss_models.errors import FssError
 from pipelines.base.cluster import cluster
 from pipelines.base.progress import Bar
 from pipelines.base.storage import Store
-from pipelines.config import DataConfig
+from pipelines.config.data import DataConfig
 from pipelines.data.blocks import BlockBuilder, BlockFile, block_index, plan_blocks
 from pipelines.data.classes import choose_classes
 from pipelines.data.ledger import Former, plan_parts, sweep, versions_of

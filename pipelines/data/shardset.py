@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from fss_models.errors import FssError
 from pipelines.base.storage import Store
-from pipelines.config import DataConfig
+from pipelines.config.data import DataConfig
 from pipelines.data import rle
 from pipelines.data.classes import NO_FOLD, counts
 from pipelines.data.decode import decode_sized

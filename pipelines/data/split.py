@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 
 from fss_models.errors import FssError
 from pipelines.base.storage import Store
-from pipelines.config import DataConfig
+from pipelines.config.data import DataConfig
 
 NOT_NAMED = "the split file names this photo in neither train nor test"
 

@@ -14,7 +14,7 @@ from pathlib import PurePosixPath
 from fss_models.errors import FssError
 from pipelines.base.storage import Store, join
 from pipelines.base.workspace import Workspace
-from pipelines.config import DataConfig, SourceConfig, SplitConfig
+from pipelines.config.data import DataConfig, SourceConfig, SplitConfig
 from pipelines.data.benchmarks import coco, find_benchmark, pascal
 from pipelines.data.benchmarks.protocol import check_fold, content_digest, photo_number
 from pipelines.data.lists.hsnet import coco_images, pascal_pairs

@@ -7,7 +7,8 @@ from typing import Any
 
 from fss_models.errors import FssError
 from pipelines.base.storage import Store, join
-from pipelines.config import EvalConfig, Section
+from pipelines.config.evaluate import EvalConfig
+from pipelines.config.section import Section
 from pipelines.evaluation.results import NO_EPISODES, RunResult, read_result, write_result
 from pipelines.training.run import code_version, eval_digest
 from pipelines.training.worker import Job, train_run, write_bundle

@@ -22,7 +22,7 @@ from fss_models.errors import FssError
 from fss_models.metrics import episode_counts
 from fss_models.prompts import mask_prompt
 from fss_models.segmenter import Segmenter
-from pipelines.config import EvalConfig
+from pipelines.config.evaluate import EvalConfig
 from pipelines.data.collate import mark
 from pipelines.data.episodes import Episode, EpisodeList, load_episode
 from pipelines.data.schema import EpisodeSample, Sample

@@ -8,7 +8,7 @@ import pyarrow as pa
 from PIL import Image
 
 from fss_models.segmenter import Segmenter
-from pipelines.config import EvalConfig
+from pipelines.config.evaluate import EvalConfig
 from pipelines.data.episodes import Episode, EpisodeList, load_episode
 from pipelines.data.shardset import Shards
 

@@ -12,7 +12,7 @@ from pydantic import Field
 from fss_models.errors import FssError
 from fss_models.metrics import Counts
 from pipelines.base.storage import Store, join
-from pipelines.config import Section
+from pipelines.config.section import Section
 from pipelines.training.run import RunSpec
 
 EPISODE_SCORES = pa.schema([

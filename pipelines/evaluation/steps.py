@@ -23,7 +23,9 @@ from fss_models.errors import FssError
 from fss_models.metrics import score
 from fss_models.segmenter import Segmenter
 from pipelines.base.storage import Store, join
-from pipelines.config import EvalConfig, Section, TrainConfig
+from pipelines.config.evaluate import EvalConfig
+from pipelines.config.section import Section
+from pipelines.config.train import TrainConfig
 from pipelines.data.episodes import EpisodeList, draw_from
 from pipelines.evaluation.results import table_counts
 from pipelines.training.data import FoldData

@@ -16,7 +16,8 @@ from fss_models.clip import Features
 from fss_models.errors import FssError
 from fss_models.segmenter import Segmenter
 from pipelines.bundles.weights import build_model
-from pipelines.config import MethodConfig, Section
+from pipelines.config.method import MethodConfig
+from pipelines.config.section import Section
 from pipelines.features.records import Layout, Precision
 
 FORMAT = 1

@@ -15,7 +15,8 @@ from fss_models.errors import FssError
 from pipelines.base.progress import Bar, say
 from pipelines.base.storage import Store, join
 from pipelines.base.workspace import Workspace
-from pipelines.config import MethodConfig, Recipe
+from pipelines.config.method import MethodConfig
+from pipelines.config.recipe import Recipe
 from pipelines.data.shardset import Shards
 from pipelines.features.about import About, built, describe
 from pipelines.features.encode import PartEncoder, Wanted, cropped_photo

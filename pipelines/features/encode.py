@@ -13,7 +13,7 @@ import torch
 from fss_models.errors import FssError
 from fss_models.segmenter import Segmenter
 from pipelines.base.storage import Store
-from pipelines.config import MethodConfig
+from pipelines.config.method import MethodConfig
 from pipelines.data.decode import decode_sized
 from pipelines.data.parquet import GROUP_ROWS
 from pipelines.data.parts import part_name

@@ -7,7 +7,7 @@ from dataclasses import replace
 from fss_models.shipped.files import bundle_url
 from pipelines.base.workspace import Workspace
 from pipelines.bundles.shipped import champion_url, say_if_shipped
-from pipelines.config import Recipe
+from pipelines.config.recipe import Recipe
 from pipelines.inference.label_sets import read_label_set
 from pipelines.inference.labeler import Labeler, Limits
 from pipelines.inference.support_check import Worth, check_supports

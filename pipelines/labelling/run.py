@@ -15,7 +15,8 @@ from pipelines.base.storage import Store, join
 from pipelines.base.workspace import Workspace
 from pipelines.bundles.bundle import BundleInfo, read_bundle_info
 from pipelines.bundles.shipped import champion_url, say_if_shipped
-from pipelines.config import LabelConfig, Recipe
+from pipelines.config.label import LabelConfig
+from pipelines.config.recipe import Recipe
 from pipelines.inference.label_sets import read_label_set
 from pipelines.inference.marks import mark_kind
 from pipelines.inference.supports import SupportSet

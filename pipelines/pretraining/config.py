@@ -7,7 +7,8 @@ from typing import Literal
 from pydantic import Field
 
 from fss_models.pretraining.views import ViewConfig
-from pipelines.config import DataConfig, Positive, Section
+from pipelines.config.data import DataConfig
+from pipelines.config.section import Positive, Section
 
 
 class ViewsSection(Section):

@@ -17,7 +17,7 @@ from fss_models.sam2_core.core import Sam2Core
 from fss_models.sam2_core.presets import RANDOM, preprocessor
 from fss_models.shipped.files import HASH_DIGITS, Provenance, TrainingData, write_weights
 from pipelines.base.storage import join
-from pipelines.config import DataConfig
+from pipelines.config.data import DataConfig
 from pipelines.data.shards import build_shards
 from pipelines.data.shardset import Shards
 from pipelines.pretraining.config import PretrainConfig

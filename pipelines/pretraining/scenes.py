@@ -10,7 +10,7 @@ from scipy import ndimage
 
 from fss_models.errors import FssError
 from fss_models.pretraining.views import Photo, shrink
-from pipelines.config import DataConfig
+from pipelines.config.data import DataConfig
 from pipelines.data import rle
 from pipelines.data.shardset import Shards
 

@@ -11,7 +11,7 @@ from fss_models.metrics import Sample, paired_difference
 from pipelines.base.storage import Store, join
 from pipelines.base.workspace import Workspace
 from pipelines.bundles.bundle import BundleInfo, read_bundle_info
-from pipelines.config import Recipe
+from pipelines.config.recipe import Recipe
 from pipelines.data.shardset import Shards
 from pipelines.evaluation.results import RunResult, read_counts, read_result
 from pipelines.labelling.manifest import JobManifest

@@ -12,7 +12,7 @@ import pyarrow as pa
 from fss_models.segmenter import Segmenter
 from pipelines.base.progress import Bar
 from pipelines.base.storage import Store, join
-from pipelines.config import EvalConfig
+from pipelines.config.evaluate import EvalConfig
 from pipelines.data.episodes import Episode, EpisodeList, load_episode
 from pipelines.data.schema import EpisodeSample
 from pipelines.data.shardset import Shards

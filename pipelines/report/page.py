@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from pipelines.base.progress import say
 from pipelines.base.storage import Store
-from pipelines.config import Recipe
+from pipelines.config.recipe import Recipe
 from pipelines.pages.curves import interval_bars, learning_curves
 from pipelines.pages.template import page_template
 from pipelines.report.collect import BASELINE, Material, collect, versus_baseline

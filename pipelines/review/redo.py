@@ -19,7 +19,7 @@ from pipelines.base.progress import say
 from pipelines.base.storage import Store, join
 from pipelines.base.workspace import Workspace
 from pipelines.bundles.bundle import read_bundle_info
-from pipelines.config import Recipe
+from pipelines.config.recipe import Recipe
 from pipelines.inference.masks import Failure
 from pipelines.inference.supports import Support, SupportSet, UnknownSupportError, load_support_set
 from pipelines.labelling.decisions import DECISIONS, Decided, decisions_hash, read_decisions

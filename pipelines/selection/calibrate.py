@@ -22,7 +22,8 @@ from fss_models.prompts import mask_prompt
 from fss_models.segmenter import Segmenter
 from pipelines.base.progress import say
 from pipelines.bundles.bundle import BundleInfo, load_bundle, read_bundle_info, save_calibrator
-from pipelines.config import CalibrateConfig, Recipe
+from pipelines.config.choose import CalibrateConfig
+from pipelines.config.recipe import Recipe
 from pipelines.data.schema import Sample
 from pipelines.data.shardset import Shards
 from pipelines.evaluation.evaluate import FeatureCache

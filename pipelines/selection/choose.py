@@ -12,7 +12,10 @@ from fss_models.errors import FssError
 from fss_models.metrics import Metric, Sample, interval, paired_difference, resampled_scores
 from pipelines.base.storage import Store
 from pipelines.base.workspace import Workspace
-from pipelines.config import ChooseConfig, MethodConfig, Recipe, Section
+from pipelines.config.choose import ChooseConfig
+from pipelines.config.method import MethodConfig
+from pipelines.config.recipe import Recipe
+from pipelines.config.section import Section
 from pipelines.evaluation.results import RunResult, read_counts
 from pipelines.evaluation.spread import draw_scores, seed_scores
 from pipelines.evaluation.steps import describe

@@ -20,7 +20,8 @@ from pipelines.base.progress import say
 from pipelines.base.storage import Store
 from pipelines.base.workspace import Workspace
 from pipelines.bundles.bundle import BundleInfo, copy_calibrator, read_bundle_info
-from pipelines.config import Recipe, SelectConfig, TrainConfig
+from pipelines.config.recipe import Recipe
+from pipelines.config.train import SelectConfig, TrainConfig
 from pipelines.evaluation.results import RunResult
 from pipelines.selection.calibrate import calibrate_refit
 from pipelines.selection.choose import Leaderboard, Row, read_leaderboard

@@ -24,7 +24,11 @@ from fss_models.segmenter import Segmenter
 from pipelines.base.cluster import cluster
 from pipelines.base.progress import Bar
 from pipelines.base.storage import Store, join
-from pipelines.config import EvalConfig, RangeConfig, Recipe, Section, TrainConfig
+from pipelines.config.evaluate import EvalConfig
+from pipelines.config.recipe import Recipe
+from pipelines.config.section import Section
+from pipelines.config.sweep import RangeConfig
+from pipelines.config.train import TrainConfig
 from pipelines.evaluation.steps import grid_of, held_episodes, hold_out
 from pipelines.training.data import FoldData, ensure_mixture, ensure_shards, resolved, shares
 from pipelines.training.run import RunSpec, code_version, shipped_sha

@@ -14,7 +14,8 @@ from pipelines.base.storage import Store
 from pipelines.base.workspace import Workspace
 from pipelines.bundles.bundle import read_bundle_info
 from pipelines.bundles.shipped import champion_url
-from pipelines.config import Positive, Recipe, Section
+from pipelines.config.recipe import Recipe
+from pipelines.config.section import Positive, Section
 from pipelines.serving.app import application
 from pipelines.serving.requests import token_hash
 from pipelines.serving.spec import ServiceSpec, best_device, model_spec

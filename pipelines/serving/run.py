@@ -20,7 +20,7 @@ from pipelines.base.storage import Store
 from pipelines.base.workspace import Workspace
 from pipelines.bundles.bundle import read_bundle_info
 from pipelines.bundles.shipped import champion_url, say_if_shipped
-from pipelines.config import Recipe
+from pipelines.config.recipe import Recipe
 from pipelines.serving.client import Client
 from pipelines.serving.server import LOOPBACK, check_host, deploy, free_port, shut_down
 from pipelines.serving.spec import ServiceSpec, best_device, model_spec

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.bundles.bundle import BundleInfo
-from pipelines.config import Recipe, ServeConfig
+from pipelines.config.label import ServeConfig
+from pipelines.config.recipe import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from fss_models import registry
 from fss_models.errors import FssError
-from pipelines.config import Recipe
+from pipelines.config.recipe import Recipe
 from pipelines.sizing import figures as f
 from pipelines.sizing.figures import Figure
 

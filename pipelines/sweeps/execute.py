@@ -19,7 +19,7 @@ from pipelines.base.progress import say
 from pipelines.base.storage import Store
 from pipelines.base.tracking import Tracker, spool_folder, tracking_uri
 from pipelines.base.workspace import Workspace
-from pipelines.config import Recipe
+from pipelines.config.recipe import Recipe
 from pipelines.evaluation.drive import Scored, drive, failed, one_line
 from pipelines.evaluation.results import RunResult, untested
 from pipelines.sweeps.lengths import Lengths, Work

@@ -11,7 +11,8 @@ from typing import Any
 
 from fss_models.errors import FssError
 from pipelines.base.storage import Store
-from pipelines.config import EvalConfig, Section
+from pipelines.config.evaluate import EvalConfig
+from pipelines.config.section import Section
 from pipelines.evaluation.results import RunResult
 from pipelines.training.run import RunSpec
 

@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from fss_models.errors import FssError
-from pipelines.config import Recipe
+from pipelines.config.recipe import Recipe
 
 SHORT = {"shots": ("train.shots", "eval.shots"), "dataset": ("data",)}
 

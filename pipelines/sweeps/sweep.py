@@ -20,7 +20,8 @@ from pipelines.base.storage import Store
 from pipelines.base.workspace import Workspace
 from pipelines.bundles.bundle import read_bundle_info
 from pipelines.bundles.weights import fetch
-from pipelines.config import MethodConfig, Recipe
+from pipelines.config.method import MethodConfig
+from pipelines.config.recipe import Recipe
 from pipelines.data.shardset import Shards
 from pipelines.evaluation.drive import Scored, evaluate_bundle, failed, finished, measure_latency
 from pipelines.evaluation.results import RunResult

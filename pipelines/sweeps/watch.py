@@ -16,7 +16,7 @@ from rich.table import Table
 from fss_models.errors import FssError
 from pipelines.base.progress import say
 from pipelines.base.storage import Store
-from pipelines.config import Section
+from pipelines.config.section import Section
 from pipelines.evaluation.results import RunResult
 from pipelines.sweeps.owner import is_alive
 

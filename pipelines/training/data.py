@@ -10,7 +10,9 @@ from typing import Any
 
 from fss_models.errors import FssError
 from pipelines.base.workspace import Workspace
-from pipelines.config import EvalConfig, Recipe, TrainConfig
+from pipelines.config.evaluate import EvalConfig
+from pipelines.config.recipe import Recipe
+from pipelines.config.train import TrainConfig
 from pipelines.data.class_names import counterparts
 from pipelines.data.episodes import EpisodeList, episode_list, joined
 from pipelines.data.mixture import MixedStream

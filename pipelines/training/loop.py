@@ -21,7 +21,7 @@ from fss_models.clip import Clip
 from fss_models.errors import FssError
 from fss_models.methods.fssam.training import Augmentation
 from fss_models.segmenter import Segmenter
-from pipelines.config import TrainConfig
+from pipelines.config.train import TrainConfig
 from pipelines.data.collate import Kept, make_clip
 from pipelines.data.mixture import MixedStream
 from pipelines.data.stream import EpisodeStream

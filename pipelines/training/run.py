@@ -13,7 +13,11 @@ from typing import Any
 from fss_models import registry
 from fss_models.sam2_core.presets import PRESETS
 from fss_models.shipped.files import ShippedWeights, find_weights
-from pipelines.config import EvalConfig, MethodConfig, Recipe, Section, TrainConfig
+from pipelines.config.evaluate import EvalConfig
+from pipelines.config.method import MethodConfig
+from pipelines.config.recipe import Recipe
+from pipelines.config.section import Section
+from pipelines.config.train import TrainConfig
 
 # Settings that change how a run is watched or how fast it is, not what it computes.
 _NOT_IN_NAME = {"checkpoint_every", "log_every", "pixel_bytes"}

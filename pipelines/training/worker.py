@@ -14,7 +14,7 @@ from pydantic import ConfigDict
 
 from fss_models.errors import FssError
 from pipelines.base.storage import Store, join
-from pipelines.config import Section
+from pipelines.config.section import Section
 from pipelines.training.run import RunSpec, code_version
 
 KEPT_CHECKPOINTS = 2

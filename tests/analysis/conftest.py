@@ -12,7 +12,12 @@ import torch
 from fss_models import registry
 from pipelines.base.workspace import Workspace
 from pipelines.bundles.bundle import save_bundle
-from pipelines.config import ChooseConfig, DataConfig, EvalConfig, MethodConfig, Recipe, TrainConfig
+from pipelines.config.choose import ChooseConfig
+from pipelines.config.data import DataConfig
+from pipelines.config.evaluate import EvalConfig
+from pipelines.config.method import MethodConfig
+from pipelines.config.recipe import Recipe
+from pipelines.config.train import TrainConfig
 from pipelines.data.shardset import Shards
 from pipelines.training.data import FoldData
 from pipelines.training.loop import Place, fit

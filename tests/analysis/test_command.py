@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from fss_models.errors import FssError
 from jobs.cli import make_app
-from pipelines.config import Recipe
+from pipelines.config.recipe import Recipe
 from pipelines.papers.analysis.page import Table
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from fss_models.errors import FssError
-from pipelines.config import EvalConfig, Recipe
+from pipelines.config.evaluate import EvalConfig
+from pipelines.config.recipe import Recipe
 from pipelines.data.shardset import Shards
 from pipelines.papers.analysis.domains import analyse_domains
 from pipelines.papers.analysis.scores import episodes_among

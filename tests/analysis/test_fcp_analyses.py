@@ -24,7 +24,8 @@ from fss_models.prompts import mask_prompt
 from fss_models.segmenter import Segmenter
 from jobs.cli import make_app
 from pipelines.bundles.bundle import save_bundle
-from pipelines.config import ChooseConfig, Recipe
+from pipelines.config.choose import ChooseConfig
+from pipelines.config.recipe import Recipe
 from pipelines.data.episodes import load_episode
 from pipelines.data.shardset import Shards
 from pipelines.evaluation.evaluate import FeatureCache

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from fss_models.errors import FssError
 from fss_models.sam2_core.core import take
 from fss_models.sam2_core.matcher import MemoryMatcher
-from pipelines.config import EvalConfig, Recipe
+from pipelines.config.evaluate import EvalConfig
+from pipelines.config.recipe import Recipe
 from pipelines.data.episodes import load_episode
 from pipelines.data.shardset import Shards
 from pipelines.evaluation.evaluate import FeatureCache, at_size, score_episodes

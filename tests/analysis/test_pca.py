@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from fss_models.errors import FssError
-from pipelines.config import Recipe
+from pipelines.config.recipe import Recipe
 from pipelines.data.shardset import Shards
 from pipelines.papers.analysis.pca import Pca, analyse_pca, colour_maps, look, similarity
 from pipelines.papers.analysis.study import Study

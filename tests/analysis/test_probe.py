@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fss_models.errors import FssError
-from pipelines.config import Recipe
+from pipelines.config.recipe import Recipe
 from pipelines.data.shardset import Shards
 from pipelines.evaluation.evaluate import score_episodes
 from pipelines.papers.analysis.probe import IGNORED, LinearProbe, analyse_probe, label_map, outcome

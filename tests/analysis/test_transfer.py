@@ -11,7 +11,10 @@ from PIL import Image
 
 from fss_models.errors import FssError
 from pipelines.base.workspace import Workspace
-from pipelines.config import ChooseConfig, DataConfig, EvalConfig, Recipe, SourceConfig, SplitConfig
+from pipelines.config.choose import ChooseConfig
+from pipelines.config.data import DataConfig, SourceConfig, SplitConfig
+from pipelines.config.evaluate import EvalConfig
+from pipelines.config.recipe import Recipe
 from pipelines.data.benchmarks.coco import CLASSES, PASCAL_IN_COCO, transfer_fold
 from pipelines.data.shards import build_shards
 from pipelines.data.shardset import Shards

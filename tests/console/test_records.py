@@ -10,7 +10,8 @@ import pytest
 from fss_models.errors import FssError
 from pipelines.base.storage import Store
 from pipelines.bundles.bundle import BundleInfo
-from pipelines.config import Recipe, ServeConfig
+from pipelines.config.label import ServeConfig
+from pipelines.config.recipe import Recipe
 from pipelines.console.jobs import MAX_RUNNING, Jobs
 from pipelines.console.records import FOLDER, STALE_S, Board, JobRequest, Progress, Record, check_place
 from pipelines.console.task import Teller, _StoppedError

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from fss_models.errors import FssError
-from pipelines.config import DataConfig, SourceConfig, SplitConfig
+from pipelines.config.data import DataConfig, SourceConfig, SplitConfig
 from pipelines.data import rle
 from pipelines.data.classes import fold_of
 from pipelines.data.decode import decode_image

@@ -22,7 +22,7 @@ from fss_models.errors import FssError
 from infra.local.s3 import S3Server
 from pipelines.base.storage import Store, join
 from pipelines.base.workspace import Workspace
-from pipelines.config import DataConfig
+from pipelines.config.data import DataConfig
 from pipelines.data.schema import SCHEMA_VERSION, EpisodeSample
 from pipelines.data.shards import build_shards
 from pipelines.data.shardset import Shards

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from fss_models.errors import BadImage, FssError
-from pipelines.config import DataConfig, SourceConfig, SplitConfig
+from pipelines.config.data import DataConfig, SourceConfig, SplitConfig
 from pipelines.data import rle
 from pipelines.data.shards import build_shards
 from pipelines.data.shardset import Shards

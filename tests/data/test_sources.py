@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from fss_models.errors import FssError
-from pipelines.config import SourceConfig
+from pipelines.config.data import SourceConfig
 from pipelines.data import rle
 from pipelines.data.sources import open_source
 from pipelines.data.sources.base import Marks, Source

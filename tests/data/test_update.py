@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from fss_models.errors import FssError
-from pipelines.config import DataConfig, SourceConfig, SplitConfig
+from pipelines.config.data import DataConfig, SourceConfig, SplitConfig
 from pipelines.data import rle
 from pipelines.data.episodes import episode_list
 from pipelines.data.ledger import Former, plan_parts

@@ -12,7 +12,12 @@ import torch
 
 from fss_models import registry
 from pipelines.base.workspace import Workspace
-from pipelines.config import DataConfig, EvalConfig, FeaturesConfig, MethodConfig, Recipe, SweepConfig, TrainConfig
+from pipelines.config.data import DataConfig
+from pipelines.config.evaluate import EvalConfig
+from pipelines.config.method import MethodConfig
+from pipelines.config.recipe import Recipe
+from pipelines.config.sweep import SweepConfig
+from pipelines.config.train import FeaturesConfig, TrainConfig
 from pipelines.data.shardset import Shards
 from pipelines.features.build import ensure_features, features_url
 from pipelines.features.reader import FeatureReader

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from fss_models.errors import FssError
-from pipelines.config import DataConfig, Recipe, SourceConfig
+from pipelines.config.data import DataConfig, SourceConfig
+from pipelines.config.recipe import Recipe
 from pipelines.data.shards import build_shards
 from pipelines.data.stream import EpisodeStream
 from pipelines.features.build import ensure_features, features_url, readable

@@ -15,7 +15,8 @@ import pytest
 import yaml
 
 from infra.local.s3 import S3Server
-from pipelines.config import DataConfig, Recipe
+from pipelines.config.data import DataConfig
+from pipelines.config.recipe import Recipe
 from pipelines.features.build import features_url
 from pipelines.features.folder import FeatureFolder
 from pipelines.features.info import kept_features

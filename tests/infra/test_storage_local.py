@@ -62,7 +62,7 @@ def test_killed_while_writing_leaves_the_old_file(tmp_path: Path) -> None:
     """SIGKILL in the middle of a write: the old content stays, and the left-over is in no listing."""
     store = Store(str(tmp_path))
     store.write_bytes("x", b"old")
-    code = ("import os, signal; from pipelines import storage;"
+    code = ("import os, signal; from pipelines.base import storage;"
             "os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL);"
             f"storage.Store({str(tmp_path)!r}).write_bytes('x', b'new')")
     done = subprocess.run([sys.executable, "-c", code], check=False)

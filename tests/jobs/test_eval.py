@@ -19,7 +19,9 @@ from jobs.cli import make_app
 from pipelines.base.storage import Store
 from pipelines.base.workspace import Workspace
 from pipelines.bundles.bundle import load_bundle, save_bundle
-from pipelines.config import DataConfig, EvalConfig, Recipe
+from pipelines.config.data import DataConfig
+from pipelines.config.evaluate import EvalConfig
+from pipelines.config.recipe import Recipe
 from pipelines.data.episodes import load_episode
 from pipelines.data.published import bind, read_list
 from pipelines.data.shardset import Shards

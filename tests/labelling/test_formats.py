@@ -15,7 +15,7 @@ from pycocotools.coco import COCO
 
 from fss_models.errors import FssError
 from pipelines.base.storage import Store
-from pipelines.config import SourceConfig
+from pipelines.config.data import SourceConfig
 from pipelines.data import rle
 from pipelines.data.sources import open_source
 from pipelines.data.sources.brush_rle import decode_brush, encode_brush

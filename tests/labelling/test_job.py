@@ -23,7 +23,7 @@ from fss_models import registry
 from fss_models.errors import FssError
 from pipelines.base.storage import Store
 from pipelines.bundles.bundle import save_bundle
-from pipelines.config import Recipe
+from pipelines.config.recipe import Recipe
 from pipelines.inference.labeler import Labeler
 from pipelines.inference.masks import Failure
 from pipelines.inference.support_files import read_support_file

@@ -15,7 +15,7 @@ from fss_models.pretraining.objective import Mark, PretrainClips, pretrain_losse
 from fss_models.sam2_core.build import build_sam2
 from fss_models.sam2_core.core import Sam2Core
 from jobs.recipes import load_pretraining
-from pipelines.config import DataConfig
+from pipelines.config.data import DataConfig
 from pipelines.data.shardset import Shards
 from pipelines.pretraining.config import PretrainConfig
 from pipelines.pretraining.run import run_pretraining

@@ -15,7 +15,12 @@ from fss_models import registry
 from jobs.demo_inputs import choose_class, write_photos, write_supports
 from pipelines.base.storage import Store
 from pipelines.base.workspace import Workspace
-from pipelines.config import DataConfig, EvalConfig, MethodConfig, Recipe, SweepConfig, TrainConfig
+from pipelines.config.data import DataConfig
+from pipelines.config.evaluate import EvalConfig
+from pipelines.config.method import MethodConfig
+from pipelines.config.recipe import Recipe
+from pipelines.config.sweep import SweepConfig
+from pipelines.config.train import TrainConfig
 from pipelines.data.shardset import Shards
 from pipelines.evaluation.drive import evaluate_run
 from pipelines.evaluation.results import RunResult

@@ -23,7 +23,7 @@ from jobs.recipes import load_recipe
 from pipelines.base.storage import Store
 from pipelines.base.workspace import Workspace
 from pipelines.bundles.bundle import load_bundle
-from pipelines.config import Recipe
+from pipelines.config.recipe import Recipe
 from pipelines.data.episodes import load_episode
 from pipelines.evaluation.drive import evaluate_run
 from pipelines.labelling.decisions import Decision, add_decisions

@@ -20,7 +20,7 @@ from fss_models import registry
 from fss_models.errors import FssError
 from pipelines.base.storage import Store
 from pipelines.bundles.bundle import save_bundle
-from pipelines.config import Recipe
+from pipelines.config.recipe import Recipe
 from pipelines.data import rle
 from pipelines.inference.labeler import Labeler
 from pipelines.inference.marks import rle_json

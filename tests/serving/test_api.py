@@ -21,7 +21,8 @@ from jobs.cli import main
 from pipelines.base.cluster import prepare_environment
 from pipelines.base.storage import Store
 from pipelines.bundles.bundle import BundleInfo
-from pipelines.config import Recipe, ServeConfig
+from pipelines.config.label import ServeConfig
+from pipelines.config.recipe import Recipe
 from pipelines.inference.labeler import Failure, Labeler
 from pipelines.inference.support_files import read_support_file, support_request
 from pipelines.serving.client import Client

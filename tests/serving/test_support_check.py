@@ -11,7 +11,7 @@ import pytest
 from fss_models import registry
 from jobs.cli import main
 from pipelines.bundles.bundle import save_bundle
-from pipelines.config import Recipe
+from pipelines.config.recipe import Recipe
 from pipelines.inference.labeler import Labeler
 from pipelines.inference.marks import rle_json
 from pipelines.inference.support_check import _one_more, check_supports

@@ -7,18 +7,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pipelines.papers.tables.run
 import pytest
 import torch
 import yaml
 
+import pipelines.papers.tables.run
 from fss_models import registry
 from fss_models.errors import FssError
 from jobs.commands.reproduce import _reproduce
 from jobs.tables import cells_of, load_table
 from pipelines.base.storage import Store
 from pipelines.base.workspace import Workspace
-from pipelines.config import DataConfig, Recipe
+from pipelines.config.data import DataConfig
+from pipelines.config.recipe import Recipe
 from pipelines.evaluation.drive import evaluate_run, failed, finished, measure_latency
 from pipelines.evaluation.results import RunResult
 from pipelines.papers.tables.outcome import outcome

@@ -10,7 +10,7 @@ from fss_models import registry
 from fss_models.errors import FssError
 from fss_models.settings import weight_fields
 from jobs.tables import cells_of, list_tables, load_table, placed
-from pipelines.config import MethodConfig
+from pipelines.config.method import MethodConfig
 from pipelines.papers.tables.cells import Cell
 from pipelines.papers.tables.config import Table
 from pipelines.papers.tables.missing import check_cells, file_name, find_missing, weight_files

@@ -11,7 +11,12 @@ import torch
 
 from fss_models import registry
 from pipelines.base.workspace import Workspace
-from pipelines.config import DataConfig, EvalConfig, MethodConfig, Recipe, SweepConfig, TrainConfig
+from pipelines.config.data import DataConfig
+from pipelines.config.evaluate import EvalConfig
+from pipelines.config.method import MethodConfig
+from pipelines.config.recipe import Recipe
+from pipelines.config.sweep import SweepConfig
+from pipelines.config.train import TrainConfig
 from pipelines.data.shardset import Shards
 from pipelines.training.data import FoldData
 from pipelines.training.loop import Place, fit

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.config import DataConfig, MixtureConfig
+from pipelines.config.data import DataConfig, MixtureConfig
 from tests.data.conftest import jpeg, png, square, write
 
 SIDE = 64

@@ -11,7 +11,8 @@ import pytest
 from fss_models import registry
 from fss_models.errors import FssError
 from pipelines.bundles.bundle import bundle_calibrator, read_bundle_info, save_bundle
-from pipelines.config import CalibrateConfig, Recipe
+from pipelines.config.choose import CalibrateConfig
+from pipelines.config.recipe import Recipe
 from pipelines.data.shardset import Shards
 from pipelines.selection.calibrate import calibrate_bundle, calibrate_refit, draw_sets
 

@@ -13,7 +13,10 @@ from fss_models.errors import FssError
 from fss_models.metrics import Sample
 from pipelines.base.storage import Store
 from pipelines.base.workspace import Workspace
-from pipelines.config import ChooseConfig, EvalConfig, MethodConfig, Recipe
+from pipelines.config.choose import ChooseConfig
+from pipelines.config.evaluate import EvalConfig
+from pipelines.config.method import MethodConfig
+from pipelines.config.recipe import Recipe
 from pipelines.evaluation.results import EPISODE_SCORES, RunResult, read_counts, read_result, write_result
 from pipelines.evaluation.spread import draw_scores, seed_scores
 from pipelines.selection.choose import Row, choose_winner, format_leaderboard, make_leaderboard, read_leaderboard

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipelines.config import EvalConfig
+from pipelines.config.evaluate import EvalConfig
 from pipelines.data.episodes import Episode, EpisodeList, joined
 from pipelines.training.run import eval_digest
 

@@ -13,7 +13,7 @@ import torch
 
 from fss_models import registry
 from pipelines.base.storage import Store
-from pipelines.config import MethodConfig
+from pipelines.config.method import MethodConfig
 from pipelines.training.data import FoldData
 from pipelines.training.loop import Place, fit
 from pipelines.training.run import RunSpec

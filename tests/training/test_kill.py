@@ -17,7 +17,7 @@ from infra.local.s3 import S3Server
 from pipelines.base.storage import Store
 from pipelines.base.workspace import Workspace
 from pipelines.bundles.bundle import read_bundle_info
-from pipelines.config import Recipe
+from pipelines.config.recipe import Recipe
 from pipelines.sweeps.sweep import run_one
 from tests.training.faults import plant, struck
 

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.config import EvalConfig, MethodConfig, SelectConfig, TrainConfig
+from pipelines.config.evaluate import EvalConfig
+from pipelines.config.method import MethodConfig
+from pipelines.config.train import SelectConfig, TrainConfig
 from pipelines.evaluation.results import RunResult
 from pipelines.sweeps.lengths import Lengths, Work
 from pipelines.training.run import RunSpec

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from fss_models.errors import FssError
-from pipelines.config import EvalConfig, MethodConfig
+from pipelines.config.evaluate import EvalConfig
+from pipelines.config.method import MethodConfig
 from pipelines.data.episodes import draw_episodes
 from pipelines.data.published import ListedEpisode, PublishedList, write_list
 from pipelines.data.shardset import Shards

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from fss_models.errors import FssError
-from pipelines.config import MethodConfig, TrainConfig
+from pipelines.config.method import MethodConfig
+from pipelines.config.train import TrainConfig
 from pipelines.data.shardset import Shards
 from pipelines.training.data import FoldData
 from pipelines.training.loop import lr_at

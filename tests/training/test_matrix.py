@@ -7,7 +7,12 @@ from pathlib import Path
 import pytest
 
 from fss_models.errors import FssError
-from pipelines.config import DataConfig, EvalConfig, MethodConfig, Recipe, SweepConfig, TrainConfig
+from pipelines.config.data import DataConfig
+from pipelines.config.evaluate import EvalConfig
+from pipelines.config.method import MethodConfig
+from pipelines.config.recipe import Recipe
+from pipelines.config.sweep import SweepConfig
+from pipelines.config.train import TrainConfig
 from pipelines.sweeps.matrix import cells, only_cell
 from pipelines.training.run import RunSpec, sweep_specs
 

@@ -12,7 +12,11 @@ from fss_models.errors import FssError
 from jobs.recipes import load_recipe
 from pipelines.base.storage import Store
 from pipelines.bundles.bundle import read_bundle_info
-from pipelines.config import EvalConfig, MethodConfig, Recipe, SweepConfig, TrainConfig
+from pipelines.config.evaluate import EvalConfig
+from pipelines.config.method import MethodConfig
+from pipelines.config.recipe import Recipe
+from pipelines.config.sweep import SweepConfig
+from pipelines.config.train import TrainConfig
 from pipelines.data.benchmarks.coco import PASCAL_IN_COCO
 from pipelines.data.class_names import counterparts, meanings
 from pipelines.data.shardset import Shards

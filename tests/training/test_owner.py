@@ -22,8 +22,8 @@ from pipelines.sweeps.watch import RunState, Watch, plain, read_state
 
 HOLD = """
 import sys, time
-from pipelines.training import owner
-from pipelines.training.owner import owning
+from pipelines.sweeps import owner
+from pipelines.sweeps.owner import owning
 owner.BEAT_S = 0.5
 with owning(sys.argv[1]) as held:
     print("held", flush=True)

@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 from fss_models.errors import FssError
-from pipelines.config import MethodConfig, RangeConfig, Recipe, SearchConfig, SelectConfig, TrainConfig
+from pipelines.config.method import MethodConfig
+from pipelines.config.recipe import Recipe
+from pipelines.config.sweep import RangeConfig, SearchConfig
+from pipelines.config.train import SelectConfig, TrainConfig
 from pipelines.evaluation.steps import grid_of, held_episodes
 from pipelines.selection.search import Ask, Point, _ask, format_found, run_trial, search
 from pipelines.training.data import FoldData

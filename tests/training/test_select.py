@@ -13,7 +13,9 @@ from safetensors.torch import load
 from fss_models import registry
 from fss_models.errors import FssError
 from pipelines.base.storage import Store
-from pipelines.config import EvalConfig, MethodConfig, SelectConfig, TrainConfig
+from pipelines.config.evaluate import EvalConfig
+from pipelines.config.method import MethodConfig
+from pipelines.config.train import SelectConfig, TrainConfig
 from pipelines.data.shardset import Shards
 from pipelines.evaluation.steps import (
     Selection,

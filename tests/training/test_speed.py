@@ -12,7 +12,10 @@ import torch
 from fss_models import registry
 from pipelines.base.storage import Store
 from pipelines.bundles.bundle import save_bundle
-from pipelines.config import EvalConfig, MethodConfig, Recipe, SweepConfig
+from pipelines.config.evaluate import EvalConfig
+from pipelines.config.method import MethodConfig
+from pipelines.config.recipe import Recipe
+from pipelines.config.sweep import SweepConfig
 from pipelines.data.schema import EpisodeSample, Sample
 from pipelines.evaluation.results import RunResult
 from pipelines.evaluation.speed import Peak, measure_speed

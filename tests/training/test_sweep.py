@@ -15,7 +15,9 @@ from pipelines.base.storage import Store
 from pipelines.base.tracking import tracking_uri
 from pipelines.base.workspace import Workspace
 from pipelines.bundles.bundle import load_bundle
-from pipelines.config import MethodConfig, Recipe, SelectConfig
+from pipelines.config.method import MethodConfig
+from pipelines.config.recipe import Recipe
+from pipelines.config.train import SelectConfig
 from pipelines.data.shardset import Shards
 from pipelines.evaluation.drive import failed
 from pipelines.evaluation.results import RunResult, read_counts

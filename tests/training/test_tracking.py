@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.base.tracking import Tracker, spool_folder, tracking_uri
-from pipelines.config import Recipe
+from pipelines.config.recipe import Recipe
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def test_registered_version_is_the_same_on_a_repeat(uri: str, tmp_path: Path) ->
 def test_spool_of_a_killed_writer_is_sent_by_the_next(uri: str, tmp_path: Path) -> None:
     """The writer dies with entries in its spool (its server was away) and a torn last line."""
     code = (
-        "import os, sys; from pipelines.tracking import Tracker\n"
+        "import os, sys; from pipelines.base.tracking import Tracker\n"
         "t = Tracker('http://127.0.0.1:9', 'killed', sys.argv[1]); t.run('r'); t.metrics('r', {'loss': 3.0}, 7)\n"
         "t._file.write(b'{\"op\": \"met'); t._file.flush(); os._exit(9)\n"
     )

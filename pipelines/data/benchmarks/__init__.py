@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import cast
 
 from fss_models.errors import FssError
-from pipelines.config import BENCHMARKS, SourceConfig
+from pipelines.config.data import BENCHMARKS, SourceConfig
 from pipelines.data.benchmarks.protocol import Benchmark
 from pipelines.data.sources.base import Source
 

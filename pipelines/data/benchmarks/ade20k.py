@@ -5,7 +5,7 @@ No class is in a fold; its validation photos can be scored with all classes at o
 
 from __future__ import annotations
 
-from pipelines.config import SourceConfig
+from pipelines.config.data import SourceConfig
 from pipelines.data.benchmarks.protocol import Benchmark, Family, Part, draw_fresh, photo_number
 from pipelines.data.benchmarks.readers import LabelMapSource, base_of, by_stem, unique_ids
 from pipelines.data.classes import NO_FOLD

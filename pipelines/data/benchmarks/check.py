@@ -8,7 +8,7 @@ from typing import Any
 
 from fss_models.errors import FssError
 from pipelines.base.storage import Store
-from pipelines.config import SourceConfig
+from pipelines.config.data import SourceConfig
 from pipelines.data.benchmarks import find_benchmark, open_benchmark
 from pipelines.data.benchmarks.protocol import Part
 from pipelines.data.sources.base import listing

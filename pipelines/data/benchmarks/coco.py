@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 
 from fss_models.methods.fssam.episodes import WORKERS
-from pipelines.config import SourceConfig
+from pipelines.config.data import SourceConfig
 from pipelines.data.benchmarks.protocol import (
     Ask,
     Benchmark,

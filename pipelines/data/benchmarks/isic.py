@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import PurePosixPath
 
-from pipelines.config import SourceConfig
+from pipelines.config.data import SourceConfig
 from pipelines.data.benchmarks.protocol import (
     ROOT,
     Ask,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipelines.config import SourceConfig
+from pipelines.config.data import SourceConfig
 from pipelines.data.benchmarks.isic import cycled_list
 from pipelines.data.benchmarks.protocol import ROOT, Ask, Benchmark, Drawn, Family, Part, draw_fresh, photo_number
 from pipelines.data.benchmarks.readers import MaskFileSource, base_of, by_stem, unique_ids

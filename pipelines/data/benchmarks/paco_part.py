@@ -10,7 +10,7 @@ import hashlib
 from typing import Any
 
 from fss_models.errors import FssError
-from pipelines.config import SourceConfig
+from pipelines.config.data import SourceConfig
 from pipelines.data.benchmarks.protocol import (
     COCO_2017,
     ROOT,

@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 from fss_models.errors import FssError
 from fss_models.methods.fssam.episodes import WORKERS
 from pipelines.base.storage import Store
-from pipelines.config import SourceConfig
+from pipelines.config.data import SourceConfig
 from pipelines.data.benchmarks.protocol import (
     Ask,
     Benchmark,

@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 
 from fss_models.errors import FssError
 from pipelines.base.storage import Store
-from pipelines.config import SourceConfig
+from pipelines.config.data import SourceConfig
 from pipelines.data.samplers.draws import Draw
 from pipelines.data.shardset import ALL_FOLDS, Shards
 from pipelines.data.sources.base import Source, digest_of

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipelines.config import BENCHMARKS, SourceConfig
+from pipelines.config.data import BENCHMARKS, SourceConfig
 from pipelines.data.sources.base import Source
 from pipelines.data.sources.coco import CocoSource
 from pipelines.data.sources.cvat import CvatSource

@@ -12,7 +12,7 @@ from typing import Any
 
 from fss_models.errors import FssError
 from pipelines.base.storage import Store
-from pipelines.config import SourceConfig
+from pipelines.config.data import SourceConfig
 
 
 @dataclass(frozen=True)

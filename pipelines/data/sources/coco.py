@@ -13,7 +13,7 @@ import numpy as np
 
 from fss_models.errors import FssError
 from pipelines.base.storage import Store
-from pipelines.config import SourceConfig
+from pipelines.config.data import SourceConfig
 from pipelines.data import rle
 from pipelines.data.sources.base import Failure, Fetched, Item, Mark, Marks, Source, digest_of, is_image, listing
 from pipelines.data.sources.coco_json import CocoReader, Record

@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from fss_models.errors import FssError
-from pipelines.config import SourceConfig
+from pipelines.config.data import SourceConfig
 from pipelines.data import rle
 from pipelines.data.sources.annotated import (
     Finder,

@@ -19,7 +19,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import numpy as np
 
 from fss_models.errors import FssError
-from pipelines.config import SourceConfig
+from pipelines.config.data import SourceConfig
 from pipelines.data import rle
 from pipelines.data.sources.annotated import (
     Finder,

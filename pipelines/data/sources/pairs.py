@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 import numpy as np
 
 from fss_models.errors import BadImage, FssError
-from pipelines.config import SourceConfig
+from pipelines.config.data import SourceConfig
 from pipelines.data import rle
 from pipelines.data.decode import image_size, turned_size
 from pipelines.data.sources.base import (

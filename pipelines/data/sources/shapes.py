@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipelines.config import SourceConfig
+from pipelines.config.data import SourceConfig
 from pipelines.data import rle
 from pipelines.data.sources.base import Fetched, Item, Mark, Marks, Source, digest_of
 from pipelines.data.sources.drawing import draw

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from fss_models.errors import BadImage, FssError
-from pipelines.config import SourceConfig
+from pipelines.config.data import SourceConfig
 from pipelines.data import rle
 from pipelines.data.sources.annotated import Finder, Shape, marks_of, polygon
 from pipelines.data.sources.base import (

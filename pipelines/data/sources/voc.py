@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 import numpy as np
 
 from fss_models.errors import BadImage, FssError
-from pipelines.config import SourceConfig
+from pipelines.config.data import SourceConfig
 from pipelines.data import rle
 from pipelines.data.sources.base import Failure, Fetched, Item, Mark, Marks, Source, digest_of, listing
 from pipelines.data.sources.labels import read_labels

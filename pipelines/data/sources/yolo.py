@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from fss_models.errors import BadImage, FssError
-from pipelines.config import SourceConfig
+from pipelines.config.data import SourceConfig
 from pipelines.data.sources.annotated import Shape, marks_of, no_mask, polygon
 from pipelines.data.sources.base import Failure, Fetched, Item, Marks, Source, digest_of, hashed_id, is_image, listing
 

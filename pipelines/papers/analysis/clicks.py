@@ -16,7 +16,7 @@ from torch import Tensor
 from fss_models.errors import FssError
 from fss_models.sam2_core.core import take
 from fss_models.sam2_core.matcher import MemoryMatcher
-from pipelines.config import EvalConfig
+from pipelines.config.evaluate import EvalConfig
 from pipelines.data.episodes import Episode, load_episode
 from pipelines.data.schema import EpisodeSample, Sample
 from pipelines.data.shardset import Shards

@@ -7,7 +7,7 @@ SANSA 72.0 / 60.2.
 from __future__ import annotations
 
 from fss_models.errors import FssError
-from pipelines.config import Recipe
+from pipelines.config.recipe import Recipe
 from pipelines.data.episodes import EpisodeList, load_episode
 from pipelines.pages.curves import interval_bars
 from pipelines.pages.pictures import PREDICTION, SUPPORT, TRUTH, photo_url

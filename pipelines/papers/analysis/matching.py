@@ -20,7 +20,8 @@ from fss_models.methods.fcp.model import FcpAnalysis
 from fss_models.methods.vrp_sam.model import VrpAnalysis
 from fss_models.metrics import interval
 from fss_models.segmenter import Segmenter
-from pipelines.config import ChooseConfig, Recipe
+from pipelines.config.choose import ChooseConfig
+from pipelines.config.recipe import Recipe
 from pipelines.data.episodes import EpisodeList
 from pipelines.data.schema import EpisodeSample
 from pipelines.pages.pictures import PREDICTION, SUPPORT, TRUTH, photo_url

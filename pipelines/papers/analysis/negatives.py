@@ -17,7 +17,9 @@ from fss_models.errors import FssError
 from fss_models.metrics import Counts, Sample, episode_counts, paired_difference
 from fss_models.sam2_core.matcher import MemoryMatcher
 from pipelines.base.progress import Bar
-from pipelines.config import ChooseConfig, EvalConfig, Recipe
+from pipelines.config.choose import ChooseConfig
+from pipelines.config.evaluate import EvalConfig
+from pipelines.config.recipe import Recipe
 from pipelines.data.episodes import Episode, EpisodeList
 from pipelines.data.schema import EpisodeSample
 from pipelines.evaluation.evaluate import FeatureCache, at_size

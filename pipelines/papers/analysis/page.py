@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from pipelines.base.storage import Store, join
 from pipelines.bundles.bundle import BundleInfo
-from pipelines.config import Recipe
+from pipelines.config.recipe import Recipe
 from pipelines.data.shardset import Shards
 from pipelines.pages.template import page_template
 from pipelines.training.run import code_version

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fss_models.errors import FssError
 from fss_models.segmenter import Segmenter
-from pipelines.config import Recipe
+from pipelines.config.recipe import Recipe
 from pipelines.pages.pictures import photo_url
 from pipelines.papers.analysis.page import Analysis, Strip, Table, Written, write_page
 from pipelines.papers.analysis.pictures import histograms, map_url

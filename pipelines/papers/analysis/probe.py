@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fss_models.segmenter import Segmenter
 from pipelines.base.progress import say
-from pipelines.config import Recipe
+from pipelines.config.recipe import Recipe
 from pipelines.data.episodes import Episode, EpisodeList, load_episode
 from pipelines.data.schema import EpisodeSample
 from pipelines.data.shardset import Shards

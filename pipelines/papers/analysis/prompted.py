@@ -18,7 +18,8 @@ from fss_models.prototype_prompts.marks import grid_masks
 from fss_models.segmenter import Segmenter
 from pipelines.base.progress import Bar
 from pipelines.bundles.bundle import read_bundle_info
-from pipelines.config import EvalConfig, Recipe
+from pipelines.config.evaluate import EvalConfig
+from pipelines.config.recipe import Recipe
 from pipelines.data.collate import mark
 from pipelines.data.episodes import Episode, load_episode
 from pipelines.data.schema import EpisodeSample

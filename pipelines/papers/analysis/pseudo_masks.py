@@ -17,7 +17,8 @@ from fss_models.methods.fcp.model import FcpAnalysis
 from fss_models.methods.fcp.quality import THRESHOLD, PseudoMaskQuality, pseudo_mask_quality
 from fss_models.metrics import Counts, Sample, episode_counts, interval, paired_difference, resampled_scores
 from fss_models.segmenter import Segmenter
-from pipelines.config import ChooseConfig, Recipe
+from pipelines.config.choose import ChooseConfig
+from pipelines.config.recipe import Recipe
 from pipelines.data.episodes import EpisodeList
 from pipelines.evaluation.evaluate import at_size
 from pipelines.pages.pictures import PREDICTION, SUPPORT, TRUTH, photo_url

@@ -15,7 +15,8 @@ from fss_models.errors import FssError
 from fss_models.metrics import Counts, Sample, episode_counts, interval, resampled_scores, score
 from fss_models.segmenter import Segmenter
 from pipelines.base.progress import Bar
-from pipelines.config import EvalConfig, Recipe
+from pipelines.config.evaluate import EvalConfig
+from pipelines.config.recipe import Recipe
 from pipelines.data import schema
 from pipelines.data.collate import mark
 from pipelines.data.episodes import Episode, EpisodeList, draw_episodes

@@ -18,7 +18,7 @@ from fss_models.prototype_prompts.marks import grid_masks
 from fss_models.prototype_prompts.parts import masked_mean, resize_aligned
 from fss_models.segmenter import Segmenter
 from pipelines.base.progress import Bar
-from pipelines.config import Recipe
+from pipelines.config.recipe import Recipe
 from pipelines.data.episodes import EpisodeList, load_episode
 from pipelines.data.schema import Sample
 from pipelines.evaluation.evaluate import FeatureCache

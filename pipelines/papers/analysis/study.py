@@ -15,7 +15,7 @@ from fss_models.errors import FssError
 from fss_models.segmenter import Segmenter
 from pipelines.base.progress import Bar
 from pipelines.bundles.bundle import BundleInfo, base_model, load_bundle, read_bundle_info
-from pipelines.config import Recipe
+from pipelines.config.recipe import Recipe
 from pipelines.data.episodes import Episode, EpisodeList
 from pipelines.data.schema import ClassInfo
 from pipelines.data.shardset import ALL_FOLDS, Shards

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from fss_models.errors import FssError
 from pipelines.bundles.bundle import read_bundle_info
-from pipelines.config import Recipe
+from pipelines.config.recipe import Recipe
 from pipelines.data.benchmarks.coco import FOLDS, PASCAL_IN_COCO, transfer_fold
 from pipelines.data.episodes import EpisodeList
 from pipelines.data.shardset import Shards

@@ -18,7 +18,9 @@ from pydantic import Field, ValidationError
 from fss_models.metrics import Counts
 from pipelines.base.storage import Store, join
 from pipelines.base.workspace import Workspace
-from pipelines.config import MethodConfig, Recipe, Section
+from pipelines.config.method import MethodConfig
+from pipelines.config.recipe import Recipe
+from pipelines.config.section import Section
 from pipelines.data.shardset import Shards
 from pipelines.evaluation.results import RunResult, table_counts
 from pipelines.papers.tables.config import Column, Row

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from pipelines.config import Positive, Section
+from pipelines.config.section import Positive, Section
 
 Measure = Literal["miou", "fb_iou", "trained_m", "fps", "mask_miou", "mask_precision", "mask_recall"]
 MEASURES: dict[str, str] = {

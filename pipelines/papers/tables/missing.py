@@ -12,7 +12,9 @@ from fss_models.settings import weight_fields
 from pipelines.base.storage import Store
 from pipelines.base.workspace import Workspace
 from pipelines.bundles.weights import fetch, is_here
-from pipelines.config import BENCHMARKS, DataConfig, MethodConfig, Recipe
+from pipelines.config.data import BENCHMARKS, DataConfig
+from pipelines.config.method import MethodConfig
+from pipelines.config.recipe import Recipe
 from pipelines.data.benchmarks.check import check_benchmark
 from pipelines.papers.tables.cells import Cell
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.config import DataConfig
+from pipelines.config.data import DataConfig
 from pipelines.data.shards import build_shards
 from pipelines.data.shardset import Shards
 from tests.data.benchmarks.layouts import LAYOUTS

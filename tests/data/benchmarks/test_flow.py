@@ -17,7 +17,10 @@ from fss_models.errors import FssError
 from infra.local.s3 import S3Server
 from pipelines.base.storage import Store, join
 from pipelines.base.workspace import Workspace
-from pipelines.config import BENCHMARKS, EvalConfig, MethodConfig, Recipe
+from pipelines.config.data import BENCHMARKS
+from pipelines.config.evaluate import EvalConfig
+from pipelines.config.method import MethodConfig
+from pipelines.config.recipe import Recipe
 from pipelines.data.benchmarks.check import check_benchmark
 from pipelines.data.benchmarks.make import make_list
 from pipelines.data.benchmarks.protocol import Ask
@@ -85,7 +88,7 @@ def bucket(raw: Raw, _s3_session: S3Server) -> str:
 
     (the session's cluster was started without the bucket's credentials)
     """
-    code = ("import json, sys\nfrom pipelines.cluster import cluster\nfrom pipelines.config import DataConfig\n"
+    code = ("import json, sys\nfrom pipelines.base.cluster import cluster\nfrom pipelines.config.data import DataConfig\n"
             "from pipelines.data.shards import build_shards\nwith cluster():\n"
             "    for c, out in json.loads(sys.argv[1]): build_shards(DataConfig.model_validate(c), out)")
     place, work = join(_s3_session.url, "benchmarks"), []

@@ -12,7 +12,7 @@ import pytest
 from pydantic import ValidationError
 
 from fss_models.errors import FssError
-from pipelines.config import BENCHMARKS, DataConfig, SourceConfig
+from pipelines.config.data import BENCHMARKS, DataConfig, SourceConfig
 from pipelines.data import rle
 from pipelines.data.benchmarks import coco, find_benchmark, lvis, paco_part, pascal
 from pipelines.data.benchmarks.check import check_benchmark

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fss_models.errors import FssError
-from pipelines.config import DataConfig
+from pipelines.config.data import DataConfig
 from pipelines.data.benchmarks import coco, pascal
 from pipelines.data.benchmarks.make import make_list
 from pipelines.data.benchmarks.protocol import Ask

@@ -1,0 +1,1 @@
+"""What a recipe may say, a file a section. Unknown keys are errors; every default is here."""

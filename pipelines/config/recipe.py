@@ -1,0 +1,50 @@
+"""A recipe: everything a chain of commands needs. Unknown keys are errors; every default is in its sections."""
+
+from __future__ import annotations
+
+from pydantic import model_validator
+
+from pipelines.config.choose import CalibrateConfig, ChooseConfig, PromoteConfig
+from pipelines.config.data import DataConfig, MixtureConfig
+from pipelines.config.evaluate import EvalConfig
+from pipelines.config.label import LabelConfig, ServeConfig
+from pipelines.config.method import MethodConfig
+from pipelines.config.section import Section
+from pipelines.config.sweep import SearchConfig, SweepConfig
+from pipelines.config.train import FeaturesConfig, TrainConfig
+
+
+class Recipe(Section):
+    """Everything a chain of commands needs; can be printed and run again."""
+
+    name: str = "demo"
+    out: str = "out"  # URL of the workspace
+    project: str = ""  # MLflow experiment and registered model `fss-<project>`; default the dataset's name
+    tracking: str = ""  # MLflow URI; default a SQLite file in a local workspace
+    data: DataConfig = DataConfig()
+    mixture: list[MixtureConfig] = []  # counterparts of a fold's novel classes are hidden in them (`class_names`)
+    methods: list[MethodConfig] = [MethodConfig(name="prior")]
+    train: TrainConfig = TrainConfig()
+    features: FeaturesConfig = FeaturesConfig()
+    eval: EvalConfig = EvalConfig()
+    sweep: SweepConfig = SweepConfig()
+    search: SearchConfig = SearchConfig()
+    choose: ChooseConfig = ChooseConfig()
+    promote: PromoteConfig = PromoteConfig()
+    calibrate: CalibrateConfig = CalibrateConfig()
+    serve: ServeConfig = ServeConfig()
+    label: LabelConfig = LabelConfig()
+
+    @model_validator(mode="after")
+    def _mixture_leaves_room(self) -> Recipe:
+        if sum(m.weight for m in self.mixture) >= 1:
+            raise ValueError("mixture: the weights must leave a share for the recipe's own data")
+        names = [self.data.name, *(m.data.name for m in self.mixture)]
+        if len(set(names)) < len(names):
+            raise ValueError(f"mixture: datasets need different names, not {names}")
+        return self
+
+    @property
+    def project_name(self) -> str:
+        """The project, by default the dataset's name."""
+        return self.project or self.data.name
