@@ -16,11 +16,10 @@ from fss_models.preprocess import Preprocessor
 from fss_models.prompt_sampling import SampledKind, sample_prompt
 from fss_models.segmenter import Segmenter
 from pipelines.data.pixels import square_mask
-from pipelines.data.schema import EpisodeSample, Sample
+from pipelines.data.schema import EpisodeSample, PhotoKey, Sample
 from pipelines.data.stream import Undecoded
-from pipelines.features.records import Photo
 
-Kept = Callable[[Sequence[Photo]], Features]  # what `encode_frozen` gave for these photos, in order
+Kept = Callable[[Sequence[PhotoKey]], Features]  # what `encode_frozen` gave for these photos, in order
 
 
 def square_side(model: Segmenter, *, decoded: bool) -> int:
@@ -82,7 +81,7 @@ def _prompts(model: Segmenter, references: list[list[Sample]], kind: SampledKind
     return model.collate(sets, torch.tensor(sizes, dtype=torch.int64))
 
 
-def _photo(sample: Sample) -> Photo:
+def _photo(sample: Sample) -> PhotoKey:
     assert isinstance(sample, Undecoded)
     return sample.photo
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -151,3 +152,12 @@ class EpisodeSample:
     class_name: str
     references: list[Sample]
     targets: list[Sample]
+
+
+class PhotoKey(NamedTuple):
+    """Identifies a kept record of features. The recorded size tells how a photo with EXIF rotation is turned."""
+
+    sha256: str
+    height: int
+    width: int
+    mirrored: bool = False

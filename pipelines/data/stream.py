@@ -23,9 +23,8 @@ import pyarrow as pa
 from fss_models.errors import FssError
 from pipelines.data.pixels import SampleReader
 from pipelines.data.plan import Block, Place, Plan, Sampler, Spec
-from pipelines.data.schema import EpisodeSample, Sample
+from pipelines.data.schema import EpisodeSample, PhotoKey, Sample
 from pipelines.data.shardset import Shards
-from pipelines.features.records import Photo
 
 LOADERS = 6  # threads, which mostly wait for storage
 AHEAD = 3  # global batches decoded before they are asked for
@@ -43,7 +42,7 @@ def decoders() -> int:
 class Undecoded(Sample):
     """A sample whose photo was not decoded: `image` has no channel, `photo` names its kept features."""
 
-    photo: Photo
+    photo: PhotoKey
 
 
 class EpisodeStream:
@@ -237,4 +236,4 @@ def _undecoded(read: SampleReader, tables: dict[int, pa.Table], place: Place,
         raise FssError("kept features are of whole photos; this sample is a crop", mend="set train.features=off")
     return Undecoded(image_id=marks.image_id, image=np.empty((*marks.mask.shape, 0), np.uint8), mask=marks.mask,
                      ignore=marks.ignore, size=marks.size if read.side else None, whole=marks.whole,
-                     photo=Photo(row["sha256"], row["height"], row["width"]))
+                     photo=PhotoKey(row["sha256"], row["height"], row["width"]))

@@ -17,11 +17,12 @@ from pipelines.base.storage import Store, join
 from pipelines.base.workspace import Workspace
 from pipelines.config.method import MethodConfig
 from pipelines.config.recipe import Recipe
+from pipelines.data.schema import PhotoKey
 from pipelines.data.shardset import Shards
 from pipelines.features.about import About, built, describe
 from pipelines.features.encode import PartEncoder, Wanted, cropped_photo
 from pipelines.features.folder import FeatureFolder
-from pipelines.features.records import Photo, Precision
+from pipelines.features.records import Precision
 from pipelines.training.data import FoldData
 from pipelines.training.run import RunSpec
 
@@ -166,7 +167,7 @@ def _missing(need: Need, folder: FeatureFolder) -> list[Wanted]:
     """In the shards' order, so that photos of a part of the shards come together."""
     found = []
     for one in sorted(need.photos.values(), key=lambda w: (w.shards, w.part, w.row)):
-        ways = tuple(m for m in one.mirrored if Photo(one.sha256, one.height, one.width, m) not in folder.held)
+        ways = tuple(m for m in one.mirrored if PhotoKey(one.sha256, one.height, one.width, m) not in folder.held)
         if ways:
             found.append(one._replace(mirrored=ways))
     return found

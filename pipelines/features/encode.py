@@ -17,10 +17,10 @@ from pipelines.config.method import MethodConfig
 from pipelines.data.decode import decode_sized
 from pipelines.data.parquet import GROUP_ROWS
 from pipelines.data.parts import part_name
+from pipelines.data.schema import PhotoKey
 from pipelines.data.shardset import NO_LIMIT
 from pipelines.features.about import About, built, check_probe
 from pipelines.features.folder import FeatureFolder
-from pipelines.features.records import Photo
 
 COLUMNS = ["image", "file_name", "height", "width", "crop"]
 
@@ -57,13 +57,13 @@ class PartEncoder:
             return {"records": 0, "error": str(error)}
         return {"records": len(photos), "error": ""}
 
-    def _encode(self, wanted: Sequence[Wanted]) -> tuple[list[Photo], list[bytes]]:
-        photos: list[Photo] = []
+    def _encode(self, wanted: Sequence[Wanted]) -> tuple[list[PhotoKey], list[bytes]]:
+        photos: list[PhotoKey] = []
         records: list[bytes] = []
         pictures: list[np.ndarray] = []
         for one, pixels in _pixels(wanted):
             for mirrored in one.mirrored:
-                photos.append(Photo(one.sha256, one.height, one.width, mirrored))
+                photos.append(PhotoKey(one.sha256, one.height, one.width, mirrored))
                 pictures.append(np.ascontiguousarray(pixels[:, ::-1]) if mirrored else pixels)
             while len(pictures) >= self._batch:
                 records += self._records(pictures[: self._batch])

@@ -22,8 +22,8 @@ from pydantic import ValidationError
 
 from fss_models.errors import FssError
 from pipelines.base.storage import Store, join
+from pipelines.data.schema import PhotoKey
 from pipelines.features.about import FORMAT, About
-from pipelines.features.records import Photo
 
 READERS = 16  # index files on their way at a time
 INDEX = pa.schema([
@@ -79,17 +79,17 @@ class FeatureFolder:
                            mend="delete it, then run `fss features build`") from error
 
     @cached_property
-    def held(self) -> dict[Photo, Spot]:
+    def held(self) -> dict[PhotoKey, Spot]:
         """Every record that can be read: parts that are missing or cut short do not count."""
         names = self.store.list("index", suffix=".parquet")
         sizes = self.store.sizes("parts") if names and self.store.exists("parts") else {}
         with ThreadPoolExecutor(READERS) as pool:
             tables = pool.map(self.store.read_table, names)
-            found: dict[Photo, Spot] = {}
+            found: dict[PhotoKey, Spot] = {}
             for name, table in zip(names, tables, strict=True):
                 part = name.removeprefix("index/").removesuffix(".parquet")
                 if sizes.get(part_name(part)) == len(table) * self.layout.record_bytes:
-                    found |= {Photo(r["sha256"], r["height"], r["width"], r["mirrored"]):
+                    found |= {PhotoKey(r["sha256"], r["height"], r["width"], r["mirrored"]):
                               Spot(part, r["row"], r["crc32"]) for r in table.to_pylist()}
         return found
 
@@ -102,7 +102,7 @@ class FeatureFolder:
                 raise damaged(self.store, spot.part)
         return found
 
-    def write(self, photos: Sequence[Photo], records: Sequence[bytes]) -> None:
+    def write(self, photos: Sequence[PhotoKey], records: Sequence[bytes]) -> None:
         """A part, then its index; a part that is there already is left as it is."""
         data = b"".join(records)
         part = hashlib.sha256(data).hexdigest()

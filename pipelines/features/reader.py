@@ -10,9 +10,10 @@ import torch
 from fss_models.clip import Features
 from fss_models.errors import FssError
 from fss_models.segmenter import Segmenter
+from pipelines.data.schema import PhotoKey
 from pipelines.features.about import check_probe, describe
 from pipelines.features.folder import FeatureFolder, Spot
-from pipelines.features.records import Photo, Precision
+from pipelines.features.records import Precision
 
 
 class FeatureReader:
@@ -24,7 +25,7 @@ class FeatureReader:
     def __init__(self, folder: FeatureFolder, *, pool_bytes: int) -> None:
         self._folder, self._spots = folder, folder.held
         self._room = pool_bytes // folder.layout.record_bytes
-        self._pool: OrderedDict[Photo, bytes] = OrderedDict()
+        self._pool: OrderedDict[PhotoKey, bytes] = OrderedDict()
 
     @staticmethod
     def open(base: str, model: Segmenter, precision: Precision, *, pool_bytes: int) -> FeatureReader:
@@ -37,7 +38,7 @@ class FeatureReader:
         check_probe(model, folder.about, where=folder.store.url)
         return FeatureReader(folder, pool_bytes=pool_bytes)
 
-    def __call__(self, photos: Sequence[Photo]) -> Features:
+    def __call__(self, photos: Sequence[PhotoKey]) -> Features:
         """What `encode_frozen` gave for these photos, in order, on the CPU in float32.
 
         Raises `FssError` for a photo that is not there and for a damaged part.
@@ -54,7 +55,7 @@ class FeatureReader:
         sizes = torch.tensor([[p.height, p.width] for p in photos], dtype=torch.int64)
         return Features(maps=self._folder.layout.unpack([here[p] for p in photos]), sizes=sizes)
 
-    def _spot(self, photo: Photo) -> Spot:
+    def _spot(self, photo: PhotoKey) -> Spot:
         try:
             return self._spots[photo]
         except KeyError:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import torch
@@ -18,15 +18,6 @@ from fss_models.clip import Features
 
 Precision = Literal["float32", "bfloat16"]
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-class Photo(NamedTuple):
-    """Whose record it is. The recorded size says which way round a photo with EXIF rotation is looked at."""
-
-    sha256: str
-    height: int
-    width: int
-    mirrored: bool = False
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,14 @@ from fss_models.clip import Features
 from fss_models.errors import FssError
 from infra.local.s3 import S3Server
 from pipelines.base.storage import join
+from pipelines.data.schema import PhotoKey
 from pipelines.features.about import About, check_probe, describe
 from pipelines.features.folder import FeatureFolder, part_name
 from pipelines.features.info import kept_features
 from pipelines.features.reader import FeatureReader
-from pipelines.features.records import Layout, Photo
+from pipelines.features.records import Layout
 
-PHOTOS = [Photo(f"{i:064x}", 20 + i, 30, bool(i % 2)) for i in range(5)]
+PHOTOS = [PhotoKey(f"{i:064x}", 20 + i, 30, bool(i % 2)) for i in range(5)]
 
 
 def drawn(count: int = 5) -> Features:

@@ -88,7 +88,8 @@ def bucket(raw: Raw, _s3_session: S3Server) -> str:
 
     (the session's cluster was started without the bucket's credentials)
     """
-    code = ("import json, sys\nfrom pipelines.base.cluster import cluster\nfrom pipelines.config.data import DataConfig\n"
+    code = ("import json, sys\nfrom pipelines.base.cluster import cluster\n"
+            "from pipelines.config.data import DataConfig\n"
             "from pipelines.data.shards import build_shards\nwith cluster():\n"
             "    for c, out in json.loads(sys.argv[1]): build_shards(DataConfig.model_validate(c), out)")
     place, work = join(_s3_session.url, "benchmarks"), []
