@@ -13,9 +13,9 @@ from pipelines.base.progress import say
 from pipelines.base.workspace import Workspace
 from pipelines.config.evaluate import EvalConfig
 from pipelines.config.recipe import Recipe
+from pipelines.data.ensure import ensure_shards
 from pipelines.data.shardset import Shards
 from pipelines.data.testset import EvaluationSet, Wish, open_test_set
-from pipelines.training.data import ensure_shards
 
 BundleOption = Annotated[str, typer.Option("--bundle", "-b", help="URL of the bundle; shipped[:NAME]: fss's own.")]
 RecipeOption = Annotated[str | None, typer.Option("--recipe", "-r", help="A recipe's data; default demo.")]

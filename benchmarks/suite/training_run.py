@@ -61,9 +61,9 @@ def _method(method: str, config: dict[str, Any], shards: str, out: str) -> dict[
 
 def _spec(method: str, config: dict[str, Any], shards: str, *, seed: int) -> Any:
     from pipelines.config.method import MethodConfig
+    from pipelines.config.run import RunSpec
     from pipelines.config.train import TrainConfig
     from pipelines.data.shardset import Shards
-    from pipelines.training.run import RunSpec
 
     train = TrainConfig(steps=config["steps"], batch=config["batch"], shots=config["shots"], lr=1e-4,
                         log_every=config["window"], checkpoint_every=config["steps"])
@@ -111,7 +111,7 @@ def _clips(spec: Any, model: Any) -> Iterator[Any]:
     import numpy as np
 
     from pipelines.data.collate import make_clip, square_side
-    from pipelines.training.data import FoldData
+    from pipelines.data.folds import FoldData
 
     stream = FoldData.of(spec).stream(spec, position=None, rank=0, world=1, side=square_side(model, decoded=True))
     for step, samples in enumerate(stream):

@@ -43,9 +43,9 @@ def register(app: typer.Typer) -> None:
         """Score a bundle as `fss eval` does, then show 24 episodes at random and the 8 worst."""
         from fss_models.shipped.files import bundle_url
         from pipelines.bundles.bundle import load_bundle, read_bundle_info
+        from pipelines.data.folds import FoldData
         from pipelines.report.episode_gallery import write_gallery
         from pipelines.sweeps.sweep import score_bundle
-        from pipelines.training.data import FoldData
 
         url = bundle_url(bundle)
         read_bundle_info(url)

@@ -12,11 +12,11 @@ from jobs.options import JsonOption, OutOption, RecipeOption, SetOption
 from jobs.recipes import load_recipe
 from pipelines.base.workspace import Workspace
 from pipelines.config.recipe import Recipe
+from pipelines.data.folds import FoldData
 from pipelines.data.marginals import SAMPLERS, Marginals, epochs_of, marginals, pools_of, statement
 from pipelines.data.plan import Plan
 from pipelines.data.stream import usable_blocks
 from pipelines.report.sampling import sampling_page
-from pipelines.training.data import FoldData
 
 FoldOption = Annotated[int, typer.Option("--fold", "-f", help="The fold whose base classes are trained.")]
 EpochsOption = Annotated[int, typer.Option("--epochs", "-n", min=8, help="Draw so many epochs.")]

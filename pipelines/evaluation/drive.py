@@ -7,10 +7,11 @@ from typing import Any
 
 from fss_models.errors import FssError
 from pipelines.base.storage import Store, join
+from pipelines.base.version import code_version
 from pipelines.config.evaluate import EvalConfig
+from pipelines.config.run import eval_digest
 from pipelines.config.section import Section
 from pipelines.evaluation.results import NO_EPISODES, RunResult, read_result, write_result
-from pipelines.training.run import code_version, eval_digest
 from pipelines.training.worker import Job, train_run, write_bundle
 
 OVERLAYS = "overlays.png"  # in a run's folder
@@ -99,7 +100,7 @@ def evaluate_run(job: Job, scored: Scored) -> RunResult:
     import torch
 
     from pipelines.bundles.weights import build_model
-    from pipelines.training.data import FoldData
+    from pipelines.data.folds import FoldData
 
     torch.set_num_threads(job.threads)
     spec = job.spec
@@ -168,7 +169,7 @@ def summarise(job: Job, scored: Scored, classes: Any, table: Any, facts: dict[st
 
 def finished(job: Job, scored: Scored) -> RunResult | None:
     """The run's result where it is done already. Raises `FssError` for an `eval.list` that cannot be read."""
-    from pipelines.training.data import list_hash
+    from pipelines.data.folds import list_hash
 
     return read_result(job.folder, job.spec, eval_digest(scored.config, list_hash(scored.config, job.spec.fold)))
 
@@ -181,8 +182,8 @@ def measure_latency(bundles: dict[str, str], shards_url: str, fold: int | None, 
     import torch
 
     from pipelines.data.episodes import load_episode
+    from pipelines.data.folds import FoldData
     from pipelines.evaluation.speed import measure_speed
-    from pipelines.training.data import FoldData
 
     threads = os.cpu_count() or 1
     torch.set_num_threads(threads)

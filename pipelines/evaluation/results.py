@@ -12,8 +12,8 @@ from pydantic import Field
 from fss_models.errors import FssError
 from fss_models.metrics import Counts
 from pipelines.base.storage import Store, join
+from pipelines.config.run import RunSpec
 from pipelines.config.section import Section
-from pipelines.training.run import RunSpec
 
 EPISODE_SCORES = pa.schema([
     ("episode_id", pa.int64()), ("class_id", pa.int32()),

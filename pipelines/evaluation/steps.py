@@ -27,8 +27,8 @@ from pipelines.config.evaluate import EvalConfig
 from pipelines.config.section import Section
 from pipelines.config.train import TrainConfig
 from pipelines.data.episodes import EpisodeList, draw_from
+from pipelines.data.folds import FoldData
 from pipelines.evaluation.results import table_counts
-from pipelines.training.data import FoldData
 from pipelines.training.worker import SELECTION_FILE, Job, write_bundle
 
 FAMILY = "base-holdout"

@@ -17,14 +17,14 @@ from pipelines.base.storage import Store, join
 from pipelines.base.workspace import Workspace
 from pipelines.config.method import MethodConfig
 from pipelines.config.recipe import Recipe
+from pipelines.config.run import RunSpec
+from pipelines.data.folds import FoldData
 from pipelines.data.schema import PhotoKey
 from pipelines.data.shardset import Shards
 from pipelines.features.about import About, built, describe
 from pipelines.features.encode import PartEncoder, Wanted, cropped_photo
 from pipelines.features.folder import FeatureFolder
 from pipelines.features.records import Precision
-from pipelines.training.data import FoldData
-from pipelines.training.run import RunSpec
 
 CROPPING = ("pascal_part", "paco_part")  # benchmarks whose samples are crops of a photo
 

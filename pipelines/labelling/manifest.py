@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.metadata import version
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -89,11 +88,6 @@ class JobManifest(BaseModel):
 LATER = {name: JobManifest.model_fields[name].default for name in (
     "class_name", "support_id", "class_names", "support_ids", "overlaps", "pairs", "calibrator", "prevalence",
     "empty_below", "review_below", "redoes")}
-
-
-def code_version() -> str:
-    """The version of the installed package."""
-    return version("fss")
 
 
 def describe_images(images: ImageList) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from fss_models.registry import method_class
 from fss_models.shipped.files import bundle_url
 from pipelines.base.progress import say
 from pipelines.base.storage import Store, join
+from pipelines.base.version import package_version
 from pipelines.base.workspace import Workspace
 from pipelines.bundles.bundle import BundleInfo, read_bundle_info
 from pipelines.bundles.shipped import champion_url, say_if_shipped
@@ -25,7 +26,7 @@ from pipelines.labelling.actors import run_with_actors
 from pipelines.labelling.engines import Engine, local_engine, service_engine
 from pipelines.labelling.images import ImageList, check_out, list_images
 from pipelines.labelling.job import Job
-from pipelines.labelling.manifest import JobManifest, claim, code_version, describe_classes, describe_images
+from pipelines.labelling.manifest import JobManifest, claim, describe_classes, describe_images
 from pipelines.labelling.outputs import SUMMARY, write_outputs
 from pipelines.serving.client import Client, find_service
 from pipelines.serving.spec import model_spec
@@ -85,7 +86,7 @@ def describe_job(recipe: Recipe, about: dict[str, Any], images: ImageList, class
         **describe_images(images), **describe_classes(classes), overlaps=config.overlaps, pairs=config.pairs,
         **_trust(config, about["calibrator"]), bundle_id=about["bundle_id"], method=about["method"],
         preset=about["preset"], chunk=config.chunk, batch=config.batch, threshold=config.threshold, limit=limit,
-        max_pixels=recipe.data.max_pixels, max_bytes=recipe.data.max_bytes, code_version=code_version(),
+        max_pixels=recipe.data.max_pixels, max_bytes=recipe.data.max_bytes, code_version=package_version(),
     )
 
 

@@ -17,6 +17,7 @@ from fss_models.sam2_core.core import Sam2Core
 from fss_models.sam2_core.presets import RANDOM, preprocessor
 from fss_models.shipped.files import HASH_DIGITS, Provenance, TrainingData, write_weights
 from pipelines.base.storage import join
+from pipelines.base.version import code_version
 from pipelines.config.data import DataConfig
 from pipelines.data.shards import build_shards
 from pipelines.data.shardset import Shards
@@ -24,7 +25,6 @@ from pipelines.pretraining.config import PretrainConfig
 from pipelines.pretraining.loop import Encoder, Log, Scenes, pretrain, trained_state
 from pipelines.pretraining.measure import fixed_clips, held_out_ious
 from pipelines.pretraining.scenes import Photos
-from pipelines.training.run import code_version
 
 MEASURED_SCENES, MEASURED_GROUPS = 48, 12
 PHOTOS_TERMS = "the terms of its photos"

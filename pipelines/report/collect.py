@@ -12,12 +12,12 @@ from pipelines.base.storage import Store, join
 from pipelines.base.workspace import Workspace
 from pipelines.bundles.bundle import BundleInfo, read_bundle_info
 from pipelines.config.recipe import Recipe
+from pipelines.config.run import eval_digest
+from pipelines.data.folds import list_hash
 from pipelines.data.shardset import Shards
 from pipelines.evaluation.results import RunResult, read_counts, read_result
 from pipelines.labelling.manifest import JobManifest
 from pipelines.selection.choose import Leaderboard, Row, read_leaderboard
-from pipelines.training.data import list_hash
-from pipelines.training.run import eval_digest
 
 BASELINE = "prior"
 

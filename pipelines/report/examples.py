@@ -15,13 +15,13 @@ from fss_models.prompts import mask_prompt
 from fss_models.segmenter import Segmenter
 from pipelines.bundles.bundle import load_bundle
 from pipelines.data.episodes import load_episode
+from pipelines.data.folds import FoldData
 from pipelines.data.schema import EpisodeSample
 from pipelines.evaluation.evaluate import at_size
 from pipelines.evaluation.results import RunResult, read_episodes
 from pipelines.pages.pictures import PREDICTION, SUPPORT, TRUTH, photo_url
 from pipelines.report.collect import Material
 from pipelines.selection.choose import Row
-from pipelines.training.data import FoldData
 
 EACH = 3  # episodes of each kind
 KINDS = ("good", "middling", "bad")

@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from pipelines.base.progress import say
 from pipelines.base.storage import Store
+from pipelines.base.version import code_version
 from pipelines.config.recipe import Recipe
 from pipelines.pages.curves import interval_bars, learning_curves
 from pipelines.pages.template import page_template
@@ -21,7 +22,6 @@ from pipelines.report.collect import BASELINE, Material, collect, versus_baselin
 from pipelines.report.examples import KINDS, examples
 from pipelines.report.gallery import KINDS as LABEL_KINDS
 from pipelines.report.gallery import galleries
-from pipelines.training.run import code_version
 
 PACKAGES = ("torch", "ray", "mlflow", "sam2", "timm", "pyarrow", "numpy", "pandas", "pycocotools")
 NO_VERDICT = " It holds random values where training is needed: this is no verdict on the method."

@@ -13,13 +13,12 @@ from fss_models.metrics import Metric, Sample, interval, paired_difference, resa
 from pipelines.base.storage import Store
 from pipelines.base.workspace import Workspace
 from pipelines.config.choose import ChooseConfig
-from pipelines.config.method import MethodConfig
+from pipelines.config.method import MethodConfig, method_labels
 from pipelines.config.recipe import Recipe
 from pipelines.config.section import Section
 from pipelines.evaluation.results import RunResult, read_counts
 from pipelines.evaluation.spread import draw_scores, seed_scores
 from pipelines.evaluation.steps import describe
-from pipelines.training.run import method_labels
 
 
 class Row(Section):

@@ -18,18 +18,20 @@ from fss_models.errors import FssError
 from pipelines.base.cluster import cluster
 from pipelines.base.progress import say
 from pipelines.base.storage import Store
+from pipelines.base.version import code_version
 from pipelines.base.workspace import Workspace
 from pipelines.bundles.bundle import BundleInfo, copy_calibrator, read_bundle_info
 from pipelines.config.recipe import Recipe
+from pipelines.config.run import RunSpec, shipped_sha
 from pipelines.config.train import SelectConfig, TrainConfig
+from pipelines.data.ensure import ensure_mixture, ensure_shards, shares
+from pipelines.data.folds import resolved
 from pipelines.evaluation.results import RunResult
 from pipelines.selection.calibrate import calibrate_refit
 from pipelines.selection.choose import Leaderboard, Row, read_leaderboard
 from pipelines.sweeps.execute import tracking
 from pipelines.sweeps.matrix import only_cell
 from pipelines.sweeps.sweep import plan_sweep, run_specs
-from pipelines.training.data import ensure_mixture, ensure_shards, resolved, shares
-from pipelines.training.run import RunSpec, code_version, shipped_sha
 
 ALIAS = "champion"
 

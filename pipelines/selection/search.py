@@ -24,14 +24,16 @@ from fss_models.segmenter import Segmenter
 from pipelines.base.cluster import cluster
 from pipelines.base.progress import Bar
 from pipelines.base.storage import Store, join
+from pipelines.base.version import code_version
 from pipelines.config.evaluate import EvalConfig
 from pipelines.config.recipe import Recipe
+from pipelines.config.run import RunSpec, shipped_sha
 from pipelines.config.section import Section
 from pipelines.config.sweep import RangeConfig
 from pipelines.config.train import TrainConfig
+from pipelines.data.ensure import ensure_mixture, ensure_shards, shares
+from pipelines.data.folds import FoldData, resolved
 from pipelines.evaluation.steps import grid_of, held_episodes, hold_out
-from pipelines.training.data import FoldData, ensure_mixture, ensure_shards, resolved, shares
-from pipelines.training.run import RunSpec, code_version, shipped_sha
 
 ALLOWED = ("train.", "methods.0.config.")
 FIXED = ("train.steps", "train.epochs", "train.stop", "train.selection", "train.select", "train.workers",

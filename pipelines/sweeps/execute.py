@@ -18,6 +18,7 @@ from fss_models.errors import FssError
 from pipelines.base.progress import say
 from pipelines.base.storage import Store
 from pipelines.base.tracking import Tracker, spool_folder, tracking_uri
+from pipelines.base.version import code_version
 from pipelines.base.workspace import Workspace
 from pipelines.config.recipe import Recipe
 from pipelines.evaluation.drive import Scored, drive, failed, one_line
@@ -25,7 +26,6 @@ from pipelines.evaluation.results import RunResult, untested
 from pipelines.sweeps.lengths import Lengths, Work
 from pipelines.sweeps.schedule import Machine, Need, Schedule, Task
 from pipelines.sweeps.watch import RunState, Watch
-from pipelines.training.run import code_version
 from pipelines.training.worker import Job
 
 MACHINES_S = 10.0  # between two looks at which machines there are

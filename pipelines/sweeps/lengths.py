@@ -12,9 +12,9 @@ from typing import Any
 from fss_models.errors import FssError
 from pipelines.base.storage import Store
 from pipelines.config.evaluate import EvalConfig
+from pipelines.config.run import RunSpec
 from pipelines.config.section import Section
 from pipelines.evaluation.results import RunResult
-from pipelines.training.run import RunSpec
 
 FILE = "sweep/timings.json"
 WEIGHT = 0.3  # of the newest measurement

@@ -15,8 +15,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from fss_models import registry
 from fss_models.errors import FssError
 from pipelines.config.recipe import Recipe
+from pipelines.config.run import RunSpec, Share, shipped_sha
+from pipelines.config.train import TrainConfig
 
 SHORT = {"shots": ("train.shots", "eval.shots"), "dataset": ("data",)}
 
@@ -112,3 +115,20 @@ def _assigned(raw: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, An
         old = node.get(keys[-1])
         node[keys[-1]] = {**old, **value} if isinstance(old, dict) and isinstance(value, dict) else value
     return made
+
+
+def sweep_specs(
+    recipe: Recipe, *, shards: str, data_hash: str, trains: dict[int | None, TrainConfig],
+    mixture: tuple[Share, ...] = (),
+) -> list[RunSpec]:
+    """The matrix method x fold x seed. A method without training has one run a fold, whatever the seeds.
+
+    `trains` maps each fold to its training section, whose steps may depend on the fold's photos.
+    """
+    specs = []
+    for method in recipe.methods:
+        seeds = recipe.sweep.seeds if registry.method_class(method.name).trains else recipe.sweep.seeds[:1]
+        specs += [RunSpec(dataset=recipe.data.name, shards=shards, data_hash=data_hash, fold=fold, method=method,
+                          seed=seed, train=train, mixture=mixture, shipped=shipped_sha(method))
+                  for fold, train in trains.items() for seed in seeds]
+    return specs

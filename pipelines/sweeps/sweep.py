@@ -20,19 +20,20 @@ from pipelines.base.storage import Store
 from pipelines.base.workspace import Workspace
 from pipelines.bundles.bundle import read_bundle_info
 from pipelines.bundles.weights import fetch
-from pipelines.config.method import MethodConfig
+from pipelines.config.method import MethodConfig, method_labels
 from pipelines.config.recipe import Recipe
+from pipelines.config.run import RunSpec, eval_digest, shipped_weights
+from pipelines.data.ensure import ensure_mixture, ensure_shards, shares
+from pipelines.data.folds import FoldData, list_hash, resolved
 from pipelines.data.shardset import Shards
 from pipelines.evaluation.drive import Scored, evaluate_bundle, failed, finished, measure_latency
 from pipelines.evaluation.results import RunResult
 from pipelines.evaluation.steps import hold_out
 from pipelines.features.build import ensure_features, features_url
 from pipelines.sweeps.execute import Planned, execute
-from pipelines.sweeps.matrix import Cell, cells, only_cell
+from pipelines.sweeps.matrix import Cell, cells, only_cell, sweep_specs
 from pipelines.sweeps.owner import owning
 from pipelines.sweeps.watch import RunState
-from pipelines.training.data import FoldData, ensure_mixture, ensure_shards, list_hash, resolved, shares
-from pipelines.training.run import RunSpec, eval_digest, method_labels, shipped_weights, sweep_specs
 from pipelines.training.worker import Job
 
 RECIPE = "sweep/recipe.json"

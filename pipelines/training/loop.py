@@ -21,11 +21,11 @@ from fss_models.clip import Clip
 from fss_models.errors import FssError
 from fss_models.methods.fssam.training import Augmentation
 from fss_models.segmenter import Segmenter
+from pipelines.config.run import RunSpec
 from pipelines.config.train import TrainConfig
 from pipelines.data.collate import Kept, make_clip
 from pipelines.data.mixture import MixedStream
 from pipelines.data.stream import EpisodeStream
-from pipelines.training.run import RunSpec
 from pipelines.training.state import History, load_state, save_state
 
 Stream = EpisodeStream | MixedStream

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from fss_models.errors import FssError
 from fss_models.segmenter import Segmenter
-from pipelines.training.run import RunSpec
+from pipelines.config.run import RunSpec
 
 
 @dataclass

@@ -14,8 +14,9 @@ from pydantic import ConfigDict
 
 from fss_models.errors import FssError
 from pipelines.base.storage import Store, join
+from pipelines.base.version import code_version
+from pipelines.config.run import RunSpec
 from pipelines.config.section import Section
-from pipelines.training.run import RunSpec, code_version
 
 KEPT_CHECKPOINTS = 2
 CHECKPOINTS = "fss-checkpoint-"  # folders of checkpoints on their way to the workspace; then the process's number
@@ -119,8 +120,8 @@ def _train(job: Job, rank: int, world: int, device: str) -> None:
 
     from pipelines.bundles.weights import build_model
     from pipelines.data.collate import square_side
+    from pipelines.data.folds import FoldData
     from pipelines.evaluation.steps import keep_grid
-    from pipelines.training.data import FoldData
     from pipelines.training.loop import Place, fit
 
     spec = job.spec

@@ -27,6 +27,7 @@ from pipelines.bundles.bundle import save_bundle
 from pipelines.config.choose import ChooseConfig
 from pipelines.config.recipe import Recipe
 from pipelines.data.episodes import load_episode
+from pipelines.data.folds import FoldData
 from pipelines.data.shardset import Shards
 from pipelines.evaluation.evaluate import FeatureCache
 from pipelines.papers.analysis import matching, pseudo_masks
@@ -42,7 +43,6 @@ from pipelines.papers.analysis.matching import (
 from pipelines.papers.analysis.prompted import Analysed, analysed, cell_masks
 from pipelines.papers.analysis.pseudo_masks import analyse_pseudo_masks
 from pipelines.papers.analysis.similarity import MIDDLE, REDUCED, SAM, TOP, analyse_similarity
-from pipelines.training.data import FoldData
 
 NOTHING = Prediction(logits=torch.zeros(1, 1, 1), scores=torch.zeros(1))
 

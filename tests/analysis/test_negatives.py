@@ -16,6 +16,7 @@ from fss_models.sam2_core.matcher import MemoryMatcher
 from pipelines.config.evaluate import EvalConfig
 from pipelines.config.recipe import Recipe
 from pipelines.data.episodes import load_episode
+from pipelines.data.folds import FoldData
 from pipelines.data.shardset import Shards
 from pipelines.evaluation.evaluate import FeatureCache, at_size, score_episodes
 from pipelines.papers.analysis.clicks import (
@@ -32,7 +33,6 @@ from pipelines.papers.analysis.clicks import (
 from pipelines.papers.analysis.negatives import analyse_negatives
 from pipelines.papers.analysis.scores import Remembered, remember
 from pipelines.papers.analysis.study import Study
-from pipelines.training.data import FoldData
 
 
 @pytest.fixture

@@ -10,11 +10,11 @@ import torch
 
 from fss_models.errors import FssError
 from pipelines.config.recipe import Recipe
+from pipelines.data.folds import FoldData
 from pipelines.data.shardset import Shards
 from pipelines.evaluation.evaluate import score_episodes
 from pipelines.papers.analysis.probe import IGNORED, LinearProbe, analyse_probe, label_map, outcome
 from pipelines.papers.analysis.study import Study, photos_of
-from pipelines.training.data import FoldData
 
 
 def test_the_probe_solves_separable_features_and_nothing_more() -> None:

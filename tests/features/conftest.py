@@ -16,14 +16,15 @@ from pipelines.config.data import DataConfig
 from pipelines.config.evaluate import EvalConfig
 from pipelines.config.method import MethodConfig
 from pipelines.config.recipe import Recipe
+from pipelines.config.run import RunSpec
 from pipelines.config.sweep import SweepConfig
 from pipelines.config.train import FeaturesConfig, TrainConfig
+from pipelines.data.folds import FoldData
 from pipelines.data.shardset import Shards
 from pipelines.features.build import ensure_features, features_url
 from pipelines.features.reader import FeatureReader
-from pipelines.training.data import FoldData
+from pipelines.sweeps.matrix import sweep_specs
 from pipelines.training.loop import Place, fit
-from pipelines.training.run import RunSpec, sweep_specs
 
 PART = 500_000  # bytes: several parts
 METHODS = ("fcp", "vrp_sam")

@@ -11,12 +11,12 @@ import pytest
 from fss_models.errors import FssError
 from pipelines.config.data import DataConfig, SourceConfig
 from pipelines.config.recipe import Recipe
+from pipelines.data.folds import FoldData
 from pipelines.data.shards import build_shards
 from pipelines.data.stream import EpisodeStream
 from pipelines.features.build import ensure_features, features_url, readable
 from pipelines.features.folder import FeatureFolder
 from pipelines.features.info import kept_features
-from pipelines.training.data import FoldData
 from tests.data.benchmarks import layouts
 from tests.features.conftest import MakeRecipe, copied, recipe_at, specs_of
 

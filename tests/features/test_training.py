@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from fss_models.errors import FssError
+from pipelines.config.run import RunSpec
 from pipelines.config.train import TrainConfig
 from pipelines.features.build import ensure_features, features_url
-from pipelines.training.run import RunSpec
 from tests.features.conftest import METHODS, MakeRecipe, losses_of, specs_of
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipelines.base.storage import Store
+from pipelines.base.version import package_version
 from pipelines.inference.labeler import Labeler
 from pipelines.inference.masks import Failure, Labels
 from pipelines.inference.wanted import Wanted
 from pipelines.labelling.images import list_images
 from pipelines.labelling.job import Job
-from pipelines.labelling.manifest import JobManifest, claim, code_version, describe_images
+from pipelines.labelling.manifest import JobManifest, claim, describe_images
 
 
 class DirectEngine:
@@ -33,7 +34,7 @@ def make_job(photos: Path | str, out: Path | str, support_id: str, labeler: Labe
     fields = {**describe_images(images), **one,
               "bundle_id": labeler.info.bundle_id, "method": "prior", "preset": "nano", "chunk": 8, "batch": 4,
               "threshold": 0.5, "limit": 0, "max_pixels": 50_000_000, "max_bytes": 64_000_000,
-              "code_version": code_version(), **changes}
+              "code_version": package_version(), **changes}
     manifest = JobManifest.model_validate(fields)
     store = Store(str(out))
     claim(store, manifest)

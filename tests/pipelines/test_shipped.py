@@ -33,7 +33,7 @@ from pipelines.bundles.weights import fetch, pretraining_photos
 from pipelines.config.method import MethodConfig
 from pipelines.config.recipe import Recipe
 from pipelines.config.train import TrainConfig
-from pipelines.training.run import sweep_specs
+from pipelines.sweeps.matrix import sweep_specs
 from tests.models.shipped_case import PHOTOS, ship_random
 from tests.pipelines.test_bundle_and_weights import predict
 

@@ -14,6 +14,7 @@ import yaml
 from fss_models import registry
 from jobs.demo_inputs import choose_class, write_photos, write_supports
 from pipelines.base.storage import Store
+from pipelines.base.version import package_version
 from pipelines.base.workspace import Workspace
 from pipelines.config.data import DataConfig
 from pipelines.config.evaluate import EvalConfig
@@ -21,6 +22,7 @@ from pipelines.config.method import MethodConfig
 from pipelines.config.recipe import Recipe
 from pipelines.config.sweep import SweepConfig
 from pipelines.config.train import TrainConfig
+from pipelines.data.folds import FoldData
 from pipelines.data.shardset import Shards
 from pipelines.evaluation.drive import evaluate_run
 from pipelines.evaluation.results import RunResult
@@ -28,14 +30,13 @@ from pipelines.inference.labeler import Labeler
 from pipelines.inference.support_files import read_support_file
 from pipelines.labelling.images import list_images
 from pipelines.labelling.job import Job as LabelJob
-from pipelines.labelling.manifest import JobManifest, claim, code_version, describe_images
+from pipelines.labelling.manifest import JobManifest, claim, describe_images
 from pipelines.labelling.outputs import write_outputs
 from pipelines.report.collect import label_folder
 from pipelines.selection.choose import make_leaderboard
+from pipelines.sweeps.matrix import sweep_specs
 from pipelines.sweeps.sweep import collect_results, scoring
-from pipelines.training.data import FoldData
 from pipelines.training.loop import Place, fit
-from pipelines.training.run import sweep_specs
 from pipelines.training.worker import Job, write_bundle
 from tests.labelling.helpers import DirectEngine
 
@@ -98,7 +99,7 @@ def _label(recipe: Recipe, shards: Shards, bundle: str) -> str:
     manifest = JobManifest(
         **describe_images(images), class_name=chosen.name, support_id=labeler.add_support(supports),  # type: ignore[arg-type]
         bundle_id=labeler.info.bundle_id, method="prior", preset="nano", chunk=16, batch=4, threshold=0.5, limit=0,
-        max_pixels=50_000_000, max_bytes=64_000_000, code_version=code_version())
+        max_pixels=50_000_000, max_bytes=64_000_000, code_version=package_version())
     claim(out, manifest)
     job = LabelJob(out, images, manifest)
     job.run(DirectEngine(labeler), job.left(), 2)

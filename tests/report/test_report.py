@@ -25,6 +25,7 @@ from pipelines.base.workspace import Workspace
 from pipelines.bundles.bundle import load_bundle
 from pipelines.config.recipe import Recipe
 from pipelines.data.episodes import load_episode
+from pipelines.data.folds import FoldData
 from pipelines.evaluation.drive import evaluate_run
 from pipelines.labelling.decisions import Decision, add_decisions
 from pipelines.labelling.outputs import write_outputs
@@ -36,7 +37,6 @@ from pipelines.report.gallery import Choice, gallery
 from pipelines.report.page import render, write_report
 from pipelines.selection.choose import read_leaderboard
 from pipelines.sweeps.sweep import RECIPE, scoring
-from pipelines.training.data import FoldData
 from pipelines.training.worker import Job
 from tests.report.conftest import BROKEN, Made
 

@@ -19,15 +19,15 @@ from jobs.tables import cells_of, load_table
 from pipelines.base.storage import Store
 from pipelines.base.workspace import Workspace
 from pipelines.config.data import DataConfig
+from pipelines.config.method import method_labels
 from pipelines.config.recipe import Recipe
+from pipelines.data.folds import FoldData
 from pipelines.evaluation.drive import evaluate_run, failed, finished, measure_latency
 from pipelines.evaluation.results import RunResult
 from pipelines.papers.tables.outcome import outcome
 from pipelines.papers.tables.show import text
 from pipelines.sweeps.sweep import plan_sweep, scoring
-from pipelines.training.data import FoldData
 from pipelines.training.loop import Place, fit
-from pipelines.training.run import method_labels
 from pipelines.training.worker import Job, write_bundle
 
 TABLE = {

@@ -15,12 +15,12 @@ from pipelines.config.data import DataConfig
 from pipelines.config.evaluate import EvalConfig
 from pipelines.config.method import MethodConfig
 from pipelines.config.recipe import Recipe
+from pipelines.config.run import RunSpec
 from pipelines.config.sweep import SweepConfig
 from pipelines.config.train import TrainConfig
+from pipelines.data.folds import FoldData
 from pipelines.data.shardset import Shards
-from pipelines.training.data import FoldData
 from pipelines.training.loop import Place, fit
-from pipelines.training.run import RunSpec
 from pipelines.training.state import History
 
 

@@ -17,11 +17,11 @@ from pipelines.config.choose import ChooseConfig
 from pipelines.config.evaluate import EvalConfig
 from pipelines.config.method import MethodConfig
 from pipelines.config.recipe import Recipe
+from pipelines.config.run import RunSpec, eval_digest
 from pipelines.evaluation.results import EPISODE_SCORES, RunResult, read_counts, read_result, write_result
 from pipelines.evaluation.spread import draw_scores, seed_scores
 from pipelines.selection.choose import Row, choose_winner, format_leaderboard, make_leaderboard, read_leaderboard
 from pipelines.selection.promote import champion_metrics, check_gate
-from pipelines.training.run import RunSpec, eval_digest
 from tests.training.conftest import KilledError
 
 EPISODES = 60

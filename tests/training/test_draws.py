@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from pipelines.config.evaluate import EvalConfig
+from pipelines.config.run import eval_digest
 from pipelines.data.episodes import Episode, EpisodeList, joined
-from pipelines.training.run import eval_digest
 
 
 def drawn(seed: int, *queries: int) -> EpisodeList:

@@ -14,9 +14,9 @@ import torch
 from fss_models import registry
 from pipelines.base.storage import Store
 from pipelines.config.method import MethodConfig
-from pipelines.training.data import FoldData
+from pipelines.config.run import RunSpec
+from pipelines.data.folds import FoldData
 from pipelines.training.loop import Place, fit
-from pipelines.training.run import RunSpec
 from tests.training.faults import plant, struck
 
 STEPS = 3

@@ -8,10 +8,10 @@ import pytest
 
 from pipelines.config.evaluate import EvalConfig
 from pipelines.config.method import MethodConfig
+from pipelines.config.run import RunSpec
 from pipelines.config.train import SelectConfig, TrainConfig
 from pipelines.evaluation.results import RunResult
 from pipelines.sweeps.lengths import Lengths, Work
-from pipelines.training.run import RunSpec
 
 EVAL = EvalConfig(episodes=50)
 

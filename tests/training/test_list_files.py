@@ -9,13 +9,13 @@ import pytest
 from fss_models.errors import FssError
 from pipelines.config.evaluate import EvalConfig
 from pipelines.config.method import MethodConfig
+from pipelines.config.run import RunSpec
 from pipelines.data.episodes import draw_episodes
+from pipelines.data.folds import FoldData
 from pipelines.data.published import ListedEpisode, PublishedList, write_list
 from pipelines.data.shardset import Shards
 from pipelines.evaluation.drive import Scored, evaluate_run, finished
 from pipelines.evaluation.results import read_counts, untested
-from pipelines.training.data import FoldData
-from pipelines.training.run import RunSpec
 from pipelines.training.worker import Job
 
 

@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from fss_models.errors import FssError
-from pipelines.config.method import MethodConfig
+from pipelines.config.method import MethodConfig, method_labels
+from pipelines.config.run import RunSpec
 from pipelines.config.train import TrainConfig
+from pipelines.data.folds import FoldData
 from pipelines.data.shardset import Shards
-from pipelines.training.data import FoldData
 from pipelines.training.loop import lr_at
-from pipelines.training.run import RunSpec, method_labels
 from pipelines.training.worker import clear_checkpoints
 from tests.training.conftest import KilledError, Outcome
 

@@ -11,10 +11,10 @@ from pipelines.config.data import DataConfig
 from pipelines.config.evaluate import EvalConfig
 from pipelines.config.method import MethodConfig
 from pipelines.config.recipe import Recipe
+from pipelines.config.run import RunSpec
 from pipelines.config.sweep import SweepConfig
 from pipelines.config.train import TrainConfig
-from pipelines.sweeps.matrix import cells, only_cell
-from pipelines.training.run import RunSpec, sweep_specs
+from pipelines.sweeps.matrix import cells, only_cell, sweep_specs
 
 
 def recipe(**matrix: list[object]) -> Recipe:

@@ -15,14 +15,14 @@ from pipelines.bundles.bundle import read_bundle_info
 from pipelines.config.evaluate import EvalConfig
 from pipelines.config.method import MethodConfig
 from pipelines.config.recipe import Recipe
+from pipelines.config.run import RunSpec
 from pipelines.config.sweep import SweepConfig
 from pipelines.config.train import TrainConfig
 from pipelines.data.benchmarks.coco import PASCAL_IN_COCO
 from pipelines.data.class_names import counterparts, meanings
+from pipelines.data.folds import FoldData
 from pipelines.data.shardset import Shards
 from pipelines.sweeps.sweep import plan_sweep, run_one
-from pipelines.training.data import FoldData
-from pipelines.training.run import RunSpec
 from tests.training.mixed_data import mixed_data
 
 NOVEL = {0: {"airplane"}, 1: {"bus"}, 2: {"dog"}, 3: {"couch", "tv"}}  # as the COCO directory names them

@@ -12,9 +12,9 @@ from pipelines.config.method import MethodConfig
 from pipelines.config.recipe import Recipe
 from pipelines.config.sweep import RangeConfig, SearchConfig
 from pipelines.config.train import SelectConfig, TrainConfig
+from pipelines.data.folds import FoldData
 from pipelines.evaluation.steps import grid_of, held_episodes
 from pipelines.selection.search import Ask, Point, _ask, format_found, run_trial, search
-from pipelines.training.data import FoldData
 
 SPACE = {"train.lr": RangeConfig(log=(0.0001, 0.01)), "methods.0.config.factor": RangeConfig(choice=[0.3, 0.8])}
 

@@ -15,7 +15,9 @@ from fss_models.errors import FssError
 from pipelines.base.storage import Store
 from pipelines.config.evaluate import EvalConfig
 from pipelines.config.method import MethodConfig
+from pipelines.config.run import RunSpec
 from pipelines.config.train import SelectConfig, TrainConfig
+from pipelines.data.folds import FoldData
 from pipelines.data.shardset import Shards
 from pipelines.evaluation.steps import (
     Selection,
@@ -30,9 +32,7 @@ from pipelines.evaluation.steps import (
     run_selection,
     score_grid,
 )
-from pipelines.training.data import FoldData
 from pipelines.training.loop import Place, fit
-from pipelines.training.run import RunSpec
 from pipelines.training.worker import Job, write_bundle
 from tests.training.conftest import KilledError
 

@@ -15,6 +15,7 @@ from pipelines.bundles.bundle import save_bundle
 from pipelines.config.evaluate import EvalConfig
 from pipelines.config.method import MethodConfig
 from pipelines.config.recipe import Recipe
+from pipelines.config.run import RunSpec, eval_digest
 from pipelines.config.sweep import SweepConfig
 from pipelines.data.schema import EpisodeSample, Sample
 from pipelines.evaluation.results import RunResult
@@ -22,7 +23,6 @@ from pipelines.evaluation.speed import Peak, measure_speed
 from pipelines.selection.choose import _latency
 from pipelines.sweeps.matrix import Cell
 from pipelines.sweeps.sweep import _idle_latency
-from pipelines.training.run import RunSpec, eval_digest
 
 
 def sample(number: int) -> Sample:

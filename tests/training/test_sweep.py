@@ -17,6 +17,7 @@ from pipelines.base.workspace import Workspace
 from pipelines.bundles.bundle import load_bundle
 from pipelines.config.method import MethodConfig
 from pipelines.config.recipe import Recipe
+from pipelines.config.run import RunSpec
 from pipelines.config.train import SelectConfig
 from pipelines.data.shardset import Shards
 from pipelines.evaluation.drive import failed
@@ -25,7 +26,6 @@ from pipelines.selection.choose import format_leaderboard, make_leaderboard
 from pipelines.selection.promote import _refit_spec, promote
 from pipelines.sweeps.sweep import collect_results, eval_bundle, plan_sweep, run_one, run_sweep, scoring
 from pipelines.training import worker
-from pipelines.training.run import RunSpec
 from pipelines.training.worker import Job
 from tests.models.shipped_case import ship_random
 
@@ -164,7 +164,7 @@ def test_bundle_trained_on_a_test_photo_is_refused(debug_recipe: Recipe, ray_clu
     store = Store(result.bundle)
     info = store.read_json("bundle.json")
     shards = Shards(result.spec.shards)
-    from pipelines.training.data import FoldData
+    from pipelines.data.folds import FoldData
 
     episode = next(iter(FoldData.open(shards.url, 0).episodes(debug_recipe.eval)))
     store.write_json("bundle.json", info | {"trained_on": [shards.rows[episode.query]["sha256"][:16]]})

@@ -11,11 +11,11 @@ import yaml
 from markupsafe import Markup
 
 from pipelines.base.storage import Store, join
+from pipelines.base.version import code_version
 from pipelines.bundles.bundle import BundleInfo
 from pipelines.config.recipe import Recipe
 from pipelines.data.shardset import Shards
 from pipelines.pages.template import page_template
-from pipelines.training.run import code_version
 
 Cells = Sequence[str]
 

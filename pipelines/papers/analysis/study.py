@@ -16,11 +16,12 @@ from fss_models.segmenter import Segmenter
 from pipelines.base.progress import Bar
 from pipelines.bundles.bundle import BundleInfo, base_model, load_bundle, read_bundle_info
 from pipelines.config.recipe import Recipe
+from pipelines.data.ensure import ensure_shards
 from pipelines.data.episodes import Episode, EpisodeList
+from pipelines.data.folds import FoldData
 from pipelines.data.schema import ClassInfo
 from pipelines.data.shardset import ALL_FOLDS, Shards
 from pipelines.evaluation.evaluate import refuse_seen_photos
-from pipelines.training.data import FoldData, ensure_shards
 
 MAP16 = "f2"  # what SAM 2 based methods call their stride-16 features
 _NOTHING = hashlib.sha256(b"").hexdigest()

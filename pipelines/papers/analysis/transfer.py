@@ -13,6 +13,7 @@ from fss_models.errors import FssError
 from pipelines.bundles.bundle import read_bundle_info
 from pipelines.config.recipe import Recipe
 from pipelines.data.benchmarks.coco import FOLDS, PASCAL_IN_COCO, transfer_fold
+from pipelines.data.ensure import ensure_shards
 from pipelines.data.episodes import EpisodeList
 from pipelines.data.shardset import Shards
 from pipelines.pages.curves import interval_bars
@@ -21,7 +22,6 @@ from pipelines.papers.analysis.page import Analysis, Strip, Table, Written, betw
 from pipelines.papers.analysis.pictures import LEGEND
 from pipelines.papers.analysis.scores import FewShot, episodes_among, few_shot
 from pipelines.papers.analysis.study import Study
-from pipelines.training.data import ensure_shards
 
 SHOWN = 2  # episodes a fold
 

@@ -11,10 +11,10 @@ from fss_models.metrics import Counts
 from pipelines.base.cluster import cluster
 from pipelines.base.progress import say
 from pipelines.base.workspace import Workspace
+from pipelines.config.method import method_labels
 from pipelines.evaluation.results import EPISODE_SCORES, RunResult, read_counts
 from pipelines.papers.tables.cells import Cell, Quality, Record, grouped
 from pipelines.sweeps.sweep import run_sweep
-from pipelines.training.run import method_labels
 
 
 def run_cells(cells: Sequence[Cell]) -> dict[str, str]:

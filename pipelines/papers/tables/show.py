@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pipelines.base.storage import Store, join
+from pipelines.base.version import code_version
 from pipelines.pages.template import page_template
 from pipelines.papers.tables.cells import Cell
 from pipelines.papers.tables.config import MEASURES
 from pipelines.papers.tables.outcome import Figure, Outcome, document, folds_of
-from pipelines.training.run import code_version
 
 NONE = "–"
 

@@ -21,18 +21,18 @@ from pipelines.config.data import BENCHMARKS
 from pipelines.config.evaluate import EvalConfig
 from pipelines.config.method import MethodConfig
 from pipelines.config.recipe import Recipe
+from pipelines.config.run import RunSpec
 from pipelines.data.benchmarks.check import check_benchmark
 from pipelines.data.benchmarks.make import make_list
 from pipelines.data.benchmarks.protocol import Ask
 from pipelines.data.classes import NO_FOLD
+from pipelines.data.folds import FoldData
 from pipelines.data.published import PublishedList, bind, read_list, write_list
 from pipelines.data.shardset import ALL_FOLDS, Shards
 from pipelines.data.stream import EpisodeStream
 from pipelines.evaluation.drive import Scored, evaluate_run
 from pipelines.evaluation.results import RunResult
 from pipelines.selection.choose import make_leaderboard
-from pipelines.training.data import FoldData
-from pipelines.training.run import RunSpec
 from pipelines.training.worker import Job
 from tests.data.benchmarks.conftest import benchmark_config
 from tests.data.conftest import write

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import subprocess
-from functools import lru_cache
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 from fss_models import registry
@@ -15,7 +11,6 @@ from fss_models.sam2_core.presets import PRESETS
 from fss_models.shipped.files import ShippedWeights, find_weights
 from pipelines.config.evaluate import EvalConfig
 from pipelines.config.method import MethodConfig
-from pipelines.config.recipe import Recipe
 from pipelines.config.section import Section
 from pipelines.config.train import TrainConfig
 
@@ -91,23 +86,6 @@ def _deciding(train: TrainConfig) -> dict[str, Any]:
     return train.model_dump(exclude=_NOT_IN_NAME | unused)
 
 
-def sweep_specs(
-    recipe: Recipe, *, shards: str, data_hash: str, trains: dict[int | None, TrainConfig],
-    mixture: tuple[Share, ...] = (),
-) -> list[RunSpec]:
-    """The matrix method x fold x seed. A method without training has one run a fold, whatever the seeds.
-
-    `trains` maps each fold to its training section, whose steps may depend on the fold's photos.
-    """
-    specs = []
-    for method in recipe.methods:
-        seeds = recipe.sweep.seeds if registry.method_class(method.name).trains else recipe.sweep.seeds[:1]
-        specs += [RunSpec(dataset=recipe.data.name, shards=shards, data_hash=data_hash, fold=fold, method=method,
-                          seed=seed, train=train, mixture=mixture, shipped=shipped_sha(method))
-                  for fold, train in trains.items() for seed in seeds]
-    return specs
-
-
 def shipped_weights(method: MethodConfig) -> ShippedWeights | None:
     """The installed weights that ship for the method's preset, None where it is not built on any."""
     preset = PRESETS.get(method.preset)
@@ -120,35 +98,8 @@ def shipped_sha(method: MethodConfig) -> str:
     return found.provenance.sha256 if found else ""
 
 
-def method_labels(methods: list[MethodConfig]) -> list[str]:
-    """A short name for each entry of the comparison: the method, with preset and digest where that is ambiguous."""
-    labels = []
-    for m in methods:
-        same = [o for o in methods if o.name == m.name]
-        label = m.name if len(same) == 1 else f"{m.name}-{m.preset}"
-        if sum(o.preset == m.preset for o in same) > 1:
-            label += "-" + hashlib.sha256(m.key.encode()).hexdigest()[:4]
-        labels.append(label)
-    return labels
-
-
 def eval_digest(config: EvalConfig, list_hash: str = "") -> str:
     """8 hex digits over what decides an evaluation (the batch does not). `list_hash`: content hash of `eval.list`."""
     unused = {"batch"} | ({"draws"} if config.draws == 1 else set())
     content = json.dumps(config.model_dump(exclude=unused), sort_keys=True) + (list_hash if config.list else "")
     return hashlib.sha256(content.encode()).hexdigest()[:8]
-
-
-@lru_cache(maxsize=1)
-def code_version() -> str:
-    """The package's version, with the commit where it runs from a checkout."""
-    try:
-        release = version("fss")
-    except PackageNotFoundError:
-        release = "unknown"
-    root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
-        return release
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty"]
-    found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    return f"{release}+{found.stdout.strip()}" if found.returncode == 0 else release

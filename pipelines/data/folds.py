@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from fss_models.errors import FssError
-from pipelines.base.workspace import Workspace
 from pipelines.config.evaluate import EvalConfig
-from pipelines.config.recipe import Recipe
+from pipelines.config.run import RunSpec
 from pipelines.config.train import TrainConfig
 from pipelines.data.class_names import counterparts
 from pipelines.data.episodes import EpisodeList, episode_list, joined
 from pipelines.data.mixture import MixedStream
 from pipelines.data.published import bind, read_list
 from pipelines.data.schema import ClassInfo
-from pipelines.data.shards import build_shards
 from pipelines.data.shardset import ALL_FOLDS, Shards
 from pipelines.data.stream import EpisodeStream
-from pipelines.training.run import RunSpec, Share
 
 
 @dataclass(frozen=True)
@@ -166,21 +163,3 @@ def resolved(train: TrainConfig, shards: Shards, fold: int | None) -> TrainConfi
         return train
     photos = len(FoldData(shards, fold).train_photos(train.novel_images))
     return train.model_copy(update={"steps": max(1, math.ceil(train.epochs * photos / train.batch))})
-
-
-def ensure_shards(recipe: Recipe) -> Shards:
-    """The recipe's shards, built now if they are missing."""
-    url = Workspace(recipe.out).shards(recipe.data.name)
-    build_shards(recipe.data, url)
-    return Shards(url)
-
-
-def ensure_mixture(recipe: Recipe) -> list[Shards]:
-    """The shards of the recipe's further datasets, built now if they are missing."""
-    return [ensure_shards(recipe.model_copy(update={"data": m.data})) for m in recipe.mixture]
-
-
-def shares(recipe: Recipe, mixed: Sequence[Shards]) -> tuple[Share, ...]:
-    """The mixture as a run names it; `mixed` are the shards of the recipe's further datasets, in order."""
-    return tuple(Share(shards=s.url, data_hash=s.manifest.content_hash, weight=m.weight)
-                 for s, m in zip(mixed, recipe.mixture, strict=True))

@@ -1,0 +1,29 @@
+"""The shards that a recipe names, built where they are missing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pipelines.base.workspace import Workspace
+from pipelines.config.recipe import Recipe
+from pipelines.config.run import Share
+from pipelines.data.shards import build_shards
+from pipelines.data.shardset import Shards
+
+
+def ensure_shards(recipe: Recipe) -> Shards:
+    """The recipe's shards, built now if they are missing."""
+    url = Workspace(recipe.out).shards(recipe.data.name)
+    build_shards(recipe.data, url)
+    return Shards(url)
+
+
+def ensure_mixture(recipe: Recipe) -> list[Shards]:
+    """The shards of the recipe's further datasets, built now if they are missing."""
+    return [ensure_shards(recipe.model_copy(update={"data": m.data})) for m in recipe.mixture]
+
+
+def shares(recipe: Recipe, mixed: Sequence[Shards]) -> tuple[Share, ...]:
+    """The mixture as a run names it; `mixed` are the shards of the recipe's further datasets, in order."""
+    return tuple(Share(shards=s.url, data_hash=s.manifest.content_hash, weight=m.weight)
+                 for s, m in zip(mixed, recipe.mixture, strict=True))
