@@ -21,9 +21,9 @@ CONFIG: dict[str, Any] = {"bundle": "shipped", "method": "", "preset": "nano", "
 def run(config: dict[str, Any]) -> dict[str, Any]:
     """Images/s of one class, of all in one pass and of all one after another."""
     from fss_models.shipped.files import bundle_url
+    from pipelines.config.mask_request import Wanted
     from pipelines.inference.label_sets import read_label_set
     from pipelines.inference.labeler import Labeler
-    from pipelines.inference.wanted import Wanted
 
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)

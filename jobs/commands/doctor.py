@@ -23,7 +23,7 @@ def doctor(
     as_json: JsonOption = False,
 ) -> None:
     """Check the machine; exit 1 if something required is missing."""
-    from infra.local.machine import run_checks
+    from jobs.doctor import run_checks
 
     checks = run_checks(out)
     missing = [c for c in checks if c.state == "missing"]

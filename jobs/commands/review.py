@@ -53,8 +53,8 @@ def decide(
 ) -> None:
     """Keep decisions beside the labels."""
     from fss_models.errors import FssError
+    from pipelines.base.storage import place_of
     from pipelines.inference.marks import mask_from_picture
-    from pipelines.inference.support_files import place_of
     from pipelines.labelling.decisions import count_decisions
     from pipelines.review.job import decide_by_name, import_decisions, open_job
 

@@ -361,3 +361,9 @@ def _explain(error: Exception, verb: str, path: str) -> FssError:
     if isinstance(error, OSError) and error.errno in _SPACE:
         return FssError("no space left on the device", where=path, mend="free some space and run the command again")
     return FssError(f"cannot {verb}: {text}", where=path)
+
+
+def place_of(url: str) -> tuple[Store, str]:
+    """The folder of a file, and its name there."""
+    folder, _, name = Store(url).url.rpartition("/")
+    return Store(folder or "/"), name

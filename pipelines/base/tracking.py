@@ -29,7 +29,6 @@ from typing import Any
 from pipelines.base.cache import cache_dir
 from pipelines.base.run_metrics import RunMetrics
 from pipelines.base.storage import Store
-from pipelines.config.recipe import Recipe
 
 log = logging.getLogger(__name__)
 KEY, PARENT = "fss.run", "mlflow.parentRunId"
@@ -48,14 +47,14 @@ def _home(out: str) -> Path:
     return cache_dir("mlflow", hashlib.sha256(store.url.encode()).hexdigest()[:16])
 
 
-def tracking_uri(recipe: Recipe) -> str:
-    """Where MLflow writes: the recipe's `tracking`, else MLFLOW_TRACKING_URI, else a SQLite file."""
-    return recipe.tracking or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{_home(recipe.out) / 'mlflow.db'}"
+def tracking_uri(workspace: str, given: str = "") -> str:
+    """Where MLflow writes: `given`, else MLFLOW_TRACKING_URI, else a SQLite file of the workspace (a URL)."""
+    return given or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{_home(workspace) / 'mlflow.db'}"
 
 
-def spool_folder(recipe: Recipe) -> Path:
-    """Where entries wait for MLflow."""
-    return _home(recipe.out) / "spool"
+def spool_folder(workspace: str) -> Path:
+    """Where a workspace's entries wait for MLflow."""
+    return _home(workspace) / "spool"
 
 
 class Tracker:

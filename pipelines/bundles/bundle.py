@@ -134,6 +134,11 @@ def read_bundle_info(url: str) -> BundleInfo:
         raise FssError("bundle.json is not one of ours", where=url, mend="is it of a newer version?") from error
 
 
+def about_bundle(info: BundleInfo) -> dict[str, Any]:
+    """What a manifest says of a bundle, as `/v1/health` of a service has it."""
+    return {"bundle_id": info.bundle_id, "method": info.method, "preset": info.preset, "calibrator": info.calibrator}
+
+
 def load_bundle(url: str, device: str = "cpu") -> tuple[Segmenter, BundleInfo]:
     """The model, in evaluation mode, and what is known about it; `url` may be `shipped` or `shipped:NAME`.
 

@@ -19,8 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from fss_models.errors import FssError
 from pipelines.base.storage import Store, join
 from pipelines.config.label import LabelConfig
+from pipelines.config.mask_request import MAX_CLASSES
 from pipelines.config.recipe import Recipe
-from pipelines.inference.wanted import MAX_CLASSES
 from pipelines.labelling.manifest import JobManifest
 
 FOLDER, LABELS = "jobs", "labels"

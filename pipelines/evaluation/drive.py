@@ -12,7 +12,8 @@ from pipelines.config.evaluate import EvalConfig
 from pipelines.config.run import eval_digest
 from pipelines.config.section import Section
 from pipelines.evaluation.results import NO_EPISODES, RunResult, read_result, write_result
-from pipelines.training.worker import Job, train_run, write_bundle
+from pipelines.training.context import Job
+from pipelines.training.worker import train_run, write_bundle
 
 OVERLAYS = "overlays.png"  # in a run's folder
 LATENCY_QUERIES, LATENCY_REPEATS = 12, 3

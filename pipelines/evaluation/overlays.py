@@ -38,8 +38,8 @@ def overlay_sheet(model: Segmenter, shards: Shards, episodes: EpisodeList, confi
 
 def _column(model: Segmenter, shards: Shards, episode: Episode, config: EvalConfig) -> list[Any]:
     from pipelines.evaluation.evaluate import marked
+    from pipelines.evaluation.predict import predict
     from pipelines.pages.pictures import PREDICTION, SUPPORT, picture
-    from pipelines.report.examples import predict
 
     sample = load_episode(shards, episode)
     prompts = [marked(model, r, config, episode.episode_id, k) for k, r in enumerate(sample.references)]

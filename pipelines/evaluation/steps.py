@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 from pydantic import Field
-from safetensors.torch import load, save
+from safetensors.torch import load
 
 from fss_models.errors import FssError
 from fss_models.metrics import score
@@ -29,7 +29,9 @@ from pipelines.config.train import TrainConfig
 from pipelines.data.episodes import EpisodeList, draw_from
 from pipelines.data.folds import FoldData
 from pipelines.evaluation.results import table_counts
-from pipelines.training.worker import SELECTION_FILE, Job, write_bundle
+from pipelines.training.context import SELECTION_FILE, Job
+from pipelines.training.grid import grid_store, grid_tensors
+from pipelines.training.worker import write_bundle
 
 FAMILY = "base-holdout"
 
@@ -107,7 +109,8 @@ def run_selection(job: Job, config: EvalConfig, *, train: Callable[[Job], None],
     if known and (base or Store(job.bundle).exists("bundle.json")):
         return known
     trained = holdout_job(job) if base else job.model_copy(update={"grid": grid_of(job.spec.train)})
-    if not (grid_store(trained).exists(_tensors(trained.grid[-1])) and Store(trained.folder).exists("history.json")):
+    kept = grid_store(trained).exists(grid_tensors(trained.grid[-1]))
+    if not (kept and Store(trained.folder).exists("history.json")):
         train(trained)
     score(job, trained, config)
     Store(trained.runs if base else grid_store(trained).url).delete()
@@ -148,7 +151,7 @@ def _scored(trained: Job, step: int, model: Segmenter, data: FoldData, episodes:
 
     store, name = grid_store(trained), f"step-{step:07d}.json"
     if not store.exists(name):
-        model.load_trainable_state(load(store.read_bytes(_tensors(step))))
+        model.load_trainable_state(load(store.read_bytes(grid_tensors(step))))
         before = trained.grid.index(step) * len(episodes)
         table, _ = score_episodes(model, data.shards, episodes, config, told=lambda done: trained.tell(
             "at_step", trained.label, before + done, "choosing"))
@@ -160,31 +163,12 @@ def _scored(trained: Job, step: int, model: Segmenter, data: FoldData, episodes:
 
 
 def _write_chosen(job: Job, trained: Job, model: Segmenter, data: FoldData, steps: int) -> None:
-    model.load_trainable_state(load(grid_store(trained).read_bytes(_tensors(steps))))
+    model.load_trainable_state(load(grid_store(trained).read_bytes(grid_tensors(steps))))
     rows = Store(job.folder).read_json("history.json")
     write_bundle(job.model_copy(update={"stop": steps}), model, data, train_s=sum(r["seconds"] for r in rows))
 
 
 # ---- files --------------------------------------------------------------------------------------------------------
-
-def grid_store(job: Job) -> Store:
-    """Where a job keeps the tensors of its grid."""
-    return Store(join(job.folder, "grid"))
-
-
-def keep_grid(job: Job) -> Callable[[int, Segmenter], None]:
-    """A function for `fit` that keeps the trained tensors at the steps of the job's grid."""
-    def keep(step: int, model: Segmenter) -> None:
-        if step in job.grid:
-            state = {k: v.detach().cpu().contiguous() for k, v in model.trainable_state().items()}
-            grid_store(job).write_bytes(_tensors(step), save(state))
-
-    return keep
-
-
-def _tensors(step: int) -> str:
-    return f"step-{step:07d}.safetensors"
-
 
 def read_selection(job: Job) -> Selection | None:
     """The record of a finished selection."""

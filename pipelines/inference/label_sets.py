@@ -14,12 +14,12 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from fss_models.errors import FssError
-from pipelines.base.storage import Store
+from pipelines.base.storage import Store, place_of
+from pipelines.config.mask_request import MAX_CLASSES
 from pipelines.data.decode import FORMATS
 from pipelines.inference.marks import check_keys
-from pipelines.inference.support_files import fetcher, place_of, read_supports
+from pipelines.inference.support_files import fetcher, read_supports
 from pipelines.inference.supports import SupportSet
-from pipelines.inference.wanted import MAX_CLASSES
 
 FILE = "supports.json"
 SUFFIXES = (".jpg", ".jpeg", *(f".{f.lower()}" for f in FORMATS), ".tif")

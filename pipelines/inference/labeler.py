@@ -20,6 +20,7 @@ from torch import Tensor
 from fss_models.clip import Features, Images, Memory
 from fss_models.errors import BadImage, FssError
 from pipelines.bundles.bundle import bundle_calibrator, load_bundle
+from pipelines.config.mask_request import Wanted
 from pipelines.data.decode import decode_image
 from pipelines.inference.masks import (
     UNCALIBRATED,
@@ -35,7 +36,6 @@ from pipelines.inference.masks import (
 )
 from pipelines.inference.presence import Judge, Known
 from pipelines.inference.supports import SupportSet, UnknownSupportError, load_support_set
-from pipelines.inference.wanted import Wanted
 
 MEMORIES = 64  # support sets kept on the device
 Sizes = list[tuple[int, ...]]  # (height, width) of photos

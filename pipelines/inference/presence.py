@@ -19,8 +19,8 @@ from fss_models.calibration_fit import opinion_of
 from fss_models.clip import Features, Memory, Prediction, Prompt, PromptKind
 from fss_models.leave_one_out import iou_at, leave_one_out, segment_trials
 from fss_models.segmenter import Segmenter
+from pipelines.config.mask_request import Wanted
 from pipelines.inference.masks import Presence
-from pipelines.inference.wanted import Wanted
 
 MAX_TRIALS = 10  # shots of a large support set that are left out, one at a time
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fss_models.errors import FssError
-from pipelines.base.storage import Store
+from pipelines.base.storage import Store, place_of
 from pipelines.inference.marks import KINDS, Mark, check_keys, mask_from_picture
 from pipelines.inference.supports import SupportSet, build_support_set
 
@@ -25,12 +25,6 @@ def read_support_file(url: str) -> SupportSet:
     """A supports file, local or s3://. Raises `FssError` with one line for every mistake."""
     store, name = place_of(url)
     return read_supports(store.read_json(name), fetcher(store), name)
-
-
-def place_of(url: str) -> tuple[Store, str]:
-    """The folder of a file, and its name there."""
-    folder, _, name = Store(url).url.rpartition("/")
-    return Store(folder or "/"), name
 
 
 def fetcher(store: Store) -> Fetch:

@@ -15,9 +15,9 @@ import numpy as np
 from fss_models.errors import FssError
 from pipelines.base.cluster import cluster
 from pipelines.base.progress import Bar
+from pipelines.config.mask_request import Wanted
 from pipelines.inference.labeler import Labeler, Limits
 from pipelines.inference.masks import Failure, Labels
-from pipelines.inference.wanted import Wanted
 from pipelines.labelling.images import Reader
 from pipelines.labelling.job import READERS, Job
 from pipelines.serving.spec import ModelSpec, best_device

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 from fss_models.shipped.files import bundle_url
+from pipelines.base.storage import place_of
 from pipelines.base.workspace import Workspace
 from pipelines.bundles.shipped import champion_url, say_if_shipped
+from pipelines.config.mask_request import Wanted, check_overlaps
 from pipelines.config.recipe import Recipe
 from pipelines.inference.label_sets import read_label_set
 from pipelines.inference.labeler import Labeler, Limits
 from pipelines.inference.support_check import Worth, check_supports
-from pipelines.inference.support_files import place_of
-from pipelines.inference.wanted import Wanted, check_overlaps
 from pipelines.labelling.images import list_images
 from pipelines.labelling.support_sheet import Price, lines, measure_and_show, write_page
 

@@ -16,9 +16,9 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_at
 from fss_models.errors import FssError
 from pipelines.base.cluster import cluster
 from pipelines.base.progress import say
+from pipelines.config.mask_request import Wanted
 from pipelines.inference.masks import Failure, Labels
 from pipelines.inference.supports import SupportSet
-from pipelines.inference.wanted import Wanted
 from pipelines.serving.client import Client, ServiceError
 from pipelines.serving.spec import ModelSpec, best_device
 

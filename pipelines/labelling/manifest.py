@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict
 
 from fss_models.errors import FssError
 from pipelines.base.storage import Store
+from pipelines.config.mask_request import EMPTY_BELOW, PREVALENCE, REVIEW_BELOW, Overlaps, Wanted
 from pipelines.inference.supports import SupportSet
-from pipelines.inference.wanted import EMPTY_BELOW, PREVALENCE, REVIEW_BELOW, Overlaps, Wanted
 from pipelines.labelling.images import ImageList
 
 MANIFEST = "manifest.json"

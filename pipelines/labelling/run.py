@@ -14,14 +14,14 @@ from pipelines.base.progress import say
 from pipelines.base.storage import Store, join
 from pipelines.base.version import package_version
 from pipelines.base.workspace import Workspace
-from pipelines.bundles.bundle import BundleInfo, read_bundle_info
+from pipelines.bundles.bundle import about_bundle, read_bundle_info
 from pipelines.bundles.shipped import champion_url, say_if_shipped
 from pipelines.config.label import LabelConfig
+from pipelines.config.mask_request import check_overlaps
 from pipelines.config.recipe import Recipe
 from pipelines.inference.label_sets import read_label_set
 from pipelines.inference.marks import mark_kind
 from pipelines.inference.supports import SupportSet
-from pipelines.inference.wanted import check_overlaps
 from pipelines.labelling.actors import run_with_actors
 from pipelines.labelling.engines import Engine, local_engine, service_engine
 from pipelines.labelling.images import ImageList, check_out, list_images
@@ -121,11 +121,6 @@ def run_left(job: Job, left: list[int], classes: Sequence[SupportSet], service: 
         engine = local_engine(spec)
     with engine as ready:
         return job.run(ready, left, request.recipe.label.in_flight)
-
-
-def about_bundle(info: BundleInfo) -> dict[str, Any]:
-    """What a manifest says of a bundle, as `/v1/health` of a service has it."""
-    return {"bundle_id": info.bundle_id, "method": info.method, "preset": info.preset, "calibrator": info.calibrator}
 
 
 def check_bundle(manifest: JobManifest, about: dict[str, Any], *, mend: str) -> None:

@@ -12,6 +12,7 @@ import torch
 
 from fss_models.calibration_fit import estimate_prevalence
 from fss_models.errors import BadImage
+from pipelines.config.mask_request import Wanted
 from pipelines.data import rle
 from pipelines.data.decode import decode_image
 from pipelines.inference.labeler import Labeler
@@ -19,7 +20,6 @@ from pipelines.inference.marks import mark_prompt
 from pipelines.inference.masks import Failure, Labels
 from pipelines.inference.support_check import Worth
 from pipelines.inference.supports import SupportSet, decode_support
-from pipelines.inference.wanted import Wanted
 from pipelines.labelling.images import ImageList, Reader
 from pipelines.pages.pictures import SUPPORT, photo_url, picture
 from pipelines.pages.template import page_template

@@ -17,10 +17,10 @@ from pipelines.data.episodes import Episode, EpisodeList, load_episode
 from pipelines.data.schema import EpisodeSample
 from pipelines.data.shardset import Shards
 from pipelines.evaluation.evaluate import marked
+from pipelines.evaluation.predict import predict
 from pipelines.evaluation.results import RunResult
 from pipelines.pages.pictures import PREDICTION, SUPPORT, picture, png_bytes
 from pipelines.pages.template import page_template
-from pipelines.report.examples import predict
 
 RANDOM, WORST, SIDE_PX = 24, 8, 360
 KINDS = ("random", "worst")

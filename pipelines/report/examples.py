@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
-import torch
-
-from fss_models.clip import Prompt
-from fss_models.metrics import episode_counts
-from fss_models.prompts import mask_prompt
-from fss_models.segmenter import Segmenter
 from pipelines.bundles.bundle import load_bundle
 from pipelines.data.episodes import load_episode
 from pipelines.data.folds import FoldData
 from pipelines.data.schema import EpisodeSample
-from pipelines.evaluation.evaluate import at_size
+from pipelines.evaluation.predict import predict
 from pipelines.evaluation.results import RunResult, read_episodes
 from pipelines.pages.pictures import PREDICTION, SUPPORT, TRUTH, photo_url
 from pipelines.report.collect import Material
@@ -128,24 +119,3 @@ def _drawn(material: Material, rows: list[Row], fold: int, picks: list[Pick],
             shown.append((f"{row.label}: IoU {iou * 100:.0f}", photo_url(sample.targets[0].image, mask, PREDICTION)))
     return [Example(kind=p.kind, class_name=s.class_name, fold=fold, panels=shown)
             for p, s, shown in zip(picks, samples, panels, strict=True)]
-
-
-@torch.inference_mode()
-def predict(model: Segmenter, sample: EpisodeSample, prompts: Sequence[Prompt] = ()) -> tuple[np.ndarray, float]:
-    """The target's mask [H, W] bool and its IoU, by the protocol of the evaluation.
-
-    `prompts` mark the references, default their masks.
-    """
-    target = sample.targets[0]
-    support = model.encode(model.prepare([r.image for r in sample.references]))
-    given = list(prompts) or [mask_prompt(r.mask) for r in sample.references]
-    query = model.encode(model.prepare([target.image]))
-    memory = model.memorise(support, model.collate([given], support.sizes))
-    found = model.segment(memory, query, torch.zeros(1, 2, dtype=torch.int64))
-    mask = at_size(found.logits[0], target.mask.shape, corners=model.corners_aligned) > 0
-    inter, union = episode_counts(mask, _tensor(target.mask), _tensor(target.ignore))
-    return mask.numpy(), inter[1] / max(union[1], 1)
-
-
-def _tensor(mask: np.ndarray) -> Any:
-    return torch.from_numpy(np.ascontiguousarray(mask))

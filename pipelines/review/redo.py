@@ -18,7 +18,7 @@ from fss_models.errors import FssError
 from pipelines.base.progress import say
 from pipelines.base.storage import Store, join
 from pipelines.base.workspace import Workspace
-from pipelines.bundles.bundle import read_bundle_info
+from pipelines.bundles.bundle import about_bundle, read_bundle_info
 from pipelines.config.recipe import Recipe
 from pipelines.inference.masks import Failure
 from pipelines.inference.supports import Support, SupportSet, UnknownSupportError, load_support_set
@@ -29,7 +29,7 @@ from pipelines.labelling.job import Job, label_rows
 from pipelines.labelling.manifest import JobManifest, claim, describe_classes
 from pipelines.labelling.outputs import write_outputs
 from pipelines.labelling.parts import part_name, result_columns, schema_of
-from pipelines.labelling.run import LabelRequest, about_bundle, check_bundle, choose_service, run_left
+from pipelines.labelling.run import LabelRequest, check_bundle, choose_service, run_left
 from pipelines.review.doubt import sureness
 from pipelines.review.job import Reviewed, Row, open_job
 

@@ -19,13 +19,12 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from fss_models.errors import FssError
-from pipelines.bundles.bundle import BundleInfo
+from pipelines.bundles.bundle import BundleInfo, about_bundle
 from pipelines.console.api import ConsoleApi
 from pipelines.console.jobs import Jobs
 from pipelines.console.page import page_html
 from pipelines.inference.support_files import support_set_from_request
 from pipelines.inference.supports import UnknownSupportError
-from pipelines.labelling.run import about_bundle
 from pipelines.serving.client import results_json
 from pipelines.serving.docs_page import docs_html
 from pipelines.serving.metrics import ServiceMetrics, exported

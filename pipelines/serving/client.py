@@ -10,10 +10,10 @@ import httpx
 
 from fss_models.errors import FssError
 from pipelines.base.storage import Store
+from pipelines.config.mask_request import Wanted
 from pipelines.inference.masks import Failure, Label, Labels
 from pipelines.inference.support_files import support_request
 from pipelines.inference.supports import SupportSet
-from pipelines.inference.wanted import Wanted
 
 
 class ServiceError(FssError):

@@ -9,10 +9,10 @@ from typing import Any
 from ray import serve
 from ray.serve import Application, Deployment
 
+from pipelines.config.mask_request import Wanted
 from pipelines.inference.labeler import Labeler, Limits
 from pipelines.inference.masks import Failure, Labels
 from pipelines.inference.supports import SupportSet
-from pipelines.inference.wanted import Wanted
 from pipelines.serving.metrics import PhotoMetrics
 from pipelines.serving.spec import ModelSpec
 

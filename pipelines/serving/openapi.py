@@ -5,10 +5,10 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import Any
 
+from pipelines.config.mask_request import EMPTY_BELOW, MAX_CLASSES, PREVALENCE, REVIEW_BELOW
 from pipelines.console.api import AgainRequest, DecisionsRequest, EmptyRequest
 from pipelines.console.records import JobRequest
 from pipelines.inference.marks import MAX_POINTS
-from pipelines.inference.wanted import EMPTY_BELOW, MAX_CLASSES, PREVALENCE, REVIEW_BELOW
 from pipelines.serving.requests import MAX_IMAGES, MAX_PAIRS
 from pipelines.serving.schemas import SCHEMAS, ref
 

@@ -12,9 +12,9 @@ from typing import Any
 from starlette.requests import Request
 
 from fss_models.errors import FssError
+from pipelines.config.mask_request import MAX_CLASSES, Wanted, check_overlaps
 from pipelines.inference.marks import check_keys
 from pipelines.inference.support_files import from_base64
-from pipelines.inference.wanted import MAX_CLASSES, Wanted, check_overlaps
 from pipelines.serving.server import LOOPBACK
 
 MAX_IMAGES = 256  # of one request

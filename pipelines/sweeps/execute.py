@@ -26,7 +26,7 @@ from pipelines.evaluation.results import RunResult, untested
 from pipelines.sweeps.lengths import Lengths, Work
 from pipelines.sweeps.schedule import Machine, Need, Schedule, Task
 from pipelines.sweeps.watch import RunState, Watch
-from pipelines.training.worker import Job
+from pipelines.training.context import Job
 
 MACHINES_S = 10.0  # between two looks at which machines there are
 
@@ -206,7 +206,7 @@ def tracking(recipe: Recipe, ray: Any) -> Iterator[Any]:
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor = ray.remote(Tracker).options(num_cpus=0, scheduling_strategy=here, max_restarts=-1).remote(
-        tracking_uri(recipe), recipe.project_name, str(spool_folder(recipe)))
+        tracking_uri(recipe.out, recipe.tracking), recipe.project_name, str(spool_folder(recipe.out)))
     try:
         yield actor
     finally:
@@ -214,7 +214,7 @@ def tracking(recipe: Recipe, ray: Any) -> Iterator[Any]:
         with suppress(ray.exceptions.RayError):
             reason = ray.get(actor.close.remote())
         if reason:
-            say(f"tracking: {reason}; entries wait in {spool_folder(recipe)} for the next command")
+            say(f"tracking: {reason}; entries wait in {spool_folder(recipe.out)} for the next command")
         ray.kill(actor)
 
 

@@ -34,7 +34,7 @@ from pipelines.sweeps.execute import Planned, execute
 from pipelines.sweeps.matrix import Cell, cells, only_cell, sweep_specs
 from pipelines.sweeps.owner import owning
 from pipelines.sweeps.watch import RunState
-from pipelines.training.worker import Job
+from pipelines.training.context import Job
 
 RECIPE = "sweep/recipe.json"
 ALL_CLASSES = -1  # as a fold: none is held out

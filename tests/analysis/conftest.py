@@ -21,8 +21,9 @@ from pipelines.config.run import RunSpec
 from pipelines.config.train import TrainConfig
 from pipelines.data.folds import FoldData
 from pipelines.data.shardset import Shards
+from pipelines.training.context import Job
 from pipelines.training.loop import Place, fit
-from pipelines.training.worker import Job, write_bundle
+from pipelines.training.worker import write_bundle
 
 
 @pytest.fixture(scope="session")

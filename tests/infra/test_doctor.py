@@ -9,9 +9,9 @@ import pytest
 from typer.testing import CliRunner
 
 from fss_models import registry
-from infra.local.machine import Check, run_checks
 from infra.local.s3 import S3Server
 from jobs.cli import make_app
+from jobs.doctor import Check, run_checks
 from pipelines.bundles.bundle import save_bundle
 from tests.models.shipped_case import ship_random
 

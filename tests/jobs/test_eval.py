@@ -25,7 +25,7 @@ from pipelines.config.recipe import Recipe
 from pipelines.data.episodes import load_episode
 from pipelines.data.published import bind, read_list
 from pipelines.data.shardset import Shards
-from pipelines.report.examples import predict
+from pipelines.evaluation.predict import predict
 from tests.jobs.test_cli import run
 from tests.training.mixed_data import voc_directory
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from pipelines.base.storage import Store
 from pipelines.base.version import package_version
+from pipelines.config.mask_request import Wanted
 from pipelines.inference.labeler import Labeler
 from pipelines.inference.masks import Failure, Labels
-from pipelines.inference.wanted import Wanted
 from pipelines.labelling.images import list_images
 from pipelines.labelling.job import Job
 from pipelines.labelling.manifest import JobManifest, claim, describe_images

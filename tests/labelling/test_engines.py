@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from fss_models.errors import FssError
+from pipelines.config.mask_request import Wanted
 from pipelines.inference.labeler import Labeler
 from pipelines.inference.masks import Failure
 from pipelines.inference.support_files import read_support_file
-from pipelines.inference.wanted import Wanted
 from pipelines.labelling.actors import run_with_actors
 from pipelines.labelling.engines import ServiceEngine
 from pipelines.labelling.parts import part_name

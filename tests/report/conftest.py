@@ -36,8 +36,9 @@ from pipelines.report.collect import label_folder
 from pipelines.selection.choose import make_leaderboard
 from pipelines.sweeps.matrix import sweep_specs
 from pipelines.sweeps.sweep import collect_results, scoring
+from pipelines.training.context import Job
 from pipelines.training.loop import Place, fit
-from pipelines.training.worker import Job, write_bundle
+from pipelines.training.worker import write_bundle
 from tests.labelling.helpers import DirectEngine
 
 BROKEN = "<broken> & photo.jpg"  # a name that an unescaped page would trip over

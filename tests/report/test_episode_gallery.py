@@ -18,10 +18,10 @@ from pipelines.bundles.bundle import load_bundle, save_bundle
 from pipelines.data.episodes import load_episode
 from pipelines.data.published import bind, read_list
 from pipelines.data.shardset import Shards
+from pipelines.evaluation.predict import predict
 from pipelines.evaluation.results import EPISODE_SCORES
 from pipelines.pages.pictures import PREDICTION, TRUTH, picture
 from pipelines.report.episode_gallery import picks
-from pipelines.report.examples import predict
 from tests.training.mixed_data import voc_directory
 
 

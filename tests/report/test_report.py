@@ -27,17 +27,18 @@ from pipelines.config.recipe import Recipe
 from pipelines.data.episodes import load_episode
 from pipelines.data.folds import FoldData
 from pipelines.evaluation.drive import evaluate_run
+from pipelines.evaluation.predict import predict
 from pipelines.labelling.decisions import Decision, add_decisions
 from pipelines.labelling.outputs import write_outputs
 from pipelines.labelling.parts import read_parts
 from pipelines.pages.pictures import TRUTH, photo_url
 from pipelines.report.collect import collect, versus_baseline
-from pipelines.report.examples import pick_episodes, predict
+from pipelines.report.examples import pick_episodes
 from pipelines.report.gallery import Choice, gallery
 from pipelines.report.page import render, write_report
 from pipelines.selection.choose import read_leaderboard
 from pipelines.sweeps.sweep import RECIPE, scoring
-from pipelines.training.worker import Job
+from pipelines.training.context import Job
 from tests.report.conftest import BROKEN, Made
 
 

@@ -15,12 +15,12 @@ from pycocotools import mask as coco
 from fss_models import registry
 from fss_models.errors import FssError
 from pipelines.bundles.bundle import save_bundle
+from pipelines.config.mask_request import Wanted
 from pipelines.inference.label_sets import read_label_set
 from pipelines.inference.labeler import Labeler
 from pipelines.inference.marks import rle_json
 from pipelines.inference.masks import Failure, Label, Labels, semantic_map
 from pipelines.inference.supports import Support, SupportSet
-from pipelines.inference.wanted import Wanted
 from pipelines.serving.requests import parse_segment
 from tests.serving.helpers import ball, encoded
 

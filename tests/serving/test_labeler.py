@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from pycocotools import mask as coco
 
 from fss_models.errors import FssError
+from pipelines.config.mask_request import Wanted
 from pipelines.inference.labeler import Failure, Label, Labeler, Limits
 from pipelines.inference.marks import rle_json
 from pipelines.inference.masks import full_size
 from pipelines.inference.support_files import support_request, support_set_from_request
 from pipelines.inference.supports import Support, SupportSet, UnknownSupportError
-from pipelines.inference.wanted import Wanted
 from tests.serving.helpers import ball, encoded
 
 

@@ -18,10 +18,10 @@ from fss_models.prompts import mask_prompt
 from fss_models.segmenter import Segmenter
 from pipelines.bundles.bundle import bundle_calibrator, read_bundle_info, save_bundle, save_calibrator
 from pipelines.bundles.shipped import copy_bundle
+from pipelines.config.mask_request import Wanted
 from pipelines.inference.labeler import Labeler
 from pipelines.inference.masks import Failure, Label, Presence
 from pipelines.inference.presence import status_of
-from pipelines.inference.wanted import Wanted
 from pipelines.labelling.outputs import summary_line, write_outputs
 from pipelines.labelling.parts import part_name
 from pipelines.serving.client import _results, results_json

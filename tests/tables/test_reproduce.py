@@ -27,8 +27,9 @@ from pipelines.evaluation.results import RunResult
 from pipelines.papers.tables.outcome import outcome
 from pipelines.papers.tables.show import text
 from pipelines.sweeps.sweep import plan_sweep, scoring
+from pipelines.training.context import Job
 from pipelines.training.loop import Place, fit
-from pipelines.training.worker import Job, write_bundle
+from pipelines.training.worker import write_bundle
 
 TABLE = {
     "title": "Small", "paper": "none", "source": "made up for this test", "reference": "SANSA", "resamples": 200,

@@ -16,7 +16,7 @@ from pipelines.data.published import ListedEpisode, PublishedList, write_list
 from pipelines.data.shardset import Shards
 from pipelines.evaluation.drive import Scored, evaluate_run, finished
 from pipelines.evaluation.results import read_counts, untested
-from pipelines.training.worker import Job
+from pipelines.training.context import Job
 
 
 def _listed(shards: Shards, *, leave_out: int | None = None, seed: int = 0) -> PublishedList:

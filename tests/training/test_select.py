@@ -32,8 +32,9 @@ from pipelines.evaluation.steps import (
     run_selection,
     score_grid,
 )
+from pipelines.training.context import Job
 from pipelines.training.loop import Place, fit
-from pipelines.training.worker import Job, write_bundle
+from pipelines.training.worker import write_bundle
 from tests.training.conftest import KilledError
 
 EVAL = EvalConfig(episodes=6)

@@ -26,7 +26,7 @@ from pipelines.selection.choose import format_leaderboard, make_leaderboard
 from pipelines.selection.promote import _refit_spec, promote
 from pipelines.sweeps.sweep import collect_results, eval_bundle, plan_sweep, run_one, run_sweep, scoring
 from pipelines.training import worker
-from pipelines.training.worker import Job
+from pipelines.training.context import Job
 from tests.models.shipped_case import ship_random
 
 
@@ -77,7 +77,7 @@ def _check_results(recipe: Recipe, results: list[RunResult]) -> None:
 def _check_tracking(recipe: Recipe, results: list[RunResult], info: Any) -> None:
     from mlflow.tracking import MlflowClient
 
-    client = MlflowClient(tracking_uri(recipe))
+    client = MlflowClient(tracking_uri(recipe.out, recipe.tracking))
     experiment = client.get_experiment_by_name("shapes")
     runs = {r.data.tags["fss.run"]: r for r in client.search_runs([experiment.experiment_id])}
     for r in results:

@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 from pipelines.base.tracking import Tracker, spool_folder, tracking_uri
-from pipelines.config.recipe import Recipe
 
 
 @pytest.fixture(scope="module")
@@ -101,14 +100,13 @@ def test_spool_of_a_killed_writer_is_sent_by_the_next(uri: str, tmp_path: Path) 
 def test_default_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FSS_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    local = Recipe(out=str(tmp_path / "out"))
+    local, remote = str(tmp_path / "out"), "s3://bucket/ws"
     assert tracking_uri(local) == f"sqlite:///{tmp_path}/out/mlflow.db"
-    remote = Recipe(out="s3://bucket/ws")
     assert tracking_uri(remote).startswith(f"sqlite:///{tmp_path}/cache/mlflow/")
     assert str(spool_folder(remote)).startswith(str(tmp_path / "cache"))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://cluster:5000")
     assert tracking_uri(local) == "http://cluster:5000"
-    assert tracking_uri(Recipe(tracking="http://host:5000")) == "http://host:5000"
+    assert tracking_uri(local, "http://host:5000") == "http://host:5000"
 
 
 def test_files_go_beside_the_database_and_not_where_the_command_runs(tmp_path: Path) -> None:

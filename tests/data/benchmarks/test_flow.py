@@ -33,7 +33,7 @@ from pipelines.data.stream import EpisodeStream
 from pipelines.evaluation.drive import Scored, evaluate_run
 from pipelines.evaluation.results import RunResult
 from pipelines.selection.choose import make_leaderboard
-from pipelines.training.worker import Job
+from pipelines.training.context import Job
 from tests.data.benchmarks.conftest import benchmark_config
 from tests.data.conftest import write
 
