@@ -101,7 +101,7 @@ def _request(url: str, config: dict[str, Any]) -> dict[str, Any]:
 
 def _limits(config: dict[str, Any]) -> dict[str, int]:
     """How many requests the service holds at a time before it refuses."""
-    from pipelines.serving.app import MAX_WAITING
+    from pipelines.serving.guards import MAX_WAITING
 
     return {"waiting": MAX_WAITING, "batch": config["batch"]}
 

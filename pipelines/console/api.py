@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -15,9 +15,8 @@ from pipelines.base.storage import Store
 from pipelines.console.jobs import Jobs
 from pipelines.console.records import JobRequest
 from pipelines.labelling.decisions import Word
-from pipelines.serving.requests import read_json
+from pipelines.serving.requests import Route, read_json
 
-Route = tuple[str, str, Callable[[Request], Awaitable[Response]]]
 MAX_DECISIONS = 256  # of one request
 PIECE = 1 << 20
 T = TypeVar("T", bound=BaseModel)

@@ -6,12 +6,10 @@ import json
 from typing import Any
 
 from pipelines.pages.template import page_template
-from pipelines.serving.openapi import openapi
 
 
-def docs_html() -> str:
-    """The page."""
-    document = openapi()
+def docs_html(document: dict[str, Any]) -> str:
+    """The page of an OpenAPI document."""
     template = page_template("pipelines.serving", "docs.html")
     calls = [{"verb": verb.upper(), "path": path, **call, "body": _body(call)}
              for path, verbs in document["paths"].items() for verb, call in verbs.items()]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
+from pydantic import BaseModel
+
 from pipelines.config.mask_request import EMPTY_BELOW, MAX_CLASSES, PREVALENCE, REVIEW_BELOW
-from pipelines.console.api import AgainRequest, DecisionsRequest, EmptyRequest
-from pipelines.console.records import JobRequest
 from pipelines.inference.marks import MAX_POINTS
 from pipelines.serving.requests import MAX_IMAGES, MAX_PAIRS
 from pipelines.serving.schemas import SCHEMAS, ref
@@ -26,61 +27,37 @@ ERRORS = {
 }
 READ = (401, 403, 503)  # what any guarded request may meet
 WRITE = (*READ, 400, 413, 415, 422)
-JOB_ID = {"name": "job_id", "in": "path", "required": True, "schema": {"type": "string"}}
 
 
-def openapi() -> Schema:
-    """The document."""
+def openapi(paths: Mapping[str, Schema] | None = None, requests: Sequence[type[BaseModel]] = ()) -> Schema:
+    """The document. `paths` and `requests` are what a service adds to the routes that every one has."""
     return {
         "openapi": "3.1.0",
         "info": {"title": "fss: few-shot segmentation", "version": version("fss"), "description": (
             "Show an object in one photo or a few, get its masks in others. Photos travel as base64. Errors are "
             'one line: {"error": "..."}.')},
         "security": [{}, {"token": []}],
-        "paths": _paths(),
+        "paths": {**_paths(), **(paths or {}), "/metrics": {
+            "get": call("Metrics for Prometheus", None, kind="text/plain", errors=(401, 403))}},
         "components": {"securitySchemes": {"token": {"type": "http", "scheme": "bearer", "description": (
             "FSS_TOKEN of the service; it asks for one where token of /v1/health is true.")}},
-            "schemas": {**SCHEMAS, **_requests()}},
+            "schemas": {**SCHEMAS, **_requests(requests)}},
     }
 
 
 def _paths() -> dict[str, Schema]:
-    job, one = "/v1/jobs/{job_id}", [JOB_ID]
-    page = [*one, _query("page", {"type": "integer", "minimum": 0, "default": 0}),
-            _query("show", {"enum": ["all", "undecided"], "default": "all"})]
-    image = {"name": "image_id", "in": "path", "required": True, "schema": {"type": "integer", "minimum": 1}}
     return {
-        "/v1/health": {"get": _call("What runs", ref("Health"))},
-        "/v1/supports": {"post": _call("Give a support set; its id outlives the service", ref("SupportAnswer"),
-                                       body="SupportRequest", errors=WRITE)},
-        "/v1/segment": {"post": _call("Masks of photos, a result or an error each, in order", ref("SegmentAnswer"),
-                                      body="SegmentRequest", errors=(*WRITE, 404))},
-        "/v1/jobs": {
-            "get": _call("All labelling jobs, the newest first", ref("Jobs"), errors=READ),
-            "post": _call("Start a labelling job, or go on with the same one", ref("Job"), body="JobRequest",
-                          errors=(*WRITE, 404, 429))},
-        job: {"get": _call("How far a job is", ref("Job"), one, errors=(*READ, 404))},
-        f"{job}/stop": {"post": _call("Stop after the chunks in hand", ref("Job"), one, body="EmptyRequest",
-                                      errors=(*WRITE, 404))},
-        f"{job}/resume": {"post": _call("Do what is left", ref("Job"), one, body="EmptyRequest",
-                                        errors=(*WRITE, 404, 429))},
-        f"{job}/again": {"post": _call("Label doubtful photos again, corrections being supports too", ref("Job"), one,
-                                       body="AgainRequest", errors=(*WRITE, 404, 429))},
-        f"{job}/labels": {"get": _call("Labels by doubt, the worst first", ref("LabelsPage"), page,
-                                       errors=(*READ, 404, 422))},
-        f"{job}/decisions": {"post": _call("Accept, reject, correct labels", {"type": "object", "properties": {
-            "decided": {"type": "integer"}}, "required": ["decided"]}, one, body="DecisionsRequest",
-            errors=(*WRITE, 404))},
-        f"{job}/photos/{{image_id}}": {"get": _call("A photo, small and upright", None, [*one, image],
-                                                    kind="image/jpeg", errors=(*READ, 404, 422))},
-        f"{job}/labels.json": {"get": _call("COCO labels with the decisions in them", {"type": "object"}, one,
-                                            errors=(*READ, 404, 422))},
-        "/metrics": {"get": _call("Metrics for Prometheus", None, kind="text/plain", errors=(401, 403))},
+        "/v1/health": {"get": call("What runs", ref("Health"))},
+        "/v1/supports": {"post": call("Give a support set; its id outlives the service", ref("SupportAnswer"),
+                                      body="SupportRequest", errors=WRITE)},
+        "/v1/segment": {"post": call("Masks of photos, a result or an error each, in order", ref("SegmentAnswer"),
+                                     body="SegmentRequest", errors=(*WRITE, 404))},
     }
 
 
-def _call(summary: str, answer: Schema | None, parameters: list[Schema] | None = None, *, body: str = "",
-          kind: str = "application/json", errors: tuple[int, ...] = ()) -> Schema:
+def call(summary: str, answer: Schema | None, parameters: list[Schema] | None = None, *, body: str = "",
+         kind: str = "application/json", errors: tuple[int, ...] = ()) -> Schema:
+    """One operation: its answer (None: no JSON), parameters, the schema of its body by name, and its errors."""
     found: Schema = {"summary": summary, "responses": {
         "200": {"description": "done", "content": {kind: {"schema": answer or {}}}},
         **{str(status): {"description": ERRORS[status], "content": {"application/json": {"schema": ref("Error")}}}
@@ -92,12 +69,7 @@ def _call(summary: str, answer: Schema | None, parameters: list[Schema] | None =
     return found
 
 
-def _query(name: str, schema: Schema) -> Schema:
-    return {"name": name, "in": "query", "required": False, "schema": schema}
-
-
-def _requests() -> dict[str, Schema]:
-    models = (JobRequest, DecisionsRequest, AgainRequest, EmptyRequest)
+def _requests(models: Sequence[type[BaseModel]]) -> dict[str, Schema]:
     found: dict[str, Schema] = {"SupportRequest": _support_request(), "SegmentRequest": _segment_request()}
     for model in models:
         schema = model.model_json_schema(ref_template="#/components/schemas/{model}")

@@ -6,10 +6,12 @@ import asyncio
 import hashlib
 import hmac
 import json
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
 from starlette.requests import Request
+from starlette.responses import Response
 
 from fss_models.errors import FssError
 from pipelines.config.mask_request import MAX_CLASSES, Wanted, check_overlaps
@@ -17,6 +19,8 @@ from pipelines.inference.marks import check_keys
 from pipelines.inference.support_files import from_base64
 from pipelines.serving.server import LOOPBACK
 
+Handler = Callable[[Request], Awaitable[Response]]
+Route = tuple[str, str, Handler]  # verb, path, handler
 MAX_IMAGES = 256  # of one request
 TRUST = ("prevalence", "empty_below", "review_below")
 MAX_PAIRS = 4096  # of one call of the model

@@ -112,7 +112,7 @@ def test_the_service_is_an_application_of_the_code() -> None:
     prepare_environment()  # before Ray is imported
     from ray.serve.schema import ServeDeploySchema
 
-    from pipelines.serving.deployed import ChampionArgs
+    from pipelines.console.deployed import ChampionArgs
 
     schema = ServeDeploySchema.model_validate(config)
     for app in schema.applications:

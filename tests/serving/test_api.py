@@ -144,7 +144,7 @@ def test_other_names_do_not_lead_to_a_service_for_this_machine(host: str, token:
                                                                refused: bool) -> None:
     """Any page may have its own name lead to 127.0.0.1, and then reads what the service answers."""
     prepare_environment()
-    from pipelines.serving.app import _with_token
+    from pipelines.serving.guards import with_token
 
     async def answer(_: Request) -> Response:
         return Response("ok")
@@ -156,7 +156,7 @@ def test_other_names_do_not_lead_to_a_service_for_this_machine(host: str, token:
     headers = [(b"host", b"pages.example:8000"), (b"authorization", b"Bearer " + token.encode())]
     request = Request({"type": "http", "headers": headers})
     with pytest.raises(RefusedError, match="for this machine") if refused else nullcontext():
-        assert asyncio.run(_with_token(service, answer)(request)).body == b"ok"
+        assert asyncio.run(with_token(service, answer)(request)).body == b"ok"
 
 
 @pytest.mark.parametrize("answer", ["<html>", "[]"])

@@ -36,7 +36,7 @@ def serve_until_stopped(recipe: Recipe, *, bundle: str = "", as_json: bool = Fal
     port = free_port(config.host, config.port)
     stop = _stop_on_signals()
     with cluster() as ray:
-        from pipelines.serving.app import application
+        from pipelines.console.service import application
         from pipelines.serving.requests import token_hash
 
         spec = model_spec(recipe, bundle_url=Store(url).url, bundle_id=info.bundle_id,

@@ -1,4 +1,4 @@
-"""The service as Ray Serve's config files name it: `import_path: pipelines.serving.deployed:champion`."""
+"""The service as Ray Serve's config files name it: `import_path: pipelines.console.deployed:champion`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipelines.bundles.bundle import read_bundle_info
 from pipelines.bundles.shipped import champion_url
 from pipelines.config.recipe import Recipe
 from pipelines.config.section import Positive, Section
-from pipelines.serving.app import application
+from pipelines.console.service import application
 from pipelines.serving.requests import token_hash
 from pipelines.serving.spec import ServiceSpec, best_device, model_spec
 

@@ -1,0 +1,58 @@
+"""What runs behind `fss serve`: the HTTP service with the console's page and its part of the API."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from ray import serve
+from ray.serve import Application
+from ray.serve.config import BackpressureConfig
+from starlette.requests import Request
+from starlette.responses import Response
+
+from pipelines.bundles.bundle import about_bundle
+from pipelines.console.api import ConsoleApi
+from pipelines.console.jobs import Jobs
+from pipelines.console.openapi import console_document
+from pipelines.console.page import page_html
+from pipelines.serving.app import Service
+from pipelines.serving.guards import MAX_WAITING, html_answer
+from pipelines.serving.model import AGAIN, bulk, interactive
+from pipelines.serving.requests import Handler, Route
+from pipelines.serving.spec import ServiceSpec
+
+
+class ConsoleService(Service):
+    """The service with the console: a web page at `/`, and labelling jobs below `/v1/jobs`."""
+
+    def __init__(self, spec: ServiceSpec, people: Any, jobs: Any) -> None:
+        super().__init__(spec, people, jobs)
+        self.console = ConsoleApi(Jobs(spec, about_bundle(spec.bundle), jobs), spec.max_request_bytes)
+
+    def routes(self) -> list[Route]:
+        """See `Service`."""
+        return [*super().routes(), *self.console.routes()]
+
+    def pages(self) -> dict[str, Handler]:
+        """See `Service`."""
+        return {"/": self._page, **super().pages()}
+
+    def document(self) -> dict[str, Any]:
+        """See `Service`."""
+        return console_document()
+
+    async def _page(self, _: Request) -> Response:
+        return html_answer(await asyncio.to_thread(page_html), scripts=True)
+
+
+def application(spec: ServiceSpec) -> Application:
+    """The whole service, to be run by Ray Serve."""
+    ingress = serve.deployment(
+        name="service", ray_actor_options={"num_cpus": 0.1}, max_ongoing_requests=4 * MAX_WAITING,
+        # Where more come than the ingress can refuse, the proxy refuses them, in a line of Serve's own.
+        max_queued_requests=2 * MAX_WAITING, backpressure_config=BackpressureConfig(retry_after_s=1),
+        request_router_config=AGAIN)
+    made: Any = ingress(serve.ingress()(ConsoleService))
+    app: Application = made.bind(spec, interactive(spec.model), bulk(spec.model, on_demand=True))
+    return app

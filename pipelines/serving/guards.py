@@ -1,0 +1,124 @@
+"""What stands between a request and its handler: token, host name, back-pressure, metrics, and errors as one line."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Protocol
+
+from pydantic import ValidationError
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+
+from fss_models.errors import FssError
+from pipelines.inference.supports import UnknownSupportError
+from pipelines.serving.metrics import ServiceMetrics
+from pipelines.serving.requests import Handler, RefusedError, check_host_header, check_token
+from pipelines.serving.server import LOOPBACK
+from pipelines.serving.spec import ServiceSpec
+
+MAX_WAITING = 32  # requests in the ingress at a time: each may hold max_request_bytes
+
+
+class Guarded(Protocol):
+    """What the guards need of a service."""
+
+    spec: ServiceSpec
+    waiting: int
+    metrics: ServiceMetrics
+
+
+def html_answer(page: str, *, scripts: bool) -> Response:
+    """A page with its style, and perhaps scripts, inside: it loads nothing from anywhere."""
+    policy = "default-src 'none'; style-src 'unsafe-inline'; img-src 'self' blob: data:; "
+    policy += "script-src 'unsafe-inline'; connect-src 'self'; " if scripts else ""
+    return HTMLResponse(page, headers={
+        "Content-Security-Policy": policy + "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+        "X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"})
+
+
+def counted(service: Guarded, path: str, handler: Handler) -> Handler:
+    """One line of JSON for everything that goes wrong, and a place in the metrics."""
+
+    async def counted_call(request: Request) -> Response:
+        began = time.monotonic()
+        try:
+            answer = await handler(request)
+        except Exception as error:
+            answer = _answer(getattr(error, "cause", None) or error)
+        service.metrics.answered(path, answer.status_code, time.monotonic() - began)
+        return answer
+
+    return counted_call
+
+
+def with_token(service: Guarded, handler: Handler) -> Handler:
+    """A handler that wants the service's token, and the name of this machine where only its address guards it."""
+    async def checked(request: Request) -> Response:
+        check_token(request, service.spec.token)
+        if _for_this_machine(service.spec):
+            check_host_header(request)
+        return await handler(request)
+
+    return checked
+
+
+def _for_this_machine(spec: ServiceSpec) -> bool:
+    """Whether only its address keeps others out of the person's own files or of the model: no page may lead here."""
+    return spec.roots is None or (not spec.token and spec.recipe.serve.host in LOOPBACK)
+
+
+def bounded(service: Guarded, handler: Handler) -> Handler:
+    """Back-pressure: more requests than `MAX_WAITING` are refused."""
+
+    async def bounded_call(request: Request) -> Response:
+        if service.waiting >= MAX_WAITING:
+            raise RefusedError(503, "the queue is full", mend="try again in a moment")
+        service.waiting += 1
+        service.metrics.waiting(service.waiting)
+        try:
+            return await handler(request)
+        finally:
+            service.waiting -= 1
+            service.metrics.waiting(service.waiting)
+
+    return bounded_call
+
+
+def _answer(error: BaseException) -> Response:
+    """The status and the line of an error; anything unforeseen is logged by Serve and shown without detail."""
+    if isinstance(error, RefusedError):
+        return _line(error.status, str(error))
+    if isinstance(error, UnknownSupportError):
+        return _line(404, str(error))
+    if isinstance(error, FssError):
+        return _line(422, str(error))
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return _line(422, f"{'.'.join(str(p) for p in first['loc'])[:100]}: {first['msg']}")
+    if isinstance(error, RecursionError):
+        return _line(422, "the request is nested too deeply")
+    if isinstance(error, BackPressureError | DeploymentUnavailableError | RayActorError):
+        return _line(503, "the queue is full or the model restarts (try again in a moment)")
+    serve_log().error("request failed", exc_info=error)
+    return _line(500, f"internal error ({type(error).__name__}); the service's log has more")
+
+
+def serve_log() -> Any:
+    """The replica's log."""
+    import logging
+
+    return logging.getLogger("ray.serve")
+
+
+async def http_error(request: Request, error: Exception) -> Response:
+    """The answer to what FastAPI itself refuses."""
+    status = getattr(error, "status_code", 500)
+    return _line(status, {404: f"there is no {request.url.path[:80]!r}"}.get(status, str(getattr(error, "detail", ""))))
+
+
+def _line(status: int, text: str) -> Response:
+    wait = {"Retry-After": "1"} if status in (429, 503) else {}
+    text = " ".join(text.split()).encode("utf-8", "backslashreplace").decode()
+    return JSONResponse({"error": text[:1000]}, status_code=status, headers=wait)
