@@ -16,6 +16,8 @@ from pipelines.base.cluster import cluster
 from pipelines.config.data import DataConfig, SourceConfig, SplitConfig
 from pipelines.data.shards import build_shards
 
+pytest_plugins = ["tests.fixtures.service", "tests.fixtures.training"]
+
 SHAPES_IMAGES = 160  # 96 px pictures; fewer leave folds without classes
 
 # Nothing ships, unless a test says so: what tests see does not depend on the weights of the day.

@@ -1,4 +1,4 @@
-"""The labelling tests share the serving tests' bundle, and a job that nobody disturbs."""
+"""A labelling job that nobody disturbs."""
 
 from __future__ import annotations
 
@@ -7,10 +7,7 @@ from dataclasses import replace
 import pytest
 
 from tests.labelling.commands import PHOTOS, QuietJob, written
-from tests.serving.conftest import bundle
 from tests.serving.helpers import photo_folder, run_fss, supports_file
-
-__all__ = ["bundle", "quiet_job"]
 
 
 @pytest.fixture(scope="session")

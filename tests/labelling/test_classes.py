@@ -15,9 +15,9 @@ from pipelines.inference.labeler import Labeler
 from pipelines.labelling.manifest import JobManifest
 from pipelines.labelling.outputs import summary_line, write_outputs
 from pipelines.labelling.parts import part_name
+from tests.inference.test_classes import support_set
 from tests.labelling.helpers import DirectEngine, make_job
 from tests.serving.helpers import photo_folder
-from tests.serving.test_classes import support_set
 
 NAMES = ["ball", "noise"]
 

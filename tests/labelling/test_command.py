@@ -10,8 +10,8 @@ import pytest
 
 from jobs.cli import main
 from pipelines.base.storage import Store
+from tests.inference.test_classes import class_folder
 from tests.serving.helpers import FSS, clean_env, photo_folder, run_fss, running_service, supports_file
-from tests.serving.test_classes import class_folder
 
 
 def _arguments(photos: Path, supports: Path, out: Path, bundle: str, *more: str) -> list[str]:

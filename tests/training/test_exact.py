@@ -17,7 +17,7 @@ from pipelines.config.method import MethodConfig
 from pipelines.config.run import RunSpec
 from pipelines.data.folds import FoldData
 from pipelines.training.loop import Place, fit
-from tests.training.faults import plant, struck
+from tests.sweeps.faults import plant, struck
 
 STEPS = 3
 WITHOUT_DROPOUT = {  # each worker draws its own

@@ -20,7 +20,7 @@ from pipelines.data.folds import FoldData
 from pipelines.data.shardset import Shards
 from pipelines.training.loop import lr_at
 from pipelines.training.worker import clear_checkpoints
-from tests.training.conftest import KilledError, Outcome
+from tests.fixtures.training import KilledError, Outcome
 
 Run = Callable[..., Outcome]
 TIMED = ("seconds", "episodes_per_s", "data_wait")

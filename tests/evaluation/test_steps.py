@@ -23,19 +23,18 @@ from pipelines.evaluation.steps import (
     Selection,
     describe,
     grid_of,
-    grid_store,
     held_episodes,
     hold_out,
     holdout_job,
-    keep_grid,
     read_selection,
     run_selection,
     score_grid,
 )
 from pipelines.training.context import Job
+from pipelines.training.grid import grid_store, keep_grid
 from pipelines.training.loop import Place, fit
 from pipelines.training.worker import write_bundle
-from tests.training.conftest import KilledError
+from tests.fixtures.training import KilledError
 
 EVAL = EvalConfig(episodes=6)
 

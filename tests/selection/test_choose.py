@@ -22,7 +22,7 @@ from pipelines.evaluation.results import EPISODE_SCORES, RunResult, read_counts,
 from pipelines.evaluation.spread import draw_scores, seed_scores
 from pipelines.selection.choose import Row, choose_winner, format_leaderboard, make_leaderboard, read_leaderboard
 from pipelines.selection.promote import champion_metrics, check_gate
-from tests.training.conftest import KilledError
+from tests.fixtures.training import KilledError
 
 EPISODES = 60
 

@@ -13,7 +13,7 @@ from benchmarks.run import names, run
 from benchmarks.suite.packing import shortest
 from pipelines.sweeps.schedule import Need, Task
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 TINY = {"data": "generated", "images": 60, "side": 64, "repeats": 1}
 RANDOM = {"method": "prior", "preset": "debug"}
 SMALL = {

@@ -25,9 +25,9 @@ from pipelines.inference.presence import status_of
 from pipelines.labelling.outputs import summary_line, write_outputs
 from pipelines.labelling.parts import part_name
 from pipelines.serving.client import _results, results_json
+from tests.inference.test_classes import support_set
 from tests.labelling.helpers import DirectEngine, make_job
 from tests.serving.helpers import ball, encoded
-from tests.serving.test_classes import support_set
 
 
 def empty(seed: int) -> np.ndarray:

@@ -19,7 +19,7 @@ from pipelines.base.workspace import Workspace
 from pipelines.bundles.bundle import read_bundle_info
 from pipelines.config.recipe import Recipe
 from pipelines.sweeps.sweep import run_one
-from tests.training.faults import plant, struck
+from tests.sweeps.faults import plant, struck
 
 pytestmark = pytest.mark.slow
 FSS = str(Path(sys.executable).parent / "fss")

@@ -18,8 +18,8 @@ from pipelines.inference.support_check import _one_more, check_supports
 from pipelines.inference.supports import Support, SupportSet
 from pipelines.labelling.check import check_before
 from pipelines.labelling.support_sheet import lines
+from tests.inference.test_classes import support_set
 from tests.serving.helpers import ball, encoded, photo_folder, supports_file
-from tests.serving.test_classes import support_set
 
 
 @pytest.fixture(scope="module")

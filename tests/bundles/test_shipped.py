@@ -34,8 +34,8 @@ from pipelines.config.method import MethodConfig
 from pipelines.config.recipe import Recipe
 from pipelines.config.train import TrainConfig
 from pipelines.sweeps.matrix import sweep_specs
+from tests.bundles.test_bundle_and_weights import predict
 from tests.models.shipped_case import PHOTOS, ship_random
-from tests.pipelines.test_bundle_and_weights import predict
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGED = ROOT / "fss_models" / "shipped"

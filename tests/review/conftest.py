@@ -1,5 +1,0 @@
-"""The review tests share the serving tests' bundle and service."""
-
-from tests.serving.conftest import bundle, service
-
-__all__ = ["bundle", "service"]
