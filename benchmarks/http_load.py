@@ -18,7 +18,7 @@ PATIENCE_S = 600.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
+class RequestTiming:
     """Of one request: when it was due, how much later it was sent, and how long after it was due it was answered.
 
     status  0: no answer came
@@ -32,7 +32,7 @@ class Answer:
     line: str = ""
 
 
-class Address:
+class Endpoint:
     """A path of a service that is asked the same again and again. As many connections at a time as requests."""
 
     def __init__(self, url: str, body: object) -> None:
@@ -41,7 +41,7 @@ class Address:
                                               timeout=aiohttp.ClientTimeout(total=PATIENCE_S),
                                               headers={"Content-Type": "application/json"})
 
-    async def ask(self, due: float = 0.0) -> Answer:
+    async def ask(self, due: float = 0.0) -> RequestTiming:
         """Send and wait. `due`: when it should have been sent, by default now. Without an answer the status is 0."""
         due, late = (due, time.monotonic() - due) if due else (time.monotonic(), 0.0)
         try:
@@ -50,16 +50,16 @@ class Address:
             line = "" if status == 200 else _line(body)
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             status, line = 0, f"{type(error).__name__}: {error}"
-        return Answer(due=due, late=late, seconds=time.monotonic() - due, status=status, line=line)
+        return RequestTiming(due=due, late=late, seconds=time.monotonic() - due, status=status, line=line)
 
     async def close(self) -> None:
         """Close the connections."""
         await self._session.close()
 
 
-async def closed_loop(address: Address, clients: int, seconds: float) -> list[Answer]:
+async def closed_loop(address: Endpoint, clients: int, seconds: float) -> list[RequestTiming]:
     """`clients` that each ask again and again, until `seconds` are over."""
-    answers: list[Answer] = []
+    answers: list[RequestTiming] = []
     end = time.monotonic() + seconds
 
     async def client() -> None:
@@ -70,11 +70,11 @@ async def closed_loop(address: Address, clients: int, seconds: float) -> list[An
     return answers
 
 
-async def open_loop(address: Address, rate: float, seconds: float, seed: int) -> list[Answer]:
+async def open_loop(address: Endpoint, rate: float, seconds: float, seed: int) -> list[RequestTiming]:
     """Requests at random times, `rate` a second in the mean. Returns when all are answered."""
     rng, due = random.Random(seed), time.monotonic()
     end = due + seconds
-    asked: list[asyncio.Task[Answer]] = []
+    asked: list[asyncio.Task[RequestTiming]] = []
     while (due := due + rng.expovariate(rate)) < end:
         if (wait := due - time.monotonic()) > 0:
             await asyncio.sleep(wait)

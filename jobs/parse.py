@@ -16,7 +16,7 @@ _UsageError: Any = typer.BadParameter.__mro__[1]
 
 
 @dataclass(frozen=True)
-class Parsed:
+class ParsedCommand:
     """A sub-command's path, such as `sweep run`, and its values."""
 
     path: str
@@ -34,7 +34,7 @@ class Parsed:
         return str(load(self.values.get("recipe") or "demo", sets).out)
 
 
-def parse_command(arguments: Sequence[str]) -> Parsed:
+def parse_command(arguments: Sequence[str]) -> ParsedCommand:
     """The sub-command that `arguments` (without `fss`) name.
 
     Raises `FssError` for what `fss` would refuse to parse; `--help` is shown, and ends as it does there.
@@ -48,7 +48,7 @@ def parse_command(arguments: Sequence[str]) -> Parsed:
         while True:
             context = node.make_context(path[-1] if path else "fss", rest, parent=context)
             if not hasattr(node, "resolve_command"):
-                return Parsed(" ".join(path), dict(context.params))
+                return ParsedCommand(" ".join(path), dict(context.params))
             left = [*context._protected_args, *context.args]
             if not left:
                 context.fail("Missing command.")
@@ -58,7 +58,7 @@ def parse_command(arguments: Sequence[str]) -> Parsed:
         raise FssError(error.format_message(), where=f"fss {' '.join(path)}".strip(), mend="see --help") from error
 
 
-def check_output(parsed: Parsed) -> None:
+def check_output(parsed: ParsedCommand) -> None:
     """Raises `FssError` if the results would lie in a job's own folder, which Ray deletes."""
     place = parsed.output
     if place is not None and "://" not in place and not place.startswith("/"):

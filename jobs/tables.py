@@ -18,8 +18,8 @@ from jobs.recipes import list_recipes, load_recipe
 from pipelines.config.data import BENCHMARKS, DataConfig
 from pipelines.config.method import MethodConfig
 from pipelines.config.recipe import Recipe
-from pipelines.papers.tables.cells import Cell
-from pipelines.papers.tables.config import Column, Row, Table
+from pipelines.papers.tables.cells import TableCell
+from pipelines.papers.tables.config import PublishedTable, TableColumn, TableRow
 from pipelines.papers.tables.missing import file_name
 
 FOLDER = "tables"
@@ -31,7 +31,7 @@ def list_tables() -> list[str]:
     return list_recipes(FOLDER)
 
 
-def load_table(name: str) -> tuple[str, Table]:
+def load_table(name: str) -> tuple[str, PublishedTable]:
     """(its name, the table): one that ships, or a YAML file. Raises `FssError` for a missing or wrong file."""
     path = Path(name)
     if not path.suffix:
@@ -43,7 +43,7 @@ def load_table(name: str) -> tuple[str, Table]:
     else:
         text = path.read_text()
     try:
-        return path.stem, Table.model_validate(yaml.safe_load(text))
+        return path.stem, PublishedTable.model_validate(yaml.safe_load(text))
     except yaml.YAMLError as error:
         raise FssError(f"is not valid YAML: {error}", where=name) from error
     except ValidationError as error:
@@ -53,8 +53,9 @@ def load_table(name: str) -> tuple[str, Table]:
         raise FssError(f"{place}: {message}" if place else message, where=name) from error
 
 
-def cells_of(table: Table, *, rows: Sequence[str] = (), columns: Sequence[str] = (), roots: Places | None = None,
-             weights: Places | None = None, sets: Sequence[str] = (), out: str = "out/reproduce") -> list[Cell]:
+def cells_of(table: PublishedTable, *, rows: Sequence[str] = (), columns: Sequence[str] = (),
+             roots: Places | None = None, weights: Places | None = None, sets: Sequence[str] = (),
+             out: str = "out/reproduce") -> list[TableCell]:
     """The table's cells, or those of some rows and columns; `roots` and `weights` are other places by name.
 
     Raises `FssError` for a row, a column, a dataset or a weight file that the table has not, and for a wrong recipe.
@@ -66,11 +67,11 @@ def cells_of(table: Table, *, rows: Sequence[str] = (), columns: Sequence[str] =
     parts = [part for c in made for part in (c.recipe.data, *(m.data for m in c.recipe.mixture))]
     _known("dataset", roots or {}, [p.name for p in parts])
     _known("weight file", weights or {}, [file_name(p) for c in made for p in _places(c.method)])
-    return [Cell(row=c.row, key=c.key, column=c.column, folds=c.folds,
-                 recipe=_placed(c.recipe, roots or {}, weights or {})) for c in made]
+    return [TableCell(row=c.row, key=c.key, column=c.column, folds=c.folds,
+                      recipe=_placed(c.recipe, roots or {}, weights or {})) for c in made]
 
 
-def _cell(row: Row, key: str, column: Column, sets: Sequence[str], out: str) -> Cell:
+def _cell(row: TableRow, key: str, column: TableColumn, sets: Sequence[str], out: str) -> TableCell:
     name = column.recipe.replace("{method}", row.method)
     own = [f"{k}={json.dumps(v)}" for k, v in (column.set | row.set).items()]
     plain = load_recipe(name, own, out=out)
@@ -78,7 +79,7 @@ def _cell(row: Row, key: str, column: Column, sets: Sequence[str], out: str) -> 
         raise FssError(f"recipe {name!r} has {len(plain.methods)} methods, a cell has one", where=f"row {row.name!r}",
                        mend="set methods: [...] in the row")
     folds = len(plain.sweep.folds) or _folds(plain.data)
-    return Cell(row=row, key=key, column=column, recipe=load_recipe(name, [*own, *sets], out=out), folds=folds)
+    return TableCell(row=row, key=key, column=column, recipe=load_recipe(name, [*own, *sets], out=out), folds=folds)
 
 
 def _folds(data: DataConfig) -> int:
@@ -113,7 +114,7 @@ def _rooted(data: DataConfig, roots: Places) -> DataConfig:
     return data.model_copy(update={"source": data.source.model_copy(update={"root": root})})
 
 
-def placed(given: Sequence[str] | None, option: str) -> Places:
+def place_cells(given: Sequence[str] | None, option: str) -> Places:
     """`NAME=PLACE` options as a dictionary. Raises `FssError` for one without a name or a place."""
     found: dict[str, Any] = {}
     for item in given or []:

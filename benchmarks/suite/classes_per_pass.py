@@ -21,7 +21,7 @@ CONFIG: dict[str, Any] = {"bundle": "shipped", "method": "", "preset": "nano", "
 def run(config: dict[str, Any]) -> dict[str, Any]:
     """Images/s of one class, of all in one pass and of all one after another."""
     from fss_models.shipped.files import bundle_url
-    from pipelines.config.mask_request import Wanted
+    from pipelines.config.mask_request import MaskRequest
     from pipelines.inference.label_sets import read_label_set
     from pipelines.inference.labeler import Labeler
 
@@ -33,15 +33,15 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
         photos = [p.read_bytes() for p in sorted((folder / "photos").iterdir())]
         labeler = Labeler(bundle_url(config["bundle"]), config["device"])
     ids = tuple(labeler.add_support(s) for s in sets)
-    together, batch = Wanted(support_ids=ids, pairs=config["pairs"]), config["batch"]
+    together, batch = MaskRequest(support_ids=ids, pairs=config["pairs"]), config["batch"]
 
     def one_by_one() -> list[Any]:
-        return [labeler.label_classes(photos, Wanted(support_ids=(i,)), batch) for i in ids]
+        return [labeler.label_classes(photos, MaskRequest(support_ids=(i,)), batch) for i in ids]
 
     turned = [tuple(labels[0] for labels in photo) for photo in zip(*one_by_one(), strict=True)]
     same = turned == labeler.label_classes(photos, together, batch)
     times = interleaved({
-        "one_class": lambda: labeler.label_classes(photos, Wanted(support_ids=ids[:1]), batch),
+        "one_class": lambda: labeler.label_classes(photos, MaskRequest(support_ids=ids[:1]), batch),
         "one_pass": lambda: labeler.label_classes(photos, together, batch),
         "one_by_one": one_by_one,
     }, config["repeats"], config["device"])

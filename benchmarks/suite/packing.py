@@ -37,15 +37,16 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _simulated(runs: int, mixed: bool, draw: int, config: dict[str, Any]) -> dict[str, Any]:
-    from pipelines.sweeps.schedule import Machine, Need, Schedule, Task
+    from pipelines.sweeps.schedule import Machine, QueuedRun, RunResources, Schedule
 
     rng = np.random.default_rng([config["seed"], draw, runs, int(mixed)])
     gpus = max(2, runs // config["runs_a_gpu"])
     machines = [Machine(cpus=64.0, gpus=(1.0,) * min(MACHINE_GPUS, gpus - first))
                 for first in range(0, gpus, MACHINE_GPUS)]
-    needs = [Need(gpus=1.0), Need(gpus=0.5), Need(gpus=0.25), Need(gpus=1.0, workers=2)] if mixed else [Need(gpus=1.0)]
-    tasks = [Task(key=f"run-{i}", need=needs[int(rng.integers(len(needs)))],
-                  seconds=SECONDS[i % len(SECONDS)] * float(rng.uniform(1, 1.3))) for i in range(runs)]
+    needs = [RunResources(gpus=1.0), RunResources(gpus=0.5), RunResources(gpus=0.25),
+             RunResources(gpus=1.0, workers=2)] if mixed else [RunResources(gpus=1.0)]
+    tasks = [QueuedRun(key=f"run-{i}", need=needs[int(rng.integers(len(needs)))],
+                       seconds=SECONDS[i % len(SECONDS)] * float(rng.uniform(1, 1.3))) for i in range(runs)]
     schedule, began = Schedule(machines), time.perf_counter()
     schedule.add(tasks)
     now, ends = 0.0, list[tuple[float, str]]()
@@ -109,8 +110,8 @@ def shortest(tasks: Sequence[Any], gpus: int, reached: float) -> float:
 def _real(config: dict[str, Any]) -> dict[str, Any]:
     """Runs that sleep on logical GPUs of a real cluster, through the loop of a sweep; start-up is excluded."""
     from pipelines.base.cluster import cluster
-    from pipelines.sweeps.execute import machines_of, packed
-    from pipelines.sweeps.schedule import Need, Schedule, Task
+    from pipelines.sweeps.execute import machines_of, pack_runs
+    from pipelines.sweeps.schedule import QueuedRun, RunResources, Schedule
 
     rng = np.random.default_rng(config["seed"])
     lengths = {f"run-{i}": config["real_unit_s"] * float(rng.uniform(0.5, 2)) for i in range(config["real_runs"])}
@@ -124,10 +125,10 @@ def _real(config: dict[str, Any]) -> dict[str, Any]:
         task = ray.remote(sleep).options(num_cpus=0, num_gpus=0.5)
         ray.get([task.remote(0) for _ in range(2 * config["real_gpus"])])  # the workers' processes start
         schedule = Schedule(machines_of(ray))
-        tasks = [Task(key=k, need=Need(cpus=0.0, gpus=0.5), seconds=s) for k, s in lengths.items()]
+        tasks = [QueuedRun(key=k, need=RunResources(cpus=0.0, gpus=0.5), seconds=s) for k, s in lengths.items()]
         schedule.add(tasks)
         began = time.perf_counter()
-        ended = [key for key, _ in packed(schedule, lambda key: task.remote(lengths[key]), ray, lambda: None)]
+        ended = [key for key, _ in pack_runs(schedule, lambda key: task.remote(lengths[key]), ray, lambda: None)]
         seconds = time.perf_counter() - began
         bound = max(sum(lengths.values()) / (2 * config["real_gpus"]), *lengths.values())
     return {"runs": len(ended), "gpus": config["real_gpus"], "share": 0.5, "makespan_s": seconds, "bound_s": bound,

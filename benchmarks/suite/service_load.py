@@ -24,7 +24,7 @@ import numpy as np
 import psutil
 from PIL import Image
 
-from benchmarks.http_load import Address, Answer, closed_loop, open_loop
+from benchmarks.http_load import Endpoint, RequestTiming, closed_loop, open_loop
 from benchmarks.labelling import bundle_of, service
 from benchmarks.resident import memory_now
 
@@ -45,12 +45,12 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
                 f"serve.max_replicas={config['max_replicas']}"]
         words = [word for one in sets for word in ("--set", one)]
         bundle = bundle_of(config, folder)
-        with service("--bundle", bundle, *words, folder=folder) as (url, pid), Watch(pid) as watch:
+        with service("--bundle", bundle, *words, folder=folder) as (url, pid), ProcessWatch(pid) as watch:
             return asyncio.run(_measure(url, watch, config))
 
 
-async def _measure(url: str, watch: Watch, config: dict[str, Any]) -> dict[str, Any]:
-    address = Address(f"{url}/v1/segment", _request(url, config))
+async def _measure(url: str, watch: ProcessWatch, config: dict[str, Any]) -> dict[str, Any]:
+    address = Endpoint(f"{url}/v1/segment", _request(url, config))
     await closed_loop(address, config["clients"], WARM_S)
     calm = await closed_loop(address, config["clients"], config["capacity_s"])
     capacity = _per_s(calm)
@@ -69,7 +69,7 @@ async def _measure(url: str, watch: Watch, config: dict[str, Any]) -> dict[str, 
             "limits": _limits(config)}
 
 
-def _figures(answers: list[Answer], seconds: float, capacity: float) -> dict[str, Any]:
+def _figures(answers: list[RequestTiming], seconds: float, capacity: float) -> dict[str, Any]:
     accepted = [a for a in answers if a.status == 200]
     refused = [a for a in answers if a.status in (429, 503)]
     return {"ratio": len(accepted) / seconds / capacity, "offered_per_s": len(answers) / seconds,
@@ -106,7 +106,7 @@ def _limits(config: dict[str, Any]) -> dict[str, int]:
     return {"waiting": MAX_WAITING, "batch": config["batch"]}
 
 
-def _per_s(answers: list[Answer]) -> float:
+def _per_s(answers: list[RequestTiming]) -> float:
     """Good answers a second, from the first that was sent to the last that came."""
     good = [a for a in answers if a.status == 200]
     if not good:
@@ -114,7 +114,7 @@ def _per_s(answers: list[Answer]) -> float:
     return len(good) / (max(a.due + a.seconds for a in good) - min(a.due for a in good))
 
 
-def _seconds(answers: list[Answer]) -> dict[str, float]:
+def _seconds(answers: list[RequestTiming]) -> dict[str, float]:
     return _quantiles([a.seconds for a in answers])
 
 
@@ -125,11 +125,11 @@ def _quantiles(values: list[float]) -> dict[str, float]:
     return dict(zip(("p50", "p99", "max"), found.round(4).tolist(), strict=True))
 
 
-def _statuses(answers: list[Answer]) -> dict[str, int]:
+def _statuses(answers: list[RequestTiming]) -> dict[str, int]:
     return {str(status): count for status, count in sorted(Counter(a.status for a in answers).items())}
 
 
-async def _until_one(watch: Watch, patience_s: float) -> float | None:
+async def _until_one(watch: ProcessWatch, patience_s: float) -> float | None:
     """Seconds until one replica is left, None if that takes longer than `patience_s`."""
     began = time.monotonic()
     while time.monotonic() - began < patience_s:
@@ -139,7 +139,7 @@ async def _until_one(watch: Watch, patience_s: float) -> float | None:
     return None
 
 
-class Watch:
+class ProcessWatch:
     """Memory and replicas of a service's processes, looked at by a thread while the block runs."""
 
     def __init__(self, pid: int) -> None:
@@ -148,7 +148,7 @@ class Watch:
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> ProcessWatch:
         self._thread.start()
         return self
 

@@ -74,10 +74,10 @@ def _spec(method: str, config: dict[str, Any], shards: str, *, seed: int) -> Any
 def _through_ray(spec: Any, config: dict[str, Any], out: str) -> list[dict[str, float]]:
     """The windows that a run of the product reports, but the first."""
     from pipelines.base.storage import Store
-    from pipelines.training.context import Job
+    from pipelines.training.context import RunContext
     from pipelines.training.worker import train_run
 
-    job = Job(spec=spec, runs=out, threads=config["threads"])
+    job = RunContext(spec=spec, runs=out, threads=config["threads"])
     train_run(job)
     rows: list[dict[str, float]] = Store(job.folder).read_json("history.json")
     return rows[1:]

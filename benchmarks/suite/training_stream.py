@@ -12,9 +12,9 @@ shown   the same for the photos that the epoch's episodes show, which are fewer:
 With `tensors` all also turn each use of a photo into normalised floats (`Preprocessor`), which no loader can share.
 Figures are episodes a CPU second (all threads and processes), which is what a core gives; `wall_` ones are beside them.
 They are medians over turns, ratios those of each turn's neighbours: `turns` of all but the slow plain loader, which is
-in the first `repeats`. The stream decodes in `decoders` threads, beside the one that asks. Threads that share a core
-as its hyperthreads each cost more CPU seconds than one alone: `share_of_bound_in_threads` is against the same bound in
-as many. In a process's first turn the system has yet to map the memory of the pixels that are kept.
+in the first `repeats`. The stream decodes in `decoder_threads` threads, beside the one that asks. Threads that share a
+core as its hyperthreads each cost more CPU seconds than one alone: `share_of_bound_in_threads` is against the same
+bound in as many. In a process's first turn the system has yet to map the memory of the pixels that are kept.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ Files = dict[int, list[tuple[str, str]]]  # class -> (photo, label map)
 
 def run(config: dict[str, Any]) -> dict[str, Any]:
     """Episodes a CPU second of each way, the ratio to the plain loader, and the share of the bound."""
-    from pipelines.data.stream import decoders
+    from pipelines.data.stream import decoder_threads
 
     with tempfile.TemporaryDirectory() as place:
         url, what = build(config, Path(place))
@@ -52,7 +52,7 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
         ways: dict[str, Callable[[], int]] = {
             "bound": lambda: _once(list(bytes_of.values()), config),
             "shown": lambda: _once([bytes_of[i] for i in shown], config), "stream": lambda: stream_epoch(url, config),
-            "bound_threads": lambda: _once(list(bytes_of.values()), config, decoders()),
+            "bound_threads": lambda: _once(list(bytes_of.values()), config, decoder_threads()),
             "plain": lambda: _plain(files, config, episodes),
         }
         episodes, shown = _epoch(url, config)
@@ -67,10 +67,9 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
     return {"ratio": _share(times, "plain"), "share_of_bound": _share(times, "bound"),
             "share_of_shown": _share(times, "shown"), "share_of_shown_with_masks": _share(times, "shown", "masks"),
             "share_of_bound_in_threads": _share(times, "bound_threads"),
-            "share_of_bound_with_masks": _share(times, "bound", "masks"), "data": what,
-            "episodes": episodes, "decoders": decoders(), "distinct_photos": len(bytes_of), "shown_photos": len(shown),
-            "cpu_seconds": cpu, "wall_seconds": wall,
-            "episodes_per_cpu_s": {n: episodes / s for n, s in cpu.items()},
+            "share_of_bound_with_masks": _share(times, "bound", "masks"), "data": what, "episodes": episodes,
+            "decoders": decoder_threads(), "distinct_photos": len(bytes_of), "shown_photos": len(shown),
+            "cpu_seconds": cpu, "wall_seconds": wall, "episodes_per_cpu_s": {n: episodes / s for n, s in cpu.items()},
             "wall_ratio": wall["plain"] / wall["stream"]}
 
 

@@ -25,7 +25,7 @@ ATTEMPTS, TOO_SLOW = 3, "timed out during startup"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Local:
+class LocalCluster:
     """A running topology: addresses, processes by name (`head`, `worker-1`, ..., `mlflow`), and what opens it."""
 
     folder: str
@@ -57,16 +57,16 @@ class Local:
         path.chmod(0o600)  # S3's secret is in it
 
 
-def read(folder: str | Path) -> Local | None:
+def read(folder: str | Path) -> LocalCluster | None:
     """The topology of a folder, None where none was started."""
     path = Path(folder).absolute() / STATE
     if not path.exists():
         return None
     found = json.loads(path.read_text())
-    return Local(**{**found, "servers": {name: Server(**s) for name, s in found["servers"].items()}})
+    return LocalCluster(**{**found, "servers": {name: Server(**s) for name, s in found["servers"].items()}})
 
 
-def up(folder: str | Path, *, nodes: int = 3, cpus: float = 1.0) -> Local:
+def up(folder: str | Path, *, nodes: int = 3, cpus: float = 1.0) -> LocalCluster:
     """Start everything: a head and `nodes` - 1 workers of `cpus` logical CPUs each.
 
     Where everything runs already it is left as it is, an S3 server that was lost is started again; what a crash left
@@ -85,14 +85,14 @@ def up(folder: str | Path, *, nodes: int = 3, cpus: float = 1.0) -> Local:
         raise
 
 
-def _start(root: Path, nodes: int, cpus: float) -> Local:
+def _start(root: Path, nodes: int, cpus: float) -> LocalCluster:
     storage = s3.start(root / "s3")
     _token(root / "token")
     session = Path(tempfile.mkdtemp(prefix="fss-ray-"))
     mlflow, tracking = start_mlflow(root, f"{storage.url}/mlflow", storage.env)
-    local = Local(folder=str(root), session=str(session), address=f"127.0.0.1:{free_port()}",
-                  dashboard=f"http://127.0.0.1:{free_port()}", mlflow=tracking, cpus=cpus,
-                  storage=storage.env, bucket=storage.url, servers={"mlflow": mlflow})
+    local = LocalCluster(folder=str(root), session=str(session), address=f"127.0.0.1:{free_port()}",
+                         dashboard=f"http://127.0.0.1:{free_port()}", mlflow=tracking, cpus=cpus, storage=storage.env,
+                         bucket=storage.url, servers={"mlflow": mlflow})
     local.save()
     wait_for_mlflow(mlflow, tracking, root)
     for name in ("head", *(f"worker-{i}" for i in range(1, nodes))):
@@ -100,7 +100,7 @@ def _start(root: Path, nodes: int, cpus: float) -> Local:
     return local
 
 
-def _with_node(local: Local, name: str) -> Local:
+def _with_node(local: LocalCluster, name: str) -> LocalCluster:
     """Start a node and wait until the cluster has it. Ray gives its own processes 30 s: too little when busy."""
     token, folder = Path(local.folder) / "token", Path(local.folder)
     env = node_environment(token, {**local.storage, "MLFLOW_TRACKING_URI": local.mlflow})
@@ -153,7 +153,7 @@ def down(folder: str | Path) -> bool:
     return s3.stop(root / "s3") or ran
 
 
-def _running(folder: str | Path) -> Local:
+def _running(folder: str | Path) -> LocalCluster:
     local = read(folder)
     if local is None or not local.servers.get("head", Server("", 0, 0.0)).alive():
         raise FssError("no cluster runs here", where=str(folder), mend="fss local up --dir ...")

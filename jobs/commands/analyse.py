@@ -12,7 +12,7 @@ from jobs.options import JsonOption, OutOption, RecipeOption, SetOption
 from jobs.recipes import load_recipe
 
 if TYPE_CHECKING:
-    from pipelines.papers.analysis.page import Written
+    from pipelines.papers.analysis.page import AnalysisFile
 
 BundleOption = Annotated[str, typer.Option("--bundle", "-b", help="URL of the bundle.")]
 FoldOption = Annotated[int, typer.Option("--fold", "-f", help="The fold whose classes the bundle never saw.")]
@@ -115,7 +115,7 @@ def _add_fcps(group: typer.Typer) -> None:
         _tell(analyse_pseudo_masks(load_recipe(recipe, sets, out=out), bundle=bundle, fold=fold), as_json)
 
 
-def _tell(written: Written, as_json: bool) -> None:
+def _tell(written: AnalysisFile, as_json: bool) -> None:
     """The table and the page's place; with --json they go to standard error."""
     found = written.analysis
     print("\n".join([found.said[0], found.table.text(), f"page: {written.url}"]),

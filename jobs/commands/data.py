@@ -12,7 +12,7 @@ from rich.table import Table
 from fss_models.errors import FssError
 from jobs.options import JsonOption
 from pipelines.config.data import BENCHMARKS
-from pipelines.data.benchmarks.check import Report, check_benchmark
+from pipelines.data.benchmarks.check import LayoutReport, check_benchmark
 
 DatasetOption = Annotated[str, typer.Option("--dataset", "-d", help=f"One of: {', '.join(BENCHMARKS)}.")]
 SubsetOption = Annotated[bool, typer.Option("--subset", help="A part of the dataset is wanted: fewer files are fine.")]
@@ -45,7 +45,7 @@ def register(app: typer.Typer) -> None:
     app.add_typer(data, name="data")
 
 
-def show(report: Report) -> None:
+def show(report: LayoutReport) -> None:
     """A short table on standard error."""
     console = Console(stderr=True)
     mark = "" if report.verified else " (unverified)"

@@ -37,7 +37,7 @@ def demo(
 ) -> None:
     """Shards, sweep, leaderboard, promotion, labels, report."""
     read = demo_recipe(data, recipe, overrides or [], out)
-    chain = Chain(read)
+    chain = DemoChain(read)
     chain.run(class_name)
     total = sum(s["seconds"] for s in chain.stages)
     say(f"done in {total:.0f} s")
@@ -65,7 +65,7 @@ def demo_recipe(data: str, name: str, overrides: list[str], out: str | None) -> 
 
 
 @dataclass
-class Chain:
+class DemoChain:
     """The stages of a demo and their times."""
 
     recipe: Recipe

@@ -12,7 +12,7 @@ from rich.console import Console
 from jobs.commands.data import DatasetOption
 from jobs.options import JsonOption
 from pipelines.data.benchmarks.make import make_list
-from pipelines.data.benchmarks.protocol import Ask
+from pipelines.data.benchmarks.protocol import ListRequest
 from pipelines.data.published import PublishedList, first_difference, read_list, write_list
 
 FAMILIES = "hsnet, bam (VRP-SAM and FCP), fssam, matcher, patnet, drawn (fresh); `bam` and `fssam` start from seed 321"
@@ -40,8 +40,8 @@ def register(app: typer.Typer) -> None:
         as_json: JsonOption = False,
     ) -> None:
         """Make a list. The same options over the same files give the same list, id for id."""
-        ask = Ask(fold=fold, shots=shots, episodes=count, seed=seed, lists=lists, root=root, shards=shards,
-                  split=split, workers=workers)
+        ask = ListRequest(fold=fold, shots=shots, episodes=count, seed=seed, lists=lists, root=root, shards=shards,
+                          split=split, workers=workers)
         listed = make_list(dataset, family, ask)
         write_list(out, listed)
         _tell(summary(listed, out), as_json)

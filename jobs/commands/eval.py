@@ -13,6 +13,7 @@ from jobs.evaluation import (
     BundleOption,
     DatasetOption,
     EpisodesOption,
+    EvaluationTarget,
     FoldOption,
     KeyOption,
     ListsOption,
@@ -21,8 +22,7 @@ from jobs.evaluation import (
     SeedOption,
     ShotOption,
     SplitOption,
-    Tested,
-    tested,
+    evaluation_target,
 )
 from jobs.options import OutOption, SetOption
 from pipelines.base.storage import Store
@@ -48,8 +48,9 @@ def register(app: typer.Typer) -> None:
 
         url = bundle_url(bundle)
         read_bundle_info(url)
-        found = tested(recipe=recipe, sets=sets, out=out, dataset=dataset, fold=fold, root=root, lists=lists,
-                       annotations=annotations, split=split, key=key, shots=shot, episodes=episodes, seed=seed)
+        found = evaluation_target(recipe=recipe, sets=sets, out=out, dataset=dataset, fold=fold, root=root, lists=lists,
+                                  annotations=annotations, split=split, key=key, shots=shot, episodes=episodes,
+                                  seed=seed)
         result, _ = score_bundle(found.recipe, found.shards, bundle=url, fold=found.fold)
         if as_json:  # before anything is printed: who reads the screen may be gone
             _write(as_json, document(found, result))
@@ -64,7 +65,7 @@ def lines(result: RunResult) -> str:
             f"{result.images_per_s:.1f} images/s{' (untrained model)' if result.untrained else ''}\n{per_class}")
 
 
-def document(found: Tested, result: RunResult) -> dict[str, Any]:
+def document(found: EvaluationTarget, result: RunResult) -> dict[str, Any]:
     """The scores as JSON: with --dataset what was tested beside them, else the run's whole result."""
     if found.test is None:
         return result.model_dump()

@@ -40,18 +40,18 @@ def register(app: typer.Typer) -> None:
              as_json: JsonOption = False) -> None:
         """What is kept where the recipe keeps features."""
         from pipelines.features.build import features_url
-        from pipelines.features.info import kept_features
+        from pipelines.features.info import describe_features
 
-        folders = kept_features(features_url(load_recipe(recipe, sets, out=out)), verify=verify)
+        folders = describe_features(features_url(load_recipe(recipe, sets, out=out)), verify=verify)
         _tell(folders, [_line(f) for f in folders] or ["no kept features here"], as_json)
 
     app.add_typer(features, name="features")
 
 
 def _line(facts: dict[str, Any]) -> str:
-    from pipelines.features.build import readable
+    from pipelines.features.build import format_bytes
 
-    size = f"{facts['parts']} parts, {readable(facts['bytes'])}"
+    size = f"{facts['parts']} parts, {format_bytes(facts['bytes'])}"
     if not facts["finished"]:
         return f"{facts['features']}: unfinished, {size}"
     maps = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in facts["maps"].items())

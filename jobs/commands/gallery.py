@@ -20,7 +20,7 @@ from jobs.evaluation import (
     SeedOption,
     ShotOption,
     SplitOption,
-    tested,
+    evaluation_target,
 )
 from jobs.options import JsonOption, SetOption
 
@@ -49,8 +49,9 @@ def register(app: typer.Typer) -> None:
 
         url = bundle_url(bundle)
         read_bundle_info(url)
-        found = tested(recipe=recipe, sets=sets, out=workspace, dataset=dataset, fold=fold, root=root, lists=lists,
-                       annotations=annotations, split=split, key=key, shots=shot, episodes=episodes, seed=seed)
+        found = evaluation_target(recipe=recipe, sets=sets, out=workspace, dataset=dataset, fold=fold, root=root,
+                                  lists=lists, annotations=annotations, split=split, key=key, shots=shot,
+                                  episodes=episodes, seed=seed)
         result, table = score_bundle(found.recipe, found.shards, bundle=url, fold=found.fold)
         listed = FoldData.open(found.shards.url, found.fold).episodes(found.recipe.eval)
         document = write_gallery(load_bundle(url)[0], found.shards, listed, found.recipe.eval, result, table,

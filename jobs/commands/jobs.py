@@ -25,9 +25,9 @@ def register(app: typer.Typer) -> None:
 
 def show_list(address: AddressOption = "", as_json: JsonOption = False) -> None:
     """All jobs, the newest first."""
-    from pipelines.submission.client import Jobs
+    from pipelines.submission.client import Submissions
 
-    rows = [_row(job) for job in Jobs(address).all()]
+    rows = [_row(job) for job in Submissions(address).all()]
     if as_json:
         print(json.dumps(rows))
         return
@@ -45,9 +45,9 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Until the job ends; exit with its status.")] = False,
 ) -> None:
     """What a job has written."""
-    from pipelines.submission.client import Jobs
+    from pipelines.submission.client import Submissions
 
-    jobs = Jobs(address)
+    jobs = Submissions(address)
     if follow:
         raise typer.Exit(follow_job(jobs, submission_id))
     print(jobs.logs(submission_id), end="")
@@ -55,9 +55,9 @@ def logs(
 
 def stop(submission_id: IdArgument, address: AddressOption = "") -> None:
     """End a job."""
-    from pipelines.submission.client import Jobs
+    from pipelines.submission.client import Submissions
 
-    print(Jobs(address).stop(submission_id))
+    print(Submissions(address).stop(submission_id))
 
 
 def _row(job: Any) -> dict[str, Any]:

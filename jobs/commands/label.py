@@ -12,7 +12,7 @@ from jobs.options import JsonOption, RecipeOption, SetOption
 from jobs.recipes import load_recipe
 
 
-class Engine(StrEnum):
+class EngineName(StrEnum):
     """Who computes labels."""
 
     serve = "serve"
@@ -31,8 +31,8 @@ def label(
     workspace: Annotated[str | None, typer.Option("--workspace", "-w", help="Whose champion; default: recipe.")] = None,
     bundle: Annotated[str, typer.Option("--bundle", help="A bundle instead of the champion; shipped: fss's own.")] = "",
     service: Annotated[str, typer.Option("--service", help="Address of a running service.")] = "",
-    engine: Annotated[Engine, typer.Option("--engine", help="serve: a deployment; actors: a pool in Ray Data.")
-                      ] = Engine.serve,
+    engine: Annotated[EngineName, typer.Option("--engine", help="serve: a deployment; actors: a pool in Ray Data.")
+                      ] = EngineName.serve,
     threshold: Annotated[float | None, typer.Option("--threshold", help="Probability of an object's pixel.")] = None,
     overlaps: Annotated[str | None, typer.Option("--overlaps", help="Of several classes: keep, or resolve.")] = None,
     formats: Annotated[list[str] | None, typer.Option("--format", help="Beside COCO: coco_polygons, parquet, yolo, "

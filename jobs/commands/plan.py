@@ -12,7 +12,7 @@ from jobs.options import JsonOption, RecipeOption, SetOption
 from jobs.recipes import load_recipe
 
 if TYPE_CHECKING:
-    from pipelines.sizing.plan import Plan
+    from pipelines.sizing.plan import SizingPlan
 
 
 def register(app: typer.Typer) -> None:
@@ -33,14 +33,14 @@ def plan(
     as_json: JsonOption = False,
 ) -> None:
     """Plan the stages."""
-    from pipelines.sizing.plan import Request, make_plan
+    from pipelines.sizing.plan import SizingRequest, make_plan
 
-    made = make_plan(Request(images=images, method=method, preset=preset, gpus=gpus, cores=cores, photo_kb=photo_kb,
-                             classes_per_photo=classes, recipe=load_recipe(recipe, overrides)))
+    made = make_plan(SizingRequest(images=images, method=method, preset=preset, gpus=gpus, cores=cores,
+                                   photo_kb=photo_kb, classes_per_photo=classes, recipe=load_recipe(recipe, overrides)))
     print(json.dumps(asdict(made), indent=1) if as_json else text(made))
 
 
-def text(plan: Plan) -> str:
+def text(plan: SizingPlan) -> str:
     """The plan for people."""
     rows = [("stage", "hours", "GPUs", "cores", "memory GB", "S3 GB", "work")]
     rows += [(s.name, _number(s.hours), str(s.gpus), str(s.cores), f"{s.memory_gb:,.1f}", _number(s.s3_gb),

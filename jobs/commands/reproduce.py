@@ -10,7 +10,7 @@ import typer
 
 from fss_models.errors import FssError
 from jobs.options import JsonOption, OutOption, SetOption
-from jobs.tables import cells_of, list_tables, load_table, placed
+from jobs.tables import cells_of, list_tables, load_table, place_cells
 
 TableArgument = Annotated[str, typer.Argument(help="A shipped table's name or a YAML file.")]
 ListOption = Annotated[bool, typer.Option("--list", help="List the shipped tables.")]
@@ -37,8 +37,8 @@ def register(app: typer.Typer) -> None:
         if list_them or not table:
             _tell_list(as_json)
         else:
-            _reproduce(table, show=show, rows=row or [], columns=column or [], roots=placed(root, "--root"),
-                       weights=placed(weight, "--weight"), sets=sets or [], out=out or "out/reproduce",
+            _reproduce(table, show=show, rows=row or [], columns=column or [], roots=place_cells(root, "--root"),
+                       weights=place_cells(weight, "--weight"), sets=sets or [], out=out or "out/reproduce",
                        as_json=as_json)
 
 

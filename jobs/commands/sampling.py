@@ -14,7 +14,7 @@ from pipelines.base.workspace import Workspace
 from pipelines.config.recipe import Recipe
 from pipelines.data.folds import FoldData
 from pipelines.data.marginals import SAMPLERS, Marginals, epochs_of, marginals, pools_of, statement
-from pipelines.data.plan import Plan
+from pipelines.data.plan import StreamPlan
 from pipelines.data.stream import usable_blocks
 from pipelines.report.sampling import sampling_page
 
@@ -49,8 +49,8 @@ def sampled(recipe: Recipe, fold: int, epochs: int) -> tuple[dict[str, Any], str
     data, train = FoldData.open(Workspace(recipe.out).shards(recipe.data.name), fold), recipe.train
     avoid = set(data.novel_ids) if train.novel_images == "drop" else set()
     blocks = usable_blocks(data.shards, [c.class_id for c in data.base], avoid)
-    plan = Plan(blocks, shots=train.shots, targets=train.targets, seed=0, pool_bytes=train.pool_bytes,
-                sampler=train.sampler)
+    plan = StreamPlan(blocks, shots=train.shots, targets=train.targets, seed=0, pool_bytes=train.pool_bytes,
+                      sampler=train.sampler)
     published = SAMPLERS[plan.sampler]
     found = marginals(epochs_of(plan, epochs), pools_of(plan), plan.weights())
     lines = statement(found, published)

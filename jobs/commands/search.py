@@ -21,10 +21,10 @@ def register(app: typer.Typer) -> None:
         Trials are scored on base classes that the fold holds out for it, never on novel ones. Started again after a
         kill, it takes every score that is there.
         """
-        from pipelines.selection.search import format_found, search
+        from pipelines.selection.search import format_search, search
 
         found = search(load_recipe(recipe, sets, out=out))
-        print(format_found(found), file=sys.stderr if as_json else sys.stdout)
+        print(format_search(found), file=sys.stderr if as_json else sys.stdout)
         if as_json:
             print(found.model_dump_json(indent=1))
         if all(t.best is None for t in found.trials):

@@ -10,7 +10,7 @@ import typer
 from fss_models.errors import FssError
 
 if TYPE_CHECKING:
-    from pipelines.submission.client import Jobs
+    from pipelines.submission.client import Submissions
 
 AddressOption = Annotated[str, typer.Option("--address", "-a", help="The head's dashboard; default: "
                                             "RAY_API_SERVER_ADDRESS, else http://127.0.0.1:8265.")]
@@ -41,18 +41,18 @@ def submit(
 ) -> None:
     """Submit, follow, and exit with the command's own status."""
     from jobs.parse import check_output, parse_command
-    from pipelines.submission.client import Jobs
-    from pipelines.submission.request import Request, parse_variables, send
+    from pipelines.submission.client import Submissions
+    from pipelines.submission.request import SubmissionRequest, parse_variables, send
 
     parsed = parse_command(command)
     if parsed.path.split()[0] in NOT_THERE:
         raise FssError(f"`fss {parsed.path}` is for this machine, not for a job")
     check_output(parsed)
-    request = Request(
+    request = SubmissionRequest(
         arguments=tuple(command), submission_id=name, working_dir=working_dir, exclude=tuple(exclude or ()),
         max_bytes=max_mb * 1_000_000, variables=parse_variables(env or ()), runtime_env=runtime_env, image=image,
         cpus=cpus, gpus=gpus)
-    jobs = Jobs(address)
+    jobs = Submissions(address)
     sent = send(jobs, request)
     if not follow:
         print(sent)
@@ -60,7 +60,7 @@ def submit(
     raise typer.Exit(follow_job(jobs, sent))
 
 
-def follow_job(jobs: Jobs, submission_id: str) -> int:
+def follow_job(jobs: Submissions, submission_id: str) -> int:
     """Show a job's log; Ctrl-C ends the showing, not the job."""
     from pipelines.base.progress import say
     from pipelines.submission.follow import follow

@@ -39,11 +39,12 @@ def register(app: typer.Typer) -> None:
     @group.command("status")
     def status(out: PlaceOption, as_json: JsonOption = False) -> None:
         """The table of the workspace's sweep: stage, step, loss, mIoU, episodes/s and time left of each run."""
-        from pipelines.sweeps.watch import plain, read_state
+        from pipelines.sweeps.watch import format_state, read_state
 
         state = read_state(out)
         why = f" ({state.why})" if state.why else ""
-        table = f"{plain(state)}\n{state.status}{why}" + ("" if state.status == "running" else _mend(state.status, out))
+        table = f"{format_state(state)}\n{state.status}{why}" + ("" if state.status == "running"
+                                                                 else _mend(state.status, out))
         print(table if not as_json else state.model_dump_json(indent=1))
 
     @group.command("cancel")

@@ -13,7 +13,7 @@ MAX_CLASSES = 256  # of one question
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
+class MaskRequest:
     """C classes, one support set each: every photo gets C masks, in this order.
 
     threshold  probability above which a pixel is the object
@@ -38,7 +38,7 @@ class Wanted:
         """As a request of the service has it: `support_id` where there is one class."""
         given = asdict(self)
         ids = given.pop("support_ids")
-        kept = {k: v for k, v in given.items() if k == "threshold" or v != getattr(Wanted, k)}
+        kept = {k: v for k, v in given.items() if k == "threshold" or v != getattr(MaskRequest, k)}
         return {**({"support_id": ids[0]} if len(ids) == 1 else {"support_ids": list(ids)}), **kept}
 
 

@@ -19,7 +19,7 @@ _NOT_IN_NAME = {"checkpoint_every", "log_every", "pixel_bytes"}
 _NAMED_IF_SET = {"accumulate", "min_workers", "compile"}  # they change the rounding
 
 
-class Share(Section):
+class MixtureShare(Section):
     """A further dataset of a run: its shards and its share of the clips."""
 
     shards: str
@@ -37,7 +37,7 @@ class RunSpec(Section):
     method: MethodConfig
     seed: int = 0
     train: TrainConfig = TrainConfig()
-    mixture: tuple[Share, ...] = ()
+    mixture: tuple[MixtureShare, ...] = ()
     shipped: str = ""  # sha256 of the shipped weights that the method is built on
     holdout: tuple[int, ...] = ()  # base classes that this training leaves out too (`train.selection`)
     selected_on: str = ""  # digest of the evaluation whose episodes choose the checkpoint (selection: published)

@@ -16,16 +16,16 @@ from fss_models.errors import FssError
 from pipelines.base.storage import Store, join
 from pipelines.console.records import (
     LABEL_SET,
-    Board,
+    JobRecord,
+    JobRecords,
     JobRequest,
     Progress,
-    Record,
     check_place,
     job_name,
     job_recipe,
     label_command,
 )
-from pipelines.console.task import work
+from pipelines.console.task import run_job_task
 from pipelines.inference.marks import mask_from_picture
 from pipelines.inference.support_files import from_base64
 from pipelines.inference.supports import SupportSet, load_support_set
@@ -34,8 +34,8 @@ from pipelines.labelling.images import list_images
 from pipelines.labelling.manifest import claim
 from pipelines.labelling.outputs import LABELS, write_outputs
 from pipelines.labelling.run import check_bundle, describe_job
-from pipelines.review.doubt import Order, by_doubt, rows_at, sureness
-from pipelines.review.job import Reviewed, open_job
+from pipelines.review.doubt import DoubtOrder, order_by_doubt, rows_at, sureness
+from pipelines.review.job import ReviewedJob, open_job
 from pipelines.review.redo import begin, resume
 from pipelines.serving.requests import RefusedError
 from pipelines.serving.spec import ServiceSpec
@@ -52,8 +52,8 @@ class Jobs:
 
     def __init__(self, spec: ServiceSpec, about: dict[str, Any], handle: Any) -> None:
         self.spec, self.about, self.handle = spec, about, handle
-        self.board = Board(spec.workspace)
-        self._orders: dict[tuple[str, int], Order] = {}
+        self.board = JobRecords(spec.workspace)
+        self._orders: dict[tuple[str, int], DoubtOrder] = {}
 
     def start(self, asked: JobRequest) -> dict[str, Any]:
         """Claim the job's folder and set a task to work. The same request again is the same job.
@@ -73,7 +73,7 @@ class Jobs:
         self._room(job_id)
         claim(out, manifest)
         _keep_supports(out, classes)
-        return self._begin(Record(
+        return self._begin(JobRecord(
             job_id=job_id, out=out.url, images=images.url, title=manifest.title, classes=manifest.classes,
             photos=len(images), limit=asked.limit, settings=settings, started=time.time(),
             command=label_command(out.url, images.url, recipe, workspace=self.spec.workspace, limit=asked.limit,
@@ -116,7 +116,7 @@ class Jobs:
             self.board.ask_to_stop(job_id)
         return self.show(job_id)
 
-    def _begin(self, record: Record) -> dict[str, Any]:
+    def _begin(self, record: JobRecord) -> dict[str, Any]:
         import ray
 
         if self.board.progress(record.job_id).state != "running":
@@ -125,11 +125,11 @@ class Jobs:
             before = self.board.progress(record.job_id)
             self.board.tell(record.job_id, Progress(state="running", done=before.done, failed=before.failed))
             recipe = job_recipe(self.spec.recipe, self.spec.model.batch, record.settings)
-            task = ray.remote(num_cpus=0.1, max_retries=0)(work)
+            task = ray.remote(num_cpus=0.1, max_retries=0)(run_job_task)
             task.remote(self.spec.workspace, record, recipe, self.spec.model.supports_url, self.handle)
         return self.show(record.job_id)
 
-    def _same_bundle(self, job: Reviewed) -> None:
+    def _same_bundle(self, job: ReviewedJob) -> None:
         check_bundle(job.manifest, self.about, mend="`fss serve --bundle` the job's bundle, or start a new job")
 
     def _room(self, job_id: str) -> None:
@@ -145,14 +145,14 @@ class Jobs:
             raise RefusedError(403, f"this service may not read {url[:200]!r}",
                                mend=f"allowed with serve.roots: {allowed}") from error
 
-    def record(self, job_id: str) -> Record:
+    def record(self, job_id: str) -> JobRecord:
         """Raises `RefusedError` 404."""
         found = self.board.get(job_id)
         if found is None:
             raise RefusedError(404, f"there is no job {job_id[:80]!r}")
         return found
 
-    def opened(self, job_id: str) -> Reviewed:
+    def opened(self, job_id: str) -> ReviewedJob:
         """The job's folder. Raises `RefusedError` 403 if its photos are where this service may not read."""
         job = open_job(self.record(job_id).out)
         self._allowed(job.manifest.images_url)
@@ -166,7 +166,7 @@ class Jobs:
         """One job and how far it is."""
         return self._shown(self.record(job_id))
 
-    def _shown(self, record: Record) -> dict[str, Any]:
+    def _shown(self, record: JobRecord) -> dict[str, Any]:
         told = self.board.progress(record.job_id)
         left = (record.photos - told.done) / told.rate if told.rate and told.state == "running" else None
         return {**record.model_dump(include=SHOWN), "state": told.state,
@@ -194,12 +194,12 @@ class Jobs:
         return {"labels": shown, "page": page, "pages": -(-len(places) // PAGE), "shown": len(places),
                 "total": order.total, "decided": len(decided), "review_below": job.manifest.review_below}
 
-    def _order(self, job_id: str, job: Reviewed) -> Order:
+    def _order(self, job_id: str, job: ReviewedJob) -> DoubtOrder:
         key = (job_id, len(job.chunks))
         if key not in self._orders:
             while len(self._orders) >= ORDERS:
                 self._orders.pop(next(iter(self._orders)), None)
-            self._orders[key] = by_doubt(job)
+            self._orders[key] = order_by_doubt(job)
         return self._orders[key]
 
     def decide(self, job_id: str, given: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -42,7 +42,7 @@ class JobRequest(BaseModel):
     limit: int = Field(0, ge=0, le=2**31, description="only the first photos; 0: all")
 
 
-class Record(BaseModel):
+class JobRecord(BaseModel):
     """jobs/ID.json."""
 
     job_id: str
@@ -70,7 +70,7 @@ class Progress(BaseModel):
 
 
 @dataclass(frozen=True)
-class Board:
+class JobRecords:
     """The records of a workspace."""
 
     workspace: str
@@ -84,21 +84,21 @@ class Board:
         """Where a job's labels are."""
         return join(self.workspace, LABELS, job_id)
 
-    def add(self, record: Record) -> None:
+    def add(self, record: JobRecord) -> None:
         """Write what was asked."""
         self.store.write_json(f"{FOLDER}/{record.job_id}.json", record.model_dump())
 
-    def get(self, job_id: str) -> Record | None:
+    def get(self, job_id: str) -> JobRecord | None:
         """None if there is no such job."""
         name = f"{FOLDER}/{job_id}.json"
         if not re.fullmatch(r"[a-z0-9-]{1,80}", job_id) or not self.store.exists(name):
             return None
-        return Record.model_validate(self.store.read_json(name))
+        return JobRecord.model_validate(self.store.read_json(name))
 
-    def all(self) -> list[Record]:
+    def all(self) -> list[JobRecord]:
         """The newest first."""
         names = [n for n in self.store.list(FOLDER, suffix=".json") if n.count(".") == 1]
-        found = [Record.model_validate(self.store.read_json(n)) for n in names]
+        found = [JobRecord.model_validate(self.store.read_json(n)) for n in names]
         return sorted(found, key=lambda r: -r.started)
 
     def progress(self, job_id: str) -> Progress:

@@ -12,13 +12,13 @@ from fss_models.errors import FssError
 from pipelines.base.cluster import line_of
 from pipelines.base.storage import Store
 from pipelines.config.recipe import Recipe
-from pipelines.console.records import Board, Progress, Record
+from pipelines.console.records import JobRecord, JobRecords, Progress
 from pipelines.labelling.engines import LocalEngine
 from pipelines.labelling.images import list_images
-from pipelines.labelling.job import Job
+from pipelines.labelling.job import LabellingJob
 from pipelines.labelling.manifest import MANIFEST, JobManifest
 from pipelines.labelling.outputs import SUMMARY, write_outputs
-from pipelines.labelling.parts import finished
+from pipelines.labelling.parts import finished_chunks
 from pipelines.review.redo import resume
 
 BEAT_S = 2.0
@@ -28,16 +28,16 @@ class _StoppedError(Exception):
     """Somebody asked the job to stop."""
 
 
-class Teller:
+class ProgressWriter:
     """Writes the progress every `BEAT_S` seconds from a thread, so that a slow chunk is no silence."""
 
-    def __init__(self, board: Board, job_id: str, done: int) -> None:
+    def __init__(self, board: JobRecords, job_id: str, done: int) -> None:
         self._board, self._id, self._first = board, job_id, done
         self._now = Progress(state="running", done=done, failed=board.progress(job_id).failed)
         self._began, self._end = 0.0, threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True)
 
-    def __enter__(self) -> Teller:
+    def __enter__(self) -> ProgressWriter:
         self._board.tell(self._id, self._now)
         self._thread.start()
         return self
@@ -74,12 +74,12 @@ class Teller:
                 self._board.tell(self._id, self._now)
 
 
-def work(workspace: str, record: Record, recipe: Recipe, supports_url: str, handle: Any) -> None:
+def run_job_task(workspace: str, record: JobRecord, recipe: Recipe, supports_url: str, handle: Any) -> None:
     """Do what is left of the job through the handle of the service's bulk deployment, then write the outputs."""
-    board, out = Board(workspace), Store(record.out)
+    board, out = JobRecords(workspace), Store(record.out)
     manifest = JobManifest.model_validate(out.read_json(MANIFEST))
-    done = sum(len(manifest.rows(c)) for c in finished(out))
-    with Teller(board, record.job_id, done) as told:
+    done = sum(len(manifest.rows(c)) for c in finished_chunks(out))
+    with ProgressWriter(board, record.job_id, done) as told:
         job = resume(out, supports_url)[0] if record.origin else _job(out, manifest)
         if left := job.left():
             job.run(LocalEngine(handle), left, recipe.label.in_flight, told.watch)
@@ -88,9 +88,9 @@ def work(workspace: str, record: Record, recipe: Recipe, supports_url: str, hand
         told.finish(manifest.images_count, int(out.read_json(SUMMARY)["failed"]))
 
 
-def _job(out: Store, manifest: JobManifest) -> Job:
+def _job(out: Store, manifest: JobManifest) -> LabellingJob:
     images = list_images(manifest.images_url, manifest.limit)
     if images.hash != manifest.images_hash:
         raise FssError("photos were added, removed or changed since the job began", where=images.url,
                        mend="start a new one")
-    return Job(out, images, manifest)
+    return LabellingJob(out, images, manifest)

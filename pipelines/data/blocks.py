@@ -24,7 +24,7 @@ BLOCK_BYTES = 64_000_000  # a block of large photos ends before it has block_siz
 FILE_BYTES = 128_000_000  # a class goes on in the next file after that many
 
 
-class Place(NamedTuple):
+class AnnotationLocation(NamedTuple):
     """One annotation and where its photo is."""
 
     annotation_id: int
@@ -45,7 +45,7 @@ class BlockFile:
     class_id: int
     number: int  # within the class
     first: int  # number of its first block within the class
-    blocks: list[list[Place]]
+    blocks: list[list[AnnotationLocation]]
 
     @property
     def name(self) -> str:
@@ -62,13 +62,13 @@ class BlockFile:
 
 def plan_blocks(rows: Sequence[dict[str, Any]], classes: Sequence[ClassInfo], cfg: DataConfig) -> list[BlockFile]:
     """The files to write, from the index's rows; none where no photo is for training."""
-    places: dict[int, list[Place]] = defaultdict(list)
+    places: dict[int, list[AnnotationLocation]] = defaultdict(list)
     for row in rows:
         enough = set(counts(row, cfg)) if row["split"] == "train" else set()
         for class_id in row["class_ids"]:
             if class_id in enough:
                 where = (row["image_id"], row["part"], row["row"], row["bytes"], row["digest"])
-                places[class_id].append(Place(annotation_id(row["image_id"], class_id), *where))
+                places[class_id].append(AnnotationLocation(annotation_id(row["image_id"], class_id), *where))
     if not places:
         return []
     return [f for c in classes for f in _files(c.class_id, _blocks(places[c.class_id], c.class_id, cfg))]
@@ -79,9 +79,9 @@ def annotation_id(image_id: int, class_id: int) -> int:
     return int(digest_of(image_id, class_id)[:15], 16)
 
 
-def _blocks(places: list[Place], class_id: int, cfg: DataConfig) -> list[list[Place]]:
+def _blocks(places: list[AnnotationLocation], class_id: int, cfg: DataConfig) -> list[list[AnnotationLocation]]:
     order = np.random.default_rng([cfg.seed, class_id]).permutation(len(places))
-    blocks: list[list[Place]] = [[]]
+    blocks: list[list[AnnotationLocation]] = [[]]
     for i in order:
         size = sum(p.bytes for p in blocks[-1])
         if blocks[-1] and (len(blocks[-1]) >= cfg.block_size or size + places[i].bytes > BLOCK_BYTES):
@@ -90,8 +90,8 @@ def _blocks(places: list[Place], class_id: int, cfg: DataConfig) -> list[list[Pl
     return blocks
 
 
-def _files(class_id: int, blocks: list[list[Place]]) -> list[BlockFile]:
-    groups: list[list[list[Place]]] = [[]]
+def _files(class_id: int, blocks: list[list[AnnotationLocation]]) -> list[BlockFile]:
+    groups: list[list[list[AnnotationLocation]]] = [[]]
     total = 0
     for block in blocks:
         size = sum(p.bytes for p in block)
@@ -129,12 +129,12 @@ class BlockBuilder:
             store.write_bytes(file.name, parquet_bytes(tables, BLOCKS))
         return {"rows": sum(len(b) for b in file.blocks)}
 
-    def _block(self, store: Store, class_id: int, block: list[Place]) -> pa.Table:
+    def _block(self, store: Store, class_id: int, block: list[AnnotationLocation]) -> pa.Table:
         found = {p["image_id"]: p for p in _photos(store, block)}
         return pa.Table.from_pylist([_row(place, class_id, found[place.image_id]) for place in block], schema=BLOCKS)
 
 
-def _photos(store: Store, block: list[Place]) -> Iterator[dict[str, Any]]:
+def _photos(store: Store, block: list[AnnotationLocation]) -> Iterator[dict[str, Any]]:
     """The block's rows of the image table, each row group read once."""
     wanted: dict[int, set[int]] = defaultdict(set)
     for place in block:
@@ -147,7 +147,7 @@ def _photos(store: Store, block: list[Place]) -> Iterator[dict[str, Any]]:
         yield from table.take([first[row // GROUP_ROWS] + row % GROUP_ROWS for row in sorted(rows)]).to_pylist()
 
 
-def _row(place: Place, class_id: int, photo: dict[str, Any]) -> dict[str, Any]:
+def _row(place: AnnotationLocation, class_id: int, photo: dict[str, Any]) -> dict[str, Any]:
     own = next(a for a in photo["annotations"] if a["class_id"] == class_id)
     return {
         "annotation_id": place.annotation_id, "class_id": class_id, "instances": own["instances"],

@@ -17,7 +17,7 @@ from fss_models.prompt_sampling import SampledKind, sample_prompt
 from fss_models.segmenter import Segmenter
 from pipelines.data.pixels import square_mask
 from pipelines.data.schema import EpisodeSample, PhotoKey, Sample
-from pipelines.data.stream import Undecoded
+from pipelines.data.stream import UndecodedSample
 
 Kept = Callable[[Sequence[PhotoKey]], Features]  # what `encode_frozen` gave for these photos, in order
 
@@ -39,8 +39,8 @@ def make_clip(model: Segmenter, samples: list[EpisodeSample], rng: np.random.Gen
 
     With `flip` every image is mirrored with probability 1/2, unless `augment` changes it; with `vary_shots` the first
     1 to K references are used; `prompts` are drawn from the references' masks as in training. With `kept` the samples
-    are `Undecoded`, and the clip has their features instead of pixels. Squares (`square_side`) give the same clip as
-    the photos that they were made of.
+    are `UndecodedSample`, and the clip has their features instead of pixels. Squares (`square_side`) give the same
+    clip as the photos that they were made of.
     """
     def changed(sample: Sample) -> Sample:
         return _augmented(sample, augment, rng) if augment else _flipped(sample, rng if flip else None)
@@ -82,7 +82,7 @@ def _prompts(model: Segmenter, references: list[list[Sample]], kind: SampledKind
 
 
 def _photo(sample: Sample) -> PhotoKey:
-    assert isinstance(sample, Undecoded)
+    assert isinstance(sample, UndecodedSample)
     return sample.photo
 
 
@@ -138,7 +138,7 @@ def _flipped(sample: Sample, flip: np.random.Generator | None) -> Sample:
         whole = _mirrored(sample.whole[0]), _mirrored(sample.whole[1])
         mask, ignore = (square_mask(m, len(sample.mask)) for m in whole)
         turned = replace(turned, mask=mask, ignore=ignore, whole=whole)
-    if isinstance(turned, Undecoded):
+    if isinstance(turned, UndecodedSample):
         return replace(turned, photo=turned.photo._replace(mirrored=True))
     return turned
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from pipelines.base.workspace import Workspace
 from pipelines.config.recipe import Recipe
-from pipelines.config.run import Share
+from pipelines.config.run import MixtureShare
 from pipelines.data.shards import build_shards
 from pipelines.data.shardset import Shards
 
@@ -23,7 +23,7 @@ def ensure_mixture(recipe: Recipe) -> list[Shards]:
     return [ensure_shards(recipe.model_copy(update={"data": m.data})) for m in recipe.mixture]
 
 
-def shares(recipe: Recipe, mixed: Sequence[Shards]) -> tuple[Share, ...]:
+def mixture_shares(recipe: Recipe, mixed: Sequence[Shards]) -> tuple[MixtureShare, ...]:
     """The mixture as a run names it; `mixed` are the shards of the recipe's further datasets, in order."""
-    return tuple(Share(shards=s.url, data_hash=s.manifest.content_hash, weight=m.weight)
+    return tuple(MixtureShare(shards=s.url, data_hash=s.manifest.content_hash, weight=m.weight)
                  for s, m in zip(mixed, recipe.mixture, strict=True))

@@ -116,7 +116,7 @@ def episode_list(shards: Shards, *, fold: int, shots: int, episodes: int, seed: 
     return drawn
 
 
-def joined(lists: Sequence[EpisodeList]) -> EpisodeList:
+def join_lists(lists: Sequence[EpisodeList]) -> EpisodeList:
     """One list of the episodes of several of one fold and shot, numbered anew; a single one as it is."""
     if len(lists) == 1:
         return lists[0]

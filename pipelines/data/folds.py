@@ -13,7 +13,7 @@ from pipelines.config.evaluate import EvalConfig
 from pipelines.config.run import RunSpec
 from pipelines.config.train import TrainConfig
 from pipelines.data.class_names import counterparts
-from pipelines.data.episodes import EpisodeList, episode_list, joined
+from pipelines.data.episodes import EpisodeList, episode_list, join_lists
 from pipelines.data.mixture import MixedStream
 from pipelines.data.published import bind, read_list
 from pipelines.data.schema import ClassInfo
@@ -128,8 +128,8 @@ class FoldData:
         fold = ALL_FOLDS if self.fold is None else self.fold
         if url := _list_url(config, self.fold):
             return self._published(url, fold)
-        return joined([episode_list(self.shards, fold=fold, shots=config.shots, episodes=config.episodes,
-                                    seed=config.seed + draw) for draw in range(config.draws)])
+        return join_lists([episode_list(self.shards, fold=fold, shots=config.shots, episodes=config.episodes,
+                                        seed=config.seed + draw) for draw in range(config.draws)])
 
     def _published(self, url: str, fold: int) -> EpisodeList:
         listed = read_list(url)
@@ -157,7 +157,7 @@ def list_hash(config: EvalConfig, fold: int | None) -> str:
     return read_list(url).sha256 if url else ""
 
 
-def resolved(train: TrainConfig, shards: Shards, fold: int | None) -> TrainConfig:
+def resolve_steps(train: TrainConfig, shards: Shards, fold: int | None) -> TrainConfig:
     """The same with `epochs` turned into steps: passes over the photos that the fold may train on."""
     if not train.epochs:
         return train

@@ -20,7 +20,7 @@ from pipelines.data.sources.base import Source, digest_of
 
 
 @dataclass(frozen=True)
-class Former:
+class FormerBuild:
     """The parts of an earlier build: a ledger row each, the image index, and the first number that no part had."""
 
     parts: list[dict[str, Any]]
@@ -28,7 +28,7 @@ class Former:
     first: int = 0
 
     @classmethod
-    def read(cls, store: Store) -> Former:
+    def read(cls, store: Store) -> FormerBuild:
         """Nothing where there was no build, or one that kept no ledger."""
         if not store.exists("index.parquet"):
             return cls([], INDEX.empty_table())
@@ -58,7 +58,7 @@ def versions_of(entries: Sequence[Entry], source: Source, cfg: DataConfig) -> li
     ]
 
 
-def plan_parts(versions: Sequence[str], former: Former, size: int) -> PartPlan:
+def plan_parts(versions: Sequence[str], former: FormerBuild, size: int) -> PartPlan:
     """Which parts to keep and which to write, `size` photos each.
 
     Parts that are not full are written anew together with what is added, so many small additions leave few small

@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 
-from pipelines.data.plan import Place, Plan, Spec
+from pipelines.data.plan import EpisodePlan, Place, StreamPlan
 
 CELLS, LEAST, FLIPS = 16, 5.0, 4000  # cells a class; least expected count of one; random signs
 Published = Literal["class_uniform", "pair_uniform", "image_uniform"]
@@ -29,7 +29,7 @@ Pools = Mapping[int, Sequence[Place]]  # class -> its rows, in the order of thei
 
 
 @dataclass(frozen=True)
-class Table:
+class CountTable:
     """One distribution: expected and drawn counts of its cells, and the test of their difference.
 
     `spread`: how many times the counts' variance from epoch to epoch is that of independent draws.
@@ -42,7 +42,7 @@ class Table:
     spread: float
 
     @staticmethod
-    def of(counts: np.ndarray, shares: np.ndarray) -> Table:
+    def of(counts: np.ndarray, shares: np.ndarray) -> CountTable:
         """counts [E, C] of E epochs, shares [C] expected; cells expected less than `LEAST` times in all are one."""
         expected, drawn = shares * counts.sum(), counts.sum(axis=0)
         few = expected < LEAST
@@ -55,8 +55,8 @@ class Table:
         flipped = np.einsum("fe,eg,fg->f", signs, gram, signs)
         statistic = float(gram.sum())
         beyond = (flipped >= statistic - 1e-9).sum()
-        return Table(expected=expected, drawn=drawn, statistic=statistic, pvalue=float((beyond + 1) / (FLIPS + 1)),
-                     spread=float(np.trace(gram) / max(used.sum() - 1, 1)))
+        return CountTable(expected=expected, drawn=drawn, statistic=statistic, pvalue=float((beyond + 1) / (FLIPS + 1)),
+                          spread=float(np.trace(gram) / max(used.sum() - 1, 1)))
 
     @property
     def distance(self) -> float:
@@ -71,25 +71,25 @@ class Marginals:
     episodes: int
     epochs: int
     classes: list[int]
-    by_class: Table
-    by_query: Table
-    by_pair: Table
+    by_class: CountTable
+    by_query: CountTable
+    by_pair: CountTable
     same_block: float | None
     same_block_independent: float | None
 
 
-def pools_of(plan: Plan) -> dict[int, list[Place]]:
+def pools_of(plan: StreamPlan) -> dict[int, list[Place]]:
     """The rows of each class of a plan."""
     return {c: [(b, r) for b in found for r in plan.blocks[b].rows] for c, found in plan.by_class.items()}
 
 
-def epochs_of(plan: Plan, count: int) -> Iterator[Iterator[Spec]]:
+def epochs_of(plan: StreamPlan, count: int) -> Iterator[Iterator[EpisodePlan]]:
     """The first epochs of a stream, from its plan alone: nothing is read or decoded."""
     for epoch in range(count):
         yield (plan.spec(epoch, w, i) for w, window in enumerate(plan.windows(epoch)) for i in range(len(window)))
 
 
-def marginals(epochs: Iterable[Iterable[Spec]], pools: Pools, weights: Mapping[Place, float]) -> Marginals:
+def marginals(epochs: Iterable[Iterable[EpisodePlan]], pools: Pools, weights: Mapping[Place, float]) -> Marginals:
     """Count episodes over the rows of `pools` and compare with the published sampler's `weights` of queries.
 
     Supports are uniform among the class's others. The pairs are those of the query and the first support.
@@ -111,7 +111,7 @@ def marginals(epochs: Iterable[Iterable[Spec]], pools: Pools, weights: Mapping[P
                 same.append((spec.references[0][0] == spec.references[1][0], _independent(sizes[c], query[0])))
         for total, one in zip(counts, now, strict=True):
             total.append(one)
-    tables = [Table.of(np.stack(n), np.array(list(s.values()))) for n, s in zip(counts, shares, strict=True)]
+    tables = [CountTable.of(np.stack(n), np.array(list(s.values()))) for n, s in zip(counts, shares, strict=True)]
     measured = np.mean(same, axis=0) if same else None
     return Marginals(
         episodes=int(tables[0].drawn.sum()), epochs=len(counts[0]), classes=sorted(pools), by_class=tables[0],

@@ -22,10 +22,10 @@ from pipelines.data.decode import load_image, load_sized
 from pipelines.data.parquet import GROUP_ROWS, parquet_bytes
 from pipelines.data.schema import FAILURES, IMAGES, INDEX
 from pipelines.data.shrink import shrink_marks, shrink_photo, shrunk_size
-from pipelines.data.sources.base import Failure, Fetched, Item, Mark, Marks, Source
+from pipelines.data.sources.base import FetchedImage, ImageMasks, InstanceMask, Source, SourceFailure, SourceImage
 
 READERS = 4  # files on their way at a time in one task
-Entry = tuple[Item, str]  # an image and its split
+Entry = tuple[SourceImage, str]  # an image and its split
 
 
 def part_name(part: int) -> str:
@@ -60,42 +60,42 @@ class PartBuilder:
         store.write_bytes(part_name(part), parquet_bytes(tables, IMAGES))
         return {"part": part, "images": len(entries), "index": index}
 
-    def _rows(self, entries: Sequence[Entry]) -> tuple[list[dict[str, Any]], list[Failure]]:
+    def _rows(self, entries: Sequence[Entry]) -> tuple[list[dict[str, Any]], list[SourceFailure]]:
         rows, failures = [], []
         for (item, split), fetched in self._fetch(entries):
-            if isinstance(fetched, Failure):
+            if isinstance(fetched, SourceFailure):
                 failures.append(fetched)
                 continue
             try:
                 photo = self._photo(item, fetched)
             except BadImage as error:
-                failures.append(Failure(item.file_name, "decode", error.reason))
+                failures.append(SourceFailure(item.file_name, "decode", error.reason))
                 continue
             try:
                 row, problems = self._row(item, split, fetched, photo)
             except BadImage as error:
-                failures.append(Failure(item.file_name, "annotate", error.reason))
+                failures.append(SourceFailure(item.file_name, "annotate", error.reason))
                 continue
             rows.append(row)
-            failures += [Failure(item.file_name, "annotate", p) for p in problems]
+            failures += [SourceFailure(item.file_name, "annotate", p) for p in problems]
         return rows, failures
 
-    def _fetch(self, entries: Sequence[Entry]) -> Iterator[tuple[Entry, Fetched | Failure]]:
+    def _fetch(self, entries: Sequence[Entry]) -> Iterator[tuple[Entry, FetchedImage | SourceFailure]]:
         with ThreadPoolExecutor(READERS) as pool:
             yield from zip(entries, pool.map(self._fetch_one, [item for item, _ in entries]), strict=True)
 
-    def _fetch_one(self, item: Item) -> Fetched | Failure:
+    def _fetch_one(self, item: SourceImage) -> FetchedImage | SourceFailure:
         try:
             return self.source.fetch(item)
         except BadImage as error:
-            return Failure(item.file_name, "read", error.reason)
+            return SourceFailure(item.file_name, "read", error.reason)
         except FssError as error:
             if _one_file(error):
-                return Failure(item.file_name, "read", error.what)
+                return SourceFailure(item.file_name, "read", error.what)
             raise
 
     def _row(
-        self, item: Item, split: str, fetched: Fetched, photo: Image.Image
+        self, item: SourceImage, split: str, fetched: FetchedImage, photo: Image.Image
     ) -> tuple[dict[str, Any], list[str]]:
         """A row of the image table, and what was wrong with single annotations. Raises `BadImage`."""
         marks = self.source.mark(item, fetched, photo.height, photo.width)
@@ -108,14 +108,14 @@ class PartBuilder:
         }
         return row, marks.problems
 
-    def _photo(self, item: Item, fetched: Fetched) -> Image.Image:
+    def _photo(self, item: SourceImage, fetched: FetchedImage) -> Image.Image:
         """Decoded to the end to see that the photo can be. Raises `BadImage`."""
         data, most, size = fetched.data, self.cfg.max_pixels, self.source.sizes(item, fetched)
         if size:
             return load_sized(data, *size, max_pixels=most, max_bytes=self.cfg.max_bytes)
         return load_image(data, max_pixels=most, max_bytes=self.cfg.max_bytes)
 
-    def _shrunk(self, photo: Image.Image, data: bytes, marks: Marks) -> tuple[bytes, Marks, int, int]:
+    def _shrunk(self, photo: Image.Image, data: bytes, marks: ImageMasks) -> tuple[bytes, ImageMasks, int, int]:
         """(image file, marks, height, width) within `data.max_side`; the original bytes where they are."""
         old = (photo.height, photo.width)
         new = shrunk_size(*old, self.cfg.max_side)
@@ -124,7 +124,7 @@ class PartBuilder:
         return shrink_photo(np.array(photo), data, *new), shrink_marks(marks, old, new), *new
 
 
-def _crop(item: Item, height: int, width: int) -> list[int] | None:
+def _crop(item: SourceImage, height: int, width: int) -> list[int] | None:
     """The item's crop within the photo. Raises `BadImage` where nothing is left of it."""
     if item.crop is None:
         return None
@@ -135,7 +135,7 @@ def _crop(item: Item, height: int, width: int) -> list[int] | None:
     return box
 
 
-def failure_table(failures: Sequence[Failure]) -> pa.Table:
+def failure_table(failures: Sequence[SourceFailure]) -> pa.Table:
     """Failures as rows."""
     return pa.Table.from_pylist([f.__dict__ for f in failures], schema=FAILURES)
 
@@ -147,9 +147,9 @@ def _one_file(error: FssError) -> bool:
         isinstance(cause, OSError) and not error.where.startswith("s3://"))
 
 
-def _annotations(marks: Sequence[Mark], height: int, width: int) -> list[dict[str, Any]]:
+def _annotations(marks: Sequence[InstanceMask], height: int, width: int) -> list[dict[str, Any]]:
     """One entry a class, in class order; its area is the union of the instances that are no crowd."""
-    by_class: dict[int, list[Mark]] = defaultdict(list)
+    by_class: dict[int, list[InstanceMask]] = defaultdict(list)
     for mark in marks:
         by_class[mark.class_id].append(mark)
     return [
@@ -159,7 +159,7 @@ def _annotations(marks: Sequence[Mark], height: int, width: int) -> list[dict[st
     ]
 
 
-def _instance(mark: Mark, height: int, width: int) -> dict[str, Any]:
+def _instance(mark: InstanceMask, height: int, width: int) -> dict[str, Any]:
     return {"rle": mark.rle, "bbox": rle.bbox(mark.rle, height, width),
             "area": float(rle.area(mark.rle, height, width)), "iscrowd": mark.iscrowd}
 

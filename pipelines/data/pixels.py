@@ -27,7 +27,7 @@ from pipelines.data.shardset import NO_LIMIT, cropped, masks_of
 STRIP = 128  # columns
 
 
-class Marks(NamedTuple):
+class AnnotationMasks(NamedTuple):
     """An annotation without its photo. `key` names the photo or the crop of it, `size` is its (H, W).
 
     mask, ignore: [H, W] bool, or squares, then with `whole` as `Sample` has it
@@ -49,7 +49,7 @@ class SampleReader:
     """
 
     def __init__(self, limit: int, side: int = 0) -> None:
-        self.side, self._kept = side, _Kept(limit)
+        self.side, self._kept = side, _PixelCache(limit)
 
     @property
     def held(self) -> int:
@@ -64,14 +64,14 @@ class SampleReader:
         return [self._sample(tables, place, marks)
                 for place, marks in [(place, self.marks(tables, place)) for place in places]]
 
-    def _sample(self, tables: Mapping[int, pa.Table], place: Place, marks: Marks) -> Sample:
+    def _sample(self, tables: Mapping[int, pa.Table], place: Place, marks: AnnotationMasks) -> Sample:
         image = self._kept.get(("photo", marks.key), lambda: self._photo(tables, place))
         return Sample(image_id=marks.image_id, image=image, mask=marks.mask, ignore=marks.ignore,
                       size=marks.size if self.side else None, whole=marks.whole)
 
-    def marks(self, tables: Mapping[int, pa.Table], place: Place) -> Marks:
+    def marks(self, tables: Mapping[int, pa.Table], place: Place) -> AnnotationMasks:
         """The same without the photo, whose bytes are not read."""
-        found: Marks = self._kept.get(("marks", *place), lambda: _marks(tables, place, self.side))
+        found: AnnotationMasks = self._kept.get(("marks", *place), lambda: _marks(tables, place, self.side))
         return found
 
     def _photo(self, tables: Mapping[int, pa.Table], place: Place) -> tuple[np.ndarray, int]:
@@ -110,7 +110,7 @@ def _turned(columns: np.ndarray) -> np.ndarray:
 
 
 @lru_cache(maxsize=4096)
-def mirrors(width: int, side: int) -> bool:
+def mirror_choices(width: int, side: int) -> bool:
     """Whether a mirrored mask's square is its mirrored square: not where nearest is a tie, as at half the width."""
     columns = _nearest(width, side)
     return bool(np.array_equal(columns[::-1], width - 1 - columns))
@@ -130,7 +130,7 @@ def _row(tables: Mapping[int, pa.Table], place: Place, columns: tuple[str, ...])
     return {name: table.column(name)[place[1]].as_py() if name in there else None for name in columns}
 
 
-def _marks(tables: Mapping[int, pa.Table], place: Place, side: int) -> tuple[Marks, int]:
+def _marks(tables: Mapping[int, pa.Table], place: Place, side: int) -> tuple[AnnotationMasks, int]:
     row = _row(tables, place, ("image_id", "void_rle", "height", "width", "crop"))
     found = tables[place[0]].column("instances")[place[1]].values  # boxes and areas are not needed
     instances = [{"rle": r, "iscrowd": c} for r, c in
@@ -143,14 +143,14 @@ def _marks(tables: Mapping[int, pa.Table], place: Place, side: int) -> tuple[Mar
         (mask,) = cropped(row["crop"], whole)
         ignore = _nothing(mask.shape)
     key = (row["image_id"], *(row["crop"] or ()))
-    return _kept_marks(Marks(key, row["image_id"], mask, ignore, (mask.shape[0], mask.shape[1]), None), side)
+    return _kept_marks(AnnotationMasks(key, row["image_id"], mask, ignore, (mask.shape[0], mask.shape[1]), None), side)
 
 
-def _kept_marks(marks: Marks, side: int) -> tuple[Marks, int]:
+def _kept_marks(marks: AnnotationMasks, side: int) -> tuple[AnnotationMasks, int]:
     """As squares where there is a side, read-only, and the bytes they take. An `ignore` without strides is nothing."""
     if side:
         small, ignore = (_each(m, partial(square_mask, side=side), (side, side)) for m in (marks.mask, marks.ignore))
-        enough = mirrors(marks.size[1], side) and bool(small.any())
+        enough = mirror_choices(marks.size[1], side) and bool(small.any())
         marks = marks._replace(mask=small, ignore=ignore, whole=None if enough else _by_rows(marks))
     else:
         mask, ignore = _by_rows(marks)
@@ -161,7 +161,7 @@ def _kept_marks(marks: Marks, side: int) -> tuple[Marks, int]:
     return marks, sum(a.nbytes for a in arrays)
 
 
-def _by_rows(marks: Marks) -> tuple[np.ndarray, np.ndarray]:
+def _by_rows(marks: AnnotationMasks) -> tuple[np.ndarray, np.ndarray]:
     """Mask and ignore in C order."""
     mask, ignore = (_each(m, np.ascontiguousarray, m.shape) for m in (marks.mask, marks.ignore))
     return mask, ignore
@@ -177,7 +177,7 @@ def _nothing(shape: tuple[int, ...]) -> np.ndarray:
     return np.broadcast_to(np.False_, shape)
 
 
-class _Kept:
+class _PixelCache:
     """Values by key up to a number of bytes; a value that is being made is waited for."""
 
     def __init__(self, limit: int) -> None:

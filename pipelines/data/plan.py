@@ -69,7 +69,7 @@ class Window:
         return sum(len(v.rows) for v in self.visits)
 
 
-class Spec(NamedTuple):
+class EpisodePlan(NamedTuple):
     """One episode: the query first among `targets`."""
 
     class_id: int
@@ -77,7 +77,7 @@ class Spec(NamedTuple):
     targets: tuple[Place, ...]
 
 
-class Plan:
+class StreamPlan:
     """The episodes of a stream. Raises `FssError` if no class has two usable photos or the pool is too small.
 
     `balanced` gives every class the same number of queries an epoch (rare classes' photos come more often);
@@ -210,14 +210,14 @@ class Plan:
         order = np.random.default_rng([self.seed, epoch, window, 1]).permutation(len(found))
         return [found[i] for i in order]
 
-    def spec(self, epoch: int, window: int, index: int) -> Spec:
+    def spec(self, epoch: int, window: int, index: int) -> EpisodePlan:
         """Episode `index` of a window."""
         number, row = self._order(epoch, window)[index]
         visit = self.windows(epoch)[window].visits[number]
         rng = np.random.default_rng([self.seed, epoch, window, 2, index])
         others = self._others(visit, row, self._more, rng)
-        return Spec(self.blocks[visit.block].class_id, tuple(others[: self.shots]),
-                    ((visit.block, row), *others[self.shots :]))
+        return EpisodePlan(self.blocks[visit.block].class_id, tuple(others[: self.shots]),
+                           ((visit.block, row), *others[self.shots :]))
 
     def _others(self, visit: Visit, query: int, count: int, rng: np.random.Generator) -> list[Place]:
         """Different photos, never the query's; repeats only where the class has too few."""

@@ -25,13 +25,13 @@ from pipelines.base.storage import Store
 from pipelines.config.data import DataConfig
 from pipelines.data.blocks import BlockBuilder, BlockFile, block_index, plan_blocks
 from pipelines.data.classes import choose_classes
-from pipelines.data.ledger import Former, plan_parts, sweep, versions_of
+from pipelines.data.ledger import FormerBuild, plan_parts, sweep, versions_of
 from pipelines.data.parquet import parquet_bytes
 from pipelines.data.parts import Entry, PartBuilder, failure_table, part_name
 from pipelines.data.schema import BLOCK_INDEX, FAILURES, INDEX, LEDGER, SCHEMA_VERSION, ClassInfo, Manifest
 from pipelines.data.shardset import read_manifest
 from pipelines.data.sources import open_source
-from pipelines.data.sources.base import Failure, Source, digest_of
+from pipelines.data.sources.base import Source, SourceFailure, digest_of
 from pipelines.data.split import NOT_NAMED, Splitter
 
 # Everything a build may write below its folder; --force removes these and nothing else.
@@ -109,12 +109,12 @@ def _is_config(found: object, cfg: DataConfig) -> bool:
         return False
 
 
-def _begin(store: Store, cfg: DataConfig, source_hash: str, before: Manifest | None) -> tuple[Former, list[str]]:
+def _begin(store: Store, cfg: DataConfig, source_hash: str, before: Manifest | None) -> tuple[FormerBuild, list[str]]:
     """What can be kept, and the files of the state before, which readers may have open.
 
     Deletes what is of neither: the files of the last state but one, and the rest of a build for another state.
     """
-    former = Former.read(store)
+    former = FormerBuild.read(store)
     document = store.read_json("build.json") if store.exists("build.json") else {}
     old_files = sorted(before.files) if before else document.get("old_files", [])
     if document.get("source_hash", source_hash) != source_hash:
@@ -127,7 +127,7 @@ def _begin(store: Store, cfg: DataConfig, source_hash: str, before: Manifest | N
 # ---- pass 1 -------------------------------------------------------------------------------------------------------
 
 def _write_parts(
-    ray: Any, cfg: DataConfig, store: Store, source: Source, splitter: Splitter, former: Former
+    ray: Any, cfg: DataConfig, store: Store, source: Source, splitter: Splitter, former: FormerBuild
 ) -> tuple[pa.Table, pa.Table, pa.Table]:
     """The index of the whole source in its order, the failures, and the ledger."""
     entries, failures = _split(source, splitter)
@@ -155,13 +155,13 @@ def _in_order(index: pa.Table, entries: list[Entry]) -> pa.Table:
     return index.take(order) if len(index) else index
 
 
-def _split(source: Source, splitter: Splitter) -> tuple[list[Entry], list[Failure]]:
+def _split(source: Source, splitter: Splitter) -> tuple[list[Entry], list[SourceFailure]]:
     entries: list[Entry] = []
     failures = list(source.failures)
     for item in source.items:
         split = item.split or splitter(item.file_name)
         if split is None:
-            failures.append(Failure(item.file_name, "split", NOT_NAMED))
+            failures.append(SourceFailure(item.file_name, "split", NOT_NAMED))
         else:
             entries.append((item, split))
     return entries, failures

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from pipelines.data import rle
-from pipelines.data.sources.base import Mark, Marks
+from pipelines.data.sources.base import ImageMasks, InstanceMask
 
 QUALITY = 95
 _PIECE = Image.Resampling.BOX  # every new pixel is the mean of the old ones that it covers
@@ -32,16 +32,16 @@ def shrink_photo(pixels: np.ndarray, data: bytes, height: int, width: int) -> by
     return out.getvalue()
 
 
-def shrink_marks(marks: Marks, old: tuple[int, int], new: tuple[int, int]) -> Marks:
+def shrink_marks(marks: ImageMasks, old: tuple[int, int], new: tuple[int, int]) -> ImageMasks:
     """Pixels of which a mask covers at least half; objects that cover none any more are listed as problems.
 
     old, new: (height, width)
     """
-    small = Marks(void=_shrink(marks.void, old, new) if marks.void else None, problems=list(marks.problems))
+    small = ImageMasks(void=_shrink(marks.void, old, new) if marks.void else None, problems=list(marks.problems))
     for mark in marks.instances:
         counts = _shrink(mark.rle, old, new)
         if rle.area(counts, *new):
-            small.instances.append(Mark(mark.class_id, counts, mark.iscrowd))
+            small.instances.append(InstanceMask(mark.class_id, counts, mark.iscrowd))
         else:
             was = rle.area(mark.rle, *old)
             small.problems.append(f"an object of class {mark.class_id} with {was} pixels vanishes at "

@@ -22,24 +22,24 @@ import pyarrow as pa
 
 from fss_models.errors import FssError
 from pipelines.data.pixels import SampleReader
-from pipelines.data.plan import Block, Place, Plan, Sampler, Spec
+from pipelines.data.plan import Block, EpisodePlan, Place, Sampler, StreamPlan
 from pipelines.data.schema import EpisodeSample, PhotoKey, Sample
 from pipelines.data.shardset import Shards
 
 LOADERS = 6  # threads, which mostly wait for storage
 AHEAD = 3  # global batches decoded before they are asked for
 Position = dict[str, int | str]
-_Work = tuple[Spec, str, dict[int, pa.Table]]  # an episode, its class's name, the blocks of its window
+_Work = tuple[EpisodePlan, str, dict[int, pa.Table]]  # an episode, its class's name, the blocks of its window
 _Batch = tuple[list[Future[list[EpisodeSample]]], Position]  # a part for each thread, the position after it
 
 
-def decoders() -> int:
+def decoder_threads() -> int:
     """Threads that decode: one for every two cores, which are often one core's hyperthreads, and at most eight."""
     return max(1, min(8, (os.cpu_count() or 1) // 2))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Undecoded(Sample):
+class UndecodedSample(Sample):
     """A sample whose photo was not decoded: `image` has no channel, `photo` names its kept features."""
 
     photo: PhotoKey
@@ -50,7 +50,7 @@ class EpisodeStream:
 
     classes: whose annotations are queries and supports; novel: classes whose photos `novel_images="drop"` leaves out;
     batch: clips of a global batch, a multiple of `world`; pool_bytes: bound on the image bytes held; without `decode`
-    photos are neither read nor decoded, and the same episodes come as `Undecoded` samples. pixel_bytes: bound
+    photos are neither read nor decoded, and the same episodes come as `UndecodedSample` samples. pixel_bytes: bound
     on the decoded pixels and masks kept for further episodes; side: samples come as squares (`SampleReader`).
     Raises `FssError` for settings that leave nothing to train on and for a position of another stream.
     """
@@ -66,14 +66,14 @@ class EpisodeStream:
             raise FssError(f"train.batch={batch} cannot be shared by {world} workers", mend="make it a multiple")
         self.shards = Shards(shards_url)
         blocks = usable_blocks(self.shards, classes, set(novel) if novel_images == "drop" else set())
-        self.plan = Plan(blocks, shots=shots, targets=targets, seed=seed, pool_bytes=pool_bytes, sampler=sampler)
+        self.plan = StreamPlan(blocks, shots=shots, targets=targets, seed=seed, pool_bytes=pool_bytes, sampler=sampler)
         self._batch, self._rank, self._world = batch, rank, world
         self._position = self._start(position)
         self._ready: queue.Queue[_Batch | Exception] = queue.Queue(AHEAD)
         self._stop = threading.Event()
-        self._threads = decoders()
+        self._threads = decoder_threads()
         self._decoders = ThreadPoolExecutor(self._threads, thread_name_prefix="decode")
-        self._pool = _Pool(self.shards, self.plan, decode)
+        self._pool = _BlockPool(self.shards, self.plan, decode)
         self._index = None if decode else self.shards.rows
         self._read = SampleReader(pixel_bytes, side)
         self._producer = threading.Thread(target=self._produce, args=(dict(self._position),), daemon=True)
@@ -170,10 +170,10 @@ class EpisodeStream:
             window, index = window + 1, 0
 
 
-class _Pool:
+class _BlockPool:
     """The resident blocks: those of the window in use, and the next one's on their way."""
 
-    def __init__(self, shards: Shards, plan: Plan, decode: bool) -> None:
+    def __init__(self, shards: Shards, plan: StreamPlan, decode: bool) -> None:
         self._shards, self._plan, self._decode = shards, plan, decode
         self._held: dict[int, Future[pa.Table]] = {}
         self._loader = ThreadPoolExecutor(LOADERS, thread_name_prefix="blocks")
@@ -216,7 +216,7 @@ def usable_blocks(shards: Shards, classes: Collection[int], avoid: set[int]) -> 
 
 
 def _decode(read: SampleReader, part: Sequence[_Work], index: dict[int, dict[str, Any]] | None) -> list[EpisodeSample]:
-    """With the index of the shards' photos the samples stay `Undecoded`."""
+    """With the index of the shards' photos the samples stay `UndecodedSample`."""
     episodes = []
     for spec, class_name, tables in part:
         places = (*spec.references, *spec.targets)
@@ -229,11 +229,11 @@ def _decode(read: SampleReader, part: Sequence[_Work], index: dict[int, dict[str
 
 
 def _undecoded(read: SampleReader, tables: dict[int, pa.Table], place: Place,
-               index: dict[int, dict[str, Any]]) -> Undecoded:
+               index: dict[int, dict[str, Any]]) -> UndecodedSample:
     marks = read.marks(tables, place)
     row = index[marks.image_id]
     if marks.size != (row["height"], row["width"]):
         raise FssError("kept features are of whole photos; this sample is a crop", mend="set train.features=off")
-    return Undecoded(image_id=marks.image_id, image=np.empty((*marks.mask.shape, 0), np.uint8), mask=marks.mask,
-                     ignore=marks.ignore, size=marks.size if read.side else None, whole=marks.whole,
-                     photo=PhotoKey(row["sha256"], row["height"], row["width"]))
+    return UndecodedSample(image_id=marks.image_id, image=np.empty((*marks.mask.shape, 0), np.uint8), mask=marks.mask,
+                           ignore=marks.ignore, size=marks.size if read.side else None, whole=marks.whole,
+                           photo=PhotoKey(row["sha256"], row["height"], row["width"]))

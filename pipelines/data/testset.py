@@ -19,7 +19,7 @@ from pipelines.data.benchmarks import coco, find_benchmark, pascal
 from pipelines.data.benchmarks.protocol import check_fold, content_digest, photo_number
 from pipelines.data.lists.hsnet import coco_images, pascal_pairs
 from pipelines.data.published import ListedEpisode, PublishedList, write_list
-from pipelines.data.samplers.draws import Draw
+from pipelines.data.samplers.draws import NamedEpisode
 from pipelines.data.samplers.hsnet import class_uniform, listed_pairs
 from pipelines.data.schema import Manifest
 from pipelines.data.shards import build_shards
@@ -33,7 +33,7 @@ Pair = tuple[str, int]  # photo, class
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wish:
+class TestSetRequest:
     """What is to be tested: URLs `root` (the photos), `lists` (HSNet's) and `split` (JSON, its entry `key`), "" if not
     given. `annotations`: file below the root of a COCO directory where there are several.
     """
@@ -67,7 +67,7 @@ class EvaluationSet:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Kind:
+class _DatasetKind:
     """A dataset: how its directory is read, its folds, and its published lists and sampler."""
 
     format: str
@@ -76,7 +76,7 @@ class _Kind:
     fold_rule: str
     fold_classes: Callable[[int], list[int]]
     read: Callable[[str, int], tuple[list[Pair], str]]  # pairs in the list's order, and the file's sha256
-    draw: Callable[[list[Pair], Wish], list[Draw]]
+    draw: Callable[[list[Pair], TestSetRequest], list[NamedEpisode]]
     digest: Callable[[list[Pair]], str]  # as `checked` has it
     place: Callable[[str], object]  # what names in lists and in the directory have in common
 
@@ -98,21 +98,21 @@ def _pools(pairs: Sequence[Pair]) -> dict[int, list[str]]:
     return pools
 
 
-def _pascal_draw(pairs: list[Pair], wish: Wish) -> list[Draw]:
+def _pascal_draw(pairs: list[Pair], wish: TestSetRequest) -> list[NamedEpisode]:
     return listed_pairs(pairs, shots=wish.shots, episodes=wish.episodes, seed=wish.seed)
 
 
-def _coco_draw(pairs: list[Pair], wish: Wish) -> list[Draw]:
+def _coco_draw(pairs: list[Pair], wish: TestSetRequest) -> list[NamedEpisode]:
     pools = _pools(pairs)
     return class_uniform(pools, sorted(pools), shots=wish.shots, episodes=wish.episodes, seed=wish.seed)
 
 
 KINDS = {
-    "pascal5i": _Kind(
+    "pascal5i": _DatasetKind(
         format="voc", names=voc.CLASSES, fold_rule="contiguous", fold_classes=pascal.fold_classes,
         layout="a VOC2012 directory (JPEGImages and SegmentationClassAug or SegmentationClass) or its parent",
         read=_pascal_list, draw=_pascal_draw, digest=content_digest, place=lambda name: PurePosixPath(name).stem),
-    "coco20i": _Kind(
+    "coco20i": _DatasetKind(
         format="coco", names=coco.CLASSES, fold_rule="interleaved", fold_classes=coco.fold_classes,
         layout="a COCO directory (annotations/*.json with the 80 categories, and the photos)",
         read=_coco_list, draw=_coco_draw, digest=lambda pairs: content_digest(sorted(_pools(pairs).items())),
@@ -120,7 +120,7 @@ KINDS = {
 }
 
 
-def open_test_set(wish: Wish, out: str) -> EvaluationSet:
+def open_test_set(wish: TestSetRequest, out: str) -> EvaluationSet:
     """Build what is missing below the workspace `out` and draw the list.
 
     Raises `FssError`, before anything is written, for an unknown dataset or fold, a directory of another layout or
@@ -133,11 +133,11 @@ def open_test_set(wish: Wish, out: str) -> EvaluationSet:
     check_fold(wish.fold, FOLDS)
     if wish.annotations and kind.format != "coco":
         raise FssError(f"--dataset {wish.dataset} ignores --annotations", mend="leave it out")
-    maker = _Maker(wish, kind, _source(kind, wish), out)
+    maker = _TestSetBuilder(wish, kind, _source(kind, wish), out)
     return maker.published() if wish.lists else maker.by_rule()
 
 
-def _source(kind: _Kind, wish: Wish) -> Source:
+def _source(kind: _DatasetKind, wish: TestSetRequest) -> Source:
     """The directory's index. Raises `FssError`."""
     try:
         source = open_source(_config(kind, wish))
@@ -153,17 +153,17 @@ def _source(kind: _Kind, wish: Wish) -> Source:
     return source
 
 
-def _config(kind: _Kind, wish: Wish) -> SourceConfig:
+def _config(kind: _DatasetKind, wish: TestSetRequest) -> SourceConfig:
     home = find_benchmark(wish.dataset).home(wish.root)
     return SourceConfig.model_validate({"format": kind.format, "root": home, "annotations": wish.annotations})
 
 
 @dataclass(frozen=True)
-class _Maker:
+class _TestSetBuilder:
     """One wish on its way to a test set."""
 
-    wish: Wish
-    kind: _Kind
+    wish: TestSetRequest
+    kind: _DatasetKind
     source: Source
     out: str
 
@@ -255,7 +255,7 @@ class _Maker:
             store.write_bytes("tested.json", split)
         return data, build_shards(data, url, update=True)
 
-    def _list(self, draws: list[Draw], status: str, origin: str) -> PublishedList:
+    def _list(self, draws: list[NamedEpisode], status: str, origin: str) -> PublishedList:
         place, wish, names = self.kind.place, self.wish, self.kind.names
         ids = {place(i.file_name): i.image_id for i in self.source.items}
         rows = tuple(ListedEpisode(d.class_id, names[d.class_id], ids[place(d.query)],

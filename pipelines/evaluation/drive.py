@@ -12,14 +12,14 @@ from pipelines.config.evaluate import EvalConfig
 from pipelines.config.run import eval_digest
 from pipelines.config.section import Section
 from pipelines.evaluation.results import NO_EPISODES, RunResult, read_result, write_result
-from pipelines.training.context import Job
+from pipelines.training.context import RunContext
 from pipelines.training.worker import train_run, write_bundle
 
 OVERLAYS = "overlays.png"  # in a run's folder
 LATENCY_QUERIES, LATENCY_REPEATS = 12, 3
 
 
-class Scored(Section):
+class ScoringConfig(Section):
     """How a run is scored."""
 
     config: EvalConfig
@@ -27,7 +27,7 @@ class Scored(Section):
     seed: int = 0
 
 
-def drive(job: Job, scored: Scored) -> RunResult:
+def drive_run(job: RunContext, scored: ScoringConfig) -> RunResult:
     """Train (where there is something to train) and evaluate one run. A failure is a result with `error`."""
     import ray
 
@@ -37,11 +37,11 @@ def drive(job: Job, scored: Scored) -> RunResult:
         score = ray.remote(evaluate_run).options(num_cpus=job.cpus, num_gpus=job.gpus, max_retries=job.retries)
         result: RunResult = ray.get(score.remote(job, scored))
     except Exception as error:
-        return failed(job, scored, error)
+        return failed_result(job, scored, error)
     return result
 
 
-def _train(job: Job, scored: Scored, ray: Any) -> None:
+def _train(job: RunContext, scored: ScoringConfig, ray: Any) -> None:
     """Train a run to its bundle, its number of steps being chosen first where its recipe says so."""
     from pipelines.evaluation.steps import run_selection, score_grid
 
@@ -61,10 +61,10 @@ def _with_threads(threads: int, call: Callable[..., Any], *given: Any) -> Any:
     return call(*given)
 
 
-def failed(job: Job, scored: Scored, error: BaseException) -> RunResult:
+def failed_result(job: RunContext, scored: ScoringConfig, error: BaseException) -> RunResult:
     """The result of a run that could not be finished: what went wrong, in one line."""
-    return RunResult(run=job.spec.name, spec=job.spec, eval_digest=eval_digest(scored.config), error=one_line(error),
-                     passing=_may_pass(error))
+    return RunResult(run=job.spec.name, spec=job.spec, eval_digest=eval_digest(scored.config),
+                     error=innermost_line(error), passing=_may_pass(error))
 
 
 def _may_pass(error: BaseException) -> bool:
@@ -77,26 +77,26 @@ def _may_pass(error: BaseException) -> bool:
     return isinstance(error, (ControllerError, NodeDiedError, OutOfMemoryError, RayActorError, WorkerCrashedError))
 
 
-def one_line(error: BaseException) -> str:
+def innermost_line(error: BaseException) -> str:
     """The cause in a person's words: the innermost error of whatever Ray wrapped around it.
 
     Of several workers' errors a mistake comes first: the others only lost the one that made it.
     """
     for worker in sorted(getattr(error, "worker_failures", {}).values(), key=lambda w: not isinstance(w, FssError)):
-        return one_line(worker)
+        return innermost_line(worker)
     cause = getattr(error, "cause", None) or error.__cause__
     if isinstance(cause, BaseException) and not isinstance(error, FssError):
-        return one_line(cause)
+        return innermost_line(cause)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = lines[-1] if lines else ""
     return text if isinstance(error, FssError) else f"{type(error).__name__}: {text}"[:400]
 
 
-def _has_bundle(job: Job) -> bool:
+def _has_bundle(job: RunContext) -> bool:
     return Store(job.bundle).exists("bundle.json")
 
 
-def evaluate_run(job: Job, scored: Scored) -> RunResult:
+def evaluate_run(job: RunContext, scored: ScoringConfig) -> RunResult:
     """Score the run's bundle on its fold's list and write the result. Without training, its bundle is made here."""
     import torch
 
@@ -117,9 +117,8 @@ def evaluate_run(job: Job, scored: Scored) -> RunResult:
     return result
 
 
-def evaluate_bundle(
-    job: Job, scored: Scored, data: Any, bundle: str, *, told: Callable[[int], None] | None = None, draw: bool = False
-) -> tuple[RunResult, Any]:
+def evaluate_bundle(job: RunContext, scored: ScoringConfig, data: Any, bundle: str, *,
+                    told: Callable[[int], None] | None = None, draw: bool = False) -> tuple[RunResult, Any]:
     """Load a bundle, score it on the fold's list; `told` hears how many episodes are done, else the tracker does.
 
     With `draw` some episodes are drawn into the run's folder.
@@ -153,7 +152,7 @@ def evaluate_bundle(
     return summarise(job, scored, tested, table, facts), table
 
 
-def summarise(job: Job, scored: Scored, classes: Any, table: Any, facts: dict[str, Any]) -> RunResult:
+def summarise(job: RunContext, scored: ScoringConfig, classes: Any, table: Any, facts: dict[str, Any]) -> RunResult:
     """Scores and interval of an evaluation."""
     from fss_models.metrics import Sample, interval, resampled_scores, score
     from pipelines.evaluation.results import table_counts
@@ -168,7 +167,7 @@ def summarise(job: Job, scored: Scored, classes: Any, table: Any, facts: dict[st
         interval=list(interval(spread)), per_class={names[c]: v for c, v in scores.per_class.items()}, **facts)
 
 
-def finished(job: Job, scored: Scored) -> RunResult | None:
+def read_finished(job: RunContext, scored: ScoringConfig) -> RunResult | None:
     """The run's result where it is done already. Raises `FssError` for an `eval.list` that cannot be read."""
     from pipelines.data.folds import list_hash
 

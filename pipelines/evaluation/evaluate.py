@@ -115,7 +115,7 @@ def _score_batch(model: Segmenter, cache: FeatureCache, episodes: Sequence[Episo
     where = torch.zeros(len(samples), max(len(s.references) for s in samples), dtype=torch.int64)
     for i, one in enumerate(samples):
         where[i, :len(one.references)] = torch.tensor([row_of[r.image_id] for r in one.references])
-    sets = [[marked(model, r, config, e.episode_id, k) for k, r in enumerate(one.references)]
+    sets = [[draw_prompt(model, r, config, e.episode_id, k) for k, r in enumerate(one.references)]
             for e, one in zip(episodes, samples, strict=True)]
     prompts = model.collate(sets, features.sizes.cpu(), where).to(model.device)
     memory = model.memorise(features, prompts)
@@ -126,7 +126,7 @@ def _score_batch(model: Segmenter, cache: FeatureCache, episodes: Sequence[Episo
         yield _score_one(model, one.targets[0], logits, score, config)
 
 
-def marked(model: Segmenter, reference: Sample, config: EvalConfig, episode: int, index: int) -> Prompt:
+def draw_prompt(model: Segmenter, reference: Sample, config: EvalConfig, episode: int, index: int) -> Prompt:
     """The reference's prompt: the same for every method of a comparison that works at the same side."""
     rng = np.random.default_rng([config.seed, episode, index])
     return mark(model, reference, config.prompts, rng, training=False)

@@ -37,12 +37,12 @@ def overlay_sheet(model: Segmenter, shards: Shards, episodes: EpisodeList, confi
 
 
 def _column(model: Segmenter, shards: Shards, episode: Episode, config: EvalConfig) -> list[Any]:
-    from pipelines.evaluation.evaluate import marked
+    from pipelines.evaluation.evaluate import draw_prompt
     from pipelines.evaluation.predict import predict
     from pipelines.pages.pictures import PREDICTION, SUPPORT, picture
 
     sample = load_episode(shards, episode)
-    prompts = [marked(model, r, config, episode.episode_id, k) for k, r in enumerate(sample.references)]
+    prompts = [draw_prompt(model, r, config, episode.episode_id, k) for k, r in enumerate(sample.references)]
     mask, _ = predict(model, sample, prompts)
     first, target = sample.references[0], sample.targets[0]
     return [picture(first.image, first.mask, SUPPORT, side=SIDE),

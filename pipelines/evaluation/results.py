@@ -118,7 +118,7 @@ def table_counts(table: pa.Table, classes: Iterable[int] = ()) -> Counts:
     return Counts(class_ids=np.concatenate([ids, absent]), inter=inter, union=union)
 
 
-def untested(result: RunResult) -> str:
+def untested_line(result: RunResult) -> str:
     """A line on the classes that the list does not test; empty if it tests all."""
     names = result.details.get(NO_EPISODES, [])
     if not names:

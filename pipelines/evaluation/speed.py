@@ -33,7 +33,7 @@ def measure_speed(bundles: dict[str, str], samples: Sequence[EpisodeSample], *, 
     load_bundle(next(iter(bundles.values())), device)  # libraries are imported outside the measurements
     found = {}
     for label, url in bundles.items():
-        peak = Peak(device)
+        peak = MemoryPeak(device)
         model, info = load_bundle(url, device)
         times = query_seconds(model, samples, repeats=repeats)
         rate = batch_rate(model, samples, batch=batch, repeats=repeats)
@@ -66,7 +66,7 @@ def _one_batch(model: Segmenter, memory: Memory, samples: Sequence[EpisodeSample
     return time.perf_counter() - start
 
 
-class Peak:
+class MemoryPeak:
     """The highest memory since it was made, above what was held then."""
 
     def __init__(self, device: str) -> None:

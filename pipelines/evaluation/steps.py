@@ -29,7 +29,7 @@ from pipelines.config.train import TrainConfig
 from pipelines.data.episodes import EpisodeList, draw_from
 from pipelines.data.folds import FoldData
 from pipelines.evaluation.results import table_counts
-from pipelines.training.context import SELECTION_FILE, Job
+from pipelines.training.context import SELECTION_FILE, RunContext
 from pipelines.training.grid import grid_store, grid_tensors
 from pipelines.training.worker import write_bundle
 
@@ -89,7 +89,7 @@ def _number(fold: int | None) -> int:
 
 # ---- the jobs of a selection --------------------------------------------------------------------------------------
 
-def holdout_job(job: Job) -> Job:
+def holdout_job(job: RunContext) -> RunContext:
     """The training without the held-out classes, in a folder of its own below the run's."""
     data = FoldData.of(job.spec)
     train = job.spec.train.model_copy(update={"selection": "none", "select": type(job.spec.train.select)()})
@@ -98,8 +98,8 @@ def holdout_job(job: Job) -> Job:
                                   "grid": grid_of(job.spec.train), "stage": "selecting"})
 
 
-def run_selection(job: Job, config: EvalConfig, *, train: Callable[[Job], None],
-                  score: Callable[[Job, Job, EvalConfig], None]) -> Selection:
+def run_selection(job: RunContext, config: EvalConfig, *, train: Callable[[RunContext], None],
+                  score: Callable[[RunContext, RunContext, EvalConfig], None]) -> Selection:
     """Choose the steps of `job` by its policy; whatever is there already is not done again.
 
     `train` trains a job to its end, `score` is `score_grid`, wherever they are to run.
@@ -117,7 +117,7 @@ def run_selection(job: Job, config: EvalConfig, *, train: Callable[[Job], None],
     return _required(job)
 
 
-def score_grid(job: Job, trained: Job, config: EvalConfig) -> None:
+def score_grid(job: RunContext, trained: RunContext, config: EvalConfig) -> None:
     """Score the model of `trained` at each step of the grid, write selection.json and, for `published`, the bundle."""
     data, train, model = FoldData.of(job.spec), job.spec.train, _built(job)
     if base := train.selection == "base-holdout":
@@ -135,7 +135,7 @@ def score_grid(job: Job, trained: Job, config: EvalConfig) -> None:
         _write_chosen(job, trained, model, data, steps)
 
 
-def _built(job: Job) -> Segmenter:
+def _built(job: RunContext) -> Segmenter:
     from pipelines.bundles.weights import build_model
 
     method = job.spec.method
@@ -144,7 +144,7 @@ def _built(job: Job) -> Segmenter:
     return model.to("cuda" if job.gpus else "cpu").eval()
 
 
-def _scored(trained: Job, step: int, model: Segmenter, data: FoldData, episodes: EpisodeList, config: EvalConfig,
+def _scored(trained: RunContext, step: int, model: Segmenter, data: FoldData, episodes: EpisodeList, config: EvalConfig,
             classes: Sequence[int]) -> float:
     """The mIoU of the model at a step of the grid; it is kept, so that a killed scoring goes on behind it."""
     from pipelines.evaluation.evaluate import score_episodes
@@ -162,7 +162,7 @@ def _scored(trained: Job, step: int, model: Segmenter, data: FoldData, episodes:
     return miou
 
 
-def _write_chosen(job: Job, trained: Job, model: Segmenter, data: FoldData, steps: int) -> None:
+def _write_chosen(job: RunContext, trained: RunContext, model: Segmenter, data: FoldData, steps: int) -> None:
     model.load_trainable_state(load(grid_store(trained).read_bytes(grid_tensors(steps))))
     rows = Store(job.folder).read_json("history.json")
     write_bundle(job.model_copy(update={"stop": steps}), model, data, train_s=sum(r["seconds"] for r in rows))
@@ -170,13 +170,13 @@ def _write_chosen(job: Job, trained: Job, model: Segmenter, data: FoldData, step
 
 # ---- files --------------------------------------------------------------------------------------------------------
 
-def read_selection(job: Job) -> Selection | None:
+def read_selection(job: RunContext) -> Selection | None:
     """The record of a finished selection."""
     store = Store(job.folder)
     return Selection.model_validate(store.read_json(SELECTION_FILE)) if store.exists(SELECTION_FILE) else None
 
 
-def _required(job: Job) -> Selection:
+def _required(job: RunContext) -> Selection:
     found = read_selection(job)
     if found is None:
         raise FssError("the selection left no record", where=job.folder, mend="run the same command again")

@@ -26,7 +26,7 @@ DRIFT = 0.02  # of a map's largest value: more than devices and batch sizes diff
 _ADDRESS = re.compile(r"0x[0-9a-f]+")
 
 
-class About(Section):
+class FeatureFolderInfo(Section):
     """about.json of a folder. `probe`: name -> values that `encode_frozen` gave for a fixed picture."""
 
     format: int = FORMAT
@@ -48,13 +48,13 @@ class About(Section):
         return Layout({k: tuple(self.maps[k]) for k in sorted(self.maps)}, self.precision)
 
 
-def built(method: MethodConfig, seed: int) -> Segmenter:
+def build_method(method: MethodConfig, seed: int) -> Segmenter:
     """The model of a run."""
     return build_model(method.name, method.preset, method.config, weights=method.weights, sha256=method.sha256,
                        seed=seed)
 
 
-def describe(model: Segmenter, precision: Precision) -> About:
+def describe(model: Segmenter, precision: Precision) -> FeatureFolderInfo:
     """What `model`'s kept features are. Costs one image's encoding and a pass over the frozen values.
 
     Raises `FssError` for a method whose `frozen_part` is empty.
@@ -69,11 +69,11 @@ def describe(model: Segmenter, precision: Precision) -> About:
     digest = hashlib.sha256(json.dumps([FORMAT, encoder, prepared, layout.maps], sort_keys=True).encode())
     for number, part in enumerate(model.frozen_part()):
         _add(digest, number, part)
-    return About(id=digest.hexdigest()[:16], precision=precision, encoder=encoder, preprocessor=prepared,
-                 maps=layout.maps, probe={k: _some(seen.maps[k]) for k in layout.maps})
+    return FeatureFolderInfo(id=digest.hexdigest()[:16], precision=precision, encoder=encoder, preprocessor=prepared,
+                             maps=layout.maps, probe={k: _some(seen.maps[k]) for k in layout.maps})
 
 
-def check_probe(model: Segmenter, about: About, *, where: str) -> None:
+def check_probe(model: Segmenter, about: FeatureFolderInfo, *, where: str) -> None:
     """Raises `FssError` if the model gives something else than the features were made with (the code has changed)."""
     seen = _encode_probe(model).maps
     for name, kept in about.probe.items():

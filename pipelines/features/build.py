@@ -21,8 +21,8 @@ from pipelines.config.run import RunSpec
 from pipelines.data.folds import FoldData
 from pipelines.data.schema import PhotoKey
 from pipelines.data.shardset import Shards
-from pipelines.features.about import About, built, describe
-from pipelines.features.encode import PartEncoder, Wanted, cropped_photo
+from pipelines.features.about import FeatureFolderInfo, build_method, describe
+from pipelines.features.encode import MissingRecords, PartEncoder, cropped_photo_error
 from pipelines.features.folder import FeatureFolder
 from pipelines.features.records import Precision
 
@@ -30,14 +30,14 @@ CROPPING = ("pascal_part", "paco_part")  # benchmarks whose samples are crops of
 
 
 @dataclass
-class Need:
+class EncodingTask:
     """One frozen part, and the photos of all runs that share it."""
 
-    about: About
+    about: FeatureFolderInfo
     method: MethodConfig  # one of those that have it
     seed: int
     methods: set[str] = field(default_factory=set)
-    photos: dict[tuple[str, int, int], Wanted] = field(default_factory=dict)
+    photos: dict[tuple[str, int, int], MissingRecords] = field(default_factory=dict)
 
     @property
     def records(self) -> int:
@@ -80,14 +80,14 @@ def ensure_features(recipe: Recipe, specs: Sequence[RunSpec], ray: Any) -> list[
     return [_ensure(recipe, n, f, line, ray) for n, f, line in zip(needs, folders, lines, strict=True)]
 
 
-def announcement(need: Need, url: str) -> str:
+def announcement(need: EncodingTask, url: str) -> str:
     """Such as: features of 401 photos x 2 (mirrored) x 1.3 MB = 1.0 GB -> URL (float32)."""
     ways = " x 2 (mirrored)" if need.records > len(need.photos) else ""
-    return (f"features of {len(need.photos)} photos{ways} x {readable(need.about.layout.record_bytes)} = "
-            f"{readable(need.bytes)} -> {url} ({need.about.precision})")
+    return (f"features of {len(need.photos)} photos{ways} x {format_bytes(need.about.layout.record_bytes)} = "
+            f"{format_bytes(need.bytes)} -> {url} ({need.about.precision})")
 
 
-def readable(count: float) -> str:
+def format_bytes(count: float) -> str:
     """Bytes in a person's words: 1.3 MB."""
     for unit in ("bytes", "kB", "MB", "GB"):
         if count < 1000:
@@ -98,20 +98,20 @@ def readable(count: float) -> str:
 
 # ---- what is needed -----------------------------------------------------------------------------------------------
 
-def _needs(recipe: Recipe, specs: Sequence[RunSpec], precision: Precision, ray: Any) -> list[Need]:
+def _needs(recipe: Recipe, specs: Sequence[RunSpec], precision: Precision, ray: Any) -> list[EncodingTask]:
     """One entry a frozen part. Each (method, seed) is built once, in a task: this process keeps no model."""
     task = ray.remote(_described).options(num_cpus=0)
-    found: dict[str, Need] = {}
-    known: dict[str, About] = {}
+    found: dict[str, EncodingTask] = {}
+    known: dict[str, FeatureFolderInfo] = {}
     for spec in specs:
         key = f"{spec.method.key} {spec.seed}"
         if key not in known:
             answer = ray.get(task.remote(spec.method, spec.seed, precision))
             if answer["error"]:
                 raise FssError(answer["error"])
-            known[key] = About.model_validate(answer["about"])
+            known[key] = FeatureFolderInfo.model_validate(answer["about"])
         about = known[key]
-        need = found.setdefault(about.id, Need(about, spec.method, spec.seed))
+        need = found.setdefault(about.id, EncodingTask(about, spec.method, spec.seed))
         need.methods.add(f"{spec.method.name}-{spec.method.preset}")
         _add_photos(need, spec)
     return list(found.values())
@@ -119,30 +119,30 @@ def _needs(recipe: Recipe, specs: Sequence[RunSpec], precision: Precision, ray: 
 
 def _described(method: MethodConfig, seed: int, precision: Precision) -> dict[str, Any]:
     try:
-        return {"about": describe(built(method, seed), precision).model_dump(), "error": ""}
+        return {"about": describe(build_method(method, seed), precision).model_dump(), "error": ""}
     except FssError as error:
         return {"about": {}, "error": str(error)}
 
 
-def _add_photos(need: Need, spec: RunSpec) -> None:
+def _add_photos(need: EncodingTask, spec: RunSpec) -> None:
     """Every photo the run's stream may open, by content: a photo of two datasets is kept once."""
     ways = (False, True) if spec.train.flip else (False,)
     for data in FoldData.of(spec).parts(spec):
         _refuse_crops(data.shards)
         for row in data.train_rows(spec.train.novel_images):
             key = (row["sha256"], row["height"], row["width"])
-            need.photos.setdefault(key, Wanted(*key, ways, data.shards.url, row["part"], row["row"]))
+            need.photos.setdefault(key, MissingRecords(*key, ways, data.shards.url, row["part"], row["row"]))
 
 
 def _refuse_crops(shards: Shards) -> None:
     source = shards.manifest.source.get("source")
     if isinstance(source, dict) and source.get("format") in CROPPING:
-        raise cropped_photo(shards.url)
+        raise cropped_photo_error(shards.url)
 
 
 # ---- the work -----------------------------------------------------------------------------------------------------
 
-def _ensure(recipe: Recipe, need: Need, folder: FeatureFolder, line: str, ray: Any) -> dict[str, Any]:
+def _ensure(recipe: Recipe, need: EncodingTask, folder: FeatureFolder, line: str, ray: Any) -> dict[str, Any]:
     """Write the parts that are missing, then about.json."""
     missing, start = _missing(need, folder), time.monotonic()
     left = sum(len(w.mirrored) for w in missing)
@@ -163,7 +163,7 @@ def _ensure(recipe: Recipe, need: Need, folder: FeatureFolder, line: str, ray: A
     return need.facts(folder, written=left, seconds=time.monotonic() - start)
 
 
-def _missing(need: Need, folder: FeatureFolder) -> list[Wanted]:
+def _missing(need: EncodingTask, folder: FeatureFolder) -> list[MissingRecords]:
     """In the shards' order, so that photos of a part of the shards come together."""
     found = []
     for one in sorted(need.photos.values(), key=lambda w: (w.shards, w.part, w.row)):
@@ -173,7 +173,7 @@ def _missing(need: Need, folder: FeatureFolder) -> list[Wanted]:
     return found
 
 
-def _write(recipe: Recipe, need: Need, missing: Sequence[Wanted], ray: Any) -> None:
+def _write(recipe: Recipe, need: EncodingTask, missing: Sequence[MissingRecords], ray: Any) -> None:
     cfg, gpus = recipe.features, recipe.sweep.gpus_per_run
     longest = max((len(w.mirrored) for w in missing), default=1)
     size = max(1, cfg.part_bytes // (need.about.layout.record_bytes * longest))

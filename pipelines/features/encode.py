@@ -19,13 +19,13 @@ from pipelines.data.parquet import GROUP_ROWS
 from pipelines.data.parts import part_name
 from pipelines.data.schema import PhotoKey
 from pipelines.data.shardset import NO_LIMIT
-from pipelines.features.about import About, built, check_probe
+from pipelines.features.about import FeatureFolderInfo, build_method, check_probe
 from pipelines.features.folder import FeatureFolder
 
 COLUMNS = ["image", "file_name", "height", "width", "crop"]
 
 
-class Wanted(NamedTuple):
+class MissingRecords(NamedTuple):
     """A photo's records that are missing, and where its shards hold it."""
 
     sha256: str
@@ -40,8 +40,8 @@ class Wanted(NamedTuple):
 class PartEncoder:
     """An actor that holds the model and writes one part a row."""
 
-    def __init__(self, *, base: str, about: About, method: MethodConfig, seed: int, batch: int, threads: int,
-                 device: str) -> None:
+    def __init__(self, *, base: str, about: FeatureFolderInfo, method: MethodConfig, seed: int, batch: int,
+                 threads: int, device: str) -> None:
         torch.set_num_threads(threads)
         self._folder, self._method, self._seed = FeatureFolder(base, about), method, seed
         self._batch, self._device = batch, device
@@ -49,7 +49,7 @@ class PartEncoder:
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """{"wanted": pickled by the driver} -> {"records", "error"}: a mistake travels as a line, not in a trace."""
-        wanted: list[Wanted] = pickle.loads(row["wanted"])
+        wanted: list[MissingRecords] = pickle.loads(row["wanted"])
         try:
             photos, records = self._encode(wanted)
             self._folder.write(photos, records)
@@ -57,7 +57,7 @@ class PartEncoder:
             return {"records": 0, "error": str(error)}
         return {"records": len(photos), "error": ""}
 
-    def _encode(self, wanted: Sequence[Wanted]) -> tuple[list[PhotoKey], list[bytes]]:
+    def _encode(self, wanted: Sequence[MissingRecords]) -> tuple[list[PhotoKey], list[bytes]]:
         photos: list[PhotoKey] = []
         records: list[bytes] = []
         pictures: list[np.ndarray] = []
@@ -81,15 +81,15 @@ class PartEncoder:
     def _ready(self) -> Segmenter:
         """The model, built once; it is checked to give what the driver's gave."""
         if self._model is None:
-            model = built(self._method, self._seed)
+            model = build_method(self._method, self._seed)
             check_probe(model, self._folder.about, where=self._folder.store.url)
             self._model = model.to(self._device).eval()
         return self._model
 
 
-def _pixels(wanted: Sequence[Wanted]) -> Iterator[tuple[Wanted, np.ndarray]]:
+def _pixels(wanted: Sequence[MissingRecords]) -> Iterator[tuple[MissingRecords, np.ndarray]]:
     """Decoded photos [H, W, 3] uint8; each row group of the image table is read once."""
-    places: dict[tuple[str, int], dict[int, list[Wanted]]] = defaultdict(lambda: defaultdict(list))
+    places: dict[tuple[str, int], dict[int, list[MissingRecords]]] = defaultdict(lambda: defaultdict(list))
     for one in wanted:
         places[one.shards, one.part][one.row // GROUP_ROWS].append(one)
     for (shards, part), groups in places.items():
@@ -99,12 +99,12 @@ def _pixels(wanted: Sequence[Wanted]) -> Iterator[tuple[Wanted, np.ndarray]]:
                 rows = file.read_row_group(group, columns=columns).take([m.row % GROUP_ROWS for m in members])
                 for one, row in zip(members, rows.to_pylist(), strict=True):
                     if row.get("crop"):
-                        raise cropped_photo(shards)
+                        raise cropped_photo_error(shards)
                     yield one, decode_sized(row["image"], row["height"], row["width"], max_pixels=NO_LIMIT,
                                             max_bytes=NO_LIMIT, where=row["file_name"])
 
 
-def cropped_photo(shards: str) -> FssError:
+def cropped_photo_error(shards: str) -> FssError:
     """The line about part benchmarks, whose samples are crops of a photo."""
     return FssError("its samples are crops of photos; features are kept of whole photos only", where=shards,
                     mend="set train.features=off")

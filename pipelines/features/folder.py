@@ -2,7 +2,7 @@
 
     parts/<sha256 of the bytes>.bin     records one after the other
     index/<the same>.parquet            which photo each record is of, and its checksum
-    about.json                          what the records are (`About`)
+    about.json                          what the records are (`FeatureFolderInfo`)
 
 A part counts once its index is there, so a build can be killed anywhere; new photos are new parts. Nothing is ever
 changed in place, and builders that work at the same time at worst keep a record twice.
@@ -23,7 +23,7 @@ from pydantic import ValidationError
 from fss_models.errors import FssError
 from pipelines.base.storage import Store, join
 from pipelines.data.schema import PhotoKey
-from pipelines.features.about import FORMAT, About
+from pipelines.features.about import FORMAT, FeatureFolderInfo
 
 READERS = 16  # index files on their way at a time
 INDEX = pa.schema([
@@ -36,7 +36,7 @@ INDEX = pa.schema([
 ])
 
 
-class Spot(NamedTuple):
+class RecordLocation(NamedTuple):
     """Where a record is."""
 
     part: str  # sha256 of the part's bytes
@@ -57,7 +57,7 @@ class RangedStore(Store):
 class FeatureFolder:
     """The features of one frozen part in one precision, below `base`."""
 
-    def __init__(self, base: str, about: About) -> None:
+    def __init__(self, base: str, about: FeatureFolderInfo) -> None:
         self.about, self.layout = about, about.layout
         self.store = RangedStore(join(base, about.name))
 
@@ -73,27 +73,27 @@ class FeatureFolder:
             raise FssError(f"features have format {document['format']}, this program reads {FORMAT}", where=store.url,
                            mend="update fss")
         try:
-            return FeatureFolder(base, About.model_validate(document))
+            return FeatureFolder(base, FeatureFolderInfo.model_validate(document))
         except ValidationError as error:
             raise FssError(f"about.json is damaged: {error.errors()[0]['msg']}", where=store.url,
                            mend="delete it, then run `fss features build`") from error
 
     @cached_property
-    def held(self) -> dict[PhotoKey, Spot]:
+    def held(self) -> dict[PhotoKey, RecordLocation]:
         """Every record that can be read: parts that are missing or cut short do not count."""
         names = self.store.list("index", suffix=".parquet")
         sizes = self.store.sizes("parts") if names and self.store.exists("parts") else {}
         with ThreadPoolExecutor(READERS) as pool:
             tables = pool.map(self.store.read_table, names)
-            found: dict[PhotoKey, Spot] = {}
+            found: dict[PhotoKey, RecordLocation] = {}
             for name, table in zip(names, tables, strict=True):
                 part = name.removeprefix("index/").removesuffix(".parquet")
                 if sizes.get(part_name(part)) == len(table) * self.layout.record_bytes:
                     found |= {PhotoKey(r["sha256"], r["height"], r["width"], r["mirrored"]):
-                              Spot(part, r["row"], r["crc32"]) for r in table.to_pylist()}
+                              RecordLocation(part, r["row"], r["crc32"]) for r in table.to_pylist()}
         return found
 
-    def read(self, spots: Sequence[Spot]) -> list[bytes]:
+    def read(self, spots: Sequence[RecordLocation]) -> list[bytes]:
         """Records. Raises `FssError` naming the part that is damaged."""
         size = self.layout.record_bytes
         found = self.store.read_ranges([(part_name(s.part), s.row * size, (s.row + 1) * size) for s in spots])

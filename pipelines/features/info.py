@@ -8,7 +8,7 @@ from pipelines.base.storage import Store
 from pipelines.features.folder import FeatureFolder
 
 
-def kept_features(base: str, *, verify: bool = False) -> list[dict[str, Any]]:
+def describe_features(base: str, *, verify: bool = False) -> list[dict[str, Any]]:
     """The facts of every folder below `base`, as JSON; unfinished ones are told apart.
 
     With `verify` every part is read. Raises `FssError` naming the first whose bytes are not what its name says.

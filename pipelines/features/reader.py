@@ -12,7 +12,7 @@ from fss_models.errors import FssError
 from fss_models.segmenter import Segmenter
 from pipelines.data.schema import PhotoKey
 from pipelines.features.about import check_probe, describe
-from pipelines.features.folder import FeatureFolder, Spot
+from pipelines.features.folder import FeatureFolder, RecordLocation
 from pipelines.features.records import Precision
 
 
@@ -55,7 +55,7 @@ class FeatureReader:
         sizes = torch.tensor([[p.height, p.width] for p in photos], dtype=torch.int64)
         return Features(maps=self._folder.layout.unpack([here[p] for p in photos]), sizes=sizes)
 
-    def _spot(self, photo: PhotoKey) -> Spot:
+    def _spot(self, photo: PhotoKey) -> RecordLocation:
         try:
             return self._spots[photo]
         except KeyError:

@@ -2,7 +2,7 @@
 
 Photos are decoded and resized in threads while the model works on the photos before them, so at most a few batches
 of resized photos are in memory. A job's batch is always padded to the same size, so that a mask does not depend on
-which photos shared its batch. A photo that cannot be read is a `Failure` among the results, never an exception.
+which photos shared its batch. A photo that cannot be read is a `PhotoFailure` among the results, never an exception.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from torch import Tensor
 from fss_models.clip import Features, Images, Memory
 from fss_models.errors import BadImage, FssError
 from pipelines.bundles.bundle import bundle_calibrator, load_bundle
-from pipelines.config.mask_request import Wanted
+from pipelines.config.mask_request import MaskRequest
 from pipelines.data.decode import decode_image
 from pipelines.inference.masks import (
     UNCALIBRATED,
-    Failure,
     Label,
     Labels,
+    PhotoFailure,
     Presence,
     full_size,
     level_of,
@@ -34,7 +34,7 @@ from pipelines.inference.masks import (
     semantic_map,
     to_host,
 )
-from pipelines.inference.presence import Judge, Known
+from pipelines.inference.presence import LabelJudge, SupportStatistics
 from pipelines.inference.supports import SupportSet, UnknownSupportError, load_support_set
 
 MEMORIES = 64  # support sets kept on the device
@@ -42,7 +42,7 @@ Sizes = list[tuple[int, ...]]  # (height, width) of photos
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limits:
+class PhotoLimits:
     """What a photo may be."""
 
     max_pixels: int = 50_000_000
@@ -57,13 +57,13 @@ class Labeler:
     """
 
     def __init__(self, bundle_url: str, device: str = "cpu", *, decoders: int = 2, supports_url: str = "",
-                 bundle_id: str = "", limits: Limits | None = None, memories: int = MEMORIES) -> None:
+                 bundle_id: str = "", limits: PhotoLimits | None = None, memories: int = MEMORIES) -> None:
         self.model, self.info = load_bundle(bundle_url, device)
         self._place, self._wanted = bundle_url, bundle_id or self.info.bundle_id
-        self.device, self.supports_url, self.limits = device, supports_url, limits or Limits()
+        self.device, self.supports_url, self.limits = device, supports_url, limits or PhotoLimits()
         calibrator = bundle_calibrator(bundle_url, self.info)
-        self.judge = Judge(self.model, calibrator) if calibrator else None
-        self._memories: OrderedDict[str, _Held] = OrderedDict()
+        self.judge = LabelJudge(self.model, calibrator) if calibrator else None
+        self._memories: OrderedDict[str, _StoredMemory] = OrderedDict()
         self._keep, self._lock = memories, threading.RLock()
         self._pool = ThreadPoolExecutor(decoders, thread_name_prefix="decode")
 
@@ -78,7 +78,7 @@ class Labeler:
         """The memory of a set, computed from storage if it is not at hand. Raises `UnknownSupportError`."""
         return self._held(support_id).memory
 
-    def _held(self, support_id: str) -> _Held:
+    def _held(self, support_id: str) -> _StoredMemory:
         with self._lock:
             if support_id not in self._memories:
                 if not self.supports_url:
@@ -88,26 +88,28 @@ class Labeler:
             return self._memories[support_id]
 
     def label(self, images: Sequence[bytes], support_id: str, batch: int = 8,
-              threshold: float = 0.5) -> list[Label | Failure]:
+              threshold: float = 0.5) -> list[Label | PhotoFailure]:
         """One result a photo, in order. `threshold` is the probability above which a pixel is the object."""
-        found = self.label_classes(images, Wanted(support_ids=(support_id,), threshold=threshold), batch)
-        return [f if isinstance(f, Failure) else f[0] for f in found]
+        found = self.label_classes(images, MaskRequest(support_ids=(support_id,), threshold=threshold), batch)
+        return [f if isinstance(f, PhotoFailure) else f[0] for f in found]
 
-    def label_classes(self, images: Sequence[bytes], wanted: Wanted, batch: int = 8) -> list[Labels | Failure]:
+    def label_classes(self, images: Sequence[bytes], wanted: MaskRequest,
+                      batch: int = 8) -> list[Labels | PhotoFailure]:
         """The masks of all classes that are wanted, photo by photo; every photo is encoded once."""
         self._keep = max(self._keep, len(wanted.support_ids))
         return self._label(images, [wanted] * len(images), batch, fixed=True)
 
-    def label_mixed(self, images: Sequence[bytes], wanted: Sequence[Wanted], batch: int = 8) -> list[Labels | Failure]:
+    def label_mixed(self, images: Sequence[bytes], wanted: Sequence[MaskRequest],
+                    batch: int = 8) -> list[Labels | PhotoFailure]:
         """As `label_classes`, each photo with its own wishes: one batch may serve many support sets.
 
         Small batches are padded to the next power of two only: a person waits for them.
         """
         return self._label(images, wanted, batch, fixed=False)
 
-    def _label(self, images: Sequence[bytes], wanted: Sequence[Wanted], batch: int, *,
-               fixed: bool) -> list[Labels | Failure]:
-        results: list[Labels | Failure | None] = [None] * len(images)
+    def _label(self, images: Sequence[bytes], wanted: Sequence[MaskRequest], batch: int, *,
+               fixed: bool) -> list[Labels | PhotoFailure]:
+        results: list[Labels | PhotoFailure | None] = [None] * len(images)
         for rows, prepared in self._batches(images, results, batch):
             asked = [wanted[r] for r in rows]
             width = batch if fixed else _power_of_two(len(rows), batch)
@@ -115,7 +117,7 @@ class Labeler:
                 results[row] = labels
         return [r for r in results if r is not None]
 
-    def _batches(self, images: Sequence[bytes], results: list[Labels | Failure | None],
+    def _batches(self, images: Sequence[bytes], results: list[Labels | PhotoFailure | None],
                  batch: int) -> Iterator[tuple[list[int], list[Images]]]:
         """Rows and prepared photos, `batch` readable ones at a time; failures go into `results`."""
         waiting: deque[tuple[int, Future[Images]]] = deque()
@@ -132,7 +134,7 @@ class Labeler:
                 ready.append(future.result())
                 rows.append(row)
             except BadImage as error:
-                results[row] = Failure(reason=error.reason)
+                results[row] = PhotoFailure(reason=error.reason)
             if len(rows) == batch:
                 yield rows, ready
                 rows, ready = [], []
@@ -145,13 +147,13 @@ class Labeler:
         return self.model.prepare([image])
 
     @torch.inference_mode()
-    def _run(self, prepared: list[Images], wanted: list[Wanted], width: int, *, fixed: bool) -> list[Labels]:
+    def _run(self, prepared: list[Images], wanted: list[MaskRequest], width: int, *, fixed: bool) -> list[Labels]:
         """Up to `width` prepared photos -> their labels. With `fixed` all want the same."""
         with self._lock:
             features = self._encode(prepared, width)
             sizes = [tuple(i.sizes[0].tolist()) for i in prepared]
             photos: list[dict[int, Label]] = [{} for _ in wanted]
-            waiting: list[_Found] = []
+            waiting: list[_PairOutput] = []
             for call in _whole_classes(wanted, width) if fixed else _mixed(wanted, width):
                 found = self._segment(call, features, width, wanted)
                 self._keep_overlaps([f for f in found if wanted[f.pair.row].overlaps == "keep"], wanted, sizes, photos)
@@ -159,7 +161,8 @@ class Labeler:
             self._resolve_overlaps(waiting, wanted, sizes, photos)
         return [tuple(labels[number] for number in sorted(labels)) for labels in photos]
 
-    def _segment(self, asked: list[_Pair], features: Features, width: int, wanted: list[Wanted]) -> list[_Found]:
+    def _segment(self, asked: list[_Pair], features: Features, width: int,
+                 wanted: list[MaskRequest]) -> list[_PairOutput]:
         """One call of the model, padded to a multiple of `width` pairs or a power of two below it."""
         unique = list(dict.fromkeys(pair.support_id for pair in asked))
         held, which = [self._held(i) for i in unique], [unique.index(pair.support_id) for pair in asked]
@@ -175,10 +178,10 @@ class Labeler:
         if self.judge:
             questions = [wanted[min(pair.row, len(wanted) - 1)] for pair in asked]
             told = self.judge.ask(found, features, pairs, [h.known for h in held if h.known], questions)
-        return [_Found(pair=pair, logits=found.logits[i].float(), score=scores[i], told=told[i])
+        return [_PairOutput(pair=pair, logits=found.logits[i].float(), score=scores[i], told=told[i])
                 for i, pair in enumerate(asked) if not pair.padding]
 
-    def _keep_overlaps(self, found: list[_Found], wanted: list[Wanted], sizes: Sizes,
+    def _keep_overlaps(self, found: list[_PairOutput], wanted: list[MaskRequest], sizes: Sizes,
                        photos: list[dict[int, Label]]) -> None:
         """Every mask by itself, as many at full size at a time as there are photos."""
         for first in range(0, len(found), len(wanted)):
@@ -188,7 +191,7 @@ class Labeler:
             for f, mask in zip(some, masks, strict=True):
                 photos[f.pair.row][f.pair.number] = make_label(mask, f.score, f.told)
 
-    def _resolve_overlaps(self, found: list[_Found], wanted: list[Wanted], sizes: Sizes,
+    def _resolve_overlaps(self, found: list[_PairOutput], wanted: list[MaskRequest], sizes: Sizes,
                           photos: list[dict[int, Label]]) -> None:
         """A semantic map a photo, cut into the masks of its classes; the maps travel in one copy."""
         rows = sorted({f.pair.row for f in found})
@@ -213,7 +216,7 @@ class Labeler:
         return self.model.encode(Images(pixels=pixels, sizes=sizes).to(self.device))
 
     @torch.inference_mode()
-    def _memorise(self, supports: SupportSet) -> _Held:
+    def _memorise(self, supports: SupportSet) -> _StoredMemory:
         if self.info.bundle_id != self._wanted:  # not when it starts: a replica that cannot start tells nobody why
             raise FssError(f"holds bundle {self.info.bundle_id} now, no longer {self._wanted}", where=self._place,
                            mend="start the service again, or a new job with another --out")
@@ -222,9 +225,9 @@ class Labeler:
         marks = self.model.collate([prompts], prepared.sizes)
         features = self.model.encode(prepared.to(self.device))
         memory = self.model.memorise(features, marks.to(self.device))
-        return _Held(memory, self.judge.know(features, prompts, memory) if self.judge else None)
+        return _StoredMemory(memory, self.judge.know(features, prompts, memory) if self.judge else None)
 
-    def _remember(self, support_id: str, held: _Held) -> None:
+    def _remember(self, support_id: str, held: _StoredMemory) -> None:
         self._memories[support_id] = held
         while len(self._memories) > self._keep:
             self._memories.popitem(last=False)
@@ -241,7 +244,7 @@ class _Pair:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Found:
+class _PairOutput:
     """What the model says of a pair: logits [h, w] on the device, predicted IoU; and what the calibrator says."""
 
     pair: _Pair
@@ -258,14 +261,14 @@ class _Found:
 
 
 @dataclass(frozen=True)
-class _Held:
+class _StoredMemory:
     """A support set on the device."""
 
     memory: Memory
-    known: Known | None
+    known: SupportStatistics | None
 
 
-def _whole_classes(wanted: list[Wanted], width: int) -> list[list[_Pair]]:
+def _whole_classes(wanted: list[MaskRequest], width: int) -> list[list[_Pair]]:
     """Calls of a job: a class with all rows of the batch, padding included, or several such classes."""
     ids = wanted[0].support_ids
     step = max(1, wanted[0].pairs // width)
@@ -274,7 +277,7 @@ def _whole_classes(wanted: list[Wanted], width: int) -> list[list[_Pair]]:
     return [[pair for one in classes[i:i + step] for pair in one] for i in range(0, len(ids), step)]
 
 
-def _mixed(wanted: list[Wanted], width: int) -> list[list[_Pair]]:
+def _mixed(wanted: list[MaskRequest], width: int) -> list[list[_Pair]]:
     """Calls for people: all pairs, as many at a time as the batch is wide, or as one of the photos allows."""
     pairs = [_Pair(support_id, row, number) for row, one in enumerate(wanted)
              for number, support_id in enumerate(one.support_ids)]

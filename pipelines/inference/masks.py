@@ -38,7 +38,7 @@ class Label(Presence):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Failure:
+class PhotoFailure:
     """Why a photo has no label."""
 
     reason: str

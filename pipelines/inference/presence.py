@@ -19,14 +19,14 @@ from fss_models.calibration_fit import opinion_of
 from fss_models.clip import Features, Memory, Prediction, Prompt, PromptKind
 from fss_models.leave_one_out import iou_at, leave_one_out, segment_trials
 from fss_models.segmenter import Segmenter
-from pipelines.config.mask_request import Wanted
+from pipelines.config.mask_request import MaskRequest
 from pipelines.inference.masks import Presence
 
 MAX_TRIALS = 10  # shots of a large support set that are left out, one at a time
 
 
 @dataclass(frozen=True, kw_only=True)
-class Known:
+class SupportStatistics:
     """What a calibrator needs of a support set."""
 
     signature: Signature
@@ -34,22 +34,22 @@ class Known:
     far: bool
 
 
-class Judge:
+class LabelJudge:
     """A model's calibrator at work."""
 
     def __init__(self, model: Segmenter, calibrator: Calibrator) -> None:
         self.model, self.calibrator = model, calibrator
 
-    def know(self, features: Features, prompts: Sequence[Prompt], memory: Memory) -> Known:
+    def know(self, features: Features, prompts: Sequence[Prompt], memory: Memory) -> SupportStatistics:
         """Look at a support set once. `features` are of its photos, in order; `memory` holds it alone."""
         masks = self._masks(features, prompts, memory)
         signature = describe_support(features, masks)
         enough = len(prompts) >= MIN_ADJUST and all(p.kind == PromptKind.MASK for p in prompts)
         opinion = self._opinion(features, prompts[:MAX_TRIALS], masks) if enough else None
-        return Known(signature=signature, opinion=opinion, far=bool(self.calibrator.far(signature)[0]))
+        return SupportStatistics(signature=signature, opinion=opinion, far=bool(self.calibrator.far(signature)[0]))
 
-    def ask(self, found: Prediction, features: Features, pairs: Tensor, known: Sequence[Known],
-            wanted: Sequence[Wanted]) -> list[Presence]:
+    def ask(self, found: Prediction, features: Features, pairs: Tensor, known: Sequence[SupportStatistics],
+            wanted: Sequence[MaskRequest]) -> list[Presence]:
         """One answer a pair [P, 2] of (row of `known`, row of `features`); `wanted` are the questions of the first."""
         asked = len(wanted)
         measured = measure(found, features, stack([k.signature for k in known]), pairs)[:asked]
@@ -86,7 +86,7 @@ class Judge:
         return opinion_of(self.calibrator, measure(found, features, signatures, pairs), torch.tensor(ious))
 
 
-def status_of(presence: float, quality: float, wanted: Wanted) -> str:
+def status_of(presence: float, quality: float, wanted: MaskRequest) -> str:
     """empty, review or accepted."""
     if presence < wanted.empty_below:
         return "empty"

@@ -25,7 +25,7 @@ CLEARLY = 0.01  # of IoU
 
 
 @dataclass(frozen=True, kw_only=True)
-class Worth:
+class SupportReport:
     """Of one class. Scores are IoUs as fractions.
 
     miou, interval  mean leave-one-out IoU and its 95 % interval (Student's t over the supports); None below two scores
@@ -56,20 +56,20 @@ class Worth:
             [other for j, other in self.scores.items() if j != i]) / 2]
 
 
-def check_supports(labeler: Labeler, supports: SupportSet, *, seed: int = 0) -> Worth:
+def check_supports(labeler: Labeler, supports: SupportSet, *, seed: int = 0) -> SupportReport:
     """Look at one class. Raises `FssError` if the method refuses its marks."""
     images, prompts = supports.decoded()
     shots = len(prompts)
     asked = [i for i, p in enumerate(prompts) if p.mask is not None]
     if shots < 2 or not asked:
-        return Worth(class_name=supports.class_name, shots=shots)
+        return SupportReport(class_name=supports.class_name, shots=shots)
     trials = _trials(shots, asked, np.random.default_rng(seed))
     iou = dict(zip(trials, _ious(labeler, images, prompts, trials), strict=True))
     left_out = {i: iou[trial] for trial in leave_one_out(shots) if (i := trial[1]) in asked}
     values = list(left_out.values())
-    trend = {k: float(np.mean(found)) for k in range(1, shots) if (found := [v for t, v in iou.items()
-                                                                            if len(t[0]) == k])}
-    return Worth(
+    trend = {k: float(np.mean(found)) for k in range(1, shots) if (found := [v for t,
+                                                                             v in iou.items() if len(t[0]) == k])}
+    return SupportReport(
         class_name=supports.class_name, shots=shots, scores=left_out, miou=float(np.mean(values)),
         interval=_interval(values), influence=_influence(iou, shots), trend=trend, one_more=_one_more(trend, shots))
 

@@ -15,18 +15,18 @@ import numpy as np
 from fss_models.errors import FssError
 from pipelines.base.cluster import cluster
 from pipelines.base.progress import Bar
-from pipelines.config.mask_request import Wanted
-from pipelines.inference.labeler import Labeler, Limits
-from pipelines.inference.masks import Failure, Labels
-from pipelines.labelling.images import Reader
-from pipelines.labelling.job import READERS, Job
+from pipelines.config.mask_request import MaskRequest
+from pipelines.inference.labeler import Labeler, PhotoLimits
+from pipelines.inference.masks import Labels, PhotoFailure
+from pipelines.labelling.images import PhotoReader
+from pipelines.labelling.job import READERS, LabellingJob
 from pipelines.serving.spec import ModelSpec, best_device
 
 REQUEST_BYTES = 256_000_000  # of photos held at a time
 BLOCKS = 2000  # tasks of the stage at most: of a lost actor's task all chunks are done again
 
 
-def run_with_actors(job: Job, left: Sequence[int], spec: ModelSpec, actors: int = 0) -> int:
+def run_with_actors(job: LabellingJob, left: Sequence[int], spec: ModelSpec, actors: int = 0) -> int:
     """Label the chunks `left`; how many photos that were. `actors` 0: one a GPU, else one a machine."""
     with cluster() as ray:
         found = replace(spec, device=best_device(ray))
@@ -65,11 +65,11 @@ class ChunkLabeler:
         import torch
 
         torch.set_num_threads(spec.torch_threads)
-        self.job: Job = ray.get(job)
-        limits = Limits(max_pixels=spec.max_pixels, max_bytes=spec.max_bytes)
+        self.job: LabellingJob = ray.get(job)
+        limits = PhotoLimits(max_pixels=spec.max_pixels, max_bytes=spec.max_bytes)
         self.labeler = Labeler(spec.bundle_url, spec.device, decoders=spec.torch_threads,
                                supports_url=spec.supports_url, bundle_id=spec.bundle_id, limits=limits)
-        self.reader = Reader(self.job.images, max_bytes=self.job.manifest.max_bytes, threads=READERS)
+        self.reader = PhotoReader(self.job.images, max_bytes=self.job.manifest.max_bytes, threads=READERS)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Label each chunk and write its part. A repeated chunk gives the same part.
@@ -82,6 +82,6 @@ class ChunkLabeler:
             return {"photos": np.array([0]), "error": np.array([str(error)])}
         return {"photos": np.array([sum(counts)]), "error": np.array([""])}
 
-    def label(self, images: list[bytes], wanted: Wanted) -> list[Labels | Failure]:
+    def label(self, images: list[bytes], wanted: MaskRequest) -> list[Labels | PhotoFailure]:
         """See `Engine`."""
         return self.labeler.label_classes(images, wanted, self.job.manifest.batch)

@@ -8,17 +8,17 @@ from fss_models.shipped.files import bundle_url
 from pipelines.base.storage import place_of
 from pipelines.base.workspace import Workspace
 from pipelines.bundles.shipped import champion_url, say_if_shipped
-from pipelines.config.mask_request import Wanted, check_overlaps
+from pipelines.config.mask_request import MaskRequest, check_overlaps
 from pipelines.config.recipe import Recipe
 from pipelines.inference.label_sets import read_label_set
-from pipelines.inference.labeler import Labeler, Limits
-from pipelines.inference.support_check import Worth, check_supports
+from pipelines.inference.labeler import Labeler, PhotoLimits
+from pipelines.inference.support_check import SupportReport, check_supports
 from pipelines.labelling.images import list_images
 from pipelines.labelling.support_sheet import Price, lines, measure_and_show, write_page
 
 
 def check_before(recipe: Recipe, *, supports: str, images: str, bundle: str, count: int, price: float, page: str
-                 ) -> tuple[list[Worth], Price | None, list[str], str]:
+                 ) -> tuple[list[SupportReport], Price | None, list[str], str]:
     """What each class is worth, the price of `count` photos (0: those of `images`), lines to print, the page's URL.
 
     Raises `FssError` for a person's mistakes, before anything is written.
@@ -30,7 +30,7 @@ def check_before(recipe: Recipe, *, supports: str, images: str, bundle: str, cou
     check_overlaps(config.overlaps, len(classes))
     listed = list_images(images) if images else None
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    limits = Limits(max_pixels=recipe.data.max_pixels, max_bytes=recipe.data.max_bytes)
+    limits = PhotoLimits(max_pixels=recipe.data.max_pixels, max_bytes=recipe.data.max_bytes)
     url = bundle_url(bundle) if bundle else champion_url(Workspace(recipe.out))
     if not bundle:
         say_if_shipped(url, Workspace(recipe.out))
@@ -40,7 +40,7 @@ def check_before(recipe: Recipe, *, supports: str, images: str, bundle: str, cou
     cost: Price | None = None
     shown: list[dict[str, str]] = []
     if listed:
-        wanted = Wanted(support_ids=ids, threshold=config.threshold, overlaps=config.overlaps, pairs=config.pairs)
+        wanted = MaskRequest(support_ids=ids, threshold=config.threshold, overlaps=config.overlaps, pairs=config.pairs)
         if labeler.judge:
             wanted = replace(wanted, prevalence=config.prevalence, empty_below=config.empty_below,
                              review_below=config.review_below)

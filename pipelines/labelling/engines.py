@@ -16,8 +16,8 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_at
 from fss_models.errors import FssError
 from pipelines.base.cluster import cluster
 from pipelines.base.progress import say
-from pipelines.config.mask_request import Wanted
-from pipelines.inference.masks import Failure, Labels
+from pipelines.config.mask_request import MaskRequest
+from pipelines.inference.masks import Labels, PhotoFailure
 from pipelines.inference.supports import SupportSet
 from pipelines.serving.client import Client, ServiceError
 from pipelines.serving.spec import ModelSpec, best_device
@@ -32,7 +32,7 @@ class Engine(Protocol):
 
     request_bytes: int
 
-    def label(self, images: list[bytes], wanted: Wanted) -> list[Labels | Failure]:
+    def label(self, images: list[bytes], wanted: MaskRequest) -> list[Labels | PhotoFailure]:
         """One result a photo, in order. Raises after several attempts."""
 
 
@@ -43,7 +43,7 @@ class ServiceEngine:
         self._client, self._bundle_id = client, bundle_id
         self.request_bytes = min(LOCAL_REQUEST_BYTES, max_request_bytes * 3 // 4 - 65_536)  # base64 and JSON around it
 
-    def label(self, images: list[bytes], wanted: Wanted) -> list[Labels | Failure]:
+    def label(self, images: list[bytes], wanted: MaskRequest) -> list[Labels | PhotoFailure]:
         """See `Engine`."""
         return _retrying(
             lambda: self._client.segment_classes(images, wanted, bulk=True, bundle_id=self._bundle_id))
@@ -57,9 +57,9 @@ class LocalEngine:
     def __init__(self, handle: Any) -> None:
         self._handle = handle
 
-    def label(self, images: list[bytes], wanted: Wanted) -> list[Labels | Failure]:
+    def label(self, images: list[bytes], wanted: MaskRequest) -> list[Labels | PhotoFailure]:
         """See `Engine`."""
-        results: list[Labels | Failure] = _retrying(lambda: self._handle.chunk.remote(images, wanted).result())
+        results: list[Labels | PhotoFailure] = _retrying(lambda: self._handle.chunk.remote(images, wanted).result())
         return results
 
 

@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 
 from fss_models.errors import FssError
 from pipelines.base.storage import Store
-from pipelines.inference.masks import Failure
+from pipelines.inference.masks import PhotoFailure
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 LOST = (FileNotFoundError, PermissionError, IsADirectoryError)  # of one photo; any other error is the disk's
@@ -80,14 +80,14 @@ def _hidden(name: str) -> bool:
     return any(part.startswith(".") for part in name.split("/"))
 
 
-class Reader:
-    """Reads photos by threads. A photo that is not there for us is a `Failure`; a store that fails is an error."""
+class PhotoReader:
+    """Reads photos by threads. A photo that is not there for us is a `PhotoFailure`; a store that fails is an error."""
 
     def __init__(self, images: ImageList, *, max_bytes: int, threads: int) -> None:
         self._images, self._max, self._store = images, max_bytes, Store(images.url)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="read")
 
-    def read(self, rows: Sequence[int]) -> list[bytes | Failure]:
+    def read(self, rows: Sequence[int]) -> list[bytes | PhotoFailure]:
         """The bytes of the photos `rows` (counted from 0), in order."""
         return list(self._pool.map(self._one, rows))
 
@@ -95,12 +95,12 @@ class Reader:
         """Stop the threads."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _one(self, row: int) -> bytes | Failure:
+    def _one(self, row: int) -> bytes | PhotoFailure:
         if self._images.sizes[row] > self._max:
-            return Failure(reason=f"{self._images.sizes[row]} bytes, more than {self._max}", stage="read")
+            return PhotoFailure(reason=f"{self._images.sizes[row]} bytes, more than {self._max}", stage="read")
         try:
             return self._store.read_bytes(self._images.names[row])
         except FssError as error:
             if isinstance(error.__cause__, FileNotFoundError if self._store.is_s3 else LOST):
-                return Failure(reason=error.what, stage="read")
+                return PhotoFailure(reason=error.what, stage="read")
             raise

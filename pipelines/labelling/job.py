@@ -8,18 +8,18 @@ from dataclasses import dataclass
 
 from pipelines.base.progress import Bar
 from pipelines.base.storage import Store
-from pipelines.inference.masks import Failure, Labels
+from pipelines.inference.masks import Labels, PhotoFailure
 from pipelines.labelling.engines import Engine
-from pipelines.labelling.images import ImageList, Reader
+from pipelines.labelling.images import ImageList, PhotoReader
 from pipelines.labelling.manifest import JobManifest
-from pipelines.labelling.parts import finished, write_part
+from pipelines.labelling.parts import finished_chunks, write_part
 
 Watch = Callable[[int, int], None]
 READERS = 8  # threads that read photos: they wait for the store, not for the processor
 
 
 @dataclass(frozen=True)
-class Job:
+class LabellingJob:
     """A claimed output folder and what is to be done in it."""
 
     out: Store
@@ -28,7 +28,7 @@ class Job:
 
     def left(self) -> list[int]:
         """Chunks without a part."""
-        done = finished(self.out)
+        done = finished_chunks(self.out)
         return [c for c in range(self.manifest.chunks) if c not in done]
 
     def run(self, engine: Engine, left: list[int], in_flight: int, watch: Watch | None = None) -> int:
@@ -38,7 +38,7 @@ class Job:
         what it raises ends the work.
         """
         todo = sum(len(self.manifest.rows(c)) for c in left)
-        reader = Reader(self.images, max_bytes=self.manifest.max_bytes, threads=READERS)
+        reader = PhotoReader(self.images, max_bytes=self.manifest.max_bytes, threads=READERS)
         done = len(self.images) - todo
         pool = ThreadPoolExecutor(in_flight, thread_name_prefix="chunk")
         try:
@@ -53,35 +53,37 @@ class Job:
             reader.close()
         return todo
 
-    def label_chunk(self, chunk: int, engine: Engine, reader: Reader) -> tuple[int, int]:
+    def label_chunk(self, chunk: int, engine: Engine, reader: PhotoReader) -> tuple[int, int]:
         """Write the chunk's part. Returns how many photos it has, and how many of them could not be read."""
         rows = self.manifest.rows(chunk)
         results = label_rows(rows, engine, reader, self.manifest)
         write_part(self.out, chunk, self.images, rows, self.manifest, results)
-        return len(rows), sum(isinstance(r, Failure) for r in results)
+        return len(rows), sum(isinstance(r, PhotoFailure) for r in results)
 
 
-def label_rows(rows: Sequence[int], engine: Engine, reader: Reader, manifest: JobManifest) -> list[Labels | Failure]:
+def label_rows(rows: Sequence[int], engine: Engine, reader: PhotoReader,
+               manifest: JobManifest) -> list[Labels | PhotoFailure]:
     """One result a row. Photos that could not be read are not sent; large chunks are sent in pieces."""
-    results: dict[int, Labels | Failure] = {}
+    results: dict[int, Labels | PhotoFailure] = {}
     for piece in _pieces(rows, engine.request_bytes, reader, manifest.batch):
         sent = {row: data for row, data in piece.items() if isinstance(data, bytes)}
-        results.update({row: data for row, data in piece.items() if isinstance(data, Failure)})
+        results.update({row: data for row, data in piece.items() if isinstance(data, PhotoFailure)})
         if sent:
             found = engine.label(list(sent.values()), manifest.wanted)
             results.update(zip(sent, found, strict=True))
     return [results[row] for row in rows]
 
 
-def _pieces(rows: Sequence[int], limit: int, reader: Reader, batch: int) -> Iterator[dict[int, bytes | Failure]]:
+def _pieces(rows: Sequence[int], limit: int, reader: PhotoReader,
+            batch: int) -> Iterator[dict[int, bytes | PhotoFailure]]:
     """Whole batches as long as they fit into one request; usually the whole chunk."""
-    held: dict[int, bytes | Failure] = {}
+    held: dict[int, bytes | PhotoFailure] = {}
     size = 0
     for start in range(0, len(rows), batch):
         part = rows[start : start + batch]
         for row, data in zip(part, reader.read(part), strict=True):
             if isinstance(data, bytes) and len(data) > limit:
-                data = Failure(reason=f"{len(data)} bytes are more than a request may hold", stage="send")
+                data = PhotoFailure(reason=f"{len(data)} bytes are more than a request may hold", stage="send")
             more = len(data) if isinstance(data, bytes) else 0
             if held and size + more > limit:
                 yield held

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from fss_models.errors import FssError
 from pipelines.base.storage import Store
-from pipelines.config.mask_request import EMPTY_BELOW, PREVALENCE, REVIEW_BELOW, Overlaps, Wanted
+from pipelines.config.mask_request import EMPTY_BELOW, PREVALENCE, REVIEW_BELOW, MaskRequest, Overlaps
 from pipelines.inference.supports import SupportSet
 from pipelines.labelling.images import ImageList
 
@@ -65,11 +65,11 @@ class JobManifest(BaseModel):
         return {"support_ids": self.support_ids} if self.support_ids else {"support_id": self.support_id}
 
     @property
-    def wanted(self) -> Wanted:
+    def wanted(self) -> MaskRequest:
         """What every photo is asked."""
-        return Wanted(support_ids=tuple(self.support_ids or [self.support_id]), threshold=self.threshold,
-                      overlaps=self.overlaps, pairs=self.pairs, prevalence=self.prevalence,
-                      empty_below=self.empty_below, review_below=self.review_below)
+        return MaskRequest(support_ids=tuple(self.support_ids or [self.support_id]), threshold=self.threshold,
+                           overlaps=self.overlaps, pairs=self.pairs, prevalence=self.prevalence,
+                           empty_below=self.empty_below, review_below=self.review_below)
 
     def content(self) -> dict[str, Any]:
         """As it is written: what only some jobs have stands in theirs alone."""

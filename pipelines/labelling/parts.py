@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.base.storage import Store
-from pipelines.inference.masks import Failure, Labels
+from pipelines.inference.masks import Labels, PhotoFailure
 from pipelines.labelling.decisions import apply_decisions, read_decisions
 from pipelines.labelling.images import ImageList
 from pipelines.labelling.manifest import JobManifest
@@ -48,23 +48,23 @@ def part_name(chunk: int) -> str:
     return f"{FOLDER}/chunk-{chunk:06d}.parquet"
 
 
-def finished(out: Store) -> set[int]:
+def finished_chunks(out: Store) -> set[int]:
     """The chunks that have a part."""
     return {int(n.rsplit("-", 1)[1].removesuffix(".parquet")) for n in out.list(FOLDER, suffix=".parquet")}
 
 
 def write_part(out: Store, chunk: int, images: ImageList, rows: range, manifest: JobManifest,
-               results: Sequence[Labels | Failure]) -> None:
+               results: Sequence[Labels | PhotoFailure]) -> None:
     """Write a chunk's part. `results` has one entry a photo."""
     written = [{"image_id": row + 1, "file_name": images.names[row], **columns}
                for row, result in zip(rows, results, strict=True) for columns in result_columns(result, manifest)]
     out.write_table(part_name(chunk), pa.Table.from_pylist(written, schema=schema_of(manifest)))
 
 
-def result_columns(result: Labels | Failure, manifest: JobManifest) -> Iterator[dict[str, object]]:
+def result_columns(result: Labels | PhotoFailure, manifest: JobManifest) -> Iterator[dict[str, object]]:
     """What a part says of a photo: a row a class, or one of a failure."""
     names = manifest.classes
-    if isinstance(result, Failure):  # of no class, unless there is but one
+    if isinstance(result, PhotoFailure):  # of no class, unless there is but one
         yield {"class_name": names[0] if len(names) == 1 else None, "stage": result.stage, "error": result.reason}
         return
     for name, label in zip(names, result, strict=True):
@@ -91,7 +91,7 @@ def decided_parts(out: Store, manifest: JobManifest, columns: list[str] | None =
 
 
 @dataclass(frozen=True)
-class Photo:
+class PhotoRows:
     """A readable photo and its rows, one a class, in the order of the classes."""
 
     image_id: int
@@ -106,7 +106,7 @@ class Photo:
         return [(number, row) for number, row in enumerate(self.rows) if row["area"]]
 
 
-def photos(out: Store, manifest: JobManifest, columns: list[str] | None = None) -> Iterator[Photo]:
+def photos(out: Store, manifest: JobManifest, columns: list[str] | None = None) -> Iterator[PhotoRows]:
     """Every photo that could be read, with what people decided, one part in memory at a time.
 
     `columns` (default: all) hold at least image_id, file_name, height, width and error.
@@ -114,4 +114,4 @@ def photos(out: Store, manifest: JobManifest, columns: list[str] | None = None) 
     for part in decided_parts(out, manifest, columns):
         for image_id, rows in groupby((r for r in part if r["error"] is None), key=itemgetter("image_id")):
             own = list(rows)
-            yield Photo(image_id, own[0]["file_name"], own[0]["height"], own[0]["width"], own)
+            yield PhotoRows(image_id, own[0]["file_name"], own[0]["height"], own[0]["width"], own)

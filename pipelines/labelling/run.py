@@ -25,7 +25,7 @@ from pipelines.inference.supports import SupportSet
 from pipelines.labelling.actors import run_with_actors
 from pipelines.labelling.engines import Engine, local_engine, service_engine
 from pipelines.labelling.images import ImageList, check_out, list_images
-from pipelines.labelling.job import Job
+from pipelines.labelling.job import LabellingJob
 from pipelines.labelling.manifest import JobManifest, claim, describe_classes, describe_images
 from pipelines.labelling.outputs import SUMMARY, write_outputs
 from pipelines.serving.client import Client, find_service
@@ -65,7 +65,7 @@ def run_label_job(request: LabelRequest) -> dict[str, Any]:
     config, out = request.recipe.label, Store(request.out)
     manifest = describe_job(request.recipe, about, images, classes, request.limit)
     again = claim(out, manifest)
-    job = Job(out, images, manifest)
+    job = LabellingJob(out, images, manifest)
     left = job.left()
     if again and not left and out.exists(SUMMARY):
         say("everything is labelled already")
@@ -98,7 +98,7 @@ def check_marks(method: str, classes: Sequence[SupportSet]) -> None:
             reads.check_kind(mark_kind(support.mark), f"class {one.class_name!r}: supports[{number}]")
 
 
-def run_left(job: Job, left: list[int], classes: Sequence[SupportSet], service: str,
+def run_left(job: LabellingJob, left: list[int], classes: Sequence[SupportSet], service: str,
              health: dict[str, Any] | None, request: LabelRequest) -> int:
     """Label the chunks `left` through the service, or a deployment of the job's own. Returns how many photos."""
     if not left:

@@ -12,15 +12,15 @@ import torch
 
 from fss_models.calibration_fit import estimate_prevalence
 from fss_models.errors import BadImage
-from pipelines.config.mask_request import Wanted
+from pipelines.config.mask_request import MaskRequest
 from pipelines.data import rle
 from pipelines.data.decode import decode_image
 from pipelines.inference.labeler import Labeler
 from pipelines.inference.marks import mark_prompt
-from pipelines.inference.masks import Failure, Labels
-from pipelines.inference.support_check import Worth
+from pipelines.inference.masks import Labels, PhotoFailure
+from pipelines.inference.support_check import SupportReport
 from pipelines.inference.supports import SupportSet, decode_support
-from pipelines.labelling.images import ImageList, Reader
+from pipelines.labelling.images import ImageList, PhotoReader
 from pipelines.pages.pictures import SUPPORT, photo_url, picture
 from pipelines.pages.template import page_template
 
@@ -41,14 +41,14 @@ class Price:
     prevalence: dict[str, float]  # class -> share of the photos that show it, estimated; empty if uncalibrated
 
 
-def measure_and_show(labeler: Labeler, images: ImageList, wanted: Wanted, *, count: int, per_hour: float, batch: int,
-                     names: Sequence[str]) -> tuple[Price | None, list[dict[str, str]]]:
+def measure_and_show(labeler: Labeler, images: ImageList, wanted: MaskRequest, *, count: int, per_hour: float,
+                     batch: int, names: Sequence[str]) -> tuple[Price | None, list[dict[str, str]]]:
     """Label `SHOWN` photos spread over the folder: the price of `count` photos, and the pictures of the sheet.
 
     The first batch is labelled twice and only the second time counts. No price where no photo can be read.
     """
     rows = sorted({int(i) for i in np.linspace(0, len(images) - 1, min(SHOWN, len(images)))})
-    reader = Reader(images, max_bytes=labeler.limits.max_bytes, threads=4)
+    reader = PhotoReader(images, max_bytes=labeler.limits.max_bytes, threads=4)
     data = [reader.read(range(row, row + 1))[0] for row in rows]
     reader.close()
     photos = [(images.names[row], d) for row, d in zip(rows, data, strict=True) if isinstance(d, bytes)]
@@ -61,12 +61,12 @@ def measure_and_show(labeler: Labeler, images: ImageList, wanted: Wanted, *, cou
     rate = len(photos) / (time.perf_counter() - began)
     hours = count / rate / 3600
     price = Price(images=count, images_per_s=rate, hours=hours, per_hour=per_hour, cost=hours * per_hour,
-                  prevalence=_prevalence([r for r in results if not isinstance(r, Failure)], wanted, names))
+                  prevalence=_prevalence([r for r in results if not isinstance(r, PhotoFailure)], wanted, names))
     shown = [_shown(name, d, result, names) for (name, d), result in zip(photos, results, strict=True)]
     return price, [one for one in shown if one]
 
 
-def _prevalence(results: Sequence[Labels], wanted: Wanted, names: Sequence[str]) -> dict[str, float]:
+def _prevalence(results: Sequence[Labels], wanted: MaskRequest, names: Sequence[str]) -> dict[str, float]:
     """From what the calibrator said of the photos that were shown."""
     given, found = torch.tensor(wanted.prevalence).logit(), {}
     for number, name in enumerate(names):
@@ -77,9 +77,9 @@ def _prevalence(results: Sequence[Labels], wanted: Wanted, names: Sequence[str])
     return found
 
 
-def _shown(name: str, data: bytes, result: Labels | Failure, names: Sequence[str]) -> dict[str, str]:
+def _shown(name: str, data: bytes, result: Labels | PhotoFailure, names: Sequence[str]) -> dict[str, str]:
     short = name.rsplit("/", 1)[-1]
-    if isinstance(result, Failure):
+    if isinstance(result, PhotoFailure):
         return {"caption": f"{short}: {result.reason}", "url": ""}
     try:
         image: Any = decode_image(data, exif=True)
@@ -96,7 +96,7 @@ def _shown(name: str, data: bytes, result: Labels | Failure, names: Sequence[str
     return {"caption": f"{short}: {', '.join(told) or 'nothing'}", "url": photo_url(image, side=SIDE)}
 
 
-def write_page(labeler: Labeler, classes: Sequence[SupportSet], worth: Sequence[Worth], price: Price | None,
+def write_page(labeler: Labeler, classes: Sequence[SupportSet], worth: Sequence[SupportReport], price: Price | None,
                shown: list[dict[str, str]]) -> bytes:
     """The page as bytes; it loads nothing."""
     template = page_template("pipelines.labelling", "support_sheet.html")
@@ -114,7 +114,7 @@ def _support_url(data: bytes, mark: dict[str, Any]) -> str:
     return photo_url(decode_support(data), mask, SUPPORT, side=SIDE)
 
 
-def lines(worth: Worth) -> list[str]:
+def lines(worth: SupportReport) -> list[str]:
     """What a person reads on the screen about one class."""
     if worth.miou is None:
         return [f"{worth.class_name}: {worth.shots} supports; two with masks are needed to say anything"]

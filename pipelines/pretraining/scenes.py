@@ -20,7 +20,7 @@ WORKING_SIDE = 384  # pixels of the square that views are cut from
 
 
 @dataclass(frozen=True)
-class Place:
+class PhotoLocation:
     """A photo of one of the datasets."""
 
     dataset: int
@@ -39,7 +39,7 @@ class Photos:
             raise FssError(f"there is no class {unknown[0]!r} to hide", mend=f"known: {', '.join(sorted(known))}")
         self._label_maps = [DataConfig.model_validate(s.manifest.source).source.format in LABEL_MAPS for s in shards]
         self._hidden = [{c.class_id for c in s.manifest.classes if c.name in hide} for s in self._shards]
-        self.places = [Place(d, row["image_id"], row["sha256"]) for d, s in enumerate(self._shards)
+        self.places = [PhotoLocation(d, row["image_id"], row["sha256"]) for d, s in enumerate(self._shards)
                        for row in s.images("train") if set(row["class_ids"]) - self._hidden[d]]
         if not self.places:
             raise FssError("no train photo with an object", mend="check the datasets of the recipe")

@@ -17,13 +17,13 @@ from pipelines.data.folds import list_hash
 from pipelines.data.shardset import Shards
 from pipelines.evaluation.results import RunResult, read_counts, read_result
 from pipelines.labelling.manifest import JobManifest
-from pipelines.selection.choose import Leaderboard, Row, read_leaderboard
+from pipelines.selection.choose import Leaderboard, LeaderboardRow, read_leaderboard
 
 BASELINE = "prior"
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelSet:
+class FinishedJob:
     """One finished labelling job."""
 
     url: str
@@ -32,7 +32,7 @@ class LabelSet:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Material:
+class ReportMaterial:
     """Everything the page is made of."""
 
     workspace: Workspace
@@ -43,30 +43,30 @@ class Material:
     histories: dict[str, list[dict[str, float]]]
     shards: Shards | None
     champion: BundleInfo | None
-    labels: list[LabelSet]
+    labels: list[FinishedJob]
     stages: list[dict[str, Any]]  # name, seconds
 
     @property
-    def winner(self) -> Row | None:
+    def winner(self) -> LeaderboardRow | None:
         """The winner's row."""
         return next((r for r in self.board.rows if r.label == self.board.winner), None)
 
     @property
-    def baseline(self) -> Row | None:
+    def baseline(self) -> LeaderboardRow | None:
         """The training-free method's row, where it was scored."""
         return next((r for r in self.board.rows if r.label == BASELINE and r.complete), None)
 
-    def whole(self, row: Row) -> bool:
+    def whole(self, row: LeaderboardRow) -> bool:
         """Whether every run of a method was scored and is still here."""
         return row.complete and all(n in self.results for n in row.runs)
 
-    def runs_of(self, row: Row) -> list[RunResult]:
+    def runs_of(self, row: LeaderboardRow) -> list[RunResult]:
         """The finished runs of a method, by fold and seed."""
         found = [self.results[n] for n in row.runs if n in self.results]
         return sorted(found, key=lambda r: (r.spec.fold or 0, r.spec.seed))
 
 
-def collect(recipe: Recipe, labels: str = "") -> Material:
+def collect(recipe: Recipe, labels: str = "") -> ReportMaterial:
     """Read a workspace; `labels` is one more folder of a labelling job.
 
     Raises `FssError` if the workspace has no leaderboard, or `labels` holds no finished job.
@@ -75,7 +75,7 @@ def collect(recipe: Recipe, labels: str = "") -> Material:
     board = read_leaderboard(recipe)
     store = workspace.store
     runs = [n for row in board.rows for n in row.runs]
-    return Material(
+    return ReportMaterial(
         workspace=workspace, recipe=recipe, board=board, results=_results(recipe, board, runs),
         failed={n: e for row in board.rows for n, e in row.failed.items()},
         histories={n: h for n in runs if (h := _json(store, f"runs/{n}/history.json"))},
@@ -109,7 +109,7 @@ def _champion(workspace: Workspace) -> BundleInfo | None:
     return read_bundle_info(workspace.champion) if Store(workspace.champion).exists("bundle.json") else None
 
 
-def _labels(store: Store, extra: str) -> list[LabelSet]:
+def _labels(store: Store, extra: str) -> list[FinishedJob]:
     names = store.list("labels", suffix="/summary.json")
     urls = [store.path(n.removesuffix("/summary.json")) for n in names]
     if extra:
@@ -119,13 +119,13 @@ def _labels(store: Store, extra: str) -> list[LabelSet]:
     return [_label_set(url) for url in dict.fromkeys(urls)]
 
 
-def _label_set(url: str) -> LabelSet:
+def _label_set(url: str) -> FinishedJob:
     place = Store(url)
-    return LabelSet(url=url, manifest=JobManifest.model_validate(place.read_json("manifest.json")),
-                    summary=place.read_json("summary.json"))
+    return FinishedJob(url=url, manifest=JobManifest.model_validate(place.read_json("manifest.json")),
+                       summary=place.read_json("summary.json"))
 
 
-def versus_baseline(material: Material) -> dict[str, tuple[float, float, float]]:
+def versus_baseline(material: ReportMaterial) -> dict[str, tuple[float, float, float]]:
     """Label -> (difference to the baseline's mean score, and its paired bootstrap interval), as fractions."""
     base = material.baseline
     if base is None or not material.whole(base):
@@ -141,11 +141,11 @@ def versus_baseline(material: Material) -> dict[str, tuple[float, float, float]]
     return found
 
 
-def _score(material: Material, row: Row) -> float:
+def _score(material: ReportMaterial, row: LeaderboardRow) -> float:
     return float(getattr(row, material.board.metric))
 
 
-def _sample(material: Material, row: Row) -> Sample:
+def _sample(material: ReportMaterial, row: LeaderboardRow) -> Sample:
     by_fold: dict[int, list[RunResult]] = {}
     for result in material.runs_of(row):
         by_fold.setdefault(result.spec.fold or 0, []).append(result)

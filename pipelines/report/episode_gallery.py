@@ -16,7 +16,7 @@ from pipelines.config.evaluate import EvalConfig
 from pipelines.data.episodes import Episode, EpisodeList, load_episode
 from pipelines.data.schema import EpisodeSample
 from pipelines.data.shardset import Shards
-from pipelines.evaluation.evaluate import marked
+from pipelines.evaluation.evaluate import draw_prompt
 from pipelines.evaluation.predict import predict
 from pipelines.evaluation.results import RunResult
 from pipelines.pages.pictures import PREDICTION, SUPPORT, picture, png_bytes
@@ -27,7 +27,7 @@ KINDS = ("random", "worst")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shown:
+class GalleryEpisode:
     """One episode of the page: how it scored, and its pictures (caption, file beside the page)."""
 
     kind: str
@@ -38,8 +38,8 @@ class Shown:
     pictures: list[tuple[str, str]]
 
 
-def picks(table: pa.Table, queries: Mapping[int, int] | None = None, *, seed: int = 0, count: int = RANDOM,
-          worst: int = WORST) -> dict[str, list[int]]:
+def pick_rows(table: pa.Table, queries: Mapping[int, int] | None = None, *, seed: int = 0, count: int = RANDOM,
+              worst: int = WORST) -> dict[str, list[int]]:
     """Kind -> ids of a table of `EPISODE_SCORES`: `count` drawn with `seed` alone, and those of the lowest IoU.
 
     Random ones come in the order of the draw, the worst ones worst first, ties by id. An episode may be in both.
@@ -70,15 +70,15 @@ def write_gallery(
     store = Store(join(out, f"{name}-fold{fold}-shot{episodes.shots}-{result.bundle_id}"))
     by_id = {e.episode_id: e for e in episodes}
     iou = dict(zip(table["episode_id"].to_pylist(), table["iou"].to_pylist(), strict=True))
-    picked = picks(table, {e.episode_id: e.query for e in episodes}, seed=seed)
+    picked = pick_rows(table, {e.episode_id: e.query for e in episodes}, seed=seed)
     chosen = [(kind, n, by_id[i]) for kind, ids in picked.items() for n, i in enumerate(ids)]
     shown = []
     with Bar("drawing", len(chosen), unit="episodes") as bar:
         for kind, number, episode in chosen:
             found = _draw(model, shards, episode, config, store, f"{kind}-{number:02d}")
-            shown.append(Shown(kind=kind, episode_id=episode.episode_id, iou=iou[episode.episode_id],
-                               class_name=shards.classes[episode.class_id].name, pictures=found,
-                               query=shards.rows[episode.query]["file_name"]))
+            shown.append(GalleryEpisode(kind=kind, episode_id=episode.episode_id, iou=iou[episode.episode_id],
+                                        class_name=shards.classes[episode.class_id].name, pictures=found,
+                                        query=shards.rows[episode.query]["file_name"]))
             bar.step()
     about = {"page": store.path("index.html"), "seed": seed, "zero": sum(v == 0 for v in iou.values()),
              **{k: getattr(result, k) for k in ("bundle", "bundle_id", "miou", "fb_iou", "episodes", "list_hash",
@@ -95,7 +95,7 @@ def _draw(model: Segmenter, shards: Shards, episode: Episode, config: EvalConfig
           stem: str) -> list[tuple[str, str]]:
     """The supports with their masks, the query with the truth's outline over the prediction; (caption, file)."""
     sample: EpisodeSample = load_episode(shards, episode)
-    prompts = [marked(model, r, config, episode.episode_id, k) for k, r in enumerate(sample.references)]
+    prompts = [draw_prompt(model, r, config, episode.episode_id, k) for k, r in enumerate(sample.references)]
     mask, _ = predict(model, sample, prompts)
     target = sample.targets[0]
     drawn = [(f"support {k}" if len(sample.references) > 1 else "support", f"{stem}-support{k}.png",
@@ -107,6 +107,6 @@ def _draw(model: Segmenter, shards: Shards, episode: Episode, config: EvalConfig
     return [(caption, name) for caption, name, _ in drawn]
 
 
-def _page(about: dict[str, Any], shown: Sequence[Shown]) -> str:
+def _page(about: dict[str, Any], shown: Sequence[GalleryEpisode]) -> str:
     template = page_template("pipelines.report", "episodes.html")
     return template.render(a=about, kinds={k: [s for s in shown if s.kind == k] for k in KINDS})

@@ -11,15 +11,15 @@ from pipelines.data.schema import EpisodeSample
 from pipelines.evaluation.predict import predict
 from pipelines.evaluation.results import RunResult, read_episodes
 from pipelines.pages.pictures import PREDICTION, SUPPORT, TRUTH, photo_url
-from pipelines.report.collect import Material
-from pipelines.selection.choose import Row
+from pipelines.report.collect import ReportMaterial
+from pipelines.selection.choose import LeaderboardRow
 
 EACH = 3  # episodes of each kind
 KINDS = ("good", "middling", "bad")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pick:
+class EpisodePick:
     """An episode worth showing: of which run, and how it did there."""
 
     kind: str
@@ -30,7 +30,7 @@ class Pick:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Example:
+class ReportExample:
     """One episode of the page: captions and pictures (data URLs)."""
 
     kind: str
@@ -39,7 +39,7 @@ class Example:
     panels: list[tuple[str, str]]
 
 
-def examples(material: Material) -> tuple[list[Example], str]:
+def make_examples(material: ReportMaterial) -> tuple[list[ReportExample], str]:
     """The pictures, or none and why there are none."""
     row = material.winner or next((r for r in material.board.rows if r.complete), None)
     if row is None:
@@ -53,7 +53,7 @@ def examples(material: Material) -> tuple[list[Example], str]:
     shown = [row] + [r for r in [material.baseline] if r is not None and r.label != row.label]
     if material.baseline is row:  # show the best method that was trained beside it
         shown += [r for r in material.board.rows if r is not row and r.complete][:1]
-    found: list[Example] = []
+    found: list[ReportExample] = []
     for fold, picks in picks_by_fold.items():
         data = FoldData.open(material.shards.url, fold)
         listed = data.episodes(material.recipe.eval)
@@ -65,7 +65,7 @@ def examples(material: Material) -> tuple[list[Example], str]:
     return sorted(found, key=lambda e: KINDS.index(e.kind)), ""
 
 
-def pick_episodes(material: Material, row: Row, each: int = EACH) -> list[Pick]:
+def pick_episodes(material: ReportMaterial, row: LeaderboardRow, each: int = EACH) -> list[EpisodePick]:
     """The best, middling and worst episodes over all folds, of as many different classes as there are."""
     scored: list[tuple[float, RunResult, int, int]] = []
     for run in material.runs_of(row):
@@ -84,27 +84,27 @@ def pick_episodes(material: Material, row: Row, each: int = EACH) -> list[Pick]:
 
 
 def _different(kind: str, ordered: list[tuple[float, RunResult, int, int]], each: int,
-               used: set[tuple[str, int]]) -> list[Pick]:
+               used: set[tuple[str, int]]) -> list[EpisodePick]:
     """The first `each` episodes, no class twice, none that another kind has."""
-    picks: list[Pick] = []
+    picks: list[EpisodePick] = []
     for iou, run, episode, cls in ordered:
         if len(picks) == each:
             break
         if (run.run, episode) not in used and cls not in {p.class_id for p in picks}:
             used.add((run.run, episode))
-            picks.append(Pick(kind=kind, run=run, episode_id=episode, class_id=cls, iou=iou))
+            picks.append(EpisodePick(kind=kind, run=run, episode_id=episode, class_id=cls, iou=iou))
     return picks
 
 
-def _by_fold(picks: list[Pick]) -> dict[int, list[Pick]]:
-    folds: dict[int, list[Pick]] = {}
+def _by_fold(picks: list[EpisodePick]) -> dict[int, list[EpisodePick]]:
+    folds: dict[int, list[EpisodePick]] = {}
     for pick in picks:
         folds.setdefault(pick.run.spec.fold or 0, []).append(pick)
     return dict(sorted(folds.items()))
 
 
-def _drawn(material: Material, rows: list[Row], fold: int, picks: list[Pick],
-           samples: list[EpisodeSample]) -> list[Example]:
+def _drawn(material: ReportMaterial, rows: list[LeaderboardRow], fold: int, picks: list[EpisodePick],
+           samples: list[EpisodeSample]) -> list[ReportExample]:
     """One fold's episodes with the prediction of every method shown."""
     panels = [[(f"support: {s.class_name}", photo_url(s.references[0].image, s.references[0].mask, SUPPORT)),
                ("query", photo_url(s.targets[0].image)),
@@ -117,5 +117,5 @@ def _drawn(material: Material, rows: list[Row], fold: int, picks: list[Pick],
         for sample, shown in zip(samples, panels, strict=True):
             mask, iou = predict(model, sample)
             shown.append((f"{row.label}: IoU {iou * 100:.0f}", photo_url(sample.targets[0].image, mask, PREDICTION)))
-    return [Example(kind=p.kind, class_name=s.class_name, fold=fold, panels=shown)
+    return [ReportExample(kind=p.kind, class_name=s.class_name, fold=fold, panels=shown)
             for p, s, shown in zip(picks, samples, panels, strict=True)]

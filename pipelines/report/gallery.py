@@ -15,7 +15,7 @@ from pipelines.data.decode import decode_image
 from pipelines.data.shardset import Shards
 from pipelines.labelling.parts import decided_parts
 from pipelines.pages.pictures import photo_url
-from pipelines.report.collect import LabelSet
+from pipelines.report.collect import FinishedJob
 
 EACH = 4
 MAX_FAILURES = 200  # the table of the page; failures.parquet has all
@@ -25,7 +25,7 @@ Label = dict[str, Any]  # a row of a part
 
 
 @dataclass(frozen=True, kw_only=True)
-class Picture:
+class GalleryPicture:
     """One labelled photo."""
 
     kind: str
@@ -48,26 +48,26 @@ class Agreement:
 class Gallery:
     """One labelling job of the page."""
 
-    labels: LabelSet
+    labels: FinishedJob
     class_name: str
     counts: tuple[int, int]  # photos with and without a mask
-    pictures: list[Picture]
+    pictures: list[GalleryPicture]
     agreement: Agreement | None
     failures: list[dict[str, str]]
     problem: str = ""
 
 
-def galleries(labels: LabelSet, shards: Shards | None) -> list[Gallery]:
+def galleries(labels: FinishedJob, shards: Shards | None) -> list[Gallery]:
     """One a class of the job."""
     return [gallery(labels, shards, name) for name in labels.manifest.classes]
 
 
-def gallery(labels: LabelSet, shards: Shards | None, class_name: str) -> Gallery:
+def gallery(labels: FinishedJob, shards: Shards | None, class_name: str) -> Gallery:
     """Pictures and facts of one class of a labelling job; `shards` tell the truth about photos of their test split.
 
     Labels are as people decided. Parts are read one at a time: the memory does not grow with the number of photos.
     """
-    chosen, truth = Choice(), Truth(shards, class_name)
+    chosen, truth = RowSelection(), TruthComparison(shards, class_name)
     some = none = 0
     failures: list[dict[str, str]] = []
     for rows in decided_parts(Store(labels.url), labels.manifest):
@@ -88,7 +88,7 @@ def gallery(labels: LabelSet, shards: Shards | None, class_name: str) -> Gallery
                    agreement=truth.agreement, failures=failures, problem=problem)
 
 
-class Choice:
+class RowSelection:
     """The rows worth showing of any number of rows."""
 
     def __init__(self, each: int = EACH, held: int = 500) -> None:
@@ -123,20 +123,20 @@ class Choice:
         return dict(zip(KINDS, (self._top, rest[start : start + self._each], low[::-1], self._none), strict=True))
 
 
-def _picture(labels: LabelSet, kind: str, row: Label) -> Picture:
+def _picture(labels: FinishedJob, kind: str, row: Label) -> GalleryPicture:
     data = Store(labels.manifest.images_url).read_bytes(row["file_name"])
     image = decode_image(data, max_pixels=labels.manifest.max_pixels, max_bytes=labels.manifest.max_bytes, exif=True,
                          where=row["file_name"])
     mask = _mask(row) if row["area"] else None
     name = str(row["file_name"]).rsplit("/", 1)[-1]
-    return Picture(kind=kind, caption=f"{name}: {row['score']:.2f}", url=photo_url(image, mask))
+    return GalleryPicture(kind=kind, caption=f"{name}: {row['score']:.2f}", url=photo_url(image, mask))
 
 
 def _mask(row: Label) -> np.ndarray:
     return rle.decode(str(row["rle"]).encode(), row["height"], row["width"]).astype(bool)
 
 
-class Truth:
+class TruthComparison:
     """Compares labels with the test photo of the same name in the shards, where there is one such."""
 
     def __init__(self, shards: Shards | None, class_name: str) -> None:

@@ -18,8 +18,8 @@ from pipelines.base.version import code_version
 from pipelines.config.recipe import Recipe
 from pipelines.pages.curves import interval_bars, learning_curves
 from pipelines.pages.template import page_template
-from pipelines.report.collect import BASELINE, Material, collect, versus_baseline
-from pipelines.report.examples import KINDS, examples
+from pipelines.report.collect import BASELINE, ReportMaterial, collect, versus_baseline
+from pipelines.report.examples import KINDS, make_examples
 from pipelines.report.gallery import KINDS as LABEL_KINDS
 from pipelines.report.gallery import galleries
 
@@ -41,10 +41,10 @@ def write_report(recipe: Recipe, *, labels: str = "", target: str = "") -> str:
     return url
 
 
-def render(material: Material) -> str:
+def render(material: ReportMaterial) -> str:
     """The page's HTML."""
     say("report: predicting the example episodes")
-    shown, why_none = examples(material)
+    shown, why_none = make_examples(material)
     say("report: labels and figures")
     template = page_template("pipelines.report", "report.html", pct=_pct, compared=_compared, count=_count,
                              duration=_duration, spread=_spread)
@@ -61,7 +61,7 @@ def render(material: Material) -> str:
     )
 
 
-def _verdicts(material: Material) -> list[str]:
+def _verdicts(material: ReportMaterial) -> list[str]:
     """How each other method compares with the baseline, in a sentence."""
     level = f"{material.board.confidence:.0%}"
     said = []
@@ -75,7 +75,7 @@ def _verdicts(material: Material) -> list[str]:
     return said
 
 
-def _intervals(material: Material) -> Markup:
+def _intervals(material: ReportMaterial) -> Markup:
     rows = [(r.label + (" (untrained)" if r.untrained else ""), getattr(r, material.board.metric) * 100,
              r.interval[0] * 100, r.interval[1] * 100) for r in material.board.rows if r.complete]
     name = {"miou": "mIoU", "fb_iou": "FB-IoU"}[material.board.metric]
@@ -83,7 +83,7 @@ def _intervals(material: Material) -> Markup:
     return Markup(interval_bars(rows, title))
 
 
-def _curves(material: Material) -> list[Markup]:
+def _curves(material: ReportMaterial) -> list[Markup]:
     """Loss and speed of every method that trained, a line a run."""
     found = []
     for row in material.board.rows:
@@ -96,7 +96,7 @@ def _curves(material: Material) -> list[Markup]:
     return found
 
 
-def _class_table(material: Material) -> list[dict[str, Any]]:
+def _class_table(material: ReportMaterial) -> list[dict[str, Any]]:
     """One row a class: its fold and every method's IoU, mean over seeds."""
     table: dict[tuple[int, str], dict[str, list[float]]] = {}
     for row in material.board.rows:
@@ -112,7 +112,7 @@ def _mean(values: list[float] | None) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def _failures(material: Material) -> list[dict[str, str]]:
+def _failures(material: ReportMaterial) -> list[dict[str, str]]:
     """What went wrong anywhere: photos of the source and runs (labelling failures are shown with their job)."""
     rows = [{"where": "run", "what": name, "why": error} for name, error in material.failed.items()]
     if material.shards is not None:

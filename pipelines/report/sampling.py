@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pipelines.data.marginals import Marginals, Table
+from pipelines.data.marginals import CountTable, Marginals
 from pipelines.pages.template import page_template
 
 
@@ -38,8 +38,8 @@ def sampling_figure(found: Marginals, names: Mapping[int, str]) -> Figure:
     return figure
 
 
-def _scatter(axes: Axes, table: Table, title: str) -> None:
-    """With the band in which 99.9 % of counts lie that vary from epoch to epoch as these do (`Table.spread`)."""
+def _scatter(axes: Axes, table: CountTable, title: str) -> None:
+    """With the band in which 99.9 % of counts lie that vary from epoch to epoch as these do (`CountTable.spread`)."""
     order = np.argsort(table.expected)
     e = table.expected[order]
     axes.plot(e, table.drawn[order], ".", markersize=3, color="#2c6e91")

@@ -9,7 +9,7 @@ import numpy as np
 
 from pipelines.labelling.decisions import Decided
 from pipelines.labelling.parts import part_name
-from pipelines.review.job import Reviewed, Row
+from pipelines.review.job import ReviewedJob, Row
 
 MOST = 2000  # labels that an order holds; the surer ones wait for the next review
 
@@ -25,7 +25,7 @@ def sureness(row: Row) -> float:
 
 
 @dataclass(frozen=True)
-class Order:
+class DoubtOrder:
     """The most doubtful labels, the worst first: [N] ids of photos, numbers of classes, sureness. `total` has all."""
 
     image_ids: np.ndarray
@@ -37,7 +37,7 @@ class Order:
         return len(self.image_ids)
 
 
-def by_doubt(job: Reviewed, *, most: int = MOST, decided: Decided | None = None) -> Order:
+def order_by_doubt(job: ReviewedJob, *, most: int = MOST, decided: Decided | None = None) -> DoubtOrder:
     """Order the labels; those in `decided` stay out. One part and `most` labels are in memory, whatever the job."""
     columns = ["image_id", "class_name", "area", "score", "error"]
     columns += ["presence", "quality"] if job.manifest.calibrator else []
@@ -49,10 +49,10 @@ def by_doubt(job: Reviewed, *, most: int = MOST, decided: Decided | None = None)
         found = [(sureness(r), r["image_id"], number[r["class_name"]]) for r in left]
         held = np.concatenate([held, np.array(found, dtype=float).reshape(-1, 3)])
         held = held[np.lexsort((held[:, 2], held[:, 1], held[:, 0]))][:most]
-    return Order(held[:, 1].astype(np.int64), held[:, 2].astype(np.int64), held[:, 0], total)
+    return DoubtOrder(held[:, 1].astype(np.int64), held[:, 2].astype(np.int64), held[:, 0], total)
 
 
-def rows_at(job: Reviewed, order: Order, places: Sequence[int]) -> list[Row]:
+def rows_at(job: ReviewedJob, order: DoubtOrder, places: Sequence[int]) -> list[Row]:
     """The rows of the labels at `places` of the order, each part being read once."""
     wanted = {(int(order.image_ids[p]), job.manifest.classes[int(order.classes[p])]): n for n, p in enumerate(places)}
     found: dict[int, Row] = {}

@@ -26,13 +26,13 @@ from pipelines.labelling.decisions import (
     read_decisions,
 )
 from pipelines.labelling.manifest import MANIFEST, JobManifest
-from pipelines.labelling.parts import finished, part_name
+from pipelines.labelling.parts import finished_chunks, part_name
 
 Row = dict[str, Any]  # of a part
 
 
 @dataclass(frozen=True)
-class Reviewed:
+class ReviewedJob:
     """The folder and its manifest."""
 
     out: Store
@@ -41,7 +41,7 @@ class Reviewed:
     @cached_property
     def chunks(self) -> list[int]:
         """Those that were labelled when this was first asked."""
-        return sorted(finished(self.out))
+        return sorted(finished_chunks(self.out))
 
     def need_all(self) -> None:
         """Raises `FssError` while parts are missing."""
@@ -99,18 +99,18 @@ class Reviewed:
         return decision.model_copy(update={"mask": mark["mask"]})
 
 
-def open_job(url: str) -> Reviewed:
+def open_job(url: str) -> ReviewedJob:
     """Raises `FssError` if there is no labelling job."""
     out = Store(url)
     if not out.exists(MANIFEST):
         raise FssError("holds no labelling job", where=out.url, mend="give the --out of `fss label`")
     try:
-        return Reviewed(out, JobManifest.model_validate(out.read_json(MANIFEST)))
+        return ReviewedJob(out, JobManifest.model_validate(out.read_json(MANIFEST)))
     except ValidationError as error:
         raise FssError("is not this version's manifest", where=out.path(MANIFEST)) from error
 
 
-def import_decisions(job: Reviewed, url: str) -> int:
+def import_decisions(job: ReviewedJob, url: str) -> int:
     """Take over a file of decisions that the gallery saved, but for those that a later word is known about.
 
     Returns how many.
@@ -142,7 +142,7 @@ def _moment(time: str) -> datetime | None:
     return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
-def decide_by_name(job: Reviewed, given: dict[str, tuple[str, dict[str, Any] | None]], class_name: str) -> int:
+def decide_by_name(job: ReviewedJob, given: dict[str, tuple[str, dict[str, Any] | None]], class_name: str) -> int:
     """Decide on photos by their names: name -> (word, mask). `class_name` may be empty where the job has one class.
 
     Raises `FssError` for names that are not labelled, and where the class is not said.

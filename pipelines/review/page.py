@@ -16,21 +16,21 @@ from pipelines.data import rle
 from pipelines.labelling.decisions import Decided, apply_decisions, count_decisions
 from pipelines.pages.pictures import photo_url
 from pipelines.pages.template import page_template
-from pipelines.review.doubt import MOST, Order, by_doubt, rows_at, sureness
-from pipelines.review.job import Reviewed, Row
+from pipelines.review.doubt import MOST, DoubtOrder, order_by_doubt, rows_at, sureness
+from pipelines.review.job import ReviewedJob, Row
 
 PAGE = 48  # labels a page
 SIDE = 320  # pixels of a picture's longer side
 READERS = 4
 
 
-def write_review(job: Reviewed, out: str, *, most: int = MOST, undecided: bool = False) -> tuple[str, int]:
+def write_review(job: ReviewedJob, out: str, *, most: int = MOST, undecided: bool = False) -> tuple[str, int]:
     """Write the pages below `out`. Returns the first one's place and how many there are.
 
     Raises `FssError` where nothing is labelled yet, or, with `undecided`, everything is decided.
     """
     decided = job.decided
-    order = by_doubt(job, most=most, decided=decided if undecided else None)
+    order = order_by_doubt(job, most=most, decided=decided if undecided else None)
     if not len(order):
         raise FssError("has no label to review", where=job.out.url,
                        mend="every label is decided on" if undecided and job.chunks else "nothing is labelled yet")
@@ -50,7 +50,7 @@ def page_name(page: int) -> str:
     return f"review-{page + 1:04d}.html"
 
 
-def _about(job: Reviewed, order: Order, decided: Decided) -> dict[str, Any]:
+def _about(job: ReviewedJob, order: DoubtOrder, decided: Decided) -> dict[str, Any]:
     manifest = job.manifest
     script = files("pipelines.review").joinpath("review.js").read_text(encoding="utf-8")
     return {"script": script,
@@ -60,7 +60,7 @@ def _about(job: Reviewed, order: Order, decided: Decided) -> dict[str, Any]:
             "job": f"{manifest.images_hash}-{'-'.join(manifest.wanted.support_ids)[:80]}-{manifest.redoes}"}
 
 
-def _card(job: Reviewed, row: Row, decided: Decided) -> dict[str, Any]:
+def _card(job: ReviewedJob, row: Row, decided: Decided) -> dict[str, Any]:
     decision = decided.get((row["image_id"], row["class_name"]))
     return {"id": row["image_id"], "image": row["file_name"], "class_name": row["class_name"],
             "sure": sureness(row), "calibrated": row.get("quality") is not None, "empty": not row["area"],
@@ -68,7 +68,7 @@ def _card(job: Reviewed, row: Row, decided: Decided) -> dict[str, Any]:
             **_picture(job, apply_decisions([row], decided, resolve=False)[0] if decision and decision.mask else row)}
 
 
-def _picture(job: Reviewed, row: Row) -> dict[str, str]:
+def _picture(job: ReviewedJob, row: Row) -> dict[str, str]:
     try:
         pixels = job.pixels(row["file_name"])
     except (FssError, BadImage) as error:

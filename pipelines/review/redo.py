@@ -20,37 +20,37 @@ from pipelines.base.storage import Store, join
 from pipelines.base.workspace import Workspace
 from pipelines.bundles.bundle import about_bundle, read_bundle_info
 from pipelines.config.recipe import Recipe
-from pipelines.inference.masks import Failure
+from pipelines.inference.masks import PhotoFailure
 from pipelines.inference.supports import Support, SupportSet, UnknownSupportError, load_support_set
 from pipelines.labelling.decisions import DECISIONS, Decided, decisions_hash, read_decisions
 from pipelines.labelling.engines import Engine
-from pipelines.labelling.images import Reader, list_images
-from pipelines.labelling.job import Job, label_rows
+from pipelines.labelling.images import PhotoReader, list_images
+from pipelines.labelling.job import LabellingJob, label_rows
 from pipelines.labelling.manifest import JobManifest, claim, describe_classes
 from pipelines.labelling.outputs import write_outputs
 from pipelines.labelling.parts import part_name, result_columns, schema_of
 from pipelines.labelling.run import LabelRequest, check_bundle, choose_service, run_left
 from pipelines.review.doubt import sureness
-from pipelines.review.job import Reviewed, Row, open_job
+from pipelines.review.job import ReviewedJob, Row, open_job
 
 ORIGIN, SNAPSHOT = "origin.json", "origin_decisions.jsonl"
 MAX_ADDED = 20  # corrections of a class that become supports, those first that the model was least sure of
 
 
 @dataclass(frozen=True)
-class RedoJob(Job):
+class RedoJob(LabellingJob):
     """A claimed folder that goes on from `old`; labels below `below` that are not `decided` are made anew."""
 
-    old: Reviewed
+    old: ReviewedJob
     decided: Decided
     below: float
 
-    def label_chunk(self, chunk: int, engine: Engine, reader: Reader) -> tuple[int, int]:
-        """See `Job`."""
+    def label_chunk(self, chunk: int, engine: Engine, reader: PhotoReader) -> tuple[int, int]:
+        """See `LabellingJob`."""
         rows = self.manifest.rows(chunk)
         before = self.old.out.read_table(part_name(chunk))
         listed = before.to_pylist()
-        again = redone(listed, self.decided, self.below, whole=self.manifest.overlaps == "resolve")
+        again = rows_to_redo(listed, self.decided, self.below, whole=self.manifest.overlaps == "resolve")
         if again:
             listed = self._again(listed, sorted({image_id - 1 for image_id, _ in again}), again, engine, reader)
             before = pa.Table.from_pylist(listed, schema=schema_of(self.manifest))
@@ -58,12 +58,12 @@ class RedoJob(Job):
         return len(rows), len({r["image_id"] for r in listed if r["error"] is not None})
 
     def _again(self, listed: list[Row], photos: list[int], again: set[tuple[int, str]], engine: Engine,
-               reader: Reader) -> list[Row]:
+               reader: PhotoReader) -> list[Row]:
         """The rows with those in `again` made anew. A photo that cannot be read any more keeps its labels."""
         results = label_rows(photos, engine, reader, self.manifest)
         fresh: dict[tuple[int, str], dict[str, object]] = {}
         for row, result in zip(photos, results, strict=True):
-            if isinstance(result, Failure):
+            if isinstance(result, PhotoFailure):
                 say(f"{self.images.names[row]} keeps its labels: {result.reason}")
                 continue
             fresh.update({(row + 1, str(c["class_name"])): c for c in result_columns(result, self.manifest)})
@@ -71,7 +71,7 @@ class RedoJob(Job):
         return [{**r, **made.get((r["image_id"], r["class_name"]), {})} for r in listed]
 
 
-def redone(rows: list[Row], decided: Decided, below: float, *, whole: bool) -> set[tuple[int, str]]:
+def rows_to_redo(rows: list[Row], decided: Decided, below: float, *, whole: bool) -> set[tuple[int, str]]:
     """(photo, class) of the labels that are made anew; with `whole` all of a photo that nobody decided on."""
     good = [r for r in rows if r["error"] is None]
     free = {(r["image_id"], r["class_name"]) for r in good} - decided.keys()
@@ -118,11 +118,11 @@ def choose_same(asked: LabelRequest, manifest: JobManifest) -> tuple[str, dict[s
     service, health = choose_service(asked)
     about = health if health and not asked.bundle else about_bundle(read_bundle_info(asked.bundle_url))
     check_bundle(manifest, about, mend="name the job's bundle with --bundle, the workspace whose champion it is with "
-                                       "--workspace, or label all with `fss label`")
+                 "--workspace, or label all with `fss label`")
     return service, health
 
 
-def begin(old: Reviewed, out: Store, below: float) -> None:
+def begin(old: ReviewedJob, out: Store, below: float) -> None:
     """Write what decides the new job. Raises `FssError`, and writes nothing, where there is nothing to do."""
     if out.list("parts") or out.url == old.out.url:
         raise FssError("holds another labelling job", where=out.url, mend="choose another --out")
@@ -132,7 +132,7 @@ def begin(old: Reviewed, out: Store, below: float) -> None:
                        mend="correct some with `fss review decide` or in the console")
     counted: Counter[str] = Counter()
     for rows in old.rows():
-        keys = redone(rows, decided, below, whole=old.manifest.overlaps == "resolve")
+        keys = rows_to_redo(rows, decided, below, whole=old.manifest.overlaps == "resolve")
         counted.update(labels=len(keys), photos=len({image_id for image_id, _ in keys}))
     if not counted["labels"]:
         raise FssError(f"no undecided label is below {below:g}", where=old.out.url, mend="give a higher --below")
@@ -144,7 +144,7 @@ def begin(old: Reviewed, out: Store, below: float) -> None:
                             "supports": old.manifest.supports})
 
 
-def _same(request: RedoRequest, old: Reviewed, out: Store, origin: dict[str, Any]) -> None:
+def _same(request: RedoRequest, old: ReviewedJob, out: Store, origin: dict[str, Any]) -> None:
     """Raises `FssError` if the folder goes on from another job or with another bound."""
     if origin["supports"] != old.manifest.supports or request.below not in (None, origin["below"]):
         raise FssError(f"goes on from {origin['job']} below {origin['below']:g}", where=out.url,
@@ -157,7 +157,7 @@ def resume(out: Store, supports_url: str) -> tuple[RedoJob, list[SupportSet]]:
     return prepare(open_job(origin["job"]), out, origin["below"], read_decisions(out, SNAPSHOT), supports_url)
 
 
-def prepare(old: Reviewed, out: Store, below: float, decided: Decided, supports_url: str
+def prepare(old: ReviewedJob, out: Store, below: float, decided: Decided, supports_url: str
             ) -> tuple[RedoJob, list[SupportSet]]:
     """Claim the folder. Returns the job and its support sets. Raises `FssError` if photos or supports have gone."""
     images = list_images(old.manifest.images_url, old.manifest.limit, outs=[old.out.url, out.url])
@@ -172,7 +172,7 @@ def prepare(old: Reviewed, out: Store, below: float, decided: Decided, supports_
     return RedoJob(out, images, manifest, old, decided, below), classes
 
 
-def grown_supports(old: Reviewed, decided: Decided, supports_url: str) -> list[SupportSet]:
+def grown_supports(old: ReviewedJob, decided: Decided, supports_url: str) -> list[SupportSet]:
     """The job's support sets with the corrected masks of each class added. Raises `FssError` for one that has gone."""
     fixed = [d for d in decided.values() if d.decision == "correct"]
     given = {d.key: next(r for r in old.rows_of(d.image_id) if r["class_name"] == d.class_name) for d in fixed}

@@ -34,7 +34,7 @@ Told = Callable[[int, int], None]  # support sets done, of how many
 
 
 @dataclass(frozen=True, kw_only=True)
-class Draw:
+class CalibrationDraw:
     """One support set: image ids of its shots, and of targets with and without the class."""
 
     class_id: int
@@ -48,7 +48,7 @@ class TooFewPhotosError(FssError):
 
 
 def draw_sets(shards: Shards, classes: Sequence[int], config: CalibrateConfig, *, seen: Sequence[str] = (),
-              split: str = "train") -> list[Draw]:
+              split: str = "train") -> list[CalibrationDraw]:
     """`config.sets` support sets, classes in turn.
 
     Raises `TooFewPhotosError` if no class has two photos in the split.
@@ -69,8 +69,9 @@ def draw_sets(shards: Shards, classes: Sequence[int], config: CalibrateConfig, *
         k = k if k >= MIN_ADJUST else 1
         order = [int(i) for i in rng.permutation(photos[c])]
         shots, rest = order[:k], order[k:]
-        drawn.append(Draw(class_id=c, shots=tuple(shots), present=_first(rest, fresh, config.targets),
-                          absent=_first([int(i) for i in rng.permutation(lacking[c])], fresh, config.targets)))
+        drawn.append(CalibrationDraw(class_id=c, shots=tuple(shots), present=_first(rest, fresh, config.targets),
+                                     absent=_first([int(i) for i in rng.permutation(lacking[c])], fresh,
+                                                   config.targets)))
     return drawn
 
 
@@ -80,7 +81,7 @@ def _first(photos: Sequence[int], fresh: set[int], count: int) -> tuple[int, ...
 
 
 @torch.inference_mode()
-def observe(model: Segmenter, shards: Shards, draws: Sequence[Draw], *, told: Told = lambda done, all_: None
+def observe(model: Segmenter, shards: Shards, draws: Sequence[CalibrationDraw], *, told: Told = lambda done, all_: None
             ) -> Iterator[tuple[Observed, torch.Tensor]]:
     """What a calibrator is fitted on, and the scenes [K + T, C] of the photos, draw by draw."""
     cache = FeatureCache(model)
@@ -89,7 +90,8 @@ def observe(model: Segmenter, shards: Shards, draws: Sequence[Draw], *, told: To
         told(number + 1, len(draws))
 
 
-def _observe(model: Segmenter, shards: Shards, cache: FeatureCache, draw: Draw) -> tuple[Observed, torch.Tensor]:
+def _observe(model: Segmenter, shards: Shards, cache: FeatureCache, draw: CalibrationDraw) -> tuple[Observed,
+                                                                                                    torch.Tensor]:
     shots = shards.samples(draw.shots, draw.class_id)
     targets = shards.samples([*draw.present, *draw.absent], draw.class_id)
     features, row_of = cache([*shots, *targets])

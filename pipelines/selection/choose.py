@@ -21,7 +21,7 @@ from pipelines.evaluation.spread import draw_scores, seed_scores
 from pipelines.evaluation.steps import describe
 
 
-class Row(Section):
+class LeaderboardRow(Section):
     """One method of the leaderboard. All scores are fractions; `seconds` is the latency of one query, idle."""
 
     label: str
@@ -59,7 +59,7 @@ class Leaderboard(Section):
     shots: int
     lists: dict[str, str]  # fold -> content hash of its episode list
     selection: str
-    rows: list[Row]
+    rows: list[LeaderboardRow]
     winner: str  # label, or ""
     reason: str
     price_per_hour: float = 0.0  # that the costs are for
@@ -127,7 +127,7 @@ def _sample(recipe: Recipe, results: Sequence[RunResult]) -> Sample | None:
     return Sample.of([(f, [read_counts(workspace.run(r.run), r) for r in results if r.spec.fold == f]) for f in folds])
 
 
-def _compared(rows: Sequence[Row], samples: dict[str, Sample], config: ChooseConfig) -> list[Row]:
+def _compared(rows: Sequence[LeaderboardRow], samples: dict[str, Sample], config: ChooseConfig) -> list[LeaderboardRow]:
     """Each complete row with its difference to the best one: the first that can win, else the first."""
     best = next((r for r in rows if r.complete and not r.untrained), rows[0])
     found = []
@@ -155,14 +155,14 @@ def _machine(latency: dict[str, Any]) -> str:
 
 
 def _row(recipe: Recipe, label: str, method: MethodConfig, results: Sequence[RunResult], sample: Sample | None,
-         latency: dict[str, Any]) -> Row:
+         latency: dict[str, Any]) -> LeaderboardRow:
     config, good = recipe.choose, [r for r in results if not r.error]
     folds = sorted({r.spec.fold for r in good if r.spec.fold is not None})
     per_fold = {f: [r for r in good if r.spec.fold == f] for f in folds}
     miou = {str(f): float(np.mean([r.miou for r in rs])) for f, rs in per_fold.items()}
     fb = {str(f): float(np.mean([r.fb_iou for r in rs])) for f, rs in per_fold.items()}
     spread = [0.0, 1.0] if sample is None else list(interval(_draw(sample, config, config.metric), config.confidence))
-    return Row(
+    return LeaderboardRow(
         label=label, method=method, folds=miou, fb_folds=fb, miou=_mean(miou), fb_iou=_mean(fb), interval=spread,
         seconds=float(latency.get("seconds", 0.0)), trainable_params=max((r.trainable_params for r in good), default=0),
         train_s=sum(r.train_s for r in good), untrained=any(r.untrained for r in good),
@@ -194,7 +194,7 @@ def _mean(values: dict[str, float]) -> float:
     return float(np.mean(list(values.values()))) if values else 0.0
 
 
-def choose_winner(rows: Sequence[Row], samples: dict[str, Sample], config: ChooseConfig) -> tuple[str, str]:
+def choose_winner(rows: Sequence[LeaderboardRow], samples: dict[str, Sample], config: ChooseConfig) -> tuple[str, str]:
     """(label, one sentence why). Untrained methods and methods with failed runs cannot win."""
     able = [r for r in rows if r.complete and not r.untrained]
     able.sort(key=lambda r: -getattr(r, config.metric))
@@ -210,7 +210,7 @@ def choose_winner(rows: Sequence[Row], samples: dict[str, Sample], config: Choos
              for r in rest}
     rivals = [r for r in rest if ahead[r.label][0] <= 0]
 
-    def lead(other: Row) -> str:
+    def lead(other: LeaderboardRow) -> str:
         low, high = (f"{x * 100:+.1f}" for x in ahead[other.label])
         return (f"mean {name} {getattr(best, config.metric) * 100:.1f} against "
                 f"{getattr(other, config.metric) * 100:.1f} of {other.label}, {config.confidence:.0%} interval of "
@@ -221,7 +221,8 @@ def choose_winner(rows: Sequence[Row], samples: dict[str, Sample], config: Choos
     return _fastest(best, rivals, lead)
 
 
-def _fastest(best: Row, rivals: Sequence[Row], lead: Callable[[Row], str]) -> tuple[str, str]:
+def _fastest(best: LeaderboardRow, rivals: Sequence[LeaderboardRow],
+             lead: Callable[[LeaderboardRow], str]) -> tuple[str, str]:
     """The fastest of the best and of those that are not surely worse. The sentence quotes the one it is decided by."""
     if not all(r.seconds for r in (best, *rivals)):
         return best.label, (f"{best.label} is ahead but not surely ({lead(rivals[0])}); no latency was measured to "
@@ -262,7 +263,7 @@ def _cost_head(board: Leaderboard) -> list[str]:
             *(["over draws"] if any(r.draws for r in board.rows) else [])]
 
 
-def _cost_cells(row: Row, board: Leaderboard) -> list[str]:
+def _cost_cells(row: LeaderboardRow, board: Leaderboard) -> list[str]:
     speed = f"{row.seconds * 1000:.0f}" if row.seconds else "-"
     rate = f"{row.images_per_s:.3g}" if row.images_per_s else "-"
     peak = f"{row.peak_bytes / 1e6:.0f} MB" if row.peak_bytes else "-"
@@ -278,14 +279,14 @@ def _range(scores: Sequence[float]) -> str:
     return f"{min(scores) * 100:.1f}-{max(scores) * 100:.1f}" if len(scores) > 1 else "-"
 
 
-def _cells(row: Row, folds: Sequence[str]) -> list[str]:
+def _cells(row: LeaderboardRow, folds: Sequence[str]) -> list[str]:
     note = "untrained" if row.untrained else ("incomplete" if not row.complete else "")
     scores = [f"{row.folds[f] * 100:.1f}" if f in row.folds else "failed" for f in folds]
     spread = f"{row.interval[0] * 100:.1f}-{row.interval[1] * 100:.1f}" if row.complete else "-"
     return [row.label, *scores, f"{row.miou * 100:.1f}", spread, f"{row.fb_iou * 100:.1f}", _behind(row), note]
 
 
-def _behind(row: Row) -> str:
+def _behind(row: LeaderboardRow) -> str:
     if not row.behind:
         return "-"
     gain, low, high = (f"{round(x * 100, 1) + 0.0:+.1f}" for x in row.behind)

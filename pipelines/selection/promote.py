@@ -24,11 +24,11 @@ from pipelines.bundles.bundle import BundleInfo, copy_calibrator, read_bundle_in
 from pipelines.config.recipe import Recipe
 from pipelines.config.run import RunSpec, shipped_sha
 from pipelines.config.train import SelectConfig, TrainConfig
-from pipelines.data.ensure import ensure_mixture, ensure_shards, shares
-from pipelines.data.folds import resolved
+from pipelines.data.ensure import ensure_mixture, ensure_shards, mixture_shares
+from pipelines.data.folds import resolve_steps
 from pipelines.evaluation.results import RunResult
 from pipelines.selection.calibrate import calibrate_refit
-from pipelines.selection.choose import Leaderboard, Row, read_leaderboard
+from pipelines.selection.choose import Leaderboard, LeaderboardRow, read_leaderboard
 from pipelines.sweeps.execute import tracking
 from pipelines.sweeps.matrix import only_cell
 from pipelines.sweeps.sweep import plan_sweep, run_specs
@@ -73,7 +73,7 @@ def promote(recipe: Recipe) -> BundleInfo:
     return info
 
 
-def _refit_spec(recipe: Recipe, board: Leaderboard, row: Row) -> RunSpec:
+def _refit_spec(recipe: Recipe, board: Leaderboard, row: LeaderboardRow) -> RunSpec:
     shards, place = ensure_shards(recipe), Workspace(recipe.out).leaderboard
     manifest = shards.manifest
     if manifest.content_hash != board.data_hash:
@@ -81,15 +81,15 @@ def _refit_spec(recipe: Recipe, board: Leaderboard, row: Row) -> RunSpec:
     if not set(row.runs) <= {s.name for s in plan_sweep(recipe)}:
         raise FssError("the leaderboard is of other settings than the recipe's", where=place,
                        mend="run `fss sweep run` with the same recipe and settings, then promote")
-    train = _refit_training(recipe, row, resolved(recipe.train, shards, None))
+    train = _refit_training(recipe, row, resolve_steps(recipe.train, shards, None))
     return RunSpec(
         dataset=recipe.data.name, shards=Workspace(recipe.out).shards(recipe.data.name),
         data_hash=manifest.content_hash, fold=None, method=row.method, seed=recipe.sweep.seeds[0],
-        train=train, mixture=shares(recipe, ensure_mixture(recipe)),
+        train=train, mixture=mixture_shares(recipe, ensure_mixture(recipe)),
         shipped=shipped_sha(row.method))
 
 
-def _refit_training(recipe: Recipe, row: Row, train: TrainConfig) -> TrainConfig:
+def _refit_training(recipe: Recipe, row: LeaderboardRow, train: TrainConfig) -> TrainConfig:
     """The steps are fixed beforehand: the recipe's, or the median of those that were chosen fold by fold."""
     fixed = {"selection": "none", "select": SelectConfig()}
     if recipe.promote.steps:
@@ -99,7 +99,7 @@ def _refit_training(recipe: Recipe, row: Row, train: TrainConfig) -> TrainConfig
     return train.model_copy(update={**fixed, "stop": min(row.steps, train.steps)})
 
 
-def check_gate(row: Row, result: RunResult) -> None:
+def check_gate(row: LeaderboardRow, result: RunResult) -> None:
     """Raise `FssError` if the refit is surely worse on held-out photos than cross-validation promised."""
     low = _interval(row)[0]
     if result.interval[1] < low:
@@ -109,12 +109,12 @@ def check_gate(row: Row, result: RunResult) -> None:
             where=result.run, mend="raise promote.steps or look at its history.json; the champion is unchanged")
 
 
-def _interval(row: Row) -> list[float]:
+def _interval(row: LeaderboardRow) -> list[float]:
     """Of the mIoU. Leaderboards of before it was kept have that of the recipe's metric alone."""
     return row.miou_interval or row.interval
 
 
-def champion_metrics(board: Leaderboard, row: Row, result: RunResult) -> dict[str, Any]:
+def champion_metrics(board: Leaderboard, row: LeaderboardRow, result: RunResult) -> dict[str, Any]:
     """What the champion says about itself."""
     return {
         "cross_validated": {"miou": row.miou, "fb_iou": row.fb_iou, "interval": _interval(row), "folds": row.folds,
@@ -126,7 +126,7 @@ def champion_metrics(board: Leaderboard, row: Row, result: RunResult) -> dict[st
     }
 
 
-def _publish(recipe: Recipe, board: Leaderboard, row: Row, result: RunResult) -> BundleInfo:
+def _publish(recipe: Recipe, board: Leaderboard, row: LeaderboardRow, result: RunResult) -> BundleInfo:
     """Copy the refit's bundle to the champion's place; bundle.json is written last, so half a bundle is none."""
     source, target = Store(result.bundle), Store(Workspace(recipe.out).champion)
     old = read_bundle_info(result.bundle)

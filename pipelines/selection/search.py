@@ -31,8 +31,8 @@ from pipelines.config.run import RunSpec, shipped_sha
 from pipelines.config.section import Section
 from pipelines.config.sweep import RangeConfig
 from pipelines.config.train import TrainConfig
-from pipelines.data.ensure import ensure_mixture, ensure_shards, shares
-from pipelines.data.folds import FoldData, resolved
+from pipelines.data.ensure import ensure_mixture, ensure_shards, mixture_shares
+from pipelines.data.folds import FoldData, resolve_steps
 from pipelines.evaluation.steps import grid_of, held_episodes, hold_out
 
 ALLOWED = ("train.", "methods.0.config.")
@@ -41,7 +41,7 @@ FIXED = ("train.steps", "train.epochs", "train.stop", "train.selection", "train.
 THIRD = 3
 
 
-class Point(Section):
+class SearchPoint(Section):
     """A score of a trial: mIoU on the held-out classes, a fraction, and its 95 % interval."""
 
     steps: int
@@ -53,16 +53,16 @@ class Trial(Section):
     """What is known of one choice of settings."""
 
     values: dict[str, Any]
-    points: list[Point] = Field(default_factory=list)
+    points: list[SearchPoint] = Field(default_factory=list)
     error: str = ""
 
     @property
-    def best(self) -> Point | None:
+    def best(self) -> SearchPoint | None:
         """Its best score, None before the first."""
         return max(self.points, key=lambda p: p.miou, default=None)
 
 
-class Found(Section):
+class SearchResult(Section):
     """The content of `search/<recipe>.json`: trials, the best first."""
 
     recipe: str
@@ -83,7 +83,7 @@ class Found(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ask:
+class TrialInputs:
     """What every trial is given: the recipe, the run it stands for, and where its scores are kept."""
 
     recipe: Recipe
@@ -91,9 +91,9 @@ class Ask:
     url: str
     threads: int
 
-    def changed(self, values: dict[str, Any]) -> RunSpec:
+    def change_settings(self, values: dict[str, Any]) -> RunSpec:
         """The run of a trial, without the held-out classes."""
-        recipe = changed(self.recipe, values)
+        recipe = change_settings(self.recipe, values)
         train = recipe.train.model_copy(update={
             "steps": self.spec.train.steps, "epochs": 0.0, "selection": "none", "select": type(recipe.train.select)()})
         return self.spec.model_copy(update={"method": recipe.methods[0], "train": train})
@@ -104,7 +104,7 @@ class Ask:
         return f"{hashlib.sha256(content.encode()).hexdigest()[:12]}.json"
 
 
-def changed(recipe: Recipe, values: dict[str, Any]) -> Recipe:
+def change_settings(recipe: Recipe, values: dict[str, Any]) -> Recipe:
     """The recipe with some settings. Raises `FssError` for one that does not exist or a value that does not fit."""
     raw = recipe.model_dump()
     for key, value in values.items():
@@ -123,7 +123,7 @@ def changed(recipe: Recipe, values: dict[str, Any]) -> Recipe:
     return made
 
 
-def search(recipe: Recipe) -> Found:
+def search(recipe: Recipe) -> SearchResult:
     """Try `search.trials` choices; returns all of them, the best first, and writes `search/<recipe>.json`.
 
     Raises `FssError` for a space that is empty or holds what may not be searched, for several methods, and for what a
@@ -136,9 +136,9 @@ def search(recipe: Recipe) -> Found:
         trials = _tune(recipe, ask, grid_of(train))
     held = [data.shards.classes[c].name for c in hold_out(data, train)]
     trials.sort(key=lambda t: -(t.best.miou if t.best else -1.0))
-    found = Found(recipe=recipe.name, method=recipe.methods[0].name, fold=recipe.search.fold, held_out=held,
-                  list_hash=episodes.sha256, episodes=len(episodes), steps=train.steps, trials=trials,
-                  code=code_version())
+    found = SearchResult(recipe=recipe.name, method=recipe.methods[0].name, fold=recipe.search.fold, held_out=held,
+                         list_hash=episodes.sha256, episodes=len(episodes), steps=train.steps, trials=trials,
+                         code=code_version())
     Store(join(recipe.out, "search")).write_json(f"{recipe.name}.json", found.model_dump(mode="json"))
     return found
 
@@ -159,28 +159,28 @@ def _check(recipe: Recipe) -> None:
                        mend="set train.workers=1 and train.features=off")
     for key, values in space.items():
         for value in _edges(values):
-            changed(recipe, {key: value})
+            change_settings(recipe, {key: value})
 
 
 def _edges(values: RangeConfig) -> list[Any]:
     return values.choice or list(values.uniform or values.log or ())
 
 
-def _ask(recipe: Recipe) -> tuple[Ask, FoldData, TrainConfig]:
+def _ask(recipe: Recipe) -> tuple[TrialInputs, FoldData, TrainConfig]:
     """What trials are given, the fold, and the training section that says what is held out."""
     shards, fold = ensure_shards(recipe), recipe.search.fold
     data = FoldData.open(shards.url, fold)
-    train = resolved(recipe.train, shards, fold).model_copy(update={"selection": "base-holdout", "stop": 0})
+    train = resolve_steps(recipe.train, shards, fold).model_copy(update={"selection": "base-holdout", "stop": 0})
     spec = RunSpec(dataset=recipe.data.name, shards=shards.url, data_hash=shards.manifest.content_hash, fold=fold,
                    method=recipe.methods[0], seed=recipe.sweep.seeds[0], train=train,
-                   mixture=shares(recipe, ensure_mixture(recipe)), shipped=shipped_sha(recipe.methods[0]),
+                   mixture=mixture_shares(recipe, ensure_mixture(recipe)), shipped=shipped_sha(recipe.methods[0]),
                    holdout=tuple(hold_out(data, train)))
     url = join(recipe.out, "search", recipe.name)
     threads = max(1, math.floor(recipe.sweep.cpus_per_run))
-    return Ask(recipe=recipe, spec=spec, url=url, threads=threads), data, train
+    return TrialInputs(recipe=recipe, spec=spec, url=url, threads=threads), data, train
 
 
-def _tune(recipe: Recipe, ask: Ask, grid: tuple[int, ...]) -> list[Trial]:
+def _tune(recipe: Recipe, ask: TrialInputs, grid: tuple[int, ...]) -> list[Trial]:
     """Run the trials on the cluster and read what they left."""
     from ray import tune
     from ray.tune.schedulers import ASHAScheduler
@@ -210,30 +210,31 @@ def _domain(values: RangeConfig, tune: Any) -> Any:
 def _progress(bar: Bar) -> Any:
     from ray import tune
 
-    class Scores(tune.Callback):
+    class ScoreBar(tune.Callback):
         """A step of the bar a score."""
 
         def on_trial_result(self, *args: Any, **kwargs: Any) -> None:
             bar.step()
 
-    return Scores()
+    return ScoreBar()
 
 
-def _read(ask: Ask, values: dict[str, Any], error: Exception | None) -> Trial:
+def _read(ask: TrialInputs, values: dict[str, Any], error: Exception | None) -> Trial:
     store, name = Store(ask.url), ask.trial_name(values)
     trial = Trial.model_validate(store.read_json(name)) if store.exists(name) else Trial(values=values)
     lines = [line for line in str(error).splitlines() if line.strip()] if error else []
     return trial.model_copy(update={"error": lines[-1].strip()}) if lines else trial
 
 
-def _trial(config: dict[str, Any], ask: Ask, grid: tuple[int, ...]) -> None:
+def _trial(config: dict[str, Any], ask: TrialInputs, grid: tuple[int, ...]) -> None:
     """What Tune calls in a process of its own, with the values of a trial."""
     from ray import tune
 
     run_trial(ask, dict(config), grid, lambda point: tune.report(point.model_dump()))
 
 
-def run_trial(ask: Ask, values: dict[str, Any], grid: tuple[int, ...], told: Callable[[Point], None]) -> Trial:
+def run_trial(ask: TrialInputs, values: dict[str, Any], grid: tuple[int, ...],
+              told: Callable[[SearchPoint], None]) -> Trial:
     """Train and score one choice; `told` hears every score, known ones first. Nothing is trained if all are known."""
     store, name = Store(ask.url), ask.trial_name(values)
     trial = Trial.model_validate(store.read_json(name)) if store.exists(name) else Trial(values=values)
@@ -244,7 +245,7 @@ def run_trial(ask: Ask, values: dict[str, Any], grid: tuple[int, ...], told: Cal
         return trial
     known = {p.steps for p in points}
 
-    def scored(point: Point) -> None:
+    def scored(point: SearchPoint) -> None:
         if point.steps not in known:
             points.append(point)
             store.write_json(name, Trial(values=values, points=points).model_dump(mode="json"))
@@ -254,14 +255,15 @@ def run_trial(ask: Ask, values: dict[str, Any], grid: tuple[int, ...], told: Cal
     return Trial(values=values, points=points)
 
 
-def _train(ask: Ask, values: dict[str, Any], grid: tuple[int, ...], scored: Callable[[Point], None]) -> None:
+def _train(ask: TrialInputs, values: dict[str, Any], grid: tuple[int, ...],
+           scored: Callable[[SearchPoint], None]) -> None:
     from pipelines.bundles.weights import build_model
     from pipelines.data.collate import square_side
-    from pipelines.training.loop import Place, fit
+    from pipelines.training.loop import WorkerRank, fit
 
     torch.set_num_threads(ask.threads)
-    spec, gpus = ask.changed(values), ask.recipe.sweep.gpus_per_run
-    method, data, place = spec.method, FoldData.of(spec), Place(device="cuda" if gpus else "cpu")
+    spec, gpus = ask.change_settings(values), ask.recipe.sweep.gpus_per_run
+    method, data, place = spec.method, FoldData.of(spec), WorkerRank(device="cuda" if gpus else "cpu")
     model: Segmenter = build_model(method.name, method.preset, method.config, weights=method.weights,
                                    sha256=method.sha256, seed=spec.seed)
     side = square_side(model, decoded=True) if spec.train.augment == "none" else 0
@@ -274,7 +276,7 @@ def _train(ask: Ask, values: dict[str, Any], grid: tuple[int, ...], scored: Call
         open_stream=lambda position: data.stream(spec, position=position, rank=0, world=1, side=side))
 
 
-def _score(ask: Ask, model: Segmenter, step: int) -> Point:
+def _score(ask: TrialInputs, model: Segmenter, step: int) -> SearchPoint:
     """The model as it is now on the held-out classes; its training goes on as if nothing had been."""
     from fss_models.metrics import Sample, interval, resampled_scores, score
     from pipelines.evaluation.evaluate import score_episodes
@@ -289,10 +291,10 @@ def _score(ask: Ask, model: Segmenter, step: int) -> Point:
     model.train()
     counts = table_counts(table)
     spread = resampled_scores(Sample.of([(0, [counts])]), resamples=ask.recipe.choose.resamples, seed=0)
-    return Point(steps=step, miou=score(counts, episodes.class_ids).miou, interval=interval(spread))
+    return SearchPoint(steps=step, miou=score(counts, episodes.class_ids).miou, interval=interval(spread))
 
 
-def format_found(found: Found) -> str:
+def format_search(found: SearchResult) -> str:
     """The trials as a table for people, in percent, the best first."""
     keys = list(found.trials[0].values) if found.trials else []
     rows = [[*keys, "steps", "mIoU", "95 % interval", "scored at", ""]]

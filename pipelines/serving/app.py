@@ -19,7 +19,7 @@ from pipelines.inference.support_files import support_set_from_request
 from pipelines.serving.client import results_json
 from pipelines.serving.docs_page import docs_html
 from pipelines.serving.guards import bounded, counted, html_answer, http_error, with_token
-from pipelines.serving.metrics import ServiceMetrics, exported
+from pipelines.serving.metrics import ServiceMetrics, export_metrics
 from pipelines.serving.openapi import openapi
 from pipelines.serving.requests import Handler, Route, SegmentRequest, parse_segment, read_json
 from pipelines.serving.spec import ServiceSpec
@@ -105,4 +105,4 @@ def build_api(service: Service) -> FastAPI:
 
 
 async def _metrics(_: Request) -> Response:
-    return Response(await exported(), media_type="text/plain; version=0.0.4; charset=utf-8")
+    return Response(await export_metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -10,8 +10,8 @@ import httpx
 
 from fss_models.errors import FssError
 from pipelines.base.storage import Store
-from pipelines.config.mask_request import Wanted
-from pipelines.inference.masks import Failure, Label, Labels
+from pipelines.config.mask_request import MaskRequest
+from pipelines.inference.masks import Label, Labels, PhotoFailure
 from pipelines.inference.support_files import support_request
 from pipelines.inference.supports import SupportSet
 
@@ -42,13 +42,13 @@ class Client:
         return str(self._ask("POST", "/v1/supports", support_request(supports))["support_id"])
 
     def segment(self, images: list[bytes], support_id: str, threshold: float,
-                *, bulk: bool = False) -> list[Label | Failure]:
+                *, bulk: bool = False) -> list[Label | PhotoFailure]:
         """One result a photo, in order."""
-        found = self.segment_classes(images, Wanted(support_ids=(support_id,), threshold=threshold), bulk=bulk)
-        return [f if isinstance(f, Failure) else f[0] for f in found]
+        found = self.segment_classes(images, MaskRequest(support_ids=(support_id,), threshold=threshold), bulk=bulk)
+        return [f if isinstance(f, PhotoFailure) else f[0] for f in found]
 
-    def segment_classes(self, images: list[bytes], wanted: Wanted, *, bulk: bool = False,
-                        bundle_id: str = "") -> list[Labels | Failure]:
+    def segment_classes(self, images: list[bytes], wanted: MaskRequest, *, bulk: bool = False,
+                        bundle_id: str = "") -> list[Labels | PhotoFailure]:
         """The masks of all classes that are wanted, photo by photo. Raises `FssError` for another bundle's."""
         body = {**wanted.json(), "bulk": bulk, "images": [base64.b64encode(i).decode() for i in images]}
         answer = self._ask("POST", "/v1/segment", body)
@@ -84,9 +84,9 @@ def _reason(answer: httpx.Response) -> str:
         return f"answers {answer.status_code}: {answer.text[:200]}"
 
 
-def _results(row: dict[str, Any]) -> Labels | Failure:
+def _results(row: dict[str, Any]) -> Labels | PhotoFailure:
     if "error" in row:
-        return Failure(reason=row["error"], stage=row.get("stage", "decode"))
+        return PhotoFailure(reason=row["error"], stage=row.get("stage", "decode"))
     return tuple(_label(one) for one in row.get("labels", [row]))
 
 
@@ -97,9 +97,9 @@ def _label(row: dict[str, Any]) -> Label:
                  presence=row.get("presence"), quality=row.get("quality"), status=row.get("status", ""))
 
 
-def results_json(result: Labels | Failure, *, many: bool) -> dict[str, Any]:
+def results_json(result: Labels | PhotoFailure, *, many: bool) -> dict[str, Any]:
     """How a photo's result is written in an answer of the service; `many` where the request had `support_ids`."""
-    if isinstance(result, Failure):
+    if isinstance(result, PhotoFailure):
         return {"error": result.reason, "stage": result.stage}
     found = [_label_json(label) for label in result]
     return {"labels": found} if many else found[0]

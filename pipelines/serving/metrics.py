@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 
-from pipelines.inference.masks import Failure
+from pipelines.inference.masks import PhotoFailure
 
 SECONDS = [0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0]
 FAMILIES = ("ray_fss_", "ray_serve_")
@@ -51,13 +51,13 @@ class PhotoMetrics:
 
     def count(self, results: Sequence[Any], *, bulk: bool) -> None:
         """What a request got."""
-        failed = sum(isinstance(r, Failure) for r in results)
+        failed = sum(isinstance(r, PhotoFailure) for r in results)
         for result, count in (("label", len(results) - failed), ("failed", failed)):
             if count:
                 self._photos.inc(count, tags={"kind": "job" if bulk else "person", "result": result})
 
 
-async def exported() -> str:
+async def export_metrics() -> str:
     """The service's metrics of all nodes, in Prometheus' text format; a node that does not answer is a comment."""
     import ray
 
@@ -65,7 +65,7 @@ async def exported() -> str:
     places = [f"{n['NodeManagerAddress']}:{n['MetricsExportPort']}" for n in nodes if n["Alive"]]
     async with httpx.AsyncClient(timeout=EXPORTER_S) as client:
         answers = await asyncio.gather(*(_one(client, place) for place in places))
-    return merged(answers)
+    return merge_metrics(answers)
 
 
 async def _one(client: httpx.AsyncClient, place: str) -> str:
@@ -76,7 +76,7 @@ async def _one(client: httpx.AsyncClient, place: str) -> str:
         return f"# {place} does not answer: {type(error).__name__}\n"
 
 
-def merged(texts: Iterable[str]) -> str:
+def merge_metrics(texts: Iterable[str]) -> str:
     """The lines about the service; those of one family together, its HELP and TYPE once, as the format wants it."""
     families: dict[str, list[str]] = {}
     notes: list[str] = []

@@ -9,14 +9,14 @@ from typing import Any
 from ray import serve
 from ray.serve import Application, Deployment
 
-from pipelines.config.mask_request import Wanted
-from pipelines.inference.labeler import Labeler, Limits
-from pipelines.inference.masks import Failure, Labels
+from pipelines.config.mask_request import MaskRequest
+from pipelines.inference.labeler import Labeler, PhotoLimits
+from pipelines.inference.masks import Labels, PhotoFailure
 from pipelines.inference.supports import SupportSet
 from pipelines.serving.metrics import PhotoMetrics
 from pipelines.serving.spec import ModelSpec
 
-Item = tuple[bytes, Wanted]
+Item = tuple[bytes, MaskRequest]
 CONCURRENT_BATCHES = 2  # one is decoded while the other is in the model
 BULK_CHUNKS = 2  # the same for chunks
 # How soon a router looks for a free place again. Serve's half a second leaves a replica idle while requests wait.
@@ -30,7 +30,7 @@ class Model:
         import torch
 
         torch.set_num_threads(spec.torch_threads)
-        limits = Limits(max_pixels=spec.max_pixels, max_bytes=spec.max_bytes)
+        limits = PhotoLimits(max_pixels=spec.max_pixels, max_bytes=spec.max_bytes)
         self.labeler = Labeler(spec.bundle_url, spec.device, decoders=spec.torch_threads,
                                supports_url=spec.supports_url, bundle_id=spec.bundle_id, limits=limits)
         self.batch, self.metrics = spec.batch, PhotoMetrics()
@@ -40,7 +40,7 @@ class Model:
         """Compute the memory. Raises `FssError` if the method refuses the prompts."""
         return await asyncio.to_thread(self.labeler.add_support, supports)
 
-    async def segment(self, images: list[bytes], wanted: Wanted) -> list[Labels | Failure]:
+    async def segment(self, images: list[bytes], wanted: MaskRequest) -> list[Labels | PhotoFailure]:
         """A person's photos, batched with those of other requests. Raises `UnknownSupportError`."""
         for support_id in wanted.support_ids:  # here, so that nobody else's request fails with it
             await asyncio.to_thread(self.labeler.memory, support_id)
@@ -48,7 +48,7 @@ class Model:
         self.metrics.count(found, bulk=False)
         return found
 
-    async def chunk(self, images: list[bytes], wanted: Wanted) -> list[Labels | Failure]:
+    async def chunk(self, images: list[bytes], wanted: MaskRequest) -> list[Labels | PhotoFailure]:
         """A job's photos in batches of their own: the same photos give the same bytes. Raises `UnknownSupportError`."""
         found = await asyncio.to_thread(self.labeler.label_classes, images, wanted, self.batch)
         self.metrics.count(found, bulk=True)
@@ -58,7 +58,7 @@ class Model:
 def _batched(labeler: Labeler, spec: ModelSpec) -> Any:
     @serve.batch(max_batch_size=spec.batch, batch_wait_timeout_s=spec.wait_s,
                  max_concurrent_batches=CONCURRENT_BATCHES)
-    async def one(items: Sequence[Item]) -> list[Labels | Failure]:
+    async def one(items: Sequence[Item]) -> list[Labels | PhotoFailure]:
         images, wanted = [i[0] for i in items], [i[1] for i in items]
         return await asyncio.to_thread(labeler.label_mixed, images, wanted, spec.batch)
 

@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from fss_models.errors import FssError
-from pipelines.config.mask_request import MAX_CLASSES, Wanted, check_overlaps
+from pipelines.config.mask_request import MAX_CLASSES, MaskRequest, check_overlaps
 from pipelines.inference.marks import check_keys
 from pipelines.inference.support_files import from_base64
 from pipelines.serving.server import LOOPBACK
@@ -39,7 +39,7 @@ class SegmentRequest:
     """The content of `POST /v1/segment`. `bulk` sends it to the replicas that serve jobs."""
 
     images: list[bytes]
-    wanted: Wanted
+    wanted: MaskRequest
     bulk: bool
     many: bool  # `support_ids` was given: every photo has a list of labels
 
@@ -89,13 +89,13 @@ def parse_segment(body: Any) -> SegmentRequest:
     trust = {k: _chance(body, k) for k in TRUST}
     overlaps = body.get("overlaps", "keep")
     check_overlaps(overlaps, len(ids))
-    wanted = Wanted(support_ids=ids, threshold=float(threshold), overlaps=overlaps, pairs=pairs, **trust)
+    wanted = MaskRequest(support_ids=ids, threshold=float(threshold), overlaps=overlaps, pairs=pairs, **trust)
     photos = [from_base64(text, f"images[{i}]") for i, text in enumerate(images)]
     return SegmentRequest(images=photos, wanted=wanted, bulk=bulk, many="support_ids" in body)
 
 
 def _chance(body: dict[str, Any], key: str) -> float:
-    value = body.get(key, getattr(Wanted, key))
+    value = body.get(key, getattr(MaskRequest, key))
     odd = not isinstance(value, int | float) or isinstance(value, bool)
     if odd or not 0 <= value <= 1 or (key == "prevalence" and value in (0, 1)):
         raise FssError(f"{key} is {str(value)[:40]!r}, not a number between 0 and 1")

@@ -15,7 +15,7 @@ LARGEST_MACHINE_GB = 1000.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class SizingRequest:
     """What is to be planned for. `gpus` 0: everything on `cores` CPU cores."""
 
     images: int
@@ -34,7 +34,7 @@ class Request:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage:
+class SizingStage:
     """One stage: hours on the hardware asked for, cores and GPUs in use, memory of one process and in all, S3 in GB."""
 
     name: str
@@ -48,15 +48,15 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Plan:
+class SizingPlan:
     """The stages, the figures that they rest on, and what to mind."""
 
-    stages: tuple[Stage, ...]
+    stages: tuple[SizingStage, ...]
     figures: tuple[Figure, ...]
     notes: tuple[str, ...] = field(default=())
 
 
-def make_plan(request: Request) -> Plan:
+def make_plan(request: SizingRequest) -> SizingPlan:
     """Shards, a sweep of the method over the recipe's folds and seeds, labelling of as many photos.
 
     Raises `FssError` for an unknown method or preset, and for one that no figure is known of.
@@ -67,10 +67,10 @@ def make_plan(request: Request) -> Plan:
     parts = [_shards(request), _sweep(request, rate), _label(request, rate)]
     seen = {figure: None for _, figures in parts for figure in figures} | dict.fromkeys(used)
     stages = tuple(stage for stage, _ in parts)
-    return Plan(stages, tuple(seen), tuple(_notes(request, stages)))
+    return SizingPlan(stages, tuple(seen), tuple(_notes(request, stages)))
 
 
-def segment_rate(request: Request) -> tuple[float, tuple[Figure, ...]]:
+def segment_rate(request: SizingRequest) -> tuple[float, tuple[Figure, ...]]:
     """Images a second that one GPU, or else one core, segments. Raises `FssError` where nothing is known."""
     if request.gpus:
         known = {**f.GPU_RATES, "nano": f.GPU_NANO}.get(request.preset.removesuffix("_2.1"))
@@ -86,19 +86,19 @@ def segment_rate(request: Request) -> tuple[float, tuple[Figure, ...]]:
                    mend="nano was, with sansa, fcp, vrp_sam, fssam and prior; or give --gpus")
 
 
-def _shards(request: Request) -> tuple[Stage, tuple[Figure, ...]]:
+def _shards(request: SizingRequest) -> tuple[SizingStage, tuple[Figure, ...]]:
     """Photos once in the image table and once for each of their classes in a block, as the schema says."""
     stored = request.photo_kb * 1e3 * (request.images + request.annotations)
     driver = f.BUILD_DRIVER.value / 1e3 * max(1.0, request.annotations / f.BUILD_DRIVER_ANNOTATIONS)
     worker = f.BUILD_WORKER.value / 1e3
-    stage = Stage(
+    stage = SizingStage(
         name="build shards", hours=request.images / (f.BUILD_RATE.value * request.cores) / 3600, cores=request.cores,
         gpus=0, memory_gb=driver + request.cores * worker, memory=f"driver {driver:.1f} GB, {worker:.2f} GB a core",
         s3_gb=stored / 1e9, work=f"{request.images:,} photos, {request.annotations:,.0f} annotations")
     return stage, (f.BUILD_RATE, f.BUILD_DRIVER, f.BUILD_WORKER)
 
 
-def steps_of(request: Request) -> int:
+def steps_of(request: SizingRequest) -> int:
     """Optimiser steps of a run: the recipe's, or its epochs over the photos that are not held out."""
     train = request.recipe.train
     if not train.epochs:
@@ -107,7 +107,7 @@ def steps_of(request: Request) -> int:
     return math.ceil(train.epochs * kept / train.batch)
 
 
-def _sweep(request: Request, rate: float) -> tuple[Stage, tuple[Figure, ...]]:
+def _sweep(request: SizingRequest, rate: float) -> tuple[SizingStage, tuple[Figure, ...]]:
     recipe, train = request.recipe, request.recipe.train
     folds = len(recipe.sweep.folds) or recipe.data.folds
     trains = registry.method_class(request.method).trains
@@ -121,7 +121,7 @@ def _sweep(request: Request, rate: float) -> tuple[Stage, tuple[Figure, ...]]:
     feeding = math.ceil(at_once / per_clip / stream.value) if request.gpus and clips else 0
     one = (train.pool_bytes + train.pixel_bytes) / 1e9 * bool(clips) + f.PROCESS.value / 1e3
     checkpoints = runs * f.TRAINED.value * (4 + 12) / 1e9 if trains else 0.0  # weights; and with two moments of AdamW
-    stage = Stage(
+    stage = SizingStage(
         name="sweep", hours=seconds * math.ceil(runs / units) / 3600, gpus=at_once if request.gpus else 0,
         cores=max(at_once, feeding), memory_gb=one * at_once,
         memory=f"{one:.1f} GB a run (pool_bytes, pixel_bytes, process)", s3_gb=checkpoints,
@@ -129,7 +129,7 @@ def _sweep(request: Request, rate: float) -> tuple[Stage, tuple[Figure, ...]]:
     return stage, (*used, f.PROCESS, f.TRAINED, *((stream,) if feeding else ()))
 
 
-def _clip_seconds(request: Request, rate: float) -> tuple[float, tuple[Figure, ...]]:
+def _clip_seconds(request: SizingRequest, rate: float) -> tuple[float, tuple[Figure, ...]]:
     """Seconds of training a clip on one GPU or core."""
     train = request.recipe.train
     if not request.gpus and (request.method, request.preset, train.shots) == ("fcp", "nano", 1):
@@ -137,7 +137,7 @@ def _clip_seconds(request: Request, rate: float) -> tuple[float, tuple[Figure, .
     return (train.shots + train.targets) * f.BACKWARD.value / rate, (f.BACKWARD,)
 
 
-def _label(request: Request, rate: float) -> tuple[Stage, tuple[Figure, ...]]:
+def _label(request: SizingRequest, rate: float) -> tuple[SizingStage, tuple[Figure, ...]]:
     """Every photo is decoded once, as in the shard build, and segmented for one class."""
     decode = 1 / f.BUILD_RATE.value
     if request.gpus:
@@ -147,14 +147,14 @@ def _label(request: Request, rate: float) -> tuple[Stage, tuple[Figure, ...]]:
         hours, cores = request.images * (1 / rate + decode) / request.cores / 3600, request.cores
     replicas = request.gpus or max(1, request.recipe.serve.replicas)
     one = f.PROCESS.value / 1e3
-    stage = Stage(
+    stage = SizingStage(
         name="label", hours=hours, cores=cores, gpus=request.gpus, memory_gb=one * replicas,
         memory=f"{one:.1f} GB a replica", s3_gb=request.images * (request.photo_kb * 1e3 + f.LABEL_BYTES.value) / 1e9,
         work=f"{request.images:,} photos, {math.ceil(request.images / request.recipe.label.chunk):,} chunks, one class")
     return stage, (f.BUILD_RATE, f.PROCESS, f.LABEL_BYTES)
 
 
-def _notes(request: Request, stages: tuple[Stage, ...]) -> list[str]:
+def _notes(request: SizingRequest, stages: tuple[SizingStage, ...]) -> list[str]:
     notes = [f"S3: photos of {request.photo_kb:g} KB with {request.classes_per_photo:g} classes are taken (--photo-kb, "
              "--classes-per-photo); shards hold a photo once and once more for each of its classes"]
     if request.gpus:

@@ -64,7 +64,7 @@ def read_token() -> str:
                        mend="set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH") from error
 
 
-class Jobs:
+class Submissions:
     """The jobs of one cluster. Making one asks the cluster for its version, so a wrong address or token shows here."""
 
     def __init__(self, address: str = "") -> None:

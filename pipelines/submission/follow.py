@@ -9,14 +9,14 @@ from typing import Any
 
 from fss_models.errors import FssError
 from pipelines.base.progress import say
-from pipelines.submission.client import ENDED, Jobs, exit_code, status_of
+from pipelines.submission.client import ENDED, Submissions, exit_code, status_of
 
 QUIET_S = 120.0  # after so long without a line, ask whether the cluster is still there
 PATIENCE_S = 120.0  # how long a cluster may be away
 PAUSE_S = 2.0
 
 
-def follow(jobs: Jobs, submission_id: str, write: Callable[[str], Any]) -> int:
+def follow(jobs: Submissions, submission_id: str, write: Callable[[str], Any]) -> int:
     """Write the job's log from its beginning until it ends. Returns its exit status.
 
     A lost connection is taken up again where the log was. Raises `FssError` if the cluster stays away, or no longer
@@ -31,7 +31,7 @@ def follow(jobs: Jobs, submission_id: str, write: Callable[[str], Any]) -> int:
     return exit_code(details)
 
 
-async def _tail(jobs: Jobs, submission_id: str, write: Callable[[str], Any], shown: int) -> int:
+async def _tail(jobs: Submissions, submission_id: str, write: Callable[[str], Any], shown: int) -> int:
     """Write what comes after the first `shown` characters; returns the new count when the connection ends."""
     import aiohttp
 
@@ -52,7 +52,7 @@ async def _tail(jobs: Jobs, submission_id: str, write: Callable[[str], Any], sho
     return shown
 
 
-def _patient(jobs: Jobs, submission_id: str) -> Any:
+def _patient(jobs: Submissions, submission_id: str) -> Any:
     """The job's details, the cluster being away for at most `PATIENCE_S`."""
     deadline = time.monotonic() + PATIENCE_S
     told = False

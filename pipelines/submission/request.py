@@ -15,7 +15,7 @@ import yaml
 
 from fss_models.errors import FssError
 from pipelines.base.progress import say
-from pipelines.submission.client import Jobs, status_of
+from pipelines.submission.client import Submissions, status_of
 from pipelines.submission.package import pack
 from pipelines.submission.secrets import refuse_secrets
 
@@ -23,7 +23,7 @@ RUN = ("python", "-m", "jobs.cli")  # not `fss`: the code of the working directo
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class SubmissionRequest:
     """A command for a cluster. `arguments` are those of `fss`; `submission_id` "" draws one.
 
     `working_dir` "" sends no files. `runtime_env`: a YAML file of Ray's; `image`: a container image of the nodes.
@@ -46,7 +46,7 @@ class Request:
         return shlex.join([*RUN, *self.arguments])
 
 
-def send(jobs: Jobs, request: Request) -> str:
+def send(jobs: Submissions, request: SubmissionRequest) -> str:
     """Submit the command and return its id, which is said before anything is sent.
 
     A job of the same id and command that runs or is done is left as it is, so a client can go on after a loss; one that
@@ -75,14 +75,14 @@ def send(jobs: Jobs, request: Request) -> str:
     return name
 
 
-def _packed(request: Request, folder: Path) -> str:
+def _packed(request: SubmissionRequest, folder: Path) -> str:
     package = pack(request.working_dir, folder / "work.zip", exclude=request.exclude, max_bytes=request.max_bytes)
     left = f", without {', '.join(package.left_out)}" if package.left_out else ""
     say(f"sending {package.files} files, {package.bytes / 1e6:.1f} MB, of {request.working_dir}{left}")
     return str(package.path)
 
 
-def _environment(request: Request) -> dict[str, Any]:
+def _environment(request: SubmissionRequest) -> dict[str, Any]:
     """The runtime environment without its working directory. Raises `FssError` for settings that would be ignored."""
     given = _read(request.runtime_env) if request.runtime_env else {}
     if "working_dir" in given:

@@ -21,22 +21,22 @@ from pipelines.base.tracking import Tracker, spool_folder, tracking_uri
 from pipelines.base.version import code_version
 from pipelines.base.workspace import Workspace
 from pipelines.config.recipe import Recipe
-from pipelines.evaluation.drive import Scored, drive, failed, one_line
-from pipelines.evaluation.results import RunResult, untested
-from pipelines.sweeps.lengths import Lengths, Work
-from pipelines.sweeps.schedule import Machine, Need, Schedule, Task
-from pipelines.sweeps.watch import RunState, Watch
-from pipelines.training.context import Job
+from pipelines.evaluation.drive import ScoringConfig, drive_run, failed_result, innermost_line
+from pipelines.evaluation.results import RunResult, untested_line
+from pipelines.sweeps.lengths import RunLengths, RunWork
+from pipelines.sweeps.schedule import Machine, QueuedRun, RunResources, Schedule
+from pipelines.sweeps.watch import RunState, SweepWatch
+from pipelines.training.context import RunContext
 
 MACHINES_S = 10.0  # between two looks at which machines there are
 
 
 @dataclass
-class Planned:
+class PlannedRun:
     """A run of a sweep, how it is scored, which cell of the matrix it is of."""
 
-    job: Job
-    scored: Scored
+    job: RunContext
+    scored: ScoringConfig
     cell: str = ""
     tries: int = 0
     began: float = 0.0
@@ -47,22 +47,22 @@ class Planned:
         return self.job.spec.name
 
     @property
-    def need(self) -> Need:
+    def need(self) -> RunResources:
         """What it holds while it is under way."""
         workers = self.job.spec.train.workers if self.job.spec.trains else 1
-        return Need(cpus=self.job.cpus / workers, gpus=self.job.gpus / workers, workers=workers)
+        return RunResources(cpus=self.job.cpus / workers, gpus=self.job.gpus / workers, workers=workers)
 
 
-def execute(recipe: Recipe, plans: Sequence[Planned], ray: Any, *, sweep: bool = False,
+def execute(recipe: Recipe, plans: Sequence[PlannedRun], ray: Any, *, sweep: bool = False,
             before: Sequence[RunState] = ()) -> dict[str, RunResult]:
     """Carry out the plans; run -> result, failed ones with `error`.
 
     `sweep`: the workspace keeps the table's state; `before`: rows of the table that are finished already.
     Raises `FssError` for a run that the cluster has no room for.
     """
-    lengths = Lengths(Workspace(recipe.out).url)
+    lengths = RunLengths(Workspace(recipe.out).url)
     schedule = Schedule(machines_of(ray), limit=recipe.sweep.parallel)
-    schedule.add(Task(key=p.name, need=p.need, seconds=lengths.expect(p.job.spec, p.scored.config)) for p in plans)
+    schedule.add(QueuedRun(key=p.name, need=p.need, seconds=lengths.expect(p.job.spec, p.scored.config)) for p in plans)
     _check_room(schedule, ray)
     by_name = {p.name: p for p in plans}
     with tracking(recipe, ray) as tracker:
@@ -71,13 +71,13 @@ def execute(recipe: Recipe, plans: Sequence[Planned], ray: Any, *, sweep: bool =
             p.job = p.job.model_copy(update={"threads": threads, "tracker": tracker})
         _open_runs(recipe, plans, tracker)
         rows = [*before, *(RunState(run=p.name, cell=p.cell) for p in plans)]
-        with Watch(Workspace(recipe.out).url, recipe.name, rows, kept=sweep) as watch:
+        with SweepWatch(Workspace(recipe.out).url, recipe.name, rows, kept=sweep) as watch:
             running = _Running(by_name, schedule, lengths, watch, tracker, ray)
             try:
                 found = dict(running.results(Workspace(recipe.out).runs))
                 watch.end("finished")
             except BaseException as error:
-                watch.end("stopped", "interrupted" if isinstance(error, KeyboardInterrupt) else one_line(error))
+                watch.end("stopped", "interrupted" if isinstance(error, KeyboardInterrupt) else innermost_line(error))
                 raise
         tracker.end.remote(sweep_key(recipe, plans))
     return found
@@ -109,7 +109,7 @@ def _at_a_time(schedule: Schedule) -> int:
     return max(1, len(probe.start()))
 
 
-def packed(schedule: Schedule, submit: Callable[[str], Any], ray: Any, tick: Callable[[], None]
+def pack_runs(schedule: Schedule, submit: Callable[[str], Any], ray: Any, tick: Callable[[], None]
            ) -> Iterator[tuple[str, Any]]:
     """(key, reference) of each task that has ended, all being started as the schedule says; `tick` every second."""
     under_way: dict[Any, str] = {}
@@ -133,23 +133,23 @@ def packed(schedule: Schedule, submit: Callable[[str], Any], ray: Any, tick: Cal
 class _Running:
     """The sweep while it is under way."""
 
-    def __init__(self, plans: dict[str, Planned], schedule: Schedule, lengths: Lengths, watch: Watch, tracker: Any,
-                 ray: Any) -> None:
+    def __init__(self, plans: dict[str, PlannedRun], schedule: Schedule, lengths: RunLengths, watch: SweepWatch,
+                 tracker: Any, ray: Any) -> None:
         self.plans, self.schedule, self.lengths, self.watch = plans, schedule, lengths, watch
         self.tracker, self.ray = tracker, ray
-        self._task = ray.remote(drive).options(num_cpus=0, max_retries=0)
+        self._task = ray.remote(drive_run).options(num_cpus=0, max_retries=0)
         self._looked = time.monotonic()
 
     def results(self, runs: str) -> Iterator[tuple[str, RunResult]]:
         """Results as runs end; those that died for a reason that may pass go back into the queue."""
-        for name, ref in packed(self.schedule, self._submit, self.ray, self._tick):
+        for name, ref in pack_runs(self.schedule, self._submit, self.ray, self._tick):
             plan = self.plans[name]
             result = _outcome(ref, plan, self.ray)
             if result.passing and plan.tries <= plan.job.retries:
                 say(f"{name} failed ({result.error}); it is tried again")
                 self.schedule.add([self._as_task(plan)])
                 continue
-            record(self.tracker, result, runs)
+            record_result(self.tracker, result, runs)
             self.watch.result(result, plan.tries)
             if not result.error:
                 self.lengths.learn(result, time.monotonic() - plan.began)
@@ -157,8 +157,8 @@ class _Running:
                 self.schedule.expect({k: self._as_task(self.plans[k]).seconds for k in self.schedule.waiting})
             yield name, result
 
-    def _as_task(self, plan: Planned) -> Task:
-        return Task(key=plan.name, need=plan.need, seconds=self.lengths.expect(plan.job.spec, plan.scored.config))
+    def _as_task(self, plan: PlannedRun) -> QueuedRun:
+        return QueuedRun(key=plan.name, need=plan.need, seconds=self.lengths.expect(plan.job.spec, plan.scored.config))
 
     def _submit(self, name: str) -> Any:
         plan = self.plans[name]
@@ -175,11 +175,11 @@ class _Running:
         rows = {name: self._row(self.plans[name], told.get(name, {})) for name in self.schedule.under_way}
         self.watch.update(rows, self.schedule.left({n: r["left_s"] for n, r in rows.items()}))
 
-    def _row(self, plan: Planned, told: dict[str, Any]) -> dict[str, Any]:
+    def _row(self, plan: PlannedRun, told: dict[str, Any]) -> dict[str, Any]:
         """What the table shows of a run under way."""
         stage, step = told.get("stage") or "starting", int(told.get("step", 0))
         stages = self.lengths.stages(plan.job.spec, plan.scored.config)
-        work = Work.of(plan.job.spec, plan.scored.config).model_dump()
+        work = RunWork.of(plan.job.spec, plan.scored.config).model_dump()
         names, total = list(stages), max(sum(stages.values()), 1e-6)
         done = sum(stages[n] for n in names[:names.index(stage)]) if stage in names else 0.0
         done += stages.get(stage, 0.0) * min(step / max(work.get(stage, 1), 1), 1.0)
@@ -189,11 +189,11 @@ class _Running:
                 **{k: told.get(k) for k in ("loss", "miou", "episodes_per_s")}}
 
 
-def _outcome(ref: Any, plan: Planned, ray: Any) -> RunResult:
+def _outcome(ref: Any, plan: PlannedRun, ray: Any) -> RunResult:
     try:
         result: RunResult = ray.get(ref)
     except Exception as error:  # the driver's process died
-        return failed(plan.job, plan.scored, error)
+        return failed_result(plan.job, plan.scored, error)
     return result
 
 
@@ -218,13 +218,13 @@ def tracking(recipe: Recipe, ray: Any) -> Iterator[Any]:
         ray.kill(actor)
 
 
-def sweep_key(recipe: Recipe, plans: Sequence[Planned]) -> str:
+def sweep_key(recipe: Recipe, plans: Sequence[PlannedRun]) -> str:
     """The parent run's name."""
     digest = hashlib.sha256("\n".join(p.name for p in plans).encode()).hexdigest()[:8]
     return f"sweep-{recipe.name}-{digest}"
 
 
-def _open_runs(recipe: Recipe, plans: Sequence[Planned], tracker: Any) -> None:
+def _open_runs(recipe: Recipe, plans: Sequence[PlannedRun], tracker: Any) -> None:
     parent = sweep_key(recipe, plans)
     tracker.run.remote(parent, params={"runs": len(plans), "recipe": recipe.name}, tags={"fss.code": code_version()})
     for plan in plans:
@@ -233,7 +233,7 @@ def _open_runs(recipe: Recipe, plans: Sequence[Planned], tracker: Any) -> None:
         tracker.run.remote(spec.name, parent=parent, params=spec.params, tags=tags)
 
 
-def record(tracker: Any, result: RunResult, runs: str) -> None:
+def record_result(tracker: Any, result: RunResult, runs: str) -> None:
     """A result in the tracking store and, if it failed, on screen and in the run's folder."""
     store = Store(runs)
     if result.error:
@@ -243,7 +243,7 @@ def record(tracker: Any, result: RunResult, runs: str) -> None:
         tracker.end.remote(result.run, "FAILED")
         return
     store.delete(f"{result.run}/error.json")
-    if line := untested(result):
+    if line := untested_line(result):
         say(line)
     figures = {"miou": result.miou, "fb_iou": result.fb_iou, "images_per_s": result.images_per_s,
                "train_s": result.train_s, "miou_low": result.interval[0], "miou_high": result.interval[1]}

@@ -21,7 +21,7 @@ WEIGHT = 0.3  # of the newest measurement
 UNKNOWN = {"step_s": 1.0, "episode_s": 0.1, "start_s": 10.0}  # where nothing was measured yet: only the order counts
 
 
-class Work(Section):
+class RunWork(Section):
     """What a run has to do, stage by stage: steps and episodes."""
 
     selecting: int = 0
@@ -30,15 +30,15 @@ class Work(Section):
     scoring: int = 0  # episodes
 
     @staticmethod
-    def of(spec: RunSpec, config: EvalConfig) -> Work:
+    def of(spec: RunSpec, config: EvalConfig) -> RunWork:
         """All of a run's work; its final training counts in full, as the number of steps is not chosen yet."""
         train, steps = spec.train, spec.steps
         policy = train.selection if spec.trains else "none"
         points = min(train.select.points, steps)
         whole = config.episodes * config.draws
         each = train.select.episodes if policy == "base-holdout" else whole
-        return Work(selecting=steps if policy == "base-holdout" else 0, training=steps, scoring=whole,
-                    choosing=0 if policy == "none" else points * each)
+        return RunWork(selecting=steps if policy == "base-holdout" else 0, training=steps, scoring=whole,
+                       choosing=0 if policy == "none" else points * each)
 
 
 def kind_of(spec: RunSpec) -> str:
@@ -48,7 +48,7 @@ def kind_of(spec: RunSpec) -> str:
     return f"{spec.method.name}-{spec.method.preset}-b{t.batch}-k{t.shots}-j{t.targets}-w{t.workers}-{t.features}{way}"
 
 
-class Lengths:
+class RunLengths:
     """Rates by kind, kept in the workspace from sweep to sweep."""
 
     def __init__(self, workspace: str) -> None:
@@ -67,7 +67,7 @@ class Lengths:
 
     def stages(self, spec: RunSpec, config: EvalConfig) -> dict[str, float]:
         """Seconds expected of each stage."""
-        rates, work = self.rates(spec), Work.of(spec, config)
+        rates, work = self.rates(spec), RunWork.of(spec, config)
         step, episode = rates["step_s"], rates["episode_s"]
         return {"selecting": work.selecting * step, "choosing": work.choosing * episode,
                 "training": work.training * step, "scoring": work.scoring * episode + rates["start_s"]}

@@ -18,14 +18,14 @@ from pydantic import ValidationError
 from fss_models import registry
 from fss_models.errors import FssError
 from pipelines.config.recipe import Recipe
-from pipelines.config.run import RunSpec, Share, shipped_sha
+from pipelines.config.run import MixtureShare, RunSpec, shipped_sha
 from pipelines.config.train import TrainConfig
 
 SHORT = {"shots": ("train.shots", "eval.shots"), "dataset": ("data",)}
 
 
 @dataclass(frozen=True)
-class Cell:
+class MatrixCell:
     """A recipe without a matrix, and what tells it from the others (`label` is empty where there are no others)."""
 
     label: str
@@ -37,14 +37,14 @@ class Cell:
         return "-" + re.sub(r"[^\w.=]+", "-", self.label) if self.label else ""
 
 
-def cells(recipe: Recipe) -> list[Cell]:
+def cells(recipe: Recipe) -> list[MatrixCell]:
     """The recipe of every cell, by the names of the matrix's keys and the order of their values.
 
     Raises `FssError` for a key that no recipe has, a value that does not fit it, and an empty list of values.
     """
     matrix = recipe.sweep.matrix
     if not matrix:
-        return [Cell("", recipe)]
+        return [MatrixCell("", recipe)]
     for key, values in matrix.items():
         if not values:
             raise FssError(f"sweep.matrix: {key} has no values", where=recipe.name, mend="give a list")
@@ -55,7 +55,7 @@ def cells(recipe: Recipe) -> list[Cell]:
     raw["methods"] = _methods(raw.get("methods") or [m.model_dump() for m in recipe.methods], matrix)
     own = {k: v for k, v in sorted(matrix.items()) if not _of_methods(k)}  # labels do not depend on the order given
     found = [_cell(raw, dict(zip(own, chosen, strict=True)), recipe) for chosen in itertools.product(*own.values())]
-    return found if len(found) > 1 else [Cell("", found[0].recipe)]
+    return found if len(found) > 1 else [MatrixCell("", found[0].recipe)]
 
 
 def only_cell(recipe: Recipe) -> Recipe:
@@ -85,7 +85,7 @@ def _methods(methods: Sequence[dict[str, Any]], matrix: Mapping[str, Sequence[An
     return found
 
 
-def _cell(raw: dict[str, Any], chosen: Mapping[str, Any], recipe: Recipe) -> Cell:
+def _cell(raw: dict[str, Any], chosen: Mapping[str, Any], recipe: Recipe) -> MatrixCell:
     full = {key: value for name, value in chosen.items() for key in SHORT.get(name, (name,))}
     if "shots" in chosen and raw.get("eval", {}).get("list"):
         full.pop("eval.shots")  # the list has its own
@@ -96,7 +96,7 @@ def _cell(raw: dict[str, Any], chosen: Mapping[str, Any], recipe: Recipe) -> Cel
         place = ".".join(map(str, first["loc"])) or ", ".join(chosen)
         raise FssError(f"sweep.matrix: {place}: {first['msg'].removeprefix('Value error, ')}",
                        where=recipe.name) from error
-    return Cell(" ".join(_said(chosen)), made)
+    return MatrixCell(" ".join(_said(chosen)), made)
 
 
 def _said(chosen: Mapping[str, Any]) -> Iterator[str]:
@@ -119,7 +119,7 @@ def _assigned(raw: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, An
 
 def sweep_specs(
     recipe: Recipe, *, shards: str, data_hash: str, trains: dict[int | None, TrainConfig],
-    mixture: tuple[Share, ...] = (),
+    mixture: tuple[MixtureShare, ...] = (),
 ) -> list[RunSpec]:
     """The matrix method x fold x seed. A method without training has one run a fold, whatever the seeds.
 

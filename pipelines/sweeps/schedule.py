@@ -14,11 +14,11 @@ from random import Random
 
 TRIES, TRIES_BY_RUNS = 300, 8000  # plans looked at: so many, and fewer where there are many runs
 SLACK = 1e-6  # shares of a CPU or GPU are decimal fractions
-Key = Callable[["Task"], tuple[float, ...]]
+Key = Callable[["QueuedRun"], tuple[float, ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Need:
+class RunResources:
     """What a run holds while it is under way: `workers` equal parts, each on one machine.
 
     `gpus` of a part are whole GPUs, or a fraction of a single one.
@@ -36,7 +36,7 @@ class Machine:
     cpus: float
     gpus: tuple[float, ...] = ()  # the free share of each
 
-    def gpus_for(self, need: Need) -> tuple[int, ...] | None:
+    def gpus_for(self, need: RunResources) -> tuple[int, ...] | None:
         """The GPUs that one part of a run would take, the fullest that have room; None if it does not fit."""
         if need.cpus > self.cpus + SLACK:
             return None
@@ -44,31 +44,31 @@ class Machine:
         able = sorted((free, i) for i, free in enumerate(self.gpus) if free + SLACK >= share) if count else []
         return tuple(i for _, i in able[:count]) if len(able) >= count else None
 
-    def less(self, need: Need, gpus: Sequence[int], sign: int = -1) -> Machine:
+    def less(self, need: RunResources, gpus: Sequence[int], sign: int = -1) -> Machine:
         """What is free when a part is put on some of its GPUs (`sign` 1: taken away again)."""
         share = sign * _gpus(need)[1]
         return replace(self, cpus=self.cpus + sign * need.cpus,
                        gpus=tuple(g + share if i in gpus else g for i, g in enumerate(self.gpus)))
 
 
-def _gpus(need: Need) -> tuple[int, float]:
+def _gpus(need: RunResources) -> tuple[int, float]:
     """(how many GPUs a part takes, which share of each)."""
     return (round(need.gpus), 1.0) if need.gpus >= 1 else (int(need.gpus > 0), need.gpus)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
+class QueuedRun:
     """A run to be placed."""
 
     key: str
-    need: Need
+    need: RunResources
     seconds: float  # expected
 
 
 Place = tuple[tuple[int, tuple[int, ...]], ...]  # machine and GPUs of each part
 
 
-def place(machines: list[Machine], need: Need) -> Place | None:
+def place(machines: list[Machine], need: RunResources) -> Place | None:
     """Put a run's parts into `machines` (changed in place), tightest first; None, nothing changed, if it has no room.
 
     Runs without GPUs go where no GPU waits for the CPUs, if they can.
@@ -85,7 +85,7 @@ def place(machines: list[Machine], need: Need) -> Place | None:
     return tuple(found)
 
 
-def remove(machines: list[Machine], need: Need, where: Place) -> None:
+def remove(machines: list[Machine], need: RunResources, where: Place) -> None:
     """Give back what `place` took; machines that are gone are passed over."""
     for i, gpus in where:
         if i < len(machines):
@@ -102,7 +102,7 @@ ORDERS: tuple[tuple[Key, bool], ...] = (
 )
 
 
-def _size(need: Need) -> float:
+def _size(need: RunResources) -> float:
     return need.workers * (need.gpus or need.cpus / 1000)
 
 
@@ -120,16 +120,16 @@ class Schedule:
 
     machines: Sequence[Machine]
     limit: int = 0
-    waiting: dict[str, Task] = field(default_factory=dict)
-    under_way: dict[str, tuple[Task, Place]] = field(default_factory=dict)
+    waiting: dict[str, QueuedRun] = field(default_factory=dict)
+    under_way: dict[str, tuple[QueuedRun, Place]] = field(default_factory=dict)
     _order: _Order | None = None
 
-    def add(self, tasks: Iterable[Task]) -> None:
+    def add(self, tasks: Iterable[QueuedRun]) -> None:
         """Runs to do."""
         self.waiting |= {t.key: t for t in tasks}
         self._order = None
 
-    def misfit(self) -> Task | None:
+    def misfit(self) -> QueuedRun | None:
         """A waiting run that the machines have no room for even when they are idle."""
         return next((t for t in self.waiting.values() if place(list(self.machines), t.need) is None), None)
 
@@ -138,7 +138,7 @@ class Schedule:
         """Whether anything waits or is under way."""
         return bool(self.waiting or self.under_way)
 
-    def start(self) -> list[Task]:
+    def start(self) -> list[QueuedRun]:
         """The runs to start now; they count as under way from here on."""
         order, count = self._planned(), len(self.under_way)
         ordered = [self.waiting[k] for k in order.keys if k in self.waiting]
@@ -148,7 +148,7 @@ class Schedule:
             self.under_way[task.key] = (self.waiting.pop(task.key), where)
         return [task for task, _ in started]
 
-    def finish(self, key: str) -> Task:
+    def finish(self, key: str) -> QueuedRun:
         """A run has ended, well or not; its place is free."""
         return self.under_way.pop(key)[0]
 
@@ -204,14 +204,14 @@ class Schedule:
         """No plan ends earlier: the longest run, and all work spread evenly over all CPUs or GPUs."""
         tasks = [*self.waiting.values(), *(t for t, _ in self.under_way.values())]
         have = {"cpus": sum(m.cpus for m in self.machines), "gpus": float(sum(len(m.gpus) for m in self.machines))}
-        even: list[float] = [sum(t.seconds * t.need.workers * getattr(t.need, kind) for t in tasks) / amount
-                for kind, amount in have.items() if amount]
+        even: list[float] = [sum(t.seconds * t.need.workers * getattr(t.need, kind) for t in tasks) / amount for kind,
+                             amount in have.items() if amount]
         return max([0.0, *even, *(t.seconds for t in tasks)])
 
     def _simulate(self, order: _Order, remaining: Mapping[str, float]) -> float:
         """When the last run would end, all lengths being as expected."""
         waiting, free, now = [self.waiting[k] for k in order.keys if k in self.waiting], self._free(), 0.0
-        ends: list[tuple[float, str, Need, Place]] = [
+        ends: list[tuple[float, str, RunResources, Place]] = [
             (remaining.get(t.key, t.seconds), t.key, t.need, where) for t, where in self.under_way.values()]
         heapq.heapify(ends)
         while waiting or ends:
@@ -227,10 +227,10 @@ class Schedule:
         return now
 
 
-def _pick(ordered: Sequence[Task], free: list[Machine], pass_by: bool, room: int) -> list[tuple[Task, Place]]:
+def _pick(ordered: Sequence[QueuedRun], free: list[Machine], pass_by: bool, room: int) -> list[tuple[QueuedRun, Place]]:
     """Those of the waiting runs that start now, in order; `free` is changed."""
-    chosen: list[tuple[Task, Place]] = []
-    hopeless: set[Need] = set()
+    chosen: list[tuple[QueuedRun, Place]] = []
+    hopeless: set[RunResources] = set()
     for task in ordered:
         if len(chosen) >= room:
             break

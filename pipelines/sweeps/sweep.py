@@ -23,18 +23,18 @@ from pipelines.bundles.weights import fetch
 from pipelines.config.method import MethodConfig, method_labels
 from pipelines.config.recipe import Recipe
 from pipelines.config.run import RunSpec, eval_digest, shipped_weights
-from pipelines.data.ensure import ensure_mixture, ensure_shards, shares
-from pipelines.data.folds import FoldData, list_hash, resolved
+from pipelines.data.ensure import ensure_mixture, ensure_shards, mixture_shares
+from pipelines.data.folds import FoldData, list_hash, resolve_steps
 from pipelines.data.shardset import Shards
-from pipelines.evaluation.drive import Scored, evaluate_bundle, failed, finished, measure_latency
+from pipelines.evaluation.drive import ScoringConfig, evaluate_bundle, failed_result, measure_latency, read_finished
 from pipelines.evaluation.results import RunResult
 from pipelines.evaluation.steps import hold_out
 from pipelines.features.build import ensure_features, features_url
-from pipelines.sweeps.execute import Planned, execute
-from pipelines.sweeps.matrix import Cell, cells, only_cell, sweep_specs
+from pipelines.sweeps.execute import PlannedRun, execute
+from pipelines.sweeps.matrix import MatrixCell, cells, only_cell, sweep_specs
 from pipelines.sweeps.owner import owning
 from pipelines.sweeps.watch import RunState
-from pipelines.training.context import Job
+from pipelines.training.context import RunContext
 
 RECIPE = "sweep/recipe.json"
 ALL_CLASSES = -1  # as a fold: none is held out
@@ -82,12 +82,12 @@ def _check_shipped(recipe: Recipe, shards: Shards) -> None:
 
 def _specs(recipe: Recipe, shards: Shards, folds: list[int], mixed: Sequence[Shards]) -> list[RunSpec]:
     chosen = [None if fold == ALL_CLASSES else fold for fold in folds]
-    trains = {fold: resolved(recipe.train, shards, fold) for fold in chosen}
+    trains = {fold: resolve_steps(recipe.train, shards, fold) for fold in chosen}
     if recipe.train.selection == "base-holdout":
         for fold in chosen:
             hold_out(FoldData.open(shards.url, fold), trains[fold])
     specs = sweep_specs(recipe, shards=shards.url, data_hash=shards.manifest.content_hash, trains=trains,
-                        mixture=shares(recipe, mixed))
+                        mixture=mixture_shares(recipe, mixed))
     return [s.model_copy(update={"selected_on": eval_digest(recipe.eval, list_hash(recipe.eval, s.fold))})
             if s.trains and s.train.selection == "published" else s for s in specs]
 
@@ -110,7 +110,7 @@ def run_sweep(recipe: Recipe) -> list[RunResult]:
     return run_cells(only_cell(recipe))[0][1]
 
 
-def run_cells(recipe: Recipe) -> list[tuple[Cell, list[RunResult]]]:
+def run_cells(recipe: Recipe) -> list[tuple[MatrixCell, list[RunResult]]]:
     """The same for every cell of the recipe's matrix, all runs being packed together. The workspace is held meanwhile.
 
     A cancellation by another process raises `KeyboardInterrupt`.
@@ -178,7 +178,7 @@ def score_bundle(recipe: Recipe, shards: Shards, *, bundle: str, fold: int | Non
                           sha256=info.sha256)
     spec = RunSpec(dataset=recipe.data.name, shards=shards.url, data_hash=shards.manifest.content_hash, fold=fold,
                    method=method)
-    job = Job(spec=spec, runs=Workspace(recipe.out).runs, gpus=recipe.sweep.gpus_per_run)
+    job = RunContext(spec=spec, runs=Workspace(recipe.out).runs, gpus=recipe.sweep.gpus_per_run)
     data = FoldData.open(shards.url, fold)
     with Bar("scoring", len(data.episodes(recipe.eval)), unit="episodes") as bar:
         return evaluate_bundle(job, scoring(recipe), data, bundle, told=bar.to)
@@ -194,35 +194,35 @@ def collect_results(recipe: Recipe) -> list[RunResult]:
     shards = Shards(Workspace(recipe.out).shards(recipe.data.name))
     mixed = [Shards(Workspace(recipe.out).shards(m.data.name)) for m in recipe.mixture]
     specs = _specs(recipe, shards, recipe.sweep.folds or shards.folds, mixed)
-    jobs = [Job(spec=s, runs=runs) for s in specs]
-    return [finished(j, scored) or failed(j, scored, FssError(_why_missing(j))) for j in jobs]
+    jobs = [RunContext(spec=s, runs=runs) for s in specs]
+    return [read_finished(j, scored) or failed_result(j, scored, FssError(_why_missing(j))) for j in jobs]
 
 
-def _why_missing(job: Job) -> str:
+def _why_missing(job: RunContext) -> str:
     store = Store(job.folder)
     if store.exists("error.json"):
         return str(store.read_json("error.json")["error"])
     return "not finished: run `fss sweep run`"
 
 
-def scoring(recipe: Recipe) -> Scored:
+def scoring(recipe: Recipe) -> ScoringConfig:
     """How the recipe scores a run."""
-    return Scored(config=recipe.eval, resamples=recipe.choose.resamples, seed=recipe.choose.seed)
+    return ScoringConfig(config=recipe.eval, resamples=recipe.choose.resamples, seed=recipe.choose.seed)
 
 
 def run_specs(recipe: Recipe, specs: Sequence[RunSpec], ray: Any) -> list[RunResult]:
     """Run what is not finished yet."""
-    return _run_plans(recipe, [(Cell("", recipe), specs)], ray, sweep=False)[0]
+    return _run_plans(recipe, [(MatrixCell("", recipe), specs)], ray, sweep=False)[0]
 
 
-def _run_plans(recipe: Recipe, planned: Sequence[tuple[Cell, Sequence[RunSpec]]], ray: Any, *, sweep: bool
+def _run_plans(recipe: Recipe, planned: Sequence[tuple[MatrixCell, Sequence[RunSpec]]], ray: Any, *, sweep: bool
                ) -> list[list[RunResult]]:
     """The results of every cell's runs, those that were not finished being run together."""
     results: dict[tuple[str, str], RunResult] = {}
-    plans = [Planned(job, scoring(cell.recipe), cell.label) for cell, specs in planned
+    plans = [PlannedRun(job, scoring(cell.recipe), cell.label) for cell, specs in planned
              for job in _jobs(cell.recipe, specs)]
     for plan in plans:
-        if found := finished(plan.job, plan.scored):
+        if found := read_finished(plan.job, plan.scored):
             results[plan.cell, plan.name] = found
     if results:
         say(f"{len(results)} of {len(plans)} runs are finished already")
@@ -238,13 +238,13 @@ def _run_plans(recipe: Recipe, planned: Sequence[tuple[Cell, Sequence[RunSpec]]]
     return [[results[cell.label, s.name] for s in specs] for cell, specs in planned]
 
 
-def _jobs(recipe: Recipe, specs: Sequence[RunSpec]) -> list[Job]:
-    return [Job(spec=s, runs=Workspace(recipe.out).runs, cpus=recipe.sweep.cpus_per_run,
-                gpus=recipe.sweep.gpus_per_run, retries=recipe.sweep.retries, features=features_url(recipe),
-                feature_pool=recipe.features.pool_bytes) for s in specs]
+def _jobs(recipe: Recipe, specs: Sequence[RunSpec]) -> list[RunContext]:
+    return [RunContext(spec=s, runs=Workspace(recipe.out).runs, cpus=recipe.sweep.cpus_per_run,
+                       gpus=recipe.sweep.gpus_per_run, retries=recipe.sweep.retries, features=features_url(recipe),
+                       feature_pool=recipe.features.pool_bytes) for s in specs]
 
 
-def _idle_latency(cell: Cell, results: Sequence[RunResult], ray: Any) -> None:
+def _idle_latency(cell: MatrixCell, results: Sequence[RunResult], ray: Any) -> None:
     """Seconds a query, method by method, with nothing else running; measured once a bundle and way of measuring."""
     recipe, name = cell.recipe, f"latency{cell.suffix}.json"
     labels = dict(zip([m.key for m in recipe.methods], method_labels(recipe.methods), strict=True))

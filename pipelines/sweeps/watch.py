@@ -64,7 +64,7 @@ class SweepState(Section):
         rest = [f"{n} {what}" for what, n in (("failed", self.count("failed")), ("under way", self.count("running")),
                                               ("waiting", self.count("waiting"))) if n]
         said = ", ".join([f"{self.count('done')} of {len(self.runs)} runs done", *rest])
-        return said + (f"; {spoken(self.left_s)} left" if self.left_s > 0 and self.status == "running" else "")
+        return said + (f"; {format_seconds(self.left_s)} left" if self.left_s > 0 and self.status == "running" else "")
 
 
 def read_state(workspace: str) -> SweepState:
@@ -79,7 +79,7 @@ def read_state(workspace: str) -> SweepState:
     return state.model_copy(update={"status": "stopped", "why": "its process is gone", "runs": runs})
 
 
-def spoken(seconds: float) -> str:
+def format_seconds(seconds: float) -> str:
     """Seconds in a person's words."""
     if seconds < 0:
         return "-"
@@ -100,13 +100,13 @@ def table_of(state: SweepState, shown: int = SHOWN) -> Table:
         table.add_row(escape(r.run + (f" ({r.cell})" if r.cell else "")), stage if running or r.error else r.status,
                       f"{r.step}/{r.of}" if running and r.of else "", _number(r.loss, ".3f"),
                       _number(r.miou and r.miou * 100, ".1f"), _number(r.episodes_per_s if running else None, ".1f"),
-                      spoken(r.left_s) if running else "")
+                      format_seconds(r.left_s) if running else "")
     if len(rows) > shown:
         table.add_row(f"... and {len(rows) - shown} more")
     return table
 
 
-def plain(state: SweepState, shown: int = 10_000, width: int = 160) -> str:
+def format_state(state: SweepState, shown: int = 10_000, width: int = 160) -> str:
     """The same as text."""
     console = Console(width=width, no_color=True)
     with console.capture() as capture:
@@ -118,7 +118,7 @@ def _number(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
 
 
-class Watch:
+class SweepWatch:
     """Shows and keeps the state while a sweep is under way. Use as a context manager."""
 
     def __init__(self, workspace: str, sweep: str, runs: Sequence[RunState], *, every_s: float = 15.0,
@@ -129,7 +129,7 @@ class Watch:
         self._said, self._wrote = 0.0, 0.0
         self._live = Live(console=Console(stderr=True), refresh_per_second=2) if sys.stderr.isatty() else None
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> SweepWatch:
         if self._live:
             self._live.start()
         return self

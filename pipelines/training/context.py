@@ -13,7 +13,7 @@ from pipelines.config.section import Section
 SELECTION_FILE = "selection.json"  # in a run's folder, where its number of steps was chosen
 
 
-class Job(Section):
+class RunContext(Section):
     """A run and what surrounds it: where results go and what it may use."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)

@@ -8,15 +8,15 @@ from safetensors.torch import save
 
 from fss_models.segmenter import Segmenter
 from pipelines.base.storage import Store, join
-from pipelines.training.context import Job
+from pipelines.training.context import RunContext
 
 
-def grid_store(job: Job) -> Store:
+def grid_store(job: RunContext) -> Store:
     """Where a job keeps the tensors of its grid."""
     return Store(join(job.folder, "grid"))
 
 
-def keep_grid(job: Job) -> Callable[[int, Segmenter], None]:
+def keep_grid(job: RunContext) -> Callable[[int, Segmenter], None]:
     """A function for `fit` that keeps the trained tensors at the steps of the job's grid."""
     def keep(step: int, model: Segmenter) -> None:
         if step in job.grid:

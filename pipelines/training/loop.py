@@ -36,7 +36,7 @@ Keep = Callable[[int, Segmenter], None]  # sees the model after every step
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class WorkerRank:
     """Which of the run's workers this is, and its device."""
 
     rank: int = 0
@@ -65,7 +65,7 @@ def lr_at(step: int, train: TrainConfig) -> float:
     return train.lr * (0.5 * (1 + math.cos(math.pi * done)) if train.schedule == "cosine" else (1 - done) ** 0.9)
 
 
-def fit(spec: RunSpec, model: Segmenter, *, place: Place, open_stream: OpenStream, resume: Path | None,
+def fit(spec: RunSpec, model: Segmenter, *, place: WorkerRank, open_stream: OpenStream, resume: Path | None,
         save: Save, log_row: Log, kept: Kept | None = None, stop: int = 0, keep: Keep | None = None) -> History:
     """Train `model` in place up to `spec.steps` (or `stop`), from the checkpoint folder `resume` where there is one.
 
@@ -107,7 +107,7 @@ def fit(spec: RunSpec, model: Segmenter, *, place: Place, open_stream: OpenStrea
     return history
 
 
-def _distributed(model: Segmenter, place: Place, train: TrainConfig) -> nn.Module:
+def _distributed(model: Segmenter, place: WorkerRank, train: TrainConfig) -> nn.Module:
     losses: nn.Module = _Losses(model)
     if place.world > 1:
         # A step may leave parts unused, such as the encoder of a kind of prompt that no clip of the batch has.
@@ -172,7 +172,7 @@ class _Window:
         return seconds, {**means, "lr": self._lr, **speed}
 
 
-def _clips(spec: RunSpec, model: Segmenter, stream: Stream, place: Place, step: int,
+def _clips(spec: RunSpec, model: Segmenter, stream: Stream, place: WorkerRank, step: int,
            kept: Kept | None) -> Iterator[tuple[Clip, Any]]:
     """Batches with the stream's position after each. Flips and prompts depend on (seed, rank, step) alone."""
     train = spec.train

@@ -44,7 +44,7 @@ class History:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Resumed:
+class ResumePoint:
     """Where a checkpoint left off. The stream's position is the same for every number of workers."""
 
     step: int
@@ -67,7 +67,7 @@ def save_state(folder: Path, spec: RunSpec, model: Segmenter, optimiser: torch.o
 
 
 def load_state(folder: Path, spec: RunSpec, model: Segmenter, optimiser: torch.optim.Optimizer, *, rank: int,
-               world: int) -> Resumed:
+               world: int) -> ResumePoint:
     """Put a checkpoint back. Raises `FssError` if it is not of this method, preset or run, or is incomplete."""
     about = _about(folder)
     for key, want in (("method", spec.method.name), ("preset", spec.method.preset), ("run", spec.name)):
@@ -79,7 +79,7 @@ def load_state(folder: Path, spec: RunSpec, model: Segmenter, optimiser: torch.o
     if about["world"] == world:
         _restore_random(torch.load(folder / f"rank-{rank}.pt", weights_only=True))
     history = History(json.loads((folder / "history.json").read_text()))
-    return Resumed(step=about["step"], position=about["position"], history=history)
+    return ResumePoint(step=about["step"], position=about["position"], history=history)
 
 
 def _about(folder: Path) -> dict[str, Any]:

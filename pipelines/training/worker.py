@@ -13,13 +13,13 @@ from typing import Any
 from fss_models.errors import FssError
 from pipelines.base.storage import Store
 from pipelines.base.version import code_version
-from pipelines.training.context import Job
+from pipelines.training.context import RunContext
 
 KEPT_CHECKPOINTS = 2
 CHECKPOINTS = "fss-checkpoint-"  # folders of checkpoints on their way to the workspace; then the process's number
 
 
-def train_run(job: Job) -> None:
+def train_run(job: RunContext) -> None:
     """Train a run to its end, from its last checkpoint if it has one, and write its bundle.
 
     Raises `FssError` for what a repetition would not mend; Ray's own error after `retries` failures.
@@ -57,7 +57,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, str]:
     import ray.train.torch
     import torch
 
-    job: Job = config["job"]
+    job: RunContext = config["job"]
     torch.set_num_threads(job.threads)
     clear_checkpoints(Path(tempfile.gettempdir()))
     context = ray.train.get_context()
@@ -72,14 +72,14 @@ def train_worker(config: dict[str, Any]) -> dict[str, str]:
     return {}
 
 
-def _train(job: Job, rank: int, world: int, device: str) -> None:
+def _train(job: RunContext, rank: int, world: int, device: str) -> None:
     import ray.train
 
     from pipelines.bundles.weights import build_model
     from pipelines.data.collate import square_side
     from pipelines.data.folds import FoldData
     from pipelines.training.grid import keep_grid
-    from pipelines.training.loop import Place, fit
+    from pipelines.training.loop import WorkerRank, fit
 
     spec = job.spec
     method = spec.method
@@ -91,7 +91,7 @@ def _train(job: Job, rank: int, world: int, device: str) -> None:
     checkpoint = ray.train.get_checkpoint()
     with checkpoint.as_directory() if checkpoint else nullcontext() as folder:
         history = fit(
-            spec, model, place=Place(rank=rank, world=world, device=device),
+            spec, model, place=WorkerRank(rank=rank, world=world, device=device),
             open_stream=lambda position: data.stream(spec, position=position, rank=rank, world=world, side=side),
             resume=Path(folder) if folder else None, save=_report,
             log_row=lambda step, row: _log(job, rank, step, row), kept=kept, stop=job.stop,
@@ -102,7 +102,7 @@ def _train(job: Job, rank: int, world: int, device: str) -> None:
             write_bundle(job, model, data, train_s=history.seconds)
 
 
-def _kept(job: Job, model: Any) -> Any:
+def _kept(job: RunContext, model: Any) -> Any:
     """The reader of the run's kept features, None where it has none."""
     from pipelines.features.reader import FeatureReader
 
@@ -134,7 +134,7 @@ def _report(step: int, write: Callable[[Path], None]) -> None:
                      delete_local_checkpoint_after_upload=True)
 
 
-def _log(job: Job, rank: int, step: int, row: dict[str, float]) -> None:
+def _log(job: RunContext, rank: int, step: int, row: dict[str, float]) -> None:
     if rank == 0:
         job.tell("at_step", job.label, step, job.stage)
         prefix = "select/" if job.stage == "selecting" else ""
@@ -157,7 +157,7 @@ def system_metrics() -> dict[str, float]:
     return {f"system/{name}": value for name, value in found.items()}
 
 
-def write_bundle(job: Job, model: Any, data: Any, *, train_s: float) -> None:
+def write_bundle(job: RunContext, model: Any, data: Any, *, train_s: float) -> None:
     """The bundle of a run: what was trained, and what it was trained on."""
     from pipelines.bundles.bundle import save_bundle
 

@@ -13,8 +13,8 @@ from pipelines.bundles.bundle import BundleInfo
 from pipelines.config.label import ServeConfig
 from pipelines.config.recipe import Recipe
 from pipelines.console.jobs import MAX_RUNNING, Jobs
-from pipelines.console.records import FOLDER, STALE_S, Board, JobRequest, Progress, Record, check_place
-from pipelines.console.task import Teller, _StoppedError
+from pipelines.console.records import FOLDER, STALE_S, JobRecord, JobRecords, JobRequest, Progress, check_place
+from pipelines.console.task import ProgressWriter, _StoppedError
 from pipelines.labelling.manifest import JobManifest, claim
 from pipelines.labelling.parts import part_name
 from pipelines.serving.requests import RefusedError
@@ -24,9 +24,9 @@ from tests.serving.helpers import wait_for
 BUNDLE = BundleInfo(method="prior", preset="nano", preprocessing="plain", tensors_sha256="")
 
 
-def record(job_id: str) -> Record:
-    return Record(job_id=job_id, out="/out", images="/in", title="cup", classes=["cup"], photos=10, settings={},
-                  started=time.time(), command="fss label")
+def record(job_id: str) -> JobRecord:
+    return JobRecord(job_id=job_id, out="/out", images="/in", title="cup", classes=["cup"], photos=10, settings={},
+                     started=time.time(), command="fss label")
 
 
 def jobs(place: Path, roots: tuple[str, ...] | None = (), bundle_id: str = "b") -> Jobs:
@@ -109,7 +109,7 @@ def test_a_job_of_photos_outside_the_roots_is_not_opened(tmp_path: Path) -> None
 
 
 def test_a_task_that_says_nothing_was_interrupted(tmp_path: Path) -> None:
-    board = Board(str(tmp_path))
+    board = JobRecords(str(tmp_path))
     board.add(record("cup-1"))
     assert board.progress("cup-1").state == "interrupted"
     board.tell("cup-1", Progress(state="running", done=3, rate=2.0))
@@ -120,16 +120,16 @@ def test_a_task_that_says_nothing_was_interrupted(tmp_path: Path) -> None:
 
 
 def test_the_end_of_a_task_is_told(tmp_path: Path) -> None:
-    board = Board(str(tmp_path))
+    board = JobRecords(str(tmp_path))
     board.add(record("cup-1"))
-    with Teller(board, "cup-1", 0) as told:
+    with ProgressWriter(board, "cup-1", 0) as told:
         told.watch(4, 1)
         board.ask_to_stop("cup-1")
         with pytest.raises(_StoppedError):
             told.watch(8, 1)
         raise _StoppedError
     assert (board.progress("cup-1").state, board.progress("cup-1").failed) == ("stopped", 2)
-    with Teller(board, "cup-1", 8):
+    with ProgressWriter(board, "cup-1", 8):
         raise FssError("the disk is full", where="/out")
     assert (board.progress("cup-1").state, board.progress("cup-1").error) == ("failed", "/out: the disk is full")
 
@@ -138,14 +138,14 @@ def test_the_task_is_heard_after_a_store_was_away(tmp_path: Path, monkeypatch: p
     """Would catch a job that works and is called interrupted."""
     told: list[Progress] = []
 
-    def tell(self: Board, job_id: str, progress: Progress) -> None:
+    def tell(self: JobRecords, job_id: str, progress: Progress) -> None:
         told.append(progress)
         if len(told) == 2:
             raise FssError("cannot reach the store")
 
     monkeypatch.setattr("pipelines.console.task.BEAT_S", 0.01)
-    monkeypatch.setattr(Board, "tell", tell)
-    with Teller(Board(str(tmp_path)), "cup-1", 0):
+    monkeypatch.setattr(JobRecords, "tell", tell)
+    with ProgressWriter(JobRecords(str(tmp_path)), "cup-1", 0):
         wait_for(lambda: len(told) > 3, 5)
     assert len(told) > 4
     assert told[-1].error == ""

@@ -68,12 +68,12 @@ def test_blocks_hold_each_training_annotation_once(shapes_shards: str) -> None:
 
 def test_rows_carry_the_photo_and_its_masks(shapes_shards: str) -> None:
     """The block's bytes, the image table's and the source's are the same, and so are the masks."""
-    from pipelines.data.sources.drawing import draw
+    from pipelines.data.sources.drawing import draw_image
 
     shards = Shards(shapes_shards)
     block = pq.ParquetFile(next((Path(shapes_shards) / "blocks" / "train").glob("class-*.parquet"))).read_row_group(0)
     for row in block.to_pylist():
-        drawing = draw(0, row["image_id"], 96)
+        drawing = draw_image(0, row["image_id"], 96)
         assert row["image"] == drawing.jpeg == shards.photo(row["image_id"])["image"]
         truth = np.any([m for c, m in drawing.objects if c == row["class_id"]], axis=0)
         assert np.array_equal(rle.union([i["rle"] for i in row["instances"]], 96, 96), truth)

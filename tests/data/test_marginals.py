@@ -14,24 +14,24 @@ from typer.testing import CliRunner
 from fss_models.errors import FssError
 from jobs.cli import make_app
 from pipelines.data.marginals import SAMPLERS, Marginals, epochs_of, marginals, pools_of
-from pipelines.data.plan import Block, Plan, Spec
+from pipelines.data.plan import Block, EpisodePlan, StreamPlan
 from pipelines.data.samplers.bam import two_generators
-from pipelines.data.samplers.draws import Draw
+from pipelines.data.samplers.draws import NamedEpisode
 from pipelines.data.samplers.hsnet import class_uniform, listed_pairs
 
 SIZES = ((16, 16, 5), (5, 3, 2), (12,), (10, 10, 10, 3))
 EPOCHS = 60
 
 
-def _plan(sampler: str, shots: int = 2) -> Plan:
+def _plan(sampler: str, shots: int = 2) -> StreamPlan:
     """Photo p is the p-th of every class that has so many: the first three show all four classes."""
     blocks = [Block(class_id=c, file="f", row_group=i, bytes=100, rows=tuple(range(n)),
                     images=tuple(range(sum(ns[:i]), sum(ns[:i + 1])))) for c, ns in enumerate(SIZES)
               for i, n in enumerate(ns)]
-    return Plan(blocks, shots=shots, targets=1, seed=1, pool_bytes=1200, sampler=sampler)
+    return StreamPlan(blocks, shots=shots, targets=1, seed=1, pool_bytes=1200, sampler=sampler)
 
 
-def _found(plan: Plan) -> Marginals:
+def _found(plan: StreamPlan) -> Marginals:
     return marginals(epochs_of(plan, EPOCHS), pools_of(plan), plan.weights())
 
 
@@ -60,7 +60,7 @@ def test_small_blocks_neither_repeat_photos_nor_bend_the_marginals() -> None:
     for sizes in ((12, 12, 1), (9, 2, 2, 2, 9, 3)):
         blocks = [Block(class_id=0, file="f", row_group=i, bytes=100, rows=tuple(range(n)),
                         images=tuple(range(sum(sizes[:i]), sum(sizes[:i + 1])))) for i, n in enumerate(sizes)]
-        plan = Plan(blocks, shots=5, targets=2, seed=1, pool_bytes=1200)
+        plan = StreamPlan(blocks, shots=5, targets=2, seed=1, pool_bytes=1200)
         epochs = [list(epoch) for epoch in epochs_of(plan, 2 * EPOCHS)]
         assert all(len({*s.references, *s.targets}) == 7 for epoch in epochs for s in epoch)
         assert all(100 * len(w.blocks) <= 600 for w in plan.windows(0))
@@ -95,16 +95,16 @@ def test_the_published_samplers_pass_the_same_test(sampler: str) -> None:
         assert all(0.7 < t.spread < 1.3 for t in (found.by_query, found.by_pair))
 
 
-def _bam(pools: dict[int, list[tuple[int, int]]], names: dict[int, list[str]], **count: int) -> list[Draw]:
+def _bam(pools: dict[int, list[tuple[int, int]]], names: dict[int, list[str]], **count: int) -> list[NamedEpisode]:
     """BAM's sampler over photos that show the classes whose pools are long enough."""
     photos = [(str(p), [c for c, pool in pools.items() if p < len(pool)]) for p in range(max(map(len, pools.values())))]
     draws = two_generators(photos, {c: [str(p) for p in range(len(pool))] for c, pool in pools.items()}, **count)
-    return [Draw(d.class_id, names[d.class_id][int(d.query)], tuple(names[d.class_id][int(s)] for s in d.supports))
-            for d in draws]
+    return [NamedEpisode(d.class_id, names[d.class_id][int(d.query)],
+                         tuple(names[d.class_id][int(s)] for s in d.supports)) for d in draws]
 
 
-def _batches(draws: list[Draw], length: int) -> Iterator[list[Spec]]:
-    specs = (Spec(d.class_id, tuple(_place(n) for n in d.supports), (_place(d.query),)) for d in draws)
+def _batches(draws: list[NamedEpisode], length: int) -> Iterator[list[EpisodePlan]]:
+    specs = (EpisodePlan(d.class_id, tuple(_place(n) for n in d.supports), (_place(d.query),)) for d in draws)
     while batch := list(islice(specs, length)):
         yield batch
 
@@ -122,7 +122,7 @@ def test_supports_share_blocks_more_often_than_independent_ones() -> None:
     for spec in (s for epoch in epochs_of(plan, EPOCHS) for s in epoch):
         others = [p for p in pools[spec.class_id] if p != spec.targets[0]]
         chosen = tuple(others[i] for i in rng.choice(len(others), 2, replace=False))
-        loose.append(Spec(spec.class_id, chosen, spec.targets))
+        loose.append(EpisodePlan(spec.class_id, chosen, spec.targets))
     drawn = marginals([loose], pools, plan.weights())
     assert drawn.same_block == pytest.approx(drawn.same_block_independent, abs=0.02)
     assert found.same_block_independent == pytest.approx(drawn.same_block_independent)

@@ -19,7 +19,7 @@ from pipelines.data import rle
 from pipelines.data.shards import build_shards
 from pipelines.data.shardset import Shards
 from pipelines.data.sources import open_source
-from pipelines.data.sources.base import Item, Marks, Source
+from pipelines.data.sources.base import ImageMasks, Source, SourceImage
 from pipelines.data.sources.brush_rle import decode_brush
 from pipelines.data.sources.cvat import box_mask
 from tests.data import exports
@@ -39,11 +39,11 @@ def _open(kind: str, root: Path, **over: str) -> Source:
     return travelled
 
 
-def _item(source: Source, stem: str) -> Item:
+def _item(source: Source, stem: str) -> SourceImage:
     return next(i for i in source.items if Path(i.file_name).stem == stem)
 
 
-def _marks(source: Source, number: int) -> Marks:
+def _marks(source: Source, number: int) -> ImageMasks:
     item = _item(source, Path(exports.name(number)).stem)
     return source.mark(item, source.fetch(item), HEIGHT, WIDTH)
 
@@ -124,7 +124,7 @@ def test_yolo_mistakes_are_told_by_line(tmp_path: Path) -> None:
         _marks(source, 1)
     assert [(f.file_name, f.stage) for f in source.failures] == [("labels/train/ghost.txt", "index")]
     empty = _item(source, "empty")
-    assert source.mark(empty, source.fetch(empty), HEIGHT, WIDTH) == Marks()
+    assert source.mark(empty, source.fetch(empty), HEIGHT, WIDTH) == ImageMasks()
 
 
 @pytest.mark.parametrize(("text", "told"), [
@@ -322,7 +322,7 @@ def test_table_mistakes_are_told_by_row(tmp_path: Path) -> None:
     assert "unreadable mask" in marks.problems[0]
     assert marks.problems[1:] == ["row 2: has a mask but no class", "row 3: has a class but no mask"]
     nothing = _item(source, "b")
-    assert source.mark(nothing, source.fetch(nothing), HEIGHT, WIDTH) == Marks()
+    assert source.mark(nothing, source.fetch(nothing), HEIGHT, WIDTH) == ImageMasks()
     with pytest.raises(BadImage, match=r"t\.parquet row 5: its image is empty"):
         source.fetch(_item(source, "c"))
     assert [(f.file_name, f.reason) for f in source.failures] == [("t.parquet row 6", "its file_name is empty")]

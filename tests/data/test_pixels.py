@@ -15,19 +15,19 @@ from PIL import Image
 from fss_models.preprocess import Preprocessor, resize_mask
 from pipelines.data import pixels
 from pipelines.data.decode import decode_sized, decode_square
-from pipelines.data.pixels import SampleReader, _Kept, mirrors, square_mask
-from pipelines.data.plan import Plan
+from pipelines.data.pixels import SampleReader, _PixelCache, mirror_choices, square_mask
+from pipelines.data.plan import StreamPlan
 from pipelines.data.shardset import Shards
-from pipelines.data.stream import EpisodeStream, _Pool, usable_blocks
+from pipelines.data.stream import EpisodeStream, _BlockPool, usable_blocks
 
 
-def _tables(url: str) -> tuple[Plan, dict]:
+def _tables(url: str) -> tuple[StreamPlan, dict]:
     shards = Shards(url)
-    plan = Plan(usable_blocks(shards, list(shards.classes), set()), shots=2, targets=1, seed=0, pool_bytes=10**8)
-    return plan, _Pool(shards, plan, True).hold(set(range(len(plan.blocks))), set())
+    plan = StreamPlan(usable_blocks(shards, list(shards.classes), set()), shots=2, targets=1, seed=0, pool_bytes=10**8)
+    return plan, _BlockPool(shards, plan, True).hold(set(range(len(plan.blocks))), set())
 
 
-def _places(plan: Plan) -> list[tuple[int, int]]:
+def _places(plan: StreamPlan) -> list[tuple[int, int]]:
     return [(b, r) for b, block in enumerate(plan.blocks) for r in block.rows]
 
 
@@ -70,7 +70,7 @@ def test_shared_arrays_cannot_be_written_to(shapes_shards: str) -> None:
 
 
 def test_a_failure_is_not_kept() -> None:
-    kept = _Kept(100)
+    kept = _PixelCache(100)
     with pytest.raises(ZeroDivisionError):
         kept.get("a", lambda: (1 // 0, 1))
     assert kept.get("a", lambda: (7, 60)) == 7
@@ -91,7 +91,7 @@ def test_a_square_gives_published_preprocessing_the_same_pixels(size: tuple[int,
 
 
 def test_mirrored_squares_at_odd_sizes() -> None:
-    """Photos: always. Masks: where `mirrors` says so, and only there."""
+    """Photos: always. Masks: where `mirror_choices` says so, and only there."""
     rng, told = np.random.default_rng(0), set()
     for _ in range(150):
         width, side = int(rng.integers(2, 1500)), int(rng.choice([96, 256, 384, 473, 512, 640]))
@@ -105,8 +105,8 @@ def test_mirrored_squares_at_odd_sizes() -> None:
         assert np.array_equal(by_columns, small)
         assert by_columns.flags.c_contiguous
         same = np.array_equal(small[:, ::-1], square_mask(np.ascontiguousarray(mask[:, ::-1]), side))
-        assert same or not mirrors(width, side)
-        told.add((same, mirrors(width, side)))
+        assert same or not mirror_choices(width, side)
+        told.add((same, mirror_choices(width, side)))
     assert told == {(True, True), (False, False)}
 
 

@@ -14,8 +14,8 @@ from fss_models.errors import FssError
 from pipelines.config.data import SourceConfig
 from pipelines.data import rle
 from pipelines.data.sources import open_source
-from pipelines.data.sources.base import Marks, Source
-from pipelines.data.sources.drawing import draw
+from pipelines.data.sources.base import ImageMasks, Source
+from pipelines.data.sources.drawing import draw_image
 from pipelines.data.sources.glyphs import class_names, glyph
 from tests.data.conftest import jpeg, png, write
 
@@ -24,7 +24,7 @@ def _open(kind: str, root: Path, **over: str) -> Source:
     return open_source(SourceConfig(format=kind, root=str(root), **over))
 
 
-def _marks(source: Source, name: str, height: int = 40, width: int = 60) -> Marks:
+def _marks(source: Source, name: str, height: int = 40, width: int = 60) -> ImageMasks:
     item = next(i for i in source.items if i.file_name == name)
     return source.mark(item, source.fetch(item), height, width)
 
@@ -152,7 +152,7 @@ def test_the_fingerprint_follows_the_files(kind: str, request: pytest.FixtureReq
 # ---- shapes -------------------------------------------------------------------------------------------------------
 
 def test_a_drawing_is_a_pure_function_of_seed_and_number() -> None:
-    one, same, other = draw(1, 5, 96), draw(1, 5, 96), draw(2, 5, 96)
+    one, same, other = draw_image(1, 5, 96), draw_image(1, 5, 96), draw_image(2, 5, 96)
     assert one.jpeg == same.jpeg
     assert all(np.array_equal(a[1], b[1]) for a, b in zip(one.objects, same.objects, strict=True))
     assert one.jpeg != other.jpeg
@@ -161,7 +161,7 @@ def test_a_drawing_is_a_pure_function_of_seed_and_number() -> None:
 def test_masks_do_not_overlap_and_are_not_tiny() -> None:
     several = 0
     for i in range(40):
-        objects = draw(0, i, 96).objects
+        objects = draw_image(0, i, 96).objects
         assert objects
         several += len(objects) > 1
         assert np.sum([m for _, m in objects], axis=0).max() == 1
@@ -171,7 +171,7 @@ def test_masks_do_not_overlap_and_are_not_tiny() -> None:
 
 def test_every_class_is_drawn_in_twenty_pictures() -> None:
     assert len(class_names()) == 20
-    assert {c for i in range(20) for c, _ in draw(3, i, 64).objects} == set(range(20))
+    assert {c for i in range(20) for c, _ in draw_image(3, i, 64).objects} == set(range(20))
 
 
 def test_masks_lie_on_the_drawn_objects() -> None:
@@ -180,7 +180,7 @@ def test_masks_lie_on_the_drawn_objects() -> None:
 
     contrasts = []
     for i in range(20):
-        drawing = draw(0, i, 128)
+        drawing = draw_image(0, i, 128)
         pixels = np.asarray(Image.open(io.BytesIO(drawing.jpeg))).astype(float)
         everything = np.any([m for _, m in drawing.objects], axis=0)
         rim_in = everything & ~binary_erosion(everything, iterations=2)

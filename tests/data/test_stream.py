@@ -11,7 +11,7 @@ import pytest
 from scipy.stats import chisquare
 
 from fss_models.errors import FssError
-from pipelines.data.plan import Block, Plan
+from pipelines.data.plan import Block, StreamPlan
 from pipelines.data.schema import EpisodeSample
 from pipelines.data.shardset import Shards
 from pipelines.data.stream import EpisodeStream, usable_blocks
@@ -22,7 +22,7 @@ def _blocks(*sizes: int, class_id: int = 0, start: int = 0) -> list[Block]:
                   images=tuple(range(sum(sizes[:i]), sum(sizes[:i + 1])))) for i, n in enumerate(sizes)]
 
 
-def _epoch(plan: Plan, epoch: int) -> list:
+def _epoch(plan: StreamPlan, epoch: int) -> list:
     return [plan.spec(epoch, w, i) for w, window in enumerate(plan.windows(epoch)) for i in range(len(window))]
 
 
@@ -30,8 +30,8 @@ def _epoch(plan: Plan, epoch: int) -> list:
 @pytest.mark.parametrize("shots", [1, 3])
 def test_every_query_support_pair_is_equally_likely(sampler: str, shots: int) -> None:
     """Would catch companions drawn without regard to block sizes, and blocks whose rows support only one another."""
-    plan = Plan(_blocks(5, 3, 2) + _blocks(4, class_id=1, start=3), shots=shots, targets=1, seed=3, pool_bytes=10**6,
-                sampler=sampler)
+    plan = StreamPlan(_blocks(5, 3, 2) + _blocks(4, class_id=1, start=3), shots=shots, targets=1, seed=3,
+                      pool_bytes=10**6, sampler=sampler)
     pairs: Counter = Counter()
     for epoch in range(1500):
         for spec in _epoch(plan, epoch):
@@ -45,7 +45,7 @@ def test_every_query_support_pair_is_equally_likely(sampler: str, shots: int) ->
 
 def test_uneven_companions_would_fail_the_test_above() -> None:
     """The chi-square has the power to see the mistake it is there for."""
-    plan = Plan(_blocks(5, 3, 2), shots=1, targets=1, seed=3, pool_bytes=10**6, sampler="natural")
+    plan = StreamPlan(_blocks(5, 3, 2), shots=1, targets=1, seed=3, pool_bytes=10**6, sampler="natural")
     rng = np.random.default_rng(0)
     plan._companion = lambda block, _: (int(rng.choice([b for b in range(3) if b != block])),)  # type: ignore[method-assign]
     pairs = Counter((s.targets[0], s.references[0]) for e in range(1500) for s in _epoch(plan, e))
@@ -55,8 +55,8 @@ def test_uneven_companions_would_fail_the_test_above() -> None:
 
 def test_image_visits_every_photo_once_an_epoch() -> None:
     """Classes share photos 0 to 6: each is a query of one of its classes, in the long run of each as often."""
-    plan = Plan(_blocks(5, 3, 2) + _blocks(4, 3, class_id=1, start=3), shots=1, targets=1, seed=0, pool_bytes=600,
-                sampler="image")
+    plan = StreamPlan(_blocks(5, 3, 2) + _blocks(4, 3, class_id=1, start=3), shots=1, targets=1, seed=0, pool_bytes=600,
+                      sampler="image")
     counts: Counter = Counter()
     for epoch in range(400):
         queries = [s.targets[0] for s in _epoch(plan, epoch)]
@@ -67,20 +67,20 @@ def test_image_visits_every_photo_once_an_epoch() -> None:
 
 
 def test_natural_visits_every_annotation_once_an_epoch() -> None:
-    plan = Plan(_blocks(5, 3, 2), shots=2, targets=1, seed=0, pool_bytes=400)
+    plan = StreamPlan(_blocks(5, 3, 2), shots=2, targets=1, seed=0, pool_bytes=400)
     for epoch in range(5):
         queries = [s.targets[0] for s in _epoch(plan, epoch)]
         assert sorted(queries) == [(b, r) for b, n in enumerate((5, 3, 2)) for r in range(n)]
 
 
 def test_balanced_gives_classes_the_same_share() -> None:
-    plan = Plan(_blocks(9, 9) + _blocks(2, class_id=1, start=2), shots=1, targets=1, seed=0, pool_bytes=10**6)
+    plan = StreamPlan(_blocks(9, 9) + _blocks(2, class_id=1, start=2), shots=1, targets=1, seed=0, pool_bytes=10**6)
     assert Counter(s.class_id for s in _epoch(plan, 0)) == {0: 10, 1: 10}
 
 
 def test_windows_stay_below_the_pool() -> None:
     blocks = [b for c in range(12) for b in _blocks(4, 4, 4, class_id=c)]
-    plan = Plan(blocks, shots=1, targets=1, seed=0, pool_bytes=1200)
+    plan = StreamPlan(blocks, shots=1, targets=1, seed=0, pool_bytes=1200)
     windows = plan.windows(0)
     assert len(windows) > 3
     for this, following in pairwise(windows):
@@ -89,11 +89,11 @@ def test_windows_stay_below_the_pool() -> None:
 
 def test_a_pool_that_cannot_hold_two_windows_is_refused() -> None:
     with pytest.raises(FssError, match="at least 400"):
-        Plan(_blocks(5, 3, 2), shots=1, targets=1, seed=0, pool_bytes=399)
+        StreamPlan(_blocks(5, 3, 2), shots=1, targets=1, seed=0, pool_bytes=399)
 
 
 def test_few_photos_repeat_supports_but_never_the_query() -> None:
-    plan = Plan(_blocks(3), shots=5, targets=2, seed=0, pool_bytes=10**6)
+    plan = StreamPlan(_blocks(3), shots=5, targets=2, seed=0, pool_bytes=10**6)
     for spec in _epoch(plan, 0):
         assert len(spec.references) == 5
         assert len(spec.targets) == 2

@@ -13,10 +13,10 @@ import pytest
 from fss_models.errors import FssError
 from pipelines.base.workspace import Workspace
 from pipelines.data.benchmarks.make import make_list
-from pipelines.data.benchmarks.protocol import Ask
+from pipelines.data.benchmarks.protocol import ListRequest
 from pipelines.data.published import bind, read_list
 from pipelines.data.shardset import Shards
-from pipelines.data.testset import EvaluationSet, Wish, open_test_set
+from pipelines.data.testset import EvaluationSet, TestSetRequest, open_test_set
 from tests.data.benchmarks.layouts import HEIGHT, WIDTH, label_map, pascal5i
 from tests.data.conftest import jpeg, png, square, write
 
@@ -48,15 +48,15 @@ def workspace(ray_cluster: object, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture
-def wish(voc: Path) -> Wish:
-    return Wish(dataset="pascal5i", root=str(voc), episodes=20)
+def wish(voc: Path) -> TestSetRequest:
+    return TestSetRequest(dataset="pascal5i", root=str(voc), episodes=20)
 
 
 def shards_of(test: EvaluationSet, out: str) -> Shards:
     return Shards(Workspace(out).shards(test.data.name))
 
 
-def test_by_rule_over_the_val_photos(wish: Wish, workspace: str, voc: Path) -> None:
+def test_by_rule_over_the_val_photos(wish: TestSetRequest, workspace: str, voc: Path) -> None:
     """Every pair of 2048 pixels is a query in turn; the same from the folder itself as from its parent."""
     test = open_test_set(wish, workspace)
     queries = [e.query_name for e in test.listed]
@@ -74,7 +74,7 @@ def test_by_rule_over_the_val_photos(wish: Wish, workspace: str, voc: Path) -> N
     assert buses.data == test.data, "all folds share the shards"
 
 
-def test_void_is_ignored_and_only_test_photos_are_read(wish: Wish, workspace: str) -> None:
+def test_void_is_ignored_and_only_test_photos_are_read(wish: TestSetRequest, workspace: str) -> None:
     test = open_test_set(wish, workspace)
     shards = shards_of(test, workspace)
     assert shards.manifest.images == {"train": 0, "test": 6}
@@ -85,7 +85,7 @@ def test_void_is_ignored_and_only_test_photos_are_read(wish: Wish, workspace: st
         assert not (sample.mask & sample.ignore).any()
 
 
-def test_a_second_wish_builds_nothing(wish: Wish, workspace: str) -> None:
+def test_a_second_wish_builds_nothing(wish: TestSetRequest, workspace: str) -> None:
     def state() -> dict[str, int]:
         return {str(p): p.stat().st_mtime_ns for p in Path(workspace).rglob("*") if p.is_file()
                 and p.parent.name != "episodes"}
@@ -97,15 +97,15 @@ def test_a_second_wish_builds_nothing(wish: Wish, workspace: str) -> None:
     assert again.listed.shots == 2
 
 
-def test_a_published_list_is_the_one_that_fss_episodes_makes(wish: Wish, workspace: str, voc: Path) -> None:
+def test_a_published_list_is_the_one_that_fss_episodes_makes(wish: TestSetRequest, workspace: str, voc: Path) -> None:
     test = open_test_set(replace(wish, lists=str(voc / "lists")), workspace)
-    made = make_list("pascal5i", "hsnet", Ask(fold=0, episodes=20, lists=str(voc / "lists")))
+    made = make_list("pascal5i", "hsnet", ListRequest(fold=0, episodes=20, lists=str(voc / "lists")))
     assert test.listed.sha256 == made.sha256
     assert [e.query_name for e in test.listed][:4] == [f"2007_{n:06d}" for n in (3, 8, 1, 7)], "in the list's order"
     assert (test.listed.status, test.absent) == ("unverified", 0)
 
 
-def test_a_split_restricts_what_is_tested(wish: Wish, workspace: str, voc: Path) -> None:
+def test_a_split_restricts_what_is_tested(wish: TestSetRequest, workspace: str, voc: Path) -> None:
     held = replace(wish, split=str(voc / "split.json"), key="voc")
     fresh = open_test_set(held, workspace)
     assert {e.query_name for e in fresh.listed} == {f"2007_{n:06d}.jpg" for n in (1, 7, 9)}
@@ -117,7 +117,7 @@ def test_a_split_restricts_what_is_tested(wish: Wish, workspace: str, voc: Path)
     assert shards_of(listed, workspace).manifest.images["test"] == 2
 
 
-def test_a_changed_directory_is_followed(wish: Wish, voc: Path, workspace: str, tmp_path: Path) -> None:
+def test_a_changed_directory_is_followed(wish: TestSetRequest, voc: Path, workspace: str, tmp_path: Path) -> None:
     import shutil
 
     root = tmp_path / "copy"
@@ -146,7 +146,7 @@ def coco_directory(root: Path, categories: int = CATS) -> None:
 
 def test_a_coco_directory_has_interleaved_folds(workspace: str, tmp_path: Path) -> None:
     coco_directory(tmp_path / "coco")
-    ask = Wish(dataset="coco20i", root=str(tmp_path / "coco"), episodes=30)
+    ask = TestSetRequest(dataset="coco20i", root=str(tmp_path / "coco"), episodes=30)
     zero, two = open_test_set(ask, workspace), open_test_set(replace(ask, fold=2), workspace)
     assert {e.class_name for e in zero.listed} == {"airplane"}
     assert zero.dropped["dog"] == "1 test photos, 2 are needed"
@@ -180,7 +180,7 @@ def test_a_coco_directory_has_interleaved_folds(workspace: str, tmp_path: Path) 
     ({"shots": 4}, "no class of fold 0 has the 5 test photos"),
 ])
 def test_mistakes_are_one_line_and_write_nothing(
-    change: dict[str, Any], line: str, wish: Wish, voc: Path, tmp_path: Path, ray_cluster: object
+    change: dict[str, Any], line: str, wish: TestSetRequest, voc: Path, tmp_path: Path, ray_cluster: object
 ) -> None:
     write(tmp_path, "photos/JPEGImages/a.jpg", jpeg(8, 8))
     write(tmp_path, "other/readme.txt", "x")
@@ -205,14 +205,14 @@ def test_mistakes_are_one_line_and_write_nothing(
 def test_another_coco_directory_is_refused(tmp_path: Path) -> None:
     coco_directory(tmp_path / "coco", categories=79)
     with pytest.raises(FssError, match="its 79 categories are not those of coco20i"):
-        open_test_set(Wish(dataset="coco20i", root=str(tmp_path / "coco")), str(tmp_path / "out"))
+        open_test_set(TestSetRequest(dataset="coco20i", root=str(tmp_path / "coco")), str(tmp_path / "out"))
 
 
 def test_the_held_out_photos_of_real_directories(shared: Path, workspace: str) -> None:
     """330 photos of VOC's own train list: none is in the published val lists, so lists are drawn by rule."""
     split = str(shared / "data" / "splits.json")
     for dataset, folder, photos in (("pascal5i", "voc_train", 132), ("coco20i", "coco_union", 148)):
-        ask = Wish(dataset=dataset, root=str(shared / "data" / folder), split=split, episodes=200)
+        ask = TestSetRequest(dataset=dataset, root=str(shared / "data" / folder), split=split, episodes=200)
         test = open_test_set(ask, workspace)
         named = json.loads(Path(split).read_text())[folder]["test"]
         held = {Path(n).stem for n in named}
@@ -224,6 +224,6 @@ def test_the_held_out_photos_of_real_directories(shared: Path, workspace: str) -
             row = shards.rows[episode.query]
             assert dict(zip(row["class_ids"], row["class_areas"], strict=True))[episode.class_id] >= 2048
     lists = str(shared / "data" / "lists" / "pascal5i_hsnet")
-    ask = Wish(dataset="pascal5i", root=str(shared / "data" / "voc_train"), lists=lists, split=split)
+    ask = TestSetRequest(dataset="pascal5i", root=str(shared / "data" / "voc_train"), lists=lists, split=split)
     with pytest.raises(FssError, match="345 of the list's 345 photos are not among the 132"):
         open_test_set(ask, workspace)

@@ -17,7 +17,7 @@ from fss_models.errors import FssError
 from pipelines.config.data import DataConfig, SourceConfig, SplitConfig
 from pipelines.data import rle
 from pipelines.data.episodes import episode_list
-from pipelines.data.ledger import Former, plan_parts
+from pipelines.data.ledger import FormerBuild, plan_parts
 from pipelines.data.schema import INDEX, EpisodeSample, Manifest
 from pipelines.data.shards import build_shards
 from pipelines.data.shardset import Shards
@@ -241,8 +241,8 @@ def test_every_format_tells_which_photos_changed(kind: str, tmp_path: Path, monk
 
 
 def test_the_plan_of_parts() -> None:
-    def former(*parts: list[str]) -> Former:
-        return Former([{"part": n, "versions": v} for n, v in enumerate(parts)], INDEX.empty_table(), len(parts))
+    def former(*parts: list[str]) -> FormerBuild:
+        return FormerBuild([{"part": n, "versions": v} for n, v in enumerate(parts)], INDEX.empty_table(), len(parts))
 
     plan = plan_parts(["a", "b", "c"], former(["a", "b"], ["c"]), 2)
     assert (plan.kept, plan.new) == ({0, 1}, {})  # nothing changed: a part that is not full stays too

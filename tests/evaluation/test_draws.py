@@ -6,7 +6,7 @@ import pytest
 
 from pipelines.config.evaluate import EvalConfig
 from pipelines.config.run import eval_digest
-from pipelines.data.episodes import Episode, EpisodeList, joined
+from pipelines.data.episodes import Episode, EpisodeList, join_lists
 
 
 def drawn(seed: int, *queries: int) -> EpisodeList:
@@ -15,10 +15,10 @@ def drawn(seed: int, *queries: int) -> EpisodeList:
 
 
 def test_draws_are_one_list_in_their_order() -> None:
-    both = joined([drawn(0, 1, 2), drawn(1, 3, 1)])
+    both = join_lists([drawn(0, 1, 2), drawn(1, 3, 1)])
     assert [(e.episode_id, e.query) for e in both] == [(0, 1), (1, 2), (2, 3), (3, 1)]
-    assert len({both.sha256, drawn(0, 1, 2).sha256, joined([drawn(1, 3, 1), drawn(0, 1, 2)]).sha256}) == 3
-    assert joined([drawn(0, 1, 2)]) == drawn(0, 1, 2)
+    assert len({both.sha256, drawn(0, 1, 2).sha256, join_lists([drawn(1, 3, 1), drawn(0, 1, 2)]).sha256}) == 3
+    assert join_lists([drawn(0, 1, 2)]) == drawn(0, 1, 2)
 
 
 def test_a_single_draw_is_the_evaluation_it_was() -> None:

@@ -14,9 +14,9 @@ from pipelines.data.episodes import draw_episodes
 from pipelines.data.folds import FoldData
 from pipelines.data.published import ListedEpisode, PublishedList, write_list
 from pipelines.data.shardset import Shards
-from pipelines.evaluation.drive import Scored, evaluate_run, finished
-from pipelines.evaluation.results import read_counts, untested
-from pipelines.training.context import Job
+from pipelines.evaluation.drive import ScoringConfig, evaluate_run, read_finished
+from pipelines.evaluation.results import read_counts, untested_line
+from pipelines.training.context import RunContext
 
 
 def _listed(shards: Shards, *, leave_out: int | None = None, seed: int = 0) -> PublishedList:
@@ -27,10 +27,10 @@ def _listed(shards: Shards, *, leave_out: int | None = None, seed: int = 0) -> P
                          episodes=rows)
 
 
-def _job(shards: Shards, out: Path) -> Job:
+def _job(shards: Shards, out: Path) -> RunContext:
     spec = RunSpec(dataset="shapes", shards=shards.url, data_hash=shards.manifest.content_hash, fold=0,
                    method=MethodConfig(name="prior", preset="debug"))
-    return Job(spec=spec, runs=str(out))
+    return RunContext(spec=spec, runs=str(out))
 
 
 def test_a_class_without_an_episode_counts_0_and_is_named(shapes_shards: str, tmp_path: Path) -> None:
@@ -41,7 +41,7 @@ def test_a_class_without_an_episode_counts_0_and_is_named(shapes_shards: str, tm
     missing = tested[0]
     write_list(url, _listed(shards, leave_out=missing.class_id))
     job = _job(shards, tmp_path)
-    result = evaluate_run(job, Scored(config=EvalConfig(list=url, batch=4), resamples=200))
+    result = evaluate_run(job, ScoringConfig(config=EvalConfig(list=url, batch=4), resamples=200))
     assert result.per_class[missing.name] == 0
     assert set(result.per_class) == {c.name for c in tested}
     others = [v for name, v in result.per_class.items() if name != missing.name]
@@ -49,7 +49,7 @@ def test_a_class_without_an_episode_counts_0_and_is_named(shapes_shards: str, tm
     assert result.miou == pytest.approx(sum(others) / len(tested))
     assert result.interval[0] <= result.miou <= result.interval[1]
     assert result.details["without_episodes"] == [missing.name]
-    assert untested(result) == f"the list of {result.run} has no episode of {missing.name}: IoU 0"
+    assert untested_line(result) == f"the list of {result.run} has no episode of {missing.name}: IoU 0"
     counts = read_counts(job.folder, result)
     assert len(counts) == result.episodes + 1  # what the leaderboard resamples
     assert counts.union[counts.class_ids == missing.class_id].sum() == 0
@@ -59,18 +59,18 @@ def test_another_list_at_the_same_url_is_another_evaluation(shapes_shards: str, 
     shards, url = Shards(shapes_shards), str(tmp_path / "list-{fold}.parquet")
     file = url.replace("{fold}", "0")
     write_list(file, _listed(shards))
-    job, scored = _job(shards, tmp_path), Scored(config=EvalConfig(list=url, batch=4), resamples=20)
-    assert finished(job, scored) is None
+    job, scored = _job(shards, tmp_path), ScoringConfig(config=EvalConfig(list=url, batch=4), resamples=20)
+    assert read_finished(job, scored) is None
     first = evaluate_run(job, scored)
-    assert finished(job, scored) == first
+    assert read_finished(job, scored) == first
     write_list(file, _listed(shards, seed=1))
-    assert finished(job, scored) is None
+    assert read_finished(job, scored) is None
     second = evaluate_run(job, scored)
     assert second.list_hash != first.list_hash
-    assert finished(job, scored) == second
+    assert read_finished(job, scored) == second
     Path(file).unlink()
     with pytest.raises(FssError, match="does not exist"):
-        finished(job, scored)
+        read_finished(job, scored)
 
 
 def test_a_drawn_list_needs_no_file(shapes_shards: str, tmp_path: Path) -> None:
@@ -78,9 +78,9 @@ def test_a_drawn_list_needs_no_file(shapes_shards: str, tmp_path: Path) -> None:
     shards = Shards(shapes_shards)
     job = _job(shards, tmp_path)
     job = job.model_copy(update={"spec": job.spec.model_copy(update={"fold": None})})
-    scored = Scored(config=EvalConfig(list=str(tmp_path / "none-{fold}.parquet"), batch=4), resamples=20)
+    scored = ScoringConfig(config=EvalConfig(list=str(tmp_path / "none-{fold}.parquet"), batch=4), resamples=20)
     result = evaluate_run(job, scored)
-    assert finished(job, scored) == result
+    assert read_finished(job, scored) == result
     absent = set(result.details["without_episodes"])
     assert absent.isdisjoint(result.per_class)
     assert absent | set(result.per_class) == {c.name for c in shards.manifest.classes}

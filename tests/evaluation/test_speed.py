@@ -19,9 +19,9 @@ from pipelines.config.run import RunSpec, eval_digest
 from pipelines.config.sweep import SweepConfig
 from pipelines.data.schema import EpisodeSample, Sample
 from pipelines.evaluation.results import RunResult
-from pipelines.evaluation.speed import Peak, measure_speed
+from pipelines.evaluation.speed import MemoryPeak, measure_speed
 from pipelines.selection.choose import _latency
-from pipelines.sweeps.matrix import Cell
+from pipelines.sweeps.matrix import MatrixCell
 from pipelines.sweeps.sweep import _idle_latency
 
 
@@ -76,7 +76,7 @@ def test_speed_is_measured_again_when_its_conditions_change(tmp_path: Path) -> N
         recipe = Recipe(out=str(tmp_path), methods=[method], eval=EvalConfig(shots=shots, batch=batch),
                         sweep=SweepConfig(gpus_per_run=gpus))
         done = RunResult(run="r", spec=spec, eval_digest=eval_digest(recipe.eval), bundle="b", bundle_id="same")
-        _idle_latency(Cell("", recipe), [done], ray)
+        _idle_latency(MatrixCell("", recipe), [done], ray)
         other = done.model_copy(update={"eval_digest": "other"})
         assert _latency(Store(str(tmp_path)), "latency.json", [other]) == {}, "a table of another evaluation"
         return int(_latency(Store(str(tmp_path)), "latency.json", [done])["prior"]["seconds"])
@@ -88,7 +88,7 @@ def test_speed_is_measured_again_when_its_conditions_change(tmp_path: Path) -> N
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the system does not tell the peak")
 def test_the_peak_is_of_its_own_time() -> None:
     before = np.ones(60_000_000, dtype=np.uint8)
-    peak = Peak("cpu")
+    peak = MemoryPeak("cpu")
     assert peak.bytes() < 30_000_000, "what was held before does not count"
     held = np.ones(80_000_000, dtype=np.uint8)
     del held

@@ -30,9 +30,9 @@ from pipelines.evaluation.steps import (
     run_selection,
     score_grid,
 )
-from pipelines.training.context import Job
+from pipelines.training.context import RunContext
 from pipelines.training.grid import grid_store, keep_grid
-from pipelines.training.loop import Place, fit
+from pipelines.training.loop import WorkerRank, fit
 from pipelines.training.worker import write_bundle
 from tests.fixtures.training import KilledError
 
@@ -52,7 +52,7 @@ class Runner:
         self.die_in_training, self.die_in_scoring, self.die_after = die_in_training, die_in_scoring, die_after
         self.steps: list[tuple[bool, int]] = []  # (without held-out classes, step)
 
-    def train(self, job: Job) -> None:
+    def train(self, job: RunContext) -> None:
         spec = job.spec
         root = Path(job.folder)
         done = sorted(root.glob("checkpoint-*"))
@@ -72,7 +72,7 @@ class Runner:
                 self.die_in_training = 0
                 raise KilledError
 
-        history = fit(spec, model, place=Place(), resume=done[-1] if done else None, save=save, stop=job.stop,
+        history = fit(spec, model, place=WorkerRank(), resume=done[-1] if done else None, save=save, stop=job.stop,
                       open_stream=lambda position: data.stream(spec, position=position, rank=0, world=1),
                       log_row=lambda step, row: None, keep=keep)
         if self.die_after:
@@ -82,7 +82,7 @@ class Runner:
         if not job.grid:
             write_bundle(job, model, data, train_s=history.seconds)
 
-    def score(self, job: Job, trained: Job, config: EvalConfig) -> None:
+    def score(self, job: RunContext, trained: RunContext, config: EvalConfig) -> None:
         if not self.die_in_scoring:
             return score_grid(job, trained, config)
         points, self.die_in_scoring = self.die_in_scoring, 0
@@ -90,7 +90,7 @@ class Runner:
         Store(job.folder).delete("selection.json")  # as far as the scores of the first points, no record yet
         raise KilledError
 
-    def choose(self, job: Job) -> Selection:
+    def choose(self, job: RunContext) -> Selection:
         """The whole way, begun anew after each kill."""
         for _ in range(4):
             try:
@@ -103,7 +103,7 @@ class Runner:
         raise AssertionError("killed more often than planned")
 
 
-def tensors(job: Job) -> dict[str, torch.Tensor]:
+def tensors(job: RunContext) -> dict[str, torch.Tensor]:
     return load(Store(job.bundle).read_bytes("model.safetensors"))
 
 
@@ -127,12 +127,12 @@ def test_no_novel_class_enters_selection(shapes_shards: str, spec: RunSpec, nove
             assert set(listed.class_ids) <= held.keys()
             assert all(shards.rows[i]["split"] == "train" for i in photos)
             assert not any(novel & set(shards.rows[i]["class_ids"]) for i in photos)
-            _training_sees_none(Job(spec=one, runs="unused"), photos, set(held))
+            _training_sees_none(RunContext(spec=one, runs="unused"), photos, set(held))
             seen += len(photos)
     assert seen > 100
 
 
-def _training_sees_none(job: Job, photos: set[int], held: set[int]) -> None:
+def _training_sees_none(job: RunContext, photos: set[int], held: set[int]) -> None:
     """The training that is scored opens neither the photos that choose nor any other that shows a held-out class."""
     job = holdout_job(job)
     data = FoldData.of(job.spec)
@@ -162,7 +162,7 @@ def test_held_out_classes_depend_on_fold_and_seed_alone(spec: RunSpec) -> None:
 def test_killed_selection_ends_as_one_left_alone(spec: RunSpec, tmp_path: Path, policy: str) -> None:
     """In training, right behind it, and between two scored points: the same record, the same tensors bit for bit."""
     one = selecting(spec, policy)
-    whole, killed = (Job(spec=one, runs=str(tmp_path / n)) for n in ("whole", "killed"))
+    whole, killed = (RunContext(spec=one, runs=str(tmp_path / n)) for n in ("whole", "killed"))
     want = Runner().choose(whole)
     runner = Runner(die_in_training=5, die_in_scoring=2, die_after=True)
     assert runner.choose(killed) == want
@@ -182,12 +182,12 @@ def test_killed_selection_ends_as_one_left_alone(spec: RunSpec, tmp_path: Path, 
 
 def test_final_training_has_all_base_classes_and_the_chosen_steps(spec: RunSpec, tmp_path: Path) -> None:
     """Its tensors are those of a run with a fixed budget of that many steps on the same schedule."""
-    job = Job(spec=selecting(spec), runs=str(tmp_path / "chosen"))
+    job = RunContext(spec=selecting(spec), runs=str(tmp_path / "chosen"))
     runner = Runner()
     chosen = runner.choose(job)
     assert [s for without, s in runner.steps if not without] == list(range(1, chosen.steps + 1))
     fixed = spec.model_copy(update={"train": spec.train.model_copy(update={"steps": 6, "stop": chosen.steps})})
-    plain = Job(spec=fixed, runs=str(tmp_path / "plain"))
+    plain = RunContext(spec=fixed, runs=str(tmp_path / "plain"))
     Runner().train(plain)
     a, b = tensors(job), tensors(plain)
     assert all(torch.equal(a[k], b[k]) for k in a)
@@ -203,7 +203,7 @@ def test_published_takes_the_best_on_the_test_episodes(spec: RunSpec, tmp_path: 
     from pipelines.evaluation.evaluate import score_episodes
     from pipelines.evaluation.results import table_counts
 
-    job = Job(spec=selecting(spec, "published"), runs=str(tmp_path))
+    job = RunContext(spec=selecting(spec, "published"), runs=str(tmp_path))
     chosen = Runner().choose(job)
     data = FoldData.of(job.spec)
     episodes = data.episodes(EVAL)
@@ -220,7 +220,7 @@ def test_grid_ends_with_all_steps() -> None:
             assert list(grid) == sorted(set(grid))
             assert len(grid) == min(points, steps)
             assert grid[0] >= 1
-    assert not grid_store(Job(spec=RunSpec(dataset="d", shards="s", data_hash="h", fold=0, method=MethodConfig(
+    assert not grid_store(RunContext(spec=RunSpec(dataset="d", shards="s", data_hash="h", fold=0, method=MethodConfig(
         name="sansa")), runs="nowhere")).exists()
 
 

@@ -24,7 +24,7 @@ from pipelines.data.shardset import Shards
 from pipelines.features.build import ensure_features, features_url
 from pipelines.features.reader import FeatureReader
 from pipelines.sweeps.matrix import sweep_specs
-from pipelines.training.loop import Place, fit
+from pipelines.training.loop import WorkerRank, fit
 
 PART = 500_000  # bytes: several parts
 METHODS = ("fcp", "vrp_sam")
@@ -87,7 +87,7 @@ def losses_of(spec: RunSpec, base: str = "") -> Rows:
     if spec.train.features != "off":
         reader = FeatureReader.open(base, model, spec.train.features, pool_bytes=1_000_000)
     data = FoldData.open(spec.shards, spec.fold)
-    history = fit(spec, model, place=Place(), resume=None, save=lambda step, write: None,
+    history = fit(spec, model, place=WorkerRank(), resume=None, save=lambda step, write: None,
                   log_row=lambda step, row: None, kept=reader,
                   open_stream=lambda position: data.stream(spec, position=position, rank=0, world=1))
     return history.rows

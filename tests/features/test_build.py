@@ -14,9 +14,9 @@ from pipelines.config.recipe import Recipe
 from pipelines.data.folds import FoldData
 from pipelines.data.shards import build_shards
 from pipelines.data.stream import EpisodeStream
-from pipelines.features.build import ensure_features, features_url, readable
+from pipelines.features.build import ensure_features, features_url, format_bytes
 from pipelines.features.folder import FeatureFolder
-from pipelines.features.info import kept_features
+from pipelines.features.info import describe_features
 from tests.data.benchmarks import layouts
 from tests.features.conftest import MakeRecipe, copied, recipe_at, specs_of
 
@@ -32,7 +32,7 @@ def test_one_folder_for_both_methods(kept: dict[str, Any], shapes_shards: str) -
     assert kept["methods"] == ["fcp-debug", "vrp_sam-debug"]
     assert (kept["photos"], kept["records"], kept["written"]) == (photos, 2 * photos, 2 * photos)
     assert kept["bytes"] == 2 * photos * kept["record_bytes"]
-    (facts,) = kept_features(str(Path(kept["features"]).parent), verify=True)
+    (facts,) = describe_features(str(Path(kept["features"]).parent), verify=True)
     assert facts["records"] == kept["records"]
     assert facts["bytes"] == kept["bytes"]
     assert facts["parts"] == facts["verified_parts"] > 2
@@ -44,8 +44,8 @@ def test_the_size_is_told_and_bounded_before_anything_is_written(
 ) -> None:
     recipe = make_recipe("fcp")
     limited = recipe.features.model_copy(update={"max_bytes": kept["bytes"] - 1})
-    line = (f"features of {kept['photos']} photos x 2 (mirrored) x {readable(kept['record_bytes'])} = "
-            f"{readable(kept['bytes'])} -> {features_url(recipe)}/{Path(kept['features']).name} (float32)")
+    line = (f"features of {kept['photos']} photos x 2 (mirrored) x {format_bytes(kept['record_bytes'])} = "
+            f"{format_bytes(kept['bytes'])} -> {features_url(recipe)}/{Path(kept['features']).name} (float32)")
     with pytest.raises(FssError, match=r"over features.max_bytes") as error:
         ensure_features(recipe.model_copy(update={"features": limited}), specs_of(recipe, shapes_shards), ray_cluster)
     assert line in str(error.value)

@@ -13,9 +13,9 @@ from fss_models.errors import FssError
 from infra.local.s3 import S3Server
 from pipelines.base.storage import join
 from pipelines.data.schema import PhotoKey
-from pipelines.features.about import About, check_probe, describe
+from pipelines.features.about import FeatureFolderInfo, check_probe, describe
 from pipelines.features.folder import FeatureFolder, part_name
-from pipelines.features.info import kept_features
+from pipelines.features.info import describe_features
 from pipelines.features.reader import FeatureReader
 from pipelines.features.records import Layout
 
@@ -28,9 +28,9 @@ def drawn(count: int = 5) -> Features:
     return Features(maps=maps, sizes=torch.tensor([[p.height, p.width] for p in PHOTOS[:count]]))
 
 
-def about_of(layout: Layout) -> About:
-    return About(id="0123456789abcdef", precision=layout.precision, encoder="test", preprocessor={}, maps=layout.maps,
-                 probe={})
+def about_of(layout: Layout) -> FeatureFolderInfo:
+    return FeatureFolderInfo(id="0123456789abcdef", precision=layout.precision, encoder="test", preprocessor={},
+                             maps=layout.maps, probe={})
 
 
 def written(base: str) -> FeatureFolder:
@@ -80,7 +80,7 @@ def test_damage_is_told_by_the_part_s_hash(tmp_path: Path) -> None:
     with pytest.raises(FssError, match=f"features part {spot.part} is damaged"):
         reader([PHOTOS[4]])
     with pytest.raises(FssError, match=f"features part {spot.part} is damaged"):
-        kept_features(str(tmp_path), verify=True)
+        describe_features(str(tmp_path), verify=True)
     reader(PHOTOS[:4])
     file.write_bytes(good[:-1])
     assert FeatureFolder.open(str(tmp_path), folder.about.name).held.keys() == set(PHOTOS[:3])
@@ -89,7 +89,7 @@ def test_damage_is_told_by_the_part_s_hash(tmp_path: Path) -> None:
 def test_an_unfinished_folder_is_told(tmp_path: Path) -> None:
     folder = written(str(tmp_path))
     folder.store.delete("about.json")
-    assert [f["finished"] for f in kept_features(str(tmp_path))] == [False]
+    assert [f["finished"] for f in describe_features(str(tmp_path))] == [False]
     with pytest.raises(FssError, match="begun here but not finished"):
         FeatureFolder.open(str(tmp_path), folder.about.name)
     with pytest.raises(FssError, match="no features of this frozen part"):
@@ -101,7 +101,7 @@ def test_ranges_in_object_storage(s3_server: S3Server) -> None:
     folder = written(base)
     found = FeatureReader(folder, pool_bytes=0)(PHOTOS[::-1])
     assert all(torch.equal(found.maps[k], v.flip(0)) for k, v in drawn().maps.items())
-    (facts,) = kept_features(base, verify=True)
+    (facts,) = describe_features(base, verify=True)
     assert (facts["records"], facts["verified_parts"], facts["bytes"]) == (5, 2, 5 * 176)
 
 

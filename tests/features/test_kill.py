@@ -19,7 +19,7 @@ from pipelines.config.data import DataConfig
 from pipelines.config.recipe import Recipe
 from pipelines.features.build import features_url
 from pipelines.features.folder import FeatureFolder
-from pipelines.features.info import kept_features
+from pipelines.features.info import describe_features
 from tests.features.conftest import MakeRecipe, recipe_at
 
 pytestmark = pytest.mark.slow
@@ -81,7 +81,7 @@ def test_a_lost_worker_is_made_up_for(make_recipe: MakeRecipe, tmp_path: Path) -
     assert process.returncode == 0, err[-2000:]
     assert "a worker was lost" in err
     (facts,) = json.loads(out)["folders"]
-    (kept,) = kept_features(features_url(recipe), verify=True)
+    (kept,) = describe_features(features_url(recipe), verify=True)
     assert kept["records"] == facts["records"]
 
 

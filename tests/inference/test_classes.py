@@ -15,11 +15,11 @@ from pycocotools import mask as coco
 from fss_models import registry
 from fss_models.errors import FssError
 from pipelines.bundles.bundle import save_bundle
-from pipelines.config.mask_request import Wanted
+from pipelines.config.mask_request import MaskRequest
 from pipelines.inference.label_sets import read_label_set
 from pipelines.inference.labeler import Labeler
 from pipelines.inference.marks import rle_json
-from pipelines.inference.masks import Failure, Label, Labels, semantic_map
+from pipelines.inference.masks import Label, Labels, PhotoFailure, semantic_map
 from pipelines.inference.supports import Support, SupportSet
 from pipelines.serving.requests import parse_segment
 from tests.serving.helpers import ball, encoded
@@ -58,9 +58,9 @@ def pixels(label: Label) -> np.ndarray:
     return mask.astype(bool)
 
 
-def found(results: list[Labels | Failure]) -> list[Labels]:
-    assert not any(isinstance(r, Failure) for r in results)
-    return [r for r in results if not isinstance(r, Failure)]
+def found(results: list[Labels | PhotoFailure]) -> list[Labels]:
+    assert not any(isinstance(r, PhotoFailure) for r in results)
+    return [r for r in results if not isinstance(r, PhotoFailure)]
 
 
 def test_one_pass_is_as_many_jobs(labeler: Labeler, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,7 +70,7 @@ def test_one_pass_is_as_many_jobs(labeler: Labeler, monkeypatch: pytest.MonkeyPa
     seen: list[int] = []
     encode = labeler.model.encode
     monkeypatch.setattr(labeler.model, "encode", lambda images: seen.append(len(images)) or encode(images))
-    together = labeler.label_classes(photos(), Wanted(support_ids=ids, threshold=0.4), 4)
+    together = labeler.label_classes(photos(), MaskRequest(support_ids=ids, threshold=0.4), 4)
     assert [list(labels) for labels in found(together)] == [list(one) for one in zip(*alone, strict=True)]
     assert seen == [4, 4]  # six photos in two padded batches
     assert len({labels[0].counts for labels in found(together)}) > 1
@@ -78,9 +78,9 @@ def test_one_pass_is_as_many_jobs(labeler: Labeler, monkeypatch: pytest.MonkeyPa
 
 def test_several_classes_a_call_are_the_same_masks(labeler: Labeler) -> None:
     ids = tuple(labeler.add_support(s) for s in SETS)
-    one = found(labeler.label_classes(photos(), Wanted(support_ids=ids), 4))
-    many = found(labeler.label_classes(photos(), Wanted(support_ids=ids, pairs=8), 4))
-    people = found(labeler.label_mixed(photos(3), [Wanted(support_ids=ids[:n]) for n in (3, 1, 2)], 4))
+    one = found(labeler.label_classes(photos(), MaskRequest(support_ids=ids), 4))
+    many = found(labeler.label_classes(photos(), MaskRequest(support_ids=ids, pairs=8), 4))
+    people = found(labeler.label_mixed(photos(3), [MaskRequest(support_ids=ids[:n]) for n in (3, 1, 2)], 4))
     assert [len(labels) for labels in people] == [3, 1, 2]
     for some in (many, people):
         for labels, wanted in zip(some, one, strict=False):
@@ -91,16 +91,16 @@ def test_several_classes_a_call_are_the_same_masks(labeler: Labeler) -> None:
 
 def test_bad_photos_are_results(labeler: Labeler) -> None:
     ids = tuple(labeler.add_support(s) for s in SETS)
-    results = labeler.label_classes([b"no photo", *photos(1)], Wanted(support_ids=ids), 2)
-    assert isinstance(results[0], Failure)
+    results = labeler.label_classes([b"no photo", *photos(1)], MaskRequest(support_ids=ids), 2)
+    assert isinstance(results[0], PhotoFailure)
     assert len(found(results[1:])[0]) == 3
 
 
 def test_resolved_overlaps(labeler: Labeler) -> None:
     """No pixel has two classes, none is lost, and each went to the class that is surest of it."""
     ids = tuple(labeler.add_support(s) for s in SETS)
-    kept = found(labeler.label_classes(photos(), Wanted(support_ids=ids, threshold=0.4), 4))
-    cut = found(labeler.label_classes(photos(), Wanted(support_ids=ids, threshold=0.4, overlaps="resolve"), 4))
+    kept = found(labeler.label_classes(photos(), MaskRequest(support_ids=ids, threshold=0.4), 4))
+    cut = found(labeler.label_classes(photos(), MaskRequest(support_ids=ids, threshold=0.4, overlaps="resolve"), 4))
     overlapping = 0
     for before, after in zip(kept, cut, strict=True):
         whole, parts = np.stack([pixels(b) for b in before]), np.stack([pixels(a) for a in after])
@@ -148,8 +148,8 @@ def test_label_sets_of_folders_and_files(tmp_path: Path) -> None:
     (root / "noise" / "supports.json").write_text('{"supports": [{"image": "images/x.jpg", "mask": "shown.png"}]}')
     assert read_label_set(str(root / "noise")) == [found[1]]  # not a class "images"
     (root / "noise" / "images" / "x.jpg").rename(root / "noise" / "x.jpg")
-    both = [{"class_name": "ball", "supports": [{"image": f"classes/ball/{i}", "mask": f"classes/ball/{m}"}
-                                               for i, m in (("a.jpg", "a.png"), ("b.png", "b_mask.png"))]},
+    both = [{"class_name": "ball", "supports": [{"image": f"classes/ball/{i}", "mask": f"classes/ball/{m}"} for i,
+                                                m in (("a.jpg", "a.png"), ("b.png", "b_mask.png"))]},
             {"class_name": "noise", "supports": [{"image": "classes/noise/x.jpg", "mask": "classes/noise/shown.png"}]}]
     (tmp_path / "both.json").write_text(json.dumps({"classes": both}))
     assert read_label_set(str(tmp_path / "both.json")) == found
@@ -199,5 +199,5 @@ def test_requests_with_mistakes(body: dict[str, Any], line: str) -> None:
 
 
 def test_a_request_is_what_was_wanted() -> None:
-    for wanted in (Wanted(support_ids=("a",)), Wanted(support_ids=("a", "b"), overlaps="resolve", pairs=16)):
+    for wanted in (MaskRequest(support_ids=("a",)), MaskRequest(support_ids=("a", "b"), overlaps="resolve", pairs=16)):
         assert parse_segment({"images": ["QUJD"], **wanted.json()}).wanted == wanted

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from pycocotools import mask as coco
 
 from fss_models.errors import FssError
-from pipelines.config.mask_request import Wanted
-from pipelines.inference.labeler import Failure, Label, Labeler, Limits
+from pipelines.config.mask_request import MaskRequest
+from pipelines.inference.labeler import Labeler, PhotoLimits
 from pipelines.inference.marks import rle_json
-from pipelines.inference.masks import full_size
+from pipelines.inference.masks import Label, PhotoFailure, full_size
 from pipelines.inference.support_files import support_request, support_set_from_request
 from pipelines.inference.supports import Support, SupportSet, UnknownSupportError
 from tests.serving.helpers import ball, encoded
@@ -34,7 +34,7 @@ def labeler(bundle: str) -> Iterator[Labeler]:
     torch.set_num_threads(before)
 
 
-def decoded(label: Label | Failure) -> np.ndarray:
+def decoded(label: Label | PhotoFailure) -> np.ndarray:
     assert isinstance(label, Label), label
     mask: np.ndarray = coco.decode({"size": [label.height, label.width], "counts": label.counts.encode()})
     return mask.astype(bool)
@@ -69,17 +69,17 @@ def test_bad_photos_are_results(labeler: Labeler) -> None:
     support = labeler.add_support(support_set())
     good = encoded(ball(1)[0])
     found = labeler.label([b"", good, good[: len(good) // 2], b"no photo", good], support, 2)
-    assert [isinstance(r, Failure) for r in found] == [True, False, True, True, False]
+    assert [isinstance(r, PhotoFailure) for r in found] == [True, False, True, True, False]
     assert found[1] == found[4]
 
 
 def test_limits_are_kept(bundle: str) -> None:
-    small = Labeler(bundle, limits=Limits(max_pixels=10_000, max_bytes=4_000))
+    small = Labeler(bundle, limits=PhotoLimits(max_pixels=10_000, max_bytes=4_000))
     support = small.add_support(support_set())
     pixels = small.label([encoded(np.zeros((101, 100, 3), dtype=np.uint8))], support)[0]
     size = small.label([encoded(np.random.default_rng(0).integers(0, 255, (90, 90, 3), dtype=np.uint8))], support)[0]
-    assert isinstance(pixels, Failure)
-    assert isinstance(size, Failure)
+    assert isinstance(pixels, PhotoFailure)
+    assert isinstance(size, PhotoFailure)
     assert "pixels" in pixels.reason
     assert "bytes" in size.reason
 
@@ -118,10 +118,10 @@ def test_mixed_support_sets_share_a_batch(labeler: Labeler) -> None:
     both = SupportSet("ball", one.supports + two.supports)
     ids = [labeler.add_support(s) for s in (one, both)]
     photos = [encoded(ball(s)[0]) for s in range(4)]
-    wanted = [Wanted(support_ids=(ids[i % 2],)) for i in range(4)]
+    wanted = [MaskRequest(support_ids=(ids[i % 2],)) for i in range(4)]
     mixed = labeler.label_mixed(photos, wanted, 4)
     for photo, one, labels in zip(photos, wanted, mixed, strict=True):
-        assert not isinstance(labels, Failure)
+        assert not isinstance(labels, PhotoFailure)
         alone, found = decoded(labeler.label([photo], one.support_ids[0], 4)[0]), decoded(labels[0])
         assert (alone & found).sum() / (alone | found).sum() > 0.999
 

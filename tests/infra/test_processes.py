@@ -78,8 +78,8 @@ def test_up_starts_a_lost_s3_server_again(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(topology, "_start", lambda root, nodes, cpus: "anew")
     server = spawn("mlflow", ["sleep", "60"], folder=tmp_path, env={})
     try:
-        local = topology.Local(folder=str(tmp_path), session="", address="", dashboard="", mlflow="", cpus=1.0,
-                               storage=dict(storage), bucket="", servers={"mlflow": server})
+        local = topology.LocalCluster(folder=str(tmp_path), session="", address="", dashboard="", mlflow="", cpus=1.0,
+                                      storage=dict(storage), bucket="", servers={"mlflow": server})
         local.save()
         assert topology.up(tmp_path) == local
         assert (started, ended) == ([tmp_path / "s3"], [])

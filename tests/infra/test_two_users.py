@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from infra.local.topology import Local
+from infra.local.topology import LocalCluster
 from pipelines.base.storage import Store, join
 from tests.infra.nodes import fss, running_nodes, submitted
 
@@ -21,7 +21,7 @@ PEOPLE = ("ann", "bob")
 
 
 @pytest.fixture(scope="module")
-def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Local]:
+def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
     with running_nodes(tmp_path_factory.mktemp("two"), nodes=2) as found:
         yield found
 
@@ -33,7 +33,7 @@ def settings(person: str) -> list[str]:
     return ["--recipe", "debug", *(word for k, v in sets.items() for word in ("--set", f"{k}={v}"))]
 
 
-def test_two_people_at_once(local: Local, tmp_path: Path) -> None:
+def test_two_people_at_once(local: LocalCluster, tmp_path: Path) -> None:
     """Would catch names that both take: experiments, models, actors, applications, storage, working directories."""
     with ThreadPoolExecutor(2) as pool:
         printed = "".join(pool.map(lambda person: _work(person, local, tmp_path / person), PEOPLE))
@@ -45,7 +45,7 @@ def test_two_people_at_once(local: Local, tmp_path: Path) -> None:
     _no_secret(local, printed, tmp_path)
 
 
-def _work(person: str, local: Local, folder: Path) -> str:
+def _work(person: str, local: LocalCluster, folder: Path) -> str:
     """From shards to a promoted champion."""
     folder.mkdir()
     (folder / "notes.txt").write_text(person)
@@ -54,7 +54,7 @@ def _work(person: str, local: Local, folder: Path) -> str:
     return "".join(submitted(f"{person}-{words[0]}", *words, *given, "--out", out, cwd=folder) for words in chain)
 
 
-def _hashes(local: Local, person: str) -> list[str]:
+def _hashes(local: LocalCluster, person: str) -> list[str]:
     store = Store(join(f"{local.bucket}/{person}", "runs"))
     found = [store.read_json(name) for name in store.list(suffix="/result.json") if "-fall-" not in name]
     assert len(found) == 4, [f["run"] for f in found]
@@ -62,7 +62,7 @@ def _hashes(local: Local, person: str) -> list[str]:
     return [f["list_hash"] for f in found]
 
 
-def _tracked_apart(local: Local) -> None:
+def _tracked_apart(local: LocalCluster) -> None:
     """An experiment and a registered model each, whose runs' artifacts lie under one's own."""
     found = _mlflow(local, "experiments/search", {"max_results": 50})["experiments"]
     mine = {e["name"]: e for e in found}
@@ -79,12 +79,12 @@ def _tracked_apart(local: Local) -> None:
     assert all(m["aliases"][0]["alias"] == "champion" for m in models.values())
 
 
-def _mlflow(local: Local, path: str, body: dict[str, Any]) -> dict[str, Any]:
+def _mlflow(local: LocalCluster, path: str, body: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = httpx.post(f"{local.mlflow}/api/2.0/mlflow/{path}", json=body, timeout=30).json()
     return found
 
 
-def _no_secret(local: Local, printed: str, folder: Path) -> None:
+def _no_secret(local: LocalCluster, printed: str, folder: Path) -> None:
     """Neither in what commands printed, nor in what Ray keeps and shows of jobs, nor in its logs."""
     hidden = [(Path(local.folder) / "token").read_text(), local.storage["AWS_SECRET_ACCESS_KEY"]]
     refused = fss("submit", "--id", "leak", "--working-dir", "", "--env", f"MY_SECRET_KEY={secrets.token_hex(8)}",

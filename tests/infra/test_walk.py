@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.datasets import write_coco
 from infra.local.processes import free_port
-from infra.local.topology import Local
+from infra.local.topology import LocalCluster
 from jobs.demo_inputs import choose_class, write_supports
 from pipelines.base.storage import Store, join
 from pipelines.base.workspace import Workspace
@@ -25,7 +25,7 @@ METHODS = "[{name: sansa, preset: debug}, {name: fssam, preset: debug}]"
 
 
 @pytest.fixture(scope="module")
-def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Local]:
+def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
     with running_nodes(tmp_path_factory.mktemp("walk")) as found:
         yield found
 
@@ -45,7 +45,7 @@ def results(out: str) -> dict[str, Any]:
     return {run: (r["bundle_id"], r["miou"], r["list_hash"]) for run, r in rows.items()}
 
 
-def test_from_a_bucket_to_labels_while_machines_come_and_go(local: Local, tmp_path: Path) -> None:
+def test_from_a_bucket_to_labels_while_machines_come_and_go(local: LocalCluster, tmp_path: Path) -> None:
     """Would catch whatever lives on one machine only: a path, a process, a half-written part."""
     bucket, given = local.bucket, settings(local.bucket)
     write_coco(tmp_path / "raw", PHOTOS, per_photo=3, size=(64, 64), classes=12)
@@ -57,7 +57,7 @@ def test_from_a_bucket_to_labels_while_machines_come_and_go(local: Local, tmp_pa
     _label(local, out, given, tmp_path)
 
 
-def _sweep(local: Local, out: str, given: list[str], cwd: Path) -> None:
+def _sweep(local: LocalCluster, out: str, given: list[str], cwd: Path) -> None:
     """Two methods on four folds; a machine is lost once its run has a checkpoint. As one that nobody disturbed."""
     fss("submit", "--id", "sweep", "--no-follow", "--working-dir", "", "sweep", "run", *given, "--out", out, cwd=cwd)
     until(lambda: any("checkpoint_0" in n for n in Store(join(out, "runs")).list()), "a checkpoint")
@@ -71,7 +71,7 @@ def _sweep(local: Local, out: str, given: list[str], cwd: Path) -> None:
     assert results(out) == results(str(cwd / "quiet"))
 
 
-def _label(local: Local, out: str, given: list[str], cwd: Path) -> None:
+def _label(local: LocalCluster, out: str, given: list[str], cwd: Path) -> None:
     """Through the service, and by actors of which one's machine is lost: the same parts."""
     shards = Shards(Workspace(out).shards("photos"))
     supports = write_supports(shards, choose_class(shards), f"{local.bucket}/supports")

@@ -11,12 +11,12 @@ from typer.testing import CliRunner
 from fss_models import registry
 from infra.local.s3 import S3Server
 from jobs.cli import make_app
-from jobs.doctor import Check, run_checks
+from jobs.doctor import DoctorCheck, run_checks
 from pipelines.bundles.bundle import save_bundle
 from tests.models.shipped_case import ship_random
 
 
-def by_name(**where: str) -> dict[str, Check]:
+def by_name(**where: str) -> dict[str, DoctorCheck]:
     return {c.name: c for c in run_checks(**where)}
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from scipy import ndimage
 
 from pipelines.base.storage import Store
-from pipelines.inference.masks import Failure, Label, make_label
+from pipelines.inference.masks import Label, PhotoFailure, make_label
 from pipelines.labelling.images import list_images
 from pipelines.labelling.manifest import JobManifest
 from pipelines.labelling.outputs import FORMATS, write_outputs
@@ -51,7 +51,7 @@ def finished_job(root: Path, truth: Masks) -> Path:
         limit=0, max_pixels=10**8, max_bytes=10**8, code_version="0")
     for chunk in range(manifest.chunks):
         rows = manifest.rows(chunk)
-        results = [Failure(reason="no photo") if (name := images.names[r]) == "bad.jpg" else
+        results = [PhotoFailure(reason="no photo") if (name := images.names[r]) == "bad.jpg" else
                    tuple(_labels(truth[name])) for r in rows]
         write_part(Store(str(out)), chunk, images, rows, manifest, results)
     write_outputs(Store(str(out)), manifest, list(FORMATS))

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from pipelines.base.storage import Store
 from pipelines.base.version import package_version
-from pipelines.config.mask_request import Wanted
+from pipelines.config.mask_request import MaskRequest
 from pipelines.inference.labeler import Labeler
-from pipelines.inference.masks import Failure, Labels
+from pipelines.inference.masks import Labels, PhotoFailure
 from pipelines.labelling.images import list_images
-from pipelines.labelling.job import Job
+from pipelines.labelling.job import LabellingJob
 from pipelines.labelling.manifest import JobManifest, claim, describe_images
 
 
@@ -21,12 +21,12 @@ class DirectEngine:
         self.labeler, self.request_bytes, self.batch = labeler, request_bytes, batch
         self.requests: list[int] = []
 
-    def label(self, images: list[bytes], wanted: Wanted) -> list[Labels | Failure]:
+    def label(self, images: list[bytes], wanted: MaskRequest) -> list[Labels | PhotoFailure]:
         self.requests.append(len(images))
         return self.labeler.label_classes(images, wanted, self.batch)
 
 
-def make_job(photos: Path | str, out: Path | str, support_id: str, labeler: Labeler, **changes: object) -> Job:
+def make_job(photos: Path | str, out: Path | str, support_id: str, labeler: Labeler, **changes: object) -> LabellingJob:
     """A claimed job with chunks of 8 photos in batches of 4. `changes` may name several classes instead of the one."""
     limit = int(str(changes.get("limit", 0)))
     images = list_images(str(photos), limit)
@@ -38,4 +38,4 @@ def make_job(photos: Path | str, out: Path | str, support_id: str, labeler: Labe
     manifest = JobManifest.model_validate(fields)
     store = Store(str(out))
     claim(store, manifest)
-    return Job(store, images, manifest)
+    return LabellingJob(store, images, manifest)

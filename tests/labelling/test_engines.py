@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from fss_models.errors import FssError
-from pipelines.config.mask_request import Wanted
+from pipelines.config.mask_request import MaskRequest
 from pipelines.inference.labeler import Labeler
-from pipelines.inference.masks import Failure
+from pipelines.inference.masks import PhotoFailure
 from pipelines.inference.support_files import read_support_file
 from pipelines.labelling.actors import run_with_actors
 from pipelines.labelling.engines import ServiceEngine
@@ -54,8 +54,8 @@ def test_a_service_that_has_another_bundle_meanwhile() -> None:
     answer = {"support_id": "0" * 16, "bundle_id": "a" * 16, "results": [{"error": "no photo"}]}
     client._http = httpx.Client(base_url=client.url, transport=httpx.MockTransport(
         lambda _: httpx.Response(200, json=answer)))
-    wanted = Wanted(support_ids=("0" * 16,))
-    assert ServiceEngine(client, 10**6, "a" * 16).label([b""], wanted) == [Failure(reason="no photo")]
+    wanted = MaskRequest(support_ids=("0" * 16,))
+    assert ServiceEngine(client, 10**6, "a" * 16).label([b""], wanted) == [PhotoFailure(reason="no photo")]
     with pytest.raises(FssError, match=r"http://service: serves bundle a{16} now, no longer b{16}"):
         ServiceEngine(client, 10**6, "b" * 16).label([b""], wanted)
 

@@ -20,7 +20,7 @@ from pipelines.data import rle
 from pipelines.data.sources import open_source
 from pipelines.data.sources.brush_rle import decode_brush, encode_brush
 from pipelines.inference.masks import make_label
-from pipelines.labelling.formats.files import Stems
+from pipelines.labelling.formats.files import UniqueStems
 from pipelines.labelling.formats.outline import polygons
 from pipelines.labelling.images import list_images
 from pipelines.labelling.manifest import JobManifest
@@ -136,7 +136,7 @@ def test_polygons_are_exactly_the_mask() -> None:
 
 
 def test_photos_that_differ_in_their_suffix(tmp_path: Path) -> None:
-    stems = Stems()
+    stems = UniqueStems()
     names = ("a.b.jpg", "a.jpg", "a.k.png", "a.png", "b.jpg")
     assert [stems.name(n) for n in names] == ["a.b", "a", "a.k", "a.png", "b"]
     out, manifest = plain_job(tmp_path, "a.jpg", "a.png")

@@ -25,11 +25,11 @@ from pipelines.base.storage import Store
 from pipelines.bundles.bundle import save_bundle
 from pipelines.config.recipe import Recipe
 from pipelines.inference.labeler import Labeler
-from pipelines.inference.masks import Failure
+from pipelines.inference.masks import PhotoFailure
 from pipelines.inference.support_files import read_support_file
-from pipelines.labelling.images import Reader, check_out, list_images
+from pipelines.labelling.images import PhotoReader, check_out, list_images
 from pipelines.labelling.outputs import write_outputs
-from pipelines.labelling.parts import finished, part_name
+from pipelines.labelling.parts import finished_chunks, part_name
 from pipelines.labelling.run import LabelRequest, run_label_job
 from pipelines.serving.spec import ModelSpec
 from tests.labelling.helpers import DirectEngine, make_job
@@ -104,7 +104,7 @@ def test_only_what_is_left(photos: Path, tmp_path: Path, labeler: Labeler, suppo
     assert again.left() == [1]
     again.run(engine, again.left(), 1)
     assert engine.requests == [8]
-    assert finished(again.out) == {0, 1, 2}
+    assert finished_chunks(again.out) == {0, 1, 2}
     assert make_job(photos, tmp_path, support, labeler).left() == []
 
 
@@ -214,10 +214,10 @@ def test_only_a_photo_that_is_not_there_is_a_failure(photos: Path, number: int, 
         def cat_file(self, path: str) -> bytes:
             raise OSError(number, os.strerror(number), path)
 
-    reader = Reader(list_images(str(photos)), max_bytes=10**6, threads=1)
+    reader = PhotoReader(list_images(str(photos)), max_bytes=10**6, threads=1)
     vars(reader._store)["fs"] = Disk()
     if lost:
-        assert isinstance(reader.read([0])[0], Failure)
+        assert isinstance(reader.read([0])[0], PhotoFailure)
     else:
         with pytest.raises(FssError, match=os.strerror(number)):
             reader.read([0])

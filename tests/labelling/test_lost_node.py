@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from infra.local import topology
-from infra.local.topology import Local
+from infra.local.topology import LocalCluster
 from pipelines.base.storage import Store, join
 from tests.infra.nodes import fss, running_nodes, until
 from tests.labelling.commands import PARTS, QuietJob, below
@@ -17,13 +17,13 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Local]:
+def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
     with running_nodes(tmp_path_factory.mktemp("nodes")) as found:
         yield found
 
 
 @pytest.mark.parametrize(("engine", "process"), [("actors", "MapWorker"), ("serve", "ServeReplica")])
-def test_a_machine_is_lost(engine: str, process: str, local: Local, quiet_job: QuietJob, tmp_path: Path) -> None:
+def test_a_machine_is_lost(engine: str, process: str, local: LocalCluster, quiet_job: QuietJob, tmp_path: Path) -> None:
     """Would catch what lives on one machine only, and a loss that costs more than the chunks in hand."""
     place = f"{local.bucket}/{engine}"
     out = Store(join(place, "out"))
@@ -38,7 +38,7 @@ def test_a_machine_is_lost(engine: str, process: str, local: Local, quiet_job: Q
     quiet_job.assert_same(out.url)
 
 
-def _with_a_model(local: Local, process: str) -> str:
+def _with_a_model(local: LocalCluster, process: str) -> str:
     """A worker on which the job's model runs."""
     running = topology.read(local.folder)
     assert running is not None

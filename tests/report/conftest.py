@@ -29,15 +29,15 @@ from pipelines.evaluation.results import RunResult
 from pipelines.inference.labeler import Labeler
 from pipelines.inference.support_files import read_support_file
 from pipelines.labelling.images import list_images
-from pipelines.labelling.job import Job as LabelJob
+from pipelines.labelling.job import LabellingJob
 from pipelines.labelling.manifest import JobManifest, claim, describe_images
 from pipelines.labelling.outputs import write_outputs
 from pipelines.report.collect import label_folder
 from pipelines.selection.choose import make_leaderboard
 from pipelines.sweeps.matrix import sweep_specs
 from pipelines.sweeps.sweep import collect_results, scoring
-from pipelines.training.context import Job
-from pipelines.training.loop import Place, fit
+from pipelines.training.context import RunContext
+from pipelines.training.loop import WorkerRank, fit
 from pipelines.training.worker import write_bundle
 from tests.labelling.helpers import DirectEngine
 
@@ -69,20 +69,20 @@ def workspace(shapes_shards: str, shapes_config: DataConfig, tmp_path_factory: p
     shards = Shards(Workspace(recipe.out).shards("shapes"))
     for spec in sweep_specs(recipe, shards=shards.url, data_hash=shards.manifest.content_hash,
                             trains=dict.fromkeys([0, 1], recipe.train)):
-        _run(Job(spec=spec, runs=Workspace(recipe.out).runs), recipe)
+        _run(RunContext(spec=spec, runs=Workspace(recipe.out).runs), recipe)
     results = collect_results(recipe)
     make_leaderboard(recipe, results)
     Store(recipe.out).write_bytes("recipe.yaml", yaml.safe_dump(recipe.model_dump()).encode())
     return Made(recipe, results, shards, _label(recipe, shards, results[0].bundle))
 
 
-def _run(job: Job, recipe: Recipe) -> None:
+def _run(job: RunContext, recipe: Recipe) -> None:
     data = FoldData.open(job.spec.shards, job.spec.fold)
     if job.spec.trains:
         model = registry.build(job.spec.method.name, job.spec.method.preset)
         open_stream: Callable[..., Any] = lambda position: data.stream(  # noqa: E731
             job.spec, position=position, rank=0, world=1)
-        history = fit(job.spec, model, place=Place(), open_stream=open_stream, resume=None,
+        history = fit(job.spec, model, place=WorkerRank(), open_stream=open_stream, resume=None,
                       save=lambda step, write: None, log_row=lambda step, row: None)
         Store(job.folder).write_json("history.json", history.rows)
         write_bundle(job, model, data, train_s=history.seconds)
@@ -102,7 +102,7 @@ def _label(recipe: Recipe, shards: Shards, bundle: str) -> str:
         bundle_id=labeler.info.bundle_id, method="prior", preset="nano", chunk=16, batch=4, threshold=0.5, limit=0,
         max_pixels=50_000_000, max_bytes=64_000_000, code_version=package_version())
     claim(out, manifest)
-    job = LabelJob(out, images, manifest)
+    job = LabellingJob(out, images, manifest)
     job.run(DirectEngine(labeler), job.left(), 2)
     write_outputs(out, manifest)
     return chosen.name

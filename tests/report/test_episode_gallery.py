@@ -21,7 +21,7 @@ from pipelines.data.shardset import Shards
 from pipelines.evaluation.predict import predict
 from pipelines.evaluation.results import EPISODE_SCORES
 from pipelines.pages.pictures import PREDICTION, TRUTH, picture
-from pipelines.report.episode_gallery import picks
+from pipelines.report.episode_gallery import pick_rows
 from tests.training.mixed_data import voc_directory
 
 
@@ -33,13 +33,13 @@ def scores(ious: list[float]) -> pa.Table:
 
 def test_random_ones_are_drawn_whatever_their_score_and_the_worst_are_the_worst() -> None:
     ious = np.random.default_rng(0).random(200)
-    found = picks(scores(ious.tolist()))
+    found = pick_rows(scores(ious.tolist()))
     assert (len(found["random"]), len(found["worst"])) == (24, 8)
     assert found["worst"] == np.argsort(ious)[:8].tolist()
-    assert found["random"] == picks(scores((1 - ious).tolist()))["random"], "another score, the same draw"
-    assert found["random"] != picks(scores(ious.tolist()), seed=1)["random"]
+    assert found["random"] == pick_rows(scores((1 - ious).tolist()))["random"], "another score, the same draw"
+    assert found["random"] != pick_rows(scores(ious.tolist()), seed=1)["random"]
     assert len(set(found["random"])) == 24
-    few = picks(scores([0.5, 0.0, 0.0]))
+    few = pick_rows(scores([0.5, 0.0, 0.0]))
     assert sorted(few["random"]) == [0, 1, 2]
     assert few["worst"] == [1, 2, 0], "ties by id"
 
@@ -47,8 +47,8 @@ def test_random_ones_are_drawn_whatever_their_score_and_the_worst_are_the_worst(
 def test_the_worst_are_of_different_queries_as_far_as_they_reach() -> None:
     table = scores([0.0, 0.1, 0.2, 0.3, 0.4])
     queries = {0: 7, 1: 7, 2: 8, 3: 9, 4: 8}
-    assert picks(table, queries, worst=3)["worst"] == [0, 2, 3]
-    assert picks(table, queries, worst=4)["worst"] == [0, 1, 2, 3], "no fourth query: the worst of the others"
+    assert pick_rows(table, queries, worst=3)["worst"] == [0, 2, 3]
+    assert pick_rows(table, queries, worst=4)["worst"] == [0, 1, 2, 3], "no fourth query: the worst of the others"
 
 
 def test_a_picture_has_the_tint_and_the_outline() -> None:

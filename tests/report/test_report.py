@@ -34,11 +34,11 @@ from pipelines.labelling.parts import read_parts
 from pipelines.pages.pictures import TRUTH, photo_url
 from pipelines.report.collect import collect, versus_baseline
 from pipelines.report.examples import pick_episodes
-from pipelines.report.gallery import Choice, gallery
+from pipelines.report.gallery import RowSelection, gallery
 from pipelines.report.page import render, write_report
 from pipelines.selection.choose import read_leaderboard
 from pipelines.sweeps.sweep import RECIPE, scoring
-from pipelines.training.context import Job
+from pipelines.training.context import RunContext
 from tests.report.conftest import BROKEN, Made
 
 
@@ -159,7 +159,7 @@ def test_labels_are_as_people_decided(workspace: Made, tmp_path: Path) -> None:
 
 def test_choice_keeps_the_extremes_and_forgets_the_rest() -> None:
     """A million labels must not be held to show sixteen."""
-    choice = Choice(each=3, held=50)
+    choice = RowSelection(each=3, held=50)
     scores = np.random.default_rng(1).permutation(2000)
     for i, score in enumerate(scores):
         choice.add({"image_id": i, "area": int(score > 100), "score": score / 2000, "file_name": str(i)})
@@ -194,7 +194,7 @@ def test_a_later_evaluation_of_a_run_does_not_change_the_report(workspace: Made,
     recipe = workspace.recipe.model_copy(update={"out": str(out)})
     longer = recipe.model_copy(update={"eval": recipe.eval.model_copy(update={"episodes": 24})})
     for result in workspace.results[:2]:
-        evaluate_run(Job(spec=result.spec, runs=Workspace(recipe.out).runs), scoring(longer))
+        evaluate_run(RunContext(spec=result.spec, runs=Workspace(recipe.out).runs), scoring(longer))
     material = collect(recipe)
     assert material.results == collect(workspace.recipe).results
     row = next(r for r in material.board.rows if r.label == "prior")

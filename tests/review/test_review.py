@@ -26,13 +26,13 @@ from pipelines.inference.labeler import Labeler
 from pipelines.inference.marks import rle_json
 from pipelines.inference.support_files import read_support_file
 from pipelines.labelling.decisions import DECISIONS, Decision, add_decisions, apply_decisions, read_decisions
-from pipelines.labelling.job import Job
+from pipelines.labelling.job import LabellingJob
 from pipelines.labelling.outputs import write_outputs
 from pipelines.labelling.parts import part_name
-from pipelines.review.doubt import by_doubt, rows_at, sureness
-from pipelines.review.job import Reviewed, decide_by_name, import_decisions, open_job
+from pipelines.review.doubt import order_by_doubt, rows_at, sureness
+from pipelines.review.job import ReviewedJob, decide_by_name, import_decisions, open_job
 from pipelines.review.page import PAGE, write_review
-from pipelines.review.redo import SNAPSHOT, RedoRequest, begin, prepare, redone, run_redo
+from pipelines.review.redo import SNAPSHOT, RedoRequest, begin, prepare, rows_to_redo, run_redo
 from tests.labelling.helpers import DirectEngine, make_job
 from tests.serving.browser import browser, find_browser
 from tests.serving.helpers import ball, photo_folder, supports_file
@@ -66,7 +66,7 @@ def photos(place: Path) -> Path:
 
 
 @pytest.fixture
-def job(photos: Path, tmp_path: Path, labeler: Labeler, support: str) -> Reviewed:
+def job(photos: Path, tmp_path: Path, labeler: Labeler, support: str) -> ReviewedJob:
     """A finished job."""
     made = make_job(photos, tmp_path / "job", support, labeler)
     made.run(DirectEngine(labeler), made.left(), 1)
@@ -74,7 +74,7 @@ def job(photos: Path, tmp_path: Path, labeler: Labeler, support: str) -> Reviewe
     return open_job(made.out.url)
 
 
-def _parts(job: Reviewed | Job) -> list[bytes]:
+def _parts(job: ReviewedJob | LabellingJob) -> list[bytes]:
     return [job.out.read_bytes(part_name(c)) for c in range(job.manifest.chunks)]
 
 
@@ -87,8 +87,8 @@ def _iou(row: dict[str, Any]) -> float:
     return float((found & truth).sum() / (found | truth).sum())
 
 
-def test_the_most_doubtful_come_first_whatever_is_held(job: Reviewed) -> None:
-    whole, few = by_doubt(job), by_doubt(job, most=5)
+def test_the_most_doubtful_come_first_whatever_is_held(job: ReviewedJob) -> None:
+    whole, few = order_by_doubt(job), order_by_doubt(job, most=5)
     scores = {r["image_id"]: r["score"] for rows in job.rows() for r in rows}
     assert whole.image_ids.tolist() == sorted(scores, key=lambda i: (scores[i], i))
     assert few.image_ids.tolist() == whole.image_ids[:5].tolist()
@@ -117,7 +117,7 @@ def test_gallery_pages_hold_their_pictures_and_are_bounded(photos: Path, tmp_pat
     assert shown == sorted(shown)
 
 
-def test_decisions_are_in_the_outputs_and_parts_stay(job: Reviewed) -> None:
+def test_decisions_are_in_the_outputs_and_parts_stay(job: ReviewedJob) -> None:
     before = _parts(job)
     names = {r["image_id"]: r["file_name"] for rows in job.rows() for r in rows}
     mask = _truth(names[3])
@@ -166,7 +166,7 @@ def test_a_persons_mask_wins_where_no_pixel_may_have_two_classes() -> None:
     ({"mask": {"size": [1, 1], "counts": "1"}}, "nothing else has one"),
     ({"decision": "correct", "mask": {"size": [1, 1], "counts": "1"}}, "its photo"),
 ])
-def test_wrong_decisions_are_refused_whole(job: Reviewed, change: dict[str, Any], line: str) -> None:
+def test_wrong_decisions_are_refused_whole(job: ReviewedJob, change: dict[str, Any], line: str) -> None:
     name = job.rows_of(1)[0]["file_name"]
     good = {"image_id": 1, "image": name, "class_name": "ball", "decision": "accept"}
     with pytest.raises(FssError, match=line):
@@ -212,7 +212,7 @@ def test_a_nearly_full_disk_keeps_all_decisions_or_none(tmp_path: Path) -> None:
     assert (tmp_path / DECISIONS).read_bytes() == before
 
 
-def test_a_saved_file_is_taken_over(job: Reviewed, tmp_path: Path) -> None:
+def test_a_saved_file_is_taken_over(job: ReviewedJob, tmp_path: Path) -> None:
     name = job.rows_of(2)[0]["file_name"]
     row = {"image_id": 2, "image": name, "class_name": "ball", "decision": "reject", "time": "2026-01-01T00:00:00"}
     (tmp_path / "saved.jsonl").write_text(json.dumps(row) + "\n")
@@ -252,7 +252,7 @@ def test_a_correction_that_is_accepted_stays(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(find_browser() is None, reason="needs chromium and chromedriver")
-def test_what_the_gallery_saved_it_does_not_save_again(job: Reviewed, tmp_path: Path) -> None:
+def test_what_the_gallery_saved_it_does_not_save_again(job: ReviewedJob, tmp_path: Path) -> None:
     first, _ = write_review(job, str(tmp_path / "pages"))
     instead = "HTMLAnchorElement.prototype.click = () => { told = document.getElementById('count').textContent; }"
     with browser(tmp_path / "profile") as page:
@@ -267,10 +267,10 @@ def test_what_the_gallery_saved_it_does_not_save_again(job: Reviewed, tmp_path: 
         assert page.script("return document.getElementById('count').textContent") == "Nothing to save"
 
 
-def test_only_doubtful_labels_that_nobody_decided_on_are_made_again(job: Reviewed, tmp_path: Path, labeler: Labeler,
+def test_only_doubtful_labels_that_nobody_decided_on_are_made_again(job: ReviewedJob, tmp_path: Path, labeler: Labeler,
                                                                     place: Path) -> None:
     """Killed after one part and run again, it ends with the bytes of a run that was left alone."""
-    order = by_doubt(job)
+    order = order_by_doubt(job)
     names = {r["image_id"]: r["file_name"] for rows in job.rows() for r in rows}
     worst, second = int(order.image_ids[0]), int(order.image_ids[1])
     truth = rle_json(_truth(names[worst]))
@@ -306,7 +306,7 @@ def test_only_doubtful_labels_that_nobody_decided_on_are_made_again(job: Reviewe
         make_job(Path(job.manifest.images_url), tmp_path / "killed", "f" * 16, labeler)
 
 
-def test_labelling_again_needs_a_correction_and_doubt(job: Reviewed, tmp_path: Path) -> None:
+def test_labelling_again_needs_a_correction_and_doubt(job: ReviewedJob, tmp_path: Path) -> None:
     out = Store(str(tmp_path / "new"))
     with pytest.raises(FssError, match="nobody has corrected a mask"):
         begin(job, out, 0.5)
@@ -319,7 +319,7 @@ def test_labelling_again_needs_a_correction_and_doubt(job: Reviewed, tmp_path: P
     assert not out.exists()
 
 
-def test_labelling_again_with_another_bundle_writes_nothing(job: Reviewed, tmp_path: Path) -> None:
+def test_labelling_again_with_another_bundle_writes_nothing(job: ReviewedJob, tmp_path: Path) -> None:
     name = job.rows_of(1)[0]["file_name"]
     decide_by_name(job, {name: ("correct", rle_json(_truth(name)))}, "")
     save_bundle(str(tmp_path / "ws" / "champion"), registry.build("prior", "nano", seed=1))
@@ -332,5 +332,5 @@ def test_labelling_again_with_another_bundle_writes_nothing(job: Reviewed, tmp_p
 def test_where_classes_share_pixels_a_photo_is_made_again_as_a_whole() -> None:
     rows = [{"image_id": i, "class_name": c, "error": None, "area": 1, "quality": q, "presence": 1.0, "score": q}
             for i, c, q in ((1, "a", 0.2), (1, "b", 0.9), (2, "a", 0.9))]
-    assert redone(rows, {}, 0.5, whole=False) == {(1, "a")}
-    assert redone(rows, {}, 0.5, whole=True) == {(1, "a"), (1, "b")}
+    assert rows_to_redo(rows, {}, 0.5, whole=False) == {(1, "a")}
+    assert rows_to_redo(rows, {}, 0.5, whole=True) == {(1, "a"), (1, "b")}

@@ -20,7 +20,13 @@ from pipelines.config.recipe import Recipe
 from pipelines.config.run import RunSpec, eval_digest
 from pipelines.evaluation.results import EPISODE_SCORES, RunResult, read_counts, read_result, write_result
 from pipelines.evaluation.spread import draw_scores, seed_scores
-from pipelines.selection.choose import Row, choose_winner, format_leaderboard, make_leaderboard, read_leaderboard
+from pipelines.selection.choose import (
+    LeaderboardRow,
+    choose_winner,
+    format_leaderboard,
+    make_leaderboard,
+    read_leaderboard,
+)
 from pipelines.selection.promote import champion_metrics, check_gate
 from tests.fixtures.training import KilledError
 
@@ -121,10 +127,10 @@ def test_the_sentence_quotes_the_pair_that_decided() -> None:
 
     samples = {"sansa": made(50, 50, 50, 50, 50, 50), "fssam": made(45, 44, 45, 46, 45, 45),
                "prior": made(95, 5, 90, 5, 50, 5)}
-    rows = [Row(label=label, method=MethodConfig(name=label), folds={"0": score}, fb_folds={}, miou=score, fb_iou=score,
-                interval=[0, 1], seconds=seconds, trainable_params=0, train_s=0, untrained=False, failed={},
-                complete=True, runs=[])
-            for label, score, seconds in (("sansa", 0.5, 3.0), ("fssam", 0.45, 2.0), ("prior", 0.42, 1.0))]
+    rows = [LeaderboardRow(label=label, method=MethodConfig(name=label), folds={"0": score}, fb_folds={}, miou=score,
+                           fb_iou=score, interval=[0, 1], seconds=seconds, trainable_params=0, train_s=0,
+                           untrained=False, failed={}, complete=True, runs=[]) for label, score,
+            seconds in (("sansa", 0.5, 3.0), ("fssam", 0.45, 2.0), ("prior", 0.42, 1.0))]
     winner, reason = choose_winner(rows, samples, ChooseConfig())
     assert winner == "prior"
     assert "50.0 against 42.0 of prior" in reason

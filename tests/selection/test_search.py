@@ -14,7 +14,7 @@ from pipelines.config.sweep import RangeConfig, SearchConfig
 from pipelines.config.train import SelectConfig, TrainConfig
 from pipelines.data.folds import FoldData
 from pipelines.evaluation.steps import grid_of, held_episodes
-from pipelines.selection.search import Ask, Point, _ask, format_found, run_trial, search
+from pipelines.selection.search import SearchPoint, TrialInputs, _ask, format_search, run_trial, search
 
 SPACE = {"train.lr": RangeConfig(log=(0.0001, 0.01)), "methods.0.config.factor": RangeConfig(choice=[0.3, 0.8])}
 
@@ -30,11 +30,11 @@ def recipe(debug_recipe: Recipe) -> Recipe:
 
 
 @pytest.fixture
-def ask(recipe: Recipe) -> Ask:
+def ask(recipe: Recipe) -> TrialInputs:
     return _ask(recipe)[0]
 
 
-def test_a_trial_sees_neither_novel_classes_nor_test_photos(ask: Ask) -> None:
+def test_a_trial_sees_neither_novel_classes_nor_test_photos(ask: TrialInputs) -> None:
     spec = ask.changed({"train.lr": 0.002, "methods.0.config.factor": 0.8})
     assert (spec.train.lr, spec.method.config["factor"], spec.train.selection) == (0.002, 0.8, "none")
     novel = {c.class_id for c in FoldData.open(spec.shards, 0).tested}
@@ -50,20 +50,20 @@ def test_a_trial_sees_neither_novel_classes_nor_test_photos(ask: Ask) -> None:
         assert not novel & set(data.shards.rows[photo]["class_ids"])
 
 
-def test_scores_are_kept_and_not_made_twice(ask: Ask, tmp_path: Path) -> None:
+def test_scores_are_kept_and_not_made_twice(ask: TrialInputs, tmp_path: Path) -> None:
     grid, values = grid_of(ask.spec.train), {"train.lr": 0.001, "methods.0.config.factor": 0.3}
-    told: list[Point] = []
+    told: list[SearchPoint] = []
 
     class StoppedError(Exception):
         """Raised in place of ASHA's end of a trial."""
 
-    def stop(point: Point) -> None:
+    def stop(point: SearchPoint) -> None:
         told.append(point)
         raise StoppedError
 
     with pytest.raises(StoppedError):
         run_trial(ask, values, grid, stop)
-    again: list[Point] = []
+    again: list[SearchPoint] = []
     trial = run_trial(ask, values, grid, again.append)
     assert [p.steps for p in again] == [2, 4]
     assert again[0] == told[0], "a score that was known is told again, as it was"
@@ -86,7 +86,7 @@ def test_the_search_runs_and_is_taken_up(recipe: Recipe, ray_cluster: object) ->
     assert all(0.0001 <= t.values["train.lr"] <= 0.01 for t in found.trials)
     assert len({t.values["train.lr"] for t in found.trials}) == 4
     assert found.settings.startswith("--set ")
-    assert "no novel class was seen" in format_found(found)
+    assert "no novel class was seen" in format_search(found)
     kept = Path(recipe.out) / "search" / "test"
     before = {p: p.read_text() for p in kept.iterdir()}
     assert len(before) == 4

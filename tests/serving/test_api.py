@@ -23,7 +23,8 @@ from pipelines.base.storage import Store
 from pipelines.bundles.bundle import BundleInfo
 from pipelines.config.label import ServeConfig
 from pipelines.config.recipe import Recipe
-from pipelines.inference.labeler import Failure, Labeler
+from pipelines.inference.labeler import Labeler
+from pipelines.inference.masks import PhotoFailure
 from pipelines.inference.support_files import read_support_file, support_request
 from pipelines.serving.client import Client
 from pipelines.serving.requests import RefusedError, token_hash
@@ -70,8 +71,8 @@ def test_labels_are_those_of_the_labeler(service: Running, support: str, bundle:
     with ThreadPoolExecutor(5) as pool:
         alone = list(pool.map(lambda p: client.segment([p], support, 0.5)[0], photos))
     for one, other in zip(alone, wanted, strict=False):
-        assert not isinstance(one, Failure)
-        assert not isinstance(other, Failure)
+        assert not isinstance(one, PhotoFailure)
+        assert not isinstance(other, PhotoFailure)
         assert abs(one.area - other.area) <= 2
         assert one.score == pytest.approx(other.score, abs=1e-4)
 
@@ -191,7 +192,7 @@ def test_token_and_restart(bundle: str, tmp_path: Path) -> None:
         assert answer.status_code == 200
     with running_service(bundle, tmp_path / "ws") as second:
         found = Client(second.url).segment([encoded(ball(1)[0])], answer.json()["support_id"], 0.5)
-        assert not isinstance(found[0], Failure)
+        assert not isinstance(found[0], PhotoFailure)
 
 
 def test_request_form_is_what_people_write(service: Running, tmp_path: Path, support: str) -> None:

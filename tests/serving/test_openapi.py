@@ -16,7 +16,7 @@ from pipelines.inference.support_files import read_support_file
 from pipelines.labelling.decisions import WORDS
 from pipelines.serving.client import Client
 from pipelines.serving.docs_page import docs_html
-from pipelines.serving.metrics import merged
+from pipelines.serving.metrics import merge_metrics
 from tests.serving.fuzz import Fuzzer
 from tests.serving.helpers import Running, ball, encoded, photo_folder, supports_file, wait_for
 
@@ -50,7 +50,8 @@ def test_every_route_is_described() -> None:
 def test_metrics_of_several_nodes_are_one_page() -> None:
     one = '# HELP ray_fss_x x\n# TYPE ray_fss_x gauge\nray_fss_x{n="1"} 1\n# HELP other o\nother 1\n'
     two = '# HELP ray_fss_x x\n# TYPE ray_fss_x gauge\nray_fss_x{n="2"} 2\n'
-    assert merged([one, two]) == '# HELP ray_fss_x x\n# TYPE ray_fss_x gauge\nray_fss_x{n="1"} 1\nray_fss_x{n="2"} 2\n'
+    merged = '# HELP ray_fss_x x\n# TYPE ray_fss_x gauge\nray_fss_x{n="1"} 1\nray_fss_x{n="2"} 2\n'
+    assert merge_metrics([one, two]) == merged
 
 
 @pytest.fixture(scope="module")

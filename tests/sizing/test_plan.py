@@ -15,7 +15,7 @@ from jobs.cli import make_app
 from jobs.recipes import load_recipe
 from pipelines.sizing import figures
 from pipelines.sizing.figures import Figure
-from pipelines.sizing.plan import Plan, Request, make_plan
+from pipelines.sizing.plan import SizingPlan, SizingRequest, make_plan
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -26,10 +26,11 @@ def all_figures() -> list[Figure]:
     return [*single, *tables]
 
 
-def plan(images: int = 1_000_000, method: str = "sansa", preset: str = "nano", gpus: int = 0, **more: Any) -> Plan:
+def plan(images: int = 1_000_000, method: str = "sansa", preset: str = "nano", gpus: int = 0,
+         **more: Any) -> SizingPlan:
     recipe = load_recipe(more.pop("recipe", "demo"), more.pop("sets", None))
-    return make_plan(Request(images=images, method=method, preset=preset, gpus=gpus, cores=more.pop("cores", 16),
-                             recipe=recipe, **more))
+    return make_plan(SizingRequest(images=images, method=method, preset=preset, gpus=gpus, cores=more.pop("cores", 16),
+                                   recipe=recipe, **more))
 
 
 @pytest.mark.parametrize("figure", [f for f in all_figures() if f.kind == "measured"], ids=lambda f: f.what)

@@ -14,7 +14,7 @@ import pytest
 
 from fss_models.errors import FssError
 from pipelines.base.cluster import PRIVATE_TOKEN
-from pipelines.submission.client import Jobs, exit_code, read_token, resolve_address
+from pipelines.submission.client import Submissions, exit_code, read_token, resolve_address
 from pipelines.submission.request import parse_variables
 from pipelines.submission.secrets import refuse_secrets
 
@@ -55,13 +55,13 @@ def test_answers_of_other_servers(status: int, body: Any, token: str, line: str,
     monkeypatch.setenv("RAY_AUTH_TOKEN", token)
     for url in serve(status, body):
         with pytest.raises(FssError, match=line) as caught:
-            Jobs(url)
+            Submissions(url)
         assert "wrong" not in str(caught.value)
 
 
 def test_an_unreachable_cluster() -> None:
     with pytest.raises(FssError, match=r"http://127\.0\.0\.1:9: cannot be reached"):
-        Jobs("127.0.0.1:9")
+        Submissions("127.0.0.1:9")
 
 
 @pytest.mark.parametrize("address", ["ray://head:10001", "ftp://head", "http://", "http://[::1"])

@@ -11,7 +11,7 @@ from pipelines.config.method import MethodConfig
 from pipelines.config.run import RunSpec
 from pipelines.config.train import SelectConfig, TrainConfig
 from pipelines.evaluation.results import RunResult
-from pipelines.sweeps.lengths import Lengths, Work
+from pipelines.sweeps.lengths import RunLengths, RunWork
 
 EVAL = EvalConfig(episodes=50)
 
@@ -28,27 +28,27 @@ def finished(one: RunSpec, *, step_s: float, episode_s: float) -> RunResult:
 
 def test_work_counts_every_stage() -> None:
     chosen = spec(steps=60, selection="base-holdout", select=SelectConfig(points=3, episodes=20))
-    assert Work.of(chosen, EVAL) == Work(selecting=60, choosing=60, training=60, scoring=50)
-    assert Work.of(spec(steps=60, selection="published"), EVAL) == Work(choosing=250, training=60, scoring=50)
-    assert Work.of(spec("prior", steps=60, selection="base-holdout"), EVAL) == Work(scoring=50)
-    assert Work.of(spec(steps=60), EVAL.model_copy(update={"draws": 2})) == Work(training=60, scoring=100)
+    assert RunWork.of(chosen, EVAL) == RunWork(selecting=60, choosing=60, training=60, scoring=50)
+    assert RunWork.of(spec(steps=60, selection="published"), EVAL) == RunWork(choosing=250, training=60, scoring=50)
+    assert RunWork.of(spec("prior", steps=60, selection="base-holdout"), EVAL) == RunWork(scoring=50)
+    assert RunWork.of(spec(steps=60), EVAL.model_copy(update={"draws": 2})) == RunWork(training=60, scoring=100)
 
 
 def test_measured_rates_make_the_estimate_and_are_kept(tmp_path: Path) -> None:
-    lengths = Lengths(str(tmp_path))
+    lengths = RunLengths(str(tmp_path))
     assert lengths.expect(spec(steps=200), EVAL) > lengths.expect(spec(steps=100), EVAL)
     one = spec(steps=100)
     for _ in range(40):
         lengths.learn(finished(one, step_s=0.5, episode_s=0.2), wall_s=67.0)
     assert lengths.expect(one, EVAL) == pytest.approx(67.0, abs=0.5), "100 x 0.5 + 50 x 0.2 + 7 to start"
     lengths.save()
-    again = Lengths(str(tmp_path))
+    again = RunLengths(str(tmp_path))
     assert again.expect(spec(steps=300), EVAL) == pytest.approx(167.0, abs=0.5)
 
 
 def test_the_nearest_kind_decides(tmp_path: Path) -> None:
     """Another configuration of a method is like the method, another method like the mean of all."""
-    lengths = Lengths(str(tmp_path))
+    lengths = RunLengths(str(tmp_path))
     for method, step_s in (("sansa", 0.5), ("fcp", 2.0)):
         for _ in range(40):
             lengths.learn(finished(spec(method, steps=100), step_s=step_s, episode_s=0.1))

@@ -18,7 +18,7 @@ from infra.local.s3 import S3Server
 from pipelines.base.storage import Store
 from pipelines.sweeps import owner
 from pipelines.sweeps.owner import CANCEL, OWNER, cancel, is_alive, owning
-from pipelines.sweeps.watch import RunState, Watch, plain, read_state
+from pipelines.sweeps.watch import RunState, SweepWatch, format_state, read_state
 
 HOLD = """
 import sys, time
@@ -156,14 +156,14 @@ def test_storage_that_refuses_ends_no_sweep(tmp_path: Path, monkeypatch: pytest.
 
 def test_state_of_a_killed_sweep_reads_as_stopped(tmp_path: Path) -> None:
     rows = [RunState(run=f"run-{i}", cell="[x]=1" if i == 2 else "") for i in range(3)]
-    with Watch(str(tmp_path), "s", rows) as watch:
+    with SweepWatch(str(tmp_path), "s", rows) as watch:
         watch.update({"run-0": {"stage": "training", "step": 4, "of": 10, "loss": 0.5, "episodes_per_s": 2.0,
                                 "left_s": 3.0}}, 100.0)
     with owning(str(tmp_path)):
         state = read_state(str(tmp_path))
         assert state.status == "running"
         assert state.line == "0 of 3 runs done, 1 under way, 2 waiting; 2 min left"
-        table = plain(state)
+        table = format_state(state)
         assert re.search(r"run-0 +training +4/10 +0.500 +2.0 +3 s", table)
         assert "run-2 ([x]=1)" in table
     stopped = read_state(str(tmp_path))

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from pipelines.sweeps.schedule import SLACK, Machine, Need, Schedule, Task, place
+from pipelines.sweeps.schedule import SLACK, Machine, QueuedRun, RunResources, Schedule, place
 
 
-def makespan(tasks: Sequence[Task], machines: Sequence[Machine], limit: int = 0, lengths: dict[str, float] | None = None
-             ) -> float:
+def makespan(tasks: Sequence[QueuedRun], machines: Sequence[Machine], limit: int = 0,
+             lengths: dict[str, float] | None = None) -> float:
     """The seconds until all is done; the machines are checked at every step. `lengths`: what runs really take."""
     schedule = Schedule(machines, limit)
     schedule.add(tasks)
@@ -46,14 +46,14 @@ def check_room(schedule: Schedule, limit: int) -> None:
     assert not limit or len(schedule.under_way) <= limit
 
 
-def tasks_of(seconds: Sequence[float], *needs: Need) -> list[Task]:
-    return [Task(key=str(i), need=needs[i % len(needs)], seconds=s) for i, s in enumerate(seconds)]
+def tasks_of(seconds: Sequence[float], *needs: RunResources) -> list[QueuedRun]:
+    return [QueuedRun(key=str(i), need=needs[i % len(needs)], seconds=s) for i, s in enumerate(seconds)]
 
 
 def test_longest_first_fills_two_cores() -> None:
     """In the order of the recipe these would end at 9: 1+1 and then 4+4 beside 5."""
-    assert makespan(tasks_of([1, 1, 4, 4, 5, 5], Need(cpus=1)), [Machine(cpus=2)]) == 10
-    assert makespan(tasks_of([1, 1, 2, 4], Need(cpus=1)), [Machine(cpus=2)]) == 4
+    assert makespan(tasks_of([1, 1, 4, 4, 5, 5], RunResources(cpus=1)), [Machine(cpus=2)]) == 10
+    assert makespan(tasks_of([1, 1, 2, 4], RunResources(cpus=1)), [Machine(cpus=2)]) == 4
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -61,8 +61,9 @@ def test_nothing_is_overbooked_and_all_gets_done(seed: int) -> None:
     """Random runs on random machines, what they really take being far from what was expected."""
     rng = np.random.default_rng(seed)
     machines = [Machine(cpus=float(rng.integers(2, 17)), gpus=(1.0,) * int(rng.integers(2, 9))) for _ in range(3)]
-    needs = [Need(cpus=0.9), Need(cpus=1, gpus=0.3), Need(cpus=1, gpus=1), Need(cpus=0.5, gpus=0.5, workers=2),
-             Need(cpus=1, gpus=2), Need(cpus=0.7, workers=2)]
+    needs = [RunResources(cpus=0.9), RunResources(cpus=1, gpus=0.3), RunResources(cpus=1, gpus=1),
+             RunResources(cpus=0.5, gpus=0.5, workers=2), RunResources(cpus=1, gpus=2),
+             RunResources(cpus=0.7, workers=2)]
     tasks = tasks_of(rng.uniform(1, 100, 60), *needs)
     makespan(tasks, machines, lengths={t.key: float(rng.uniform(1, 100)) for t in tasks})
     makespan(tasks, machines, limit=3)
@@ -75,37 +76,37 @@ def test_makespan_is_near_the_lower_bound(runs: int) -> None:
     lengths = [[60, 90, 240, 400, 700, 900][i % 6] * float(rng.uniform(1, 1.3)) for i in range(runs)]
     gpus = max(2, runs // 16)
     machines = [Machine(cpus=32, gpus=(1.0,) * gpus)]
-    got = makespan(tasks_of(lengths, Need(cpus=1, gpus=1)), machines)
+    got = makespan(tasks_of(lengths, RunResources(cpus=1, gpus=1)), machines)
     assert got <= 1.1 * max(sum(lengths) / gpus, max(lengths))
-    shuffled = makespan(tasks_of(lengths[::-1], Need(cpus=1, gpus=1)), machines)
+    shuffled = makespan(tasks_of(lengths[::-1], RunResources(cpus=1, gpus=1)), machines)
     assert shuffled <= 1.1 * max(sum(lengths) / gpus, max(lengths)), "the order given must not matter"
 
 
 def test_fractions_share_a_gpu_and_only_one() -> None:
     """0.6 + 0.6 is not one GPU and a fifth of another: two at a time on two GPUs, not three."""
-    assert makespan(tasks_of([1, 1, 1], Need(cpus=0.1, gpus=0.6)), [Machine(cpus=4, gpus=(1.0, 1.0))]) == 2
-    assert makespan(tasks_of([1] * 8, Need(cpus=0.1, gpus=0.25)), [Machine(cpus=4, gpus=(1.0, 1.0))]) == 1
+    assert makespan(tasks_of([1, 1, 1], RunResources(cpus=0.1, gpus=0.6)), [Machine(cpus=4, gpus=(1.0, 1.0))]) == 2
+    assert makespan(tasks_of([1] * 8, RunResources(cpus=0.1, gpus=0.25)), [Machine(cpus=4, gpus=(1.0, 1.0))]) == 1
 
 
 def test_runs_without_gpus_leave_gpu_machines_alone() -> None:
     machines = [Machine(cpus=4, gpus=(1.0,)), Machine(cpus=4)]
-    assert place(machines, Need(cpus=2)) == ((1, ()),)
+    assert place(machines, RunResources(cpus=2)) == ((1, ()),)
 
 
 def test_what_fits_nowhere_is_known_beforehand() -> None:
     """Three CPUs on two machines of two are not one run of three."""
     schedule = Schedule([Machine(cpus=2), Machine(cpus=2)])
-    schedule.add(tasks_of([1.0], Need(cpus=3)))
+    schedule.add(tasks_of([1.0], RunResources(cpus=3)))
     assert schedule.misfit() is not None
     assert schedule.start() == []
     spread = Schedule([Machine(cpus=2), Machine(cpus=2)])
-    spread.add(tasks_of([1.0], Need(cpus=1.5, workers=2)))
+    spread.add(tasks_of([1.0], RunResources(cpus=1.5, workers=2)))
     assert spread.misfit() is None
 
 
 def test_better_estimates_change_the_order() -> None:
     schedule = Schedule([Machine(cpus=1)])
-    schedule.add(tasks_of([5, 3, 1], Need(cpus=1)))
+    schedule.add(tasks_of([5, 3, 1], RunResources(cpus=1)))
     assert [t.key for t in schedule.start()] == ["0"]
     schedule.expect({"2": 50.0, "0": 1.0})
     schedule.finish("0")
@@ -114,7 +115,7 @@ def test_better_estimates_change_the_order() -> None:
 
 def test_a_cluster_that_grows_or_shrinks_is_used_as_it_is() -> None:
     schedule = Schedule([Machine(cpus=1), Machine(cpus=1)])
-    schedule.add(tasks_of([5, 5, 5, 5], Need(cpus=1)))
+    schedule.add(tasks_of([5, 5, 5, 5], RunResources(cpus=1)))
     assert len(schedule.start()) == 2
     schedule.resize([Machine(cpus=1)])
     schedule.finish("0")
@@ -127,7 +128,7 @@ def test_a_cluster_that_grows_or_shrinks_is_used_as_it_is() -> None:
 
 def test_time_left_counts_what_waits_behind() -> None:
     schedule = Schedule([Machine(cpus=2)])
-    schedule.add(tasks_of([4, 4, 4], Need(cpus=1)))
+    schedule.add(tasks_of([4, 4, 4], RunResources(cpus=1)))
     assert schedule.left() == 8
     schedule.start()
     assert schedule.left({"0": 1.0, "1": 3.0}) == 5

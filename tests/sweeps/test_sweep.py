@@ -20,13 +20,13 @@ from pipelines.config.recipe import Recipe
 from pipelines.config.run import RunSpec
 from pipelines.config.train import SelectConfig
 from pipelines.data.shardset import Shards
-from pipelines.evaluation.drive import failed
+from pipelines.evaluation.drive import failed_result
 from pipelines.evaluation.results import RunResult, read_counts
 from pipelines.selection.choose import format_leaderboard, make_leaderboard
 from pipelines.selection.promote import _refit_spec, promote
 from pipelines.sweeps.sweep import collect_results, eval_bundle, plan_sweep, run_one, run_sweep, scoring
 from pipelines.training import worker
-from pipelines.training.context import Job
+from pipelines.training.context import RunContext
 from tests.models.shipped_case import ship_random
 
 
@@ -146,14 +146,14 @@ def test_a_mistake_on_any_worker_ends_all_with_its_line(world: int, monkeypatch:
     monkeypatch.setattr("ray.train.torch.get_device", lambda: "cpu")
     monkeypatch.setattr(worker, "_train", train)
     method = MethodConfig(name="sansa", preset="debug")
-    job = Job(spec=RunSpec(dataset="shapes", shards="x", data_hash="d", fold=0, method=method), runs="runs")
+    job = RunContext(spec=RunSpec(dataset="shapes", shards="x", data_hash="d", fold=0, method=method), runs="runs")
     if world == 1:
         assert worker.train_worker({"job": job}) == {"mistake": "weights.pt: is not there"}
         return
     with pytest.raises(FssError) as mistake:
         worker.train_worker({"job": job})
     lost = RuntimeError("[gloo] Connection closed by peer")
-    result = failed(job, scoring(Recipe()), WorkerGroupError("several", {0: lost, 1: mistake.value}))
+    result = failed_result(job, scoring(Recipe()), WorkerGroupError("several", {0: lost, 1: mistake.value}))
     assert result.error == "weights.pt: is not there"
     assert not result.passing
 

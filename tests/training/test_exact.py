@@ -16,7 +16,7 @@ from pipelines.base.storage import Store
 from pipelines.config.method import MethodConfig
 from pipelines.config.run import RunSpec
 from pipelines.data.folds import FoldData
-from pipelines.training.loop import Place, fit
+from pipelines.training.loop import WorkerRank, fit
 from tests.sweeps.faults import plant, struck
 
 STEPS = 3
@@ -45,7 +45,7 @@ def train_part(rank: int, world: int, folder: str, spec_json: str, stop: int = 0
 
     kept = Path(folder, "checkpoint")
     kept.mkdir(exist_ok=True)
-    fit(spec, model, place=Place(rank=rank, world=world), resume=kept if resume else None, keep=keep, stop=stop,
+    fit(spec, model, place=WorkerRank(rank=rank, world=world), resume=kept if resume else None, keep=keep, stop=stop,
         save=lambda step, write: write(kept),
         open_stream=lambda position: data.stream(spec, position=position, rank=rank, world=world),
         log_row=lambda step, row: None)
@@ -62,7 +62,7 @@ def still(spec: RunSpec, method: str) -> RunSpec:
     train = spec.train.model_copy(update={"steps": STEPS, "batch": 4, "flip": False, "clip_norm": 0.0, "lr": 1e-5,
                                           "checkpoint_every": STEPS, "log_every": STEPS})
     return spec.model_copy(update={"train": train, "method": MethodConfig(name=method, preset="debug",
-                                                                    config=WITHOUT_DROPOUT[method])})
+                                                                          config=WITHOUT_DROPOUT[method])})
 
 
 @pytest.mark.parametrize("method", WITHOUT_DROPOUT)

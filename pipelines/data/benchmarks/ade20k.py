@@ -6,10 +6,10 @@ No class is in a fold; its validation photos can be scored with all classes at o
 from __future__ import annotations
 
 from pipelines.config.data import SourceConfig
-from pipelines.data.benchmarks.protocol import Benchmark, Family, Part, draw_fresh, photo_number
+from pipelines.data.benchmarks.protocol import Benchmark, EpisodeFamily, LayoutPart, draw_fresh, photo_number
 from pipelines.data.benchmarks.readers import LabelMapSource, base_of, by_stem, unique_ids
 from pipelines.data.classes import NO_FOLD
-from pipelines.data.sources.base import Failure, Item, digest_of, listing
+from pipelines.data.sources.base import SourceFailure, SourceImage, digest_of, listing
 
 CLASSES = 150
 
@@ -30,10 +30,11 @@ class Ade20kSource(LabelMapSource):
             for stem, mask in by_stem(files, f"{base}annotations/{folder}/", (".png",)).items():
                 name = f"{folder}/{stem}.jpg"
                 if stem not in photos:
-                    self.failures.append(Failure(name, "index", "the label maps name this photo but it is missing"))
+                    self.failures.append(SourceFailure(name, "index",
+                                                       "the label maps name this photo but it is missing"))
                 else:
-                    self.items.append(Item(image_id=photo_number(name), file_name=name, path=photos[stem], marks=mask,
-                                           split=split))
+                    self.items.append(SourceImage(image_id=photo_number(name), file_name=name, path=photos[stem],
+                                                  marks=mask, split=split))
         self.items = unique_ids(self.items)
         self.fingerprint = digest_of([(i.path, files[i.path], i.marks, files[i.marks]) for i in self.items])
 
@@ -45,17 +46,16 @@ def _names(text: str) -> list[str]:
 
 
 _GET = "http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip"
-BENCHMARK = Benchmark(
-    name="ade20k", title="ADE20K", source=Ade20kSource, homes=("ADEChallengeData2016",),
-    verified=False, note="training only; no published test list",
-    parts=(
-        Part(what="training photos", folders=("images/training",), suffixes=(".jpg",), get=_GET, count=20210),
-        Part(what="training label maps", folders=("annotations/training",), suffixes=(".png",), get=_GET, count=20210),
-        Part(what="validation photos", folders=("images/validation",), suffixes=(".jpg",), get=_GET, count=2000,
-             optional=True),
-        Part(what="validation label maps", folders=("annotations/validation",), suffixes=(".png",), get=_GET,
-             count=2000, optional=True),
-        Part(what="class names", folders=("",), suffixes=("objectInfo150.txt",), get=_GET, count=1, optional=True),
-    ),
-    families={"drawn": Family(draw=draw_fresh, seed=0)},
-)
+BENCHMARK = Benchmark(name="ade20k", title="ADE20K", source=Ade20kSource, homes=("ADEChallengeData2016",),
+                      verified=False, note="training only; no published test list",
+                      parts=(LayoutPart(what="training photos", folders=("images/training",), suffixes=(".jpg",),
+                                        get=_GET, count=20210),
+                             LayoutPart(what="training label maps", folders=("annotations/training",),
+                                        suffixes=(".png",), get=_GET, count=20210),
+                             LayoutPart(what="validation photos", folders=("images/validation",), suffixes=(".jpg",),
+                                        get=_GET, count=2000, optional=True),
+                             LayoutPart(what="validation label maps", folders=("annotations/validation",),
+                                        suffixes=(".png",), get=_GET, count=2000, optional=True),
+                             LayoutPart(what="class names", folders=("",), suffixes=("objectInfo150.txt",), get=_GET,
+                                        count=1, optional=True),),
+                      families={"drawn": EpisodeFamily(draw=draw_fresh, seed=0)},)

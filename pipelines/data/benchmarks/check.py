@@ -10,12 +10,12 @@ from fss_models.errors import FssError
 from pipelines.base.storage import Store
 from pipelines.config.data import SourceConfig
 from pipelines.data.benchmarks import find_benchmark, open_benchmark
-from pipelines.data.benchmarks.protocol import Part
+from pipelines.data.benchmarks.protocol import LayoutPart
 from pipelines.data.sources.base import listing
 
 
 @dataclass(frozen=True, kw_only=True)
-class FoundPart:
+class FoundLayoutPart:
     """One part of the layout: files found, files published (None: unknown), and what is wrong with that."""
 
     what: str
@@ -27,14 +27,14 @@ class FoundPart:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class LayoutReport:
     """What `fss data check` tells."""
 
     dataset: str
     verified: bool
     note: str
     root: str
-    parts: list[FoundPart]
+    parts: list[FoundLayoutPart]
     photos: dict[str, int] = field(default_factory=dict)  # split -> usable photos (or objects)
     classes: dict[str, int] = field(default_factory=dict)  # fold -> classes
     unusable: dict[str, int] = field(default_factory=dict)  # reason -> photos
@@ -50,7 +50,7 @@ class Report:
         return {**asdict(self), "complete": self.complete}
 
 
-def check_benchmark(name: str, root: str, *, lists: str = "", subset: bool = False) -> Report:
+def check_benchmark(name: str, root: str, *, lists: str = "", subset: bool = False) -> LayoutReport:
     """Look at a raw copy. `subset`: fewer files than published are wanted (a part of the dataset).
 
     Raises `FssError` for an unknown benchmark or a place that cannot be read.
@@ -66,8 +66,8 @@ def check_benchmark(name: str, root: str, *, lists: str = "", subset: bool = Fal
     parts = [_part(p, files, subset) for p in benchmark.parts]
     problems = [f"{p.what}: {p.found} of {p.published or 'some'} files" for p in parts
                 if p.state in ("missing", "incomplete")]
-    report = Report(dataset=name, verified=benchmark.verified, note=benchmark.note, root=store.url, parts=parts,
-                    problems=problems)
+    report = LayoutReport(dataset=name, verified=benchmark.verified, note=benchmark.note, root=store.url, parts=parts,
+                          problems=problems)
     if any(p.state == "missing" for p in parts):
         return report
     try:
@@ -87,7 +87,7 @@ def check_benchmark(name: str, root: str, *, lists: str = "", subset: bool = Fal
     return report
 
 
-def _part(part: Part, files: list[str], subset: bool) -> FoundPart:
+def _part(part: LayoutPart, files: list[str], subset: bool) -> FoundLayoutPart:
     counts = {folder: sum(_below(f, folder) and f.lower().endswith(part.suffixes) for f in files)
               for folder in part.folders}
     folder, found = next(((k, v) for k, v in counts.items() if v), (part.folders[0], 0))
@@ -98,7 +98,7 @@ def _part(part: Part, files: list[str], subset: bool) -> FoundPart:
     else:
         state = "ok"
     where = f"{folder}/*{'|'.join(part.suffixes)}".removeprefix("/")
-    return FoundPart(what=part.what, where=where, found=found, published=part.count, state=state, get=part.get)
+    return FoundLayoutPart(what=part.what, where=where, found=found, published=part.count, state=state, get=part.get)
 
 
 def _below(file: str, folder: str) -> bool:

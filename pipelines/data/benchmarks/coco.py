@@ -8,15 +8,15 @@ from pathlib import PurePosixPath
 from fss_models.methods.fssam.episodes import WORKERS
 from pipelines.config.data import SourceConfig
 from pipelines.data.benchmarks.protocol import (
-    Ask,
     Benchmark,
-    Drawn,
-    Family,
-    Part,
+    DrawnEpisodes,
+    EpisodeFamily,
+    LayoutPart,
+    ListRequest,
     check_fold,
     content_digest,
     draw_fresh,
-    drawn_pools,
+    draw_pools,
     photo_number,
     shard_origin,
 )
@@ -25,7 +25,7 @@ from pipelines.data.lists.bam import bam_classes, bam_images
 from pipelines.data.lists.hsnet import coco_images
 from pipelines.data.samplers.bam import by_worker
 from pipelines.data.samplers.hsnet import class_uniform
-from pipelines.data.sources.base import Failure, Item, digest_of, listing
+from pipelines.data.sources.base import SourceFailure, SourceImage, digest_of, listing
 
 FOLDS = 4
 CLASSES = (  # in category-id order
@@ -77,17 +77,18 @@ class Coco20iSource(LabelMapSource):
             for stem, mask in by_stem(files, f"{base}annotations/{folder}/", (".png",)).items():
                 name = f"{folder}/{stem}.jpg"
                 if stem not in photos:
-                    self.failures.append(Failure(name, "index", "the label maps name this photo but it is missing"))
+                    self.failures.append(SourceFailure(name, "index",
+                                                       "the label maps name this photo but it is missing"))
                 else:
-                    self.items.append(Item(image_id=photo_number(name), file_name=name, path=photos[stem], marks=mask,
-                                           split=split))
+                    self.items.append(SourceImage(image_id=photo_number(name), file_name=name, path=photos[stem],
+                                                  marks=mask, split=split))
         self.items = unique_ids(self.items)
         self.fingerprint = digest_of([(i.path, files[i.path], i.marks, files[i.marks]) for i in self.items])
 
 
 # ---- lists of test episodes ---------------------------------------------------------------------------------------
 
-def _classes(ask: Ask) -> list[int]:
+def _classes(ask: ListRequest) -> list[int]:
     """The fold's classes: as the shards split them, interleaved where a published list is read."""
     if ask.shards and not ask.lists:
         return ask.opened.fold_classes(ask.fold)
@@ -98,18 +99,18 @@ def _content(pools: Mapping[int, list[str]]) -> str:
     return content_digest([(c, names) for c, names in sorted(pools.items()) if names])
 
 
-def _hsnet(ask: Ask, episodes: int, seed: int) -> Drawn:
+def _hsnet(ask: ListRequest, episodes: int, seed: int) -> DrawnEpisodes:
     classes = _classes(ask)
     if ask.lists:
         pools, file = coco_images(ask.lists, "val", ask.fold)
         origin, content = f"HSNet list {file.sha256[:16]}", _content(pools)
     else:
-        pools, origin, content = drawn_pools(ask), shard_origin(ask), ""
+        pools, origin, content = draw_pools(ask), shard_origin(ask), ""
     draws = class_uniform(pools, classes, shots=ask.shots, episodes=episodes, seed=seed)
-    return Drawn(draws=draws, classes=NAMES, origin=origin, content=content)
+    return DrawnEpisodes(draws=draws, classes=NAMES, origin=origin, content=content)
 
 
-def _bam(ask: Ask, episodes: int, seed: int) -> Drawn:
+def _bam(ask: ListRequest, episodes: int, seed: int) -> DrawnEpisodes:
     """VRP-SAM and FCP: HSNet's sampler over BAM's lists. Their fold-0 list names train2014 photos.
 
     By rule that list is `--split train` (specification fcp_vrp section 8.2(6)).
@@ -119,12 +120,12 @@ def _bam(ask: Ask, episodes: int, seed: int) -> Drawn:
         pools, file = bam_classes(ask.lists, "val", ask.fold)
         origin, content = f"BAM list {file.sha256[:16]}", _content(pools)
     else:
-        pools, origin, content = drawn_pools(ask), shard_origin(ask), ""
+        pools, origin, content = draw_pools(ask), shard_origin(ask), ""
     draws = class_uniform(pools, classes, shots=ask.shots, episodes=episodes, seed=seed)
-    return Drawn(draws=draws, classes=NAMES, origin=origin, content=content)
+    return DrawnEpisodes(draws=draws, classes=NAMES, origin=origin, content=content)
 
 
-def _fssam(ask: Ask, episodes: int, seed: int) -> Drawn:
+def _fssam(ask: ListRequest, episodes: int, seed: int) -> DrawnEpisodes:
     """The list in order, the class from what the label shows; published lists say it by naming a photo in a class."""
     classes = _classes(ask)
     if ask.lists:
@@ -132,31 +133,26 @@ def _fssam(ask: Ask, episodes: int, seed: int) -> Drawn:
         pools, second = bam_classes(ask.lists, "val", ask.fold)
         origin = f"BAM lists {file.sha256[:16]} {second.sha256[:16]}"
     else:
-        pools = {c: [PurePosixPath(n).stem for n in p] for c, p in drawn_pools(ask).items() if c in classes}
+        pools = {c: [PurePosixPath(n).stem for n in p] for c, p in draw_pools(ask).items() if c in classes}
         names, origin = sorted({n for p in pools.values() for n in p}), shard_origin(ask)
     shown = {PurePosixPath(row["file_name"]).stem: row["class_ids"] for row in ask.opened.rows.values()}
     listed = [(n, sorted(c for c in shown.get(n, ()) if c in classes)) for n in names]
     draws = by_worker(listed, pools, shots=ask.shots, episodes=episodes, seed=seed, workers=ask.workers or WORKERS)
-    return Drawn(draws=draws, classes=NAMES, origin=f"{origin}, {ask.workers or WORKERS} workers")
+    return DrawnEpisodes(draws=draws, classes=NAMES, origin=f"{origin}, {ask.workers or WORKERS} workers")
 
 
 _GET = "http://images.cocodataset.org/zips/{}.zip"
 _PNG = "the label maps that HSNet's README links (Google Drive, {}.zip)"
-BENCHMARK = Benchmark(
-    name="coco20i", title="COCO-20i", source=Coco20iSource, homes=("COCO2014", "MSCOCO14"),
-    parts=(
-        Part(what="train2014 photos", folders=("train2014",), suffixes=(".jpg",), get=_GET.format("train2014"),
-             count=82783),
-        Part(what="val2014 photos", folders=("val2014",), suffixes=(".jpg",), get=_GET.format("val2014"), count=40504),
-        Part(what="train2014 label maps", folders=("annotations/train2014",), suffixes=(".png",),
-             get=_PNG.format("train2014")),
-        Part(what="val2014 label maps", folders=("annotations/val2014",), suffixes=(".png",),
-             get=_PNG.format("val2014")),
-    ),
-    families={
-        "hsnet": Family(draw=_hsnet, seed=0, checked=CHECKED["hsnet"], uses=FROM),
-        "bam": Family(draw=_bam, seed=321, checked=CHECKED["bam"], uses=FROM),
-        "fssam": Family(draw=_fssam, seed=321, uses=FROM | {"workers"}),
-        "drawn": Family(draw=draw_fresh, seed=0),
-    },
-)
+BENCHMARK = Benchmark(name="coco20i", title="COCO-20i", source=Coco20iSource, homes=("COCO2014", "MSCOCO14"),
+                      parts=(LayoutPart(what="train2014 photos", folders=("train2014",), suffixes=(".jpg",),
+                                        get=_GET.format("train2014"), count=82783),
+                             LayoutPart(what="val2014 photos", folders=("val2014",), suffixes=(".jpg",),
+                                        get=_GET.format("val2014"), count=40504),
+                             LayoutPart(what="train2014 label maps", folders=("annotations/train2014",),
+                                        suffixes=(".png",), get=_PNG.format("train2014")),
+                             LayoutPart(what="val2014 label maps", folders=("annotations/val2014",), suffixes=(".png",),
+                                        get=_PNG.format("val2014")),),
+                      families={"hsnet": EpisodeFamily(draw=_hsnet, seed=0, checked=CHECKED["hsnet"], uses=FROM),
+                                "bam": EpisodeFamily(draw=_bam, seed=321, checked=CHECKED["bam"], uses=FROM),
+                                "fssam": EpisodeFamily(draw=_fssam, seed=321, uses=FROM | {"workers"}),
+                                "drawn": EpisodeFamily(draw=draw_fresh, seed=0),},)

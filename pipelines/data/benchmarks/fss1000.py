@@ -12,11 +12,11 @@ from fss_models.errors import FssError
 from pipelines.base.storage import Store
 from pipelines.config.data import SourceConfig
 from pipelines.data.benchmarks.protocol import (
-    Ask,
     Benchmark,
-    Drawn,
-    Family,
-    Part,
+    DrawnEpisodes,
+    EpisodeFamily,
+    LayoutPart,
+    ListRequest,
     check_fold,
     draw_fresh,
     photo_number,
@@ -25,7 +25,7 @@ from pipelines.data.benchmarks.readers import MaskFileSource, base_of, unique_id
 from pipelines.data.classes import NO_FOLD
 from pipelines.data.lists.hsnet import fss_classes
 from pipelines.data.samplers.hsnet import every_image
-from pipelines.data.sources.base import Failure, Item, digest_of, listing
+from pipelines.data.sources.base import SourceFailure, SourceImage, digest_of, listing
 
 SPLITS = ("trn", "val", "test")  # in the order of the class ids: 0.., 520.., 760..
 FOLD = {"trn": NO_FOLD, "val": 1, "test": 0}
@@ -56,15 +56,16 @@ class Fss1000Source(MaskFileSource):
                 continue
             class_id, mask = ids.get(found["name"]), files.get(str(PurePosixPath(name).with_suffix(".png")))
             if class_id is None:
-                self.failures.append(Failure(name, "split", "no split file names its class"))
+                self.failures.append(SourceFailure(name, "split", "no split file names its class"))
             elif mask is None:
-                self.failures.append(Failure(name, "index", "no mask has this photo's name"))
+                self.failures.append(SourceFailure(name, "index", "no mask has this photo's name"))
             else:
                 split = "train" if table[class_id] == NO_FOLD else "test"
-                self.items.append(Item(image_id=photo_number(name), file_name=name, path=path, marks=(class_id, mask),
-                                       split=split))
+                self.items.append(SourceImage(image_id=photo_number(name), file_name=name, path=path,
+                                              marks=(class_id, mask), split=split))
         absent = [c for c in self.classes if not any(n.startswith(f"{c}/") for n in files)]
-        self.failures += [Failure(c, "index", "a split file names this class but it has no folder") for c in absent]
+        self.failures += [SourceFailure(c, "index",
+                                        "a split file names this class but it has no folder") for c in absent]
         self.items = unique_ids(self.items)
 
 
@@ -85,7 +86,7 @@ def _places(files: dict[str, int], cfg: SourceConfig, where: str) -> tuple[str, 
 
 # ---- lists of test episodes ---------------------------------------------------------------------------------------
 
-def _hsnet(ask: Ask, episodes: int, seed: int) -> Drawn:
+def _hsnet(ask: ListRequest, episodes: int, seed: int) -> DrawnEpisodes:
     """Every image of the test (fold 1: val) classes once."""
     check_fold(ask.fold, 2)
     split = "test" if ask.fold == 0 else "val"
@@ -99,21 +100,17 @@ def _hsnet(ask: Ask, episodes: int, seed: int) -> Drawn:
     first = sum(counts[: SPLITS.index(split)])
     pools = {first + i: [f"{name}/{n}.jpg" for n in range(1, IMAGES + 1)] for i, name in enumerate(names)}
     draws = every_image(pools, shots=ask.shots, seed=seed)
-    return Drawn(draws=draws[:episodes] if episodes else draws, classes=dict(enumerate(names, first)),
-                 origin=f"HSNet list {file.sha256[:16]}")
+    return DrawnEpisodes(draws=draws[:episodes] if episodes else draws, classes=dict(enumerate(names, first)),
+                         origin=f"HSNet list {file.sha256[:16]}")
 
 
 _GET = "https://github.com/HKUSTCV/FSS-1000 (its README links the archive)"
-BENCHMARK = Benchmark(
-    name="fss1000", title="FSS-1000", source=Fss1000Source, homes=("FSS-1000",),
-    parts=(
-        Part(what="photos", folders=("",), suffixes=(".jpg",), get=_GET, count=10000),
-        Part(what="masks", folders=("",), suffixes=(".png",), get=_GET, count=10000),
-        Part(what="split files", folders=("splits",), suffixes=("trn.txt", "val.txt", "test.txt"), count=3,
-             get="data/splits/fss of HSNet's repository; or give --lists", optional=True),
-    ),
-    families={
-        "hsnet": Family(draw=_hsnet, seed=0, episodes=None, uses=frozenset({"lists", "root"})),
-        "drawn": Family(draw=draw_fresh, seed=0),
-    },
-)
+BENCHMARK = Benchmark(name="fss1000", title="FSS-1000", source=Fss1000Source, homes=("FSS-1000",),
+                      parts=(LayoutPart(what="photos", folders=("",), suffixes=(".jpg",), get=_GET, count=10000),
+                             LayoutPart(what="masks", folders=("",), suffixes=(".png",), get=_GET, count=10000),
+                             LayoutPart(what="split files", folders=("splits",),
+                                        suffixes=("trn.txt", "val.txt", "test.txt"), count=3,
+                                        get="data/splits/fss of HSNet's repository; or give --lists", optional=True),),
+                      families={"hsnet": EpisodeFamily(draw=_hsnet, seed=0, episodes=None,
+                                                       uses=frozenset({"lists", "root"})),
+                                "drawn": EpisodeFamily(draw=draw_fresh, seed=0),},)

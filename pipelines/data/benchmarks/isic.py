@@ -10,18 +10,18 @@ from pathlib import PurePosixPath
 from pipelines.config.data import SourceConfig
 from pipelines.data.benchmarks.protocol import (
     ROOT,
-    Ask,
     Benchmark,
-    Drawn,
-    Family,
-    Part,
+    DrawnEpisodes,
+    EpisodeFamily,
+    LayoutPart,
+    ListRequest,
     check_fold,
     draw_fresh,
     photo_number,
 )
 from pipelines.data.benchmarks.readers import MaskFileSource, base_of, by_stem, unique_ids
 from pipelines.data.samplers.hsnet import class_cycled
-from pipelines.data.sources.base import Failure, Item, digest_of, listing
+from pipelines.data.sources.base import SourceFailure, SourceImage, digest_of, listing
 
 PHOTOS, MASKS, KINDS = "ISIC2018_Task1-2_Training_Input", "ISIC2018_Task1_Training_GroundTruth", ("1", "2", "3")
 
@@ -41,25 +41,26 @@ class IsicSource(MaskFileSource):
             for stem, path in by_stem(files, f"{base}{PHOTOS}/{folder}", (".jpg",)).items():
                 name, mask = f"{folder}{stem}.jpg", masks.get(f"{stem}_segmentation")
                 if mask is None:
-                    self.failures.append(Failure(name, "index", f"no {stem}_segmentation.png"))
+                    self.failures.append(SourceFailure(name, "index", f"no {stem}_segmentation.png"))
                 else:
-                    self.items.append(Item(image_id=photo_number(name), file_name=name, path=path,
-                                           marks=(class_id, mask), split="test"))
+                    self.items.append(SourceImage(image_id=photo_number(name), file_name=name, path=path,
+                                                  marks=(class_id, mask), split="test"))
         self.items = unique_ids(self.items)
         self.fingerprint = digest_of([(i.path, files[i.path], i.marks, files[i.marks[1]]) for i in self.items])
 
 
-def cycled_list(ask: Ask, source: MaskFileSource, episodes: int, seed: int) -> Drawn:
+def cycled_list(ask: ListRequest, source: MaskFileSource, episodes: int, seed: int) -> DrawnEpisodes:
     """Class idx mod n over the photos in path order, as the cross-domain loaders draw. Raises `FssError`."""
     check_fold(ask.fold, 1)
     pools: dict[int, list[str]] = {c: [] for c in range(len(source.classes))}
     for item in sorted(source.items, key=lambda i: (i.marks[0], PurePosixPath(i.path).name)):
         pools[item.marks[0]].append(item.file_name)
     draws = class_cycled(pools, sorted(pools), shots=ask.shots, episodes=episodes, seed=seed)
-    return Drawn(draws=draws, classes=dict(enumerate(source.classes)), origin=f"files {source.fingerprint[:16]}")
+    return DrawnEpisodes(draws=draws, classes=dict(enumerate(source.classes)),
+                         origin=f"files {source.fingerprint[:16]}")
 
 
-def _patnet(ask: Ask, episodes: int, seed: int) -> Drawn:
+def _patnet(ask: ListRequest, episodes: int, seed: int) -> DrawnEpisodes:
     return cycled_list(ask, IsicSource(SourceConfig(format="isic", root=ask.root)), episodes, seed)
 
 
@@ -68,11 +69,11 @@ BENCHMARK = Benchmark(
     name="isic", title="ISIC 2018", source=IsicSource, homes=("ISIC",), verified=False,
     note="the sorting into the three kinds is that of the cross-domain papers, not the publisher's",
     parts=(
-        Part(what="photos", folders=(PHOTOS,), suffixes=(".jpg",), get=_GET.format(PHOTOS), count=2594),
-        Part(what="masks", folders=(MASKS,), suffixes=("_segmentation.png",), get=_GET.format(MASKS), count=2594),
+        LayoutPart(what="photos", folders=(PHOTOS,), suffixes=(".jpg",), get=_GET.format(PHOTOS), count=2594),
+        LayoutPart(what="masks", folders=(MASKS,), suffixes=("_segmentation.png",), get=_GET.format(MASKS), count=2594),
     ),
     families={
-        "patnet": Family(draw=_patnet, seed=0, episodes=600, uses=ROOT),
-        "drawn": Family(draw=draw_fresh, seed=0),
+        "patnet": EpisodeFamily(draw=_patnet, seed=0, episodes=600, uses=ROOT),
+        "drawn": EpisodeFamily(draw=draw_fresh, seed=0),
     },
 )

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from pipelines.config.data import SourceConfig
 from pipelines.data.benchmarks.isic import cycled_list
-from pipelines.data.benchmarks.protocol import ROOT, Ask, Benchmark, Drawn, Family, Part, draw_fresh, photo_number
+from pipelines.data.benchmarks.protocol import (
+    ROOT,
+    Benchmark,
+    DrawnEpisodes,
+    EpisodeFamily,
+    LayoutPart,
+    ListRequest,
+    draw_fresh,
+    photo_number,
+)
 from pipelines.data.benchmarks.readers import MaskFileSource, base_of, by_stem, unique_ids
-from pipelines.data.sources.base import Failure, Item, digest_of, listing
+from pipelines.data.sources.base import SourceFailure, SourceImage, digest_of, listing
 
 
 class LungSource(MaskFileSource):
@@ -21,16 +30,17 @@ class LungSource(MaskFileSource):
         for stem, path in by_stem(files, f"{base}CXR_png/", (".png",)).items():
             mask = masks.get(f"{stem}_mask", masks.get(stem))
             if mask is None:
-                self.failures.append(Failure(f"{stem}.png", "split", "the publishers give no mask for this photo"))
+                self.failures.append(SourceFailure(f"{stem}.png", "split",
+                                                   "the publishers give no mask for this photo"))
             else:
                 name = f"{stem}.png"
-                self.items.append(Item(image_id=photo_number(name), file_name=name, path=path, marks=(0, mask),
-                                       split="test"))
+                self.items.append(SourceImage(image_id=photo_number(name), file_name=name, path=path, marks=(0, mask),
+                                              split="test"))
         self.items = unique_ids(self.items)
         self.fingerprint = digest_of([(i.path, files[i.path], i.marks, files[i.marks[1]]) for i in self.items])
 
 
-def _patnet(ask: Ask, episodes: int, seed: int) -> Drawn:
+def _patnet(ask: ListRequest, episodes: int, seed: int) -> DrawnEpisodes:
     return cycled_list(ask, LungSource(SourceConfig(format="lung", root=ask.root)), episodes, seed)
 
 
@@ -39,11 +49,11 @@ BENCHMARK = Benchmark(
     name="lung", title="Chest X-ray", source=LungSource, homes=("LungSegmentation", "Lung Segmentation"),
     verified=False, note="masks exist for 704 of the 800 photos",
     parts=(
-        Part(what="photos", folders=("CXR_png",), suffixes=(".png",), get=_GET, count=800),
-        Part(what="masks", folders=("masks",), suffixes=(".png",), get=_GET, count=704),
+        LayoutPart(what="photos", folders=("CXR_png",), suffixes=(".png",), get=_GET, count=800),
+        LayoutPart(what="masks", folders=("masks",), suffixes=(".png",), get=_GET, count=704),
     ),
     families={
-        "patnet": Family(draw=_patnet, seed=0, episodes=600, uses=ROOT),
-        "drawn": Family(draw=draw_fresh, seed=0),
+        "patnet": EpisodeFamily(draw=_patnet, seed=0, episodes=600, uses=ROOT),
+        "drawn": EpisodeFamily(draw=draw_fresh, seed=0),
     },
 )

@@ -14,11 +14,11 @@ from pipelines.config.data import SourceConfig
 from pipelines.data.benchmarks.protocol import (
     COCO_2017,
     ROOT,
-    Ask,
     Benchmark,
-    Drawn,
-    Family,
-    Part,
+    DrawnEpisodes,
+    EpisodeFamily,
+    LayoutPart,
+    ListRequest,
     draw_fresh,
     photo_number,
     tested_classes,
@@ -27,7 +27,7 @@ from pipelines.data.benchmarks.readers import SegmentSource, base_of, unique_ids
 from pipelines.data.classes import NO_FOLD
 from pipelines.data.lists.plain_pickle import read_plain
 from pipelines.data.samplers.hsnet import class_cycled
-from pipelines.data.sources.base import Failure, Item, digest_of, listing
+from pipelines.data.sources.base import SourceFailure, SourceImage, digest_of, listing
 
 FOLDS = 10
 Categories = dict[Any, dict[str, Any]]  # category id -> photo -> {"annotations": [{"segmentation"}]}
@@ -77,10 +77,10 @@ class LvisSource(SegmentSource):
         for name in sorted(marks):
             path = f"{base}coco/{name}"
             if path not in files:
-                self.failures.append(Failure(name, "index", "the pickles name this photo but it is missing"))
+                self.failures.append(SourceFailure(name, "index", "the pickles name this photo but it is missing"))
             else:
-                self.items.append(Item(image_id=photo_number(name), file_name=name, path=path, marks=marks[name],
-                                       split=split))
+                self.items.append(SourceImage(image_id=photo_number(name), file_name=name, path=path, marks=marks[name],
+                                              split=split))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "test_pools": {}}
@@ -98,12 +98,13 @@ def _categories(data: bytes, where: str) -> Categories:
 
 # ---- lists of test episodes ---------------------------------------------------------------------------------------
 
-def _matcher(ask: Ask, episodes: int, seed: int) -> Drawn:
+def _matcher(ask: ListRequest, episodes: int, seed: int) -> DrawnEpisodes:
     """Class idx mod n, 25 episodes a class where the fold has 92. The folds follow the shots of the list."""
     source = LvisSource(SourceConfig(format="lvis92i", root=ask.root, shots=ask.shots))
     classes = tested_classes(source, ask.fold)
     draws = class_cycled(source.test_pools, classes, shots=ask.shots, episodes=episodes, seed=seed)
-    return Drawn(draws=draws, classes=dict(enumerate(source.classes)), origin=f"LVIS pickles {source.fingerprint[:16]}")
+    return DrawnEpisodes(draws=draws, classes=dict(enumerate(source.classes)),
+                         origin=f"LVIS pickles {source.fingerprint[:16]}")
 
 
 _PKL = "lvis.zip of Matcher's README (Google Drive)"
@@ -112,11 +113,11 @@ BENCHMARK = Benchmark(
     note="category totals are from code and paper: no pickle was at hand",
     parts=(
         *COCO_2017,
-        Part(what="training categories", folders=("",), suffixes=("lvis_train.pkl",), get=_PKL, count=1),
-        Part(what="test categories", folders=("",), suffixes=("lvis_val.pkl",), get=_PKL, count=1),
+        LayoutPart(what="training categories", folders=("",), suffixes=("lvis_train.pkl",), get=_PKL, count=1),
+        LayoutPart(what="test categories", folders=("",), suffixes=("lvis_val.pkl",), get=_PKL, count=1),
     ),
     families={
-        "matcher": Family(draw=_matcher, seed=0, episodes=2300, uses=ROOT),
-        "drawn": Family(draw=draw_fresh, seed=0),
+        "matcher": EpisodeFamily(draw=_matcher, seed=0, episodes=2300, uses=ROOT),
+        "drawn": EpisodeFamily(draw=draw_fresh, seed=0),
     },
 )

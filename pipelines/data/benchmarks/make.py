@@ -6,12 +6,12 @@ from dataclasses import replace
 
 from fss_models.errors import FssError
 from pipelines.data.benchmarks import find_benchmark
-from pipelines.data.benchmarks.protocol import Ask, Family, photo_number
+from pipelines.data.benchmarks.protocol import EpisodeFamily, ListRequest, photo_number
 from pipelines.data.published import ListedEpisode, PublishedList
-from pipelines.data.samplers.draws import Draw
+from pipelines.data.samplers.draws import NamedEpisode
 
 
-def make_list(dataset: str, family: str, ask: Ask) -> PublishedList:
+def make_list(dataset: str, family: str, ask: ListRequest) -> PublishedList:
     """Draw it. The same wish over the same files gives the same list.
 
     Raises `FssError` for an unknown benchmark, family or fold, for missing lists, and for pools that are too small.
@@ -32,7 +32,7 @@ def make_list(dataset: str, family: str, ask: Ask) -> PublishedList:
                          origin=drawn.origin, episodes=rows)
 
 
-def _check_options(how: Family, ask: Ask, what: str) -> None:
+def _check_options(how: EpisodeFamily, ask: ListRequest, what: str) -> None:
     places = sorted(how.uses & {"lists", "root", "shards"})
     if not ask.given & set(places):
         raise FssError(f"from what is {what} to be made?", mend=f"give --{' or --'.join(places)}")
@@ -43,7 +43,7 @@ def _check_options(how: Family, ask: Ask, what: str) -> None:
                        mend="it is test or train, and only pools made by rule have it")
 
 
-def _row(one: Draw, class_name: str, known: dict[str, int]) -> ListedEpisode:
+def _row(one: NamedEpisode, class_name: str, known: dict[str, int]) -> ListedEpisode:
     """`known`: the ids of names that shards have; they may come from a source that numbers photos in another way."""
     ids = [known[n] if n in known else photo_number(n) for n in (one.query, *one.supports)]
     return ListedEpisode(one.class_id, class_name, ids[0], tuple(ids[1:]), one.query, one.supports)

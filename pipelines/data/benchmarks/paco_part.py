@@ -14,11 +14,11 @@ from pipelines.config.data import SourceConfig
 from pipelines.data.benchmarks.protocol import (
     COCO_2017,
     ROOT,
-    Ask,
     Benchmark,
-    Drawn,
-    Family,
-    Part,
+    DrawnEpisodes,
+    EpisodeFamily,
+    LayoutPart,
+    ListRequest,
     draw_fresh,
     photo_number,
     tested_classes,
@@ -27,7 +27,7 @@ from pipelines.data.benchmarks.readers import SegmentSource, base_of, unique_ids
 from pipelines.data.classes import NO_FOLD
 from pipelines.data.lists.plain_pickle import read_plain
 from pipelines.data.samplers.parts import PartObject, paco
-from pipelines.data.sources.base import Failure, Item, digest_of, listing
+from pipelines.data.sources.base import SourceFailure, SourceImage, digest_of, listing
 
 FOLDS = 4
 Box = tuple[int, int, int, int]
@@ -76,7 +76,7 @@ class PacoPartSource(SegmentSource):
         for image_id, name in sorted(names.items(), key=lambda pair: pair[1]):
             path = f"{base}coco/{name}"
             if path not in files:
-                self.failures.append(Failure(name, "index", "the pickles name this photo but it is missing"))
+                self.failures.append(SourceFailure(name, "index", "the pickles name this photo but it is missing"))
             self._objects(name, path if path in files else "", read["img2anno"].get(image_id, ()), split)
 
     def _objects(self, name: str, path: str, annotations: Any, split: str) -> None:
@@ -93,10 +93,10 @@ class PacoPartSource(SegmentSource):
                     held = self.test_objects.setdefault((class_id, name), [])
                     held.append(PartObject(crop_name, shown=shown))
             if shown and path:
-                self.items.append(Item(image_id=photo_number(crop_name), file_name=crop_name, path=path, marks=marks,
-                                       split=split, crop=crop))
+                self.items.append(SourceImage(image_id=photo_number(crop_name), file_name=crop_name, path=path,
+                                              marks=marks, split=split, crop=crop))
             elif path:
-                self.failures.append(Failure(crop_name, "annotate", f"the object's box {crop} is empty"))
+                self.failures.append(SourceFailure(crop_name, "annotate", f"the object's box {crop} is empty"))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "test_pools": {}, "test_objects": {}}
@@ -117,14 +117,15 @@ def _pickle(data: bytes, where: str) -> dict[str, Any]:
 
 # ---- lists of test episodes ---------------------------------------------------------------------------------------
 
-def _matcher(ask: Ask, episodes: int, seed: int) -> Drawn:
+def _matcher(ask: ListRequest, episodes: int, seed: int) -> DrawnEpisodes:
     """Class uniform among the fold's with more than K distinct val photos."""
     source = PacoPartSource(SourceConfig(format="paco_part", root=ask.root))
     classes = [c for c in tested_classes(source, ask.fold) if len(source.test_pools.get(c, ())) > ask.shots]
     if not classes:
         raise FssError(f"no class of fold {ask.fold} has more than {ask.shots} val photos", mend="lower --shots")
     draws = paco(source.test_pools, classes, source.test_objects, shots=ask.shots, episodes=episodes, seed=seed)
-    return Drawn(draws=draws, classes=dict(enumerate(source.classes)), origin=f"PACO pickles {source.fingerprint[:16]}")
+    return DrawnEpisodes(draws=draws, classes=dict(enumerate(source.classes)),
+                         origin=f"PACO pickles {source.fingerprint[:16]}")
 
 
 _PKL = "paco.zip of Matcher's README (Google Drive)"
@@ -133,11 +134,11 @@ BENCHMARK = Benchmark(
     note="448 categories are from code and paper: no pickle was at hand",
     parts=(
         *COCO_2017,
-        Part(what="training parts", folders=("paco",), suffixes=("paco_part_train.pkl",), get=_PKL, count=1),
-        Part(what="test parts", folders=("paco",), suffixes=("paco_part_val.pkl",), get=_PKL, count=1),
+        LayoutPart(what="training parts", folders=("paco",), suffixes=("paco_part_train.pkl",), get=_PKL, count=1),
+        LayoutPart(what="test parts", folders=("paco",), suffixes=("paco_part_val.pkl",), get=_PKL, count=1),
     ),
     families={
-        "matcher": Family(draw=_matcher, seed=0, episodes=2500, uses=ROOT),
-        "drawn": Family(draw=draw_fresh, seed=0),
+        "matcher": EpisodeFamily(draw=_matcher, seed=0, episodes=2500, uses=ROOT),
+        "drawn": EpisodeFamily(draw=draw_fresh, seed=0),
     },
 )

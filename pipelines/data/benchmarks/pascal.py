@@ -10,22 +10,22 @@ from fss_models.methods.fssam.episodes import WORKERS
 from pipelines.base.storage import Store
 from pipelines.config.data import SourceConfig
 from pipelines.data.benchmarks.protocol import (
-    Ask,
     Benchmark,
-    Drawn,
-    Family,
-    Part,
+    DrawnEpisodes,
+    EpisodeFamily,
+    LayoutPart,
+    ListRequest,
     check_fold,
     content_digest,
     draw_fresh,
-    drawn_pools,
+    draw_pools,
     shard_origin,
 )
 from pipelines.data.lists.bam import bam_classes, bam_images
 from pipelines.data.lists.hsnet import pascal_pairs
 from pipelines.data.samplers.bam import by_worker, two_generators
 from pipelines.data.samplers.hsnet import listed_pairs
-from pipelines.data.sources.base import Failure, Item, digest_of
+from pipelines.data.sources.base import SourceFailure, SourceImage, digest_of
 from pipelines.data.sources.voc import CLASSES, VocSource
 
 FOLDS = 4
@@ -54,20 +54,21 @@ class PascalSource(VocSource):
         named = _listed_split(cfg.lists) if cfg.lists else _val_file(self.store, self.items)
         known = {PurePosixPath(i.file_name).stem for i in self.items}
         for name in sorted(named.keys() - known):
-            self.failures.append(Failure(name, "index", "the lists name this photo but it has no mask or is missing"))
+            self.failures.append(SourceFailure(name, "index",
+                                               "the lists name this photo but it has no mask or is missing"))
         self.items = [replace(item, split=_split_of(item, named, other="" if cfg.lists else "train"))
                       for item in self.items]
         unlisted = [item.file_name for item in self.items if not item.split]
-        self.failures += [Failure(n, "split", "no published list names this photo") for n in unlisted]
+        self.failures += [SourceFailure(n, "split", "no published list names this photo") for n in unlisted]
         self.items = [item for item in self.items if item.split]
         self.fingerprint = digest_of(self.fingerprint, [(i.file_name, i.split) for i in self.items])
 
 
-def _split_of(item: Item, named: dict[str, str], other: str) -> str:
+def _split_of(item: SourceImage, named: dict[str, str], other: str) -> str:
     return named.get(PurePosixPath(item.file_name).stem, other)
 
 
-def _val_file(store: Store, items: list[Item]) -> dict[str, str]:
+def _val_file(store: Store, items: list[SourceImage]) -> dict[str, str]:
     """ImageSets/Segmentation/val.txt of the photos' own folder: what it names is tested. Raises `FssError`."""
     base = items[0].path.partition("JPEGImages/")[0] if items else ""
     name = f"{base}ImageSets/Segmentation/val.txt"
@@ -101,20 +102,20 @@ def _is_bam(lists: str) -> bool:
 
 # ---- lists of test episodes ---------------------------------------------------------------------------------------
 
-def _hsnet(ask: Ask, episodes: int, seed: int) -> Drawn:
+def _hsnet(ask: ListRequest, episodes: int, seed: int) -> DrawnEpisodes:
     """Pairs of the published file, or by rule: (photo, class) with 2048 pixels or more, by photo, then class."""
     classes = fold_classes(ask.fold)
     if ask.lists:
         pairs, file = pascal_pairs(ask.lists, "val", ask.fold)
         origin, content = f"HSNet list {file.sha256[:16]}", content_digest(pairs)
     else:
-        pools, origin, content = drawn_pools(ask), shard_origin(ask), ""
+        pools, origin, content = draw_pools(ask), shard_origin(ask), ""
         pairs = sorted((name, c) for c in classes for name in pools.get(c, ()))
     draws = listed_pairs(pairs, shots=ask.shots, episodes=episodes, seed=seed)
-    return Drawn(draws=draws, classes=NAMES, origin=origin, content=content)
+    return DrawnEpisodes(draws=draws, classes=NAMES, origin=origin, content=content)
 
 
-def _bam_lists(ask: Ask) -> tuple[list[tuple[str, list[int]]], dict[int, list[str]], str]:
+def _bam_lists(ask: ListRequest) -> tuple[list[tuple[str, list[int]]], dict[int, list[str]], str]:
     """((photo, the fold's classes in its label at any size), class -> photos, origin)."""
     classes, shards = fold_classes(ask.fold), ask.opened
     shown = {PurePosixPath(row["file_name"]).stem: row["class_ids"] for row in shards.rows.values()}
@@ -123,7 +124,7 @@ def _bam_lists(ask: Ask) -> tuple[list[tuple[str, list[int]]], dict[int, list[st
         pools, second = bam_classes(ask.lists, "val", ask.fold)
         origin = f"BAM lists {file.sha256[:16]} {second.sha256[:16]}"
     else:
-        made = drawn_pools(ask)
+        made = draw_pools(ask)
         pools = {c: [PurePosixPath(n).stem for n in made.get(c, ())] for c in classes}
         names, origin = sorted({n for p in pools.values() for n in p}), shard_origin(ask)
     missing = [n for n in names if n not in shown]
@@ -133,33 +134,28 @@ def _bam_lists(ask: Ask) -> tuple[list[tuple[str, list[int]]], dict[int, list[st
     return [(n, sorted(c for c in shown[n] if c in classes)) for n in names], pools, origin
 
 
-def _bam(ask: Ask, episodes: int, seed: int) -> Drawn:
+def _bam(ask: ListRequest, episodes: int, seed: int) -> DrawnEpisodes:
     listed, pools, origin = _bam_lists(ask)
     draws = two_generators(listed, pools, shots=ask.shots, episodes=episodes, seed=seed)
-    return Drawn(draws=draws, classes=NAMES, origin=origin)
+    return DrawnEpisodes(draws=draws, classes=NAMES, origin=origin)
 
 
-def _fssam(ask: Ask, episodes: int, seed: int) -> Drawn:
+def _fssam(ask: ListRequest, episodes: int, seed: int) -> DrawnEpisodes:
     listed, pools, origin = _bam_lists(ask)
     draws = by_worker(listed, pools, shots=ask.shots, episodes=episodes, seed=seed, workers=ask.workers or WORKERS)
-    return Drawn(draws=draws, classes=NAMES, origin=f"{origin}, {ask.workers or WORKERS} workers")
+    return DrawnEpisodes(draws=draws, classes=NAMES, origin=f"{origin}, {ask.workers or WORKERS} workers")
 
 
 _VOC = "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/ (VOCtrainval_11-May-2012.tar)"
 _SDS = "the SegmentationClassAug (SBD/SDS) archive that HSNet's and DeepLab's READMEs link"
-BENCHMARK = Benchmark(
-    name="pascal5i", title="PASCAL-5i", source=PascalSource, homes=("VOC2012", "VOCdevkit/VOC2012"),
-    parts=(
-        Part(what="photos", folders=("JPEGImages",), suffixes=(".jpg",), get=_VOC, count=17125),
-        Part(what="label maps", folders=("SegmentationClassAug", "SegmentationClass"), suffixes=(".png",), get=_SDS,
-             count=12031),
-        Part(what="list of val photos", folders=("ImageSets/Segmentation",), suffixes=("val.txt",), get=_VOC, count=1,
-             optional=True),
-    ),
-    families={
-        "hsnet": Family(draw=_hsnet, seed=0, checked=CHECKED, uses=FROM),
-        "bam": Family(draw=_bam, seed=321, uses=FROM),
-        "fssam": Family(draw=_fssam, seed=321, uses=FROM | {"workers"}),
-        "drawn": Family(draw=draw_fresh, seed=0),
-    },
-)
+BENCHMARK = Benchmark(name="pascal5i", title="PASCAL-5i", source=PascalSource, homes=("VOC2012", "VOCdevkit/VOC2012"),
+                      parts=(LayoutPart(what="photos", folders=("JPEGImages",), suffixes=(".jpg",), get=_VOC,
+                                        count=17125), LayoutPart(what="label maps",
+                                                                 folders=("SegmentationClassAug", "SegmentationClass"),
+                                                                 suffixes=(".png",), get=_SDS, count=12031),
+                             LayoutPart(what="list of val photos", folders=("ImageSets/Segmentation",),
+                                        suffixes=("val.txt",), get=_VOC, count=1, optional=True),),
+                      families={"hsnet": EpisodeFamily(draw=_hsnet, seed=0, checked=CHECKED, uses=FROM),
+                                "bam": EpisodeFamily(draw=_bam, seed=321, uses=FROM),
+                                "fssam": EpisodeFamily(draw=_fssam, seed=321, uses=FROM | {"workers"}),
+                                "drawn": EpisodeFamily(draw=draw_fresh, seed=0),},)

@@ -13,18 +13,18 @@ from fss_models.errors import FssError
 from pipelines.config.data import SourceConfig
 from pipelines.data.benchmarks.protocol import (
     ROOT,
-    Ask,
     Benchmark,
-    Drawn,
-    Family,
-    Part,
+    DrawnEpisodes,
+    EpisodeFamily,
+    LayoutPart,
+    ListRequest,
     draw_fresh,
     photo_number,
     tested_classes,
 )
 from pipelines.data.benchmarks.readers import SegmentSource, base_of, unique_ids
 from pipelines.data.samplers.parts import PartObject, part_entries, pascal_part
-from pipelines.data.sources.base import Failure, Item, digest_of, listing
+from pipelines.data.sources.base import SourceFailure, SourceImage, digest_of, listing
 
 FOLDS = ("animals", "indoor", "person", "vehicles")
 LEFT_OUT = "aeroplane+TAIL"
@@ -33,7 +33,7 @@ READERS = 16  # annotation files read at a time
 
 
 @dataclass(frozen=True)
-class _Pool:
+class _ClassImages:
     """Images of a class in the published order."""
 
     fold: int
@@ -73,7 +73,8 @@ class PascalPartSource(SegmentSource):
                 present.append((name, photo, notes))
             else:
                 lost = photo if photo not in files else notes
-                self.failures.append(Failure(f"{name}.jpg", "index", f"{lost} is named by the index but is missing"))
+                self.failures.append(SourceFailure(f"{name}.jpg", "index",
+                                                   f"{lost} is named by the index but is missing"))
         with ThreadPoolExecutor(READERS) as pool:
             read = pool.map(self.store.read_json, [notes for _, _, notes in present])
             for (name, photo, _), document in zip(present, read, strict=True):
@@ -92,10 +93,11 @@ class PascalPartSource(SegmentSource):
             if split == "test":
                 self._remember(name, kind, PartObject(crop_name, shown=shown), {c for c, _ in marks})
             if shown:
-                self.items.append(Item(image_id=photo_number(crop_name), file_name=crop_name, path=photo, marks=marks,
-                                       split=split, crop=(x0, y0, x1, y1)))
+                self.items.append(SourceImage(image_id=photo_number(crop_name), file_name=crop_name, path=photo,
+                                              marks=marks, split=split, crop=(x0, y0, x1, y1)))
             else:
-                self.failures.append(Failure(crop_name, "annotate", f"the object's box {(x0, y0, x1, y1)} is empty"))
+                self.failures.append(SourceFailure(crop_name, "annotate",
+                                                   f"the object's box {(x0, y0, x1, y1)} is empty"))
 
     def _remember(self, name: str, kind: str, one: PartObject, has: set[int]) -> None:
         for class_id, label in enumerate(self.classes):
@@ -107,19 +109,19 @@ class PascalPartSource(SegmentSource):
         return {**super().__getstate__(), "test_pools": {}, "test_objects": {}}
 
 
-def _pools(index: Any, where: str) -> tuple[dict[str, _Pool], dict[int, int]]:
+def _pools(index: Any, where: str) -> tuple[dict[str, _ClassImages], dict[int, int]]:
     """OBJECT+PART -> its images, in the file's order: at least one of train and of val, without the one left out.
 
     Also each fold's number of val entries, all parts counted. Raises `FssError`.
     """
-    pools: dict[str, _Pool] = {}
+    pools: dict[str, _ClassImages] = {}
     entries = {}
     try:
         for fold, name in enumerate(FOLDS):
             parts = [(f"{obj}+{part}", images) for obj, about in index[name]["object"].items()
                      for part, images in about["part"].items()]
             entries[fold] = part_entries({i: images["val"] for i, (_, images) in enumerate(parts)})
-            pools |= {label: _Pool(fold, images["train"], images["val"]) for label, images in parts
+            pools |= {label: _ClassImages(fold, images["train"], images["val"]) for label, images in parts
                       if images["train"] and images["val"] and label != LEFT_OUT}
     except (KeyError, TypeError, AttributeError) as error:
         raise FssError(f"is not the index of the four super-categories ({error})", where=where) from error
@@ -128,7 +130,7 @@ def _pools(index: Any, where: str) -> tuple[dict[str, _Pool], dict[int, int]]:
 
 # ---- lists of test episodes ---------------------------------------------------------------------------------------
 
-def _matcher(ask: Ask, episodes: int, seed: int) -> Drawn:
+def _matcher(ask: ListRequest, episodes: int, seed: int) -> DrawnEpisodes:
     """Class idx mod n; as many episodes as the fold has (part, image) entries, 2500 at most."""
     source = PascalPartSource(SourceConfig(format="pascal_part", root=ask.root))
     classes = tested_classes(source, ask.fold)
@@ -138,7 +140,8 @@ def _matcher(ask: Ask, episodes: int, seed: int) -> Drawn:
                        mend="the list needs the annotation files of all: see `fss data check`")
     draws = pascal_part(source.test_pools, classes, source.test_objects, shots=ask.shots,
                         episodes=episodes or source.entries[ask.fold], seed=seed)
-    return Drawn(draws=draws, classes=dict(enumerate(source.classes)), origin=f"index {source.fingerprint[:16]}")
+    return DrawnEpisodes(draws=draws, classes=dict(enumerate(source.classes)),
+                         origin=f"index {source.fingerprint[:16]}")
 
 
 _VOC = "http://host.robots.ox.ac.uk/pascal/VOC/voc2010/ (VOCtrainval_03-May-2010.tar)"
@@ -147,12 +150,12 @@ BENCHMARK = Benchmark(
     name="pascal_part", title="Pascal-Part", source=PascalPartSource, homes=("Pascal-Part",), verified=False,
     note="56 classes are from the paper: the JSON files were not at hand",
     parts=(
-        Part(what="photos", folders=("JPEGImages",), suffixes=(".jpg",), get=_VOC),
-        Part(what="part annotations", folders=(ANNOTATIONS,), suffixes=(".json",), get=_JSON),
-        Part(what="index", folders=("",), suffixes=("all_obj_part_to_image.json",), get=_JSON, count=1),
+        LayoutPart(what="photos", folders=("JPEGImages",), suffixes=(".jpg",), get=_VOC),
+        LayoutPart(what="part annotations", folders=(ANNOTATIONS,), suffixes=(".json",), get=_JSON),
+        LayoutPart(what="index", folders=("",), suffixes=("all_obj_part_to_image.json",), get=_JSON, count=1),
     ),
     families={
-        "matcher": Family(draw=_matcher, seed=0, episodes=None, uses=ROOT),
-        "drawn": Family(draw=draw_fresh, seed=0),
+        "matcher": EpisodeFamily(draw=_matcher, seed=0, episodes=None, uses=ROOT),
+        "drawn": EpisodeFamily(draw=draw_fresh, seed=0),
     },
 )

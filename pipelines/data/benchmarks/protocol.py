@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 from fss_models.errors import FssError
 from pipelines.base.storage import Store
 from pipelines.config.data import SourceConfig
-from pipelines.data.samplers.draws import Draw
+from pipelines.data.samplers.draws import NamedEpisode
 from pipelines.data.shardset import ALL_FOLDS, Shards
 from pipelines.data.sources.base import Source, digest_of
 
@@ -19,7 +19,7 @@ ROOT = frozenset({"root"})  # a family whose lists the raw data's index decides
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class LayoutPart:
     """One part of the raw layout: files below one of `folders` with one of `suffixes`.
 
     `count` is the published number of files (None: none is known), `get` where they come from.
@@ -34,13 +34,13 @@ class Part:
 
 
 COCO_2017 = tuple(  # the photos below coco/, of benchmarks whose masks are in files of their own
-    Part(what=f"{split} photos", folders=(f"coco/{split}",), suffixes=(".jpg",), count=count,
+    LayoutPart(what=f"{split} photos", folders=(f"coco/{split}",), suffixes=(".jpg",), count=count,
          get=f"http://images.cocodataset.org/zips/{split}.zip")
     for split, count in (("train2017", 118287), ("val2017", 5000)))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ask:
+class ListRequest:
     """The list that is wanted; the family's own numbers where `episodes` or `seed` is None.
 
     Pools come from published lists (`lists`), the raw data (`root`) or finished shards (`shards`): URLs.
@@ -71,27 +71,27 @@ class Ask:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drawn:
+class DrawnEpisodes:
     """Episodes by name, the names of their classes, and what they were drawn from.
 
     `content`: the digest of a published list's parsed content, "" for pools made by rule.
     """
 
-    draws: Sequence[Draw]
+    draws: Sequence[NamedEpisode]
     classes: Mapping[int, str]
     origin: str
     content: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Family:
+class EpisodeFamily:
     """One way in which papers draw a benchmark's episodes.
 
-    `uses`: which options of an `Ask` it reads. `checked`: digests of the published lists from which it repeats golden
-    episodes id for id.
+    `uses`: which options of a `ListRequest` it reads. `checked`: digests of the published lists from which it repeats
+    golden episodes id for id.
     """
 
-    draw: Callable[[Ask, int, int], Drawn]  # (ask, episodes, seed)
+    draw: Callable[[ListRequest, int, int], DrawnEpisodes]  # (ask, episodes, seed)
     seed: int
     episodes: int | None = 1000  # None: as many as the rule gives
     checked: frozenset[str] = frozenset()
@@ -110,8 +110,8 @@ class Benchmark:
     title: str
     source: Callable[[SourceConfig], Source]
     homes: tuple[str, ...]
-    parts: tuple[Part, ...]
-    families: Mapping[str, Family] = field(default_factory=dict)
+    parts: tuple[LayoutPart, ...]
+    families: Mapping[str, EpisodeFamily] = field(default_factory=dict)
     verified: bool = True
     note: str = ""
 
@@ -137,14 +137,14 @@ def _hashed(name: str) -> int:
     return int(hashlib.sha256(name.encode()).hexdigest()[:12], 16)
 
 
-def drawn_pools(ask: Ask) -> dict[int, list[str]]:
+def draw_pools(ask: ListRequest) -> dict[int, list[str]]:
     """Class -> the photos of the shards in which it counts, by name, in id order."""
     shards = ask.opened
     names = {i: row["file_name"] for i, row in shards.rows.items()}
     return {c: [names[i] for i in sorted(shards.photos_of(c, ask.split))] for c in shards.classes}
 
 
-def shard_origin(ask: Ask) -> str:
+def shard_origin(ask: ListRequest) -> str:
     """How a list says that its pools were made by rule from shards."""
     dataset = ask.opened.manifest
     return f"rule over the {ask.split} photos of shards {dataset.dataset} {dataset.content_hash[:16]}"
@@ -171,7 +171,7 @@ def check_fold(fold: int, folds: int) -> None:
         raise FssError(f"there is no fold {fold}", mend=f"folds: 0 to {folds - 1}")
 
 
-def draw_fresh(ask: Ask, episodes: int, seed: int) -> Drawn:
+def draw_fresh(ask: ListRequest, episodes: int, seed: int) -> DrawnEpisodes:
     """The family `drawn`: the project's own rule over shards, without repeats. Raises `FssError`."""
     from pipelines.data.episodes import draw_episodes
 
@@ -180,9 +180,9 @@ def draw_fresh(ask: Ask, episodes: int, seed: int) -> Drawn:
     shards = ask.opened
     listed = draw_episodes(shards, fold=ask.fold, shots=ask.shots, episodes=episodes, seed=seed)
     name = {i: row["file_name"] for i, row in shards.rows.items()}
-    draws = [Draw(e.class_id, name[e.query], tuple(name[i] for i in e.supports)) for e in listed]
+    draws = [NamedEpisode(e.class_id, name[e.query], tuple(name[i] for i in e.supports)) for e in listed]
     scope = "all classes" if ask.fold == ALL_FOLDS else f"fold {ask.fold}"
-    return Drawn(draws=draws, classes=class_names(shards), origin=f"{shard_origin(ask)}, {scope}")
+    return DrawnEpisodes(draws=draws, classes=class_names(shards), origin=f"{shard_origin(ask)}, {scope}")
 
 
 def class_names(shards: Shards) -> dict[int, str]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from fss_models.errors import BadImage, FssError
 from pipelines.data import rle
-from pipelines.data.sources.base import Fetched, Item, Mark, Marks, Source
+from pipelines.data.sources.base import FetchedImage, ImageMasks, InstanceMask, Source, SourceImage
 from pipelines.data.sources.labels import read_grey_mask, read_labels
 
 
@@ -28,11 +28,11 @@ def base_of(files: dict[str, int], marker: str, where: str) -> str:
 class LabelMapSource(Source):
     """Photos with one label PNG each: value v is class v - 1, 0 background. One instance a class and image."""
 
-    def fetch(self, item: Item) -> Fetched:
+    def fetch(self, item: SourceImage) -> FetchedImage:
         """The photo and its label map."""
-        return Fetched(self.store.read_bytes(item.path), self.store.read_bytes(item.marks))
+        return FetchedImage(self.store.read_bytes(item.path), self.store.read_bytes(item.marks))
 
-    def sizes(self, item: Item, fetched: Fetched) -> tuple[int, int] | None:
+    def sizes(self, item: SourceImage, fetched: FetchedImage) -> tuple[int, int] | None:
         """The label map's: the photo must have it."""
         try:
             height, width = read_labels(fetched.payload).shape
@@ -40,26 +40,26 @@ class LabelMapSource(Source):
             raise BadImage(f"mask {item.marks}: {error.reason}") from error
         return height, width
 
-    def mark(self, item: Item, fetched: Fetched, height: int, width: int) -> Marks:
+    def mark(self, item: SourceImage, fetched: FetchedImage, height: int, width: int) -> ImageMasks:
         """One mark a class present; no pixel is void."""
-        labels, marks = read_labels(fetched.payload), Marks()
+        labels, marks = read_labels(fetched.payload), ImageMasks()
         for value in (int(v) for v in np.unique(labels) if v != 0):
             if value > len(self.classes):
                 marks.problems.append(f"mask value {value} is no class of {self.cfg.format}")
             else:
-                marks.instances.append(Mark(value - 1, rle.encode(labels == value)))
+                marks.instances.append(InstanceMask(value - 1, rle.encode(labels == value)))
         return marks
 
 
 class MaskFileSource(Source):
-    """Photos with one mask file each, of one class; `Item.marks` is (class id, path of the mask)."""
+    """Photos with one mask file each, of one class; `SourceImage.marks` is (class id, path of the mask)."""
 
-    def fetch(self, item: Item) -> Fetched:
+    def fetch(self, item: SourceImage) -> FetchedImage:
         """The photo and its mask file."""
         class_id, path = item.marks
-        return Fetched(self.store.read_bytes(item.path), (class_id, self.store.read_bytes(path)))
+        return FetchedImage(self.store.read_bytes(item.path), (class_id, self.store.read_bytes(path)))
 
-    def sizes(self, item: Item, fetched: Fetched) -> tuple[int, int] | None:
+    def sizes(self, item: SourceImage, fetched: FetchedImage) -> tuple[int, int] | None:
         """The mask's: the photo must have it."""
         try:
             height, width = read_grey_mask(fetched.payload[1]).shape
@@ -67,21 +67,21 @@ class MaskFileSource(Source):
             raise BadImage(f"mask {item.marks[1]}: {error.reason}") from error
         return height, width
 
-    def mark(self, item: Item, fetched: Fetched, height: int, width: int) -> Marks:
+    def mark(self, item: SourceImage, fetched: FetchedImage, height: int, width: int) -> ImageMasks:
         """Where the mask, as grey, is at least 128."""
         class_id, data = fetched.payload
         mask = read_grey_mask(data)
         if not mask.any():
-            return Marks(problems=["empty mask"])
-        return Marks(instances=[Mark(class_id, rle.encode(mask))])
+            return ImageMasks(problems=["empty mask"])
+        return ImageMasks(instances=[InstanceMask(class_id, rle.encode(mask))])
 
 
 class SegmentSource(Source):
-    """Photos whose segmentations (polygons or RLE) are in the index: `Item.marks` is [(class id, segmentation)]."""
+    """Photos whose segmentations (polygons or RLE) are in the index: `marks` is [(class id, segmentation)]."""
 
-    def mark(self, item: Item, fetched: Fetched, height: int, width: int) -> Marks:
+    def mark(self, item: SourceImage, fetched: FetchedImage, height: int, width: int) -> ImageMasks:
         """Rasterised as pycocotools does; those that cannot be are listed as problems."""
-        marks = Marks()
+        marks = ImageMasks()
         for class_id, segmentation in fetched.payload:
             try:
                 counts = rle.from_coco(segmentation, height, width)
@@ -92,11 +92,11 @@ class SegmentSource(Source):
             if empty:
                 marks.problems.append(f"{self.classes[class_id]}: empty mask")
             else:
-                marks.instances.append(Mark(class_id, counts))
+                marks.instances.append(InstanceMask(class_id, counts))
         return marks
 
 
-def unique_ids(items: Sequence[Item]) -> list[Item]:
+def unique_ids(items: Sequence[SourceImage]) -> list[SourceImage]:
     """The items. Raises `FssError` if two photos got the same number."""
     seen: dict[int, str] = {}
     for item in items:

@@ -12,12 +12,12 @@ import numpy as np
 
 from fss_models.errors import FssError
 from fss_models.methods.fssam.episodes import published_episodes
-from pipelines.data.samplers.draws import Draw, Pools, check_pools, supports_of
+from pipelines.data.samplers.draws import NamedEpisode, Pools, check_pools, supports_of
 
 Listed = Sequence[tuple[str, Sequence[int]]]  # image, the fold's classes in its label, ascending
 
 
-def two_generators(listed: Listed, pools: Pools, *, shots: int, episodes: int, seed: int) -> list[Draw]:
+def two_generators(listed: Listed, pools: Pools, *, shots: int, episodes: int, seed: int) -> list[NamedEpisode]:
     """VRP-SAM and FCP: the class from Python's generator, the supports from numpy's, both seeded once.
 
     (specification fcp_vrp section 6, datasets section 1). Raises `FssError`.
@@ -27,11 +27,12 @@ def two_generators(listed: Listed, pools: Pools, *, shots: int, episodes: int, s
     for number in range(episodes):
         name, present = listed[number % len(listed)]
         class_id = present[chooser.randint(1, len(present)) - 1]
-        found.append(Draw(class_id, name, supports_of(rng, pools[class_id], name, shots)))
+        found.append(NamedEpisode(class_id, name, supports_of(rng, pools[class_id], name, shots)))
     return found
 
 
-def by_worker(listed: Listed, pools: Pools, *, shots: int, episodes: int, seed: int, workers: int) -> list[Draw]:
+def by_worker(listed: Listed, pools: Pools, *, shots: int, episodes: int, seed: int,
+              workers: int) -> list[NamedEpisode]:
     """FSSAM: passes over the list by `workers` loader workers, each with its own generator a pass; no support repeats.
 
     (specification fssam sections 9 and 10). Raises `FssError`.
@@ -42,7 +43,7 @@ def by_worker(listed: Listed, pools: Pools, *, shots: int, episodes: int, seed: 
     numbered = {c: [index[n] for n in pool] for c, pool in pools.items()}
     drawn = published_episodes([present for _, present in listed], numbered, shots, episodes=episodes,
                                workers=workers, seed=seed)
-    return [Draw(d.class_id, names[d.query], tuple(names[i] for i in d.supports)) for d in drawn]
+    return [NamedEpisode(d.class_id, names[d.query], tuple(names[i] for i in d.supports)) for d in drawn]
 
 
 def _check(listed: Listed, pools: Pools, at_least: int) -> None:

@@ -15,7 +15,7 @@ Pools = Mapping[int, Sequence[str]]  # class -> the names of its images, in the 
 
 
 @dataclass(frozen=True)
-class Draw:
+class NamedEpisode:
     """One episode by the names of the family's lists; `class_id` counts from 0 over the whole benchmark."""
 
     class_id: int

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipelines.data.samplers.draws import Draw, Pools, check_pools, pick, supports_of
+from pipelines.data.samplers.draws import NamedEpisode, Pools, check_pools, pick, supports_of
 
 
-def listed_pairs(pairs: Sequence[tuple[str, int]], *, shots: int, episodes: int, seed: int) -> list[Draw]:
+def listed_pairs(pairs: Sequence[tuple[str, int]], *, shots: int, episodes: int, seed: int) -> list[NamedEpisode]:
     """PASCAL-5i: pair idx mod length, in list order; only the supports are random. Raises `FssError`."""
     pools: dict[int, list[str]] = {}
     for name, class_id in pairs:
@@ -18,42 +18,42 @@ def listed_pairs(pairs: Sequence[tuple[str, int]], *, shots: int, episodes: int,
     rng, found = np.random.RandomState(seed), []
     for number in range(episodes):
         name, class_id = pairs[number % len(pairs)]
-        found.append(Draw(class_id, name, supports_of(rng, pools[class_id], name, shots)))
+        found.append(NamedEpisode(class_id, name, supports_of(rng, pools[class_id], name, shots)))
     return found
 
 
 def class_uniform(
     pools: Pools, classes: Sequence[int], *, shots: int, episodes: int, seed: int
-) -> list[Draw]:
+) -> list[NamedEpisode]:
     """COCO-20i: class uniform over the fold, query and supports uniform over its list. Raises `FssError`."""
     check_pools(pools, classes, 2)
     rng, found = np.random.RandomState(seed), []
     for _ in range(episodes):
         class_id = pick(rng, classes)
         query = pick(rng, pools[class_id])
-        found.append(Draw(class_id, query, supports_of(rng, pools[class_id], query, shots)))
+        found.append(NamedEpisode(class_id, query, supports_of(rng, pools[class_id], query, shots)))
     return found
 
 
 def class_cycled(
     pools: Pools, classes: Sequence[int], *, shots: int, episodes: int, seed: int
-) -> list[Draw]:
+) -> list[NamedEpisode]:
     """LVIS-92i and the cross-domain sets: class idx mod n, query and supports uniform. Raises `FssError`."""
     check_pools(pools, classes, 2)
     rng, found = np.random.RandomState(seed), []
     for number in range(episodes):
         class_id = classes[number % len(classes)]
         query = pick(rng, pools[class_id])
-        found.append(Draw(class_id, query, supports_of(rng, pools[class_id], query, shots)))
+        found.append(NamedEpisode(class_id, query, supports_of(rng, pools[class_id], query, shots)))
     return found
 
 
-def every_image(pools: Pools, *, shots: int, seed: int) -> list[Draw]:
+def every_image(pools: Pools, *, shots: int, seed: int) -> list[NamedEpisode]:
     """FSS-1000: each image is a query once, in path order (1, 10, 2, ...); supports by number 1..10 of its class.
 
     `pools`: class -> its images in the order of their numbers. Raises `FssError`.
     """
     check_pools(pools, sorted(pools), 2)
     rng = np.random.RandomState(seed)
-    return [Draw(class_id, query, supports_of(rng, pools[class_id], query, shots))
+    return [NamedEpisode(class_id, query, supports_of(rng, pools[class_id], query, shots))
             for class_id in sorted(pools) for query in sorted(pools[class_id])]

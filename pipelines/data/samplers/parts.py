@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fss_models.errors import FssError
-from pipelines.data.samplers.draws import Draw, Pools, check_pools, pick
+from pipelines.data.samplers.draws import NamedEpisode, Pools, check_pools, pick
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ Objects = Mapping[tuple[int, str], Sequence[PartObject]]  # (class, image) -> th
 
 def paco(
     pools: Pools, classes: Sequence[int], objects: Objects, *, shots: int, episodes: int, seed: int
-) -> list[Draw]:
+) -> list[NamedEpisode]:
     """PACO-Part: class uniform, image uniform, then one object that has the part; empty boxes are drawn again.
 
     Supports differ from the query's image and may repeat. Raises `FssError`.
@@ -48,13 +48,13 @@ def paco(
             if chosen.shown:
                 crops.append(chosen.name)
                 image = image or drawn
-        found.append(Draw(class_id, crops[0], tuple(crops[1:])))
+        found.append(NamedEpisode(class_id, crops[0], tuple(crops[1:])))
     return found
 
 
 def pascal_part(
     pools: Pools, classes: Sequence[int], objects: Objects, *, shots: int, episodes: int, seed: int
-) -> list[Draw]:
+) -> list[NamedEpisode]:
     """Pascal-Part: class idx mod n, image uniform, one object of its kind uniform; both again if it lacks the part.
 
     Query and supports are of different images. Raises `FssError`.
@@ -73,7 +73,7 @@ def pascal_part(
             if chosen.has_part and chosen.shown:
                 crops[image] = chosen.name
         query, *supports = crops.values()
-        found.append(Draw(class_id, query, tuple(supports)))
+        found.append(NamedEpisode(class_id, query, tuple(supports)))
     return found
 
 

@@ -9,10 +9,18 @@ from typing import Any, NamedTuple
 
 from fss_models.errors import FssError
 from pipelines.data import rle
-from pipelines.data.sources.base import Failure, Item, Mark, Marks, Source, digest_of, hashed_id
+from pipelines.data.sources.base import (
+    ImageMasks,
+    InstanceMask,
+    Source,
+    SourceFailure,
+    SourceImage,
+    digest_of,
+    hashed_id,
+)
 
 
-class Shape(NamedTuple):
+class LabelledShape(NamedTuple):
     """One labelled object as its file has it. `where`: line, region or row; class -1: the label is not in the list."""
 
     where: str
@@ -27,9 +35,10 @@ def no_mask(what: str) -> ValueError:
     return ValueError(f"{what} cannot be read as a mask")
 
 
-def marks_of(shapes: Iterable[Shape], rasterise: Callable[[Shape, int, int], bytes], height: int, width: int) -> Marks:
+def marks_of(shapes: Iterable[LabelledShape], rasterise: Callable[[LabelledShape, int, int], bytes], height: int,
+             width: int) -> ImageMasks:
     """Every shape as counts; those that cannot be are listed as problems with where they are and why."""
-    marks = Marks()
+    marks = ImageMasks()
     for shape in shapes:
         told = f"{shape.where}: {shape.label}" if shape.label else shape.where
         if shape.class_id < 0:
@@ -44,7 +53,7 @@ def marks_of(shapes: Iterable[Shape], rasterise: Callable[[Shape, int, int], byt
         if empty:
             marks.problems.append(f"{told}: empty mask")
         else:
-            marks.instances.append(Mark(shape.class_id, counts))
+            marks.instances.append(InstanceMask(shape.class_id, counts))
     return marks
 
 
@@ -57,7 +66,7 @@ def polygon(points: Sequence[float], height: int, width: int) -> bytes:
     return rle.from_polygons([points], height, width)
 
 
-class Finder:
+class FileFinder:
     """Finds the file that a record means among those below the root: the longest tail of its path that is one's."""
 
     def __init__(self, files: Iterable[str]) -> None:
@@ -85,20 +94,20 @@ class Finder:
 
 
 def add_item(
-    source: Source, finder: Finder, files: dict[str, int], name: str, *, size: tuple[int, int] | None,
-    marks: Sequence[Shape], said: str = "the annotations name this photo but it is missing",
+    source: Source, finder: FileFinder, files: dict[str, int], name: str, *, size: tuple[int, int] | None,
+    marks: Sequence[LabelledShape], said: str = "the annotations name this photo but it is missing",
 ) -> None:
     """Put a record into the index, or into the failures: its photo is missing, not the only one, or taken already."""
     try:
         path = finder.find(name)
     except FssError as error:
-        source.failures.append(Failure(name, "index", error.what))
+        source.failures.append(SourceFailure(name, "index", error.what))
         return
     if path is None:
-        source.failures.append(Failure(name, "index", said))
+        source.failures.append(SourceFailure(name, "index", said))
         return
-    item = Item(image_id=hashed_id(path), file_name=path, path=path, size=size, marks=marks,
-                stamp=digest_of(files[path], marks))
+    item = SourceImage(image_id=hashed_id(path), file_name=path, path=path, size=size, marks=marks,
+                       stamp=digest_of(files[path], marks))
     source.items.append(item)
 
 
@@ -109,7 +118,7 @@ def drop_repeated(source: Source) -> None:
     for item in source.items:
         if item.image_id in seen:
             reason = f"another record has this photo already ({seen[item.image_id]})"
-            source.failures.append(Failure(item.file_name, "index", reason))
+            source.failures.append(SourceFailure(item.file_name, "index", reason))
         else:
             seen[item.image_id] = item.file_name
             kept.append(item)
@@ -126,7 +135,7 @@ def only_file(files: Iterable[str], suffix: str, root: str) -> str:
     raise FssError(what, where=root, mend=mend)
 
 
-def check_some_masks(items: Iterable[Item], masks: frozenset[str], where: str, mend: str) -> None:
+def check_some_masks(items: Iterable[SourceImage], masks: frozenset[str], where: str, mend: str) -> None:
     """Raises `FssError` for an export that has shapes, but not one that marks pixels."""
     kinds = {shape.kind for item in items for shape in item.marks}
     if kinds and not kinds & masks:

@@ -16,7 +16,7 @@ from pipelines.config.data import SourceConfig
 
 
 @dataclass(frozen=True)
-class Failure:
+class SourceFailure:
     """One row of failures.parquet. Stages: index, split, read, decode, annotate."""
 
     file_name: str
@@ -25,7 +25,7 @@ class Failure:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Item:
+class SourceImage:
     """One image of the index. `size` (height, width) where the source records it; `marks` belong to the source.
 
     `stamp`: changes when its files or its annotations do, so that a later build reads the other images no more; empty
@@ -43,7 +43,7 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Fetched:
+class FetchedImage:
     """The bytes of an image and what the source needs to mark it."""
 
     data: bytes
@@ -51,7 +51,7 @@ class Fetched:
 
 
 @dataclass(frozen=True)
-class Mark:
+class InstanceMask:
     """One instance: its class and COCO counts."""
 
     class_id: int
@@ -60,10 +60,10 @@ class Mark:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Marks:
+class ImageMasks:
     """All instances of an image, its void pixels as counts, and what was wrong with single ones."""
 
-    instances: list[Mark] = field(default_factory=list)
+    instances: list[InstanceMask] = field(default_factory=list)
     void: bytes | None = None
     problems: list[str] = field(default_factory=list)
 
@@ -80,8 +80,8 @@ class Source(ABC):
         self.cfg = cfg
         self.classes: list[str] = []
         self.fold_table: list[int] | None = None
-        self.items: list[Item] = []
-        self.failures: list[Failure] = []
+        self.items: list[SourceImage] = []
+        self.failures: list[SourceFailure] = []
         self.fingerprint = ""  # changes when the source does
 
     def __getstate__(self) -> dict[str, Any]:
@@ -92,16 +92,16 @@ class Source(ABC):
         """The files below the root."""
         return Store(self.cfg.root)
 
-    def fetch(self, item: Item) -> Fetched:
+    def fetch(self, item: SourceImage) -> FetchedImage:
         """Read one image. Raises `FssError`."""
-        return Fetched(self.store.read_bytes(item.path), item.marks)
+        return FetchedImage(self.store.read_bytes(item.path), item.marks)
 
-    def sizes(self, item: Item, fetched: Fetched) -> tuple[int, int] | None:
+    def sizes(self, item: SourceImage, fetched: FetchedImage) -> tuple[int, int] | None:
         """(height, width) its annotations are for, where that is known before decoding. Raises `BadImage`."""
         return item.size
 
     @abstractmethod
-    def mark(self, item: Item, fetched: Fetched, height: int, width: int) -> Marks:
+    def mark(self, item: SourceImage, fetched: FetchedImage, height: int, width: int) -> ImageMasks:
         """The instances in an image of that size."""
 
 

@@ -15,8 +15,18 @@ from fss_models.errors import FssError
 from pipelines.base.storage import Store
 from pipelines.config.data import SourceConfig
 from pipelines.data import rle
-from pipelines.data.sources.base import Failure, Fetched, Item, Mark, Marks, Source, digest_of, is_image, listing
-from pipelines.data.sources.coco_json import CocoReader, Record
+from pipelines.data.sources.base import (
+    FetchedImage,
+    ImageMasks,
+    InstanceMask,
+    Source,
+    SourceFailure,
+    SourceImage,
+    digest_of,
+    is_image,
+    listing,
+)
+from pipelines.data.sources.coco_json import CocoReader, JsonRecord
 
 _LISTS = ("images", "annotations", "categories")
 _GAP = 4096  # annotations that lie closer in the file are read together
@@ -25,8 +35,8 @@ _GAP = 4096  # annotations that lie closer in the file are read together
 class CocoSource(Source):
     """Polygons, compressed and uncompressed RLE; crowd regions are kept as such.
 
-    The index knows of an annotation only where it is in the file; workers read it there (`Item.marks`: the first byte
-    and the length of each, int64), so the driver's memory grows with the ids, never with the polygons.
+    The index knows of an annotation only where it is in the file; workers read it there (`SourceImage.marks`: the
+    first byte and the length of each, int64), so the driver's memory grows with the ids, never with the polygons.
     """
 
     def __init__(self, cfg: SourceConfig) -> None:
@@ -47,20 +57,20 @@ class CocoSource(Source):
             known.add(number)
             path = paths.find(name)
             if path is None:
-                self.failures.append(Failure(name, "index", "the annotations name this image but it is missing"))
+                self.failures.append(SourceFailure(name, "index", "the annotations name this image but it is missing"))
                 continue
-            self.items.append(Item(image_id=number, file_name=name, path=path, size=size,
-                                   marks=spans.get(number, b""),
-                                   stamp=digest_of(files[path], stamps.get(number, b""), classes)))
+            self.items.append(SourceImage(image_id=number, file_name=name, path=path, size=size,
+                                          marks=spans.get(number, b""),
+                                          stamp=digest_of(files[path], stamps.get(number, b""), classes)))
         for missing in sorted(spans.keys() - known):
             count = len(spans[missing]) // 16
             reason = f"{count} annotations name this image id but no image record has it"
-            self.failures.append(Failure(f"image_id {missing}", "index", reason))
+            self.failures.append(SourceFailure(f"image_id {missing}", "index", reason))
 
-    def fetch(self, item: Item) -> Fetched:
+    def fetch(self, item: SourceImage) -> FetchedImage:
         """The photo's bytes and its annotations as (class id, crowd, segmentation). Raises `FssError`."""
         data = self.store.read_bytes(item.path)
-        return Fetched(data, [self._annotation(text) for text in self._texts(item.marks)])
+        return FetchedImage(data, [self._annotation(text) for text in self._texts(item.marks)])
 
     def _annotation(self, text: bytes) -> tuple[int, bool, Any]:
         try:
@@ -87,9 +97,9 @@ class CocoSource(Source):
         return [bytes(read[g][s - first[g] : e - first[g]])
                 for g, s, e in zip(group.tolist(), starts.tolist(), ends.tolist(), strict=True)]
 
-    def mark(self, item: Item, fetched: Fetched, height: int, width: int) -> Marks:
+    def mark(self, item: SourceImage, fetched: FetchedImage, height: int, width: int) -> ImageMasks:
         """Rasterise; instances that cannot be are listed as problems."""
-        marks = Marks()
+        marks = ImageMasks()
         for class_id, crowd, segmentation in fetched.payload:
             if class_id < 0:
                 marks.problems.append("an annotation has a category id that is not in the categories")
@@ -103,7 +113,7 @@ class CocoSource(Source):
             if empty:
                 marks.problems.append(f"{self.classes[class_id]}: empty mask")
             else:
-                marks.instances.append(Mark(class_id, counts, crowd))
+                marks.instances.append(InstanceMask(class_id, counts, crowd))
         return marks
 
 
@@ -170,7 +180,7 @@ class _Index:
         index.sha256 = reader.sha256
         return index
 
-    def _add(self, reader: CocoReader, record: Record) -> None:
+    def _add(self, reader: CocoReader, record: JsonRecord) -> None:
         if record.section == "annotations":
             self._of.append(int(record.value["image_id"]))
             self._start.append(record.start)

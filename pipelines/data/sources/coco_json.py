@@ -17,7 +17,7 @@ CHUNK = 4_000_000
 _BOM, _SPACE = b"\xef\xbb\xbf", " \t\r\n"
 
 
-class Record(NamedTuple):
+class JsonRecord(NamedTuple):
     """One element of a list at the top of the file: parsed as Latin-1, its first byte and the one after its last."""
 
     section: str
@@ -43,7 +43,7 @@ class CocoReader:
         """Of the bytes read so far."""
         return self._hash.hexdigest()
 
-    def records(self) -> Iterator[Record]:
+    def records(self) -> Iterator[JsonRecord]:
         """The elements of every list at the top of the file, in order; other values are skipped."""
         self._more(max(CHUNK, len(_BOM)))
         self._at = 3 if self._text.startswith(_BOM.decode("latin-1")) else 0
@@ -57,13 +57,13 @@ class CocoReader:
             if self.sections[str(name)]:
                 self._at += 1
                 for _ in self._elements("]"):
-                    yield Record(str(name), *self._value())
+                    yield JsonRecord(str(name), *self._value())
             else:
                 self._value()
         if self._peek():
             self._fail("more text after its end")
 
-    def again(self, record: Record) -> Any:
+    def again(self, record: JsonRecord) -> Any:
         """The record as UTF-8, for its strings. Only until the next record is asked for."""
         first, last = record.start - self._before, record.end - self._before
         try:
@@ -72,7 +72,7 @@ class CocoReader:
             raise FssError(f"is not UTF-8: {error.reason} at byte {record.start + error.start}",
                            where=self.where) from error
 
-    def stamp(self, record: Record) -> int:
+    def stamp(self, record: JsonRecord) -> int:
         """64 bits of a hash of the record's text. Only until the next record is asked for."""
         text = self._text[record.start - self._before : record.end - self._before].encode("latin-1")
         return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")

@@ -18,8 +18,8 @@ from fss_models.errors import FssError
 from pipelines.config.data import SourceConfig
 from pipelines.data import rle
 from pipelines.data.sources.annotated import (
-    Finder,
-    Shape,
+    FileFinder,
+    LabelledShape,
     add_item,
     check_some_masks,
     drop_repeated,
@@ -28,7 +28,7 @@ from pipelines.data.sources.annotated import (
     only_file,
     polygon,
 )
-from pipelines.data.sources.base import Fetched, Item, Marks, Source, digest_of, is_image, listing
+from pipelines.data.sources.base import FetchedImage, ImageMasks, Source, SourceImage, digest_of, is_image, listing
 
 POLYGON, MASK = "polygon", "mask"
 _SHAPES = {POLYGON: POLYGON, MASK: MASK, "box": "a box", "polyline": "a line", "points": "a set of points",
@@ -44,7 +44,7 @@ class CvatSource(Source):
         files = listing(self.store)
         name = cfg.annotations or only_file(files, ".xml", self.store.url)
         raw, where = self.store.read_bytes(name), self.store.path(name)
-        finder = Finder(f for f in files if is_image(f))
+        finder = FileFinder(f for f in files if is_image(f))
         records = []
         for element in _elements(raw, where):
             if element.tag == "label":
@@ -61,21 +61,21 @@ class CvatSource(Source):
                          "draw polygons or masks: boxes are no masks")
         self.fingerprint = digest_of(hashlib.sha256(raw).hexdigest(), [(i.path, files[i.path]) for i in self.items])
 
-    def _record(self, element: ElementTree.Element, where: str) -> tuple[str, tuple[int, int], list[Shape]]:
+    def _record(self, element: ElementTree.Element, where: str) -> tuple[str, tuple[int, int], list[LabelledShape]]:
         """(photo, (height, width), shapes without class ids)."""
         name, height, width = (element.get(k, "") for k in ("name", "height", "width"))
         if not name or not height.isdecimal() or not width.isdecimal():
             raise FssError(f"image {element.get('id', '?')} lacks its name, width or height", where=where, mend=_EXPORT)
         found = [(s, s.tag) for s in element if s.tag in _SHAPES]
-        shapes = [Shape(f"{tag} {number}", -1, shape.get("label", ""), _SHAPES[tag], _value(shape))
+        shapes = [LabelledShape(f"{tag} {number}", -1, shape.get("label", ""), _SHAPES[tag], _value(shape))
                   for number, (shape, tag) in enumerate(found, 1)]
         return name, (int(height), int(width)), shapes
 
-    def _known(self, shapes: list[Shape]) -> list[Shape]:
+    def _known(self, shapes: list[LabelledShape]) -> list[LabelledShape]:
         ids = {name: i for i, name in enumerate(self.classes)}
         return [s._replace(class_id=ids.get(s.label, -1)) for s in shapes]
 
-    def mark(self, item: Item, fetched: Fetched, height: int, width: int) -> Marks:
+    def mark(self, item: SourceImage, fetched: FetchedImage, height: int, width: int) -> ImageMasks:
         """One mark a polygon or mask."""
         return marks_of(fetched.payload, _rasterise, height, width)
 
@@ -87,7 +87,7 @@ def _value(shape: ElementTree.Element) -> Any:
     return {k: shape.get(k, "") for k in ("rle", "left", "top", "width", "height")} if shape.tag == MASK else None
 
 
-def _rasterise(shape: Shape, height: int, width: int) -> bytes:
+def _rasterise(shape: LabelledShape, height: int, width: int) -> bytes:
     if shape.kind == POLYGON:
         points = [float(v) for corner in shape.value.split(";") for v in corner.split(",")]
         return polygon(points, height, width)

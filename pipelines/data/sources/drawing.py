@@ -22,14 +22,14 @@ _QUALITY = 92
 
 
 @dataclass(frozen=True)
-class Drawing:
+class GeneratedImage:
     """A JPEG and its objects: (class id, [side, side] bool visible mask), in drawing order."""
 
     jpeg: bytes
     objects: list[tuple[int, np.ndarray]]
 
 
-def draw(seed: int, index: int, side: int) -> Drawing:
+def draw_image(seed: int, index: int, side: int) -> GeneratedImage:
     """The picture number `index`. Every 20 pictures in a row show every class at least once."""
     rng = np.random.default_rng([seed, index, side])
     canvas = _background(rng, side * _OVER)
@@ -40,7 +40,7 @@ def draw(seed: int, index: int, side: int) -> Drawing:
         if _place(rng, canvas, owner, class_id, len(drawn) + 1, crowded=len(classes)):
             drawn.append(class_id)
     picture = Image.fromarray(canvas).reduce(_OVER)
-    return Drawing(_jpeg(rng, picture), list(zip(drawn, _visible(owner, len(drawn)), strict=True)))
+    return GeneratedImage(_jpeg(rng, picture), list(zip(drawn, _visible(owner, len(drawn)), strict=True)))
 
 
 def _classes(rng: np.random.Generator, seed: int, index: int) -> list[int]:

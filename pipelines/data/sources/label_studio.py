@@ -22,8 +22,8 @@ from fss_models.errors import FssError
 from pipelines.config.data import SourceConfig
 from pipelines.data import rle
 from pipelines.data.sources.annotated import (
-    Finder,
-    Shape,
+    FileFinder,
+    LabelledShape,
     add_item,
     check_some_masks,
     drop_repeated,
@@ -32,7 +32,16 @@ from pipelines.data.sources.annotated import (
     only_file,
     polygon,
 )
-from pipelines.data.sources.base import Failure, Fetched, Item, Marks, Source, digest_of, is_image, listing
+from pipelines.data.sources.base import (
+    FetchedImage,
+    ImageMasks,
+    Source,
+    SourceFailure,
+    SourceImage,
+    digest_of,
+    is_image,
+    listing,
+)
 from pipelines.data.sources.brush_rle import decode_brush
 
 POLYGON, BRUSH = "polygon", "brush"
@@ -52,7 +61,7 @@ class LabelStudioSource(Source):
         tasks = _tasks(raw, where)
         regions = [list(_regions(_chosen(task))) for task in tasks]
         self.classes = sorted({label for found in regions for *_, label in found})
-        finder = Finder(f for f in files if is_image(f))
+        finder = FileFinder(f for f in files if is_image(f))
         for task, found in zip(tasks, regions, strict=True):
             self._add(task, found, finder, files)
         drop_repeated(self)
@@ -60,21 +69,21 @@ class LabelStudioSource(Source):
                          "label with PolygonLabels or BrushLabels: boxes are no masks")
         self.fingerprint = digest_of(hashlib.sha256(raw).hexdigest(), [(i.path, files[i.path]) for i in self.items])
 
-    def _add(self, task: dict[str, Any], regions: list[_Region], finder: Finder, files: dict[str, int]) -> None:
+    def _add(self, task: dict[str, Any], regions: list[_Region], finder: FileFinder, files: dict[str, int]) -> None:
         told = f"task {task.get('id', '?')}"
         chosen, reference = _chosen(task), _reference(task)
         if reference is None:
-            self.failures.append(Failure(told, "index", "its data names no image file"))
+            self.failures.append(SourceFailure(told, "index", "its data names no image file"))
         elif chosen is None:
             reason = "its annotation was cancelled" if task["annotations"] else "it is not annotated"
-            self.failures.append(Failure(_name(reference), "index", f"{told}: {reason}"))
+            self.failures.append(SourceFailure(_name(reference), "index", f"{told}: {reason}"))
         else:
-            shapes = [Shape(f"region {number}", self.classes.index(label), label, kind, value)
+            shapes = [LabelledShape(f"region {number}", self.classes.index(label), label, kind, value)
                       for number, kind, value, label in regions]
             sizes = {s for result in chosen["result"] if (s := _size(result))}
             if len(sizes) > 1:
-                self.failures.append(Failure(_name(reference), "index", f"{told}: its regions are for photos of "
-                                             f"different sizes (height, width): {sorted(sizes)}"))
+                self.failures.append(SourceFailure(_name(reference), "index", f"{told}: its regions are for photos of "
+                                                   f"different sizes (height, width): {sorted(sizes)}"))
                 return
             name = _name(reference)
             plain = _UPLOAD.sub("", PurePosixPath(name).name)  # an upload's name, if only the original is here
@@ -82,7 +91,7 @@ class LabelStudioSource(Source):
             add_item(self, finder, files, found, size=next(iter(sizes), None), marks=shapes,
                      said=f"{told} names this photo but it is not below the root")
 
-    def mark(self, item: Item, fetched: Fetched, height: int, width: int) -> Marks:
+    def mark(self, item: SourceImage, fetched: FetchedImage, height: int, width: int) -> ImageMasks:
         """One mark a region and label."""
         return marks_of(fetched.payload, _rasterise, height, width)
 
@@ -90,7 +99,7 @@ class LabelStudioSource(Source):
 _Region = tuple[str, str, Any, str]  # id, kind, value, label
 
 
-def _rasterise(shape: Shape, height: int, width: int) -> bytes:
+def _rasterise(shape: LabelledShape, height: int, width: int) -> bytes:
     if shape.kind == BRUSH:
         return rle.encode(decode_brush(shape.value, height, width))
     if shape.kind == POLYGON:

@@ -12,12 +12,12 @@ from pipelines.config.data import SourceConfig
 from pipelines.data import rle
 from pipelines.data.decode import image_size, turned_size
 from pipelines.data.sources.base import (
-    Failure,
-    Fetched,
-    Item,
-    Mark,
-    Marks,
+    FetchedImage,
+    ImageMasks,
+    InstanceMask,
     Source,
+    SourceFailure,
+    SourceImage,
     digest_of,
     hashed_id,
     is_image,
@@ -51,19 +51,20 @@ class PairsSource(Source):
         for image in sorted(images):
             name, found = image.removeprefix("images/"), by_stem.pop(_stem(image, skip=1), None)
             if found is None:
-                self.failures.append(Failure(name, "index", "no mask has this photo's name"))
+                self.failures.append(SourceFailure(name, "index", "no mask has this photo's name"))
             else:
                 stamp = digest_of(files[image], [(c, m, files[m]) for c, m in found])
-                self.items.append(Item(image_id=hashed_id(name), file_name=name, path=image, marks=found, stamp=stamp))
+                self.items.append(SourceImage(image_id=hashed_id(name), file_name=name, path=image, marks=found,
+                                              stamp=stamp))
         for stem in sorted(by_stem):
-            self.failures.append(Failure(stem, "index", f"{by_stem[stem][0][1]} has no photo of that name"))
+            self.failures.append(SourceFailure(stem, "index", f"{by_stem[stem][0][1]} has no photo of that name"))
 
-    def fetch(self, item: Item) -> Fetched:
+    def fetch(self, item: SourceImage) -> FetchedImage:
         """The photo and its mask files."""
         store = self.store
-        return Fetched(store.read_bytes(item.path), [(c, m, store.read_bytes(m)) for c, m in item.marks])
+        return FetchedImage(store.read_bytes(item.path), [(c, m, store.read_bytes(m)) for c, m in item.marks])
 
-    def sizes(self, item: Item, fetched: Fetched) -> tuple[int, int] | None:
+    def sizes(self, item: SourceImage, fetched: FetchedImage) -> tuple[int, int] | None:
         """As stored, unless only the EXIF-turned size fits a mask."""
         stored, turned = image_size(fetched.data), turned_size(fetched.data)
         if stored == turned:
@@ -72,9 +73,9 @@ class PairsSource(Source):
         shapes = [m.shape for m in masks if m is not None]
         return turned if turned in shapes and stored not in shapes else stored
 
-    def mark(self, item: Item, fetched: Fetched, height: int, width: int) -> Marks:
+    def mark(self, item: SourceImage, fetched: FetchedImage, height: int, width: int) -> ImageMasks:
         """One mark a mask file; wrong ones are listed as problems."""
-        marks = Marks()
+        marks = ImageMasks()
         for class_id, path, data in fetched.payload:
             try:
                 mask = read_mask(data)
@@ -86,7 +87,7 @@ class PairsSource(Source):
             elif not mask.any():
                 marks.problems.append(f"{path}: empty mask")
             else:
-                marks.instances.append(Mark(class_id, rle.encode(mask)))
+                marks.instances.append(InstanceMask(class_id, rle.encode(mask)))
         return marks
 
 

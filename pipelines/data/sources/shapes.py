@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pipelines.config.data import SourceConfig
 from pipelines.data import rle
-from pipelines.data.sources.base import Fetched, Item, Mark, Marks, Source, digest_of
-from pipelines.data.sources.drawing import draw
+from pipelines.data.sources.base import FetchedImage, ImageMasks, InstanceMask, Source, SourceImage, digest_of
+from pipelines.data.sources.drawing import draw_image
 from pipelines.data.sources.glyphs import class_names
 
 DRAWING_VERSION = 1  # raise it when the pictures change
@@ -19,14 +19,14 @@ class ShapesSource(Source):
         self.classes = class_names()
         names = (f"shape-{i:06d}.jpg" for i in range(cfg.images))
         size = (cfg.side, cfg.side)
-        self.items = [Item(image_id=i, file_name=n, path=n, size=size, marks=i) for i, n in enumerate(names)]
+        self.items = [SourceImage(image_id=i, file_name=n, path=n, size=size, marks=i) for i, n in enumerate(names)]
         self.fingerprint = digest_of(DRAWING_VERSION, cfg.seed, cfg.images, cfg.side)
 
-    def fetch(self, item: Item) -> Fetched:
+    def fetch(self, item: SourceImage) -> FetchedImage:
         """Draw it."""
-        drawing = draw(self.cfg.seed, item.marks, self.cfg.side)
-        return Fetched(drawing.jpeg, drawing.objects)
+        drawing = draw_image(self.cfg.seed, item.marks, self.cfg.side)
+        return FetchedImage(drawing.jpeg, drawing.objects)
 
-    def mark(self, item: Item, fetched: Fetched, height: int, width: int) -> Marks:
+    def mark(self, item: SourceImage, fetched: FetchedImage, height: int, width: int) -> ImageMasks:
         """The visible part of every object."""
-        return Marks(instances=[Mark(c, rle.encode(m)) for c, m in fetched.payload])
+        return ImageMasks(instances=[InstanceMask(c, rle.encode(m)) for c, m in fetched.payload])

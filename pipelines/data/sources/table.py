@@ -24,13 +24,13 @@ import pyarrow as pa
 from fss_models.errors import BadImage, FssError
 from pipelines.config.data import SourceConfig
 from pipelines.data import rle
-from pipelines.data.sources.annotated import Finder, Shape, marks_of, polygon
+from pipelines.data.sources.annotated import FileFinder, LabelledShape, marks_of, polygon
 from pipelines.data.sources.base import (
-    Failure,
-    Fetched,
-    Item,
-    Marks,
+    FetchedImage,
+    ImageMasks,
     Source,
+    SourceFailure,
+    SourceImage,
     digest_of,
     hashed_id,
     is_image,
@@ -42,7 +42,7 @@ HELD = 2  # row groups that a worker keeps
 _SCHEMA = "columns: image (binary) or file_name (string), class (string), mask (PNG bytes, COCO RLE or polygons)"
 
 
-class Row(NamedTuple):
+class TableEntry(NamedTuple):
     """One row: its file, row group, place in it, number in the file, and class (-1: none)."""
 
     file: str
@@ -77,7 +77,7 @@ class TableSource(Source):
         self.__dict__.update(state)
         self._lock = threading.Lock()
 
-    def _read(self, name: str) -> Iterator[tuple[str, Row, str | None, str]]:
+    def _read(self, name: str) -> Iterator[tuple[str, TableEntry, str | None, str]]:
         """(photo, row without class id, class, digest of its mask) of every row. Raises `FssError`."""
         with self.store.open_parquet(name) as table:
             self._columns[name] = _columns(table.schema_arrow, self.store.path(name))
@@ -86,37 +86,37 @@ class TableSource(Source):
                 rows = table.read_row_group(group, known)
                 for place, row in enumerate(rows.to_pylist()):
                     photo = row.get("file_name") if "file_name" in known else f"{name}#{number}"
-                    at = Row(name, group, place, number, -1)
+                    at = TableEntry(name, group, place, number, -1)
                     yield str(photo or ""), at, row["class"], digest_of(row["mask"])
                     number += 1
 
-    def _index(self, read: list[tuple[str, Row, str | None, str]], files: dict[str, int]) -> None:
+    def _index(self, read: list[tuple[str, TableEntry, str | None, str]], files: dict[str, int]) -> None:
         ids = {name: i for i, name in enumerate(self.classes)}
-        photos: dict[str, list[Row]] = {}
+        photos: dict[str, list[TableEntry]] = {}
         masks: dict[str, list[str]] = {}
         for photo, row, label, mask in read:
             if not photo:
-                self.failures.append(Failure(f"{row.file} row {row.number}", "index", "its file_name is empty"))
+                self.failures.append(SourceFailure(f"{row.file} row {row.number}", "index", "its file_name is empty"))
                 continue
             photos.setdefault(photo, []).append(row._replace(class_id=ids[label] if label is not None else -1))
             masks.setdefault(photo, []).append(mask)
-        finder = Finder(f for f in files if is_image(f))
+        finder = FileFinder(f for f in files if is_image(f))
         for photo, rows in photos.items():
             path, size = rows[0].file, files[rows[0].file]
             if "image" not in self._columns[path]:
                 try:
                     found = finder.find(photo)
                 except FssError as error:
-                    self.failures.append(Failure(photo, "index", error.what))
+                    self.failures.append(SourceFailure(photo, "index", error.what))
                     continue
                 if found is None:
-                    self.failures.append(Failure(photo, "index", "the table names this photo but it is missing"))
+                    self.failures.append(SourceFailure(photo, "index", "the table names this photo but it is missing"))
                     continue
                 path, size = found, files[found]
-            self.items.append(Item(image_id=hashed_id(photo), file_name=photo, path=path, marks=rows,
-                                   stamp=digest_of(size, [r.class_id for r in rows], masks[photo])))
+            self.items.append(SourceImage(image_id=hashed_id(photo), file_name=photo, path=path, marks=rows,
+                                          stamp=digest_of(size, [r.class_id for r in rows], masks[photo])))
 
-    def fetch(self, item: Item) -> Fetched:
+    def fetch(self, item: SourceImage) -> FetchedImage:
         """The photo and its masks as the table has them. Raises `BadImage` where the table has no bytes for it."""
         found = [(row, self._row(row)) for row in item.marks]
         if "image" in self._columns[item.marks[0].file]:
@@ -125,9 +125,9 @@ class TableSource(Source):
                 raise BadImage(f"{item.marks[0].file} row {item.marks[0].number}: its image is empty")
         else:
             data = self.store.read_bytes(item.path)
-        return Fetched(data, [(row, values["mask"]) for row, values in found])
+        return FetchedImage(data, [(row, values["mask"]) for row, values in found])
 
-    def _row(self, row: Row) -> dict[str, Any]:
+    def _row(self, row: TableEntry) -> dict[str, Any]:
         """The row's image and mask. Its row group is read at most once by the threads of a part."""
         key = (row.file, row.group)
         with self._lock:
@@ -140,7 +140,7 @@ class TableSource(Source):
             values: dict[str, Any] = self._groups[key].slice(row.place, 1).to_pylist()[0]
         return values
 
-    def mark(self, item: Item, fetched: Fetched, height: int, width: int) -> Marks:
+    def mark(self, item: SourceImage, fetched: FetchedImage, height: int, width: int) -> ImageMasks:
         """One mark a row; those of null class and mask are none."""
         shapes, problems = [], []
         for row, mask in fetched.payload:
@@ -149,13 +149,13 @@ class TableSource(Source):
                 problems.append(f"{where}: has a {'class' if mask is None else 'mask'} but no "
                                 f"{'mask' if mask is None else 'class'}")
             elif mask is not None:
-                shapes.append(Shape(where, row.class_id, self.classes[row.class_id], "mask", mask))
+                shapes.append(LabelledShape(where, row.class_id, self.classes[row.class_id], "mask", mask))
         marks = marks_of(shapes, _rasterise, height, width)
         marks.problems.extend(problems)
         return marks
 
 
-def _rasterise(shape: Shape, height: int, width: int) -> bytes:
+def _rasterise(shape: LabelledShape, height: int, width: int) -> bytes:
     if isinstance(shape.value, bytes):
         try:
             mask = read_mask(shape.value)

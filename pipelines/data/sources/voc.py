@@ -10,7 +10,16 @@ import numpy as np
 from fss_models.errors import BadImage, FssError
 from pipelines.config.data import SourceConfig
 from pipelines.data import rle
-from pipelines.data.sources.base import Failure, Fetched, Item, Mark, Marks, Source, digest_of, listing
+from pipelines.data.sources.base import (
+    FetchedImage,
+    ImageMasks,
+    InstanceMask,
+    Source,
+    SourceFailure,
+    SourceImage,
+    digest_of,
+    listing,
+)
 from pipelines.data.sources.labels import read_labels
 
 CLASSES = (
@@ -36,18 +45,18 @@ class VocSource(Source):
             name = PurePosixPath(mask).stem + ".jpg"
             path = f"{base}JPEGImages/{name}"
             if path not in files:
-                self.failures.append(Failure(name, "index", "the masks name this image but it is missing"))
+                self.failures.append(SourceFailure(name, "index", "the masks name this image but it is missing"))
                 continue
-            self.items.append(Item(image_id=_number(name), file_name=name, path=path, marks=mask,
-                                   stamp=digest_of(files[path], files[mask])))
+            self.items.append(SourceImage(image_id=_number(name), file_name=name, path=path, marks=mask,
+                                          stamp=digest_of(files[path], files[mask])))
         self.items = _unique_ids(self.items)
 
-    def fetch(self, item: Item) -> Fetched:
+    def fetch(self, item: SourceImage) -> FetchedImage:
         """The photo and its mask file."""
         store = self.store
-        return Fetched(store.read_bytes(item.path), store.read_bytes(item.marks))
+        return FetchedImage(store.read_bytes(item.path), store.read_bytes(item.marks))
 
-    def sizes(self, item: Item, fetched: Fetched) -> tuple[int, int] | None:
+    def sizes(self, item: SourceImage, fetched: FetchedImage) -> tuple[int, int] | None:
         """The mask's size: the photo must have it."""
         try:
             height, width = read_labels(fetched.payload).shape
@@ -55,15 +64,15 @@ class VocSource(Source):
             raise BadImage(f"mask {item.marks}: {error.reason}") from error
         return height, width
 
-    def mark(self, item: Item, fetched: Fetched, height: int, width: int) -> Marks:
+    def mark(self, item: SourceImage, fetched: FetchedImage, height: int, width: int) -> ImageMasks:
         """One mark a class present; void pixels apart."""
         labels = read_labels(fetched.payload)
-        marks = Marks(void=rle.encode(labels == VOID) if (labels == VOID).any() else None)
+        marks = ImageMasks(void=rle.encode(labels == VOID) if (labels == VOID).any() else None)
         for value in (int(v) for v in np.unique(labels) if v not in (0, VOID)):
             if value > len(CLASSES):
                 marks.problems.append(f"mask value {value} is no VOC class")
             else:
-                marks.instances.append(Mark(value - 1, rle.encode(labels == value)))
+                marks.instances.append(InstanceMask(value - 1, rle.encode(labels == value)))
         return marks
 
 
@@ -89,7 +98,7 @@ def _number(name: str) -> int:
     return int(digits) if digits.isdigit() else int(hashlib.sha256(name.encode()).hexdigest()[:12], 16)
 
 
-def _unique_ids(items: list[Item]) -> list[Item]:
+def _unique_ids(items: list[SourceImage]) -> list[SourceImage]:
     seen: dict[int, str] = {}
     for item in items:
         other = seen.setdefault(item.image_id, item.file_name)

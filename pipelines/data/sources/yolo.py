@@ -16,8 +16,18 @@ import yaml
 
 from fss_models.errors import BadImage, FssError
 from pipelines.config.data import SourceConfig
-from pipelines.data.sources.annotated import Shape, marks_of, no_mask, polygon
-from pipelines.data.sources.base import Failure, Fetched, Item, Marks, Source, digest_of, hashed_id, is_image, listing
+from pipelines.data.sources.annotated import LabelledShape, marks_of, no_mask, polygon
+from pipelines.data.sources.base import (
+    FetchedImage,
+    ImageMasks,
+    Source,
+    SourceFailure,
+    SourceImage,
+    digest_of,
+    hashed_id,
+    is_image,
+    listing,
+)
 
 BOX = 5  # numbers of a line that is a box: class, centre, size
 LOOKED_AT = 20  # label files that the driver opens to see whether the dataset has boxes only
@@ -45,10 +55,10 @@ class YoloSource(Source):
                            mend="data.source.root is the folder of data.yaml")
         for label, image in sorted(images.items(), key=lambda pair: pair[1]):
             marks = label if label in labels else ""
-            self.items.append(Item(image_id=hashed_id(image), file_name=image, path=image, marks=marks,
-                                   stamp=digest_of(files[image], files.get(marks), len(self.classes))))
+            self.items.append(SourceImage(image_id=hashed_id(image), file_name=image, path=image, marks=marks,
+                                          stamp=digest_of(files[image], files.get(marks), len(self.classes))))
         for lonely in sorted(labels - images.keys()):
-            self.failures.append(Failure(lonely, "index", "no photo belongs to this label file"))
+            self.failures.append(SourceFailure(lonely, "index", "no photo belongs to this label file"))
 
     def _refuse_boxes(self) -> None:
         """Raises `FssError` if the first label files with a line in them hold boxes and no polygon."""
@@ -62,25 +72,25 @@ class YoloSource(Source):
             raise FssError("has boxes (5 numbers a line), no polygons", where=self.store.path(seen),
                            mend="export for segmentation: class x1 y1 x2 y2 x3 y3 ...")
 
-    def fetch(self, item: Item) -> Fetched:
+    def fetch(self, item: SourceImage) -> FetchedImage:
         """The photo and its label file."""
         store = self.store
-        return Fetched(store.read_bytes(item.path), store.read_bytes(item.marks) if item.marks else b"")
+        return FetchedImage(store.read_bytes(item.path), store.read_bytes(item.marks) if item.marks else b"")
 
-    def mark(self, item: Item, fetched: Fetched, height: int, width: int) -> Marks:
+    def mark(self, item: SourceImage, fetched: FetchedImage, height: int, width: int) -> ImageMasks:
         """One mark a line. Raises `BadImage` for a file of boxes only: its objects must not become background."""
         lines = list(_lines(fetched.payload))
         if lines and all(len(numbers) == BOX for _, numbers in lines):
             raise BadImage(f"{item.marks} has boxes only (5 numbers a line), no polygons")
         return marks_of([self._shape(n, fields) for n, fields in lines], _rasterise, height, width)
 
-    def _shape(self, number: int, fields: list[str]) -> Shape:
+    def _shape(self, number: int, fields: list[str]) -> LabelledShape:
         known = fields[0].isdecimal() and int(fields[0]) < len(self.classes)
         label = self.classes[int(fields[0])] if known else f"class {fields[0]}"
-        return Shape(f"line {number}", int(fields[0]) if known else -1, label, "polygon", fields[1:])
+        return LabelledShape(f"line {number}", int(fields[0]) if known else -1, label, "polygon", fields[1:])
 
 
-def _rasterise(shape: Shape, height: int, width: int) -> bytes:
+def _rasterise(shape: LabelledShape, height: int, width: int) -> bytes:
     if len(shape.value) == BOX - 1:
         raise no_mask("a box")
     values = [float(v) for v in shape.value]

@@ -10,7 +10,7 @@ from pipelines.base.storage import Store
 from pipelines.labelling.formats.files import mask_of
 from pipelines.labelling.formats.outline import polygons
 from pipelines.labelling.manifest import JobManifest
-from pipelines.labelling.parts import Photo, photos
+from pipelines.labelling.parts import PhotoRows, photos
 
 SHORT = ["image_id", "file_name", "height", "width", "class_name", "error"]
 
@@ -49,11 +49,11 @@ def _annotations(out: Store, manifest: JobManifest, outlines: bool) -> Iterator[
                    **{k: row[k] for k in ("presence", "quality", "status") if row.get("status")}}
 
 
-def _outlines(photo: Photo, row: dict[str, Any]) -> list[list[int]]:
+def _outlines(photo: PhotoRows, row: dict[str, Any]) -> list[list[int]]:
     return [corners.ravel().tolist() for corners in polygons(mask_of(photo, row))]
 
 
-def _run_lengths(photo: Photo, row: dict[str, Any]) -> dict[str, Any]:
+def _run_lengths(photo: PhotoRows, row: dict[str, Any]) -> dict[str, Any]:
     return {"size": [photo.height, photo.width], "counts": row["rle"]}
 
 

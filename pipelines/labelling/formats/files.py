@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 
 from pipelines.data import rle
-from pipelines.labelling.parts import Photo
+from pipelines.labelling.parts import PhotoRows
 
 
-def mask_of(photo: Photo, row: dict[str, Any]) -> np.ndarray:
+def mask_of(photo: PhotoRows, row: dict[str, Any]) -> np.ndarray:
     """[H, W] bool."""
     return rle.decode(row["rle"].encode(), photo.height, photo.width)
 
 
-class Stems:
+class UniqueStems:
     """The names of photos without their suffix, told apart where two photos differ in nothing else.
 
     Photos come sorted, so those that begin with one stem and a dot follow one another: no more is remembered.

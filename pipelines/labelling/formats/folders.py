@@ -16,10 +16,10 @@ from PIL import Image
 
 from fss_models.errors import FssError
 from pipelines.base.storage import Store
-from pipelines.labelling.formats.files import Stems, mask_of
+from pipelines.labelling.formats.files import UniqueStems, mask_of
 from pipelines.labelling.formats.outline import polygons
 from pipelines.labelling.manifest import JobManifest
-from pipelines.labelling.parts import Photo, photos
+from pipelines.labelling.parts import PhotoRows, photos
 
 WRITERS, AHEAD = 8, 64  # threads that write small files, and photos in memory
 BYTE = 255  # classes of an 8-bit PNG
@@ -34,9 +34,9 @@ def write_yolo(out: Store, manifest: JobManifest, name: str) -> None:
     it follows a link to a folder, and would then look for labels beside the photos themselves. Raises `FssError` for
     two photos of one name but for the suffix, and for photos whose labels nobody would find.
     """
-    stems = Stems()
+    stems = UniqueStems()
 
-    def one(photo: Photo) -> tuple[str, bytes]:
+    def one(photo: PhotoRows) -> tuple[str, bytes]:
         _check_name(photo.file_name, stems, out.path(name))
         lines = [line for number, row in photo.found for line in _yolo_lines(photo, number, mask_of(photo, row))]
         return f"{name}/labels/{os.path.splitext(photo.file_name)[0]}.txt", "".join(lines).encode()
@@ -52,7 +52,7 @@ def write_yolo(out: Store, manifest: JobManifest, name: str) -> None:
     out.write_bytes(f"{name}/data.yaml", yaml.safe_dump(about, sort_keys=False, allow_unicode=True).encode())
 
 
-def _check_name(photo: str, stems: Stems, where: str) -> None:
+def _check_name(photo: str, stems: UniqueStems, where: str) -> None:
     if stems.name(photo) == photo:
         raise FssError(f"{photo} would share its label file with another photo", where=where,
                        mend="YOLO tells photos apart by their name without suffix: rename one")
@@ -61,7 +61,7 @@ def _check_name(photo: str, stems: Stems, where: str) -> None:
                        mend="YOLO looks for labels beside the last folder `images`: rename it, or label it alone")
 
 
-def _yolo_lines(photo: Photo, number: int, mask: np.ndarray) -> Iterator[str]:
+def _yolo_lines(photo: PhotoRows, number: int, mask: np.ndarray) -> Iterator[str]:
     """Shares a millionth up: who cuts off the decimals after multiplying gets the corner, not the pixel before it."""
     for corners in polygons(mask):
         shares = np.minimum(corners / np.array([photo.width, photo.height]) + MILLIONTH, 1)
@@ -73,9 +73,9 @@ def write_semantic(out: Store, manifest: JobManifest, name: str) -> None:
 
     Where masks overlap, a pixel goes to the one that is surest. PNGs have 8 bits, or 16 for more than 255 classes.
     """
-    stems, deep = Stems(), len(manifest.classes) > BYTE
+    stems, deep = UniqueStems(), len(manifest.classes) > BYTE
 
-    def one(photo: Photo) -> tuple[str, bytes]:
+    def one(photo: PhotoRows) -> tuple[str, bytes]:
         drawn = np.zeros((photo.height, photo.width), dtype=np.uint16 if deep else np.uint8)
         ordered = sorted(photo.found, key=lambda f: f[1]["score"] if f[1].get("quality") is None else f[1]["quality"])
         for number, row in ordered:
@@ -88,7 +88,7 @@ def write_semantic(out: Store, manifest: JobManifest, name: str) -> None:
     out.write_bytes(f"{name}/classes.txt", "".join(f"{c}\n" for c in manifest.classes).encode())
 
 
-def _write_all(out: Store, manifest: JobManifest, one: Callable[[Photo], tuple[str, bytes]]) -> None:
+def _write_all(out: Store, manifest: JobManifest, one: Callable[[PhotoRows], tuple[str, bytes]]) -> None:
     """Write the (name, content) that `one` makes of every photo, a few at a time."""
     todo = photos(out, manifest)
     with ThreadPoolExecutor(WRITERS, thread_name_prefix="write") as pool:

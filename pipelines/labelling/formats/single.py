@@ -16,7 +16,7 @@ from pipelines.base.storage import Store
 from pipelines.data.sources.brush_rle import encode_brush
 from pipelines.labelling.formats.files import mask_of
 from pipelines.labelling.manifest import JobManifest
-from pipelines.labelling.parts import Photo, decided_parts, photos, schema_of
+from pipelines.labelling.parts import PhotoRows, decided_parts, photos, schema_of
 
 
 def write_parquet(out: Store, manifest: JobManifest, name: str) -> None:
@@ -39,7 +39,7 @@ def write_label_studio(out: Store, manifest: JobManifest, name: str) -> None:
         file.write(b"\n]\n")
 
 
-def _task(photo: Photo, manifest: JobManifest) -> dict[str, Any]:
+def _task(photo: PhotoRows, manifest: JobManifest) -> dict[str, Any]:
     place = manifest.images_url
     url = f"{place}/{photo.file_name}" if "://" in place else f"/data/local-files/?d={quote(photo.file_name)}"
     found = [{"id": f"{photo.image_id}-{number}", "type": "brushlabels", "from_name": "label", "to_name": "image",
@@ -68,7 +68,7 @@ def write_cvat(out: Store, manifest: JobManifest, name: str) -> None:
         file.write(b"</annotations>\n")
 
 
-def _image(photo: Photo, manifest: JobManifest) -> Iterator[str]:
+def _image(photo: PhotoRows, manifest: JobManifest) -> Iterator[str]:
     yield (f'<image id="{photo.image_id - 1}" name={quoteattr(photo.file_name)} width="{photo.width}" '
            f'height="{photo.height}">\n')
     for number, row in photo.found:

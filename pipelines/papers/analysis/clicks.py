@@ -21,14 +21,14 @@ from pipelines.data.episodes import Episode, load_episode
 from pipelines.data.schema import EpisodeSample, Sample
 from pipelines.data.shardset import Shards
 from pipelines.evaluation.evaluate import FeatureCache, at_size
-from pipelines.papers.analysis.scores import Remembered, remember
+from pipelines.papers.analysis.scores import SupportMemory, remember
 
 CLICKS = (0, 1, 3, 5)
 REFERENCE = "negative reference"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Clicked:
+class ClickedTargets:
     """What E targets look like after so many clicks.
 
     logits [E, h, w]; clicks: each target's points [P, 2] (x, y) in pixels of the size that is scored; drop: of the
@@ -54,7 +54,7 @@ def false_positive_centre(mask: np.ndarray, truth: np.ndarray, ignore: np.ndarra
     return int(x), int(y)
 
 
-def answer(model: MemoryMatcher, held: Remembered, attended: Tensor, points: Tensor | None = None) -> Tensor:
+def answer(model: MemoryMatcher, held: SupportMemory, attended: Tensor, points: Tensor | None = None) -> Tensor:
     """Logits [E, h, w] of all targets, each with P negative `points` [E, P, 2] in pixels of the square.
 
     SAM 2's rule: three candidates up to one click, the single mask for more; only the candidates where the decoder
@@ -67,7 +67,7 @@ def answer(model: MemoryMatcher, held: Remembered, attended: Tensor, points: Ten
     return model.core.decode(maps, attended, points=points, labels=labels, candidates=several).best()[0]
 
 
-def attend(model: MemoryMatcher, held: Remembered) -> Tensor:
+def attend(model: MemoryMatcher, held: SupportMemory) -> Tensor:
     """The targets' embeddings [E, C, g, g] after memory attention; the sets are of equal size."""
     memory = held.memory
     return model.core.attend(held.features.maps["f2"][held.queries], memory.tensors["features"],
@@ -82,7 +82,8 @@ def scored_masks(target: Sample, model: MemoryMatcher, config: EvalConfig) -> tu
     return truth, ignore
 
 
-def click(model: MemoryMatcher, held: Remembered, config: EvalConfig, rounds: Sequence[int] = CLICKS) -> Clicked:
+def click(model: MemoryMatcher, held: SupportMemory, config: EvalConfig,
+          rounds: Sequence[int] = CLICKS) -> ClickedTargets:
     """Correct each target up to max(rounds) times; one without a false positive is left as it is from then on."""
     truths = [scored_masks(s.targets[0], model, config) for s in held.samples]
     attended = attend(model, held)
@@ -101,7 +102,7 @@ def click(model: MemoryMatcher, held: Remembered, config: EvalConfig, rounds: Se
                 at = [(truths[r][0].shape, clicks[r][0]) for r in rows]
                 drop = [(_at(before[r], *a), _at(logits[r], *a)) for r, a in zip(rows, at, strict=True)]
         kept[number] = logits
-    return Clicked(logits={n: kept[n] for n in rounds}, clicks=clicks, drop=drop)
+    return ClickedTargets(logits={n: kept[n] for n in rounds}, clicks=clicks, drop=drop)
 
 
 def _next_clicks(logits: Tensor, truths: Sequence[tuple[np.ndarray, np.ndarray]], clicks: list[np.ndarray],
@@ -141,10 +142,10 @@ def with_negative(shards: Shards, sample: EpisodeSample, photo: int) -> EpisodeS
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answers:
+class CorrectedBatch:
     """A batch of episodes, corrected by clicks and by a negative reference."""
 
-    clicked: Clicked
+    clicked: ClickedTargets
     reference: Tensor  # logits [E, h, w]
 
     @property
@@ -158,11 +159,11 @@ def click_name(clicks: int) -> str:
 
 
 @torch.inference_mode()
-def answers(model: MemoryMatcher, cache: FeatureCache, shards: Shards, episodes: Sequence[Episode],
-            negatives: Sequence[int], config: EvalConfig) -> tuple[list[EpisodeSample], Answers]:
+def answer_batches(model: MemoryMatcher, cache: FeatureCache, shards: Shards, episodes: Sequence[Episode],
+                   negatives: Sequence[int], config: EvalConfig) -> tuple[list[EpisodeSample], CorrectedBatch]:
     """Every variant of a batch of episodes; `negatives` are their negative photos."""
     samples = [load_episode(shards, e) for e in episodes]
     clicked = click(model, remember(model, cache, episodes, samples, config), config)
     more = [with_negative(shards, s, p) for s, p in zip(samples, negatives, strict=True)]
     held = remember(model, cache, episodes, more, config)
-    return samples, Answers(clicked=clicked, reference=answer(model, held, attend(model, held)))
+    return samples, CorrectedBatch(clicked=clicked, reference=answer(model, held, attend(model, held)))

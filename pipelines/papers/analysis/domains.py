@@ -11,17 +11,32 @@ from pipelines.config.recipe import Recipe
 from pipelines.data.episodes import EpisodeList, load_episode
 from pipelines.pages.curves import interval_bars
 from pipelines.pages.pictures import PREDICTION, SUPPORT, TRUTH, photo_url
-from pipelines.papers.analysis.page import Analysis, Strip, Table, Written, between, pct, points, write_page
+from pipelines.papers.analysis.page import (
+    Analysis,
+    AnalysisFile,
+    PictureStrip,
+    TextTable,
+    between,
+    pct,
+    points,
+    write_page,
+)
 from pipelines.papers.analysis.pictures import LEGEND
-from pipelines.papers.analysis.scores import FewShot, episodes_among, few_shot, first_of_each_class, predicted
+from pipelines.papers.analysis.scores import (
+    FewShotScores,
+    episodes_among,
+    few_shot,
+    first_of_each_class,
+    predict_episode,
+)
 from pipelines.papers.analysis.study import Study, cautions
 
 SHOWN = 3  # episodes of each domain
 DOMAINS = {"in": "in-domain (base classes)", "out": "out-of-domain (novel classes)"}
-Scores = dict[str, dict[str, FewShot]]  # domain -> model -> scores
+Scores = dict[str, dict[str, FewShotScores]]  # domain -> model -> scores
 
 
-def analyse_domains(recipe: Recipe, *, bundle: str, fold: int) -> Written:
+def analyse_domains(recipe: Recipe, *, bundle: str, fold: int) -> AnalysisFile:
     """mIoU on the classes the bundle was trained on and on the fold's novel ones, test photos only.
 
     Raises `FssError` for a bundle that was trained on no class of the dataset, on a class of the fold, or on one of
@@ -41,7 +56,7 @@ def analyse_domains(recipe: Recipe, *, bundle: str, fold: int) -> Written:
     return write_page(_analysis(study, fold, lists, scores, strips), recipe, study.shards, [(bundle, study.info)])
 
 
-def example_strips(study: Study, episodes: EpisodeList, what: str, count: int) -> list[Strip]:
+def example_strips(study: Study, episodes: EpisodeList, what: str, count: int) -> list[PictureStrip]:
     """The first episodes of different classes, predicted by the frozen and the adapted model."""
     picks = first_of_each_class(episodes, count)
     samples = [load_episode(study.shards, e) for e in picks]
@@ -49,13 +64,14 @@ def example_strips(study: Study, episodes: EpisodeList, what: str, count: int) -
                ("query, truth", photo_url(s.targets[0].image, s.targets[0].mask, TRUTH))] for s in samples]
     models = study.both if study.trained else {study.info.method: study.adapted}
     for name, model in models.items():
-        for shown, sample, (mask, iou) in zip(panels, samples, predicted(model, picks, samples, study.recipe.eval),
-                                              strict=True):
+        for shown, sample, (mask, iou) in zip(panels, samples,
+                                              predict_episode(model, picks, samples, study.recipe.eval), strict=True):
             shown.append((f"{name}: {iou * 100:.0f}", photo_url(sample.targets[0].image, mask, PREDICTION)))
-    return [Strip(title=f"{s.class_name}, {what}", panels=p) for s, p in zip(samples, panels, strict=True)]
+    return [PictureStrip(title=f"{s.class_name}, {what}", panels=p) for s, p in zip(samples, panels, strict=True)]
 
 
-def _analysis(study: Study, fold: int, lists: dict[str, EpisodeList], scores: Scores, strips: list[Strip]) -> Analysis:
+def _analysis(study: Study, fold: int, lists: dict[str, EpisodeList], scores: Scores,
+              strips: list[PictureStrip]) -> Analysis:
     inside, outside = scores["in"]["adapted"], scores["out"]["adapted"]
     frozen_gap = scores["in"]["frozen"].miou - scores["out"]["frozen"].miou
     rows = [[DOMAINS[d], str(len(lists[d].class_ids)), pct(s["adapted"].miou), between(s["adapted"].interval),
@@ -72,8 +88,10 @@ def _analysis(study: Study, fold: int, lists: dict[str, EpisodeList], scores: Sc
               f"a difference of {points(inside.miou - outside.miou)} points. For the frozen model, which knows "
               f"neither, it is {points(frozen_gap)} on the same episodes.",
               "In the paper (COCO-20i, 1-shot): SANSA 72.0 and 60.2, full backbone 74.8 and 55.2."],
-        table=Table(columns=["classes", "number", "adapted, mIoU", "95 % interval", "frozen, mIoU", "gain"], rows=rows),
-        tables=[Table(title="IoU of every class", columns=["class", "domain", "adapted", "frozen"], rows=per_class)],
+        table=TextTable(columns=["classes", "number", "adapted, mIoU", "95 % interval", "frozen, mIoU", "gain"],
+                        rows=rows),
+        tables=[TextTable(title="IoU of every class", columns=["class", "domain", "adapted", "frozen"],
+                          rows=per_class)],
         figures={"fold": fold, "shots": study.recipe.eval.shots, "not_scored": left_out,
                  "scores": {d: {n: s.as_json() for n, s in both.items()} for d, both in scores.items()}},
         plots=[interval_bars(bars, "mIoU, percent, with its 95 % interval")], strips=strips, legend=LEGEND,

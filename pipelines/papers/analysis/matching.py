@@ -25,9 +25,26 @@ from pipelines.config.recipe import Recipe
 from pipelines.data.episodes import EpisodeList
 from pipelines.data.schema import EpisodeSample
 from pipelines.pages.pictures import PREDICTION, SUPPORT, TRUTH, photo_url
-from pipelines.papers.analysis.page import Analysis, Strip, Table, Written, between, pct, points, write_page
+from pipelines.papers.analysis.page import (
+    Analysis,
+    AnalysisFile,
+    PictureStrip,
+    TextTable,
+    between,
+    pct,
+    points,
+    write_page,
+)
 from pipelines.papers.analysis.pictures import LEGEND
-from pipelines.papers.analysis.prompted import METHODS, Analysed, analysed, cell_masks, heat_url, open_study, remarks
+from pipelines.papers.analysis.prompted import (
+    METHODS,
+    EpisodeBatch,
+    analyse_batch,
+    cell_masks,
+    heat_url,
+    open_study,
+    remarks,
+)
 from pipelines.papers.analysis.scores import drawn_mask, first_of_each_class
 from pipelines.papers.analysis.study import Study
 
@@ -36,7 +53,7 @@ SHOWN = 6
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading:
+class AttentionLayer:
     """Who attends what: maps [E, N, L] of N tokens over the cells of the support or the query."""
 
     name: str
@@ -60,19 +77,20 @@ class Mass:
     alike: np.ndarray
 
 
-def readings(found: FcpAnalysis | VrpAnalysis) -> list[Reading]:
+def readings(found: FcpAnalysis | VrpAnalysis) -> list[AttentionLayer]:
     """Support side, query side step by step; the last is what the prompts are made of."""
     if isinstance(found, VrpAnalysis):
-        return [Reading(name="prompts on the support", side="support", maps=found.support.cross),
-                Reading(name="prompts on the query", side="query", maps=found.query.cross)]
+        return [AttentionLayer(name="prompts on the support", side="support", maps=found.support.cross),
+                AttentionLayer(name="prompts on the query", side="query", maps=found.query.cross)]
     matched = bool(found.matching.numel())
     who = "query prototypes" if matched else "support prototypes"
-    listed = [Reading(name="support prototypes on the support", side="support", maps=found.support_attention[-1])]
-    listed += [Reading(name=f"{who} on the query, step {t}", side="query", maps=maps)
+    listed = [AttentionLayer(name="support prototypes on the support", side="support",
+                             maps=found.support_attention[-1])]
+    listed += [AttentionLayer(name=f"{who} on the query, step {t}", side="query", maps=maps)
                for t, maps in enumerate(found.query_attention, start=1)]
     if matched:
-        listed.append(Reading(name="prompts on the query, through the matching", side="query",
-                              maps=found.matching @ found.query_attention[-1]))
+        listed.append(AttentionLayer(name="prompts on the query, through the matching", side="query",
+                                     maps=found.matching @ found.query_attention[-1]))
     return listed
 
 
@@ -89,7 +107,7 @@ def token_likeness(maps: Tensor) -> Tensor:
     return (unit.sum(dim=1).square().sum(dim=1) - count) / (count * (count - 1))
 
 
-def measure(batches: Iterable[Analysed], model: Segmenter) -> tuple[list[Mass], list[int]]:
+def measure(batches: Iterable[EpisodeBatch], model: Segmenter) -> tuple[list[Mass], list[int]]:
     """The mass of every reading, and the episodes' classes [M] in the same order. Shots are averaged."""
     found: dict[str, list[Tensor]] = {}
     class_ids: list[int] = []
@@ -105,7 +123,7 @@ def measure(batches: Iterable[Analysed], model: Segmenter) -> tuple[list[Mass], 
             for share, even, alike in [torch.cat(parts, dim=1).numpy()]], class_ids
 
 
-def sides(batch: Analysed, model: Segmenter) -> dict[str, Tensor]:
+def sides(batch: EpisodeBatch, model: Segmenter) -> dict[str, Tensor]:
     """The object's cells of each row's support and query [E, h, w] bool."""
     rows = list(zip(batch.found.pair.tolist(), batch.found.shot.tolist(), strict=True))
     return {"support": cell_masks(model, [batch.samples[p].references[k].mask for p, k in rows], batch.size),
@@ -125,7 +143,7 @@ def mean_interval(values: np.ndarray, choose: ChooseConfig) -> tuple[float, floa
 
 
 @dataclass(frozen=True, kw_only=True)
-class Looked:
+class AttentionReading:
     """One bundle's part of the page. `masses` as `readings`, hence the last is the prompts'."""
 
     name: str
@@ -143,7 +161,7 @@ class Looked:
         return self.masses[-1]
 
 
-def analyse_matching(recipe: Recipe, *, bundle: str, other: str = "", fold: int = 0) -> Written:
+def analyse_matching(recipe: Recipe, *, bundle: str, other: str = "", fold: int = 0) -> AnalysisFile:
     """Share of attention on the object over a fold's episodes, of FCP and, beside it, of another bundle.
 
     `other` is FCP without matching or VRP-SAM, whose prototypes attend pixels. Raises `FssError` for bundles of other
@@ -157,9 +175,9 @@ def analyse_matching(recipe: Recipe, *, bundle: str, other: str = "", fold: int 
         study.refuse_seen([i for e in episodes for i in (e.query, *e.supports)])
     looks = []
     for study, name in zip(studies, _names(studies), strict=True):
-        batches = analysed(study.adapted, study.shards, episodes.episodes, recipe.eval, name)
+        batches = analyse_batch(study.adapted, study.shards, episodes.episodes, recipe.eval, name)
         masses, class_ids = measure(batches, study.adapted)
-        looks.append(Looked(name=name, study=study, masses=masses))
+        looks.append(AttentionReading(name=name, study=study, masses=masses))
     strips = _strips(looks, episodes)
     classes = [studies[0].shards.classes[c].name for c in class_ids]
     return write_page(_analysis(looks, fold, classes, episodes, strips), recipe, studies[0].shards,
@@ -175,18 +193,19 @@ def _names(studies: Sequence[Study]) -> list[str]:
             for i in infos]
 
 
-def _strips(looks: Sequence[Looked], episodes: EpisodeList) -> list[Strip]:
+def _strips(looks: Sequence[AttentionReading], episodes: EpisodeList) -> list[PictureStrip]:
     """The first episode of each class: where each bundle's prompts look, and what comes of it. First shot only."""
     picks = first_of_each_class(episodes, SHOWN)
-    shown: dict[int, Strip] = {}
+    shown: dict[int, PictureStrip] = {}
     for look in looks:
         model = look.study.adapted
-        for batch in analysed(model, look.study.shards, picks, look.study.recipe.eval, f"{look.name}, pictures"):
+        for batch in analyse_batch(model, look.study.shards, picks, look.study.recipe.eval, f"{look.name}, pictures"):
             for row in (batch.found.shot == 0).nonzero()[:, 0].tolist():
                 at = int(batch.found.pair[row])
                 key, sample = batch.episodes[at].episode_id, batch.samples[at]
                 before = shown[key].panels if key in shown else _given(sample)
-                shown[key] = Strip(title=sample.class_name, panels=[*before, *_panels(batch, model, row, look.name)])
+                shown[key] = PictureStrip(title=sample.class_name,
+                                          panels=[*before, *_panels(batch, model, row, look.name)])
     return [shown[e.episode_id] for e in picks]
 
 
@@ -197,7 +216,7 @@ def _given(sample: EpisodeSample) -> list[tuple[str, str]]:
             ("query, truth", photo_url(target.image, target.mask, TRUTH))]
 
 
-def _panels(batch: Analysed, model: Segmenter, row: int, name: str) -> list[tuple[str, str]]:
+def _panels(batch: EpisodeBatch, model: Segmenter, row: int, name: str) -> list[tuple[str, str]]:
     at = int(batch.found.pair[row])
     sample, inside = batch.samples[at], sides(batch, model)
     listed = readings(batch.found)
@@ -211,8 +230,8 @@ def _panels(batch: Analysed, model: Segmenter, row: int, name: str) -> list[tupl
     return [*panels, (f"{name}: IoU {iou * 100:.0f}", photo_url(sample.targets[0].image, mask, PREDICTION))]
 
 
-def _analysis(looks: Sequence[Looked], fold: int, classes: Sequence[str], episodes: EpisodeList,
-              strips: list[Strip]) -> Analysis:
+def _analysis(looks: Sequence[AttentionReading], fold: int, classes: Sequence[str], episodes: EpisodeList,
+              strips: list[PictureStrip]) -> Analysis:
     choose = looks[0].study.recipe.choose
     rows = [[f"{look.name}: {m.name}", pct(m.share.mean()), between(mean_interval(m.share, choose)),
              pct(m.even.mean()), f"{m.share.mean() / m.even.mean():.2f}", f"{m.alike.mean():.3f}"]
@@ -228,9 +247,9 @@ def _analysis(looks: Sequence[Looked], fold: int, classes: Sequence[str], episod
         setting=f"fold {fold}, {episodes.shots}-shot",
         said=[_verdict(looks, choose), f"Mean over {len(episodes)} episodes with the novel classes. Prompts "
               "of FCP with matching look through it: their weight on a query prototype times its weight on a cell."],
-        table=Table(columns=["attention", "on the object, %", "95 % interval", "evenly spread", "ratio", "alike"],
+        table=TextTable(columns=["attention", "on the object, %", "95 % interval", "evenly spread", "ratio", "alike"],
                     rows=rows),
-        tables=[Table(title="Prompts' attention on the query's object, by class", rows=per_class,
+        tables=[TextTable(title="Prompts' attention on the query's object, by class", rows=per_class,
                       columns=["class", "episodes", "evenly spread", *(look.label for look in looks)])],
         figures={"fold": fold, "shots": episodes.shots, "episodes": len(episodes), "list_hash": episodes.sha256,
                  "attention": figures},
@@ -244,7 +263,7 @@ def _analysis(looks: Sequence[Looked], fold: int, classes: Sequence[str], episod
                *(n for look in looks for n in remarks(look.study))])
 
 
-def _verdict(looks: Sequence[Looked], choose: ChooseConfig) -> str:
+def _verdict(looks: Sequence[AttentionReading], choose: ChooseConfig) -> str:
     first, even = looks[0], looks[0].prompts.even.mean()
     said = f"{first.label} puts {pct(first.prompts.share.mean())} % of its prompts' attention on the query's object"
     if len(looks) == 1:

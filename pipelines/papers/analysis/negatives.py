@@ -25,27 +25,37 @@ from pipelines.data.schema import EpisodeSample
 from pipelines.evaluation.evaluate import FeatureCache, at_size
 from pipelines.pages.curves import interval_bars
 from pipelines.pages.pictures import PREDICTION, SUPPORT, TRUTH, photo_url
-from pipelines.papers.analysis.clicks import answers, click_name, negative_photos, scored_masks
-from pipelines.papers.analysis.page import Analysis, Strip, Table, Written, between, pct, points, write_page
+from pipelines.papers.analysis.clicks import answer_batches, click_name, negative_photos, scored_masks
+from pipelines.papers.analysis.page import (
+    Analysis,
+    AnalysisFile,
+    PictureStrip,
+    TextTable,
+    between,
+    pct,
+    points,
+    write_page,
+)
 from pipelines.papers.analysis.pictures import CLICK, LEGEND, click_url
-from pipelines.papers.analysis.scores import FewShot, drawn_mask, of_counts
+from pipelines.papers.analysis.scores import FewShotScores, drawn_mask, scores_of_counts
 from pipelines.papers.analysis.study import Study, no_record
 
 SHOWN = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Totals:
+class NegativeScores:
     """Scores of every variant, the paired 95 % intervals of their gains over the first one, the logits at first
     clicks (before, after), and how many clicks each episode got."""
 
-    scores: dict[str, FewShot]
+    scores: dict[str, FewShotScores]
     gains: dict[str, tuple[float, float]]
     drop: list[tuple[float, float]]
     clicks: list[int]  # of each episode, in order of the list
 
 
-def score_variants(study: Study, model: MemoryMatcher, episodes: EpisodeList, negatives: dict[int, int]) -> Totals:
+def score_variants(study: Study, model: MemoryMatcher, episodes: EpisodeList,
+                   negatives: dict[int, int]) -> NegativeScores:
     """All variants over the list; `negatives` maps an episode's id to its negative photo."""
     config, cache, rows = study.recipe.eval, FeatureCache(model), list(episodes)
     counts: dict[str, list[tuple[list[int], list[int]]]] = {}
@@ -55,15 +65,15 @@ def score_variants(study: Study, model: MemoryMatcher, episodes: EpisodeList, ne
         for first in range(0, len(rows), config.batch):
             chunk = rows[first:first + config.batch]
             negative = [negatives[e.episode_id] for e in chunk]
-            samples, found = answers(model, cache, study.shards, chunk, negative, config)
+            samples, found = answer_batches(model, cache, study.shards, chunk, negative, config)
             drop += found.clicked.drop
             clicks += [len(c) for c in found.clicked.clicks]
             for name, logits in found.variants.items():
                 counts.setdefault(name, []).extend(_counted(model, logits, samples, config))
             bar.step(len(chunk))
     tables = {n: _table(rows, c) for n, c in counts.items()}
-    scores = {n: of_counts(t, study.shards, study.recipe, episodes) for n, t in tables.items()}
-    return Totals(scores=scores, gains=_gains(tables, study.recipe.choose), drop=drop, clicks=clicks)
+    scores = {n: scores_of_counts(t, study.shards, study.recipe, episodes) for n, t in tables.items()}
+    return NegativeScores(scores=scores, gains=_gains(tables, study.recipe.choose), drop=drop, clicks=clicks)
 
 
 def _gains(tables: dict[str, Counts], choose: ChooseConfig) -> dict[str, tuple[float, float]]:
@@ -88,7 +98,7 @@ def _table(rows: Sequence[Episode], counted: Sequence[tuple[list[int], list[int]
     return Counts(class_ids=np.array([e.class_id for e in rows], dtype=np.int64), inter=inter, union=union)
 
 
-def analyse_negatives(recipe: Recipe, *, bundle: str, fold: int) -> Written:
+def analyse_negatives(recipe: Recipe, *, bundle: str, fold: int) -> AnalysisFile:
     """mIoU with 0, 1, 3, 5 negative clicks on the target, and with one negative reference.
 
     Raises `FssError` for a method that does not match by SAM 2's memory, and for a bundle trained on a class of the
@@ -118,10 +128,11 @@ def _picks(episodes: EpisodeList, clicks: Sequence[int]) -> list[Episode]:
     return list(found.values())[:SHOWN]
 
 
-def _strips(study: Study, model: MemoryMatcher, picks: Sequence[Episode], negatives: dict[int, int]) -> list[Strip]:
+def _strips(study: Study, model: MemoryMatcher, picks: Sequence[Episode],
+            negatives: dict[int, int]) -> list[PictureStrip]:
     photos = [negatives[e.episode_id] for e in picks]
     config = study.recipe.eval.model_copy(update={"at": "original"})  # pictures and clicks are of that size
-    samples, found = answers(model, FeatureCache(model), study.shards, picks, photos, config)
+    samples, found = answer_batches(model, FeatureCache(model), study.shards, picks, photos, config)
     strips = []
     for row, (sample, photo) in enumerate(zip(samples, photos, strict=True)):
         target = sample.targets[0]
@@ -134,12 +145,12 @@ def _strips(study: Study, model: MemoryMatcher, picks: Sequence[Episode], negati
         mask, iou = drawn_mask(found.reference[row], target)
         panels += [("negative reference, empty mask", photo_url(study.shards.pixels(photo))),
                    (f"with it: {iou * 100:.0f}", photo_url(target.image, mask, PREDICTION))]
-        strips.append(Strip(title=sample.class_name, panels=panels))
+        strips.append(PictureStrip(title=sample.class_name, panels=panels))
     return strips
 
 
-def _analysis(study: Study, model: MemoryMatcher, fold: int, episodes: EpisodeList, totals: Totals,
-              strips: list[Strip]) -> Analysis:
+def _analysis(study: Study, model: MemoryMatcher, fold: int, episodes: EpisodeList, totals: NegativeScores,
+              strips: list[PictureStrip]) -> Analysis:
     scores = totals.scores
     base, *others = scores
     plain = scores[base]
@@ -160,8 +171,8 @@ def _analysis(study: Study, model: MemoryMatcher, fold: int, episodes: EpisodeLi
         setting=f"fold {fold}, {episodes.shots}-shot",
         said=[f"Against {pct(plain.miou)} mIoU without correction: {gains}.",
               "In the paper (COCO-20i, 1-shot): 60.2; 1, 3, 5 clicks 60.8, 62.9, 64.5; negative reference 61.2."],
-        table=Table(columns=["correction", "mIoU", "95 % interval", "gain", "its interval", "FB-IoU"], rows=rows),
-        tables=[Table(title="IoU of every class", columns=["class", *scores],
+        table=TextTable(columns=["correction", "mIoU", "95 % interval", "gain", "its interval", "FB-IoU"], rows=rows),
+        tables=[TextTable(title="IoU of every class", columns=["class", *scores],
                       rows=[[c, *(pct(s.per_class[c]) for s in scores.values())] for c in plain.per_class])],
         figures={"fold": fold, "shots": episodes.shots, "clicked_episodes": clicked,
                  "logit_at_first_click": {"before": float(before), "after": float(after)},
@@ -171,7 +182,7 @@ def _analysis(study: Study, model: MemoryMatcher, fold: int, episodes: EpisodeLi
         strips=strips, legend=(*LEGEND, (f"rgb{CLICK}", "negative click")), notes=[*notes, *no_record(study)])
 
 
-def _gain(score: FewShot, plain: FewShot, spread: tuple[float, float] | None) -> tuple[str, str]:
+def _gain(score: FewShotScores, plain: FewShotScores, spread: tuple[float, float] | None) -> tuple[str, str]:
     if spread is None:
         return "–", "–"
     return points(score.miou - plain.miou), f"{points(spread[0])} – {points(spread[1])}"

@@ -21,7 +21,7 @@ Cells = Sequence[str]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Table:
+class TextTable:
     """Rows of text under column names; the first column says what the row is."""
 
     columns: Cells
@@ -37,7 +37,7 @@ class Table:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Strip:
+class PictureStrip:
     """Pictures side by side: (caption, data URL)."""
 
     title: str
@@ -58,17 +58,17 @@ class Analysis:
     title: str
     setting: str
     said: Sequence[str]
-    table: Table
+    table: TextTable
     figures: dict[str, Any]
-    tables: Sequence[Table] = ()
+    tables: Sequence[TextTable] = ()
     plots: Sequence[str] = ()
-    strips: Sequence[Strip] = ()
+    strips: Sequence[PictureStrip] = ()
     notes: Sequence[str] = ()
     legend: Sequence[tuple[str, str]] = ()  # (colour, meaning)
 
 
 @dataclass(frozen=True)
-class Written:
+class AnalysisFile:
     """A finished analysis and its page."""
 
     analysis: Analysis
@@ -83,7 +83,7 @@ class Written:
 
 
 def write_page(analysis: Analysis, recipe: Recipe, shards: Shards,
-               bundles: Sequence[tuple[str, BundleInfo]]) -> Written:
+               bundles: Sequence[tuple[str, BundleInfo]]) -> AnalysisFile:
     """Write `<out>/analysis/<name>-<bundle id>/<dataset>-<setting>.html` and the figures beside it as JSON."""
     ids = "-".join(info.bundle_id[:16 if len(bundles) == 1 else 8] for _, info in bundles)
     folder = Store(join(recipe.out, "analysis", f"{analysis.name}-{ids}"))
@@ -91,13 +91,13 @@ def write_page(analysis: Analysis, recipe: Recipe, shards: Shards,
     about = {"dataset": recipe.data.name, "data_hash": shards.manifest.content_hash, "code": code_version(),
              "bundles": [{"url": url, "bundle_id": info.bundle_id, "method": info.method, "preset": info.preset}
                          for url, info in bundles]}
-    written = Written(analysis, folder.path(f"{stem}.html"), about)
+    written = AnalysisFile(analysis, folder.path(f"{stem}.html"), about)
     folder.write_bytes(f"{stem}.html", render(written, recipe).encode())
     folder.write_json(f"{stem}.json", written.document)
     return written
 
 
-def render(written: Written, recipe: Recipe) -> str:
+def render(written: AnalysisFile, recipe: Recipe) -> str:
     """The page's HTML."""
     template = page_template("pipelines.papers.analysis", "analysis.html")
     return template.render(

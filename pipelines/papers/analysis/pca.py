@@ -14,7 +14,7 @@ from fss_models.errors import FssError
 from fss_models.segmenter import Segmenter
 from pipelines.config.recipe import Recipe
 from pipelines.pages.pictures import photo_url
-from pipelines.papers.analysis.page import Analysis, Strip, Table, Written, write_page
+from pipelines.papers.analysis.page import Analysis, AnalysisFile, PictureStrip, TextTable, write_page
 from pipelines.papers.analysis.pictures import histograms, map_url
 from pipelines.papers.analysis.study import Study, cautions, photos_of, stride16
 
@@ -50,7 +50,7 @@ class Pca:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Similarity:
+class ClassSimilarity:
     """Cosine similarity of foreground cells of different photos, pairs within a class and between classes.
 
     auc is the chance that a pair within a class is more alike than one between classes: 0.5 says that the features do
@@ -76,7 +76,7 @@ def colour_maps(maps: Tensor) -> tuple[np.ndarray, Tensor]:
     return pictures.cpu().numpy(), pca.share
 
 
-def similarity(cells: Tensor, classes: Tensor, photos: Tensor) -> Similarity:
+def similarity(cells: Tensor, classes: Tensor, photos: Tensor) -> ClassSimilarity:
     """Of cells [N, C] with their classes [N] and photos [N]. Pairs within a photo are left out: they are alike anyway.
 
     Raises `FssError` where there is no pair of either kind.
@@ -92,13 +92,13 @@ def similarity(cells: Tensor, classes: Tensor, photos: Tensor) -> Similarity:
     below, upto = (torch.searchsorted(ordered, within, right=r).double().mean() for r in (False, True))
     edges = torch.linspace(float(torch.minimum(within.min(), ordered[0])), 1.0, BINS + 1)
     shares = [torch.histogram(v.cpu(), edges).hist / len(v) for v in (within, between)]
-    return Similarity(within=float(within.mean()), between=float(between.mean()),
-                      auc=float((below + upto) / 2 / len(ordered)), edges=edges.tolist(),
-                      within_share=shares[0].tolist(), between_share=shares[1].tolist())
+    return ClassSimilarity(within=float(within.mean()), between=float(between.mean()),
+                           auc=float((below + upto) / 2 / len(ordered)), edges=edges.tolist(),
+                           within_share=shares[0].tolist(), between_share=shares[1].tolist())
 
 
 @dataclass(frozen=True, kw_only=True)
-class Looked:
+class FeatureComparison:
     """What one kind of features says: maps [n, C, g, g] of the first photos; cells [N, C] that objects cover, with
     their classes [N] and photos [N]."""
 
@@ -108,8 +108,8 @@ class Looked:
     photos: Tensor
 
 
-def look(study: Study, model: Segmenter, class_ids: Sequence[int], photos: Sequence[int], shown: int,
-         title: str) -> Looked:
+def compare_features(study: Study, model: Segmenter, class_ids: Sequence[int], photos: Sequence[int], shown: int,
+                     title: str) -> FeatureComparison:
     """Encode the photos once; the cells are the same for any model. Raises `FssError` if no object covers one."""
     maps: list[Tensor] = []
     found: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -119,7 +119,7 @@ def look(study: Study, model: Segmenter, class_ids: Sequence[int], photos: Seque
     if not found:
         raise FssError("no object of the classes covers a cell of a test photo", where=study.shards.url)
     cells, classes, images = (torch.cat(x) for x in zip(*found, strict=True))
-    return Looked(maps=torch.stack(maps), cells=cells, classes=classes, photos=images)
+    return FeatureComparison(maps=torch.stack(maps), cells=cells, classes=classes, photos=images)
 
 
 def _covered(study: Study, image_id: int, one: Tensor,
@@ -134,7 +134,7 @@ def _covered(study: Study, image_id: int, one: Tensor,
         yield cells, torch.full((len(cells),), class_id), torch.full((len(cells),), image_id)
 
 
-def analyse_pca(recipe: Recipe, *, bundle: str, images: int) -> Written:
+def analyse_pca(recipe: Recipe, *, bundle: str, images: int) -> AnalysisFile:
     """PCA maps of `images` test photos, frozen beside adapted, and similarity within and between classes.
 
     The photos show classes that the bundle was not trained on, where there are such. Raises `FssError` for a bundle
@@ -145,7 +145,7 @@ def analyse_pca(recipe: Recipe, *, bundle: str, images: int) -> Written:
     pool = photos_of(study.shards, class_ids, "test", max(images, PHOTOS_A_CLASS * len(class_ids)), recipe.eval.seed)
     shown = pool[:images]
     study.refuse_seen(pool)
-    looked = {name: look(study, model, class_ids, pool, len(shown), f"{name} features")
+    looked = {name: compare_features(study, model, class_ids, pool, len(shown), f"{name} features")
               for name, model in models.items()}
     panels = {i: [("photo", photo_url(study.shards.pixels(i)))] for i in shown}
     share = {}
@@ -159,7 +159,7 @@ def analyse_pca(recipe: Recipe, *, bundle: str, images: int) -> Written:
 
 
 def _analysis(study: Study, class_ids: list[int], panels: dict[int, list[tuple[str, str]]], share: dict[str, Tensor],
-              alike: dict[str, Similarity], compared: int) -> Analysis:
+              alike: dict[str, ClassSimilarity], compared: int) -> Analysis:
     names = {c: study.shards.classes[c].name for c in class_ids}
     novel = not set(names.values()) & set(study.info.classes)
     frozen, adapted = alike["frozen"], alike["adapted"]
@@ -172,7 +172,7 @@ def _analysis(study: Study, class_ids: list[int], panels: dict[int, list[tuple[s
               f"between classes in {adapted.auc:.1%} of the cases, frozen {frozen.auc:.1%}.",
               f"Objects of {len(names)} classes {'that the bundle never saw' if novel else 'it was trained on'} "
               f"({', '.join(names.values())}), in {compared} test photos."],
-        table=Table(columns=["features", "within a class", "between classes", "gap", "AUC", "PCA variance, %"],
+        table=TextTable(columns=["features", "within a class", "between classes", "gap", "AUC", "PCA variance, %"],
                     rows=rows),
         figures={"similarity": {n: {"within": s.within, "between": s.between, "auc": s.auc}
                                 for n, s in alike.items()},
@@ -181,7 +181,7 @@ def _analysis(study: Study, class_ids: list[int], panels: dict[int, list[tuple[s
         plots=[histograms({"within a class": (s.edges, s.within_share), "between classes": (s.edges, s.between_share)},
                           f"{name} features", "cosine similarity of two foreground cells of different photos")
                for name, s in alike.items()],
-        strips=[Strip(title=f"{study.shards.rows[i]['file_name']}: {_shows(study, i, names)}", panels=p)
+        strips=[PictureStrip(title=f"{study.shards.rows[i]['file_name']}: {_shows(study, i, names)}", panels=p)
                 for i, p in panels.items()],
         notes=["Cosine similarity of stride-16 cells that an object covers, pairs of different photos only. AUC: the "
                "chance that a pair within a class is more alike than one between classes; 0.5 is none.",

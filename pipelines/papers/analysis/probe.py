@@ -21,9 +21,18 @@ from pipelines.data.episodes import Episode, EpisodeList, load_episode
 from pipelines.data.schema import EpisodeSample
 from pipelines.data.shardset import Shards
 from pipelines.pages.pictures import PREDICTION, SUPPORT, TRUTH, photo_url
-from pipelines.papers.analysis.page import Analysis, Strip, Table, Written, between, pct, points, write_page
+from pipelines.papers.analysis.page import (
+    Analysis,
+    AnalysisFile,
+    PictureStrip,
+    TextTable,
+    between,
+    pct,
+    points,
+    write_page,
+)
 from pipelines.papers.analysis.pictures import LEGEND
-from pipelines.papers.analysis.scores import FewShot, few_shot, first_of_each_class, mask_iou, predicted
+from pipelines.papers.analysis.scores import FewShotScores, few_shot, first_of_each_class, mask_iou, predict_episode
 from pipelines.papers.analysis.study import Study, cautions, photos_of, stride16
 
 CELLS = 200_000  # training cells over all photos
@@ -131,12 +140,12 @@ def outcome(logits: Tensor, size: tuple[int, ...]) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Probed:
+class ProbeScores:
     """One kind of features: its probe, IoU of background and classes, and the few-shot score."""
 
     probe: LinearProbe
     ious: list[float]
-    few: FewShot
+    few: FewShotScores
 
     @property
     def miou(self) -> float:
@@ -144,7 +153,7 @@ class Probed:
         return float(np.mean(self.ious[1:]))
 
 
-def analyse_probe(recipe: Recipe, *, bundle: str, fold: int, photos: int) -> Written:
+def analyse_probe(recipe: Recipe, *, bundle: str, fold: int, photos: int) -> AnalysisFile:
     """Probe and few-shot mIoU of frozen and adapted features on a fold's novel classes.
 
     Up to `photos` train photos fit the probe and up to as many test photos score it. Raises `FssError` for a bundle
@@ -156,20 +165,20 @@ def analyse_probe(recipe: Recipe, *, bundle: str, fold: int, photos: int) -> Wri
     class_ids, seed, batch = episodes.class_ids, recipe.eval.seed, recipe.eval.batch
     train, test = (photos_of(study.shards, class_ids, split, photos, seed) for split in ("train", "test"))
     study.refuse_seen([*test, *(i for e in episodes for i in (e.query, *e.supports))])
-    found: dict[str, Probed] = {}
+    found: dict[str, ProbeScores] = {}
     for name, model in models.items():
         probe, cells = train_probe(model, study.shards, train, class_ids, batch=batch, seed=seed, name=name)
         ious = probe_scores(probe, model, study.shards, test, class_ids, batch=batch, name=name)
         few = few_shot(model, study.shards, episodes, recipe, f"{name} few-shot")
-        found[name] = Probed(probe=probe, ious=ious, few=few)
+        found[name] = ProbeScores(probe=probe, ious=ious, few=few)
     strips = _strips(study, models, found, episodes)
     counts = {"train_photos": len(train), "test_photos": len(test), "cells": cells}
     return write_page(_analysis(study, fold, found, episodes, strips, counts), recipe, study.shards,
                       [(bundle, study.info)])
 
 
-def _strips(study: Study, models: dict[str, Segmenter], found: dict[str, Probed],
-            episodes: EpisodeList) -> list[Strip]:
+def _strips(study: Study, models: dict[str, Segmenter], found: dict[str, ProbeScores],
+            episodes: EpisodeList) -> list[PictureStrip]:
     """One episode of each class: what the probes say of its query, and what few-shot matching says."""
     picks = first_of_each_class(episodes, SHOWN)
     samples = [load_episode(study.shards, e) for e in picks]
@@ -180,10 +189,10 @@ def _strips(study: Study, models: dict[str, Segmenter], found: dict[str, Probed]
         for shown, sample, (mask, iou) in zip(panels, samples, masks, strict=True):
             shown.append((f"probe, {name}: {iou * 100:.0f}", photo_url(sample.targets[0].image, mask, PREDICTION)))
     for name, model in models.items():
-        masks = predicted(model, picks, samples, study.recipe.eval)
+        masks = predict_episode(model, picks, samples, study.recipe.eval)
         for shown, sample, (mask, iou) in zip(panels, samples, masks, strict=True):
             shown.append((f"few-shot, {name}: {iou * 100:.0f}", photo_url(sample.targets[0].image, mask, PREDICTION)))
-    return [Strip(title=s.class_name, panels=p) for s, p in zip(samples, panels, strict=True)]
+    return [PictureStrip(title=s.class_name, panels=p) for s, p in zip(samples, panels, strict=True)]
 
 
 @torch.no_grad()
@@ -199,7 +208,7 @@ def _probed(study: Study, model: Segmenter, probe: LinearProbe, picks: Sequence[
     return found
 
 
-def _analysis(study: Study, fold: int, found: dict[str, Probed], episodes: EpisodeList, strips: list[Strip],
+def _analysis(study: Study, fold: int, found: dict[str, ProbeScores], episodes: EpisodeList, strips: list[PictureStrip],
               counts: dict[str, int]) -> Analysis:
     frozen, adapted = found["frozen"], found["adapted"]
     names = [study.shards.classes[c].name for c in episodes.class_ids]
@@ -213,9 +222,9 @@ def _analysis(study: Study, fold: int, found: dict[str, Probed], episodes: Episo
               f"{points(few_gain)}.",
               f"Both on the {len(names)} novel classes of fold {fold}. In the paper (COCO-20i, fold 0): probe 65.8 and "
               "69.2, few-shot 28.9 and 57.5: frozen features hold the classes, but not in a form that can be matched."],
-        table=Table(columns=["features", "linear probe, mIoU", f"{episodes.shots}-shot, mIoU", "95 % interval"],
+        table=TextTable(columns=["features", "linear probe, mIoU", f"{episodes.shots}-shot, mIoU", "95 % interval"],
                     rows=[[k, pct(v.miou), pct(v.few.miou), between(v.few.interval)] for k, v in found.items()]),
-        tables=[Table(title="IoU of every class", rows=per_class,
+        tables=[TextTable(title="IoU of every class", rows=per_class,
                       columns=["class", "probe, frozen", "probe, adapted", "few-shot, frozen", "few-shot, adapted"])],
         figures={"fold": fold, "shots": episodes.shots, **counts, "few_shot": {k: v.few.as_json() for k, v in
                                                                             found.items()},

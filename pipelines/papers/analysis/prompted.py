@@ -33,7 +33,7 @@ HEAT = 0.6  # opacity of a map over its photo
 
 
 @dataclass(frozen=True, kw_only=True)
-class Analysed:
+class EpisodeBatch:
     """A batch of episodes and what a method looked at; rows are (episode, shot): `found.pair` and `found.shot`."""
 
     episodes: Sequence[Episode]
@@ -56,8 +56,8 @@ def open_study(recipe: Recipe, bundle: str, methods: Sequence[str], what: str) -
     return Study.open(recipe, bundle)
 
 
-def analysed(model: Segmenter, shards: Shards, episodes: Sequence[Episode], config: EvalConfig,
-             title: str) -> Iterator[Analysed]:
+def analyse_batch(model: Segmenter, shards: Shards, episodes: Sequence[Episode], config: EvalConfig,
+                  title: str) -> Iterator[EpisodeBatch]:
     """Batches of episodes, class by class, their supports marked as the evaluation marks them."""
     cache, ordered = FeatureCache(model), sorted(episodes, key=lambda e: (e.class_id, e.episode_id))
     with Bar(title, len(ordered), unit="episodes") as bar:
@@ -65,7 +65,8 @@ def analysed(model: Segmenter, shards: Shards, episodes: Sequence[Episode], conf
             chunk = ordered[first:first + config.batch]
             samples = [load_episode(shards, e) for e in chunk]
             with torch.inference_mode():
-                yield Analysed(episodes=chunk, samples=samples, found=_analyse(model, cache, chunk, samples, config))
+                yield EpisodeBatch(episodes=chunk, samples=samples,
+                                   found=_analyse(model, cache, chunk, samples, config))
             bar.step(len(chunk))
 
 

@@ -22,9 +22,18 @@ from pipelines.config.recipe import Recipe
 from pipelines.data.episodes import EpisodeList
 from pipelines.evaluation.evaluate import at_size
 from pipelines.pages.pictures import PREDICTION, SUPPORT, TRUTH, photo_url
-from pipelines.papers.analysis.page import Analysis, Strip, Table, Written, between, pct, points, write_page
+from pipelines.papers.analysis.page import (
+    Analysis,
+    AnalysisFile,
+    PictureStrip,
+    TextTable,
+    between,
+    pct,
+    points,
+    write_page,
+)
 from pipelines.papers.analysis.pictures import LEGEND
-from pipelines.papers.analysis.prompted import Analysed, analysed, cell_masks, open_study, remarks
+from pipelines.papers.analysis.prompted import EpisodeBatch, analyse_batch, cell_masks, open_study, remarks
 from pipelines.papers.analysis.scores import drawn_mask, first_of_each_class, mask_iou
 from pipelines.papers.analysis.study import Study
 
@@ -39,7 +48,7 @@ def pseudo_masks(found: FcpAnalysis) -> dict[str, Tensor]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cut:
+class PseudoMasks:
     """Masks of E rows (episode, shot) cut at one half, [E, G, G] bool by name; truth [E, G, G], class_ids [E]."""
 
     masks: dict[str, Tensor]
@@ -57,7 +66,7 @@ class Cut:
         return Sample.of([(0, [Counts(class_ids=self.class_ids.numpy(), inter=inter, union=union)])])
 
 
-def cut(batches: Iterable[Analysed], model: Segmenter) -> Cut:
+def cut(batches: Iterable[EpisodeBatch], model: Segmenter) -> PseudoMasks:
     """The masks of all batches, and the truth on their grid by nearest neighbour, void as background."""
     masks: dict[str, list[Tensor]] = {}
     truth: list[Tensor] = []
@@ -69,16 +78,16 @@ def cut(batches: Iterable[Analysed], model: Segmenter) -> Cut:
         class_ids += [batch.episodes[p].class_id for p in rows]
         for name, values in pseudo_masks(found).items():
             masks.setdefault(name, []).append((values.float() > THRESHOLD).cpu())
-    return Cut(masks={k: torch.cat(v) for k, v in masks.items()}, truth=torch.cat(truth),
-               class_ids=torch.tensor(class_ids))
+    return PseudoMasks(masks={k: torch.cat(v) for k, v in masks.items()}, truth=torch.cat(truth),
+                       class_ids=torch.tensor(class_ids))
 
 
-def _fcp(batch: Analysed) -> FcpAnalysis:
+def _fcp(batch: EpisodeBatch) -> FcpAnalysis:
     assert isinstance(batch.found, FcpAnalysis)
     return batch.found
 
 
-def analyse_pseudo_masks(recipe: Recipe, *, bundle: str, fold: int) -> Written:
+def analyse_pseudo_masks(recipe: Recipe, *, bundle: str, fold: int) -> AnalysisFile:
     """Quality of FCP's pseudo masks over a fold's episodes, and pictures of them.
 
     Raises `FssError` for a bundle of another method, and one trained on a class of the fold or on one of the photos.
@@ -87,16 +96,16 @@ def analyse_pseudo_masks(recipe: Recipe, *, bundle: str, fold: int) -> Written:
     episodes = study.unseen(fold).episodes(recipe.eval)
     study.refuse_seen([i for e in episodes for i in (e.query, *e.supports)])
     model = study.adapted
-    made = cut(analysed(model, study.shards, episodes.episodes, recipe.eval, "pseudo masks"), model)
+    made = cut(analyse_batch(model, study.shards, episodes.episodes, recipe.eval, "pseudo masks"), model)
     return write_page(_analysis(study, fold, episodes, made, _strips(study, episodes)), recipe, study.shards,
                       [(bundle, study.info)])
 
 
-def _strips(study: Study, episodes: EpisodeList) -> list[Strip]:
+def _strips(study: Study, episodes: EpisodeList) -> list[PictureStrip]:
     """The first episode of each class with its first shot: every pseudo mask, and what comes of them."""
     strips, model = [], study.adapted
     picks = first_of_each_class(episodes, SHOWN)
-    for batch in analysed(model, study.shards, picks, study.recipe.eval, "pictures"):
+    for batch in analyse_batch(model, study.shards, picks, study.recipe.eval, "pictures"):
         found = _fcp(batch)
         for row in (found.shot == 0).nonzero()[:, 0].tolist():
             at = int(found.pair[row])
@@ -110,11 +119,12 @@ def _strips(study: Study, episodes: EpisodeList) -> list[Strip]:
                                photo_url(target.image, mask.numpy(), PREDICTION)))
             final, iou = drawn_mask(found.prediction.logits[at], target)
             panels.append((f"segmentation: {iou * 100:.0f}", photo_url(target.image, final, PREDICTION)))
-            strips.append(Strip(title=sample.class_name, panels=panels))
+            strips.append(PictureStrip(title=sample.class_name, panels=panels))
     return strips
 
 
-def _analysis(study: Study, fold: int, episodes: EpisodeList, made: Cut, strips: list[Strip]) -> Analysis:
+def _analysis(study: Study, fold: int, episodes: EpisodeList, made: PseudoMasks,
+              strips: list[PictureStrip]) -> Analysis:
     choose, classes = study.recipe.choose, episodes.class_ids
     found = {name: made.quality(name, classes) for name in made.masks}
     spread = {name: _interval(made.sample(name), choose) for name in made.masks}
@@ -127,8 +137,8 @@ def _analysis(study: Study, fold: int, episodes: EpisodeList, made: Cut, strips:
         said=[_verdict(found, made, choose),
               "In the paper (PASCAL-5i, 1-shot, ResNet-50; mIoU, precision, recall): conventional 32.4, 46.5, 53.6, "
               "attention-based 60.9, 69.1, 79.4."],
-        table=Table(columns=["pseudo mask", "mIoU", "95 % interval", "precision", "recall"], rows=rows),
-        tables=[Table(title="IoU of every class", columns=["class", *made.masks], rows=per_class)],
+        table=TextTable(columns=["pseudo mask", "mIoU", "95 % interval", "precision", "recall"], rows=rows),
+        tables=[TextTable(title="IoU of every class", columns=["class", *made.masks], rows=per_class)],
         figures={"fold": fold, "shots": episodes.shots, "episodes": len(episodes), "list_hash": episodes.sha256,
                  "quality": {name: {**asdict(q), "interval": spread[name]} for name, q in found.items()}},
         strips=strips, legend=(LEGEND[0], LEGEND[1], (LEGEND[2][0], "pseudo mask, segmentation")),
@@ -138,7 +148,7 @@ def _analysis(study: Study, fold: int, episodes: EpisodeList, made: Cut, strips:
                "is the IoU of the mask enlarged to the photo.", _guides(study), *remarks(study)])
 
 
-def _verdict(found: dict[str, PseudoMaskQuality], made: Cut, choose: ChooseConfig) -> str:
+def _verdict(found: dict[str, PseudoMaskQuality], made: PseudoMasks, choose: ChooseConfig) -> str:
     last, plain = list(found)[-1], found[CONVENTIONAL]
     if last == CONVENTIONAL:
         return f"The conventional mask has {pct(plain.miou)} mIoU; with one step there is no attention-based one."

@@ -26,7 +26,7 @@ from pipelines.evaluation.results import table_counts
 
 
 @dataclass(frozen=True, kw_only=True)
-class FewShot:
+class FewShotScores:
     """Scores on one list, as fractions; `interval` is the bootstrap's 95 % of the mIoU."""
 
     miou: float
@@ -41,20 +41,20 @@ class FewShot:
         return asdict(self)
 
 
-def few_shot(model: Segmenter, shards: Shards, episodes: EpisodeList, recipe: Recipe, title: str) -> FewShot:
+def few_shot(model: Segmenter, shards: Shards, episodes: EpisodeList, recipe: Recipe, title: str) -> FewShotScores:
     """Score a model on a list by the recipe's protocol."""
     with Bar(title, len(episodes), unit="episodes") as bar:
         table, _ = score_episodes(model, shards, episodes, recipe.eval, told=bar.to)
-    return of_counts(table_counts(table), shards, recipe, episodes)
+    return scores_of_counts(table_counts(table), shards, recipe, episodes)
 
 
-def of_counts(counts: Counts, shards: Shards, recipe: Recipe, episodes: EpisodeList) -> FewShot:
+def scores_of_counts(counts: Counts, shards: Shards, recipe: Recipe, episodes: EpisodeList) -> FewShotScores:
     """Scores of episode counts over the classes of their list."""
     scores = score(counts, episodes.class_ids)
     spread = resampled_scores(Sample.of([(0, [counts])]), resamples=recipe.choose.resamples, seed=recipe.choose.seed)
-    return FewShot(miou=scores.miou, fb_iou=scores.fb_iou, interval=interval(spread), episodes=len(counts),
-                   list_hash=episodes.sha256,
-                   per_class={shards.classes[c].name: v for c, v in scores.per_class.items()})
+    return FewShotScores(miou=scores.miou, fb_iou=scores.fb_iou, interval=interval(spread), episodes=len(counts),
+                         list_hash=episodes.sha256, per_class={shards.classes[c].name: v for c,
+                                                               v in scores.per_class.items()})
 
 
 def episodes_among(shards: Shards, class_ids: Sequence[int], config: EvalConfig) -> EpisodeList:
@@ -80,7 +80,7 @@ def episodes_among(shards: Shards, class_ids: Sequence[int], config: EvalConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Remembered:
+class SupportMemory:
     """A batch of E episodes whose supports are in memory.
 
     features of all its photos, memory of E support sets, queries [E]: each target's row of `features`
@@ -93,7 +93,7 @@ class Remembered:
 
 
 def remember(model: Segmenter, cache: FeatureCache, episodes: Sequence[Episode],
-             samples: Sequence[schema.EpisodeSample], config: EvalConfig) -> Remembered:
+             samples: Sequence[schema.EpisodeSample], config: EvalConfig) -> SupportMemory:
     """Encode and memorise as the evaluation does; a reference without the class enters with an empty mask."""
     features, row_of = cache([s for one in samples for s in (*one.references, one.targets[0])])
     where = torch.zeros(len(samples), max(len(s.references) for s in samples), dtype=torch.int64)
@@ -103,8 +103,8 @@ def remember(model: Segmenter, cache: FeatureCache, episodes: Sequence[Episode],
             for e, one in zip(episodes, samples, strict=True)]
     prompts = model.collate(sets, features.sizes.cpu(), where).to(model.device)
     queries = torch.tensor([row_of[s.targets[0].image_id] for s in samples], device=model.device)
-    return Remembered(samples=list(samples), features=features, memory=model.memorise(features, prompts),
-                      queries=queries)
+    return SupportMemory(samples=list(samples), features=features, memory=model.memorise(features, prompts),
+                         queries=queries)
 
 
 def _prompt(model: Segmenter, reference: schema.Sample, config: EvalConfig, episode: int, index: int) -> Prompt:
@@ -115,8 +115,8 @@ def _prompt(model: Segmenter, reference: schema.Sample, config: EvalConfig, epis
 
 
 @torch.inference_mode()
-def predicted(model: Segmenter, episodes: Sequence[Episode], samples: Sequence[schema.EpisodeSample],
-              config: EvalConfig) -> list[tuple[np.ndarray, float]]:
+def predict_episode(model: Segmenter, episodes: Sequence[Episode], samples: Sequence[schema.EpisodeSample],
+                    config: EvalConfig) -> list[tuple[np.ndarray, float]]:
     """Each target's mask [H, W] bool at its original size, and its IoU."""
     held = remember(model, FeatureCache(model), episodes, samples, config)
     pairs = torch.stack([torch.arange(len(samples), device=model.device), held.queries], dim=1)

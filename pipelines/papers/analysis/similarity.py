@@ -23,8 +23,8 @@ from pipelines.data.episodes import EpisodeList, load_episode
 from pipelines.data.schema import Sample
 from pipelines.evaluation.evaluate import FeatureCache
 from pipelines.pages.pictures import SUPPORT, TRUTH, photo_url
-from pipelines.papers.analysis.page import Analysis, Strip, Table, Written, write_page
-from pipelines.papers.analysis.pca import Similarity, similarity
+from pipelines.papers.analysis.page import Analysis, AnalysisFile, PictureStrip, TextTable, write_page
+from pipelines.papers.analysis.pca import ClassSimilarity, similarity
 from pipelines.papers.analysis.pictures import LEGEND, histograms
 from pipelines.papers.analysis.prompted import METHODS, cell_masks, heat_url, open_study, remarks
 from pipelines.papers.analysis.scores import first_of_each_class
@@ -76,7 +76,7 @@ def collect(study: Study, class_ids: Sequence[int], photos: Sequence[int]) -> tu
     return {k: torch.cat(v) for k, v in found.items()}, ids[:, 1], ids[:, 0]
 
 
-def analyse_similarity(recipe: Recipe, *, bundle: str, fold: int) -> Written:
+def analyse_similarity(recipe: Recipe, *, bundle: str, fold: int) -> AnalysisFile:
     """Cosine similarity of prototypes within and between a fold's novel classes, by kind of features.
 
     Test photos, up to `PHOTOS_A_CLASS` a class. Raises `FssError` for a bundle of a method without both features, one
@@ -96,7 +96,7 @@ def analyse_similarity(recipe: Recipe, *, bundle: str, fold: int) -> Written:
 
 
 @torch.inference_mode()
-def _strips(study: Study, episodes: EpisodeList) -> list[Strip]:
+def _strips(study: Study, episodes: EpisodeList) -> list[PictureStrip]:
     """One episode of each class: how alike each cell of the query is to the support's prototype."""
     model, cache, strips = study.adapted, FeatureCache(study.adapted), []
     for episode in first_of_each_class(episodes, SHOWN):
@@ -112,12 +112,12 @@ def _strips(study: Study, episodes: EpisodeList) -> list[Strip]:
             cosine = F.cosine_similarity(maps[row_of[target.image_id]], prototype[0, :, None, None], dim=0)
             panels.append((f"{kind}: {float(cosine.min()):.2f} to {float(cosine.max()):.2f}",
                            heat_url(target.image, cosine)))
-        strips.append(Strip(title=sample.class_name, panels=panels))
+        strips.append(PictureStrip(title=sample.class_name, panels=panels))
     return strips
 
 
-def _analysis(study: Study, fold: int, class_ids: Sequence[int], alike: dict[str, Similarity],
-              counts: dict[str, int], strips: list[Strip]) -> Analysis:
+def _analysis(study: Study, fold: int, class_ids: Sequence[int], alike: dict[str, ClassSimilarity],
+              counts: dict[str, int], strips: list[PictureStrip]) -> Analysis:
     names = [study.shards.classes[c].name for c in class_ids]
     sam, middle = alike[SAM], alike[MIDDLE]
     verb = "tell classes apart better" if middle.auc > sam.auc else "do not tell classes apart better"
@@ -129,7 +129,7 @@ def _analysis(study: Study, fold: int, class_ids: Sequence[int], alike: dict[str
               f"two of different classes in {middle.auc:.1%} of the cases, to SAM in {sam.auc:.1%}.",
               f"{counts['objects']} objects of {len(names)} classes that training held out ({', '.join(names)}), in "
               f"{counts['photos']} test photos."],
-        table=Table(columns=["prototypes of", "within a class", "between classes", "gap", "AUC"], rows=rows),
+        table=TextTable(columns=["prototypes of", "within a class", "between classes", "gap", "AUC"], rows=rows),
         figures={"fold": fold, "classes": names, **counts,
                  "similarity": {k: {"within": s.within, "between": s.between, "gap": s.within - s.between,
                                     "auc": s.auc} for k, s in alike.items()}},

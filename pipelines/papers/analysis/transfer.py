@@ -18,16 +18,16 @@ from pipelines.data.episodes import EpisodeList
 from pipelines.data.shardset import Shards
 from pipelines.pages.curves import interval_bars
 from pipelines.papers.analysis.domains import example_strips
-from pipelines.papers.analysis.page import Analysis, Strip, Table, Written, between, pct, write_page
+from pipelines.papers.analysis.page import Analysis, AnalysisFile, PictureStrip, TextTable, between, pct, write_page
 from pipelines.papers.analysis.pictures import LEGEND
-from pipelines.papers.analysis.scores import FewShot, episodes_among, few_shot
+from pipelines.papers.analysis.scores import FewShotScores, episodes_among, few_shot
 from pipelines.papers.analysis.study import Study
 
 SHOWN = 2  # episodes a fold
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fold:
+class TransferFold:
     """One fold of the protocol: its bundle, the PASCAL classes it is tested on, their episodes."""
 
     number: int
@@ -57,7 +57,7 @@ def fold_classes(shards: Shards) -> dict[int, list[int]]:
     return found
 
 
-def open_folds(recipe: Recipe, bundles: Sequence[str]) -> list[Fold]:
+def open_folds(recipe: Recipe, bundles: Sequence[str]) -> list[TransferFold]:
     """The four folds, checked. Raises `FssError` for another number of bundles and for what must not be tested."""
     if len(bundles) != FOLDS:
         raise FssError(f"{len(bundles)} bundle{'' if len(bundles) == 1 else 's'} given, the protocol has {FOLDS} folds",
@@ -67,16 +67,16 @@ def open_folds(recipe: Recipe, bundles: Sequence[str]) -> list[Fold]:
     return [_open_fold(Study(recipe, bundles[f], infos[f], shards), f, ids) for f, ids in fold_classes(shards).items()]
 
 
-def _open_fold(study: Study, number: int, class_ids: list[int]) -> Fold:
+def _open_fold(study: Study, number: int, class_ids: list[int]) -> TransferFold:
     names = [study.shards.classes[c].name for c in class_ids]
     for name in names:
         study.refuse_trained([name, PASCAL_IN_COCO[name]], f"fold {number} tests as {name!r}")
     episodes = episodes_among(study.shards, class_ids, study.recipe.eval)
     study.refuse_seen([i for e in episodes for i in (e.query, *e.supports)])
-    return Fold(number=number, study=study, names=names, episodes=episodes)
+    return TransferFold(number=number, study=study, names=names, episodes=episodes)
 
 
-def analyse_transfer(recipe: Recipe, *, bundles: Sequence[str]) -> Written:
+def analyse_transfer(recipe: Recipe, *, bundles: Sequence[str]) -> AnalysisFile:
     """mIoU of every fold and their mean; `bundles` are of the COCO folds 0 to 3, `recipe` is PASCAL's.
 
     Raises `FssError` for another number of bundles, data without PASCAL's classes, and a bundle trained on the
@@ -89,7 +89,8 @@ def analyse_transfer(recipe: Recipe, *, bundles: Sequence[str]) -> Written:
     return write_page(analysis, recipe, folds[0].study.shards, [(f.study.url, f.study.info) for f in folds])
 
 
-def _analysis(recipe: Recipe, folds: list[Fold], scores: list[FewShot], strips: list[Strip]) -> Analysis:
+def _analysis(recipe: Recipe, folds: list[TransferFold], scores: list[FewShotScores],
+              strips: list[PictureStrip]) -> Analysis:
     mean = sum(s.miou for s in scores) / FOLDS
     rows = [[f"fold {f.number}", " ".join(f.names), f.record, pct(s.miou), between(s.interval)]
             for f, s in zip(folds, scores, strict=True)]
@@ -104,17 +105,21 @@ def _analysis(recipe: Recipe, folds: list[Fold], scores: list[FewShot], strips: 
     if absent or left_out:
         notes.append(f"Not all of PASCAL was tested, so this is not the published figure; without "
                      f"{', '.join(sorted({*absent, *left_out}))}.")
-    return Analysis(
-        name="transfer", title="From COCO to PASCAL", setting=f"{recipe.eval.shots}-shot",
-        said=[f"{pct(mean)} mIoU in the mean of the four folds.",
-              "In the paper (SAM 2 Large, 1-shot): 67.1, 70.9, 73.5, 78.6, mean 72.5."],
-        table=Table(columns=["fold", "PASCAL classes", "trained on", "mIoU", "95 % interval"], rows=rows),
-        tables=[Table(title="IoU of every class", columns=["PASCAL class", "COCO counterpart", "fold", "IoU"],
-                      rows=[[n, PASCAL_IN_COCO[n], str(f.number), pct(iou)] for f, s in zip(folds, scores, strict=True)
-                            for n, iou in s.per_class.items()])],
-        figures={"miou": mean, "shots": recipe.eval.shots, "absent": absent, "not_scored": left_out,
-                 "folds": [{"fold": f.number, "classes": f.names, "trained_on": f.record, **s.as_json()}
-                           for f, s in zip(folds, scores, strict=True)]},
-        plots=[interval_bars([(f"fold {f.number}", s.miou * 100, s.interval[0] * 100, s.interval[1] * 100)
-                              for f, s in zip(folds, scores, strict=True)], "mIoU, percent, with its 95 % interval")],
-        strips=strips, legend=LEGEND, notes=notes)
+    return Analysis(name="transfer", title="From COCO to PASCAL", setting=f"{recipe.eval.shots}-shot",
+                    said=[f"{pct(mean)} mIoU in the mean of the four folds.",
+                          "In the paper (SAM 2 Large, 1-shot): 67.1, 70.9, 73.5, 78.6, mean 72.5."],
+                    table=TextTable(columns=["fold", "PASCAL classes", "trained on", "mIoU", "95 % interval"],
+                                    rows=rows), tables=[TextTable(title="IoU of every class",
+                                                                  columns=["PASCAL class", "COCO counterpart", "fold",
+                                                                           "IoU"],
+                                                                  rows=[[n, PASCAL_IN_COCO[n], str(f.number),
+                                                                         pct(iou)] for f,
+                                                                        s in zip(folds, scores, strict=True) for n,
+                                                                        iou in s.per_class.items()])],
+                    figures={"miou": mean, "shots": recipe.eval.shots, "absent": absent, "not_scored": left_out,
+                             "folds": [{"fold": f.number, "classes": f.names, "trained_on": f.record,
+                                        **s.as_json()} for f, s in zip(folds, scores, strict=True)]},
+                    plots=[interval_bars([(f"fold {f.number}", s.miou * 100, s.interval[0] * 100,
+                                           s.interval[1] * 100) for f, s in zip(folds, scores, strict=True)],
+                                         "mIoU, percent, with its 95 % interval")], strips=strips, legend=LEGEND,
+                    notes=notes)

@@ -23,33 +23,33 @@ from pipelines.config.recipe import Recipe
 from pipelines.config.section import Section
 from pipelines.data.shardset import Shards
 from pipelines.evaluation.results import RunResult, table_counts
-from pipelines.papers.tables.config import Column, Row
+from pipelines.papers.tables.config import TableColumn, TableRow
 
 DECIDES = ("data", "mixture", "methods", "train", "eval")
 
 
-class Quality(Section):
+class PseudoMaskQuality(Section):
     """A run's pseudo masks of one kind: precision and recall, fractions; the counts are beside the record."""
 
     precision: float
     recall: float
 
 
-class Record(Section):
+class CellRecord(Section):
     """What a finished cell leaves: its runs (fold x seed), the latency measured, FCP's pseudo masks by run and kind."""
 
     results: list[RunResult]
     latency: dict[str, Any] = Field(default_factory=dict)
-    masks: dict[str, dict[str, Quality]] = Field(default_factory=dict)
+    masks: dict[str, dict[str, PseudoMaskQuality]] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell:
+class TableCell:
     """A row in a column. `folds` is how many the published figure is the mean of."""
 
-    row: Row
+    row: TableRow
     key: str
-    column: Column
+    column: TableColumn
     recipe: Recipe
     folds: int
 
@@ -75,12 +75,12 @@ class Cell:
         """Equal for cells that can be runs of one sweep: all but the method is the same."""
         return self.recipe.model_dump_json(exclude={"methods", "name"})
 
-    def record(self) -> Record | None:
+    def record(self) -> CellRecord | None:
         """What is known, None where it is not finished or is of other data than the shards that are there now."""
         if not self.store.exists("record.json"):
             return None
         try:
-            found = Record.model_validate(self.store.read_json("record.json"))
+            found = CellRecord.model_validate(self.store.read_json("record.json"))
         except ValidationError:
             return None
         shards = Workspace(self.recipe.out).shards(self.recipe.data.name)
@@ -95,9 +95,9 @@ class Cell:
         return table_counts(self.store.read_table(f"{name}.parquet"), [int(c) for c in result.classes])
 
 
-def grouped(cells: Sequence[Cell]) -> list[list[Cell]]:
+def group_cells(cells: Sequence[TableCell]) -> list[list[TableCell]]:
     """Cells that one sweep can run, in the order in which they come first."""
-    groups: dict[str, list[Cell]] = {}
+    groups: dict[str, list[TableCell]] = {}
     for cell in cells:
         groups.setdefault(cell.group, []).append(cell)
     return list(groups.values())

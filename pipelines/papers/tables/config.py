@@ -21,7 +21,7 @@ MEASURES: dict[str, str] = {
 Figures = float | list[float | None] | None
 
 
-class Column(Section):
+class TableColumn(Section):
     """What is measured on what."""
 
     title: str
@@ -31,7 +31,7 @@ class Column(Section):
     folds: int = Field(0, ge=0)  # so many folds are shown before their mean; 0: the mean alone
 
 
-class Row(Section):
+class TableRow(Section):
     """A configuration that we run."""
 
     name: str
@@ -43,7 +43,7 @@ class Row(Section):
     published: dict[str, Figures] = Field(default_factory=dict)
 
 
-class Rival(Section):
+class RivalRow(Section):
     """A method that is not run here."""
 
     name: str
@@ -51,22 +51,22 @@ class Rival(Section):
     published: dict[str, Figures]
 
 
-class Table(Section):
+class PublishedTable(Section):
     """A published table."""
 
     title: str
     paper: str
     source: str  # where the published figures of `rows` stand
-    columns: dict[str, Column]
-    rows: list[Row] = Field(min_length=1)
-    rivals: list[Rival] = Field(default_factory=list)
+    columns: dict[str, TableColumn]
+    rows: list[TableRow] = Field(min_length=1)
+    rivals: list[RivalRow] = Field(default_factory=list)
     reference: str = ""  # a row that the others are compared with on the same episodes
     confidence: float = Field(0.95, gt=0.5, lt=1)
     resamples: Positive = 1000
     notes: list[str] = Field(default_factory=list)
 
     @model_validator(mode="after")
-    def _names_are_known(self) -> Table:
+    def _names_are_known(self) -> PublishedTable:
         names = [r.name for r in self.all_rows]
         if twice := sorted({n for n in names if names.count(n) > 1}):
             raise ValueError(f"two rows are named {twice[0]!r}")
@@ -78,7 +78,7 @@ class Table(Section):
             self._check_row(row)
         return self
 
-    def _check_row(self, row: Row) -> None:
+    def _check_row(self, row: TableRow) -> None:
         for key in self.columns_of(row):
             column = self.columns[key]
             if "{method}" in column.recipe and not row.method:
@@ -87,7 +87,7 @@ class Table(Section):
                 raise ValueError(f"row {row.name!r}, column {key!r}: `mask` goes with the measures of pseudo masks")
 
     @model_validator(mode="after")
-    def _figures_fit(self) -> Table:
+    def _figures_fit(self) -> PublishedTable:
         for row in self.all_rows:
             for key, given in row.published.items():
                 if key not in self.columns:
@@ -99,15 +99,15 @@ class Table(Section):
         return self
 
     @property
-    def all_rows(self) -> list[Row | Rival]:
+    def all_rows(self) -> list[TableRow | RivalRow]:
         """Rows, then rivals."""
         return [*self.rows, *self.rivals]
 
-    def columns_of(self, row: Row) -> list[str]:
+    def columns_of(self, row: TableRow) -> list[str]:
         """The columns a row is run for, in the table's order."""
         return [k for k in self.columns if not row.columns or k in row.columns]
 
-    def figure(self, row: Row | Rival, column: str, fold: int | None = None) -> float | None:
+    def figure(self, row: TableRow | RivalRow, column: str, fold: int | None = None) -> float | None:
         """A published figure: of a fold, or the mean. None where it is not at hand."""
         given = row.published.get(column)
         if isinstance(given, list):

@@ -16,15 +16,15 @@ from pipelines.config.data import BENCHMARKS, DataConfig
 from pipelines.config.method import MethodConfig
 from pipelines.config.recipe import Recipe
 from pipelines.data.benchmarks.check import check_benchmark
-from pipelines.papers.tables.cells import Cell
+from pipelines.papers.tables.cells import TableCell
 
 # files that recipes name by a local path, having no public address: where they are from
 UNADDRESSED = {"resnet50_v2.pth": "PSPNet's ImageNet weights: the folder initmodel that the README of "
-                                  "hszhao/semseg links (torchvision's do not fit)"}
+               "hszhao/semseg links (torchvision's do not fit)"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Missing:
+class MissingFile:
     """A dataset or a weight file: its name for the command line, where it is looked for, and what to put there."""
 
     kind: str  # data | weights
@@ -38,16 +38,16 @@ class Missing:
         return f"--root {self.name}=FOLDER" if self.kind == "data" else f"--weight {self.name}=FILE"
 
 
-def check_cells(cells: Sequence[Cell]) -> None:
+def check_cells(cells: Sequence[TableCell]) -> None:
     """Raise `FssError` for a method, a setting or a preset that does not exist, before anything is looked for."""
     for cell in cells:
         registry.make_config(cell.method.name, cell.method.config)
         registry.check_preset(cell.method.name, cell.method.preset)
 
 
-def find_missing(cells: Sequence[Cell]) -> list[Missing]:
+def find_missing(cells: Sequence[TableCell]) -> list[MissingFile]:
     """Everything that is not there. Where only files with an address are missing they are fetched now."""
-    data: dict[str, Missing] = {}
+    data: dict[str, MissingFile] = {}
     files: dict[str, str] = {}
     for cell in cells:
         for part in datasets(cell.recipe):
@@ -78,7 +78,7 @@ def file_name(place: str) -> str:
     return place.partition("#")[0].rsplit("/", 1)[-1]
 
 
-def _missing_data(part: DataConfig, out: str) -> Missing | None:
+def _missing_data(part: DataConfig, out: str) -> MissingFile | None:
     if part.source.format == "shapes" or Store(Workspace(out).shards(part.name)).exists("manifest.json"):
         return None
     root = part.source.root
@@ -88,29 +88,30 @@ def _missing_data(part: DataConfig, out: str) -> Missing | None:
             return None
         put = [f"{p.what}: {p.where}{_number(p.published)}; from {p.get}" for p in report.parts
                if p.state in ("missing", "incomplete")]
-        return Missing(kind="data", name=part.name, place=report.root, put=tuple(put or report.problems))
+        return MissingFile(kind="data", name=part.name, place=report.root, put=tuple(put or report.problems))
     store = Store(root)
     if store.list():
         return None
-    return Missing(kind="data", name=part.name, place=store.url, put=(f"a dataset of format {part.source.format!r}",))
+    return MissingFile(kind="data", name=part.name, place=store.url,
+                       put=(f"a dataset of format {part.source.format!r}",))
 
 
 def _number(published: int | None) -> str:
     return "" if published is None else f", {published} file{'' if published == 1 else 's'}"
 
 
-def _missing_file(place: str) -> Missing:
+def _missing_file(place: str) -> MissingFile:
     where = place.partition("#")[0]
     said = ("is fetched from there once nothing else is missing; without a network: get it and name its place"
             if "://" in place else UNADDRESSED.get(file_name(place), "put the file there"))
-    return Missing(kind="weights", name=file_name(place), place=where, put=(said,))
+    return MissingFile(kind="weights", name=file_name(place), place=where, put=(said,))
 
 
-def _fetched(place: str, sha256: str) -> Missing | None:
+def _fetched(place: str, sha256: str) -> MissingFile | None:
     """Fetch a file; None if that went well."""
     try:
         fetch(place, sha256)
     except FssError as error:
-        return Missing(kind="weights", name=file_name(place), place=place.partition("#")[0],
-                       put=(str(error), "get it and name its place"))
+        return MissingFile(kind="weights", name=file_name(place), place=place.partition("#")[0],
+                           put=(str(error), "get it and name its place"))
     return None

@@ -10,12 +10,12 @@ import numpy as np
 
 from fss_models.metrics import Metric, Sample, interval, paired_difference, resampled_scores
 from pipelines.evaluation.results import RunResult
-from pipelines.papers.tables.cells import Cell, Record
-from pipelines.papers.tables.config import MEASURES, Column, Table
+from pipelines.papers.tables.cells import CellRecord, TableCell
+from pipelines.papers.tables.config import MEASURES, PublishedTable, TableColumn
 
 
 @dataclass(frozen=True, kw_only=True)
-class Figure:
+class TableFigure:
     """One cell, or one fold of it (None: the mean), in the unit of its measure. None: not known."""
 
     row: str
@@ -51,12 +51,12 @@ class Figure:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class TableOutcome:
     """A table and its figures; `remarks`: row -> what a reader must know of our runs."""
 
     name: str
-    table: Table
-    figures: list[Figure]
+    table: PublishedTable
+    figures: list[TableFigure]
     remarks: dict[str, list[str]] = field(default_factory=dict)
     changes: Sequence[str] = ()  # what the command changed: the runs are not the published protocol then
 
@@ -65,41 +65,42 @@ class Outcome:
         """How many cells have a figure of ours."""
         return sum(f.fold is None and f.ours is not None for f in self.figures)
 
-    def of(self, row: str, column: str, fold: int | None = None) -> Figure | None:
+    def of(self, row: str, column: str, fold: int | None = None) -> TableFigure | None:
         """One figure, None where the row has no such cell."""
         return next((f for f in self.figures if (f.row, f.column, f.fold) == (row, column, fold)), None)
 
 
-def outcome(name: str, table: Table, cells: Sequence[Cell], changes: Sequence[str] = ()) -> Outcome:
+def outcome(name: str, table: PublishedTable, cells: Sequence[TableCell], changes: Sequence[str] = ()) -> TableOutcome:
     """Everything that is known of a table's cells. Nothing is run."""
     known = {(c.row.name, c.key): (c, r) for c in cells if (r := c.record())}
-    figures: list[Figure] = []
+    figures: list[TableFigure] = []
     for row in table.rows:
         for key in table.columns_of(row):
             found = known.get((row.name, key))
             figures += _cell(table, row.name, key, found, known.get((table.reference, key)))
     for rival in table.rivals:
         for key, column in table.columns.items():
-            figures += [Figure(row=rival.name, column=key, fold=f, published=table.figure(rival, key, f))
+            figures += [TableFigure(row=rival.name, column=key, fold=f, published=table.figure(rival, key, f))
                         for f in folds_of(column)]
     remarks: dict[str, list[str]] = {}
     for (row_name, _), (_, record) in known.items():
         for said in _remarks(record):
             if said not in remarks.setdefault(row_name, []):
                 remarks[row_name].append(said)
-    return Outcome(name=name, table=table, figures=figures, remarks={k: v for k, v in remarks.items() if v},
-                   changes=list(changes))
+    return TableOutcome(name=name, table=table, figures=figures, remarks={k: v for k, v in remarks.items() if v},
+                        changes=list(changes))
 
 
-def folds_of(column: Column) -> list[int | None]:
+def folds_of(column: TableColumn) -> list[int | None]:
     """The folds that a column shows, then None, their mean."""
     return [*range(column.folds), None]
 
 
-Known = tuple[Cell, Record]
+Known = tuple[TableCell, CellRecord]
 
 
-def _cell(table: Table, name: str, key: str, known: Known | None, reference: Known | None) -> list[Figure]:
+def _cell(table: PublishedTable, name: str, key: str, known: Known | None,
+          reference: Known | None) -> list[TableFigure]:
     row = next(r for r in table.rows if r.name == name)
     found = []
     for fold in folds_of(table.columns[key]):
@@ -107,11 +108,11 @@ def _cell(table: Table, name: str, key: str, known: Known | None, reference: Kno
         made = _ours(table, known, fold) if known else {}
         if known and reference and fold is None and name != table.reference:
             made["versus"] = _versus(table, known, reference)
-        found.append(Figure(row=name, column=key, fold=fold, published=published, **made))
+        found.append(TableFigure(row=name, column=key, fold=fold, published=published, **made))
     return found
 
 
-def _ours(table: Table, known: Known, fold: int | None) -> dict[str, Any]:
+def _ours(table: PublishedTable, known: Known, fold: int | None) -> dict[str, Any]:
     """ours, low, high, short of a fold or the mean; {} where that fold was not run."""
     cell, record = known
     runs = [r for r in record.results if fold is None or r.spec.fold == fold]
@@ -137,7 +138,7 @@ def _metric(measure: str) -> Metric:
     return "fb_iou" if measure == "fb_iou" else "miou"
 
 
-def _mean(cell: Cell, runs: Sequence[RunResult], metric: Metric) -> float:
+def _mean(cell: TableCell, runs: Sequence[RunResult], metric: Metric) -> float:
     """The mean over folds of the mean over seeds, a fraction."""
     from fss_models.metrics import score
 
@@ -148,14 +149,14 @@ def _mean(cell: Cell, runs: Sequence[RunResult], metric: Metric) -> float:
     return float(np.mean([np.mean(v) for v in by_fold.values()]))
 
 
-def _sample(cell: Cell, runs: Sequence[RunResult]) -> Sample:
+def _sample(cell: TableCell, runs: Sequence[RunResult]) -> Sample:
     by_fold: dict[int, list[RunResult]] = {}
     for run in runs:
         by_fold.setdefault(-1 if run.spec.fold is None else run.spec.fold, []).append(run)
     return Sample.of([(f, [cell.counts(r) for r in rs]) for f, rs in sorted(by_fold.items())])
 
 
-def _versus(table: Table, known: Known, reference: Known) -> tuple[float, float, float] | None:
+def _versus(table: PublishedTable, known: Known, reference: Known) -> tuple[float, float, float] | None:
     """Points above the reference row and their paired interval; None where episodes or folds differ."""
     (cell, record), (other, base) = known, reference
     measure = cell.column.measure
@@ -168,11 +169,11 @@ def _versus(table: Table, known: Known, reference: Known) -> tuple[float, float,
     return 100 * gain, 100 * low, 100 * high
 
 
-def _lists(record: Record) -> dict[Any, str]:
+def _lists(record: CellRecord) -> dict[Any, str]:
     return {r.spec.fold: r.list_hash for r in record.results}
 
 
-def _remarks(record: Record) -> list[str]:
+def _remarks(record: CellRecord) -> list[str]:
     said = []
     if any(r.untrained for r in record.results):
         said.append("holds random values where training is needed: no verdict on the method")
@@ -182,7 +183,7 @@ def _remarks(record: Record) -> list[str]:
     return said
 
 
-def document(found: Outcome, cells: Sequence[Cell]) -> dict[str, Any]:
+def document(found: TableOutcome, cells: Sequence[TableCell]) -> dict[str, Any]:
     """Everything as JSON: figures, and of each finished cell its runs with hashes."""
     table = found.table
     runs = {f"{c.row.name} | {c.key}": [{"run": r.run, "bundle_id": r.bundle_id, "list_hash": r.list_hash,

@@ -13,11 +13,11 @@ from pipelines.base.progress import say
 from pipelines.base.workspace import Workspace
 from pipelines.config.method import method_labels
 from pipelines.evaluation.results import EPISODE_SCORES, RunResult, read_counts
-from pipelines.papers.tables.cells import Cell, Quality, Record, grouped
+from pipelines.papers.tables.cells import CellRecord, PseudoMaskQuality, TableCell, group_cells
 from pipelines.sweeps.sweep import run_sweep
 
 
-def run_cells(cells: Sequence[Cell]) -> dict[str, str]:
+def run_cells(cells: Sequence[TableCell]) -> dict[str, str]:
     """Run what is not finished; returns run -> error of those that failed, which the next call tries again.
 
     Raises `FssError` for a mistake in a recipe, before anything of its group is run.
@@ -29,12 +29,12 @@ def run_cells(cells: Sequence[Cell]) -> dict[str, str]:
         return {}
     failed: dict[str, str] = {}
     with cluster():
-        for group in grouped(list(distinct.values())):
+        for group in group_cells(list(distinct.values())):
             failed |= _run_group(group)
     return failed
 
 
-def _run_group(group: Sequence[Cell]) -> dict[str, str]:
+def _run_group(group: Sequence[TableCell]) -> dict[str, str]:
     methods = list({c.method.key: c.method for c in group}.values())
     recipe = group[0].recipe.model_copy(update={"methods": methods})
     say(f"{recipe.name}, {recipe.eval.shots}-shot: {', '.join(dict.fromkeys(c.row.name for c in group))}")
@@ -49,33 +49,33 @@ def _run_group(group: Sequence[Cell]) -> dict[str, str]:
     return {r.run: r.error for r in results if r.error}
 
 
-def _keep(cell: Cell, results: Sequence[RunResult], latency: dict[str, Any]) -> None:
+def _keep(cell: TableCell, results: Sequence[RunResult], latency: dict[str, Any]) -> None:
     """The counts first, the record last: it marks the cell as finished."""
     workspace = Workspace(cell.recipe.out)
     for result in results:
         counts = read_counts(workspace.run(result.run), result)
         cell.store.write_table(f"{result.run}.parquet", _table(counts))
     masks = {r.run: _pseudo_masks(cell, r) for r in results} if cell.row.mask else {}
-    record = Record(results=list(results), latency=latency, masks=masks)
+    record = CellRecord(results=list(results), latency=latency, masks=masks)
     cell.store.write_json("record.json", record.model_dump(mode="json"))
 
 
-def _pseudo_masks(cell: Cell, result: RunResult) -> dict[str, Quality]:
+def _pseudo_masks(cell: TableCell, result: RunResult) -> dict[str, PseudoMaskQuality]:
     """Quality of FCP's masks before the first step and after the last, on the episodes the run was scored on."""
-    from pipelines.papers.analysis.prompted import analysed, open_study
+    from pipelines.papers.analysis.prompted import analyse_batch, open_study
     from pipelines.papers.analysis.pseudo_masks import CONVENTIONAL, cut
 
     study = open_study(cell.recipe, result.bundle, ("fcp",), "pseudo masks")
     fold = result.spec.fold
     episodes = study.unseen(0 if fold is None else fold).episodes(cell.recipe.eval)
-    made = cut(analysed(study.adapted, study.shards, episodes.episodes, cell.recipe.eval, "pseudo masks"),
+    made = cut(analyse_batch(study.adapted, study.shards, episodes.episodes, cell.recipe.eval, "pseudo masks"),
                study.adapted)
     found = {}
     for kind, name in (("conventional", CONVENTIONAL), ("attention", list(made.masks)[-1])):
         quality, sample = made.quality(name, episodes.class_ids), made.sample(name)
         counts = Counts(class_ids=sample.class_ids, inter=sample.inter[0], union=sample.union[0])
         cell.store.write_table(f"{result.run}-{kind}.parquet", _table(counts))
-        found[kind] = Quality(precision=quality.precision, recall=quality.recall)
+        found[kind] = PseudoMaskQuality(precision=quality.precision, recall=quality.recall)
     return found
 
 

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from pipelines.base.storage import Store, join
 from pipelines.base.version import code_version
 from pipelines.pages.template import page_template
-from pipelines.papers.tables.cells import Cell
+from pipelines.papers.tables.cells import TableCell
 from pipelines.papers.tables.config import MEASURES
-from pipelines.papers.tables.outcome import Figure, Outcome, document, folds_of
+from pipelines.papers.tables.outcome import TableFigure, TableOutcome, document, folds_of
 
 NONE = "–"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Block:
+class TableBlock:
     """A part of the table that fits side by side: lines of (row, what, cells)."""
 
     title: str
@@ -27,7 +27,7 @@ class Block:
 Slot = tuple[str, int | None]  # a column, a fold or the mean
 
 
-def blocks(found: Outcome) -> list[Block]:
+def blocks(found: TableOutcome) -> list[TableBlock]:
     """One block a column that shows its folds, one for all the others."""
     columns = found.table.columns
     plain: list[Slot] = [(k, None) for k, c in columns.items() if not c.folds]
@@ -45,7 +45,7 @@ def blocks(found: Outcome) -> list[Block]:
     return made
 
 
-def _block(found: Outcome, title: str, head: list[str], slots: Sequence[Slot]) -> Block:
+def _block(found: TableOutcome, title: str, head: list[str], slots: Sequence[Slot]) -> TableBlock:
     lines: list[tuple[str, str, list[str]]] = []
     for row in found.table.rows:
         figures = [found.of(row.name, k, f) for k, f in slots]
@@ -56,12 +56,12 @@ def _block(found: Outcome, title: str, head: list[str], slots: Sequence[Slot]) -
         if any(f and f.published is not None for f in figures):
             lines.append((f"{rival.name} [{_sources(found).index(rival.source) + 1}]", "published",
                           _texts(figures, lambda f: _number(f.published))))
-    return Block(title=title, head=head, lines=lines)
+    return TableBlock(title=title, head=head, lines=lines)
 
 
-def _lines(found: Outcome, name: str, figures: Sequence[Figure | None]) -> list[tuple[str, str, list[str]]]:
+def _lines(found: TableOutcome, name: str, figures: Sequence[TableFigure | None]) -> list[tuple[str, str, list[str]]]:
     level = f"{found.table.confidence:.0%} interval"
-    kinds: list[tuple[str, Callable[[Figure], str]]] = [
+    kinds: list[tuple[str, Callable[[TableFigure], str]]] = [
         ("ours", lambda f: _number(f.ours) + (" (fewer folds)" if f.short and f.ours is not None else "")),
         (level, lambda f: NONE if f.low is None or f.high is None else f"{f.low:.1f} to {f.high:.1f}"),
         ("published", lambda f: _number(f.published)),
@@ -77,7 +77,7 @@ def _lines(found: Outcome, name: str, figures: Sequence[Figure | None]) -> list[
     return made
 
 
-def _texts(figures: Sequence[Figure | None], say: Callable[[Figure], str]) -> list[str]:
+def _texts(figures: Sequence[TableFigure | None], say: Callable[[TableFigure], str]) -> list[str]:
     return ["" if f is None else say(f) for f in figures]
 
 
@@ -89,18 +89,18 @@ def _signed(value: float | None) -> str:
     return NONE if value is None else f"{round(value, 1) + 0.0:+.1f}"
 
 
-def _versus(figure: Figure) -> str:
+def _versus(figure: TableFigure) -> str:
     if figure.versus is None:
         return NONE
     gain, low, high = figure.versus
     return f"{_signed(gain)} ({_signed(low)} to {_signed(high)})"
 
 
-def _sources(found: Outcome) -> list[str]:
+def _sources(found: TableOutcome) -> list[str]:
     return list(dict.fromkeys(r.source for r in found.table.rivals))
 
 
-def remarks(found: Outcome) -> list[str]:
+def remarks(found: TableOutcome) -> list[str]:
     """What a reader must know, a line each."""
     table, said = found.table, [f"{found.table.paper}. Published figures of the rows: {found.table.source}."]
     said += [f"[{i}] {source}." for i, source in enumerate(_sources(found), start=1)]
@@ -116,7 +116,7 @@ def remarks(found: Outcome) -> list[str]:
     return said + table.notes
 
 
-def text(found: Outcome) -> str:
+def text(found: TableOutcome) -> str:
     """For a terminal."""
     parts = [found.table.title]
     for block in blocks(found):
@@ -129,7 +129,7 @@ def text(found: Outcome) -> str:
     return "\n\n".join([*parts, "\n".join(remarks(found))])
 
 
-def markdown(found: Outcome) -> str:
+def markdown(found: TableOutcome) -> str:
     """The same as Markdown."""
     parts = [f"# {found.table.title}"]
     for block in blocks(found):
@@ -144,14 +144,14 @@ def _escaped(cell: str) -> str:
     return cell.replace("|", "\\|").replace("*", "\\*")
 
 
-def page(found: Outcome) -> str:
+def page(found: TableOutcome) -> str:
     """The same as one self-contained page."""
     template = page_template("pipelines.papers.tables", "table.html")
     return template.render(title=found.table.title, blocks=blocks(found), remarks=remarks(found),
                            code=code_version())
 
 
-def write(found: Outcome, cells: Sequence[Cell], out: str) -> str:
+def write(found: TableOutcome, cells: Sequence[TableCell], out: str) -> str:
     """Write `<out>/tables/<name>.html`, `.md` and `.json`; returns the page's place."""
     store = Store(join(out, "tables"))
     store.write_json(f"{found.name}.json", document(found, cells))

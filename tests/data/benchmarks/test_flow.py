@@ -24,16 +24,16 @@ from pipelines.config.recipe import Recipe
 from pipelines.config.run import RunSpec
 from pipelines.data.benchmarks.check import check_benchmark
 from pipelines.data.benchmarks.make import make_list
-from pipelines.data.benchmarks.protocol import Ask
+from pipelines.data.benchmarks.protocol import ListRequest
 from pipelines.data.classes import NO_FOLD
 from pipelines.data.folds import FoldData
 from pipelines.data.published import PublishedList, bind, read_list, write_list
 from pipelines.data.shardset import ALL_FOLDS, Shards
 from pipelines.data.stream import EpisodeStream
-from pipelines.evaluation.drive import Scored, evaluate_run
+from pipelines.evaluation.drive import ScoringConfig, evaluate_run
 from pipelines.evaluation.results import RunResult
 from pipelines.selection.choose import make_leaderboard
-from pipelines.training.context import Job
+from pipelines.training.context import RunContext
 from tests.data.benchmarks.conftest import benchmark_config
 from tests.data.conftest import write
 
@@ -50,13 +50,14 @@ MADE: dict[str, tuple[str, str, int | None]] = {
 def _list(name: str, root: str, shards: str, *, episodes: int | None = 8) -> PublishedList:
     family, source, fixed = MADE[name]
     ask = {"fold": ALL_FOLDS if name == "ade20k" else 0, "episodes": None if fixed else episodes}
-    return make_list(name, family, Ask(**ask, **{source: root if source == "root" else shards}))  # type: ignore[arg-type]
+    return make_list(name, family, ListRequest(**ask, **{source: root if source == "root" else shards}))  # type: ignore[arg-type]
 
 
 def score(shards: Shards, listed: str, out: str, fold: int | None) -> RunResult:
     spec = RunSpec(dataset="bench", shards=shards.url, data_hash=shards.manifest.content_hash, fold=fold,
                    method=MethodConfig(name="prior", preset="debug"))
-    return evaluate_run(Job(spec=spec, runs=out), Scored(config=EvalConfig(list=listed, batch=4), resamples=20))
+    return evaluate_run(RunContext(spec=spec, runs=out), ScoringConfig(config=EvalConfig(list=listed, batch=4),
+                                                                       resamples=20))
 
 
 @pytest.mark.parametrize("name", sorted(BENCHMARKS))
@@ -128,7 +129,7 @@ def test_on_s3(name: str, raw: Raw, built: Built, bucket: str, s3_server: S3Serv
 def test_the_leaderboard_tells_the_lists_shots_and_length(built: Built, tmp_path: Path) -> None:
     """Not the recipe's, which a list overrules; and the fold's list is found by its number."""
     shards, url = built("isic"), str(tmp_path / "fold{fold}.parquet")
-    listed = make_list("isic", "drawn", Ask(shots=2, episodes=9, shards=shards.url))
+    listed = make_list("isic", "drawn", ListRequest(shots=2, episodes=9, shards=shards.url))
     write_list(url.format(fold=0), listed)
     recipe = Recipe(out=str(tmp_path), data=benchmark_config("isic", "elsewhere"), eval=EvalConfig(list=url),
                     methods=[MethodConfig(name="prior", preset="debug")])
@@ -191,7 +192,7 @@ def test_lists_of_other_photos_classes_or_folds_are_refused(built: Built, tmp_pa
     distinct, images = len({e.query for e in listed}), len({i for e in listed for i in (e.query + 10_000, *e.supports)})
     first = listed.episodes[0]
     with pytest.raises(FssError, match=rf"{distinct} of the list's {images} images .*first: "
-                                       rf"{first.query_name}, id {first.query + 10_000}"):
+                       rf"{first.query_name}, id {first.query + 10_000}"):
         bind(shards, changed)
     renamed = replace(listed, episodes=tuple(replace(e, class_name=f"my {e.class_name}") for e in listed))
     with pytest.raises(FssError, match=r"class 0 of the list is 'my person'.*has 'person' there"):
@@ -214,14 +215,15 @@ def test_bams_lists_in_their_published_form(built: Built, tmp_path: Path) -> Non
     write(tmp_path, "val/data_list_0.txt", "\n".join(lines) + "\n")
     write(tmp_path, "val/sub_class_file_list_0.txt", repr({1: [tuple(line.split()) for line in lines]}))
     for family in ("bam", "fssam"):
-        listed = make_list("pascal5i", family, Ask(episodes=5, shards=built("pascal5i").url, lists=str(tmp_path)))
+        listed = make_list("pascal5i", family, ListRequest(episodes=5, shards=built("pascal5i").url,
+                                                           lists=str(tmp_path)))
         assert [e.query_name for e in listed] == [names[i % 2] for i in range(5)]
         assert all(e.support_names == (names[1 - i % 2],) for i, e in enumerate(listed))
         assert [e.query for e in listed][:2] == [2007000003, 2007000001]
         assert listed.origin.startswith("BAM lists ")
     write(tmp_path, "val/data_list_0.txt", lines[0] + "\n/data/2007_000777.jpg /data/2007_000777.png\n")
     with pytest.raises(FssError, match=r"lack 1 of the 2 listed photos \(first: 2007_000777\)"):
-        make_list("pascal5i", "bam", Ask(shards=built("pascal5i").url, lists=str(tmp_path)))
+        make_list("pascal5i", "bam", ListRequest(shards=built("pascal5i").url, lists=str(tmp_path)))
 
 
 def test_families_by_rule_over_shards(built: Built) -> None:
@@ -229,16 +231,16 @@ def test_families_by_rule_over_shards(built: Built) -> None:
     shards = built("pascal5i")
     for family in ("hsnet", "bam", "fssam"):
         given: dict[str, Any] = {"fold": 0, "episodes": 6, "shards": shards.url}
-        listed = make_list("pascal5i", family, Ask(**given))
+        listed = make_list("pascal5i", family, ListRequest(**given))
         assert {e.query_name.removesuffix(".jpg") for e in listed} == {"2007_000001", "2007_000003"}
         assert (listed.status, listed.seed) == ("unverified", 0 if family == "hsnet" else 321)
-        assert make_list("pascal5i", family, Ask(**given)) == listed
-    train = make_list("coco20i", "bam", Ask(episodes=6, shards=built("coco20i").url, split="train"))
+        assert make_list("pascal5i", family, ListRequest(**given)) == listed
+    train = make_list("coco20i", "bam", ListRequest(episodes=6, shards=built("coco20i").url, split="train"))
     assert all(e.query_name.startswith("train2014/") for e in train)  # as VRP-SAM's fold-0 list
     bind(built("coco20i"), train)
     with pytest.raises(FssError, match=r"ignores --workers"):
-        make_list("coco20i", "hsnet", Ask(shards=shards.url, workers=4))
+        make_list("coco20i", "hsnet", ListRequest(shards=shards.url, workers=4))
     with pytest.raises(FssError, match=r"from what .*give --lists or --shards"):
-        make_list("coco20i", "hsnet", Ask())
+        make_list("coco20i", "hsnet", ListRequest())
     with pytest.raises(FssError, match=r"no family 'hsnte'.*known: hsnet"):
-        make_list("coco20i", "hsnte", Ask(shards=shards.url))
+        make_list("coco20i", "hsnte", ListRequest(shards=shards.url))

@@ -19,7 +19,7 @@ from pipelines.data.benchmarks.check import check_benchmark
 from pipelines.data.benchmarks.protocol import photo_number
 from pipelines.data.classes import NO_FOLD, fold_of
 from pipelines.data.sources import open_source
-from pipelines.data.sources.base import Marks, Source
+from pipelines.data.sources.base import ImageMasks, Source
 from tests.data.benchmarks.conftest import benchmark_config
 from tests.data.benchmarks.layouts import HEIGHT, LAYOUTS, WIDTH
 from tests.data.conftest import jpeg, write
@@ -31,7 +31,7 @@ def _open(name: str, root: Path, **over: object) -> Source:
     return open_source(SourceConfig.model_validate({"format": name, "root": str(root), **over}))
 
 
-def _marks(source: Source, name: str) -> Marks:
+def _marks(source: Source, name: str) -> ImageMasks:
     item = next(i for i in source.items if i.file_name == name)
     return source.mark(item, source.fetch(item), HEIGHT, WIDTH)
 

@@ -10,7 +10,7 @@ from fss_models.errors import FssError
 from pipelines.config.data import DataConfig
 from pipelines.data.benchmarks import coco, pascal
 from pipelines.data.benchmarks.make import make_list
-from pipelines.data.benchmarks.protocol import Ask
+from pipelines.data.benchmarks.protocol import ListRequest
 from pipelines.data.published import bind, write_list
 from pipelines.data.shards import build_shards
 from pipelines.data.shardset import Shards
@@ -37,12 +37,12 @@ def test_coco_photos_as_coco_20i(shared: Path, tmp_path: Path) -> None:
     assert min(areas) >= 2048
     assert len(photos) > 20
     with pytest.raises(FssError, match=r"class \d+ has [01] images"):
-        make_list("coco20i", "hsnet", Ask(fold=1, episodes=12, shards=shards.url))
-    listed = make_list("coco20i", "drawn", Ask(fold=0, episodes=12, shards=shards.url))
+        make_list("coco20i", "hsnet", ListRequest(fold=1, episodes=12, shards=shards.url))
+    listed = make_list("coco20i", "drawn", ListRequest(fold=0, episodes=12, shards=shards.url))
     write_list(str(tmp_path / "l.parquet"), listed)
     result = score(shards, str(tmp_path / "l.parquet"), str(tmp_path / "runs"), 0)
     assert (result.episodes, result.list_hash) == (12, listed.sha256)
-    published = make_list("coco20i", "hsnet", Ask(fold=0, lists=str(shared / "data/lists/coco20i_hsnet")))
+    published = make_list("coco20i", "hsnet", ListRequest(fold=0, lists=str(shared / "data/lists/coco20i_hsnet")))
     with pytest.raises(FssError, match=r"\d+ of the list's 1782 images are not in"):
         bind(shards, published)
 
@@ -54,10 +54,11 @@ def test_voc_photos_as_pascal_5i(shared: Path, tmp_path: Path) -> None:
     for fold in range(4):
         assert shards.fold_classes(fold) == pascal.fold_classes(fold)
     for family in ("hsnet", "bam"):
-        listed = make_list("pascal5i", family, Ask(fold=2, episodes=10, shards=shards.url))
+        listed = make_list("pascal5i", family, ListRequest(fold=2, episodes=10, shards=shards.url))
         for episode in bind(shards, listed):
             assert episode.class_id in shards.rows[episode.query]["class_ids"]
     write_list(str(tmp_path / "l.parquet"), listed)
     assert score(shards, str(tmp_path / "l.parquet"), str(tmp_path / "runs"), 2).episodes == 10
     with pytest.raises(FssError, match=r"\d+ of the list's \d+ images are not in .*first: 2007_000033"):
-        bind(shards, make_list("pascal5i", "hsnet", Ask(fold=0, lists=str(shared / "data/lists/pascal5i_hsnet"))))
+        bind(shards, make_list("pascal5i", "hsnet", ListRequest(fold=0,
+                                                                lists=str(shared / "data/lists/pascal5i_hsnet"))))

@@ -14,9 +14,9 @@ import torch
 
 from fss_models.errors import FssError
 from pipelines.data.benchmarks.make import make_list
-from pipelines.data.benchmarks.protocol import Ask
+from pipelines.data.benchmarks.protocol import ListRequest
 from pipelines.data.samplers import bam, hsnet, parts
-from pipelines.data.samplers.draws import Draw
+from pipelines.data.samplers.draws import NamedEpisode
 
 FAMILIES = {"coco20i_hsnet_lists": ("coco20i", "hsnet", "coco20i_hsnet"),
             "coco20i_bam_lists_as_in_vrp_fcp": ("coco20i", "bam", "coco20i_bam"),
@@ -31,7 +31,8 @@ def test_published_episodes_id_for_id(shared: Path, golden: str) -> None:
     assert len(cases) in (8, 12, 16)
     for case, wanted in cases.items():
         fold, seed, shots = (int(v) for v in re.findall(r"\d+", case))
-        ask = Ask(fold=fold, shots=shots, seed=seed, episodes=len(wanted), lists=str(shared / "data/lists" / folder))
+        ask = ListRequest(fold=fold, shots=shots, seed=seed, episodes=len(wanted),
+                          lists=str(shared / "data/lists" / folder))
         listed = make_list(dataset, family, ask)
         assert [(e.class_id, e.query_name, list(e.support_names)) for e in listed] == [
             (e["class_id"], e["query"], e["support"]) for e in wanted], case
@@ -57,7 +58,7 @@ OBJECTS = {(c, n): [parts.PartObject(f"{n}#0"), parts.PartObject(f"{n}#1", has_p
 WISH: dict[str, Any] = {"shots": 2, "episodes": 40}
 
 
-def _all(seed: int) -> dict[str, list[Draw]]:
+def _all(seed: int) -> dict[str, list[NamedEpisode]]:
     pairs = [(n, c) for c, pool in POOLS.items() for n in pool]
     return {
         "listed_pairs": hsnet.listed_pairs(pairs, seed=seed, **WISH),
@@ -122,7 +123,7 @@ def test_two_generators_are_pythons_and_numpys() -> None:
             drawn = str(np.random.choice(POOLS[class_id], 1, replace=False)[0])
             if drawn != name:
                 supports.append(drawn)
-        wanted.append(Draw(class_id, name, tuple(supports)))
+        wanted.append(NamedEpisode(class_id, name, tuple(supports)))
     random.setstate(before[0])
     np.random.set_state(before[1])
     assert bam.two_generators(LISTED, POOLS, shots=2, episodes=40, seed=321) == wanted

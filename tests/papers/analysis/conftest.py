@@ -21,8 +21,8 @@ from pipelines.config.run import RunSpec
 from pipelines.config.train import TrainConfig
 from pipelines.data.folds import FoldData
 from pipelines.data.shardset import Shards
-from pipelines.training.context import Job
-from pipelines.training.loop import Place, fit
+from pipelines.training.context import RunContext
+from pipelines.training.loop import WorkerRank, fit
 from pipelines.training.worker import write_bundle
 
 
@@ -49,10 +49,10 @@ def bundle(recipe: Recipe, shards: Shards) -> str:
     train = TrainConfig(steps=6, batch=2, log_every=6, checkpoint_every=6, pool_bytes=64_000_000, lr=0.01)
     spec = RunSpec(dataset=recipe.data.name, shards=shards.url, data_hash=shards.manifest.content_hash, fold=0,
                    method=recipe.methods[0], train=train)
-    job, data = Job(spec=spec, runs=Workspace(recipe.out).runs), FoldData.open(shards.url, 0)
+    job, data = RunContext(spec=spec, runs=Workspace(recipe.out).runs), FoldData.open(shards.url, 0)
     model = registry.build("sansa", "debug")
     open_stream: Callable[..., Any] = lambda position: data.stream(spec, position=position, rank=0, world=1)  # noqa: E731
-    history = fit(spec, model, place=Place(), open_stream=open_stream, resume=None, save=lambda step, write: None,
+    history = fit(spec, model, place=WorkerRank(), open_stream=open_stream, resume=None, save=lambda step, write: None,
                   log_row=lambda step, row: None)
     write_bundle(job, model, data, train_s=history.seconds)
     return job.bundle

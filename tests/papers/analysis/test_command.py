@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from fss_models.errors import FssError
 from jobs.cli import make_app
 from pipelines.config.recipe import Recipe
-from pipelines.papers.analysis.page import Table
+from pipelines.papers.analysis.page import TextTable
 
 
 @pytest.fixture
@@ -57,5 +57,5 @@ def test_a_mistake_ends_with_status_2_and_one_line(tmp_path: Path) -> None:
 
 
 def test_a_table_lines_up() -> None:
-    table = Table(columns=["name", "mIoU"], rows=[["frozen", "3.6"], ["x", "43.7"]])
+    table = TextTable(columns=["name", "mIoU"], rows=[["frozen", "3.6"], ["x", "43.7"]])
     assert table.text().splitlines() == ["name    mIoU", "frozen   3.6", "x       43.7"]

@@ -40,7 +40,7 @@ from pipelines.papers.analysis.matching import (
     share_inside,
     token_likeness,
 )
-from pipelines.papers.analysis.prompted import Analysed, analysed, cell_masks
+from pipelines.papers.analysis.prompted import EpisodeBatch, analyse_batch, cell_masks
 from pipelines.papers.analysis.pseudo_masks import analyse_pseudo_masks
 from pipelines.papers.analysis.similarity import MIDDLE, REDUCED, SAM, TOP, analyse_similarity
 
@@ -112,7 +112,7 @@ def test_shots_are_averaged_before_episodes(shards: Shards, recipe: Recipe, mode
     on, off = inside / inside.sum(), (1 - inside) / (1 - inside).sum()
     query = torch.stack([on, off])  # the first shot looks at the object, the second beside it
     found = fcp([query], torch.zeros(2, 0, 0), pair=torch.tensor([0, 0]), shot=torch.tensor([0, 1]))
-    masses, classes = measure([Analysed(episodes=episodes.episodes, samples=[sample], found=found)], model)
+    masses, classes = measure([EpisodeBatch(episodes=episodes.episodes, samples=[sample], found=found)], model)
     assert classes == [episodes.episodes[0].class_id]
     assert masses[-1].share == pytest.approx([0.5])
     assert masses[-1].even == pytest.approx([float(inside.mean())])
@@ -145,7 +145,7 @@ def test_matching_beside_pixels(recipe: Recipe, shards: Shards, make_bundle: Cal
 
 def test_the_share_of_an_episode_computed_by_hand(shards: Shards, recipe: Recipe, model: Segmenter) -> None:
     episode = FoldData.open(shards.url, 0).episodes(recipe.eval).episodes[0]
-    masses, _ = measure(analysed(model, shards, [episode], recipe.eval, "one"), model)
+    masses, _ = measure(analyse_batch(model, shards, [episode], recipe.eval, "one"), model)
     sample = load_episode(shards, episode)
     reference, target = sample.references[0], sample.targets[0]
     with torch.no_grad():
@@ -197,7 +197,7 @@ def test_quality_of_constructed_pseudo_masks(shards: Shards, recipe: Recipe, mod
     truth = cell_masks(model, [s.targets[0].mask for s in samples], (8, 8), fill=False)[:, None].float()
     uniform = torch.full((len(chosen), 1, 64), 1 / 64)
     found = fcp([uniform] * 4, torch.zeros(len(chosen), 0, 0), masks=[truth, 0.4 * truth, torch.ones_like(truth)])
-    made = pseudo_masks.cut([Analysed(episodes=chosen, samples=samples, found=found)], model)
+    made = pseudo_masks.cut([EpisodeBatch(episodes=chosen, samples=samples, found=found)], model)
     exact, faint, everywhere = (made.quality(f"attention, step {t}", episodes.class_ids) for t in (1, 2, 3))
     assert (exact.miou, exact.precision, exact.recall) == (1.0, 1.0, 1.0)
     assert (faint.miou, faint.recall) == (0.0, 0.0)  # nothing reaches one half

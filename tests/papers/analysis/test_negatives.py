@@ -23,7 +23,7 @@ from pipelines.papers.analysis.clicks import (
     CLICKS,
     REFERENCE,
     answer,
-    answers,
+    answer_batches,
     attend,
     click,
     false_positive_centre,
@@ -31,7 +31,7 @@ from pipelines.papers.analysis.clicks import (
     with_negative,
 )
 from pipelines.papers.analysis.negatives import analyse_negatives
-from pipelines.papers.analysis.scores import Remembered, remember
+from pipelines.papers.analysis.scores import SupportMemory, remember
 from pipelines.papers.analysis.study import Study
 
 
@@ -43,7 +43,7 @@ def model(recipe: Recipe, bundle: str) -> MemoryMatcher:
 
 
 @pytest.fixture
-def held(recipe: Recipe, shards: Shards, model: MemoryMatcher) -> Remembered:
+def held(recipe: Recipe, shards: Shards, model: MemoryMatcher) -> SupportMemory:
     """Three episodes in memory."""
     chosen = list(FoldData.open(shards.url, 0).episodes(recipe.eval))[:3]
     with torch.no_grad():
@@ -83,7 +83,7 @@ def test_without_correction_it_is_the_evaluation(recipe: Recipe, shards: Shards,
     assert found["clicked_episodes"] > 0
 
 
-def teach(model: MemoryMatcher, held: Remembered, steps: int = 50) -> None:
+def teach(model: MemoryMatcher, held: SupportMemory, steps: int = 50) -> None:
     """The decoder learns to answer "object everywhere", and with a negative click "no object"."""
     model.requires_grad_(False)
     parts = [*model.core.sam.sam_mask_decoder.requires_grad_(True).parameters(),
@@ -102,7 +102,7 @@ def teach(model: MemoryMatcher, held: Remembered, steps: int = 50) -> None:
         optimiser.step()
 
 
-def test_a_click_lowers_its_pixel_with_a_decoder_that_knows_clicks(model: MemoryMatcher, held: Remembered) -> None:
+def test_a_click_lowers_its_pixel_with_a_decoder_that_knows_clicks(model: MemoryMatcher, held: SupportMemory) -> None:
     """The point and its negative label must reach the decoder together with the attended embedding."""
     teach(model, held)
     with torch.no_grad():
@@ -111,7 +111,7 @@ def test_a_click_lowers_its_pixel_with_a_decoder_that_knows_clicks(model: Memory
     assert all(after < 0 < start for start, after in found.drop), found.drop
 
 
-def test_answers_depend_on_the_place_of_clicks_and_on_memory(model: MemoryMatcher, held: Remembered) -> None:
+def test_answers_depend_on_the_place_of_clicks_and_on_memory(model: MemoryMatcher, held: SupportMemory) -> None:
     with torch.inference_mode():
         attended = attend(model, held)
         plain = answer(model, held, attended)
@@ -122,7 +122,7 @@ def test_answers_depend_on_the_place_of_clicks_and_on_memory(model: MemoryMatche
     assert not torch.equal(other, attended)
 
 
-def test_clicks_are_on_mistakes_and_stop_where_there_are_none(model: MemoryMatcher, held: Remembered) -> None:
+def test_clicks_are_on_mistakes_and_stop_where_there_are_none(model: MemoryMatcher, held: SupportMemory) -> None:
     config = EvalConfig()
     first = held.samples[0]
     everything = replace(first.targets[0], mask=np.ones_like(first.targets[0].mask))  # nothing can be a mistake
@@ -153,7 +153,7 @@ def test_a_negative_reference_enters_memory_with_an_empty_mask(recipe: Recipe, s
     assert not any(s.references[-1].mask.any() for s in samples)
     held = remember(model, FeatureCache(model), chosen, samples, recipe.eval)
     assert held.memory.counts.tolist() == [2, 2, 2, 2]
-    _, found = answers(model, FeatureCache(model), shards, chosen, photos, recipe.eval)
+    _, found = answer_batches(model, FeatureCache(model), shards, chosen, photos, recipe.eval)
     assert not torch.equal(found.reference, found.clicked.logits[0])
 
 

@@ -14,7 +14,7 @@ import torch
 from fss_models.errors import FssError
 from pipelines.config.recipe import Recipe
 from pipelines.data.shardset import Shards
-from pipelines.papers.analysis.pca import Pca, analyse_pca, colour_maps, look, similarity
+from pipelines.papers.analysis.pca import Pca, analyse_pca, colour_maps, compare_features, similarity
 from pipelines.papers.analysis.study import Study
 
 
@@ -82,7 +82,7 @@ def test_frozen_is_the_model_before_training(recipe: Recipe, bundle: str) -> Non
     assert not {k for k in trained if "adapter" in k and "up_proj.weight" in k} & same
     class_ids = [c.class_id for c in study.unknown_classes]
     photos = [r["image_id"] for r in study.shards.images("test")]
-    one, other = (look(study, m, class_ids, photos[:8], 2, "cells") for m in study.both.values())
+    one, other = (compare_features(study, m, class_ids, photos[:8], 2, "cells") for m in study.both.values())
     assert torch.equal(one.photos, other.photos)  # the same cells are compared
     assert one.cells.shape == other.cells.shape
     assert not torch.equal(one.cells, other.cells)

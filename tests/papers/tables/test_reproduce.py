@@ -22,13 +22,13 @@ from pipelines.config.data import DataConfig
 from pipelines.config.method import method_labels
 from pipelines.config.recipe import Recipe
 from pipelines.data.folds import FoldData
-from pipelines.evaluation.drive import evaluate_run, failed, finished, measure_latency
+from pipelines.evaluation.drive import evaluate_run, failed_result, measure_latency, read_finished
 from pipelines.evaluation.results import RunResult
 from pipelines.papers.tables.outcome import outcome
 from pipelines.papers.tables.show import text
 from pipelines.sweeps.sweep import plan_sweep, scoring
-from pipelines.training.context import Job
-from pipelines.training.loop import Place, fit
+from pipelines.training.context import RunContext
+from pipelines.training.loop import WorkerRank, fit
 from pipelines.training.worker import write_bundle
 
 TABLE = {
@@ -80,7 +80,7 @@ def no_workers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         yield
 
     def run_sweep(recipe: Recipe) -> list[RunResult]:
-        results = [_run(Job(spec=s, runs=Workspace(recipe.out).runs), recipe, done) for s in plan_sweep(recipe)]
+        results = [_run(RunContext(spec=s, runs=Workspace(recipe.out).runs), recipe, done) for s in plan_sweep(recipe)]
         labels = dict(zip([m.key for m in recipe.methods], method_labels(recipe.methods), strict=True))
         bundles = {labels[r.spec.method.key]: r.bundle for r in results if not r.error}
         if bundles:
@@ -94,21 +94,21 @@ def no_workers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return done
 
 
-def _run(job: Job, recipe: Recipe, done: list[str]) -> RunResult:
+def _run(job: RunContext, recipe: Recipe, done: list[str]) -> RunResult:
     spec, scored, data = job.spec, scoring(recipe), FoldData.of(job.spec)
-    if known := finished(job, scored):
+    if known := read_finished(job, scored):
         return known
     try:
         if spec.trains and not Store(job.bundle).exists("bundle.json"):
             done.append(f"train {spec.method.name} {spec.fold}")
             model = registry.build(spec.method.name, spec.method.preset, spec.method.config)
-            fit(spec, model, place=Place(), resume=None, save=lambda step, write: None, log_row=lambda step, row: None,
-                open_stream=lambda position: data.stream(spec, position=position, rank=0, world=1))
+            fit(spec, model, place=WorkerRank(), resume=None, save=lambda step, write: None, log_row=lambda step,
+                row: None, open_stream=lambda position: data.stream(spec, position=position, rank=0, world=1))
             write_bundle(job, model, data, train_s=0.0)
         done.append(f"score {spec.method.name} {spec.fold} {recipe.eval.shots}")
         return evaluate_run(job, scored)
     except FssError as error:
-        return failed(job, scored, error)
+        return failed_result(job, scored, error)
 
 
 def call(table_file: Path, **options: object) -> None:

@@ -9,16 +9,16 @@ import pytest
 from fss_models import registry
 from fss_models.errors import FssError
 from fss_models.settings import weight_fields
-from jobs.tables import cells_of, list_tables, load_table, placed
+from jobs.tables import cells_of, list_tables, load_table, place_cells
 from pipelines.config.method import MethodConfig
-from pipelines.papers.tables.cells import Cell
-from pipelines.papers.tables.config import Table
+from pipelines.papers.tables.cells import TableCell
+from pipelines.papers.tables.config import PublishedTable
 from pipelines.papers.tables.missing import check_cells, file_name, find_missing, weight_files
 from pipelines.papers.tables.outcome import outcome
 from pipelines.papers.tables.show import markdown, page, text
 
 
-def all_cells() -> list[Cell]:
+def all_cells() -> list[TableCell]:
     return [c for name in list_tables() for c in cells_of(load_table(name)[1])]
 
 
@@ -128,9 +128,9 @@ def test_mistakes_name_what_is_known(options: dict[str, list[str]], line: str) -
 
 
 def test_options_and_files(tmp_path: Path) -> None:
-    assert placed(["a=b=c"], "--root") == {"a": "b=c"}
+    assert place_cells(["a=b=c"], "--root") == {"a": "b=c"}
     with pytest.raises(FssError, match="write --root NAME=PLACE"):
-        placed(["a"], "--root")
+        place_cells(["a"], "--root")
     with pytest.raises(FssError, match="no table 'fcp_table9'"):
         load_table("fcp_table9")
     (tmp_path / "t.yaml").write_text("title: x\nrosw: []\n")
@@ -151,6 +151,6 @@ def test_options_and_files(tmp_path: Path) -> None:
 def test_a_table_that_contradicts_itself_is_refused(change: dict[str, object], line: str) -> None:
     good = {"title": "t", "paper": "p", "source": "s", "rows": [{"name": "a"}],
             "columns": {"one": {"title": "1", "recipe": "debug"}, "two": {"title": "2", "recipe": "debug", "folds": 2}}}
-    Table.model_validate(good)
+    PublishedTable.model_validate(good)
     with pytest.raises(ValueError, match=line):
-        Table.model_validate(good | change)
+        PublishedTable.model_validate(good | change)
