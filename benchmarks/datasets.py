@@ -52,8 +52,8 @@ def _photo(rng: np.random.Generator, height: int, width: int) -> bytes:
     return out.getvalue()
 
 
-def _document(photos: int, per_photo: int, size: tuple[int, int], classes: int, rng: np.random.Generator
-              ) -> Iterator[str]:
+def _document(photos: int, per_photo: int, size: tuple[int, int], classes: int,
+              rng: np.random.Generator) -> Iterator[str]:
     """The annotations in random order of photos, as COCO's own files have them."""
     height, width = size
     yield json.dumps({"categories": [{"id": c + 1, "name": f"class {c}"} for c in range(classes)]})[:-1]

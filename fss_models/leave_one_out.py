@@ -20,8 +20,8 @@ def leave_one_out(shots: int) -> list[Trial]:
 
 
 @torch.inference_mode()
-def segment_trials(model: Segmenter, features: Features, prompts: Sequence[Prompt], trials: Sequence[Trial]
-                   ) -> Prediction:
+def segment_trials(model: Segmenter, features: Features, prompts: Sequence[Prompt],
+                   trials: Sequence[Trial]) -> Prediction:
     """One prediction a trial, in one batch. `features` are those of the K photos that `prompts` mark."""
     width = max(len(shots) for shots, _ in trials)
     where = torch.tensor([[*shots, *[0] * (width - len(shots))] for shots, _ in trials])

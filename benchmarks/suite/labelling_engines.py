@@ -50,8 +50,7 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
             **{f"{name}_to_bare": middle[name] / middle["bare"] for name in ("actors", "handle", "http")}}
 
 
-def _job(name: str, config: dict[str, Any], folder: Path, supports: Path, out: Path
-         ) -> tuple[float, dict[str, float]]:
+def _job(name: str, config: dict[str, Any], folder: Path, supports: Path, out: Path) -> tuple[float, dict[str, float]]:
     """Its rate, and milliseconds of CPU a photo by role."""
     sets = [f"label.chunk={config['chunk']}", f"label.batch={config['batch']}", f"serve.threads={config['threads']}",
             f"serve.max_batch={config['batch']}"]

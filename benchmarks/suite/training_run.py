@@ -77,9 +77,9 @@ def _through_ray(spec: Any, config: dict[str, Any], out: str) -> list[dict[str, 
     from pipelines.training.context import RunContext
     from pipelines.training.worker import train_run
 
-    job = RunContext(spec=spec, runs=out, threads=config["threads"])
-    train_run(job)
-    rows: list[dict[str, float]] = Store(job.folder).read_json("history.json")
+    run = RunContext(spec=spec, runs=out, threads=config["threads"])
+    train_run(run)
+    rows: list[dict[str, float]] = Store(run.folder).read_json("history.json")
     return rows[1:]
 
 

@@ -20,28 +20,26 @@ def _paths() -> dict[str, Schema]:
     page = [*one, _query("page", {"type": "integer", "minimum": 0, "default": 0}),
             _query("show", {"enum": ["all", "undecided"], "default": "all"})]
     image = {"name": "image_id", "in": "path", "required": True, "schema": {"type": "integer", "minimum": 1}}
-    return {
-        "/v1/jobs": {
-            "get": call("All labelling jobs, the newest first", ref("Jobs"), errors=READ),
-            "post": call("Start a labelling job, or go on with the same one", ref("Job"), body="JobRequest",
-                          errors=(*WRITE, 404, 429))},
-        job: {"get": call("How far a job is", ref("Job"), one, errors=(*READ, 404))},
-        f"{job}/stop": {"post": call("Stop after the chunks in hand", ref("Job"), one, body="EmptyRequest",
-                                      errors=(*WRITE, 404))},
-        f"{job}/resume": {"post": call("Do what is left", ref("Job"), one, body="EmptyRequest",
-                                        errors=(*WRITE, 404, 429))},
-        f"{job}/again": {"post": call("Label doubtful photos again, corrections being supports too", ref("Job"), one,
-                                       body="AgainRequest", errors=(*WRITE, 404, 429))},
-        f"{job}/labels": {"get": call("Labels by doubt, the worst first", ref("LabelsPage"), page,
-                                       errors=(*READ, 404, 422))},
-        f"{job}/decisions": {"post": call("Accept, reject, correct labels", {"type": "object", "properties": {
-            "decided": {"type": "integer"}}, "required": ["decided"]}, one, body="DecisionsRequest",
-            errors=(*WRITE, 404))},
-        f"{job}/photos/{{image_id}}": {"get": call("A photo, small and upright", None, [*one, image],
-                                                    kind="image/jpeg", errors=(*READ, 404, 422))},
-        f"{job}/labels.json": {"get": call("COCO labels with the decisions in them", {"type": "object"}, one,
-                                            errors=(*READ, 404, 422))},
-    }
+    return {"/v1/jobs": {"get": call("All labelling jobs, the newest first", ref("Jobs"), errors=READ),
+                         "post": call("Start a labelling job, or go on with the same one", ref("Job"),
+                                      body="JobRequest", errors=(*WRITE, 404, 429))},
+            job: {"get": call("How far a job is", ref("Job"), one, errors=(*READ, 404))},
+            f"{job}/stop": {"post": call("Stop after the chunks in hand", ref("Job"), one, body="EmptyRequest",
+                                         errors=(*WRITE, 404))},
+            f"{job}/resume": {"post": call("Do what is left", ref("Job"), one, body="EmptyRequest",
+                                           errors=(*WRITE, 404, 429))},
+            f"{job}/again": {"post": call("Label doubtful photos again, corrections being supports too", ref("Job"),
+                                          one, body="AgainRequest", errors=(*WRITE, 404, 429))},
+            f"{job}/labels": {"get": call("Labels by doubt, the worst first", ref("LabelsPage"), page,
+                                          errors=(*READ, 404, 422))},
+            f"{job}/decisions": {"post": call("Accept, reject, correct labels",
+                                              {"type": "object", "properties": {"decided": {"type": "integer"}},
+                                               "required": ["decided"]}, one, body="DecisionsRequest",
+                                              errors=(*WRITE, 404))},
+            f"{job}/photos/{{image_id}}": {"get": call("A photo, small and upright", None, [*one, image],
+                                                       kind="image/jpeg", errors=(*READ, 404, 422))},
+            f"{job}/labels.json": {"get": call("COCO labels with the decisions in them", {"type": "object"}, one,
+                                               errors=(*READ, 404, 422))},}
 
 
 def _query(name: str, schema: Schema) -> Schema:

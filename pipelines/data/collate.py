@@ -72,8 +72,8 @@ def _images(model: Segmenter, samples: list[Sample], kept: Kept | None) -> Image
     return Images(pixels=pixels, sizes=torch.tensor([s.photo_size for s in samples], dtype=torch.int64))
 
 
-def _prompts(model: Segmenter, references: list[list[Sample]], kind: SampledKind, rng: np.random.Generator
-             ) -> PromptBatch:
+def _prompts(model: Segmenter, references: list[list[Sample]], kind: SampledKind,
+             rng: np.random.Generator) -> PromptBatch:
     """Masks of squares are at the square's size, everything else in pixels of the photo."""
     sets = [[mark(model, s, kind, rng, training=True) for s in one] for one in references]
     pairs = ((s, p) for one, drawn in zip(references, sets, strict=True) for s, p in zip(one, drawn, strict=True))

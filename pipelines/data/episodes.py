@@ -86,8 +86,8 @@ def draw_episodes(shards: Shards, *, fold: int, shots: int, episodes: int, seed:
                        shards_hash=shards.manifest.content_hash)
 
 
-def draw_from(pools: Mapping[int, Sequence[int]], *, fold: int, shots: int, episodes: int, rng: np.random.Generator
-              ) -> tuple[Episode, ...]:
+def draw_from(pools: Mapping[int, Sequence[int]], *, fold: int, shots: int, episodes: int,
+              rng: np.random.Generator) -> tuple[Episode, ...]:
     """Episodes of the classes of `pools` (class id -> image ids): class uniform, then query and supports uniform."""
     classes, rows = sorted(pools), []
     for number in range(episodes):

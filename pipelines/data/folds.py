@@ -87,8 +87,8 @@ class FoldData:
             return [self, *others]
         return [self, *(replace(o, hidden=counterparts(novel, o.shards.class_names)) for o in others)]
 
-    def stream(self, spec: RunSpec, *, position: Any, rank: int, world: int, side: int = 0
-               ) -> EpisodeStream | MixedStream:
+    def stream(self, spec: RunSpec, *, position: Any, rank: int, world: int,
+               side: int = 0) -> EpisodeStream | MixedStream:
         """The training episodes of one worker, of all datasets of the run; as squares where there is a side."""
         batch = spec.train.batch
         if not spec.mixture:
@@ -98,8 +98,7 @@ class FoldData:
         return MixedStream([partial(s._episodes_of, spec, side, world, rank, world) for s in sources],
                            [1 - sum(rest), *rest], batch=batch, seed=spec.seed, world=world, position=position)
 
-    def _episodes_of(self, spec: RunSpec, side: int, batch: int, rank: int, world: int, position: Any
-                     ) -> EpisodeStream:
+    def _episodes_of(self, spec: RunSpec, side: int, batch: int, rank: int, world: int, position: Any) -> EpisodeStream:
         t = spec.train
         return EpisodeStream(
             self.shards.url, classes=[c.class_id for c in self.base], novel=self.avoided(t.novel_images),

@@ -27,31 +27,31 @@ class ScoringConfig(Section):
     seed: int = 0
 
 
-def drive_run(job: RunContext, scored: ScoringConfig) -> RunResult:
+def drive_run(run: RunContext, scored: ScoringConfig) -> RunResult:
     """Train (where there is something to train) and evaluate one run. A failure is a result with `error`."""
     import ray
 
     try:
-        if job.spec.trains and not _has_bundle(job):
-            _train(job, scored, ray)
-        score = ray.remote(evaluate_run).options(num_cpus=job.cpus, num_gpus=job.gpus, max_retries=job.retries)
-        result: RunResult = ray.get(score.remote(job, scored))
+        if run.spec.trains and not _has_bundle(run):
+            _train(run, scored, ray)
+        score = ray.remote(evaluate_run).options(num_cpus=run.cpus, num_gpus=run.gpus, max_retries=run.retries)
+        result: RunResult = ray.get(score.remote(run, scored))
     except Exception as error:
-        return failed_result(job, scored, error)
+        return failed_result(run, scored, error)
     return result
 
 
-def _train(job: RunContext, scored: ScoringConfig, ray: Any) -> None:
+def _train(run: RunContext, scored: ScoringConfig, ray: Any) -> None:
     """Train a run to its bundle, its number of steps being chosen first where its recipe says so."""
     from pipelines.evaluation.steps import run_selection, score_grid
 
-    if job.spec.train.selection == "none":
-        return train_run(job)
-    task = ray.remote(_with_threads).options(num_cpus=job.cpus, num_gpus=job.gpus, max_retries=job.retries)
-    chosen = run_selection(job, scored.config, train=train_run,
-                           score=lambda *given: ray.get(task.remote(job.threads, score_grid, *given)))
-    if job.spec.train.selection == "base-holdout":
-        train_run(job.model_copy(update={"stop": chosen.steps}))
+    if run.spec.train.selection == "none":
+        return train_run(run)
+    task = ray.remote(_with_threads).options(num_cpus=run.cpus, num_gpus=run.gpus, max_retries=run.retries)
+    chosen = run_selection(run, scored.config, train=train_run,
+                           score=lambda *given: ray.get(task.remote(run.threads, score_grid, *given)))
+    if run.spec.train.selection == "base-holdout":
+        train_run(run.model_copy(update={"stop": chosen.steps}))
 
 
 def _with_threads(threads: int, call: Callable[..., Any], *given: Any) -> Any:
@@ -61,19 +61,19 @@ def _with_threads(threads: int, call: Callable[..., Any], *given: Any) -> Any:
     return call(*given)
 
 
-def failed_result(job: RunContext, scored: ScoringConfig, error: BaseException) -> RunResult:
+def failed_result(run: RunContext, scored: ScoringConfig, error: BaseException) -> RunResult:
     """The result of a run that could not be finished: what went wrong, in one line."""
-    return RunResult(run=job.spec.name, spec=job.spec, eval_digest=eval_digest(scored.config),
-                     error=innermost_line(error), passing=_may_pass(error))
+    return RunResult(run=run.spec.name, spec=run.spec, eval_digest=eval_digest(scored.config),
+                     error=innermost_line(error), retryable=_is_retryable(error))
 
 
-def _may_pass(error: BaseException) -> bool:
+def _is_retryable(error: BaseException) -> bool:
     """Whether a process or machine was lost; what a run's own code raises, Ray Train has tried again already."""
     from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, RayTaskError, WorkerCrashedError
     from ray.train import ControllerError
 
     if isinstance(error, RayTaskError):
-        return _may_pass(error.cause) if isinstance(error.cause, Exception) else False
+        return _is_retryable(error.cause) if isinstance(error.cause, Exception) else False
     return isinstance(error, (ControllerError, NodeDiedError, OutOfMemoryError, RayActorError, WorkerCrashedError))
 
 
@@ -92,32 +92,32 @@ def innermost_line(error: BaseException) -> str:
     return text if isinstance(error, FssError) else f"{type(error).__name__}: {text}"[:400]
 
 
-def _has_bundle(job: RunContext) -> bool:
-    return Store(job.bundle).exists("bundle.json")
+def _has_bundle(run: RunContext) -> bool:
+    return Store(run.bundle).exists("bundle.json")
 
 
-def evaluate_run(job: RunContext, scored: ScoringConfig) -> RunResult:
+def evaluate_run(run: RunContext, scored: ScoringConfig) -> RunResult:
     """Score the run's bundle on its fold's list and write the result. Without training, its bundle is made here."""
     import torch
 
     from pipelines.bundles.weights import build_model
     from pipelines.data.folds import FoldData
 
-    torch.set_num_threads(job.threads)
-    spec = job.spec
+    torch.set_num_threads(run.threads)
+    spec = run.spec
     data = FoldData.of(spec)
-    if not spec.trains and not _has_bundle(job):
+    if not spec.trains and not _has_bundle(run):
         method = spec.method
         model = build_model(method.name, method.preset, method.config, weights=method.weights, sha256=method.sha256,
                             seed=spec.seed)
-        write_bundle(job, model, data, train_s=0.0)
-    result, table = evaluate_bundle(job, scored, data, job.bundle, draw=True)
-    write_result(job.folder, result, table)
-    job.tell("artifact", job.label, join(job.folder, OVERLAYS))
+        write_bundle(run, model, data, train_s=0.0)
+    result, table = evaluate_bundle(run, scored, data, run.bundle, draw=True)
+    write_result(run.folder, result, table)
+    run.tell("artifact", run.label, join(run.folder, OVERLAYS))
     return result
 
 
-def evaluate_bundle(job: RunContext, scored: ScoringConfig, data: Any, bundle: str, *,
+def evaluate_bundle(run: RunContext, scored: ScoringConfig, data: Any, bundle: str, *,
                     told: Callable[[int], None] | None = None, draw: bool = False) -> tuple[RunResult, Any]:
     """Load a bundle, score it on the fold's list; `told` hears how many episodes are done, else the tracker does.
 
@@ -131,17 +131,17 @@ def evaluate_bundle(job: RunContext, scored: ScoringConfig, data: Any, bundle: s
     from pipelines.evaluation.overlays import overlay_sheet
     from pipelines.evaluation.steps import read_selection
 
-    model, info = load_bundle(bundle, "cuda" if job.gpus else "cpu")
+    model, info = load_bundle(bundle, "cuda" if run.gpus else "cpu")
     episodes = data.episodes(scored.config)
     refuse_seen_photos(info.seen, data.shards, episodes, bundle)
     table, took = score_episodes(model, data.shards, episodes, scored.config,
-                                 told=told or (lambda done: job.tell("at_step", job.label, done, "scoring")))
+                                 told=told or (lambda done: run.tell("at_step", run.label, done, "scoring")))
     if draw:
         sheet = overlay_sheet(model.cpu(), data.shards, episodes, scored.config, table)
-        Store(job.folder).write_bytes(OVERLAYS, sheet)
+        Store(run.folder).write_bytes(OVERLAYS, sheet)
     found = set(episodes.class_ids)
     tested = [c for c in data.tested if c.class_id in found or episodes.published]
-    chosen = read_selection(job) if bundle == job.bundle else None
+    chosen = read_selection(run) if bundle == run.bundle else None
     details = {**took, "selection": chosen.model_dump(mode="json") if chosen else {}, "not_scored": episodes.dropped,
                "shots": episodes.shots, NO_EPISODES: [c.name for c in data.tested if c.class_id not in found]}
     facts = {"eval_digest": eval_digest(scored.config, episodes.published), "list_hash": episodes.sha256,
@@ -149,10 +149,10 @@ def evaluate_bundle(job: RunContext, scored: ScoringConfig, data: Any, bundle: s
              "train_s": info.provenance.get("train_s", 0.0),
              "trainable_params": sum(p.numel() for p in model.parameters() if p.requires_grad),
              "images_per_s": took["images_per_s"], "code": code_version(), "details": details}
-    return summarise(job, scored, tested, table, facts), table
+    return summarise(run, scored, tested, table, facts), table
 
 
-def summarise(job: RunContext, scored: ScoringConfig, classes: Any, table: Any, facts: dict[str, Any]) -> RunResult:
+def summarise(run: RunContext, scored: ScoringConfig, classes: Any, table: Any, facts: dict[str, Any]) -> RunResult:
     """Scores and interval of an evaluation."""
     from fss_models.metrics import Sample, interval, resampled_scores, score
     from pipelines.evaluation.results import table_counts
@@ -162,16 +162,16 @@ def summarise(job: RunContext, scored: ScoringConfig, classes: Any, table: Any, 
     spread = resampled_scores(Sample.of([(0, [counts])]), resamples=scored.resamples, seed=scored.seed)
     names = {c.class_id: c.name for c in classes}
     return RunResult(
-        run=job.spec.name, spec=job.spec, episodes=len(table),
+        run=run.spec.name, spec=run.spec, episodes=len(table),
         classes={str(c): n for c, n in names.items()}, miou=scores.miou, fb_iou=scores.fb_iou,
         interval=list(interval(spread)), per_class={names[c]: v for c, v in scores.per_class.items()}, **facts)
 
 
-def read_finished(job: RunContext, scored: ScoringConfig) -> RunResult | None:
+def read_finished(run: RunContext, scored: ScoringConfig) -> RunResult | None:
     """The run's result where it is done already. Raises `FssError` for an `eval.list` that cannot be read."""
     from pipelines.data.folds import list_hash
 
-    return read_result(job.folder, job.spec, eval_digest(scored.config, list_hash(scored.config, job.spec.fold)))
+    return read_result(run.folder, run.spec, eval_digest(scored.config, list_hash(scored.config, run.spec.fold)))
 
 
 def measure_latency(bundles: dict[str, str], shards_url: str, fold: int | None, config: EvalConfig,

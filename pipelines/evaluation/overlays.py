@@ -15,8 +15,8 @@ from pipelines.data.shardset import Shards
 EPISODES, SIDE, GAP = 6, 240, 6
 
 
-def overlay_sheet(model: Segmenter, shards: Shards, episodes: EpisodeList, config: EvalConfig, table: pa.Table
-                  ) -> bytes:
+def overlay_sheet(model: Segmenter, shards: Shards, episodes: EpisodeList, config: EvalConfig,
+                  table: pa.Table) -> bytes:
     """A PNG file: a column an episode, its first support above, below the query with prediction and truth's outline.
 
     `table` are the `EPISODE_SCORES` of the list; the columns are evenly spaced over its IoUs, the best first.

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from pydantic import Field
+from pydantic import AliasChoices, Field
 
 from fss_models.errors import FssError
 from fss_models.metrics import Counts
@@ -42,7 +42,8 @@ class RunResult(Section):
     interval: list[float] = Field(default_factory=list)  # of the mIoU, 95 %
     per_class: dict[str, float] = Field(default_factory=dict)  # name -> IoU
     untrained: bool = False
-    passing: bool = False  # of a failure: it may pass, so that another try is worth it
+    # of a failure: another try may succeed; results of version 0.1.0 call it `passing`
+    retryable: bool = Field(False, validation_alias=AliasChoices("retryable", "passing"))
     trainable_params: int = 0
     train_s: float = 0.0
     images_per_s: float = 0.0  # encoded and segmented during evaluation, not idle: see latency for speed

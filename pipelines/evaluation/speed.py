@@ -21,8 +21,8 @@ from pipelines.data.schema import EpisodeSample
 from pipelines.evaluation.evaluate import at_size, query_seconds
 
 
-def measure_speed(bundles: dict[str, str], samples: Sequence[EpisodeSample], *, device: str, batch: int, repeats: int
-                  ) -> dict[str, dict[str, Any]]:
+def measure_speed(bundles: dict[str, str], samples: Sequence[EpisodeSample], *, device: str, batch: int,
+                  repeats: int) -> dict[str, dict[str, Any]]:
     """Label -> figures of each bundle, one after another on the same episodes.
 
     seconds         median of a query, one at a time, from decoded image to mask; its supports memorised before

@@ -89,37 +89,37 @@ def _number(fold: int | None) -> int:
 
 # ---- the jobs of a selection --------------------------------------------------------------------------------------
 
-def holdout_job(job: RunContext) -> RunContext:
+def holdout_run(run: RunContext) -> RunContext:
     """The training without the held-out classes, in a folder of its own below the run's."""
-    data = FoldData.of(job.spec)
-    train = job.spec.train.model_copy(update={"selection": "none", "select": type(job.spec.train.select)()})
-    spec = job.spec.model_copy(update={"train": train, "holdout": tuple(hold_out(data, job.spec.train))})
-    return job.model_copy(update={"spec": spec, "runs": join(job.folder, "selection"), "key": job.spec.name,
-                                  "grid": grid_of(job.spec.train), "stage": "selecting"})
+    data = FoldData.of(run.spec)
+    train = run.spec.train.model_copy(update={"selection": "none", "select": type(run.spec.train.select)()})
+    spec = run.spec.model_copy(update={"train": train, "holdout": tuple(hold_out(data, run.spec.train))})
+    return run.model_copy(update={"spec": spec, "runs": join(run.folder, "selection"), "key": run.spec.name,
+                                  "grid": grid_of(run.spec.train), "stage": "selecting"})
 
 
-def run_selection(job: RunContext, config: EvalConfig, *, train: Callable[[RunContext], None],
+def run_selection(run: RunContext, config: EvalConfig, *, train: Callable[[RunContext], None],
                   score: Callable[[RunContext, RunContext, EvalConfig], None]) -> Selection:
-    """Choose the steps of `job` by its policy; whatever is there already is not done again.
+    """Choose the steps of `run` by its policy; whatever is there already is not done again.
 
     `train` trains a job to its end, `score` is `score_grid`, wherever they are to run.
     """
-    base = job.spec.train.selection == "base-holdout"
-    known = read_selection(job)
-    if known and (base or Store(job.bundle).exists("bundle.json")):
+    base = run.spec.train.selection == "base-holdout"
+    known = read_selection(run)
+    if known and (base or Store(run.bundle).exists("bundle.json")):
         return known
-    trained = holdout_job(job) if base else job.model_copy(update={"grid": grid_of(job.spec.train)})
+    trained = holdout_run(run) if base else run.model_copy(update={"grid": grid_of(run.spec.train)})
     kept = grid_store(trained).exists(grid_tensors(trained.grid[-1]))
     if not (kept and Store(trained.folder).exists("history.json")):
         train(trained)
-    score(job, trained, config)
+    score(run, trained, config)
     Store(trained.runs if base else grid_store(trained).url).delete()
-    return _required(job)
+    return _required(run)
 
 
-def score_grid(job: RunContext, trained: RunContext, config: EvalConfig) -> None:
+def score_grid(run: RunContext, trained: RunContext, config: EvalConfig) -> None:
     """Score the model of `trained` at each step of the grid, write selection.json and, for `published`, the bundle."""
-    data, train, model = FoldData.of(job.spec), job.spec.train, _built(job)
+    data, train, model = FoldData.of(run.spec), run.spec.train, _built(run)
     if base := train.selection == "base-holdout":
         config = EvalConfig(shots=train.shots, episodes=train.select.episodes, seed=train.select.seed,
                             prompts=train.prompts, batch=config.batch)
@@ -130,18 +130,18 @@ def score_grid(job: RunContext, trained: RunContext, config: EvalConfig) -> None
     held = {c: data.shards.classes[c].name for c in trained.spec.holdout}
     record = Selection(policy=train.selection, steps=steps, grid=grid, held_out=held, list_hash=episodes.sha256,
                        episodes=len(episodes))
-    Store(job.folder).write_json(SELECTION_FILE, record.model_dump(mode="json"))
+    Store(run.folder).write_json(SELECTION_FILE, record.model_dump(mode="json"))
     if not base:
-        _write_chosen(job, trained, model, data, steps)
+        _write_chosen(run, trained, model, data, steps)
 
 
-def _built(job: RunContext) -> Segmenter:
+def _built(run: RunContext) -> Segmenter:
     from pipelines.bundles.weights import build_model
 
-    method = job.spec.method
+    method = run.spec.method
     model: Segmenter = build_model(method.name, method.preset, method.config, weights=method.weights,
-                                   sha256=method.sha256, seed=job.spec.seed)
-    return model.to("cuda" if job.gpus else "cpu").eval()
+                                   sha256=method.sha256, seed=run.spec.seed)
+    return model.to("cuda" if run.gpus else "cpu").eval()
 
 
 def _scored(trained: RunContext, step: int, model: Segmenter, data: FoldData, episodes: EpisodeList, config: EvalConfig,
@@ -162,24 +162,24 @@ def _scored(trained: RunContext, step: int, model: Segmenter, data: FoldData, ep
     return miou
 
 
-def _write_chosen(job: RunContext, trained: RunContext, model: Segmenter, data: FoldData, steps: int) -> None:
+def _write_chosen(run: RunContext, trained: RunContext, model: Segmenter, data: FoldData, steps: int) -> None:
     model.load_trainable_state(load(grid_store(trained).read_bytes(grid_tensors(steps))))
-    rows = Store(job.folder).read_json("history.json")
-    write_bundle(job.model_copy(update={"stop": steps}), model, data, train_s=sum(r["seconds"] for r in rows))
+    rows = Store(run.folder).read_json("history.json")
+    write_bundle(run.model_copy(update={"stop": steps}), model, data, train_s=sum(r["seconds"] for r in rows))
 
 
 # ---- files --------------------------------------------------------------------------------------------------------
 
-def read_selection(job: RunContext) -> Selection | None:
+def read_selection(run: RunContext) -> Selection | None:
     """The record of a finished selection."""
-    store = Store(job.folder)
+    store = Store(run.folder)
     return Selection.model_validate(store.read_json(SELECTION_FILE)) if store.exists(SELECTION_FILE) else None
 
 
-def _required(job: RunContext) -> Selection:
-    found = read_selection(job)
+def _required(run: RunContext) -> Selection:
+    found = read_selection(run)
     if found is None:
-        raise FssError("the selection left no record", where=job.folder, mend="run the same command again")
+        raise FssError("the selection left no record", where=run.folder, mend="run the same command again")
     return found
 
 

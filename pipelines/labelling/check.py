@@ -17,8 +17,8 @@ from pipelines.labelling.images import list_images
 from pipelines.labelling.support_sheet import Price, lines, measure_and_show, write_page
 
 
-def check_before(recipe: Recipe, *, supports: str, images: str, bundle: str, count: int, price: float, page: str
-                 ) -> tuple[list[SupportReport], Price | None, list[str], str]:
+def check_before(recipe: Recipe, *, supports: str, images: str, bundle: str, count: int, price: float,
+                 page: str) -> tuple[list[SupportReport], Price | None, list[str], str]:
     """What each class is worth, the price of `count` photos (0: those of `images`), lines to print, the page's URL.
 
     Raises `FssError` for a person's mistakes, before anything is written.

@@ -98,14 +98,14 @@ def local_engine(spec: ModelSpec) -> Iterator[Engine]:
 def _retrying(call: Callable[[], T]) -> T:
     """Again, with growing pauses, if a replica died, the queue was full or the service was away for a moment."""
     again = Retrying(stop=stop_after_attempt(ATTEMPTS), wait=wait_exponential_jitter(initial=0.5, max=15),
-                     retry=retry_if_exception(_passing), before_sleep=_tell, reraise=True)
+                     retry=retry_if_exception(_is_retryable), before_sleep=_tell, reraise=True)
     try:
         return again(call)
     except httpx.HTTPError as error:
         raise FssError(f"the service does not answer: {error}", mend="run the same command again to go on") from error
 
 
-def _passing(error: BaseException) -> bool:
+def _is_retryable(error: BaseException) -> bool:
     if isinstance(error, ServiceError):
         return error.status in (429, 500, 502, 503, 504)
     if isinstance(error, httpx.TransportError):

@@ -79,8 +79,8 @@ def read_parts(out: Store, chunks: int, columns: list[str] | None = None) -> Ite
         yield out.read_table(part_name(chunk), columns).to_pylist()
 
 
-def decided_parts(out: Store, manifest: JobManifest, columns: list[str] | None = None
-                  ) -> Iterator[list[dict[str, Any]]]:
+def decided_parts(out: Store, manifest: JobManifest, columns: list[str] | None = None) -> Iterator[list[dict[str,
+                                                                                                             Any]]]:
     """The same with people's decisions in it; where there are some, with all columns."""
     decided, resolve = read_decisions(out), manifest.overlaps == "resolve"
     for rows in read_parts(out, manifest.chunks, None if decided else columns):

@@ -157,8 +157,8 @@ def resume(out: Store, supports_url: str) -> tuple[RedoJob, list[SupportSet]]:
     return prepare(open_job(origin["job"]), out, origin["below"], read_decisions(out, SNAPSHOT), supports_url)
 
 
-def prepare(old: ReviewedJob, out: Store, below: float, decided: Decided, supports_url: str
-            ) -> tuple[RedoJob, list[SupportSet]]:
+def prepare(old: ReviewedJob, out: Store, below: float, decided: Decided, supports_url: str) -> tuple[RedoJob,
+                                                                                                      list[SupportSet]]:
     """Claim the folder. Returns the job and its support sets. Raises `FssError` if photos or supports have gone."""
     images = list_images(old.manifest.images_url, old.manifest.limit, outs=[old.out.url, out.url])
     if images.hash != old.manifest.images_hash:

@@ -81,8 +81,8 @@ def _first(photos: Sequence[int], fresh: set[int], count: int) -> tuple[int, ...
 
 
 @torch.inference_mode()
-def observe(model: Segmenter, shards: Shards, draws: Sequence[CalibrationDraw], *, told: Told = lambda done, all_: None
-            ) -> Iterator[tuple[Observed, torch.Tensor]]:
+def observe(model: Segmenter, shards: Shards, draws: Sequence[CalibrationDraw], *, told: Told = lambda done,
+            all_: None) -> Iterator[tuple[Observed, torch.Tensor]]:
     """What a calibrator is fitted on, and the scenes [K + T, C] of the photos, draw by draw."""
     cache = FeatureCache(model)
     for number, draw in enumerate(draws):
@@ -114,8 +114,8 @@ def _iou(model: Segmenter, logits: torch.Tensor, target: Sample) -> float:
                   ignore=torch.from_numpy(np.ascontiguousarray(target.ignore)))
 
 
-def _left_out(model: Segmenter, own: Features, masks: torch.Tensor, shots: Sequence[Sample]
-              ) -> tuple[torch.Tensor, torch.Tensor]:
+def _left_out(model: Segmenter, own: Features, masks: torch.Tensor, shots: Sequence[Sample]) -> tuple[torch.Tensor,
+                                                                                                      torch.Tensor]:
     trials = leave_one_out(len(shots))
     found = segment_trials(model, own, [mask_prompt(s.mask) for s in shots], trials)
     signatures = stack([describe_support(own.take(torch.tensor(kept)), masks[list(kept)]) for kept, _ in trials])

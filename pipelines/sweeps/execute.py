@@ -35,7 +35,7 @@ MACHINES_S = 10.0  # between two looks at which machines there are
 class PlannedRun:
     """A run of a sweep, how it is scored, which cell of the matrix it is of."""
 
-    job: RunContext
+    run: RunContext
     scored: ScoringConfig
     cell: str = ""
     tries: int = 0
@@ -44,13 +44,13 @@ class PlannedRun:
     @property
     def name(self) -> str:
         """The run's."""
-        return self.job.spec.name
+        return self.run.spec.name
 
     @property
     def need(self) -> RunResources:
         """What it holds while it is under way."""
-        workers = self.job.spec.train.workers if self.job.spec.trains else 1
-        return RunResources(cpus=self.job.cpus / workers, gpus=self.job.gpus / workers, workers=workers)
+        workers = self.run.spec.train.workers if self.run.spec.trains else 1
+        return RunResources(cpus=self.run.cpus / workers, gpus=self.run.gpus / workers, workers=workers)
 
 
 def execute(recipe: Recipe, plans: Sequence[PlannedRun], ray: Any, *, sweep: bool = False,
@@ -62,13 +62,13 @@ def execute(recipe: Recipe, plans: Sequence[PlannedRun], ray: Any, *, sweep: boo
     """
     lengths = RunLengths(Workspace(recipe.out).url)
     schedule = Schedule(machines_of(ray), limit=recipe.sweep.parallel)
-    schedule.add(QueuedRun(key=p.name, need=p.need, seconds=lengths.expect(p.job.spec, p.scored.config)) for p in plans)
+    schedule.add(QueuedRun(key=p.name, need=p.need, seconds=lengths.expect(p.run.spec, p.scored.config)) for p in plans)
     _check_room(schedule, ray)
     by_name = {p.name: p for p in plans}
     with tracking(recipe, ray) as tracker:
         threads = max(1, (os.cpu_count() or 1) // _at_a_time(schedule))
         for p in plans:
-            p.job = p.job.model_copy(update={"threads": threads, "tracker": tracker})
+            p.run = p.run.model_copy(update={"threads": threads, "tracker": tracker})
         _open_runs(recipe, plans, tracker)
         rows = [*before, *(RunState(run=p.name, cell=p.cell) for p in plans)]
         with SweepWatch(Workspace(recipe.out).url, recipe.name, rows, kept=sweep) as watch:
@@ -109,8 +109,8 @@ def _at_a_time(schedule: Schedule) -> int:
     return max(1, len(probe.start()))
 
 
-def pack_runs(schedule: Schedule, submit: Callable[[str], Any], ray: Any, tick: Callable[[], None]
-           ) -> Iterator[tuple[str, Any]]:
+def pack_runs(schedule: Schedule, submit: Callable[[str], Any], ray: Any,
+              tick: Callable[[], None]) -> Iterator[tuple[str, Any]]:
     """(key, reference) of each task that has ended, all being started as the schedule says; `tick` every second."""
     under_way: dict[Any, str] = {}
     try:
@@ -145,7 +145,7 @@ class _Running:
         for name, ref in pack_runs(self.schedule, self._submit, self.ray, self._tick):
             plan = self.plans[name]
             result = _outcome(ref, plan, self.ray)
-            if result.passing and plan.tries <= plan.job.retries:
+            if result.retryable and plan.tries <= plan.run.retries:
                 say(f"{name} failed ({result.error}); it is tried again")
                 self.schedule.add([self._as_task(plan)])
                 continue
@@ -158,12 +158,12 @@ class _Running:
             yield name, result
 
     def _as_task(self, plan: PlannedRun) -> QueuedRun:
-        return QueuedRun(key=plan.name, need=plan.need, seconds=self.lengths.expect(plan.job.spec, plan.scored.config))
+        return QueuedRun(key=plan.name, need=plan.need, seconds=self.lengths.expect(plan.run.spec, plan.scored.config))
 
     def _submit(self, name: str) -> Any:
         plan = self.plans[name]
         plan.tries, plan.began = plan.tries + 1, time.monotonic()
-        return self._task.remote(plan.job, plan.scored)
+        return self._task.remote(plan.run, plan.scored)
 
     def _tick(self) -> None:
         told: dict[str, dict[str, Any]] = {}
@@ -178,8 +178,8 @@ class _Running:
     def _row(self, plan: PlannedRun, told: dict[str, Any]) -> dict[str, Any]:
         """What the table shows of a run under way."""
         stage, step = told.get("stage") or "starting", int(told.get("step", 0))
-        stages = self.lengths.stages(plan.job.spec, plan.scored.config)
-        work = RunWork.of(plan.job.spec, plan.scored.config).model_dump()
+        stages = self.lengths.stages(plan.run.spec, plan.scored.config)
+        work = RunWork.of(plan.run.spec, plan.scored.config).model_dump()
         names, total = list(stages), max(sum(stages.values()), 1e-6)
         done = sum(stages[n] for n in names[:names.index(stage)]) if stage in names else 0.0
         done += stages.get(stage, 0.0) * min(step / max(work.get(stage, 1), 1), 1.0)
@@ -193,7 +193,7 @@ def _outcome(ref: Any, plan: PlannedRun, ray: Any) -> RunResult:
     try:
         result: RunResult = ray.get(ref)
     except Exception as error:  # the driver's process died
-        return failed_result(plan.job, plan.scored, error)
+        return failed_result(plan.run, plan.scored, error)
     return result
 
 
@@ -228,7 +228,7 @@ def _open_runs(recipe: Recipe, plans: Sequence[PlannedRun], tracker: Any) -> Non
     parent = sweep_key(recipe, plans)
     tracker.run.remote(parent, params={"runs": len(plans), "recipe": recipe.name}, tags={"fss.code": code_version()})
     for plan in plans:
-        spec = plan.job.spec
+        spec = plan.run.spec
         tags = {"fss.data": spec.data_hash, "fss.code": code_version(), "fss.method": spec.method.name}
         tracker.run.remote(spec.name, parent=parent, params=spec.params, tags=tags)
 

@@ -178,10 +178,10 @@ def score_bundle(recipe: Recipe, shards: Shards, *, bundle: str, fold: int | Non
                           sha256=info.sha256)
     spec = RunSpec(dataset=recipe.data.name, shards=shards.url, data_hash=shards.manifest.content_hash, fold=fold,
                    method=method)
-    job = RunContext(spec=spec, runs=Workspace(recipe.out).runs, gpus=recipe.sweep.gpus_per_run)
+    run = RunContext(spec=spec, runs=Workspace(recipe.out).runs, gpus=recipe.sweep.gpus_per_run)
     data = FoldData.open(shards.url, fold)
     with Bar("scoring", len(data.episodes(recipe.eval)), unit="episodes") as bar:
-        return evaluate_bundle(job, scoring(recipe), data, bundle, told=bar.to)
+        return evaluate_bundle(run, scoring(recipe), data, bundle, told=bar.to)
 
 
 def collect_results(recipe: Recipe) -> list[RunResult]:
@@ -194,12 +194,12 @@ def collect_results(recipe: Recipe) -> list[RunResult]:
     shards = Shards(Workspace(recipe.out).shards(recipe.data.name))
     mixed = [Shards(Workspace(recipe.out).shards(m.data.name)) for m in recipe.mixture]
     specs = _specs(recipe, shards, recipe.sweep.folds or shards.folds, mixed)
-    jobs = [RunContext(spec=s, runs=runs) for s in specs]
-    return [read_finished(j, scored) or failed_result(j, scored, FssError(_why_missing(j))) for j in jobs]
+    contexts = [RunContext(spec=s, runs=runs) for s in specs]
+    return [read_finished(j, scored) or failed_result(j, scored, FssError(_why_missing(j))) for j in contexts]
 
 
-def _why_missing(job: RunContext) -> str:
-    store = Store(job.folder)
+def _why_missing(run: RunContext) -> str:
+    store = Store(run.folder)
     if store.exists("error.json"):
         return str(store.read_json("error.json")["error"])
     return "not finished: run `fss sweep run`"
@@ -215,14 +215,14 @@ def run_specs(recipe: Recipe, specs: Sequence[RunSpec], ray: Any) -> list[RunRes
     return _run_plans(recipe, [(MatrixCell("", recipe), specs)], ray, sweep=False)[0]
 
 
-def _run_plans(recipe: Recipe, planned: Sequence[tuple[MatrixCell, Sequence[RunSpec]]], ray: Any, *, sweep: bool
-               ) -> list[list[RunResult]]:
+def _run_plans(recipe: Recipe, planned: Sequence[tuple[MatrixCell, Sequence[RunSpec]]], ray: Any, *,
+               sweep: bool) -> list[list[RunResult]]:
     """The results of every cell's runs, those that were not finished being run together."""
     results: dict[tuple[str, str], RunResult] = {}
-    plans = [PlannedRun(job, scoring(cell.recipe), cell.label) for cell, specs in planned
-             for job in _jobs(cell.recipe, specs)]
+    plans = [PlannedRun(run, scoring(cell.recipe), cell.label) for cell, specs in planned
+             for run in _contexts(cell.recipe, specs)]
     for plan in plans:
-        if found := read_finished(plan.job, plan.scored):
+        if found := read_finished(plan.run, plan.scored):
             results[plan.cell, plan.name] = found
     if results:
         say(f"{len(results)} of {len(plans)} runs are finished already")
@@ -238,7 +238,7 @@ def _run_plans(recipe: Recipe, planned: Sequence[tuple[MatrixCell, Sequence[RunS
     return [[results[cell.label, s.name] for s in specs] for cell, specs in planned]
 
 
-def _jobs(recipe: Recipe, specs: Sequence[RunSpec]) -> list[RunContext]:
+def _contexts(recipe: Recipe, specs: Sequence[RunSpec]) -> list[RunContext]:
     return [RunContext(spec=s, runs=Workspace(recipe.out).runs, cpus=recipe.sweep.cpus_per_run,
                        gpus=recipe.sweep.gpus_per_run, retries=recipe.sweep.retries, features=features_url(recipe),
                        feature_pool=recipe.features.pool_bytes) for s in specs]

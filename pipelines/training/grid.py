@@ -11,17 +11,17 @@ from pipelines.base.storage import Store, join
 from pipelines.training.context import RunContext
 
 
-def grid_store(job: RunContext) -> Store:
+def grid_store(run: RunContext) -> Store:
     """Where a job keeps the tensors of its grid."""
-    return Store(join(job.folder, "grid"))
+    return Store(join(run.folder, "grid"))
 
 
-def keep_grid(job: RunContext) -> Callable[[int, Segmenter], None]:
+def keep_grid(run: RunContext) -> Callable[[int, Segmenter], None]:
     """A function for `fit` that keeps the trained tensors at the steps of the job's grid."""
     def keep(step: int, model: Segmenter) -> None:
-        if step in job.grid:
+        if step in run.grid:
             state = {k: v.detach().cpu().contiguous() for k, v in model.trainable_state().items()}
-            grid_store(job).write_bytes(grid_tensors(step), save(state))
+            grid_store(run).write_bytes(grid_tensors(step), save(state))
 
     return keep
 

@@ -19,7 +19,7 @@ KEPT_CHECKPOINTS = 2
 CHECKPOINTS = "fss-checkpoint-"  # folders of checkpoints on their way to the workspace; then the process's number
 
 
-def train_run(job: RunContext) -> None:
+def train_run(run: RunContext) -> None:
     """Train a run to its end, from its last checkpoint if it has one, and write its bundle.
 
     Raises `FssError` for what a repetition would not mend; Ray's own error after `retries` failures.
@@ -27,19 +27,19 @@ def train_run(job: RunContext) -> None:
     import ray.train.torch
 
     train: Any = ray.train  # its names are Train v2's at run time; type checkers see v1's
-    filesystem, root = Store(job.runs).pyarrow()
-    workers = job.spec.train.workers
-    least = job.spec.train.min_workers or workers
-    resources = {"CPU": job.cpus / workers} | ({"GPU": job.gpus / workers} if job.gpus else {})
+    filesystem, root = Store(run.runs).pyarrow()
+    workers = run.spec.train.workers
+    least = run.spec.train.min_workers or workers
+    resources = {"CPU": run.cpus / workers} | ({"GPU": run.gpus / workers} if run.gpus else {})
     trainer = train.torch.TorchTrainer(
         train_worker,
-        train_loop_config={"job": job},
+        train_loop_config={"run": run},
         scaling_config=train.ScalingConfig(
-            num_workers=(least, workers) if least < workers else workers, use_gpu=job.gpus > 0,
+            num_workers=(least, workers) if least < workers else workers, use_gpu=run.gpus > 0,
             resources_per_worker=resources),
         run_config=train.RunConfig(
-            name=job.spec.name, storage_path=root, storage_filesystem=filesystem,
-            failure_config=train.FailureConfig(max_failures=job.retries, controller_failure_limit=0),
+            name=run.spec.name, storage_path=root, storage_filesystem=filesystem,
+            failure_config=train.FailureConfig(max_failures=run.retries, controller_failure_limit=0),
             checkpoint_config=train.CheckpointConfig(num_to_keep=KEPT_CHECKPOINTS),
             logging_config=train.LoggingConfig(log_level="ERROR")),
     )
@@ -57,14 +57,14 @@ def train_worker(config: dict[str, Any]) -> dict[str, str]:
     import ray.train.torch
     import torch
 
-    job: RunContext = config["job"]
-    torch.set_num_threads(job.threads)
+    run: RunContext = config["run"]
+    torch.set_num_threads(run.threads)
     clear_checkpoints(Path(tempfile.gettempdir()))
     context = ray.train.get_context()
     device = str(ray.train.torch.get_device())
     world = context.get_world_size()
     try:
-        _train(job, context.get_world_rank(), world, device)
+        _train(run, context.get_world_rank(), world, device)
     except FssError as error:
         if world > 1:
             raise
@@ -72,7 +72,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, str]:
     return {}
 
 
-def _train(job: RunContext, rank: int, world: int, device: str) -> None:
+def _train(run: RunContext, rank: int, world: int, device: str) -> None:
     import ray.train
 
     from pipelines.bundles.weights import build_model
@@ -81,12 +81,12 @@ def _train(job: RunContext, rank: int, world: int, device: str) -> None:
     from pipelines.training.grid import keep_grid
     from pipelines.training.loop import WorkerRank, fit
 
-    spec = job.spec
+    spec = run.spec
     method = spec.method
     data = FoldData.of(spec)
     model = build_model(method.name, method.preset, method.config, weights=method.weights, sha256=method.sha256,
                         seed=spec.seed)
-    kept = _kept(job, model)
+    kept = _kept(run, model)
     side = square_side(model, decoded=kept is None) if spec.train.augment == "none" else 0
     checkpoint = ray.train.get_checkpoint()
     with checkpoint.as_directory() if checkpoint else nullcontext() as folder:
@@ -94,22 +94,22 @@ def _train(job: RunContext, rank: int, world: int, device: str) -> None:
             spec, model, place=WorkerRank(rank=rank, world=world, device=device),
             open_stream=lambda position: data.stream(spec, position=position, rank=rank, world=world, side=side),
             resume=Path(folder) if folder else None, save=_report,
-            log_row=lambda step, row: _log(job, rank, step, row), kept=kept, stop=job.stop,
-            keep=keep_grid(job) if job.grid and rank == 0 else None)
+            log_row=lambda step, row: _log(run, rank, step, row), kept=kept, stop=run.stop,
+            keep=keep_grid(run) if run.grid and rank == 0 else None)
     if rank == 0:
-        Store(job.folder).write_json("history.json", history.rows)
-        if not job.grid:
-            write_bundle(job, model, data, train_s=history.seconds)
+        Store(run.folder).write_json("history.json", history.rows)
+        if not run.grid:
+            write_bundle(run, model, data, train_s=history.seconds)
 
 
-def _kept(job: RunContext, model: Any) -> Any:
+def _kept(run: RunContext, model: Any) -> Any:
     """The reader of the run's kept features, None where it has none."""
     from pipelines.features.reader import FeatureReader
 
-    precision = job.spec.train.features
+    precision = run.spec.train.features
     if precision == "off":
         return None
-    return FeatureReader.open(job.features, model, precision, pool_bytes=job.feature_pool)
+    return FeatureReader.open(run.features, model, precision, pool_bytes=run.feature_pool)
 
 
 def clear_checkpoints(folder: Path) -> None:
@@ -134,12 +134,12 @@ def _report(step: int, write: Callable[[Path], None]) -> None:
                      delete_local_checkpoint_after_upload=True)
 
 
-def _log(job: RunContext, rank: int, step: int, row: dict[str, float]) -> None:
+def _log(run: RunContext, rank: int, step: int, row: dict[str, float]) -> None:
     if rank == 0:
-        job.tell("at_step", job.label, step, job.stage)
-        prefix = "select/" if job.stage == "selecting" else ""
-        machine = {} if job.tracker is None else system_metrics()
-        job.tell("metrics", job.label, {f"{prefix}{k}": v for k, v in {**row, **machine}.items() if k != "step"}, step)
+        run.tell("at_step", run.label, step, run.stage)
+        prefix = "select/" if run.stage == "selecting" else ""
+        machine = {} if run.tracker is None else system_metrics()
+        run.tell("metrics", run.label, {f"{prefix}{k}": v for k, v in {**row, **machine}.items() if k != "step"}, step)
 
 
 def system_metrics() -> dict[str, float]:
@@ -157,19 +157,19 @@ def system_metrics() -> dict[str, float]:
     return {f"system/{name}": value for name, value in found.items()}
 
 
-def write_bundle(job: RunContext, model: Any, data: Any, *, train_s: float) -> None:
+def write_bundle(run: RunContext, model: Any, data: Any, *, train_s: float) -> None:
     """The bundle of a run: what was trained, and what it was trained on."""
     from pipelines.bundles.bundle import save_bundle
 
-    spec = job.spec
+    spec = run.spec
     trained = spec.trains
     opened = data.parts(spec)
     photos = sorted({p for d in opened for p in d.train_photos(spec.train.novel_images)}) if trained else []
     classes = list(dict.fromkeys(c.name for d in opened for c in d.base))
     save_bundle(
-        job.bundle, model.cpu(), given=spec.method.config, weights=spec.method.weights, sha256=spec.method.sha256,
+        run.bundle, model.cpu(), given=spec.method.config, weights=spec.method.weights, sha256=spec.method.sha256,
         dataset=spec.dataset, data_hash=spec.data_hash, classes=classes if trained else [], trained_on=photos,
         provenance={"run": spec.name, "spec": spec.model_dump(), "code": code_version(), "train_s": train_s,
-                    "steps": job.stop or spec.steps,
+                    "steps": run.stop or spec.steps,
                     "hidden_classes": {d.shards.manifest.dataset: d.hidden_names for d in opened}},
     )

@@ -64,7 +64,7 @@ def moved(method: str, weights: str | None = None) -> registry.Segmenter:
 
 @pytest.mark.parametrize("method", ["sansa", "fssam", "fcp", "vrp_sam", "sam2_frozen"])
 def test_a_bundle_on_shipped_weights_is_small_and_says_what_it_needs(method: str, shipped: Path,
-                                                                      tmp_path: Path) -> None:
+                                                                     tmp_path: Path) -> None:
     model = moved(method)
     info = save_bundle(str(tmp_path / "b"), model)
     assert info.frozen["fss-nano"] == hashlib.sha256((shipped / "nano.safetensors").read_bytes()).hexdigest()

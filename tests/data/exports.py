@@ -91,8 +91,9 @@ def pairs(root: Path) -> None:
 
 
 def yolo(root: Path) -> None:
-    write(root, "data.yaml", "path: ../datasets/mini\ntrain: images/train\nval: images/val\nnames:\n"
-                             + "".join(f"  {i}: {c}\n" for i, c in enumerate(CLASSES)))
+    write(root, "data.yaml",
+          "path: ../datasets/mini\ntrain: images/train\nval: images/val\nnames:\n" + "".join(f"  {i}: {c}\n" for i,
+                                                                                             c in enumerate(CLASSES)))
     for i in range(PHOTOS):
         folder = "val" if i % 4 == 3 else "train"
         lines = [f"{CLASSES.index(o.label)} " + " ".join(f"{v:.6f}" for v in (o.outline / [WIDTH, HEIGHT]).ravel())

@@ -27,7 +27,7 @@ def _listed(shards: Shards, *, leave_out: int | None = None, seed: int = 0) -> P
                          episodes=rows)
 
 
-def _job(shards: Shards, out: Path) -> RunContext:
+def _run_context(shards: Shards, out: Path) -> RunContext:
     spec = RunSpec(dataset="shapes", shards=shards.url, data_hash=shards.manifest.content_hash, fold=0,
                    method=MethodConfig(name="prior", preset="debug"))
     return RunContext(spec=spec, runs=str(out))
@@ -40,8 +40,8 @@ def test_a_class_without_an_episode_counts_0_and_is_named(shapes_shards: str, tm
     assert len(tested) > 1
     missing = tested[0]
     write_list(url, _listed(shards, leave_out=missing.class_id))
-    job = _job(shards, tmp_path)
-    result = evaluate_run(job, ScoringConfig(config=EvalConfig(list=url, batch=4), resamples=200))
+    run = _run_context(shards, tmp_path)
+    result = evaluate_run(run, ScoringConfig(config=EvalConfig(list=url, batch=4), resamples=200))
     assert result.per_class[missing.name] == 0
     assert set(result.per_class) == {c.name for c in tested}
     others = [v for name, v in result.per_class.items() if name != missing.name]
@@ -50,7 +50,7 @@ def test_a_class_without_an_episode_counts_0_and_is_named(shapes_shards: str, tm
     assert result.interval[0] <= result.miou <= result.interval[1]
     assert result.details["without_episodes"] == [missing.name]
     assert untested_line(result) == f"the list of {result.run} has no episode of {missing.name}: IoU 0"
-    counts = read_counts(job.folder, result)
+    counts = read_counts(run.folder, result)
     assert len(counts) == result.episodes + 1  # what the leaderboard resamples
     assert counts.union[counts.class_ids == missing.class_id].sum() == 0
 
@@ -59,28 +59,28 @@ def test_another_list_at_the_same_url_is_another_evaluation(shapes_shards: str, 
     shards, url = Shards(shapes_shards), str(tmp_path / "list-{fold}.parquet")
     file = url.replace("{fold}", "0")
     write_list(file, _listed(shards))
-    job, scored = _job(shards, tmp_path), ScoringConfig(config=EvalConfig(list=url, batch=4), resamples=20)
-    assert read_finished(job, scored) is None
-    first = evaluate_run(job, scored)
-    assert read_finished(job, scored) == first
+    run, scored = _run_context(shards, tmp_path), ScoringConfig(config=EvalConfig(list=url, batch=4), resamples=20)
+    assert read_finished(run, scored) is None
+    first = evaluate_run(run, scored)
+    assert read_finished(run, scored) == first
     write_list(file, _listed(shards, seed=1))
-    assert read_finished(job, scored) is None
-    second = evaluate_run(job, scored)
+    assert read_finished(run, scored) is None
+    second = evaluate_run(run, scored)
     assert second.list_hash != first.list_hash
-    assert read_finished(job, scored) == second
+    assert read_finished(run, scored) == second
     Path(file).unlink()
     with pytest.raises(FssError, match="does not exist"):
-        read_finished(job, scored)
+        read_finished(run, scored)
 
 
 def test_a_drawn_list_needs_no_file(shapes_shards: str, tmp_path: Path) -> None:
     """Also where {fold} names the folds' own lists and the run has no fold."""
     shards = Shards(shapes_shards)
-    job = _job(shards, tmp_path)
-    job = job.model_copy(update={"spec": job.spec.model_copy(update={"fold": None})})
+    run = _run_context(shards, tmp_path)
+    run = run.model_copy(update={"spec": run.spec.model_copy(update={"fold": None})})
     scored = ScoringConfig(config=EvalConfig(list=str(tmp_path / "none-{fold}.parquet"), batch=4), resamples=20)
-    result = evaluate_run(job, scored)
-    assert read_finished(job, scored) == result
+    result = evaluate_run(run, scored)
+    assert read_finished(run, scored) == result
     absent = set(result.details["without_episodes"])
     assert absent.isdisjoint(result.per_class)
     assert absent | set(result.per_class) == {c.name for c in shards.manifest.classes}

@@ -25,7 +25,7 @@ from pipelines.evaluation.steps import (
     grid_of,
     held_episodes,
     hold_out,
-    holdout_job,
+    holdout_run,
     read_selection,
     run_selection,
     score_grid,
@@ -52,9 +52,9 @@ class Runner:
         self.die_in_training, self.die_in_scoring, self.die_after = die_in_training, die_in_scoring, die_after
         self.steps: list[tuple[bool, int]] = []  # (without held-out classes, step)
 
-    def train(self, job: RunContext) -> None:
-        spec = job.spec
-        root = Path(job.folder)
+    def train(self, run: RunContext) -> None:
+        spec = run.spec
+        root = Path(run.folder)
         done = sorted(root.glob("checkpoint-*"))
         model = registry.build(spec.method.name, spec.method.preset, seed=spec.seed)
         data = FoldData.of(spec)
@@ -66,45 +66,45 @@ class Runner:
 
         def keep(step: int, model: object) -> None:
             self.steps.append((bool(spec.holdout), step))
-            if job.grid:
-                keep_grid(job)(step, model)  # type: ignore[arg-type]
+            if run.grid:
+                keep_grid(run)(step, model)  # type: ignore[arg-type]
             if step == self.die_in_training:
                 self.die_in_training = 0
                 raise KilledError
 
-        history = fit(spec, model, place=WorkerRank(), resume=done[-1] if done else None, save=save, stop=job.stop,
+        history = fit(spec, model, place=WorkerRank(), resume=done[-1] if done else None, save=save, stop=run.stop,
                       open_stream=lambda position: data.stream(spec, position=position, rank=0, world=1),
                       log_row=lambda step, row: None, keep=keep)
         if self.die_after:
             self.die_after = False
             raise KilledError
-        Store(job.folder).write_json("history.json", history.rows)
-        if not job.grid:
-            write_bundle(job, model, data, train_s=history.seconds)
+        Store(run.folder).write_json("history.json", history.rows)
+        if not run.grid:
+            write_bundle(run, model, data, train_s=history.seconds)
 
-    def score(self, job: RunContext, trained: RunContext, config: EvalConfig) -> None:
+    def score(self, run: RunContext, trained: RunContext, config: EvalConfig) -> None:
         if not self.die_in_scoring:
-            return score_grid(job, trained, config)
+            return score_grid(run, trained, config)
         points, self.die_in_scoring = self.die_in_scoring, 0
-        score_grid(job, trained.model_copy(update={"grid": trained.grid[:points]}), config)
-        Store(job.folder).delete("selection.json")  # as far as the scores of the first points, no record yet
+        score_grid(run, trained.model_copy(update={"grid": trained.grid[:points]}), config)
+        Store(run.folder).delete("selection.json")  # as far as the scores of the first points, no record yet
         raise KilledError
 
-    def choose(self, job: RunContext) -> Selection:
+    def choose(self, run: RunContext) -> Selection:
         """The whole way, begun anew after each kill."""
         for _ in range(4):
             try:
-                chosen = run_selection(job, EVAL, train=self.train, score=self.score)
+                chosen = run_selection(run, EVAL, train=self.train, score=self.score)
                 if chosen.policy == "base-holdout":
-                    self.train(job.model_copy(update={"stop": chosen.steps}))
+                    self.train(run.model_copy(update={"stop": chosen.steps}))
                 return chosen
             except KilledError:
                 continue
         raise AssertionError("killed more often than planned")
 
 
-def tensors(job: RunContext) -> dict[str, torch.Tensor]:
-    return load(Store(job.bundle).read_bytes("model.safetensors"))
+def tensors(run: RunContext) -> dict[str, torch.Tensor]:
+    return load(Store(run.bundle).read_bytes("model.safetensors"))
 
 
 @pytest.mark.parametrize("novel_images", ["drop", "keep"])
@@ -132,17 +132,17 @@ def test_no_novel_class_enters_selection(shapes_shards: str, spec: RunSpec, nove
     assert seen > 100
 
 
-def _training_sees_none(job: RunContext, photos: set[int], held: set[int]) -> None:
+def _training_sees_none(run: RunContext, photos: set[int], held: set[int]) -> None:
     """The training that is scored opens neither the photos that choose nor any other that shows a held-out class."""
-    job = holdout_job(job)
-    data = FoldData.of(job.spec)
-    rows = data.train_rows(job.spec.train.novel_images)
+    run = holdout_run(run)
+    data = FoldData.of(run.spec)
+    rows = data.train_rows(run.spec.train.novel_images)
     assert rows
-    assert set(job.spec.holdout) == held
+    assert set(run.spec.holdout) == held
     assert not {r["image_id"] for r in rows} & photos
     assert not any(held & set(r["class_ids"]) for r in rows)
     assert not held & {c.class_id for c in data.base}
-    with data.stream(job.spec, position=None, rank=0, world=1) as stream:
+    with data.stream(run.spec, position=None, rank=0, world=1) as stream:
         assert not held & set(stream.class_ids)
 
 
@@ -182,16 +182,16 @@ def test_killed_selection_ends_as_one_left_alone(spec: RunSpec, tmp_path: Path, 
 
 def test_final_training_has_all_base_classes_and_the_chosen_steps(spec: RunSpec, tmp_path: Path) -> None:
     """Its tensors are those of a run with a fixed budget of that many steps on the same schedule."""
-    job = RunContext(spec=selecting(spec), runs=str(tmp_path / "chosen"))
+    run = RunContext(spec=selecting(spec), runs=str(tmp_path / "chosen"))
     runner = Runner()
-    chosen = runner.choose(job)
+    chosen = runner.choose(run)
     assert [s for without, s in runner.steps if not without] == list(range(1, chosen.steps + 1))
     fixed = spec.model_copy(update={"train": spec.train.model_copy(update={"steps": 6, "stop": chosen.steps})})
     plain = RunContext(spec=fixed, runs=str(tmp_path / "plain"))
     Runner().train(plain)
-    a, b = tensors(job), tensors(plain)
+    a, b = tensors(run), tensors(plain)
     assert all(torch.equal(a[k], b[k]) for k in a)
-    info = Store(job.bundle).read_json("bundle.json")
+    info = Store(run.bundle).read_json("bundle.json")
     assert info["provenance"]["steps"] == chosen.steps
     assert len(info["classes"]) == len(FoldData.of(spec).base)
 
@@ -203,12 +203,12 @@ def test_published_takes_the_best_on_the_test_episodes(spec: RunSpec, tmp_path: 
     from pipelines.evaluation.evaluate import score_episodes
     from pipelines.evaluation.results import table_counts
 
-    job = RunContext(spec=selecting(spec, "published"), runs=str(tmp_path))
-    chosen = Runner().choose(job)
-    data = FoldData.of(job.spec)
+    run = RunContext(spec=selecting(spec, "published"), runs=str(tmp_path))
+    chosen = Runner().choose(run)
+    data = FoldData.of(run.spec)
     episodes = data.episodes(EVAL)
     assert chosen.list_hash == episodes.sha256
-    table, _ = score_episodes(load_bundle(job.bundle)[0], data.shards, episodes, EVAL)
+    table, _ = score_episodes(load_bundle(run.bundle)[0], data.shards, episodes, EVAL)
     assert score(table_counts(table), episodes.class_ids).miou == max(chosen.grid.values())
 
 

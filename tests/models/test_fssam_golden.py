@@ -109,8 +109,8 @@ def confirmation_refreshed_each_round(patch: pytest.MonkeyPatch) -> None:
         known[:] = [prototypes]
         return support_agreement(features, prototypes)
 
-    def wrong(noisy: QueryMemory, clean: QueryMemory, confirmed: Tensor, *, rounds: int, version: str
-              ) -> Iterator[QueryMemory]:
+    def wrong(noisy: QueryMemory, clean: QueryMemory, confirmed: Tensor, *, rounds: int,
+              version: str) -> Iterator[QueryMemory]:
         for _ in range(rounds):
             (clean,) = model_refine(noisy, clean, support_agreement(clean.features, known[0]), rounds=1,
                                     version=version)

@@ -91,7 +91,7 @@ def test_what_is_trained_above_shipped_weights(shipped: Path) -> None:
     fssam: Any = registry.build("fssam", "nano")
     assert fssam.train_mode == "published"
     assert {n.split(".")[2] for n in fssam.trainable_names()} == {"sam_mask_decoder", "memory_encoder",
-                                                                 "memory_attention"}
+                                                                  "memory_attention"}
     for method in ("fcp", "vrp_sam"):
         assert all(n.startswith("encoder.") for n in registry.build(method, "nano").trainable_names())
     for method in BUILT_ON_SAM2:

@@ -146,16 +146,16 @@ def test_a_mistake_on_any_worker_ends_all_with_its_line(world: int, monkeypatch:
     monkeypatch.setattr("ray.train.torch.get_device", lambda: "cpu")
     monkeypatch.setattr(worker, "_train", train)
     method = MethodConfig(name="sansa", preset="debug")
-    job = RunContext(spec=RunSpec(dataset="shapes", shards="x", data_hash="d", fold=0, method=method), runs="runs")
+    run = RunContext(spec=RunSpec(dataset="shapes", shards="x", data_hash="d", fold=0, method=method), runs="runs")
     if world == 1:
-        assert worker.train_worker({"job": job}) == {"mistake": "weights.pt: is not there"}
+        assert worker.train_worker({"run": run}) == {"mistake": "weights.pt: is not there"}
         return
     with pytest.raises(FssError) as mistake:
-        worker.train_worker({"job": job})
+        worker.train_worker({"run": run})
     lost = RuntimeError("[gloo] Connection closed by peer")
-    result = failed_result(job, scoring(Recipe()), WorkerGroupError("several", {0: lost, 1: mistake.value}))
+    result = failed_result(run, scoring(Recipe()), WorkerGroupError("several", {0: lost, 1: mistake.value}))
     assert result.error == "weights.pt: is not there"
-    assert not result.passing
+    assert not result.retryable
 
 
 def test_bundle_trained_on_a_test_photo_is_refused(debug_recipe: Recipe, ray_cluster: object) -> None:

@@ -31,8 +31,8 @@ def support_agreement(features: Tensor, prototypes: Tensor) -> Tensor:
     return agreement(features[:, None], prototypes).mean(dim=1)
 
 
-def refine(noisy: QueryMemory, clean: QueryMemory, confirmed: Tensor, *, rounds: int, version: str
-           ) -> Iterator[QueryMemory]:
+def refine(noisy: QueryMemory, clean: QueryMemory, confirmed: Tensor, *, rounds: int,
+           version: str) -> Iterator[QueryMemory]:
     """The clean memory after each round: cells that the support and the query agree on are filled from the noisy one.
 
     `confirmed` [P, g, g] is `support_agreement` of the noisy memory; it is not refreshed, as in the released code.

@@ -49,13 +49,13 @@ def bundle(recipe: Recipe, shards: Shards) -> str:
     train = TrainConfig(steps=6, batch=2, log_every=6, checkpoint_every=6, pool_bytes=64_000_000, lr=0.01)
     spec = RunSpec(dataset=recipe.data.name, shards=shards.url, data_hash=shards.manifest.content_hash, fold=0,
                    method=recipe.methods[0], train=train)
-    job, data = RunContext(spec=spec, runs=Workspace(recipe.out).runs), FoldData.open(shards.url, 0)
+    run, data = RunContext(spec=spec, runs=Workspace(recipe.out).runs), FoldData.open(shards.url, 0)
     model = registry.build("sansa", "debug")
     open_stream: Callable[..., Any] = lambda position: data.stream(spec, position=position, rank=0, world=1)  # noqa: E731
     history = fit(spec, model, place=WorkerRank(), open_stream=open_stream, resume=None, save=lambda step, write: None,
                   log_row=lambda step, row: None)
-    write_bundle(job, model, data, train_s=history.seconds)
-    return job.bundle
+    write_bundle(run, model, data, train_s=history.seconds)
+    return run.bundle
 
 
 @pytest.fixture

@@ -94,21 +94,21 @@ def no_workers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return done
 
 
-def _run(job: RunContext, recipe: Recipe, done: list[str]) -> RunResult:
-    spec, scored, data = job.spec, scoring(recipe), FoldData.of(job.spec)
-    if known := read_finished(job, scored):
+def _run(run: RunContext, recipe: Recipe, done: list[str]) -> RunResult:
+    spec, scored, data = run.spec, scoring(recipe), FoldData.of(run.spec)
+    if known := read_finished(run, scored):
         return known
     try:
-        if spec.trains and not Store(job.bundle).exists("bundle.json"):
+        if spec.trains and not Store(run.bundle).exists("bundle.json"):
             done.append(f"train {spec.method.name} {spec.fold}")
             model = registry.build(spec.method.name, spec.method.preset, spec.method.config)
             fit(spec, model, place=WorkerRank(), resume=None, save=lambda step, write: None, log_row=lambda step,
                 row: None, open_stream=lambda position: data.stream(spec, position=position, rank=0, world=1))
-            write_bundle(job, model, data, train_s=0.0)
+            write_bundle(run, model, data, train_s=0.0)
         done.append(f"score {spec.method.name} {spec.fold} {recipe.eval.shots}")
-        return evaluate_run(job, scored)
+        return evaluate_run(run, scored)
     except FssError as error:
-        return failed_result(job, scored, error)
+        return failed_result(run, scored, error)
 
 
 def call(table_file: Path, **options: object) -> None:
