@@ -44,7 +44,7 @@ def register(app: typer.Typer) -> None:
         """mIoU and FB-IoU on the fold's fixed list of test photos. A bundle trained on one of them is refused."""
         from fss_models.shipped.files import bundle_url
         from pipelines.bundles.bundle import read_bundle_info
-        from pipelines.sweeps.sweep import score_bundle
+        from pipelines.evaluation.score import score_bundle
 
         url = bundle_url(bundle)
         read_bundle_info(url)

@@ -27,7 +27,7 @@ def register(app: typer.Typer) -> None:
         """
         from pipelines.base.cluster import cluster
         from pipelines.features.build import ensure_features
-        from pipelines.sweeps.sweep import plan_sweep
+        from pipelines.sweeps.plan import plan_sweep
 
         chosen = load_recipe(recipe, sets, out=out)
         with cluster() as ray:

@@ -44,8 +44,8 @@ def register(app: typer.Typer) -> None:
         from fss_models.shipped.files import bundle_url
         from pipelines.bundles.bundle import load_bundle, read_bundle_info
         from pipelines.data.folds import FoldData
+        from pipelines.evaluation.score import score_bundle
         from pipelines.report.episode_gallery import write_gallery
-        from pipelines.sweeps.sweep import score_bundle
 
         url = bundle_url(bundle)
         read_bundle_info(url)

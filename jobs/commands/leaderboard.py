@@ -20,7 +20,7 @@ def register(app: typer.Typer) -> None:
         """Method x fold with intervals, and the winner by the recipe's rule. Trains nothing."""
         from pipelines.selection.choose import format_leaderboard, make_leaderboard
         from pipelines.sweeps.matrix import cells
-        from pipelines.sweeps.sweep import collect_results
+        from pipelines.sweeps.plan import collect_results
 
         boards = {}
         for cell in cells(load_recipe(recipe, sets, out=out)):

@@ -9,6 +9,7 @@ from fss_models.errors import FssError
 from pipelines.base.storage import Store, join
 from pipelines.base.version import code_version
 from pipelines.config.evaluate import EvalConfig
+from pipelines.config.recipe import Recipe
 from pipelines.config.run import eval_digest
 from pipelines.config.section import Section
 from pipelines.evaluation.results import NO_EPISODES, RunResult, read_result, write_result
@@ -25,6 +26,11 @@ class ScoringConfig(Section):
     config: EvalConfig
     resamples: int = 1000
     seed: int = 0
+
+
+def scoring(recipe: Recipe) -> ScoringConfig:
+    """How the recipe scores a run."""
+    return ScoringConfig(config=recipe.eval, resamples=recipe.choose.resamples, seed=recipe.choose.seed)
 
 
 def drive_run(run: RunContext, scored: ScoringConfig) -> RunResult:

@@ -31,7 +31,8 @@ from pipelines.selection.calibrate import calibrate_refit
 from pipelines.selection.choose import Leaderboard, LeaderboardRow, read_leaderboard
 from pipelines.sweeps.execute import tracking
 from pipelines.sweeps.matrix import only_cell
-from pipelines.sweeps.sweep import plan_sweep, run_specs
+from pipelines.sweeps.plan import plan_sweep
+from pipelines.sweeps.sweep import run_specs
 
 ALIAS = "champion"
 

@@ -9,96 +9,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import pyarrow as pa
-
 from fss_models import registry
 from fss_models.errors import FssError
-from fss_models.prompt_sampling import kinds_of
 from pipelines.base.cluster import cluster
-from pipelines.base.progress import Bar, say
+from pipelines.base.progress import say
 from pipelines.base.storage import Store
 from pipelines.base.workspace import Workspace
-from pipelines.bundles.bundle import read_bundle_info
-from pipelines.bundles.weights import fetch
-from pipelines.config.method import MethodConfig, method_labels
+from pipelines.config.method import method_labels
 from pipelines.config.recipe import Recipe
-from pipelines.config.run import RunSpec, eval_digest, shipped_weights
-from pipelines.data.ensure import ensure_mixture, ensure_shards, mixture_shares
-from pipelines.data.folds import FoldData, list_hash, resolve_steps
-from pipelines.data.shardset import Shards
-from pipelines.evaluation.drive import ScoringConfig, evaluate_bundle, failed_result, measure_latency, read_finished
+from pipelines.config.run import RunSpec
+from pipelines.evaluation.drive import measure_latency, read_finished, scoring
 from pipelines.evaluation.results import RunResult
-from pipelines.evaluation.steps import hold_out
 from pipelines.features.build import ensure_features, features_url
 from pipelines.sweeps.execute import PlannedRun, execute
-from pipelines.sweeps.matrix import MatrixCell, cells, only_cell, sweep_specs
+from pipelines.sweeps.matrix import MatrixCell, cells, only_cell
 from pipelines.sweeps.owner import owning
+from pipelines.sweeps.plan import check_methods, plan_sweep
 from pipelines.sweeps.watch import RunState
 from pipelines.training.context import RunContext
 
 RECIPE = "sweep/recipe.json"
-ALL_CLASSES = -1  # as a fold: none is held out
-
-
-def plan_sweep(recipe: Recipe) -> list[RunSpec]:
-    """The runs of a recipe, its shards being there (they are built if not).
-
-    Raises `FssError` for folds, methods, settings, presets and weight files that do not exist, and for prompts that a
-    method cannot read.
-    """
-    recipe = only_cell(recipe)
-    check_methods(recipe)
-    shards = ensure_shards(recipe)
-    known = shards.folds
-    folds = recipe.sweep.folds or known
-    for fold in folds:
-        if fold not in (*known, ALL_CLASSES):
-            raise FssError(f"there is no fold {fold}", where=recipe.data.name, mend=f"folds: {known}")
-    _check_shipped(recipe, shards)
-    return _specs(recipe, shards, folds, ensure_mixture(recipe))
-
-
-def check_methods(recipe: Recipe) -> None:
-    """Raise `FssError` for methods, settings, presets, weight files and prompts that do not exist or do not fit."""
-    for method in recipe.methods:
-        registry.make_config(method.name, method.config)
-        registry.check_preset(method.name, method.preset)
-        _check_prompts(recipe, method)
-        fetch(method.weights, method.sha256)
-
-
-def _check_shipped(recipe: Recipe, shards: Shards) -> None:
-    """Raise `FssError` if weights that ship with fss saw test photos: their score would be refused after training."""
-    test = {r["sha256"][:16]: r["file_name"] for r in shards.rows.values() if r["split"] == "test"}
-    for method in recipe.methods:
-        asked = registry.method_class(method.name).trains and not recipe.eval.list
-        shipped = shipped_weights(method) if asked else None
-        seen = [p for p in shipped.provenance.photos if p in test] if shipped else []
-        if seen:
-            raise FssError(f"the weights that ship for {method.preset} have seen {len(seen)} of {len(test)} test "
-                           f"photos (first: {test[seen[0]]})", where=recipe.data.name,
-                           mend="make these train photos (data.split.file), or set methods.N.weights=random")
-
-
-def _specs(recipe: Recipe, shards: Shards, folds: list[int], mixed: Sequence[Shards]) -> list[RunSpec]:
-    chosen = [None if fold == ALL_CLASSES else fold for fold in folds]
-    trains = {fold: resolve_steps(recipe.train, shards, fold) for fold in chosen}
-    if recipe.train.selection == "base-holdout":
-        for fold in chosen:
-            hold_out(FoldData.open(shards.url, fold), trains[fold])
-    specs = sweep_specs(recipe, shards=shards.url, data_hash=shards.manifest.content_hash, trains=trains,
-                        mixture=mixture_shares(recipe, mixed))
-    return [s.model_copy(update={"selected_on": eval_digest(recipe.eval, list_hash(recipe.eval, s.fold))})
-            if s.trains and s.train.selection == "published" else s for s in specs]
-
-
-def _check_prompts(recipe: Recipe, method: MethodConfig) -> None:
-    reads = registry.method_class(method.name).prompt_kinds
-    for key, name in (("train", recipe.train.prompts), ("eval", recipe.eval.prompts)):
-        if not kinds_of(name) <= reads:
-            known = ", ".join(sorted(k.name.lower() for k in reads))
-            raise FssError(f"{key}.prompts: method {method.name!r} reads no {name!r} prompts", where=recipe.name,
-                           mend=f"it reads: {known}")
 
 
 def run_sweep(recipe: Recipe) -> list[RunResult]:
@@ -160,54 +90,6 @@ def run_one(recipe: Recipe, *, method: str, fold: int, seed: int) -> RunResult:
     one = recipe.model_copy(update=narrowed)
     with cluster() as ray:
         return run_specs(one, plan_sweep(one), ray)[0]
-
-
-def eval_bundle(recipe: Recipe, *, bundle: str, fold: int | None) -> RunResult:
-    """Score any bundle on the recipe's data, in this process.
-
-    Raises `FssError` if there is no bundle or training opened a photo of the test list.
-    """
-    read_bundle_info(bundle)
-    return score_bundle(recipe, ensure_shards(recipe), bundle=bundle, fold=fold)[0]
-
-
-def score_bundle(recipe: Recipe, shards: Shards, *, bundle: str, fold: int | None) -> tuple[RunResult, pa.Table]:
-    """The same on shards that are there, with the counts of every episode (`EPISODE_SCORES`)."""
-    info = read_bundle_info(bundle)
-    method = MethodConfig(name=info.method, preset=info.preset, config=info.config, weights=info.weights,
-                          sha256=info.sha256)
-    spec = RunSpec(dataset=recipe.data.name, shards=shards.url, data_hash=shards.manifest.content_hash, fold=fold,
-                   method=method)
-    run = RunContext(spec=spec, runs=Workspace(recipe.out).runs, gpus=recipe.sweep.gpus_per_run)
-    data = FoldData.open(shards.url, fold)
-    with Bar("scoring", len(data.episodes(recipe.eval)), unit="episodes") as bar:
-        return evaluate_bundle(run, scoring(recipe), data, bundle, told=bar.to)
-
-
-def collect_results(recipe: Recipe) -> list[RunResult]:
-    """The finished runs of a recipe, without running anything; missing ones carry the reason as `error`.
-
-    Raises `FssError` if there are no shards, hence no runs.
-    """
-    recipe = only_cell(recipe)
-    scored, runs = scoring(recipe), Workspace(recipe.out).runs
-    shards = Shards(Workspace(recipe.out).shards(recipe.data.name))
-    mixed = [Shards(Workspace(recipe.out).shards(m.data.name)) for m in recipe.mixture]
-    specs = _specs(recipe, shards, recipe.sweep.folds or shards.folds, mixed)
-    contexts = [RunContext(spec=s, runs=runs) for s in specs]
-    return [read_finished(j, scored) or failed_result(j, scored, FssError(_why_missing(j))) for j in contexts]
-
-
-def _why_missing(run: RunContext) -> str:
-    store = Store(run.folder)
-    if store.exists("error.json"):
-        return str(store.read_json("error.json")["error"])
-    return "not finished: run `fss sweep run`"
-
-
-def scoring(recipe: Recipe) -> ScoringConfig:
-    """How the recipe scores a run."""
-    return ScoringConfig(config=recipe.eval, resamples=recipe.choose.resamples, seed=recipe.choose.seed)
 
 
 def run_specs(recipe: Recipe, specs: Sequence[RunSpec], ray: Any) -> list[RunResult]:

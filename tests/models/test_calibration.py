@@ -5,16 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fss_models.calibration import (
-    NAMES,
-    Calibrator,
-    Opinion,
-    describe_support,
-    load_calibrator,
-    look,
-    measure,
-    stack,
-)
+from fss_models.calibration import NAMES, Calibrator, Opinion, describe_support, load_calibrator, look, measure, stack
 from fss_models.calibration_fit import (
     Observed,
     auroc,

@@ -10,15 +10,7 @@ import pytest
 import torch
 
 from fss_models.errors import FssError
-from fss_models.metrics import (
-    Counts,
-    Sample,
-    episode_counts,
-    interval,
-    paired_difference,
-    resampled_scores,
-    score,
-)
+from fss_models.metrics import Counts, Sample, episode_counts, interval, paired_difference, resampled_scores, score
 
 SHARED = Path(os.environ.get("FSS_SHARED", Path(__file__).resolve().parents[2].parent / "shared"))
 

@@ -24,7 +24,7 @@ from pipelines.config.sweep import SweepConfig
 from pipelines.config.train import TrainConfig
 from pipelines.data.folds import FoldData
 from pipelines.data.shardset import Shards
-from pipelines.evaluation.drive import evaluate_run
+from pipelines.evaluation.drive import evaluate_run, scoring
 from pipelines.evaluation.results import RunResult
 from pipelines.inference.labeler import Labeler
 from pipelines.inference.support_files import read_support_file
@@ -35,7 +35,7 @@ from pipelines.labelling.outputs import write_outputs
 from pipelines.report.collect import label_folder
 from pipelines.selection.choose import make_leaderboard
 from pipelines.sweeps.matrix import sweep_specs
-from pipelines.sweeps.sweep import collect_results, scoring
+from pipelines.sweeps.plan import collect_results
 from pipelines.training.context import RunContext
 from pipelines.training.loop import WorkerRank, fit
 from pipelines.training.worker import write_bundle

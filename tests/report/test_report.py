@@ -26,7 +26,7 @@ from pipelines.bundles.bundle import load_bundle
 from pipelines.config.recipe import Recipe
 from pipelines.data.episodes import load_episode
 from pipelines.data.folds import FoldData
-from pipelines.evaluation.drive import evaluate_run
+from pipelines.evaluation.drive import evaluate_run, scoring
 from pipelines.evaluation.predict import predict
 from pipelines.labelling.decisions import Decision, add_decisions
 from pipelines.labelling.outputs import write_outputs
@@ -37,7 +37,7 @@ from pipelines.report.examples import pick_episodes
 from pipelines.report.gallery import RowSelection, gallery
 from pipelines.report.page import render, write_report
 from pipelines.selection.choose import read_leaderboard
-from pipelines.sweeps.sweep import RECIPE, scoring
+from pipelines.sweeps.sweep import RECIPE
 from pipelines.training.context import RunContext
 from tests.report.conftest import BROKEN, Made
 

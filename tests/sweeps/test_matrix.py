@@ -85,7 +85,8 @@ def test_mistakes_are_one_clear_line(matrix: dict[str, list[object]], line: str)
 
 def test_commands_that_need_one_table_say_so(tmp_path: Path) -> None:
     from pipelines.selection.promote import promote
-    from pipelines.sweeps.sweep import collect_results, run_one, run_sweep
+    from pipelines.sweeps.plan import collect_results
+    from pipelines.sweeps.sweep import run_one, run_sweep
 
     one = recipe(shots=[1, 5]).model_copy(update={"out": str(tmp_path / "out")})
     for act in (promote, collect_results, run_sweep, lambda r: run_one(r, method="sansa", fold=0, seed=0)):

@@ -20,11 +20,13 @@ from pipelines.config.recipe import Recipe
 from pipelines.config.run import RunSpec
 from pipelines.config.train import SelectConfig
 from pipelines.data.shardset import Shards
-from pipelines.evaluation.drive import failed_result
+from pipelines.evaluation.drive import failed_result, scoring
 from pipelines.evaluation.results import RunResult, read_counts
+from pipelines.evaluation.score import eval_bundle
 from pipelines.selection.choose import format_leaderboard, make_leaderboard
 from pipelines.selection.promote import _refit_spec, promote
-from pipelines.sweeps.sweep import collect_results, eval_bundle, plan_sweep, run_one, run_sweep, scoring
+from pipelines.sweeps.plan import collect_results, plan_sweep
+from pipelines.sweeps.sweep import run_one, run_sweep
 from pipelines.training import worker
 from pipelines.training.context import RunContext
 from tests.models.shipped_case import ship_random

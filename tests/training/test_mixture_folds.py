@@ -22,7 +22,8 @@ from pipelines.data.benchmarks.coco import PASCAL_IN_COCO
 from pipelines.data.class_names import counterparts, meanings
 from pipelines.data.folds import FoldData
 from pipelines.data.shardset import Shards
-from pipelines.sweeps.sweep import plan_sweep, run_one
+from pipelines.sweeps.plan import plan_sweep
+from pipelines.sweeps.sweep import run_one
 from tests.training.mixed_data import mixed_data
 
 NOVEL = {0: {"airplane"}, 1: {"bus"}, 2: {"dog"}, 3: {"couch", "tv"}}  # as the COCO directory names them

@@ -22,11 +22,11 @@ from pipelines.config.data import DataConfig
 from pipelines.config.method import method_labels
 from pipelines.config.recipe import Recipe
 from pipelines.data.folds import FoldData
-from pipelines.evaluation.drive import evaluate_run, failed_result, measure_latency, read_finished
+from pipelines.evaluation.drive import evaluate_run, failed_result, measure_latency, read_finished, scoring
 from pipelines.evaluation.results import RunResult
 from pipelines.papers.tables.outcome import outcome
 from pipelines.papers.tables.show import text
-from pipelines.sweeps.sweep import plan_sweep, scoring
+from pipelines.sweeps.plan import plan_sweep
 from pipelines.training.context import RunContext
 from pipelines.training.loop import WorkerRank, fit
 from pipelines.training.worker import write_bundle

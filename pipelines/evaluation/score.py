@@ -1,0 +1,40 @@
+"""Any bundle scored on a recipe's data, in this process."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+from pipelines.base.progress import Bar
+from pipelines.base.workspace import Workspace
+from pipelines.bundles.bundle import read_bundle_info
+from pipelines.config.method import MethodConfig
+from pipelines.config.recipe import Recipe
+from pipelines.config.run import RunSpec
+from pipelines.data.ensure import ensure_shards
+from pipelines.data.folds import FoldData
+from pipelines.data.shardset import Shards
+from pipelines.evaluation.drive import evaluate_bundle, scoring
+from pipelines.evaluation.results import RunResult
+from pipelines.training.context import RunContext
+
+
+def eval_bundle(recipe: Recipe, *, bundle: str, fold: int | None) -> RunResult:
+    """Score any bundle on the recipe's data, in this process.
+
+    Raises `FssError` if there is no bundle or training opened a photo of the test list.
+    """
+    read_bundle_info(bundle)
+    return score_bundle(recipe, ensure_shards(recipe), bundle=bundle, fold=fold)[0]
+
+
+def score_bundle(recipe: Recipe, shards: Shards, *, bundle: str, fold: int | None) -> tuple[RunResult, pa.Table]:
+    """The same on shards that are there, with the counts of every episode (`EPISODE_SCORES`)."""
+    info = read_bundle_info(bundle)
+    method = MethodConfig(name=info.method, preset=info.preset, config=info.config, weights=info.weights,
+                          sha256=info.sha256)
+    spec = RunSpec(dataset=recipe.data.name, shards=shards.url, data_hash=shards.manifest.content_hash, fold=fold,
+                   method=method)
+    run = RunContext(spec=spec, runs=Workspace(recipe.out).runs, gpus=recipe.sweep.gpus_per_run)
+    data = FoldData.open(shards.url, fold)
+    with Bar("scoring", len(data.episodes(recipe.eval)), unit="episodes") as bar:
+        return evaluate_bundle(run, scoring(recipe), data, bundle, told=bar.to)
