@@ -26,11 +26,11 @@ from pipelines.config.data import DataConfig
 from pipelines.data.blocks import BlockBuilder, BlockFile, block_index, plan_blocks
 from pipelines.data.classes import choose_classes
 from pipelines.data.ledger import FormerBuild, plan_parts, sweep, versions_of
+from pipelines.data.open import open_source
 from pipelines.data.parquet import parquet_bytes
 from pipelines.data.parts import Entry, PartBuilder, failure_table, part_name
 from pipelines.data.schema import BLOCK_INDEX, FAILURES, INDEX, LEDGER, SCHEMA_VERSION, ClassInfo, Manifest
 from pipelines.data.shardset import read_manifest
-from pipelines.data.sources import open_source
 from pipelines.data.sources.base import Source, SourceFailure, digest_of
 from pipelines.data.split import NOT_NAMED, Splitter
 

@@ -18,13 +18,14 @@ from pipelines.config.data import DataConfig, SourceConfig, SplitConfig
 from pipelines.data.benchmarks import coco, find_benchmark, pascal
 from pipelines.data.benchmarks.protocol import check_fold, content_digest, photo_number
 from pipelines.data.lists.hsnet import coco_images, pascal_pairs
+from pipelines.data.open import open_source
 from pipelines.data.published import ListedEpisode, PublishedList, write_list
 from pipelines.data.samplers.draws import NamedEpisode
 from pipelines.data.samplers.hsnet import class_uniform, listed_pairs
 from pipelines.data.schema import Manifest
 from pipelines.data.shards import build_shards
 from pipelines.data.shardset import Shards
-from pipelines.data.sources import open_source, voc
+from pipelines.data.sources import voc
 from pipelines.data.sources.base import Source, digest_of
 from pipelines.data.split import Splitter
 

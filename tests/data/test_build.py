@@ -262,7 +262,7 @@ def test_against_pycocotools_on_real_annotations(shared: Path) -> None:
 
     from pycocotools.coco import COCO
 
-    from pipelines.data.sources import open_source
+    from pipelines.data.open import open_source
 
     root = shared / "data" / "coco_union"
     source = open_source(SourceConfig(format="coco", root=str(root)))

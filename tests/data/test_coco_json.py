@@ -12,7 +12,8 @@ import pytest
 
 from fss_models.errors import FssError
 from pipelines.config.data import SourceConfig
-from pipelines.data.sources import coco_json, open_source
+from pipelines.data.open import open_source
+from pipelines.data.sources import coco_json
 from pipelines.data.sources.coco_json import CocoReader
 from tests.data.conftest import jpeg, square, write
 

@@ -16,9 +16,9 @@ import pytest
 from fss_models.errors import BadImage, FssError
 from pipelines.config.data import DataConfig, SourceConfig, SplitConfig
 from pipelines.data import rle
+from pipelines.data.open import open_source
 from pipelines.data.shards import build_shards
 from pipelines.data.shardset import Shards
-from pipelines.data.sources import open_source
 from pipelines.data.sources.base import ImageMasks, Source, SourceImage
 from pipelines.data.sources.brush_rle import decode_brush
 from pipelines.data.sources.cvat import box_mask

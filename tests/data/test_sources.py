@@ -13,7 +13,7 @@ from PIL import Image
 from fss_models.errors import FssError
 from pipelines.config.data import SourceConfig
 from pipelines.data import rle
-from pipelines.data.sources import open_source
+from pipelines.data.open import open_source
 from pipelines.data.sources.base import ImageMasks, Source
 from pipelines.data.sources.drawing import draw_image
 from pipelines.data.sources.glyphs import class_names, glyph

@@ -227,7 +227,7 @@ LAYOUTS: dict[str, Callable[[Path], None]] = {"coco": exports.coco, "yolo": expo
 @pytest.mark.parametrize("kind", LAYOUTS)
 def test_every_format_tells_which_photos_changed(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two photos more: the stamps of the others are the same, so their parts are kept."""
-    from pipelines.data.sources import open_source
+    from pipelines.data.open import open_source
 
     stamps = []
     for photos in (6, 8):

@@ -17,7 +17,7 @@ from fss_models.errors import FssError
 from pipelines.base.storage import Store
 from pipelines.config.data import SourceConfig
 from pipelines.data import rle
-from pipelines.data.sources import open_source
+from pipelines.data.open import open_source
 from pipelines.data.sources.brush_rle import decode_brush, encode_brush
 from pipelines.inference.masks import make_label
 from pipelines.labelling.formats.files import UniqueStems

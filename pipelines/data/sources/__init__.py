@@ -1,8 +1,7 @@
-"""One file a format; `open_source` picks it."""
+"""One file a format of labelled photos."""
 
 from __future__ import annotations
 
-from pipelines.config.data import BENCHMARKS, SourceConfig
 from pipelines.data.sources.base import Source
 from pipelines.data.sources.coco import CocoSource
 from pipelines.data.sources.cvat import CvatSource
@@ -23,12 +22,3 @@ FORMATS: dict[str, type[Source]] = {
     "table": TableSource,
     "shapes": ShapesSource,
 }
-
-
-def open_source(cfg: SourceConfig) -> Source:
-    """The indexed source. Raises `FssError` for a missing folder or a layout that is not the format's."""
-    if cfg.format in BENCHMARKS:
-        from pipelines.data.benchmarks import open_benchmark  # they build on the formats here
-
-        return open_benchmark(cfg)
-    return FORMATS[cfg.format](cfg)

@@ -18,7 +18,7 @@ from pipelines.data.benchmarks import coco, find_benchmark, lvis, paco_part, pas
 from pipelines.data.benchmarks.check import check_benchmark
 from pipelines.data.benchmarks.protocol import photo_number
 from pipelines.data.classes import NO_FOLD, fold_of
-from pipelines.data.sources import open_source
+from pipelines.data.open import open_source
 from pipelines.data.sources.base import ImageMasks, Source
 from tests.data.benchmarks.conftest import benchmark_config
 from tests.data.benchmarks.layouts import HEIGHT, LAYOUTS, WIDTH
