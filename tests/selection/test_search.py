@@ -35,7 +35,7 @@ def ask(recipe: Recipe) -> TrialInputs:
 
 
 def test_a_trial_sees_neither_novel_classes_nor_test_photos(ask: TrialInputs) -> None:
-    spec = ask.changed({"train.lr": 0.002, "methods.0.config.factor": 0.8})
+    spec = ask.change_settings({"train.lr": 0.002, "methods.0.config.factor": 0.8})
     assert (spec.train.lr, spec.method.config["factor"], spec.train.selection) == (0.002, 0.8, "none")
     novel = {c.class_id for c in FoldData.open(spec.shards, 0).tested}
     data = FoldData.of(spec)

@@ -112,11 +112,11 @@ LOOP = """
 import sys
 from pathlib import Path
 import torch
-from pipelines.training.run import RunSpec
-from pipelines.training.worker import Job
-from tests.training.test_select import Runner
+from pipelines.config.run import RunSpec
+from pipelines.training.context import RunContext
+from tests.evaluation.test_steps import Runner
 torch.set_num_threads(1)
-Runner().train(Job(spec=RunSpec.model_validate_json(Path(sys.argv[1]).read_text()), runs=sys.argv[2]))
+Runner().train(RunContext(spec=RunSpec.model_validate_json(Path(sys.argv[1]).read_text()), runs=sys.argv[2]))
 """
 
 
