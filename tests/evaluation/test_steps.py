@@ -21,9 +21,9 @@ from pipelines.data.folds import FoldData
 from pipelines.data.shardset import Shards
 from pipelines.evaluation.steps import (
     Selection,
-    describe,
+    describe_selection,
+    draw_held_out_episodes,
     grid_of,
-    held_episodes,
     hold_out,
     holdout_run,
     read_selection,
@@ -31,7 +31,7 @@ from pipelines.evaluation.steps import (
     score_grid,
 )
 from pipelines.training.context import RunContext
-from pipelines.training.grid import grid_store, keep_grid
+from pipelines.training.grid import grid_store, make_grid_writer
 from pipelines.training.loop import WorkerRank, fit
 from pipelines.training.worker import write_bundle
 from tests.fixtures.training import KilledError
@@ -67,14 +67,14 @@ class Runner:
         def keep(step: int, model: object) -> None:
             self.steps.append((bool(spec.holdout), step))
             if run.grid:
-                keep_grid(run)(step, model)  # type: ignore[arg-type]
+                make_grid_writer(run)(step, model)  # type: ignore[arg-type]
             if step == self.die_in_training:
                 self.die_in_training = 0
                 raise KilledError
 
-        history = fit(spec, model, place=WorkerRank(), resume=done[-1] if done else None, save=save, stop=run.stop,
+        history = fit(spec, model, worker=WorkerRank(), resume=done[-1] if done else None, save=save, stop=run.stop,
                       open_stream=lambda position: data.stream(spec, position=position, rank=0, world=1),
-                      log_row=lambda step, row: None, keep=keep)
+                      log_row=lambda step, row: None, on_step=keep)
         if self.die_after:
             self.die_after = False
             raise KilledError
@@ -122,7 +122,7 @@ def test_no_novel_class_enters_selection(shapes_shards: str, spec: RunSpec, nove
             held = hold_out(data, one.train)
             assert len(held) == classes
             assert not novel & held.keys()
-            listed = held_episodes(data, one.train)
+            listed = draw_held_out_episodes(data, one.train)
             photos = {i for e in listed for i in (e.query, *e.supports)}
             assert set(listed.class_ids) <= held.keys()
             assert all(shards.rows[i]["split"] == "train" for i in photos)
@@ -151,7 +151,8 @@ def test_held_out_classes_depend_on_fold_and_seed_alone(spec: RunSpec) -> None:
     one = selecting(spec)
     other = one.model_copy(update={"seed": 7, "method": MethodConfig(name="fssam", preset="debug")})
     data = FoldData.of(one)
-    assert held_episodes(data, one.train).sha256 == held_episodes(FoldData.of(other), other.train).sha256
+    again = draw_held_out_episodes(FoldData.of(other), other.train)
+    assert draw_held_out_episodes(data, one.train).sha256 == again.sha256
     drawn = {tuple(hold_out(data, selecting(spec, seed=s).train)) for s in range(6)}
     assert len(drawn) > 1
     with pytest.raises(FssError, match="cannot hold out 90 of"):
@@ -247,6 +248,6 @@ def test_names_of_runs_without_selection_are_what_they_were() -> None:
 
 def test_tables_say_how_the_steps_were_chosen() -> None:
     base = {"policy": "base-holdout", "held_out": {"1": "a", "2": "b"}}
-    assert describe([base, base]).startswith("number of steps chosen on 2 held-out base classes a fold")
-    assert "on the test episodes themselves" in describe([{"policy": "published", "held_out": {}}])
-    assert describe([{}]) == describe([]) == "fixed number of steps; no selection on novel classes"
+    assert describe_selection([base, base]).startswith("number of steps chosen on 2 held-out base classes a fold")
+    assert "on the test episodes themselves" in describe_selection([{"policy": "published", "held_out": {}}])
+    assert describe_selection([{}]) == describe_selection([]) == "fixed number of steps; no selection on novel classes"

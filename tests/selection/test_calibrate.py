@@ -83,5 +83,5 @@ def test_only_too_few_photos_leave_a_refit_uncalibrated(
     assert "uncalibrated" not in capfd.readouterr().err
     monkeypatch.setattr("pipelines.selection.calibrate.draw_sets", lambda *_, **__: [])
     calibrate_refit(recipe, url, shards.url, Here())
-    assert "the champion stays uncalibrated: " in capfd.readouterr().err
+    assert "the champion is not calibrated: " in capfd.readouterr().err
     assert not read_bundle_info(url).calibrator

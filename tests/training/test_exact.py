@@ -45,8 +45,8 @@ def train_part(rank: int, world: int, folder: str, spec_json: str, stop: int = 0
 
     kept = Path(folder, "checkpoint")
     kept.mkdir(exist_ok=True)
-    fit(spec, model, place=WorkerRank(rank=rank, world=world), resume=kept if resume else None, keep=keep, stop=stop,
-        save=lambda step, write: write(kept),
+    fit(spec, model, worker=WorkerRank(rank=rank, world=world), resume=kept if resume else None, on_step=keep,
+        stop=stop, save=lambda step, write: write(kept),
         open_stream=lambda position: data.stream(spec, position=position, rank=rank, world=world),
         log_row=lambda step, row: None)
     torch.save(found, f"{folder}/world{world}-rank{rank}.pt")
@@ -112,11 +112,11 @@ LOOP = """
 import sys
 from pathlib import Path
 import torch
-from pipelines.training.run import RunSpec
-from pipelines.training.worker import Job
-from tests.training.test_select import Runner
+from pipelines.config.run import RunSpec
+from pipelines.training.context import RunContext
+from tests.evaluation.test_steps import Runner
 torch.set_num_threads(1)
-Runner().train(Job(spec=RunSpec.model_validate_json(Path(sys.argv[1]).read_text()), runs=sys.argv[2]))
+Runner().train(RunContext(spec=RunSpec.model_validate_json(Path(sys.argv[1]).read_text()), runs=sys.argv[2]))
 """
 
 
