@@ -194,8 +194,8 @@ def copy_calibrator(source: str, target: str) -> None:
 def build_base_model(info: BundleInfo, where: str) -> Segmenter:
     """Build the method of a bundle on its frozen weights, without the trained tensors.
 
-    A bundle on weights that ship with the package needs the same weights installed; a bundle without them is built on
-    random values. Raises `FssError` naming `where` if the installed weights differ.
+    A bundle on weights that ship with the package needs the same weights installed; a bundle made without them does
+    not use installed ones. Raises `FssError` naming `where` if the installed weights differ.
     """
     on_shipped = check_frozen(info.frozen, where)
     weights = info.weights or ("" if on_shipped else RANDOM)

@@ -19,7 +19,7 @@ class SweepConfig(Section):
     parallel: int = Field(0, ge=0)  # largest number of runs at a time; 0: as many as the cluster has room for
     cpus_per_run: float = Field(1.0, gt=0)  # of all workers of a run together, as are the GPUs
     gpus_per_run: float = Field(0.0, ge=0)
-    retries: int = Field(1, ge=0)  # further tries of a run that lost a process or a machine
+    retries: int = Field(1, ge=0)  # further tries of a run that fails
 
 
 class RangeConfig(Section):

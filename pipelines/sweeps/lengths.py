@@ -42,7 +42,7 @@ class RunWork(Section):
 
 
 def kind_of(spec: RunSpec) -> str:
-    """The kind of a run, as a string: runs of one kind need equally long for a step."""
+    """The kind of a run, as a string. Runs of one kind take the same time for a step."""
     t, config = spec.train, json.dumps(spec.method.config, sort_keys=True)
     way = "-" + hashlib.sha256(config.encode()).hexdigest()[:4] if spec.method.config else ""
     return f"{spec.method.name}-{spec.method.preset}-b{t.batch}-k{t.shots}-j{t.targets}-w{t.workers}-{t.features}{way}"

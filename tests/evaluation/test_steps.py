@@ -91,7 +91,7 @@ class Runner:
         raise KilledError
 
     def choose(self, run: RunContext) -> Selection:
-        """The whole way, begun anew after each kill."""
+        """Run the whole selection, starting it again after each kill."""
         for _ in range(4):
             try:
                 chosen = run_selection(run, EVAL, train=self.train, score=self.score)
@@ -109,7 +109,7 @@ def tensors(run: RunContext) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("novel_images", ["drop", "keep"])
 def test_no_novel_class_enters_selection(shapes_shards: str, spec: RunSpec, novel_images: str) -> None:
-    """Over folds, seeds, shots and numbers of classes: neither as a class nor anywhere in a photo."""
+    """A selection sees no novel class, neither as a class nor anywhere in a photo: over folds, seeds and shots."""
     shards = Shards(shapes_shards)
     seen = 0
     for fold in shards.folds:
@@ -147,7 +147,7 @@ def _training_sees_none(run: RunContext, photos: set[int], held: set[int]) -> No
 
 
 def test_held_out_classes_depend_on_fold_and_seed_alone(spec: RunSpec) -> None:
-    """Every method and seed of a run is chosen for on the same classes and episodes."""
+    """The number of steps of every method and seed is chosen on the same classes and episodes."""
     one = selecting(spec)
     other = one.model_copy(update={"seed": 7, "method": MethodConfig(name="fssam", preset="debug")})
     data = FoldData.of(one)
@@ -161,7 +161,7 @@ def test_held_out_classes_depend_on_fold_and_seed_alone(spec: RunSpec) -> None:
 
 @pytest.mark.parametrize("policy", ["base-holdout", "published"])
 def test_killed_selection_ends_as_one_left_alone(spec: RunSpec, tmp_path: Path, policy: str) -> None:
-    """In training, right behind it, and between two scored points: the same record, the same tensors bit for bit."""
+    """Killed in training, right after it, or between two scored points: equal record and bit-equal tensors."""
     one = selecting(spec, policy)
     whole, killed = (RunContext(spec=one, runs=str(tmp_path / n)) for n in ("whole", "killed"))
     want = Runner().choose(whole)
@@ -182,7 +182,7 @@ def test_killed_selection_ends_as_one_left_alone(spec: RunSpec, tmp_path: Path, 
 
 
 def test_final_training_has_all_base_classes_and_the_chosen_steps(spec: RunSpec, tmp_path: Path) -> None:
-    """Its tensors are those of a run with a fixed budget of that many steps on the same schedule."""
+    """The tensors of the result are those of a run with that fixed number of steps on the same schedule."""
     run = RunContext(spec=selecting(spec), runs=str(tmp_path / "chosen"))
     runner = Runner()
     chosen = runner.choose(run)
@@ -237,7 +237,7 @@ def test_settings_that_would_be_ignored_are_errors(train: dict[str, object], lin
 
 
 def test_names_of_runs_without_selection_are_what_they_were() -> None:
-    """Else every finished run of every workspace would be trained again."""
+    """Otherwise every finished run of every workspace would be trained again."""
     plain = RunSpec(dataset="d", shards="s", data_hash="h", fold=0, method=MethodConfig(name="sansa", preset="debug"),
                     train=TrainConfig(steps=7, shots=5))
     assert plain.name == "d-sansa-debug-f0-k5-s0-6a6f1ba9"

@@ -63,7 +63,7 @@ def test_classes_without_photos_are_told(shards: Shards) -> None:
 
 
 class Here:
-    """Ray's part in this process."""
+    """Stands in for Ray: runs the task in this process."""
 
     def remote(self, function: Any) -> Any:
         task = SimpleNamespace(remote=function)

@@ -33,7 +33,7 @@ def test_without_a_matrix_there_is_one_cell() -> None:
 
 
 def test_a_matrix_of_one_cell_is_a_plain_sweep() -> None:
-    """Else its table has a name that `fss promote` and `fss report` do not look for."""
+    """Otherwise its table would have a name that `fss promote` and `fss report` do not look for."""
     (cell,) = expand_matrix(recipe(**{"eval.shots": [5]}))
     assert (cell.label, cell.suffix) == ("", "")
     assert cell.recipe.eval.shots == 5

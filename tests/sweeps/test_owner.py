@@ -98,7 +98,7 @@ def test_a_bucket_has_one_owner(s3_server: S3Server, holder: object, monkeypatch
 def test_an_owner_elsewhere_is_given_up_when_its_beat_stands_still(
     s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its process cannot be looked at from here; its clock may be wrong by hours."""
+    """The process of an owner on another machine cannot be inspected, and its clock may be wrong by hours."""
     monkeypatch.setattr(owner, "BEAT_S", 0.4)
     place = f"{s3_server.url}/elsewhere"
     about = {"id": "x", "host": "another-machine", "pid": 1, "born": 0.0, "beat": 7}
@@ -132,7 +132,7 @@ def test_two_claims_on_a_bucket_at_once_leave_one_owner(
 
 
 def test_storage_that_refuses_ends_no_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither does the owner give way, nor does its workspace read as free."""
+    """The owner keeps the workspace, and the workspace does not count as free."""
     def refuse(self: Store, relative: str = "") -> bytes:
         asked.append(relative)
         raise FssError("refuses the credentials", where=self.path(relative))

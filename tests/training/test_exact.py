@@ -55,7 +55,7 @@ def train_part(rank: int, world: int, folder: str, spec_json: str, stop: int = 0
 
 
 def still(spec: RunSpec, method: str) -> RunSpec:
-    """Without what each worker draws for itself: flips; and without clipping, which would hide a factor.
+    """The spec without flips and dropout, which each worker draws for itself, and clipping, which hides a factor.
 
     The rate is small, since AdamW makes whole steps of the rounding of gradients that are nearly 0.
     """
