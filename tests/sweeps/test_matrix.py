@@ -90,6 +90,6 @@ def test_commands_that_need_one_table_say_so(tmp_path: Path) -> None:
 
     one = recipe(shots=[1, 5]).model_copy(update={"out": str(tmp_path / "out")})
     for act in (promote, collect_results, run_sweep, lambda r: run_one(r, method="sansa", fold=0, seed=0)):
-        with pytest.raises(FssError, match="is 2 comparisons"):
+        with pytest.raises(FssError, match="has 2 comparisons"):
             act(one)
     assert not list(tmp_path.iterdir())
