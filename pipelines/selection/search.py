@@ -153,7 +153,7 @@ def _check(recipe: Recipe) -> None:
             raise FssError(f"search.space: {key} cannot be searched", where=recipe.name,
                            mend="use settings below train and methods.0.config that do not change what is compared")
     if len(recipe.methods) != 1 or not registry.method_class(recipe.methods[0].name).trains:
-        raise FssError("a search needs exactly one method, and one that trains", where=recipe.name,
+        raise FssError("a search needs exactly one method that trains", where=recipe.name,
                        mend="set methods to that one")
     if recipe.train.workers > 1 or recipe.train.features != "off":
         raise FssError("`fss search` supports neither several workers nor kept features", where=recipe.name,
