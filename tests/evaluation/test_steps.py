@@ -229,7 +229,7 @@ def test_grid_ends_with_all_steps() -> None:
     ({"select": {"points": 3}}, "ignores train.select.points"),
     ({"selection": "published", "select": {"classes": 2}}, "ignores train.select.classes"),
     ({"selection": "published", "stop": 5}, "leave train.stop out"),
-    ({"steps": 5, "stop": 6}, "beyond train.steps"),
+    ({"steps": 5, "stop": 6}, "more than train.steps"),
 ])
 def test_settings_that_would_be_ignored_are_errors(train: dict[str, object], line: str) -> None:
     with pytest.raises(ValidationError, match=line):
