@@ -13,7 +13,7 @@ import typer
 
 import jobs.commands
 from fss_models.errors import FssError
-from pipelines.base.cluster import line_of, prepare_environment
+from pipelines.base.cluster import error_line, prepare_environment
 
 
 def make_app() -> typer.Typer:
@@ -39,7 +39,7 @@ def main() -> None:
     except FssError as error:
         if os.environ.get("FSS_TRACE"):
             raise
-        print(f"error: {line_of(error)}", file=sys.stderr)
+        print(f"error: {error_line(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("stopped; run the same command again to go on", file=sys.stderr)

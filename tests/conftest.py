@@ -20,7 +20,7 @@ pytest_plugins = ["tests.fixtures.service", "tests.fixtures.training"]
 
 SHAPES_IMAGES = 160  # 96 px pictures; fewer leave folds without classes
 
-# Nothing ships, unless a test says so: what tests see does not depend on the weights of the day.
+# No weights or bundles ship unless a test says so: tests do not depend on those of the day.
 os.environ["FSS_SHIPPED"] = str(Path(__file__).parent / "nothing_ships")
 
 # One core a process: the tests share two with Ray's workers.
@@ -61,7 +61,7 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[object]:
-    """One private cluster for the session; every test inside shares it."""
+    """One private Ray cluster, shared by all tests of the session."""
     with cluster(cpus=2) as ray:
         yield ray
 
@@ -75,7 +75,7 @@ def shapes_config() -> DataConfig:
 
 @pytest.fixture(scope="session")
 def shapes_shards(ray_cluster: object, shapes_config: DataConfig, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The URL of its shards. Read only."""
+    """URL of the shards of `shapes_config`; tests do not change them."""
     out = str(tmp_path_factory.mktemp("shards") / "shapes")
     build_shards(shapes_config, out)
     return out

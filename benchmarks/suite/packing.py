@@ -45,7 +45,7 @@ def _simulated(runs: int, mixed: bool, draw: int, config: dict[str, Any]) -> dic
                 for first in range(0, gpus, MACHINE_GPUS)]
     needs = [RunResources(gpus=1.0), RunResources(gpus=0.5), RunResources(gpus=0.25),
              RunResources(gpus=1.0, workers=2)] if mixed else [RunResources(gpus=1.0)]
-    tasks = [QueuedRun(key=f"run-{i}", need=needs[int(rng.integers(len(needs)))],
+    tasks = [QueuedRun(key=f"run-{i}", resources=needs[int(rng.integers(len(needs)))],
                        seconds=SECONDS[i % len(SECONDS)] * float(rng.uniform(1, 1.3))) for i in range(runs)]
     schedule, began = Schedule(machines), time.perf_counter()
     schedule.add(tasks)
@@ -69,11 +69,12 @@ def lower_bound(tasks: Sequence[Any], machines: Sequence[Any]) -> float:
     k * GPUs + 1 longest parts that share no GPU with another one, the k + 1 shortest on a single GPU.
     """
     gpus, cpus = sum(len(m.gpus) for m in machines), sum(m.cpus for m in machines)
-    even = [sum(t.seconds * t.need.workers * t.need.gpus for t in tasks) / gpus,
-            sum(t.seconds * t.need.workers * t.need.cpus for t in tasks) / cpus]
-    alone = [t for t in tasks if t.need.workers * t.need.gpus > gpus - 0.25]
+    even = [sum(t.seconds * t.resources.workers * t.resources.gpus for t in tasks) / gpus,
+            sum(t.seconds * t.resources.workers * t.resources.cpus for t in tasks) / cpus]
+    alone = [t for t in tasks if t.resources.workers * t.resources.gpus > gpus - 0.25]
     rest = [t.seconds for t in tasks if t not in alone]
-    parts = sorted((t.seconds for t in tasks if t.need.gpus > 0.5 for _ in range(t.need.workers)), reverse=True)
+    parts = sorted((t.seconds for t in tasks if t.resources.gpus > 0.5 for _ in range(t.resources.workers)),
+                   reverse=True)
     pigeons = [sum(parts[k * gpus - k : k * gpus + 1]) for k in range(1, (len(parts) - 1) // gpus + 1)]
     return float(max(*even, sum(t.seconds for t in alone) + max(rest, default=0.0), *pigeons, 0.0))
 
@@ -83,7 +84,7 @@ def shortest(tasks: Sequence[Any], gpus: int, reached: float) -> float:
 
     A GPU is four quarters, each free from some time on; in order of starts, a run takes those that are free first.
     """
-    wants = [(round(4 * t.need.gpus), t.need.workers, t.seconds) for t in tasks]
+    wants = [(round(4 * t.resources.gpus), t.resources.workers, t.seconds) for t in tasks]
     best = reached
 
     def go(left: frozenset[int], free: tuple[tuple[float, ...], ...], last: float) -> None:
@@ -125,7 +126,7 @@ def _real(config: dict[str, Any]) -> dict[str, Any]:
         task = ray.remote(sleep).options(num_cpus=0, num_gpus=0.5)
         ray.get([task.remote(0) for _ in range(2 * config["real_gpus"])])  # the workers' processes start
         schedule = Schedule(machines_of(ray))
-        tasks = [QueuedRun(key=k, need=RunResources(cpus=0.0, gpus=0.5), seconds=s) for k, s in lengths.items()]
+        tasks = [QueuedRun(key=k, resources=RunResources(cpus=0.0, gpus=0.5), seconds=s) for k, s in lengths.items()]
         schedule.add(tasks)
         began = time.perf_counter()
         ended = [key for key, _ in pack_runs(schedule, lambda key: task.remote(lengths[key]), ray, lambda: None)]

@@ -34,7 +34,8 @@ def calibrate(
     config = load_recipe(recipe, overrides or [], out=None).calibrate
     with Bar("calibrate", config.sets, unit="support sets") as bar:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        info, made = calibrate_bundle(bundle, Shards(shards), config, device=device, told=lambda done, _: bar.step(1))
+        info, made = calibrate_bundle(bundle, Shards(shards), config, device=device,
+                                      on_progress=lambda done, _: bar.step(1))
     about = {"bundle_id": info.bundle_id, "calibrator": info.calibrator, **made.about}
     if as_json:
         print(json.dumps(about))

@@ -19,11 +19,11 @@ def register(app: typer.Typer) -> None:
                     as_json: JsonOption = False) -> None:
         """Method x fold with intervals, and the winner by the recipe's rule. Trains nothing."""
         from pipelines.selection.choose import format_leaderboard, make_leaderboard
-        from pipelines.sweeps.matrix import cells
+        from pipelines.sweeps.matrix import expand_matrix
         from pipelines.sweeps.plan import collect_results
 
         boards = {}
-        for cell in cells(load_recipe(recipe, sets, out=out)):
+        for cell in expand_matrix(load_recipe(recipe, sets, out=out)):
             board = make_leaderboard(cell.recipe, collect_results(cell.recipe), cell.suffix)
             boards[cell.label] = board.model_dump()
             said = f"{cell.label}\n{format_leaderboard(board)}\n" if cell.label else format_leaderboard(board)

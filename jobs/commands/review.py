@@ -53,7 +53,7 @@ def decide(
 ) -> None:
     """Keep decisions beside the labels."""
     from fss_models.errors import FssError
-    from pipelines.base.storage import place_of
+    from pipelines.base.storage import split_url
     from pipelines.inference.marks import mask_from_picture
     from pipelines.labelling.decisions import count_decisions
     from pipelines.review.job import decide_by_name, import_decisions, open_job
@@ -65,7 +65,7 @@ def decide(
         name, _, mask = pair.rpartition("=")
         if not name:
             raise FssError(f"--correct {pair!r} has no '='", mend="write --correct NAME=MASK.png")
-        store, file = place_of(mask)
+        store, file = split_url(mask)
         given[name] = ("correct", mask_from_picture(store.read_bytes(file), mask))
     if not given and not source:
         raise FssError("nothing to decide", mend="give --accept, --reject, --correct, --undo or --from")

@@ -32,9 +32,9 @@ def register(app: typer.Typer) -> None:
     @group.command("resume")
     def resume(out: PlaceOption, as_json: JsonOption = False) -> None:
         """Go on with the workspace's last sweep, with the recipe it was begun with."""
-        from pipelines.sweeps.sweep import kept_recipe
+        from pipelines.sweeps.sweep import read_sweep_recipe
 
-        _run(kept_recipe(out), as_json)
+        _run(read_sweep_recipe(out), as_json)
 
     @group.command("status")
     def status(out: PlaceOption, as_json: JsonOption = False) -> None:

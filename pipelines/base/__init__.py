@@ -1,1 +1,1 @@
-"""What every room stands on: storage, cluster, tracking, progress, workspace, cache."""
+"""Foundations of all rooms: storage, cluster, tracking, progress, workspace, cache."""

@@ -1,4 +1,4 @@
-"""The one folder outside the workspace: FSS_CACHE, by default ~/.cache/fss."""
+"""The only folder outside the workspace that fss writes to: FSS_CACHE, by default ~/.cache/fss."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from pathlib import Path
 
 
 def cache_dir(*parts: str) -> Path:
-    """A folder of the cache; it is made by whoever writes there."""
+    """Path of a folder in the cache. The folder is not created; whoever writes there does that."""
     return Path(os.environ.get("FSS_CACHE", "~/.cache/fss")).expanduser().joinpath(*parts)

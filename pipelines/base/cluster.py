@@ -1,4 +1,4 @@
-"""One way to reach Ray: the cluster named by RAY_ADDRESS, else a private one that lives as long as the command."""
+"""Connection to Ray: to the cluster named by RAY_ADDRESS, else to a private one that ends with the command."""
 
 from __future__ import annotations
 
@@ -17,44 +17,44 @@ from fss_models import allocator
 from fss_models.errors import FssError
 from pipelines.base.cache import cache_dir
 
-OBJECT_STORE_BYTES = 300_000_000  # image bytes travel, pixels never: a small store is enough on one machine
-PRIVATE_TOKEN = "private-"  # how the tokens of private clusters begin: nobody gave them, they open nothing else
+OBJECT_STORE_BYTES = 300_000_000  # a small store is enough on one machine: encoded images travel, pixels never do
+PRIVATE_TOKEN = "private-"  # prefix of private clusters' tokens, which are generated here and open nothing else
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # the screen is for our own progress
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # the screen shows our own progress
     "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # what Ray will do by default soon; silences its warning
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's future default; setting it silences a warning
     "MLFLOW_DISABLE_TELEMETRY": "true",
-    "RAY_memory_usage_threshold": "0.98",  # small machines run near the limit; 0.95 kills healthy workers
+    "RAY_memory_usage_threshold": "0.98",  # the default of 0.95 kills healthy workers on small machines
     **allocator.ENVIRONMENT,
 }
 
 
 def prepare_environment() -> None:
-    """Set what Ray and others read when they are imported or started. A value the user has set wins."""
+    """Set variables that Ray, MLflow and matplotlib read when they are imported. Variables set by the user win."""
     allocator.keep_freed_memory()
     os.environ.setdefault("MPLCONFIGDIR", str(cache_dir("matplotlib")))  # MLflow and the report import matplotlib
     for key, value in ENVIRONMENT.items():
         os.environ.setdefault(key, value)
-    if not os.environ.get("FSS_RAY_LOGS"):  # Ray prints its warnings on standard output, where `--json` answers
+    if not os.environ.get("FSS_RAY_LOGS"):  # Ray prints warnings on standard output, which is for `--json`
         os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
-    if not os.environ.get("RAY_ADDRESS"):  # Ray reads the mode once, when it is imported
+    if not os.environ.get("RAY_ADDRESS"):  # Ray reads this once, when it is imported
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ.setdefault("RAY_AUTH_TOKEN", PRIVATE_TOKEN + secrets.token_hex(32))
 
 
-def line_of(error: FssError) -> str:
-    """The line of an error; of one that comes out of a Ray task or replica without Ray's trace."""
+def error_line(error: FssError) -> str:
+    """The message of an error in one line, without the trace that a Ray task or replica puts around it."""
     cause = getattr(error, "cause", None)
     return str(cause if isinstance(cause, FssError) else error)
 
 
 @contextmanager
 def cluster(*, cpus: float | None = None, gpus: float | None = None) -> Iterator[Any]:
-    """Yield `ray`, connected. A private cluster is stopped at the end; one named by RAY_ADDRESS is left alone.
+    """Yield `ray`, connected. A private cluster is stopped at the end; one named by RAY_ADDRESS is left running.
 
-    Private clusters use a token of their own that is never written to disk, so two commands at once on one machine
-    cannot reach into each other.
+    Each private cluster has its own token, which is never written to disk: two commands on one machine cannot reach
+    each other's cluster. Raises `FssError` if Ray does not start.
     """
     prepare_environment()
     import ray
@@ -71,7 +71,7 @@ def cluster(*, cpus: float | None = None, gpus: float | None = None) -> Iterator
 
 
 def _take_back_sigterm() -> None:
-    """Ray prints a stack trace of its own on SIGTERM before Python hears of it; put Python's handler back."""
+    """Put Python's handler of SIGTERM back: Ray's prints a stack trace before Python receives the signal."""
     handler = signal.getsignal(signal.SIGTERM)
     if handler is not None and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)
@@ -92,7 +92,7 @@ def _connect(ray: Any, cpus: float | None, gpus: float | None) -> None:
 
 
 def _start(ray: Any, **options: Any) -> None:
-    """A private cluster. Ray gives its own processes 30 s; on a busy machine that can be too little, so twice."""
+    """Start a private cluster. On a busy machine Ray's 30 s for its own processes can be too short: try twice."""
     for last in (False, True):
         before = {p.pid for p in psutil.Process().children()}
         try:
@@ -105,11 +105,11 @@ def _start(ray: Any, **options: Any) -> None:
             ray.shutdown()
             _stop_children(before)
             if last:
-                raise FssError("Ray does not start: the machine is too busy", mend="run the command again") from error
+                raise FssError("Ray did not start: the machine is too busy", mend="run the command again") from error
 
 
 def _stop_children(before: set[int]) -> None:
-    """What a failed start left behind: it would run on beside the next attempt."""
+    """Kill the processes that a failed start left behind: all children except those in `before` (process ids)."""
     left = [p for p in psutil.Process().children() if p.pid not in before]
     for process in left:
         with suppress(psutil.NoSuchProcess):

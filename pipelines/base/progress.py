@@ -1,4 +1,4 @@
-"""Long work shows a bar with rate and time left; plain lines when the output is not a terminal."""
+"""Progress of long work: a bar with rate and remaining time, or plain lines when the output is not a terminal."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class Bar:
         return self
 
     def step(self, count: int = 1, note: str = "") -> None:
-        """`count` more are done."""
+        """Advance by `count` items."""
         self.to(self.done + count, note)
 
     def to(self, done: int, note: str = "") -> None:
-        """`done` are done in all."""
+        """Set the number of items done to `done`."""
         self.done = done
         if self._rich:
             rate = f"{self._rate():.1f} {self.unit}/s {note}"
@@ -59,5 +59,5 @@ class Bar:
 
 
 def say(text: str) -> None:
-    """One line about what goes on, on standard error."""
+    """Print one line of progress on standard error."""
     print(text, file=sys.stderr, flush=True)

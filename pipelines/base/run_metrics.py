@@ -1,6 +1,6 @@
-"""What a sweep shows to Prometheus, through Ray: `ray_fss_episodes_per_s` and `ray_fss_runs_ended_total`.
+"""Metrics of a sweep for Prometheus, through Ray: `ray_fss_episodes_per_s` and `ray_fss_runs_ended_total`.
 
-Everything else on the dashboard (nodes, GPUs, tasks, requests, queues) Ray exports itself.
+The other metrics of the dashboard (nodes, GPUs, tasks, requests, queues) are exported by Ray itself.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ SPEEDS = ("episodes_per_s", "select/episodes_per_s")
 
 
 class RunMetrics:
-    """Metrics of runs. Outside a Ray cluster nothing is exported."""
+    """Exports metrics of runs; does nothing outside a Ray cluster."""
 
     def __init__(self) -> None:
         import ray
@@ -24,13 +24,13 @@ class RunMetrics:
             self._ended = Counter("fss_runs_ended", "Runs that ended, by status.", tag_keys=("status",))
 
     def show(self, run: str, values: Mapping[str, float]) -> None:
-        """A run's newest figures."""
+        """Export the newest training speed of a run, if `values` has it."""
         for name in SPEEDS if self._on else ():
             if name in values:
                 self._speed.set(values[name], tags={"run": run})
 
     def end(self, run: str, status: str) -> None:
-        """The run trains no more."""
+        """Count a run that has ended, and set its speed to 0."""
         if self._on:
             self._speed.set(0.0, tags={"run": run})
             self._ended.inc(tags={"status": status})

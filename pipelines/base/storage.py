@@ -1,7 +1,7 @@
-"""Every place is a URL: a local path or `s3://`. One small interface with atomic writes and retries.
+"""Files at a URL, which is a local path or `s3://`: one small interface with atomic writes and retries.
 
 Credentials and endpoint come from the standard variables AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION and
-AWS_ENDPOINT_URL. Local writes go to a hidden neighbour and are renamed; an S3 object appears whole or not at all.
+AWS_ENDPOINT_URL. A local file is written under a hidden name, then renamed; an S3 object appears whole or not at all.
 """
 
 from __future__ import annotations
@@ -34,24 +34,25 @@ _DAMAGE = ("page integrity", "deserialize thrift", "end of stream", "decompress"
 
 
 def join(url: str, *parts: str) -> str:
-    """`join("s3://b/x", "y", "z")` -> `s3://b/x/y/z`."""
+    """A URL with parts appended: `join("s3://b/x", "y", "z")` is `s3://b/x/y/z`."""
     return "/".join([url.rstrip("/"), *(p.strip("/") for p in parts if p)])
 
 
 class Store:
     """Files below one URL. Paths are relative to it; an empty path is the URL itself.
 
-    Raises `FssError` with one line for a missing place, refused credentials, an unreachable endpoint or a full disk.
+    Methods raise `FssError` with one line for a missing file, refused credentials, an unreachable endpoint or a full
+    disk.
     """
 
     def __init__(
         self, url: str, *, attempts: int | None = None, hashes: Mapping[str, str] | None = None
     ) -> None:
         if "://" in url and not url.startswith(("s3://", "file://")):
-            raise FssError(f"unknown kind of place {url!r}", mend="use a local path or s3://bucket/prefix")
+            raise FssError(f"unsupported URL {url!r}", mend="use a local path or s3://bucket/prefix")
         self.is_s3 = url.startswith("s3://")
         self.url = url.rstrip("/") if self.is_s3 else _local(url.removeprefix("file://"))
-        self.hashes = hashes or {}  # relative path -> content hash, which is told where a file is damaged
+        self.hashes = hashes or {}  # relative path -> content hash, for the error line about a damaged file
         self._attempts = attempts or int(os.environ.get("FSS_STORAGE_ATTEMPTS", str(ATTEMPTS)))
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -59,26 +60,26 @@ class Store:
 
     @cached_property
     def fs(self) -> Any:
-        """The fsspec filesystem."""
+        """The fsspec filesystem of this URL."""
         if not self.is_s3:
             return fsspec.filesystem("file")
-        # Old listings would hide what another process has just written. fsspec keeps one instance for equal arguments:
-        # the variables are arguments, so that changed ones are not answered by the connection of the old ones.
+        # Cached listings would hide what another process has just written. fsspec reuses an instance for equal
+        # arguments: the variables are passed as arguments, so that changed variables give a new connection.
         return fsspec.filesystem(
             "s3", use_listings_cache=False, config_kwargs=_S3_CONFIG, endpoint_url=os.environ.get("AWS_ENDPOINT_URL"),
             key=os.environ.get("AWS_ACCESS_KEY_ID"), secret=os.environ.get("AWS_SECRET_ACCESS_KEY"),
             token=os.environ.get("AWS_SESSION_TOKEN"), client_kwargs={"region_name": _region()})
 
     def path(self, relative: str = "") -> str:
-        """The full path or URL of a file below this place."""
+        """The full path or URL of a file below this URL."""
         return join(self.url, relative) if relative else self.url
 
     def read_bytes(self, relative: str = "") -> bytes:
-        """The whole file."""
+        """Content of a file."""
         return bytes(self._try("read", relative, lambda: self.fs.cat_file(self.path(relative))))
 
     def write_bytes(self, relative: str, data: bytes) -> None:
-        """Write atomically: readers see the old file or the new one, never a part."""
+        """Write a file atomically: readers see the old file or the new one, never a part."""
         with self.atomic(relative) as write:
             write(data)
 
@@ -88,7 +89,7 @@ class Store:
         yield lambda data: self._try("write", relative, lambda: self._put(self.path(relative), data))
 
     def read_json(self, relative: str) -> Any:
-        """The parsed JSON file; `FssError` names the file if it does not parse."""
+        """The parsed JSON file. Raises `FssError` naming the file if it is not valid JSON."""
         try:
             return json.loads(self.read_bytes(relative))
         except ValueError as error:
@@ -96,7 +97,7 @@ class Store:
 
     @contextmanager
     def stream(self, relative: str) -> Iterator[BinaryIO]:
-        """A file to write piece by piece, for what is too large for memory; it appears whole or not at all."""
+        """Open a file for writing piece by piece, when it is too large for memory; it appears whole or not at all."""
         try:
             with self._stream_s3(relative) if self.is_s3 else _stream_local(Path(self.path(relative))) as out:
                 yield out
@@ -108,8 +109,8 @@ class Store:
     @contextmanager
     def _stream_s3(self, relative: str) -> Iterator[BinaryIO]:
         out = self._try("open", relative, lambda: self.fs.open(self.path(relative), "wb", autocommit=False))
-        ask = out._call_s3  # every request of its own is tried again: a large file is not lost with one of its parts
-        out._call_s3 = lambda *given, **named: self._try("write", relative, lambda: ask(*given, **named))
+        call = out._call_s3  # each request is retried by itself: a large file is not lost with one of its parts
+        out._call_s3 = lambda *args, **named: self._try("write", relative, lambda: call(*args, **named))
         try:
             yield out
             out.close()
@@ -123,7 +124,7 @@ class Store:
         self.write_bytes(relative, json.dumps(value, indent=1, sort_keys=True).encode() + b"\n")
 
     def read_table(self, relative: str, columns: list[str] | None = None) -> pa.Table:
-        """A Parquet file as a table."""
+        """A Parquet file as a table, with all columns or those in `columns`."""
         return self._try("read", relative, lambda: self._read_table(self.path(relative), columns))
 
     def write_table(self, relative: str, table: pa.Table, *, row_group_size: int | None = None) -> None:
@@ -133,23 +134,23 @@ class Store:
         self.write_bytes(relative, sink.getvalue().to_pybytes())
 
     def open_parquet(self, relative: str) -> ParquetReader:
-        """A Parquet file for reading single row groups; the caller closes it."""
+        """Open a Parquet file for reading single row groups; the caller closes it."""
         return ParquetReader(self, relative)
 
     def exists(self, relative: str = "") -> bool:
-        """Whether a file (or anything below a prefix) is there."""
+        """Whether a file exists, or anything below a prefix."""
         return bool(self._try("look for", relative, lambda: self.fs.exists(self.path(relative))))
 
     def size(self, relative: str) -> int:
-        """Bytes of a file."""
+        """Size of a file in bytes."""
         return int(self._try("look at", relative, lambda: self.fs.info(self.path(relative))["size"]))
 
     def buckets(self) -> tuple[str, ...]:
-        """Names of all buckets that the endpoint shows these credentials. Only for `s3://`."""
+        """Names of all buckets that these credentials may list at the endpoint. Only for the URL `s3://`."""
         return tuple(self._try("list", "", lambda: self.fs.ls("", detail=False)))
 
     def list(self, relative: str = "", *, suffix: str = "") -> Names:
-        """Relative paths of all files below `relative`, sorted; empty if the place does not exist."""
+        """Relative paths of all files below `relative`, sorted; empty if there are none."""
         try:
             found = self._try("list", relative, lambda: self.fs.find(self.path(relative)))
         except FssError as error:
@@ -160,7 +161,7 @@ class Store:
         return sorted(n for n in names if n.endswith(suffix) and not Path(n).name.startswith(".tmp-"))
 
     def sizes(self, relative: str = "") -> dict[str, int]:
-        """Relative paths and bytes of all files below `relative`, in one go. Raises `FssError` if there is none."""
+        """Relative path -> bytes of all files below `relative`, in one listing. Raises `FssError` if there is none."""
         found = self._try("list", relative, lambda: self.fs.find(self.path(relative), detail=True))
         rows = ((self._relative(path), int(about["size"] or 0)) for path, about in found.items())
         return {n: size for n, size in rows if not Path(n).name.startswith(".tmp-")}
@@ -170,18 +171,18 @@ class Store:
         return found.removeprefix("s3://").removeprefix(root)
 
     def delete(self, relative: str = "") -> None:
-        """Remove a file or everything below a prefix; nothing happens if it is not there."""
+        """Remove a file, or everything below a prefix; does nothing if there is none."""
         if self.exists(relative):
             self._try("delete", relative, lambda: self.fs.rm(self.path(relative), recursive=True))
 
     def pyarrow(self) -> tuple[pa.fs.FileSystem, str]:
-        """The same place for pyarrow and Ray: (filesystem, path in it)."""
+        """This URL for pyarrow and Ray: (filesystem, path in it)."""
         if not self.is_s3:
             return pa.fs.LocalFileSystem(), self.url
         endpoint = os.environ.get("AWS_ENDPOINT_URL", "")
         scheme, _, host = endpoint.rpartition("://")
         options = {"endpoint_override": host, "scheme": scheme or "https"} if host else {}
-        filesystem = PatientS3(self._attempts, {"region": _region(), **options})
+        filesystem = RetryingS3(self._attempts, {"region": _region(), **options})
         return filesystem, self.url.removeprefix("s3://")
 
     def _put(self, path: str, data: bytes) -> None:
@@ -228,7 +229,7 @@ class Store:
 
 
 class ParquetReader:
-    """Row groups of one Parquet file. Where a read fails in passing, the file is opened again and the read repeated.
+    """Row groups of one Parquet file. After a transient failure the file is opened again and the read is repeated.
 
     Page checksums are verified where the file has them. Raises `FssError` as `Store` does.
     """
@@ -239,28 +240,28 @@ class ParquetReader:
 
     @property
     def num_row_groups(self) -> int:
-        """How many row groups there are."""
+        """Number of row groups of the file."""
         return int(self._file.num_row_groups)
 
     @property
     def schema_arrow(self) -> pa.Schema:
-        """The schema."""
+        """Arrow schema of the file."""
         return self._file.schema_arrow
 
     def read_row_group(self, group: int, columns: list[str] | None = None) -> pa.Table:
-        """One row group."""
+        """Row group number `group`, with all columns or those in `columns`."""
         return self._store._try("read", self._relative, lambda: self._read(group, columns))
 
     def read_row_groups(self, groups: Sequence[int], columns: list[str] | None = None) -> pa.Table:
-        """Several, one after another; in one go and without further threads, which costs the least CPU."""
+        """Several row groups as one table, in the order of `groups`; read in this thread, which costs the least CPU."""
         return self._store._try("read", self._relative, lambda: self._read(groups, columns))
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._file.close(force=True)
 
     def _open(self) -> pq.ParquetFile:
-        # No read-ahead: pyarrow asks for whole column chunks itself, and a row group is often all that is wanted.
+        # No read-ahead: pyarrow requests whole column chunks, and often only one row group is read.
         file = self._store.fs.open(self._store.path(self._relative), "rb", cache_type="none")
         return pq.ParquetFile(file, page_checksum_verification=True, pre_buffer=True)
 
@@ -270,7 +271,7 @@ class ParquetReader:
                 return self._file.read_row_group(which, columns=columns)
             return self._file.read_row_groups(list(which), columns=columns, use_threads=False)
         except OSError:
-            self._file = self._open()  # the next attempt starts afresh
+            self._file = self._open()  # for the next attempt
             raise
 
     def __enter__(self) -> ParquetReader:
@@ -284,8 +285,8 @@ def _local(path: str) -> str:
     try:
         return str(Path(path).expanduser().absolute())
     except RuntimeError as error:
-        raise FssError(f"there is no home of {path.partition('/')[0]!r}", where=path,
-                       mend=f"or is it ./{path}") from error
+        raise FssError(f"{path.partition('/')[0]!r} has no home folder", where=path,
+                       mend=f"for a file of this name, write ./{path}") from error
 
 
 @contextmanager
@@ -302,19 +303,19 @@ def _stream_local(target: Path) -> Iterator[BinaryIO]:
         hidden.unlink(missing_ok=True)
 
 
-class PatientS3(pa.fs.S3FileSystem):  # type: ignore[misc]
-    """pyarrow's, which forgets how often to try again when it is sent to another process: this one does not."""
+class RetryingS3(pa.fs.S3FileSystem):  # type: ignore[misc]
+    """pyarrow's S3 filesystem with `attempts` tries; unlike pyarrow's own, it keeps that number when it is pickled."""
 
     def __init__(self, attempts: int, options: dict[str, str]) -> None:
-        self._made_of = (attempts, options)
+        self._arguments = (attempts, options)
         super().__init__(retry_strategy=pa.fs.AwsStandardS3RetryStrategy(max_attempts=attempts), **options)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (PatientS3, self._made_of)
+        return (RetryingS3, self._arguments)
 
 
-ATTEMPTS = 12  # over a minute of waiting: a store that is away for a minute costs no run
-# Connections that hang are worse than ones that fail: botocore waits a minute by default.
+ATTEMPTS = 12  # over a minute of waiting in all: a store that is away for a minute fails no run
+# A connection that hangs is worse than one that fails: botocore waits a minute by default.
 _S3_CONFIG = {"connect_timeout": 5, "read_timeout": 60, "retries": {"max_attempts": 1}}
 
 
@@ -329,7 +330,7 @@ def _transient(error: BaseException) -> bool:
 
 
 def _is_damage(error: BaseException) -> bool:
-    """Whether pyarrow complains of a file's content: asking again gives the same."""
+    """Whether pyarrow reports damaged content, which another try would not change."""
     text = str(error).lower()
     return isinstance(error, pa.ArrowInvalid) or any(w in text for w in _DAMAGE)
 
@@ -344,7 +345,7 @@ def _log_retry(verb: str, path: str, state: RetryCallState) -> None:
 
 
 def _explain(error: Exception, verb: str, path: str) -> FssError:
-    """The one line a person can act on."""
+    """The `FssError` for an error of a filesystem, with the cause and what to do."""
     text = _first_line(error)
     low = f"{type(error).__name__} {text}".lower()
     endpoint = os.environ.get("AWS_ENDPOINT_URL", "the AWS endpoint")
@@ -353,9 +354,11 @@ def _explain(error: Exception, verb: str, path: str) -> FssError:
             return FssError(f"{endpoint} refuses the credentials", where=path,
                             mend="check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
         if "credentials" in low:
-            return FssError("no credentials", where=path, mend="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+            return FssError("there are no credentials", where=path,
+                            mend="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
         if any(w in low for w in ("connect", "endpoint", "timeout", "timed out")):
-            return FssError(f"cannot reach {endpoint}", where=path, mend="check AWS_ENDPOINT_URL and that it is up")
+            return FssError(f"cannot reach {endpoint}", where=path,
+                            mend="check AWS_ENDPOINT_URL, and that the server runs")
     if isinstance(error, FileNotFoundError):
         return FssError("does not exist", where=path, mend="check the path or URL")
     if isinstance(error, OSError) and error.errno in _SPACE:
@@ -363,7 +366,7 @@ def _explain(error: Exception, verb: str, path: str) -> FssError:
     return FssError(f"cannot {verb}: {text}", where=path)
 
 
-def place_of(url: str) -> tuple[Store, str]:
-    """The folder of a file, and its name there."""
+def split_url(url: str) -> tuple[Store, str]:
+    """(folder of a file, name of the file in it)."""
     folder, _, name = Store(url).url.rpartition("/")
     return Store(folder or "/"), name

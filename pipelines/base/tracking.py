@@ -1,12 +1,12 @@
-"""MLflow, written by one process a sweep. Entries go to a spool on disk first and are replayed in order.
+"""Tracking with MLflow, by one process a sweep. Entries go to a spool on disk first and are sent in order.
 
-A run never waits for the tracking server and never fails with it: what cannot be delivered stays in the spool and
-is sent by the next command on the same workspace. Entries carry their time, and a step that MLflow already has is
-left out, so a replay after a kill writes nothing twice.
+A run never waits for the tracking server and never fails with it: entries that cannot be delivered stay in the spool
+and are sent by the next command on the same workspace. Each entry has its time, and a step that MLflow already has is
+skipped, so sending a spool again after a kill writes nothing twice.
 
-MLFLOW_TRACKING_URI, which clusters set, names the store. Else it is `mlflow.db` (SQLite) in a local workspace; for an
-`s3://` workspace it is a local file under FSS_CACHE (default ~/.cache/fss), because SQLite cannot live in an object
-store. The spool is `spool/` beside it.
+The tracking store is MLFLOW_TRACKING_URI, which clusters set. Without it, it is `mlflow.db` (SQLite) in a local
+workspace; for an `s3://` workspace it is a local file under FSS_CACHE (default ~/.cache/fss), because SQLite does not
+work in an object store. The spool is `spool/` beside it.
 """
 
 from __future__ import annotations
@@ -33,38 +33,38 @@ from pipelines.base.storage import Store
 log = logging.getLogger(__name__)
 KEY, PARENT = "fss.run", "mlflow.parentRunId"
 REFUSED = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS")
-# metrics that the screen shows too
+# metric of MLflow -> column of the sweep's table
 SHOWN = {"loss": "loss", "select/loss": "loss", "episodes_per_s": "episodes_per_s", "miou": "miou",
          "select/episodes_per_s": "episodes_per_s", "select/miou": "miou"}
 Entry = dict[str, Any]
 
 
 def _home(out: str) -> Path:
-    """The local folder of a workspace's MLflow file and spool."""
+    """The local folder with a workspace's MLflow file and spool."""
     store = Store(out)
     if not store.is_s3:
         return Path(store.url)
     return cache_dir("mlflow", hashlib.sha256(store.url.encode()).hexdigest()[:16])
 
 
-def tracking_uri(workspace: str, given: str = "") -> str:
-    """Where MLflow writes: `given`, else MLFLOW_TRACKING_URI, else a SQLite file of the workspace (a URL)."""
-    return given or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{_home(workspace) / 'mlflow.db'}"
+def tracking_uri(workspace: str, configured: str = "") -> str:
+    """URI of the tracking store: `configured` (the recipe's), else MLFLOW_TRACKING_URI, else a SQLite file."""
+    return configured or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{_home(workspace) / 'mlflow.db'}"
 
 
 def spool_folder(workspace: str) -> Path:
-    """Where a workspace's entries wait for MLflow."""
+    """The folder in which a workspace's entries wait for MLflow."""
     return _home(workspace) / "spool"
 
 
 class Tracker:
-    """Takes entries at once, writes them to the spool, and sends them to MLflow from a thread of its own."""
+    """Writes entries to the spool and sends them to MLflow from a thread. Adding an entry does not wait for MLflow."""
 
     def __init__(self, uri: str, experiment: str, spool: str) -> None:
         self.uri, self.experiment, self.folder = uri, experiment, Path(spool)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.path = self.folder / f"{time.time_ns():020d}-{uuid.uuid4().hex[:6]}.jsonl"
-        hidden = self.path.with_suffix(".new")  # nobody may see the file before it is locked
+        hidden = self.path.with_suffix(".new")  # other processes may only see the file once it is locked
         self._file = hidden.open("ab")
         fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         hidden.rename(self.path)
@@ -78,11 +78,11 @@ class Tracker:
 
     def run(self, key: str, *, parent: str = "", params: Mapping[str, Any] | None = None,
             tags: Mapping[str, Any] | None = None) -> None:
-        """Open the MLflow run known as `key`, or go on with it if it exists."""
+        """Open the MLflow run with the name `key`, or continue it if it exists."""
         self._put({"op": "run", "key": key, "parent": parent, "params": _flat(params or {}), "tags": dict(tags or {})})
 
     def metrics(self, key: str, values: Mapping[str, float], step: int = 0) -> None:
-        """Metrics of one step."""
+        """Log metrics of one step of a run."""
         clean = {re.sub(r"[^\w\-./: ]", "_", k): v for k, v in values.items()}
         for name, shown in SHOWN.items():
             if name in clean:
@@ -91,33 +91,33 @@ class Tracker:
         self._put({"op": "metrics", "key": key, "values": clean, "step": step})
 
     def tags(self, key: str, values: Mapping[str, Any]) -> None:
-        """Tags of a run."""
+        """Set tags of a run."""
         self._put({"op": "tags", "key": key, "values": dict(values)})
 
     def end(self, key: str, status: str = "FINISHED") -> None:
-        """Close a run: FINISHED or FAILED."""
+        """End a run; `status` is FINISHED or FAILED."""
         self._shown.end(key, status)
         self._put({"op": "end", "key": key, "status": status})
 
     def artifact(self, key: str, url: str) -> None:
-        """A file of the workspace as an artifact of a run; it is read when it is delivered."""
+        """Attach a file of the workspace to a run as an artifact. The file is read when the entry is sent."""
         self._put({"op": "artifact", "key": key, "url": url})
 
     def register(self, model: str, *, source: str, key: str, alias: str, tags: Mapping[str, Any]) -> None:
-        """A version of a registered model with `alias` on it; the same source and tags give the same version."""
+        """Register a version of a model and set `alias` on it; equal source and tags give the same version."""
         self._put({"op": "register", "model": model, "source": source, "key": key, "alias": alias, "tags": dict(tags)})
 
     def at_step(self, key: str, step: int, stage: str = "") -> None:
-        """Progress of a run, for the screen; it is not sent to MLflow."""
+        """Note a run's progress for the table of the sweep; it is not sent to MLflow."""
         live = self._live.setdefault(key, {})
         live |= {"stage": stage, "step": max(step, live.get("step", 0)) if live.get("stage") == stage else step}
 
     def progress(self) -> dict[str, dict[str, Any]]:
-        """By run: stage, step, and the newest loss, mIoU and episodes_per_s."""
+        """Run -> stage, step, and the newest loss, miou and episodes_per_s."""
         return {key: dict(live) for key, live in self._live.items()}
 
     def close(self, timeout_s: float = 30.0) -> str:
-        """Wait until all is delivered, at most `timeout_s`. Returns "" or why entries still wait in the spool."""
+        """Wait until all entries are sent, at most `timeout_s`. Returns "", or the reason why some still wait."""
         deadline = time.monotonic() + timeout_s
         while self._waiting() and time.monotonic() < deadline:
             self._wake.set()
@@ -127,7 +127,7 @@ class Tracker:
         self._wake.set()
         self._thread.join(timeout=5)
         self._file.close()
-        return f"{self.uri} does not take entries ({self._last_error or 'it is slow'})" if left else ""
+        return f"{self.uri} does not accept entries ({self._last_error or 'it is slow'})" if left else ""
 
     def _put(self, entry: Entry) -> None:
         line = json.dumps({**entry, "t": int(time.time() * 1000)}, default=str).encode() + b"\n"
@@ -151,7 +151,7 @@ class Tracker:
                     self._send(sender, path)
                 self._sending = None
                 pause = 0.5
-            except Exception as error:  # whatever the server says, the run goes on
+            except Exception as error:  # an error of the server does not stop the run
                 self._last_error = (str(error).splitlines() or [type(error).__name__])[0][:200]
                 pause = min(pause * 2, 15.0)
                 self._stop.wait(pause)
@@ -159,7 +159,7 @@ class Tracker:
             self._wake.clear()
 
     def _send(self, sender: Sender, path: Path) -> None:
-        """Deliver one spool file in order; a file whose writer is gone is deleted afterwards."""
+        """Send the entries of one spool file in order; a file whose writer is gone is deleted afterwards."""
         with _claim(path, own=path == self.path) as claimed:
             if not claimed:
                 return
@@ -174,15 +174,15 @@ class Tracker:
 
 
 def _deliver(sender: Sender, entry: Entry) -> None:
-    """Send an entry; one that MLflow will never take is logged and left out, so that it does not block the rest."""
+    """Send an entry. One that MLflow will never accept is logged and skipped, so that it does not block the rest."""
     try:
         sender.send(entry)
-    except ImportError as error:  # such as boto3, where clients write to a bucket themselves
-        log.warning("an entry cannot be sent from here (%s %s): %s", entry["op"], entry.get("key", ""), error)
+    except ImportError as error:  # such as boto3, for a server whose clients write artifacts to a bucket themselves
+        log.warning("an entry cannot be sent from this machine (%s %s): %s", entry["op"], entry.get("key", ""), error)
     except Exception as error:
         if getattr(error, "error_code", "") not in REFUSED:
             raise
-        log.warning("MLflow refuses an entry (%s %s): %s", entry["op"], entry.get("key", ""), error)
+        log.warning("MLflow refused an entry (%s %s): %s", entry["op"], entry.get("key", ""), error)
 
 
 def _abandoned(path: Path) -> bool:
@@ -192,7 +192,7 @@ def _abandoned(path: Path) -> bool:
 
 @contextmanager
 def _claim(path: Path, *, own: bool) -> Iterator[bool]:
-    """Whether this process may send the file: its own, or one whose writer is gone."""
+    """Whether this process may send a spool file: its own, or one whose writer is gone."""
     if own:
         yield True
         return
@@ -227,7 +227,7 @@ def _unsent(path: Path) -> bool:
 
 
 def _entries(path: Path, offset: int) -> Iterator[tuple[Entry, int]]:
-    """Whole lines from `offset` on, each with the offset after it; a torn last line is left for later."""
+    """(entry, offset after it) of each complete line from `offset` on; an incomplete last line is left for later."""
     with path.open("rb") as file:
         file.seek(offset)
         for line in file:
@@ -238,7 +238,7 @@ def _entries(path: Path, offset: int) -> Iterator[tuple[Entry, int]]:
 
 
 class Sender:
-    """Delivers entries to MLflow. Every operation may be repeated without harm."""
+    """Sends entries to MLflow. Every operation can be repeated without harm."""
 
     def __init__(self, uri: str, experiment: str) -> None:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -252,7 +252,7 @@ class Sender:
 
     @property
     def client(self) -> Any:
-        """The connected client; connecting creates the experiment."""
+        """The connected MLflow client. The experiment is created on the first use."""
         if self._client is None:
             from mlflow.tracking import MlflowClient
 
@@ -267,17 +267,17 @@ class Sender:
 
     @property
     def _artifacts(self) -> str:
-        """Where files go: beside a SQLite file (its own default is the working folder); a server knows by itself."""
+        """URI for artifacts: beside a SQLite file (MLflow's default is the working folder); "" with a server."""
         if not self.uri.startswith("sqlite:///"):
             return ""
         return (Path(self.uri.removeprefix("sqlite:///")).absolute().parent / "mlartifacts").as_uri()
 
     def send(self, entry: Entry) -> None:
-        """Deliver one entry; whatever MLflow raises goes through."""
+        """Send one entry. Raises what MLflow raises."""
         getattr(self, f"_{entry['op']}")(entry)
 
     def find(self, key: str) -> str:
-        """The MLflow run id of `key`, or ""."""
+        """MLflow's run id of the run with the name `key`, "" where there is none."""
         if key not in self._runs:
             client = self.client
             found = client.search_runs([self._experiment_id], f"tags.`{KEY}` = '{key}'", max_results=1)
@@ -312,7 +312,7 @@ class Sender:
             self._sent[run_id, k].add(step)
 
     def _known(self, run_id: str, name: str) -> set[int]:
-        """Steps of a metric that MLflow already has."""
+        """Steps that MLflow already has of a metric of a run."""
         if (run_id, name) not in self._sent:
             history = self.client.get_metric_history(run_id, name)
             self._sent[run_id, name] = {m.step for m in history}
@@ -327,7 +327,7 @@ class Sender:
     def _artifact(self, entry: Entry) -> None:
         run_id, (folder, _, name) = self.find(entry["key"]), entry["url"].rpartition("/")
         if not self._takes_files or not Store(folder).exists(name):
-            log.warning("not kept with run %s: %s", entry["key"], entry["url"])
+            log.warning("not attached to run %s: %s", entry["key"], entry["url"])
             return
         with tempfile.TemporaryDirectory() as place:
             file = Path(place) / name
@@ -353,7 +353,7 @@ def _tags(values: Mapping[str, Any]) -> list[Any]:
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested settings as MLflow parameters: `train.lr`."""
+    """Nested settings as MLflow parameters with dotted names, such as `train.lr`."""
     flat: dict[str, str] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""Which version of the code is at work."""
+"""Version of the package and of the code that runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def package_version() -> str:
-    """The version of the installed package, "unknown" where it is not installed."""
+    """Version of the installed package, "unknown" where it is not installed."""
     try:
         return version("fss")
     except PackageNotFoundError:
@@ -18,7 +18,7 @@ def package_version() -> str:
 
 @lru_cache(maxsize=1)
 def code_version() -> str:
-    """The package's version, with the commit where it runs from a checkout."""
+    """Version of the package; in a checkout followed by the commit."""
     release = package_version()
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():

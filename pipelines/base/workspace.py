@@ -1,4 +1,4 @@
-"""Where things are below the output URL. Every stage finds the others' results through this page alone."""
+"""Paths below the output URL of a recipe. Every stage finds the results of the others through this file alone."""
 
 from __future__ import annotations
 
@@ -15,43 +15,43 @@ class Workspace:
 
     @property
     def store(self) -> Store:
-        """The files below it."""
+        """`Store` of the workspace."""
         return Store(self.url)
 
     def shards(self, dataset: str) -> str:
-        """Shards of a dataset: manifest.json, images/, blocks/, failures.parquet, episodes/."""
+        """URL of a dataset's shards: manifest.json, images/, blocks/, failures.parquet, episodes/."""
         return join(self.store.url, "shards", dataset)
 
     @property
     def runs(self) -> str:
-        """One folder a run: Ray Train's checkpoints, bundle/, episodes.parquet, result.json."""
+        """URL of the runs, one folder each: Ray Train's checkpoints, bundle/, episodes.parquet, result.json."""
         return join(self.store.url, "runs")
 
     def run(self, name: str) -> str:
-        """One run's folder."""
+        """URL of the folder of the run `name`."""
         return join(self.runs, name)
 
     @property
     def leaderboard(self) -> str:
-        """The table and the winner, as JSON."""
+        """URL of leaderboard.json: the scores of all methods, and the winner."""
         return join(self.store.url, "leaderboard.json")
 
     @property
     def champion(self) -> str:
-        """The promoted bundle."""
+        """URL of the promoted bundle."""
         return join(self.store.url, "champion")
 
     @property
     def supports(self) -> str:
-        """Support sets given to the service: images and prompts, one folder an id."""
+        """URL of the service's support sets: images and prompts, one folder for each id."""
         return join(self.store.url, "supports")
 
     @property
     def service(self) -> str:
-        """serve.json of the running service: address and process id."""
+        """URL of serve.json: address and process id of the running service."""
         return join(self.store.url, "serve.json")
 
     @property
     def report(self) -> str:
-        """The HTML report."""
+        """URL of the HTML report."""
         return join(self.store.url, "report.html")

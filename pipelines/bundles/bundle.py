@@ -1,7 +1,7 @@
-"""A bundle: everything needed to predict, in one folder. `bundle.json` is written last, so half a bundle is none.
+"""A bundle: a folder with everything needed to predict. `bundle.json` is written last and marks it as complete.
 
     model.safetensors   the trained tensors (may be empty)
-    calibrator.safetensors   how sure its masks are (may be missing: then they are uncalibrated)
+    calibrator.safetensors   turns raw scores into probabilities (optional: without it scores are uncalibrated)
     bundle.json         method, preset, config, preprocessing mode, frozen weights, provenance, metrics, train photos
 """
 
@@ -37,46 +37,47 @@ class BundleInfo(BaseModel):
     method: str
     preset: str
     config: dict[str, Any] = {}
-    seed: int = 0  # of values that come from no file
+    seed: int = 0  # of random values, which no file has
     preprocessing: str
-    weights: str = ""  # the frozen SAM 2 checkpoint: where it came from
-    sha256: str = ""  # of that checkpoint
+    weights: str = ""  # path or URL of the frozen SAM 2 checkpoint
+    sha256: str = ""  # sha256 of the file in `weights`
     frozen: dict[str, str] = {}  # other frozen weights by name -> sha256
-    untrained: bool = False  # parts that need training hold random values
+    untrained: bool = False  # whether parts that need training still have random values
     tensors_sha256: str
     dataset: str = ""
     data_hash: str = ""  # content hash of the shards
-    classes: list[str] = []  # trained on
+    classes: list[str] = []  # names of the classes that it was trained on
     trained_on: list[str] = []  # sha256 (first 16 digits) of every photo that training opened
-    pretrained_on: list[str] = []  # the same of class-agnostic pretraining: its photos' classes were not looked at
+    pretrained_on: list[str] = []  # likewise of class-agnostic pretraining, which does not look at classes
     metrics: dict[str, Any] = {}
     provenance: dict[str, Any] = {}
     calibrator: str = ""  # sha256 of calibrator.safetensors, empty where there is none
 
     @property
     def seen(self) -> list[str]:
-        """sha256 (first 16 digits) of every photo that any training opened: none of them may be tested."""
+        """sha256 (first 16 digits) of every photo that any training opened. They must not be tested on."""
         return sorted({*self.trained_on, *self.pretrained_on})
 
     @property
     def bundle_id(self) -> str:
-        """Identity of the model: method, configuration and tensors (not where or when)."""
+        """Identity of the model: a hash of method, configuration and tensors, not of where or when it was trained."""
         config = {k: v for k, v in self.config.items() if not k.endswith("_weights")}  # their hashes are in `frozen`
         parts = [self.method, self.preset, json.dumps(config, sort_keys=True), str(self.seed), self.preprocessing,
                  self.sha256, json.dumps(self.frozen, sort_keys=True), self.tensors_sha256]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
-def save_bundle(url: str, model: Segmenter, *, given: dict[str, Any] | None = None, half: bool = False,
+def save_bundle(url: str, model: Segmenter, *, recipe_config: dict[str, Any] | None = None, half: bool = False,
                 **about: Any) -> BundleInfo:
-    """Write a bundle below `url`; with `half` its tensors in half precision, which loading converts.
+    """Write a bundle below `url`; with `half`, tensors are stored in half precision and converted when loading.
 
-    `given` is the configuration the model was asked for, whose weight files are named as anybody can find them;
-    `about` are further fields of `BundleInfo`. Raises `FssError` for values that half precision cannot hold.
+    `recipe_config` is the configuration as the recipe states it: its weight files are stored by the URLs given there,
+    not by local paths. `about` are further fields of `BundleInfo`. Raises `FssError` for values outside the range of
+    half precision.
     """
     state = model.trainable_state()
     data = save_tensors(to_half(state) if half else state) if state else b""
-    files = {f: (given or {}).get(f, "") for f in weight_fields(type(model.config))}
+    files = {f: (recipe_config or {}).get(f, "") for f in weight_fields(type(model.config))}
     info = BundleInfo(
         method=model.method, preset=model.preset,
         config=json.loads(json.dumps(registry.config_dict(model) | files)),
@@ -92,30 +93,30 @@ def save_bundle(url: str, model: Segmenter, *, given: dict[str, Any] | None = No
 
 
 def _pretrained_on(model: Segmenter, weights: str, where: str) -> list[str]:
-    """The photos that the pretraining of its frozen weights opened, where they are shipped or `weights` tell."""
+    """Photos that pretraining of the frozen weights opened: shipped weights, and `weights` if its JSON names them."""
     shipped = check_frozen(model.frozen_weights(), where)
     return sorted({*(photo for one in shipped for photo in one.provenance.photos), *pretraining_photos(weights)})
 
 
 def import_bundle(url: str, *, file: str, method: str, preset: str, weights: str = "") -> tuple[BundleInfo, int]:
-    """A bundle below `url` from an official checkpoint `file`; returns it and how many tensors the file held.
+    """Write a bundle below `url` from the official checkpoint `file`; returns it and the file's number of tensors.
 
-    Raises `FssError` for a file that does not fit, naming the first wrong key; nothing is written then.
+    Raises `FssError` with the first wrong key for a file that does not fit; nothing is written then.
     """
     source, tensors = fetch(file), read_tensors(fetch(file))
     found = read_official(method, preset, tensors, source)
     base = weights or (file if "weights" in found.also else "")
-    given = found.config | {name: file for name in found.also if name != "weights"}
+    config = found.config | {name: file for name in found.also if name != "weights"}
     model = load_official(method, preset, source, weights=fetch(base) or None)
     about = {"official": file, "official_sha256": file_sha256(source)}
     sha = file_sha256(fetch(base)) if base not in ("", RANDOM) else ""
-    return save_bundle(url, model, given=given, weights=base, sha256=sha, provenance=about), len(tensors)
+    return save_bundle(url, model, recipe_config=config, weights=base, sha256=sha, provenance=about), len(tensors)
 
 
 def export_bundle(url: str, target: str) -> int:
-    """Write a bundle's trained tensors under official names to the file `target`; returns how many there are.
+    """Write a bundle's trained tensors under official names to the file `target`; returns their number.
 
-    Raises `FssError` for a bundle whose method has no official format or trained more than it can hold.
+    Raises `FssError` if the method has no official format, or if that format lacks some of the trained tensors.
     """
     state = official_state(load_bundle(url)[0])
     folder, _, name = target.rpartition("/")
@@ -124,42 +125,48 @@ def export_bundle(url: str, target: str) -> int:
 
 
 def read_bundle_info(url: str) -> BundleInfo:
-    """bundle.json; `url` may be `shipped` or `shipped:NAME`. Raises `FssError` if there is none, or not one of ours."""
+    """The content of bundle.json; `url` may be `shipped` or `shipped:NAME`.
+
+    Raises `FssError` if there is no bundle.json or it is not valid.
+    """
     store = Store(bundle_url(url))
     if not store.exists("bundle.json"):
-        raise FssError("is no bundle (bundle.json is missing)", where=url, mend="`fss promote` makes the champion's")
+        raise FssError("there is no bundle here (bundle.json is missing)", where=url,
+                       mend="check the URL; `fss promote` writes a workspace's champion")
     try:
         return BundleInfo.model_validate(store.read_json("bundle.json"))
     except ValueError as error:
-        raise FssError("bundle.json is not one of ours", where=url, mend="is it of a newer version?") from error
+        raise FssError("bundle.json is not valid", where=url,
+                       mend="it may be of a newer version of fss: install that version") from error
 
 
 def about_bundle(info: BundleInfo) -> dict[str, Any]:
-    """What a manifest says of a bundle, as `/v1/health` of a service has it."""
+    """The fields of a bundle that manifests record and `/v1/health` of a service returns."""
     return {"bundle_id": info.bundle_id, "method": info.method, "preset": info.preset, "calibrator": info.calibrator}
 
 
 def load_bundle(url: str, device: str = "cpu") -> tuple[Segmenter, BundleInfo]:
-    """The model, in evaluation mode, and what is known about it; `url` may be `shipped` or `shipped:NAME`.
+    """(model in evaluation mode, content of bundle.json); `url` may be `shipped` or `shipped:NAME`.
 
-    Raises `FssError` if tensors and json disagree, or its frozen weights are not those that are installed.
+    Raises `FssError` if tensors and bundle.json disagree, or the installed frozen weights are not the bundle's.
     """
     url = bundle_url(url)
     info = read_bundle_info(url)
     data = Store(url).read_bytes("model.safetensors")
     if hashlib.sha256(data).hexdigest() != info.tensors_sha256:
-        raise FssError("model.safetensors does not match bundle.json", where=url, mend="promote or train it again")
-    model = base_model(info, url)
+        raise FssError("model.safetensors does not match bundle.json", where=url,
+                       mend="promote or train the bundle again")
+    model = build_base_model(info, url)
     if data:
         model.load_trainable_state(load_tensors(data))
     for name, sha in model.frozen_weights().items():
         if info.frozen.get(name) != sha:
-            raise FssError(f"frozen weights {name!r} differ from the bundle's", where=url)
+            raise FssError(f"the frozen weights {name!r} differ from those in bundle.json", where=url)
     return model.to(device).eval(), info
 
 
 def save_calibrator(url: str, calibrator: Calibrator) -> BundleInfo:
-    """Put a calibrator into a bundle, in place of one that is there."""
+    """Write a calibrator into a bundle, replacing an earlier one; returns the new content of bundle.json."""
     store, info, data = Store(url), read_bundle_info(url), calibrator.save()
     info = info.model_copy(update={"calibrator": hashlib.sha256(data).hexdigest()})
     store.write_bytes(CALIBRATOR, data)
@@ -168,7 +175,7 @@ def save_calibrator(url: str, calibrator: Calibrator) -> BundleInfo:
 
 
 def bundle_calibrator(url: str, info: BundleInfo) -> Calibrator | None:
-    """The bundle's calibrator, None where it has none. Raises `FssError` for one that is not bundle.json's."""
+    """The bundle's calibrator, None where it has none. Raises `FssError` if it does not match bundle.json."""
     if not info.calibrator:
         return None
     store = Store(bundle_url(url))
@@ -179,16 +186,16 @@ def bundle_calibrator(url: str, info: BundleInfo) -> Calibrator | None:
 
 
 def copy_calibrator(source: str, target: str) -> None:
-    """Copy a bundle's calibrator, where it has one, to another place."""
+    """Copy the calibrator of the bundle `source`, if it has one, into the bundle `target` (URLs)."""
     if Store(source).exists(CALIBRATOR):
         Store(target).write_bytes(CALIBRATOR, Store(source).read_bytes(CALIBRATOR))
 
 
-def base_model(info: BundleInfo, where: str) -> Segmenter:
-    """What a bundle's trained tensors go into: its method on the frozen weights that it was trained on.
+def build_base_model(info: BundleInfo, where: str) -> Segmenter:
+    """Build the method of a bundle on its frozen weights, without the trained tensors.
 
-    Where those are weights that ship with the package, they have to be the installed ones; a bundle that was made
-    without them is built without them. Raises `FssError` naming `where` otherwise.
+    A bundle on weights that ship with the package needs the same weights installed; a bundle made without them does
+    not use installed ones. Raises `FssError` naming `where` if the installed weights differ.
     """
     on_shipped = check_frozen(info.frozen, where)
     weights = info.weights or ("" if on_shipped else RANDOM)

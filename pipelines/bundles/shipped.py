@@ -1,4 +1,4 @@
-"""Bundles that ship with the package, by name: `champion`, `folds/NAME`; copying them, and checking all that ships."""
+"""Bundles that ship with the package (`champion`, `folds/NAME`): finding, copying and checking them."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from pipelines.base.workspace import Workspace
 from pipelines.bundles.bundle import BundleInfo, copy_calibrator, read_bundle_info
 
 TENSORS = "model.safetensors"
-MAX_BYTES = 30_000_000  # of all that ships
+MAX_BYTES = 30_000_000  # largest size of all shipped files together
 
 
 @dataclass(frozen=True, kw_only=True)
 class NamedBundle:
-    """A bundle among several below one place."""
+    """A bundle below a folder of bundles."""
 
-    name: str
+    name: str  # its path below that folder
     url: str
     info: BundleInfo
     size: int  # bytes of its tensors
 
 
 def champion_url(workspace: Workspace) -> str:
-    """The workspace's champion, or the one that ships where it has none; its own place where there is neither."""
+    """URL of the workspace's champion; where it has none, of the shipped one, if one ships."""
     own = (shipped_folder() / CHAMPION / "bundle.json").is_file()
     if not own or Store(workspace.champion).exists("bundle.json"):
         return workspace.champion
@@ -42,15 +42,15 @@ def champion_url(workspace: Workspace) -> str:
 
 
 def say_if_shipped(url: str, workspace: Workspace) -> None:
-    """Tell the person where the shipped champion stands in for the workspace's."""
+    """Print a line if the bundle at `url` is the shipped champion, used because the workspace has none."""
     if url == str(shipped_folder() / CHAMPION):
         info = read_bundle_info(url)
-        say(f"no champion at {workspace.champion}: taking the one that ships with fss ({info.method}/{info.preset}, "
-            f"bundle {info.bundle_id})")
+        say(f"there is no champion at {workspace.champion}: using the one that ships with fss "
+            f"({info.method}/{info.preset}, bundle {info.bundle_id})")
 
 
 def list_bundles(place: str = "") -> list[NamedBundle]:
-    """The bundles below `place`, by default the package's, by name."""
+    """The bundles below the folder `place` (default: those of the package), sorted by name."""
     store = Store(place or str(shipped_folder()))
     if not store.exists():
         return []
@@ -63,14 +63,14 @@ def list_bundles(place: str = "") -> list[NamedBundle]:
 
 
 def copy_bundle(source: str, target: str, *, half: bool = False) -> BundleInfo:
-    """Copy a bundle; with `half` its tensors in half precision, which makes it another bundle of half the size.
+    """Copy a bundle; with `half`, tensors are converted to half precision: a different bundle of half the size.
 
-    Of local paths in the provenance of such a bundle, meant to be given away, only the last part stays.
+    With `half`, local paths in the provenance are cut to their last part, because such a bundle is meant to be shared.
 
-    Raises `FssError` for half a bundle, for a target that holds another one, and for values that half precision
-    cannot hold.
+    Raises `FssError` if the source is incomplete, if the target folder has another bundle, and for values outside the
+    range of half precision.
     """
-    info, data = _whole(source)
+    info, data = _read_whole(source)
     if half and data:
         data = save_tensors(to_half(load_tensors(data)))
         made = {"tensors_sha256": hashlib.sha256(data).hexdigest(),
@@ -78,7 +78,7 @@ def copy_bundle(source: str, target: str, *, half: bool = False) -> BundleInfo:
         info = info.model_copy(update=made)
     store = Store(target)
     if store.exists("bundle.json") and read_bundle_info(target) != info:
-        raise FssError("holds another bundle", where=target, mend="give an empty folder")
+        raise FssError("this folder already has another bundle", where=target, mend="give an empty folder")
     store.write_bytes(TENSORS, data)
     copy_calibrator(source, target)
     store.write_json("bundle.json", info.model_dump())
@@ -94,23 +94,26 @@ def _without_places(value: Any) -> Any:
 
 
 def find_bundle(name: str, place: str = "") -> str:
-    """The URL of the bundle `name` below `place` (default: the package's). Raises `FssError` naming the known ones."""
+    """URL of the bundle `name` below `place` (default: those of the package).
+
+    Raises `FssError` with the known names if there is no such bundle.
+    """
     if not place:
         return bundle_url(f"shipped:{name}")
     if not Store(join(place, name)).exists("bundle.json"):
         known = ", ".join(b.name for b in list_bundles(place)) or "none"
-        raise FssError(f"has no bundle {name!r}", where=place, mend=f"known: {known}")
+        raise FssError(f"there is no bundle {name!r} here", where=place, mend=f"known bundles: {known}")
     return join(place, name)
 
 
 def shipped_problems(folder: Path | None = None) -> list[str]:
-    """What is wrong with the shipped files: one line each, empty where all is as it says."""
+    """Problems of the shipped files, one line each; empty if there are none."""
     folder = folder or shipped_folder()
     checks: list[Callable[[], object]] = [
         lambda: [w.verified() for w in list_weights(folder)],
         *(partial(_check_bundle, p.parent, folder) for p in sorted(folder.rglob("bundle.json"))),
     ]
-    wrong = [f"{about}: describes a file that is not there" for about in sorted(folder.glob("*.json"))
+    wrong = [f"{about}: the .safetensors file that it describes is missing" for about in sorted(folder.glob("*.json"))
              if not about.with_suffix(".safetensors").is_file()]
     for check in checks:
         try:
@@ -118,24 +121,24 @@ def shipped_problems(folder: Path | None = None) -> list[str]:
         except FssError as error:
             wrong.append(str(error))
     if (size := shipped_bytes(folder)) > MAX_BYTES:
-        wrong.append(f"{folder}: {size / 1e6:.1f} MB, more than {MAX_BYTES / 1e6:.0f}")
+        wrong.append(f"{folder}: the files are {size / 1e6:.1f} MB together, more than {MAX_BYTES / 1e6:.0f} MB")
     return wrong
 
 
 def _check_bundle(place: Path, folder: Path) -> None:
-    """Raises `FssError` for half a bundle, and one on other shipped weights than those in `folder`."""
-    info, _ = _whole(str(place))
+    """Raises `FssError` if a bundle is incomplete, or built on other shipped weights than those in `folder`."""
+    info, _ = _read_whole(str(place))
     check_frozen(info.frozen, str(place), folder)
 
 
-def _whole(url: str) -> tuple[BundleInfo, bytes]:
+def _read_whole(url: str) -> tuple[BundleInfo, bytes]:
     info, data = read_bundle_info(url), Store(url).read_bytes(TENSORS)
     if hashlib.sha256(data).hexdigest() != info.tensors_sha256:
-        raise FssError(f"{TENSORS} does not match bundle.json", where=url, mend="promote or train it again")
+        raise FssError(f"{TENSORS} does not match bundle.json", where=url, mend="promote or train the bundle again")
     return info, data
 
 
 def shipped_bytes(folder: Path | None = None) -> int:
-    """Bytes of everything that ships."""
+    """Size of all shipped files in bytes."""
     return sum(p.stat().st_size for p in (folder or shipped_folder()).rglob("*")
                if p.is_file() and p.suffix in (".safetensors", ".json"))

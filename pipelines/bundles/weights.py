@@ -1,6 +1,8 @@
-"""Fetching weight files: a local path, `s3://`, `http(s)://` or `hf://repo/file`, checked by sha256 and cached.
+"""Fetching weight files: a local path, `s3://`, `http(s)://` or `hf://owner/repository/file`.
 
-`random` is no file: it asks for random values where weights ship with the package.
+Files are checked by sha256, and those from elsewhere are cached.
+
+The word `random` in place of a file means random values, even where weights ship with the package.
 
 The cache is FSS_CACHE (default ~/.cache/fss). Nothing is unpickled here; readers use safetensors or weights-only loads.
 """
@@ -26,26 +28,27 @@ from pipelines.base.storage import Store
 
 def build_model(method: str, preset: str, config: dict[str, Any], *, weights: str = "", sha256: str = "",
                 seed: int = 0) -> Segmenter:
-    """`registry.build` with every file fetched: `weights` and the configuration's fields that end in `_weights`."""
+    """Build a method; its files are fetched first: `weights`, and the settings whose names end in `_weights`."""
     fields = weight_fields(registry.method_config(method))
     local = {name: fetch(str(config[name])) for name in fields if config.get(name)}
     return registry.build(method, preset, config | local, weights=fetch(weights, sha256) or None, seed=seed)
 
 
 def fetch(place: str, sha256: str = "") -> str:
-    """A local path of the weight file at `place` ("" and "random" stay), which may end in `#sha256=...`.
+    """Fetch the weight file at `place`, which may end in `#sha256=...`; returns its local path.
 
-    Raises `FssError` if it is missing or differs.
+    "" and "random" are returned as they are. Raises `FssError` if the file is missing or its sha256 differs.
     """
     if place == RANDOM and sha256:
-        raise FssError("random values have no sha256", where=place, mend="leave sha256 out, or name a file")
+        raise FssError("random values have no sha256", where=place, mend="leave sha256 out, or give a file")
     if place in ("", RANDOM):
         return place
-    place, _, given = place.partition("#sha256=")
-    sha256 = sha256 or given
+    place, _, suffix = place.partition("#sha256=")
+    sha256 = sha256 or suffix
     path = _local(place)
     if sha256 and (found := file_sha256(path)) != sha256.lower():
-        raise FssError(f"sha256 is {found}, the recipe says {sha256}", where=place, mend="fetch the right file")
+        raise FssError(f"the sha256 of this file is {found}, not {sha256} as the recipe says", where=place,
+                       mend="give the file with that sha256")
     return str(path)
 
 
@@ -56,9 +59,9 @@ def file_sha256(path: str | Path) -> str:
 
 
 def pretraining_photos(place: str) -> list[str]:
-    """The photos that training opened (sha256, first 16 digits) for a local weight file with its json beside it.
+    """Photos (sha256, first 16 digits) that pretraining opened, read from the JSON file beside a local weight file.
 
-    That is what `fss pretrain` writes; [] for any other file. Raises `FssError` if the json is about another file.
+    `fss pretrain` writes both files; [] for any other file. Raises `FssError` if the JSON is about another file.
     """
     path = Path(place.partition("#sha256=")[0]).expanduser()
     if "://" in place or path.suffix != ".safetensors" or not path.with_suffix(".json").is_file():
@@ -68,7 +71,8 @@ def pretraining_photos(place: str) -> list[str]:
     if "data" not in about:
         return []
     if about.get("sha256") != file_sha256(path):
-        raise FssError("is about another file", where=str(beside), mend=f"take it away, or fetch the right {path.name}")
+        raise FssError(f"this JSON file is about another file than {path.name} beside it", where=str(beside),
+                       mend=f"remove it, or put the right {path.name} there")
     return sorted({p for one in about["data"] for p in one["photos"]})
 
 
@@ -76,26 +80,26 @@ def _local(place: str) -> Path:
     if "://" not in place:
         path = Path(place).expanduser()
         if not path.is_file():
-            raise FssError("no such weight file", where=place)
+            raise FssError("there is no such weight file", where=place, mend="check the path")
         return path
     if place.startswith("hf://"):
         return _from_hub(place)
-    kept = _kept(place)
-    if not kept.is_file():
-        _download(place, kept)
-    return kept
+    cached = _cache_path(place)
+    if not cached.is_file():
+        _download(place, cached)
+    return cached
 
 
-def _kept(place: str) -> Path:
-    """Where the cache keeps a file from the web or a bucket."""
+def _cache_path(place: str) -> Path:
+    """Path in the cache of a file from the web or a bucket."""
     return cache_dir("weights", hashlib.sha256(place.encode()).hexdigest()[:16], place.rsplit("/", 1)[-1])
 
 
-def is_here(place: str) -> bool:
-    """Whether the weight file at `place` is on this machine already. Nothing is fetched."""
+def is_fetched(place: str) -> bool:
+    """Whether the weight file at `place` is already on this machine. Nothing is fetched."""
     place = place.partition("#sha256=")[0]
     if not place.startswith("hf://"):
-        return (_kept(place) if "://" in place else Path(place).expanduser()).is_file()
+        return (_cache_path(place) if "://" in place else Path(place).expanduser()).is_file()
     from huggingface_hub import try_to_load_from_cache
 
     owner, name, file = [*place.removeprefix("hf://").split("/", 2), "", ""][:3]
@@ -113,13 +117,14 @@ def _download(place: str, target: Path) -> None:
             _from_web(place, part)
         part.replace(target)
     except (httpx.HTTPError, OSError) as error:
-        raise FssError(f"cannot download: {error}", where=place, mend="fetch the file and give its path") from error
+        raise FssError(f"cannot download this file: {error}", where=place,
+                       mend="download it by hand and give its local path") from error
     finally:
         part.unlink(missing_ok=True)
 
 
 def _from_hub(place: str) -> Path:
-    """Through the hub's own client, which keeps its cache below ours; HF_ENDPOINT and HF_TOKEN are its variables."""
+    """Download with the hub's client, into a cache below ours; it reads HF_ENDPOINT and HF_TOKEN."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -129,8 +134,8 @@ def _from_hub(place: str) -> Path:
                                     endpoint=os.environ.get("HF_ENDPOINT")))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, httpx.HTTPError, OSError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise FssError(f"the hub does not give it: {reason}", where=place,
-                       mend="check hf://owner/repository/file, or fetch the file and give its path") from error
+        raise FssError(f"cannot download this file from the hub: {reason}", where=place,
+                       mend="check hf://owner/repository/file, or download it by hand and give its path") from error
 
 
 def _from_web(place: str, part: Path) -> None:

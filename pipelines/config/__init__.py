@@ -1,1 +1,1 @@
-"""What a recipe may say, a file a section. Unknown keys are errors; every default is here."""
+"""The sections of a recipe, one file each, with all keys and defaults. Unknown keys are errors."""

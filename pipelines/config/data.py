@@ -1,4 +1,4 @@
-"""Where labelled images come from, and how they become shards."""
+"""The source of labelled photos, and how they become shards."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from pipelines.config.section import Positive, Section
 Benchmark = Literal["pascal5i", "coco20i", "lvis92i", "fss1000", "pascal_part", "paco_part", "ade20k", "isic", "lung"]
 
 
-# A benchmark fixes its folds, their rule and the least pixels a class must cover (specification datasets sections 1-6).
+# The folds of each benchmark, their rule, and the pixels that a class must cover in a photo, as published.
 BENCHMARKS: dict[str, dict[str, Any]] = {
     "pascal5i": {"folds": 4, "fold_rule": "contiguous", "min_pixels": 2048},
     "coco20i": {"folds": 4, "fold_rule": "interleaved", "min_pixels": 2048},
     "lvis92i": {"folds": 10, "fold_rule": "published"},
-    "fss1000": {"folds": 2, "fold_rule": "published"},  # 0: the test classes, 1: the val classes
+    "fss1000": {"folds": 2, "fold_rule": "published"},  # fold 0: the test classes, fold 1: the val classes
     "pascal_part": {"folds": 4, "fold_rule": "published"},
     "paco_part": {"folds": 4, "fold_rule": "published"},
-    "ade20k": {"folds": 1, "fold_rule": "published"},  # training only: no class is in a fold
+    "ade20k": {"folds": 1, "fold_rule": "published"},  # only for training: no class is in a fold
     "isic": {"folds": 1, "fold_rule": "published"},
     "lung": {"folds": 1, "fold_rule": "published"},
 }
@@ -31,16 +31,16 @@ _USED = {"shapes": {"images", "side", "seed"}, "pascal5i": {"root", "lists"}, "f
 
 
 class SourceConfig(Section):
-    """Where labelled images come from."""
+    """The labelled photos, in one of the supported formats."""
 
     format: Literal["coco", "voc", "pairs", "yolo", "label_studio", "cvat", "table", "shapes", Benchmark] = "shapes"
-    root: str = ""  # URL; not used by `shapes`
-    annotations: str = ""  # file below root where a format has one, default the only one: JSON, XML, data.yaml, Parquet
-    lists: str = ""  # pascal5i, fss1000: URL of the published lists that say which photos or classes are tested
-    shots: Positive = 1  # lvis92i: its folds count the classes with more test photos than this
-    images: Positive = 360  # shapes: how many to draw
-    side: Positive = 256  # shapes: their side in pixels
-    seed: int = 0  # shapes
+    root: str = ""  # URL of the folder; not used by `shapes`
+    annotations: str = ""  # file below root, for formats with one (JSON, XML, data.yaml, Parquet); empty: the only one
+    lists: str = ""  # pascal5i, fss1000: URL of the published lists of the tested photos or classes
+    shots: Positive = 1  # lvis92i: a fold has the classes with more test photos than this
+    images: Positive = 360  # shapes: number of photos
+    side: Positive = 256  # shapes: side of a photo in pixels
+    seed: int = 0  # shapes: seed of the drawing
 
     @model_validator(mode="after")
     def _fits_the_format(self) -> SourceConfig:
@@ -54,57 +54,59 @@ class SourceConfig(Section):
 
 
 class SplitConfig(Section):
-    """Image-level hold-out: test photos are opened by evaluation only."""
+    """The split into train and test photos. Only evaluation opens test photos."""
 
-    file: str = ""  # JSON {name: {"train": [...], "test": [...]}}; drawn by seed where empty
-    key: str = ""  # which entry of the file; default the last folder of the source's root
-    test_fraction: float = Field(0.3, gt=0, lt=1)
+    file: str = ""  # JSON {name: {"train": [...], "test": [...]}}; empty: drawn with `seed`
+    key: str = ""  # name of the entry in the file; empty: the last folder of the source's root
+    test_fraction: float = Field(0.3, gt=0, lt=1)  # share of the photos that are tested, without a file
     seed: int = 0
 
 
 class DataConfig(Section):
-    """From a source to shards."""
+    """How a source becomes shards."""
 
     name: str = "shapes"
     source: SourceConfig = SourceConfig()
     split: SplitConfig = SplitConfig()
     folds: Positive = 4
-    fold_rule: Literal["interleaved", "contiguous", "published"] = "interleaved"  # COCO-20i's; PASCAL-5i: contiguous
-    min_images: Positive = 2  # a class needs that many photos in train and in test, else it is dropped and listed
-    min_area: float = Field(0.01, ge=0, lt=1)  # share of the photo a class must cover to count there
-    min_pixels: int = Field(0, ge=0)  # and pixels; the published filters count these
-    block_size: Positive = 128
-    images_per_part: Positive = 64
-    max_pixels: Positive = 50_000_000
-    max_bytes: Positive = 64_000_000
-    max_side: int = Field(0, ge=0)  # photos whose longer side is longer are shrunk to it, masks with them; 0: none
+    # interleaved: as in COCO-20i; contiguous: as in PASCAL-5i; published: a benchmark's own
+    fold_rule: Literal["interleaved", "contiguous", "published"] = "interleaved"
+    min_images: Positive = 2  # a class with fewer train or test photos is left out and listed
+    min_area: float = Field(0.01, ge=0, lt=1)  # share of a photo that a class must cover to count in it
+    min_pixels: int = Field(0, ge=0)  # pixels that a class must cover to count in a photo, as published filters do
+    block_size: Positive = 128  # annotations of a class that are stored together
+    images_per_part: Positive = 64  # photos of an output file
+    max_pixels: Positive = 50_000_000  # a photo with more pixels is refused
+    max_bytes: Positive = 64_000_000  # a file with more bytes is refused
+    max_side: int = Field(0, ge=0)  # longer photos are shrunk to this longer side in pixels, with their masks; 0: never
     seed: int = 0
 
     @model_validator(mode="before")
     @classmethod
     def _benchmark_rules(cls, given: Any) -> Any:
-        """A benchmark's folds, filter and split are its own; only COCO-20i has two published splits."""
+        """Fill in the folds, filter and split of a benchmark, which cannot be changed; COCO-20i has two fold rules."""
         source = given.get("source") if isinstance(given, dict) else None
         name = source.get("format") if isinstance(source, dict) else getattr(source, "format", None)
         if name not in BENCHMARKS:
             if isinstance(given, dict) and given.get("fold_rule") == "published":
-                raise ValueError("fold_rule 'published' is for the benchmarks' own formats")
+                raise ValueError("fold_rule 'published' is only for the formats of benchmarks")
             return given
         rules = {"min_area": 0.0, "min_pixels": 0, "min_images": 1, "max_side": 0, **BENCHMARKS[name]}
         for key, value in rules.items():
             free = key == "min_images" or (key == "fold_rule" and name == "coco20i" and given.get(key) == "contiguous")
             if given.get(key, value) != value and not free:
-                raise ValueError(f"benchmark {name!r} says {key}={value}; it cannot be {given[key]}")
+                raise ValueError(f"benchmark {name!r} says {key}={value}; {given[key]} is not possible")
         if SplitConfig.model_validate(given.get("split", {})) != SplitConfig():
-            raise ValueError(f"benchmark {name!r} has its own split and ignores data.split")
+            raise ValueError(f"benchmark {name!r} has a published split and ignores data.split")
         return {**rules, **given}
 
 
 class MixtureConfig(Section):
-    """Another dataset whose train photos a run sees; the recipe's own has what the weights leave of 1.
+    """A further dataset, whose train photos a run is trained on too.
 
-    Its own folds hide nothing: the novel classes of the recipe's data do, by name.
+    The recipe's own data gets the remaining share (1 minus all weights). The folds of the further dataset are not used;
+    the novel classes of the recipe's data are hidden in it, by name.
     """
 
     data: DataConfig
-    weight: float = Field(gt=0, lt=1)  # share of the clips
+    weight: float = Field(gt=0, lt=1)  # share of the clips that come from this dataset

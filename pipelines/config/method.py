@@ -1,4 +1,4 @@
-"""One entry of the comparison."""
+"""A method that a recipe compares."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from pipelines.config.section import Section
 
 
 class MethodConfig(Section):
-    """One entry of the comparison."""
+    """A method that a recipe compares, with its preset and settings."""
 
-    name: str
-    preset: str = "nano"
-    config: dict[str, Any] = {}
-    # SAM 2 checkpoint: path, URL or hf://repo/file, with sha256 below. Empty: what ships for the preset, else random
-    weights: str = ""  # random: random values even where weights ship
-    sha256: str = ""
+    name: str  # name of the method, such as sansa
+    preset: str = "nano"  # size that the method is built at
+    config: dict[str, Any] = {}  # settings of the method
+    # SAM 2 checkpoint: path, URL or hf://owner/repository/file; "random": random values.
+    weights: str = ""  # Empty: the weights that ship for the preset, else random values
+    sha256: str = ""  # sha256 of that file
 
     @property
     def key(self) -> str:
-        """The same for equal entries, whatever the order of their settings (a stored one's are sorted)."""
+        """A string that is equal for equal entries, in whatever order their settings are."""
         return json.dumps(self.model_dump(), sort_keys=True)
 
 
 def method_labels(methods: list[MethodConfig]) -> list[str]:
-    """A short name for each entry of the comparison: the method, with preset and digest where that is ambiguous."""
+    """A short name for each method of a recipe: its name, followed by preset and digest where that is ambiguous."""
     labels = []
     for m in methods:
         same = [o for o in methods if o.name == m.name]

@@ -1,4 +1,4 @@
-"""A recipe: everything a chain of commands needs. Unknown keys are errors; every default is in its sections."""
+"""A recipe: everything that a chain of commands needs. Unknown keys are errors; defaults are in the sections."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from pipelines.config.train import FeaturesConfig, TrainConfig
 
 
 class Recipe(Section):
-    """Everything a chain of commands needs; can be printed and run again."""
+    """Everything that a chain of commands needs; it can be printed and run again."""
 
     name: str = "demo"
     out: str = "out"  # URL of the workspace
-    project: str = ""  # MLflow experiment and registered model `fss-<project>`; default the dataset's name
-    tracking: str = ""  # MLflow URI; default a SQLite file in a local workspace
+    project: str = ""  # name of the MLflow experiment and of the model `fss-<project>`; empty: the dataset's
+    tracking: str = ""  # MLflow URI; empty: MLFLOW_TRACKING_URI, else a SQLite file
     data: DataConfig = DataConfig()
-    mixture: list[MixtureConfig] = []  # counterparts of a fold's novel classes are hidden in them (`class_names`)
+    mixture: list[MixtureConfig] = []  # further datasets to train on
     methods: list[MethodConfig] = [MethodConfig(name="prior")]
     train: TrainConfig = TrainConfig()
     features: FeaturesConfig = FeaturesConfig()
@@ -46,5 +46,5 @@ class Recipe(Section):
 
     @property
     def project_name(self) -> str:
-        """The project, by default the dataset's name."""
+        """Name of the project, by default that of the dataset."""
         return self.project or self.data.name

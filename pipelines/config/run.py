@@ -1,4 +1,4 @@
-"""A run: what is trained on what. Its name is a function of its content, so the same command finds it again."""
+"""A run: a method trained on data. Its name follows from its content, so that the same command finds it again."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NAMED_IF_SET = {"accumulate", "min_workers", "compile"}  # they change the roun
 
 
 class MixtureShare(Section):
-    """A further dataset of a run: its shards and its share of the clips."""
+    """A further dataset of a run: its shards, their content hash, and its share of the clips."""
 
     shards: str
     data_hash: str
@@ -28,7 +28,7 @@ class MixtureShare(Section):
 
 
 class RunSpec(Section):
-    """(dataset, fold, method, preset, shot, seed, config). `fold` None is a refit on all classes."""
+    """The content of a run: dataset, fold, method, preset, shot, seed, config. `fold` None: a refit on all classes."""
 
     dataset: str
     shards: str  # URL
@@ -38,23 +38,23 @@ class RunSpec(Section):
     seed: int = 0
     train: TrainConfig = TrainConfig()
     mixture: tuple[MixtureShare, ...] = ()
-    shipped: str = ""  # sha256 of the shipped weights that the method is built on
-    holdout: tuple[int, ...] = ()  # base classes that this training leaves out too (`train.selection`)
-    selected_on: str = ""  # digest of the evaluation whose episodes choose the checkpoint (selection: published)
+    shipped: str = ""  # sha256 of the shipped weights that the method is built on, "" without any
+    holdout: tuple[int, ...] = ()  # ids of base classes that this training leaves out (`train.selection`)
+    selected_on: str = ""  # digest of the evaluation that chooses the checkpoint (selection: published)
 
     @property
     def trains(self) -> bool:
-        """Whether the method has anything to minimise."""
+        """Whether the method has anything to train."""
         return registry.method_class(self.method.name).trains
 
     @property
     def steps(self) -> int:
-        """Optimiser steps; 0 for a method without training."""
+        """Number of optimiser steps; 0 for a method without training."""
         return (self.train.stop or self.train.steps) if self.trains else 0
 
     @property
     def digest(self) -> str:
-        """8 hex digits over everything that decides the result."""
+        """8 hex digits: a hash of everything that decides the result."""
         train = _deciding(self.train) if self.trains else {}
         content: list[Any] = [self.data_hash, self.method.model_dump(), train]
         if self.shipped:
@@ -67,39 +67,39 @@ class RunSpec(Section):
 
     @property
     def name(self) -> str:
-        """Such as `shapes-sansa-nano-f0-k1-s0-1a2b3c4d`."""
+        """Name of the run, such as `shapes-sansa-nano-f0-k1-s0-1a2b3c4d`."""
         fold = "all" if self.fold is None else str(self.fold)
         method = f"{self.method.name}-{self.method.preset}"
         return f"{self.dataset}-{method}-f{fold}-k{self.train.shots}-s{self.seed}-{self.digest}"
 
     @property
     def params(self) -> dict[str, Any]:
-        """Parameters as MLflow shows them."""
+        """Parameters of the run for MLflow."""
         return {"dataset": self.dataset, "fold": "all" if self.fold is None else self.fold, "seed": self.seed,
                 "method": self.method.model_dump(), "train": self.train.model_dump() if self.trains else {}}
 
 
 def _deciding(train: TrainConfig) -> dict[str, Any]:
-    """The settings that decide a run's result; those of what it does not use are left out."""
+    """The settings that decide a run's result, without those that the run does not use."""
     unused = (set() if train.selection != "none" else {"selection", "select"}) | (set() if train.stop else {"stop"})
     unused |= {k for k in _NAMED_IF_SET if getattr(train, k) == TrainConfig.model_fields[k].default}
     return train.model_dump(exclude=_NOT_IN_NAME | unused)
 
 
 def shipped_weights(method: MethodConfig) -> ShippedWeights | None:
-    """The installed weights that ship for the method's preset, None where it is not built on any."""
+    """The installed weights that ship for the method's preset; None if the method is not built on them."""
     preset = PRESETS.get(method.preset)
     return find_weights(preset.shipped) if preset and not method.weights else None
 
 
 def shipped_sha(method: MethodConfig) -> str:
-    """Their sha256, or ""."""
+    """sha256 of the shipped weights that the method is built on, "" without any."""
     found = shipped_weights(method)
     return found.provenance.sha256 if found else ""
 
 
 def eval_digest(config: EvalConfig, list_hash: str = "") -> str:
-    """8 hex digits over what decides an evaluation (the batch does not). `list_hash`: content hash of `eval.list`."""
+    """8 hex digits: a hash of what decides an evaluation (not its batch). `list_hash`: content hash of `eval.list`."""
     unused = {"batch"} | ({"draws"} if config.draws == 1 else set())
     content = json.dumps(config.model_dump(exclude=unused), sort_keys=True) + (list_hash if config.list else "")
     return hashlib.sha256(content.encode()).hexdigest()[:8]

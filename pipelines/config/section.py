@@ -1,4 +1,4 @@
-"""What all sections of a recipe are built on: no unknown keys, no change after reading."""
+"""The base class of all sections of a recipe, and types that they share."""
 
 from __future__ import annotations
 
@@ -11,6 +11,6 @@ PromptName = Literal["mask", "point", "box", "scribble", "multi"]
 
 
 class Section(BaseModel):
-    """Base of all sections: no unknown keys, no change after reading."""
+    """Base class of all sections of a recipe: unknown keys are errors, and values cannot be changed after reading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any
 
 from fss_models.errors import FssError
-from pipelines.base.cluster import line_of
+from pipelines.base.cluster import error_line
 from pipelines.base.storage import Store
 from pipelines.config.recipe import Recipe
 from pipelines.console.records import JobRecord, JobRecords, Progress
@@ -63,7 +63,7 @@ class ProgressWriter:
         if isinstance(error, _StoppedError):
             self._now = self._now.model_copy(update={"state": "stopped"})
         elif error is not None:
-            line = line_of(error) if isinstance(error, FssError) else f"{type(error).__name__}: {error}"
+            line = error_line(error) if isinstance(error, FssError) else f"{type(error).__name__}: {error}"
             self._now = self._now.model_copy(update={"state": "failed", "error": " ".join(line.split())[:500]})
         self._board.tell(self._id, self._now)
         return isinstance(error, Exception)  # it is told: no further trace in the cluster's log

@@ -1,4 +1,4 @@
-"""Ray tasks of a sweep: a light driver a run, the evaluation it ends with, and the idle latency measurement."""
+"""Ray tasks of a sweep: the driver of a run, the evaluation at its end, and the latency measured when idle."""
 
 from __future__ import annotations
 
@@ -21,60 +21,60 @@ LATENCY_QUERIES, LATENCY_REPEATS = 12, 3
 
 
 class ScoringConfig(Section):
-    """How a run is scored."""
+    """How a run is scored: the evaluation, and the bootstrap of its interval."""
 
     config: EvalConfig
     resamples: int = 1000
     seed: int = 0
 
 
-def scoring(recipe: Recipe) -> ScoringConfig:
-    """How the recipe scores a run."""
+def scoring_config(recipe: Recipe) -> ScoringConfig:
+    """The `ScoringConfig` of a recipe."""
     return ScoringConfig(config=recipe.eval, resamples=recipe.choose.resamples, seed=recipe.choose.seed)
 
 
-def drive_run(run: RunContext, scored: ScoringConfig) -> RunResult:
-    """Train (where there is something to train) and evaluate one run. A failure is a result with `error`."""
+def drive_run(run: RunContext, scoring: ScoringConfig) -> RunResult:
+    """Train a run, unless its method has nothing to train, and evaluate it. A failure is a result with `error`."""
     import ray
 
     try:
         if run.spec.trains and not _has_bundle(run):
-            _train(run, scored, ray)
+            _train(run, scoring, ray)
         score = ray.remote(evaluate_run).options(num_cpus=run.cpus, num_gpus=run.gpus, max_retries=run.retries)
-        result: RunResult = ray.get(score.remote(run, scored))
+        result: RunResult = ray.get(score.remote(run, scoring))
     except Exception as error:
-        return failed_result(run, scored, error)
+        return failed_result(run, scoring, error)
     return result
 
 
-def _train(run: RunContext, scored: ScoringConfig, ray: Any) -> None:
-    """Train a run to its bundle, its number of steps being chosen first where its recipe says so."""
+def _train(run: RunContext, scoring: ScoringConfig, ray: Any) -> None:
+    """Train a run and write its bundle. Its number of steps is chosen first where `train.selection` says so."""
     from pipelines.evaluation.steps import run_selection, score_grid
 
     if run.spec.train.selection == "none":
         return train_run(run)
     task = ray.remote(_with_threads).options(num_cpus=run.cpus, num_gpus=run.gpus, max_retries=run.retries)
-    chosen = run_selection(run, scored.config, train=train_run,
-                           score=lambda *given: ray.get(task.remote(run.threads, score_grid, *given)))
+    chosen = run_selection(run, scoring.config, train=train_run,
+                           score=lambda *args: ray.get(task.remote(run.threads, score_grid, *args)))
     if run.spec.train.selection == "base-holdout":
         train_run(run.model_copy(update={"stop": chosen.steps}))
 
 
-def _with_threads(threads: int, call: Callable[..., Any], *given: Any) -> Any:
+def _with_threads(threads: int, call: Callable[..., Any], *args: Any) -> Any:
     import torch
 
     torch.set_num_threads(threads)
-    return call(*given)
+    return call(*args)
 
 
-def failed_result(run: RunContext, scored: ScoringConfig, error: BaseException) -> RunResult:
-    """The result of a run that could not be finished: what went wrong, in one line."""
-    return RunResult(run=run.spec.name, spec=run.spec, eval_digest=eval_digest(scored.config),
+def failed_result(run: RunContext, scoring: ScoringConfig, error: BaseException) -> RunResult:
+    """The result of a run that failed, with the cause in one line."""
+    return RunResult(run=run.spec.name, spec=run.spec, eval_digest=eval_digest(scoring.config),
                      error=innermost_line(error), retryable=_is_retryable(error))
 
 
 def _is_retryable(error: BaseException) -> bool:
-    """Whether a process or machine was lost; what a run's own code raises, Ray Train has tried again already."""
+    """Whether a process or a machine was lost. Errors of a run's own code were already retried by Ray Train."""
     from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, RayTaskError, WorkerCrashedError
     from ray.train import ControllerError
 
@@ -84,9 +84,9 @@ def _is_retryable(error: BaseException) -> bool:
 
 
 def innermost_line(error: BaseException) -> str:
-    """The cause in a person's words: the innermost error of whatever Ray wrapped around it.
+    """The cause of a failure in one line: the innermost error below those that Ray wrapped around it.
 
-    Of several workers' errors a mistake comes first: the others only lost the one that made it.
+    Of several workers' errors an `FssError` comes first: the other workers failed because they lost that one.
     """
     for worker in sorted(getattr(error, "worker_failures", {}).values(), key=lambda w: not isinstance(w, FssError)):
         return innermost_line(worker)
@@ -102,8 +102,11 @@ def _has_bundle(run: RunContext) -> bool:
     return Store(run.bundle).exists("bundle.json")
 
 
-def evaluate_run(run: RunContext, scored: ScoringConfig) -> RunResult:
-    """Score the run's bundle on its fold's list and write the result. Without training, its bundle is made here."""
+def evaluate_run(run: RunContext, scoring: ScoringConfig) -> RunResult:
+    """Score the run's bundle on its fold's episode list and write the result.
+
+    The bundle of a method without training is written here.
+    """
     import torch
 
     from pipelines.bundles.weights import build_model
@@ -117,20 +120,23 @@ def evaluate_run(run: RunContext, scored: ScoringConfig) -> RunResult:
         model = build_model(method.name, method.preset, method.config, weights=method.weights, sha256=method.sha256,
                             seed=spec.seed)
         write_bundle(run, model, data, train_s=0.0)
-    result, table = evaluate_bundle(run, scored, data, run.bundle, draw=True)
+    result, table = evaluate_bundle(run, scoring, data, run.bundle, draw_overlays=True)
     write_result(run.folder, result, table)
-    run.tell("artifact", run.label, join(run.folder, OVERLAYS))
+    run.track("artifact", run.label, join(run.folder, OVERLAYS))
     return result
 
 
-def evaluate_bundle(run: RunContext, scored: ScoringConfig, data: Any, bundle: str, *,
-                    told: Callable[[int], None] | None = None, draw: bool = False) -> tuple[RunResult, Any]:
-    """Load a bundle, score it on the fold's list; `told` hears how many episodes are done, else the tracker does.
+def evaluate_bundle(run: RunContext, scoring: ScoringConfig, data: Any, bundle: str, *,
+                    on_progress: Callable[[int], None] | None = None,
+                    draw_overlays: bool = False) -> tuple[RunResult, Any]:
+    """Load a bundle and score it on the fold's episode list; returns the result and its `EPISODE_SCORES`.
 
-    With `draw` some episodes are drawn into the run's folder.
-    On a list file (`eval.list`) all the fold's classes count, one without any episode as IoU 0, which is how the
-    published evaluations score; a list drawn here is scored on the classes that it has. The classes without an episode
-    are named in `details`. Raises `FssError` if training opened one of the photos.
+    `on_progress` is called with the number of episodes done; without it the tracker is. With `draw_overlays` a picture
+    of some episodes is written into the run's folder.
+
+    With a list file (`eval.list`) every class of the fold counts, and a class without episodes has IoU 0, as in the
+    published evaluations. With a list drawn here only the classes of its episodes count. `details` names the classes
+    without episodes. Raises `FssError` if training opened one of the photos.
     """
     from pipelines.bundles.bundle import load_bundle
     from pipelines.evaluation.evaluate import refuse_seen_photos, score_episodes
@@ -138,34 +144,35 @@ def evaluate_bundle(run: RunContext, scored: ScoringConfig, data: Any, bundle: s
     from pipelines.evaluation.steps import read_selection
 
     model, info = load_bundle(bundle, "cuda" if run.gpus else "cpu")
-    episodes = data.episodes(scored.config)
+    episodes = data.episodes(scoring.config)
     refuse_seen_photos(info.seen, data.shards, episodes, bundle)
-    table, took = score_episodes(model, data.shards, episodes, scored.config,
-                                 told=told or (lambda done: run.tell("at_step", run.label, done, "scoring")))
-    if draw:
-        sheet = overlay_sheet(model.cpu(), data.shards, episodes, scored.config, table)
+    table, took = score_episodes(
+        model, data.shards, episodes, scoring.config,
+        on_progress=on_progress or (lambda done: run.track("at_step", run.label, done, "scoring")))
+    if draw_overlays:
+        sheet = overlay_sheet(model.cpu(), data.shards, episodes, scoring.config, table)
         Store(run.folder).write_bytes(OVERLAYS, sheet)
     found = set(episodes.class_ids)
     tested = [c for c in data.tested if c.class_id in found or episodes.published]
     chosen = read_selection(run) if bundle == run.bundle else None
     details = {**took, "selection": chosen.model_dump(mode="json") if chosen else {}, "not_scored": episodes.dropped,
                "shots": episodes.shots, NO_EPISODES: [c.name for c in data.tested if c.class_id not in found]}
-    facts = {"eval_digest": eval_digest(scored.config, episodes.published), "list_hash": episodes.sha256,
+    facts = {"eval_digest": eval_digest(scoring.config, episodes.published), "list_hash": episodes.sha256,
              "bundle": bundle, "bundle_id": info.bundle_id, "untrained": info.untrained,
              "train_s": info.provenance.get("train_s", 0.0),
              "trainable_params": sum(p.numel() for p in model.parameters() if p.requires_grad),
              "images_per_s": took["images_per_s"], "code": code_version(), "details": details}
-    return summarise(run, scored, tested, table, facts), table
+    return summarise(run, scoring, tested, table, facts), table
 
 
-def summarise(run: RunContext, scored: ScoringConfig, classes: Any, table: Any, facts: dict[str, Any]) -> RunResult:
-    """Scores and interval of an evaluation."""
+def summarise(run: RunContext, scoring: ScoringConfig, classes: Any, table: Any, facts: dict[str, Any]) -> RunResult:
+    """The result of an evaluation: mIoU with its interval, FB-IoU, and the IoU of each class, besides `facts`."""
     from fss_models.metrics import Sample, interval, resampled_scores, score
     from pipelines.evaluation.results import table_counts
 
     counts = table_counts(table, [c.class_id for c in classes])
     scores = score(counts, [c.class_id for c in classes])
-    spread = resampled_scores(Sample.of([(0, [counts])]), resamples=scored.resamples, seed=scored.seed)
+    spread = resampled_scores(Sample.of([(0, [counts])]), resamples=scoring.resamples, seed=scoring.seed)
     names = {c.class_id: c.name for c in classes}
     return RunResult(
         run=run.spec.name, spec=run.spec, episodes=len(table),
@@ -173,16 +180,16 @@ def summarise(run: RunContext, scored: ScoringConfig, classes: Any, table: Any, 
         interval=list(interval(spread)), per_class={names[c]: v for c, v in scores.per_class.items()}, **facts)
 
 
-def read_finished(run: RunContext, scored: ScoringConfig) -> RunResult | None:
-    """The run's result where it is done already. Raises `FssError` for an `eval.list` that cannot be read."""
+def read_finished(run: RunContext, scoring: ScoringConfig) -> RunResult | None:
+    """The run's result, None where it is not finished. Raises `FssError` for an `eval.list` that cannot be read."""
     from pipelines.data.folds import list_hash
 
-    return read_result(run.folder, run.spec, eval_digest(scored.config, list_hash(scored.config, run.spec.fold)))
+    return read_result(run.folder, run.spec, eval_digest(scoring.config, list_hash(scoring.config, run.spec.fold)))
 
 
 def measure_latency(bundles: dict[str, str], shards_url: str, fold: int | None, config: EvalConfig,
                     gpus: float) -> dict[str, Any]:
-    """Speed and peak memory of each bundle, all on the same queries in one idle process. Label -> figures."""
+    """Label -> speed and peak memory of a bundle, all measured on the same queries in one idle process."""
     import os
 
     import torch

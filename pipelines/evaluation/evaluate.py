@@ -1,7 +1,8 @@
-"""Scoring a bundle on a fixed episode list. Every distinct image is encoded once, episodes are segmented in batches.
+"""Scoring a bundle on a fixed episode list. Each distinct image is encoded once; episodes are segmented in batches.
 
-A prediction is scored as the field does: logits brought to the query's original size (bilinear), the object where
-they are above 0, void and crowd pixels left out; or, where asked, on the square the method works on.
+A prediction is scored as is usual in the field: the logits are resized to the query's original size (bilinear), pixels
+above 0 are the object, void and crowd pixels are left out. With `eval.at=square` masks are compared on the method's
+square instead.
 """
 
 from __future__ import annotations
@@ -30,25 +31,25 @@ from pipelines.data.shardset import Shards
 from pipelines.evaluation.results import EPISODE_SCORES
 
 CACHE_BYTES = 512_000_000
-Told = Callable[[int], None]  # episodes done
+OnProgress = Callable[[int], None]  # (episodes done)
 
 
 class FeatureCache:
-    """Features by image id, the least recently used dropped first."""
+    """Features by image id, up to `limit_bytes`; the least recently used ones are dropped first."""
 
     def __init__(self, model: Segmenter, limit_bytes: int = CACHE_BYTES) -> None:
         self.model, self.limit = model, limit_bytes
         self.encoded = 0
-        self._held: OrderedDict[int, Features] = OrderedDict()
+        self._features: OrderedDict[int, Features] = OrderedDict()
         self._bytes = 0
 
     def __call__(self, samples: Sequence[Sample]) -> tuple[Features, dict[int, int]]:
         """Features of the distinct images among `samples`, and the row of each image id."""
         distinct = {s.image_id: s for s in samples}
-        self._encode([s for i, s in distinct.items() if i not in self._held])
-        parts = [self._held[i] for i in distinct]
+        self._encode([s for i, s in distinct.items() if i not in self._features])
+        parts = [self._features[i] for i in distinct]
         for i in distinct:
-            self._held.move_to_end(i)
+            self._features.move_to_end(i)
         joined = Features(maps={k: torch.cat([p.maps[k] for p in parts]) for k in parts[0].maps},
                           sizes=torch.cat([p.sizes for p in parts]))
         self._drop()
@@ -62,12 +63,12 @@ class FeatureCache:
         for row, sample in enumerate(samples):
             one = Features(maps={k: v[row:row + 1].clone() for k, v in features.maps.items()},
                            sizes=features.sizes[row:row + 1])
-            self._held[sample.image_id] = one
+            self._features[sample.image_id] = one
             self._bytes += _bytes(one)
 
     def _drop(self) -> None:
-        while self._bytes > self.limit and len(self._held) > 1:
-            _, old = self._held.popitem(last=False)
+        while self._bytes > self.limit and len(self._features) > 1:
+            _, old = self._features.popitem(last=False)
             self._bytes -= _bytes(old)
 
 
@@ -76,22 +77,26 @@ def _bytes(features: Features) -> int:
 
 
 def refuse_seen_photos(seen: Sequence[str], shards: Shards, episodes: EpisodeList, where: str) -> None:
-    """Raise `FssError` if training opened a photo of the list: the score would be of memory, not of ability."""
+    """Raise `FssError` if training opened a photo of the list: the score would measure memory, not ability.
+
+    `seen` are the photos that training opened (sha256, first 16 digits); `where` names the bundle.
+    """
     photos = {i for e in episodes for i in (e.query, *e.supports)}
     known = set(seen)
     found = [i for i in sorted(photos) if shards.rows[i]["sha256"][:16] in known] if known else []
     if found:
         name = shards.rows[found[0]]["file_name"]
-        raise FssError(f"was trained on {len(found)} of the {len(photos)} test photos (first: {name})",
-                       where=where, mend="evaluate it on photos it was not trained on")
+        raise FssError(f"this bundle was trained on {len(found)} of the {len(photos)} test photos (first: {name})",
+                       where=where, mend="evaluate the bundle on photos that it was not trained on")
 
 
 @torch.inference_mode()
 def score_episodes(model: Segmenter, shards: Shards, episodes: EpisodeList, config: EvalConfig, *,
-                   told: Told = lambda done: None) -> tuple[pa.Table, dict[str, float]]:
-    """`EPISODE_SCORES`, one row an episode, and what it took: images encoded, seconds, images_per_s.
+                   on_progress: OnProgress = lambda done: None) -> tuple[pa.Table, dict[str, float]]:
+    """Score the episodes; returns `EPISODE_SCORES` (one row an episode) and images_encoded, seconds, images_per_s.
 
-    `config` says how supports are marked, at which size masks are compared, and how many episodes a batch holds.
+    `config` says how supports are marked, at which size masks are compared, and how many episodes a batch has.
+    `on_progress` is called after every batch with the number of episodes done.
     """
     cache, rows, start = FeatureCache(model), [], time.perf_counter()
     ordered = sorted(episodes, key=lambda e: (e.class_id, e.episode_id))  # neighbours share photos
@@ -102,7 +107,7 @@ def score_episodes(model: Segmenter, shards: Shards, episodes: EpisodeList, conf
         images += sum(len(s.references) + 1 for s in samples)
         for episode, row in zip(chunk, _score_batch(model, cache, chunk, samples, config), strict=True):
             rows.append({"episode_id": episode.episode_id, "class_id": episode.class_id, **row})
-        told(len(rows))
+        on_progress(len(rows))
     seconds = time.perf_counter() - start
     table = pa.Table.from_pylist(sorted(rows, key=lambda r: r["episode_id"]), schema=EPISODE_SCORES)
     return table, {"images_encoded": cache.encoded, "seconds": seconds, "images_per_s": images / seconds}
@@ -127,7 +132,7 @@ def _score_batch(model: Segmenter, cache: FeatureCache, episodes: Sequence[Episo
 
 
 def draw_prompt(model: Segmenter, reference: Sample, config: EvalConfig, episode: int, index: int) -> Prompt:
-    """The reference's prompt: the same for every method of a comparison that works at the same side."""
+    """The prompt of an episode's reference. It is the same for all methods of a comparison with the same image side."""
     rng = np.random.default_rng([config.seed, episode, index])
     return mark(model, reference, config.prompts, rng, training=False)
 
@@ -144,20 +149,20 @@ def _score_one(model: Segmenter, target: Sample, logits: Tensor, score: float, c
 
 
 def at_size(logits: Tensor, size: tuple[int, ...], *, corners: bool = False) -> Tensor:
-    """[h, w] -> `size`, bilinear: the protocol's resize. `corners` is the method's `corners_aligned`."""
+    """Logits [h, w] resized to `size`, bilinear, as the protocol does. `corners` is the method's `corners_aligned`."""
     return F.interpolate(logits[None, None].float(), size=tuple(size), mode="bilinear", align_corners=corners)[0, 0]
 
 
 @torch.inference_mode()
-def query_seconds(model: Segmenter, samples: Sequence[EpisodeSample], *, repeats: int = 3) -> list[float]:
-    """Seconds a query takes from decoded image to mask at its original size, its supports being memorised before."""
+def measure_query_seconds(model: Segmenter, samples: Sequence[EpisodeSample], *, repeats: int = 3) -> list[float]:
+    """Seconds of each query from decoded image to mask at its original size; the supports are memorised beforehand."""
     found = []
     for one in samples:
         support = model.encode(model.prepare([r.image for r in one.references]).to(model.device))
         prompts = model.collate([[mask_prompt(r.mask) for r in one.references]], support.sizes.cpu())
         memory = model.memorise(support, prompts.to(model.device))
         found += [_one_query(model, memory, one.targets[0]) for _ in range(repeats)]
-    return found[1:]  # the first call also pays for what the library prepares lazily
+    return found[1:]  # the first call also initialises libraries
 
 
 def _one_query(model: Segmenter, memory: Any, target: Sample) -> float:

@@ -1,4 +1,4 @@
-"""A run's test episodes as one picture: from the best to the worst, for the tracking store and for the eye."""
+"""Some test episodes of a run as one picture, from the best to the worst."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ EPISODES, SIDE, GAP = 6, 240, 6
 
 def overlay_sheet(model: Segmenter, shards: Shards, episodes: EpisodeList, config: EvalConfig,
                   table: pa.Table) -> bytes:
-    """A PNG file: a column an episode, its first support above, below the query with prediction and truth's outline.
+    """A PNG file with one column an episode: its first support, and below it the query with the predicted mask.
 
-    `table` are the `EPISODE_SCORES` of the list; the columns are evenly spaced over its IoUs, the best first.
+    The true mask is drawn as an outline. `table` holds the `EPISODE_SCORES` of the list; the columns are evenly spaced
+    over the episodes ordered by IoU, the best first.
     """
     from pipelines.pages.pictures import png_bytes
 

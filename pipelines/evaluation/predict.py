@@ -1,4 +1,4 @@
-"""One episode predicted, as the evaluation does it."""
+"""Prediction of a single episode, as the evaluation does it."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from pipelines.evaluation.evaluate import at_size
 
 @torch.inference_mode()
 def predict(model: Segmenter, sample: EpisodeSample, prompts: Sequence[Prompt] = ()) -> tuple[np.ndarray, float]:
-    """The target's mask [H, W] bool and its IoU, by the protocol of the evaluation.
+    """Predict an episode: the target's mask [H, W] bool and its IoU, by the protocol of the evaluation.
 
-    `prompts` mark the references, default their masks.
+    `prompts` mark the references; without them the masks of the references do.
     """
     target = sample.targets[0]
     support = model.encode(model.prepare([r.image for r in sample.references]))

@@ -1,4 +1,4 @@
-"""What a finished run leaves for those who come later: `result.json` and `episodes.parquet` in its folder."""
+"""Results of finished runs: `result.json` and `episodes.parquet` in the folder of a run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NO_EPISODES = "without_episodes"  # in `details`: names of the fold's classes th
 
 
 class RunResult(Section):
-    """The content of result.json; `error` alone is set for a failed run."""
+    """The content of result.json. A failed run has `error` and no scores."""
 
     run: str
     spec: RunSpec
@@ -36,28 +36,28 @@ class RunResult(Section):
     bundle_id: str = ""
     list_hash: str = ""
     episodes: int = 0
-    classes: dict[str, str] = Field(default_factory=dict)  # the classes scored, id -> name
+    classes: dict[str, str] = Field(default_factory=dict)  # classes that count in the score, id -> name
     miou: float = 0.0
     fb_iou: float = 0.0
-    interval: list[float] = Field(default_factory=list)  # of the mIoU, 95 %
+    interval: list[float] = Field(default_factory=list)  # 95 % interval of the mIoU
     per_class: dict[str, float] = Field(default_factory=dict)  # name -> IoU
     untrained: bool = False
-    # of a failure: another try may succeed; results of version 0.1.0 call it `passing`
+    # after a failure: whether another try may succeed; in results of version 0.1.0 the field is `passing`
     retryable: bool = Field(False, validation_alias=AliasChoices("retryable", "passing"))
     trainable_params: int = 0
     train_s: float = 0.0
-    images_per_s: float = 0.0  # encoded and segmented during evaluation, not idle: see latency for speed
+    images_per_s: float = 0.0  # during the evaluation, on a machine that was not idle; latency.json has the idle speed
     code: str = ""
     details: dict[str, Any] = Field(default_factory=dict)
 
     @property
     def steps(self) -> int:
-        """The steps that the bundle was trained for: chosen ones, where the recipe has them chosen."""
+        """Number of steps that the bundle was trained for: the chosen one, if `train.selection` chose it."""
         return int(self.details.get("selection", {}).get("steps", 0)) or self.spec.steps
 
 
 def read_result(folder: str, spec: RunSpec, eval_digest: str) -> RunResult | None:
-    """The run's result if it is finished and of this very configuration, else None."""
+    """The run's result if it is finished and of exactly this configuration and evaluation, else None."""
     for place in (folder, _aside(folder, eval_digest)):
         found = _read(Store(place))
         if found and found.run == spec.name and found.eval_digest == eval_digest:
@@ -73,25 +73,28 @@ def _read(store: Store) -> RunResult | None:
 
 
 def _aside(folder: str, eval_digest: str) -> str:
-    """Where the result of another evaluation of the same run is kept."""
+    """Folder with the result of an evaluation of the run other than the newest."""
     return join(folder, "evaluations", eval_digest)
 
 
 def write_result(folder: str, result: RunResult, table: pa.Table) -> None:
-    """Scores first, result.json last: it marks the run as finished. That of another evaluation is moved aside."""
+    """Write the episode scores, then result.json, which marks the run as finished.
+
+    An earlier result of another evaluation is moved to `evaluations/` first.
+    """
     store = Store(folder)
     former = _read(store)
     if former and former.eval_digest != result.eval_digest and not former.error:
         aside = Store(_aside(folder, former.eval_digest))
         aside.write_table("episodes.parquet", store.read_table("episodes.parquet"))
         aside.write_json("result.json", former.model_dump())
-    store.delete("result.json")  # else a kill leaves the former figures beside these counts
+    store.delete("result.json")  # otherwise a kill could leave the former result beside the new counts
     store.write_table("episodes.parquet", table)
     store.write_json("result.json", result.model_dump())
 
 
 def read_episodes(folder: str, result: RunResult) -> pa.Table:
-    """The `EPISODE_SCORES` of a result, the run's newest or one set aside. Raises `FssError` if there are none."""
+    """The `EPISODE_SCORES` of a result, the run's newest or an earlier one. Raises `FssError` if there are none."""
     here = _read(Store(folder))
     if here is None or here.eval_digest != result.eval_digest:
         folder = _aside(folder, result.eval_digest)
@@ -106,10 +109,11 @@ def read_counts(folder: str, result: RunResult) -> Counts:
 def table_counts(table: pa.Table, classes: Iterable[int] = ()) -> Counts:
     """`EPISODE_SCORES` rows as counts, in the order of the episode list.
 
-    Those of `classes` that have no episode are added, each with counts of 0: they score 0, in resamples too.
+    Classes of `classes` without an episode are added with counts of 0: they score 0, in resamples too. Raises
+    `FssError` for an empty table.
     """
     if table.num_rows == 0:
-        raise FssError("an evaluation without episodes")
+        raise FssError("the evaluation has no episodes")
     table = table.sort_by("episode_id")
     ids = table["class_id"].to_numpy().astype(np.int64)
     absent = np.array(sorted(set(classes) - set(ids.tolist())), dtype=np.int64)
@@ -120,9 +124,9 @@ def table_counts(table: pa.Table, classes: Iterable[int] = ()) -> Counts:
 
 
 def untested_line(result: RunResult) -> str:
-    """A line on the classes that the list does not test; empty if it tests all."""
+    """A line about classes without test episodes; empty if every class has some."""
     names = result.details.get(NO_EPISODES, [])
     if not names:
         return ""
-    counted = "IoU 0" if set(names) <= result.per_class.keys() else "not in the mean"
-    return f"the list of {result.run} has no episode of {', '.join(names)}: {counted}"
+    counted = "counted as IoU 0" if set(names) <= result.per_class.keys() else "left out of the mean"
+    return f"{result.run}: the episode list has no episode of {', '.join(names)} ({counted})"

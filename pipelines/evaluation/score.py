@@ -1,4 +1,4 @@
-"""Any bundle scored on a recipe's data, in this process."""
+"""Scoring any bundle on a recipe's data, in this process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipelines.config.run import RunSpec
 from pipelines.data.ensure import ensure_shards
 from pipelines.data.folds import FoldData
 from pipelines.data.shardset import Shards
-from pipelines.evaluation.drive import evaluate_bundle, scoring
+from pipelines.evaluation.drive import evaluate_bundle, scoring_config
 from pipelines.evaluation.results import RunResult
 from pipelines.training.context import RunContext
 
@@ -28,7 +28,10 @@ def eval_bundle(recipe: Recipe, *, bundle: str, fold: int | None) -> RunResult:
 
 
 def score_bundle(recipe: Recipe, shards: Shards, *, bundle: str, fold: int | None) -> tuple[RunResult, pa.Table]:
-    """The same on shards that are there, with the counts of every episode (`EPISODE_SCORES`)."""
+    """Score a bundle on existing shards, in this process; returns the result and its `EPISODE_SCORES`.
+
+    Raises `FssError` if there is no bundle or training opened a photo of the test list.
+    """
     info = read_bundle_info(bundle)
     method = MethodConfig(name=info.method, preset=info.preset, config=info.config, weights=info.weights,
                           sha256=info.sha256)
@@ -37,4 +40,4 @@ def score_bundle(recipe: Recipe, shards: Shards, *, bundle: str, fold: int | Non
     run = RunContext(spec=spec, runs=Workspace(recipe.out).runs, gpus=recipe.sweep.gpus_per_run)
     data = FoldData.open(shards.url, fold)
     with Bar("scoring", len(data.episodes(recipe.eval)), unit="episodes") as bar:
-        return evaluate_bundle(run, scoring(recipe), data, bundle, told=bar.to)
+        return evaluate_bundle(run, scoring_config(recipe), data, bundle, on_progress=bar.to)

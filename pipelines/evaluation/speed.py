@@ -1,4 +1,4 @@
-"""What prediction with a bundle takes on the idle machine: seconds a query, images a second, peak memory."""
+"""Speed of prediction with a bundle on the idle machine: seconds a query, images a second, peak memory."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from fss_models.prompts import mask_prompt
 from fss_models.segmenter import Segmenter
 from pipelines.bundles.bundle import load_bundle
 from pipelines.data.schema import EpisodeSample
-from pipelines.evaluation.evaluate import at_size, query_seconds
+from pipelines.evaluation.evaluate import at_size, measure_query_seconds
 
 
 def measure_speed(bundles: dict[str, str], samples: Sequence[EpisodeSample], *, device: str, batch: int,
                   repeats: int) -> dict[str, dict[str, Any]]:
-    """Label -> figures of each bundle, one after another on the same episodes.
+    """Label -> figures of a bundle. The bundles are measured one after another on the same episodes.
 
-    seconds         median of a query, one at a time, from decoded image to mask; its supports memorised before
-    images_per_s    of `batch` queries at a time against one support set, images decoded before
-    peak_bytes      highest memory while loading and predicting, above what the process held before: resident memory,
-                    on a GPU what torch allocated there; 0 where the system does not tell
+    seconds         median over queries, one at a time, from decoded image to mask; supports are memorised beforehand
+    images_per_s    with `batch` queries at a time against one support set; images are decoded beforehand
+    peak_bytes      growth of memory while loading and predicting, at its highest: resident memory, on a GPU the
+                    memory that torch allocated there; 0 where the system does not report it
     """
     load_bundle(next(iter(bundles.values())), device)  # libraries are imported outside the measurements
     found = {}
     for label, url in bundles.items():
         peak = MemoryPeak(device)
         model, info = load_bundle(url, device)
-        times = query_seconds(model, samples, repeats=repeats)
-        rate = batch_rate(model, samples, batch=batch, repeats=repeats)
+        times = measure_query_seconds(model, samples, repeats=repeats)
+        rate = measure_batch_rate(model, samples, batch=batch, repeats=repeats)
         found[label] = {"bundle_id": info.bundle_id, "seconds": statistics.median(times), "queries": len(times),
                         "images_per_s": rate, "batch": min(batch, len(samples)), "peak_bytes": peak.bytes(),
                         "device": str(model.device)}
@@ -45,8 +45,8 @@ def measure_speed(bundles: dict[str, str], samples: Sequence[EpisodeSample], *, 
 
 
 @torch.inference_mode()
-def batch_rate(model: Segmenter, samples: Sequence[EpisodeSample], *, batch: int, repeats: int) -> float:
-    """Images a second: queries of the samples, `batch` at a time, each segmented by the first one's supports."""
+def measure_batch_rate(model: Segmenter, samples: Sequence[EpisodeSample], *, batch: int, repeats: int) -> float:
+    """Images a second when the samples' queries, `batch` at a time, are segmented by the first sample's supports."""
     first = samples[0]
     support = model.encode(model.prepare([r.image for r in first.references]).to(model.device))
     prompts = model.collate([[mask_prompt(r.mask) for r in first.references]], support.sizes.cpu())
@@ -67,7 +67,7 @@ def _one_batch(model: Segmenter, memory: Memory, samples: Sequence[EpisodeSample
 
 
 class MemoryPeak:
-    """The highest memory since it was made, above what was held then."""
+    """Growth of memory since this object was created, at its highest."""
 
     def __init__(self, device: str) -> None:
         gc.collect()
@@ -77,23 +77,23 @@ class MemoryPeak:
             torch.cuda.reset_peak_memory_stats()
             self.before = torch.cuda.memory_allocated()
             return
-        with suppress(OSError, AttributeError):  # what the former model left goes back to the system, where glibc is
+        with suppress(OSError, AttributeError):  # with glibc, return the memory of the former model to the system
             ctypes.CDLL("libc.so.6").malloc_trim(0)
         self.reset = False
         with suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak of resident memory begins anew
+            Path("/proc/self/clear_refs").write_text("5")  # Linux: reset the peak of resident memory
             self.reset = True
         self.before = _status("VmRSS") if self.reset else 0
 
     def bytes(self) -> int:
-        """So many bytes; 0 where the system does not tell."""
+        """Highest growth of memory so far, in bytes; 0 where the system does not report it."""
         if self.cuda:
             return torch.cuda.max_memory_allocated() - self.before
         return max(0, _status("VmHWM") - self.before) if self.reset else 0
 
 
 def _status(key: str) -> int:
-    """A field of this process's status, in bytes."""
+    """A field of /proc/self/status in bytes; 0 where it is missing."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{key}:"):
             return int(line.split()[1]) * 1024

@@ -1,4 +1,4 @@
-"""How a method's score varies: over the seeds of its training, over the draws of its test episodes."""
+"""How much a method's score varies over the seeds of its training and over draws of the test episodes."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from fss_models.metrics import Counts, Ints, Metric, Sample, score
 
 
 def seed_scores(sample: Sample, metric: Metric = "miou") -> list[float]:
-    """The mean over folds of each seed, fractions."""
+    """Score of each seed: the mean over folds, a fraction."""
     return [_mean_of_folds(sample, s, None, metric) for s in range(len(sample.inter))]
 
 
 def draw_scores(sample: Sample, episodes: int, draws: int, metric: Metric = "miou") -> list[float]:
-    """The mean over folds and seeds of each draw of `episodes` episodes a fold; a class it misses is left out there."""
+    """Score of each draw of `episodes` episodes a fold: the mean over folds and seeds, a fraction.
+
+    A class without episodes in a draw is left out of that draw's mean.
+    """
     return [float(np.mean([_mean_of_folds(sample, s, slice(d * episodes, (d + 1) * episodes), metric)
                            for s in range(len(sample.inter))])) for d in range(draws)]
 

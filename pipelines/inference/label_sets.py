@@ -14,7 +14,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from fss_models.errors import FssError
-from pipelines.base.storage import Store, place_of
+from pipelines.base.storage import Store, split_url
 from pipelines.config.mask_request import MAX_CLASSES
 from pipelines.data.decode import FORMATS
 from pipelines.inference.marks import check_keys
@@ -44,7 +44,7 @@ def read_label_set(url: str) -> list[SupportSet]:
 
 
 def _of_file(url: str) -> list[SupportSet]:
-    store, name = place_of(url)
+    store, name = split_url(url)
     content = store.read_json(name)
     if not isinstance(content, dict) or "classes" not in content:
         return [read_supports(content, fetcher(store), name)]
@@ -58,7 +58,7 @@ def _of_folder(store: Store, files: list[str]) -> list[SupportSet]:
     shown = [f for f in files if not any(part.startswith(".") for part in f.split("/"))]
     classes = sorted({f.split("/")[0] for f in shown if "/" in f})
     if not classes or FILE in shown:  # the folder is the class
-        place, name = place_of(store.url)
+        place, name = split_url(store.url)
         return [_of_class(place, name, [f"{name}/{f}" for f in shown])]
     loose = next((f for f in shown if "/" not in f and f.lower().endswith(SUFFIXES)), None)
     if loose is not None:

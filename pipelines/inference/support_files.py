@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fss_models.errors import FssError
-from pipelines.base.storage import Store, place_of
+from pipelines.base.storage import Store, split_url
 from pipelines.inference.marks import KINDS, Mark, check_keys, mask_from_picture
 from pipelines.inference.supports import SupportSet, build_support_set
 
@@ -23,7 +23,7 @@ Fetch = Callable[[str, str], bytes]  # (text, where) -> bytes
 
 def read_support_file(url: str) -> SupportSet:
     """A supports file, local or s3://. Raises `FssError` with one line for every mistake."""
-    store, name = place_of(url)
+    store, name = split_url(url)
     return read_supports(store.read_json(name), fetcher(store), name)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from fss_models.shipped.files import bundle_url
-from pipelines.base.storage import place_of
+from pipelines.base.storage import split_url
 from pipelines.base.workspace import Workspace
 from pipelines.bundles.shipped import champion_url, say_if_shipped
 from pipelines.config.mask_request import MaskRequest, check_overlaps
@@ -46,7 +46,7 @@ def check_before(recipe: Recipe, *, supports: str, images: str, bundle: str, cou
                              review_below=config.review_below)
         cost, shown = measure_and_show(labeler, listed, wanted, count=count or len(listed), per_hour=price,
                                        batch=config.batch, names=[one.class_name for one in classes])
-    store, name = place_of(page)
+    store, name = split_url(page)
     store.write_bytes(name, write_page(labeler, classes, worth, cost, shown))
     told = [line for one in worth for line in lines(one)]
     if cost:

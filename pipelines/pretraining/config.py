@@ -1,4 +1,4 @@
-"""What a pretraining recipe may say. Unknown keys are errors."""
+"""The keys of a pretraining recipe. Unknown keys are errors."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ class ViewsSection(Section):
     grey: float = Field(0.1, ge=0, le=1)
     paste: float = Field(0.5, ge=0, le=1)
 
-    def made(self) -> ViewConfig:
-        """As the functions that draw views want it."""
+    def build(self) -> ViewConfig:
+        """The `ViewConfig` with these values."""
         return ViewConfig(**self.model_dump())
 
 
 class PretrainConfig(Section):
-    """A pretraining: datasets whose *train* photos it opens, the model's size, and how it is optimised."""
+    """A pretraining: its datasets (only *train* photos are opened), the model's preset, and the optimisation."""
 
     name: str = "nano_pretrain"
     out: str = "out/pretrain"
     data: list[DataConfig] = Field(min_length=1)
-    licences: dict[str, str] = Field(default_factory=dict)  # of the datasets by name, for the weights' json
-    hide: tuple[str, ...] = ()  # names of classes whose objects are left out everywhere (a check on class leakage)
+    licences: dict[str, str] = Field(default_factory=dict)  # dataset name -> licence, for the weights' JSON file
+    hide: tuple[str, ...] = ()  # names of classes whose objects are left out (to check for class leakage)
     preset: str = "nano"
-    start: str = ""  # weights to go on from; empty: random values above the trunk
+    start: str = ""  # weight file to start from; empty: random values above the trunk
     views: ViewsSection = ViewsSection()
-    held_out: float = Field(0.05, gt=0, lt=0.5)  # share of the train photos that measure progress and train nothing
+    held_out: float = Field(0.05, gt=0, lt=0.5)  # share of the train photos that are not trained on but used to measure
     steps: Positive = 4000
-    clips: int = Field(16, gt=0, multiple_of=4)  # a step
-    absent: float = Field(0.1, ge=0, lt=1)  # clips whose last view lacks the object
-    ring: Positive = 200  # encoded scenes to draw clips from
-    fresh: Positive = 2  # new scenes a step
+    clips: int = Field(16, gt=0, multiple_of=4)  # clips a step
+    absent: float = Field(0.1, ge=0, lt=1)  # share of the clips whose last view lacks the object
+    ring: Positive = 200  # number of encoded scenes in memory, from which clips are drawn
+    fresh: Positive = 2  # new scenes a step; each replaces the oldest one
     lr: float = Field(1e-3, gt=0)
     warmup: int = Field(100, ge=0)
     weight_decay: float = Field(0.01, ge=0)
@@ -51,7 +51,7 @@ class PretrainConfig(Section):
     precision: Literal["fp32", "bf16"] = "bf16"
     seed: int = 0
     threads: Positive = 1
-    device: str = ""  # default cuda where there is one
+    device: str = ""  # empty: cuda where there is a GPU, else cpu
     log_every: Positive = 20
     measure_every: Positive = 250
     checkpoint_every: Positive = 250

@@ -1,6 +1,6 @@
-"""The pretraining loop. It can be killed at any step and goes on from its last checkpoint as if it had not been.
+"""The pretraining loop. Killed at any step, it resumes from its last checkpoint and ends with the same numbers.
 
-    checkpoint/    model.safetensors, optimiser.pt, about.json: the step and what was logged
+    checkpoint/    model.safetensors, optimiser.pt, about.json: the step, the settings and the rows logged so far
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Log = Callable[[dict[str, float]], None]
 
 
 class Encoder:
-    """Views -> the frozen trunk's maps, normalised as the preset wants them."""
+    """Normalises views as the preset does and computes the frozen trunk's maps."""
 
     def __init__(self, core: Sam2Core, mean: tuple[float, ...], std: tuple[float, ...], device: str) -> None:
         self._trunk, self._device = core.sam.image_encoder.trunk, device
@@ -41,19 +41,19 @@ class Encoder:
 
     @torch.no_grad()
     def __call__(self, pixels: Tensor) -> list[Tensor]:
-        """[N, 3, R, R] uint8 -> four maps."""
+        """The trunk's four maps of views [N, 3, R, R] uint8."""
         maps: list[Tensor] = self._trunk((pixels.to(self._device).float() / 255 - self._mean) / self._std)
         return maps
 
 
 class Scenes:
-    """Scene n: views of the photo whose turn it is in a shuffled order, with objects pasted from a random other."""
+    """Scene n: views of the nth photo of a shuffled order, with objects pasted from another photo drawn at random."""
 
     def __init__(self, read: Read, photos: list[int], config: PretrainConfig, encode: Encoder, side: int) -> None:
         self._read, self._photos, self._config, self._encode, self._side = read, photos, config, encode, side
 
     def views(self, n: int) -> Views:
-        """Views of scene n; a photo whose objects are all too small gives its turn to a random one."""
+        """Views of scene n. A photo whose objects are all too small is replaced by one drawn at random."""
         rng = np.random.default_rng([self._config.seed, SCENES, n])
         epoch, turn = divmod(n, len(self._photos))
         order = np.random.default_rng([self._config.seed, SCENES, 2**40 + epoch]).permutation(self._photos)
@@ -61,18 +61,19 @@ class Scenes:
         while not len(photo.masks):
             photo = self._read(int(rng.choice(self._photos)))
         other = self._read(int(rng.choice(self._photos)))
-        return make_views(photo, self._config.views.made(), rng, self._side, other)
+        return make_views(photo, self._config.views.build(), rng, self._side, other)
 
     def __call__(self, n: int) -> Scene:
-        """Scene n, encoded."""
+        """Scene n with its views encoded."""
         return Scene.make(self.views(n), self._encode)
 
 
 def pretrain(config: PretrainConfig, core: Sam2Core, scenes: Scenes, *, folder: Path, measure: Callable[[], Any],
              log: Log) -> list[dict[str, float]]:
-    """Train everything above the trunk in place; returns the rows logged.
+    """Train everything above the trunk in place; returns the rows that were logged.
 
-    `measure` gives the held-out figures. Raises `FssError` for a loss that is not finite and another run's checkpoint.
+    `measure` returns the figures on held-out photos. Raises `FssError` for a loss that is not finite, and for a
+    checkpoint of other settings.
     """
     train_all_but_trunk(core)
     params = [p for p in core.parameters() if p.requires_grad]
@@ -109,7 +110,7 @@ def _rate(step: int, config: PretrainConfig) -> float:
 
 
 def _clips(config: PretrainConfig, scenes: Scenes, step: int) -> Iterator[list[PretrainClips]]:
-    """Each step's clips, from the scenes it should see; new scenes are made beside the training."""
+    """Each step's clips, drawn from the step's scenes. New scenes are prepared in a thread beside the training."""
     if step >= config.steps:
         return
     ring = Ring(scenes, size=config.ring, fresh=config.fresh, step=step)
@@ -142,7 +143,7 @@ def _step(core: Sam2Core, params: list[nn.Parameter], optimiser: torch.optim.Opt
 
 
 def _mean(found: list[tuple[int, dict[str, Tensor]]]) -> dict[str, Tensor]:
-    """Losses of groups of clips, weighted by how many each has."""
+    """Mean of each loss over groups of clips, weighted by the number of clips of a group."""
     clips = sum(n for n, _ in found)
     return {k: torch.stack([v[k].float() * (n / clips) for n, v in found]).sum() for k in found[0][1]}
 
@@ -157,12 +158,12 @@ def _row(step: int, seen: list[dict[str, Tensor]], seconds: float, config: Pretr
 # ---- checkpoints --------------------------------------------------------------------------------------------------
 
 def trained_state(core: Sam2Core) -> dict[str, Tensor]:
-    """Everything above the trunk, by the names of SAM 2's checkpoints, on the CPU."""
+    """All tensors above the trunk, on the CPU, under the names of SAM 2's checkpoints."""
     return {k: v.detach().cpu().contiguous() for k, v in core.sam.state_dict().items() if not k.startswith(TRUNK)}
 
 
 def _identity(config: PretrainConfig) -> dict[str, Any]:
-    """What decides the numbers."""
+    """The settings that decide the numbers of a pretraining."""
     beside = {"out", "threads", "device", "log_every", "measure_every", "checkpoint_every"}
     return json.loads(config.model_dump_json(exclude=beside))  # type: ignore[no-any-return]
 
@@ -184,15 +185,18 @@ def _save(folder: Path, config: PretrainConfig, core: Sam2Core, optimiser: torch
 
 def _resume(folder: Path, config: PretrainConfig, core: Sam2Core,
             optimiser: torch.optim.Optimizer) -> tuple[int, list[dict[str, float]]]:
-    """(step, rows) of the last checkpoint, (0, []) where there is none."""
-    held = next((p for p in (folder / "checkpoint", folder / "checkpoint.old") if (p / "about.json").is_file()), None)
-    if held is None:
+    """(step, rows) of the last checkpoint, which is loaded; (0, []) where there is none.
+
+    Raises `FssError` for a checkpoint of other settings.
+    """
+    last = next((p for p in (folder / "checkpoint", folder / "checkpoint.old") if (p / "about.json").is_file()), None)
+    if last is None:
         return 0, []
-    about = json.loads((held / "about.json").read_text())
+    about = json.loads((last / "about.json").read_text())
     if about["config"] != _identity(config):
         changed = [k for k, v in _identity(config).items() if about["config"].get(k) != v]
-        raise FssError(f"a pretraining with other settings was begun here ({', '.join(changed)})", where=str(folder),
-                       mend="use another --out or delete that folder")
-    core.sam.load_state_dict(load_file(held / "model.safetensors"), strict=False)
-    optimiser.load_state_dict(torch.load(held / "optimiser.pt", weights_only=True))
+        raise FssError(f"this folder holds a pretraining with other settings ({', '.join(changed)})", where=str(folder),
+                       mend="use another --out, or delete the folder")
+    core.sam.load_state_dict(load_file(last / "model.safetensors"), strict=False)
+    optimiser.load_state_dict(torch.load(last / "optimiser.pt", weights_only=True))
     return about["step"], about["rows"]

@@ -1,4 +1,4 @@
-"""How well a model finds an object from a prompt, and again in other views: mean IoU on held-out photos."""
+"""How well a model segments an object from a prompt, and finds it again in other views: mean IoU, held-out photos."""
 
 from __future__ import annotations
 
@@ -16,8 +16,12 @@ CLIPS = 8
 
 @torch.no_grad()
 def held_out_ious(core: Sam2Core, clips: Sequence[PretrainClips]) -> dict[str, float]:
-    """"iou_points", "iou_box": the marked view, from one to four points or a box; "iou_tracked": the next view after
-    a mask; "iou_copied": that view if the mask stayed where it was, what a model that looks at nothing gets."""
+    """Mean IoU by kind of prompt.
+
+    iou_points, iou_box    of the marked view, from one to four points or from a box
+    iou_tracked            of the next view, after a mask
+    iou_copied             of the next view if the mask is left where it was, as by a model that ignores the photo
+    """
     core.eval()
     found: dict[str, list[float]] = {}
     for one in clips:
@@ -31,14 +35,14 @@ def held_out_ious(core: Sam2Core, clips: Sequence[PretrainClips]) -> dict[str, f
 
 
 def fixed_clips(scenes: list[Scene], *, seed: int, groups: int) -> list[PretrainClips]:
-    """The same clips at every measurement, each kind of mark in turn."""
+    """Clips for every measurement of a pretraining, drawn once by `seed`; each kind of mark in turn."""
     rng, kinds = np.random.default_rng([seed, 7]), list(Mark)
     chosen = [rng.integers(len(scenes), size=CLIPS).tolist() for _ in range(groups)]
     return [draw_group(scenes, rng, kinds[i % len(kinds)], one) for i, one in enumerate(chosen)]
 
 
 def _ious(logits: torch.Tensor, truth: torch.Tensor) -> list[float]:
-    """IoU of each, where the object is in sight at all; truth is compared at the size of the logits."""
+    """IoU of each clip in which the object is visible; masks are compared at the size of the logits."""
     small = torch.nn.functional.interpolate(truth[:, None].cpu(), size=logits.shape[-2:], mode="area")[:, 0] > 0.5
     p = logits.cpu() > 0
     union = (p | small).flatten(1).sum(1).clamp(min=1)

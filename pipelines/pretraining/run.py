@@ -1,4 +1,4 @@
-"""A whole pretraining: shards of its datasets, the loop, and the weight file with what it was made from."""
+"""A whole pretraining: shards of its datasets, the loop, and the weight file with its provenance."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ WEIGHTS_TERMS = "research use: trained on photos under their own terms"
 
 
 def run_pretraining(config: PretrainConfig, log: Log) -> Provenance:
-    """Train (or go on) and write PRESET.safetensors (half precision) and PRESET.json below `config.out`.
+    """Train, or resume, and write PRESET.safetensors (half precision) and PRESET.json below `config.out`.
 
-    That folder can stand in for the shipped weights (FSS_SHIPPED). Returns what the json says.
+    The folder can replace that of the shipped weights (FSS_SHIPPED). Returns the content of the JSON file.
     Raises `FssError` for photos, settings and checkpoints that do not fit.
     """
     folder, commit = Path(config.out), code_version()
@@ -57,11 +57,11 @@ def _shards(data: DataConfig, folder: Path) -> Shards:
 
 
 def _held_out(count: int, config: PretrainConfig) -> tuple[list[int], list[int]]:
-    """Indices of the photos that measure, and of those that train."""
+    """(indices of the photos held out for measuring, indices of those that are trained on)."""
     order = np.random.default_rng([config.seed, 11]).permutation(count).tolist()
     cut = max(1, round(count * config.held_out))
     if cut >= count:
-        raise FssError(f"{count} photos are too few to hold {cut} of them out", mend="add data")
+        raise FssError(f"{count} photos are too few: {cut} would be held out and none trained on", mend="add photos")
     return sorted(order[:cut]), sorted(order[cut:])
 
 
@@ -77,7 +77,7 @@ def _build(config: PretrainConfig) -> tuple[Sam2Core, Encoder]:
 
 def _write(folder: Path, config: PretrainConfig, core: Sam2Core, photos: Photos,
            rows: list[dict[str, float]], commit: str) -> Provenance:
-    """Photos that only measured progress were opened too, and are named."""
+    """Write the weights and their provenance, which names every photo that was opened, the held-out ones too."""
     opened: dict[int, set[str]] = {d: set() for d in range(len(config.data))}
     for place in photos.places:
         opened[place.dataset].add(place.sha256[:HASH_DIGITS])

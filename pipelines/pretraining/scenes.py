@@ -1,4 +1,4 @@
-"""The photos of a pretraining: train photos of shards, with their single objects."""
+"""The photos of a pretraining: train photos of shards, with a mask for each object."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from pipelines.config.data import DataConfig
 from pipelines.data import rle
 from pipelines.data.shardset import Shards
 
-LABEL_MAPS = frozenset({"voc", "pairs", "pascal5i"})  # formats with one region a class, which is cut into its parts
-MIN_SHARE = 0.002  # of the photo: smaller objects vanish at the model's side
+LABEL_MAPS = frozenset({"voc", "pairs", "pascal5i"})  # formats with one region a class, which is split into its parts
+MIN_SHARE = 0.002  # least share of the photo that an object covers; smaller ones vanish at the model's size
 WORKING_SIDE = 384  # pixels of the square that views are cut from
 
 
 @dataclass(frozen=True)
 class PhotoLocation:
-    """A photo of one of the datasets."""
+    """Where a photo is: the number of its dataset, its image id there, and its sha256."""
 
     dataset: int
     image_id: int
@@ -32,23 +32,24 @@ class Photos:
     """Train photos with at least one object that is large enough, in a fixed order."""
 
     def __init__(self, shards: Sequence[Shards], *, hide: Sequence[str] = ()) -> None:
-        """Raises `FssError` where no photo is left, or for a hidden class that no dataset has."""
+        """Raises `FssError` where no photo is left, and for a class in `hide` that no dataset has."""
         self._shards = list(shards)
         known = {c.name for s in self._shards for c in s.manifest.classes}
         if unknown := sorted(set(hide) - known):
-            raise FssError(f"there is no class {unknown[0]!r} to hide", mend=f"known: {', '.join(sorted(known))}")
+            raise FssError(f"hide: no dataset has a class {unknown[0]!r}",
+                           mend=f"known classes: {', '.join(sorted(known))}")
         self._label_maps = [DataConfig.model_validate(s.manifest.source).source.format in LABEL_MAPS for s in shards]
         self._hidden = [{c.class_id for c in s.manifest.classes if c.name in hide} for s in self._shards]
         self.places = [PhotoLocation(d, row["image_id"], row["sha256"]) for d, s in enumerate(self._shards)
                        for row in s.images("train") if set(row["class_ids"]) - self._hidden[d]]
         if not self.places:
-            raise FssError("no train photo with an object", mend="check the datasets of the recipe")
+            raise FssError("no train photo of the datasets has an object", mend="check data and hide in the recipe")
 
     def __len__(self) -> int:
         return len(self.places)
 
     def read(self, index: int) -> Photo:
-        """A photo as a square of `WORKING_SIDE` pixels with its objects; without objects where all are too small."""
+        """A photo as a square of `WORKING_SIDE` pixels with a mask of each object that is large enough."""
         place = self.places[index]
         shards = self._shards[place.dataset]
         photo, pixels = shards.photo(place.image_id), shards.pixels(place.image_id)
@@ -63,7 +64,7 @@ class Photos:
 
 
 def _parts(mask: np.ndarray) -> list[np.ndarray]:
-    """The connected parts of a region that are large enough."""
+    """The connected parts of a region [H, W] that cover at least `MIN_SHARE` of the photo."""
     labels, found = ndimage.label(mask)
     parts = [labels == i for i in range(1, found + 1)]
     return [p for p in parts if p.mean() >= MIN_SHARE]

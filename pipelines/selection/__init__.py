@@ -1,1 +1,1 @@
-"""Which settings and which winner: search, choice, calibration, promotion."""
+"""Choosing settings and the winner: search, leaderboard, calibration, promotion."""

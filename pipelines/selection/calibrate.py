@@ -1,7 +1,7 @@
-"""Fitting a bundle's calibrator: support sets of base classes, each on photos that show the class and that lack it.
+"""Fitting a bundle's calibrator, on support sets of base classes and on target photos with and without the class.
 
-Only photos of the train split are opened: test photos stay for evaluation. Of these, targets that training did not
-open come first, because on photos that it learned by heart a model is surer than it will be.
+Only photos of the train split are opened; test photos are for evaluation. Targets that training did not open come
+first, because a model is more certain on photos that it was trained on than it will be on new ones.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from pipelines.data.schema import Sample
 from pipelines.data.shardset import Shards
 from pipelines.evaluation.evaluate import FeatureCache
 
-SHOTS = (1, 5, 1, 3)  # of one support set after another, as far as a class has photos
-GROUPS = 4  # of classes, for the check on classes that were left out
-Told = Callable[[int, int], None]  # support sets done, of how many
+SHOTS = (1, 5, 1, 3)  # shots of successive support sets of a class, as far as it has photos
+GROUPS = 4  # groups of classes; each is left out once to check the fit
+OnProgress = Callable[[int, int], None]  # (support sets done, number of support sets)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationDraw:
-    """One support set: image ids of its shots, and of targets with and without the class."""
+    """A support set for the fit: image ids of its shots, and of target photos with and without the class."""
 
     class_id: int
     shots: tuple[int, ...]
@@ -44,21 +44,22 @@ class CalibrationDraw:
 
 
 class TooFewPhotosError(FssError):
-    """Photos from which a calibrator cannot be learned."""
+    """There are too few photos for fitting a calibrator."""
 
 
 def draw_sets(shards: Shards, classes: Sequence[int], config: CalibrateConfig, *, seen: Sequence[str] = (),
               split: str = "train") -> list[CalibrationDraw]:
-    """`config.sets` support sets, classes in turn.
+    """Draw `config.sets` support sets, one class after another.
 
-    Raises `TooFewPhotosError` if no class has two photos in the split.
+    `seen` are photos that training opened (sha256, first 16 digits). Raises `TooFewPhotosError` if no class has two
+    photos in the split.
     """
     rng, known = np.random.default_rng(config.seed), set(seen)
     photos = {c: shards.photos_of(c, split) for c in classes}
     usable = [c for c in classes if len(photos[c]) > 1]
     if not usable:
         raise TooFewPhotosError(f"no class has two {split} photos", where=shards.url,
-                                mend="build shards of more photos")
+                                mend="build shards with more photos")
     rows = shards.images(split)
     fresh = {row["image_id"] for row in rows if row["sha256"][:16] not in known}
     lacking = {c: [row["image_id"] for row in rows if c not in row["class_ids"]] for c in usable}
@@ -76,18 +77,18 @@ def draw_sets(shards: Shards, classes: Sequence[int], config: CalibrateConfig, *
 
 
 def _first(photos: Sequence[int], fresh: set[int], count: int) -> tuple[int, ...]:
-    """The first `count`, fresh ones before others."""
+    """The first `count` photos, those in `fresh` before the others."""
     return tuple(sorted(photos, key=lambda i: i not in fresh)[:count])
 
 
 @torch.inference_mode()
-def observe(model: Segmenter, shards: Shards, draws: Sequence[CalibrationDraw], *, told: Told = lambda done,
-            all_: None) -> Iterator[tuple[Observed, torch.Tensor]]:
-    """What a calibrator is fitted on, and the scenes [K + T, C] of the photos, draw by draw."""
+def observe(model: Segmenter, shards: Shards, draws: Sequence[CalibrationDraw], *,
+            on_progress: OnProgress = lambda done, total: None) -> Iterator[tuple[Observed, torch.Tensor]]:
+    """For each draw: the observation that a calibrator is fitted on, and its photos' scene features [K + T, C]."""
     cache = FeatureCache(model)
     for number, draw in enumerate(draws):
         yield _observe(model, shards, cache, draw)
-        told(number + 1, len(draws))
+        on_progress(number + 1, len(draws))
 
 
 def _observe(model: Segmenter, shards: Shards, cache: FeatureCache, draw: CalibrationDraw) -> tuple[Observed,
@@ -125,18 +126,19 @@ def _left_out(model: Segmenter, own: Features, masks: torch.Tensor, shots: Seque
 
 
 def calibrate_bundle(url: str, shards: Shards, config: CalibrateConfig, *, device: str = "cpu",
-                     told: Told = lambda done, all_: None) -> tuple[BundleInfo, Calibrator]:
-    """Fit a calibrator on the classes that the bundle was trained on (all, if on none here) and put it into the bundle.
+                     on_progress: OnProgress = lambda done, total: None) -> tuple[BundleInfo, Calibrator]:
+    """Fit a calibrator and write it into the bundle at `url`; returns the new bundle.json and the calibrator.
 
-    Raises `TooFewPhotosError` for shards with too few photos.
+    It is fitted on the classes that the bundle was trained on, or on all classes if it was trained on none. Raises
+    `TooFewPhotosError` for shards with too few photos.
     """
     model, info = load_bundle(url, device)
     base = [c.class_id for c in shards.manifest.classes if not info.classes or c.name in info.classes]
     draws = draw_sets(shards, base, config, seen=info.seen)
     if not draws or not any(d.absent for d in draws):
-        raise TooFewPhotosError("no photo lacks a class: absence cannot be learned", where=shards.url,
+        raise TooFewPhotosError("every photo shows every class, so that absence cannot be learned", where=shards.url,
                                 mend="give shards with photos of several classes")
-    found = list(observe(model, shards, draws, told=told))
+    found = list(observe(model, shards, draws, on_progress=on_progress))
     sets, scenes = [o for o, _ in found], torch.unique(torch.cat([s for _, s in found]), dim=0)
     about = {"dataset": shards.manifest.dataset, "data": shards.manifest.content_hash, "seed": str(config.seed),
              "classes": str(len({s.class_id for s in sets})), "sets": str(len(sets)),
@@ -146,10 +148,10 @@ def calibrate_bundle(url: str, shards: Shards, config: CalibrateConfig, *, devic
 
 
 def calibrate_refit(recipe: Recipe, bundle: str, shards: str, ray: Any) -> None:
-    """Calibrate a refit's bundle in a Ray task, unless it is already, or `calibrate.sets` is 0.
+    """Calibrate the bundle of a refit in a Ray task, unless it has a calibrator or `calibrate.sets` is 0.
 
-    Data on which absence cannot be learned leave the bundle uncalibrated, and the person is told. Raises `FssError`
-    for all else, such as a bucket that is away.
+    With too few photos the bundle stays uncalibrated, and a line says so. Raises `FssError` for any other failure, such
+    as storage that cannot be reached.
     """
     if not recipe.calibrate.sets or read_bundle_info(bundle).calibrator:
         return
@@ -158,13 +160,13 @@ def calibrate_refit(recipe: Recipe, bundle: str, shards: str, ray: Any) -> None:
     say("calibrating the refit")
     problem = ray.get(task.remote(bundle, shards, recipe.calibrate, sweep.gpus_per_run > 0))
     if isinstance(problem, TooFewPhotosError):
-        say(f"the champion stays uncalibrated: {problem}")
+        say(f"the champion is not calibrated: {problem}")
     elif problem is not None:
         raise problem
 
 
 def _calibrate(bundle: str, shards: str, config: CalibrateConfig, gpu: bool) -> FssError | None:
-    """The mistake is returned: Ray would put its stack trace around a raised one."""
+    """Calibrate a bundle; returns the error, because Ray would put its stack trace around a raised one."""
     torch.set_num_threads(1)
     try:
         calibrate_bundle(bundle, Shards(shards), config, device="cuda" if gpu else "cpu")
@@ -174,7 +176,7 @@ def _calibrate(bundle: str, shards: str, config: CalibrateConfig, gpu: bool) -> 
 
 
 def _checked(sets: Sequence[Observed], scenes: torch.Tensor) -> dict[str, str]:
-    """How good it is on classes that it was not fitted on; empty where there are too few classes to tell."""
+    """AUROC and calibration error on classes left out of the fit; empty if there are fewer than `GROUPS` classes."""
     ids = sorted({s.class_id for s in sets})
     if len(ids) < GROUPS:
         return {}
@@ -187,7 +189,7 @@ def _checked(sets: Sequence[Observed], scenes: torch.Tensor) -> dict[str, str]:
                 chances.append(part.probabilities(s.measured))
                 present.append(s.present)
                 good.append(s.present & (s.iou >= GOOD_IOU))
-    told, there, fine = torch.cat(chances), torch.cat(present), torch.cat(good)
-    return {f"{name}_{what}": f"{figure(told[:, i], truth):.4f}"
+    predicted, there, fine = torch.cat(chances), torch.cat(present), torch.cat(good)
+    return {f"{name}_{what}": f"{figure(predicted[:, i], truth):.4f}"
             for i, (what, truth) in enumerate((("presence", there), ("good", fine)))
             for name, figure in (("auroc", auroc), ("ece", expected_error))}

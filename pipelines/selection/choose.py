@@ -1,4 +1,4 @@
-"""The leaderboard and the winner, from what finished runs left behind. Nothing is trained or evaluated here."""
+"""The leaderboard and the winner, from the results of finished runs. Nothing is trained or evaluated here."""
 
 from __future__ import annotations
 
@@ -18,34 +18,34 @@ from pipelines.config.recipe import Recipe
 from pipelines.config.section import Section
 from pipelines.evaluation.results import RunResult, read_counts
 from pipelines.evaluation.spread import draw_scores, seed_scores
-from pipelines.evaluation.steps import describe
+from pipelines.evaluation.steps import describe_selection
 
 
 class LeaderboardRow(Section):
-    """One method of the leaderboard. All scores are fractions; `seconds` is the latency of one query, idle."""
+    """One method of the leaderboard. All scores are fractions; `seconds` is the latency of a query when idle."""
 
     label: str
     method: MethodConfig
     folds: dict[str, float]  # fold -> mIoU, mean over seeds
-    fb_folds: dict[str, float]
+    fb_folds: dict[str, float]  # fold -> FB-IoU, mean over seeds
     miou: float
     fb_iou: float
-    interval: list[float]  # of the recipe's metric, at its confidence
+    interval: list[float]  # of the recipe's metric, at the recipe's confidence
     seconds: float
     trainable_params: int
-    train_s: float  # of all its runs
+    train_s: float  # seconds of training, all runs together
     untrained: bool
     failed: dict[str, str]  # run -> error
-    complete: bool  # every fold and seed was scored
+    complete: bool  # whether every fold and seed was scored
     runs: list[str]
-    steps: int = 0  # the median that its runs were trained for, 0 without training
-    images_per_s: float = 0.0  # idle, in batches; 0: not measured
+    steps: int = 0  # median of the runs' numbers of steps; 0 without training
+    images_per_s: float = 0.0  # in batches on the idle machine; 0: not measured
     peak_bytes: int = 0  # highest memory while predicting; 0: not measured
-    cost_per_million: float = 0.0  # images, by the recipe's price of an hour; 0: no price
-    miou_interval: list[float] = Field(default_factory=list)  # of the mIoU, 95 %, as runs have it
-    behind: list[float] = Field(default_factory=list)  # difference to the best row, and its paired interval
-    seeds: list[float] = Field(default_factory=list)  # the metric of each seed, mean over folds
-    draws: list[float] = Field(default_factory=list)  # and of each draw of episodes
+    cost_per_million: float = 0.0  # cost of a million images at the recipe's price of an hour; 0: no price
+    miou_interval: list[float] = Field(default_factory=list)  # 95 % interval of the mIoU
+    behind: list[float] = Field(default_factory=list)  # difference to the best row, then its paired interval
+    seeds: list[float] = Field(default_factory=list)  # metric of each seed, mean over folds
+    draws: list[float] = Field(default_factory=list)  # metric of each draw of episodes, mean over folds and seeds
 
 
 class Leaderboard(Section):
@@ -55,20 +55,22 @@ class Leaderboard(Section):
     data_hash: str
     metric: str
     confidence: float
-    episodes: int  # a fold, of all draws
+    episodes: int  # episodes of a fold, all draws together
     shots: int
     lists: dict[str, str]  # fold -> content hash of its episode list
     selection: str
     rows: list[LeaderboardRow]
-    winner: str  # label, or ""
+    winner: str  # label of the winner, "" if no method can win
     reason: str
-    price_per_hour: float = 0.0  # that the costs are for
+    price_per_hour: float = 0.0  # the price that the costs are computed with
     currency: str = ""
     machine: str = ""  # where speed and memory were measured
 
 
 def make_leaderboard(recipe: Recipe, results: Sequence[RunResult], suffix: str = "") -> Leaderboard:
-    """Gather results, name the winner by the recipe's rule and write leaderboard.json (with a matrix cell's suffix).
+    """Gather results, choose the winner by the recipe's rule and write leaderboard.json.
+
+    `suffix` is that of a matrix cell's file names.
 
     Raises `FssError` if no run was finished, or if runs of one fold were scored on different lists.
     """
@@ -93,7 +95,7 @@ def make_leaderboard(recipe: Recipe, results: Sequence[RunResult], suffix: str =
     board = Leaderboard(
         dataset=recipe.data.name, data_hash=good[0].spec.data_hash, metric=metric, confidence=recipe.choose.confidence,
         episodes=good[0].episodes, shots=good[0].details.get("shots", recipe.eval.shots), lists=_lists(good), rows=rows,
-        selection=describe([r.details.get("selection", {}) for r in good if r.spec.trains]),
+        selection=describe_selection([r.details.get("selection", {}) for r in good if r.spec.trains]),
         winner=winner, reason=reason, price_per_hour=recipe.choose.price_per_hour, currency=recipe.choose.currency,
         machine=_machine(latency))
     store.write_json(f"leaderboard{suffix}.json", board.model_dump())
@@ -101,7 +103,7 @@ def make_leaderboard(recipe: Recipe, results: Sequence[RunResult], suffix: str =
 
 
 def read_leaderboard(recipe: Recipe) -> Leaderboard:
-    """The written leaderboard. Raises `FssError` if there is none."""
+    """The leaderboard of the recipe's workspace. Raises `FssError` if there is none."""
     url = Workspace(recipe.out).leaderboard
     if not Store(url).exists():
         raise FssError("there is no leaderboard yet", where=url, mend="run `fss sweep run` first")
@@ -119,7 +121,7 @@ def _lists(results: Sequence[RunResult]) -> dict[str, str]:
 
 
 def _sample(recipe: Recipe, results: Sequence[RunResult]) -> Sample | None:
-    """What the bootstrap needs of one method; None unless every run was finished."""
+    """The episode counts of one method for the bootstrap; None unless every run was finished."""
     if not results or any(r.error for r in results):
         return None
     folds = sorted({r.spec.fold for r in results if r.spec.fold is not None})
@@ -128,7 +130,7 @@ def _sample(recipe: Recipe, results: Sequence[RunResult]) -> Sample | None:
 
 
 def _compared(rows: Sequence[LeaderboardRow], samples: dict[str, Sample], config: ChooseConfig) -> list[LeaderboardRow]:
-    """Each complete row with its difference to the best one: the first that can win, else the first."""
+    """The rows, each complete one with its difference to the best row: the first that can win, else the first."""
     best = next((r for r in rows if r.complete and not r.untrained), rows[0])
     found = []
     for row in rows:
@@ -142,14 +144,14 @@ def _compared(rows: Sequence[LeaderboardRow], samples: dict[str, Sample], config
 
 
 def _latency(store: Store, name: str, results: Sequence[RunResult]) -> dict[str, Any]:
-    """Figures by label, without those of other evaluations; files of before that was kept do not tell."""
+    """Label -> latency figures, without those of other evaluations. Old files do not name their evaluation."""
     known = store.read_json(name) if store.exists(name) else {}
     digests = {None, *(r.eval_digest for r in results)}
     return {label: found for label, found in known.items() if found.get("eval_digest") in digests}
 
 
 def _machine(latency: dict[str, Any]) -> str:
-    """Where speed was measured, "" where it was not."""
+    """Device and threads that speed was measured with, "" if it was not measured."""
     found = {f"{x['device']}, {x['threads']} threads" for x in latency.values() if "device" in x and "threads" in x}
     return " and ".join(sorted(found))
 
@@ -195,7 +197,7 @@ def _mean(values: dict[str, float]) -> float:
 
 
 def choose_winner(rows: Sequence[LeaderboardRow], samples: dict[str, Sample], config: ChooseConfig) -> tuple[str, str]:
-    """(label, one sentence why). Untrained methods and methods with failed runs cannot win."""
+    """(label of the winner, reason in one sentence). Untrained methods and methods with failed runs cannot win."""
     able = [r for r in rows if r.complete and not r.untrained]
     able.sort(key=lambda r: -getattr(r, config.metric))
     name = {"miou": "mIoU", "fb_iou": "FB-IoU"}[config.metric]
@@ -223,7 +225,7 @@ def choose_winner(rows: Sequence[LeaderboardRow], samples: dict[str, Sample], co
 
 def _fastest(best: LeaderboardRow, rivals: Sequence[LeaderboardRow],
              lead: Callable[[LeaderboardRow], str]) -> tuple[str, str]:
-    """The fastest of the best and of those that are not surely worse. The sentence quotes the one it is decided by."""
+    """(label, reason) of the fastest among the best method and those that are not significantly worse."""
     if not all(r.seconds for r in (best, *rivals)):
         return best.label, (f"{best.label} is ahead but not surely ({lead(rivals[0])}); no latency was measured to "
                             "decide.")
@@ -235,7 +237,7 @@ def _fastest(best: LeaderboardRow, rivals: Sequence[LeaderboardRow],
 
 
 def format_leaderboard(board: Leaderboard) -> str:
-    """The table as a person reads it, in percent."""
+    """The leaderboard as text, scores in percent."""
     folds = sorted({f for r in board.rows for f in r.folds}, key=int)
     head = ["method", *(f"fold {f}" for f in folds), "mean", f"{board.confidence:.0%} interval", "FB-IoU",
             "less the best", ""]
@@ -248,7 +250,7 @@ def format_leaderboard(board: Leaderboard) -> str:
 
 
 def _lined(table: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a table, its first column to the left, a rule below its head."""
+    """Lines of a table: the first column is aligned left, the others right; a rule follows the head."""
     widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
     lines = ["  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
              for row in table]

@@ -1,12 +1,13 @@
-"""`promote`: the winner's method and configuration, refitted on all classes, gated, bundled and registered.
+"""`promote`: the winner's method and configuration is refitted on all classes, checked, bundled and registered.
 
-Cross-validation chose a recipe, not a fold's weights. The refit is trained on the train photos of all classes for the
-number of steps that every run had, for the median where they were chosen fold by fold, or for `promote.steps`.
+Cross-validation chooses a method and its configuration, not the weights of a fold. The refit is trained on the train
+photos of all classes, for `promote.steps` steps if given, else for the number of steps of the runs (the median, where
+it was chosen fold by fold).
 
-The gate: the refit is scored on an episode list over all classes drawn from test photos, which no training opens. Its
-classes are known to it, so it should do no worse than the cross-validated figure, which is of unknown classes. It
-fails if the 95 % interval of its mIoU lies wholly below that of the cross-validated mIoU. The figure that the
-bundle carries as its quality is the cross-validated one; the gate's is kept beside it as "held_out_images".
+The gate: the refit is scored on an episode list over all classes, drawn from test photos, which no training opens. It
+was trained on these classes, so it should score no worse than the cross-validated figure, which is of novel classes.
+The gate is closed if the 95 % interval of the refit's mIoU lies wholly below that of the cross-validated mIoU. The
+bundle states the cross-validated figure as its quality, and beside it the gate's figure as "held_out_images".
 """
 
 from __future__ import annotations
@@ -38,20 +39,20 @@ ALIAS = "champion"
 
 
 def registered_model(recipe: Recipe) -> str:
-    """The name in MLflow's registry."""
+    """Name of the recipe's model in MLflow's registry."""
     return f"fss-{recipe.project_name}"
 
 
 def promote(recipe: Recipe) -> BundleInfo:
-    """Refit, gate and publish the winner; returns the champion's bundle. Killed and run again, it goes on.
+    """Refit, check and publish the winner; returns the champion's bundle. A killed promotion resumes when run again.
 
-    Raises `FssError` without a leaderboard or a winner, for a leaderboard of other methods, settings or data, for a
-    failed refit and at a closed gate; the champion that was there stays then.
+    Raises `FssError` without a leaderboard or a winner, for a leaderboard of other methods, settings or data, if the
+    refit fails, and if the gate is closed. The earlier champion then stays in place.
     """
     recipe = only_cell(recipe)
     board = read_leaderboard(recipe)
     if {r.method.key for r in board.rows} != {m.key for m in recipe.methods}:
-        raise FssError("the leaderboard is of other methods than the recipe's", where=Workspace(recipe.out).leaderboard,
+        raise FssError("the leaderboard has other methods than the recipe", where=Workspace(recipe.out).leaderboard,
                        mend="run `fss sweep run` with the same recipe and settings, then promote")
     row = next((r for r in board.rows if r.label == board.winner), None)
     if row is None:
@@ -78,9 +79,10 @@ def _refit_spec(recipe: Recipe, board: Leaderboard, row: LeaderboardRow) -> RunS
     shards, place = ensure_shards(recipe), Workspace(recipe.out).leaderboard
     manifest = shards.manifest
     if manifest.content_hash != board.data_hash:
-        raise FssError("the leaderboard was made on other data", where=place, mend="run `fss sweep run` again")
+        raise FssError("the leaderboard is of other shards than the recipe's", where=place,
+                       mend="run `fss sweep run` again")
     if not set(row.runs) <= {s.name for s in plan_sweep(recipe)}:
-        raise FssError("the leaderboard is of other settings than the recipe's", where=place,
+        raise FssError("the leaderboard was made with other settings than the recipe's", where=place,
                        mend="run `fss sweep run` with the same recipe and settings, then promote")
     train = _refit_training(recipe, row, resolve_steps(recipe.train, shards, None))
     return RunSpec(
@@ -91,7 +93,7 @@ def _refit_spec(recipe: Recipe, board: Leaderboard, row: LeaderboardRow) -> RunS
 
 
 def _refit_training(recipe: Recipe, row: LeaderboardRow, train: TrainConfig) -> TrainConfig:
-    """The steps are fixed beforehand: the recipe's, or the median of those that were chosen fold by fold."""
+    """The training section of the refit. Its steps are fixed beforehand: the recipe's, or the folds' chosen median."""
     fixed = {"selection": "none", "select": SelectConfig()}
     if recipe.promote.steps:
         return train.model_copy(update={**fixed, "steps": recipe.promote.steps, "stop": 0})
@@ -101,22 +103,22 @@ def _refit_training(recipe: Recipe, row: LeaderboardRow, train: TrainConfig) -> 
 
 
 def check_gate(row: LeaderboardRow, result: RunResult) -> None:
-    """Raise `FssError` if the refit is surely worse on held-out photos than cross-validation promised."""
+    """Raise `FssError` if the refit scores significantly less on held-out photos than in cross-validation."""
     low = _interval(row)[0]
     if result.interval[1] < low:
         raise FssError(
             f"the refit scores {result.miou * 100:.1f} (at most {result.interval[1] * 100:.1f}) on held-out photos, "
-            f"surely less than the cross-validated {row.miou * 100:.1f} (at least {low * 100:.1f})",
-            where=result.run, mend="raise promote.steps or look at its history.json; the champion is unchanged")
+            f"significantly less than the cross-validated {row.miou * 100:.1f} (at least {low * 100:.1f})",
+            where=result.run, mend="raise promote.steps, or look at the run's history.json; the champion is unchanged")
 
 
 def _interval(row: LeaderboardRow) -> list[float]:
-    """Of the mIoU. Leaderboards of before it was kept have that of the recipe's metric alone."""
+    """95 % interval of the mIoU. Old leaderboards have only the interval of the recipe's metric."""
     return row.miou_interval or row.interval
 
 
 def champion_metrics(board: Leaderboard, row: LeaderboardRow, result: RunResult) -> dict[str, Any]:
-    """What the champion says about itself."""
+    """The metrics that bundle.json of the champion states."""
     return {
         "cross_validated": {"miou": row.miou, "fb_iou": row.fb_iou, "interval": _interval(row), "folds": row.folds,
                             "what": f"mean over folds on classes not trained on; {board.selection}"},
@@ -128,7 +130,7 @@ def champion_metrics(board: Leaderboard, row: LeaderboardRow, result: RunResult)
 
 
 def _publish(recipe: Recipe, board: Leaderboard, row: LeaderboardRow, result: RunResult) -> BundleInfo:
-    """Copy the refit's bundle to the champion's place; bundle.json is written last, so half a bundle is none."""
+    """Copy the refit's bundle to the champion's folder. bundle.json is written last and marks it as complete."""
     source, target = Store(result.bundle), Store(Workspace(recipe.out).champion)
     old = read_bundle_info(result.bundle)
     provenance = {**old.provenance, "promoted_from": result.run, "promoted_by": code_version()}

@@ -1,8 +1,8 @@
-"""Hyper-parameter search with Ray Tune, scored on base classes that a fold holds out for it: never on novel ones.
+"""Hyper-parameter search with Ray Tune, scored on held-out base classes of a fold, never on novel classes.
 
-A trial is one process: it trains without the held-out classes, as `train.selection=base-holdout` does, and is scored at
-each step of that selection's grid; ASHA lets only the better third go on. What a trial was scored is kept at once, in
-`search/<recipe>/<trial>.json` of the workspace: a search that was killed and started again takes it from there.
+A trial is one process. It trains without the held-out classes, as `train.selection=base-holdout` does, and is scored at
+each step of that selection's grid; ASHA continues only the better third. Each score is written at once, into
+`search/<recipe>/<trial>.json` of the workspace: a search that was killed reads it there when it is started again.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from pipelines.config.sweep import RangeConfig
 from pipelines.config.train import TrainConfig
 from pipelines.data.ensure import ensure_mixture, ensure_shards, mixture_shares
 from pipelines.data.folds import FoldData, resolve_steps
-from pipelines.evaluation.steps import grid_of, held_episodes, hold_out
+from pipelines.evaluation.steps import draw_held_out_episodes, grid_of, hold_out
 
 ALLOWED = ("train.", "methods.0.config.")
 FIXED = ("train.steps", "train.epochs", "train.stop", "train.selection", "train.select", "train.workers",
@@ -50,7 +50,7 @@ class SearchPoint(Section):
 
 
 class Trial(Section):
-    """What is known of one choice of settings."""
+    """One choice of settings with its scores so far."""
 
     values: dict[str, Any]
     points: list[SearchPoint] = Field(default_factory=list)
@@ -58,7 +58,7 @@ class Trial(Section):
 
     @property
     def best(self) -> SearchPoint | None:
-        """Its best score, None before the first."""
+        """The trial's best score, None before the first."""
         return max(self.points, key=lambda p: p.miou, default=None)
 
 
@@ -68,23 +68,23 @@ class SearchResult(Section):
     recipe: str
     method: str
     fold: int
-    held_out: list[str]  # names of the classes it was scored on
+    held_out: list[str]  # names of the classes that trials are scored on
     list_hash: str
     episodes: int
-    steps: int  # of a trial that is not stopped
+    steps: int  # steps of a trial that is not stopped early
     trials: list[Trial]
     code: str
 
     @property
     def settings(self) -> str:
-        """The best trial's values as options."""
+        """The best trial's settings as options of a command (`--set KEY=VALUE ...`)."""
         values = self.trials[0].values if self.trials and self.trials[0].best else {}
         return " ".join(f"--set {k}={json.dumps(v)}" for k, v in values.items())
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrialInputs:
-    """What every trial is given: the recipe, the run it stands for, and where its scores are kept."""
+    """Inputs that all trials share: the recipe, the run to vary, and the folder for scores (`url`)."""
 
     recipe: Recipe
     spec: RunSpec
@@ -92,20 +92,20 @@ class TrialInputs:
     threads: int
 
     def change_settings(self, values: dict[str, Any]) -> RunSpec:
-        """The run of a trial, without the held-out classes."""
+        """The run of a trial with these settings; it trains without the held-out classes."""
         recipe = change_settings(self.recipe, values)
         train = recipe.train.model_copy(update={
             "steps": self.spec.train.steps, "epochs": 0.0, "selection": "none", "select": type(recipe.train.select)()})
         return self.spec.model_copy(update={"method": recipe.methods[0], "train": train})
 
     def trial_name(self, values: dict[str, Any]) -> str:
-        """Its file: the same for the same run."""
+        """File name of a trial; equal settings of an equal run give the same name."""
         content = json.dumps([self.spec.model_dump(mode="json"), values], sort_keys=True)
         return f"{hashlib.sha256(content.encode()).hexdigest()[:12]}.json"
 
 
 def change_settings(recipe: Recipe, values: dict[str, Any]) -> Recipe:
-    """The recipe with some settings. Raises `FssError` for one that does not exist or a value that does not fit."""
+    """The recipe with some settings changed. Raises `FssError` for an unknown setting or a value that does not fit."""
     raw = recipe.model_dump()
     for key, value in values.items():
         node: Any = raw
@@ -124,16 +124,16 @@ def change_settings(recipe: Recipe, values: dict[str, Any]) -> Recipe:
 
 
 def search(recipe: Recipe) -> SearchResult:
-    """Try `search.trials` choices; returns all of them, the best first, and writes `search/<recipe>.json`.
+    """Try `search.trials` choices of settings; returns them, the best first, and writes `search/<recipe>.json`.
 
-    Raises `FssError` for a space that is empty or holds what may not be searched, for several methods, and for what a
-    trial, being one process, cannot do. A trial that fails is a trial with an error.
+    Raises `FssError` for a space that is empty or has settings that cannot be searched, for several methods, and for
+    several workers or kept features, which a trial does not support. A trial that fails has `error`.
     """
     _check(recipe)
     with cluster():
-        ask, data, train = _ask(recipe)
-        episodes = held_episodes(data, train)
-        trials = _tune(recipe, ask, grid_of(train))
+        inputs, data, train = _trial_inputs(recipe)
+        episodes = draw_held_out_episodes(data, train)
+        trials = _tune(recipe, inputs, grid_of(train))
     held = [data.shards.classes[c].name for c in hold_out(data, train)]
     trials.sort(key=lambda t: -(t.best.miou if t.best else -1.0))
     found = SearchResult(recipe=recipe.name, method=recipe.methods[0].name, fold=recipe.search.fold, held_out=held,
@@ -147,15 +147,16 @@ def _check(recipe: Recipe) -> None:
     space = recipe.search.space
     if not space:
         raise FssError("search.space is empty", where=recipe.name,
-                       mend="such as --set 'search.space={train.lr: {log: [0.0001, 0.01]}}'")
+                       mend="give one, such as --set 'search.space={train.lr: {log: [0.0001, 0.01]}}'")
     for key in space:
         if not key.startswith(ALLOWED) or key.startswith(FIXED):
-            raise FssError(f"search.space: {key} may not be searched", where=recipe.name,
-                           mend="settings below train and methods.0.config, but those that decide what is compared")
+            raise FssError(f"search.space: {key} cannot be searched", where=recipe.name,
+                           mend="use settings below train and methods.0.config that do not change what is compared")
     if len(recipe.methods) != 1 or not registry.method_class(recipe.methods[0].name).trains:
-        raise FssError("a search is of one method that trains", where=recipe.name, mend="set methods to that one")
+        raise FssError("a search needs exactly one method that trains", where=recipe.name,
+                       mend="set methods to that one")
     if recipe.train.workers > 1 or recipe.train.features != "off":
-        raise FssError("a trial is one process that reads photos", where=recipe.name,
+        raise FssError("`fss search` supports neither several workers nor kept features", where=recipe.name,
                        mend="set train.workers=1 and train.features=off")
     for key, values in space.items():
         for value in _edges(values):
@@ -166,8 +167,8 @@ def _edges(values: RangeConfig) -> list[Any]:
     return values.choice or list(values.uniform or values.log or ())
 
 
-def _ask(recipe: Recipe) -> tuple[TrialInputs, FoldData, TrainConfig]:
-    """What trials are given, the fold, and the training section that says what is held out."""
+def _trial_inputs(recipe: Recipe) -> tuple[TrialInputs, FoldData, TrainConfig]:
+    """The inputs of all trials, the data of the fold, and the training section by which classes are held out."""
     shards, fold = ensure_shards(recipe), recipe.search.fold
     data = FoldData.open(shards.url, fold)
     train = resolve_steps(recipe.train, shards, fold).model_copy(update={"selection": "base-holdout", "stop": 0})
@@ -180,8 +181,8 @@ def _ask(recipe: Recipe) -> tuple[TrialInputs, FoldData, TrainConfig]:
     return TrialInputs(recipe=recipe, spec=spec, url=url, threads=threads), data, train
 
 
-def _tune(recipe: Recipe, ask: TrialInputs, grid: tuple[int, ...]) -> list[Trial]:
-    """Run the trials on the cluster and read what they left."""
+def _tune(recipe: Recipe, inputs: TrialInputs, grid: tuple[int, ...]) -> list[Trial]:
+    """Run the trials on the cluster and read the scores that they wrote."""
     from ray import tune
     from ray.tune.schedulers import ASHAScheduler
     from ray.tune.search.basic_variant import BasicVariantGenerator
@@ -191,14 +192,14 @@ def _tune(recipe: Recipe, ask: TrialInputs, grid: tuple[int, ...]) -> list[Trial
     with tempfile.TemporaryDirectory() as folder, Bar("search", config.trials * len(grid), unit="scores") as bar:
         callback, takes = _progress(bar), {"cpu": sweep.cpus_per_run, "gpu": sweep.gpus_per_run}
         tuner = tune.Tuner(
-            tune.with_resources(tune.with_parameters(_trial, ask=ask, grid=grid), takes),
+            tune.with_resources(tune.with_parameters(_trial, inputs=inputs, grid=grid), takes),
             param_space={k: _domain(v, tune) for k, v in config.space.items()},
             tune_config=tune.TuneConfig(
                 metric="miou", mode="max", num_samples=config.trials, scheduler=asha if config.stop_early else None,
                 search_alg=BasicVariantGenerator(random_state=config.seed, max_concurrent=sweep.parallel)),
             run_config=tune.RunConfig(storage_path=folder, name="trials", verbose=0, callbacks=[callback]))
         results = tuner.fit()
-    return [_read(ask, results[i].config or {}, results[i].error) for i in range(len(results))]
+    return [_read(inputs, results[i].config or {}, results[i].error) for i in range(len(results))]
 
 
 def _domain(values: RangeConfig, tune: Any) -> Any:
@@ -211,7 +212,7 @@ def _progress(bar: Bar) -> Any:
     from ray import tune
 
     class ScoreBar(tune.Callback):
-        """A step of the bar a score."""
+        """Advances the bar by one for each score."""
 
         def on_trial_result(self, *args: Any, **kwargs: Any) -> None:
             bar.step()
@@ -219,83 +220,87 @@ def _progress(bar: Bar) -> Any:
     return ScoreBar()
 
 
-def _read(ask: TrialInputs, values: dict[str, Any], error: Exception | None) -> Trial:
-    store, name = Store(ask.url), ask.trial_name(values)
+def _read(inputs: TrialInputs, values: dict[str, Any], error: Exception | None) -> Trial:
+    store, name = Store(inputs.url), inputs.trial_name(values)
     trial = Trial.model_validate(store.read_json(name)) if store.exists(name) else Trial(values=values)
     lines = [line for line in str(error).splitlines() if line.strip()] if error else []
     return trial.model_copy(update={"error": lines[-1].strip()}) if lines else trial
 
 
-def _trial(config: dict[str, Any], ask: TrialInputs, grid: tuple[int, ...]) -> None:
-    """What Tune calls in a process of its own, with the values of a trial."""
+def _trial(config: dict[str, Any], inputs: TrialInputs, grid: tuple[int, ...]) -> None:
+    """The function that Tune calls in a process of its own, with the settings of a trial."""
     from ray import tune
 
-    run_trial(ask, dict(config), grid, lambda point: tune.report(point.model_dump()))
+    run_trial(inputs, dict(config), grid, lambda point: tune.report(point.model_dump()))
 
 
-def run_trial(ask: TrialInputs, values: dict[str, Any], grid: tuple[int, ...],
-              told: Callable[[SearchPoint], None]) -> Trial:
-    """Train and score one choice; `told` hears every score, known ones first. Nothing is trained if all are known."""
-    store, name = Store(ask.url), ask.trial_name(values)
+def run_trial(inputs: TrialInputs, values: dict[str, Any], grid: tuple[int, ...],
+              on_progress: Callable[[SearchPoint], None]) -> Trial:
+    """Train and score one choice of settings. `on_progress` is called with every score, those of an earlier try first.
+
+    Nothing is trained if all scores are already known.
+    """
+    store, name = Store(inputs.url), inputs.trial_name(values)
     trial = Trial.model_validate(store.read_json(name)) if store.exists(name) else Trial(values=values)
     points = [p for p in trial.points if p.steps in grid]
     for point in points:
-        told(point)
+        on_progress(point)
     if len(points) == len(grid):
         return trial
     known = {p.steps for p in points}
 
-    def scored(point: SearchPoint) -> None:
+    def record(point: SearchPoint) -> None:
         if point.steps not in known:
             points.append(point)
             store.write_json(name, Trial(values=values, points=points).model_dump(mode="json"))
-            told(point)
+            on_progress(point)
 
-    _train(ask, values, grid, scored)
+    _train(inputs, values, grid, record)
     return Trial(values=values, points=points)
 
 
-def _train(ask: TrialInputs, values: dict[str, Any], grid: tuple[int, ...],
-           scored: Callable[[SearchPoint], None]) -> None:
+def _train(inputs: TrialInputs, values: dict[str, Any], grid: tuple[int, ...],
+           on_score: Callable[[SearchPoint], None]) -> None:
     from pipelines.bundles.weights import build_model
     from pipelines.data.collate import square_side
     from pipelines.training.loop import WorkerRank, fit
 
-    torch.set_num_threads(ask.threads)
-    spec, gpus = ask.change_settings(values), ask.recipe.sweep.gpus_per_run
-    method, data, place = spec.method, FoldData.of(spec), WorkerRank(device="cuda" if gpus else "cpu")
+    torch.set_num_threads(inputs.threads)
+    spec, gpus = inputs.change_settings(values), inputs.recipe.sweep.gpus_per_run
+    method, data, worker = spec.method, FoldData.of(spec), WorkerRank(device="cuda" if gpus else "cpu")
     model: Segmenter = build_model(method.name, method.preset, method.config, weights=method.weights,
                                    sha256=method.sha256, seed=spec.seed)
     side = square_side(model, decoded=True) if spec.train.augment == "none" else 0
 
-    def keep(step: int, trained: Segmenter) -> None:
+    def score_step(step: int, trained: Segmenter) -> None:
         if step in grid:
-            scored(_score(ask, trained, step))
+            on_score(_score(inputs, trained, step))
 
-    fit(spec, model, place=place, resume=None, save=lambda step, write: None, log_row=lambda step, row: None, keep=keep,
+    fit(spec, model, worker=worker, resume=None, save=lambda step, write: None, log_row=lambda step, row: None,
+        on_step=score_step,
         open_stream=lambda position: data.stream(spec, position=position, rank=0, world=1, side=side))
 
 
-def _score(ask: TrialInputs, model: Segmenter, step: int) -> SearchPoint:
-    """The model as it is now on the held-out classes; its training goes on as if nothing had been."""
+def _score(inputs: TrialInputs, model: Segmenter, step: int) -> SearchPoint:
+    """Score the model on the held-out classes. Its training and random state are not changed."""
     from fss_models.metrics import Sample, interval, resampled_scores, score
     from pipelines.evaluation.evaluate import score_episodes
     from pipelines.evaluation.results import table_counts
 
-    data, train = FoldData.open(ask.spec.shards, ask.spec.fold), ask.spec.train
-    episodes = held_episodes(data, train)
+    data, train = FoldData.open(inputs.spec.shards, inputs.spec.fold), inputs.spec.train
+    episodes = draw_held_out_episodes(data, train)
     config = EvalConfig(shots=train.shots, episodes=train.select.episodes, seed=train.select.seed,
-                        prompts=train.prompts, batch=ask.recipe.eval.batch)
+                        prompts=train.prompts, batch=inputs.recipe.eval.batch)
     with torch.random.fork_rng(devices=[] if model.device.type == "cpu" else [model.device]):
         table, _ = score_episodes(model.eval(), data.shards, episodes, config)
     model.train()
     counts = table_counts(table)
-    spread = resampled_scores(Sample.of([(0, [counts])]), resamples=ask.recipe.choose.resamples, seed=0)
+    spread = resampled_scores(Sample.of([(0, [counts])]), resamples=inputs.recipe.choose.resamples, seed=0)
     return SearchPoint(steps=step, miou=score(counts, episodes.class_ids).miou, interval=interval(spread))
 
 
 def format_search(found: SearchResult) -> str:
-    """The trials as a table for people, in percent, the best first."""
+    """The trials as a table for people, the best first; mIoU in percent."""
     keys = list(found.trials[0].values) if found.trials else []
     rows = [[*keys, "steps", "mIoU", "95 % interval", "scored at", ""]]
     for trial in found.trials:
@@ -309,6 +314,6 @@ def format_search(found: SearchResult) -> str:
                      trial.error])
     widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(c.rjust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in rows]
-    about = (f"fold {found.fold}, {found.episodes} episodes of train photos of the base classes held out for it "
-             f"({', '.join(found.held_out)}); no novel class was seen.")
+    about = (f"Fold {found.fold}, {found.episodes} episodes of train photos of the held-out base classes "
+             f"({', '.join(found.held_out)}). No novel class was seen.")
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], "", about, f"best: {found.settings or 'none'}"])

@@ -1,1 +1,1 @@
-"""Many runs: the matrix, their order and execution, the table of a sweep, and its owner."""
+"""Many runs: the matrix, the order and execution of runs, the table of a sweep, and its owner."""

@@ -1,7 +1,7 @@
-"""Runs carried out: packed into the cluster, watched, tried again where that may help, and recorded.
+"""Execution of runs: they are packed into the cluster, watched, retried where that may help, and recorded.
 
-Each run is a driver task that takes no CPU; it starts its workers when the schedule has a place for them, so nothing
-waits for a resource that something else of the sweep holds.
+Each run is a driver task that takes no CPU. It is started when the schedule has room for its workers, so no run waits
+for resources that another run of the sweep occupies.
 """
 
 from __future__ import annotations
@@ -28,41 +28,46 @@ from pipelines.sweeps.schedule import Machine, QueuedRun, RunResources, Schedule
 from pipelines.sweeps.watch import RunState, SweepWatch
 from pipelines.training.context import RunContext
 
-MACHINES_S = 10.0  # between two looks at which machines there are
+MACHINES_S = 10.0  # seconds between two checks of the cluster's machines
 
 
 @dataclass
 class PlannedRun:
-    """A run of a sweep, how it is scored, which cell of the matrix it is of."""
+    """A run of a sweep, how it is scored, the label of its matrix cell, and how often it was started."""
 
     run: RunContext
-    scored: ScoringConfig
+    scoring: ScoringConfig
     cell: str = ""
     tries: int = 0
-    began: float = 0.0
+    began: float = 0.0  # start of the last try, by the monotonic clock
 
     @property
     def name(self) -> str:
-        """The run's."""
+        """Name of the run."""
         return self.run.spec.name
 
     @property
-    def need(self) -> RunResources:
-        """What it holds while it is under way."""
+    def resources(self) -> RunResources:
+        """CPUs, GPUs and workers that the run takes."""
         workers = self.run.spec.train.workers if self.run.spec.trains else 1
         return RunResources(cpus=self.run.cpus / workers, gpus=self.run.gpus / workers, workers=workers)
+
+    def queued(self, lengths: RunLengths) -> QueuedRun:
+        """The run as the schedule takes it, with its expected length."""
+        seconds = lengths.expect(self.run.spec, self.scoring.config)
+        return QueuedRun(key=self.name, resources=self.resources, seconds=seconds)
 
 
 def execute(recipe: Recipe, plans: Sequence[PlannedRun], ray: Any, *, sweep: bool = False,
             before: Sequence[RunState] = ()) -> dict[str, RunResult]:
-    """Carry out the plans; run -> result, failed ones with `error`.
+    """Execute the plans; run -> result, failed ones with `error`.
 
-    `sweep`: the workspace keeps the table's state; `before`: rows of the table that are finished already.
-    Raises `FssError` for a run that the cluster has no room for.
+    With `sweep` the state of the table is written into the workspace. `before` are rows of runs that were finished
+    earlier. Raises `FssError` for a run that the cluster has no room for.
     """
     lengths = RunLengths(Workspace(recipe.out).url)
     schedule = Schedule(machines_of(ray), limit=recipe.sweep.parallel)
-    schedule.add(QueuedRun(key=p.name, need=p.need, seconds=lengths.expect(p.run.spec, p.scored.config)) for p in plans)
+    schedule.add(p.queued(lengths) for p in plans)
     _check_room(schedule, ray)
     by_name = {p.name: p for p in plans}
     with tracking(recipe, ray) as tracker:
@@ -71,7 +76,7 @@ def execute(recipe: Recipe, plans: Sequence[PlannedRun], ray: Any, *, sweep: boo
             p.run = p.run.model_copy(update={"threads": threads, "tracker": tracker})
         _open_runs(recipe, plans, tracker)
         rows = [*before, *(RunState(run=p.name, cell=p.cell) for p in plans)]
-        with SweepWatch(Workspace(recipe.out).url, recipe.name, rows, kept=sweep) as watch:
+        with SweepWatch(Workspace(recipe.out).url, recipe.name, rows, save=sweep) as watch:
             running = _Running(by_name, schedule, lengths, watch, tracker, ray)
             try:
                 found = dict(running.results(Workspace(recipe.out).runs))
@@ -84,40 +89,40 @@ def execute(recipe: Recipe, plans: Sequence[PlannedRun], ray: Any, *, sweep: boo
 
 
 def machines_of(ray: Any) -> list[Machine]:
-    """The cluster's machines that are alive, with all they have."""
+    """The cluster's machines that are alive, each with all its CPUs and GPUs."""
     alive = [n["Resources"] for n in ray.nodes() if n["Alive"]]
     return [Machine(cpus=r.get("CPU", 0.0), gpus=(1.0,) * int(r.get("GPU", 0))) for r in alive]
 
 
 def _check_room(schedule: Schedule, ray: Any) -> None:
-    """Raise `FssError` for a run that would wait for ever."""
-    task = schedule.misfit()
+    """Raise `FssError` for a run that would wait for ever because the cluster has no room for it."""
+    task = schedule.find_misfit()
     if task is None:
         return
-    have, need = ray.cluster_resources(), task.need
+    have, need = ray.cluster_resources(), task.resources
     for kind, amount in (("CPU", need.cpus * need.workers), ("GPU", need.gpus * need.workers)):
         if amount > have.get(kind, 0.0):
-            raise FssError(f"a run asks for {amount:g} {kind} but the cluster has {have.get(kind, 0.0):g}",
+            raise FssError(f"a run needs {amount:g} {kind}, but the cluster has {have.get(kind, 0.0):g}",
                            mend=f"lower sweep.{kind.lower()}s_per_run")
-    raise FssError(f"a worker of a run asks for {need.cpus:g} CPU and {need.gpus:g} GPU, which no machine has together",
+    raise FssError(f"a worker of a run needs {need.cpus:g} CPU and {need.gpus:g} GPU, and no machine has both",
                    mend="lower sweep.cpus_per_run and gpus_per_run, or raise train.workers")
 
 
 def _at_a_time(schedule: Schedule) -> int:
-    """How many runs are under way at the beginning."""
+    """Number of runs that can be under way at the beginning."""
     probe = Schedule(schedule.machines, schedule.limit, dict(schedule.waiting))
     return max(1, len(probe.start()))
 
 
 def pack_runs(schedule: Schedule, submit: Callable[[str], Any], ray: Any,
               tick: Callable[[], None]) -> Iterator[tuple[str, Any]]:
-    """(key, reference) of each task that has ended, all being started as the schedule says; `tick` every second."""
+    """Start tasks as the schedule says; yields (key, reference) of each task that ends. Calls `tick` every second."""
     under_way: dict[Any, str] = {}
     try:
         while schedule.busy:
             for task in schedule.start():
                 under_way[submit(task.key)] = task.key
-            if not under_way:  # the cluster has lost what would carry the rest
+            if not under_way:  # the cluster has lost the machines that the rest needs
                 time.sleep(1.0)
             for ref in ray.wait(list(under_way), num_returns=1, timeout=1.0)[0] if under_way else []:
                 key = under_way.pop(ref)
@@ -125,13 +130,13 @@ def pack_runs(schedule: Schedule, submit: Callable[[str], Any], ray: Any,
                 yield key, ref
             tick()
     finally:
-        for ref in under_way:  # stopped: drivers, and with them their workers, end
+        for ref in under_way:  # after an interruption, end the drivers and with them their workers
             with suppress(Exception):
                 ray.cancel(ref, force=True)
 
 
 class _Running:
-    """The sweep while it is under way."""
+    """Runs of a sweep that are under way, and their table."""
 
     def __init__(self, plans: dict[str, PlannedRun], schedule: Schedule, lengths: RunLengths, watch: SweepWatch,
                  tracker: Any, ray: Any) -> None:
@@ -141,59 +146,57 @@ class _Running:
         self._looked = time.monotonic()
 
     def results(self, runs: str) -> Iterator[tuple[str, RunResult]]:
-        """Results as runs end; those that died for a reason that may pass go back into the queue."""
+        """(run, result) as runs end. Runs that failed but may succeed on another try go back into the queue."""
         for name, ref in pack_runs(self.schedule, self._submit, self.ray, self._tick):
             plan = self.plans[name]
             result = _outcome(ref, plan, self.ray)
             if result.retryable and plan.tries <= plan.run.retries:
-                say(f"{name} failed ({result.error}); it is tried again")
-                self.schedule.add([self._as_task(plan)])
+                say(f"{name} failed ({result.error}); it will be tried again")
+                self.schedule.add([plan.queued(self.lengths)])
                 continue
             record_result(self.tracker, result, runs)
-            self.watch.result(result, plan.tries)
+            self.watch.end_run(result, plan.tries)
             if not result.error:
                 self.lengths.learn(result, time.monotonic() - plan.began)
                 self.lengths.save()
-                self.schedule.expect({k: self._as_task(self.plans[k]).seconds for k in self.schedule.waiting})
+                self.schedule.update_lengths({k: self.plans[k].queued(self.lengths).seconds
+                                              for k in self.schedule.waiting})
             yield name, result
-
-    def _as_task(self, plan: PlannedRun) -> QueuedRun:
-        return QueuedRun(key=plan.name, need=plan.need, seconds=self.lengths.expect(plan.run.spec, plan.scored.config))
 
     def _submit(self, name: str) -> Any:
         plan = self.plans[name]
         plan.tries, plan.began = plan.tries + 1, time.monotonic()
-        return self._task.remote(plan.run, plan.scored)
+        return self._task.remote(plan.run, plan.scoring)
 
     def _tick(self) -> None:
-        told: dict[str, dict[str, Any]] = {}
-        with suppress(self.ray.exceptions.RayError):  # the tracker is being started again
-            told = self.ray.get(self.tracker.progress.remote(), timeout=30)
+        progress: dict[str, dict[str, Any]] = {}
+        with suppress(self.ray.exceptions.RayError):  # the tracker is being restarted
+            progress = self.ray.get(self.tracker.progress.remote(), timeout=30)
         if time.monotonic() - self._looked > MACHINES_S:
             self._looked = time.monotonic()
             self.schedule.resize(machines_of(self.ray))
-        rows = {name: self._row(self.plans[name], told.get(name, {})) for name in self.schedule.under_way}
-        self.watch.update(rows, self.schedule.left({n: r["left_s"] for n, r in rows.items()}))
+        rows = {name: self._row(self.plans[name], progress.get(name, {})) for name in self.schedule.under_way}
+        self.watch.update(rows, self.schedule.seconds_left({n: r["left_s"] for n, r in rows.items()}))
 
-    def _row(self, plan: PlannedRun, told: dict[str, Any]) -> dict[str, Any]:
-        """What the table shows of a run under way."""
-        stage, step = told.get("stage") or "starting", int(told.get("step", 0))
-        stages = self.lengths.stages(plan.run.spec, plan.scored.config)
-        work = RunWork.of(plan.run.spec, plan.scored.config).model_dump()
+    def _row(self, plan: PlannedRun, progress: dict[str, Any]) -> dict[str, Any]:
+        """The table's row of a run that is under way; `progress` is what the tracker has of it."""
+        stage, step = progress.get("stage") or "starting", int(progress.get("step", 0))
+        stages = self.lengths.stages(plan.run.spec, plan.scoring.config)
+        work = RunWork.of(plan.run.spec, plan.scoring.config).model_dump()
         names, total = list(stages), max(sum(stages.values()), 1e-6)
         done = sum(stages[n] for n in names[:names.index(stage)]) if stage in names else 0.0
         done += stages.get(stage, 0.0) * min(step / max(work.get(stage, 1), 1), 1.0)
         elapsed, share = time.monotonic() - plan.began, done / total
         left = elapsed * (1 - share) / share if share > 0.05 else max(total - elapsed, 1.0)
         return {"stage": stage, "step": step, "of": work.get(stage, 0), "left_s": left, "tries": plan.tries,
-                **{k: told.get(k) for k in ("loss", "miou", "episodes_per_s")}}
+                **{k: progress.get(k) for k in ("loss", "miou", "episodes_per_s")}}
 
 
 def _outcome(ref: Any, plan: PlannedRun, ray: Any) -> RunResult:
     try:
         result: RunResult = ray.get(ref)
     except Exception as error:  # the driver's process died
-        return failed_result(plan.run, plan.scored, error)
+        return failed_result(plan.run, plan.scoring, error)
     return result
 
 
@@ -201,7 +204,7 @@ def _outcome(ref: Any, plan: PlannedRun, ray: Any) -> RunResult:
 
 @contextmanager
 def tracking(recipe: Recipe, ray: Any) -> Iterator[Any]:
-    """The sweep's tracking actor, on this machine (its spool is here). Says so if entries could not be delivered."""
+    """Yield the sweep's tracking actor, on this machine, where its spool is. Prints a line if entries were not sent."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -210,16 +213,16 @@ def tracking(recipe: Recipe, ray: Any) -> Iterator[Any]:
     try:
         yield actor
     finally:
-        reason = "its process was lost"
+        reason = "the tracking process was lost"
         with suppress(ray.exceptions.RayError):
             reason = ray.get(actor.close.remote())
         if reason:
-            say(f"tracking: {reason}; entries wait in {spool_folder(recipe.out)} for the next command")
+            say(f"tracking: {reason}; the next command sends the entries that wait in {spool_folder(recipe.out)}")
         ray.kill(actor)
 
 
 def sweep_key(recipe: Recipe, plans: Sequence[PlannedRun]) -> str:
-    """The parent run's name."""
+    """Name of the MLflow run that is the parent of a sweep's runs."""
     digest = hashlib.sha256("\n".join(p.name for p in plans).encode()).hexdigest()[:8]
     return f"sweep-{recipe.name}-{digest}"
 
@@ -234,7 +237,7 @@ def _open_runs(recipe: Recipe, plans: Sequence[PlannedRun], tracker: Any) -> Non
 
 
 def record_result(tracker: Any, result: RunResult, runs: str) -> None:
-    """A result in the tracking store and, if it failed, on screen and in the run's folder."""
+    """Record a result in the tracking store. An error is also printed and written into the run's folder."""
     store = Store(runs)
     if result.error:
         say(f"{result.run} failed: {result.error}")

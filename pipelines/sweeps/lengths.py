@@ -1,4 +1,4 @@
-"""How long a run is going to take: its steps and episodes at the rates measured in earlier runs of the same kind."""
+"""Expected lengths of runs: their steps and episodes at the rates measured in earlier runs of the same kind."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from pipelines.config.section import Section
 from pipelines.evaluation.results import RunResult
 
 FILE = "sweep/timings.json"
-WEIGHT = 0.3  # of the newest measurement
-UNKNOWN = {"step_s": 1.0, "episode_s": 0.1, "start_s": 10.0}  # where nothing was measured yet: only the order counts
+WEIGHT = 0.3  # weight of the newest measurement in the running mean
+UNKNOWN = {"step_s": 1.0, "episode_s": 0.1, "start_s": 10.0}  # before any measurement; only their ratios matter
 
 
 class RunWork(Section):
-    """What a run has to do, stage by stage: steps and episodes."""
+    """Amount of work of each stage of a run, in steps or episodes."""
 
-    selecting: int = 0
+    selecting: int = 0  # steps
     choosing: int = 0  # episodes
-    training: int = 0
+    training: int = 0  # steps
     scoring: int = 0  # episodes
 
     @staticmethod
     def of(spec: RunSpec, config: EvalConfig) -> RunWork:
-        """All of a run's work; its final training counts in full, as the number of steps is not chosen yet."""
+        """The work of a run. Its last training counts with all steps, because their number is not chosen yet."""
         train, steps = spec.train, spec.steps
         policy = train.selection if spec.trains else "none"
         points = min(train.select.points, steps)
@@ -42,21 +42,21 @@ class RunWork(Section):
 
 
 def kind_of(spec: RunSpec) -> str:
-    """Runs of one kind are equally fast a step."""
+    """The kind of a run, as a string. Runs of one kind take the same time for a step."""
     t, config = spec.train, json.dumps(spec.method.config, sort_keys=True)
     way = "-" + hashlib.sha256(config.encode()).hexdigest()[:4] if spec.method.config else ""
     return f"{spec.method.name}-{spec.method.preset}-b{t.batch}-k{t.shots}-j{t.targets}-w{t.workers}-{t.features}{way}"
 
 
 class RunLengths:
-    """Rates by kind, kept in the workspace from sweep to sweep."""
+    """Rates by kind of run, stored in the workspace from sweep to sweep."""
 
     def __init__(self, workspace: str) -> None:
         self._store = Store(workspace)
         self._rates: dict[str, dict[str, float]] = self._store.read_json(FILE) if self._store.exists(FILE) else {}
 
     def rates(self, spec: RunSpec) -> dict[str, float]:
-        """Seconds of a step, an episode and a start; else those of the same method, else of all, else a guess."""
+        """Seconds of a step, an episode and a start: as measured for its kind, else its method, else all."""
         method = f"{spec.method.name}-{spec.method.preset}-"
         levels: tuple[Callable[[str], bool], ...] = (lambda k: k == kind_of(spec), lambda k: k.startswith(method),
                                                      lambda k: True)
@@ -66,18 +66,18 @@ class RunLengths:
         return UNKNOWN
 
     def stages(self, spec: RunSpec, config: EvalConfig) -> dict[str, float]:
-        """Seconds expected of each stage."""
+        """Stage -> expected seconds."""
         rates, work = self.rates(spec), RunWork.of(spec, config)
         step, episode = rates["step_s"], rates["episode_s"]
         return {"selecting": work.selecting * step, "choosing": work.choosing * episode,
                 "training": work.training * step, "scoring": work.scoring * episode + rates["start_s"]}
 
     def expect(self, spec: RunSpec, config: EvalConfig) -> float:
-        """Seconds expected of the whole run."""
+        """Expected seconds of the whole run."""
         return sum(self.stages(spec, config).values())
 
     def learn(self, result: RunResult, wall_s: float = 0.0) -> None:
-        """Take in what a finished run took; `wall_s` is from its start to its end, 0 where it was not watched."""
+        """Update the rates by a finished run. `wall_s` are the seconds from its start to its end, 0 if not measured."""
         scoring = float(result.details.get("seconds", 0.0))
         if not result.episodes or not scoring:
             return
@@ -95,6 +95,6 @@ class RunLengths:
             k: (1 - WEIGHT) * old[k] + WEIGHT * float(new[k] if k in new else old[k]) for k in UNKNOWN}
 
     def save(self) -> None:
-        """Keep them for the next sweep, which can do without."""
+        """Store the rates for the next sweep; a failure to write is ignored."""
         with suppress(FssError):
             self._store.write_json(FILE, self._rates)

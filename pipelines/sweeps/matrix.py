@@ -1,7 +1,8 @@
-"""One recipe, many comparisons: `sweep.matrix` names any settings and the values each is to take.
+"""One recipe, many comparisons: `sweep.matrix` lists settings and the values that each of them takes.
 
-Values of `preset` and of `methods.N....` give further methods of one table; every combination of the others is a cell,
-a recipe of its own with a table of its own. `shots` is short for `train.shots` and `eval.shots`, `dataset` for `data`.
+Values of `preset` and of `methods.N.*` give further methods of the same table. Each combination of the other values is
+a cell: a recipe of its own with a table of its own. `shots` is short for `train.shots` and `eval.shots`, `dataset` for
+`data`.
 """
 
 from __future__ import annotations
@@ -26,44 +27,45 @@ SHORT = {"shots": ("train.shots", "eval.shots"), "dataset": ("data",)}
 
 @dataclass(frozen=True)
 class MatrixCell:
-    """A recipe without a matrix, and what tells it from the others (`label` is empty where there are no others)."""
+    """A recipe without a matrix, and the values that distinguish it (`label`, empty if it is the only cell)."""
 
     label: str
     recipe: Recipe
 
     @property
     def suffix(self) -> str:
-        """Goes into the names of its files."""
+        """Suffix of the cell's file names, such as `-shots=5`; empty if it is the only cell."""
         return "-" + re.sub(r"[^\w.=]+", "-", self.label) if self.label else ""
 
 
-def cells(recipe: Recipe) -> list[MatrixCell]:
-    """The recipe of every cell, by the names of the matrix's keys and the order of their values.
+def expand_matrix(recipe: Recipe) -> list[MatrixCell]:
+    """All cells of a recipe's matrix, ordered by the names of the keys and the order of their values.
 
-    Raises `FssError` for a key that no recipe has, a value that does not fit it, and an empty list of values.
+    Raises `FssError` for an unknown key, a value that does not fit its key, and an empty list of values.
     """
     matrix = recipe.sweep.matrix
     if not matrix:
         return [MatrixCell("", recipe)]
     for key, values in matrix.items():
         if not values:
-            raise FssError(f"sweep.matrix: {key} has no values", where=recipe.name, mend="give a list")
+            raise FssError(f"sweep.matrix: {key} has no values", where=recipe.name, mend="give a list of values")
         if key.startswith("sweep."):
-            raise FssError(f"sweep.matrix: {key} is not of a run", where=recipe.name, mend="set it for the whole sweep")
+            raise FssError(f"sweep.matrix: {key} is a setting of the sweep, not of a run", where=recipe.name,
+                           mend="set it outside the matrix")
     raw = recipe.model_dump(exclude_unset=True)
     raw.get("sweep", {}).pop("matrix", None)
     raw["methods"] = _methods(raw.get("methods") or [m.model_dump() for m in recipe.methods], matrix)
-    own = {k: v for k, v in sorted(matrix.items()) if not _of_methods(k)}  # labels do not depend on the order given
+    own = {k: v for k, v in sorted(matrix.items()) if not _of_methods(k)}  # in any order of the recipe
     found = [_cell(raw, dict(zip(own, chosen, strict=True)), recipe) for chosen in itertools.product(*own.values())]
     return found if len(found) > 1 else [MatrixCell("", found[0].recipe)]
 
 
 def only_cell(recipe: Recipe) -> Recipe:
     """The recipe's single cell. Raises `FssError` where it has several."""
-    found = cells(recipe)
+    found = expand_matrix(recipe)
     if len(found) > 1:
-        raise FssError(f"this recipe is {len(found)} comparisons ({found[0].label}, ...): choose one",
-                       where=recipe.name, mend="--set sweep.matrix={} and --set each of its keys")
+        raise FssError(f"this recipe has {len(found)} comparisons ({found[0].label}, ...), and this command takes one",
+                       where=recipe.name, mend="use --set sweep.matrix={} and --set each key of the matrix")
     return found[0].recipe
 
 
@@ -72,7 +74,7 @@ def _of_methods(key: str) -> bool:
 
 
 def _methods(methods: Sequence[dict[str, Any]], matrix: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
-    """Every method with every combination of the values that are its own."""
+    """Every method with every combination of the matrix values that concern it."""
     found = []
     for number, method in enumerate(methods):
         own = {(k if k == "preset" else k.split(".", 2)[2]): v for k, v in matrix.items()
@@ -81,14 +83,14 @@ def _methods(methods: Sequence[dict[str, Any]], matrix: Mapping[str, Sequence[An
     for key in matrix:
         if key.startswith("methods.") and not (key.split(".")[1].isdigit() and int(key.split(".")[1]) < len(methods)
                                                and key.count(".") > 1):
-            raise FssError(f"sweep.matrix: {key} is no setting of one of {len(methods)} methods")
+            raise FssError(f"sweep.matrix: {key} is not a setting of one of the {len(methods)} methods")
     return found
 
 
 def _cell(raw: dict[str, Any], chosen: Mapping[str, Any], recipe: Recipe) -> MatrixCell:
     full = {key: value for name, value in chosen.items() for key in SHORT.get(name, (name,))}
     if "shots" in chosen and raw.get("eval", {}).get("list"):
-        full.pop("eval.shots")  # the list has its own
+        full.pop("eval.shots")  # a list file has its own number of shots
     try:
         made = Recipe.model_validate(_assigned(raw, full))
     except ValidationError as error:
@@ -106,7 +108,7 @@ def _said(chosen: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _assigned(raw: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy with dotted keys set; a section given as a value is merged into what is there."""
+    """A copy of `raw` with dotted keys set. A value that is a section is merged into the existing section."""
     made: dict[str, Any] = copy.deepcopy(dict(raw))
     for dotted, value in values.items():
         node, keys = made, dotted.split(".")
@@ -121,7 +123,7 @@ def sweep_specs(
     recipe: Recipe, *, shards: str, data_hash: str, trains: dict[int | None, TrainConfig],
     mixture: tuple[MixtureShare, ...] = (),
 ) -> list[RunSpec]:
-    """The matrix method x fold x seed. A method without training has one run a fold, whatever the seeds.
+    """The runs of method x fold x seed. A method without training has one run a fold, for the first seed.
 
     `trains` maps each fold to its training section, whose steps may depend on the fold's photos.
     """

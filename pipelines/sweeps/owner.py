@@ -1,7 +1,8 @@
-"""One sweep at a time on a workspace: who owns it, whether the owner lives, and how it is asked to stop.
+"""One sweep at a time in a workspace: which process owns it, whether that process lives, and how it is cancelled.
 
-In a local workspace a lock of the kernel decides, which a killed process does not keep. In a bucket the owner writes a
-heartbeat every few seconds; one whose beat stands still is gone. `sweep/owner.json` names the owner in both.
+A local workspace is protected by a file lock, which the kernel releases when a process is killed. In a bucket the
+owner writes a heartbeat every few seconds; an owner without heartbeats is gone. Both have `sweep/owner.json`, which
+names the owner.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ from fss_models.errors import FssError
 from pipelines.base.storage import Store
 
 OWNER, CANCEL = "sweep/owner.json", "sweep/cancel.json"
-BEAT_S = 4.0
-PATIENCE = 3  # beats without one until an owner on another machine is given up
-SETTLE_S = 1.5  # after writing to a bucket: another's claim would be seen by then
+BEAT_S = 4.0  # seconds between two heartbeats
+PATIENCE = 3  # missing heartbeats after which an owner on another machine counts as gone
+SETTLE_S = 1.5  # seconds after writing to a bucket until another process's claim would be visible
 
 
 class Owner:
-    """This process's hold on a workspace; a thread keeps the beat and listens for a cancellation."""
+    """Ownership of a workspace by this process. A thread writes heartbeats and looks for a cancellation."""
 
     def __init__(self, workspace: str) -> None:
         me = psutil.Process()
@@ -41,15 +42,15 @@ class Owner:
         self._thread = threading.Thread(target=self._live, daemon=True)
 
     def begin(self) -> None:
-        """Write the first beat and start the thread."""
+        """Write the first heartbeat and start the thread."""
         self._beat()
         self._thread.start()
 
     def end(self) -> None:
-        """Let go."""
+        """Stop the thread and give up the ownership."""
         self._stop.set()
         self._thread.join(timeout=BEAT_S)
-        with suppress(FssError):  # a beat that stays there stands still
+        with suppress(FssError):  # an owner.json that stays there has no further heartbeats
             if _read(self.store, OWNER).get("id") == self.about["id"]:
                 self.store.delete(CANCEL)
                 self.store.delete(OWNER)
@@ -60,7 +61,7 @@ class Owner:
 
     def _live(self) -> None:
         while not self._stop.wait(BEAT_S / 2):
-            with suppress(FssError):  # storage that refuses for a minute ends no sweep
+            with suppress(FssError):  # a storage outage of a minute does not end a sweep
                 if _read(self.store, CANCEL).get("id") == self.about["id"]:
                     self.ended = "cancelled"
                 elif _read(self.store, OWNER).get("id") != self.about["id"]:
@@ -73,15 +74,16 @@ class Owner:
 
 
 @contextmanager
-def owning(workspace: str) -> Iterator[Owner]:
-    """Own the workspace's sweep, from the main thread; a cancellation comes as `KeyboardInterrupt`, `ended` says why.
+def own_workspace(workspace: str) -> Iterator[Owner]:
+    """Own the workspace while a sweep runs; only from the main thread.
 
-    Raises `FssError` naming the owner where another sweep is under way.
+    A cancellation raises `KeyboardInterrupt` there, with the reason in the owner's `ended`. Raises `FssError` naming
+    the owner if another sweep is under way.
     """
     store = Store(workspace)
-    with _exclusive(store) as held:
+    with _exclusive(store) as free:
         owner = Owner(workspace)
-        if not held or (store.is_s3 and is_alive(store, watch=True)):
+        if not free or (store.is_s3 and is_alive(store, watch=True)):
             raise _refusal(store)
         store.delete(CANCEL)
         before = signal.signal(signal.SIGUSR1, signal.default_int_handler)
@@ -101,18 +103,18 @@ def _refusal(store: Store) -> FssError:
     about = _read(store, OWNER)
     who = f" (process {about['pid']} on {about['host']})" if about else ""
     return FssError(f"a sweep is under way here{who}", where=store.url,
-                    mend="`fss sweep status` shows it, `fss sweep cancel` stops it; or use another --out")
+                    mend="see `fss sweep status`, stop it with `fss sweep cancel`, or use another --out")
 
 
 @contextmanager
 def _exclusive(store: Store) -> Iterator[bool]:
-    """The kernel's lock of a local workspace; a bucket has none."""
+    """Lock a local workspace; yields whether the lock was free. A bucket has no lock and always yields True."""
     if store.is_s3:
         yield True
         return
     with _lock_file(store).open("ab") as file:
         free = _try_lock(file)
-        if not free:  # `is_alive` may have held it for a moment
+        if not free:  # `is_alive` takes the lock for a moment
             time.sleep(0.2)
             free = _try_lock(file)
         yield free
@@ -133,9 +135,10 @@ def _try_lock(file: IO[bytes]) -> bool:
 
 
 def is_alive(store: Store, *, watch: bool = False) -> bool:
-    """Whether the owner named in the workspace lives; `watch`: look on for some beats where its clock may be off.
+    """Whether the process named in owner.json lives.
 
-    Raises `FssError` where storage refuses to tell.
+    An old heartbeat may be due to a wrong clock on the owner's machine: with `watch`, wait for further heartbeats
+    before the owner counts as gone. Raises `FssError` where storage fails.
     """
     about = _read(store, OWNER)
     if not about:
@@ -157,22 +160,25 @@ def is_alive(store: Store, *, watch: bool = False) -> bool:
 
 
 def cancel(workspace: str, *, timeout_s: float = 120.0) -> None:
-    """Ask the owner to stop and wait until it has. Raises `FssError` if none is there, or it does not stop in time."""
+    """Ask the owner of a workspace to stop, and wait until it has.
+
+    Raises `FssError` if no sweep is under way, or if it does not stop within `timeout_s`.
+    """
     store = Store(workspace)
     if not is_alive(store):
-        raise FssError("no sweep is under way here", where=store.url, mend="`fss sweep status` shows how far it came")
+        raise FssError("no sweep is under way here", where=store.url, mend="`fss sweep status` shows the last sweep")
     about = _read(store, OWNER)
     store.write_json(CANCEL, {"id": about["id"]})
     deadline = time.monotonic() + timeout_s
     while is_alive(store) and _read(store, OWNER).get("id") in (about["id"], None):
         if time.monotonic() > deadline:
             raise FssError(f"process {about['pid']} on {about['host']} does not stop", where=store.url,
-                           mend="end it there; `fss sweep resume` then goes on")
+                           mend="end the process there, then run `fss sweep resume`")
         time.sleep(0.5)
 
 
 def _read(store: Store, name: str) -> dict[str, Any]:
-    """The file's content, {} where there is none. Raises `FssError` where storage refuses: nothing is known then."""
+    """Content of a JSON file, {} where there is none. Raises `FssError` for any other failure of storage."""
     try:
         found: dict[str, Any] = store.read_json(name)
     except FssError as error:

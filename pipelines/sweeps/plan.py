@@ -1,4 +1,4 @@
-"""The runs of a recipe, planned and checked before anything is trained; those that are finished, collected."""
+"""The runs of a recipe: planned and checked before anything is trained, and collected once they are finished."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from pipelines.config.run import RunSpec, eval_digest, shipped_weights
 from pipelines.data.ensure import ensure_mixture, ensure_shards, mixture_shares
 from pipelines.data.folds import FoldData, list_hash, resolve_steps
 from pipelines.data.shardset import Shards
-from pipelines.evaluation.drive import failed_result, read_finished, scoring
+from pipelines.evaluation.drive import failed_result, read_finished, scoring_config
 from pipelines.evaluation.results import RunResult
 from pipelines.evaluation.steps import hold_out
 from pipelines.sweeps.matrix import only_cell, sweep_specs
 from pipelines.training.context import RunContext
 
-ALL_CLASSES = -1  # as a fold: none is held out
+ALL_CLASSES = -1  # value of sweep.folds: trained on all classes, without a fold
 
 
 def plan_sweep(recipe: Recipe) -> list[RunSpec]:
-    """The runs of a recipe, its shards being there (they are built if not).
+    """The runs of a recipe. Its shards are built if they are missing.
 
     Raises `FssError` for folds, methods, settings, presets and weight files that do not exist, and for prompts that a
     method cannot read.
@@ -38,7 +38,7 @@ def plan_sweep(recipe: Recipe) -> list[RunSpec]:
     folds = recipe.sweep.folds or known
     for fold in folds:
         if fold not in (*known, ALL_CLASSES):
-            raise FssError(f"there is no fold {fold}", where=recipe.data.name, mend=f"folds: {known}")
+            raise FssError(f"there is no fold {fold}", where=recipe.data.name, mend=f"known folds: {known}")
     _check_shipped(recipe, shards)
     return _specs(recipe, shards, folds, ensure_mixture(recipe))
 
@@ -53,16 +53,16 @@ def check_methods(recipe: Recipe) -> None:
 
 
 def _check_shipped(recipe: Recipe, shards: Shards) -> None:
-    """Raise `FssError` if weights that ship with fss saw test photos: their score would be refused after training."""
+    """Raise `FssError` if weights that ship with fss were trained on test photos: evaluation would refuse the run."""
     test = {r["sha256"][:16]: r["file_name"] for r in shards.rows.values() if r["split"] == "test"}
     for method in recipe.methods:
-        asked = registry.method_class(method.name).trains and not recipe.eval.list
-        shipped = shipped_weights(method) if asked else None
+        checked = registry.method_class(method.name).trains and not recipe.eval.list
+        shipped = shipped_weights(method) if checked else None
         seen = [p for p in shipped.provenance.photos if p in test] if shipped else []
         if seen:
-            raise FssError(f"the weights that ship for {method.preset} have seen {len(seen)} of {len(test)} test "
-                           f"photos (first: {test[seen[0]]})", where=recipe.data.name,
-                           mend="make these train photos (data.split.file), or set methods.N.weights=random")
+            raise FssError(f"the weights that ship for {method.preset} were trained on {len(seen)} of {len(test)} "
+                           f"test photos (first: {test[seen[0]]})", where=recipe.data.name,
+                           mend="make them train photos (data.split.file), or set methods.N.weights=random")
 
 
 def _specs(recipe: Recipe, shards: Shards, folds: list[int], mixed: Sequence[Shards]) -> list[RunSpec]:
@@ -82,22 +82,22 @@ def _check_prompts(recipe: Recipe, method: MethodConfig) -> None:
     for key, name in (("train", recipe.train.prompts), ("eval", recipe.eval.prompts)):
         if not kinds_of(name) <= reads:
             known = ", ".join(sorted(k.name.lower() for k in reads))
-            raise FssError(f"{key}.prompts: method {method.name!r} reads no {name!r} prompts", where=recipe.name,
-                           mend=f"it reads: {known}")
+            raise FssError(f"{key}.prompts: method {method.name!r} cannot read {name!r} prompts", where=recipe.name,
+                           mend=f"it can read: {known}")
 
 
 def collect_results(recipe: Recipe) -> list[RunResult]:
-    """The finished runs of a recipe, without running anything; missing ones carry the reason as `error`.
+    """The results of a recipe's runs. Nothing is run; a missing result has the reason as `error`.
 
-    Raises `FssError` if there are no shards, hence no runs.
+    Raises `FssError` if there are no shards.
     """
     recipe = only_cell(recipe)
-    scored, runs = scoring(recipe), Workspace(recipe.out).runs
+    scoring, runs = scoring_config(recipe), Workspace(recipe.out).runs
     shards = Shards(Workspace(recipe.out).shards(recipe.data.name))
     mixed = [Shards(Workspace(recipe.out).shards(m.data.name)) for m in recipe.mixture]
     specs = _specs(recipe, shards, recipe.sweep.folds or shards.folds, mixed)
     contexts = [RunContext(spec=s, runs=runs) for s in specs]
-    return [read_finished(j, scored) or failed_result(j, scored, FssError(_why_missing(j))) for j in contexts]
+    return [read_finished(j, scoring) or failed_result(j, scoring, FssError(_why_missing(j))) for j in contexts]
 
 
 def _why_missing(run: RunContext) -> str:

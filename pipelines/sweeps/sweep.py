@@ -1,7 +1,7 @@
-"""`run_sweep`: every (method, fold, seed) trained and scored, packed into whatever the cluster has.
+"""`run_sweep`: train and score every (method, fold, seed), packed into the resources of the cluster.
 
-Runs that are finished are left alone, killed ones go on from their last checkpoint, failed ones are recorded and tried
-again by the next command.
+Finished runs are not repeated, killed runs resume from their last checkpoint, failed runs are recorded and tried again
+by the next command.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from pipelines.base.workspace import Workspace
 from pipelines.config.method import method_labels
 from pipelines.config.recipe import Recipe
 from pipelines.config.run import RunSpec
-from pipelines.evaluation.drive import measure_latency, read_finished, scoring
+from pipelines.evaluation.drive import measure_latency, read_finished, scoring_config
 from pipelines.evaluation.results import RunResult
 from pipelines.features.build import ensure_features, features_url
 from pipelines.sweeps.execute import PlannedRun, execute
-from pipelines.sweeps.matrix import MatrixCell, cells, only_cell
-from pipelines.sweeps.owner import owning
+from pipelines.sweeps.matrix import MatrixCell, expand_matrix, only_cell
+from pipelines.sweeps.owner import own_workspace
 from pipelines.sweeps.plan import check_methods, plan_sweep
 from pipelines.sweeps.watch import RunState
 from pipelines.training.context import RunContext
@@ -34,22 +34,23 @@ RECIPE = "sweep/recipe.json"
 def run_sweep(recipe: Recipe) -> list[RunResult]:
     """Train and score every run of the recipe; results in the order of the plan, failed ones with `error`.
 
-    Raises `FssError` for a mistake in the recipe, a recipe of several cells and a workspace in which a sweep is under
-    way; a run that fails is a result, not an exception.
+    Raises `FssError` for a mistake in the recipe, a recipe of several cells, and a workspace in which a sweep is under
+    way. A run that fails is a result, not an exception.
     """
     return run_cells(only_cell(recipe))[0][1]
 
 
 def run_cells(recipe: Recipe) -> list[tuple[MatrixCell, list[RunResult]]]:
-    """The same for every cell of the recipe's matrix, all runs being packed together. The workspace is held meanwhile.
+    """Train and score the runs of every cell of the recipe's matrix, all packed together: (cell, its results).
 
-    A cancellation by another process raises `KeyboardInterrupt`.
+    Meanwhile this process owns the workspace. Raises `FssError` as `run_sweep` does, and `KeyboardInterrupt` when
+    another process cancels the sweep.
     """
-    found = cells(recipe)
+    found = expand_matrix(recipe)
     for cell in found:
         check_methods(cell.recipe)
     store = Store(Workspace(recipe.out).url)
-    with owning(store.url) as owner:
+    with own_workspace(store.url) as owner:
         store.write_json(RECIPE, recipe.model_dump(mode="json"))
         try:
             with cluster() as ray:
@@ -59,32 +60,34 @@ def run_cells(recipe: Recipe) -> list[tuple[MatrixCell, list[RunResult]]]:
                     _idle_latency(cell, some, ray)
         except KeyboardInterrupt:
             if owner.ended:
-                say(f"the sweep ends: {owner.ended}")
+                say(f"the sweep stops: {owner.ended}")
             raise
     return list(zip(found, results, strict=True))
 
 
-def kept_recipe(out: str) -> Recipe:
-    """The recipe of a workspace's last sweep. Raises `FssError` if there was none."""
+def read_sweep_recipe(out: str) -> Recipe:
+    """The recipe of the last sweep in the workspace `out`. Raises `FssError` if there was none."""
     store = Store(out)
     if not store.exists(RECIPE):
-        raise FssError("no sweep was run here", where=store.url, mend="`fss sweep run` begins one")
+        raise FssError("no sweep was run here", where=store.url, mend="start one with `fss sweep run`")
     return Recipe.model_validate(store.read_json(RECIPE) | {"out": out})
 
 
 def run_one(recipe: Recipe, *, method: str, fold: int, seed: int) -> RunResult:
-    """One run of the recipe. `method` is a label of its comparison, "" for the only one that trains.
+    """Train and score one run of the recipe. `method` is a label of its methods, "" for the only one that trains.
 
-    Raises `FssError` for an unknown method or fold, or if the choice is not clear.
+    Raises `FssError` for an unknown method or fold, and if "" could mean several methods.
     """
     recipe = only_cell(recipe)
     labels = method_labels(recipe.methods)
     able = [x for x, m in zip(labels, recipe.methods, strict=True) if registry.method_class(m.name).trains]
     if not method and len(able) != 1:
-        raise FssError("which method?", mend=f"give --method, one of {', '.join(labels)}")
+        raise FssError("the recipe does not have exactly one method that trains", where=recipe.name,
+                       mend=f"give --method, one of {', '.join(labels)}")
     chosen = method or able[0]
     if chosen not in labels:
-        raise FssError(f"the recipe has no method {chosen!r}", where=recipe.name, mend=f"methods: {', '.join(labels)}")
+        raise FssError(f"the recipe has no method {chosen!r}", where=recipe.name,
+                       mend=f"known methods: {', '.join(labels)}")
     sweep = recipe.sweep.model_copy(update={"folds": [fold], "seeds": [seed]})
     narrowed = {"methods": [recipe.methods[labels.index(chosen)]], "sweep": sweep}
     one = recipe.model_copy(update=narrowed)
@@ -93,21 +96,21 @@ def run_one(recipe: Recipe, *, method: str, fold: int, seed: int) -> RunResult:
 
 
 def run_specs(recipe: Recipe, specs: Sequence[RunSpec], ray: Any) -> list[RunResult]:
-    """Run what is not finished yet."""
+    """Train and score the runs that are not finished yet; results of all, in the order of `specs`."""
     return _run_plans(recipe, [(MatrixCell("", recipe), specs)], ray, sweep=False)[0]
 
 
 def _run_plans(recipe: Recipe, planned: Sequence[tuple[MatrixCell, Sequence[RunSpec]]], ray: Any, *,
                sweep: bool) -> list[list[RunResult]]:
-    """The results of every cell's runs, those that were not finished being run together."""
+    """The results of every cell's runs. Runs that are not finished yet are executed together."""
     results: dict[tuple[str, str], RunResult] = {}
-    plans = [PlannedRun(run, scoring(cell.recipe), cell.label) for cell, specs in planned
+    plans = [PlannedRun(run, scoring_config(cell.recipe), cell.label) for cell, specs in planned
              for run in _contexts(cell.recipe, specs)]
     for plan in plans:
-        if found := read_finished(plan.run, plan.scored):
+        if found := read_finished(plan.run, plan.scoring):
             results[plan.cell, plan.name] = found
     if results:
-        say(f"{len(results)} of {len(plans)} runs are finished already")
+        say(f"{len(results)} of {len(plans)} runs are already finished")
     for cell, specs in planned:
         left = [s for s in specs if (cell.label, s.name) not in results]
         if cell.recipe.train.features != "off" and any(s.trains for s in left):
@@ -127,7 +130,7 @@ def _contexts(recipe: Recipe, specs: Sequence[RunSpec]) -> list[RunContext]:
 
 
 def _idle_latency(cell: MatrixCell, results: Sequence[RunResult], ray: Any) -> None:
-    """Seconds a query, method by method, with nothing else running; measured once a bundle and way of measuring."""
+    """Measure the latency of every method while nothing else runs, and write it; up-to-date figures are kept."""
     recipe, name = cell.recipe, f"latency{cell.suffix}.json"
     labels = dict(zip([m.key for m in recipe.methods], method_labels(recipe.methods), strict=True))
     bundles: dict[str, RunResult] = {}
@@ -140,9 +143,9 @@ def _idle_latency(cell: MatrixCell, results: Sequence[RunResult], ray: Any) -> N
                 "gpus": recipe.sweep.gpus_per_run} for n, r in bundles.items()}
     if all(key.items() <= known.get(n, {}).items() for n, key in keys.items()):
         return
-    say("measuring latency on the idle machine")
+    say("measuring the latency of every method, with nothing else running")
     first = next(iter(bundles.values())).spec
     task = ray.remote(measure_latency).options(num_cpus=recipe.sweep.cpus_per_run, num_gpus=recipe.sweep.gpus_per_run)
-    all_of_them = {n: r.bundle for n, r in bundles.items()}  # in one run, so that the figures compare
+    all_of_them = {n: r.bundle for n, r in bundles.items()}  # in one process, so that the figures can be compared
     measured = task.remote(all_of_them, first.shards, first.fold, recipe.eval, recipe.sweep.gpus_per_run)
     store.write_json(name, {n: {**found, **keys[n]} for n, found in ray.get(measured).items()})

@@ -21,13 +21,13 @@ from pipelines.evaluation.results import RunResult
 from pipelines.sweeps.owner import is_alive
 
 STATE = "sweep/state.json"
-SHOWN = 30  # rows on a terminal; waiting and finished runs beyond are counted
+SHOWN = 30  # rows on a terminal; of the remaining runs only the number is shown
 Status = Literal["waiting", "running", "done", "failed"]
 ORDER: tuple[Status, ...] = ("running", "failed", "waiting", "done")
 
 
 class RunState(Section):
-    """One row. `step` of `of` are the stage's steps or episodes; seconds `left` of the run, NaN-free: -1 unknown."""
+    """A row of the table. `step` of `of` counts the stage's steps or episodes."""
 
     run: str
     cell: str = ""
@@ -38,7 +38,7 @@ class RunState(Section):
     loss: float | None = None
     miou: float | None = None
     episodes_per_s: float | None = None
-    left_s: float = -1.0
+    left_s: float = -1.0  # expected seconds until the run ends; -1: unknown
     tries: int = 0
     error: str = ""
 
@@ -48,30 +48,34 @@ class SweepState(Section):
 
     sweep: str
     status: Literal["running", "finished", "stopped"] = "running"
-    why: str = ""
+    why: str = ""  # reason of a stop
     started: float  # seconds since 1970
-    updated: float
-    left_s: float = -1.0
+    updated: float  # seconds since 1970
+    left_s: float = -1.0  # expected seconds until all runs have ended; -1: unknown
     runs: list[RunState]
 
     def count(self, status: Status) -> int:
-        """Runs of a status."""
+        """Number of runs with a status."""
         return sum(r.status == status for r in self.runs)
 
     @property
     def line(self) -> str:
-        """Such as: 3 of 24 runs done, 1 failed, 2 under way, 19 waiting; 12 min left."""
+        """Summary in one line, such as: 3 of 24 runs done, 1 failed, 2 under way, 18 waiting; about 12 min left."""
         rest = [f"{n} {what}" for what, n in (("failed", self.count("failed")), ("under way", self.count("running")),
                                               ("waiting", self.count("waiting"))) if n]
         said = ", ".join([f"{self.count('done')} of {len(self.runs)} runs done", *rest])
-        return said + (f"; {format_seconds(self.left_s)} left" if self.left_s > 0 and self.status == "running" else "")
+        left = self.left_s > 0 and self.status == "running"
+        return said + (f"; about {format_seconds(self.left_s)} left" if left else "")
 
 
 def read_state(workspace: str) -> SweepState:
-    """The state of a workspace's last sweep; one whose owner is gone is `stopped`. Raises `FssError` for none."""
+    """The state of a workspace's last sweep; without a living owner it is `stopped`.
+
+    Raises `FssError` if there was no sweep.
+    """
     store = Store(workspace)
     if not store.exists(STATE):
-        raise FssError("no sweep was run here", where=store.url, mend="`fss sweep run` begins one")
+        raise FssError("no sweep was run here", where=store.url, mend="start one with `fss sweep run`")
     state = SweepState.model_validate(store.read_json(STATE))
     if state.status != "running" or is_alive(store):
         return state
@@ -80,7 +84,7 @@ def read_state(workspace: str) -> SweepState:
 
 
 def format_seconds(seconds: float) -> str:
-    """Seconds in a person's words."""
+    """A duration for people, such as `45 s`, `12 min` or `1.6 h`; `-` if it is unknown (negative)."""
     if seconds < 0:
         return "-"
     if seconds < 90:
@@ -89,7 +93,7 @@ def format_seconds(seconds: float) -> str:
 
 
 def table_of(state: SweepState, shown: int = SHOWN) -> Table:
-    """What a person sees."""
+    """The table of a sweep, with at most `shown` rows."""
     table = Table(title=f"{state.sweep}: {state.line}", title_justify="left", box=None, pad_edge=False)
     for name in ("run", "stage", "step", "loss", "mIoU", "episodes/s", "left"):
         table.add_column(name, justify="left" if name in ("run", "stage") else "right", no_wrap=True)
@@ -107,7 +111,7 @@ def table_of(state: SweepState, shown: int = SHOWN) -> Table:
 
 
 def format_state(state: SweepState, shown: int = 10_000, width: int = 160) -> str:
-    """The same as text."""
+    """The table of a sweep as text of `width` columns, with at most `shown` rows."""
     console = Console(width=width, no_color=True)
     with console.capture() as capture:
         console.print(table_of(state, shown))
@@ -119,13 +123,13 @@ def _number(value: float | None, form: str) -> str:
 
 
 class SweepWatch:
-    """Shows and keeps the state while a sweep is under way. Use as a context manager."""
+    """Shows the state of a sweep; with `save`, also writes it to the workspace. Use as a context manager."""
 
     def __init__(self, workspace: str, sweep: str, runs: Sequence[RunState], *, every_s: float = 15.0,
-                 kept: bool = True) -> None:
+                 save: bool = True) -> None:
         now = time.time()
         self.state = SweepState(sweep=sweep, started=now, updated=now, runs=list(runs))
-        self._store, self._every, self._kept = Store(workspace), every_s, kept
+        self._store, self._every, self._save = Store(workspace), every_s, save
         self._said, self._wrote = 0.0, 0.0
         self._live = Live(console=Console(stderr=True), refresh_per_second=2) if sys.stderr.isatty() else None
 
@@ -139,22 +143,25 @@ class SweepWatch:
             self._live.update(table_of(self.state))
             self._live.stop()
 
-    def result(self, result: RunResult, tries: int = 0) -> None:
-        """A run has ended."""
+    def end_run(self, result: RunResult, tries: int = 0) -> None:
+        """Record the result of a run that has ended."""
         self._change(result.run, {"status": "failed" if result.error else "done", "error": result.error, "stage": "",
                                   "miou": None if result.error else result.miou, "left_s": -1.0, "tries": tries})
 
     def update(self, running: Mapping[str, Mapping[str, Any]], left_s: float) -> None:
-        """What the runs under way told; shown now, on plain screens and in the file every few seconds."""
-        for run, told in running.items():
-            self._change(run, {"status": "running", **told})
+        """Set the rows of the runs under way and the expected seconds left.
+
+        A terminal shows them at once, other outputs and the file every few seconds.
+        """
+        for run, row in running.items():
+            self._change(run, {"status": "running", **row})
         for run in [r.run for r in self.state.runs if r.status == "running" and r.run not in running]:
             self._change(run, {"status": "waiting", "stage": ""})
         self.state = self.state.model_copy(update={"left_s": left_s, "updated": time.time()})
         self._show()
 
     def end(self, status: str, why: str = "") -> None:
-        """The sweep is over."""
+        """Record that the sweep has ended, with `why` if it was stopped."""
         runs = [r.model_copy(update={"status": "waiting", "stage": ""}) if r.status == "running" else r
                 for r in self.state.runs]
         self.state = self.state.model_copy(update={"status": status, "why": why, "runs": runs, "left_s": -1.0,
@@ -178,6 +185,6 @@ class SweepWatch:
 
     def _write(self) -> None:
         self._wrote = time.monotonic()
-        if self._kept:
-            with suppress(FssError):  # a screen that cannot be written ends no sweep
+        if self._save:
+            with suppress(FssError):  # a failure to write the state does not end the sweep
                 self._store.write_json(STATE, self.state.model_dump())

@@ -1,1 +1,1 @@
-"""Runs, sweeps, evaluation, the leaderboard and the promotion of its winner."""
+"""One training run: its context, loop, worker and checkpoints."""

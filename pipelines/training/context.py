@@ -1,4 +1,4 @@
-"""A run and what surrounds it, as one value that travels to its workers."""
+"""The context of a run, as one value that is sent to the workers of the run."""
 
 from __future__ import annotations
 
@@ -10,43 +10,43 @@ from pipelines.base.storage import join
 from pipelines.config.run import RunSpec
 from pipelines.config.section import Section
 
-SELECTION_FILE = "selection.json"  # in a run's folder, where its number of steps was chosen
+SELECTION_FILE = "selection.json"  # in a run's folder: how its number of steps was chosen (`train.selection`)
 
 
 class RunContext(Section):
-    """A run and what surrounds it: where results go and what it may use."""
+    """A run, the place of its results, and the resources that it may use."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
     spec: RunSpec
     runs: str  # URL of the workspace's run folders
     threads: int = 1  # torch threads of a worker
-    cpus: float = 1.0
-    gpus: float = 0.0
+    cpus: float = 1.0  # of all its workers together
+    gpus: float = 0.0  # of all its workers together
     retries: int = 0
     tracker: Any = None  # handle of the tracking actor
-    key: str = ""  # the run that the tracker hears of, where this is a part of it
-    stage: str = "training"  # what the table says meanwhile
-    stop: int = 0  # steps, where they were chosen; 0: the spec's
-    grid: tuple[int, ...] = ()  # steps at which the tensors are kept; no bundle is written then
-    features: str = ""  # URL of kept features (`train.features`)
-    feature_pool: int = 512_000_000  # bytes of them held in memory
+    key: str = ""  # name of the run in the tracking store, where it is not the spec's: a selection belongs to its run
+    stage: str = "training"  # stage that the table of the sweep shows
+    stop: int = 0  # number of steps, where it was chosen; 0: the spec's
+    grid: tuple[int, ...] = ()  # steps whose trained tensors are stored; with a grid no bundle is written
+    features: str = ""  # URL of the kept features (`train.features`)
+    feature_pool: int = 512_000_000  # largest number of bytes of kept features in memory
 
     @property
     def folder(self) -> str:
-        """The run's folder."""
+        """URL of the run's folder."""
         return join(self.runs, self.spec.name)
 
     @property
     def bundle(self) -> str:
-        """The run's bundle."""
+        """URL of the run's bundle."""
         return join(self.folder, "bundle")
 
     @property
     def label(self) -> str:
-        """The name under which the run is tracked."""
+        """Name of the run in the tracking store."""
         return self.key or self.spec.name
 
-    def tell(self, method: str, *args: Any) -> None:
-        """Call the tracking actor without waiting."""
+    def track(self, method: str, *args: Any) -> None:
+        """Call a method of the tracking actor without waiting; does nothing for a run without a tracker."""
         if self.tracker is not None:
             getattr(self.tracker, method).remote(*args)

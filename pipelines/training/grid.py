@@ -1,4 +1,4 @@
-"""Trained tensors kept at the steps of a grid, below the run's folder, while the number of steps is being chosen."""
+"""Trained tensors at the steps of a grid, stored below the run's folder while the number of steps is being chosen."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from pipelines.training.context import RunContext
 
 
 def grid_store(run: RunContext) -> Store:
-    """Where a job keeps the tensors of its grid."""
+    """The folder with the tensors of a run's grid."""
     return Store(join(run.folder, "grid"))
 
 
-def keep_grid(run: RunContext) -> Callable[[int, Segmenter], None]:
-    """A function for `fit` that keeps the trained tensors at the steps of the job's grid."""
-    def keep(step: int, model: Segmenter) -> None:
+def make_grid_writer(run: RunContext) -> Callable[[int, Segmenter], None]:
+    """A function for `fit` (`on_step`) that stores the trained tensors at the steps of the run's grid."""
+    def write(step: int, model: Segmenter) -> None:
         if step in run.grid:
             state = {k: v.detach().cpu().contiguous() for k, v in model.trainable_state().items()}
-            grid_store(run).write_bytes(grid_tensors(step), save(state))
+            grid_store(run).write_bytes(grid_file(step), save(state))
 
-    return keep
+    return write
 
 
-def grid_tensors(step: int) -> str:
-    """Name of the file with the tensors of a step."""
+def grid_file(step: int) -> str:
+    """Name of the file with the trained tensors of a step."""
     return f"step-{step:07d}.safetensors"

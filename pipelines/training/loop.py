@@ -1,4 +1,4 @@
-"""The training loop of one worker. It knows no Ray: `worker.py` connects it to Ray Train."""
+"""The training loop of one worker. It does not import Ray: `worker.py` connects it to Ray Train."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ Stream = EpisodeStream | MixedStream
 OpenStream = Callable[[Any], Stream]  # (position or None)
 Save = Callable[[int, Callable[[Path], None]], None]  # (step, writes a checkpoint into a folder)
 Log = Callable[[int, dict[str, float]], None]
-Keep = Callable[[int, Segmenter], None]  # sees the model after every step
+OnStep = Callable[[int, Segmenter], None]  # (steps done, model); called after every step
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerRank:
-    """Which of the run's workers this is, and its device."""
+    """Rank of a worker, number of workers of its run, and the device that it trains on."""
 
     rank: int = 0
     world: int = 1
@@ -65,51 +65,52 @@ def lr_at(step: int, train: TrainConfig) -> float:
     return train.lr * (0.5 * (1 + math.cos(math.pi * done)) if train.schedule == "cosine" else (1 - done) ** 0.9)
 
 
-def fit(spec: RunSpec, model: Segmenter, *, place: WorkerRank, open_stream: OpenStream, resume: Path | None,
-        save: Save, log_row: Log, kept: Kept | None = None, stop: int = 0, keep: Keep | None = None) -> History:
+def fit(spec: RunSpec, model: Segmenter, *, worker: WorkerRank, open_stream: OpenStream, resume: Path | None,
+        save: Save, log_row: Log, features: Kept | None = None, stop: int = 0,
+        on_step: OnStep | None = None) -> History:
     """Train `model` in place up to `spec.steps` (or `stop`), from the checkpoint folder `resume` where there is one.
 
-    `kept` reads the features of photos that `open_stream` leaves undecoded (`train.features`); `keep` sees the model
+    `features` reads the features of photos that `open_stream` leaves undecoded (`train.features`). `on_step` is called
     after every step, before that step's checkpoint.
 
     Raises `FssError` for a checkpoint of another run, a method with nothing to train and a loss that is not finite.
     """
-    train, model = spec.train, model.to(place.device).train()
+    train, model = spec.train, model.to(worker.device).train()
     params = [p for p in model.parameters() if p.requires_grad]
     if not params:
-        raise FssError(f"method {spec.method.name!r} has nothing to train at this configuration")
+        raise FssError(f"method {spec.method.name!r} has nothing to train with this configuration")
     optimiser = torch.optim.AdamW(params, lr=train.lr, weight_decay=train.weight_decay)
-    torch.manual_seed(spec.seed + place.rank)
+    torch.manual_seed(spec.seed + worker.rank)
     step, position, history = 0, None, History()
     if resume:
-        back = load_state(resume, spec, model, optimiser, rank=place.rank, world=place.world)
+        back = load_state(resume, spec, model, optimiser, rank=worker.rank, world=worker.world)
         step, position, history = back.step, back.position, back.history
     end = stop or spec.steps
-    if step >= end:  # killed after its last checkpoint
+    if step >= end:  # the run was killed after its last checkpoint
         return history
-    forward = _distributed(model, place, train)
+    forward = _distributed(model, worker, train)
     window = _Window(train)
     with closing(open_stream(position)) as stream:
-        for clip, position, waited in _ahead(_clips(spec, model, stream, place, step, kept)):
+        for clip, position, waited in _ahead(_clips(spec, model, stream, worker, step, features)):
             lr = lr_at(step, train)
-            window.add(step, _step(forward, params, optimiser, clip.to(place.device), train, lr), lr, waited)
+            window.add(step, _step(forward, params, optimiser, clip.to(worker.device), train, lr), lr, waited)
             step += 1
-            if keep:
-                keep(step, model)
+            if on_step:
+                on_step(step, model)
             checkpoint = step % train.checkpoint_every == 0 or step == end
             if checkpoint or step % train.log_every == 0:
                 log_row(step, history.add(step, *window.flush(spec.name)))
             if checkpoint:
-                save(step, partial(save_state, spec=spec, model=model, optimiser=optimiser, step=step, rank=place.rank,
-                                   position=position, history=history, world=place.world))
+                save(step, partial(save_state, spec=spec, model=model, optimiser=optimiser, step=step, rank=worker.rank,
+                                   position=position, history=history, world=worker.world))
             if step >= end:
                 break
     return history
 
 
-def _distributed(model: Segmenter, place: WorkerRank, train: TrainConfig) -> nn.Module:
+def _distributed(model: Segmenter, worker: WorkerRank, train: TrainConfig) -> nn.Module:
     losses: nn.Module = _Losses(model)
-    if place.world > 1:
+    if worker.world > 1:
         # A step may leave parts unused, such as the encoder of a kind of prompt that no clip of the batch has.
         losses = nn.parallel.DistributedDataParallel(losses, find_unused_parameters=True)
     if train.compile:
@@ -119,7 +120,7 @@ def _distributed(model: Segmenter, place: WorkerRank, train: TrainConfig) -> nn.
 
 def _step(forward: nn.Module, params: list[nn.Parameter], optimiser: torch.optim.Optimizer, clip: Clip,
           train: TrainConfig, lr: float) -> dict[str, Tensor]:
-    """One optimiser step. Returns the losses, their sum and the gradient norm, still on the device."""
+    """Take one optimiser step. Returns the losses, their sum and the gradient norm, all on the device."""
     for group in optimiser.param_groups:
         group["lr"] = lr
     optimiser.zero_grad(set_to_none=True)
@@ -134,7 +135,7 @@ def _step(forward: nn.Module, params: list[nn.Parameter], optimiser: torch.optim
 
 
 def _backward(forward: nn.Module, clip: Clip, train: TrainConfig) -> dict[str, Tensor]:
-    """Add the gradients of one part of a step; returns its losses and their sum, still on the device."""
+    """Add the gradients of one part of a step. Returns its losses and their sum, all on the device."""
     with torch.autocast(clip.target_masks.device.type, dtype=torch.bfloat16, enabled=train.precision == "bf16"):
         losses: dict[str, Tensor] = forward(clip)
         total = torch.stack([v.float() for v in losses.values()]).sum()
@@ -143,7 +144,7 @@ def _backward(forward: nn.Module, clip: Clip, train: TrainConfig) -> dict[str, T
 
 
 class _Window:
-    """Collects steps without waiting for the device; one transfer a window."""
+    """Collects the figures of steps on the device; one transfer to the host a window."""
 
     def __init__(self, train: TrainConfig) -> None:
         self._batch = train.batch
@@ -156,7 +157,7 @@ class _Window:
         self._waited += waited
 
     def flush(self, run: str) -> tuple[float, dict[str, float]]:
-        """(seconds, means over the window). Raises `FssError` naming the first step that was not finite."""
+        """(seconds, means over the window). Raises `FssError` with the first step that was not finite."""
         names = list(self._rows[0][1])
         table = torch.stack([torch.stack([v[n].float() for n in names]) for _, v in self._rows]).cpu()
         for (step, _), row in zip(self._rows, table, strict=True):
@@ -172,26 +173,26 @@ class _Window:
         return seconds, {**means, "lr": self._lr, **speed}
 
 
-def _clips(spec: RunSpec, model: Segmenter, stream: Stream, place: WorkerRank, step: int,
-           kept: Kept | None) -> Iterator[tuple[Clip, Any]]:
-    """Batches with the stream's position after each. Flips and prompts depend on (seed, rank, step) alone."""
+def _clips(spec: RunSpec, model: Segmenter, stream: Stream, worker: WorkerRank, step: int,
+           features: Kept | None) -> Iterator[tuple[Clip, Any]]:
+    """Batches, each with the stream's position after it. Flips and prompts depend on (seed, rank, step) alone."""
     train = spec.train
     for samples in stream:
         position = json.loads(json.dumps(stream.position))
-        rng = np.random.default_rng([spec.seed, place.rank, step])
+        rng = np.random.default_rng([spec.seed, worker.rank, step])
         augment = Augmentation(crop=model.side, scale=train.augment_scale) if train.augment == "fssam" else None
         clip = make_clip(model, samples, rng, flip=train.flip, vary_shots=train.vary_shots, prompts=train.prompts,
-                         augment=augment, kept=kept)
+                         augment=augment, kept=features)
         yield clip, position
         step += 1
 
 
 def _ahead(items: Iterator[tuple[Clip, Any]]) -> Iterator[tuple[Clip, Any, float]]:
-    """The same items, each with the seconds it was waited for; the next is made while the present one is used."""
+    """The items, each with the seconds spent waiting for it; the next one is prepared while one is used."""
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="clips") as pool:
-        coming, asked = pool.submit(next, items, None), time.perf_counter()
+        coming, start = pool.submit(next, items, None), time.perf_counter()
         while (item := coming.result()) is not None:
-            waited = time.perf_counter() - asked
+            waited = time.perf_counter() - start
             coming = pool.submit(next, items, None)
             yield *item, waited
-            asked = time.perf_counter()
+            start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""The state of a training run as a checkpoint folder: with it, a run goes on as if it had never stopped.
+"""The state of a training run as a checkpoint folder. A run that resumes from it ends as one that never stopped.
 
     about.json          run, method, preset, step, number of workers, position in the episode stream
     model.safetensors   the trained tensors
@@ -27,25 +27,25 @@ from pipelines.config.run import RunSpec
 
 @dataclass
 class History:
-    """What a run reported: one row a window of steps, ending at `step`."""
+    """Figures that a run reported: one row a window of steps; `step` is the last step of the window."""
 
     rows: list[dict[str, float]] = field(default_factory=list)
 
     def add(self, step: int, seconds: float, values: dict[str, float]) -> dict[str, float]:
-        """Append and return a row."""
+        """Append a row and return it."""
         row = {"step": step, "seconds": seconds, **values}
         self.rows.append(row)
         return row
 
     @property
     def seconds(self) -> float:
-        """Time spent training, over all restarts."""
+        """Seconds spent training, over all restarts."""
         return sum(r["seconds"] for r in self.rows)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResumePoint:
-    """Where a checkpoint left off. The stream's position is the same for every number of workers."""
+    """The point at which a checkpoint was written. The stream's position does not depend on the number of workers."""
 
     step: int
     position: Any
@@ -54,7 +54,7 @@ class ResumePoint:
 
 def save_state(folder: Path, spec: RunSpec, model: Segmenter, optimiser: torch.optim.Optimizer, *, step: int,
                position: Any, history: History, rank: int, world: int) -> None:
-    """Write one worker's part of a checkpoint; worker 0 writes what all share."""
+    """Write one worker's part of a checkpoint into `folder`; worker 0 also writes the parts that all workers share."""
     torch.save(_random_state(), folder / f"rank-{rank}.pt")
     if rank:
         return
@@ -68,12 +68,15 @@ def save_state(folder: Path, spec: RunSpec, model: Segmenter, optimiser: torch.o
 
 def load_state(folder: Path, spec: RunSpec, model: Segmenter, optimiser: torch.optim.Optimizer, *, rank: int,
                world: int) -> ResumePoint:
-    """Put a checkpoint back. Raises `FssError` if it is not of this method, preset or run, or is incomplete."""
+    """Restore a checkpoint into `model`, `optimiser` and the random generators.
+
+    Raises `FssError` if the checkpoint is of another method, preset or run, or if it is incomplete.
+    """
     about = _about(folder)
     for key, want in (("method", spec.method.name), ("preset", spec.method.preset), ("run", spec.name)):
         if about[key] != want:
-            raise FssError(f"checkpoint is of {key} {about[key]!r}, not {want!r}", where=str(folder),
-                           mend="use another --out or delete that run")
+            raise FssError(f"the checkpoint is of {key} {about[key]!r}, not {want!r}", where=str(folder),
+                           mend="use another --out, or delete this run's folder")
     model.load_trainable_state(load_file(folder / "model.safetensors"))
     optimiser.load_state_dict(torch.load(folder / "optimiser.pt", weights_only=True))
     if about["world"] == world:
@@ -86,12 +89,13 @@ def _about(folder: Path) -> dict[str, Any]:
     try:
         about: dict[str, Any] = json.loads((folder / "about.json").read_text())
     except (OSError, ValueError) as error:
-        raise FssError("is no checkpoint of a training run", where=str(folder), mend="delete it") from error
+        raise FssError("this folder is not a checkpoint of a training run", where=str(folder),
+                       mend="delete the folder") from error
     return about
 
 
 def _random_state() -> dict[str, Any]:
-    """The state of every global generator, in types that a weights-only load accepts."""
+    """The state of every global random generator, in types that `torch.load(weights_only=True)` accepts."""
     name, keys, place, has_gauss, gauss = np.random.get_state()
     version, internal, gauss_next = random.getstate()
     return {

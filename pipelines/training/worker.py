@@ -1,4 +1,4 @@
-"""One run on Ray Train: the worker's side (`train_worker`) and the driver's (`train_run`)."""
+"""One run on Ray Train: `train_run` is the driver, `train_worker` each of its workers."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from pipelines.base.version import code_version
 from pipelines.training.context import RunContext
 
 KEPT_CHECKPOINTS = 2
-CHECKPOINTS = "fss-checkpoint-"  # folders of checkpoints on their way to the workspace; then the process's number
+CHECKPOINTS = "fss-checkpoint-"  # prefix of local checkpoint folders before their upload; the process id follows
 
 
 def train_run(run: RunContext) -> None:
     """Train a run to its end, from its last checkpoint if it has one, and write its bundle.
 
-    Raises `FssError` for what a repetition would not mend; Ray's own error after `retries` failures.
+    Raises `FssError` for a mistake that another try would repeat, and Ray's own error after `retries` failures.
     """
     import ray.train.torch
 
-    train: Any = ray.train  # its names are Train v2's at run time; type checkers see v1's
+    train: Any = ray.train  # at run time this is Train v2; type checkers see v1
     filesystem, root = Store(run.runs).pyarrow()
     workers = run.spec.train.workers
     least = run.spec.train.min_workers or workers
@@ -49,9 +49,10 @@ def train_run(run: RunContext) -> None:
 
 
 def train_worker(config: dict[str, Any]) -> dict[str, str]:
-    """What each worker of a run does. A mistake that a retry would repeat is returned, not raised.
+    """Train as one worker of a run. A mistake that a retry would repeat is returned as "mistake", not raised.
 
-    Of several workers it is raised: Ray Train gives the value of the first alone, and the others would wait for ever.
+    With several workers it is raised: Ray Train returns the first worker's value alone, and the other workers would
+    wait for ever.
     """
     import ray.train
     import ray.train.torch
@@ -78,7 +79,7 @@ def _train(run: RunContext, rank: int, world: int, device: str) -> None:
     from pipelines.bundles.weights import build_model
     from pipelines.data.collate import square_side
     from pipelines.data.folds import FoldData
-    from pipelines.training.grid import keep_grid
+    from pipelines.training.grid import make_grid_writer
     from pipelines.training.loop import WorkerRank, fit
 
     spec = run.spec
@@ -86,24 +87,24 @@ def _train(run: RunContext, rank: int, world: int, device: str) -> None:
     data = FoldData.of(spec)
     model = build_model(method.name, method.preset, method.config, weights=method.weights, sha256=method.sha256,
                         seed=spec.seed)
-    kept = _kept(run, model)
-    side = square_side(model, decoded=kept is None) if spec.train.augment == "none" else 0
+    features = _open_features(run, model)
+    side = square_side(model, decoded=features is None) if spec.train.augment == "none" else 0
     checkpoint = ray.train.get_checkpoint()
     with checkpoint.as_directory() if checkpoint else nullcontext() as folder:
         history = fit(
-            spec, model, place=WorkerRank(rank=rank, world=world, device=device),
+            spec, model, worker=WorkerRank(rank=rank, world=world, device=device),
             open_stream=lambda position: data.stream(spec, position=position, rank=rank, world=world, side=side),
             resume=Path(folder) if folder else None, save=_report,
-            log_row=lambda step, row: _log(run, rank, step, row), kept=kept, stop=run.stop,
-            keep=keep_grid(run) if run.grid and rank == 0 else None)
+            log_row=lambda step, row: _log(run, rank, step, row), features=features, stop=run.stop,
+            on_step=make_grid_writer(run) if run.grid and rank == 0 else None)
     if rank == 0:
         Store(run.folder).write_json("history.json", history.rows)
         if not run.grid:
             write_bundle(run, model, data, train_s=history.seconds)
 
 
-def _kept(run: RunContext, model: Any) -> Any:
-    """The reader of the run's kept features, None where it has none."""
+def _open_features(run: RunContext, model: Any) -> Any:
+    """The reader of the run's kept features; None where `train.features` is off."""
     from pipelines.features.reader import FeatureReader
 
     precision = run.spec.train.features
@@ -113,7 +114,7 @@ def _kept(run: RunContext, model: Any) -> Any:
 
 
 def clear_checkpoints(folder: Path) -> None:
-    """Remove checkpoints that killed workers of this machine left in `folder` on their way to the workspace."""
+    """Remove checkpoints that killed workers of this machine left in `folder` before they were uploaded."""
     import psutil
 
     for left in folder.glob(f"{CHECKPOINTS}*"):
@@ -123,7 +124,7 @@ def clear_checkpoints(folder: Path) -> None:
 
 
 def _report(step: int, write: Callable[[Path], None]) -> None:
-    """Give every worker's part of a checkpoint to Ray Train, which uploads it while training goes on."""
+    """Hand this worker's part of a checkpoint to Ray Train, which uploads it while training goes on."""
     import ray.train
 
     folder = Path(tempfile.mkdtemp(prefix=f"{CHECKPOINTS}{os.getpid()}-"))
@@ -136,14 +137,14 @@ def _report(step: int, write: Callable[[Path], None]) -> None:
 
 def _log(run: RunContext, rank: int, step: int, row: dict[str, float]) -> None:
     if rank == 0:
-        run.tell("at_step", run.label, step, run.stage)
+        run.track("at_step", run.label, step, run.stage)
         prefix = "select/" if run.stage == "selecting" else ""
         machine = {} if run.tracker is None else system_metrics()
-        run.tell("metrics", run.label, {f"{prefix}{k}": v for k, v in {**row, **machine}.items() if k != "step"}, step)
+        run.track("metrics", run.label, {f"{prefix}{k}": v for k, v in {**row, **machine}.items() if k != "step"}, step)
 
 
 def system_metrics() -> dict[str, float]:
-    """How busy this machine is, under the names that MLflow shows apart: percent, and megabytes."""
+    """Load of this machine in percent and megabytes, under the names that MLflow shows as system metrics."""
     import psutil
     import torch
 
@@ -158,7 +159,7 @@ def system_metrics() -> dict[str, float]:
 
 
 def write_bundle(run: RunContext, model: Any, data: Any, *, train_s: float) -> None:
-    """The bundle of a run: what was trained, and what it was trained on."""
+    """Write the bundle of a run: its trained tensors, and the photos and classes that it was trained on."""
     from pipelines.bundles.bundle import save_bundle
 
     spec = run.spec
@@ -167,8 +168,9 @@ def write_bundle(run: RunContext, model: Any, data: Any, *, train_s: float) -> N
     photos = sorted({p for d in opened for p in d.train_photos(spec.train.novel_images)}) if trained else []
     classes = list(dict.fromkeys(c.name for d in opened for c in d.base))
     save_bundle(
-        run.bundle, model.cpu(), given=spec.method.config, weights=spec.method.weights, sha256=spec.method.sha256,
-        dataset=spec.dataset, data_hash=spec.data_hash, classes=classes if trained else [], trained_on=photos,
+        run.bundle, model.cpu(), recipe_config=spec.method.config, weights=spec.method.weights,
+        sha256=spec.method.sha256, dataset=spec.dataset, data_hash=spec.data_hash,
+        classes=classes if trained else [], trained_on=photos,
         provenance={"run": spec.name, "spec": spec.model_dump(), "code": code_version(), "train_s": train_s,
                     "steps": run.stop or spec.steps,
                     "hidden_classes": {d.shards.manifest.dataset: d.hidden_names for d in opened}},

@@ -174,7 +174,7 @@ def test_server_that_is_away_costs_nothing_and_gets_everything(port: int, tmp_pa
     for step in range(1, 6):
         tracker.metrics("r", {"loss": float(step)}, step)
     assert time.monotonic() - began < 1.0, "logging waited for the server"
-    assert "does not take entries" in tracker.close(1.0)
+    assert "does not accept entries" in tracker.close(1.0)
     late_server()
     second = Tracker(uri, "late", str(tmp_path / "spool"))
     assert second.close(90) == ""

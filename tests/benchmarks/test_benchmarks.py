@@ -63,7 +63,7 @@ def test_every_benchmark_runs_and_says_where(name: str, tmp_path: Path) -> None:
     ([0.25, 0.25, 0.25, 0.5], [1, 1, 1, 1], 1, 2),  # five quarters
 ])
 def test_the_shortest_schedule(needs: list[float], seconds: list[float], gpus: int, end: float) -> None:
-    tasks = [QueuedRun(key=str(i), need=RunResources(gpus=min(n, 1.0), workers=max(1, int(n))), seconds=s)
+    tasks = [QueuedRun(key=str(i), resources=RunResources(gpus=min(n, 1.0), workers=max(1, int(n))), seconds=s)
              for i, (n, s) in enumerate(zip(needs, seconds, strict=True))]
     assert shortest(tasks, gpus, 100.0) == end
 

@@ -118,7 +118,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
         return known
 
     def log_message(self, format: str, *args: object) -> None:
-        """Quiet."""
+        """Log nothing."""
 
 
 def test_a_checkpoint_comes_from_a_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -150,7 +150,7 @@ def test_bundles_are_listed_and_copied_whole_or_not_at_all(shipped: Path, tmp_pa
     assert found[0].size == (shipped / "champion" / "model.safetensors").stat().st_size
     assert [b.name for b in list_bundles(str(shipped / "folds"))] == ["sansa-f0"]
     save_bundle(str(tmp_path / "other"), registry.build("prior", "nano"))
-    with pytest.raises(FssError, match="holds another bundle"):
+    with pytest.raises(FssError, match="already has another bundle"):
         copy_bundle(str(shipped / "champion"), str(tmp_path / "other"))
     (shipped / "champion" / "model.safetensors").write_bytes(b"torn")
     with pytest.raises(FssError, match="does not match"):
@@ -203,8 +203,8 @@ def test_problems_are_found(shipped: Path) -> None:
     (shipped / "gone.json").write_text("{}")
     (shipped / "big.safetensors").write_bytes(bytes(MAX_BYTES))
     found = " | ".join(shipped_problems(shipped))
-    for line in ("gone.json: describes a file", "torn: model.safetensors does not match", "more than 30",
-                 "big.json is missing"):
+    for line in ("gone.json: the .safetensors file that it describes is missing",
+                 "torn: model.safetensors does not match", "more than 30", "big.json is missing"):
         assert line in found
     ship_random(shipped, seed=8)
     assert "champion: was made with other shipped weights 'nano'" in " | ".join(shipped_problems(shipped))

@@ -56,7 +56,7 @@ def test_json_on_standard_output_and_words_on_standard_error(tmp_path: Path) -> 
     (["data.source.format=coco"], "needs a root"),
     (["data.min_image=1"], "did you mean 'data.min_images'"),
     (["data.split.file=/no/such/file.json"], "does not exist"),
-    (["data.source.format=voc", "data.source.root=ftp://host/x"], "unknown kind of place"),
+    (["data.source.format=voc", "data.source.root=ftp://host/x"], "unsupported URL"),
 ])
 def test_a_persons_mistake_is_one_line_and_exit_2(settings: list[str], told: str, tmp_path: Path) -> None:
     done = _run(tmp_path / "out", *settings)

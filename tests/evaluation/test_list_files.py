@@ -34,7 +34,7 @@ def _run_context(shards: Shards, out: Path) -> RunContext:
 
 
 def test_a_class_without_an_episode_counts_0_and_is_named(shapes_shards: str, tmp_path: Path) -> None:
-    """As the published evaluations do (specification datasets, section 0); would catch one that leaves the mean."""
+    """Published evaluations count a class without episodes as IoU 0; would catch one left out of the mean."""
     shards, url = Shards(shapes_shards), str(tmp_path / "list.parquet")
     tested = FoldData.open(shapes_shards, 0).tested
     assert len(tested) > 1

@@ -50,7 +50,7 @@ def test_every_figure_is_measured(tmp_path: Path) -> None:
 
 
 class Measurer:
-    """In Ray's place; the seconds are the number of the measurement."""
+    """Stands in for Ray; the measured seconds are the number of the measurement."""
 
     count = 0
 
@@ -68,7 +68,7 @@ class Measurer:
 
 
 def test_speed_is_measured_again_when_its_conditions_change(tmp_path: Path) -> None:
-    """Else those of another number of supports, batch or device are shown, and break ties."""
+    """Otherwise figures of another number of supports, batch or device would be shown, and break ties."""
     ray, method = Measurer(), MethodConfig(name="prior")
     spec = RunSpec(dataset="d", shards="s", data_hash="h", fold=0, method=method)
 

@@ -21,9 +21,9 @@ from pipelines.data.folds import FoldData
 from pipelines.data.shardset import Shards
 from pipelines.evaluation.steps import (
     Selection,
-    describe,
+    describe_selection,
+    draw_held_out_episodes,
     grid_of,
-    held_episodes,
     hold_out,
     holdout_run,
     read_selection,
@@ -31,7 +31,7 @@ from pipelines.evaluation.steps import (
     score_grid,
 )
 from pipelines.training.context import RunContext
-from pipelines.training.grid import grid_store, keep_grid
+from pipelines.training.grid import grid_store, make_grid_writer
 from pipelines.training.loop import WorkerRank, fit
 from pipelines.training.worker import write_bundle
 from tests.fixtures.training import KilledError
@@ -67,14 +67,14 @@ class Runner:
         def keep(step: int, model: object) -> None:
             self.steps.append((bool(spec.holdout), step))
             if run.grid:
-                keep_grid(run)(step, model)  # type: ignore[arg-type]
+                make_grid_writer(run)(step, model)  # type: ignore[arg-type]
             if step == self.die_in_training:
                 self.die_in_training = 0
                 raise KilledError
 
-        history = fit(spec, model, place=WorkerRank(), resume=done[-1] if done else None, save=save, stop=run.stop,
+        history = fit(spec, model, worker=WorkerRank(), resume=done[-1] if done else None, save=save, stop=run.stop,
                       open_stream=lambda position: data.stream(spec, position=position, rank=0, world=1),
-                      log_row=lambda step, row: None, keep=keep)
+                      log_row=lambda step, row: None, on_step=keep)
         if self.die_after:
             self.die_after = False
             raise KilledError
@@ -91,7 +91,7 @@ class Runner:
         raise KilledError
 
     def choose(self, run: RunContext) -> Selection:
-        """The whole way, begun anew after each kill."""
+        """Run the whole selection, starting it again after each kill."""
         for _ in range(4):
             try:
                 chosen = run_selection(run, EVAL, train=self.train, score=self.score)
@@ -109,7 +109,7 @@ def tensors(run: RunContext) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("novel_images", ["drop", "keep"])
 def test_no_novel_class_enters_selection(shapes_shards: str, spec: RunSpec, novel_images: str) -> None:
-    """Over folds, seeds, shots and numbers of classes: neither as a class nor anywhere in a photo."""
+    """A selection sees no novel class, neither as a class nor anywhere in a photo: over folds, seeds and shots."""
     shards = Shards(shapes_shards)
     seen = 0
     for fold in shards.folds:
@@ -122,7 +122,7 @@ def test_no_novel_class_enters_selection(shapes_shards: str, spec: RunSpec, nove
             held = hold_out(data, one.train)
             assert len(held) == classes
             assert not novel & held.keys()
-            listed = held_episodes(data, one.train)
+            listed = draw_held_out_episodes(data, one.train)
             photos = {i for e in listed for i in (e.query, *e.supports)}
             assert set(listed.class_ids) <= held.keys()
             assert all(shards.rows[i]["split"] == "train" for i in photos)
@@ -147,11 +147,12 @@ def _training_sees_none(run: RunContext, photos: set[int], held: set[int]) -> No
 
 
 def test_held_out_classes_depend_on_fold_and_seed_alone(spec: RunSpec) -> None:
-    """Every method and seed of a run is chosen for on the same classes and episodes."""
+    """The number of steps of every method and seed is chosen on the same classes and episodes."""
     one = selecting(spec)
     other = one.model_copy(update={"seed": 7, "method": MethodConfig(name="fssam", preset="debug")})
     data = FoldData.of(one)
-    assert held_episodes(data, one.train).sha256 == held_episodes(FoldData.of(other), other.train).sha256
+    again = draw_held_out_episodes(FoldData.of(other), other.train)
+    assert draw_held_out_episodes(data, one.train).sha256 == again.sha256
     drawn = {tuple(hold_out(data, selecting(spec, seed=s).train)) for s in range(6)}
     assert len(drawn) > 1
     with pytest.raises(FssError, match="cannot hold out 90 of"):
@@ -160,7 +161,7 @@ def test_held_out_classes_depend_on_fold_and_seed_alone(spec: RunSpec) -> None:
 
 @pytest.mark.parametrize("policy", ["base-holdout", "published"])
 def test_killed_selection_ends_as_one_left_alone(spec: RunSpec, tmp_path: Path, policy: str) -> None:
-    """In training, right behind it, and between two scored points: the same record, the same tensors bit for bit."""
+    """Killed in training, right after it, or between two scored points: equal record and bit-equal tensors."""
     one = selecting(spec, policy)
     whole, killed = (RunContext(spec=one, runs=str(tmp_path / n)) for n in ("whole", "killed"))
     want = Runner().choose(whole)
@@ -181,7 +182,7 @@ def test_killed_selection_ends_as_one_left_alone(spec: RunSpec, tmp_path: Path, 
 
 
 def test_final_training_has_all_base_classes_and_the_chosen_steps(spec: RunSpec, tmp_path: Path) -> None:
-    """Its tensors are those of a run with a fixed budget of that many steps on the same schedule."""
+    """The tensors of the result are those of a run with that fixed number of steps on the same schedule."""
     run = RunContext(spec=selecting(spec), runs=str(tmp_path / "chosen"))
     runner = Runner()
     chosen = runner.choose(run)
@@ -228,7 +229,7 @@ def test_grid_ends_with_all_steps() -> None:
     ({"select": {"points": 3}}, "ignores train.select.points"),
     ({"selection": "published", "select": {"classes": 2}}, "ignores train.select.classes"),
     ({"selection": "published", "stop": 5}, "leave train.stop out"),
-    ({"steps": 5, "stop": 6}, "beyond train.steps"),
+    ({"steps": 5, "stop": 6}, "more than train.steps"),
 ])
 def test_settings_that_would_be_ignored_are_errors(train: dict[str, object], line: str) -> None:
     with pytest.raises(ValidationError, match=line):
@@ -236,7 +237,7 @@ def test_settings_that_would_be_ignored_are_errors(train: dict[str, object], lin
 
 
 def test_names_of_runs_without_selection_are_what_they_were() -> None:
-    """Else every finished run of every workspace would be trained again."""
+    """Otherwise every finished run of every workspace would be trained again."""
     plain = RunSpec(dataset="d", shards="s", data_hash="h", fold=0, method=MethodConfig(name="sansa", preset="debug"),
                     train=TrainConfig(steps=7, shots=5))
     assert plain.name == "d-sansa-debug-f0-k5-s0-6a6f1ba9"
@@ -247,6 +248,6 @@ def test_names_of_runs_without_selection_are_what_they_were() -> None:
 
 def test_tables_say_how_the_steps_were_chosen() -> None:
     base = {"policy": "base-holdout", "held_out": {"1": "a", "2": "b"}}
-    assert describe([base, base]).startswith("number of steps chosen on 2 held-out base classes a fold")
-    assert "on the test episodes themselves" in describe([{"policy": "published", "held_out": {}}])
-    assert describe([{}]) == describe([]) == "fixed number of steps; no selection on novel classes"
+    assert describe_selection([base, base]).startswith("number of steps chosen on 2 held-out base classes a fold")
+    assert "on the test episodes themselves" in describe_selection([{"policy": "published", "held_out": {}}])
+    assert describe_selection([{}]) == describe_selection([]) == "fixed number of steps; no selection on novel classes"

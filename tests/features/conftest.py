@@ -87,7 +87,7 @@ def losses_of(spec: RunSpec, base: str = "") -> Rows:
     if spec.train.features != "off":
         reader = FeatureReader.open(base, model, spec.train.features, pool_bytes=1_000_000)
     data = FoldData.open(spec.shards, spec.fold)
-    history = fit(spec, model, place=WorkerRank(), resume=None, save=lambda step, write: None,
-                  log_row=lambda step, row: None, kept=reader,
+    history = fit(spec, model, worker=WorkerRank(), resume=None, save=lambda step, write: None,
+                  log_row=lambda step, row: None, features=reader,
                   open_stream=lambda position: data.stream(spec, position=position, rank=0, world=1))
     return history.rows

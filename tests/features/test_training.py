@@ -63,5 +63,5 @@ def test_a_photo_that_is_not_there_stops_training(
 def test_settings() -> None:
     """A bare `off` in YAML is false; augmented photos cannot have kept features."""
     assert TrainConfig.model_validate({"features": False}).features == "off"
-    with pytest.raises(ValueError, match="augment=fssam changes every photo anew"):
+    with pytest.raises(ValueError, match="augment=fssam changes every photo"):
         TrainConfig(features="float32", augment="fssam")

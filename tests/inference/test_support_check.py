@@ -90,7 +90,7 @@ def test_the_shipped_champion_is_not_taken_silently(tmp_path: Path, monkeypatch:
         with pytest.raises(Stopped):
             check_before(Recipe.model_validate({"out": str(tmp_path)}), supports=str(supports_file(tmp_path)),
                          images="", bundle=bundle, count=0, price=0, page=str(tmp_path / "page.html"))
-        assert ("taking the one that ships with fss" in capsys.readouterr().err) == told
+        assert ("using the one that ships with fss" in capsys.readouterr().err) == told
 
 
 def test_the_command(bundle: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,

@@ -93,7 +93,7 @@ def test_run_again_it_finds_everything_done(s3_server: S3Server, chain: Run, tmp
     done = demo(store.url, tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "everything is labelled already" in done.stderr
-    assert "runs are finished already" in done.stderr
+    assert "runs are already finished" in done.stderr
     assert {n: s for n, s in store.sizes().items() if n in before} == before
     times = {s["name"]: s["seconds"] for s in json.loads(done.stdout)["stages"]}
     assert times["train and compare"] == next(s["seconds"] for s in first["stages"] if s["name"] == "train and compare")

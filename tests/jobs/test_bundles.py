@@ -47,7 +47,7 @@ def test_list_and_fetch(champion: BundleInfo, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("arguments", "line"), [
     (("fetch", "folds/nobody"), "no bundle 'folds/nobody' ships with this installation (shipped bundles: champion)"),
-    (("fetch", "nobody", "--from", "{tmp}"), "has no bundle 'nobody' (known: none)"),
+    (("fetch", "nobody", "--from", "{tmp}"), "there is no bundle 'nobody' here (known bundles: none)"),
 ])
 def test_mistakes_are_one_line(champion: BundleInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], line: str) -> None:
@@ -68,7 +68,7 @@ def test_labels_come_from_the_shipped_champion_without_any_training(champion: Bu
                  "--set", "label.chunk=8", "--json"]
     own = run_fss(*arguments, "--out", str(tmp_path / "own"))
     assert own.returncode == 0, own.stderr
-    assert f"taking the one that ships with fss (sansa/nano, bundle {champion.bundle_id})" in own.stderr
+    assert f"using the one that ships with fss (sansa/nano, bundle {champion.bundle_id})" in own.stderr
     manifest = json.loads((tmp_path / "own" / "manifest.json").read_text())
     assert manifest["bundle_id"] == champion.bundle_id
     with running_service("", tmp_path / "ws") as service:

@@ -63,7 +63,7 @@ def test_every_command_explains_itself(command: str) -> None:
     (("sweep", "status", "--out", "nowhere"), "no sweep was run here"),
     (("sweep", "resume", "--out", "nowhere"), "no sweep was run here"),
     (("sweep", "cancel", "--out", "nowhere"), "no sweep is under way here"),
-    (("report", "--out", "gs://bucket"), "unknown kind of place"),
+    (("report", "--out", "gs://bucket"), "unsupported URL"),
 ])
 def test_mistakes_end_with_status_2_and_one_line(args: tuple[str, ...], line: str, tmp_path: Path) -> None:
     done = run(*args, cwd=tmp_path)

@@ -61,7 +61,7 @@ def test_label_again_and_through_the_service(bundle: str, tmp_path: Path) -> Non
 @pytest.mark.parametrize(("change", "line"), [
     (("--images", "/nowhere"), "/nowhere: does not exist"),
     (("--supports", "/nowhere.json"), "/nowhere.json: does not exist"),
-    (("--bundle", "/nowhere"), "/nowhere: is no bundle"),
+    (("--bundle", "/nowhere"), "/nowhere: there is no bundle here"),
     (("--service", "http://127.0.0.1:9"), "http://127.0.0.1:9: no service answers"),
     (("--set", "label.chnk=3"), "did you mean 'label.chunk'?"),
     (("--threshold", "2"), "label.threshold"),

@@ -115,7 +115,7 @@ def test_hidden_classes_lend_no_objects(config: PretrainConfig) -> None:
         return sum(len(photos.read(i).masks) for i in range(len(photos)))
 
     assert objects(less) < objects(whole)
-    with pytest.raises(FssError, match="no class 'unicorn'"):
+    with pytest.raises(FssError, match="has a class 'unicorn'"):
         Photos([shards], hide=["unicorn"])
 
 

@@ -24,7 +24,7 @@ from pipelines.config.sweep import SweepConfig
 from pipelines.config.train import TrainConfig
 from pipelines.data.folds import FoldData
 from pipelines.data.shardset import Shards
-from pipelines.evaluation.drive import evaluate_run, scoring
+from pipelines.evaluation.drive import evaluate_run, scoring_config
 from pipelines.evaluation.results import RunResult
 from pipelines.inference.labeler import Labeler
 from pipelines.inference.support_files import read_support_file
@@ -82,11 +82,11 @@ def _run(job: RunContext, recipe: Recipe) -> None:
         model = registry.build(job.spec.method.name, job.spec.method.preset)
         open_stream: Callable[..., Any] = lambda position: data.stream(  # noqa: E731
             job.spec, position=position, rank=0, world=1)
-        history = fit(job.spec, model, place=WorkerRank(), open_stream=open_stream, resume=None,
+        history = fit(job.spec, model, worker=WorkerRank(), open_stream=open_stream, resume=None,
                       save=lambda step, write: None, log_row=lambda step, row: None)
         Store(job.folder).write_json("history.json", history.rows)
         write_bundle(job, model, data, train_s=history.seconds)
-    evaluate_run(job, scoring(recipe))
+    evaluate_run(job, scoring_config(recipe))
 
 
 def _label(recipe: Recipe, shards: Shards, bundle: str) -> str:

@@ -26,7 +26,7 @@ from pipelines.bundles.bundle import load_bundle
 from pipelines.config.recipe import Recipe
 from pipelines.data.episodes import load_episode
 from pipelines.data.folds import FoldData
-from pipelines.evaluation.drive import evaluate_run, scoring
+from pipelines.evaluation.drive import evaluate_run, scoring_config
 from pipelines.evaluation.predict import predict
 from pipelines.labelling.decisions import Decision, add_decisions
 from pipelines.labelling.outputs import write_outputs
@@ -194,7 +194,7 @@ def test_a_later_evaluation_of_a_run_does_not_change_the_report(workspace: Made,
     recipe = workspace.recipe.model_copy(update={"out": str(out)})
     longer = recipe.model_copy(update={"eval": recipe.eval.model_copy(update={"episodes": 24})})
     for result in workspace.results[:2]:
-        evaluate_run(RunContext(spec=result.spec, runs=Workspace(recipe.out).runs), scoring(longer))
+        evaluate_run(RunContext(spec=result.spec, runs=Workspace(recipe.out).runs), scoring_config(longer))
     material = collect(recipe)
     assert material.results == collect(workspace.recipe).results
     row = next(r for r in material.board.rows if r.label == "prior")

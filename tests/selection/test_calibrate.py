@@ -63,7 +63,7 @@ def test_classes_without_photos_are_told(shards: Shards) -> None:
 
 
 class Here:
-    """Ray's part in this process."""
+    """Stands in for Ray: runs the task in this process."""
 
     def remote(self, function: Any) -> Any:
         task = SimpleNamespace(remote=function)
@@ -80,8 +80,8 @@ def test_only_too_few_photos_leave_a_refit_uncalibrated(
     save_bundle(url, registry.build("prior", "nano"))
     with pytest.raises(FssError, match="none"):
         calibrate_refit(recipe, url, f"{tmp_path}/none", Here())
-    assert "uncalibrated" not in capfd.readouterr().err
+    assert "not calibrated" not in capfd.readouterr().err
     monkeypatch.setattr("pipelines.selection.calibrate.draw_sets", lambda *_, **__: [])
     calibrate_refit(recipe, url, shards.url, Here())
-    assert "the champion stays uncalibrated: " in capfd.readouterr().err
+    assert "the champion is not calibrated: " in capfd.readouterr().err
     assert not read_bundle_info(url).calibrator

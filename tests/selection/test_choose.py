@@ -174,7 +174,7 @@ def test_gate(recipe: Recipe) -> None:
     good = result(recipe, 0, 0, 0.6)
     check_gate(row, good)
     check_gate(row, good.model_copy(update={"interval": [0.9, 0.99]}))
-    with pytest.raises(FssError, match="surely less than the cross-validated"):
+    with pytest.raises(FssError, match="significantly less than the cross-validated"):
         check_gate(row, good.model_copy(update={"miou": 0.2, "interval": [0.1, 0.3]}))
 
 

@@ -124,7 +124,7 @@ def test_refused_support_set_is_not_stored(service: Running) -> None:
 @pytest.mark.parametrize(("arguments", "line"), [
     (["--port", "PORT"], "cannot listen on 127.0.0.1:PORT"),
     (["--port", "0", "--host", "0.0.0.0"], "set FSS_TOKEN"),
-    (["--port", "0", "--bundle", ""], "champion: is no bundle"),
+    (["--port", "0", "--bundle", ""], "champion: there is no bundle here"),
 ])
 def test_what_fss_serve_refuses(service: Running, bundle: str, tmp_path: Path, arguments: list[str], line: str,
                                 monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

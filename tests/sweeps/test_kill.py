@@ -89,7 +89,7 @@ PLACES = {
 
 @pytest.fixture(scope="module")
 def quiet_sweep(shapes_shards: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
-    """What a sweep of two folds gives that nobody disturbs."""
+    """Results of an undisturbed sweep of two folds."""
     return _sweep(tmp_path_factory.mktemp("quiet"), shapes_shards)
 
 

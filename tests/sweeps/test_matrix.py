@@ -14,7 +14,7 @@ from pipelines.config.recipe import Recipe
 from pipelines.config.run import RunSpec
 from pipelines.config.sweep import SweepConfig
 from pipelines.config.train import TrainConfig
-from pipelines.sweeps.matrix import cells, only_cell, sweep_specs
+from pipelines.sweeps.matrix import expand_matrix, only_cell, sweep_specs
 
 
 def recipe(**matrix: list[object]) -> Recipe:
@@ -27,14 +27,14 @@ def specs(one: Recipe) -> list[RunSpec]:
 
 
 def test_without_a_matrix_there_is_one_cell() -> None:
-    (cell,) = cells(recipe())
+    (cell,) = expand_matrix(recipe())
     assert (cell.label, cell.suffix) == ("", "")
     assert cell.recipe == recipe() == only_cell(recipe())
 
 
 def test_a_matrix_of_one_cell_is_a_plain_sweep() -> None:
-    """Else its table has a name that `fss promote` and `fss report` do not look for."""
-    (cell,) = cells(recipe(**{"eval.shots": [5]}))
+    """Otherwise its table would have a name that `fss promote` and `fss report` do not look for."""
+    (cell,) = expand_matrix(recipe(**{"eval.shots": [5]}))
     assert (cell.label, cell.suffix) == ("", "")
     assert cell.recipe.eval.shots == 5
     assert only_cell(recipe(**{"eval.shots": [5]})) == cell.recipe
@@ -45,7 +45,7 @@ def test_every_combination_is_a_cell_and_methods_multiply_within() -> None:
     one = recipe(**{"preset": ["debug", "nano"], "shots": [1, 5], "train.lr": [0.1, 0.2, 0.3],
                     "dataset": [{"name": "shapes"}, {"name": "more", "source": {"format": "shapes", "seed": 4}}],
                     "methods.1.config.factor": [0.3, 0.8]})
-    found = cells(one)
+    found = expand_matrix(one)
     assert len(found) == 2 * 3 * 2
     assert len({c.label for c in found}) == len({c.suffix for c in found}) == 12
     assert found[0].label == "dataset=shapes shots=1 train.lr=0.1"
@@ -62,24 +62,24 @@ def test_every_combination_is_a_cell_and_methods_multiply_within() -> None:
 
 def test_a_list_of_episodes_keeps_its_own_shots() -> None:
     one = recipe(shots=[1, 5]).model_copy(update={"eval": EvalConfig(list="lists/fold{fold}.parquet")})
-    assert [c.recipe.eval.shots for c in cells(one)] == [1, 1]
+    assert [c.recipe.eval.shots for c in expand_matrix(one)] == [1, 1]
 
 
 @pytest.mark.parametrize(("matrix", "line"), [
     ({"train.stesp": [1]}, "train.stesp"),
     ({"train.lr": ["fast"]}, "train.lr"),
     ({"train.lr": []}, "train.lr has no values"),
-    ({"methods.7.preset": ["nano"]}, "no setting of one of 2 methods"),
+    ({"methods.7.preset": ["nano"]}, "not a setting of one of the 2 methods"),
     ({"methods": [[]]}, "methods"),
     ({"sweep.folds": [[0]]}, "not of a run"),
     ({"train.select": [{"points": 2}]}, "ignores train.select.points"),
 ])
 def test_mistakes_are_one_clear_line(matrix: dict[str, list[object]], line: str) -> None:
     if matrix == {"methods": [[]]}:
-        assert cells(recipe(**matrix))[0].recipe.methods == []
+        assert expand_matrix(recipe(**matrix))[0].recipe.methods == []
         return
     with pytest.raises(FssError, match=line) as error:
-        cells(recipe(**matrix))
+        expand_matrix(recipe(**matrix))
     assert "\n" not in str(error.value)
 
 
@@ -90,6 +90,6 @@ def test_commands_that_need_one_table_say_so(tmp_path: Path) -> None:
 
     one = recipe(shots=[1, 5]).model_copy(update={"out": str(tmp_path / "out")})
     for act in (promote, collect_results, run_sweep, lambda r: run_one(r, method="sansa", fold=0, seed=0)):
-        with pytest.raises(FssError, match="is 2 comparisons"):
+        with pytest.raises(FssError, match="has 2 comparisons"):
             act(one)
     assert not list(tmp_path.iterdir())

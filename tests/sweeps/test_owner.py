@@ -17,15 +17,15 @@ from fss_models.errors import FssError
 from infra.local.s3 import S3Server
 from pipelines.base.storage import Store
 from pipelines.sweeps import owner
-from pipelines.sweeps.owner import CANCEL, OWNER, cancel, is_alive, owning
+from pipelines.sweeps.owner import CANCEL, OWNER, cancel, is_alive, own_workspace
 from pipelines.sweeps.watch import RunState, SweepWatch, format_state, read_state
 
 HOLD = """
 import sys, time
 from pipelines.sweeps import owner
-from pipelines.sweeps.owner import owning
+from pipelines.sweeps.owner import own_workspace
 owner.BEAT_S = 0.5
-with owning(sys.argv[1]) as held:
+with own_workspace(sys.argv[1]) as held:
     print("held", flush=True)
     try:
         time.sleep(120)
@@ -53,7 +53,7 @@ def holder(tmp_path: Path) -> Iterator[object]:
 
 
 def refused(where: str) -> str:
-    with pytest.raises(FssError) as error, owning(where):
+    with pytest.raises(FssError) as error, own_workspace(where):
         raise AssertionError("two owners")
     assert "\n" not in str(error.value)
     return str(error.value)
@@ -69,7 +69,7 @@ def check_life(where: str, holder: object) -> None:
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not is_alive(Store(where))
-    with owning(where) as held:
+    with own_workspace(where) as held:
         assert held.ended == ""
     assert not Store(where).exists(OWNER)
 
@@ -82,7 +82,7 @@ def check_life(where: str, holder: object) -> None:
     assert not Store(where).exists(CANCEL)
     with pytest.raises(FssError, match="no sweep is under way"):
         cancel(where)
-    with owning(where):
+    with own_workspace(where):
         pass
 
 
@@ -98,7 +98,7 @@ def test_a_bucket_has_one_owner(s3_server: S3Server, holder: object, monkeypatch
 def test_an_owner_elsewhere_is_given_up_when_its_beat_stands_still(
     s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its process cannot be looked at from here; its clock may be wrong by hours."""
+    """The process of an owner on another machine cannot be inspected, and its clock may be wrong by hours."""
     monkeypatch.setattr(owner, "BEAT_S", 0.4)
     place = f"{s3_server.url}/elsewhere"
     about = {"id": "x", "host": "another-machine", "pid": 1, "born": 0.0, "beat": 7}
@@ -109,7 +109,7 @@ def test_an_owner_elsewhere_is_given_up_when_its_beat_stands_still(
     store.write_json(OWNER, about | {"time": time.time() - 7200})
     assert not is_alive(store)
     began = time.monotonic()
-    with owning(place):
+    with own_workspace(place):
         assert time.monotonic() - began > 3 * 0.4, "it looked whether the beat goes on"
 
 
@@ -132,14 +132,14 @@ def test_two_claims_on_a_bucket_at_once_leave_one_owner(
 
 
 def test_storage_that_refuses_ends_no_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither does the owner give way, nor does its workspace read as free."""
+    """The owner keeps the workspace, and the workspace does not count as free."""
     def refuse(self: Store, relative: str = "") -> bytes:
         asked.append(relative)
         raise FssError("refuses the credentials", where=self.path(relative))
 
     monkeypatch.setattr(owner, "BEAT_S", 0.1)
     asked: list[str] = []
-    with owning(str(tmp_path)) as held:
+    with own_workspace(str(tmp_path)) as held:
         with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
             patch.setattr(Store, "read_bytes", refuse)
             time.sleep(0.5)
@@ -159,10 +159,10 @@ def test_state_of_a_killed_sweep_reads_as_stopped(tmp_path: Path) -> None:
     with SweepWatch(str(tmp_path), "s", rows) as watch:
         watch.update({"run-0": {"stage": "training", "step": 4, "of": 10, "loss": 0.5, "episodes_per_s": 2.0,
                                 "left_s": 3.0}}, 100.0)
-    with owning(str(tmp_path)):
+    with own_workspace(str(tmp_path)):
         state = read_state(str(tmp_path))
         assert state.status == "running"
-        assert state.line == "0 of 3 runs done, 1 under way, 2 waiting; 2 min left"
+        assert state.line == "0 of 3 runs done, 1 under way, 2 waiting; about 2 min left"
         table = format_state(state)
         assert re.search(r"run-0 +training +4/10 +0.500 +2.0 +3 s", table)
         assert "run-2 ([x]=1)" in table

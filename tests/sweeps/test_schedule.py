@@ -16,7 +16,7 @@ def makespan(tasks: Sequence[QueuedRun], machines: Sequence[Machine], limit: int
     """The seconds until all is done; the machines are checked at every step. `lengths`: what runs really take."""
     schedule = Schedule(machines, limit)
     schedule.add(tasks)
-    assert schedule.misfit() is None
+    assert schedule.find_misfit() is None
     now, ends, done = 0.0, [], set()
     while schedule.busy:
         for task in schedule.start():
@@ -35,19 +35,19 @@ def check_room(schedule: Schedule, limit: int) -> None:
     cpus = [0.0] * len(schedule.machines)
     gpus = [[0.0] * len(m.gpus) for m in schedule.machines]
     for task, where in schedule.under_way.values():
-        assert len(where) == task.need.workers
+        assert len(where) == task.resources.workers
         for machine, on in where:
-            cpus[machine] += task.need.cpus
-            assert len(on) == (round(task.need.gpus) if task.need.gpus >= 1 else int(task.need.gpus > 0))
+            cpus[machine] += task.resources.cpus
+            assert len(on) == (round(task.resources.gpus) if task.resources.gpus >= 1 else int(task.resources.gpus > 0))
             for g in on:
-                gpus[machine][g] += min(task.need.gpus, 1.0)
+                gpus[machine][g] += min(task.resources.gpus, 1.0)
     assert all(c <= m.cpus + SLACK for c, m in zip(cpus, schedule.machines, strict=True))
     assert all(share <= 1 + SLACK for each in gpus for share in each)
     assert not limit or len(schedule.under_way) <= limit
 
 
 def tasks_of(seconds: Sequence[float], *needs: RunResources) -> list[QueuedRun]:
-    return [QueuedRun(key=str(i), need=needs[i % len(needs)], seconds=s) for i, s in enumerate(seconds)]
+    return [QueuedRun(key=str(i), resources=needs[i % len(needs)], seconds=s) for i, s in enumerate(seconds)]
 
 
 def test_longest_first_fills_two_cores() -> None:
@@ -97,18 +97,18 @@ def test_what_fits_nowhere_is_known_beforehand() -> None:
     """Three CPUs on two machines of two are not one run of three."""
     schedule = Schedule([Machine(cpus=2), Machine(cpus=2)])
     schedule.add(tasks_of([1.0], RunResources(cpus=3)))
-    assert schedule.misfit() is not None
+    assert schedule.find_misfit() is not None
     assert schedule.start() == []
     spread = Schedule([Machine(cpus=2), Machine(cpus=2)])
     spread.add(tasks_of([1.0], RunResources(cpus=1.5, workers=2)))
-    assert spread.misfit() is None
+    assert spread.find_misfit() is None
 
 
 def test_better_estimates_change_the_order() -> None:
     schedule = Schedule([Machine(cpus=1)])
     schedule.add(tasks_of([5, 3, 1], RunResources(cpus=1)))
     assert [t.key for t in schedule.start()] == ["0"]
-    schedule.expect({"2": 50.0, "0": 1.0})
+    schedule.update_lengths({"2": 50.0, "0": 1.0})
     schedule.finish("0")
     assert [t.key for t in schedule.start()] == ["2"]
 
@@ -129,6 +129,6 @@ def test_a_cluster_that_grows_or_shrinks_is_used_as_it_is() -> None:
 def test_time_left_counts_what_waits_behind() -> None:
     schedule = Schedule([Machine(cpus=2)])
     schedule.add(tasks_of([4, 4, 4], RunResources(cpus=1)))
-    assert schedule.left() == 8
+    assert schedule.seconds_left() == 8
     schedule.start()
-    assert schedule.left({"0": 1.0, "1": 3.0}) == 5
+    assert schedule.seconds_left({"0": 1.0, "1": 3.0}) == 5

@@ -20,7 +20,7 @@ from pipelines.config.recipe import Recipe
 from pipelines.config.run import RunSpec
 from pipelines.config.train import SelectConfig
 from pipelines.data.shardset import Shards
-from pipelines.evaluation.drive import failed_result, scoring
+from pipelines.evaluation.drive import failed_result, scoring_config
 from pipelines.evaluation.results import RunResult, read_counts
 from pipelines.evaluation.score import eval_bundle
 from pipelines.selection.choose import format_leaderboard, make_leaderboard
@@ -45,12 +45,12 @@ def test_chain(debug_recipe: Recipe, ray_cluster: object, capfd: pytest.CaptureF
     assert all(r.seconds > 0 for r in board.rows)
     capfd.readouterr()
     assert run_sweep(recipe) == results, "a second sweep computes nothing new"
-    assert "4 of 4 runs are finished already" in capfd.readouterr().err
+    assert "4 of 4 runs are already finished" in capfd.readouterr().err
     assert collect_results(recipe) == results
 
-    with pytest.raises(FssError, match="of other methods than the recipe's"):
+    with pytest.raises(FssError, match="has other methods than the recipe"):
         promote(recipe.model_copy(update={"methods": recipe.methods[:1]}))
-    with pytest.raises(FssError, match="of other settings than the recipe's"):
+    with pytest.raises(FssError, match="made with other settings than the recipe's"):
         promote(recipe.model_copy(update={"train": recipe.train.model_copy(update={"steps": 3})}))
     info = promote(recipe)
     assert info.metrics["cross_validated"]["miou"] == pytest.approx(board.rows[0].miou) or board.rows[0].untrained
@@ -155,7 +155,7 @@ def test_a_mistake_on_any_worker_ends_all_with_its_line(world: int, monkeypatch:
     with pytest.raises(FssError) as mistake:
         worker.train_worker({"run": run})
     lost = RuntimeError("[gloo] Connection closed by peer")
-    result = failed_result(run, scoring(Recipe()), WorkerGroupError("several", {0: lost, 1: mistake.value}))
+    result = failed_result(run, scoring_config(Recipe()), WorkerGroupError("several", {0: lost, 1: mistake.value}))
     assert result.error == "weights.pt: is not there"
     assert not result.retryable
 
@@ -185,7 +185,7 @@ def test_shipped_weights_that_saw_test_photos_are_refused_before_training(
     def planned(**method: str) -> int:
         return len(plan_sweep(debug_recipe.model_copy(update={"methods": [MethodConfig(**method)]})))
 
-    with pytest.raises(FssError, match=f"ship for nano have seen 1 of .* test photos .first: {row['file_name']}"):
+    with pytest.raises(FssError, match=f"ship for nano were trained on 1 of .* test photos .first: {row['file_name']}"):
         planned(name="sansa")
     for other in ({"name": "sansa", "weights": "random"}, {"name": "sansa", "preset": "debug"}, {"name": "prior"}):
         assert planned(**other) == 2
@@ -197,9 +197,9 @@ def test_mistakes_are_named(debug_recipe: Recipe, ray_cluster: object, tmp_path:
     with pytest.raises(FssError, match="no method 'sanza'"):
         run_one(debug_recipe, method="sanza", fold=0, seed=0)
     greedy = debug_recipe.sweep.model_copy(update={"cpus_per_run": 64.0})
-    with pytest.raises(FssError, match="asks for 64 CPU but the cluster has"):
+    with pytest.raises(FssError, match="needs 64 CPU, but the cluster has"):
         run_one(debug_recipe.model_copy(update={"sweep": greedy}), method="prior", fold=0, seed=0)
-    with pytest.raises(FssError, match="is no bundle"):
+    with pytest.raises(FssError, match="there is no bundle here"):
         eval_bundle(debug_recipe, bundle=str(tmp_path), fold=0)
     for wrong, message in ((MethodConfig(name="sansa", preset="debug", config={"factr": 1}), "unknown setting 'factr'"),
                            (MethodConfig(name="sansa", preset="debgu"), "unknown preset 'debgu'"),

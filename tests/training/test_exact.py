@@ -45,8 +45,8 @@ def train_part(rank: int, world: int, folder: str, spec_json: str, stop: int = 0
 
     kept = Path(folder, "checkpoint")
     kept.mkdir(exist_ok=True)
-    fit(spec, model, place=WorkerRank(rank=rank, world=world), resume=kept if resume else None, keep=keep, stop=stop,
-        save=lambda step, write: write(kept),
+    fit(spec, model, worker=WorkerRank(rank=rank, world=world), resume=kept if resume else None, on_step=keep,
+        stop=stop, save=lambda step, write: write(kept),
         open_stream=lambda position: data.stream(spec, position=position, rank=rank, world=world),
         log_row=lambda step, row: None)
     torch.save(found, f"{folder}/world{world}-rank{rank}.pt")
@@ -55,7 +55,7 @@ def train_part(rank: int, world: int, folder: str, spec_json: str, stop: int = 0
 
 
 def still(spec: RunSpec, method: str) -> RunSpec:
-    """Without what each worker draws for itself: flips; and without clipping, which would hide a factor.
+    """The spec without flips and dropout, which each worker draws for itself, and clipping, which hides a factor.
 
     The rate is small, since AdamW makes whole steps of the rounding of gradients that are nearly 0.
     """

@@ -117,7 +117,7 @@ def test_checkpoint_of_another_run_is_refused(spec: RunSpec, run_loop: Run, tmp_
 def test_folder_that_is_no_checkpoint_is_refused(spec: RunSpec, tmp_path: Path) -> None:
     from pipelines.training.state import load_state
 
-    with pytest.raises(FssError, match="is no checkpoint"):
+    with pytest.raises(FssError, match="is not a checkpoint"):
         load_state(tmp_path, spec, None, None, rank=0, world=1)  # type: ignore[arg-type]
 
 

@@ -44,7 +44,7 @@ class FewShotScores:
 def few_shot(model: Segmenter, shards: Shards, episodes: EpisodeList, recipe: Recipe, title: str) -> FewShotScores:
     """Score a model on a list by the recipe's protocol."""
     with Bar(title, len(episodes), unit="episodes") as bar:
-        table, _ = score_episodes(model, shards, episodes, recipe.eval, told=bar.to)
+        table, _ = score_episodes(model, shards, episodes, recipe.eval, on_progress=bar.to)
     return scores_of_counts(table_counts(table), shards, recipe, episodes)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from fss_models.errors import FssError
 from fss_models.segmenter import Segmenter
 from pipelines.base.progress import Bar
-from pipelines.bundles.bundle import BundleInfo, base_model, load_bundle, read_bundle_info
+from pipelines.bundles.bundle import BundleInfo, build_base_model, load_bundle, read_bundle_info
 from pipelines.config.recipe import Recipe
 from pipelines.data.ensure import ensure_shards
 from pipelines.data.episodes import Episode, EpisodeList
@@ -60,7 +60,7 @@ class Study:
     @cached_property
     def frozen(self) -> Segmenter:
         """The same method, preset, configuration and seed, without what was trained."""
-        return base_model(self.info, self.url).to(self.device).eval()
+        return build_base_model(self.info, self.url).to(self.device).eval()
 
     @property
     def both(self) -> dict[str, Segmenter]:

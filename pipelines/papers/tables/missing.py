@@ -11,7 +11,7 @@ from fss_models.sam2_core.presets import RANDOM
 from fss_models.settings import weight_fields
 from pipelines.base.storage import Store
 from pipelines.base.workspace import Workspace
-from pipelines.bundles.weights import fetch, is_here
+from pipelines.bundles.weights import fetch, is_fetched
 from pipelines.config.data import BENCHMARKS, DataConfig
 from pipelines.config.method import MethodConfig
 from pipelines.config.recipe import Recipe
@@ -53,7 +53,7 @@ def find_missing(cells: Sequence[TableCell]) -> list[MissingFile]:
         for part in datasets(cell.recipe):
             if part.name not in data and (found := _missing_data(part, cell.recipe.out)):
                 data[part.name] = found
-        files |= {place: sha for place, sha in weight_files(cell.method) if not is_here(place)}
+        files |= {place: sha for place, sha in weight_files(cell.method) if not is_fetched(place)}
     if data or any("://" not in place for place in files):
         return [*data.values(), *(_missing_file(place) for place in files)]
     return [missing for place, sha in files.items() if (missing := _fetched(place, sha))]

@@ -52,7 +52,7 @@ def bundle(recipe: Recipe, shards: Shards) -> str:
     run, data = RunContext(spec=spec, runs=Workspace(recipe.out).runs), FoldData.open(shards.url, 0)
     model = registry.build("sansa", "debug")
     open_stream: Callable[..., Any] = lambda position: data.stream(spec, position=position, rank=0, world=1)  # noqa: E731
-    history = fit(spec, model, place=WorkerRank(), open_stream=open_stream, resume=None, save=lambda step, write: None,
+    history = fit(spec, model, worker=WorkerRank(), open_stream=open_stream, resume=None, save=lambda step, write: None,
                   log_row=lambda step, row: None)
     write_bundle(run, model, data, train_s=history.seconds)
     return run.bundle

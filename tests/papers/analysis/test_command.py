@@ -43,7 +43,7 @@ def test_a_bundle_that_is_not_there(command: str, tmp_path: Path, monkeypatch: p
     args = ["--bundles", "nowhere,nowhere,nowhere,nowhere"] if command == "transfer" else ["--bundle", "nowhere"]
     answer = CliRunner().invoke(make_app(), ["analyse", command, *args])
     assert isinstance(answer.exception, FssError)
-    assert "is no bundle" in str(answer.exception)
+    assert "there is no bundle here" in str(answer.exception)
     assert list(tmp_path.iterdir()) == []  # no shards were built for a bundle that is not there
 
 

@@ -22,7 +22,7 @@ from pipelines.config.data import DataConfig
 from pipelines.config.method import method_labels
 from pipelines.config.recipe import Recipe
 from pipelines.data.folds import FoldData
-from pipelines.evaluation.drive import evaluate_run, failed_result, measure_latency, read_finished, scoring
+from pipelines.evaluation.drive import evaluate_run, failed_result, measure_latency, read_finished, scoring_config
 from pipelines.evaluation.results import RunResult
 from pipelines.papers.tables.outcome import outcome
 from pipelines.papers.tables.show import text
@@ -95,14 +95,14 @@ def no_workers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def _run(run: RunContext, recipe: Recipe, done: list[str]) -> RunResult:
-    spec, scored, data = run.spec, scoring(recipe), FoldData.of(run.spec)
+    spec, scored, data = run.spec, scoring_config(recipe), FoldData.of(run.spec)
     if known := read_finished(run, scored):
         return known
     try:
         if spec.trains and not Store(run.bundle).exists("bundle.json"):
             done.append(f"train {spec.method.name} {spec.fold}")
             model = registry.build(spec.method.name, spec.method.preset, spec.method.config)
-            fit(spec, model, place=WorkerRank(), resume=None, save=lambda step, write: None, log_row=lambda step,
+            fit(spec, model, worker=WorkerRank(), resume=None, save=lambda step, write: None, log_row=lambda step,
                 row: None, open_stream=lambda position: data.stream(spec, position=position, rank=0, world=1))
             write_bundle(run, model, data, train_s=0.0)
         done.append(f"score {spec.method.name} {spec.fold} {recipe.eval.shots}")
