@@ -54,7 +54,7 @@ def build_method(method: MethodConfig, seed: int) -> Segmenter:
                        seed=seed)
 
 
-def describe(model: Segmenter, precision: Precision) -> FeatureFolderInfo:
+def describe_frozen_part(model: Segmenter, precision: Precision) -> FeatureFolderInfo:
     """What `model`'s kept features are. Costs one image's encoding and a pass over the frozen values.
 
     Raises `FssError` for a method whose `frozen_part` is empty.

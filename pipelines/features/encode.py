@@ -48,20 +48,20 @@ class PartEncoder:
         self._model: Segmenter | None = None
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """{"wanted": pickled by the driver} -> {"records", "error"}: a mistake travels as a line, not in a trace."""
-        wanted: list[MissingRecords] = pickle.loads(row["wanted"])
+        """{"missing": pickled by the driver} -> {"records", "error"}: a mistake travels as a line, not in a trace."""
+        missing: list[MissingRecords] = pickle.loads(row["missing"])
         try:
-            photos, records = self._encode(wanted)
+            photos, records = self._encode(missing)
             self._folder.write(photos, records)
         except FssError as error:
             return {"records": 0, "error": str(error)}
         return {"records": len(photos), "error": ""}
 
-    def _encode(self, wanted: Sequence[MissingRecords]) -> tuple[list[PhotoKey], list[bytes]]:
+    def _encode(self, missing: Sequence[MissingRecords]) -> tuple[list[PhotoKey], list[bytes]]:
         photos: list[PhotoKey] = []
         records: list[bytes] = []
         pictures: list[np.ndarray] = []
-        for one, pixels in _pixels(wanted):
+        for one, pixels in _pixels(missing):
             for mirrored in one.mirrored:
                 photos.append(PhotoKey(one.sha256, one.height, one.width, mirrored))
                 pictures.append(np.ascontiguousarray(pixels[:, ::-1]) if mirrored else pixels)
@@ -87,10 +87,10 @@ class PartEncoder:
         return self._model
 
 
-def _pixels(wanted: Sequence[MissingRecords]) -> Iterator[tuple[MissingRecords, np.ndarray]]:
+def _pixels(missing: Sequence[MissingRecords]) -> Iterator[tuple[MissingRecords, np.ndarray]]:
     """Decoded photos [H, W, 3] uint8; each row group of the image table is read once."""
     places: dict[tuple[str, int], dict[int, list[MissingRecords]]] = defaultdict(lambda: defaultdict(list))
-    for one in wanted:
+    for one in missing:
         places[one.shards, one.part][one.row // GROUP_ROWS].append(one)
     for (shards, part), groups in places.items():
         with Store(shards).open_parquet(part_name(part)) as file:

@@ -47,10 +47,10 @@ class RecordLocation(NamedTuple):
 class RangedStore(Store):
     """A `Store` that reads pieces of files, many at a time where the place allows it."""
 
-    def read_ranges(self, wanted: Sequence[tuple[str, int, int]]) -> list[bytes]:
+    def read_ranges(self, ranges: Sequence[tuple[str, int, int]]) -> list[bytes]:
         """The bytes [start, end) of (relative path, start, end), in order; shorter where a file ends early."""
-        paths, starts, ends = [self.path(w[0]) for w in wanted], [w[1] for w in wanted], [w[2] for w in wanted]
-        first = wanted[0][0] if wanted else ""
+        paths, starts, ends = [self.path(w[0]) for w in ranges], [w[1] for w in ranges], [w[2] for w in ranges]
+        first = ranges[0][0] if ranges else ""
         return list(self._try("read", first, lambda: self.fs.cat_ranges(paths, starts, ends, on_error="raise")))
 
 
@@ -79,7 +79,7 @@ class FeatureFolder:
                            mend="delete it, then run `fss features build`") from error
 
     @cached_property
-    def held(self) -> dict[PhotoKey, RecordLocation]:
+    def locations(self) -> dict[PhotoKey, RecordLocation]:
         """Every record that can be read: parts that are missing or cut short do not count."""
         names = self.store.list("index", suffix=".parquet")
         sizes = self.store.sizes("parts") if names and self.store.exists("parts") else {}
@@ -93,13 +93,13 @@ class FeatureFolder:
                               RecordLocation(part, r["row"], r["crc32"]) for r in table.to_pylist()}
         return found
 
-    def read(self, spots: Sequence[RecordLocation]) -> list[bytes]:
+    def read(self, locations: Sequence[RecordLocation]) -> list[bytes]:
         """Records. Raises `FssError` naming the part that is damaged."""
         size = self.layout.record_bytes
-        found = self.store.read_ranges([(part_name(s.part), s.row * size, (s.row + 1) * size) for s in spots])
-        for spot, record in zip(spots, found, strict=True):
-            if len(record) != size or zlib.crc32(record) != spot.crc32:
-                raise damaged(self.store, spot.part)
+        found = self.store.read_ranges([(part_name(s.part), s.row * size, (s.row + 1) * size) for s in locations])
+        for location, record in zip(locations, found, strict=True):
+            if len(record) != size or zlib.crc32(record) != location.crc32:
+                raise damaged_part_error(self.store, location.part)
         return found
 
     def write(self, photos: Sequence[PhotoKey], records: Sequence[bytes]) -> None:
@@ -118,10 +118,10 @@ class FeatureFolder:
 
     def verify(self) -> int:
         """Read every part whole; how many there are. Raises `FssError` naming the first whose hash is not its name."""
-        parts = sorted({s.part for s in self.held.values()})
+        parts = sorted({s.part for s in self.locations.values()})
         for part in parts:
             if hashlib.sha256(self.store.read_bytes(part_name(part))).hexdigest() != part:
-                raise damaged(self.store, part)
+                raise damaged_part_error(self.store, part)
         return len(parts)
 
 
@@ -130,7 +130,7 @@ def part_name(part: str) -> str:
     return f"parts/{part}.bin"
 
 
-def damaged(store: Store, part: str) -> FssError:
+def damaged_part_error(store: Store, part: str) -> FssError:
     """The line about a part whose bytes are not what its name says."""
     return FssError(f"features part {part} is damaged", where=store.path(part_name(part)),
                     mend="delete that file and run `fss features build`")

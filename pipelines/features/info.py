@@ -24,8 +24,8 @@ def describe_features(base: str, *, verify: bool = False) -> list[dict[str, Any]
             folder = FeatureFolder.open(base, name)
             about = folder.about
             facts |= {"id": about.id, "precision": about.precision, "encoder": about.encoder,
-                      "maps": {k: list(v) for k, v in about.maps.items()}, "records": len(folder.held),
-                      "photos": len({p.sha256 for p in folder.held}), "record_bytes": folder.layout.record_bytes}
+                      "maps": {k: list(v) for k, v in about.maps.items()}, "records": len(folder.locations),
+                      "photos": len({p.sha256 for p in folder.locations}), "record_bytes": folder.layout.record_bytes}
             facts |= {"verified_parts": folder.verify()} if verify else {}
         found.append(facts)
     return found

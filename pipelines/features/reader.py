@@ -11,7 +11,7 @@ from fss_models.clip import Features
 from fss_models.errors import FssError
 from fss_models.segmenter import Segmenter
 from pipelines.data.schema import PhotoKey
-from pipelines.features.about import check_probe, describe
+from pipelines.features.about import check_probe, describe_frozen_part
 from pipelines.features.folder import FeatureFolder, RecordLocation
 from pipelines.features.records import Precision
 
@@ -23,7 +23,7 @@ class FeatureReader:
     """
 
     def __init__(self, folder: FeatureFolder, *, pool_bytes: int) -> None:
-        self._folder, self._spots = folder, folder.held
+        self._folder, self._locations = folder, folder.locations
         self._room = pool_bytes // folder.layout.record_bytes
         self._pool: OrderedDict[PhotoKey, bytes] = OrderedDict()
 
@@ -34,7 +34,7 @@ class FeatureReader:
         Raises `FssError` where there are none, for a method without a frozen part, and for features that other code
         has kept.
         """
-        folder = FeatureFolder.open(base, describe(model, precision).name)
+        folder = FeatureFolder.open(base, describe_frozen_part(model, precision).name)
         check_probe(model, folder.about, where=folder.store.url)
         return FeatureReader(folder, pool_bytes=pool_bytes)
 
@@ -46,7 +46,7 @@ class FeatureReader:
         here = {p: self._pool[p] for p in photos if p in self._pool}
         missing = [p for p in dict.fromkeys(photos) if p not in here]
         if missing:
-            here |= zip(missing, self._folder.read([self._spot(p) for p in missing]), strict=True)
+            here |= zip(missing, self._folder.read([self._location(p) for p in missing]), strict=True)
         for photo in here:
             self._pool[photo] = here[photo]
             self._pool.move_to_end(photo)
@@ -55,9 +55,9 @@ class FeatureReader:
         sizes = torch.tensor([[p.height, p.width] for p in photos], dtype=torch.int64)
         return Features(maps=self._folder.layout.unpack([here[p] for p in photos]), sizes=sizes)
 
-    def _spot(self, photo: PhotoKey) -> RecordLocation:
+    def _location(self, photo: PhotoKey) -> RecordLocation:
         try:
-            return self._spots[photo]
+            return self._locations[photo]
         except KeyError:
             kind = "the mirrored photo" if photo.mirrored else "photo"
             raise FssError(f"no features of {kind} {photo.sha256[:16]}", where=self._folder.store.url,

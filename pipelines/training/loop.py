@@ -23,7 +23,7 @@ from fss_models.methods.fssam.training import Augmentation
 from fss_models.segmenter import Segmenter
 from pipelines.config.run import RunSpec
 from pipelines.config.train import TrainConfig
-from pipelines.data.collate import Kept, make_clip
+from pipelines.data.collate import ReadFeatures, make_clip
 from pipelines.data.mixture import MixedStream
 from pipelines.data.stream import EpisodeStream
 from pipelines.training.state import History, load_state, save_state
@@ -66,7 +66,7 @@ def lr_at(step: int, train: TrainConfig) -> float:
 
 
 def fit(spec: RunSpec, model: Segmenter, *, place: WorkerRank, open_stream: OpenStream, resume: Path | None,
-        save: Save, log_row: Log, kept: Kept | None = None, stop: int = 0, keep: Keep | None = None) -> History:
+        save: Save, log_row: Log, kept: ReadFeatures | None = None, stop: int = 0, keep: Keep | None = None) -> History:
     """Train `model` in place up to `spec.steps` (or `stop`), from the checkpoint folder `resume` where there is one.
 
     `kept` reads the features of photos that `open_stream` leaves undecoded (`train.features`); `keep` sees the model
@@ -173,7 +173,7 @@ class _Window:
 
 
 def _clips(spec: RunSpec, model: Segmenter, stream: Stream, place: WorkerRank, step: int,
-           kept: Kept | None) -> Iterator[tuple[Clip, Any]]:
+           kept: ReadFeatures | None) -> Iterator[tuple[Clip, Any]]:
     """Batches with the stream's position after each. Flips and prompts depend on (seed, rank, step) alone."""
     train = spec.train
     for samples in stream:
@@ -181,7 +181,7 @@ def _clips(spec: RunSpec, model: Segmenter, stream: Stream, place: WorkerRank, s
         rng = np.random.default_rng([spec.seed, place.rank, step])
         augment = Augmentation(crop=model.side, scale=train.augment_scale) if train.augment == "fssam" else None
         clip = make_clip(model, samples, rng, flip=train.flip, vary_shots=train.vary_shots, prompts=train.prompts,
-                         augment=augment, kept=kept)
+                         augment=augment, read_features=kept)
         yield clip, position
         step += 1
 

@@ -103,6 +103,6 @@ def test_memory_holds_ids_not_polygons(tmp_path: Path, monkeypatch: pytest.Monke
     kept, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert size > 3_000_000
-    assert len(source.items[0].marks) == 1000 * 16
+    assert len(source.items[0].annotations) == 1000 * 16
     assert kept < size / 20
     assert peak < size / 3

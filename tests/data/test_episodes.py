@@ -68,7 +68,7 @@ def test_a_changed_list_is_refused(shards: Shards) -> None:
     table = pq.read_table(shards.store.path(name))
     changed = table.set_column(3, "query", [list(reversed(table["query"].to_pylist()))])
     pq.write_table(changed.cast(table.schema), shards.store.path(name))
-    with pytest.raises(FssError, match="not what its hash says"):
+    with pytest.raises(FssError, match="does not match its content hash"):
         read_episodes(shards, name)
 
 

@@ -45,7 +45,7 @@ def _item(source: Source, stem: str) -> SourceImage:
 
 def _marks(source: Source, number: int) -> ImageMasks:
     item = _item(source, Path(exports.name(number)).stem)
-    return source.mark(item, source.fetch(item), HEIGHT, WIDTH)
+    return source.rasterise(item, source.fetch(item), HEIGHT, WIDTH)
 
 
 def _iou(a: np.ndarray, b: np.ndarray) -> float:
@@ -62,7 +62,7 @@ def test_every_layout_gives_the_same_masks(layout: str, tmp_path: Path) -> None:
     assert {Path(i.file_name).stem for i in source.items} == truth.keys()
     least = 1.0
     for item in source.items:
-        marks = source.mark(item, source.fetch(item), HEIGHT, WIDTH)
+        marks = source.rasterise(item, source.fetch(item), HEIGHT, WIDTH)
         assert not marks.problems
         assert source.fetch(item).data == exports.photo(int(Path(item.file_name).stem[-6:]))
         found = {source.classes[m.class_id]: rle.decode(m.rle, HEIGHT, WIDTH) for m in marks.instances}
@@ -124,7 +124,7 @@ def test_yolo_mistakes_are_told_by_line(tmp_path: Path) -> None:
         _marks(source, 1)
     assert [(f.file_name, f.stage) for f in source.failures] == [("labels/train/ghost.txt", "index")]
     empty = _item(source, "empty")
-    assert source.mark(empty, source.fetch(empty), HEIGHT, WIDTH) == ImageMasks()
+    assert source.rasterise(empty, source.fetch(empty), HEIGHT, WIDTH) == ImageMasks()
 
 
 @pytest.mark.parametrize(("text", "told"), [
@@ -316,13 +316,13 @@ def test_table_mistakes_are_told_by_row(tmp_path: Path) -> None:
     _table(tmp_path, rows, **{"file_name": pa.string(), "class": pa.string(), "mask": kind, "image": pa.binary()})
     source = _open("table", tmp_path)
     item = _item(source, "a")
-    marks = source.mark(item, source.fetch(item), HEIGHT, WIDTH)
+    marks = source.rasterise(item, source.fetch(item), HEIGHT, WIDTH)
     assert len(marks.instances) == 1
     assert [p.split(": ")[0] for p in marks.problems] == ["row 1", "row 2", "row 3"]
     assert "unreadable mask" in marks.problems[0]
     assert marks.problems[1:] == ["row 2: has a mask but no class", "row 3: has a class but no mask"]
     nothing = _item(source, "b")
-    assert source.mark(nothing, source.fetch(nothing), HEIGHT, WIDTH) == ImageMasks()
+    assert source.rasterise(nothing, source.fetch(nothing), HEIGHT, WIDTH) == ImageMasks()
     with pytest.raises(BadImage, match=r"t\.parquet row 5: its image is empty"):
         source.fetch(_item(source, "c"))
     assert [(f.file_name, f.reason) for f in source.failures] == [("t.parquet row 6", "its file_name is empty")]

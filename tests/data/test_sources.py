@@ -26,7 +26,7 @@ def _open(kind: str, root: Path, **over: str) -> Source:
 
 def _marks(source: Source, name: str, height: int = 40, width: int = 60) -> ImageMasks:
     item = next(i for i in source.items if i.file_name == name)
-    return source.mark(item, source.fetch(item), height, width)
+    return source.rasterise(item, source.fetch(item), height, width)
 
 
 def test_rle_round_trip_and_union() -> None:
@@ -97,7 +97,7 @@ def test_voc(voc_root: Path) -> None:
     assert rle.area(marks.void, 40, 60) == 25
     assert [(f.file_name, f.stage) for f in source.failures] == [("2008_000002.jpg", "index")]
     item = next(i for i in source.items if i.file_name == "2008_000001.jpg")
-    assert source.sizes(item, source.fetch(item)) == (30, 30)  # the build then refuses the photo
+    assert source.annotated_size(item, source.fetch(item)) == (30, 30)  # the build then refuses the photo
 
 
 def test_voc_prefers_the_augmented_masks(voc_root: Path) -> None:

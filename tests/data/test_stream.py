@@ -23,7 +23,7 @@ def _blocks(*sizes: int, class_id: int = 0, start: int = 0) -> list[Block]:
 
 
 def _epoch(plan: StreamPlan, epoch: int) -> list:
-    return [plan.spec(epoch, w, i) for w, window in enumerate(plan.windows(epoch)) for i in range(len(window))]
+    return [plan.episode(epoch, w, i) for w, window in enumerate(plan.windows(epoch)) for i in range(len(window))]
 
 
 @pytest.mark.parametrize("sampler", ["natural", "balanced"])

@@ -34,9 +34,9 @@ class Ade20kSource(LabelMapSource):
                                                        "the label maps name this photo but it is missing"))
                 else:
                     self.items.append(SourceImage(image_id=photo_number(name), file_name=name, path=photos[stem],
-                                                  marks=mask, split=split))
+                                                  annotations=mask, split=split))
         self.items = unique_ids(self.items)
-        self.fingerprint = digest_of([(i.path, files[i.path], i.marks, files[i.marks]) for i in self.items])
+        self.fingerprint = digest_of([(i.path, files[i.path], i.annotations, files[i.annotations]) for i in self.items])
 
 
 def _names(text: str) -> list[str]:

@@ -46,7 +46,7 @@ class Fss1000Source(MaskFileSource):
             raise FssError("a class is in two splits", where=lists)
         self.fold_table = [FOLD[split] for split in SPLITS for _ in named[split]]
         self._index({f.removeprefix(base): f for f in files if f.startswith(base)})
-        self.fingerprint = digest_of([(i.path, files[i.path], i.marks, files[i.marks[1]]) for i in self.items])
+        self.fingerprint = digest_of([(i.path, files[i.path], i.annotations, files[i.annotations[1]]) for i in self.items])
 
     def _index(self, files: dict[str, str]) -> None:
         ids, table = {name: i for i, name in enumerate(self.classes)}, self.fold_table or []
@@ -62,7 +62,7 @@ class Fss1000Source(MaskFileSource):
             else:
                 split = "train" if table[class_id] == NO_FOLD else "test"
                 self.items.append(SourceImage(image_id=photo_number(name), file_name=name, path=path,
-                                              marks=(class_id, mask), split=split))
+                                              annotations=(class_id, mask), split=split))
         absent = [c for c in self.classes if not any(n.startswith(f"{c}/") for n in files)]
         self.failures += [SourceFailure(c, "index",
                                         "a split file names this class but it has no folder") for c in absent]
@@ -86,20 +86,20 @@ def _places(files: dict[str, int], cfg: SourceConfig, where: str) -> tuple[str, 
 
 # ---- lists of test episodes ---------------------------------------------------------------------------------------
 
-def _hsnet(ask: ListRequest, episodes: int, seed: int) -> DrawnEpisodes:
+def _hsnet(request: ListRequest, episodes: int, seed: int) -> DrawnEpisodes:
     """Every image of the test (fold 1: val) classes once."""
-    check_fold(ask.fold, 2)
-    split = "test" if ask.fold == 0 else "val"
-    lists = ask.lists
+    check_fold(request.fold, 2)
+    split = "test" if request.fold == 0 else "val"
+    lists = request.lists
     if not lists:
-        if not ask.root:
+        if not request.root:
             raise FssError("which classes are tested?", mend="give --lists or --root")
-        lists = _places(listing(Store(ask.root)), SourceConfig(format="fss1000", root=ask.root), ask.root)[1]
+        lists = _places(listing(Store(request.root)), SourceConfig(format="fss1000", root=request.root), request.root)[1]
     counts = [len(fss_classes(lists, s)[0]) for s in SPLITS]
     names, file = fss_classes(lists, split)
     first = sum(counts[: SPLITS.index(split)])
     pools = {first + i: [f"{name}/{n}.jpg" for n in range(1, IMAGES + 1)] for i, name in enumerate(names)}
-    draws = every_image(pools, shots=ask.shots, seed=seed)
+    draws = every_image(pools, shots=request.shots, seed=seed)
     return DrawnEpisodes(draws=draws[:episodes] if episodes else draws, classes=dict(enumerate(names, first)),
                          origin=f"HSNet list {file.sha256[:16]}")
 

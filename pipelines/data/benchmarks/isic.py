@@ -44,24 +44,24 @@ class IsicSource(MaskFileSource):
                     self.failures.append(SourceFailure(name, "index", f"no {stem}_segmentation.png"))
                 else:
                     self.items.append(SourceImage(image_id=photo_number(name), file_name=name, path=path,
-                                                  marks=(class_id, mask), split="test"))
+                                                  annotations=(class_id, mask), split="test"))
         self.items = unique_ids(self.items)
-        self.fingerprint = digest_of([(i.path, files[i.path], i.marks, files[i.marks[1]]) for i in self.items])
+        self.fingerprint = digest_of([(i.path, files[i.path], i.annotations, files[i.annotations[1]]) for i in self.items])
 
 
-def cycled_list(ask: ListRequest, source: MaskFileSource, episodes: int, seed: int) -> DrawnEpisodes:
+def cycled_list(request: ListRequest, source: MaskFileSource, episodes: int, seed: int) -> DrawnEpisodes:
     """Class idx mod n over the photos in path order, as the cross-domain loaders draw. Raises `FssError`."""
-    check_fold(ask.fold, 1)
+    check_fold(request.fold, 1)
     pools: dict[int, list[str]] = {c: [] for c in range(len(source.classes))}
-    for item in sorted(source.items, key=lambda i: (i.marks[0], PurePosixPath(i.path).name)):
-        pools[item.marks[0]].append(item.file_name)
-    draws = class_cycled(pools, sorted(pools), shots=ask.shots, episodes=episodes, seed=seed)
+    for item in sorted(source.items, key=lambda i: (i.annotations[0], PurePosixPath(i.path).name)):
+        pools[item.annotations[0]].append(item.file_name)
+    draws = class_cycled(pools, sorted(pools), shots=request.shots, episodes=episodes, seed=seed)
     return DrawnEpisodes(draws=draws, classes=dict(enumerate(source.classes)),
                          origin=f"files {source.fingerprint[:16]}")
 
 
-def _patnet(ask: ListRequest, episodes: int, seed: int) -> DrawnEpisodes:
-    return cycled_list(ask, IsicSource(SourceConfig(format="isic", root=ask.root)), episodes, seed)
+def _patnet(request: ListRequest, episodes: int, seed: int) -> DrawnEpisodes:
+    return cycled_list(request, IsicSource(SourceConfig(format="isic", root=request.root)), episodes, seed)
 
 
 _GET = "https://challenge.isic-archive.com/data/#2018 ({}.zip)"

@@ -69,17 +69,17 @@ class LvisSource(SegmentSource):
         self.fingerprint = digest_of(digests, cfg.shots, [(i.path, files[i.path]) for i in self.items])
 
     def _index(self, categories: Categories, ids: dict[Any, int], split: str, files: dict[str, int], base: str) -> None:
-        marks: dict[str, list[tuple[int, Any]]] = {}
+        annotations: dict[str, list[tuple[int, Any]]] = {}
         for category, photos in categories.items():
             for name, about in photos.items():
                 found = [(ids[category], a["segmentation"]) for a in about["annotations"]]
-                marks.setdefault(name, []).extend(found)
-        for name in sorted(marks):
+                annotations.setdefault(name, []).extend(found)
+        for name in sorted(annotations):
             path = f"{base}coco/{name}"
             if path not in files:
                 self.failures.append(SourceFailure(name, "index", "the pickles name this photo but it is missing"))
             else:
-                self.items.append(SourceImage(image_id=photo_number(name), file_name=name, path=path, marks=marks[name],
+                self.items.append(SourceImage(image_id=photo_number(name), file_name=name, path=path, annotations=annotations[name],
                                               split=split))
 
     def __getstate__(self) -> dict[str, Any]:
@@ -98,11 +98,11 @@ def _categories(data: bytes, where: str) -> Categories:
 
 # ---- lists of test episodes ---------------------------------------------------------------------------------------
 
-def _matcher(ask: ListRequest, episodes: int, seed: int) -> DrawnEpisodes:
+def _matcher(request: ListRequest, episodes: int, seed: int) -> DrawnEpisodes:
     """Class idx mod n, 25 episodes a class where the fold has 92. The folds follow the shots of the list."""
-    source = LvisSource(SourceConfig(format="lvis92i", root=ask.root, shots=ask.shots))
-    classes = tested_classes(source, ask.fold)
-    draws = class_cycled(source.test_pools, classes, shots=ask.shots, episodes=episodes, seed=seed)
+    source = LvisSource(SourceConfig(format="lvis92i", root=request.root, shots=request.shots))
+    classes = tested_classes(source, request.fold)
+    draws = class_cycled(source.test_pools, classes, shots=request.shots, episodes=episodes, seed=seed)
     return DrawnEpisodes(draws=draws, classes=dict(enumerate(source.classes)),
                          origin=f"LVIS pickles {source.fingerprint[:16]}")
 

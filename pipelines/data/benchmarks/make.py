@@ -11,7 +11,7 @@ from pipelines.data.published import ListedEpisode, PublishedList
 from pipelines.data.samplers.draws import NamedEpisode
 
 
-def make_list(dataset: str, family: str, ask: ListRequest) -> PublishedList:
+def make_list(dataset: str, family: str, request: ListRequest) -> PublishedList:
     """Draw it. The same wish over the same files gives the same list.
 
     Raises `FssError` for an unknown benchmark, family or fold, for missing lists, and for pools that are too small.
@@ -20,26 +20,26 @@ def make_list(dataset: str, family: str, ask: ListRequest) -> PublishedList:
     if family not in benchmark.families:
         raise FssError(f"{benchmark.title} has no family {family!r}", mend=f"known: {', '.join(benchmark.families)}")
     how = benchmark.families[family]
-    _check_options(how, ask, f"the {family} list of {benchmark.title}")
-    seed = how.seed if ask.seed is None else ask.seed
-    if ask.root:
-        ask = replace(ask, root=benchmark.home(ask.root))
-    drawn = how.draw(ask, ask.episodes or how.episodes or 0, seed)
+    _check_options(how, request, f"the {family} list of {benchmark.title}")
+    seed = how.seed if request.seed is None else request.seed
+    if request.root:
+        request = replace(request, root=benchmark.home(request.root))
+    drawn = how.draw(request, request.episodes or how.episodes or 0, seed)
     status = "drawn" if family == "drawn" else "reproduced" if drawn.content in how.checked else "unverified"
-    known = {row["file_name"]: i for i, row in ask.opened.rows.items()} if ask.shards else {}
+    known = {row["file_name"]: i for i, row in request.opened_shards.rows.items()} if request.shards else {}
     rows = tuple(_row(one, drawn.classes[one.class_id], known) for one in drawn.draws)
-    return PublishedList(dataset=dataset, family=family, fold=ask.fold, shots=ask.shots, seed=seed, status=status,
+    return PublishedList(dataset=dataset, family=family, fold=request.fold, shots=request.shots, seed=seed, status=status,
                          origin=drawn.origin, episodes=rows)
 
 
-def _check_options(how: EpisodeFamily, ask: ListRequest, what: str) -> None:
+def _check_options(how: EpisodeFamily, request: ListRequest, what: str) -> None:
     places = sorted(how.uses & {"lists", "root", "shards"})
-    if not ask.given & set(places):
+    if not request.given_options & set(places):
         raise FssError(f"from what is {what} to be made?", mend=f"give --{' or --'.join(places)}")
-    for option in sorted(ask.given - how.uses):
+    for option in sorted(request.given_options - how.uses):
         raise FssError(f"{what} ignores --{option}", mend="leave it out")
-    if ask.split not in ("test", "train") or (ask.lists and ask.split != "test"):
-        raise FssError(f"--split {ask.split} with {'--lists' if ask.lists else 'shards'}",
+    if request.split not in ("test", "train") or (request.lists and request.split != "test"):
+        raise FssError(f"--split {request.split} with {'--lists' if request.lists else 'shards'}",
                        mend="it is test or train, and only pools made by rule have it")
 
 

@@ -85,16 +85,16 @@ class PacoPartSource(SegmentSource):
         for one in annotations:
             objects.setdefault(one["obj_ann_id"], []).append(one)
         for number, parts in enumerate(objects.values()):
-            marks = [(self._ids[p["category_id"]], p["segmentation"]) for p in parts if p["category_id"] in self._ids]
+            masks = [(self._ids[p["category_id"]], p["segmentation"]) for p in parts if p["category_id"] in self._ids]
             crop, crop_name = _box(parts[0]["obj_bbox"]), f"{name}#{number}"
             shown = crop[0] < crop[2] and crop[1] < crop[3]
             if split == "test":
-                for class_id in dict.fromkeys(c for c, _ in marks):
+                for class_id in dict.fromkeys(c for c, _ in masks):
                     held = self.test_objects.setdefault((class_id, name), [])
                     held.append(PartObject(crop_name, shown=shown))
             if shown and path:
                 self.items.append(SourceImage(image_id=photo_number(crop_name), file_name=crop_name, path=path,
-                                              marks=marks, split=split, crop=crop))
+                                              annotations=masks, split=split, crop=crop))
             elif path:
                 self.failures.append(SourceFailure(crop_name, "annotate", f"the object's box {crop} is empty"))
 
@@ -117,13 +117,13 @@ def _pickle(data: bytes, where: str) -> dict[str, Any]:
 
 # ---- lists of test episodes ---------------------------------------------------------------------------------------
 
-def _matcher(ask: ListRequest, episodes: int, seed: int) -> DrawnEpisodes:
+def _matcher(request: ListRequest, episodes: int, seed: int) -> DrawnEpisodes:
     """Class uniform among the fold's with more than K distinct val photos."""
-    source = PacoPartSource(SourceConfig(format="paco_part", root=ask.root))
-    classes = [c for c in tested_classes(source, ask.fold) if len(source.test_pools.get(c, ())) > ask.shots]
+    source = PacoPartSource(SourceConfig(format="paco_part", root=request.root))
+    classes = [c for c in tested_classes(source, request.fold) if len(source.test_pools.get(c, ())) > request.shots]
     if not classes:
-        raise FssError(f"no class of fold {ask.fold} has more than {ask.shots} val photos", mend="lower --shots")
-    draws = paco(source.test_pools, classes, source.test_objects, shots=ask.shots, episodes=episodes, seed=seed)
+        raise FssError(f"no class of fold {request.fold} has more than {request.shots} val photos", mend="lower --shots")
+    draws = paco(source.test_pools, classes, source.test_objects, shots=request.shots, episodes=episodes, seed=seed)
     return DrawnEpisodes(draws=draws, classes=dict(enumerate(source.classes)),
                          origin=f"PACO pickles {source.fingerprint[:16]}")
 

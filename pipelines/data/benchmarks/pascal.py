@@ -30,7 +30,7 @@ from pipelines.data.sources.voc import CLASSES, VocSource
 
 FOLDS = 4
 NAMES = dict(enumerate(CLASSES))
-FROM = frozenset({"lists", "shards", "split"})
+OPTIONS = frozenset({"lists", "shards", "split"})
 CHECKED = frozenset({  # HSNet's val lists of folds 0 to 3
     "cb1a8dd812cf06b7", "8edaa17ea2b5c08e", "d82ee89cc2827359", "c87797f514b98564",
 })
@@ -102,31 +102,31 @@ def _is_bam(lists: str) -> bool:
 
 # ---- lists of test episodes ---------------------------------------------------------------------------------------
 
-def _hsnet(ask: ListRequest, episodes: int, seed: int) -> DrawnEpisodes:
+def _hsnet(request: ListRequest, episodes: int, seed: int) -> DrawnEpisodes:
     """Pairs of the published file, or by rule: (photo, class) with 2048 pixels or more, by photo, then class."""
-    classes = fold_classes(ask.fold)
-    if ask.lists:
-        pairs, file = pascal_pairs(ask.lists, "val", ask.fold)
+    classes = fold_classes(request.fold)
+    if request.lists:
+        pairs, file = pascal_pairs(request.lists, "val", request.fold)
         origin, content = f"HSNet list {file.sha256[:16]}", content_digest(pairs)
     else:
-        pools, origin, content = draw_pools(ask), shard_origin(ask), ""
+        pools, origin, content = draw_pools(request), shard_origin(request), ""
         pairs = sorted((name, c) for c in classes for name in pools.get(c, ()))
-    draws = listed_pairs(pairs, shots=ask.shots, episodes=episodes, seed=seed)
+    draws = listed_pairs(pairs, shots=request.shots, episodes=episodes, seed=seed)
     return DrawnEpisodes(draws=draws, classes=NAMES, origin=origin, content=content)
 
 
-def _bam_lists(ask: ListRequest) -> tuple[list[tuple[str, list[int]]], dict[int, list[str]], str]:
+def _bam_lists(request: ListRequest) -> tuple[list[tuple[str, list[int]]], dict[int, list[str]], str]:
     """((photo, the fold's classes in its label at any size), class -> photos, origin)."""
-    classes, shards = fold_classes(ask.fold), ask.opened
+    classes, shards = fold_classes(request.fold), request.opened_shards
     shown = {PurePosixPath(row["file_name"]).stem: row["class_ids"] for row in shards.rows.values()}
-    if ask.lists:
-        names, file = bam_images(ask.lists, "val", ask.fold)
-        pools, second = bam_classes(ask.lists, "val", ask.fold)
+    if request.lists:
+        names, file = bam_images(request.lists, "val", request.fold)
+        pools, second = bam_classes(request.lists, "val", request.fold)
         origin = f"BAM lists {file.sha256[:16]} {second.sha256[:16]}"
     else:
-        made = draw_pools(ask)
+        made = draw_pools(request)
         pools = {c: [PurePosixPath(n).stem for n in made.get(c, ())] for c in classes}
-        names, origin = sorted({n for p in pools.values() for n in p}), shard_origin(ask)
+        names, origin = sorted({n for p in pools.values() for n in p}), shard_origin(request)
     missing = [n for n in names if n not in shown]
     if missing:
         raise FssError(f"lack {len(missing)} of the {len(names)} listed photos (first: {missing[0]})",
@@ -134,16 +134,16 @@ def _bam_lists(ask: ListRequest) -> tuple[list[tuple[str, list[int]]], dict[int,
     return [(n, sorted(c for c in shown[n] if c in classes)) for n in names], pools, origin
 
 
-def _bam(ask: ListRequest, episodes: int, seed: int) -> DrawnEpisodes:
-    listed, pools, origin = _bam_lists(ask)
-    draws = two_generators(listed, pools, shots=ask.shots, episodes=episodes, seed=seed)
+def _bam(request: ListRequest, episodes: int, seed: int) -> DrawnEpisodes:
+    listed, pools, origin = _bam_lists(request)
+    draws = two_generators(listed, pools, shots=request.shots, episodes=episodes, seed=seed)
     return DrawnEpisodes(draws=draws, classes=NAMES, origin=origin)
 
 
-def _fssam(ask: ListRequest, episodes: int, seed: int) -> DrawnEpisodes:
-    listed, pools, origin = _bam_lists(ask)
-    draws = by_worker(listed, pools, shots=ask.shots, episodes=episodes, seed=seed, workers=ask.workers or WORKERS)
-    return DrawnEpisodes(draws=draws, classes=NAMES, origin=f"{origin}, {ask.workers or WORKERS} workers")
+def _fssam(request: ListRequest, episodes: int, seed: int) -> DrawnEpisodes:
+    listed, pools, origin = _bam_lists(request)
+    draws = by_worker(listed, pools, shots=request.shots, episodes=episodes, seed=seed, workers=request.workers or WORKERS)
+    return DrawnEpisodes(draws=draws, classes=NAMES, origin=f"{origin}, {request.workers or WORKERS} workers")
 
 
 _VOC = "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/ (VOCtrainval_11-May-2012.tar)"
@@ -155,7 +155,7 @@ BENCHMARK = Benchmark(name="pascal5i", title="PASCAL-5i", source=PascalSource, h
                                                                  suffixes=(".png",), get=_SDS, count=12031),
                              LayoutPart(what="list of val photos", folders=("ImageSets/Segmentation",),
                                         suffixes=("val.txt",), get=_VOC, count=1, optional=True),),
-                      families={"hsnet": EpisodeFamily(draw=_hsnet, seed=0, checked=CHECKED, uses=FROM),
-                                "bam": EpisodeFamily(draw=_bam, seed=321, uses=FROM),
-                                "fssam": EpisodeFamily(draw=_fssam, seed=321, uses=FROM | {"workers"}),
+                      families={"hsnet": EpisodeFamily(draw=_hsnet, seed=0, checked=CHECKED, uses=OPTIONS),
+                                "bam": EpisodeFamily(draw=_bam, seed=321, uses=OPTIONS),
+                                "fssam": EpisodeFamily(draw=_fssam, seed=321, uses=OPTIONS | {"workers"}),
                                 "drawn": EpisodeFamily(draw=draw_fresh, seed=0),},)

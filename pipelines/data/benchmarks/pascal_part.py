@@ -27,7 +27,7 @@ from pipelines.data.samplers.parts import PartObject, part_entries, pascal_part
 from pipelines.data.sources.base import SourceFailure, SourceImage, digest_of, listing
 
 FOLDS = ("animals", "indoor", "person", "vehicles")
-LEFT_OUT = "aeroplane+TAIL"
+EXCLUDED_CLASS = "aeroplane+TAIL"
 ANNOTATIONS = "Annotations_Part_json_merged_part_classes"
 READERS = 16  # annotation files read at a time
 
@@ -61,7 +61,7 @@ class PascalPartSource(SegmentSource):
         split_of |= {n: "test" for p in pools.values() for n in p.val}
         self._index(split_of, files, base)
         self.items = unique_ids(self.items)
-        kept = [(i.path, files[i.path], i.file_name, i.crop, i.marks) for i in self.items]
+        kept = [(i.path, files[i.path], i.file_name, i.crop, i.annotations) for i in self.items]
         self.fingerprint = digest_of(pools, kept)
 
     def _index(self, split_of: dict[str, str], files: dict[str, int], base: str) -> None:
@@ -88,13 +88,13 @@ class PascalPartSource(SegmentSource):
             crop_name = f"{name}.jpg#{kind}.{number}"
             x0, y0, x1, y1 = (int(one["bndbox"][k]) for k in ("xmin", "ymin", "xmax", "ymax"))
             shown = x0 < x1 and y0 < y1
-            marks = [(c, mask) for c, label in enumerate(self.classes) for part in one["parts"]
+            masks = [(c, mask) for c, label in enumerate(self.classes) for part in one["parts"]
                      if label == f"{kind}+{part['name']}" for mask in part["mask"]]
             if split == "test":
-                self._remember(name, kind, PartObject(crop_name, shown=shown), {c for c, _ in marks})
+                self._remember(name, kind, PartObject(crop_name, shown=shown), {c for c, _ in masks})
             if shown:
                 self.items.append(SourceImage(image_id=photo_number(crop_name), file_name=crop_name, path=photo,
-                                              marks=marks, split=split, crop=(x0, y0, x1, y1)))
+                                              annotations=masks, split=split, crop=(x0, y0, x1, y1)))
             else:
                 self.failures.append(SourceFailure(crop_name, "annotate",
                                                    f"the object's box {(x0, y0, x1, y1)} is empty"))
@@ -122,7 +122,7 @@ def _pools(index: Any, where: str) -> tuple[dict[str, _ClassImages], dict[int, i
                      for part, images in about["part"].items()]
             entries[fold] = part_entries({i: images["val"] for i, (_, images) in enumerate(parts)})
             pools |= {label: _ClassImages(fold, images["train"], images["val"]) for label, images in parts
-                      if images["train"] and images["val"] and label != LEFT_OUT}
+                      if images["train"] and images["val"] and label != EXCLUDED_CLASS}
     except (KeyError, TypeError, AttributeError) as error:
         raise FssError(f"is not the index of the four super-categories ({error})", where=where) from error
     return pools, entries
@@ -130,16 +130,16 @@ def _pools(index: Any, where: str) -> tuple[dict[str, _ClassImages], dict[int, i
 
 # ---- lists of test episodes ---------------------------------------------------------------------------------------
 
-def _matcher(ask: ListRequest, episodes: int, seed: int) -> DrawnEpisodes:
+def _matcher(request: ListRequest, episodes: int, seed: int) -> DrawnEpisodes:
     """Class idx mod n; as many episodes as the fold has (part, image) entries, 2500 at most."""
-    source = PascalPartSource(SourceConfig(format="pascal_part", root=ask.root))
-    classes = tested_classes(source, ask.fold)
+    source = PascalPartSource(SourceConfig(format="pascal_part", root=request.root))
+    classes = tested_classes(source, request.fold)
     lost = [f.file_name for f in source.failures if "missing" in f.reason]
     if lost:
-        raise FssError(f"{len(lost)} images of the index are missing (first: {lost[0]})", where=ask.root,
+        raise FssError(f"{len(lost)} images of the index are missing (first: {lost[0]})", where=request.root,
                        mend="the list needs the annotation files of all: see `fss data check`")
-    draws = pascal_part(source.test_pools, classes, source.test_objects, shots=ask.shots,
-                        episodes=episodes or source.entries[ask.fold], seed=seed)
+    draws = pascal_part(source.test_pools, classes, source.test_objects, shots=request.shots,
+                        episodes=episodes or source.entries[request.fold], seed=seed)
     return DrawnEpisodes(draws=draws, classes=dict(enumerate(source.classes)),
                          origin=f"index {source.fingerprint[:16]}")
 

@@ -57,13 +57,13 @@ class ListRequest:
     split: str = "test"  # from shards: whose photos
 
     @property
-    def given(self) -> set[str]:
+    def given_options(self) -> set[str]:
         """The options that decide where episodes come from, as far as they were given."""
         found = {k for k in ("lists", "root", "shards") if getattr(self, k)}
         return found | ({"workers"} if self.workers else set()) | ({"split"} if self.split != "test" else set())
 
     @cached_property
-    def opened(self) -> Shards:
+    def opened_shards(self) -> Shards:
         """The shards. Raises `FssError` if none were given."""
         if not self.shards:
             raise FssError("this list needs finished shards", mend="build them and give --shards")
@@ -91,7 +91,7 @@ class EpisodeFamily:
     golden episodes id for id.
     """
 
-    draw: Callable[[ListRequest, int, int], DrawnEpisodes]  # (ask, episodes, seed)
+    draw: Callable[[ListRequest, int, int], DrawnEpisodes]  # (request, episodes, seed)
     seed: int
     episodes: int | None = 1000  # None: as many as the rule gives
     checked: frozenset[str] = frozenset()
@@ -137,17 +137,17 @@ def _hashed(name: str) -> int:
     return int(hashlib.sha256(name.encode()).hexdigest()[:12], 16)
 
 
-def draw_pools(ask: ListRequest) -> dict[int, list[str]]:
+def draw_pools(request: ListRequest) -> dict[int, list[str]]:
     """Class -> the photos of the shards in which it counts, by name, in id order."""
-    shards = ask.opened
+    shards = request.opened_shards
     names = {i: row["file_name"] for i, row in shards.rows.items()}
-    return {c: [names[i] for i in sorted(shards.photos_of(c, ask.split))] for c in shards.classes}
+    return {c: [names[i] for i in sorted(shards.photos_of(c, request.split))] for c in shards.classes}
 
 
-def shard_origin(ask: ListRequest) -> str:
+def shard_origin(request: ListRequest) -> str:
     """How a list says that its pools were made by rule from shards."""
-    dataset = ask.opened.manifest
-    return f"rule over the {ask.split} photos of shards {dataset.dataset} {dataset.content_hash[:16]}"
+    dataset = request.opened_shards.manifest
+    return f"rule over the {request.split} photos of shards {dataset.dataset} {dataset.content_hash[:16]}"
 
 
 def tested_classes(source: Source, fold: int) -> list[int]:
@@ -171,18 +171,18 @@ def check_fold(fold: int, folds: int) -> None:
         raise FssError(f"there is no fold {fold}", mend=f"folds: 0 to {folds - 1}")
 
 
-def draw_fresh(ask: ListRequest, episodes: int, seed: int) -> DrawnEpisodes:
+def draw_fresh(request: ListRequest, episodes: int, seed: int) -> DrawnEpisodes:
     """The family `drawn`: the project's own rule over shards, without repeats. Raises `FssError`."""
     from pipelines.data.episodes import draw_episodes
 
-    if ask.split != "test":
+    if request.split != "test":
         raise FssError("fresh lists are drawn from test photos")
-    shards = ask.opened
-    listed = draw_episodes(shards, fold=ask.fold, shots=ask.shots, episodes=episodes, seed=seed)
+    shards = request.opened_shards
+    listed = draw_episodes(shards, fold=request.fold, shots=request.shots, episodes=episodes, seed=seed)
     name = {i: row["file_name"] for i, row in shards.rows.items()}
     draws = [NamedEpisode(e.class_id, name[e.query], tuple(name[i] for i in e.supports)) for e in listed]
-    scope = "all classes" if ask.fold == ALL_FOLDS else f"fold {ask.fold}"
-    return DrawnEpisodes(draws=draws, classes=class_names(shards), origin=f"{shard_origin(ask)}, {scope}")
+    scope = "all classes" if request.fold == ALL_FOLDS else f"fold {request.fold}"
+    return DrawnEpisodes(draws=draws, classes=class_names(shards), origin=f"{shard_origin(request)}, {scope}")
 
 
 def class_names(shards: Shards) -> dict[int, str]:

@@ -30,44 +30,44 @@ class LabelMapSource(Source):
 
     def fetch(self, item: SourceImage) -> FetchedImage:
         """The photo and its label map."""
-        return FetchedImage(self.store.read_bytes(item.path), self.store.read_bytes(item.marks))
+        return FetchedImage(self.store.read_bytes(item.path), self.store.read_bytes(item.annotations))
 
-    def sizes(self, item: SourceImage, fetched: FetchedImage) -> tuple[int, int] | None:
+    def annotated_size(self, item: SourceImage, fetched: FetchedImage) -> tuple[int, int] | None:
         """The label map's: the photo must have it."""
         try:
             height, width = read_labels(fetched.payload).shape
         except BadImage as error:
-            raise BadImage(f"mask {item.marks}: {error.reason}") from error
+            raise BadImage(f"mask {item.annotations}: {error.reason}") from error
         return height, width
 
-    def mark(self, item: SourceImage, fetched: FetchedImage, height: int, width: int) -> ImageMasks:
+    def rasterise(self, item: SourceImage, fetched: FetchedImage, height: int, width: int) -> ImageMasks:
         """One mark a class present; no pixel is void."""
-        labels, marks = read_labels(fetched.payload), ImageMasks()
+        labels, masks = read_labels(fetched.payload), ImageMasks()
         for value in (int(v) for v in np.unique(labels) if v != 0):
             if value > len(self.classes):
-                marks.problems.append(f"mask value {value} is no class of {self.cfg.format}")
+                masks.problems.append(f"mask value {value} is no class of {self.cfg.format}")
             else:
-                marks.instances.append(InstanceMask(value - 1, rle.encode(labels == value)))
-        return marks
+                masks.instances.append(InstanceMask(value - 1, rle.encode(labels == value)))
+        return masks
 
 
 class MaskFileSource(Source):
-    """Photos with one mask file each, of one class; `SourceImage.marks` is (class id, path of the mask)."""
+    """Photos with one mask file each, of one class; `SourceImage.annotations` is (class id, path of the mask)."""
 
     def fetch(self, item: SourceImage) -> FetchedImage:
         """The photo and its mask file."""
-        class_id, path = item.marks
+        class_id, path = item.annotations
         return FetchedImage(self.store.read_bytes(item.path), (class_id, self.store.read_bytes(path)))
 
-    def sizes(self, item: SourceImage, fetched: FetchedImage) -> tuple[int, int] | None:
+    def annotated_size(self, item: SourceImage, fetched: FetchedImage) -> tuple[int, int] | None:
         """The mask's: the photo must have it."""
         try:
             height, width = read_grey_mask(fetched.payload[1]).shape
         except BadImage as error:
-            raise BadImage(f"mask {item.marks[1]}: {error.reason}") from error
+            raise BadImage(f"mask {item.annotations[1]}: {error.reason}") from error
         return height, width
 
-    def mark(self, item: SourceImage, fetched: FetchedImage, height: int, width: int) -> ImageMasks:
+    def rasterise(self, item: SourceImage, fetched: FetchedImage, height: int, width: int) -> ImageMasks:
         """Where the mask, as grey, is at least 128."""
         class_id, data = fetched.payload
         mask = read_grey_mask(data)
@@ -79,21 +79,21 @@ class MaskFileSource(Source):
 class SegmentSource(Source):
     """Photos whose segmentations (polygons or RLE) are in the index: `marks` is [(class id, segmentation)]."""
 
-    def mark(self, item: SourceImage, fetched: FetchedImage, height: int, width: int) -> ImageMasks:
+    def rasterise(self, item: SourceImage, fetched: FetchedImage, height: int, width: int) -> ImageMasks:
         """Rasterised as pycocotools does; those that cannot be are listed as problems."""
-        marks = ImageMasks()
+        masks = ImageMasks()
         for class_id, segmentation in fetched.payload:
             try:
                 counts = rle.from_coco(segmentation, height, width)
                 empty = rle.area(counts, height, width) == 0
             except (ValueError, TypeError, AttributeError) as error:
-                marks.problems.append(f"{self.classes[class_id]}: {error}")
+                masks.problems.append(f"{self.classes[class_id]}: {error}")
                 continue
             if empty:
-                marks.problems.append(f"{self.classes[class_id]}: empty mask")
+                masks.problems.append(f"{self.classes[class_id]}: empty mask")
             else:
-                marks.instances.append(InstanceMask(class_id, counts))
-        return marks
+                masks.instances.append(InstanceMask(class_id, counts))
+        return masks
 
 
 def unique_ids(items: Sequence[SourceImage]) -> list[SourceImage]:

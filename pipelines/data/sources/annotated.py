@@ -35,26 +35,26 @@ def no_mask(what: str) -> ValueError:
     return ValueError(f"{what} cannot be read as a mask")
 
 
-def marks_of(shapes: Iterable[LabelledShape], rasterise: Callable[[LabelledShape, int, int], bytes], height: int,
+def rasterise_shapes(shapes: Iterable[LabelledShape], rasterise: Callable[[LabelledShape, int, int], bytes], height: int,
              width: int) -> ImageMasks:
     """Every shape as counts; those that cannot be are listed as problems with where they are and why."""
-    marks = ImageMasks()
+    masks = ImageMasks()
     for shape in shapes:
         told = f"{shape.where}: {shape.label}" if shape.label else shape.where
         if shape.class_id < 0:
-            marks.problems.append(f"{told}: the class list has no such label")
+            masks.problems.append(f"{told}: the class list has no such label")
             continue
         try:
             counts = rasterise(shape, height, width)
             empty = rle.area(counts, height, width) == 0
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
-            marks.problems.append(f"{told}: {error}")
+            masks.problems.append(f"{told}: {error}")
             continue
         if empty:
-            marks.problems.append(f"{told}: empty mask")
+            masks.problems.append(f"{told}: empty mask")
         else:
-            marks.instances.append(InstanceMask(shape.class_id, counts))
-    return marks
+            masks.instances.append(InstanceMask(shape.class_id, counts))
+    return masks
 
 
 def polygon(points: Sequence[float], height: int, width: int) -> bytes:
@@ -95,7 +95,7 @@ class FileFinder:
 
 def add_item(
     source: Source, finder: FileFinder, files: dict[str, int], name: str, *, size: tuple[int, int] | None,
-    marks: Sequence[LabelledShape], said: str = "the annotations name this photo but it is missing",
+    shapes: Sequence[LabelledShape], missing_reason: str = "the annotations name this photo but it is missing",
 ) -> None:
     """Put a record into the index, or into the failures: its photo is missing, not the only one, or taken already."""
     try:
@@ -104,10 +104,10 @@ def add_item(
         source.failures.append(SourceFailure(name, "index", error.what))
         return
     if path is None:
-        source.failures.append(SourceFailure(name, "index", said))
+        source.failures.append(SourceFailure(name, "index", missing_reason))
         return
-    item = SourceImage(image_id=hashed_id(path), file_name=path, path=path, size=size, marks=marks,
-                       stamp=digest_of(files[path], marks))
+    item = SourceImage(image_id=hashed_id(path), file_name=path, path=path, size=size, annotations=shapes,
+                       stamp=digest_of(files[path], shapes))
     source.items.append(item)
 
 
@@ -137,6 +137,6 @@ def only_file(files: Iterable[str], suffix: str, root: str) -> str:
 
 def check_some_masks(items: Iterable[SourceImage], masks: frozenset[str], where: str, mend: str) -> None:
     """Raises `FssError` for an export that has shapes, but not one that marks pixels."""
-    kinds = {shape.kind for item in items for shape in item.marks}
+    kinds = {shape.kind for item in items for shape in item.annotations}
     if kinds and not kinds & masks:
         raise FssError(f"holds no masks, only {', '.join(sorted(kinds))}", where=where, mend=mend)

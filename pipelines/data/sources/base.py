@@ -26,7 +26,7 @@ class SourceFailure:
 
 @dataclass(frozen=True, kw_only=True)
 class SourceImage:
-    """One image of the index. `size` (height, width) where the source records it; `marks` belong to the source.
+    """One image of the index. `size` (height, width) where the source records it; the form of `annotations` is the source's own.
 
     `stamp`: changes when its files or its annotations do, so that a later build reads the other images no more; empty
     where only the whole source's fingerprint tells.
@@ -36,7 +36,7 @@ class SourceImage:
     file_name: str
     path: str  # below the source's root
     size: tuple[int, int] | None = None
-    marks: Any = None
+    annotations: Any = None
     split: str = ""  # train | test where the source says it; empty: the recipe's hold-out decides
     crop: tuple[int, int, int, int] | None = None  # x0, y0, x1, y1: what is shown of the photo
     stamp: str = ""
@@ -94,14 +94,14 @@ class Source(ABC):
 
     def fetch(self, item: SourceImage) -> FetchedImage:
         """Read one image. Raises `FssError`."""
-        return FetchedImage(self.store.read_bytes(item.path), item.marks)
+        return FetchedImage(self.store.read_bytes(item.path), item.annotations)
 
-    def sizes(self, item: SourceImage, fetched: FetchedImage) -> tuple[int, int] | None:
+    def annotated_size(self, item: SourceImage, fetched: FetchedImage) -> tuple[int, int] | None:
         """(height, width) its annotations are for, where that is known before decoding. Raises `BadImage`."""
         return item.size
 
     @abstractmethod
-    def mark(self, item: SourceImage, fetched: FetchedImage, height: int, width: int) -> ImageMasks:
+    def rasterise(self, item: SourceImage, fetched: FetchedImage, height: int, width: int) -> ImageMasks:
         """The instances in an image of that size."""
 
 

@@ -35,7 +35,7 @@ _GAP = 4096  # annotations that lie closer in the file are read together
 class CocoSource(Source):
     """Polygons, compressed and uncompressed RLE; crowd regions are kept as such.
 
-    The index knows of an annotation only where it is in the file; workers read it there (`SourceImage.marks`: the
+    The index knows of an annotation only where it is in the file; workers read it there (`SourceImage.annotations`: the
     first byte and the length of each, int64), so the driver's memory grows with the ids, never with the polygons.
     """
 
@@ -60,7 +60,7 @@ class CocoSource(Source):
                 self.failures.append(SourceFailure(name, "index", "the annotations name this image but it is missing"))
                 continue
             self.items.append(SourceImage(image_id=number, file_name=name, path=path, size=size,
-                                          marks=spans.get(number, b""),
+                                          annotations=spans.get(number, b""),
                                           stamp=digest_of(files[path], stamps.get(number, b""), classes)))
         for missing in sorted(spans.keys() - known):
             count = len(spans[missing]) // 16
@@ -70,7 +70,7 @@ class CocoSource(Source):
     def fetch(self, item: SourceImage) -> FetchedImage:
         """The photo's bytes and its annotations as (class id, crowd, segmentation). Raises `FssError`."""
         data = self.store.read_bytes(item.path)
-        return FetchedImage(data, [self._annotation(text) for text in self._texts(item.marks)])
+        return FetchedImage(data, [self._annotation(text) for text in self._texts(item.annotations)])
 
     def _annotation(self, text: bytes) -> tuple[int, bool, Any]:
         try:
@@ -80,8 +80,8 @@ class CocoSource(Source):
                            mend="run the command again") from None
         return self._class_of.get(a.get("category_id"), -1), bool(a.get("iscrowd", 0)), a.get("segmentation")
 
-    def _texts(self, marks: bytes) -> list[bytes]:
-        spans = np.frombuffer(marks, dtype=np.int64).reshape(-1, 2)
+    def _texts(self, annotations: bytes) -> list[bytes]:
+        spans = np.frombuffer(annotations, dtype=np.int64).reshape(-1, 2)
         starts, ends = spans[:, 0], spans.sum(axis=1)
         if not len(spans):
             return []
@@ -97,24 +97,24 @@ class CocoSource(Source):
         return [bytes(read[g][s - first[g] : e - first[g]])
                 for g, s, e in zip(group.tolist(), starts.tolist(), ends.tolist(), strict=True)]
 
-    def mark(self, item: SourceImage, fetched: FetchedImage, height: int, width: int) -> ImageMasks:
+    def rasterise(self, item: SourceImage, fetched: FetchedImage, height: int, width: int) -> ImageMasks:
         """Rasterise; instances that cannot be are listed as problems."""
-        marks = ImageMasks()
+        masks = ImageMasks()
         for class_id, crowd, segmentation in fetched.payload:
             if class_id < 0:
-                marks.problems.append("an annotation has a category id that is not in the categories")
+                masks.problems.append("an annotation has a category id that is not in the categories")
                 continue
             try:
                 counts = rle.from_coco(segmentation, height, width)
                 empty = rle.area(counts, height, width) == 0
             except (ValueError, TypeError, AttributeError) as error:
-                marks.problems.append(f"{self.classes[class_id]}: {error}")
+                masks.problems.append(f"{self.classes[class_id]}: {error}")
                 continue
             if empty:
-                marks.problems.append(f"{self.classes[class_id]}: empty mask")
+                masks.problems.append(f"{self.classes[class_id]}: empty mask")
             else:
-                marks.instances.append(InstanceMask(class_id, counts, crowd))
-        return marks
+                masks.instances.append(InstanceMask(class_id, counts, crowd))
+        return masks
 
 
 class _Paths:

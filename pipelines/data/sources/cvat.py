@@ -23,10 +23,10 @@ from pipelines.data.sources.annotated import (
     add_item,
     check_some_masks,
     drop_repeated,
-    marks_of,
     no_mask,
     only_file,
     polygon,
+    rasterise_shapes,
 )
 from pipelines.data.sources.base import FetchedImage, ImageMasks, Source, SourceImage, digest_of, is_image, listing
 
@@ -55,7 +55,7 @@ class CvatSource(Source):
         if not records:
             raise FssError("names no image", where=where, mend=_EXPORT)
         for image, size, shapes in records:
-            add_item(self, finder, files, image, size=size, marks=self._known(shapes))
+            add_item(self, finder, files, image, size=size, shapes=self._known(shapes))
         drop_repeated(self)
         check_some_masks(self.items, frozenset({POLYGON, MASK}), where,
                          "draw polygons or masks: boxes are no masks")
@@ -75,9 +75,9 @@ class CvatSource(Source):
         ids = {name: i for i, name in enumerate(self.classes)}
         return [s._replace(class_id=ids.get(s.label, -1)) for s in shapes]
 
-    def mark(self, item: SourceImage, fetched: FetchedImage, height: int, width: int) -> ImageMasks:
+    def rasterise(self, item: SourceImage, fetched: FetchedImage, height: int, width: int) -> ImageMasks:
         """One mark a polygon or mask."""
-        return marks_of(fetched.payload, _rasterise, height, width)
+        return rasterise_shapes(fetched.payload, _rasterise, height, width)
 
 
 def _value(shape: ElementTree.Element) -> Any:

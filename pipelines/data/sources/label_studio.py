@@ -27,10 +27,10 @@ from pipelines.data.sources.annotated import (
     add_item,
     check_some_masks,
     drop_repeated,
-    marks_of,
     no_mask,
     only_file,
     polygon,
+    rasterise_shapes,
 )
 from pipelines.data.sources.base import (
     FetchedImage,
@@ -88,12 +88,12 @@ class LabelStudioSource(Source):
             name = _name(reference)
             plain = _UPLOAD.sub("", PurePosixPath(name).name)  # an upload's name, if only the original is here
             found = plain if finder.has(plain) and not finder.has(name) else name
-            add_item(self, finder, files, found, size=next(iter(sizes), None), marks=shapes,
-                     said=f"{told} names this photo but it is not below the root")
+            add_item(self, finder, files, found, size=next(iter(sizes), None), shapes=shapes,
+                     missing_reason=f"{told} names this photo but it is not below the root")
 
-    def mark(self, item: SourceImage, fetched: FetchedImage, height: int, width: int) -> ImageMasks:
+    def rasterise(self, item: SourceImage, fetched: FetchedImage, height: int, width: int) -> ImageMasks:
         """One mark a region and label."""
-        return marks_of(fetched.payload, _rasterise, height, width)
+        return rasterise_shapes(fetched.payload, _rasterise, height, width)
 
 
 _Region = tuple[str, str, Any, str]  # id, kind, value, label

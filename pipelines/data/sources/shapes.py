@@ -19,14 +19,14 @@ class ShapesSource(Source):
         self.classes = class_names()
         names = (f"shape-{i:06d}.jpg" for i in range(cfg.images))
         size = (cfg.side, cfg.side)
-        self.items = [SourceImage(image_id=i, file_name=n, path=n, size=size, marks=i) for i, n in enumerate(names)]
+        self.items = [SourceImage(image_id=i, file_name=n, path=n, size=size, annotations=i) for i, n in enumerate(names)]
         self.fingerprint = digest_of(DRAWING_VERSION, cfg.seed, cfg.images, cfg.side)
 
     def fetch(self, item: SourceImage) -> FetchedImage:
         """Draw it."""
-        drawing = draw_image(self.cfg.seed, item.marks, self.cfg.side)
+        drawing = draw_image(self.cfg.seed, item.annotations, self.cfg.side)
         return FetchedImage(drawing.jpeg, drawing.objects)
 
-    def mark(self, item: SourceImage, fetched: FetchedImage, height: int, width: int) -> ImageMasks:
+    def rasterise(self, item: SourceImage, fetched: FetchedImage, height: int, width: int) -> ImageMasks:
         """The visible part of every object."""
         return ImageMasks(instances=[InstanceMask(c, rle.encode(m)) for c, m in fetched.payload])

@@ -24,7 +24,7 @@ import pyarrow as pa
 from fss_models.errors import BadImage, FssError
 from pipelines.config.data import SourceConfig
 from pipelines.data import rle
-from pipelines.data.sources.annotated import FileFinder, LabelledShape, marks_of, polygon
+from pipelines.data.sources.annotated import FileFinder, LabelledShape, polygon, rasterise_shapes
 from pipelines.data.sources.base import (
     FetchedImage,
     ImageMasks,
@@ -38,7 +38,7 @@ from pipelines.data.sources.base import (
 )
 from pipelines.data.sources.labels import read_mask
 
-HELD = 2  # row groups that a worker keeps
+CACHED_GROUPS = 2  # row groups that a worker keeps
 _SCHEMA = "columns: image (binary) or file_name (string), class (string), mask (PNG bytes, COCO RLE or polygons)"
 
 
@@ -113,16 +113,16 @@ class TableSource(Source):
                     self.failures.append(SourceFailure(photo, "index", "the table names this photo but it is missing"))
                     continue
                 path, size = found, files[found]
-            self.items.append(SourceImage(image_id=hashed_id(photo), file_name=photo, path=path, marks=rows,
+            self.items.append(SourceImage(image_id=hashed_id(photo), file_name=photo, path=path, annotations=rows,
                                           stamp=digest_of(size, [r.class_id for r in rows], masks[photo])))
 
     def fetch(self, item: SourceImage) -> FetchedImage:
         """The photo and its masks as the table has them. Raises `BadImage` where the table has no bytes for it."""
-        found = [(row, self._row(row)) for row in item.marks]
-        if "image" in self._columns[item.marks[0].file]:
+        found = [(row, self._row(row)) for row in item.annotations]
+        if "image" in self._columns[item.annotations[0].file]:
             data = next((values["image"] for _, values in found if values["image"]), None)
             if data is None:
-                raise BadImage(f"{item.marks[0].file} row {item.marks[0].number}: its image is empty")
+                raise BadImage(f"{item.annotations[0].file} row {item.annotations[0].number}: its image is empty")
         else:
             data = self.store.read_bytes(item.path)
         return FetchedImage(data, [(row, values["mask"]) for row, values in found])
@@ -135,12 +135,12 @@ class TableSource(Source):
                 wanted = [c for c in self._columns[row.file] if c in ("image", "mask")]
                 with self.store.open_parquet(row.file) as table:
                     self._groups[key] = table.read_row_group(row.group, wanted)
-                while len(self._groups) > HELD:
+                while len(self._groups) > CACHED_GROUPS:
                     self._groups.popitem(last=False)
             values: dict[str, Any] = self._groups[key].slice(row.place, 1).to_pylist()[0]
         return values
 
-    def mark(self, item: SourceImage, fetched: FetchedImage, height: int, width: int) -> ImageMasks:
+    def rasterise(self, item: SourceImage, fetched: FetchedImage, height: int, width: int) -> ImageMasks:
         """One mark a row; those of null class and mask are none."""
         shapes, problems = [], []
         for row, mask in fetched.payload:
@@ -150,9 +150,9 @@ class TableSource(Source):
                                 f"{'mask' if mask is None else 'class'}")
             elif mask is not None:
                 shapes.append(LabelledShape(where, row.class_id, self.classes[row.class_id], "mask", mask))
-        marks = marks_of(shapes, _rasterise, height, width)
-        marks.problems.extend(problems)
-        return marks
+        masks = rasterise_shapes(shapes, _rasterise, height, width)
+        masks.problems.extend(problems)
+        return masks
 
 
 def _rasterise(shape: LabelledShape, height: int, width: int) -> bytes:

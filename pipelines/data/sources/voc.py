@@ -38,7 +38,7 @@ class VocSource(Source):
         files = listing(self.store)
         base = _base(files, self.store.url)
         self._index(files, base, _masks_folder(files, base, self.store.url))
-        self.fingerprint = digest_of([(i.path, files[i.path], i.marks, files[i.marks]) for i in self.items])
+        self.fingerprint = digest_of([(i.path, files[i.path], i.annotations, files[i.annotations]) for i in self.items])
 
     def _index(self, files: dict[str, int], base: str, folder: str) -> None:
         for mask in (f for f in files if f.startswith(folder) and f.endswith(".png")):
@@ -47,33 +47,33 @@ class VocSource(Source):
             if path not in files:
                 self.failures.append(SourceFailure(name, "index", "the masks name this image but it is missing"))
                 continue
-            self.items.append(SourceImage(image_id=_number(name), file_name=name, path=path, marks=mask,
+            self.items.append(SourceImage(image_id=_number(name), file_name=name, path=path, annotations=mask,
                                           stamp=digest_of(files[path], files[mask])))
         self.items = _unique_ids(self.items)
 
     def fetch(self, item: SourceImage) -> FetchedImage:
         """The photo and its mask file."""
         store = self.store
-        return FetchedImage(store.read_bytes(item.path), store.read_bytes(item.marks))
+        return FetchedImage(store.read_bytes(item.path), store.read_bytes(item.annotations))
 
-    def sizes(self, item: SourceImage, fetched: FetchedImage) -> tuple[int, int] | None:
+    def annotated_size(self, item: SourceImage, fetched: FetchedImage) -> tuple[int, int] | None:
         """The mask's size: the photo must have it."""
         try:
             height, width = read_labels(fetched.payload).shape
         except BadImage as error:
-            raise BadImage(f"mask {item.marks}: {error.reason}") from error
+            raise BadImage(f"mask {item.annotations}: {error.reason}") from error
         return height, width
 
-    def mark(self, item: SourceImage, fetched: FetchedImage, height: int, width: int) -> ImageMasks:
+    def rasterise(self, item: SourceImage, fetched: FetchedImage, height: int, width: int) -> ImageMasks:
         """One mark a class present; void pixels apart."""
         labels = read_labels(fetched.payload)
-        marks = ImageMasks(void=rle.encode(labels == VOID) if (labels == VOID).any() else None)
+        masks = ImageMasks(void=rle.encode(labels == VOID) if (labels == VOID).any() else None)
         for value in (int(v) for v in np.unique(labels) if v not in (0, VOID)):
             if value > len(CLASSES):
-                marks.problems.append(f"mask value {value} is no VOC class")
+                masks.problems.append(f"mask value {value} is no VOC class")
             else:
-                marks.instances.append(InstanceMask(value - 1, rle.encode(labels == value)))
-        return marks
+                masks.instances.append(InstanceMask(value - 1, rle.encode(labels == value)))
+        return masks
 
 
 def _base(files: dict[str, int], root: str) -> str:

@@ -16,7 +16,7 @@ import yaml
 
 from fss_models.errors import BadImage, FssError
 from pipelines.config.data import SourceConfig
-from pipelines.data.sources.annotated import LabelledShape, marks_of, no_mask, polygon
+from pipelines.data.sources.annotated import LabelledShape, no_mask, polygon, rasterise_shapes
 from pipelines.data.sources.base import (
     FetchedImage,
     ImageMasks,
@@ -30,8 +30,8 @@ from pipelines.data.sources.base import (
 )
 
 BOX = 5  # numbers of a line that is a box: class, centre, size
-LOOKED_AT = 20  # label files that the driver opens to see whether the dataset has boxes only
-BEYOND = 0.01  # coordinates this far outside the photo are rounding; they are cut off
+PROBED_FILES = 20  # label files that the driver opens to see whether the dataset has boxes only
+TOLERANCE = 0.01  # coordinates this far outside the photo are rounding; they are cut off
 
 
 class YoloSource(Source):
@@ -44,7 +44,7 @@ class YoloSource(Source):
         self.classes = _names(self.store.read_bytes(name), name, self.store.path(name))
         self._index(files)
         self._refuse_boxes()
-        found = [(i.path, files[i.path], i.marks, files.get(i.marks)) for i in self.items]
+        found = [(i.path, files[i.path], i.annotations, files.get(i.annotations)) for i in self.items]
         self.fingerprint = digest_of(self.classes, found)
 
     def _index(self, files: dict[str, int]) -> None:
@@ -54,16 +54,16 @@ class YoloSource(Source):
             raise FssError("needs images/ with photos and labels/ with .txt files", where=self.store.url,
                            mend="data.source.root is the folder of data.yaml")
         for label, image in sorted(images.items(), key=lambda pair: pair[1]):
-            marks = label if label in labels else ""
-            self.items.append(SourceImage(image_id=hashed_id(image), file_name=image, path=image, marks=marks,
-                                          stamp=digest_of(files[image], files.get(marks), len(self.classes))))
+            label_file = label if label in labels else ""
+            self.items.append(SourceImage(image_id=hashed_id(image), file_name=image, path=image, annotations=label_file,
+                                          stamp=digest_of(files[image], files.get(label_file), len(self.classes))))
         for lonely in sorted(labels - images.keys()):
             self.failures.append(SourceFailure(lonely, "index", "no photo belongs to this label file"))
 
     def _refuse_boxes(self) -> None:
         """Raises `FssError` if the first label files with a line in them hold boxes and no polygon."""
         seen = ""
-        for path in [i.marks for i in self.items if i.marks][:LOOKED_AT]:
+        for path in [i.annotations for i in self.items if i.annotations][:PROBED_FILES]:
             for numbers in (fields for _, fields in _lines(self.store.read_bytes(path))):
                 if len(numbers) != BOX:
                     return
@@ -75,14 +75,14 @@ class YoloSource(Source):
     def fetch(self, item: SourceImage) -> FetchedImage:
         """The photo and its label file."""
         store = self.store
-        return FetchedImage(store.read_bytes(item.path), store.read_bytes(item.marks) if item.marks else b"")
+        return FetchedImage(store.read_bytes(item.path), store.read_bytes(item.annotations) if item.annotations else b"")
 
-    def mark(self, item: SourceImage, fetched: FetchedImage, height: int, width: int) -> ImageMasks:
+    def rasterise(self, item: SourceImage, fetched: FetchedImage, height: int, width: int) -> ImageMasks:
         """One mark a line. Raises `BadImage` for a file of boxes only: its objects must not become background."""
         lines = list(_lines(fetched.payload))
         if lines and all(len(numbers) == BOX for _, numbers in lines):
-            raise BadImage(f"{item.marks} has boxes only (5 numbers a line), no polygons")
-        return marks_of([self._shape(n, fields) for n, fields in lines], _rasterise, height, width)
+            raise BadImage(f"{item.annotations} has boxes only (5 numbers a line), no polygons")
+        return rasterise_shapes([self._shape(n, fields) for n, fields in lines], _rasterise, height, width)
 
     def _shape(self, number: int, fields: list[str]) -> LabelledShape:
         known = fields[0].isdecimal() and int(fields[0]) < len(self.classes)
@@ -94,7 +94,7 @@ def _rasterise(shape: LabelledShape, height: int, width: int) -> bytes:
     if len(shape.value) == BOX - 1:
         raise no_mask("a box")
     values = [float(v) for v in shape.value]
-    if any(not -BEYOND <= v <= 1 + BEYOND for v in values):
+    if any(not -TOLERANCE <= v <= 1 + TOLERANCE for v in values):
         raise ValueError("coordinates are not shares of width and height (0 to 1)")
     sides = (width, height)
     return polygon([min(max(v, 0.0), 1.0) * sides[i % 2] for i, v in enumerate(values)], height, width)

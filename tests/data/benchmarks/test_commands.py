@@ -94,10 +94,10 @@ def test_a_list_that_is_none_or_was_changed(lists: tuple[str, str], tmp_path: Pa
     assert made.exit_code == 0
     table = pq.read_table(out)
     pq.write_table(table.slice(0, 4), out)
-    with pytest.raises(FssError, match="not what its hash says"):
+    with pytest.raises(FssError, match="does not match its content hash"):
         read_list(out)
     (tmp_path / "x.parquet").write_bytes(b"hello")
-    with pytest.raises(FssError, match="no Parquet file"):
+    with pytest.raises(FssError, match="not a Parquet file"):
         read_list(str(tmp_path / "x.parquet"))
     pq.write_table(table.replace_schema_metadata({}), out)
     with pytest.raises(FssError, match="not a published episode list"):

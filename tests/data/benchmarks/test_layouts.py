@@ -33,7 +33,7 @@ def _open(name: str, root: Path, **over: object) -> Source:
 
 def _marks(source: Source, name: str) -> ImageMasks:
     item = next(i for i in source.items if i.file_name == name)
-    return source.mark(item, source.fetch(item), HEIGHT, WIDTH)
+    return source.rasterise(item, source.fetch(item), HEIGHT, WIDTH)
 
 
 def test_the_fold_tables_are_the_published_ones() -> None:
