@@ -21,7 +21,7 @@ from pipelines.data.sources.base import Source, digest_of
 
 @dataclass(frozen=True)
 class FormerBuild:
-    """An earlier build: its parts (one ledger row each), its image index, and `first`, the lowest unused part number."""
+    """An earlier build: its parts (one ledger row each), its image index, and `first`, the next free part number."""
 
     parts: list[dict[str, Any]]
     index: pa.Table

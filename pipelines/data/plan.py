@@ -86,8 +86,8 @@ class StreamPlan:
     """The episodes of a stream. Raises `FssError` if no class has two usable photos or the pool is too small.
 
     sampler: `balanced` gives every class the same number of queries per epoch, so photos of rare classes come more
-    often. `natural` makes every annotation a query exactly once per epoch. `image` makes every photo a query once per epoch,
-    with one of its classes at random (as the loaders over BAM's lists do).
+    often. `natural` makes every annotation a query exactly once per epoch. `image` makes every photo a query once per
+    epoch, with one of its classes at random (as the loaders over BAM's lists do).
     """
 
     def __init__(

@@ -127,8 +127,8 @@ class Sample:
 
     image [H, W, 3] uint8, mask [H, W] bool (union of the class's instances), ignore [H, W] bool (void and crowd);
     H, W: size of the photo, or of its crop where a part benchmark crops. If `size` is (H, W), then image, mask and
-    ignore are squares made from the photo. `whole` is then (mask, ignore) at the photo's size if the squares are not enough:
-    the object vanishes in them, or mirroring the square differs from mirroring the photo.
+    ignore are squares made from the photo. `whole` is then (mask, ignore) at the photo's size if the squares are not
+    enough: the object vanishes in them, or mirroring the square differs from mirroring the photo.
     """
 
     image_id: int

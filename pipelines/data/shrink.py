@@ -23,7 +23,7 @@ def shrunk_size(height: int, width: int, max_side: int) -> tuple[int, int]:
 
 
 def shrink_photo(pixels: np.ndarray, data: bytes, height: int, width: int) -> bytes:
-    """Pixels [H, W, 3] uint8 -> an image file of `height` x `width`: a JPEG if the original `data` is one, else a PNG."""
+    """Pixels [H, W, 3] uint8 -> image file of `height` x `width`, a JPEG if the original `data` is one, else a PNG."""
     small, out = Image.fromarray(pixels).resize((width, height), _PIECE), io.BytesIO()
     if data.startswith(b"\xff\xd8"):
         small.save(out, "JPEG", quality=QUALITY, subsampling=0)

@@ -39,8 +39,8 @@ class TestSetRequest:
     """Which photos to test, and on which episodes.
 
     root: URL of the photos; lists: URL of HSNet's lists, "" for a fresh list; split: URL of a JSON file whose
-    entry `key` names the test photos, "" if there is none; annotations: path below the root of a COCO directory's annotation file,
-    needed if it has several.
+    entry `key` names the test photos, "" if there is none; annotations: path below the
+    root of a COCO directory's annotation file, needed if there are several.
     """
 
     dataset: str

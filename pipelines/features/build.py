@@ -1,4 +1,4 @@
-"""`ensure_features`: what a recipe's runs task of kept features, computed by Ray actors where it is missing."""
+"""`ensure_features`: the kept features that a recipe's runs read. Ray actors compute the missing ones."""
 
 from __future__ import annotations
 
@@ -31,26 +31,26 @@ CROPPING = ("pascal_part", "paco_part")  # benchmarks whose samples are crops of
 
 @dataclass
 class EncodingTask:
-    """One frozen part, and the photos of all runs that share it."""
+    """The features of one frozen part that the runs with this part need."""
 
     about: FeatureFolderInfo
-    method: MethodConfig  # one of those that have it
+    method: MethodConfig  # any method with this frozen part
     seed: int
     methods: set[str] = field(default_factory=set)
     photos: dict[tuple[str, int, int], MissingRecords] = field(default_factory=dict)
 
     @property
     def records(self) -> int:
-        """How many are wanted."""
+        """Number of records that the runs need."""
         return sum(len(w.mirrored) for w in self.photos.values())
 
     @property
     def bytes(self) -> int:
-        """What they take."""
+        """Size of these records in bytes."""
         return self.records * self.about.layout.record_bytes
 
     def facts(self, folder: FeatureFolder, *, written: int, seconds: float) -> dict[str, Any]:
-        """What was built, as JSON."""
+        """The facts of a build as JSON. written: number of new records; seconds: duration."""
         return {"features": folder.store.url, "id": self.about.id, "precision": self.about.precision,
                 "methods": sorted(self.methods), "encoder": self.about.encoder, "photos": len(self.photos),
                 "records": self.records, "record_bytes": self.about.layout.record_bytes, "bytes": self.bytes,
@@ -58,37 +58,38 @@ class EncodingTask:
 
 
 def features_url(recipe: Recipe) -> str:
-    """Where a recipe's features are kept."""
+    """URL of the folders of a recipe's features."""
     return Store(recipe.features.url or join(Workspace(recipe.out).store.url, "features")).url
 
 
 def ensure_features(recipe: Recipe, specs: Sequence[RunSpec], ray: Any) -> list[dict[str, Any]]:
-    """Build what is missing for these runs; the facts of every folder they read.
+    """Build the features that these runs lack. Returns the facts of every folder that they read.
 
-    Raises `FssError`, before anything is written, for a method that has nothing to keep, for benchmarks of crops, and
-    where the features would take more than `features.max_bytes`.
+    Raises `FssError`, before anything is written, for a method without a frozen part, for benchmarks of crops, and for
+    features of more than `features.max_bytes`.
     """
     if recipe.train.features == "off":
-        raise FssError("train.features is off: no features are kept", where=recipe.name,
-                       mend="--set train.features=float32 (or bfloat16)")
+        raise FssError("train.features is off, so the recipe keeps no features", where=recipe.name,
+                       mend="give --set train.features=float32 (or bfloat16)")
     tasks = _encoding_tasks(recipe, [s for s in specs if s.trains], recipe.train.features, ray)
     folders = [FeatureFolder(features_url(recipe), n.about) for n in tasks]
     lines = [describe_task(n, f.store.url) for n, f in zip(tasks, folders, strict=True)]
     if sum(n.bytes for n in tasks) > recipe.features.max_bytes:
         raise FssError(f"{'; '.join(lines)}: over features.max_bytes={recipe.features.max_bytes}", where=recipe.name,
-                       mend="raise it, or set train.features=bfloat16, train.flip=false or train.features=off")
+                       mend="raise features.max_bytes, or set train.features=bfloat16, train.flip=false or "
+                            "train.features=off")
     return [_ensure(recipe, n, f, line, ray) for n, f, line in zip(tasks, folders, lines, strict=True)]
 
 
 def describe_task(task: EncodingTask, url: str) -> str:
-    """Such as: features of 401 photos x 2 (mirrored) x 1.3 MB = 1.0 GB -> URL (float32)."""
+    """A line about the size of a task: features of 401 photos x 2 (mirrored) x 1.3 MB = 1.0 GB -> URL (float32)."""
     ways = " x 2 (mirrored)" if task.records > len(task.photos) else ""
     return (f"features of {len(task.photos)} photos{ways} x {format_bytes(task.about.layout.record_bytes)} = "
             f"{format_bytes(task.bytes)} -> {url} ({task.about.precision})")
 
 
 def format_bytes(count: float) -> str:
-    """Bytes in a person's words: 1.3 MB."""
+    """A number of bytes for a person, such as 1.3 MB (powers of 1000)."""
     for unit in ("bytes", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.3g} {unit}"
@@ -99,7 +100,7 @@ def format_bytes(count: float) -> str:
 # ---- what is needed -----------------------------------------------------------------------------------------------
 
 def _encoding_tasks(recipe: Recipe, specs: Sequence[RunSpec], precision: Precision, ray: Any) -> list[EncodingTask]:
-    """One entry a frozen part. Each (method, seed) is built once, in a task: this process keeps no model."""
+    """One entry per frozen part. Each (method, seed) is built once, in a Ray task, so this process has no model."""
     remote = ray.remote(_describe).options(num_cpus=0)
     found: dict[str, EncodingTask] = {}
     known: dict[str, FeatureFolderInfo] = {}
@@ -125,7 +126,7 @@ def _describe(method: MethodConfig, seed: int, precision: Precision) -> dict[str
 
 
 def _add_photos(task: EncodingTask, spec: RunSpec) -> None:
-    """Every photo the run's stream may open, by content: a photo of two datasets is kept once."""
+    """Add every photo that the run's stream may open. Photos with the same content count once."""
     ways = (False, True) if spec.train.flip else (False,)
     for data in FoldData.of(spec).parts(spec):
         _refuse_crops(data.shards)
@@ -143,28 +144,28 @@ def _refuse_crops(shards: Shards) -> None:
 # ---- the work -----------------------------------------------------------------------------------------------------
 
 def _ensure(recipe: Recipe, task: EncodingTask, folder: FeatureFolder, line: str, ray: Any) -> dict[str, Any]:
-    """Write the parts that are missing, then about.json."""
+    """Write the missing parts, then about.json. Returns the facts of the folder."""
     missing, start = _missing(task, folder), time.monotonic()
     left = sum(len(w.mirrored) for w in missing)
     if not left and folder.store.exists("about.json"):
         say(f"{line}: there already")
         return task.facts(folder, written=0, seconds=0.0)
-    say(line + (f"; {task.records - left} of {task.records} are there" if left < task.records else ""))
+    say(line + (f"; {task.records - left} of {task.records} exist already" if left < task.records else ""))
     for tries_left in reversed(range(recipe.sweep.retries + 1)):
         try:
             _write(recipe, task, missing, ray)
             break
-        except ray.exceptions.RayError as error:  # an actor or its machine is gone; what it has written stays
+        except ray.exceptions.RayError as error:  # an actor or its machine is lost; the parts it wrote stay
             if not tries_left:
                 raise
-            say(f"a worker was lost ({type(error).__name__}); going on")
+            say(f"a worker was lost ({type(error).__name__}); encoding continues without it")
             missing = _missing(task, FeatureFolder(features_url(recipe), task.about))
     folder.finish()
     return task.facts(folder, written=left, seconds=time.monotonic() - start)
 
 
 def _missing(task: EncodingTask, folder: FeatureFolder) -> list[MissingRecords]:
-    """In the shards' order, so that photos of a part of the shards come together."""
+    """The missing records in the order of the shards, so that photos of one part are neighbours."""
     found = []
     for one in sorted(task.photos.values(), key=lambda w: (w.shards, w.part, w.row)):
         ways = tuple(m for m in one.mirrored if PhotoKey(one.sha256, one.height, one.width, m) not in folder.locations)
@@ -182,10 +183,10 @@ def _write(recipe: Recipe, task: EncodingTask, missing: Sequence[MissingRecords]
         return
     room = ray.cluster_resources().get("GPU", 0.0) / gpus if gpus else float(len(ray.nodes()))
     actors = max(1, min(cfg.actors or int(room), len(items)))
-    logging.getLogger("ray.data").setLevel(logging.ERROR)  # the screen is for our own progress
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # its messages would break the progress bar
     about = {"base": features_url(recipe), "about": task.about, "method": task.method, "seed": task.seed}
     how = {"batch": cfg.batch, "threads": _threads(actors, len(ray.nodes())), "device": "cuda" if gpus else "cpu"}
-    with warnings.catch_warnings():  # Ray warns of its restarts on the screen, and of the way to switch them off
+    with warnings.catch_warnings():  # Ray warns about max_restarts, which is set on purpose
         warnings.simplefilter("ignore", DeprecationWarning)
         dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(
             PartEncoder, fn_constructor_kwargs={**about, **how}, compute=ray.data.ActorPoolStrategy(size=actors),
@@ -198,5 +199,5 @@ def _write(recipe: Recipe, task: EncodingTask, missing: Sequence[MissingRecords]
 
 
 def _threads(actors: int, nodes: int) -> int:
-    """Torch threads of an actor, machines being like this one."""
+    """Torch threads of an actor, if all machines have as many CPUs as this one."""
     return max(1, (os.cpu_count() or 1) * nodes // actors)

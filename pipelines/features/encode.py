@@ -1,4 +1,4 @@
-"""A build's worker: photos read from the shards, encoded in batches, written as one part."""
+"""The worker of a build: reads photos from the shards, encodes them in batches, writes them as one part."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ COLUMNS = ["image", "file_name", "height", "width", "crop"]
 
 
 class MissingRecords(NamedTuple):
-    """A photo's records that are missing, and where its shards hold it."""
+    """The missing records of a photo, and the place of the photo in its shards.
+
+    mirrored: one entry per missing record, whether it is of the mirrored photo.
+    """
 
     sha256: str
     height: int
@@ -38,7 +41,7 @@ class MissingRecords(NamedTuple):
 
 
 class PartEncoder:
-    """An actor that holds the model and writes one part a row."""
+    """An actor with the model, which writes one part per row."""
 
     def __init__(self, *, base: str, about: FeatureFolderInfo, method: MethodConfig, seed: int, batch: int,
                  threads: int, device: str) -> None:
@@ -48,7 +51,7 @@ class PartEncoder:
         self._model: Segmenter | None = None
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """{"missing": pickled by the driver} -> {"records", "error"}: a mistake travels as a line, not in a trace."""
+        """{"missing": pickled list of `MissingRecords`} -> {"records": a number, "error": an `FssError`'s text or ""}."""
         missing: list[MissingRecords] = pickle.loads(row["missing"])
         try:
             photos, records = self._encode(missing)
@@ -79,7 +82,7 @@ class PartEncoder:
         return self._folder.layout.pack(found)
 
     def _ready(self) -> Segmenter:
-        """The model, built once; it is checked to give what the driver's gave."""
+        """The model, built once. Raises `FssError` if it does not compute the features of the folder."""
         if self._model is None:
             model = build_method(self._method, self._seed)
             check_probe(model, self._folder.about, where=self._folder.store.url)
@@ -88,7 +91,7 @@ class PartEncoder:
 
 
 def _pixels(missing: Sequence[MissingRecords]) -> Iterator[tuple[MissingRecords, np.ndarray]]:
-    """Decoded photos [H, W, 3] uint8; each row group of the image table is read once."""
+    """The decoded photos [H, W, 3] uint8. Each row group of the image table is read once."""
     places: dict[tuple[str, int], dict[int, list[MissingRecords]]] = defaultdict(lambda: defaultdict(list))
     for one in missing:
         places[one.shards, one.part][one.row // GROUP_ROWS].append(one)
@@ -105,6 +108,6 @@ def _pixels(missing: Sequence[MissingRecords]) -> Iterator[tuple[MissingRecords,
 
 
 def cropped_photo_error(shards: str) -> FssError:
-    """The line about part benchmarks, whose samples are crops of a photo."""
-    return FssError("its samples are crops of photos; features are kept of whole photos only", where=shards,
+    """The error for part benchmarks, whose samples are crops of a photo."""
+    return FssError("the samples are crops of photos; features are kept for whole photos only", where=shards,
                     mend="set train.features=off")

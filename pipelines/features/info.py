@@ -1,4 +1,4 @@
-"""What lies in a place of kept features."""
+"""Describes the folders of kept features below a URL."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from pipelines.features.folder import FeatureFolder
 
 
 def describe_features(base: str, *, verify: bool = False) -> list[dict[str, Any]]:
-    """The facts of every folder below `base`, as JSON; unfinished ones are told apart.
+    """The facts of every folder below `base`, as JSON. `finished` is false for unfinished folders.
 
-    With `verify` every part is read. Raises `FssError` naming the first whose bytes are not what its name says.
+    With `verify` every part is read and compared with its hash. Raises `FssError` with the name of the first damaged
+    part.
     """
     store = Store(base)
     sizes = store.sizes() if store.exists() else {}

@@ -1,4 +1,4 @@
-"""Reading kept features into training clips."""
+"""Reads kept features for training clips."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from pipelines.features.records import Precision
 
 
 class FeatureReader:
-    """Features by photo, through a pool of the records used last. Not for several threads at a time.
+    """Reads the features of photos, with a cache of the records used last. Only one thread may use it at a time.
 
-    pool_bytes: bound on the records held.
+    pool_bytes: upper bound on the size of the cached records.
     """
 
     def __init__(self, folder: FeatureFolder, *, pool_bytes: int) -> None:
@@ -29,19 +29,18 @@ class FeatureReader:
 
     @staticmethod
     def open(base: str, model: Segmenter, precision: Precision, *, pool_bytes: int) -> FeatureReader:
-        """The features of `model`'s frozen part below `base`.
+        """Open the features of the model's frozen part below `base`.
 
-        Raises `FssError` where there are none, for a method without a frozen part, and for features that other code
-        has kept.
+        Raises `FssError` if there are none, for a method without a frozen part, and for features that other code wrote.
         """
         folder = FeatureFolder.open(base, describe_frozen_part(model, precision).name)
         check_probe(model, folder.about, where=folder.store.url)
         return FeatureReader(folder, pool_bytes=pool_bytes)
 
     def __call__(self, photos: Sequence[PhotoKey]) -> Features:
-        """What `encode_frozen` gave for these photos, in order, on the CPU in float32.
+        """The features that `encode_frozen` computed for these photos, in order, on the CPU in float32.
 
-        Raises `FssError` for a photo that is not there and for a damaged part.
+        Raises `FssError` for a photo without features and for a damaged part.
         """
         here = {p: self._pool[p] for p in photos if p in self._pool}
         missing = [p for p in dict.fromkeys(photos) if p not in here]
@@ -60,5 +59,5 @@ class FeatureReader:
             return self._locations[photo]
         except KeyError:
             kind = "the mirrored photo" if photo.mirrored else "photo"
-            raise FssError(f"no features of {kind} {photo.sha256[:16]}", where=self._folder.store.url,
+            raise FssError(f"there are no features of {kind} {photo.sha256[:16]}", where=self._folder.store.url,
                            mend="run `fss features build`") from None

@@ -98,7 +98,7 @@ def test_yolo_of_boxes_is_refused(tmp_path: Path) -> None:
     exports.yolo(tmp_path)
     for label in (tmp_path / "labels").rglob("*.txt"):
         label.write_text("0 0.5 0.5 0.2 0.2\n1 0.3 0.3 0.1 0.1\n")
-    with pytest.raises(FssError, match=r"labels/train/2010_000000\.txt: has boxes \(5 numbers a line\), no polygons"):
+    with pytest.raises(FssError, match=r"train/2010_000000\.txt: the file has boxes \(5 numbers a line\), no polygons"):
         _open("yolo", tmp_path)
 
 
@@ -238,7 +238,7 @@ def test_label_studio_of_boxes_is_refused(tmp_path: Path) -> None:
     exports.label_studio(tmp_path)
     text = (tmp_path / "project-3.json").read_text().replace("polygonlabels", "rectanglelabels")
     write(tmp_path, "project-3.json", text)
-    with pytest.raises(FssError, match="holds no masks, only a rectangle"):
+    with pytest.raises(FssError, match="the export has no masks, only a rectangle"):
         _open("label_studio", tmp_path)
 
 
@@ -295,7 +295,7 @@ def test_cvat_of_boxes_is_refused(tmp_path: Path) -> None:
     exports.cvat(tmp_path)
     boxes = [exports.cvat_image(i, '<box label="car" xtl="1" ytl="1" xbr="9" ybr="9"></box>') for i in range(PHOTOS)]
     write(tmp_path, "annotations.xml", exports.cvat_document(boxes))
-    with pytest.raises(FssError, match="holds no masks, only a box"):
+    with pytest.raises(FssError, match="the export has no masks, only a box"):
         _open("cvat", tmp_path)
 
 

@@ -24,7 +24,7 @@ from pipelines.data.stream import EpisodeStream, _BlockPool, usable_blocks
 def _tables(url: str) -> tuple[StreamPlan, dict]:
     shards = Shards(url)
     plan = StreamPlan(usable_blocks(shards, list(shards.classes), set()), shots=2, targets=1, seed=0, pool_bytes=10**8)
-    return plan, _BlockPool(shards, plan, True).hold(set(range(len(plan.blocks))), set())
+    return plan, _BlockPool(shards, plan, True).load(set(range(len(plan.blocks))), set())
 
 
 def _places(plan: StreamPlan) -> list[tuple[int, int]]:

@@ -172,7 +172,7 @@ def test_a_coco_directory_has_interleaved_folds(workspace: str, tmp_path: Path) 
     ({"annotations": "a.json"}, "ignores --annotations"),
     ({"lists": "{tmp}/nowhere"}, "no such list file"),
     ({"lists": "{tmp}/wrong"}, "tests bus"),
-    ({"lists": "{tmp}/bad"}, "lines read IMAGE__CC"),
+    ({"lists": "{tmp}/bad"}, "write lines as IMAGE__CC"),
     ({"lists": "{tmp}/far"}, "1 of the list's 2 photos are not among"),
     ({"split": "{voc}/split.json"}, "has no entry"),
     ({"split": "{tmp}/empty.json", "key": "voc"}, "names none of the"),

@@ -25,11 +25,11 @@ from pipelines.data.sources.base import (
 )
 from pipelines.data.sources.labels import read_mask
 
-SINGLE = "object"  # the class of masks that lie in no class folder
+SINGLE = "object"  # the class of masks that are in no class folder
 
 
 class PairsSource(Source):
-    """Class ids follow the sorted folder names."""
+    """Photos with one mask file per class. Class ids follow the sorted folder names."""
 
     def __init__(self, cfg: SourceConfig) -> None:
         super().__init__(cfg)
@@ -37,7 +37,8 @@ class PairsSource(Source):
         masks = [f for f in files if f.startswith("masks/") and is_image(f)]
         images = [f for f in files if f.startswith("images/") and is_image(f)]
         if not masks or not images:
-            raise FssError("needs images/ and masks/ with image files in them", where=self.store.url)
+            raise FssError("there are no image files in images/ or none in masks/", where=self.store.url,
+                           mend="put the photos into images/ and the masks into masks/CLASS/")
         self.classes = sorted({_class_of(m) for m in masks})
         self._index(images, masks, files)
         self.fingerprint = digest_of([(i.path, files[i.path], [(c, m, files[m]) for c, m in i.annotations])
@@ -65,7 +66,7 @@ class PairsSource(Source):
         return FetchedImage(store.read_bytes(item.path), [(c, m, store.read_bytes(m)) for c, m in item.annotations])
 
     def annotated_size(self, item: SourceImage, fetched: FetchedImage) -> tuple[int, int] | None:
-        """As stored, unless only the EXIF-turned size fits a mask."""
+        """(height, width) as stored, or after EXIF rotation if only that size fits a mask. Raises `BadImage`."""
         stored, turned = image_size(fetched.data), turned_size(fetched.data)
         if stored == turned:
             return stored
@@ -74,7 +75,7 @@ class PairsSource(Source):
         return turned if turned in shapes and stored not in shapes else stored
 
     def rasterise(self, item: SourceImage, fetched: FetchedImage, height: int, width: int) -> ImageMasks:
-        """One mark a mask file; wrong ones are listed as problems."""
+        """One mask per mask file. Unreadable, empty or ill-sized ones are listed as problems."""
         masks = ImageMasks()
         for class_id, path, data in fetched.payload:
             try:

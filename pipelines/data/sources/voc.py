@@ -30,7 +30,7 @@ VOID = 255
 
 
 class VocSource(Source):
-    """One instance a class and image: VOC's class masks do not separate objects."""
+    """One instance per class and image, because VOC's class masks do not separate objects."""
 
     def __init__(self, cfg: SourceConfig) -> None:
         super().__init__(cfg)
@@ -57,7 +57,7 @@ class VocSource(Source):
         return FetchedImage(store.read_bytes(item.path), store.read_bytes(item.annotations))
 
     def annotated_size(self, item: SourceImage, fetched: FetchedImage) -> tuple[int, int] | None:
-        """The mask's size: the photo must have it."""
+        """The size of the mask, which the photo must have too. Raises `BadImage` for an unreadable mask."""
         try:
             height, width = read_labels(fetched.payload).shape
         except BadImage as error:
@@ -65,7 +65,7 @@ class VocSource(Source):
         return height, width
 
     def rasterise(self, item: SourceImage, fetched: FetchedImage, height: int, width: int) -> ImageMasks:
-        """One mark a class present; void pixels apart."""
+        """One mask per class in the label file, and the void pixels."""
         labels = read_labels(fetched.payload)
         masks = ImageMasks(void=rle.encode(labels == VOID) if (labels == VOID).any() else None)
         for value in (int(v) for v in np.unique(labels) if v not in (0, VOID)):
@@ -77,23 +77,24 @@ class VocSource(Source):
 
 
 def _base(files: dict[str, int], root: str) -> str:
-    """The prefix of the folder that holds JPEGImages: the root itself, VOC2012/ or VOCdevkit/VOC2012/."""
+    """The prefix of the folder that has JPEGImages: "", VOC2012/ or VOCdevkit/VOC2012/. Raises `FssError`."""
     for name in files:
         head, found, _ = f"/{name}".partition("/JPEGImages/")
         if found:
             return f"{head[1:]}/" if head else ""
-    raise FssError("no JPEGImages folder", where=root, mend="data.source.root is the folder that holds JPEGImages")
+    raise FssError("there is no JPEGImages folder", where=root,
+                   mend="set data.source.root to the folder that has JPEGImages")
 
 
 def _masks_folder(files: dict[str, int], base: str, root: str) -> str:
     for name in ("SegmentationClassAug", "SegmentationClass"):
         if any(f.startswith(f"{base}{name}/") for f in files):
             return f"{base}{name}/"
-    raise FssError("no SegmentationClass or SegmentationClassAug folder", where=root)
+    raise FssError("there is no SegmentationClass or SegmentationClassAug folder", where=root)
 
 
 def _number(name: str) -> int:
-    """2007_000032.jpg -> 2007000032; other names get a number from their hash."""
+    """The image id of a photo: 2007_000032.jpg -> 2007000032, for other names 48 bits of a hash."""
     digits = PurePosixPath(name).stem.replace("_", "")
     return int(digits) if digits.isdigit() else int(hashlib.sha256(name.encode()).hexdigest()[:12], 16)
 
@@ -103,5 +104,5 @@ def _unique_ids(items: list[SourceImage]) -> list[SourceImage]:
     for item in items:
         other = seen.setdefault(item.image_id, item.file_name)
         if other != item.file_name:
-            raise FssError(f"photos {other} and {item.file_name} have the same number", mend="rename one of them")
+            raise FssError(f"photos {other} and {item.file_name} have the same image id", mend="rename one of them")
     return items

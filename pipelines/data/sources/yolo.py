@@ -1,9 +1,9 @@
 """Ultralytics YOLO segmentation: photos below `images` folders, polygons in `labels` folders beside them.
 
-The class names are `names` of data.yaml, or classes.txt with one a line. A line of a label file is
-`class x1 y1 x2 y2 x3 y3 ...`, coordinates as shares of width and height (Ultralytics, "Instance Segmentation Datasets
-Overview"). A photo without a label file shows nothing, as Ultralytics has it. `train`, `val` and `test` of data.yaml
-are not read: `data.split` holds photos out.
+The class names are `names` of data.yaml, or the lines of classes.txt. A line of a label file is
+`class x1 y1 x2 y2 x3 y3 ...`, with coordinates as shares of width and height (Ultralytics, "Instance Segmentation
+Datasets Overview"). A photo without a label file shows no object, as in Ultralytics. `train`, `val` and `test` of
+data.yaml are ignored; `data.split` splits the photos.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from pipelines.data.sources.base import (
     listing,
 )
 
-BOX = 5  # numbers of a line that is a box: class, centre, size
-PROBED_FILES = 20  # label files that the driver opens to see whether the dataset has boxes only
-TOLERANCE = 0.01  # coordinates this far outside the photo are rounding; they are cut off
+BOX = 5  # numbers in the line of a box: class, centre, size
+PROBED_FILES = 20  # label files that the driver reads to check whether the dataset has boxes only
+TOLERANCE = 0.01  # coordinates may be this far outside the photo, by rounding; they are clipped
 
 
 class YoloSource(Source):
-    """Class ids are YOLO's own."""
+    """Reads YOLO label files. Class ids are YOLO's own."""
 
     def __init__(self, cfg: SourceConfig) -> None:
         super().__init__(cfg)
@@ -51,17 +51,18 @@ class YoloSource(Source):
         images = {p: f for f in files if is_image(f) and (p := _label_of(f))}
         labels = {f for f in files if f.endswith(".txt") and "labels" in PurePosixPath(f).parts[:-1]}
         if not images or not labels:
-            raise FssError("needs images/ with photos and labels/ with .txt files", where=self.store.url,
-                           mend="data.source.root is the folder of data.yaml")
+            raise FssError("there are no photos in images/ or no .txt files in labels/", where=self.store.url,
+                           mend="set data.source.root to the folder of data.yaml")
         for label, image in sorted(images.items(), key=lambda pair: pair[1]):
             label_file = label if label in labels else ""
-            self.items.append(SourceImage(image_id=hashed_id(image), file_name=image, path=image, annotations=label_file,
+            self.items.append(SourceImage(image_id=hashed_id(image), file_name=image, path=image,
+                                          annotations=label_file,
                                           stamp=digest_of(files[image], files.get(label_file), len(self.classes))))
         for lonely in sorted(labels - images.keys()):
             self.failures.append(SourceFailure(lonely, "index", "no photo belongs to this label file"))
 
     def _refuse_boxes(self) -> None:
-        """Raises `FssError` if the first label files with a line in them hold boxes and no polygon."""
+        """Raise `FssError` if the first `PROBED_FILES` label files have boxes and no polygon."""
         seen = ""
         for path in [i.annotations for i in self.items if i.annotations][:PROBED_FILES]:
             for numbers in (fields for _, fields in _lines(self.store.read_bytes(path))):
@@ -69,16 +70,17 @@ class YoloSource(Source):
                     return
                 seen = seen or path
         if seen:
-            raise FssError("has boxes (5 numbers a line), no polygons", where=self.store.path(seen),
-                           mend="export for segmentation: class x1 y1 x2 y2 x3 y3 ...")
+            raise FssError("the file has boxes (5 numbers a line), no polygons", where=self.store.path(seen),
+                           mend="export for segmentation, with lines: class x1 y1 x2 y2 x3 y3 ...")
 
     def fetch(self, item: SourceImage) -> FetchedImage:
         """The photo and its label file."""
         store = self.store
-        return FetchedImage(store.read_bytes(item.path), store.read_bytes(item.annotations) if item.annotations else b"")
+        lines = store.read_bytes(item.annotations) if item.annotations else b""
+        return FetchedImage(store.read_bytes(item.path), lines)
 
     def rasterise(self, item: SourceImage, fetched: FetchedImage, height: int, width: int) -> ImageMasks:
-        """One mark a line. Raises `BadImage` for a file of boxes only: its objects must not become background."""
+        """One mask per line. Raises `BadImage` for a file with boxes only: its objects must not become background."""
         lines = list(_lines(fetched.payload))
         if lines and all(len(numbers) == BOX for _, numbers in lines):
             raise BadImage(f"{item.annotations} has boxes only (5 numbers a line), no polygons")
@@ -101,14 +103,14 @@ def _rasterise(shape: LabelledShape, height: int, width: int) -> bytes:
 
 
 def _lines(data: bytes) -> Iterator[tuple[int, list[str]]]:
-    """(number, fields) of every line that is not empty."""
+    """(line number from 1, fields) of every line that is not empty."""
     for number, line in enumerate(data.decode(errors="replace").splitlines(), 1):
         if fields := line.split():
             yield number, fields
 
 
 def _label_of(image: str) -> str:
-    """The label file of a photo: the last folder `images` becomes `labels`; empty if there is no such folder."""
+    """The label file of a photo: its last folder `images` becomes `labels`. "" if there is no such folder."""
     parts = list(PurePosixPath(image).with_suffix(".txt").parts)
     for i in reversed(range(len(parts) - 1)):
         if parts[i] == "images":
@@ -120,23 +122,26 @@ def _names_file(files: dict[str, int], root: str) -> str:
     for name in ("data.yaml", "data.yml", "dataset.yaml", "classes.txt", "labels/classes.txt"):
         if name in files:
             return name
-    raise FssError("no data.yaml and no classes.txt", where=root, mend="set data.source.annotations to the YAML file")
+    raise FssError("there is neither data.yaml nor classes.txt", where=root,
+                   mend="set data.source.annotations to the YAML file")
 
 
 def _names(raw: bytes, name: str, where: str) -> list[str]:
-    """The classes by id. Raises `FssError`."""
+    """The class names in the order of ids. Raises `FssError` if the file does not list them."""
     if name.endswith(".txt"):
         found: Any = [line.strip() for line in raw.decode(errors="replace").splitlines() if line.strip()]
     else:
         try:
             document = yaml.safe_load(raw)
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise FssError(f"is not valid YAML: {error}", where=where) from error
+            raise FssError(f"the file is not valid YAML: {error}", where=where) from error
         found = document.get("names") if isinstance(document, dict) else None
     if isinstance(found, dict):
         if sorted(found, key=str) != sorted(range(len(found)), key=str):
-            raise FssError("`names` has gaps", where=where, mend="class numbers go from 0 without a gap")
+            raise FssError("the numbers in `names` have gaps", where=where,
+                           mend="number the classes from 0 without a gap")
         found = [found[i] for i in range(len(found))]
     if not isinstance(found, list) or not found:
-        raise FssError("has no `names`", where=where, mend="names: {0: cup, 1: bird} or names: [cup, bird]")
+        raise FssError("the file has no `names`", where=where,
+                       mend="write names: {0: cup, 1: bird} or names: [cup, bird]")
     return [str(n) for n in found]

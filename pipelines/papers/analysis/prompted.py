@@ -74,7 +74,8 @@ def _analyse(model: Segmenter, cache: FeatureCache, episodes: Sequence[Episode],
              config: EvalConfig) -> FcpAnalysis | VrpAnalysis:
     features, row_of = cache([s for one in samples for s in (*one.references, one.targets[0])])
     where = torch.tensor([[row_of[r.image_id] for r in one.references] for one in samples])
-    sets = [[prompt_from_mask(model, r, config.prompts, np.random.default_rng([config.seed, e.episode_id, k]), training=False)
+    sets = [[prompt_from_mask(model, r, config.prompts, np.random.default_rng([config.seed, e.episode_id, k]),
+                              training=False)
              for k, r in enumerate(one.references)] for e, one in zip(episodes, samples, strict=True)]
     prompts = model.collate(sets, features.sizes.cpu(), where).to(model.device)
     pairs = torch.tensor([[i, row_of[one.targets[0].image_id]] for i, one in enumerate(samples)], device=model.device)

@@ -77,7 +77,7 @@ def test_make_show_and_compare(lists: tuple[str, str], tmp_path: Path) -> None:
     (("-d", "coco20i", "--family", "hsnet", "-f", "7"), "no fold 7"),
     (("-d", "coco20i", "--family", "hsnet", "-f", "0"), "no such list file"),
     (("-d", "coco20i", "--family", "drawn"), "give --shards"),
-    (("-d", "coco20i", "--family", "hsnet", "-f", "1", "-k", "2", "--split", "train"), "only pools made by rule"),
+    (("-d", "coco20i", "--family", "hsnet", "-f", "1", "-k", "2", "--split", "train"), "lists have test photos only"),
     (("-d", "lvis92i", "--family", "matcher"), "give --root"),
 ])
 def test_mistakes(args: tuple[str, ...], told: str, lists: tuple[str, str]) -> None:

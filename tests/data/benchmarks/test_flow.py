@@ -240,7 +240,7 @@ def test_families_by_rule_over_shards(built: Built) -> None:
     bind(built("coco20i"), train)
     with pytest.raises(FssError, match=r"ignores --workers"):
         make_list("coco20i", "hsnet", ListRequest(shards=shards.url, workers=4))
-    with pytest.raises(FssError, match=r"from what .*give --lists or --shards"):
+    with pytest.raises(FssError, match=r"no origin is given .*give --lists or --shards"):
         make_list("coco20i", "hsnet", ListRequest())
     with pytest.raises(FssError, match=r"no family 'hsnte'.*known: hsnet"):
         make_list("coco20i", "hsnte", ListRequest(shards=shards.url))

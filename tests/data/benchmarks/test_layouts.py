@@ -159,7 +159,7 @@ def test_fss_in_hsnets_layout(raw: Raw, tmp_path: Path) -> None:
     """Classes right below FSS-1000, split files elsewhere."""
     place = raw("fss1000") / "FSS-1000"
     shutil.copytree(place / "data", tmp_path / "FSS-1000")
-    with pytest.raises(FssError, match="which classes are tested"):
+    with pytest.raises(FssError, match="the test classes are unknown"):
         _open("fss1000", tmp_path)
     source = _open("fss1000", tmp_path, lists=str(place / "splits"))
     assert len(source.items) == 60

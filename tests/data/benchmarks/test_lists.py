@@ -125,7 +125,7 @@ def test_hsnet_files_of_every_form(tmp_path: Path) -> None:
 def test_bam_files_are_literals(tmp_path: Path) -> None:
     ran = tmp_path / "ran"
     write(tmp_path, "val/sub_class_file_list_0.txt", f"__import__('os').mkdir({str(ran)!r})")
-    with pytest.raises(FssError, match="no dict"):
+    with pytest.raises(FssError, match="not a dict"):
         bam_classes(str(tmp_path), "val", 0)
     assert not ran.exists()
     write(tmp_path, "val/sub_class_file_list_0.txt", "{1: [('/x/JPEGImages/2007_000001.jpg', '/y/2007_000001.png')]}")
