@@ -35,7 +35,7 @@ def load_image(
     data: bytes, *, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES, exif: bool = False, where: str = ""
 ) -> Image.Image:
     """`decode_image` as a Pillow image, without a copy of the pixels. Raises `BadImage` as it does."""
-    return _loaded(_open(data, max_pixels, max_bytes, where), exif, where)
+    return _load_pixels(_open(data, max_pixels, max_bytes, where), exif, where)
 
 
 def decode_sized(
@@ -67,10 +67,10 @@ def load_sized(
 ) -> Image.Image:
     """`decode_sized` as a Pillow image, without a copy of the pixels. Raises `BadImage` as it does."""
     image = _open(data, max_pixels, max_bytes, where)
-    turn = _turn_for(image, height, width)
+    turn = _rotation_for(image, height, width)
     if turn is None:
         raise BadImage(f"recorded as {width}x{height} but the photo is {image.width}x{image.height}", where=where)
-    return _loaded(image, turn, where)
+    return _load_pixels(image, turn, where)
 
 
 def image_size(data: bytes, *, where: str = "") -> tuple[int, int]:
@@ -105,7 +105,7 @@ def _open(data: bytes, max_pixels: int | None, max_bytes: int | None, where: str
     return image
 
 
-def _loaded(image: Image.Image, exif: bool, where: str) -> Image.Image:
+def _load_pixels(image: Image.Image, exif: bool, where: str) -> Image.Image:
     """The image with all pixels decoded, in RGB. Raises `BadImage`."""
     try:
         image.load()
@@ -133,7 +133,7 @@ def _transposed(image: Image.Image) -> Image.Image:
     return ImageOps.exif_transpose(image) if _orientation(image) != 1 else image
 
 
-def _turn_for(image: Image.Image, height: int, width: int) -> bool | None:
+def _rotation_for(image: Image.Image, height: int, width: int) -> bool | None:
     """Whether to rotate so that the image has the recorded size; None if it cannot."""
     if (image.height, image.width) == (height, width):
         return False

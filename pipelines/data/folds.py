@@ -67,8 +67,8 @@ class FoldData:
     def avoided_classes(self, novel_images: str) -> set[int]:
         """Ids of the classes whose photos training must not open.
 
-    With `novel_images="drop"` these are all of `novel_ids`, else the held-out classes alone: selection tests on them.
-    """
+        With `novel_images="drop"` these are all of `novel_ids`, else the held-out classes only: selection tests these.
+        """
         return set(self.novel_ids) if novel_images == "drop" else set(self.holdout)
 
     @property
@@ -95,8 +95,8 @@ class FoldData:
                side: int = 0) -> EpisodeStream | MixedStream:
         """The training episodes of one worker (`rank` of `world`), from all datasets of the run.
 
-    side: side in pixels of square samples; 0: whole photos. position: where to go on, None for the start.
-    """
+        side: side in pixels of square samples; 0: whole photos. position: where to go on, None for the start.
+        """
         batch = spec.train.batch
         if not spec.mixture:
             return self._episodes_of(spec, side, batch, rank, world, position)

@@ -90,7 +90,7 @@ class PartBuilder:
         except BadImage as error:
             return SourceFailure(item.file_name, "read", error.reason)
         except FssError as error:
-            if _one_file(error):
+            if _concerns_one_file(error):
                 return SourceFailure(item.file_name, "read", error.what)
             raise
 
@@ -140,7 +140,7 @@ def failure_table(failures: Sequence[SourceFailure]) -> pa.Table:
     return pa.Table.from_pylist([f.__dict__ for f in failures], schema=FAILURES)
 
 
-def _one_file(error: FssError) -> bool:
+def _concerns_one_file(error: FssError) -> bool:
     """Whether the error concerns only this file. Errors of a server (s3://) stop the build instead."""
     cause = error.__cause__
     return isinstance(cause, FileNotFoundError | IsADirectoryError) or (

@@ -24,7 +24,7 @@ from pipelines.data.plan import Place
 from pipelines.data.schema import Sample
 from pipelines.data.shardset import NO_LIMIT, cropped, masks_of
 
-STRIP = 128  # columns that `_turned` copies at a time
+STRIP = 128  # columns that `_transpose` copies at a time
 
 
 class AnnotationMasks(NamedTuple):
@@ -98,11 +98,11 @@ def square_mask(mask: np.ndarray, side: int) -> np.ndarray:
         picture = Image.fromarray(mask.view(np.uint8)).resize((side, side), Image.Resampling.NEAREST)
         return np.asarray(picture).view(bool)
     columns = mask.T.take(_nearest(mask.shape[1], side), axis=0)
-    square: np.ndarray = _turned(columns).take(_nearest(mask.shape[0], side), axis=0)
+    square: np.ndarray = _transpose(columns).take(_nearest(mask.shape[0], side), axis=0)
     return square
 
 
-def _turned(columns: np.ndarray) -> np.ndarray:
+def _transpose(columns: np.ndarray) -> np.ndarray:
     """The transpose [W, H] -> [H, W], copied in strips that fit the CPU's first cache."""
     rows = np.empty(columns.shape[::-1], columns.dtype)
     for at in range(0, len(columns), STRIP):
@@ -145,7 +145,7 @@ def _read_masks(tables: Mapping[int, pa.Table], place: Place, side: int) -> tupl
     else:
         whole = rle.union([i["rle"] for i in instances], row["height"], row["width"])
         (mask,) = cropped(row["crop"], whole)
-        ignore = _nothing(mask.shape)
+        ignore = _empty_mask(mask.shape)
     key = (row["image_id"], *(row["crop"] or ()))
     masks = AnnotationMasks(key, row["image_id"], mask, ignore, (mask.shape[0], mask.shape[1]), None)
     return _cacheable_masks(masks, side)
@@ -154,14 +154,15 @@ def _read_masks(tables: Mapping[int, pa.Table], place: Place, side: int) -> tupl
 def _cacheable_masks(masks: AnnotationMasks, side: int) -> tuple[AnnotationMasks, int]:
     """The masks, read-only, and the bytes they take. They become squares if `side` is not 0.
 
-    An array without strides is an empty mask of `_nothing`, which takes no memory.
+    An array without strides is an empty mask of `_empty_mask`, which takes no memory.
     """
     if side:
-        small, ignore = (_each(m, partial(square_mask, side=side), (side, side)) for m in (masks.mask, masks.ignore))
+        small, ignore = (_map_mask(m, partial(square_mask, side=side), (side, side))
+                         for m in (masks.mask, masks.ignore))
         enough = mirrors_exactly(masks.size[1], side) and bool(small.any())
-        masks = masks._replace(mask=small, ignore=ignore, whole=None if enough else _by_rows(masks))
+        masks = masks._replace(mask=small, ignore=ignore, whole=None if enough else _row_major(masks))
     else:
-        mask, ignore = _by_rows(masks)
+        mask, ignore = _row_major(masks)
         masks = masks._replace(mask=mask, ignore=ignore)
     arrays = [a for a in (masks.mask, masks.ignore, *(masks.whole or ())) if a.strides[0]]
     for array in arrays:
@@ -169,18 +170,18 @@ def _cacheable_masks(masks: AnnotationMasks, side: int) -> tuple[AnnotationMasks
     return masks, sum(a.nbytes for a in arrays)
 
 
-def _by_rows(masks: AnnotationMasks) -> tuple[np.ndarray, np.ndarray]:
+def _row_major(masks: AnnotationMasks) -> tuple[np.ndarray, np.ndarray]:
     """Mask and ignore as arrays in C order (row by row)."""
-    mask, ignore = (_each(m, np.ascontiguousarray, m.shape) for m in (masks.mask, masks.ignore))
+    mask, ignore = (_map_mask(m, np.ascontiguousarray, m.shape) for m in (masks.mask, masks.ignore))
     return mask, ignore
 
 
-def _each(mask: np.ndarray, change: Callable[[np.ndarray], np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
-    """`change` applied to a mask. An empty mask of `_nothing` (no strides) becomes one of the new shape."""
-    return change(mask) if mask.strides[0] else _nothing(shape)
+def _map_mask(mask: np.ndarray, change: Callable[[np.ndarray], np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
+    """`change` applied to a mask. An empty mask of `_empty_mask` (no strides) becomes one of the new shape."""
+    return change(mask) if mask.strides[0] else _empty_mask(shape)
 
 
-def _nothing(shape: tuple[int, ...]) -> np.ndarray:
+def _empty_mask(shape: tuple[int, ...]) -> np.ndarray:
     """A mask that is false everywhere and takes no memory: all its strides are 0."""
     return np.broadcast_to(np.False_, shape)
 

@@ -99,8 +99,8 @@ def read_list(url: str) -> PublishedList:
     rows = tuple(ListedEpisode(r["class_id"], r["class_name"], r["query"], tuple(r["supports"]), r["query_name"],
                                tuple(r["support_names"])) for r in table.to_pylist())
     test_list = PublishedList(dataset=facts["dataset"], family=facts["family"], fold=int(facts["fold"]),
-                           shots=int(facts["shots"]), seed=int(facts["seed"]), status=facts["status"],
-                           origin=facts["origin"], episodes=rows)
+                              shots=int(facts["shots"]), seed=int(facts["seed"]), status=facts["status"],
+                              origin=facts["origin"], episodes=rows)
     if test_list.sha256 != facts["sha256"]:
         raise FssError("the list does not match its content hash", where=url, mend="make it again")
     return test_list

@@ -54,16 +54,16 @@ def build_shards(cfg: DataConfig, out: str, *, force: bool = False, update: bool
     if force:
         for name in BUILD_OUTPUTS:
             store.delete(name)
-    before = _before(store, cfg, source_hash, update=update)
+    before = _existing_manifest(store, cfg, source_hash, update=update)
     if before and before.source_hash == source_hash:
         return before
-    former, old_files = _begin(store, cfg, source_hash, before)
+    former, old_files = _begin_build(store, cfg, source_hash, before)
     with cluster() as ray:
         index, failures, ledger = _write_parts(ray, cfg, store, source, splitter, former)
         rows = index.to_pylist()
         classes, dropped = choose_classes(source.classes, rows, cfg, source.fold_table)
         if not classes:
-            raise FssError(_nothing_left(rows, dropped, failures, cfg), where=cfg.source.root or cfg.name,
+            raise FssError(_no_class_reason(rows, dropped, failures, cfg), where=cfg.source.root or cfg.name,
                            mend="lower data.min_images or data.min_area, or add photos")
         files = plan_blocks(rows, classes, cfg)
         _write_blocks(ray, cfg, store, files)
@@ -84,7 +84,7 @@ def build_shards(cfg: DataConfig, out: str, *, force: bool = False, update: bool
     return manifest
 
 
-def _before(store: Store, cfg: DataConfig, source_hash: str, *, update: bool) -> Manifest | None:
+def _existing_manifest(store: Store, cfg: DataConfig, source_hash: str, *, update: bool) -> Manifest | None:
     """The manifest of the existing shards, if any. Raises `FssError` for shards that this build must not change."""
     found = None
     for name in ("manifest.json", "build.json"):
@@ -110,7 +110,9 @@ def _is_config(document: object, cfg: DataConfig) -> bool:
         return False
 
 
-def _begin(store: Store, cfg: DataConfig, source_hash: str, before: Manifest | None) -> tuple[FormerBuild, list[str]]:
+def _begin_build(
+    store: Store, cfg: DataConfig, source_hash: str, before: Manifest | None
+) -> tuple[FormerBuild, list[str]]:
     """Begin a build: the former build, whose parts may be reused, and the files of the former state.
 
     Readers may have those files open. All others are deleted: files of the state before the former one, and the rest of
@@ -138,7 +140,7 @@ def _write_parts(
     items = [{"part": p, "entries": pickle.dumps([entries[i] for i in places])} for p, places in plan.new_parts.items()]
     found = [former.index.filter(pc.is_in(former.index["part"], pa.array(sorted(plan.kept_parts), pa.int32())))]
     with Bar("reading photos", sum(map(len, plan.new_parts.values())), unit="photos") as bar:
-        for row in _mapped(ray, items, PartBuilder(source=source, cfg=cfg, out=store.url)):
+        for row in _run_tasks(ray, items, PartBuilder(source=source, cfg=cfg, out=store.url)):
             found.append(pq.read_table(io.BytesIO(row["index"])))
             bar.step(row["images"])
     ledger = [p for p in former.parts if p["part"] in plan.kept_parts]
@@ -178,24 +180,24 @@ def _concat(tables: list[pa.Table], schema: pa.Schema) -> pa.Table:
 def _write_blocks(ray: Any, cfg: DataConfig, store: Store, files: list[BlockFile]) -> None:
     items = [{"file": pickle.dumps(f)} for f in files]
     with Bar("writing class blocks", sum(len(b) for f in files for b in f.blocks), unit="annotations") as bar:
-        for row in _mapped(ray, items, BlockBuilder(store.url)):
+        for row in _run_tasks(ray, items, BlockBuilder(store.url)):
             bar.step(row["rows"])
 
 
-def _mapped(ray: Any, items: list[dict[str, Any]], build: Any) -> Iterator[dict[str, Any]]:
+def _run_tasks(ray: Any, items: list[dict[str, Any]], build: Any) -> Iterator[dict[str, Any]]:
     """Run `build` on every item in Ray's workers, one task each. Results come in order of completion."""
     if not items:
         return
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # its messages would break the progress bar
     dataset = ray.data.from_items(items, override_num_blocks=len(items))
-    dataset = dataset.map(_call, fn_kwargs={"build": build}, num_cpus=1)
+    dataset = dataset.map(_run_task, fn_kwargs={"build": build}, num_cpus=1)
     for row in dataset.iter_rows():
         if row["error"]:
             raise FssError(row["error"])
         yield pickle.loads(row["result"])
 
 
-def _call(row: dict[str, Any], build: Any) -> dict[str, Any]:
+def _run_task(row: dict[str, Any], build: Any) -> dict[str, Any]:
     """Run `build` on a row and return an `FssError` as text: Ray would wrap it in a traceback and lose the cause."""
     try:
         return {"result": pickle.dumps(build(row)), "error": ""}
@@ -227,7 +229,7 @@ def _manifest(
     )
 
 
-def _nothing_left(rows: list[dict[str, Any]], dropped: dict[str, str], failures: pa.Table, cfg: DataConfig) -> str:
+def _no_class_reason(rows: list[dict[str, Any]], dropped: dict[str, str], failures: pa.Table, cfg: DataConfig) -> str:
     if not rows:
         reasons = failures["reason"].to_pylist()
         return "no photo could be used" + (f"; the first reason: {reasons[0]}" if reasons else "")

@@ -174,12 +174,12 @@ class _TestSetBuilder:
 
     def from_rule(self) -> EvaluationSet:
         """Draw a fresh list over all photos that may be tested."""
-        data, manifest = self._shards(self._held_out())
+        data, manifest = self._shards(self._test_photos())
         shards = Shards(Workspace(self.out).shards(data.name))
         file = {i: row["file_name"] for i, row in shards.rows.items()}
         pairs = sorted((file[i], c) for c in self.kind.fold_classes(self.request.fold)
                        for i in shards.photos_of(c, "test"))
-        kept, dropped = self._enough(pairs)
+        kept, dropped = self._testable_pairs(pairs)
         listed = self._list(self.kind.draw(kept, self.request), "drawn",
                             f"rule over {len(file)} test photos, shards {manifest.content_hash[:16]}")
         return EvaluationSet(data=data, test_list=listed, url=self._write(data, listed), photos=len(file),
@@ -190,13 +190,13 @@ class _TestSetBuilder:
 
         Only the photos of its episodes are read.
         """
-        request, photo_key, held = self.request, self.kind.photo_key, self._held_out()
+        request, photo_key, held = self.request, self.kind.photo_key, self._test_photos()
         pairs, sha = self.kind.read(request.lists, request.fold)
         if other := {c for _, c in pairs} - set(self.kind.fold_classes(request.fold)):
             raise FssError(f"this is not a list of fold {request.fold}: it tests {self.kind.names[min(other)]}",
                            where=request.lists)
-        there, absent = self._there(pairs, {photo_key(n) for n in held})
-        kept, dropped = self._enough(there)
+        there, absent = self._available_pairs(pairs, {photo_key(n) for n in held})
+        kept, dropped = self._testable_pairs(there)
         whole = len(kept) == len(pairs)
         known = find_benchmark(request.dataset).families["hsnet"].checked
         status = "drawn" if not whole else "reproduced" if self.kind.digest(pairs) in known else "unverified"
@@ -209,7 +209,7 @@ class _TestSetBuilder:
         return EvaluationSet(data=data, test_list=listed, url=self._write(data, listed), photos=len(tested),
                              dropped=dropped, absent=absent)
 
-    def _there(self, pairs: list[Pair], here: set[object]) -> tuple[list[Pair], int]:
+    def _available_pairs(self, pairs: list[Pair], here: set[object]) -> tuple[list[Pair], int]:
         """The pairs whose photos are tested here, and the number of photos that are not.
 
         Raises `FssError` if photos are missing, unless a split file explains why.
@@ -223,7 +223,7 @@ class _TestSetBuilder:
                            mend="complete the directory, or give --split without --lists to draw a fresh list")
         return there, len(lost)
 
-    def _held_out(self) -> set[str]:
+    def _test_photos(self) -> set[str]:
         """File names of the photos that may be tested.
 
         They are the test photos of the split file if there is one, VOC's val photos for a fresh PASCAL list, else all.
@@ -241,7 +241,7 @@ class _TestSetBuilder:
             raise FssError("--split-key is given without --split", mend="give --split too, or leave out --split-key")
         return every if request.lists or request.dataset != "pascal5i" else _val_photos(self.source, every)
 
-    def _enough(self, pairs: list[Pair]) -> tuple[list[Pair], dict[str, str]]:
+    def _testable_pairs(self, pairs: list[Pair]) -> tuple[list[Pair], dict[str, str]]:
         """The pairs of classes with more than K photos, and the other classes of the fold (name -> reason).
 
         Raises `FssError` if no class has enough photos.

@@ -71,16 +71,16 @@ def describe_frozen_part(model: Segmenter, precision: Precision) -> FeatureFolde
     encoder, prepared = f"{owner.__module__}.{owner.__qualname__}", _preprocessing(model)
     digest = hashlib.sha256(json.dumps([FORMAT, encoder, prepared, layout.maps], sort_keys=True).encode())
     for number, part in enumerate(model.frozen_part()):
-        _add(digest, number, part)
+        _hash_module(digest, number, part)
     return FeatureFolderInfo(id=digest.hexdigest()[:16], precision=precision, encoder=encoder, preprocessor=prepared,
-                             maps=layout.maps, probe={k: _some(seen.maps[k]) for k in layout.maps})
+                             maps=layout.maps, probe={k: _probe_values(seen.maps[k]) for k in layout.maps})
 
 
 def check_probe(model: Segmenter, about: FeatureFolderInfo, *, where: str) -> None:
     """Raise `FssError` if the model no longer computes the features of the folder, because the code has changed."""
     seen = _encode_probe(model).maps
     for name, stored in about.probe.items():
-        one, other = torch.tensor(stored), torch.tensor(_some(seen[name]))
+        one, other = torch.tensor(stored), torch.tensor(_probe_values(seen[name]))
         if float((one - other).abs().max()) > DRIFT * max(float(one.abs().max()), 1e-6):
             raise FssError(f"map {name!r} is not what this program computes: other code wrote these features",
                            where=where, mend="delete the folder and run `fss features build`")
@@ -93,7 +93,7 @@ def _preprocessing(model: Segmenter) -> dict[str, Any]:
     return json.loads(json.dumps(facts))  # type: ignore[no-any-return]
 
 
-def _add(digest: Any, number: int, part: nn.Module) -> None:
+def _hash_module(digest: Any, number: int, part: nn.Module) -> None:
     """Add a module to the digest: its structure (strides and the like) and its tensors by name."""
     digest.update(_ADDRESS.sub("", str(part)).encode())
     for name, value in sorted({**dict(part.named_parameters()), **dict(part.named_buffers())}.items()):
@@ -114,7 +114,7 @@ def _encode_probe(model: Segmenter) -> Features:
     return found
 
 
-def _some(values: Tensor) -> list[float]:
+def _probe_values(values: Tensor) -> list[float]:
     flat = values.flatten()
     at = torch.linspace(0, len(flat) - 1, min(PROBES, len(flat))).long()
     return [round(v, 7) for v in flat[at].tolist()]

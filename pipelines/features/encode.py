@@ -51,7 +51,7 @@ class PartEncoder:
         self._model: Segmenter | None = None
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """{"missing": pickled list of `MissingRecords`} -> {"records": a number, "error": an `FssError`'s text or ""}."""
+        """{"missing": pickled list of `MissingRecords`} -> {"records": a number, "error": text of an error}."""
         missing: list[MissingRecords] = pickle.loads(row["missing"])
         try:
             photos, records = self._encode(missing)
@@ -76,12 +76,12 @@ class PartEncoder:
     def _records(self, pictures: Sequence[np.ndarray]) -> list[bytes]:
         if not pictures:
             return []
-        model = self._ready()
+        model = self._get_model()
         with torch.inference_mode():
             found = model.encode_frozen(model.prepare(pictures).to(self._device))
         return self._folder.layout.pack(found)
 
-    def _ready(self) -> Segmenter:
+    def _get_model(self) -> Segmenter:
         """The model, built once. Raises `FssError` if it does not compute the features of the folder."""
         if self._model is None:
             model = build_method(self._method, self._seed)

@@ -92,7 +92,7 @@ def test_a_square_gives_published_preprocessing_the_same_pixels(size: tuple[int,
 
 def test_mirrored_squares_at_odd_sizes() -> None:
     """Photos: always. Masks: where `mirrors_exactly` says so, and only there."""
-    rng, told = np.random.default_rng(0), set()
+    rng, pairs = np.random.default_rng(0), set()
     for _ in range(150):
         width, side = int(rng.integers(2, 1500)), int(rng.choice([96, 256, 384, 473, 512, 640]))
         width = side * int(rng.integers(1, 4)) if rng.random() < 0.2 else width
@@ -106,8 +106,8 @@ def test_mirrored_squares_at_odd_sizes() -> None:
         assert by_columns.flags.c_contiguous
         same = np.array_equal(small[:, ::-1], square_mask(np.ascontiguousarray(mask[:, ::-1]), side))
         assert same or not mirrors_exactly(width, side)
-        told.add((same, mirrors_exactly(width, side)))
-    assert told == {(True, True), (False, False)}
+        pairs.add((same, mirrors_exactly(width, side)))
+    assert pairs == {(True, True), (False, False)}
 
 
 def _square(image: np.ndarray, side: int) -> np.ndarray:

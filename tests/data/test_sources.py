@@ -80,10 +80,10 @@ def test_coco_prefers_the_folder_of_its_annotation_file(tmp_path: Path) -> None:
         _open("coco", tmp_path)
 
 
-@pytest.mark.parametrize(("text", "told"), [("{", "not valid JSON"), ('{"images": []}', "has no list 'annotations'")])
-def test_coco_annotations_that_are_none(tmp_path: Path, text: str, told: str) -> None:
+@pytest.mark.parametrize(("text", "message"), [("{", "not valid JSON"), ('{"images": []}', "has no list 'annotations'")])
+def test_coco_annotations_that_are_none(tmp_path: Path, text: str, message: str) -> None:
     write(tmp_path, "annotations/a.json", text)
-    with pytest.raises(FssError, match=told):
+    with pytest.raises(FssError, match=message):
         _open("coco", tmp_path)
 
 

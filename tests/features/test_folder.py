@@ -1,4 +1,4 @@
-"""Records, identities and folders, in this process: what is written is what is read, and damage is told by name."""
+"""Records, identities and folders, in this process: what is written is what is read, and an error names what is damaged."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ class PascalPartSource(SegmentSource):
             masks = [(c, mask) for c, label in enumerate(self.classes) for part in one["parts"]
                      if label == f"{kind}+{part['name']}" for mask in part["mask"]]
             if split == "test":
-                self._remember(name, kind, PartObject(crop_name, shown=shown), {c for c, _ in masks})
+                self._add_test_object(name, kind, PartObject(crop_name, shown=shown), {c for c, _ in masks})
             if shown:
                 self.items.append(SourceImage(image_id=photo_number(crop_name), file_name=crop_name, path=photo,
                                               annotations=masks, split=split, crop=(x0, y0, x1, y1)))
@@ -101,11 +101,11 @@ class PascalPartSource(SegmentSource):
                 self.failures.append(SourceFailure(crop_name, "annotate",
                                                    f"the object's box {(x0, y0, x1, y1)} is empty"))
 
-    def _remember(self, name: str, kind: str, one: PartObject, has: set[int]) -> None:
+    def _add_test_object(self, name: str, kind: str, one: PartObject, parts_of: set[int]) -> None:
         for class_id, label in enumerate(self.classes):
             if label.partition("+")[0] == kind:
                 objects = self.test_objects.setdefault((class_id, name), [])
-                objects.append(PartObject(one.name, has_part=class_id in has, shown=one.shown))
+                objects.append(PartObject(one.name, has_part=class_id in parts_of, shown=one.shown))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "test_pools": {}, "test_objects": {}}

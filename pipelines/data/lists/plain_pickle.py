@@ -121,22 +121,22 @@ class _Machine:
     def extend(self) -> None:
         """Move everything above the mark into the list below it."""
         items = self.above_mark()
-        _of(list, self._stack[-1]).extend(items)
+        _expect_type(list, self._stack[-1]).extend(items)
 
     def append(self) -> None:
         """Move the top of the stack into the list below it."""
         item = self.pop()
-        _of(list, self._stack[-1]).append(item)
+        _expect_type(list, self._stack[-1]).append(item)
 
     def set_items(self) -> None:
         """Move the keys and values above the mark into the dict below it."""
         items = self.above_mark()
-        _of(dict, self._stack[-1]).update(zip(items[::2], items[1::2], strict=True))
+        _expect_type(dict, self._stack[-1]).update(zip(items[::2], items[1::2], strict=True))
 
     def set_item(self) -> None:
         """Move one key and value into the dict below them."""
         value, key = self.pop(), self.pop()
-        _of(dict, self._stack[-1])[key] = value
+        _expect_type(dict, self._stack[-1])[key] = value
 
     def pack(self, count: int) -> None:
         """Replace the `count` top values by a tuple of them."""
@@ -144,7 +144,7 @@ class _Machine:
         self.push(tuple(reversed(values)))
 
 
-def _of(kind: type, value: Any) -> Any:
+def _expect_type(kind: type, value: Any) -> Any:
     if type(value) is not kind:
         raise TypeError(f"a {kind.__name__} was expected")
     return value

@@ -73,7 +73,8 @@ class Source(ABC):
     """Labelled images.
 
     classes: names; the position of a class is its id, which is stable for the same dataset; fold_table: the fold of
-    each class if a benchmark fixes it (`NO_FOLD`: trained, never tested); fingerprint: a hash that changes with the source.
+    each class if a benchmark fixes it (`NO_FOLD`: trained, never tested); fingerprint: a hash that changes with the
+    source.
     Workers get a pickled copy without the index, so it stays small.
     """
 
@@ -118,7 +119,7 @@ def listing(store: Store) -> dict[str, int]:
 
 
 def _local_files(folder: Path, prefix: str, above: frozenset[str]) -> Iterator[tuple[str, int]]:
-    """(path below the root, size in bytes) of every file. `above`: the real parent folders; links to them are skipped."""
+    """(path below the root, size in bytes) of every file. `above`: the real parent folders, whose links are skipped."""
     here = os.path.realpath(folder)
     if here in above or not folder.is_dir():
         return

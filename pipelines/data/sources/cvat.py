@@ -55,7 +55,7 @@ class CvatSource(Source):
         if not records:
             raise FssError("the export names no image", where=where, mend=_EXPORT)
         for image, size, shapes in records:
-            add_item(self, finder, files, image, size=size, shapes=self._known(shapes))
+            add_item(self, finder, files, image, size=size, shapes=self._with_class_ids(shapes))
         drop_repeated(self)
         check_some_masks(self.items, frozenset({POLYGON, MASK}), where,
                          "draw polygons or masks")
@@ -71,7 +71,7 @@ class CvatSource(Source):
                   for number, (shape, tag) in enumerate(found, 1)]
         return name, (int(height), int(width)), shapes
 
-    def _known(self, shapes: list[LabelledShape]) -> list[LabelledShape]:
+    def _with_class_ids(self, shapes: list[LabelledShape]) -> list[LabelledShape]:
         ids = {name: i for i, name in enumerate(self.classes)}
         return [s._replace(class_id=ids.get(s.label, -1)) for s in shapes]
 

@@ -59,7 +59,7 @@ class LabelStudioSource(Source):
         name = cfg.annotations or only_file(files, ".json", self.store.url)
         raw, where = self.store.read_bytes(name), self.store.path(name)
         tasks = _tasks(raw, where)
-        regions = [list(_regions(_chosen(task))) for task in tasks]
+        regions = [list(_regions(_chosen_annotation(task))) for task in tasks]
         self.classes = sorted({label for found in regions for *_, label in found})
         finder = FileFinder(f for f in files if is_image(f))
         for task, found in zip(tasks, regions, strict=True):
@@ -71,7 +71,7 @@ class LabelStudioSource(Source):
 
     def _add(self, task: dict[str, Any], regions: list[_Region], finder: FileFinder, files: dict[str, int]) -> None:
         name_of_task = f"task {task.get('id', '?')}"
-        chosen, reference = _chosen(task), _reference(task)
+        chosen, reference = _chosen_annotation(task), _reference(task)
         if reference is None:
             self.failures.append(SourceFailure(name_of_task, "index", "its data names no image file"))
         elif chosen is None:
@@ -135,7 +135,7 @@ def _pixels(kind: str, value: dict[str, Any]) -> Any:
     return bytes(runs) if isinstance(runs, list) and all(isinstance(v, int) and 0 <= v < 256 for v in runs) else b""
 
 
-def _chosen(task: dict[str, Any]) -> dict[str, Any] | None:
+def _chosen_annotation(task: dict[str, Any]) -> dict[str, Any] | None:
     done = [a for a in task["annotations"] if not a.get("was_cancelled")]
     truth = [a for a in done if a.get("ground_truth")]
     return (truth or done)[-1] if done else None

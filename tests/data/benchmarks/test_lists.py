@@ -1,4 +1,4 @@
-"""Readers of published list files: counts of the specification, and files that must not be executed."""
+"""Readers of published list files: their published counts, and files that must not be executed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pipelines.data.lists.hsnet import coco_images, fss_classes, pascal_pairs
 from pipelines.data.lists.plain_pickle import read_plain
 from tests.data.conftest import write
 
-# specification datasets sections 1 and 2
+# numbers of images and pairs in the list files that HSNet and BAM publish
 PASCAL_PAIRS = {"trn": [2286, 3425, 5883, 2086], "val": [346, 451, 725, 346]}
 COCO_VAL = [(26052, 35783), (15305, 17912), (13138, 14563), (12640, 14315)]
 
