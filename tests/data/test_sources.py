@@ -80,7 +80,8 @@ def test_coco_prefers_the_folder_of_its_annotation_file(tmp_path: Path) -> None:
         _open("coco", tmp_path)
 
 
-@pytest.mark.parametrize(("text", "message"), [("{", "not valid JSON"), ('{"images": []}', "has no list 'annotations'")])
+@pytest.mark.parametrize(("text", "message"), [("{", "not valid JSON"),
+                                               ('{"images": []}', "has no list 'annotations'")])
 def test_coco_annotations_that_are_none(tmp_path: Path, text: str, message: str) -> None:
     write(tmp_path, "annotations/a.json", text)
     with pytest.raises(FssError, match=message):

@@ -97,7 +97,9 @@ def test_a_repeated_request_builds_nothing(voc_request: TestSetRequest, workspac
     assert again.test_list.shots == 2
 
 
-def test_a_published_list_is_the_one_that_fss_episodes_makes(voc_request: TestSetRequest, workspace: str, voc: Path) -> None:
+def test_a_published_list_is_the_one_that_fss_episodes_makes(
+    voc_request: TestSetRequest, workspace: str, voc: Path
+) -> None:
     test = open_test_set(replace(voc_request, lists=str(voc / "lists")), workspace)
     made = make_list("pascal5i", "hsnet", ListRequest(fold=0, episodes=20, lists=str(voc / "lists")))
     assert test.test_list.sha256 == made.sha256
@@ -117,7 +119,9 @@ def test_a_split_restricts_what_is_tested(voc_request: TestSetRequest, workspace
     assert shards_of(listed, workspace).manifest.images["test"] == 2
 
 
-def test_a_changed_directory_is_followed(voc_request: TestSetRequest, voc: Path, workspace: str, tmp_path: Path) -> None:
+def test_a_changed_directory_is_followed(
+    voc_request: TestSetRequest, voc: Path, workspace: str, tmp_path: Path
+) -> None:
     import shutil
 
     root = tmp_path / "copy"

@@ -1,4 +1,4 @@
-"""Records, identities and folders, in this process: what is written is what is read, and an error names what is damaged."""
+"""Records, identities and folders, in this process: what is written is what is read, and errors name the damage."""
 
 from __future__ import annotations
 
