@@ -45,12 +45,12 @@ class EvaluationTarget:
     @property
     def name(self) -> str:
         """The dataset's."""
-        return self.test.listed.dataset if self.test else self.recipe.data.name
+        return self.test.test_list.dataset if self.test else self.recipe.data.name
 
     @property
     def facts(self) -> dict[str, Any]:
         """What was tested, as JSON."""
-        listed = self.test.listed if self.test else None
+        listed = self.test.test_list if self.test else None
         if self.test is None or listed is None:
             return {}
         return {"dataset": listed.dataset, "root": self.recipe.data.source.root, "fold": listed.fold,

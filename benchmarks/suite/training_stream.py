@@ -141,7 +141,7 @@ def _pool(url: str, config: dict[str, Any]) -> tuple[list[Any], dict[int, Any]]:
     with open_stream(url, config) as stream:
         plan = stream.plan
     shards, windows = Shards(url), plan.windows(0)
-    specs = [plan.spec(0, w, i) for w, window in enumerate(windows) for i in range(len(window))]
+    specs = [plan.episode(0, w, i) for w, window in enumerate(windows) for i in range(len(window))]
     return specs, {b: read_block(shards, plan.blocks[b]) for b in {b for w in windows for b in w.blocks}}
 
 
@@ -224,7 +224,7 @@ def _masks(url: str, config: dict[str, Any]) -> tuple[float, float]:
     reader = SampleReader(config["pixel_bytes"], config["side"])
 
     def work() -> int:
-        return sum(1 for s in specs for place in (*s.references, *s.targets) if reader.marks(tables, place))
+        return sum(1 for s in specs for place in (*s.references, *s.targets) if reader.masks(tables, place))
 
     return _timed(work)
 

@@ -13,7 +13,7 @@ from jobs.recipes import load_recipe
 from pipelines.base.workspace import Workspace
 from pipelines.config.recipe import Recipe
 from pipelines.data.folds import FoldData
-from pipelines.data.marginals import SAMPLERS, Marginals, epochs_of, marginals, pools_of, statement
+from pipelines.data.marginals import SAMPLERS, Marginals, describe_marginals, epochs_of, measure_marginals, pools_of
 from pipelines.data.plan import StreamPlan
 from pipelines.data.stream import usable_blocks
 from pipelines.report.sampling import sampling_page
@@ -52,8 +52,8 @@ def sampled(recipe: Recipe, fold: int, epochs: int) -> tuple[dict[str, Any], str
     plan = StreamPlan(blocks, shots=train.shots, targets=train.targets, seed=0, pool_bytes=train.pool_bytes,
                       sampler=train.sampler)
     published = SAMPLERS[plan.sampler]
-    found = marginals(epochs_of(plan, epochs), pools_of(plan), plan.weights())
-    lines = statement(found, published)
+    found = measure_marginals(epochs_of(plan, epochs), pools_of(plan), plan.weights())
+    lines = describe_marginals(found, published)
     title = f"Training draws of {recipe.data.name}, fold {fold}, {train.shots} shots"
     page = sampling_page(found, {c.class_id: c.name for c in data.base}, title, lines)
     return {"dataset": recipe.data.name, "fold": fold, "shots": train.shots, **_facts(found), "statement": lines}, page

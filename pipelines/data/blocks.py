@@ -14,18 +14,18 @@ import pyarrow as pa
 
 from pipelines.base.storage import Store
 from pipelines.config.data import DataConfig
-from pipelines.data.classes import counts
+from pipelines.data.classes import counted_classes
 from pipelines.data.parquet import GROUP_ROWS, parquet_bytes
 from pipelines.data.parts import part_name
 from pipelines.data.schema import BLOCK_INDEX, BLOCKS, SCHEMA_VERSION, ClassInfo
 from pipelines.data.sources.base import digest_of
 
-BLOCK_BYTES = 64_000_000  # a block of large photos ends before it has block_size rows
-FILE_BYTES = 128_000_000  # a class goes on in the next file after that many
+BLOCK_BYTES = 64_000_000  # largest image bytes of a block; a block of large photos has fewer rows than block_size
+FILE_BYTES = 128_000_000  # largest image bytes of a file; the next blocks of the class go into another file
 
 
 class AnnotationLocation(NamedTuple):
-    """One annotation and where its photo is."""
+    """One annotation, and the part and row of the image table where its photo is."""
 
     annotation_id: int
     image_id: int
@@ -39,32 +39,33 @@ class AnnotationLocation(NamedTuple):
 class BlockFile:
     """One file of blocks: a pure function of the image table, the class and the seed.
 
-    Its name tells its content, so that a later build writes only the classes that changed and disturbs no reader.
+    Its name contains a hash of its content, so a later build writes only the classes that changed and disturbs no
+    reader.
     """
 
     class_id: int
-    number: int  # within the class
+    number: int  # number of the file within the class
     first: int  # number of its first block within the class
     blocks: list[list[AnnotationLocation]]
 
     @property
     def name(self) -> str:
-        """Below the shard folder."""
+        """Path of the file below the shard folder."""
         content = digest_of(SCHEMA_VERSION, self.digest)[:12]
         return f"blocks/train/class-{self.class_id:04d}-{self.number:03d}-{content}.parquet"
 
     @property
     def digest(self) -> str:
-        """Of its content, in order."""
+        """Hash of the annotations in the file, in order."""
         facts = [[(p.annotation_id, p.digest) for p in b] for b in self.blocks]
         return hashlib.sha256(repr(facts).encode()).hexdigest()
 
 
 def plan_blocks(rows: Sequence[dict[str, Any]], classes: Sequence[ClassInfo], cfg: DataConfig) -> list[BlockFile]:
-    """The files to write, from the index's rows; none where no photo is for training."""
+    """The files of blocks to write, from the rows of the index. The list is empty if no photo is for training."""
     places: dict[int, list[AnnotationLocation]] = defaultdict(list)
     for row in rows:
-        enough = set(counts(row, cfg)) if row["split"] == "train" else set()
+        enough = set(counted_classes(row, cfg)) if row["split"] == "train" else set()
         for class_id in row["class_ids"]:
             if class_id in enough:
                 where = (row["image_id"], row["part"], row["row"], row["bytes"], row["digest"])
@@ -75,7 +76,7 @@ def plan_blocks(rows: Sequence[dict[str, Any]], classes: Sequence[ClassInfo], cf
 
 
 def annotation_id(image_id: int, class_id: int) -> int:
-    """60 bits of a hash: the annotations of other photos do not move it."""
+    """60 bits of a hash of image and class, so that the id does not depend on the annotations of other photos."""
     return int(digest_of(image_id, class_id)[:15], 16)
 
 
@@ -105,7 +106,7 @@ def _files(class_id: int, blocks: list[list[AnnotationLocation]]) -> list[BlockF
 
 
 def block_index(files: Sequence[BlockFile]) -> pa.Table:
-    """One row a block."""
+    """Table with one row per block (schema `BLOCK_INDEX`)."""
     return pa.Table.from_pylist([
         {"class_id": f.class_id, "block": f.first + i, "file": f.name, "row_group": i,
          "bytes": sum(p.bytes for p in block), "annotation_ids": [p.annotation_id for p in block],
@@ -121,7 +122,7 @@ class BlockBuilder:
     out: str
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """{"file": a pickled `BlockFile`} -> {"rows"}."""
+        """{"file": a pickled `BlockFile`} -> {"rows": number of annotations}."""
         file: BlockFile = pickle.loads(row["file"])
         store = Store(self.out)
         if not store.exists(file.name):
@@ -135,11 +136,11 @@ class BlockBuilder:
 
 
 def _photos(store: Store, block: list[AnnotationLocation]) -> Iterator[dict[str, Any]]:
-    """The block's rows of the image table, each row group read once."""
-    wanted: dict[int, set[int]] = defaultdict(set)
+    """The rows of the image table that the block needs. Every row group is read once."""
+    rows_of: dict[int, set[int]] = defaultdict(set)
     for place in block:
-        wanted[place.part].add(place.row)
-    for part, rows in sorted(wanted.items()):
+        rows_of[place.part].add(place.row)
+    for part, rows in sorted(rows_of.items()):
         groups = sorted({row // GROUP_ROWS for row in rows})
         with store.open_parquet(part_name(part)) as file:
             table = file.read_row_groups(groups)

@@ -1,26 +1,29 @@
-"""Which names of two datasets mean the same class: a novel class of one hides its counterpart in another."""
+"""Which class names of two datasets mean the same class.
+
+Training on several datasets must not see a novel class under its name in another dataset.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
 
-# PASCAL's words that are others in COCO; all else is equal but for case, spaces and underscores.
+# PASCAL's words for which COCO has another one. All other names differ only in case, spaces and underscores.
 COCO_WORDS = {"aeroplane": "airplane", "motorbike": "motorcycle", "sofa": "couch", "tvmonitor": "tv"}
 
 
 def meanings(name: str) -> set[str]:
-    """What a class name says, in one spelling and in COCO's words: `potted_plant` and `pottedplant` are the same.
+    """The meanings of a class name, in one spelling and in COCO's words: `potted_plant` becomes `pottedplant`.
 
-    Alternatives after a comma count each ("sofa, couch, lounge"), remarks in brackets not ("bus_(vehicle)"), and a
-    part is of its object ("dog+HEAD", "chair:leg").
+    Every alternative in a list with commas is a meaning ("sofa, couch, lounge"). Remarks in brackets are dropped
+    ("bus_(vehicle)"). A part means its object ("dog+HEAD", "chair:leg").
     """
     whole = re.split(r"[+:]", re.sub(r"\(.*?\)", "", name))[0]
     words = (re.sub(r"[\s_]+", "", w).lower() for w in whole.split(","))
     return {COCO_WORDS.get(w, w) for w in words if w}
 
 
-def counterparts(novel: Collection[str], classes: Mapping[int, str]) -> dict[int, str]:
-    """Those of another dataset's classes (id -> name) that share a meaning with one of the `novel` names."""
+def find_counterparts(novel: Collection[str], classes: Mapping[int, str]) -> dict[int, str]:
+    """The entries of `classes` (id -> name, of another dataset) that share a meaning with one of the `novel` names."""
     hidden = {meaning for name in novel for meaning in meanings(name)}
     return {c: name for c, name in classes.items() if meanings(name) & hidden}

@@ -1,4 +1,4 @@
-"""Which classes a dataset keeps, and their folds."""
+"""Which classes of a source a dataset contains, and the fold of each."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ NO_FOLD = -2  # a class that is trained but never tested (-1 is `ALL_FOLDS`)
 
 
 def fold_of(index: int, classes: int, cfg: DataConfig) -> int:
-    """The published rules, on the class's place among all classes of the source.
+    """The fold of a class by the published rules; `index` is the position of the class among all of the source.
 
-    interleaved (COCO-20i): index % folds; contiguous (PASCAL-5i): equal runs of neighbours.
+    interleaved (COCO-20i): index % folds; contiguous (PASCAL-5i): equal runs of neighbouring classes.
     """
     return index % cfg.folds if cfg.fold_rule == "interleaved" else index * cfg.folds // classes
 
 
-def counts(row: dict[str, Any], cfg: DataConfig) -> list[int]:
-    """The classes that cover enough of a photo (a row of the index) to count there."""
+def counted_classes(row: dict[str, Any], cfg: DataConfig) -> list[int]:
+    """The classes that cover at least `min_area` and `min_pixels` of a photo. `row` is a row of the index."""
     least = max(1.0, cfg.min_area * row["height"] * row["width"], cfg.min_pixels)
     return [c for c, area in zip(row["class_ids"], row["class_areas"], strict=True) if area >= least]
 
@@ -28,15 +28,15 @@ def counts(row: dict[str, Any], cfg: DataConfig) -> list[int]:
 def choose_classes(
     names: list[str], rows: list[dict[str, Any]], cfg: DataConfig, folds: list[int] | None = None
 ) -> tuple[list[ClassInfo], dict[str, str]]:
-    """The classes with enough photos in both splits (ids unchanged), and the others with the reason.
+    """The classes with enough photos in both splits (ids unchanged), and the dropped ones (name -> reason).
 
-    `folds`: each class's fold where a benchmark has a table of them. A benchmark's class needs photos in one split
-    only: many are trained and never tested, or tested and never trained. So does a class of a dataset that has no
-    training photo at all.
+    `folds`: the fold of each class, where a benchmark publishes a table. A class of a benchmark needs enough photos in
+    one split only, because many classes are only trained or only tested. The same holds for a dataset without any
+    training photo.
     """
     both = cfg.source.format not in BENCHMARKS and any(row["split"] == "train" for row in rows)
     photos: Counter[tuple[int, str]] = Counter(
-        (c, row["split"]) for row in rows for c in counts(row, cfg))
+        (c, row["split"]) for row in rows for c in counted_classes(row, cfg))
     kept, dropped = [], {}
     for index, name in enumerate(names):
         train, test = photos[index, "train"], photos[index, "test"]

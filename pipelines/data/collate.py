@@ -19,13 +19,13 @@ from pipelines.data.pixels import square_mask
 from pipelines.data.schema import EpisodeSample, PhotoKey, Sample
 from pipelines.data.stream import UndecodedSample
 
-Kept = Callable[[Sequence[PhotoKey]], Features]  # what `encode_frozen` gave for these photos, in order
+ReadFeatures = Callable[[Sequence[PhotoKey]], Features]  # photos -> their features from `encode_frozen`, in order
 
 
 def square_side(model: Segmenter, *, decoded: bool) -> int:
-    """The side at which a stream may give squares without changing a value of the model's clips; 0: whole photos.
+    """The side in pixels at which squares give exactly the clips that whole photos give. 0: squares would change them.
 
-    decoded: whether the stream gives photos. Samples that an augmentation changes must be whole.
+    decoded: whether the stream decodes photos. Samples for an augmentation must be whole photos.
     """
     own = model.preprocessor
     plain = type(own) is Preprocessor and (own.mode == "published" or not decoded)
@@ -34,13 +34,13 @@ def square_side(model: Segmenter, *, decoded: bool) -> int:
 
 def make_clip(model: Segmenter, samples: list[EpisodeSample], rng: np.random.Generator, *, flip: bool = False,
               vary_shots: bool = False, prompts: SampledKind = "mask", augment: Augmentation | None = None,
-              kept: Kept | None = None) -> Clip:
-    """B clips (same K and J each) as a `Clip` on the CPU.
+              read_features: ReadFeatures | None = None) -> Clip:
+    """B samples (all with the same K and J) as a `Clip` on the CPU.
 
-    With `flip` every image is mirrored with probability 1/2, unless `augment` changes it; with `vary_shots` the first
-    1 to K references are used; `prompts` are drawn from the references' masks as in training. With `kept` the samples
-    are `UndecodedSample`, and the clip has their features instead of pixels. Squares (`square_side`) give the same
-    clip as the photos that they were made of.
+    With `flip` every image is mirrored with probability 1/2, unless `augment` is given, which replaces it. With
+    `vary_shots` only the first 1 to K references are used, the number being random. `prompts` is the kind of prompt
+    that is drawn from the masks of the references. With `read_features` the samples are `UndecodedSample`, and the
+    clip has features instead of pixels. Squares (`square_side`) give the same clip as the photos they were made of.
     """
     def changed(sample: Sample) -> Sample:
         return _augmented(sample, augment, rng) if augment else _flipped(sample, rng if flip else None)
@@ -50,7 +50,8 @@ def make_clip(model: Segmenter, samples: list[EpisodeSample], rng: np.random.Gen
     if vary_shots:
         used = int(rng.integers(1, len(references[0]) + 1))
         references = [one[:used] for one in references]
-    images, others = (_images(model, [s for one in group for s in one], kept) for group in (references, targets))
+    images, others = (_images(model, [s for one in group for s in one], read_features)
+                      for group in (references, targets))
     target_masks, ignore = _masks(model, targets)
     reference_masks, reference_ignore = _masks(model, references)
     return Clip(
@@ -61,21 +62,23 @@ def make_clip(model: Segmenter, samples: list[EpisodeSample], rng: np.random.Gen
         ignore=ignore,
         reference_masks=reference_masks,
         reference_ignore=reference_ignore,
-        frozen=kept([_photo(s) for group in (references, targets) for one in group for s in one]) if kept else None,
+        frozen=(read_features([_photo(s) for group in (references, targets) for one in group for s in one])
+                if read_features else None),
         class_names=tuple(one.class_name for one in samples),
     )
 
 
-def _images(model: Segmenter, samples: list[Sample], kept: Kept | None) -> Images:
-    """Prepared pixels; with `kept` their sizes alone."""
-    pixels = torch.empty(len(samples), 3, 0, 0) if kept else model.prepare([s.image for s in samples]).pixels
+def _images(model: Segmenter, samples: list[Sample], read_features: ReadFeatures | None) -> Images:
+    """Prepared pixels and photo sizes. With `read_features` the pixels are empty, [N, 3, 0, 0]."""
+    pixels = (torch.empty(len(samples), 3, 0, 0) if read_features
+              else model.prepare([s.image for s in samples]).pixels)
     return Images(pixels=pixels, sizes=torch.tensor([s.photo_size for s in samples], dtype=torch.int64))
 
 
 def _prompts(model: Segmenter, references: list[list[Sample]], kind: SampledKind,
              rng: np.random.Generator) -> PromptBatch:
-    """Masks of squares are at the square's size, everything else in pixels of the photo."""
-    sets = [[mark(model, s, kind, rng, training=True) for s in one] for one in references]
+    """The prompts of the references. A mask of a square has the square's size; all else is in pixels of the photo."""
+    sets = [[prompt_from_mask(model, s, kind, rng, training=True) for s in one] for one in references]
     pairs = ((s, p) for one, drawn in zip(references, sets, strict=True) for s, p in zip(one, drawn, strict=True))
     sizes = [s.photo_size if p.mask is None else tuple(p.mask.shape) for s, p in pairs]
     return model.collate(sets, torch.tensor(sizes, dtype=torch.int64))
@@ -86,11 +89,13 @@ def _photo(sample: Sample) -> PhotoKey:
     return sample.photo
 
 
-def mark(model: Segmenter, sample: Sample, kind: SampledKind, rng: np.random.Generator, *, training: bool) -> Prompt:
-    """A prompt of `kind` drawn from the sample's mask, in pixels of its photo; a mask of a square is the square's.
+def prompt_from_mask(model: Segmenter, sample: Sample, kind: SampledKind, rng: np.random.Generator, *,
+                     training: bool) -> Prompt:
+    """A prompt of `kind` drawn from the mask of the sample.
 
-    Points and strokes are drawn on the square mask at the model's data side, where the published counts and brush
-    sizes are meant; a mask too small to survive that is used as it is.
+    Coordinates are in pixels of the photo; a mask prompt of a square sample has the square's size. Points and strokes
+    are drawn on the square mask at the model's data side, because the published counts and brush sizes refer to it. A
+    mask that vanishes at that size is used at its own size.
     """
     square = sample.mask if sample.size else None
     if kind != "mask" and square is None:
@@ -109,7 +114,7 @@ def mark(model: Segmenter, sample: Sample, kind: SampledKind, rng: np.random.Gen
 
 
 def _masks(model: Segmenter, groups: list[list[Sample]]) -> tuple[Tensor, Tensor]:
-    """(masks, ignore) of samples [B, n], each [B, n, D, D]."""
+    """(masks float, ignore bool) of B groups of n samples, each [B, n, D, D] with D the model's data side."""
     def squares(of: Callable[[Sample], np.ndarray]) -> Tensor:
         return torch.stack([torch.stack([_target(model, s, of(s)) for s in one]) for one in groups])
 
@@ -124,7 +129,7 @@ def _augmented(sample: Sample, augment: Augmentation, rng: np.random.Generator) 
     label = np.where(sample.ignore, VOID, sample.mask).astype(np.uint8)
     draws = random.Random(int(rng.integers(2**63)))
     image, label = augment(sample.image.astype(np.float32), label, draws)
-    if not (label == 1).any():  # a support without its object says nothing
+    if not (label == 1).any():  # the augmentation cut the object away: use the photo unchanged
         return sample
     return replace(sample, image=np.ascontiguousarray(image), mask=label == 1, ignore=label == VOID)
 

@@ -1,4 +1,4 @@
-"""The shards that a recipe names, built where they are missing."""
+"""The shards that a recipe names. Missing ones are built."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipelines.data.shardset import Shards
 
 
 def ensure_shards(recipe: Recipe) -> Shards:
-    """The recipe's shards, built now if they are missing."""
+    """The shards of `recipe.data`, built now if they are missing."""
     url = Workspace(recipe.out).shards(recipe.data.name)
     build_shards(recipe.data, url)
     return Shards(url)
@@ -24,6 +24,6 @@ def ensure_mixture(recipe: Recipe) -> list[Shards]:
 
 
 def mixture_shares(recipe: Recipe, mixed: Sequence[Shards]) -> tuple[MixtureShare, ...]:
-    """The mixture as a run names it; `mixed` are the shards of the recipe's further datasets, in order."""
+    """The mixture as a run records it. `mixed` are the shards of the recipe's further datasets, in order."""
     return tuple(MixtureShare(shards=s.url, data_hash=s.manifest.content_hash, weight=m.weight)
                  for s, m in zip(mixed, recipe.mixture, strict=True))

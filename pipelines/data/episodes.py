@@ -29,10 +29,11 @@ class Episode:
 
 @dataclass(frozen=True, kw_only=True)
 class EpisodeList:
-    """Episodes of one fold and shot over the test photos. `family` says by which rule they were made.
+    """Episodes of one fold and shot over the test photos. `family` is the rule by which they were drawn.
 
-    `shards_hash` is the content hash of the shards whose image ids they are; `dropped` names the fold's classes that
-    have too few test photos, with the reason; `published` is the hash of the list file that they were read from.
+    `shards_hash` is the content hash of the shards that the image ids refer to. `dropped` gives the classes of the fold
+    that have too few test photos, with the reason. `published_hash` is the content hash of the list file that the
+    episodes were read from, "" for a list of these shards.
     """
 
     fold: int
@@ -42,19 +43,19 @@ class EpisodeList:
     shards_hash: str
     episodes: tuple[Episode, ...]
     dropped: dict[str, str] = field(default_factory=dict)
-    published: str = ""
+    published_hash: str = ""
 
     @property
     def sha256(self) -> str:
-        """The content hash: the list file's, else of the ids and of the shards they point into."""
-        if self.published:
-            return self.published
+        """The content hash: that of the list file if there is one, else of the image ids and of the shards' content."""
+        if self.published_hash:
+            return self.published_hash
         rows = [(e.fold, e.class_id, e.query, e.supports) for e in self.episodes]
         return digest_of(self.family, self.shots, self.shards_hash, rows)
 
     @property
     def class_ids(self) -> list[int]:
-        """The classes tested, sorted."""
+        """The ids of the tested classes, sorted."""
         return sorted({e.class_id for e in self.episodes})
 
     def __len__(self) -> int:
@@ -65,10 +66,10 @@ class EpisodeList:
 
 
 def draw_episodes(shards: Shards, *, fold: int, shots: int, episodes: int, seed: int) -> EpisodeList:
-    """Draw over test photos only: class uniform, then query and supports uniform without repeats.
+    """Draw episodes from test photos: the class uniformly, then query and supports uniformly without repeats.
 
     `fold` may be `ALL_FOLDS`. A class needs more than `shots` test photos. Raises `FssError` if no class of the fold
-    has them.
+    has that many.
     """
     pools, dropped = {}, {}
     for class_id in shards.fold_classes(fold):
@@ -88,7 +89,7 @@ def draw_episodes(shards: Shards, *, fold: int, shots: int, episodes: int, seed:
 
 def draw_from(pools: Mapping[int, Sequence[int]], *, fold: int, shots: int, episodes: int,
               rng: np.random.Generator) -> tuple[Episode, ...]:
-    """Episodes of the classes of `pools` (class id -> image ids): class uniform, then query and supports uniform."""
+    """Draw from `pools` (class id -> image ids): the class uniformly, then query and supports without repeats."""
     classes, rows = sorted(pools), []
     for number in range(episodes):
         class_id = classes[int(rng.integers(len(classes)))]
@@ -98,15 +99,15 @@ def draw_from(pools: Mapping[int, Sequence[int]], *, fold: int, shots: int, epis
 
 
 def list_name(fold: int, shots: int, episodes: int, seed: int) -> str:
-    """Where a drawn list is kept, below the shard folder."""
+    """Path of a drawn list below the shard folder."""
     scope = "all" if fold == ALL_FOLDS else f"fold{fold}"
     return f"episodes/{scope}-shot{shots}-n{episodes}-seed{seed}.parquet"
 
 
 def episode_list(shards: Shards, *, fold: int, shots: int, episodes: int, seed: int) -> EpisodeList:
-    """The list kept beside the shards, drawn and written if it is not there yet.
+    """The list stored beside the shards. It is drawn and written if it is not there yet.
 
-    Raises `FssError` if the kept one is damaged or belongs to other shards.
+    Raises `FssError` if the stored list is damaged or belongs to other shards.
     """
     name = list_name(fold, shots, episodes, seed)
     if shards.store.exists(name):
@@ -117,52 +118,58 @@ def episode_list(shards: Shards, *, fold: int, shots: int, episodes: int, seed: 
 
 
 def join_lists(lists: Sequence[EpisodeList]) -> EpisodeList:
-    """One list of the episodes of several of one fold and shot, numbered anew; a single one as it is."""
+    """Lists of the same fold and shot as one list with new episode numbers. A single list is returned unchanged."""
     if len(lists) == 1:
         return lists[0]
     every = (e for one in lists for e in one)
     return replace(lists[0], episodes=tuple(replace(e, episode_id=i) for i, e in enumerate(every)))
 
 
-def write_episodes(shards: Shards, name: str, listed: EpisodeList) -> None:
-    """Write a list below the shard folder; its facts are the file's metadata."""
+def write_episodes(shards: Shards, name: str, episodes: EpisodeList) -> None:
+    """Write a list below the shard folder. Fold, shot, seed, family and hashes become the file's metadata."""
     rows = [{"episode_id": e.episode_id, "fold": e.fold, "class_id": e.class_id, "query": e.query,
-             "supports": list(e.supports)} for e in listed]
+             "supports": list(e.supports)} for e in episodes]
     metadata = {
-        "fold": str(listed.fold), "shots": str(listed.shots), "seed": str(listed.seed), "family": listed.family,
-        "schema_version": str(SCHEMA_VERSION), "sha256": listed.sha256, "shards_hash": listed.shards_hash,
-        **{f"dropped:{k}": v for k, v in listed.dropped.items()},
+        "fold": str(episodes.fold), "shots": str(episodes.shots), "seed": str(episodes.seed), "family": episodes.family,
+        "schema_version": str(SCHEMA_VERSION), "sha256": episodes.sha256, "shards_hash": episodes.shards_hash,
+        **{f"dropped:{k}": v for k, v in episodes.dropped.items()},
     }
     shards.store.write_bytes(name, parquet_bytes([pa.Table.from_pylist(rows, schema=EPISODES)], EPISODES,
                                                  metadata=metadata))
 
 
 def read_episodes(shards: Shards, name: str) -> EpisodeList:
-    """Read a list. Raises `FssError` if its content is not what its hash says or it belongs to other shards."""
+    """Read a list below the shard folder.
+
+    Raises `FssError` if the file is not a list, has a newer schema, does not match its content hash, or belongs to
+    other shards.
+    """
     where = shards.store.path(name)
     table = pq.read_table(pa.BufferReader(shards.store.read_bytes(name)))
     facts = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
     if not {"fold", "shots", "seed", "family", "sha256", "shards_hash", "schema_version"} <= facts.keys():
-        raise FssError("is not an episode list", where=where)
+        raise FssError("this file is not an episode list", where=where)
     if int(facts["schema_version"]) > SCHEMA_VERSION:
-        newer = f"has schema {facts['schema_version']}, this program reads up to {SCHEMA_VERSION}"
+        newer = f"the list has schema {facts['schema_version']}, this program reads up to {SCHEMA_VERSION}"
         raise FssError(newer, where=where, mend="update fss")
     rows = tuple(Episode(r["episode_id"], r["fold"], r["class_id"], r["query"], tuple(r["supports"]))
                  for r in table.to_pylist())
-    listed = EpisodeList(
+    episodes = EpisodeList(
         fold=int(facts["fold"]), shots=int(facts["shots"]), seed=int(facts["seed"]), family=facts["family"],
         shards_hash=facts["shards_hash"], episodes=rows,
         dropped={k.removeprefix("dropped:"): v for k, v in facts.items() if k.startswith("dropped:")},
     )
-    if listed.sha256 != facts["sha256"]:
-        raise FssError("its content is not what its hash says", where=where, mend="delete it; it is drawn again")
-    if listed.shards_hash != shards.manifest.content_hash:
-        raise FssError("was drawn for other shards", where=where, mend="delete it; it is drawn again")
-    return listed
+    if episodes.sha256 != facts["sha256"]:
+        raise FssError("the list does not match its content hash", where=where,
+                       mend="delete the file; the list is drawn again")
+    if episodes.shards_hash != shards.manifest.content_hash:
+        raise FssError("the list was drawn for other shards", where=where,
+                       mend="delete the file; the list is drawn again")
+    return episodes
 
 
 def load_episode(shards: Shards, episode: Episode) -> EpisodeSample:
-    """The decoded clip: K references and one target. Photos come through the shards' bounded cache."""
+    """Decode an episode: K references and one target. Photos come through the shards' bounded cache."""
     return EpisodeSample(
         class_id=episode.class_id,
         class_name=shards.classes[episode.class_id].name,

@@ -1,7 +1,7 @@
-"""What a build keeps of the shards that are there: every part none of whose photos or annotations changed.
+"""Which parts of existing shards a new build can reuse: those in which no photo and no annotation changed.
 
-`ledger.parquet` says of each part which versions of which photos it was made of and what was wrong with them. A photo's
-version changes with its file, its annotations, its split and the limits; its place in the source is no part of it.
+`ledger.parquet` records for each part the versions of its photos and the failures among them. The version of a photo
+changes with its file, its annotations, its split and the limits. It does not depend on the photo's place in the source.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pipelines.data.sources.base import Source, digest_of
 
 @dataclass(frozen=True)
 class FormerBuild:
-    """The parts of an earlier build: a ledger row each, the image index, and the first number that no part had."""
+    """An earlier build: its parts (one ledger row each), its image index, and `first`, the next free part number."""
 
     parts: list[dict[str, Any]]
     index: pa.Table
@@ -29,7 +29,7 @@ class FormerBuild:
 
     @classmethod
     def read(cls, store: Store) -> FormerBuild:
-        """Nothing where there was no build, or one that kept no ledger."""
+        """Read the former build below `store`. It has no parts if there was no build or if it wrote no ledger."""
         if not store.exists("index.parquet"):
             return cls([], INDEX.empty_table())
         if not store.exists("ledger.parquet"):
@@ -42,14 +42,17 @@ class FormerBuild:
 
 @dataclass(frozen=True)
 class PartPlan:
-    """Numbers of the parts that stay; the parts to write: number -> places of their photos in the source's order."""
+    """Which parts stay and which are written.
 
-    kept: set[int]
-    new: dict[int, list[int]]
+    kept_parts: numbers of the parts that stay; new_parts: number -> positions of its photos in the source's order.
+    """
+
+    kept_parts: set[int]
+    new_parts: dict[int, list[int]]
 
 
 def versions_of(entries: Sequence[Entry], source: Source, cfg: DataConfig) -> list[str]:
-    """The version of each photo."""
+    """The version of each photo: a hash that changes when its row in the image table could change."""
     limits = (SCHEMA_VERSION, cfg.max_pixels, cfg.max_bytes, cfg.max_side)
     return [
         digest_of(limits, split, item.image_id, item.file_name, item.path, item.size, item.crop,
@@ -59,10 +62,10 @@ def versions_of(entries: Sequence[Entry], source: Source, cfg: DataConfig) -> li
 
 
 def plan_parts(versions: Sequence[str], former: FormerBuild, size: int) -> PartPlan:
-    """Which parts to keep and which to write, `size` photos each.
+    """Decide which parts to keep and which to write, with `size` photos each.
 
-    Parts that are not full are written anew together with what is added, so many small additions leave few small
-    parts. New parts get numbers that no earlier part had: readers of the old shards are not disturbed by them.
+    If there are new photos, parts that are not full are written again together with them. So many small additions leave
+    few small parts. New parts get numbers that no earlier part had, so readers of the old shards are not disturbed.
     """
     current = set(versions)
     kept = {p["part"]: p["versions"] for p in former.parts if p["versions"] and current.issuperset(p["versions"])}
@@ -74,8 +77,11 @@ def plan_parts(versions: Sequence[str], former: FormerBuild, size: int) -> PartP
     return PartPlan(set(kept), dict(enumerate(groups, former.first)))
 
 
-def sweep(store: Store, parts: set[int], files: set[str]) -> None:
-    """Delete what earlier or unfinished builds left: parts and blocks that are not among these."""
+def delete_stale_files(store: Store, parts: set[int], files: set[str]) -> None:
+    """Delete the parts and blocks that earlier or unfinished builds left.
+
+    parts: numbers of the parts to keep; files: names of the files to keep.
+    """
     names = {part_name(p) for p in parts} | files
     for folder in ("images", "blocks"):
         for name in store.list(folder):

@@ -1,9 +1,10 @@
-"""How often episodes show each class, query and (query, support) pair, against how often a published sampler would.
+"""How often episodes show each class, query and (query, support) pair, compared with a published sampler.
 
-Counts are of cells: rows of a class in the order of their blocks, cut into at most `CELLS` runs, so that expected
-counts are exact and a block that comes too often shows. Within an epoch draws are not independent (no query comes
-twice; a run of queries shares the block of its supports), epochs are. So the chi-square statistic is judged by what it
-becomes when the deviations of whole epochs change their signs at random, not by the table for independent draws.
+Counts are taken over cells: the rows of a class in the order of their blocks, cut into at most `CELLS` runs. Expected
+counts of cells are exact, and a block that is drawn too often is visible. Draws within an epoch are not independent (no
+query comes twice, and neighbouring queries share the block of their supports), but epochs are. So the p-value of the
+chi-square statistic comes from random sign changes of the deviations of whole epochs, not from the table for
+independent draws.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import numpy as np
 
 from pipelines.data.plan import EpisodePlan, Place, StreamPlan
 
-CELLS, LEAST, FLIPS = 16, 5.0, 4000  # cells a class; least expected count of one; random signs
+CELLS, MIN_EXPECTED, FLIPS = 16, 5.0, 4000  # cells per class; least expected count of a cell; random sign changes
 Published = Literal["class_uniform", "pair_uniform", "image_uniform"]
 PUBLISHED: dict[Published, str] = {
     "class_uniform": "class uniform over the fold, query and supports uniform over its list (HSNet's family on COCO)",
@@ -25,14 +26,14 @@ PUBLISHED: dict[Published, str] = {
     "image_uniform": "every photo of the list equally often, its class uniform among those it shows (BAM's family)",
 }
 SAMPLERS: dict[str, Published] = {"balanced": "class_uniform", "natural": "pair_uniform", "image": "image_uniform"}
-Pools = Mapping[int, Sequence[Place]]  # class -> its rows, in the order of their blocks
+Pools = Mapping[int, Sequence[Place]]  # class id -> its rows, in the order of their blocks
 
 
 @dataclass(frozen=True)
 class CountTable:
     """One distribution: expected and drawn counts of its cells, and the test of their difference.
 
-    `spread`: how many times the counts' variance from epoch to epoch is that of independent draws.
+    `spread`: variance of the counts from epoch to epoch, divided by the variance of independent draws.
     """
 
     expected: np.ndarray
@@ -43,9 +44,12 @@ class CountTable:
 
     @staticmethod
     def of(counts: np.ndarray, shares: np.ndarray) -> CountTable:
-        """counts [E, C] of E epochs, shares [C] expected; cells expected less than `LEAST` times in all are one."""
+        """Compare counts [E, C] of E epochs and C cells with the expected shares [C].
+
+        Cells with an expected total of less than `MIN_EXPECTED` are merged into one.
+        """
         expected, drawn = shares * counts.sum(), counts.sum(axis=0)
-        few = expected < LEAST
+        few = expected < MIN_EXPECTED
         counts, shares = (np.concatenate([a[..., ~few], a[..., few].sum(-1, keepdims=True)], axis=-1)
                           for a in (counts, shares))
         away = counts - counts.sum(axis=1, keepdims=True) * shares
@@ -60,13 +64,17 @@ class CountTable:
 
     @property
     def distance(self) -> float:
-        """Total variation between the drawn and the expected distribution."""
+        """Total variation distance between the drawn and the expected distribution, 0 to 1."""
         return float(abs(self.drawn - self.expected).sum() / self.drawn.sum() / 2)
 
 
 @dataclass(frozen=True)
 class Marginals:
-    """Three distributions, and how often two supports of an episode are from one block (None: a single support)."""
+    """The distributions of classes, queries and (query, first support) pairs over some epochs.
+
+    same_block: share of episodes whose first two supports are from one block; same_block_independent: the share for
+    independent draws. Both are None if episodes have a single support.
+    """
 
     episodes: int
     epochs: int
@@ -79,20 +87,22 @@ class Marginals:
 
 
 def pools_of(plan: StreamPlan) -> dict[int, list[Place]]:
-    """The rows of each class of a plan."""
+    """Class id -> the rows of the class in a plan, in the order of their blocks."""
     return {c: [(b, r) for b in found for r in plan.blocks[b].rows] for c, found in plan.by_class.items()}
 
 
 def epochs_of(plan: StreamPlan, count: int) -> Iterator[Iterator[EpisodePlan]]:
-    """The first epochs of a stream, from its plan alone: nothing is read or decoded."""
+    """The episodes of the first `count` epochs of a stream, from its plan alone: nothing is read or decoded."""
     for epoch in range(count):
-        yield (plan.spec(epoch, w, i) for w, window in enumerate(plan.windows(epoch)) for i in range(len(window)))
+        yield (plan.episode(epoch, w, i) for w, window in enumerate(plan.windows(epoch)) for i in range(len(window)))
 
 
-def marginals(epochs: Iterable[Iterable[EpisodePlan]], pools: Pools, weights: Mapping[Place, float]) -> Marginals:
-    """Count episodes over the rows of `pools` and compare with the published sampler's `weights` of queries.
+def measure_marginals(epochs: Iterable[Iterable[EpisodePlan]], pools: Pools,
+                      weights: Mapping[Place, float]) -> Marginals:
+    """Count episodes over the rows of `pools` and compare them with a published sampler.
 
-    Supports are uniform among the class's others. The pairs are those of the query and the first support.
+    `weights`: the sampler's probability of each row as a query. Its supports are uniform among the other rows of the
+    class. Pairs consist of the query and the first support.
     """
     cell = {c: _cells(pool) for c, pool in pools.items()}
     shares = _shares(pools, cell, weights)
@@ -119,19 +129,20 @@ def marginals(epochs: Iterable[Iterable[EpisodePlan]], pools: Pools, weights: Ma
         same_block_independent=None if measured is None else float(measured[1]))
 
 
-def statement(found: Marginals, published: Published) -> list[str]:
-    """What the figures say, in sentences."""
-    lines = [f"{found.episodes} episodes ({found.epochs} epochs) of {len(found.classes)} classes against: "
+def describe_marginals(measured: Marginals, published: Published) -> list[str]:
+    """The measured figures as sentences for a person."""
+    lines = [f"{measured.episodes} episodes ({measured.epochs} epochs) of {len(measured.classes)} classes against: "
              f"{PUBLISHED[published]}."]
-    for name, table in (("class", found.by_class), ("query", found.by_query), ("(query, support)", found.by_pair)):
+    for name, table in (("class", measured.by_class), ("query", measured.by_query),
+                        ("(query, support)", measured.by_pair)):
         lines.append(f"{name}: chi-square {table.statistic:.1f} over {len(table.drawn)} cells, p = {table.pvalue:.3f}; "
                      f"the counts vary {table.spread:.2f} times as much as those of independent draws.")
-    if found.same_block is not None and found.same_block_independent is not None:
-        more = found.same_block > found.same_block_independent + 0.005
-        why = ("The supports of one episode are correlated, as they come from two blocks; the marginal of each pair is "
-               "not touched by it." if more else "Here blocks make the supports of one episode no more alike.")
-        lines.append(f"Two supports of an episode are from the same block in {found.same_block:.1%} of the episodes; "
-                     f"supports drawn independently would be in {found.same_block_independent:.1%}. {why}")
+    if measured.same_block is not None and measured.same_block_independent is not None:
+        more = measured.same_block > measured.same_block_independent + 0.005
+        why = ("The supports of one episode are correlated because they come from two blocks; the marginal of each "
+               "pair stays uniform." if more else "Here blocks do not make the supports of one episode more alike.")
+        lines.append(f"Two supports of an episode are from the same block in {measured.same_block:.1%} of the "
+                     f"episodes; independent draws would give {measured.same_block_independent:.1%}. {why}")
     return lines
 
 
@@ -143,7 +154,7 @@ def _cells(pool: Sequence[Place]) -> dict[Place, int]:
 def _shares(
     pools: Pools, cell: Mapping[int, Mapping[Place, int]], weights: Mapping[Place, float]
 ) -> tuple[dict[tuple[int, ...], float], ...]:
-    """Probabilities of classes, of queries and of pairs (support uniform among the others)."""
+    """The expected probability of each class, each cell of queries and each pair of cells (query, support)."""
     classes: dict[tuple[int, ...], float] = {}
     queries: dict[tuple[int, ...], float] = {}
     pairs: dict[tuple[int, ...], float] = {}
@@ -158,6 +169,9 @@ def _shares(
 
 
 def _independent(sizes: Mapping[int, int], own: int) -> float:
-    """P(two different photos of the class, neither the query, are of one block), drawn uniformly."""
+    """Probability that two photos of the class are of one block, if they are drawn uniformly without the query.
+
+    sizes: block -> its rows of the class; own: the block of the query.
+    """
     left = sum(sizes.values()) - 1
     return sum((n - (b == own)) * (n - (b == own) - 1) for b, n in sizes.items()) / (left * (left - 1))

@@ -1,4 +1,4 @@
-"""Training clips from several datasets, each clip's dataset drawn by weight (SANSA's generalist training)."""
+"""Training clips from several datasets. The dataset of each clip is drawn by weight (SANSA's generalist training)."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from fss_models.errors import FssError
 from pipelines.data.schema import EpisodeSample
 from pipelines.data.stream import EpisodeStream
 
-OpenPart = Callable[[Any], EpisodeStream]  # (position or None): one clip a rank at a time
+OpenPart = Callable[[Any], EpisodeStream]  # position or None -> a stream that gives one clip per rank at a time
 
 
 class MixedStream:
-    """An endless iterator of this rank's clips of each global batch.
+    """An endless iterator over this rank's clips of each global batch.
 
-    Which dataset a clip is of depends on (seed, step, place in the batch) alone, alike on every rank, so that all
-    ranks read a dataset equally far: its position is one number for all. Raises `FssError` for a batch that the ranks
-    cannot share and for a position of another mixture.
+    The dataset of a clip depends only on (seed, step, place in the rank's share) and not on the rank. So all ranks read
+    equally far in each dataset, and the position of a dataset is the same on every rank. Raises `FssError` for a batch
+    that the ranks cannot share equally and for a position of another mixture.
     """
 
     def __init__(
@@ -27,18 +27,19 @@ class MixedStream:
         position: dict[str, Any] | None = None,
     ) -> None:
         if batch % world:
-            raise FssError(f"train.batch={batch} cannot be shared by {world} workers", mend="make it a multiple")
-        held = position or {"step": 0, "parts": [None] * len(parts)}
-        if len(held.get("parts", ())) != len(parts):
-            raise FssError("the checkpoint's place in the data is of another mixture",
+            raise FssError(f"train.batch={batch} cannot be shared by {world} workers",
+                           mend=f"make it a multiple of {world}")
+        start = position or {"step": 0, "parts": [None] * len(parts)}
+        if len(start.get("parts", ())) != len(parts):
+            raise FssError("the checkpoint's position in the data belongs to another mixture",
                            mend="resume with the same recipe, or start a new run")
         self._weights = np.array(weights) / sum(weights)
-        self._share, self._seed, self._step = batch // world, seed, int(held["step"])
-        self._parts = [begin(at) for begin, at in zip(parts, held["parts"], strict=True)]
+        self._share, self._seed, self._step = batch // world, seed, int(start["step"])
+        self._parts = [begin(at) for begin, at in zip(parts, start["parts"], strict=True)]
 
     @property
     def position(self) -> dict[str, Any]:
-        """After the last batch given: {"step", "parts"}."""
+        """The position after the last batch that was returned: {"step", "parts": one position per dataset}."""
         return {"step": self._step, "parts": [p.position for p in self._parts]}
 
     def __iter__(self) -> MixedStream:

@@ -1,4 +1,4 @@
-"""Labelled photos opened by the name of their format: people's own, or a published benchmark."""
+"""Opens labelled photos by the name of their format: a person's own data or a published benchmark."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ from pipelines.data.sources.base import Source
 
 
 def open_source(cfg: SourceConfig) -> Source:
-    """The indexed source. Raises `FssError` for a missing folder or a layout that is not the format's."""
+    """The source that `cfg` names, with its index. Raises `FssError` for a missing folder or an unexpected layout."""
     return open_benchmark(cfg) if cfg.format in BENCHMARKS else FORMATS[cfg.format](cfg)

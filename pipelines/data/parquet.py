@@ -1,6 +1,6 @@
-"""Parquet bytes as the shards want them: chosen row groups, image bytes neither compressed again nor indexed.
+"""Writes the Parquet files of shards: row groups as given, image bytes without compression and statistics.
 
-Pages carry checksums: a flipped bit is an error, not another photo.
+Pages have checksums, so a flipped bit is an error when the file is read.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from collections.abc import Iterable
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-GROUP_ROWS = 8  # photos of one row group of images/*: one test photo can be read without the whole part
+GROUP_ROWS = 8  # photos per row group of images/*; one photo is read with its group, not with the whole part
 
 
 def parquet_bytes(
     groups: Iterable[pa.Table], schema: pa.Schema, *, metadata: dict[str, str] | None = None
 ) -> bytes:
-    """One row group a table, in order."""
+    """The bytes of a Parquet file with one row group per table, in order. Empty tables are left out."""
     full = schema.with_metadata(metadata) if metadata else schema
     small = [f.name for f in schema if f.name != "image"]
     sink = pa.BufferOutputStream()
@@ -30,7 +30,7 @@ def parquet_bytes(
 
 
 def _leaves(schema: pa.Schema) -> list[str]:
-    """Column paths as Parquet names them, for nested fields too."""
+    """The paths of all columns as Parquet names them, including those of nested fields."""
     return [path for field in schema for path in _paths(field, field.name)]
 
 

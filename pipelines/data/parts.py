@@ -21,23 +21,23 @@ from pipelines.data import rle
 from pipelines.data.decode import load_image, load_sized
 from pipelines.data.parquet import GROUP_ROWS, parquet_bytes
 from pipelines.data.schema import FAILURES, IMAGES, INDEX
-from pipelines.data.shrink import shrink_marks, shrink_photo, shrunk_size
+from pipelines.data.shrink import shrink_masks, shrink_photo, shrunk_size
 from pipelines.data.sources.base import FetchedImage, ImageMasks, InstanceMask, Source, SourceFailure, SourceImage
 
-READERS = 4  # files on their way at a time in one task
-Entry = tuple[SourceImage, str]  # an image and its split
+READERS = 4  # files that one task reads at a time
+Entry = tuple[SourceImage, str]  # an image and its split (train or test)
 
 
 def part_name(part: int) -> str:
-    """The image table's file number `part`."""
+    """The path of part number `part` of the image table, below the shard folder."""
     return f"images/part-{part:05d}.parquet"
 
 
 @dataclass(frozen=True, kw_only=True)
 class PartBuilder:
-    """Reads, validates and writes one part; a finished part is left as it is.
+    """Reads, validates and writes one part. A finished part is left unchanged.
 
-    The part's file is written last, so where it is there, its index and its failures are too.
+    The file of the part is written last. If it exists, its index and its failures exist too.
     """
 
     source: Source
@@ -45,7 +45,7 @@ class PartBuilder:
     out: str
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """{"part", "entries" (pickled by the driver)} -> {"images", "index" (Parquet bytes)}."""
+        """{"part", "entries" (pickled list of `Entry`)} -> {"part", "images" (a number), "index" (Parquet bytes)}."""
         part, entries = int(row["part"]), pickle.loads(row["entries"])
         store = Store(self.out)
         index_name = f"build/index-{part:05d}.parquet"
@@ -90,42 +90,42 @@ class PartBuilder:
         except BadImage as error:
             return SourceFailure(item.file_name, "read", error.reason)
         except FssError as error:
-            if _one_file(error):
+            if _concerns_one_file(error):
                 return SourceFailure(item.file_name, "read", error.what)
             raise
 
     def _row(
         self, item: SourceImage, split: str, fetched: FetchedImage, photo: Image.Image
     ) -> tuple[dict[str, Any], list[str]]:
-        """A row of the image table, and what was wrong with single annotations. Raises `BadImage`."""
-        marks = self.source.mark(item, fetched, photo.height, photo.width)
-        data, marks, height, width = self._shrunk(photo, fetched.data, marks)
+        """A row of the image table, and the problems of single annotations. Raises `BadImage` for an unusable photo."""
+        masks = self.source.rasterise(item, fetched, photo.height, photo.width)
+        data, masks, height, width = self._shrunk(photo, fetched.data, masks)
         row = {
             "image_id": item.image_id, "file_name": item.file_name, "split": split, "image": data,
             "sha256": hashlib.sha256(data).hexdigest(), "height": height, "width": width,
-            "annotations": _annotations(marks.instances, height, width), "void_rle": marks.void,
+            "annotations": _annotations(masks.instances, height, width), "void_rle": masks.void,
             "crop": _crop(item, height, width),
         }
-        return row, marks.problems
+        return row, masks.problems
 
     def _photo(self, item: SourceImage, fetched: FetchedImage) -> Image.Image:
-        """Decoded to the end to see that the photo can be. Raises `BadImage`."""
-        data, most, size = fetched.data, self.cfg.max_pixels, self.source.sizes(item, fetched)
+        """The photo with all pixels decoded, which proves that it can be. Raises `BadImage`."""
+        data, most, size = fetched.data, self.cfg.max_pixels, self.source.annotated_size(item, fetched)
         if size:
             return load_sized(data, *size, max_pixels=most, max_bytes=self.cfg.max_bytes)
         return load_image(data, max_pixels=most, max_bytes=self.cfg.max_bytes)
 
-    def _shrunk(self, photo: Image.Image, data: bytes, marks: ImageMasks) -> tuple[bytes, ImageMasks, int, int]:
-        """(image file, marks, height, width) within `data.max_side`; the original bytes where they are."""
+    def _shrunk(self, photo: Image.Image, data: bytes, masks: ImageMasks) -> tuple[bytes, ImageMasks, int, int]:
+        """(image file, masks, height, width), shrunk to `data.max_side`. A photo within the limit keeps its bytes."""
         old = (photo.height, photo.width)
         new = shrunk_size(*old, self.cfg.max_side)
         if new == old:
-            return data, marks, *old
-        return shrink_photo(np.array(photo), data, *new), shrink_marks(marks, old, new), *new
+            return data, masks, *old
+        return shrink_photo(np.array(photo), data, *new), shrink_masks(masks, old, new), *new
 
 
 def _crop(item: SourceImage, height: int, width: int) -> list[int] | None:
-    """The item's crop within the photo. Raises `BadImage` where nothing is left of it."""
+    """The crop of the item, clipped to the photo, None without one. Raises `BadImage` if it is outside the photo."""
     if item.crop is None:
         return None
     x0, y0, x1, y1 = item.crop
@@ -136,22 +136,22 @@ def _crop(item: SourceImage, height: int, width: int) -> list[int] | None:
 
 
 def failure_table(failures: Sequence[SourceFailure]) -> pa.Table:
-    """Failures as rows."""
+    """The failures as a table (schema `FAILURES`)."""
     return pa.Table.from_pylist([f.__dict__ for f in failures], schema=FAILURES)
 
 
-def _one_file(error: FssError) -> bool:
-    """Whether only this file is at fault; a server that is away or refuses us stops the build instead."""
+def _concerns_one_file(error: FssError) -> bool:
+    """Whether the error concerns only this file. Errors of a server (s3://) stop the build instead."""
     cause = error.__cause__
     return isinstance(cause, FileNotFoundError | IsADirectoryError) or (
         isinstance(cause, OSError) and not error.where.startswith("s3://"))
 
 
-def _annotations(marks: Sequence[InstanceMask], height: int, width: int) -> list[dict[str, Any]]:
-    """One entry a class, in class order; its area is the union of the instances that are no crowd."""
+def _annotations(masks: Sequence[InstanceMask], height: int, width: int) -> list[dict[str, Any]]:
+    """One entry per class, in the order of ids. Its area is the pixel count of the union of its non-crowd instances."""
     by_class: dict[int, list[InstanceMask]] = defaultdict(list)
-    for mark in marks:
-        by_class[mark.class_id].append(mark)
+    for mask in masks:
+        by_class[mask.class_id].append(mask)
     return [
         {"class_id": c, "area": rle.union_area([m.rle for m in found if not m.iscrowd], height, width),
          "instances": [_instance(m, height, width) for m in found]}
@@ -159,15 +159,15 @@ def _annotations(marks: Sequence[InstanceMask], height: int, width: int) -> list
     ]
 
 
-def _instance(mark: InstanceMask, height: int, width: int) -> dict[str, Any]:
-    return {"rle": mark.rle, "bbox": rle.bbox(mark.rle, height, width),
-            "area": float(rle.area(mark.rle, height, width)), "iscrowd": mark.iscrowd}
+def _instance(mask: InstanceMask, height: int, width: int) -> dict[str, Any]:
+    return {"rle": mask.rle, "bbox": rle.bbox(mask.rle, height, width),
+            "area": float(rle.area(mask.rle, height, width)), "iscrowd": mask.iscrowd}
 
 
 def _index(rows: Sequence[dict[str, Any]], part: int) -> pa.Table:
-    kept = ("image_id", "file_name", "split", "height", "width", "sha256")
+    columns = ("image_id", "file_name", "split", "height", "width", "sha256")
     return pa.Table.from_pylist([
-        {**{k: row[k] for k in kept}, "bytes": len(row["image"]), "part": part, "row": number,
+        {**{k: row[k] for k in columns}, "bytes": len(row["image"]), "part": part, "row": number,
          "class_ids": [a["class_id"] for a in row["annotations"]],
          "class_areas": [a["area"] for a in row["annotations"]], "digest": _digest(row)}
         for number, row in enumerate(rows)
@@ -175,8 +175,8 @@ def _index(rows: Sequence[dict[str, Any]], part: int) -> pa.Table:
 
 
 def _digest(row: dict[str, Any]) -> str:
-    """A hash of the row's content that does not depend on Parquet or on where the photos lie."""
-    marks = [(a["class_id"], [(i["rle"], i["iscrowd"]) for i in a["instances"]]) for a in row["annotations"]]
-    facts = (row["image_id"], row["file_name"], row["split"], row["sha256"], row["height"], row["width"], marks,
+    """A hash of the content of the row. It does not depend on Parquet or on the location of the photos."""
+    masks = [(a["class_id"], [(i["rle"], i["iscrowd"]) for i in a["instances"]]) for a in row["annotations"]]
+    facts = (row["image_id"], row["file_name"], row["split"], row["sha256"], row["height"], row["width"], masks,
              row["void_rle"], *([row["crop"]] if row["crop"] else []))
     return hashlib.sha256(repr(facts).encode()).hexdigest()

@@ -1,8 +1,8 @@
-"""Decoded photos and masks, each made once for as long as there is room: episodes of a window share them.
+"""Decoded photos and masks in a bounded cache, which the episodes of a window share.
 
-With a side photos and masks are kept as squares, which saves the resize too: `published` preprocessing gives the same
-values for the square as for the photo, mirrored or not (Pillow's bilinear and nearest resize, which every published
-loader uses). Where a mask's square does not do, the mask is given too (`Sample.whole`).
+With a side, photos and masks are cached as squares, which saves the resize too. `published` preprocessing gives the
+same values for the square as for the photo, mirrored or not (Pillow's bilinear and nearest resize, which every
+published loader uses). Where the square of a mask is not enough, the sample has the whole mask too (`Sample.whole`).
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ from pipelines.data.plan import Place
 from pipelines.data.schema import Sample
 from pipelines.data.shardset import NO_LIMIT, cropped, masks_of
 
-STRIP = 128  # columns
+STRIP = 128  # columns that `_transpose` copies at a time
 
 
 class AnnotationMasks(NamedTuple):
-    """An annotation without its photo. `key` names the photo or the crop of it, `size` is its (H, W).
+    """An annotation without its photo.
 
-    mask, ignore: [H, W] bool, or squares, then with `whole` as `Sample` has it
+    key: identifies the photo, or its crop where a part benchmark crops; size: the (H, W) of the photo or the crop;
+    mask, ignore: [H, W] bool, or squares; whole: as in `Sample`.
     """
 
     key: Hashable
@@ -42,36 +43,36 @@ class AnnotationMasks(NamedTuple):
 
 
 class SampleReader:
-    """Decodes rows of blocks. Safe to use from several threads; what two ask for at once is made once.
+    """Decodes rows of blocks. Several threads may use it; a value that two of them need at once is computed once.
 
-    limit: bytes of pixels and masks kept, the least recently used are let go; 0: none.
-    side: photos and masks come as squares of that side; 0: as they are.
+    limit: bytes of pixels and masks in the cache, which drops the least recently used ones; 0: no cache.
+    side: side in pixels of the squares that photos and masks become; 0: their own size.
     """
 
     def __init__(self, limit: int, side: int = 0) -> None:
-        self.side, self._kept = side, _PixelCache(limit)
+        self.side, self._cache = side, _PixelCache(limit)
 
     @property
-    def held(self) -> int:
-        """Bytes kept now."""
-        return self._kept.held
+    def cached_bytes(self) -> int:
+        """Bytes of pixels and masks in the cache now."""
+        return self._cache.size
 
     def __call__(self, tables: Mapping[int, pa.Table], places: Sequence[Place]) -> list[Sample]:
-        """The annotations at some places. Their arrays are shared and cannot be written to.
+        """The samples at some places. Their arrays are shared and read-only.
 
-        All masks come before the first photo: by turns, each would find nothing of its own left in the CPU's caches.
+        All masks are decoded before the first photo: alternating would push each other's data out of the CPU's caches.
         """
-        return [self._sample(tables, place, marks)
-                for place, marks in [(place, self.marks(tables, place)) for place in places]]
+        return [self._sample(tables, place, masks)
+                for place, masks in [(place, self.masks(tables, place)) for place in places]]
 
-    def _sample(self, tables: Mapping[int, pa.Table], place: Place, marks: AnnotationMasks) -> Sample:
-        image = self._kept.get(("photo", marks.key), lambda: self._photo(tables, place))
-        return Sample(image_id=marks.image_id, image=image, mask=marks.mask, ignore=marks.ignore,
-                      size=marks.size if self.side else None, whole=marks.whole)
+    def _sample(self, tables: Mapping[int, pa.Table], place: Place, masks: AnnotationMasks) -> Sample:
+        image = self._cache.get(("photo", masks.key), lambda: self._photo(tables, place))
+        return Sample(image_id=masks.image_id, image=image, mask=masks.mask, ignore=masks.ignore,
+                      size=masks.size if self.side else None, whole=masks.whole)
 
-    def marks(self, tables: Mapping[int, pa.Table], place: Place) -> AnnotationMasks:
-        """The same without the photo, whose bytes are not read."""
-        found: AnnotationMasks = self._kept.get(("marks", *place), lambda: _marks(tables, place, self.side))
+    def masks(self, tables: Mapping[int, pa.Table], place: Place) -> AnnotationMasks:
+        """The masks of the annotation at a place. The bytes of its photo are not read."""
+        found: AnnotationMasks = self._cache.get(("masks", *place), lambda: _read_masks(tables, place, self.side))
         return found
 
     def _photo(self, tables: Mapping[int, pa.Table], place: Place) -> tuple[np.ndarray, int]:
@@ -88,21 +89,21 @@ class SampleReader:
 
 
 def square_mask(mask: np.ndarray, side: int) -> np.ndarray:
-    """[H, W] bool -> [side, side] bool, as `preprocess.resize_mask` resizes.
+    """[H, W] bool -> [side, side] bool, with the same result as `preprocess.resize_mask`.
 
-    Masks come from run lengths column by column. Nearest is of columns and rows: both are copied whole, around the one
-    transposition that such a mask needs anyway, which takes a quarter of the time that Pillow takes after it.
+    Masks decoded from run lengths are in column-major order. Nearest resizing selects columns and rows, so whole
+    columns are copied, then transposed, then whole rows are copied. That takes a quarter of Pillow's time.
     """
     if not mask.flags.f_contiguous:
         picture = Image.fromarray(mask.view(np.uint8)).resize((side, side), Image.Resampling.NEAREST)
         return np.asarray(picture).view(bool)
     columns = mask.T.take(_nearest(mask.shape[1], side), axis=0)
-    square: np.ndarray = _turned(columns).take(_nearest(mask.shape[0], side), axis=0)
+    square: np.ndarray = _transpose(columns).take(_nearest(mask.shape[0], side), axis=0)
     return square
 
 
-def _turned(columns: np.ndarray) -> np.ndarray:
-    """[W, H] -> [H, W], copied in strips that stay in the CPU's first cache."""
+def _transpose(columns: np.ndarray) -> np.ndarray:
+    """The transpose [W, H] -> [H, W], copied in strips that fit the CPU's first cache."""
     rows = np.empty(columns.shape[::-1], columns.dtype)
     for at in range(0, len(columns), STRIP):
         rows[:, at : at + STRIP] = columns[at : at + STRIP].T
@@ -110,15 +111,18 @@ def _turned(columns: np.ndarray) -> np.ndarray:
 
 
 @lru_cache(maxsize=4096)
-def mirror_choices(width: int, side: int) -> bool:
-    """Whether a mirrored mask's square is its mirrored square: not where nearest is a tie, as at half the width."""
+def mirrors_exactly(width: int, side: int) -> bool:
+    """Whether mirroring before and after the resize to a square gives the same mask.
+
+    It does not where the nearest column is a tie, for example at half the width.
+    """
     columns = _nearest(width, side)
     return bool(np.array_equal(columns[::-1], width - 1 - columns))
 
 
 @lru_cache(maxsize=4096)
 def _nearest(size: int, side: int) -> np.ndarray:
-    """[side] the row or column of `size` that Pillow's nearest resize takes."""
+    """[side] indices of the rows or columns, out of `size`, that Pillow's nearest resize selects."""
     row = Image.fromarray(np.arange(size, dtype=np.int32)[None]).resize((side, 1), Image.Resampling.NEAREST)
     picked: np.ndarray = np.asarray(row)[0].astype(np.intp)
     return picked
@@ -130,9 +134,9 @@ def _row(tables: Mapping[int, pa.Table], place: Place, columns: tuple[str, ...])
     return {name: table.column(name)[place[1]].as_py() if name in there else None for name in columns}
 
 
-def _marks(tables: Mapping[int, pa.Table], place: Place, side: int) -> tuple[AnnotationMasks, int]:
+def _read_masks(tables: Mapping[int, pa.Table], place: Place, side: int) -> tuple[AnnotationMasks, int]:
     row = _row(tables, place, ("image_id", "void_rle", "height", "width", "crop"))
-    found = tables[place[0]].column("instances")[place[1]].values  # boxes and areas are not needed
+    found = tables[place[0]].column("instances")[place[1]].values  # boxes and areas are not converted
     instances = [{"rle": r, "iscrowd": c} for r, c in
                  zip(found.field("rle").to_pylist(), found.field("iscrowd").to_pylist(), strict=True)]
     if row["void_rle"] or any(i["iscrowd"] for i in instances):
@@ -141,53 +145,58 @@ def _marks(tables: Mapping[int, pa.Table], place: Place, side: int) -> tuple[Ann
     else:
         whole = rle.union([i["rle"] for i in instances], row["height"], row["width"])
         (mask,) = cropped(row["crop"], whole)
-        ignore = _nothing(mask.shape)
+        ignore = _empty_mask(mask.shape)
     key = (row["image_id"], *(row["crop"] or ()))
-    return _kept_marks(AnnotationMasks(key, row["image_id"], mask, ignore, (mask.shape[0], mask.shape[1]), None), side)
+    masks = AnnotationMasks(key, row["image_id"], mask, ignore, (mask.shape[0], mask.shape[1]), None)
+    return _cacheable_masks(masks, side)
 
 
-def _kept_marks(marks: AnnotationMasks, side: int) -> tuple[AnnotationMasks, int]:
-    """As squares where there is a side, read-only, and the bytes they take. An `ignore` without strides is nothing."""
+def _cacheable_masks(masks: AnnotationMasks, side: int) -> tuple[AnnotationMasks, int]:
+    """The masks, read-only, and the bytes they take. They become squares if `side` is not 0.
+
+    An array without strides is an empty mask of `_empty_mask`, which takes no memory.
+    """
     if side:
-        small, ignore = (_each(m, partial(square_mask, side=side), (side, side)) for m in (marks.mask, marks.ignore))
-        enough = mirror_choices(marks.size[1], side) and bool(small.any())
-        marks = marks._replace(mask=small, ignore=ignore, whole=None if enough else _by_rows(marks))
+        small, ignore = (_map_mask(m, partial(square_mask, side=side), (side, side))
+                         for m in (masks.mask, masks.ignore))
+        enough = mirrors_exactly(masks.size[1], side) and bool(small.any())
+        masks = masks._replace(mask=small, ignore=ignore, whole=None if enough else _row_major(masks))
     else:
-        mask, ignore = _by_rows(marks)
-        marks = marks._replace(mask=mask, ignore=ignore)
-    arrays = [a for a in (marks.mask, marks.ignore, *(marks.whole or ())) if a.strides[0]]
+        mask, ignore = _row_major(masks)
+        masks = masks._replace(mask=mask, ignore=ignore)
+    arrays = [a for a in (masks.mask, masks.ignore, *(masks.whole or ())) if a.strides[0]]
     for array in arrays:
         array.flags.writeable = False
-    return marks, sum(a.nbytes for a in arrays)
+    return masks, sum(a.nbytes for a in arrays)
 
 
-def _by_rows(marks: AnnotationMasks) -> tuple[np.ndarray, np.ndarray]:
-    """Mask and ignore in C order."""
-    mask, ignore = (_each(m, np.ascontiguousarray, m.shape) for m in (marks.mask, marks.ignore))
+def _row_major(masks: AnnotationMasks) -> tuple[np.ndarray, np.ndarray]:
+    """Mask and ignore as arrays in C order (row by row)."""
+    mask, ignore = (_map_mask(m, np.ascontiguousarray, m.shape) for m in (masks.mask, masks.ignore))
     return mask, ignore
 
 
-def _each(mask: np.ndarray, change: Callable[[np.ndarray], np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
-    """A mask changed; one without strides, which is nothing, stays nothing."""
-    return change(mask) if mask.strides[0] else _nothing(shape)
+def _map_mask(mask: np.ndarray, change: Callable[[np.ndarray], np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
+    """`change` applied to a mask. An empty mask of `_empty_mask` (no strides) becomes one of the new shape."""
+    return change(mask) if mask.strides[0] else _empty_mask(shape)
 
 
-def _nothing(shape: tuple[int, ...]) -> np.ndarray:
-    """All false, without taking room."""
+def _empty_mask(shape: tuple[int, ...]) -> np.ndarray:
+    """A mask that is false everywhere and takes no memory: all its strides are 0."""
     return np.broadcast_to(np.False_, shape)
 
 
 class _PixelCache:
-    """Values by key up to a number of bytes; a value that is being made is waited for."""
+    """Least recently used values up to a number of bytes. A value that another thread is computing is waited for."""
 
     def __init__(self, limit: int) -> None:
-        self._limit, self.held = limit, 0
+        self._limit, self.size = limit, 0
         self._items: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
         self._making: dict[Hashable, Future[Any]] = {}
         self._lock = threading.Lock()
 
     def get(self, key: Hashable, make: Callable[[], tuple[Any, int]]) -> Any:
-        """The value; `make` gives it and its bytes."""
+        """The value of a key. If it is missing, `make` computes it and its size in bytes."""
         with self._lock:
             made = self._items.get(key)
             if made is not None:
@@ -209,8 +218,8 @@ class _PixelCache:
         with self._lock:
             del self._making[key]
             self._items[key] = (value, size)
-            self.held += size
-            while self.held > self._limit:
-                self.held -= self._items.popitem(last=False)[1][1]
+            self.size += size
+            while self.size > self._limit:
+                self.size -= self._items.popitem(last=False)[1][1]
         future.set_result(value)
         return value

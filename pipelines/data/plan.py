@@ -1,12 +1,14 @@
-"""Which episodes a training stream gives, and in which order: a pure function of (blocks, seed, epoch).
+"""The episodes of a training stream and their order: a pure function of (blocks, seed, epoch).
 
-An epoch visits blocks in a random order, cut into windows whose blocks fit half of the pool (the next window loads
-while one is used). A visit's rows are queries once; the queries of a window are shuffled, so batches mix its classes.
+An epoch visits blocks in a random order. The visits are cut into windows whose blocks fit half of the pool, because the
+next window loads while one is used. Each row of a visit is a query once. The queries of a window are shuffled, so
+batches mix its classes.
 
-Supports of a query from block b (n_b of the class's N rows): from b with probability (n_b - 1)/(N - 1), else from
-the visit's companion, another block drawn with probability proportional to its rows. Blocks of fewer rows than an
-episode takes are drawn together, as one. The marginal of every (query, support) pair is then exactly uniform, and no
-photo repeats where the class has enough. Joint draws of K supports stay correlated: they come from few blocks.
+The query is in block b, which has n_b of the class's N rows. Each support is from b with probability
+(n_b - 1)/(N - 1), else from the companion of the visit: another block of the class, drawn with probability proportional
+to its rows. Blocks with fewer rows than an episode needs are grouped and drawn as one. So the marginal of every (query,
+support) pair is exactly uniform, and no photo repeats if the class has enough. Joint draws of K supports stay
+correlated, because they come from few blocks.
 """
 
 from __future__ import annotations
@@ -23,14 +25,14 @@ from fss_models.errors import FssError
 from pipelines.data.sources.base import digest_of
 
 Sampler = Literal["balanced", "natural", "image"]
-Place = tuple[int, int]  # (number of the block in the plan, row of the block)
+Place = tuple[int, int]  # (number of the block in the plan, row within the block)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """One row group and those of its rows that may be used. `bytes` counts the whole group.
+    """One row group and the rows of it that may be used.
 
-    images: the photo of each of `rows`.
+    bytes: image bytes of the whole group; images: the image id of each of `rows`.
     """
 
     class_id: int
@@ -42,7 +44,10 @@ class Block:
 
 
 class Visit(NamedTuple):
-    """Rows of a block that are queries, and the blocks the other supports come from (none: the class has no other)."""
+    """The rows of a block that are queries, and the blocks of the supports that are not from `block`.
+
+    `companions` is empty if the class has no other block.
+    """
 
     block: int
     rows: tuple[int, ...]
@@ -50,19 +55,19 @@ class Visit(NamedTuple):
 
     @property
     def blocks(self) -> tuple[int, ...]:
-        """All blocks it needs."""
+        """All blocks that the visit reads."""
         return (self.block, *self.companions)
 
 
 @dataclass(frozen=True)
 class Window:
-    """Visits whose blocks are in memory together."""
+    """Visits whose blocks are in memory at the same time."""
 
     visits: tuple[Visit, ...]
 
     @property
     def blocks(self) -> set[int]:
-        """All blocks it needs."""
+        """All blocks that the window reads."""
         return {b for v in self.visits for b in v.blocks}
 
     def __len__(self) -> int:
@@ -70,7 +75,7 @@ class Window:
 
 
 class EpisodePlan(NamedTuple):
-    """One episode: the query first among `targets`."""
+    """One episode as places of its photos. The first of `targets` is the query."""
 
     class_id: int
     references: tuple[Place, ...]
@@ -80,9 +85,9 @@ class EpisodePlan(NamedTuple):
 class StreamPlan:
     """The episodes of a stream. Raises `FssError` if no class has two usable photos or the pool is too small.
 
-    `balanced` gives every class the same number of queries an epoch (rare classes' photos come more often);
-    `natural` makes every annotation a query exactly once an epoch; `image` makes every photo one, with one of its
-    classes at random (BAM's family on lists of photos).
+    sampler: `balanced` gives every class the same number of queries per epoch, so photos of rare classes come more
+    often. `natural` makes every annotation a query exactly once per epoch. `image` makes every photo a query once per
+    epoch, with one of its classes at random (as the loaders over BAM's lists do).
     """
 
     def __init__(
@@ -98,7 +103,7 @@ class StreamPlan:
         self.by_class = {c: by_class[c] for c in sorted(sizes) if sizes[c] >= 2}
         self.sizes = {c: sizes[c] for c in self.by_class}
         self.shots, self.targets, self.seed, self.sampler = shots, targets, seed, sampler
-        self._more = shots + targets - 1  # rows of an episode beside its query
+        self._more = shots + targets - 1  # rows of an episode apart from its query
         self._by_image = _places_by_image(self.blocks, self.by_class)
         self._budget = pool_bytes // 2
         self._check(pool_bytes)
@@ -112,16 +117,16 @@ class StreamPlan:
                            mend="add photos, or set train.novel_images=keep")
         largest = max(self._most_bytes(found) for found in self.by_class.values())
         if largest > self._budget:
-            raise FssError(f"train.pool_bytes={pool_bytes} is too small: two windows of {largest} bytes must fit",
+            raise FssError(f"train.pool_bytes={pool_bytes} is too small for two windows of {largest} bytes",
                            mend=f"set train.pool_bytes to at least {2 * largest}")
 
-    def _most_bytes(self, found: Sequence[int]) -> int:
-        """Of a visit of one of a class's blocks: the block and its companions."""
-        sizes = {b: self.blocks[b].bytes for b in found}
-        if all(len(self.blocks[b].rows) >= self._more for b in found):
+    def _most_bytes(self, numbers: Sequence[int]) -> int:
+        """Largest image bytes of one visit to any of a class's blocks: the block and its companions."""
+        sizes = {b: self.blocks[b].bytes for b in numbers}
+        if all(len(self.blocks[b].rows) >= self._more for b in numbers):
             return sum(sorted(sizes.values(), reverse=True)[:2])
         return max(sizes[b] + max((sum(sizes[o] for o in group) for group in self._groups(b)), default=0)
-                   for b in found)
+                   for b in numbers)
 
     # ---- an epoch -------------------------------------------------------------------------------------------------
 
@@ -130,23 +135,23 @@ class StreamPlan:
         once = self._one_class_each(epoch) if self.sampler == "image" else None
         visits = [v for c in self.by_class for v in self._visits(c, rng, once)]
         windows: list[list[Visit]] = [[]]
-        held: set[int] = set()
+        resident: set[int] = set()
         for i in rng.permutation(len(visits)):
             need = set(visits[i].blocks)
-            if windows[-1] and sum(self.blocks[b].bytes for b in held | need) > self._budget:
+            if windows[-1] and sum(self.blocks[b].bytes for b in resident | need) > self._budget:
                 windows.append([])
-                held = set()
+                resident = set()
             windows[-1].append(visits[i])
-            held |= need
+            resident |= need
         return [Window(tuple(w)) for w in windows]
 
     def _one_class_each(self, epoch: int) -> set[Place]:
-        """One place of every photo."""
+        """One random place of every photo: the class with which the photo is a query in this epoch."""
         rng = np.random.default_rng([self.seed, epoch, 3])
         return {found[rng.integers(len(found))] for _, found in sorted(self._by_image.items())}
 
     def weights(self) -> dict[Place, float]:
-        """The probability that an episode's query is this row."""
+        """Place -> the probability that it is the query of an episode."""
         if self.sampler == "image":
             each = 1 / len(self._by_image)
             return {place: each / len(found) for found in self._by_image.values() for place in found}
@@ -156,20 +161,21 @@ class StreamPlan:
                 for c, found in self.by_class.items() for b in found for r in self.blocks[b].rows}
 
     def _visits(self, class_id: int, rng: np.random.Generator, once: set[Place] | None) -> list[Visit]:
-        """The class's blocks laid on a circle of N rows; an epoch takes a run of it, so every row is equally likely.
+        """The visits of one class in an epoch.
 
-        With `once` its rows are taken, each one time.
+        The N rows of its blocks form a circle, of which the epoch takes a run from a random start, so every row is
+        equally likely. With `once` only these rows are queries, each one time.
         """
         circle = [(b, r) for b in rng.permutation(self.by_class[class_id])
                   for r in rng.permutation(self.blocks[b].rows)]
         if once is not None:
             circle = [place for place in circle if (int(place[0]), int(place[1])) in once]
-        wanted = len(circle) if once is not None else self._queries(class_id)
+        count = len(circle) if once is not None else self._queries(class_id)
         if not circle:
             return []
-        start = 0 if wanted % len(circle) == 0 else int(rng.integers(len(circle)))
+        start = 0 if count % len(circle) == 0 else int(rng.integers(len(circle)))
         runs: list[tuple[int, list[int]]] = []
-        for i in range(start, start + wanted):
+        for i in range(start, start + count):
             block, row = circle[i % len(circle)]
             if not runs or runs[-1][0] != block or i % len(circle) == 0:
                 runs.append((int(block), []))
@@ -189,7 +195,7 @@ class StreamPlan:
         return groups[int(rng.choice(len(groups), p=rows / rows.sum()))]
 
     def _groups(self, block: int) -> list[tuple[int, ...]]:
-        """The class's other blocks, put together until each group has the rows that an episode takes."""
+        """The other blocks of the class, grouped so that each group has at least the rows that an episode needs."""
         groups: list[tuple[int, ...]] = []
         rows = self._more
         for b in (b for b in self.by_class[self.blocks[block].class_id] if b != block):
@@ -205,13 +211,13 @@ class StreamPlan:
     # ---- an episode -----------------------------------------------------------------------------------------------
 
     def _shuffled(self, epoch: int, window: int) -> list[tuple[int, int]]:
-        """(visit, row) of every query of a window, in the order they are given."""
+        """(visit, row) of every query of a window, in the order of the stream."""
         found = [(i, r) for i, v in enumerate(self.windows(epoch)[window].visits) for r in v.rows]
         order = np.random.default_rng([self.seed, epoch, window, 1]).permutation(len(found))
         return [found[i] for i in order]
 
-    def spec(self, epoch: int, window: int, index: int) -> EpisodePlan:
-        """Episode `index` of a window."""
+    def episode(self, epoch: int, window: int, index: int) -> EpisodePlan:
+        """Episode number `index` of a window."""
         number, row = self._order(epoch, window)[index]
         visit = self.windows(epoch)[window].visits[number]
         rng = np.random.default_rng([self.seed, epoch, window, 2, index])
@@ -220,7 +226,7 @@ class StreamPlan:
                            ((visit.block, row), *others[self.shots :]))
 
     def _others(self, visit: Visit, query: int, count: int, rng: np.random.Generator) -> list[Place]:
-        """Different photos, never the query's; repeats only where the class has too few."""
+        """`count` different rows of the query's class, never the query. They repeat only if the class has too few."""
         own = [r for r in self.blocks[visit.block].rows if r != query]
         if not visit.companions:
             return [(visit.block, r) for r in _pick(own, count, rng)]

@@ -1,6 +1,6 @@
-"""Test lists as files: a published list reproduced or drawn by its rule, by image id, with everything that made it.
+"""Test lists as files: a published list, reproduced or drawn by its rule, with image ids and its origin.
 
-A list belongs to a benchmark, not to one shard folder: `bind` finds its images in the shards at hand.
+A list belongs to a benchmark, not to one shard folder. `bind` finds its images in given shards.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PUBLISHED = pa.schema([
     ("class_name", pa.string()),
     ("query", pa.int64()),  # image ids, as in shards of the benchmark
     ("supports", pa.list_(pa.int64())),
-    ("query_name", pa.string()),  # as the family names them
+    ("query_name", pa.string()),  # the names in the lists of the family
     ("support_names", pa.list_(pa.string())),
 ])
 _FACTS = ("dataset", "family", "fold", "shots", "seed", "status", "origin")
@@ -34,7 +34,7 @@ _FACTS = ("dataset", "family", "fold", "shots", "seed", "status", "origin")
 
 @dataclass(frozen=True)
 class ListedEpisode:
-    """One row: ids and names of the query and its K supports."""
+    """One row of a list: the class, and the ids and names of the query and its K supports."""
 
     class_id: int
     class_name: str
@@ -46,10 +46,11 @@ class ListedEpisode:
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedList:
-    """A list of one fold and shot.
+    """A test list of one fold and shot.
 
-    `family`: by which loader; `status`: `reproduced` where lists of this family and fold agree with golden episodes,
-    else `unverified`, or `drawn`; `origin`: from which files or shards.
+    family: whose loader draws such a list; status: `reproduced` if lists of this family and fold agree with golden
+    episodes, `unverified` if none were compared, `drawn` if the list is this project's own; origin: the files or shards
+    that the list was made from.
     """
 
     dataset: str
@@ -63,7 +64,7 @@ class PublishedList:
 
     @property
     def sha256(self) -> str:
-        """The content hash: which episodes, in which order, not how they came about."""
+        """The content hash, over the episodes and their order. Family, seed, status and origin do not enter."""
         rows = [(e.class_id, e.query, e.supports) for e in self.episodes]
         return digest_of(self.dataset, self.fold, self.shots, rows)
 
@@ -74,42 +75,42 @@ class PublishedList:
         return iter(self.episodes)
 
 
-def write_list(url: str, listed: PublishedList) -> None:
-    """A Parquet file; its facts are the file's metadata."""
-    rows = [{"episode_id": i, "fold": listed.fold, **e.__dict__} for i, e in enumerate(listed)]
-    facts = {k: str(getattr(listed, k)) for k in (*_FACTS, "sha256")} | {"schema_version": str(SCHEMA_VERSION)}
+def write_list(url: str, test_list: PublishedList) -> None:
+    """Write a list as a Parquet file. Everything but the episodes becomes the file's metadata."""
+    rows = [{"episode_id": i, "fold": test_list.fold, **e.__dict__} for i, e in enumerate(test_list)]
+    facts = {k: str(getattr(test_list, k)) for k in (*_FACTS, "sha256")} | {"schema_version": str(SCHEMA_VERSION)}
     store, name = _place(url)
     store.write_bytes(name, parquet_bytes([pa.Table.from_pylist(rows, schema=PUBLISHED)], PUBLISHED, metadata=facts))
 
 
 def read_list(url: str) -> PublishedList:
-    """Raises `FssError` for a file that is no list, is of a newer schema, or is not what its hash says."""
+    """Read a list. Raises `FssError` if it is not a list, has a newer schema, or does not match its content hash."""
     store, name = _place(url)
     try:
         table = pq.read_table(pa.BufferReader(store.read_bytes(name)))
     except pa.ArrowInvalid as error:
-        raise FssError("is no Parquet file", where=url, mend="`fss episodes make` writes lists") from error
+        raise FssError("this is not a Parquet file", where=url, mend="make a list with `fss episodes make`") from error
     facts = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
     if not {*_FACTS, "sha256", "schema_version"} <= facts.keys() or set(table.column_names) != set(PUBLISHED.names):
-        raise FssError("is not a published episode list", where=url, mend="`fss episodes make` writes them")
+        raise FssError("this is not a published episode list", where=url, mend="make a list with `fss episodes make`")
     if int(facts["schema_version"]) > SCHEMA_VERSION:
-        raise FssError(f"has schema {facts['schema_version']}, this program reads up to {SCHEMA_VERSION}", where=url,
-                       mend="update fss")
+        raise FssError(f"the list has schema {facts['schema_version']}, this program reads up to {SCHEMA_VERSION}",
+                       where=url, mend="update fss")
     rows = tuple(ListedEpisode(r["class_id"], r["class_name"], r["query"], tuple(r["supports"]), r["query_name"],
                                tuple(r["support_names"])) for r in table.to_pylist())
-    listed = PublishedList(dataset=facts["dataset"], family=facts["family"], fold=int(facts["fold"]),
-                           shots=int(facts["shots"]), seed=int(facts["seed"]), status=facts["status"],
-                           origin=facts["origin"], episodes=rows)
-    if listed.sha256 != facts["sha256"]:
-        raise FssError("its content is not what its hash says", where=url, mend="make it again")
-    return listed
+    test_list = PublishedList(dataset=facts["dataset"], family=facts["family"], fold=int(facts["fold"]),
+                              shots=int(facts["shots"]), seed=int(facts["seed"]), status=facts["status"],
+                              origin=facts["origin"], episodes=rows)
+    if test_list.sha256 != facts["sha256"]:
+        raise FssError("the list does not match its content hash", where=url, mend="make it again")
+    return test_list
 
 
 def first_difference(one: PublishedList, two: PublishedList) -> str:
-    """In words, the first row in which two lists differ; "" if they hold the same episodes in the same order."""
+    """A line about the first difference of two lists, "" if they have the same episodes in the same order."""
     for number, (a, b) in enumerate(zip(one, two, strict=False)):
         if (a.class_id, a.query, a.supports) != (b.class_id, b.query, b.supports):
-            return f"episode {number}: {_told(a)} | {_told(b)}"
+            return f"episode {number}: {_describe(a)} | {_describe(b)}"
     if len(one) != len(two):
         return f"{len(one)} | {len(two)} episodes; the first {min(len(one), len(two))} are equal"
     if (one.dataset, one.fold, one.shots) != (two.dataset, two.fold, two.shots):
@@ -118,32 +119,33 @@ def first_difference(one: PublishedList, two: PublishedList) -> str:
     return ""
 
 
-def _told(episode: ListedEpisode) -> str:
+def _describe(episode: ListedEpisode) -> str:
     return f"class {episode.class_id}, {episode.query_name} <- {', '.join(episode.support_names)}"
 
 
-def bind(shards: Shards, listed: PublishedList, *, where: str = "") -> EpisodeList:
-    """The list over the images of some shards. Its hash stays the list's own, so results on other shards compare.
+def bind(shards: Shards, test_list: PublishedList, *, where: str = "") -> EpisodeList:
+    """The list as episodes over the images of `shards`.
 
-    Raises `FssError` for missing images (how many, and the first) and for classes that the shards do not have under
-    that name.
+    The content hash stays that of the list, so results on different shards can be compared. Raises `FssError` for
+    missing images (their number and the first one) and for classes that have another name in the shards.
     """
     names: dict[int, str] = {}
-    for e in listed:
+    for e in test_list:
         names |= {e.query: e.query_name, **dict(zip(e.supports, e.support_names, strict=True))}
     missing = [i for i in names if i not in shards.rows]
     if missing:
         raise FssError(f"{len(missing)} of the list's {len(names)} images are not in {shards.url} (first: "
-                       f"{names[missing[0]]}, id {missing[0]})", where=where, mend="build the shards of all photos")
-    for class_id, name in sorted({(e.class_id, e.class_name) for e in listed}):
+                       f"{names[missing[0]]}, id {missing[0]})", where=where,
+                       mend="build the shards from all photos of the benchmark")
+    for class_id, name in sorted({(e.class_id, e.class_name) for e in test_list}):
         known = shards.classes.get(class_id)
         if known is None or known.name != name:
-            has = f"has {known.name!r} there" if known else "does not have it"
+            has = f"has {known.name!r} there" if known else "has no such class"
             raise FssError(f"class {class_id} of the list is {name!r}; {shards.url} {has}", where=where,
-                           mend="are these shards of the same benchmark, built of all its photos?")
-    rows = tuple(Episode(i, listed.fold, e.class_id, e.query, e.supports) for i, e in enumerate(listed))
-    return EpisodeList(fold=listed.fold, shots=listed.shots, seed=listed.seed, family=listed.family,
-                       shards_hash=shards.manifest.content_hash, episodes=rows, published=listed.sha256)
+                           mend="give shards of the same benchmark, built from all its photos")
+    rows = tuple(Episode(i, test_list.fold, e.class_id, e.query, e.supports) for i, e in enumerate(test_list))
+    return EpisodeList(fold=test_list.fold, shots=test_list.shots, seed=test_list.seed, family=test_list.family,
+                       shards_hash=shards.manifest.content_hash, episodes=rows, published_hash=test_list.sha256)
 
 
 def _place(url: str) -> tuple[Store, str]:

@@ -1,4 +1,4 @@
-"""Masks as COCO's compressed run lengths (the `counts` bytes; the size travels beside them)."""
+"""Masks as COCO's compressed run lengths: the `counts` bytes. Height and width are passed separately."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from pycocotools import mask as coco
 
 
 def encode(mask: np.ndarray) -> bytes:
-    """[H, W] bool -> counts."""
+    """Encode a mask: [H, W] bool -> counts."""
     return bytes(coco.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"])
 
 
 def decode(counts: bytes, height: int, width: int) -> np.ndarray:
-    """Counts -> [H, W] bool."""
+    """Decode a mask: counts -> [H, W] bool."""
     return _bools(coco.decode({"size": [height, width], "counts": counts}))
 
 
 def union(counts: Iterable[bytes], height: int, width: int) -> np.ndarray:
-    """Many counts -> the [H, W] bool mask of their union; empty if there are none."""
+    """The union of several masks, [H, W] bool. It is false everywhere if there are none."""
     rles = [{"size": [height, width], "counts": c} for c in counts]
     if not rles:
         return np.zeros((height, width), dtype=bool)
@@ -27,18 +27,18 @@ def union(counts: Iterable[bytes], height: int, width: int) -> np.ndarray:
 
 
 def union_area(counts: Iterable[bytes], height: int, width: int) -> int:
-    """Pixels of the union, without decoding."""
+    """Number of pixels in the union of several masks, computed without decoding them."""
     rles = [{"size": [height, width], "counts": c} for c in counts]
     return int(coco.area(coco.merge(rles))) if rles else 0
 
 
 def area(counts: bytes, height: int, width: int) -> int:
-    """Pixels of one mask."""
+    """Number of pixels in one mask."""
     return int(coco.area({"size": [height, width], "counts": counts}))
 
 
 def bbox(counts: bytes, height: int, width: int) -> list[float]:
-    """[x, y, width, height] of one mask."""
+    """The bounding box of one mask, [x, y, width, height] in pixels."""
     return [float(v) for v in coco.toBbox({"size": [height, width], "counts": counts})]
 
 
@@ -51,9 +51,9 @@ def from_polygons(polygons: Sequence[Sequence[float]], height: int, width: int) 
 
 
 def from_coco(segmentation: object, height: int, width: int) -> bytes:
-    """Any `segmentation` of COCO's format (polygons, uncompressed or compressed RLE) -> counts.
+    """Any `segmentation` in COCO's format (polygons, uncompressed or compressed RLE) -> counts.
 
-    Raises ValueError for a malformed one or an RLE of another size.
+    Raises ValueError if it is malformed or an RLE of another size.
     """
     if isinstance(segmentation, list):
         return from_polygons(segmentation, height, width)
@@ -71,6 +71,6 @@ def from_coco(segmentation: object, height: int, width: int) -> bytes:
 
 
 def _bools(mask: np.ndarray) -> np.ndarray:
-    """[H, W] of 0 and 1 as bool, column by column as it was decoded, without a copy."""
+    """A [H, W] array of 0 and 1 as bool, without a copy; it stays in column-major order."""
     found: np.ndarray = np.asarray(mask, dtype=np.uint8).view(bool)
     return found

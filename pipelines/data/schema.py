@@ -1,4 +1,4 @@
-"""The shards' schema: what every reader and writer of Parquet agrees on. A change raises SCHEMA_VERSION."""
+"""The schemas of all Parquet files of shards. A change to one of them raises SCHEMA_VERSION."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
-SCHEMA_VERSION = 2  # 2: images have a crop; 1 can still be read
+SCHEMA_VERSION = 2  # 2: images have a crop; version 1 can still be read
 
 INSTANCE = pa.struct([
     ("rle", pa.binary()),  # COCO's compressed counts; the size is the image's (height, width)
@@ -29,17 +29,17 @@ IMAGES = pa.schema([  # images/part-*.parquet: every readable image once
     ("width", pa.int32()),
     ("annotations", pa.list_(ANNOTATION)),
     ("void_rle", pa.binary()),  # pixels that enter no loss and no score; null if none
-    ("crop", pa.list_(pa.int32())),  # x0, y0, x1, y1: the part of the photo that a part benchmark shows, else null
+    ("crop", pa.list_(pa.int32())),  # x0, y0, x1, y1 in pixels where a part benchmark crops the photo, else null
 ])
 
 BLOCKS = pa.schema([  # blocks/<split>/class-*.parquet: one row group = one block = up to block_size annotations
-    ("annotation_id", pa.int64()),  # follows from image and class
+    ("annotation_id", pa.int64()),  # a hash of image and class
     ("class_id", pa.int32()),
     ("image_id", pa.int64()),
     ("image", pa.large_binary()),
     ("instances", pa.list_(INSTANCE)),
     ("void_rle", pa.binary()),
-    ("crop", pa.list_(pa.int32())),  # as in the image table (no fixed list: Arrow cannot read null ones)
+    ("crop", pa.list_(pa.int32())),  # as in the image table (not a fixed-size list: Arrow cannot read null ones)
     ("height", pa.int32()),
     ("width", pa.int32()),
     ("image_class_ids", pa.list_(pa.int32())),  # all classes in the photo, for the published filters
@@ -52,34 +52,34 @@ INDEX = pa.schema([  # index.parquet: the image table without bytes and masks, a
     ("split", pa.string()),
     ("height", pa.int32()),
     ("width", pa.int32()),
-    ("bytes", pa.int64()),  # of the image file
+    ("bytes", pa.int64()),  # size of the image file
     ("part", pa.int32()),  # images/part-<part>.parquet
-    ("row", pa.int32()),  # of that part
-    ("class_ids", pa.list_(pa.int32())),  # all classes in the photo, dropped ones too
-    ("class_areas", pa.list_(pa.int64())),  # their pixels; 0 where only a crowd region shows the class
+    ("row", pa.int32()),  # row within that part
+    ("class_ids", pa.list_(pa.int32())),  # all classes in the photo, also dropped ones
+    ("class_areas", pa.list_(pa.int64())),  # pixels of each class; 0 where only a crowd region shows it
     ("sha256", pa.string()),
-    ("digest", pa.string()),  # of the row's content, masks included
+    ("digest", pa.string()),  # hash of the row's content with its masks
 ])
 
-BLOCK_INDEX = pa.schema([  # blocks/<split>/index.parquet: one row a block
+BLOCK_INDEX = pa.schema([  # blocks/<split>/index.parquet: one row per block
     ("class_id", pa.int32()),
-    ("block", pa.int32()),  # number within the class
-    ("file", pa.string()),  # below the shard folder
+    ("block", pa.int32()),  # number of the block within the class
+    ("file", pa.string()),  # path below the shard folder
     ("row_group", pa.int32()),
-    ("bytes", pa.int64()),  # of its image files
+    ("bytes", pa.int64()),  # total size of its image files
     ("annotation_ids", pa.list_(pa.int64())),
     ("image_ids", pa.list_(pa.int64())),
 ])
 
 FAILURES = pa.schema([("file_name", pa.string()), ("stage", pa.string()), ("reason", pa.string())])
 
-LEDGER = pa.schema([  # ledger.parquet: one row a part, for the next build
+LEDGER = pa.schema([  # ledger.parquet: one row per part, for the next build
     ("part", pa.int32()),
-    ("versions", pa.list_(pa.string())),  # of its photos, readable or not
+    ("versions", pa.list_(pa.string())),  # versions of its photos, readable or not
     ("failures", pa.list_(pa.struct(list(FAILURES)))),
 ])
 
-EPISODES = pa.schema([  # a fixed test list; its metadata hold seed, family, schema version and content hash
+EPISODES = pa.schema([  # a fixed test list; seed, family, schema version and content hash are its metadata
     ("episode_id", pa.int64()),
     ("fold", pa.int32()),
     ("class_id", pa.int32()),
@@ -97,11 +97,11 @@ class ClassInfo(BaseModel):
     fold: int
     train_images: int
     test_images: int
-    blocks: int = 0  # of the train split
+    blocks: int = 0  # number of blocks of the train split
 
 
 class Manifest(BaseModel):
-    """What a shard folder holds. Written last: a folder without it is unfinished."""
+    """The manifest of a shard folder. It is written last: a folder without it is unfinished."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     schema_version: int
@@ -117,7 +117,7 @@ class Manifest(BaseModel):
     failures: int
     classes: list[ClassInfo]
     dropped_classes: dict[str, str]  # name -> reason
-    dropped_ids: dict[str, int] | None = None  # name -> class id; older builds do not say
+    dropped_ids: dict[str, int] | None = None  # name -> class id; None in shards of older versions
     files: dict[str, str]  # relative path -> hash of its content
 
 
@@ -126,9 +126,9 @@ class Sample:
     """One decoded (image, class).
 
     image [H, W, 3] uint8, mask [H, W] bool (union of the class's instances), ignore [H, W] bool (void and crowd);
-    H, W: the photo, or its crop where a part benchmark crops. Where `size` gives these two, image, mask and ignore
-    are squares that were made of the photo, and `whole` is (mask, ignore) at its size if the squares do not do: the
-    object is too small to be seen in them, or its mirror image would be another one.
+    H, W: size of the photo, or of its crop where a part benchmark crops. If `size` is (H, W), then image, mask and
+    ignore are squares made from the photo. `whole` is then (mask, ignore) at the photo's size if the squares are not
+    enough: the object vanishes in them, or mirroring the square differs from mirroring the photo.
     """
 
     image_id: int
@@ -140,7 +140,7 @@ class Sample:
 
     @property
     def photo_size(self) -> tuple[int, int]:
-        """(H, W)."""
+        """(H, W) of the photo, or of its crop, in pixels."""
         return self.size or (self.mask.shape[0], self.mask.shape[1])
 
 
@@ -155,7 +155,7 @@ class EpisodeSample:
 
 
 class PhotoKey(NamedTuple):
-    """Identifies a kept record of features. The recorded size tells how a photo with EXIF rotation is turned."""
+    """Identifies the features of a photo. The recorded size decides how a photo with EXIF rotation is turned."""
 
     sha256: str
     height: int

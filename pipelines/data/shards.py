@@ -1,8 +1,8 @@
-"""`build_shards`: from a source to an image table and class blocks. Can be killed at any moment and run again.
+"""`build_shards`: from a source to an image table and class blocks. A build may be killed at any moment and run again.
 
-Pass 1 (Ray Data) reads and validates the photos, one fixed group a part. Pass 2 (Ray Data) writes the class blocks.
-The manifest is written last. The driver holds the index, never image bytes. Where the source has changed, parts and
-classes that have not are kept (`ledger`), and the content hash is that of a build from nothing.
+Pass 1 (Ray Data) reads and validates the photos, one fixed group per part. Pass 2 (Ray Data) writes the class blocks.
+The manifest is written last. The driver has the index in memory, never image bytes. After a change of the source,
+unchanged parts and classes are reused (`ledger`), and the content hash equals that of a build from scratch.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pipelines.base.storage import Store
 from pipelines.config.data import DataConfig
 from pipelines.data.blocks import BlockBuilder, BlockFile, block_index, plan_blocks
 from pipelines.data.classes import choose_classes
-from pipelines.data.ledger import FormerBuild, plan_parts, sweep, versions_of
+from pipelines.data.ledger import FormerBuild, delete_stale_files, plan_parts, versions_of
 from pipelines.data.open import open_source
 from pipelines.data.parquet import parquet_bytes
 from pipelines.data.parts import Entry, PartBuilder, failure_table, part_name
@@ -35,34 +35,35 @@ from pipelines.data.sources.base import Source, SourceFailure, digest_of
 from pipelines.data.split import NOT_NAMED, Splitter
 
 # Everything a build may write below its folder; --force removes these and nothing else.
-OWNED = ("manifest.json", "build.json", "build", "index.parquet", "failures.parquet", "ledger.parquet", "images",
-         "blocks", "episodes")
+BUILD_OUTPUTS = ("manifest.json", "build.json", "build", "index.parquet", "failures.parquet", "ledger.parquet",
+                 "images", "blocks", "episodes")
 
 
 def build_shards(cfg: DataConfig, out: str, *, force: bool = False, update: bool = False) -> Manifest:
-    """Build the shards of `cfg` in the folder `out`; at once if they are there already.
+    """Build the shards of `cfg` in the folder `out`. Finished shards of the same source are returned at once.
 
-    With `update` shards of the same configuration follow their source: what has not changed stays; episode lists of
-    the old state are deleted at the end, its parts and blocks only by the next update, so that a training which opened
-    them reads on. Raises `FssError` for an unusable source, a folder that holds other
-    shards (unless `force`) or those of an older state of the source (unless `update`), and a dataset in which no class
-    has enough photos.
+    With `update`, shards of the same configuration follow changes of their source, and unchanged parts stay. Episode
+    lists of the old state are deleted at the end. Its parts and blocks are deleted only by the next update, so that a
+    running training can still read them. With `force` everything in the folder is built again.
+
+    Raises `FssError` for an unusable source, a folder with other shards (unless `force`) or with an older state of the
+    source (unless `update`), and a dataset in which no class has enough photos.
     """
     store, source, splitter = Store(out), open_source(cfg.source), Splitter(cfg)
     source_hash = digest_of(SCHEMA_VERSION, cfg.model_dump(), source.fingerprint, splitter.fingerprint)
     if force:
-        for name in OWNED:
+        for name in BUILD_OUTPUTS:
             store.delete(name)
-    before = _before(store, cfg, source_hash, update=update)
+    before = _existing_manifest(store, cfg, source_hash, update=update)
     if before and before.source_hash == source_hash:
         return before
-    former, old_files = _begin(store, cfg, source_hash, before)
+    former, old_files = _begin_build(store, cfg, source_hash, before)
     with cluster() as ray:
         index, failures, ledger = _write_parts(ray, cfg, store, source, splitter, former)
         rows = index.to_pylist()
         classes, dropped = choose_classes(source.classes, rows, cfg, source.fold_table)
         if not classes:
-            raise FssError(_nothing_left(rows, dropped, failures, cfg), where=cfg.source.root or cfg.name,
+            raise FssError(_no_class_reason(rows, dropped, failures, cfg), where=cfg.source.root or cfg.name,
                            mend="lower data.min_images or data.min_area, or add photos")
         files = plan_blocks(rows, classes, cfg)
         _write_blocks(ray, cfg, store, files)
@@ -79,22 +80,22 @@ def build_shards(cfg: DataConfig, out: str, *, force: bool = False, update: bool
     store.write_json("manifest.json", manifest.model_dump())
     store.delete("build")
     if before or former.parts:
-        sweep(store, set(ledger["part"].to_pylist()), {*manifest.files, *old_files})
+        delete_stale_files(store, set(ledger["part"].to_pylist()), {*manifest.files, *old_files})
     return manifest
 
 
-def _before(store: Store, cfg: DataConfig, source_hash: str, *, update: bool) -> Manifest | None:
-    """The manifest that is there. Raises `FssError` for shards that this build must not touch."""
+def _existing_manifest(store: Store, cfg: DataConfig, source_hash: str, *, update: bool) -> Manifest | None:
+    """The manifest of the existing shards, if any. Raises `FssError` for shards that this build must not change."""
     found = None
     for name in ("manifest.json", "build.json"):
         document = store.read_json(name) if store.exists(name) else {"source_hash": source_hash}
         if document.get("source_hash") != source_hash:
             if not _is_config(document.get("source"), cfg):
-                raise FssError("holds shards of another source, split or configuration", where=store.url,
+                raise FssError("the folder has shards of another source, split or configuration", where=store.url,
                                mend="choose another data.name or --out, or rebuild with --force")
             if not update:
                 raise FssError("the source or its split changed since these shards were built", where=store.url,
-                               mend="`fss shards build` brings them up to date; or choose another data.name")
+                               mend="update them with `fss shards build`, or choose another data.name")
         if name == "manifest.json" and "schema_version" in document:
             found = read_manifest(store)
             if found.source_hash == source_hash:
@@ -102,24 +103,27 @@ def _before(store: Store, cfg: DataConfig, source_hash: str, *, update: bool) ->
     return found
 
 
-def _is_config(found: object, cfg: DataConfig) -> bool:
+def _is_config(document: object, cfg: DataConfig) -> bool:
     try:
-        return DataConfig.model_validate(found) == cfg
+        return DataConfig.model_validate(document) == cfg
     except ValidationError:
         return False
 
 
-def _begin(store: Store, cfg: DataConfig, source_hash: str, before: Manifest | None) -> tuple[FormerBuild, list[str]]:
-    """What can be kept, and the files of the state before, which readers may have open.
+def _begin_build(
+    store: Store, cfg: DataConfig, source_hash: str, before: Manifest | None
+) -> tuple[FormerBuild, list[str]]:
+    """Begin a build: the former build, whose parts may be reused, and the files of the former state.
 
-    Deletes what is of neither: the files of the last state but one, and the rest of a build for another state.
+    Readers may have those files open. All others are deleted: files of the state before the former one, and the rest of
+    an unfinished build for another state.
     """
     former = FormerBuild.read(store)
     document = store.read_json("build.json") if store.exists("build.json") else {}
     old_files = sorted(before.files) if before else document.get("old_files", [])
     if document.get("source_hash", source_hash) != source_hash:
         store.delete("build")
-        sweep(store, {p["part"] for p in former.parts}, set(old_files))
+        delete_stale_files(store, {p["part"] for p in former.parts}, set(old_files))
     store.write_json("build.json", {"source_hash": source_hash, "source": cfg.model_dump(), "old_files": old_files})
     return former, old_files
 
@@ -129,18 +133,18 @@ def _begin(store: Store, cfg: DataConfig, source_hash: str, before: Manifest | N
 def _write_parts(
     ray: Any, cfg: DataConfig, store: Store, source: Source, splitter: Splitter, former: FormerBuild
 ) -> tuple[pa.Table, pa.Table, pa.Table]:
-    """The index of the whole source in its order, the failures, and the ledger."""
+    """Pass 1: (index of all photos in the source's order, failures, ledger)."""
     entries, failures = _split(source, splitter)
     versions = versions_of(entries, source, cfg)
     plan = plan_parts(versions, former, cfg.images_per_part)
-    items = [{"part": p, "entries": pickle.dumps([entries[i] for i in places])} for p, places in plan.new.items()]
-    found = [former.index.filter(pc.is_in(former.index["part"], pa.array(sorted(plan.kept), pa.int32())))]
-    with Bar("reading photos", sum(map(len, plan.new.values())), unit="photos") as bar:
-        for row in _mapped(ray, items, PartBuilder(source=source, cfg=cfg, out=store.url)):
+    items = [{"part": p, "entries": pickle.dumps([entries[i] for i in places])} for p, places in plan.new_parts.items()]
+    found = [former.index.filter(pc.is_in(former.index["part"], pa.array(sorted(plan.kept_parts), pa.int32())))]
+    with Bar("reading photos", sum(map(len, plan.new_parts.values())), unit="photos") as bar:
+        for row in _run_tasks(ray, items, PartBuilder(source=source, cfg=cfg, out=store.url)):
             found.append(pq.read_table(io.BytesIO(row["index"])))
             bar.step(row["images"])
-    ledger = [p for p in former.parts if p["part"] in plan.kept]
-    for part, places in plan.new.items():
+    ledger = [p for p in former.parts if p["part"] in plan.kept_parts]
+    for part, places in plan.new_parts.items():
         wrong = store.read_table(f"build/failures-{part:05d}.parquet").to_pylist()
         ledger.append({"part": part, "versions": [versions[i] for i in places], "failures": wrong})
     tables = [failure_table(failures), *(pa.Table.from_pylist(p["failures"], schema=FAILURES) for p in ledger)]
@@ -149,7 +153,7 @@ def _write_parts(
 
 
 def _in_order(index: pa.Table, entries: list[Entry]) -> pa.Table:
-    """The rows as the source has its photos, whichever part they are in."""
+    """The rows of the index in the order in which the source lists its photos."""
     place = {item.image_id: number for number, (item, _) in enumerate(entries)}
     order = sorted(range(len(index)), key=[place[i] for i in index["image_id"].to_pylist()].__getitem__)
     return index.take(order) if len(index) else index
@@ -176,25 +180,25 @@ def _concat(tables: list[pa.Table], schema: pa.Schema) -> pa.Table:
 def _write_blocks(ray: Any, cfg: DataConfig, store: Store, files: list[BlockFile]) -> None:
     items = [{"file": pickle.dumps(f)} for f in files]
     with Bar("writing class blocks", sum(len(b) for f in files for b in f.blocks), unit="annotations") as bar:
-        for row in _mapped(ray, items, BlockBuilder(store.url)):
+        for row in _run_tasks(ray, items, BlockBuilder(store.url)):
             bar.step(row["rows"])
 
 
-def _mapped(ray: Any, items: list[dict[str, Any]], build: Any) -> Iterator[dict[str, Any]]:
-    """Run `build` over `items` in Ray's workers, one task each; results as they come."""
+def _run_tasks(ray: Any, items: list[dict[str, Any]], build: Any) -> Iterator[dict[str, Any]]:
+    """Run `build` on every item in Ray's workers, one task each. Results come in order of completion."""
     if not items:
         return
-    logging.getLogger("ray.data").setLevel(logging.ERROR)  # the screen is for our own progress
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # its messages would break the progress bar
     dataset = ray.data.from_items(items, override_num_blocks=len(items))
-    dataset = dataset.map(_call, fn_kwargs={"build": build}, num_cpus=1)
+    dataset = dataset.map(_run_task, fn_kwargs={"build": build}, num_cpus=1)
     for row in dataset.iter_rows():
         if row["error"]:
             raise FssError(row["error"])
         yield pickle.loads(row["result"])
 
 
-def _call(row: dict[str, Any], build: Any) -> dict[str, Any]:
-    """A mistake the person can mend travels as a line: Ray would wrap it in its own traceback and lose the cause."""
+def _run_task(row: dict[str, Any], build: Any) -> dict[str, Any]:
+    """Run `build` on a row and return an `FssError` as text: Ray would wrap it in a traceback and lose the cause."""
     try:
         return {"result": pickle.dumps(build(row)), "error": ""}
     except FssError as error:
@@ -225,7 +229,7 @@ def _manifest(
     )
 
 
-def _nothing_left(rows: list[dict[str, Any]], dropped: dict[str, str], failures: pa.Table, cfg: DataConfig) -> str:
+def _no_class_reason(rows: list[dict[str, Any]], dropped: dict[str, str], failures: pa.Table, cfg: DataConfig) -> str:
     if not rows:
         reasons = failures["reason"].to_pylist()
         return "no photo could be used" + (f"; the first reason: {reasons[0]}" if reasons else "")

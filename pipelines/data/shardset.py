@@ -1,4 +1,4 @@
-"""`Shards`: reading a finished shard folder. The index is in memory; image bytes are read when asked for."""
+"""`Shards`: reading a finished shard folder. The index is in memory; image bytes are read on demand."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from fss_models.errors import FssError
 from pipelines.base.storage import Store
 from pipelines.config.data import DataConfig
 from pipelines.data import rle
-from pipelines.data.classes import NO_FOLD, counts
+from pipelines.data.classes import NO_FOLD, counted_classes
 from pipelines.data.decode import decode_sized
 from pipelines.data.parquet import GROUP_ROWS
 from pipelines.data.parts import part_name
 from pipelines.data.schema import SCHEMA_VERSION, ClassInfo, Manifest, Sample
 
 CACHE_BYTES = 256_000_000
-ALL_FOLDS = -1  # where a fold is asked for: every class
-NO_LIMIT = 2**62  # shards hold only photos that passed the limits when they were built
+ALL_FOLDS = -1  # as a fold: every class
+NO_LIMIT = 2**62  # pixels or bytes: photos of shards passed the limits when the shards were built
 
 
 class Shards:
-    """A shard folder (local or s3://). Safe to use from several threads. Can be pickled; the cache stays behind.
+    """A finished shard folder (local or s3://). Several threads may use it. It can be pickled, without its cache.
 
-    Raises `FssError` if the folder holds no finished shards or a newer schema.
+    Raises `FssError` if the folder has no finished shards or a newer schema.
     """
 
     def __init__(self, url: str, *, cache_bytes: int = CACHE_BYTES) -> None:
         self.manifest = read_manifest(Store(url))
-        self.store = Store(url, hashes=self.manifest.files)  # told where a file is damaged
+        self.store = Store(url, hashes=self.manifest.files)  # the hashes let it name a damaged file
         self._cache = _Cache(cache_bytes)
         self._cache_bytes = cache_bytes
 
@@ -44,37 +44,40 @@ class Shards:
 
     @property
     def url(self) -> str:
-        """Where they are."""
+        """URL of the shard folder."""
         return self.store.url
 
     @cached_property
     def classes(self) -> dict[int, ClassInfo]:
-        """The kept classes by id."""
+        """The classes of the dataset by id, without dropped ones."""
         return {c.class_id: c for c in self.manifest.classes}
 
     @property
     def class_names(self) -> dict[int, str]:
-        """The names of all classes by id, dropped ones too: photos show them. Raises `FssError` for older shards."""
+        """The names of all classes by id, also of dropped ones, which photos may show.
+
+        Raises `FssError` for older shards, which do not record the ids of dropped classes.
+        """
         dropped = self.manifest.dropped_ids
         if dropped is None and self.manifest.dropped_classes:
-            raise FssError("these shards do not say which ids their dropped classes have", where=self.url,
+            raise FssError("these shards do not record the ids of their dropped classes", where=self.url,
                            mend="build them again with --force")
         return {i: c.name for i, c in self.classes.items()} | {i: name for name, i in (dropped or {}).items()}
 
     @property
     def folds(self) -> list[int]:
-        """The folds that have a class."""
+        """The folds that have a class, sorted."""
         return sorted({c.fold for c in self.manifest.classes} - {NO_FOLD})
 
     def fold_classes(self, fold: int) -> list[int]:
-        """The novel classes of a fold (of `ALL_FOLDS`: all classes). Raises `FssError` if it has none."""
+        """Ids of the novel classes of a fold, of all classes for `ALL_FOLDS`. Raises `FssError` if there are none."""
         found = [c.class_id for c in self.manifest.classes if fold in (c.fold, ALL_FOLDS)]
         if not found:
             raise FssError(f"fold {fold} has no class", where=self.url, mend=f"folds with classes: {self.folds}")
         return found
 
     def base_classes(self, fold: int) -> list[int]:
-        """All classes but those of the fold."""
+        """Ids of all classes except the novel ones of the fold."""
         novel = set(self.fold_classes(fold))
         return [c for c in self.classes if c not in novel]
 
@@ -85,17 +88,17 @@ class Shards:
 
     @cached_property
     def block_index(self) -> pa.Table:
-        """One row a training block (schema `BLOCK_INDEX`)."""
+        """One row per training block (schema `BLOCK_INDEX`)."""
         return self.store.read_table("blocks/train/index.parquet")
 
     @cached_property
     def failures(self) -> pa.Table:
-        """What could not be used, with reasons."""
+        """The photos and annotations that could not be used, with the reason (schema `FAILURES`)."""
         return self.store.read_table("failures.parquet")
 
     @cached_property
     def rows(self) -> dict[int, dict[str, Any]]:
-        """The index by image id."""
+        """The rows of the index by image id."""
         return {row["image_id"]: row for row in self.index.to_pylist()}
 
     def images(self, split: str) -> list[dict[str, Any]]:
@@ -110,7 +113,7 @@ class Shards:
     def _photos(self) -> dict[str, dict[int, list[int]]]:
         cfg, found = DataConfig.model_validate(self.manifest.source), {"train": {}, "test": {}}  # type: ignore[var-annotated]
         for row in self.rows.values():
-            for class_id in counts(row, cfg):
+            for class_id in counted_classes(row, cfg):
                 found[row["split"]].setdefault(class_id, []).append(row["image_id"])
         return found
 
@@ -127,7 +130,7 @@ class Shards:
         return photo
 
     def pixels(self, image_id: int) -> np.ndarray:
-        """The decoded photo or what the protocol shows of it, [H, W, 3] uint8 (the cache's own: do not write to it)."""
+        """The decoded photo, or its crop where a part benchmark crops: [H, W, 3] uint8, shared and read-only."""
         found = self._cache.get(("pixels", image_id))
         if found is None:
             photo = self.photo(image_id)
@@ -139,7 +142,7 @@ class Shards:
         return found  # type: ignore[no-any-return]
 
     def sample(self, image_id: int, class_id: int) -> Sample:
-        """One decoded (image, class); the mask is empty where the photo lacks the class."""
+        """One decoded (image, class). The mask is empty if the photo lacks the class."""
         photo = self.photo(image_id)
         own = [i for a in photo["annotations"] if a["class_id"] == class_id for i in a["instances"]]
         masks = masks_of(own, photo["void_rle"], photo["height"], photo["width"])
@@ -147,27 +150,31 @@ class Shards:
         return Sample(image_id=image_id, image=self.pixels(image_id), mask=mask, ignore=ignore)
 
     def samples(self, image_ids: Iterable[int], class_id: int) -> list[Sample]:
-        """Several of one class."""
+        """The samples of several photos for one class, in the order of `image_ids`."""
         return [self.sample(i, class_id) for i in image_ids]
 
     def _row(self, image_id: int) -> dict[str, Any]:
         try:
             return self.rows[image_id]
         except KeyError:
-            raise FssError(f"has no photo {image_id}", where=self.url, mend="the list is for other shards") from None
+            raise FssError(f"these shards have no photo {image_id}", where=self.url,
+                           mend="use an episode list of these shards") from None
 
 
 def masks_of(
     instances: list[dict[str, Any]], void: bytes | None, height: int, width: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(mask, ignore), both [H, W] bool: the union of the objects; void and crowd pixels outside it."""
+    """(mask, ignore), both [H, W] bool.
+
+    mask: union of the instances that are no crowd; ignore: void and crowd pixels outside of it.
+    """
     mask = rle.union([i["rle"] for i in instances if not i["iscrowd"]], height, width)
     ignored = [i["rle"] for i in instances if i["iscrowd"]] + ([void] if void else [])
     return mask, rle.union(ignored, height, width) & ~mask
 
 
 def cropped(crop: list[int] | None, *arrays: np.ndarray) -> tuple[np.ndarray, ...]:
-    """What the protocol shows of arrays [H, W, ...]: columns x0..x1 and rows y0..y1 of `crop`, all where it is None."""
+    """Arrays [H, W, ...] cut to `crop` (x0, y0, x1, y1): columns x0 to x1 and rows y0 to y1. None: no cut."""
     if not crop:
         return arrays
     x0, y0, x1, y1 = crop
@@ -175,7 +182,7 @@ def cropped(crop: list[int] | None, *arrays: np.ndarray) -> tuple[np.ndarray, ..
 
 
 def read_manifest(store: Store) -> Manifest:
-    """The manifest of a finished shard folder. Raises `FssError` for none, a damaged one and a newer schema."""
+    """The manifest of a shard folder. Raises `FssError` if it is missing, damaged or of a newer schema."""
     if not store.exists("manifest.json"):
         begun = " (a build was begun but not finished)" if store.exists("build.json") else ""
         raise FssError(f"no finished shards here{begun}", where=store.url, mend="run `fss shards build`")
@@ -192,10 +199,10 @@ def read_manifest(store: Store) -> Manifest:
 
 
 class _Cache:
-    """Least recently used values up to a number of bytes."""
+    """The most recently used values, up to a number of bytes."""
 
     def __init__(self, limit: int) -> None:
-        self._limit, self._held = limit, 0
+        self._limit, self._size = limit, 0
         self._items: OrderedDict[Any, tuple[Any, int]] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -211,6 +218,6 @@ class _Cache:
             if key in self._items or size > self._limit:
                 return
             self._items[key] = (value, size)
-            self._held += size
-            while self._held > self._limit:
-                self._held -= self._items.popitem(last=False)[1][1]
+            self._size += size
+            while self._size > self._limit:
+                self._size -= self._items.popitem(last=False)[1][1]

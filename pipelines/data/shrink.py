@@ -1,4 +1,4 @@
-"""Photos over a side limit are made smaller when shards are built, their masks with them."""
+"""Shrinks photos over a side limit, and their masks, when shards are built."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from PIL import Image
 from pipelines.data import rle
 from pipelines.data.sources.base import ImageMasks, InstanceMask
 
-QUALITY = 95
-_PIECE = Image.Resampling.BOX  # every new pixel is the mean of the old ones that it covers
+QUALITY = 95  # of JPEG files
+_PIECE = Image.Resampling.BOX  # every new pixel is the mean of the old pixels that it covers
 
 
 def shrunk_size(height: int, width: int, max_side: int) -> tuple[int, int]:
@@ -23,7 +23,7 @@ def shrunk_size(height: int, width: int, max_side: int) -> tuple[int, int]:
 
 
 def shrink_photo(pixels: np.ndarray, data: bytes, height: int, width: int) -> bytes:
-    """[H, W, 3] uint8 -> an image file of `height` x `width`: a JPEG again if `data` is one, else a PNG."""
+    """Pixels [H, W, 3] uint8 -> image file of `height` x `width`, a JPEG if the original `data` is one, else a PNG."""
     small, out = Image.fromarray(pixels).resize((width, height), _PIECE), io.BytesIO()
     if data.startswith(b"\xff\xd8"):
         small.save(out, "JPEG", quality=QUALITY, subsampling=0)
@@ -32,19 +32,19 @@ def shrink_photo(pixels: np.ndarray, data: bytes, height: int, width: int) -> by
     return out.getvalue()
 
 
-def shrink_marks(marks: ImageMasks, old: tuple[int, int], new: tuple[int, int]) -> ImageMasks:
-    """Pixels of which a mask covers at least half; objects that cover none any more are listed as problems.
+def shrink_masks(masks: ImageMasks, old: tuple[int, int], new: tuple[int, int]) -> ImageMasks:
+    """The masks at a smaller size. A new pixel belongs to a mask that covers at least half of it.
 
-    old, new: (height, width)
+    Objects without a pixel at the new size are listed as problems. old, new: (height, width).
     """
-    small = ImageMasks(void=_shrink(marks.void, old, new) if marks.void else None, problems=list(marks.problems))
-    for mark in marks.instances:
-        counts = _shrink(mark.rle, old, new)
+    small = ImageMasks(void=_shrink(masks.void, old, new) if masks.void else None, problems=list(masks.problems))
+    for mask in masks.instances:
+        counts = _shrink(mask.rle, old, new)
         if rle.area(counts, *new):
-            small.instances.append(InstanceMask(mark.class_id, counts, mark.iscrowd))
+            small.instances.append(InstanceMask(mask.class_id, counts, mask.iscrowd))
         else:
-            was = rle.area(mark.rle, *old)
-            small.problems.append(f"an object of class {mark.class_id} with {was} pixels vanishes at "
+            was = rle.area(mask.rle, *old)
+            small.problems.append(f"an object of class {mask.class_id} with {was} pixels vanishes at "
                                   f"{new[1]}x{new[0]} (data.max_side)")
     return small
 

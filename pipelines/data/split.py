@@ -1,7 +1,8 @@
-"""The image-level hold-out: test photos are opened by evaluation only.
+"""The split of photos into train and test. Only evaluation opens test photos.
 
-Either a JSON file names the photos of both splits (those it does not name are in neither, and are listed in
-failures.parquet), or a photo's split follows from the seed and a hash of its name: adding photos moves no other.
+Either a JSON file names the photos of both splits; photos it does not name are in neither and are listed in
+failures.parquet. Or the split of a photo follows from the seed and a hash of its name, so adding photos does not move
+others.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ NOT_NAMED = "the split file names this photo in neither train nor test"
 
 
 class Splitter:
-    """file name -> "train", "test" or None. Raises `FssError` for a file that is missing or contradicts itself."""
+    """Maps file name -> "train", "test" or None. Raises `FssError` for a split file that is missing or inconsistent."""
 
     def __init__(self, cfg: DataConfig) -> None:
         self._cfg = cfg.split
         self._named = _read(cfg) if cfg.split.file else None
 
     def __call__(self, file_name: str) -> str | None:
-        """The split of a photo; names are compared without folders."""
+        """The split of a photo, None if the split file does not name it. Names are compared without their folders."""
         if self._named is not None:
             name = PurePosixPath(file_name)
             return self._named.get(name.name, self._named.get(name.stem))
@@ -33,7 +34,7 @@ class Splitter:
 
     @property
     def fingerprint(self) -> str:
-        """Changes when the hold-out does."""
+        """A hash that changes when the split of any photo may change."""
         named = sorted(self._named.items()) if self._named is not None else (self._cfg.seed, self._cfg.test_fraction)
         return hashlib.sha256(repr(named).encode()).hexdigest()
 
@@ -45,8 +46,8 @@ def _read(cfg: DataConfig) -> dict[str, str]:
     entry = document.get(key) if isinstance(document, dict) else None
     if not isinstance(entry, dict) or not {"train", "test"} <= entry.keys():
         keys = [k for k, v in document.items() if isinstance(v, dict)] if isinstance(document, dict) else []
-        raise FssError(f"has no entry {key!r} with train and test", where=cfg.split.file,
-                       mend=f"set data.split.key to one of: {', '.join(keys) or 'none there'}")
+        raise FssError(f"the file has no entry {key!r} with train and test", where=cfg.split.file,
+                       mend=f"set data.split.key to one of: {', '.join(keys) or '(the file has no entries)'}")
     named = {PurePosixPath(n).name: "train" for n in entry["train"]}
     test = {PurePosixPath(n).name for n in entry["test"]}
     for both in sorted(test & named.keys()):

@@ -1,7 +1,7 @@
-"""`EpisodeStream`: decoded training clips without end, read from class blocks in background threads.
+"""`EpisodeStream`: endless decoded training clips, read from class blocks in background threads.
 
-Episodes are a pure function of (seed, epoch, window, index); the position after the last batch given is a small dict
-that goes into the checkpoint, and a stream started from it continues identically. Every rank reads the same windows
+Episodes are a pure function of (seed, epoch, window, index). The position after the last batch that was returned is a
+small dict in the checkpoint, and a stream that starts from it continues identically. Every rank reads the same windows
 and decodes only its share of each global batch.
 """
 
@@ -26,32 +26,33 @@ from pipelines.data.plan import Block, EpisodePlan, Place, Sampler, StreamPlan
 from pipelines.data.schema import EpisodeSample, PhotoKey, Sample
 from pipelines.data.shardset import Shards
 
-LOADERS = 6  # threads, which mostly wait for storage
-AHEAD = 3  # global batches decoded before they are asked for
+LOADERS = 6  # threads that load blocks; they mostly wait for storage
+PREFETCHED_BATCHES = 3  # global batches that are decoded in advance
 Position = dict[str, int | str]
-_Work = tuple[EpisodePlan, str, dict[int, pa.Table]]  # an episode, its class's name, the blocks of its window
-_Batch = tuple[list[Future[list[EpisodeSample]]], Position]  # a part for each thread, the position after it
+_Work = tuple[EpisodePlan, str, dict[int, pa.Table]]  # an episode, the name of its class, the blocks of its window
+_Batch = tuple[list[Future[list[EpisodeSample]]], Position]  # one part per decoder thread, the position afterwards
 
 
 def decoder_threads() -> int:
-    """Threads that decode: one for every two cores, which are often one core's hyperthreads, and at most eight."""
+    """Number of decoder threads: one for every two logical CPUs (often one core with hyperthreads), at most eight."""
     return max(1, min(8, (os.cpu_count() or 1) // 2))
 
 
 @dataclass(frozen=True, kw_only=True)
 class UndecodedSample(Sample):
-    """A sample whose photo was not decoded: `image` has no channel, `photo` names its kept features."""
+    """A sample whose photo was not decoded: `image` is [H, W, 0], and `photo` identifies its kept features."""
 
     photo: PhotoKey
 
 
 class EpisodeStream:
-    """An endless iterator of this rank's share of each global batch. Close it, or use it as a context manager.
+    """An endless iterator over this rank's share of each global batch. Close it, or use it as a context manager.
 
-    classes: whose annotations are queries and supports; novel: classes whose photos `novel_images="drop"` leaves out;
-    batch: clips of a global batch, a multiple of `world`; pool_bytes: bound on the image bytes held; without `decode`
-    photos are neither read nor decoded, and the same episodes come as `UndecodedSample` samples. pixel_bytes: bound
-    on the decoded pixels and masks kept for further episodes; side: samples come as squares (`SampleReader`).
+    classes: ids of the classes of queries and supports; novel: ids of the classes whose photos are left out with
+    `novel_images="drop"`; batch: clips of a global batch, a multiple of `world`; pool_bytes: upper bound on the image
+    bytes of the blocks in memory; decode: if false, photos are neither read nor decoded, and the samples of the same
+    episodes are `UndecodedSample`; pixel_bytes: upper bound on cached pixels and masks; side: side in pixels of square
+    samples, 0 for whole photos (`SampleReader`).
     Raises `FssError` for settings that leave nothing to train on and for a position of another stream.
     """
 
@@ -63,13 +64,14 @@ class EpisodeStream:
         pixel_bytes: int = 256_000_000, side: int = 0,
     ) -> None:
         if batch % world:
-            raise FssError(f"train.batch={batch} cannot be shared by {world} workers", mend="make it a multiple")
+            raise FssError(f"train.batch={batch} cannot be shared by {world} workers",
+                           mend=f"make it a multiple of {world}")
         self.shards = Shards(shards_url)
         blocks = usable_blocks(self.shards, classes, set(novel) if novel_images == "drop" else set())
         self.plan = StreamPlan(blocks, shots=shots, targets=targets, seed=seed, pool_bytes=pool_bytes, sampler=sampler)
         self._batch, self._rank, self._world = batch, rank, world
         self._position = self._start(position)
-        self._ready: queue.Queue[_Batch | Exception] = queue.Queue(AHEAD)
+        self._ready: queue.Queue[_Batch | Exception] = queue.Queue(PREFETCHED_BATCHES)
         self._stop = threading.Event()
         self._threads = decoder_threads()
         self._decoders = ThreadPoolExecutor(self._threads, thread_name_prefix="decode")
@@ -81,12 +83,12 @@ class EpisodeStream:
 
     @property
     def position(self) -> Position:
-        """After the last batch given: {"epoch", "window", "index", "plan"}."""
+        """The position after the last batch that was returned: {"epoch", "window", "index", "plan"}."""
         return dict(self._position)
 
     @property
     def class_ids(self) -> list[int]:
-        """The classes that have at least two usable photos."""
+        """Ids of the classes that have at least two usable photos."""
         return list(self.plan.by_class)
 
     def __iter__(self) -> Iterator[list[EpisodeSample]]:
@@ -105,7 +107,7 @@ class EpisodeStream:
         return samples
 
     def close(self) -> None:
-        """Stop the threads and let go of the pool; may be called twice."""
+        """Stop the threads and free the pool. It may be called twice."""
         self._stop.set()
         while self._producer.is_alive():
             try:
@@ -127,7 +129,7 @@ class EpisodeStream:
         if position is None:
             return {"epoch": 0, "window": 0, "index": 0, "plan": self.plan.fingerprint}
         if position.get("plan") != self.plan.fingerprint:
-            raise FssError("the checkpoint's place in the data is of another dataset, fold, seed or pool size",
+            raise FssError("the checkpoint's position in the data belongs to another dataset, fold, seed or pool size",
                            where=self.shards.url, mend="resume with the same recipe, or start a new run")
         return dict(position)
 
@@ -155,45 +157,45 @@ class EpisodeStream:
                 continue
 
     def _episodes(self, epoch: int, window: int, index: int) -> Iterator[tuple[_Work, Position]]:
-        """(what `_decode` takes, the position after it), without end."""
+        """Endless pairs of an episode as `_decode` reads it and the position after it."""
         while True:
             windows = self.plan.windows(epoch)
             if window >= len(windows):
                 epoch, window = epoch + 1, 0
                 continue
             following = windows[window + 1] if window + 1 < len(windows) else self.plan.windows(epoch + 1)[0]
-            tables = self._pool.hold(windows[window].blocks, following.blocks)
+            tables = self._pool.load(windows[window].blocks, following.blocks)
             for i in range(index, len(windows[window])):
-                spec = self.plan.spec(epoch, window, i)
+                spec = self.plan.episode(epoch, window, i)
                 after: Position = {"epoch": epoch, "window": window, "index": i + 1, "plan": self.plan.fingerprint}
                 yield (spec, self.shards.classes[spec.class_id].name, tables), after
             window, index = window + 1, 0
 
 
 class _BlockPool:
-    """The resident blocks: those of the window in use, and the next one's on their way."""
+    """The blocks in memory: those of the window in use, and those of the next one, which are loading."""
 
     def __init__(self, shards: Shards, plan: StreamPlan, decode: bool) -> None:
         self._shards, self._plan, self._decode = shards, plan, decode
-        self._held: dict[int, Future[pa.Table]] = {}
+        self._tables: dict[int, Future[pa.Table]] = {}
         self._loader = ThreadPoolExecutor(LOADERS, thread_name_prefix="blocks")
 
-    def hold(self, now: set[int], following: set[int]) -> dict[int, pa.Table]:
-        """Wait for the blocks `now`; begin loading `following`; let go of all others."""
-        self._held = {b: f for b, f in self._held.items() if b in now or b in following}
+    def load(self, now: set[int], following: set[int]) -> dict[int, pa.Table]:
+        """Wait for the blocks `now`, begin to load the blocks `following`, and free all others."""
+        self._tables = {b: f for b, f in self._tables.items() if b in now or b in following}
         for block in (*sorted(now), *sorted(following - now)):
-            if block not in self._held:
+            if block not in self._tables:
                 about = self._plan.blocks[block]
-                self._held[block] = self._loader.submit(read_block, self._shards, about, self._decode)
-        return {b: self._held[b].result() for b in now}
+                self._tables[block] = self._loader.submit(read_block, self._shards, about, self._decode)
+        return {b: self._tables[b].result() for b in now}
 
     def close(self) -> None:
-        self._held = {}
+        self._tables = {}
         self._loader.shutdown(wait=False, cancel_futures=True)
 
 
 def read_block(shards: Shards, block: Block, images: bool = True) -> pa.Table:
-    """Its rows; without `images` their bytes are not read."""
+    """The rows of a block. If `images` is false, the image bytes are not read."""
     with shards.store.open_parquet(block.file) as file:
         names = [n for n in file.schema_arrow.names if n != "image" or images]
         return file.read_row_group(block.row_group, columns=names)
@@ -202,10 +204,11 @@ def read_block(shards: Shards, block: Block, images: bool = True) -> pa.Table:
 def usable_blocks(shards: Shards, classes: Collection[int], avoid: set[int]) -> list[Block]:
     """The training blocks of some classes, with the rows whose photo shows no class of `avoid` (at any size).
 
-    Raises `FssError` for a class the shards do not have.
+    Raises `FssError` for a class that the shards do not have.
     """
     for unknown in sorted(set(classes) - shards.classes.keys()):
-        raise FssError(f"has no class {unknown}", where=shards.url, mend=f"classes: {sorted(shards.classes)}")
+        raise FssError(f"these shards have no class {unknown}", where=shards.url,
+                       mend=f"classes: {sorted(shards.classes)}")
     clean = {i for i, row in shards.rows.items() if not avoid.intersection(row["class_ids"])}
     return [
         Block(class_id=b["class_id"], file=b["file"], row_group=b["row_group"], bytes=b["bytes"],
@@ -216,7 +219,7 @@ def usable_blocks(shards: Shards, classes: Collection[int], avoid: set[int]) -> 
 
 
 def _decode(read: SampleReader, part: Sequence[_Work], index: dict[int, dict[str, Any]] | None) -> list[EpisodeSample]:
-    """With the index of the shards' photos the samples stay `UndecodedSample`."""
+    """The decoded episodes of `part`. If `index` (image id -> row) is given, the samples are `UndecodedSample`."""
     episodes = []
     for spec, class_name, tables in part:
         places = (*spec.references, *spec.targets)
@@ -230,10 +233,10 @@ def _decode(read: SampleReader, part: Sequence[_Work], index: dict[int, dict[str
 
 def _undecoded(read: SampleReader, tables: dict[int, pa.Table], place: Place,
                index: dict[int, dict[str, Any]]) -> UndecodedSample:
-    marks = read.marks(tables, place)
-    row = index[marks.image_id]
-    if marks.size != (row["height"], row["width"]):
-        raise FssError("kept features are of whole photos; this sample is a crop", mend="set train.features=off")
-    return UndecodedSample(image_id=marks.image_id, image=np.empty((*marks.mask.shape, 0), np.uint8), mask=marks.mask,
-                           ignore=marks.ignore, size=marks.size if read.side else None, whole=marks.whole,
+    masks = read.masks(tables, place)
+    row = index[masks.image_id]
+    if masks.size != (row["height"], row["width"]):
+        raise FssError("features are kept for whole photos only; this sample is a crop", mend="set train.features=off")
+    return UndecodedSample(image_id=masks.image_id, image=np.empty((*masks.mask.shape, 0), np.uint8), mask=masks.mask,
+                           ignore=masks.ignore, size=masks.size if read.side else None, whole=masks.whole,
                            photo=PhotoKey(row["sha256"], row["height"], row["width"]))

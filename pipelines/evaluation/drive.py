@@ -153,11 +153,11 @@ def evaluate_bundle(run: RunContext, scoring: ScoringConfig, data: Any, bundle: 
         sheet = overlay_sheet(model.cpu(), data.shards, episodes, scoring.config, table)
         Store(run.folder).write_bytes(OVERLAYS, sheet)
     found = set(episodes.class_ids)
-    tested = [c for c in data.tested if c.class_id in found or episodes.published]
+    tested = [c for c in data.tested if c.class_id in found or episodes.published_hash]
     chosen = read_selection(run) if bundle == run.bundle else None
     details = {**took, "selection": chosen.model_dump(mode="json") if chosen else {}, "not_scored": episodes.dropped,
                "shots": episodes.shots, NO_EPISODES: [c.name for c in data.tested if c.class_id not in found]}
-    facts = {"eval_digest": eval_digest(scoring.config, episodes.published), "list_hash": episodes.sha256,
+    facts = {"eval_digest": eval_digest(scoring.config, episodes.published_hash), "list_hash": episodes.sha256,
              "bundle": bundle, "bundle_id": info.bundle_id, "untrained": info.untrained,
              "train_s": info.provenance.get("train_s", 0.0),
              "trainable_params": sum(p.numel() for p in model.parameters() if p.requires_grad),

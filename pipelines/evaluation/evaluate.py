@@ -24,7 +24,7 @@ from fss_models.metrics import episode_counts
 from fss_models.prompts import mask_prompt
 from fss_models.segmenter import Segmenter
 from pipelines.config.evaluate import EvalConfig
-from pipelines.data.collate import mark
+from pipelines.data.collate import prompt_from_mask
 from pipelines.data.episodes import Episode, EpisodeList, load_episode
 from pipelines.data.schema import EpisodeSample, Sample
 from pipelines.data.shardset import Shards
@@ -134,7 +134,7 @@ def _score_batch(model: Segmenter, cache: FeatureCache, episodes: Sequence[Episo
 def draw_prompt(model: Segmenter, reference: Sample, config: EvalConfig, episode: int, index: int) -> Prompt:
     """The prompt of an episode's reference. It is the same for all methods of a comparison with the same image side."""
     rng = np.random.default_rng([config.seed, episode, index])
-    return mark(model, reference, config.prompts, rng, training=False)
+    return prompt_from_mask(model, reference, config.prompts, rng, training=False)
 
 
 def _score_one(model: Segmenter, target: Sample, logits: Tensor, score: float, config: EvalConfig) -> dict[str, Any]:

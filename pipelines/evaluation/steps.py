@@ -124,7 +124,7 @@ def score_grid(run: RunContext, trained: RunContext, config: EvalConfig) -> None
         config = EvalConfig(shots=train.shots, episodes=train.select.episodes, seed=train.select.seed,
                             prompts=train.prompts, batch=config.batch)
     episodes = draw_held_out_episodes(data, train) if base else data.episodes(config)
-    classes = sorted({*episodes.class_ids, *(c.class_id for c in data.tested if episodes.published)})
+    classes = sorted({*episodes.class_ids, *(c.class_id for c in data.tested if episodes.published_hash)})
     grid = {step: _scored(trained, step, model, data, episodes, config, classes) for step in trained.grid}
     steps = max(sorted(grid), key=lambda s: grid[s])  # the first of equals
     held = {c: data.shards.classes[c].name for c in trained.spec.holdout}

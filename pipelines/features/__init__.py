@@ -1,1 +1,1 @@
-"""Image features that no training changes: computed once, kept in storage, read by every run that shares them."""
+"""Features of frozen encoders: computed once, stored, and read by every run that uses the same encoder."""

@@ -1,4 +1,7 @@
-"""Which frozen part a folder of features belongs to. Methods, folds and seeds that share it share the folder."""
+"""The description of a folder of features by the frozen part of a model.
+
+Methods, folds and seeds with the same frozen part share a folder.
+"""
 
 from __future__ import annotations
 
@@ -21,43 +24,43 @@ from pipelines.config.section import Section
 from pipelines.features.records import Layout, Precision
 
 FORMAT = 1
-PROBES = 64  # values of each map that are kept of the probe
-DRIFT = 0.02  # of a map's largest value: more than devices and batch sizes differ by, less than other code would
+PROBES = 64  # values of each map that are stored as the probe
+DRIFT = 0.02  # allowed difference as a share of a map's largest value: devices differ by less, other code by more
 _ADDRESS = re.compile(r"0x[0-9a-f]+")
 
 
 class FeatureFolderInfo(Section):
-    """about.json of a folder. `probe`: name -> values that `encode_frozen` gave for a fixed picture."""
+    """The file about.json of a folder. `probe`: map name -> some values of `encode_frozen` for a fixed picture."""
 
     format: int = FORMAT
-    id: str  # 16 digits over the frozen values, the preprocessing, the encoder and its maps
+    id: str  # 16 hex digits of a hash of the frozen values, the preprocessing, the encoder and its maps
     precision: Precision
-    encoder: str  # the class whose `encode_frozen` it is
+    encoder: str  # the class that defines `encode_frozen`
     preprocessor: dict[str, Any]
-    maps: dict[str, tuple[int, ...]]  # name -> shape of one image
+    maps: dict[str, tuple[int, ...]]  # map name -> shape [C, h, w] of one image
     probe: dict[str, list[float]]
 
     @property
     def name(self) -> str:
-        """The folder's name."""
+        """Name of the folder."""
         return f"{self.id}-{self.precision}"
 
     @property
     def layout(self) -> Layout:
-        """How a record is laid out."""
+        """The layout of a record in the folder."""
         return Layout({k: tuple(self.maps[k]) for k in sorted(self.maps)}, self.precision)
 
 
 def build_method(method: MethodConfig, seed: int) -> Segmenter:
-    """The model of a run."""
+    """Build the model of a run with this method and seed."""
     return build_model(method.name, method.preset, method.config, weights=method.weights, sha256=method.sha256,
                        seed=seed)
 
 
-def describe(model: Segmenter, precision: Precision) -> FeatureFolderInfo:
-    """What `model`'s kept features are. Costs one image's encoding and a pass over the frozen values.
+def describe_frozen_part(model: Segmenter, precision: Precision) -> FeatureFolderInfo:
+    """The description of the features that the frozen part of `model` computes.
 
-    Raises `FssError` for a method whose `frozen_part` is empty.
+    It encodes one image and hashes all frozen values. Raises `FssError` for a method whose `frozen_part` is empty.
     """
     if not model.frozen_part():
         raise FssError(f"method {model.method!r} at {model.preset!r} has no frozen features to keep: training changes "
@@ -68,19 +71,19 @@ def describe(model: Segmenter, precision: Precision) -> FeatureFolderInfo:
     encoder, prepared = f"{owner.__module__}.{owner.__qualname__}", _preprocessing(model)
     digest = hashlib.sha256(json.dumps([FORMAT, encoder, prepared, layout.maps], sort_keys=True).encode())
     for number, part in enumerate(model.frozen_part()):
-        _add(digest, number, part)
+        _hash_module(digest, number, part)
     return FeatureFolderInfo(id=digest.hexdigest()[:16], precision=precision, encoder=encoder, preprocessor=prepared,
-                             maps=layout.maps, probe={k: _some(seen.maps[k]) for k in layout.maps})
+                             maps=layout.maps, probe={k: _probe_values(seen.maps[k]) for k in layout.maps})
 
 
 def check_probe(model: Segmenter, about: FeatureFolderInfo, *, where: str) -> None:
-    """Raises `FssError` if the model gives something else than the features were made with (the code has changed)."""
+    """Raise `FssError` if the model no longer computes the features of the folder, because the code has changed."""
     seen = _encode_probe(model).maps
-    for name, kept in about.probe.items():
-        one, other = torch.tensor(kept), torch.tensor(_some(seen[name]))
+    for name, stored in about.probe.items():
+        one, other = torch.tensor(stored), torch.tensor(_probe_values(seen[name]))
         if float((one - other).abs().max()) > DRIFT * max(float(one.abs().max()), 1e-6):
-            raise FssError(f"map {name!r} is not what this program computes: it was kept by other code", where=where,
-                           mend="delete the folder; it is built again")
+            raise FssError(f"map {name!r} is not what this program computes: other code wrote these features",
+                           where=where, mend="delete the folder and run `fss features build`")
 
 
 def _preprocessing(model: Segmenter) -> dict[str, Any]:
@@ -90,8 +93,8 @@ def _preprocessing(model: Segmenter) -> dict[str, Any]:
     return json.loads(json.dumps(facts))  # type: ignore[no-any-return]
 
 
-def _add(digest: Any, number: int, part: nn.Module) -> None:
-    """A module's structure (strides and the like) and its tensors, by name."""
+def _hash_module(digest: Any, number: int, part: nn.Module) -> None:
+    """Add a module to the digest: its structure (strides and the like) and its tensors by name."""
     digest.update(_ADDRESS.sub("", str(part)).encode())
     for name, value in sorted({**dict(part.named_parameters()), **dict(part.named_buffers())}.items()):
         digest.update(f"{number} {name} {value.dtype} {tuple(value.shape)}".encode())
@@ -99,7 +102,7 @@ def _add(digest: Any, number: int, part: nn.Module) -> None:
 
 
 def _encode_probe(model: Segmenter) -> Features:
-    """A fixed picture through the frozen part, on the CPU or wherever the model is."""
+    """The features of a fixed picture, computed on the model's device and returned on the CPU in float32."""
     picture = np.random.default_rng(0).integers(0, 256, (120, 160, 3), dtype=np.uint8)
     training = model.training
     model.eval()
@@ -111,7 +114,7 @@ def _encode_probe(model: Segmenter) -> Features:
     return found
 
 
-def _some(values: Tensor) -> list[float]:
+def _probe_values(values: Tensor) -> list[float]:
     flat = values.flatten()
     at = torch.linspace(0, len(flat) - 1, min(PROBES, len(flat))).long()
     return [round(v, 7) for v in flat[at].tolist()]

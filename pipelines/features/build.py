@@ -1,4 +1,4 @@
-"""`ensure_features`: what a recipe's runs need of kept features, computed by Ray actors where it is missing."""
+"""`ensure_features`: the kept features that a recipe's runs read. Ray actors compute the missing ones."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pipelines.config.run import RunSpec
 from pipelines.data.folds import FoldData
 from pipelines.data.schema import PhotoKey
 from pipelines.data.shardset import Shards
-from pipelines.features.about import FeatureFolderInfo, build_method, describe
+from pipelines.features.about import FeatureFolderInfo, build_method, describe_frozen_part
 from pipelines.features.encode import MissingRecords, PartEncoder, cropped_photo_error
 from pipelines.features.folder import FeatureFolder
 from pipelines.features.records import Precision
@@ -31,26 +31,26 @@ CROPPING = ("pascal_part", "paco_part")  # benchmarks whose samples are crops of
 
 @dataclass
 class EncodingTask:
-    """One frozen part, and the photos of all runs that share it."""
+    """The features of one frozen part that the runs with this part need."""
 
     about: FeatureFolderInfo
-    method: MethodConfig  # one of those that have it
+    method: MethodConfig  # any method with this frozen part
     seed: int
     methods: set[str] = field(default_factory=set)
     photos: dict[tuple[str, int, int], MissingRecords] = field(default_factory=dict)
 
     @property
     def records(self) -> int:
-        """How many are wanted."""
+        """Number of records that the runs need."""
         return sum(len(w.mirrored) for w in self.photos.values())
 
     @property
     def bytes(self) -> int:
-        """What they take."""
+        """Size of these records in bytes."""
         return self.records * self.about.layout.record_bytes
 
     def facts(self, folder: FeatureFolder, *, written: int, seconds: float) -> dict[str, Any]:
-        """What was built, as JSON."""
+        """The facts of a build as JSON. written: number of new records; seconds: duration."""
         return {"features": folder.store.url, "id": self.about.id, "precision": self.about.precision,
                 "methods": sorted(self.methods), "encoder": self.about.encoder, "photos": len(self.photos),
                 "records": self.records, "record_bytes": self.about.layout.record_bytes, "bytes": self.bytes,
@@ -58,37 +58,38 @@ class EncodingTask:
 
 
 def features_url(recipe: Recipe) -> str:
-    """Where a recipe's features are kept."""
+    """URL of the folders of a recipe's features."""
     return Store(recipe.features.url or join(Workspace(recipe.out).store.url, "features")).url
 
 
 def ensure_features(recipe: Recipe, specs: Sequence[RunSpec], ray: Any) -> list[dict[str, Any]]:
-    """Build what is missing for these runs; the facts of every folder they read.
+    """Build the features that these runs lack. Returns the facts of every folder that they read.
 
-    Raises `FssError`, before anything is written, for a method that has nothing to keep, for benchmarks of crops, and
-    where the features would take more than `features.max_bytes`.
+    Raises `FssError`, before anything is written, for a method without a frozen part, for benchmarks of crops, and for
+    features of more than `features.max_bytes`.
     """
     if recipe.train.features == "off":
-        raise FssError("train.features is off: no features are kept", where=recipe.name,
-                       mend="--set train.features=float32 (or bfloat16)")
-    needs = _needs(recipe, [s for s in specs if s.trains], recipe.train.features, ray)
-    folders = [FeatureFolder(features_url(recipe), n.about) for n in needs]
-    lines = [announcement(n, f.store.url) for n, f in zip(needs, folders, strict=True)]
-    if sum(n.bytes for n in needs) > recipe.features.max_bytes:
+        raise FssError("train.features is off, so the recipe keeps no features", where=recipe.name,
+                       mend="give --set train.features=float32 (or bfloat16)")
+    tasks = _encoding_tasks(recipe, [s for s in specs if s.trains], recipe.train.features, ray)
+    folders = [FeatureFolder(features_url(recipe), n.about) for n in tasks]
+    lines = [describe_task(n, f.store.url) for n, f in zip(tasks, folders, strict=True)]
+    if sum(n.bytes for n in tasks) > recipe.features.max_bytes:
         raise FssError(f"{'; '.join(lines)}: over features.max_bytes={recipe.features.max_bytes}", where=recipe.name,
-                       mend="raise it, or set train.features=bfloat16, train.flip=false or train.features=off")
-    return [_ensure(recipe, n, f, line, ray) for n, f, line in zip(needs, folders, lines, strict=True)]
+                       mend="raise features.max_bytes, or set train.features=bfloat16, train.flip=false or "
+                            "train.features=off")
+    return [_ensure(recipe, n, f, line, ray) for n, f, line in zip(tasks, folders, lines, strict=True)]
 
 
-def announcement(need: EncodingTask, url: str) -> str:
-    """Such as: features of 401 photos x 2 (mirrored) x 1.3 MB = 1.0 GB -> URL (float32)."""
-    ways = " x 2 (mirrored)" if need.records > len(need.photos) else ""
-    return (f"features of {len(need.photos)} photos{ways} x {format_bytes(need.about.layout.record_bytes)} = "
-            f"{format_bytes(need.bytes)} -> {url} ({need.about.precision})")
+def describe_task(task: EncodingTask, url: str) -> str:
+    """A line about the size of a task: features of 401 photos x 2 (mirrored) x 1.3 MB = 1.0 GB -> URL (float32)."""
+    ways = " x 2 (mirrored)" if task.records > len(task.photos) else ""
+    return (f"features of {len(task.photos)} photos{ways} x {format_bytes(task.about.layout.record_bytes)} = "
+            f"{format_bytes(task.bytes)} -> {url} ({task.about.precision})")
 
 
 def format_bytes(count: float) -> str:
-    """Bytes in a person's words: 1.3 MB."""
+    """A number of bytes for a person, such as 1.3 MB (powers of 1000)."""
     for unit in ("bytes", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.3g} {unit}"
@@ -98,40 +99,40 @@ def format_bytes(count: float) -> str:
 
 # ---- what is needed -----------------------------------------------------------------------------------------------
 
-def _needs(recipe: Recipe, specs: Sequence[RunSpec], precision: Precision, ray: Any) -> list[EncodingTask]:
-    """One entry a frozen part. Each (method, seed) is built once, in a task: this process keeps no model."""
-    task = ray.remote(_described).options(num_cpus=0)
+def _encoding_tasks(recipe: Recipe, specs: Sequence[RunSpec], precision: Precision, ray: Any) -> list[EncodingTask]:
+    """One entry per frozen part. Each (method, seed) is built once, in a Ray task, so this process has no model."""
+    remote = ray.remote(_describe).options(num_cpus=0)
     found: dict[str, EncodingTask] = {}
     known: dict[str, FeatureFolderInfo] = {}
     for spec in specs:
         key = f"{spec.method.key} {spec.seed}"
         if key not in known:
-            answer = ray.get(task.remote(spec.method, spec.seed, precision))
+            answer = ray.get(remote.remote(spec.method, spec.seed, precision))
             if answer["error"]:
                 raise FssError(answer["error"])
             known[key] = FeatureFolderInfo.model_validate(answer["about"])
         about = known[key]
-        need = found.setdefault(about.id, EncodingTask(about, spec.method, spec.seed))
-        need.methods.add(f"{spec.method.name}-{spec.method.preset}")
-        _add_photos(need, spec)
+        task = found.setdefault(about.id, EncodingTask(about, spec.method, spec.seed))
+        task.methods.add(f"{spec.method.name}-{spec.method.preset}")
+        _add_photos(task, spec)
     return list(found.values())
 
 
-def _described(method: MethodConfig, seed: int, precision: Precision) -> dict[str, Any]:
+def _describe(method: MethodConfig, seed: int, precision: Precision) -> dict[str, Any]:
     try:
-        return {"about": describe(build_method(method, seed), precision).model_dump(), "error": ""}
+        return {"about": describe_frozen_part(build_method(method, seed), precision).model_dump(), "error": ""}
     except FssError as error:
         return {"about": {}, "error": str(error)}
 
 
-def _add_photos(need: EncodingTask, spec: RunSpec) -> None:
-    """Every photo the run's stream may open, by content: a photo of two datasets is kept once."""
+def _add_photos(task: EncodingTask, spec: RunSpec) -> None:
+    """Add every photo that the run's stream may open. Photos with the same content count once."""
     ways = (False, True) if spec.train.flip else (False,)
     for data in FoldData.of(spec).parts(spec):
         _refuse_crops(data.shards)
         for row in data.train_rows(spec.train.novel_images):
             key = (row["sha256"], row["height"], row["width"])
-            need.photos.setdefault(key, MissingRecords(*key, ways, data.shards.url, row["part"], row["row"]))
+            task.photos.setdefault(key, MissingRecords(*key, ways, data.shards.url, row["part"], row["row"]))
 
 
 def _refuse_crops(shards: Shards) -> None:
@@ -142,50 +143,50 @@ def _refuse_crops(shards: Shards) -> None:
 
 # ---- the work -----------------------------------------------------------------------------------------------------
 
-def _ensure(recipe: Recipe, need: EncodingTask, folder: FeatureFolder, line: str, ray: Any) -> dict[str, Any]:
-    """Write the parts that are missing, then about.json."""
-    missing, start = _missing(need, folder), time.monotonic()
+def _ensure(recipe: Recipe, task: EncodingTask, folder: FeatureFolder, line: str, ray: Any) -> dict[str, Any]:
+    """Write the missing parts, then about.json. Returns the facts of the folder."""
+    missing, start = _missing(task, folder), time.monotonic()
     left = sum(len(w.mirrored) for w in missing)
     if not left and folder.store.exists("about.json"):
         say(f"{line}: there already")
-        return need.facts(folder, written=0, seconds=0.0)
-    say(line + (f"; {need.records - left} of {need.records} are there" if left < need.records else ""))
+        return task.facts(folder, written=0, seconds=0.0)
+    say(line + (f"; {task.records - left} of {task.records} exist already" if left < task.records else ""))
     for tries_left in reversed(range(recipe.sweep.retries + 1)):
         try:
-            _write(recipe, need, missing, ray)
+            _write(recipe, task, missing, ray)
             break
-        except ray.exceptions.RayError as error:  # an actor or its machine is gone; what it has written stays
+        except ray.exceptions.RayError as error:  # an actor or its machine is lost; the parts it wrote stay
             if not tries_left:
                 raise
-            say(f"a worker was lost ({type(error).__name__}); going on")
-            missing = _missing(need, FeatureFolder(features_url(recipe), need.about))
+            say(f"a worker was lost ({type(error).__name__}); encoding continues without it")
+            missing = _missing(task, FeatureFolder(features_url(recipe), task.about))
     folder.finish()
-    return need.facts(folder, written=left, seconds=time.monotonic() - start)
+    return task.facts(folder, written=left, seconds=time.monotonic() - start)
 
 
-def _missing(need: EncodingTask, folder: FeatureFolder) -> list[MissingRecords]:
-    """In the shards' order, so that photos of a part of the shards come together."""
+def _missing(task: EncodingTask, folder: FeatureFolder) -> list[MissingRecords]:
+    """The missing records in the order of the shards, so that photos of one part are neighbours."""
     found = []
-    for one in sorted(need.photos.values(), key=lambda w: (w.shards, w.part, w.row)):
-        ways = tuple(m for m in one.mirrored if PhotoKey(one.sha256, one.height, one.width, m) not in folder.held)
+    for one in sorted(task.photos.values(), key=lambda w: (w.shards, w.part, w.row)):
+        ways = tuple(m for m in one.mirrored if PhotoKey(one.sha256, one.height, one.width, m) not in folder.locations)
         if ways:
             found.append(one._replace(mirrored=ways))
     return found
 
 
-def _write(recipe: Recipe, need: EncodingTask, missing: Sequence[MissingRecords], ray: Any) -> None:
+def _write(recipe: Recipe, task: EncodingTask, missing: Sequence[MissingRecords], ray: Any) -> None:
     cfg, gpus = recipe.features, recipe.sweep.gpus_per_run
     longest = max((len(w.mirrored) for w in missing), default=1)
-    size = max(1, cfg.part_bytes // (need.about.layout.record_bytes * longest))
-    items = [{"wanted": pickle.dumps(list(missing[i : i + size]))} for i in range(0, len(missing), size)]
+    size = max(1, cfg.part_bytes // (task.about.layout.record_bytes * longest))
+    items = [{"missing": pickle.dumps(list(missing[i : i + size]))} for i in range(0, len(missing), size)]
     if not items:
         return
     room = ray.cluster_resources().get("GPU", 0.0) / gpus if gpus else float(len(ray.nodes()))
     actors = max(1, min(cfg.actors or int(room), len(items)))
-    logging.getLogger("ray.data").setLevel(logging.ERROR)  # the screen is for our own progress
-    about = {"base": features_url(recipe), "about": need.about, "method": need.method, "seed": need.seed}
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # its messages would break the progress bar
+    about = {"base": features_url(recipe), "about": task.about, "method": task.method, "seed": task.seed}
     how = {"batch": cfg.batch, "threads": _threads(actors, len(ray.nodes())), "device": "cuda" if gpus else "cpu"}
-    with warnings.catch_warnings():  # Ray warns of its restarts on the screen, and of the way to switch them off
+    with warnings.catch_warnings():  # Ray warns about max_restarts, which is set on purpose
         warnings.simplefilter("ignore", DeprecationWarning)
         dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(
             PartEncoder, fn_constructor_kwargs={**about, **how}, compute=ray.data.ActorPoolStrategy(size=actors),
@@ -198,5 +199,5 @@ def _write(recipe: Recipe, need: EncodingTask, missing: Sequence[MissingRecords]
 
 
 def _threads(actors: int, nodes: int) -> int:
-    """Torch threads of an actor, machines being like this one."""
+    """Torch threads of an actor, if all machines have as many CPUs as this one."""
     return max(1, (os.cpu_count() or 1) * nodes // actors)

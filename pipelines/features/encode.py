@@ -1,4 +1,4 @@
-"""A build's worker: photos read from the shards, encoded in batches, written as one part."""
+"""The worker of a build: reads photos from the shards, encodes them in batches, writes them as one part."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ COLUMNS = ["image", "file_name", "height", "width", "crop"]
 
 
 class MissingRecords(NamedTuple):
-    """A photo's records that are missing, and where its shards hold it."""
+    """The missing records of a photo, and the place of the photo in its shards.
+
+    mirrored: one entry per missing record, whether it is of the mirrored photo.
+    """
 
     sha256: str
     height: int
@@ -38,7 +41,7 @@ class MissingRecords(NamedTuple):
 
 
 class PartEncoder:
-    """An actor that holds the model and writes one part a row."""
+    """An actor with the model, which writes one part per row."""
 
     def __init__(self, *, base: str, about: FeatureFolderInfo, method: MethodConfig, seed: int, batch: int,
                  threads: int, device: str) -> None:
@@ -48,20 +51,20 @@ class PartEncoder:
         self._model: Segmenter | None = None
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """{"wanted": pickled by the driver} -> {"records", "error"}: a mistake travels as a line, not in a trace."""
-        wanted: list[MissingRecords] = pickle.loads(row["wanted"])
+        """{"missing": pickled list of `MissingRecords`} -> {"records": a number, "error": text of an error}."""
+        missing: list[MissingRecords] = pickle.loads(row["missing"])
         try:
-            photos, records = self._encode(wanted)
+            photos, records = self._encode(missing)
             self._folder.write(photos, records)
         except FssError as error:
             return {"records": 0, "error": str(error)}
         return {"records": len(photos), "error": ""}
 
-    def _encode(self, wanted: Sequence[MissingRecords]) -> tuple[list[PhotoKey], list[bytes]]:
+    def _encode(self, missing: Sequence[MissingRecords]) -> tuple[list[PhotoKey], list[bytes]]:
         photos: list[PhotoKey] = []
         records: list[bytes] = []
         pictures: list[np.ndarray] = []
-        for one, pixels in _pixels(wanted):
+        for one, pixels in _pixels(missing):
             for mirrored in one.mirrored:
                 photos.append(PhotoKey(one.sha256, one.height, one.width, mirrored))
                 pictures.append(np.ascontiguousarray(pixels[:, ::-1]) if mirrored else pixels)
@@ -73,13 +76,13 @@ class PartEncoder:
     def _records(self, pictures: Sequence[np.ndarray]) -> list[bytes]:
         if not pictures:
             return []
-        model = self._ready()
+        model = self._get_model()
         with torch.inference_mode():
             found = model.encode_frozen(model.prepare(pictures).to(self._device))
         return self._folder.layout.pack(found)
 
-    def _ready(self) -> Segmenter:
-        """The model, built once; it is checked to give what the driver's gave."""
+    def _get_model(self) -> Segmenter:
+        """The model, built once. Raises `FssError` if it does not compute the features of the folder."""
         if self._model is None:
             model = build_method(self._method, self._seed)
             check_probe(model, self._folder.about, where=self._folder.store.url)
@@ -87,10 +90,10 @@ class PartEncoder:
         return self._model
 
 
-def _pixels(wanted: Sequence[MissingRecords]) -> Iterator[tuple[MissingRecords, np.ndarray]]:
-    """Decoded photos [H, W, 3] uint8; each row group of the image table is read once."""
+def _pixels(missing: Sequence[MissingRecords]) -> Iterator[tuple[MissingRecords, np.ndarray]]:
+    """The decoded photos [H, W, 3] uint8. Each row group of the image table is read once."""
     places: dict[tuple[str, int], dict[int, list[MissingRecords]]] = defaultdict(lambda: defaultdict(list))
-    for one in wanted:
+    for one in missing:
         places[one.shards, one.part][one.row // GROUP_ROWS].append(one)
     for (shards, part), groups in places.items():
         with Store(shards).open_parquet(part_name(part)) as file:
@@ -105,6 +108,6 @@ def _pixels(wanted: Sequence[MissingRecords]) -> Iterator[tuple[MissingRecords, 
 
 
 def cropped_photo_error(shards: str) -> FssError:
-    """The line about part benchmarks, whose samples are crops of a photo."""
-    return FssError("its samples are crops of photos; features are kept of whole photos only", where=shards,
+    """The error for part benchmarks, whose samples are crops of a photo."""
+    return FssError("the samples are crops of photos; features are kept for whole photos only", where=shards,
                     mend="set train.features=off")

@@ -1,4 +1,4 @@
-"""What lies in a place of kept features."""
+"""Describes the folders of kept features below a URL."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from pipelines.features.folder import FeatureFolder
 
 
 def describe_features(base: str, *, verify: bool = False) -> list[dict[str, Any]]:
-    """The facts of every folder below `base`, as JSON; unfinished ones are told apart.
+    """The facts of every folder below `base`, as JSON. `finished` is false for unfinished folders.
 
-    With `verify` every part is read. Raises `FssError` naming the first whose bytes are not what its name says.
+    With `verify` every part is read and compared with its hash. Raises `FssError` with the name of the first damaged
+    part.
     """
     store = Store(base)
     sizes = store.sizes() if store.exists() else {}
@@ -24,8 +25,8 @@ def describe_features(base: str, *, verify: bool = False) -> list[dict[str, Any]
             folder = FeatureFolder.open(base, name)
             about = folder.about
             facts |= {"id": about.id, "precision": about.precision, "encoder": about.encoder,
-                      "maps": {k: list(v) for k, v in about.maps.items()}, "records": len(folder.held),
-                      "photos": len({p.sha256 for p in folder.held}), "record_bytes": folder.layout.record_bytes}
+                      "maps": {k: list(v) for k, v in about.maps.items()}, "records": len(folder.locations),
+                      "photos": len({p.sha256 for p in folder.locations}), "record_bytes": folder.layout.record_bytes}
             facts |= {"verified_parts": folder.verify()} if verify else {}
         found.append(facts)
     return found

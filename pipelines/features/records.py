@@ -1,6 +1,7 @@
-"""What is kept of one image: its maps one after the other, in the order of their names. Needs torch and numpy only.
+"""The record of one image: its maps one after the other, in the order of their names.
 
-Images are squares to a method, so every record of one frozen part has the same size and a part is an array of them.
+Methods resize every image to the same square, so all records of one frozen part have the same size, and a part is an
+array of them.
 """
 
 from __future__ import annotations
@@ -22,29 +23,29 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Layout:
-    """`maps`: name -> shape [C, h, w] of one image. Numbers are little-endian `precision`."""
+    """The layout of a record. `maps`: name -> shape [C, h, w] of one image. Numbers are little-endian `precision`."""
 
     maps: dict[str, tuple[int, ...]]
     precision: Precision
 
     @staticmethod
     def of(features: Features, precision: Precision) -> Layout:
-        """The layout of what `encode_frozen` gave."""
+        """The layout for features that `encode_frozen` computed."""
         return Layout({k: tuple(features.maps[k].shape[1:]) for k in sorted(features.maps)}, precision)
 
     @property
     def record_bytes(self) -> int:
-        """Size of a record."""
+        """Size of a record in bytes."""
         return sum(math.prod(s) for s in self.maps.values()) * _DTYPES[self.precision].itemsize
 
     def pack(self, features: Features) -> list[bytes]:
-        """One record an image."""
+        """One record per image, as bytes."""
         flat = [features.maps[k].detach().to("cpu", _DTYPES[self.precision]).flatten(1) for k in self.maps]
         table = torch.cat(flat, dim=1).contiguous().view(torch.uint8).numpy()
         return [row.tobytes() for row in table]
 
     def unpack(self, records: Sequence[bytes | memoryview]) -> dict[str, Tensor]:
-        """name -> [N, C, h, w] float32 of N records."""
+        """Map name -> [N, C, h, w] float32, from N records."""
         raw = torch.empty(len(records), self.record_bytes, dtype=torch.uint8)
         rows = raw.numpy()
         for row, record in zip(rows, records, strict=True):

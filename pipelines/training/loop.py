@@ -23,7 +23,7 @@ from fss_models.methods.fssam.training import Augmentation
 from fss_models.segmenter import Segmenter
 from pipelines.config.run import RunSpec
 from pipelines.config.train import TrainConfig
-from pipelines.data.collate import Kept, make_clip
+from pipelines.data.collate import ReadFeatures, make_clip
 from pipelines.data.mixture import MixedStream
 from pipelines.data.stream import EpisodeStream
 from pipelines.training.state import History, load_state, save_state
@@ -66,7 +66,7 @@ def lr_at(step: int, train: TrainConfig) -> float:
 
 
 def fit(spec: RunSpec, model: Segmenter, *, worker: WorkerRank, open_stream: OpenStream, resume: Path | None,
-        save: Save, log_row: Log, features: Kept | None = None, stop: int = 0,
+        save: Save, log_row: Log, features: ReadFeatures | None = None, stop: int = 0,
         on_step: OnStep | None = None) -> History:
     """Train `model` in place up to `spec.steps` (or `stop`), from the checkpoint folder `resume` where there is one.
 
@@ -174,7 +174,7 @@ class _Window:
 
 
 def _clips(spec: RunSpec, model: Segmenter, stream: Stream, worker: WorkerRank, step: int,
-           features: Kept | None) -> Iterator[tuple[Clip, Any]]:
+           features: ReadFeatures | None) -> Iterator[tuple[Clip, Any]]:
     """Batches, each with the stream's position after it. Flips and prompts depend on (seed, rank, step) alone."""
     train = spec.train
     for samples in stream:
@@ -182,7 +182,7 @@ def _clips(spec: RunSpec, model: Segmenter, stream: Stream, worker: WorkerRank, 
         rng = np.random.default_rng([spec.seed, worker.rank, step])
         augment = Augmentation(crop=model.side, scale=train.augment_scale) if train.augment == "fssam" else None
         clip = make_clip(model, samples, rng, flip=train.flip, vary_shots=train.vary_shots, prompts=train.prompts,
-                         augment=augment, kept=features)
+                         augment=augment, read_features=features)
         yield clip, position
         step += 1
 

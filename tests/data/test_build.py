@@ -270,7 +270,7 @@ def test_against_pycocotools_on_real_annotations(shared: Path) -> None:
         reference = COCO(str(root / "annotations" / "instances.json"))
     for item in source.items[:40]:
         assert item.size is not None
-        marks = source.mark(item, source.fetch(item), *item.size)
+        marks = source.rasterise(item, source.fetch(item), *item.size)
         truth = reference.loadAnns(reference.getAnnIds(imgIds=[item.image_id]))
         assert len(marks.instances) == len(truth)
         for mark, note in zip(marks.instances, truth, strict=True):

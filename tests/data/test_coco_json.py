@@ -69,7 +69,7 @@ def test_what_is_no_coco_file_is_told(coco_root: Path) -> None:
 
 
 def test_annotations_anywhere_in_the_file_are_found_again(tmp_path: Path) -> None:
-    """A photo's annotations far apart, near one another and out of order; a file that changes meanwhile is told."""
+    """A photo's annotations far apart, near one another and out of order; a file that changes meanwhile is an error."""
     images = [{"id": i, "file_name": f"{i}ü.jpg", "height": 40, "width": 60} for i in range(3)]
     notes = [{"image_id": n % 3, "category_id": 5, "segmentation": [square(n, 1, 2)], "pad": "x" * (n % 5) * 3000}
              for n in range(30)]
@@ -103,6 +103,6 @@ def test_memory_holds_ids_not_polygons(tmp_path: Path, monkeypatch: pytest.Monke
     kept, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert size > 3_000_000
-    assert len(source.items[0].marks) == 1000 * 16
+    assert len(source.items[0].annotations) == 1000 * 16
     assert kept < size / 20
     assert peak < size / 3

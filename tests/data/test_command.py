@@ -51,17 +51,17 @@ def test_json_on_standard_output_and_words_on_standard_error(tmp_path: Path) -> 
     assert again["seconds"] < 1
 
 
-@pytest.mark.parametrize(("settings", "told"), [
+@pytest.mark.parametrize(("settings", "message"), [
     (["data.source.format=coco", "data.source.root=/no/such/place"], "no such folder"),
     (["data.source.format=coco"], "needs a root"),
     (["data.min_image=1"], "did you mean 'data.min_images'"),
     (["data.split.file=/no/such/file.json"], "does not exist"),
     (["data.source.format=voc", "data.source.root=ftp://host/x"], "unsupported URL"),
 ])
-def test_a_persons_mistake_is_one_line_and_exit_2(settings: list[str], told: str, tmp_path: Path) -> None:
+def test_a_persons_mistake_is_one_line_and_exit_2(settings: list[str], message: str, tmp_path: Path) -> None:
     done = _run(tmp_path / "out", *settings)
     assert done.returncode == 2
-    assert told in done.stderr
+    assert message in done.stderr
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()
 

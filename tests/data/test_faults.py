@@ -162,12 +162,12 @@ def test_a_damaged_part_is_named_with_its_hash(damage: Callable[[Path, float], N
     shards = Shards(str(copy))
     with pytest.raises(FssError) as error:
         list(map(shards.photo, shards.rows))
-    told = str(error.value)
-    print(told)
-    assert str(copy / name) in told
-    assert shards.manifest.files[name][:16] in told
-    assert "build the shards again with --force" in told
-    assert "\n" not in told
+    message = str(error.value)
+    print(message)
+    assert str(copy / name) in message
+    assert shards.manifest.files[name][:16] in message
+    assert "build the shards again with --force" in message
+    assert "\n" not in message
 
 
 def test_a_damaged_block_is_named_with_its_hash_by_the_stream(copy: Path) -> None:

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from fss_models.errors import FssError
 from jobs.cli import make_app
-from pipelines.data.marginals import SAMPLERS, Marginals, epochs_of, marginals, pools_of
+from pipelines.data.marginals import SAMPLERS, Marginals, epochs_of, measure_marginals, pools_of
 from pipelines.data.plan import Block, EpisodePlan, StreamPlan
 from pipelines.data.samplers.bam import two_generators
 from pipelines.data.samplers.draws import NamedEpisode
@@ -32,7 +32,7 @@ def _plan(sampler: str, shots: int = 2) -> StreamPlan:
 
 
 def _found(plan: StreamPlan) -> Marginals:
-    return marginals(epochs_of(plan, EPOCHS), pools_of(plan), plan.weights())
+    return measure_marginals(epochs_of(plan, EPOCHS), pools_of(plan), plan.weights())
 
 
 @pytest.mark.parametrize("sampler", sorted(SAMPLERS))
@@ -64,13 +64,13 @@ def test_small_blocks_neither_repeat_photos_nor_bend_the_marginals() -> None:
         epochs = [list(epoch) for epoch in epochs_of(plan, 2 * EPOCHS)]
         assert all(len({*s.references, *s.targets}) == 7 for epoch in epochs for s in epoch)
         assert all(100 * len(w.blocks) <= 600 for w in plan.windows(0))
-        assert marginals(epochs, pools_of(plan), plan.weights()).by_pair.pvalue > 1e-3
+        assert measure_marginals(epochs, pools_of(plan), plan.weights()).by_pair.pvalue > 1e-3
 
 
 def test_another_class_distribution_would_fail() -> None:
     plan = _plan("natural")
     for other in ("balanced", "image"):
-        found = marginals(epochs_of(plan, EPOCHS), pools_of(plan), _plan(other).weights())
+        found = measure_marginals(epochs_of(plan, EPOCHS), pools_of(plan), _plan(other).weights())
         assert found.by_class.pvalue < 2e-3
 
 
@@ -88,7 +88,7 @@ def test_the_published_samplers_pass_the_same_test(sampler: str) -> None:
         draws = listed_pairs([(n, c) for c, pool in names.items() for n in pool], **count)
     else:
         draws = _bam(pools, names, **count)
-    found = marginals(_batches(draws, length), pools, plan.weights())
+    found = measure_marginals(_batches(draws, length), pools, plan.weights())
     for table in (found.by_class, found.by_query, found.by_pair):
         assert table.pvalue > 1e-3
     if sampler == "balanced":
@@ -115,7 +115,7 @@ def _place(name: str) -> tuple[int, int]:
 
 
 def test_supports_share_blocks_more_often_than_independent_ones() -> None:
-    """The statement's figures: independent draws do what the formula says, the stream does more."""
+    """The figures of `describe_marginals`: independent draws do what the formula says, the stream does more."""
     plan, rng = _plan("balanced"), np.random.default_rng(0)
     pools, found = pools_of(plan), _found(plan)
     loose = []
@@ -123,7 +123,7 @@ def test_supports_share_blocks_more_often_than_independent_ones() -> None:
         others = [p for p in pools[spec.class_id] if p != spec.targets[0]]
         chosen = tuple(others[i] for i in rng.choice(len(others), 2, replace=False))
         loose.append(EpisodePlan(spec.class_id, chosen, spec.targets))
-    drawn = marginals([loose], pools, plan.weights())
+    drawn = measure_marginals([loose], pools, plan.weights())
     assert drawn.same_block == pytest.approx(drawn.same_block_independent, abs=0.02)
     assert found.same_block_independent == pytest.approx(drawn.same_block_independent)
     assert found.same_block is not None

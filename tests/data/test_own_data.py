@@ -45,7 +45,7 @@ def _item(source: Source, stem: str) -> SourceImage:
 
 def _marks(source: Source, number: int) -> ImageMasks:
     item = _item(source, Path(exports.name(number)).stem)
-    return source.mark(item, source.fetch(item), HEIGHT, WIDTH)
+    return source.rasterise(item, source.fetch(item), HEIGHT, WIDTH)
 
 
 def _iou(a: np.ndarray, b: np.ndarray) -> float:
@@ -62,7 +62,7 @@ def test_every_layout_gives_the_same_masks(layout: str, tmp_path: Path) -> None:
     assert {Path(i.file_name).stem for i in source.items} == truth.keys()
     least = 1.0
     for item in source.items:
-        marks = source.mark(item, source.fetch(item), HEIGHT, WIDTH)
+        marks = source.rasterise(item, source.fetch(item), HEIGHT, WIDTH)
         assert not marks.problems
         assert source.fetch(item).data == exports.photo(int(Path(item.file_name).stem[-6:]))
         found = {source.classes[m.class_id]: rle.decode(m.rle, HEIGHT, WIDTH) for m in marks.instances}
@@ -98,7 +98,7 @@ def test_yolo_of_boxes_is_refused(tmp_path: Path) -> None:
     exports.yolo(tmp_path)
     for label in (tmp_path / "labels").rglob("*.txt"):
         label.write_text("0 0.5 0.5 0.2 0.2\n1 0.3 0.3 0.1 0.1\n")
-    with pytest.raises(FssError, match=r"labels/train/2010_000000\.txt: has boxes \(5 numbers a line\), no polygons"):
+    with pytest.raises(FssError, match=r"train/2010_000000\.txt: the file has boxes \(5 numbers a line\), no polygons"):
         _open("yolo", tmp_path)
 
 
@@ -124,19 +124,19 @@ def test_yolo_mistakes_are_told_by_line(tmp_path: Path) -> None:
         _marks(source, 1)
     assert [(f.file_name, f.stage) for f in source.failures] == [("labels/train/ghost.txt", "index")]
     empty = _item(source, "empty")
-    assert source.mark(empty, source.fetch(empty), HEIGHT, WIDTH) == ImageMasks()
+    assert source.rasterise(empty, source.fetch(empty), HEIGHT, WIDTH) == ImageMasks()
 
 
-@pytest.mark.parametrize(("text", "told"), [
+@pytest.mark.parametrize(("text", "message"), [
     (None, "no data.yaml and no classes.txt"), ("names: [", "not valid YAML"), ("nc: 2\n", "has no `names`"),
     ("names: {0: a, 2: b}\n", "has gaps"),
 ])
-def test_yolo_class_names_that_are_none(text: str | None, told: str, tmp_path: Path) -> None:
+def test_yolo_class_names_that_are_none(text: str | None, message: str, tmp_path: Path) -> None:
     exports.yolo(tmp_path)
     (tmp_path / "data.yaml").unlink()
     if text is not None:
         write(tmp_path, "data.yaml", text)
-    with pytest.raises(FssError, match=told):
+    with pytest.raises(FssError, match=message):
         _open("yolo", tmp_path)
 
 
@@ -163,8 +163,8 @@ def test_brush_rle_as_label_studio_writes_it() -> None:
     expected = np.zeros((7, 9), dtype=bool)
     expected[2:6, 3:7], expected[2, 8], expected[3, 0] = True, True, True
     assert np.array_equal(decode_brush(data, 7, 9), expected)
-    for wrong, told in ((data[:20], "ends early"), (data[:3], "ends early"), (b"", "ends early")):
-        with pytest.raises(ValueError, match=told):
+    for wrong, message in ((data[:20], "ends early"), (data[:3], "ends early"), (b"", "ends early")):
+        with pytest.raises(ValueError, match=message):
             decode_brush(wrong, 7, 9)
     with pytest.raises(ValueError, match="252 values, a photo of 9x8 has 288"):
         decode_brush(data, 8, 9)
@@ -220,16 +220,16 @@ def test_label_studio_takes_the_ground_truth_and_labels_apart(tmp_path: Path) ->
     assert [source.classes[m.class_id] for m in _marks(source, 0).instances] == ["bottle"]
 
 
-@pytest.mark.parametrize(("document", "told"), [
+@pytest.mark.parametrize(("document", "message"), [
     ("[", "not valid JSON"),
     ({"images": [], "annotations": []}, "is a COCO file"),
     ([{"id": 4, "image": "a.jpg", "label": [{"points": []}]}], "task 4 has no annotations with results"),
     ([{"id": 5, "completions": [], "data": {"image": "a.jpg"}}], "old .completions. are not read"),
 ])
-def test_label_studio_files_that_are_none(document: Any, told: str, tmp_path: Path) -> None:
+def test_label_studio_files_that_are_none(document: Any, message: str, tmp_path: Path) -> None:
     exports.label_studio(tmp_path)
     write(tmp_path, "project-3.json", document if isinstance(document, str) else json.dumps(document))
-    with pytest.raises(FssError, match=told) as error:
+    with pytest.raises(FssError, match=message) as error:
         _open("label_studio", tmp_path)
     assert "project-3.json" in str(error.value)
 
@@ -238,7 +238,7 @@ def test_label_studio_of_boxes_is_refused(tmp_path: Path) -> None:
     exports.label_studio(tmp_path)
     text = (tmp_path / "project-3.json").read_text().replace("polygonlabels", "rectanglelabels")
     write(tmp_path, "project-3.json", text)
-    with pytest.raises(FssError, match="holds no masks, only a rectangle"):
+    with pytest.raises(FssError, match="the export has no masks, only a rectangle"):
         _open("label_studio", tmp_path)
 
 
@@ -275,18 +275,18 @@ def test_cvat_mistakes_are_told(tmp_path: Path) -> None:
     assert [f.file_name for f in source.failures] == [exports.name(99), f"images/{exports.name(0)}"]
 
 
-@pytest.mark.parametrize(("text", "told"), [
+@pytest.mark.parametrize(("text", "message"), [
     ("<annotations>", "not valid XML"),
-    ("<html></html>", "is no CVAT export"),
+    ("<html></html>", "not a CVAT export"),
     ("<annotations><version>1.1</version></annotations>", "names no image"),
     ('<annotations><track id="0" label="car"></track></annotations>', "export for video"),
     ('<annotations><image id="0" name="a.jpg"></image></annotations>', "image 0 lacks its name, width or height"),
     ('<!DOCTYPE x [<!ENTITY a "b">]><annotations></annotations>', "declares a DOCTYPE"),
 ])
-def test_cvat_files_that_are_none(text: str, told: str, tmp_path: Path) -> None:
+def test_cvat_files_that_are_none(text: str, message: str, tmp_path: Path) -> None:
     exports.cvat(tmp_path)
     write(tmp_path, "annotations.xml", text)
-    with pytest.raises(FssError, match=told) as error:
+    with pytest.raises(FssError, match=message) as error:
         _open("cvat", tmp_path)
     assert "annotations.xml" in str(error.value)
 
@@ -295,7 +295,7 @@ def test_cvat_of_boxes_is_refused(tmp_path: Path) -> None:
     exports.cvat(tmp_path)
     boxes = [exports.cvat_image(i, '<box label="car" xtl="1" ytl="1" xbr="9" ybr="9"></box>') for i in range(PHOTOS)]
     write(tmp_path, "annotations.xml", exports.cvat_document(boxes))
-    with pytest.raises(FssError, match="holds no masks, only a box"):
+    with pytest.raises(FssError, match="the export has no masks, only a box"):
         _open("cvat", tmp_path)
 
 
@@ -316,13 +316,13 @@ def test_table_mistakes_are_told_by_row(tmp_path: Path) -> None:
     _table(tmp_path, rows, **{"file_name": pa.string(), "class": pa.string(), "mask": kind, "image": pa.binary()})
     source = _open("table", tmp_path)
     item = _item(source, "a")
-    marks = source.mark(item, source.fetch(item), HEIGHT, WIDTH)
+    marks = source.rasterise(item, source.fetch(item), HEIGHT, WIDTH)
     assert len(marks.instances) == 1
     assert [p.split(": ")[0] for p in marks.problems] == ["row 1", "row 2", "row 3"]
     assert "unreadable mask" in marks.problems[0]
     assert marks.problems[1:] == ["row 2: has a mask but no class", "row 3: has a class but no mask"]
     nothing = _item(source, "b")
-    assert source.mark(nothing, source.fetch(nothing), HEIGHT, WIDTH) == ImageMasks()
+    assert source.rasterise(nothing, source.fetch(nothing), HEIGHT, WIDTH) == ImageMasks()
     with pytest.raises(BadImage, match=r"t\.parquet row 5: its image is empty"):
         source.fetch(_item(source, "c"))
     assert [(f.file_name, f.reason) for f in source.failures] == [("t.parquet row 6", "its file_name is empty")]
@@ -338,16 +338,16 @@ def test_table_without_names_has_a_photo_a_row(tmp_path: Path) -> None:
     assert source.fetch(source.items[3]).data == exports.photo(1)
 
 
-@pytest.mark.parametrize(("types", "told"), [
+@pytest.mark.parametrize(("types", "message"), [
     ({"class": pa.string(), "mask": pa.binary()}, "has neither a column image nor file_name"),
     ({"image": pa.binary(), "mask": pa.binary()}, "has no column class"),
     ({"image": pa.binary(), "class": pa.int64(), "mask": pa.binary()}, "column class is int64"),
     ({"image": pa.binary(), "class": pa.string(), "mask": pa.list_(pa.float64())}, "column mask is list"),
     ({"image": pa.string(), "class": pa.string(), "mask": pa.binary()}, "column image is string"),
 ])
-def test_table_of_another_schema(types: dict[str, pa.DataType], told: str, tmp_path: Path) -> None:
+def test_table_of_another_schema(types: dict[str, pa.DataType], message: str, tmp_path: Path) -> None:
     _table(tmp_path, [], **types)
-    with pytest.raises(FssError, match=told) as error:
+    with pytest.raises(FssError, match=message) as error:
         _open("table", tmp_path)
     assert "t.parquet" in str(error.value)
     assert "columns: image (binary) or file_name (string)" in str(error.value)

@@ -15,7 +15,7 @@ from PIL import Image
 from fss_models.preprocess import Preprocessor, resize_mask
 from pipelines.data import pixels
 from pipelines.data.decode import decode_sized, decode_square
-from pipelines.data.pixels import SampleReader, _PixelCache, mirror_choices, square_mask
+from pipelines.data.pixels import SampleReader, _PixelCache, mirrors_exactly, square_mask
 from pipelines.data.plan import StreamPlan
 from pipelines.data.shardset import Shards
 from pipelines.data.stream import EpisodeStream, _BlockPool, usable_blocks
@@ -24,7 +24,7 @@ from pipelines.data.stream import EpisodeStream, _BlockPool, usable_blocks
 def _tables(url: str) -> tuple[StreamPlan, dict]:
     shards = Shards(url)
     plan = StreamPlan(usable_blocks(shards, list(shards.classes), set()), shots=2, targets=1, seed=0, pool_bytes=10**8)
-    return plan, _BlockPool(shards, plan, True).hold(set(range(len(plan.blocks))), set())
+    return plan, _BlockPool(shards, plan, True).load(set(range(len(plan.blocks))), set())
 
 
 def _places(plan: StreamPlan) -> list[tuple[int, int]]:
@@ -42,7 +42,7 @@ def test_samples_are_those_of_the_image_table(shapes_shards: str, limit: int) ->
             expected = shards.sample(found.image_id, plan.blocks[place[0]].class_id)
             for name in ("image", "mask", "ignore"):
                 assert np.array_equal(getattr(found, name), getattr(expected, name))
-            assert reader.held <= limit
+            assert reader.cached_bytes <= limit
 
 
 def test_a_photo_is_decoded_once_though_many_ask(shapes_shards: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,7 +75,7 @@ def test_a_failure_is_not_kept() -> None:
         kept.get("a", lambda: (1 // 0, 1))
     assert kept.get("a", lambda: (7, 60)) == 7
     assert kept.get("b", lambda: (8, 60)) == 8
-    assert kept.held == 60  # the older one made room
+    assert kept.size == 60  # the older one made room
     assert kept.get("a", lambda: (9, 1)) == 9
 
 
@@ -91,8 +91,8 @@ def test_a_square_gives_published_preprocessing_the_same_pixels(size: tuple[int,
 
 
 def test_mirrored_squares_at_odd_sizes() -> None:
-    """Photos: always. Masks: where `mirror_choices` says so, and only there."""
-    rng, told = np.random.default_rng(0), set()
+    """Photos: always. Masks: where `mirrors_exactly` says so, and only there."""
+    rng, pairs = np.random.default_rng(0), set()
     for _ in range(150):
         width, side = int(rng.integers(2, 1500)), int(rng.choice([96, 256, 384, 473, 512, 640]))
         width = side * int(rng.integers(1, 4)) if rng.random() < 0.2 else width
@@ -105,9 +105,9 @@ def test_mirrored_squares_at_odd_sizes() -> None:
         assert np.array_equal(by_columns, small)
         assert by_columns.flags.c_contiguous
         same = np.array_equal(small[:, ::-1], square_mask(np.ascontiguousarray(mask[:, ::-1]), side))
-        assert same or not mirror_choices(width, side)
-        told.add((same, mirror_choices(width, side)))
-    assert told == {(True, True), (False, False)}
+        assert same or not mirrors_exactly(width, side)
+        pairs.add((same, mirrors_exactly(width, side)))
+    assert pairs == {(True, True), (False, False)}
 
 
 def _square(image: np.ndarray, side: int) -> np.ndarray:

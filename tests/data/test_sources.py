@@ -26,7 +26,7 @@ def _open(kind: str, root: Path, **over: str) -> Source:
 
 def _marks(source: Source, name: str, height: int = 40, width: int = 60) -> ImageMasks:
     item = next(i for i in source.items if i.file_name == name)
-    return source.mark(item, source.fetch(item), height, width)
+    return source.rasterise(item, source.fetch(item), height, width)
 
 
 def test_rle_round_trip_and_union() -> None:
@@ -80,10 +80,11 @@ def test_coco_prefers_the_folder_of_its_annotation_file(tmp_path: Path) -> None:
         _open("coco", tmp_path)
 
 
-@pytest.mark.parametrize(("text", "told"), [("{", "not valid JSON"), ('{"images": []}', "has no list 'annotations'")])
-def test_coco_annotations_that_are_none(tmp_path: Path, text: str, told: str) -> None:
+@pytest.mark.parametrize(("text", "message"), [("{", "not valid JSON"),
+                                               ('{"images": []}', "has no list 'annotations'")])
+def test_coco_annotations_that_are_none(tmp_path: Path, text: str, message: str) -> None:
     write(tmp_path, "annotations/a.json", text)
-    with pytest.raises(FssError, match=told):
+    with pytest.raises(FssError, match=message):
         _open("coco", tmp_path)
 
 
@@ -97,7 +98,7 @@ def test_voc(voc_root: Path) -> None:
     assert rle.area(marks.void, 40, 60) == 25
     assert [(f.file_name, f.stage) for f in source.failures] == [("2008_000002.jpg", "index")]
     item = next(i for i in source.items if i.file_name == "2008_000001.jpg")
-    assert source.sizes(item, source.fetch(item)) == (30, 30)  # the build then refuses the photo
+    assert source.annotated_size(item, source.fetch(item)) == (30, 30)  # the build then refuses the photo
 
 
 def test_voc_prefers_the_augmented_masks(voc_root: Path) -> None:

@@ -23,7 +23,7 @@ def _blocks(*sizes: int, class_id: int = 0, start: int = 0) -> list[Block]:
 
 
 def _epoch(plan: StreamPlan, epoch: int) -> list:
-    return [plan.spec(epoch, w, i) for w, window in enumerate(plan.windows(epoch)) for i in range(len(window))]
+    return [plan.episode(epoch, w, i) for w, window in enumerate(plan.windows(epoch)) for i in range(len(window))]
 
 
 @pytest.mark.parametrize("sampler", ["natural", "balanced"])
@@ -117,13 +117,13 @@ def test_a_resumed_stream_continues_identically(shapes_shards: str) -> None:
     with _stream(shapes_shards, pool_bytes=130_000) as stream:
         assert len(stream.plan.windows(0)) > 2
         total = sum(len(w) for w in stream.plan.windows(0)) // 4 + 8  # into the second epoch
-        told, positions = [], []
+        expected, positions = [], []
         for batch in islice(stream, total):
-            told.append(_key(batch))
+            expected.append(_key(batch))
             positions.append(json.loads(json.dumps(stream.position)))
     for at in (0, 3, total // 2, total - 4):
         with _stream(shapes_shards, pool_bytes=130_000, position=positions[at]) as again:
-            assert [_key(b) for b in islice(again, 3)] == told[at + 1 : at + 4]
+            assert [_key(b) for b in islice(again, 3)] == expected[at + 1 : at + 4]
 
 
 def test_two_ranks_share_the_batches_of_one(shapes_shards: str) -> None:

@@ -73,7 +73,7 @@ def test_only_what_is_missing_is_made(
     after = files_of(folder)
     assert {n for n, at in before.items() if after.get(n) != at} <= {
         "about.json", f"parts/{lost.name}", f"index/{lost.stem}.parquet"}
-    held = FeatureFolder.open(features_url(recipe), folder.name).held
+    held = FeatureFolder.open(features_url(recipe), folder.name).locations
     assert {p.sha256 for p in held} == wanted
     assert len(held) == 2 * len(wanted)
 

@@ -1,4 +1,4 @@
-"""Records, identities and folders, in this process: what is written is what is read, and damage is told by name."""
+"""Records, identities and folders, in this process: what is written is what is read, and errors name the damage."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fss_models.errors import FssError
 from infra.local.s3 import S3Server
 from pipelines.base.storage import join
 from pipelines.data.schema import PhotoKey
-from pipelines.features.about import FeatureFolderInfo, check_probe, describe
+from pipelines.features.about import FeatureFolderInfo, check_probe, describe_frozen_part
 from pipelines.features.folder import FeatureFolder, part_name
 from pipelines.features.info import describe_features
 from pipelines.features.reader import FeatureReader
@@ -72,7 +72,7 @@ def test_the_reader_gives_photos_in_the_order_asked(tmp_path: Path) -> None:
 def test_damage_is_told_by_the_part_s_hash(tmp_path: Path) -> None:
     """A flipped byte and a cut part; the others can still be read."""
     folder = written(str(tmp_path))
-    spot = folder.held[PHOTOS[4]]
+    spot = folder.locations[PHOTOS[4]]
     file = Path(folder.store.path(part_name(spot.part)))
     good = file.read_bytes()
     file.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
@@ -83,7 +83,7 @@ def test_damage_is_told_by_the_part_s_hash(tmp_path: Path) -> None:
         describe_features(str(tmp_path), verify=True)
     reader(PHOTOS[:4])
     file.write_bytes(good[:-1])
-    assert FeatureFolder.open(str(tmp_path), folder.about.name).held.keys() == set(PHOTOS[:3])
+    assert FeatureFolder.open(str(tmp_path), folder.about.name).locations.keys() == set(PHOTOS[:3])
 
 
 def test_an_unfinished_folder_is_told(tmp_path: Path) -> None:
@@ -110,12 +110,12 @@ def test_ranges_in_object_storage(s3_server: S3Server) -> None:
 def test_methods_with_one_frozen_part_share_a_folder() -> None:
     """FCP and VRP-SAM do; another seed's random trunk, another side and another precision do not."""
     names = {
-        "fcp": describe(registry.build("fcp", "debug"), "float32").name,
-        "vrp_sam": describe(registry.build("vrp_sam", "debug"), "float32").name,
-        "seed": describe(registry.build("fcp", "debug", seed=1), "float32").name,
-        "fssam": describe(registry.build("fssam", "debug"), "float32").name,
-        "bfloat16": describe(registry.build("fcp", "debug"), "bfloat16").name,
-        "prior": describe(registry.build("fssam", "debug", {"side": 96}), "float32").name,
+        "fcp": describe_frozen_part(registry.build("fcp", "debug"), "float32").name,
+        "vrp_sam": describe_frozen_part(registry.build("vrp_sam", "debug"), "float32").name,
+        "seed": describe_frozen_part(registry.build("fcp", "debug", seed=1), "float32").name,
+        "fssam": describe_frozen_part(registry.build("fssam", "debug"), "float32").name,
+        "bfloat16": describe_frozen_part(registry.build("fcp", "debug"), "bfloat16").name,
+        "prior": describe_frozen_part(registry.build("fssam", "debug", {"side": 96}), "float32").name,
     }
     assert names["fcp"] == names["vrp_sam"]
     assert len(set(names.values())) == 5
@@ -125,18 +125,18 @@ def test_methods_with_one_frozen_part_share_a_folder() -> None:
 def test_training_leaves_the_identity_alone() -> None:
     """What is trained is no part of it, nor is the mode that the model is in."""
     model = registry.build("fcp", "debug").train()
-    before = describe(model, "float32")
+    before = describe_frozen_part(model, "float32")
     with torch.no_grad():
         for parameter in (p for p in model.parameters() if p.requires_grad):
             parameter.add_(1.0)
     assert model.training
-    assert describe(model, "float32") == before
-    assert describe(model.eval(), "float32") == before
+    assert describe_frozen_part(model, "float32") == before
+    assert describe_frozen_part(model.eval(), "float32") == before
     check_probe(model, before, where="here")
 
 
 def test_features_of_other_code_are_refused() -> None:
-    about = describe(registry.build("fcp", "debug"), "float32")
+    about = describe_frozen_part(registry.build("fcp", "debug"), "float32")
     name = next(iter(about.probe))
     changed = about.model_copy(update={"probe": about.probe | {name: [v + 1 for v in about.probe[name]]}})
     with pytest.raises(FssError, match=f"map {name!r} is not what this program computes"):
@@ -146,4 +146,4 @@ def test_features_of_other_code_are_refused() -> None:
 @pytest.mark.parametrize("method", ["sansa", "prior"])
 def test_a_method_without_a_frozen_part_is_refused(method: str) -> None:
     with pytest.raises(FssError, match=f"{method}.*no frozen features to keep.*train.features=off"):
-        describe(registry.build(method, "debug"), "float32")
+        describe_frozen_part(registry.build(method, "debug"), "float32")

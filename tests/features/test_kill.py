@@ -62,7 +62,7 @@ def test_a_killed_build_goes_on(make_recipe: MakeRecipe, tmp_path: Path) -> None
     assert all(p.stat().st_mtime_ns == at for p, at in before.items()), "finished parts were written again"
     quiet = recipe.model_copy(update={"features": tiny.model_copy(update={"url": str(tmp_path / "quiet")})})
     (other,) = answer(command(quiet, tmp_path, "features", "build"))["folders"]  # type: ignore[misc]
-    held = [FeatureFolder.open(str(Path(f["features"]).parent), folder.name).held for f in (facts, other)]
+    held = [FeatureFolder.open(str(Path(f["features"]).parent), folder.name).locations for f in (facts, other)]
     assert held[0] == held[1]
     assert len(held[0]) == facts["records"]
 

@@ -11,7 +11,7 @@ import fss_models.shipped
 from jobs.cli import make_app
 from pipelines.bundles.bundle import load_bundle, read_bundle_info
 from pipelines.data.benchmarks.pascal import NAMES, fold_classes
-from pipelines.data.class_names import counterparts
+from pipelines.data.class_names import find_counterparts
 
 PLACE = Path(__file__).parents[2] / "benchmarks" / "bundles"
 
@@ -35,7 +35,7 @@ def test_each_saw_no_class_of_its_fold_under_any_name(fold: int) -> None:
     info = read_bundle_info(str(PLACE / f"nano_pascal5i/fold-{fold}"))
     novel = [NAMES[c] for c in fold_classes(fold)]
     assert len(novel) == 5
-    assert not counterparts(novel, dict(enumerate(info.classes)))
+    assert not find_counterparts(novel, dict(enumerate(info.classes)))
     assert set(novel) == set(info.provenance["hidden_classes"]["voc"])
     assert {n for n in NAMES.values() if n not in novel} <= set(info.classes)
     assert info.trained_on

@@ -59,7 +59,7 @@ def by_source(format_: str, root: Path, photos: Path, truth: Masks, **more: str)
             assert item.file_name.endswith("bad.jpg")  # in the folder, but never labelled
             continue
         height, width = truth[name]["fork"].shape
-        marks = source.mark(item, source.fetch(item), height, width)
+        marks = source.rasterise(item, source.fetch(item), height, width)
         assert not marks.problems
         for mark in marks.instances:
             own = found.setdefault(name, {})

@@ -19,7 +19,7 @@ from pipelines.config.run import RunSpec
 from pipelines.config.sweep import SweepConfig
 from pipelines.config.train import TrainConfig
 from pipelines.data.benchmarks.coco import PASCAL_IN_COCO
-from pipelines.data.class_names import counterparts, meanings
+from pipelines.data.class_names import find_counterparts, meanings
 from pipelines.data.folds import FoldData
 from pipelines.data.shardset import Shards
 from pipelines.sweeps.plan import plan_sweep
@@ -75,7 +75,7 @@ def test_pascal_and_coco_names_meet() -> None:
     assert len({frozenset(meanings(c)) for c in PASCAL_IN_COCO.values()}) == 20
     others = {0: "Dining_Table", 1: "car", 2: "sofa, couch, lounge", 3: "bus_(vehicle)", 4: "dog+HEAD", 5: "chair:leg",
               6: "carrot", 7: "hot dog"}
-    found = counterparts(["diningtable", "sofa", "bus", "dog", "chair"], others)
+    found = find_counterparts(["diningtable", "sofa", "bus", "dog", "chair"], others)
     assert set(found) == {0, 2, 3, 4, 5}, "carrot is no car, a hot dog no dog"
 
 

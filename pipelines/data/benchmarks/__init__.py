@@ -1,4 +1,4 @@
-"""The published benchmarks, one file each: raw layout, classes, folds, filters, and the lists of test episodes."""
+"""The published benchmarks, one module each: raw layout, classes, folds, filters and lists of test episodes."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from pipelines.config.data import BENCHMARKS, SourceConfig
 from pipelines.data.benchmarks.protocol import Benchmark
 from pipelines.data.sources.base import Source
 
-_FILES = {"pascal5i": "pascal", "coco20i": "coco", "lvis92i": "lvis"}  # the others are named as their benchmark
+_FILES = {"pascal5i": "pascal", "coco20i": "coco", "lvis92i": "lvis"}  # other modules have the benchmark's name
 
 
 def find_benchmark(name: str) -> Benchmark:
-    """The benchmark of that name. Raises `FssError`."""
+    """The benchmark with a name. Raises `FssError` if there is none."""
     if name not in BENCHMARKS:
         raise FssError(f"there is no benchmark {name!r}", mend=f"known: {', '.join(BENCHMARKS)}")
     return cast(Benchmark, import_module(f"pipelines.data.benchmarks.{_FILES.get(name, name)}").BENCHMARK)
 
 
 def open_benchmark(cfg: SourceConfig) -> Source:
-    """Its indexed raw data. Raises `FssError` for a layout that is not the published one."""
+    """The raw data of a benchmark as an indexed source. Raises `FssError` if the layout is not the published one."""
     benchmark = find_benchmark(cfg.format)
     return benchmark.source(cfg.model_copy(update={"root": benchmark.home(cfg.root)}))

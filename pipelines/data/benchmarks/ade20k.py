@@ -1,6 +1,6 @@
-"""ADE20K (SceneParsing, 150 classes): for generalist training only (specification sansa sections 5 and 6).
+"""ADE20K (SceneParsing, 150 classes), which SANSA uses to train its generalist model, not to test.
 
-No class is in a fold; its validation photos can be scored with all classes at once (`--fold -1`).
+No class is in a fold. The validation photos can be scored with all classes at once (`--fold -1`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ CLASSES = 150
 
 
 class Ade20kSource(LabelMapSource):
-    """Value v of a label map is class v - 1, 0 everything else (background). Names are objectInfo150.txt's."""
+    """Value v of a label map is class v - 1; 0 is everything else (background). objectInfo150.txt names the classes."""
 
     def __init__(self, cfg: SourceConfig) -> None:
         super().__init__(cfg)
@@ -34,13 +34,13 @@ class Ade20kSource(LabelMapSource):
                                                        "the label maps name this photo but it is missing"))
                 else:
                     self.items.append(SourceImage(image_id=photo_number(name), file_name=name, path=photos[stem],
-                                                  marks=mask, split=split))
+                                                  annotations=mask, split=split))
         self.items = unique_ids(self.items)
-        self.fingerprint = digest_of([(i.path, files[i.path], i.marks, files[i.marks]) for i in self.items])
+        self.fingerprint = digest_of([(i.path, files[i.path], i.annotations, files[i.annotations]) for i in self.items])
 
 
 def _names(text: str) -> list[str]:
-    """The last column, a class's first synonym; the head line names the columns."""
+    """The first synonym of each class, from the last column of objectInfo150.txt without its header line."""
     rows = [line.split("\t") for line in text.splitlines() if line.strip()]
     return [row[-1].split(",")[0].strip() for row in rows[1 : CLASSES + 1]]
 

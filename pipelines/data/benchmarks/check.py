@@ -1,4 +1,4 @@
-"""Is a raw copy of a benchmark whole? Counts its files and opens its index; says what is missing and where it is."""
+"""Checks whether a raw copy of a benchmark is complete: counts its files, opens its index, reports what is missing."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from pipelines.data.sources.base import listing
 
 @dataclass(frozen=True, kw_only=True)
 class FoundLayoutPart:
-    """One part of the layout: files found, files published (None: unknown), and what is wrong with that."""
+    """One part of the layout in a raw copy: number of files found, number published (None: unknown), and its state."""
 
     what: str
     where: str
     found: int
     published: int | None
-    state: str  # ok | missing | incomplete | absent (and not needed)
+    state: str  # ok | missing | incomplete | absent (optional)
     get: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayoutReport:
-    """What `fss data check` tells."""
+    """The result of `fss data check`."""
 
     dataset: str
     verified: bool
@@ -42,29 +42,29 @@ class LayoutReport:
 
     @property
     def complete(self) -> bool:
-        """Whether nothing that is needed is missing."""
+        """Whether no problem was found."""
         return not self.problems
 
     def as_json(self) -> dict[str, Any]:
-        """For `--json`."""
+        """The report as the JSON of `fss data check --json`."""
         return {**asdict(self), "complete": self.complete}
 
 
 def check_benchmark(name: str, root: str, *, lists: str = "", subset: bool = False) -> LayoutReport:
-    """Look at a raw copy. `subset`: fewer files than published are wanted (a part of the dataset).
+    """Check a raw copy of a benchmark. With `subset`, fewer files than published are no problem.
 
-    Raises `FssError` for an unknown benchmark or a place that cannot be read.
+    Raises `FssError` for an unknown benchmark or a root that cannot be read.
     """
     benchmark = find_benchmark(name)
     store = Store(benchmark.home(root))
     try:
         files = list(listing(store))
     except FssError as error:
-        if error.__cause__ is not None:  # a place that cannot be read, other than an empty one
+        if error.__cause__ is not None:  # the root cannot be read; an empty one has no cause
             raise
         files = []
     parts = [_part(p, files, subset) for p in benchmark.parts]
-    problems = [f"{p.what}: {p.found} of {p.published or 'some'} files" for p in parts
+    problems = [f"{p.what}: {p.found} of {p.published} files" if p.published else f"{p.what}: no files" for p in parts
                 if p.state in ("missing", "incomplete")]
     report = LayoutReport(dataset=name, verified=benchmark.verified, note=benchmark.note, root=store.url, parts=parts,
                           problems=problems)
@@ -80,7 +80,7 @@ def check_benchmark(name: str, root: str, *, lists: str = "", subset: bool = Fal
     report.unusable.update(Counter(f"{f.stage}: {f.reason}" for f in source.failures))
     lost = [f for f in source.failures if f.stage == "index"]
     if lost:
-        report.problems.append(f"{len(lost)} photos, masks or classes that do not fit together, first "
+        report.problems.append(f"{len(lost)} photos, masks or classes do not fit together; the first is "
                                f"{lost[0].file_name}: {lost[0].reason}")
     if not source.items:
         report.problems.append("no usable photo")

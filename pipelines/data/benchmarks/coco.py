@@ -1,4 +1,4 @@
-"""COCO-20i: COCO 2014 with HSNet's label maps, split interleaved or contiguous (specification datasets section 2)."""
+"""COCO-20i: COCO 2014 with HSNet's label maps. The classes are split interleaved or contiguously."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ CLASSES = (  # in category-id order
     "refrigerator", "book", "clock", "vase", "scissors", "teddy bear", "hair drier", "toothbrush",
 )  # fmt: skip
 NAMES = dict(enumerate(CLASSES))
-FROM = frozenset({"lists", "shards", "split"})
+OPTIONS = frozenset({"lists", "shards", "split"})
 CHECKED = {  # val lists of HSNet's folds 0 to 3 and BAM's 1 to 3
     "hsnet": frozenset({"694595014ffb6ca1", "093bfd3488c08e11", "f240177f18619a84", "701d526c9f954bec"}),
     "bam": frozenset({"e2030892482283fd", "48d713e9df7172ec", "76e33acb6bc02851"}),
 }
-# PASCAL class -> its COCO counterpart: a PASCAL class is tested with the COCO fold that held it out (RePRI's protocol)
+# PASCAL class -> its COCO counterpart. RePRI's transfer protocol tests a PASCAL class on the fold that left it out.
 PASCAL_IN_COCO = {
     "aeroplane": "airplane", "bicycle": "bicycle", "bird": "bird", "boat": "boat", "bottle": "bottle", "bus": "bus",
     "car": "car", "cat": "cat", "chair": "chair", "cow": "cow", "diningtable": "dining table", "dog": "dog",
@@ -54,18 +54,21 @@ PASCAL_IN_COCO = {
 
 
 def fold_classes(fold: int, rule: str = "interleaved") -> list[int]:
-    """Interleaved: {f, f + 4, ...}; contiguous (PANet): {20f, ..., 20f + 19}. Not comparable. Raises `FssError`."""
+    """The tested classes of fold f. Interleaved: {f, f + 4, ...}; contiguous (PANet): {20f, ..., 20f + 19}.
+
+    Scores of the two splits are not comparable. Raises `FssError` for an unknown fold.
+    """
     check_fold(fold, FOLDS)
     return list(range(fold, 80, FOLDS)) if rule == "interleaved" else list(range(20 * fold, 20 * fold + 20))
 
 
 def transfer_fold(pascal_class: str) -> int:
-    """COCO -> PASCAL: the fold whose training leaves that PASCAL class out."""
+    """The COCO fold whose training leaves out the counterpart of a PASCAL class (COCO-to-PASCAL transfer)."""
     return CLASSES.index(PASCAL_IN_COCO[pascal_class]) % FOLDS
 
 
 class Coco20iSource(LabelMapSource):
-    """train2014 is trained on, val2014 tested. Label maps have neither void nor crowd. Folds: the recipe's rule."""
+    """train2014 is for training, val2014 for testing. Label maps have no void or crowd. The recipe sets the folds."""
 
     def __init__(self, cfg: SourceConfig) -> None:
         super().__init__(cfg)
@@ -81,64 +84,65 @@ class Coco20iSource(LabelMapSource):
                                                        "the label maps name this photo but it is missing"))
                 else:
                     self.items.append(SourceImage(image_id=photo_number(name), file_name=name, path=photos[stem],
-                                                  marks=mask, split=split))
+                                                  annotations=mask, split=split))
         self.items = unique_ids(self.items)
-        self.fingerprint = digest_of([(i.path, files[i.path], i.marks, files[i.marks]) for i in self.items])
+        self.fingerprint = digest_of([(i.path, files[i.path], i.annotations, files[i.annotations]) for i in self.items])
 
 
 # ---- lists of test episodes ---------------------------------------------------------------------------------------
 
-def _classes(ask: ListRequest) -> list[int]:
-    """The fold's classes: as the shards split them, interleaved where a published list is read."""
-    if ask.shards and not ask.lists:
-        return ask.opened.fold_classes(ask.fold)
-    return fold_classes(ask.fold)
+def _classes(request: ListRequest) -> list[int]:
+    """The classes of the fold: as the shards split them, or interleaved for a published list."""
+    if request.shards and not request.lists:
+        return request.opened_shards.fold_classes(request.fold)
+    return fold_classes(request.fold)
 
 
 def _content(pools: Mapping[int, list[str]]) -> str:
     return content_digest([(c, names) for c, names in sorted(pools.items()) if names])
 
 
-def _hsnet(ask: ListRequest, episodes: int, seed: int) -> DrawnEpisodes:
-    classes = _classes(ask)
-    if ask.lists:
-        pools, file = coco_images(ask.lists, "val", ask.fold)
+def _hsnet(request: ListRequest, episodes: int, seed: int) -> DrawnEpisodes:
+    classes = _classes(request)
+    if request.lists:
+        pools, file = coco_images(request.lists, "val", request.fold)
         origin, content = f"HSNet list {file.sha256[:16]}", _content(pools)
     else:
-        pools, origin, content = draw_pools(ask), shard_origin(ask), ""
-    draws = class_uniform(pools, classes, shots=ask.shots, episodes=episodes, seed=seed)
+        pools, origin, content = draw_pools(request), shard_origin(request), ""
+    draws = class_uniform(pools, classes, shots=request.shots, episodes=episodes, seed=seed)
     return DrawnEpisodes(draws=draws, classes=NAMES, origin=origin, content=content)
 
 
-def _bam(ask: ListRequest, episodes: int, seed: int) -> DrawnEpisodes:
-    """VRP-SAM and FCP: HSNet's sampler over BAM's lists. Their fold-0 list names train2014 photos.
+def _bam(request: ListRequest, episodes: int, seed: int) -> DrawnEpisodes:
+    """VRP-SAM and FCP: HSNet's sampler over BAM's lists.
 
-    By rule that list is `--split train` (specification fcp_vrp section 8.2(6)).
+    The val list of fold 0 in their repositories names train2014 photos. Without lists, `--split train` uses these.
     """
-    classes = _classes(ask)
-    if ask.lists:
-        pools, file = bam_classes(ask.lists, "val", ask.fold)
+    classes = _classes(request)
+    if request.lists:
+        pools, file = bam_classes(request.lists, "val", request.fold)
         origin, content = f"BAM list {file.sha256[:16]}", _content(pools)
     else:
-        pools, origin, content = draw_pools(ask), shard_origin(ask), ""
-    draws = class_uniform(pools, classes, shots=ask.shots, episodes=episodes, seed=seed)
+        pools, origin, content = draw_pools(request), shard_origin(request), ""
+    draws = class_uniform(pools, classes, shots=request.shots, episodes=episodes, seed=seed)
     return DrawnEpisodes(draws=draws, classes=NAMES, origin=origin, content=content)
 
 
-def _fssam(ask: ListRequest, episodes: int, seed: int) -> DrawnEpisodes:
-    """The list in order, the class from what the label shows; published lists say it by naming a photo in a class."""
-    classes = _classes(ask)
-    if ask.lists:
-        names, file = bam_images(ask.lists, "val", ask.fold)
-        pools, second = bam_classes(ask.lists, "val", ask.fold)
+def _fssam(request: ListRequest, episodes: int, seed: int) -> DrawnEpisodes:
+    """FSSAM: queries in the order of the list, the class random among those of the fold that the photo shows."""
+    classes = _classes(request)
+    if request.lists:
+        names, file = bam_images(request.lists, "val", request.fold)
+        pools, second = bam_classes(request.lists, "val", request.fold)
         origin = f"BAM lists {file.sha256[:16]} {second.sha256[:16]}"
     else:
-        pools = {c: [PurePosixPath(n).stem for n in p] for c, p in draw_pools(ask).items() if c in classes}
-        names, origin = sorted({n for p in pools.values() for n in p}), shard_origin(ask)
-    shown = {PurePosixPath(row["file_name"]).stem: row["class_ids"] for row in ask.opened.rows.values()}
+        pools = {c: [PurePosixPath(n).stem for n in p] for c, p in draw_pools(request).items() if c in classes}
+        names, origin = sorted({n for p in pools.values() for n in p}), shard_origin(request)
+    shown = {PurePosixPath(row["file_name"]).stem: row["class_ids"] for row in request.opened_shards.rows.values()}
     listed = [(n, sorted(c for c in shown.get(n, ()) if c in classes)) for n in names]
-    draws = by_worker(listed, pools, shots=ask.shots, episodes=episodes, seed=seed, workers=ask.workers or WORKERS)
-    return DrawnEpisodes(draws=draws, classes=NAMES, origin=f"{origin}, {ask.workers or WORKERS} workers")
+    workers = request.workers or WORKERS
+    draws = by_worker(listed, pools, shots=request.shots, episodes=episodes, seed=seed, workers=workers)
+    return DrawnEpisodes(draws=draws, classes=NAMES, origin=f"{origin}, {workers} workers")
 
 
 _GET = "http://images.cocodataset.org/zips/{}.zip"
@@ -152,7 +156,7 @@ BENCHMARK = Benchmark(name="coco20i", title="COCO-20i", source=Coco20iSource, ho
                                         suffixes=(".png",), get=_PNG.format("train2014")),
                              LayoutPart(what="val2014 label maps", folders=("annotations/val2014",), suffixes=(".png",),
                                         get=_PNG.format("val2014")),),
-                      families={"hsnet": EpisodeFamily(draw=_hsnet, seed=0, checked=CHECKED["hsnet"], uses=FROM),
-                                "bam": EpisodeFamily(draw=_bam, seed=321, checked=CHECKED["bam"], uses=FROM),
-                                "fssam": EpisodeFamily(draw=_fssam, seed=321, uses=FROM | {"workers"}),
+                      families={"hsnet": EpisodeFamily(draw=_hsnet, seed=0, checked=CHECKED["hsnet"], uses=OPTIONS),
+                                "bam": EpisodeFamily(draw=_bam, seed=321, checked=CHECKED["bam"], uses=OPTIONS),
+                                "fssam": EpisodeFamily(draw=_fssam, seed=321, uses=OPTIONS | {"workers"}),
                                 "drawn": EpisodeFamily(draw=draw_fresh, seed=0),},)

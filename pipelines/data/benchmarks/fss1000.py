@@ -1,6 +1,7 @@
-"""FSS-1000: 1000 classes of ten images; train, val and test are classes (specification datasets section 3).
+"""FSS-1000: 1000 classes of ten images, split into train, val and test classes.
 
-Fold 0 tests the 240 test classes, fold 1 the 240 val classes (for choosing a model); the 520 others are only trained.
+Fold 0 tests the 240 test classes. Fold 1 tests the 240 val classes, for choosing a model. The other 520 classes are
+only for training.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ from pipelines.data.sources.base import SourceFailure, SourceImage, digest_of, l
 
 SPLITS = ("trn", "val", "test")  # in the order of the class ids: 0.., 520.., 760..
 FOLD = {"trn": NO_FOLD, "val": 1, "test": 0}
-IMAGES = 10  # of a class
+IMAGES = 10  # per class
 _PHOTO = re.compile(r"(?P<name>[^/]+)/(?P<number>\d+)\.jpg")
 
 
 class Fss1000Source(MaskFileSource):
-    """Class id = rank in the sorted split file, after the classes of the splits before it."""
+    """The id of a class is its rank in its sorted split file, plus the number of classes in the splits before."""
 
     def __init__(self, cfg: SourceConfig) -> None:
         super().__init__(cfg)
@@ -43,10 +44,11 @@ class Fss1000Source(MaskFileSource):
         named = {split: fss_classes(lists, split)[0] for split in SPLITS}
         self.classes = [name for split in SPLITS for name in named[split]]
         if len(set(self.classes)) < len(self.classes):
-            raise FssError("a class is in two splits", where=lists)
+            raise FssError("a class is in two of the split files", where=lists)
         self.fold_table = [FOLD[split] for split in SPLITS for _ in named[split]]
         self._index({f.removeprefix(base): f for f in files if f.startswith(base)})
-        self.fingerprint = digest_of([(i.path, files[i.path], i.marks, files[i.marks[1]]) for i in self.items])
+        self.fingerprint = digest_of([(i.path, files[i.path], i.annotations, files[i.annotations[1]])
+                                      for i in self.items])
 
     def _index(self, files: dict[str, str]) -> None:
         ids, table = {name: i for i, name in enumerate(self.classes)}, self.fold_table or []
@@ -62,7 +64,7 @@ class Fss1000Source(MaskFileSource):
             else:
                 split = "train" if table[class_id] == NO_FOLD else "test"
                 self.items.append(SourceImage(image_id=photo_number(name), file_name=name, path=path,
-                                              marks=(class_id, mask), split=split))
+                                              annotations=(class_id, mask), split=split))
         absent = [c for c in self.classes if not any(n.startswith(f"{c}/") for n in files)]
         self.failures += [SourceFailure(c, "index",
                                         "a split file names this class but it has no folder") for c in absent]
@@ -70,36 +72,40 @@ class Fss1000Source(MaskFileSource):
 
 
 def _places(files: dict[str, int], cfg: SourceConfig, where: str) -> tuple[str, str]:
-    """(prefix of the class folders, URL of the split files): HSNet's layout, or Matcher's with data/ and splits/."""
+    """(prefix of the class folders, URL of the split files), for HSNet's layout or Matcher's (data/ and splits/).
+
+    Raises `FssError` for any other layout.
+    """
     splits = next((f.removesuffix("test.txt") for f in sorted(files) if f.endswith("splits/test.txt")), None)
     if splits is None and not cfg.lists:
-        raise FssError("which classes are tested? there is no splits/test.txt", where=where,
+        raise FssError("there is no splits/test.txt, so the test classes are unknown", where=where,
                        mend="set data.source.lists to the folder of trn.txt, val.txt and test.txt")
     lists = cfg.lists or f"{where}/{splits}".rstrip("/")
     if splits is not None and any(f.startswith(f"{splits.removesuffix('splits/')}data/") for f in files):
         return f"{splits.removesuffix('splits/')}data/", lists
     photos = [m[0] for f in files if (m := re.search(r"[^/]+/\d+\.jpg$", f))]
     if not photos:
-        raise FssError("no CLASS/NUMBER.jpg", where=where, mend="`fss data check` says what the layout is")
+        raise FssError("there is no photo CLASS/NUMBER.jpg", where=where, mend="see the layout with `fss data check`")
     return base_of(files, photos[0], where), lists
 
 
 # ---- lists of test episodes ---------------------------------------------------------------------------------------
 
-def _hsnet(ask: ListRequest, episodes: int, seed: int) -> DrawnEpisodes:
-    """Every image of the test (fold 1: val) classes once."""
-    check_fold(ask.fold, 2)
-    split = "test" if ask.fold == 0 else "val"
-    lists = ask.lists
+def _hsnet(request: ListRequest, episodes: int, seed: int) -> DrawnEpisodes:
+    """Every image of the test classes (fold 1: of the val classes) is a query once."""
+    check_fold(request.fold, 2)
+    split = "test" if request.fold == 0 else "val"
+    lists = request.lists
     if not lists:
-        if not ask.root:
-            raise FssError("which classes are tested?", mend="give --lists or --root")
-        lists = _places(listing(Store(ask.root)), SourceConfig(format="fss1000", root=ask.root), ask.root)[1]
+        if not request.root:
+            raise FssError("the test classes are unknown", mend="give --lists or --root")
+        cfg = SourceConfig(format="fss1000", root=request.root)
+        lists = _places(listing(Store(request.root)), cfg, request.root)[1]
     counts = [len(fss_classes(lists, s)[0]) for s in SPLITS]
     names, file = fss_classes(lists, split)
     first = sum(counts[: SPLITS.index(split)])
     pools = {first + i: [f"{name}/{n}.jpg" for n in range(1, IMAGES + 1)] for i, name in enumerate(names)}
-    draws = every_image(pools, shots=ask.shots, seed=seed)
+    draws = every_image(pools, shots=request.shots, seed=seed)
     return DrawnEpisodes(draws=draws[:episodes] if episodes else draws, classes=dict(enumerate(names, first)),
                          origin=f"HSNet list {file.sha256[:16]}")
 

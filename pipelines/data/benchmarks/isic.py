@@ -1,6 +1,7 @@
-"""ISIC 2018 task 1 as cross-domain test set: three kinds of skin lesion (specification sansa section 6; unverified).
+"""ISIC 2018 task 1 as a cross-domain test set: three kinds of skin lesion. Unverified: no copy was available.
 
-Photos lie in folders 1, 2, 3 (the kinds) below ISIC2018_Task1-2_Training_Input; without them there is one class.
+Photos are in the folders 1, 2 and 3 (the kinds) below ISIC2018_Task1-2_Training_Input. Without these folders there is
+one class.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ PHOTOS, MASKS, KINDS = "ISIC2018_Task1-2_Training_Input", "ISIC2018_Task1_Traini
 
 
 class IsicSource(MaskFileSource):
-    """Tested only: every class in fold 0, every photo a test photo."""
+    """For testing only: every class is in fold 0, and every photo is a test photo."""
 
     def __init__(self, cfg: SourceConfig) -> None:
         super().__init__(cfg)
@@ -44,30 +45,34 @@ class IsicSource(MaskFileSource):
                     self.failures.append(SourceFailure(name, "index", f"no {stem}_segmentation.png"))
                 else:
                     self.items.append(SourceImage(image_id=photo_number(name), file_name=name, path=path,
-                                                  marks=(class_id, mask), split="test"))
+                                                  annotations=(class_id, mask), split="test"))
         self.items = unique_ids(self.items)
-        self.fingerprint = digest_of([(i.path, files[i.path], i.marks, files[i.marks[1]]) for i in self.items])
+        self.fingerprint = digest_of([(i.path, files[i.path], i.annotations, files[i.annotations[1]])
+                                      for i in self.items])
 
 
-def cycled_list(ask: ListRequest, source: MaskFileSource, episodes: int, seed: int) -> DrawnEpisodes:
-    """Class idx mod n over the photos in path order, as the cross-domain loaders draw. Raises `FssError`."""
-    check_fold(ask.fold, 1)
+def cycled_list(request: ListRequest, source: MaskFileSource, episodes: int, seed: int) -> DrawnEpisodes:
+    """Episode idx tests class idx mod n, over the photos in path order, as the cross-domain loaders draw.
+
+    Raises `FssError` for a fold other than 0 and for a class with too few photos.
+    """
+    check_fold(request.fold, 1)
     pools: dict[int, list[str]] = {c: [] for c in range(len(source.classes))}
-    for item in sorted(source.items, key=lambda i: (i.marks[0], PurePosixPath(i.path).name)):
-        pools[item.marks[0]].append(item.file_name)
-    draws = class_cycled(pools, sorted(pools), shots=ask.shots, episodes=episodes, seed=seed)
+    for item in sorted(source.items, key=lambda i: (i.annotations[0], PurePosixPath(i.path).name)):
+        pools[item.annotations[0]].append(item.file_name)
+    draws = class_cycled(pools, sorted(pools), shots=request.shots, episodes=episodes, seed=seed)
     return DrawnEpisodes(draws=draws, classes=dict(enumerate(source.classes)),
                          origin=f"files {source.fingerprint[:16]}")
 
 
-def _patnet(ask: ListRequest, episodes: int, seed: int) -> DrawnEpisodes:
-    return cycled_list(ask, IsicSource(SourceConfig(format="isic", root=ask.root)), episodes, seed)
+def _patnet(request: ListRequest, episodes: int, seed: int) -> DrawnEpisodes:
+    return cycled_list(request, IsicSource(SourceConfig(format="isic", root=request.root)), episodes, seed)
 
 
 _GET = "https://challenge.isic-archive.com/data/#2018 ({}.zip)"
 BENCHMARK = Benchmark(
     name="isic", title="ISIC 2018", source=IsicSource, homes=("ISIC",), verified=False,
-    note="the sorting into the three kinds is that of the cross-domain papers, not the publisher's",
+    note="the three kinds are sorted as in the cross-domain papers, not by the publisher",
     parts=(
         LayoutPart(what="photos", folders=(PHOTOS,), suffixes=(".jpg",), get=_GET.format(PHOTOS), count=2594),
         LayoutPart(what="masks", folders=(MASKS,), suffixes=("_segmentation.png",), get=_GET.format(MASKS), count=2594),

@@ -1,4 +1,4 @@
-"""Chest X-rays with lung masks as cross-domain test set: one class (specification sansa section 6; unverified)."""
+"""Chest X-rays with lung masks as a cross-domain test set of one class. Unverified: no copy was available."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pipelines.data.sources.base import SourceFailure, SourceImage, digest_of, l
 
 
 class LungSource(MaskFileSource):
-    """CXR_png/NAME.png with masks/NAME.png or NAME_mask.png. Photos without a mask are left out, and listed."""
+    """CXR_png/NAME.png with masks/NAME.png or NAME_mask.png. Photos without a mask are listed as failures."""
 
     def __init__(self, cfg: SourceConfig) -> None:
         super().__init__(cfg)
@@ -34,14 +34,15 @@ class LungSource(MaskFileSource):
                                                    "the publishers give no mask for this photo"))
             else:
                 name = f"{stem}.png"
-                self.items.append(SourceImage(image_id=photo_number(name), file_name=name, path=path, marks=(0, mask),
-                                              split="test"))
+                self.items.append(SourceImage(image_id=photo_number(name), file_name=name, path=path,
+                                              annotations=(0, mask), split="test"))
         self.items = unique_ids(self.items)
-        self.fingerprint = digest_of([(i.path, files[i.path], i.marks, files[i.marks[1]]) for i in self.items])
+        self.fingerprint = digest_of([(i.path, files[i.path], i.annotations, files[i.annotations[1]])
+                                      for i in self.items])
 
 
-def _patnet(ask: ListRequest, episodes: int, seed: int) -> DrawnEpisodes:
-    return cycled_list(ask, LungSource(SourceConfig(format="lung", root=ask.root)), episodes, seed)
+def _patnet(request: ListRequest, episodes: int, seed: int) -> DrawnEpisodes:
+    return cycled_list(request, LungSource(SourceConfig(format="lung", root=request.root)), episodes, seed)
 
 
 _GET = "https://www.kaggle.com/datasets/nikhilpandey360/chest-xray-masks-and-labels"

@@ -1,7 +1,7 @@
-"""LVIS-92i: Matcher's pickles of LVIS v1 over COCO 2017 (specification datasets section 4, sansa section 6 and B2).
+"""LVIS-92i: Matcher's pickles of LVIS v1 over COCO 2017.
 
-The folds are positions among the val categories with more than K images, so they depend on the number of shots:
-`data.source.shots`. Unannotated instances count as background (federated labels).
+Matcher's loader takes folds by position among the val categories with more than K images, so the folds depend on the
+number of shots (`data.source.shots`). Labels are federated: unannotated instances count as background.
 """
 
 from __future__ import annotations
@@ -34,7 +34,10 @@ Categories = dict[Any, dict[str, Any]]  # category id -> photo -> {"annotations"
 
 
 def fold_table(images: list[int], shots: int) -> list[int]:
-    """The fold of each val category from its number of images: kept[f + 10v], v < n // 10 (section 4)."""
+    """The fold of each val category, from its number of images, as in Matcher's loader.
+
+    Of the n categories with more than `shots` images, fold f has those at the positions f + 10v, v < n // 10.
+    """
     kept = [i for i, count in enumerate(images) if count > shots]
     table = [NO_FOLD] * len(images)
     for place in range(len(kept) // FOLDS * FOLDS):
@@ -43,9 +46,9 @@ def fold_table(images: list[int], shots: int) -> list[int]:
 
 
 class LvisSource(SegmentSource):
-    """Class ids: the val pickle's categories in its order, then those that only the train pickle has.
+    """Class ids follow the order of the val pickle's categories; categories of the train pickle alone come after them.
 
-    `test_pools`: class -> its val photos in the pickle's order.
+    `test_pools`: class id -> its val photos in the order of the pickle.
     """
 
     def __init__(self, cfg: SourceConfig) -> None:
@@ -69,18 +72,18 @@ class LvisSource(SegmentSource):
         self.fingerprint = digest_of(digests, cfg.shots, [(i.path, files[i.path]) for i in self.items])
 
     def _index(self, categories: Categories, ids: dict[Any, int], split: str, files: dict[str, int], base: str) -> None:
-        marks: dict[str, list[tuple[int, Any]]] = {}
+        annotations: dict[str, list[tuple[int, Any]]] = {}
         for category, photos in categories.items():
             for name, about in photos.items():
                 found = [(ids[category], a["segmentation"]) for a in about["annotations"]]
-                marks.setdefault(name, []).extend(found)
-        for name in sorted(marks):
+                annotations.setdefault(name, []).extend(found)
+        for name in sorted(annotations):
             path = f"{base}coco/{name}"
             if path not in files:
                 self.failures.append(SourceFailure(name, "index", "the pickles name this photo but it is missing"))
             else:
-                self.items.append(SourceImage(image_id=photo_number(name), file_name=name, path=path, marks=marks[name],
-                                              split=split))
+                self.items.append(SourceImage(image_id=photo_number(name), file_name=name, path=path,
+                                              annotations=annotations[name], split=split))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "test_pools": {}}
@@ -92,17 +95,17 @@ def _categories(data: bytes, where: str) -> Categories:
         isinstance(photos, dict) and all(isinstance(p, dict) and isinstance(p.get("annotations"), list)
                                          for p in photos.values()) for photos in value.values())
     if not good:
-        raise FssError("is no dict {category: {photo: {annotations: [...]}}}", where=where)
+        raise FssError("this pickle is not a dict {category: {photo: {annotations: [...]}}}", where=where)
     return value  # type: ignore[no-any-return]
 
 
 # ---- lists of test episodes ---------------------------------------------------------------------------------------
 
-def _matcher(ask: ListRequest, episodes: int, seed: int) -> DrawnEpisodes:
-    """Class idx mod n, 25 episodes a class where the fold has 92. The folds follow the shots of the list."""
-    source = LvisSource(SourceConfig(format="lvis92i", root=ask.root, shots=ask.shots))
-    classes = tested_classes(source, ask.fold)
-    draws = class_cycled(source.test_pools, classes, shots=ask.shots, episodes=episodes, seed=seed)
+def _matcher(request: ListRequest, episodes: int, seed: int) -> DrawnEpisodes:
+    """Episode idx tests class idx mod n; with 92 classes that is 25 episodes each. The folds depend on the shots."""
+    source = LvisSource(SourceConfig(format="lvis92i", root=request.root, shots=request.shots))
+    classes = tested_classes(source, request.fold)
+    draws = class_cycled(source.test_pools, classes, shots=request.shots, episodes=episodes, seed=seed)
     return DrawnEpisodes(draws=draws, classes=dict(enumerate(source.classes)),
                          origin=f"LVIS pickles {source.fingerprint[:16]}")
 
@@ -110,7 +113,7 @@ def _matcher(ask: ListRequest, episodes: int, seed: int) -> DrawnEpisodes:
 _PKL = "lvis.zip of Matcher's README (Google Drive)"
 BENCHMARK = Benchmark(
     name="lvis92i", title="LVIS-92i", source=LvisSource, homes=("LVIS",), verified=False,
-    note="category totals are from code and paper: no pickle was at hand",
+    note="the numbers of categories are from code and paper, not from the pickles",
     parts=(
         *COCO_2017,
         LayoutPart(what="training categories", folders=("",), suffixes=("lvis_train.pkl",), get=_PKL, count=1),

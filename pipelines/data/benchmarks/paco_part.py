@@ -1,7 +1,7 @@
-"""PACO-Part: Matcher's pickles of PACO's object parts over COCO 2017 (specification datasets section 5).
+"""PACO-Part: Matcher's pickles of PACO's object parts over COCO 2017.
 
-An item is one object: its parts are the annotations, and its box is what is shown of the photo. Training on all
-folds uses all classes (the released fold -1 leaves fold 3's out: sansa B3).
+An item is one object: its parts are the annotations, and the photo is cropped to its box. Training on all folds uses
+all classes; in SANSA's released code fold -1 leaves out the classes of fold 3 by mistake.
 """
 
 from __future__ import annotations
@@ -34,14 +34,18 @@ Box = tuple[int, int, int, int]
 
 
 def fold_table(classes: int) -> list[int]:
-    """The fold of each class by its place among the train pickle's: f + 4v, v < n // 4 (112 a fold of 448)."""
+    """The fold of each of the n classes of the train pickle: fold f has the positions f + 4v, v < n // 4.
+
+    PACO-Part has n = 448 classes, 112 per fold.
+    """
     return [i % FOLDS if i < classes // FOLDS * FOLDS else NO_FOLD for i in range(classes)]
 
 
 class PacoPartSource(SegmentSource):
-    """Class ids: the place among the train pickle's categories; val-only categories follow and are in no fold.
+    """Class ids follow the train pickle's categories; categories of the val pickle alone come after and are in no fold.
 
-    `test_pools`: class -> its val photos without repeats; `test_objects`: (class, photo) -> the objects that have it.
+    `test_pools`: class id -> its val photos without repeats; `test_objects`: (class id, photo) -> the objects in the
+    photo that have the part.
     """
 
     def __init__(self, cfg: SourceConfig) -> None:
@@ -80,21 +84,21 @@ class PacoPartSource(SegmentSource):
             self._objects(name, path if path in files else "", read["img2anno"].get(image_id, ()), split)
 
     def _objects(self, name: str, path: str, annotations: Any, split: str) -> None:
-        """The items of a photo (none where it is missing) and, of a test photo, what may be drawn."""
+        """Add the objects of a photo as items (none if `path` is "") and those of a test photo to `test_objects`."""
         objects: dict[Any, list[dict[str, Any]]] = {}
         for one in annotations:
             objects.setdefault(one["obj_ann_id"], []).append(one)
         for number, parts in enumerate(objects.values()):
-            marks = [(self._ids[p["category_id"]], p["segmentation"]) for p in parts if p["category_id"] in self._ids]
+            masks = [(self._ids[p["category_id"]], p["segmentation"]) for p in parts if p["category_id"] in self._ids]
             crop, crop_name = _box(parts[0]["obj_bbox"]), f"{name}#{number}"
             shown = crop[0] < crop[2] and crop[1] < crop[3]
             if split == "test":
-                for class_id in dict.fromkeys(c for c, _ in marks):
-                    held = self.test_objects.setdefault((class_id, name), [])
-                    held.append(PartObject(crop_name, shown=shown))
+                for class_id in dict.fromkeys(c for c, _ in masks):
+                    objects_of = self.test_objects.setdefault((class_id, name), [])
+                    objects_of.append(PartObject(crop_name, shown=shown))
             if shown and path:
                 self.items.append(SourceImage(image_id=photo_number(crop_name), file_name=crop_name, path=path,
-                                              marks=marks, split=split, crop=crop))
+                                              annotations=masks, split=split, crop=crop))
             elif path:
                 self.failures.append(SourceFailure(crop_name, "annotate", f"the object's box {crop} is empty"))
 
@@ -102,28 +106,30 @@ class PacoPartSource(SegmentSource):
         return {**super().__getstate__(), "test_pools": {}, "test_objects": {}}
 
 
-def _box(given: Any) -> Box:
-    """x, y, width, height -> x0, y0, x1, y1, each cut to its integer part."""
-    x, y, width, height = (float(v) for v in given)
+def _box(bbox: Any) -> Box:
+    """(x, y, width, height) -> (x0, y0, x1, y1) in pixels, each truncated to an integer."""
+    x, y, width, height = (float(v) for v in bbox)
     return int(x), int(y), int(x + width), int(y + height)
 
 
 def _pickle(data: bytes, where: str) -> dict[str, Any]:
     value = read_plain(data, where=where)
     if not isinstance(value, dict) or not all(isinstance(value.get(k), dict) for k in ("cid2img", "img2anno")):
-        raise FssError("has no dicts cid2img and img2anno", where=where)
+        raise FssError("this pickle has no dicts cid2img and img2anno", where=where)
     return value
 
 
 # ---- lists of test episodes ---------------------------------------------------------------------------------------
 
-def _matcher(ask: ListRequest, episodes: int, seed: int) -> DrawnEpisodes:
-    """Class uniform among the fold's with more than K distinct val photos."""
-    source = PacoPartSource(SourceConfig(format="paco_part", root=ask.root))
-    classes = [c for c in tested_classes(source, ask.fold) if len(source.test_pools.get(c, ())) > ask.shots]
+def _matcher(request: ListRequest, episodes: int, seed: int) -> DrawnEpisodes:
+    """The class is uniform among those of the fold with more than K distinct val photos."""
+    source = PacoPartSource(SourceConfig(format="paco_part", root=request.root))
+    classes = [c for c in tested_classes(source, request.fold) if len(source.test_pools.get(c, ())) > request.shots]
     if not classes:
-        raise FssError(f"no class of fold {ask.fold} has more than {ask.shots} val photos", mend="lower --shots")
-    draws = paco(source.test_pools, classes, source.test_objects, shots=ask.shots, episodes=episodes, seed=seed)
+        raise FssError(f"no class of fold {request.fold} has more than {request.shots} val photos",
+                       mend="lower --shots")
+    draws = paco(source.test_pools, classes, source.test_objects, shots=request.shots, episodes=episodes,
+                 seed=seed)
     return DrawnEpisodes(draws=draws, classes=dict(enumerate(source.classes)),
                          origin=f"PACO pickles {source.fingerprint[:16]}")
 
@@ -131,7 +137,7 @@ def _matcher(ask: ListRequest, episodes: int, seed: int) -> DrawnEpisodes:
 _PKL = "paco.zip of Matcher's README (Google Drive)"
 BENCHMARK = Benchmark(
     name="paco_part", title="PACO-Part", source=PacoPartSource, homes=("PACO-Part",), verified=False,
-    note="448 categories are from code and paper: no pickle was at hand",
+    note="the 448 categories are from code and paper, not from the pickles",
     parts=(
         *COCO_2017,
         LayoutPart(what="training parts", folders=("paco",), suffixes=("paco_part_train.pkl",), get=_PKL, count=1),

@@ -1,4 +1,4 @@
-"""PASCAL-5i: VOC 2012 with the masks of SBD (specification datasets section 1, fssam section 9)."""
+"""PASCAL-5i: VOC 2012 with the masks of SBD."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ from pipelines.data.sources.voc import CLASSES, VocSource
 
 FOLDS = 4
 NAMES = dict(enumerate(CLASSES))
-FROM = frozenset({"lists", "shards", "split"})
+OPTIONS = frozenset({"lists", "shards", "split"})
 CHECKED = frozenset({  # HSNet's val lists of folds 0 to 3
     "cb1a8dd812cf06b7", "8edaa17ea2b5c08e", "d82ee89cc2827359", "c87797f514b98564",
 })
 
 
 def fold_classes(fold: int) -> list[int]:
-    """Fold f tests the classes 5f .. 5f + 4. Raises `FssError`."""
+    """The tested classes of fold f: 5f to 5f + 4. Raises `FssError` for an unknown fold."""
     check_fold(fold, FOLDS)
     return list(range(5 * fold, 5 * fold + 5))
 
 
 class PascalSource(VocSource):
-    """Photos with label maps, 0 = background, 255 = void; tested: VOC's val photos, or those the lists name.
+    """Photos with label maps (0 = background, 255 = void). VOC's val photos are for testing, or those the lists name.
 
-    Void enters no score; in a support it is background of the mask.
+    Void pixels enter no score; in the mask of a support they are background.
     """
 
     def __init__(self, cfg: SourceConfig) -> None:
@@ -69,17 +69,18 @@ def _split_of(item: SourceImage, named: dict[str, str], other: str) -> str:
 
 
 def _val_file(store: Store, items: list[SourceImage]) -> dict[str, str]:
-    """ImageSets/Segmentation/val.txt of the photos' own folder: what it names is tested. Raises `FssError`."""
+    """The test photos that ImageSets/Segmentation/val.txt names. Raises `FssError` if that file is missing."""
     base = items[0].path.partition("JPEGImages/")[0] if items else ""
     name = f"{base}ImageSets/Segmentation/val.txt"
     if not store.exists(name):
-        raise FssError("which photos are tested? there is no ImageSets/Segmentation/val.txt", where=store.path(base),
-                       mend="unpack it from VOC 2012's trainval archive, or set data.source.lists")
+        raise FssError("there is no ImageSets/Segmentation/val.txt, so the test photos are unknown",
+                       where=store.path(base),
+                       mend="unpack it from VOC 2012's trainval archive or set data.source.lists")
     return dict.fromkeys(store.read_bytes(name).decode().split(), "test")
 
 
 def _listed_split(lists: str) -> dict[str, str]:
-    """Photo -> split over all folds of HSNet's lists, or BAM's. Raises `FssError`."""
+    """Photo -> split, over all folds of HSNet's or BAM's lists. Raises `FssError` if they contradict each other."""
     named: dict[str, str] = {}
     for split in ("train", "test"):
         for fold in range(FOLDS):
@@ -102,48 +103,53 @@ def _is_bam(lists: str) -> bool:
 
 # ---- lists of test episodes ---------------------------------------------------------------------------------------
 
-def _hsnet(ask: ListRequest, episodes: int, seed: int) -> DrawnEpisodes:
-    """Pairs of the published file, or by rule: (photo, class) with 2048 pixels or more, by photo, then class."""
-    classes = fold_classes(ask.fold)
-    if ask.lists:
-        pairs, file = pascal_pairs(ask.lists, "val", ask.fold)
+def _hsnet(request: ListRequest, episodes: int, seed: int) -> DrawnEpisodes:
+    """The pairs of the published list, or by rule: (photo, class) with at least 2048 pixels, by photo, then class."""
+    classes = fold_classes(request.fold)
+    if request.lists:
+        pairs, file = pascal_pairs(request.lists, "val", request.fold)
         origin, content = f"HSNet list {file.sha256[:16]}", content_digest(pairs)
     else:
-        pools, origin, content = draw_pools(ask), shard_origin(ask), ""
+        pools, origin, content = draw_pools(request), shard_origin(request), ""
         pairs = sorted((name, c) for c in classes for name in pools.get(c, ()))
-    draws = listed_pairs(pairs, shots=ask.shots, episodes=episodes, seed=seed)
+    draws = listed_pairs(pairs, shots=request.shots, episodes=episodes, seed=seed)
     return DrawnEpisodes(draws=draws, classes=NAMES, origin=origin, content=content)
 
 
-def _bam_lists(ask: ListRequest) -> tuple[list[tuple[str, list[int]]], dict[int, list[str]], str]:
-    """((photo, the fold's classes in its label at any size), class -> photos, origin)."""
-    classes, shards = fold_classes(ask.fold), ask.opened
+def _bam_lists(request: ListRequest) -> tuple[list[tuple[str, list[int]]], dict[int, list[str]], str]:
+    """(list of (photo, classes of the fold in its label at any size), class -> photos, origin).
+
+    Raises `FssError` if the shards lack a photo of the list.
+    """
+    classes, shards = fold_classes(request.fold), request.opened_shards
     shown = {PurePosixPath(row["file_name"]).stem: row["class_ids"] for row in shards.rows.values()}
-    if ask.lists:
-        names, file = bam_images(ask.lists, "val", ask.fold)
-        pools, second = bam_classes(ask.lists, "val", ask.fold)
+    if request.lists:
+        names, file = bam_images(request.lists, "val", request.fold)
+        pools, second = bam_classes(request.lists, "val", request.fold)
         origin = f"BAM lists {file.sha256[:16]} {second.sha256[:16]}"
     else:
-        made = draw_pools(ask)
-        pools = {c: [PurePosixPath(n).stem for n in made.get(c, ())] for c in classes}
-        names, origin = sorted({n for p in pools.values() for n in p}), shard_origin(ask)
+        by_class = draw_pools(request)
+        pools = {c: [PurePosixPath(n).stem for n in by_class.get(c, ())] for c in classes}
+        names, origin = sorted({n for p in pools.values() for n in p}), shard_origin(request)
     missing = [n for n in names if n not in shown]
     if missing:
-        raise FssError(f"lack {len(missing)} of the {len(names)} listed photos (first: {missing[0]})",
-                       where=shards.url, mend="the labels of listed photos decide their classes: build all of them")
+        raise FssError(f"these shards lack {len(missing)} of the {len(names)} listed photos (first: {missing[0]})",
+                       where=shards.url,
+                       mend="build the shards from all photos of the benchmark, as their labels are needed")
     return [(n, sorted(c for c in shown[n] if c in classes)) for n in names], pools, origin
 
 
-def _bam(ask: ListRequest, episodes: int, seed: int) -> DrawnEpisodes:
-    listed, pools, origin = _bam_lists(ask)
-    draws = two_generators(listed, pools, shots=ask.shots, episodes=episodes, seed=seed)
+def _bam(request: ListRequest, episodes: int, seed: int) -> DrawnEpisodes:
+    listed, pools, origin = _bam_lists(request)
+    draws = two_generators(listed, pools, shots=request.shots, episodes=episodes, seed=seed)
     return DrawnEpisodes(draws=draws, classes=NAMES, origin=origin)
 
 
-def _fssam(ask: ListRequest, episodes: int, seed: int) -> DrawnEpisodes:
-    listed, pools, origin = _bam_lists(ask)
-    draws = by_worker(listed, pools, shots=ask.shots, episodes=episodes, seed=seed, workers=ask.workers or WORKERS)
-    return DrawnEpisodes(draws=draws, classes=NAMES, origin=f"{origin}, {ask.workers or WORKERS} workers")
+def _fssam(request: ListRequest, episodes: int, seed: int) -> DrawnEpisodes:
+    listed, pools, origin = _bam_lists(request)
+    workers = request.workers or WORKERS
+    draws = by_worker(listed, pools, shots=request.shots, episodes=episodes, seed=seed, workers=workers)
+    return DrawnEpisodes(draws=draws, classes=NAMES, origin=f"{origin}, {workers} workers")
 
 
 _VOC = "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/ (VOCtrainval_11-May-2012.tar)"
@@ -155,7 +161,7 @@ BENCHMARK = Benchmark(name="pascal5i", title="PASCAL-5i", source=PascalSource, h
                                                                  suffixes=(".png",), get=_SDS, count=12031),
                              LayoutPart(what="list of val photos", folders=("ImageSets/Segmentation",),
                                         suffixes=("val.txt",), get=_VOC, count=1, optional=True),),
-                      families={"hsnet": EpisodeFamily(draw=_hsnet, seed=0, checked=CHECKED, uses=FROM),
-                                "bam": EpisodeFamily(draw=_bam, seed=321, uses=FROM),
-                                "fssam": EpisodeFamily(draw=_fssam, seed=321, uses=FROM | {"workers"}),
+                      families={"hsnet": EpisodeFamily(draw=_hsnet, seed=0, checked=CHECKED, uses=OPTIONS),
+                                "bam": EpisodeFamily(draw=_bam, seed=321, uses=OPTIONS),
+                                "fssam": EpisodeFamily(draw=_fssam, seed=321, uses=OPTIONS | {"workers"}),
                                 "drawn": EpisodeFamily(draw=draw_fresh, seed=0),},)

@@ -1,6 +1,7 @@
-"""Pascal-Part: Matcher's JSON of PASCAL-Part over VOC 2010 (specification datasets section 6).
+"""Pascal-Part: Matcher's JSON of PASCAL-Part over VOC 2010.
 
-Classes are OBJECT+PART pairs, folds the four super-categories. An item is one object and its box is what is shown.
+Classes are OBJECT+PART pairs, folds the four super-categories. An item is one object, and the photo is cropped to its
+box.
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ from pipelines.data.samplers.parts import PartObject, part_entries, pascal_part
 from pipelines.data.sources.base import SourceFailure, SourceImage, digest_of, listing
 
 FOLDS = ("animals", "indoor", "person", "vehicles")
-LEFT_OUT = "aeroplane+TAIL"
+EXCLUDED_CLASS = "aeroplane+TAIL"  # Matcher's loader excludes it
 ANNOTATIONS = "Annotations_Part_json_merged_part_classes"
 READERS = 16  # annotation files read at a time
 
 
 @dataclass(frozen=True)
 class _ClassImages:
-    """Images of a class in the published order."""
+    """The train and val images of a class, in the published order."""
 
     fold: int
     train: list[str]
@@ -42,9 +43,10 @@ class _ClassImages:
 
 
 class PascalPartSource(SegmentSource):
-    """Objects of the classes' kinds, those without a part too: the loaders may draw them (and draw again).
+    """The objects of all classes, including those without the part: the loaders may draw one, and then draw again.
 
-    `test_pools`: class -> its val images; `test_objects`: (class, image) -> all objects of the kind in it.
+    `test_pools`: class id -> its val images; `test_objects`: (class id, image) -> all objects of that kind in it;
+    `entries`: fold -> number of its (part, image) val entries, at most 2500.
     """
 
     def __init__(self, cfg: SourceConfig) -> None:
@@ -61,8 +63,8 @@ class PascalPartSource(SegmentSource):
         split_of |= {n: "test" for p in pools.values() for n in p.val}
         self._index(split_of, files, base)
         self.items = unique_ids(self.items)
-        kept = [(i.path, files[i.path], i.file_name, i.crop, i.marks) for i in self.items]
-        self.fingerprint = digest_of(pools, kept)
+        objects = [(i.path, files[i.path], i.file_name, i.crop, i.annotations) for i in self.items]
+        self.fingerprint = digest_of(pools, objects)
 
     def _index(self, split_of: dict[str, str], files: dict[str, int], base: str) -> None:
         kinds = {name.partition("+")[0] for name in self.classes}
@@ -88,31 +90,32 @@ class PascalPartSource(SegmentSource):
             crop_name = f"{name}.jpg#{kind}.{number}"
             x0, y0, x1, y1 = (int(one["bndbox"][k]) for k in ("xmin", "ymin", "xmax", "ymax"))
             shown = x0 < x1 and y0 < y1
-            marks = [(c, mask) for c, label in enumerate(self.classes) for part in one["parts"]
+            masks = [(c, mask) for c, label in enumerate(self.classes) for part in one["parts"]
                      if label == f"{kind}+{part['name']}" for mask in part["mask"]]
             if split == "test":
-                self._remember(name, kind, PartObject(crop_name, shown=shown), {c for c, _ in marks})
+                self._add_test_object(name, kind, PartObject(crop_name, shown=shown), {c for c, _ in masks})
             if shown:
                 self.items.append(SourceImage(image_id=photo_number(crop_name), file_name=crop_name, path=photo,
-                                              marks=marks, split=split, crop=(x0, y0, x1, y1)))
+                                              annotations=masks, split=split, crop=(x0, y0, x1, y1)))
             else:
                 self.failures.append(SourceFailure(crop_name, "annotate",
                                                    f"the object's box {(x0, y0, x1, y1)} is empty"))
 
-    def _remember(self, name: str, kind: str, one: PartObject, has: set[int]) -> None:
+    def _add_test_object(self, name: str, kind: str, one: PartObject, parts_of: set[int]) -> None:
         for class_id, label in enumerate(self.classes):
             if label.partition("+")[0] == kind:
-                held = self.test_objects.setdefault((class_id, name), [])
-                held.append(PartObject(one.name, has_part=class_id in has, shown=one.shown))
+                objects = self.test_objects.setdefault((class_id, name), [])
+                objects.append(PartObject(one.name, has_part=class_id in parts_of, shown=one.shown))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "test_pools": {}, "test_objects": {}}
 
 
 def _pools(index: Any, where: str) -> tuple[dict[str, _ClassImages], dict[int, int]]:
-    """OBJECT+PART -> its images, in the file's order: at least one of train and of val, without the one left out.
+    """(OBJECT+PART -> its images, fold -> its number of val entries), in the order of the file.
 
-    Also each fold's number of val entries, all parts counted. Raises `FssError`.
+    A class needs at least one train and one val image; `EXCLUDED_CLASS` is none. Val entries are counted over all parts
+    and limited to 2500. Raises `FssError` if `index` is not such a file.
     """
     pools: dict[str, _ClassImages] = {}
     entries = {}
@@ -122,24 +125,24 @@ def _pools(index: Any, where: str) -> tuple[dict[str, _ClassImages], dict[int, i
                      for part, images in about["part"].items()]
             entries[fold] = part_entries({i: images["val"] for i, (_, images) in enumerate(parts)})
             pools |= {label: _ClassImages(fold, images["train"], images["val"]) for label, images in parts
-                      if images["train"] and images["val"] and label != LEFT_OUT}
+                      if images["train"] and images["val"] and label != EXCLUDED_CLASS}
     except (KeyError, TypeError, AttributeError) as error:
-        raise FssError(f"is not the index of the four super-categories ({error})", where=where) from error
+        raise FssError(f"this file is not the index of the four super-categories ({error})", where=where) from error
     return pools, entries
 
 
 # ---- lists of test episodes ---------------------------------------------------------------------------------------
 
-def _matcher(ask: ListRequest, episodes: int, seed: int) -> DrawnEpisodes:
-    """Class idx mod n; as many episodes as the fold has (part, image) entries, 2500 at most."""
-    source = PascalPartSource(SourceConfig(format="pascal_part", root=ask.root))
-    classes = tested_classes(source, ask.fold)
+def _matcher(request: ListRequest, episodes: int, seed: int) -> DrawnEpisodes:
+    """Episode idx tests class idx mod n. The default is one episode per (part, image) entry, at most 2500."""
+    source = PascalPartSource(SourceConfig(format="pascal_part", root=request.root))
+    classes = tested_classes(source, request.fold)
     lost = [f.file_name for f in source.failures if "missing" in f.reason]
     if lost:
-        raise FssError(f"{len(lost)} images of the index are missing (first: {lost[0]})", where=ask.root,
-                       mend="the list needs the annotation files of all: see `fss data check`")
-    draws = pascal_part(source.test_pools, classes, source.test_objects, shots=ask.shots,
-                        episodes=episodes or source.entries[ask.fold], seed=seed)
+        raise FssError(f"{len(lost)} images of the index are missing (first: {lost[0]})", where=request.root,
+                       mend="complete the directory (see `fss data check`): the list needs all annotation files")
+    draws = pascal_part(source.test_pools, classes, source.test_objects, shots=request.shots,
+                        episodes=episodes or source.entries[request.fold], seed=seed)
     return DrawnEpisodes(draws=draws, classes=dict(enumerate(source.classes)),
                          origin=f"index {source.fingerprint[:16]}")
 
@@ -148,7 +151,7 @@ _VOC = "http://host.robots.ox.ac.uk/pascal/VOC/voc2010/ (VOCtrainval_03-May-2010
 _JSON = "pascal.zip of Matcher's README (Google Drive)"
 BENCHMARK = Benchmark(
     name="pascal_part", title="Pascal-Part", source=PascalPartSource, homes=("Pascal-Part",), verified=False,
-    note="56 classes are from the paper: the JSON files were not at hand",
+    note="the 56 classes are from the paper, not from the JSON files",
     parts=(
         LayoutPart(what="photos", folders=("JPEGImages",), suffixes=(".jpg",), get=_VOC),
         LayoutPart(what="part annotations", folders=(ANNOTATIONS,), suffixes=(".json",), get=_JSON),

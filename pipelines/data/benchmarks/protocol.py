@@ -1,4 +1,4 @@
-"""What a benchmark is made of: its raw layout, its reader, and the families of test lists that papers use."""
+"""The description of a benchmark: its raw layout, its source, and the families of test lists that papers use."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from pipelines.data.samplers.draws import NamedEpisode
 from pipelines.data.shardset import ALL_FOLDS, Shards
 from pipelines.data.sources.base import Source, digest_of
 
-ROOT = frozenset({"root"})  # a family whose lists the raw data's index decides
+ROOT = frozenset({"root"})  # the option of a family that draws from the index of the raw data
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayoutPart:
     """One part of the raw layout: files below one of `folders` with one of `suffixes`.
 
-    `count` is the published number of files (None: none is known), `get` where they come from.
+    count: published number of files (None: unknown); get: where to download them.
     """
 
     what: str
@@ -33,17 +33,17 @@ class LayoutPart:
     optional: bool = False
 
 
-COCO_2017 = tuple(  # the photos below coco/, of benchmarks whose masks are in files of their own
+COCO_2017 = tuple(  # photos below coco/ of benchmarks that have their masks in pickles
     LayoutPart(what=f"{split} photos", folders=(f"coco/{split}",), suffixes=(".jpg",), count=count,
-         get=f"http://images.cocodataset.org/zips/{split}.zip")
+               get=f"http://images.cocodataset.org/zips/{split}.zip")
     for split, count in (("train2017", 118287), ("val2017", 5000)))
 
 
 @dataclass(frozen=True, kw_only=True)
 class ListRequest:
-    """The list that is wanted; the family's own numbers where `episodes` or `seed` is None.
+    """Which episode list to make. If `episodes` or `seed` is None, the family's own number is used.
 
-    Pools come from published lists (`lists`), the raw data (`root`) or finished shards (`shards`): URLs.
+    Photos come from published lists (`lists`), the raw data (`root`) or finished shards (`shards`), each a URL.
     """
 
     fold: int = 0
@@ -53,28 +53,28 @@ class ListRequest:
     lists: str = ""
     root: str = ""
     shards: str = ""
-    workers: int | None = None  # fssam: loader workers, 32 in the paper's run
-    split: str = "test"  # from shards: whose photos
+    workers: int | None = None  # number of loader workers of the family fssam; None: 32, as in the paper's run
+    split: str = "test"  # which photos of the shards are used: test or train
 
     @property
-    def given(self) -> set[str]:
-        """The options that decide where episodes come from, as far as they were given."""
+    def given_options(self) -> set[str]:
+        """The names of the options that were given, of those that decide where episodes come from."""
         found = {k for k in ("lists", "root", "shards") if getattr(self, k)}
         return found | ({"workers"} if self.workers else set()) | ({"split"} if self.split != "test" else set())
 
     @cached_property
-    def opened(self) -> Shards:
-        """The shards. Raises `FssError` if none were given."""
+    def opened_shards(self) -> Shards:
+        """The shards of `shards`. Raises `FssError` if none are given."""
         if not self.shards:
-            raise FssError("this list needs finished shards", mend="build them and give --shards")
+            raise FssError("this list is drawn from finished shards", mend="build them and give --shards")
         return Shards(self.shards)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DrawnEpisodes:
-    """Episodes by name, the names of their classes, and what they were drawn from.
+    """Episodes by photo name, the names of their classes, and what they were drawn from.
 
-    `content`: the digest of a published list's parsed content, "" for pools made by rule.
+    content: digest of the parsed content of a published list, "" for photos chosen by rule.
     """
 
     draws: Sequence[NamedEpisode]
@@ -85,25 +85,25 @@ class DrawnEpisodes:
 
 @dataclass(frozen=True, kw_only=True)
 class EpisodeFamily:
-    """One way in which papers draw a benchmark's episodes.
+    """One rule by which papers draw the episodes of a benchmark.
 
-    `uses`: which options of a `ListRequest` it reads. `checked`: digests of the published lists from which it repeats
+    uses: the options of a `ListRequest` that it reads; checked: digests of the published lists from which it reproduces
     golden episodes id for id.
     """
 
-    draw: Callable[[ListRequest, int, int], DrawnEpisodes]  # (ask, episodes, seed)
+    draw: Callable[[ListRequest, int, int], DrawnEpisodes]  # (request, number of episodes, seed)
     seed: int
-    episodes: int | None = 1000  # None: as many as the rule gives
+    episodes: int | None = 1000  # default number; None: as many as the rule gives
     checked: frozenset[str] = frozenset()
     uses: frozenset[str] = frozenset({"shards", "split"})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Benchmark:
-    """A benchmark.
+    """A published dataset with its layout, source and families of episode lists.
 
-    `homes`: its own folder, where several benchmarks lie below one root; `verified`: its layout and counts were checked
-    against the list files or the publishers' code.
+    homes: names that its own folder may have below a root with several benchmarks; verified: whether layout and counts
+    were checked against the list files or the publishers' code.
     """
 
     name: str
@@ -116,15 +116,15 @@ class Benchmark:
     note: str = ""
 
     def home(self, root: str) -> str:
-        """The benchmark's own folder: below `root`, or `root` itself."""
+        """URL of the benchmark's own folder: one of `homes` below `root`, else `root` itself."""
         store = Store(root)
         return next((store.path(name) for name in self.homes if store.exists(name)), store.url)
 
 
 def photo_number(name: str) -> int:
-    """The image id of a name; `IMAGE#OBJECT` names one object's crop.
+    """The image id of a photo's name. `IMAGE#OBJECT` is the name of one object's crop.
 
-    COCO's trailing number, VOC's date and number, else 48 bits of a hash of the whole name.
+    It is the trailing number of a COCO name, date and number of a VOC name, else 48 bits of a hash of the name.
     """
     image, crop, which = name.partition("#")
     stem = PurePosixPath(image).stem
@@ -137,21 +137,21 @@ def _hashed(name: str) -> int:
     return int(hashlib.sha256(name.encode()).hexdigest()[:12], 16)
 
 
-def draw_pools(ask: ListRequest) -> dict[int, list[str]]:
-    """Class -> the photos of the shards in which it counts, by name, in id order."""
-    shards = ask.opened
+def draw_pools(request: ListRequest) -> dict[int, list[str]]:
+    """Class id -> names of the photos of the shards in which the class is large enough, in the order of image ids."""
+    shards = request.opened_shards
     names = {i: row["file_name"] for i, row in shards.rows.items()}
-    return {c: [names[i] for i in sorted(shards.photos_of(c, ask.split))] for c in shards.classes}
+    return {c: [names[i] for i in sorted(shards.photos_of(c, request.split))] for c in shards.classes}
 
 
-def shard_origin(ask: ListRequest) -> str:
-    """How a list says that its pools were made by rule from shards."""
-    dataset = ask.opened.manifest
-    return f"rule over the {ask.split} photos of shards {dataset.dataset} {dataset.content_hash[:16]}"
+def shard_origin(request: ListRequest) -> str:
+    """The `origin` of a list whose photos were chosen by rule from shards."""
+    dataset = request.opened_shards.manifest
+    return f"rule over the {request.split} photos of shards {dataset.dataset} {dataset.content_hash[:16]}"
 
 
 def tested_classes(source: Source, fold: int) -> list[int]:
-    """The classes of a fold in the order of the benchmark. Raises `FssError` if it has none."""
+    """Ids of the classes that a fold tests, in the order of the benchmark. Raises `FssError` if there are none."""
     table = source.fold_table or []
     found = [c for c, f in enumerate(table) if f == fold]
     if not found:
@@ -161,30 +161,33 @@ def tested_classes(source: Source, fold: int) -> list[int]:
 
 
 def content_digest(content: object) -> str:
-    """16 digits over a published list as it was parsed, whatever file format held it."""
+    """16 hex digits of a hash of a published list's parsed content. The file format does not matter."""
     return digest_of(content)[:16]
 
 
 def check_fold(fold: int, folds: int) -> None:
-    """Raises `FssError` for a fold that the benchmark does not have."""
+    """Raise `FssError` for a fold that a benchmark with `folds` folds does not have."""
     if not 0 <= fold < folds:
         raise FssError(f"there is no fold {fold}", mend=f"folds: 0 to {folds - 1}")
 
 
-def draw_fresh(ask: ListRequest, episodes: int, seed: int) -> DrawnEpisodes:
-    """The family `drawn`: the project's own rule over shards, without repeats. Raises `FssError`."""
+def draw_fresh(request: ListRequest, episodes: int, seed: int) -> DrawnEpisodes:
+    """The family `drawn`: the project's own rule (`draw_episodes`) over shards.
+
+    Raises `FssError` without shards, for train photos, and if no class has enough test photos.
+    """
     from pipelines.data.episodes import draw_episodes
 
-    if ask.split != "test":
-        raise FssError("fresh lists are drawn from test photos")
-    shards = ask.opened
-    listed = draw_episodes(shards, fold=ask.fold, shots=ask.shots, episodes=episodes, seed=seed)
+    if request.split != "test":
+        raise FssError("fresh lists are drawn from test photos only", mend="leave out --split")
+    shards = request.opened_shards
+    listed = draw_episodes(shards, fold=request.fold, shots=request.shots, episodes=episodes, seed=seed)
     name = {i: row["file_name"] for i, row in shards.rows.items()}
     draws = [NamedEpisode(e.class_id, name[e.query], tuple(name[i] for i in e.supports)) for e in listed]
-    scope = "all classes" if ask.fold == ALL_FOLDS else f"fold {ask.fold}"
-    return DrawnEpisodes(draws=draws, classes=class_names(shards), origin=f"{shard_origin(ask)}, {scope}")
+    scope = "all classes" if request.fold == ALL_FOLDS else f"fold {request.fold}"
+    return DrawnEpisodes(draws=draws, classes=class_names(shards), origin=f"{shard_origin(request)}, {scope}")
 
 
 def class_names(shards: Shards) -> dict[int, str]:
-    """Class id -> name."""
+    """Class id -> name, of the classes of the shards."""
     return {c: info.name for c, info in shards.classes.items()}

@@ -1,4 +1,4 @@
-"""What the benchmarks' raw layouts have in common: label maps, one mask a file, segmentations in an index."""
+"""Sources that several benchmarks share: label maps, one mask per file, segmentations in an index."""
 
 from __future__ import annotations
 
@@ -14,61 +14,61 @@ from pipelines.data.sources.labels import read_grey_mask, read_labels
 
 
 def base_of(files: dict[str, int], marker: str, where: str) -> str:
-    """The prefix of the folder (or file) `marker`, wherever below the root it lies: "" or ending in "/".
+    """The prefix of the folder or file `marker` below the root: "" or a path that ends in "/".
 
-    Raises `FssError` if there is none.
+    Raises `FssError` if there is no such folder or file.
     """
     found = {head[1:] for name in files for head, mark, _ in [f"/{name}".partition(f"/{marker}")] if mark}
     if not found:
-        raise FssError(f"no {marker} here", where=where, mend="`fss data check` says what the layout is")
+        raise FssError(f"there is no {marker}", where=where, mend="see the layout with `fss data check`")
     best = min(found, key=lambda head: (len(head), head))
     return f"{best}/" if best else ""
 
 
 class LabelMapSource(Source):
-    """Photos with one label PNG each: value v is class v - 1, 0 background. One instance a class and image."""
+    """Photos with one label PNG each: value v is class v - 1, 0 is background. One instance per class and image."""
 
     def fetch(self, item: SourceImage) -> FetchedImage:
         """The photo and its label map."""
-        return FetchedImage(self.store.read_bytes(item.path), self.store.read_bytes(item.marks))
+        return FetchedImage(self.store.read_bytes(item.path), self.store.read_bytes(item.annotations))
 
-    def sizes(self, item: SourceImage, fetched: FetchedImage) -> tuple[int, int] | None:
-        """The label map's: the photo must have it."""
+    def annotated_size(self, item: SourceImage, fetched: FetchedImage) -> tuple[int, int] | None:
+        """The size of the label map, which the photo must have too. Raises `BadImage` for an unreadable label map."""
         try:
             height, width = read_labels(fetched.payload).shape
         except BadImage as error:
-            raise BadImage(f"mask {item.marks}: {error.reason}") from error
+            raise BadImage(f"mask {item.annotations}: {error.reason}") from error
         return height, width
 
-    def mark(self, item: SourceImage, fetched: FetchedImage, height: int, width: int) -> ImageMasks:
-        """One mark a class present; no pixel is void."""
-        labels, marks = read_labels(fetched.payload), ImageMasks()
+    def rasterise(self, item: SourceImage, fetched: FetchedImage, height: int, width: int) -> ImageMasks:
+        """One mask per class in the label map. No pixel is void."""
+        labels, masks = read_labels(fetched.payload), ImageMasks()
         for value in (int(v) for v in np.unique(labels) if v != 0):
             if value > len(self.classes):
-                marks.problems.append(f"mask value {value} is no class of {self.cfg.format}")
+                masks.problems.append(f"mask value {value} is no class of {self.cfg.format}")
             else:
-                marks.instances.append(InstanceMask(value - 1, rle.encode(labels == value)))
-        return marks
+                masks.instances.append(InstanceMask(value - 1, rle.encode(labels == value)))
+        return masks
 
 
 class MaskFileSource(Source):
-    """Photos with one mask file each, of one class; `SourceImage.marks` is (class id, path of the mask)."""
+    """Photos with one mask file of one class each. `SourceImage.annotations` is (class id, path of the mask)."""
 
     def fetch(self, item: SourceImage) -> FetchedImage:
         """The photo and its mask file."""
-        class_id, path = item.marks
+        class_id, path = item.annotations
         return FetchedImage(self.store.read_bytes(item.path), (class_id, self.store.read_bytes(path)))
 
-    def sizes(self, item: SourceImage, fetched: FetchedImage) -> tuple[int, int] | None:
-        """The mask's: the photo must have it."""
+    def annotated_size(self, item: SourceImage, fetched: FetchedImage) -> tuple[int, int] | None:
+        """The size of the mask, which the photo must have too. Raises `BadImage` for an unreadable mask."""
         try:
             height, width = read_grey_mask(fetched.payload[1]).shape
         except BadImage as error:
-            raise BadImage(f"mask {item.marks[1]}: {error.reason}") from error
+            raise BadImage(f"mask {item.annotations[1]}: {error.reason}") from error
         return height, width
 
-    def mark(self, item: SourceImage, fetched: FetchedImage, height: int, width: int) -> ImageMasks:
-        """Where the mask, as grey, is at least 128."""
+    def rasterise(self, item: SourceImage, fetched: FetchedImage, height: int, width: int) -> ImageMasks:
+        """One mask: the pixels whose grey level in the mask file is at least 128."""
         class_id, data = fetched.payload
         mask = read_grey_mask(data)
         if not mask.any():
@@ -77,37 +77,40 @@ class MaskFileSource(Source):
 
 
 class SegmentSource(Source):
-    """Photos whose segmentations (polygons or RLE) are in the index: `marks` is [(class id, segmentation)]."""
+    """Photos whose segmentations (polygons or RLE) are in the index.
 
-    def mark(self, item: SourceImage, fetched: FetchedImage, height: int, width: int) -> ImageMasks:
-        """Rasterised as pycocotools does; those that cannot be are listed as problems."""
-        marks = ImageMasks()
+    `SourceImage.annotations` is [(class id, segmentation)].
+    """
+
+    def rasterise(self, item: SourceImage, fetched: FetchedImage, height: int, width: int) -> ImageMasks:
+        """Rasterise the segmentations as pycocotools does. Malformed ones are listed as problems."""
+        masks = ImageMasks()
         for class_id, segmentation in fetched.payload:
             try:
                 counts = rle.from_coco(segmentation, height, width)
                 empty = rle.area(counts, height, width) == 0
             except (ValueError, TypeError, AttributeError) as error:
-                marks.problems.append(f"{self.classes[class_id]}: {error}")
+                masks.problems.append(f"{self.classes[class_id]}: {error}")
                 continue
             if empty:
-                marks.problems.append(f"{self.classes[class_id]}: empty mask")
+                masks.problems.append(f"{self.classes[class_id]}: empty mask")
             else:
-                marks.instances.append(InstanceMask(class_id, counts))
-        return marks
+                masks.instances.append(InstanceMask(class_id, counts))
+        return masks
 
 
 def unique_ids(items: Sequence[SourceImage]) -> list[SourceImage]:
-    """The items. Raises `FssError` if two photos got the same number."""
+    """The items as a list. Raises `FssError` if two photos have the same image id."""
     seen: dict[int, str] = {}
     for item in items:
         other = seen.setdefault(item.image_id, item.file_name)
         if other != item.file_name:
-            raise FssError(f"photos {other} and {item.file_name} have the same number", mend="rename one of them")
+            raise FssError(f"photos {other} and {item.file_name} have the same image id", mend="rename one of them")
     return list(items)
 
 
 def by_stem(files: dict[str, int], folder: str, suffixes: tuple[str, ...]) -> dict[str, str]:
-    """Stem -> path of the files right below a folder, in path order."""
+    """Name without suffix -> path, for the files directly below a folder, in path order."""
     found = sorted(f for f in files if f.startswith(folder) and f.lower().endswith(suffixes)
                    and "/" not in f[len(folder):])
     return {PurePosixPath(f).stem: f for f in found}

@@ -1,1 +1,1 @@
-"""Readers of the list files that papers publish. None of them executes anything."""
+"""Readers of the list files that papers publish. They never execute code from a file."""

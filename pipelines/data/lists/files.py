@@ -13,34 +13,34 @@ from pipelines.base.storage import Store
 
 @dataclass(frozen=True)
 class ListFile:
-    """A file as published (unpacked), where it was found, and its sha256."""
+    """A published list file: its unpacked bytes and where it was found."""
 
     data: bytes
     where: str
 
     @property
     def sha256(self) -> str:
-        """Of the unpacked bytes: which edition of a list was read."""
+        """sha256 of the unpacked bytes, which identifies the edition of a list."""
         return hashlib.sha256(self.data).hexdigest()
 
     @property
     def text(self) -> str:
-        """As UTF-8. Raises `FssError`."""
+        """The file as UTF-8 text. Raises `FssError` if it is not UTF-8."""
         try:
             return self.data.decode()
         except UnicodeDecodeError as error:
-            raise FssError("is not a text file", where=self.where) from error
+            raise FssError("this file is not UTF-8 text", where=self.where) from error
 
 
 def find_list(root: str, *names: str) -> ListFile:
-    """The first of `names` (or the same with .gz) below `root`. Raises `FssError` naming the first if none is there."""
+    """The first existing file of `names`, each also with .gz, below `root`. Raises `FssError` if there is none."""
     store = Store(root)
     for name in names:
         for path in (name, f"{name}.gz"):
             if store.exists(path):
                 return ListFile(_unpacked(store.read_bytes(path), path, store.path(path)), store.path(path))
     raise FssError("no such list file", where=store.path(names[0]),
-                   mend=f"looked for {', '.join(names)}, also with .gz, below the folder of the lists")
+                   mend=f"put {' or '.join(names)}, also with .gz, below the folder of the lists")
 
 
 def _unpacked(data: bytes, path: str, where: str) -> bytes:
@@ -49,4 +49,4 @@ def _unpacked(data: bytes, path: str, where: str) -> bytes:
     try:
         return gzip.decompress(data)
     except (OSError, EOFError, zlib.error) as error:
-        raise FssError(f"is not a whole gzip file: {error}", where=where) from error
+        raise FssError(f"the gzip file is damaged: {error}", where=where) from error

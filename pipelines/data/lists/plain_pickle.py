@@ -1,7 +1,7 @@
-"""Pickles of plain values, read without pickle: a small interpreter that knows dicts, lists, tuples, strings, numbers.
+"""Reads pickles of plain values without `pickle`: a small interpreter of dicts, lists, tuples, strings and numbers.
 
-Everything through which a pickle can name or call code (GLOBAL, REDUCE, BUILD, INST, NEWOBJ, persistent ids, extension
-codes) is refused, so a list file from a stranger can do no more than hold a value.
+It refuses every instruction by which a pickle can name or call code (GLOBAL, REDUCE, BUILD, INST, NEWOBJ, persistent
+ids, extension codes), so a list file from an untrusted source cannot execute anything.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _CODE = {b"c": "GLOBAL", b"\x93": "STACK_GLOBAL", b"R": "REDUCE", b"b": "BUILD",
          b"\x81": "NEWOBJ", b"\x92": "NEWOBJ_EX", b"P": "PERSID", b"Q": "BINPERSID", b"\x82": "EXT1", b"\x83": "EXT2",
          b"\x84": "EXT4", b"\x97": "NEXT_BUFFER"}
 _MARK = object()
-_RUN = 64  # floats read at a time
+_RUN = 64  # floats that are read at a time
 
 
 def read_plain(data: bytes, *, where: str = "") -> Any:
@@ -27,18 +27,19 @@ def read_plain(data: bytes, *, where: str = "") -> Any:
     try:
         return _Machine(data).run()
     except _RefusedError as error:
-        mend = "only lists of plain values are read: save it as JSON instead"
-        raise FssError(f"is a pickle with {error}", where=where, mend=mend) from None
+        raise FssError(f"this pickle has {error}, and only pickles of plain values are read", where=where,
+                       mend="save it as JSON instead") from None
     except (IndexError, struct.error, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise FssError(f"is not a whole pickle of plain values ({type(error).__name__})", where=where) from error
+        raise FssError(f"this file is not a complete pickle of plain values ({type(error).__name__})",
+                       where=where) from error
 
 
 class _RefusedError(Exception):
-    """What the pickle asks for that is not read."""
+    """An instruction of the pickle that is refused; the message is its name."""
 
 
 class _Machine:
-    """The stack, the marks and the memo of one pickle."""
+    """Interprets one pickle: its stack, with marks on it, and its memo."""
 
     def __init__(self, data: bytes) -> None:
         self._data, self._at = data, 0
@@ -63,19 +64,19 @@ class _Machine:
         return found
 
     def number(self, form: str) -> Any:
-        """The next number, in the form of `struct`."""
+        """Read the next number, in the format `form` of `struct`."""
         return struct.unpack(form, self._take(struct.calcsize(form)))[0]
 
     def push(self, value: Any) -> None:
-        """On the stack."""
+        """Push a value on the stack."""
         self._stack.append(value)
 
     def pop(self) -> Any:
-        """The top of the stack."""
+        """Pop the top of the stack."""
         return self._stack.pop()
 
     def above_mark(self) -> list[Any]:
-        """Everything above the last mark, which goes too."""
+        """Pop everything above the last mark, and the mark itself."""
         at = len(self._stack) - 1
         while self._stack[at] is not _MARK:
             at -= 1
@@ -86,7 +87,7 @@ class _Machine:
         return found
 
     def floats(self) -> None:
-        """This float and those right after it at once: polygons are long runs of them."""
+        """Push this float and the floats directly after it, because polygons are long runs of floats."""
         first = self._at - 1
         heads = self._data[first : first + _RUN * 9 : 9]
         count = min(len(heads) - len(heads.lstrip(b"G")), (len(self._data) - first) // 9)
@@ -94,56 +95,56 @@ class _Machine:
         self._at = first + 9 * count
 
     def text(self, form: str, encoding: str) -> None:
-        """A string whose length comes first."""
+        """Push a string that is preceded by its length."""
         self.push(self._take(self.number(form)).decode(encoding, "surrogatepass" if encoding == "utf-8" else "strict"))
 
     def raw(self, form: str) -> None:
-        """Bytes whose length comes first."""
+        """Push bytes that are preceded by their length."""
         self.push(self._take(self.number(form)))
 
     def integer(self, form: str) -> None:
-        """A long integer, little-endian, whose length comes first."""
+        """Push a long little-endian integer that is preceded by its length in bytes."""
         self.push(int.from_bytes(self._take(self.number(form)), "little", signed=True))
 
     def remember(self, key: int) -> None:
-        """The top of the stack in the memo."""
+        """Store the top of the stack in the memo under `key`."""
         self._memo[key] = self._stack[-1]
 
     def memoize(self) -> None:
-        """The same under the next free number."""
+        """Store the top of the stack in the memo under the next free number."""
         self._memo[len(self._memo)] = self._stack[-1]
 
     def recall(self, key: int) -> None:
-        """From the memo to the stack."""
+        """Push the memo's value of `key`."""
         self.push(self._memo[key])
 
     def extend(self) -> None:
-        """Everything above the mark into the list below it."""
+        """Move everything above the mark into the list below it."""
         items = self.above_mark()
-        _of(list, self._stack[-1]).extend(items)
+        _expect_type(list, self._stack[-1]).extend(items)
 
     def append(self) -> None:
-        """The top into the list below it."""
+        """Move the top of the stack into the list below it."""
         item = self.pop()
-        _of(list, self._stack[-1]).append(item)
+        _expect_type(list, self._stack[-1]).append(item)
 
     def set_items(self) -> None:
-        """Keys and values above the mark into the dict below it."""
+        """Move the keys and values above the mark into the dict below it."""
         items = self.above_mark()
-        _of(dict, self._stack[-1]).update(zip(items[::2], items[1::2], strict=True))
+        _expect_type(dict, self._stack[-1]).update(zip(items[::2], items[1::2], strict=True))
 
     def set_item(self) -> None:
-        """One key and value."""
+        """Move one key and value into the dict below them."""
         value, key = self.pop(), self.pop()
-        _of(dict, self._stack[-1])[key] = value
+        _expect_type(dict, self._stack[-1])[key] = value
 
     def pack(self, count: int) -> None:
-        """The top values as a tuple."""
+        """Replace the `count` top values by a tuple of them."""
         values = [self.pop() for _ in range(count)]
         self.push(tuple(reversed(values)))
 
 
-def _of(kind: type, value: Any) -> Any:
+def _expect_type(kind: type, value: Any) -> Any:
     if type(value) is not kind:
         raise TypeError(f"a {kind.__name__} was expected")
     return value

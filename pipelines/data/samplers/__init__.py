@@ -1,1 +1,4 @@
-"""The published ways of drawing test episodes, as pure functions of (lists, seed). No global generator is touched."""
+"""The published ways of drawing test episodes, as pure functions of (lists, seed).
+
+They do not use global random generators.
+"""

@@ -1,6 +1,6 @@
-"""Loaders over BAM's lists: VRP-SAM and FCP on PASCAL-5i, FSSAM on both.
+"""Loaders over BAM's lists: VRP-SAM and FCP on PASCAL-5i, FSSAM on PASCAL-5i and COCO-20i.
 
-Here the query is the list's next image and its class one of the fold's classes that its label shows at any size.
+The query is the next image of the list. Its class is one of the fold's classes in its label, at any size.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Listed = Sequence[tuple[str, Sequence[int]]]  # image, the fold's classes in its
 def two_generators(listed: Listed, pools: Pools, *, shots: int, episodes: int, seed: int) -> list[NamedEpisode]:
     """VRP-SAM and FCP: the class from Python's generator, the supports from numpy's, both seeded once.
 
-    (specification fcp_vrp section 6, datasets section 1). Raises `FssError`.
+    Raises `FssError` for an image without a class of the fold and for a class with fewer than two images.
     """
     _check(listed, pools, 2)
     chooser, rng, found = random.Random(seed), np.random.RandomState(seed), []
@@ -33,9 +33,10 @@ def two_generators(listed: Listed, pools: Pools, *, shots: int, episodes: int, s
 
 def by_worker(listed: Listed, pools: Pools, *, shots: int, episodes: int, seed: int,
               workers: int) -> list[NamedEpisode]:
-    """FSSAM: passes over the list by `workers` loader workers, each with its own generator a pass; no support repeats.
+    """FSSAM: passes over the list by `workers` loader workers, each with a generator of its own in every pass.
 
-    (specification fssam sections 9 and 10). Raises `FssError`.
+    Supports of an episode do not repeat. Raises `FssError` for an image without a class of the fold and for a class
+    with fewer than K + 1 images.
     """
     _check(listed, pools, shots + 1)
     names = list(dict.fromkeys([n for n, _ in listed] + [n for pool in pools.values() for n in pool]))
@@ -50,5 +51,5 @@ def _check(listed: Listed, pools: Pools, at_least: int) -> None:
     bare = [name for name, present in listed if not present]
     if bare or not listed:
         raise FssError(f"{len(bare)} listed images show no class of the fold (first: {bare[0]})" if bare
-                       else "the list has no images", mend="are the list and the masks of the same dataset?")
+                       else "the list has no images", mend="use a list and shards of the same dataset")
     check_pools(pools, sorted({c for _, present in listed for c in present}), at_least)

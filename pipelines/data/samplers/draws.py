@@ -1,4 +1,4 @@
-"""What every published sampler draws with, and what it gives."""
+"""Shared by all published samplers: how they draw one item, and the episodes that they return."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import numpy as np
 from fss_models.errors import FssError
 
 T = TypeVar("T")
-Pools = Mapping[int, Sequence[str]]  # class -> the names of its images, in the order of the list
+Pools = Mapping[int, Sequence[str]]  # class id -> names of its images, in the order of the list
 
 
 @dataclass(frozen=True)
 class NamedEpisode:
-    """One episode by the names of the family's lists; `class_id` counts from 0 over the whole benchmark."""
+    """One episode, with photo names as in the family's lists. `class_id` counts from 0 over the whole benchmark."""
 
     class_id: int
     query: str
@@ -24,12 +24,12 @@ class NamedEpisode:
 
 
 def pick(rng: np.random.RandomState, items: Sequence[T]) -> T:
-    """One item as the loaders draw it: a whole permutation is made, so the stream depends on the list's length."""
+    """Draw one item as the loaders do: they permute the whole list, so later draws depend on its length."""
     return items[int(rng.choice(len(items), 1, replace=False)[0])]
 
 
 def supports_of(rng: np.random.RandomState, pool: Sequence[str], query: str, shots: int) -> tuple[str, ...]:
-    """K supports, drawn again only where equal to the query: repeats among them are allowed."""
+    """Draw K supports. A draw that equals the query is repeated; supports may equal each other."""
     found: list[str] = []
     while len(found) < shots:
         name = pick(rng, pool)
@@ -39,7 +39,7 @@ def supports_of(rng: np.random.RandomState, pool: Sequence[str], query: str, sho
 
 
 def check_pools(pools: Pools, classes: Sequence[int], at_least: int) -> None:
-    """Raise `FssError` for a class whose list is too short to draw from: the published loaders would never end."""
+    """Raise `FssError` for a class with fewer than `at_least` images, for which the published loaders never end."""
     if not classes:
         raise FssError("the fold has no class to draw from")
     for class_id in classes:

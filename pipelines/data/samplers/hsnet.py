@@ -1,4 +1,7 @@
-"""HSNet's test loaders, which VRP-SAM, FCP, Matcher and GF-SAM carry on (specification datasets sections 0-4)."""
+"""HSNet's test loaders, which VRP-SAM, FCP, Matcher and GF-SAM use too.
+
+All raise `FssError` for a class with fewer than two images.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from pipelines.data.samplers.draws import NamedEpisode, Pools, check_pools, pick
 
 
 def listed_pairs(pairs: Sequence[tuple[str, int]], *, shots: int, episodes: int, seed: int) -> list[NamedEpisode]:
-    """PASCAL-5i: pair idx mod length, in list order; only the supports are random. Raises `FssError`."""
+    """PASCAL-5i: episode idx is pair idx mod length, in list order. Only the supports are random."""
     pools: dict[int, list[str]] = {}
     for name, class_id in pairs:
         pools.setdefault(class_id, []).append(name)
@@ -25,7 +28,7 @@ def listed_pairs(pairs: Sequence[tuple[str, int]], *, shots: int, episodes: int,
 def class_uniform(
     pools: Pools, classes: Sequence[int], *, shots: int, episodes: int, seed: int
 ) -> list[NamedEpisode]:
-    """COCO-20i: class uniform over the fold, query and supports uniform over its list. Raises `FssError`."""
+    """COCO-20i: the class is uniform over the fold, query and supports are uniform over the list of the class."""
     check_pools(pools, classes, 2)
     rng, found = np.random.RandomState(seed), []
     for _ in range(episodes):
@@ -38,7 +41,7 @@ def class_uniform(
 def class_cycled(
     pools: Pools, classes: Sequence[int], *, shots: int, episodes: int, seed: int
 ) -> list[NamedEpisode]:
-    """LVIS-92i and the cross-domain sets: class idx mod n, query and supports uniform. Raises `FssError`."""
+    """LVIS-92i and the cross-domain sets: episode idx tests class idx mod n; query and supports are uniform."""
     check_pools(pools, classes, 2)
     rng, found = np.random.RandomState(seed), []
     for number in range(episodes):
@@ -49,9 +52,9 @@ def class_cycled(
 
 
 def every_image(pools: Pools, *, shots: int, seed: int) -> list[NamedEpisode]:
-    """FSS-1000: each image is a query once, in path order (1, 10, 2, ...); supports by number 1..10 of its class.
+    """FSS-1000: each image is a query once, in path order (1, 10, 2, ...); supports are uniform over its class.
 
-    `pools`: class -> its images in the order of their numbers. Raises `FssError`.
+    `pools`: class id -> its images in the order of their numbers 1 to 10.
     """
     check_pools(pools, sorted(pools), 2)
     rng = np.random.RandomState(seed)

@@ -1,6 +1,6 @@
-"""Matcher's loaders of object parts, where an image is one object's crop (specification datasets sections 5 and 6).
+"""Matcher's loaders of object parts, in which an image is the crop of one object, named `IMAGE#OBJECT`.
 
-Names of crops read `IMAGE#OBJECT`. By rule: no published list or golden episode of these is at hand.
+They follow the published code; no published list or golden episode was available to compare with.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from pipelines.data.samplers.draws import NamedEpisode, Pools, check_pools, pick
 
 @dataclass(frozen=True)
 class PartObject:
-    """One object of an image that a class may be looked for on."""
+    """One object of an image on which a part may be tested."""
 
     name: str  # IMAGE#OBJECT
     has_part: bool = True
     shown: bool = True  # False: its box is empty, which the loaders cannot crop
 
 
-Objects = Mapping[tuple[int, str], Sequence[PartObject]]  # (class, image) -> the objects of the kind in it
+Objects = Mapping[tuple[int, str], Sequence[PartObject]]  # (class id, image) -> the objects of its kind in the image
 
 
 def paco(
     pools: Pools, classes: Sequence[int], objects: Objects, *, shots: int, episodes: int, seed: int
 ) -> list[NamedEpisode]:
-    """PACO-Part: class uniform, image uniform, then one object that has the part; empty boxes are drawn again.
+    """PACO-Part: class, image, then one object that has the part, all uniform. An empty box is drawn again.
 
-    Supports differ from the query's image and may repeat. Raises `FssError`.
+    Supports are not from the query's image and may repeat. Raises `FssError` for a class with fewer than two images.
     """
     shown = {c: [i for i in pools.get(c, ()) if any(o.shown for o in objects[c, i])] for c in classes}
     check_pools(shown, classes, 2)
@@ -55,9 +55,10 @@ def paco(
 def pascal_part(
     pools: Pools, classes: Sequence[int], objects: Objects, *, shots: int, episodes: int, seed: int
 ) -> list[NamedEpisode]:
-    """Pascal-Part: class idx mod n, image uniform, one object of its kind uniform; both again if it lacks the part.
+    """Pascal-Part: episode idx tests class idx mod n; the image and one object of its kind in it are uniform.
 
-    Query and supports are of different images. Raises `FssError`.
+    Both are drawn again if the object lacks the part or its box is empty. Query and supports are from different images.
+    Raises `FssError` for a class with fewer than K + 1 images.
     """
     usable = {c: [i for i in pools.get(c, ()) if any(o.has_part and o.shown for o in objects[c, i])] for c in classes}
     check_pools(usable, classes, shots + 1)
@@ -78,7 +79,7 @@ def pascal_part(
 
 
 def part_entries(pools: Pools, most: int = 2500) -> int:
-    """How many episodes a Pascal-Part fold has: its (part, image) entries, 2500 at most. Raises `FssError` for none."""
+    """Number of episodes of a Pascal-Part fold: its (part, image) entries, at most 2500. Raises `FssError` for none."""
     entries = sum(len(names) for names in pools.values())
     if not entries:
         raise FssError("the fold has no part to test")

@@ -1,4 +1,4 @@
-"""One file a format of labelled photos."""
+"""The formats of labelled photos, one module each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the labelling tools' exports have in common: one annotation file beside the photos, and shapes with labels."""
+"""Shared by sources of labelling tools' exports: one annotation file beside the photos, and shapes with labels."""
 
 from __future__ import annotations
 
@@ -21,7 +21,11 @@ from pipelines.data.sources.base import (
 
 
 class LabelledShape(NamedTuple):
-    """One labelled object as its file has it. `where`: line, region or row; class -1: the label is not in the list."""
+    """One labelled object as it is in its file.
+
+    where: its line, region or row; class_id: -1 if the label is not in the class list; kind: the kind of shape, or what
+    to call a kind that has no mask; value: the shape in the form of the format.
+    """
 
     where: str
     class_id: int
@@ -31,34 +35,40 @@ class LabelledShape(NamedTuple):
 
 
 def no_mask(what: str) -> ValueError:
-    """The reason why a box, a line or a point is refused; `what` with its article."""
+    """The error for a shape without a mask, such as a box, a line or a point. `what` is its name with the article."""
     return ValueError(f"{what} cannot be read as a mask")
 
 
-def marks_of(shapes: Iterable[LabelledShape], rasterise: Callable[[LabelledShape, int, int], bytes], height: int,
-             width: int) -> ImageMasks:
-    """Every shape as counts; those that cannot be are listed as problems with where they are and why."""
-    marks = ImageMasks()
+def rasterise_shapes(shapes: Iterable[LabelledShape], rasterise: Callable[[LabelledShape, int, int], bytes],
+                     height: int, width: int) -> ImageMasks:
+    """The masks of all shapes; `rasterise` turns (shape, height, width) into counts.
+
+    Shapes that cannot be rasterised are listed as problems, with their place and the reason.
+    """
+    masks = ImageMasks()
     for shape in shapes:
-        told = f"{shape.where}: {shape.label}" if shape.label else shape.where
+        name = f"{shape.where}: {shape.label}" if shape.label else shape.where
         if shape.class_id < 0:
-            marks.problems.append(f"{told}: the class list has no such label")
+            masks.problems.append(f"{name}: the class list has no such label")
             continue
         try:
             counts = rasterise(shape, height, width)
             empty = rle.area(counts, height, width) == 0
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
-            marks.problems.append(f"{told}: {error}")
+            masks.problems.append(f"{name}: {error}")
             continue
         if empty:
-            marks.problems.append(f"{told}: empty mask")
+            masks.problems.append(f"{name}: empty mask")
         else:
-            marks.instances.append(InstanceMask(shape.class_id, counts))
-    return marks
+            masks.instances.append(InstanceMask(shape.class_id, counts))
+    return masks
 
 
 def polygon(points: Sequence[float], height: int, width: int) -> bytes:
-    """x0, y0, x1, y1, ... in pixels -> counts. Raises ValueError for fewer than three corners and for NaN."""
+    """Rasterise a polygon: x0, y0, x1, y1, ... in pixels -> counts.
+
+    Raises ValueError for fewer than three corners and for corners that are NaN or far outside the photo.
+    """
     if len(points) < 6 or len(points) % 2:
         raise ValueError("no polygon with three corners")
     if not all(-1e6 < v < 1e6 for v in points):
@@ -67,7 +77,10 @@ def polygon(points: Sequence[float], height: int, width: int) -> bytes:
 
 
 class FileFinder:
-    """Finds the file that a record means among those below the root: the longest tail of its path that is one's."""
+    """Finds the file that a record names among the files below the root.
+
+    It is the file whose path ends with the longest possible tail of the record's path.
+    """
 
     def __init__(self, files: Iterable[str]) -> None:
         self._by_name: dict[str, list[str]] = defaultdict(list)
@@ -75,11 +88,11 @@ class FileFinder:
             self._by_name[PurePosixPath(file).name].append(file)
 
     def has(self, name: str) -> bool:
-        """Whether at least one file below the root has the name at the end of that path."""
+        """Whether any file below the root has the file name of this path."""
         return PurePosixPath(name).name in self._by_name
 
     def find(self, name: str) -> str | None:
-        """The path below the root, None if there is none. Raises `FssError` where several files fit equally well."""
+        """The path of the file below the root, None if there is none. Raises `FssError` if several fit equally well."""
         parts = [p for p in name.replace("\\", "/").split("/") if p not in ("", ".", "..")]
         files = self._by_name.get(parts[-1], []) if parts else []
         for first in range(len(parts)):
@@ -95,48 +108,52 @@ class FileFinder:
 
 def add_item(
     source: Source, finder: FileFinder, files: dict[str, int], name: str, *, size: tuple[int, int] | None,
-    marks: Sequence[LabelledShape], said: str = "the annotations name this photo but it is missing",
+    shapes: Sequence[LabelledShape], missing_reason: str = "the annotations name this photo but it is missing",
 ) -> None:
-    """Put a record into the index, or into the failures: its photo is missing, not the only one, or taken already."""
+    """Add a record to the index of `source`, or to its failures if its photo is missing or ambiguous.
+
+    files: path -> bytes; name: the photo as the record names it; size: its recorded (height, width);
+    missing_reason: the reason of the failure if the photo is missing.
+    """
     try:
         path = finder.find(name)
     except FssError as error:
         source.failures.append(SourceFailure(name, "index", error.what))
         return
     if path is None:
-        source.failures.append(SourceFailure(name, "index", said))
+        source.failures.append(SourceFailure(name, "index", missing_reason))
         return
-    item = SourceImage(image_id=hashed_id(path), file_name=path, path=path, size=size, marks=marks,
-                       stamp=digest_of(files[path], marks))
+    item = SourceImage(image_id=hashed_id(path), file_name=path, path=path, size=size, annotations=shapes,
+                       stamp=digest_of(files[path], shapes))
     source.items.append(item)
 
 
 def drop_repeated(source: Source) -> None:
-    """Keep the first record of a photo; the others are failures, as nobody can say which one is right."""
+    """Keep the first record of every photo. Further records of it become failures, as either could be the right one."""
     seen: dict[int, str] = {}
-    kept = []
+    items = []
     for item in source.items:
         if item.image_id in seen:
             reason = f"another record has this photo already ({seen[item.image_id]})"
             source.failures.append(SourceFailure(item.file_name, "index", reason))
         else:
             seen[item.image_id] = item.file_name
-            kept.append(item)
-    source.items = kept
+            items.append(item)
+    source.items = items
 
 
 def only_file(files: Iterable[str], suffix: str, root: str) -> str:
-    """The annotation file: the only one with that suffix in the root or in annotations/. Raises `FssError`."""
+    """The only file with a suffix in the root or in annotations/. Raises `FssError` if there is none, or several."""
     found = [f for f in files if f.lower().endswith(suffix) and f.removeprefix("annotations/").count("/") == 0]
     if len(found) == 1:
         return found[0]
-    what = f"{len(found)} {suffix} files" if found else f"no {suffix} file in it"
+    what = f"there are {len(found)} {suffix} files" if found else f"there is no {suffix} file"
     mend = f"set data.source.annotations to one of: {', '.join(found[:5])}" if found else "set data.source.annotations"
     raise FssError(what, where=root, mend=mend)
 
 
 def check_some_masks(items: Iterable[SourceImage], masks: frozenset[str], where: str, mend: str) -> None:
-    """Raises `FssError` for an export that has shapes, but not one that marks pixels."""
-    kinds = {shape.kind for item in items for shape in item.marks}
+    """Raise `FssError` if an export has shapes, but none whose kind is in `masks`."""
+    kinds = {shape.kind for item in items for shape in item.annotations}
     if kinds and not kinds & masks:
-        raise FssError(f"holds no masks, only {', '.join(sorted(kinds))}", where=where, mend=mend)
+        raise FssError(f"the export has no masks, only {', '.join(sorted(kinds))}", where=where, mend=mend)

@@ -1,4 +1,4 @@
-"""What a source of labelled images gives: a cheap index on the driver, and bytes and marks in the workers."""
+"""The interface of a source of labelled images: a cheap index on the driver, bytes and masks in the workers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipelines.config.data import SourceConfig
 
 @dataclass(frozen=True)
 class SourceFailure:
-    """One row of failures.parquet. Stages: index, split, read, decode, annotate."""
+    """One row of failures.parquet. `stage` is index, split, read, decode or annotate."""
 
     file_name: str
     stage: str
@@ -26,25 +26,26 @@ class SourceFailure:
 
 @dataclass(frozen=True, kw_only=True)
 class SourceImage:
-    """One image of the index. `size` (height, width) where the source records it; `marks` belong to the source.
+    """One image of the index of a source.
 
-    `stamp`: changes when its files or its annotations do, so that a later build reads the other images no more; empty
-    where only the whole source's fingerprint tells.
+    size: (height, width) if the source records it; annotations: in a form of the source's own; stamp: a hash that
+    changes with the files or annotations of this image, so that a later build need not read unchanged images, "" if
+    only the fingerprint of the whole source changes.
     """
 
     image_id: int
     file_name: str
-    path: str  # below the source's root
+    path: str  # path below the source's root
     size: tuple[int, int] | None = None
-    marks: Any = None
-    split: str = ""  # train | test where the source says it; empty: the recipe's hold-out decides
-    crop: tuple[int, int, int, int] | None = None  # x0, y0, x1, y1: what is shown of the photo
+    annotations: Any = None
+    split: str = ""  # train | test if the source fixes it; "": the recipe's `data.split` decides
+    crop: tuple[int, int, int, int] | None = None  # x0, y0, x1, y1 in pixels: the part of the photo that is used
     stamp: str = ""
 
 
 @dataclass(frozen=True)
 class FetchedImage:
-    """The bytes of an image and what the source needs to mark it."""
+    """The bytes of an image file, and what its source needs to rasterise its masks."""
 
     data: bytes
     payload: Any = None
@@ -52,7 +53,7 @@ class FetchedImage:
 
 @dataclass(frozen=True)
 class InstanceMask:
-    """One instance: its class and COCO counts."""
+    """One instance: its class id, and its mask as COCO counts (`data.rle`)."""
 
     class_id: int
     rle: bytes
@@ -61,7 +62,7 @@ class InstanceMask:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageMasks:
-    """All instances of an image, its void pixels as counts, and what was wrong with single ones."""
+    """All instances of an image, its void pixels as counts (None: none), and the problems of single annotations."""
 
     instances: list[InstanceMask] = field(default_factory=list)
     void: bytes | None = None
@@ -69,11 +70,12 @@ class ImageMasks:
 
 
 class Source(ABC):
-    """Labelled images. The position of a class in `classes` is its id, stable for the same dataset.
+    """Labelled images.
 
-    `fold_table` gives each class its fold where a benchmark fixes them (`NO_FOLD`: trained, never tested).
-
-    Workers get a copy without the index, so it stays small on the wire.
+    classes: names; the position of a class is its id, which is stable for the same dataset; fold_table: the fold of
+    each class if a benchmark fixes it (`NO_FOLD`: trained, never tested); fingerprint: a hash that changes with the
+    source.
+    Workers get a pickled copy without the index, so it stays small.
     """
 
     def __init__(self, cfg: SourceConfig) -> None:
@@ -82,7 +84,7 @@ class Source(ABC):
         self.fold_table: list[int] | None = None
         self.items: list[SourceImage] = []
         self.failures: list[SourceFailure] = []
-        self.fingerprint = ""  # changes when the source does
+        self.fingerprint = ""
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "items": [], "failures": []}
@@ -93,30 +95,31 @@ class Source(ABC):
         return Store(self.cfg.root)
 
     def fetch(self, item: SourceImage) -> FetchedImage:
-        """Read one image. Raises `FssError`."""
-        return FetchedImage(self.store.read_bytes(item.path), item.marks)
+        """Read the files of one image. Raises `FssError` if one cannot be read."""
+        return FetchedImage(self.store.read_bytes(item.path), item.annotations)
 
-    def sizes(self, item: SourceImage, fetched: FetchedImage) -> tuple[int, int] | None:
-        """(height, width) its annotations are for, where that is known before decoding. Raises `BadImage`."""
+    def annotated_size(self, item: SourceImage, fetched: FetchedImage) -> tuple[int, int] | None:
+        """(height, width) that the annotations refer to, None if it is unknown before decoding. Raises `BadImage`."""
         return item.size
 
     @abstractmethod
-    def mark(self, item: SourceImage, fetched: FetchedImage, height: int, width: int) -> ImageMasks:
-        """The instances in an image of that size."""
+    def rasterise(self, item: SourceImage, fetched: FetchedImage, height: int, width: int) -> ImageMasks:
+        """The masks of an image of `height` x `width` pixels."""
 
 
 def listing(store: Store) -> dict[str, int]:
-    """Relative path -> bytes of every file below a root, in path order. Linked folders are followed (datasets often
-    share their photos so). Raises `FssError` if there is none.
+    """Relative path -> size in bytes of every file below a root, in path order.
+
+    Linked folders are followed, because datasets often share photos by links. Raises `FssError` if there is no file.
     """
     found = dict(sorted(store.sizes().items() if store.is_s3 else _local_files(Path(store.url), "", frozenset())))
     if not found:
-        raise FssError("no such folder, or nothing in it", where=store.url, mend="check data.source.root")
+        raise FssError("no such folder, or it is empty", where=store.url, mend="check data.source.root")
     return found
 
 
 def _local_files(folder: Path, prefix: str, above: frozenset[str]) -> Iterator[tuple[str, int]]:
-    """(path below the root, bytes); `above`: the real folders on the way, so that a link to one of them ends."""
+    """(path below the root, size in bytes) of every file. `above`: the real parent folders, whose links are skipped."""
     here = os.path.realpath(folder)
     if here in above or not folder.is_dir():
         return
@@ -129,12 +132,12 @@ def _local_files(folder: Path, prefix: str, above: frozenset[str]) -> Iterator[t
 
 
 def hashed_id(name: str) -> int:
-    """An image id that follows from the name alone (48 bits of its hash): adding photos moves no other."""
+    """An image id that depends on the name alone: 48 bits of its hash. Adding photos does not change other ids."""
     return int(hashlib.sha256(name.encode()).hexdigest()[:12], 16)
 
 
 def digest_of(*parts: object) -> str:
-    """A sha256 over the printed parts."""
+    """The sha256 over the `repr` of the parts, in hex."""
     hasher = hashlib.sha256()
     for part in parts:
         hasher.update(repr(part).encode())

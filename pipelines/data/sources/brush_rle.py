@@ -1,8 +1,8 @@
 """The run lengths of Label Studio's brush: thi.ng's `rle-pack`, one bit stream over the RGBA bytes of the whole photo.
 
-Header: 32 bits number of words, 5 bits word size - 1, four times 4 bits run size - 1. Then, until there are enough
-words: 1 bit (repeat?), 2 bits which run size, that many bits for the length - 1, and one word if it is repeated, else
-as many words as the length says. The mask is the alpha channel.
+Header: 32 bits number of words, 5 bits word size - 1, four times 4 bits run size - 1. Then follow runs until there are
+enough words: 1 bit (1: one word is repeated), 2 bits that select a run size, that many bits for the length - 1, and
+then one word if it is repeated, else `length` words. The mask is the alpha channel.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from __future__ import annotations
 import numpy as np
 
 _HEADER, _WORD = 32 + 5 + 4 * 4, 8  # bits
-_LONGEST = 1 << 16  # of a run
-OPAQUE = 128  # alpha from which a pixel is the object: the brush's edge is soft
+_LONGEST = 1 << 16  # words of the longest run
+OPAQUE = 128  # least alpha of an object's pixel; the edge of the brush is soft
 
 
 def decode_brush(data: bytes, height: int, width: int) -> np.ndarray:
-    """`value.rle` as bytes -> [height, width] bool. Raises ValueError for a stream of another size or a broken one."""
+    """`value.rle` as bytes -> [height, width] bool. Raises ValueError for a broken stream or one of another size."""
     bits = np.unpackbits(np.frombuffer(data, dtype=np.uint8))
     if len(bits) < _HEADER:
         raise ValueError("brush RLE ends early")
@@ -29,7 +29,7 @@ def decode_brush(data: bytes, height: int, width: int) -> np.ndarray:
 
 
 def _runs(bits: np.ndarray, words: int, lengths: list[int]) -> np.ndarray:
-    """[words] uint8."""
+    """The decoded words, [words] uint8. Raises ValueError for a broken stream."""
     out = np.empty(words, dtype=np.uint8)
     at, filled = _HEADER, 0
     while filled < words:
@@ -47,7 +47,7 @@ def _runs(bits: np.ndarray, words: int, lengths: list[int]) -> np.ndarray:
 
 
 def _number(bits: np.ndarray, start: int, count: int) -> int:
-    """`count` bits from `start`, the highest first. Raises ValueError at the end of the stream."""
+    """The number in `count` bits from `start`, highest bit first. Raises ValueError beyond the end of the stream."""
     if start + count > len(bits):
         raise ValueError("brush RLE ends early")
     value = 0

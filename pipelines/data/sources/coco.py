@@ -33,10 +33,10 @@ _GAP = 4096  # annotations that lie closer in the file are read together
 
 
 class CocoSource(Source):
-    """Polygons, compressed and uncompressed RLE; crowd regions are kept as such.
+    """Reads polygons, compressed and uncompressed RLE. Crowd regions stay marked as crowd.
 
-    The index knows of an annotation only where it is in the file; workers read it there (`SourceImage.marks`: the
-    first byte and the length of each, int64), so the driver's memory grows with the ids, never with the polygons.
+    The index has only the place of each annotation in the file (`SourceImage.annotations`: first byte and length,
+    int64), where workers read it. So the driver's memory grows with the number of annotations, not with their polygons.
     """
 
     def __init__(self, cfg: SourceConfig) -> None:
@@ -60,7 +60,7 @@ class CocoSource(Source):
                 self.failures.append(SourceFailure(name, "index", "the annotations name this image but it is missing"))
                 continue
             self.items.append(SourceImage(image_id=number, file_name=name, path=path, size=size,
-                                          marks=spans.get(number, b""),
+                                          annotations=spans.get(number, b""),
                                           stamp=digest_of(files[path], stamps.get(number, b""), classes)))
         for missing in sorted(spans.keys() - known):
             count = len(spans[missing]) // 16
@@ -70,18 +70,18 @@ class CocoSource(Source):
     def fetch(self, item: SourceImage) -> FetchedImage:
         """The photo's bytes and its annotations as (class id, crowd, segmentation). Raises `FssError`."""
         data = self.store.read_bytes(item.path)
-        return FetchedImage(data, [self._annotation(text) for text in self._texts(item.marks)])
+        return FetchedImage(data, [self._annotation(text) for text in self._texts(item.annotations)])
 
     def _annotation(self, text: bytes) -> tuple[int, bool, Any]:
         try:
             a = json.loads(text)
-        except ValueError:  # no cause: it is not this one photo's fault
-            raise FssError("changed while it was read", where=self.store.path(self._name),
+        except ValueError:  # no cause, so the error stops the build instead of failing one photo
+            raise FssError("the file changed while it was read", where=self.store.path(self._name),
                            mend="run the command again") from None
         return self._class_of.get(a.get("category_id"), -1), bool(a.get("iscrowd", 0)), a.get("segmentation")
 
-    def _texts(self, marks: bytes) -> list[bytes]:
-        spans = np.frombuffer(marks, dtype=np.int64).reshape(-1, 2)
+    def _texts(self, annotations: bytes) -> list[bytes]:
+        spans = np.frombuffer(annotations, dtype=np.int64).reshape(-1, 2)
         starts, ends = spans[:, 0], spans.sum(axis=1)
         if not len(spans):
             return []
@@ -92,33 +92,33 @@ class CocoSource(Source):
         try:
             read = self.store.fs.cat_ranges([path] * len(first), first, last, on_error="raise")
         except OSError as error:
-            raise FssError(f"cannot be read again: {error}", where=path) from None
+            raise FssError(f"the file cannot be read again: {error}", where=path) from None
         group = np.searchsorted(cuts, np.arange(len(spans)), side="right")
         return [bytes(read[g][s - first[g] : e - first[g]])
                 for g, s, e in zip(group.tolist(), starts.tolist(), ends.tolist(), strict=True)]
 
-    def mark(self, item: SourceImage, fetched: FetchedImage, height: int, width: int) -> ImageMasks:
-        """Rasterise; instances that cannot be are listed as problems."""
-        marks = ImageMasks()
+    def rasterise(self, item: SourceImage, fetched: FetchedImage, height: int, width: int) -> ImageMasks:
+        """Rasterise the annotations of an image. Malformed ones are listed as problems."""
+        masks = ImageMasks()
         for class_id, crowd, segmentation in fetched.payload:
             if class_id < 0:
-                marks.problems.append("an annotation has a category id that is not in the categories")
+                masks.problems.append("an annotation has a category id that is not in the categories")
                 continue
             try:
                 counts = rle.from_coco(segmentation, height, width)
                 empty = rle.area(counts, height, width) == 0
             except (ValueError, TypeError, AttributeError) as error:
-                marks.problems.append(f"{self.classes[class_id]}: {error}")
+                masks.problems.append(f"{self.classes[class_id]}: {error}")
                 continue
             if empty:
-                marks.problems.append(f"{self.classes[class_id]}: empty mask")
+                masks.problems.append(f"{self.classes[class_id]}: empty mask")
             else:
-                marks.instances.append(InstanceMask(class_id, counts, crowd))
-        return marks
+                masks.instances.append(InstanceMask(class_id, counts, crowd))
+        return masks
 
 
 class _Paths:
-    """Finds an image record's file: the path that ends with its name, preferring the annotation file's own folder."""
+    """Finds the file of an image record: a path that ends with its name, preferably in a folder that `stem` names."""
 
     def __init__(self, files: list[str], stem: str) -> None:
         self._stem = stem  # instances_train2017 -> the folder train2017
@@ -141,16 +141,16 @@ def _only_annotations(files: dict[str, int], root: str) -> str:
     if len(found) == 1:
         return found[0]
     if not found:
-        raise FssError("no annotations/*.json", where=root, mend="set data.source.annotations")
+        raise FssError("there is no annotations/*.json", where=root, mend="set data.source.annotations")
     instances = [f for f in found if "instances" in f]
     if len(instances) == 1:
         return instances[0]
-    raise FssError(f"{len(found)} annotation files", where=root,
+    raise FssError(f"there are {len(found)} annotation files", where=root,
                    mend=f"set data.source.annotations to one of: {', '.join(found[:5])}")
 
 
 class _Index:
-    """What the driver keeps of the file."""
+    """What the driver has in memory of an annotation file."""
 
     def __init__(self) -> None:
         self.images: list[tuple[int, str, tuple[int, int] | None]] = []  # id, file name, (height, width)
@@ -161,9 +161,9 @@ class _Index:
 
     @classmethod
     def read(cls, store: Store, name: str) -> _Index:
-        """Raises `FssError` for a file that is no COCO file."""
+        """Read the index of an annotation file. Raises `FssError` if it is not a COCO file."""
         index, where = cls(), store.path(name)
-        store.size(name)  # says so if it is not there
+        store.size(name)  # raises `FssError` if it is missing
         with store.fs.open(where, "rb") as file:
             reader = CocoReader(file, where)
             for record in reader.records():
@@ -171,12 +171,12 @@ class _Index:
                     try:
                         index._add(reader, record)
                     except (KeyError, TypeError, ValueError, OverflowError) as error:
-                        raise FssError(f"{record.section}: the record at byte {record.start} is not one of a COCO "
-                                       f"file ({type(error).__name__}: {error})", where=where) from error
+                        raise FssError(f"{record.section}: the record at byte {record.start} is not a COCO record "
+                                       f"({type(error).__name__}: {error})", where=where) from error
         for key in _LISTS:
             if not reader.sections.get(key):
-                raise FssError(f"has no list {key!r}", where=where,
-                               mend="a COCO file has images, annotations, categories")
+                raise FssError(f"the file has no list {key!r}", where=where,
+                               mend="give a COCO file, with the lists images, annotations and categories")
         index.sha256 = reader.sha256
         return index
 
@@ -195,15 +195,15 @@ class _Index:
         self.images.append((int(value["id"]), str(value["file_name"]), size))
 
     def spans(self) -> Mapping[int, bytes]:
-        """Image id -> (first byte, bytes) of each of its annotations, int64, in the file's order."""
+        """Image id -> (first byte, length) of each of its annotations, as int64 bytes, in the file's order."""
         return self._grouped(self._start, self._length)
 
     def stamps(self) -> Mapping[int, bytes]:
-        """Image id -> the hashes of its annotations, in the file's order."""
+        """Image id -> a 64-bit hash of each of its annotations, as bytes, in the file's order."""
         return self._grouped(self._stamp)
 
     def _grouped(self, *columns: array[int]) -> Mapping[int, bytes]:
-        """Image id -> its rows of the columns, 8 bytes a value."""
+        """Image id -> the bytes of its rows in `columns`, 8 bytes per value."""
         if not self._of:
             return {}
         of = np.frombuffer(self._of, dtype=np.int64)

@@ -1,7 +1,7 @@
-"""A COCO annotation file read piece by piece: memory holds one chunk, whatever the file's size.
+"""Reads a COCO annotation file in chunks, so that only one chunk is in memory.
 
-The text is scanned as Latin-1, in which a character is a byte, so places in the text are places in the file; a record
-whose strings matter is parsed again from its bytes as UTF-8.
+The text is scanned as Latin-1, in which every character is one byte, so a position in the text is a position in the
+file. A record whose strings matter is parsed again from its bytes as UTF-8.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import Any, BinaryIO, NamedTuple
 
 from fss_models.errors import FssError
 
-CHUNK = 4_000_000
+CHUNK = 4_000_000  # bytes
 _BOM, _SPACE = b"\xef\xbb\xbf", " \t\r\n"
 
 
 class JsonRecord(NamedTuple):
-    """One element of a list at the top of the file: parsed as Latin-1, its first byte and the one after its last."""
+    """One element of a list at the top level of the file, parsed as Latin-1; its bytes are [start, end)."""
 
     section: str
     value: Any
@@ -27,9 +27,9 @@ class JsonRecord(NamedTuple):
 
 
 class CocoReader:
-    """Reads a file once, from its start. `sha256` is that of the whole file once `records` has ended.
+    """Reads a file once, from its start. After `records` has ended, `sha256` is that of the whole file.
 
-    Raises `FssError` with the byte where the file stops being JSON.
+    Raises `FssError` with the position of the first byte that is not valid JSON.
     """
 
     def __init__(self, file: BinaryIO, where: str) -> None:
@@ -40,16 +40,16 @@ class CocoReader:
 
     @property
     def sha256(self) -> str:
-        """Of the bytes read so far."""
+        """sha256 of the bytes that were read so far, in hex."""
         return self._hash.hexdigest()
 
     def records(self) -> Iterator[JsonRecord]:
-        """The elements of every list at the top of the file, in order; other values are skipped."""
+        """The elements of every list at the top level of the file, in order. Other values are skipped."""
         self._more(max(CHUNK, len(_BOM)))
         self._at = 3 if self._text.startswith(_BOM.decode("latin-1")) else 0
         if self._next() != "{":
-            raise FssError("is not a COCO file: it has no object at its top", where=self.where,
-                           mend="a COCO file has images, annotations, categories")
+            raise FssError("this is not a COCO file: its top level is not a JSON object", where=self.where,
+                           mend="give a COCO file, with the lists images, annotations and categories")
         for _ in self._elements("}"):
             name = self._value()[0]
             self._expect(":")
@@ -64,23 +64,23 @@ class CocoReader:
             self._fail("more text after its end")
 
     def again(self, record: JsonRecord) -> Any:
-        """The record as UTF-8, for its strings. Only until the next record is asked for."""
+        """The record parsed as UTF-8, for its strings. It works only until the next record is read."""
         first, last = record.start - self._before, record.end - self._before
         try:
             return json.loads(self._text[first:last].encode("latin-1").decode())
         except UnicodeDecodeError as error:
-            raise FssError(f"is not UTF-8: {error.reason} at byte {record.start + error.start}",
+            raise FssError(f"the file is not UTF-8: {error.reason} at byte {record.start + error.start}",
                            where=self.where) from error
 
     def stamp(self, record: JsonRecord) -> int:
-        """64 bits of a hash of the record's text. Only until the next record is asked for."""
+        """64 bits of a hash of the record's text. It works only until the next record is read."""
         text = self._text[record.start - self._before : record.end - self._before].encode("latin-1")
         return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
 
     # ---- the text -------------------------------------------------------------------------------------------------
 
     def _elements(self, closing: str) -> Iterator[None]:
-        """Stop before each element of a list or an object whose opening bracket is read; read the closing one."""
+        """Yield before each element of a list or object, after its opening bracket; read the closing one at the end."""
         if self._peek() == closing:
             self._at += 1
             return
@@ -95,8 +95,8 @@ class CocoReader:
                 self._fail(f"expecting ',' or '{closing}'")
 
     def _value(self) -> tuple[Any, int, int]:
-        """The value that begins here and its bytes. One that may go on behind the chunk is read again with more."""
-        wanted = CHUNK
+        """(value, start, end) of the value that begins here. If it may continue after the chunk, more text is read."""
+        count = CHUNK
         while True:
             try:
                 value, end = self._decode(self._text, self._at)
@@ -107,11 +107,11 @@ class CocoReader:
                 if end < len(self._text) or self._ended:
                     start, self._at = self._at, end
                     return value, self._before + start, self._before + end
-            self._more(wanted)
-            wanted *= 2
+            self._more(count)
+            count *= 2
 
     def _peek(self) -> str:
-        """The next character that is no space, not yet read; empty at the end of the file."""
+        """The next character that is not a space, without consuming it; "" at the end of the file."""
         while True:
             while self._at < len(self._text) and self._text[self._at] in _SPACE:
                 self._at += 1
@@ -138,4 +138,4 @@ class CocoReader:
 
     def _fail(self, what: str, at: int | None = None) -> None:
         place = self._before + (self._at if at is None else at)
-        raise FssError(f"is not valid JSON: {what} at byte {place}", where=self.where)
+        raise FssError(f"the file is not valid JSON: {what} at byte {place}", where=self.where)

@@ -1,7 +1,7 @@
 """CVAT's export "CVAT for images 1.1": annotations.xml (polygons and masks) and the photos.
 
 Polygons are in pixels. A mask is run lengths, row by row within its own box (left, top, width, height), beginning with
-the pixels outside. Specification: CVAT manual, "XML annotation format", version 1.1.
+a run of pixels outside the object. See CVAT manual, "XML annotation format", version 1.1.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from pipelines.data.sources.annotated import (
     add_item,
     check_some_masks,
     drop_repeated,
-    marks_of,
     no_mask,
     only_file,
     polygon,
+    rasterise_shapes,
 )
 from pipelines.data.sources.base import FetchedImage, ImageMasks, Source, SourceImage, digest_of, is_image, listing
 
@@ -37,7 +37,7 @@ _EXPORT = 'export the task as "CVAT for images 1.1"'
 
 
 class CvatSource(Source):
-    """Class ids follow the task's own list of labels."""
+    """Reads annotations.xml. Class ids follow the task's own list of labels."""
 
     def __init__(self, cfg: SourceConfig) -> None:
         super().__init__(cfg)
@@ -53,16 +53,16 @@ class CvatSource(Source):
                 records.append(self._record(element, where))
         self.classes = list(dict.fromkeys(self.classes))  # tasks of a project repeat its labels
         if not records:
-            raise FssError("names no image", where=where, mend=_EXPORT)
+            raise FssError("the export names no image", where=where, mend=_EXPORT)
         for image, size, shapes in records:
-            add_item(self, finder, files, image, size=size, marks=self._known(shapes))
+            add_item(self, finder, files, image, size=size, shapes=self._with_class_ids(shapes))
         drop_repeated(self)
         check_some_masks(self.items, frozenset({POLYGON, MASK}), where,
-                         "draw polygons or masks: boxes are no masks")
+                         "draw polygons or masks")
         self.fingerprint = digest_of(hashlib.sha256(raw).hexdigest(), [(i.path, files[i.path]) for i in self.items])
 
     def _record(self, element: ElementTree.Element, where: str) -> tuple[str, tuple[int, int], list[LabelledShape]]:
-        """(photo, (height, width), shapes without class ids)."""
+        """(photo, (height, width), shapes without class ids) of an `image` element. Raises `FssError`."""
         name, height, width = (element.get(k, "") for k in ("name", "height", "width"))
         if not name or not height.isdecimal() or not width.isdecimal():
             raise FssError(f"image {element.get('id', '?')} lacks its name, width or height", where=where, mend=_EXPORT)
@@ -71,17 +71,17 @@ class CvatSource(Source):
                   for number, (shape, tag) in enumerate(found, 1)]
         return name, (int(height), int(width)), shapes
 
-    def _known(self, shapes: list[LabelledShape]) -> list[LabelledShape]:
+    def _with_class_ids(self, shapes: list[LabelledShape]) -> list[LabelledShape]:
         ids = {name: i for i, name in enumerate(self.classes)}
         return [s._replace(class_id=ids.get(s.label, -1)) for s in shapes]
 
-    def mark(self, item: SourceImage, fetched: FetchedImage, height: int, width: int) -> ImageMasks:
-        """One mark a polygon or mask."""
-        return marks_of(fetched.payload, _rasterise, height, width)
+    def rasterise(self, item: SourceImage, fetched: FetchedImage, height: int, width: int) -> ImageMasks:
+        """One mask per polygon or mask shape."""
+        return rasterise_shapes(fetched.payload, _rasterise, height, width)
 
 
 def _value(shape: ElementTree.Element) -> Any:
-    """As text: the workers read the numbers."""
+    """The shape as text, whose numbers the workers parse; None for shapes without a mask."""
     if shape.tag == POLYGON:
         return shape.get("points", "")
     return {k: shape.get(k, "") for k in ("rle", "left", "top", "width", "height")} if shape.tag == MASK else None
@@ -97,7 +97,7 @@ def _rasterise(shape: LabelledShape, height: int, width: int) -> bytes:
 
 
 def box_mask(value: dict[str, str], height: int, width: int) -> np.ndarray:
-    """Run lengths within a box -> [height, width] bool. Raises ValueError if they do not fit the box or the photo."""
+    """Run lengths within a box -> mask [height, width] bool. Raises ValueError if they do not fit box or photo."""
     left, top, across, down = (int(float(value[k])) for k in ("left", "top", "width", "height"))
     if min(left, top) < 0 or min(across, down) < 1 or left + across > width or top + down > height:
         raise ValueError(f"mask box {across}x{down} at {left}, {top} does not lie in the photo of {width}x{height}")
@@ -111,16 +111,17 @@ def box_mask(value: dict[str, str], height: int, width: int) -> np.ndarray:
 
 
 def _elements(raw: bytes, where: str) -> Iterator[ElementTree.Element]:
-    """Every `label` of the task and every `image`, each forgotten afterwards. Raises `FssError`."""
+    """Every `label` of the task and every `image`; each is freed after use. Raises `FssError` for other files."""
     if b"<!DOCTYPE" in raw[:4096] or b"<!ENTITY" in raw:
-        raise FssError("declares a DOCTYPE or entities, which CVAT never does", where=where, mend=_EXPORT)
+        raise FssError("the file declares a DOCTYPE or entities, which CVAT never does", where=where, mend=_EXPORT)
     above: list[str] = []
     try:
         for event, element in ElementTree.iterparse(io.BytesIO(raw), events=("start", "end")):
             if event == "start":
                 above.append(element.tag)
                 if above[0] != "annotations" or element.tag == "track":
-                    what = "is an export for video (tracks)" if element.tag == "track" else "is no CVAT export"
+                    video = element.tag == "track"
+                    what = "this is an export for video (tracks)" if video else "this is not a CVAT export"
                     raise FssError(what, where=where, mend=_EXPORT)
                 continue
             above.pop()
@@ -128,4 +129,4 @@ def _elements(raw: bytes, where: str) -> Iterator[ElementTree.Element]:
                 yield element
                 element.clear()
     except ElementTree.ParseError as error:
-        raise FssError(f"is not valid XML: {error}", where=where) from error
+        raise FssError(f"the file is not valid XML: {error}", where=where) from error

@@ -1,7 +1,7 @@
 """Draws one picture of the `shapes` dataset: a pure function of (seed, index, side).
 
-Everything is drawn at twice the size and averaged down, so edges are soft; masks hold the pixels of which the object
-covers at least half. Colour, texture, scale, rotation, shadow and background say nothing about the class.
+Everything is drawn at twice the size and averaged down, so edges are soft. A pixel belongs to an object that covers at
+least half of it. Colour, texture, scale, rotation, shadow and background are independent of the class.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from pipelines.data.sources.glyphs import class_names, glyph
 
 _OVER = 2  # oversampling
 _COUNTS, _COUNT_ODDS = (1, 2, 3), (0.45, 0.35, 0.2)
-_VISIBLE, _SMALLEST = 0.55, 0.012  # least visible share of an object; least share of the picture
+_VISIBLE, _SMALLEST = 0.55, 0.012  # least visible share of an object; least share of the picture that it covers
 _QUALITY = 92
 
 
 @dataclass(frozen=True)
 class GeneratedImage:
-    """A JPEG and its objects: (class id, [side, side] bool visible mask), in drawing order."""
+    """A JPEG and its objects as (class id, mask of the visible part [side, side] bool), in drawing order."""
 
     jpeg: bytes
     objects: list[tuple[int, np.ndarray]]
 
 
 def draw_image(seed: int, index: int, side: int) -> GeneratedImage:
-    """The picture number `index`. Every 20 pictures in a row show every class at least once."""
+    """Draw picture number `index`. Pictures 20n to 20n + 19 show every class at least once."""
     rng = np.random.default_rng([seed, index, side])
     canvas = _background(rng, side * _OVER)
     owner = np.zeros(canvas.shape[:2], dtype=np.uint8)
@@ -44,7 +44,10 @@ def draw_image(seed: int, index: int, side: int) -> GeneratedImage:
 
 
 def _classes(rng: np.random.Generator, seed: int, index: int) -> list[int]:
-    """The first class runs through a permutation of all, so that small datasets show each; the others are random."""
+    """Class ids of the objects of a picture.
+
+    The first one follows a permutation of all classes, so that small datasets show each class; the others are random.
+    """
     names = class_names()
     round_, place = divmod(index, len(names))
     first = int(np.random.default_rng([seed, round_, 7]).permutation(len(names))[place])
@@ -54,7 +57,7 @@ def _classes(rng: np.random.Generator, seed: int, index: int) -> list[int]:
 
 
 def _visible(owner: np.ndarray, count: int) -> list[np.ndarray]:
-    """The mask of every object; a pixel that two share equally goes to the upper one."""
+    """The visible mask of every object. A pixel that two objects share equally belongs to the upper one."""
     masks = [_half_covered(owner == i + 1) for i in range(count)]
     taken = np.zeros((owner.shape[0] // _OVER, owner.shape[1] // _OVER), dtype=bool)
     for mask in reversed(masks):
@@ -71,7 +74,7 @@ def _half_covered(big: np.ndarray) -> np.ndarray:
 
 def _jpeg(rng: np.random.Generator, picture: Image.Image) -> bytes:
     pixels = np.asarray(picture).astype(np.int16)
-    grain = rng.integers(-5, 6, size=(*pixels.shape[:2], 1), dtype=np.int16)  # a camera is never free of noise
+    grain = rng.integers(-5, 6, size=(*pixels.shape[:2], 1), dtype=np.int16)  # noise, as a camera has it
     out = io.BytesIO()
     Image.fromarray(np.clip(pixels + grain, 0, 255).astype(np.uint8)).save(out, "JPEG", quality=_QUALITY)
     return out.getvalue()
@@ -85,7 +88,7 @@ def _colour(rng: np.random.Generator, *, s: tuple[float, float], v: tuple[float,
 
 
 def _background(rng: np.random.Generator, side: int) -> np.ndarray:
-    """[side, side, 3] uint8: a gradient, soft clouds and strokes that are no class."""
+    """A background [side, side, 3] uint8: a gradient, soft clouds, and strokes that belong to no class."""
     v = (0.25, 0.6) if rng.random() < 0.35 else (0.6, 0.97)
     a, b = _colour(rng, s=(0.08, 0.5), v=v), _colour(rng, s=(0.08, 0.5), v=v)
     small = 64
@@ -101,7 +104,7 @@ def _background(rng: np.random.Generator, side: int) -> np.ndarray:
 
 
 def _clouds(rng: np.random.Generator, side: int) -> np.ndarray:
-    """[side, side] smooth noise of about unit size."""
+    """Smooth noise [side, side] of about unit variance."""
     total = np.zeros((side, side))
     for cells, weight in ((4, 1.0), (11, 0.5)):
         coarse = Image.fromarray(rng.standard_normal((cells, cells)).astype(np.float32))
@@ -135,7 +138,7 @@ def _clutter(rng: np.random.Generator, image: Image.Image, side: int) -> None:
 def _place(
     rng: np.random.Generator, canvas: np.ndarray, owner: np.ndarray, class_id: int, number: int, *, crowded: int
 ) -> bool:
-    """Draw one object where it hides no earlier one too much; False if no place was found."""
+    """Draw one object where it does not hide too much of earlier ones. Returns False if no place was found."""
     side = canvas.shape[0]
     for attempt in range(10):
         radius = side * rng.uniform(0.15, 0.36 if crowded == 1 else 0.26) * (0.97**attempt)
@@ -152,7 +155,7 @@ def _place(
 
 
 def _transformer(rng: np.random.Generator, centre: np.ndarray, radius: float) -> np.ndarray:
-    """[2, 3] affine map from the glyph's square to canvas pixels: rotation, scale, a little stretch and shear."""
+    """Affine map [2, 3] from the glyph's square to canvas pixels: rotation, scale, a little stretch and shear."""
     angle = rng.normal(0, 0.45) if rng.random() < 0.7 else rng.uniform(-np.pi, np.pi)
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     bend = np.array([[rng.uniform(0.8, 1.2), rng.uniform(-0.18, 0.18)], [0, rng.uniform(0.8, 1.2)]])
@@ -165,7 +168,7 @@ def _apply(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
 
 
 def _box(matrix: np.ndarray, class_id: int, side: int) -> tuple[int, int, int, int]:
-    """The part of the canvas the object lies in."""
+    """The box (x0, y0, x1, y1) of the object on the canvas."""
     points = np.concatenate([_apply(matrix, s.points) for s in glyph(class_id)])
     low = np.clip(np.floor(points.min(axis=0)).astype(int) - 1, 0, side - 2)
     high = np.clip(np.ceil(points.max(axis=0)).astype(int) + 2, low + 1, side)
@@ -173,7 +176,7 @@ def _box(matrix: np.ndarray, class_id: int, side: int) -> tuple[int, int, int, i
 
 
 def _masks(matrix: np.ndarray, class_id: int, box: tuple[int, int, int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """[h, w] uint8 of the object and of its details."""
+    """The masks of the object and of its details, both [h, w] uint8."""
     size = (box[2] - box[0], box[3] - box[1])
     body, detail = Image.new("L", size), Image.new("L", size)
     pens = {"add": (ImageDraw.Draw(body), 255), "cut": (ImageDraw.Draw(body), 0), "ink": (ImageDraw.Draw(detail), 255)}
@@ -234,7 +237,7 @@ def _shadow(rng: np.random.Generator, canvas: np.ndarray, mask: np.ndarray, box:
 
 
 def _texture(rng: np.random.Generator, base: np.ndarray, h: int, w: int) -> np.ndarray:
-    """[h, w, 3] float32: plain, stripes, dots, checks, soft noise or a gradient between two colours."""
+    """A texture [h, w, 3] float32: plain, stripes, dots, checks, soft noise or a gradient between two colours."""
     second = np.clip(base * rng.uniform(0.45, 0.75), 0, 255) if rng.random() < 0.5 else _colour(
         rng, s=(0.2, 0.9), v=(0.4, 1.0))
     y, x = np.mgrid[0:h, 0:w].astype(np.float32)

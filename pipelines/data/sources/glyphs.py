@@ -14,7 +14,7 @@ import numpy as np
 
 
 class Stroke(NamedTuple):
-    """One polygon: points [P, 2]."""
+    """One polygon with P corners, points [P, 2]."""
 
     kind: Literal["add", "cut", "ink"]
     points: np.ndarray
@@ -46,7 +46,7 @@ def _curve(*control: tuple[float, float], n: int = 16) -> list[tuple[float, floa
 
 
 def _mirrored(right: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The outline from its right half, top to bottom."""
+    """A symmetric outline from its right half, which runs from top to bottom."""
     return right + [(-x, y) for x, y in reversed(right)]
 
 
@@ -185,7 +185,7 @@ def _sailboat() -> Glyph:
             _s("ink", (-0.95, 0.45), (0.95, 0.45), (0.88, 0.56), (-0.88, 0.56))]
 
 
-# The order is the class id; fold f of 4 tests {f, f + 4, ...} and so mixes round, angular and thin outlines.
+# The position is the class id. Fold f of 4 tests {f, f + 4, ...}, which mixes round, angular and thin outlines.
 _MAKERS: dict[str, Callable[[], Glyph]] = {
     "star": _star, "heart": _heart, "arrow": _arrow, "house": _house, "fish": _fish,
     "ring": _ring, "key": _key, "tree": _tree, "gear": _gear, "umbrella": _umbrella,
@@ -195,11 +195,11 @@ _MAKERS: dict[str, Callable[[], Glyph]] = {
 
 
 def class_names() -> list[str]:
-    """The drawn classes; the position is the class id."""
+    """The names of the drawn classes. The position of a name is the class id."""
     return list(_MAKERS)
 
 
 @cache
 def glyph(class_id: int) -> tuple[Stroke, ...]:
-    """The strokes of a class."""
+    """The strokes of a class, in drawing order."""
     return tuple(_MAKERS[class_names()[class_id]]())

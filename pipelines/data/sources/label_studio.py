@@ -1,9 +1,9 @@
-"""Label Studio: its export "JSON" of an image segmentation project (polygons and brush masks) and the photos.
+"""Label Studio: the export "JSON" of an image segmentation project (polygons and brush masks), and the photos.
 
-Polygons are percent of the photo's size; brush masks are run lengths of their own (`brush_rle`). A task's photo is
-found below the root by the end of its reference (`/data/upload/1/1a2b3c4d-cup.jpg`, `/data/local-files/?d=a/cup.jpg`,
-`s3://bucket/a/cup.jpg`, `https://...`): nothing is downloaded. Of several annotations of a task the one marked as
-ground truth counts, else the last that was not cancelled; predictions do not count.
+Polygons are in percent of the photo's size. Brush masks are run lengths in a format of their own (`brush_rle`). The
+photo of a task is found below the root by the end of its reference (`/data/upload/1/1a2b3c4d-cup.jpg`,
+`/data/local-files/?d=a/cup.jpg`, `s3://bucket/a/cup.jpg`, `https://...`); nothing is downloaded. Of several annotations
+of a task, the one marked as ground truth is used, else the last one that was not cancelled. Predictions are ignored.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from pipelines.data.sources.annotated import (
     add_item,
     check_some_masks,
     drop_repeated,
-    marks_of,
     no_mask,
     only_file,
     polygon,
+    rasterise_shapes,
 )
 from pipelines.data.sources.base import (
     FetchedImage,
@@ -51,7 +51,7 @@ _UPLOAD = re.compile(r"^[0-9a-f]{8}-(?=.)")  # what Label Studio puts before the
 
 
 class LabelStudioSource(Source):
-    """Class ids follow the sorted labels of the export, which does not hold the project's own list."""
+    """Class ids follow the sorted labels of the export, because it does not have the project's own list."""
 
     def __init__(self, cfg: SourceConfig) -> None:
         super().__init__(cfg)
@@ -59,41 +59,41 @@ class LabelStudioSource(Source):
         name = cfg.annotations or only_file(files, ".json", self.store.url)
         raw, where = self.store.read_bytes(name), self.store.path(name)
         tasks = _tasks(raw, where)
-        regions = [list(_regions(_chosen(task))) for task in tasks]
+        regions = [list(_regions(_chosen_annotation(task))) for task in tasks]
         self.classes = sorted({label for found in regions for *_, label in found})
         finder = FileFinder(f for f in files if is_image(f))
         for task, found in zip(tasks, regions, strict=True):
             self._add(task, found, finder, files)
         drop_repeated(self)
         check_some_masks(self.items, frozenset({POLYGON, BRUSH}), where,
-                         "label with PolygonLabels or BrushLabels: boxes are no masks")
+                         "label with PolygonLabels or BrushLabels")
         self.fingerprint = digest_of(hashlib.sha256(raw).hexdigest(), [(i.path, files[i.path]) for i in self.items])
 
     def _add(self, task: dict[str, Any], regions: list[_Region], finder: FileFinder, files: dict[str, int]) -> None:
-        told = f"task {task.get('id', '?')}"
-        chosen, reference = _chosen(task), _reference(task)
+        name_of_task = f"task {task.get('id', '?')}"
+        chosen, reference = _chosen_annotation(task), _reference(task)
         if reference is None:
-            self.failures.append(SourceFailure(told, "index", "its data names no image file"))
+            self.failures.append(SourceFailure(name_of_task, "index", "its data names no image file"))
         elif chosen is None:
             reason = "its annotation was cancelled" if task["annotations"] else "it is not annotated"
-            self.failures.append(SourceFailure(_name(reference), "index", f"{told}: {reason}"))
+            self.failures.append(SourceFailure(_name(reference), "index", f"{name_of_task}: {reason}"))
         else:
             shapes = [LabelledShape(f"region {number}", self.classes.index(label), label, kind, value)
                       for number, kind, value, label in regions]
             sizes = {s for result in chosen["result"] if (s := _size(result))}
             if len(sizes) > 1:
-                self.failures.append(SourceFailure(_name(reference), "index", f"{told}: its regions are for photos of "
-                                                   f"different sizes (height, width): {sorted(sizes)}"))
+                reason = f"its regions are for photos of different sizes (height, width): {sorted(sizes)}"
+                self.failures.append(SourceFailure(_name(reference), "index", f"{name_of_task}: {reason}"))
                 return
             name = _name(reference)
-            plain = _UPLOAD.sub("", PurePosixPath(name).name)  # an upload's name, if only the original is here
+            plain = _UPLOAD.sub("", PurePosixPath(name).name)  # the name before the upload, if only that file exists
             found = plain if finder.has(plain) and not finder.has(name) else name
-            add_item(self, finder, files, found, size=next(iter(sizes), None), marks=shapes,
-                     said=f"{told} names this photo but it is not below the root")
+            add_item(self, finder, files, found, size=next(iter(sizes), None), shapes=shapes,
+                     missing_reason=f"{name_of_task} names this photo but it is not below the root")
 
-    def mark(self, item: SourceImage, fetched: FetchedImage, height: int, width: int) -> ImageMasks:
-        """One mark a region and label."""
-        return marks_of(fetched.payload, _rasterise, height, width)
+    def rasterise(self, item: SourceImage, fetched: FetchedImage, height: int, width: int) -> ImageMasks:
+        """One mask per region and label."""
+        return rasterise_shapes(fetched.payload, _rasterise, height, width)
 
 
 _Region = tuple[str, str, Any, str]  # id, kind, value, label
@@ -109,7 +109,7 @@ def _rasterise(shape: LabelledShape, height: int, width: int) -> bytes:
 
 
 def _regions(chosen: dict[str, Any] | None) -> Iterator[_Region]:
-    """The labelled regions of an annotation; a region may have its label in a result of its own with the same id."""
+    """The labelled regions of an annotation. The label of a region may be in another result with the same id."""
     results = chosen["result"] if chosen else []
     apart: dict[str, list[str]] = {}
     for result in results:
@@ -119,23 +119,23 @@ def _regions(chosen: dict[str, Any] | None) -> Iterator[_Region]:
         type_, value = str(result.get("type", "")), result.get("value", {})
         base = type_.removesuffix("labels")
         if base not in _REGIONS or type_ == "labels":
-            continue  # choices, texts, ratings, relations: about the photo, not about pixels
-        kind, told = _REGIONS[base], str(result.get("id") or number)
+            continue  # choices, texts, ratings and relations describe the photo, not pixels
+        kind, region = _REGIONS[base], str(result.get("id") or number)
         if result.get("image_rotation"):
             kind = "a region on a rotated photo"
         for label in value.get(type_) or apart.get(str(result.get("id"))) or []:
-            yield told, kind, _pixels(kind, value), str(label)
+            yield region, kind, _pixels(kind, value), str(label)
 
 
 def _pixels(kind: str, value: dict[str, Any]) -> Any:
-    """What the workers get: points, or the run lengths as bytes; None if the region has neither."""
+    """What the workers rasterise: the points of a polygon, or the run lengths of a brush as bytes (b"": none)."""
     if kind == POLYGON:
         return value.get("points")
     runs = value.get("rle") if kind == BRUSH else None
     return bytes(runs) if isinstance(runs, list) and all(isinstance(v, int) and 0 <= v < 256 for v in runs) else b""
 
 
-def _chosen(task: dict[str, Any]) -> dict[str, Any] | None:
+def _chosen_annotation(task: dict[str, Any]) -> dict[str, Any] | None:
     done = [a for a in task["annotations"] if not a.get("was_cancelled")]
     truth = [a for a in done if a.get("ground_truth")]
     return (truth or done)[-1] if done else None
@@ -147,28 +147,29 @@ def _size(result: dict[str, Any]) -> tuple[int, int] | None:
 
 
 def _reference(task: dict[str, Any]) -> str | None:
-    """The photo's URL or path: the only value of `data` that is one, `image` first."""
+    """The URL or path of the task's photo: the first value of `data` that names an image, `image` before others."""
     data = task.get("data")
     values = [data.get("image"), *data.values()] if isinstance(data, dict) else []
     return next((v for v in values if isinstance(v, str) and is_image(_name(v))), None)
 
 
 def _name(reference: str) -> str:
-    """The path in a reference."""
+    """The path in a reference to a photo."""
     parts = urlsplit(reference)
     local = parse_qs(parts.query).get("d")  # /data/local-files/?d=folder/name.jpg
     return local[0] if local else unquote(parts.path)
 
 
 def _tasks(raw: bytes, where: str) -> list[dict[str, Any]]:
-    """The tasks, their annotations being lists of objects with results. Raises `FssError`."""
+    """The tasks of an export. Raises `FssError` if one has no list of annotations with results."""
     try:
         document = json.loads(raw)
     except ValueError as error:
-        raise FssError(f"is not valid JSON: {error}", where=where) from error
+        raise FssError(f"the file is not valid JSON: {error}", where=where) from error
     if not isinstance(document, list) or not all(isinstance(t, dict) for t in document):
-        what = "is a COCO file" if isinstance(document, dict) and "images" in document else "is no list of tasks"
-        raise FssError(what, where=where, mend='export from Label Studio as "JSON" (COCO files: format coco)')
+        is_coco = isinstance(document, dict) and "images" in document
+        raise FssError("this is a COCO file" if is_coco else "this is not a list of tasks", where=where,
+                       mend='export from Label Studio as "JSON", or read a COCO file with format coco')
     for number, task in enumerate(document):
         found = task.get("annotations")
         if isinstance(found, list) and all(isinstance(a, dict) and _is_results(a.get("result")) for a in found):

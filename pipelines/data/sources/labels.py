@@ -1,4 +1,4 @@
-"""Label and mask files: values, never colours."""
+"""Reads label and mask files, whose pixels are values, not colours."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _FORMATS = ("PNG", "BMP", "TIFF", "GIF")  # lossless ones
 
 
 def read_labels(data: bytes) -> np.ndarray:
-    """[H, W] int32 values of a palette or grey image. Raises `BadImage`, also for a colour image."""
+    """The values of a palette or grey image, [H, W] int32. Raises `BadImage` if it is unreadable or a colour image."""
     image = _load(data)
     if image.mode not in ("P", "L", "1", "I", "I;16"):
         raise BadImage(f"labels must be a palette or grey image, not {image.mode}")
@@ -22,7 +22,11 @@ def read_labels(data: bytes) -> np.ndarray:
 
 
 def read_mask(data: bytes) -> np.ndarray:
-    """[H, W] bool of a single object's mask: palette index not 0; grey at least half of white, or 1 of {0, 1}."""
+    """The mask of a single object, [H, W] bool.
+
+    A pixel belongs to the object if its palette index is not 0, or its grey level is at least half of white, or 1 where
+    all levels are 0 and 1. Raises `BadImage` for an unreadable file.
+    """
     image = _load(data)
     if image.mode in ("P", "1"):
         return np.array(image).astype(bool)
@@ -34,7 +38,10 @@ def read_mask(data: bytes) -> np.ndarray:
 
 
 def read_grey_mask(data: bytes) -> np.ndarray:
-    """[H, W] bool: the image turned to grey is at least 128 (FSS-1000 and the cross-domain sets). Raises `BadImage`."""
+    """The mask of an image, [H, W] bool: grey level at least 128 (FSS-1000 and the cross-domain sets).
+
+    Raises `BadImage` for an unreadable file.
+    """
     return np.array(_load(data).convert("L")) >= 128
 
 
@@ -48,6 +55,6 @@ def _load(data: bytes) -> Image.Image:
         image.load()
     except BadImage:
         raise
-    except Exception as error:  # decoders of foreign bytes raise whatever they like
+    except Exception as error:  # decoders raise all kinds of exceptions on broken bytes
         raise BadImage(f"unreadable mask: {error}") from error
     return image

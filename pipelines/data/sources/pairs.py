@@ -25,11 +25,11 @@ from pipelines.data.sources.base import (
 )
 from pipelines.data.sources.labels import read_mask
 
-SINGLE = "object"  # the class of masks that lie in no class folder
+SINGLE = "object"  # the class of masks that are in no class folder
 
 
 class PairsSource(Source):
-    """Class ids follow the sorted folder names."""
+    """Photos with one mask file per class. Class ids follow the sorted folder names."""
 
     def __init__(self, cfg: SourceConfig) -> None:
         super().__init__(cfg)
@@ -37,10 +37,11 @@ class PairsSource(Source):
         masks = [f for f in files if f.startswith("masks/") and is_image(f)]
         images = [f for f in files if f.startswith("images/") and is_image(f)]
         if not masks or not images:
-            raise FssError("needs images/ and masks/ with image files in them", where=self.store.url)
+            raise FssError("there are no image files in images/ or none in masks/", where=self.store.url,
+                           mend="put the photos into images/ and the masks into masks/CLASS/")
         self.classes = sorted({_class_of(m) for m in masks})
         self._index(images, masks, files)
-        self.fingerprint = digest_of([(i.path, files[i.path], [(c, m, files[m]) for c, m in i.marks])
+        self.fingerprint = digest_of([(i.path, files[i.path], [(c, m, files[m]) for c, m in i.annotations])
                                       for i in self.items])
 
     def _index(self, images: list[str], masks: list[str], files: dict[str, int]) -> None:
@@ -54,7 +55,7 @@ class PairsSource(Source):
                 self.failures.append(SourceFailure(name, "index", "no mask has this photo's name"))
             else:
                 stamp = digest_of(files[image], [(c, m, files[m]) for c, m in found])
-                self.items.append(SourceImage(image_id=hashed_id(name), file_name=name, path=image, marks=found,
+                self.items.append(SourceImage(image_id=hashed_id(name), file_name=name, path=image, annotations=found,
                                               stamp=stamp))
         for stem in sorted(by_stem):
             self.failures.append(SourceFailure(stem, "index", f"{by_stem[stem][0][1]} has no photo of that name"))
@@ -62,10 +63,10 @@ class PairsSource(Source):
     def fetch(self, item: SourceImage) -> FetchedImage:
         """The photo and its mask files."""
         store = self.store
-        return FetchedImage(store.read_bytes(item.path), [(c, m, store.read_bytes(m)) for c, m in item.marks])
+        return FetchedImage(store.read_bytes(item.path), [(c, m, store.read_bytes(m)) for c, m in item.annotations])
 
-    def sizes(self, item: SourceImage, fetched: FetchedImage) -> tuple[int, int] | None:
-        """As stored, unless only the EXIF-turned size fits a mask."""
+    def annotated_size(self, item: SourceImage, fetched: FetchedImage) -> tuple[int, int] | None:
+        """(height, width) as stored, or after EXIF rotation if only that size fits a mask. Raises `BadImage`."""
         stored, turned = image_size(fetched.data), turned_size(fetched.data)
         if stored == turned:
             return stored
@@ -73,22 +74,22 @@ class PairsSource(Source):
         shapes = [m.shape for m in masks if m is not None]
         return turned if turned in shapes and stored not in shapes else stored
 
-    def mark(self, item: SourceImage, fetched: FetchedImage, height: int, width: int) -> ImageMasks:
-        """One mark a mask file; wrong ones are listed as problems."""
-        marks = ImageMasks()
+    def rasterise(self, item: SourceImage, fetched: FetchedImage, height: int, width: int) -> ImageMasks:
+        """One mask per mask file. Unreadable, empty or ill-sized ones are listed as problems."""
+        masks = ImageMasks()
         for class_id, path, data in fetched.payload:
             try:
                 mask = read_mask(data)
             except BadImage as error:
-                marks.problems.append(f"{path}: {error.reason}")
+                masks.problems.append(f"{path}: {error.reason}")
                 continue
             if mask.shape != (height, width):
-                marks.problems.append(f"{path}: mask is {mask.shape[1]}x{mask.shape[0]}, its image {width}x{height}")
+                masks.problems.append(f"{path}: mask is {mask.shape[1]}x{mask.shape[0]}, its image {width}x{height}")
             elif not mask.any():
-                marks.problems.append(f"{path}: empty mask")
+                masks.problems.append(f"{path}: empty mask")
             else:
-                marks.instances.append(InstanceMask(class_id, rle.encode(mask)))
-        return marks
+                masks.instances.append(InstanceMask(class_id, rle.encode(mask)))
+        return masks
 
 
 def _or_none(data: bytes) -> np.ndarray | None:

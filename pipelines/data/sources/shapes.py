@@ -12,21 +12,22 @@ DRAWING_VERSION = 1  # raise it when the pictures change
 
 
 class ShapesSource(Source):
-    """Picture i is a pure function of (seed, i, side)."""
+    """Generated pictures: picture i is a pure function of (seed, i, side)."""
 
     def __init__(self, cfg: SourceConfig) -> None:
         super().__init__(cfg)
         self.classes = class_names()
         names = (f"shape-{i:06d}.jpg" for i in range(cfg.images))
         size = (cfg.side, cfg.side)
-        self.items = [SourceImage(image_id=i, file_name=n, path=n, size=size, marks=i) for i, n in enumerate(names)]
+        self.items = [SourceImage(image_id=i, file_name=n, path=n, size=size, annotations=i)
+                      for i, n in enumerate(names)]
         self.fingerprint = digest_of(DRAWING_VERSION, cfg.seed, cfg.images, cfg.side)
 
     def fetch(self, item: SourceImage) -> FetchedImage:
-        """Draw it."""
-        drawing = draw_image(self.cfg.seed, item.marks, self.cfg.side)
+        """Draw the picture and its objects."""
+        drawing = draw_image(self.cfg.seed, item.annotations, self.cfg.side)
         return FetchedImage(drawing.jpeg, drawing.objects)
 
-    def mark(self, item: SourceImage, fetched: FetchedImage, height: int, width: int) -> ImageMasks:
-        """The visible part of every object."""
+    def rasterise(self, item: SourceImage, fetched: FetchedImage, height: int, width: int) -> ImageMasks:
+        """One mask per object: its visible part."""
         return ImageMasks(instances=[InstanceMask(c, rle.encode(m)) for c, m in fetched.payload])

@@ -1,15 +1,15 @@
-"""A Parquet table (one file or several): one row an object.
+"""A Parquet table (one file or several) with one row per object.
 
     image      binary        the photo's file, or
-    file_name  string        the photo, by its path below the root or by the end of it
-    class      string        null together with `mask`: the photo shows nothing
+    file_name  string        the path of the photo below the root, or the end of that path
+    class      string        null together with `mask`: the photo shows no object
     mask       one of        binary: the bytes of a PNG (`labels.read_mask`)
                              struct<size: list<int>, counts: string | binary | list<int>>: COCO's RLE, size [h, w]
                              list<list<float>>: polygons of one object, x0, y0, x1, y1, ... in pixels
 
-With `file_name`, rows of the same name are one photo (of its `image` the first that is there is taken); without it
-every row is a photo of its own. Other columns are not read. The driver reads names, classes and masks (to notice
-changed ones), never photos; a worker reads one row group at a time, so write groups of some hundred rows.
+With `file_name`, rows of the same name are one photo, whose file is the first `image` that is not null. Without it
+every row is a photo of its own. Other columns are ignored. The driver reads names, classes and masks (to notice
+changes), but no photos. A worker reads one row group at a time, so write row groups of a few hundred rows.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import pyarrow as pa
 from fss_models.errors import BadImage, FssError
 from pipelines.config.data import SourceConfig
 from pipelines.data import rle
-from pipelines.data.sources.annotated import FileFinder, LabelledShape, marks_of, polygon
+from pipelines.data.sources.annotated import FileFinder, LabelledShape, polygon, rasterise_shapes
 from pipelines.data.sources.base import (
     FetchedImage,
     ImageMasks,
@@ -38,12 +38,12 @@ from pipelines.data.sources.base import (
 )
 from pipelines.data.sources.labels import read_mask
 
-HELD = 2  # row groups that a worker keeps
+CACHED_GROUPS = 2  # row groups that a worker has in memory
 _SCHEMA = "columns: image (binary) or file_name (string), class (string), mask (PNG bytes, COCO RLE or polygons)"
 
 
 class TableEntry(NamedTuple):
-    """One row: its file, row group, place in it, number in the file, and class (-1: none)."""
+    """One row: its file, its row group, its place in the group, its number in the file, and its class id (-1: none)."""
 
     file: str
     group: int
@@ -53,14 +53,14 @@ class TableEntry(NamedTuple):
 
 
 class TableSource(Source):
-    """Class ids follow the sorted class names."""
+    """Reads Parquet tables. Class ids follow the sorted class names."""
 
     def __init__(self, cfg: SourceConfig) -> None:
         super().__init__(cfg)
         files = listing(self.store)
         tables = [f for f in files if f.endswith(".parquet") and f.startswith(cfg.annotations)]
         if not tables:
-            raise FssError("no .parquet file in it", where=self.store.path(cfg.annotations), mend=_SCHEMA)
+            raise FssError("there is no .parquet file", where=self.store.path(cfg.annotations), mend=_SCHEMA)
         self._columns: dict[str, list[str]] = {}
         self._lock = threading.Lock()
         read = [row for name in tables for row in self._read(name)]
@@ -78,7 +78,7 @@ class TableSource(Source):
         self._lock = threading.Lock()
 
     def _read(self, name: str) -> Iterator[tuple[str, TableEntry, str | None, str]]:
-        """(photo, row without class id, class, digest of its mask) of every row. Raises `FssError`."""
+        """(photo, row without class id, class name, digest of its mask) of every row. Raises `FssError`."""
         with self.store.open_parquet(name) as table:
             self._columns[name] = _columns(table.schema_arrow, self.store.path(name))
             known, number = [c for c in self._columns[name] if c != "image"], 0
@@ -113,35 +113,35 @@ class TableSource(Source):
                     self.failures.append(SourceFailure(photo, "index", "the table names this photo but it is missing"))
                     continue
                 path, size = found, files[found]
-            self.items.append(SourceImage(image_id=hashed_id(photo), file_name=photo, path=path, marks=rows,
+            self.items.append(SourceImage(image_id=hashed_id(photo), file_name=photo, path=path, annotations=rows,
                                           stamp=digest_of(size, [r.class_id for r in rows], masks[photo])))
 
     def fetch(self, item: SourceImage) -> FetchedImage:
-        """The photo and its masks as the table has them. Raises `BadImage` where the table has no bytes for it."""
-        found = [(row, self._row(row)) for row in item.marks]
-        if "image" in self._columns[item.marks[0].file]:
+        """The photo and its masks as they are in the table. Raises `BadImage` if the photo has no bytes there."""
+        found = [(row, self._row(row)) for row in item.annotations]
+        if "image" in self._columns[item.annotations[0].file]:
             data = next((values["image"] for _, values in found if values["image"]), None)
             if data is None:
-                raise BadImage(f"{item.marks[0].file} row {item.marks[0].number}: its image is empty")
+                raise BadImage(f"{item.annotations[0].file} row {item.annotations[0].number}: its image is empty")
         else:
             data = self.store.read_bytes(item.path)
         return FetchedImage(data, [(row, values["mask"]) for row, values in found])
 
     def _row(self, row: TableEntry) -> dict[str, Any]:
-        """The row's image and mask. Its row group is read at most once by the threads of a part."""
+        """The image and mask of a row. The threads of a part share the cached row groups."""
         key = (row.file, row.group)
         with self._lock:
             if key not in self._groups:
                 wanted = [c for c in self._columns[row.file] if c in ("image", "mask")]
                 with self.store.open_parquet(row.file) as table:
                     self._groups[key] = table.read_row_group(row.group, wanted)
-                while len(self._groups) > HELD:
+                while len(self._groups) > CACHED_GROUPS:
                     self._groups.popitem(last=False)
             values: dict[str, Any] = self._groups[key].slice(row.place, 1).to_pylist()[0]
         return values
 
-    def mark(self, item: SourceImage, fetched: FetchedImage, height: int, width: int) -> ImageMasks:
-        """One mark a row; those of null class and mask are none."""
+    def rasterise(self, item: SourceImage, fetched: FetchedImage, height: int, width: int) -> ImageMasks:
+        """One mask per row. A row with null class and null mask has none."""
         shapes, problems = [], []
         for row, mask in fetched.payload:
             where = f"row {row.number}"
@@ -150,9 +150,9 @@ class TableSource(Source):
                                 f"{'mask' if mask is None else 'class'}")
             elif mask is not None:
                 shapes.append(LabelledShape(where, row.class_id, self.classes[row.class_id], "mask", mask))
-        marks = marks_of(shapes, _rasterise, height, width)
-        marks.problems.extend(problems)
-        return marks
+        masks = rasterise_shapes(shapes, _rasterise, height, width)
+        masks.problems.extend(problems)
+        return masks
 
 
 def _rasterise(shape: LabelledShape, height: int, width: int) -> bytes:
@@ -175,13 +175,13 @@ def _columns(schema: pa.Schema, where: str) -> list[str]:
     """The columns that are read. Raises `FssError` for a table of another schema."""
     types = {f.name: f.type for f in schema}
     if "image" not in types and "file_name" not in types:
-        raise FssError("has neither a column image nor file_name", where=where, mend=_SCHEMA)
+        raise FssError("the table has neither a column image nor file_name", where=where, mend=_SCHEMA)
     for name in ("image", "file_name", "class", "mask"):
         fits = {"image": _is_bytes, "mask": _is_mask}.get(name, _is_text)
         if name not in types and name in ("class", "mask"):
-            raise FssError(f"has no column {name}", where=where, mend=_SCHEMA)
+            raise FssError(f"the table has no column {name}", where=where, mend=_SCHEMA)
         if name in types and not fits(types[name]):
-            raise FssError(f"column {name} is {types[name]}", where=where, mend=_SCHEMA)
+            raise FssError(f"column {name} has the wrong type {types[name]}", where=where, mend=_SCHEMA)
     return [c for c in ("image", "file_name", "class", "mask") if c in types]
 
 

@@ -30,7 +30,7 @@ VOID = 255
 
 
 class VocSource(Source):
-    """One instance a class and image: VOC's class masks do not separate objects."""
+    """One instance per class and image, because VOC's class masks do not separate objects."""
 
     def __init__(self, cfg: SourceConfig) -> None:
         super().__init__(cfg)
@@ -38,7 +38,7 @@ class VocSource(Source):
         files = listing(self.store)
         base = _base(files, self.store.url)
         self._index(files, base, _masks_folder(files, base, self.store.url))
-        self.fingerprint = digest_of([(i.path, files[i.path], i.marks, files[i.marks]) for i in self.items])
+        self.fingerprint = digest_of([(i.path, files[i.path], i.annotations, files[i.annotations]) for i in self.items])
 
     def _index(self, files: dict[str, int], base: str, folder: str) -> None:
         for mask in (f for f in files if f.startswith(folder) and f.endswith(".png")):
@@ -47,53 +47,54 @@ class VocSource(Source):
             if path not in files:
                 self.failures.append(SourceFailure(name, "index", "the masks name this image but it is missing"))
                 continue
-            self.items.append(SourceImage(image_id=_number(name), file_name=name, path=path, marks=mask,
+            self.items.append(SourceImage(image_id=_number(name), file_name=name, path=path, annotations=mask,
                                           stamp=digest_of(files[path], files[mask])))
         self.items = _unique_ids(self.items)
 
     def fetch(self, item: SourceImage) -> FetchedImage:
         """The photo and its mask file."""
         store = self.store
-        return FetchedImage(store.read_bytes(item.path), store.read_bytes(item.marks))
+        return FetchedImage(store.read_bytes(item.path), store.read_bytes(item.annotations))
 
-    def sizes(self, item: SourceImage, fetched: FetchedImage) -> tuple[int, int] | None:
-        """The mask's size: the photo must have it."""
+    def annotated_size(self, item: SourceImage, fetched: FetchedImage) -> tuple[int, int] | None:
+        """The size of the mask, which the photo must have too. Raises `BadImage` for an unreadable mask."""
         try:
             height, width = read_labels(fetched.payload).shape
         except BadImage as error:
-            raise BadImage(f"mask {item.marks}: {error.reason}") from error
+            raise BadImage(f"mask {item.annotations}: {error.reason}") from error
         return height, width
 
-    def mark(self, item: SourceImage, fetched: FetchedImage, height: int, width: int) -> ImageMasks:
-        """One mark a class present; void pixels apart."""
+    def rasterise(self, item: SourceImage, fetched: FetchedImage, height: int, width: int) -> ImageMasks:
+        """One mask per class in the label file, and the void pixels."""
         labels = read_labels(fetched.payload)
-        marks = ImageMasks(void=rle.encode(labels == VOID) if (labels == VOID).any() else None)
+        masks = ImageMasks(void=rle.encode(labels == VOID) if (labels == VOID).any() else None)
         for value in (int(v) for v in np.unique(labels) if v not in (0, VOID)):
             if value > len(CLASSES):
-                marks.problems.append(f"mask value {value} is no VOC class")
+                masks.problems.append(f"mask value {value} is no VOC class")
             else:
-                marks.instances.append(InstanceMask(value - 1, rle.encode(labels == value)))
-        return marks
+                masks.instances.append(InstanceMask(value - 1, rle.encode(labels == value)))
+        return masks
 
 
 def _base(files: dict[str, int], root: str) -> str:
-    """The prefix of the folder that holds JPEGImages: the root itself, VOC2012/ or VOCdevkit/VOC2012/."""
+    """The prefix of the folder that has JPEGImages: "", VOC2012/ or VOCdevkit/VOC2012/. Raises `FssError`."""
     for name in files:
         head, found, _ = f"/{name}".partition("/JPEGImages/")
         if found:
             return f"{head[1:]}/" if head else ""
-    raise FssError("no JPEGImages folder", where=root, mend="data.source.root is the folder that holds JPEGImages")
+    raise FssError("there is no JPEGImages folder", where=root,
+                   mend="set data.source.root to the folder that has JPEGImages")
 
 
 def _masks_folder(files: dict[str, int], base: str, root: str) -> str:
     for name in ("SegmentationClassAug", "SegmentationClass"):
         if any(f.startswith(f"{base}{name}/") for f in files):
             return f"{base}{name}/"
-    raise FssError("no SegmentationClass or SegmentationClassAug folder", where=root)
+    raise FssError("there is no SegmentationClass or SegmentationClassAug folder", where=root)
 
 
 def _number(name: str) -> int:
-    """2007_000032.jpg -> 2007000032; other names get a number from their hash."""
+    """The image id of a photo: 2007_000032.jpg -> 2007000032, for other names 48 bits of a hash."""
     digits = PurePosixPath(name).stem.replace("_", "")
     return int(digits) if digits.isdigit() else int(hashlib.sha256(name.encode()).hexdigest()[:12], 16)
 
@@ -103,5 +104,5 @@ def _unique_ids(items: list[SourceImage]) -> list[SourceImage]:
     for item in items:
         other = seen.setdefault(item.image_id, item.file_name)
         if other != item.file_name:
-            raise FssError(f"photos {other} and {item.file_name} have the same number", mend="rename one of them")
+            raise FssError(f"photos {other} and {item.file_name} have the same image id", mend="rename one of them")
     return items

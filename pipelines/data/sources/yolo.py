@@ -1,9 +1,9 @@
 """Ultralytics YOLO segmentation: photos below `images` folders, polygons in `labels` folders beside them.
 
-The class names are `names` of data.yaml, or classes.txt with one a line. A line of a label file is
-`class x1 y1 x2 y2 x3 y3 ...`, coordinates as shares of width and height (Ultralytics, "Instance Segmentation Datasets
-Overview"). A photo without a label file shows nothing, as Ultralytics has it. `train`, `val` and `test` of data.yaml
-are not read: `data.split` holds photos out.
+The class names are `names` of data.yaml, or the lines of classes.txt. A line of a label file is
+`class x1 y1 x2 y2 x3 y3 ...`, with coordinates as shares of width and height (Ultralytics, "Instance Segmentation
+Datasets Overview"). A photo without a label file shows no object, as in Ultralytics. `train`, `val` and `test` of
+data.yaml are ignored; `data.split` splits the photos.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import yaml
 
 from fss_models.errors import BadImage, FssError
 from pipelines.config.data import SourceConfig
-from pipelines.data.sources.annotated import LabelledShape, marks_of, no_mask, polygon
+from pipelines.data.sources.annotated import LabelledShape, no_mask, polygon, rasterise_shapes
 from pipelines.data.sources.base import (
     FetchedImage,
     ImageMasks,
@@ -29,13 +29,13 @@ from pipelines.data.sources.base import (
     listing,
 )
 
-BOX = 5  # numbers of a line that is a box: class, centre, size
-LOOKED_AT = 20  # label files that the driver opens to see whether the dataset has boxes only
-BEYOND = 0.01  # coordinates this far outside the photo are rounding; they are cut off
+BOX = 5  # numbers in the line of a box: class, centre, size
+PROBED_FILES = 20  # label files that the driver reads to check whether the dataset has boxes only
+TOLERANCE = 0.01  # coordinates may be this far outside the photo, by rounding; they are clipped
 
 
 class YoloSource(Source):
-    """Class ids are YOLO's own."""
+    """Reads YOLO label files. Class ids are YOLO's own."""
 
     def __init__(self, cfg: SourceConfig) -> None:
         super().__init__(cfg)
@@ -44,45 +44,47 @@ class YoloSource(Source):
         self.classes = _names(self.store.read_bytes(name), name, self.store.path(name))
         self._index(files)
         self._refuse_boxes()
-        found = [(i.path, files[i.path], i.marks, files.get(i.marks)) for i in self.items]
+        found = [(i.path, files[i.path], i.annotations, files.get(i.annotations)) for i in self.items]
         self.fingerprint = digest_of(self.classes, found)
 
     def _index(self, files: dict[str, int]) -> None:
         images = {p: f for f in files if is_image(f) and (p := _label_of(f))}
         labels = {f for f in files if f.endswith(".txt") and "labels" in PurePosixPath(f).parts[:-1]}
         if not images or not labels:
-            raise FssError("needs images/ with photos and labels/ with .txt files", where=self.store.url,
-                           mend="data.source.root is the folder of data.yaml")
+            raise FssError("there are no photos in images/ or no .txt files in labels/", where=self.store.url,
+                           mend="set data.source.root to the folder of data.yaml")
         for label, image in sorted(images.items(), key=lambda pair: pair[1]):
-            marks = label if label in labels else ""
-            self.items.append(SourceImage(image_id=hashed_id(image), file_name=image, path=image, marks=marks,
-                                          stamp=digest_of(files[image], files.get(marks), len(self.classes))))
+            label_file = label if label in labels else ""
+            self.items.append(SourceImage(image_id=hashed_id(image), file_name=image, path=image,
+                                          annotations=label_file,
+                                          stamp=digest_of(files[image], files.get(label_file), len(self.classes))))
         for lonely in sorted(labels - images.keys()):
             self.failures.append(SourceFailure(lonely, "index", "no photo belongs to this label file"))
 
     def _refuse_boxes(self) -> None:
-        """Raises `FssError` if the first label files with a line in them hold boxes and no polygon."""
+        """Raise `FssError` if the first `PROBED_FILES` label files have boxes and no polygon."""
         seen = ""
-        for path in [i.marks for i in self.items if i.marks][:LOOKED_AT]:
+        for path in [i.annotations for i in self.items if i.annotations][:PROBED_FILES]:
             for numbers in (fields for _, fields in _lines(self.store.read_bytes(path))):
                 if len(numbers) != BOX:
                     return
                 seen = seen or path
         if seen:
-            raise FssError("has boxes (5 numbers a line), no polygons", where=self.store.path(seen),
-                           mend="export for segmentation: class x1 y1 x2 y2 x3 y3 ...")
+            raise FssError("the file has boxes (5 numbers a line), no polygons", where=self.store.path(seen),
+                           mend="export for segmentation, with lines: class x1 y1 x2 y2 x3 y3 ...")
 
     def fetch(self, item: SourceImage) -> FetchedImage:
         """The photo and its label file."""
         store = self.store
-        return FetchedImage(store.read_bytes(item.path), store.read_bytes(item.marks) if item.marks else b"")
+        lines = store.read_bytes(item.annotations) if item.annotations else b""
+        return FetchedImage(store.read_bytes(item.path), lines)
 
-    def mark(self, item: SourceImage, fetched: FetchedImage, height: int, width: int) -> ImageMasks:
-        """One mark a line. Raises `BadImage` for a file of boxes only: its objects must not become background."""
+    def rasterise(self, item: SourceImage, fetched: FetchedImage, height: int, width: int) -> ImageMasks:
+        """One mask per line. Raises `BadImage` for a file with boxes only: its objects must not become background."""
         lines = list(_lines(fetched.payload))
         if lines and all(len(numbers) == BOX for _, numbers in lines):
-            raise BadImage(f"{item.marks} has boxes only (5 numbers a line), no polygons")
-        return marks_of([self._shape(n, fields) for n, fields in lines], _rasterise, height, width)
+            raise BadImage(f"{item.annotations} has boxes only (5 numbers a line), no polygons")
+        return rasterise_shapes([self._shape(n, fields) for n, fields in lines], _rasterise, height, width)
 
     def _shape(self, number: int, fields: list[str]) -> LabelledShape:
         known = fields[0].isdecimal() and int(fields[0]) < len(self.classes)
@@ -94,21 +96,21 @@ def _rasterise(shape: LabelledShape, height: int, width: int) -> bytes:
     if len(shape.value) == BOX - 1:
         raise no_mask("a box")
     values = [float(v) for v in shape.value]
-    if any(not -BEYOND <= v <= 1 + BEYOND for v in values):
+    if any(not -TOLERANCE <= v <= 1 + TOLERANCE for v in values):
         raise ValueError("coordinates are not shares of width and height (0 to 1)")
     sides = (width, height)
     return polygon([min(max(v, 0.0), 1.0) * sides[i % 2] for i, v in enumerate(values)], height, width)
 
 
 def _lines(data: bytes) -> Iterator[tuple[int, list[str]]]:
-    """(number, fields) of every line that is not empty."""
+    """(line number from 1, fields) of every line that is not empty."""
     for number, line in enumerate(data.decode(errors="replace").splitlines(), 1):
         if fields := line.split():
             yield number, fields
 
 
 def _label_of(image: str) -> str:
-    """The label file of a photo: the last folder `images` becomes `labels`; empty if there is no such folder."""
+    """The label file of a photo: its last folder `images` becomes `labels`. "" if there is no such folder."""
     parts = list(PurePosixPath(image).with_suffix(".txt").parts)
     for i in reversed(range(len(parts) - 1)):
         if parts[i] == "images":
@@ -120,23 +122,26 @@ def _names_file(files: dict[str, int], root: str) -> str:
     for name in ("data.yaml", "data.yml", "dataset.yaml", "classes.txt", "labels/classes.txt"):
         if name in files:
             return name
-    raise FssError("no data.yaml and no classes.txt", where=root, mend="set data.source.annotations to the YAML file")
+    raise FssError("there is neither data.yaml nor classes.txt", where=root,
+                   mend="set data.source.annotations to the YAML file")
 
 
 def _names(raw: bytes, name: str, where: str) -> list[str]:
-    """The classes by id. Raises `FssError`."""
+    """The class names in the order of ids. Raises `FssError` if the file does not list them."""
     if name.endswith(".txt"):
         found: Any = [line.strip() for line in raw.decode(errors="replace").splitlines() if line.strip()]
     else:
         try:
             document = yaml.safe_load(raw)
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise FssError(f"is not valid YAML: {error}", where=where) from error
+            raise FssError(f"the file is not valid YAML: {error}", where=where) from error
         found = document.get("names") if isinstance(document, dict) else None
     if isinstance(found, dict):
         if sorted(found, key=str) != sorted(range(len(found)), key=str):
-            raise FssError("`names` has gaps", where=where, mend="class numbers go from 0 without a gap")
+            raise FssError("the numbers in `names` have gaps", where=where,
+                           mend="number the classes from 0 without a gap")
         found = [found[i] for i in range(len(found))]
     if not isinstance(found, list) or not found:
-        raise FssError("has no `names`", where=where, mend="names: {0: cup, 1: bird} or names: [cup, bird]")
+        raise FssError("the file has no `names`", where=where,
+                       mend="write names: {0: cup, 1: bird} or names: [cup, bird]")
     return [str(n) for n in found]

@@ -18,7 +18,7 @@ from pipelines.base.progress import Bar
 from pipelines.config.evaluate import EvalConfig
 from pipelines.config.recipe import Recipe
 from pipelines.data import schema
-from pipelines.data.collate import mark
+from pipelines.data.collate import prompt_from_mask
 from pipelines.data.episodes import Episode, EpisodeList, draw_episodes
 from pipelines.data.shardset import ALL_FOLDS, Shards
 from pipelines.evaluation.evaluate import FeatureCache, at_size, score_episodes
@@ -111,7 +111,7 @@ def _prompt(model: Segmenter, reference: schema.Sample, config: EvalConfig, epis
     if not reference.mask.any():
         return Prompt(kind=PromptKind.MASK, mask=torch.from_numpy(reference.mask))
     rng = np.random.default_rng([config.seed, episode, index])
-    return mark(model, reference, config.prompts, rng, training=False)
+    return prompt_from_mask(model, reference, config.prompts, rng, training=False)
 
 
 @torch.inference_mode()

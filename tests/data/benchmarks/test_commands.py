@@ -51,8 +51,8 @@ def test_check_ends_with_status_2_and_says_where_to_get_it(raw: Callable[[str], 
 
 def test_make_show_and_compare(lists: tuple[str, str], tmp_path: Path) -> None:
     folder, out = lists
-    wish = ("episodes", "make", "-d", "coco20i", "--family", "hsnet", "-f", "1", "-n", "20", "--lists", folder, "-o")
-    made = _fss(*wish, out, "--json")
+    command = ("episodes", "make", "-d", "coco20i", "--family", "hsnet", "-f", "1", "-n", "20", "--lists", folder, "-o")
+    made = _fss(*command, out, "--json")
     assert made.exit_code == 0, made.output
     facts = json.loads(made.stdout)
     assert {k: facts[k] for k in ("dataset", "family", "status", "fold", "shots", "seed", "episodes")} == {
@@ -64,26 +64,26 @@ def test_make_show_and_compare(lists: tuple[str, str], tmp_path: Path) -> None:
     shown = _fss("episodes", "show", out, "--first", "2")
     assert shown.stdout.splitlines()[0].startswith("0: ")
     assert len(shown.stdout.splitlines()) == 2
-    assert _fss(*wish, str(tmp_path / "same.parquet")).exit_code == 0
-    assert _fss(*wish, str(tmp_path / "other.parquet"), "--seed", "5").exit_code == 0
+    assert _fss(*command, str(tmp_path / "same.parquet")).exit_code == 0
+    assert _fss(*command, str(tmp_path / "other.parquet"), "--seed", "5").exit_code == 0
     same, other = (_fss("episodes", "compare", out, str(tmp_path / f"{n}.parquet")) for n in ("same", "other"))
     assert (same.exit_code, same.stdout.strip()) == (0, "equal")
     assert other.exit_code == 1
     assert other.stdout.startswith("episode ")
 
 
-@pytest.mark.parametrize(("args", "told"), [
+@pytest.mark.parametrize(("args", "message"), [
     (("-d", "coco21i", "--family", "hsnet"), "no benchmark 'coco21i'"),
     (("-d", "coco20i", "--family", "hsnet", "-f", "7"), "no fold 7"),
     (("-d", "coco20i", "--family", "hsnet", "-f", "0"), "no such list file"),
     (("-d", "coco20i", "--family", "drawn"), "give --shards"),
-    (("-d", "coco20i", "--family", "hsnet", "-f", "1", "-k", "2", "--split", "train"), "only pools made by rule"),
+    (("-d", "coco20i", "--family", "hsnet", "-f", "1", "-k", "2", "--split", "train"), "lists have test photos only"),
     (("-d", "lvis92i", "--family", "matcher"), "give --root"),
 ])
-def test_mistakes(args: tuple[str, ...], told: str, lists: tuple[str, str]) -> None:
+def test_mistakes(args: tuple[str, ...], message: str, lists: tuple[str, str]) -> None:
     done = _fss("episodes", "make", *args, "--lists", lists[0], "-o", lists[1])
     assert isinstance(done.exception, FssError)
-    assert told in str(done.exception)
+    assert message in str(done.exception)
     assert not Path(lists[1]).exists()
 
 
@@ -94,10 +94,10 @@ def test_a_list_that_is_none_or_was_changed(lists: tuple[str, str], tmp_path: Pa
     assert made.exit_code == 0
     table = pq.read_table(out)
     pq.write_table(table.slice(0, 4), out)
-    with pytest.raises(FssError, match="not what its hash says"):
+    with pytest.raises(FssError, match="does not match its content hash"):
         read_list(out)
     (tmp_path / "x.parquet").write_bytes(b"hello")
-    with pytest.raises(FssError, match="no Parquet file"):
+    with pytest.raises(FssError, match="not a Parquet file"):
         read_list(str(tmp_path / "x.parquet"))
     pq.write_table(table.replace_schema_metadata({}), out)
     with pytest.raises(FssError, match="not a published episode list"):

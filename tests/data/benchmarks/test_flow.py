@@ -39,7 +39,7 @@ from tests.data.conftest import write
 
 Raw, Built = Callable[[str], Path], Callable[[str], Shards]
 
-# the family whose list is made, from what, and how many episodes its rule gives (None: as many as are asked for)
+# the family whose list is made, from what, and how many episodes its rule gives (None: as many as are requested)
 MADE: dict[str, tuple[str, str, int | None]] = {
     "pascal5i": ("bam", "shards", None), "coco20i": ("hsnet", "shards", None), "lvis92i": ("matcher", "root", None),
     "fss1000": ("hsnet", "root", 20), "pascal_part": ("matcher", "root", 9), "paco_part": ("matcher", "root", None),
@@ -49,8 +49,8 @@ MADE: dict[str, tuple[str, str, int | None]] = {
 
 def _list(name: str, root: str, shards: str, *, episodes: int | None = 8) -> PublishedList:
     family, source, fixed = MADE[name]
-    ask = {"fold": ALL_FOLDS if name == "ade20k" else 0, "episodes": None if fixed else episodes}
-    return make_list(name, family, ListRequest(**ask, **{source: root if source == "root" else shards}))  # type: ignore[arg-type]
+    options = {"fold": ALL_FOLDS if name == "ade20k" else 0, "episodes": None if fixed else episodes}
+    return make_list(name, family, ListRequest(**options, **{source: root if source == "root" else shards}))  # type: ignore[arg-type]
 
 
 def score(shards: Shards, listed: str, out: str, fold: int | None) -> RunResult:
@@ -240,7 +240,7 @@ def test_families_by_rule_over_shards(built: Built) -> None:
     bind(built("coco20i"), train)
     with pytest.raises(FssError, match=r"ignores --workers"):
         make_list("coco20i", "hsnet", ListRequest(shards=shards.url, workers=4))
-    with pytest.raises(FssError, match=r"from what .*give --lists or --shards"):
+    with pytest.raises(FssError, match=r"no origin is given .*give --lists or --shards"):
         make_list("coco20i", "hsnet", ListRequest())
     with pytest.raises(FssError, match=r"no family 'hsnte'.*known: hsnet"):
         make_list("coco20i", "hsnte", ListRequest(shards=shards.url))

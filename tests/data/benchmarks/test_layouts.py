@@ -33,15 +33,15 @@ def _open(name: str, root: Path, **over: object) -> Source:
 
 def _marks(source: Source, name: str) -> ImageMasks:
     item = next(i for i in source.items if i.file_name == name)
-    return source.mark(item, source.fetch(item), HEIGHT, WIDTH)
+    return source.rasterise(item, source.fetch(item), HEIGHT, WIDTH)
 
 
 def test_the_fold_tables_are_the_published_ones() -> None:
-    """Specification datasets sections 1 and 2, by name."""
+    """The published folds of PASCAL-5i and COCO-20i, by class name."""
     names = {0: "aeroplane bicycle bird boat bottle", 1: "bus car cat chair cow",
              2: "diningtable dog horse motorbike person", 3: "pottedplant sheep sofa train tvmonitor"}
     assert {f: " ".join(pascal.CLASSES[c] for c in pascal.fold_classes(f)) for f in range(4)} == names
-    told = ["person, airplane, boat, parking meter, dog, elephant, backpack, suitcase, sports ball, skateboard, "
+    expected = ["person, airplane, boat, parking meter, dog, elephant, backpack, suitcase, sports ball, skateboard, "
             "wine glass, spoon, sandwich, hot dog, chair, dining table, mouse, microwave, refrigerator, scissors",
             "bicycle, bus, traffic light, bench, horse, bear, umbrella, frisbee, kite, surfboard, cup, bowl, orange, "
             "pizza, couch, toilet, remote, oven, book, teddy bear",
@@ -49,7 +49,7 @@ def test_the_fold_tables_are_the_published_ones() -> None:
             "broccoli, donut, potted plant, tv, keyboard, toaster, clock, hair drier",
             "motorcycle, truck, stop sign, cat, cow, giraffe, tie, snowboard, baseball glove, bottle, knife, apple, "
             "carrot, cake, bed, laptop, cell phone, sink, vase, toothbrush"]
-    assert [", ".join(coco.CLASSES[c] for c in coco.fold_classes(f)) for f in range(4)] == told
+    assert [", ".join(coco.CLASSES[c] for c in coco.fold_classes(f)) for f in range(4)] == expected
     assert coco.fold_classes(2, "contiguous") == list(range(40, 60))
     with pytest.raises(FssError, match="no fold 4"):
         coco.fold_classes(4)
@@ -74,9 +74,9 @@ def test_a_benchmark_decides_its_own_rules() -> None:
     """A setting that would make the numbers incomparable without a word is an error."""
     source = {"format": "coco20i", "root": "x"}
     assert DataConfig.model_validate({"source": source, "fold_rule": "contiguous"}).fold_rule == "contiguous"
-    for given, told in (({"folds": 5}, "says folds=4"), ({"min_area": 0.1}, "says min_area=0.0"),
+    for given, message in (({"folds": 5}, "says folds=4"), ({"min_area": 0.1}, "says min_area=0.0"),
                         ({"split": {"test_fraction": 0.5}}, "ignores data.split")):
-        with pytest.raises(ValidationError, match=told):
+        with pytest.raises(ValidationError, match=message):
             DataConfig.model_validate({"source": source, **given})
     with pytest.raises(ValidationError, match="for the benchmarks"):
         DataConfig(fold_rule="published")
@@ -159,7 +159,7 @@ def test_fss_in_hsnets_layout(raw: Raw, tmp_path: Path) -> None:
     """Classes right below FSS-1000, split files elsewhere."""
     place = raw("fss1000") / "FSS-1000"
     shutil.copytree(place / "data", tmp_path / "FSS-1000")
-    with pytest.raises(FssError, match="which classes are tested"):
+    with pytest.raises(FssError, match="the test classes are unknown"):
         _open("fss1000", tmp_path)
     source = _open("fss1000", tmp_path, lists=str(place / "splits"))
     assert len(source.items) == 60

@@ -1,4 +1,4 @@
-"""Readers of published list files: counts of the specification, and files that must not be executed."""
+"""Readers of published list files: their published counts, and files that must not be executed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pipelines.data.lists.hsnet import coco_images, fss_classes, pascal_pairs
 from pipelines.data.lists.plain_pickle import read_plain
 from tests.data.conftest import write
 
-# specification datasets sections 1 and 2
+# numbers of images and pairs in the list files that HSNet and BAM publish
 PASCAL_PAIRS = {"trn": [2286, 3425, 5883, 2086], "val": [346, 451, 725, 346]}
 COCO_VAL = [(26052, 35783), (15305, 17912), (13138, 14563), (12640, 14315)]
 
@@ -125,7 +125,7 @@ def test_hsnet_files_of_every_form(tmp_path: Path) -> None:
 def test_bam_files_are_literals(tmp_path: Path) -> None:
     ran = tmp_path / "ran"
     write(tmp_path, "val/sub_class_file_list_0.txt", f"__import__('os').mkdir({str(ran)!r})")
-    with pytest.raises(FssError, match="no dict"):
+    with pytest.raises(FssError, match="not a dict"):
         bam_classes(str(tmp_path), "val", 0)
     assert not ran.exists()
     write(tmp_path, "val/sub_class_file_list_0.txt", "{1: [('/x/JPEGImages/2007_000001.jpg', '/y/2007_000001.png')]}")

@@ -31,9 +31,9 @@ def test_published_episodes_id_for_id(shared: Path, golden: str) -> None:
     assert len(cases) in (8, 12, 16)
     for case, wanted in cases.items():
         fold, seed, shots = (int(v) for v in re.findall(r"\d+", case))
-        ask = ListRequest(fold=fold, shots=shots, seed=seed, episodes=len(wanted),
+        request = ListRequest(fold=fold, shots=shots, seed=seed, episodes=len(wanted),
                           lists=str(shared / "data/lists" / folder))
-        listed = make_list(dataset, family, ask)
+        listed = make_list(dataset, family, request)
         assert [(e.class_id, e.query_name, list(e.support_names)) for e in listed] == [
             (e["class_id"], e["query"], e["support"]) for e in wanted], case
         assert listed.status == "reproduced"
