@@ -18,7 +18,7 @@ from pipelines.console.openapi import console_document
 from pipelines.console.page import page_html
 from pipelines.serving.app import Service
 from pipelines.serving.guards import MAX_WAITING, html_answer
-from pipelines.serving.model import AGAIN, bulk, interactive
+from pipelines.serving.model import ROUTER_RETRY, bulk, interactive
 from pipelines.serving.requests import Handler, Route
 from pipelines.serving.spec import ServiceSpec
 
@@ -52,7 +52,7 @@ def application(spec: ServiceSpec) -> Application:
         name="service", ray_actor_options={"num_cpus": 0.1}, max_ongoing_requests=4 * MAX_WAITING,
         # Where more come than the ingress can refuse, the proxy refuses them, in a line of Serve's own.
         max_queued_requests=2 * MAX_WAITING, backpressure_config=BackpressureConfig(retry_after_s=1),
-        request_router_config=AGAIN)
+        request_router_config=ROUTER_RETRY)
     made: Any = ingress(serve.ingress()(ConsoleService))
     app: Application = made.bind(spec, interactive(spec.model), bulk(spec.model, on_demand=True))
     return app

@@ -152,6 +152,6 @@ def test_the_task_is_heard_after_a_store_was_away(tmp_path: Path, monkeypatch: p
 
 
 def test_settings_that_contradict_one_another() -> None:
-    with pytest.raises(ValueError, match="max_replicas is below replicas"):
+    with pytest.raises(ValueError, match="less than replicas"):
         ServeConfig(replicas=3, max_replicas=2)
     assert ServeConfig(replicas=2, max_replicas=4).max_replicas == 4

@@ -1,4 +1,4 @@
-"""Supports checked before a job: leave-one-out, which one hurts, the trend, price and contact sheet, as a command."""
+"""The check of supports before a job: leave-one-out, harmful supports, trend, price, contact sheet, the command."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def labeler(bundle: str) -> Labeler:
 
 
 def spoilt(good: SupportSet, mask: np.ndarray) -> SupportSet:
-    """One photo more, with that mask."""
+    """The support set with one more photo, which has the mask `mask`."""
     photo = encoded(ball(1004)[0], "PNG")
     return SupportSet("ball", (*good.supports, Support(photo, {"mask": rle_json(mask)})))
 
 
 def test_a_wrong_mask_is_found(labeler: Labeler) -> None:
-    """Four balls and one photo whose mask is of all else: it hurts. A small wrong mask does not, but it is odd."""
+    """A fifth support whose mask is inverted hurts. One with a small wrong mask does not hurt, but is odd."""
     good, truth = support_set("ball", 1000, 1001, 1002, 1003), ball(1004)[1]
     worth = check_supports(labeler, spoilt(good, ~truth))
     assert worth.hurting

@@ -65,7 +65,7 @@ def test_label_again_and_through_the_service(bundle: str, tmp_path: Path) -> Non
     (("--service", "http://127.0.0.1:9"), "http://127.0.0.1:9: no service answers"),
     (("--set", "label.chnk=3"), "did you mean 'label.chunk'?"),
     (("--threshold", "2"), "label.threshold"),
-    (("--overlaps", "resolve"), "there is one class: no overlaps to resolve"),
+    (("--overlaps", "resolve"), "overlaps is resolve, but there is one class"),
     (("--overlaps", "merge"), "label.overlaps"),
 ])
 def test_mistakes_are_one_line(bundle: str, tmp_path: Path, change: tuple[str, str], line: str,

@@ -44,7 +44,7 @@ def test_actors_write_the_same_parts(ray_cluster: object, bundle: str, tmp_path:
     for chunk in range(3):
         assert job.out.read_bytes(part_name(chunk)) == plain.out.read_bytes(part_name(chunk))
     other = make_job(photos, tmp_path / "other", supports.support_id, labeler, chunk=8)
-    with pytest.raises(FssError, match=r"^\S+: holds bundle \w+ now, no longer f{16} [^\n]*$"):
+    with pytest.raises(FssError, match=r"^\S+: the bundle is \w+ now, no longer f{16} [^\n]*$"):
         run_with_actors(other, other.left(), ModelSpec(bundle_url=bundle, bundle_id="f" * 16, supports_url=root))
     assert len(other.left()) == 3
 
@@ -56,7 +56,7 @@ def test_a_service_that_has_another_bundle_meanwhile() -> None:
         lambda _: httpx.Response(200, json=answer)))
     wanted = MaskRequest(support_ids=("0" * 16,))
     assert ServiceEngine(client, 10**6, "a" * 16).label([b""], wanted) == [PhotoFailure(reason="no photo")]
-    with pytest.raises(FssError, match=r"http://service: serves bundle a{16} now, no longer b{16}"):
+    with pytest.raises(FssError, match=r"http://service: the service has bundle a{16} now, no longer b{16}"):
         ServiceEngine(client, 10**6, "b" * 16).label([b""], wanted)
 
 

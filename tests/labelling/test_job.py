@@ -257,7 +257,7 @@ def test_a_job_in_a_folder_of_the_photos_and_another_bundle(tmp_path: Path, bund
     assert label("out", "semantic", "parquet")["labelled_now"] == 0
     promoted = True
     shutil.rmtree(photos / "out")
-    with pytest.raises(FssError, match=r"champion: holds bundle \w+ now, no longer \w+ \(start the service again, or"):
+    with pytest.raises(FssError, match=r"champion: the bundle is \w+ now, no longer \w+ \(start the service again, or"):
         label("out")
     assert not list(photos.glob("out/parts/*"))
 
