@@ -139,7 +139,7 @@ def test_jobs_write_it_down(labeler: Labeler, tmp_path: Path) -> None:
         (tmp_path / "p" / f"{i}.jpg").write_bytes(encoded(ball(i)[0] if i % 2 else empty(i)))
     support = labeler.add_support(support_set("ball", 1000))
     job = make_job(tmp_path / "p", tmp_path / "out", support, labeler, calibrator=labeler.info.calibrator)
-    job.run(DirectEngine(labeler), job.left(), 1)
+    job.run(DirectEngine(labeler), job.chunks_left(), 1)
     rows = pq.read_table(tmp_path / "out" / part_name(0)).to_pylist()
     assert [r["status"] == "empty" for r in rows] == [i % 2 == 0 for i in range(6)]
     assert all(0 <= r["quality"] <= r["presence"] <= 1 for r in rows)

@@ -16,8 +16,8 @@ from pipelines.inference.labeler import Labeler
 from pipelines.inference.marks import rle_json
 from pipelines.inference.support_check import _one_more, check_supports
 from pipelines.inference.supports import Support, SupportSet
-from pipelines.labelling.check import check_before
-from pipelines.labelling.support_sheet import lines
+from pipelines.labelling.check import check_label_job
+from pipelines.labelling.support_sheet import report_lines
 from tests.inference.test_classes import support_set
 from tests.serving.helpers import ball, encoded, photo_folder, supports_file
 
@@ -39,12 +39,12 @@ def test_a_wrong_mask_is_found(labeler: Labeler) -> None:
     worth = check_supports(labeler, spoilt(good, ~truth))
     assert worth.hurting
     assert worth.hurting[0] == 4
-    assert any("support 5 hurts" in line for line in lines(worth))
+    assert any("support 5 hurts" in line for line in report_lines(worth))
     small = np.zeros_like(truth)
     small[:20, :20] = True
     odd = check_supports(labeler, spoilt(good, small & ~truth))
     assert (odd.odd, odd.hurting) == ([4], [])
-    assert any("support 5 is unlike the others" in line for line in lines(odd))
+    assert any("support 5 is unlike the others" in line for line in report_lines(odd))
     assert set(worth.trend) == {1, 2, 3, 4}
     fine = check_supports(labeler, good)
     assert fine.miou is not None
@@ -88,7 +88,7 @@ def test_the_shipped_champion_is_not_taken_silently(tmp_path: Path, monkeypatch:
     monkeypatch.setattr("pipelines.labelling.check.Labeler", labeler)
     for bundle, told in (("", True), ("shipped", False)):
         with pytest.raises(Stopped):
-            check_before(Recipe.model_validate({"out": str(tmp_path)}), supports=str(supports_file(tmp_path)),
+            check_label_job(Recipe.model_validate({"out": str(tmp_path)}), supports=str(supports_file(tmp_path)),
                          images="", bundle=bundle, count=0, price=0, page=str(tmp_path / "page.html"))
         assert ("taking the one that ships with fss" in capsys.readouterr().err) == told
 

@@ -11,7 +11,7 @@ from pipelines.inference.labeler import Labeler
 from pipelines.inference.masks import Labels, PhotoFailure
 from pipelines.labelling.images import list_images
 from pipelines.labelling.job import LabellingJob
-from pipelines.labelling.manifest import JobManifest, claim, describe_images
+from pipelines.labelling.manifest import JobManifest, claim_folder, describe_images
 
 
 class DirectEngine:
@@ -37,5 +37,5 @@ def make_job(photos: Path | str, out: Path | str, support_id: str, labeler: Labe
               "code_version": package_version(), **changes}
     manifest = JobManifest.model_validate(fields)
     store = Store(str(out))
-    claim(store, manifest)
+    claim_folder(store, manifest)
     return LabellingJob(store, images, manifest)

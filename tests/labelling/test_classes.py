@@ -41,7 +41,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(photos: Path, out: Path, labeler: Labeler, ids: list[str], **changes: object) -> dict[str, object]:
     job = make_job(photos, out, "", labeler, class_names=NAMES, support_ids=ids, **changes)
-    job.run(DirectEngine(labeler), job.left(), 1)
+    job.run(DirectEngine(labeler), job.chunks_left(), 1)
     return write_outputs(job.out, job.manifest)
 
 
@@ -51,7 +51,7 @@ def test_as_many_jobs_of_one_class(photos: Path, tmp_path: Path, labeler: Labele
     both = [r for c in range(2) for r in pq.read_table(tmp_path / "both" / part_name(c)).to_pylist()]
     for name, support_id in zip(NAMES, ids, strict=True):
         job = make_job(photos, tmp_path / name, support_id, labeler, class_name=name)
-        job.run(DirectEngine(labeler), job.left(), 1)
+        job.run(DirectEngine(labeler), job.chunks_left(), 1)
         alone = [r for c in range(2) for r in pq.read_table(tmp_path / name / part_name(c)).to_pylist()]
         assert [r for r in both if r["class_name"] == name] == [r for r in alone if not r["error"]]
     (bad,) = [r for r in both if r["error"]]
@@ -87,4 +87,4 @@ def test_manifests_of_one_class_stay_as_they_were(photos: Path, tmp_path: Path, 
         make_job(photos, tmp_path / "two", "", labeler, class_names=NAMES, support_ids=ids, overlaps="resolve")
     again = JobManifest.model_validate(json.loads((tmp_path / "two" / "manifest.json").read_text()))
     assert again.classes == NAMES
-    assert again.wanted.support_ids == tuple(ids)
+    assert again.mask_request.support_ids == tuple(ids)

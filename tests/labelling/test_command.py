@@ -55,7 +55,7 @@ def test_label_again_and_through_the_service(bundle: str, tmp_path: Path) -> Non
     assert _parts(tmp_path / "served") == before
     other = run_fss(*_arguments(photos, supports, tmp_path / "own", bundle, "--threshold", "0.7"))
     assert other.returncode == 2
-    assert "holds another job: its threshold is 0.5, this one's 0.7" in other.stderr
+    assert "holds another job: its threshold is 0.5, but this job's is 0.7" in other.stderr
 
 
 @pytest.mark.parametrize(("change", "line"), [

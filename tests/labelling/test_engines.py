@@ -33,20 +33,21 @@ def test_actors_write_the_same_parts(ray_cluster: object, bundle: str, tmp_path:
     labeler = Labeler(bundle, supports_url=root)
     plain = make_job(photos, tmp_path / "plain", supports.support_id, labeler, chunk=8)
     with one_thread():
-        plain.run(DirectEngine(labeler), plain.left(), 1)
+        plain.run(DirectEngine(labeler), plain.chunks_left(), 1)
     job = make_job(photos, tmp_path / "out", supports.support_id, labeler, chunk=8)
     with one_thread():
         job.run(DirectEngine(labeler), [1], 1)
     before = Path(job.out.path(part_name(1))).stat().st_mtime_ns
-    assert run_with_actors(job, job.left(), ModelSpec(bundle_url=bundle, supports_url=root, batch=4, threads=1)) == 12
+    spec = ModelSpec(bundle_url=bundle, supports_url=root, batch=4, threads=1)
+    assert run_with_actors(job, job.chunks_left(), spec) == 12
     assert Path(job.out.path(part_name(1))).stat().st_mtime_ns == before
-    assert job.left() == []
+    assert job.chunks_left() == []
     for chunk in range(3):
         assert job.out.read_bytes(part_name(chunk)) == plain.out.read_bytes(part_name(chunk))
     other = make_job(photos, tmp_path / "other", supports.support_id, labeler, chunk=8)
     with pytest.raises(FssError, match=r"^\S+: the bundle is \w+ now, no longer f{16} [^\n]*$"):
-        run_with_actors(other, other.left(), ModelSpec(bundle_url=bundle, bundle_id="f" * 16, supports_url=root))
-    assert len(other.left()) == 3
+        run_with_actors(other, other.chunks_left(), ModelSpec(bundle_url=bundle, bundle_id="f" * 16, supports_url=root))
+    assert len(other.chunks_left()) == 3
 
 
 def test_a_service_that_has_another_bundle_meanwhile() -> None:

@@ -57,7 +57,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_photo_is_labelled_once(photos: Path, tmp_path: Path, labeler: Labeler, support: str) -> None:
     job = make_job(photos, tmp_path, support, labeler)
     engine = DirectEngine(labeler)
-    assert job.run(engine, job.left(), 2) == 20
+    assert job.run(engine, job.chunks_left(), 2) == 20
     assert sorted(engine.requests) == [4, 8, 8]
     summary = write_outputs(job.out, job.manifest)
     assert (summary["images"], summary["with_object"], summary["failed"]) == (20, 20, 0)
@@ -76,7 +76,7 @@ def test_parts_are_the_same_bytes(photos: Path, tmp_path: Path, labeler: Labeler
     """Would catch results that depend on the order of chunks, on their number in flight or on a clock."""
     for name, flying in (("a", 1), ("b", 3)):
         job = make_job(photos, tmp_path / name, support, labeler)
-        job.run(DirectEngine(labeler), job.left()[:: 1 if name == "a" else -1], flying)
+        job.run(DirectEngine(labeler), job.chunks_left()[:: 1 if name == "a" else -1], flying)
         write_outputs(job.out, job.manifest)
     for part in [part_name(c) for c in range(3)] + ["labels.json", "failures.parquet"]:
         assert (tmp_path / "a" / part).read_bytes() == (tmp_path / "b" / part).read_bytes(), part
@@ -101,11 +101,11 @@ def test_only_what_is_left(photos: Path, tmp_path: Path, labeler: Labeler, suppo
     (tmp_path / "parts" / ".tmp-chunk-000001.parquet-x").write_bytes(b"killed while writing")
     engine = DirectEngine(labeler)
     again = make_job(photos, tmp_path, support, labeler)
-    assert again.left() == [1]
-    again.run(engine, again.left(), 1)
+    assert again.chunks_left() == [1]
+    again.run(engine, again.chunks_left(), 1)
     assert engine.requests == [8]
     assert finished_chunks(again.out) == {0, 1, 2}
-    assert make_job(photos, tmp_path, support, labeler).left() == []
+    assert make_job(photos, tmp_path, support, labeler).chunks_left() == []
 
 
 @pytest.mark.parametrize(("change", "key"), [
@@ -154,7 +154,7 @@ def bad_folder(folder: Path) -> None:
 def test_bad_photos_are_rows_and_the_work_goes_on(tmp_path: Path, labeler: Labeler, support: str) -> None:
     bad_folder(tmp_path / "bad")
     job = make_job(tmp_path / "bad", tmp_path / "out", support, labeler)
-    job.run(DirectEngine(labeler), job.left(), 2)
+    job.run(DirectEngine(labeler), job.chunks_left(), 2)
     summary = write_outputs(job.out, job.manifest)
     failed = {r["file_name"]: r for r in pq.read_table(tmp_path / "out" / "failures.parquet").to_pylist()}
     assert set(failed) == {"truncated.jpg", "zero.jpg", "text.png", "bomb.png", "dangling.jpg"}
@@ -270,7 +270,7 @@ def test_the_same_through_s3(photos: Path, tmp_path: Path, labeler: Labeler, sup
         store.write_bytes(f"photos/{name}", (photos / name).read_bytes())
     for source, out in ((store.path("photos"), store.path("out")), (str(photos), str(tmp_path))):
         job = make_job(source, out, support, labeler, **({} if "://" in out else {"limit": 10}))
-        job.run(DirectEngine(labeler), job.left(), 2)
+        job.run(DirectEngine(labeler), job.chunks_left(), 2)
         write_outputs(job.out, job.manifest)
     there, here = store.read_bytes("out/labels.json"), (tmp_path / "labels.json").read_bytes()
     assert json.loads(there)["annotations"]
