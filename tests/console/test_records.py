@@ -1,4 +1,4 @@
-"""What the console knows of jobs: which places are allowed, how many may run, when a task is gone. No cluster."""
+"""The console's records of jobs, without a cluster: allowed folders, running jobs, interrupted tasks."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def jobs(place: Path, roots: tuple[str, ...] | None = (), bundle_id: str = "b") 
 
 
 def half_labelled(served: Jobs, place: Path) -> Store:
-    """The folder of a job of bundle `b`, known as cup-1, with the first of its two parts."""
+    """The folder of the job cup-1 of bundle `b`, with the first of its two parts."""
     out = Store(str(place / "out"))
     claim_folder(out, JobManifest(
         images_url="/in", images_count=10, images_hash="h", class_name="cup", support_id="0" * 16, bundle_id="b",
@@ -49,7 +49,7 @@ def half_labelled(served: Jobs, place: Path) -> Store:
 
 
 def test_places_outside_the_roots_are_refused(tmp_path: Path) -> None:
-    """Would catch `..`, links and names that merely begin like a root."""
+    """Would catch `..`, links, and names that only begin like a root."""
     inside, outside = tmp_path / "photos", tmp_path / "photos-of-others"
     inside.mkdir()
     outside.mkdir()
@@ -70,7 +70,7 @@ def test_places_outside_the_roots_are_refused(tmp_path: Path) -> None:
 
 def test_refusals_have_their_status(tmp_path: Path) -> None:
     served = jobs(tmp_path)
-    with pytest.raises(RefusedError, match=r"may not read .* none is") as refused:
+    with pytest.raises(RefusedError, match=r"may not read .* no folder") as refused:
         served.start(JobRequest(images=str(tmp_path), support_ids=["0" * 16]))
     assert refused.value.status == 403
     with pytest.raises(RefusedError) as missing:
@@ -80,30 +80,30 @@ def test_refusals_have_their_status(tmp_path: Path) -> None:
         served.records.add(record(f"cup-{number}"))
         served.records.write_progress(f"cup-{number}", Progress(state="running"))
     with pytest.raises(RefusedError, match="jobs are running already") as busy:
-        served._room("cup-9")
+        served._check_capacity("cup-9")
     assert busy.value.status == 429
-    served._room("cup-0")  # one that runs needs no further room
+    served._check_capacity("cup-0")  # a running job needs no further capacity
     assert [j["state"] for j in served.list()["jobs"]] == ["running"] * MAX_RUNNING
 
 
-def test_no_other_bundle_goes_on_with_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Would catch labels of two models under one manifest."""
+def test_another_bundle_does_not_resume_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch labels of two models in one job."""
     served = jobs(tmp_path, None, "another")
     out = half_labelled(served, tmp_path)
     monkeypatch.setattr(Jobs, "_start_task", lambda self, record: {"started": record.job_id})
-    with pytest.raises(FssError, match=r"of bundle_id 'b', this one is 'another' \(`fss serve --bundle`"):
+    with pytest.raises(FssError, match=r"with bundle_id 'b', not 'another' \(start `fss serve`"):
         served.resume("cup-1")
     assert jobs(tmp_path, None).resume("cup-1") == {"started": "cup-1"}
     out.write_bytes(part_name(1), b"")
-    with pytest.raises(FssError, match="of bundle_id 'b', this one is 'another'"):
-        served.again("cup-1", 0.5)
-    assert served.resume("cup-1") == {"started": "cup-1"}  # the outputs alone are left
+    with pytest.raises(FssError, match="with bundle_id 'b', not 'another'"):
+        served.redo("cup-1", 0.5)
+    assert served.resume("cup-1") == {"started": "cup-1"}  # only the outputs are missing
 
 
 def test_a_job_of_photos_outside_the_roots_is_not_opened(tmp_path: Path) -> None:
     served = jobs(tmp_path, ("/photos",))
     half_labelled(served, tmp_path)
-    for call in (lambda: served.photo("cup-1", 1), lambda: served.again("cup-1", None), lambda: served.resume("cup-1")):
+    for call in (lambda: served.photo("cup-1", 1), lambda: served.redo("cup-1", None), lambda: served.resume("cup-1")):
         with pytest.raises(RefusedError, match="may not read '/in'"):
             call()
 
@@ -134,7 +134,7 @@ def test_the_end_of_a_task_is_recorded(tmp_path: Path) -> None:
     assert (records.progress("cup-1").state, records.progress("cup-1").error) == ("failed", "/out: the disk is full")
 
 
-def test_progress_is_written_again_after_an_outage_of_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_is_written_after_an_outage_of_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Would catch a running job that is called interrupted."""
     written: list[Progress] = []
 

@@ -26,7 +26,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"box": [0, 0, 5, 5], "mask": SOME}, "it has mask and box"),
     ({"bxo": [0, 0, 5, 5]}, "unknown key 'bxo' (did you mean 'box'?)"),
     ({"mask": BLANK}, "the mask is empty"),
-    ({"mask": {"size": [60, 40], "counts": "x"}}, "the mask is 60 x 40, its photo 40 x 60"),
+    ({"mask": {"size": [60, 40], "counts": "x"}}, "the mask is 60 x 40, but its photo is 40 x 60"),
     ({"mask": {"size": [HEIGHT, WIDTH], "counts": [1, 2]}}, "run lengths sum to 3"),
     ({"mask": {"size": [HEIGHT, WIDTH], "counts": [-1, HEIGHT * WIDTH + 1]}}, "run lengths sum to"),
     ({"mask": {"size": [HEIGHT, WIDTH], "counts": "\u00ff\u00ff"}}, "counts is not COCO's run-length text"),
@@ -147,7 +147,7 @@ def test_rotated_photo_wants_the_mask_upright(tmp_path: Path) -> None:
     (tmp_path / "mask.png").write_bytes(encoded(mask.astype(np.uint8), "PNG"))
     file = tmp_path / "s.json"
     file.write_text(json.dumps({"class_name": "ball", "supports": [rows]}))
-    with pytest.raises(FssError, match="the mask is 120 x 200, its photo 200 x 120"):
+    with pytest.raises(FssError, match="the mask is 120 x 200, but its photo is 200 x 120"):
         read_support_file(str(file))
     (tmp_path / "mask.png").write_bytes(encoded(np.rot90(mask, -1).astype(np.uint8), "PNG"))
     images, prompts = read_support_file(str(file)).decoded()

@@ -25,7 +25,7 @@ from tests.serving.helpers import photo_folder, supports_file
 
 
 def test_actors_write_the_same_parts(ray_cluster: object, bundle: str, tmp_path: Path) -> None:
-    """Byte by byte those of a job without a cluster: would catch other batches, and chunks left out or done twice."""
+    """The parts equal those of a job without a cluster: would catch other batches, and missing or repeated chunks."""
     photos = photo_folder(tmp_path / "photos", 20)
     supports = read_support_file(str(supports_file(tmp_path)))
     root = str(tmp_path / "supports")
@@ -55,15 +55,15 @@ def test_a_service_that_has_another_bundle_meanwhile() -> None:
     answer = {"support_id": "0" * 16, "bundle_id": "a" * 16, "results": [{"error": "no photo"}]}
     client._http = httpx.Client(base_url=client.url, transport=httpx.MockTransport(
         lambda _: httpx.Response(200, json=answer)))
-    wanted = MaskRequest(support_ids=("0" * 16,))
-    assert ServiceEngine(client, 10**6, "a" * 16).label([b""], wanted) == [PhotoFailure(reason="no photo")]
+    request = MaskRequest(support_ids=("0" * 16,))
+    assert ServiceEngine(client, 10**6, "a" * 16).label([b""], request) == [PhotoFailure(reason="no photo")]
     with pytest.raises(FssError, match=r"http://service: the service has bundle a{16} now, no longer b{16}"):
-        ServiceEngine(client, 10**6, "b" * 16).label([b""], wanted)
+        ServiceEngine(client, 10**6, "b" * 16).label([b""], request)
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """As in the actor: sums in another order would round otherwise."""
+    """One torch thread, as in the actor: sums in another order would round differently."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

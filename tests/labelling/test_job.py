@@ -1,4 +1,4 @@
-"""The labelling job with a real model and no cluster: what it writes, what it does not do twice, what goes wrong."""
+"""The labelling job with a real model and no cluster: its outputs, resuming, and mistakes."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ def test_places_that_are_not_there(tmp_path: Path) -> None:
 
 def test_a_name_that_is_not_utf8(tmp_path: Path) -> None:
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/b\xff.jpg")).write_bytes(b"")
-    with pytest.raises(FssError, match=r"name of 'b\\udcff.jpg' is not UTF-8 \(rename the file\)"):
+    with pytest.raises(FssError, match=r"file name 'b\\udcff.jpg' is not UTF-8 \(rename the file\)"):
         list_images(str(tmp_path))
     (tmp_path / "a.jpg").write_bytes(b"")
     assert list_images(str(tmp_path), 1).names == ["a.jpg"]
@@ -209,7 +209,7 @@ def test_what_a_job_writes_below_the_photos_is_no_photo(tmp_path: Path) -> None:
     (errno.EIO, False), (errno.ESTALE, False), (errno.EMFILE, False),
 ])
 def test_only_a_photo_that_is_not_there_is_a_failure(photos: Path, number: int, lost: bool) -> None:
-    """Would catch photos that are lost for good to a disk that fails for a moment."""
+    """Would catch photos that become failures for good because a disk failed for a moment."""
     class Disk:
         def cat_file(self, path: str) -> bytes:
             raise OSError(number, os.strerror(number), path)
@@ -234,7 +234,7 @@ def test_numbers_follow_the_sorted_names(photos: Path) -> None:
 
 def test_a_job_in_a_folder_of_the_photos_and_another_bundle(tmp_path: Path, bundle: str,
                                                             monkeypatch: pytest.MonkeyPatch) -> None:
-    """The pictures it writes are no photos of the next run; a bundle that changes before the model is up is refused."""
+    """A job does not label the pictures that it wrote itself; a bundle that changes before the start is refused."""
     photos, supports, champion = photo_folder(tmp_path / "p", 9), supports_file(tmp_path), tmp_path / "champion"
     shutil.copytree(bundle, champion)
 
@@ -263,7 +263,7 @@ def test_a_job_in_a_folder_of_the_photos_and_another_bundle(tmp_path: Path, bund
 
 
 def test_the_same_through_s3(photos: Path, tmp_path: Path, labeler: Labeler, support: str, s3_server: object) -> None:
-    """Photos, parts and labels in a real object store: the same bytes as on disk."""
+    """Photos, parts and labels in a real object store give the same bytes as on disk."""
     store = Store("s3://fss/labelling")
     store.fs.mkdirs("fss", exist_ok=True)
     for name in list_images(str(photos), 10).names:

@@ -104,7 +104,7 @@ def test_doubt_of_an_empty_label_is_that_the_class_is_there() -> None:
 
 def test_gallery_pages_hold_their_pictures_and_are_bounded(photos: Path, tmp_path: Path, labeler: Labeler,
                                                            support: str) -> None:
-    """Of a job in which a part is missing."""
+    """The pages of a job in which a part is missing."""
     made = make_job(photos, tmp_path / "half", support, labeler)
     made.run(DirectEngine(labeler), [0, 2], 1)
     first, pages = write_review(open_job(made.out.url), str(tmp_path / "pages"), most=PAGE)
@@ -175,7 +175,7 @@ def test_wrong_decisions_are_refused_whole(job: ReviewedJob, change: dict[str, A
 
 
 def test_the_file_survives_a_torn_line_and_many_writers(tmp_path: Path) -> None:
-    """Would catch half a line read as an error, and lines of two writers in one another."""
+    """Would catch half a line that is an error, and lines of two writers that are mixed."""
     out = Store(str(tmp_path))
     add_decisions(out, [Decision(image_id=1, image="a", class_name="c", decision="accept")])
     with (tmp_path / DECISIONS).open("ab") as file:
@@ -198,7 +198,7 @@ def test_the_file_survives_a_torn_line_and_many_writers(tmp_path: Path) -> None:
 
 
 def test_a_nearly_full_disk_keeps_all_decisions_or_none(tmp_path: Path) -> None:
-    """The limit on a file's size stands for the disk: it takes a part of what is written."""
+    """A limit on the file's size stands for a full disk: it takes only a part of what is written."""
     out, limits = Store(str(tmp_path)), resource.getrlimit(resource.RLIMIT_FSIZE)
     made = [Decision(image_id=i, image="a", class_name="c", decision="accept") for i in range(9)]
     add_decisions(out, made[:1])
@@ -231,7 +231,7 @@ def test_a_saved_file_is_taken_over(job: ReviewedJob, tmp_path: Path) -> None:
 
 
 def test_a_correction_that_is_accepted_stays(tmp_path: Path) -> None:
-    """What a person sees is the corrected mask; after `undo` it is the model's again."""
+    """The page shows the corrected mask, and after `undo` that of the model."""
     out, mask = Store(str(tmp_path)), rle_json(np.eye(4, dtype=bool))
     about: dict[str, Any] = {"image_id": 1, "image": "a", "class_name": "c"}
 
@@ -269,7 +269,7 @@ def test_what_the_gallery_saved_it_does_not_save_again(job: ReviewedJob, tmp_pat
 
 def test_only_doubtful_labels_that_nobody_decided_on_are_made_again(job: ReviewedJob, tmp_path: Path, labeler: Labeler,
                                                                     place: Path) -> None:
-    """Killed after one part and run again, it ends with the bytes of a run that was left alone."""
+    """A job that is killed after one part and run again ends with the bytes of an undisturbed job."""
     order = order_by_doubt(job)
     names = {r["image_id"]: r["file_name"] for rows in job.rows() for r in rows}
     worst, second = int(order.image_ids[0]), int(order.image_ids[1])
@@ -324,7 +324,7 @@ def test_labelling_again_with_another_bundle_writes_nothing(job: ReviewedJob, tm
     decide_by_name(job, {name: ("correct", rle_json(_truth(name)))}, "")
     save_bundle(str(tmp_path / "ws" / "champion"), registry.build("prior", "nano", seed=1))
     recipe = Recipe.model_validate({"out": str(tmp_path / "ws")})
-    with pytest.raises(FssError, match=r"the labels are of bundle_id .* --bundle, .* --workspace"):
+    with pytest.raises(FssError, match=r"the labels were made with bundle_id .* --bundle, .* --workspace"):
         run_redo(RedoRequest(recipe=recipe, job=job.out.url, out=str(tmp_path / "new"), below=1.0))
     assert not (tmp_path / "new").exists()
 
