@@ -89,7 +89,7 @@ REFUSED: list[tuple[str, Any, int, str]] = [
     ("segment", {"support_id": "0" * 16, "images": [PHOTO]}, 404, "unknown support_id"),
     ("segment", {"support_id": "0" * 16, "images": [PHOTO], "bulk": True}, 404, "unknown support_id"),
     ("segment", {"support_id": "0" * 16, "images": []}, 422, "images is not a list"),
-    ("segment", {"support_id": "0" * 16, "images": ["@"]}, 422, "images[0]: is not base64"),
+    ("segment", {"support_id": "0" * 16, "images": ["@"]}, 422, "images[0]: the text is neither base64 nor a data URL"),
     ("segment", {"support_id": "0" * 16, "images": [PHOTO], "treshold": 1}, 422, "did you mean 'threshold'?"),
     ("segment", {"support_id": "0" * 16, "images": [PHOTO], "threshold": 1.5}, 422, "between 0 and 1"),
     ("segment", [], 422, "is not a JSON object"),
@@ -156,7 +156,7 @@ def test_other_names_do_not_lead_to_a_service_for_this_machine(host: str, token:
     service: Any = SimpleNamespace(spec=spec)
     headers = [(b"host", b"pages.example:8000"), (b"authorization", b"Bearer " + token.encode())]
     request = Request({"type": "http", "headers": headers})
-    with pytest.raises(RefusedError, match="for this machine") if refused else nullcontext():
+    with pytest.raises(RefusedError, match="only on this machine") if refused else nullcontext():
         assert asyncio.run(with_token(service, answer)(request)).body == b"ok"
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from pipelines.console.openapi import console_document
 from pipelines.inference.support_files import read_support_file
-from pipelines.labelling.decisions import WORDS
+from pipelines.labelling.decisions import VERDICTS
 from pipelines.serving.client import Client
 from pipelines.serving.docs_page import docs_html
 from pipelines.serving.metrics import merge_metrics
@@ -72,7 +72,7 @@ def fuzzer(service: Running, tmp_path_factory: pytest.TempPathFactory) -> Fuzzer
     known = {"job_id": [job["job_id"]], "support_id": [support], "support_ids": [support], "images": [str(folder)],
              "photo": photos, "image": [row["image"]], "image_id": [row["image_id"]],
              "class_name": ["ball"], "mask": [picture],
-             "decision": list(WORDS)}
+             "decision": list(VERDICTS)}
     fuzzer = Fuzzer(document, 7, known)
     fuzzer.calls = [c for c in fuzzer.calls if not c[1].startswith(("/metrics",))]
     return fuzzer
