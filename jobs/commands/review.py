@@ -72,7 +72,7 @@ def decide(
     opened = open_job(job)
     count = (decide_by_name(opened, given, class_name) if given else 0) + (
         import_decisions(opened, source) if source else 0)
-    counts = count_decisions(opened.decided)
+    counts = count_decisions(opened.decisions)
     told = ", ".join(f"{word} {n}" for word, n in counts.items())
     print(json.dumps({"now": count, "decisions": counts}) if as_json else f"{count} now; in all {told or 'none'}")
 
@@ -84,7 +84,7 @@ def apply(job: JobArgument, formats: FormatsOption = None, as_json: JsonOption =
 
     config = load_recipe("demo", [f"label.formats={json.dumps(formats)}"] if formats else []).label
     opened = open_job(job)
-    opened.need_all()
+    opened.check_complete()
     summary = write_outputs(opened.out, opened.manifest, config.formats)
     print(json.dumps(summary) if as_json else f"{summary_line(summary)}\nlabels: {summary['labels']}")
 

@@ -33,14 +33,14 @@ def check(
 ) -> None:
     """Look at supports before labelling with them."""
     from fss_models.errors import FssError
-    from pipelines.labelling.check import check_before
+    from pipelines.labelling.check import check_label_job
 
     for given, name in ((count, "--count"), (price, "--price")):
         if given and not images:
             raise FssError(f"{name} needs photos to measure the speed on", mend="give --images")
     read = load_recipe(recipe, overrides or [], out=workspace)
-    worth, cost, told, url = check_before(read, supports=supports, images=images, bundle=bundle, count=count,
-                                          price=price, page=page)
+    worth, cost, told, url = check_label_job(read, supports=supports, images=images, bundle=bundle, count=count,
+                                             price=price, page=page)
     if as_json:
         print(json.dumps({"classes": [asdict(w) for w in worth], "price": asdict(cost) if cost else None, "page": url}))
         return

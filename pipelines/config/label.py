@@ -1,4 +1,4 @@
-"""The service and the labelling jobs."""
+"""Recipe sections of the HTTP service (`serve`) and of labelling jobs (`label`)."""
 
 from __future__ import annotations
 
@@ -10,22 +10,23 @@ from pipelines.config.section import Positive, Section
 
 
 class ServeConfig(Section):
-    """The service."""
+    """The HTTP service of `fss serve`."""
 
     host: str = "127.0.0.1"
-    port: int = Field(8000, ge=0, lt=65536)  # 0: any free one
-    replicas: Positive = 1
-    max_replicas: int = Field(0, ge=0)  # replicas for people come and go with the load between the two; 0: they do not
-    max_batch: Positive = 8
-    wait_s: float = Field(0.02, ge=0)
+    port: int = Field(8000, ge=0, lt=65536)  # 0: any free port
+    replicas: Positive = 1  # copies of the model; the lower bound for autoscaling where max_replicas is set
+    max_replicas: int = Field(0, ge=0)  # upper bound for autoscaling interactive replicas; 0 disables it
+    max_batch: Positive = 8  # photos of concurrent requests in one batch of the model
+    wait_s: float = Field(0.02, ge=0)  # seconds that a batch waits for more photos
     max_request_bytes: Positive = 64_000_000
-    threads: int = Field(0, ge=0)  # torch threads of a replica; 0: the machine's cores
-    roots: list[str] = []  # where photos of jobs started in the console may be; on loopback none means anywhere
+    threads: int = Field(0, ge=0)  # torch threads of a replica; 0: the number of CPU cores
+    # Folders or buckets that jobs started in the console may read. Empty: all of them on loopback, none elsewhere.
+    roots: list[str] = []
 
     @model_validator(mode="after")
     def _between(self) -> ServeConfig:
         if 0 < self.max_replicas < self.replicas:
-            raise ValueError(f"max_replicas is below replicas ({self.replicas})")
+            raise ValueError(f"max_replicas is {self.max_replicas}, less than replicas ({self.replicas})")
         return self
 
 
@@ -33,16 +34,16 @@ LabelFormat = Literal["coco_polygons", "parquet", "yolo", "semantic", "label_stu
 
 
 class LabelConfig(Section):
-    """A labelling job."""
+    """The labelling jobs of `fss label`."""
 
-    chunk: Positive = 64  # images of one request and one output part
-    batch: Positive = 8
-    threshold: float = Field(0.5, gt=0, lt=1)  # probability above which a pixel is the object
-    in_flight: Positive = 4  # chunks on their way at a time
-    overlaps: Literal["keep", "resolve"] = "keep"  # of several classes: each its own mask, or one class a pixel
-    pairs: int = Field(0, ge=0, le=4096)  # (class, photo) pairs a call of the model, as whole classes; 0: one class
-    formats: list[LabelFormat] = []  # beside labels.json (COCO, run lengths) and failures.parquet
-    # of a bundle with a calibrator
-    prevalence: float = Field(0.5, gt=0, lt=1)  # share of the photos that show a class, as far as you know
-    empty_below: float = Field(0.5, ge=0, le=1)  # probability below which a class is not there: an empty label
-    review_below: float = Field(0.5, ge=0, le=1)  # probability of a good mask below which somebody should look
+    chunk: Positive = 64  # photos of one request and one output part
+    batch: Positive = 8  # photos in one batch of the model
+    threshold: float = Field(0.5, gt=0, lt=1)  # pixels above this probability belong to the object
+    in_flight: Positive = 4  # chunks that are processed at the same time
+    overlaps: Literal["keep", "resolve"] = "keep"  # resolve: a pixel belongs to one class at most
+    pairs: int = Field(0, ge=0, le=4096)  # (class, photo) pairs in a call of the model; 0: one class a call
+    formats: list[LabelFormat] = []  # written in addition to labels.json (COCO, run lengths) and failures.parquet
+    # The next three settings need a bundle with a calibrator.
+    prevalence: float = Field(0.5, gt=0, lt=1)  # estimated share of the photos that show a class
+    empty_below: float = Field(0.5, ge=0, le=1)  # a class less probable than this gets an empty label
+    review_below: float = Field(0.5, ge=0, le=1)  # a mask less probably good gets the status review

@@ -1,32 +1,32 @@
 "use strict";
 const $ = id => document.getElementById(id);
 const MARK = [224, 0, 122];
-const state = { tool: "outline", photo: null, marks: [], kept: [], supportId: null, queries: [], results: [], classes: [],
+const state = { tool: "outline", photo: null, marks: [], examples: [], supportId: null, queries: [], results: [], classes: [],
   fixing: null, cursor: null };
 
-/* ---- talking to the service ---- */
-async function reach(path, options = {}) {
+/* ---- requests to the service ---- */
+async function fetchOk(path, options = {}) {
   const headers = { ...options.headers };
   if ($("token").value) headers["Authorization"] = "Bearer " + $("token").value.trim();
   let answer;
   try { answer = await fetch(path, { ...options, headers }); } catch { throw new Error("The service does not answer."); }
   if (answer.ok) return answer;
   let content = {};
-  try { content = await answer.json(); } catch { /* no JSON: the status says it */ }
+  try { content = await answer.json(); } catch { /* not JSON: the status is shown */ }
   const error = new Error(content.error || "The service answers " + answer.status + ".");
   error.status = answer.status;
   throw error;
 }
 
-async function ask(path, body) {
+async function fetchJson(path, body) {
   const post = { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
-  return (await reach(path, body ? post : {})).json();
+  return (await fetchOk(path, body ? post : {})).json();
 }
 
 async function showHealth() {
   const facts = $("facts");
   try {
-    const h = await ask("/v1/health");
+    const h = await fetchJson("/v1/health");
     facts.replaceChildren(fact("Model", h.method + " / " + h.preset), fact("Quality", quality(h)), fact("Runs on", h.device),
       fact("Bundle", h.bundle_id), ...(h.classes.length ? [fact("Trained on", h.dataset + ", " + h.classes.length + " classes")] : []));
     $("untrained").hidden = !h.untrained;
@@ -40,7 +40,7 @@ function quality(h) {
   if (!m || typeof m.miou !== "number") return "not measured";
   const pct = v => (100 * v).toFixed(1);
   const span = m.interval ? " (" + pct(m.interval[0]) + "–" + pct(m.interval[1]) + ")" : "";
-  return pct(m.miou) + span + " mIoU on classes it never trained on";
+  return pct(m.miou) + span + " mIoU on classes that it was not trained on";
 }
 
 function fact(name, value) {
@@ -49,7 +49,7 @@ function fact(name, value) {
   return span;
 }
 
-/* ---- small things ---- */
+/* ---- elements and messages ---- */
 function make(tag, properties = {}, text = "") {
   const element = Object.assign(document.createElement(tag), properties);
   if (text) element.textContent = text;
@@ -57,12 +57,12 @@ function make(tag, properties = {}, text = "") {
 }
 
 function button(text, action, properties = {}) {
-  const made = make("button", { type: "button", ...properties }, text);
-  made.addEventListener("click", action);
-  return made;
+  const element = make("button", { type: "button", ...properties }, text);
+  element.addEventListener("click", action);
+  return element;
 }
 
-function tell(id, text, kind) {
+function showMessage(id, text, kind) {
   const box = $(id);
   box.textContent = text;
   box.className = text ? kind : "";
@@ -88,12 +88,12 @@ function base64(file) {
   return new Promise((done, failed) => {
     const reader = new FileReader();
     reader.onload = () => done(reader.result);
-    reader.onerror = () => failed(new Error("Cannot read " + file.name));
+    reader.onerror = () => failed(new Error("The browser cannot read " + file.name + "."));
     reader.readAsDataURL(file);
   });
 }
 
-/* COCO's compressed run lengths -> one byte a pixel, column by column. */
+/* Decodes COCO's compressed run lengths to one byte a pixel, column by column. */
 function unpack(text, pixels) {
   const mask = new Uint8Array(pixels), runs = [];
   for (let p = 0, at = 0, value; p < text.length;) {
@@ -112,7 +112,7 @@ function unpack(text, pixels) {
   return mask;
 }
 
-/* A canvas of the photo with the mask tinted and outlined; no mask where `area` is 0. */
+/* A canvas of the photo with its mask tinted and outlined. Without a mask (`area` 0) it shows the photo alone. */
 function overlay(photo, result) {
   const canvas = make("canvas"), scale = Math.min(1, 640 / photo.width, 640 / photo.height);
   const w = canvas.width = Math.max(1, Math.round(photo.width * scale)), h = canvas.height = Math.max(1, Math.round(photo.height * scale));
@@ -132,7 +132,7 @@ function overlay(photo, result) {
   return canvas;
 }
 
-/* The mask as a mark to go on from: a canvas of the photo's size, white where the object is. */
+/* A mark made from a mask, to be corrected: a canvas of the photo's size, white where the object is. */
 function maskMark(segmentation) {
   const [H, W] = segmentation.size, mask = unpack(segmentation.counts, H * W), canvas = make("canvas", { width: W, height: H });
   const context = canvas.getContext("2d"), pixels = context.createImageData(W, H);

@@ -1,4 +1,4 @@
-"""The service as Ray Serve's config files name it: `import_path: pipelines.console.deployed:champion`."""
+"""The service for Ray Serve's config files, which name it `import_path: pipelines.console.deployed:champion`."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from pipelines.serving.spec import ServiceSpec, best_device, model_spec
 
 
 class ChampionArgs(Section):
-    """The `args` of the application in a Serve config file; host and port are the file's `http_options`.
+    """The `args` of the application in a Serve config file. Host and port are in the file's `http_options`.
 
-    `device` auto takes a GPU where the cluster has one now: say cuda where GPU nodes come only when asked for.
-    `open` serves without a token, for a cluster that nobody else reaches.
+    `device` auto takes a GPU if the cluster has one now; write cuda if GPU nodes start on demand. `open` serves
+    without a token, for a cluster that nobody else can reach.
     """
 
     workspace: str
@@ -42,20 +42,20 @@ class ChampionArgs(Section):
 
 
 def champion(args: ChampionArgs) -> Application:
-    """The champion of a workspace, or the shipped one, as an application.
+    """The application that serves `bundle`, or the workspace's champion, or the shipped bundle.
 
-    FSS_TOKEN is read where the application is built, on the cluster. Raises `FssError` if it is not set and `open` is
-    not said, and if there is no bundle.
+    FSS_TOKEN is read on the cluster, where the application is built. Raises `FssError` if it is not set and `open` is
+    false, and if there is no bundle.
     """
     import ray
 
     token = os.environ.get("FSS_TOKEN", "")
     if not token and not args.open:
-        raise FssError("the service has no token", mend="set FSS_TOKEN on the nodes, or say open: true")
+        raise FssError("the service has no token", mend="set FSS_TOKEN on the nodes, or write open: true")
     workspace = Workspace(args.workspace)
     url = bundle_url(args.bundle) if args.bundle else champion_url(workspace)
     keys = ("replicas", "max_replicas", "max_batch", "wait_s", "max_request_bytes", "threads")
-    serve = {"host": "0.0.0.0", **{key: getattr(args, key) for key in keys}}  # others reach it, by any name
+    serve = {"host": "0.0.0.0", **{key: getattr(args, key) for key in keys}}  # others reach it, by any host name
     recipe = Recipe.model_validate({"out": args.workspace, "serve": serve})
     device = best_device(ray) if args.device == "auto" else args.device
     info = read_bundle_info(url)

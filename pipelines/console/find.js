@@ -1,4 +1,4 @@
-/* ---- finding it in other photos ---- */
+/* ---- finding the object in other photos ---- */
 $("query-files").addEventListener("change", async event => {
   const files = [...event.target.files];
   event.target.value = "";
@@ -18,37 +18,37 @@ async function segment() {
   $("save").hidden = true;
   try {
     for (let i = 0; i < state.queries.length; i += 8) {
-      tell("segment-message", "Looking: " + i + " of " + state.queries.length + " photos done…", "good");
+      showMessage("segment-message", "Searching: " + i + " of " + state.queries.length + " photos done…", "good");
       const group = state.queries.slice(i, i + 8);
       const images = await Promise.all(group.map(q => base64(q.file)));
-      const answer = await ask("/v1/segment", { support_id: state.supportId, images, threshold: Number($("threshold").value) });
+      const answer = await fetchJson("/v1/segment", { support_id: state.supportId, images, threshold: Number($("threshold").value) });
       if (mine !== turn) return;
       answer.results.forEach((result, k) => show(group[k], result));
     }
     const seconds = ((performance.now() - began) / 1000).toFixed(1);
-    tell("segment-message", plural(state.queries.length, "photo") + " in " + seconds + " s. A wrong mask? Correct it: it becomes one more example.", "good");
+    showMessage("segment-message", plural(state.queries.length, "photo") + " in " + seconds + " s. If a mask is wrong, correct it: the photo becomes one more example.", "good");
     $("save").hidden = false;
-  } catch (error) { if (mine === turn) tell("segment-message", error.message, "bad"); }
+  } catch (error) { if (mine === turn) showMessage("segment-message", error.message, "bad"); }
 }
 
 function show(query, result) {
   state.results.push({ file_name: query.name, ...result });
   const figure = make("figure"), caption = make("figcaption");
-  const score = make("span", { className: "score" + (result.error ? " failed" : "") }, result.error || told(result));
+  const score = make("span", { className: "score" + (result.error ? " failed" : "") }, result.error || resultText(result));
   caption.append(make("span", { className: "name", title: query.name }, query.name), score);
-  figure.append(query.image ? overlay(query, result) : make("div", { className: "blank" }, "No picture"), caption);
-  if (query.image && !result.error) caption.append(button("Correct", () => support(query, result), { className: "small" }));
+  figure.append(query.image ? overlay(query, result) : make("div", { className: "blank" }, "This browser cannot show the photo."), caption);
+  if (query.image && !result.error) caption.append(button("Correct", () => useAsSupport(query, result), { className: "small" }));
   $("results").append(figure);
 }
 
-function told(result) {
+function resultText(result) {
   if (!result.area) return "not found";
-  return result.quality == null ? "score " + result.score.toFixed(2) : "good mask " + Math.round(100 * result.quality) + " %";
+  return result.quality == null ? "score " + result.score.toFixed(2) : "good mask: " + Math.round(100 * result.quality) + " %";
 }
 
-/* The found mask goes to the stage, to be mended and learned from. */
-function support(query, result) {
-  keepCurrent();
+/* Shows the mask that was found on the stage, to be corrected and used as an example. */
+function useAsSupport(query, result) {
+  addExample();
   showOnStage(query, result.area ? [maskMark(result.segmentation)] : []);
   setTool(result.area ? "brush" : "outline");
   $("stage").scrollIntoView({ block: "center" });

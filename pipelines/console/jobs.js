@@ -4,8 +4,8 @@ let timer = 0;
 
 function showRoots(roots) {
   const none = roots && !roots.length;
-  $("roots").textContent = !roots ? "Any folder of this machine, or a bucket that it may read."
-    : none ? "This service may read no folders: whoever runs it can allow some with serve.roots." : "Below " + roots.join(" or ") + ".";
+  $("roots").textContent = !roots ? "Any folder or bucket that the service's machine can read."
+    : none ? "This service is not allowed to read any folder. Its operator can allow folders with serve.roots." : "Allowed: folders below " + roots.join(" or ") + ".";
   $("job-images").disabled = Boolean(none);
 }
 
@@ -20,10 +20,10 @@ function showClasses() {
   refreshJob();
 }
 
-const wantedClasses = () => [...$("classes").querySelectorAll("input:checked")].map(box => box.value);
+const checkedClasses = () => [...$("classes").querySelectorAll("input:checked")].map(box => box.value);
 function refreshJob() {
-  $("overlaps-field").hidden = wantedClasses().length < 2;
-  $("job-start").disabled = !($("job-images").value.trim() && wantedClasses().length);
+  $("overlaps-field").hidden = checkedClasses().length < 2;
+  $("job-start").disabled = !($("job-images").value.trim() && checkedClasses().length);
 }
 $("job-images").addEventListener("input", refreshJob);
 
@@ -31,13 +31,13 @@ $("job-form").addEventListener("submit", async event => {
   event.preventDefault();
   if ($("job-start").disabled) return;
   $("job-start").disabled = true;
-  tell("job-message", "Listing the photos…", "good");
+  showMessage("job-message", "Listing the photos…", "good");
   try {
-    const body = { images: $("job-images").value.trim(), support_ids: wantedClasses(), threshold: Number($("threshold").value) };
+    const body = { images: $("job-images").value.trim(), support_ids: checkedClasses(), threshold: Number($("threshold").value) };
     if (!$("overlaps-field").hidden) body.overlaps = $("overlaps").value;
-    await ask("/v1/jobs", body);
-    tell("job-message", "", "");
-  } catch (error) { tell("job-message", error.message, "bad"); }
+    await fetchJson("/v1/jobs", body);
+    showMessage("job-message", "", "");
+  } catch (error) { showMessage("job-message", error.message, "bad"); }
   refreshJob();
   watch();
 });
@@ -45,11 +45,11 @@ $("job-form").addEventListener("submit", async event => {
 async function watch() {
   clearTimeout(timer);
   try {
-    const { jobs } = await ask("/v1/jobs");
+    const { jobs } = await fetchJson("/v1/jobs");
     showJobs(jobs);
     if (jobs.some(j => j.state === "running")) timer = setTimeout(watch, 1000);
   } catch (error) {
-    if (error.status !== 401) tell("job-message", error.message, "bad");
+    if (error.status !== 401) showMessage("job-message", error.message, "bad");
     timer = setTimeout(watch, 5000);
   }
 }
@@ -66,7 +66,7 @@ function jobCard(job, open) {
   const card = make("li", { className: "job " + job.state }), top = make("div", { className: "row" });
   card.dataset.job = job.job_id;
   top.append(make("b", {}, job.title), make("span", { className: "badge " + job.state }, job.stopping ? "stopping" : WORDS[job.state]),
-    ...(job.origin ? [make("span", { className: "soft" }, "doubtful photos again")] : []),
+    ...(job.origin ? [make("span", { className: "soft" }, "labels doubtful photos again")] : []),
     make("span", { className: "soft path", title: job.images }, job.images));
   const bar = make("progress", { max: job.photos, value: job.done });
   bar.setAttribute("aria-label", "Photos labelled");
@@ -79,7 +79,7 @@ function jobCard(job, open) {
 function pace(job) {
   const parts = [job.done + " of " + plural(job.photos, "photo")];
   if (job.rate && job.state !== "interrupted") parts.push(job.rate.toFixed(1) + " photos/s");
-  if (job.state === "running" && !job.rate) parts.push(job.done ? "working" : "the model starts");
+  if (job.state === "running" && !job.rate) parts.push(job.done ? "working" : "the model is starting");
   if (job.left_s != null && job.done < job.photos) parts.push(time(job.left_s) + " left");
   if (job.failed) parts.push(plural(job.failed, "photo") + " could not be read");
   return parts.join(" · ");
@@ -90,19 +90,19 @@ const time = s => s < 90 ? Math.ceil(s) + " s" : s < 5400 ? Math.round(s / 60) +
 function jobButtons(job) {
   const row = make("div", { className: "row" });
   const add = (text, action, kind = "") => {
-    const made = button(text, action, { className: kind });
-    made.dataset.key = text + job.job_id;
-    row.append(made);
+    const element = button(text, action, { className: kind });
+    element.dataset.key = text + job.job_id;
+    row.append(element);
   };
   const post = what => async () => {
-    try { await ask("/v1/jobs/" + job.job_id + "/" + what, {}); tell("job-message", "", ""); }
-    catch (error) { tell("job-message", error.message, "bad"); }
+    try { await fetchJson("/v1/jobs/" + job.job_id + "/" + what, {}); showMessage("job-message", "", ""); }
+    catch (error) { showMessage("job-message", error.message, "bad"); }
     watch();
   };
   if (job.done) add("Review labels", () => review(job), "main");
   if (job.state === "done") add("Download labels", () => download(job));
   if (job.state === "running") add("Stop", post("stop"));
-  else if (job.state !== "done") add("Go on", post("resume"));
+  else if (job.state !== "done") add("Resume", post("resume"));
   return row;
 }
 
@@ -114,10 +114,10 @@ function commandOf(job, open) {
 }
 
 async function download(job) {
-  tell("job-message", "Writing the labels with your decisions…", "good");
+  showMessage("job-message", "Writing the labels with your decisions…", "good");
   try {
-    const answer = await reach("/v1/jobs/" + job.job_id + "/labels.json");
+    const answer = await fetchOk("/v1/jobs/" + job.job_id + "/labels.json");
     saveAs(await answer.blob(), job.job_id + ".json");
-    tell("job-message", "Saved as " + job.job_id + ".json (COCO). Also in " + job.out + ".", "good");
-  } catch (error) { tell("job-message", error.message, "bad"); }
+    showMessage("job-message", "Saved as " + job.job_id + ".json (COCO). The labels are also in " + job.out + ".", "good");
+  } catch (error) { showMessage("job-message", error.message, "bad"); }
 }

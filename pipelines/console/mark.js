@@ -1,17 +1,17 @@
 /* ---- marking the object in a photo ---- */
 const HINTS = {
-  outline: "Draw around the object; the inside is filled. Several outlines add up.",
-  brush: "Paint over the object.", eraser: "Take away what was marked too much.",
-  scribble: "Draw a loose line on the object; with Shift, on what is not the object.",
-  box: "Drag a box around the object.", points: "Click on the object; Shift-click on what is not the object.",
+  outline: "Draw around the object. The inside is filled. Several outlines are added together.",
+  brush: "Paint over the object.", eraser: "Erase what does not belong to the object.",
+  scribble: "Draw a loose line on the object. Hold Shift to draw on what is not the object.",
+  box: "Drag a box around the object.", points: "Click on the object. Hold Shift to click on what is not the object.",
 };
-const KEYS = " Keys: Tab to the photo, arrows move, Space presses and lets go, Ctrl+Z takes back.";
+const KEYS = " Keys: Tab selects the photo, arrows move the cursor, Space presses and releases, Ctrl+Z undoes.";
 const stage = $("stage");
 
 async function choose(file) {
   const photo = await load(file);
-  if (!photo) return tell("learn-message", "This browser cannot show " + file.name + ".", "bad");
-  tell("learn-message", "", "");
+  if (!photo) return showMessage("learn-message", "This browser cannot show " + file.name + ".", "bad");
+  showMessage("learn-message", "", "");
   showOnStage(photo, []);
 }
 
@@ -28,7 +28,7 @@ function showOnStage(photo, marks) {
   paint();
 }
 
-/* Marks are kept in pixels of the photo, so that they can be drawn at any size. */
+/* Marks are in pixels of the photo, so that they can be drawn at any size. */
 function drawMask(context, marks, scale) {
   for (const m of marks) {
     context.globalCompositeOperation = m.tool === "eraser" ? "destination-out" : "source-over";
@@ -179,17 +179,17 @@ setTool("outline");
 $("undo").addEventListener("click", undo);
 $("clear").addEventListener("click", () => { state.marks = []; paint(); });
 $("support-file").addEventListener("change", event => {
-  keepCurrent();
+  addExample();
   if (event.target.files[0]) choose(event.target.files[0]);
   event.target.value = "";
 });
-$("keep").addEventListener("click", () => { if (keepCurrent()) $("support-file").click(); });
+$("keep").addEventListener("click", () => { if (addExample()) $("support-file").click(); });
 $("name").addEventListener("input", refresh);
 
-/* A marked photo moves to the row of thumbnails. */
-function keepCurrent() {
+/* Moves the marked photo to the row of thumbnails. Returns false if there is none. */
+function addExample() {
   if (!state.photo || !state.marks.length) return false;
-  state.kept.push({ photo: state.photo, marks: state.marks });
+  state.examples.push({ photo: state.photo, marks: state.marks });
   emptyStage();
   showThumbs();
   return true;
@@ -202,11 +202,11 @@ function emptyStage() {
 }
 
 function showThumbs() {
-  $("no-photo").hidden = Boolean(state.kept.length || state.photo);
-  $("thumbs").replaceChildren(...state.kept.map((support, i) => {
+  $("no-photo").hidden = Boolean(state.examples.length || state.photo);
+  $("thumbs").replaceChildren(...state.examples.map((support, i) => {
     const figure = make("figure"), canvas = make("canvas", { height: 168, width: Math.round(168 * support.photo.width / support.photo.height) });
     picture(support.photo, support.marks, canvas.width, canvas.height, canvas);
-    const remove = button("Remove", () => { state.kept.splice(i, 1); showThumbs(); refresh(); });
+    const remove = button("Remove", () => { state.examples.splice(i, 1); showThumbs(); refresh(); });
     remove.setAttribute("aria-label", "Remove " + support.photo.name);
     figure.append(canvas, remove);
     return figure;
@@ -214,7 +214,7 @@ function showThumbs() {
 }
 
 function refresh() {
-  const marked = state.kept.length || (state.photo && state.marks.length && !state.marks.at(-1).open);
+  const marked = state.examples.length || (state.photo && state.marks.length && !state.marks.at(-1).open);
   $("learn").disabled = Boolean(state.fixing) || !(marked && $("name").value.trim());
   $("keep").disabled = !state.marks.length;
   $("fix-save").disabled = !state.marks.length;
@@ -239,44 +239,44 @@ async function asJson({ photo, marks }) {
 $("learn").addEventListener("click", async () => {
   const current = state.photo && state.marks.length ? [{ photo: state.photo, marks: state.marks }] : [];
   $("learn").disabled = true;
-  tell("learn-message", "Learning…", "good");
+  showMessage("learn-message", "Learning…", "good");
   try {
-    const supports = await Promise.all([...state.kept, ...current].map(asJson));
-    const answer = await ask("/v1/supports", { class_name: $("name").value.trim(), supports });
+    const supports = await Promise.all([...state.examples, ...current].map(asJson));
+    const answer = await fetchJson("/v1/supports", { class_name: $("name").value.trim(), supports });
     learned(answer);
-    tell("learn-message", "Learned “" + answer.class_name + "” from " + plural(supports.length, "photo") + ". Its id is " +
+    showMessage("learn-message", "Learned “" + answer.class_name + "” from " + plural(supports.length, "photo") + ". The support set has the id " +
       answer.support_id + ".", "good");
-  } catch (error) { tell("learn-message", error.message, "bad"); }
+  } catch (error) { showMessage("learn-message", error.message, "bad"); }
   refresh();
 });
 
 function learned(answer) {
   state.classes = [...state.classes.filter(c => c.name !== answer.class_name), { id: answer.support_id, name: answer.class_name }];
-  try { sessionStorage.setItem("fss-classes", JSON.stringify(state.classes)); } catch { /* a reload forgets them */ }
-  lookFor(state.classes.at(-1));
+  try { sessionStorage.setItem("fss-classes", JSON.stringify(state.classes)); } catch { /* without storage a reload forgets the classes */ }
+  selectClass(state.classes.at(-1));
 }
 
-function lookFor({ id, name }) {
+function selectClass({ id, name }) {
   state.supportId = id;
-  $("segment-hint").textContent = "Photos in which “" + name + "” is looked for.";
+  $("segment-hint").textContent = "Choose photos in which to find “" + name + "”.";
   $("query-pick").hidden = $("threshold-field").hidden = false;
   $("another").hidden = false;
-  $("no-query").textContent = "No photo chosen yet";
+  $("no-query").textContent = "No photo is chosen yet";
   showClasses();
   if (state.queries.length) segment();
 }
 
 $("another").addEventListener("click", () => {
-  Object.assign(state, { kept: [], supportId: null, results: [] });
+  Object.assign(state, { examples: [], supportId: null, results: [] });
   emptyStage();
   showThumbs();
   $("name").value = "";
-  tell("learn-message", "", "");
+  showMessage("learn-message", "", "");
   refresh();
   $("name").focus();
 });
 
-function remember() {
+function restoreClasses() {
   try { state.classes = JSON.parse(sessionStorage.getItem("fss-classes")) || []; } catch { return; }
-  if (state.classes.length) lookFor(state.classes.at(-1));
+  if (state.classes.length) selectClass(state.classes.at(-1));
 }

@@ -1,4 +1,4 @@
-"""The console: one page with its style and scripts inside."""
+"""The console: one web page that contains its style and scripts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ PARTS = ("page.css", "base.js", "mark.js", "find.js", "jobs.js", "review.js")
 
 
 def page_html() -> str:
-    """The web page; it loads nothing from anywhere."""
+    """The HTML page. It loads no further files."""
     folder = files("pipelines.console")
     page = folder.joinpath("page.html").read_text(encoding="utf-8")
     for name in PARTS:

@@ -1,7 +1,7 @@
-"""What is known of the jobs that were started in the console, in files below the workspace: nothing is in memory alone.
+"""Records of the jobs that were started in the console: files below the workspace, nothing is in memory alone.
 
-    jobs/ID.json           what was asked; the job itself is a folder as `fss label` makes it, labels/ID
-    jobs/ID.progress.json  how far it is, written every few seconds by the task that works on it
+    jobs/ID.json           the job's settings; its labels are in labels/ID, a folder like those of `fss label`
+    jobs/ID.progress.json  its progress, written every few seconds by the task that works on it
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ from pipelines.labelling.manifest import JobManifest
 
 FOLDER, LABELS = "jobs", "labels"
 LABEL_SET = "label_set.json"  # the job's support sets, as `fss label --supports` reads them
-STALE_S = 30  # a task that has said nothing for so long is gone
+STALE_S = 30  # seconds without progress after which a task counts as interrupted
 SETTINGS = ("chunk", "batch", "pairs", "prevalence", "empty_below", "review_below")
 State = Literal["running", "done", "stopped", "failed", "interrupted"]
 
 
 class JobRequest(BaseModel):
-    """The content of `POST /v1/jobs`: label the photos below `images` with these support sets, one a class."""
+    """The body of `POST /v1/jobs`: label the photos below `images` with these support sets, one for each class."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-    images: str = Field(min_length=1, max_length=1000, description="folder or s3://bucket/prefix of the service's")
+    images: str = Field(min_length=1, max_length=1000, description="a folder of the service's machine, or s3://bucket/prefix")
     support_ids: list[str] = Field(min_length=1, max_length=MAX_CLASSES)
-    threshold: float | None = Field(None, gt=0, lt=1, description="probability above which a pixel is the object")
+    threshold: float | None = Field(None, gt=0, lt=1, description="pixels above this probability belong to the object")
     overlaps: Literal["keep", "resolve"] | None = None
     prevalence: float | None = Field(None, gt=0, lt=1, description="share of the photos that show a class")
-    limit: int = Field(0, ge=0, le=2**31, description="only the first photos; 0: all")
+    limit: int = Field(0, ge=0, le=2**31, description="label only the first photos; 0: all")
 
 
 class JobRecord(BaseModel):
-    """jobs/ID.json."""
+    """The content of jobs/ID.json."""
 
     job_id: str
     out: str
@@ -52,57 +52,57 @@ class JobRecord(BaseModel):
     classes: list[str]
     photos: int
     limit: int = 0
-    settings: dict[str, Any]  # of the recipe's label section
+    settings: dict[str, Any]  # keys of the recipe's label section
     started: float
-    origin: str = ""  # the job whose doubtful labels it makes again
+    origin: str = ""  # the job whose doubtful labels this one redoes
     command: str  # the same job from the command line
 
 
 class Progress(BaseModel):
-    """jobs/ID.progress.json."""
+    """The content of jobs/ID.progress.json."""
 
     state: State
     done: int = 0  # photos
-    failed: int = 0
-    rate: float = 0.0  # photos a second
+    failed: int = 0  # photos that could not be read
+    rate: float = 0.0  # photos per second
     error: str = ""
-    at: float = 0.0
+    at: float = 0.0  # time of writing, in seconds since 1970
 
 
 @dataclass(frozen=True)
 class JobRecords:
-    """The records of a workspace."""
+    """The records of the jobs in a workspace."""
 
     workspace: str
 
     @property
     def store(self) -> Store:
-        """The workspace."""
+        """The store of the workspace."""
         return Store(self.workspace)
 
     def out(self, job_id: str) -> str:
-        """Where a job's labels are."""
+        """The path or URL of a job's labels."""
         return join(self.workspace, LABELS, job_id)
 
     def add(self, record: JobRecord) -> None:
-        """Write what was asked."""
+        """Write the record of a job."""
         self.store.write_json(f"{FOLDER}/{record.job_id}.json", record.model_dump())
 
     def get(self, job_id: str) -> JobRecord | None:
-        """None if there is no such job."""
+        """The record of a job; None if there is no such job."""
         name = f"{FOLDER}/{job_id}.json"
         if not re.fullmatch(r"[a-z0-9-]{1,80}", job_id) or not self.store.exists(name):
             return None
         return JobRecord.model_validate(self.store.read_json(name))
 
     def all(self) -> list[JobRecord]:
-        """The newest first."""
+        """The records of all jobs, the newest first."""
         names = [n for n in self.store.list(FOLDER, suffix=".json") if n.count(".") == 1]
         found = [JobRecord.model_validate(self.store.read_json(n)) for n in names]
         return sorted(found, key=lambda r: -r.started)
 
     def progress(self, job_id: str) -> Progress:
-        """How far it is. A task that says nothing any more was interrupted."""
+        """The progress of a job. It is `interrupted` if its task has written none for `STALE_S` seconds."""
         name = self._progress(job_id)
         if not self.store.exists(name):
             return Progress(state="interrupted")
@@ -110,19 +110,19 @@ class JobRecords:
         gone = found.state == "running" and time.time() - found.at > STALE_S
         return found.model_copy(update={"state": "interrupted", "rate": 0.0}) if gone else found
 
-    def tell(self, job_id: str, progress: Progress) -> None:
-        """Write how far it is."""
+    def write_progress(self, job_id: str, progress: Progress) -> None:
+        """Write the progress of a job, with the time."""
         self.store.write_json(self._progress(job_id), {**progress.model_dump(), "at": time.time()})
 
-    def ask_to_stop(self, job_id: str, stop: bool = True) -> None:
-        """What the task looks for."""
+    def set_stop(self, job_id: str, stop: bool) -> None:
+        """Write or remove the file that tells the job's task to stop."""
         if stop:
             self.store.write_bytes(f"{FOLDER}/{job_id}.stop", b"")
         else:
             self.store.delete(f"{FOLDER}/{job_id}.stop")
 
-    def stopping(self, job_id: str) -> bool:
-        """Whether somebody asked."""
+    def stop_requested(self, job_id: str) -> bool:
+        """Whether the job's task has been told to stop."""
         return self.store.exists(f"{FOLDER}/{job_id}.stop")
 
     def _progress(self, job_id: str) -> str:
@@ -130,7 +130,7 @@ class JobRecords:
 
 
 def job_name(manifest: JobManifest) -> str:
-    """The same job has the same name: class and hash of what decides its parts."""
+    """The name of a job: its first class and a hash of its manifest without `images_url`, equal for equal jobs."""
     words = re.sub(r"[^a-z0-9]+", "-", manifest.classes[0].lower()).strip("-")[:24] or "job"
     content = {k: v for k, v in manifest.content().items() if k != "images_url"}
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
@@ -138,13 +138,13 @@ def job_name(manifest: JobManifest) -> str:
 
 
 def job_recipe(recipe: Recipe, batch: int, settings: dict[str, Any]) -> Recipe:
-    """The service's recipe with a job's settings."""
+    """The service's recipe with the settings of a job in its label section."""
     label = LabelConfig.model_validate({**recipe.label.model_dump(), **settings, "batch": batch})
     return recipe.model_copy(update={"label": label})
 
 
 def label_command(record_out: str, images: str, recipe: Recipe, *, workspace: str, bundle: str, limit: int) -> str:
-    """`fss label` for the same job."""
+    """The `fss label` command line of the same job."""
     label, plain = recipe.label, LabelConfig()
     words = ["fss", "label", "--images", images, "--supports", join(record_out, LABEL_SET), "--out", record_out,
              "--workspace", workspace, "--bundle", bundle]
@@ -160,7 +160,10 @@ def label_command(record_out: str, images: str, recipe: Recipe, *, workspace: st
 
 
 def check_place(url: str, roots: tuple[str, ...] | None) -> str:
-    """The place as the service calls it. Raises `FssError` if it is none, `PermissionError` if it is not allowed."""
+    """The resolved path or URL, if it is below one of `roots` (None: any).
+
+    Raises `FssError` for an invalid path or URL, `PermissionError` for one that is not allowed.
+    """
     if any(ord(c) < 32 or ord(c) == 127 or 0xD800 <= ord(c) < 0xE000 for c in url):
         raise FssError("images has control characters")
     place = _real(url)
@@ -170,12 +173,12 @@ def check_place(url: str, roots: tuple[str, ...] | None) -> str:
 
 
 def _real(url: str) -> str:
-    """Without links and dots, so that a prefix means what it says."""
+    """The path or URL without links and dots, so that prefixes can be compared. Raises `FssError`."""
     from pathlib import Path
 
     place = Store(url).url
     if not place.startswith("s3://"):
         return str(Path(place).resolve())
     if any(part in ("", ".", "..") for part in place.removeprefix("s3://").split("/")):
-        raise FssError("images is no plain s3://bucket/prefix")
+        raise FssError("images is not of the form s3://bucket/prefix")
     return place

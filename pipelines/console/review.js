@@ -1,38 +1,37 @@
-/* ---- looking at a job's labels, the most doubtful first ---- */
-const looking = { job: null, page: 0, rows: [], turn: 0 };
+/* ---- review of a job's labels, the most doubtful first ---- */
+const reviewed = { job: null, page: 0, rows: [], turn: 0 };
 
 function review(job) {
-  Object.assign(looking, { job, page: 0 });
+  Object.assign(reviewed, { job, page: 0 });
   $("review").hidden = false;
   $("review").scrollIntoView();
   showLabels(true);
 }
 
 async function showLabels(focus) {
-  const mine = ++looking.turn, base = "/v1/jobs/" + looking.job.job_id;
-  tell("review-message", "Reading the labels…", "good");
+  const mine = ++reviewed.turn, base = "/v1/jobs/" + reviewed.job.job_id;
+  showMessage("review-message", "Reading the labels…", "good");
   try {
-    const found = await ask(base + "/labels?page=" + looking.page + "&show=" + $("show").value);
-    if (mine !== looking.turn) return;
-    looking.rows = found.labels;
-    $("review-title").textContent = "4. Look at the labels of " + looking.job.title;
+    const found = await fetchJson(base + "/labels?page=" + reviewed.page + "&show=" + $("show").value);
+    if (mine !== reviewed.turn) return;
+    reviewed.rows = found.labels;
+    $("review-title").textContent = "4. Review the labels of " + reviewed.job.title;
     $("review-about").textContent = about(found);
     $("pages").textContent = "page " + (found.page + 1) + " of " + Math.max(found.pages, 1);
     $("back").disabled = !found.page;
     $("next").disabled = found.page + 1 >= found.pages;
     $("cards").replaceChildren(...found.labels.map(labelCard));
     $("no-label").hidden = Boolean(found.labels.length);
-    $("no-label").textContent = $("show").value === "undecided" && found.total ? "Everything is decided on." : "No label yet.";
-    tell("review-message", "", "");
+    $("no-label").textContent = $("show").value === "undecided" && found.total ? "Every label has a decision." : "There are no labels yet.";
+    showMessage("review-message", "", "");
     if (focus) $("cards").firstElementChild?.focus({ preventScroll: true });
-  } catch (error) { if (mine === looking.turn) tell("review-message", error.message, "bad"); }
+  } catch (error) { if (mine === reviewed.turn) showMessage("review-message", error.message, "bad"); }
 }
 
 function about(found) {
   const what = found.labels.some(l => l.calibrated) ? "the probability that a label is right" : "the model's score, which is not calibrated";
-  const some = found.shown < found.total && $("show").value === "all" ? "the " + found.shown + " most doubtful of " : "";
-  return "By doubt, the worst first: " + what + ". " + (some ? some[0].toUpperCase() + some.slice(1) : "") +
-    plural(found.total, "label") + ", " + found.decided + " decided on.";
+  const some = found.shown < found.total && $("show").value === "all" ? "The " + found.shown + " most doubtful of " : "";
+  return "The most doubtful labels come first. The number is " + what + ". " + some + plural(found.total, "label") + "; " + plural(found.decided, "decision") + ".";
 }
 
 function labelCard(row) {
@@ -43,10 +42,10 @@ function labelCard(row) {
     make("span", { className: "soft wide" }, (row.empty ? "no " : "") + row.class_name));
   const buttons = make("div", { className: "row wide" });
   for (const [word, text] of [["accept", "Accept"], ["reject", "Reject"], ["correct", "Correct"]]) {
-    const made = button(text, event => { event.stopPropagation(); act(figure, row, word === row.decision && word !== "correct" ? "undo" : word); });
-    made.dataset.word = word;
-    made.tabIndex = -1;  // the card has keys
-    buttons.append(made);
+    const element = button(text, event => { event.stopPropagation(); act(figure, row, word === row.decision && word !== "correct" ? "undo" : word); });
+    element.dataset.word = word;
+    element.tabIndex = -1;  // the card has keys for its buttons
+    buttons.append(element);
   }
   caption.append(buttons);
   figure.append(holder, caption);
@@ -60,7 +59,7 @@ function labelCard(row) {
 async function fill(figure, row) {
   try {
     if (!row.photo) {
-      const blob = await (await reach("/v1/jobs/" + looking.job.job_id + "/photos/" + row.image_id)).blob();
+      const blob = await (await fetchOk("/v1/jobs/" + reviewed.job.job_id + "/photos/" + row.image_id)).blob();
       const image = new Image();
       image.src = URL.createObjectURL(blob);
       await image.decode();
@@ -94,16 +93,16 @@ async function act(figure, row, word) {
     await send(row, { decision: word });
     row.decision = word === "undo" ? "" : word;
     pressed(figure, row);
-  } catch (error) { tell("review-message", error.message, "bad"); }
+  } catch (error) { showMessage("review-message", error.message, "bad"); }
 }
 
 async function send(row, decision) {
   const { image_id, image, class_name } = row;
-  await ask("/v1/jobs/" + looking.job.job_id + "/decisions", { decisions: [{ image_id, image, class_name, ...decision }] });
-  tell("review-message", "", "");
+  await fetchJson("/v1/jobs/" + reviewed.job.job_id + "/decisions", { decisions: [{ image_id, image, class_name, ...decision }] });
+  showMessage("review-message", "", "");
 }
 
-/* The marker moves into a dialog and back. */
+/* Moves the marker into a dialog; it moves back when the dialog closes. */
 function startFixing(figure, row) {
   if (!row.photo) return;
   state.fixing = { figure, row, before: { photo: state.photo, marks: state.marks, tool: state.tool } };
@@ -126,30 +125,30 @@ $("fix").addEventListener("close", () => {
 $("fix-cancel").addEventListener("click", () => $("fix").close());
 $("fix-save").addEventListener("click", async () => {
   const { figure, row } = state.fixing;
-  if (state.marks.some(m => m.kind !== "mask")) return tell("fix-message", "A correction is a mask: use outline, brush or eraser.", "bad");
+  if (state.marks.some(m => m.kind !== "mask")) return showMessage("fix-message", "A correction has to be a mask: use outline, brush or eraser.", "bad");
   try {
     await send(row, { decision: "correct", mask: pngOf(state.photo, state.marks) });
     Object.assign(row, { decision: "correct", counts: null });
     $("fix").close();
-    tell("fix-message", "", "");
+    showMessage("fix-message", "", "");
     showLabels(false);
-  } catch (error) { tell("fix-message", error.message, "bad"); }
+  } catch (error) { showMessage("fix-message", error.message, "bad"); }
 });
 
-$("show").addEventListener("change", () => { looking.page = 0; showLabels(false); });
-$("back").addEventListener("click", () => { looking.page--; showLabels(true); });
-$("next").addEventListener("click", () => { looking.page++; showLabels(true); });
-$("review-download").addEventListener("click", () => download(looking.job));
+$("show").addEventListener("change", () => { reviewed.page = 0; showLabels(false); });
+$("back").addEventListener("click", () => { reviewed.page--; showLabels(true); });
+$("next").addEventListener("click", () => { reviewed.page++; showLabels(true); });
+$("review-download").addEventListener("click", () => download(reviewed.job));
 $("again").addEventListener("click", async () => {
   try {
-    await ask("/v1/jobs/" + looking.job.job_id + "/again", $("below").value ? { below: Number($("below").value) } : {});
-    tell("review-message", "A new job labels the doubtful photos again; it is in the list above.", "good");
-  } catch (error) { tell("review-message", error.message, "bad"); }
+    await fetchJson("/v1/jobs/" + reviewed.job.job_id + "/again", $("below").value ? { below: Number($("below").value) } : {});
+    showMessage("review-message", "A new job labels the doubtful photos again. It is in the list of jobs.", "good");
+  } catch (error) { showMessage("review-message", error.message, "bad"); }
   watch();
 });
 
 $("token").addEventListener("change", () => { showHealth(); watch(); });
 showHealth();
 showClasses();
-remember();
+restoreClasses();
 watch();

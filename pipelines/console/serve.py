@@ -1,4 +1,4 @@
-"""`fss serve` from end to end: check, start, say where, wait for the signal, clean up."""
+"""`fss serve` from end to end: check the settings, start, print the address, wait for a signal, clean up."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def serve_until_stopped(recipe: Recipe, *, bundle: str = "", as_json: bool = Fal
             _announce(record, time.monotonic() - began, as_json)
             stop.wait()
         finally:
-            _forget(workspace)
+            _remove_record(workspace)
             shut_down(name)
 
 
@@ -67,17 +67,17 @@ def _url(host: str, port: int) -> str:
 
 
 def _check_answer(url: str, bundle_id: str) -> None:
-    """On a shared cluster Serve may already listen elsewhere. Raises `FssError` if `url` does not show our bundle."""
+    """Raises `FssError` if `url` does not serve our bundle: on a shared cluster Serve may use another port."""
     client = Client(url, timeout_s=30)
     try:
         found = client.health()["bundle_id"]
     except (httpx.HTTPError, KeyError) as error:
         raise FssError(f"the service does not answer: {error}", where=url,
-                       mend="Serve already runs on this cluster with another --port: use that one") from error
+                       mend="if Serve already runs on this cluster with another --port, use that port") from error
     finally:
         client.close()
     if found != bundle_id:
-        raise FssError(f"another service answers, with bundle {found}", where=url, mend="choose another --port")
+        raise FssError(f"another service answers here, with bundle {found}", where=url, mend="choose another --port")
 
 
 def _announce(record: dict[str, Any], seconds: float, as_json: bool) -> None:
@@ -87,15 +87,15 @@ def _announce(record: dict[str, Any], seconds: float, as_json: bool) -> None:
 
 
 def _stop_on_signals() -> threading.Event:
-    """An event that SIGINT and SIGTERM set. Raised as an exception, they could tear a write."""
+    """An event that SIGINT and SIGTERM set. An exception instead could interrupt a write."""
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     return stop
 
 
-def _forget(workspace: Workspace) -> None:
-    """Remove serve.json if it is ours."""
+def _remove_record(workspace: Workspace) -> None:
+    """Remove serve.json if this process wrote it."""
     store = Store(workspace.url)
     with suppress(FssError, KeyError, TypeError):
         if store.exists("serve.json") and store.read_json("serve.json")["pid"] == os.getpid():

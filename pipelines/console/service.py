@@ -1,4 +1,4 @@
-"""What runs behind `fss serve`: the HTTP service with the console's page and its part of the API."""
+"""The service of `fss serve`: the HTTP service with the console's web page and its part of the API."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pipelines.console.openapi import console_document
 from pipelines.console.page import page_html
 from pipelines.serving.app import Service
 from pipelines.serving.guards import MAX_WAITING, html_answer
-from pipelines.serving.model import AGAIN, bulk, interactive
+from pipelines.serving.model import ROUTER_RETRY, bulk, interactive
 from pipelines.serving.requests import Handler, Route
 from pipelines.serving.spec import ServiceSpec
 
@@ -31,15 +31,15 @@ class ConsoleService(Service):
         self.console = ConsoleApi(Jobs(spec, about_bundle(spec.bundle), jobs), spec.max_request_bytes)
 
     def routes(self) -> list[Route]:
-        """See `Service`."""
+        """(verb, path, handler) of the requests that may need a token, the console's included."""
         return [*super().routes(), *self.console.routes()]
 
     def pages(self) -> dict[str, Handler]:
-        """See `Service`."""
+        """Path -> handler of the pages that need no token, the console's page included."""
         return {"/": self._page, **super().pages()}
 
     def document(self) -> dict[str, Any]:
-        """See `Service`."""
+        """The OpenAPI document of all routes."""
         return console_document()
 
     async def _page(self, _: Request) -> Response:
@@ -47,12 +47,12 @@ class ConsoleService(Service):
 
 
 def application(spec: ServiceSpec) -> Application:
-    """The whole service, to be run by Ray Serve."""
+    """The application of the whole service, for Ray Serve."""
     ingress = serve.deployment(
         name="service", ray_actor_options={"num_cpus": 0.1}, max_ongoing_requests=4 * MAX_WAITING,
-        # Where more come than the ingress can refuse, the proxy refuses them, in a line of Serve's own.
+        # Serve's proxy refuses the requests that are too many even for the ingress to refuse.
         max_queued_requests=2 * MAX_WAITING, backpressure_config=BackpressureConfig(retry_after_s=1),
-        request_router_config=AGAIN)
-    made: Any = ingress(serve.ingress()(ConsoleService))
-    app: Application = made.bind(spec, interactive(spec.model), bulk(spec.model, on_demand=True))
+        request_router_config=ROUTER_RETRY)
+    deployment: Any = ingress(serve.ingress()(ConsoleService))
+    app: Application = deployment.bind(spec, interactive(spec.model), bulk(spec.model, on_demand=True))
     return app

@@ -1,4 +1,4 @@
-"""A job at work: a Ray task of the service that labels what is left, tells how far it is and looks whether to stop."""
+"""The Ray task of a job: it labels the remaining chunks, writes its progress, and stops when it is told to."""
 
 from __future__ import annotations
 
@@ -19,41 +19,44 @@ from pipelines.labelling.job import LabellingJob
 from pipelines.labelling.manifest import MANIFEST, JobManifest
 from pipelines.labelling.outputs import SUMMARY, write_outputs
 from pipelines.labelling.parts import finished_chunks
-from pipelines.review.redo import resume
+from pipelines.review.redo import resume_redo
 
-BEAT_S = 2.0
+BEAT_S = 2.0  # seconds between two writes of the progress
 
 
 class _StoppedError(Exception):
-    """Somebody asked the job to stop."""
+    """The job was told to stop."""
 
 
 class ProgressWriter:
-    """Writes the progress every `BEAT_S` seconds from a thread, so that a slow chunk is no silence."""
+    """Writes a job's progress every `BEAT_S` seconds from a thread, also during a slow chunk."""
 
-    def __init__(self, board: JobRecords, job_id: str, done: int) -> None:
-        self._board, self._id, self._first = board, job_id, done
-        self._now = Progress(state="running", done=done, failed=board.progress(job_id).failed)
+    def __init__(self, records: JobRecords, job_id: str, done: int) -> None:
+        self._records, self._id, self._first = records, job_id, done
+        self._now = Progress(state="running", done=done, failed=records.progress(job_id).failed)
         self._began, self._end = 0.0, threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True)
 
     def __enter__(self) -> ProgressWriter:
-        self._board.tell(self._id, self._now)
+        self._records.write_progress(self._id, self._now)
         self._thread.start()
         return self
 
-    def watch(self, done: int, failed: int) -> None:
-        """A chunk is done. Raises if somebody wants the job to stop. The rate leaves the model's start out."""
+    def update(self, done: int, failed: int) -> None:
+        """A chunk is done; `done` photos in all, `failed` of the chunk. Raises if the job was told to stop.
+
+        The rate does not include the start of the model.
+        """
         now = time.monotonic()
         if not self._began:
             self._began, self._first = now, done
         rate = (done - self._first) / (now - self._began) if now > self._began else 0.0
         self._now = self._now.model_copy(update={"done": done, "failed": self._now.failed + failed, "rate": rate})
-        if self._board.stopping(self._id):
+        if self._records.stop_requested(self._id):
             raise _StoppedError
 
     def finish(self, done: int, failed: int) -> None:
-        """All is written."""
+        """The outputs are written: set the final numbers of photos."""
         self._now = self._now.model_copy(update={"state": "done", "done": done, "failed": failed})
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
@@ -65,32 +68,32 @@ class ProgressWriter:
         elif error is not None:
             line = error_line(error) if isinstance(error, FssError) else f"{type(error).__name__}: {error}"
             self._now = self._now.model_copy(update={"state": "failed", "error": " ".join(line.split())[:500]})
-        self._board.tell(self._id, self._now)
-        return isinstance(error, Exception)  # it is told: no further trace in the cluster's log
+        self._records.write_progress(self._id, self._now)
+        return isinstance(error, Exception)  # the record has it: no trace in the cluster's log
 
     def _beat(self) -> None:
         while not self._end.wait(BEAT_S):
-            with suppress(FssError):  # the store was away: the next beat tells it
-                self._board.tell(self._id, self._now)
+            with suppress(FssError):  # the store did not answer: the next beat writes it
+                self._records.write_progress(self._id, self._now)
 
 
 def run_job_task(workspace: str, record: JobRecord, recipe: Recipe, supports_url: str, handle: Any) -> None:
-    """Do what is left of the job through the handle of the service's bulk deployment, then write the outputs."""
-    board, out = JobRecords(workspace), Store(record.out)
+    """Label the remaining chunks with the service's bulk deployment, whose handle is given, and write the outputs."""
+    records, out = JobRecords(workspace), Store(record.out)
     manifest = JobManifest.model_validate(out.read_json(MANIFEST))
     done = sum(len(manifest.rows(c)) for c in finished_chunks(out))
-    with ProgressWriter(board, record.job_id, done) as told:
-        job = resume(out, supports_url)[0] if record.origin else _job(out, manifest)
-        if left := job.left():
-            job.run(LocalEngine(handle), left, recipe.label.in_flight, told.watch)
+    with ProgressWriter(records, record.job_id, done) as progress:
+        job = resume_redo(out, supports_url)[0] if record.origin else _job(out, manifest)
+        if left := job.chunks_left():
+            job.run(LocalEngine(handle), left, recipe.label.in_flight, progress.update)
         if left or not out.exists(SUMMARY):
             write_outputs(out, manifest)
-        told.finish(manifest.images_count, int(out.read_json(SUMMARY)["failed"]))
+        progress.finish(manifest.images_count, int(out.read_json(SUMMARY)["failed"]))
 
 
 def _job(out: Store, manifest: JobManifest) -> LabellingJob:
     images = list_images(manifest.images_url, manifest.limit)
     if images.hash != manifest.images_hash:
         raise FssError("photos were added, removed or changed since the job began", where=images.url,
-                       mend="start a new one")
+                       mend="start a new job")
     return LabellingJob(out, images, manifest)

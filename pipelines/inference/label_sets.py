@@ -1,11 +1,11 @@
-"""Label sets: the support sets of several classes, from one file or from a folder with a folder a class.
+"""Label sets: the support sets of several classes, from one file or from a folder with one folder for each class.
 
     {"classes": [{"class_name": "cup", "supports": [...]}, {"class_name": "fork", "supports": [...]}]}
 
     supports/cup/a.jpg   supports/cup/a.png         a photo and its mask: the PNG of the same name, or NAME_mask.png
-    supports/fork/supports.json                     or a supports file of the class; the folder names it
+    supports/fork/supports.json                     or a supports file; the class has the name of the folder
 
-A folder with supports.json, or with no folders, at its top is one class itself.
+A folder that holds supports.json or no folders is a single class.
 """
 
 from __future__ import annotations
@@ -27,47 +27,49 @@ MASK = "_mask"
 
 
 def read_label_set(url: str) -> list[SupportSet]:
-    """The classes of a supports file (one, or a list of `classes`) or of a folder, local or s3://.
+    """The support sets, one a class, of a supports file (one class, or a list `classes`) or a folder, local or s3://.
 
-    Raises `FssError` with one line for every mistake, for two classes of one name and for two with the same supports.
+    Raises `FssError` with one line for a mistake, for two classes with the same name or the same supports.
     """
     store = Store(url)
-    inside = [f for f in store.list() if not store.url.endswith(f)]  # of a file the listing is the file itself
-    found = _of_folder(store, inside) if inside else _of_file(url)
+    inside = [f for f in store.list() if not store.url.endswith(f)]  # the listing of a file is the file itself
+    found = _read_folder(store, inside) if inside else _read_file(url)
     if len(found) > MAX_CLASSES:
-        raise FssError(f"has {len(found)} classes", where=url, mend=f"at most {MAX_CLASSES} in one pass")
+        raise FssError(f"has {len(found)} classes", where=url, mend=f"one job takes at most {MAX_CLASSES}")
     for kind, keys in (("name", [s.class_name for s in found]), ("supports", [s.support_id for s in found])):
         twice = next((s.class_name for i, s in enumerate(found) if keys[i] in keys[:i]), None)
         if twice is not None:
-            raise FssError(f"class {twice!r} has the {kind} of another class", where=url, mend="leave one of them out")
+            raise FssError(f"class {twice!r} has the same {kind} as another class", where=url,
+                           mend="leave one of them out")
     return found
 
 
-def _of_file(url: str) -> list[SupportSet]:
+def _read_file(url: str) -> list[SupportSet]:
     store, name = split_url(url)
     content = store.read_json(name)
     if not isinstance(content, dict) or "classes" not in content:
         return [read_supports(content, fetcher(store), name)]
     check_keys(content, ("classes",), name)
     if not isinstance(content["classes"], list) or not content["classes"]:
-        raise FssError("classes is not a list of classes", where=name, mend='"classes": [{"class_name": ..., ...}]')
+        raise FssError("classes is not a list of classes", where=name,
+                       mend='write "classes": [{"class_name": ..., ...}]')
     return [read_supports(one, fetcher(store), f"{name}: classes[{i}]") for i, one in enumerate(content["classes"])]
 
 
-def _of_folder(store: Store, files: list[str]) -> list[SupportSet]:
+def _read_folder(store: Store, files: list[str]) -> list[SupportSet]:
     shown = [f for f in files if not any(part.startswith(".") for part in f.split("/"))]
     classes = sorted({f.split("/")[0] for f in shown if "/" in f})
     if not classes or FILE in shown:  # the folder is the class
         place, name = split_url(store.url)
-        return [_of_class(place, name, [f"{name}/{f}" for f in shown])]
+        return [_read_class(place, name, [f"{name}/{f}" for f in shown])]
     loose = next((f for f in shown if "/" not in f and f.lower().endswith(SUFFIXES)), None)
     if loose is not None:
-        raise FssError(f"{loose} lies beside the folders of classes", where=store.url, mend="put it into one of them")
-    return [_of_class(store, c, [f for f in shown if f.startswith(f"{c}/")]) for c in classes]
+        raise FssError(f"{loose} lies beside the folders of classes", where=store.url, mend="move it into one of them")
+    return [_read_class(store, c, [f for f in shown if f.startswith(f"{c}/")]) for c in classes]
 
 
-def _of_class(store: Store, name: str, files: list[str]) -> SupportSet:
-    """One class; `files` are those of its folder `name`."""
+def _read_class(store: Store, name: str, files: list[str]) -> SupportSet:
+    """The support set of the class `name`, whose folder holds `files`."""
     where = store.path(name)
     if f"{name}/{FILE}" in files:
         content = store.read_json(f"{name}/{FILE}")
@@ -78,20 +80,21 @@ def _of_class(store: Store, name: str, files: list[str]) -> SupportSet:
 
 
 def _pairs(files: list[str], where: str) -> list[tuple[str, str]]:
-    """Photos and their masks. Raises `FssError` for a picture that has no counterpart."""
+    """(photo, mask) file names. Raises `FssError` for a photo without a mask or a mask without a photo."""
     pictures = [PurePosixPath(f) for f in files if f.lower().endswith(SUFFIXES)]
     masks = {str(p.with_suffix("")).removesuffix(MASK): p for p in pictures if _is_mask(p, pictures)}
     photos = [p for p in pictures if p not in masks.values()]
     lossy = next((p for p in photos if p.stem.endswith(MASK)), None)
     if lossy is not None:
-        raise FssError(f"{lossy.name} is a mask, but no PNG", where=where, mend=f"save it as {lossy.stem}.png")
+        raise FssError(f"{lossy.name} is a mask, but not a PNG file", where=where, mend=f"save it as {lossy.stem}.png")
     for photo in photos:
         if str(photo.with_suffix("")) not in masks:
             raise FssError(f"{photo.name} has no mask", where=where,
                            mend=f"put {photo.stem}.png or {photo.stem}{MASK}.png beside it, or write {FILE}")
     lonely = sorted(masks.keys() - {str(p.with_suffix("")) for p in photos})
     if lonely:
-        raise FssError(f"{masks[lonely[0]].name} is the mask of no photo", where=where)
+        raise FssError(f"{masks[lonely[0]].name} is a mask without a photo", where=where,
+                       mend="put its photo beside it, or remove the mask")
     return [(str(p), str(masks[str(p.with_suffix(""))])) for p in photos]
 
 

@@ -1,11 +1,11 @@
-"""A mark says where the object is in a support photo, as JSON: exactly one of
+"""A mark says where the object is in a support photo. It is a JSON object with exactly one of
 
     {"mask": {"size": [height, width], "counts": RLE}}    COCO's run lengths, compressed (text) or not (list)
     {"box": [x0, y0, x1, y1]}
     {"points": [[x, y], ...], "labels": [1, 0, ...]}      1 on the object, 0 off it; labels default to all 1
     {"scribble": [[x, y], ...], "labels": [...]}
 
-in pixels of the upright photo. Everything a person can get wrong is said in one line.
+in pixels of the upright photo. Every mistake in a mark is reported in one line.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ MAX_MASK_PIXELS = 50_000_000
 
 
 def check_mark(mark: Mark, height: int, width: int, where: str) -> Mark:
-    """The mark in canonical form. Raises `FssError` for every mistake listed in this module's first lines."""
+    """The mark of a photo of `height` x `width` pixels in canonical form. Raises `FssError` for an invalid mark."""
     check_keys(mark, (*KINDS, "labels"), where)
     kinds = [k for k in KINDS if mark.get(k) is not None]
     if len(kinds) != 1:
-        found = f"it has {' and '.join(kinds)}" if kinds else "it has none"
+        found = f"it has {' and '.join(kinds)}" if kinds else "it has none of them"
         raise FssError(f"needs exactly one of {', '.join(KINDS)}; {found}", where=where)
     kind = kinds[0]
     if "labels" in mark and kind not in ("points", "scribble"):
@@ -48,7 +48,7 @@ def check_mark(mark: Mark, height: int, width: int, where: str) -> Mark:
 
 
 def check_keys(row: Any, known: tuple[str, ...], where: str) -> None:
-    """Raises `FssError` if `row` is no object or has a key that is not known, naming the nearest known one."""
+    """Raises `FssError` if `row` is not a JSON object or has an unknown key; the message names the nearest one."""
     if not isinstance(row, dict):
         raise FssError(f"is not a JSON object but {type(row).__name__}", where=where)
     for key in row:
@@ -59,19 +59,23 @@ def check_keys(row: Any, known: tuple[str, ...], where: str) -> None:
 
 
 def mask_from_picture(data: bytes, where: str) -> Mark:
-    """A picture of a mask (anything not black, or not transparent, is the object) -> COCO RLE."""
+    """The COCO RLE of a picture of a mask: pixels that are neither black nor transparent are the object.
+
+    Raises `FssError` for a file that is not a picture or is too large.
+    """
     try:
         with Image.open(io.BytesIO(data)) as picture:
             if picture.width * picture.height > MAX_MASK_PIXELS:
-                raise FssError(f"the mask has {picture.width * picture.height} pixels", where=where)
-            pixels = np.array(picture)  # palette pictures give their indices, as VOC's masks mean them
+                raise FssError(f"the mask has {picture.width * picture.height} pixels", where=where,
+                               mend=f"a mask may have {MAX_MASK_PIXELS}")
+            pixels = np.array(picture)  # a palette picture gives its indices, as in VOC's masks
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise FssError("the mask is no readable picture", where=where, mend="give a PNG") from error
+        raise FssError("the mask is not a readable picture", where=where, mend="give a PNG file") from error
     return rle_json(_flat(pixels))
 
 
 def _flat(pixels: np.ndarray) -> Any:
-    """[H, W] bool of a grey, palette, RGB or RGBA picture; where there is transparency, it decides with colour."""
+    """[H, W] bool of a grey, palette, RGB or RGBA picture: True where a pixel is neither black nor transparent."""
     if pixels.ndim == 2:
         return pixels > 0
     channels = pixels.shape[2]
@@ -80,13 +84,13 @@ def _flat(pixels: np.ndarray) -> Any:
 
 
 def rle_json(mask: np.ndarray) -> Mark:
-    """[H, W] bool -> {"size", "counts"} with text counts."""
+    """[H, W] bool -> COCO RLE {"size", "counts"} with the counts as text."""
     found = coco.encode(np.asfortranarray(mask, dtype=np.uint8))
     return {"size": [int(v) for v in found["size"]], "counts": found["counts"].decode()}
 
 
 def mark_kind(mark: Mark) -> PromptKind:
-    """Of a canonical mark."""
+    """The kind of prompt that a canonical mark is."""
     return PromptKind[next(k for k in KINDS if k in mark).upper()]
 
 
@@ -110,7 +114,7 @@ def _mask(rle: Any, height: int, width: int, where: str) -> Mark:
     check_keys(rle, ("size", "counts"), where)
     size, counts = rle.get("size"), rle.get("counts")
     if size != [height, width]:
-        raise FssError(f"the mask is {_by(size)}, its photo {height} x {width} (height x width)", where=where,
+        raise FssError(f"the mask is {_by(size)}, but its photo is {height} x {width} (height x width)", where=where,
                        mend="draw the mask on the photo as it is shown upright")
     mask = _decode(counts, height, width, where)
     if not mask.any():
@@ -123,7 +127,7 @@ def _by(size: Any) -> str:
 
 
 def _decode(counts: Any, height: int, width: int, where: str) -> np.ndarray:
-    """[H, W] uint8. Run lengths are checked before pycocotools sees them: it trusts them and would crash."""
+    """[H, W] uint8. Run lengths are checked here, since pycocotools crashes on wrong ones."""
     runs = _runs(counts, where)
     if sum(runs) != height * width or min(runs, default=0) < 0:
         raise FssError(f"run lengths sum to {sum(runs)}, not to {height} x {width}", where=where)
@@ -142,7 +146,7 @@ def _runs(counts: Any, where: str) -> list[int]:
 
 
 def _uncompress(text: str, where: str) -> list[int]:
-    """COCO's text form: 5 bits a character, deltas to the run before last."""
+    """The run lengths of COCO's text form: 5 bits a character, each run as its difference to the run before last."""
     runs: list[int] = []
     value, shift = 0, 0
     for character in text:
@@ -168,7 +172,7 @@ def _box(box: Any, height: int, width: int, where: str) -> list[float]:
         raise FssError("a box is [x0, y0, x1, y1]", where=where)
     x0, y0, x1, y1 = (float(v) for v in box)
     if x1 <= x0 or y1 <= y0:
-        raise FssError(f"the box {box} is empty", where=where, mend="write [left, top, right, bottom]")
+        raise FssError(f"the box {box} is empty", where=where, mend="write [left, top, right, bottom] in pixels")
     if x0 < 0 or y0 < 0 or x1 > width or y1 > height:
         raise FssError(f"the box {box} lies outside its photo, {width} wide and {height} high", where=where)
     return [x0, y0, x1, y1]
@@ -178,7 +182,7 @@ def _points(points: Any, height: int, width: int, where: str) -> list[list[float
     if not (isinstance(points, list) and points):
         raise FssError("needs at least one [x, y]", where=where)
     if len(points) > MAX_POINTS:
-        raise FssError(f"{len(points)} points are too many", where=where, mend=f"at most {MAX_POINTS}")
+        raise FssError(f"{len(points)} points are too many", where=where, mend=f"a mark has at most {MAX_POINTS}")
     for point in points:
         if not (isinstance(point, list) and len(point) == 2 and all(_number(v) for v in point)):
             raise FssError(f"{str(point)[:40]} is not [x, y]", where=where)
@@ -194,12 +198,12 @@ def _labels(labels: Any, count: int, where: str) -> list[int]:
     if not (isinstance(labels, list) and all(v in (0, 1) for v in labels)):
         raise FssError("labels are 1 (on the object) or 0 (off it)", where=where)
     if len(labels) != count:
-        raise FssError(f"{len(labels)} labels for {count} points", where=where, mend="give one label a point")
+        raise FssError(f"{len(labels)} labels for {count} points", where=where, mend="give one label for each point")
     if 1 not in labels:
         raise FssError("no point is on the object", where=where, mend="give at least one point with label 1")
     return [int(v) for v in labels]
 
 
 def _number(value: Any) -> bool:
-    """No huge whole number: those have no float."""
+    """Whether `value` is a number. Huge integers are not: they cannot be converted to float."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MAX_COORDINATE

@@ -15,9 +15,11 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class Presence:
-    """What a calibrator says of a mask: probability that the class is there, that it is and the mask is good; status.
+    """A calibrator's estimate for one mask.
 
-    The status is one of `presence`'s words, empty where the bundle has no calibrator.
+    presence  probability that the class is in the photo; None without an estimate
+    quality   probability that the class is in the photo and the mask is good; None without an estimate
+    status    one of the words that `presence.py` lists; "" where the bundle has no calibrator
     """
 
     presence: float | None = None
@@ -27,7 +29,7 @@ class Presence:
 
 @dataclass(frozen=True, kw_only=True)
 class Label(Presence):
-    """One mask, in pixels of the upright photo: COCO's counts, box x y width height, area, score in [0, 1]."""
+    """One mask, in pixels of the upright photo: COCO's counts, bbox (x, y, width, height), area, score in [0, 1]."""
 
     height: int
     width: int
@@ -39,27 +41,28 @@ class Label(Presence):
 
 @dataclass(frozen=True, kw_only=True)
 class PhotoFailure:
-    """Why a photo has no label."""
+    """The reason why a photo has no label, and the stage (read, send or decode) at which it failed."""
 
     reason: str
     stage: str = "decode"
 
 
 UNCALIBRATED = Presence()
-Labels = tuple[Label, ...]  # of one photo: one a class
+Labels = tuple[Label, ...]  # the labels of one photo, one for each class
 
 
-def level_of(threshold: float) -> float:
-    """The logit of a probability."""
+def threshold_logit(threshold: float) -> float:
+    """The logit of the probability `threshold`."""
     return math.log(threshold / (1 - threshold))
 
 
 def full_size(
     logits: Sequence[Tensor] | Tensor, sizes: Sequence[tuple[int, ...]], levels: Sequence[float], *, corners: bool
 ) -> list[np.ndarray]:
-    """[P, h, w] logits -> masks [H, W] uint8 in column order, as run-length coding reads them.
+    """P logits [h, w] -> P masks [H, W] uint8 in column order, as run-length coding reads them.
 
-    Each is transposed while small, enlarged on the device, and all travel to the host in one copy.
+    `levels` are the logits above which a pixel is True. Logits are transposed before they are enlarged on the device,
+    and all masks are copied to the host at once.
     """
     flat = [(_turned(logit, size, corners) > level).to(torch.uint8).flatten()
             for logit, size, level in zip(logits, sizes, levels, strict=False)]
@@ -68,10 +71,10 @@ def full_size(
 
 def semantic_map(logits: Sequence[Tensor], scores: Sequence[float], size: tuple[int, ...], level: float, *,
                  corners: bool) -> Tensor:
-    """C classes' logits [h, w] of one photo -> [W * H] int16 on the device, column order: class + 1, 0 where none is.
+    """C classes' logits [h, w] of one photo -> [W * H] int16 on the device, column order: class + 1, 0 for none.
 
-    A pixel is a class's where its logit is above `level` and its probability times the score is the highest. A class
-    with a score below 0 gets none.
+    A pixel belongs to the class with the highest probability times score among those whose logit is above `level`.
+    A class with a negative score gets no pixel.
     """
     width, height = size[1], size[0]
     best = torch.full((width, height), -1.0, device=logits[0].device)
@@ -87,7 +90,7 @@ def semantic_map(logits: Sequence[Tensor], scores: Sequence[float], size: tuple[
 
 
 def to_host(flat: Sequence[Tensor], sizes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
-    """Tensors [W * H] -> arrays [H, W] in column order, in one copy."""
+    """Copy tensors [W * H] from the device at once. Returns arrays [H, W] in column order."""
     if not flat:
         return []
     host = torch.cat(list(flat)).cpu().numpy()
@@ -99,20 +102,20 @@ def to_host(flat: Sequence[Tensor], sizes: Sequence[tuple[int, ...]]) -> list[np
     return masks
 
 
-def make_label(mask: np.ndarray, score: float, told: Presence = UNCALIBRATED) -> Label:
-    """[H, W] uint8 in column order -> its run lengths and what follows from them; an empty label has no pixels."""
-    if told.status == "empty":
+def make_label(mask: np.ndarray, score: float, presence: Presence = UNCALIBRATED) -> Label:
+    """The label of a mask [H, W] uint8 in column order. With the status `empty` the label has no pixels."""
+    if presence.status == "empty":
         mask = np.zeros_like(mask)
-    elif told.status and not mask.any():
-        told = replace(told, status="empty")
+    elif presence.status and not mask.any():
+        presence = replace(presence, status="empty")
     rle = coco.encode(mask[:, :, None])[0]
     x, y, w, h = (float(v) for v in coco.toBbox(rle))
     return Label(height=mask.shape[0], width=mask.shape[1], counts=rle["counts"].decode(), bbox=(x, y, w, h),
                  area=int(coco.area(rle)), score=score,
-                 presence=told.presence, quality=told.quality, status=told.status)
+                 presence=presence.presence, quality=presence.quality, status=presence.status)
 
 
 def _turned(logit: Tensor, size: tuple[int, ...], corners: bool) -> Tensor:
-    """[h, w] -> [W, H]."""
+    """Logits [h, w], transposed and enlarged to [W, H]."""
     turned = logit.transpose(0, 1)[None, None]
     return F.interpolate(turned, size=(size[1], size[0]), mode="bilinear", align_corners=corners)[0, 0]

@@ -1,9 +1,9 @@
-"""How sure the labels are: the bundle's calibrator asked about every mask, and what follows for the photo.
+"""How sure the labels are: the bundle's calibrator estimates probabilities for every mask, which give its status.
 
-empty         the class is probably not there: the label has no mask
-review        it may be there, but the mask is doubtful: somebody should look
-accepted      neither
-uncalibrated  the supports look unlike everything the calibrator was fitted on: no probability is given
+empty         the class is probably not in the photo: the label has no mask
+review        the class may be there, but the mask is doubtful: a person should look at it
+accepted      the class is probably there and the mask is probably good
+uncalibrated  the supports look unlike everything that the calibrator was fitted on: there is no probability
 """
 
 from __future__ import annotations
@@ -22,12 +22,17 @@ from fss_models.segmenter import Segmenter
 from pipelines.config.mask_request import MaskRequest
 from pipelines.inference.masks import Presence
 
-MAX_TRIALS = 10  # shots of a large support set that are left out, one at a time
+MAX_TRIALS = 10  # at most so many supports of a set are left out, one at a time
 
 
 @dataclass(frozen=True, kw_only=True)
 class SupportStatistics:
-    """What a calibrator needs of a support set."""
+    """What a calibrator needs to know about a support set.
+
+    signature  describes how the supports look
+    opinion    adjusts the calibrator to the set, from leave-one-out; None for too few supports, or without masks
+    far        whether the supports look unlike everything that the calibrator was fitted on
+    """
 
     signature: Signature
     opinion: Opinion | None
@@ -35,37 +40,39 @@ class SupportStatistics:
 
 
 class LabelJudge:
-    """A model's calibrator at work."""
+    """Estimates with a model's calibrator whether masks are good and whether their class is there."""
 
     def __init__(self, model: Segmenter, calibrator: Calibrator) -> None:
         self.model, self.calibrator = model, calibrator
 
-    def know(self, features: Features, prompts: Sequence[Prompt], memory: Memory) -> SupportStatistics:
-        """Look at a support set once. `features` are of its photos, in order; `memory` holds it alone."""
+    def describe_supports(self, features: Features, prompts: Sequence[Prompt], memory: Memory) -> SupportStatistics:
+        """The statistics of a support set. `features` are those of its photos, in order; `memory` holds this set."""
         masks = self._masks(features, prompts, memory)
         signature = describe_support(features, masks)
         enough = len(prompts) >= MIN_ADJUST and all(p.kind == PromptKind.MASK for p in prompts)
         opinion = self._opinion(features, prompts[:MAX_TRIALS], masks) if enough else None
         return SupportStatistics(signature=signature, opinion=opinion, far=bool(self.calibrator.far(signature)[0]))
 
-    def ask(self, found: Prediction, features: Features, pairs: Tensor, known: Sequence[SupportStatistics],
-            wanted: Sequence[MaskRequest]) -> list[Presence]:
-        """One answer a pair [P, 2] of (row of `known`, row of `features`); `wanted` are the questions of the first."""
-        asked = len(wanted)
-        measured = measure(found, features, stack([k.signature for k in known]), pairs)[:asked]
+    def judge_masks(self, prediction: Prediction, features: Features, pairs: Tensor,
+                    statistics: Sequence[SupportStatistics], requests: Sequence[MaskRequest]) -> list[Presence]:
+        """The estimates for the first `len(requests)` masks of `prediction`, each with its request.
+
+        `pairs` [P, 2] holds for each mask its row of `statistics` and its row of `features`.
+        """
+        measured = measure(prediction, features, stack([s.signature for s in statistics]), pairs)[:len(requests)]
         answers = []
-        for row, question in enumerate(wanted):
-            own = known[int(pairs[row, 0])]
+        for row, request in enumerate(requests):
+            own = statistics[int(pairs[row, 0])]
             if own.far:
                 answers.append(Presence(status="uncalibrated"))
                 continue
             there, good = self.calibrator.probabilities(measured[row:row + 1], own.opinion,
-                                                        question.prevalence)[0].tolist()
-            answers.append(Presence(presence=there, quality=good, status=status_of(there, good, question)))
+                                                        request.prevalence)[0].tolist()
+            answers.append(Presence(presence=there, quality=good, status=status_of(there, good, request)))
         return answers
 
     def _masks(self, features: Features, prompts: Sequence[Prompt], memory: Memory) -> Tensor:
-        """[K, h, w] where the object is: the mask that was given, else what the support set finds in its own photo."""
+        """[K, h, w] where the object is: the mask of the prompt, else what the support set finds in its own photo."""
         given = [self.model.preprocessor.mask(p.mask.numpy()) if p.mask is not None else None for p in prompts]
         if all(g is not None for g in given):
             return torch.stack([g for g in given if g is not None])
@@ -86,8 +93,8 @@ class LabelJudge:
         return opinion_of(self.calibrator, measure(found, features, signatures, pairs), torch.tensor(ious))
 
 
-def status_of(presence: float, quality: float, wanted: MaskRequest) -> str:
-    """empty, review or accepted."""
-    if presence < wanted.empty_below:
+def status_of(presence: float, quality: float, request: MaskRequest) -> str:
+    """The status empty, review or accepted that the probabilities give under the bounds of `request`."""
+    if presence < request.empty_below:
         return "empty"
-    return "review" if quality < wanted.review_below else "accepted"
+    return "review" if quality < request.review_below else "accepted"

@@ -2,8 +2,8 @@
 
     {"class_name": "cat", "supports": [{"image": "cat.jpg", "mask": "cat.png"}, {"image": "b.jpg", "box": [..]}]}
 
-In a file, `image` and a text `mask` are paths relative to the file (or URLs); in a request they are base64 (a data URL
-is welcome). The other marks are described in `marks`.
+In a file, `image` and a text `mask` are URLs or paths relative to the file; in a request they are base64 or data URLs.
+The other marks are described in `marks`.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ Fetch = Callable[[str, str], bytes]  # (text, where) -> bytes
 
 
 def read_support_file(url: str) -> SupportSet:
-    """A supports file, local or s3://. Raises `FssError` with one line for every mistake."""
+    """The support set of a supports file, local or s3://. Raises `FssError` with one line for a mistake."""
     store, name = split_url(url)
     return read_supports(store.read_json(name), fetcher(store), name)
 
 
 def fetcher(store: Store) -> Fetch:
-    """Reads files named relative to `store`, or by a path or URL of their own."""
+    """A function that reads files by a path relative to `store`, an absolute path or a URL."""
 
     def fetch(path: str, where: str) -> bytes:
         place, _, leaf = path.rpartition("/")
@@ -42,33 +42,33 @@ def fetcher(store: Store) -> Fetch:
 
 
 def support_set_from_request(body: Any) -> SupportSet:
-    """The content of `POST /v1/supports`. Raises `FssError` with one line for every mistake."""
+    """The support set in the body of `POST /v1/supports`. Raises `FssError` with one line for a mistake."""
     return read_supports(body, from_base64, "")
 
 
 def from_base64(text: str, where: str) -> bytes:
-    """The bytes of base64 text or of a data URL."""
+    """The bytes of base64 text or of a data URL. Raises `FssError` for anything else."""
     if text.startswith("data:"):
         text = text.partition(",")[2]
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise FssError("is not base64", where=where) from error
+        raise FssError("the text is neither base64 nor a data URL", where=where) from error
 
 
 def support_request(supports: SupportSet) -> dict[str, Any]:
-    """The content of `POST /v1/supports` for a support set."""
+    """The body of `POST /v1/supports` for a support set."""
     rows = [{"image": base64.b64encode(s.image).decode(), **s.mark} for s in supports.supports]
     return {"class_name": supports.class_name, "supports": rows}
 
 
 def read_supports(content: Any, fetch: Fetch, where: str) -> SupportSet:
-    """The support set that `content` describes, its pictures read by `fetch`. Raises `FssError` naming `where`."""
+    """The support set that `content` describes. `fetch` reads its pictures. Raises `FssError` that names `where`."""
     prefix = f"{where}: " if where else ""
     check_keys(content, ("class_name", "supports"), where or "request")
     rows = content.get("supports")
     if not isinstance(rows, list):
-        raise FssError("supports is not a list", where=where, mend='"supports": [{"image": ..., "mask": ...}]')
+        raise FssError("supports is not a list", where=where, mend='write "supports": [{"image": ..., "mask": ...}]')
     read = [_row(row, fetch, f"{prefix}supports[{i}]") for i, row in enumerate(rows)]
     return build_support_set(content.get("class_name"), read, where)
 

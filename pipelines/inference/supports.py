@@ -1,4 +1,4 @@
-"""Support sets: a class name and the prompted photos that show it. Checked here, stored here.
+"""Support sets: a class name and the marked photos that show it; how they are checked and stored.
 
 Photos and prompts in storage are the truth; what a model computed from them is only a cache. The id is the hash of
 photos and prompts, so the same support set has the same id on every machine. Photos are shown upright (EXIF applied),
@@ -36,13 +36,13 @@ class Support:
 
     @property
     def sha256(self) -> str:
-        """The hash of the photo's bytes."""
+        """SHA-256 of the photo's bytes, in hex digits."""
         return hashlib.sha256(self.image).hexdigest()
 
 
 @dataclass(frozen=True)
 class SupportSet:
-    """A class name and its prompted photos."""
+    """A class name and the marked photos that show the class."""
 
     class_name: str
     supports: tuple[Support, ...]
@@ -58,7 +58,7 @@ class SupportSet:
         return [decode_support(s.image) for s in self.supports], [mark_prompt(s.mark) for s in self.supports]
 
     def save(self, root: str) -> str:
-        """Write below `root`/<id>; the record is written last, so half a folder is none. Returns the id."""
+        """Write the set to `root`/<id>. Returns the id. The record is written last: without it the folder is no set."""
         store = Store(join(root, self.support_id))
         for support in self.supports:
             if not store.exists(support.sha256):
@@ -69,7 +69,7 @@ class SupportSet:
 
 
 def load_support_set(root: str, support_id: str) -> SupportSet:
-    """A stored support set. Raises `UnknownSupportError` if there is none with that id."""
+    """The support set that is stored below `root`. Raises `UnknownSupportError` if none has that id."""
     if not (len(support_id) == 16 and set(support_id) <= set("0123456789abcdef")):
         raise UnknownSupportError(support_id)
     store = Store(join(root, support_id))
@@ -92,9 +92,10 @@ class UnknownSupportError(FssError):
 
 
 def build_support_set(class_name: Any, rows: Sequence[tuple[bytes, dict[str, Any]]], where: str = "") -> SupportSet:
-    """Check photos and marks. Raises `FssError` naming the support (counted from 0) and the mistake."""
+    """A support set of checked photos and marks. Raises `FssError` naming the support (from 0) and the mistake."""
     if not isinstance(class_name, str) or not class_name.strip():
-        raise FssError("class_name is missing", where=where, mend='name what the supports show: "class_name": "cat"')
+        raise FssError("class_name is missing", where=where,
+                       mend='name what the supports show, like "class_name": "cat"')
     if any(not c.isprintable() for c in class_name.strip()):
         raise FssError("class_name has characters that cannot be shown", where=where)
     if not rows:
@@ -108,5 +109,5 @@ def build_support_set(class_name: Any, rows: Sequence[tuple[bytes, dict[str, Any
 
 
 def decode_support(data: bytes, where: str = "") -> np.ndarray:
-    """[H, W, 3] uint8, upright. Raises `BadImage`."""
+    """The upright photo as [H, W, 3] uint8. Raises `BadImage`."""
     return decode_image(data, max_pixels=MAX_PIXELS, max_bytes=MAX_BYTES, where=where, exif=True)

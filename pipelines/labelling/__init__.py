@@ -1,1 +1,1 @@
-"""Bulk jobs: every photo below a URL labelled once."""
+"""Labelling jobs: every photo below a URL is labelled once."""

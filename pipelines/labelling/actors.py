@@ -1,7 +1,7 @@
-"""`fss label --engine actors`: the job as a stage of Ray Data. Its actors read, label and write chunks on any machine.
+"""`fss label --engine actors`: the job as a stage of Ray Data, whose actors read, label and write chunks.
 
-No photo passes through the command, so that it limits nothing; with one machine and one model it is the same work as
-a deployment's. Parts are equal byte by byte to those of the other engines on the same hardware.
+No photo passes through the command, so that its machine is no bottleneck. On one machine with one model the work is
+that of a deployment. On the same hardware the parts equal those of the other engines byte for byte.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from pipelines.labelling.images import PhotoReader
 from pipelines.labelling.job import READERS, LabellingJob
 from pipelines.serving.spec import ModelSpec, best_device
 
-REQUEST_BYTES = 256_000_000  # of photos held at a time
-BLOCKS = 2000  # tasks of the stage at most: of a lost actor's task all chunks are done again
+REQUEST_BYTES = 256_000_000  # bytes of photos in an actor's memory at a time
+BLOCKS = 2000  # largest number of tasks; when an actor is lost, all chunks of its task are labelled again
 
 
 def run_with_actors(job: LabellingJob, left: Sequence[int], spec: ModelSpec, actors: int = 0) -> int:
-    """Label the chunks `left`; how many photos that were. `actors` 0: one a GPU, else one a machine."""
+    """Label the chunks `left`. Returns their number of photos. `actors` 0: one a GPU, or one a machine without GPUs."""
     with cluster() as ray:
-        found = replace(spec, device=best_device(ray))
-        count = min(actors or _places(ray, found), len(left))
+        placed = replace(spec, device=best_device(ray))
+        count = min(actors or _count_models(ray, placed), len(left))
         todo = sum(len(job.manifest.rows(c)) for c in left)
         chunks = ray.data.from_items([{"chunk": c} for c in left], override_num_blocks=min(len(left), BLOCKS))
         stage = chunks.map_batches(
-            ChunkLabeler, fn_constructor_args=(ray.put(job), found), batch_size=1, zero_copy_batch=True,
-            compute=ray.data.ActorPoolStrategy(size=count), **_resources(found))
+            ChunkLabeler, fn_constructor_args=(ray.put(job), placed), batch_size=1, zero_copy_batch=True,
+            compute=ray.data.ActorPoolStrategy(size=count), **_resources(placed))
         with Bar("label", len(job.images), unit="images", done=len(job.images) - todo) as bar:
             for block in stage.iter_batches(batch_size=None, prefetch_batches=0):
                 if line := "".join(block["error"]):
@@ -44,8 +44,8 @@ def run_with_actors(job: LabellingJob, left: Sequence[int], spec: ModelSpec, act
     return todo
 
 
-def _places(ray: Any, spec: ModelSpec) -> int:
-    """How many models there is room for."""
+def _count_models(ray: Any, spec: ModelSpec) -> int:
+    """The number of models that fit into the cluster: one a GPU, or one a machine without GPUs."""
     if spec.device != "cpu":
         return max(1, int(ray.cluster_resources().get("GPU", 1)))
     return max(1, sum(1 for n in ray.nodes() if n["Alive"] and n["Resources"].get("CPU", 0) >= 1))
@@ -56,7 +56,7 @@ def _resources(spec: ModelSpec) -> dict[str, float]:
 
 
 class ChunkLabeler:
-    """An actor of the stage. It is an engine to its own chunks."""
+    """An actor of the stage, which is the `Engine` of its own chunks."""
 
     request_bytes = REQUEST_BYTES
 
@@ -74,7 +74,7 @@ class ChunkLabeler:
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Label each chunk and write its part. A repeated chunk gives the same part.
 
-        What a person can mend travels as a line: Ray Data makes a trace of many lines of an exception.
+        An `FssError` is returned as a line in `error`, since Ray Data would turn the exception into a long trace.
         """
         try:
             counts = [self.job.label_chunk(int(c), self, self.reader)[0] for c in batch["chunk"]]
@@ -82,6 +82,6 @@ class ChunkLabeler:
             return {"photos": np.array([0]), "error": np.array([str(error)])}
         return {"photos": np.array([sum(counts)]), "error": np.array([""])}
 
-    def label(self, images: list[bytes], wanted: MaskRequest) -> list[Labels | PhotoFailure]:
-        """See `Engine`."""
-        return self.labeler.label_classes(images, wanted, self.job.manifest.batch)
+    def label(self, images: list[bytes], request: MaskRequest) -> list[Labels | PhotoFailure]:
+        """One result for each photo, in order."""
+        return self.labeler.label_classes(images, request, self.job.manifest.batch)

@@ -1,4 +1,4 @@
-"""Before a job: what its supports are worth, what it would take, and how its labels will look. No cluster."""
+"""A check before a job, without a cluster: the quality of its supports, its time and cost, and some predictions."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from pipelines.inference.label_sets import read_label_set
 from pipelines.inference.labeler import Labeler, PhotoLimits
 from pipelines.inference.support_check import SupportReport, check_supports
 from pipelines.labelling.images import list_images
-from pipelines.labelling.support_sheet import Price, lines, measure_and_show, write_page
+from pipelines.labelling.support_sheet import CostEstimate, measure_and_show, render_sheet, report_lines
 
 
-def check_before(recipe: Recipe, *, supports: str, images: str, bundle: str, count: int, price: float,
-                 page: str) -> tuple[list[SupportReport], Price | None, list[str], str]:
-    """What each class is worth, the price of `count` photos (0: those of `images`), lines to print, the page's URL.
+def check_label_job(recipe: Recipe, *, supports: str, images: str, bundle: str, count: int, price: float,
+                    page: str) -> tuple[list[SupportReport], CostEstimate | None, list[str], str]:
+    """Check the supports of a job and write the page.
 
-    Raises `FssError` for a person's mistakes, before anything is written.
+    Returns a report for each class, the cost of `count` photos (0: those of `images`) at `price` an hour, lines to
+    print, and the page's URL. Raises `FssError` for a person's mistakes, before anything is written.
     """
     import torch
 
@@ -36,23 +37,23 @@ def check_before(recipe: Recipe, *, supports: str, images: str, bundle: str, cou
         say_if_shipped(url, Workspace(recipe.out))
     labeler = Labeler(url, device, limits=limits, memories=len(classes))
     ids = tuple(labeler.add_support(one) for one in classes)
-    worth = [check_supports(labeler, one) for one in classes]
-    cost: Price | None = None
+    reports = [check_supports(labeler, one) for one in classes]
+    cost: CostEstimate | None = None
     shown: list[dict[str, str]] = []
     if listed:
-        wanted = MaskRequest(support_ids=ids, threshold=config.threshold, overlaps=config.overlaps, pairs=config.pairs)
+        request = MaskRequest(support_ids=ids, threshold=config.threshold, overlaps=config.overlaps, pairs=config.pairs)
         if labeler.judge:
-            wanted = replace(wanted, prevalence=config.prevalence, empty_below=config.empty_below,
-                             review_below=config.review_below)
-        cost, shown = measure_and_show(labeler, listed, wanted, count=count or len(listed), per_hour=price,
+            request = replace(request, prevalence=config.prevalence, empty_below=config.empty_below,
+                              review_below=config.review_below)
+        cost, shown = measure_and_show(labeler, listed, request, count=count or len(listed), per_hour=price,
                                        batch=config.batch, names=[one.class_name for one in classes])
     store, name = split_url(page)
-    store.write_bytes(name, write_page(labeler, classes, worth, cost, shown))
-    told = [line for one in worth for line in lines(one)]
+    store.write_bytes(name, render_sheet(labeler, classes, reports, cost, shown))
+    lines = [line for report in reports for line in report_lines(report)]
     if cost:
-        told.append(f"{cost.images} photos at {cost.images_per_s:.1f} photos/s measured here: {cost.hours:.2f} hours"
-                    + (f", {cost.cost:.2f} at {price:g} an hour" if price else ""))
-        told += [f"about {share * 100:.0f} % of the photos show {name}" for name, share in cost.prevalence.items()]
+        lines.append(f"{cost.images} photos take about {cost.hours:.2f} hours at {cost.images_per_s:.1f} photos/s, "
+                     "measured here" + (f", and cost {cost.cost:.2f} at {price:g} an hour" if price else ""))
+        lines += [f"about {share * 100:.0f} % of the photos show {name}" for name, share in cost.prevalence.items()]
         if len(cost.prevalence) == 1:
-            told[-1] += f": --set label.prevalence={next(iter(cost.prevalence.values())):.2g}"
-    return worth, cost, told, store.path(name)
+            lines[-1] += f" (--set label.prevalence={next(iter(cost.prevalence.values())):.2g})"
+    return reports, cost, lines, store.path(name)

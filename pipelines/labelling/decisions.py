@@ -1,13 +1,13 @@
-"""What people decided about labels: one file of JSON lines beside them that only grows. Parts stay as they are.
+"""People's decisions about labels: a file of JSON lines beside the parts, which only grows. Parts stay as they are.
 
     {"image_id": 12, "image": "a/b.jpg", "class_name": "gear", "decision": "reject", "time": "2026-05-04T10:20:30"}
 
-accept   the label is right as it stands: with the person's mask where it was corrected before
+accept   the label is right; a correction before it stays in force
 reject   the class is not in the photo: the label becomes empty
 correct  the label becomes the person's mask, "mask": {"size": [height, width], "counts": COCO's run lengths}
-undo     nothing is decided any more
+undo     removes the decision
 
-The last line about a photo and class counts. Whatever is written from the parts has the decisions in it.
+The last line about a photo and class counts. All outputs that are written from the parts contain the decisions.
 """
 
 from __future__ import annotations
@@ -29,70 +29,70 @@ from pipelines.base.storage import Store
 from pipelines.data import rle
 
 DECISIONS = "decisions.jsonl"
-Word = Literal["accept", "reject", "correct", "undo"]
-WORDS: tuple[str, ...] = get_args(Word)
+Verdict = Literal["accept", "reject", "correct", "undo"]
+VERDICTS: tuple[str, ...] = get_args(Verdict)
 Key = tuple[int, str]  # image_id, class
-Row = dict[str, Any]  # of a part
+Row = dict[str, Any]  # a row of a part
 
 
 class Decision(BaseModel):
-    """One line of the file. `mask` is checked against its photo by who makes the decision (`marks.check_mark`)."""
+    """One line of the file. `mask` is not checked against the photo here: use `marks.check_mark` before."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     image_id: int
     image: str
     class_name: str
-    decision: Word
+    decision: Verdict
     mask: dict[str, Any] | None = None
     time: str = ""
 
     @property
     def key(self) -> Key:
-        """What it is about."""
+        """The photo's id and the class that the decision is about."""
         return self.image_id, self.class_name
 
 
-Decided = Mapping[Key, Decision]
+Decisions = Mapping[Key, Decision]
 
 
 def add_decisions(out: Store, decisions: Iterable[Decision]) -> None:
-    """Append them: all or none. A local file may have several writers at once; in a bucket there must be one."""
+    """Append all decisions, or none. A local file may have several writers at a time, a file in a bucket only one."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
     rows = [d if d.time else d.model_copy(update={"time": now}) for d in decisions]
     data = b"".join(json.dumps(r.model_dump(exclude_none=True)).encode() + b"\n" for r in rows)
-    if out.is_s3:  # an object cannot grow: it is replaced whole
+    if out.is_s3:  # an object cannot grow, so it is replaced
         out.write_bytes(DECISIONS, (out.read_bytes(DECISIONS) if out.exists(DECISIONS) else b"") + data)
         return
     try:
         _append(Path(out.path(DECISIONS)), data)
     except OSError as error:
-        raise FssError(f"cannot be written: {error.strerror}", where=out.path(DECISIONS)) from error
+        raise FssError(f"the file cannot be written: {error.strerror}", where=out.path(DECISIONS)) from error
 
 
 def _append(path: Path, data: bytes) -> None:
-    """Under a lock. A line that a crash left unfinished never counted and goes, as do all where the disk is full."""
+    """Append under a lock. Removes an unfinished line of a crash, and, if the disk is full, all that was appended."""
     with path.open("a+b", buffering=0) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.seek(0)
         whole = file.readall()
-        kept = whole.rfind(b"\n") + 1
-        file.truncate(kept)
+        end = whole.rfind(b"\n") + 1
+        file.truncate(end)
         try:
             while data:
-                data = data[file.write(data):]  # a nearly full disk takes a part; the next write says why
+                data = data[file.write(data):]  # a nearly full disk takes a part; the next write raises
             os.fsync(file.fileno())
         except OSError:
-            file.truncate(kept)
+            file.truncate(end)
             raise
 
 
 def read_decisions(out: Store, name: str = DECISIONS) -> dict[Key, Decision]:
-    """What counts now, in the order of the first word about each. Raises `FssError` for a line that is none."""
+    """The decisions in force, in the order in which labels first appear. Raises `FssError` for an invalid line."""
     return {key: one for key, one in last_decisions(out, name).items() if one.decision != "undo"}
 
 
 def last_decisions(out: Store, name: str = DECISIONS) -> dict[Key, Decision]:
-    """The last word about each, which may be undo. A correction that is accepted stays one: its mask was shown."""
+    """The last decision about each label, undo included. An accepted correction stays a correction with its mask."""
     if not out.exists(name):
         return {}
     found: dict[Key, Decision] = {}
@@ -106,41 +106,41 @@ def last_decisions(out: Store, name: str = DECISIONS) -> dict[Key, Decision]:
 
 
 def parse_decision(line: bytes | str, where: str) -> Decision:
-    """One line. Raises `FssError`."""
+    """The decision in one line of the file. Raises `FssError` for an invalid line."""
     try:
         return Decision.model_validate(json.loads(line))
     except (ValueError, RecursionError) as error:
         first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
         place = ".".join(str(p) for p in first["loc"])
-        raise FssError(f"is no decision: {place} {first['msg']}"[:200], where=where) from error
+        raise FssError(f"is not a decision: {place} {first['msg']}"[:200], where=where) from error
 
 
 def decisions_hash(out: Store, name: str = DECISIONS) -> str:
-    """Of the file's content; of nothing where there is none."""
+    """16 hex digits: the hash of the file's content, which is empty where there is no file."""
     return hashlib.sha256(out.read_bytes(name) if out.exists(name) else b"").hexdigest()[:16]
 
 
-def count_decisions(decided: Decided) -> dict[str, int]:
-    """How many of each word."""
-    return dict(sorted(Counter(d.decision for d in decided.values()).items()))
+def count_decisions(decisions: Decisions) -> dict[str, int]:
+    """Verdict -> number of decisions, for those that occur."""
+    return dict(sorted(Counter(d.decision for d in decisions.values()).items()))
 
 
-def apply_decisions(rows: Sequence[Row], decided: Decided, *, resolve: bool) -> list[Row]:
-    """A photo's rows as people want them. With `resolve` no pixel has two classes.
+def apply_decisions(rows: Sequence[Row], decisions: Decisions, *, resolve: bool) -> list[Row]:
+    """A photo's rows with the decisions applied. With `resolve` no pixel has two classes.
 
-    Then the last correction wins, then what people accepted, then the model's own.
+    An overlap then belongs to the latest correction, else to an accepted mask, else to the model's mask.
     """
-    told = [decided.get((row["image_id"], row["class_name"])) for row in rows]
-    found = [_applied(row, one) for row, one in zip(rows, told, strict=True)]
-    if resolve and any(told):
-        ranked = [(_rank(one, number), row) for number, (row, one) in enumerate(zip(found, told, strict=True))]
+    own = [decisions.get((row["image_id"], row["class_name"])) for row in rows]
+    found = [_applied(row, one) for row, one in zip(rows, own, strict=True)]
+    if resolve and any(own):
+        ranked = [(_rank(one, number), row) for number, (row, one) in enumerate(zip(found, own, strict=True))]
         found = [_without(row, [r["rle"].encode() for above, r in ranked if above > rank and r["area"]])
                  for rank, row in ranked]
     return found
 
 
 def _rank(decision: Decision | None, number: int) -> tuple[int, str, int]:
-    """Of two masks that want a pixel the higher one gets it. Those of the model do not overlap."""
+    """The rank of a mask: of two masks that overlap, the higher one gets the pixels. Masks of the model do not."""
     if decision is None:
         return 0, "", 0
     return (1, "", 0) if decision.mask is None else (2, decision.time, number)
@@ -158,7 +158,7 @@ def _applied(row: Row, decision: Decision | None) -> Row:
 
 
 def _masked(row: Row, counts: bytes) -> Row:
-    """With another mask; `counts` b"" is none."""
+    """The row with another mask; `counts` b"" is the empty mask."""
     height, width = row["height"], row["width"]
     counts = counts or rle.encode(rle.union([], height, width))
     return {**row, "rle": counts.decode(), "bbox": rle.bbox(counts, height, width),

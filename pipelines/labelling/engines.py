@@ -1,4 +1,4 @@
-"""Who computes the labels of a chunk: the running service over HTTP, or a deployment of the job's own."""
+"""Engines compute the labels of a chunk: the running service over HTTP, or the job's own deployment."""
 
 from __future__ import annotations
 
@@ -22,51 +22,51 @@ from pipelines.inference.supports import SupportSet
 from pipelines.serving.client import Client, ServiceError
 from pipelines.serving.spec import ModelSpec, best_device
 
-LOCAL_REQUEST_BYTES = 32_000_000  # of photos in one request; the object store holds a few of them
-ATTEMPTS = 10  # over a minute of waiting: it takes Serve half of that to have a lost proxy back
+LOCAL_REQUEST_BYTES = 32_000_000  # bytes of photos in one request; the object store holds several requests
+ATTEMPTS = 10  # more than a minute in all; Serve needs half a minute to restart a lost proxy
 T = TypeVar("T")
 
 
 class Engine(Protocol):
-    """Labels the photos of one request. Called from several threads at a time."""
+    """Labels the photos of one request. Several threads call it at a time."""
 
     request_bytes: int
 
-    def label(self, images: list[bytes], wanted: MaskRequest) -> list[Labels | PhotoFailure]:
-        """One result a photo, in order. Raises after several attempts."""
+    def label(self, images: list[bytes], request: MaskRequest) -> list[Labels | PhotoFailure]:
+        """One result for each photo, in order. Raises when several attempts have failed."""
 
 
 class ServiceEngine:
-    """The deployed champion, over HTTP, as long as it is the bundle `bundle_id`."""
+    """The running service over HTTP. It refuses the results of another bundle than `bundle_id`."""
 
     def __init__(self, client: Client, max_request_bytes: int, bundle_id: str) -> None:
         self._client, self._bundle_id = client, bundle_id
-        self.request_bytes = min(LOCAL_REQUEST_BYTES, max_request_bytes * 3 // 4 - 65_536)  # base64 and JSON around it
+        self.request_bytes = min(LOCAL_REQUEST_BYTES, max_request_bytes * 3 // 4 - 65_536)  # less base64 and JSON
 
-    def label(self, images: list[bytes], wanted: MaskRequest) -> list[Labels | PhotoFailure]:
-        """See `Engine`."""
+    def label(self, images: list[bytes], request: MaskRequest) -> list[Labels | PhotoFailure]:
+        """One result for each photo, in order. Raises when several attempts have failed."""
         return _retrying(
-            lambda: self._client.segment_classes(images, wanted, bulk=True, bundle_id=self._bundle_id))
+            lambda: self._client.segment_classes(images, request, bulk=True, bundle_id=self._bundle_id))
 
 
 class LocalEngine:
-    """A deployment inside this command's cluster, through its handle."""
+    """A deployment in this command's cluster, called through its handle."""
 
     request_bytes = LOCAL_REQUEST_BYTES
 
     def __init__(self, handle: Any) -> None:
         self._handle = handle
 
-    def label(self, images: list[bytes], wanted: MaskRequest) -> list[Labels | PhotoFailure]:
-        """See `Engine`."""
-        results: list[Labels | PhotoFailure] = _retrying(lambda: self._handle.chunk.remote(images, wanted).result())
+    def label(self, images: list[bytes], request: MaskRequest) -> list[Labels | PhotoFailure]:
+        """One result for each photo, in order. Raises when several attempts have failed."""
+        results: list[Labels | PhotoFailure] = _retrying(lambda: self._handle.chunk.remote(images, request).result())
         return results
 
 
 @contextmanager
 def service_engine(url: str, classes: Sequence[SupportSet], max_request_bytes: int,
                    bundle_id: str) -> Iterator[Engine]:
-    """The running service, once it knows the support sets."""
+    """The running service as an engine; the support sets are sent to it first."""
     client = Client(url)
     try:
         for supports in classes:
@@ -78,7 +78,7 @@ def service_engine(url: str, classes: Sequence[SupportSet], max_request_bytes: i
 
 @contextmanager
 def local_engine(spec: ModelSpec) -> Iterator[Engine]:
-    """A deployment of this job's own, gone with it. No port is opened for it."""
+    """A deployment for this job alone, without a port; it is deleted at the end."""
     with cluster() as ray:
         from ray import serve
 
@@ -96,13 +96,14 @@ def local_engine(spec: ModelSpec) -> Iterator[Engine]:
 
 
 def _retrying(call: Callable[[], T]) -> T:
-    """Again, with growing pauses, if a replica died, the queue was full or the service was away for a moment."""
+    """Call again, with growing pauses, if a replica died, the queue was full or the service did not answer."""
     again = Retrying(stop=stop_after_attempt(ATTEMPTS), wait=wait_exponential_jitter(initial=0.5, max=15),
-                     retry=retry_if_exception(_is_retryable), before_sleep=_tell, reraise=True)
+                     retry=retry_if_exception(_is_retryable), before_sleep=_say_retry, reraise=True)
     try:
         return again(call)
     except httpx.HTTPError as error:
-        raise FssError(f"the service does not answer: {error}", mend="run the same command again to go on") from error
+        raise FssError(f"the service does not answer: {error}",
+                       mend="run the same command again to continue") from error
 
 
 def _is_retryable(error: BaseException) -> bool:
@@ -116,6 +117,6 @@ def _is_retryable(error: BaseException) -> bool:
     return isinstance(error, RayActorError | BackPressureError | DeploymentUnavailableError)
 
 
-def _tell(state: RetryCallState) -> None:
+def _say_retry(state: RetryCallState) -> None:
     error = state.outcome.exception() if state.outcome else None
-    say(f"a request failed ({type(error).__name__}), attempt {state.attempt_number}; trying again")
+    say(f"attempt {state.attempt_number} of a request failed ({type(error).__name__}); trying again")

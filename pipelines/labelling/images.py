@@ -1,4 +1,4 @@
-"""Which photos a job labels: everything under a URL with the suffix of a photo, sorted, numbered from 1."""
+"""The photos of a job: all files below a URL with the suffix of a photo, sorted by name and numbered from 1."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from pipelines.base.storage import Store
 from pipelines.inference.masks import PhotoFailure
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-LOST = (FileNotFoundError, PermissionError, IsADirectoryError)  # of one photo; any other error is the disk's
+LOST = (FileNotFoundError, PermissionError, IsADirectoryError)  # errors of one photo; all others are of the disk
 
 
 @dataclass(frozen=True)
 class ImageList:
-    """Names relative to the URL and sizes in bytes. The id of `names[i]` is i + 1."""
+    """The photos below `url`: names relative to it, and sizes in bytes. The id of `names[i]` is i + 1."""
 
     url: str
     names: list[str]
@@ -30,7 +30,7 @@ class ImageList:
 
     @property
     def hash(self) -> str:
-        """Changes with any name, size or order."""
+        """16 hex digits: the hash of the names and sizes, in order."""
         digest = hashlib.sha256()
         for name, size in zip(self.names, self.sizes, strict=True):
             digest.update(f"{name}\0{size}\n".encode())
@@ -38,7 +38,7 @@ class ImageList:
 
 
 def list_images(url: str, limit: int = 0, *, outs: Sequence[str] = ()) -> ImageList:
-    """All photos under `url` (the first `limit`, if given) but for what lies in `outs`, the folders of jobs.
+    """All photos below `url` (the first `limit`, 0: all), without those in `outs`, the folders of jobs.
 
     Raises `FssError` if there are none, and for a name that is not UTF-8.
     """
@@ -49,22 +49,22 @@ def list_images(url: str, limit: int = 0, *, outs: Sequence[str] = ()) -> ImageL
     found = sorted((n, s) for n, s in store.sizes().items()
                    if n.lower().endswith(SUFFIXES) and not _hidden(n) and not n.startswith(written))
     if not found:
-        raise FssError("holds no photos", where=url, mend=f"their names end in {', '.join(SUFFIXES)}")
+        raise FssError("holds no photos", where=url, mend=f"names of photos end in {', '.join(SUFFIXES)}")
     found = found[:limit] if limit else found
     odd = next((n for n, _ in found if not _is_utf8(n)), None)
     if odd is not None:
-        raise FssError(f"the name of {odd!r} is not UTF-8", where=url, mend="rename the file")
+        raise FssError(f"the file name {odd!r} is not UTF-8", where=url, mend="rename the file")
     return ImageList(store.url, [n for n, _ in found], [s for _, s in found])
 
 
 def check_out(url: str, out: str) -> None:
-    """Raises `FssError` if `out` is the folder of the photos itself: pictures written there would count as photos."""
+    """Raises `FssError` if `out` is the folder of the photos, where outputs would be taken for photos."""
     if _within(Store(url), Store(out)) == ".":
-        raise FssError("is the folder of --images", where=out, mend="choose another --out; one below it will do")
+        raise FssError("is the folder of --images", where=out, mend="choose another --out; a folder below it is fine")
 
 
 def _within(outer: Store, inner: Store) -> str:
-    """The path of `inner` below `outer`, "." if they are one place, empty if it lies elsewhere."""
+    """The path of `inner` relative to `outer`; "." if they are the same, "" if `inner` is not below `outer`."""
     here, there = (PurePosixPath(s.url if s.is_s3 else os.path.realpath(s.url)) for s in (outer, inner))
     return str(there.relative_to(here)) if there.is_relative_to(here) else ""
 
@@ -81,14 +81,14 @@ def _hidden(name: str) -> bool:
 
 
 class PhotoReader:
-    """Reads photos by threads. A photo that is not there for us is a `PhotoFailure`; a store that fails is an error."""
+    """Reads photos in threads. A missing or forbidden photo gives a `PhotoFailure`; a failing store raises."""
 
     def __init__(self, images: ImageList, *, max_bytes: int, threads: int) -> None:
         self._images, self._max, self._store = images, max_bytes, Store(images.url)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="read")
 
     def read(self, rows: Sequence[int]) -> list[bytes | PhotoFailure]:
-        """The bytes of the photos `rows` (counted from 0), in order."""
+        """For each photo of `rows` (counted from 0), in order: its bytes, or why it cannot be read."""
         return list(self._pool.map(self._one, rows))
 
     def close(self) -> None:

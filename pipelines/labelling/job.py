@@ -1,4 +1,4 @@
-"""The labelling job: chunks that have no part are read, labelled and written, a few at a time, until none is left."""
+"""The labelling job: chunks without a part are read, labelled and written, a few at a time, until none is left."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from pipelines.labelling.images import ImageList, PhotoReader
 from pipelines.labelling.manifest import JobManifest
 from pipelines.labelling.parts import finished_chunks, write_part
 
-Watch = Callable[[int, int], None]
-READERS = 8  # threads that read photos: they wait for the store, not for the processor
+OnProgress = Callable[[int, int], None]  # (photos done in all, unreadable photos of the last chunk)
+READERS = 8  # threads that read photos; they mostly wait for the store
 
 
 @dataclass(frozen=True)
 class LabellingJob:
-    """A claimed output folder and what is to be done in it."""
+    """A job: its claimed output folder, its photos and its manifest."""
 
     out: Store
     images: ImageList
     manifest: JobManifest
 
-    def left(self) -> list[int]:
-        """Chunks without a part."""
+    def chunks_left(self) -> list[int]:
+        """The chunks without a part."""
         done = finished_chunks(self.out)
         return [c for c in range(self.manifest.chunks) if c not in done]
 
-    def run(self, engine: Engine, left: list[int], in_flight: int, watch: Watch | None = None) -> int:
-        """Label the chunks `left`, at most `in_flight` at a time. Returns how many photos were labelled now.
+    def run(self, engine: Engine, left: list[int], in_flight: int,
+            on_progress: OnProgress | None = None) -> int:
+        """Label the chunks `left`, at most `in_flight` at a time. Returns their number of photos.
 
-        `watch` is told, chunk by chunk, how many photos are done in all and how many of the chunk's could not be read;
-        what it raises ends the work.
+        `on_progress` is called after each chunk; an exception that it raises ends the work.
         """
         todo = sum(len(self.manifest.rows(c)) for c in left)
         reader = PhotoReader(self.images, max_bytes=self.manifest.max_bytes, threads=READERS)
@@ -46,15 +46,15 @@ class LabellingJob:
                 for future in as_completed([pool.submit(self.label_chunk, c, engine, reader) for c in left]):
                     count, failed = future.result()
                     bar.step(count)
-                    if watch:
-                        watch(bar.done, failed)
+                    if on_progress:
+                        on_progress(bar.done, failed)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
             reader.close()
         return todo
 
     def label_chunk(self, chunk: int, engine: Engine, reader: PhotoReader) -> tuple[int, int]:
-        """Write the chunk's part. Returns how many photos it has, and how many of them could not be read."""
+        """Label a chunk and write its part. Returns its number of photos, and how many of them could not be read."""
         rows = self.manifest.rows(chunk)
         results = label_rows(rows, engine, reader, self.manifest)
         write_part(self.out, chunk, self.images, rows, self.manifest, results)
@@ -63,21 +63,21 @@ class LabellingJob:
 
 def label_rows(rows: Sequence[int], engine: Engine, reader: PhotoReader,
                manifest: JobManifest) -> list[Labels | PhotoFailure]:
-    """One result a row. Photos that could not be read are not sent; large chunks are sent in pieces."""
+    """One result for each row. Only readable photos are sent to the engine; a large chunk is sent in pieces."""
     results: dict[int, Labels | PhotoFailure] = {}
     for piece in _pieces(rows, engine.request_bytes, reader, manifest.batch):
         sent = {row: data for row, data in piece.items() if isinstance(data, bytes)}
         results.update({row: data for row, data in piece.items() if isinstance(data, PhotoFailure)})
         if sent:
-            found = engine.label(list(sent.values()), manifest.wanted)
+            found = engine.label(list(sent.values()), manifest.mask_request)
             results.update(zip(sent, found, strict=True))
     return [results[row] for row in rows]
 
 
 def _pieces(rows: Sequence[int], limit: int, reader: PhotoReader,
             batch: int) -> Iterator[dict[int, bytes | PhotoFailure]]:
-    """Whole batches as long as they fit into one request; usually the whole chunk."""
-    held: dict[int, bytes | PhotoFailure] = {}
+    """Pieces of the chunk that fit into one request, made of whole batches; usually one piece."""
+    waiting: dict[int, bytes | PhotoFailure] = {}
     size = 0
     for start in range(0, len(rows), batch):
         part = rows[start : start + batch]
@@ -85,9 +85,9 @@ def _pieces(rows: Sequence[int], limit: int, reader: PhotoReader,
             if isinstance(data, bytes) and len(data) > limit:
                 data = PhotoFailure(reason=f"{len(data)} bytes are more than a request may hold", stage="send")
             more = len(data) if isinstance(data, bytes) else 0
-            if held and size + more > limit:
-                yield held
-                held, size = {}, 0
-            held[row], size = data, size + more
-    if held:
-        yield held
+            if waiting and size + more > limit:
+                yield waiting
+                waiting, size = {}, 0
+            waiting[row], size = data, size + more
+    if waiting:
+        yield waiting

@@ -1,4 +1,4 @@
-"""What a labelling job is: written before its first part, so that a folder never mixes two jobs."""
+"""The manifest of a labelling job, written before its first part, so that a folder never mixes two jobs."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from pipelines.labelling.images import ImageList
 
 MANIFEST = "manifest.json"
 MANIFEST_VERSION = 1
-TITLE = 5  # names of classes in a line
+TITLE = 5  # largest number of class names in a title
 
 
 class JobManifest(BaseModel):
-    """The content of manifest.json: all that decides the bytes of the parts."""
+    """The content of manifest.json: everything that determines the bytes of the parts."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     version: int = MANIFEST_VERSION
     images_url: str
     images_count: int
-    images_hash: str  # of names and sizes
-    class_name: str = ""  # of a job with one class
+    images_hash: str  # hash of names and sizes
+    class_name: str = ""  # in a job with one class
     support_id: str = ""
-    class_names: list[str] = []  # of a job with several
+    class_names: list[str] = []  # in a job with several classes
     support_ids: list[str] = []
     overlaps: Overlaps = "keep"
     pairs: int = 0
-    calibrator: str = ""  # sha256 of the bundle's, empty where it has none
+    calibrator: str = ""  # sha256 of the bundle's calibrator, empty without one
     prevalence: float = PREVALENCE
     empty_below: float = EMPTY_BELOW
     review_below: float = REVIEW_BELOW
@@ -46,7 +46,7 @@ class JobManifest(BaseModel):
     max_pixels: int
     max_bytes: int
     code_version: str
-    redoes: str = ""  # of a job that labels again what another one was unsure of: hash of its origin.json
+    redoes: str = ""  # in a job that labels doubtful labels of another job again: the hash of its origin.json
 
     @property
     def classes(self) -> list[str]:
@@ -55,33 +55,33 @@ class JobManifest(BaseModel):
 
     @property
     def title(self) -> str:
-        """The classes in a line."""
+        """The names of the classes in one line; of many classes the first ones."""
         names = self.classes
         return ", ".join(names[:TITLE]) + (f" and {len(names) - TITLE} more" if len(names) > TITLE else "")
 
     @property
     def supports(self) -> dict[str, Any]:
-        """The support sets, as outputs name them."""
+        """The ids of the support sets, as the outputs contain them."""
         return {"support_ids": self.support_ids} if self.support_ids else {"support_id": self.support_id}
 
     @property
-    def wanted(self) -> MaskRequest:
-        """What every photo is asked."""
+    def mask_request(self) -> MaskRequest:
+        """The request that every photo of the job is labelled with."""
         return MaskRequest(support_ids=tuple(self.support_ids or [self.support_id]), threshold=self.threshold,
                            overlaps=self.overlaps, pairs=self.pairs, prevalence=self.prevalence,
                            empty_below=self.empty_below, review_below=self.review_below)
 
     def content(self) -> dict[str, Any]:
-        """As it is written: what only some jobs have stands in theirs alone."""
+        """Serialised form; unset optional fields are omitted."""
         return {k: v for k, v in self.model_dump().items() if k not in LATER or v != LATER[k]}
 
     @property
     def chunks(self) -> int:
-        """How many parts the job has."""
+        """The number of chunks, which is the number of parts."""
         return -(-self.images_count // self.chunk)
 
     def rows(self, chunk: int) -> range:
-        """The photos (counted from 0) of a chunk."""
+        """The photos of a chunk, counted from 0."""
         return range(chunk * self.chunk, min((chunk + 1) * self.chunk, self.images_count))
 
 
@@ -102,18 +102,18 @@ def describe_classes(classes: Sequence[SupportSet]) -> dict[str, Any]:
     return {"class_names": [s.class_name for s in classes], "support_ids": [s.support_id for s in classes]}
 
 
-def claim(out: Store, manifest: JobManifest) -> bool:
-    """Write the manifest, or find the same one there (True). Raises `FssError` if the folder is another job's."""
+def claim_folder(out: Store, manifest: JobManifest) -> bool:
+    """Write the manifest. Returns whether it was there already. Raises `FssError` if the folder has another job."""
     if not out.exists(MANIFEST):
         if out.list("parts"):
             raise FssError("has parts but no manifest.json", where=out.url, mend="choose another --out")
         out.write_json(MANIFEST, manifest.content())
         return False
     mine, theirs = manifest.content(), out.read_json(MANIFEST)
-    moved = {"images_url"}  # the same photos may have been mounted elsewhere
+    moved = {"images_url"}  # the same photos may be mounted elsewhere now
     differs = sorted(k for k in mine.keys() | theirs.keys() if mine.get(k) != theirs.get(k) and k not in moved)
     if differs:
         key = differs[0]
-        raise FssError(f"holds another job: its {key} is {theirs.get(key)!r}, this one's {mine.get(key)!r}",
-                       where=out.url, mend="choose another --out, or give the same arguments again")
+        raise FssError(f"holds another job: its {key} is {theirs.get(key)!r}, but this job's is {mine.get(key)!r}",
+                       where=out.url, mend="choose another --out, or use the same arguments as before")
     return True

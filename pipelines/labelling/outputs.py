@@ -1,4 +1,4 @@
-"""From parts to what consumers read: the labels, the failures, a summary. Streamed: one part in memory at a time."""
+"""The outputs of a job: labels, failures and a summary, written from its parts with one part in memory at a time."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pipelines.labelling.parts import photos, read_parts
 
 LABELS, FAILED, SUMMARY = "labels.json", "failures.parquet", "summary.json"
 Writer = Callable[[Store, JobManifest, str], None]
-FORMATS: dict[str, tuple[str, Writer]] = {  # beside labels.json: where each goes, and what writes it
+FORMATS: dict[str, tuple[str, Writer]] = {  # format -> its file or folder, and its writer
     "coco_polygons": ("labels_polygons.json", partial(write_coco, outlines=True)),
     "parquet": ("labels.parquet", write_parquet),
     "yolo": ("yolo", write_yolo),
@@ -32,7 +32,7 @@ FORMATS: dict[str, tuple[str, Writer]] = {  # beside labels.json: where each goe
 
 
 def write_outputs(out: Store, manifest: JobManifest, formats: Sequence[str] = ()) -> dict[str, Any]:
-    """labels.json, failures.parquet, the `formats` and, last, summary.json. Returns the summary."""
+    """Write labels.json, failures.parquet, the `formats` and, last, summary.json. Returns the summary."""
     failed = _write_failures(out, manifest)
     write_coco(out, manifest, LABELS)
     for name in formats:
@@ -64,14 +64,14 @@ def _write_failures(out: Store, manifest: JobManifest) -> int:
 
 
 def _counts(out: Store, manifest: JobManifest) -> dict[str, Any]:
-    """Photos with and without a mask; of several classes also the photos with a mask of each."""
+    """Summary fields: photos with and without a mask, with several classes by class, and labels by status."""
     each = dict.fromkeys(manifest.classes, 0)
     statuses: Counter[str] = Counter()
     some = none = 0
     columns = ["image_id", "file_name", "height", "width", "class_name", "area", "error"]
     for photo in photos(out, manifest, [*columns, *(["status"] if manifest.calibrator else [])]):
         statuses.update(row["status"] for row in photo.rows if manifest.calibrator)
-        found = [row["class_name"] for _, row in photo.found]
+        found = [row["class_name"] for _, row in photo.masks]
         some, none = some + bool(found), none + (not found)
         for name in found:
             each[name] += 1
@@ -80,10 +80,10 @@ def _counts(out: Store, manifest: JobManifest) -> dict[str, Any]:
 
 
 def summary_line(summary: dict[str, Any]) -> str:
-    """A job's summary as a person reads it."""
+    """A job's summary in one line for people."""
     what = repr(summary["class_name"]) if "class_name" in summary else f"{len(summary['class_names'])} classes"
-    decided = sum(summary.get("decisions", {}).values())
-    sure = f"{summary['status'].get('review', 0)} masks to review" if summary.get("calibrator") else "uncalibrated"
-    return (f"{summary['images']} photos: {summary['with_object']} got a mask of {what}, "
-            f"{summary['without_object']} none, {summary['failed']} cannot be read; {sure}"
-            + (f"; people decided on {decided}" if decided else ""))
+    decisions = sum(summary.get("decisions", {}).values())
+    trust = f"{summary['status'].get('review', 0)} masks to review" if summary.get("calibrator") else "uncalibrated"
+    return (f"{summary['images']} photos: {summary['with_object']} with a mask of {what}, "
+            f"{summary['without_object']} without, {summary['failed']} could not be read; {trust}"
+            + (f"; {decisions} decisions by people" if decisions else ""))

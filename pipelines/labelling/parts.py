@@ -1,4 +1,4 @@
-"""Output parts: one Parquet file a chunk, named by it. The listing of parts is the ledger of what is done."""
+"""Output parts: one Parquet file for each chunk. The list of these files says which chunks are done."""
 
 from __future__ import annotations
 
@@ -17,34 +17,34 @@ from pipelines.labelling.images import ImageList
 from pipelines.labelling.manifest import JobManifest
 
 FOLDER = "parts"
-PARTS = pa.schema([  # one row a photo and class, photo by photo; a photo that cannot be read has one row
+PARTS = pa.schema([  # one row for each photo and class, photo by photo; one row for an unreadable photo
     ("image_id", pa.int64()),
     ("file_name", pa.string()),
-    ("height", pa.int32()),  # of the upright photo; null where it cannot be read
+    ("height", pa.int32()),  # of the upright photo; null for an unreadable photo
     ("width", pa.int32()),
     ("class_name", pa.string()),
     ("rle", pa.string()),  # COCO's compressed counts
     ("bbox", pa.list_(pa.float64())),  # x, y, width, height (nulls of a fixed length do not survive Parquet)
     ("area", pa.int64()),  # 0: the object is not in the photo
     ("score", pa.float64()),
-    ("stage", pa.string()),  # where it failed; null for a label
+    ("stage", pa.string()),  # the stage that failed; null for a label
     ("error", pa.string()),
 ])
-CALIBRATED = pa.schema([  # and in jobs of a bundle with a calibrator
+CALIBRATED = pa.schema([  # the parts of jobs with a calibrated bundle
     *PARTS,
-    ("presence", pa.float64()),  # probability that the class is there; null where the supports are of a far domain
-    ("quality", pa.float64()),  # and that the mask is good
-    ("status", pa.string()),  # accepted, review, empty, uncalibrated (see `serving.presence`)
+    ("presence", pa.float64()),  # probability that the class is in the photo; null for a far domain
+    ("quality", pa.float64()),  # probability that the class is there and the mask good; null for a far domain
+    ("status", pa.string()),  # accepted, review, empty, uncalibrated (see `inference.presence`)
 ])
 
 
 def schema_of(manifest: JobManifest) -> pa.Schema:
-    """Of the job's parts."""
+    """The schema of the job's parts."""
     return CALIBRATED if manifest.calibrator else PARTS
 
 
 def part_name(chunk: int) -> str:
-    """Where a chunk's part is, below the job's output."""
+    """The path of a chunk's part, relative to the job's folder."""
     return f"{FOLDER}/chunk-{chunk:06d}.parquet"
 
 
@@ -55,16 +55,16 @@ def finished_chunks(out: Store) -> set[int]:
 
 def write_part(out: Store, chunk: int, images: ImageList, rows: range, manifest: JobManifest,
                results: Sequence[Labels | PhotoFailure]) -> None:
-    """Write a chunk's part. `results` has one entry a photo."""
+    """Write the part of a chunk. `results` has one entry for each photo of `rows`."""
     written = [{"image_id": row + 1, "file_name": images.names[row], **columns}
                for row, result in zip(rows, results, strict=True) for columns in result_columns(result, manifest)]
     out.write_table(part_name(chunk), pa.Table.from_pylist(written, schema=schema_of(manifest)))
 
 
 def result_columns(result: Labels | PhotoFailure, manifest: JobManifest) -> Iterator[dict[str, object]]:
-    """What a part says of a photo: a row a class, or one of a failure."""
+    """The rows of a photo in a part, without its id and name: one for each class, or one for a failure."""
     names = manifest.classes
-    if isinstance(result, PhotoFailure):  # of no class, unless there is but one
+    if isinstance(result, PhotoFailure):  # the class is null, unless the job has one class
         yield {"class_name": names[0] if len(names) == 1 else None, "stage": result.stage, "error": result.reason}
         return
     for name, label in zip(names, result, strict=True):
@@ -79,20 +79,23 @@ def read_parts(out: Store, chunks: int, columns: list[str] | None = None) -> Ite
         yield out.read_table(part_name(chunk), columns).to_pylist()
 
 
-def decided_parts(out: Store, manifest: JobManifest, columns: list[str] | None = None) -> Iterator[list[dict[str,
-                                                                                                             Any]]]:
-    """The same with people's decisions in it; where there are some, with all columns."""
-    decided, resolve = read_decisions(out), manifest.overlaps == "resolve"
-    for rows in read_parts(out, manifest.chunks, None if decided else columns):
-        if decided:
+def decided_parts(out: Store, manifest: JobManifest,
+                  columns: list[str] | None = None) -> Iterator[list[dict[str, Any]]]:
+    """The rows of every part with people's decisions applied, one part at a time, in order.
+
+    Where there are decisions, the rows have all columns.
+    """
+    decisions, resolve = read_decisions(out), manifest.overlaps == "resolve"
+    for rows in read_parts(out, manifest.chunks, None if decisions else columns):
+        if decisions:
             rows = [row for _, own in groupby(rows, key=itemgetter("image_id"))
-                    for row in apply_decisions(list(own), decided, resolve=resolve)]
+                    for row in apply_decisions(list(own), decisions, resolve=resolve)]
         yield rows
 
 
 @dataclass(frozen=True)
 class PhotoRows:
-    """A readable photo and its rows, one a class, in the order of the classes."""
+    """A readable photo and its rows, one for each class, in the order of the classes."""
 
     image_id: int
     file_name: str
@@ -101,15 +104,15 @@ class PhotoRows:
     rows: list[dict[str, Any]]
 
     @property
-    def found(self) -> list[tuple[int, dict[str, Any]]]:
-        """(number of the class from 0, row) of the masks that are not empty."""
+    def masks(self) -> list[tuple[int, dict[str, Any]]]:
+        """(number of the class from 0, row) for each mask that is not empty."""
         return [(number, row) for number, row in enumerate(self.rows) if row["area"]]
 
 
 def photos(out: Store, manifest: JobManifest, columns: list[str] | None = None) -> Iterator[PhotoRows]:
-    """Every photo that could be read, with what people decided, one part in memory at a time.
+    """Every readable photo with people's decisions applied. One part is in memory at a time.
 
-    `columns` (default: all) hold at least image_id, file_name, height, width and error.
+    `columns` (default: all) contain at least image_id, file_name, height, width and error.
     """
     for part in decided_parts(out, manifest, columns):
         for image_id, rows in groupby((r for r in part if r["error"] is None), key=itemgetter("image_id")):

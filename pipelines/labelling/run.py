@@ -1,4 +1,4 @@
-"""`fss label` from end to end: claim the folder, find an engine, label what is left, write the outputs."""
+"""`fss label` from end to end: claim the folder, choose an engine, label the remaining chunks, write the outputs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from pipelines.labelling.actors import run_with_actors
 from pipelines.labelling.engines import Engine, local_engine, service_engine
 from pipelines.labelling.images import ImageList, check_out, list_images
 from pipelines.labelling.job import LabellingJob
-from pipelines.labelling.manifest import JobManifest, claim, describe_classes, describe_images
+from pipelines.labelling.manifest import JobManifest, claim_folder, describe_classes, describe_images
 from pipelines.labelling.outputs import SUMMARY, write_outputs
 from pipelines.serving.client import Client, find_service
 from pipelines.serving.spec import model_spec
@@ -34,10 +34,12 @@ from pipelines.serving.spec import model_spec
 
 @dataclass(frozen=True, kw_only=True)
 class LabelRequest:
-    """What a person asked for.
+    """The options of `fss label`.
 
-    `bundle` and `service` may be empty: then the workspace's champion, or the shipped one, and the workspace's service.
-    `engine`: through a deployment, the service's or the job's own, or by a pool of actors.
+    bundle   empty: the workspace's champion, or the shipped bundle if there is none
+    service  empty: the workspace's running service, if it fits
+    engine   serve: the deployment of the service or of the job itself; actors: a pool of actors
+    limit    only the first photos; 0: all
     """
 
     recipe: Recipe
@@ -51,7 +53,7 @@ class LabelRequest:
 
     @property
     def bundle_url(self) -> str:
-        """Where the bundle is. Raises `FssError` for a shipped one that is not there."""
+        """The URL of the bundle. Raises `FssError` for a shipped bundle that does not exist."""
         return bundle_url(self.bundle) if self.bundle else champion_url(Workspace(self.recipe.out))
 
 
@@ -64,27 +66,27 @@ def run_label_job(request: LabelRequest) -> dict[str, Any]:
     images = list_images(request.images, request.limit, outs=[request.out])
     config, out = request.recipe.label, Store(request.out)
     manifest = describe_job(request.recipe, about, images, classes, request.limit)
-    again = claim(out, manifest)
+    again = claim_folder(out, manifest)
     job = LabellingJob(out, images, manifest)
-    left = job.left()
+    left = job.chunks_left()
     if again and not left and out.exists(SUMMARY):
         say("everything is labelled already")
         summary: dict[str, Any] = out.read_json(SUMMARY)
         if set(config.formats) <= set(summary.get("formats", {})):
             return {**summary, "labelled_now": 0}
-    now = run_left(job, left, classes, service, health, request)
+    now = label_chunks(job, left, classes, service, health, request)
     return {**write_outputs(out, manifest, config.formats), "labelled_now": now}
 
 
 def describe_job(recipe: Recipe, about: dict[str, Any], images: ImageList, classes: Sequence[SupportSet],
                  limit: int = 0) -> JobManifest:
-    """The job's manifest; `about` says of the bundle what `about_bundle` does. Raises `FssError` for odd settings."""
+    """The job's manifest. `about` is its bundle's `about_bundle`. Raises `FssError` for settings that do not fit."""
     config = recipe.label
     check_overlaps(config.overlaps, len(classes))
     check_marks(about["method"], classes)
     return JobManifest(
         **describe_images(images), **describe_classes(classes), overlaps=config.overlaps, pairs=config.pairs,
-        **_trust(config, about["calibrator"]), bundle_id=about["bundle_id"], method=about["method"],
+        **_calibration_fields(config, about["calibrator"]), bundle_id=about["bundle_id"], method=about["method"],
         preset=about["preset"], chunk=config.chunk, batch=config.batch, threshold=config.threshold, limit=limit,
         max_pixels=recipe.data.max_pixels, max_bytes=recipe.data.max_bytes, code_version=package_version(),
     )
@@ -98,9 +100,12 @@ def check_marks(method: str, classes: Sequence[SupportSet]) -> None:
             reads.check_kind(mark_kind(support.mark), f"class {one.class_name!r}: supports[{number}]")
 
 
-def run_left(job: LabellingJob, left: list[int], classes: Sequence[SupportSet], service: str,
-             health: dict[str, Any] | None, request: LabelRequest) -> int:
-    """Label the chunks `left` through the service, or a deployment of the job's own. Returns how many photos."""
+def label_chunks(job: LabellingJob, left: list[int], classes: Sequence[SupportSet], service: str,
+                 health: dict[str, Any] | None, request: LabelRequest) -> int:
+    """Label the chunks `left` with the engine of the request. Returns their number of photos.
+
+    `health` is that of the service; without a service the job starts its own deployment.
+    """
     if not left:
         return 0
     if service and health:
@@ -124,44 +129,47 @@ def run_left(job: LabellingJob, left: list[int], classes: Sequence[SupportSet], 
 
 
 def check_bundle(manifest: JobManifest, about: dict[str, Any], *, mend: str) -> None:
-    """Raises `FssError` if the job's labels are of another bundle or calibrator than `about` says."""
+    """Raises `FssError` if the job's labels were made with another bundle or calibrator than that of `about`."""
     for key in ("bundle_id", "calibrator"):
         if about[key] != getattr(manifest, key):
-            raise FssError(f"the labels are of {key} {getattr(manifest, key)!r}, this one is {about[key]!r}", mend=mend)
+            raise FssError(f"the labels were made with {key} {getattr(manifest, key)!r}, not {about[key]!r}", mend=mend)
 
 
-def _trust(config: LabelConfig, calibrator: str) -> dict[str, Any]:
-    """The manifest's fields about how sure labels are. Raises `FssError` for settings that nobody would read."""
-    given = {k: getattr(config, k) for k in ("prevalence", "empty_below", "review_below")}
-    changed = [k for k, v in given.items() if v != LabelConfig.model_fields[k].default]
+def _calibration_fields(config: LabelConfig, calibrator: str) -> dict[str, Any]:
+    """The manifest's fields for a calibrator. Raises `FssError` for settings that have no effect without one."""
+    settings = {k: getattr(config, k) for k in ("prevalence", "empty_below", "review_below")}
+    changed = [k for k, v in settings.items() if v != LabelConfig.model_fields[k].default]
     if calibrator:
-        return {"calibrator": calibrator, **given}
+        return {"calibrator": calibrator, **settings}
     if changed:
-        raise FssError(f"label.{changed[0]} is for bundles with a calibrator; this one has none",
-                       mend="fit one with `fss calibrate`")
-    say("uncalibrated: the bundle has no calibrator, so no label says how sure it is (`fss calibrate` fits one)")
+        raise FssError(f"label.{changed[0]} has no effect: the bundle has no calibrator",
+                       mend="fit one with `fss calibrate`, or leave the setting out")
+    say("labels are uncalibrated: the bundle has no calibrator (`fss calibrate` fits one)")
     return {}
 
 
 def choose_service(request: LabelRequest) -> tuple[str, dict[str, Any] | None]:
-    """The service to use and its health. One named by --service has to fit; a workspace's own is used if it does."""
+    """The URL and health of the service to use, or "" and None for a deployment of the job's own.
+
+    Raises `FssError` if the service of --service does not fit; the workspace's own service is used if it fits.
+    """
     batch = request.recipe.label.batch
     if request.engine == "actors":
         if request.service:
-            raise FssError("--engine actors uses no service", mend="leave --service or --engine out")
+            raise FssError("--engine actors does not use a service", mend="leave --service or --engine out")
         return "", None
     if request.service:
         health = _reach(request.service)
         about = about_bundle(read_bundle_info(request.bundle_url)) if request.bundle else health
         if health["bundle_id"] != about["bundle_id"]:
-            raise FssError(f"serves bundle {health['bundle_id']}, not {about['bundle_id']}", where=request.service,
-                           mend="leave --service or --bundle out")
+            raise FssError(f"the service has bundle {health['bundle_id']}, not {about['bundle_id']}",
+                           where=request.service, mend="leave --service or --bundle out")
         if health["calibrator"] != about["calibrator"]:
-            raise FssError("serves the bundle with another calibrator", where=request.service,
+            raise FssError("the service has another calibrator of the bundle", where=request.service,
                            mend="start the service again")
         if health["batch"] != batch:
-            raise FssError(f"works in batches of {health['batch']}, the job of {batch}", where=request.service,
-                           mend=f"--set label.batch={health['batch']}")
+            raise FssError(f"the service's batch is {health['batch']}, but the job's is {batch}", where=request.service,
+                           mend=f"use --set label.batch={health['batch']}")
         return request.service, health
     found = find_service(Workspace(request.recipe.out).service)
     if found is None:
@@ -170,7 +178,7 @@ def choose_service(request: LabelRequest) -> tuple[str, dict[str, Any] | None]:
     info = read_bundle_info(request.bundle_url)
     same = (health["bundle_id"], health.get("calibrator", "")) == (info.bundle_id, info.calibrator)
     if not same or health["batch"] != batch:
-        say(f"the service at {url} runs another bundle or batch size; starting a deployment of this job's own")
+        say(f"the service at {url} has another bundle or batch size; this job starts its own deployment")
         return "", None
     return url, health
 

@@ -1,4 +1,4 @@
-"""The page of `fss support check`: what the supports are worth, time and cost, and a contact sheet of predictions."""
+"""The page of `fss support check`: the quality of the supports, time and cost, and a contact sheet of predictions."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ from pipelines.labelling.images import ImageList, PhotoReader
 from pipelines.pages.pictures import SUPPORT, photo_url, picture
 from pipelines.pages.template import page_template
 
-SHOWN = 32
+SHOWN = 32  # photos of the contact sheet
 COLOURS = ((249, 115, 22), (59, 130, 246), (16, 185, 129), (217, 70, 239), (234, 179, 8), (239, 68, 68))
-SIDE = 240
+SIDE = 240  # pixels of a picture's longer side
 
 
 @dataclass(frozen=True, kw_only=True)
-class Price:
-    """What labelling `images` photos would take here: measured photos/s, hours, and cost at `per_hour` (0: unknown)."""
+class CostEstimate:
+    """The estimated time and cost of labelling `images` photos on this machine, at `per_hour` (0: unknown)."""
 
     images: int
     images_per_s: float
     hours: float
     per_hour: float
     cost: float
-    prevalence: dict[str, float]  # class -> share of the photos that show it, estimated; empty if uncalibrated
+    prevalence: dict[str, float]  # class -> estimated share of the photos that show it; empty if uncalibrated
 
 
-def measure_and_show(labeler: Labeler, images: ImageList, wanted: MaskRequest, *, count: int, per_hour: float,
-                     batch: int, names: Sequence[str]) -> tuple[Price | None, list[dict[str, str]]]:
-    """Label `SHOWN` photos spread over the folder: the price of `count` photos, and the pictures of the sheet.
+def measure_and_show(labeler: Labeler, images: ImageList, request: MaskRequest, *, count: int, per_hour: float,
+                     batch: int, names: Sequence[str]) -> tuple[CostEstimate | None, list[dict[str, str]]]:
+    """Label `SHOWN` photos spread over the folder. Returns the cost of `count` photos, and the pictures of the sheet.
 
-    The first batch is labelled twice and only the second time counts. No price where no photo can be read.
+    The first batch is labelled twice, and only the second time is measured. There is no cost if no photo is readable.
     """
     rows = sorted({int(i) for i in np.linspace(0, len(images) - 1, min(SHOWN, len(images)))})
     reader = PhotoReader(images, max_bytes=labeler.limits.max_bytes, threads=4)
@@ -55,25 +55,26 @@ def measure_and_show(labeler: Labeler, images: ImageList, wanted: MaskRequest, *
     if not photos:
         return None, []
     contents = [d for _, d in photos]
-    labeler.label_classes(contents[:batch], wanted, batch)
+    labeler.label_classes(contents[:batch], request, batch)
     began = time.perf_counter()
-    results = labeler.label_classes(contents, wanted, batch)
+    results = labeler.label_classes(contents, request, batch)
     rate = len(photos) / (time.perf_counter() - began)
     hours = count / rate / 3600
-    price = Price(images=count, images_per_s=rate, hours=hours, per_hour=per_hour, cost=hours * per_hour,
-                  prevalence=_prevalence([r for r in results if not isinstance(r, PhotoFailure)], wanted, names))
+    cost = CostEstimate(images=count, images_per_s=rate, hours=hours, per_hour=per_hour, cost=hours * per_hour,
+                        prevalence=_prevalence([r for r in results if not isinstance(r, PhotoFailure)], request,
+                                               names))
     shown = [_shown(name, d, result, names) for (name, d), result in zip(photos, results, strict=True)]
-    return price, [one for one in shown if one]
+    return cost, [one for one in shown if one]
 
 
-def _prevalence(results: Sequence[Labels], wanted: MaskRequest, names: Sequence[str]) -> dict[str, float]:
-    """From what the calibrator said of the photos that were shown."""
-    given, found = torch.tensor(wanted.prevalence).logit(), {}
+def _prevalence(results: Sequence[Labels], request: MaskRequest, names: Sequence[str]) -> dict[str, float]:
+    """Class -> share of the photos that show it, estimated from the calibrator's probabilities for these photos."""
+    prior, found = torch.tensor(request.prevalence).logit(), {}
     for number, name in enumerate(names):
-        told = [labels[number].presence for labels in results]
-        chances = torch.tensor([t for t in told if t is not None])
+        presences = [labels[number].presence for labels in results]
+        chances = torch.tensor([p for p in presences if p is not None])
         if len(chances):
-            found[name] = estimate_prevalence(chances.clamp(1e-6, 1 - 1e-6).logit() - given)
+            found[name] = estimate_prevalence(chances.clamp(1e-6, 1 - 1e-6).logit() - prior)
     return found
 
 
@@ -85,26 +86,26 @@ def _shown(name: str, data: bytes, result: Labels | PhotoFailure, names: Sequenc
         image: Any = decode_image(data, exif=True)
     except BadImage as error:
         return {"caption": f"{short}: {error.reason}", "url": ""}
-    told = []
+    captions = []
     for number, label in enumerate(result):
         sure = f" {label.presence:.2f} {label.status}" if label.presence is not None else f" {label.score:.2f}"
         if label.area:
             mask = rle.decode(label.counts.encode(), label.height, label.width).astype(bool)
             image = np.asarray(picture(image, mask, COLOURS[number % len(COLOURS)], side=SIDE))
         if label.area or len(result) == 1:
-            told.append(f"{names[number]}{sure}")
-    return {"caption": f"{short}: {', '.join(told) or 'nothing'}", "url": photo_url(image, side=SIDE)}
+            captions.append(f"{names[number]}{sure}")
+    return {"caption": f"{short}: {', '.join(captions) or 'nothing'}", "url": photo_url(image, side=SIDE)}
 
 
-def write_page(labeler: Labeler, classes: Sequence[SupportSet], worth: Sequence[SupportReport], price: Price | None,
-               shown: list[dict[str, str]]) -> bytes:
-    """The page as bytes; it loads nothing."""
+def render_sheet(labeler: Labeler, classes: Sequence[SupportSet], reports: Sequence[SupportReport],
+                 cost: CostEstimate | None, shown: list[dict[str, str]]) -> bytes:
+    """The HTML page; it loads nothing from elsewhere."""
     template = page_template("pipelines.labelling", "support_sheet.html")
     pictures = [[_support_url(s.image, s.mark) for s in one.supports] for one in classes]
     info = labeler.info
     calibrator = labeler.judge.calibrator.about if labeler.judge else None
     return template.render(
-        classes=list(zip(worth, pictures, strict=True)), price=asdict(price) if price else None,
+        classes=list(zip(reports, pictures, strict=True)), price=asdict(cost) if cost else None,
         shown=shown, info=info, calibrator=calibrator).encode()
 
 
@@ -114,16 +115,16 @@ def _support_url(data: bytes, mark: dict[str, Any]) -> str:
     return photo_url(decode_support(data), mask, SUPPORT, side=SIDE)
 
 
-def lines(worth: SupportReport) -> list[str]:
-    """What a person reads on the screen about one class."""
-    if worth.miou is None:
-        return [f"{worth.class_name}: {worth.shots} supports; two with masks are needed to say anything"]
-    span = f" ({worth.interval[0] * 100:.0f} to {worth.interval[1] * 100:.0f})" if worth.interval else ""
-    found = [f"{worth.class_name}: leave-one-out mIoU {worth.miou * 100:.1f}{span} with {worth.shots} supports"]
-    found += [f"  support {i + 1} hurts: without it the others reach {-worth.influence[i] * 100:.1f} more"
-              for i in worth.hurting]
-    found += [f"  support {i + 1} is unlike the others (IoU {worth.scores[i] * 100:.0f}): is its mask right?"
-              for i in worth.odd if i not in worth.hurting]
-    if worth.one_more is not None:
-        found.append(f"  one support more would bring about {worth.one_more * 100:+.1f} by the trend")
+def report_lines(report: SupportReport) -> list[str]:
+    """The lines that the command prints about one class."""
+    if report.miou is None:
+        return [f"{report.class_name}: {report.shots} supports; a score needs two supports, one of them with a mask"]
+    span = f" ({report.interval[0] * 100:.0f} to {report.interval[1] * 100:.0f})" if report.interval else ""
+    found = [f"{report.class_name}: leave-one-out mIoU {report.miou * 100:.1f}{span} with {report.shots} supports"]
+    found += [f"  support {i + 1} hurts: without it the IoU of the others is {-report.influence[i] * 100:.1f} higher"
+              for i in report.hurting]
+    found += [f"  support {i + 1} is unlike the others (IoU {report.scores[i] * 100:.0f}): check its mask"
+              for i in report.odd if i not in report.hurting]
+    if report.one_more is not None:
+        found.append(f"  one more support would change the mIoU by about {report.one_more * 100:+.1f}, by the trend")
     return found

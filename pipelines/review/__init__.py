@@ -1,1 +1,1 @@
-"""A person looks at a labelling job: what is doubtful, what they say of it, labelling again with what they gave."""
+"""Review of a labelling job: doubtful labels, people's decisions, and labelling again with their corrections."""

@@ -1,4 +1,4 @@
-"""A labelling job's folder as a reviewer opens it: finished, or as far as it has come."""
+"""A labelling job's folder, opened for review. The job may be unfinished."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from pipelines.data.decode import decode_image
 from pipelines.inference.marks import check_mark
 from pipelines.labelling.decisions import (
     DECISIONS,
-    Decided,
     Decision,
+    Decisions,
     add_decisions,
     last_decisions,
     parse_decision,
@@ -28,34 +28,34 @@ from pipelines.labelling.decisions import (
 from pipelines.labelling.manifest import MANIFEST, JobManifest
 from pipelines.labelling.parts import finished_chunks, part_name
 
-Row = dict[str, Any]  # of a part
+Row = dict[str, Any]  # a row of a part
 
 
 @dataclass(frozen=True)
 class ReviewedJob:
-    """The folder and its manifest."""
+    """The folder of a labelling job and its manifest."""
 
     out: Store
     manifest: JobManifest
 
     @cached_property
     def chunks(self) -> list[int]:
-        """Those that were labelled when this was first asked."""
+        """The chunks that were labelled when this property was first read, sorted."""
         return sorted(finished_chunks(self.out))
 
-    def need_all(self) -> None:
+    def check_complete(self) -> None:
         """Raises `FssError` while parts are missing."""
         if len(self.chunks) < self.manifest.chunks:
-            raise FssError(f"{len(self.chunks)} of {self.manifest.chunks} parts are labelled", where=self.out.url,
+            raise FssError(f"only {len(self.chunks)} of {self.manifest.chunks} parts are labelled", where=self.out.url,
                            mend="run `fss label` again to finish the job")
 
     def rows(self, columns: list[str] | None = None) -> Iterator[list[Row]]:
-        """The labels of every part that is there, as the model gave them, a part at a time."""
+        """The labels of each finished part without decisions, one part at a time. Unreadable photos are left out."""
         for chunk in self.chunks:
             yield [r for r in self.out.read_table(part_name(chunk), columns).to_pylist() if r["error"] is None]
 
     def rows_of(self, image_id: int) -> list[Row]:
-        """One photo's rows. Raises `FssError` for an id that the job has not, or not yet, or where it failed."""
+        """One photo's rows. Raises `FssError` for an unknown id, and for a photo that is not labelled or unreadable."""
         chunk = (image_id - 1) // self.manifest.chunk
         if not 1 <= image_id <= self.manifest.images_count or not self.out.exists(part_name(chunk)):
             raise FssError(f"photo {image_id} is not labelled", where=self.out.url)
@@ -65,21 +65,21 @@ class ReviewedJob:
         return rows
 
     def photo(self, file_name: str) -> bytes:
-        """Its bytes."""
+        """The bytes of a photo."""
         return Store(self.manifest.images_url).read_bytes(file_name)
 
     def pixels(self, file_name: str) -> np.ndarray:
-        """[H, W, 3] uint8, upright. Raises `BadImage`."""
+        """The upright photo as [H, W, 3] uint8. Raises `BadImage`."""
         return decode_image(self.photo(file_name), max_pixels=self.manifest.max_pixels,
                             max_bytes=self.manifest.max_bytes, exif=True, where=file_name)
 
     @property
-    def decided(self) -> Decided:
-        """What people said so far."""
+    def decisions(self) -> Decisions:
+        """The decisions in force, read from storage."""
         return read_decisions(self.out)
 
     def decide(self, decisions: list[Decision]) -> None:
-        """Check them against the labels and keep them: all, or none where one is wrong. Raises `FssError`."""
+        """Check decisions against the labels and save them. Raises `FssError`, and saves none, if one is wrong."""
         add_decisions(self.out, [self._checked(d, f"decision {i + 1}") for i, d in enumerate(decisions)])
 
     def _checked(self, decision: Decision, where: str) -> Decision:
@@ -87,12 +87,12 @@ class ReviewedJob:
         row = rows.get(decision.class_name)
         if row is None:
             raise FssError(f"the job has no class {decision.class_name[:80]!r}", where=where,
-                           mend=f"its classes: {self.manifest.title}")
+                           mend=f"its classes are {self.manifest.title}")
         if row["file_name"] != decision.image:
             raise FssError(f"photo {decision.image_id} is {row['file_name']!r}, not {decision.image[:80]!r}",
-                           where=where, mend="was the decision made for another job?")
+                           where=where, mend="check that the decision is for this job")
         if (decision.mask is not None) != (decision.decision == "correct"):
-            raise FssError("a correction needs a mask, and nothing else has one", where=where)
+            raise FssError("`correct` needs a mask, and other decisions must not have one", where=where)
         if decision.mask is None:
             return decision
         mark = check_mark({"mask": decision.mask}, row["height"], row["width"], where)
@@ -100,20 +100,20 @@ class ReviewedJob:
 
 
 def open_job(url: str) -> ReviewedJob:
-    """Raises `FssError` if there is no labelling job."""
+    """The labelling job at `url`. Raises `FssError` if there is none."""
     out = Store(url)
     if not out.exists(MANIFEST):
         raise FssError("holds no labelling job", where=out.url, mend="give the --out of `fss label`")
     try:
         return ReviewedJob(out, JobManifest.model_validate(out.read_json(MANIFEST)))
     except ValidationError as error:
-        raise FssError("is not this version's manifest", where=out.path(MANIFEST)) from error
+        raise FssError("the manifest is not of this version", where=out.path(MANIFEST)) from error
 
 
 def import_decisions(job: ReviewedJob, url: str) -> int:
-    """Take over a file of decisions that the gallery saved, but for those that a later word is known about.
+    """Add the decisions of a file that the gallery saved, except those that are older than the job's own.
 
-    Returns how many.
+    Returns how many were added.
     """
     folder, _, name = Store(url).url.rpartition("/")
     source = Store(folder or "/")
@@ -122,19 +122,19 @@ def import_decisions(job: ReviewedJob, url: str) -> int:
     last = last_decisions(job.out)
     new = [d for d in found if d.key not in last or not _older(d, last[d.key])]
     if len(new) < len(found):
-        say(f"{len(found) - len(new)} left out: somebody decided later")
+        say(f"{len(found) - len(new)} decisions are left out, because there are later ones about the same labels")
     job.decide(new)
     return len(new)
 
 
 def _older(one: Decision, other: Decision) -> bool:
-    """Whether both have a time and that of `one` is the earlier."""
+    """Whether both decisions have a time and that of `one` is earlier."""
     first, second = _moment(one.time), _moment(other.time)
     return first is not None and second is not None and first < second
 
 
 def _moment(time: str) -> datetime | None:
-    """UTC where no zone is said; None for what is no time."""
+    """The time as a datetime, in UTC if it has no zone; None for an invalid time."""
     try:
         found = datetime.fromisoformat(time)
     except ValueError:
@@ -142,22 +142,23 @@ def _moment(time: str) -> datetime | None:
     return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
-def decide_by_name(job: ReviewedJob, given: dict[str, tuple[str, dict[str, Any] | None]], class_name: str) -> int:
-    """Decide on photos by their names: name -> (word, mask). `class_name` may be empty where the job has one class.
+def decide_by_name(job: ReviewedJob, verdicts: dict[str, tuple[str, dict[str, Any] | None]], class_name: str) -> int:
+    """Save decisions about photos by name: name -> (verdict, mask). Returns how many.
 
-    Raises `FssError` for names that are not labelled, and where the class is not said.
+    `class_name` may be empty if the job has one class. Raises `FssError` for an unlabelled name or a missing class.
     """
     classes = job.manifest.classes
     if not class_name and len(classes) > 1:
-        raise FssError(f"the job has {len(classes)} classes", mend="say which with --class")
+        raise FssError(f"the job has {len(classes)} classes", mend="choose one with --class")
     ids: dict[str, int] = {}
     for rows in job.rows(["image_id", "file_name", "error"]):
-        ids.update((r["file_name"], r["image_id"]) for r in rows if r["file_name"] in given)
-        if len(ids) == len(given):
+        ids.update((r["file_name"], r["image_id"]) for r in rows if r["file_name"] in verdicts)
+        if len(ids) == len(verdicts):
             break
-    missing = sorted(given.keys() - ids.keys())
+    missing = sorted(verdicts.keys() - ids.keys())
     if missing:
         raise FssError(f"photo {missing[0]!r} has no label", where=job.out.url, mend="names are relative to --images")
     job.decide([Decision.model_validate({"image_id": ids[name], "image": name, "class_name": class_name or classes[0],
-                                         "decision": word, "mask": mask}) for name, (word, mask) in given.items()])
-    return len(given)
+                                         "decision": verdict, "mask": mask})
+                for name, (verdict, mask) in verdicts.items()])
+    return len(verdicts)

@@ -1,7 +1,7 @@
-"""The gallery of a labelling job: its labels by doubt, the worst first, in pages of bounded size that load nothing.
+"""The gallery of a labelling job: pages with its labels, the most doubtful first.
 
-A page holds its pictures itself. Accept and reject with keys or buttons; the decisions are kept in the browser until
-they are saved as a file for `fss review decide --from`.
+A page has a bounded size, contains its pictures and loads nothing. People accept and reject with keys or buttons; the
+browser stores the decisions until they are saved as a file for `fss review decide --from`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from fss_models.errors import BadImage, FssError
 from pipelines.base.storage import Store
 from pipelines.data import rle
-from pipelines.labelling.decisions import Decided, apply_decisions, count_decisions
+from pipelines.labelling.decisions import Decisions, apply_decisions, count_decisions
 from pipelines.pages.pictures import photo_url
 from pipelines.pages.template import page_template
 from pipelines.review.doubt import MOST, DoubtOrder, order_by_doubt, rows_at, sureness
@@ -25,47 +25,47 @@ READERS = 4
 
 
 def write_review(job: ReviewedJob, out: str, *, most: int = MOST, undecided: bool = False) -> tuple[str, int]:
-    """Write the pages below `out`. Returns the first one's place and how many there are.
+    """Write the pages below `out`. Returns the path or URL of the first page, and the number of pages.
 
-    Raises `FssError` where nothing is labelled yet, or, with `undecided`, everything is decided.
+    Raises `FssError` if nothing is labelled yet, or, with `undecided`, if there are decisions about all labels.
     """
-    decided = job.decided
-    order = order_by_doubt(job, most=most, decided=decided if undecided else None)
+    decisions = job.decisions
+    order = order_by_doubt(job, most=most, exclude=decisions if undecided else None)
     if not len(order):
-        raise FssError("has no label to review", where=job.out.url,
-                       mend="every label is decided on" if undecided and job.chunks else "nothing is labelled yet")
+        raise FssError("there is no label to review", where=job.out.url,
+                       mend="every label has a decision" if undecided and job.chunks else "nothing is labelled yet")
     store, pages = Store(out), -(-len(order) // PAGE)
     template = page_template("pipelines.review", "review.html")
     with ThreadPoolExecutor(READERS, thread_name_prefix="review") as pool:
         for page in range(pages):
             rows = rows_at(job, order, range(page * PAGE, min((page + 1) * PAGE, len(order))))
-            cards = list(pool.map(lambda row: _card(job, row, decided), rows))
-            store.write_bytes(page_name(page), template.render(**_about(job, order, decided), cards=cards, page=page,
+            cards = list(pool.map(lambda row: _card(job, row, decisions), rows))
+            store.write_bytes(page_name(page), template.render(**_about(job, order, decisions), cards=cards, page=page,
                                                                pages=pages, name=page_name).encode())
     return store.path(page_name(0)), pages
 
 
 def page_name(page: int) -> str:
-    """The file of a page, counted from 0."""
+    """The file name of a page, counted from 0."""
     return f"review-{page + 1:04d}.html"
 
 
-def _about(job: ReviewedJob, order: DoubtOrder, decided: Decided) -> dict[str, Any]:
+def _about(job: ReviewedJob, order: DoubtOrder, decisions: Decisions) -> dict[str, Any]:
     manifest = job.manifest
     script = files("pipelines.review").joinpath("review.js").read_text(encoding="utf-8")
     return {"script": script,
             "title": manifest.title, "manifest": manifest, "shown": len(order), "total": order.total,
-            "counts": count_decisions(decided), "photos": manifest.images_count,
+            "counts": count_decisions(decisions), "photos": manifest.images_count,
             "done": sum(len(manifest.rows(c)) for c in job.chunks),
-            "job": f"{manifest.images_hash}-{'-'.join(manifest.wanted.support_ids)[:80]}-{manifest.redoes}"}
+            "job": f"{manifest.images_hash}-{'-'.join(manifest.mask_request.support_ids)[:80]}-{manifest.redoes}"}
 
 
-def _card(job: ReviewedJob, row: Row, decided: Decided) -> dict[str, Any]:
-    decision = decided.get((row["image_id"], row["class_name"]))
+def _card(job: ReviewedJob, row: Row, decisions: Decisions) -> dict[str, Any]:
+    decision = decisions.get((row["image_id"], row["class_name"]))
     return {"id": row["image_id"], "image": row["file_name"], "class_name": row["class_name"],
             "sure": sureness(row), "calibrated": row.get("quality") is not None, "empty": not row["area"],
             "decision": decision.decision if decision else "",
-            **_picture(job, apply_decisions([row], decided, resolve=False)[0] if decision and decision.mask else row)}
+            **_picture(job, apply_decisions([row], decisions, resolve=False)[0] if decision and decision.mask else row)}
 
 
 def _picture(job: ReviewedJob, row: Row) -> dict[str, str]:

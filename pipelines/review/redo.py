@@ -1,8 +1,8 @@
-"""Labelling again what a job was unsure of, with people's corrections as further supports.
+"""Labelling the doubtful labels of a job again, with people's corrections as further supports.
 
-The new folder is a whole labelling job of its own: its parts have the old labels, but for doubtful ones that nobody
-decided on, which the new support sets give. `origin.json` names the old job; what people had decided when it began is
-kept beside it, so that a job that is killed goes on as it began, whatever they decide on the old one meanwhile.
+The new folder is a complete labelling job: its parts have the labels of the old job, except doubtful labels without a
+decision, which are made with the new support sets. `origin.json` names the old job, and a copy of its decisions lies
+beside it, so that a killed job continues from the same decisions even if there are new ones meanwhile.
 """
 
 from __future__ import annotations
@@ -22,59 +22,62 @@ from pipelines.bundles.bundle import about_bundle, read_bundle_info
 from pipelines.config.recipe import Recipe
 from pipelines.inference.masks import PhotoFailure
 from pipelines.inference.supports import Support, SupportSet, UnknownSupportError, load_support_set
-from pipelines.labelling.decisions import DECISIONS, Decided, decisions_hash, read_decisions
+from pipelines.labelling.decisions import DECISIONS, Decisions, decisions_hash, read_decisions
 from pipelines.labelling.engines import Engine
 from pipelines.labelling.images import PhotoReader, list_images
 from pipelines.labelling.job import LabellingJob, label_rows
-from pipelines.labelling.manifest import JobManifest, claim, describe_classes
+from pipelines.labelling.manifest import JobManifest, claim_folder, describe_classes
 from pipelines.labelling.outputs import write_outputs
 from pipelines.labelling.parts import part_name, result_columns, schema_of
-from pipelines.labelling.run import LabelRequest, check_bundle, choose_service, run_left
+from pipelines.labelling.run import LabelRequest, check_bundle, choose_service, label_chunks
 from pipelines.review.doubt import sureness
 from pipelines.review.job import ReviewedJob, Row, open_job
 
 ORIGIN, SNAPSHOT = "origin.json", "origin_decisions.jsonl"
-MAX_ADDED = 20  # corrections of a class that become supports, those first that the model was least sure of
+MAX_ADDED = 20  # corrections of a class that become supports, the most doubtful labels first
 
 
 @dataclass(frozen=True)
 class RedoJob(LabellingJob):
-    """A claimed folder that goes on from `old`; labels below `below` that are not `decided` are made anew."""
+    """A job that labels again, of the job `old`, the labels less sure than `below` that are not in `decisions`."""
 
     old: ReviewedJob
-    decided: Decided
+    decisions: Decisions
     below: float
 
     def label_chunk(self, chunk: int, engine: Engine, reader: PhotoReader) -> tuple[int, int]:
-        """See `LabellingJob`."""
+        """Write a chunk's part from the old part and new labels. Returns its photos, and those that were unreadable."""
         rows = self.manifest.rows(chunk)
         before = self.old.out.read_table(part_name(chunk))
         listed = before.to_pylist()
-        again = rows_to_redo(listed, self.decided, self.below, whole=self.manifest.overlaps == "resolve")
+        again = rows_to_redo(listed, self.decisions, self.below, whole=self.manifest.overlaps == "resolve")
         if again:
-            listed = self._again(listed, sorted({image_id - 1 for image_id, _ in again}), again, engine, reader)
+            listed = self._relabel(listed, sorted({image_id - 1 for image_id, _ in again}), again, engine, reader)
             before = pa.Table.from_pylist(listed, schema=schema_of(self.manifest))
         self.out.write_table(part_name(chunk), before)
         return len(rows), len({r["image_id"] for r in listed if r["error"] is not None})
 
-    def _again(self, listed: list[Row], photos: list[int], again: set[tuple[int, str]], engine: Engine,
-               reader: PhotoReader) -> list[Row]:
-        """The rows with those in `again` made anew. A photo that cannot be read any more keeps its labels."""
+    def _relabel(self, listed: list[Row], photos: list[int], again: set[tuple[int, str]], engine: Engine,
+                 reader: PhotoReader) -> list[Row]:
+        """The rows with new labels for those in `again`. A photo that has become unreadable keeps its labels."""
         results = label_rows(photos, engine, reader, self.manifest)
         fresh: dict[tuple[int, str], dict[str, object]] = {}
         for row, result in zip(photos, results, strict=True):
             if isinstance(result, PhotoFailure):
-                say(f"{self.images.names[row]} keeps its labels: {result.reason}")
+                say(f"{self.images.names[row]} keeps its labels, because it cannot be read: {result.reason}")
                 continue
             fresh.update({(row + 1, str(c["class_name"])): c for c in result_columns(result, self.manifest)})
-        made = {key: columns for key, columns in fresh.items() if key in again}
-        return [{**r, **made.get((r["image_id"], r["class_name"]), {})} for r in listed]
+        new = {key: columns for key, columns in fresh.items() if key in again}
+        return [{**r, **new.get((r["image_id"], r["class_name"]), {})} for r in listed]
 
 
-def rows_to_redo(rows: list[Row], decided: Decided, below: float, *, whole: bool) -> set[tuple[int, str]]:
-    """(photo, class) of the labels that are made anew; with `whole` all of a photo that nobody decided on."""
+def rows_to_redo(rows: list[Row], decisions: Decisions, below: float, *, whole: bool) -> set[tuple[int, str]]:
+    """(photo, class) of the labels to make again: those less sure than `below` and without a decision.
+
+    With `whole` also the other labels of these photos, except those with a decision.
+    """
     good = [r for r in rows if r["error"] is None]
-    free = {(r["image_id"], r["class_name"]) for r in good} - decided.keys()
+    free = {(r["image_id"], r["class_name"]) for r in good} - decisions.keys()
     bad = {key for r in good if (key := (r["image_id"], r["class_name"])) in free and sureness(r) < below}
     photos = {image_id for image_id, _ in bad}
     return {key for key in free if key[0] in photos} if whole else bad
@@ -82,7 +85,7 @@ def rows_to_redo(rows: list[Row], decided: Decided, below: float, *, whole: bool
 
 @dataclass(frozen=True, kw_only=True)
 class RedoRequest:
-    """What a person asked for; `below` None takes the old job's bound of review."""
+    """The options of `fss review again`. With `below` None the bound is the old job's `review_below`."""
 
     recipe: Recipe
     job: str
@@ -93,49 +96,50 @@ class RedoRequest:
 
 
 def run_redo(request: RedoRequest) -> dict[str, Any]:
-    """Label again what is doubtful. Returns the summary of the new job. Raises `FssError` for a person's mistakes."""
+    """Label doubtful labels again. Returns the summary of the new job. Raises `FssError` for a person's mistakes."""
     old, out = open_job(request.job), Store(request.out)
-    old.need_all()
+    old.check_complete()
     config = request.recipe.label.model_copy(update={"batch": old.manifest.batch})
-    asked = LabelRequest(recipe=request.recipe.model_copy(update={"label": config}), images=old.manifest.images_url,
-                         supports="", out=out.url, bundle=request.bundle, service=request.service)
+    options = LabelRequest(recipe=request.recipe.model_copy(update={"label": config}), images=old.manifest.images_url,
+                           supports="", out=out.url, bundle=request.bundle, service=request.service)
     chosen = None
     if not out.exists(ORIGIN):
-        chosen = choose_same(asked, old.manifest)
-        begin(old, out, old.manifest.review_below if request.below is None else request.below)
+        chosen = choose_service_of(old.manifest, options)
+        begin_redo(old, out, old.manifest.review_below if request.below is None else request.below)
     origin = out.read_json(ORIGIN)
-    _same(request, old, out, origin)
-    job, classes = resume(out, Workspace(request.recipe.out).supports)
-    left = job.left()
+    _check_origin(request, old, out, origin)
+    job, classes = resume_redo(out, Workspace(request.recipe.out).supports)
+    left = job.chunks_left()
     if left:
-        run_left(job, left, classes, *(chosen or choose_same(asked, job.manifest)), asked)
+        label_chunks(job, left, classes, *(chosen or choose_service_of(job.manifest, options)), options)
     return {**write_outputs(out, job.manifest, config.formats), "parts_now": len(left),
             "again": origin["labels"], "origin": old.out.url}
 
 
-def choose_same(asked: LabelRequest, manifest: JobManifest) -> tuple[str, dict[str, Any] | None]:
-    """The service to use and its health, as `choose_service`. Raises `FssError` for another bundle than the job's."""
-    service, health = choose_service(asked)
-    about = health if health and not asked.bundle else about_bundle(read_bundle_info(asked.bundle_url))
-    check_bundle(manifest, about, mend="name the job's bundle with --bundle, the workspace whose champion it is with "
-                 "--workspace, or label all with `fss label`")
+def choose_service_of(manifest: JobManifest, options: LabelRequest) -> tuple[str, dict[str, Any] | None]:
+    """As `choose_service`, for the bundle of an earlier job. Raises `FssError` for another bundle."""
+    service, health = choose_service(options)
+    about = health if health and not options.bundle else about_bundle(read_bundle_info(options.bundle_url))
+    check_bundle(manifest, about, mend="give the job's bundle with --bundle, or the workspace whose champion it is "
+                 "with --workspace, or label all photos with `fss label`")
     return service, health
 
 
-def begin(old: ReviewedJob, out: Store, below: float) -> None:
-    """Write what decides the new job. Raises `FssError`, and writes nothing, where there is nothing to do."""
+def begin_redo(old: ReviewedJob, out: Store, below: float) -> None:
+    """Write origin.json and the decisions. Raises `FssError`, and writes nothing, if no label is to be made again."""
     if out.list("parts") or out.url == old.out.url:
         raise FssError("holds another labelling job", where=out.url, mend="choose another --out")
-    decided = old.decided
-    if not any(d.decision == "correct" for d in decided.values()):
-        raise FssError("nobody has corrected a mask: the same supports would give the same labels", where=old.out.url,
-                       mend="correct some with `fss review decide` or in the console")
+    decisions = old.decisions
+    if not any(d.decision == "correct" for d in decisions.values()):
+        raise FssError("no mask has been corrected, so the labels would be the same again", where=old.out.url,
+                       mend="correct masks with `fss review decide` or in the console")
     counted: Counter[str] = Counter()
     for rows in old.rows():
-        keys = rows_to_redo(rows, decided, below, whole=old.manifest.overlaps == "resolve")
+        keys = rows_to_redo(rows, decisions, below, whole=old.manifest.overlaps == "resolve")
         counted.update(labels=len(keys), photos=len({image_id for image_id, _ in keys}))
     if not counted["labels"]:
-        raise FssError(f"no undecided label is below {below:g}", where=old.out.url, mend="give a higher --below")
+        raise FssError(f"no label without a decision is less sure than {below:g}", where=old.out.url,
+                       mend="give a higher --below")
     data = old.out.read_bytes(DECISIONS)
     out.write_bytes(SNAPSHOT, data)
     out.write_bytes(DECISIONS, data)
@@ -144,44 +148,47 @@ def begin(old: ReviewedJob, out: Store, below: float) -> None:
                             "supports": old.manifest.supports})
 
 
-def _same(request: RedoRequest, old: ReviewedJob, out: Store, origin: dict[str, Any]) -> None:
-    """Raises `FssError` if the folder goes on from another job or with another bound."""
+def _check_origin(request: RedoRequest, old: ReviewedJob, out: Store, origin: dict[str, Any]) -> None:
+    """Raises `FssError` if the folder has labels of another job again, or with another bound."""
     if origin["supports"] != old.manifest.supports or request.below not in (None, origin["below"]):
-        raise FssError(f"goes on from {origin['job']} below {origin['below']:g}", where=out.url,
-                       mend="choose another --out, or give the same arguments again")
+        raise FssError(f"holds the labels of {origin['job']} below {origin['below']:g}", where=out.url,
+                       mend="choose another --out, or use the same arguments as before")
 
 
-def resume(out: Store, supports_url: str) -> tuple[RedoJob, list[SupportSet]]:
-    """The job that `begin` wrote down in the folder, and its support sets."""
+def resume_redo(out: Store, supports_url: str) -> tuple[RedoJob, list[SupportSet]]:
+    """The job that `begin_redo` wrote into the folder, and its support sets."""
     origin = out.read_json(ORIGIN)
-    return prepare(open_job(origin["job"]), out, origin["below"], read_decisions(out, SNAPSHOT), supports_url)
+    return prepare_redo(open_job(origin["job"]), out, origin["below"], read_decisions(out, SNAPSHOT), supports_url)
 
 
-def prepare(old: ReviewedJob, out: Store, below: float, decided: Decided, supports_url: str) -> tuple[RedoJob,
-                                                                                                      list[SupportSet]]:
-    """Claim the folder. Returns the job and its support sets. Raises `FssError` if photos or supports have gone."""
+def prepare_redo(old: ReviewedJob, out: Store, below: float, decisions: Decisions,
+                 supports_url: str) -> tuple[RedoJob, list[SupportSet]]:
+    """Claim the folder. Returns the job and its support sets.
+
+    Raises `FssError` if photos have changed or a support set is missing.
+    """
     images = list_images(old.manifest.images_url, old.manifest.limit, outs=[old.out.url, out.url])
     if images.hash != old.manifest.images_hash:
         raise FssError("photos were added, removed or changed since they were labelled", where=images.url,
                        mend="label them with `fss label` to a new --out")
-    classes = grown_supports(old, decided, supports_url)
+    classes = extend_supports(old, decisions, supports_url)
     manifest = JobManifest.model_validate({
         **old.manifest.content(), **describe_classes(classes), "images_url": images.url,
         "redoes": hashlib.sha256(out.read_bytes(ORIGIN)).hexdigest()[:16]})
-    claim(out, manifest)
-    return RedoJob(out, images, manifest, old, decided, below), classes
+    claim_folder(out, manifest)
+    return RedoJob(out, images, manifest, old, decisions, below), classes
 
 
-def grown_supports(old: ReviewedJob, decided: Decided, supports_url: str) -> list[SupportSet]:
-    """The job's support sets with the corrected masks of each class added. Raises `FssError` for one that has gone."""
-    fixed = [d for d in decided.values() if d.decision == "correct"]
-    given = {d.key: next(r for r in old.rows_of(d.image_id) if r["class_name"] == d.class_name) for d in fixed}
-    fixed.sort(key=lambda d: (sureness(given[d.key]), d.image_id))
+def extend_supports(old: ReviewedJob, decisions: Decisions, supports_url: str) -> list[SupportSet]:
+    """The job's support sets, each with its class's corrected masks added. Raises `FssError` for a missing set."""
+    fixed = [d for d in decisions.values() if d.decision == "correct"]
+    rows = {d.key: next(r for r in old.rows_of(d.image_id) if r["class_name"] == d.class_name) for d in fixed}
+    fixed.sort(key=lambda d: (sureness(rows[d.key]), d.image_id))
     sets = []
-    for support_id, name in zip(old.manifest.wanted.support_ids, old.manifest.classes, strict=True):
+    for support_id, name in zip(old.manifest.mask_request.support_ids, old.manifest.classes, strict=True):
         own = [d for d in fixed if d.class_name == name]
         if len(own) > MAX_ADDED:
-            say(f"{name}: {len(own)} corrections; the {MAX_ADDED} that the model was least sure of become supports")
+            say(f"{name}: of {len(own)} corrections the {MAX_ADDED} most doubtful labels become supports")
         known = _find(support_id, [join(old.out.url, "supports"), supports_url])
         more = tuple(Support(old.photo(d.image), {"mask": d.mask}) for d in own[:MAX_ADDED])
         new = [s for s in more if s.sha256 not in {k.sha256 for k in known.supports}]
@@ -196,4 +203,4 @@ def _find(support_id: str, roots: list[str]) -> SupportSet:
         except UnknownSupportError:
             continue
     raise FssError(f"support set {support_id} is neither in {roots[0]} nor in {roots[1]}",
-                   mend="name the workspace it was given to with --workspace")
+                   mend="give the workspace that has it with --workspace")

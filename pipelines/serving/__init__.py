@@ -1,1 +1,1 @@
-"""The labeler and the service around it; its web page is in `console`."""
+"""The HTTP service around the labeler: Ray Serve deployments, API and client. The web page is in `console`."""

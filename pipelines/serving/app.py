@@ -1,6 +1,6 @@
 """The HTTP service: a small ingress that checks requests, in front of two deployments of the same model class.
 
-What runs is composed in `pipelines.console.service`, which adds the web page and its part of the API.
+`pipelines.console.service` composes the service that runs: it adds the web page and the console's part of the API.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pipelines.serving.spec import ServiceSpec
 
 
 class Service:
-    """The ingress. It holds no model and no pixels for long."""
+    """The ingress: it checks requests and passes them to the deployments. It has no model."""
 
     def __init__(self, spec: ServiceSpec, people: Any, jobs: Any) -> None:
         self.spec, self.people, self.jobs = spec, people, jobs
@@ -34,15 +34,15 @@ class Service:
         self.about = describe(spec.bundle, spec)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        """Serve calls this on the replica."""
+        """The application of this replica; Ray Serve calls this there."""
         return build_api(self)
 
     def routes(self) -> list[Route]:
-        """Verb, path and handler of what the service does for clients; a token may be asked for."""
+        """(verb, path, handler) of the requests that may need a token."""
         return [("POST", "/v1/supports", self.supports), ("POST", "/v1/segment", self.segment)]
 
     def pages(self) -> dict[str, Handler]:
-        """Path and handler of what anybody may read."""
+        """Path -> handler of the pages that need no token."""
         return {"/docs": self._docs, "/openapi.json": self._openapi, "/v1/health": self.health}
 
     def document(self) -> dict[str, Any]:
@@ -56,31 +56,31 @@ class Service:
         return JSONResponse(await asyncio.to_thread(self.document))
 
     async def health(self, _: Request) -> Response:
-        """What is running."""
+        """`GET /v1/health`: the model that is running, for how long, and how many requests wait."""
         return JSONResponse({**self.about, "uptime_s": round(time.time() - self.started, 1), "waiting": self.waiting})
 
     async def supports(self, request: Request) -> Response:
-        """Check, memorise, store. A support set the method refuses is not stored."""
+        """`POST /v1/supports`: check and store a support set, unless the method refuses it."""
         body = await read_json(request, self.spec.max_request_bytes)
-        given = await asyncio.to_thread(support_set_from_request, body)
-        support_id = await self.people.add_support.remote(given)
-        await asyncio.to_thread(given.save, self.spec.model.supports_url)
-        return JSONResponse({"support_id": support_id, "class_name": given.class_name, "supports": len(given.supports)})
+        sent = await asyncio.to_thread(support_set_from_request, body)
+        support_id = await self.people.add_support.remote(sent)
+        await asyncio.to_thread(sent.save, self.spec.model.supports_url)
+        return JSONResponse({"support_id": support_id, "class_name": sent.class_name, "supports": len(sent.supports)})
 
     async def segment(self, request: Request) -> Response:
-        """A result or an error for every photo, in order."""
-        wanted: SegmentRequest = await asyncio.to_thread(
-            parse_segment, await read_json(request, self.spec.max_request_bytes))
-        call = self.jobs.chunk if wanted.bulk else self.people.segment
-        results = await call.remote(wanted.images, wanted.wanted)
-        ids = wanted.wanted.support_ids
-        about: dict[str, Any] = {"support_ids": list(ids)} if wanted.many else {"support_id": ids[0]}
+        """`POST /v1/segment`: a result or an error for every photo, in order."""
+        body = await read_json(request, self.spec.max_request_bytes)
+        sent: SegmentRequest = await asyncio.to_thread(parse_segment, body)
+        call = self.jobs.chunk if sent.bulk else self.people.segment
+        results = await call.remote(sent.images, sent.masks)
+        ids = sent.masks.support_ids
+        about: dict[str, Any] = {"support_ids": list(ids)} if sent.many else {"support_id": ids[0]}
         about["bundle_id"] = self.spec.bundle.bundle_id
-        return JSONResponse({**about, "results": [results_json(r, many=wanted.many) for r in results]})
+        return JSONResponse({**about, "results": [results_json(r, many=sent.many) for r in results]})
 
 
 def describe(info: BundleInfo, spec: ServiceSpec) -> dict[str, Any]:
-    """The part of `/v1/health` that does not change."""
+    """The fields of `/v1/health` that do not change while the service runs."""
     return {
         "status": "ok", "bundle_id": info.bundle_id, "method": info.method, "preset": info.preset,
         "untrained": info.untrained, "dataset": info.dataset, "classes": info.classes, "metrics": info.metrics,
@@ -91,8 +91,8 @@ def describe(info: BundleInfo, spec: ServiceSpec) -> dict[str, Any]:
 
 
 def build_api(service: Service) -> FastAPI:
-    """The routes; each is described in `openapi`."""
-    api = FastAPI(title="fss", docs_url=None, redoc_url=None, openapi_url=None)  # their pages need the internet
+    """The FastAPI application with the service's pages and routes; `openapi` describes each route."""
+    api = FastAPI(title="fss", docs_url=None, redoc_url=None, openapi_url=None)  # those need the internet
     for path, handler in service.pages().items():
         api.add_api_route(path, counted(service, path, handler), methods=["GET"], response_model=None)
     api.add_api_route("/metrics", counted(service, "/metrics", with_token(service, _metrics)), methods=["GET"],

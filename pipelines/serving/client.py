@@ -1,4 +1,4 @@
-"""Talking to a running service over HTTP."""
+"""A client of the HTTP service."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipelines.inference.supports import SupportSet
 
 
 class ServiceError(FssError):
-    """The service refused a request; `status` is the HTTP status."""
+    """The service answered a request with an error; `status` is the HTTP status."""
 
     def __init__(self, what: str, *, status: int, where: str = "") -> None:
         super().__init__(what, where=where)
@@ -25,7 +25,7 @@ class ServiceError(FssError):
 
 
 class Client:
-    """One service. The token, if it wants one, is in FSS_TOKEN."""
+    """A client of the service at `url`. It sends the token in FSS_TOKEN, if that is set."""
 
     def __init__(self, url: str, *, timeout_s: float = 600) -> None:
         self.url = url.rstrip("/")
@@ -34,34 +34,37 @@ class Client:
         self._http = httpx.Client(base_url=self.url, headers=headers, timeout=httpx.Timeout(timeout_s, connect=5))
 
     def health(self) -> dict[str, Any]:
-        """What is running. Raises `FssError` if nothing answers."""
-        return self._ask("GET", "/v1/health")
+        """The answer of `/v1/health`. Raises `FssError` for another answer, `httpx.HTTPError` if nothing answers."""
+        return self._request("GET", "/v1/health")
 
     def add_support(self, supports: SupportSet) -> str:
-        """Give the service a support set. Returns its id."""
-        return str(self._ask("POST", "/v1/supports", support_request(supports))["support_id"])
+        """Send a support set to the service. Returns its id."""
+        return str(self._request("POST", "/v1/supports", support_request(supports))["support_id"])
 
     def segment(self, images: list[bytes], support_id: str, threshold: float,
                 *, bulk: bool = False) -> list[Label | PhotoFailure]:
-        """One result a photo, in order."""
+        """One result for each photo, in order. Pixels above the probability `threshold` belong to the object."""
         found = self.segment_classes(images, MaskRequest(support_ids=(support_id,), threshold=threshold), bulk=bulk)
         return [f if isinstance(f, PhotoFailure) else f[0] for f in found]
 
-    def segment_classes(self, images: list[bytes], wanted: MaskRequest, *, bulk: bool = False,
+    def segment_classes(self, images: list[bytes], request: MaskRequest, *, bulk: bool = False,
                         bundle_id: str = "") -> list[Labels | PhotoFailure]:
-        """The masks of all classes that are wanted, photo by photo. Raises `FssError` for another bundle's."""
-        body = {**wanted.json(), "bulk": bulk, "images": [base64.b64encode(i).decode() for i in images]}
-        answer = self._ask("POST", "/v1/segment", body)
+        """For each photo the masks of all classes of `request`, in order.
+
+        Raises `FssError` if the masks are not of the bundle `bundle_id`, where that is given.
+        """
+        body = {**request.json(), "bulk": bulk, "images": [base64.b64encode(i).decode() for i in images]}
+        answer = self._request("POST", "/v1/segment", body)
         if bundle_id and (found := answer.get("bundle_id")) != bundle_id:
-            raise FssError(f"serves bundle {found} now, no longer {bundle_id}", where=self.url,
-                           mend="start the service with that bundle, or a new job with another --out")
+            raise FssError(f"the service has bundle {found} now, no longer {bundle_id}", where=self.url,
+                           mend="start the service with that bundle, or start a new job with another --out")
         return [_results(r) for r in answer["results"]]
 
     def close(self) -> None:
         """Close the connections."""
         self._http.close()
 
-    def _ask(self, verb: str, path: str, body: Any = None) -> dict[str, Any]:
+    def _request(self, verb: str, path: str, body: Any = None) -> dict[str, Any]:
         answer = self._http.request(verb, path, json=body)
         if answer.is_success:
             return self._object(answer)
@@ -73,7 +76,7 @@ class Client:
         except ValueError:
             found = None
         if not isinstance(found, dict):
-            raise FssError("answers, but not as `fss serve` does", where=self.url, mend="check the address")
+            raise FssError("the server there is not `fss serve`", where=self.url, mend="check the address")
         return found
 
 
@@ -81,7 +84,7 @@ def _reason(answer: httpx.Response) -> str:
     try:
         return str(answer.json()["error"])
     except (ValueError, KeyError, TypeError):
-        return f"answers {answer.status_code}: {answer.text[:200]}"
+        return f"the service answers {answer.status_code}: {answer.text[:200]}"
 
 
 def _results(row: dict[str, Any]) -> Labels | PhotoFailure:
@@ -98,7 +101,7 @@ def _label(row: dict[str, Any]) -> Label:
 
 
 def results_json(result: Labels | PhotoFailure, *, many: bool) -> dict[str, Any]:
-    """How a photo's result is written in an answer of the service; `many` where the request had `support_ids`."""
+    """The JSON of a photo's result in an answer of the service; `many` if the request had `support_ids`."""
     if isinstance(result, PhotoFailure):
         return {"error": result.reason, "stage": result.stage}
     found = [_label_json(label) for label in result]
@@ -107,12 +110,12 @@ def results_json(result: Labels | PhotoFailure, *, many: bool) -> dict[str, Any]
 
 def _label_json(label: Label) -> dict[str, Any]:
     rle = {"size": [label.height, label.width], "counts": label.counts}
-    told = {"presence": label.presence, "quality": label.quality, "status": label.status} if label.status else {}
-    return {"segmentation": rle, "score": label.score, "bbox": list(label.bbox), "area": label.area, **told}
+    trust = {"presence": label.presence, "quality": label.quality, "status": label.status} if label.status else {}
+    return {"segmentation": rle, "score": label.score, "bbox": list(label.bbox), "area": label.area, **trust}
 
 
 def find_service(place: str) -> tuple[str, dict[str, Any]] | None:
-    """The address in `place` (a workspace's serve.json) and its health, or None if nothing answers there."""
+    """The URL that `place`, a workspace's serve.json, records, and its health; None if no service answers there."""
     folder, _, name = place.rpartition("/")
     store = Store(folder)
     if not store.exists(name):

@@ -1,4 +1,4 @@
-"""`/docs`: the OpenAPI document as a page for people, made here: it has no script and loads nothing."""
+"""`/docs`: the OpenAPI document as a page for people. The page has no script and loads nothing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pipelines.pages.template import page_template
 
 
 def docs_html(document: dict[str, Any]) -> str:
-    """The page of an OpenAPI document."""
+    """The HTML page of an OpenAPI document."""
     template = page_template("pipelines.serving", "docs.html")
     calls = [{"verb": verb.upper(), "path": path, **call, "body": _body(call)}
              for path, verbs in document["paths"].items() for verb, call in verbs.items()]
@@ -23,5 +23,5 @@ def _body(call: dict[str, Any]) -> str:
 
 
 def _name(schema: dict[str, Any]) -> str:
-    """Of a schema that is named; empty for one that is not."""
+    """The name of the schema that `schema` refers to, "" for a schema without a name."""
     return str(schema.get("$ref", "")).rpartition("/")[2]

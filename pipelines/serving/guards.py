@@ -1,4 +1,4 @@
-"""What stands between a request and its handler: token, host name, back-pressure, metrics, and errors as one line."""
+"""The checks between a request and its handler: token, host name, back-pressure; metrics; errors in one line."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from pipelines.serving.requests import Handler, RefusedError, check_host_header,
 from pipelines.serving.server import LOOPBACK
 from pipelines.serving.spec import ServiceSpec
 
-MAX_WAITING = 32  # requests in the ingress at a time: each may hold max_request_bytes
+MAX_WAITING = 32  # requests in the ingress at a time; each may have max_request_bytes in memory
 
 
 class Guarded(Protocol):
-    """What the guards need of a service."""
+    """The attributes of a service that the guards use."""
 
     spec: ServiceSpec
     waiting: int
@@ -30,7 +30,7 @@ class Guarded(Protocol):
 
 
 def html_answer(page: str, *, scripts: bool) -> Response:
-    """A page with its style, and perhaps scripts, inside: it loads nothing from anywhere."""
+    """A page that contains its style and, with `scripts`, its scripts. The browser loads nothing else for it."""
     policy = "default-src 'none'; style-src 'unsafe-inline'; img-src 'self' blob: data:; "
     policy += "script-src 'unsafe-inline'; connect-src 'self'; " if scripts else ""
     return HTMLResponse(page, headers={
@@ -39,7 +39,7 @@ def html_answer(page: str, *, scripts: bool) -> Response:
 
 
 def counted(service: Guarded, path: str, handler: Handler) -> Handler:
-    """One line of JSON for everything that goes wrong, and a place in the metrics."""
+    """A handler that counts each answer in the metrics and turns every error into one line of JSON."""
 
     async def counted_call(request: Request) -> Response:
         began = time.monotonic()
@@ -47,14 +47,14 @@ def counted(service: Guarded, path: str, handler: Handler) -> Handler:
             answer = await handler(request)
         except Exception as error:
             answer = _answer(getattr(error, "cause", None) or error)
-        service.metrics.answered(path, answer.status_code, time.monotonic() - began)
+        service.metrics.count_answer(path, answer.status_code, time.monotonic() - began)
         return answer
 
     return counted_call
 
 
 def with_token(service: Guarded, handler: Handler) -> Handler:
-    """A handler that wants the service's token, and the name of this machine where only its address guards it."""
+    """A handler that checks the token, and the host name where the service is for this machine only."""
     async def checked(request: Request) -> Response:
         check_token(request, service.spec.token)
         if _for_this_machine(service.spec):
@@ -65,29 +65,32 @@ def with_token(service: Guarded, handler: Handler) -> Handler:
 
 
 def _for_this_machine(spec: ServiceSpec) -> bool:
-    """Whether only its address keeps others out of the person's own files or of the model: no page may lead here."""
+    """Whether only its address protects the service, so that requests by another host name must be refused.
+
+    A web page from elsewhere could otherwise reach the user's files or the model through the browser.
+    """
     return spec.roots is None or (not spec.token and spec.recipe.serve.host in LOOPBACK)
 
 
 def bounded(service: Guarded, handler: Handler) -> Handler:
-    """Back-pressure: more requests than `MAX_WAITING` are refused."""
+    """A handler that refuses requests with 503 while `MAX_WAITING` are in the service (back-pressure)."""
 
     async def bounded_call(request: Request) -> Response:
         if service.waiting >= MAX_WAITING:
             raise RefusedError(503, "the queue is full", mend="try again in a moment")
         service.waiting += 1
-        service.metrics.waiting(service.waiting)
+        service.metrics.set_waiting(service.waiting)
         try:
             return await handler(request)
         finally:
             service.waiting -= 1
-            service.metrics.waiting(service.waiting)
+            service.metrics.set_waiting(service.waiting)
 
     return bounded_call
 
 
 def _answer(error: BaseException) -> Response:
-    """The status and the line of an error; anything unforeseen is logged by Serve and shown without detail."""
+    """The status and the line for an error. An unforeseen error goes to Serve's log; the client sees no details."""
     if isinstance(error, RefusedError):
         return _line(error.status, str(error))
     if isinstance(error, UnknownSupportError):
@@ -100,20 +103,20 @@ def _answer(error: BaseException) -> Response:
     if isinstance(error, RecursionError):
         return _line(422, "the request is nested too deeply")
     if isinstance(error, BackPressureError | DeploymentUnavailableError | RayActorError):
-        return _line(503, "the queue is full or the model restarts (try again in a moment)")
+        return _line(503, "the queue is full or the model is restarting (try again in a moment)")
     serve_log().error("request failed", exc_info=error)
-    return _line(500, f"internal error ({type(error).__name__}); the service's log has more")
+    return _line(500, f"internal error ({type(error).__name__}); see the service's log")
 
 
 def serve_log() -> Any:
-    """The replica's log."""
+    """The logger of the replica."""
     import logging
 
     return logging.getLogger("ray.serve")
 
 
 async def http_error(request: Request, error: Exception) -> Response:
-    """The answer to what FastAPI itself refuses."""
+    """The answer to a request that FastAPI itself refuses, such as an unknown path."""
     status = getattr(error, "status_code", 500)
     return _line(status, {404: f"there is no {request.url.path[:80]!r}"}.get(status, str(getattr(error, "detail", ""))))
 

@@ -1,7 +1,8 @@
-"""What the service tells Prometheus, through Ray: each replica counts its own, Prometheus adds them up.
+"""The service's metrics for Prometheus, through Ray: each replica counts for itself, Prometheus adds up.
 
-A page of one ingress replica would show a part of the requests, another one at every scrape; Ray's exporters know the
-replicas apart. `/metrics` gathers what the exporters of all nodes say of the service (Ray renews it every few seconds).
+One ingress replica knows a part of the requests only, and each scrape may reach another replica. Ray's exporters keep
+the replicas apart: `/metrics` collects the service's metrics from the exporters of all nodes, which Ray updates every
+few seconds.
 """
 
 from __future__ import annotations
@@ -16,41 +17,41 @@ from pipelines.inference.masks import PhotoFailure
 
 SECONDS = [0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0]
 FAMILIES = ("ray_fss_", "ray_serve_")
-EXPORTER_S = 5  # how long an exporter may take
+EXPORTER_S = 5  # seconds that an exporter may take
 
 
 class ServiceMetrics:
-    """Of one ingress replica: `ray_fss_requests_total`, `ray_fss_request_seconds`, `ray_fss_requests_waiting`."""
+    """An ingress replica's `ray_fss_requests_total`, `ray_fss_request_seconds` and `ray_fss_requests_waiting`."""
 
     def __init__(self) -> None:
         from ray.util.metrics import Counter, Gauge, Histogram
 
         self._requests = Counter("fss_requests", "Requests answered.", tag_keys=("path", "status"))
-        self._seconds = Histogram("fss_request_seconds", "How long answers took.", boundaries=SECONDS,
+        self._seconds = Histogram("fss_request_seconds", "Time to answer a request, in seconds.", boundaries=SECONDS,
                                   tag_keys=("path",))
-        self._waiting = Gauge("fss_requests_waiting", "Requests in the service now.")
+        self._waiting = Gauge("fss_requests_waiting", "Requests that are in the service now.")
 
-    def answered(self, path: str, status: int, seconds: float) -> None:
-        """A request is over. `path` is a route, so that what people type makes no new series."""
+    def count_answer(self, path: str, status: int, seconds: float) -> None:
+        """Count an answer. `path` is a route, not the requested URL: every value makes a new time series."""
         self._requests.inc(tags={"path": path, "status": str(status)})
         self._seconds.observe(seconds, tags={"path": path})
 
-    def waiting(self, count: int) -> None:
-        """How many requests are in the service."""
+    def set_waiting(self, count: int) -> None:
+        """Set the number of requests that are in the service."""
         self._waiting.set(float(count))
 
 
 class PhotoMetrics:
-    """Of one replica of the model: `ray_fss_photos_total`, whose rate is the photos a second."""
+    """The metric of one model replica: `ray_fss_photos_total`, whose rate is the photos per second."""
 
     def __init__(self) -> None:
         from ray.util.metrics import Counter
 
-        self._photos = Counter("fss_photos", "Photos looked at; failed: they could not be read.",
+        self._photos = Counter("fss_photos", "Photos processed; failed: could not be read.",
                                tag_keys=("kind", "result"))
 
     def count(self, results: Sequence[Any], *, bulk: bool) -> None:
-        """What a request got."""
+        """Count the photos of one request: `bulk` for a job's, else a person's."""
         failed = sum(isinstance(r, PhotoFailure) for r in results)
         for result, count in (("label", len(results) - failed), ("failed", failed)):
             if count:
@@ -58,7 +59,7 @@ class PhotoMetrics:
 
 
 async def export_metrics() -> str:
-    """The service's metrics of all nodes, in Prometheus' text format; a node that does not answer is a comment."""
+    """The service's metrics from all nodes in Prometheus' text format, with a comment for a node without an answer."""
     import ray
 
     nodes = await asyncio.to_thread(ray.nodes)
@@ -77,7 +78,7 @@ async def _one(client: httpx.AsyncClient, place: str) -> str:
 
 
 def merge_metrics(texts: Iterable[str]) -> str:
-    """The lines about the service; those of one family together, its HELP and TYPE once, as the format wants it."""
+    """The service's lines of several exports, grouped by family with one HELP and TYPE each, as the format demands."""
     families: dict[str, list[str]] = {}
     notes: list[str] = []
     for text in texts:

@@ -1,4 +1,4 @@
-"""What the service takes and answers, as an OpenAPI document: `/openapi.json`. Tests hold it against the service."""
+"""The requests and answers of the service as an OpenAPI document: `/openapi.json`. Tests compare the two."""
 
 from __future__ import annotations
 
@@ -15,49 +15,49 @@ from pipelines.serving.schemas import SCHEMAS, ref
 
 Schema = dict[str, Any]
 ERRORS = {
-    400: "the body is no JSON",
+    400: "the body is not JSON",
     401: "the token is missing or wrong",
-    403: "the place, or the name this machine was called by, is not allowed",
-    404: "there is no such support set, job or path",
+    403: "the service may not read this place, or the Host header is not allowed",
+    404: "the support set, job or path does not exist",
     413: "the body is larger than max_request_bytes of /v1/health",
     415: "the body is not application/json",
-    422: "the request is understood but wrong; the line says what and how to mend it",
-    429: "enough jobs run already",
-    503: "the queue is full, or the model restarts: try again after Retry-After seconds",
+    422: "the request is well-formed but wrong; the line says what is wrong and how to correct it",
+    429: "too many jobs are running",
+    503: "the queue is full or the model is restarting: try again after Retry-After seconds",
 }
-READ = (401, 403, 503)  # what any guarded request may meet
+READ = (401, 403, 503)  # errors of every guarded request
 WRITE = (*READ, 400, 413, 415, 422)
 
 
 def openapi(paths: Mapping[str, Schema] | None = None, requests: Sequence[type[BaseModel]] = ()) -> Schema:
-    """The document. `paths` and `requests` are what a service adds to the routes that every one has."""
+    """The OpenAPI document. `paths` and `requests` (models of bodies) are added to those that every service has."""
     return {
         "openapi": "3.1.0",
         "info": {"title": "fss: few-shot segmentation", "version": version("fss"), "description": (
-            "Show an object in one photo or a few, get its masks in others. Photos travel as base64. Errors are "
-            'one line: {"error": "..."}.')},
+            "Mark an object in one or a few photos, and get its masks in other photos. Photos are sent as base64. "
+            'An error is one line: {"error": "..."}.')},
         "security": [{}, {"token": []}],
         "paths": {**_paths(), **(paths or {}), "/metrics": {
             "get": call("Metrics for Prometheus", None, kind="text/plain", errors=(401, 403))}},
         "components": {"securitySchemes": {"token": {"type": "http", "scheme": "bearer", "description": (
-            "FSS_TOKEN of the service; it asks for one where token of /v1/health is true.")}},
+            "The service's FSS_TOKEN. It is needed if token in /v1/health is true.")}},
             "schemas": {**SCHEMAS, **_requests(requests)}},
     }
 
 
 def _paths() -> dict[str, Schema]:
     return {
-        "/v1/health": {"get": call("What runs", ref("Health"))},
-        "/v1/supports": {"post": call("Give a support set; its id outlives the service", ref("SupportAnswer"),
+        "/v1/health": {"get": call("The model that is running", ref("Health"))},
+        "/v1/supports": {"post": call("Store a support set; its id outlives a restart", ref("SupportAnswer"),
                                       body="SupportRequest", errors=WRITE)},
-        "/v1/segment": {"post": call("Masks of photos, a result or an error each, in order", ref("SegmentAnswer"),
+        "/v1/segment": {"post": call("Masks of photos: a result or an error for each, in order", ref("SegmentAnswer"),
                                      body="SegmentRequest", errors=(*WRITE, 404))},
     }
 
 
 def call(summary: str, answer: Schema | None, parameters: list[Schema] | None = None, *, body: str = "",
          kind: str = "application/json", errors: tuple[int, ...] = ()) -> Schema:
-    """One operation: its answer (None: no JSON), parameters, the schema of its body by name, and its errors."""
+    """One operation: the schema of its answer (None: not JSON), parameters, schema name of its body, and errors."""
     found: Schema = {"summary": summary, "responses": {
         "200": {"description": "done", "content": {kind: {"schema": answer or {}}}},
         **{str(status): {"description": ERRORS[status], "content": {"application/json": {"schema": ref("Error")}}}
@@ -80,7 +80,7 @@ def _requests(models: Sequence[type[BaseModel]]) -> dict[str, Schema]:
 
 def _support_request() -> Schema:
     points = {"type": "array", "minItems": 1, "maxItems": MAX_POINTS, "items": ref("Point")}
-    labels = {"type": "array", "items": {"enum": [0, 1]}, "description": "1 on the object, 0 off it; default: all 1"}
+    labels = {"type": "array", "items": {"enum": [0, 1]}, "description": "1: on the object, 0: off it; default: all 1"}
     support = {"type": "object", "required": ["image"], "additionalProperties": False,
                "oneOf": [{"required": [kind]} for kind in ("mask", "box", "points", "scribble")],
                "properties": {
@@ -90,7 +90,7 @@ def _support_request() -> Schema:
                            "description": "[left, top, right, bottom] in pixels of the upright photo"},
                    "points": points, "scribble": points, "labels": labels}}
     return {"type": "object", "required": ["class_name", "supports"], "additionalProperties": False, "properties": {
-        "class_name": {"type": "string", "minLength": 1, "description": "the first 200 characters are kept"},
+        "class_name": {"type": "string", "minLength": 1, "description": "only the first 200 characters are used"},
         "supports": {"type": "array", "minItems": 1, "items": support}}}
 
 
@@ -104,9 +104,15 @@ def _segment_request() -> Schema:
                 "support_ids": {"type": "array", "minItems": 1, "maxItems": MAX_CLASSES, "uniqueItems": True,
                                 "items": {"type": "string", "minLength": 1}},
                 "images": {"type": "array", "minItems": 1, "maxItems": MAX_IMAGES, "items": ref("Photo")},
-                "threshold": {**inside, "default": 0.5, "description": "probability above which a pixel is the object"},
-                "overlaps": {"enum": ["keep", "resolve"], "default": "keep", "description": "of several classes"},
-                "pairs": {"type": "integer", "minimum": 0, "maximum": MAX_PAIRS, "default": 0},
-                "prevalence": {**inside, "default": PREVALENCE, "description": "share of photos that show a class"},
-                "empty_below": {**chance, "default": EMPTY_BELOW}, "review_below": {**chance, "default": REVIEW_BELOW},
-                "bulk": {"type": "boolean", "default": False, "description": "for jobs: replicas of their own"}}}
+                "threshold": {**inside, "default": 0.5, "description": (
+                    "pixels above this probability belong to the object")},
+                "overlaps": {"enum": ["keep", "resolve"], "default": "keep", "description": (
+                    "resolve: a pixel belongs to one class at most")},
+                "pairs": {"type": "integer", "minimum": 0, "maximum": MAX_PAIRS, "default": 0, "description": (
+                    "(class, photo) pairs in a call of the model; 0: one class a call")},
+                "prevalence": {**inside, "default": PREVALENCE, "description": "share of the photos that show a class"},
+                "empty_below": {**chance, "default": EMPTY_BELOW, "description": (
+                    "a class less probable than this gets an empty label")},
+                "review_below": {**chance, "default": REVIEW_BELOW, "description": (
+                    "a mask less probably good than this gets the status review")},
+                "bulk": {"type": "boolean", "default": False, "description": "true: use the replicas for jobs"}}}

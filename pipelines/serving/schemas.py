@@ -1,4 +1,4 @@
-"""JSON schemas of what the service answers, and of the small things that requests and answers share."""
+"""JSON schemas of the service's answers and of the parts that requests and answers share."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ Schema = dict[str, Any]
 
 
 def ref(name: str) -> Schema:
-    """A schema of the document by its name."""
+    """A reference to the schema `name` of the document."""
     return {"$ref": f"#/components/schemas/{name}"}
 
 
@@ -25,7 +25,7 @@ CHANCE: Schema = {"type": "number", "minimum": 0, "maximum": 1}
 MAYBE: Schema = {"anyOf": [CHANCE, {"type": "null"}]}
 
 SCHEMAS: dict[str, Schema] = {
-    "Error": _object({"error": {"type": "string", "description": "one line: what is wrong, and how to mend it"}}),
+    "Error": _object({"error": {"type": "string", "description": "one line: what is wrong, and how to correct it"}}),
     "Photo": {"type": "string", "description": "a photo file (JPEG, PNG, WebP, BMP, TIFF) as base64 or data URL"},
     "Point": {"type": "array", "minItems": 2, "maxItems": 2, "items": NUMBER,
               "description": "[x, y] in pixels of the upright photo"},
@@ -35,7 +35,7 @@ SCHEMAS: dict[str, Schema] = {
     "Health": _object({"status": TEXT, "bundle_id": TEXT, "method": TEXT, "preset": TEXT, "device": TEXT,
                        "max_request_bytes": WHOLE, "batch": WHOLE, "token": YES, "uptime_s": NUMBER, "waiting": WHOLE,
                        "roots": {"anyOf": [{"type": "array", "items": TEXT}, {"type": "null"}], "description": (
-                           "where photos of jobs may be; null: anywhere")}}, closed=False),
+                           "folders and buckets that jobs may read; null: all")}}, closed=False),
     "SupportAnswer": _object({"support_id": TEXT, "class_name": TEXT, "supports": WHOLE}),
     "Label": _object({
         "segmentation": _object({"size": {"type": "array", "items": WHOLE}, "counts": TEXT}),
@@ -52,14 +52,14 @@ SCHEMAS: dict[str, Schema] = {
         "job_id": TEXT, "state": {"enum": ["running", "done", "stopped", "failed", "interrupted"]}, "title": TEXT,
         "classes": {"type": "array", "items": TEXT}, "images": TEXT, "out": TEXT, "photos": WHOLE, "done": WHOLE,
         "failed": {**WHOLE, "description": "photos that could not be read"},
-        "rate": {"type": "number", "description": "photos a second"},
+        "rate": {"type": "number", "description": "photos per second"},
         "left_s": {"anyOf": [NUMBER, {"type": "null"}]}, "error": TEXT, "stopping": YES, "started": NUMBER,
-        "origin": {"type": "string", "description": "the job whose doubtful labels this one makes again"},
+        "origin": {"type": "string", "description": "the job whose doubtful labels this one redoes"},
         "command": {"type": "string", "description": "the same job from the command line"}}),
     "Jobs": _object({"jobs": {"type": "array", "items": ref("Job")}}),
     "LabelRow": _object({
         "image_id": WHOLE, "image": TEXT, "class_name": TEXT, "height": WHOLE, "width": WHOLE,
-        "sure": {"type": "number", "description": "probability that the label is right, or the score"},
+        "sure": {"type": "number", "description": "probability that the label is right, or the uncalibrated score"},
         "calibrated": YES, "empty": YES, "counts": TEXT, "decision": {"enum": ["", "accept", "reject", "correct"]}}),
     "LabelsPage": _object({
         "labels": {"type": "array", "items": ref("LabelRow")}, "page": WHOLE, "pages": WHOLE, "shown": WHOLE,

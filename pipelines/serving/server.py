@@ -1,4 +1,4 @@
-"""Starting Ray Serve: for a job's own deployment (no port), and as the HTTP service."""
+"""Starting and stopping Ray Serve, for a job's own deployment (without a port) and for the HTTP service."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def deploy(application: Any, *, name: str, http: tuple[str, int] | None = None) -> Any:
-    """Run an application and return its handle. Without `http` (host, port) no port is opened."""
+    """Run an application and return its handle. Without `http` (host, port) no port is opened.
+
+    Raises `FssError` if the model does not start.
+    """
     from ray import serve
     from ray.serve.schema import LoggingConfig
 
@@ -29,7 +32,8 @@ def deploy(application: Any, *, name: str, http: tuple[str, int] | None = None) 
     try:
         return serve.run(application, name=name, route_prefix="/" if http else None, logging_config=logs)
     except RuntimeError as error:
-        raise FssError(f"the model does not start: {_last_line(error)}", mend="FSS_RAY_LOGS=1 shows its log") from error
+        raise FssError(f"the model does not start: {_last_line(error)}",
+                       mend="set FSS_RAY_LOGS=1 to see its log") from error
 
 
 def _last_line(error: Exception) -> str:
@@ -40,12 +44,12 @@ def _last_line(error: Exception) -> str:
 
 
 def _hush() -> None:
-    """Serve tells the user's screen what it does; keep only what is wrong. Serve sets the level anew when it starts."""
+    """Show only Serve's errors on the screen. Serve resets the level when it starts, so call this again after that."""
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
 
 
 def free_port(host: str, port: int) -> int:
-    """`port`, or any free one where it is 0. Raises `FssError` if somebody listens there already."""
+    """`port`, or any free port for 0. Raises `FssError` if the port is taken."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -58,14 +62,14 @@ def free_port(host: str, port: int) -> int:
 
 
 def check_host(host: str, token: str) -> None:
-    """Raises `FssError` if others could reach the service and there is no token."""
+    """Raises `FssError` if other machines could reach the service and there is no token."""
     if host not in LOOPBACK and not token:
-        raise FssError(f"--host {host} lets others in, and there is no token",
+        raise FssError(f"with --host {host} other machines reach the service, but there is no token",
                        mend="set FSS_TOKEN to a long secret, or serve on 127.0.0.1")
 
 
 def shut_down(name: str) -> None:
-    """Stop Serve on a private cluster; on one named by RAY_ADDRESS only the application `name` goes."""
+    """Stop Serve on a private cluster; on the cluster of RAY_ADDRESS stop only the application `name`."""
     from ray import serve
 
     with suppress(Exception):

@@ -1,4 +1,4 @@
-"""What a deployment needs to know, as one value that travels to its replicas."""
+"""The settings of a deployment, as one value that is sent to its replicas."""
 
 from __future__ import annotations
 
@@ -13,37 +13,38 @@ from pipelines.config.recipe import Recipe
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """One model to serve: which bundle, where support sets are, how much at a time."""
+    """One model to serve: its bundle, where support sets are stored, batch and limits."""
 
     bundle_url: str
     supports_url: str
-    bundle_id: str = ""  # of the bundle that has to lie there; empty: whichever does
+    bundle_id: str = ""  # the bundle that has to be at bundle_url; empty: any
     device: str = "cpu"
     batch: int = 8
     wait_s: float = 0.02
     threads: int = 0
     replicas: int = 1
-    max_replicas: int = 0  # of those that people's requests go to; 0: as many as `replicas`
+    max_replicas: int = 0  # upper bound for autoscaling interactive replicas; 0 disables it
     max_pixels: int = 50_000_000
     max_bytes: int = 64_000_000
 
     @property
     def torch_threads(self) -> int:
-        """Threads of the model; 0 in the recipe means the machine's cores."""
+        """Torch threads of a replica: `threads`, or the number of CPU cores where that is 0."""
         return self.threads or os.cpu_count() or 1
 
     @property
     def actor_options(self) -> dict[str, Any]:
-        """Fractions, so that interactive and bulk replicas share a machine and a GPU."""
+        """A replica's resources: fractions, so that interactive and bulk replicas share a machine and a GPU."""
         return {"num_cpus": 0.5, **({"num_gpus": 0.5} if self.device != "cpu" else {})}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServiceSpec:
-    """The model and what clients may send it. `token` is a hash; empty lets everybody in (loopback only).
+    """The model of a service and what clients may do.
 
-    workspace, recipe  where jobs are kept that people start in the console, and their settings
-    roots  where these jobs' photos may be; None: wherever the service can read
+    token              hash of the token; empty: no token is needed (on loopback only)
+    workspace, recipe  where the console's jobs are stored, and their settings
+    roots              folders and buckets that these jobs may read; None: whatever the service can read
     """
 
     model: ModelSpec
@@ -57,7 +58,7 @@ class ServiceSpec:
 
 def model_spec(recipe: Recipe, *, bundle_url: str, bundle_id: str, supports_url: str, device: str,
                batch: int) -> ModelSpec:
-    """A recipe's serving section as a `ModelSpec`."""
+    """The `ModelSpec` for the `serve` and `data` sections of a recipe."""
     serve: ServeConfig = recipe.serve
     return ModelSpec(
         bundle_url=bundle_url, bundle_id=bundle_id, supports_url=supports_url, device=device, batch=batch,
@@ -67,5 +68,5 @@ def model_spec(recipe: Recipe, *, bundle_url: str, bundle_id: str, supports_url:
 
 
 def best_device(ray: Any) -> str:
-    """`cuda` where the cluster has a GPU, else `cpu`."""
+    """`cuda` if the cluster has a GPU, else `cpu`."""
     return "cuda" if ray.cluster_resources().get("GPU", 0) else "cpu"

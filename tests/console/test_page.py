@@ -23,13 +23,13 @@ ARROW, SPACE = "\ue014", " "
 
 
 def keys(page: Browser, text: str) -> None:
-    """Typed wherever the focus is."""
+    """Type keys into the focused element."""
     page.call("POST", "actions", actions=[{"type": "key", "id": "keys", "actions": [
         {"type": kind, "value": key} for key in text for kind in ("keyDown", "keyUp")]}])
 
 
 def severe(page: Browser) -> list[str]:
-    """What went wrong in the browser; refusals that a test provoked are no surprise."""
+    """The browser's errors, without the refusals that a test provoked."""
     found = [e["message"] for e in page.call("POST", "se/log", type="browser") if e["level"] == "SEVERE"]
     return [m for m in found if "status of 4" not in m]
 
@@ -89,13 +89,13 @@ def review(page: Browser, service: Running) -> None:
     """Accept, reject and correct by keys, then read the labels."""
     page.click(".job .main")
     page.wait("document.querySelectorAll('#cards canvas').length === 24")
-    sure = page.script("return looking.rows.map(r => r.sure)")
+    sure = page.script("return reviewed.rows.map(r => r.sure)")
     assert sure == sorted(sure)
-    names = page.script("return looking.rows.map(r => r.image)")
+    names = page.script("return reviewed.rows.map(r => r.image)")
     keys(page, "a")
-    page.wait("looking.rows[0].decision === 'accept'")
+    page.wait("reviewed.rows[0].decision === 'accept'")
     keys(page, "r")
-    page.wait("looking.rows[1].decision === 'reject'")
+    page.wait("reviewed.rows[1].decision === 'reject'")
     keys(page, "c")
     page.wait("document.getElementById('fix').open")
     shot(page, "6-correct")
@@ -105,7 +105,7 @@ def review(page: Browser, service: Running) -> None:
     page.drag("#stage", circle(truth))
     page.click("#fix-save")
     page.wait("!document.getElementById('fix').open")
-    page.wait("document.getElementById('review-about').textContent.includes('3 decided on')")
+    page.wait("document.getElementById('review-about').textContent.includes('3 decisions')")
     shot(page, "7-review")
     page.click("#review-download")
     page.wait("document.getElementById('job-message').textContent.includes('Saved as')")
@@ -118,7 +118,7 @@ def review(page: Browser, service: Running) -> None:
 
 
 def test_the_same_job_from_the_command_line(service: Running, tmp_path: Path) -> None:
-    """What the page shows as the command goes on with the very folder."""
+    """The command line that the page shows resumes the job in the same folder."""
     with browser(tmp_path / "profile") as page:
         page.call("POST", "url", url=service.url)
         command = page.wait("document.querySelector('.job code')?.textContent")

@@ -1,4 +1,4 @@
-"""What the console knows of jobs: which places are allowed, how many may run, when a task is gone. No cluster."""
+"""The console's records of jobs, without a cluster: allowed folders, running jobs, interrupted tasks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipelines.config.recipe import Recipe
 from pipelines.console.jobs import MAX_RUNNING, Jobs
 from pipelines.console.records import FOLDER, STALE_S, JobRecord, JobRecords, JobRequest, Progress, check_place
 from pipelines.console.task import ProgressWriter, _StoppedError
-from pipelines.labelling.manifest import JobManifest, claim
+from pipelines.labelling.manifest import JobManifest, claim_folder
 from pipelines.labelling.parts import part_name
 from pipelines.serving.requests import RefusedError
 from pipelines.serving.spec import ModelSpec, ServiceSpec
@@ -37,19 +37,19 @@ def jobs(place: Path, roots: tuple[str, ...] | None = (), bundle_id: str = "b") 
 
 
 def half_labelled(served: Jobs, place: Path) -> Store:
-    """The folder of a job of bundle `b`, known as cup-1, with the first of its two parts."""
+    """The folder of the job cup-1 of bundle `b`, with the first of its two parts."""
     out = Store(str(place / "out"))
-    claim(out, JobManifest(
+    claim_folder(out, JobManifest(
         images_url="/in", images_count=10, images_hash="h", class_name="cup", support_id="0" * 16, bundle_id="b",
         method="prior", preset="nano", chunk=5, batch=4, threshold=0.5, limit=0, max_pixels=1, max_bytes=1,
         code_version="1"))
     out.write_bytes(part_name(0), b"")
-    served.board.add(record("cup-1").model_copy(update={"out": out.url}))
+    served.records.add(record("cup-1").model_copy(update={"out": out.url}))
     return out
 
 
 def test_places_outside_the_roots_are_refused(tmp_path: Path) -> None:
-    """Would catch `..`, links and names that merely begin like a root."""
+    """Would catch `..`, links, and names that only begin like a root."""
     inside, outside = tmp_path / "photos", tmp_path / "photos-of-others"
     inside.mkdir()
     outside.mkdir()
@@ -70,88 +70,88 @@ def test_places_outside_the_roots_are_refused(tmp_path: Path) -> None:
 
 def test_refusals_have_their_status(tmp_path: Path) -> None:
     served = jobs(tmp_path)
-    with pytest.raises(RefusedError, match=r"may not read .* none is") as refused:
+    with pytest.raises(RefusedError, match=r"may not read .* no folder") as refused:
         served.start(JobRequest(images=str(tmp_path), support_ids=["0" * 16]))
     assert refused.value.status == 403
     with pytest.raises(RefusedError) as missing:
         served.show("../../etc")
     assert missing.value.status == 404
     for number in range(MAX_RUNNING):
-        served.board.add(record(f"cup-{number}"))
-        served.board.tell(f"cup-{number}", Progress(state="running"))
-    with pytest.raises(RefusedError, match="jobs run already") as busy:
-        served._room("cup-9")
+        served.records.add(record(f"cup-{number}"))
+        served.records.write_progress(f"cup-{number}", Progress(state="running"))
+    with pytest.raises(RefusedError, match="jobs are running already") as busy:
+        served._check_capacity("cup-9")
     assert busy.value.status == 429
-    served._room("cup-0")  # one that runs needs no further room
+    served._check_capacity("cup-0")  # a running job needs no further capacity
     assert [j["state"] for j in served.list()["jobs"]] == ["running"] * MAX_RUNNING
 
 
-def test_no_other_bundle_goes_on_with_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Would catch labels of two models under one manifest."""
+def test_another_bundle_does_not_resume_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch labels of two models in one job."""
     served = jobs(tmp_path, None, "another")
     out = half_labelled(served, tmp_path)
-    monkeypatch.setattr(Jobs, "_begin", lambda self, record: {"begun": record.job_id})
-    with pytest.raises(FssError, match=r"of bundle_id 'b', this one is 'another' \(`fss serve --bundle`"):
-        served.go_on("cup-1")
-    assert jobs(tmp_path, None).go_on("cup-1") == {"begun": "cup-1"}
+    monkeypatch.setattr(Jobs, "_start_task", lambda self, record: {"started": record.job_id})
+    with pytest.raises(FssError, match=r"with bundle_id 'b', not 'another' \(start `fss serve`"):
+        served.resume("cup-1")
+    assert jobs(tmp_path, None).resume("cup-1") == {"started": "cup-1"}
     out.write_bytes(part_name(1), b"")
-    with pytest.raises(FssError, match="of bundle_id 'b', this one is 'another'"):
-        served.again("cup-1", 0.5)
-    assert served.go_on("cup-1") == {"begun": "cup-1"}  # the outputs alone are left
+    with pytest.raises(FssError, match="with bundle_id 'b', not 'another'"):
+        served.redo("cup-1", 0.5)
+    assert served.resume("cup-1") == {"started": "cup-1"}  # only the outputs are missing
 
 
 def test_a_job_of_photos_outside_the_roots_is_not_opened(tmp_path: Path) -> None:
     served = jobs(tmp_path, ("/photos",))
     half_labelled(served, tmp_path)
-    for ask in (lambda: served.photo("cup-1", 1), lambda: served.again("cup-1", None), lambda: served.go_on("cup-1")):
+    for call in (lambda: served.photo("cup-1", 1), lambda: served.redo("cup-1", None), lambda: served.resume("cup-1")):
         with pytest.raises(RefusedError, match="may not read '/in'"):
-            ask()
+            call()
 
 
-def test_a_task_that_says_nothing_was_interrupted(tmp_path: Path) -> None:
-    board = JobRecords(str(tmp_path))
-    board.add(record("cup-1"))
-    assert board.progress("cup-1").state == "interrupted"
-    board.tell("cup-1", Progress(state="running", done=3, rate=2.0))
-    assert board.progress("cup-1").state == "running"
+def test_a_task_without_progress_was_interrupted(tmp_path: Path) -> None:
+    records = JobRecords(str(tmp_path))
+    records.add(record("cup-1"))
+    assert records.progress("cup-1").state == "interrupted"
+    records.write_progress("cup-1", Progress(state="running", done=3, rate=2.0))
+    assert records.progress("cup-1").state == "running"
     late = Progress(state="running", done=3, rate=2.0, at=time.time() - STALE_S - 1)
-    board.store.write_json(f"{FOLDER}/cup-1.progress.json", late.model_dump())
-    assert board.progress("cup-1") == late.model_copy(update={"state": "interrupted", "rate": 0.0})
+    records.store.write_json(f"{FOLDER}/cup-1.progress.json", late.model_dump())
+    assert records.progress("cup-1") == late.model_copy(update={"state": "interrupted", "rate": 0.0})
 
 
-def test_the_end_of_a_task_is_told(tmp_path: Path) -> None:
-    board = JobRecords(str(tmp_path))
-    board.add(record("cup-1"))
-    with ProgressWriter(board, "cup-1", 0) as told:
-        told.watch(4, 1)
-        board.ask_to_stop("cup-1")
+def test_the_end_of_a_task_is_recorded(tmp_path: Path) -> None:
+    records = JobRecords(str(tmp_path))
+    records.add(record("cup-1"))
+    with ProgressWriter(records, "cup-1", 0) as progress:
+        progress.update(4, 1)
+        records.set_stop("cup-1", True)
         with pytest.raises(_StoppedError):
-            told.watch(8, 1)
+            progress.update(8, 1)
         raise _StoppedError
-    assert (board.progress("cup-1").state, board.progress("cup-1").failed) == ("stopped", 2)
-    with ProgressWriter(board, "cup-1", 8):
+    assert (records.progress("cup-1").state, records.progress("cup-1").failed) == ("stopped", 2)
+    with ProgressWriter(records, "cup-1", 8):
         raise FssError("the disk is full", where="/out")
-    assert (board.progress("cup-1").state, board.progress("cup-1").error) == ("failed", "/out: the disk is full")
+    assert (records.progress("cup-1").state, records.progress("cup-1").error) == ("failed", "/out: the disk is full")
 
 
-def test_the_task_is_heard_after_a_store_was_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Would catch a job that works and is called interrupted."""
-    told: list[Progress] = []
+def test_progress_is_written_after_an_outage_of_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch a running job that is called interrupted."""
+    written: list[Progress] = []
 
-    def tell(self: JobRecords, job_id: str, progress: Progress) -> None:
-        told.append(progress)
-        if len(told) == 2:
+    def write(self: JobRecords, job_id: str, progress: Progress) -> None:
+        written.append(progress)
+        if len(written) == 2:
             raise FssError("cannot reach the store")
 
     monkeypatch.setattr("pipelines.console.task.BEAT_S", 0.01)
-    monkeypatch.setattr(JobRecords, "tell", tell)
+    monkeypatch.setattr(JobRecords, "write_progress", write)
     with ProgressWriter(JobRecords(str(tmp_path)), "cup-1", 0):
-        wait_for(lambda: len(told) > 3, 5)
-    assert len(told) > 4
-    assert told[-1].error == ""
+        wait_for(lambda: len(written) > 3, 5)
+    assert len(written) > 4
+    assert written[-1].error == ""
 
 
 def test_settings_that_contradict_one_another() -> None:
-    with pytest.raises(ValueError, match="max_replicas is below replicas"):
+    with pytest.raises(ValueError, match="less than replicas"):
         ServeConfig(replicas=3, max_replicas=2)
     assert ServeConfig(replicas=2, max_replicas=4).max_replicas == 4

@@ -1,4 +1,4 @@
-"""A job outlives the service: what was labelled stays, and the next service, or `fss label`, does what is left.
+"""A job outlives the service: its labels stay, and the next service, or `fss label`, labels the remaining photos.
 
 Would catch progress that only lives in memory, and a job that for ever claims to run.
 """

@@ -1,4 +1,4 @@
-"""Several classes in one pass: the masks of a job each, every photo encoded once, overlaps kept or resolved."""
+"""Several classes in one pass: masks equal those of single jobs, photos are encoded once, overlaps are resolved."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ METHODS = ("prior", "fssam", "sansa")
 
 
 def support_set(name: str, *seeds: int, invert: bool = False) -> SupportSet:
-    """One photo a seed; with `invert` what is around the ball is the class."""
+    """One photo for each seed; with `invert` the class is everything but the ball."""
     found = []
     for seed in seeds:
         photo, mask = ball(seed)
@@ -64,7 +64,7 @@ def found(results: list[Labels | PhotoFailure]) -> list[Labels]:
 
 
 def test_one_pass_is_as_many_jobs(labeler: Labeler, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bit for bit, whatever the classes' shots; and the encoder sees every photo once."""
+    """The masks are equal bit for bit, whatever the classes' shots, and the encoder sees every photo once."""
     ids = tuple(labeler.add_support(s) for s in SETS)
     alone = [labeler.label(photos(), i, 4, 0.4) for i in ids]
     seen: list[int] = []
@@ -97,7 +97,7 @@ def test_bad_photos_are_results(labeler: Labeler) -> None:
 
 
 def test_resolved_overlaps(labeler: Labeler) -> None:
-    """No pixel has two classes, none is lost, and each went to the class that is surest of it."""
+    """No pixel has two classes, no pixel is lost, and each belongs to the class with the highest weight."""
     ids = tuple(labeler.add_support(s) for s in SETS)
     kept = found(labeler.label_classes(photos(), MaskRequest(support_ids=ids, threshold=0.4), 4))
     cut = found(labeler.label_classes(photos(), MaskRequest(support_ids=ids, threshold=0.4, overlaps="resolve"), 4))
@@ -110,11 +110,11 @@ def test_resolved_overlaps(labeler: Labeler) -> None:
         assert not (parts & ~whole).any()
         assert [b.score for b in before] == [a.score for a in after]
         assert [a.area for a in after] == parts.sum(axis=(1, 2)).tolist()
-    assert overlapping > 0  # else nothing was resolved
+    assert overlapping > 0  # else the test resolves nothing
 
 
 def test_a_pixel_goes_to_the_surest_class() -> None:
-    """Probability times score; equal ones to the first; below the threshold to nobody."""
+    """The weight is probability times score; of equal ones the first wins; below the threshold no class wins."""
     logits = [torch.full((1, 4), 1.0), torch.tensor([[2.0, 2.0, 1.0, -3.0]])]
     assert semantic_map(logits, [1.0, 1.0], (1, 4), 0.0, corners=False).tolist() == [2, 2, 1, 1]
     assert semantic_map(logits, [1.0, 0.5], (1, 4), 0.0, corners=False).tolist() == [1, 1, 1, 1]
@@ -125,7 +125,7 @@ def test_a_pixel_goes_to_the_surest_class() -> None:
 # ---- what people write -------------------------------------------------------------------------------------------
 
 def class_folder(root: Path) -> Path:
-    """`ball` with photos and masks in both spellings, `noise` with a file."""
+    """A label set: `ball` is a folder with masks in both spellings, `noise` a folder with supports.json."""
     for name, seed, photo, mask in (("ball", 1, "a.jpg", "a.png"), ("ball", 2, "b.png", "b_mask.png"),
                                     ("noise", 3, "x.jpg", "shown.png")):
         (root / name).mkdir(parents=True, exist_ok=True)
@@ -159,8 +159,8 @@ def test_label_sets_of_folders_and_files(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("spoil", "line"), [
     (lambda root: (root / "ball" / "a.png").unlink(), "a.jpg has no mask"),
-    (lambda root: (root / "ball" / "b.png").unlink(), "b_mask.png is the mask of no photo"),
-    (lambda root: (root / "ball" / "b_mask.png").rename(root / "ball" / "b_mask.jpg"), "b_mask.jpg is a mask, but no"),
+    (lambda root: (root / "ball" / "b.png").unlink(), "b_mask.png is a mask without a photo"),
+    (lambda root: (root / "ball" / "b_mask.png").rename(root / "ball" / "b_mask.jpg"), "b_mask.jpg is a mask, but not"),
     (lambda root: (root / "ball" / "a.jpg").rename(root / "a.jpg"), "a.jpg lies beside the folders of classes"),
     (lambda root: (root / "noise" / "supports.json").write_text("[]"), "is not a JSON object"),
     (lambda root: (root / "noise" / "supports.json").write_text('{"class_name": "ball", "supports": []}'),
@@ -178,8 +178,8 @@ def test_mistakes_in_a_folder_are_one_line(tmp_path: Path, spoil: Any, line: str
 def test_two_classes_of_one_name_or_one_set_are_refused(tmp_path: Path) -> None:
     root = class_folder(tmp_path)
     one = {"supports": [{"image": "noise/x.jpg", "mask": "noise/shown.png"}]}
-    for names, line in ((("a", "a"), "class 'a' has the name of another class"),
-                        (("a", "b"), "class 'b' has the supports of another class")):
+    for names, line in ((("a", "a"), "class 'a' has the same name as another class"),
+                        (("a", "b"), "class 'b' has the same supports as another class")):
         (root / "set.json").write_text(json.dumps({"classes": [{"class_name": n, **one} for n in names]}))
         with pytest.raises(FssError, match=line):
             read_label_set(str(root / "set.json"))
@@ -189,8 +189,8 @@ def test_two_classes_of_one_name_or_one_set_are_refused(tmp_path: Path) -> None:
     ({"support_id": "a", "support_ids": ["a"]}, "give one of them"),
     ({"support_ids": []}, "not a list of ids"),
     ({"support_ids": ["a", "a"]}, "each once"),
-    ({"support_ids": ["a"], "overlaps": "resolve"}, "no overlaps to resolve"),
-    ({"support_ids": ["a", "b"], "overlaps": "merge"}, "say keep or resolve"),
+    ({"support_ids": ["a"], "overlaps": "resolve"}, "overlaps is resolve, but there is one class"),
+    ({"support_ids": ["a", "b"], "overlaps": "merge"}, "write keep or resolve"),
     ({"support_ids": ["a", "b"], "pairs": -1}, "pairs is '-1'"),
 ])
 def test_requests_with_mistakes(body: dict[str, Any], line: str) -> None:
@@ -198,6 +198,6 @@ def test_requests_with_mistakes(body: dict[str, Any], line: str) -> None:
         parse_segment({"images": ["QUJD"], **body})
 
 
-def test_a_request_is_what_was_wanted() -> None:
-    for wanted in (MaskRequest(support_ids=("a",)), MaskRequest(support_ids=("a", "b"), overlaps="resolve", pairs=16)):
-        assert parse_segment({"images": ["QUJD"], **wanted.json()}).wanted == wanted
+def test_a_request_is_read_as_it_was_written() -> None:
+    for request in (MaskRequest(support_ids=("a",)), MaskRequest(support_ids=("a", "b"), overlaps="resolve", pairs=16)):
+        assert parse_segment({"images": ["QUJD"], **request.json()}).masks == request

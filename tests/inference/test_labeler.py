@@ -1,4 +1,4 @@
-"""The labeler with a real model: right masks, independent of company, bad photos among the results."""
+"""The labeler with a real model: right masks, whatever else is in the batch, and failures among the results."""
 
 from __future__ import annotations
 
@@ -105,15 +105,15 @@ def test_memories_are_bounded_and_come_back_from_storage(bundle: str, tmp_path: 
         labeler.label([photo], "0" * 16)
 
 
-def test_another_bundle_than_the_wanted_one_labels_nothing(bundle: str, labeler: Labeler) -> None:
-    wanted = Labeler(bundle, bundle_id=labeler.info.bundle_id)
-    assert wanted.add_support(support_set()) == support_set().support_id
-    with pytest.raises(FssError, match=f"{bundle}: holds bundle {labeler.info.bundle_id} now, no longer {'f' * 16}"):
+def test_another_bundle_than_the_given_one_labels_nothing(bundle: str, labeler: Labeler) -> None:
+    same = Labeler(bundle, bundle_id=labeler.info.bundle_id)
+    assert same.add_support(support_set()) == support_set().support_id
+    with pytest.raises(FssError, match=f"{bundle}: the bundle is {labeler.info.bundle_id} now, no longer {'f' * 16}"):
         Labeler(bundle, bundle_id="f" * 16).add_support(support_set())
 
 
 def test_mixed_support_sets_share_a_batch(labeler: Labeler) -> None:
-    """One batch, several support sets of different size: as if each had been alone."""
+    """Photos with support sets of different size in one batch get the masks that each gets alone."""
     one, two = support_set(1000), support_set(1001)
     both = SupportSet("ball", one.supports + two.supports)
     ids = [labeler.add_support(s) for s in (one, both)]

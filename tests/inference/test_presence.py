@@ -1,4 +1,4 @@
-"""Presence with a real model and a calibrator that was fitted on its masks: photos without the ball are told."""
+"""Presence with a real model and a calibrator fitted on its masks: photos without the ball are recognised."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def empty(seed: int) -> np.ndarray:
 
 @torch.inference_mode()
 def observations(model: Segmenter) -> tuple[list[Observed], torch.Tensor]:
-    """Support sets of a photo each on three photos with the ball and three without."""
+    """Support sets of one photo each, on three photos with the ball and three without."""
     found, scenes = [], []
     for seed in range(2000, 2008):
         pictures = [ball(seed)[0], *(ball(seed + 100 * i)[0] for i in (1, 2, 3)), *(empty(seed + i) for i in range(3))]
@@ -77,7 +77,7 @@ def labels_of(results: list[Label | PhotoFailure]) -> list[Label]:
 
 
 def test_photos_without_the_object_are_empty(labeler: Labeler) -> None:
-    """With it: a probability and a mask. Without it: no mask, whatever the model drew."""
+    """A photo with the ball gets a probability and a mask; one without gets no mask, whatever the model drew."""
     support = labeler.add_support(support_set("ball", 1000))
     shown = labels_of(labeler.label([encoded(ball(s)[0]) for s in range(6)], support))
     absent = labels_of(labeler.label([encoded(empty(s)) for s in range(6)], support))
@@ -106,20 +106,20 @@ def test_thresholds_and_prevalence(labeler: Labeler) -> None:
 
 def test_a_class_that_is_not_there_takes_no_pixel_from_others(labeler: Labeler) -> None:
     ids = tuple(labeler.add_support(support_set(n, s)) for n, s in (("ball", 1000), ("again", 1003)))
-    wanted = MaskRequest(support_ids=ids, overlaps="resolve", empty_below=1.0)
-    (found,) = labeler.label_classes([encoded(ball(1)[0])], wanted)
+    request = MaskRequest(support_ids=ids, overlaps="resolve", empty_below=1.0)
+    (found,) = labeler.label_classes([encoded(ball(1)[0])], request)
     assert not isinstance(found, PhotoFailure)
     assert [one.area for one in found] == [0, 0]
 
 
-def test_large_sets_are_asked_about_themselves_and_far_ones_refused(labeler: Labeler) -> None:
+def test_large_sets_adjust_the_calibrator_and_far_ones_are_uncalibrated(labeler: Labeler) -> None:
     assert labeler.judge is not None
-    known = labeler._memorise(support_set("ball", 1000, 1001, 1002)).known
-    assert known is not None
-    assert known.opinion is not None
-    assert 0 < known.opinion.iou <= 1
-    assert not known.far
-    one = labeler._memorise(support_set("ball", 1000)).known
+    statistics = labeler._memorise(support_set("ball", 1000, 1001, 1002)).statistics
+    assert statistics is not None
+    assert statistics.opinion is not None
+    assert 0 < statistics.opinion.iou <= 1
+    assert not statistics.far
+    one = labeler._memorise(support_set("ball", 1000)).statistics
     assert one is not None
     assert one.opinion is None
     limit = labeler.judge.calibrator.limit.clone()
@@ -139,7 +139,7 @@ def test_jobs_write_it_down(labeler: Labeler, tmp_path: Path) -> None:
         (tmp_path / "p" / f"{i}.jpg").write_bytes(encoded(ball(i)[0] if i % 2 else empty(i)))
     support = labeler.add_support(support_set("ball", 1000))
     job = make_job(tmp_path / "p", tmp_path / "out", support, labeler, calibrator=labeler.info.calibrator)
-    job.run(DirectEngine(labeler), job.left(), 1)
+    job.run(DirectEngine(labeler), job.chunks_left(), 1)
     rows = pq.read_table(tmp_path / "out" / part_name(0)).to_pylist()
     assert [r["status"] == "empty" for r in rows] == [i % 2 == 0 for i in range(6)]
     assert all(0 <= r["quality"] <= r["presence"] <= 1 for r in rows)

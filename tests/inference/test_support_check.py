@@ -1,4 +1,4 @@
-"""Supports checked before a job: leave-one-out, which one hurts, the trend, price and contact sheet, as a command."""
+"""The check of supports before a job: leave-one-out, harmful supports, trend, price, contact sheet, the command."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from pipelines.inference.labeler import Labeler
 from pipelines.inference.marks import rle_json
 from pipelines.inference.support_check import _one_more, check_supports
 from pipelines.inference.supports import Support, SupportSet
-from pipelines.labelling.check import check_before
-from pipelines.labelling.support_sheet import lines
+from pipelines.labelling.check import check_label_job
+from pipelines.labelling.support_sheet import report_lines
 from tests.inference.test_classes import support_set
 from tests.serving.helpers import ball, encoded, photo_folder, supports_file
 
@@ -28,23 +28,23 @@ def labeler(bundle: str) -> Labeler:
 
 
 def spoilt(good: SupportSet, mask: np.ndarray) -> SupportSet:
-    """One photo more, with that mask."""
+    """The support set with one more photo, which has the mask `mask`."""
     photo = encoded(ball(1004)[0], "PNG")
     return SupportSet("ball", (*good.supports, Support(photo, {"mask": rle_json(mask)})))
 
 
 def test_a_wrong_mask_is_found(labeler: Labeler) -> None:
-    """Four balls and one photo whose mask is of all else: it hurts. A small wrong mask does not, but it is odd."""
+    """A fifth support whose mask is inverted hurts. One with a small wrong mask does not hurt, but is odd."""
     good, truth = support_set("ball", 1000, 1001, 1002, 1003), ball(1004)[1]
     worth = check_supports(labeler, spoilt(good, ~truth))
     assert worth.hurting
     assert worth.hurting[0] == 4
-    assert any("support 5 hurts" in line for line in lines(worth))
+    assert any("support 5 hurts" in line for line in report_lines(worth))
     small = np.zeros_like(truth)
     small[:20, :20] = True
     odd = check_supports(labeler, spoilt(good, small & ~truth))
     assert (odd.odd, odd.hurting) == ([4], [])
-    assert any("support 5 is unlike the others" in line for line in lines(odd))
+    assert any("support 5 is unlike the others" in line for line in report_lines(odd))
     assert set(worth.trend) == {1, 2, 3, 4}
     fine = check_supports(labeler, good)
     assert fine.miou is not None
@@ -88,7 +88,7 @@ def test_the_shipped_champion_is_not_taken_silently(tmp_path: Path, monkeypatch:
     monkeypatch.setattr("pipelines.labelling.check.Labeler", labeler)
     for bundle, told in (("", True), ("shipped", False)):
         with pytest.raises(Stopped):
-            check_before(Recipe.model_validate({"out": str(tmp_path)}), supports=str(supports_file(tmp_path)),
+            check_label_job(Recipe.model_validate({"out": str(tmp_path)}), supports=str(supports_file(tmp_path)),
                          images="", bundle=bundle, count=0, price=0, page=str(tmp_path / "page.html"))
         assert ("using the one that ships with fss" in capsys.readouterr().err) == told
 

@@ -1,4 +1,4 @@
-"""Support sets: every mistake a person can make has one line; what is right keeps its id through storage."""
+"""Support sets: every mistake is reported in one line, and a stored set keeps its id."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ BLANK = rle_json(np.zeros((HEIGHT, WIDTH), dtype=bool))
 SOME = rle_json(np.eye(HEIGHT, WIDTH, dtype=bool))
 
 MISTAKES: list[tuple[dict[str, Any], str]] = [
-    ({}, "needs exactly one of mask, box, points, scribble; it has none"),
+    ({}, "needs exactly one of mask, box, points, scribble; it has none of them"),
     ({"box": [0, 0, 5, 5], "mask": SOME}, "it has mask and box"),
     ({"bxo": [0, 0, 5, 5]}, "unknown key 'bxo' (did you mean 'box'?)"),
     ({"mask": BLANK}, "the mask is empty"),
-    ({"mask": {"size": [60, 40], "counts": "x"}}, "the mask is 60 x 40, its photo 40 x 60"),
+    ({"mask": {"size": [60, 40], "counts": "x"}}, "the mask is 60 x 40, but its photo is 40 x 60"),
     ({"mask": {"size": [HEIGHT, WIDTH], "counts": [1, 2]}}, "run lengths sum to 3"),
     ({"mask": {"size": [HEIGHT, WIDTH], "counts": [-1, HEIGHT * WIDTH + 1]}}, "run lengths sum to"),
     ({"mask": {"size": [HEIGHT, WIDTH], "counts": "\u00ff\u00ff"}}, "counts is not COCO's run-length text"),
@@ -115,7 +115,7 @@ def test_id_changes_with_photo_and_prompt_only(tmp_path: Path) -> None:
     ({"supports": [{"image": "ball.png", "mask": "gone.png"}]}, "supports[0].mask: 'gone.png' does not exist"),
     ({"supports": [{"image": "mask.png", "mask": "ball.png"}, {"image": "no.json", "box": [0, 0, 9, 9]}]},
      "supports[1]: not an image"),
-    ({"supports": [{"image": "ball.png", "mask": "no.json"}]}, "the mask is no readable picture"),
+    ({"supports": [{"image": "ball.png", "mask": "no.json"}]}, "the mask is not a readable picture"),
     ({"supports": [{"box": [0, 0, 9, 9]}]}, "supports[0]: image is missing"),
 ])
 def test_mistakes_in_a_file(tmp_path: Path, change: dict[str, Any], line: str) -> None:
@@ -136,7 +136,7 @@ def test_missing_or_broken_file_is_named(tmp_path: Path) -> None:
 
 
 def test_rotated_photo_wants_the_mask_upright(tmp_path: Path) -> None:
-    """Would catch a mask laid over the pixels as stored instead of as shown."""
+    """Would catch a mask on the pixels as stored instead of those of the upright photo."""
     from PIL import Image
 
     photo, mask = ball(5, 120, 200)
@@ -147,7 +147,7 @@ def test_rotated_photo_wants_the_mask_upright(tmp_path: Path) -> None:
     (tmp_path / "mask.png").write_bytes(encoded(mask.astype(np.uint8), "PNG"))
     file = tmp_path / "s.json"
     file.write_text(json.dumps({"class_name": "ball", "supports": [rows]}))
-    with pytest.raises(FssError, match="the mask is 120 x 200, its photo 200 x 120"):
+    with pytest.raises(FssError, match="the mask is 120 x 200, but its photo is 200 x 120"):
         read_support_file(str(file))
     (tmp_path / "mask.png").write_bytes(encoded(np.rot90(mask, -1).astype(np.uint8), "PNG"))
     images, prompts = read_support_file(str(file)).decoded()

@@ -1,4 +1,4 @@
-"""`fss label` as a process, what is below it to be killed, and what it must have written in the end."""
+"""`fss label` as a process, its child processes to kill, and the files that it has to write."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ PARTS = PHOTOS // CHUNK
 
 @dataclass(frozen=True)
 class QuietJob:
-    """A job that nobody disturbs: the folder of its photos and supports, its bundle, and the files that it wrote."""
+    """An undisturbed job: the folder `inputs` of its photos and supports, its bundle, and the files that it wrote."""
 
-    given: str
+    inputs: str
     bundle: str
     files: dict[str, bytes] = field(default_factory=dict, repr=False)
 
     def words(self, out: Path | str, *more: str) -> list[str]:
-        """The same job elsewhere: small chunks, one thread a model."""
+        """The command line of the same job with another --out, with small chunks and one thread for each model."""
         sets = (f"label.chunk={CHUNK}", "serve.threads=1")
-        return ["label", "--images", join(self.given, "photos"), "--supports", join(self.given, "supports.json"),
+        return ["label", "--images", join(self.inputs, "photos"), "--supports", join(self.inputs, "supports.json"),
                 "--out", str(out), "--bundle", self.bundle, "--workspace", f"{out}-workspace",
                 *(word for one in sets for word in ("--set", one)), *more]
 
     def copied_to(self, url: str) -> QuietJob:
-        """What it was given, in another place."""
-        for name, source in (("given", Store(self.given)), ("bundle", Store(self.bundle))):
+        """The same job with its inputs and bundle copied to `url`."""
+        for name, source in (("inputs", Store(self.inputs)), ("bundle", Store(self.bundle))):
             for file in source.list():
                 Store(url).write_bytes(f"{name}/{file}", source.read_bytes(file))
-        return replace(self, given=join(url, "given"), bundle=join(url, "bundle"))
+        return replace(self, inputs=join(url, "inputs"), bundle=join(url, "bundle"))
 
     def assert_same(self, out: Path | str) -> None:
-        """Every photo is there once, and all files are the same, byte by byte."""
+        """Check that every photo is labelled once, and that all files are equal byte for byte."""
         store = Store(str(out))
         rows = [row for name in store.list("parts") for row in store.read_table(name).to_pylist()]
         assert [row["image_id"] for row in rows] == list(range(1, PHOTOS + 1))
@@ -65,30 +65,30 @@ class Command:
     out: Store
 
     def wait_for_parts(self, count: int, seconds: float = 240) -> None:
-        """Until so many parts are written, and not all."""
+        """Wait until `count` parts are written, but not all."""
         end = time.monotonic() + seconds
         while (done := len(self.out.list("parts"))) < count:
             assert self.process.poll() is None, self.text()
             assert time.monotonic() < end, f"{done} parts\n{self.text()}"
             time.sleep(0.02)
-        assert done < PARTS, "it was ready before anything could go wrong; raise PHOTOS"
+        assert done < PARTS, "the job was done too early; raise PHOTOS"
 
     def kill_below(self, name: str) -> None:
-        """SIGKILL for the one process below it with `name` in its title."""
+        """Send SIGKILL to the one child process with `name` in its title."""
         kill_below(self.process.pid, name)
 
     def ends_well(self, seconds: float = 400) -> None:
-        """Status 0."""
+        """Wait for the end, and check that the exit status is 0."""
         assert self.process.wait(seconds) == 0, self.text()
 
     def text(self) -> str:
-        """The end of what it said."""
+        """The last part of the command's output."""
         return self.log.read_text()[-3000:]
 
 
 @contextmanager
 def started(words: list[str], out: Path | str, log: Path, **env: str) -> Iterator[Command]:
-    """The command while the block runs; it ends with the block."""
+    """Run the command during the block; it is killed at the end of the block."""
     with log.open("ab") as errors:
         process = subprocess.Popen([*FSS, *words], env=clean_env(**env), stdout=errors, stderr=errors)
     try:
@@ -99,12 +99,12 @@ def started(words: list[str], out: Path | str, log: Path, **env: str) -> Iterato
 
 
 def below(pid: int, name: str) -> list[psutil.Process]:
-    """The processes that `pid` or its children started with `name` in their title."""
+    """The descendants of `pid` that have `name` in their title."""
     found = psutil.Process(pid).children(recursive=True)
     return [p for p in found if p.is_running() and name in " ".join(p.cmdline())]
 
 
 def kill_below(pid: int, name: str) -> None:
-    """SIGKILL for the one process below `pid` with `name` in its title."""
+    """Send SIGKILL to the one descendant of `pid` with `name` in its title."""
     (process,) = below(pid, name)
     process.kill()

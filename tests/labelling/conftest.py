@@ -1,4 +1,4 @@
-"""A labelling job that nobody disturbs."""
+"""An undisturbed labelling job, whose files others are compared with."""
 
 from __future__ import annotations
 

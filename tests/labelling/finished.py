@@ -20,8 +20,8 @@ COUNT = 8
 Masks = dict[str, dict[str, np.ndarray]]  # photo -> class -> mask
 
 
-def drawn(rng: np.random.Generator, height: int, width: int, kind: int) -> np.ndarray:
-    """Blobs with holes; nothing; single pixels, some touching in a corner."""
+def draw_mask(rng: np.random.Generator, height: int, width: int, kind: int) -> np.ndarray:
+    """A random mask, by `kind`: 0 blobs with holes, 1 empty, 2 single pixels, some of which touch in a corner."""
     if kind == 0:
         found: np.ndarray = ndimage.gaussian_filter(rng.random((height, width)), 3) > 0.5
         return found
@@ -29,16 +29,16 @@ def drawn(rng: np.random.Generator, height: int, width: int, kind: int) -> np.nd
 
 
 def known_masks() -> Masks:
-    """Eight photos, some in a folder of their own; the last shows neither class."""
+    """Eight photos, some of them in a sub-folder; the last one shows neither class."""
     rng = np.random.default_rng(0)
     sizes = [(int(h), int(w)) for h, w in rng.integers(40, 90, (COUNT, 2))]
     return {f"{'more/' if i % 3 == 0 else ''}{i}.jpg":
-            {c: drawn(rng, *sizes[i], (i + n) % 3 if i < COUNT - 1 else 1) for n, c in enumerate(NAMES)}
+            {c: draw_mask(rng, *sizes[i], (i + n) % 3 if i < COUNT - 1 else 1) for n, c in enumerate(NAMES)}
             for i in range(COUNT)}
 
 
 def finished_job(root: Path, truth: Masks) -> Path:
-    """Write root/photos, one of which cannot be read, and the job root/out, which is returned."""
+    """Write root/photos, one of them unreadable, and the job root/out. Returns the job."""
     photos, out = root / "photos", root / "out"
     for name, masks in truth.items():
         (photos / name).parent.mkdir(parents=True, exist_ok=True)

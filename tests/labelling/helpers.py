@@ -1,4 +1,4 @@
-"""An engine without a cluster: the labeler in this process. It is the same code that runs in a replica."""
+"""An engine without a cluster: the labeler in this process, the same code that runs in a replica."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from pipelines.inference.labeler import Labeler
 from pipelines.inference.masks import Labels, PhotoFailure
 from pipelines.labelling.images import list_images
 from pipelines.labelling.job import LabellingJob
-from pipelines.labelling.manifest import JobManifest, claim, describe_images
+from pipelines.labelling.manifest import JobManifest, claim_folder, describe_images
 
 
 class DirectEngine:
-    """Labels in this process, and counts what it was asked."""
+    """An engine that labels in this process and records the number of photos of each request."""
 
     def __init__(self, labeler: Labeler, *, request_bytes: int = 32_000_000, batch: int = 4) -> None:
         self.labeler, self.request_bytes, self.batch = labeler, request_bytes, batch
         self.requests: list[int] = []
 
-    def label(self, images: list[bytes], wanted: MaskRequest) -> list[Labels | PhotoFailure]:
+    def label(self, images: list[bytes], request: MaskRequest) -> list[Labels | PhotoFailure]:
         self.requests.append(len(images))
-        return self.labeler.label_classes(images, wanted, self.batch)
+        return self.labeler.label_classes(images, request, self.batch)
 
 
 def make_job(photos: Path | str, out: Path | str, support_id: str, labeler: Labeler, **changes: object) -> LabellingJob:
-    """A claimed job with chunks of 8 photos in batches of 4. `changes` may name several classes instead of the one."""
+    """A claimed job with chunks of 8 photos in batches of 4. `changes` may name several classes instead of one."""
     limit = int(str(changes.get("limit", 0)))
     images = list_images(str(photos), limit)
     one = {} if "class_names" in changes else {"class_name": "ball", "support_id": support_id}
@@ -37,5 +37,5 @@ def make_job(photos: Path | str, out: Path | str, support_id: str, labeler: Labe
               "code_version": package_version(), **changes}
     manifest = JobManifest.model_validate(fields)
     store = Store(str(out))
-    claim(store, manifest)
+    claim_folder(store, manifest)
     return LabellingJob(store, images, manifest)

@@ -1,4 +1,4 @@
-"""A job of several classes: its rows, its COCO file, and that it is as many jobs of one class."""
+"""A job of several classes: its rows, its COCO file, and its equality with one job for each class."""
 
 from __future__ import annotations
 
@@ -41,17 +41,17 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(photos: Path, out: Path, labeler: Labeler, ids: list[str], **changes: object) -> dict[str, object]:
     job = make_job(photos, out, "", labeler, class_names=NAMES, support_ids=ids, **changes)
-    job.run(DirectEngine(labeler), job.left(), 1)
+    job.run(DirectEngine(labeler), job.chunks_left(), 1)
     return write_outputs(job.out, job.manifest)
 
 
 def test_as_many_jobs_of_one_class(photos: Path, tmp_path: Path, labeler: Labeler, ids: list[str]) -> None:
-    """The rows of each class are those of its own job; a photo that cannot be read has one row, of no class."""
+    """The rows of each class equal those of a job with this class; an unreadable photo has one row without a class."""
     run(photos, tmp_path / "both", labeler, ids)
     both = [r for c in range(2) for r in pq.read_table(tmp_path / "both" / part_name(c)).to_pylist()]
     for name, support_id in zip(NAMES, ids, strict=True):
         job = make_job(photos, tmp_path / name, support_id, labeler, class_name=name)
-        job.run(DirectEngine(labeler), job.left(), 1)
+        job.run(DirectEngine(labeler), job.chunks_left(), 1)
         alone = [r for c in range(2) for r in pq.read_table(tmp_path / name / part_name(c)).to_pylist()]
         assert [r for r in both if r["class_name"] == name] == [r for r in alone if not r["error"]]
     (bad,) = [r for r in both if r["error"]]
@@ -63,7 +63,7 @@ def test_outputs_of_a_semantic_job(photos: Path, tmp_path: Path, labeler: Labele
     summary = run(photos, tmp_path, labeler, ids, overlaps="resolve", threshold=0.3)
     assert (summary["images"], summary["with_object"], summary["failed"]) == (10, 9, 1)
     assert summary["with_class"] == {"ball": 9, "noise": 9}
-    assert "9 got a mask of 2 classes" in summary_line(summary)
+    assert "9 with a mask of 2 classes" in summary_line(summary)
     labels = COCO(str(tmp_path / "labels.json"))
     assert [c["name"] for c in labels.loadCats(labels.getCatIds())] == NAMES
     assert len(labels.imgs) == 9
@@ -75,7 +75,7 @@ def test_outputs_of_a_semantic_job(photos: Path, tmp_path: Path, labeler: Labele
 
 def test_manifests_of_one_class_stay_as_they_were(photos: Path, tmp_path: Path, labeler: Labeler,
                                                   ids: list[str]) -> None:
-    """Would catch a job that was begun before there were several classes and can then not be gone on with."""
+    """Would catch a change of the manifest after which jobs of earlier versions cannot be resumed."""
     make_job(photos, tmp_path / "one", ids[0], labeler)
     written = json.loads((tmp_path / "one" / "manifest.json").read_text())
     assert set(written) == {
@@ -83,8 +83,8 @@ def test_manifests_of_one_class_stay_as_they_were(photos: Path, tmp_path: Path, 
         "preset", "chunk", "batch", "threshold", "limit", "max_pixels", "max_bytes", "code_version"}
     make_job(photos, tmp_path / "one", ids[0], labeler)
     make_job(photos, tmp_path / "two", "", labeler, class_names=NAMES, support_ids=ids)
-    with pytest.raises(FssError, match="its overlaps is None, this one's 'resolve'"):
+    with pytest.raises(FssError, match="its overlaps is None, but this job's is 'resolve'"):
         make_job(photos, tmp_path / "two", "", labeler, class_names=NAMES, support_ids=ids, overlaps="resolve")
     again = JobManifest.model_validate(json.loads((tmp_path / "two" / "manifest.json").read_text()))
     assert again.classes == NAMES
-    assert again.wanted.support_ids == tuple(ids)
+    assert again.mask_request.support_ids == tuple(ids)

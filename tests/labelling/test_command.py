@@ -1,4 +1,4 @@
-"""`fss label` as a person types it: a cluster of its own, the running service."""
+"""`fss label` as a command, with its own cluster and with a running service."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _parts(out: Path) -> dict[str, bytes]:
 
 
 def test_label_again_and_through_the_service(bundle: str, tmp_path: Path) -> None:
-    """A deployment of its own, the same again (nothing to do), the running service: the same bytes."""
+    """The command's own deployment, a repeated command and a running service all give the same bytes."""
     photos, supports = photo_folder(tmp_path / "photos", 20), supports_file(tmp_path)
     (photos / "broken.jpg").write_bytes(b"\xff\xd8")
     first = run_fss(*_arguments(photos, supports, tmp_path / "own", bundle, "--json"))
@@ -55,7 +55,7 @@ def test_label_again_and_through_the_service(bundle: str, tmp_path: Path) -> Non
     assert _parts(tmp_path / "served") == before
     other = run_fss(*_arguments(photos, supports, tmp_path / "own", bundle, "--threshold", "0.7"))
     assert other.returncode == 2
-    assert "holds another job: its threshold is 0.5, this one's 0.7" in other.stderr
+    assert "holds another job: its threshold is 0.5, but this job's is 0.7" in other.stderr
 
 
 @pytest.mark.parametrize(("change", "line"), [
@@ -65,7 +65,7 @@ def test_label_again_and_through_the_service(bundle: str, tmp_path: Path) -> Non
     (("--service", "http://127.0.0.1:9"), "http://127.0.0.1:9: no service answers"),
     (("--set", "label.chnk=3"), "did you mean 'label.chunk'?"),
     (("--threshold", "2"), "label.threshold"),
-    (("--overlaps", "resolve"), "there is one class: no overlaps to resolve"),
+    (("--overlaps", "resolve"), "overlaps is resolve, but there is one class"),
     (("--overlaps", "merge"), "label.overlaps"),
 ])
 def test_mistakes_are_one_line(bundle: str, tmp_path: Path, change: tuple[str, str], line: str,
@@ -81,7 +81,7 @@ def test_mistakes_are_one_line(bundle: str, tmp_path: Path, change: tuple[str, s
 
 def test_marks_that_the_method_cannot_read(bundle: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                            capsys: pytest.CaptureFixture[str]) -> None:
-    """They are refused before the folder is claimed: would catch a job that cannot be started with better ones."""
+    """Would catch refused marks that leave a claimed folder, in which a job with other marks could not start."""
     photos, supports = photo_folder(tmp_path / "photos", 1), supports_file(tmp_path)
     row = {"image": "ball.png", "box": [1, 1, 50, 50]}
     supports.write_text(json.dumps({"class_name": "ball", "supports": [row]}))
@@ -96,7 +96,7 @@ def test_marks_that_the_method_cannot_read(bundle: str, tmp_path: Path, monkeypa
 
 @pytest.mark.slow
 def test_two_jobs_at_once(bundle: str, tmp_path: Path) -> None:
-    """Would catch ports, names or files that two commands on one machine share."""
+    """Would catch ports, names or files that two commands on one machine share by mistake."""
     photos, supports = photo_folder(tmp_path / "photos", 24), supports_file(tmp_path)
     outs = [tmp_path / "a", tmp_path / "b"]
     running = [subprocess.Popen([*FSS, *_arguments(photos, supports, o, bundle)], env=clean_env()) for o in outs]

@@ -25,7 +25,7 @@ from tests.serving.helpers import photo_folder, supports_file
 
 
 def test_actors_write_the_same_parts(ray_cluster: object, bundle: str, tmp_path: Path) -> None:
-    """Byte by byte those of a job without a cluster: would catch other batches, and chunks left out or done twice."""
+    """The parts equal those of a job without a cluster: would catch other batches, and missing or repeated chunks."""
     photos = photo_folder(tmp_path / "photos", 20)
     supports = read_support_file(str(supports_file(tmp_path)))
     root = str(tmp_path / "supports")
@@ -33,20 +33,21 @@ def test_actors_write_the_same_parts(ray_cluster: object, bundle: str, tmp_path:
     labeler = Labeler(bundle, supports_url=root)
     plain = make_job(photos, tmp_path / "plain", supports.support_id, labeler, chunk=8)
     with one_thread():
-        plain.run(DirectEngine(labeler), plain.left(), 1)
+        plain.run(DirectEngine(labeler), plain.chunks_left(), 1)
     job = make_job(photos, tmp_path / "out", supports.support_id, labeler, chunk=8)
     with one_thread():
         job.run(DirectEngine(labeler), [1], 1)
     before = Path(job.out.path(part_name(1))).stat().st_mtime_ns
-    assert run_with_actors(job, job.left(), ModelSpec(bundle_url=bundle, supports_url=root, batch=4, threads=1)) == 12
+    spec = ModelSpec(bundle_url=bundle, supports_url=root, batch=4, threads=1)
+    assert run_with_actors(job, job.chunks_left(), spec) == 12
     assert Path(job.out.path(part_name(1))).stat().st_mtime_ns == before
-    assert job.left() == []
+    assert job.chunks_left() == []
     for chunk in range(3):
         assert job.out.read_bytes(part_name(chunk)) == plain.out.read_bytes(part_name(chunk))
     other = make_job(photos, tmp_path / "other", supports.support_id, labeler, chunk=8)
-    with pytest.raises(FssError, match=r"^\S+: holds bundle \w+ now, no longer f{16} [^\n]*$"):
-        run_with_actors(other, other.left(), ModelSpec(bundle_url=bundle, bundle_id="f" * 16, supports_url=root))
-    assert len(other.left()) == 3
+    with pytest.raises(FssError, match=r"^\S+: the bundle is \w+ now, no longer f{16} [^\n]*$"):
+        run_with_actors(other, other.chunks_left(), ModelSpec(bundle_url=bundle, bundle_id="f" * 16, supports_url=root))
+    assert len(other.chunks_left()) == 3
 
 
 def test_a_service_that_has_another_bundle_meanwhile() -> None:
@@ -54,15 +55,15 @@ def test_a_service_that_has_another_bundle_meanwhile() -> None:
     answer = {"support_id": "0" * 16, "bundle_id": "a" * 16, "results": [{"error": "no photo"}]}
     client._http = httpx.Client(base_url=client.url, transport=httpx.MockTransport(
         lambda _: httpx.Response(200, json=answer)))
-    wanted = MaskRequest(support_ids=("0" * 16,))
-    assert ServiceEngine(client, 10**6, "a" * 16).label([b""], wanted) == [PhotoFailure(reason="no photo")]
-    with pytest.raises(FssError, match=r"http://service: serves bundle a{16} now, no longer b{16}"):
-        ServiceEngine(client, 10**6, "b" * 16).label([b""], wanted)
+    request = MaskRequest(support_ids=("0" * 16,))
+    assert ServiceEngine(client, 10**6, "a" * 16).label([b""], request) == [PhotoFailure(reason="no photo")]
+    with pytest.raises(FssError, match=r"http://service: the service has bundle a{16} now, no longer b{16}"):
+        ServiceEngine(client, 10**6, "b" * 16).label([b""], request)
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """As in the actor: sums in another order would round otherwise."""
+    """One torch thread, as in the actor: sums in another order would round differently."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

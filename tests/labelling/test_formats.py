@@ -1,4 +1,4 @@
-"""Every output read back: by our own readers of the same formats, and by pycocotools, Pillow and pyarrow."""
+"""Every output is read again by our own readers of the formats, and by pycocotools, Pillow and pyarrow."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def job(truth: Masks, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def check(read: Masks, truth: Masks) -> None:
-    """Exactly the same masks, photo by photo and class by class."""
+    """Check that the masks of each photo and class are exactly the same."""
     for name, masks in truth.items():
         for label, mask in masks.items():
             found = read.get(name, {}).get(label, np.zeros_like(mask))
@@ -50,7 +50,7 @@ def check(read: Masks, truth: Masks) -> None:
 
 
 def by_source(format_: str, root: Path, photos: Path, truth: Masks, **more: str) -> Masks:
-    """Through a reader of ours."""
+    """The masks that one of our readers finds in the photos of `truth`."""
     source = open_source(SourceConfig(format=format_, root=str(root), **more))  # type: ignore[arg-type]
     found: Masks = {}
     for item in source.items:
@@ -91,7 +91,7 @@ def test_yolo(job: Path, truth: Masks) -> None:
 
 
 def test_label_studio(job: Path, truth: Masks) -> None:
-    """Predictions become annotations once somebody accepts them; those our reader takes."""
+    """Our reader reads annotations, which predictions become when a person accepts them."""
     tasks = json.loads((job / "label_studio.json").read_text())
     assert [t["id"] for t in tasks] == sorted(t["id"] for t in tasks)
     for task in tasks:
@@ -107,7 +107,7 @@ def test_cvat(job: Path, truth: Masks) -> None:
 
 
 def test_semantic(job: Path, truth: Masks) -> None:
-    """The surer of two masks is on top."""
+    """Where two masks overlap, the surer one is on top."""
     assert (job / "semantic" / "classes.txt").read_text().splitlines() == NAMES
     for name, masks in truth.items():
         found = np.array(Image.open(job / "semantic" / Path(name).with_suffix(".png")))
@@ -122,7 +122,7 @@ def test_parquet(job: Path) -> None:
 
 
 def test_polygons_are_exactly_the_mask() -> None:
-    """Noise has every case: holes, islands in holes, corners that touch."""
+    """Random masks contain every case: holes, islands in holes, corners that touch."""
     rng = np.random.default_rng(1)
     for _ in range(60):
         height, width = (int(v) for v in rng.integers(2, 40, 2))
@@ -148,12 +148,12 @@ def test_photos_that_differ_in_their_suffix(tmp_path: Path) -> None:
 
 def test_photos_whose_yolo_labels_nobody_would_find(tmp_path: Path) -> None:
     out, manifest = plain_job(tmp_path, "a.jpg", "train/images/b.jpg")
-    with pytest.raises(FssError, match="in a folder `images`"):
+    with pytest.raises(FssError, match="in a sub-folder named `images`"):
         write_outputs(out, manifest, ["yolo"])
 
 
 def plain_job(root: Path, *names: str) -> tuple[Store, JobManifest]:
-    """Parts of photos of 9 x 9 that are all object."""
+    """A job whose photos have 9 x 9 pixels, all of them object."""
     for name in names:
         (root / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
         (root / "photos" / name).write_bytes(encoded(np.zeros((9, 9, 3), dtype=np.uint8), "PNG"))

@@ -1,4 +1,4 @@
-"""The labelling job with a real model and no cluster: what it writes, what it does not do twice, what goes wrong."""
+"""The labelling job with a real model and no cluster: its outputs, resuming, and mistakes."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_photo_is_labelled_once(photos: Path, tmp_path: Path, labeler: Labeler, support: str) -> None:
     job = make_job(photos, tmp_path, support, labeler)
     engine = DirectEngine(labeler)
-    assert job.run(engine, job.left(), 2) == 20
+    assert job.run(engine, job.chunks_left(), 2) == 20
     assert sorted(engine.requests) == [4, 8, 8]
     summary = write_outputs(job.out, job.manifest)
     assert (summary["images"], summary["with_object"], summary["failed"]) == (20, 20, 0)
@@ -76,7 +76,7 @@ def test_parts_are_the_same_bytes(photos: Path, tmp_path: Path, labeler: Labeler
     """Would catch results that depend on the order of chunks, on their number in flight or on a clock."""
     for name, flying in (("a", 1), ("b", 3)):
         job = make_job(photos, tmp_path / name, support, labeler)
-        job.run(DirectEngine(labeler), job.left()[:: 1 if name == "a" else -1], flying)
+        job.run(DirectEngine(labeler), job.chunks_left()[:: 1 if name == "a" else -1], flying)
         write_outputs(job.out, job.manifest)
     for part in [part_name(c) for c in range(3)] + ["labels.json", "failures.parquet"]:
         assert (tmp_path / "a" / part).read_bytes() == (tmp_path / "b" / part).read_bytes(), part
@@ -101,11 +101,11 @@ def test_only_what_is_left(photos: Path, tmp_path: Path, labeler: Labeler, suppo
     (tmp_path / "parts" / ".tmp-chunk-000001.parquet-x").write_bytes(b"killed while writing")
     engine = DirectEngine(labeler)
     again = make_job(photos, tmp_path, support, labeler)
-    assert again.left() == [1]
-    again.run(engine, again.left(), 1)
+    assert again.chunks_left() == [1]
+    again.run(engine, again.chunks_left(), 1)
     assert engine.requests == [8]
     assert finished_chunks(again.out) == {0, 1, 2}
-    assert make_job(photos, tmp_path, support, labeler).left() == []
+    assert make_job(photos, tmp_path, support, labeler).chunks_left() == []
 
 
 @pytest.mark.parametrize(("change", "key"), [
@@ -154,7 +154,7 @@ def bad_folder(folder: Path) -> None:
 def test_bad_photos_are_rows_and_the_work_goes_on(tmp_path: Path, labeler: Labeler, support: str) -> None:
     bad_folder(tmp_path / "bad")
     job = make_job(tmp_path / "bad", tmp_path / "out", support, labeler)
-    job.run(DirectEngine(labeler), job.left(), 2)
+    job.run(DirectEngine(labeler), job.chunks_left(), 2)
     summary = write_outputs(job.out, job.manifest)
     failed = {r["file_name"]: r for r in pq.read_table(tmp_path / "out" / "failures.parquet").to_pylist()}
     assert set(failed) == {"truncated.jpg", "zero.jpg", "text.png", "bomb.png", "dangling.jpg"}
@@ -185,7 +185,7 @@ def test_places_that_are_not_there(tmp_path: Path) -> None:
 
 def test_a_name_that_is_not_utf8(tmp_path: Path) -> None:
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/b\xff.jpg")).write_bytes(b"")
-    with pytest.raises(FssError, match=r"name of 'b\\udcff.jpg' is not UTF-8 \(rename the file\)"):
+    with pytest.raises(FssError, match=r"file name 'b\\udcff.jpg' is not UTF-8 \(rename the file\)"):
         list_images(str(tmp_path))
     (tmp_path / "a.jpg").write_bytes(b"")
     assert list_images(str(tmp_path), 1).names == ["a.jpg"]
@@ -209,7 +209,7 @@ def test_what_a_job_writes_below_the_photos_is_no_photo(tmp_path: Path) -> None:
     (errno.EIO, False), (errno.ESTALE, False), (errno.EMFILE, False),
 ])
 def test_only_a_photo_that_is_not_there_is_a_failure(photos: Path, number: int, lost: bool) -> None:
-    """Would catch photos that are lost for good to a disk that fails for a moment."""
+    """Would catch photos that become failures for good because a disk failed for a moment."""
     class Disk:
         def cat_file(self, path: str) -> bytes:
             raise OSError(number, os.strerror(number), path)
@@ -234,7 +234,7 @@ def test_numbers_follow_the_sorted_names(photos: Path) -> None:
 
 def test_a_job_in_a_folder_of_the_photos_and_another_bundle(tmp_path: Path, bundle: str,
                                                             monkeypatch: pytest.MonkeyPatch) -> None:
-    """The pictures it writes are no photos of the next run; a bundle that changes before the model is up is refused."""
+    """A job does not label the pictures that it wrote itself; a bundle that changes before the start is refused."""
     photos, supports, champion = photo_folder(tmp_path / "p", 9), supports_file(tmp_path), tmp_path / "champion"
     shutil.copytree(bundle, champion)
 
@@ -257,20 +257,20 @@ def test_a_job_in_a_folder_of_the_photos_and_another_bundle(tmp_path: Path, bund
     assert label("out", "semantic", "parquet")["labelled_now"] == 0
     promoted = True
     shutil.rmtree(photos / "out")
-    with pytest.raises(FssError, match=r"champion: holds bundle \w+ now, no longer \w+ \(start the service again, or"):
+    with pytest.raises(FssError, match=r"champion: the bundle is \w+ now, no longer \w+ \(start the service again, or"):
         label("out")
     assert not list(photos.glob("out/parts/*"))
 
 
 def test_the_same_through_s3(photos: Path, tmp_path: Path, labeler: Labeler, support: str, s3_server: object) -> None:
-    """Photos, parts and labels in a real object store: the same bytes as on disk."""
+    """Photos, parts and labels in a real object store give the same bytes as on disk."""
     store = Store("s3://fss/labelling")
     store.fs.mkdirs("fss", exist_ok=True)
     for name in list_images(str(photos), 10).names:
         store.write_bytes(f"photos/{name}", (photos / name).read_bytes())
     for source, out in ((store.path("photos"), store.path("out")), (str(photos), str(tmp_path))):
         job = make_job(source, out, support, labeler, **({} if "://" in out else {"limit": 10}))
-        job.run(DirectEngine(labeler), job.left(), 2)
+        job.run(DirectEngine(labeler), job.chunks_left(), 2)
         write_outputs(job.out, job.manifest)
     there, here = store.read_bytes("out/labels.json"), (tmp_path / "labels.json").read_bytes()
     assert json.loads(there)["annotations"]

@@ -1,4 +1,4 @@
-"""Whatever dies in the middle of a job: every photo is labelled once, and all files are those of a quiet job.
+"""Whichever process dies during a job, every photo is labelled once, and all files equal those of an undisturbed job.
 
 Would catch a ledger that counts half a part, chunks lost or done anew after a kill, photos written off as unreadable
 while the store was away, labels that depend on which process made them, and a job that dies with one of its processes.
@@ -29,7 +29,7 @@ def _times(out: Path) -> dict[str, int]:
 
 
 def _kill_all(command: Command) -> None:
-    """SIGKILL for the command alone; what it had started ends by itself."""
+    """SIGKILL is sent to the command alone; the processes that it started end by themselves."""
     orphans = psutil.Process(command.process.pid).children(recursive=True)
     command.process.kill()
     assert psutil.wait_procs(orphans, timeout=120)[1] == []
@@ -37,7 +37,7 @@ def _kill_all(command: Command) -> None:
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_the_command_is_killed_twice(engine: str, quiet_job: QuietJob, tmp_path: Path) -> None:
-    """The third time it does what is left, and nothing else."""
+    """The third command labels the remaining photos, and nothing else."""
     out = tmp_path / "out"
     words = quiet_job.words(out, "--engine", engine, "--set", "label.in_flight=2", "--json")
     for count in (4, 12):
@@ -57,7 +57,7 @@ def test_the_command_is_killed_twice(engine: str, quiet_job: QuietJob, tmp_path:
 
 @pytest.mark.parametrize(("engine", "process"), [("serve", "ServeReplica"), ("actors", "MapWorker")])
 def test_a_process_with_the_model_is_killed(engine: str, process: str, quiet_job: QuietJob, tmp_path: Path) -> None:
-    """The replica of the job's own deployment, or an actor: another one comes, and the command knows of no trouble."""
+    """A killed replica of the job's own deployment, or a killed actor, is replaced, and the command succeeds."""
     out = tmp_path / "out"
     with started(quiet_job.words(out, "--engine", engine), out, tmp_path / "log") as command:
         command.wait_for_parts(6)
@@ -70,7 +70,7 @@ def test_a_process_with_the_model_is_killed(engine: str, process: str, quiet_job
 
 
 def test_the_service_loses_one_process_after_another(quiet_job: QuietJob, tmp_path: Path) -> None:
-    """The model's replica, the one that reads requests, and the one that listens at the port."""
+    """The model's replica, the ingress replica and the proxy of a service are killed in turn."""
     out = tmp_path / "out"
     with running_service(quiet_job.bundle, tmp_path / "ws", "--set", "serve.threads=1") as service:
         words = quiet_job.words(out, "--service", service.url)
@@ -85,7 +85,7 @@ def test_the_service_loses_one_process_after_another(quiet_job: QuietJob, tmp_pa
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_the_store_is_away_for_a_minute(engine: str, quiet_job: QuietJob, s3_server: S3Server, tmp_path: Path) -> None:
-    """Photos come from it and parts go to it; neither reads nor writes, nor connections, are served meanwhile."""
+    """Photos and parts are in a store that is down for a while: it serves no reads, no writes and no connections."""
     far = quiet_job.copied_to(f"{s3_server.url}/away-{engine}")
     out = f"{s3_server.url}/away-{engine}/out"
     words = far.words(out, "--engine", engine)

@@ -1,4 +1,4 @@
-"""A machine of three is lost in the middle of a job, and another comes: the labels are those of a quiet job. Slow."""
+"""One of three machines is lost during a job and replaced: the labels equal those of an undisturbed job. Slow."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
 
 @pytest.mark.parametrize(("engine", "process"), [("actors", "MapWorker"), ("serve", "ServeReplica")])
 def test_a_machine_is_lost(engine: str, process: str, local: LocalCluster, quiet_job: QuietJob, tmp_path: Path) -> None:
-    """Would catch what lives on one machine only, and a loss that costs more than the chunks in hand."""
+    """Would catch state on a single machine, and a loss of more than the chunks that were being labelled."""
     place = f"{local.bucket}/{engine}"
     out = Store(join(place, "out"))
     words = quiet_job.copied_to(place).words(out.url, "--engine", engine, "--set", "serve.replicas=3")
@@ -39,7 +39,7 @@ def test_a_machine_is_lost(engine: str, process: str, local: LocalCluster, quiet
 
 
 def _with_a_model(local: LocalCluster, process: str) -> str:
-    """A worker on which the job's model runs."""
+    """A worker node on which the job's model runs."""
     running = topology.read(local.folder)
     assert running is not None
     found = [n for n, server in running.nodes.items() if n != "head" and below(server.pid, process)]

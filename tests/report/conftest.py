@@ -30,7 +30,7 @@ from pipelines.inference.labeler import Labeler
 from pipelines.inference.support_files import read_support_file
 from pipelines.labelling.images import list_images
 from pipelines.labelling.job import LabellingJob
-from pipelines.labelling.manifest import JobManifest, claim, describe_images
+from pipelines.labelling.manifest import JobManifest, claim_folder, describe_images
 from pipelines.labelling.outputs import write_outputs
 from pipelines.report.collect import label_folder
 from pipelines.selection.choose import make_leaderboard
@@ -101,8 +101,8 @@ def _label(recipe: Recipe, shards: Shards, bundle: str) -> str:
         **describe_images(images), class_name=chosen.name, support_id=labeler.add_support(supports),  # type: ignore[arg-type]
         bundle_id=labeler.info.bundle_id, method="prior", preset="nano", chunk=16, batch=4, threshold=0.5, limit=0,
         max_pixels=50_000_000, max_bytes=64_000_000, code_version=package_version())
-    claim(out, manifest)
+    claim_folder(out, manifest)
     job = LabellingJob(out, images, manifest)
-    job.run(DirectEngine(labeler), job.left(), 2)
+    job.run(DirectEngine(labeler), job.chunks_left(), 2)
     write_outputs(out, manifest)
     return chosen.name

@@ -32,7 +32,7 @@ from pipelines.labelling.parts import part_name
 from pipelines.review.doubt import order_by_doubt, rows_at, sureness
 from pipelines.review.job import ReviewedJob, decide_by_name, import_decisions, open_job
 from pipelines.review.page import PAGE, write_review
-from pipelines.review.redo import SNAPSHOT, RedoRequest, begin, prepare, rows_to_redo, run_redo
+from pipelines.review.redo import SNAPSHOT, RedoRequest, begin_redo, prepare_redo, rows_to_redo, run_redo
 from tests.labelling.helpers import DirectEngine, make_job
 from tests.serving.browser import browser, find_browser
 from tests.serving.helpers import ball, photo_folder, supports_file
@@ -69,7 +69,7 @@ def photos(place: Path) -> Path:
 def job(photos: Path, tmp_path: Path, labeler: Labeler, support: str) -> ReviewedJob:
     """A finished job."""
     made = make_job(photos, tmp_path / "job", support, labeler)
-    made.run(DirectEngine(labeler), made.left(), 1)
+    made.run(DirectEngine(labeler), made.chunks_left(), 1)
     write_outputs(made.out, made.manifest)
     return open_job(made.out.url)
 
@@ -104,7 +104,7 @@ def test_doubt_of_an_empty_label_is_that_the_class_is_there() -> None:
 
 def test_gallery_pages_hold_their_pictures_and_are_bounded(photos: Path, tmp_path: Path, labeler: Labeler,
                                                            support: str) -> None:
-    """Of a job in which a part is missing."""
+    """The pages of a job in which a part is missing."""
     made = make_job(photos, tmp_path / "half", support, labeler)
     made.run(DirectEngine(labeler), [0, 2], 1)
     first, pages = write_review(open_job(made.out.url), str(tmp_path / "pages"), most=PAGE)
@@ -162,8 +162,8 @@ def test_a_persons_mask_wins_where_no_pixel_may_have_two_classes() -> None:
 
 @pytest.mark.parametrize(("change", "line"), [
     ({"image_id": 99}, "photo 99 is not labelled"), ({"class_name": "cup"}, "no class 'cup'"),
-    ({"image": "other.jpg"}, "was the decision made for another job"), ({"decision": "correct"}, "needs a mask"),
-    ({"mask": {"size": [1, 1], "counts": "1"}}, "nothing else has one"),
+    ({"image": "other.jpg"}, "check that the decision is for this job"), ({"decision": "correct"}, "needs a mask"),
+    ({"mask": {"size": [1, 1], "counts": "1"}}, "other decisions must not have one"),
     ({"decision": "correct", "mask": {"size": [1, 1], "counts": "1"}}, "its photo"),
 ])
 def test_wrong_decisions_are_refused_whole(job: ReviewedJob, change: dict[str, Any], line: str) -> None:
@@ -175,7 +175,7 @@ def test_wrong_decisions_are_refused_whole(job: ReviewedJob, change: dict[str, A
 
 
 def test_the_file_survives_a_torn_line_and_many_writers(tmp_path: Path) -> None:
-    """Would catch half a line read as an error, and lines of two writers in one another."""
+    """Would catch half a line that is an error, and lines of two writers that are mixed."""
     out = Store(str(tmp_path))
     add_decisions(out, [Decision(image_id=1, image="a", class_name="c", decision="accept")])
     with (tmp_path / DECISIONS).open("ab") as file:
@@ -193,12 +193,12 @@ def test_the_file_survives_a_torn_line_and_many_writers(tmp_path: Path) -> None:
         thread.join()
     assert len(read_decisions(out)) == 81
     (tmp_path / DECISIONS).write_text('{"image_id": "x"}\n')
-    with pytest.raises(FssError, match=r"line 1: is no decision: image_id"):
+    with pytest.raises(FssError, match=r"line 1: is not a decision: image_id"):
         read_decisions(out)
 
 
 def test_a_nearly_full_disk_keeps_all_decisions_or_none(tmp_path: Path) -> None:
-    """The limit on a file's size stands for the disk: it takes a part of what is written."""
+    """A limit on the file's size stands for a full disk: it takes only a part of what is written."""
     out, limits = Store(str(tmp_path)), resource.getrlimit(resource.RLIMIT_FSIZE)
     made = [Decision(image_id=i, image="a", class_name="c", decision="accept") for i in range(9)]
     add_decisions(out, made[:1])
@@ -217,21 +217,21 @@ def test_a_saved_file_is_taken_over(job: ReviewedJob, tmp_path: Path) -> None:
     row = {"image_id": 2, "image": name, "class_name": "ball", "decision": "reject", "time": "2026-01-01T00:00:00"}
     (tmp_path / "saved.jsonl").write_text(json.dumps(row) + "\n")
     assert import_decisions(job, str(tmp_path / "saved.jsonl")) == 1
-    assert job.decided[(2, "ball")].time == "2026-01-01T00:00:00"
+    assert job.decisions[(2, "ball")].time == "2026-01-01T00:00:00"
     for word, later in (("correct", "2026-01-02T09:00:00+00:00"), ("undo", "2026-01-03T09:00:00+00:00")):
         mask = rle_json(_truth(name)) if word == "correct" else None
         job.decide([Decision.model_validate({**row, "decision": word, "mask": mask, "time": later})])
-        before = job.decided
+        before = job.decisions
         for old in ("2026-01-01T00:00:00", "2026-01-02T10:30:00+02:00"):
             (tmp_path / "saved.jsonl").write_text(json.dumps({**row, "decision": "accept", "time": old}) + "\n")
             assert import_decisions(job, str(tmp_path / "saved.jsonl")) == 0
-            assert job.decided == before
+            assert job.decisions == before
     (tmp_path / "saved.jsonl").write_text(json.dumps({**row, "time": ""}) + "\n")
     assert import_decisions(job, str(tmp_path / "saved.jsonl")) == 1
 
 
 def test_a_correction_that_is_accepted_stays(tmp_path: Path) -> None:
-    """What a person sees is the corrected mask; after `undo` it is the model's again."""
+    """The page shows the corrected mask, and after `undo` that of the model."""
     out, mask = Store(str(tmp_path)), rle_json(np.eye(4, dtype=bool))
     about: dict[str, Any] = {"image_id": 1, "image": "a", "class_name": "c"}
 
@@ -264,12 +264,12 @@ def test_what_the_gallery_saved_it_does_not_save_again(job: ReviewedJob, tmp_pat
         assert page.script("return document.getElementById('save').disabled")
         assert page.script("return cards[0].dataset.decision") == "accept"
         page.call("POST", "url", url=Path(first).as_uri())
-        assert page.script("return document.getElementById('count').textContent") == "Nothing to save"
+        assert page.script("return document.getElementById('count').textContent") == "No unsaved decisions"
 
 
 def test_only_doubtful_labels_that_nobody_decided_on_are_made_again(job: ReviewedJob, tmp_path: Path, labeler: Labeler,
                                                                     place: Path) -> None:
-    """Killed after one part and run again, it ends with the bytes of a run that was left alone."""
+    """A job that is killed after one part and run again ends with the bytes of an undisturbed job."""
     order = order_by_doubt(job)
     names = {r["image_id"]: r["file_name"] for rows in job.rows() for r in rows}
     worst, second = int(order.image_ids[0]), int(order.image_ids[1])
@@ -280,17 +280,17 @@ def test_only_doubtful_labels_that_nobody_decided_on_are_made_again(job: Reviewe
     done = []
     for name in ("left alone", "killed"):
         out = Store(str(tmp_path / name))
-        begin(job, out, below)
-        again, classes = prepare(job, out, below, read_decisions(out, SNAPSHOT), str(place / "supports"))
+        begin_redo(job, out, below)
+        again, classes = prepare_redo(job, out, below, read_decisions(out, SNAPSHOT), str(place / "supports"))
         assert len(classes[0].supports) == 2
         labeler.add_support(classes[0])
         engine = DirectEngine(labeler)
         if name == "killed":
             again.run(engine, [1], 1)
             decide_by_name(job, {names[int(order.image_ids[5])]: ("reject", None)}, "")  # too late for this job
-            again, _ = prepare(job, out, below, read_decisions(out, SNAPSHOT), str(place / "supports"))
-            assert again.left() == [0, 2]
-        again.run(engine, again.left(), 1)
+            again, _ = prepare_redo(job, out, below, read_decisions(out, SNAPSHOT), str(place / "supports"))
+            assert again.chunks_left() == [0, 2]
+        again.run(engine, again.chunks_left(), 1)
         assert sum(engine.requests) == len(doubtful)
         write_outputs(out, again.manifest)
         done.append(_parts(again))
@@ -308,14 +308,14 @@ def test_only_doubtful_labels_that_nobody_decided_on_are_made_again(job: Reviewe
 
 def test_labelling_again_needs_a_correction_and_doubt(job: ReviewedJob, tmp_path: Path) -> None:
     out = Store(str(tmp_path / "new"))
-    with pytest.raises(FssError, match="nobody has corrected a mask"):
-        begin(job, out, 0.5)
+    with pytest.raises(FssError, match="no mask has been corrected"):
+        begin_redo(job, out, 0.5)
     name = job.rows_of(1)[0]["file_name"]
     decide_by_name(job, {name: ("correct", rle_json(_truth(name)))}, "")
-    with pytest.raises(FssError, match="no undecided label is below 0"):
-        begin(job, out, 0.0)
+    with pytest.raises(FssError, match="no label without a decision is less sure than 0"):
+        begin_redo(job, out, 0.0)
     with pytest.raises(FssError, match="holds another labelling job"):
-        begin(job, job.out, 0.5)
+        begin_redo(job, job.out, 0.5)
     assert not out.exists()
 
 
@@ -324,7 +324,7 @@ def test_labelling_again_with_another_bundle_writes_nothing(job: ReviewedJob, tm
     decide_by_name(job, {name: ("correct", rle_json(_truth(name)))}, "")
     save_bundle(str(tmp_path / "ws" / "champion"), registry.build("prior", "nano", seed=1))
     recipe = Recipe.model_validate({"out": str(tmp_path / "ws")})
-    with pytest.raises(FssError, match=r"the labels are of bundle_id .* --bundle, .* --workspace"):
+    with pytest.raises(FssError, match=r"the labels were made with bundle_id .* --bundle, .* --workspace"):
         run_redo(RedoRequest(recipe=recipe, job=job.out.url, out=str(tmp_path / "new"), below=1.0))
     assert not (tmp_path / "new").exists()
 

@@ -1,4 +1,4 @@
-"""A browser for tests: Chromium driven through chromedriver's own protocol (W3C WebDriver), nothing else installed."""
+"""A browser for tests: Chromium, driven through chromedriver's protocol (W3C WebDriver) without further packages."""
 
 from __future__ import annotations
 
@@ -23,32 +23,32 @@ _ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
 
 
 class Browser:
-    """One session."""
+    """One WebDriver session."""
 
     def __init__(self, http: httpx.Client, session: str) -> None:
         self._http, self._session = http, session
 
     def call(self, verb: str, path: str, **body: Any) -> Any:
-        """A WebDriver command."""
+        """Send a WebDriver command. Returns its value."""
         answer = self._http.request(verb, f"/session/{self._session}/{path}", json=body if verb == "POST" else None)
         value = answer.json()["value"]
         assert answer.is_success, value
         return value
 
     def find(self, css: str) -> str:
-        """The id of the element."""
+        """The WebDriver id of an element."""
         return str(self.call("POST", "element", using="css selector", value=css)[_ELEMENT])
 
     def click(self, css: str) -> None:
-        """Click it."""
+        """Click on an element."""
         self.call("POST", f"element/{self.find(css)}/click")
 
     def type(self, css: str, text: str) -> None:
-        """Type into it, or give a file input its paths."""
+        """Type text into an element, or set the paths of a file input."""
         self.call("POST", f"element/{self.find(css)}/value", text=text)
 
     def script(self, code: str) -> Any:
-        """The value of JavaScript `return ...`."""
+        """Run JavaScript in the page. Returns the value of its `return` statement."""
         return self.call("POST", "execute/sync", script=code, args=[])
 
     def drag(self, css: str, path: list[tuple[float, float]]) -> None:
@@ -61,7 +61,7 @@ class Browser:
         self.call("POST", "actions", actions=[{"type": "pointer", "id": "mouse", "actions": steps}])
 
     def wait(self, condition: str, seconds: float = 30) -> Any:
-        """Until JavaScript `condition` holds; its value."""
+        """Wait until the JavaScript expression `condition` is true. Returns its value."""
         end = time.monotonic() + seconds
         while not (value := self.script(f"return {condition}")):
             assert time.monotonic() < end, f"{condition} did not come; the page says: " + self.script(
@@ -70,12 +70,12 @@ class Browser:
         return value
 
     def screenshot(self, path: Path) -> None:
-        """A picture of the window."""
+        """Write a picture of the window to a file."""
         path.write_bytes(base64.b64decode(self.call("GET", "screenshot")))
 
 
 def find_browser() -> tuple[str, str] | None:
-    """Paths of Chromium and its driver."""
+    """The paths of Chromium and of its driver."""
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     driver = shutil.which("chromedriver")
     return (chromium, driver) if chromium and driver else None
@@ -112,7 +112,7 @@ def _start(http: httpx.Client, chromium: str, profile: Path) -> str:
 
 
 def shot(page: Browser, name: str) -> None:
-    """A picture for people, where FSS_SCREENSHOTS names a folder."""
+    """Write a picture of the window into the folder FSS_SCREENSHOTS, if that is set."""
     if folder := os.environ.get("FSS_SCREENSHOTS"):
         page.screenshot(Path(folder) / f"{name}.png")
 

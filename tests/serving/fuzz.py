@@ -1,4 +1,4 @@
-"""Requests made from an OpenAPI document: instances of its schemas, whole and spoilt, with plain `random`."""
+"""Random requests from an OpenAPI document: valid and invalid instances of its schemas."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PLACES = ["0", "1", "2", "-1", "x", "%00", "1e9", "9" * 30, "a%2Fb", "%F0%9F%98%
 
 @dataclass(frozen=True)
 class Call:
-    """One request."""
+    """One random request."""
 
     verb: str
     path: str
@@ -34,7 +34,7 @@ class Fuzzer:
         self.calls = [(verb, path) for path, verbs in document["paths"].items() for verb in verbs]
 
     def draw(self) -> Call:
-        """One request, most of them wrong in a place or two."""
+        """One random request; most have a mistake in one or two places."""
         verb, template = self.random.choice(self.calls)
         call = self.document["paths"][template][verb]
         path, query = template, {}
@@ -83,7 +83,7 @@ class Fuzzer:
                 "null": lambda *_: None}[schema["type"]](schema, name)
 
     def spoil(self, value: Any) -> Any:
-        """The value with something odd at a random depth."""
+        """The value with one part, at a random depth, replaced by an odd one."""
         if isinstance(value, dict) and value and self.random.random() < 0.85:
             key = self.random.choice(list(value))
             way = self.random.random()

@@ -60,7 +60,7 @@ def supports_file(folder: Path) -> Path:
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
-    """Until it holds."""
+    """Wait until the condition is true."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not come"
@@ -68,7 +68,7 @@ def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
 
 
 def clean_env(**more: str) -> dict[str, str]:
-    """The environment without what a cluster in this process left in it."""
+    """The environment without the variables that a cluster in this process has set."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("RAY_") and k not in ("FSS_TOKEN",)}
     return {**kept, **more}
 

@@ -1,4 +1,4 @@
-"""The service over HTTP, really started: a person's path, a job's path, and what is refused and how."""
+"""A running service over HTTP: requests of people and of jobs, and which requests are refused with which status."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_page_loads_nothing_from_elsewhere(service: Running) -> None:
 
 
 def test_labels_are_those_of_the_labeler(service: Running, support: str, bundle: str) -> None:
-    """People's and jobs' deployments, and concurrent requests, give what the labeler alone gives."""
+    """Both deployments, also with concurrent requests, give the results of a labeler alone."""
     photos = [encoded(ball(s)[0]) for s in range(5)]
     labeler = Labeler(bundle, supports_url=str(service.workspace / "supports"))
     wanted = labeler.label([*photos, b"no photo"], support)
@@ -89,7 +89,7 @@ REFUSED: list[tuple[str, Any, int, str]] = [
     ("segment", {"support_id": "0" * 16, "images": [PHOTO]}, 404, "unknown support_id"),
     ("segment", {"support_id": "0" * 16, "images": [PHOTO], "bulk": True}, 404, "unknown support_id"),
     ("segment", {"support_id": "0" * 16, "images": []}, 422, "images is not a list"),
-    ("segment", {"support_id": "0" * 16, "images": ["@"]}, 422, "images[0]: is not base64"),
+    ("segment", {"support_id": "0" * 16, "images": ["@"]}, 422, "images[0]: the text is neither base64 nor a data URL"),
     ("segment", {"support_id": "0" * 16, "images": [PHOTO], "treshold": 1}, 422, "did you mean 'threshold'?"),
     ("segment", {"support_id": "0" * 16, "images": [PHOTO], "threshold": 1.5}, 422, "between 0 and 1"),
     ("segment", [], 422, "is not a JSON object"),
@@ -143,7 +143,7 @@ def test_what_fss_serve_refuses(service: Running, bundle: str, tmp_path: Path, a
 ])
 def test_other_names_do_not_lead_to_a_service_for_this_machine(host: str, token: str, roots: tuple[str, ...] | None,
                                                                refused: bool) -> None:
-    """Any page may have its own name lead to 127.0.0.1, and then reads what the service answers."""
+    """Would let a web page whose host name resolves to 127.0.0.1 read the service's answers."""
     prepare_environment()
     from pipelines.serving.guards import with_token
 
@@ -156,7 +156,7 @@ def test_other_names_do_not_lead_to_a_service_for_this_machine(host: str, token:
     service: Any = SimpleNamespace(spec=spec)
     headers = [(b"host", b"pages.example:8000"), (b"authorization", b"Bearer " + token.encode())]
     request = Request({"type": "http", "headers": headers})
-    with pytest.raises(RefusedError, match="for this machine") if refused else nullcontext():
+    with pytest.raises(RefusedError, match="only on this machine") if refused else nullcontext():
         assert asyncio.run(with_token(service, answer)(request)).body == b"ok"
 
 
@@ -165,13 +165,13 @@ def test_another_server_is_one_line(answer: str) -> None:
     client = Client("http://elsewhere")
     client._http = httpx.Client(base_url=client.url, transport=httpx.MockTransport(
         lambda _: httpx.Response(200, text=answer)))
-    with pytest.raises(FssError, match="http://elsewhere: answers, but not as `fss serve` does"):
+    with pytest.raises(FssError, match="http://elsewhere: the server there is not `fss serve`"):
         client.health()
 
 
 @pytest.mark.slow
 def test_too_many_requests_are_turned_away(service: Running, support: str) -> None:
-    """Would catch a service that queues without end: all get an answer, some of them 503."""
+    """Would catch a service that queues without bound: every request gets an answer, some get 503."""
     body = {"support_id": support, "images": [PHOTO] * 8}
     with ThreadPoolExecutor(80) as pool:
         answers = list(pool.map(lambda _: post(service, "/v1/segment", body), range(80)))
@@ -183,7 +183,7 @@ def test_too_many_requests_are_turned_away(service: Running, support: str) -> No
 
 @pytest.mark.slow
 def test_token_and_restart(bundle: str, tmp_path: Path) -> None:
-    """With FSS_TOKEN nothing is segmented without it; a support set outlives the service that took it."""
+    """With FSS_TOKEN no request succeeds without the token; a support set stays valid after a restart."""
     given = support_request(read_support_file(str(supports_file(tmp_path))))
     with running_service(bundle, tmp_path / "ws", FSS_TOKEN="secret") as first:
         assert post(first, "/v1/supports", given).status_code == 401

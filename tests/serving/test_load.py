@@ -1,4 +1,4 @@
-"""A service that is asked four times what it can do, for five minutes (FSS_LOAD_SECONDS says otherwise). Slow."""
+"""A service at four times its capacity for five minutes, or for FSS_LOAD_SECONDS. Slow."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SLACK = 4  # refusals cost time too, on the model's own cores: what is accepted 
 
 
 def test_too_much_is_refused_and_the_rest_is_served(bundle: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Would catch growth without end in memory or latency, a crash, and refusals that nobody understands."""
+    """Would catch memory or latency that grows without bound, a crash, and refusals without a clear message."""
     for name in [n for n in os.environ if n.startswith("RAY_") or n == "FSS_TOKEN"]:
         monkeypatch.delenv(name)
     found = run({**CONFIG, "bundle": bundle, "seconds": SECONDS})

@@ -1,4 +1,4 @@
-"""The OpenAPI document against the service: what it says is there, and no request made from it ends in a 500."""
+"""The OpenAPI document describes the service, and no request that is made from it gets status 500."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 from pipelines.console.openapi import console_document
 from pipelines.inference.support_files import read_support_file
-from pipelines.labelling.decisions import WORDS
+from pipelines.labelling.decisions import VERDICTS
 from pipelines.serving.client import Client
 from pipelines.serving.docs_page import docs_html
 from pipelines.serving.metrics import merge_metrics
@@ -56,7 +56,7 @@ def test_metrics_of_several_nodes_are_one_page() -> None:
 
 @pytest.fixture(scope="module")
 def fuzzer(service: Running, tmp_path_factory: pytest.TempPathFactory) -> Fuzzer:
-    """Knows a support set, photos and a finished job, so that many requests get past the first check."""
+    """Requests that name an existing support set, photos and a finished job, so that many pass the first check."""
     place = tmp_path_factory.mktemp("fuzz")
     client = Client(service.url)
     support = client.add_support(read_support_file(str(supports_file(place))))
@@ -72,7 +72,7 @@ def fuzzer(service: Running, tmp_path_factory: pytest.TempPathFactory) -> Fuzzer
     known = {"job_id": [job["job_id"]], "support_id": [support], "support_ids": [support], "images": [str(folder)],
              "photo": photos, "image": [row["image"]], "image_id": [row["image_id"]],
              "class_name": ["ball"], "mask": [picture],
-             "decision": list(WORDS)}
+             "decision": list(VERDICTS)}
     fuzzer = Fuzzer(document, 7, known)
     fuzzer.calls = [c for c in fuzzer.calls if not c[1].startswith(("/metrics",))]
     return fuzzer
@@ -80,7 +80,7 @@ def fuzzer(service: Running, tmp_path_factory: pytest.TempPathFactory) -> Fuzzer
 
 @pytest.mark.slow
 def test_no_request_ends_in_a_500(service: Running, fuzzer: Fuzzer, tmp_path: Path) -> None:
-    """And every answer has a status that the document names, and the form it says."""
+    """Every answer also has a status and a schema that the document names."""
     seen: Counter[str] = Counter()
     with httpx.Client(base_url=service.url, timeout=180) as http:
         for number in range(REQUESTS):
@@ -104,7 +104,7 @@ def test_no_request_ends_in_a_500(service: Running, fuzzer: Fuzzer, tmp_path: Pa
 
 @pytest.mark.slow
 def test_metrics_count_requests(service: Running) -> None:
-    """Ray's exporter shows them after a few seconds."""
+    """The metrics appear in Ray's exporter after a few seconds."""
     for _ in range(3):
         httpx.post(service.url + "/v1/segment", json={"images": ["x"]})
 

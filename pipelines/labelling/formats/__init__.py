@@ -1,1 +1,1 @@
-"""What other tools read: one file a format, each written photo by photo."""
+"""Formats that other tools read. Each is written photo by photo."""

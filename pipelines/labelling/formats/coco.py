@@ -1,4 +1,4 @@
-"""COCO JSON: `images` are the readable photos, `annotations` the masks that are not empty."""
+"""COCO JSON: `images` has the readable photos, `annotations` the masks that are not empty."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ SHORT = ["image_id", "file_name", "height", "width", "class_name", "error"]
 
 
 def write_coco(out: Store, manifest: JobManifest, name: str, *, outlines: bool = False) -> None:
-    """Write the file `name`, a photo at a time; masks as run lengths, or with `outlines` as polygons.
+    """Write the file `name` photo by photo, with masks as run lengths, or with `outlines` as polygons.
 
-    An annotation's id is the photo's where there is one class, else it counts through photos and classes.
+    In a job with one class an annotation has the id of its photo; else ids count photos and classes.
     """
     about = {"description": f"{manifest.title} by {manifest.method}/{manifest.preset}",
              "bundle_id": manifest.bundle_id, **manifest.supports, "version": manifest.code_version}
@@ -41,7 +41,7 @@ def _images(out: Store, manifest: JobManifest) -> Iterator[dict[str, Any]]:
 def _annotations(out: Store, manifest: JobManifest, outlines: bool) -> Iterator[dict[str, Any]]:
     classes = len(manifest.classes)
     for photo in photos(out, manifest):
-        for number, row in photo.found:
+        for number, row in photo.masks:
             shape = _outlines(photo, row) if outlines else _run_lengths(photo, row)
             yield {"id": (photo.image_id - 1) * classes + number + 1, "image_id": photo.image_id,
                    "category_id": number + 1, "iscrowd": 0, "segmentation": shape,

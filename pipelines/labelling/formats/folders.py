@@ -1,4 +1,4 @@
-"""Formats that are a folder with a file a photo: YOLO segmentation, semantic PNGs."""
+"""Formats that are a folder with one file for each photo: YOLO segmentation, semantic PNGs."""
 
 from __future__ import annotations
 
@@ -22,23 +22,24 @@ from pipelines.labelling.manifest import JobManifest
 from pipelines.labelling.parts import PhotoRows, photos
 
 WRITERS, AHEAD = 8, 64  # threads that write small files, and photos in memory
-BYTE = 255  # classes of an 8-bit PNG
+BYTE = 255  # largest number of classes in an 8-bit PNG
 LISTED = ["image_id", "file_name", "height", "width", "error"]
 MILLIONTH = 1e-6
 
 
 def write_yolo(out: Store, manifest: JobManifest, name: str) -> None:
-    """data.yaml, photos.txt and labels/: a polygon a line and piece; the file of a photo without a mask is empty.
+    """Write data.yaml, photos.txt and labels/, where each line of a file is the polygon of one piece of a mask.
 
-    Photos of a local folder are linked as images/. That data.yaml names a list, not this folder, is for Ultralytics:
-    it follows a link to a folder, and would then look for labels beside the photos themselves. Raises `FssError` for
-    two photos of one name but for the suffix, and for photos whose labels nobody would find.
+    The file of a photo without a mask is empty. images/ is a link to the photos if they are in a local folder.
+    data.yaml names the list photos.txt, not images/, because Ultralytics follows a link to a folder and then looks for
+    labels beside the photos. Raises `FssError` for two photos whose names differ only in the suffix, and for photos
+    whose labels YOLO would not find.
     """
     stems = UniqueStems()
 
     def one(photo: PhotoRows) -> tuple[str, bytes]:
         _check_name(photo.file_name, stems, out.path(name))
-        lines = [line for number, row in photo.found for line in _yolo_lines(photo, number, mask_of(photo, row))]
+        lines = [line for number, row in photo.masks for line in _yolo_lines(photo, number, mask_of(photo, row))]
         return f"{name}/labels/{os.path.splitext(photo.file_name)[0]}.txt", "".join(lines).encode()
 
     _write_all(out, manifest, one)
@@ -55,29 +56,33 @@ def write_yolo(out: Store, manifest: JobManifest, name: str) -> None:
 def _check_name(photo: str, stems: UniqueStems, where: str) -> None:
     if stems.name(photo) == photo:
         raise FssError(f"{photo} would share its label file with another photo", where=where,
-                       mend="YOLO tells photos apart by their name without suffix: rename one")
+                       mend="YOLO ignores the suffix of a name: rename one of the photos")
     if "images" in PurePosixPath(photo).parts[:-1]:
-        raise FssError(f"{photo} lies in a folder `images` below the photos' own", where=where,
+        raise FssError(f"{photo} is in a sub-folder named `images`", where=where,
                        mend="YOLO looks for labels beside the last folder `images`: rename it, or label it alone")
 
 
 def _yolo_lines(photo: PhotoRows, number: int, mask: np.ndarray) -> Iterator[str]:
-    """Shares a millionth up: who cuts off the decimals after multiplying gets the corner, not the pixel before it."""
+    """The lines of a mask: its corners as shares of width and height.
+
+    Shares are increased by a millionth, so that readers that round down to pixels get the same corners.
+    """
     for corners in polygons(mask):
         shares = np.minimum(corners / np.array([photo.width, photo.height]) + MILLIONTH, 1)
         yield f"{number} " + " ".join(f"{v:.6f}" for v in shares.ravel()) + "\n"
 
 
 def write_semantic(out: Store, manifest: JobManifest, name: str) -> None:
-    """NAME.png a photo: 0 where nothing is, else the number of the class, from 1; classes.txt names them.
+    """Write NAME.png for each photo: 0 for no class, else the number of the class from 1; and the names in classes.txt.
 
-    Where masks overlap, a pixel goes to the one that is surest. PNGs have 8 bits, or 16 for more than 255 classes.
+    Where masks overlap, the pixels belong to the mask with the highest quality, or score if it has no quality. PNGs
+    have 8 bits, or 16 for more than 255 classes.
     """
     stems, deep = UniqueStems(), len(manifest.classes) > BYTE
 
     def one(photo: PhotoRows) -> tuple[str, bytes]:
         drawn = np.zeros((photo.height, photo.width), dtype=np.uint16 if deep else np.uint8)
-        ordered = sorted(photo.found, key=lambda f: f[1]["score"] if f[1].get("quality") is None else f[1]["quality"])
+        ordered = sorted(photo.masks, key=lambda f: f[1]["score"] if f[1].get("quality") is None else f[1]["quality"])
         for number, row in ordered:
             drawn[mask_of(photo, row)] = number + 1
         file = io.BytesIO()
@@ -89,7 +94,7 @@ def write_semantic(out: Store, manifest: JobManifest, name: str) -> None:
 
 
 def _write_all(out: Store, manifest: JobManifest, one: Callable[[PhotoRows], tuple[str, bytes]]) -> None:
-    """Write the (name, content) that `one` makes of every photo, a few at a time."""
+    """Write the file (name, content) that `one` makes of each photo, a few at a time."""
     todo = photos(out, manifest)
     with ThreadPoolExecutor(WRITERS, thread_name_prefix="write") as pool:
         while some := list(islice(todo, AHEAD)):

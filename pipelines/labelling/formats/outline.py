@@ -1,7 +1,7 @@
-"""Masks as polygons along the edges of their pixels: exactly the mask, each piece one polygon.
+"""Masks as polygons along the edges of their pixels: the polygons cover exactly the mask, one for each piece.
 
-A piece with holes is one polygon all the same: from a hole a slit of no width leads out and back. What fills polygons
-by counting crossings, as COCO's tools do, leaves the hole empty and never sees the slit.
+A piece with holes is also one polygon: a slit of width 0 connects each hole with the border. Tools that fill polygons
+by counting crossings, like COCO's, leave the hole empty and do not see the slit.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 import numpy as np
 
 Corner = tuple[int, int]  # x, y
-_STEPS = {(1, 0): 0, (0, 1): 1, (-1, 0): 2, (0, -1): 3}  # directions, clockwise as one sees the photo
+_STEPS = {(1, 0): 0, (0, 1): 1, (-1, 0): 2, (0, -1): 3}  # directions, clockwise in the picture
 
 
 def polygons(mask: np.ndarray) -> list[np.ndarray]:
-    """[H, W] bool -> one [N, 2] int array of corners (x, y) a 4-connected piece."""
+    """A mask [H, W] bool -> for each 4-connected piece its corners (x, y) as [N, 2] int."""
     loops = [np.array(loop) for loop in _loops(_segments(mask))]
     outer = [loop for loop in loops if _area(loop) > 0]
     holes = [loop for loop in loops if _area(loop) < 0]
@@ -24,7 +24,7 @@ def polygons(mask: np.ndarray) -> list[np.ndarray]:
 
 
 def _segments(mask: np.ndarray) -> dict[Corner, list[Corner]]:
-    """Straight pieces of the border, start -> ends, the object on their right."""
+    """The straight segments of the border, start -> ends. The object is on the right of each."""
     grown = np.pad(mask.astype(np.int8), 1)
     across = np.diff(grown, axis=0)[:, 1:-1]  # [H + 1, W]: 1 where the object begins below, -1 where it ends
     down = np.diff(grown, axis=1)[1:-1].T  # [W + 1, H]: 1 where it begins to the right
@@ -39,7 +39,7 @@ def _segments(mask: np.ndarray) -> dict[Corner, list[Corner]]:
 
 
 def _stretches(kinds: np.ndarray) -> list[tuple[int, int, int, int]]:
-    """(line, first, last + 1, kind) of equal values that are not 0, along the second dimension."""
+    """(line, first, last + 1, kind) for each run of equal values other than 0, along the second dimension."""
     padded = np.pad(kinds, ((0, 0), (1, 1)))
     lines, where = np.nonzero(padded[:, 1:] != padded[:, :-1])
     values = padded[lines, where + 1]
@@ -48,7 +48,7 @@ def _stretches(kinds: np.ndarray) -> list[tuple[int, int, int, int]]:
 
 
 def _loops(segments: dict[Corner, list[Corner]]) -> list[list[Corner]]:
-    """Closed ways along all segments; where two pieces touch in a corner, the way turns right and stays on its own."""
+    """Closed loops along all segments. Where pieces touch in a corner, a loop turns right and stays on its piece."""
     loops = []
     while segments:
         start = next(iter(segments))
@@ -69,7 +69,7 @@ def _loops(segments: dict[Corner, list[Corner]]) -> list[list[Corner]]:
 
 
 def _turn(before: Corner, at: Corner, after: Corner) -> int:
-    """0 for a turn to the right, 2 for one to the left."""
+    """0 for a turn to the right, 2 for a turn to the left."""
     return (_way(at, after) - _way(before, at) - 1) % 4
 
 
@@ -78,19 +78,19 @@ def _way(start: Corner, end: Corner) -> int:
 
 
 def _area(loop: np.ndarray) -> float:
-    """Above 0 for an outer border."""
+    """The signed area in pixels: positive for an outer border, negative for a hole."""
     x, y = loop[:, 0], loop[:, 1]
     return float((x * np.roll(y, -1) - np.roll(x, -1) * y).sum()) / 2
 
 
 def _owner(hole: np.ndarray, outer: list[np.ndarray]) -> int:
-    """The smallest outer border around a hole."""
+    """The number of the smallest outer border around a hole."""
     x, y = hole[np.lexsort((hole[:, 1], hole[:, 0]))[0]] - np.array([0.5, -0.5])  # a pixel of the piece beside it
-    around = [number for number, loop in enumerate(outer) if _holds(loop, x, y)]
+    around = [number for number, loop in enumerate(outer) if _contains(loop, x, y)]
     return min(around, key=lambda number: _area(outer[number]))
 
 
-def _holds(loop: np.ndarray, x: float, y: float) -> bool:
+def _contains(loop: np.ndarray, x: float, y: float) -> bool:
     ends = np.roll(loop, -1, axis=0)
     upright = loop[:, 0] == ends[:, 0]
     low, high = np.minimum(loop[:, 1], ends[:, 1]), np.maximum(loop[:, 1], ends[:, 1])
@@ -98,7 +98,7 @@ def _holds(loop: np.ndarray, x: float, y: float) -> bool:
 
 
 def _joined(loop: np.ndarray, holes: list[np.ndarray]) -> np.ndarray:
-    """One way around a border and its holes, each reached from the nearest corner of the way so far."""
+    """One loop around a border and its holes, each connected to the nearest corner of the loop so far."""
     for hole in holes:
         gaps = np.abs(loop[:, None] - hole[None]).sum(axis=2)
         here, there = np.unravel_index(int(gaps.argmin()), gaps.shape)

@@ -1,4 +1,4 @@
-"""Formats that are one file: Parquet, Label Studio's tasks, CVAT's XML."""
+"""Formats that are a single file: Parquet, Label Studio's tasks, CVAT's XML."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pipelines.labelling.parts import PhotoRows, decided_parts, photos, schema_o
 
 
 def write_parquet(out: Store, manifest: JobManifest, name: str) -> None:
-    """The rows of all parts, those of photos that cannot be read included; a row group a part."""
+    """Write the rows of all parts, unreadable photos included, with one row group for each part."""
     schema = schema_of(manifest)
     with out.stream(name) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
         for rows in decided_parts(out, manifest):
@@ -28,9 +28,9 @@ def write_parquet(out: Store, manifest: JobManifest, name: str) -> None:
 
 
 def write_label_studio(out: Store, manifest: JobManifest, name: str) -> None:
-    """Tasks with predictions, to be imported: brush masks of `BrushLabels` named `label` on an image named `image`.
+    """Write tasks to import, with predictions: masks of the `BrushLabels` named `label` on the image named `image`.
 
-    Photos of a local folder are named for Label Studio's local storage whose root is that folder.
+    The names of photos in a local folder fit a local storage of Label Studio that has this folder as its root.
     """
     with out.stream(name) as file:
         file.write(b"[")
@@ -46,8 +46,8 @@ def _task(photo: PhotoRows, manifest: JobManifest) -> dict[str, Any]:
               "original_width": photo.width, "original_height": photo.height, "image_rotation": 0,
               "score": _sure(row),
               "value": {"format": "rle", "brushlabels": [manifest.classes[number]],
-                        "rle": list(encode_brush(mask_of(photo, row)))}} for number, row in photo.found]
-    sure = min((_sure(row) for _, row in photo.found), default=0.0)
+                        "rle": list(encode_brush(mask_of(photo, row)))}} for number, row in photo.masks]
+    sure = min((_sure(row) for _, row in photo.masks), default=0.0)
     return {"id": photo.image_id, "data": {"image": url}, "predictions": [
         {"model_version": manifest.bundle_id, "score": sure, "result": found}]}
 
@@ -57,7 +57,7 @@ def _sure(row: dict[str, Any]) -> float:
 
 
 def write_cvat(out: Store, manifest: JobManifest, name: str) -> None:
-    """annotations.xml of "CVAT for images 1.1", with masks."""
+    """Write annotations.xml in the format "CVAT for images 1.1", with masks."""
     labels = "".join(f"<label><name>{_text(c)}</name><type>mask</type><attributes></attributes></label>\n"
                      for c in manifest.classes)
     with out.stream(name) as file:
@@ -71,7 +71,7 @@ def write_cvat(out: Store, manifest: JobManifest, name: str) -> None:
 def _image(photo: PhotoRows, manifest: JobManifest) -> Iterator[str]:
     yield (f'<image id="{photo.image_id - 1}" name={quoteattr(photo.file_name)} width="{photo.width}" '
            f'height="{photo.height}">\n')
-    for number, row in photo.found:
+    for number, row in photo.masks:
         left, top, width, height = (int(v) for v in row["bbox"])
         inside = mask_of(photo, row)[top:top + height, left:left + width]
         yield (f'<mask label={quoteattr(manifest.classes[number])} source="auto" occluded="0" '
@@ -81,7 +81,7 @@ def _image(photo: PhotoRows, manifest: JobManifest) -> Iterator[str]:
 
 
 def _runs(mask: np.ndarray) -> list[int]:
-    """Lengths of runs by rows, the first of background."""
+    """The lengths of runs along the rows of a mask; the first is background."""
     flat = mask.ravel()
     ends = np.append(np.flatnonzero(flat[1:] != flat[:-1]) + 1, flat.size)
     runs: list[int] = np.diff(ends, prepend=0).tolist()

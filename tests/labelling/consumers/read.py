@@ -1,4 +1,4 @@
-"""Read a finished job's labels with another tool's library, as that tool would: python read.py READER JOB RESULT.
+"""Read a finished job's labels with another tool's own library: python read.py READER JOB RESULT.
 
 JOB holds photos/ and out/. RESULT (.npz) gets a [H, W] bool mask under `PHOTO|CLASS` for every mask found, those of one
 photo and class joined, and `photos`, the names that the library has seen. Runs where only these libraries are: imports
@@ -22,7 +22,7 @@ Found = Iterator[tuple[str, str, np.ndarray | None]]  # photo, class, mask; no m
 
 
 def supervision_coco(job: Path, file: str) -> Found:
-    """Its masks of run lengths, or its own polygon filling."""
+    """pycocotools: masks from run lengths, or from polygons that it fills itself."""
     from supervision import DetectionDataset
 
     yield from _detections(DetectionDataset.from_coco(
@@ -30,7 +30,7 @@ def supervision_coco(job: Path, file: str) -> Found:
 
 
 def supervision_yolo(job: Path) -> Found:
-    """It looks into one folder, not below: photos of folders in images/ are not seen."""
+    """A reader of one folder: it does not see photos in sub-folders of images/."""
     from supervision import DetectionDataset
 
     root = job / "out" / "yolo"
@@ -47,10 +47,10 @@ def _detections(dataset: object, photos: Path) -> Found:
 
 
 def ultralytics_yolo(job: Path) -> Found:
-    """As for training: data.yaml, from another folder than its own; the checked labels; polygons filled."""
+    """Ultralytics, as for training: data.yaml from another folder, the checked labels, the filled polygons."""
     config = Path(mkdtemp(dir=job)) / "Ultralytics"
     config.mkdir()
-    (config / "Arial.ttf").touch()  # else it wants to download one
+    (config / "Arial.ttf").touch()  # else it would download one
     os.environ.update(YOLO_CONFIG_DIR=str(config.parent), YOLO_OFFLINE="true", YOLO_AUTOINSTALL="false")
     from ultralytics.data.dataset import YOLODataset
     from ultralytics.data.utils import check_det_dataset, polygons2masks
@@ -67,12 +67,12 @@ def ultralytics_yolo(job: Path) -> Found:
 
 
 def datumaro_cvat(job: Path) -> Found:
-    """annotations.xml beside images/, as in CVAT's own exports."""
+    """CVAT: annotations.xml beside images/, as in its own exports."""
     yield from _items(job, "cvat", "annotations.xml", "annotations.xml", "images")
 
 
 def datumaro_coco(job: Path) -> Found:
-    """The official tree: annotations/instances_SUBSET.json and images/SUBSET."""
+    """The official folders: annotations/instances_SUBSET.json and images/SUBSET."""
     yield from _items(job, "coco", "labels.json", "annotations/instances_all.json", "images/all")
 
 
@@ -95,7 +95,7 @@ def _items(job: Path, format_: str, file: str, place: str, images: str) -> Found
 
 
 def label_studio(job: Path) -> Found:
-    """Predictions as the SDK checks them; then, as if accepted, through the converter's reader of exports."""
+    """Label Studio: the SDK checks the predictions; its converter reads them as if they had been accepted."""
     from label_studio_sdk.converter import brush
     from label_studio_sdk.converter.converter import Converter
     from label_studio_sdk.label_interface import LabelInterface
@@ -131,7 +131,7 @@ READERS = {
 
 
 def main(reader: str, job: str, result: str) -> None:
-    """Write RESULT."""
+    """Run the reader and write RESULT."""
     masks: dict[str, np.ndarray] = {}
     seen = set()
     for name, label, mask in READERS[reader](Path(job)):

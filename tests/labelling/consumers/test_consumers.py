@@ -1,4 +1,4 @@
-"""The labels read by their consumers' own libraries, in an environment of their own, and compared with the truth."""
+"""The libraries of other tools read the labels in an environment of their own; the masks equal the truth."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ PLACE = Path(sys.prefix) / "consumers"
 
 @dataclass(frozen=True)
 class Read:
-    """What a library found."""
+    """The masks that a library read."""
 
     photos: set[str]
     masks: dict[str, np.ndarray]
 
     def mask(self, photo: str, label: str, like: np.ndarray) -> np.ndarray:
-        """Empty where it found none."""
+        """The mask of a photo and class; empty where the library found none."""
         return self.masks.get(f"{photo}|{label}", np.zeros_like(like))
 
 
 @pytest.fixture(scope="module")
 def python() -> Path:
-    """The interpreter of the consumers' environment, made once and kept in the project's."""
+    """The interpreter of the consumers' environment, which is made once, in the project's environment."""
     wanted = (HERE / "requirements.txt").read_text() + sys.version
     stamp, interpreter = PLACE / "installed", PLACE / "bin" / "python"
     if not stamp.exists() or stamp.read_text() != wanted:
@@ -60,7 +60,7 @@ def job(truth: Masks, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def read(python: Path, reader: str, job: Path) -> Read:
-    """Through the library named first in `reader`."""
+    """Read the labels with the library that `reader` names first."""
     result = job / f"{reader}.npz"
     done = subprocess.run([python, HERE / "read.py", reader, job, result], capture_output=True, text=True, timeout=300,
                           check=False)
@@ -94,7 +94,7 @@ def bordered(mask: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize(("reader", "below"), [("supervision-coco-polygons", True), ("ultralytics-yolo", True),
                                                ("supervision-yolo", False)])
 def test_polygons_are_read_but_for_the_border(python: Path, reader: str, below: bool, job: Path, truth: Masks) -> None:
-    """`below`: whether the library sees photos in folders of images/."""
+    """`below`: whether the library sees photos in sub-folders of images/."""
     found = read(python, reader, job)
     wanted = {n: masks for n, masks in truth.items() if below or "/" not in n}
     assert found.photos - {"bad.jpg"} == set(wanted)
