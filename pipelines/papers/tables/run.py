@@ -63,16 +63,16 @@ def _keep(cell: TableCell, results: Sequence[RunResult], latency: dict[str, Any]
 def _pseudo_masks(cell: TableCell, result: RunResult) -> dict[str, PseudoMaskQuality]:
     """Quality of FCP's masks before the first step and after the last, on the episodes the run was scored on."""
     from pipelines.papers.analysis.prompted import analyse_batch, open_study
-    from pipelines.papers.analysis.pseudo_masks import CONVENTIONAL, cut
+    from pipelines.papers.analysis.pseudo_masks import CONVENTIONAL, threshold_masks
 
     study = open_study(cell.recipe, result.bundle, ("fcp",), "pseudo masks")
     fold = result.spec.fold
-    episodes = study.unseen(0 if fold is None else fold).episodes(cell.recipe.eval)
-    made = cut(analyse_batch(study.adapted, study.shards, episodes.episodes, cell.recipe.eval, "pseudo masks"),
-               study.adapted)
+    episodes = study.open_unseen_fold(0 if fold is None else fold).episodes(cell.recipe.eval)
+    batches = analyse_batch(study.adapted, study.shards, episodes.episodes, cell.recipe.eval, "pseudo masks")
+    masks = threshold_masks(batches, study.adapted)
     found = {}
-    for kind, name in (("conventional", CONVENTIONAL), ("attention", list(made.masks)[-1])):
-        quality, sample = made.quality(name, episodes.class_ids), made.sample(name)
+    for kind, name in (("conventional", CONVENTIONAL), ("attention", list(masks.by_name)[-1])):
+        quality, sample = masks.quality(name, episodes.class_ids), masks.sample(name)
         counts = Counts(class_ids=sample.class_ids, inter=sample.inter[0], union=sample.union[0])
         cell.store.write_table(f"{result.run}-{kind}.parquet", _table(counts))
         found[kind] = PseudoMaskQuality(precision=quality.precision, recall=quality.recall)

@@ -53,7 +53,7 @@ def test_a_mistake_ends_with_status_2_and_one_line(tmp_path: Path) -> None:
     assert done.returncode == 2, done.stderr[-1500:]
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
-    assert "1 bundle given, the protocol has 4 folds" in done.stderr
+    assert "1 bundle given, but the protocol has 4 folds" in done.stderr
 
 
 def test_a_table_lines_up() -> None:
