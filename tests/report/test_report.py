@@ -34,7 +34,7 @@ from pipelines.labelling.parts import read_parts
 from pipelines.pages.pictures import TRUTH, photo_url
 from pipelines.report.collect import collect, versus_baseline
 from pipelines.report.examples import pick_episodes
-from pipelines.report.gallery import RowSelection, gallery
+from pipelines.report.gallery import RowSelection, make_gallery
 from pipelines.report.page import render, write_report
 from pipelines.selection.choose import read_leaderboard
 from pipelines.sweeps.sweep import RECIPE
@@ -133,13 +133,13 @@ def test_a_tint_is_where_the_mask_is() -> None:
 
 def test_labels_failures_and_agreement(workspace: Made, page: str) -> None:
     material = collect(workspace.recipe)
-    found = gallery(material.labels[0], material.shards, workspace.class_name)
+    found = make_gallery(material.labels[0], material.shards, workspace.class_name)
     assert [f["file"] for f in found.failures] == [BROKEN]
     assert html.escape(BROKEN) in page
     assert BROKEN not in page
     assert found.agreement is not None
-    assert found.agreement.shown + found.agreement.absent == len(workspace.shards.images("test"))
-    assert 0 < found.agreement.found <= found.agreement.shown
+    assert found.agreement.present + found.agreement.absent == len(workspace.shards.images("test"))
+    assert 0 < found.agreement.overlapping <= found.agreement.present
     assert 0 < found.agreement.mean_iou < 1
     assert f"mean IoU {found.agreement.mean_iou * 100:.1f}" in page
 
@@ -148,26 +148,27 @@ def test_labels_are_as_people_decided(workspace: Made, tmp_path: Path) -> None:
     """Would catch counts that contradict labels.json."""
     labels = collect(workspace.recipe).labels[0]
     shutil.copytree(labels.url, tmp_path / "labels")
-    copy, before = replace(labels, url=str(tmp_path / "labels")), gallery(labels, None, workspace.class_name).counts
+    before = make_gallery(labels, None, workspace.class_name).counts
+    copy = replace(labels, url=str(tmp_path / "labels"))
     row = next(r for rows in read_parts(Store(labels.url), labels.manifest.chunks) for r in rows if r["area"])
     add_decisions(Store(copy.url), [Decision(image_id=row["image_id"], image=row["file_name"],
                                              class_name=workspace.class_name, decision="reject")])
     summary = write_outputs(Store(copy.url), labels.manifest)
-    counts = gallery(copy, None, workspace.class_name).counts
+    counts = make_gallery(copy, None, workspace.class_name).counts
     assert counts == (before[0] - 1, before[1] + 1) == (summary["with_object"], summary["without_object"])
 
 
 def test_choice_keeps_the_extremes_and_forgets_the_rest() -> None:
-    """A million labels must not be held to show sixteen."""
-    choice = RowSelection(each=3, held=50)
+    """Would catch a selection that keeps a million labels in memory in order to show sixteen."""
+    choice = RowSelection(each=3, sample_size=50)
     scores = np.random.default_rng(1).permutation(2000)
     for i, score in enumerate(scores):
         choice.add({"image_id": i, "area": int(score > 100), "score": score / 2000, "file_name": str(i)})
     kinds = choice.kinds()
-    assert [round(r["score"] * 2000) for r in kinds["surest"]] == [1999, 1998, 1997]
-    assert [round(r["score"] * 2000) for r in kinds["least sure"]] == [103, 102, 101]
-    assert len(kinds["nothing found"]) == 3
-    assert all(700 < r["score"] * 2000 < 1400 for r in kinds["in the middle"])
+    assert [round(r["score"] * 2000) for r in kinds["highest score"]] == [1999, 1998, 1997]
+    assert [round(r["score"] * 2000) for r in kinds["lowest score"]] == [103, 102, 101]
+    assert len(kinds["no label"]) == 3
+    assert all(700 < r["score"] * 2000 < 1400 for r in kinds["middle score"])
     assert len(choice._some) == 50
 
 

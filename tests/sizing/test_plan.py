@@ -94,6 +94,6 @@ def test_the_command() -> None:
     answer = CliRunner().invoke(make_app(), ["plan", "--images", "10000", "--method", "fcp"])
     assert answer.exit_code == 0, answer.output
     assert re.search(r"^label +[\d.e-]+ +0 +16", answer.output, re.M)
-    assert "measured  clips a core trains with fcp/nano: 9.6 clips/s" in answer.output
+    assert "measured  clips that a core trains with fcp/nano: 9.6 clips/s" in answer.output
     answer = CliRunner().invoke(make_app(), ["plan", "--images", "10000", "--json"])
     assert [s["name"] for s in json.loads(answer.output)["stages"]] == ["build shards", "sweep", "label"]

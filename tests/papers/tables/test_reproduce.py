@@ -24,8 +24,8 @@ from pipelines.config.recipe import Recipe
 from pipelines.data.folds import FoldData
 from pipelines.evaluation.drive import evaluate_run, failed_result, measure_latency, read_finished, scoring
 from pipelines.evaluation.results import RunResult
-from pipelines.papers.tables.outcome import outcome
-from pipelines.papers.tables.show import text
+from pipelines.papers.tables.outcome import collect_outcome
+from pipelines.papers.tables.show import render_text
 from pipelines.sweeps.plan import plan_sweep
 from pipelines.training.context import RunContext
 from pipelines.training.loop import WorkerRank, fit
@@ -175,7 +175,7 @@ def _check_pages(out: Path, document: dict[str, object]) -> None:
     for shown in (page, plain):
         assert "rival [1]" in shown
         assert "[1] elsewhere." in shown
-        assert "less SANSA" in shown
+        assert "difference to SANSA" in shown
     assert "no verdict on the method" in page, "the prior is untrained at debug"
 
 
@@ -189,7 +189,7 @@ def test_one_fold_is_no_mean_of_two(table_file: Path, no_workers: list[str], cap
     assert figures["mean"]["difference"] is None
     stem, table = load_table(str(table_file))
     cells = cells_of(table, sets=["sweep.folds=[1]"], out=str(table_file.parent / "out"))
-    assert "(fewer folds)" in text(outcome(stem, table, cells, ["sweep.folds=[1]"]))
+    assert "(fewer folds)" in render_text(collect_outcome(stem, table, cells, ["sweep.folds=[1]"]))
 
 
 def test_failed_runs_are_told_and_tried_again(table_file: Path, no_workers: list[str],
@@ -204,7 +204,7 @@ def test_failed_runs_are_told_and_tried_again(table_file: Path, no_workers: list
         assert json.loads(capfd.readouterr().out)["figures"][0]["ours"] is None
     assert len(no_workers) == 2, "a failed run is tried again by the next call"
     call(table_file, **(options | {"show": True}))
-    assert "Nothing of it was run here yet." in capfd.readouterr().err
+    assert "No cell of this table was run here yet." in capfd.readouterr().err
 
 
 def test_a_table_is_a_sweep_on_a_cluster(table_file: Path, ray_cluster: object,
