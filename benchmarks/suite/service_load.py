@@ -130,7 +130,7 @@ def _statuses(answers: list[RequestTiming]) -> dict[str, int]:
 
 
 async def _wait_for_one_replica(watch: ProcessWatch, patience_s: float) -> float | None:
-    """Seconds until one replica is left, None if that takes longer than `patience_s`."""
+    """Wait until one replica is left. Returns the seconds, or None if it takes longer than `patience_s`."""
     began = time.monotonic()
     while time.monotonic() - began < patience_s:
         if watch.models == 1:

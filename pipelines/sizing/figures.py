@@ -13,7 +13,7 @@ Kind = Literal["measured", "published", "assumed"]
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """A number with its unit and source. The source of a measured one is a file of `benchmarks/results` and its `key`.
+    """A number with its unit and source; that of a measured number is a file of `benchmarks/results` and a `key` in it.
     """
 
     what: str

@@ -39,7 +39,7 @@ from pipelines.report.page import render, write_report
 from pipelines.selection.choose import read_leaderboard
 from pipelines.sweeps.sweep import RECIPE
 from pipelines.training.context import RunContext
-from tests.report.conftest import BROKEN, Made
+from tests.report.conftest import BROKEN, ReportWorkspace
 
 
 class Page(HTMLParser):
@@ -70,7 +70,7 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def page(workspace: Made) -> str:
+def page(workspace: ReportWorkspace) -> str:
     return Store(write_report(workspace.recipe)).read_bytes().decode()
 
 
@@ -85,7 +85,7 @@ def test_the_page_stands_alone_and_is_whole(page: str) -> None:
     assert len(page) < 5_000_000
 
 
-def test_figures_are_the_leaderboards(workspace: Made, page: str) -> None:
+def test_figures_are_the_leaderboards(workspace: ReportWorkspace, page: str) -> None:
     board = read_leaderboard(workspace.recipe)
     text = " ".join(Page(page).words)
     assert board.reason in text
@@ -97,7 +97,7 @@ def test_figures_are_the_leaderboards(workspace: Made, page: str) -> None:
     assert f"sansa is {abs(gain) * 100:.1f} points {'above' if gain > 0 else 'below'} prior" in text
 
 
-def test_pictures_are_of_the_predictions_that_were_scored(workspace: Made) -> None:
+def test_pictures_are_of_the_predictions_that_were_scored(workspace: ReportWorkspace) -> None:
     """The IoU of every episode shown, predicted anew, is the one in episodes.parquet."""
     material = collect(workspace.recipe)
     row = next(r for r in material.board.rows if r.label == "prior")
@@ -131,7 +131,7 @@ def test_a_tint_is_where_the_mask_is() -> None:
     assert np.ptp(shown[70, 100]) < 12
 
 
-def test_labels_failures_and_agreement(workspace: Made, page: str) -> None:
+def test_labels_failures_and_agreement(workspace: ReportWorkspace, page: str) -> None:
     material = collect(workspace.recipe)
     found = make_gallery(material.labels[0], material.shards, workspace.class_name)
     assert [f["file"] for f in found.failures] == [BROKEN]
@@ -144,7 +144,7 @@ def test_labels_failures_and_agreement(workspace: Made, page: str) -> None:
     assert f"mean IoU {found.agreement.mean_iou * 100:.1f}" in page
 
 
-def test_labels_are_as_people_decided(workspace: Made, tmp_path: Path) -> None:
+def test_labels_are_as_people_decided(workspace: ReportWorkspace, tmp_path: Path) -> None:
     """Would catch counts that contradict labels.json."""
     labels = collect(workspace.recipe).labels[0]
     shutil.copytree(labels.url, tmp_path / "labels")
@@ -172,7 +172,7 @@ def test_choice_keeps_the_extremes_and_forgets_the_rest() -> None:
     assert len(choice._some) == 50
 
 
-def test_missing_parts_are_said(workspace: Made, tmp_path: Path) -> None:
+def test_missing_parts_are_said(workspace: ReportWorkspace, tmp_path: Path) -> None:
     for name in ("leaderboard.json", "latency.json"):
         if Path(workspace.recipe.out, name).exists():
             shutil.copy(Path(workspace.recipe.out, name), tmp_path / name)
@@ -183,12 +183,12 @@ def test_missing_parts_are_said(workspace: Made, tmp_path: Path) -> None:
         assert line in text
 
 
-def test_another_recipes_episodes_are_not_passed_off(workspace: Made) -> None:
+def test_another_recipes_episodes_are_not_passed_off(workspace: ReportWorkspace) -> None:
     other = workspace.recipe.model_copy(update={"eval": workspace.recipe.eval.model_copy(update={"seed": 9})})
     assert "give the recipe that the leaderboard was made with" in render(collect(other))
 
 
-def test_a_later_evaluation_of_a_run_does_not_change_the_report(workspace: Made, tmp_path: Path) -> None:
+def test_a_later_evaluation_of_a_run_does_not_change_the_report(workspace: ReportWorkspace, tmp_path: Path) -> None:
     """Would catch figures of the newest evaluation below a leaderboard of the former."""
     out = tmp_path / "out"
     shutil.copytree(workspace.recipe.out, out, symlinks=True)
@@ -203,7 +203,7 @@ def test_a_later_evaluation_of_a_run_does_not_change_the_report(workspace: Made,
     assert versus_baseline(material) == versus_baseline(collect(workspace.recipe))
 
 
-def test_a_failed_run_is_shown_and_cannot_be_hidden(workspace: Made, tmp_path: Path) -> None:
+def test_a_failed_run_is_shown_and_cannot_be_hidden(workspace: ReportWorkspace, tmp_path: Path) -> None:
     board = read_leaderboard(workspace.recipe)
     row = board.rows[0].model_copy(update={"complete": False, "failed": {"run-x": "ran out of <memory>"}})
     (tmp_path / "shards").mkdir()
@@ -216,7 +216,7 @@ def test_a_failed_run_is_shown_and_cannot_be_hidden(workspace: Made, tmp_path: P
     assert re.search(r"badge warn\">incomplete", text)
 
 
-def test_the_command(workspace: Made, tmp_path: Path) -> None:
+def test_the_command(workspace: ReportWorkspace, tmp_path: Path) -> None:
     """Without a recipe it takes the one that the workspace keeps: the episodes are there."""
     target = tmp_path / "page.html"
     answer = CliRunner().invoke(make_app(), ["report", "--out", workspace.recipe.out, "--to", str(target)])
@@ -228,7 +228,7 @@ def test_the_command(workspace: Made, tmp_path: Path) -> None:
     assert not Path(Workspace(str(tmp_path / "empty")).report).exists()
 
 
-def test_without_a_recipe_that_of_the_sweep_is_taken(workspace: Made, tmp_path: Path) -> None:
+def test_without_a_recipe_that_of_the_sweep_is_taken(workspace: ReportWorkspace, tmp_path: Path) -> None:
     out = str(tmp_path)
     assert _recipe("", None, out) == load_recipe("demo", out=out)
     Store(out).write_json(RECIPE, workspace.recipe.model_dump(mode="json"))

@@ -145,7 +145,7 @@ def negative_photos(shards: Shards, episodes: Sequence[Episode], seed: int) -> l
 
 
 def with_negative(shards: Shards, sample: EpisodeSample, photo: int) -> EpisodeSample:
-    """The same episode with one more reference: a photo without the class, its mask empty."""
+    """The episode `sample` with one more reference: the photo without the class, with an empty mask."""
     return replace(sample, references=[*sample.references, shards.sample(photo, sample.class_id)])
 
 

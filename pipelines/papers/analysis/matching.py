@@ -70,15 +70,15 @@ class AttentionLayer:
 class AttentionShares:
     """One attention layer over M episodes; each array is [M].
 
-    share  the share of the attention that lies on the object
-    even   the same share if the attention were spread evenly, which is the object's share of the cells
-    alike  the similarity of the tokens' maps (`token_likeness`)
+    share     the share of the attention that lies on the object
+    even      the same share if the attention were spread evenly, which is the object's share of the cells
+    likeness  the similarity of the tokens' maps (`token_likeness`)
     """
 
     name: str
     share: np.ndarray
     even: np.ndarray
-    alike: np.ndarray
+    likeness: np.ndarray
 
 
 def attention_layers(analysis: FcpAnalysis | VrpAnalysis) -> list[AttentionLayer]:
@@ -126,12 +126,12 @@ def measure_shares(batches: Iterable[EpisodeBatch], model: Segmenter) -> tuple[l
             rows = (share_inside(one.weights, mask), mask.flatten(1).float().mean(dim=1), token_likeness(one.maps))
             values = torch.stack([_mean_over_shots(r, batch.analysis.pair) for r in rows])
             found.setdefault(one.name, []).append(values.cpu())
-    return [AttentionShares(name=n, share=share, even=even, alike=alike) for n, parts in found.items()
-            for share, even, alike in [torch.cat(parts, dim=1).numpy()]], class_ids
+    return [AttentionShares(name=n, share=share, even=even, likeness=likeness) for n, parts in found.items()
+            for share, even, likeness in [torch.cat(parts, dim=1).numpy()]], class_ids
 
 
 def object_cells(batch: EpisodeBatch, model: Segmenter) -> dict[str, Tensor]:
-    """"support" and "query" -> the cells [E, h, w] bool that the object covers in each row's photo."""
+    """The cells [E, h, w] bool that the object covers in each row's photo, by side: `support` and `query`."""
     rows = list(zip(batch.analysis.pair.tolist(), batch.analysis.shot.tolist(), strict=True))
     return {"support": cell_masks(model, [batch.samples[p].references[k].mask for p, k in rows], batch.size),
             "query": cell_masks(model, [batch.samples[p].targets[0].mask for p, _ in rows], batch.size)}
@@ -248,10 +248,10 @@ def _analysis(bundles: Sequence[BundleAttention], fold: int, classes: Sequence[s
               strips: list[PictureStrip]) -> Analysis:
     choose = bundles[0].study.recipe.choose
     rows = [[f"{one.name}: {m.name}", pct(m.share.mean()), interval_text(mean_interval(m.share, choose)),
-             pct(m.even.mean()), f"{m.share.mean() / m.even.mean():.2f}", f"{m.alike.mean():.3f}"]
+             pct(m.even.mean()), f"{m.share.mean() / m.even.mean():.2f}", f"{m.likeness.mean():.3f}"]
             for one in bundles for m in one.shares]
     figures = {one.label: {m.name: {"share": float(m.share.mean()), "interval": mean_interval(m.share, choose),
-                                     "even": float(m.even.mean()), "alike": float(m.alike.mean())}
+                                     "even": float(m.even.mean()), "alike": float(m.likeness.mean())}
                             for m in one.shares} for one in bundles}
     by_class = {n: np.array([c == n for c in classes]) for n in dict.fromkeys(classes)}
     per_class = [[n, str(int(own.sum())), pct(bundles[0].prompts.even[own].mean()),

@@ -178,7 +178,7 @@ def _analysis(study: Study, class_ids: list[int], panels: dict[int, list[tuple[s
         name="pca", title="Features before and after training", setting=f"{len(panels)} photos",
         findings=[f"Adapted features {verb} than frozen ones: a pair of cells within a class is more similar than a "
                   f"pair between classes in {adapted.auc:.1%} of the cases, with frozen features in {frozen.auc:.1%}.",
-                  f"The objects are of {len(names)} classes that the bundle {'never saw' if novel else 'knows'} "
+                  f"The objects are of {len(names)} classes that the bundle {'was not' if novel else 'was'} trained on "
                   f"({', '.join(names.values())}), in {compared} test photos."],
         table=TextTable(columns=["features", "within a class", "between classes", "gap", "AUC", "PCA variance, %"],
                     rows=rows),

@@ -26,8 +26,7 @@ def map_url(colours: np.ndarray, shape: tuple[int, int]) -> str:
 
 
 def click_url(image: np.ndarray, mask: np.ndarray, points: np.ndarray) -> str:
-    """A photo with its mask as `photo_url` draws them, with a dot at each of `points` [P, 2] (x, y), as a PNG data URL.
-    """
+    """A photo with its mask, as `photo_url` draws them, and a dot at each of `points` [P, 2] (x, y); a PNG data URL."""
     url = photo_url(image, mask, PREDICTION)
     picture = Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))
     pen, scale = ImageDraw.Draw(picture), SIDE / max(image.shape[:2])

@@ -67,7 +67,7 @@ class Study:
 
     @property
     def models(self) -> dict[str, Segmenter]:
-        """"frozen" and "adapted" -> the model. Raises `FssError` if the bundle has no trained tensors to compare."""
+        """The models `frozen` and `adapted` by these names. Raises `FssError` if the bundle has no trained tensors."""
         if not self.trained:
             raise FssError("the bundle has no trained tensors, so there is no difference between its frozen and its "
                            "adapted model", where=self.url, mend="give the bundle of a method that trains")
@@ -80,8 +80,10 @@ class Study:
         return data
 
     def refuse_training_classes(self, names: Sequence[str], what: str) -> None:
-        """Raise `FssError` if the bundle was trained on one of the classes; `what` completes "which ...", as in
-        "fold 0 tests"."""
+        """Raise `FssError` if the bundle was trained on one of the classes.
+
+        `what` completes the error's "which ...", such as "fold 0 tests".
+        """
         known = sorted(set(names) & set(self.info.classes))
         if known:
             raise FssError(f"the bundle was trained on {known[0]!r}, which {what}", where=self.url,
