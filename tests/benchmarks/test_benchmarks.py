@@ -1,4 +1,4 @@
-"""The benchmarks' runner: result files say what was measured where, and it works where there is no Ray."""
+"""The runner of the benchmarks: result files say what was measured on which machine, and it runs without Ray."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A workspace as the chain leaves it, made in this process: the same code without the workers around it."""
+"""A workspace as the whole chain writes it, made in this process with the code of the workers."""
 
 from __future__ import annotations
 

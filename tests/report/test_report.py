@@ -1,4 +1,4 @@
-"""The report says what the files say: scores, pictures of the very predictions, failures, and what is missing."""
+"""The report shows the content of the files: scores, the predictions that were scored, failures, missing parts."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from tests.report.conftest import BROKEN, ReportWorkspace
 
 
 class Page(HTMLParser):
-    """What a browser would load, and the text it would show."""
+    """The addresses that a browser would load from a page, and the text that it would show."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ def test_figures_are_the_leaderboards(workspace: ReportWorkspace, page: str) -> 
 
 
 def test_pictures_are_of_the_predictions_that_were_scored(workspace: ReportWorkspace) -> None:
-    """The IoU of every episode shown, predicted anew, is the one in episodes.parquet."""
+    """The IoU of every episode shown, predicted again, is the one in episodes.parquet."""
     material = collect(workspace.recipe)
     row = next(r for r in material.board.rows if r.label == "prior")
     picks = pick_episodes(material, row)
@@ -189,7 +189,7 @@ def test_another_recipes_episodes_are_not_passed_off(workspace: ReportWorkspace)
 
 
 def test_a_later_evaluation_of_a_run_does_not_change_the_report(workspace: ReportWorkspace, tmp_path: Path) -> None:
-    """Would catch figures of the newest evaluation below a leaderboard of the former."""
+    """Would catch figures of a later evaluation on the page of an earlier leaderboard."""
     out = tmp_path / "out"
     shutil.copytree(workspace.recipe.out, out, symlinks=True)
     recipe = workspace.recipe.model_copy(update={"out": str(out)})
@@ -217,7 +217,7 @@ def test_a_failed_run_is_shown_and_cannot_be_hidden(workspace: ReportWorkspace, 
 
 
 def test_the_command(workspace: ReportWorkspace, tmp_path: Path) -> None:
-    """Without a recipe it takes the one that the workspace keeps: the episodes are there."""
+    """Without a recipe the command uses the one stored in the workspace, so the episodes can be shown."""
     target = tmp_path / "page.html"
     answer = CliRunner().invoke(make_app(), ["report", "--out", workspace.recipe.out, "--to", str(target)])
     assert answer.exit_code == 0, answer.output

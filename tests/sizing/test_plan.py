@@ -49,7 +49,7 @@ def test_every_figure_has_a_source() -> None:
 
 
 def test_shards_follow_the_schema() -> None:
-    """The image table has a photo once, the blocks once for each of its classes."""
+    """The image table stores a photo once, the blocks once for each of its classes."""
     stage = plan(images=10_000, photo_kb=100, classes_per_photo=2).stages[0]
     assert stage.s3_gb == pytest.approx(10_000 * 100e3 * 3 / 1e9)
     assert stage.hours == pytest.approx(10_000 / figures.BUILD_RATE.value / 16 / 3600)

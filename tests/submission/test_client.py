@@ -1,4 +1,4 @@
-"""Reaching a cluster: addresses, tokens, secrets, against an HTTP server that answers as Ray's dashboard does."""
+"""The client of a cluster: addresses, tokens and secrets, with an HTTP server that answers like Ray's dashboard."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def serve(status: int, body: Any) -> Iterator[str]:
             self.wfile.write(body if isinstance(body, bytes) else json.dumps(body).encode())
 
         def log_message(self, *_: object) -> None:
-            """Nothing on the screen."""
+            """Print no log."""
 
     server = HTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -1,4 +1,4 @@
-"""What travels with a job: code and small inputs, never data, results, environments or secrets."""
+"""The files that are sent with a job: code and small inputs, never data, results, environments or secrets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`fss analyse` as a person meets it: a table and a page, JSON alone on standard output, one line for a mistake."""
+"""`fss analyse` on the command line: a table and a page, only JSON on standard output, one line for a mistake."""
 
 from __future__ import annotations
 

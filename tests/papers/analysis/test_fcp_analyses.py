@@ -1,4 +1,4 @@
-"""FCP's analyses: where attention lies, prototypes of SAM and backbone, pseudo masks; constructed, then real ones."""
+"""FCP's analyses: attention, prototypes of SAM and backbone, pseudo masks; on constructed values, then on a model."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def model() -> Segmenter:
 
 
 def fcp(query: list[Tensor], matching: Tensor, masks: list[Tensor] | None = None, **shape: Any) -> FcpAnalysis:
-    """An analysis of E = 1 row (or as many as `shape` says) with this query side."""
+    """An analysis whose rows have the query attention `query`; each row is an episode unless `shape` says otherwise."""
     rows, cells = query[0].shape[0], query[0].shape[2]
     side = int(cells**0.5)
     given = {"pair": torch.arange(rows), "shot": torch.zeros(rows, dtype=torch.int64)} | shape

@@ -1,4 +1,4 @@
-"""Negative clicks and references: where a click goes, what reaches the decoder, and that no click changes nothing."""
+"""Negative clicks and references: where a click is put, what reaches the decoder, scores without any correction."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def model(recipe: Recipe, bundle: str) -> MemoryMatcher:
 
 @pytest.fixture
 def batch(recipe: Recipe, shards: Shards, model: MemoryMatcher) -> SupportMemory:
-    """Three episodes in memory."""
+    """Three episodes with the memory of their supports."""
     chosen = list(FoldData.open(shards.url, 0).episodes(recipe.eval))[:3]
     with torch.no_grad():
         samples = [load_episode(shards, e) for e in chosen]
@@ -70,7 +70,7 @@ def test_a_click_goes_deepest_into_the_largest_mistake() -> None:
 
 
 def test_without_correction_it_is_the_evaluation(recipe: Recipe, shards: Shards, bundle: str) -> None:
-    """A path of its own past `segment`: it would be easy to score something else than the method."""
+    """Would catch that the analysis, which does not call `segment`, scores something else than the method."""
     found = analyse_negatives(recipe, bundle=bundle, fold=0).document
     listed = FoldData.open(shards.url, 0).episodes(recipe.eval)
     table = score_episodes(Study.open(recipe, bundle).adapted, shards, listed, recipe.eval)[0].to_pydict()
@@ -85,7 +85,7 @@ def test_without_correction_it_is_the_evaluation(recipe: Recipe, shards: Shards,
 
 
 def teach(model: MemoryMatcher, batch: SupportMemory, steps: int = 50) -> None:
-    """The decoder learns to answer "object everywhere", and with a negative click "no object"."""
+    """Train the decoder to predict the object everywhere without a click, and nowhere with a negative click."""
     model.requires_grad_(False)
     parts = [*model.core.sam.sam_mask_decoder.requires_grad_(True).parameters(),
              model.core.sam.sam_prompt_encoder.point_embeddings[0].weight.requires_grad_(True)]
@@ -104,7 +104,7 @@ def teach(model: MemoryMatcher, batch: SupportMemory, steps: int = 50) -> None:
 
 
 def test_a_click_lowers_its_pixel_with_a_decoder_that_knows_clicks(model: MemoryMatcher, batch: SupportMemory) -> None:
-    """The point and its negative label must reach the decoder together with the attended embedding."""
+    """Would catch a point or its negative label that does not reach the decoder with the attended embedding."""
     teach(model, batch)
     with torch.no_grad():
         found = click_targets(model, batch, EvalConfig(at="square"))

@@ -1,4 +1,4 @@
-"""PCA maps and class similarity: exact on known features, honest about what a bundle can show."""
+"""PCA maps and class similarity: exact on known features; bundles that cannot be analysed are refused."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_the_page_shows_every_photo_frozen_and_adapted(recipe: Recipe, shards: S
 
 
 def test_frozen_is_the_model_before_training(recipe: Recipe, bundle: str) -> None:
-    """The frozen model is neither the trained one nor drawn anew: the trunk is the bundle's, adapters do nothing."""
+    """Would catch a frozen model that is the trained one or has new random values: only trained tensors may differ."""
     study = Study.open(recipe, bundle)
     frozen, adapted = (m.state_dict() for m in study.models.values())
     trained = study.adapted.trainable_names()

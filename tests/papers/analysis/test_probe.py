@@ -1,4 +1,4 @@
-"""The linear probe: a convex fit that finds what is linearly there, and scores that the evaluation agrees with."""
+"""The linear probe: it fits linearly separable features, and its few-shot scores are those of the evaluation."""
 
 from __future__ import annotations
 

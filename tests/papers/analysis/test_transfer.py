@@ -30,7 +30,7 @@ NAMES = ("dog", "horse", "car", "cat", "unicorn")  # one of each fold, and one t
 
 @pytest.fixture(scope="session")
 def pascal(ray_cluster: object, tmp_path_factory: pytest.TempPathFactory) -> Recipe:
-    """Four of PASCAL's classes as bright rectangles, ten photos each."""
+    """A recipe of four PASCAL classes and one other class, drawn as bright rectangles, ten photos each."""
     root, rng = tmp_path_factory.mktemp("pascal"), np.random.default_rng(0)
     for number, name in enumerate(n for n in NAMES for _ in range(10)):
         image = rng.integers(0, 80, (48, 64, 3), dtype=np.uint8)

@@ -56,7 +56,7 @@ TABLE = {
 
 @pytest.fixture
 def table_file(shapes_config: DataConfig, shapes_shards: str, tmp_path: Path) -> Path:
-    """The table and its recipe; the shards are the session's."""
+    """A table file and its recipe; the shards are the session's."""
     recipe = {"name": "small", "data": shapes_config.model_dump(), "methods": [{"name": "sansa", "preset": "debug"}],
               "train": {"steps": 4, "batch": 2, "checkpoint_every": 2, "log_every": 2, "pool_bytes": 64_000_000},
               "eval": {"episodes": 10}, "sweep": {"folds": [0, 1], "cpus_per_run": 0.9, "parallel": 2}}
@@ -71,7 +71,7 @@ def table_file(shapes_config: DataConfig, shapes_shards: str, tmp_path: Path) ->
 
 @pytest.fixture
 def no_workers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Sweeps in this process: the same code without the workers around it. The runs that were trained or scored."""
+    """Run sweeps in this process with the code of the workers. Returns the list of runs that were trained or scored."""
     torch.set_num_threads(1)
     done: list[str] = []
 
@@ -209,7 +209,8 @@ def test_failed_runs_are_told_and_tried_again(table_file: Path, no_workers: list
 
 def test_a_table_is_a_sweep_on_a_cluster(table_file: Path, ray_cluster: object,
                                          capfd: pytest.CaptureFixture[str]) -> None:
-    """Would catch: a group that is no recipe a sweep takes, results or latency that are not found afterwards."""
+    """Would catch a group that is not a valid recipe of a sweep, and results or latency that are not found afterwards.
+    """
     call(table_file, rows=["prior"], columns=["one", "speed"])
     figures = json.loads(capfd.readouterr().out)["figures"]
     assert all(f["ours"] is not None for f in figures if f["row"] == "prior" and f["column"] in ("one", "speed"))

@@ -43,7 +43,7 @@ def test_every_cell_is_a_recipe_of_a_method_that_exists(name: str, tmp_path: Pat
 
 @pytest.mark.parametrize("name", list_tables())
 def test_means_agree_with_their_folds(name: str) -> None:
-    """Would catch a figure typed wrong: the published means are means of the folds, to rounding."""
+    """Would catch a mistyped figure: the published means are the means of the folds, up to rounding."""
     _, table = load_table(name)
     for row in table.all_rows:
         for key, given in row.published.items():
