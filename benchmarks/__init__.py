@@ -1,1 +1,1 @@
-"""Measurements, each a ratio taken in one run, with dated result files."""
+"""Benchmarks: each measures a ratio in one run and writes a dated result file."""

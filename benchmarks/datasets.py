@@ -1,4 +1,4 @@
-"""Data for benchmarks: real photos where they are at hand, else generated ones in COCO layout."""
+"""Data for benchmarks: real photos if they are available, else generated ones, both in COCO layout."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ CORNERS, CLASSES = 64, 80
 
 
 def coco_root(config: dict[str, object], folder: Path) -> tuple[str, str]:
-    """(a COCO folder, what it is): with `data` "auto" the real photos beside the checkout (FSS_SHARED, or ../shared).
+    """A folder in COCO layout, and a description of its photos.
 
-    Else, and where there are none, `images` photos of 480 x 640 are generated below `folder`.
+    With `data` "auto" these are the real photos in $FSS_SHARED, or in ../shared beside the checkout. If there are none,
+    and with any other `data`, `images` photos of 480 x 640 pixels are generated below `folder`.
     """
     place = Path(os.environ.get("FSS_SHARED", Path(__file__).resolve().parents[2] / "shared")) / "data" / "coco_union"
     if config["data"] == "auto" and (place / "annotations").is_dir():
@@ -29,7 +30,10 @@ def coco_root(config: dict[str, object], folder: Path) -> tuple[str, str]:
 
 def write_coco(root: Path, photos: int, *, per_photo: int, size: tuple[int, int], classes: int = CLASSES,
                seed: int = 0) -> None:
-    """Photos and annotations/instances.json (polygons of 64 corners), one after another, never held together."""
+    """Write photos, `size` (height, width), and annotations/instances.json with polygons of 64 corners.
+
+    Photos and annotations are written one at a time, so memory does not grow with their number.
+    """
     rng = np.random.default_rng(seed)
     (root / "annotations").mkdir(parents=True)
     for i in range(photos):
@@ -42,7 +46,7 @@ def write_coco(root: Path, photos: int, *, per_photo: int, size: tuple[int, int]
 
 
 def _photo(rng: np.random.Generator, height: int, width: int) -> bytes:
-    """Noise of three octaves: about as many bytes a pixel as a photo."""
+    """A JPEG of noise of three octaves, which has about as many bytes for each pixel as a photo."""
     total = np.zeros((height, width, 3), dtype=np.float32)
     for cells, weight in ((8, 0.5), (32, 0.3), (128, 0.2)):
         small = Image.fromarray(rng.integers(0, 256, (min(cells, height), min(cells, width), 3), dtype=np.uint8))
@@ -54,7 +58,7 @@ def _photo(rng: np.random.Generator, height: int, width: int) -> bytes:
 
 def _document(photos: int, per_photo: int, size: tuple[int, int], classes: int,
               rng: np.random.Generator) -> Iterator[str]:
-    """The annotations in random order of photos, as COCO's own files have them."""
+    """The text of instances.json in pieces; annotations come in random order of photos, as in COCO's own files."""
     height, width = size
     yield json.dumps({"categories": [{"id": c + 1, "name": f"class {c}"} for c in range(classes)]})[:-1]
     yield ', "images": ['

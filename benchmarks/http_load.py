@@ -1,7 +1,8 @@
-"""Load for an HTTP service from one process, light enough to share a machine with it.
+"""Load for an HTTP service, from one process that is light enough to run on the service's machine.
 
-A closed loop asks again as soon as it has its answer, so it shows what a service can do. An open loop sends by the
-clock whatever comes back, as people do who know nothing of each other, so it shows what too much does.
+A closed loop sends the next request when it has the answer to the last one, so it measures the service's capacity. An
+open loop sends requests at times that do not depend on the answers, as independent users do, so it measures how the
+service behaves under overload.
 """
 
 from __future__ import annotations
@@ -14,15 +15,18 @@ from dataclasses import dataclass
 
 import aiohttp
 
-PATIENCE_S = 600.0
+TIMEOUT_S = 600.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class RequestTiming:
-    """Of one request: when it was due, how much later it was sent, and how long after it was due it was answered.
+    """The timing and the outcome of one request; times are in seconds.
 
-    status  0: no answer came
-    line    the one line of a refusal, or what went wrong; empty where the answer is good or says nothing clear
+    due      when the request was to be sent, by `time.monotonic`
+    late     how long after `due` it was sent
+    seconds  how long after `due` it was answered
+    status   the HTTP status, 0 if no answer came
+    line     the line of a refusal or of a network error; empty if the answer is good or has no such line
     """
 
     due: float
@@ -33,16 +37,16 @@ class RequestTiming:
 
 
 class Endpoint:
-    """A path of a service that is asked the same again and again. As many connections at a time as requests."""
+    """A URL to which the same request is sent many times, with a connection for each request in flight."""
 
     def __init__(self, url: str, body: object) -> None:
         self._url, self._body = url, json.dumps(body).encode()
         self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0),
-                                              timeout=aiohttp.ClientTimeout(total=PATIENCE_S),
+                                              timeout=aiohttp.ClientTimeout(total=TIMEOUT_S),
                                               headers={"Content-Type": "application/json"})
 
-    async def ask(self, due: float = 0.0) -> RequestTiming:
-        """Send and wait. `due`: when it should have been sent, by default now. Without an answer the status is 0."""
+    async def send(self, due: float = 0.0) -> RequestTiming:
+        """Send the request and wait for its answer. `due`: when it was to be sent, by default now."""
         due, late = (due, time.monotonic() - due) if due else (time.monotonic(), 0.0)
         try:
             async with self._session.post(self._url, data=self._body) as answer:
@@ -57,33 +61,33 @@ class Endpoint:
         await self._session.close()
 
 
-async def closed_loop(address: Endpoint, clients: int, seconds: float) -> list[RequestTiming]:
-    """`clients` that each ask again and again, until `seconds` are over."""
+async def run_closed_loop(endpoint: Endpoint, clients: int, seconds: float) -> list[RequestTiming]:
+    """Run `clients` clients for `seconds`; each sends its next request as soon as it has an answer."""
     answers: list[RequestTiming] = []
     end = time.monotonic() + seconds
 
     async def client() -> None:
         while time.monotonic() < end:
-            answers.append(await address.ask())
+            answers.append(await endpoint.send())
 
     await asyncio.gather(*(client() for _ in range(clients)))
     return answers
 
 
-async def open_loop(address: Endpoint, rate: float, seconds: float, seed: int) -> list[RequestTiming]:
-    """Requests at random times, `rate` a second in the mean. Returns when all are answered."""
+async def run_open_loop(endpoint: Endpoint, rate: float, seconds: float, seed: int) -> list[RequestTiming]:
+    """Send requests at random times for `seconds`, on average `rate` a second. Returns when all are answered."""
     rng, due = random.Random(seed), time.monotonic()
     end = due + seconds
-    asked: list[asyncio.Task[RequestTiming]] = []
+    tasks: list[asyncio.Task[RequestTiming]] = []
     while (due := due + rng.expovariate(rate)) < end:
         if (wait := due - time.monotonic()) > 0:
             await asyncio.sleep(wait)
-        asked.append(asyncio.create_task(address.ask(due)))
-    return await asyncio.gather(*asked)
+        tasks.append(asyncio.create_task(endpoint.send(due)))
+    return await asyncio.gather(*tasks)
 
 
 def _line(body: bytes) -> str:
-    """The text of `{"error": "one line"}`, or of a body that is one line itself; empty for anything else."""
+    """The error's text of a body `{"error": "one line"}`, or a body that is one line; "" for any other body."""
     try:
         found = json.loads(body)
         text = found["error"] if isinstance(found, dict) and found.keys() == {"error"} else ""

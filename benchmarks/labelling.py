@@ -1,4 +1,4 @@
-"""What the labelling benchmarks share: a folder of photos, supports of it, real commands, and a job's rate."""
+"""What the labelling benchmarks share: folders of photos, supports, running real commands, and the rate of a job."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ FSS = [sys.executable, "-m", "jobs.cli"]
 
 
 def fill_photos(config: dict[str, Any], folder: Path) -> str:
-    """`config["count"]` photos below folder/photos, the ones at hand again and again. Returns what they are.
+    """Link `config["count"]` photos below folder/photos, repeating the available ones. Returns a description of them.
 
-    config["data"] "auto": real ones where they are beside the checkout, else generated; or a folder of photos.
+    config["data"] is "auto" (real photos if they are available, else generated ones), "generated", or a folder.
     """
     own = config["data"] not in ("auto", "generated")
     root, what = (config["data"], "a folder of photos") if own else coco_root(config, folder)
@@ -37,8 +37,8 @@ def fill_photos(config: dict[str, Any], folder: Path) -> str:
     return f"{config['count']} files, from {what}"
 
 
-def bundle_of(config: dict[str, Any], folder: Path) -> str:
-    """`config["bundle"]`, or where config["method"] names one, a bundle of its random values at config["preset"]."""
+def prepare_bundle(config: dict[str, Any], folder: Path) -> str:
+    """The bundle to measure: `config["bundle"]`, or a new untrained one if `config["method"]` names a method."""
     if not config["method"]:
         return str(config["bundle"])
     from fss_models import registry
@@ -50,15 +50,15 @@ def bundle_of(config: dict[str, Any], folder: Path) -> str:
 
 
 def write_supports(folder: Path, shots: int, classes: int = 1) -> Path:
-    """A label set of `classes` classes, the first photos with a disc marked in each. Returns its file."""
+    """Write a label set of `classes` classes; a disc is marked in each of the first photos. Returns its file."""
     photos = [folder / "photos" / n for n in list_images(str(folder / "photos"), shots * classes).names]
-    given = []
+    sets = []
     for c in range(classes):
         names = [_marked(photo, folder / f"mask-{c}-{photo.stem}.png", c)
                  for photo in photos[c * shots:(c + 1) * shots]]
-        given.append({"class_name": f"disc {c}", "supports": names})
+        sets.append({"class_name": f"disc {c}", "supports": names})
     place = folder / "supports.json"
-    place.write_text(json.dumps(given[0] if classes == 1 else {"classes": given}))
+    place.write_text(json.dumps(sets[0] if classes == 1 else {"classes": sets}))
     return place
 
 
@@ -71,16 +71,16 @@ def _marked(photo: Path, mask: Path, number: int) -> dict[str, str]:
     return {"image": str(photo.resolve()), "mask": str(mask)}
 
 
-def fss(*args: str, folder: Path, watch: Callable[[int], None] | None = None) -> float:
-    """Run a command to its end; its seconds. Raises `SystemExit` with its last line if it fails.
+def run_fss(*args: str, folder: Path, on_poll: Callable[[int], None] | None = None) -> float:
+    """Run an `fss` command to its end and return its seconds. Raises `SystemExit` with its last line if it fails.
 
-    `watch` is called with its process id again and again.
+    `on_poll` is called with the process id over and over while the command runs; it sets the pace.
     """
     began = time.monotonic()
     with (folder / "log").open("w") as log:
         running = subprocess.Popen([*FSS, *args], stdout=log, stderr=log, cwd=Path(__file__).parents[1])
-        while watch and running.poll() is None:
-            watch(running.pid)
+        while on_poll and running.poll() is None:
+            on_poll(running.pid)
         running.wait()
     if running.returncode:
         last = (folder / "log").read_text().strip().splitlines() or ["no message"]
@@ -89,8 +89,8 @@ def fss(*args: str, folder: Path, watch: Callable[[int], None] | None = None) ->
 
 
 @contextmanager
-def service(*args: str, folder: Path) -> Iterator[tuple[str, int]]:
-    """`fss serve` while the block runs: its address and process id. Raises `SystemExit` if it does not start."""
+def run_service(*args: str, folder: Path) -> Iterator[tuple[str, int]]:
+    """Run `fss serve` for the block and yield its URL and process id. Raises `SystemExit` if it does not start."""
     command = [*FSS, "serve", "--port", "0", "--json", "--out", str(folder / "served"), *args]
     with (folder / "serve.log").open("w") as log:
         running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True,
@@ -98,7 +98,7 @@ def service(*args: str, folder: Path) -> Iterator[tuple[str, int]]:
     try:
         line = running.stdout.readline() if running.stdout else ""
         if not line:
-            raise SystemExit(f"error: no service: {(folder / 'serve.log').read_text()[-1000:]}")
+            raise SystemExit(f"error: fss serve did not start: {(folder / 'serve.log').read_text()[-1000:]}")
         yield json.loads(line)["url"], running.pid
     finally:
         running.send_signal(signal.SIGINT)
@@ -106,21 +106,21 @@ def service(*args: str, folder: Path) -> Iterator[tuple[str, int]]:
 
 
 class CpuAccount:
-    """CPU time of a job, by role of process, between its first and its third quarter: what a photo takes of what."""
+    """The CPU time that a job spends on a photo, by role of process, between its first and its third quarter."""
 
     def __init__(self, out: Path, parts: int, more: Sequence[int] = ()) -> None:
         self._out, self._parts, self._more = out, parts, more
         self._seen: dict[int, dict[int, tuple[str, float]]] = {}
 
-    def look(self, pid: int) -> None:
-        """To be called again and again. `pid`: the command's; its children and those of `more` count too."""
+    def sample(self, pid: int) -> None:
+        """Take a sample; to be called repeatedly. `pid` is the command's; child processes of it and `more` count."""
         done = len(list((self._out / "parts").glob("chunk-*.parquet")))
         if done >= self._parts // 4 and (not self._seen or done <= self._parts * 3 // 4):
             self._seen[done] = cpu_now((pid, *self._more))
         time.sleep(0.25)
 
     def ms_a_photo(self, chunk: int) -> dict[str, float]:
-        """Milliseconds of CPU by role; none where the job was over before it could be looked at twice."""
+        """Milliseconds of CPU time a photo, by role; empty if the job ended before the second sample."""
         if len(self._seen) < 2:
             return {}
         first, last = min(self._seen), max(self._seen)
@@ -131,7 +131,7 @@ class CpuAccount:
 
 
 def images_per_s(out: Path, chunk: int) -> float:
-    """A finished job's rate, from the times of its parts: start-up and the first and last quarter are left out."""
+    """The rate of a finished job from the times of its parts, without start-up, the first and the last quarter."""
     times = np.sort([p.stat().st_mtime for p in (out / "parts").glob("chunk-*.parquet")])
     middle = slice(len(times) // 4, len(times) - len(times) // 4)
     done = np.arange(1, len(times) + 1) * chunk

@@ -1,4 +1,4 @@
-"""A TCP proxy that delays: every request's answer begins `seconds` later than it would, as from a far data centre."""
+"""A TCP proxy that adds latency: every answer starts some seconds later, as if the server were far away."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ _CHUNK = 1 << 16
 
 
 @contextmanager
-def delayed(host: str, port: int, seconds: float) -> Iterator[int]:
-    """The port of a proxy to (host, port) that lives as long as the block, in a thread of its own.
+def run_delay_proxy(host: str, port: int, seconds: float) -> Iterator[int]:
+    """Run a proxy to (host, port) in a thread for the block, and yield its port on 127.0.0.1.
 
-    Within a connection the first bytes that go back after bytes went out wait: once a request, however long its answer.
+    In each connection the first bytes of an answer are delayed by `seconds`: once a request, whatever the answer's
+    length.
     """
     loop, ready = asyncio.new_event_loop(), threading.Event()
     found: list[asyncio.Server] = []
@@ -44,19 +45,19 @@ def delayed(host: str, port: int, seconds: float) -> Iterator[int]:
 async def _connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, host: str, port: int,
                       seconds: float) -> None:
     far_reader, far_writer = await asyncio.open_connection(host, port)
-    asked = [False]  # whether the answer now coming has not begun yet
+    waiting = [False]  # whether a request was sent whose answer has not started
 
     async def there() -> None:
         while data := await reader.read(_CHUNK):
-            asked[0] = True
+            waiting[0] = True
             far_writer.write(data)
             await far_writer.drain()
         far_writer.close()
 
     async def back() -> None:
         while data := await far_reader.read(_CHUNK):
-            if asked[0]:
-                asked[0] = False
+            if waiting[0]:
+                waiting[0] = False
                 await asyncio.sleep(seconds)
             writer.write(data)
             await writer.drain()

@@ -1,4 +1,4 @@
-"""Resident memory of a command and of Ray's processes below it, by role, over time."""
+"""Resident memory and CPU time of a command and of Ray's processes below it, by role."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _ROLES = {"ray::": "workers", "raylet": "raylet", "gcs_server": "gcs"}
 
 
 def memory_now(driver: psutil.Process) -> dict[str, float]:
-    """Megabytes of the driver, of the workers (all and the largest) and of Ray's own processes.
+    """Resident memory in megabytes of the driver, of the workers (all and the largest) and of Ray's own processes.
 
-    Shared pages (the object store's) are left out: every process that maps them would count them again.
+    Shared pages (the object store) are left out, because they would be counted in every process that maps them.
     """
     found: dict[str, float] = {"driver": 0.0, "workers": 0.0, "largest_worker": 0.0, "raylet": 0.0, "gcs": 0.0}
     with suppress(psutil.NoSuchProcess):
@@ -40,7 +40,7 @@ def _role(process: psutil.Process) -> str:
 
 
 def cpu_now(pids: Sequence[int]) -> dict[int, tuple[str, float]]:
-    """Process id -> (role, CPU seconds so far) of these processes and all below them; what is no role is `ray`."""
+    """Process id -> (role, CPU seconds so far) of these processes and their children; other processes are `ray`."""
     found: dict[int, tuple[str, float]] = {}
     for pid in pids:
         with suppress(psutil.NoSuchProcess):
@@ -54,16 +54,16 @@ def cpu_now(pids: Sequence[int]) -> dict[int, tuple[str, float]]:
     return found
 
 
-def slope(samples: list[dict[str, float]], role: str) -> dict[str, float]:
-    """Of a role: the least-squares slope, how much that makes, the mean and the peak."""
+def memory_trend(samples: list[dict[str, float]], role: str) -> dict[str, float]:
+    """The memory of one role over time: least-squares slope, growth over the whole time, mean and peak."""
     values = np.array([s[role] for s in samples])
     rate = float(np.polyfit([s["s"] for s in samples], values, 1)[0])
     return {"mb_per_minute": round(rate * 60, 2), "grown_mb": round(rate * (samples[-1]["s"] - samples[0]["s"]), 1),
             "mean_mb": round(float(values.mean()), 1), "peak_mb": float(values.max())}
 
 
-def draw(samples: list[dict[str, float]], title: str, place: Path | BinaryIO) -> None:
-    """The curve, as PNG."""
+def plot_memory(samples: list[dict[str, float]], title: str, place: Path | BinaryIO) -> None:
+    """Write a plot of the memory over time, with a line for each role, as PNG."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4), layout="constrained")

@@ -1,4 +1,4 @@
-"""Runs benchmarks and writes dated result files. It imports no Ray, so that it also runs where there is torch alone.
+"""Runs benchmarks and writes dated result files. It does not import Ray, so that it runs where only torch is installed.
 
     python -m benchmarks.run                              list them
     python -m benchmarks.run support_memory store_write   run these ("all" for all)
@@ -31,7 +31,7 @@ PACKAGES = ("torch", "torchvision", "timm", "sam2", "numpy", "safetensors", "pya
 
 
 def names() -> list[str]:
-    """All benchmarks."""
+    """The names of all benchmarks."""
     return sorted(m.name for m in pkgutil.iter_modules(benchmarks.suite.__path__))
 
 
@@ -45,9 +45,9 @@ def run(name: str, overrides: dict[str, Any], folder: Path = RESULTS) -> Path:
             raise SystemExit(f"error: {name} has no setting {key!r} (known: {', '.join(module.CONFIG)})")
     config = {**module.CONFIG, **overrides}
     torch.set_num_threads(config["threads"])
-    keep_freed_memory()  # as every command does
+    keep_freed_memory()  # as every `fss` command does
     result = module.run(config)
-    figures: dict[str, bytes] = result.pop("figures", {})  # ending -> picture, written beside the result
+    figures: dict[str, bytes] = result.pop("figures", {})  # file ending -> picture, written beside the result
     now = datetime.datetime.now(datetime.UTC)
     document = {"benchmark": name, "what": (module.__doc__ or "").split("\n\n")[0].replace("\n", " "),
                 "time": now.isoformat(timespec="seconds"), "hardware": hardware(), "versions": versions(),
@@ -63,7 +63,7 @@ def run(name: str, overrides: dict[str, Any], folder: Path = RESULTS) -> Path:
 
 
 def hardware() -> dict[str, Any]:
-    """What the figures were measured on."""
+    """A description of this machine: its name, GPUs, CPU, cores, memory, load and system."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     cores = len(os.sched_getaffinity(0))
@@ -79,7 +79,7 @@ def _cpu() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Python and the packages that matter and are there."""
+    """The versions of Python, CUDA and those of `PACKAGES` that are installed."""
     found = {"python": platform.python_version(), "cuda": torch.version.cuda or ""}
     for package in PACKAGES:
         try:
@@ -90,18 +90,19 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """The checkout's commit, with `-dirty` where files differ from it; "unknown" outside a checkout."""
+    """The commit of the checkout, with `-dirty` if files differ from it; "unknown" outside a checkout."""
     done = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=Path(__file__).parent,
                           capture_output=True, text=True, check=False)
     return done.stdout.strip() or "unknown"
 
 
 def main() -> None:
-    """The command line."""
+    """Run the benchmarks that the command line names, or list all."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description="Run benchmarks.")
-    parser.add_argument("names", nargs="*", help="which; none lists them, `all` runs all")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of result files")
+    parser.add_argument("names", nargs="*", help="benchmarks to run; `all` runs all; without a name they are listed")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
+                        help="change a setting of the benchmarks; may be repeated")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the result files")
     args = parser.parse_args()
     if not args.names:
         print("\n".join(names()))

@@ -1,10 +1,10 @@
-"""A large generated dataset through the real shard build, with the memory of every process over time.
+"""The shard build of a large generated dataset, with the memory of every process over time.
 
     python -m benchmarks.scale_build --annotations 200000
 
-Photos of 64 x 64 pixels, three annotations each (polygons of 64 corners), are written in COCO layout one after
-another, never held together. The build runs in a process of its own; this one reads the resident memory of it and of
-Ray's workers. Kept below --out: a JSON with the samples, the slopes and the hardware, and a curve as PNG.
+Photos of 64 x 64 pixels with three annotations each (polygons of 64 corners) are written in COCO layout, one at a time.
+The build runs in another process; this one samples the resident memory of the build and of Ray's workers. The result
+below --out is a JSON file with the samples, the slopes and the hardware, and a plot as PNG.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 import psutil
 
 from benchmarks.datasets import write_coco
-from benchmarks.resident import ROLES, draw, memory_now, slope
+from benchmarks.resident import ROLES, memory_now, memory_trend, plot_memory
 from benchmarks.run import RESULTS, commit, hardware, versions
 
 SIDE, PER_PHOTO, EVERY_S = 64, 3, 1.0
@@ -42,8 +42,8 @@ with cluster():
 """
 
 
-def watch(root: Path, out: Path, log: Path) -> tuple[dict[str, Any], list[dict[str, float]]]:
-    """The build's facts, and one sample of resident megabytes by role every second."""
+def watch_build(root: Path, out: Path, log: Path) -> tuple[dict[str, Any], list[dict[str, float]]]:
+    """Run the build and return its facts, and a sample of the resident megabytes by role every second."""
     began, samples = time.monotonic(), []
     with log.open("wb") as errors:
         build = subprocess.Popen([sys.executable, "-c", _BUILD, str(root), str(out)], stdout=subprocess.PIPE,
@@ -59,20 +59,20 @@ def watch(root: Path, out: Path, log: Path) -> tuple[dict[str, Any], list[dict[s
     return json.loads(answer.splitlines()[-1]), samples
 
 
-def slopes(samples: list[dict[str, float]]) -> dict[str, dict[str, dict[str, float]]]:
-    """By pass and role: the least-squares slope, the mean and the peak.
+def memory_trends(samples: list[dict[str, float]]) -> dict[str, dict[str, dict[str, float]]]:
+    """Pass of the build -> role -> `memory_trend`.
 
-    The first fifth of each pass is left out: processes start, libraries are imported, buffers reach their size.
+    The first fifth of each pass is left out, in which processes start, libraries are imported and buffers grow.
     """
     parts = max(s["parts"] for s in samples)
     passes = {"reading_photos": [s for s in samples if 0 < s["parts"] < parts],
               "writing_blocks": [s for s in samples if s["parts"] == parts and s["raylet"] > 0]}
-    return {name: {role: slope(found[len(found) // 5 :], role) for role in ROLES}
+    return {name: {role: memory_trend(found[len(found) // 5 :], role) for role in ROLES}
             for name, found in passes.items() if len(found) > 4}
 
 
 def run(annotations: int, folder: Path, seed: int = 0) -> Path:
-    """Generate, build, and write the result; returns the JSON's path."""
+    """Generate the dataset, build its shards, and write the result. Returns the path of the JSON file."""
     with tempfile.TemporaryDirectory() as place:
         root, began = Path(place) / "raw", time.monotonic()
         photos = -(-annotations // PER_PHOTO)
@@ -81,26 +81,27 @@ def run(annotations: int, folder: Path, seed: int = 0) -> Path:
         size = (root / "annotations" / "instances.json").stat().st_size
         print(f"{photos} photos, {photos * PER_PHOTO} annotations ({size / 1e6:.0f} MB of JSON) in {generated:.0f} s",
               file=sys.stderr, flush=True)
-        facts, samples = watch(root, Path(place) / "shards", Path(place) / "log")
+        facts, samples = watch_build(root, Path(place) / "shards", Path(place) / "log")
     now = datetime.datetime.now(datetime.UTC)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{now:%Y-%m-%d}-scale_build-{annotations}-cpu-{hardware()['cores']}-cores.json"
     result = {"photos": photos, "written_annotations": photos * PER_PHOTO, "json_bytes": size, **facts,
-              "photos_per_s": round(photos / facts["seconds"], 1), "memory": slopes(samples)}
+              "photos_per_s": round(photos / facts["seconds"], 1), "memory": memory_trends(samples)}
     document = {"benchmark": "scale_build", "what": (__doc__ or "").split("\n\n")[0],
                 "time": now.isoformat(timespec="seconds"), "hardware": hardware(), "versions": versions(),
                 "commit": commit(), "config": {"annotations": annotations, "side": SIDE, "seed": seed},
                 "result": result, "samples": samples}
     path.write_text(json.dumps(document, indent=1) + "\n")
-    draw(samples, f"shard build: {photos} photos, {photos * PER_PHOTO} annotations", path.with_suffix(".png"))
+    plot_memory(samples, f"shard build: {photos} photos, {photos * PER_PHOTO} annotations", path.with_suffix(".png"))
     return path
 
 
 def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.scale_build", description="Memory of a large build.")
-    parser.add_argument("--annotations", type=int, default=200_000)
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    """Run the benchmark with the settings of the command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.scale_build",
+                                     description="Measure the memory of a large shard build.")
+    parser.add_argument("--annotations", type=int, default=200_000, help="annotations of the generated dataset")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the result files")
     args = parser.parse_args()
     path = run(args.annotations, args.out)
     result = json.loads(path.read_text())["result"]

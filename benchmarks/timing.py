@@ -1,4 +1,4 @@
-"""Timing of two or more ways to do the same thing, fairly: warmed up, by turns, the median of several rounds."""
+"""Fair timing of several ways to do the same thing: each is warmed up and run in turn; medians of several rounds."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable, Mapping
 
 
-def interleaved(ways: Mapping[str, Callable[[], object]], repeats: int, device: str = "cpu") -> dict[str, float]:
-    """Median seconds of each way. Every round runs all ways, so that a slow moment of the machine meets all of them."""
+def time_interleaved(ways: Mapping[str, Callable[[], object]], repeats: int, device: str = "cpu") -> dict[str, float]:
+    """Median seconds of each way. Every round runs all ways, so that a slow phase of the machine affects them all."""
     for call in ways.values():
         call()
     times: dict[str, list[float]] = {name: [] for name in ways}
@@ -36,6 +36,6 @@ def _wait(device: str) -> None:
 
 
 def cpu_seconds() -> float:
-    """CPU time so far of this process, its threads and those of its children that have ended."""
+    """CPU seconds so far of this process with all its threads, and of its children that have ended."""
     own, ended = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
     return own.ru_utime + own.ru_stime + ended.ru_utime + ended.ru_stime

@@ -1,1 +1,1 @@
-"""One module a benchmark: `CONFIG` (every setting with its default) and `run(config) -> dict`."""
+"""The benchmarks, one module each: `CONFIG` (every setting with its default) and `run(config) -> dict`."""

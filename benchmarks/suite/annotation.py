@@ -1,9 +1,9 @@
 """Time to label 10,000 images from one example, from the command's start to its last output.
 
-SANSA's annotation test (NeurIPS 2025): 10,000 images of COCO or LVIS, fold 0, on an RTX 4090; the paper states
-16 minutes for SANSA, 38 for VRP-SAM, 58 for GF-SAM, 77 for SegIC. The same with a bundle and photos of one's own:
-`--set bundle=PATH --set data=FOLDER`; where there are fewer photos, they come again. `ratio` is the rate of the whole
-command, with start-up and outputs, to that of its middle.
+It follows SANSA's annotation test (NeurIPS 2025): 10,000 images of COCO or LVIS, fold 0, on an RTX 4090; the paper
+states 16 minutes for SANSA, 38 for VRP-SAM, 58 for GF-SAM, 77 for SegIC. Another bundle or other photos:
+`--set bundle=PATH --set data=FOLDER`; if there are fewer photos, they are repeated. `ratio` is the rate of the whole
+command, with start-up and outputs, divided by the rate of its middle.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.labelling import bundle_of, fill_photos, fss, images_per_s, write_supports
+from benchmarks.labelling import fill_photos, images_per_s, prepare_bundle, run_fss, write_supports
 
 CONFIG: dict[str, Any] = {"bundle": "shipped", "method": "", "preset": "nano", "count": 10_000, "chunk": 64,
                           "batch": 8, "engine": "serve", "data": "auto", "images": 200, "threads": 2, "seed": 0}
 
 
 def run(config: dict[str, Any]) -> dict[str, Any]:
-    """Minutes and images/s of the whole command."""
+    """Minutes and images/s of the whole command, and the images/s of its middle."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        config = config | {"bundle": bundle_of(config, folder)}
+        config = config | {"bundle": prepare_bundle(config, folder)}
         what, supports, out = fill_photos(config, folder), write_supports(folder, 1), folder / "out"
-        seconds = fss("label", "--images", str(folder / "photos"), "--supports", str(supports), "--out", str(out),
+        seconds = run_fss("label", "--images", str(folder / "photos"), "--supports", str(supports), "--out", str(out),
                       "--workspace", str(folder / "none"), "--bundle", config["bundle"], "--engine", config["engine"],
                       "--set", f"label.chunk={config['chunk']}", "--set", f"label.batch={config['batch']}",
                       "--set", f"serve.threads={config['threads']}", folder=folder)

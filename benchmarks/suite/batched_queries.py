@@ -1,8 +1,8 @@
-"""Labelling N images with one support set: one memory and batches of queries, against N separate episodes.
+"""Labelling N images with one support set: one memory and batches of queries, compared with N separate episodes.
 
-An episode, as published evaluation code runs it, encodes its supports and its query and remembers the supports each
-time. Both ways give the same masks: the largest relative difference is reported (argmax over candidates can flip in
-bf16). Peak memory is that of each way by itself on a GPU, and of the process. Needs torch, timm and sam2 only.
+Published evaluation code encodes the supports and the query, and memorises the supports, in every episode. Both ways
+give the same masks; the largest relative difference is reported (in bf16 the best candidate can change). Peak memory
+is reported for each way on a GPU, and for the process. Needs only torch, timm and sam2.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.timing import interleaved
+from benchmarks.timing import time_interleaved
 from fss_models import registry
 from fss_models.clip import Images
 from fss_models.prompts import mask_prompt
@@ -57,7 +57,7 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
     with torch.inference_mode(), _precision(config):
         batched, single = together(), separate()
         peaks = {name: _peak(way, config["device"]) for name, way in (("together", together), ("separate", separate))}
-        times = interleaved({"together": together, "separate": separate}, config["repeats"], config["device"])
+        times = time_interleaved({"together": together, "separate": separate}, config["repeats"], config["device"])
     difference = (batched - single).abs().flatten(1).amax(1) / single.abs().flatten(1).amax(1)
     speeds = {f"{name}_images_per_s": config["images"] / t for name, t in times.items()}
     return {"ratio": times["separate"] / times["together"], "largest_relative_difference": float(difference.max()),
@@ -68,7 +68,7 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _settle(model: Any, config: dict[str, Any]) -> None:
-    """Compile the image encoder where asked: nearly all of the work is there."""
+    """Compile the image encoder, which does nearly all of the work, if the setting `compile` is on."""
     if config["compile"]:
         encoder = model.core.sam.image_encoder
         encoder.forward = torch.compile(encoder.forward)
@@ -88,7 +88,7 @@ def _peak(way: Callable[[], object], device: str) -> int | None:
 
 
 def _process_peak() -> int:
-    """Largest resident memory of the whole process, model included."""
+    """Largest resident memory of the whole process so far, in bytes, including the model."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

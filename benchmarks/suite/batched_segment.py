@@ -1,4 +1,7 @@
-"""One support set against N images: all in one batch, against one image at a time. Needs torch, timm and sam2 only."""
+"""One support set and N images: all images in one batch, compared with one image at a time.
+
+Needs only torch, timm and sam2.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.timing import interleaved
+from benchmarks.timing import time_interleaved
 from fss_models import registry
 from fss_models.clip import Images
 from fss_models.prompts import mask_prompt
@@ -17,7 +20,7 @@ CONFIG: dict[str, Any] = {"method": "prior", "preset": "nano", "images": 8, "sid
 
 
 def run(config: dict[str, Any]) -> dict[str, Any]:
-    """Images a second of both ways, and their ratio."""
+    """Images/s of both ways, and their ratio."""
     torch.manual_seed(config["seed"])
     model = registry.build(config["method"], config["preset"]).to(config["device"]).eval()
     rng, side, count = np.random.default_rng(config["seed"]), config["side"], config["images"]
@@ -39,6 +42,6 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
             return torch.cat([model.segment(memory, model.encode(one), pairs[:1]).logits for one in ones])
 
         same = bool(torch.allclose(together(), single(), atol=1e-3))
-        times = interleaved({"together": together, "single": single}, config["repeats"], config["device"])
+        times = time_interleaved({"together": together, "single": single}, config["repeats"], config["device"])
     speeds = {f"{name}_images_per_s": count / t for name, t in times.items()}
     return {"ratio": times["single"] / times["together"], "same_masks": same, "seconds": times, **speeds}

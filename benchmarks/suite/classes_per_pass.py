@@ -1,7 +1,7 @@
-"""Ten classes in one pass, each photo encoded once, against ten jobs of a class each; 1 class beside it: images/s.
+"""Labelling ten classes in one pass, each photo encoded once, compared with ten passes of one class each: images/s.
 
-JPEG bytes to run-length masks with cached supports. `ratio` is how many times faster one pass is than a pass a class.
-The masks of both ways are compared and must be the same.
+A pass turns JPEG bytes into run-length masks with cached supports. `ratio` is how many times faster one pass is than
+a pass for each class. The speed with a single class is also measured. Both ways must give the same masks.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.labelling import bundle_of, fill_photos, write_supports
-from benchmarks.timing import interleaved
+from benchmarks.labelling import fill_photos, prepare_bundle, write_supports
+from benchmarks.timing import time_interleaved
 
 CONFIG: dict[str, Any] = {"bundle": "shipped", "method": "", "preset": "nano", "shots": 1, "classes": 10, "count": 48,
                           "batch": 8, "pairs": 0, "repeats": 3, "data": "auto", "images": 60, "threads": 2,
@@ -19,7 +19,7 @@ CONFIG: dict[str, Any] = {"bundle": "shipped", "method": "", "preset": "nano", "
 
 
 def run(config: dict[str, Any]) -> dict[str, Any]:
-    """Images/s of one class, of all in one pass and of all one after another."""
+    """Images/s with one class, with all classes in one pass, and with a pass for each class."""
     from fss_models.shipped.files import bundle_url
     from pipelines.config.mask_request import MaskRequest
     from pipelines.inference.label_sets import read_label_set
@@ -27,7 +27,7 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        config = config | {"bundle": bundle_of(config, folder)}
+        config = config | {"bundle": prepare_bundle(config, folder)}
         what = fill_photos(config, folder)
         sets = read_label_set(str(write_supports(folder, config["shots"], config["classes"])))
         photos = [p.read_bytes() for p in sorted((folder / "photos").iterdir())]
@@ -40,7 +40,7 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
 
     turned = [tuple(labels[0] for labels in photo) for photo in zip(*one_by_one(), strict=True)]
     same = turned == labeler.label_classes(photos, together, batch)
-    times = interleaved({
+    times = time_interleaved({
         "one_class": lambda: labeler.label_classes(photos, MaskRequest(support_ids=ids[:1]), batch),
         "one_pass": lambda: labeler.label_classes(photos, together, batch),
         "one_by_one": one_by_one,

@@ -1,8 +1,8 @@
-"""A training step from kept features, against the same step from photos that are resized and encoded again.
+"""A training step from stored features, compared with the same step from photos that are resized and encoded again.
 
-Both ways make the clip as training does (photos are decoded already; features are read from a file, none from memory)
-and end with the optimiser's step, dropout being off so that the losses can be compared. `step_ratio` leaves the making
-of the clip out, which training does beside the step. Needs torch, timm and sam2 only.
+Both ways make the clip as training does (photos are already decoded; features are read from a file, not from memory)
+and end with the optimiser's step. Dropout is off, so that the losses can be compared. `step_ratio` excludes making the
+clip, which training does in parallel with the step. Needs only torch, timm and sam2.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.timing import interleaved
+from benchmarks.timing import time_interleaved
 from fss_models import registry
 from fss_models.clip import Clip, Features, Images
 from fss_models.prompts import mask_prompt
@@ -27,17 +27,17 @@ from pipelines.features.records import Layout
 CONFIG: dict[str, Any] = {"method": "fcp", "preset": "nano", "config": {}, "shots": 1, "clips": 4, "images": 64,
                           "side": 480, "kept": "float32", "precision": "fp32", "repeats": 5, "threads": 1,
                           "device": "cpu", "seed": 0}
-MakeClip = Callable[[np.ndarray], Clip]  # from numbers of photos
+MakeClip = Callable[[np.ndarray], Clip]  # makes a clip of the photos of these numbers
 
 
 def run(config: dict[str, Any]) -> dict[str, Any]:
-    """Seconds of both ways, their ratio, the largest difference of a loss, and what the features take."""
+    """Seconds of both ways, their ratio, the largest difference of a loss, and the size of the features in bytes."""
     model = registry.build(config["method"], config["preset"], config["config"], seed=config["seed"])
     model = model.to(config["device"]).eval()
     photos = np.random.default_rng(config["seed"]).integers(
         0, 256, (config["images"], config["side"], config["side"], 3), dtype=np.uint8)
     with tempfile.TemporaryDirectory() as folder:
-        layout = _keep(model, photos, Path(folder, "part.bin"), config)
+        layout = _write_features(model, photos, Path(folder, "part.bin"), config)
         with _reader(Path(folder, "part.bin"), layout, config["side"]) as read:
             facts = _measure(model, photos, read, config)
         written = Path(folder, "part.bin").stat().st_size
@@ -64,15 +64,15 @@ def _measure(model: Segmenter, photos: np.ndarray, read: Callable[[np.ndarray], 
 
     whole_ways = {name: whole(make) for name, make in makers.items()}
     step_ways = {f"{name}_step": (lambda c=clip: step(c)) for name, clip in clips.items()}
-    times = interleaved({**whole_ways, **step_ways}, config["repeats"], config["device"])
+    times = time_interleaved({**whole_ways, **step_ways}, config["repeats"], config["device"])
     tolerance = 1e-4 if (config["kept"], config["precision"]) == ("float32", "fp32") else 0.05
     return {"ratio": times["photos"] / times["kept"], "step_ratio": times["photos_step"] / times["kept_step"],
             "largest_relative_difference_of_a_loss": worst, "same_losses": worst < tolerance, "seconds": times,
             "clips_per_s": {name: config["clips"] / times[name] for name in makers}}
 
 
-def _keep(model: Segmenter, photos: np.ndarray, file: Path, config: dict[str, Any]) -> Layout:
-    """Encode all photos and write their records, as a build does."""
+def _write_features(model: Segmenter, photos: np.ndarray, file: Path, config: dict[str, Any]) -> Layout:
+    """Encode all photos and write their records to `file`, as `fss features build` does. Returns their layout."""
     layout: Layout | None = None
     with torch.inference_mode(), file.open("wb") as out:
         for first in range(0, len(photos), 8):
@@ -85,7 +85,7 @@ def _keep(model: Segmenter, photos: np.ndarray, file: Path, config: dict[str, An
 
 @contextmanager
 def _reader(file: Path, layout: Layout, side: int) -> Iterator[Callable[[np.ndarray], Features]]:
-    """Range reads of one file, no pool."""
+    """Yield a function that reads the features of photos by range reads of the file, without a pool in memory."""
     size = layout.record_bytes
     with file.open("rb") as opened:
         def read(chosen: np.ndarray) -> Features:
@@ -97,7 +97,7 @@ def _reader(file: Path, layout: Layout, side: int) -> Iterator[Callable[[np.ndar
 
 def _clip(model: Segmenter, at: np.ndarray, photos: np.ndarray, read: Callable[[np.ndarray], Features] | None,
           config: dict[str, Any]) -> Clip:
-    """Clips of the photos `at`, references first; every object is a disc."""
+    """A batch of clips of the photos `at`, references first; every object is a disc. `read` reads stored features."""
     clips, shots, side = config["clips"], config["shots"], config["side"]
     split = clips * shots
     groups = at[:split], at[split:]
@@ -111,8 +111,8 @@ def _clip(model: Segmenter, at: np.ndarray, photos: np.ndarray, read: Callable[[
     return moved
 
 
-def _images(model: Segmenter, photos: np.ndarray, wanted: bool) -> Images:
-    if wanted:
+def _images(model: Segmenter, photos: np.ndarray, pixels: bool) -> Images:
+    if pixels:
         return model.prepare(list(photos))
     return Images(pixels=torch.empty(len(photos), 3, 0, 0), sizes=torch.tensor([p.shape[:2] for p in photos]))
 

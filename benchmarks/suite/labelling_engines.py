@@ -1,11 +1,17 @@
-"""Labelling jobs of real photos by each engine, against the model alone and a plain loop that decodes too: images/s.
+"""Labelling jobs of real photos with each engine, compared with the model alone and with a plain loop: images/s.
 
-By turns, each in processes of its own with the same torch threads: the model on photos already prepared (`bare`), a
-plain loop of decode, model, full size and run lengths, one batch after another (`decoded`), and `fss label` with
-`--engine actors`, with a deployment of its own (`handle`) and through `fss serve` over HTTP (`http`). A job's rate is
-that of its middle parts, so that start-up is left out of all of them. `ratio` is the slowest job's to `decoded`;
-`cpu_ms_a_photo` says which processes took the time: with no core to spare, all but the model's take it from the model.
-A job of a bundle with a calibrator also computes how sure each mask is, which the plain loop does not.
+All ways run in turn, in their own processes with the same number of torch threads:
+
+bare     the model alone, on photos that are already prepared
+decoded  a plain loop of decoding, model, resizing to full size and run lengths, one batch after another
+actors   `fss label --engine actors`
+handle   `fss label` with its own deployment
+http     `fss label` through `fss serve` over HTTP
+
+The rate of a job is that of its middle parts, without start-up. `ratio` is the rate of the slowest job divided by that
+of `decoded`. `cpu_ms_a_photo` shows the CPU time by process: on a machine without a spare core, all other processes
+take their time from the model. A job of a bundle with a calibrator also computes presence and quality, which the plain
+loop does not.
 """
 
 from __future__ import annotations
@@ -19,23 +25,31 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.labelling import CpuAccount, bundle_of, fill_photos, fss, images_per_s, service, write_supports
+from benchmarks.labelling import (
+    CpuAccount,
+    fill_photos,
+    images_per_s,
+    prepare_bundle,
+    run_fss,
+    run_service,
+    write_supports,
+)
 
 CONFIG: dict[str, Any] = {"bundle": "shipped", "method": "", "preset": "nano", "shots": 1, "count": 768, "chunk": 32,
                           "batch": 8, "rounds": 2, "data": "auto", "images": 60, "threads": 2, "seed": 0}
 
 
 def run(config: dict[str, Any]) -> dict[str, Any]:
-    """The median rate of each way over the rounds."""
+    """The median rate of each way over the rounds, and the ratios of the jobs to the loops."""
     rates: dict[str, list[float]] = {name: [] for name in ("bare", "decoded", "actors", "handle", "http")}
     took: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        config = config | {"bundle": bundle_of(config, folder)}
+        config = config | {"bundle": prepare_bundle(config, folder)}
         what = fill_photos(config, folder)
         supports = write_supports(folder, config["shots"])
         for number in range(config["rounds"]):
-            alone = _alone(config, folder)
+            alone = _run_loops(config, folder)
             took["decoded"] = {"model": alone.pop("decoded_cpu_ms")}
             for name, rate in alone.items():
                 rates[name].append(rate)
@@ -51,7 +65,7 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _job(name: str, config: dict[str, Any], folder: Path, supports: Path, out: Path) -> tuple[float, dict[str, float]]:
-    """Its rate, and milliseconds of CPU a photo by role."""
+    """Run a job: its rate in images/s, and milliseconds of CPU time a photo by role."""
     sets = [f"label.chunk={config['chunk']}", f"label.batch={config['batch']}", f"serve.threads={config['threads']}",
             f"serve.max_batch={config['batch']}"]
     changes = [word for one in sets for word in ("--set", one)]
@@ -59,18 +73,18 @@ def _job(name: str, config: dict[str, Any], folder: Path, supports: Path, out: P
                "--workspace", str(folder / "none"), *changes]
     parts = config["count"] // config["chunk"]
     if name == "http":
-        with service("--bundle", config["bundle"], *changes, folder=folder) as (url, pid):
+        with run_service("--bundle", config["bundle"], *changes, folder=folder) as (url, pid):
             account = CpuAccount(out, parts, more=(pid,))
-            fss(*command, "--service", url, folder=folder, watch=account.look)
+            run_fss(*command, "--service", url, folder=folder, on_poll=account.sample)
     else:
         engine = "actors" if name == "actors" else "serve"
         account = CpuAccount(out, parts)
-        fss(*command, "--bundle", config["bundle"], "--engine", engine, folder=folder, watch=account.look)
+        run_fss(*command, "--bundle", config["bundle"], "--engine", engine, folder=folder, on_poll=account.sample)
     return images_per_s(out, config["chunk"]), account.ms_a_photo(config["chunk"])
 
 
-def _alone(config: dict[str, Any], folder: Path) -> dict[str, float]:
-    """Both loops without Ray, in a process of their own."""
+def _run_loops(config: dict[str, Any], folder: Path) -> dict[str, float]:
+    """Run both loops without Ray in another process: the result of `measure_loops`."""
     command = [sys.executable, "-m", "benchmarks.suite.labelling_engines", json.dumps(config), str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -79,8 +93,8 @@ def _alone(config: dict[str, Any], folder: Path) -> dict[str, float]:
     return found
 
 
-def loops(config: dict[str, Any], folder: Path) -> dict[str, float]:
-    """Images/s of the model alone, and of a plain loop with everything that a label needs."""
+def measure_loops(config: dict[str, Any], folder: Path) -> dict[str, float]:
+    """Images/s of the model alone and of a plain loop with every step of a label, and the loop's CPU time a photo."""
     import torch
 
     from fss_models.shipped.files import bundle_url
@@ -108,7 +122,7 @@ def loops(config: dict[str, Any], folder: Path) -> dict[str, float]:
 
     with torch.inference_mode():
         ready = [prepared(first) for first in range(0, len(files), batch)]
-        for images in ready:  # warm
+        for images in ready:  # warm up
             model.segment(memory, model.encode(images), pairs)
         bare = _seconds(lambda: [model.segment(memory, model.encode(images), pairs) for images in ready])
         began = time.process_time()
@@ -124,4 +138,4 @@ def _seconds(call: Any) -> float:
 
 
 if __name__ == "__main__":
-    print(json.dumps(loops(json.loads(sys.argv[1]), Path(sys.argv[2]))))
+    print(json.dumps(measure_loops(json.loads(sys.argv[1]), Path(sys.argv[2]))))

@@ -1,10 +1,10 @@
-"""Packing of a sweep's runs into a cluster: the end of the last run against a lower bound that no order can beat.
+"""Packing of a sweep's runs into a cluster: the makespan, compared with a lower bound that no order can beat.
 
-The decisions are those of the sweep's own scheduler (`pipelines/training/schedule.py`). 8 to 512 runs of known lengths
-go by a clock that jumps from event to event, on logical GPUs: once each run takes one GPU, once runs take a quarter, a
-half, one, or two GPUs as two workers. Of 8 runs the bound is the shortest schedule there is. A few runs that only
-sleep go through a real Ray cluster and the sweep's own loop. `ratio` is the worst of all; a plot lies beside the
-result.
+The decisions are those of the sweep's scheduler (`pipelines/sweeps/schedule.py`). 8 to 512 runs of known lengths are
+simulated on logical GPUs, with a clock that jumps from event to event: first every run takes one GPU, then runs take a
+quarter, a half, one, or two GPUs as two workers. For 8 runs the bound is the shortest possible schedule. A few runs
+that only sleep are also executed on a real Ray cluster by the sweep's own loop. `ratio` is the worst makespan divided
+by its bound; a plot is written beside the result.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ CONFIG: dict[str, Any] = {"runs": [8, 16, 32, 64, 128, 256, 512], "runs_a_gpu": 
                           "real_runs": 12, "real_gpus": 2, "real_unit_s": 4.0}
 SECONDS = (60, 90, 240, 400, 700, 900)  # six methods, from training-free to the slowest; folds differ by up to 30 %
 MACHINE_GPUS = 8
-EXACT_RUNS = 8  # up to so many the bound is the shortest schedule itself, found by trying
+EXACT_RUNS = 8  # up to this number of runs, the bound is the shortest schedule, found by trying all orders
 
 
 def run(config: dict[str, Any]) -> dict[str, Any]:
-    """Makespan over lower bound for every number of runs, and of the real runs."""
-    rows = [_simulated(n, mixed, draw, config) for n in config["runs"] for mixed in (False, True)
+    """Makespan divided by the lower bound, for every number of simulated runs and for the real runs."""
+    rows = [_simulate(n, mixed, draw, config) for n in config["runs"] for mixed in (False, True)
             for draw in range(config["draws"])]
     worst = {f"{n}-{kind}": max(r["ratio"] for r in rows if r["runs"] == n and r["needs"] == kind)
              for n in config["runs"] for kind in ("one", "mixed")}
-    real = _real(config) if config["real_runs"] else {}
+    real = _run_real(config) if config["real_runs"] else {}
     ratio = max([*worst.values(), *([real["ratio"]] if real else [])])
     return {"ratio": ratio, "worst": worst, "simulated": rows, "real": real, "figures": {"svg": _plot(rows, real)}}
 
 
-def _simulated(runs: int, mixed: bool, draw: int, config: dict[str, Any]) -> dict[str, Any]:
+def _simulate(runs: int, mixed: bool, draw: int, config: dict[str, Any]) -> dict[str, Any]:
     from pipelines.sweeps.schedule import Machine, QueuedRun, RunResources, Schedule
 
     rng = np.random.default_rng([config["seed"], draw, runs, int(mixed)])
@@ -57,16 +57,17 @@ def _simulated(runs: int, mixed: bool, draw: int, config: dict[str, Any]) -> dic
         schedule.finish(key)
     deciding, bound = time.perf_counter() - began, lower_bound(tasks, machines)
     if runs <= EXACT_RUNS and bound < now:
-        bound = shortest(tasks, gpus, now)
+        bound = shortest_makespan(tasks, gpus, now)
     return {"runs": runs, "gpus": gpus, "needs": "mixed" if mixed else "one", "draw": draw, "makespan_s": now,
             "bound_s": bound, "ratio": now / bound, "deciding_s": deciding}
 
 
 def lower_bound(tasks: Sequence[Any], machines: Sequence[Any]) -> float:
-    """Seconds that no order of the runs can beat: the largest of several bounds.
+    """Seconds that no order of the runs can beat: the largest of these bounds.
 
-    All work spread evenly; the longest run; runs that need all GPUs one after another, beside nothing else; and of the
-    k * GPUs + 1 longest parts that share no GPU with another one, the k + 1 shortest on a single GPU.
+    - all work spread evenly over the GPUs, or over the CPUs
+    - the longest run, after all runs that need every GPU
+    - of the k * GPUs + 1 longest parts that cannot share a GPU, k + 1 are on one GPU: at least the k + 1 shortest
     """
     gpus, cpus = sum(len(m.gpus) for m in machines), sum(m.cpus for m in machines)
     even = [sum(t.seconds * t.resources.workers * t.resources.gpus for t in tasks) / gpus,
@@ -79,13 +80,14 @@ def lower_bound(tasks: Sequence[Any], machines: Sequence[Any]) -> float:
     return float(max(*even, sum(t.seconds for t in alone) + max(rest, default=0.0), *pigeons, 0.0))
 
 
-def shortest(tasks: Sequence[Any], gpus: int, reached: float) -> float:
-    """The end of the shortest schedule, at most `reached`: all orders of starts on all GPUs, cut where none can win.
+def shortest_makespan(tasks: Sequence[Any], gpus: int, upper_bound: float) -> float:
+    """The makespan of the shortest schedule, or `upper_bound` if that is less, by branch and bound.
 
-    A GPU is four quarters, each free from some time on; in order of starts, a run takes those that are free first.
+    All orders of starts on all GPUs are tried, except those that cannot beat the best one. A GPU is four quarters, each
+    free from some time on; in order of starts, a run takes the quarters that are free first.
     """
     wants = [(round(4 * t.resources.gpus), t.resources.workers, t.seconds) for t in tasks]
-    best = reached
+    best = upper_bound
 
     def go(left: frozenset[int], free: tuple[tuple[float, ...], ...], last: float) -> None:
         nonlocal best
@@ -108,8 +110,8 @@ def shortest(tasks: Sequence[Any], gpus: int, reached: float) -> float:
     return best
 
 
-def _real(config: dict[str, Any]) -> dict[str, Any]:
-    """Runs that sleep on logical GPUs of a real cluster, through the loop of a sweep; start-up is excluded."""
+def _run_real(config: dict[str, Any]) -> dict[str, Any]:
+    """Execute runs that sleep on logical GPUs of a real cluster by the loop of a sweep, without start-up."""
     from pipelines.base.cluster import cluster
     from pipelines.sweeps.execute import machines_of, pack_runs
     from pipelines.sweeps.schedule import QueuedRun, RunResources, Schedule
@@ -122,7 +124,8 @@ def _real(config: dict[str, Any]) -> dict[str, Any]:
 
     with cluster(cpus=2, gpus=config["real_gpus"]) as ray:
         if ray.cluster_resources().get("GPU", 0) < config["real_gpus"]:
-            raise SystemExit("packing: this process is in a cluster without logical GPUs already; run it alone")
+            raise SystemExit("error: packing needs its own cluster with logical GPUs, but this process is already in a "
+                             "cluster; run the benchmark alone")
         task = ray.remote(sleep).options(num_cpus=0, num_gpus=0.5)
         ray.get([task.remote(0) for _ in range(2 * config["real_gpus"])])  # the workers' processes start
         schedule = Schedule(machines_of(ray))
@@ -152,6 +155,6 @@ def _plot(rows: list[dict[str, Any]], real: dict[str, Any]) -> bytes:
     axes.set_xticks(sorted({r["runs"] for r in rows}), [str(n) for n in sorted({r["runs"] for r in rows})])
     axes.minorticks_off()
     axes.legend()
-    held = io.BytesIO()
-    figure.savefig(held, format="svg", metadata={"Date": None})
-    return held.getvalue()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue()

@@ -1,9 +1,10 @@
-"""Presence: how well a bundle's calibrator tells whether a class is in a photo, against the raw predicted IoU.
+"""Presence: how well a bundle's calibrator predicts whether a class is in a photo, compared with the raw predicted IoU.
 
-Support sets of a fold's novel classes, each on all test photos: AUROC, expected calibration error, and precision and
-recall of the labels kept at the default threshold, where most photos lack the class, and as if half of them had it.
-`ratio` is the calibrated AUROC to that of the predicted IoU. Needs a bundle with a calibrator (`fss calibrate`) and
-shards whose test photos it never saw; without `bundle` a tiny one is made on generated photos, for a test of this file.
+Support sets of a fold's novel classes are scored on all test photos. Measured are AUROC, expected calibration error,
+and precision and recall of the labels at the default threshold, both at the true prevalence, where most photos lack the
+class, and as if half of the photos had it. `ratio` is the AUROC of the calibrated probability divided by that of the
+predicted IoU. Needs a bundle with a calibrator (`fss calibrate`), and shards whose test photos its training did not
+open. Without `bundle`, a tiny bundle is made on generated photos, in order to test this file.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ CONFIG: dict[str, Any] = {"bundle": "", "shards": "", "fold": 0, "sets": 40, "ta
 
 
 def run(config: dict[str, Any]) -> dict[str, Any]:
-    """The figures over all pairs, and over those of sets with three shots or more."""
+    """The figures over all pairs of support set and photo, and over pairs of sets with three shots or more."""
     with tempfile.TemporaryDirectory() as folder:
         if not config["bundle"]:
-            config = config | _made(config, folder)
-        return _measured(config)
+            config = config | _make_example(config, folder)
+        return _measure(config)
 
 
-def _measured(config: dict[str, Any]) -> dict[str, Any]:
+def _measure(config: dict[str, Any]) -> dict[str, Any]:
     from fss_models.calibration_fit import opinion_of
     from pipelines.bundles.bundle import bundle_calibrator, load_bundle
     from pipelines.config.choose import CalibrateConfig
@@ -77,25 +78,25 @@ def _figures(found: dict[str, torch.Tensor]) -> dict[str, Any]:
                                  "calibrated": expected_error(true, present)},
         "ece_good_mask": {"predicted_iou": expected_error(raw, good),
                           "calibrated": expected_error(found["true"][:, 1], good)},
-        "kept_half": _kept(raw[even], chance[even], present[even]),
-        "kept_prevalence_known": _kept(raw, true, present),
+        "kept_half": _precision_recall(raw[even], chance[even], present[even]),
+        "kept_prevalence_known": _precision_recall(raw, true, present),
         "reliability_prevalence_known": reliability(true, present),
         "reliability_half": reliability(chance[even], present[even]),
         "reliability_predicted_iou": reliability(raw, present),
     }
 
 
-def _kept(raw: torch.Tensor, chance: torch.Tensor, present: torch.Tensor) -> dict[str, Any]:
-    """Precision and recall of what the default threshold keeps, and of a predicted IoU of at least 0.5."""
+def _precision_recall(raw: torch.Tensor, chance: torch.Tensor, present: torch.Tensor) -> dict[str, Any]:
+    """Precision and recall at threshold 0.5, for the predicted IoU and for the calibrated probability."""
     found = {}
-    for name, kept in (("predicted_iou", raw >= 0.5), ("calibrated", chance >= 0.5)):
-        right = int((kept & present).sum())
-        found[name] = {"precision": right / max(int(kept.sum()), 1), "recall": right / max(int(present.sum()), 1)}
+    for name, positive in (("predicted_iou", raw >= 0.5), ("calibrated", chance >= 0.5)):
+        right = int((positive & present).sum())
+        found[name] = {"precision": right / max(int(positive.sum()), 1), "recall": right / max(int(present.sum()), 1)}
     return found
 
 
 def _plot(found: dict[str, Any]) -> bytes:
-    """What was said against what was true, every photo counted once; a dot's area is the number of photos."""
+    """The reliability diagram as SVG, every photo counted once; the area of a dot grows with its number of photos."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.8, 4.2), layout="constrained")
@@ -103,19 +104,19 @@ def _plot(found: dict[str, Any]) -> bytes:
     axes.plot([0, 1], [0, 1], color="gray", linewidth=1, linestyle="--")
     for name, label in (("reliability_prevalence_known", "calibrated"),
                         ("reliability_predicted_iou", "predicted IoU")):
-        said, was, count = zip(*found[name], strict=True)
-        axes.plot(said, was, linewidth=1)
-        axes.scatter(said, was, s=[8 + 300 * c / found["pairs"] for c in count], label=label)
-    axes.set(xlabel="said: the class is in the photo", ylabel="true", xlim=(0, 1), ylim=(0, 1),
-             title=f"{found['pairs']} pairs of support set and photo")
+        predicted, actual, count = zip(*found[name], strict=True)
+        axes.plot(predicted, actual, linewidth=1)
+        axes.scatter(predicted, actual, s=[8 + 300 * c / found["pairs"] for c in count], label=label)
+    axes.set(xlabel="predicted probability of the class", ylabel="share of photos with the class", xlim=(0, 1),
+             ylim=(0, 1), title=f"{found['pairs']} pairs of support set and photo")
     axes.legend()
-    held = io.BytesIO()
-    figure.savefig(held, format="svg", metadata={"Date": None})
-    return held.getvalue()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue()
 
 
-def _made(config: dict[str, Any], folder: str) -> dict[str, Any]:
-    """Generated photos and a calibrated bundle of the training-free method on them."""
+def _make_example(config: dict[str, Any], folder: str) -> dict[str, Any]:
+    """Make shards of generated photos and a calibrated bundle of the training-free method. Returns their settings."""
     from fss_models import registry
     from pipelines.bundles.bundle import save_bundle
     from pipelines.config.choose import CalibrateConfig

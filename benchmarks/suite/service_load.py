@@ -1,10 +1,10 @@
-"""A service that is asked `times` as much as it can do: accepted and refused a second, latency, memory.
+"""A service under a load of `times` its capacity: accepted and refused requests a second, latency and memory.
 
-`fss serve` as a process. First a closed loop of as many clients as it serves at a time: its capacity. Then requests
-by the clock for `seconds`, `times` as many as that, latencies counted from when a request was due. The client shares
-the machine with the service: its share of a core and how late it sent are told. With `max_replicas` above 1 also when
-replicas came, and, where `back_s` is above 0, when one alone was left (Serve waits five minutes). Memory is that of
-all processes of the service, without shared pages. The ratio is what was accepted to the capacity.
+`fss serve` runs as a process. A closed loop of `clients` clients measures its capacity. Then requests are sent at
+`times` this rate for `seconds`; latencies count from the time when a request was due. The client runs on the service's
+machine: the CPU time that it used and how late it sent are reported. With `max_replicas` above 1 the number of replicas
+over time is reported, and with `back_s` above 0 the time until one replica is left (Serve waits five minutes). Memory
+is that of all processes of the service, without shared pages. `ratio` is the accepted rate divided by the capacity.
 """
 
 from __future__ import annotations
@@ -24,42 +24,42 @@ import numpy as np
 import psutil
 from PIL import Image
 
-from benchmarks.http_load import Endpoint, RequestTiming, closed_loop, open_loop
-from benchmarks.labelling import bundle_of, service
+from benchmarks.http_load import Endpoint, RequestTiming, run_closed_loop, run_open_loop
+from benchmarks.labelling import prepare_bundle, run_service
 from benchmarks.resident import memory_now
 
 CONFIG: dict[str, Any] = {"bundle": "shipped", "method": "", "preset": "nano", "seconds": 300, "times": 4,
                           "capacity_s": 20, "clients": 16, "side": 128, "batch": 8, "max_replicas": 0, "back_s": 0,
                           "threads": 1, "seed": 0}
-WARM_S = 5  # of the closed loop, before it counts
-EVERY_S = 1.0  # between two looks at the processes
-SHOWN = 60  # points of the memory's curve in the result
+WARM_S = 5  # seconds of the closed loop before its answers count
+EVERY_S = 1.0  # seconds between two samples of the processes
+SHOWN = 60  # points of the memory curve in the result
 OWN = ("driver", "workers", "raylet", "gcs")  # roles that together are all processes of the service
 
 
 def run(config: dict[str, Any]) -> dict[str, Any]:
-    """The figures of the load; latencies in seconds, memory in megabytes."""
+    """The figures of the load; latencies are in seconds, memory is in megabytes."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         sets = [f"serve.threads={config['threads']}", f"serve.max_batch={config['batch']}",
                 f"serve.max_replicas={config['max_replicas']}"]
         words = [word for one in sets for word in ("--set", one)]
-        bundle = bundle_of(config, folder)
-        with service("--bundle", bundle, *words, folder=folder) as (url, pid), ProcessWatch(pid) as watch:
+        bundle = prepare_bundle(config, folder)
+        with run_service("--bundle", bundle, *words, folder=folder) as (url, pid), ProcessWatch(pid) as watch:
             return asyncio.run(_measure(url, watch, config))
 
 
 async def _measure(url: str, watch: ProcessWatch, config: dict[str, Any]) -> dict[str, Any]:
-    address = Endpoint(f"{url}/v1/segment", _request(url, config))
-    await closed_loop(address, config["clients"], WARM_S)
-    calm = await closed_loop(address, config["clients"], config["capacity_s"])
+    endpoint = Endpoint(f"{url}/v1/segment", _request(url, config))
+    await run_closed_loop(endpoint, config["clients"], WARM_S)
+    calm = await run_closed_loop(endpoint, config["clients"], config["capacity_s"])
     capacity = _per_s(calm)
     rate, began, busy = config["times"] * capacity, time.monotonic(), time.process_time()
-    answers = await open_loop(address, rate, config["seconds"], config["seed"])
+    answers = await run_open_loop(endpoint, rate, config["seconds"], config["seed"])
     ended, busy = time.monotonic(), time.process_time() - busy
-    after = [await address.ask() for _ in range(3)]
-    back = await _until_one(watch, config["back_s"]) if config["back_s"] else None
-    await address.close()
+    after = [await endpoint.send() for _ in range(3)]
+    back = await _wait_for_one_replica(watch, config["back_s"]) if config["back_s"] else None
+    await endpoint.close()
     return {**_figures(answers, config["seconds"], capacity), "capacity_per_s": capacity,
             "calm_s": _seconds([a for a in calm if a.status == 200]),
             "calm_statuses": _statuses(calm), "memory_mb": watch.halves(began, ended),
@@ -81,7 +81,7 @@ def _figures(answers: list[RequestTiming], seconds: float, capacity: float) -> d
 
 
 def _request(url: str, config: dict[str, Any]) -> dict[str, Any]:
-    """A person's request: one small photo, of a support set that the service now knows."""
+    """Register a support set with the service, and return a request to segment one small photo with it."""
     from pipelines.inference.marks import rle_json
     from pipelines.inference.supports import Support, SupportSet
     from pipelines.serving.client import Client
@@ -100,17 +100,17 @@ def _request(url: str, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _limits(config: dict[str, Any]) -> dict[str, int]:
-    """How many requests the service holds at a time before it refuses."""
+    """The number of requests that may wait before the service refuses, and the largest batch."""
     from pipelines.serving.guards import MAX_WAITING
 
     return {"waiting": MAX_WAITING, "batch": config["batch"]}
 
 
 def _per_s(answers: list[RequestTiming]) -> float:
-    """Good answers a second, from the first that was sent to the last that came."""
+    """Accepted requests a second, from the first that was sent to the last answer."""
     good = [a for a in answers if a.status == 200]
     if not good:
-        raise SystemExit(f"error: the service gives no answer: {_statuses(answers)}")
+        raise SystemExit(f"error: the service accepted no request (HTTP status: count {_statuses(answers)})")
     return len(good) / (max(a.due + a.seconds for a in good) - min(a.due for a in good))
 
 
@@ -129,8 +129,8 @@ def _statuses(answers: list[RequestTiming]) -> dict[str, int]:
     return {str(status): count for status, count in sorted(Counter(a.status for a in answers).items())}
 
 
-async def _until_one(watch: ProcessWatch, patience_s: float) -> float | None:
-    """Seconds until one replica is left, None if that takes longer than `patience_s`."""
+async def _wait_for_one_replica(watch: ProcessWatch, patience_s: float) -> float | None:
+    """Wait until one replica is left. Returns the seconds, or None if it takes longer than `patience_s`."""
     began = time.monotonic()
     while time.monotonic() - began < patience_s:
         if watch.models == 1:
@@ -140,11 +140,12 @@ async def _until_one(watch: ProcessWatch, patience_s: float) -> float | None:
 
 
 class ProcessWatch:
-    """Memory and replicas of a service's processes, looked at by a thread while the block runs."""
+    """Samples the memory and the replicas of a service's processes in a thread while the block runs."""
 
     def __init__(self, pid: int) -> None:
         self._process = psutil.Process(pid)
-        self._seen: list[tuple[float, dict[str, float], int]] = []  # when, megabytes by role, replicas for people
+        # (time, megabytes by role, replicas for interactive requests)
+        self._seen: list[tuple[float, dict[str, float], int]] = []
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)
 
@@ -158,11 +159,11 @@ class ProcessWatch:
 
     @property
     def models(self) -> int:
-        """Replicas for people now."""
+        """The number of replicas for interactive requests in the latest sample."""
         return self._seen[-1][2] if self._seen else 0
 
     def halves(self, began: float, ended: float) -> dict[str, Any]:
-        """The peak of all processes together in each half of the time, by role at the end, and the curve."""
+        """The peak of all processes together in each half of the time, the memory by role at the end, and the curve."""
         seen = [(at - began, sum(roles[r] for r in OWN), roles) for at, roles, _ in self._seen if began <= at <= ended]
         middle = (ended - began) / 2
         halves = [max((mb for at, mb, _ in seen if (at >= middle) == second), default=0.0) for second in (False, True)]
@@ -171,7 +172,7 @@ class ProcessWatch:
                 "at_the_end": seen[-1][2] if seen else {}, "curve": curve}
 
     def replicas(self, began: float) -> list[list[int]]:
-        """[seconds since `began`, replicas for people] whenever their number was another."""
+        """[seconds since `began`, number of replicas for interactive requests] at every change of the number."""
         changes = [(at, n) for i, (at, _, n) in enumerate(self._seen) if not i or n != self._seen[i - 1][2]]
         return [[round(at - began), n] for at, n in changes]
 

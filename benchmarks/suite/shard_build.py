@@ -1,10 +1,12 @@
-"""The shard build against a plain multiprocessing script that does the same work, and what ten times the photos cost.
+"""The shard build, compared with a plain multiprocessing script of the same work, and its growth with the photos.
 
 plain   a pool of as many processes reads, hashes and decodes each photo, rasterises its polygons, computes boxes and
-        areas and writes Parquet files of the same part size; then the classes' blocks as Parquet, one file a class.
-        It can neither go on after a kill nor list failures, and writes to local disk without flushing.
-Seconds are CPU seconds of all processes (Ray's own daemons included), in one cluster whose start is stated apart. What
-a build of `least` photos costs is start-up too (`start_up`); beyond it, ten times the photos may cost 10.5 times.
+        areas, and writes Parquet files of the same part size; then it writes the classes' blocks, one file a class.
+        It cannot resume after a kill, lists no failures, and writes to local disk without flushing.
+
+Seconds are CPU seconds of all processes, including Ray's own daemons, in one cluster; the cluster's start is reported
+separately. The cost of a build of `least` photos also counts as start-up (`start_up_cpu_seconds`). Beyond that
+start-up, ten times the photos may cost 10.5 times as much.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ CONFIG: dict[str, Any] = {"images": 2000, "least": 20, "height": 480, "width": 6
 
 
 def run(config: dict[str, Any]) -> dict[str, Any]:
-    """Photos a CPU second of both, their ratio, and the growth from a tenth of the photos to all."""
+    """Photos a CPU second of both ways, their ratio, and the growth from a tenth of the photos to all."""
     sizes = {"least": config["least"], "tenth": config["images"] // 10, "all": config["images"]}
     with tempfile.TemporaryDirectory() as place:
         roots = {name: Path(place) / name / "raw" for name in sizes}
@@ -41,13 +43,13 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
                        classes=config["classes"], seed=config["seed"])
         found: dict[str, list[tuple[float, float]]] = defaultdict(list)
         with ExitStack() as running:
-            start = _clocked(partial(_start, running, config))
+            start = _measure_seconds(partial(_start, running, config))
             _build(roots["least"], Path(place) / "first", config)
             for turn in range(config["repeats"]):
                 for name in sorted(sizes, reverse=bool(turn % 2)):
                     for kind, way in (("build", _build), ("plain", _plain)):
                         out = Path(place) / name / f"{kind}-{turn}"
-                        found[f"{kind}_{name}"].append(_clocked(partial(way, roots[name], out, config)))
+                        found[f"{kind}_{name}"].append(_measure_seconds(partial(way, roots[name], out, config)))
     cpu = {name: statistics.median(c for c, _ in values) for name, values in found.items()}
     wall = {name: statistics.median(w for _, w in values) for name, values in found.items()}
     beyond = {kind: {n: max(cpu[f"{kind}_{n}"] - cpu[f"{kind}_least"], 0.01) for n in ("tenth", "all")}
@@ -63,7 +65,7 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _growth(beyond: dict[str, float], sizes: dict[str, int]) -> float:
-    """CPU seconds of ten times the photos over those of the tenth; both beyond the start and scaled to equal shares."""
+    """How many times the CPU seconds of a tenth of the photos all photos cost, without start-up: 10 is proportional."""
     per_tenth = beyond["tenth"] / (sizes["tenth"] - sizes["least"])
     return 10 * (beyond["all"] / (sizes["all"] - sizes["least"])) / per_tenth
 
@@ -107,7 +109,7 @@ def _plain(root: Path, out: Path, config: dict[str, Any]) -> None:
 
 
 def _plain_part(job: tuple[str, int, list[Any]]) -> list[list[int]]:
-    """One part of the image table; the classes of each of its photos."""
+    """Write one part of the image table. Returns the class ids of each of its photos."""
     import io
 
     import numpy as np
@@ -137,7 +139,7 @@ def _plain_part(job: tuple[str, int, list[Any]]) -> list[list[int]]:
 
 
 def _plain_blocks(job: tuple[str, int, list[tuple[int, int]]]) -> None:
-    """A class's photos in random order, 128 a row group."""
+    """Write the photos of a class in random order, 128 in each row group."""
     import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -146,11 +148,11 @@ def _plain_blocks(job: tuple[str, int, list[tuple[int, int]]]) -> None:
     order = [places[i] for i in np.random.default_rng(class_id).permutation(len(places))]
     writer = None
     for first in range(0, len(order), 128):
-        wanted = defaultdict(list)
+        rows_of = defaultdict(list)
         for part, row in order[first : first + 128]:
-            wanted[part, row // 8].append(row % 8)
+            rows_of[part, row // 8].append(row % 8)
         rows = []
-        for (part, group), inside in wanted.items():
+        for (part, group), inside in rows_of.items():
             with pq.ParquetFile(Path(out, f"images/{part:05d}.parquet")) as file:
                 rows += file.read_row_group(group).take(inside).to_pylist()
         table = pa.Table.from_pylist(rows)
@@ -163,9 +165,9 @@ def _plain_blocks(job: tuple[str, int, list[tuple[int, int]]]) -> None:
 
 # ---- CPU seconds of a tree of processes ---------------------------------------------------------------------------
 
-def _clocked(way: Callable[[], None]) -> tuple[float, float]:
-    """(CPU seconds of this process and all that it started, wall seconds)."""
-    with _watched() as total:
+def _measure_seconds(way: Callable[[], None]) -> tuple[float, float]:
+    """Run `way` and return (CPU seconds of this process and of all that it started, wall seconds)."""
+    with _cpu_clock() as total:
         began = time.perf_counter()
         way()
         wall = time.perf_counter() - began
@@ -173,8 +175,12 @@ def _clocked(way: Callable[[], None]) -> tuple[float, float]:
 
 
 @contextmanager
-def _watched() -> Iterator[Callable[[], float]]:
-    """Ray's daemons and workers are not waited for as children are, so they are looked at ten times a second."""
+def _cpu_clock() -> Iterator[Callable[[], float]]:
+    """Yield a function that returns the CPU seconds of this process and its children since the start of the block.
+
+    The system does not add the time of Ray's daemons and workers to ours when they end, so all processes are sampled
+    ten times a second.
+    """
     me, stop = psutil.Process(), threading.Event()
     first = {p.pid: sum(p.cpu_times()[:2]) for p in (me, *me.children(recursive=True))}
     seen: dict[int, float] = {}

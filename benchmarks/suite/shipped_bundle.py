@@ -1,8 +1,14 @@
-"""Labelling with a bundle (default: the one that ships) on a CPU: images/s, start-up and peak memory, 1- and 5-shot.
+"""Labelling with a bundle (default: the shipped one) on a CPU: images/s, start-up and peak memory, 1- and 5-shot.
 
-A fresh process each: from its start to the first mask (start-up), then photos as JPEG bytes to run-length masks with
-cached supports (labeler), against the bare model on photos already prepared (bare), and against the frozen trunk
-alone on the same batches, below which no method on it can go (bound). Ratios are labeler to bare and bare to bound.
+Each number of shots is measured in a new process:
+
+start_up  seconds from the start of the process to the first mask
+labeler   JPEG bytes to run-length masks with cached supports
+bare      the model alone, on photos that are already prepared
+bound     the frozen trunk alone on the same batches, which every method on this trunk has to run
+
+`ratio` is the speed of `labeler` divided by that of `bare`, and `bare_to_bound` the speed of `bare` divided by that of
+`bound`.
 """
 
 from __future__ import annotations
@@ -20,18 +26,18 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks.labelling import bundle_of
-from benchmarks.timing import interleaved
+from benchmarks.labelling import prepare_bundle
+from benchmarks.timing import time_interleaved
 
 CONFIG: dict[str, Any] = {"bundle": "shipped", "method": "", "preset": "nano", "shots": [1, 5], "images": 32,
                           "width": 640, "height": 480, "batch": 8, "repeats": 5, "threads": 2, "seed": 0}
 
 
 def run(config: dict[str, Any]) -> dict[str, Any]:
-    """One process a number of shots. `ratio` is the labeler's speed to the bare model's, 1-shot."""
+    """Measure each number of shots in a new process. `ratio` is that of the first number of shots."""
     found = {}
     with tempfile.TemporaryDirectory() as folder:
-        config = config | {"bundle": bundle_of(config, Path(folder))}
+        config = config | {"bundle": prepare_bundle(config, Path(folder))}
         for shots in config["shots"]:
             began = time.time()
             command = [sys.executable, "-m", "benchmarks.suite.shipped_bundle", str(began), str(shots)]
@@ -43,8 +49,8 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
     return {"ratio": first["labeler_images_per_s"] / first["bare_images_per_s"], **found}
 
 
-def child(began: float, shots: int, config: dict[str, Any]) -> dict[str, Any]:
-    """What one process measures."""
+def measure(began: float, shots: int, config: dict[str, Any]) -> dict[str, Any]:
+    """The figures of one number of shots, measured in this process. `began`: when the process was started."""
     import torch
 
     from fss_models.shipped.files import bundle_url
@@ -61,7 +67,7 @@ def child(began: float, shots: int, config: dict[str, Any]) -> dict[str, Any]:
     pairs = torch.stack([torch.zeros(config["batch"], dtype=torch.int64), torch.arange(config["batch"])], dim=1)
     trunk = _trunk(labeler.model)
     with torch.inference_mode():
-        times = interleaved({
+        times = time_interleaved({
             "labeler": lambda: labeler.label(photos, support, batch=config["batch"]),
             "bare": lambda: [labeler.model.segment(memory, labeler.model.encode(b), pairs) for b in batches],
             "bound": lambda: [trunk(b.pixels) for b in batches],
@@ -73,7 +79,7 @@ def child(began: float, shots: int, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _photo(rng: np.random.Generator, config: dict[str, Any]) -> bytes:
-    """Smooth noise: a JPEG of a photo's size and of about its bytes."""
+    """A JPEG of smooth noise that has the width and height of a photo, and about as many bytes."""
     coarse = rng.integers(0, 256, (config["height"] // 16, config["width"] // 16, 3), dtype=np.uint8)
     out = io.BytesIO()
     Image.fromarray(coarse).resize((config["width"], config["height"]), Image.Resampling.BICUBIC).save(out, "JPEG")
@@ -97,9 +103,9 @@ def _prepared(labeler: Any, photos: list[bytes], batch: int) -> list[Any]:
 
 
 def _trunk(model: Any) -> Any:
-    """The trunk of a method on SAM 2."""
+    """The trunk of a model that is based on SAM 2."""
     return next(m for name, m in model.named_modules() if name.endswith("trunk"))
 
 
 if __name__ == "__main__":
-    print(json.dumps(child(float(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3]))))
+    print(json.dumps(measure(float(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3]))))

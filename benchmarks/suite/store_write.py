@@ -1,4 +1,4 @@
-"""What an atomic, flushed `Store.write_bytes` costs over a plain write of the same bytes, on a local disk."""
+"""An atomic, flushed `Store.write_bytes`, compared with a plain write of the same bytes, on a local disk."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.timing import interleaved
+from benchmarks.timing import time_interleaved
 from pipelines.base.storage import Store
 
 CONFIG: dict[str, Any] = {"bytes": 4_000_000, "files": 16, "repeats": 7, "threads": 1}
 
 
 def run(config: dict[str, Any]) -> dict[str, Any]:
-    """Seconds for all files, and the ratio."""
+    """Seconds that each way takes to write all files, and their ratio."""
     data = bytes(config["bytes"])
     with tempfile.TemporaryDirectory() as folder:
         store = Store(folder)
@@ -26,5 +26,5 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
             for i in range(config["files"]):
                 Path(folder, f"plain-{i}").write_bytes(data)
 
-        times = interleaved({"atomic": atomic, "plain": plain}, config["repeats"])
+        times = time_interleaved({"atomic": atomic, "plain": plain}, config["repeats"])
     return {"ratio": times["atomic"] / times["plain"], "seconds": times}

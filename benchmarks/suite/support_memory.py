@@ -1,7 +1,7 @@
-"""Labelling with one support set: its memory computed once, against computing it again for every image.
+"""Labelling with one support set: its memory computed once, compared with computing it again for every image.
 
-Both ways encode every image once and give the same masks (checked); they differ only in whether the supports are
-encoded and memorised again. Needs torch, timm and sam2 only.
+Both ways encode every image once and give the same masks, which is checked. They differ only in whether the supports
+are encoded and memorised again. Needs only torch, timm and sam2.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.timing import interleaved
+from benchmarks.timing import time_interleaved
 from fss_models import registry
 from fss_models.clip import Images, Memory
 from fss_models.prompts import mask_prompt
@@ -41,8 +41,8 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
     with torch.inference_mode():
         kept = memorise()
         same = bool(torch.allclose(label(lambda: kept), label(memorise), atol=1e-4))
-        times = interleaved({"kept": lambda: label(lambda: kept), "again": lambda: label(memorise)}, config["repeats"],
-                            config["device"])
+        times = time_interleaved({"kept": lambda: label(lambda: kept), "again": lambda: label(memorise)},
+                                 config["repeats"], config["device"])
     speeds = {f"{name}_images_per_s": config["images"] / t for name, t in times.items()}
     return {"ratio": times["again"] / times["kept"], "same_masks": same, "seconds": times, **speeds}
 

@@ -1,9 +1,10 @@
-"""A sweep of all methods packed into the machine, against the same runs one after another: seconds of wall time.
+"""A sweep of all methods packed into the machine, compared with the same runs one after another: wall seconds.
 
-The real command on real photos (`fss sweep run --recipe nano_coco20i`, shortened), shards being built. Packed: as many
-runs at a time as there are cores, a thread each. One after another twice: with one thread, and with a thread a core.
-The time is that from the command's start to the last run's result; `train_s` is the time its runs trained, added up.
-`ratio` is the packed sweep's time to the shorter of the others'.
+The real command is run on real photos (`fss sweep run --recipe nano_coco20i`, shortened), after the shards were built.
+Packed means that as many runs as there are cores run at a time, with one thread each. One after another is measured
+with one thread, and with a thread for each core. The time is that from the command's start to the last run's result;
+`train_s` is the sum of the training times of its runs. `ratio` is the time of the packed sweep divided by the shorter
+one of the others.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.datasets import coco_root
-from benchmarks.labelling import fss
+from benchmarks.labelling import run_fss
 
 CONFIG: dict[str, Any] = {"recipe": "nano_coco20i", "methods": "", "folds": [0], "seeds": [0], "steps": 40,
                           "episodes": 60, "data": "auto", "images": 120, "threads": 1, "seed": 0}
 
 
 def run(config: dict[str, Any]) -> dict[str, Any]:
-    """Seconds of the sweep in each way, and how many runs it had."""
+    """The sweep's number of runs and its seconds in each way, and their ratio."""
     cores = len(os.sched_getaffinity(0))
     ways = {"packed": (0, 1), "one_by_one_1_thread": (1, 1), f"one_by_one_{cores}_threads": (1, cores)}
     with tempfile.TemporaryDirectory() as place:
@@ -33,11 +34,11 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
                 "train.selection": "none",
                 "train.steps": config["steps"], "eval.episodes": config["episodes"], "sweep.folds": config["folds"],
                 "sweep.seeds": config["seeds"], **({"methods": config["methods"]} if config["methods"] else {})}
-        split = Path(root).parent / "splits.json"  # what the shipped weights have seen is for training
+        split = Path(root).parent / "splits.json"  # photos that the shipped weights have seen are train photos in it
         if split.exists():
             sets |= {"data.split.file": split, "data.split.key": Path(root).name}
         common = ["--recipe", config["recipe"], *(w for k, v in sets.items() for w in ("--set", f"{k}={v}"))]
-        fss("shards", "build", *common, "--out", str(folder / "first"), folder=folder)
+        run_fss("shards", "build", *common, "--out", str(folder / "first"), folder=folder)
         found = {}
         for name, (parallel, cpus) in ways.items():
             out = folder / name
@@ -51,7 +52,7 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
 
 def _sweep(words: list[str], out: Path, folder: Path) -> dict[str, Any]:
     began = time.time()
-    fss("sweep", "run", *words, folder=folder)
+    run_fss("sweep", "run", *words, folder=folder)
     results = list((out / "runs").glob("*/result.json"))
     trained = sum(json.loads(r.read_text())["train_s"] or 0.0 for r in results)
     return {"runs": len(results), "wall_s": max(r.stat().st_mtime for r in results) - began, "train_s": trained}

@@ -1,10 +1,14 @@
-"""Training through Ray Train against a plain loop of the same model, loss, optimiser and clips: episodes/s.
+"""Training through Ray Train, compared with a plain loop of the same model, loss, optimiser and clips: episodes/s.
 
-Each method by three ways, by turns, each in one process with the same torch threads: a run of the product (`ray`), a
-plain PyTorch loop that makes its clips between its steps (`plain`), and one whose clips lie ready in memory (`bound`).
-Start-up and the first window are left out. `ratio` is the slowest method's speed through Ray to that of the plain
-loop; `data_wait` is the share of its time that the run waited for clips. On a machine without a spare core Ray's own
-processes and the thread that makes the next clip take theirs from the model.
+Each method is trained in three ways in turn, each in one process with the same number of torch threads:
+
+ray    a run as `fss train` does it
+plain  a plain PyTorch loop that makes its clips between its steps
+bound  a plain PyTorch loop whose clips are ready in memory
+
+Start-up and the first window are left out. `ratio` is the speed of `ray` divided by that of `plain`, for the method
+where it is lowest. `data_wait` is the share of the run's time in which it waited for clips. On a machine without a
+spare core, Ray's own processes and the thread that makes the next clip take their time from the model.
 """
 
 from __future__ import annotations
@@ -28,7 +32,7 @@ CONFIG: dict[str, Any] = {"methods": ["sansa", "fssam", "fcp", "vrp_sam"], "pres
 
 
 def run(config: dict[str, Any]) -> dict[str, Any]:
-    """Episodes/s of each method and way, the median of the windows of all rounds."""
+    """Episodes/s of each method and way: the medians over the windows of all rounds."""
     from pipelines.base.cluster import cluster
     from pipelines.config.data import DataConfig, SourceConfig
     from pipelines.data.shards import build_shards
@@ -72,7 +76,7 @@ def _spec(method: str, config: dict[str, Any], shards: str, *, seed: int) -> Any
 
 
 def _through_ray(spec: Any, config: dict[str, Any], out: str) -> list[dict[str, float]]:
-    """The windows that a run of the product reports, but the first."""
+    """Train a run as `fss train` does, and return the rows of its history without the first window."""
     from pipelines.base.storage import Store
     from pipelines.training.context import RunContext
     from pipelines.training.worker import train_run
@@ -84,7 +88,7 @@ def _through_ray(spec: Any, config: dict[str, Any], out: str) -> list[dict[str, 
 
 
 def _loop(spec: Any, config: dict[str, Any], *, ready: bool) -> list[float]:
-    """Episodes/s of each window but the first of the loop that anybody would write."""
+    """Train in a plain PyTorch loop. Returns the episodes/s of each window without the first."""
     from pipelines.bundles.weights import build_model
 
     model = build_model(spec.method.name, spec.method.preset, spec.method.config, weights="", sha256="",
@@ -108,7 +112,7 @@ def _loop(spec: Any, config: dict[str, Any], *, ready: bool) -> list[float]:
 
 
 def _clips(spec: Any, model: Any) -> Iterator[Any]:
-    """The clips of a run, made when they are asked for: the same photos, masks and flips."""
+    """The clips of a run, made one at a time: the photos, masks and flips are those of the run."""
     import numpy as np
 
     from pipelines.data.collate import make_clip, square_side

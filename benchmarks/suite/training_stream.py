@@ -1,20 +1,22 @@
-"""The training stream against a plain DataLoader that opens its files for every episode, and against a bound.
+"""The training stream, compared with a plain DataLoader that opens its files for every episode, and with a bound.
 
-One pass over the pool from cold: every annotation's epoch share once (a window as large as the dataset). All give K+1
-photos as 8-bit squares (Pillow's bilinear resize of `published` preprocessing) and K+1 masks of that side (nearest).
+Each way makes one pass over the pool, starting with empty caches, in a window as large as the dataset. All ways give
+K+1 photos as 8-bit squares (Pillow's bilinear resize of `published` preprocessing) and K+1 masks of that side (nearest
+neighbour).
 
-plain   torch's Dataset and DataLoader: class uniform, query and supports uniform; K+1 JPEG files and K+1 PNG label
+plain   torch's Dataset and DataLoader: uniform class, uniform query and supports; K+1 JPEG files and K+1 PNG label
         maps are opened, decoded and resized for every episode, in `workers` processes.
 bound   the CPU seconds to decode and resize each photo of the pool once, divided by the episodes that the pool yields
-        in an epoch; masks, reading, drawing and hand-over are not in it.
-shown   the same for the photos that the epoch's episodes show, which are fewer: its stricter bound.
+        in an epoch; masks, reading, drawing and hand-over are not included.
+shown   a stricter bound: only the photos that the epoch's episodes show, which are fewer.
 
-With `tensors` all also turn each use of a photo into normalised floats (`Preprocessor`), which no loader can share.
-Figures are episodes a CPU second (all threads and processes), which is what a core gives; `wall_` ones are beside them.
-They are medians over turns, ratios those of each turn's neighbours: `turns` of all but the slow plain loader, which is
-in the first `repeats`. The stream decodes in `decoder_threads` threads, beside the one that asks. Threads that share a
-core as its hyperthreads each cost more CPU seconds than one alone: `share_of_bound_in_threads` is against the same
-bound in as many. In a process's first turn the system has yet to map the memory of the pixels that are kept.
+With `tensors`, all ways also turn each use of a photo into normalised floats (`Preprocessor`), which no loader can
+share. Figures are episodes a CPU second over all threads and processes, which is the rate of one core; the figures of
+`wall_` are beside them. Figures are medians over turns; a ratio is the median of the ratios within each turn. The slow
+plain loader runs in the first `repeats` turns, all other ways in all `turns`. The stream decodes in `decoder_threads`
+threads beside the calling thread. Two threads on the hyperthreads of one core cost more CPU seconds than one thread:
+`share_of_bound_in_threads` compares with the bound measured in as many threads. In the first turn of a process, the
+system still has to map the memory of the pool's pixels.
 """
 
 from __future__ import annotations
@@ -43,11 +45,11 @@ Files = dict[int, list[tuple[str, str]]]  # class -> (photo, label map)
 
 
 def run(config: dict[str, Any]) -> dict[str, Any]:
-    """Episodes a CPU second of each way, the ratio to the plain loader, and the share of the bound."""
+    """Episodes a CPU second of each way, the ratio to the plain loader, and the shares of the bounds."""
     from pipelines.data.stream import decoder_threads
 
     with tempfile.TemporaryDirectory() as place:
-        url, what = build(config, Path(place))
+        url, what = build_dataset(config, Path(place))
         files, bytes_of = _raw_files(url, Path(place) / "files")
         ways: dict[str, Callable[[], int]] = {
             "bound": lambda: _once(list(bytes_of.values()), config),
@@ -74,13 +76,13 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _share(times: dict[str, list[tuple[float, float]]], *names: str) -> float:
-    """The median over turns of the CPU seconds of some ways to those of the stream."""
+    """The CPU seconds of some ways together, divided by those of the stream: the median over turns."""
     turns = zip(times["stream"], *(times[n] for n in names), strict=False)
     return float(statistics.median(sum(cpu for cpu, _ in others) / stream[0] for stream, *others in turns))
 
 
-def build(config: dict[str, Any], folder: Path) -> tuple[str, str]:
-    """(URL of the shards, what they are made from)."""
+def build_dataset(config: dict[str, Any], folder: Path) -> tuple[str, str]:
+    """Build the shards. Returns their URL, and a description of their photos."""
     from pipelines.config.data import DataConfig, SourceConfig, SplitConfig
     from pipelines.data.shards import build_shards
 
@@ -92,7 +94,7 @@ def build(config: dict[str, Any], folder: Path) -> tuple[str, str]:
 
 
 def open_stream(url: str, config: dict[str, Any]) -> Any:
-    """The product's stream over all classes, with squares of the side wanted."""
+    """Open the training stream over all classes, with squares of the side `config["side"]`."""
     from pipelines.data.shardset import Shards
     from pipelines.data.stream import EpisodeStream
 
@@ -102,7 +104,7 @@ def open_stream(url: str, config: dict[str, Any]) -> Any:
 
 
 def stream_epoch(url: str, config: dict[str, Any]) -> int:
-    """One epoch from cold, start included; returns the episodes."""
+    """Read one epoch from a new stream, including its start. Returns the number of episodes."""
     done, finish = 0, _finisher(config)
     with open_stream(url, config) as stream:
         total = sum(len(w) for w in stream.plan.windows(0))
@@ -117,7 +119,7 @@ def stream_epoch(url: str, config: dict[str, Any]) -> int:
 
 
 def _finisher(config: dict[str, Any]) -> Callable[[np.ndarray, np.ndarray], object]:
-    """What comes after the squares of a photo and a mask: nothing, or floats where asked."""
+    """A function that turns the squares of a photo and a mask into floats if `config["tensors"]` is on."""
     prepare = Preprocessor(side=config["side"])
 
     def finish(image: np.ndarray, mask: np.ndarray) -> object:
@@ -127,14 +129,14 @@ def _finisher(config: dict[str, Any]) -> Callable[[np.ndarray, np.ndarray], obje
 
 
 def _epoch(url: str, config: dict[str, Any]) -> tuple[int, set[int]]:
-    """(the episodes of the first epoch, the photos that they show)."""
+    """(number of episodes of the first epoch, ids of the photos that they show)."""
     specs, tables = _pool(url, config)
     ids = {b: table.column("image_id").to_pylist() for b, table in tables.items()}
     return len(specs), {ids[b][row] for spec in specs for b, row in (*spec.references, *spec.targets)}
 
 
 def _pool(url: str, config: dict[str, Any]) -> tuple[list[Any], dict[int, Any]]:
-    """(what the first epoch's episodes are of, the blocks of its windows)."""
+    """(the plan's specs of the first epoch's episodes, block -> table of the blocks of its windows)."""
     from pipelines.data.shardset import Shards
     from pipelines.data.stream import read_block
 
@@ -148,7 +150,10 @@ def _pool(url: str, config: dict[str, Any]) -> tuple[list[Any], dict[int, Any]]:
 # ---- the plain loader ---------------------------------------------------------------------------------------------
 
 def _raw_files(url: str, folder: Path) -> tuple[Files, dict[int, bytes]]:
-    """The training photos as files, with label maps as the published loaders read them; and the photos' bytes by id."""
+    """Write the training photos and their label maps as files, as the published loaders read them.
+
+    Returns class -> (photo, label map), and image id -> the photo's bytes.
+    """
     from pipelines.data import rle
     from pipelines.data.shardset import Shards
 
@@ -171,7 +176,7 @@ def _raw_files(url: str, folder: Path) -> tuple[Files, dict[int, bytes]]:
 
 
 class PlainEpisodes(Dataset):  # type: ignore[type-arg]
-    """Draws and opens an episode the way published few-shot loaders do."""
+    """Draws an episode and opens its files as published few-shot loaders do."""
 
     def __init__(self, files: Files, config: dict[str, Any], length: int) -> None:
         self._files, self._config, self._length = files, config, length
@@ -217,7 +222,7 @@ def _once(photos: list[bytes], config: dict[str, Any], threads: int = 1) -> int:
 
 
 def _masks(url: str, config: dict[str, Any]) -> tuple[float, float]:
-    """To make each mask that the epoch shows once, as squares."""
+    """(CPU seconds, wall seconds) to make the square of each mask that the epoch shows, once."""
     from pipelines.data.pixels import SampleReader
 
     specs, tables = _pool(url, config)

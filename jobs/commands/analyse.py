@@ -118,7 +118,7 @@ def _add_fcps(group: typer.Typer) -> None:
 def _tell(written: AnalysisFile, as_json: bool) -> None:
     """The table and the page's place; with --json they go to standard error."""
     found = written.analysis
-    print("\n".join([found.said[0], found.table.text(), f"page: {written.url}"]),
+    print("\n".join([found.findings[0], found.table.text(), f"page: {written.url}"]),
           file=sys.stderr if as_json else sys.stdout)
     if as_json:
         print(json.dumps(written.document, indent=1))

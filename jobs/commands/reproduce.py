@@ -57,23 +57,23 @@ def _tell_list(as_json: bool) -> None:
 def _reproduce(name: str, *, show: bool, rows: list[str], columns: list[str], roots: dict[str, str],
                weights: dict[str, str], sets: list[str], out: str, as_json: bool) -> None:
     from pipelines.papers.tables.missing import check_cells, find_missing
-    from pipelines.papers.tables.outcome import document, outcome
+    from pipelines.papers.tables.outcome import collect_outcome, document
     from pipelines.papers.tables.run import run_cells
-    from pipelines.papers.tables.show import text, write
+    from pipelines.papers.tables.show import render_text, write_table
 
     stem, table = load_table(name)
     cells = cells_of(table, rows=rows, columns=columns, roots=roots, weights=weights, sets=sets, out=out)
     check_cells(cells)
-    left = [] if show else [c for c in cells if c.record() is None]
+    left = [] if show else [c for c in cells if c.read_record() is None]
     if missing := find_missing(left):
         for m in missing:
-            print("\n  ".join([f"{m.kind} {m.name}: not at {m.place}", *m.put, f"or elsewhere: {m.option}"]),
+            print("\n  ".join([f"{m.kind} {m.name}: not at {m.place}", *m.instructions, f"or elsewhere: {m.option}"]),
                   file=sys.stderr)
         raise FssError(f"cannot be run yet: {len(missing)} things are missing, listed above", where=f"table {stem}",
                        mend="put them there and run the same command again; --show prints the published figures")
     failed = {} if show else run_cells(cells)
-    found = outcome(stem, table, cells, sets)
-    said = text(found) if show else f"{text(found)}\n\npage: {write(found, cells, out)}"
+    found = collect_outcome(stem, table, cells, sets)
+    said = render_text(found) if show else f"{render_text(found)}\n\npage: {write_table(found, cells, out)}"
     print(said, file=sys.stderr if as_json else sys.stdout)
     if as_json:
         print(json.dumps(document(found, cells), indent=1))

@@ -1,1 +1,1 @@
-"""What pages share: frame and style, pictures, curves."""
+"""What the HTML pages share: frame and style, pictures, curves."""

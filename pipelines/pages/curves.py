@@ -1,4 +1,4 @@
-"""Learning curves and intervals as SVG that takes the page's colours, in the light and in the dark."""
+"""Learning curves and intervals as SVG that takes its text colour from the page, in light and dark mode."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ Rows = Sequence[Mapping[str, float]]
 
 
 def learning_curves(runs: Mapping[str, Rows], key: str, title: str) -> str:
-    """One line a run: `key` against the step. Inline SVG; empty if no run has such values."""
+    """`key` against the step as inline SVG, with one line for each run; empty if no run has two such values.
+
+    runs: name -> rows with "step" and, where it was measured, `key`.
+    """
     lines = {name: [(r["step"], r[key]) for r in rows if key in r] for name, rows in runs.items()}
     lines = {name: points for name, points in lines.items() if len(points) > 1}
     if not lines:
@@ -27,7 +30,7 @@ def learning_curves(runs: Mapping[str, Rows], key: str, title: str) -> str:
 
 
 def interval_bars(rows: Sequence[tuple[str, float, float, float]], title: str) -> str:
-    """(name, value, low, high), all in percent, as points with their intervals. Inline SVG."""
+    """Points with their intervals as inline SVG; a row is (name, value, low, high) in percent, `title` the x axis."""
     if not rows:
         return ""
     figure, axes = new_figure(7.2, 0.75 + 0.42 * len(rows))
@@ -43,7 +46,7 @@ def interval_bars(rows: Sequence[tuple[str, float, float, float]], title: str) -
 
 
 def new_figure(width: float, height: float) -> Any:
-    """(figure, axes) of a size in inches, without a background or a frame."""
+    """A new matplotlib (figure, axes) of a size in inches, without background and without frame."""
     from matplotlib.figure import Figure  # not pyplot: no state, no display
 
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -58,11 +61,11 @@ def new_figure(width: float, height: float) -> Any:
 
 
 def as_svg(figure: Any, title: str) -> str:
-    """Inline SVG whose black is the page's text colour."""
+    """The figure as inline SVG whose black is the page's text colour."""
     import matplotlib as mpl
 
     buffer = io.StringIO()
-    # a fixed salt and no date: the same results give the same page
+    # the salt is fixed and the date left out, so that the same results give the same page
     with mpl.rc_context({"svg.hashsalt": "fss", "svg.fonttype": "none", "font.family": "sans-serif"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()

@@ -1,4 +1,4 @@
-"""Pictures of a report: photos with masks over them, small, as data URLs, so that the page needs no other file."""
+"""Small pictures of photos with masks drawn over them, also as data URLs, so that a page needs no other file."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from PIL import Image
 
 SUPPORT, TRUTH, PREDICTION = (59, 130, 246), (16, 185, 129), (249, 115, 22)  # blue, green, orange
 SIDE = 240  # pixels of the longer side
-OPACITY = 0.5
+OPACITY = 0.5  # share of the mask's colour inside a mask
 
 
 def photo_url(image: np.ndarray, mask: np.ndarray | None = None, colour: tuple[int, int, int] = PREDICTION,
               side: int = SIDE) -> str:
-    """A photo [H, W, 3] uint8, its mask [H, W] bool tinted and outlined, as a JPEG data URL of `side` pixels."""
+    """A photo [H, W, 3] uint8 with its mask [H, W] bool tinted and outlined, as a JPEG data URL.
+
+    The longer side of the picture has `side` pixels.
+    """
     buffer = io.BytesIO()
     picture(image, mask, colour, side=side).save(buffer, format="JPEG", quality=80)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
@@ -23,7 +26,10 @@ def photo_url(image: np.ndarray, mask: np.ndarray | None = None, colour: tuple[i
 
 def picture(image: np.ndarray, mask: np.ndarray | None = None, colour: tuple[int, int, int] = PREDICTION, *,
             outline: np.ndarray | None = None, side: int = SIDE) -> Image.Image:
-    """The same as an image whose longer side is `side`; over it the border of `outline` [H, W] bool, the truth."""
+    """A photo [H, W, 3] uint8 with its mask [H, W] bool tinted and outlined, as an image.
+
+    The longer side has `side` pixels. The border of `outline` [H, W] bool, the true mask, is drawn in `TRUTH`'s colour.
+    """
     height, width = image.shape[:2]
     scale = side / max(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
@@ -49,7 +55,7 @@ def _sized(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _tint(image: np.ndarray, inside: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
-    """Colour inside, a full-strength line along the border, the rest a little dimmed."""
+    """Tint the inside, draw the border in full colour, and dim the rest a little."""
     tint = np.array(colour, dtype=np.float32)
     border = inside & ~_eroded(inside)
     out = np.where(inside[..., None], image * (1 - OPACITY) + tint * OPACITY, image * 0.85)
@@ -57,10 +63,10 @@ def _tint(image: np.ndarray, inside: np.ndarray, colour: tuple[int, int, int]) -
 
 
 def _eroded(mask: np.ndarray, pixels: int = 2) -> np.ndarray:
-    """Pixels whose neighbours up to `pixels` away, in the four directions, are inside too."""
+    """The pixels of a mask whose neighbours at distance `pixels` in the four directions are inside it too."""
     padded = np.pad(mask, pixels)
     height, width = mask.shape
-    kept = mask.copy()
+    inside = mask.copy()
     for dy, dx in ((-pixels, 0), (pixels, 0), (0, -pixels), (0, pixels)):
-        kept &= padded[pixels + dy : pixels + dy + height, pixels + dx : pixels + dx + width]
-    return kept
+        inside &= padded[pixels + dy : pixels + dy + height, pixels + dx : pixels + dx + width]
+    return inside

@@ -1,4 +1,4 @@
-"""The pages' common frame, style and rules: a name that is not given raises, text is escaped."""
+"""Templates of pages with a common frame and style. Text is escaped, and a missing variable raises an error."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from markupsafe import Markup
 
 
 def page_template(package: str, name: str, **filters: Callable[..., object]) -> jinja2.Template:
-    """A page of a package, which begins with `{% extends "frame.html" %}`; `made` in it is the time of this call."""
+    """The template `name` of a package, which begins with `{% extends "frame.html" %}`.
+
+    The variable `made` in it is the time of this call, as text.
+    """
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined,
         loader=jinja2.DictLoader({"frame.html": _text("pipelines.pages", "frame.html"), name: _text(package, name)}))

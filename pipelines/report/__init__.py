@@ -1,1 +1,1 @@
-"""One self-contained HTML page about a workspace."""
+"""Self-contained HTML pages about a workspace: the report, episodes as pictures, the sampling of a stream."""

@@ -1,4 +1,4 @@
-"""What a report shows, read from the workspace. A part that is not there is `None` or empty, and the page says so."""
+"""Reads the content of a report from the workspace. A part that is missing is `None` or empty; the page says so."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BASELINE = "prior"
 
 @dataclass(frozen=True, kw_only=True)
 class FinishedJob:
-    """One finished labelling job."""
+    """A finished labelling job: its folder, manifest and summary."""
 
     url: str
     manifest: JobManifest
@@ -33,7 +33,7 @@ class FinishedJob:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportMaterial:
-    """Everything the page is made of."""
+    """Everything that the page shows."""
 
     workspace: Workspace
     recipe: Recipe
@@ -48,28 +48,28 @@ class ReportMaterial:
 
     @property
     def winner(self) -> LeaderboardRow | None:
-        """The winner's row."""
+        """The leaderboard's row of the winner; None if there is no winner."""
         return next((r for r in self.board.rows if r.label == self.board.winner), None)
 
     @property
     def baseline(self) -> LeaderboardRow | None:
-        """The training-free method's row, where it was scored."""
+        """The row of the training-free method; None if it was not scored on every fold."""
         return next((r for r in self.board.rows if r.label == BASELINE and r.complete), None)
 
-    def whole(self, row: LeaderboardRow) -> bool:
-        """Whether every run of a method was scored and is still here."""
+    def has_all_runs(self, row: LeaderboardRow) -> bool:
+        """Whether every run of a method was scored and its result is still in the workspace."""
         return row.complete and all(n in self.results for n in row.runs)
 
     def runs_of(self, row: LeaderboardRow) -> list[RunResult]:
-        """The finished runs of a method, by fold and seed."""
+        """The finished runs of a method, sorted by fold and seed."""
         found = [self.results[n] for n in row.runs if n in self.results]
         return sorted(found, key=lambda r: (r.spec.fold or 0, r.spec.seed))
 
 
 def collect(recipe: Recipe, labels: str = "") -> ReportMaterial:
-    """Read a workspace; `labels` is one more folder of a labelling job.
+    """Read the workspace of a recipe. `labels`: the folder of one more labelling job to show.
 
-    Raises `FssError` if the workspace has no leaderboard, or `labels` holds no finished job.
+    Raises `FssError` if the workspace has no leaderboard, or the folder `labels` contains no finished job.
     """
     workspace = Workspace(recipe.out)
     board = read_leaderboard(recipe)
@@ -85,7 +85,7 @@ def collect(recipe: Recipe, labels: str = "") -> ReportMaterial:
 
 
 def _results(recipe: Recipe, board: Leaderboard, runs: list[str]) -> dict[str, RunResult]:
-    """Run -> its result by the recipe's own evaluation, where the leaderboard is of its list."""
+    """Run -> its result by the recipe's evaluation, for results on the episode lists of the leaderboard."""
     workspace, found = Workspace(recipe.out), {}
     for name in runs:
         if newest := _json(workspace.store, f"runs/{name}/result.json"):
@@ -114,24 +114,27 @@ def _labels(store: Store, extra: str) -> list[FinishedJob]:
     urls = [store.path(n.removesuffix("/summary.json")) for n in names]
     if extra:
         if not Store(extra).exists("summary.json"):
-            raise FssError("holds no finished labelling job", where=extra, mend="run `fss label` first")
+            raise FssError("the folder contains no finished labelling job", where=extra, mend="run `fss label` first")
         urls.append(extra)
-    return [_label_set(url) for url in dict.fromkeys(urls)]
+    return [_read_job(url) for url in dict.fromkeys(urls)]
 
 
-def _label_set(url: str) -> FinishedJob:
+def _read_job(url: str) -> FinishedJob:
     place = Store(url)
     return FinishedJob(url=url, manifest=JobManifest.model_validate(place.read_json("manifest.json")),
                        summary=place.read_json("summary.json"))
 
 
 def versus_baseline(material: ReportMaterial) -> dict[str, tuple[float, float, float]]:
-    """Label -> (difference to the baseline's mean score, and its paired bootstrap interval), as fractions."""
+    """Method's label -> its difference to the baseline's mean score and the paired interval: (difference, low, high).
+
+    The values are fractions; methods with missing runs are left out.
+    """
     base = material.baseline
-    if base is None or not material.whole(base):
+    if base is None or not material.has_all_runs(base):
         return {}
     choose = material.recipe.choose
-    samples = {r.label: _sample(material, r) for r in material.board.rows if material.whole(r)}
+    samples = {r.label: _sample(material, r) for r in material.board.rows if material.has_all_runs(r)}
     found = {}
     for row in material.board.rows:
         if row.label in samples and row is not base:
@@ -155,5 +158,5 @@ def _sample(material: ReportMaterial, row: LeaderboardRow) -> Sample:
 
 
 def label_folder(workspace: Workspace, name: str) -> str:
-    """Where the labels of one class are kept in a workspace, so that the report finds them."""
+    """The folder of a class's labelling job in a workspace, where the report looks for it."""
     return join(workspace.store.url, "labels", name)

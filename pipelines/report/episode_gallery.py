@@ -28,7 +28,7 @@ KINDS = ("random", "worst")
 
 @dataclass(frozen=True, kw_only=True)
 class GalleryEpisode:
-    """One episode of the page: how it scored, and its pictures (caption, file beside the page)."""
+    """One episode of the page: its IoU, and its pictures as (caption, file beside the page)."""
 
     kind: str
     episode_id: int
@@ -40,10 +40,11 @@ class GalleryEpisode:
 
 def pick_rows(table: pa.Table, queries: Mapping[int, int] | None = None, *, seed: int = 0, count: int = RANDOM,
               worst: int = WORST) -> dict[str, list[int]]:
-    """Kind -> ids of a table of `EPISODE_SCORES`: `count` drawn with `seed` alone, and those of the lowest IoU.
+    """Pick episodes of a table of `EPISODE_SCORES`: kind -> episode ids.
 
-    Random ones come in the order of the draw, the worst ones worst first, ties by id. An episode may be in both.
-    With `queries` (episode -> photo) the worst show different queries or classes as long as there are any.
+    The kind "random" has `count` episodes, drawn with `seed` whatever their score, in the order of the draw. The kind
+    "worst" has the `worst` episodes of the lowest IoU, the worst first, ties in the order of ids. An episode may be in
+    both. With `queries` (episode -> photo), a query of a class is shown again only when there is no other one left.
     """
     ids, ious, classes = (table[k].to_numpy() for k in ("episode_id", "iou", "class_id"))
     order = np.argsort(ids)
@@ -64,7 +65,7 @@ def write_gallery(
 ) -> dict[str, Any]:
     """Predict the picked episodes again and write `<out>/<name>-<fold, shot, bundle id>/index.html` and its PNG files.
 
-    Returns what is shown, as JSON; the same lies beside the page as gallery.json.
+    Returns the content of gallery.json, which is written beside the page: the scores and the episodes shown.
     """
     fold = "all" if result.spec.fold is None else result.spec.fold
     store = Store(join(out, f"{name}-fold{fold}-shot{episodes.shots}-{result.bundle_id}"))
@@ -93,7 +94,10 @@ def write_gallery(
 
 def _draw(model: Segmenter, shards: Shards, episode: Episode, config: EvalConfig, store: Store,
           stem: str) -> list[tuple[str, str]]:
-    """The supports with their masks, the query with the truth's outline over the prediction; (caption, file)."""
+    """Write the pictures of an episode and return (caption, file) of each.
+
+    They are the supports with their masks, and the query with the prediction and the outline of the truth.
+    """
     sample: EpisodeSample = load_episode(shards, episode)
     prompts = [draw_prompt(model, r, config, episode.episode_id, k) for k, r in enumerate(sample.references)]
     mask, _ = predict(model, sample, prompts)

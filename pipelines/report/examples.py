@@ -1,4 +1,4 @@
-"""Episodes as pictures: the winner's best, middling and worst, predicted again by the very bundles that were scored."""
+"""Episodes as pictures: the winner's best, middling and worst, predicted again by the bundles that were scored."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ KINDS = ("good", "middling", "bad")
 
 @dataclass(frozen=True, kw_only=True)
 class EpisodePick:
-    """An episode worth showing: of which run, and how it did there."""
+    """An episode to show: its run, and its IoU in that run."""
 
     kind: str
     run: RunResult
@@ -31,7 +31,7 @@ class EpisodePick:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportExample:
-    """One episode of the page: captions and pictures (data URLs)."""
+    """One episode of the page; each panel is (caption, data URL)."""
 
     kind: str
     class_name: str
@@ -40,33 +40,37 @@ class ReportExample:
 
 
 def make_examples(material: ReportMaterial) -> tuple[list[ReportExample], str]:
-    """The pictures, or none and why there are none."""
+    """The episodes to show, and an empty text; or no episodes, and a sentence that says why."""
     row = material.winner or next((r for r in material.board.rows if r.complete), None)
     if row is None:
         return [], "No method was scored on every fold, so there are no episodes to compare."
     if material.shards is None:
-        return [], "The shards are not in this workspace any more, so the episodes cannot be drawn again."
+        return [], "The shards are not in this workspace any more, so the episodes cannot be shown."
     picks_by_fold = _by_fold(pick_episodes(material, row))
     if not picks_by_fold:
-        return [], (f"No run of {row.label} that this recipe's evaluation scored is in this workspace, so no episode "
-                    "can be shown: give the recipe that the leaderboard was made with.")
+        return [], (f"This workspace has no run of {row.label} that was scored by this recipe's evaluation, so no "
+                    "episode can be shown: give the recipe that the leaderboard was made with.")
     shown = [row] + [r for r in [material.baseline] if r is not None and r.label != row.label]
-    if material.baseline is row:  # show the best method that was trained beside it
+    if material.baseline is row:  # show another method beside it: the best of the others
         shown += [r for r in material.board.rows if r is not row and r.complete][:1]
     found: list[ReportExample] = []
     for fold, picks in picks_by_fold.items():
         data = FoldData.open(material.shards.url, fold)
         listed = data.episodes(material.recipe.eval)
         if listed.sha256 != material.board.lists.get(str(fold)):
-            return [], "The recipe given draws another episode list than the one that was scored: give the same recipe."
+            return [], ("This recipe draws another episode list than the one that was scored: give the recipe that the "
+                        "leaderboard was made with.")
         by_id = {e.episode_id: e for e in listed}
         samples = [load_episode(material.shards, by_id[p.episode_id]) for p in picks]
-        found += _drawn(material, shown, fold, picks, samples)
+        found += _draw(material, shown, fold, picks, samples)
     return sorted(found, key=lambda e: KINDS.index(e.kind)), ""
 
 
 def pick_episodes(material: ReportMaterial, row: LeaderboardRow, each: int = EACH) -> list[EpisodePick]:
-    """The best, middling and worst episodes over all folds, of as many different classes as there are."""
+    """The `each` best, worst and middling episodes of a method over all folds, in its first seed's runs.
+
+    No two episodes of a kind are of one class.
+    """
     scored: list[tuple[float, RunResult, int, int]] = []
     for run in material.runs_of(row):
         if run.spec.seed != material.runs_of(row)[0].spec.seed:
@@ -79,13 +83,13 @@ def pick_episodes(material: ReportMaterial, row: LeaderboardRow, each: int = EAC
     used: set[tuple[str, int]] = set()
     picks = []
     for kind, ordered in (("good", scored), ("bad", scored[::-1]), ("middling", middle)):
-        picks += _different(kind, ordered, each, used)
+        picks += _pick(kind, ordered, each, used)
     return picks
 
 
-def _different(kind: str, ordered: list[tuple[float, RunResult, int, int]], each: int,
+def _pick(kind: str, ordered: list[tuple[float, RunResult, int, int]], each: int,
                used: set[tuple[str, int]]) -> list[EpisodePick]:
-    """The first `each` episodes, no class twice, none that another kind has."""
+    """The first `each` episodes that are of different classes and not in `used`, to which they are added."""
     picks: list[EpisodePick] = []
     for iou, run, episode, cls in ordered:
         if len(picks) == each:
@@ -103,9 +107,9 @@ def _by_fold(picks: list[EpisodePick]) -> dict[int, list[EpisodePick]]:
     return dict(sorted(folds.items()))
 
 
-def _drawn(material: ReportMaterial, rows: list[LeaderboardRow], fold: int, picks: list[EpisodePick],
+def _draw(material: ReportMaterial, rows: list[LeaderboardRow], fold: int, picks: list[EpisodePick],
            samples: list[EpisodeSample]) -> list[ReportExample]:
-    """One fold's episodes with the prediction of every method shown."""
+    """The episodes of one fold, with the prediction of each method in `rows`."""
     panels = [[(f"support: {s.class_name}", photo_url(s.references[0].image, s.references[0].mask, SUPPORT)),
                ("query", photo_url(s.targets[0].image)),
                ("truth", photo_url(s.targets[0].image, s.targets[0].mask, TRUTH))] for s in samples]

@@ -1,4 +1,4 @@
-"""Labelled photos as pictures: the surest, the middle and the least sure, and some where nothing was found."""
+"""Labelled photos as pictures: labels of the highest, middle and lowest score, and photos without a label."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from pipelines.labelling.parts import decided_parts
 from pipelines.pages.pictures import photo_url
 from pipelines.report.collect import FinishedJob
 
-EACH = 4
-MAX_FAILURES = 200  # the table of the page; failures.parquet has all
-KINDS = ("surest", "in the middle", "least sure", "nothing found")
+EACH = 4  # photos of each kind
+MAX_FAILURES = 200  # rows of the page's table; failures.parquet lists all failures
+KINDS = ("highest score", "middle score", "lowest score", "no label")
 FAILURE_COLUMNS = {"file": "file_name", "stage": "stage", "reason": "error"}
 Label = dict[str, Any]  # a row of a part
 
 
 @dataclass(frozen=True, kw_only=True)
 class GalleryPicture:
-    """One labelled photo."""
+    """A picture of one labelled photo; `url` is a data URL."""
 
     kind: str
     caption: str
@@ -35,18 +35,18 @@ class GalleryPicture:
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """How labels agree with masks that the labelling never saw; all as fractions."""
+    """The agreement of labels with masks that the labelling never saw."""
 
-    shown: int  # photos that truly show the class
-    found: int  # of these, with a label that overlaps it
-    mean_iou: float  # over these, 0 where nothing was found
-    absent: int  # photos without the class
-    false: int  # of these, with a label all the same
+    present: int  # number of photos that show the class
+    overlapping: int  # number of these whose label overlaps the object
+    mean_iou: float  # mean IoU over the photos that show the class, as a fraction; a photo without a label counts 0
+    absent: int  # number of photos without the class
+    false_labels: int  # number of these that have a label
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gallery:
-    """One labelling job of the page."""
+    """One class of a labelling job on the page."""
 
     labels: FinishedJob
     class_name: str
@@ -57,15 +57,16 @@ class Gallery:
     problem: str = ""
 
 
-def galleries(labels: FinishedJob, shards: Shards | None) -> list[Gallery]:
-    """One a class of the job."""
-    return [gallery(labels, shards, name) for name in labels.manifest.classes]
+def make_galleries(labels: FinishedJob, shards: Shards | None) -> list[Gallery]:
+    """A gallery for each class of the job."""
+    return [make_gallery(labels, shards, name) for name in labels.manifest.classes]
 
 
-def gallery(labels: FinishedJob, shards: Shards | None, class_name: str) -> Gallery:
-    """Pictures and facts of one class of a labelling job; `shards` tell the truth about photos of their test split.
+def make_gallery(labels: FinishedJob, shards: Shards | None, class_name: str) -> Gallery:
+    """Pictures and counts of one class of a labelling job.
 
-    Labels are as people decided. Parts are read one at a time: the memory does not grow with the number of photos.
+    Labels that appear as test photos in `shards` are compared with the masks there. People's decisions are applied to
+    the labels. Parts are read one at a time, so the memory does not grow with the number of photos.
     """
     chosen, truth = RowSelection(), TruthComparison(shards, class_name)
     some = none = 0
@@ -83,16 +84,16 @@ def gallery(labels: FinishedJob, shards: Shards | None, class_name: str) -> Gall
     try:
         pictures = [_picture(labels, kind, row) for kind, rows in chosen.kinds().items() for row in rows]
     except (FssError, BadImage) as error:
-        problem = f"The photos cannot be shown: {error}"
+        problem = f"The photos of this class cannot be shown: {error}"
     return Gallery(labels=labels, class_name=class_name, counts=(some, none), pictures=pictures,
                    agreement=truth.agreement, failures=failures, problem=problem)
 
 
 class RowSelection:
-    """The rows worth showing of any number of rows."""
+    """Selects the rows to show from any number of rows, in bounded memory."""
 
-    def __init__(self, each: int = EACH, held: int = 500) -> None:
-        self._each, self._held, self._count = each, held, 0
+    def __init__(self, each: int = EACH, sample_size: int = 500) -> None:
+        self._each, self._sample_size, self._count = each, sample_size, 0
         self._top: list[Label] = []
         self._low: list[Label] = []
         self._none: list[Label] = []
@@ -100,7 +101,7 @@ class RowSelection:
         self._rng = np.random.default_rng(0)
 
     def add(self, row: Label) -> None:
-        """One more row without an error."""
+        """Add a row that has no error."""
         if not row["area"]:
             self._none = [*self._none, row][: self._each]
             return
@@ -108,13 +109,13 @@ class RowSelection:
         self._top = sorted([*self._top, row], key=lambda r: -r["score"])[: self._each]
         self._low = sorted([*self._low, row], key=lambda r: r["score"])[: self._each]
         place = int(self._rng.integers(self._count))
-        if len(self._some) < self._held:
+        if len(self._some) < self._sample_size:
             self._some.append(row)
-        elif place < self._held:
+        elif place < self._sample_size:
             self._some[place] = row
 
     def kinds(self) -> dict[str, list[Label]]:
-        """Kind -> rows, no photo twice."""
+        """Kind -> rows; no photo is in two kinds."""
         seen = {r["image_id"] for r in self._top}
         low = [r for r in self._low if r["image_id"] not in seen]
         seen |= {r["image_id"] for r in low}
@@ -137,7 +138,7 @@ def _mask(row: Label) -> np.ndarray:
 
 
 class TruthComparison:
-    """Compares labels with the test photo of the same name in the shards, where there is one such."""
+    """Compares labels with the test photos of the same file names in the shards; names that occur twice are ignored."""
 
     def __init__(self, shards: Shards | None, class_name: str) -> None:
         self._shards = shards
@@ -150,7 +151,7 @@ class TruthComparison:
         self._absent = self._false = 0
 
     def add(self, row: Label) -> None:
-        """One more row without an error."""
+        """Add a row that has no error; a row whose photo is not in the shards is ignored."""
         about = self._known.get(str(row["file_name"]).rsplit("/", 1)[-1])
         if about is None or self._shards is None or self._class_id is None:
             return
@@ -164,11 +165,11 @@ class TruthComparison:
 
     @property
     def agreement(self) -> Agreement | None:
-        """What was found so far; None if no photo is known."""
+        """The agreement over the rows so far; None if none of the photos is in the shards."""
         if not self._ious and not self._absent:
             return None
-        return Agreement(shown=len(self._ious), found=sum(i > 0 for i in self._ious), absent=self._absent,
-                         mean_iou=float(np.mean(self._ious)) if self._ious else 0.0, false=self._false)
+        return Agreement(present=len(self._ious), overlapping=sum(i > 0 for i in self._ious), absent=self._absent,
+                         mean_iou=float(np.mean(self._ious)) if self._ious else 0.0, false_labels=self._false)
 
 
 def _iou(a: np.ndarray, b: np.ndarray) -> float:

@@ -1,4 +1,4 @@
-"""`write_report`: one self-contained HTML page about a workspace. Every figure on it is read from its files."""
+"""`write_report`: one self-contained HTML page about a workspace. Every figure on it is read from the workspace."""
 
 from __future__ import annotations
 
@@ -21,17 +21,18 @@ from pipelines.pages.template import page_template
 from pipelines.report.collect import BASELINE, ReportMaterial, collect, versus_baseline
 from pipelines.report.examples import KINDS, make_examples
 from pipelines.report.gallery import KINDS as LABEL_KINDS
-from pipelines.report.gallery import galleries
+from pipelines.report.gallery import make_galleries
 
 PACKAGES = ("torch", "ray", "mlflow", "sam2", "timm", "pyarrow", "numpy", "pandas", "pycocotools")
-NO_VERDICT = " It holds random values where training is needed: this is no verdict on the method."
+NO_VERDICT = " Parts of the model that need training have random values: this is no verdict on the method."
 CURVES = {"loss": "loss", "episodes_per_s": "episodes per second"}
 
 
 def write_report(recipe: Recipe, *, labels: str = "", target: str = "") -> str:
-    """Write the page of the recipe's workspace; returns its path or URL (default `<out>/report.html`).
+    """Write the page of the recipe's workspace to `target` (default `<out>/report.html`); returns its path or URL.
 
-    Raises `FssError` if the workspace has no leaderboard.
+    `labels`: the folder of one more labelling job to show. Raises `FssError` if the workspace has no leaderboard, or
+    that folder no finished job.
     """
     material = collect(recipe, labels)
     html = render(material)
@@ -45,15 +46,15 @@ def render(material: ReportMaterial) -> str:
     """The page's HTML."""
     say("report: predicting the example episodes")
     shown, why_none = make_examples(material)
-    say("report: labels and figures")
-    template = page_template("pipelines.report", "report.html", pct=_pct, compared=_compared, count=_count,
+    say("report: drawing labels and plots")
+    template = page_template("pipelines.report", "report.html", pct=_pct, difference=_difference, count=_count,
                              duration=_duration, spread=_spread)
     return template.render(
         m=material, board=material.board, winner=material.winner, recipe=material.recipe,
         folds=sorted({f for r in material.board.rows for f in r.folds}, key=int), verdicts=_verdicts(material),
         versus=versus_baseline(material), baseline=BASELINE, intervals=_intervals(material), curves=_curves(material),
         classes=_class_table(material), examples={k: [e for e in shown if e.kind == k] for k in KINDS},
-        why_no_examples=why_none, galleries=[g for s in material.labels for g in galleries(s, material.shards)],
+        why_no_examples=why_none, galleries=[g for s in material.labels for g in make_galleries(s, material.shards)],
         label_kinds=LABEL_KINDS,
         failures=_failures(material), config=yaml.safe_dump(material.recipe.model_dump(), sort_keys=False),
         machine=_machine(), versions={p: version(p) for p in PACKAGES}, code=code_version(),
@@ -62,17 +63,17 @@ def render(material: ReportMaterial) -> str:
 
 
 def _verdicts(material: ReportMaterial) -> list[str]:
-    """How each other method compares with the baseline, in a sentence."""
+    """A sentence on each method that says how it compares with the baseline."""
     level = f"{material.board.confidence:.0%}"
-    said = []
+    sentences = []
     for label, (gain, low, high) in versus_baseline(material).items():
         row = next(r for r in material.board.rows if r.label == label)
         spread = f"{level} interval of the paired difference {low * 100:+.1f} to {high * 100:+.1f}"
         verb = "above" if gain > 0 else "below"
         sure = "" if low > 0 or high < 0 else ", which may be chance"
         note = NO_VERDICT if row.untrained else ""
-        said.append(f"{label} is {abs(gain) * 100:.1f} points {verb} {BASELINE}{sure} ({spread}).{note}")
-    return said
+        sentences.append(f"{label} is {abs(gain) * 100:.1f} points {verb} {BASELINE}{sure} ({spread}).{note}")
+    return sentences
 
 
 def _intervals(material: ReportMaterial) -> Markup:
@@ -84,7 +85,7 @@ def _intervals(material: ReportMaterial) -> Markup:
 
 
 def _curves(material: ReportMaterial) -> list[Markup]:
-    """Loss and speed of every method that trained, a line a run."""
+    """Plots of the loss and of the speed of every method that was trained, with one line for each run."""
     found = []
     for row in material.board.rows:
         runs = material.runs_of(row)
@@ -97,7 +98,7 @@ def _curves(material: ReportMaterial) -> list[Markup]:
 
 
 def _class_table(material: ReportMaterial) -> list[dict[str, Any]]:
-    """One row a class: its fold and every method's IoU, mean over seeds."""
+    """One row for each class: its fold and every method's IoU, the mean over seeds."""
     table: dict[tuple[int, str], dict[str, list[float]]] = {}
     for row in material.board.rows:
         for run in material.runs_of(row):
@@ -113,7 +114,10 @@ def _mean(values: list[float] | None) -> float | None:
 
 
 def _failures(material: ReportMaterial) -> list[dict[str, str]]:
-    """What went wrong anywhere: photos of the source and runs (labelling failures are shown with their job)."""
+    """The failed runs, the photos that the shard build left out and the classes left out.
+
+    Failures of labelling jobs are shown with their job.
+    """
     rows = [{"where": "run", "what": name, "why": error} for name, error in material.failed.items()]
     if material.shards is not None:
         rows += [{"where": f"shards ({f['stage']})", "what": f["file_name"], "why": f["reason"]}
@@ -133,9 +137,9 @@ def _pct(value: float | None) -> str:
     return "–" if value is None else f"{value * 100:.1f}"
 
 
-def _compared(found: Sequence[float]) -> str:
-    """A difference and its paired interval, in points."""
-    gain, low, high = (f"{round(x * 100, 1) + 0.0:+.1f}" for x in found)
+def _difference(values: Sequence[float]) -> str:
+    """A difference and its paired interval (difference, low, high), fractions, as text in percentage points."""
+    gain, low, high = (f"{round(x * 100, 1) + 0.0:+.1f}" for x in values)
     return f"{gain} ({low} to {high})"
 
 

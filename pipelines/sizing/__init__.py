@@ -1,1 +1,1 @@
-"""How much hardware a dataset, a sweep and a labelling job need."""
+"""Estimates how much hardware and time a dataset, a sweep and a labelling job need."""

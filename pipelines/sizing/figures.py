@@ -1,6 +1,6 @@
-"""The figures that a plan is made of, each with its source. A test compares the measured ones with their files.
+"""The figures on which a plan is based, each with its source. A test compares the measured ones with their files.
 
-All measurements in `benchmarks/results` were made on a CPU with two cores; nothing here was measured on a GPU.
+All measurements in `benchmarks/results` were made on a CPU with two cores. No figure was measured on a GPU.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ Kind = Literal["measured", "published", "assumed"]
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """A number, its unit, and its source: measured ones name a file of `benchmarks/results` and the key in it."""
+    """A number with its unit and source; that of a measured number is a file of `benchmarks/results` and a `key` in it.
+    """
 
     what: str
     value: float
@@ -29,63 +30,69 @@ def _measured(what: str, value: float, unit: str, file: str, key: str, note: str
 
 
 BUILD_RATE = _measured(
-    "photos a core builds into shards", 128.32145171743358, "photos/s", "shard_build-cpu-2-cores",
-    "result.photos_per_cpu_s.build", "640x480, 3 annotations each, two cores")
+    "photos that a core builds into shards", 128.32145171743358, "photos/s", "shard_build-cpu-2-cores",
+    "result.photos_per_cpu_s.build", "640x480 photos, 3 annotations each, two cores")
 BUILD_DRIVER = _measured(
     "peak memory of the build's driver at 200 000 annotations", 387.0, "MB", "scale_build-200000-cpu-2-cores",
-    "result.memory.writing_blocks.driver.peak_mb", "64 px photos; taken in proportion, which is an upper bound")
+    "result.memory.writing_blocks.driver.peak_mb", "64 px photos; scaled with the annotations, an upper bound")
 BUILD_DRIVER_ANNOTATIONS = 200_000
 BUILD_WORKER = _measured(
-    "peak memory of a build's worker", 150.1, "MB", "scale_build-200000-cpu-2-cores",
-    "result.memory.writing_blocks.largest_worker.peak_mb", "64 px photos: larger ones need more")
+    "peak memory of a worker of the build", 150.1, "MB", "scale_build-200000-cpu-2-cores",
+    "result.memory.writing_blocks.largest_worker.peak_mb", "64 px photos; larger photos need more")
 PROCESS = _measured(
     "peak memory of a process with `nano` and a batch of 16", 757_100_544 / 1e6, "MB",
     "batched_queries-preset-nano-threads-1-cpu-2-cores", "result.process_peak_bytes", "sansa, 640 px photos, fp32")
 
-_QUERIES = "one core, fp32, batch 16, one support image, model alone"
-CPU_RATES = {  # images a core segments each second, `nano`
-    "sansa": _measured("images a core segments", 31.65337960331787, "images/s",
+_QUERIES = "one core, fp32, batch 16, one support image, without decoding"
+CPU_RATES = {  # images that a core segments in a second, at preset `nano`
+    "sansa": _measured("images that a core segments with sansa/nano", 31.65337960331787, "images/s",
                        "batched_queries-preset-nano-threads-1-cpu-2-cores", "result.together_images_per_s", _QUERIES),
-    "fcp": _measured("images a core segments", 31.97832726437963, "images/s",
+    "fcp": _measured("images that a core segments with fcp/nano", 31.97832726437963, "images/s",
                      "batched_queries-method-fcp-preset-nano-threads-1-cpu-2-cores", "result.together_images_per_s",
                      _QUERIES),
-    "vrp_sam": _measured("images a core segments", 33.38424618664028, "images/s",
+    "vrp_sam": _measured("images that a core segments with vrp_sam/nano", 33.38424618664028, "images/s",
                          "batched_queries-method-vrp-sam-preset-nano-threads-1-cpu-2-cores",
                          "result.together_images_per_s", _QUERIES),
-    "fssam": _measured("images a core segments", 23.587789045029236, "images/s",
+    "fssam": _measured("images that a core segments with fssam/nano", 23.587789045029236, "images/s",
                        "batched_queries-method-fssam-preset-nano-threads-1-cpu-2-cores",
                        "result.together_images_per_s", _QUERIES),
-    "prior": _measured("images a core segments", 28.900205253874457, "images/s", "batched_segment-cpu-2-cores",
-                       "result.together_images_per_s", "one core, fp32, 8 images of 480 px, model alone"),
+    "prior": _measured("images that a core segments with prior/nano", 28.900205253874457, "images/s",
+                       "batched_segment-cpu-2-cores", "result.together_images_per_s",
+                       "one core, fp32, 8 images of 480 px, without decoding"),
 }
 CPU_TINY = _measured(
-    "images two cores segment with SAM 2 `tiny`", 0.19511626307123642, "images/s",
-    "batched_queries-batch-8-images-8-repeats-1-cpu-2-cores", "result.together_images_per_s", "sansa, fp32, batch 8")
+    "images that two cores segment with sansa/tiny", 0.19511626307123642, "images/s",
+    "batched_queries-batch-8-images-8-repeats-1-cpu-2-cores", "result.together_images_per_s", "fp32, batch 8")
 CPU_TINY_CORES = 2
 TRAIN_FCP = _measured(
-    "clips a core trains with fcp/nano", 9.602708002064974, "clips/s", "feature_cache-cpu-2-cores",
-    "result.clips_per_s.photos", "one core, fp32, one-shot, batch 4, 480 px photos")
-STREAM = {  # episodes a core loads each second, by the model's side
-    512: _measured("episodes a core loads at 512 px", 402.4486279764881, "episodes/s",
+    "clips that a core trains with fcp/nano", 9.602708002064974, "clips/s", "feature_cache-cpu-2-cores",
+    "result.clips_per_s.photos", "one core, fp32, 1-shot, batch 4, 480 px photos")
+STREAM = {  # episodes that a core loads in a second, by the side of the model's square in pixels
+    512: _measured("episodes that a core loads at 512 px", 402.4486279764881, "episodes/s",
                    "training_stream-shots-1-side-512-cpu-2-cores", "result.episodes_per_cpu_s.stream",
                    "549 COCO photos, warm", "2026-11-22"),
-    1024: _measured("episodes a core loads at 1024 px", 197.54102357571898, "episodes/s",
+    1024: _measured("episodes that a core loads at 1024 px", 197.54102357571898, "episodes/s",
                     "training_stream-shots-1-side-1024-cpu-2-cores", "result.episodes_per_cpu_s.stream",
                     "549 COCO photos, warm", "2026-11-22"),
 }
 
 _SAM2 = "SAM 2's README: video frames a second of the whole model on one A100, bf16, compiled"
-GPU_RATES = {preset: Figure(what=f"images a GPU segments with `{preset}`", value=value, unit="images/s",
+GPU_RATES = {preset: Figure(what=f"images that a GPU segments with `{preset}`", value=value, unit="images/s",
                             kind="published", source=_SAM2)
              for preset, value in {"tiny": 91.2, "small": 84.8, "base_plus": 64.1, "large": 39.5}.items()}
 
 
-def _assumed(what: str, value: float, unit: str, why: str) -> Figure:
-    return Figure(what=what, value=value, unit=unit, kind="assumed", source=why)
+def _assumed(what: str, value: float, unit: str, reason: str) -> Figure:
+    return Figure(what=what, value=value, unit=unit, kind="assumed", source=reason)
 
 
-GPU_NANO = _assumed("images a GPU segments with `nano`", 91.2, "images/s", "that of `tiny`, which is larger")
-GPU_SHARE = _assumed("share of a GPU's published speed that is reached", 0.5, "", "not compiled, photos to be decoded")
-BACKWARD = _assumed("a training step's cost in forward passes", 3.0, "", "the usual rule: backward is twice forward")
-TRAINED = _assumed("trained parameters of a run", 10e6, "", "SANSA's adapters on SAM 2 large; others are near it")
-LABEL_BYTES = _assumed("a label in its Parquet part", 2_000, "bytes", "one RLE mask of a photo; busy masks are larger")
+GPU_NANO = _assumed("images that a GPU segments with `nano`", 91.2, "images/s",
+                    "the published speed of `tiny`, which is larger")
+GPU_SHARE = _assumed("share of a GPU's published speed that is reached", 0.5, "",
+                     "the model is not compiled, and photos have to be decoded")
+BACKWARD = _assumed("cost of a training step in forward passes", 3.0, "",
+                    "rule of thumb: a backward pass costs two forward passes")
+TRAINED = _assumed("trained parameters of a run", 10e6, "",
+                   "SANSA's adapters on SAM 2 large; other methods have about as many")
+LABEL_BYTES = _assumed("size of a label in its Parquet part", 2_000, "bytes",
+                       "one RLE mask a photo; detailed masks are larger")

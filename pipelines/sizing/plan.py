@@ -1,4 +1,4 @@
-"""Times, cores, memory and storage of a dataset's stages, from the figures and the code's own sizes."""
+"""Estimates time, cores, memory and storage of each stage, from measured figures and from the recipe's settings."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LARGEST_MACHINE_GB = 1000.0
 
 @dataclass(frozen=True, kw_only=True)
 class SizingRequest:
-    """What is to be planned for. `gpus` 0: everything on `cores` CPU cores."""
+    """The workload and the hardware to plan for. With `gpus` 0 everything runs on `cores` CPU cores."""
 
     images: int
     method: str
@@ -29,27 +29,27 @@ class SizingRequest:
 
     @property
     def annotations(self) -> float:
-        """(image, class) pairs."""
+        """Number of annotations, which are (image, class) pairs."""
         return self.images * self.classes_per_photo
 
 
 @dataclass(frozen=True, kw_only=True)
 class SizingStage:
-    """One stage: hours on the hardware asked for, cores and GPUs in use, memory of one process and in all, S3 in GB."""
+    """The needs of one stage on the hardware of the request."""
 
     name: str
     hours: float
-    cores: int
-    gpus: int
-    memory_gb: float
-    memory: str
+    cores: int  # CPU cores in use
+    gpus: int  # GPUs in use
+    memory_gb: float  # memory of all processes together
+    memory: str  # the memory of one process, in words
     s3_gb: float
-    work: str
+    work: str  # the amount of work, in words
 
 
 @dataclass(frozen=True)
 class SizingPlan:
-    """The stages, the figures that they rest on, and what to mind."""
+    """The stages, the figures on which they are based, and notes on their limits."""
 
     stages: tuple[SizingStage, ...]
     figures: tuple[Figure, ...]
@@ -57,9 +57,10 @@ class SizingPlan:
 
 
 def make_plan(request: SizingRequest) -> SizingPlan:
-    """Shards, a sweep of the method over the recipe's folds and seeds, labelling of as many photos.
+    """Plan three stages: the shard build, a sweep of the method over the recipe's folds and seeds, and labelling.
 
-    Raises `FssError` for an unknown method or preset, and for one that no figure is known of.
+    The same number of photos is built into shards and labelled. Raises `FssError` for an unknown method or preset, and
+    for one whose speed is not known.
     """
     registry.method_class(request.method)
     registry.check_preset(request.method, request.preset)
@@ -71,40 +72,45 @@ def make_plan(request: SizingRequest) -> SizingPlan:
 
 
 def segment_rate(request: SizingRequest) -> tuple[float, tuple[Figure, ...]]:
-    """Images a second that one GPU, or else one core, segments. Raises `FssError` where nothing is known."""
+    """Images that one GPU, or one core without GPUs, segments in a second, and the figures that this is based on.
+
+    Raises `FssError` if no speed is known.
+    """
     if request.gpus:
         known = {**f.GPU_RATES, "nano": f.GPU_NANO}.get(request.preset.removesuffix("_2.1"))
         if known is None:
             raise FssError(f"no speed of preset {request.preset!r} on a GPU is known",
-                           mend=f"known: nano, {', '.join(f.GPU_RATES)}; or measure: benchmarks.run batched_queries")
+                           mend=f"known: nano, {', '.join(f.GPU_RATES)}; measure others with `python -m benchmarks.run "
+                           "batched_queries`")
         return known.value * f.GPU_SHARE.value, (known, f.GPU_SHARE)
     if request.preset == "nano" and request.method in f.CPU_RATES:
         return f.CPU_RATES[request.method].value, (f.CPU_RATES[request.method],)
     if request.preset == "tiny" and request.method == "sansa":
         return f.CPU_TINY.value / f.CPU_TINY_CORES, (f.CPU_TINY,)
     raise FssError(f"no speed of {request.method}/{request.preset} on a CPU was measured",
-                   mend="nano was, with sansa, fcp, vrp_sam, fssam and prior; or give --gpus")
+                   mend="measured: preset nano with sansa, fcp, vrp_sam, fssam and prior; or give --gpus")
 
 
 def _shards(request: SizingRequest) -> tuple[SizingStage, tuple[Figure, ...]]:
-    """Photos once in the image table and once for each of their classes in a block, as the schema says."""
+    """The shard build. Shards store a photo once in the image table, and once in a block for each of its classes."""
     stored = request.photo_kb * 1e3 * (request.images + request.annotations)
     driver = f.BUILD_DRIVER.value / 1e3 * max(1.0, request.annotations / f.BUILD_DRIVER_ANNOTATIONS)
     worker = f.BUILD_WORKER.value / 1e3
     stage = SizingStage(
         name="build shards", hours=request.images / (f.BUILD_RATE.value * request.cores) / 3600, cores=request.cores,
-        gpus=0, memory_gb=driver + request.cores * worker, memory=f"driver {driver:.1f} GB, {worker:.2f} GB a core",
+        gpus=0, memory_gb=driver + request.cores * worker,
+        memory=f"driver {driver:.1f} GB, {worker:.2f} GB for each core",
         s3_gb=stored / 1e9, work=f"{request.images:,} photos, {request.annotations:,.0f} annotations")
     return stage, (f.BUILD_RATE, f.BUILD_DRIVER, f.BUILD_WORKER)
 
 
-def steps_of(request: SizingRequest) -> int:
-    """Optimiser steps of a run: the recipe's, or its epochs over the photos that are not held out."""
+def count_steps(request: SizingRequest) -> int:
+    """Optimiser steps of a run: `train.steps`, or the steps of `train.epochs` epochs over the train photos."""
     train = request.recipe.train
     if not train.epochs:
         return train.steps
-    kept = request.images * (1 - request.recipe.data.split.test_fraction)
-    return math.ceil(train.epochs * kept / train.batch)
+    photos = request.images * (1 - request.recipe.data.split.test_fraction)
+    return math.ceil(train.epochs * photos / train.batch)
 
 
 def _sweep(request: SizingRequest, rate: float) -> tuple[SizingStage, tuple[Figure, ...]]:
@@ -112,7 +118,7 @@ def _sweep(request: SizingRequest, rate: float) -> tuple[SizingStage, tuple[Figu
     folds = len(recipe.sweep.folds) or recipe.data.folds
     trains = registry.method_class(request.method).trains
     runs = folds * (len(recipe.sweep.seeds) if trains else 1)
-    clips = steps_of(request) * train.batch if trains else 0
+    clips = count_steps(request) * train.batch if trains else 0
     per_clip, used = _clip_seconds(request, rate)
     seconds = clips * per_clip + recipe.eval.episodes * (1 + recipe.eval.shots) / rate
     units = request.gpus or request.cores
@@ -120,17 +126,18 @@ def _sweep(request: SizingRequest, rate: float) -> tuple[SizingStage, tuple[Figu
     stream = f.STREAM[512 if request.preset == "nano" else 1024]
     feeding = math.ceil(at_once / per_clip / stream.value) if request.gpus and clips else 0
     one = (train.pool_bytes + train.pixel_bytes) / 1e9 * bool(clips) + f.PROCESS.value / 1e3
-    checkpoints = runs * f.TRAINED.value * (4 + 12) / 1e9 if trains else 0.0  # weights; and with two moments of AdamW
+    # a bundle stores 4 bytes a parameter, a checkpoint 12 with the two moments of AdamW
+    checkpoints = runs * f.TRAINED.value * (4 + 12) / 1e9 if trains else 0.0
     stage = SizingStage(
         name="sweep", hours=seconds * math.ceil(runs / units) / 3600, gpus=at_once if request.gpus else 0,
         cores=max(at_once, feeding), memory_gb=one * at_once,
-        memory=f"{one:.1f} GB a run (pool_bytes, pixel_bytes, process)", s3_gb=checkpoints,
+        memory=f"{one:.1f} GB for each run (train.pool_bytes, train.pixel_bytes, process)", s3_gb=checkpoints,
         work=f"{runs} runs of {clips:,} clips and {recipe.eval.episodes} test episodes")
     return stage, (*used, f.PROCESS, f.TRAINED, *((stream,) if feeding else ()))
 
 
 def _clip_seconds(request: SizingRequest, rate: float) -> tuple[float, tuple[Figure, ...]]:
-    """Seconds of training a clip on one GPU or core."""
+    """Seconds to train one clip on one GPU or core, and the figures that this is based on."""
     train = request.recipe.train
     if not request.gpus and (request.method, request.preset, train.shots) == ("fcp", "nano", 1):
         return 1 / f.TRAIN_FCP.value, (f.TRAIN_FCP,)
@@ -138,7 +145,7 @@ def _clip_seconds(request: SizingRequest, rate: float) -> tuple[float, tuple[Fig
 
 
 def _label(request: SizingRequest, rate: float) -> tuple[SizingStage, tuple[Figure, ...]]:
-    """Every photo is decoded once, as in the shard build, and segmented for one class."""
+    """Labelling: every photo is decoded once, as in the shard build, and segmented for one class."""
     decode = 1 / f.BUILD_RATE.value
     if request.gpus:
         hours = request.images / (rate * request.gpus) / 3600
@@ -149,24 +156,26 @@ def _label(request: SizingRequest, rate: float) -> tuple[SizingStage, tuple[Figu
     one = f.PROCESS.value / 1e3
     stage = SizingStage(
         name="label", hours=hours, cores=cores, gpus=request.gpus, memory_gb=one * replicas,
-        memory=f"{one:.1f} GB a replica", s3_gb=request.images * (request.photo_kb * 1e3 + f.LABEL_BYTES.value) / 1e9,
+        memory=f"{one:.1f} GB for each replica",
+        s3_gb=request.images * (request.photo_kb * 1e3 + f.LABEL_BYTES.value) / 1e9,
         work=f"{request.images:,} photos, {math.ceil(request.images / request.recipe.label.chunk):,} chunks, one class")
     return stage, (f.BUILD_RATE, f.PROCESS, f.LABEL_BYTES)
 
 
 def _notes(request: SizingRequest, stages: tuple[SizingStage, ...]) -> list[str]:
-    notes = [f"S3: photos of {request.photo_kb:g} KB with {request.classes_per_photo:g} classes are taken (--photo-kb, "
-             "--classes-per-photo); shards hold a photo once and once more for each of its classes"]
+    notes = [f"S3: assumes photos of {request.photo_kb:g} KB (--photo-kb) with {request.classes_per_photo:g} classes "
+             "(--classes-per-photo); shards store a photo once, and once more for each of its classes"]
     if request.gpus:
-        notes.append("no speed on a GPU was measured in this project: take hours as an order of magnitude")
+        notes.append("no speed on a GPU was measured in this project: the hours are an order of magnitude")
     if request.preset != "nano":
-        notes.append("the memory of a process was measured with nano only: larger presets need more")
+        notes.append("the memory of a process was measured with preset nano only: larger presets need more")
     if request.recipe.eval.list:
-        notes.append("the recipe's episode list decides how many episodes are scored; eval.episodes was taken")
+        notes.append("the number of test episodes is that of the recipe's episode list, which the plan does not read: "
+                     "it assumes eval.episodes")
     driver = f.BUILD_DRIVER.value / 1e3 * request.annotations / f.BUILD_DRIVER_ANNOTATIONS
     if driver > LARGEST_MACHINE_GB:
-        notes.append(f"the shard build's driver may need {driver:,.0f} GB, more than one machine has: build several "
-                     "datasets and mix them (`mixture` in a recipe)")
+        notes.append(f"the driver of the shard build may need {driver:,.0f} GB, more than one machine has: build "
+                     "several datasets and mix them (`mixture` in a recipe)")
     if not request.gpus and stages[2].hours > 24 * 30:
         notes.append("labelling would take more than a month on these cores")
     return notes

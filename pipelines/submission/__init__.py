@@ -1,1 +1,1 @@
-"""Running `fss` commands on a Ray cluster through its Jobs API."""
+"""Runs `fss` commands on a Ray cluster through its Jobs API."""

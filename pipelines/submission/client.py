@@ -1,7 +1,7 @@
-"""The Jobs API of a Ray cluster, with a person's mistakes as one clear line.
+"""The Jobs API of a Ray cluster; errors that a user can mend are one clear line.
 
-The token goes into the requests' header and nowhere else. It is looked for as Ray does: RAY_AUTH_TOKEN, the file that
-RAY_AUTH_TOKEN_PATH names, `~/.ray/auth_token`.
+The token is sent in the header of the requests and nowhere else. It is read from where Ray reads it: RAY_AUTH_TOKEN,
+the file that RAY_AUTH_TOKEN_PATH names, `~/.ray/auth_token`.
 """
 
 from __future__ import annotations
@@ -21,16 +21,19 @@ from pipelines.base.cluster import PRIVATE_TOKEN
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 TIMEOUT_S = 10.0
-STOPPED = 130  # exit status of a job that was stopped, as of a command stopped by Ctrl-C
+STOPPED = 130  # exit status of a job that was stopped: that of a command stopped by Ctrl-C
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 _ADDRESS = "RAY_API_SERVER_ADDRESS"
 
 
-def resolve_address(given: str = "") -> str:
-    """The dashboard's address: `given`, else RAY_API_SERVER_ADDRESS, else RAY_ADDRESS where it is http, else this
-    machine's. Raises `FssError` if it is no http(s) address."""
+def resolve_address(address: str = "") -> str:
+    """The URL of the cluster's dashboard.
+
+    It is the first one that is set: `address`, RAY_API_SERVER_ADDRESS, RAY_ADDRESS if that is a URL, else the dashboard
+    of this machine. Raises `FssError` if it is not an http(s) URL, or contains a password.
+    """
     from_ray = os.environ.get("RAY_ADDRESS", "")
-    address = given or os.environ.get(_ADDRESS) or (from_ray if "://" in from_ray else "") or DEFAULT_ADDRESS
+    address = address or os.environ.get(_ADDRESS) or (from_ray if "://" in from_ray else "") or DEFAULT_ADDRESS
     if "://" not in address:
         address = f"http://{address}"
     try:
@@ -40,7 +43,7 @@ def resolve_address(given: str = "") -> str:
     if url.scheme not in ("http", "https") or not url.host:
         raise _bad_address(address)
     if url.userinfo:
-        raise FssError("an address with a password in it", mend="the token belongs into RAY_AUTH_TOKEN")
+        raise FssError("the address of the dashboard contains a password", mend="put the token in RAY_AUTH_TOKEN")
     return address.rstrip("/")
 
 
@@ -49,7 +52,7 @@ def _bad_address(address: str) -> FssError:
 
 
 def read_token() -> str:
-    """The person's token, "" where there is none. Raises `FssError` for a token file that cannot be read."""
+    """The user's token, "" if there is none. Raises `FssError` for a token file that cannot be read."""
     token = os.environ.get("RAY_AUTH_TOKEN", "")
     if token and not token.startswith(PRIVATE_TOKEN):
         return token
@@ -65,7 +68,10 @@ def read_token() -> str:
 
 
 class Submissions:
-    """The jobs of one cluster. Making one asks the cluster for its version, so a wrong address or token shows here."""
+    """The submissions of one cluster, which Ray calls jobs.
+
+    The constructor checks the address and the token. Raises `FssError` as `check` does.
+    """
 
     def __init__(self, address: str = "") -> None:
         self.address = resolve_address(address)
@@ -75,7 +81,7 @@ class Submissions:
         self._client = self._connect()
 
     def check(self) -> None:
-        """Raises `FssError` if no cluster answers at the address, or it refuses the token."""
+        """Read the cluster's Ray version. Raises `FssError` if no cluster answers or if it refuses the token."""
         try:
             answer = httpx.get(f"{self.address}/api/version", headers=self.headers, timeout=TIMEOUT_S)
         except httpx.HTTPError as error:
@@ -83,35 +89,35 @@ class Submissions:
             raise FssError(f"cannot be reached: {reason}", where=self.address,
                            mend="--address is the head's dashboard, such as http://HEAD:8265") from error
         if answer.status_code in (401, 403):
-            said = "refuses the token" if self.headers else "wants a token"
-            raise FssError(f"the cluster {said}", where=self.address,
-                           mend="set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's")
+            problem = "refuses the token" if self.headers else "requires a token"
+            raise FssError(f"the cluster {problem}", where=self.address,
+                           mend="set RAY_AUTH_TOKEN to the cluster's token, or RAY_AUTH_TOKEN_PATH to its file")
         try:
             answer.raise_for_status()
             self.version = str(answer.json()["ray_version"])
         except (httpx.HTTPStatusError, ValueError, KeyError, TypeError) as error:
-            raise FssError(f"no Ray dashboard answers there (HTTP {answer.status_code})", where=self.address,
-                           mend="such as http://HEAD:8265") from error
+            raise FssError(f"no Ray dashboard answers at this address (HTTP {answer.status_code})", where=self.address,
+                           mend="--address is the head's dashboard, such as http://HEAD:8265") from error
 
     def _connect(self) -> Any:
         from ray.job_submission import JobSubmissionClient
 
-        for name in ("dashboard_sdk", "job.sdk"):  # what is sent, we say ourselves
+        for name in ("dashboard_sdk", "job.sdk"):  # their lines about uploads repeat ours
             logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.WARNING)
-        with _only(self.address), self._told():
+        with _pin_address(self.address), self._one_line_errors():
             return JobSubmissionClient(self.address, headers=dict(self.headers))
 
     def submit(self, entrypoint: str, *, submission_id: str, runtime_env: Mapping[str, Any],
                metadata: Mapping[str, str], cpus: float = 0.0, gpus: float = 0.0) -> None:
-        """Hand a job over. Raises `FssError` if the cluster refuses it."""
-        with self._told():
+        """Submit a command as a Ray job. Raises `FssError` if the cluster refuses it."""
+        with self._one_line_errors():
             self._client.submit_job(
                 entrypoint=entrypoint, submission_id=submission_id, runtime_env=dict(runtime_env),
                 metadata=dict(metadata), entrypoint_num_cpus=cpus or None, entrypoint_num_gpus=gpus or None)
 
     def find(self, submission_id: str) -> Any | None:
-        """A job's details (`ray.job_submission.JobDetails`), None where there is no such job."""
-        with self._told():
+        """The details of a job (`ray.job_submission.JobDetails`); None if there is no such job."""
+        with self._one_line_errors():
             try:
                 return self._client.get_job_info(submission_id)
             except RuntimeError as error:
@@ -120,27 +126,27 @@ class Submissions:
                 raise
 
     def get(self, submission_id: str) -> Any:
-        """The same; raises `FssError` where there is no such job."""
+        """The details of a job (`ray.job_submission.JobDetails`). Raises `FssError` if there is no such job."""
         found = self.find(submission_id)
         if found is None:
             raise FssError(f"there is no job {submission_id!r}", where=self.address, mend="see `fss jobs list`")
         return found
 
     def delete(self, submission_id: str) -> None:
-        """Forget a job that has ended; its id is free again."""
-        with self._told():
+        """Delete the record of a job that has ended, so that its id can be used again."""
+        with self._one_line_errors():
             self._client.delete_job(submission_id)
 
     def all(self) -> list[Any]:
-        """The jobs that were submitted, the newest first."""
-        with self._told():
+        """The details of all jobs that were submitted through the Jobs API, the newest first."""
+        with self._one_line_errors():
             found = [j for j in self._client.list_jobs() if j.submission_id]
         return sorted(found, key=lambda j: j.start_time or 0, reverse=True)
 
     def logs(self, submission_id: str) -> str:
-        """What a job has written so far."""
+        """The text that a job has written so far."""
         self.get(submission_id)
-        with self._told():
+        with self._one_line_errors():
             return str(self._client.get_job_logs(submission_id))
 
     def tail(self, submission_id: str) -> Any:
@@ -148,11 +154,11 @@ class Submissions:
         return self._client.tail_job_logs(submission_id)
 
     def stop(self, submission_id: str, *, wait_s: float = 60.0) -> str:
-        """End a job and wait until it has ended. Returns its last status."""
+        """Stop a job and wait until it has ended, for at most `wait_s` seconds. Returns its last status."""
         status = status_of(self.get(submission_id))
         if status in ENDED:
             return status
-        with self._told():
+        with self._one_line_errors():
             self._client.stop_job(submission_id)
         deadline = time.monotonic() + wait_s
         while (status := status_of(self.get(submission_id))) not in ENDED and time.monotonic() < deadline:
@@ -160,20 +166,20 @@ class Submissions:
         return status
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
-        """What the client raises, as one line."""
+    def _one_line_errors(self) -> Iterator[None]:
+        """Turn an error of Ray's client into an `FssError` of one line."""
         import requests
 
         try:
             yield
         except (requests.RequestException, ConnectionError) as error:
-            raise FssError("the cluster does not answer any more", where=self.address) from error
+            raise FssError("the cluster no longer answers", where=self.address) from error
         except (RuntimeError, ValueError) as error:
             raise FssError(_reason(error), where=self.address) from error
 
 
 def exit_code(details: Any) -> int:
-    """A job's exit status: its own command's; 130 if it was stopped, 1 if it failed without having run."""
+    """The exit status of a job: that of its command; 130 if the job was stopped, 1 if it failed without running it."""
     if details.driver_exit_code is not None:
         code = int(details.driver_exit_code)
         return code if code >= 0 else 128 - code
@@ -181,20 +187,20 @@ def exit_code(details: Any) -> int:
 
 
 def status_of(details: Any) -> str:
-    """PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED."""
+    """The status of a job: PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED."""
     return str(getattr(details.status, "value", details.status))
 
 
 def _reason(error: Exception) -> str:
-    """The line that says why, without the trace of the server."""
+    """The line of an error's text that gives the reason, without the server's traceback."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    named = [line for line in lines if "Error" in line] or lines or [type(error).__name__]
-    return named[-1][:300]
+    candidates = [line for line in lines if "Error" in line] or lines or [type(error).__name__]
+    return candidates[-1][:300]
 
 
 @contextmanager
-def _only(address: str) -> Iterator[None]:
-    """Ray's client takes its environment variables over the address it is given."""
+def _pin_address(address: str) -> Iterator[None]:
+    """Set Ray's environment variable to `address` for the block: Ray's client prefers it to the address it is given."""
     before = os.environ.get(_ADDRESS)
     os.environ[_ADDRESS] = address
     try:

@@ -1,4 +1,4 @@
-"""Following a job: its log as it is written, through lost connections, and its exit status."""
+"""Follows a job: shows its log as it is written, reconnects after a lost connection, and returns its exit status."""
 
 from __future__ import annotations
 
@@ -11,28 +11,29 @@ from fss_models.errors import FssError
 from pipelines.base.progress import say
 from pipelines.submission.client import ENDED, Submissions, exit_code, status_of
 
-QUIET_S = 120.0  # after so long without a line, ask whether the cluster is still there
-PATIENCE_S = 120.0  # how long a cluster may be away
-PAUSE_S = 2.0
+QUIET_S = 120.0  # seconds without a line after which the cluster is checked
+PATIENCE_S = 120.0  # seconds that a cluster may not answer before an error is raised
+PAUSE_S = 2.0  # seconds between two attempts
 
 
 def follow(jobs: Submissions, submission_id: str, write: Callable[[str], Any]) -> int:
-    """Write the job's log from its beginning until it ends. Returns its exit status.
+    """Pass the job's log to `write` from its beginning until the job ends. Returns the job's exit status.
 
-    A lost connection is taken up again where the log was. Raises `FssError` if the cluster stays away, or no longer
-    knows the job.
+    After a lost connection the log continues where it stopped. Raises `FssError` if the cluster does not answer for
+    `PATIENCE_S` seconds, or no longer knows the job.
     """
     shown = 0
-    while status_of(details := _patient(jobs, submission_id)) not in ENDED:
+    while status_of(details := _wait_for_details(jobs, submission_id)) not in ENDED:
         shown = asyncio.run(_tail(jobs, submission_id, write, shown))
-    write(jobs.logs(submission_id)[shown:])  # what was written between the last line read and the end
+    write(jobs.logs(submission_id)[shown:])  # the text between the last line read and the end
     if status_of(details) == "FAILED" and details.driver_exit_code is None:
-        say(f"the job did not run to its end: {_first_line(details.message)}")
+        say(f"job {submission_id} failed before its command ended: {_first_line(details.message)}")
     return exit_code(details)
 
 
 async def _tail(jobs: Submissions, submission_id: str, write: Callable[[str], Any], shown: int) -> int:
-    """Write what comes after the first `shown` characters; returns the new count when the connection ends."""
+    """Write the log after its first `shown` characters. Returns the new number of characters shown when the connection
+    ends."""
     import aiohttp
 
     seen = 0
@@ -52,10 +53,10 @@ async def _tail(jobs: Submissions, submission_id: str, write: Callable[[str], An
     return shown
 
 
-def _patient(jobs: Submissions, submission_id: str) -> Any:
-    """The job's details, the cluster being away for at most `PATIENCE_S`."""
+def _wait_for_details(jobs: Submissions, submission_id: str) -> Any:
+    """The job's details. Tries again while the cluster does not answer, for at most `PATIENCE_S` seconds."""
     deadline = time.monotonic() + PATIENCE_S
-    told = False
+    warned = False
     while True:
         try:
             jobs.check()
@@ -63,10 +64,11 @@ def _patient(jobs: Submissions, submission_id: str) -> Any:
         except FssError as error:
             if "no job" in error.what or time.monotonic() > deadline:
                 raise FssError(error.what, where=error.where,
-                               mend=f"the job may go on: fss jobs logs {submission_id} --follow") from error
-            if not told:
-                say(f"{error.where}: {error.what}; trying again")
-            told = True
+                               mend="the job may still be running: see `fss jobs list`, or follow it again with "
+                               f"`fss jobs logs {submission_id} --follow`") from error
+            if not warned:
+                say(f"{error.where}: {error.what}; trying again for {PATIENCE_S:.0f} s")
+            warned = True
             time.sleep(PAUSE_S)
 
 

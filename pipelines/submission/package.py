@@ -1,4 +1,4 @@
-"""The working directory that travels with a job: a zip of code and small inputs, never of data, results or secrets."""
+"""The working directory that is sent with a job: a zip of code and small inputs, without data, results and secrets."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from pathlib import Path
 
 from fss_models.errors import FssError
 
-TOP = ("out", "data", "build", "mlruns", "spool")  # at the top only: deeper folders of these names may be code
+TOP = ("out", "data", "build", "mlruns", "spool")  # left out at the top only: deeper folders of these names may be code
 ANYWHERE = (".git", ".venv", "venv", "node_modules", "__pycache__", ".*_cache", ".ipynb_checkpoints", "*.egg-info",
             "*.pyc", "mlflow.db*", "*.log")
 SECRETS = ("secrets", "*.env", ".env.*", ".netrc", ".pypirc", ".aws", ".ssh", ".kube", "*.pem", "*.key", "id_rsa*",
            "id_ed25519*", "*identities.json", "*_token", "*_password")
-EPOCH = (1980, 1, 1, 0, 0, 0)  # of every entry, so that the same files make the same archive, which is sent only once
+EPOCH = (1980, 1, 1, 0, 0, 0)  # date of every entry: the same files make the same archive, which is sent only once
 
 
 @dataclass(frozen=True)
 class Package:
-    """A written archive: how many files and bytes went in, and what was left out at the top of the folder."""
+    """A written archive."""
 
     path: Path
-    files: int
-    bytes: int
-    left_out: tuple[str, ...]
+    files: int  # number of files in it
+    bytes: int  # size of these files before compression
+    left_out: tuple[str, ...]  # names at the top of the folder that are not in it
 
 
 def pack(folder: str | Path, target: Path, *, exclude: Sequence[str] = (), max_bytes: int) -> Package:
     """Zip `folder` to `target`. `exclude`: shell patterns of names, or of paths below the folder.
 
-    Links that lead out of the folder are left out. Raises `FssError` if there is no such folder or its files are more
-    than `max_bytes`, naming the largest.
+    Links that lead out of the folder are left out. Raises `FssError` if there is no such folder, or if its files have
+    more than `max_bytes` bytes; the error names the largest.
     """
     root = Path(folder).resolve()
     if not root.is_dir():
@@ -43,8 +43,9 @@ def pack(folder: str | Path, target: Path, *, exclude: Sequence[str] = (), max_b
     sizes = {name: (root / name).stat().st_size for name in chosen}
     total = sum(sizes.values())
     if total > max_bytes:
-        raise FssError(f"{_mb(total)} to send, the limit is {_mb(max_bytes)}; largest: {_largest(sizes)}",
-                       where=str(folder), mend="--exclude them, give another --working-dir, or raise --max-mb")
+        raise FssError(f"the folder has {_mb(total)} to send, the limit is {_mb(max_bytes)}; largest: "
+                       f"{_largest(sizes)}", where=str(folder),
+                       mend="--exclude some of them, give another --working-dir, or raise --max-mb")
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in chosen:
             info = zipfile.ZipInfo(name, date_time=EPOCH)
@@ -56,7 +57,7 @@ def pack(folder: str | Path, target: Path, *, exclude: Sequence[str] = (), max_b
 
 
 def _files(root: Path, exclude: Sequence[str]) -> Iterator[str]:
-    """Paths below `root` of what is sent, with `/`."""
+    """The paths of the files to send, relative to `root`, with `/`."""
     for place, folders, names in os.walk(root):
         below_root = Path(place).relative_to(root).as_posix()
         base = "" if below_root == "." else below_root
@@ -75,7 +76,7 @@ def _excluded(path: str, exclude: Sequence[str]) -> bool:
 
 
 def _inside(root: Path, path: Path) -> bool:
-    """Whether it is a regular file below `root`, links followed."""
+    """Whether `path`, after following links, is a regular file below `root`."""
     return path.is_file() and path.resolve().is_relative_to(root)
 
 

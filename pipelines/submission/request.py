@@ -1,4 +1,4 @@
-"""What is handed to a cluster: a command line, its runtime environment, its working directory."""
+"""A submission: a command line for a Ray cluster, with its runtime environment and its working directory."""
 
 from __future__ import annotations
 
@@ -19,26 +19,23 @@ from pipelines.submission.client import Submissions, status_of
 from pipelines.submission.package import pack
 from pipelines.submission.secrets import refuse_secrets
 
-RUN = ("python", "-m", "jobs.cli")  # not `fss`: the code of the working directory wins over the image's
+RUN = ("python", "-m", "jobs.cli")  # unlike `fss`, this takes the code of the working directory before the image's
 
 
 @dataclass(frozen=True, kw_only=True)
 class SubmissionRequest:
-    """A command for a cluster. `arguments` are those of `fss`; `submission_id` "" draws one.
+    """An `fss` command for a cluster."""
 
-    `working_dir` "" sends no files. `runtime_env`: a YAML file of Ray's; `image`: a container image of the nodes.
-    """
-
-    arguments: tuple[str, ...]
-    submission_id: str = ""
-    working_dir: str = "."
+    arguments: tuple[str, ...]  # the arguments of `fss`
+    submission_id: str = ""  # "" draws an id
+    working_dir: str = "."  # the folder that is sent; "" sends no files
     exclude: tuple[str, ...] = ()
     max_bytes: int = 50_000_000
     variables: Mapping[str, str] = field(default_factory=dict)
-    runtime_env: str = ""
-    image: str = ""
-    cpus: float = 0.0
-    gpus: float = 0.0
+    runtime_env: str = ""  # a YAML file with Ray's runtime environment
+    image: str = ""  # a container image for the job's processes
+    cpus: float = 0.0  # CPUs reserved for the command itself
+    gpus: float = 0.0  # GPUs reserved for the command itself
 
     @property
     def entrypoint(self) -> str:
@@ -47,11 +44,11 @@ class SubmissionRequest:
 
 
 def send(jobs: Submissions, request: SubmissionRequest) -> str:
-    """Submit the command and return its id, which is said before anything is sent.
+    """Submit the command and return its id, which is printed before anything is sent.
 
-    A job of the same id and command that runs or is done is left as it is, so a client can go on after a loss; one that
-    failed or was stopped is sent again.
-    Raises `FssError` for secrets, files that are too large, and an id that another command has.
+    If there is already a job of the same id and command that is running or has succeeded, nothing is sent, so that a
+    client can follow it again after a lost connection. A job that failed or was stopped is sent again.
+    Raises `FssError` for secrets, for files that are too large, and for an id that belongs to another command.
     """
     environment = _environment(request)
     refuse_secrets(request.arguments, environment.get("env_vars", {}))
@@ -61,36 +58,36 @@ def send(jobs: Submissions, request: SubmissionRequest) -> str:
             raise FssError(f"job {name!r} runs another command: {known.entrypoint}", where=jobs.address,
                            mend="choose another --id")
         if status_of(known) not in ("FAILED", "STOPPED"):
-            say(f"job {name} is there already")
+            say(f"job {name} was submitted before, with the same command: not sent again")
             return name
         say(f"job {name} had {status_of(known).lower()}: sending it again")
         jobs.delete(name)
     say(f"job {name} at {jobs.address}: fss {shlex.join(request.arguments)}")
     with tempfile.TemporaryDirectory(prefix="fss-submit-") as folder:
         if request.working_dir:
-            environment["working_dir"] = _packed(request, Path(folder))
+            environment["working_dir"] = _pack(request, Path(folder))
         metadata = {"fss.user": _user(), "fss.command": shlex.join(request.arguments)}
         jobs.submit(request.entrypoint, submission_id=name, runtime_env=environment, metadata=metadata,
                     cpus=request.cpus, gpus=request.gpus)
     return name
 
 
-def _packed(request: SubmissionRequest, folder: Path) -> str:
+def _pack(request: SubmissionRequest, folder: Path) -> str:
     package = pack(request.working_dir, folder / "work.zip", exclude=request.exclude, max_bytes=request.max_bytes)
-    left = f", without {', '.join(package.left_out)}" if package.left_out else ""
-    say(f"sending {package.files} files, {package.bytes / 1e6:.1f} MB, of {request.working_dir}{left}")
+    left_out = f", without {', '.join(package.left_out)}" if package.left_out else ""
+    say(f"sending {package.files} files, {package.bytes / 1e6:.1f} MB, from {request.working_dir}{left_out}")
     return str(package.path)
 
 
 def _environment(request: SubmissionRequest) -> dict[str, Any]:
     """The runtime environment without its working directory. Raises `FssError` for settings that would be ignored."""
-    given = _read(request.runtime_env) if request.runtime_env else {}
-    if "working_dir" in given:
+    environment = _read(request.runtime_env) if request.runtime_env else {}
+    if "working_dir" in environment:
         raise FssError("working_dir would be ignored", where=request.runtime_env, mend="give --working-dir")
     if request.image:
-        given = {**given, "image_uri": request.image}
-    variables = {**given.pop("env_vars", {}), **request.variables}
-    return {**given, **({"env_vars": variables} if variables else {})}
+        environment = {**environment, "image_uri": request.image}
+    variables = {**environment.pop("env_vars", {}), **request.variables}
+    return {**environment, **({"env_vars": variables} if variables else {})}
 
 
 def _read(path: str) -> dict[str, Any]:
@@ -101,17 +98,17 @@ def _read(path: str) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise FssError(f"is not valid YAML: {error}", where=path) from error
     if not isinstance(found, dict) or not isinstance(found.get("env_vars", {}), dict):
-        raise FssError("a runtime environment is a mapping", where=path)
+        raise FssError("a runtime environment must be a mapping, and so must its env_vars", where=path)
     return found
 
 
-def parse_variables(given: Sequence[str]) -> dict[str, str]:
-    """`NAME=VALUE` items as a mapping. Raises `FssError` for one without `=`."""
+def parse_variables(items: Sequence[str]) -> dict[str, str]:
+    """`NAME=VALUE` items as a mapping. Raises `FssError` for an item without a name or without `=`."""
     found = {}
-    for item in given:
+    for item in items:
         name, equals, value = item.partition("=")
         if not equals or not name:
-            raise FssError(f"--env {item!r} has no '='", mend="write --env NAME=VALUE")
+            raise FssError(f"--env {item!r} is not of the form NAME=VALUE", mend="write --env NAME=VALUE")
         found[name] = value
     return found
 

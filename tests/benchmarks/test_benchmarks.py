@@ -1,4 +1,4 @@
-"""The benchmarks' runner: result files say what was measured where, and it works where there is no Ray."""
+"""The runner of the benchmarks: result files say what was measured on which machine, and it runs without Ray."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.run import names, run
-from benchmarks.suite.packing import shortest
+from benchmarks.suite.packing import shortest_makespan
 from pipelines.sweeps.schedule import QueuedRun, RunResources
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -65,7 +65,7 @@ def test_every_benchmark_runs_and_says_where(name: str, tmp_path: Path) -> None:
 def test_the_shortest_schedule(needs: list[float], seconds: list[float], gpus: int, end: float) -> None:
     tasks = [QueuedRun(key=str(i), resources=RunResources(gpus=min(n, 1.0), workers=max(1, int(n))), seconds=s)
              for i, (n, s) in enumerate(zip(needs, seconds, strict=True))]
-    assert shortest(tasks, gpus, 100.0) == end
+    assert shortest_makespan(tasks, gpus, 100.0) == end
 
 
 def test_unknown_names_and_settings(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ Run = tuple[Store, dict[str, Any]]
 
 @pytest.fixture(scope="module")
 def chain(_s3_session: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """The workspace in the bucket, and what the command printed."""
+    """The workspace in the bucket, and the JSON that the command printed."""
     cwd = tmp_path_factory.mktemp("nowhere")
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {**_s3_session.env, "FSS_CACHE": str(cwd / "cache")}.items():

@@ -1,4 +1,4 @@
-"""A workspace as the chain leaves it, made in this process: the same code without the workers around it."""
+"""A workspace as the whole chain writes it, made in this process with the code of the workers."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ BROKEN = "<broken> & photo.jpg"  # a name that an unescaped page would trip over
 
 
 @dataclass(frozen=True)
-class Made:
-    """The workspace and what is known about it."""
+class ReportWorkspace:
+    """A workspace with its recipe, the results of its runs, its shards and the class that was labelled."""
 
     recipe: Recipe
     results: list[RunResult]
@@ -55,7 +55,8 @@ class Made:
 
 
 @pytest.fixture(scope="session")
-def workspace(shapes_shards: str, shapes_config: DataConfig, tmp_path_factory: pytest.TempPathFactory) -> Made:
+def workspace(shapes_shards: str, shapes_config: DataConfig,
+              tmp_path_factory: pytest.TempPathFactory) -> ReportWorkspace:
     """Two folds of `prior` and of a SANSA trained for a few steps, a leaderboard, labels with one unreadable photo."""
     torch.set_num_threads(1)
     out = tmp_path_factory.mktemp("report") / "out"
@@ -73,7 +74,7 @@ def workspace(shapes_shards: str, shapes_config: DataConfig, tmp_path_factory: p
     results = collect_results(recipe)
     make_leaderboard(recipe, results)
     Store(recipe.out).write_bytes("recipe.yaml", yaml.safe_dump(recipe.model_dump()).encode())
-    return Made(recipe, results, shards, _label(recipe, shards, results[0].bundle))
+    return ReportWorkspace(recipe, results, shards, _label(recipe, shards, results[0].bundle))
 
 
 def _run(job: RunContext, recipe: Recipe) -> None:

@@ -75,7 +75,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_page_shows_what_was_scored(ray_cluster: object, place: Path) -> None:
-    """Every picture is there and of the episode it is said to be; IoU under it is that of the mask drawn."""
+    """Would catch a missing picture, a picture of another episode, and an IoU that is not that of the mask drawn."""
     args = ["gallery", "--bundle", str(place / "bundle"), "--dataset", "pascal5i", "--root", str(place / "voc"),
             "--split", str(place / "splits.json"), "--fold", "0", "--shot", "2", "--episodes", "30", "-w",
             str(place / "out"), "--out", str(place / "pages"), "--json"]

@@ -1,4 +1,4 @@
-"""The report says what the files say: scores, pictures of the very predictions, failures, and what is missing."""
+"""The report shows the content of the files: scores, the predictions that were scored, failures, missing parts."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ from pipelines.labelling.parts import read_parts
 from pipelines.pages.pictures import TRUTH, photo_url
 from pipelines.report.collect import collect, versus_baseline
 from pipelines.report.examples import pick_episodes
-from pipelines.report.gallery import RowSelection, gallery
+from pipelines.report.gallery import RowSelection, make_gallery
 from pipelines.report.page import render, write_report
 from pipelines.selection.choose import read_leaderboard
 from pipelines.sweeps.sweep import RECIPE
 from pipelines.training.context import RunContext
-from tests.report.conftest import BROKEN, Made
+from tests.report.conftest import BROKEN, ReportWorkspace
 
 
 class Page(HTMLParser):
-    """What a browser would load, and the text it would show."""
+    """The addresses that a browser would load from a page, and the text that it would show."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def page(workspace: Made) -> str:
+def page(workspace: ReportWorkspace) -> str:
     return Store(write_report(workspace.recipe)).read_bytes().decode()
 
 
@@ -85,7 +85,7 @@ def test_the_page_stands_alone_and_is_whole(page: str) -> None:
     assert len(page) < 5_000_000
 
 
-def test_figures_are_the_leaderboards(workspace: Made, page: str) -> None:
+def test_figures_are_the_leaderboards(workspace: ReportWorkspace, page: str) -> None:
     board = read_leaderboard(workspace.recipe)
     text = " ".join(Page(page).words)
     assert board.reason in text
@@ -97,8 +97,8 @@ def test_figures_are_the_leaderboards(workspace: Made, page: str) -> None:
     assert f"sansa is {abs(gain) * 100:.1f} points {'above' if gain > 0 else 'below'} prior" in text
 
 
-def test_pictures_are_of_the_predictions_that_were_scored(workspace: Made) -> None:
-    """The IoU of every episode shown, predicted anew, is the one in episodes.parquet."""
+def test_pictures_are_of_the_predictions_that_were_scored(workspace: ReportWorkspace) -> None:
+    """The IoU of every episode shown, predicted again, is the one in episodes.parquet."""
     material = collect(workspace.recipe)
     row = next(r for r in material.board.rows if r.label == "prior")
     picks = pick_episodes(material, row)
@@ -131,47 +131,48 @@ def test_a_tint_is_where_the_mask_is() -> None:
     assert np.ptp(shown[70, 100]) < 12
 
 
-def test_labels_failures_and_agreement(workspace: Made, page: str) -> None:
+def test_labels_failures_and_agreement(workspace: ReportWorkspace, page: str) -> None:
     material = collect(workspace.recipe)
-    found = gallery(material.labels[0], material.shards, workspace.class_name)
+    found = make_gallery(material.labels[0], material.shards, workspace.class_name)
     assert [f["file"] for f in found.failures] == [BROKEN]
     assert html.escape(BROKEN) in page
     assert BROKEN not in page
     assert found.agreement is not None
-    assert found.agreement.shown + found.agreement.absent == len(workspace.shards.images("test"))
-    assert 0 < found.agreement.found <= found.agreement.shown
+    assert found.agreement.present + found.agreement.absent == len(workspace.shards.images("test"))
+    assert 0 < found.agreement.overlapping <= found.agreement.present
     assert 0 < found.agreement.mean_iou < 1
     assert f"mean IoU {found.agreement.mean_iou * 100:.1f}" in page
 
 
-def test_labels_are_as_people_decided(workspace: Made, tmp_path: Path) -> None:
+def test_labels_are_as_people_decided(workspace: ReportWorkspace, tmp_path: Path) -> None:
     """Would catch counts that contradict labels.json."""
     labels = collect(workspace.recipe).labels[0]
     shutil.copytree(labels.url, tmp_path / "labels")
-    copy, before = replace(labels, url=str(tmp_path / "labels")), gallery(labels, None, workspace.class_name).counts
+    before = make_gallery(labels, None, workspace.class_name).counts
+    copy = replace(labels, url=str(tmp_path / "labels"))
     row = next(r for rows in read_parts(Store(labels.url), labels.manifest.chunks) for r in rows if r["area"])
     add_decisions(Store(copy.url), [Decision(image_id=row["image_id"], image=row["file_name"],
                                              class_name=workspace.class_name, decision="reject")])
     summary = write_outputs(Store(copy.url), labels.manifest)
-    counts = gallery(copy, None, workspace.class_name).counts
+    counts = make_gallery(copy, None, workspace.class_name).counts
     assert counts == (before[0] - 1, before[1] + 1) == (summary["with_object"], summary["without_object"])
 
 
 def test_choice_keeps_the_extremes_and_forgets_the_rest() -> None:
-    """A million labels must not be held to show sixteen."""
-    choice = RowSelection(each=3, held=50)
+    """Would catch a selection that keeps a million labels in memory in order to show sixteen."""
+    choice = RowSelection(each=3, sample_size=50)
     scores = np.random.default_rng(1).permutation(2000)
     for i, score in enumerate(scores):
         choice.add({"image_id": i, "area": int(score > 100), "score": score / 2000, "file_name": str(i)})
     kinds = choice.kinds()
-    assert [round(r["score"] * 2000) for r in kinds["surest"]] == [1999, 1998, 1997]
-    assert [round(r["score"] * 2000) for r in kinds["least sure"]] == [103, 102, 101]
-    assert len(kinds["nothing found"]) == 3
-    assert all(700 < r["score"] * 2000 < 1400 for r in kinds["in the middle"])
+    assert [round(r["score"] * 2000) for r in kinds["highest score"]] == [1999, 1998, 1997]
+    assert [round(r["score"] * 2000) for r in kinds["lowest score"]] == [103, 102, 101]
+    assert len(kinds["no label"]) == 3
+    assert all(700 < r["score"] * 2000 < 1400 for r in kinds["middle score"])
     assert len(choice._some) == 50
 
 
-def test_missing_parts_are_said(workspace: Made, tmp_path: Path) -> None:
+def test_missing_parts_are_said(workspace: ReportWorkspace, tmp_path: Path) -> None:
     for name in ("leaderboard.json", "latency.json"):
         if Path(workspace.recipe.out, name).exists():
             shutil.copy(Path(workspace.recipe.out, name), tmp_path / name)
@@ -182,13 +183,13 @@ def test_missing_parts_are_said(workspace: Made, tmp_path: Path) -> None:
         assert line in text
 
 
-def test_another_recipes_episodes_are_not_passed_off(workspace: Made) -> None:
+def test_another_recipes_episodes_are_not_passed_off(workspace: ReportWorkspace) -> None:
     other = workspace.recipe.model_copy(update={"eval": workspace.recipe.eval.model_copy(update={"seed": 9})})
     assert "give the recipe that the leaderboard was made with" in render(collect(other))
 
 
-def test_a_later_evaluation_of_a_run_does_not_change_the_report(workspace: Made, tmp_path: Path) -> None:
-    """Would catch figures of the newest evaluation below a leaderboard of the former."""
+def test_a_later_evaluation_of_a_run_does_not_change_the_report(workspace: ReportWorkspace, tmp_path: Path) -> None:
+    """Would catch figures of a later evaluation on the page of an earlier leaderboard."""
     out = tmp_path / "out"
     shutil.copytree(workspace.recipe.out, out, symlinks=True)
     recipe = workspace.recipe.model_copy(update={"out": str(out)})
@@ -202,7 +203,7 @@ def test_a_later_evaluation_of_a_run_does_not_change_the_report(workspace: Made,
     assert versus_baseline(material) == versus_baseline(collect(workspace.recipe))
 
 
-def test_a_failed_run_is_shown_and_cannot_be_hidden(workspace: Made, tmp_path: Path) -> None:
+def test_a_failed_run_is_shown_and_cannot_be_hidden(workspace: ReportWorkspace, tmp_path: Path) -> None:
     board = read_leaderboard(workspace.recipe)
     row = board.rows[0].model_copy(update={"complete": False, "failed": {"run-x": "ran out of <memory>"}})
     (tmp_path / "shards").mkdir()
@@ -215,8 +216,8 @@ def test_a_failed_run_is_shown_and_cannot_be_hidden(workspace: Made, tmp_path: P
     assert re.search(r"badge warn\">incomplete", text)
 
 
-def test_the_command(workspace: Made, tmp_path: Path) -> None:
-    """Without a recipe it takes the one that the workspace keeps: the episodes are there."""
+def test_the_command(workspace: ReportWorkspace, tmp_path: Path) -> None:
+    """Without a recipe the command uses the one stored in the workspace, so the episodes can be shown."""
     target = tmp_path / "page.html"
     answer = CliRunner().invoke(make_app(), ["report", "--out", workspace.recipe.out, "--to", str(target)])
     assert answer.exit_code == 0, answer.output
@@ -227,7 +228,7 @@ def test_the_command(workspace: Made, tmp_path: Path) -> None:
     assert not Path(Workspace(str(tmp_path / "empty")).report).exists()
 
 
-def test_without_a_recipe_that_of_the_sweep_is_taken(workspace: Made, tmp_path: Path) -> None:
+def test_without_a_recipe_that_of_the_sweep_is_taken(workspace: ReportWorkspace, tmp_path: Path) -> None:
     out = str(tmp_path)
     assert _recipe("", None, out) == load_recipe("demo", out=out)
     Store(out).write_json(RECIPE, workspace.recipe.model_dump(mode="json"))

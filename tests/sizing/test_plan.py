@@ -49,7 +49,7 @@ def test_every_figure_has_a_source() -> None:
 
 
 def test_shards_follow_the_schema() -> None:
-    """The image table has a photo once, the blocks once for each of its classes."""
+    """The image table stores a photo once, the blocks once for each of its classes."""
     stage = plan(images=10_000, photo_kb=100, classes_per_photo=2).stages[0]
     assert stage.s3_gb == pytest.approx(10_000 * 100e3 * 3 / 1e9)
     assert stage.hours == pytest.approx(10_000 / figures.BUILD_RATE.value / 16 / 3600)
@@ -94,6 +94,6 @@ def test_the_command() -> None:
     answer = CliRunner().invoke(make_app(), ["plan", "--images", "10000", "--method", "fcp"])
     assert answer.exit_code == 0, answer.output
     assert re.search(r"^label +[\d.e-]+ +0 +16", answer.output, re.M)
-    assert "measured  clips a core trains with fcp/nano: 9.6 clips/s" in answer.output
+    assert "measured  clips that a core trains with fcp/nano: 9.6 clips/s" in answer.output
     answer = CliRunner().invoke(make_app(), ["plan", "--images", "10000", "--json"])
     assert [s["name"] for s in json.loads(answer.output)["stages"]] == ["build shards", "sweep", "label"]

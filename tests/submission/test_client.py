@@ -1,4 +1,4 @@
-"""Reaching a cluster: addresses, tokens, secrets, against an HTTP server that answers as Ray's dashboard does."""
+"""The client of a cluster: addresses, tokens and secrets, with an HTTP server that answers like Ray's dashboard."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def serve(status: int, body: Any) -> Iterator[str]:
             self.wfile.write(body if isinstance(body, bytes) else json.dumps(body).encode())
 
         def log_message(self, *_: object) -> None:
-            """Nothing on the screen."""
+            """Print no log."""
 
     server = HTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -44,11 +44,11 @@ def serve(status: int, body: Any) -> Iterator[str]:
 
 
 @pytest.mark.parametrize(("status", "body", "token", "line"), [
-    (401, b"Unauthorized", "", "wants a token"),
+    (401, b"Unauthorized", "", "requires a token"),
     (403, b"Forbidden", "wrong", "refuses the token"),
-    (200, b"<html>", "", "no Ray dashboard answers there"),
-    (200, {"version": 1}, "", "no Ray dashboard answers there"),
-    (404, b"", "", r"no Ray dashboard answers there \(HTTP 404\)"),
+    (200, b"<html>", "", "no Ray dashboard answers at this address"),
+    (200, {"version": 1}, "", "no Ray dashboard answers at this address"),
+    (404, b"", "", r"no Ray dashboard answers at this address \(HTTP 404\)"),
 ])
 def test_answers_of_other_servers(status: int, body: Any, token: str, line: str,
                                   monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,7 +77,7 @@ def test_where_the_address_comes_from(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://head:8265/")
     assert resolve_address() == "http://head:8265"
     assert resolve_address("https://other") == "https://other"
-    with pytest.raises(FssError, match="a password in it"):
+    with pytest.raises(FssError, match="contains a password"):
         resolve_address("http://me:hidden@head:8265")
 
 
@@ -102,9 +102,9 @@ def test_where_the_token_comes_from(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 @pytest.mark.parametrize(("arguments", "variables", "line"), [
     ((), {"AWS_SECRET_ACCESS_KEY": "x"}, "AWS_SECRET_ACCESS_KEY looks like a secret"),
     ((), {"FSS_TOKEN": "x"}, "FSS_TOKEN looks like a secret"),
-    (("--set", "tracking=http://me:hidden@mlflow"), {}, "an address with a password"),
-    (("--set", "name=hidden-value-of-mine"), {}, "the value of a secret variable"),
-    ((), {"NAME": "hidden-value-of-mine"}, "the value of a secret variable"),
+    (("--set", "tracking=http://me:hidden@mlflow"), {}, "an address contains a password"),
+    (("--set", "name=hidden-value-of-mine"), {}, "the value of one of your secret"),
+    ((), {"NAME": "hidden-value-of-mine"}, "the value of one of your secret"),
 ])
 def test_secrets_are_refused_and_not_shown(arguments: tuple[str, ...], variables: dict[str, str], line: str,
                                            monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,7 +117,7 @@ def test_secrets_are_refused_and_not_shown(arguments: tuple[str, ...], variables
 
 def test_variables() -> None:
     assert parse_variables(["A=1", "B=x=y"]) == {"A": "1", "B": "x=y"}
-    with pytest.raises(FssError, match="has no '='"):
+    with pytest.raises(FssError, match="is not of the form NAME=VALUE"):
         parse_variables(["A"])
 
 

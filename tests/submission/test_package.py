@@ -1,4 +1,4 @@
-"""What travels with a job: code and small inputs, never data, results, environments or secrets."""
+"""The files that are sent with a job: code and small inputs, never data, results, environments or secrets."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from pipelines.submission.package import pack
 
 SENT = {"recipe.yaml": "name: mine", "pipelines/data/read.py": "x = 1", "marks/a.png": "png",
         ".ci/run": "true"}
-KEPT_BACK = {"out/big.bin": "x", "data/photo.jpg": "x", ".venv/bin/python": "x", ".git/config": "x", ".env": "KEY=1",
+LEFT_OUT = {"out/big.bin": "x", "data/photo.jpg": "x", ".venv/bin/python": "x", ".git/config": "x", ".env": "KEY=1",
              "pipelines/__pycache__/read.pyc": "x", "deploy/server.pem": "x", "mlflow.db": "x", "fss.egg-info/PKG": "x"}
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     root = tmp_path / "work"
-    for name, text in {**SENT, **KEPT_BACK}.items():
+    for name, text in {**SENT, **LEFT_OUT}.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
     return root
@@ -40,7 +40,7 @@ def test_code_goes_and_the_rest_stays(folder: Path, tmp_path: Path) -> None:
 
 
 def test_the_secrets_of_compose_stay(folder: Path, tmp_path: Path) -> None:
-    """Those that its script makes, wherever somebody puts them."""
+    """The secrets that the compose script makes are left out, whatever folder they are in."""
     place = folder / "infra" / "compose"
     place.mkdir(parents=True)
     script = shutil.copy(Path(__file__).parents[2] / "infra" / "compose" / "make_secrets.sh", place)

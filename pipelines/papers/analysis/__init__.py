@@ -1,1 +1,1 @@
-"""The papers' analyses of a trained bundle: what its features hold, and how far they carry. Each ends in a page."""
+"""The papers' analyses of a trained bundle: its features, its attention and its limits. Each writes a page."""

@@ -1,7 +1,7 @@
-"""In-domain and out-of-domain: classes that were trained on beside classes that were not (SANSA, table of tunings).
+"""Scores on trained classes (in-domain) and on novel classes (out-of-domain), as in SANSA's table of tuning methods.
 
-Published on COCO-20i, 1-shot, in- / out-of-domain: decoder 63.7 / 52.1, QKV 73.5 / 55.3, backbone 74.8 / 55.2,
-SANSA 72.0 / 60.2.
+Published mIoU on COCO-20i, 1-shot, in-domain / out-of-domain: decoder 63.7 / 52.1, QKV 73.5 / 55.3, backbone
+74.8 / 55.2, SANSA 72.0 / 60.2.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from pipelines.papers.analysis.page import (
     AnalysisFile,
     PictureStrip,
     TextTable,
-    between,
+    interval_text,
     pct,
-    points,
+    signed_points,
     write_page,
 )
 from pipelines.papers.analysis.pictures import LEGEND
 from pipelines.papers.analysis.scores import (
     FewShotScores,
-    episodes_among,
-    few_shot,
+    draw_episodes_among,
     first_of_each_class,
-    predict_episode,
+    predict_masks,
+    score_few_shot,
 )
 from pipelines.papers.analysis.study import Study, cautions
 
@@ -37,35 +37,38 @@ Scores = dict[str, dict[str, FewShotScores]]  # domain -> model -> scores
 
 
 def analyse_domains(recipe: Recipe, *, bundle: str, fold: int) -> AnalysisFile:
-    """mIoU on the classes the bundle was trained on and on the fold's novel ones, test photos only.
+    """mIoU on the classes that the bundle was trained on and on the fold's novel classes, over test photos only.
 
     Raises `FssError` for a bundle that was trained on no class of the dataset, on a class of the fold, or on one of
     the photos.
     """
     study = Study.open(recipe, bundle)
-    models, data = study.both, study.unseen(fold)
+    models, data = study.models, study.open_unseen_fold(fold)
     base = [c.class_id for c in data.base if c.name in study.info.classes]
     if not base:
-        raise FssError(f"was trained on no class of {recipe.data.name!r} outside fold {fold}", where=bundle,
+        raise FssError(f"the bundle was trained on no class of {recipe.data.name!r} outside fold {fold}", where=bundle,
                        mend="give the recipe that it was trained with")
-    lists = {"in": episodes_among(study.shards, base, recipe.eval), "out": data.episodes(recipe.eval)}
-    study.refuse_seen([i for listed in lists.values() for e in listed for i in (e.query, *e.supports)])
-    scores: Scores = {domain: {name: few_shot(model, study.shards, listed, recipe, f"{name}, {domain}-domain")
+    lists = {"in": draw_episodes_among(study.shards, base, recipe.eval), "out": data.episodes(recipe.eval)}
+    study.refuse_training_photos([i for listed in lists.values() for e in listed for i in (e.query, *e.supports)])
+    scores: Scores = {domain: {name: score_few_shot(model, study.shards, listed, recipe, f"{name}, {domain}-domain")
                                for name, model in models.items()} for domain, listed in lists.items()}
     strips = [s for domain, listed in lists.items() for s in example_strips(study, listed, DOMAINS[domain], SHOWN)]
     return write_page(_analysis(study, fold, lists, scores, strips), recipe, study.shards, [(bundle, study.info)])
 
 
 def example_strips(study: Study, episodes: EpisodeList, what: str, count: int) -> list[PictureStrip]:
-    """The first episodes of different classes, predicted by the frozen and the adapted model."""
+    """Pictures of the first episodes of up to `count` classes, predicted by the frozen and the adapted model.
+
+    `what` is added to the class's name in each title.
+    """
     picks = first_of_each_class(episodes, count)
     samples = [load_episode(study.shards, e) for e in picks]
     panels = [[("support", photo_url(s.references[0].image, s.references[0].mask, SUPPORT)),
                ("query, truth", photo_url(s.targets[0].image, s.targets[0].mask, TRUTH))] for s in samples]
-    models = study.both if study.trained else {study.info.method: study.adapted}
+    models = study.models if study.trained else {study.info.method: study.adapted}
     for name, model in models.items():
         for shown, sample, (mask, iou) in zip(panels, samples,
-                                              predict_episode(model, picks, samples, study.recipe.eval), strict=True):
+                                              predict_masks(model, picks, samples, study.recipe.eval), strict=True):
             shown.append((f"{name}: {iou * 100:.0f}", photo_url(sample.targets[0].image, mask, PREDICTION)))
     return [PictureStrip(title=f"{s.class_name}, {what}", panels=p) for s, p in zip(samples, panels, strict=True)]
 
@@ -74,20 +77,20 @@ def _analysis(study: Study, fold: int, lists: dict[str, EpisodeList], scores: Sc
               strips: list[PictureStrip]) -> Analysis:
     inside, outside = scores["in"]["adapted"], scores["out"]["adapted"]
     frozen_gap = scores["in"]["frozen"].miou - scores["out"]["frozen"].miou
-    rows = [[DOMAINS[d], str(len(lists[d].class_ids)), pct(s["adapted"].miou), between(s["adapted"].interval),
-             pct(s["frozen"].miou), points(s["adapted"].miou - s["frozen"].miou)] for d, s in scores.items()]
+    rows = [[DOMAINS[d], str(len(lists[d].class_ids)), pct(s["adapted"].miou), interval_text(s["adapted"].interval),
+             pct(s["frozen"].miou), signed_points(s["adapted"].miou - s["frozen"].miou)] for d, s in scores.items()]
     bars = [(f"{domain}-domain, {name}", s.miou * 100, s.interval[0] * 100, s.interval[1] * 100)
             for domain, both in scores.items() for name, s in both.items()]
     per_class = [[name, f"{d}-domain", *(pct(both[k].per_class[name]) for k in ("adapted", "frozen"))]
                  for d, both in scores.items() for name in both["adapted"].per_class]
     left_out = {n: why for listed in lists.values() for n, why in listed.dropped.items()}
     return Analysis(
-        name="domains", title="Classes it was trained on, and classes it never saw",
+        name="domains", title="Trained classes and novel classes",
         setting=f"fold {fold}, {study.recipe.eval.shots}-shot",
-        said=[f"{pct(inside.miou)} mIoU in-domain, {pct(outside.miou)} out-of-domain: "
-              f"a difference of {points(inside.miou - outside.miou)} points. For the frozen model, which knows "
-              f"neither, it is {points(frozen_gap)} on the same episodes.",
-              "In the paper (COCO-20i, 1-shot): SANSA 72.0 and 60.2, full backbone 74.8 and 55.2."],
+        findings=[f"The adapted model reaches {pct(inside.miou)} mIoU in-domain and {pct(outside.miou)} out-of-domain: "
+                  f"a difference of {signed_points(inside.miou - outside.miou)} points. On the same episodes the "
+                  f"difference of the frozen model, which was trained on neither, is {signed_points(frozen_gap)}.",
+                  "In the paper (COCO-20i, 1-shot): SANSA 72.0 and 60.2, full backbone 74.8 and 55.2."],
         table=TextTable(columns=["classes", "number", "adapted, mIoU", "95 % interval", "frozen, mIoU", "gain"],
                         rows=rows),
         tables=[TextTable(title="IoU of every class", columns=["class", "domain", "adapted", "frozen"],
@@ -95,13 +98,14 @@ def _analysis(study: Study, fold: int, lists: dict[str, EpisodeList], scores: Sc
         figures={"fold": fold, "shots": study.recipe.eval.shots, "not_scored": left_out,
                  "scores": {d: {n: s.as_json() for n, s in both.items()} for d, both in scores.items()}},
         plots=[interval_bars(bars, "mIoU, percent, with its 95 % interval")], strips=strips, legend=LEGEND,
-        notes=[f"{inside.episodes} and {outside.episodes} episodes, drawn by one rule from test photos, which the "
-               "bundle never opened; the novel ones are those that fss eval scores.", *_left_out(left_out),
-               *cautions(study)])
+        notes=[f"{inside.episodes} in-domain and {outside.episodes} out-of-domain episodes were drawn by the same rule "
+               "from test photos, which the bundle's training did not open. The out-of-domain episodes are those that "
+               "fss eval scores.", *_left_out(left_out), *cautions(study)])
 
 
 def _left_out(dropped: dict[str, str]) -> list[str]:
-    """Classes that could not be tested."""
+    """A note that lists the classes that could not be tested, with the reasons; empty if there are none."""
     if not dropped:
         return []
-    return ["Not scored: " + "; ".join(f"{name} ({why})" for name, why in sorted(dropped.items())) + "."]
+    return ["Classes that were not scored: "
+            + "; ".join(f"{name} ({why})" for name, why in sorted(dropped.items())) + "."]

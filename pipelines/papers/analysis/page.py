@@ -1,4 +1,4 @@
-"""An analysis as a page: sentences, tables, plots, strips of pictures, in the style of `fss report`."""
+"""The page of an analysis: sentences, tables, plots and strips of pictures, in the style of `fss report`."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ Cells = Sequence[str]
 
 @dataclass(frozen=True, kw_only=True)
 class TextTable:
-    """Rows of text under column names; the first column says what the row is."""
+    """Rows of text under column names; the first column names the row."""
 
     columns: Cells
     rows: Sequence[Cells]
     title: str = ""
 
     def text(self) -> str:
-        """For a terminal: the first column to the left, the others to the right."""
+        """The table for a terminal: the first column aligned to the left, the others to the right."""
         lines = [list(self.columns), *(list(r) for r in self.rows)]
         widths = [max(len(line[i]) for line in lines) for i in range(len(self.columns))]
         return "\n".join("  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in
@@ -38,7 +38,7 @@ class TextTable:
 
 @dataclass(frozen=True, kw_only=True)
 class PictureStrip:
-    """Pictures side by side: (caption, data URL)."""
+    """Pictures side by side; each panel is (caption, data URL)."""
 
     title: str
     panels: Sequence[tuple[str, str]]
@@ -46,18 +46,18 @@ class PictureStrip:
 
 @dataclass(frozen=True, kw_only=True)
 class Analysis:
-    """What an analysis found.
+    """The results of an analysis.
 
-    said     the result in sentences, the first one the main; table is also what the terminal shows
-    notes    what a reader must know to read the figures right
-    figures  the same as plain values
-    setting  what tells this analysis from another of the same bundle, such as `fold 0, 1-shot`: also in the file's name
+    findings  the result in sentences; the terminal shows the first one and `table`
+    notes     what a reader needs to know to interpret the figures
+    figures   the results as plain values, for the JSON file
+    setting   distinguishes analyses of one bundle, such as `fold 0, 1-shot`; it is part of the file's name
     """
 
     name: str
     title: str
     setting: str
-    said: Sequence[str]
+    findings: Sequence[str]
     table: TextTable
     figures: dict[str, Any]
     tables: Sequence[TextTable] = ()
@@ -77,14 +77,14 @@ class AnalysisFile:
 
     @property
     def document(self) -> dict[str, Any]:
-        """What --json prints and what lies beside the page."""
+        """The results as JSON: printed with --json and written beside the page."""
         return {"analysis": self.analysis.name, "setting": self.analysis.setting, "page": self.url, **self.about,
-                "said": list(self.analysis.said), "notes": list(self.analysis.notes), **self.analysis.figures}
+                "said": list(self.analysis.findings), "notes": list(self.analysis.notes), **self.analysis.figures}
 
 
 def write_page(analysis: Analysis, recipe: Recipe, shards: Shards,
                bundles: Sequence[tuple[str, BundleInfo]]) -> AnalysisFile:
-    """Write `<out>/analysis/<name>-<bundle id>/<dataset>-<setting>.html` and the figures beside it as JSON."""
+    """Write `<out>/analysis/<name>-<bundle id>/<dataset>-<setting>.html`, and the results beside it as JSON."""
     ids = "-".join(info.bundle_id[:16 if len(bundles) == 1 else 8] for _, info in bundles)
     folder = Store(join(recipe.out, "analysis", f"{analysis.name}-{ids}"))
     stem = re.sub(r"[^\w-]+", "-", f"{recipe.data.name} {analysis.setting}")
@@ -110,11 +110,11 @@ def pct(value: float) -> str:
     return f"{value * 100:.1f}"
 
 
-def points(value: float) -> str:
-    """A difference of fractions in points, with its sign."""
-    return f"{round(value * 100, 1) + 0.0:+.1f}"  # no -0.0
+def signed_points(value: float) -> str:
+    """A difference of fractions in percentage points, with its sign and one decimal."""
+    return f"{round(value * 100, 1) + 0.0:+.1f}"  # + 0.0 turns -0.0 into 0.0
 
 
-def between(pair: tuple[float, float]) -> str:
-    """An interval of fractions in percent."""
+def interval_text(pair: tuple[float, float]) -> str:
+    """An interval of fractions as text, in percent."""
     return f"{pct(pair[0])} – {pct(pair[1])}"

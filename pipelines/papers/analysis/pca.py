@@ -1,4 +1,4 @@
-"""What training changed in the features: PCA maps of photos (SANSA, figures 2 and 5), and similarity within classes."""
+"""The features before and after training: PCA maps of photos (SANSA, figures 2 and 5), similarity within classes."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from pipelines.config.recipe import Recipe
 from pipelines.pages.pictures import photo_url
 from pipelines.papers.analysis.page import Analysis, AnalysisFile, PictureStrip, TextTable, write_page
 from pipelines.papers.analysis.pictures import histograms, map_url
-from pipelines.papers.analysis.study import Study, cautions, photos_of, stride16
+from pipelines.papers.analysis.study import Study, cautions, draw_photos, encode_stride16
 
-PHOTOS_A_CLASS = 16  # whose foreground cells are compared
-CELLS_A_PHOTO = 16  # of an object: large ones do not count more
+PHOTOS_A_CLASS = 16  # photos of a class whose foreground cells are compared
+CELLS_A_PHOTO = 16  # cells of an object, the same number for large and small ones
 COVER = 0.5  # share of a cell that the object must cover
 BINS = 60
-LOW, HIGH = 0.01, 0.99  # quantiles of a component that become black and full colour
+LOW, HIGH = 0.01, 0.99  # quantiles of a component that are drawn as black and as full colour
 
 
 @dataclass(frozen=True)
 class Pca:
-    """Principal axes of features of C channels: mean [C], axes [3, C], share [3] of the variance."""
+    """Principal axes of features with C channels: mean [C], axes [3, C], share [3] of the variance on each axis."""
 
     mean: Tensor
     axes: Tensor
@@ -35,7 +35,7 @@ class Pca:
 
     @staticmethod
     def fit(features: Tensor, components: int = 3) -> Pca:
-        """Exact, from rows [N, C]. An axis points to where its largest entry is positive."""
+        """Compute the axes exactly from rows [N, C]. The largest entry of an axis is made positive."""
         rows = features.double()
         mean = rows.mean(dim=0)
         values, vectors = torch.linalg.eigh((rows - mean).T @ (rows - mean) / len(rows))
@@ -45,28 +45,28 @@ class Pca:
         return Pca(mean, axes, values[:components] / values.sum().clamp(min=1e-12))
 
     def __call__(self, features: Tensor) -> Tensor:
-        """[N, C] -> [N, 3]."""
+        """Project features [N, C] on the axes: [N, 3]."""
         return (features.double() - self.mean) @ self.axes.T
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassSimilarity:
-    """Cosine similarity of foreground cells of different photos, pairs within a class and between classes.
+    """Cosine similarity of foreground cells of different photos, for pairs within a class and between classes.
 
-    auc is the chance that a pair within a class is more alike than one between classes: 0.5 says that the features do
-    not tell the classes apart, whatever mean they share.
+    `auc` is the chance that a pair within a class is more similar than a pair between classes. At 0.5 the features do
+    not separate the classes, whatever mean they share.
     """
 
     within: float
     between: float
     auc: float
     edges: list[float]
-    within_share: list[float]  # of the pairs, a bin
+    within_share: list[float]  # share of the pairs in each bin between two edges
     between_share: list[float]
 
 
 def colour_maps(maps: Tensor) -> tuple[np.ndarray, Tensor]:
-    """[N, C, h, w] -> pictures [N, h, w, 3] uint8 of one PCA over all of them, and the components' variance shares."""
+    """Colour maps [N, C, h, w] by one PCA over all of them: pictures [N, h, w, 3] uint8, variance shares [3]."""
     rows = maps.permute(0, 2, 3, 1).flatten(0, 2)
     pca = Pca.fit(rows)
     values = pca(rows)
@@ -76,10 +76,11 @@ def colour_maps(maps: Tensor) -> tuple[np.ndarray, Tensor]:
     return pictures.cpu().numpy(), pca.share
 
 
-def similarity(cells: Tensor, classes: Tensor, photos: Tensor) -> ClassSimilarity:
-    """Of cells [N, C] with their classes [N] and photos [N]. Pairs within a photo are left out: they are alike anyway.
+def measure_similarity(cells: Tensor, classes: Tensor, photos: Tensor) -> ClassSimilarity:
+    """Compare cells [N, C] with their classes [N] and photos [N].
 
-    Raises `FssError` where there is no pair of either kind.
+    Pairs of cells of one photo are left out, because they are always similar. Raises `FssError` if there is no pair
+    within a class or none between classes.
     """
     unit = F.normalize(cells.float(), dim=1)
     cosine = unit @ unit.T
@@ -87,7 +88,8 @@ def similarity(cells: Tensor, classes: Tensor, photos: Tensor) -> ClassSimilarit
     same = classes[:, None] == classes[None]
     within, between = cosine[upper & same], cosine[upper & ~same]
     if not len(within) or not len(between):
-        raise FssError("similarity needs two classes with two test photos each", mend="hold out more classes or photos")
+        raise FssError("the similarity needs two classes with two test photos each",
+                       mend="hold out more classes or photos")
     ordered = between.sort().values
     below, upto = (torch.searchsorted(ordered, within, right=r).double().mean() for r in (False, True))
     edges = torch.linspace(float(torch.minimum(within.min(), ordered[0])), 1.0, BINS + 1)
@@ -99,8 +101,8 @@ def similarity(cells: Tensor, classes: Tensor, photos: Tensor) -> ClassSimilarit
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureComparison:
-    """What one kind of features says: maps [n, C, g, g] of the first photos; cells [N, C] that objects cover, with
-    their classes [N] and photos [N]."""
+    """One model's features: maps [n, C, g, g] of the first photos; cells [N, C] that objects cover, with their
+    classes [N] and photos [N]."""
 
     maps: Tensor
     cells: Tensor
@@ -110,10 +112,13 @@ class FeatureComparison:
 
 def compare_features(study: Study, model: Segmenter, class_ids: Sequence[int], photos: Sequence[int], shown: int,
                      title: str) -> FeatureComparison:
-    """Encode the photos once; the cells are the same for any model. Raises `FssError` if no object covers one."""
+    """Encode the photos once and collect the cells that objects cover; the first `shown` photos keep their maps.
+
+    The same cells are taken for every model. Raises `FssError` if no object covers a cell.
+    """
     maps: list[Tensor] = []
     found: list[tuple[Tensor, Tensor, Tensor]] = []
-    for ids, batch in stride16(model, study.shards, photos, study.recipe.eval.batch, title):
+    for ids, batch in encode_stride16(model, study.shards, photos, study.recipe.eval.batch, title):
         maps += list(batch.cpu())[:shown - len(maps)]
         found += [f for i, one in zip(ids, batch, strict=True) for f in _covered(study, i, one, class_ids)]
     if not found:
@@ -124,7 +129,10 @@ def compare_features(study: Study, model: Segmenter, class_ids: Sequence[int], p
 
 def _covered(study: Study, image_id: int, one: Tensor,
              class_ids: Sequence[int]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Up to `CELLS_A_PHOTO` cells of `one` [C, g, g] for each class in the photo, drawn with the evaluation's seed."""
+    """Up to `CELLS_A_PHOTO` cells of `one` [C, g, g] for each class in the photo, drawn with the evaluation's seed.
+
+    Yields (cells [n, C], their class [n], their photo [n]).
+    """
     for class_id in sorted(set(class_ids).intersection(study.shards.rows[image_id]["class_ids"])):
         mask = torch.from_numpy(study.shards.sample(image_id, class_id).mask)[None].float()
         inside = (F.adaptive_avg_pool2d(mask, (one.shape[1], one.shape[2]))[0] >= COVER).flatten().nonzero()[:, 0]
@@ -135,59 +143,60 @@ def _covered(study: Study, image_id: int, one: Tensor,
 
 
 def analyse_pca(recipe: Recipe, *, bundle: str, images: int) -> AnalysisFile:
-    """PCA maps of `images` test photos, frozen beside adapted, and similarity within and between classes.
+    """PCA maps of `images` test photos and similarity within and between classes, of the frozen and the adapted model.
 
-    The photos show classes that the bundle was not trained on, where there are such. Raises `FssError` for a bundle
-    without trained tensors, of a method without stride-16 features, or trained on one of the photos.
+    The photos show classes that the bundle was not trained on, if there are any. Raises `FssError` for a bundle
+    without trained tensors, for a method without stride-16 features, and for a bundle trained on one of the photos.
     """
     study = Study.open(recipe, bundle)
-    models, class_ids = study.both, [c.class_id for c in study.unknown_classes]
-    pool = photos_of(study.shards, class_ids, "test", max(images, PHOTOS_A_CLASS * len(class_ids)), recipe.eval.seed)
+    models, class_ids = study.models, [c.class_id for c in study.unknown_classes]
+    pool = draw_photos(study.shards, class_ids, "test", max(images, PHOTOS_A_CLASS * len(class_ids)), recipe.eval.seed)
     shown = pool[:images]
-    study.refuse_seen(pool)
-    looked = {name: compare_features(study, model, class_ids, pool, len(shown), f"{name} features")
-              for name, model in models.items()}
+    study.refuse_training_photos(pool)
+    compared = {name: compare_features(study, model, class_ids, pool, len(shown), f"{name} features")
+                for name, model in models.items()}
     panels = {i: [("photo", photo_url(study.shards.pixels(i)))] for i in shown}
     share = {}
-    for name, one in looked.items():
+    for name, one in compared.items():
         pictures, share[name] = colour_maps(one.maps)
         for i, picture in zip(shown, pictures, strict=True):
             panels[i].append((name, map_url(picture, study.shards.pixels(i).shape[:2])))
-    alike = {name: similarity(one.cells, one.classes, one.photos) for name, one in looked.items()}
-    return write_page(_analysis(study, class_ids, panels, share, alike, len(pool)), recipe, study.shards,
+    similarities = {name: measure_similarity(one.cells, one.classes, one.photos) for name, one in compared.items()}
+    return write_page(_analysis(study, class_ids, panels, share, similarities, len(pool)), recipe, study.shards,
                       [(bundle, study.info)])
 
 
 def _analysis(study: Study, class_ids: list[int], panels: dict[int, list[tuple[str, str]]], share: dict[str, Tensor],
-              alike: dict[str, ClassSimilarity], compared: int) -> Analysis:
+              similarities: dict[str, ClassSimilarity], compared: int) -> Analysis:
     names = {c: study.shards.classes[c].name for c in class_ids}
     novel = not set(names.values()) & set(study.info.classes)
-    frozen, adapted = alike["frozen"], alike["adapted"]
-    verb = "tell classes apart better" if adapted.auc > frozen.auc else "do not tell classes apart better"
+    frozen, adapted = similarities["frozen"], similarities["adapted"]
+    verb = "separate the classes better" if adapted.auc > frozen.auc else "do not separate the classes better"
     rows = [[name, f"{s.within:.3f}", f"{s.between:.3f}", f"{s.within - s.between:+.3f}", f"{s.auc:.3f}",
-             " ".join(f"{v * 100:.0f}" for v in share[name])] for name, s in alike.items()]
+             " ".join(f"{v * 100:.0f}" for v in share[name])] for name, s in similarities.items()]
     return Analysis(
         name="pca", title="Features before and after training", setting=f"{len(panels)} photos",
-        said=[f"Adapted features {verb} than frozen ones: a pair of cells within a class is more alike than a pair "
-              f"between classes in {adapted.auc:.1%} of the cases, frozen {frozen.auc:.1%}.",
-              f"Objects of {len(names)} classes {'that the bundle never saw' if novel else 'it was trained on'} "
-              f"({', '.join(names.values())}), in {compared} test photos."],
+        findings=[f"Adapted features {verb} than frozen ones: a pair of cells within a class is more similar than a "
+                  f"pair between classes in {adapted.auc:.1%} of the cases, with frozen features in {frozen.auc:.1%}.",
+                  f"The objects are of {len(names)} classes that the bundle {'was not' if novel else 'was'} trained on "
+                  f"({', '.join(names.values())}), in {compared} test photos."],
         table=TextTable(columns=["features", "within a class", "between classes", "gap", "AUC", "PCA variance, %"],
                     rows=rows),
         figures={"similarity": {n: {"within": s.within, "between": s.between, "auc": s.auc}
-                                for n, s in alike.items()},
+                                for n, s in similarities.items()},
                  "pca_variance": {n: s.tolist() for n, s in share.items()}, "photos": list(panels),
                  "classes": list(names.values()), "photos_compared": compared},
         plots=[histograms({"within a class": (s.edges, s.within_share), "between classes": (s.edges, s.between_share)},
                           f"{name} features", "cosine similarity of two foreground cells of different photos")
-               for name, s in alike.items()],
+               for name, s in similarities.items()],
         strips=[PictureStrip(title=f"{study.shards.rows[i]['file_name']}: {_shows(study, i, names)}", panels=p)
                 for i, p in panels.items()],
-        notes=["Cosine similarity of stride-16 cells that an object covers, pairs of different photos only. AUC: the "
-               "chance that a pair within a class is more alike than one between classes; 0.5 is none.",
-               "A map shows the first three principal components as red, green and blue: one PCA over all photos "
-               "shown, for each kind of features. Equal colours in two photos mean equal features; colours of frozen "
-               "and adapted maps do not correspond.", *cautions(study)])
+        notes=["Similarity: the cosine similarity of stride-16 cells that an object covers, over pairs of different "
+               "photos. AUC: the chance that a pair within a class is more similar than a pair between classes; at 0.5 "
+               "the features do not separate the classes.",
+               "A map shows the first three principal components as red, green and blue. One PCA is computed over all "
+               "photos shown, for frozen and adapted features separately. Equal colours in two photos mean equal "
+               "features; colours of frozen and adapted maps cannot be compared.", *cautions(study)])
 
 
 def _shows(study: Study, image_id: int, names: dict[int, str]) -> str:

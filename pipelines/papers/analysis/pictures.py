@@ -1,4 +1,4 @@
-"""Pictures that the report does not have: feature maps, clicks, labels of several classes, histograms."""
+"""Pictures for the analyses beyond those of `pipelines.pages`: feature maps, clicks, histograms."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from PIL import Image, ImageDraw
 from pipelines.pages.curves import FOLD_COLOURS, as_svg, new_figure
 from pipelines.pages.pictures import PREDICTION, SIDE, SUPPORT, TRUTH, photo_url, png_bytes
 
-CLICK, DOT = (190, 18, 60), 6  # colour and radius in pixels of the picture
+CLICK, DOT = (190, 18, 60), 6  # colour of a click, and its radius in pixels of the picture
 LEGEND = tuple((f"rgb{colour}", what) for colour, what in
                ((SUPPORT, "support mask"), (TRUTH, "truth"), (PREDICTION, "prediction")))
-Curve = tuple[Sequence[float], Sequence[float]]  # bin edges (one more), heights
+Curve = tuple[Sequence[float], Sequence[float]]  # n + 1 bin edges, n heights
 
 
 def map_url(colours: np.ndarray, shape: tuple[int, int]) -> str:
-    """A map [h, w, 3] uint8 as a PNG data URL, each cell a square, in the aspect of a photo of `shape` (H, W)."""
+    """A colour map [h, w, 3] uint8 as a PNG data URL, stretched to the aspect of a photo of `shape` (H, W)."""
     scale = SIDE / max(shape)
     size = (max(1, round(shape[1] * scale)), max(1, round(shape[0] * scale)))
     return _png(Image.fromarray(colours).resize(size, Image.Resampling.NEAREST))
 
 
 def click_url(image: np.ndarray, mask: np.ndarray, points: np.ndarray) -> str:
-    """A photo with its mask as `photo_url` draws them, and a dot at each of `points` [P, 2] (x, y) over them."""
+    """A photo with its mask, as `photo_url` draws them, and a dot at each of `points` [P, 2] (x, y); a PNG data URL."""
     url = photo_url(image, mask, PREDICTION)
     picture = Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))
     pen, scale = ImageDraw.Draw(picture), SIDE / max(image.shape[:2])
@@ -40,7 +40,7 @@ def _png(picture: Image.Image) -> str:
 
 
 def histograms(curves: Mapping[str, Curve], title: str, label: str) -> str:
-    """Outlines of several histograms in one plot. Inline SVG."""
+    """Several histograms in one plot, as inline SVG; `label` is the x axis's."""
     figure, axes = new_figure(4.6, 2.7)
     for i, (name, (edges, heights)) in enumerate(curves.items()):
         colour = FOLD_COLOURS[i % len(FOLD_COLOURS)]

@@ -1,7 +1,7 @@
-"""Are the classes in the features at all? A linear probe beside the few-shot score (SANSA, section 3.2).
+"""A linear probe beside the few-shot score: whether the features contain the classes at all (SANSA, section 3.2).
 
-The paper's point: frozen SAM 2 features separate classes linearly nearly as well as adapted ones (65.8 and 69.2 mIoU
-on COCO-20i, fold 0), and yet few-shot matching works with the adapted ones only (28.9 and 57.5).
+The paper's argument: frozen SAM 2 features separate classes linearly nearly as well as adapted ones (65.8 and 69.2
+mIoU on COCO-20i, fold 0), but few-shot matching works with the adapted features only (28.9 and 57.5 mIoU).
 """
 
 from __future__ import annotations
@@ -26,18 +26,24 @@ from pipelines.papers.analysis.page import (
     AnalysisFile,
     PictureStrip,
     TextTable,
-    between,
+    interval_text,
     pct,
-    points,
+    signed_points,
     write_page,
 )
 from pipelines.papers.analysis.pictures import LEGEND
-from pipelines.papers.analysis.scores import FewShotScores, few_shot, first_of_each_class, mask_iou, predict_episode
-from pipelines.papers.analysis.study import Study, cautions, photos_of, stride16
+from pipelines.papers.analysis.scores import (
+    FewShotScores,
+    first_of_each_class,
+    mask_iou,
+    predict_masks,
+    score_few_shot,
+)
+from pipelines.papers.analysis.study import Study, cautions, draw_photos, encode_stride16
 
 CELLS = 200_000  # training cells over all photos
 ITERATIONS = 200
-DECAY = 1e-4  # of the weights' squares, on standardised features
+DECAY = 1e-4  # factor of the squared weights in the loss; features are standardised
 SHOWN = 6
 IGNORED = -1
 
@@ -46,7 +52,7 @@ IGNORED = -1
 class LinearProbe:
     """Multinomial logistic regression on standardised features: weight [Y, C], bias [Y], mean and std [C].
 
-    Y: background, then the classes.
+    The Y outcomes are the background, then the classes.
     """
 
     weight: Tensor
@@ -56,7 +62,7 @@ class LinearProbe:
 
     @staticmethod
     def fit(cells: Tensor, labels: Tensor, outcomes: int) -> LinearProbe:
-        """By L-BFGS on cells [N, C] with labels [N] in 0 .. `outcomes` - 1: a convex problem, hence no seed."""
+        """Fit by L-BFGS on cells [N, C] with labels [N] in 0 .. `outcomes` - 1. The problem is convex: no seed."""
         mean, std = cells.mean(dim=0), cells.std(dim=0).clamp(min=1e-6)
         x, y = (cells - mean) / std, labels.long()
         weight = torch.zeros(outcomes, cells.shape[1], device=x.device, requires_grad=True)
@@ -73,15 +79,15 @@ class LinearProbe:
         return LinearProbe(weight.detach(), bias.detach(), mean, std)
 
     def __call__(self, maps: Tensor) -> Tensor:
-        """[N, C, h, w] -> logits [N, Y, h, w]."""
+        """Feature maps [N, C, h, w] -> logits [N, Y, h, w]."""
         scaled = (maps - self.mean.view(1, -1, 1, 1)) / self.std.view(1, -1, 1, 1)
         return torch.einsum("nchw,yc->nyhw", scaled, self.weight) + self.bias.view(1, -1, 1, 1)
 
 
 def label_map(shards: Shards, image_id: int, class_ids: Sequence[int]) -> np.ndarray:
-    """[H, W] int64: 0 background, 1 + the class's place in `class_ids`, `IGNORED` for void and crowd pixels.
+    """The photo's labels [H, W] int64: 0 for background, 1 + the class's place in `class_ids` for an object.
 
-    Where objects of two of the classes overlap the pixel is ignored.
+    Void pixels, crowd pixels and pixels of two of the classes are `IGNORED`.
     """
     shown = [c for c in class_ids if c in shards.rows[image_id]["class_ids"]]
     labels = np.zeros(shards.pixels(image_id).shape[:2], dtype=np.int64)
@@ -96,12 +102,12 @@ def label_map(shards: Shards, image_id: int, class_ids: Sequence[int]) -> np.nda
 
 def train_probe(model: Segmenter, shards: Shards, photos: Sequence[int], class_ids: Sequence[int], *, batch: int,
                 seed: int, name: str) -> tuple[LinearProbe, int]:
-    """Fit on the photos' cells, each labelled by the pixel at its centre; the same cells for any model.
+    """Fit a probe on the photos' cells, each labelled by the pixel at its centre; every model gets the same cells.
 
     Returns the probe and the number of cells.
     """
     each, found = max(1, CELLS // len(photos)), []
-    for ids, maps in stride16(model, shards, photos, batch, f"{name} features of train photos"):
+    for ids, maps in encode_stride16(model, shards, photos, batch, f"{name} features of train photos"):
         for image_id, one in zip(ids, maps, strict=True):
             labels = torch.from_numpy(label_map(shards, image_id, class_ids))
             small = F.interpolate(labels[None, None].float(), size=one.shape[-2:], mode="nearest-exact")
@@ -117,13 +123,13 @@ def train_probe(model: Segmenter, shards: Shards, photos: Sequence[int], class_i
 @torch.no_grad()
 def probe_scores(probe: LinearProbe, model: Segmenter, shards: Shards, photos: Sequence[int],
                  class_ids: Sequence[int], *, batch: int, name: str) -> list[float]:
-    """IoU of background and of each class over the photos, predictions brought to their original size (bilinear)."""
+    """IoU of the background and of each class over the photos; logits are resized to the original size (bilinear)."""
     outcomes = len(class_ids) + 1
     confusion = torch.zeros(outcomes * outcomes, dtype=torch.int64)
-    for ids, maps in stride16(model, shards, photos, batch, f"{name} features of test photos"):
+    for ids, maps in encode_stride16(model, shards, photos, batch, f"{name} features of test photos"):
         for image_id, logits in zip(ids, probe(maps.float()), strict=True):
             truth = torch.from_numpy(label_map(shards, image_id, class_ids))
-            found = outcome(logits, truth.shape).cpu()
+            found = predict_labels(logits, truth.shape).cpu()
             keep = truth != IGNORED
             confusion += torch.bincount(truth[keep] * outcomes + found[keep], minlength=outcomes * outcomes)
     table = confusion.view(outcomes, outcomes).double()
@@ -132,8 +138,8 @@ def probe_scores(probe: LinearProbe, model: Segmenter, shards: Shards, photos: S
     return scores
 
 
-def outcome(logits: Tensor, size: tuple[int, ...]) -> Tensor:
-    """[Y, h, w] -> the likeliest outcome [H, W] int64."""
+def predict_labels(logits: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Logits [Y, h, w] -> the most likely outcome [H, W] int64, at `size` (H, W)."""
     full = F.interpolate(logits[None], size=tuple(size), mode="bilinear", align_corners=False)
     best: Tensor = full[0].argmax(dim=0)
     return best
@@ -141,7 +147,7 @@ def outcome(logits: Tensor, size: tuple[int, ...]) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeScores:
-    """One kind of features: its probe, IoU of background and classes, and the few-shot score."""
+    """One model's probe, its IoU of the background and of each class, and the model's few-shot scores."""
 
     probe: LinearProbe
     ious: list[float]
@@ -149,27 +155,28 @@ class ProbeScores:
 
     @property
     def miou(self) -> float:
-        """Over the classes; background does not count."""
+        """The probe's mean IoU over the classes, without the background."""
         return float(np.mean(self.ious[1:]))
 
 
 def analyse_probe(recipe: Recipe, *, bundle: str, fold: int, photos: int) -> AnalysisFile:
     """Probe and few-shot mIoU of frozen and adapted features on a fold's novel classes.
 
-    Up to `photos` train photos fit the probe and up to as many test photos score it. Raises `FssError` for a bundle
-    without trained tensors or stride-16 features, one trained on a class of the fold or on one of the test photos.
+    The probe is fitted on up to `photos` train photos and scored on up to `photos` test photos. Raises `FssError` for
+    a bundle without trained tensors or stride-16 features, and for a bundle trained on a class of the fold or on one
+    of the test photos.
     """
     study = Study.open(recipe, bundle)
-    models, data = study.both, study.unseen(fold)
+    models, data = study.models, study.open_unseen_fold(fold)
     episodes = data.episodes(recipe.eval)
     class_ids, seed, batch = episodes.class_ids, recipe.eval.seed, recipe.eval.batch
-    train, test = (photos_of(study.shards, class_ids, split, photos, seed) for split in ("train", "test"))
-    study.refuse_seen([*test, *(i for e in episodes for i in (e.query, *e.supports))])
+    train, test = (draw_photos(study.shards, class_ids, split, photos, seed) for split in ("train", "test"))
+    study.refuse_training_photos([*test, *(i for e in episodes for i in (e.query, *e.supports))])
     found: dict[str, ProbeScores] = {}
     for name, model in models.items():
         probe, cells = train_probe(model, study.shards, train, class_ids, batch=batch, seed=seed, name=name)
         ious = probe_scores(probe, model, study.shards, test, class_ids, batch=batch, name=name)
-        few = few_shot(model, study.shards, episodes, recipe, f"{name} few-shot")
+        few = score_few_shot(model, study.shards, episodes, recipe, f"{name} few-shot")
         found[name] = ProbeScores(probe=probe, ious=ious, few=few)
     strips = _strips(study, models, found, episodes)
     counts = {"train_photos": len(train), "test_photos": len(test), "cells": cells}
@@ -179,7 +186,7 @@ def analyse_probe(recipe: Recipe, *, bundle: str, fold: int, photos: int) -> Ana
 
 def _strips(study: Study, models: dict[str, Segmenter], found: dict[str, ProbeScores],
             episodes: EpisodeList) -> list[PictureStrip]:
-    """One episode of each class: what the probes say of its query, and what few-shot matching says."""
+    """One episode of each class: the query's mask by each model's probe and by few-shot matching."""
     picks = first_of_each_class(episodes, SHOWN)
     samples = [load_episode(study.shards, e) for e in picks]
     panels = [[("support", photo_url(s.references[0].image, s.references[0].mask, SUPPORT)),
@@ -189,7 +196,7 @@ def _strips(study: Study, models: dict[str, Segmenter], found: dict[str, ProbeSc
         for shown, sample, (mask, iou) in zip(panels, samples, masks, strict=True):
             shown.append((f"probe, {name}: {iou * 100:.0f}", photo_url(sample.targets[0].image, mask, PREDICTION)))
     for name, model in models.items():
-        masks = predict_episode(model, picks, samples, study.recipe.eval)
+        masks = predict_masks(model, picks, samples, study.recipe.eval)
         for shown, sample, (mask, iou) in zip(panels, samples, masks, strict=True):
             shown.append((f"few-shot, {name}: {iou * 100:.0f}", photo_url(sample.targets[0].image, mask, PREDICTION)))
     return [PictureStrip(title=s.class_name, panels=p) for s, p in zip(samples, panels, strict=True)]
@@ -199,11 +206,12 @@ def _strips(study: Study, models: dict[str, Segmenter], found: dict[str, ProbeSc
 def _probed(study: Study, model: Segmenter, probe: LinearProbe, picks: Sequence[Episode],
             samples: Sequence[EpisodeSample], class_ids: list[int]) -> list[tuple[np.ndarray, float]]:
     queries = [s.targets[0] for s in samples]
-    parts = stride16(model, study.shards, [q.image_id for q in queries], study.recipe.eval.batch, "probe, pictures")
+    photos = [q.image_id for q in queries]
+    parts = encode_stride16(model, study.shards, photos, study.recipe.eval.batch, "probe, pictures")
     logits = torch.cat([probe(m.float()) for _, m in parts])
     found = []
     for episode, query, one in zip(picks, queries, logits, strict=True):
-        mask = (outcome(one, query.mask.shape) == class_ids.index(episode.class_id) + 1).cpu()
+        mask = (predict_labels(one, query.mask.shape) == class_ids.index(episode.class_id) + 1).cpu()
         found.append((mask.numpy(), mask_iou(mask, query)))
     return found
 
@@ -218,20 +226,22 @@ def _analysis(study: Study, fold: int, found: dict[str, ProbeScores], episodes: 
     per_class.append(["background", *(pct(found[k].ious[0]) for k in found), "–", "–"])
     return Analysis(
         name="probe", title="Linear probe and few-shot matching", setting=f"fold {fold}, {episodes.shots}-shot",
-        said=[f"Training changes the linear probe by {points(gain)} points and the few-shot score by "
-              f"{points(few_gain)}.",
-              f"Both on the {len(names)} novel classes of fold {fold}. In the paper (COCO-20i, fold 0): probe 65.8 and "
-              "69.2, few-shot 28.9 and 57.5: frozen features hold the classes, but not in a form that can be matched."],
+        findings=[f"Training changes the linear probe's mIoU by {signed_points(gain)} points and the few-shot mIoU by "
+                  f"{signed_points(few_gain)} points.",
+                  f"Both are on the {len(names)} novel classes of fold {fold}. In the paper (COCO-20i, fold 0): probe "
+                  "65.8 and 69.2, few-shot 28.9 and 57.5. Frozen features contain the classes, but not in a form that "
+                  "can be matched."],
         table=TextTable(columns=["features", "linear probe, mIoU", f"{episodes.shots}-shot, mIoU", "95 % interval"],
-                    rows=[[k, pct(v.miou), pct(v.few.miou), between(v.few.interval)] for k, v in found.items()]),
+                    rows=[[k, pct(v.miou), pct(v.few.miou), interval_text(v.few.interval)] for k, v in found.items()]),
         tables=[TextTable(title="IoU of every class", rows=per_class,
                       columns=["class", "probe, frozen", "probe, adapted", "few-shot, frozen", "few-shot, adapted"])],
-        figures={"fold": fold, "shots": episodes.shots, **counts, "few_shot": {k: v.few.as_json() for k, v in
-                                                                            found.items()},
+        figures={"fold": fold, "shots": episodes.shots, **counts,
+                 "few_shot": {k: v.few.as_json() for k, v in found.items()},
                  "probe": {k: {"miou": v.miou, "background": v.ious[0],
                                "per_class": dict(zip(names, v.ious[1:], strict=True))} for k, v in found.items()}},
         strips=strips, legend=LEGEND,
         notes=[f"The probe is a multinomial logistic regression (background and {len(names)} classes) on stride-16 "
                f"cells, fitted on {counts['cells']} cells of {counts['train_photos']} train photos and scored on "
-               f"{counts['test_photos']} test photos; it knows the classes, a few-shot support shows one example.",
+               f"{counts['test_photos']} test photos. It is trained on the classes, whereas few-shot matching sees one "
+               "support set.",
                *cautions(study)])

@@ -1,4 +1,4 @@
-"""Shared by the analyses of FCP and VRP-SAM: episodes as a method analysed them, masks and maps on its grid."""
+"""What the analyses of FCP and VRP-SAM share: analysed episodes, and masks and maps on the method's grid."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from pipelines.data.schema import EpisodeSample
 from pipelines.data.shardset import Shards
 from pipelines.evaluation.evaluate import FeatureCache
 from pipelines.pages.pictures import photo_url
-from pipelines.papers.analysis.study import Study, no_record
+from pipelines.papers.analysis.study import Study, record_cautions
 
 METHODS = ("fcp", "vrp_sam")
 HEAT = 0.6  # opacity of a map over its photo
@@ -34,21 +34,27 @@ HEAT = 0.6  # opacity of a map over its photo
 
 @dataclass(frozen=True, kw_only=True)
 class EpisodeBatch:
-    """A batch of episodes and what a method looked at; rows are (episode, shot): `found.pair` and `found.shot`."""
+    """A batch of episodes and the method's analysis of them.
+
+    The analysis has E rows (episode, shot): `analysis.pair` is a row's episode in the batch, `analysis.shot` its shot.
+    """
 
     episodes: Sequence[Episode]
     samples: list[EpisodeSample]
-    found: FcpAnalysis | VrpAnalysis
+    analysis: FcpAnalysis | VrpAnalysis
 
     @property
     def size(self) -> tuple[int, int]:
-        """(h, w) of the grid that the attention maps are over."""
-        prior = self.found.conventional if isinstance(self.found, FcpAnalysis) else self.found.prior
+        """(h, w) of the grid of the attention maps."""
+        prior = self.analysis.conventional if isinstance(self.analysis, FcpAnalysis) else self.analysis.prior
         return prior.shape[-2], prior.shape[-1]
 
 
 def open_study(recipe: Recipe, bundle: str, methods: Sequence[str], what: str) -> Study:
-    """`Study.open` of a bundle of one of `methods`, the only ones that have `what`. Raises `FssError` for another."""
+    """Open the study of a bundle of one of `methods`; `what` is what only these methods have, for the error line.
+
+    Raises `FssError` for a bundle of another method.
+    """
     method = read_bundle_info(bundle).method  # before any shards are built
     if method not in methods:
         raise FssError(f"method {method!r} has no {what}", where=bundle,
@@ -58,7 +64,7 @@ def open_study(recipe: Recipe, bundle: str, methods: Sequence[str], what: str) -
 
 def analyse_batch(model: Segmenter, shards: Shards, episodes: Sequence[Episode], config: EvalConfig,
                   title: str) -> Iterator[EpisodeBatch]:
-    """Batches of episodes, class by class, their supports marked as the evaluation marks them."""
+    """Analyse episodes in batches, class by class; supports get the same prompts as in the evaluation."""
     cache, ordered = FeatureCache(model), sorted(episodes, key=lambda e: (e.class_id, e.episode_id))
     with Bar(title, len(ordered), unit="episodes") as bar:
         for first in range(0, len(ordered), config.batch):
@@ -66,7 +72,7 @@ def analyse_batch(model: Segmenter, shards: Shards, episodes: Sequence[Episode],
             samples = [load_episode(shards, e) for e in chunk]
             with torch.inference_mode():
                 yield EpisodeBatch(episodes=chunk, samples=samples,
-                                   found=_analyse(model, cache, chunk, samples, config))
+                                   analysis=_analyse(model, cache, chunk, samples, config))
             bar.step(len(chunk))
 
 
@@ -84,16 +90,16 @@ def _analyse(model: Segmenter, cache: FeatureCache, episodes: Sequence[Episode],
 
 
 def cell_masks(model: Segmenter, masks: Sequence[np.ndarray], size: tuple[int, int], *, fill: bool = True) -> Tensor:
-    """Masks [H, W] bool as the methods see them on their grid: [E, h, w] bool, on the model's device.
+    """Masks [H, W] bool on the method's grid: [E, h, w] bool, on the model's device.
 
-    With `fill` an object that the grid misses marks the cells it touches.
+    With `fill`, an object that would cover no cell marks the cells that it touches.
     """
     squares = torch.stack([model.preprocessor.mask(m) for m in masks])[:, None]
     return (grid_masks(squares, size, fill=fill)[:, 0] > 0).to(model.device)
 
 
 def heat_url(image: np.ndarray, weights: Tensor) -> str:
-    """A map [h, w] over its photo [H, W, 3] uint8, from the lowest value (dark) to the highest (bright)."""
+    """A map [h, w] drawn over its photo [H, W, 3] uint8, lowest value dark, highest bright, as a JPEG data URL."""
     values = weights.float().cpu().numpy()
     scaled = (values - values.min()) / max(float(values.max() - values.min()), 1e-12)
     size = (image.shape[1], image.shape[0])
@@ -104,8 +110,9 @@ def heat_url(image: np.ndarray, weights: Tensor) -> str:
 
 
 def remarks(study: Study) -> list[str]:
-    """What a reader must know of the bundle: no record of its classes, no SAM as published."""
+    """Notes on the bundle: that it has no record of its classes, and that its SAM is not the published one."""
     if not study.adapted.untrained:
-        return no_record(study)
-    return [*no_record(study), f"{study.info.method} at {study.info.preset} has no SAM checkpoint: SAM's parts are "
-            "random or were trained with the bundle alone. It is no verdict on the method."]
+        return record_cautions(study)
+    return [*record_cautions(study), f"There is no SAM checkpoint for {study.info.method} at preset "
+            f"{study.info.preset}: SAM's parts are random or were trained with this bundle alone. These figures are no "
+            "verdict on the method."]

@@ -1,7 +1,7 @@
-"""How good FCP's pseudo masks are: the conventional prior beside the attention-based masks, step by step (table 3).
+"""The quality of FCP's pseudo masks: the conventional prior and the attention-based masks of each step (FCP, table 3).
 
-Published on PASCAL-5i, 1-shot, ResNet-50: mIoU, precision and recall 32.4, 46.5, 53.6 of conventional and 60.9, 69.1,
-79.4 of attention-based masks.
+Published on PASCAL-5i, 1-shot, ResNet-50: mIoU, precision and recall are 32.4, 46.5, 53.6 for conventional masks and
+60.9, 69.1, 79.4 for attention-based masks.
 """
 
 from __future__ import annotations
@@ -27,47 +27,52 @@ from pipelines.papers.analysis.page import (
     AnalysisFile,
     PictureStrip,
     TextTable,
-    between,
+    interval_text,
     pct,
-    points,
+    signed_points,
     write_page,
 )
 from pipelines.papers.analysis.pictures import LEGEND
 from pipelines.papers.analysis.prompted import EpisodeBatch, analyse_batch, cell_masks, open_study, remarks
-from pipelines.papers.analysis.scores import drawn_mask, first_of_each_class, mask_iou
+from pipelines.papers.analysis.scores import first_of_each_class, full_size_mask, mask_iou
 from pipelines.papers.analysis.study import Study
 
 CONVENTIONAL = "conventional"
 SHOWN = 6
 
 
-def pseudo_masks(found: FcpAnalysis) -> dict[str, Tensor]:
-    """Name -> masks [E, G, G], to be cut at one half: conventional, then attention-based, step by step."""
+def masks_by_step(found: FcpAnalysis) -> dict[str, Tensor]:
+    """Name -> pseudo masks [E, G, G] in 0 to 1: the conventional one, then the attention-based one of each step."""
     steps = {f"attention, step {t}": m[:, 0] for t, m in enumerate(found.attention_masks, start=1)}
     return {CONVENTIONAL: found.conventional[:, 0]} | steps
 
 
 @dataclass(frozen=True, kw_only=True)
 class PseudoMasks:
-    """Masks of E rows (episode, shot) cut at one half, [E, G, G] bool by name; truth [E, G, G], class_ids [E]."""
+    """Pseudo masks of E rows (episode, shot) at threshold one half.
 
-    masks: dict[str, Tensor]
+    by_name  name -> masks [E, G, G] bool
+    truth    [E, G, G] bool
+    class_ids  [E]
+    """
+
+    by_name: dict[str, Tensor]
     truth: Tensor
     class_ids: Tensor
 
     def quality(self, name: str, classes: Sequence[int]) -> PseudoMaskQuality:
-        """mIoU, precision and recall over the classes."""
-        return pseudo_mask_quality(self.masks[name], self.truth, self.class_ids, classes)
+        """mIoU, precision and recall of the masks of that name, over the classes."""
+        return pseudo_mask_quality(self.by_name[name], self.truth, self.class_ids, classes)
 
     def sample(self, name: str) -> Sample:
-        """What the bootstrap resamples."""
-        pairs = [episode_counts(m, t) for m, t in zip(self.masks[name], self.truth, strict=True)]
+        """The episode counts of the masks of that name, for the bootstrap."""
+        pairs = [episode_counts(m, t) for m, t in zip(self.by_name[name], self.truth, strict=True)]
         inter, union = (np.array([p[i] for p in pairs]) for i in (0, 1))
         return Sample.of([(0, [Counts(class_ids=self.class_ids.numpy(), inter=inter, union=union)])])
 
 
-def cut(batches: Iterable[EpisodeBatch], model: Segmenter) -> PseudoMasks:
-    """The masks of all batches, and the truth on their grid by nearest neighbour, void as background."""
+def threshold_masks(batches: Iterable[EpisodeBatch], model: Segmenter) -> PseudoMasks:
+    """The masks of all batches, and the truth on the same grid (nearest neighbour, void as background)."""
     masks: dict[str, list[Tensor]] = {}
     truth: list[Tensor] = []
     class_ids: list[int] = []
@@ -76,33 +81,34 @@ def cut(batches: Iterable[EpisodeBatch], model: Segmenter) -> PseudoMasks:
         rows = found.pair.tolist()
         truth.append(cell_masks(model, [batch.samples[p].targets[0].mask for p in rows], batch.size, fill=False).cpu())
         class_ids += [batch.episodes[p].class_id for p in rows]
-        for name, values in pseudo_masks(found).items():
+        for name, values in masks_by_step(found).items():
             masks.setdefault(name, []).append((values.float() > THRESHOLD).cpu())
-    return PseudoMasks(masks={k: torch.cat(v) for k, v in masks.items()}, truth=torch.cat(truth),
+    return PseudoMasks(by_name={k: torch.cat(v) for k, v in masks.items()}, truth=torch.cat(truth),
                        class_ids=torch.tensor(class_ids))
 
 
 def _fcp(batch: EpisodeBatch) -> FcpAnalysis:
-    assert isinstance(batch.found, FcpAnalysis)
-    return batch.found
+    assert isinstance(batch.analysis, FcpAnalysis)
+    return batch.analysis
 
 
 def analyse_pseudo_masks(recipe: Recipe, *, bundle: str, fold: int) -> AnalysisFile:
-    """Quality of FCP's pseudo masks over a fold's episodes, and pictures of them.
+    """Quality of FCP's pseudo masks over a fold's episodes, with pictures.
 
-    Raises `FssError` for a bundle of another method, and one trained on a class of the fold or on one of the photos.
+    Raises `FssError` for a bundle of another method, and for a bundle trained on a class of the fold or on one of the
+    photos.
     """
     study = open_study(recipe, bundle, ("fcp",), "attention-based pseudo masks")
-    episodes = study.unseen(fold).episodes(recipe.eval)
-    study.refuse_seen([i for e in episodes for i in (e.query, *e.supports)])
+    episodes = study.open_unseen_fold(fold).episodes(recipe.eval)
+    study.refuse_training_photos([i for e in episodes for i in (e.query, *e.supports)])
     model = study.adapted
-    made = cut(analyse_batch(model, study.shards, episodes.episodes, recipe.eval, "pseudo masks"), model)
-    return write_page(_analysis(study, fold, episodes, made, _strips(study, episodes)), recipe, study.shards,
+    masks = threshold_masks(analyse_batch(model, study.shards, episodes.episodes, recipe.eval, "pseudo masks"), model)
+    return write_page(_analysis(study, fold, episodes, masks, _strips(study, episodes)), recipe, study.shards,
                       [(bundle, study.info)])
 
 
 def _strips(study: Study, episodes: EpisodeList) -> list[PictureStrip]:
-    """The first episode of each class with its first shot: every pseudo mask, and what comes of them."""
+    """The first episode of each class with its first shot: every pseudo mask, and the final segmentation."""
     strips, model = [], study.adapted
     picks = first_of_each_class(episodes, SHOWN)
     for batch in analyse_batch(model, study.shards, picks, study.recipe.eval, "pictures"):
@@ -113,50 +119,54 @@ def _strips(study: Study, episodes: EpisodeList) -> list[PictureStrip]:
             reference, target = sample.references[0], sample.targets[0]
             panels = [("support", photo_url(reference.image, reference.mask, SUPPORT)),
                       ("query, truth", photo_url(target.image, target.mask, TRUTH))]
-            for name, values in pseudo_masks(found).items():
+            for name, values in masks_by_step(found).items():
                 mask = (at_size(values[row], target.mask.shape) > THRESHOLD).cpu()
                 panels.append((f"{name}: {mask_iou(mask, target) * 100:.0f}",
                                photo_url(target.image, mask.numpy(), PREDICTION)))
-            final, iou = drawn_mask(found.prediction.logits[at], target)
+            final, iou = full_size_mask(found.prediction.logits[at], target)
             panels.append((f"segmentation: {iou * 100:.0f}", photo_url(target.image, final, PREDICTION)))
             strips.append(PictureStrip(title=sample.class_name, panels=panels))
     return strips
 
 
-def _analysis(study: Study, fold: int, episodes: EpisodeList, made: PseudoMasks,
+def _analysis(study: Study, fold: int, episodes: EpisodeList, masks: PseudoMasks,
               strips: list[PictureStrip]) -> Analysis:
     choose, classes = study.recipe.choose, episodes.class_ids
-    found = {name: made.quality(name, classes) for name in made.masks}
-    spread = {name: _interval(made.sample(name), choose) for name in made.masks}
-    rows = [[name, pct(q.miou), between(spread[name]), pct(q.precision), pct(q.recall)] for name, q in found.items()]
-    per_class = [[study.shards.classes[c].name, *(pct(made.quality(name, [c]).miou) for name in made.masks)]
+    found = {name: masks.quality(name, classes) for name in masks.by_name}
+    spread = {name: _interval(masks.sample(name), choose) for name in masks.by_name}
+    rows = [[name, pct(q.miou), interval_text(spread[name]), pct(q.precision), pct(q.recall)]
+            for name, q in found.items()]
+    per_class = [[study.shards.classes[c].name, *(pct(masks.quality(name, [c]).miou) for name in masks.by_name)]
                  for c in classes]
     return Analysis(
-        name="pseudo-masks", title="The pseudo masks that guide FCP",
+        name="pseudo-masks", title="Quality of FCP's pseudo masks",
         setting=f"fold {fold}, {episodes.shots}-shot",
-        said=[_verdict(found, made, choose),
-              "In the paper (PASCAL-5i, 1-shot, ResNet-50; mIoU, precision, recall): conventional 32.4, 46.5, 53.6, "
-              "attention-based 60.9, 69.1, 79.4."],
+        findings=[_verdict(found, masks, choose),
+                  "In the paper (PASCAL-5i, 1-shot, ResNet-50; mIoU, precision, recall): conventional masks 32.4, "
+                  "46.5, 53.6; attention-based masks 60.9, 69.1, 79.4."],
         table=TextTable(columns=["pseudo mask", "mIoU", "95 % interval", "precision", "recall"], rows=rows),
-        tables=[TextTable(title="IoU of every class", columns=["class", *made.masks], rows=per_class)],
+        tables=[TextTable(title="IoU of every class", columns=["class", *masks.by_name], rows=per_class)],
         figures={"fold": fold, "shots": episodes.shots, "episodes": len(episodes), "list_hash": episodes.sha256,
                  "quality": {name: {**asdict(q), "interval": spread[name]} for name, q in found.items()}},
         strips=strips, legend=(LEGEND[0], LEGEND[1], (LEGEND[2][0], "pseudo mask, segmentation")),
-        notes=[f"Masks on the {made.truth.shape[1]} x {made.truth.shape[2]} grid, cut at {THRESHOLD}, against the "
-               "truth on that grid, void as background. Cells are pooled over a class's episodes, then classes are "
-               f"averaged{'; each shot has its own masks' if episodes.shots > 1 else ''}. The number under a picture "
-               "is the IoU of the mask enlarged to the photo.", _guides(study), *remarks(study)])
+        notes=[f"The masks on the {masks.truth.shape[1]} x {masks.truth.shape[2]} grid at threshold {THRESHOLD} are "
+               "compared with the truth on that grid; void counts as background. Cells are pooled over a class's "
+               f"episodes, then classes are averaged{'; each shot has its own masks' if episodes.shots > 1 else ''}. "
+               "The number under a picture is the IoU of the mask enlarged to the photo.", _guides(study),
+               *remarks(study)])
 
 
-def _verdict(found: dict[str, PseudoMaskQuality], made: PseudoMasks, choose: ChooseConfig) -> str:
+def _verdict(found: dict[str, PseudoMaskQuality], masks: PseudoMasks, choose: ChooseConfig) -> str:
     last, plain = list(found)[-1], found[CONVENTIONAL]
     if last == CONVENTIONAL:
-        return f"The conventional mask has {pct(plain.miou)} mIoU; with one step there is no attention-based one."
-    low, high = paired_difference(made.sample(last), made.sample(CONVENTIONAL), resamples=choose.resamples,
+        return (f"The conventional mask has {pct(plain.miou)} mIoU. The model has one step, so there is no "
+                "attention-based mask.")
+    low, high = paired_difference(masks.sample(last), masks.sample(CONVENTIONAL), resamples=choose.resamples,
                                   seed=choose.seed)
     gain = found[last].miou - plain.miou
-    return (f"Attention-based masks have {pct(found[last].miou)} mIoU after the last step, conventional ones "
-            f"{pct(plain.miou)}: {points(gain)} points (95 % interval {between((low, high))}).")
+    return (f"Attention-based masks have {pct(found[last].miou)} mIoU after the last step, conventional masks "
+            f"{pct(plain.miou)}: a difference of {signed_points(gain)} points (95 % interval "
+            f"{interval_text((low, high))}).")
 
 
 def _interval(sample: Sample, choose: ChooseConfig) -> tuple[float, float]:
@@ -164,8 +174,9 @@ def _interval(sample: Sample, choose: ChooseConfig) -> tuple[float, float]:
 
 
 def _guides(study: Study) -> str:
+    """A note that says which pseudo mask guides which step of the bundle's model."""
     kind = study.info.config["pseudo_mask"]
-    told = {"attention": "each attention mask guides the next step",
+    uses = {"attention": "each attention mask guides the next step",
             "attention_last": "the last attention mask guides the value of the last step",
-            "conventional": "the conventional mask guides every step, attention masks are only looked at"}
-    return f"In this bundle (pseudo_mask: {kind}) {told[str(kind)]}."
+            "conventional": "the conventional mask guides every step; the attention masks are shown but not used"}
+    return f"In this bundle (pseudo_mask: {kind}) {uses[str(kind)]}."

@@ -1,4 +1,4 @@
-"""Few-shot scores of an analysis: episodes over chosen classes, mIoU with its interval, predictions for pictures."""
+"""Few-shot scores for the analyses: episodes of chosen classes, mIoU with its interval, predictions for pictures."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from pipelines.evaluation.results import table_counts
 
 @dataclass(frozen=True, kw_only=True)
 class FewShotScores:
-    """Scores on one list, as fractions; `interval` is the bootstrap's 95 % of the mIoU."""
+    """Scores on one episode list, as fractions; `interval` is the 95 % bootstrap interval of the mIoU."""
 
     miou: float
     fb_iou: float
@@ -37,53 +37,57 @@ class FewShotScores:
     list_hash: str
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """The scores as plain values for JSON."""
         return asdict(self)
 
 
-def few_shot(model: Segmenter, shards: Shards, episodes: EpisodeList, recipe: Recipe, title: str) -> FewShotScores:
-    """Score a model on a list by the recipe's protocol."""
+def score_few_shot(model: Segmenter, shards: Shards, episodes: EpisodeList, recipe: Recipe,
+                   title: str) -> FewShotScores:
+    """Score a model on an episode list by the recipe's protocol; `title` is shown with the progress."""
     with Bar(title, len(episodes), unit="episodes") as bar:
         table, _ = score_episodes(model, shards, episodes, recipe.eval, on_progress=bar.to)
     return scores_of_counts(table_counts(table), shards, recipe, episodes)
 
 
 def scores_of_counts(counts: Counts, shards: Shards, recipe: Recipe, episodes: EpisodeList) -> FewShotScores:
-    """Scores of episode counts over the classes of their list."""
+    """Scores from the counts of each episode, over the classes of their list."""
     scores = score(counts, episodes.class_ids)
     spread = resampled_scores(Sample.of([(0, [counts])]), resamples=recipe.choose.resamples, seed=recipe.choose.seed)
     return FewShotScores(miou=scores.miou, fb_iou=scores.fb_iou, interval=interval(spread), episodes=len(counts),
-                         list_hash=episodes.sha256, per_class={shards.classes[c].name: v for c,
-                                                               v in scores.per_class.items()})
+                         list_hash=episodes.sha256,
+                         per_class={shards.classes[c].name: v for c, v in scores.per_class.items()})
 
 
-def episodes_among(shards: Shards, class_ids: Sequence[int], config: EvalConfig) -> EpisodeList:
-    """A list over the given classes alone, by the rule of `draw_episodes`: that of all classes, other ones left out.
+def draw_episodes_among(shards: Shards, class_ids: Sequence[int], config: EvalConfig) -> EpisodeList:
+    """Draw a list of `config.episodes` episodes of the given classes by the rule of `draw_episodes`.
 
-    Raises `FssError` for a recipe with a list of its own, and if no class has enough test photos.
+    Episodes are drawn over all classes; those of other classes are dropped. Raises `FssError` if the recipe names an
+    episode list, and if none of the classes has enough test photos.
     """
     if config.list:
         raise FssError("this analysis draws its own lists; eval.list would be ignored", mend="leave eval.list out")
-    wanted = set(class_ids)
-    names = {shards.classes[c].name for c in wanted}
-    if not any(len(shards.photos_of(c, "test")) > config.shots for c in wanted):
-        raise FssError(f"no class of {', '.join(sorted(names))} has the {config.shots + 1} test photos that "
+    chosen = set(class_ids)
+    names = {shards.classes[c].name for c in chosen}
+    if not any(len(shards.photos_of(c, "test")) > config.shots for c in chosen):
+        raise FssError(f"none of the classes {', '.join(sorted(names))} has the {config.shots + 1} test photos that "
                        f"{config.shots} shots need", where=shards.url, mend="lower eval.shots")
-    kept: list[Episode] = []
+    episodes: list[Episode] = []
     count = config.episodes
-    while len(kept) < config.episodes:
+    while len(episodes) < config.episodes:
         count *= 2
         drawn = draw_episodes(shards, fold=ALL_FOLDS, shots=config.shots, episodes=count, seed=config.seed)
-        kept = [e for e in drawn if e.class_id in wanted]
-    rows = tuple(replace(e, episode_id=i) for i, e in enumerate(kept[:config.episodes]))
+        episodes = [e for e in drawn if e.class_id in chosen]
+    rows = tuple(replace(e, episode_id=i) for i, e in enumerate(episodes[:config.episodes]))
     return replace(drawn, episodes=rows, dropped={n: why for n, why in drawn.dropped.items() if n in names})
 
 
 @dataclass(frozen=True, kw_only=True)
 class SupportMemory:
-    """A batch of E episodes whose supports are in memory.
+    """A batch of E episodes with the memory of their supports.
 
-    features of all its photos, memory of E support sets, queries [E]: each target's row of `features`
+    features  of all photos of the batch, one row a photo
+    memory    of E support sets
+    queries   [E]: the row of each target in `features`
     """
 
     samples: list[schema.EpisodeSample]
@@ -92,9 +96,12 @@ class SupportMemory:
     queries: Tensor
 
 
-def remember(model: Segmenter, cache: FeatureCache, episodes: Sequence[Episode],
+def memorise_supports(model: Segmenter, cache: FeatureCache, episodes: Sequence[Episode],
              samples: Sequence[schema.EpisodeSample], config: EvalConfig) -> SupportMemory:
-    """Encode and memorise as the evaluation does; a reference without the class enters with an empty mask."""
+    """Encode the photos and memorise the supports as the evaluation does.
+
+    A reference without the class enters the memory with an empty mask.
+    """
     features, row_of = cache([s for one in samples for s in (*one.references, one.targets[0])])
     where = torch.zeros(len(samples), max(len(s.references) for s in samples), dtype=torch.int64)
     for i, one in enumerate(samples):
@@ -115,31 +122,32 @@ def _prompt(model: Segmenter, reference: schema.Sample, config: EvalConfig, epis
 
 
 @torch.inference_mode()
-def predict_episode(model: Segmenter, episodes: Sequence[Episode], samples: Sequence[schema.EpisodeSample],
+def predict_masks(model: Segmenter, episodes: Sequence[Episode], samples: Sequence[schema.EpisodeSample],
                     config: EvalConfig) -> list[tuple[np.ndarray, float]]:
-    """Each target's mask [H, W] bool at its original size, and its IoU."""
-    held = remember(model, FeatureCache(model), episodes, samples, config)
-    pairs = torch.stack([torch.arange(len(samples), device=model.device), held.queries], dim=1)
-    logits = model.segment(held.memory, held.features, pairs).logits
+    """Predict the target of each sample: its mask [H, W] bool at the original size, and the mask's IoU."""
+    batch = memorise_supports(model, FeatureCache(model), episodes, samples, config)
+    pairs = torch.stack([torch.arange(len(samples), device=model.device), batch.queries], dim=1)
+    logits = model.segment(batch.memory, batch.features, pairs).logits
     corners = model.corners_aligned
-    return [drawn_mask(one, s.targets[0], corners=corners) for one, s in zip(logits, samples, strict=True)]
+    return [full_size_mask(one, s.targets[0], corners=corners) for one, s in zip(logits, samples, strict=True)]
 
 
-def drawn_mask(logits: Tensor, target: schema.Sample, *, corners: bool = False) -> tuple[np.ndarray, float]:
-    """Logits [h, w] as a mask [H, W] bool, and its IoU; `corners` is the method's `corners_aligned`."""
+def full_size_mask(logits: Tensor, target: schema.Sample, *, corners: bool = False) -> tuple[np.ndarray, float]:
+    """Logits [h, w] as a mask [H, W] bool at the target's size, and its IoU; `corners`: the method's `corners_aligned`.
+    """
     mask = (at_size(logits, target.mask.shape, corners=corners) > 0).cpu()
     return mask.numpy(), mask_iou(mask, target)
 
 
 def mask_iou(mask: Tensor, target: schema.Sample) -> float:
-    """IoU of a mask [H, W] bool with the target's, void and crowd left out."""
+    """IoU of a mask [H, W] bool with the target's mask, without void and crowd pixels."""
     truth, ignore = (torch.from_numpy(np.ascontiguousarray(m)) for m in (target.mask, target.ignore))
     inter, union = episode_counts(mask, truth, ignore)
     return inter[1] / max(union[1], 1)
 
 
 def first_of_each_class(episodes: EpisodeList, count: int) -> list[Episode]:
-    """Up to `count` episodes to show: the first of each class, in order."""
+    """The first episode of each class, in the order of class ids, `count` at most."""
     found: dict[int, Episode] = {}
     for episode in episodes:
         found.setdefault(episode.class_id, episode)

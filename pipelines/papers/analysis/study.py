@@ -1,4 +1,4 @@
-"""What an analysis looks at: a bundle, the shards of a recipe, and the same model before and after training."""
+"""The subject of an analysis: a bundle, the shards of a recipe, and the bundle's model before and after training."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from pipelines.data.schema import ClassInfo
 from pipelines.data.shardset import ALL_FOLDS, Shards
 from pipelines.evaluation.evaluate import refuse_seen_photos
 
-MAP16 = "f2"  # what SAM 2 based methods call their stride-16 features
+MAP16 = "f2"  # name of the stride-16 features of methods that are based on SAM 2
 _NOTHING = hashlib.sha256(b"").hexdigest()
 
 
 @dataclass(frozen=True)
 class Study:
-    """One bundle on one recipe's data. Models are built when first asked for."""
+    """One bundle on one recipe's data. Models are built at their first use."""
 
     recipe: Recipe
     url: str
@@ -38,53 +38,59 @@ class Study:
 
     @staticmethod
     def open(recipe: Recipe, bundle: str) -> Study:
-        """Raises `FssError` if there is no bundle or no data; shards are built if they are missing."""
+        """Read the bundle's description, and build the recipe's shards if they are missing.
+
+        Raises `FssError` if there is no bundle or no data.
+        """
         info = read_bundle_info(bundle)
         return Study(recipe, bundle, info, ensure_shards(recipe))
 
     @property
     def trained(self) -> bool:
-        """Whether the bundle holds trained tensors at all."""
+        """Whether the bundle contains trained tensors."""
         return self.info.tensors_sha256 != _NOTHING
 
     @property
     def device(self) -> str:
-        """Where the models are put: on the GPU if the recipe gives its runs one."""
+        """The device of the models: "cuda" if the recipe gives its runs a GPU, else "cpu"."""
         return "cuda" if self.recipe.sweep.gpus_per_run else "cpu"
 
     @cached_property
     def adapted(self) -> Segmenter:
-        """The bundle's model."""
+        """The bundle's model, with its trained tensors."""
         return load_bundle(self.url, self.device)[0]
 
     @cached_property
     def frozen(self) -> Segmenter:
-        """The same method, preset, configuration and seed, without what was trained."""
+        """A model of the bundle's method, preset, configuration and seed, without the trained tensors."""
         return build_base_model(self.info, self.url).to(self.device).eval()
 
     @property
-    def both(self) -> dict[str, Segmenter]:
-        """`frozen` and `adapted`. Raises `FssError` if nothing was trained, so that there is nothing to compare."""
+    def models(self) -> dict[str, Segmenter]:
+        """The models `frozen` and `adapted` by these names. Raises `FssError` if the bundle has no trained tensors."""
         if not self.trained:
-            raise FssError(f"holds no trained tensors: {self.info.method!r} is the same frozen and adapted",
-                           where=self.url, mend="give the bundle of a method that trains")
+            raise FssError("the bundle has no trained tensors, so there is no difference between its frozen and its "
+                           "adapted model", where=self.url, mend="give the bundle of a method that trains")
         return {"frozen": self.frozen, "adapted": self.adapted}
 
-    def unseen(self, fold: int) -> FoldData:
-        """A fold whose novel classes the bundle was not trained on. Raises `FssError` otherwise."""
+    def open_unseen_fold(self, fold: int) -> FoldData:
+        """Open a fold. Raises `FssError` if the bundle was trained on one of its novel classes."""
         data = FoldData.open(self.shards.url, fold)
-        self.refuse_trained([c.name for c in data.tested], f"fold {fold} tests")
+        self.refuse_training_classes([c.name for c in data.tested], f"fold {fold} tests")
         return data
 
-    def refuse_trained(self, names: Sequence[str], what: str) -> None:
-        """Raise `FssError` if the bundle was trained on one of the classes; `what` says what they are for."""
+    def refuse_training_classes(self, names: Sequence[str], what: str) -> None:
+        """Raise `FssError` if the bundle was trained on one of the classes.
+
+        `what` completes the error's "which ...", such as "fold 0 tests".
+        """
         known = sorted(set(names) & set(self.info.classes))
         if known:
-            raise FssError(f"was trained on {known[0]!r}, which {what}", where=self.url,
-                           mend="give the bundle that held these classes out")
+            raise FssError(f"the bundle was trained on {known[0]!r}, which {what}", where=self.url,
+                           mend="give a bundle whose training held these classes out")
 
-    def refuse_seen(self, photos: Sequence[int]) -> None:
-        """Raise `FssError` if training opened one of the photos."""
+    def refuse_training_photos(self, photos: Sequence[int]) -> None:
+        """Raise `FssError` if the bundle's training opened one of the photos."""
         rows = tuple(Episode(i, ALL_FOLDS, -1, photo, ()) for i, photo in enumerate(photos))
         listed = EpisodeList(fold=ALL_FOLDS, shots=1, seed=0, family="photos", episodes=rows,
                              shards_hash=self.shards.manifest.content_hash)
@@ -92,13 +98,16 @@ class Study:
 
     @property
     def unknown_classes(self) -> list[ClassInfo]:
-        """The dataset's classes that the bundle was not trained on; all of them if it was trained on each."""
+        """The dataset's classes that the bundle was not trained on; all classes if there are none such."""
         classes = self.shards.manifest.classes
         return [c for c in classes if c.name not in self.info.classes] or list(classes)
 
 
-def photos_of(shards: Shards, class_ids: Sequence[int], split: str, count: int, seed: int) -> list[int]:
-    """Up to `count` different photos of a split, drawn class by class in turn. Raises `FssError` if there is none."""
+def draw_photos(shards: Shards, class_ids: Sequence[int], split: str, count: int, seed: int) -> list[int]:
+    """Draw up to `count` different photos of a split, one of each class in turn. Returns their ids.
+
+    Raises `FssError` if there is none.
+    """
     rng, queues = np.random.default_rng([seed, len(class_ids)]), []
     for class_id in class_ids:
         queues.append([int(i) for i in rng.permutation(shards.photos_of(class_id, split))])
@@ -114,9 +123,9 @@ def photos_of(shards: Shards, class_ids: Sequence[int], split: str, count: int, 
 
 
 @torch.no_grad()
-def stride16(model: Segmenter, shards: Shards, photos: Sequence[int], batch: int,
+def encode_stride16(model: Segmenter, shards: Shards, photos: Sequence[int], batch: int,
              title: str) -> Iterator[tuple[list[int], Tensor]]:
-    """Image ids and their stride-16 features [n, C, g, g], `batch` photos at a time.
+    """Encode photos, `batch` at a time: yields image ids and their stride-16 features [n, C, g, g].
 
     Raises `FssError` for a method without such features.
     """
@@ -131,17 +140,18 @@ def stride16(model: Segmenter, shards: Shards, photos: Sequence[int], batch: int
             bar.step(len(ids))
 
 
-def no_record(study: Study) -> list[str]:
-    """What a reader must know where nothing says what the bundle was trained on."""
+def record_cautions(study: Study) -> list[str]:
+    """A note if the bundle does not record its training classes; else an empty list."""
     if study.info.classes or not study.trained:
         return []
-    return ["The bundle does not record the classes it was trained on (an imported checkpoint): nothing here can check "
-            "that it never saw the ones tested."]
+    return ["The bundle does not record the classes it was trained on (an imported checkpoint), so it could not be "
+            "checked that the tested classes were held out."]
 
 
 def cautions(study: Study) -> list[str]:
-    """That, and where the frozen model is not SAM 2 as published."""
+    """Notes on what the figures cannot show: unrecorded classes, and a frozen model that is not the published SAM 2."""
     if not study.frozen.untrained:
-        return no_record(study)
-    return [*no_record(study), "This preset has no SAM 2 checkpoint: the frozen model's neck, memory and decoder hold "
-            "random values over a trunk that is pretrained (nano) or random too (debug). It is no verdict on SAM 2."]
+        return record_cautions(study)
+    return [*record_cautions(study), "There is no SAM 2 checkpoint for this preset: the frozen model's neck, memory "
+            "and decoder have random values, over a trunk that is pretrained (nano) or also random (debug). Its "
+            "figures are no verdict on SAM 2."]

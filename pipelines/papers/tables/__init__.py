@@ -1,1 +1,1 @@
-"""Published results tables: run again where data and weights are there, ours beside the published."""
+"""Published results tables, run again where data and weights are available, with our figures beside the published."""

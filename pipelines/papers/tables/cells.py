@@ -1,7 +1,8 @@
-"""The cells of a table: each a recipe of one method, and what is kept of it once its runs are finished.
+"""The cells of a table: each is a recipe of one method, and leaves a record when its runs are finished.
 
-Below the workspace: `tables/cells/<key>/record.json`, written last, and the episode counts beside it. They stay when a
-run is scored in another way for another cell (1-shot and 5-shot of one training), so nothing is done twice.
+A cell's files are below the workspace: `tables/cells/<digest>/record.json`, written last, with the episode counts
+beside it. They remain when another cell scores the same run in another way (1-shot and 5-shot of one training), so
+nothing is done twice.
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ DECIDES = ("data", "mixture", "methods", "train", "eval")
 
 
 class PseudoMaskQuality(Section):
-    """A run's pseudo masks of one kind: precision and recall, fractions; the counts are beside the record."""
+    """Precision and recall, as fractions, of one kind of pseudo mask of a run; the counts are beside the record."""
 
     precision: float
     recall: float
 
 
 class CellRecord(Section):
-    """What a finished cell leaves: its runs (fold x seed), the latency measured, FCP's pseudo masks by run and kind."""
+    """A finished cell: its runs (fold x seed), its latency, and the quality of its pseudo masks by run and kind."""
 
     results: list[RunResult]
     latency: dict[str, Any] = Field(default_factory=dict)
@@ -45,7 +46,7 @@ class CellRecord(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class TableCell:
-    """A row in a column. `folds` is how many the published figure is the mean of."""
+    """One row of the table in one column. The published figure is the mean of `folds` folds."""
 
     row: TableRow
     key: str
@@ -55,28 +56,28 @@ class TableCell:
 
     @property
     def method(self) -> MethodConfig:
-        """The only one of its recipe."""
+        """The only method of the cell's recipe."""
         return self.recipe.methods[0]
 
     @cached_property
     def digest(self) -> str:
-        """12 hex digits over what decides its figures."""
+        """12 hex digits of a hash over every setting that influences the cell's figures."""
         content: dict[str, Any] = {k: self.recipe.model_dump(mode="json")[k] for k in DECIDES}
         content |= {"folds": self.recipe.sweep.folds, "seeds": self.recipe.sweep.seeds, "masks": bool(self.row.mask)}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
     @property
     def store(self) -> Store:
-        """Where its record is."""
+        """The folder of the cell's record and counts."""
         return Store(join(self.recipe.out, "tables", "cells", self.digest))
 
     @property
     def group(self) -> str:
-        """Equal for cells that can be runs of one sweep: all but the method is the same."""
+        """The recipe without its method and name, as JSON: equal for cells that one sweep can run."""
         return self.recipe.model_dump_json(exclude={"methods", "name"})
 
-    def record(self) -> CellRecord | None:
-        """What is known, None where it is not finished or is of other data than the shards that are there now."""
+    def read_record(self) -> CellRecord | None:
+        """The cell's record, or None if the cell is not finished or its record is of other shards than today's."""
         if not self.store.exists("record.json"):
             return None
         try:
@@ -89,14 +90,14 @@ class TableCell:
         current = Shards(shards).manifest.content_hash
         return found if all(r.spec.data_hash == current for r in found.results) else None
 
-    def counts(self, result: RunResult) -> Counts:
-        """The episode counts of one of its runs: of the segmentation, or of the row's pseudo mask."""
+    def read_counts(self, result: RunResult) -> Counts:
+        """The episode counts of one of the cell's runs: of its segmentation, or of the row's kind of pseudo mask."""
         name = f"{result.run}-{self.row.mask}" if self.row.mask else result.run
         return table_counts(self.store.read_table(f"{name}.parquet"), [int(c) for c in result.classes])
 
 
 def group_cells(cells: Sequence[TableCell]) -> list[list[TableCell]]:
-    """Cells that one sweep can run, in the order in which they come first."""
+    """Group the cells that one sweep can run; groups come in the order of their first cells."""
     groups: dict[str, list[TableCell]] = {}
     for cell in cells:
         groups.setdefault(cell.group, []).append(cell)

@@ -1,7 +1,7 @@
-"""What a table file may say: columns (what is measured), rows (what we run), rivals (published figures alone).
+"""The content of a table file: columns (what is measured), rows (what we run), rivals (only published figures).
 
-A cell is a recipe: the column's, changed by the column's `set`, then by the row's. Published figures are percent, or
-what the column's measure says; one that is not at hand is left out or null.
+A cell is run from the column's recipe, changed by the column's `set`, then by the row's `set`. Published figures are
+in the unit of the column's measure, usually percent. A figure that is not known is left out or null.
 """
 
 from __future__ import annotations
@@ -22,32 +22,32 @@ Figures = float | list[float | None] | None
 
 
 class TableColumn(Section):
-    """What is measured on what."""
+    """A column of the table: a recipe and the measure that is shown."""
 
     title: str
-    recipe: str  # a shipped recipe's name or a file; {method} in it is the row's `method`
-    set: dict[str, Any] = Field(default_factory=dict)  # changes to the recipe: {eval.shots: 5}
+    recipe: str  # a shipped recipe's name or a recipe file; {method} stands for the row's `method`
+    set: dict[str, Any] = Field(default_factory=dict)  # changes to the recipe, such as {eval.shots: 5}
     measure: Measure = "miou"
-    folds: int = Field(0, ge=0)  # so many folds are shown before their mean; 0: the mean alone
+    folds: int = Field(0, ge=0)  # number of folds shown before their mean; 0 shows the mean alone
 
 
 class TableRow(Section):
-    """A configuration that we run."""
+    """A row of the table: a configuration that we run."""
 
     name: str
-    method: str = ""  # for {method} in the columns' recipes
-    set: dict[str, Any] = Field(default_factory=dict)
-    mask: Literal["", "conventional", "attention"] = ""  # which of FCP's pseudo masks, for the columns about them
-    columns: list[str] = Field(default_factory=list)  # the columns that it is run for; empty: all
-    # column -> figure; of a column with folds: each fold's, then the mean
+    method: str = ""  # replaces {method} in the columns' recipes
+    set: dict[str, Any] = Field(default_factory=dict)  # changes to the columns' recipes
+    mask: Literal["", "conventional", "attention"] = ""  # FCP's pseudo mask that mask_* columns measure
+    columns: list[str] = Field(default_factory=list)  # keys of the columns that the row is run for; empty: all
+    # column -> figure; for a column with folds: a list of each fold's figure, then the mean
     published: dict[str, Figures] = Field(default_factory=dict)
 
 
 class RivalRow(Section):
-    """A method that is not run here."""
+    """A method that is not run here: only its published figures are shown."""
 
     name: str
-    source: str = Field(min_length=1)  # where the figures stand
+    source: str = Field(min_length=1)  # the publication that the figures are from
     published: dict[str, Figures]
 
 
@@ -56,14 +56,14 @@ class PublishedTable(Section):
 
     title: str
     paper: str
-    source: str  # where the published figures of `rows` stand
+    source: str  # the publication that the figures of `rows` are from
     columns: dict[str, TableColumn]
     rows: list[TableRow] = Field(min_length=1)
     rivals: list[RivalRow] = Field(default_factory=list)
-    reference: str = ""  # a row that the others are compared with on the same episodes
-    confidence: float = Field(0.95, gt=0.5, lt=1)
-    resamples: Positive = 1000
-    notes: list[str] = Field(default_factory=list)
+    reference: str = ""  # name of the row that the others are compared with on the same episodes
+    confidence: float = Field(0.95, gt=0.5, lt=1)  # level of the bootstrap intervals
+    resamples: Positive = 1000  # bootstrap samples of an interval
+    notes: list[str] = Field(default_factory=list)  # sentences printed below the table
 
     @model_validator(mode="after")
     def _names_are_known(self) -> PublishedTable:
@@ -71,7 +71,7 @@ class PublishedTable(Section):
         if twice := sorted({n for n in names if names.count(n) > 1}):
             raise ValueError(f"two rows are named {twice[0]!r}")
         if self.reference and self.reference not in [r.name for r in self.rows]:
-            raise ValueError(f"reference {self.reference!r} is no row")
+            raise ValueError(f"reference {self.reference!r} is not the name of a row")
         for row in self.rows:
             if unknown := sorted(set(row.columns) - self.columns.keys()):
                 raise ValueError(f"row {row.name!r}: there is no column {unknown[0]!r}")
@@ -82,34 +82,36 @@ class PublishedTable(Section):
         for key in self.columns_of(row):
             column = self.columns[key]
             if "{method}" in column.recipe and not row.method:
-                raise ValueError(f"row {row.name!r} names no method for {column.recipe!r}")
+                raise ValueError(f"row {row.name!r} has no `method` to replace in {column.recipe!r}")
             if column.measure.startswith("mask_") != bool(row.mask):
-                raise ValueError(f"row {row.name!r}, column {key!r}: `mask` goes with the measures of pseudo masks")
+                raise ValueError(f"row {row.name!r}, column {key!r}: `mask` is needed for the measures of pseudo masks "
+                                 "(mask_miou, mask_precision, mask_recall), and only for them")
 
     @model_validator(mode="after")
     def _figures_fit(self) -> PublishedTable:
         for row in self.all_rows:
-            for key, given in row.published.items():
+            for key, figures in row.published.items():
                 if key not in self.columns:
-                    raise ValueError(f"{row.name!r}: there is no column {key!r}")
+                    raise ValueError(f"row {row.name!r}: there is no column {key!r}")
                 folds = self.columns[key].folds
-                if isinstance(given, list) != bool(folds) or (isinstance(given, list) and len(given) != folds + 1):
-                    wanted = f"{folds} folds and their mean" if folds else "one figure"
-                    raise ValueError(f"{row.name!r}, column {key!r}: {wanted} expected, not {given}")
+                if isinstance(figures, list) != bool(folds) or (isinstance(figures, list)
+                                                                and len(figures) != folds + 1):
+                    expected = f"a list of {folds} folds and their mean" if folds else "one figure"
+                    raise ValueError(f"row {row.name!r}, column {key!r}: expected {expected}, got {figures}")
         return self
 
     @property
     def all_rows(self) -> list[TableRow | RivalRow]:
-        """Rows, then rivals."""
+        """The rows that are run, then the rivals."""
         return [*self.rows, *self.rivals]
 
     def columns_of(self, row: TableRow) -> list[str]:
-        """The columns a row is run for, in the table's order."""
+        """The keys of the columns that a row is run for, in the table's order."""
         return [k for k in self.columns if not row.columns or k in row.columns]
 
     def figure(self, row: TableRow | RivalRow, column: str, fold: int | None = None) -> float | None:
-        """A published figure: of a fold, or the mean. None where it is not at hand."""
-        given = row.published.get(column)
-        if isinstance(given, list):
-            return given[-1 if fold is None else fold]
-        return given if fold is None else None
+        """The published figure of a fold, or the mean if `fold` is None. Returns None if it is not known."""
+        figures = row.published.get(column)
+        if isinstance(figures, list):
+            return figures[-1 if fold is None else fold]
+        return figures if fold is None else None

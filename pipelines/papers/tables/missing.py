@@ -1,4 +1,4 @@
-"""What a table needs and this machine has not: datasets and weight files, all at once, each with its place."""
+"""The datasets and weight files that a table needs and that are missing on this machine, all listed at once."""
 
 from __future__ import annotations
 
@@ -18,35 +18,35 @@ from pipelines.config.recipe import Recipe
 from pipelines.data.benchmarks.check import check_benchmark
 from pipelines.papers.tables.cells import TableCell
 
-# files that recipes name by a local path, having no public address: where they are from
+# weight files without a public address, which recipes name by a local path -> where to get them
 UNADDRESSED = {"resnet50_v2.pth": "PSPNet's ImageNet weights: the folder initmodel that the README of "
                "hszhao/semseg links (torchvision's do not fit)"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class MissingFile:
-    """A dataset or a weight file: its name for the command line, where it is looked for, and what to put there."""
+    """A dataset or a weight file that is missing: where it was expected, and what to put there."""
 
     kind: str  # data | weights
-    name: str
+    name: str  # the name that the command line uses
     place: str
-    put: tuple[str, ...]
+    instructions: tuple[str, ...]
 
     @property
     def option(self) -> str:
-        """How another place is named."""
+        """The option of `fss reproduce` that names another place for it."""
         return f"--root {self.name}=FOLDER" if self.kind == "data" else f"--weight {self.name}=FILE"
 
 
 def check_cells(cells: Sequence[TableCell]) -> None:
-    """Raise `FssError` for a method, a setting or a preset that does not exist, before anything is looked for."""
+    """Raise `FssError` for a method, a setting or a preset that does not exist."""
     for cell in cells:
         registry.make_config(cell.method.name, cell.method.config)
         registry.check_preset(cell.method.name, cell.method.preset)
 
 
 def find_missing(cells: Sequence[TableCell]) -> list[MissingFile]:
-    """Everything that is not there. Where only files with an address are missing they are fetched now."""
+    """Everything that is missing. If only files with a public address are missing, they are fetched now."""
     data: dict[str, MissingFile] = {}
     files: dict[str, str] = {}
     for cell in cells:
@@ -56,11 +56,11 @@ def find_missing(cells: Sequence[TableCell]) -> list[MissingFile]:
         files |= {place: sha for place, sha in weight_files(cell.method) if not is_fetched(place)}
     if data or any("://" not in place for place in files):
         return [*data.values(), *(_missing_file(place) for place in files)]
-    return [missing for place, sha in files.items() if (missing := _fetched(place, sha))]
+    return [missing for place, sha in files.items() if (missing := _try_fetch(place, sha))]
 
 
 def datasets(recipe: Recipe) -> list[DataConfig]:
-    """The datasets a recipe reads."""
+    """The datasets that a recipe reads: its own and those of its mixture."""
     return [recipe.data, *(m.data for m in recipe.mixture)]
 
 
@@ -74,7 +74,7 @@ def weight_files(method: MethodConfig) -> Iterator[tuple[str, str]]:
 
 
 def file_name(place: str) -> str:
-    """The last part of a place, by which `--weight` names it."""
+    """The last part of a place, which is the file's name for `--weight`."""
     return place.partition("#")[0].rsplit("/", 1)[-1]
 
 
@@ -88,12 +88,12 @@ def _missing_data(part: DataConfig, out: str) -> MissingFile | None:
             return None
         put = [f"{p.what}: {p.where}{_number(p.published)}; from {p.get}" for p in report.parts
                if p.state in ("missing", "incomplete")]
-        return MissingFile(kind="data", name=part.name, place=report.root, put=tuple(put or report.problems))
+        return MissingFile(kind="data", name=part.name, place=report.root, instructions=tuple(put or report.problems))
     store = Store(root)
     if store.list():
         return None
     return MissingFile(kind="data", name=part.name, place=store.url,
-                       put=(f"a dataset of format {part.source.format!r}",))
+                       instructions=(f"a dataset of format {part.source.format!r}",))
 
 
 def _number(published: int | None) -> str:
@@ -102,16 +102,16 @@ def _number(published: int | None) -> str:
 
 def _missing_file(place: str) -> MissingFile:
     where = place.partition("#")[0]
-    said = ("is fetched from there once nothing else is missing; without a network: get it and name its place"
+    hint = ("the file is fetched from there once nothing else is missing; without a network, get it and name its place"
             if "://" in place else UNADDRESSED.get(file_name(place), "put the file there"))
-    return MissingFile(kind="weights", name=file_name(place), place=where, put=(said,))
+    return MissingFile(kind="weights", name=file_name(place), place=where, instructions=(hint,))
 
 
-def _fetched(place: str, sha256: str) -> MissingFile | None:
-    """Fetch a file; None if that went well."""
+def _try_fetch(place: str, sha256: str) -> MissingFile | None:
+    """Fetch a file. Returns None if that succeeded, else what is missing, with the error."""
     try:
         fetch(place, sha256)
     except FssError as error:
         return MissingFile(kind="weights", name=file_name(place), place=place.partition("#")[0],
-                           put=(str(error), "get it and name its place"))
+                           instructions=(str(error), "get the file and name its place"))
     return None

@@ -1,4 +1,4 @@
-"""Running the cells of a table: a sweep for all cells that differ in the method alone, one after another."""
+"""Runs the cells of a table: one sweep for all cells that differ only in the method, one sweep after another."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ from pipelines.sweeps.sweep import run_sweep
 
 
 def run_cells(cells: Sequence[TableCell]) -> dict[str, str]:
-    """Run what is not finished; returns run -> error of those that failed, which the next call tries again.
+    """Run the cells that are not finished. Returns run -> error of the failed runs; the next call tries them again.
 
-    Raises `FssError` for a mistake in a recipe, before anything of its group is run.
+    Raises `FssError` for a mistake in a recipe, before any run of its group starts.
     """
-    left = [c for c in cells if c.record() is None]
+    left = [c for c in cells if c.read_record() is None]
     distinct = {c.digest: c for c in left}
-    say(f"{len({c.digest for c in cells}) - len(distinct)} of {len({c.digest for c in cells})} cells are finished")
+    total = len({c.digest for c in cells})
+    say(f"{total - len(distinct)} of {total} cells are finished")
     if not left:
         return {}
     failed: dict[str, str] = {}
@@ -37,20 +38,21 @@ def run_cells(cells: Sequence[TableCell]) -> dict[str, str]:
 def _run_group(group: Sequence[TableCell]) -> dict[str, str]:
     methods = list({c.method.key: c.method for c in group}.values())
     recipe = group[0].recipe.model_copy(update={"methods": methods})
-    say(f"{recipe.name}, {recipe.eval.shots}-shot: {', '.join(dict.fromkeys(c.row.name for c in group))}")
+    say(f"running {recipe.name}, {recipe.eval.shots}-shot, for the rows "
+        f"{', '.join(dict.fromkeys(c.row.name for c in group))}")
     results = run_sweep(recipe)
     labels = dict(zip([m.key for m in methods], method_labels(methods), strict=True))
     store = Workspace(recipe.out).store
     latency = store.read_json("latency.json") if store.exists("latency.json") else {}
     for cell in group:
-        mine = [r for r in results if r.spec.method == cell.method]
-        if not any(r.error for r in mine):
-            _keep(cell, mine, latency.get(labels[cell.method.key], {}))
+        own = [r for r in results if r.spec.method == cell.method]
+        if not any(r.error for r in own):
+            _write_record(cell, own, latency.get(labels[cell.method.key], {}))
     return {r.run: r.error for r in results if r.error}
 
 
-def _keep(cell: TableCell, results: Sequence[RunResult], latency: dict[str, Any]) -> None:
-    """The counts first, the record last: it marks the cell as finished."""
+def _write_record(cell: TableCell, results: Sequence[RunResult], latency: dict[str, Any]) -> None:
+    """Write the cell's counts, then its record, which marks the cell as finished."""
     workspace = Workspace(cell.recipe.out)
     for result in results:
         counts = read_counts(workspace.run(result.run), result)
@@ -61,18 +63,21 @@ def _keep(cell: TableCell, results: Sequence[RunResult], latency: dict[str, Any]
 
 
 def _pseudo_masks(cell: TableCell, result: RunResult) -> dict[str, PseudoMaskQuality]:
-    """Quality of FCP's masks before the first step and after the last, on the episodes the run was scored on."""
+    """Quality of FCP's conventional mask and of its last attention mask, on the episodes that the run was scored on.
+
+    The masks' counts are written beside the cell's record.
+    """
     from pipelines.papers.analysis.prompted import analyse_batch, open_study
-    from pipelines.papers.analysis.pseudo_masks import CONVENTIONAL, cut
+    from pipelines.papers.analysis.pseudo_masks import CONVENTIONAL, threshold_masks
 
     study = open_study(cell.recipe, result.bundle, ("fcp",), "pseudo masks")
     fold = result.spec.fold
-    episodes = study.unseen(0 if fold is None else fold).episodes(cell.recipe.eval)
-    made = cut(analyse_batch(study.adapted, study.shards, episodes.episodes, cell.recipe.eval, "pseudo masks"),
-               study.adapted)
+    episodes = study.open_unseen_fold(0 if fold is None else fold).episodes(cell.recipe.eval)
+    batches = analyse_batch(study.adapted, study.shards, episodes.episodes, cell.recipe.eval, "pseudo masks")
+    masks = threshold_masks(batches, study.adapted)
     found = {}
-    for kind, name in (("conventional", CONVENTIONAL), ("attention", list(made.masks)[-1])):
-        quality, sample = made.quality(name, episodes.class_ids), made.sample(name)
+    for kind, name in (("conventional", CONVENTIONAL), ("attention", list(masks.by_name)[-1])):
+        quality, sample = masks.quality(name, episodes.class_ids), masks.sample(name)
         counts = Counts(class_ids=sample.class_ids, inter=sample.inter[0], union=sample.union[0])
         cell.store.write_table(f"{result.run}-{kind}.parquet", _table(counts))
         found[kind] = PseudoMaskQuality(precision=quality.precision, recall=quality.recall)
@@ -80,7 +85,7 @@ def _pseudo_masks(cell: TableCell, result: RunResult) -> dict[str, PseudoMaskQua
 
 
 def _table(counts: Counts) -> pa.Table:
-    """Counts as they are kept: rows of `EPISODE_SCORES` without a method's own score."""
+    """Counts as a table of `EPISODE_SCORES`; the method's own score is unknown and stored as 0."""
     rows = [{"episode_id": e, "class_id": int(c), "inter_bg": int(i[0]), "inter_fg": int(i[1]), "union_bg": int(u[0]),
              "union_fg": int(u[1]), "iou": i[1] / max(u[1], 1), "score": 0.0}
             for e, (c, i, u) in enumerate(zip(counts.class_ids, counts.inter, counts.union, strict=True))]

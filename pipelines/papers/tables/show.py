@@ -1,4 +1,7 @@
-"""A table for a terminal, as Markdown and as a page: per row ours, its interval, the published, the difference."""
+"""A table as text for a terminal, as Markdown and as a page.
+
+Each row shows our figure, its interval, the published figure and their difference.
+"""
 
 from __future__ import annotations
 
@@ -17,18 +20,18 @@ NONE = "–"
 
 @dataclass(frozen=True, kw_only=True)
 class TableBlock:
-    """A part of the table that fits side by side: lines of (row, what, cells)."""
+    """A part of the table that fits side by side; each line is (row, kind of figure, cells)."""
 
     title: str
     head: list[str]
     lines: list[tuple[str, str, list[str]]]
 
 
-Slot = tuple[str, int | None]  # a column, a fold or the mean
+Slot = tuple[str, int | None]  # a column's key, and a fold or None for the mean
 
 
 def blocks(found: TableOutcome) -> list[TableBlock]:
-    """One block a column that shows its folds, one for all the others."""
+    """One block for each column that shows its folds, and one block for all other columns."""
     columns = found.table.columns
     plain: list[Slot] = [(k, None) for k, c in columns.items() if not c.folds]
     made = []
@@ -48,11 +51,11 @@ def blocks(found: TableOutcome) -> list[TableBlock]:
 def _block(found: TableOutcome, title: str, head: list[str], slots: Sequence[Slot]) -> TableBlock:
     lines: list[tuple[str, str, list[str]]] = []
     for row in found.table.rows:
-        figures = [found.of(row.name, k, f) for k, f in slots]
+        figures = [found.find_figure(row.name, k, f) for k, f in slots]
         if any(figures):
             lines += _lines(found, row.name, figures)
     for rival in found.table.rivals:
-        figures = [found.of(rival.name, k, f) for k, f in slots]
+        figures = [found.find_figure(rival.name, k, f) for k, f in slots]
         if any(f and f.published is not None for f in figures):
             lines.append((f"{rival.name} [{_sources(found).index(rival.source) + 1}]", "published",
                           _texts(figures, lambda f: _number(f.published))))
@@ -62,23 +65,23 @@ def _block(found: TableOutcome, title: str, head: list[str], slots: Sequence[Slo
 def _lines(found: TableOutcome, name: str, figures: Sequence[TableFigure | None]) -> list[tuple[str, str, list[str]]]:
     level = f"{found.table.confidence:.0%} interval"
     kinds: list[tuple[str, Callable[[TableFigure], str]]] = [
-        ("ours", lambda f: _number(f.ours) + (" (fewer folds)" if f.short and f.ours is not None else "")),
+        ("ours", lambda f: _number(f.ours) + (" (fewer folds)" if f.fewer_folds and f.ours is not None else "")),
         (level, lambda f: NONE if f.low is None or f.high is None else f"{f.low:.1f} to {f.high:.1f}"),
         ("published", lambda f: _number(f.published)),
-        ("difference", lambda f: _signed(f.difference) + ("*" if f.outside else "")),
-        (f"less {found.table.reference}", lambda f: _versus(f)),
+        ("difference", lambda f: _signed(f.difference) + ("*" if f.published_outside else "")),
+        (f"difference to {found.table.reference}", lambda f: _versus(f)),
     ]
     label = name + (" †" if name in found.remarks else "")
     made: list[tuple[str, str, list[str]]] = []
-    for what, say in kinds:
-        cells = _texts(figures, say)
+    for what, format_figure in kinds:
+        cells = _texts(figures, format_figure)
         if what == "published" or any(c not in ("", NONE) for c in cells):
             made.append((label if not made else "", what, cells))
     return made
 
 
-def _texts(figures: Sequence[TableFigure | None], say: Callable[[TableFigure], str]) -> list[str]:
-    return ["" if f is None else say(f) for f in figures]
+def _texts(figures: Sequence[TableFigure | None], format_figure: Callable[[TableFigure], str]) -> list[str]:
+    return ["" if f is None else format_figure(f) for f in figures]
 
 
 def _number(value: float | None) -> str:
@@ -90,9 +93,9 @@ def _signed(value: float | None) -> str:
 
 
 def _versus(figure: TableFigure) -> str:
-    if figure.versus is None:
+    if figure.versus_reference is None:
         return NONE
-    gain, low, high = figure.versus
+    gain, low, high = figure.versus_reference
     return f"{_signed(gain)} ({_signed(low)} to {_signed(high)})"
 
 
@@ -101,23 +104,23 @@ def _sources(found: TableOutcome) -> list[str]:
 
 
 def remarks(found: TableOutcome) -> list[str]:
-    """What a reader must know, a line each."""
-    table, said = found.table, [f"{found.table.paper}. Published figures of the rows: {found.table.source}."]
-    said += [f"[{i}] {source}." for i, source in enumerate(_sources(found), start=1)]
+    """The lines below the table: sources, meaning of the marks, and what a reader needs to know about our runs."""
+    table, lines = found.table, [f"{found.table.paper}. Published figures of the rows: {found.table.source}."]
+    lines += [f"[{i}] {source}." for i, source in enumerate(_sources(found), start=1)]
     if found.finished:
-        said.append("Intervals resample classes, episodes and seeds. * The published figure is outside our interval.")
+        lines.append("Intervals resample classes, episodes and seeds. * The published figure is outside our interval.")
     else:
-        said.append("Nothing of it was run here yet.")
-    said += [f"† {name}: {'; '.join(lines)}." for name, lines in found.remarks.items()]
+        lines.append("No cell of this table was run here yet.")
+    lines += [f"† {name}: {'; '.join(remarks)}." for name, remarks in found.remarks.items()]
     if found.changes:
-        said.append(f"Run with changes ({', '.join(found.changes)}): ours is not the published protocol.")
+        lines.append(f"Our runs changed {', '.join(found.changes)}, so they do not follow the published protocol.")
     if any(f.published is None for f in found.figures):
-        said.append(f"{NONE} under published: the figure is not at hand.")
-    return said + table.notes
+        lines.append(f"{NONE} under published: no published figure is known.")
+    return lines + table.notes
 
 
-def text(found: TableOutcome) -> str:
-    """For a terminal."""
+def render_text(found: TableOutcome) -> str:
+    """The table as text for a terminal."""
     parts = [found.table.title]
     for block in blocks(found):
         rows = [["", "", *block.head], *([name, what, *cells] for name, what, cells in block.lines)]
@@ -129,8 +132,8 @@ def text(found: TableOutcome) -> str:
     return "\n\n".join([*parts, "\n".join(remarks(found))])
 
 
-def markdown(found: TableOutcome) -> str:
-    """The same as Markdown."""
+def render_markdown(found: TableOutcome) -> str:
+    """The table as Markdown."""
     parts = [f"# {found.table.title}"]
     for block in blocks(found):
         head = ["", "", *block.head]
@@ -144,17 +147,17 @@ def _escaped(cell: str) -> str:
     return cell.replace("|", "\\|").replace("*", "\\*")
 
 
-def page(found: TableOutcome) -> str:
-    """The same as one self-contained page."""
+def render_page(found: TableOutcome) -> str:
+    """The table as one self-contained HTML page."""
     template = page_template("pipelines.papers.tables", "table.html")
     return template.render(title=found.table.title, blocks=blocks(found), remarks=remarks(found),
                            code=code_version())
 
 
-def write(found: TableOutcome, cells: Sequence[TableCell], out: str) -> str:
-    """Write `<out>/tables/<name>.html`, `.md` and `.json`; returns the page's place."""
+def write_table(found: TableOutcome, cells: Sequence[TableCell], out: str) -> str:
+    """Write `<out>/tables/<name>.html`, `.md` and `.json`. Returns the page's path or URL."""
     store = Store(join(out, "tables"))
     store.write_json(f"{found.name}.json", document(found, cells))
-    store.write_bytes(f"{found.name}.md", markdown(found).encode())
-    store.write_bytes(f"{found.name}.html", page(found).encode())
+    store.write_bytes(f"{found.name}.md", render_markdown(found).encode())
+    store.write_bytes(f"{found.name}.html", render_page(found).encode())
     return store.path(f"{found.name}.html")

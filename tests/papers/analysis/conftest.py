@@ -28,7 +28,7 @@ from pipelines.training.worker import write_bundle
 
 @pytest.fixture(scope="session")
 def recipe(shapes_shards: str, shapes_config: DataConfig, tmp_path_factory: pytest.TempPathFactory) -> Recipe:
-    """Twelve episodes a fold on the session's shards."""
+    """A recipe with twelve episodes a fold on the session's shards."""
     torch.set_num_threads(1)
     out = tmp_path_factory.mktemp("analysis") / "out"
     (out / "shards").mkdir(parents=True)
@@ -39,13 +39,13 @@ def recipe(shapes_shards: str, shapes_config: DataConfig, tmp_path_factory: pyte
 
 @pytest.fixture(scope="session")
 def shards(recipe: Recipe) -> Shards:
-    """The recipe's data."""
+    """The recipe's shards."""
     return Shards(Workspace(recipe.out).shards(recipe.data.name))
 
 
 @pytest.fixture(scope="session")
 def bundle(recipe: Recipe, shards: Shards) -> str:
-    """SANSA trained for a few steps with fold 0 held out."""
+    """A bundle of SANSA, trained for a few steps with fold 0 held out."""
     train = TrainConfig(steps=6, batch=2, log_every=6, checkpoint_every=6, pool_bytes=64_000_000, lr=0.01)
     spec = RunSpec(dataset=recipe.data.name, shards=shards.url, data_hash=shards.manifest.content_hash, fold=0,
                    method=recipe.methods[0], train=train)
@@ -60,7 +60,7 @@ def bundle(recipe: Recipe, shards: Shards) -> str:
 
 @pytest.fixture
 def make_bundle(tmp_path: Path) -> Callable[..., str]:
-    """A bundle of a freshly built method; what it says about its training is given."""
+    """A function that saves a bundle of an untrained method; `about` is the record of its training."""
 
     def make(method: str, name: str = "bundle", **about: Any) -> str:
         save_bundle(str(tmp_path / name), registry.build(method, "debug"), **about)

@@ -1,4 +1,4 @@
-"""`fss analyse` as a person meets it: a table and a page, JSON alone on standard output, one line for a mistake."""
+"""`fss analyse` on the command line: a table and a page, only JSON on standard output, one line for a mistake."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_mistake_ends_with_status_2_and_one_line(tmp_path: Path) -> None:
     assert done.returncode == 2, done.stderr[-1500:]
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
-    assert "1 bundle given, the protocol has 4 folds" in done.stderr
+    assert "1 bundle given, but the protocol has 4 folds" in done.stderr
 
 
 def test_a_table_lines_up() -> None:

@@ -14,12 +14,12 @@ from pipelines.config.evaluate import EvalConfig
 from pipelines.config.recipe import Recipe
 from pipelines.data.shardset import Shards
 from pipelines.papers.analysis.domains import analyse_domains
-from pipelines.papers.analysis.scores import episodes_among
+from pipelines.papers.analysis.scores import draw_episodes_among
 
 
 def test_a_list_over_chosen_classes_is_drawn_alike_and_only_over_them(shards: Shards) -> None:
     chosen = shards.base_classes(0)[:3]
-    listed = episodes_among(shards, chosen, EvalConfig(episodes=300))
+    listed = draw_episodes_among(shards, chosen, EvalConfig(episodes=300))
     assert [e.episode_id for e in listed] == list(range(300))
     counts = Counter(e.class_id for e in listed)
     assert set(counts) <= set(chosen)
@@ -28,13 +28,13 @@ def test_a_list_over_chosen_classes_is_drawn_alike_and_only_over_them(shards: Sh
         pool = shards.photos_of(e.class_id, "test")
         assert {e.query, *e.supports} <= set(pool)
         assert e.query not in e.supports
-    again = episodes_among(shards, chosen[::-1], EvalConfig(episodes=300))
+    again = draw_episodes_among(shards, chosen[::-1], EvalConfig(episodes=300))
     assert again.sha256 == listed.sha256
-    assert episodes_among(shards, chosen, EvalConfig(episodes=300, seed=1)).sha256 != listed.sha256
+    assert draw_episodes_among(shards, chosen, EvalConfig(episodes=300, seed=1)).sha256 != listed.sha256
     with pytest.raises(FssError, match="51 test photos"):
-        episodes_among(shards, chosen, EvalConfig(shots=50))
+        draw_episodes_among(shards, chosen, EvalConfig(shots=50))
     with pytest.raises(FssError, match="draws its own lists"):
-        episodes_among(shards, chosen, EvalConfig(list="some.parquet"))
+        draw_episodes_among(shards, chosen, EvalConfig(list="some.parquet"))
 
 
 def test_both_domains_are_scored_with_and_without_training(recipe: Recipe, shards: Shards, bundle: str) -> None:

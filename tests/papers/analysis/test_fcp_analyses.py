@@ -1,4 +1,4 @@
-"""FCP's analyses: where attention lies, prototypes of SAM and backbone, pseudo masks; constructed, then real ones."""
+"""FCP's analyses: attention, prototypes of SAM and backbone, pseudo masks; on constructed values, then on a model."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from pipelines.data.folds import FoldData
 from pipelines.data.shardset import Shards
 from pipelines.evaluation.evaluate import FeatureCache
 from pipelines.papers.analysis import matching, pseudo_masks
-from pipelines.papers.analysis import similarity as alike
+from pipelines.papers.analysis import similarity as prototype_similarity
 from pipelines.papers.analysis.matching import (
     analyse_matching,
+    attention_layers,
     mean_interval,
-    measure,
-    readings,
+    measure_shares,
     share_inside,
     token_likeness,
 )
@@ -53,7 +53,7 @@ def model() -> Segmenter:
 
 
 def fcp(query: list[Tensor], matching: Tensor, masks: list[Tensor] | None = None, **shape: Any) -> FcpAnalysis:
-    """An analysis of E = 1 row (or as many as `shape` says) with this query side."""
+    """An analysis whose rows have the query attention `query`; each row is an episode unless `shape` says otherwise."""
     rows, cells = query[0].shape[0], query[0].shape[2]
     side = int(cells**0.5)
     given = {"pair": torch.arange(rows), "shot": torch.zeros(rows, dtype=torch.int64)} | shape
@@ -84,7 +84,7 @@ def test_prompts_look_through_the_matching(chosen: list[float], share: float) ->
     inside = torch.tensor([[[True, False], [False, False]]])
     query = torch.tensor([[[1.0, 0.0, 0.0, 0.0], [0.0, 0.2, 0.3, 0.5]]])  # one prototype on the object, one off it
     through = torch.tensor([[chosen, chosen, chosen]])  # three prompts
-    listed = readings(fcp([query, query], through))
+    listed = attention_layers(fcp([query, query], through))
     assert [r.side for r in listed] == ["support", "query", "query", "query"]
     assert share_inside(listed[-2].weights, inside).item() == 0.5  # the query prototypes themselves
     assert share_inside(listed[-1].weights, inside).item() == pytest.approx(share)
@@ -94,14 +94,14 @@ def test_prompts_look_through_the_matching(chosen: list[float], share: float) ->
 def test_without_matching_the_prompts_attend_pixels() -> None:
     inside = torch.tensor([[[True, False], [False, False]]])
     query = torch.tensor([[[0.6, 0.4, 0.0, 0.0], [0.2, 0.2, 0.3, 0.3]]])
-    last = readings(fcp([query.flip(2), query], torch.zeros(1, 0, 0)))[-1]
+    last = attention_layers(fcp([query.flip(2), query], torch.zeros(1, 0, 0)))[-1]
     assert last.name == "support prototypes on the query, step 2"
     assert share_inside(last.weights, inside).item() == pytest.approx(0.4)
     seen = Read(tokens=torch.zeros(1, 2, 3), cross=query, own=torch.zeros(1, 2, 2))
     row = torch.zeros(1, dtype=torch.int64)
     vrp = VrpAnalysis(pair=row, shot=row, support=seen, query=replace(seen, cross=query.flip(2)),
                       prior=torch.zeros(1, 1, 2, 2), prediction=NOTHING)
-    shares = {r.side: share_inside(r.weights, inside).item() for r in readings(vrp)}
+    shares = {r.side: share_inside(r.weights, inside).item() for r in attention_layers(vrp)}
     assert shares == pytest.approx({"support": 0.4, "query": 0.15})
 
 
@@ -112,10 +112,11 @@ def test_shots_are_averaged_before_episodes(shards: Shards, recipe: Recipe, mode
     on, off = inside / inside.sum(), (1 - inside) / (1 - inside).sum()
     query = torch.stack([on, off])  # the first shot looks at the object, the second beside it
     found = fcp([query], torch.zeros(2, 0, 0), pair=torch.tensor([0, 0]), shot=torch.tensor([0, 1]))
-    masses, classes = measure([EpisodeBatch(episodes=episodes.episodes, samples=[sample], found=found)], model)
+    batch = EpisodeBatch(episodes=episodes.episodes, samples=[sample], analysis=found)
+    shares, classes = measure_shares([batch], model)
     assert classes == [episodes.episodes[0].class_id]
-    assert masses[-1].share == pytest.approx([0.5])
-    assert masses[-1].even == pytest.approx([float(inside.mean())])
+    assert shares[-1].share == pytest.approx([0.5])
+    assert shares[-1].even == pytest.approx([float(inside.mean())])
 
 
 def test_interval_of_a_mean() -> None:
@@ -139,13 +140,13 @@ def test_matching_beside_pixels(recipe: Recipe, shards: Shards, make_bundle: Cal
     assert "prototype to pixel" in page
     assert page.count("<img") == 8 * min(matching.SHOWN, len({c.class_id for c in FoldData.open(shards.url, 0).tested}))
     assert "does not record the classes" in page  # a bundle made without a word on its training
-    with pytest.raises(FssError, match="is given twice"):
+    with pytest.raises(FssError, match="the same bundle is given twice"):
         analyse_matching(recipe, bundle=other, other=other, fold=0)
 
 
 def test_the_share_of_an_episode_computed_by_hand(shards: Shards, recipe: Recipe, model: Segmenter) -> None:
     episode = FoldData.open(shards.url, 0).episodes(recipe.eval).episodes[0]
-    masses, _ = measure(analyse_batch(model, shards, [episode], recipe.eval, "one"), model)
+    shares, _ = measure_shares(analyse_batch(model, shards, [episode], recipe.eval, "one"), model)
     sample = load_episode(shards, episode)
     reference, target = sample.references[0], sample.targets[0]
     with torch.no_grad():
@@ -159,14 +160,14 @@ def test_the_share_of_an_episode_computed_by_hand(shards: Shards, recipe: Recipe
     weights = np.einsum("sq,qhw->shw", found.matching[0].numpy(), maps)
     by_hand = np.mean([w[truth].sum() / w.sum() for w in weights])
     assert truth.any()
-    assert masses[-1].share[0] == pytest.approx(by_hand, abs=1e-5)
-    assert masses[-1].even[0] == pytest.approx(truth.mean())
+    assert shares[-1].share[0] == pytest.approx(by_hand, abs=1e-5)
+    assert shares[-1].even[0] == pytest.approx(truth.mean())
 
 
 def test_prototypes_are_masked_means(shards: Shards, model: Segmenter) -> None:
     class_id = FoldData.open(shards.url, 0).tested[0].class_id
     objects = shards.samples(shards.photos_of(class_id, "test")[:3], class_id)
-    found = alike.prototypes(model, FeatureCache(model), objects)
+    found = prototype_similarity.compute_prototypes(model, FeatureCache(model), objects)
     assert set(found) == {SAM, MIDDLE, TOP, REDUCED}
     with torch.no_grad():
         maps = model.encode(model.prepare([o.image for o in objects])).maps["sam"]
@@ -197,7 +198,7 @@ def test_quality_of_constructed_pseudo_masks(shards: Shards, recipe: Recipe, mod
     truth = cell_masks(model, [s.targets[0].mask for s in samples], (8, 8), fill=False)[:, None].float()
     uniform = torch.full((len(chosen), 1, 64), 1 / 64)
     found = fcp([uniform] * 4, torch.zeros(len(chosen), 0, 0), masks=[truth, 0.4 * truth, torch.ones_like(truth)])
-    made = pseudo_masks.cut([EpisodeBatch(episodes=chosen, samples=samples, found=found)], model)
+    made = pseudo_masks.threshold_masks([EpisodeBatch(episodes=chosen, samples=samples, analysis=found)], model)
     exact, faint, everywhere = (made.quality(f"attention, step {t}", episodes.class_ids) for t in (1, 2, 3))
     assert (exact.miou, exact.precision, exact.recall) == (1.0, 1.0, 1.0)
     assert (faint.miou, faint.recall) == (0.0, 0.0)  # nothing reaches one half

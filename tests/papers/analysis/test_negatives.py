@@ -1,4 +1,4 @@
-"""Negative clicks and references: where a click goes, what reaches the decoder, and that no click changes nothing."""
+"""Negative clicks and references: where a click is put, what reaches the decoder, scores without any correction."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from pipelines.evaluation.evaluate import FeatureCache, at_size, score_episodes
 from pipelines.papers.analysis.clicks import (
     CLICKS,
     REFERENCE,
-    answer,
-    answer_batches,
-    attend,
-    click,
+    attend_memory,
+    click_targets,
+    correct_episodes,
+    decode_targets,
     false_positive_centre,
     negative_photos,
     with_negative,
 )
 from pipelines.papers.analysis.negatives import analyse_negatives
-from pipelines.papers.analysis.scores import SupportMemory, remember
+from pipelines.papers.analysis.scores import SupportMemory, memorise_supports
 from pipelines.papers.analysis.study import Study
 
 
@@ -43,11 +43,12 @@ def model(recipe: Recipe, bundle: str) -> MemoryMatcher:
 
 
 @pytest.fixture
-def held(recipe: Recipe, shards: Shards, model: MemoryMatcher) -> SupportMemory:
-    """Three episodes in memory."""
+def batch(recipe: Recipe, shards: Shards, model: MemoryMatcher) -> SupportMemory:
+    """Three episodes with the memory of their supports."""
     chosen = list(FoldData.open(shards.url, 0).episodes(recipe.eval))[:3]
     with torch.no_grad():
-        return remember(model, FeatureCache(model), chosen, [load_episode(shards, e) for e in chosen], recipe.eval)
+        samples = [load_episode(shards, e) for e in chosen]
+        return memorise_supports(model, FeatureCache(model), chosen, samples, recipe.eval)
 
 
 def test_a_click_goes_deepest_into_the_largest_mistake() -> None:
@@ -69,7 +70,7 @@ def test_a_click_goes_deepest_into_the_largest_mistake() -> None:
 
 
 def test_without_correction_it_is_the_evaluation(recipe: Recipe, shards: Shards, bundle: str) -> None:
-    """A path of its own past `segment`: it would be easy to score something else than the method."""
+    """Would catch that the analysis, which does not call `segment`, scores something else than the method."""
     found = analyse_negatives(recipe, bundle=bundle, fold=0).document
     listed = FoldData.open(shards.url, 0).episodes(recipe.eval)
     table = score_episodes(Study.open(recipe, bundle).adapted, shards, listed, recipe.eval)[0].to_pydict()
@@ -83,15 +84,15 @@ def test_without_correction_it_is_the_evaluation(recipe: Recipe, shards: Shards,
     assert found["clicked_episodes"] > 0
 
 
-def teach(model: MemoryMatcher, held: SupportMemory, steps: int = 50) -> None:
-    """The decoder learns to answer "object everywhere", and with a negative click "no object"."""
+def teach(model: MemoryMatcher, batch: SupportMemory, steps: int = 50) -> None:
+    """Train the decoder to predict the object everywhere without a click, and nowhere with a negative click."""
     model.requires_grad_(False)
     parts = [*model.core.sam.sam_mask_decoder.requires_grad_(True).parameters(),
              model.core.sam.sam_prompt_encoder.point_embeddings[0].weight.requires_grad_(True)]
     optimiser, generator = torch.optim.Adam(parts, lr=3e-3), torch.Generator().manual_seed(0)
     with torch.no_grad():
-        attended = attend(model, held)
-    maps = take(held.features.maps, held.queries)
+        attended = attend_memory(model, batch)
+    maps = take(batch.features.maps, batch.queries)
     for _ in range(steps):
         clicks = torch.rand(3, 1, 2, generator=generator) * model.side
         corrected = model.core.decode(maps, attended, points=clicks, labels=torch.zeros(3, 1, dtype=torch.int32),
@@ -102,37 +103,37 @@ def teach(model: MemoryMatcher, held: SupportMemory, steps: int = 50) -> None:
         optimiser.step()
 
 
-def test_a_click_lowers_its_pixel_with_a_decoder_that_knows_clicks(model: MemoryMatcher, held: SupportMemory) -> None:
-    """The point and its negative label must reach the decoder together with the attended embedding."""
-    teach(model, held)
+def test_a_click_lowers_its_pixel_with_a_decoder_that_knows_clicks(model: MemoryMatcher, batch: SupportMemory) -> None:
+    """Would catch a point or its negative label that does not reach the decoder with the attended embedding."""
+    teach(model, batch)
     with torch.no_grad():
-        found = click(model, held, EvalConfig(at="square"))
+        found = click_targets(model, batch, EvalConfig(at="square"))
     assert len(found.drop) == 3
     assert all(after < 0 < start for start, after in found.drop), found.drop
 
 
-def test_answers_depend_on_the_place_of_clicks_and_on_memory(model: MemoryMatcher, held: SupportMemory) -> None:
+def test_answers_depend_on_the_place_of_clicks_and_on_memory(model: MemoryMatcher, batch: SupportMemory) -> None:
     with torch.inference_mode():
-        attended = attend(model, held)
-        plain = answer(model, held, attended)
-        here, there = (answer(model, held, attended, torch.full((3, 1, 2), at)) for at in (10.0, 50.0))
-        other = attend(model, replace(held, memory=held.memory.take(torch.tensor([1, 2, 0]))))
+        attended = attend_memory(model, batch)
+        plain = decode_targets(model, batch, attended)
+        here, there = (decode_targets(model, batch, attended, torch.full((3, 1, 2), at)) for at in (10.0, 50.0))
+        other = attend_memory(model, replace(batch, memory=batch.memory.take(torch.tensor([1, 2, 0]))))
     assert not torch.equal(here, plain)
     assert not torch.equal(here, there)
     assert not torch.equal(other, attended)
 
 
-def test_clicks_are_on_mistakes_and_stop_where_there_are_none(model: MemoryMatcher, held: SupportMemory) -> None:
+def test_clicks_are_on_mistakes_and_stop_where_there_are_none(model: MemoryMatcher, batch: SupportMemory) -> None:
     config = EvalConfig()
-    first = held.samples[0]
+    first = batch.samples[0]
     everything = replace(first.targets[0], mask=np.ones_like(first.targets[0].mask))  # nothing can be a mistake
-    held = replace(held, samples=[replace(first, targets=[everything]), *held.samples[1:]])
+    batch = replace(batch, samples=[replace(first, targets=[everything]), *batch.samples[1:]])
     with torch.inference_mode():
-        found = click(model, held, config)
+        found = click_targets(model, batch, config)
     assert len(found.clicks[0]) == 0
     assert all(torch.equal(found.logits[n][0], found.logits[0][0]) for n in CLICKS)
     for row in (1, 2):
-        target = held.samples[row].targets[0]
+        target = batch.samples[row].targets[0]
         assert len(found.clicks[row]) == max(CLICKS)
         x, y = found.clicks[row][0].astype(int)
         assert not target.mask[y, x]
@@ -151,9 +152,9 @@ def test_a_negative_reference_enters_memory_with_an_empty_mask(recipe: Recipe, s
     assert negative_photos(shards, chosen, seed=0) == photos
     samples = [with_negative(shards, load_episode(shards, e), p) for e, p in zip(chosen, photos, strict=True)]
     assert not any(s.references[-1].mask.any() for s in samples)
-    held = remember(model, FeatureCache(model), chosen, samples, recipe.eval)
-    assert held.memory.counts.tolist() == [2, 2, 2, 2]
-    _, found = answer_batches(model, FeatureCache(model), shards, chosen, photos, recipe.eval)
+    batch = memorise_supports(model, FeatureCache(model), chosen, samples, recipe.eval)
+    assert batch.memory.counts.tolist() == [2, 2, 2, 2]
+    _, found = correct_episodes(model, FeatureCache(model), shards, chosen, photos, recipe.eval)
     assert not torch.equal(found.reference, found.clicked.logits[0])
 
 

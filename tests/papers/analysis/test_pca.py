@@ -1,4 +1,4 @@
-"""PCA maps and class similarity: exact on known features, honest about what a bundle can show."""
+"""PCA maps and class similarity: exact on known features; bundles that cannot be analysed are refused."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from fss_models.errors import FssError
 from pipelines.config.recipe import Recipe
 from pipelines.data.shardset import Shards
-from pipelines.papers.analysis.pca import Pca, analyse_pca, colour_maps, compare_features, similarity
+from pipelines.papers.analysis.pca import Pca, analyse_pca, colour_maps, compare_features, measure_similarity
 from pipelines.papers.analysis.study import Study
 
 
@@ -48,15 +48,16 @@ def test_similarity_tells_separable_from_mixed_features_and_leaves_out_pairs_of_
     classes = torch.arange(4).repeat_interleave(20)
     photos = torch.arange(80) // 5
     apart = torch.eye(4)[classes] + 0.05 * torch.randn(80, 4, generator=generator)
-    good = similarity(apart, classes, photos)
+    good = measure_similarity(apart, classes, photos)
     assert good.auc > 0.999
     assert good.within - good.between > 0.8
     assert sum(good.within_share) == pytest.approx(1.0, abs=0.02)
-    assert similarity(torch.randn(80, 4, generator=generator), classes, photos).auc == pytest.approx(0.5, abs=0.05)
-    own = torch.eye(16)[photos]  # alike within a photo and nowhere else
-    assert similarity(own, classes, photos).within == pytest.approx(0.0)
+    random = torch.randn(80, 4, generator=generator)
+    assert measure_similarity(random, classes, photos).auc == pytest.approx(0.5, abs=0.05)
+    own = torch.eye(16)[photos]  # similar within a photo and nowhere else
+    assert measure_similarity(own, classes, photos).within == pytest.approx(0.0)
     with pytest.raises(FssError, match="two classes"):
-        similarity(apart, torch.zeros(80), photos)
+        measure_similarity(apart, torch.zeros(80), photos)
 
 
 def test_the_page_shows_every_photo_frozen_and_adapted(recipe: Recipe, shards: Shards, bundle: str) -> None:
@@ -73,16 +74,16 @@ def test_the_page_shows_every_photo_frozen_and_adapted(recipe: Recipe, shards: S
 
 
 def test_frozen_is_the_model_before_training(recipe: Recipe, bundle: str) -> None:
-    """The frozen model is neither the trained one nor drawn anew: the trunk is the bundle's, adapters do nothing."""
+    """Would catch a frozen model that is the trained one or has new random values: only trained tensors may differ."""
     study = Study.open(recipe, bundle)
-    frozen, adapted = (m.state_dict() for m in study.both.values())
+    frozen, adapted = (m.state_dict() for m in study.models.values())
     trained = study.adapted.trainable_names()
     same = {k for k in frozen if torch.equal(frozen[k], adapted[k])}
     assert frozen.keys() - trained <= same
     assert not {k for k in trained if "adapter" in k and "up_proj.weight" in k} & same
     class_ids = [c.class_id for c in study.unknown_classes]
     photos = [r["image_id"] for r in study.shards.images("test")]
-    one, other = (compare_features(study, m, class_ids, photos[:8], 2, "cells") for m in study.both.values())
+    one, other = (compare_features(study, m, class_ids, photos[:8], 2, "cells") for m in study.models.values())
     assert torch.equal(one.photos, other.photos)  # the same cells are compared
     assert one.cells.shape == other.cells.shape
     assert not torch.equal(one.cells, other.cells)

@@ -1,4 +1,4 @@
-"""The linear probe: a convex fit that finds what is linearly there, and scores that the evaluation agrees with."""
+"""The linear probe: it fits linearly separable features, and its few-shot scores are those of the evaluation."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pipelines.config.recipe import Recipe
 from pipelines.data.folds import FoldData
 from pipelines.data.shardset import Shards
 from pipelines.evaluation.evaluate import score_episodes
-from pipelines.papers.analysis.probe import IGNORED, LinearProbe, analyse_probe, label_map, outcome
-from pipelines.papers.analysis.study import Study, photos_of
+from pipelines.papers.analysis.probe import IGNORED, LinearProbe, analyse_probe, label_map, predict_labels
+from pipelines.papers.analysis.study import Study, draw_photos
 
 
 def test_the_probe_solves_separable_features_and_nothing_more() -> None:
@@ -33,7 +33,7 @@ def test_the_probe_solves_separable_features_and_nothing_more() -> None:
     right = (blind(random).argmax(dim=1) == torch.randint(0, 4, (1, 40, 40), generator=generator)).float().mean()
     assert float(right) == pytest.approx(0.25, abs=0.05)
     small = torch.eye(3)[torch.tensor([[0, 1], [2, 0]])].permute(2, 0, 1)
-    assert torch.equal(outcome(small, (8, 8))[[0, 0, 7, 7], [0, 7, 0, 7]], torch.tensor([0, 1, 2, 0]))
+    assert torch.equal(predict_labels(small, (8, 8))[[0, 0, 7, 7], [0, 7, 0, 7]], torch.tensor([0, 1, 2, 0]))
 
 
 def test_a_label_map_holds_each_class_where_its_mask_is(shards: Shards) -> None:
@@ -52,9 +52,9 @@ def test_a_label_map_holds_each_class_where_its_mask_is(shards: Shards) -> None:
 
 def test_photos_are_drawn_class_by_class_and_once(shards: Shards) -> None:
     class_ids = shards.fold_classes(1)
-    few = photos_of(shards, class_ids, "test", len(class_ids), seed=3)
+    few = draw_photos(shards, class_ids, "test", len(class_ids), seed=3)
     assert len(set(few)) == len(few) == len(class_ids)
-    every = photos_of(shards, class_ids, "test", 10_000, seed=3)
+    every = draw_photos(shards, class_ids, "test", 10_000, seed=3)
     assert every[:len(few)] == few
     assert set(every) == {i for c in class_ids for i in shards.photos_of(c, "test")}
     assert len(set(every)) == len(every)

@@ -24,8 +24,8 @@ from pipelines.config.recipe import Recipe
 from pipelines.data.folds import FoldData
 from pipelines.evaluation.drive import evaluate_run, failed_result, measure_latency, read_finished, scoring_config
 from pipelines.evaluation.results import RunResult
-from pipelines.papers.tables.outcome import outcome
-from pipelines.papers.tables.show import text
+from pipelines.papers.tables.outcome import collect_outcome
+from pipelines.papers.tables.show import render_text
 from pipelines.sweeps.plan import plan_sweep
 from pipelines.training.context import RunContext
 from pipelines.training.loop import WorkerRank, fit
@@ -56,7 +56,7 @@ TABLE = {
 
 @pytest.fixture
 def table_file(shapes_config: DataConfig, shapes_shards: str, tmp_path: Path) -> Path:
-    """The table and its recipe; the shards are the session's."""
+    """A table file and its recipe; the shards are the session's."""
     recipe = {"name": "small", "data": shapes_config.model_dump(), "methods": [{"name": "sansa", "preset": "debug"}],
               "train": {"steps": 4, "batch": 2, "checkpoint_every": 2, "log_every": 2, "pool_bytes": 64_000_000},
               "eval": {"episodes": 10}, "sweep": {"folds": [0, 1], "cpus_per_run": 0.9, "parallel": 2}}
@@ -71,7 +71,7 @@ def table_file(shapes_config: DataConfig, shapes_shards: str, tmp_path: Path) ->
 
 @pytest.fixture
 def no_workers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Sweeps in this process: the same code without the workers around it. The runs that were trained or scored."""
+    """Run sweeps in this process with the code of the workers. Returns the list of runs that were trained or scored."""
     torch.set_num_threads(1)
     done: list[str] = []
 
@@ -175,7 +175,7 @@ def _check_pages(out: Path, document: dict[str, object]) -> None:
     for shown in (page, plain):
         assert "rival [1]" in shown
         assert "[1] elsewhere." in shown
-        assert "less SANSA" in shown
+        assert "difference to SANSA" in shown
     assert "no verdict on the method" in page, "the prior is untrained at debug"
 
 
@@ -189,7 +189,7 @@ def test_one_fold_is_no_mean_of_two(table_file: Path, no_workers: list[str], cap
     assert figures["mean"]["difference"] is None
     stem, table = load_table(str(table_file))
     cells = cells_of(table, sets=["sweep.folds=[1]"], out=str(table_file.parent / "out"))
-    assert "(fewer folds)" in text(outcome(stem, table, cells, ["sweep.folds=[1]"]))
+    assert "(fewer folds)" in render_text(collect_outcome(stem, table, cells, ["sweep.folds=[1]"]))
 
 
 def test_failed_runs_are_told_and_tried_again(table_file: Path, no_workers: list[str],
@@ -204,12 +204,13 @@ def test_failed_runs_are_told_and_tried_again(table_file: Path, no_workers: list
         assert json.loads(capfd.readouterr().out)["figures"][0]["ours"] is None
     assert len(no_workers) == 2, "a failed run is tried again by the next call"
     call(table_file, **(options | {"show": True}))
-    assert "Nothing of it was run here yet." in capfd.readouterr().err
+    assert "No cell of this table was run here yet." in capfd.readouterr().err
 
 
 def test_a_table_is_a_sweep_on_a_cluster(table_file: Path, ray_cluster: object,
                                          capfd: pytest.CaptureFixture[str]) -> None:
-    """Would catch: a group that is no recipe a sweep takes, results or latency that are not found afterwards."""
+    """Would catch a group that is not a valid recipe of a sweep, and results or latency that are not found afterwards.
+    """
     call(table_file, rows=["prior"], columns=["one", "speed"])
     figures = json.loads(capfd.readouterr().out)["figures"]
     assert all(f["ours"] is not None for f in figures if f["row"] == "prior" and f["column"] in ("one", "speed"))

@@ -14,8 +14,8 @@ from pipelines.config.method import MethodConfig
 from pipelines.papers.tables.cells import TableCell
 from pipelines.papers.tables.config import PublishedTable
 from pipelines.papers.tables.missing import check_cells, file_name, find_missing, weight_files
-from pipelines.papers.tables.outcome import outcome
-from pipelines.papers.tables.show import markdown, page, text
+from pipelines.papers.tables.outcome import collect_outcome
+from pipelines.papers.tables.show import render_markdown, render_page, render_text
 
 
 def all_cells() -> list[TableCell]:
@@ -36,14 +36,14 @@ def test_every_cell_is_a_recipe_of_a_method_that_exists(name: str, tmp_path: Pat
     check_cells(cells)
     for cell in cells:
         assert cell.column.folds in (0, cell.folds)
-        assert cell.record() is None
+        assert cell.read_record() is None
     distinct = {(c.row.name, c.column.recipe, str(c.column.set)): c.digest for c in cells}
     assert len(set(distinct.values())) == len({c.digest for c in cells})
 
 
 @pytest.mark.parametrize("name", list_tables())
 def test_means_agree_with_their_folds(name: str) -> None:
-    """Would catch a figure typed wrong: the published means are means of the folds, to rounding."""
+    """Would catch a mistyped figure: the published means are the means of the folds, up to rounding."""
     _, table = load_table(name)
     for row in table.all_rows:
         for key, given in row.published.items():
@@ -80,11 +80,11 @@ def test_every_row_builds() -> None:
 
 def test_a_table_without_runs_shows_the_published(tmp_path: Path) -> None:
     stem, table = load_table("fcp_table1")
-    found = outcome(stem, table, cells_of(table, out=str(tmp_path)))
-    for shown in (text(found), markdown(found), page(found)):
+    found = collect_outcome(stem, table, cells_of(table, out=str(tmp_path)))
+    for shown in (render_text(found), render_markdown(found), render_page(found)):
         assert "HDMNet, VGG-16 [1]" in shown
         assert "73.2" in shown
-        assert "Nothing of it was run here yet." in shown
+        assert "No cell of this table was run here yet." in shown
     assert found.finished == 0
     assert list(tmp_path.iterdir()) == []
 
@@ -99,8 +99,8 @@ def test_everything_missing_is_named_at_once(tmp_path: Path, monkeypatch: pytest
         ("weights", "resnet50_v2.pth"), ("weights", "vgg16_bn-6c64b313.pth")]
     assert found[1].place == str(tmp_path / "coco")
     assert found[1].option == "--root coco20i=FOLDER"
-    assert "82783 files" in " ".join(found[1].put)
-    assert "semseg" in " ".join(found[3].put)
+    assert "82783 files" in " ".join(found[1].instructions)
+    assert "semseg" in " ".join(found[3].instructions)
     assert not (tmp_path / "out").exists()
 
 
@@ -139,13 +139,13 @@ def test_options_and_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("change", "line"), [
-    ({"reference": "nobody"}, "is no row"),
+    ({"reference": "nobody"}, "is not the name of a row"),
     ({"rows": [{"name": "a"}, {"name": "a"}]}, "two rows are named 'a'"),
     ({"rows": [{"name": "a", "columns": ["z"]}]}, "there is no column 'z'"),
-    ({"rows": [{"name": "a", "published": {"one": [1.0]}}]}, "one figure expected"),
-    ({"rows": [{"name": "a", "published": {"two": [1.0, 2.0]}}]}, "2 folds and their mean expected"),
-    ({"rows": [{"name": "a", "mask": "attention"}]}, "goes with the measures of pseudo masks"),
-    ({"columns": {"one": {"title": "t", "recipe": "{method}_x"}}}, "names no method"),
+    ({"rows": [{"name": "a", "published": {"one": [1.0]}}]}, "expected one figure"),
+    ({"rows": [{"name": "a", "published": {"two": [1.0, 2.0]}}]}, "expected a list of 2 folds and their mean"),
+    ({"rows": [{"name": "a", "mask": "attention"}]}, "is needed for the measures of pseudo masks"),
+    ({"columns": {"one": {"title": "t", "recipe": "{method}_x"}}}, "has no `method` to replace"),
     ({"rivals": [{"name": "b", "source": "", "published": {}}]}, "at least 1 character"),
 ])
 def test_a_table_that_contradicts_itself_is_refused(change: dict[str, object], line: str) -> None:
