@@ -1,8 +1,8 @@
-# `make demo`, `make test`, `make lint`: each makes the environment in .venv first if it is not there.
-#   TORCH        cpu (default), or the CUDA build wanted, such as cu126
-#   TORCH_INDEX  where pip finds that build, if not on the usual index: on most Linux machines the usual index has
-#                the CUDA build only, and the CPU one comes from the index that pytorch.org's install page names
-#   DATA, OUT    `make demo DATA=path/to/coco OUT=out/mine`: any COCO directory instead of generated images
+# `make demo`, `make test` and `make lint` first install the environment in .venv if there is none.
+#   TORCH        the build of torch: cpu (default), or a CUDA build such as cu126
+#   TORCH_INDEX  the package index that has this build, if it is not pip's usual one. For most Linux machines the usual
+#                index has only the CUDA build; pytorch.org's install page names the index of the CPU build.
+#   DATA, OUT    for `make demo`: a COCO directory to use instead of generated images, and the output folder
 TORCH ?= cpu
 TORCH_INDEX ?=
 OUT ?=
@@ -19,11 +19,11 @@ RUN_TESTS := $(BIN)/python -m pytest --timeout=900
 .PHONY: help install demo test test-slow lint clean
 
 help:
-	@echo "make install    the environment in .venv (TORCH=cpu or cu126 ..., TORCH_INDEX=URL)"
-	@echo "make demo       the whole chain, ending with a report (DATA=a COCO directory, OUT=a folder)"
-	@echo "make test       the fast tests"
-	@echo "make test-slow  kills, outages, load"
-	@echo "make lint       ruff and mypy"
+	@echo "make install    install the environment in .venv (TORCH=cpu or cu126 ..., TORCH_INDEX=URL)"
+	@echo "make demo       run the whole chain and write a report (DATA=COCO_DIRECTORY, OUT=FOLDER)"
+	@echo "make test       run the fast tests"
+	@echo "make test-slow  run the slow tests: kills, outages, load"
+	@echo "make lint       run ruff and mypy"
 	@echo "make clean      remove .venv, caches and out/"
 
 install: $(STAMP)
@@ -31,16 +31,16 @@ install: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "error: no python found; install Python 3.11 or newer"; exit 2; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-	    || { echo "error: $(PYTHON) is older than 3.11; say PYTHON=/path/to/python3.11"; exit 2; }
+	    || { echo "error: $(PYTHON) is older than 3.11; set PYTHON=/path/to/python3.11"; exit 2; }
 	@test -x $(BIN)/python || { echo "[1/5] environment in $(VENV) ($$($(PYTHON) --version))"; $(PYTHON) -m venv $(VENV); } \
 	    || { echo "error: cannot make $(VENV); on Debian install python3-venv"; rm -rf $(VENV); exit 2; }
 	@$(PIP) --upgrade pip setuptools wheel
-	@set -- $(VENV)/.installed-*; if [ -e "$$1" ] && [ ! -e $(STAMP) ]; then rm "$$@"; echo "another build of torch is wanted"; \
+	@set -- $(VENV)/.installed-*; if [ -e "$$1" ] && [ ! -e $(STAMP) ]; then rm "$$@"; echo "replacing the installed build of torch"; \
 	    $(BIN)/python -m pip uninstall -qq -y --root-user-action ignore torch torchvision; fi
 	@echo "[2/5] torch $(call PIN,torch) ($(TORCH))"
 	@$(PIP) torch==$(call PIN,torch) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 	@$(BIN)/python -W ignore -c 'import sys, torch; got = "cu" + torch.version.cuda.replace(".", "") if torch.version.cuda else "cpu"; \
-	    got == sys.argv[1] or print(f"note: this is the {got} build of torch, not {sys.argv[1]}: set TORCH_INDEX to choose")' $(TORCH)
+	    got == sys.argv[1] or print(f"note: the {got} build of torch is installed, not {sys.argv[1]}; set TORCH_INDEX to get it")' $(TORCH)
 	@echo "[3/5] torchvision $(call PIN,torchvision), sam2 $(call PIN,sam2)"
 	@$(PIP) --no-deps torchvision==$(call PIN,torchvision) $(if $(filter-out cpu,$(TORCH)),$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)))
 	@SAM2_BUILD_CUDA=0 $(PIP) --no-build-isolation sam2==$(call PIN,sam2)

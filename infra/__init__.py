@@ -1,1 +1,1 @@
-"""What the product runs on: for now one machine."""
+"""Where fss runs: the services of one machine, container images, Compose files and Kubernetes manifests."""

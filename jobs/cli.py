@@ -17,12 +17,12 @@ from pipelines.base.cluster import error_line, prepare_environment
 
 
 def make_app() -> typer.Typer:
-    """The command with all its sub-commands."""
+    """Build the `fss` command with all its sub-commands."""
     app = typer.Typer(name="fss", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                       help="Few-shot segmentation: from a bucket of images and a few masks to a labelled dataset.")
 
     @app.callback()
-    def _root(verbose: bool = typer.Option(False, "--verbose", "-v", help="Show the log of every library.")) -> None:
+    def _root(verbose: bool = typer.Option(False, "--verbose", "-v", help="Show the logs of all libraries.")) -> None:
         logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(message)s")
 
     for module in pkgutil.iter_modules(jobs.commands.__path__):
@@ -31,7 +31,7 @@ def make_app() -> typer.Typer:
 
 
 def main() -> None:
-    """Run, and turn a user's mistake into one line and exit status 2. SIGTERM ends a command as Ctrl-C does."""
+    """Run `fss`. A user's mistake ends with one line and exit status 2; SIGTERM ends a command as Ctrl-C does (130)."""
     prepare_environment()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -42,7 +42,7 @@ def main() -> None:
         print(f"error: {error_line(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("stopped; run the same command again to go on", file=sys.stderr)
+        print("stopped; run the same command again to continue", file=sys.stderr)
         sys.exit(130)
 
 

@@ -1,4 +1,4 @@
-"""What a person would bring to a labelling job, taken from shards: a few marked photos and a folder of others."""
+"""Inputs of the demo's labelling job, taken from shards: a supports file with a few marked photos, photos to label."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SUPPORTS = 3
 
 
 def choose_class(shards: Shards, name: str = "") -> ClassInfo:
-    """The class `name`, by default the one with the most held-out photos (then by name).
+    """The class called `name`. For "" it is the class with the most held-out photos, the first by name among equals.
 
     Raises `FssError` for an unknown name.
     """
@@ -37,7 +37,8 @@ def choose_class(shards: Shards, name: str = "") -> ClassInfo:
 def write_supports(shards: Shards, chosen: ClassInfo, out: str, *, seed: int = 0) -> str:
     """Write a supports file and its photos, drawn from the train photos of the class; returns the file's URL.
 
-    Photos that are stored turned (EXIF) are passed over: their masks are for the stored orientation.
+    Photos with an EXIF rotation are skipped, since their masks are for the stored orientation. Raises `FssError` if
+    no train photo is left.
     """
     store, names = Store(out), _names(shards, "train")
     photos = list(shards.photos_of(chosen.class_id, "train"))
@@ -54,17 +55,17 @@ def write_supports(shards: Shards, chosen: ClassInfo, out: str, *, seed: int = 0
         if len(rows) == SUPPORTS:
             break
     if not rows:
-        raise FssError(f"no train photo of {chosen.name!r} can serve as a support", where=shards.url)
+        raise FssError(f"no train photo of class {chosen.name!r} can be a support", where=shards.url)
     supports = [{"image": r["image"], "mask": r["mask"]} for r in rows]
     store.write_bytes("supports.json", json.dumps({"class_name": chosen.name, "supports": supports}, indent=1).encode())
     return store.path("supports.json")
 
 
 def write_photos(shards: Shards, out: str) -> int:
-    """Write the held-out photos, bytes as they were; those already there are left alone. Returns their number."""
+    """Write the bytes of all held-out photos below `out`, skipping files that exist. Returns the number of photos."""
     store, names = Store(out), _names(shards, "test")
-    have = set(store.list())
-    left = [image_id for image_id, name in names.items() if name not in have]
+    existing = set(store.list())
+    left = [image_id for image_id, name in names.items() if name not in existing]
     if left:
         with Bar("held-out photos", len(names), unit="photos", done=len(names) - len(left)) as bar:
             for image_id in left:
@@ -74,7 +75,7 @@ def write_photos(shards: Shards, out: str) -> int:
 
 
 def _names(shards: Shards, split: str) -> dict[int, str]:
-    """Image id -> its photo's name without folders, or in one of its own where several photos have that name."""
+    """Image id -> file name without folders. Photos that share a name get a folder each: `IMAGE_ID/NAME`."""
     names = {row["image_id"]: str(row["file_name"]).rsplit("/", 1)[-1] for row in shards.images(split)}
     times = Counter(names.values())
     return {image_id: name if times[name] == 1 else f"{image_id}/{name}" for image_id, name in names.items()}

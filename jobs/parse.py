@@ -1,4 +1,4 @@
-"""Checking an `fss` command line without running it, before it is sent elsewhere."""
+"""Checks an `fss` command line without running it, before it is submitted to a cluster."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ import typer
 from fss_models.errors import FssError
 from jobs.recipes import load_pretraining, load_recipe
 
-# Typer brings a click of its own or takes the installed one, depending on its version.
+# Depending on its version, typer contains a copy of click or uses the installed one.
 _UsageError: Any = typer.BadParameter.__mro__[1]
 
 
 @dataclass(frozen=True)
 class ParsedCommand:
-    """A sub-command's path, such as `sweep run`, and its values."""
+    """A sub-command's path, such as `sweep run`, and the values of its options and arguments."""
 
     path: str
     values: dict[str, Any]
 
     @property
     def output(self) -> str | None:
-        """Where the command writes: its --out, else its recipe's. None for a command that has none."""
+        """Folder or URL that the command writes to: its --out, else its recipe's. None if it has no --out."""
         if "out" not in self.values or self.path == "doctor":
             return None
         if self.values["out"]:
@@ -35,9 +35,9 @@ class ParsedCommand:
 
 
 def parse_command(arguments: Sequence[str]) -> ParsedCommand:
-    """The sub-command that `arguments` (without `fss`) name.
+    """Parse `arguments` (without `fss`) as `fss` would.
 
-    Raises `FssError` for what `fss` would refuse to parse; `--help` is shown, and ends as it does there.
+    Raises `FssError` for what `fss` would refuse to parse. With `--help` the help is shown and the program exits.
     """
     from jobs.cli import make_app
 
@@ -59,8 +59,8 @@ def parse_command(arguments: Sequence[str]) -> ParsedCommand:
 
 
 def check_output(parsed: ParsedCommand) -> None:
-    """Raises `FssError` if the results would lie in a job's own folder, which Ray deletes."""
+    """Raises `FssError` if the results would be written to the submission's working folder, which Ray deletes."""
     place = parsed.output
     if place is not None and "://" not in place and not place.startswith("/"):
-        raise FssError("on a cluster this folder goes with the job", where=place,
-                       mend="--out s3://bucket/prefix, or an absolute folder that all nodes share")
+        raise FssError("results in a relative folder are deleted when the submitted command ends", where=place,
+                       mend="use --out s3://bucket/prefix, or an absolute folder that all nodes share")

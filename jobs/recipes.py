@@ -1,6 +1,6 @@
-"""Reading recipes: YAML, `--set a.b=c` overrides, and errors that name the nearest known key.
+"""Reads recipes: YAML, `--set a.b=c` overrides, and errors that name the nearest known key.
 
-A recipe may begin with `extends: NAME`: it says only what differs from that recipe.
+A recipe with `extends: NAME` contains only the differences from the recipe NAME.
 """
 
 from __future__ import annotations
@@ -22,21 +22,22 @@ T = TypeVar("T", bound=BaseModel)
 
 
 def load_recipe(name: str, overrides: list[str] | None = None, **direct: Any) -> Recipe:
-    """A recipe by path or by the name of one that ships; `overrides` are `a.b=value`, the value read as YAML.
+    """Load a recipe by the path of its file, or by the name of one that ships.
 
-    `direct` are top-level values that win (None is left out). Raises `FssError` for a missing file, a key that does
-    not exist (naming its nearest neighbour) and a value of the wrong kind.
+    `overrides`: `a.b=value`, the value being YAML. `direct`: top-level values that replace all others (None is
+    skipped). Raises `FssError` for a missing file, an unknown key (naming the nearest one) and a value of the wrong
+    kind.
     """
     return _load(Recipe, "", name, overrides, direct)
 
 
 def load_pretraining(name: str, overrides: list[str] | None = None, **direct: Any) -> PretrainConfig:
-    """The same for a recipe of `fss pretrain`."""
+    """Load a recipe of `fss pretrain`; parameters and errors as for `load_recipe`."""
     return _load(PretrainConfig, PRETRAINING, name, overrides, direct)
 
 
 def list_recipes(folder: str = "") -> list[str]:
-    """Names of the recipes that ship with the package; those of pretraining are in the folder `pretrain`."""
+    """Names of the recipes in a folder of those that ship with the package; "": recipes of sweeps and runs."""
     return sorted(p.name.removesuffix(".yaml") for p in files("jobs").joinpath("recipes", folder).iterdir()
                   if p.name.endswith(".yaml"))
 
@@ -46,7 +47,7 @@ def _load(model: type[T], folder: str, name: str, overrides: list[str] | None, d
     for item in overrides or []:
         key, eq, value = item.partition("=")
         if not eq:
-            raise FssError(f"--set {item!r} has no '='", mend="write --set train.steps=100")
+            raise FssError(f"--set {item!r} has no '='", mend="write it as in --set train.steps=100")
         _assign(raw, key.strip().split("."), _yaml(value, f"--set {key}"))
     raw.update({k: v for k, v in direct.items() if v is not None})
     try:
@@ -56,21 +57,21 @@ def _load(model: type[T], folder: str, name: str, overrides: list[str] | None, d
 
 
 def _read(name: str, folder: str, over: tuple[str, ...] = ()) -> tuple[dict[str, Any], str]:
-    """A recipe, merged into those that it extends, and what it is called; `over`: those that extend it."""
+    """A recipe merged over those that it extends, and its name in errors. `over`: names of recipes that extend it."""
     path, shipped = Path(name), list_recipes(folder)
     if name in over:
         raise FssError(f"extends itself: {' -> '.join([*over, name])}", where=name)
     if not path.suffix:
         if name not in shipped:
-            raise FssError(f"no recipe {name!r}", mend=f"known: {', '.join(shipped)}; or give a .yaml file")
+            raise FssError(f"there is no recipe {name!r}", mend=f"known: {', '.join(shipped)}; or give a .yaml file")
         text, where = files("jobs").joinpath("recipes", folder, f"{name}.yaml").read_text(), f"recipe {name}"
     else:
         if not path.is_file():
-            raise FssError("no such recipe file", where=name, mend=f"shipped recipes: {', '.join(shipped)}")
+            raise FssError("there is no such recipe file", where=name, mend=f"shipped recipes: {', '.join(shipped)}")
         text, where = _text(path), name
     raw = _yaml(text, where)
     if not isinstance(raw, dict):
-        raise FssError("a recipe is a mapping of sections", where=where)
+        raise FssError("is not a mapping of sections, as a recipe has to be", where=where)
     if base := raw.pop("extends", ""):
         return _merged(_read(str(base), folder, (*over, name))[0], raw), where
     return raw, where
@@ -84,7 +85,7 @@ def _text(path: Path) -> str:
 
 
 def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`base` with what `over` says; sections are merged, lists replaced."""
+    """`base` with the values of `over` on top: sections are merged, lists and values are replaced."""
     found = dict(base)
     for key, value in over.items():
         both = isinstance(value, dict) and isinstance(found.get(key), dict)
@@ -106,7 +107,8 @@ def _assign(raw: dict[str, Any], keys: list[str], value: Any) -> None:
         last = i == len(keys) - 1
         if isinstance(node, list):
             if not key.isdigit() or int(key) >= len(node):
-                raise FssError(f"--set {'.'.join(keys)}: {key!r} is no item of a list of {len(node)}")
+                raise FssError(f"--set {'.'.join(keys)}: {key!r} is no item of the list, which has {len(node)} (0 to "
+                               f"{len(node) - 1})")
             if last:
                 node[int(key)] = value
             node = node[int(key)]
@@ -120,7 +122,7 @@ def _assign(raw: dict[str, Any], keys: list[str], value: Any) -> None:
 
 
 def _first_mistake(error: ValidationError, model: type[BaseModel]) -> str:
-    """The first problem in a person's words."""
+    """The first error as one readable line."""
     first = error.errors()[0]
     place = [str(p) for p in first["loc"]]
     dotted = ".".join(place)
@@ -132,7 +134,7 @@ def _first_mistake(error: ValidationError, model: type[BaseModel]) -> str:
 
 
 def _keys_at(model: type[BaseModel], place: list[str]) -> list[str]:
-    """The keys of a section. Below a mapping (`search.space`) its keys are free: each leads to the same kind."""
+    """The keys of a section. In a mapping with free keys (`search.space`) every key leads to a section of one kind."""
     kind: Any = model
     for key in place:
         if get_origin(kind) is dict:

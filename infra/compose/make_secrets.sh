@@ -1,10 +1,10 @@
 #!/bin/sh
-# Makes secrets/ beside this file, once: Ray's token, the S3 server's user, Grafana's password. Prints no secret.
+# Makes secrets/ beside this file, once: Ray's token, the S3 server's user and Grafana's password. Prints no secrets.
 set -eu
 cd "$(dirname "$0")"
 umask 077
 if [ -e secrets ]; then
-    echo "secrets/ is there already" >&2
+    echo "secrets/ exists already; nothing was changed" >&2
     exit 0
 fi
 draw() { od -An -N "$1" -tx1 /dev/urandom | tr -d ' \n'; }

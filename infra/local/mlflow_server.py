@@ -1,4 +1,4 @@
-"""A real MLflow server for one machine: SQLite beside it, artifacts in the bucket."""
+"""A real MLflow server for one machine. Its data are in a SQLite file, its artifacts in the bucket."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ import httpx
 from fss_models.errors import FssError
 from infra.local.processes import Server, free_port, last_lines, spawn
 
-QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # we use neither
+QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # fss uses neither
 
 
 def start_mlflow(folder: Path, artifacts: str, env: Mapping[str, str], *, port: int = 0) -> tuple[Server, str]:
-    """Start the server; its process and address. It answers after `wait_for_mlflow`."""
+    """Start the server; returns its process and its URL. It may be used after `wait_for_mlflow`.
+
+    `artifacts`: URL where artifacts are stored; `env`: additional variables; `port` 0 chooses a free one.
+    """
     port = port or free_port()
     command = [str(Path(sys.executable).with_name("mlflow")), "server", "--host", "127.0.0.1", "--port", str(port),
                "--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}", "--artifacts-destination", artifacts,
@@ -26,7 +29,7 @@ def start_mlflow(folder: Path, artifacts: str, env: Mapping[str, str], *, port: 
 
 
 def wait_for_mlflow(server: Server, url: str, folder: Path, *, wait_s: float = 600.0) -> None:
-    """Until the server answers. Raises `FssError` if it ends or stays silent."""
+    """Wait until the server answers. Raises `FssError` if it ends, or does not answer within `wait_s` seconds."""
     deadline = time.monotonic() + wait_s
     while True:
         try:

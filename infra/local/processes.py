@@ -1,4 +1,7 @@
-"""Server processes that outlive the command that started them: started, known again, ended with all they started."""
+"""Server processes that outlive the command that started them.
+
+A later command recognises such a process, and stops it together with all processes that it started.
+"""
 
 from __future__ import annotations
 
@@ -14,19 +17,19 @@ from pathlib import Path
 
 import psutil
 
-ROUNDS = 5  # of ending what a server started meanwhile
+ROUNDS = 5  # how often processes are killed that a server started while it was being stopped
 
 
 @dataclass(frozen=True)
 class Server:
-    """A started process. `began` tells it from a later process with its number."""
+    """A started process. `began`, its start in seconds since 1970, distinguishes it from a later one with its pid."""
 
     name: str
     pid: int
     began: float
 
     def alive(self) -> bool:
-        """Whether that very process still runs."""
+        """Whether this process (and not a later one with its pid) still runs."""
         return self._find() is not None
 
     def _find(self) -> psutil.Process | None:
@@ -40,14 +43,17 @@ class Server:
         return bool(abs(process.create_time() - self.began) < 1)
 
     def stop(self, *, kill: bool = False, wait_s: float = 20.0) -> bool:
-        """End it and all that it started; whether anything ran. `kill` ends them at once, as a crash would."""
+        """Stop the process and all that it started; returns whether anything ran.
+
+        SIGTERM comes first and SIGKILL after `wait_s` seconds; with `kill` SIGKILL comes at once, as in a crash.
+        """
         leader, members = self._find(), self._members()
         if not members:
             return False
         if leader is not None and not kill:
             leader.send_signal(signal.SIGTERM)
             psutil.wait_procs(members, timeout=wait_s)
-        for _ in range(ROUNDS):  # while they are ended they may start others
+        for _ in range(ROUNDS):  # processes may start others while they are being stopped
             if not (members := self._members()):
                 break
             for member in members:
@@ -57,10 +63,10 @@ class Server:
         return True
 
     def _members(self) -> list[psutil.Process]:
-        """All of the session that it leads, and their children, which may lead sessions of their own."""
+        """All processes of the session that it leads, and their children, which may lead sessions of their own."""
         with suppress(psutil.NoSuchProcess):
             if not self._is(psutil.Process(self.pid)):
-                return []  # another process has its number
+                return []  # another process has this pid now
         found: dict[int, psutil.Process] = {}
         for process in psutil.process_iter():
             with suppress(psutil.NoSuchProcess, ProcessLookupError):
@@ -70,7 +76,7 @@ class Server:
 
 
 def spawn(name: str, command: Sequence[str], *, folder: Path, env: Mapping[str, str]) -> Server:
-    """Start `command` in `folder`, its output in NAME.log there, with these variables over our own."""
+    """Start `command` in `folder` and write its output to NAME.log there. `env` is added to our own variables."""
     with (folder / f"{name}.log").open("ab") as log:
         process = subprocess.Popen(command, cwd=folder, env={**os.environ, **env}, stdin=subprocess.DEVNULL,
                                    stdout=log, stderr=log, start_new_session=True)
@@ -78,7 +84,7 @@ def spawn(name: str, command: Sequence[str], *, folder: Path, env: Mapping[str, 
 
 
 def last_lines(folder: Path, name: str, count: int = 3) -> str:
-    """The end of a server's log, on one line."""
+    """The last `count` lines of a server's log, joined into one line."""
     path = folder / f"{name}.log"
     lines = path.read_text(errors="replace").strip().splitlines() if path.exists() else []
     return " | ".join(line.strip() for line in lines[-count:])

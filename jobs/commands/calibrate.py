@@ -1,4 +1,4 @@
-"""`fss calibrate`: how sure a bundle's masks are, fitted on shards and put into the bundle."""
+"""`fss calibrate`: fit a calibrator, which turns raw scores into probabilities, and store it in the bundle."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from jobs.recipes import load_recipe
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("calibrate", help="Fit a bundle's calibrator: how sure its masks are.")(calibrate)
+    app.command("calibrate", help="Fit a bundle's calibrator, which turns its scores into probabilities.")(calibrate)
 
 
 def calibrate(
-    bundle: Annotated[str, typer.Option("--bundle", help="The bundle, which is changed.")],
-    shards: Annotated[str, typer.Option("--shards", help="Shards; only their train photos are opened.")],
+    bundle: Annotated[str, typer.Option("--bundle", help="Folder or URL of the bundle. It is changed in place.")],
+    shards: Annotated[str, typer.Option("--shards", help="Folder or URL of the shards. Only train photos are read.")],
     recipe: RecipeOption = "demo",
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Fit a bundle's calibrator."""
+    """Fit a bundle's calibrator and print its quality on held-out classes."""
     import torch
 
     from fss_models.calibration import summary
@@ -42,4 +42,4 @@ def calibrate(
         return
     print(summary(made.about))
     for what in ("presence", "good") if "auroc_presence" in about else ():
-        print(f"{what}: AUROC {about[f'auroc_{what}']}, calibration error {about[f'ece_{what}']} on classes left out")
+        print(f"{what}: AUROC {about[f'auroc_{what}']}, calibration error {about[f'ece_{what}']} on held-out classes")

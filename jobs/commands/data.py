@@ -1,4 +1,4 @@
-"""`fss data check`: is a raw copy of a published benchmark whole?"""
+"""`fss data check`: whether a raw copy of a published benchmark is complete."""
 
 from __future__ import annotations
 
@@ -14,27 +14,31 @@ from jobs.options import JsonOption
 from pipelines.config.data import BENCHMARKS
 from pipelines.data.benchmarks.check import LayoutReport, check_benchmark
 
-DatasetOption = Annotated[str, typer.Option("--dataset", "-d", help=f"One of: {', '.join(BENCHMARKS)}.")]
-SubsetOption = Annotated[bool, typer.Option("--subset", help="A part of the dataset is wanted: fewer files are fine.")]
+DatasetOption = Annotated[str, typer.Option("--dataset", "-d", help=f"Benchmark, one of: {', '.join(BENCHMARKS)}.")]
+SubsetOption = Annotated[bool, typer.Option("--subset", help="Accept a part of the dataset: fewer files are no error.")]
 
 
 def register(app: typer.Typer) -> None:
     """Add the sub-command."""
-    data = typer.Typer(no_args_is_help=True, help="Raw copies of published benchmarks.")
+    data = typer.Typer(no_args_is_help=True, help="Check raw copies of benchmarks and the sampling of training data.")
 
     @data.callback()
     def _root() -> None:
-        """Keeps `check` a sub-command of its own."""
+        """Without a callback typer would turn a group with one command into that command."""
 
     @data.command()
     def check(
         dataset: DatasetOption,
-        root: Annotated[str, typer.Option("--root", help="The raw data: a local folder or s3://bucket/prefix.")],
-        lists: Annotated[str, typer.Option("--lists", help="The published lists, where the raw data has none.")] = "",
+        root: Annotated[str, typer.Option("--root", help="Raw data: a local folder or s3://bucket/prefix.")],
+        lists: Annotated[str, typer.Option("--lists", help="Folder or URL of the published lists, if the raw data has "
+                                         "none.")] = "",
         subset: SubsetOption = False,
         as_json: JsonOption = False,
     ) -> None:
-        """Count files and open the index; say what is missing and where to get it. Exit status 2 if incomplete."""
+        """Count the files, read the index, and list what is missing and where to get it.
+
+        The exit status is 2 if the copy is incomplete.
+        """
         report = check_benchmark(dataset, root, lists=lists, subset=subset)
         if as_json:
             print(json.dumps(report.as_json()))
@@ -46,7 +50,7 @@ def register(app: typer.Typer) -> None:
 
 
 def show(report: LayoutReport) -> None:
-    """A short table on standard error."""
+    """Print the report as a short table on standard error."""
     console = Console(stderr=True)
     mark = "" if report.verified else " (unverified)"
     table = Table(title=f"{report.dataset}{mark} at {report.root}")

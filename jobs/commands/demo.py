@@ -1,4 +1,4 @@
-"""`fss demo`: the whole chain, from photos to labels and a report. Stopped and run again, it does what is left."""
+"""`fss demo`: the whole chain, from photos to labels and a report. A second call does only what is left."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import typer
 import yaml
 
 from fss_models.errors import FssError
-from jobs.options import JsonOption, OutOption, SetOption
+from jobs.options import JsonOption, SetOption
 from jobs.recipes import load_recipe
 from pipelines.base.progress import say
 from pipelines.base.storage import Store, join
@@ -24,18 +24,21 @@ from pipelines.config.recipe import Recipe
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("demo", help="The whole chain on generated images or your own, ending with a report.")(demo)
+    app.command("demo", help="Run the whole chain on generated or your own images and write a report.")(demo)
 
 
 def demo(
-    data: Annotated[str, typer.Option("--data", help="A COCO directory instead of generated images.")] = "",
-    recipe: Annotated[str, typer.Option("--recipe", "-r", help="Default: demo, or demo_coco with --data.")] = "",
+    data: Annotated[str, typer.Option("--data", help="COCO directory to use instead of generated images.")] = "",
+    recipe: Annotated[str, typer.Option("--recipe", "-r", help="Name of a shipped recipe, or a YAML file (default: "
+                                          "demo, or demo_coco with --data).")] = "",
     overrides: SetOption = None,
-    out: OutOption = None,
-    class_name: Annotated[str, typer.Option("--class", help="What to label; default: the most frequent class.")] = "",
+    out: Annotated[str | None, typer.Option("--out", "-o", help="Workspace: a local folder or s3://bucket/prefix "
+                                            "(default: out/demo, or out/NAME with --data).")] = None,
+    class_name: Annotated[str, typer.Option("--class", help="Class to label (default: the class with most held-out "
+                                              "photos).")] = "",
     as_json: JsonOption = False,
 ) -> None:
-    """Shards, sweep, leaderboard, promotion, labels, report."""
+    """Build shards, run the sweep, promote the winner, label held-out photos, write the report."""
     read = demo_recipe(data, recipe, overrides or [], out)
     chain = DemoChain(read)
     chain.run(class_name)
@@ -46,7 +49,7 @@ def demo(
 
 
 def demo_recipe(data: str, name: str, overrides: list[str], out: str | None) -> Recipe:
-    """The recipe of a demo; with `data`, of that COCO directory and its split file where there is one beside it.
+    """Load the recipe of a demo. `data`: a COCO directory to use; a `splits.json` beside it that names it is used too.
 
     Raises `FssError` if `data` does not exist.
     """
@@ -66,13 +69,13 @@ def demo_recipe(data: str, name: str, overrides: list[str], out: str | None) -> 
 
 @dataclass
 class DemoChain:
-    """The stages of a demo and their times."""
+    """Runs the stages of a demo and records the seconds each took."""
 
     recipe: Recipe
     stages: list[dict[str, Any]] = field(default_factory=list)
 
     def run(self, class_name: str = "") -> None:
-        """Everything in one cluster, so that it starts once."""
+        """Run all stages in one cluster, which starts once. `class_name`: the class to label, "" for the default."""
         from pipelines.base.cluster import cluster
 
         Store(self.recipe.out).write_bytes("recipe.yaml", yaml.safe_dump(self.recipe.model_dump()).encode())
@@ -96,20 +99,20 @@ class DemoChain:
             manifest = build_shards(self.recipe.data, shards)
             say(f"  {sum(manifest.images.values())} photos, {len(manifest.classes)} classes in {manifest.folds} folds")
             for name, reason in manifest.dropped_classes.items():
-                say(f"  left out: {name} ({reason})")
+                say(f"  class left out: {name} ({reason})")
         with self._stage("train and compare", workspace.leaderboard):
             board = make_leaderboard(self.recipe, run_sweep(self.recipe))
             say(format_leaderboard(board))
         with self._stage("refit and promote the winner", join(workspace.champion, "bundle.json")):
             spare = champion_url(workspace)
             if not board.winner and spare != workspace.champion:
-                say(f"  {board.reason}")  # the shipped champion labels
+                say(f"  {board.reason}")  # photos are labelled with the shipped champion instead
             else:
                 promote(self.recipe)
             info = read_bundle_info(champion_url(workspace))
             say(f"  {info.method}/{info.preset}, bundle {info.bundle_id}")
         self._label(shards, class_name, info.bundle_id)
-        self._save()  # the page shows the times, its own aside
+        self._save()  # the page shows the times of the stages before it
         with self._stage("report", ""):
             write_report(self.recipe)
 
@@ -132,20 +135,20 @@ class DemoChain:
 
     @contextmanager
     def _stage(self, name: str, result: str) -> Iterator[None]:
-        """Time a stage. `result` is the file it ends with: where that did not change, it had been done before."""
+        """Time a stage. `result`: the last file it writes; if that does not change, the stage had been done before."""
         say(f"== {name}")
         before, began = _content(result), time.monotonic()
         yield
         seconds = time.monotonic() - began
         done_before = bool(before) and before == _content(result)
-        old = next((s["seconds"] for s in self._known() if s["name"] == name), None)
-        say(f"== {name}: {seconds:.1f} s{' (was done already)' if done_before else ''}")
+        old = next((s["seconds"] for s in self._earlier_stages() if s["name"] == name), None)
+        say(f"== {name}: {seconds:.1f} s{' (already done)' if done_before else ''}")
         self.stages.append({"name": name, "seconds": old if done_before and old is not None else seconds})
 
-    def _known(self) -> list[dict[str, Any]]:
+    def _earlier_stages(self) -> list[dict[str, Any]]:
         store = Store(self.recipe.out)
-        known: list[dict[str, Any]] = store.read_json("stages.json") if store.exists("stages.json") else []
-        return known
+        stages: list[dict[str, Any]] = store.read_json("stages.json") if store.exists("stages.json") else []
+        return stages
 
     def _save(self) -> None:
         Store(self.recipe.out).write_json("stages.json", self.stages)

@@ -1,4 +1,4 @@
-"""`fss doctor`: what this machine has, what is missing, and how to mend it."""
+"""`fss doctor`: what this machine has, what is missing, and how to fix it."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ MARKS = {"ok": "ok", "optional": "--", "missing": "MISSING"}
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("doctor", help="What this machine has, what is missing, and how to mend it.")(doctor)
+    app.command("doctor", help="Show what this machine has, what is missing, and how to fix it.")(doctor)
 
 
 def doctor(
-    out: Annotated[str, typer.Option("--out", "-o", help="Where results are going to be written.")] = ".",
+    out: Annotated[str, typer.Option("--out", "-o", help="Folder or URL where results will be written.")] = ".",
     as_json: JsonOption = False,
 ) -> None:
-    """Check the machine; exit 1 if something required is missing."""
+    """Check the machine. The exit status is 1 if something required is missing."""
     from jobs.doctor import run_checks
 
     checks = run_checks(out)

@@ -1,4 +1,4 @@
-"""`fss episodes make|show|compare`: fixed test lists, published ones and fresh ones."""
+"""`fss episodes make|show|compare`: fixed lists of test episodes, published or newly drawn."""
 
 from __future__ import annotations
 
@@ -15,53 +15,59 @@ from pipelines.data.benchmarks.make import make_list
 from pipelines.data.benchmarks.protocol import ListRequest
 from pipelines.data.published import PublishedList, first_difference, read_list, write_list
 
-FAMILIES = "hsnet, bam (VRP-SAM and FCP), fssam, matcher, patnet, drawn (fresh); `bam` and `fssam` start from seed 321"
-ListArgument = Annotated[str, typer.Argument(help="A list: path or URL of a .parquet file.")]
+FAMILIES = "hsnet, bam (VRP-SAM and FCP), fssam, matcher, patnet, drawn (a new list)"
+ListArgument = Annotated[str, typer.Argument(help="Path or URL of an episode list (.parquet).")]
 
 
 def register(app: typer.Typer) -> None:
     """Add the sub-commands."""
-    episodes = typer.Typer(no_args_is_help=True, help="Test lists: published ones reproduced, fresh ones drawn.")
+    episodes = typer.Typer(no_args_is_help=True, help="Make, show and compare lists of test episodes.")
 
     @episodes.command()
     def make(
         dataset: DatasetOption,
-        family: Annotated[str, typer.Option("--family", help=f"By whose loader: {FAMILIES}.")],
-        out: Annotated[str, typer.Option("--out", "-o", help="Where the list is written: a .parquet path or URL.")],
-        fold: Annotated[int, typer.Option("--fold", "-f", help="-1: all classes (family drawn).")] = 0,
-        shots: Annotated[int, typer.Option("--shots", "-k", min=1)] = 1,
-        count: Annotated[int | None, typer.Option("--episodes", "-n", min=1, help="Default: the family's.")] = None,
-        seed: Annotated[int | None, typer.Option("--seed", help="Default: the family's.")] = None,
+        family: Annotated[str, typer.Option("--family", help=f"Rule by which a paper draws its episodes: {FAMILIES}.")],
+        out: Annotated[str, typer.Option("--out", "-o", help="Path or URL of the .parquet file to write.")],
+        fold: Annotated[int, typer.Option("--fold", "-f", help="Fold whose novel classes are tested; -1: all classes "
+                                          "(only with family drawn).")] = 0,
+        shots: Annotated[int, typer.Option("--shots", "-k", min=1, help="Supports of an episode.")] = 1,
+        count: Annotated[int | None, typer.Option("--episodes", "-n", min=1, help="Number of episodes (default: the "
+                                                  "family's).")] = None,
+        seed: Annotated[int | None, typer.Option("--seed", help="Random seed (default: the family's; bam and fssam use "
+                                                 "321).")] = None,
         lists: Annotated[str, typer.Option("--lists", help="Folder or URL of the published list files.")] = "",
-        root: Annotated[str, typer.Option("--root", help="Raw data, where its index decides the list.")] = "",
-        shards: Annotated[str, typer.Option("--shards", help="Finished shards: pools by the published rule.")] = "",
-        split: Annotated[str, typer.Option("--split", help="With --shards: whose photos, test or train.")] = "test",
-        workers: Annotated[int | None, typer.Option("--workers", min=1, help="fssam: loader workers (32).")] = None,
+        root: Annotated[str, typer.Option("--root", help="Raw data, for families that draw from its index.")] = "",
+        shards: Annotated[str, typer.Option("--shards", help="Finished shards; the photos to draw from are chosen from "
+                                            "them by the published rule.")] = "",
+        split: Annotated[str, typer.Option("--split", help="With --shards: draw from the test or the train photos.")
+                         ] = "test",
+        workers: Annotated[int | None, typer.Option("--workers", min=1, help="Family fssam only: number of loader "
+                                                    "workers that its draws imitate (default: 32).")] = None,
         as_json: JsonOption = False,
     ) -> None:
-        """Make a list. The same options over the same files give the same list, id for id."""
+        """Make an episode list. The same options over the same files give the same list, id for id."""
         ask = ListRequest(fold=fold, shots=shots, episodes=count, seed=seed, lists=lists, root=root, shards=shards,
                           split=split, workers=workers)
         listed = make_list(dataset, family, ask)
         write_list(out, listed)
-        _tell(summary(listed, out), as_json)
+        _print_summary(summary(listed, out), as_json)
 
     @episodes.command()
     def show(
         url: ListArgument,
-        first: Annotated[int, typer.Option("--first", min=0, help="How many episodes to print.")] = 5,
+        first: Annotated[int, typer.Option("--first", min=0, help="Number of episodes to print.")] = 5,
         as_json: JsonOption = False,
     ) -> None:
-        """What a list is, and its first episodes."""
+        """Print what a list contains, and its first episodes."""
         listed = read_list(url)
         rows = [e.__dict__ for e in listed.episodes[:first]]
-        _tell(summary(listed, url) | ({"first": rows} if as_json else {}), as_json)
+        _print_summary(summary(listed, url) | ({"first": rows} if as_json else {}), as_json)
         for number, row in enumerate([] if as_json else rows):
             print(f"{number}: {row['class_name']}: {row['query_name']} <- {', '.join(row['support_names'])}")
 
     @episodes.command()
     def compare(one: ListArgument, two: ListArgument) -> None:
-        """Equal (status 0), or the first row in which two lists differ (status 1)."""
+        """Print "equal" (exit status 0), or the first row in which two lists differ (exit status 1)."""
         difference = first_difference(read_list(one), read_list(two))
         print(difference or "equal")
         if difference:
@@ -71,7 +77,7 @@ def register(app: typer.Typer) -> None:
 
 
 def summary(listed: PublishedList, url: str) -> dict[str, Any]:
-    """A list's facts, as JSON."""
+    """The facts of a list, as a JSON object."""
     photos = {i for e in listed for i in (e.query, *e.supports)}
     counts = Counter(e.class_name for e in listed)
     return {
@@ -81,7 +87,7 @@ def summary(listed: PublishedList, url: str) -> dict[str, Any]:
     }
 
 
-def _tell(facts: dict[str, Any], as_json: bool) -> None:
+def _print_summary(facts: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print(json.dumps(facts))
         return

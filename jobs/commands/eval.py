@@ -1,4 +1,4 @@
-"""`fss eval`: score any bundle on a fold of a recipe's dataset, or straight on a VOC2012 or COCO directory."""
+"""`fss eval`: score a bundle on a fold of a recipe's dataset, or directly on a VOC2012 or COCO directory."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from jobs.evaluation import (
     SeedOption,
     ShotOption,
     SplitOption,
-    evaluation_target,
+    prepare_target,
 )
 from jobs.options import OutOption, SetOption
 from pipelines.base.storage import Store
 from pipelines.evaluation.results import RunResult
 
-JsonFileOption = Annotated[str, typer.Option("--json", help="Write the result there as JSON; -: standard output.")]
+JsonFileOption = Annotated[str, typer.Option("--json", help="File or URL for the result as JSON; -: standard output.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -41,24 +41,26 @@ def register(app: typer.Typer) -> None:
         fold: FoldOption = 0, shot: ShotOption = None, episodes: EpisodesOption = None, seed: SeedOption = None,
         sets: SetOption = None, out: OutOption = None, as_json: JsonFileOption = "",
     ) -> None:
-        """mIoU and FB-IoU on the fold's fixed list of test photos. A bundle trained on one of them is refused."""
+        """Score a bundle on a fold's fixed episode list: mIoU and FB-IoU.
+
+        A bundle that was trained on one of the test photos is refused.
+        """
         from fss_models.shipped.files import bundle_url
         from pipelines.bundles.bundle import read_bundle_info
         from pipelines.evaluation.score import score_bundle
 
         url = bundle_url(bundle)
         read_bundle_info(url)
-        found = evaluation_target(recipe=recipe, sets=sets, out=out, dataset=dataset, fold=fold, root=root, lists=lists,
-                                  annotations=annotations, split=split, key=key, shots=shot, episodes=episodes,
-                                  seed=seed)
+        found = prepare_target(recipe=recipe, sets=sets, out=out, dataset=dataset, fold=fold, root=root, lists=lists,
+                               annotations=annotations, split=split, key=key, shots=shot, episodes=episodes, seed=seed)
         result, _ = score_bundle(found.recipe, found.shards, bundle=url, fold=found.fold)
-        if as_json:  # before anything is printed: who reads the screen may be gone
+        if as_json:  # before anything is printed: printing fails once the reader of a pipe has closed it
             _write(as_json, document(found, result))
         print(lines(result), file=sys.stderr if as_json == "-" else sys.stdout)
 
 
 def lines(result: RunResult) -> str:
-    """The scores for people."""
+    """The scores as text: one line for the whole list, then one line a class."""
     per_class = "\n".join(f"  {name:24s} {iou * 100:5.1f}" for name, iou in sorted(result.per_class.items()))
     return (f"mIoU {result.miou * 100:.1f} ({result.interval[0] * 100:.1f}-{result.interval[1] * 100:.1f}), "
             f"FB-IoU {result.fb_iou * 100:.1f} on {result.episodes} episodes of list {result.list_hash[:12]}, "
@@ -66,7 +68,7 @@ def lines(result: RunResult) -> str:
 
 
 def document(found: EvaluationTarget, result: RunResult) -> dict[str, Any]:
-    """The scores as JSON: with --dataset what was tested beside them, else the run's whole result."""
+    """The scores as a JSON object. With --dataset it also describes the test set; else it is the whole run result."""
     if found.test is None:
         return result.model_dump()
     keys = ("bundle", "bundle_id", "untrained", "episodes", "list_hash", "miou", "interval", "fb_iou", "per_class",

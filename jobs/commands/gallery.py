@@ -1,4 +1,4 @@
-"""`fss gallery`: a bundle's test episodes as pictures, some at random and the worst."""
+"""`fss gallery`: a page that shows test episodes of a bundle, some drawn at random and the worst."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ from jobs.evaluation import (
     SeedOption,
     ShotOption,
     SplitOption,
-    evaluation_target,
+    prepare_target,
 )
 from jobs.options import JsonOption, SetOption
 
-PagesOption = Annotated[str, typer.Option("--out", "-o", help="Where page and pictures go.")]
-WorkspaceOption = Annotated[str | None, typer.Option("--workspace", "-w", help="Where shards are; default: recipe.")]
-DrawOption = Annotated[int, typer.Option("--draw-seed", help="Which episodes are shown at random.")]
+PagesOption = Annotated[str, typer.Option("--out", "-o", help="Folder or URL for the page and its pictures.")]
+WorkspaceOption = Annotated[str | None, typer.Option("--workspace", "-w", help="Workspace that holds the shards "
+                                                     "(default: the recipe's).")]
+DrawOption = Annotated[int, typer.Option("--draw-seed", help="Seed that chooses the episodes shown at random.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -40,7 +41,7 @@ def register(app: typer.Typer) -> None:
         sets: SetOption = None, workspace: WorkspaceOption = None, out: PagesOption = "out/gallery",
         draw_seed: DrawOption = 0, as_json: JsonOption = False,
     ) -> None:
-        """Score a bundle as `fss eval` does, then show 24 episodes at random and the 8 worst."""
+        """Score a bundle as `fss eval` does, and write a page with 24 random episodes and the 8 worst."""
         from fss_models.shipped.files import bundle_url
         from pipelines.bundles.bundle import load_bundle, read_bundle_info
         from pipelines.data.folds import FoldData
@@ -49,9 +50,9 @@ def register(app: typer.Typer) -> None:
 
         url = bundle_url(bundle)
         read_bundle_info(url)
-        found = evaluation_target(recipe=recipe, sets=sets, out=workspace, dataset=dataset, fold=fold, root=root,
-                                  lists=lists, annotations=annotations, split=split, key=key, shots=shot,
-                                  episodes=episodes, seed=seed)
+        found = prepare_target(recipe=recipe, sets=sets, out=workspace, dataset=dataset, fold=fold, root=root,
+                               lists=lists, annotations=annotations, split=split, key=key, shots=shot,
+                               episodes=episodes, seed=seed)
         result, table = score_bundle(found.recipe, found.shards, bundle=url, fold=found.fold)
         listed = FoldData.open(found.shards.url, found.fold).episodes(found.recipe.eval)
         document = write_gallery(load_bundle(url)[0], found.shards, listed, found.recipe.eval, result, table,

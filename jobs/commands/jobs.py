@@ -1,4 +1,4 @@
-"""`fss jobs`: what runs on a Ray cluster."""
+"""`fss jobs`: the commands that were submitted to a Ray cluster."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ import typer
 from jobs.commands.submit import AddressOption, follow_job
 from jobs.options import JsonOption
 
-IdArgument = Annotated[str, typer.Argument(metavar="ID", help="As `fss submit` said it and `fss jobs list` shows it.")]
+IdArgument = Annotated[str, typer.Argument(metavar="ID", help="Id that `fss submit` and `fss jobs list` print.")]
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    group = typer.Typer(no_args_is_help=True, help="Jobs of a Ray cluster.")
-    group.command("list", help="All jobs, the newest first.")(show_list)
-    group.command("logs", help="What a job has written; with --follow until it ends, then with its status.")(logs)
-    group.command("stop", help="End a job; its command can be submitted again and goes on.")(stop)
+    group = typer.Typer(no_args_is_help=True, help="List, follow and stop the commands submitted to a Ray cluster.")
+    group.command("list", help="List all submissions, the newest first.")(show_list)
+    group.command("logs", help="Print the log of a submission.")(logs)
+    group.command("stop", help="Stop a submission. Submit the same command again to continue it.")(stop)
     app.add_typer(group, name="jobs")
 
 
 def show_list(address: AddressOption = "", as_json: JsonOption = False) -> None:
-    """All jobs, the newest first."""
+    """List all submissions, the newest first."""
     from pipelines.submission.client import Submissions
 
     rows = [_row(job) for job in Submissions(address).all()]
@@ -36,15 +36,16 @@ def show_list(address: AddressOption = "", as_json: JsonOption = False) -> None:
         ended = f"{row['id']:<28} {row['status'] + code:<15}"
         print(f"{ended} {row['seconds']:>7.0f} s  {row['user']:<12} {row['command']}")
     if not rows:
-        print("no jobs")
+        print("nothing was submitted to this cluster")
 
 
 def logs(
     submission_id: IdArgument,
     address: AddressOption = "",
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Until the job ends; exit with its status.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Show the log until the command ends, then exit with "
+                                           "its exit status.")] = False,
 ) -> None:
-    """What a job has written."""
+    """Print what a submission has written so far, or follow it until it ends."""
     from pipelines.submission.client import Submissions
 
     jobs = Submissions(address)
@@ -54,7 +55,7 @@ def logs(
 
 
 def stop(submission_id: IdArgument, address: AddressOption = "") -> None:
-    """End a job."""
+    """Stop a submission and print its status."""
     from pipelines.submission.client import Submissions
 
     print(Submissions(address).stop(submission_id))

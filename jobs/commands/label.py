@@ -1,4 +1,4 @@
-"""`fss label`: every photo under a URL, through the deployed champion."""
+"""`fss label`: label every photo below a URL with the champion."""
 
 from __future__ import annotations
 
@@ -8,12 +8,20 @@ from typing import Annotated
 
 import typer
 
-from jobs.options import JsonOption, RecipeOption, SetOption
+from jobs.options import (
+    BundleOption,
+    JsonOption,
+    RecipeOption,
+    ServiceOption,
+    SetOption,
+    SupportsOption,
+    WorkspaceOption,
+)
 from jobs.recipes import load_recipe
 
 
 class EngineName(StrEnum):
-    """Who computes labels."""
+    """What computes the labels: a Serve deployment or a pool of actors."""
 
     serve = "serve"
     actors = "actors"
@@ -21,28 +29,31 @@ class EngineName(StrEnum):
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("label", help="Label all photos under a URL; started again it does only what is left.")(label)
+    app.command("label", help="Label all photos below a URL. A second call labels only what is left.")(label)
 
 
 def label(
-    images: Annotated[str, typer.Option("--images", help="Folder or s3://bucket/prefix of photos.")],
-    supports: Annotated[str, typer.Option("--supports", help="JSON file, or folder with one a class.")],
-    out: Annotated[str, typer.Option("--out", "-o", help="Where parts and labels go.")],
-    workspace: Annotated[str | None, typer.Option("--workspace", "-w", help="Whose champion; default: recipe.")] = None,
-    bundle: Annotated[str, typer.Option("--bundle", help="A bundle instead of the champion; shipped: fss's own.")] = "",
-    service: Annotated[str, typer.Option("--service", help="Address of a running service.")] = "",
-    engine: Annotated[EngineName, typer.Option("--engine", help="serve: a deployment; actors: a pool in Ray Data.")
-                      ] = EngineName.serve,
-    threshold: Annotated[float | None, typer.Option("--threshold", help="Probability of an object's pixel.")] = None,
-    overlaps: Annotated[str | None, typer.Option("--overlaps", help="Of several classes: keep, or resolve.")] = None,
-    formats: Annotated[list[str] | None, typer.Option("--format", help="Beside COCO: coco_polygons, parquet, yolo, "
-                                                      "semantic, label_studio, cvat; may be repeated.")] = None,
-    limit: Annotated[int, typer.Option("--limit", min=0, help="Only the first photos; 0: all.")] = 0,
+    images: Annotated[str, typer.Option("--images", help="Folder or s3://bucket/prefix of the photos to label.")],
+    supports: SupportsOption,
+    out: Annotated[str, typer.Option("--out", "-o", help="Folder or URL where parts and labels are written.")],
+    workspace: WorkspaceOption = None,
+    bundle: BundleOption = "",
+    service: ServiceOption = "",
+    engine: Annotated[EngineName, typer.Option("--engine", help="serve: a Ray Serve deployment computes the labels; "
+                                               "actors: a pool of actors in Ray Data.")] = EngineName.serve,
+    threshold: Annotated[float | None, typer.Option("--threshold", help="Pixels above this probability belong to the "
+                                                    "object (default: the recipe's).")] = None,
+    overlaps: Annotated[str | None, typer.Option("--overlaps", help="Masks of several classes may overlap (keep), or "
+                                                 "each pixel gets one class (resolve; default: the recipe's).")] = None,
+    formats: Annotated[list[str] | None, typer.Option("--format", help="Output format besides COCO: coco_polygons, "
+                                                      "parquet, yolo, semantic, label_studio, cvat. May be repeated.")
+                       ] = None,
+    limit: Annotated[int, typer.Option("--limit", min=0, help="Label only this many photos; 0: all.")] = 0,
     recipe: RecipeOption = "demo",
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Label all photos under a URL."""
+    """Label all photos below a URL and print where the labels are."""
     from pipelines.labelling.outputs import summary_line
     from pipelines.labelling.run import LabelRequest, run_label_job
 

@@ -1,4 +1,4 @@
-"""`fss leaderboard`: the table of a finished sweep and its winner, of each cell where the recipe has a matrix."""
+"""`fss leaderboard`: the table and the winner of a finished sweep; one table a cell if the recipe has a matrix."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def register(app: typer.Typer) -> None:
     @app.command("leaderboard")
     def leaderboard(recipe: RecipeOption = "demo", sets: SetOption = None, out: OutOption = None,
                     as_json: JsonOption = False) -> None:
-        """Method x fold with intervals, and the winner by the recipe's rule. Trains nothing."""
+        """Print the scores of a finished sweep, method x fold, and the winner by the recipe's rule."""
         from pipelines.selection.choose import format_leaderboard, make_leaderboard
         from pipelines.sweeps.matrix import expand_matrix
         from pipelines.sweeps.plan import collect_results

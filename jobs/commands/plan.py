@@ -1,4 +1,4 @@
-"""`fss plan`: what hardware a dataset, a sweep and a labelling job need."""
+"""`fss plan`: estimate the hardware that a dataset, a sweep and a labelling job need."""
 
 from __future__ import annotations
 
@@ -17,22 +17,24 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("plan", help="Hours, GPUs, cores, memory and storage for a dataset; says what was measured.")(plan)
+    app.command("plan", help="Estimate hours, GPUs, cores, memory and storage for a dataset.")(plan)
 
 
 def plan(
-    images: Annotated[int, typer.Option("--images", "-n", min=1, help="Photos of the dataset, and to be labelled.")],
-    method: Annotated[str, typer.Option("--method", "-m", help="Whose speed is taken.")] = "sansa",
-    preset: Annotated[str, typer.Option("--preset", help="Of that method.")] = "nano",
-    gpus: Annotated[int, typer.Option("--gpus", min=0, help="0: CPU cores alone.")] = 0,
+    images: Annotated[int, typer.Option("--images", "-n", min=1, help="Number of photos in the dataset; as many are "
+                                        "labelled.")],
+    method: Annotated[str, typer.Option("--method", "-m", help="Method whose speed is used.")] = "sansa",
+    preset: Annotated[str, typer.Option("--preset", help="Preset (size) of that method.")] = "nano",
+    gpus: Annotated[int, typer.Option("--gpus", min=0, help="GPUs of the cluster; 0: CPU cores only.")] = 0,
     cores: Annotated[int, typer.Option("--cores", min=1, help="CPU cores of the cluster.")] = 16,
-    photo_kb: Annotated[float, typer.Option("--photo-kb", min=1, help="Mean size of a photo's file.")] = 160.0,
-    classes: Annotated[float, typer.Option("--classes-per-photo", min=0.01, help="Mean, of labelled classes.")] = 2.9,
+    photo_kb: Annotated[float, typer.Option("--photo-kb", min=1, help="Mean size of a photo's file in kB.")] = 160.0,
+    classes: Annotated[float, typer.Option("--classes-per-photo", min=0.01, help="Mean number of annotated classes in "
+                                           "a photo.")] = 2.9,
     recipe: RecipeOption = "demo",
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Plan the stages."""
+    """Print the estimate of each stage, and which of its figures were measured, published or assumed."""
     from pipelines.sizing.plan import SizingRequest, make_plan
 
     made = make_plan(SizingRequest(images=images, method=method, preset=preset, gpus=gpus, cores=cores,
@@ -41,7 +43,7 @@ def plan(
 
 
 def text(plan: SizingPlan) -> str:
-    """The plan for people."""
+    """The plan as text: a table of stages, the figures behind it, and notes."""
     rows = [("stage", "hours", "GPUs", "cores", "memory GB", "S3 GB", "work")]
     rows += [(s.name, _number(s.hours), str(s.gpus), str(s.cores), f"{s.memory_gb:,.1f}", _number(s.s3_gb),
               f"{s.work}; {s.memory}") for s in plan.stages]

@@ -1,4 +1,4 @@
-"""`fss pretrain`: SAM 2's parts above a frozen trunk, class-agnostically."""
+"""`fss pretrain`: train SAM 2's parts above a frozen trunk, class-agnostically."""
 
 from __future__ import annotations
 
@@ -18,12 +18,16 @@ def register(app: typer.Typer) -> None:
 
     @app.command("pretrain")
     def pretrain(
-        recipe: Annotated[str, typer.Option("--recipe", "-r", help="nano_pretrain or a YAML file.")] = "nano_pretrain",
+        recipe: Annotated[str, typer.Option("--recipe", "-r", help="nano_pretrain, or a YAML file.")] = "nano_pretrain",
         sets: SetOption = None,
-        out: Annotated[str | None, typer.Option("--out", "-o", help="A local folder.")] = None,
+        out: Annotated[str | None, typer.Option("--out", "-o", help="Local folder for the weights and checkpoints "
+                                               "(default: the recipe's).")] = None,
         as_json: JsonOption = False,
     ) -> None:
-        """Train neck, memory and decoder on single objects and pseudo-videos; started again, it goes on."""
+        """Train nano's neck, memory and decoder on single objects and pseudo-videos.
+
+        A second call continues from the last checkpoint.
+        """
         from pipelines.base.progress import Bar
         from pipelines.pretraining.run import run_pretraining
 

@@ -16,7 +16,10 @@ def register(app: typer.Typer) -> None:
     @app.command("promote")
     def run(recipe: RecipeOption = "demo", sets: SetOption = None, out: OutOption = None,
             as_json: JsonOption = False) -> None:
-        """Refit, check on held-out photos, bundle, and set the registry's alias `champion`."""
+        """Refit the leaderboard's winner on all classes, check it on held-out photos, and make it the champion.
+
+        The bundle goes to the workspace's `champion` folder; the model registry's alias `champion` is set to it.
+        """
         from pipelines.base.workspace import Workspace
         from pipelines.selection.promote import promote, registered_model
 

@@ -1,4 +1,4 @@
-"""`fss report`: one HTML page about what was run."""
+"""`fss report`: one HTML page about a workspace."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from jobs.recipes import load_recipe
 from pipelines.base.storage import Store
 from pipelines.config.recipe import Recipe
 
-RECIPE_HELP = "Default: <out>/recipe.yaml, else that of the last sweep there, else demo."
+RECIPE_HELP = "Recipe (default: <out>/recipe.yaml, else the recipe of the workspace's last sweep, else demo)."
 
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("report", help="One self-contained HTML page about a workspace.")(report)
+    app.command("report", help="Write one self-contained HTML page about a workspace.")(report)
 
 
 def report(
     recipe: Annotated[str, typer.Option("--recipe", "-r", help=RECIPE_HELP)] = "",
     overrides: SetOption = None,
     out: OutOption = None,
-    labels: Annotated[str, typer.Option("--labels", help="One more folder of a labelling job to show.")] = "",
-    target: Annotated[str, typer.Option("--to", help="Where to write the page; default <out>/report.html.")] = "",
+    labels: Annotated[str, typer.Option("--labels", help="Folder of another labelling job to show.")] = "",
+    target: Annotated[str, typer.Option("--to", help="File or URL of the page (default: <out>/report.html).")] = "",
     as_json: JsonOption = False,
 ) -> None:
-    """Write the page."""
+    """Write the page and print its URL."""
     from pipelines.report.page import write_report
 
     url = write_report(_recipe(recipe, overrides, out), labels=labels, target=target)
@@ -39,17 +39,17 @@ def report(
 
 
 def _recipe(name: str, overrides: list[str] | None, out: str | None) -> Recipe:
-    """The named recipe, else the one that the workspace keeps, else `demo`."""
-    if not name and out and (kept := _kept(Store(out))):
+    """The named recipe, else the recipe stored in the workspace, else `demo`."""
+    if not name and out and (stored := _stored_recipe(Store(out))):
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "recipe.yaml"
-            file.write_bytes(kept)
+            file.write_bytes(stored)
             return load_recipe(str(file), overrides, out=out)
     return load_recipe(name or "demo", overrides, out=out)
 
 
-def _kept(store: Store) -> bytes:
-    """As YAML: what `fss demo` left, else the recipe of the last sweep; b"" where there is neither."""
+def _stored_recipe(store: Store) -> bytes:
+    """The YAML of the recipe that `fss demo` stored, else of the last sweep; b"" if there is neither."""
     from pipelines.sweeps.sweep import RECIPE
 
     if store.exists("recipe.yaml"):

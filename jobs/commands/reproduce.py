@@ -1,4 +1,4 @@
-"""`fss reproduce`: the papers' results tables, ours beside the published."""
+"""`fss reproduce`: the results tables of papers, our figures beside the published ones."""
 
 from __future__ import annotations
 
@@ -9,16 +9,21 @@ from typing import Annotated
 import typer
 
 from fss_models.errors import FssError
-from jobs.options import JsonOption, OutOption, SetOption
-from jobs.tables import cells_of, list_tables, load_table, place_cells
+from jobs.options import JsonOption, SetOption
+from jobs.tables import list_tables, load_table, make_cells, parse_places
 
-TableArgument = Annotated[str, typer.Argument(help="A shipped table's name or a YAML file.")]
+TableArgument = Annotated[str, typer.Argument(help="Name of a shipped table, or a YAML file.")]
 ListOption = Annotated[bool, typer.Option("--list", help="List the shipped tables.")]
-ShowOption = Annotated[bool, typer.Option("--show", help="Run nothing: print what is known so far.")]
-RowOption = Annotated[list[str] | None, typer.Option("--row", help="Only this row; may be repeated.")]
-ColumnOption = Annotated[list[str] | None, typer.Option("--column", help="Only this column, by its key in the file.")]
-RootOption = Annotated[list[str] | None, typer.Option("--root", help="DATASET=FOLDER: where a dataset is.")]
-WeightOption = Annotated[list[str] | None, typer.Option("--weight", help="NAME=FILE: where a weight file is.")]
+ShowOption = Annotated[bool, typer.Option("--show", help="Run nothing; print published figures and results so far.")]
+OutOption = Annotated[str | None, typer.Option("--out", "-o", help="Workspace: a local folder or s3://bucket/prefix "
+                                               "(default: out/reproduce).")]
+RowOption = Annotated[list[str] | None, typer.Option("--row", help="Run only this row. May be repeated.")]
+ColumnOption = Annotated[list[str] | None, typer.Option("--column", help="Run only this column, by its key in the "
+                                                        "table file. May be repeated.")]
+RootOption = Annotated[list[str] | None, typer.Option("--root", help="DATASET=FOLDER: folder of a dataset. May be "
+                                                      "repeated.")]
+WeightOption = Annotated[list[str] | None, typer.Option("--weight", help="NAME=FILE: path of a weight file. May be "
+                                                        "repeated.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -30,19 +35,20 @@ def register(app: typer.Typer) -> None:
         column: ColumnOption = None, root: RootOption = None, weight: WeightOption = None, sets: SetOption = None,
         out: OutOption = None, as_json: JsonOption = False,
     ) -> None:
-        """Run a published table where its data and weights are here; else say what to put where (status 2).
+        """Run a published results table and print our figures beside the published ones.
 
-        Started again, it does only what is left; tables of one workspace share what they have in common.
+        If data or weights are missing, lists what to put where and exits with status 2. A second call runs only what is
+        left. Tables in one workspace share the runs that they have in common.
         """
         if list_them or not table:
-            _tell_list(as_json)
+            _print_tables(as_json)
         else:
-            _reproduce(table, show=show, rows=row or [], columns=column or [], roots=place_cells(root, "--root"),
-                       weights=place_cells(weight, "--weight"), sets=sets or [], out=out or "out/reproduce",
+            _reproduce(table, show=show, rows=row or [], columns=column or [], roots=parse_places(root, "--root"),
+                       weights=parse_places(weight, "--weight"), sets=sets or [], out=out or "out/reproduce",
                        as_json=as_json)
 
 
-def _tell_list(as_json: bool) -> None:
+def _print_tables(as_json: bool) -> None:
     found = {name: load_table(name)[1] for name in list_tables()}
     if as_json:
         print(json.dumps({n: {"title": t.title, "paper": t.paper, "rows": [r.name for r in t.rows],
@@ -62,14 +68,15 @@ def _reproduce(name: str, *, show: bool, rows: list[str], columns: list[str], ro
     from pipelines.papers.tables.show import render_text, write_table
 
     stem, table = load_table(name)
-    cells = cells_of(table, rows=rows, columns=columns, roots=roots, weights=weights, sets=sets, out=out)
+    cells = make_cells(table, rows=rows, columns=columns, roots=roots, weights=weights, sets=sets, out=out)
     check_cells(cells)
     left = [] if show else [c for c in cells if c.read_record() is None]
     if missing := find_missing(left):
         for m in missing:
-            print("\n  ".join([f"{m.kind} {m.name}: not at {m.place}", *m.instructions, f"or elsewhere: {m.option}"]),
+            print("\n  ".join([f"{m.kind} {m.name}: not found at {m.place}", *m.instructions, f"or elsewhere, with {m.option}"]),
                   file=sys.stderr)
-        raise FssError(f"cannot be run yet: {len(missing)} things are missing, listed above", where=f"table {stem}",
+        raise FssError(f"cannot be run yet: {len(missing)} datasets or files are missing, listed above",
+                       where=f"table {stem}",
                        mend="put them there and run the same command again; --show prints the published figures")
     failed = {} if show else run_cells(cells)
     found = collect_outcome(stem, table, cells, sets)

@@ -1,4 +1,4 @@
-"""`fss review`: a person's look at a labelling job, the most doubtful labels first."""
+"""`fss review`: check the labels of a labelling job by eye, the most doubtful ones first."""
 
 from __future__ import annotations
 
@@ -7,31 +7,34 @@ from typing import Annotated
 
 import typer
 
-from jobs.options import JsonOption, RecipeOption, SetOption
+from jobs.options import JsonOption, RecipeOption, ServiceOption, SetOption, WorkspaceOption
 from jobs.recipes import load_recipe
 
-JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="The --out of `fss label`.")]
-FormatsOption = Annotated[list[str] | None, typer.Option("--format", help="As of `fss label`; may be repeated.")]
+JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="Folder or URL of the labelling job: the --out of `fss "
+                                            "label`.")]
+FormatsOption = Annotated[list[str] | None, typer.Option("--format", help="Output format besides COCO, as for `fss "
+                                                         "label`. May be repeated.")]
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    group = typer.Typer(help="Look at a job's labels by doubt, decide on them, label again.", no_args_is_help=True)
-    group.command("page", help="A gallery, the most doubtful labels first.")(page)
-    group.command("decide", help="Accept, reject or correct labels; the last word counts.")(decide)
-    group.command("apply", help="Write labels.json and other formats again, with the decisions in them.")(apply)
-    group.command("again", help="Label doubtful photos again, corrections being supports too.")(again)
+    group = typer.Typer(help="Review the labels of a job, the most doubtful ones first, and correct them.",
+                        no_args_is_help=True)
+    group.command("page", help="Write pages that show the labels, the most doubtful ones first.")(page)
+    group.command("decide", help="Accept, reject or correct labels. The last decision on a label counts.")(decide)
+    group.command("apply", help="Write labels.json and other formats again, with the decisions applied.")(apply)
+    group.command("again", help="Label doubtful photos again, with corrected masks as additional supports.")(again)
     app.add_typer(group, name="review")
 
 
 def page(
     job: JobArgument,
-    out: Annotated[str, typer.Option("--out", "-o", help="Where the pages go; default: JOB/review.")] = "",
-    most: Annotated[int, typer.Option("--most", min=1, help="How many labels at most.")] = 2000,
-    undecided: Annotated[bool, typer.Option("--undecided", help="Only labels that nobody decided on.")] = False,
+    out: Annotated[str, typer.Option("--out", "-o", help="Folder or URL for the pages (default: JOB/review).")] = "",
+    most: Annotated[int, typer.Option("--most", min=1, help="Maximum number of labels to show.")] = 2000,
+    undecided: Annotated[bool, typer.Option("--undecided", help="Show only labels without a decision.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Write the gallery."""
+    """Write the review pages and print the first one's URL."""
     from pipelines.base.storage import join
     from pipelines.review.job import open_job
     from pipelines.review.page import write_review
@@ -43,15 +46,20 @@ def page(
 
 def decide(
     job: JobArgument,
-    source: Annotated[str, typer.Option("--from", help="decisions.jsonl as the gallery saves it.")] = "",
-    accept: Annotated[list[str] | None, typer.Option("--accept", help="A photo's name; may be repeated.")] = None,
-    reject: Annotated[list[str] | None, typer.Option("--reject", help="The class is not in this photo.")] = None,
-    correct: Annotated[list[str] | None, typer.Option("--correct", help="NAME=MASK.png")] = None,
-    undo: Annotated[list[str] | None, typer.Option("--undo", help="Nothing is decided any more.")] = None,
-    class_name: Annotated[str, typer.Option("--class", help="Of a job with several classes.")] = "",
+    source: Annotated[str, typer.Option("--from", help="File decisions.jsonl that a review page saved.")] = "",
+    accept: Annotated[list[str] | None, typer.Option("--accept", help="Name of a photo whose label is right. May be "
+                                                     "repeated.")] = None,
+    reject: Annotated[list[str] | None, typer.Option("--reject", help="Name of a photo without the class. May be "
+                                                     "repeated.")] = None,
+    correct: Annotated[list[str] | None, typer.Option("--correct", help="NAME=MASK.png: a photo's name and its right "
+                                                      "mask. May be repeated.")] = None,
+    undo: Annotated[list[str] | None, typer.Option("--undo", help="Name of a photo whose decision is removed. May be "
+                                                   "repeated.")] = None,
+    class_name: Annotated[str, typer.Option("--class", help="Class of the labels, for a job with several classes.")
+                          ] = "",
     as_json: JsonOption = False,
 ) -> None:
-    """Keep decisions beside the labels."""
+    """Store decisions beside the labels and print their counts."""
     from fss_models.errors import FssError
     from pipelines.base.storage import split_url
     from pipelines.inference.marks import mask_from_picture
@@ -68,17 +76,18 @@ def decide(
         store, file = split_url(mask)
         given[name] = ("correct", mask_from_picture(store.read_bytes(file), mask))
     if not given and not source:
-        raise FssError("nothing to decide", mend="give --accept, --reject, --correct, --undo or --from")
+        raise FssError("no decision is given", mend="give --accept, --reject, --correct, --undo or --from")
     opened = open_job(job)
     count = (decide_by_name(opened, given, class_name) if given else 0) + (
         import_decisions(opened, source) if source else 0)
     counts = count_decisions(opened.decisions)
-    told = ", ".join(f"{word} {n}" for word, n in counts.items())
-    print(json.dumps({"now": count, "decisions": counts}) if as_json else f"{count} now; in all {told or 'none'}")
+    total = ", ".join(f"{word} {n}" for word, n in counts.items())
+    print(json.dumps({"now": count, "decisions": counts}) if as_json else
+          f"decisions: {count} stored now; in total: {total or 'none'}")
 
 
 def apply(job: JobArgument, formats: FormatsOption = None, as_json: JsonOption = False) -> None:
-    """Write the outputs again."""
+    """Write the outputs again with the decisions applied, and print where they are."""
     from pipelines.labelling.outputs import summary_line, write_outputs
     from pipelines.review.job import open_job
 
@@ -91,18 +100,19 @@ def apply(job: JobArgument, formats: FormatsOption = None, as_json: JsonOption =
 
 def again(
     job: JobArgument,
-    out: Annotated[str, typer.Option("--out", "-o", help="Where the new job's parts and labels go.")],
-    below: Annotated[float | None, typer.Option("--below", min=0, max=1, help="Labels less sure than this; default: "
-                                                "the job's label.review_below.")] = None,
-    workspace: Annotated[str | None, typer.Option("--workspace", "-w", help="Whose champion; default: recipe.")] = None,
-    bundle: Annotated[str, typer.Option("--bundle", help="The bundle that the job was labelled with.")] = "",
-    service: Annotated[str, typer.Option("--service", help="Address of a running service.")] = "",
+    out: Annotated[str, typer.Option("--out", "-o", help="Folder or URL of the new job's parts and labels.")],
+    below: Annotated[float | None, typer.Option("--below", min=0, max=1, help="Label again what is less certain than "
+                                                "this (default: the job's label.review_below).")] = None,
+    workspace: WorkspaceOption = None,
+    bundle: Annotated[str, typer.Option("--bundle", help="Bundle that the job was labelled with, if it is not the "
+                                        "workspace's champion.")] = "",
+    service: ServiceOption = "",
     formats: FormatsOption = None,
     recipe: RecipeOption = "demo",
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Label again what nobody decided on and is doubtful."""
+    """Label the doubtful labels without a decision again, as a new job."""
     from pipelines.labelling.outputs import summary_line
     from pipelines.review.redo import RedoRequest, run_redo
 
@@ -110,4 +120,4 @@ def again(
     read = load_recipe(recipe, changes, out=workspace)
     summary = run_redo(RedoRequest(recipe=read, job=job, out=out, below=below, bundle=bundle, service=service))
     print(json.dumps(summary) if as_json else
-          f"{summary['again']} labels made again; {summary_line(summary)}\nlabels: {summary['labels']}")
+          f"{summary['again']} labels computed again; {summary_line(summary)}\nlabels: {summary['labels']}")

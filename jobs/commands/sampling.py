@@ -1,4 +1,4 @@
-"""`fss data sampling`: what a recipe's training stream draws, against the published sampler it stands for."""
+"""`fss data sampling`: compare the draws of a recipe's training stream with the published sampler it replaces."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from pipelines.data.plan import StreamPlan
 from pipelines.data.stream import usable_blocks
 from pipelines.report.sampling import sampling_page
 
-FoldOption = Annotated[int, typer.Option("--fold", "-f", help="The fold whose base classes are trained.")]
-EpochsOption = Annotated[int, typer.Option("--epochs", "-n", min=8, help="Draw so many epochs.")]
+FoldOption = Annotated[int, typer.Option("--fold", "-f", help="Fold whose base classes are trained.")]
+EpochsOption = Annotated[int, typer.Option("--epochs", "-n", min=8, help="Number of epochs to draw.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -32,9 +32,12 @@ def register(app: typer.Typer) -> None:
         recipe: RecipeOption = "demo", fold: FoldOption = 0, epochs: EpochsOption = 40,
         set_: SetOption = None, out: OutOption = None, as_json: JsonOption = False,
     ) -> None:
-        """Draw a fold's training episodes, decoding nothing, and compare their frequencies with the published ones."""
+        """Draw a fold's training episodes and compare their frequencies with those of the published sampler.
+
+        Reads the shards' tables only; no photo is decoded.
+        """
         loaded = load_recipe(recipe, set_, out=out)
-        facts, page = sampled(loaded, fold, epochs)
+        facts, page = measure_sampling(loaded, fold, epochs)
         store, name = Workspace(loaded.out).store, f"sampling/{loaded.data.name}-fold{fold}.html"
         store.write_bytes(name, page.encode())
         facts["page"] = store.path(name)
@@ -44,8 +47,11 @@ def register(app: typer.Typer) -> None:
             Console(stderr=True).print(line, highlight=False, soft_wrap=True)
 
 
-def sampled(recipe: Recipe, fold: int, epochs: int) -> tuple[dict[str, Any], str]:
-    """The figures as JSON and the page. Raises `FssError` for missing shards and an unknown fold."""
+def measure_sampling(recipe: Recipe, fold: int, epochs: int) -> tuple[dict[str, Any], str]:
+    """Draw `epochs` epochs of a fold; returns the figures as a JSON object, and the HTML page.
+
+    Raises `FssError` for missing shards and an unknown fold.
+    """
     data, train = FoldData.open(Workspace(recipe.out).shards(recipe.data.name), fold), recipe.train
     avoid = set(data.novel_ids) if train.novel_images == "drop" else set()
     blocks = usable_blocks(data.shards, [c.class_id for c in data.base], avoid)

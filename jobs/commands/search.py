@@ -1,4 +1,4 @@
-"""`fss search`: hyper-parameters of one method, scored on held-out base classes."""
+"""`fss search`: search hyper-parameters of one method, scored on held-out base classes."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ def register(app: typer.Typer) -> None:
     @app.command("search")
     def search_command(recipe: RecipeOption = "demo", sets: SetOption = None, out: OutOption = None,
                        as_json: JsonOption = False) -> None:
-        """Try settings of the recipe's `search.space` with Ray Tune; prints them, the best as --set options.
+        """Try settings of the recipe's `search.space` with Ray Tune and print the best as --set options.
 
-        Trials are scored on base classes that the fold holds out for it, never on novel ones. Started again after a
-        kill, it takes every score that is there.
+        Trials are scored on base classes that are held out from training, never on novel classes. A second call after
+        a kill uses all scores that were already computed.
         """
         from pipelines.selection.search import format_search, search
 

@@ -1,4 +1,4 @@
-"""`fss serve`: the workspace's champion, or the shipped one, behind HTTP and a web page, until Ctrl-C."""
+"""`fss serve`: serve the workspace's champion, or the shipped one, over HTTP with a web page, until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.options import JsonOption, OutOption, RecipeOption, SetOption
+from jobs.options import BundleOption, JsonOption, OutOption, RecipeOption, SetOption
 from jobs.recipes import load_recipe
 
 
@@ -19,9 +19,10 @@ def serve(
     recipe: RecipeOption = "demo",
     overrides: SetOption = None,
     out: OutOption = None,
-    bundle: Annotated[str, typer.Option("--bundle", help="A bundle instead of the champion; shipped: fss's own.")] = "",
-    host: Annotated[str | None, typer.Option("--host", help="Address; others than loopback need FSS_TOKEN.")] = None,
-    port: Annotated[int | None, typer.Option("--port", "-p", help="0 takes any free one.")] = None,
+    bundle: BundleOption = "",
+    host: Annotated[str | None, typer.Option("--host", help="Address to listen on; any but loopback needs FSS_TOKEN.")
+                    ] = None,
+    port: Annotated[int | None, typer.Option("--port", "-p", help="Port to listen on; 0: any free port.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Serve the champion until Ctrl-C or SIGTERM."""

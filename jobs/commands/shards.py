@@ -1,4 +1,4 @@
-"""`fss shards build`: from labelled images to shards."""
+"""`fss shards build`: build shards from labelled photos."""
 
 from __future__ import annotations
 
@@ -18,23 +18,24 @@ from pipelines.data.schema import Manifest
 from pipelines.data.shards import build_shards
 from pipelines.data.shardset import Shards
 
-ForceOption = Annotated[bool, typer.Option("--force", help="Rebuild, also over shards of another configuration.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Rebuild everything, even over shards of another "
+                        "configuration.")]
 
 
 def register(app: typer.Typer) -> None:
     """Add the sub-command."""
-    shards = typer.Typer(no_args_is_help=True, help="Shards: image table, class blocks, episode lists.")
+    shards = typer.Typer(no_args_is_help=True, help="Build shards: image table, class blocks, episode lists.")
 
     @shards.callback()
     def _root() -> None:
-        """Keeps `build` a sub-command of its own."""
+        """Without a callback typer would turn a group with one command into that command."""
 
     @shards.command()
     def build(
         recipe: RecipeOption = "demo", set_: SetOption = None, out: OutOption = None, force: ForceOption = False,
         as_json: JsonOption = False,
     ) -> None:
-        """Build the shards of a recipe's data section; started again it does only what is left."""
+        """Build the shards of a recipe's data section. A second call builds only what is left or has changed."""
         loaded = load_recipe(recipe, set_, out=out)
         url, start = Workspace(loaded.out).shards(loaded.data.name), time.monotonic()
         manifest = build_shards(loaded.data, url, force=force, update=True)
@@ -47,7 +48,7 @@ def register(app: typer.Typer) -> None:
 
 
 def summary(url: str, manifest: Manifest, seconds: float) -> dict[str, Any]:
-    """What was built, as JSON."""
+    """What was built, as a JSON object."""
     total = sum(manifest.images.values())
     reasons = Counter(r["stage"] for r in Shards(url).failures.to_pylist())
     return {
@@ -59,7 +60,7 @@ def summary(url: str, manifest: Manifest, seconds: float) -> dict[str, Any]:
 
 
 def show(facts: dict[str, Any]) -> None:
-    """A short table on standard error."""
+    """Print what was built as a short table on standard error."""
     console = Console(stderr=True)
     table = Table(title=f"{facts['dataset']}: {len(facts['classes'])} classes")
     for column in ("fold", "classes", "train photos", "test photos", "blocks"):
@@ -70,7 +71,7 @@ def show(facts: dict[str, Any]) -> None:
         table.add_row(str(fold), ", ".join(c["name"] for c in own), *(str(s) for s in sums))
     console.print(table)
     for name, reason in facts["dropped_classes"].items():
-        console.print(f"dropped {name}: {reason}", highlight=False, soft_wrap=True)
+        console.print(f"class left out: {name} ({reason})", highlight=False, soft_wrap=True)
     if facts["failures"]:
         console.print(f"{facts['failures']} problems ({facts['failures_by_stage']}) are listed in "
                       f"{facts['shards']}/failures.parquet", highlight=False, soft_wrap=True)

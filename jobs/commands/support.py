@@ -1,4 +1,4 @@
-"""`fss support check`: what supports are worth, and what labelling with them would take, before anything is spent."""
+"""`fss support check`: how good supports are, and the time and cost of labelling with them, before a job starts."""
 
 from __future__ import annotations
 
@@ -8,36 +8,38 @@ from typing import Annotated
 
 import typer
 
-from jobs.options import JsonOption, RecipeOption, SetOption
+from jobs.options import BundleOption, JsonOption, RecipeOption, SetOption, SupportsOption, WorkspaceOption
 from jobs.recipes import load_recipe
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    group = typer.Typer(help="Support sets: what they are worth.", no_args_is_help=True)
-    group.command("check", help="Quality, time and cost from the supports alone, and 32 predictions.")(check)
+    group = typer.Typer(help="Check support sets before a labelling job.", no_args_is_help=True)
+    group.command("check", help="Estimate quality, time and cost from the supports, and show 32 predictions.")(check)
     app.add_typer(group, name="support")
 
 
 def check(
-    supports: Annotated[str, typer.Option("--supports", help="JSON file, or folder with one a class.")],
-    images: Annotated[str, typer.Option("--images", help="Photos to be labelled: speed and a contact sheet.")] = "",
-    bundle: Annotated[str, typer.Option("--bundle", help="A bundle instead of the champion.")] = "",
-    count: Annotated[int, typer.Option("--count", min=0, help="Photos of the whole job; 0: those of --images.")] = 0,
-    price: Annotated[float, typer.Option("--price", min=0, help="Of an hour of this machine.")] = 0,
-    page: Annotated[str, typer.Option("--page", help="Where the page goes.")] = "support_check.html",
-    workspace: Annotated[str | None, typer.Option("--workspace", "-w", help="Whose champion; default: recipe.")] = None,
+    supports: SupportsOption,
+    images: Annotated[str, typer.Option("--images", help="Folder or s3://bucket/prefix of photos, to measure the speed "
+                                        "and show predictions.")] = "",
+    bundle: BundleOption = "",
+    count: Annotated[int, typer.Option("--count", min=0, help="Number of photos in the whole job; 0: those of "
+                                       "--images.")] = 0,
+    price: Annotated[float, typer.Option("--price", min=0, help="Price of an hour of this machine.")] = 0,
+    page: Annotated[str, typer.Option("--page", help="File or URL of the page to write.")] = "support_check.html",
+    workspace: WorkspaceOption = None,
     recipe: RecipeOption = "demo",
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Look at supports before labelling with them."""
+    """Print what the supports of each class are good for, and write a page about them."""
     from fss_models.errors import FssError
     from pipelines.labelling.check import check_label_job
 
     for given, name in ((count, "--count"), (price, "--price")):
         if given and not images:
-            raise FssError(f"{name} needs photos to measure the speed on", mend="give --images")
+            raise FssError(f"{name} needs photos on which the speed is measured", mend="give --images")
     read = load_recipe(recipe, overrides or [], out=workspace)
     worth, cost, told, url = check_label_job(read, supports=supports, images=images, bundle=bundle, count=count,
                                              price=price, page=page)

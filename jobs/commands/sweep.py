@@ -1,4 +1,4 @@
-"""`fss sweep`: train and score every method on every fold; see how far it is, stop it, go on with it."""
+"""`fss sweep`: train and score every method on every fold; show the progress, cancel and resume."""
 
 from __future__ import annotations
 
@@ -13,54 +13,57 @@ from jobs.options import JsonOption, OutOption, RecipeOption, SetOption
 from jobs.recipes import load_recipe
 from pipelines.config.recipe import Recipe
 
-PlaceOption = Annotated[str, typer.Option("--out", "-o", help="The sweep's workspace: a local folder or s3://...")]
+PlaceOption = Annotated[str, typer.Option("--out", "-o", help="Workspace of the sweep: a local folder or s3://bucket/prefix.")]
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    group = typer.Typer(no_args_is_help=True, help="Train and compare methods.")
+    group = typer.Typer(no_args_is_help=True, help="Train and compare methods in many runs.")
 
     @group.command("run")
     def run(recipe: RecipeOption = "demo", sets: SetOption = None, out: OutOption = None,
             as_json: JsonOption = False) -> None:
-        """Train every run of the recipe, packed into the cluster, score each, write the leaderboard.
+        """Train and score every run of the recipe in parallel, then write and print the leaderboard.
 
-        Shards are built if they are missing. Started again, it does only what is left.
+        Missing shards are built first. A second call does only what is left.
         """
         _run(load_recipe(recipe, sets, out=out), as_json)
 
     @group.command("resume")
     def resume(out: PlaceOption, as_json: JsonOption = False) -> None:
-        """Go on with the workspace's last sweep, with the recipe it was begun with."""
+        """Continue the workspace's last sweep with the recipe it was started with."""
         from pipelines.sweeps.sweep import read_sweep_recipe
 
         _run(read_sweep_recipe(out), as_json)
 
     @group.command("status")
     def status(out: PlaceOption, as_json: JsonOption = False) -> None:
-        """The table of the workspace's sweep: stage, step, loss, mIoU, episodes/s and time left of each run."""
+        """Print the state of a workspace's sweep: each run's stage, step, loss, mIoU, episodes/s and time left."""
         from pipelines.sweeps.watch import format_state, read_state
 
         state = read_state(out)
         why = f" ({state.why})" if state.why else ""
         table = f"{format_state(state)}\n{state.status}{why}" + ("" if state.status == "running"
-                                                                 else _mend(state.status, out))
+                                                                 else _resume_hint(state.status, out))
         print(table if not as_json else state.model_dump_json(indent=1))
 
     @group.command("cancel")
     def cancel(out: PlaceOption) -> None:
-        """Stop the workspace's sweep, wherever it runs. What is finished stays, the rest goes on from checkpoints."""
+        """Stop a workspace's sweep, wherever it runs.
+
+        Finished runs stay. `fss sweep resume` continues the others from their checkpoints.
+        """
         from pipelines.sweeps import owner
         from pipelines.sweeps.watch import read_state
 
         owner.cancel(out)
-        print(f"cancelled; {read_state(out).line}{_mend('stopped', out)}")
+        print(f"cancelled; {read_state(out).line}{_resume_hint('stopped', out)}")
 
     app.add_typer(group, name="sweep")
 
 
-def _mend(status: str, out: str) -> str:
-    return f"; `fss sweep resume --out {out}` goes on" if status == "stopped" else ""
+def _resume_hint(status: str, out: str) -> str:
+    return f"; `fss sweep resume --out {out}` continues it" if status == "stopped" else ""
 
 
 def _run(recipe: Recipe, as_json: bool) -> None:

@@ -1,4 +1,4 @@
-"""`fss train`: one run of a recipe."""
+"""`fss train`: train and score one run of a recipe."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ def register(app: typer.Typer) -> None:
     @app.command("train")
     def train(
         recipe: RecipeOption = "demo",
-        method: Annotated[str, typer.Option("--method", "-m", help="One of the recipe's methods.")] = "",
-        fold: Annotated[int, typer.Option("--fold", "-f", help="The fold whose classes are held out.")] = 0,
-        seed: Annotated[int, typer.Option("--seed", help="Order of the episodes.")] = 0,
+        method: Annotated[str, typer.Option("--method", "-m", help="Method of the recipe to train (default: the only "
+                                          "one that trains).")] = "",
+        fold: Annotated[int, typer.Option("--fold", "-f", help="Fold whose classes are held out.")] = 0,
+        seed: Annotated[int, typer.Option("--seed", help="Random seed of the run.")] = 0,
         sets: SetOption = None, out: OutOption = None, as_json: JsonOption = False,
     ) -> None:
-        """Train and score one run; started again, it goes on from its last checkpoint."""
+        """Train and score one run. A second call continues from its last checkpoint."""
         from pipelines.sweeps.sweep import run_one
 
         result = run_one(load_recipe(recipe, sets, out=out), method=method, fold=fold, seed=seed)

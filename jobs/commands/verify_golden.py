@@ -1,4 +1,4 @@
-"""`fss verify-golden`: our implementations against tensors of the reference ones."""
+"""`fss verify-golden`: compare our implementations with tensors of the reference implementations."""
 
 from __future__ import annotations
 
@@ -16,9 +16,12 @@ def register(app: typer.Typer) -> None:
 
     @app.command("verify-golden")
     def verify_golden(
-        folder: str = typer.Argument(help="A folder of golden cases."), as_json: JsonOption = False
+        folder: str = typer.Argument(help="Folder of golden cases."), as_json: JsonOption = False
     ) -> None:
-        """Run every golden case of a folder; exit 1 if any quantity is out of tolerance or was not covered."""
+        """Compare our methods with the golden cases of a folder, quantity by quantity.
+
+        The exit status is 1 if any quantity is out of tolerance or is not covered by our code.
+        """
         checks = []
         for check in run_folder(folder):
             checks.append(check)

@@ -1,4 +1,4 @@
-"""`fss weights`: official checkpoints in, official checkpoints out."""
+"""`fss weights`: import checkpoints of the methods' official code, and export them."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ def register(app: typer.Typer) -> None:
 
     @weights.command("import")
     def import_weights(
-        file: Annotated[str, typer.Argument(help="The official file (.pth, .pt or .safetensors), a path or URL.")],
-        method: Annotated[str, typer.Option("--method", "-m", help="Whose file it is.")],
-        out: Annotated[str, typer.Option("--out", "-o", help="URL of the bundle to write.")],
-        preset: Annotated[str, typer.Option("--preset", "-p", help="The size it was trained at.")] = "large",
-        base: Annotated[str, typer.Option("--weights", help="The SAM 2 checkpoint it belongs to.")] = "",
+        file: Annotated[str, typer.Argument(help="Path or URL of the official file (.pth, .pt or .safetensors).")],
+        method: Annotated[str, typer.Option("--method", "-m", help="Method that the file belongs to.")],
+        out: Annotated[str, typer.Option("--out", "-o", help="Folder or URL of the bundle to write.")],
+        preset: Annotated[str, typer.Option("--preset", "-p", help="Preset (size) that it was trained at.")] = "large",
+        base: Annotated[str, typer.Option("--weights", help="SAM 2 checkpoint that it was trained on: a path or URL.")
+                        ] = "",
         as_json: JsonOption = False,
     ) -> None:
-        """Make a bundle of an official file: every key is checked, nothing in the file is executed."""
+        """Turn an official checkpoint into a bundle. Every key is checked; nothing in the file is executed."""
         from pipelines.bundles.bundle import import_bundle
 
         info, tensors = import_bundle(out, file=file, method=method, preset=preset, weights=base)
@@ -36,8 +37,8 @@ def register(app: typer.Typer) -> None:
 
     @weights.command("export")
     def export_weights(
-        bundle: Annotated[str, typer.Argument(help="URL of a bundle.")],
-        out: Annotated[str, typer.Option("--out", "-o", help="The .safetensors file to write, a path or URL.")],
+        bundle: Annotated[str, typer.Argument(help="Folder or URL of the bundle.")],
+        out: Annotated[str, typer.Option("--out", "-o", help="Path or URL of the .safetensors file to write.")],
     ) -> None:
         """Write a bundle's trained tensors under the official code's names."""
         from pipelines.bundles.bundle import export_bundle

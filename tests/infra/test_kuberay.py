@@ -1,4 +1,4 @@
-"""The KubeRay manifests: they build, their fields are known, and what they name exists in the code."""
+"""The KubeRay manifests: they build, all their fields exist, and the commands they name exist in the code."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ KUBERNETES = "1.34"
 
 
 def check(document: dict[str, Any]) -> None:
-    """Against the schemas of Kubernetes, no unknown field being allowed."""
+    """Validate a document against the schemas of Kubernetes; unknown fields are errors."""
     validator = pytest.importorskip("kubernetes_validate", reason="pip install kubernetes-validate")
     validator.validate(document, KUBERNETES, strict=True)
 

@@ -1,4 +1,4 @@
-"""The whole topology on one machine: real Ray nodes, a real S3 server, a real MLflow server, real jobs."""
+"""`fss local up` and submissions to it: real Ray nodes, a real S3 server and a real MLflow server on one machine."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def variables(local: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> LocalClus
 
 
 def test_a_lost_client_goes_on_and_the_results_are_in_the_bucket(variables: LocalCluster, tmp_path: Path) -> None:
-    """A client that owned the job (a Ray Client driver, say) would end it when it is killed."""
+    """Would catch a client that owns the submission (such as a Ray Client driver) and ends it when it is killed."""
     out = f"{variables.bucket}/sweep"
     (tmp_path / "notes.txt").write_text("travels")
     first = subprocess.Popen([*FSS, "submit", "--id", "one", *SWEEP, "--out", out], cwd=tmp_path, text=True,
@@ -80,7 +80,7 @@ def _no_secret_is_shown(local: LocalCluster, token: str, secret: str) -> None:
 
 
 def _speed_is_exported(local: LocalCluster) -> None:
-    """Ray shows the code's metrics under the names that the dashboard asks for."""
+    """Ray exports our metrics under the names that the dashboard uses."""
     text = "".join(httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=30).text for port in _metrics_ports(local))
     assert re.search(r"^ray_fss_runs_ended_total\{.*FINISHED", text, re.M)
     assert re.search(r"^ray_node_cpu_utilization\{", text, re.M)
@@ -94,7 +94,7 @@ def _metrics_ports(local: LocalCluster) -> list[int]:
 
 
 def test_exit_codes_come_back(variables: LocalCluster, tmp_path: Path) -> None:
-    """A wrapper that takes FAILED for 1 would hide that a command refused its input (2)."""
+    """Would catch a client that exits with 1 for every FAILED submission: a refused input ends with 2."""
     command = ["bundles", "fetch", "nobody", "--out", f"{variables.bucket}/bundle"]
     done = fss("submit", "--id", "two", "--working-dir", "", *command, cwd=tmp_path)
     assert done.returncode == 2, done.stdout + done.stderr
@@ -108,7 +108,7 @@ def test_exit_codes_come_back(variables: LocalCluster, tmp_path: Path) -> None:
     assert (rows["two"]["status"], rows["two"]["exit_code"]) == ("FAILED", 2)
 
 
-def test_a_job_is_stopped(variables: LocalCluster, tmp_path: Path) -> None:
+def test_a_submission_is_stopped(variables: LocalCluster, tmp_path: Path) -> None:
     out = f"{variables.bucket}/stopped"
     command = [*SWEEP, "--set", "train.steps=100000", "--out", out]
     sent = fss("submit", "--id", "three", "--no-follow", *command, cwd=tmp_path)

@@ -1,4 +1,4 @@
-"""The dashboard asks only for metrics that exist: of Ray's own dashboards, or made by the code."""
+"""The dashboard uses only metrics that exist: those of Ray's own dashboards and those of our code."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def expressions() -> Iterator[str]:
 
 
 def exported_by_ray() -> str:
-    found = find_spec("ray")  # not imported: Ray reads how it authenticates when it is
+    found = find_spec("ray")  # not imported, since Ray reads its authentication settings on import
     assert found is not None
     assert found.origin is not None
     folder = Path(found.origin).parent / "dashboard" / "modules" / "metrics" / "dashboards"
@@ -30,18 +30,18 @@ def exported_by_ray() -> str:
 
 
 def exported_by_us() -> set[str]:
-    """Names as Prometheus shows them: Ray's prefix, and what counts ends with _total."""
-    made = re.findall(r'(Counter|Gauge)\("(\w+)"', (ROOT / "pipelines" / "metrics.py").read_text())
+    """Our metrics under their names in Prometheus: with Ray's prefix, and `_total` at the end of counters."""
+    made = re.findall(r'(Counter|Gauge)\("(\w+)"', (ROOT / "pipelines" / "base" / "run_metrics.py").read_text())
     return {f"ray_{name}{'_total' if kind == 'Counter' else ''}" for kind, name in made}
 
 
 def test_every_metric_exists() -> None:
     theirs, ours = exported_by_ray(), exported_by_us()
-    asked = {name for expr in expressions() for name in re.findall(r"\bray_\w+", expr)}
-    assert len(asked) >= 10
-    missing = {n for n in asked if n not in ours and not re.search(rf"\b{n}\b", theirs)}
+    used = {name for expr in expressions() for name in re.findall(r"\bray_\w+", expr)}
+    assert len(used) >= 10
+    missing = {n for n in used if n not in ours and not re.search(rf"\b{n}\b", theirs)}
     assert not missing
-    assert ours <= asked  # nothing is exported that nobody looks at
+    assert ours <= used, "the dashboard shows every metric that we export"
 
 
 def test_every_expression_parses() -> None:
@@ -53,13 +53,13 @@ def test_every_expression_parses() -> None:
 def test_scrape_and_provisioning_files() -> None:
     compose = yaml.safe_load((INFRA / "compose" / "compose.yaml").read_text())["services"]
     scrape = yaml.safe_load((INFRA / "monitoring" / "prometheus.yaml").read_text())["scrape_configs"][0]
-    asked = scrape["dns_sd_configs"][0]
-    assert set(asked["names"]) <= set(compose)
-    assert all(f"--metrics-export-port={asked['port']}" in compose[name]["command"] for name in asked["names"])
+    scraped = scrape["dns_sd_configs"][0]
+    assert set(scraped["names"]) <= set(compose)
+    assert all(f"--metrics-export-port={scraped['port']}" in compose[name]["command"] for name in scraped["names"])
     source = yaml.safe_load((INFRA / "monitoring/grafana/datasources/prometheus.yaml").read_text())["datasources"][0]
     assert {p["datasource"]["uid"] for p in json.loads(DASHBOARD.read_text())["panels"]} == {source["uid"]}
     pods = yaml.safe_load((INFRA / "monitoring" / "prometheus-kubernetes.yaml").read_text())["scrape_configs"][0]
     cluster = yaml.safe_load((INFRA / "kuberay/cluster/cluster.yaml").read_text())["spec"]
     for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
         ports = {p["name"]: p["containerPort"] for p in group["template"]["spec"]["containers"][0]["ports"]}
-        assert ports[pods["relabel_configs"][0]["regex"]] == asked["port"]
+        assert ports[pods["relabel_configs"][0]["regex"]] == scraped["port"]

@@ -1,4 +1,4 @@
-"""Servers of the local cluster: started in a session of their own, ended with all they started."""
+"""Servers of the local cluster: each is started in a session of its own and stopped with all that it started."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_what_a_crashed_server_left_is_ended(tmp_path: Path) -> None:
 
 
 def test_children_of_a_leader_that_nobody_waited_for_are_ended(tmp_path: Path) -> None:
-    """A zombie still has its number."""
+    """Would catch a stop that takes a zombie for a running leader: a zombie still has its pid."""
     server = spawn("zombie", ["bash", "-c", "sleep 60 & sleep 60"], folder=tmp_path, env={})
     while len(session(server.pid)) < 3:
         time.sleep(0.05)
@@ -66,7 +66,7 @@ def test_children_of_a_leader_that_nobody_waited_for_are_ended(tmp_path: Path) -
 
 
 def test_up_starts_a_lost_s3_server_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beside Ray nodes and MLflow that run, here one process; with another address they would not find it."""
+    """The rest of the cluster (here one process) keeps running if S3 has its old address, and is replaced if not."""
     storage, started, ended = {"AWS_ENDPOINT_URL": "http://127.0.0.1:1"}, [], []
 
     def start(folder: Path) -> SimpleNamespace:

@@ -1,4 +1,4 @@
-"""Two people on one cluster at the same time, with the same command but for prefix and project. Slow."""
+"""Two people on one cluster at the same time run the same commands; only prefix and project differ. Slow."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
 
 
 def settings(person: str) -> list[str]:
-    """Alike but for the seed, so that results that got into the other's hands would show."""
+    """The settings of a person. Only project and seed differ; by the seed a mix-up of results would show."""
     sets = {"methods": "[{name: prior, preset: debug}, {name: sansa, preset: debug}]", "calibrate.sets": "0",
             "project": person, "data.split.seed": str(PEOPLE.index(person))}
     return ["--recipe", "debug", *(word for k, v in sets.items() for word in ("--set", f"{k}={v}"))]
 
 
 def test_two_people_at_once(local: LocalCluster, tmp_path: Path) -> None:
-    """Would catch names that both take: experiments, models, actors, applications, storage, working directories."""
+    """Would catch names that collide: experiments, models, actors, applications, storage, working directories."""
     with ThreadPoolExecutor(2) as pool:
         printed = "".join(pool.map(lambda person: _work(person, local, tmp_path / person), PEOPLE))
     rows = {p: Store(f"{local.bucket}/{p}").read_json("leaderboard.json") for p in PEOPLE}
@@ -46,7 +46,7 @@ def test_two_people_at_once(local: LocalCluster, tmp_path: Path) -> None:
 
 
 def _work(person: str, local: LocalCluster, folder: Path) -> str:
-    """From shards to a promoted champion."""
+    """Run a sweep and promote its winner; returns what the commands printed."""
     folder.mkdir()
     (folder / "notes.txt").write_text(person)
     out, given = f"{local.bucket}/{person}", settings(person)
@@ -63,7 +63,7 @@ def _hashes(local: LocalCluster, person: str) -> list[str]:
 
 
 def _tracked_apart(local: LocalCluster) -> None:
-    """An experiment and a registered model each, whose runs' artifacts lie under one's own."""
+    """Each person has an experiment and a registered model; no parameter of a run names the other's prefix."""
     found = _mlflow(local, "experiments/search", {"max_results": 50})["experiments"]
     mine = {e["name"]: e for e in found}
     assert set(PEOPLE) <= set(mine)
@@ -85,7 +85,7 @@ def _mlflow(local: LocalCluster, path: str, body: dict[str, Any]) -> dict[str, A
 
 
 def _no_secret(local: LocalCluster, printed: str, folder: Path) -> None:
-    """Neither in what commands printed, nor in what Ray keeps and shows of jobs, nor in its logs."""
+    """No secret is in the output of commands, in what Ray shows of submissions, or in Ray's logs."""
     hidden = [(Path(local.folder) / "token").read_text(), local.storage["AWS_SECRET_ACCESS_KEY"]]
     refused = fss("submit", "--id", "leak", "--working-dir", "", "--env", f"MY_SECRET_KEY={secrets.token_hex(8)}",
                   "bundles", "list", cwd=folder)

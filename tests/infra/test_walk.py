@@ -1,4 +1,4 @@
-"""From a bucket to labels on three nodes, by `fss submit` alone, machines being lost and others coming. Slow."""
+"""From a bucket to labels on three nodes with `fss submit` only, while machines are lost and added. Slow."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def settings(bucket: str) -> list[str]:
 
 
 def results(out: str) -> dict[str, Any]:
-    """Tensors' and configurations' id, score and list of each run."""
+    """Run -> (bundle id, mIoU, hash of its episode list)."""
     store = Store(join(out, "runs"))
     rows = {name.split("/")[0]: store.read_json(name) for name in store.list(suffix="/result.json")}
     return {run: (r["bundle_id"], r["miou"], r["list_hash"]) for run, r in rows.items()}
 
 
 def test_from_a_bucket_to_labels_while_machines_come_and_go(local: LocalCluster, tmp_path: Path) -> None:
-    """Would catch whatever lives on one machine only: a path, a process, a half-written part."""
+    """Would catch anything that exists on one machine only: a path, a process, a half-written part."""
     bucket, given = local.bucket, settings(local.bucket)
     write_coco(tmp_path / "raw", PHOTOS, per_photo=3, size=(64, 64), classes=12)
     Store(bucket).fs.put(str(tmp_path / "raw"), f"{bucket.removeprefix('s3://')}/raw", recursive=True)
@@ -58,7 +58,7 @@ def test_from_a_bucket_to_labels_while_machines_come_and_go(local: LocalCluster,
 
 
 def _sweep(local: LocalCluster, out: str, given: list[str], cwd: Path) -> None:
-    """Two methods on four folds; a machine is lost once its run has a checkpoint. As one that nobody disturbed."""
+    """Sweep two methods on four folds, lose a machine after a checkpoint; the results equal an undisturbed sweep's."""
     fss("submit", "--id", "sweep", "--no-follow", "--working-dir", "", "sweep", "run", *given, "--out", out, cwd=cwd)
     until(lambda: any("checkpoint_0" in n for n in Store(join(out, "runs")).list()), "a checkpoint")
     another_machine(local, "worker-1")
@@ -72,7 +72,7 @@ def _sweep(local: LocalCluster, out: str, given: list[str], cwd: Path) -> None:
 
 
 def _label(local: LocalCluster, out: str, given: list[str], cwd: Path) -> None:
-    """Through the service, and by actors of which one's machine is lost: the same parts."""
+    """Label through the service, and with actors of which one loses its machine; the parts are the same."""
     shards = Shards(Workspace(out).shards("photos"))
     supports = write_supports(shards, choose_class(shards), f"{local.bucket}/supports")
     port = free_port()

@@ -1,4 +1,4 @@
-"""`fss bundles`, and the commands that take the shipped champion where a workspace has none."""
+"""`fss bundles`, and the commands that use the shipped champion if a workspace has none."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.serving.helpers import photo_folder, run_fss, running_service, suppor
 
 @pytest.fixture
 def champion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BundleInfo:
-    """An installation that ships random nano weights and a SANSA on them, also for commands in their own process."""
+    """An installation that ships random nano weights and a SANSA bundle on them, for subprocesses too."""
     folder = tmp_path / "shipped"
     ship_random(folder)
     monkeypatch.setenv("FSS_SHIPPED", str(folder))
@@ -62,7 +62,7 @@ def test_mistakes_are_one_line(champion: BundleInfo, tmp_path: Path, monkeypatch
 
 
 def test_labels_come_from_the_shipped_champion_without_any_training(champion: BundleInfo, tmp_path: Path) -> None:
-    """Nothing was promoted: `fss label` and `fss serve` take what ships, say so, and agree."""
+    """Without a promotion `fss label` and `fss serve` use the shipped champion, say so, and give the same parts."""
     photos, supports = photo_folder(tmp_path / "photos", 6), supports_file(tmp_path)
     arguments = ["label", "--images", str(photos), "--supports", str(supports), "--workspace", str(tmp_path / "ws"),
                  "--set", "label.chunk=8", "--json"]

@@ -1,6 +1,6 @@
-"""The `fss` command as a person meets it: its surface is frozen, and mistakes end with status 2 and one line.
+"""The `fss` command: its commands and options are frozen, and mistakes end with exit status 2 and one line.
 
-After a wanted change: `python -m tests.jobs.test_cli` writes cli_surface.json anew.
+After an intended change `python -m tests.jobs.test_cli` writes cli_surface.json again.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FSS = [sys.executable, "-m", "jobs.cli"]
 
 
 def surface() -> dict[str, list[str]]:
-    """Every sub-command with its arguments and flags."""
+    """Sub-command -> its arguments and flags, sorted."""
     found: dict[str, list[str]] = {}
 
     def walk(command: Any, path: str) -> None:
@@ -42,11 +42,11 @@ def run(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_surface_is_frozen() -> None:
-    assert surface() == json.loads(FROZEN.read_text()), "if this is wanted: python -m tests.jobs.test_cli"
+    assert surface() == json.loads(FROZEN.read_text()), "if this change is intended, run: python -m tests.jobs.test_cli"
 
 
 @pytest.mark.parametrize("command", sorted(json.loads(FROZEN.read_text()) if FROZEN.exists() else []))
-def test_every_command_explains_itself(command: str) -> None:
+def test_every_command_has_a_help_page(command: str) -> None:
     from typer.testing import CliRunner
 
     answer = CliRunner().invoke(make_app(), [*command.split(), "--help"])
@@ -74,7 +74,7 @@ def test_mistakes_end_with_status_2_and_one_line(args: tuple[str, ...], line: st
     assert list(tmp_path.iterdir()) == []  # a mistake leaves nothing behind
 
 
-def test_an_error_out_of_a_replica_is_one_line(monkeypatch: pytest.MonkeyPatch,
+def test_an_error_raised_in_a_replica_is_printed_as_one_line(monkeypatch: pytest.MonkeyPatch,
                                                capsys: pytest.CaptureFixture[str]) -> None:
     from ray.exceptions import RayTaskError
 

@@ -1,4 +1,4 @@
-"""What `fss demo` writes for its labelling job."""
+"""The photos and supports that `fss demo` writes for its labelling job."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NAMES = {1: "cat/1.png", 2: "dog/1.png", 3: "1.png"}
 
 
 class Three:
-    """Shards of three photos of one class with one name in three folders."""
+    """Stands for shards with three photos of one class; the photos have one file name, in three folders."""
 
     url = "three"
 
@@ -34,9 +34,9 @@ class Three:
         return SimpleNamespace(image=decode_image(self.photo(image_id)["image"]), mask=ball(image_id)[1])
 
 
-def test_photos_of_one_name_in_several_folders_are_several(tmp_path: Path) -> None:
+def test_photos_with_one_name_in_several_folders_stay_apart(tmp_path: Path) -> None:
     shards: Any = Three()
-    for _ in range(2):  # again: those already there are left alone
+    for _ in range(2):  # the second call skips the photos that exist
         assert write_photos(shards, str(tmp_path / "photos")) == 3
     found = {p.read_bytes() for p in (tmp_path / "photos").rglob("*.png")}
     assert found == {shards.photo(i)["image"] for i in NAMES}

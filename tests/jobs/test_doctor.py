@@ -1,4 +1,4 @@
-"""`fss doctor`: it finds what is there, says how to mend what is not, and its status says whether one can start."""
+"""`fss doctor`: it reports what is there, how to fix what is missing, and its exit status tells whether fss can run."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_json(tmp_path: Path) -> None:
     assert {"python", "torch", "ray", "nano trunk weights", "memory", "s3"} <= {c["name"] for c in found["checks"]}
 
 
-def test_wrong_weights_are_missing_ones(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_weights_with_a_wrong_sha256_count_as_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "weights.pth").write_bytes(b"other")
     monkeypatch.setattr("fss_models.backbones.efficientnet.weights_path", lambda: tmp_path / "weights.pth")
     check = by_name()["nano trunk weights"]
@@ -56,7 +56,7 @@ def test_wrong_weights_are_missing_ones(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert "1 required things are missing" in text
 
 
-def test_shipped_weights_and_bundles_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_shipped_weights_and_bundles_are_listed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("FSS_SHIPPED", str(tmp_path))
     assert by_name()["shipped weights"].state == "optional"
     ship_random(tmp_path)

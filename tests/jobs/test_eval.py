@@ -1,4 +1,4 @@
-"""`fss eval` on a directory and on a recipe: the figures, the file, and the bundles that it refuses."""
+"""`fss eval` on a directory and on a recipe: the figures, the JSON file, and the bundles that are refused."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def evaluated(place: Path, *more: str, bundle: str = "bundle") -> Any:
-    """The command in this process; errors come as they are raised."""
+    """Run the command in this process; errors are raised as they are."""
     args = ["eval", "--bundle", str(place / bundle), "--dataset", "pascal5i", "--root", str(place / "voc"), "--out",
             str(place / "out"), "--episodes", "12", *more]
     return CliRunner().invoke(make_app(), args, catch_exceptions=False)
 
 
-def test_the_file_says_what_an_own_count_gives(ray_cluster: object, place: Path) -> None:
-    """Every figure against intersections and unions counted here, mask by mask."""
+def test_the_figures_equal_an_independent_count(ray_cluster: object, place: Path) -> None:
+    """Compares every figure with intersections and unions that are counted here, mask by mask."""
     answer = evaluated(place, "--fold", "3", "--json", str(place / "result.json"))
     found = json.loads((place / "result.json").read_text())
     assert set(FIGURES) <= set(found)
@@ -80,7 +80,7 @@ def test_the_file_says_what_an_own_count_gives(ray_cluster: object, place: Path)
     assert found["interval"][0] <= found["miou"] <= found["interval"][1] or found["interval"][0] == found["interval"][1]
 
 
-def test_the_same_again_to_standard_output(ray_cluster: object, place: Path) -> None:
+def test_a_second_call_gives_the_same_result_on_standard_output(ray_cluster: object, place: Path) -> None:
     first = json.loads(evaluated(place, "--json", "-").stdout)
     second = json.loads(evaluated(place, "--json", "-").stdout)
     speed = {"images_per_s", "seconds"}
@@ -92,7 +92,7 @@ def test_the_same_again_to_standard_output(ray_cluster: object, place: Path) -> 
 
 @pytest.mark.parametrize("field", ["trained_on", "pretrained_on"])
 def test_a_bundle_that_saw_a_test_photo_is_refused(ray_cluster: object, place: Path, field: str) -> None:
-    """Training of either kind: one photo of the list is enough."""
+    """Both training and pretraining count, and one photo of the list is enough."""
     found = json.loads(evaluated(place, "--json", "-").stdout)
     shards = Shards(str(Path(found["list"]["url"]).parents[1]))
     query = read_list(found["list"]["url"]).episodes[0].query
@@ -109,7 +109,7 @@ def refused(place: Path, cwd: Path, *args: str) -> subprocess.CompletedProcess[s
 @pytest.mark.parametrize(("args", "line"), [
     (("--dataset", "pascal5i", "--root", "nowhere"), "no such folder"),
     (("--dataset", "pascal5i"), "give --root"),
-    (("--shot", "5"), "--shot is of --dataset"),
+    (("--shot", "5"), "--shot works with --dataset only"),
     (("--dataset", "pascal5i", "--root", ".", "--recipe", "debug"), "both say what is tested"),
     (("--dataset", "pascal5i", "--root", ".", "--set", "data.folds=2"), "--set data.folds would be ignored"),
     (("--dataset", "pascal5i", "--root", ".", "--fold", "4"), "there is no fold 4"),
@@ -123,7 +123,7 @@ def test_mistakes_end_with_status_2_and_one_line(place: Path, tmp_path: Path, ar
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_recipe_is_scored_as_before(
+def test_a_fold_of_a_recipe_is_scored(
     ray_cluster: object, shapes_config: DataConfig, shapes_shards: str, place: Path, tmp_path: Path
 ) -> None:
     target = Path(Workspace(str(tmp_path / "out")).shards(shapes_config.name))

@@ -1,4 +1,4 @@
-"""The bundles of the best nano method on PASCAL's folds, as they lie in the repository."""
+"""The bundles of the best nano method on the folds of PASCAL-5i, which are in the repository."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def real_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FSS_SHIPPED", str(Path(fss_models.shipped.__file__).parent))
 
 
-def test_they_are_listed_and_can_be_fetched(tmp_path: Path) -> None:
+def test_the_bundles_are_listed_and_can_be_fetched(tmp_path: Path) -> None:
     listed = CliRunner().invoke(make_app(), ["bundles", "list", "--from", str(PLACE)]).stdout.splitlines()
     assert [line.split(":")[0] for line in listed] == [f"nano_pascal5i/fold-{f}" for f in range(4)]
     name, target = "nano_pascal5i/fold-0", str(tmp_path / "mine")
@@ -31,7 +31,7 @@ def test_they_are_listed_and_can_be_fetched(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("fold", range(4))
-def test_each_saw_no_class_of_its_fold_under_any_name(fold: int) -> None:
+def test_no_bundle_was_trained_on_a_class_of_its_fold_under_any_name(fold: int) -> None:
     info = read_bundle_info(str(PLACE / f"nano_pascal5i/fold-{fold}"))
     novel = [NAMES[c] for c in fold_classes(fold)]
     assert len(novel) == 5

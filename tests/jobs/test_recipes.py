@@ -1,4 +1,4 @@
-"""Recipes: those that ship load, and a mistake in one is a line that names the nearest known key."""
+"""Recipes: all shipped ones load, and a mistake in a recipe is reported in one line with the nearest known key."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_shipped_recipes_load_and_name_known_methods(name: str) -> None:
 
 @pytest.mark.parametrize("name", list_recipes())
 def test_a_recipe_survives_printing(name: str, tmp_path: Path) -> None:
-    """A run's full config can be printed and run again."""
+    """The full recipe can be printed as YAML, loaded again, and is the same."""
     import yaml
 
     recipe = load_recipe(name, NEEDS_ROOT.get(name))
@@ -40,7 +40,7 @@ def test_a_recipe_survives_printing(name: str, tmp_path: Path) -> None:
     ("train.steps=0", "train.steps: "),
     ("data.source.format=tfds", "data.source.format: "),
     ("data.source.format=coco", "needs a root"),
-    ("methods.9.preset=nano", "no item of a list"),
+    ("methods.9.preset=nano", "is no item of the list, which has 4 (0 to 3)"),
     ("train.steps", "has no '='"),
     ("train.steps.deep=1", "not a section"),
     ("train: [", "has no '='"),
@@ -61,7 +61,7 @@ def test_overrides_change_what_they_name() -> None:
     assert load_recipe("demo").train.steps != 7
 
 
-def test_recipes_that_extend_one_another_without_end(tmp_path: Path) -> None:
+def test_recipes_that_extend_each_other_in_a_circle_are_refused(tmp_path: Path) -> None:
     one, other = tmp_path / "one.yaml", tmp_path / "other.yaml"
     for text in (str(one), str(other)):
         one.write_text(f"extends: {text}")

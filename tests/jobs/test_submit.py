@@ -1,4 +1,4 @@
-"""`fss submit` before anything is sent: the command is parsed here, and its results must outlive the job."""
+"""`fss submit` before anything is sent: the command is parsed, and its results must not lie in the working folder."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def test_mistakes_are_found_here(command: list[str], line: str) -> None:
         parse_command(command)
 
 
-def test_results_must_outlive_the_job() -> None:
-    with pytest.raises(FssError, match="goes with the job"):
+def test_results_must_outlive_the_submission() -> None:
+    with pytest.raises(FssError, match="are deleted when the submitted command ends"):
         check_output(parse_command(["sweep", "run"]))
     check_output(parse_command(["sweep", "run", "--out", "/shared/run"]))
     check_output(parse_command(["bundles", "list"]))
@@ -45,7 +45,7 @@ def test_results_must_outlive_the_job() -> None:
 
 @pytest.mark.parametrize(("args", "line"), [
     (("submit", "--address", "127.0.0.1:9", "sweep", "run", "--out", "s3://b/p"), "cannot be reached"),
-    (("submit", "submit", "doctor"), "is for this machine"),
+    (("submit", "submit", "doctor"), "runs on this machine only"),
     (("submit", "sweep", "run", "--recipe", "demmo"), "no recipe 'demmo'"),
     (("jobs", "logs", "x", "--address", "ftp://a"), "is not the address of a Ray dashboard"),
     (("local", "kill", "worker-9", "--dir", "nowhere"), "no cluster runs here"),

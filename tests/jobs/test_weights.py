@@ -1,4 +1,4 @@
-"""`fss weights`: an official file becomes a bundle and comes out again; a wrong one is a line, and nothing written."""
+"""`fss weights`: an official file is imported and exported again; a wrong file gives one line and writes nothing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.models.debug_outputs import fill
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A SAM 2 checkpoint of Meta's layout with random values, and official adapters for it."""
+    """A SAM 2 checkpoint in Meta's layout with random values, and official adapters for it."""
     folder = tmp_path_factory.mktemp("weights")
     torch.save({"model": build_sam2("tiny", object_scores=True).state_dict()}, folder / "sam2.pt")
     model = registry.build("sansa", "tiny", weights=str(folder / "sam2.pt"))
@@ -27,7 +27,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_there_and_back(files: Path, tmp_path: Path) -> None:
+def test_import_and_export_give_the_same_tensors(files: Path, tmp_path: Path) -> None:
     given = ("--method", "sansa", "--preset", "tiny", "--weights", "sam2.pt")
     done = run("weights", "import", "adapter.pth", *given, "--out", str(tmp_path / "bundle"), "--json", cwd=files)
     assert done.returncode == 0, done.stderr

@@ -15,7 +15,7 @@ import pipelines.papers.tables.run
 from fss_models import registry
 from fss_models.errors import FssError
 from jobs.commands.reproduce import _reproduce
-from jobs.tables import cells_of, load_table
+from jobs.tables import load_table, make_cells
 from pipelines.base.storage import Store
 from pipelines.base.workspace import Workspace
 from pipelines.config.data import DataConfig
@@ -188,7 +188,7 @@ def test_one_fold_is_no_mean_of_two(table_file: Path, no_workers: list[str], cap
     assert figures["mean"]["fewer_folds"]
     assert figures["mean"]["difference"] is None
     stem, table = load_table(str(table_file))
-    cells = cells_of(table, sets=["sweep.folds=[1]"], out=str(table_file.parent / "out"))
+    cells = make_cells(table, sets=["sweep.folds=[1]"], out=str(table_file.parent / "out"))
     assert "(fewer folds)" in render_text(collect_outcome(stem, table, cells, ["sweep.folds=[1]"]))
 
 

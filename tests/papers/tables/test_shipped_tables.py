@@ -9,7 +9,7 @@ import pytest
 from fss_models import registry
 from fss_models.errors import FssError
 from fss_models.settings import weight_fields
-from jobs.tables import cells_of, list_tables, load_table, place_cells
+from jobs.tables import list_tables, load_table, make_cells, parse_places
 from pipelines.config.method import MethodConfig
 from pipelines.papers.tables.cells import TableCell
 from pipelines.papers.tables.config import PublishedTable
@@ -19,7 +19,7 @@ from pipelines.papers.tables.show import render_markdown, render_page, render_te
 
 
 def all_cells() -> list[TableCell]:
-    return [c for name in list_tables() for c in cells_of(load_table(name)[1])]
+    return [c for name in list_tables() for c in make_cells(load_table(name)[1])]
 
 
 def test_the_papers_tables_are_there() -> None:
@@ -31,7 +31,7 @@ def test_the_papers_tables_are_there() -> None:
 @pytest.mark.parametrize("name", list_tables())
 def test_every_cell_is_a_recipe_of_a_method_that_exists(name: str, tmp_path: Path) -> None:
     _, table = load_table(name)
-    cells = cells_of(table, out=str(tmp_path))
+    cells = make_cells(table, out=str(tmp_path))
     assert {(c.row.name, c.key) for c in cells} == {(r.name, k) for r in table.rows for k in table.columns_of(r)}
     check_cells(cells)
     for cell in cells:
@@ -54,9 +54,9 @@ def test_means_agree_with_their_folds(name: str) -> None:
 
 def test_what_cells_differ_in_is_in_their_digests() -> None:
     _, table = load_table("sansa_targets")
-    assert len({c.digest for c in cells_of(table)}) == 12
-    shared = {c.digest for c in cells_of(load_table("sansa_main")[1])}
-    assert {c.digest for c in cells_of(table, rows=["J = 3"])} <= shared, "tables share what they have in common"
+    assert len({c.digest for c in make_cells(table)}) == 12
+    shared = {c.digest for c in make_cells(load_table("sansa_main")[1])}
+    assert {c.digest for c in make_cells(table, rows=["J = 3"])} <= shared, "tables share what they have in common"
 
 
 def distinct_methods() -> list[MethodConfig]:
@@ -80,7 +80,7 @@ def test_every_row_builds() -> None:
 
 def test_a_table_without_runs_shows_the_published(tmp_path: Path) -> None:
     stem, table = load_table("fcp_table1")
-    found = collect_outcome(stem, table, cells_of(table, out=str(tmp_path)))
+    found = collect_outcome(stem, table, make_cells(table, out=str(tmp_path)))
     for shown in (render_text(found), render_markdown(found), render_page(found)):
         assert "HDMNet, VGG-16 [1]" in shown
         assert "73.2" in shown
@@ -92,7 +92,7 @@ def test_a_table_without_runs_shows_the_published(tmp_path: Path) -> None:
 def test_everything_missing_is_named_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FSS_CACHE", str(tmp_path / "cache"))
-    cells = cells_of(load_table("fcp_table1")[1], roots={"coco20i": str(tmp_path / "coco")}, out="out")
+    cells = make_cells(load_table("fcp_table1")[1], roots={"coco20i": str(tmp_path / "coco")}, out="out")
     found = find_missing(cells)
     assert [(m.kind, m.name) for m in found] == [
         ("data", "pascal5i"), ("data", "coco20i"), ("weights", "sam_vit_h_4b8939.pth"),
@@ -107,7 +107,7 @@ def test_everything_missing_is_named_at_once(tmp_path: Path, monkeypatch: pytest
 def test_a_named_place_of_a_weight_file_is_used(tmp_path: Path) -> None:
     here = tmp_path / "mine.pth"
     here.write_bytes(b"x")
-    cells = cells_of(load_table("fcp_table4")[1], weights={"resnet50_v2.pth": str(here)}, out=str(tmp_path))
+    cells = make_cells(load_table("fcp_table4")[1], weights={"resnet50_v2.pth": str(here)}, out=str(tmp_path))
     assert all(cell.method.config["backbone_weights"] == str(here) for cell in cells)
     places = [file_name(p) for p, _ in weight_files(cells[0].method)]
     assert places == ["sam_vit_h_4b8939.pth", "mine.pth"]
@@ -123,14 +123,14 @@ def test_a_named_place_of_a_weight_file_is_used(tmp_path: Path) -> None:
 ])
 def test_mistakes_name_what_is_known(options: dict[str, list[str]], line: str) -> None:
     with pytest.raises(FssError) as error:
-        cells_of(load_table("fcp_table1")[1], **options)  # type: ignore[arg-type]
+        make_cells(load_table("fcp_table1")[1], **options)  # type: ignore[arg-type]
     assert line in str(error.value)
 
 
 def test_options_and_files(tmp_path: Path) -> None:
-    assert place_cells(["a=b=c"], "--root") == {"a": "b=c"}
+    assert parse_places(["a=b=c"], "--root") == {"a": "b=c"}
     with pytest.raises(FssError, match="write --root NAME=PLACE"):
-        place_cells(["a"], "--root")
+        parse_places(["a"], "--root")
     with pytest.raises(FssError, match="no table 'fcp_table9'"):
         load_table("fcp_table9")
     (tmp_path / "t.yaml").write_text("title: x\nrosw: []\n")
