@@ -73,7 +73,8 @@ def _reproduce(name: str, *, show: bool, rows: list[str], columns: list[str], ro
     left = [] if show else [c for c in cells if c.read_record() is None]
     if missing := find_missing(left):
         for m in missing:
-            print("\n  ".join([f"{m.kind} {m.name}: not found at {m.place}", *m.instructions, f"or elsewhere, with {m.option}"]),
+            print("\n  ".join([f"{m.kind} {m.name}: not found at {m.place}", *m.instructions,
+                               f"or elsewhere, with {m.option}"]),
                   file=sys.stderr)
         raise FssError(f"cannot be run yet: {len(missing)} datasets or files are missing, listed above",
                        where=f"table {stem}",
