@@ -32,7 +32,7 @@ from pipelines.shipped import (
 from pipelines.training.run import sweep_specs
 from pipelines.weights import fetch, pretraining_photos
 from pipelines.workspace import Workspace
-from tests.models.shipped_case import PHOTOS, ship_random
+from tests.fss_models.shipped_case import PHOTOS, ship_random
 from tests.pipelines.test_bundle_and_weights import predict
 
 ROOT = Path(__file__).resolve().parents[2]

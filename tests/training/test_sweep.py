@@ -25,7 +25,7 @@ from pipelines.training.run import RunSpec
 from pipelines.training.sweep import collect_results, eval_bundle, plan_sweep, run_one, run_sweep, scoring
 from pipelines.training.worker import Job
 from pipelines.workspace import Workspace
-from tests.models.shipped_case import ship_random
+from tests.fss_models.shipped_case import ship_random
 
 
 def test_chain(debug_recipe: Recipe, ray_cluster: object, capfd: pytest.CaptureFixture[str]) -> None:

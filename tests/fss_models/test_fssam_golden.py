@@ -25,8 +25,8 @@ from fss_models.methods.fssam.golden import check_case, clip_of, load_model, rea
 from fss_models.methods.fssam.golden_stages import observe
 from fss_models.methods.fssam.refine import QueryMemory, agreement, support_agreement
 from fss_models.sam2_core.core import Decoded
-from tests.models import fssam_case
-from tests.models.shared_folder import GOLDEN, needs_golden
+from tests.fss_models import fssam_case
+from tests.fss_models.shared_folder import GOLDEN, needs_golden
 
 FOLDER = GOLDEN / "fssam"
 BY_PRODUCTS = {"ppg/fg_sim_max", "ppg/corr_max", "mem/lowres_logits"}  # without effect, so not computed here

@@ -17,8 +17,8 @@ from fss_models.golden import run_folder
 from fss_models.methods.sansa.golden import run_case
 from fss_models.preprocess import Preprocessor
 from fss_models.sam2_core.core import MASK_BIAS, MASK_SCALE, Entries, MemoryRules, Sam2Core
-from tests.models.debug_outputs import deviation
-from tests.models.shared_folder import GOLDEN, needs_golden
+from tests.fss_models.debug_outputs import deviation
+from tests.fss_models.shared_folder import GOLDEN, needs_golden
 
 FOLDER = GOLDEN / "sansa"
 CLOSE = 1e-4  # an equal build stays below on any machine; every mistake below is beyond 1e-3

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from fss_models.golden import run_folder
 from fss_models.methods.fcp import golden as fcp
 from fss_models.methods.vrp_sam import golden as vrp_sam
-from tests.models import prompting
-from tests.models.shared_folder import GOLDEN, needs_golden
+from tests.fss_models import prompting
+from tests.fss_models.shared_folder import GOLDEN, needs_golden
 
 RUN_CASE = {"fcp": fcp.run_case, "vrp_sam": vrp_sam.run_case}
 CASES = [(method, name) for method in RUN_CASE for name in prompting.CASES[method]]

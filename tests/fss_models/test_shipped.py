@@ -16,8 +16,8 @@ from fss_models.errors import FssError
 from fss_models.sam2_core.build import OBJECT_SCORE_KEYS, TRUNK, build_sam2, origin
 from fss_models.sam2_core.presets import RANDOM
 from fss_models.shipped.files import find_weights, list_weights, shipped_folder
-from tests.models import debug_outputs as fixed
-from tests.models.shipped_case import PHOTOS, random_state, ship_random
+from tests.fss_models import debug_outputs as fixed
+from tests.fss_models.shipped_case import PHOTOS, random_state, ship_random
 
 BUILT_ON_SAM2 = ("sansa", "sam2_frozen", "fssam", "fcp", "vrp_sam")
 SETTINGS: dict[str, dict[str, Any]] = {"fcp": {"feature_dropout": 0.0}, "vrp_sam": {"feature_dropout": 0.0}}

@@ -1,7 +1,7 @@
 """Tiny FCP and VRP-SAM models with drawn values, and what our verified implementation made of them.
 
 Values come from numpy's legacy stream, which never changes; the outputs are kept in data/<method>.safetensors, so that
-equality stays guarded where the golden cases are not at hand. `python -m tests.models.prompting` writes them anew.
+equality stays guarded where the golden cases are not at hand. `python -m tests.fss_models.prompting` writes them anew.
 """
 
 from __future__ import annotations

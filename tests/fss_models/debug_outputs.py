@@ -1,7 +1,7 @@
 """Outputs of our verified implementations at `debug` size, so that equality stays guarded where no golden case is.
 
 A method's file `data/<method>_debug.safetensors` was written when the method equalled its golden cases:
-`python -m tests.models.debug_outputs sansa`. Weights and pictures are drawn from fixed seeds and not stored.
+`python -m tests.fss_models.debug_outputs sansa`. Weights and pictures are drawn from fixed seeds and not stored.
 """
 
 from __future__ import annotations

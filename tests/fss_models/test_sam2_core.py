@@ -57,7 +57,7 @@ def test_a_wrong_checkpoint_names_its_first_wrong_key(tmp_path: Path) -> None:
 
 
 def test_nano_uses_the_imagenet_trunk_and_keeps_it_frozen() -> None:
-    model = registry.build("sansa", "nano", weights="random")  # what ships is tests/models/test_shipped.py's
+    model = registry.build("sansa", "nano", weights="random")  # what ships is tests/fss_models/test_shipped.py's
     assert model.frozen_weights()
     assert model.untrained
     trunk = [n for n, p in model.named_parameters() if p.requires_grad and "trunk" in n]

@@ -22,7 +22,7 @@ from fss_models.official import load_official, official_state, read_tensors
 from fss_models.prompts import mask_prompt
 from fss_models.sam2_core.build import build_sam2
 from fss_models.sam2_core.core import MemoryRules, Sam2Core
-from tests.models import debug_outputs as fixed
+from tests.fss_models import debug_outputs as fixed
 
 
 @pytest.fixture(scope="module")

@@ -23,8 +23,8 @@ from fss_models.prototype_prompts.build import FloorMasks
 from fss_models.prototype_prompts.marks import grid_masks, mark_masks
 from fss_models.prototype_prompts.official import empty_backbone, rename
 from fss_models.prototype_prompts.segmenter import clip_pairs
-from tests.models.prompting import drawn_clip, small_vit, tiny_model
-from tests.models.shared_folder import GOLDEN, needs_golden
+from tests.fss_models.prompting import drawn_clip, small_vit, tiny_model
+from tests.fss_models.shared_folder import GOLDEN, needs_golden
 
 SIDE = 64
 

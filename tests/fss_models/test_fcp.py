@@ -24,8 +24,8 @@ from fss_models.official import load_official
 from fss_models.prototype_prompts.official import empty_backbone, rename
 from fss_models.prototype_prompts.parts import object_first, prior
 from fss_models.prototype_prompts.segmenter import clip_pairs
-from tests.models.prompting import CASES, drawn_clip, small_vit, tiny_model
-from tests.models.shared_folder import GOLDEN, needs_golden
+from tests.fss_models.prompting import CASES, drawn_clip, small_vit, tiny_model
+from tests.fss_models.shared_folder import GOLDEN, needs_golden
 
 
 def full_encoder(backbone: str, **settings: Any) -> FcpEncoder:
