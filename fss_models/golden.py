@@ -18,11 +18,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fss_models.errors import FssError
+from fss_models.verification.tolerances import Bound
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,13 +34,28 @@ class Check:
     case: str
     quantity: str
     error: float
-    tolerance: float
+    bound: Bound
     note: str = ""
+
+    @property
+    def tolerance(self) -> float:
+        """The largest error that passes."""
+        return self.bound.tolerance
 
     @property
     def passed(self) -> bool:
         """Whether the quantity was compared and lies within its tolerance."""
-        return self.error <= self.tolerance
+        return self.error <= self.bound.tolerance
+
+    @property
+    def mistaken(self) -> bool:
+        """Whether the error lies beyond the floor of a mistake, not just beyond the tolerance."""
+        return self.error > self.bound.floor
+
+    def as_dict(self) -> dict[str, Any]:
+        """The check as `fss verify-golden --json` prints it."""
+        return {"case": self.case, "quantity": self.quantity, "error": self.error, "tolerance": self.tolerance,
+                "note": self.note, "passed": self.passed}
 
 
 def run_folder(folder: str | Path) -> Iterator[Check]:

@@ -27,10 +27,12 @@ from fss_models.prototype_prompts.sams import PromptedSam1
 from fss_models.prototype_prompts.segmenter import PromptingSegmenter
 from fss_models.sam1.build import Sam1Size, build_sam1
 from fss_models.sam1.build import load_official as load_sam
+from fss_models.verification.tolerances import EXACT, GOLDEN, SCORE, Bound
 
 WEIGHT_DECAY = 1e-6
-FORWARD, GRADIENT, PARAMETER = 1e-4, 1e-3, 1e-2  # the README's tolerances
 NEAR = 1e-4  # a logit so close to 0 may fall on either side
+BOUNDS = GOLDEN["fcp"]  # VRP-SAM's are the same
+GRADIENT, PARAMETER = BOUNDS["gradient"], BOUNDS["parameter"]
 BATCH_KEYS = ("query_img", "query_mask", "query_ignore_idx", "support_imgs", "support_masks", "class_id")
 
 
@@ -105,29 +107,34 @@ class Comparison:
 
     case: str
     want: Mapping[str, Tensor]
-    worst: dict[tuple[str, float], float] = field(default_factory=dict)
+    worst: dict[tuple[str, Bound], float] = field(default_factory=dict)
     seen: set[str] = field(default_factory=set)
 
-    def add(self, found: Mapping[str, Tensor], *, prefix: str = "", tolerance: float = FORWARD) -> None:
-        """Compare the tensors that the case has; others are passed over."""
+    def add(self, found: Mapping[str, Tensor], *, prefix: str = "", bound: Bound | None = None) -> None:
+        """Compare the tensors that the case has, others are passed over; without `bound` a name says its kind."""
         for key, value in found.items():
             if prefix + key in self.want:
-                self.record(prefix + key, relative_error(value, self.want[prefix + key]), tolerance)
+                self.record(prefix + key, relative_error(value, self.want[prefix + key]), bound or _bound_of(key))
 
-    def record(self, key: str, error: float, tolerance: float) -> None:
+    def record(self, key: str, error: float, bound: Bound) -> None:
         """An error found elsewhere, for output `key`."""
         parts = key.split("/")
         group = parts[1] if parts[0].startswith("step") or parts[0] in ("official", "per_shot") else parts[0]
         self.seen.add(key)
-        self.worst[group, tolerance] = max(self.worst.get((group, tolerance), 0.0), error)
+        self.worst[group, bound] = max(self.worst.get((group, bound), 0.0), error)
 
     def checks(self) -> Iterator[Check]:
         """One check a group, and one that nothing was left out."""
-        for (group, tolerance), error in self.worst.items():
-            yield Check(case=self.case, quantity=group, error=error, tolerance=tolerance)
+        for (group, bound), error in self.worst.items():
+            yield Check(case=self.case, quantity=group, error=error, bound=bound)
         missed = sorted(self.want.keys() - self.seen)
         note = f"not compared: {', '.join(missed[:3])}{' ...' if len(missed) > 3 else ''}" if missed else ""
-        yield Check(case=self.case, quantity="coverage", error=float(len(missed)), tolerance=0, note=note)
+        yield Check(case=self.case, quantity="coverage", error=float(len(missed)), bound=EXACT, note=note)
+
+
+def _bound_of(key: str) -> Bound:
+    kind = key.split("/")[0]
+    return BOUNDS[kind if kind in ("loss", "digest") else "forward"]
 
 
 class Recorder:
@@ -171,7 +178,7 @@ def train_case(
         to.add({"lr": torch.tensor(lr)} | found, prefix=prefix)
         loss = total(named)
         to.add({"grad/prompt_vrp": torch.autograd.grad(loss, found["prompt/vrp"], retain_graph=True)[0]},
-               prefix=prefix, tolerance=GRADIENT)
+               prefix=prefix, bound=GRADIENT)
         compare_gradients(to, gradients(loss, model, rules), prefix)
         optimiser.zero_grad()
         loss.backward()
@@ -260,7 +267,7 @@ def compare_evaluation(to: Comparison, case: Case, logits: Tensor, key: str = "e
     void = (stored == 255) & (ignore > 0)
     ours = torch.where(void, 255, (logits >= 0).to(torch.uint8)).to(torch.uint8)
     clear = logits.abs() >= NEAR
-    to.record(key, float((ours[clear] != stored[clear]).sum()), 0.0)
+    to.record(key, float((ours[clear] != stored[clear]).sum()), EXACT)
     if "eval/area_inter" not in to.want or not key.startswith("eval/"):
         return
     fold = case.config["fold"]
@@ -284,7 +291,7 @@ def compare_scores(
             sums = np.zeros(to.want[prefix + name].shape)
             np.add.at(sums.T, ids.numpy(), values)
             figures[name] = sums
-    to.add({k: torch.as_tensor(v, dtype=torch.float64) for k, v in figures.items()}, prefix=prefix, tolerance=1e-6)
+    to.add({k: torch.as_tensor(v, dtype=torch.float64) for k, v in figures.items()}, prefix=prefix, bound=SCORE)
 
 
 def metric_cases(folder: Path, name: str) -> Iterator[tuple[str, dict[str, Tensor]]]:

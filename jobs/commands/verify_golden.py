@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 
 import typer
 
@@ -25,7 +24,7 @@ def register(app: typer.Typer) -> None:
             if not as_json:
                 print(_line(check), flush=True)
         if as_json:
-            print(json.dumps([asdict(c) | {"passed": c.passed} for c in checks]))
+            print(json.dumps([c.as_dict() for c in checks]))
         if not all(c.passed for c in checks):
             raise typer.Exit(1)
 

@@ -1,7 +1,7 @@
 """A small FSSAM episode whose weights and inputs come from a formula, and stored outputs of the verified code.
 
-Run as a module (`python -m tests.fss_models.fssam_case`) it writes the outputs anew; do so only after the official golden
-cases pass. numpy promises that `RandomState` never changes its stream.
+`python -m tests.fss_models.fssam_case` writes the outputs anew; run it only after the official golden cases
+pass. numpy promises that `RandomState` never changes its stream.
 """
 
 from __future__ import annotations

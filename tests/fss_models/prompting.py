@@ -144,12 +144,6 @@ def outputs(method: str, name: str) -> dict[str, Tensor]:
     return {f"{name}/{k}": v.detach().contiguous() for k, v in found.items()}
 
 
-def worst(found: dict[str, Tensor], stored: dict[str, Tensor]) -> float:
-    """The largest relative error over all tensors of a case."""
-    errors = [float((v - stored[k]).abs().max() / stored[k].abs().max().clamp(min=1e-6)) for k, v in found.items()]
-    return max(errors)
-
-
 def normalised_prior(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def prior(support: Tensor, query: Tensor) -> Tensor:
         found = original(support, query)

@@ -25,6 +25,7 @@ from fss_models.prototype_prompts import golden as cases
 from fss_models.prototype_prompts.official import rename
 from fss_models.prototype_prompts.parts import masked_mean, resize_aligned
 from fss_models.prototype_prompts.segmenter import clip_pairs
+from fss_models.verification.tolerances import SCORE
 
 WEIGHT_SEED, INPUT_SEED = 7001, 7002  # of the full-size case, whose weights and inputs are drawn
 
@@ -206,7 +207,7 @@ def _metrics(folder: Path, name: str) -> Iterator[Check]:
         cases.compare_scores(to, bench, pred=pred == 1, truth=truth == 1, ignore=void, ids=ids, classes=classes)
         quality = pseudo_mask_quality(pred == 1, truth == 1, ids, classes.tolist())
         to.add({f"pseudo_{k}_percent": torch.tensor(v * 100, dtype=torch.float64) for k, v in vars(quality).items()},
-               prefix=bench, tolerance=1e-6)
+               prefix=bench, bound=SCORE)
         to.seen |= {bench + k for k in ("pred", "gt", "ignore", "class_id", "class_ids_of_interest")}
         yield from to.checks()
 

@@ -26,14 +26,16 @@ from fss_models.methods.fssam.model import Fssam
 from fss_models.preprocess import IMAGENET
 from fss_models.sam2_core.build import sam2_config
 from fss_models.sam2_core.presets import Preset
+from fss_models.verification.tolerances import (
+    EXACT,
+    FSSAM_GRADIENT_RELATIVE,
+    FSSAM_RELATIVE,
+    GOLDEN,
+    Bound,
+)
 
 Arrays = dict[str, Tensor]
-RTOL = 1e-4
-#: |difference| <= atol + RTOL * |reference|, atol by the first matching beginning of a name
-TOLERANCES = (("out/loss", 1e-5), ("out/priors", 2e-5), ("ppg/", 2e-5), ("feat/", 1e-4), ("dino/", 1e-4),
-              ("mem/", 1e-4), ("imr/", 1e-4), ("scma/att_bias", 3e-4), ("scma/", 1e-4), ("dec/best_index", 0.0),
-              ("dec/", 1e-4), ("out/logits", 1e-4))
-GRADIENT_RTOL, GRADIENT_ATOL = 1e-3, 1e-6
+BOUNDS = GOLDEN["fssam"]
 
 
 def run_case(folder: Path, name: str, case: dict[str, Any]) -> Iterator[Check]:
@@ -98,13 +100,13 @@ def check_case(label: str, model: Fssam, inputs: Arrays, want: Arrays) -> Iterat
     """Every stage of one file, grouped by stage; the largest excess over the relative tolerance is shown."""
     with torch.no_grad():
         ours = observe(model, clip_of(inputs), {**inputs, **want})
-    worst: dict[str, tuple[float, float]] = {}
+    worst: dict[str, tuple[float, Bound]] = {}
     for key in sorted(ours.keys() & want.keys()):
-        start, allowed = next((s, a) for s, a in TOLERANCES if _stage(key).startswith(s))
-        error = excess(ours[key], want[key], RTOL)
-        worst[start] = max(worst.get(start, (0.0, allowed)), (error, allowed))
-    for stage, (error, allowed) in worst.items():
-        yield Check(case=label, quantity=stage.rstrip("/"), error=error, tolerance=allowed)
+        start, bound = next((s, b) for s, b in BOUNDS.items() if _stage(key).startswith(s))
+        error = excess(ours[key], want[key], FSSAM_RELATIVE)
+        worst[start] = (max(worst[start][0], error) if start in worst else error), bound
+    for stage, (error, bound) in worst.items():
+        yield Check(case=label, quantity=stage.rstrip("/"), error=error, bound=bound)
 
 
 def _stage(key: str) -> str:
@@ -121,26 +123,27 @@ def check_gradients(label: str, model: Fssam, inputs: Arrays, want: Arrays) -> I
             mine[key.partition("/")[2]].requires_grad_(True)
     loss = model.losses(clip_of(inputs))["dice"]
     loss.backward()  # type: ignore[no-untyped-call]
-    yield Check(case=label, quantity="training loss", tolerance=1e-5,
-                error=excess(loss.detach(), want["out/loss"], RTOL))
+    yield Check(case=label, quantity="training loss", bound=BOUNDS["out/loss"],
+                error=excess(loss.detach(), want["out/loss"], FSSAM_RELATIVE))
     norms, whole = 0.0, 0.0
     for key, value in want.items():
         kind, _, name = key.partition("/")
         if kind in ("gradnorm", "gradnorm_not_optimised"):
-            norms = max(norms, excess(_gradient(mine[name]).double().norm(), value, GRADIENT_RTOL))
+            norms = max(norms, excess(_gradient(mine[name]).double().norm(), value, FSSAM_GRADIENT_RELATIVE))
         elif kind == "grad":
             found = _gradient(mine[name]).double()
-            whole = max(whole, float((found - value).abs().max() / value.abs().max().clamp(min=GRADIENT_ATOL)))
-    yield Check(case=label, quantity="gradient norms", error=norms, tolerance=GRADIENT_ATOL)
-    yield Check(case=label, quantity="gradients", error=whole, tolerance=GRADIENT_RTOL)
+            scale = value.abs().max().clamp(min=BOUNDS["gradient norms"].tolerance)
+            whole = max(whole, float((found - value).abs().max() / scale))
+    yield Check(case=label, quantity="gradient norms", error=norms, bound=BOUNDS["gradient norms"])
+    yield Check(case=label, quantity="gradients", error=whole, bound=BOUNDS["gradients"])
     optimised = [k for k in want if k.startswith("gradnorm/")]
     total = torch.stack([_gradient(mine[k.partition("/")[2]]).double().norm() for k in optimised]).norm()
-    yield Check(case=label, quantity="total gradient norm", tolerance=GRADIENT_ATOL,
-                error=excess(total, want["gradnorm_total_optimised"], GRADIENT_RTOL))
+    yield Check(case=label, quantity="total gradient norm", bound=BOUNDS["gradient norms"],
+                error=excess(total, want["gradnorm_total_optimised"], FSSAM_GRADIENT_RELATIVE))
     none = {n for n, p in mine.items() if p.requires_grad and p.grad is None}
     named = {"".join(chr(c) for c in row if c) for row in want["grad_none_names"].tolist()}
     wrong = len(none ^ named) + len({k for k in optimised if mine[k.partition("/")[2]].grad is None})
-    yield Check(case=label, quantity="parameters without a gradient", error=float(wrong), tolerance=0.0)
+    yield Check(case=label, quantity="parameters without a gradient", error=float(wrong), bound=EXACT)
 
 
 def _gradient(parameter: torch.nn.Parameter) -> Tensor:

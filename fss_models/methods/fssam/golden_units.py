@@ -21,11 +21,10 @@ from fss_models.methods.fssam.prior import ShotPriors, prior_masks, prior_protot
 from fss_models.methods.fssam.refine import QueryMemory, refine, support_agreement
 from fss_models.methods.fssam.training import Augmentation, poly_rate
 from fss_models.metrics import episode_counts
+from fss_models.verification.tolerances import EXACT, FSSAM_RELATIVE, UNIT, Bound
 
 Arrays = dict[str, Tensor]
-TOLERANCE = 1e-6
-PICTURE = 0.51  # augmented pixels in 0..255: OpenCV's versions round differently
-RTOL = 1e-4
+PICTURE = Bound(tolerance=0.51, floor=1.0)  # augmented pixels in 0..255: OpenCV's versions round differently
 
 
 def check_units(want: Arrays) -> Iterator[Check]:
@@ -35,9 +34,9 @@ def check_units(want: Arrays) -> Iterator[Check]:
         for key, ours in found(want).items():
             picture = key.startswith("train/") and key.endswith("image")
             exact = key.endswith(("label", "label_out", "random", "321", "rows"))
-            allowed = PICTURE if picture else TOLERANCE * max(1.0, float(want[key].abs().max()))
-            yield Check(case="units", quantity=key, error=excess(ours, want[key], 0.0 if exact or picture else RTOL),
-                        tolerance=0.0 if exact else allowed)
+            bound = EXACT if exact else PICTURE if picture else UNIT.times(max(1.0, float(want[key].abs().max())))
+            error = excess(ours, want[key], 0.0 if exact or picture else FSSAM_RELATIVE)
+            yield Check(case="units", quantity=key, error=error, bound=bound)
 
 
 def excess(ours: Tensor, reference: Tensor, rtol: float) -> float:
@@ -61,7 +60,7 @@ def check_episodes(want: Arrays) -> Iterator[Check]:
         drawn = published_episodes(present, pools, shots, episodes=len(rows), workers=workers)
         ours = [[i // len(present), d.query, classes.index(d.class_id), *d.supports] for i, d in enumerate(drawn)]
         wrong = sum(a != b for a, b in zip(ours, rows.tolist(), strict=True))
-        yield Check(case="episodes", quantity=key, error=float(wrong), tolerance=0.0)
+        yield Check(case="episodes", quantity=key, error=float(wrong), bound=EXACT)
 
 
 def _pooling(want: Arrays) -> Arrays:

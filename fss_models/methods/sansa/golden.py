@@ -1,6 +1,6 @@
 """SANSA's golden cases: clips at any geometry, forward, loss, gradients and the optimiser's step.
 
-Tolerances are the golden README's: relative to the largest value, for losses and stepped parameters absolute.
+Errors are relative to the largest value, for losses and stepped parameters absolute.
 """
 
 from __future__ import annotations
@@ -20,11 +20,10 @@ from fss_models.golden import Check, relative_error
 from fss_models.methods.sansa.golden_clip import GoldenClip, load_model, reference_kernels, run_clip
 from fss_models.methods.sansa.golden_units import run_units
 from fss_models.methods.sansa.model import Sansa
+from fss_models.verification.tolerances import EXACT, GOLDEN
 
 __all__ = ["run_case", "run_units"]
 
-_FORWARD = {"backbone": 1e-5, "adapter": 1e-5, "memory": 1e-3, "logits": 1e-3}
-_LOSS, _GRADIENT, _NORM, _STEP = 2e-5, 5e-3, 3e-3, 1e-6
 _LR, _RELEASED_CLIP = 1e-4, 0.1
 _STILL = 1e-3  # where |gradient| is below this share of the tensor's largest, Adam's first step follows noise
 
@@ -39,17 +38,15 @@ def run_case(folder: Path, name: str, case: dict[str, Any]) -> Iterator[Check]:
     with torch.no_grad(), reference_kernels(model):
         _compare(run_clip(model, clip), want, worst)
         _variants(model, clip, want, worst)
-    tolerances = dict(_FORWARD)
     if case["kind"] in ("train", "train_released"):
         skip = clip.samples.shape[1] - case["loss_frames"]
         with reference_kernels(model):
             _training(model, partial(model.losses, clip.clip(model), skip=skip), want, _grad_norms(folder, name), worst)
-        tolerances |= {"loss": _LOSS, "gradients": _GRADIENT, "grad norm": _NORM, "step": _STEP}
     elif case["kind"] != "infer":
-        yield Check(case=name, quantity="all", error=float("nan"), tolerance=0, note=f"unknown kind {case['kind']}")
-    for group, tolerance in tolerances.items():
+        yield Check(case=name, quantity="all", error=float("nan"), bound=EXACT, note=f"unknown kind {case['kind']}")
+    for group, bound in GOLDEN["sansa"].items():
         if group in worst:
-            yield Check(case=name, quantity=group, error=worst[group], tolerance=tolerance)
+            yield Check(case=name, quantity=group, error=worst[group], bound=bound)
 
 
 def _compare(ours: dict[str, Tensor], want: dict[str, Tensor], worst: dict[str, float]) -> None:

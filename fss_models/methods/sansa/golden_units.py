@@ -20,6 +20,7 @@ from fss_models.methods.sansa.model import Sansa
 from fss_models.preprocess import Preprocessor
 from fss_models.prompt_sampling import sample_box
 from fss_models.sam2_core.build import build_sam2
+from fss_models.verification.tolerances import EXACT, SCORE, UNIT, Bound
 
 _PRESET_OF = {"tiny": "tiny", "base": "base_plus", "large": "large"}
 Errors = Iterator[tuple[str, float]]
@@ -28,21 +29,21 @@ Errors = Iterator[tuple[str, float]]
 def run_units(folder: Path) -> Iterator[Check]:
     """Compare every unit file of the folder; tolerance 1e-6 relative, exact for masks, boxes, counts and names."""
     built: dict[str, Any] = {}
-    for name, (compare, tolerance) in _UNITS.items():
+    for name, (compare, bound) in _UNITS.items():
         if (folder / f"unit_{name}.safetensors").is_file():
             given = load_file(folder / f"unit_{name}.safetensors")
             for quantity, error in compare(given):
-                yield Check(case=f"unit_{name}", quantity=quantity, error=error, tolerance=tolerance)
+                yield Check(case=f"unit_{name}", quantity=quantity, error=error, bound=bound)
     for file in sorted(folder.glob("adapter_keys_*.json")):
         size, factor = file.stem.removeprefix("adapter_keys_").split("_")
         wrong = _wrong_keys(json.loads(file.read_text()), _adapted(built, size, float(factor), (2, 3)))
-        yield Check(case=file.stem, quantity="keys", error=wrong, tolerance=0)
+        yield Check(case=file.stem, quantity="keys", error=wrong, bound=EXACT)
     if (folder / "param_counts.json").is_file():
         for name, counts in json.loads((folder / "param_counts.json").read_text()).items():
             size, factor, stages = name.split("/")
             chosen = tuple(int(c) for c in stages.removeprefix("stages"))
             model = _adapted(built, size, float(factor.removeprefix("factor")), chosen)
-            yield Check(case=name, quantity="params", error=_count_error(counts, model), tolerance=0)
+            yield Check(case=name, quantity="params", error=_count_error(counts, model), bound=EXACT)
 
 
 def _adapter(given: dict[str, Tensor]) -> Errors:
@@ -97,9 +98,9 @@ def _metrics(given: dict[str, Tensor]) -> Errors:
     yield "FB-IoU", abs(score.fb_iou * 100 / float(given["fb_iou"]) - 1)
 
 
-_UNITS: dict[str, tuple[Callable[[dict[str, Tensor]], Errors], float]] = {
-    "adapter": (_adapter, 1e-6), "losses": (_losses, 1e-6), "boxes": (_boxes, 0.0), "resize_mask": (_resize_mask, 0.0),
-    "metrics": (_metrics, 1e-6)}
+_UNITS: dict[str, tuple[Callable[[dict[str, Tensor]], Errors], Bound]] = {
+    "adapter": (_adapter, UNIT), "losses": (_losses, UNIT), "boxes": (_boxes, EXACT),
+    "resize_mask": (_resize_mask, EXACT), "metrics": (_metrics, SCORE)}
 
 
 def _wrong_keys(manifest: dict[str, list[int]], model: Sansa) -> int:

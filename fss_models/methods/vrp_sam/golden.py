@@ -22,6 +22,7 @@ from fss_models.methods.vrp_sam.simulate import Streams, box_marks, draw_marks
 from fss_models.prototype_prompts import golden as cases
 from fss_models.prototype_prompts.official import rename
 from fss_models.prototype_prompts.segmenter import clip_pairs
+from fss_models.verification.tolerances import EXACT
 
 WEIGHT_SEED, INPUT_SEED = 7001, 7002  # of the full-size case, whose weights and inputs are drawn
 
@@ -92,7 +93,7 @@ def _prompt_types(case: cases.Case) -> Iterator[Check]:
         ours = {"mask": given, "box": box_marks(given)}.get(kind)
         if ours is None:
             ours = draw_marks(given, kind, Streams.seeded(case.config["prompt_seed"]))
-        to.record(f"{kind}/support_mask", float((ours != stored).sum()), 0.0)
+        to.record(f"{kind}/support_mask", float((ours != stored).sum()), EXACT)
         prompts = replace(clip.prompts, masks=stored[:, None].float())
         with torch.no_grad():
             seen = model.analyse(model.encode(clip.images), prompts, clip_pairs(clip))
