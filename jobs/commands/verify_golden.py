@@ -6,7 +6,7 @@ import json
 
 import typer
 
-from fss_models.golden import Check, run_folder
+from fss_models.verification.frame import GoldenCheck, run_folder
 from jobs.options import JsonOption
 
 
@@ -29,7 +29,7 @@ def register(app: typer.Typer) -> None:
             raise typer.Exit(1)
 
 
-def _line(check: Check) -> str:
+def _line(check: GoldenCheck) -> str:
     verdict = "ok" if check.passed else "FAILED" if check.error == check.error else "NOT COVERED"
     figures = check.note or f"worst {check.error:.1e}, tolerance {check.tolerance:.0e}"
     return f"{check.case:<26} {check.quantity:<12} {figures:<40} {verdict}"

@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fss_models.backbones.dinov2 import Dinov2
-from fss_models.methods.fssam.golden import clip_of, load_model, preset_of
-from fss_models.methods.fssam.golden_stages import observe
 from fss_models.methods.fssam.model import Fssam
 from fss_models.sam2_core.build import sam2_config
+from fss_models.verification.fssam import clip_of, load_model, preset_of
+from fss_models.verification.fssam_stages import observe
 
 FILE = Path(__file__).parent / "data" / "fssam_debug.safetensors"
 CASE: dict[str, Any] = {

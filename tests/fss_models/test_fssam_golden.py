@@ -18,15 +18,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fss_models.golden import Check, run_folder
 from fss_models.methods.fssam import attention, model
 from fss_models.methods.fssam.core import FssamCore
-from fss_models.methods.fssam.golden import check_case, clip_of, load_model, read_npz
-from fss_models.methods.fssam.golden_stages import observe
-from fss_models.methods.fssam.golden_units import excess
 from fss_models.methods.fssam.refine import QueryMemory, agreement, support_agreement
 from fss_models.sam2_core.core import Decoded
 from fss_models.verification import tolerances
+from fss_models.verification.figures import excess
+from fss_models.verification.frame import GoldenCheck, run_folder
+from fss_models.verification.fssam import check_case, clip_of, load_model, read_npz
+from fss_models.verification.fssam_stages import observe
 from fss_models.verification.tolerances import FSSAM_GRADIENT_RELATIVE, FSSAM_RELATIVE
 from tests.fss_models import fssam_case
 from tests.fss_models.shared_folder import GOLDEN, needs_golden
@@ -189,5 +189,5 @@ def _recording(variant: str) -> dict[str, Tensor]:
         return observe(fssam_case.model(variant), clip_of(fssam_case.inputs()), {})
 
 
-def _stored_checks(variant: str) -> list[Check]:
+def _stored_checks(variant: str) -> list[GoldenCheck]:
     return list(check_case(variant, fssam_case.model(variant), fssam_case.inputs(), fssam_case.stored(variant)))

@@ -8,10 +8,8 @@ from collections.abc import Callable
 import pytest
 from safetensors.torch import load_file
 
-from fss_models.golden import run_folder
-from fss_models.methods.fcp import golden as fcp
-from fss_models.methods.vrp_sam import golden as vrp_sam
-from fss_models.verification import tolerances
+from fss_models.verification import fcp, tolerances, vrp_sam
+from fss_models.verification.frame import run_folder
 from tests.fss_models import prompting
 from tests.fss_models.shared_folder import GOLDEN, needs_golden
 from tests.fss_models.stored_outputs import errors, excessive, mistaken

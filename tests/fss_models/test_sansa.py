@@ -15,13 +15,13 @@ from fss_models import registry
 from fss_models.adapters import tuning
 from fss_models.clip import Memory, PromptKind
 from fss_models.errors import FssError
-from fss_models.golden import relative_error
 from fss_models.methods.sansa.config import SansaConfig
 from fss_models.methods.sansa.model import Sansa
 from fss_models.official import load_official, official_state, read_tensors
 from fss_models.prompts import mask_prompt
 from fss_models.sam2_core.build import build_sam2
 from fss_models.sam2_core.core import MemoryRules, Sam2Core
+from fss_models.verification.figures import relative_error
 from tests.fss_models import debug_outputs as fixed
 
 

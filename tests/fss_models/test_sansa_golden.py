@@ -13,10 +13,10 @@ import torch.nn.functional as F
 
 from fss_models.adapters import hooks
 from fss_models.adapters.adaptformer import AdaptFormer
-from fss_models.golden import run_folder
-from fss_models.methods.sansa.golden import run_case
 from fss_models.preprocess import Preprocessor
 from fss_models.sam2_core.core import MASK_BIAS, MASK_SCALE, Entries, MemoryRules, Sam2Core
+from fss_models.verification.frame import run_folder
+from fss_models.verification.sansa import run_case
 from tests.fss_models.debug_outputs import deviation
 from tests.fss_models.shared_folder import GOLDEN, needs_golden
 from tests.fss_models.stored_outputs import excessive, mistaken

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fss_models.golden import Check
 from fss_models.methods.fssam.episodes import base_seeds, published_episodes
 from fss_models.methods.fssam.ops import pool, resize, squared_dice
 from fss_models.methods.fssam.preprocess import linear, nearest
@@ -21,13 +20,15 @@ from fss_models.methods.fssam.prior import ShotPriors, prior_masks, prior_protot
 from fss_models.methods.fssam.refine import QueryMemory, refine, support_agreement
 from fss_models.methods.fssam.training import Augmentation, poly_rate
 from fss_models.metrics import episode_counts
+from fss_models.verification.figures import excess
+from fss_models.verification.frame import GoldenCheck
 from fss_models.verification.tolerances import EXACT, FSSAM_RELATIVE, UNIT, Bound
 
 Arrays = dict[str, Tensor]
 PICTURE = Bound(tolerance=0.51, floor=1.0)  # augmented pixels in 0..255: OpenCV's versions round differently
 
 
-def check_units(want: Arrays) -> Iterator[Check]:
+def check_units(want: Arrays) -> Iterator[GoldenCheck]:
     """Every function that the file has values of."""
     groups = (_pooling, _dice, _poly, _counts, _prior, _refinement, _validation, _augmentation, _seeds)
     for found in groups:
@@ -36,18 +37,10 @@ def check_units(want: Arrays) -> Iterator[Check]:
             exact = key.endswith(("label", "label_out", "random", "321", "rows"))
             bound = EXACT if exact else PICTURE if picture else UNIT.times(max(1.0, float(want[key].abs().max())))
             error = excess(ours, want[key], 0.0 if exact or picture else FSSAM_RELATIVE)
-            yield Check(case="units", quantity=key, error=error, bound=bound)
+            yield GoldenCheck(case="units", quantity=key, error=error, bound=bound)
 
 
-def excess(ours: Tensor, reference: Tensor, rtol: float) -> float:
-    """max(|difference| - rtol * |reference|), at least 0; infinite where shapes differ or ours is not finite."""
-    if ours.shape != reference.shape or not bool(ours.isfinite().all()):
-        return float("inf")
-    over = (ours.double() - reference.double()).abs() - rtol * reference.double().abs()
-    return max(0.0, float(over.max()))
-
-
-def check_episodes(want: Arrays) -> Iterator[Check]:
+def check_episodes(want: Arrays) -> Iterator[GoldenCheck]:
     """Two passes of the sampler for each number of shots and workers in the file; the error counts wrong rows."""
     pools = {int(k.removeprefix("class").removesuffix("_files")): v.tolist()
              for k, v in want.items() if k.startswith("class")}
@@ -60,7 +53,7 @@ def check_episodes(want: Arrays) -> Iterator[Check]:
         drawn = published_episodes(present, pools, shots, episodes=len(rows), workers=workers)
         ours = [[i // len(present), d.query, classes.index(d.class_id), *d.supports] for i, d in enumerate(drawn)]
         wrong = sum(a != b for a, b in zip(ours, rows.tolist(), strict=True))
-        yield Check(case="episodes", quantity=key, error=float(wrong), bound=EXACT)
+        yield GoldenCheck(case="episodes", quantity=key, error=float(wrong), bound=EXACT)
 
 
 def _pooling(want: Arrays) -> Arrays:

@@ -1,12 +1,12 @@
-"""Golden cases: tensors that a reference implementation produced, held against ours.
+"""The frame of all golden cases: a folder's cases are run one after the other, and every quantity becomes a check.
 
 A folder of cases has a `cases.json` (case -> {"method": ..., "kind": ..., ...}). A method plugs in with a module
-`fss_models.methods.<method>.golden` that has
+`fss_models.verification.<method>` that has
 
-    run_case(folder: Path, name: str, case: dict) -> Iterator[Check]
+    run_case(folder: Path, name: str, case: dict) -> Iterator[GoldenCheck]
 
-and reads everything (sizes, K, prompts, tolerances) from the case's own files, so that folders it has never seen work.
-It may also have `run_units(folder) -> Iterator[Check]` for files of the folder that `cases.json` does not list.
+and reads everything (sizes, K, prompts) from the case's own files, so that folders it has never seen work. It may also
+have `run_units(folder) -> Iterator[GoldenCheck]` for files of the folder that `cases.json` does not list.
 """
 
 from __future__ import annotations
@@ -14,22 +14,19 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from fss_models.errors import FssError
 from fss_models.verification.tolerances import Bound
 
 
 @dataclass(frozen=True, kw_only=True)
-class Check:
-    """One quantity of one case. `error` is nan where nothing was compared; `note` says why."""
+class GoldenCheck:
+    """The comparison of one quantity of one case. `error` is nan where nothing was compared; `note` says why."""
 
     case: str
     quantity: str
@@ -58,7 +55,26 @@ class Check:
                 "note": self.note, "passed": self.passed}
 
 
-def run_folder(folder: str | Path) -> Iterator[Check]:
+class WorstErrors:
+    """Collects the largest error of each quantity of one case; `bounds` are the limits of quantities known by name."""
+
+    def __init__(self, case: str, bounds: Mapping[str, Bound] | None = None) -> None:
+        self.case, self.bounds = case, dict(bounds or {})
+        self._worst: dict[tuple[str, Bound], float] = {}
+
+    def record(self, quantity: str, error: float, bound: Bound | None = None) -> None:
+        """Take an error into account; `bound` is needed for a quantity that `bounds` does not name."""
+        key = quantity, bound or self.bounds[quantity]
+        self._worst[key] = max(self._worst.get(key, 0.0), error)
+
+    def checks(self) -> Iterator[GoldenCheck]:
+        """One check a quantity: those of `bounds` in its order, then the others as they came."""
+        order = {quantity: place for place, quantity in enumerate(self.bounds)}
+        for (quantity, bound), error in sorted(self._worst.items(), key=lambda item: order.get(item[0][0], len(order))):
+            yield GoldenCheck(case=self.case, quantity=quantity, error=error, bound=bound)
+
+
+def run_folder(folder: str | Path) -> Iterator[GoldenCheck]:
     """All checks of all cases, case by case. Raises `FssError` if the folder is not of the layout."""
     root = Path(folder)
     if not (root / "cases.json").is_file():
@@ -72,19 +88,9 @@ def run_folder(folder: str | Path) -> Iterator[Check]:
 
 
 def _module(method: str, root: Path) -> ModuleType:
-    module = f"fss_models.methods.{method}.golden"
+    module = f"{__package__}.{method}"
     if not method or importlib.util.find_spec(f"fss_models.methods.{method}") is None:
         raise FssError(f"cases.json names method {method!r}, which does not exist", where=str(root))
     if importlib.util.find_spec(module) is None:
         raise FssError(f"method {method!r} has no golden runner", where=str(root))
     return importlib.import_module(module)
-
-
-def relative_error(ours: Tensor, reference: Tensor) -> float:
-    """max |difference| / max |reference|; infinite where shapes differ or ours is not finite."""
-    if ours.shape != reference.shape:
-        return float("inf")
-    difference = (ours.detach().double() - reference.double()).abs().max() if ours.numel() else torch.zeros(())
-    scale = reference.double().abs().max().clamp(min=1e-12) if ours.numel() else torch.ones(())
-    error = float(difference / scale)
-    return error if error == error else float("inf")

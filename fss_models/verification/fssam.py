@@ -17,28 +17,24 @@ from hydra.utils import instantiate
 from torch import Tensor
 
 from fss_models.backbones.dinov2 import Dinov2
-from fss_models.clip import Clip, Images, PromptBatch, PromptKind
-from fss_models.golden import Check
+from fss_models.clip import Clip
 from fss_models.methods.fssam.config import FssamConfig
-from fss_models.methods.fssam.golden_stages import observe
-from fss_models.methods.fssam.golden_units import check_episodes, check_units, excess
 from fss_models.methods.fssam.model import Fssam
 from fss_models.preprocess import IMAGENET
 from fss_models.sam2_core.build import sam2_config
 from fss_models.sam2_core.presets import Preset
-from fss_models.verification.tolerances import (
-    EXACT,
-    FSSAM_GRADIENT_RELATIVE,
-    FSSAM_RELATIVE,
-    GOLDEN,
-    Bound,
-)
+from fss_models.verification.figures import excess
+from fss_models.verification.frame import GoldenCheck, WorstErrors
+from fss_models.verification.fssam_stages import observe
+from fss_models.verification.fssam_units import check_episodes, check_units
+from fss_models.verification.recorder import masked_clip
+from fss_models.verification.tolerances import EXACT, FSSAM_GRADIENT_RELATIVE, FSSAM_RELATIVE, GOLDEN
 
 Arrays = dict[str, Tensor]
 BOUNDS = GOLDEN["fssam"]
 
 
-def run_case(folder: Path, name: str, case: dict[str, Any]) -> Iterator[Check]:
+def run_case(folder: Path, name: str, case: dict[str, Any]) -> Iterator[GoldenCheck]:
     """A case with its variants; with the folder's first case also its units and episodes."""
     state = read_npz(folder / case["state"])
     want = read_npz(folder / case["file"])
@@ -96,17 +92,15 @@ def _dino(case: dict[str, Any], state: Arrays) -> Dinov2:
     return model.eval()
 
 
-def check_case(label: str, model: Fssam, inputs: Arrays, want: Arrays) -> Iterator[Check]:
+def check_case(label: str, model: Fssam, inputs: Arrays, want: Arrays) -> Iterator[GoldenCheck]:
     """Every stage of one file, grouped by stage; the largest excess over the relative tolerance is shown."""
     with torch.no_grad():
         ours = observe(model, clip_of(inputs), {**inputs, **want})
-    worst: dict[str, tuple[float, Bound]] = {}
+    worst = WorstErrors(label)
     for key in sorted(ours.keys() & want.keys()):
         start, bound = next((s, b) for s, b in BOUNDS.items() if _stage(key).startswith(s))
-        error = excess(ours[key], want[key], FSSAM_RELATIVE)
-        worst[start] = (max(worst[start][0], error) if start in worst else error), bound
-    for stage, (error, bound) in worst.items():
-        yield Check(case=label, quantity=stage.rstrip("/"), error=error, bound=bound)
+        worst.record(start.rstrip("/"), excess(ours[key], want[key], FSSAM_RELATIVE), bound)
+    yield from worst.checks()
 
 
 def _stage(key: str) -> str:
@@ -115,7 +109,7 @@ def _stage(key: str) -> str:
     return f"{first}/{rest.split('/', 1)[1]}" if rest.startswith("layer") and "/" in rest else key
 
 
-def check_gradients(label: str, model: Fssam, inputs: Arrays, want: Arrays) -> Iterator[Check]:
+def check_gradients(label: str, model: Fssam, inputs: Arrays, want: Arrays) -> Iterator[GoldenCheck]:
     """Gradient norms, whole gradients, and which optimised parameters get none."""
     mine = {"sam2." + n.removeprefix("core.sam."): p for n, p in model.named_parameters()}
     for key in want:
@@ -123,7 +117,7 @@ def check_gradients(label: str, model: Fssam, inputs: Arrays, want: Arrays) -> I
             mine[key.partition("/")[2]].requires_grad_(True)
     loss = model.losses(clip_of(inputs))["dice"]
     loss.backward()  # type: ignore[no-untyped-call]
-    yield Check(case=label, quantity="training loss", bound=BOUNDS["out/loss"],
+    yield GoldenCheck(case=label, quantity="training loss", bound=BOUNDS["out/loss"],
                 error=excess(loss.detach(), want["out/loss"], FSSAM_RELATIVE))
     norms, whole = 0.0, 0.0
     for key, value in want.items():
@@ -134,16 +128,16 @@ def check_gradients(label: str, model: Fssam, inputs: Arrays, want: Arrays) -> I
             found = _gradient(mine[name]).double()
             scale = value.abs().max().clamp(min=BOUNDS["gradient norms"].tolerance)
             whole = max(whole, float((found - value).abs().max() / scale))
-    yield Check(case=label, quantity="gradient norms", error=norms, bound=BOUNDS["gradient norms"])
-    yield Check(case=label, quantity="gradients", error=whole, bound=BOUNDS["gradients"])
+    yield GoldenCheck(case=label, quantity="gradient norms", error=norms, bound=BOUNDS["gradient norms"])
+    yield GoldenCheck(case=label, quantity="gradients", error=whole, bound=BOUNDS["gradients"])
     optimised = [k for k in want if k.startswith("gradnorm/")]
     total = torch.stack([_gradient(mine[k.partition("/")[2]]).double().norm() for k in optimised]).norm()
-    yield Check(case=label, quantity="total gradient norm", bound=BOUNDS["gradient norms"],
+    yield GoldenCheck(case=label, quantity="total gradient norm", bound=BOUNDS["gradient norms"],
                 error=excess(total, want["gradnorm_total_optimised"], FSSAM_GRADIENT_RELATIVE))
     none = {n for n, p in mine.items() if p.requires_grad and p.grad is None}
     named = {"".join(chr(c) for c in row if c) for row in want["grad_none_names"].tolist()}
     wrong = len(none ^ named) + len({k for k in optimised if mine[k.partition("/")[2]].grad is None})
-    yield Check(case=label, quantity="parameters without a gradient", error=float(wrong), bound=EXACT)
+    yield GoldenCheck(case=label, quantity="parameters without a gradient", error=float(wrong), bound=EXACT)
 
 
 def _gradient(parameter: torch.nn.Parameter) -> Tensor:
@@ -152,16 +146,8 @@ def _gradient(parameter: torch.nn.Parameter) -> Tensor:
 
 def clip_of(want: Arrays) -> Clip:
     """The case's episodes as one batch of clips with a single target."""
-    (b, k), side = want["in/support_masks"].shape[:2], want["in/query_mask"].shape[-1]
-    support, query = want["in/support_masks"], want["in/query_mask"]
-    prompts = PromptBatch(
-        image=torch.arange(b * k).view(b, k), kind=torch.full((b, k), int(PromptKind.MASK)),
-        masks=(support == 1).float(), points=torch.zeros(b, k, 1, 2), labels=torch.full((b, k, 1), -1))
-    images = [_images(x.flatten(0, -4), side) for x in (want["in/support_images"], want["in/query_image"])]
-    return Clip(references=images[0], prompts=prompts, targets=images[1], target_masks=(query == 1).float()[:, None],
-                ignore=(query == 255)[:, None])
-
-
-def _images(pixels: Tensor, side: int) -> Images:
-    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in IMAGENET)
-    return Images(pixels=(pixels.float() / 255 - mean) / std, sizes=torch.full((len(pixels), 2), side))
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in IMAGENET)
+    support, query = ((want[f"in/{name}"].float() / 255 - mean) / std for name in ("support_images", "query_image"))
+    truth = want["in/query_mask"]
+    return masked_clip(support=support, masks=want["in/support_masks"] == 1, query=query, truth=truth == 1,
+                       ignore=truth == 255)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,27 +13,25 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fss_models import losses as plain
-from fss_models.clip import Clip
-from fss_models.golden import Check
+from fss_models.clip import Clip, Features
 from fss_models.methods.fcp import losses as terms
 from fss_models.methods.fcp.config import FcpConfig
 from fss_models.methods.fcp.encoder import FcpEncoder
 from fss_models.methods.fcp.model import Fcp
 from fss_models.methods.fcp.official import RULES, implied
 from fss_models.methods.fcp.quality import pseudo_mask_quality
-from fss_models.prototype_prompts import golden as cases
-from fss_models.prototype_prompts.official import rename
 from fss_models.prototype_prompts.parts import masked_mean, resize_aligned
 from fss_models.prototype_prompts.segmenter import clip_pairs
-from fss_models.verification.tolerances import SCORE
+from fss_models.verification import prompting as cases
+from fss_models.verification.figures import digest
+from fss_models.verification.frame import GoldenCheck
+from fss_models.verification.recorder import Recorder
 
-WEIGHT_SEED, INPUT_SEED = 7001, 7002  # of the full-size case, whose weights and inputs are drawn
 
-
-def run_case(folder: Path, name: str, case: dict[str, Any]) -> Iterator[Check]:
+def run_case(folder: Path, name: str, case: dict[str, Any]) -> Iterator[GoldenCheck]:
     """Compare one case with everything its files hold."""
     if case["kind"] == "metrics":
-        yield from _metrics(folder, name)
+        yield from cases.metrics_case(folder, name, _pseudo_masks)
     elif case["kind"] == "fullsize":
         yield from _full_size(folder, name, case)
     else:
@@ -54,31 +52,30 @@ def build(case: cases.Case, **settings: Any) -> Fcp:
     return model.eval()
 
 
-def _one_shot(case: cases.Case) -> Iterator[Check]:
+def _one_shot(case: cases.Case) -> Iterator[GoldenCheck]:
     to = cases.Comparison(case.name, case.outputs)
     model, clip = build(case), case.clip()
-    record = cases.Recorder(encoder=model.encoder, sam=model.sam)
-    named = model.losses(clip)
-    record.close()
-    to.add(_backbone(model, clip))
+    with Recorder(encoder=model.encoder, sam=model.sam) as record:
+        named = model.losses(clip)
+    features, backbone = cases.backbone_outputs(model, clip)
+    to.add(backbone | {"proto/layer4_mask_pooled_unused": _pooled_top(model, features, clip)})
     to.add(forward_outputs(record, model, clip))
     to.add(_losses(record, model, clip, named))
-    cases.compare_gradients(to, cases.gradients(cases.total(named), model, RULES))
+    cases.compare_gradients(to, cases.total(named), model, RULES)
     logits = cases.sam_outputs(record, model)["sam/logits"][:, 0].detach()
     cases.compare_evaluation(to, case, logits)
     yield from to.checks()
 
 
-def _many_shots(case: cases.Case) -> Iterator[Check]:
+def _many_shots(case: cases.Case) -> Iterator[GoldenCheck]:
     """Both ways of taking the support's SAM features: `official/` the first shot's, `per_shot/` each shot's own."""
     to, clip = cases.Comparison(case.name, case.outputs), case.clip()
     b, k, _ = clip.shape
     for way, setting in (("official/", "first"), ("per_shot/", "each")):
         model = build(case, kshot_support_sam=setting)
-        record = cases.Recorder(encoder=model.encoder, sam=model.sam)
-        features = model.encode(clip.images)
-        seen = model.analyse(features, clip.prompts, clip_pairs(clip))
-        record.close()
+        with Recorder(encoder=model.encoder, sam=model.sam) as record:
+            features = model.encode(clip.images)
+            seen = model.analyse(features, clip.prompts, clip_pairs(clip))
         shots = (b, k)
         sam = cases.sam_outputs(record, model)
         mean = seen.prediction.logits
@@ -96,21 +93,20 @@ def _many_shots(case: cases.Case) -> Iterator[Check]:
             truth, valid = model.truth(clip)
             loss = terms.object_loss(mean[:, None], truth, valid)
             to.add({"loss/prompt": loss})
-            cases.compare_gradients(to, cases.gradients(loss, model, RULES))
+            cases.compare_gradients(to, loss, model, RULES)
             cases.compare_evaluation(to, case, mean.detach())
     yield from to.checks()
 
 
-def _train(case: cases.Case) -> Iterator[Check]:
+def _train(case: cases.Case) -> Iterator[GoldenCheck]:
     """Training steps, with recorded dropout where the case has masks."""
-    to, model = cases.Comparison(case.name, case.outputs), build(case).train()
+    model = build(case).train()
     replay_dropout(model.encoder, cases.dropout_masks(case.outputs))
 
-    def seen(record: cases.Recorder, clip: Clip, named: dict[str, Tensor]) -> dict[str, Tensor]:
+    def seen(record: Recorder, clip: Clip, named: dict[str, Tensor]) -> dict[str, Tensor]:
         return forward_outputs(record, model, clip) | _losses(record, model, clip, named)
 
-    cases.train_case(to, case, model, RULES, seen)
-    yield from to.checks()
+    yield from cases.train_case(case, model, RULES, seen)
 
 
 def replay_dropout(encoder: FcpEncoder, masks: list[tuple[Tensor, float]]) -> None:
@@ -124,26 +120,14 @@ def replay_dropout(encoder: FcpEncoder, masks: list[tuple[Tensor, float]]) -> No
         layer.dropout = cases.RecordedDropout(masks[i : i + 1])
 
 
-def _backbone(model: Fcp, clip: Clip) -> dict[str, Tensor]:
-    with torch.no_grad():
-        features = model.encode(clip.images)
-        support = len(clip.references)
-        found: dict[str, Tensor] = {}
-        for layer, name in ((2, "mid"), (3, "high"), (4, "top")):
-            maps = features.maps[name]
-            found |= {f"backbone/support_layer{layer}": maps[:support], f"backbone/query_layer{layer}": maps[support:]}
-        masks = clip.prompts.masks.flatten(0, 1)[:, None]
-        high = features.maps["high"][:support]
-        small = F.interpolate(masks, size=high.shape[-2:])
-        found["backbone/support_layer4_masked"] = model.masked_top(high, small)
-        grid = (model.sam.grid, model.sam.grid)
-        pooled = masked_mean(resize_aligned(features.maps["top"][:support], grid),
-                             F.interpolate(masks, size=grid))
-        found["proto/layer4_mask_pooled_unused"] = pooled[..., None, None]
-    return found
+def _pooled_top(model: Fcp, features: Features, clip: Clip) -> Tensor:
+    """The mean of layer4 under each support mask, which the official code computes and does not use."""
+    grid, support = (model.sam.grid, model.sam.grid), len(clip.references)
+    masks = F.interpolate(clip.prompts.masks.flatten(0, 1)[:, None], size=grid)
+    return masked_mean(resize_aligned(features.maps["top"][:support], grid), masks)[..., None, None]
 
 
-def forward_outputs(record: cases.Recorder, model: Fcp, clip: Clip) -> dict[str, Tensor]:
+def forward_outputs(record: Recorder, model: Fcp, clip: Clip) -> dict[str, Tensor]:
     """What the sub-modules got and gave, by official name. Our call order is support first, then query."""
     got, given, steps = record.got, record.given, model.config.steps
     guide_sam, guide_res = given["encoder.guide_sam"], given["encoder.guide_res"]
@@ -178,7 +162,7 @@ def forward_outputs(record: cases.Recorder, model: Fcp, clip: Clip) -> dict[str,
     return found | cases.sam_outputs(record, model)
 
 
-def _losses(record: cases.Recorder, model: Fcp, clip: Clip, named: dict[str, Tensor]) -> dict[str, Tensor]:
+def _losses(record: Recorder, model: Fcp, clip: Clip, named: dict[str, Tensor]) -> dict[str, Tensor]:
     """Every loss and its parts; weights taken out again."""
     about, steps = model.config, model.config.steps
     bce, dice = (named[k] / about.prompt_weight for k in ("mask", "dice"))
@@ -199,20 +183,14 @@ def _losses(record: cases.Recorder, model: Fcp, clip: Clip, named: dict[str, Ten
     return found
 
 
-def _metrics(folder: Path, name: str) -> Iterator[Check]:
-    for bench, have in cases.metric_cases(folder, name):
-        to = cases.Comparison(name, {bench + k: v for k, v in have.items()})
-        pred, truth, ids, classes = (have[k] for k in ("pred", "gt", "class_id", "class_ids_of_interest"))
-        void = have["ignore"] > 0 if "ignore" in have else None
-        cases.compare_scores(to, bench, pred=pred == 1, truth=truth == 1, ignore=void, ids=ids, classes=classes)
-        quality = pseudo_mask_quality(pred == 1, truth == 1, ids, classes.tolist())
-        to.add({f"pseudo_{k}_percent": torch.tensor(v * 100, dtype=torch.float64) for k, v in vars(quality).items()},
-               prefix=bench, bound=SCORE)
-        to.seen |= {bench + k for k in ("pred", "gt", "ignore", "class_id", "class_ids_of_interest")}
-        yield from to.checks()
+def _pseudo_masks(have: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Quality of the masks as pseudo masks, in percent."""
+    found = pseudo_mask_quality(have["pred"] == 1, have["gt"] == 1, have["class_id"],
+                                have["class_ids_of_interest"].tolist())
+    return {f"pseudo_{k}_percent": torch.tensor(v * 100, dtype=torch.float64) for k, v in vars(found).items()}
 
 
-def _full_size(folder: Path, name: str, case: dict[str, Any]) -> Iterator[Check]:
+def _full_size(folder: Path, name: str, case: dict[str, Any]) -> Iterator[GoldenCheck]:
     """The token encoder at real size; its weights and inputs are drawn from numpy's streams."""
     want = load_file(folder / name / "outputs.safetensors")
     _, tokens, width = want["prompt/vrp"].shape
@@ -220,23 +198,19 @@ def _full_size(folder: Path, name: str, case: dict[str, Any]) -> Iterator[Check]
     grid = want[masks[0]].shape[-1]
     config = FcpConfig(steps=len(masks) + 1, support_tokens=tokens, query_tokens=tokens)
     encoder = FcpEncoder(config, channels=1, width=width).eval()
-    shapes = {rename(f"encoder.{k}", RULES, forward=False): v.shape for k, v in encoder.state_dict().items()}
-    own = {k: v for k, v in shapes.items() if k.startswith("transformer_decoder.")}
-    drawn = cases.drawn_weights(own, case.get("weight_seed", WEIGHT_SEED))
-    encoder.load_state_dict({rename(k, RULES, forward=True).removeprefix("encoder."): v for k, v in drawn.items()},
-                            strict=False)
-    f_q, f_s, g_q, g_s, prior, p_res, p_sam, mask = _drawn_inputs(width, grid, case.get("input_seed", INPUT_SEED))
+    cases.load_drawn(encoder, RULES, case.get("weight_seed", cases.WEIGHT_SEED))
+    f_q, f_s, g_q, g_s, prior, p_res, p_sam, mask = _drawn_inputs(width, grid, case.get("input_seed", cases.INPUT_SEED))
     prototypes = {"res": p_res, "sam": p_sam}
     with torch.no_grad():
         lift = {"res": encoder.guide_res.lift, "sam": encoder.guide_sam.lift}
         support = encoder.cover({"res": lift["res"](f_s), "sam": lift["sam"](g_s)}, prototypes, mask)
         query = encoder.query({"res": lift["res"](f_q), "sam": lift["sam"](g_q)}, support.tokens, prototypes, prior)
-    found = {"prompt/vrp": query.prompts, "digest/vrp": cases.digest(query.prompts),
-             "digest/x_q": cases.digest(f_q), "digest/x_s": cases.digest(f_s)}
+    found = {"prompt/vrp": query.prompts, "digest/vrp": digest(query.prompts),
+             "digest/x_q": digest(f_q), "digest/x_s": digest(f_s)}
     for side, maps in (("support", support.attention), ("query", query.attention)):
         for t, seen in enumerate(maps, start=1):
             found |= {f"{side}/attn_step{t}_tokens_0_49": seen[:, [0, tokens - 1]],
-                      f"digest/{side}_attn_step{t}": cases.digest(seen)}
+                      f"digest/{side}_attn_step{t}": digest(seen)}
     found |= {f"pseudo/attention_step{t}": m for t, m in enumerate(query.masks, start=1)}
     to = cases.Comparison(name, want)
     to.add(found)

@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from fss_models.methods.sansa.model import Sansa
 from fss_models.preprocess import resize_square
 from fss_models.sam2_core.core import take
 from fss_models.sam2_core.matcher import append
+from fss_models.verification.recorder import Recorder
 
 _KINDS = {"mask": PromptKind.MASK, "point": PromptKind.POINTS, "box": PromptKind.BOX, "scribble": PromptKind.SCRIBBLE}
 
@@ -109,8 +109,9 @@ def run_clip(model: Sansa, clip: GoldenClip) -> dict[str, Tensor]:
     b, t, _, height, width = clip.samples.shape
     shots = len(clip.prompts[0])
     images = clip.images(model)
-    with _watched(model) as found:
+    with Recorder(trunk=model.core.sam.image_encoder.trunk) as record:
         features = model.encode(images)
+    found = _trunk_outputs(record, model)
     found |= {"backbone.input": images.pixels, "backbone.s0": features.maps["f0"], "backbone.s1": features.maps["f1"],
               "backbone.neck.2": features.maps["f2"]}
     prompts = clip.batch(model, torch.arange(b * t).view(b, t)[:, :shots])
@@ -137,26 +138,14 @@ def _next(
     return append(memory, model.core.remember_prediction(maps, logits, token)), logits, decoded.ious
 
 
-@contextmanager
-def _watched(model: Sansa) -> Iterator[dict[str, Tensor]]:
-    """Collects the trunk's stages and every adapter's input and output (first frame) while it lasts."""
-    found: dict[str, Tensor] = {}
-    trunk = model.core.sam.image_encoder.trunk
-
-    def stages(_module: Any, _args: Any, outputs: list[Tensor]) -> None:
-        found.update({f"backbone.trunk.{i}": m for i, m in enumerate(outputs)})
-
-    def adapter(_module: Any, args: tuple[Tensor], output: Tensor, index: int) -> None:
-        found.update({f"adapter.{index}.in": args[0][:1], f"adapter.{index}.out": output[:1]})
-
-    hooks = [trunk.register_forward_hook(stages)]
-    hooks += [b.adapter.register_forward_hook(partial(adapter, index=i)) for i, b in enumerate(trunk.blocks)
-              if hasattr(b, "adapter")]
-    try:
-        yield found
-    finally:
-        for hook in hooks:
-            hook.remove()
+def _trunk_outputs(record: Recorder, model: Sansa) -> dict[str, Tensor]:
+    """The trunk's stages, and every adapter's input and output of the first frame."""
+    found = {f"backbone.trunk.{i}": stage for i, stage in enumerate(record.got["trunk"][0])}
+    for i, block in enumerate(model.core.sam.image_encoder.trunk.blocks):
+        if hasattr(block, "adapter"):
+            name = f"trunk.blocks.{i}.adapter"
+            found |= {f"adapter.{i}.in": record.given[name][0][0][:1], f"adapter.{i}.out": record.got[name][0][:1]}
+    return found
 
 
 def _by_frame(memory: Memory, low: Tensor, b: int, t: int) -> dict[str, Tensor]:

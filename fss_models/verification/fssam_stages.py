@@ -6,8 +6,6 @@ deviation shows where it arises.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -20,6 +18,7 @@ from fss_models.methods.fssam.model import Fssam
 from fss_models.methods.fssam.ops import pool, resize, squared_dice
 from fss_models.methods.fssam.refine import QueryMemory, agreement, refine, support_agreement
 from fss_models.sam2_core.core import Maps, take
+from fss_models.verification.recorder import Recorder
 
 Found = dict[str, Tensor]
 
@@ -61,10 +60,10 @@ def _priors(model: Fssam, memory: Memory, rows: Tensor, query: Maps, masks: Tens
 
 
 def _memory(model: Fssam, name: str, maps: Maps, masks: Tensor) -> Found:
-    with _recorded(model.core.sam.sam_mask_decoder) as decoded:
+    with Recorder(decoder=model.core.sam.sam_mask_decoder) as record:
         entries = model.core.remember_soft(maps, masks)
     place = model.core.sam.memory_encoder.position_encoding(entries.features)
-    return {f"{name}_prompt_mask": masks[:, None], f"{name}_object_score_logits": decoded[0][3],
+    return {f"{name}_prompt_mask": masks[:, None], f"{name}_object_score_logits": record.got["decoder"][0][3],
             f"{name}_sam_mask_prompt": model.core.sam.mask_downsample(masks[:, None]),
             f"{name}_obj_ptr": entries.pointers, f"{name}_feat": entries.features, f"{name}_pos": place}
 
@@ -131,46 +130,21 @@ def _end_to_end(model: Fssam, clip: Clip, memory: Memory, features: Features) ->
     """`segment` itself, watched at the layers' borders and at the decoder's output."""
     b = len(memory)
     first, attention = len(clip.references), model.core.sam.memory_attention
-    with ExitStack() as watch:
-        enters = [watch.enter_context(_recorded(layer.norm1)) for layer in attention.layers]
-        queries = [watch.enter_context(_recorded(layer.norm2)) for layer in attention.layers]
-        leaves = watch.enter_context(_recorded(attention.norm))
-        inputs = watch.enter_context(_inputs([layer.norm1 for layer in attention.layers[1:]] + [attention.norm]))
-        decoded = watch.enter_context(_recorded(model.core.sam.sam_mask_decoder))
-        pairs = torch.stack([torch.arange(b), first + torch.arange(b)], dim=1)
+    pairs = torch.stack([torch.arange(b), first + torch.arange(b)], dim=1)
+    with Recorder(attention=attention, decoder=model.core.sam.sam_mask_decoder) as record:
         logits = model.segment(memory, features, pairs).logits
-    assert len(enters[0]) == 1
-    low, ious, _, scores = decoded[-1]
+    layers = [f"attention.layers.{i}" for i in range(len(attention.layers))]
+    after = [*(f"{layer}.norm1" for layer in layers[1:]), "attention.norm"]  # what follows each layer
+    low, ious, _, scores = record.got["decoder"][-1]
     target = clip.target_masks[:, 0]
-    found = {"scma/output": leaves[0].transpose(0, 1), "out/logits": logits, "dec/lowres_multimasks": low,
-             "dec/pred_ious": ious, "dec/best_index": ious.argmax(dim=1), "dec/object_score_logits": scores,
+    found = {"scma/output": record.got["attention.norm"][0].transpose(0, 1), "out/logits": logits,
+             "dec/lowres_multimasks": low, "dec/pred_ious": ious, "dec/best_index": ious.argmax(dim=1),
+             "dec/object_score_logits": scores,
              "out/loss": squared_dice(logits, target, torch.ones_like(target))}
-    for i, query in enumerate(queries):
-        found |= {f"scma/layer{i}/q_in": query[0], f"scma/layer{i}/layer_output": inputs[i]}
+    for i, (layer, following) in enumerate(zip(layers, after, strict=True)):
+        found |= {f"scma/layer{i}/q_in": record.got[f"{layer}.norm2"][0],
+                  f"scma/layer{i}/layer_output": record.given[following][0][0]}
     return found
-
-
-@contextmanager
-def _recorded(module: Any) -> Iterator[list[Any]]:
-    """The outputs of a module's calls."""
-    seen: list[Any] = []
-    handle = module.register_forward_hook(lambda _module, _args, output: seen.append(output))
-    try:
-        yield seen
-    finally:
-        handle.remove()
-
-
-@contextmanager
-def _inputs(modules: list[Any]) -> Iterator[list[Tensor]]:
-    """The first argument of each module's calls, in the order of the calls."""
-    seen: list[Tensor] = []
-    handles = [m.register_forward_pre_hook(lambda _module, args: seen.append(args[0])) for m in modules]
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _sequence(maps: Tensor) -> Tensor:

@@ -13,24 +13,23 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fss_models.clip import Clip
-from fss_models.golden import Check
 from fss_models.methods.vrp_sam.config import VrpSamConfig
 from fss_models.methods.vrp_sam.encoder import VrpEncoder
 from fss_models.methods.vrp_sam.model import VrpSam
 from fss_models.methods.vrp_sam.official import RULES
 from fss_models.methods.vrp_sam.simulate import Streams, box_marks, draw_marks
-from fss_models.prototype_prompts import golden as cases
-from fss_models.prototype_prompts.official import rename
 from fss_models.prototype_prompts.segmenter import clip_pairs
+from fss_models.verification import prompting as cases
+from fss_models.verification.figures import digest
+from fss_models.verification.frame import GoldenCheck
+from fss_models.verification.recorder import Recorder
 from fss_models.verification.tolerances import EXACT
 
-WEIGHT_SEED, INPUT_SEED = 7001, 7002  # of the full-size case, whose weights and inputs are drawn
 
-
-def run_case(folder: Path, name: str, case: dict[str, Any]) -> Iterator[Check]:
+def run_case(folder: Path, name: str, case: dict[str, Any]) -> Iterator[GoldenCheck]:
     """Compare one case with everything its files hold."""
     if case["kind"] == "metrics":
-        yield from _metrics(folder, name)
+        yield from cases.metrics_case(folder, name)
     elif case["kind"] == "fullsize":
         yield from _full_size(folder, name, case)
     else:
@@ -49,16 +48,15 @@ def build(case: cases.Case) -> VrpSam:
     return model.eval()
 
 
-def _infer(case: cases.Case) -> Iterator[Check]:
+def _infer(case: cases.Case) -> Iterator[GoldenCheck]:
     """One shot or K: the prompts of K shots side by side."""
     to, clip, model = cases.Comparison(case.name, case.outputs), case.clip(), build(case)
-    record = cases.Recorder(encoder=model.encoder, sam=model.sam)
-    named = model.losses(clip)
-    record.close()
-    to.add(_backbone(model, clip))
+    with Recorder(encoder=model.encoder, sam=model.sam) as record:
+        named = model.losses(clip)
+    to.add(cases.backbone_outputs(model, clip)[1])
     to.add(forward_outputs(record, model, clip))
     to.add(_losses(named))
-    cases.compare_gradients(to, cases.gradients(cases.total(named), model, RULES))
+    cases.compare_gradients(to, cases.total(named), model, RULES)
     logits = cases.sam_outputs(record, model)["sam/logits"][:, 0].detach()
     for key in ("eval/pred_mask", "sam/pred_mask"):
         if key in case.outputs:
@@ -66,16 +64,15 @@ def _infer(case: cases.Case) -> Iterator[Check]:
     yield from to.checks()
 
 
-def _train(case: cases.Case) -> Iterator[Check]:
+def _train(case: cases.Case) -> Iterator[GoldenCheck]:
     """Training steps, with recorded dropout where the case has masks."""
-    to, model = cases.Comparison(case.name, case.outputs), build(case).train()
+    model = build(case).train()
     replay_dropout(model.encoder, cases.dropout_masks(case.outputs))
 
-    def seen(record: cases.Recorder, clip: Clip, named: dict[str, Tensor]) -> dict[str, Tensor]:
+    def seen(record: Recorder, clip: Clip, named: dict[str, Tensor]) -> dict[str, Tensor]:
         return forward_outputs(record, model, clip) | _losses(named)
 
-    cases.train_case(to, case, model, RULES, seen)
-    yield from to.checks()
+    yield from cases.train_case(case, model, RULES, seen)
 
 
 def replay_dropout(encoder: VrpEncoder, masks: list[tuple[Tensor, float]]) -> None:
@@ -83,7 +80,7 @@ def replay_dropout(encoder: VrpEncoder, masks: list[tuple[Tensor, float]]) -> No
     encoder.reduce.dropout = cases.RecordedDropout([masks[1], masks[0]] if masks else [])
 
 
-def _prompt_types(case: cases.Case) -> Iterator[Check]:
+def _prompt_types(case: cases.Case) -> Iterator[GoldenCheck]:
     """Each kind's mask as we draw it, and the model on the stored one."""
     to, clip, model = cases.Comparison(case.name, case.outputs), case.clip(), build(case)
     given = clip.prompts.masks[:, 0]
@@ -93,7 +90,7 @@ def _prompt_types(case: cases.Case) -> Iterator[Check]:
         ours = {"mask": given, "box": box_marks(given)}.get(kind)
         if ours is None:
             ours = draw_marks(given, kind, Streams.seeded(case.config["prompt_seed"]))
-        to.record(f"{kind}/support_mask", float((ours != stored).sum()), EXACT)
+        to.compared(f"{kind}/support_mask", float((ours != stored).sum()), EXACT)
         prompts = replace(clip.prompts, masks=stored[:, None].float())
         with torch.no_grad():
             seen = model.analyse(model.encode(clip.images), prompts, clip_pairs(clip))
@@ -116,19 +113,7 @@ def _losses(named: dict[str, Tensor]) -> dict[str, Tensor]:
     return {"loss/prompt_bce": named["mask"], "loss/prompt_dice": named["dice"], "loss/prompt": cases.total(named)}
 
 
-def _backbone(model: VrpSam, clip: Clip) -> dict[str, Tensor]:
-    with torch.no_grad():
-        features, support = model.encode(clip.images), len(clip.references)
-        high = features.maps["high"]
-        masks = torch.nn.functional.interpolate(clip.prompts.masks.flatten(0, 1)[:, None], size=high.shape[-2:])
-        found = {"backbone/support_layer4_masked": model.masked_top(high[:support], masks)}
-    for layer, name in ((2, "mid"), (3, "high"), (4, "top")):
-        maps = features.maps[name]
-        found |= {f"backbone/support_layer{layer}": maps[:support], f"backbone/query_layer{layer}": maps[support:]}
-    return found
-
-
-def forward_outputs(record: cases.Recorder, model: VrpSam, clip: Clip) -> dict[str, Tensor]:
+def forward_outputs(record: Recorder, model: VrpSam, clip: Clip) -> dict[str, Tensor]:
     """What the sub-modules got and gave, by official name. Our call order is support first, then query."""
     got, given, (b, k, _) = record.got, record.given, clip.shape
     (_, prototype, mask), (_, _, prior) = given["encoder.guide"]
@@ -149,34 +134,20 @@ def forward_outputs(record: cases.Recorder, model: VrpSam, clip: Clip) -> dict[s
     return found | cases.sam_outputs(record, model)
 
 
-def _metrics(folder: Path, name: str) -> Iterator[Check]:
-    for bench, have in cases.metric_cases(folder, name):
-        to = cases.Comparison(name, {bench + k: v for k, v in have.items()})
-        pred, truth, ids, classes = (have[k] for k in ("pred", "gt", "class_id", "class_ids_of_interest"))
-        void = have["ignore"] > 0 if "ignore" in have else None
-        cases.compare_scores(to, bench, pred=pred == 1, truth=truth == 1, ignore=void, ids=ids, classes=classes)
-        to.seen |= {bench + k for k in ("pred", "gt", "ignore", "class_id", "class_ids_of_interest")}
-        yield from to.checks()
-
-
-def _full_size(folder: Path, name: str, case: dict[str, Any]) -> Iterator[Check]:
+def _full_size(folder: Path, name: str, case: dict[str, Any]) -> Iterator[GoldenCheck]:
     """The token encoder at real size; its weights and inputs are drawn from numpy's streams."""
     want = load_file(folder / name / "outputs.safetensors")
     _, tokens, width = want["prompt/vrp"].shape
     grid = case.get("grid", 64)
     encoder = VrpEncoder(tokens=tokens, channels=1, width=width, dropout=0).eval()
-    shapes = {rename(f"encoder.{k}", RULES, forward=False): v.shape for k, v in encoder.state_dict().items()}
-    own = {k: v for k, v in shapes.items() if k.startswith("transformer_decoder.")}
-    drawn = cases.drawn_weights(own, case.get("weight_seed", WEIGHT_SEED))
-    encoder.load_state_dict({rename(k, RULES, forward=True).removeprefix("encoder."): v for k, v in drawn.items()},
-                            strict=False)
-    stream = np.random.RandomState(case.get("input_seed", INPUT_SEED))
+    cases.load_drawn(encoder, RULES, case.get("weight_seed", cases.WEIGHT_SEED))
+    stream = np.random.RandomState(case.get("input_seed", cases.INPUT_SEED))
     x_q, x_s = (0.5 * torch.from_numpy(stream.standard_normal((1, width, grid, grid)).astype(np.float32)).abs()
                 for _ in range(2))
     with torch.no_grad():
         first = encoder.read(x_s, encoder.tokens.weight[None], encoder.support_cross, encoder.support_self)
         prompts = encoder.read(x_q, first.tokens, encoder.query_cross, encoder.query_self).tokens
     to = cases.Comparison(name, want)
-    to.add({"prompt/vrp": prompts} | {f"digest/{k}": cases.digest(v) for k, v in
+    to.add({"prompt/vrp": prompts} | {f"digest/{k}": digest(v) for k, v in
                                       (("vrp", prompts), ("x_q", x_q), ("x_s", x_s))})
     yield from to.checks()

@@ -6,7 +6,6 @@ Errors are relative to the largest value, for losses and stepped parameters abso
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -16,24 +15,25 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fss_models.golden import Check, relative_error
-from fss_models.methods.sansa.golden_clip import GoldenClip, load_model, reference_kernels, run_clip
-from fss_models.methods.sansa.golden_units import run_units
 from fss_models.methods.sansa.model import Sansa
+from fss_models.verification.figures import relative_error, step_error
+from fss_models.verification.frame import GoldenCheck, WorstErrors
+from fss_models.verification.sansa_clip import GoldenClip, load_model, reference_kernels, run_clip
+from fss_models.verification.sansa_units import run_units
 from fss_models.verification.tolerances import EXACT, GOLDEN
 
 __all__ = ["run_case", "run_units"]
 
 _LR, _RELEASED_CLIP = 1e-4, 0.1
-_STILL = 1e-3  # where |gradient| is below this share of the tensor's largest, Adam's first step follows noise
+_LOUD = 1e-3  # share of the largest gradient from which a parameter's step is compared
 
 
-def run_case(folder: Path, name: str, case: dict[str, Any]) -> Iterator[Check]:
+def run_case(folder: Path, name: str, case: dict[str, Any]) -> Iterator[GoldenCheck]:
     """Compare one case; a kind we do not know is reported as not covered, which is not a pass."""
     want = load_file(folder / f"{name}.safetensors")
     clip = GoldenClip.read(want, case["prompts"])
     side = clip.samples.shape[-1]
-    worst: dict[str, float] = defaultdict(float)
+    worst = WorstErrors(name, GOLDEN["sansa"])
     model = load_model(folder, case, side)
     with torch.no_grad(), reference_kernels(model):
         _compare(run_clip(model, clip), want, worst)
@@ -43,17 +43,15 @@ def run_case(folder: Path, name: str, case: dict[str, Any]) -> Iterator[Check]:
         with reference_kernels(model):
             _training(model, partial(model.losses, clip.clip(model), skip=skip), want, _grad_norms(folder, name), worst)
     elif case["kind"] != "infer":
-        yield Check(case=name, quantity="all", error=float("nan"), bound=EXACT, note=f"unknown kind {case['kind']}")
-    for group, bound in GOLDEN["sansa"].items():
-        if group in worst:
-            yield Check(case=name, quantity=group, error=worst[group], bound=bound)
+        yield GoldenCheck(case=name, quantity="all", error=float("nan"), bound=EXACT,
+                          note=f"unknown kind {case['kind']}")
+    yield from worst.checks()
 
 
-def _compare(ours: dict[str, Tensor], want: dict[str, Tensor], worst: dict[str, float]) -> None:
+def _compare(ours: dict[str, Tensor], want: dict[str, Tensor], worst: WorstErrors) -> None:
     for key, value in ours.items():
         if key in want:
-            group = _group_of(key)
-            worst[group] = max(worst[group], relative_error(value, want[key]))
+            worst.record(_group_of(key), relative_error(value, want[key]))
 
 
 def _group_of(key: str) -> str:
@@ -62,11 +60,11 @@ def _group_of(key: str) -> str:
     return "logits" if key.endswith(("low_res", "pred_masks")) else "memory"
 
 
-def _variants(model: Sansa, clip: GoldenClip, want: dict[str, Tensor], worst: dict[str, float]) -> None:
+def _variants(model: Sansa, clip: GoldenClip, want: dict[str, Tensor], worst: WorstErrors) -> None:
     """The same clip with references in another order, and with adapters that add nothing."""
     if "permuted.order" in want:
         again = run_clip(model, clip.reordered(want["permuted.order"].tolist()))
-        worst["logits"] = max(worst["logits"], relative_error(again["pred_masks"], want["permuted.pred_masks"]))
+        worst.record("logits", relative_error(again["pred_masks"], want["permuted.pred_masks"]))
     if "noadapter.pred_masks" in want:
         adapters = [b.adapter for b in model.core.sam.image_encoder.trunk.blocks if hasattr(b, "adapter")]
         scales = [a.scale for a in adapters]
@@ -75,12 +73,12 @@ def _variants(model: Sansa, clip: GoldenClip, want: dict[str, Tensor], worst: di
         plain = run_clip(model, clip)
         for adapter, scale in zip(adapters, scales, strict=True):
             adapter.scale = scale
-        worst["logits"] = max(worst["logits"], relative_error(plain["pred_masks"], want["noadapter.pred_masks"]))
+        worst.record("logits", relative_error(plain["pred_masks"], want["noadapter.pred_masks"]))
 
 
 def _training(
     model: Sansa, losses: Callable[[], dict[str, Tensor]], want: dict[str, Tensor], norms: dict[str, float],
-    worst: dict[str, float],
+    worst: WorstErrors,
 ) -> None:
     """One training step: losses, every gradient, their norms, the parameters after it for each clipping."""
     model.train()
@@ -89,25 +87,25 @@ def _training(
     found |= {"total": torch.stack(list(found.values())).sum()}
     for key, value in _losses(found):
         if key in want:
-            worst["loss"] = max(worst["loss"], float((value.detach() - want[key]).abs()))
+            worst.record("loss", float((value.detach() - want[key]).abs()))
     if "paper.bce" in want:
-        worst["loss"] = max(worst["loss"], abs(_cross_entropy(model, losses) - float(want["paper.bce"])))
+        worst.record("loss", abs(_cross_entropy(model, losses) - float(want["paper.bce"])))
     grads = {n.removeprefix("core."): p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     if not norms.keys() <= grads.keys() or not grads:
-        worst["gradients"] = float("inf")
+        worst.record("gradients", float("inf"))
     for name, norm in norms.items():
         error = abs(float(grads[name].norm()) - norm) / max(norm, 1e-12) if name in grads else float("inf")
-        worst["gradients"] = max(worst["gradients"], error)
+        worst.record("gradients", error)
     for name, grad in grads.items():
         if (key := f"grad.{name}") in want:
             error = float((grad - want[key]).norm() / want[key].norm().clamp(min=1e-12))
-            worst["gradients"] = max(worst["gradients"], error)
+            worst.record("gradients", error)
     total = float(torch.stack([g.norm() for g in grads.values()]).norm())
     for key in ("grad_norm.total", "stats.grad_norm"):
         if key in want:
-            worst["grad norm"] = max(worst["grad norm"], abs(total - float(want[key])) / float(want[key]))
+            worst.record("grad norm", abs(total - float(want[key])) / float(want[key]))
     for prefix in sorted({k[: k.index("sam.")] for k in want if k.startswith("after_step.")}):
-        worst["step"] = max(worst["step"], _step_error(model, grads, want, prefix))
+        worst.record("step", _step_error(model, grads, want, prefix))
 
 
 def _losses(found: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
@@ -137,9 +135,8 @@ def _step_error(model: Sansa, grads: dict[str, Tensor], want: dict[str, Tensor],
     torch.optim.AdamW(named.values(), lr=_LR, weight_decay=0.0).step()
     error = 0.0
     for name, parameter in named.items():
-        size = want.get(f"grad.{name}", grads[name]).abs()
-        loud = size > _STILL * size.max()
-        error = max(error, float((parameter.detach() - want[prefix + name])[loud].abs().max()))
+        gradient = want.get(f"grad.{name}", grads[name])
+        error = max(error, step_error(parameter, want[prefix + name], gradient, _LOUD))
         parameter.data.copy_(before[name])
     return error
 

@@ -7,43 +7,43 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fss_models import losses, metrics
+from fss_models import losses
 from fss_models.adapters.adaptformer import AdaptFormer
-from fss_models.golden import Check, relative_error
 from fss_models.methods.sansa.config import SansaConfig
 from fss_models.methods.sansa.model import Sansa
 from fss_models.preprocess import Preprocessor
 from fss_models.prompt_sampling import sample_box
 from fss_models.sam2_core.build import build_sam2
+from fss_models.verification.figures import relative_error, score_figures
+from fss_models.verification.frame import GoldenCheck
 from fss_models.verification.tolerances import EXACT, SCORE, UNIT, Bound
 
 _PRESET_OF = {"tiny": "tiny", "base": "base_plus", "large": "large"}
 Errors = Iterator[tuple[str, float]]
 
 
-def run_units(folder: Path) -> Iterator[Check]:
+def run_units(folder: Path) -> Iterator[GoldenCheck]:
     """Compare every unit file of the folder; tolerance 1e-6 relative, exact for masks, boxes, counts and names."""
     built: dict[str, Any] = {}
     for name, (compare, bound) in _UNITS.items():
         if (folder / f"unit_{name}.safetensors").is_file():
             given = load_file(folder / f"unit_{name}.safetensors")
             for quantity, error in compare(given):
-                yield Check(case=f"unit_{name}", quantity=quantity, error=error, bound=bound)
+                yield GoldenCheck(case=f"unit_{name}", quantity=quantity, error=error, bound=bound)
     for file in sorted(folder.glob("adapter_keys_*.json")):
         size, factor = file.stem.removeprefix("adapter_keys_").split("_")
         wrong = _wrong_keys(json.loads(file.read_text()), _adapted(built, size, float(factor), (2, 3)))
-        yield Check(case=file.stem, quantity="keys", error=wrong, bound=EXACT)
+        yield GoldenCheck(case=file.stem, quantity="keys", error=wrong, bound=EXACT)
     if (folder / "param_counts.json").is_file():
         for name, counts in json.loads((folder / "param_counts.json").read_text()).items():
             size, factor, stages = name.split("/")
             chosen = tuple(int(c) for c in stages.removeprefix("stages"))
             model = _adapted(built, size, float(factor.removeprefix("factor")), chosen)
-            yield Check(case=name, quantity="params", error=_count_error(counts, model), bound=EXACT)
+            yield GoldenCheck(case=name, quantity="params", error=_count_error(counts, model), bound=EXACT)
 
 
 def _adapter(given: dict[str, Tensor]) -> Errors:
@@ -88,14 +88,12 @@ def _resize_mask(given: dict[str, Tensor]) -> Errors:
 
 
 def _metrics(given: dict[str, Tensor]) -> Errors:
-    found = [metrics.episode_counts(p.bool(), t.bool()) for p, t in zip(given["pred"], given["gt"], strict=True)]
-    inter, union = (np.array([c[i] for c in found]) for i in (0, 1))
-    for name, ours in (("inter", inter), ("union", union)):
-        yield f"area_{name}", float((torch.from_numpy(ours) != given[f"area_{name}"][..., 0]).sum())
-    counts = metrics.Counts(class_ids=given["class_id"].numpy(), inter=inter, union=union)
-    score = metrics.score(counts, given["class_ids_of_interest"].tolist())
-    yield "mIoU", abs(score.miou * 100 / float(given["miou"]) - 1)
-    yield "FB-IoU", abs(score.fb_iou * 100 / float(given["fb_iou"]) - 1)
+    found = score_figures(pred=given["pred"].bool(), truth=given["gt"].bool(), ids=given["class_id"],
+                          classes=given["class_ids_of_interest"].tolist())
+    for name in ("area_inter", "area_union"):
+        yield name, float((torch.from_numpy(found[name].T) != given[name][..., 0]).sum())
+    yield "mIoU", abs(float(found["miou_percent"]) / float(given["miou"]) - 1)
+    yield "FB-IoU", abs(float(found["fb_iou_percent"]) / float(given["fb_iou"]) - 1)
 
 
 _UNITS: dict[str, tuple[Callable[[dict[str, Tensor]], Errors], Bound]] = {

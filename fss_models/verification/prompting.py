@@ -5,21 +5,20 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fss_models.backbones.imagenet import ImagenetBackbone
 from fss_models.backbones.resnet import DeepStemResNet
 from fss_models.backbones.vgg import Vgg16
-from fss_models.clip import Clip, Images, PromptBatch, PromptKind
-from fss_models.golden import Check, relative_error
-from fss_models.metrics import Counts, episode_counts, score
+from fss_models.clip import Clip, Features
 from fss_models.preprocess import Preprocessor
 from fss_models.prototype_prompts.build import Parts
 from fss_models.prototype_prompts.official import Rules, rename
@@ -27,13 +26,17 @@ from fss_models.prototype_prompts.sams import PromptedSam1
 from fss_models.prototype_prompts.segmenter import PromptingSegmenter
 from fss_models.sam1.build import Sam1Size, build_sam1
 from fss_models.sam1.build import load_official as load_sam
+from fss_models.verification.figures import relative_error, score_figures, step_error
+from fss_models.verification.frame import GoldenCheck, WorstErrors
+from fss_models.verification.recorder import Recorder, masked_clip
 from fss_models.verification.tolerances import EXACT, GOLDEN, SCORE, Bound
 
 WEIGHT_DECAY = 1e-6
+LOUD = 1e-2  # share of the largest gradient from which a parameter's step is compared
 NEAR = 1e-4  # a logit so close to 0 may fall on either side
 BOUNDS = GOLDEN["fcp"]  # VRP-SAM's are the same
-GRADIENT, PARAMETER = BOUNDS["gradient"], BOUNDS["parameter"]
-BATCH_KEYS = ("query_img", "query_mask", "query_ignore_idx", "support_imgs", "support_masks", "class_id")
+WEIGHT_SEED, INPUT_SEED = 7001, 7002  # of full-size cases, whose weights and inputs are drawn
+CLIP_KEYS = ("query_img", "query_mask", "support_imgs", "support_masks")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,50 +89,36 @@ class Case:
 
     def clip(self, step: str = "") -> Clip:
         """B clips of K references and one target from the inputs below `step`."""
-        query, truth, _, support, masks, _ = (self.inputs[step + k] for k in BATCH_KEYS)
-        b, k, _, side, _ = support.shape
-        return Clip(
-            references=_images(support.flatten(0, 1)), targets=_images(query), target_masks=truth[:, None].float(),
-            prompts=PromptBatch(
-                image=torch.arange(b * k).view(b, k), kind=torch.full((b, k), int(PromptKind.MASK)),
-                masks=masks.float(), points=torch.zeros(b, k, 1, 2),
-                labels=torch.full((b, k, 1), -1, dtype=torch.int32)),
-            ignore=torch.zeros(b, 1, side, side, dtype=torch.bool))
+        query, truth, support, masks = (self.inputs[step + k] for k in CLIP_KEYS)
+        return masked_clip(support=support, masks=masks, query=query, truth=truth)
 
 
-def _images(pixels: Tensor) -> Images:
-    return Images(pixels=pixels, sizes=torch.tensor([list(pixels.shape[-2:])] * len(pixels)))
+class Comparison(WorstErrors):
+    """Collects the worst relative error of each group of outputs; every output in `want` must be asked for once."""
 
-
-@dataclass
-class Comparison:
-    """Collects the worst relative error of each group of outputs; every output must be asked for once."""
-
-    case: str
-    want: Mapping[str, Tensor]
-    worst: dict[tuple[str, Bound], float] = field(default_factory=dict)
-    seen: set[str] = field(default_factory=set)
+    def __init__(self, case: str, want: Mapping[str, Tensor]) -> None:
+        super().__init__(case)
+        self.want, self.seen = want, set[str]()
 
     def add(self, found: Mapping[str, Tensor], *, prefix: str = "", bound: Bound | None = None) -> None:
-        """Compare the tensors that the case has, others are passed over; without `bound` a name says its kind."""
+        """Compare the tensors that the case has and skip the others; without `bound` a name says its kind."""
         for key, value in found.items():
             if prefix + key in self.want:
-                self.record(prefix + key, relative_error(value, self.want[prefix + key]), bound or _bound_of(key))
+                self.compared(prefix + key, relative_error(value, self.want[prefix + key]), bound or _bound_of(key))
 
-    def record(self, key: str, error: float, bound: Bound) -> None:
-        """An error found elsewhere, for output `key`."""
+    def compared(self, key: str, error: float, bound: Bound) -> None:
+        """Record the error of output `key` under the group that its name begins with."""
         parts = key.split("/")
-        group = parts[1] if parts[0].startswith("step") or parts[0] in ("official", "per_shot") else parts[0]
         self.seen.add(key)
-        self.worst[group, bound] = max(self.worst.get((group, bound), 0.0), error)
+        nested = parts[0].startswith("step") or parts[0] in ("official", "per_shot")
+        self.record(parts[1] if nested else parts[0], error, bound)
 
-    def checks(self) -> Iterator[Check]:
-        """One check a group, and one that nothing was left out."""
-        for (group, bound), error in self.worst.items():
-            yield Check(case=self.case, quantity=group, error=error, bound=bound)
+    def checks(self) -> Iterator[GoldenCheck]:
+        """One check a group, and one that no output was left out."""
+        yield from super().checks()
         missed = sorted(self.want.keys() - self.seen)
         note = f"not compared: {', '.join(missed[:3])}{' ...' if len(missed) > 3 else ''}" if missed else ""
-        yield Check(case=self.case, quantity="coverage", error=float(len(missed)), bound=EXACT, note=note)
+        yield GoldenCheck(case=self.case, quantity="coverage", error=float(len(missed)), bound=EXACT, note=note)
 
 
 def _bound_of(key: str) -> Bound:
@@ -137,53 +126,31 @@ def _bound_of(key: str) -> Bound:
     return BOUNDS[kind if kind in ("loss", "digest") else "forward"]
 
 
-class Recorder:
-    """Keeps what every sub-module got and gave, call by call, with gradients, until `close`."""
-
-    def __init__(self, **roots: nn.Module) -> None:
-        self.given: dict[str, list[tuple[Any, ...]]] = {}
-        self.got: dict[str, list[Any]] = {}
-        self._handles = [module.register_forward_hook(self._hook(f"{root}.{name}" if name else root))
-                         for root, top in roots.items() for name, module in top.named_modules()]
-
-    def _hook(self, name: str) -> Callable[..., None]:
-        def keep(_module: nn.Module, given: tuple[Any, ...], got: Any) -> None:
-            self.given.setdefault(name, []).append(given)
-            self.got.setdefault(name, []).append(got)
-
-        return keep
-
-    def close(self) -> None:
-        """Take the hooks away."""
-        for handle in self._handles:
-            handle.remove()
-
-
 def train_case(
-    to: Comparison, case: Case, model: PromptingSegmenter, rules: Rules,
+    case: Case, model: PromptingSegmenter, rules: Rules,
     seen: Callable[[Recorder, Clip, dict[str, Tensor]], dict[str, Tensor]],
-) -> None:
-    """AdamW under a cosine that is stepped every iteration; `seen` gives the step's outputs by official name."""
+) -> Iterator[GoldenCheck]:
+    """AdamW steps under a cosine that advances every iteration; `seen` gives a step's outputs by official name."""
+    to, about = Comparison(case.name, case.outputs), case.config
     to.seen |= {key for key in case.outputs if key.startswith("dropout/")}
-    about = case.config
     optimiser = torch.optim.AdamW(model.encoder.parameters(), lr=about["lr"], weight_decay=WEIGHT_DECAY)
     for step in range(1, about["steps"] + 1):
         prefix, clip = f"step{step}/", case.clip(f"step{step}/")
         lr = about["lr"] * (1 + math.cos(math.pi * (step - 1) / about["t_max"])) / 2
         optimiser.param_groups[0]["lr"] = lr
-        record = Recorder(encoder=model.encoder, sam=model.sam)
-        named = model.losses(clip)
-        record.close()
+        with Recorder(encoder=model.encoder, sam=model.sam) as record:
+            named = model.losses(clip)
         found = seen(record, clip, named)
         to.add({"lr": torch.tensor(lr)} | found, prefix=prefix)
         loss = total(named)
         to.add({"grad/prompt_vrp": torch.autograd.grad(loss, found["prompt/vrp"], retain_graph=True)[0]},
-               prefix=prefix, bound=GRADIENT)
-        compare_gradients(to, gradients(loss, model, rules), prefix)
+               prefix=prefix, bound=BOUNDS["gradient"])
+        compare_gradients(to, loss, model, rules, prefix)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-        compare_parameters(to, model, rules, prefix, lr)
+        _compare_parameters(to, model, rules, prefix, lr)
+    yield from to.checks()
 
 
 def total(named: Mapping[str, Tensor]) -> Tensor:
@@ -222,21 +189,20 @@ def sam_outputs(record: Recorder, model: PromptingSegmenter) -> dict[str, Tensor
             "sam/dense_pe": encoder.get_dense_pe(), "sam/dense_embeddings": dense}
 
 
-def gradients(loss: Tensor, model: PromptingSegmenter, rules: Rules) -> dict[str, Tensor]:
-    """d loss / d parameter by official name."""
+def compare_gradients(
+    to: Comparison, loss: Tensor, model: PromptingSegmenter, rules: Rules, prefix: str = ""
+) -> None:
+    """Gradient norms and, where they are stored, full gradients of `loss`."""
     parameters = dict(model.encoder.named_parameters())
     found = torch.autograd.grad(loss, list(parameters.values()), retain_graph=True)
-    return {rename(f"encoder.{k}", rules, forward=False): g for k, g in zip(parameters, found, strict=True)}
-
-
-def compare_gradients(to: Comparison, found: Mapping[str, Tensor], prefix: str = "") -> None:
-    """Norms, and where stored full gradients; of an `in_proj_bias` the key third is rounding noise and left out."""
-    for key, value in found.items():
+    for name, value in zip(parameters, found, strict=True):
+        key = rename(f"encoder.{name}", rules, forward=False)
         norm, full = f"{prefix}grad_norm/{key}", f"{prefix}grad/{key}"
         if norm in to.want:
-            to.record(norm, relative_error(value.norm(), to.want[norm]), GRADIENT)
+            to.compared(norm, relative_error(value.norm(), to.want[norm]), BOUNDS["gradient"])
         if full in to.want:
-            to.record(full, relative_error(known_rows(key, value), known_rows(key, to.want[full])), GRADIENT)
+            to.compared(full, relative_error(known_rows(key, value), known_rows(key, to.want[full])),
+                        BOUNDS["gradient"])
 
 
 def known_rows(key: str, value: Tensor) -> Tensor:
@@ -247,15 +213,14 @@ def known_rows(key: str, value: Tensor) -> Tensor:
     return torch.cat([value[:third], value[2 * third :]])
 
 
-def compare_parameters(to: Comparison, model: PromptingSegmenter, rules: Rules, prefix: str, lr: float) -> None:
-    """Parameters after a step, where the gradient is not noise: |difference| / lr."""
+def _compare_parameters(to: Comparison, model: PromptingSegmenter, rules: Rules, prefix: str, lr: float) -> None:
+    """Parameters after a step, in learning rates."""
     for name, value in model.encoder.named_parameters():
         key = rename(f"encoder.{name}", rules, forward=False)
-        if not {f"{prefix}param_after/{key}", f"{prefix}grad/{key}"} <= to.want.keys():
-            continue
-        want, grad = (known_rows(key, to.want[f"{prefix}{kind}/{key}"]) for kind in ("param_after", "grad"))
-        off = (known_rows(key, value.detach()) - want).abs()[grad.abs() > 1e-2 * grad.abs().max()]
-        to.record(f"{prefix}param_after/{key}", float(off.max()) / lr if off.numel() else 0.0, PARAMETER)
+        after, grad = f"{prefix}param_after/{key}", f"{prefix}grad/{key}"
+        if {after, grad} <= to.want.keys():
+            ours, want, gradient = (known_rows(key, x) for x in (value, to.want[after], to.want[grad]))
+            to.compared(after, step_error(ours, want, gradient, LOUD) / lr, BOUNDS["parameter"])
 
 
 def compare_evaluation(to: Comparison, case: Case, logits: Tensor, key: str = "eval/pred_mask") -> None:
@@ -267,7 +232,7 @@ def compare_evaluation(to: Comparison, case: Case, logits: Tensor, key: str = "e
     void = (stored == 255) & (ignore > 0)
     ours = torch.where(void, 255, (logits >= 0).to(torch.uint8)).to(torch.uint8)
     clear = logits.abs() >= NEAR
-    to.record(key, float((ours[clear] != stored[clear]).sum()), EXACT)
+    to.compared(key, float((ours[clear] != stored[clear]).sum()), EXACT)
     if "eval/area_inter" not in to.want or not key.startswith("eval/"):
         return
     fold = case.config["fold"]
@@ -278,45 +243,54 @@ def compare_evaluation(to: Comparison, case: Case, logits: Tensor, key: str = "e
 def compare_scores(
     to: Comparison, prefix: str, *, pred: Tensor, truth: Tensor, ignore: Tensor | None, ids: Tensor, classes: Any
 ) -> None:
-    """Areas, per-class sums, mIoU and FB-IoU of E hard masks [E, H, W] against the stored figures, exactly."""
-    each = [episode_counts(p, t, None if ignore is None else ignore[i]) for i, (p, t) in
-            enumerate(zip(pred, truth, strict=True))]
-    inter, union = (np.array([e[n] for e in each], dtype=np.int64) for n in (0, 1))
-    counts = Counts(class_ids=ids.numpy(), inter=inter, union=union)
-    found = score(counts, [int(c) for c in classes])
-    figures = {"area_inter": inter.T, "area_union": union.T, "miou_percent": found.miou * 100,
-               "fb_iou_percent": found.fb_iou * 100}
-    for name, values in (("class_intersection", inter), ("class_union", union)):
+    """Areas, sums a class, mIoU and FB-IoU of E hard masks [E, H, W] against the stored figures."""
+    figures = score_figures(pred=pred, truth=truth, ignore=ignore, ids=ids, classes=classes)
+    for name, areas in (("class_intersection", "area_inter"), ("class_union", "area_union")):
         if prefix + name in to.want:
             sums = np.zeros(to.want[prefix + name].shape)
-            np.add.at(sums.T, ids.numpy(), values)
+            np.add.at(sums.T, ids.numpy(), figures[areas].T)
             figures[name] = sums
     to.add({k: torch.as_tensor(v, dtype=torch.float64) for k, v in figures.items()}, prefix=prefix, bound=SCORE)
 
 
-def metric_cases(folder: Path, name: str) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """The benchmarks of a metrics case: prefix and its tensors."""
+def metrics_case(
+    folder: Path, name: str, more: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] = lambda _: {}
+) -> Iterator[GoldenCheck]:
+    """Scores of stored masks, for each benchmark of the case; `more` adds figures of the method's own."""
     stored = load_file(folder / name / "metrics.safetensors")
     for bench in sorted({key.split("/")[0] for key in stored}):
-        yield f"{bench}/", {k.removeprefix(f"{bench}/"): v for k, v in stored.items() if k.startswith(f"{bench}/")}
+        prefix = f"{bench}/"
+        to = Comparison(name, {k: v for k, v in stored.items() if k.startswith(prefix)})
+        have = {k.removeprefix(prefix): v for k, v in to.want.items()}
+        compare_scores(to, prefix, pred=have["pred"] == 1, truth=have["gt"] == 1, ids=have["class_id"],
+                       ignore=have["ignore"] > 0 if "ignore" in have else None, classes=have["class_ids_of_interest"])
+        to.add(more(have), prefix=prefix, bound=SCORE)
+        to.seen |= {prefix + k for k in ("pred", "gt", "ignore", "class_id", "class_ids_of_interest")}
+        yield from to.checks()
 
 
-def drawn_weights(shapes: Mapping[str, torch.Size], seed: int) -> dict[str, Tensor]:
-    """The weights of a full-size case, by the README's rule: one normal draw a tensor, in sorted order of names."""
-    stream, found = np.random.RandomState(seed), {}
-    for key in sorted(shapes):
+def load_drawn(encoder: nn.Module, rules: Rules, seed: int) -> None:
+    """Give an encoder the weights of a full-size case by the README's rule: a normal draw a tensor, sorted by name."""
+    shapes = {rename(f"encoder.{k}", rules, forward=False): v.shape for k, v in encoder.state_dict().items()}
+    stream, drawn = np.random.RandomState(seed), {}
+    for key in sorted(k for k in shapes if k.startswith("transformer_decoder.")):
         z = torch.from_numpy(stream.standard_normal(tuple(shapes[key])).astype(np.float32))
         if key.endswith("norm.weight"):
-            found[key] = 1 + 0.1 * z
-        elif key.endswith("bias"):
-            found[key] = 0.1 * z
-        else:
-            found[key] = z if key.endswith(("_protos.weight", "supp_q_feat.weight")) else 0.06 * z
-    return found
+            z = 1 + 0.1 * z
+        elif not key.endswith(("_protos.weight", "supp_q_feat.weight")):
+            z = (0.1 if key.endswith("bias") else 0.06) * z
+        drawn[rename(key, rules, forward=True).removeprefix("encoder.")] = z
+    encoder.load_state_dict(drawn, strict=False)
 
 
-def digest(x: Tensor) -> Tensor:
-    """(mean, standard deviation, max |x|, sum x * linspace(-1, 1)) of a tensor, as the full-size cases store it."""
-    flat = x.detach().double().flatten()
-    ramp = torch.linspace(-1, 1, len(flat), dtype=torch.float64)
-    return torch.stack([flat.mean(), flat.std(), flat.abs().max(), (flat * ramp).sum()])
+def backbone_outputs(model: PromptingSegmenter, clip: Clip) -> tuple[Features, dict[str, Tensor]]:
+    """A clip's features, and the backbone's maps by official name: support and query apart, layer4 masked too."""
+    with torch.no_grad():
+        features, support = model.encode(clip.images), len(clip.references)
+        high = features.maps["high"]
+        masks = F.interpolate(clip.prompts.masks.flatten(0, 1)[:, None], size=high.shape[-2:])
+        found = {"backbone/support_layer4_masked": model.masked_top(high[:support], masks)}
+    for layer, name in ((2, "mid"), (3, "high"), (4, "top")):
+        maps = features.maps[name]
+        found |= {f"backbone/support_layer{layer}": maps[:support], f"backbone/query_layer{layer}": maps[support:]}
+    return features, found
