@@ -23,7 +23,7 @@ from torch import Tensor
 
 from fss_models import registry
 from fss_models.errors import FssError
-from fss_models.sam2_core.presets import RANDOM
+from fss_models.presets import RANDOM
 from fss_models.segmenter import Segmenter
 
 

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from fss_models.clip import Clip, Features, Images, Memory, Prediction, Prompt, PromptBatch, PromptKind
 from fss_models.errors import FssError
 from fss_models.preprocess import Mode, Preprocessor
+from fss_models.presets import PRESETS
 from fss_models.prompts import collate
-from fss_models.sam2_core.presets import PRESETS
+from fss_models.state_dict import check_state
 
 
 class Segmenter(nn.Module, ABC):
@@ -139,13 +140,7 @@ class Segmenter(nn.Module, ABC):
 
     def load_trainable_state(self, state: dict[str, Tensor]) -> None:
         """Load what `trainable_state` gave. Raises `FssError` naming the first missing, unknown or misshapen key."""
-        have = self.state_dict()
         names = self.trainable_names()
-        for key in sorted(names - state.keys()):
-            raise FssError(f"checkpoint lacks {key!r}", mend=f"it is not a {self.method}/{self.preset} checkpoint")
-        for key in sorted(state.keys() - names):
-            raise FssError(f"checkpoint has unknown {key!r}", mend=f"not a {self.method}/{self.preset} checkpoint")
-        for key, value in state.items():
-            if have[key].shape != value.shape:
-                raise FssError(f"{key!r} has shape {tuple(value.shape)}, the model {tuple(have[key].shape)}")
+        check_state(state, {k: v for k, v in self.state_dict().items() if k in names}, subject="checkpoint",
+                    hint=f"is it a {self.method}/{self.preset} checkpoint?")
         self.load_state_dict(state, strict=False)

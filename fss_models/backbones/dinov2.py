@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from fss_models.backbones.torchvision_cpu import allow_cpu_torchvision
 from fss_models.errors import FssError
 from fss_models.official import read_tensors
+from fss_models.state_dict import check_state
 
 SIZES = {"small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16)}  # width, blocks, heads
 _OFFSET = 0.1  # the hub adds it to the patch count before dividing
@@ -71,14 +72,8 @@ class Dinov2(nn.Module):
 
     def load_hub_state(self, state: dict[str, Tensor]) -> None:
         """Load tensors under the hub's names. Raises `FssError` naming the first missing, unknown or misshapen one."""
-        have = self.hub_state()
-        for key in sorted(have.keys() - state.keys()):
-            raise FssError(f"DINOv2 weights lack {key!r}", mend="is it the file of this size, without registers?")
-        for key in sorted(state.keys() - have.keys()):
-            raise FssError(f"DINOv2 weights have unknown {key!r}", mend="files with registers do not fit")
-        for key, value in state.items():
-            if have[key].shape != value.shape:
-                raise FssError(f"DINOv2's {key!r} is {tuple(value.shape)}, the model's {tuple(have[key].shape)}")
+        check_state(state, self.hub_state(), subject="DINOv2's file",
+                    hint="is it the file of this size, without registers?")
         self.load_state_dict({k if k == "mask_token" else f"vit.{k}": v for k, v in state.items()})
 
 

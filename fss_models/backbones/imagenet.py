@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fss_models.errors import FssError
+from fss_models.state_dict import load_state
 
 COUNTER = "num_batches_tracked"  # old files lack it; frozen normalisation never reads it
 
@@ -55,16 +56,8 @@ class ImagenetBackbone(nn.Module):
         Raises `FssError` naming the first missing, unknown or misshapen tensor.
         """
         given = _renamed(self, _read(path), path)
-        have = self.state_dict()
-        for key in sorted(have.keys() - given.keys()):
-            if not key.endswith(COUNTER):
-                raise FssError(f"lacks {key!r}", where=path, mend="is it the file of this backbone?")
-        for key in sorted(given.keys() - have.keys()):
-            raise FssError(f"has unknown {key!r}", where=path, mend="is it the file of this backbone?")
-        for key, value in given.items():
-            if value.shape != have[key].shape:
-                raise FssError(f"{key!r} is {tuple(value.shape)}, the model's {tuple(have[key].shape)}", where=path)
-        self.load_state_dict(given, strict=False)
+        counters = {key for key in self.state_dict() if key.endswith(COUNTER)}
+        load_state(self, given, where=path, hint="is it the file of this backbone?", optional=counters)
 
 
 def _read(path: str) -> dict[str, Tensor]:

@@ -14,12 +14,12 @@ from torch import Tensor
 from fss_models.backbones.imagenet import ImagenetBackbone
 from fss_models.errors import FssError
 from fss_models.preprocess import Preprocessor
+from fss_models.presets import PRESETS, RANDOM, find_preset, preprocessor
 from fss_models.prototype_prompts.levels import DinoLevels, build_backbone
 from fss_models.prototype_prompts.sams import PromptedSam, PromptedSam1, PromptedSam2
 from fss_models.sam1.build import SIZES, build_sam1
 from fss_models.sam2_core.build import build_sam2, origin
 from fss_models.sam2_core.core import Sam2Core
-from fss_models.sam2_core.presets import PRESETS, RANDOM, find_preset, preprocessor
 
 IMAGE_SIDE = 512  # at which the published code works; SAM sees the same pixels enlarged to its own side
 ALL_PRESETS = (*PRESETS, *SIZES)

@@ -17,9 +17,10 @@ from fss_models.backbones.imagenet import ImagenetBackbone
 from fss_models.backbones.resnet import BLOCKS, build_resnet
 from fss_models.backbones.vgg import Vgg16
 from fss_models.errors import FssError
+from fss_models.presets import find_preset
 from fss_models.prototype_prompts.segmenter import PromptingSegmenter
 from fss_models.sam1.build import SIZES
-from fss_models.sam2_core.presets import find_preset
+from fss_models.state_dict import check_state
 
 PREFIX = "module."  # distributed training's, in every official file
 Rules = tuple[tuple[str, str], ...]
@@ -71,15 +72,8 @@ def read_encoder(
     Raises `FssError` naming the first missing, unknown or misshapen tensor.
     """
     ours = {f"encoder.{k}": v for k, v in encoder.state_dict().items()}
-    want = {rename(k, rules, forward=False): v.shape for k, v in ours.items()}
-    want |= {k: v.shape for k, v in backbone.state_dict().items()}
-    for key in sorted(want.keys() - state.keys()):
-        raise FssError(f"lacks {key!r}")
-    for key in sorted(state.keys() - want.keys()):
-        raise FssError(f"has unknown {key!r}")
-    for key, shape in want.items():
-        if state[key].shape != shape:
-            raise FssError(f"{key!r} is {tuple(state[key].shape)}, the model's {tuple(shape)}")
+    want = {rename(k, rules, forward=False): v for k, v in ours.items()}
+    check_state(state, want | backbone.state_dict())
     return {key: state[rename(key, rules, forward=False)] for key in ours}
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fss_models.backbones.torchvision_cpu import allow_cpu_torchvision
 from fss_models.errors import FssError
+from fss_models.state_dict import check_state
 
 PATCH = 16
 _ENCODER_RENAMES = ((".mlp.lin1.", ".mlp.fc1."), (".mlp.lin2.", ".mlp.fc2."))
@@ -87,16 +88,9 @@ def build_sam1(size: Sam1Size, *, weights: str | None = None) -> Sam1:
 
 def load_official(model: Sam1, state: dict[str, Tensor], *, where: str = "", assign: bool = False) -> None:
     """Load tensors under Meta's names. Raises `FssError` naming the first missing, unknown or misshapen tensor."""
-    have = model.state_dict()
-    given = {our_name(key): (key, value) for key, value in state.items()}
-    for key in sorted(have.keys() - given.keys()):
-        raise FssError(f"lacks {official_name(key)!r}", where=where, mend="is it the SAM v1 file of this preset?")
-    for key in sorted(given.keys() - have.keys()):
-        raise FssError(f"has unknown {given[key][0]!r}", where=where, mend="is it the SAM v1 file of this preset?")
-    for key, (name, value) in given.items():
-        if value.shape != have[key].shape:
-            raise FssError(f"{name!r} is {tuple(value.shape)}, the model's {tuple(have[key].shape)}", where=where)
-    model.load_state_dict({key: value for key, (_, value) in given.items()}, assign=assign)
+    want = {official_name(key): value for key, value in model.state_dict().items()}
+    check_state(state, want, where=where, hint="is it the SAM v1 file of this preset?")
+    model.load_state_dict({our_name(key): value for key, value in state.items()}, assign=assign)
 
 
 def our_name(key: str) -> str:

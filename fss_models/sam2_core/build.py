@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from fss_models.backbones.efficientnet import EfficientNetTrunk
 from fss_models.errors import FssError
-from fss_models.sam2_core.presets import RANDOM, Preset, find_preset
+from fss_models.presets import RANDOM, Preset, find_preset
 from fss_models.shipped.files import ShippedWeights, find_weights
+from fss_models.state_dict import check_state
 
 #: entries of a SAM 2.0 checkpoint without a place in a model that predicts no object scores: exactly these eight
 OBJECT_SCORE_KEYS = frozenset(
@@ -117,13 +118,7 @@ def _load(model: Any, path: str, *, spare: frozenset[str]) -> None:
     state, have = _read(path), model.state_dict()
     if getattr(model.image_encoder.trunk, "pretrained", None) and not any(k.startswith(TRUNK) for k in state):
         have = {k: v for k, v in have.items() if not k.startswith(TRUNK)}
-    for key in sorted(have.keys() - state.keys()):
-        raise FssError(f"lacks {key!r}", where=path, mend="is it the checkpoint of this preset?")
-    for key in sorted(state.keys() - have.keys() - spare):
-        raise FssError(f"has unknown {key!r}", where=path, mend="is it the checkpoint of this preset?")
-    for key, value in have.items():
-        if state[key].shape != value.shape:
-            raise FssError(f"{key!r} is {tuple(state[key].shape)}, the model's {tuple(value.shape)}", where=path)
+    check_state(state, have, where=path, hint="is it the checkpoint of this preset?", spare=spare)
     model.load_state_dict({k: state[k].to(v.dtype) for k, v in have.items()}, strict=False)
 
 

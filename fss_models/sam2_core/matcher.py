@@ -12,9 +12,9 @@ from torch import Tensor
 
 from fss_models.clip import Features, Images, Memory, Prediction, PromptBatch, PromptKind
 from fss_models.preprocess import Preprocessor
+from fss_models.presets import preprocessor
 from fss_models.sam2_core.build import build_sam2, origin
 from fss_models.sam2_core.core import Decoded, Entries, MemoryRules, Sam2Core, take
-from fss_models.sam2_core.presets import preprocessor
 from fss_models.segmenter import Segmenter
 
 

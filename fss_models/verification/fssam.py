@@ -21,8 +21,8 @@ from fss_models.clip import Clip
 from fss_models.methods.fssam.config import FssamConfig
 from fss_models.methods.fssam.model import Fssam
 from fss_models.preprocess import IMAGENET
+from fss_models.presets import Preset
 from fss_models.sam2_core.build import sam2_config
-from fss_models.sam2_core.presets import Preset
 from fss_models.verification.figures import excess
 from fss_models.verification.frame import GoldenCheck, WorstErrors
 from fss_models.verification.fssam_stages import observe

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fss_models import registry
-from fss_models.sam2_core.presets import PRESETS
+from fss_models.presets import PRESETS
 from fss_models.shipped.files import ShippedWeights, find_weights
 from pipelines.config import EvalConfig, MethodConfig, Recipe, Section, TrainConfig
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fss_models.presets import RANDOM
 from fss_models.sam2_core.build import TRUNK, build_sam2
-from fss_models.sam2_core.presets import RANDOM
 from fss_models.shipped.files import Provenance, TrainingData, write_weights
 
 PHOTOS = ("00112233445566aa", "00112233445566bb")

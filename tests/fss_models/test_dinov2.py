@@ -33,7 +33,7 @@ def test_dinov2_weights_are_loaded_strictly(tmp_path: Path) -> None:
                          ({"cls_token": torch.zeros(3)}, "cls_token")):
         with pytest.raises(FssError, match=line):
             model.load_hub_state(good | change)
-    with pytest.raises(FssError, match="lack 'mask_token'"):
+    with pytest.raises(FssError, match="lacks 'mask_token'"):
         model.load_hub_state({k: v for k, v in good.items() if k != "mask_token"})
     torch.save(good, tmp_path / "tiny.pth")
     with pytest.raises(FssError, match=r"tiny\.pth: DINOv2"):

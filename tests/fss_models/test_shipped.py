@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from fss_models import registry
 from fss_models.backbones.efficientnet import WEIGHTS_NAME
 from fss_models.errors import FssError
+from fss_models.presets import RANDOM
 from fss_models.sam2_core.build import OBJECT_SCORE_KEYS, TRUNK, build_sam2, origin
-from fss_models.sam2_core.presets import RANDOM
 from fss_models.shipped.files import find_weights, list_weights, shipped_folder
 from tests.fss_models import debug_outputs as fixed
 from tests.fss_models.shipped_case import PHOTOS, random_state, ship_random

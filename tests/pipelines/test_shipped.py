@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from fss_models import registry
 from fss_models.errors import FssError
-from fss_models.sam2_core.presets import RANDOM
+from fss_models.presets import RANDOM
 from fss_models.shipped.files import TrainingData, bundle_url, list_weights
 from pipelines.bundle import load_bundle, read_bundle_info, save_bundle
 from pipelines.config import MethodConfig, Recipe, TrainConfig

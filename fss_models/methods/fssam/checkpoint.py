@@ -10,9 +10,9 @@ from typing import Any
 from torch import Tensor
 
 from fss_models.backbones.dinov2 import Dinov2
-from fss_models.errors import FssError
 from fss_models.official import read_tensors
-from fss_models.sam2_core.presets import RANDOM
+from fss_models.presets import RANDOM
+from fss_models.state_dict import load_state
 
 SAM2, DINO = "sam2.", "dino."
 
@@ -32,22 +32,9 @@ def read_whole(weights: str | None) -> tuple[dict[str, Tensor], dict[str, Tensor
     return (sam2, dino) if sam2 and dino else None
 
 
-def check_tensors(given: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], *, where: str, mend: str) -> None:
-    """Raises `FssError` naming the first key that is missing, unknown or misshapen."""
-    for key in sorted(shapes.keys() - given.keys()):
-        raise FssError(f"lacks {key!r}", where=where, mend=mend)
-    for key in sorted(given.keys() - shapes.keys()):
-        raise FssError(f"has unknown {key!r}", where=where, mend=mend)
-    for key, shape in shapes.items():
-        if tuple(given[key].shape) != shape:
-            raise FssError(f"{key!r} is {tuple(given[key].shape)}, the model's {shape}", where=where, mend=mend)
-
-
 def load_sam2(sam: Any, state: Mapping[str, Tensor], where: str, preset: str) -> None:
     """SAM 2's tensors of an official checkpoint into a `SAM2Base`, strictly."""
-    shapes = {k: tuple(v.shape) for k, v in sam.state_dict().items()}
-    check_tensors(state, shapes, where=where, mend=f"is it an FSSAM checkpoint of SAM 2 {preset}?")
-    sam.load_state_dict(state)
+    load_state(sam, state, where=where, hint=f"is it an FSSAM checkpoint of SAM 2 {preset}?")
 
 
 def load_dinov2(prior: Dinov2, state: Mapping[str, Tensor], where: str) -> None:

@@ -22,10 +22,10 @@ from fss_models.methods.fssam.preprocess import FssamPreprocessor
 from fss_models.methods.fssam.prior import ShotPriors, prior_logits, prior_masks, prior_prototypes, trunk_features
 from fss_models.methods.fssam.refine import QueryMemory, refine, support_agreement
 from fss_models.preprocess import IMAGENET
+from fss_models.presets import RANDOM, find_preset, preprocessor
 from fss_models.registry import register_method
 from fss_models.sam2_core.build import build_sam2, origin
 from fss_models.sam2_core.core import Decoded, Entries, Maps, take
-from fss_models.sam2_core.presets import RANDOM, find_preset, preprocessor
 from fss_models.segmenter import Segmenter
 
 PUBLISHED_SIDE = 512

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from fss_models.backbones.dinov2 import build_dinov2
 from fss_models.errors import FssError
-from fss_models.methods.fssam.checkpoint import DINO, SAM2, check_tensors
+from fss_models.methods.fssam.checkpoint import DINO, SAM2
 from fss_models.methods.fssam.model import OPTIMISED, PUBLISHED_SIDE, Fssam
 from fss_models.official import Official
 from fss_models.sam2_core.build import build_sam2
+from fss_models.state_dict import check_state
 
 Prior = Literal["dinov2_base", "dinov2_large"]
 _PRIORS: dict[int, Prior] = {768: "dinov2_base", 1024: "dinov2_large"}  # by the width of the class token
@@ -30,8 +31,7 @@ def read(state: dict[str, Tensor], preset: str) -> Official:
     Strict: every tensor of SAM 2 (of the preset's size) and of DINOv2 must be there, and nothing else; 691 at `small`.
     Raises `FssError` naming the first key that is missing, unknown or misshapen.
     """
-    check_tensors(state, _shapes(preset, _prior_of(state)), where="",
-                  mend=f"is it an FSSAM checkpoint of SAM 2 {preset}?")
+    check_state(state, _shapes(preset, _prior_of(state)), hint=f"is it an FSSAM checkpoint of SAM 2 {preset}?")
     trained = {k.replace(SAM2, "core.sam.", 1): v for k, v in state.items()
                if k.startswith(tuple(f"{SAM2}{part}" for part in OPTIMISED))}
     return Official(state=trained, config={"train": "published", "prior": _prior_of(state)}, also=("weights",))
@@ -51,7 +51,7 @@ def _prior_of(state: dict[str, Tensor]) -> Prior:
     return _PRIORS[token.shape[-1]]
 
 
-def _shapes(preset: str, prior: Prior) -> dict[str, tuple[int, ...]]:
+def _shapes(preset: str, prior: Prior) -> dict[str, torch.Size]:
     """Official names and shapes."""
     if preset not in _SIZES:
         raise FssError(f"preset {preset!r} has no official checkpoints", mend=f"they exist at {', '.join(_SIZES)}")
@@ -59,7 +59,7 @@ def _shapes(preset: str, prior: Prior) -> dict[str, tuple[int, ...]]:
         sam = build_sam2(preset, object_scores=True, side=PUBLISHED_SIDE)
     with torch.device("meta"):
         dino = build_dinov2(prior.removeprefix("dinov2_"))
-    return {k: tuple(v.shape) for k, v in _named(sam, dino).items()}
+    return {k: v.shape for k, v in _named(sam, dino).items()}
 
 
 def _named(sam: Any, dino: Any) -> dict[str, Tensor]:

@@ -13,9 +13,9 @@ from torch import Tensor
 from fss_models.clip import Features, Images, Memory, Prediction, PromptBatch, PromptKind
 from fss_models.errors import FssError
 from fss_models.methods.prior.config import PriorConfig
+from fss_models.presets import RANDOM, find_preset, preprocessor
 from fss_models.registry import register_method
 from fss_models.sam2_core.build import build_sam2, origin
-from fss_models.sam2_core.presets import RANDOM, find_preset, preprocessor
 from fss_models.segmenter import Segmenter
 
 

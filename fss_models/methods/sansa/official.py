@@ -11,8 +11,9 @@ from fss_models.errors import FssError
 from fss_models.methods.sansa.config import SansaConfig
 from fss_models.methods.sansa.model import Sansa
 from fss_models.official import Official
+from fss_models.presets import find_preset
 from fss_models.sam2_core.build import build_sam2
-from fss_models.sam2_core.presets import find_preset
+from fss_models.state_dict import check_state
 
 _KEY = re.compile(r"sam\.image_encoder\.trunk\.blocks\.(\d+)\.adapter\.")
 
@@ -38,13 +39,8 @@ def read(state: dict[str, Tensor], preset: str) -> Official:
     model = Sansa(preset=preset, config=SansaConfig(**config), sam=sam)
     model.set_trainable()
     ours = {"core." + k: v.float() for k, v in state.items()}
-    for name, parameter in sorted((n, p) for n, p in model.named_parameters() if p.requires_grad):
-        official = name.removeprefix("core.")
-        if name not in ours:
-            raise FssError(f"lacks {official!r}", mend=f"is it an adapter of preset {preset!r}?")
-        if ours[name].shape != parameter.shape:
-            raise FssError(f"{official!r} is {tuple(ours[name].shape)}, the model's {tuple(parameter.shape)}",
-                           mend=f"is it an adapter of preset {preset!r}?")
+    trained = {n.removeprefix("core."): p.data for n, p in model.named_parameters() if p.requires_grad}
+    check_state(state, trained, hint=f"is it an adapter of preset {preset!r}?")
     return Official(config=config, state=ours)
 
 
