@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fss_models.augmentation import Augmentation
 from fss_models.clip import Clip, Features, Images, Memory, Prediction, Prompt, PromptBatch, PromptKind
 from fss_models.errors import FssError
 from fss_models.preprocess import Mode, Preprocessor
@@ -87,6 +88,14 @@ class Segmenter(nn.Module, ABC):
         for prompt in (p for one in sets for p in one):
             self.check_kind(prompt.kind)
         return collate(sets, sizes, self.side, image, self.preprocessor.mask)
+
+    @classmethod
+    def augmentation(cls, side: int, *, scale: tuple[float, float]) -> Augmentation | None:
+        """The augmentation of the method's published training, to `side` pixels; None where it publishes none.
+
+        `scale` is the range of the factors by which photos are resized.
+        """
+        return None
 
     @abstractmethod
     def encode(self, images: Images) -> Features:

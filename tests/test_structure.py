@@ -111,3 +111,11 @@ def test_no_place_of_one_machine_is_in_the_code() -> None:
     for path in [*FILES, ROOT / "README.md", ROOT / "Makefile", *(ROOT / "jobs").rglob("*.yaml")]:
         text = path.read_text() if path.exists() else ""
         assert not any(place in text for place in ("/work/", "/root/", "/home/")), name_of(path)
+
+
+def test_only_verification_and_the_registry_know_one_method() -> None:
+    """Everything else goes through the contract (`fss_models/segmenter.py`) and the registry's names."""
+    know = ("fss_models/methods/", "fss_models/verification/", "fss_models/registry.py")
+    for path in (p for p in FILES if not name_of(p).startswith(know)):
+        found = [n.module for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.ImportFrom) and n.module]
+        assert not [m for m in found if m.startswith("fss_models.methods")], name_of(path)

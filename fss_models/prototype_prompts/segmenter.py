@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar, Protocol, Self
 
@@ -13,6 +14,7 @@ from fss_models import losses
 from fss_models.backbones.imagenet import ImagenetBackbone
 from fss_models.clip import Clip, Features, Images, Memory, Prediction, PromptBatch, PromptKind
 from fss_models.errors import FssError
+from fss_models.prototype_prompts.analysis import FcpAnalysis, VrpAnalysis
 from fss_models.prototype_prompts.build import ALL_PRESETS, Parts, build_parts
 from fss_models.prototype_prompts.levels import DinoLevels, TrunkLevels, levels_of
 from fss_models.prototype_prompts.marks import mark_masks
@@ -66,6 +68,10 @@ class PromptingSegmenter(Segmenter):
         self._parts_have = (parts.checkpoint, parts.frozen)
         if config.train == "all_but_trunk" and not isinstance(self.sam, PromptedSam2):
             raise FssError("train 'all_but_trunk' needs SAM 2", mend="take train 'encoder'")
+
+    @abstractmethod
+    def analyse(self, features: Features, prompts: PromptBatch, pairs: Tensor) -> FcpAnalysis | VrpAnalysis:
+        """`memorise` and `segment`, with everything that the method computed on the way."""
 
     @property
     def levels(self) -> Any:

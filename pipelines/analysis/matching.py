@@ -16,9 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fss_models.errors import FssError
-from fss_models.methods.fcp.model import FcpAnalysis
-from fss_models.methods.vrp_sam.model import VrpAnalysis
 from fss_models.metrics import interval
+from fss_models.prototype_prompts.analysis import FcpAnalysis, VrpAnalysis
 from fss_models.segmenter import Segmenter
 from pipelines.analysis.page import Analysis, Strip, Table, Written, between, pct, points, write_page
 from pipelines.analysis.pictures import LEGEND

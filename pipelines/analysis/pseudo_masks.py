@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fss_models.methods.fcp.model import FcpAnalysis
-from fss_models.methods.fcp.quality import THRESHOLD, PseudoMaskQuality, pseudo_mask_quality
 from fss_models.metrics import Counts, Sample, episode_counts, interval, paired_difference, resampled_scores
+from fss_models.prototype_prompts.analysis import FcpAnalysis
+from fss_models.prototype_prompts.pseudo_masks import THRESHOLD, PseudoMaskQuality, pseudo_mask_quality
 from fss_models.segmenter import Segmenter
 from pipelines.analysis.page import Analysis, Strip, Table, Written, between, pct, points, write_page
 from pipelines.analysis.pictures import LEGEND

@@ -20,13 +20,13 @@ from fss_models.errors import FssError
 from fss_models.methods.fssam import official, ops
 from fss_models.methods.fssam.attention import PairMemory, attend
 from fss_models.methods.fssam.config import FssamConfig
-from fss_models.methods.fssam.episodes import Draw, draw_episode, published_episodes
 from fss_models.methods.fssam.model import Fssam
 from fss_models.methods.fssam.preprocess import FssamPreprocessor, linear, nearest
 from fss_models.methods.fssam.prior import prior_masks, prior_prototypes
-from fss_models.methods.fssam.training import Augmentation, poly_rate
+from fss_models.methods.fssam.training import FssamAugmentation, poly_rate
 from fss_models.official import load_official, official_state
 from fss_models.prompts import collate, mask_prompt
+from fss_models.worker_episodes import Draw, draw_episode, published_episodes
 
 HEIGHT, WIDTH = 50, 70
 
@@ -381,7 +381,7 @@ def test_augmentation_keeps_the_object_and_its_labels() -> None:
     label[20:30, 10:30], label[:2] = 1, 255
     image[label == 1] = 200
     for seed in range(20):
-        made, marked = Augmentation(crop=48, scale=(0.8, 1.25))(image, label, random.Random(seed))
+        made, marked = FssamAugmentation(crop=48, scale=(0.8, 1.25))(image, label, random.Random(seed))
         assert (made.shape, marked.shape) == ((48, 48, 3), (48, 48))
         assert set(np.unique(marked)) <= {0, 1, 255}
         assert made[marked == 1].mean() > 170

@@ -14,6 +14,7 @@ from fss_models.errors import FssError
 from fss_models.methods.fcp import losses as terms
 from fss_models.methods.fcp.config import FcpConfig
 from fss_models.methods.fcp.encoder import FcpEncoder, QuerySide, SupportSide
+from fss_models.prototype_prompts.analysis import FcpAnalysis
 from fss_models.prototype_prompts.build import Parts
 from fss_models.prototype_prompts.marks import grid_masks
 from fss_models.prototype_prompts.parts import object_first, prior, resize_aligned
@@ -28,30 +29,6 @@ from fss_models.prototype_prompts.segmenter import (
     shot_rows,
 )
 from fss_models.registry import register_method
-
-
-@dataclass(frozen=True, kw_only=True)
-class FcpAnalysis:
-    """What FCP looked at, for P pairs with K shots each: E = rows, shot by shot within a pair; T steps.
-
-    pair, shot [E]             which pair and which shot a row is
-    support_attention          T maps [E, N_S, G * G]
-    query_attention            T maps [E, N_Q, G * G]
-    matching [E, N_S, N_Q]     prototype-prototype matching
-    conventional [E, 1, G, G]  prior mask; attention_masks: T - 1 of [E, 1, G, G], to be cut at 0.5
-    prompts [E, N, D], shot_logits [E, R, R], prediction: as `segment`
-    """
-
-    pair: Tensor
-    shot: Tensor
-    support_attention: list[Tensor]
-    query_attention: list[Tensor]
-    matching: Tensor
-    conventional: Tensor
-    attention_masks: list[Tensor]
-    prompts: Tensor
-    shot_logits: Tensor
-    prediction: Prediction
 
 
 @dataclass(frozen=True, kw_only=True)

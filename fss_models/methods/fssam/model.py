@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fss_models import losses
+from fss_models.augmentation import Augmentation
 from fss_models.backbones.dinov2 import Dinov2, build_dinov2
 from fss_models.clip import Clip, Features, Images, Memory, Prediction, PromptBatch, PromptKind
 from fss_models.errors import FssError
@@ -21,6 +22,7 @@ from fss_models.methods.fssam.ops import pool, resize, squared_dice
 from fss_models.methods.fssam.preprocess import FssamPreprocessor
 from fss_models.methods.fssam.prior import ShotPriors, prior_logits, prior_masks, prior_prototypes, trunk_features
 from fss_models.methods.fssam.refine import QueryMemory, refine, support_agreement
+from fss_models.methods.fssam.training import FssamAugmentation
 from fss_models.preprocess import IMAGENET
 from fss_models.presets import RANDOM, find_preset, preprocessor
 from fss_models.registry import register_method
@@ -85,6 +87,11 @@ class Fssam(Segmenter):
         sam = self.core.sam
         trunk = getattr(sam.image_encoder.trunk, "pretrained", {})
         return {**trunk, **origin(sam).shipped, **(self.prior.pretrained if self.prior is not None else {})}
+
+    @classmethod
+    def augmentation(cls, side: int, *, scale: tuple[float, float]) -> Augmentation:
+        """Scale, rotation, blur, flip and crop, as the released code has them."""
+        return FssamAugmentation(crop=side, scale=scale)
 
     # what is trained
 

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fss_models.augmentation import VOID
 from fss_models.methods.fssam.preprocess import linear, nearest
 from fss_models.preprocess import IMAGENET
 
 MEAN = np.array(IMAGENET[0], np.float32) * 255  # what pads and surrounds a picture
-VOID = 255  # what pads and surrounds a label
 _BLUR = np.array([1, 4, 6, 4, 1], np.float32) / 16
 _KEPT = 0.85  # a crop must keep this share of the object's pixels
 _REDRAWS = 31
@@ -29,7 +29,7 @@ def poly_rate(step: int, steps: int, rate: float = 1e-3) -> float:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Augmentation:
+class FssamAugmentation:
     """Ranges of the published training; PASCAL scales by 0.9..1.1, COCO by 0.8..1.25."""
 
     crop: int = 512

@@ -5,22 +5,13 @@ Letters as in `prototype_prompts.parts`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from sam2.modeling.position_encoding import PositionEmbeddingSine
 from torch import Tensor, nn
 
+from fss_models.prototype_prompts.analysis import TokenReading
 from fss_models.prototype_prompts.parts import Guide, Reduce, TokenAttention, cells, masked_mean
-
-
-@dataclass(frozen=True, kw_only=True)
-class Read:
-    """One side: tokens [E, N, D] after it, maps of its cross-attention [E, N, L] and self-attention [E, N, N]."""
-
-    tokens: Tensor
-    cross: Tensor
-    own: Tensor
 
 
 class VrpEncoder(nn.Module):
@@ -42,7 +33,7 @@ class VrpEncoder(nn.Module):
         reduced = self.reduce(fused)
         return reduced, self.guide.lift(reduced)
 
-    def support(self, fused: Tensor, mask: Tensor) -> tuple[Read, Tensor]:
+    def support(self, fused: Tensor, mask: Tensor) -> tuple[TokenReading, Tensor]:
         """References [E, C, G, G] under mask [E, 1, G, G] -> what the tokens read, prototypes [E, D].
 
         The mask enters as a channel only: attention sees the whole image.
@@ -52,14 +43,14 @@ class VrpEncoder(nn.Module):
         tokens = self.tokens.weight.expand(len(mask), -1, -1)
         return self.read(self.guide(lifted, prototype, mask), tokens, self.support_cross, self.support_self), prototype
 
-    def query(self, lifted: Tensor, tokens: Tensor, prototype: Tensor, prior: Tensor) -> Read:
+    def query(self, lifted: Tensor, tokens: Tensor, prototype: Tensor, prior: Tensor) -> TokenReading:
         """Rows: lifted [E, D, G, G], tokens [E, N, D], prototype [E, D], prior [E, 1, G, G] -> the prompts."""
         return self.read(self.guide(lifted, prototype, prior), tokens, self.query_cross, self.query_self)
 
-    def read(self, guided: Tensor, tokens: Tensor, cross: nn.Module, own: nn.Module) -> Read:
+    def read(self, guided: Tensor, tokens: Tensor, cross: nn.Module, own: nn.Module) -> TokenReading:
         """Tokens [E, N, D] attend the guided map [E, D, G, G], then each other."""
         flat = cells(guided)
         place: Tensor = self._place(guided[:1])[0].to(guided)
         tokens, seen = cross(tokens, flat, flat, place=place.flatten(1).t())
         tokens, among = own(tokens, tokens, tokens)
-        return Read(tokens=tokens, cross=seen, own=among)
+        return TokenReading(tokens=tokens, cross=seen, own=among)

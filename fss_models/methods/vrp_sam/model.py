@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from fss_models.clip import Clip, Features, Memory, Prediction, PromptBatch, PromptKind
 from fss_models.methods.vrp_sam.config import VrpSamConfig
-from fss_models.methods.vrp_sam.encoder import Read, VrpEncoder
+from fss_models.methods.vrp_sam.encoder import VrpEncoder
 from fss_models.methods.vrp_sam.simulate import simulate_marks
+from fss_models.prototype_prompts.analysis import TokenReading, VrpAnalysis
 from fss_models.prototype_prompts.build import Parts
 from fss_models.prototype_prompts.marks import grid_masks
 from fss_models.prototype_prompts.parts import object_first, prior, resize_aligned
@@ -25,24 +24,6 @@ from fss_models.prototype_prompts.segmenter import (
     shot_rows,
 )
 from fss_models.registry import register_method
-
-
-@dataclass(frozen=True, kw_only=True)
-class VrpAnalysis:
-    """What VRP-SAM looked at, for P pairs with K shots each: E = rows, shot by shot within a pair.
-
-    pair, shot [E]      which pair and which shot a row is
-    support, query      tokens, cross-attention [E, N, G * G] and self-attention [E, N, N] of either side
-    prior [E, 1, G, G]  conventional mask
-    prediction          as `segment`
-    """
-
-    pair: Tensor
-    shot: Tensor
-    support: Read
-    query: Read
-    prior: Tensor
-    prediction: Prediction
 
 
 @register_method("vrp_sam", config=VrpSamConfig)
@@ -78,7 +59,7 @@ class VrpSam(PromptingSegmenter):
         sets = pairs[:, 0].to(self.device)
         pair, shot = shot_rows(memory.counts.to(self.device)[sets])
         own = row_of(rows, prompts.kind.shape, sets[pair], shot)
-        seen = Read(tokens=support.tokens[own], cross=support.cross[own], own=support.own[own])
+        seen = TokenReading(tokens=support.tokens[own], cross=support.cross[own], own=support.own[own])
         return VrpAnalysis(pair=pair, shot=shot, support=seen, query=query, prior=guess, prediction=prediction)
 
     def losses(self, clip: Clip) -> dict[str, Tensor]:
@@ -87,7 +68,7 @@ class VrpSam(PromptingSegmenter):
         memory = self.memorise(features, clip.prompts)
         return self.mask_terms(self.segment(memory, features, clip_pairs(clip)), clip)
 
-    def _support(self, features: Features, prompts: PromptBatch) -> tuple[Memory, Tensor, Read]:
+    def _support(self, features: Features, prompts: PromptBatch) -> tuple[Memory, Tensor, TokenReading]:
         """The memory; of the E real references their flat index into S * K and what the tokens read."""
         rows, image, masks = real_rows(prompts)
         given = prompts.kind.flatten()[rows] == PromptKind.MASK
@@ -108,7 +89,7 @@ class VrpSam(PromptingSegmenter):
         return simulate_marks(masks[:, 0], self.config.prompt, seed=None if self.training else self.config.prompt_seed)[
             :, None]
 
-    def _query(self, memory: Memory, features: Features, pairs: Tensor) -> tuple[Prediction, Read, Tensor]:
+    def _query(self, memory: Memory, features: Features, pairs: Tensor) -> tuple[Prediction, TokenReading, Tensor]:
         """Predictions of the pairs; of their rows what the tokens read and the prior [E, 1, G, G]."""
         pairs = pairs.to(self.device)
         counts = memory.counts.to(self.device)[pairs[:, 0]]
