@@ -1,4 +1,4 @@
-"""From decoded images to a method's input, in two modes.
+"""Decoded images become a method's input, in one of two modes.
 
 `published` is the very resize of the papers' code (antialiased bilinear on 8-bit pixels, as PIL does it);
 `fast` is one bilinear interpolation in float. A bundle records which mode it was trained with.
@@ -27,8 +27,8 @@ SYMMETRIC = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))  # inputs in [-1, 1], as Efficien
 class Preprocessor:
     """Square resize (the aspect ratio is not kept, as every published few-shot code does) and normalisation.
 
-    via             a data set's own square side through which images and masks go first (SANSA: 640 or 518); 0: none
-    mask_threshold  a support mask that goes through `via` is interpolated and cut above this value (specification B4)
+    via             square side to which images and masks are resized first (SANSA's data sets: 640 or 518); 0: none
+    mask_threshold  a support mask that goes through `via` is interpolated and cut above this value
     """
 
     side: int
@@ -40,7 +40,7 @@ class Preprocessor:
 
     @property
     def data_side(self) -> int:
-        """The side at which target masks are given and losses are taken: the data set's."""
+        """Side in pixels at which target masks are given and losses are taken: `via`, or `side` where there is none."""
         return self.via or self.side
 
     def __call__(self, images: Sequence[np.ndarray], mode: Mode | None = None) -> Images:
@@ -77,7 +77,7 @@ def _resize_fast(image: np.ndarray, side: int) -> Tensor:
 
 
 def resize_square(maps: Tensor, side: int) -> Tensor:
-    """[N, C, H, W] -> [N, C, side, side], bilinear with antialias; as they are if they have that side."""
+    """[N, C, H, W] -> [N, C, side, side], bilinear with antialias; unchanged if they have that side already."""
     if maps.shape[-2:] == (side, side):
         return maps
     return F.interpolate(maps, size=(side, side), mode="bilinear", align_corners=False, antialias=True)

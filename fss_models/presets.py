@@ -1,4 +1,4 @@
-"""The sizes a SAM 2 based method comes in, as one table."""
+"""The sizes at which methods based on SAM 2 can be built, as one table."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fss_models.errors import FssError
 from fss_models.preprocess import IMAGENET, SYMMETRIC, Preprocessor
 
-RANDOM = "random"  # as `weights`: random values, even where weights ship with the package
+RANDOM = "random"  # given as `weights`: random values, even where weights ship with the package
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,9 +15,9 @@ class Preset:
     """How to build one size.
 
     trunk   hiera (the sam2 package's) | efficientnet (nano)
-    config  file below the sam2 package's configs/; empty where the sizes below say all
+    config  file below the sam2 package's configs/; empty where the fields below give all sizes
     shipped name of the weights that ship with this package (`fss_models.shipped`): neck, memory and decoder
-    width   channels of the stride-16 map; `memory_width` those of a memory
+    width   channels of the stride-16 map; memory_width: channels of a memory
     """
 
     side: int
@@ -61,7 +61,7 @@ def find_preset(name: str) -> Preset:
 
 
 def preprocessor(name: str, side: int | None = None) -> Preprocessor:
-    """The resize and normalisation a preset's trunk wants, at `side` pixels instead of the preset's where given."""
+    """The resize and normalisation that a preset's trunk needs; `side` replaces the preset's side in pixels."""
     preset = find_preset(name)
     mean, std = SYMMETRIC if preset.trunk == "efficientnet" else IMAGENET
     return Preprocessor(side=side or preset.side, mean=mean, std=std)

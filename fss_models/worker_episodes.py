@@ -1,6 +1,6 @@
-"""The published episodes: which supports the official loader draws for each query (specification 9 and 10).
+"""FSSAM's published episodes: the supports that the official loader draws for each query.
 
-Pure functions of a seed and of the lists. The official loader draws inside its worker processes, so the episodes
+All are pure functions of a seed and of the lists. The official loader draws inside its worker processes, so episodes
 depend on their number: worker w of W serves the list indices i with i mod W = w, in order, from a generator seeded
 with the pass's base seed + w.
 """
@@ -19,8 +19,8 @@ SEED, WORKERS, EPISODES = 321, 32, 1000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Draw:
-    """One episode: indices into the list of images, and the class as it is in the labels.
+class IndexedEpisode:
+    """One episode as indices into the list of images, and the class id as it is in the labels.
 
     `supports` are in the order in which the official loader stacks them: the last drawn comes first.
     """
@@ -32,8 +32,8 @@ class Draw:
 
 def draw_episode(
     rng: random.Random, query: int, present: Sequence[int], pools: Mapping[int, Sequence[int]], shots: int
-) -> Draw:
-    """One episode for the image `query`, whose label holds the classes `present` (of the phase, ascending).
+) -> IndexedEpisode:
+    """Draw one episode for the image `query`, whose label holds the classes `present` (of the phase, ascending).
 
     `pools[c]` lists the images filed under class c, in list order. Training draws in the same way. Raises `FssError`
     where the pool has too few other images (the official loop would never end) or no class is present.
@@ -52,20 +52,20 @@ def draw_episode(
             if pool[at] != query and at not in chosen:
                 break
         chosen.append(at)
-    return Draw(query=query, class_id=class_id, supports=tuple(pool[at] for at in reversed(chosen)))
+    return IndexedEpisode(query=query, class_id=class_id, supports=tuple(pool[at] for at in reversed(chosen)))
 
 
 def published_episodes(
     present: Sequence[Sequence[int]], pools: Mapping[int, Sequence[int]], shots: int, *, episodes: int = EPISODES,
     workers: int = WORKERS, seed: int = SEED,
-) -> list[Draw]:
-    """The test episodes of the official evaluation, in its order; the defaults are the released ones.
+) -> list[IndexedEpisode]:
+    """Draw the test episodes of the official evaluation in its order; the defaults are the released code's.
 
     `present[i]` are the novel classes in the label of list image i, ascending. The list is walked in order as often
     as it takes. Raises `FssError` as `draw_episode` does.
     """
     bases = base_seeds(seed)
-    found: list[Draw] = []
+    found: list[IndexedEpisode] = []
     while len(found) < episodes:
         base = next(bases)
         rngs = [random.Random(base + w) for w in range(workers)]
@@ -75,7 +75,7 @@ def published_episodes(
 
 
 def base_seeds(seed: int) -> Iterator[int]:
-    """What a torch loader draws for its workers before each pass, after `torch.manual_seed(seed)`."""
+    """Base seeds that a torch loader draws for its workers before each pass, after `torch.manual_seed(seed)`."""
     generator = torch.Generator().manual_seed(seed)
     while True:
         yield int(torch.empty((), dtype=torch.int64).random_(generator=generator))

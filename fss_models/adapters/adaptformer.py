@@ -20,7 +20,7 @@ SCALE = 0.1
 
 
 class AdaptFormer(nn.Module):
-    """a(x) for x [..., width]."""
+    """The adapter's layers; they compute a(x) of the module's docstring for x [..., width]."""
 
     def __init__(self, width: int, bottleneck: int, scale: float = SCALE) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class AdaptFormer(nn.Module):
 
 
 def bottleneck(factor: float, width: int) -> int:
-    """floor(factor * width), at least 1."""
+    """Number of hidden channels: floor(factor * width), at least 1."""
     return max(1, int(factor * width))
 
 

@@ -2,7 +2,7 @@
 
 The hub's files (`dinov2_vitb14_pretrain.pth` and its sisters) and timm's modules use the same tensor names, but timm
 resizes the position embedding to a target size with antialias, the hub by the scale (patches + 0.1) / 37 without.
-The features differ by about 1e-3 between the two; these are the hub's.
+The features of the two differ by about 1e-3; this module computes the hub's.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Dinov2(nn.Module):
         return found
 
     def positions(self, h: int, w: int) -> Tensor:
-        """[1, 1 + h * w, width]: the class token's embedding, then the grid's resized as the hub does it."""
+        """Position embeddings [1, 1 + h * w, width]: the class token's, then the grid's, resized as the hub does it."""
         table: Tensor = self.vit.pos_embed
         side = int((table.shape[1] - 1) ** 0.5)
         if (h, w) == (side, side):

@@ -1,6 +1,6 @@
-"""What the ImageNet backbones of FCP and VRP-SAM have in common: their levels, their files, their frozen state.
+"""The common part of FCP's and VRP-SAM's ImageNet backbones: levels of features, weight files, frozen state.
 
-Levels follow the papers' names: layer2 (mid), layer3 (high) and layer4 (top). Specification `fcp_vrp` 2.
+Levels follow the papers' names: layer2 (mid), layer3 (high) and layer4 (top).
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ class ImagenetBackbone(nn.Module):
         return mid, self.layer3(mid)
 
     def top(self, high: Tensor) -> Tensor:
-        """layer3 (masked or not) -> layer4."""
+        """Compute layer4 from layer3, which may be masked."""
         found: Tensor = self.layer4(high)
         return found
 
     def train(self, mode: bool = True) -> Self:
-        """Stays in evaluation mode: its statistics are ImageNet's."""
+        """Keep the backbone in evaluation mode, so that its batch statistics stay ImageNet's."""
         return super().train(False)
 
     @abstractmethod
     def rename(self, key: str) -> str | None:
-        """Our name of a tensor in the published ImageNet file; None where it has no place here (the classifier)."""
+        """Our name of a tensor in the published ImageNet file; None for tensors we do not use (the classifier)."""
 
     def load_file(self, path: str) -> None:
         """Load the published ImageNet file, or the `layer0` ... `layer4` of an official FCP or VRP-SAM checkpoint.

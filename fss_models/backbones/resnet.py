@@ -4,7 +4,6 @@ timm's ResNet, arranged as the two methods need it: three 3x3 convolutions as st
 `resnet50_v2.pth` and `resnet101_v2.pth`; torchvision's own weights do not fit), strides 4 / 8 / 8 / 8. timm dilates as
 torchvision does: the first block of layer3 and layer4 keeps the dilation of the layer before it (1 and 2), the others
 have 2 and 4. PFENet and BAM set all blocks to 2 and 4, which gives other features from the same weights.
-Specification `fcp_vrp` 2.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ class DeepStemResNet(ImagenetBackbone):
         self.requires_grad_(False).train(False)
 
     def rename(self, key: str) -> str | None:
-        """PSPNet's names: conv1, bn1, ... bn3 are the stem, fc the classifier."""
+        """Translate PSPNet's names, in which conv1, bn1, ... bn3 are the stem and fc is the classifier."""
         head, _, rest = key.partition(".")
         if head == "fc":
             return None

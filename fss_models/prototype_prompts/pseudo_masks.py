@@ -1,4 +1,4 @@
-"""How good FCP's pseudo masks are (table 3): mIoU, precision and recall of the object, per class, then averaged."""
+"""Quality of FCP's pseudo masks (table 3 of its paper): mIoU, precision and recall, averaged over classes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class PseudoMaskQuality:
 
 
 def pseudo_mask_quality(masks: Tensor, truth: Tensor, class_ids: Tensor, classes: Iterable[int]) -> PseudoMaskQuality:
-    """Quality of E masks, hard or in [0, 1] (cut at one half), against their truth, void not left out.
+    """Compare E masks, hard or in [0, 1] (cut at one half), with their truth; void pixels are not left out.
 
     masks, truth [E, G, G], class_ids [E] int64; counts are pooled over a class's episodes before dividing. Raises
     `FssError` if the sizes differ.

@@ -1,4 +1,4 @@
-"""SAM v1 from parts that are already installed, loading Meta's own files (`sam_vit_h_4b8939.pth` and its like).
+"""SAM v1, built from installed parts, with Meta's own weight files (`sam_vit_h_4b8939.pth` and its like).
 
 The image encoder is timm's `VisionTransformerSAM`, with the layer-normalisation epsilon 1e-6 of the original (timm's
 `samvit_*` entries take 1e-5). Prompt encoder and mask decoder are the sam2 package's, which without high-resolution
@@ -25,11 +25,11 @@ _DECODER_RENAMES = ((".mlp.lin1.", ".mlp.layers.0."), (".mlp.lin2.", ".mlp.layer
 
 @dataclass(frozen=True, kw_only=True)
 class Sam1Size:
-    """How to build one size. `side` is the square input in pixels, `prompt_width` the width of embedding and prompts.
+    """Dimensions of one size. `side` is the square input in pixels, `prompt_width` the width of embedding and prompts.
 
-    depth, width, heads, window, global_blocks   the image encoder's
+    depth, width, heads, window, global_blocks   of the image encoder
     mask_channels                                of the prompt encoder's mask branch
-    decoder_heads, decoder_mlp, iou_hidden       the mask decoder's
+    decoder_heads, decoder_mlp, iou_hidden       of the mask decoder
     """
 
     depth: int
@@ -70,7 +70,7 @@ class Sam1(nn.Module):
 
 
 def build_sam1(size: Sam1Size, *, weights: str | None = None) -> Sam1:
-    """SAM v1 on the CPU, in evaluation mode; with `weights`, a local file of Meta's, loaded strictly.
+    """Build SAM v1 on the CPU, in evaluation mode; `weights`, a local file of Meta's, is loaded strictly.
 
     Raises `FssError` naming the first missing, unknown or misshapen tensor.
     """
@@ -94,12 +94,12 @@ def load_official(model: Sam1, state: dict[str, Tensor], *, where: str = "", ass
 
 
 def our_name(key: str) -> str:
-    """Meta's tensor name -> ours."""
+    """Translate Meta's tensor name to ours."""
     return _replace(key, forward=True)
 
 
 def official_name(key: str) -> str:
-    """Our tensor name -> Meta's."""
+    """Translate our tensor name to Meta's."""
     return _replace(key, forward=False)
 
 

@@ -35,14 +35,14 @@ def run_case(folder: Path, name: str, case: dict[str, Any]) -> Iterator[GoldenCh
     elif case["kind"] == "fullsize":
         yield from _full_size(folder, name, case)
     else:
-        loaded = cases.Case.load(folder, name)
+        loaded = cases.GoldenCase.load(folder, name)
         if case["kind"] != "infer":
             yield from _train(loaded)
         else:
             yield from _many_shots(loaded) if loaded.shots > 1 else _one_shot(loaded)
 
 
-def build(case: cases.Case, **settings: Any) -> Fcp:
+def build(case: cases.GoldenCase, **settings: Any) -> Fcp:
     """The case's model, holding its values, in evaluation mode."""
     drop = case.config.get("attn_drop_out", 0.0)
     config = FcpConfig(**implied(case.model), attention_dropout=drop, **settings)
@@ -52,7 +52,7 @@ def build(case: cases.Case, **settings: Any) -> Fcp:
     return model.eval()
 
 
-def _one_shot(case: cases.Case) -> Iterator[GoldenCheck]:
+def _one_shot(case: cases.GoldenCase) -> Iterator[GoldenCheck]:
     to = cases.Comparison(case.name, case.outputs)
     model, clip = build(case), case.clip()
     with Recorder(encoder=model.encoder, sam=model.sam) as record:
@@ -67,7 +67,7 @@ def _one_shot(case: cases.Case) -> Iterator[GoldenCheck]:
     yield from to.checks()
 
 
-def _many_shots(case: cases.Case) -> Iterator[GoldenCheck]:
+def _many_shots(case: cases.GoldenCase) -> Iterator[GoldenCheck]:
     """Both ways of taking the support's SAM features: `official/` the first shot's, `per_shot/` each shot's own."""
     to, clip = cases.Comparison(case.name, case.outputs), case.clip()
     b, k, _ = clip.shape
@@ -98,7 +98,7 @@ def _many_shots(case: cases.Case) -> Iterator[GoldenCheck]:
     yield from to.checks()
 
 
-def _train(case: cases.Case) -> Iterator[GoldenCheck]:
+def _train(case: cases.GoldenCase) -> Iterator[GoldenCheck]:
     """Training steps, with recorded dropout where the case has masks."""
     model = build(case).train()
     replay_dropout(model.encoder, cases.dropout_masks(case.outputs))

@@ -20,7 +20,7 @@ from fss_models.backbones.resnet import DeepStemResNet
 from fss_models.backbones.vgg import Vgg16
 from fss_models.clip import Clip, Features
 from fss_models.preprocess import Preprocessor
-from fss_models.prototype_prompts.build import Parts
+from fss_models.prototype_prompts.build import PromptingParts
 from fss_models.prototype_prompts.official import Rules, rename
 from fss_models.prototype_prompts.sams import PromptedSam1
 from fss_models.prototype_prompts.segmenter import PromptingSegmenter
@@ -40,7 +40,7 @@ CLIP_KEYS = ("query_img", "query_mask", "support_imgs", "support_masks")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Case:
+class GoldenCase:
     """One case's files: settings, the method's and SAM's tensors by official name, inputs, outputs."""
 
     name: str
@@ -51,20 +51,20 @@ class Case:
     outputs: dict[str, Tensor]
 
     @staticmethod
-    def load(folder: Path, name: str) -> Case:
+    def load(folder: Path, name: str) -> GoldenCase:
         """Read `folder/name`."""
         place = folder / name
         weights, inputs, outputs = (load_file(place / f"{n}.safetensors") for n in ("weights", "inputs", "outputs"))
         parts = [{k.removeprefix(p): v for k, v in weights.items() if k.startswith(p)} for p in ("model.", "sam.")]
         config = json.loads((place / "config.json").read_text())["config"]
-        return Case(name=name, config=config, model=parts[0], sam=parts[1], inputs=inputs, outputs=outputs)
+        return GoldenCase(name=name, config=config, model=parts[0], sam=parts[1], inputs=inputs, outputs=outputs)
 
     @property
     def shots(self) -> int:
         """K of an inference case."""
         return int(self.inputs["support_imgs"].shape[1])
 
-    def parts(self) -> Parts:
+    def parts(self) -> PromptingParts:
         """The case's SAM and backbone, holding their values."""
         about, grid = self.config, self.config["grid"]
         sam = about["sam"]
@@ -79,7 +79,7 @@ class Case:
         backbone: ImagenetBackbone = (Vgg16(thinner=thinner) if about["backbone"].startswith("vgg") else
                                       DeepStemResNet(tuple(about["resnet_layers"]), thinner=thinner))
         backbone.load_state_dict({k: v for k, v in self.model.items() if k.startswith("layer")}, strict=True)
-        return Parts(sam=PromptedSam1(model), backbone=backbone, preprocessor=Preprocessor(side=8 * grid),
+        return PromptingParts(sam=PromptedSam1(model), backbone=backbone, preprocessor=Preprocessor(side=8 * grid),
                      checkpoint=True, frozen={})
 
     def load_encoder(self, model: PromptingSegmenter, rules: Rules) -> None:
@@ -127,7 +127,7 @@ def _bound_of(key: str) -> Bound:
 
 
 def train_case(
-    case: Case, model: PromptingSegmenter, rules: Rules,
+    case: GoldenCase, model: PromptingSegmenter, rules: Rules,
     seen: Callable[[Recorder, Clip, dict[str, Tensor]], dict[str, Tensor]],
 ) -> Iterator[GoldenCheck]:
     """AdamW steps under a cosine that advances every iteration; `seen` gives a step's outputs by official name."""
@@ -223,7 +223,7 @@ def _compare_parameters(to: Comparison, model: PromptingSegmenter, rules: Rules,
             to.compared(after, step_error(ours, want, gradient, LOUD) / lr, BOUNDS["parameter"])
 
 
-def compare_evaluation(to: Comparison, case: Case, logits: Tensor, key: str = "eval/pred_mask") -> None:
+def compare_evaluation(to: Comparison, case: GoldenCase, logits: Tensor, key: str = "eval/pred_mask") -> None:
     """Our hard masks, and the counts and scores of the stored ones (void pixels left out)."""
     if key not in to.want:
         return

@@ -17,7 +17,7 @@ from fss_models.methods.vrp_sam.config import VrpSamConfig
 from fss_models.methods.vrp_sam.encoder import VrpEncoder
 from fss_models.methods.vrp_sam.model import VrpSam
 from fss_models.methods.vrp_sam.official import RULES
-from fss_models.methods.vrp_sam.simulate import Streams, box_marks, draw_marks
+from fss_models.methods.vrp_sam.simulate import RandomStreams, box_marks, draw_marks
 from fss_models.prototype_prompts.segmenter import clip_pairs
 from fss_models.verification import prompting as cases
 from fss_models.verification.figures import digest
@@ -33,12 +33,12 @@ def run_case(folder: Path, name: str, case: dict[str, Any]) -> Iterator[GoldenCh
     elif case["kind"] == "fullsize":
         yield from _full_size(folder, name, case)
     else:
-        loaded = cases.Case.load(folder, name)
+        loaded = cases.GoldenCase.load(folder, name)
         run = {"infer": _infer, "prompt_types": _prompt_types}.get(case["kind"], _train)
         yield from run(loaded)
 
 
-def build(case: cases.Case) -> VrpSam:
+def build(case: cases.GoldenCase) -> VrpSam:
     """The case's model, holding its values, in evaluation mode."""
     tokens = len(case.model["transformer_decoder.supp_q_feat.weight"])
     model = VrpSam(preset="golden", config=VrpSamConfig(tokens=tokens, empty_mask="keep"),
@@ -48,7 +48,7 @@ def build(case: cases.Case) -> VrpSam:
     return model.eval()
 
 
-def _infer(case: cases.Case) -> Iterator[GoldenCheck]:
+def _infer(case: cases.GoldenCase) -> Iterator[GoldenCheck]:
     """One shot or K: the prompts of K shots side by side."""
     to, clip, model = cases.Comparison(case.name, case.outputs), case.clip(), build(case)
     with Recorder(encoder=model.encoder, sam=model.sam) as record:
@@ -64,7 +64,7 @@ def _infer(case: cases.Case) -> Iterator[GoldenCheck]:
     yield from to.checks()
 
 
-def _train(case: cases.Case) -> Iterator[GoldenCheck]:
+def _train(case: cases.GoldenCase) -> Iterator[GoldenCheck]:
     """Training steps, with recorded dropout where the case has masks."""
     model = build(case).train()
     replay_dropout(model.encoder, cases.dropout_masks(case.outputs))
@@ -80,7 +80,7 @@ def replay_dropout(encoder: VrpEncoder, masks: list[tuple[Tensor, float]]) -> No
     encoder.reduce.dropout = cases.RecordedDropout([masks[1], masks[0]] if masks else [])
 
 
-def _prompt_types(case: cases.Case) -> Iterator[GoldenCheck]:
+def _prompt_types(case: cases.GoldenCase) -> Iterator[GoldenCheck]:
     """Each kind's mask as we draw it, and the model on the stored one."""
     to, clip, model = cases.Comparison(case.name, case.outputs), case.clip(), build(case)
     given = clip.prompts.masks[:, 0]
@@ -89,7 +89,7 @@ def _prompt_types(case: cases.Case) -> Iterator[GoldenCheck]:
         stored = case.outputs[f"{kind}/support_mask"]
         ours = {"mask": given, "box": box_marks(given)}.get(kind)
         if ours is None:
-            ours = draw_marks(given, kind, Streams.seeded(case.config["prompt_seed"]))
+            ours = draw_marks(given, kind, RandomStreams.seeded(case.config["prompt_seed"]))
         to.compared(f"{kind}/support_mask", float((ours != stored).sum()), EXACT)
         prompts = replace(clip.prompts, masks=stored[:, None].float())
         with torch.no_grad():

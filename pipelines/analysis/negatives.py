@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fss_models.errors import FssError
-from fss_models.metrics import Counts, Sample, episode_counts, paired_difference
+from fss_models.metrics import Counts, MethodCounts, episode_counts, paired_difference
 from fss_models.sam2_core.matcher import MemoryMatcher
 from pipelines.analysis.clicks import answers, click_name, negative_photos, scored_masks
 from pipelines.analysis.page import Analysis, Strip, Table, Written, between, pct, points, write_page
@@ -66,7 +66,7 @@ def score_variants(study: Study, model: MemoryMatcher, episodes: EpisodeList, ne
 
 def _gains(tables: dict[str, Counts], choose: ChooseConfig) -> dict[str, tuple[float, float]]:
     """Intervals of the paired differences to the first variant: all were scored on the same episodes."""
-    first, *others = ((name, Sample.of([(0, [table])])) for name, table in tables.items())
+    first, *others = ((name, MethodCounts.of([(0, [table])])) for name, table in tables.items())
     return {name: paired_difference(sample, first[1], resamples=choose.resamples, seed=choose.seed)
             for name, sample in others}
 

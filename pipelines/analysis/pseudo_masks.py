@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fss_models.metrics import Counts, Sample, episode_counts, interval, paired_difference, resampled_scores
+from fss_models.metrics import Counts, MethodCounts, episode_counts, interval, paired_difference, resampled_scores
 from fss_models.prototype_prompts.analysis import FcpAnalysis
 from fss_models.prototype_prompts.pseudo_masks import THRESHOLD, PseudoMaskQuality, pseudo_mask_quality
 from fss_models.segmenter import Segmenter
@@ -49,11 +49,11 @@ class Cut:
         """mIoU, precision and recall over the classes."""
         return pseudo_mask_quality(self.masks[name], self.truth, self.class_ids, classes)
 
-    def sample(self, name: str) -> Sample:
+    def sample(self, name: str) -> MethodCounts:
         """What the bootstrap resamples."""
         pairs = [episode_counts(m, t) for m, t in zip(self.masks[name], self.truth, strict=True)]
         inter, union = (np.array([p[i] for p in pairs]) for i in (0, 1))
-        return Sample.of([(0, [Counts(class_ids=self.class_ids.numpy(), inter=inter, union=union)])])
+        return MethodCounts.of([(0, [Counts(class_ids=self.class_ids.numpy(), inter=inter, union=union)])])
 
 
 def cut(batches: Iterable[Analysed], model: Segmenter) -> Cut:
@@ -148,7 +148,7 @@ def _verdict(found: dict[str, PseudoMaskQuality], made: Cut, choose: ChooseConfi
             f"{pct(plain.miou)}: {points(gain)} points (95 % interval {between((low, high))}).")
 
 
-def _interval(sample: Sample, choose: ChooseConfig) -> tuple[float, float]:
+def _interval(sample: MethodCounts, choose: ChooseConfig) -> tuple[float, float]:
     return interval(resampled_scores(sample, resamples=choose.resamples, seed=choose.seed))
 
 

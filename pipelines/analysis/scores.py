@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fss_models.clip import Features, Memory, Prompt, PromptKind
 from fss_models.errors import FssError
-from fss_models.metrics import Counts, Sample, episode_counts, interval, resampled_scores, score
+from fss_models.metrics import Counts, MethodCounts, episode_counts, interval, resampled_scores, score
 from fss_models.segmenter import Segmenter
 from pipelines.config import EvalConfig, Recipe
 from pipelines.data import schema
@@ -50,7 +50,8 @@ def few_shot(model: Segmenter, shards: Shards, episodes: EpisodeList, recipe: Re
 def of_counts(counts: Counts, shards: Shards, recipe: Recipe, episodes: EpisodeList) -> FewShot:
     """Scores of episode counts over the classes of their list."""
     scores = score(counts, episodes.class_ids)
-    spread = resampled_scores(Sample.of([(0, [counts])]), resamples=recipe.choose.resamples, seed=recipe.choose.seed)
+    spread = resampled_scores(MethodCounts.of([(0, [counts])]), resamples=recipe.choose.resamples,
+                              seed=recipe.choose.seed)
     return FewShot(miou=scores.miou, fb_iou=scores.fb_iou, interval=interval(spread), episodes=len(counts),
                    list_hash=episodes.sha256,
                    per_class={shards.classes[c].name: v for c, v in scores.per_class.items()})

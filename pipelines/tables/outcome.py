@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fss_models.metrics import Metric, Sample, interval, paired_difference, resampled_scores
+from fss_models.metrics import MethodCounts, Metric, interval, paired_difference, resampled_scores
 from pipelines.tables.cells import Cell, Record
 from pipelines.tables.config import MEASURES, Column, Table
 from pipelines.training.results import RunResult
@@ -148,11 +148,11 @@ def _mean(cell: Cell, runs: Sequence[RunResult], metric: Metric) -> float:
     return float(np.mean([np.mean(v) for v in by_fold.values()]))
 
 
-def _sample(cell: Cell, runs: Sequence[RunResult]) -> Sample:
+def _sample(cell: Cell, runs: Sequence[RunResult]) -> MethodCounts:
     by_fold: dict[int, list[RunResult]] = {}
     for run in runs:
         by_fold.setdefault(-1 if run.spec.fold is None else run.spec.fold, []).append(run)
-    return Sample.of([(f, [cell.counts(r) for r in rs]) for f, rs in sorted(by_fold.items())])
+    return MethodCounts.of([(f, [cell.counts(r) for r in rs]) for f, rs in sorted(by_fold.items())])
 
 
 def _versus(table: Table, known: Known, reference: Known) -> tuple[float, float, float] | None:

@@ -152,12 +152,12 @@ def evaluate_bundle(
 
 def summarise(job: Job, scored: Scored, classes: Any, table: Any, facts: dict[str, Any]) -> RunResult:
     """Scores and interval of an evaluation."""
-    from fss_models.metrics import Sample, interval, resampled_scores, score
+    from fss_models.metrics import MethodCounts, interval, resampled_scores, score
     from pipelines.training.results import table_counts
 
     counts = table_counts(table, [c.class_id for c in classes])
     scores = score(counts, [c.class_id for c in classes])
-    spread = resampled_scores(Sample.of([(0, [counts])]), resamples=scored.resamples, seed=scored.seed)
+    spread = resampled_scores(MethodCounts.of([(0, [counts])]), resamples=scored.resamples, seed=scored.seed)
     names = {c.class_id: c.name for c in classes}
     return RunResult(
         run=job.spec.name, spec=job.spec, episodes=len(table),

@@ -270,7 +270,7 @@ def _train(ask: Ask, values: dict[str, Any], grid: tuple[int, ...], scored: Call
 
 def _score(ask: Ask, model: Segmenter, step: int) -> Point:
     """The model as it is now on the held-out classes; its training goes on as if nothing had been."""
-    from fss_models.metrics import Sample, interval, resampled_scores, score
+    from fss_models.metrics import MethodCounts, interval, resampled_scores, score
     from pipelines.training.evaluate import score_episodes
     from pipelines.training.results import table_counts
 
@@ -282,7 +282,7 @@ def _score(ask: Ask, model: Segmenter, step: int) -> Point:
         table, _ = score_episodes(model.eval(), data.shards, episodes, config)
     model.train()
     counts = table_counts(table)
-    spread = resampled_scores(Sample.of([(0, [counts])]), resamples=ask.recipe.choose.resamples, seed=0)
+    spread = resampled_scores(MethodCounts.of([(0, [counts])]), resamples=ask.recipe.choose.resamples, seed=0)
     return Point(steps=step, miou=score(counts, episodes.class_ids).miou, interval=interval(spread))
 
 

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import numpy as np
 
-from fss_models.metrics import Counts, Ints, Metric, Sample, score
+from fss_models.metrics import Counts, Ints, MethodCounts, Metric, score
 
 
-def seed_scores(sample: Sample, metric: Metric = "miou") -> list[float]:
+def seed_scores(sample: MethodCounts, metric: Metric = "miou") -> list[float]:
     """The mean over folds of each seed, fractions."""
     return [_mean_of_folds(sample, s, None, metric) for s in range(len(sample.inter))]
 
 
-def draw_scores(sample: Sample, episodes: int, draws: int, metric: Metric = "miou") -> list[float]:
+def draw_scores(sample: MethodCounts, episodes: int, draws: int, metric: Metric = "miou") -> list[float]:
     """The mean over folds and seeds of each draw of `episodes` episodes a fold; a class it misses is left out there."""
     return [float(np.mean([_mean_of_folds(sample, s, slice(d * episodes, (d + 1) * episodes), metric)
                            for s in range(len(sample.inter))])) for d in range(draws)]
 
 
-def _mean_of_folds(sample: Sample, seed: int, part: slice | None, metric: Metric) -> float:
+def _mean_of_folds(sample: MethodCounts, seed: int, part: slice | None, metric: Metric) -> float:
     found = []
     for fold in np.unique(sample.folds):
         rows: Ints = np.flatnonzero(sample.folds == fold)

@@ -26,7 +26,7 @@ from fss_models.methods.fcp.config import FcpConfig
 from fss_models.methods.vrp_sam import model as vrp_sam
 from fss_models.methods.vrp_sam.config import VrpSamConfig
 from fss_models.preprocess import Preprocessor
-from fss_models.prototype_prompts.build import Parts
+from fss_models.prototype_prompts.build import PromptingParts
 from fss_models.prototype_prompts.parts import TokenAttention
 from fss_models.prototype_prompts.sams import PromptedSam1
 from fss_models.prototype_prompts.segmenter import PromptingSegmenter, clip_pairs
@@ -55,11 +55,11 @@ CASES: dict[str, dict[str, tuple[str, int, dict[str, Any]]]] = {
 }
 
 
-def tiny_parts(backbone: str) -> Parts:
+def tiny_parts(backbone: str) -> PromptingParts:
     size = Sam1Size(depth=2, width=12, heads=2, global_blocks=(1,), window=3, side=16 * GRID, prompt_width=WIDTH,
                     mask_channels=4, decoder_heads=2, decoder_mlp=16, iou_hidden=8)
     own = Vgg16(thinner=16) if backbone == "vgg" else DeepStemResNet((1, 1, 2, 2), thinner=16)
-    return Parts(sam=PromptedSam1(build_sam1(size)), backbone=own, preprocessor=Preprocessor(side=8 * GRID),
+    return PromptingParts(sam=PromptedSam1(build_sam1(size)), backbone=own, preprocessor=Preprocessor(side=8 * GRID),
                  checkpoint=True, frozen={})
 
 

@@ -8,7 +8,7 @@ import torch
 from fss_models.calibration import (
     NAMES,
     Calibrator,
-    Opinion,
+    ShotAgreement,
     describe_support,
     load_calibrator,
     look,
@@ -16,7 +16,7 @@ from fss_models.calibration import (
     stack,
 )
 from fss_models.calibration_fit import (
-    Observed,
+    Observation,
     auroc,
     estimate_prevalence,
     expected_error,
@@ -30,7 +30,7 @@ from fss_models.errors import FssError
 F = len(NAMES)
 
 
-def observed(sets: int, seed: int, *, shots: bool = True) -> list[Observed]:
+def observed(sets: int, seed: int, *, shots: bool = True) -> list[Observation]:
     """Sets of easy and hard classes: the first number tells presence, less well where the class is hard."""
     rng = torch.Generator().manual_seed(seed)
     found = []
@@ -43,7 +43,7 @@ def observed(sets: int, seed: int, *, shots: bool = True) -> list[Observed]:
         own = torch.randn(5, F, generator=rng)
         own[:, 0] += 2.0 + ease
         left = (own, (0.5 + 0.2 * ease + 0.1 * torch.randn(5, generator=rng)).clamp(0, 1)) if shots else None
-        found.append(Observed(class_id=number % 10, measured=measured, present=present, iou=iou, left_out=left))
+        found.append(Observation(class_id=number % 10, measured=measured, present=present, iou=iou, left_out=left))
     return found
 
 
@@ -96,7 +96,7 @@ def test_what_shots_say_of_one_another_shifts_it() -> None:
     for s in fresh:
         assert s.left_out is not None
         there, good = made.logits(s.left_out[0]).mean(dim=0).tolist()
-        opinion = Opinion(presence=there, quality=good, iou=float(s.left_out[1].mean()))
+        opinion = ShotAgreement(presence=there, quality=good, iou=float(s.left_out[1].mean()))
         told.append(made.probabilities(s.measured, opinion))
     shifted = torch.cat(told)
     assert auroc(shifted[:, 0], present) > auroc(plain[:, 0], present) + 0.03
@@ -127,7 +127,7 @@ def test_prevalence_is_estimated_from_photos_alone() -> None:
 
 def test_fitting_needs_both_kinds_of_photos() -> None:
     with pytest.raises(FssError, match="with and without"):
-        fit_calibrator([Observed(class_id=0, measured=torch.randn(4, F), present=torch.ones(4, dtype=torch.bool),
+        fit_calibrator([Observation(class_id=0, measured=torch.randn(4, F), present=torch.ones(4, dtype=torch.bool),
                                  iou=torch.ones(4))], scenes(), {})
 
 

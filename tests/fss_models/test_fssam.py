@@ -26,7 +26,7 @@ from fss_models.methods.fssam.prior import prior_masks, prior_prototypes
 from fss_models.methods.fssam.training import FssamAugmentation, poly_rate
 from fss_models.official import load_official, official_state
 from fss_models.prompts import collate, mask_prompt
-from fss_models.worker_episodes import Draw, draw_episode, published_episodes
+from fss_models.worker_episodes import IndexedEpisode, draw_episode, published_episodes
 
 HEIGHT, WIDTH = 50, 70
 
@@ -360,7 +360,8 @@ def test_the_last_drawn_support_comes_first_and_small_pools_are_refused() -> Non
 
     # class 1; per shot: a draw thrown away, then the query refused, or an image used before refused
     rng = Script([1, 4, 1, 2, 3, 2, 3])
-    assert draw_episode(rng, 10, [7], {7: [10, 11, 12, 13]}, 2) == Draw(query=10, class_id=7, supports=(12, 11))
+    wanted = IndexedEpisode(query=10, class_id=7, supports=(12, 11))
+    assert draw_episode(rng, 10, [7], {7: [10, 11, 12, 13]}, 2) == wanted
     with pytest.raises(FssError, match="too few"):
         published_episodes([[1]], {1: [0, 1]}, 2)
     with pytest.raises(FssError, match="no class"):

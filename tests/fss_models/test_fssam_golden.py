@@ -21,7 +21,7 @@ from torch import Tensor
 from fss_models.methods.fssam import attention, model
 from fss_models.methods.fssam.core import FssamCore
 from fss_models.methods.fssam.refine import QueryMemory, agreement, support_agreement
-from fss_models.sam2_core.core import Decoded
+from fss_models.sam2_core.core import DecodedMasks
 from fss_models.verification import tolerances
 from fss_models.verification.figures import excess
 from fss_models.verification.frame import GoldenCheck, run_folder
@@ -141,12 +141,12 @@ def soft_mask_thresholded(patch: pytest.MonkeyPatch) -> None:
 def blanking_by_the_object_score(patch: pytest.MonkeyPatch) -> None:
     right = FssamCore.decode
 
-    def wrong(self: FssamCore, *args: Any, **settings: Any) -> Decoded:
+    def wrong(self: FssamCore, *args: Any, **settings: Any) -> DecodedMasks:
         scores: list[Tensor] = []
         handle = self.sam.sam_mask_decoder.register_forward_hook(lambda _m, _a, output: scores.append(output[3]))
         found = right(self, *args, **settings)
         handle.remove()
-        return Decoded(logits=torch.where(scores[0][:, :, None, None] > 0, found.logits, -1024.0), ious=found.ious,
+        return DecodedMasks(logits=torch.where(scores[0][:, :, None, None] > 0, found.logits, -1024.0), ious=found.ious,
                        tokens=found.tokens)
 
     patch.setattr(FssamCore, "decode", wrong)

@@ -12,7 +12,7 @@ import torch
 from fss_models.errors import FssError
 from fss_models.metrics import (
     Counts,
-    Sample,
+    MethodCounts,
     episode_counts,
     interval,
     paired_difference,
@@ -73,7 +73,7 @@ def test_golden_unit_metrics() -> None:
     assert got.fb_iou * 100 == pytest.approx(float(want["fb_iou"]), rel=1e-6)
 
 
-def _sample(quality: float, *, seeds: int = 1, episodes: int = 40, noise: int = 0) -> Sample:
+def _sample(quality: float, *, seeds: int = 1, episodes: int = 40, noise: int = 0) -> MethodCounts:
     rng = np.random.default_rng(5)
     difficulty = rng.uniform(0.6, 1.0, (2, 3, episodes // 2))
     folds = []
@@ -87,7 +87,7 @@ def _sample(quality: float, *, seeds: int = 1, episodes: int = 40, noise: int = 
             union = np.full_like(inter, 1000)
             per_seed.append(Counts(class_ids=classes, inter=inter, union=union))
         folds.append((f, per_seed))
-    return Sample.of(folds)
+    return MethodCounts.of(folds)
 
 
 def test_interval_holds_the_score_and_narrows_with_confidence() -> None:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from fss_models.adapters import hooks
 from fss_models.adapters.adaptformer import AdaptFormer
 from fss_models.preprocess import Preprocessor
-from fss_models.sam2_core.core import MASK_BIAS, MASK_SCALE, Entries, MemoryRules, Sam2Core
+from fss_models.sam2_core.core import MASK_BIAS, MASK_SCALE, MemoryEntries, MemoryRules, Sam2Core
 from fss_models.verification.frame import run_folder
 from fss_models.verification.sansa import run_case
 from tests.fss_models.debug_outputs import deviation
@@ -98,7 +98,7 @@ def _one_candidate(patch: pytest.MonkeyPatch) -> None:
 def _binary_pseudo_references(patch: pytest.MonkeyPatch) -> None:
     remember = Sam2Core.remember_prediction
 
-    def wrong(self: Sam2Core, maps: Any, logits: Any, token: Any) -> Entries:
+    def wrong(self: Sam2Core, maps: Any, logits: Any, token: Any) -> MemoryEntries:
         return remember(self, maps, (logits > 0).float() * MASK_SCALE + MASK_BIAS, token)
 
     patch.setattr(Sam2Core, "remember_prediction", wrong)
@@ -112,9 +112,9 @@ def _mask_threshold_of_a_half(patch: pytest.MonkeyPatch) -> None:
 def _detached_memories(patch: pytest.MonkeyPatch) -> None:
     entries = Sam2Core._entries
 
-    def wrong(*args: Any) -> Entries:
+    def wrong(*args: Any) -> MemoryEntries:
         made = entries(*args)
-        return Entries(features=made.features.detach(), pointers=made.pointers.detach())
+        return MemoryEntries(features=made.features.detach(), pointers=made.pointers.detach())
 
     patch.setattr(Sam2Core, "_entries", wrong)
 

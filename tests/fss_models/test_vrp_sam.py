@@ -17,7 +17,7 @@ from fss_models.clip import Prompt, PromptBatch, PromptKind
 from fss_models.errors import FssError
 from fss_models.methods.vrp_sam import official
 from fss_models.methods.vrp_sam.encoder import VrpEncoder
-from fss_models.methods.vrp_sam.simulate import Streams, box_marks, draw_marks, simulate_marks
+from fss_models.methods.vrp_sam.simulate import RandomStreams, box_marks, draw_marks, simulate_marks
 from fss_models.official import load_official
 from fss_models.prototype_prompts.build import FloorMasks
 from fss_models.prototype_prompts.marks import grid_masks, mark_masks
@@ -154,7 +154,7 @@ def test_marks_of_an_empty_mask_are_empty() -> None:
     empty = torch.zeros(2, 8, 8)
     assert not bool(box_marks(empty).any())
     for kind in ("point", "scribble"):
-        assert not bool(draw_marks(empty, kind, Streams.seeded(1)).any())
+        assert not bool(draw_marks(empty, kind, RandomStreams.seeded(1)).any())
     assert simulate_marks(empty[:0], "point", seed=1).shape == (0, 8, 8)
 
 

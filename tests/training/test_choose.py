@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from fss_models.errors import FssError
-from fss_models.metrics import Sample
+from fss_models.metrics import MethodCounts
 from pipelines.config import ChooseConfig, EvalConfig, MethodConfig, Recipe
 from pipelines.storage import Store
 from pipelines.training.choose import Row, choose_winner, format_leaderboard, make_leaderboard, read_leaderboard
@@ -79,7 +79,7 @@ def test_speed_memory_and_cost(recipe: Recipe) -> None:
 
 
 def test_seeds_and_draws_are_told_apart(recipe: Recipe) -> None:
-    sample = Sample(folds=np.zeros(4, dtype=np.int64), class_ids=np.array([1, 2, 1, 2]),
+    sample = MethodCounts(folds=np.zeros(4, dtype=np.int64), class_ids=np.array([1, 2, 1, 2]),
                     inter=np.array([[[0, i] for i in (10, 20, 30, 40)], [[0, 50]] * 4]),
                     union=np.full((2, 4, 2), 100))
     assert seed_scores(sample) == pytest.approx([0.25, 0.5])
@@ -110,10 +110,10 @@ def test_where_nothing_is_sure_the_faster_wins(recipe: Recipe) -> None:
 
 def test_the_sentence_quotes_the_pair_that_decided() -> None:
     """The second best may be surely worse and the third not: an interval that leaves out 0 would be no reason."""
-    def made(*percent: int) -> Sample:
+    def made(*percent: int) -> MethodCounts:
         classes = len(percent)
         inter = np.array([[[0, p] for p in percent]])
-        return Sample(folds=np.zeros(classes, dtype=np.int64), class_ids=np.arange(classes), inter=inter,
+        return MethodCounts(folds=np.zeros(classes, dtype=np.int64), class_ids=np.arange(classes), inter=inter,
                       union=np.full((1, classes, 2), 100))
 
     samples = {"sansa": made(50, 50, 50, 50, 50, 50), "fssam": made(45, 44, 45, 46, 45, 45),

@@ -1,4 +1,4 @@
-"""Reading the weights that FSSAM is built on: SAM 2's own file, or an official FSSAM checkpoint, which holds all."""
+"""Reading the weights that FSSAM is built on: SAM 2's own file, or an official checkpoint with the whole model."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ SAM2, DINO = "sam2.", "dino."
 
 
 def parts(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """An official `state_dict` as tensors of SAM 2 and of DINOv2, each under its own code's names."""
+    """Split an official `state_dict` into tensors of SAM 2 and of DINOv2, under the names of either's own code."""
     sam2, dino = ({k.removeprefix(start): v for k, v in state.items() if k.startswith(start)}
                   for start in (SAM2, DINO))
     return sam2, dino
 
 
 def read_whole(weights: str | None) -> tuple[dict[str, Tensor], dict[str, Tensor]] | None:
-    """The parts of the official FSSAM checkpoint `weights`; None where it is SAM 2's own file or no file."""
+    """The parts of the official FSSAM checkpoint `weights`; None if `weights` is SAM 2's own file or no file."""
     if not weights or weights == RANDOM:
         return None
     sam2, dino = parts(read_tensors(weights))
@@ -33,11 +33,11 @@ def read_whole(weights: str | None) -> tuple[dict[str, Tensor], dict[str, Tensor
 
 
 def load_sam2(sam: Any, state: Mapping[str, Tensor], where: str, preset: str) -> None:
-    """SAM 2's tensors of an official checkpoint into a `SAM2Base`, strictly."""
+    """Load SAM 2's tensors of an official checkpoint into a `SAM2Base`. Raises `FssError` if they do not fit."""
     load_state(sam, state, where=where, hint=f"is it an FSSAM checkpoint of SAM 2 {preset}?")
 
 
 def load_dinov2(prior: Dinov2, state: Mapping[str, Tensor], where: str) -> None:
-    """DINOv2's tensors of an official checkpoint, strictly; the file's sha256 stands for them."""
+    """Load DINOv2's tensors of an official checkpoint strictly, and record the file's sha256 as theirs."""
     prior.load_hub_state(dict(state))
     prior.pretrained = {prior.name: hashlib.sha256(Path(where).read_bytes()).hexdigest()}

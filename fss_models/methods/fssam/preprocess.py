@@ -1,4 +1,4 @@
-"""The published resize: OpenCV's linear interpolation of float pixels, which takes no antialias (specification 10)."""
+"""The published resize: OpenCV's linear interpolation of float pixels, without antialias."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fss_models.preprocess import Mode, Preprocessor
 
 @dataclass(frozen=True, kw_only=True)
 class FssamPreprocessor(Preprocessor):
-    """Square resize of 8-bit pixels in float, then normalisation; mode `fast` is every method's."""
+    """Resizes 8-bit pixels to a square in float, then normalises; mode `fast` is the same for every method."""
 
     def __call__(self, images: Sequence[np.ndarray], mode: Mode | None = None) -> Images:
         """[H, W, 3] uint8 arrays -> pixels [N, 3, side, side] float and sizes [N, 2]."""

@@ -1,4 +1,4 @@
-"""The published training's learning rate, and its augmentation in numpy (specification 8).
+"""The published training's learning rate, and its augmentation in numpy.
 
 The official code scales, rotates, blurs, flips and crops with OpenCV on float pixels; its arithmetic is repeated here
 (linear weights in float32, rotation on a grid of 1/32 pixel), so that the same random numbers give the same picture
@@ -64,7 +64,7 @@ class FssamAugmentation:
 
 
 def _rotate(image: np.ndarray, label: np.ndarray, degrees: float) -> tuple[np.ndarray, np.ndarray]:
-    """About the centre (W/2, H/2); the corners are filled with the mean colour and with void."""
+    """Rotate about the centre (W/2, H/2); corners are filled with the mean colour and with void."""
     height, width = label.shape
     cosine, sine = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
     inverse = np.array([[cosine, -sine], [sine, cosine]])  # output -> input, y down
@@ -92,7 +92,7 @@ def _at(picture: np.ndarray, x: np.ndarray, y: np.ndarray, outside: np.ndarray) 
 
 
 def _blur(image: np.ndarray) -> np.ndarray:
-    """5 x 5 binomial, mirrored at the border without repeating it."""
+    """Blur with a 5 x 5 binomial; the image is mirrored at the border without repeating the border's pixels."""
     for axis in (1, 0):
         wide = np.pad(image, [(2, 2) if a == axis else (0, 0) for a in range(3)], mode="reflect")
         image = np.asarray(sum(w * wide.take(np.arange(image.shape[axis]) + i, axis) for i, w in enumerate(_BLUR)),
@@ -101,7 +101,7 @@ def _blur(image: np.ndarray) -> np.ndarray:
 
 
 def _pad(image: np.ndarray, label: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
-    """To at least side x side, symmetrically; an odd pixel goes right or below."""
+    """Pad symmetrically to at least side x side; an odd pixel goes right or below."""
     (top, left), (bottom, right) = zip(*((lack // 2, lack - lack // 2) for n in label.shape
                                          for lack in (max(side - n, 0),)), strict=True)
     if not top + bottom + left + right:

@@ -21,7 +21,7 @@ from fss_models.segmenter import Segmenter
 
 @register_method("prior", config=PriorConfig)
 class Prior(Segmenter):
-    """Prototypes on the trunk's stride-16 and stride-32 maps, each normalised, side by side."""
+    """Prototypes on the trunk's stride-16 and stride-32 maps, which are normalised and joined."""
 
     trains = False
     prompt_kinds = frozenset({PromptKind.MASK})
@@ -35,7 +35,7 @@ class Prior(Segmenter):
 
     @property
     def untrained(self) -> bool:
-        """A Hiera trunk without a checkpoint holds random values."""
+        """Whether the trunk is a Hiera without a checkpoint, which holds random values."""
         return not self._has_weights
 
     def frozen_weights(self) -> dict[str, str]:
@@ -65,7 +65,7 @@ class Prior(Segmenter):
         return Memory(tensors={"prototypes": F.normalize(prototypes, dim=2)}, counts=prompts.counts)
 
     def segment(self, memory: Memory, features: Features, pairs: Tensor) -> Prediction:
-        """Logits at stride 16; the score is the mean foreground probability of the predicted pixels."""
+        """Predict logits at stride 16; the score is the mean foreground probability of the predicted pixels."""
         prototypes = memory.tensors["prototypes"][pairs[:, 0]]
         maps = F.normalize(features.maps["trunk"], dim=1)[pairs[:, 1]]
         cosine = torch.einsum("pchw,ptc->pthw", maps, prototypes)

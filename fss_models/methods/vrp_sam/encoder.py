@@ -1,4 +1,4 @@
-"""VRP-SAM's prompt encoder: learned queries read the marked reference, then the query image (specification 3).
+"""VRP-SAM's prompt encoder: learned queries read the marked reference, then the query image.
 
 Letters as in `prototype_prompts.parts`.
 """
@@ -11,17 +11,17 @@ from sam2.modeling.position_encoding import PositionEmbeddingSine
 from torch import Tensor, nn
 
 from fss_models.prototype_prompts.analysis import TokenReading
-from fss_models.prototype_prompts.parts import Guide, Reduce, TokenAttention, cells, masked_mean
+from fss_models.prototype_prompts.parts import ChannelReduction, GuidingLayer, TokenAttention, cells, masked_mean
 
 
 class VrpEncoder(nn.Module):
-    """Trained part of VRP-SAM. channels: of the fused backbone features; width: D, of SAM's prompts."""
+    """Trained part of VRP-SAM. `channels` is that of the fused backbone features, `width` (D) that of SAM's prompts."""
 
     def __init__(self, *, tokens: int, channels: int, width: int, dropout: float) -> None:
         super().__init__()
         self._place: Any = PositionEmbeddingSine(width, warmup_cache=False)
-        self.reduce = Reduce(channels, width, dropout)
-        self.guide = Guide(width)
+        self.reduce = ChannelReduction(channels, width, dropout)
+        self.guide = GuidingLayer(width)
         self.tokens = nn.Embedding(tokens, width)
         self.support_cross = TokenAttention(width)
         self.support_self = TokenAttention(width)
@@ -29,7 +29,7 @@ class VrpEncoder(nn.Module):
         self.query_self = TokenAttention(width)
 
     def lift(self, fused: Tensor) -> tuple[Tensor, Tensor]:
-        """Fused features [N, C, G, G] -> reduced [N, D, G, G] and their share of the guide, likewise."""
+        """Fused features [N, C, G, G] -> reduced features and their share of the guiding layer, both [N, D, G, G]."""
         reduced = self.reduce(fused)
         return reduced, self.guide.lift(reduced)
 
