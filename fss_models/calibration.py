@@ -24,9 +24,9 @@ NAMES = ("predicted_iou", "probability_inside", "peak", "stability", "entropy", 
          "best_match", "least_shot", "shot_spread")
 VERSION = 1
 GOOD_IOU = 0.5  # a mask of at least this IoU is good
-MIN_ADJUST = 3  # shots from which on leave-one-out is asked
-OFFSET = 1.0  # of a logit: a mask is stable that does not change when the cut moves by so much
-RIDGE = 1e-2  # per sample, on standardised numbers
+MIN_ADJUST = 3  # smallest number of shots for leave-one-out
+OFFSET = 1.0  # a mask is stable if moving its threshold by this logit does not change it
+RIDGE = 1e-2  # ridge penalty per sample, on standardised numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,7 +177,8 @@ class Calibrator:
         """Serialise the calibrator as the bytes of a safetensors file."""
         named = {k: v.contiguous() for k, v in self.__dict__.items() if isinstance(v, Tensor)}
         about = {"version": VERSION, "names": NAMES, "about": self.about}
-        return save(named, metadata={"fss": json.dumps(about, sort_keys=True)})  # one key: theirs come in any order
+        # one key, since safetensors does not keep the order of several
+        return save(named, metadata={"fss": json.dumps(about, sort_keys=True)})
 
 
 def load_calibrator(data: bytes, where: str = "") -> Calibrator:

@@ -11,11 +11,11 @@ from torch import Tensor
 from fss_models.calibration import GOOD_IOU, RIDGE, Calibrator, ShotAgreement, distance, with_one
 from fss_models.errors import FssError
 
-DIRECTIONS = 8  # of the scenes
+DIRECTIONS = 8  # main directions of the scenes that are kept
 NEWTON_STEPS = 50
-MIN_SETS = 20  # support sets with an opinion that the shift by leave-one-out needs
+MIN_SETS = 20  # support sets with leave-one-out results that the shift needs
 EM_STEPS = 200
-FAR = 1.5  # times the farthest of the fitted photos
+FAR = 1.5  # a photo is far beyond this multiple of the fitted photos' largest distance
 
 
 @dataclass(frozen=True, kw_only=True)

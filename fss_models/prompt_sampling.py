@@ -19,7 +19,7 @@ from fss_models.clip import Prompt, PromptKind
 from fss_models.errors import FssError
 
 MOST_MARKS = 20  # points, or strokes of a scribble
-EVALUATION_STROKES = 9  # what the official evaluation's fixed seed always draws, with the `curve` style
+EVALUATION_STROKES = 9  # the official evaluation's fixed seed always draws this number, with the `curve` style
 SampledKind = Literal["mask", "point", "box", "scribble", "multi"]
 _EACH: tuple[SampledKind, ...] = ("mask", "point", "scribble", "box")
 _KINDS = {"mask": PromptKind.MASK, "point": PromptKind.POINTS, "scribble": PromptKind.SCRIBBLE, "box": PromptKind.BOX}
@@ -29,7 +29,7 @@ _KINDS = {"mask": PromptKind.MASK, "point": PromptKind.POINTS, "scribble": Promp
 class StrokeStyle:
     """Ranges of a stroke's random walk, in pixels and radians per vertex."""
 
-    vertices: tuple[int, int]  # at least, below
+    vertices: tuple[int, int]  # range [low, high) of their number
     top_speed: float
     acceleration: float
     turn: float

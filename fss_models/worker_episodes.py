@@ -46,7 +46,7 @@ def draw_episode(
         raise FssError(f"class {class_id} has {len(pool)} images, too few for {shots} shots beside the query {query}")
     chosen: list[int] = []
     for _ in range(shots):
-        rng.randint(1, len(pool))  # the official loop always throws the first draw away
+        rng.randint(1, len(pool))  # the official loop always discards the first draw
         while True:
             at = rng.randint(1, len(pool)) - 1
             if pool[at] != query and at not in chosen:

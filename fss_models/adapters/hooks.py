@@ -44,7 +44,7 @@ def after(module: nn.Module, apply: Apply) -> None:
 
 def beside(block: Any, apply: Apply) -> None:
     """Add apply(u) to the output of a transformer block, which becomes u + MLP(norm2(u)) + apply(u)."""
-    seen: list[Tensor] = []  # in the closure: no module state, no graph kept alive
+    seen: list[Tensor] = []  # kept in the closure, so that the module holds no state and no graph stays alive
 
     def remember(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
         seen[:] = [args[0]]

@@ -44,7 +44,7 @@ class Dinov2(nn.Module):
         self.vit: Any = VisionTransformer(
             img_size=native, patch_size=self.patch, embed_dim=width, depth=blocks, num_heads=heads,
             mlp_ratio=mlp_ratio, init_values=1.0, num_classes=0)
-        self.register_buffer("mask_token", torch.zeros(1, width))  # in the hub's files; plays no part here
+        self.register_buffer("mask_token", torch.zeros(1, width))  # the hub's files hold it; it is not used here
 
     def forward(self, pixels: Tensor) -> Tensor:
         """[N, 3, H, W], ImageNet-normalised, H and W multiples of 14 -> patch tokens [N, width, H / 14, W / 14]."""

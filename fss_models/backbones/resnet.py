@@ -33,7 +33,7 @@ class DeepStemResNet(ImagenetBackbone):
         from timm.models.resnet import Bottleneck, ResNet
 
         widths = tuple(w // thinner for w in (64, 128, 256, 512))
-        bottleneck: Any = Bottleneck  # timm annotates an instance where it takes the class
+        bottleneck: Any = Bottleneck  # timm's annotation asks for an instance, but the argument is the class
         net: Any = ResNet(bottleneck, blocks, num_classes=0, output_stride=8, stem_type="deep",
                           stem_width=64 // thinner, channels=widths, zero_init_last=False)
         self.layer0 = nn.Sequential(*net.conv1, net.bn1, net.act1, net.maxpool)

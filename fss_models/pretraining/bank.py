@@ -17,10 +17,10 @@ from torch import Tensor
 from fss_models.pretraining.objective import PretrainClips, PretrainPrompt
 from fss_models.pretraining.views import Views
 
-QUARTERS = {PretrainPrompt.MASK: 2, PretrainPrompt.BOX: 1, PretrainPrompt.POINTS: 1}  # of a step's clips
+QUARTERS = {PretrainPrompt.MASK: 2, PretrainPrompt.BOX: 1, PretrainPrompt.POINTS: 1}  # quarters of a step's clips
 MOST_POINTS = 4
-MIN_SHARE = 0.004  # of a view's pixels: an object that covers less cannot be marked there
-BOX_NOISE = 0.1  # of a box's side
+MIN_SHARE = 0.004  # an object that covers a smaller share of a view cannot be marked there
+BOX_NOISE = 0.1  # largest shift of a box's corner, as a share of the box's side
 TRIES = 20
 
 Encode = Callable[[Tensor], list[Tensor]]  # pixels [N, 3, R, R] uint8 -> the trunk's maps, finest first

@@ -75,7 +75,7 @@ def pyramid(core: Sam2Core, stages: list[Tensor]) -> Maps:
     convolution with an eighth and a quarter of the channels, which saves a third of a training step on a CPU.
     """
     neck, decoder = core.sam.image_encoder.neck, core.sam.sam_mask_decoder
-    lateral = [conv.conv for conv in reversed(neck.convs)]  # SAM 2 keeps them coarse to fine
+    lateral = [conv.conv for conv in reversed(neck.convs)]  # SAM 2 stores them from coarse to fine
     coarse = F.interpolate(lateral[3](stages[3]), scale_factor=2.0, mode=neck.fpn_interp_model)
     return {"f0": _in_turn(stages[0], lateral[0], decoder.conv_s0),
             "f1": _in_turn(stages[1], lateral[1], decoder.conv_s1), "f2": lateral[2](stages[2]) + coarse}

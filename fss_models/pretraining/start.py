@@ -14,8 +14,8 @@ from sam2.modeling.sam.transformer import Attention
 
 from fss_models.sam2_core.core import Sam2Core
 
-FREQUENCY = 0.25  # of the usual position codes
-GAIN = 2.0  # of the usual projections
+FREQUENCY = 0.25  # factor on the usual frequencies of position codes
+GAIN = 2.0  # factor on the usual projections
 
 
 @torch.no_grad()

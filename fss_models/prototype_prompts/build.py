@@ -21,9 +21,9 @@ from fss_models.sam1.build import SIZES, build_sam1
 from fss_models.sam2_core.build import build_sam2, origin
 from fss_models.sam2_core.core import Sam2Core
 
-IMAGE_SIDE = 512  # at which the published code works; SAM sees the same pixels enlarged to its own side
+IMAGE_SIDE = 512  # side of the published code's images; SAM gets the same pixels enlarged to its own side
 ALL_PRESETS = (*PRESETS, *SIZES)
-_SMALL = ("debug", "nano")  # work at SAM 2's side, on its trunk
+_SMALL = ("debug", "nano")  # presets that work at SAM 2's side, on its trunk
 
 
 @dataclass(frozen=True, kw_only=True)

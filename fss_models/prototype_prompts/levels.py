@@ -16,7 +16,7 @@ from fss_models.prototype_prompts.parts import cells, resize_aligned
 
 Backbone = Literal["auto", "resnet50", "resnet101", "vgg16", "dinov2_small", "dinov2_base", "dinov2_large", "trunk"]
 BACKBONES: tuple[Backbone, ...] = get_args(Backbone)
-_CUTS = (12 / 24, 21 / 24)  # of DINOv2's blocks: where layer2 and layer3 end
+_CUTS = (12 / 24, 21 / 24)  # shares of DINOv2's blocks after which layer2 and layer3 end
 
 
 class DinoLevels(nn.Module):

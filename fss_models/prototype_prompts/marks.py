@@ -14,7 +14,7 @@ from torch import Tensor
 from fss_models.clip import PromptBatch, PromptKind
 from fss_models.errors import FssError
 
-BRUSH_RADIUS = 3 / 512  # of a scribble given as points, as a share of R; the released simulation draws 3 to 9 pixels
+BRUSH_RADIUS = 3 / 512  # radius of scribbles given as points, as a share of R; the released code draws 3 to 9 px
 
 
 def mark_masks(prompts: PromptBatch) -> Tensor:
@@ -25,7 +25,7 @@ def mark_masks(prompts: PromptBatch) -> Tensor:
     side = prompts.masks.shape[-1]
     kind = prompts.kind.to(prompts.masks.device)
     if bool(((prompts.labels == 0) & (prompts.kind[..., None] != PromptKind.PAD)).any()):
-        raise FssError("takes points on the object only", mend="leave out the points marked as background")
+        raise FssError("this method reads points on the object only", mend="leave out the points marked as background")
     touched = _touched(prompts.points, prompts.labels == 1, side).to(prompts.masks)
     radius = round(BRUSH_RADIUS * side)
     drawn = F.max_pool2d(touched, 2 * radius + 1, stride=1, padding=radius)

@@ -23,7 +23,7 @@ from fss_models.prototype_prompts.sams import PromptedSam2
 from fss_models.sam2_core.build import origin
 from fss_models.segmenter import Segmenter
 
-DECODER_MAPS = ("sam", "f0", "f1")  # of `Features.maps`, what the mask decoder reads
+DECODER_MAPS = ("sam", "f0", "f1")  # the maps of `Features` that the mask decoder reads
 LEVELS = ("mid", "high", "top")  # layer2, layer3, layer4
 _DECODER = ("image_encoder.neck.", "sam_mask_decoder.", "no_mem_embed", "sam_prompt_encoder.no_mask_embed.")
 _RANDOM_BUFFER = "positional_encoding_gaussian_matrix"

@@ -22,9 +22,9 @@ from torch import Tensor
 
 from fss_models.errors import FssError
 
-CHAMPION = "champion"  # folder of the bundle that stands in where nothing was promoted
+CHAMPION = "champion"  # folder of the bundle that is used until one is promoted
 REINSTALL = "reinstall the package"
-HASH_DIGITS = 16  # of a photo's sha256, as in bundles
+HASH_DIGITS = 16  # digits of a photo's sha256 that are kept, as in bundles
 _KEY = "fss-"
 _SHA, _PHOTO = re.compile(r"[0-9a-f]{64}"), re.compile(rf"[0-9a-f]{{{HASH_DIGITS}}}")
 
@@ -112,11 +112,11 @@ def find_weights(name: str, folder: Path | None = None) -> ShippedWeights | None
     if not name or not path.is_file():
         return None
     if not about.is_file():
-        raise FssError("does not say where it comes from", where=str(path),
+        raise FssError("has no provenance", where=str(path),
                        mend=f"{about.name} is missing: {REINSTALL}")
     provenance = read_provenance(about)
     if provenance.file != path.name:
-        raise FssError(f"is about {provenance.file!r}", where=str(about), mend=REINSTALL)
+        raise FssError(f"describes {provenance.file!r}", where=str(about), mend=REINSTALL)
     return ShippedWeights(name=name, path=path, provenance=provenance)
 
 
@@ -155,7 +155,7 @@ def write_weights(name: str, state: Mapping[str, Tensor], *, folder: Path | None
     text = json.dumps(asdict(provenance), indent=1)
     _parse(json.loads(text), str(folder / f"{name}.json"))
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.json").unlink(missing_ok=True)  # never the new file under the old one's description
+    (folder / f"{name}.json").unlink(missing_ok=True)  # else the new file could stand beside the old description
     for target, written in ((folder / provenance.file, content), (folder / f"{name}.json", f"{text}\n".encode())):
         hidden = target.with_name(f".tmp-{target.name}")
         hidden.write_bytes(written)
@@ -204,7 +204,7 @@ def read_provenance(path: Path) -> Provenance:
 def _parse(content: Any, where: str) -> Provenance:
     given = _fields(content, Provenance, where)
     if not isinstance(given["data"], list):
-        raise FssError("data is no list", where=where, mend=REINSTALL)
+        raise FssError("data is not a list", where=where, mend=REINSTALL)
     data = tuple(TrainingData(**_fields(one, TrainingData, where)) for one in given["data"])
     for wrong in (p for one in data for p in one.photos if not _PHOTO.fullmatch(str(p))):
         raise FssError(f"{wrong!r} is not the first {HASH_DIGITS} digits of a photo's sha256", where=where)
@@ -216,7 +216,7 @@ def _parse(content: Any, where: str) -> Provenance:
 def _fields(content: Any, kind: type, where: str) -> dict[str, Any]:
     """Return `content` if it has exactly the fields of the dataclass `kind`; lists of photos become tuples."""
     if not isinstance(content, dict):
-        raise FssError(f"is no {kind.__name__}", where=where, mend=REINSTALL)
+        raise FssError(f"is not a {kind.__name__}", where=where, mend=REINSTALL)
     known = {f.name for f in fields(kind)}
     for key in sorted(known ^ content.keys()):
         raise FssError(f"{'lacks' if key in known else 'has unknown'} {key!r}", where=where, mend=REINSTALL)

@@ -43,7 +43,7 @@ def run_case(folder: Path, name: str, case: dict[str, Any]) -> Iterator[GoldenCh
 
 
 def build(case: cases.GoldenCase, **settings: Any) -> Fcp:
-    """The case's model, holding its values, in evaluation mode."""
+    """Build the case's model with its values, in evaluation mode."""
     drop = case.config.get("attn_drop_out", 0.0)
     config = FcpConfig(**implied(case.model), attention_dropout=drop, **settings)
     model = Fcp(preset="golden", config=config, parts=case.parts())
@@ -68,7 +68,7 @@ def _one_shot(case: cases.GoldenCase) -> Iterator[GoldenCheck]:
 
 
 def _many_shots(case: cases.GoldenCase) -> Iterator[GoldenCheck]:
-    """Both ways of taking the support's SAM features: `official/` the first shot's, `per_shot/` each shot's own."""
+    """Compare both sources of the support's SAM features: `official/` the first shot, `per_shot/` each shot itself."""
     to, clip = cases.Comparison(case.name, case.outputs), case.clip()
     b, k, _ = clip.shape
     for way, setting in (("official/", "first"), ("per_shot/", "each")):
@@ -99,7 +99,7 @@ def _many_shots(case: cases.GoldenCase) -> Iterator[GoldenCheck]:
 
 
 def _train(case: cases.GoldenCase) -> Iterator[GoldenCheck]:
-    """Training steps, with recorded dropout where the case has masks."""
+    """Compare training steps, with recorded dropout where the case has masks."""
     model = build(case).train()
     replay_dropout(model.encoder, cases.dropout_masks(case.outputs))
 
@@ -112,7 +112,8 @@ def _train(case: cases.GoldenCase) -> Iterator[GoldenCheck]:
 def replay_dropout(encoder: FcpEncoder, masks: list[tuple[Tensor, float]]) -> None:
     """Give each dropout its recorded masks, in the released order; without any, nothing is dropped.
 
-    Released order: reduce(query), reduce(support), support steps, query steps, matching. Ours takes the support first.
+    The released order is reduce(query), reduce(support), support steps, query steps, matching; we reduce the support
+    first.
     """
     layers = [*encoder.support_steps, *encoder.query_steps, encoder.match_cross]
     encoder.reduce.dropout = cases.RecordedDropout([masks[1], masks[0]] if masks else [])
@@ -128,7 +129,7 @@ def _pooled_top(model: Fcp, features: Features, clip: Clip) -> Tensor:
 
 
 def forward_outputs(record: Recorder, model: Fcp, clip: Clip) -> dict[str, Tensor]:
-    """What the sub-modules got and gave, by official name. Our call order is support first, then query."""
+    """Inputs and outputs of the sub-modules by official name. Our call order is support first, then query."""
     got, given, steps = record.got, record.given, model.config.steps
     guide_sam, guide_res = given["encoder.guide_sam"], given["encoder.guide_res"]
     grid = guide_sam[0][2].shape[-2:]
@@ -163,7 +164,7 @@ def forward_outputs(record: Recorder, model: Fcp, clip: Clip) -> dict[str, Tenso
 
 
 def _losses(record: Recorder, model: Fcp, clip: Clip, named: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Every loss and its parts; weights taken out again."""
+    """Every loss and its parts, divided by their weights."""
     about, steps = model.config, model.config.steps
     bce, dice = (named[k] / about.prompt_weight for k in ("mask", "dice"))
     found = {"loss/prompt_bce": bce, "loss/prompt_dice": dice, "loss/prompt": bce + dice,
@@ -191,7 +192,7 @@ def _pseudo_masks(have: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _full_size(folder: Path, name: str, case: dict[str, Any]) -> Iterator[GoldenCheck]:
-    """The token encoder at real size; its weights and inputs are drawn from numpy's streams."""
+    """Compare the token encoder at real size; its weights and inputs are drawn from numpy's streams."""
     want = load_file(folder / name / "outputs.safetensors")
     _, tokens, width = want["prompt/vrp"].shape
     masks = [k for k in want if k.startswith("pseudo/attention_step")]

@@ -63,19 +63,19 @@ class WorstErrors:
         self._worst: dict[tuple[str, Bound], float] = {}
 
     def record(self, quantity: str, error: float, bound: Bound | None = None) -> None:
-        """Take an error into account; `bound` is needed for a quantity that `bounds` does not name."""
+        """Record an error of a quantity; `bound` is needed if `bounds` does not name the quantity."""
         key = quantity, bound or self.bounds[quantity]
         self._worst[key] = max(self._worst.get(key, 0.0), error)
 
     def checks(self) -> Iterator[GoldenCheck]:
-        """One check a quantity: those of `bounds` in its order, then the others as they came."""
+        """One check for each quantity: those of `bounds` in its order, then the others as they were recorded."""
         order = {quantity: place for place, quantity in enumerate(self.bounds)}
         for (quantity, bound), error in sorted(self._worst.items(), key=lambda item: order.get(item[0][0], len(order))):
             yield GoldenCheck(case=self.case, quantity=quantity, error=error, bound=bound)
 
 
 def run_folder(folder: str | Path) -> Iterator[GoldenCheck]:
-    """All checks of all cases, case by case. Raises `FssError` if the folder is not of the layout."""
+    """Run all cases of a folder, one after the other. Raises `FssError` if the folder does not have the layout."""
     root = Path(folder)
     if not (root / "cases.json").is_file():
         raise FssError("has no cases.json", where=str(root), mend="give a folder of golden cases")

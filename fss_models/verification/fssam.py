@@ -1,7 +1,7 @@
-"""FSSAM's golden cases: what the official code computed at tiny sizes, stage by stage and end to end.
+"""FSSAM's golden cases: tensors of the official code at tiny sizes, stage by stage and end to end.
 
 Everything is read from the case's own files, so other batches, sizes, shots and seeds work. `units.npz` and
-`episodes.npz` in the same folder are held against our functions together with the first case.
+`episodes.npz` in the same folder are compared together with the first case.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ BOUNDS = GOLDEN["fssam"]
 
 
 def run_case(folder: Path, name: str, case: dict[str, Any]) -> Iterator[GoldenCheck]:
-    """A case with its variants; with the folder's first case also its units and episodes."""
+    """Compare a case and its variants; the folder's first case also runs the units and episodes."""
     state = read_npz(folder / case["state"])
     want = read_npz(folder / case["file"])
     files = {case["file"]: {}} | case.get("variants", {})
@@ -52,19 +52,19 @@ def run_case(folder: Path, name: str, case: dict[str, Any]) -> Iterator[GoldenCh
 
 
 def read_npz(path: Path) -> Arrays:
-    """The tensors of an `.npz`, nothing unpickled. Arrays of text become empty tensors; see `read_names`."""
+    """Read the tensors of an `.npz` without unpickling anything. Arrays of text become rows of character codes."""
     with np.load(path, allow_pickle=False) as file:
         return {k: torch.from_numpy(np.ascontiguousarray(file[k])).reshape(file[k].shape)
                 if file[k].dtype.kind != "U" else _text(file[k]) for k in file.files}
 
 
 def _text(array: np.ndarray) -> Tensor:
-    """Names as rows of character codes."""
+    """Convert names to rows of character codes."""
     return torch.from_numpy(np.array([[ord(c) for c in str(s).ljust(array.dtype.itemsize // 4, "\0")] for s in array]))
 
 
 def load_model(case: dict[str, Any], state: Arrays) -> Fssam:
-    """The model of a case's geometry with its weights, in the case's mode."""
+    """Build the model of a case's geometry with its weights, in the case's mode."""
     sam = instantiate(sam2_config(preset_of(case), True), _recursive_=True)
     config = FssamConfig(num_refine=case["num_refine"], ver_refine=case["ver_refine"], train="published",
                          k_shot=case.get("k_shot", "repaired"))
@@ -93,7 +93,7 @@ def _dino(case: dict[str, Any], state: Arrays) -> Dinov2:
 
 
 def check_case(label: str, model: Fssam, inputs: Arrays, want: Arrays) -> Iterator[GoldenCheck]:
-    """Every stage of one file, grouped by stage; the largest excess over the relative tolerance is shown."""
+    """Compare every stage of one file; a check shows the largest excess over the relative tolerance in its group."""
     with torch.no_grad():
         ours = observe(model, clip_of(inputs), {**inputs, **want})
     worst = WorstErrors(label)
@@ -104,13 +104,13 @@ def check_case(label: str, model: Fssam, inputs: Arrays, want: Arrays) -> Iterat
 
 
 def _stage(key: str) -> str:
-    """`scma/layer0/att_bias` is judged as `scma/att_bias`."""
+    """Name of a quantity without its layer: `scma/layer0/att_bias` becomes `scma/att_bias`."""
     first, _, rest = key.partition("/")
     return f"{first}/{rest.split('/', 1)[1]}" if rest.startswith("layer") and "/" in rest else key
 
 
 def check_gradients(label: str, model: Fssam, inputs: Arrays, want: Arrays) -> Iterator[GoldenCheck]:
-    """Gradient norms, whole gradients, and which optimised parameters get none."""
+    """Compare gradient norms, whole gradients, and the list of optimised parameters that get no gradient."""
     mine = {"sam2." + n.removeprefix("core.sam."): p for n, p in model.named_parameters()}
     for key in want:
         if key.startswith("gradnorm_not_optimised/"):

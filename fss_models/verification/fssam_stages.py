@@ -1,7 +1,7 @@
-"""What our implementation computes at each stage of an episode, under the names of the golden files.
+"""Our implementation's tensors at each stage of an episode, under the names of the golden files.
 
-Later stages are fed what our earlier ones gave; only the attention layers are also run on recorded inputs, so that a
-deviation shows where it arises.
+Each stage gets our own results of the earlier ones. Only the attention layers are also run on recorded inputs, so that
+a deviation shows where it arises.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Found = dict[str, Tensor]
 
 
 def observe(model: Fssam, clip: Clip, want: Found) -> Found:
-    """All quantities of a case that ours computes; `want` holds the recorded inputs of the attention layers."""
+    """Compute all quantities of a case; `want` holds the recorded inputs of the attention layers."""
     b, k, _ = clip.shape
     features = model.encode(clip.images)
     support, query = (take(features.maps, torch.arange(*span)) for span in ((0, b * k), (b * k, b * k + b)))
@@ -108,7 +108,7 @@ def _attention_inputs(model: Fssam, memory: Memory, rows: Tensor, query: Maps, m
 
 
 def _attention_layer(attn: Any, name: str, want: Found) -> Found:
-    """One cross attention on the recorded tokens."""
+    """Run one cross attention on the recorded tokens."""
     q_in, k_in = want[f"{name}/q_in"], want[f"{name}/k_in"]
     (b, n), rest = q_in.shape[:2], int(want["scma/num_obj_ptr_tokens"])
     small = want["scma/support_mask_small"][:, 0].unflatten(0, (b, -1))  # [b, T, f, f]
@@ -127,14 +127,14 @@ def _attention_layer(attn: Any, name: str, want: Found) -> Found:
 
 
 def _end_to_end(model: Fssam, clip: Clip, memory: Memory, features: Features) -> Found:
-    """`segment` itself, watched at the layers' borders and at the decoder's output."""
+    """Run `segment` and record the inputs and outputs of the attention's layers and the decoder's output."""
     b = len(memory)
     first, attention = len(clip.references), model.core.sam.memory_attention
     pairs = torch.stack([torch.arange(b), first + torch.arange(b)], dim=1)
     with Recorder(attention=attention, decoder=model.core.sam.sam_mask_decoder) as record:
         logits = model.segment(memory, features, pairs).logits
     layers = [f"attention.layers.{i}" for i in range(len(attention.layers))]
-    after = [*(f"{layer}.norm1" for layer in layers[1:]), "attention.norm"]  # what follows each layer
+    after = [*(f"{layer}.norm1" for layer in layers[1:]), "attention.norm"]  # the module after each layer
     low, ious, _, scores = record.got["decoder"][-1]
     target = clip.target_masks[:, 0]
     found = {"scma/output": record.got["attention.norm"][0].transpose(0, 1), "out/logits": logits,

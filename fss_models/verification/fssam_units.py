@@ -1,6 +1,6 @@
-"""FSSAM's single functions and its episode sampler against what the official code gave (`units.npz`, `episodes.npz`).
+"""Comparison of FSSAM's single functions and episode sampler with the official code's (`units.npz`, `episodes.npz`).
 
-|difference| <= 1e-6 max(1, largest value) + 1e-4 |reference|; labels, counts of random numbers and episodes exactly.
+|difference| <= 1e-6 max(1, largest value) + 1e-4 |reference|; labels, counts of random numbers and episodes are exact.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PICTURE = Bound(tolerance=0.51, floor=1.0)  # augmented pixels in 0..255: OpenCV
 
 
 def check_units(want: Arrays) -> Iterator[GoldenCheck]:
-    """Every function that the file has values of."""
+    """Compare every function that the file has values of."""
     groups = (_pooling, _dice, _poly, _counts, _prior, _refinement, _validation, _augmentation, _seeds)
     for found in groups:
         for key, ours in found(want).items():
@@ -41,7 +41,7 @@ def check_units(want: Arrays) -> Iterator[GoldenCheck]:
 
 
 def check_episodes(want: Arrays) -> Iterator[GoldenCheck]:
-    """Two passes of the sampler for each number of shots and workers in the file; the error counts wrong rows."""
+    """Run the sampler for each number of shots and workers in the file; the error is the number of wrong rows."""
     pools = {int(k.removeprefix("class").removesuffix("_files")): v.tolist()
              for k, v in want.items() if k.startswith("class")}
     classes = sorted(pools)

@@ -1,4 +1,4 @@
-"""What the golden cases of FCP and VRP-SAM have in common: reading a case, building its tiny model, comparing."""
+"""The common part of FCP's and VRP-SAM's golden cases: reading a case, building its tiny model, comparing."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class GoldenCase:
         return int(self.inputs["support_imgs"].shape[1])
 
     def parts(self) -> PromptingParts:
-        """The case's SAM and backbone, holding their values."""
+        """Build the case's SAM and backbone with their values."""
         about, grid = self.config, self.config["grid"]
         sam = about["sam"]
         size = Sam1Size(
@@ -114,7 +114,7 @@ class Comparison(WorstErrors):
         self.record(parts[1] if nested else parts[0], error, bound)
 
     def checks(self) -> Iterator[GoldenCheck]:
-        """One check a group, and one that no output was left out."""
+        """One check for each group, and one that every output was compared."""
         yield from super().checks()
         missed = sorted(self.want.keys() - self.seen)
         note = f"not compared: {', '.join(missed[:3])}{' ...' if len(missed) > 3 else ''}" if missed else ""
@@ -154,19 +154,19 @@ def train_case(
 
 
 def total(named: Mapping[str, Tensor]) -> Tensor:
-    """The sum that is minimised."""
+    """Sum of the losses, which is minimised."""
     return torch.stack(list(named.values())).sum()
 
 
 class RecordedDropout(nn.Module):
-    """Dropout by recorded keep-masks, one a call: x * mask / (1 - p). Without masks nothing is dropped."""
+    """Dropout with recorded keep-masks, one for each call: x * mask / (1 - p). Without masks nothing is dropped."""
 
     def __init__(self, masks: list[tuple[Tensor, float]]) -> None:
         super().__init__()
         self._masks, self._drops = list(masks), bool(masks)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x of the mask's shape, or with its batch of heads split in two, or with cells where the mask has one."""
+        """Apply the next mask to x; x has its shape, or splits its first axis in two, or has cells where it has one."""
         if not self._drops:
             return x
         mask, p = self._masks.pop(0)
@@ -174,7 +174,7 @@ class RecordedDropout(nn.Module):
 
 
 def dropout_masks(outputs: Mapping[str, Tensor]) -> list[tuple[Tensor, float]]:
-    """`dropout/{i}_p{p}` in call order."""
+    """The masks `dropout/{i}_p{p}` and their p, in call order."""
     return [(outputs[k], float(k.rpartition("_p")[2])) for k in sorted(outputs) if k.startswith("dropout/")]
 
 
@@ -192,7 +192,7 @@ def sam_outputs(record: Recorder, model: PromptingSegmenter) -> dict[str, Tensor
 def compare_gradients(
     to: Comparison, loss: Tensor, model: PromptingSegmenter, rules: Rules, prefix: str = ""
 ) -> None:
-    """Gradient norms and, where they are stored, full gradients of `loss`."""
+    """Compare gradient norms and, where they are stored, full gradients of `loss`."""
     parameters = dict(model.encoder.named_parameters())
     found = torch.autograd.grad(loss, list(parameters.values()), retain_graph=True)
     for name, value in zip(parameters, found, strict=True):
@@ -214,7 +214,7 @@ def known_rows(key: str, value: Tensor) -> Tensor:
 
 
 def _compare_parameters(to: Comparison, model: PromptingSegmenter, rules: Rules, prefix: str, lr: float) -> None:
-    """Parameters after a step, in learning rates."""
+    """Compare parameters after a step; the error's unit is the learning rate."""
     for name, value in model.encoder.named_parameters():
         key = rename(f"encoder.{name}", rules, forward=False)
         after, grad = f"{prefix}param_after/{key}", f"{prefix}grad/{key}"
@@ -224,7 +224,7 @@ def _compare_parameters(to: Comparison, model: PromptingSegmenter, rules: Rules,
 
 
 def compare_evaluation(to: Comparison, case: GoldenCase, logits: Tensor, key: str = "eval/pred_mask") -> None:
-    """Our hard masks, and the counts and scores of the stored ones (void pixels left out)."""
+    """Compare our hard masks with the stored ones, and the stored masks' counts and scores (without void pixels)."""
     if key not in to.want:
         return
     truth, ignore, ids = (case.inputs[k] for k in ("query_mask", "query_ignore_idx", "class_id"))
@@ -243,7 +243,7 @@ def compare_evaluation(to: Comparison, case: GoldenCase, logits: Tensor, key: st
 def compare_scores(
     to: Comparison, prefix: str, *, pred: Tensor, truth: Tensor, ignore: Tensor | None, ids: Tensor, classes: Any
 ) -> None:
-    """Areas, sums a class, mIoU and FB-IoU of E hard masks [E, H, W] against the stored figures."""
+    """Compare areas, sums of each class, mIoU and FB-IoU of E hard masks [E, H, W] with the stored figures."""
     figures = score_figures(pred=pred, truth=truth, ignore=ignore, ids=ids, classes=classes)
     for name, areas in (("class_intersection", "area_inter"), ("class_union", "area_union")):
         if prefix + name in to.want:
@@ -256,7 +256,7 @@ def compare_scores(
 def metrics_case(
     folder: Path, name: str, more: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] = lambda _: {}
 ) -> Iterator[GoldenCheck]:
-    """Scores of stored masks, for each benchmark of the case; `more` adds figures of the method's own."""
+    """Compare scores of stored masks for each benchmark of the case; `more` computes the method's own figures."""
     stored = load_file(folder / name / "metrics.safetensors")
     for bench in sorted({key.split("/")[0] for key in stored}):
         prefix = f"{bench}/"

@@ -1,4 +1,4 @@
-"""What goes into a model's modules and comes out of them, and clips of a golden case's tensors."""
+"""Recording the inputs and outputs of a model's modules, and building clips from a golden case's tensors."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def _group_of(key: str) -> str:
 
 
 def _variants(model: Sansa, clip: GoldenClip, want: dict[str, Tensor], worst: WorstErrors) -> None:
-    """The same clip with references in another order, and with adapters that add nothing."""
+    """Compare the same clip with references in another order, and with adapters that add nothing."""
     if "permuted.order" in want:
         again = run_clip(model, clip.reordered(want["permuted.order"].tolist()))
         worst.record("logits", relative_error(again["pred_masks"], want["permuted.pred_masks"]))
@@ -80,7 +80,7 @@ def _training(
     model: Sansa, losses: Callable[[], dict[str, Tensor]], want: dict[str, Tensor], norms: dict[str, float],
     worst: WorstErrors,
 ) -> None:
-    """One training step: losses, every gradient, their norms, the parameters after it for each clipping."""
+    """Compare one training step: losses, gradients, their norms, and the parameters after it for each clipping."""
     model.train()
     found = losses()
     torch.stack(list(found.values())).sum().backward()  # type: ignore[no-untyped-call]
@@ -115,7 +115,7 @@ def _losses(found: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
 
 
 def _cross_entropy(model: Sansa, losses: Callable[[], dict[str, Tensor]]) -> float:
-    """The paper's mask loss on the same logits."""
+    """Compute the paper's mask loss on the same logits."""
     released = model.config
     model.config = type(released)(**{**vars(released), "mask_loss": "bce"})
     with torch.no_grad():
@@ -125,7 +125,7 @@ def _cross_entropy(model: Sansa, losses: Callable[[], dict[str, Tensor]]) -> flo
 
 
 def _step_error(model: Sansa, grads: dict[str, Tensor], want: dict[str, Tensor], prefix: str) -> float:
-    """Largest difference after one AdamW step with the clipping that `prefix` names, where gradients are no noise."""
+    """Largest difference after one AdamW step with the clipping that `prefix` names, where gradients are not noise."""
     limit = float(prefix.split("clip")[1].rstrip(".")) if "clip" in prefix else _RELEASED_CLIP
     named = {n.removeprefix("core."): p for n, p in model.named_parameters() if p.requires_grad}
     before = {n: p.detach().clone() for n, p in named.items()}
@@ -142,7 +142,7 @@ def _step_error(model: Sansa, grads: dict[str, Tensor], want: dict[str, Tensor],
 
 
 def _grad_norms(folder: Path, name: str) -> dict[str, float]:
-    """Per-parameter norms of the case, from the folder's `*grad_norms.json`; keys may lack the `case_` prefix."""
+    """Gradient norm of each parameter from the folder's `*grad_norms.json`; case names may lack `case_` there."""
     for file in sorted(folder.glob("*grad_norms.json")):
         held = json.loads(file.read_text())
         for key in (name, name.removeprefix("case_")):

@@ -1,4 +1,4 @@
-"""A golden clip of SANSA run through our model: prompted references, then targets, each remembered before the next."""
+"""Running a golden clip through our SANSA: prompted references, then targets, each remembered before the next."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _KINDS = {"mask": PromptKind.MASK, "point": PromptKind.POINTS, "box": PromptKind
 
 
 def load_model(folder: Path, case: dict[str, Any], side: int, **config: Any) -> Sansa:
-    """The model of a case's geometry, in evaluation mode; `side` is the data set's, `config` further settings."""
+    """Build the model of a case's geometry in evaluation mode; `side` is the data set's, `config` other settings."""
     about = json.loads((folder / case["config"]).read_text())
     weights = {k.removeprefix("sam."): v for k, v in load_file(folder / case["weights"]).items()}
     sam = instantiate(about["sam2_config"], _recursive_=True)
@@ -43,7 +43,7 @@ def load_model(folder: Path, case: dict[str, Any], side: int, **config: Any) -> 
 
 @dataclass(frozen=True, kw_only=True)
 class GoldenClip:
-    """The inputs of a case: samples [B, T, 3, D, D] already normalised, masks [B, T, D, D], prompts a reference."""
+    """Inputs of a case: samples [B, T, 3, D, D] already normalised, masks [B, T, D, D], prompts of every reference."""
 
     samples: Tensor
     masks: Tensor
@@ -51,7 +51,7 @@ class GoldenClip:
 
     @staticmethod
     def read(given: dict[str, Tensor], kinds: list[str]) -> GoldenClip:
-        """From a case's file; every clip has one prompt for each of `kinds`."""
+        """Read the inputs from a case's file; every clip has one prompt for each of `kinds`."""
         if "inputs.query_img" in given:  # the released loop's layout: K supports and a query apart
             samples = torch.cat([given["inputs.support_imgs"][:, :len(kinds)], given["inputs.query_img"][:, None]], 1)
             masks = torch.cat([given["inputs.support_masks"][:, :len(kinds)], given["inputs.query_mask"][:, None]], 1)
@@ -62,22 +62,22 @@ class GoldenClip:
         return GoldenClip(samples=samples, masks=masks.float(), prompts=prompts)
 
     def reordered(self, order: list[int]) -> GoldenClip:
-        """The same with its references in another order."""
+        """Put the references of every clip in another order."""
         frames = [*order, *range(len(order), self.samples.shape[1])]
         return GoldenClip(samples=self.samples[:, frames], masks=self.masks[:, frames],
                           prompts=[[one[i] for i in order] for one in self.prompts])
 
     def images(self, model: Sansa, frames: slice = slice(None)) -> Images:
-        """Some frames of every clip, clip by clip, at the model's side."""
+        """Images of some frames of every clip, clip by clip, resized to the model's side."""
         flat = self.samples[:, frames].flatten(0, 1)
         return Images(pixels=resize_square(flat, model.side), sizes=torch.tensor(flat.shape[-2:]).expand(len(flat), 2))
 
     def batch(self, model: Sansa, image: Tensor) -> PromptBatch:
-        """The prompts; `image` [B, K] says which image each reference is."""
+        """The batch of prompts; `image` [B, K] is the index of each reference's image."""
         return model.collate(self.prompts, torch.tensor(self.samples.shape[-2:]).expand(int(image.max()) + 1, 2), image)
 
     def clip(self, model: Sansa) -> Clip:
-        """As a training clip: references, targets and the masks of both."""
+        """Convert to a training clip: references, targets and the masks of both."""
         b, k = len(self.prompts), len(self.prompts[0])
         return Clip(
             references=self.images(model, slice(0, k)), targets=self.images(model, slice(k, None)),
@@ -88,7 +88,7 @@ class GoldenClip:
 
 @contextmanager
 def reference_kernels(model: Sansa) -> Iterator[None]:
-    """Attention as the reference ran it: plain arithmetic in memory attention and decoder, any kernel in the trunk."""
+    """Use the reference's attention kernels: plain arithmetic in memory attention and decoder, any in the trunk."""
     trunk, inside = model.core.sam.image_encoder.trunk, ExitStack()
     usual = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
@@ -105,7 +105,7 @@ def reference_kernels(model: Sansa) -> Iterator[None]:
 
 
 def run_clip(model: Sansa, clip: GoldenClip) -> dict[str, Tensor]:
-    """Every quantity of a forward pass, by the golden files' names."""
+    """Compute every quantity of a forward pass under the golden files' names."""
     b, t, _, height, width = clip.samples.shape
     shots = len(clip.prompts[0])
     images = clip.images(model)

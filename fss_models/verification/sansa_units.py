@@ -71,7 +71,7 @@ def _losses(given: dict[str, Tensor]) -> Errors:
 def _boxes(given: dict[str, Tensor]) -> Errors:
     wrong = 0
     for mask, box in zip(given["masks"], given["boxes"], strict=True):
-        ours = sample_box(mask.bool().numpy()).box if mask.any() else torch.zeros(4)  # a blank mask is refused by us
+        ours = sample_box(mask.bool().numpy()).box if mask.any() else torch.zeros(4)  # we refuse empty masks
         wrong += not torch.equal(ours, box)  # type: ignore[arg-type]
     yield "boxes", wrong
 
@@ -102,7 +102,7 @@ _UNITS: dict[str, tuple[Callable[[dict[str, Tensor]], Errors], Bound]] = {
 
 
 def _wrong_keys(manifest: dict[str, list[int]], model: Sansa) -> int:
-    """How many names or shapes of an official adapter file our model has not, or has beside it."""
+    """Number of names or shapes that differ between an official adapter file and our model."""
     ours = {n.removeprefix("core."): list(p.shape) for n, p in model.named_parameters() if p.requires_grad}
     return sum(ours.get(k) != manifest.get(k) for k in ours.keys() | manifest.keys())
 
@@ -115,7 +115,7 @@ def _count_error(counts: dict[str, int], model: Sansa) -> int:
 
 
 def _adapted(built: dict[str, Any], size: str, factor: float, stages: tuple[int, ...]) -> Sansa:
-    """A real-size model; `built` keeps one SAM 2 a size, whose adapters are replaced."""
+    """Build a real-size model; `built` keeps one SAM 2 of each size, whose adapters are replaced."""
     preset = _PRESET_OF.get(size, size)
     if preset not in built:
         built[preset] = build_sam2(preset)

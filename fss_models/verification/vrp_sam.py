@@ -39,7 +39,7 @@ def run_case(folder: Path, name: str, case: dict[str, Any]) -> Iterator[GoldenCh
 
 
 def build(case: cases.GoldenCase) -> VrpSam:
-    """The case's model, holding its values, in evaluation mode."""
+    """Build the case's model with its values, in evaluation mode."""
     tokens = len(case.model["transformer_decoder.supp_q_feat.weight"])
     model = VrpSam(preset="golden", config=VrpSamConfig(tokens=tokens, empty_mask="keep"),
                    parts=case.parts())
@@ -49,7 +49,7 @@ def build(case: cases.GoldenCase) -> VrpSam:
 
 
 def _infer(case: cases.GoldenCase) -> Iterator[GoldenCheck]:
-    """One shot or K: the prompts of K shots side by side."""
+    """Compare inference with one shot or K, whose prompts are decoded together."""
     to, clip, model = cases.Comparison(case.name, case.outputs), case.clip(), build(case)
     with Recorder(encoder=model.encoder, sam=model.sam) as record:
         named = model.losses(clip)
@@ -65,7 +65,7 @@ def _infer(case: cases.GoldenCase) -> Iterator[GoldenCheck]:
 
 
 def _train(case: cases.GoldenCase) -> Iterator[GoldenCheck]:
-    """Training steps, with recorded dropout where the case has masks."""
+    """Compare training steps, with recorded dropout where the case has masks."""
     model = build(case).train()
     replay_dropout(model.encoder, cases.dropout_masks(case.outputs))
 
@@ -76,12 +76,15 @@ def _train(case: cases.GoldenCase) -> Iterator[GoldenCheck]:
 
 
 def replay_dropout(encoder: VrpEncoder, masks: list[tuple[Tensor, float]]) -> None:
-    """Recorded masks (query first, support second; ours takes the support first); without any, no dropout."""
+    """Give dropout its recorded masks; without any, nothing is dropped.
+
+    The released code reduces the query first, we reduce the support first.
+    """
     encoder.reduce.dropout = cases.RecordedDropout([masks[1], masks[0]] if masks else [])
 
 
 def _prompt_types(case: cases.GoldenCase) -> Iterator[GoldenCheck]:
-    """Each kind's mask as we draw it, and the model on the stored one."""
+    """Compare each kind's simulated mask, and the model's outputs for the stored one."""
     to, clip, model = cases.Comparison(case.name, case.outputs), case.clip(), build(case)
     given = clip.prompts.masks[:, 0]
     kinds = sorted(key.split("/")[0] for key in case.outputs if key.endswith("/support_mask"))
@@ -114,7 +117,7 @@ def _losses(named: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def forward_outputs(record: Recorder, model: VrpSam, clip: Clip) -> dict[str, Tensor]:
-    """What the sub-modules got and gave, by official name. Our call order is support first, then query."""
+    """Inputs and outputs of the sub-modules by official name. Our call order is support first, then query."""
     got, given, (b, k, _) = record.got, record.given, clip.shape
     (_, prototype, mask), (_, _, prior) = given["encoder.guide"]
     place = model.encoder._place(mask)
@@ -135,7 +138,7 @@ def forward_outputs(record: Recorder, model: VrpSam, clip: Clip) -> dict[str, Te
 
 
 def _full_size(folder: Path, name: str, case: dict[str, Any]) -> Iterator[GoldenCheck]:
-    """The token encoder at real size; its weights and inputs are drawn from numpy's streams."""
+    """Compare the token encoder at real size; its weights and inputs are drawn from numpy's streams."""
     want = load_file(folder / name / "outputs.safetensors")
     _, tokens, width = want["prompt/vrp"].shape
     grid = case.get("grid", 64)

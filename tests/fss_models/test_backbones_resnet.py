@@ -18,7 +18,7 @@ from fss_models.prototype_prompts.levels import DinoLevels
 from fss_models.prototype_prompts.official import empty_backbone
 from tests.fss_models.shared_folder import GOLDEN, needs_golden
 
-COUNTS = {"resnet50": 23_685_367, "resnet101": 42_729_770, "vgg16": 14_731_597}  # with buffers; specification 9
+COUNTS = {"resnet50": 23_685_367, "resnet101": 42_729_770, "vgg16": 14_731_597}  # with buffers
 STEM = {"layer0.0": "conv1", "layer0.1": "bn1", "layer0.3": "conv2", "layer0.4": "bn2", "layer0.6": "conv3",
         "layer0.7": "bn3"}
 

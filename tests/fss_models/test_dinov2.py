@@ -14,7 +14,7 @@ from fss_models.errors import FssError
 
 @torch.no_grad()
 def test_the_hubs_position_resize_is_not_the_plain_one() -> None:
-    """Without the 0.1 offset features move by about 1e-3 (specification 2); at the native size nothing is resized."""
+    """Without the 0.1 offset features move by about 1e-3; at the native size nothing is resized."""
     model = Dinov2(width=24, blocks=2, heads=2).eval()
     torch.nn.init.normal_(model.vit.pos_embed)
     grid = model.vit.pos_embed[:, 1:].transpose(1, 2).unflatten(2, (37, 37))

@@ -288,7 +288,7 @@ def small() -> Fssam:
 
 
 def test_parameters_at_small(small: Fssam) -> None:
-    """Table of specification 1."""
+    """The official code's counts."""
     def count(module: Any) -> int:
         return sum(p.numel() for p in module.parameters())
 

@@ -23,7 +23,7 @@ def test_an_adapter_starts_as_the_identity() -> None:
 
 @pytest.mark.parametrize(("t", "expected"), [
     (1, [(0, 6)]),
-    (5, [(0, 6), (1, 3), (2, 2), (3, 1), (4, 0)]),  # specification 3.6: entries 1..4 get codes 3, 2, 1, 0
+    (5, [(0, 6), (1, 3), (2, 2), (3, 1), (4, 0)]),  # entries 1..4 get codes 3, 2, 1, 0
     (9, [(0, 6), (3, 5), (4, 4), (5, 3), (6, 2), (7, 1), (8, 0)]),  # of more than seven the oldest are dropped
 ])
 def test_memories_are_read_in_sam2s_order(t: int, expected: list[tuple[int, int]]) -> None:
@@ -31,7 +31,7 @@ def test_memories_are_read_in_sam2s_order(t: int, expected: list[tuple[int, int]
 
 
 def test_tiny_has_the_published_number_of_parameters() -> None:
-    """Tables of the SANSA specification, section 2.1: frozen part and adapters at factor 0.3 in stages 2 and 3."""
+    """The official code's counts: frozen part and adapters at factor 0.3 in stages 2 and 3."""
     model = registry.build("sansa", "tiny", {"rest": "frozen"})
     trained = [p for p in model.parameters() if p.requires_grad]
     assert (len(trained), sum(p.numel() for p in trained)) == (54, 1_117_380)

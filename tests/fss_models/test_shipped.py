@@ -144,7 +144,7 @@ def test_provenance_is_read_back(shipped: Path) -> None:
 
 @pytest.mark.parametrize(("change", "line"), [
     ({"sha256": "x"}, "sha256 is 'x'"), ({"sha256": "0" * 64}, "sha256 is .*nano.json says 0000.*reinstall"),
-    ({"file": "other.safetensors"}, "is about 'other.safetensors'"), ({"more": 1}, "has unknown 'more'"),
+    ({"file": "other.safetensors"}, "describes 'other.safetensors'"), ({"more": 1}, "has unknown 'more'"),
     ({"steps": None}, "lacks 'steps'"), ({"data": [{"name": "a", "licence": "b", "photos": ["zz"]}]}, "'zz' is not"),
 ])
 def test_a_damaged_installation_is_one_line(shipped: Path, change: dict[str, Any], line: str) -> None:

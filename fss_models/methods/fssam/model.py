@@ -65,7 +65,7 @@ class Fssam(Segmenter):
             load_sam2(sam, whole[0], weights, preset)
         self._checkpoint = given or origin(sam).checkpoint
         self.core = FssamCore(sam)
-        if not self._checkpoint:  # an object score that nothing trains must not switch pointers off by chance
+        if not self._checkpoint:  # an untrained object score must not switch pointers off by chance
             nn.init.constant_(self.core.sam.sam_mask_decoder.pred_obj_score_head.layers[-1].bias, 10.0)
         self.prior: Any = prior if prior is not None else _prior(preset, config)
         if whole and weights and self.prior is not None and not config.prior_weights:
@@ -93,7 +93,7 @@ class Fssam(Segmenter):
         """Scale, rotation, blur, flip and crop, as the released code has them."""
         return FssamAugmentation(crop=side, scale=scale)
 
-    # what is trained
+    # training
 
     @property
     def train_mode(self) -> str:
@@ -211,7 +211,7 @@ class Fssam(Segmenter):
         dice = squared_dice(logits.flatten(0, 1), masks.flatten(0, 1), valid.flatten(0, 1))
         return {"dice": dice, "iou": F.mse_loss(decoded.ious.float(), losses.mask_iou(logits, masks, valid))}
 
-    # the support's side
+    # support
 
     def _prior_input(self, pixels: Tensor) -> Tensor:
         """Convert images normalised for SAM 2's trunk [N, 3, R, R] to DINOv2's input [N, 3, 560, 560]."""
@@ -245,14 +245,14 @@ class Fssam(Segmenter):
                                            self.core.memory_position(entries.features), masks)
         return found
 
-    # the query's side
+    # query
 
     def decode_pairs(self, memory: Memory, features: Features, pairs: Tensor) -> DecodedMasks:
         """Decode three candidate masks for each pair."""
         sets, maps = pairs[:, 0].to(self.device), take(features.maps, pairs[:, 1].to(self.device))
         counts = memory.counts.to(self.device)[sets]
         attended = torch.empty_like(maps["f2"])
-        for count in counts.unique().tolist():  # attention over padding would not equal attention without it
+        for count in counts.unique().tolist():  # attention over padding differs from attention without it
             rows = (counts == count).nonzero()[:, 0]
             held, which = sets[rows].unique(return_inverse=True)
             support = {k: v[held][:, :count] for k, v in memory.tensors.items()}

@@ -56,7 +56,7 @@ def _shapes(preset: str, prior: Prior) -> dict[str, torch.Size]:
     """Shapes of the official tensors by name."""
     if preset not in _SIZES:
         raise FssError(f"preset {preset!r} has no official checkpoints", mend=f"they exist at {', '.join(_SIZES)}")
-    with torch.random.fork_rng(devices=[]):  # the values drawn here are thrown away
+    with torch.random.fork_rng(devices=[]):  # the values drawn here are discarded
         sam = build_sam2(preset, object_scores=True, side=PUBLISHED_SIDE)
     with torch.device("meta"):
         dino = build_dinov2(prior.removeprefix("dinov2_"))

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _EPS = 1e-7
-_AREA = 0.0005  # added to a mask's area in cells
+_AREA = 0.0005  # is added to a mask's area in cells
 
 
 def pool(features: Tensor, mask: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fss_models.methods.fssam.ops import cosine, pool, resize, stretch_map
 
-TEMPERATURE = 10.0  # of the logits, as of method `prior`
+TEMPERATURE = 10.0  # temperature of the logits, the same as method `prior` has
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from fss_models.augmentation import VOID
 from fss_models.methods.fssam.preprocess import linear, nearest
 from fss_models.preprocess import IMAGENET
 
-MEAN = np.array(IMAGENET[0], np.float32) * 255  # what pads and surrounds a picture
+MEAN = np.array(IMAGENET[0], np.float32) * 255  # colour around a padded or rotated image
 _BLUR = np.array([1, 4, 6, 4, 1], np.float32) / 16
 _KEPT = 0.85  # a crop must keep this share of the object's pixels
 _REDRAWS = 31

@@ -29,7 +29,7 @@ class Prior(Segmenter):
 
     def __init__(self, *, preset: str, config: PriorConfig, weights: str | None = None) -> None:
         super().__init__(preset=preset, preprocessor=preprocessor(preset), config=config)
-        sam = build_sam2(preset, weights=weights or RANDOM)  # what ships is above the trunk
+        sam = build_sam2(preset, weights=weights or RANDOM)  # shipped weights concern only the parts above the trunk
         self.trunk = sam.image_encoder.trunk.requires_grad_(False)
         self._has_weights = find_preset(preset).trunk == "efficientnet" or origin(sam).checkpoint
 

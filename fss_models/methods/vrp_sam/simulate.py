@@ -16,9 +16,9 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-MOST = 20  # points or strokes a mask
-TEST_CHOICE = 321  # seeds the choice of pen and count in the released tests, whatever the run's seed
-MOVED_SHARE = 0.5  # of a stroke's vertices are jittered
+MOST = 20  # largest number of points or strokes for a mask
+TEST_CHOICE = 321  # seed of the choice of pen and count in the released tests, whatever the run's seed
+MOVED_SHARE = 0.5  # share of a stroke's vertices that are jittered
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class Pen:
 
     vertices: tuple[int, int]
     speed: float
-    change: tuple[float, float]  # of speed, of angle in radians
+    change: tuple[float, float]  # largest changes of speed, and of angle in radians
     width: tuple[int, int]
     jitter: int
     drift: float
@@ -150,7 +150,7 @@ def _moved(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Move the stroke by one step of drift and jitter half of its vertices."""
     x, y = x + int(drift[0] * math.cos(drift[1])), y + int(drift[0] * math.sin(drift[1]))
-    for bound in pen.drift_change:  # a change of drift that one step never shows, but the stream does
+    for bound in pen.drift_change:  # one step never shows these changes of drift, but they advance the stream
         draw.normal(0, bound / 2)
     order = np.arange(len(x))
     draw.shuffle(order)
