@@ -14,5 +14,5 @@ class Augmentation(Protocol):
     """Changes one photo; a method gives its own with `Segmenter.augmentation`."""
 
     def __call__(self, image: np.ndarray, label: np.ndarray, rng: random.Random) -> tuple[np.ndarray, np.ndarray]:
-        """image [H, W, 3] float32 in 0..255, label [H, W] in {0, 1, VOID} -> both at the method's size."""
+        """Augment image [H, W, 3] float32 in 0..255 and label [H, W] in {0, 1, VOID}; both get the method's size."""
         ...

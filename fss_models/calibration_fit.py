@@ -131,7 +131,7 @@ def auroc(scores: Tensor, truth: Tensor) -> float:
 
 
 def reliability(chances: Tensor, truth: Tensor, bins: int = 10) -> list[tuple[float, float, int]]:
-    """(mean probability, share of positives, count) of each non-empty bin; the bins are equally wide."""
+    """Mean probability, share of positives and count of each non-empty bin; the bins are equally wide."""
     which = (chances * bins).long().clamp(0, bins - 1)
     return [(float(chances[which == b].mean()), float(truth[which == b].float().mean()), int((which == b).sum()))
             for b in range(bins) if bool((which == b).any())]

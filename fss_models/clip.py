@@ -192,7 +192,7 @@ class Clip(_Tensors):
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(B, K, J)."""
+        """The numbers of clips, references and targets, (B, K, J)."""
         b, j = self.target_masks.shape[:2]
         return b, int(self.prompts.kind.shape[1]), j
 

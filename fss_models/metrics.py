@@ -73,7 +73,7 @@ def score(counts: Counts, class_ids: Iterable[int]) -> Scores:
 
 
 def _sums(counts: Counts, classes: Sequence[int]) -> tuple[Floats, Floats]:
-    """(inter, union), each [C, 2], summed over each class's episodes."""
+    """Intersections and unions, each [C, 2], summed over each class's episodes."""
     rows = [counts.class_ids == c for c in classes]
     inter = np.stack([counts.inter[r].sum(axis=0) for r in rows]).astype(np.float64)
     union = np.stack([counts.union[r].sum(axis=0) for r in rows]).astype(np.float64)

@@ -44,7 +44,7 @@ class Preprocessor:
         return self.via or self.side
 
     def __call__(self, images: Sequence[np.ndarray], mode: Mode | None = None) -> Images:
-        """[H, W, 3] uint8 arrays -> pixels [N, 3, side, side] float and sizes [N, 2]."""
+        """Convert [H, W, 3] uint8 arrays to pixels [N, 3, side, side] float and sizes [N, 2]."""
         resize = _resize_pil if (mode or self.mode) == "published" else _resize_fast
         square = torch.stack([resize(i, self.data_side) for i in images])
         mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (self.mean, self.std))
@@ -52,19 +52,19 @@ class Preprocessor:
         return Images(pixels=resize_square((square - mean) / std, self.side), sizes=sizes)
 
     def mask(self, mask: np.ndarray) -> Tensor:
-        """A support mask [H, W] bool -> [side, side] float in {0, 1}."""
+        """Resize a support mask [H, W] bool to [side, side] float in {0, 1}."""
         square = resize_mask(mask, self.data_side)
         if self.data_side == self.side:
             return square
         return (resize_square(square[None, None], self.side)[0, 0] > self.mask_threshold).float()
 
     def target(self, mask: np.ndarray) -> Tensor:
-        """A target mask [H, W] bool -> [data_side, data_side] float in {0, 1}."""
+        """Resize a target mask [H, W] bool to [data_side, data_side] float in {0, 1}."""
         return resize_mask(mask, self.data_side)
 
 
 def _resize_pil(image: np.ndarray, side: int) -> Tensor:
-    """[H, W, 3] uint8 (or float in 0..255, rounded) -> [3, side, side] float in [0, 1]."""
+    """Resize [H, W, 3] uint8 (or float in 0..255, which is rounded) to [3, side, side] float in [0, 1]."""
     if image.dtype != np.uint8:
         image = np.rint(image).clip(0, 255).astype(np.uint8)
     small = Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR)
@@ -77,13 +77,13 @@ def _resize_fast(image: np.ndarray, side: int) -> Tensor:
 
 
 def resize_square(maps: Tensor, side: int) -> Tensor:
-    """[N, C, H, W] -> [N, C, side, side], bilinear with antialias; unchanged if they have that side already."""
+    """Resize [N, C, H, W] to [N, C, side, side], bilinear with antialias; nothing changes if the side fits already."""
     if maps.shape[-2:] == (side, side):
         return maps
     return F.interpolate(maps, size=(side, side), mode="bilinear", align_corners=False, antialias=True)
 
 
 def resize_mask(mask: np.ndarray, side: int) -> Tensor:
-    """[H, W] bool -> [side, side] float in {0, 1}, nearest neighbour as the published loaders do."""
+    """Resize [H, W] bool to [side, side] float in {0, 1}, by nearest neighbour as the published loaders do."""
     picture = Image.fromarray(mask.astype(np.uint8)).resize((side, side), Image.Resampling.NEAREST)
     return torch.from_numpy(np.array(picture)).float()

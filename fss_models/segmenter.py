@@ -69,7 +69,7 @@ class Segmenter(nn.Module, ABC):
         return {}
 
     def prepare(self, images: Sequence[np.ndarray], mode: Mode | None = None) -> Images:
-        """[H, W, 3] uint8 arrays of any sizes -> `Images` on the CPU."""
+        """Preprocess [H, W, 3] uint8 arrays of any sizes to `Images` on the CPU."""
         return self.preprocessor(images, mode)
 
     @classmethod

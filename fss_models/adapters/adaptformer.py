@@ -33,7 +33,7 @@ class AdaptFormer(nn.Module):
             nn.init.zeros_(zero)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., width] -> [..., width], to be added to the block's output."""
+        """Map [..., width] to the update [..., width] that is added to the block's output."""
         hidden = self.down_proj(self.adapter_layer_norm_before(x)).relu()
         up: Tensor = self.up_proj(hidden) * self.scale
         return up

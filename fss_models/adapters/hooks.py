@@ -20,7 +20,7 @@ def stage_blocks(trunk: Any, stages: Sequence[int]) -> list[int]:
 
 
 def widths(trunk: Any, index: int) -> tuple[int, int]:
-    """(input, output) channels of a block: Hiera's attributes, or a convolution trunk's `block_widths`."""
+    """Input and output channels of a block, from Hiera's attributes or a convolution trunk's `block_widths`."""
     block = trunk.blocks[index]
     if has_attention(block):
         return int(block.dim), int(block.dim_out)

@@ -26,7 +26,7 @@ class SerialAdapter(nn.Module):
         nn.init.zeros_(self.up.bias)
 
     def forward(self, y: Tensor) -> Tensor:
-        """[..., width] -> [..., width]."""
+        """Apply the adapter, [..., width] -> [..., width]."""
         out: Tensor = y + self.up(F.gelu(self.down(y)))
         return out
 

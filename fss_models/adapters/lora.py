@@ -25,7 +25,7 @@ class LowRankUpdate(nn.Module):
         nn.init.zeros_(self.b.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., inputs] -> [..., outputs]."""
+        """Compute the update, [..., inputs] -> [..., outputs]."""
         out: Tensor = self.b(self.a(x))
         return out
 

@@ -36,7 +36,7 @@ class Mona(nn.Module):
         nn.init.zeros_(self.up.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, h, w, width] -> [N, h, w, width]."""
+        """Compute the update, [N, h, w, width] -> [N, h, w, width]."""
         scaled = self.norm(x) * self.scale_norm + x * self.scale_plain
         h = self.down(scaled).permute(0, 3, 1, 2)
         h = h + torch.stack([f(h) for f in self.filters]).mean(dim=0)

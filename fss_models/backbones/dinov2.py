@@ -47,7 +47,7 @@ class Dinov2(nn.Module):
         self.register_buffer("mask_token", torch.zeros(1, width))  # the hub's files hold it; it is not used here
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """[N, 3, H, W], ImageNet-normalised, H and W multiples of 14 -> patch tokens [N, width, H / 14, W / 14]."""
+        """Patch tokens [N, width, H / 14, W / 14] of ImageNet-normalised [N, 3, H, W]; H and W are multiples of 14."""
         patches = self.vit.patch_embed.proj(pixels)
         h, w = patches.shape[-2:]
         tokens = torch.cat([self.vit.cls_token.expand(len(pixels), -1, -1), patches.flatten(2).transpose(1, 2)], dim=1)

@@ -29,7 +29,7 @@ _PAIRS = {  # a block's convolutions and the normalisations that follow them, by
 
 
 class EfficientNetTrunk(nn.Module):
-    """[N, 3, R, R] in [-1, 1] -> four maps [N, C, R/s, R/s], s = 4, 8, 16, 32, finest first.
+    """Trunk that maps [N, 3, R, R] in [-1, 1] to four maps [N, C, R/s, R/s], s = 4, 8, 16, 32, finest first.
 
     `blocks` is flat and `stage_ends` holds the last block of each stage, as in SAM 2's Hiera. The batch
     normalisations are folded into the convolutions (their statistics are ImageNet's and stay so), and the memory

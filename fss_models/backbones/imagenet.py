@@ -33,7 +33,7 @@ class ImagenetBackbone(nn.Module):
     layer4: nn.Module
 
     def levels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """[N, 3, R, R], ImageNet-normalised -> layer2 and layer3, [N, C, h, w] each."""
+        """Compute layer2 and layer3, each [N, C, h, w], of ImageNet-normalised [N, 3, R, R]."""
         mid = self.layer2(self.layer1(self.layer0(pixels)))
         return mid, self.layer3(mid)
 

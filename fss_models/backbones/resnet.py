@@ -21,7 +21,7 @@ _STEM = {"conv1": "layer0.0", "bn1": "layer0.1", "conv2": "layer0.3", "bn2": "la
 
 
 class DeepStemResNet(ImagenetBackbone):
-    """[N, 3, R, R] -> layer2 [N, 512, R/8, R/8], layer3 [N, 1024, R/8, R/8], layer4 [N, 2048, R/8, R/8].
+    """ResNet with layer2 [N, 512, R/8, R/8], layer3 [N, 1024, R/8, R/8], layer4 [N, 2048, R/8, R/8] of [N, 3, R, R].
 
     blocks     bottlenecks in layer1 ... layer4
     thinner    divides every width (golden cases use 16)
@@ -50,6 +50,6 @@ class DeepStemResNet(ImagenetBackbone):
 
 
 def build_resnet(name: str) -> DeepStemResNet:
-    """`resnet50` or `resnet101` with random values, on the CPU."""
+    """Build `resnet50` or `resnet101` with random values, on the CPU."""
     return DeepStemResNet(BLOCKS[name])
 

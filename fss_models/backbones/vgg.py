@@ -16,7 +16,7 @@ _END = 43  # the last pooling
 
 
 class Vgg16(ImagenetBackbone):
-    """[N, 3, R, R] -> layer2 [N, 256, R/8, R/8], layer3 [N, 512, R/16, R/16], layer4 [N, 512, R/16, R/16].
+    """VGG-16 with layer2 [N, 256, R/8, R/8], layer3 [N, 512, R/16, R/16], layer4 [N, 512, R/16, R/16] of [N, 3, R, R].
 
     `thinner` divides every width (golden cases use 16).
     """

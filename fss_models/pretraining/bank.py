@@ -28,7 +28,10 @@ Encode = Callable[[Tensor], list[Tensor]]  # pixels [N, 3, R, R] uint8 -> the tr
 
 @dataclass(frozen=True)
 class Scene:
-    """stages: four of [V, C, h, w]; masks [V, I, ceil(R * R / 8)] uint8, packed; shares [V, I] of the view's pixels."""
+    """A scene's encoded views: stages, four maps [V, C, h, w]; masks [V, I, ceil(R * R / 8)] uint8, packed.
+
+    shares [V, I] are the objects' shares of the views' pixels; `side` is R.
+    """
 
     stages: list[Tensor]
     masks: np.ndarray
@@ -100,7 +103,7 @@ def draw_group(scenes: list[Scene], rng: np.random.Generator, kind: PretrainProm
 
 def _draw(scenes: list[Scene], index: int, rng: np.random.Generator,
           absent: float) -> tuple[list[tuple[Scene, int]], np.ndarray]:
-    """(scene, view) of each view in a random order, the one that shows the object first, and the object's masks."""
+    """Draw a clip's views (scene, view) in random order, first one that shows the object, and the object's masks."""
     for _ in range(TRIES):
         scene = scenes[index]
         order = rng.permutation(len(scene.shares))

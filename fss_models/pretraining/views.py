@@ -18,7 +18,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledPhoto:
-    """pixels [H, W, 3] uint8; masks [I, H, W] bool, one object each."""
+    """A photo's pixels [H, W, 3] uint8 and masks [I, H, W] bool of its objects."""
 
     pixels: np.ndarray
     masks: np.ndarray

@@ -46,12 +46,12 @@ class FloorMasks(Preprocessor):
     """Resizes masks as the released loaders do: torch's `nearest` floors the source index, where PIL's rounds it."""
 
     def mask(self, mask: np.ndarray) -> Tensor:
-        """A support mask [H, W] bool -> [side, side] float in {0, 1}."""
+        """Resize a support mask [H, W] bool to [side, side] float in {0, 1}."""
         whole = torch.from_numpy(mask.astype(np.float32))[None, None]
         return F.interpolate(whole, size=(self.side, self.side), mode="nearest")[0, 0]
 
     def target(self, mask: np.ndarray) -> Tensor:
-        """A target mask [H, W] bool -> [side, side] float in {0, 1}."""
+        """Resize a target mask [H, W] bool to [side, side] float in {0, 1}."""
         return self.mask(mask)
 
 

@@ -34,7 +34,7 @@ class DinoLevels(nn.Module):
         self.channels = (dino.width,) * 3
 
     def levels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """[N, 3, R, R], ImageNet-normalised -> layer2 and layer3, [N, C, h, h] each."""
+        """Compute layer2 and layer3, each [N, C, h, h], of ImageNet-normalised [N, 3, R, R]."""
         side = round(pixels.shape[-1] / self.dino.patch) * self.dino.patch
         patches = self.dino.vit.patch_embed.proj(resize_aligned(pixels, (side, side)))
         h, w = patches.shape[-2:]
@@ -45,7 +45,7 @@ class DinoLevels(nn.Module):
         return mid, high
 
     def top(self, high: Tensor) -> Tensor:
-        """layer3 [N, C, h, w], masked or not -> layer4."""
+        """Compute layer4 from layer3 [N, C, h, w], which may be masked."""
         found: Tensor = self.dino.vit.blocks[self._ends[1] :](cells(high))
         return found.transpose(1, 2).unflatten(2, high.shape[-2:])
 

@@ -38,7 +38,7 @@ class TokenAttention(nn.Module):
     def forward(
         self, tokens: Tensor, key: Tensor, value: Tensor, *, place: Tensor | None = None, allowed: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """tokens [E, N, D], key and value [E, L, D], place [L, D], allowed [E, L] bool -> tokens, map [E, N, L].
+        """Tokens [E, N, D] attend key and value [E, L, D], place [L, D], allowed [E, L] bool -> tokens, map [E, N, L].
 
         Cells that are not `allowed` get weight 0; a row without any allowed cell gives NaN.
         """
@@ -55,7 +55,7 @@ class TokenAttention(nn.Module):
 
 
 def _heads(x: Tensor) -> Tensor:
-    """[E, n, D] -> [E, heads, n, D / heads]."""
+    """Split vectors into heads, [E, n, D] -> [E, heads, n, D / heads]."""
     return x.unflatten(2, (HEADS, -1)).transpose(1, 2)
 
 
@@ -68,7 +68,7 @@ class ChannelReduction(nn.Module):
         self.dropout: nn.Module = nn.Dropout2d(dropout)
 
     def forward(self, fused: Tensor) -> Tensor:
-        """[E, C, G, G] -> [E, D, G, G]."""
+        """Reduce the channels, [E, C, G, G] -> [E, D, G, G]."""
         reduced: Tensor = self.dropout(self.conv(fused).relu())
         return reduced
 
@@ -89,7 +89,7 @@ class GuidingLayer(nn.Module):
         return F.conv2d(feature, self.conv.weight[:, : feature.shape[1]])
 
     def forward(self, lifted: Tensor, prototype: Tensor, mask: Tensor) -> Tensor:
-        """lifted [E, D, G, G], prototype [E, D], mask [E, 1, G, G] -> guided features [E, D, G, G]."""
+        """Guided features [E, D, G, G] from lifted [E, D, G, G], prototype [E, D] and mask [E, 1, G, G]."""
         width = prototype.shape[1]
         share = F.linear(prototype, self.conv.weight[:, width : 2 * width, 0, 0])[..., None, None]
         return (lifted + share + self.conv.weight[:, 2 * width, 0, 0, None, None] * (MASK_GAIN * mask)).relu()
@@ -106,7 +106,7 @@ def masked_mean(maps: Tensor, mask: Tensor) -> Tensor:
 
 
 def resize_aligned(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """[E, C, h, w] -> [E, C, *size], bilinear with aligned corners; untouched where the sizes agree."""
+    """Resize [E, C, h, w] to [E, C, *size], bilinear with aligned corners; nothing changes if the sizes agree."""
     if tuple(maps.shape[-2:]) == tuple(size):
         return maps
     return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=True)

@@ -42,11 +42,11 @@ class PromptingConfig(Protocol):
 
     @property
     def train(self) -> str:
-        """auto, encoder or all_but_trunk."""
+        """The trained part: auto, encoder or all_but_trunk."""
 
     @property
     def void(self) -> str:
-        """background or ignored."""
+        """How losses treat void pixels: background or ignored."""
 
 
 class PromptingSegmenter(Segmenter):

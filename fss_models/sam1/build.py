@@ -64,7 +64,7 @@ class Sam1(nn.Module):
         self.mask_decoder = _mask_decoder(size)
 
     def embed(self, pixels: Tensor) -> Tensor:
-        """[N, 3, side, side], ImageNet-normalised -> image embedding [N, prompt_width, side/16, side/16]."""
+        """Image embedding [N, prompt_width, side/16, side/16] of ImageNet-normalised [N, 3, side, side]."""
         found: Tensor = self.image_encoder.forward_features(pixels)
         return found
 

@@ -73,7 +73,7 @@ class Sam2Core(nn.Module):
         return int(self.sam.image_size)
 
     def encode(self, pixels: Tensor) -> Maps:
-        """[N, 3, R, R] -> f0 [N, C/8, R/4, R/4], f1 [N, C/4, R/8, R/8], f2 [N, C, g, g]."""
+        """Encode [N, 3, R, R] to maps f0 [N, C/8, R/4, R/4], f1 [N, C/4, R/8, R/8], f2 [N, C, g, g]."""
         levels = self.sam.forward_image(pixels)["backbone_fpn"]
         return dict(zip(("f0", "f1", "f2"), levels, strict=True))
 
@@ -160,7 +160,7 @@ class Sam2Core(nn.Module):
         return attended
 
     def _spatial_tokens(self, features: Tensor, conditioning: int) -> tuple[Tensor, Tensor]:
-        """[E, t, Cm, g, g] -> tokens and positions, both [t' * g * g, E, Cm]."""
+        """Tokens and positions, both [t' * g * g, E, Cm], of memories [E, t, Cm, g, g]."""
         picked = spatial_order(features.shape[1], self.sam.num_maskmem, conditioning)
         codes = self.sam.maskmem_tpos_enc[[code for _, code in picked]].flatten(1)  # [t', Cm]
         place = self.sam.memory_encoder.position_encoding(features[:1, 0]).to(features)[0]  # [Cm, g, g]
@@ -170,7 +170,7 @@ class Sam2Core(nn.Module):
         return tokens, position.flatten(0, 1)[:, None].expand_as(tokens)
 
     def _pointer_tokens(self, pointers: Tensor, conditioning: int) -> tuple[Tensor, Tensor]:
-        """[E, t, C] -> tokens and positions, both [t' * C / Cm, E, Cm]; each pointer is split into chunks."""
+        """Tokens and positions, both [t' * C / Cm, E, Cm], of pointers [E, t, C]; each pointer is split into chunks."""
         t, width = pointers.shape[1], self.sam.mem_dim
         order = pointer_order(t, self.sam.max_obj_ptrs_in_encoder, conditioning)
         split = pointers[:, order].unflatten(2, (-1, width))  # [E, t', C / Cm, Cm]

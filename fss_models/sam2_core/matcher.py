@@ -19,7 +19,7 @@ from fss_models.segmenter import Segmenter
 
 
 class MemoryMatcher(Segmenter):
-    """encode, memorise and segment by SAM 2's image encoder, memory encoder, memory attention and decoder."""
+    """Encodes, memorises and segments with SAM 2's image encoder, memory encoder, memory attention and decoder."""
 
     def __init__(
         self, *, preset: str, config: Any, weights: str | None, sam: Any = None, rules: MemoryRules | None = None

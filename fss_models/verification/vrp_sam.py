@@ -104,7 +104,7 @@ def _prompt_types(case: cases.GoldenCase) -> Iterator[GoldenCheck]:
 
 
 def _corners(boxes: Tensor) -> Tensor:
-    """(x0, y0, x1 + 1, y1 + 1) of filled rectangles [E, R, R]."""
+    """Corners (x0, y0, x1 + 1, y1 + 1) of filled rectangles [E, R, R]."""
     found = []
     for box in boxes:
         y, x = (box > 0).nonzero().unbind(1)

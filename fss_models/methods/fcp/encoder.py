@@ -76,7 +76,7 @@ class FcpEncoder(nn.Module):
         return plain, lifted
 
     def support(self, fused: Tensor, sam: Tensor, mask: Tensor) -> SupportSide:
-        """fused [E, C, G, G], sam [E, D, G, G], mask [E, 1, G, G] -> prototypes of the references (eq. 1 to 4)."""
+        """Prototypes of the references (eq. 1 to 4): fused [E, C, G, G], sam [E, D, G, G], mask [E, 1, G, G]."""
         plain, lifted = self.lift(fused, sam)
         return self.cover(lifted, {name: masked_mean(maps, mask) for name, maps in plain.items()}, mask)
 

@@ -26,7 +26,7 @@ def squared_dice(p: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
 
 
 def guide_loss(masks: Sequence[Tensor], truth: Tensor, valid: Tensor) -> Tensor:
-    """sum over t < T of object_loss(mask_t) / (T - t); masks in [0, 1] are taken for logits (released code).
+    """Sum over t < T of object_loss(mask_t) / (T - t); masks in [0, 1] are taken for logits (released code).
 
     masks are those of the T - 1 steps before the last, [E, 1, G, G]; truth and valid have the same shape.
     """

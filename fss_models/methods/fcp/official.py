@@ -57,7 +57,10 @@ def read(state: dict[str, Tensor], preset: str) -> OfficialCheckpoint:
 
 
 def implied(state: dict[str, Tensor]) -> dict[str, Any]:
-    """steps, support_tokens and query_tokens of a checkpoint without prefix. Raises `FssError` if one is unknown."""
+    """The settings steps, support_tokens and query_tokens that a checkpoint without prefix implies.
+
+    Raises `FssError` if one of them cannot be told.
+    """
     steps = len({key.split(".")[2] for key in state if key.startswith(f"{_ATTENTION}_spt.")})
     sizes: dict[str, Any] = {"steps": steps}
     for side, name in (("spt", "support_tokens"), ("qry", "query_tokens")):

@@ -123,7 +123,7 @@ class Fssam(Segmenter):
     # the contract
 
     def encode(self, images: Images) -> Features:
-        """maps f0, f1, f2 as in `Sam2Core.encode`; with PPG also prior [N, D, h, w], the frozen features.
+        """Maps f0, f1, f2 as in `Sam2Core.encode`; with PPG also prior [N, D, h, w], the frozen features.
 
         No gradient flows here unless the neck is trained from scratch.
         """

@@ -34,7 +34,7 @@ def stretch_map(maps: Tensor) -> Tensor:
 
 
 def resize(maps: Tensor, size: int | tuple[int, int]) -> Tensor:
-    """[..., h, w] -> [..., *size], bilinear with aligned corners and no antialias: shrinking samples points."""
+    """Resize [..., h, w] to [..., *size], bilinear with aligned corners and no antialias: shrinking samples points."""
     rows, columns = (size, size) if isinstance(size, int) else size
     flat = maps.reshape(-1, 1, *maps.shape[-2:])
     out = F.interpolate(flat, size=(rows, columns), mode="bilinear", align_corners=True)

@@ -37,7 +37,7 @@ class FssamAugmentation:
     degrees: tuple[float, float] = (-10.0, 10.0)
 
     def __call__(self, image: np.ndarray, label: np.ndarray, rng: random.Random) -> tuple[np.ndarray, np.ndarray]:
-        """image [H, W, 3] float32 in 0..255, label [H, W] in {0, 1, 255} -> both at crop x crop.
+        """Augment image [H, W, 3] float32 in 0..255 and label [H, W] in {0, 1, 255}; both become crop x crop.
 
         Draws from `rng` in the official order; query and supports are augmented one by one.
         """

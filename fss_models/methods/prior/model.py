@@ -43,14 +43,14 @@ class Prior(Segmenter):
         return dict(getattr(self.trunk, "pretrained", {}))
 
     def encode(self, images: Images) -> Features:
-        """maps["trunk"] [N, C16 + C32, R/16, R/16]: both maps with unit length at every pixel, joined."""
+        """Map "trunk" [N, C16 + C32, R/16, R/16]: both of the trunk's maps, with unit length at every pixel, joined."""
         fine, coarse = self.trunk(images.pixels.to(self.device))[2:4]
         coarse = F.interpolate(coarse, size=fine.shape[-2:], mode="bilinear", align_corners=False)
         return Features(maps={"trunk": torch.cat([F.normalize(fine, dim=1), F.normalize(coarse, dim=1)], dim=1)},
                         sizes=images.sizes)
 
     def memorise(self, features: Features, prompts: PromptBatch) -> Memory:
-        """prototypes [S, 2, C]: mean foreground and background feature over all pixels of the set's references.
+        """Tensor prototypes [S, 2, C]: mean foreground and background feature over all pixels of the set's references.
 
         Raises `FssError` for a prompt without a mask: a prototype needs pixels.
         """
