@@ -1,8 +1,9 @@
-"""glibc's allocator, told to keep what a process frees: its next step takes it again.
+"""Settings of glibc's allocator that keep freed memory in the process, so that the next step can use it again.
 
-As it comes, glibc gives every large array back to the system and asks for it anew a moment later; the pages are then
-zeroed and mapped one by one, which took 10 to 25 % of a training's CPU time. With threads of their own arenas the same
-memory is also held several times. A process keeps the size of its peak; other systems and C libraries take no notice.
+By default glibc returns every large array to the system and requests it again a moment later. The kernel then zeroes
+and maps the pages one by one, which took 10 to 25 % of a training's CPU time. By default each thread also has an arena
+of its own, which holds the same memory several times. With these settings a process stays at its peak size. They have
+no effect on other systems and C libraries.
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ _PARAMETERS = {"MALLOC_ARENA_MAX": -8, "MALLOC_MMAP_MAX_": -4, "MALLOC_TRIM_THRE
 
 
 def keep_freed_memory() -> None:
-    """For this process, best before it has threads; `ENVIRONMENT` does it for those it starts. A user's value wins."""
+    """Apply the settings to this process, best before it starts threads; `ENVIRONMENT` applies them to child processes.
+
+    A variable that the user has set wins.
+    """
     with suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
         for name, number in _PARAMETERS.items():

@@ -1,9 +1,9 @@
 """How sure a mask is: the probability that the class is in the image, and that the mask is good.
 
-`measure` describes a prediction by a few numbers that every method gives: its predicted IoU, what its logits look like,
-and how similar what it marked is to what the supports mark, shot by shot. A `Calibrator` is two logistic regressions
-on these numbers (Platt, 1999), fitted on pairs of support set and image that have the class, and that lack it. Where a
-support set has three shots or more, what its own shots say of one another (leave-one-out) shifts both.
+`measure` describes a prediction by a few numbers that every method gives: its predicted IoU, statistics of its logits,
+and the similarity between the predicted object and each shot's object. A `Calibrator` is two logistic regressions on
+these numbers (Platt, 1999), fitted on pairs of support set and image, some with the class and some without. Where a
+support set has three shots or more, a leave-one-out test among the shots shifts both regressions.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ NAMES = ("predicted_iou", "probability_inside", "peak", "stability", "entropy", 
          "best_match", "least_shot", "shot_spread")
 VERSION = 1
 GOOD_IOU = 0.5  # a mask of at least this IoU is good
-MIN_ADJUST = 3  # shots from which on leave-one-out is asked
-OFFSET = 1.0  # of a logit: a mask is stable that does not change when the cut moves by so much
-RIDGE = 1e-2  # per sample, on standardised numbers
+MIN_ADJUST = 3  # smallest number of shots for leave-one-out
+OFFSET = 1.0  # a mask is stable if moving its threshold by this logit does not change it
+RIDGE = 1e-2  # ridge penalty per sample, on standardised numbers
 
 
 @dataclass(frozen=True, kw_only=True)
-class Signature(_Tensors):
-    """What S support sets look like: unit vectors of each shot's object and of what surrounds it; zeros where padded.
+class SupportSignature(_Tensors):
+    """Appearance of S support sets: unit vectors of each shot's object and of its background; padded shots are zeros.
 
     inside, outside [S, K, C]; counts [S]; scene [S, C] the mean over all pixels of the set's photos, unit length
     """
@@ -43,8 +43,8 @@ class Signature(_Tensors):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Opinion:
-    """What the shots of a support set say of one another, leave-one-out; None for fewer than three.
+class ShotAgreement:
+    """Leave-one-out results of a support set: how well each shot is segmented by the others. Needs three shots or more.
 
     presence, quality  mean logits of the calibrator; iou  mean IoU with the shots' own masks
     """
@@ -55,38 +55,41 @@ class Opinion:
 
 
 def look(features: Features) -> Tensor:
-    """[N, C, h, w]: the coarsest map (the one with most channels), each pixel of unit length."""
+    """The coarsest feature map (the one with most channels) [N, C, h, w], with unit length at every pixel."""
     coarsest = min(features.maps.values(), key=lambda m: (m.shape[-1] * m.shape[-2], -m.shape[1]))
     return F.normalize(coarsest.float(), dim=1)
 
 
-def describe_support(features: Features, masks: Tensor) -> Signature:
-    """One support set: `features` of K photos, masks [K, h', w'] in [0, 1] of the object in each."""
+def describe_support(features: Features, masks: Tensor) -> SupportSignature:
+    """Signature of one support set, from `features` of its K photos and masks [K, h', w'] in [0, 1] of the object."""
     maps = look(features)
     cover = F.interpolate(masks[:, None].to(maps), size=maps.shape[-2:], mode="area")
     pooled = [F.normalize(_mean(maps, weight), dim=1) for weight in (cover, 1 - cover)]
     scene = F.normalize(maps.mean(dim=(0, 2, 3)), dim=0)
-    return Signature(inside=pooled[0][None], outside=pooled[1][None], scene=scene[None],
+    return SupportSignature(inside=pooled[0][None], outside=pooled[1][None], scene=scene[None],
                      counts=torch.tensor([len(maps)], device=maps.device))
 
 
-def stack(signatures: list[Signature]) -> Signature:
-    """Join support sets; shorter ones are padded with zeros."""
+def stack(signatures: list[SupportSignature]) -> SupportSignature:
+    """Join the signatures of several support sets; sets with fewer shots are padded with zeros."""
     width = max(s.inside.shape[1] for s in signatures)
     grown = [[F.pad(v, (0, 0, 0, width - v.shape[1])) for v in (s.inside, s.outside)] for s in signatures]
-    return Signature(inside=torch.cat([g[0] for g in grown]), outside=torch.cat([g[1] for g in grown]),
+    return SupportSignature(inside=torch.cat([g[0] for g in grown]), outside=torch.cat([g[1] for g in grown]),
                      counts=torch.cat([s.counts for s in signatures]), scene=torch.cat([s.scene for s in signatures]))
 
 
-def measure(prediction: Prediction, features: Features, signature: Signature, pairs: Tensor) -> Tensor:
-    """[P, len(NAMES)] float on the CPU. `pairs` [P, 2] as in `segment`: (row of `signature`, row of `features`)."""
+def measure(prediction: Prediction, features: Features, signature: SupportSignature, pairs: Tensor) -> Tensor:
+    """Numbers [P, len(NAMES)] that describe P predictions, on the CPU.
+
+    `pairs` [P, 2] is as in `segment`: (row of `signature`, row of `features`).
+    """
     maps, logits = look(features)[pairs[:, 1]], prediction.logits.float()
     columns = [prediction.scores.float(), *_of_logits(logits), *_of_maps(maps, logits, signature, pairs[:, 0])]
     return torch.stack(columns, dim=1).cpu()
 
 
 def _of_logits(logits: Tensor) -> list[Tensor]:
-    """probability_inside, peak, stability, entropy, log_area of [P, h, w]."""
+    """The numbers that depend on logits [P, h, w] alone: probability_inside, peak, stability, entropy, log_area."""
     flat = logits.flatten(1)
     chance, inside = flat.sigmoid(), (flat > 0).float()
     count = inside.sum(dim=1)
@@ -99,8 +102,8 @@ def _of_logits(logits: Tensor) -> list[Tensor]:
             area]
 
 
-def _of_maps(maps: Tensor, logits: Tensor, signature: Signature, sets: Tensor) -> list[Tensor]:
-    """similarity, contrast, best_match, least_shot, shot_spread."""
+def _of_maps(maps: Tensor, logits: Tensor, signature: SupportSignature, sets: Tensor) -> list[Tensor]:
+    """The numbers that compare features: similarity, contrast, best_match, least_shot, shot_spread."""
     inside, outside = signature.inside[sets], signature.outside[sets]  # [P, K, C]
     weight = F.interpolate(logits.sigmoid()[:, None], size=maps.shape[-2:], mode="area")
     marked = F.normalize(_mean(maps, weight), dim=1)
@@ -121,19 +124,19 @@ def _over_shots(values: Tensor, real: Tensor) -> Tensor:
 
 
 def _mean(maps: Tensor, weight: Tensor) -> Tensor:
-    """[P, C, h, w] under [P, 1, h, w] -> [P, C]."""
+    """Mean of maps [P, C, h, w], weighted by [P, 1, h, w] -> [P, C]."""
     return (maps * weight).sum(dim=(2, 3)) / weight.sum(dim=(2, 3)).clamp(min=1e-6)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Calibrator:
-    """Two logistic regressions on standardised `measure`s, their shift by leave-one-out, and what was fitted on.
+    """Two logistic regressions on standardised `measure`s, their shift by leave-one-out, and the fitted photos' domain.
 
     centre, scale [F]; presence [F + 1] weights for the class being there, quality [F + 1] for the mask being good where
-    it is there, the constant last
+    it is there; the constant comes last
     shift [2, 4]: of presence and quality: weight of their logit, of its leave-one-out mean (less `usual`), of the
     leave-one-out IoU (less `usual`), constant; zeros where too few classes had enough photos to fit it
-    usual [3]: the mean `Opinion` of the support sets that it was fitted on
+    usual [3]: the mean `ShotAgreement` of the support sets that it was fitted on
     scenes [M, C]: the mean scene of the fitted photos and its main directions; spread [M - 1], limit [1]: how far
     from it a support set may be
     """
@@ -149,10 +152,10 @@ class Calibrator:
     limit: Tensor
     about: dict[str, str]
 
-    def logits(self, measured: Tensor, opinion: Opinion | None = None, prevalence: float = 0.5) -> Tensor:
-        """[P, F] -> logits [P, 2]: the class is there; and the mask is good if it is.
+    def logits(self, measured: Tensor, opinion: ShotAgreement | None = None, prevalence: float = 0.5) -> Tensor:
+        """Logits [P, 2] from measures [P, F]: that the class is there, and that the mask is good if it is there.
 
-        `prevalence`: the share of images that show the class; half of those it was fitted on did.
+        `prevalence` is the share of images that show the class; in the fitted pairs it was one half.
         """
         plain = with_one((measured - self.centre) / self.scale) @ torch.stack([self.presence, self.quality], dim=1)
         if opinion is not None and bool(self.shift.any()):
@@ -162,23 +165,24 @@ class Calibrator:
         moved = torch.tensor(prevalence / (1 - prevalence)).log()
         return torch.stack([plain[:, 0] + moved, plain[:, 1]], dim=1)
 
-    def probabilities(self, measured: Tensor, opinion: Opinion | None = None, prevalence: float = 0.5) -> Tensor:
-        """[P, 2]: probability that the class is there, and that it is and the mask is good."""
+    def probabilities(self, measured: Tensor, opinion: ShotAgreement | None = None, prevalence: float = 0.5) -> Tensor:
+        """Probabilities [P, 2]: that the class is there, and that it is there and the mask is good."""
         return self.logits(measured, opinion, prevalence).sigmoid().cumprod(dim=1)
 
-    def far(self, signature: Signature) -> Tensor:
-        """[S] bool: support sets whose photos look unlike all that it was fitted on."""
+    def far(self, signature: SupportSignature) -> Tensor:
+        """Which support sets [S] bool have photos unlike all photos that the calibrator was fitted on."""
         return distance(signature.scene.cpu(), self.scenes, self.spread) > self.limit
 
     def save(self) -> bytes:
-        """As a safetensors file."""
+        """Serialise the calibrator as the bytes of a safetensors file."""
         named = {k: v.contiguous() for k, v in self.__dict__.items() if isinstance(v, Tensor)}
         about = {"version": VERSION, "names": NAMES, "about": self.about}
-        return save(named, metadata={"fss": json.dumps(about, sort_keys=True)})  # one key: theirs come in any order
+        # one key, since safetensors does not keep the order of several
+        return save(named, metadata={"fss": json.dumps(about, sort_keys=True)})
 
 
 def load_calibrator(data: bytes, where: str = "") -> Calibrator:
-    """What `Calibrator.save` gave. Raises `FssError` naming `where` for another version."""
+    """Load the tensors that `Calibrator.save` wrote. Raises `FssError` naming `where` for another version."""
     length = int.from_bytes(data[:8], "little")
     known = json.loads(json.loads(data[8:8 + length]).get("__metadata__", {}).get("fss", "{}"))
     if known.get("version") != VERSION or known.get("names") != list(NAMES):
@@ -187,12 +191,15 @@ def load_calibrator(data: bytes, where: str = "") -> Calibrator:
 
 
 def with_one(values: Tensor) -> Tensor:
-    """[P, F] -> [P, F + 1], the last column ones."""
+    """Append a column of ones: [P, F] -> [P, F + 1]."""
     return torch.cat([values, values.new_ones(len(values), 1)], dim=1)
 
 
 def distance(scenes: Tensor, known: Tensor, spread: Tensor) -> Tensor:
-    """[S, C] -> [S]: root mean square of standard deviations along the main directions of what is known."""
+    """Distance [S] of scenes [S, C] from the fitted photos.
+
+        It is the root mean square, over the main directions, of the number of standard deviations from the mean.
+        """
     along = (scenes - known[0]) @ known[1:].T
     rest = ((scenes - known[0]) ** 2).sum(dim=1) - (along ** 2).sum(dim=1)
     parts = torch.cat([along / spread[:-1], rest.clamp(min=0).sqrt()[:, None] / spread[-1]], dim=1)
@@ -200,5 +207,5 @@ def distance(scenes: Tensor, known: Tensor, spread: Tensor) -> Tensor:
 
 
 def summary(about: Mapping[str, str]) -> str:
-    """A line about a calibrator."""
+    """One line that describes the calibrator."""
     return f"calibrated on {about['pairs']} pairs of {about['classes']} classes of {about['dataset']}"

@@ -1,4 +1,4 @@
-"""Fitting a calibrator, and measuring one: plain logistic regressions, AUROC, expected calibration error."""
+"""Fitting and measuring a calibrator: plain logistic regressions, AUROC, expected calibration error."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fss_models.calibration import GOOD_IOU, RIDGE, Calibrator, Opinion, distance, with_one
+from fss_models.calibration import GOOD_IOU, RIDGE, Calibrator, ShotAgreement, distance, with_one
 from fss_models.errors import FssError
 
-DIRECTIONS = 8  # of the scenes
+DIRECTIONS = 8  # main directions of the scenes that are kept
 NEWTON_STEPS = 50
-MIN_SETS = 20  # support sets with an opinion that the shift by leave-one-out needs
+MIN_SETS = 20  # support sets with leave-one-out results that the shift needs
 EM_STEPS = 200
-FAR = 1.5  # times the farthest of the fitted photos
+FAR = 1.5  # a photo is far beyond this multiple of the fitted photos' largest distance
 
 
 @dataclass(frozen=True, kw_only=True)
-class Observed:
+class Observation:
     """One support set on T images: measured [T, F], present [T] bool, iou [T] (0 where the class is absent).
 
-    left_out: of a set with three shots or more, the `measure`s [K, F] and IoUs [K] of each shot by the others.
+    left_out: the `measure`s [K, F] and IoUs [K] of each shot segmented by the others, for sets of three shots or more.
     """
 
     class_id: int
@@ -32,8 +32,8 @@ class Observed:
     left_out: tuple[Tensor, Tensor] | None = None
 
 
-def fit_calibrator(sets: Sequence[Observed], scenes: Tensor, about: dict[str, str]) -> Calibrator:
-    """A calibrator from what was observed; scenes [N, C] are the unit vectors of single photos.
+def fit_calibrator(sets: Sequence[Observation], scenes: Tensor, about: dict[str, str]) -> Calibrator:
+    """Fit a calibrator to observations; scenes [N, C] are the unit vectors of single photos.
 
     Raises `FssError` if all images have the class, or none has.
     """
@@ -51,14 +51,14 @@ def fit_calibrator(sets: Sequence[Observed], scenes: Tensor, about: dict[str, st
     return _with_shift(plain, [s for s in sets if s.left_out is not None])
 
 
-def opinion_of(calibrator: Calibrator, measured: Tensor, ious: Tensor) -> Opinion:
-    """What shots [K, F], each segmented by the others with ious [K], say of their support set."""
+def opinion_of(calibrator: Calibrator, measured: Tensor, ious: Tensor) -> ShotAgreement:
+    """Leave-one-out summary of a support set: measures [K, F] and ious [K] of each shot segmented by the others."""
     there, good = calibrator.logits(measured).mean(dim=0).tolist()
-    return Opinion(presence=there, quality=good, iou=float(ious.mean()))
+    return ShotAgreement(presence=there, quality=good, iou=float(ious.mean()))
 
 
-def _with_shift(plain: Calibrator, sets: Sequence[Observed]) -> Calibrator:
-    """Second regressions on the first ones' logits and what leave-one-out said of the set."""
+def _with_shift(plain: Calibrator, sets: Sequence[Observation]) -> Calibrator:
+    """Add second regressions, on the first ones' logits and the support set's leave-one-out results."""
     if len(sets) < MIN_SETS:
         return plain
     opinions = [opinion_of(plain, *s.left_out) for s in sets if s.left_out is not None]
@@ -75,9 +75,10 @@ def _with_shift(plain: Calibrator, sets: Sequence[Observed]) -> Calibrator:
 
 
 def logistic(inputs: Tensor, truth: Tensor, weights: Tensor) -> Tensor:
-    """[N, F] (the last column ones), [N] bool, [N] -> [F] weights, by Newton's method; all but the last are shrunk.
+    """Weights [F] of a logistic regression on rows [N, F] (the last column ones), by Newton's method.
 
-    The targets are Platt's: a little less than 1 and more than 0, so that separable ones end.
+    The labels are [N] bool and the rows' weights [N]. All weights but the constant are shrunk. The targets are Platt's,
+    a little less than 1 and a little more than 0, so that the fit of separable rows converges.
     """
     x, w = inputs.double(), weights.double()
     yes, no = float(w[truth].sum()), float(w[~truth].sum())
@@ -97,7 +98,7 @@ def logistic(inputs: Tensor, truth: Tensor, weights: Tensor) -> Tensor:
 
 
 def _domain(scenes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean and main directions [M, C], standard deviations along them and of the rest [M], the limit [1]."""
+    """Mean scene and main directions [M, C], standard deviations along them and of the rest [M], the limit [1]."""
     mean = scenes.mean(dim=0)
     _, lengths, directions = torch.linalg.svd(scenes - mean, full_matrices=False)
     m = min(DIRECTIONS, len(scenes) - 1)
@@ -108,9 +109,9 @@ def _domain(scenes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def estimate_prevalence(logits: Tensor) -> float:
-    """The share of N images that show the class, from their logits [N] at a prevalence of one half.
+    """Estimate the share of N images that show the class, from their logits [N] at a prevalence of one half.
 
-    By expectation maximisation (Saerens, Latinne and Decaestecker, 2002), at least half an image.
+    The method is expectation maximisation (Saerens, Latinne and Decaestecker, 2002); the result is at least 0.5 / N.
     """
     least = 0.5 / len(logits)
     share = torch.tensor(0.5)
@@ -120,7 +121,7 @@ def estimate_prevalence(logits: Tensor) -> float:
 
 
 def auroc(scores: Tensor, truth: Tensor) -> float:
-    """Probability that a positive has a higher score than a negative; equal ones count half. NaN without both."""
+    """Probability that a positive scores higher than a negative, ties counting half. NaN if either kind is missing."""
     yes, no = scores[truth].double(), scores[~truth].double()
     if not len(yes) or not len(no):
         return float("nan")
@@ -130,12 +131,12 @@ def auroc(scores: Tensor, truth: Tensor) -> float:
 
 
 def reliability(chances: Tensor, truth: Tensor, bins: int = 10) -> list[tuple[float, float, int]]:
-    """(mean probability, share that is true, count) of the bins of equal width that hold any."""
+    """Mean probability, share of positives and count of each non-empty bin; the bins are equally wide."""
     which = (chances * bins).long().clamp(0, bins - 1)
     return [(float(chances[which == b].mean()), float(truth[which == b].float().mean()), int((which == b).sum()))
             for b in range(bins) if bool((which == b).any())]
 
 
 def expected_error(chances: Tensor, truth: Tensor, bins: int = 10) -> float:
-    """Expected calibration error: the mean gap of a bin between what was said and what was true, by their counts."""
+    """Expected calibration error: the gap between probability and share of positives, averaged over bins by count."""
     return sum(abs(said - was) * count for said, was, count in reliability(chances, truth, bins)) / len(truth)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 class PromptKind(IntEnum):
-    """What marks the object in a reference. PAD fills support sets that have fewer than K references."""
+    """The kind of mark that shows the object in a reference. PAD fills support sets with fewer than K references."""
 
     PAD = -1
     MASK = 0
@@ -49,7 +49,7 @@ class _Tensors:
         return ((f.name, getattr(self, f.name)) for f in fields(self))
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Any:
-        """The same on `device`; floating tensors in `dtype` when one is given."""
+        """A copy on `device`, its floating tensors converted to `dtype` if one is given."""
         return replace(self, **{k: _move(v, device, dtype) for k, v in self._each()})
 
 
@@ -80,7 +80,7 @@ class Images(_Tensors):
 
 @dataclass(frozen=True, kw_only=True)
 class Features(_Tensors):
-    """What `encode` computed, once an image. `maps[name]` is [N, C, h, w]; the names belong to the method."""
+    """Feature maps that `encode` computes once an image. `maps[name]` is [N, C, h, w]; each method names its own."""
 
     maps: dict[str, Tensor]
     sizes: Tensor  # [N, 2] int64, the original (height, width)
@@ -89,7 +89,7 @@ class Features(_Tensors):
         return int(self.sizes.shape[0])
 
     def take(self, index: Tensor) -> Features:
-        """The images `index` [M], in that order, repeats allowed."""
+        """The rows of the images `index` [M], in that order; an image may be taken several times."""
         return Features(maps={k: v[index] for k, v in self.maps.items()}, sizes=self.sizes[index])
 
 
@@ -97,7 +97,7 @@ class Features(_Tensors):
 class PromptBatch(_Tensors):
     """Prompts of S support sets with up to K references each, in pixels of the R x R square.
 
-    image  [S, K] int64: which row of the `Features` the reference is (0 where padded)
+    image  [S, K] int64: the reference's row in the `Features` (0 where padded)
     kind   [S, K] int64: a `PromptKind`, PAD where the set has fewer references
     masks  [S, K, R, R] float in {0, 1}; zeros unless kind is MASK
     points [S, K, P, 2] float; a BOX is its two corners
@@ -112,13 +112,13 @@ class PromptBatch(_Tensors):
 
     @property
     def counts(self) -> Tensor:
-        """[S] references of each set."""
+        """Number of references in each set, [S]."""
         return (self.kind != PromptKind.PAD).sum(dim=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Memory(_Tensors):
-    """What `memorise` computed from S support sets: every tensor is [S, ...]. Can be saved, sent and stacked.
+    """Everything that `memorise` computed from S support sets: tensors [S, ...] that can be saved, sent and stacked.
 
     counts [S] int64: references in each set; tensors with a K axis are padded with zeros beyond it.
     """
@@ -130,7 +130,7 @@ class Memory(_Tensors):
         return int(self.counts.shape[0])
 
     def take(self, index: Tensor) -> Memory:
-        """The support sets `index` [M], in that order, repeats allowed."""
+        """The rows of the support sets `index` [M], in that order; a set may be taken several times."""
         return Memory(tensors={k: v[index] for k, v in self.tensors.items()}, counts=self.counts[index])
 
     @staticmethod
@@ -153,8 +153,8 @@ def _pad_cat(parts: Sequence[Tensor]) -> Tensor:
 class Prediction(_Tensors):
     """P masks, at the method's own resolution.
 
-    logits [P, h, w] float: the object where > 0; covers the whole (square-resized) image
-    scores [P] float in [0, 1]: how good the method thinks the mask is
+    logits [P, h, w] float: positive on the object; the map covers the whole (square-resized) image
+    scores [P] float in [0, 1]: the method's own estimate of the mask's quality
     """
 
     logits: Tensor
@@ -170,8 +170,8 @@ class Clip(_Tensors):
     targets      Images, N = B * J, clip by clip
     target_masks [B, J, D, D] float in {0, 1}; may be empty. D is the preprocessor's `data_side`, usually R
     ignore       [B, J, D, D] bool: pixels that enter no loss (void, crowd)
-    reference_masks, reference_ignore   the same of the references [B, K, D, D], where a loss on them is wanted
-    frozen       `Segmenter.encode_frozen` of references, then targets, where it was kept; their pixels may be empty
+    reference_masks, reference_ignore   the same for the references [B, K, D, D], needed by losses on references
+    frozen       stored results of `Segmenter.encode_frozen` for references, then targets; then pixels may be empty
     """
 
     references: Images
@@ -186,18 +186,18 @@ class Clip(_Tensors):
 
     @property
     def images(self) -> Images:
-        """References, then targets: encoding them in one batch is faster than in two."""
+        """References followed by targets, since encoding them in one batch is faster than in two."""
         both = (self.references, self.targets)
         return Images(pixels=torch.cat([i.pixels for i in both]), sizes=torch.cat([i.sizes for i in both]))
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(B, K, J)."""
+        """The numbers of clips, references and targets, (B, K, J)."""
         b, j = self.target_masks.shape[:2]
         return b, int(self.prompts.kind.shape[1]), j
 
     def split(self, parts: int) -> list[Clip]:
-        """The same clips in `parts` equal parts, in order. Raises `ValueError` if B is not a multiple of it."""
+        """Split the clips into `parts` equal parts, in order. Raises `ValueError` if B is not a multiple of `parts`."""
         b, k, j = self.shape
         if b % parts:
             raise ValueError(f"{b} clips cannot be split into {parts} equal parts")

@@ -1,10 +1,10 @@
-"""The one exception a user's mistake raises: what is wrong, where, and how to mend it, in one line."""
+"""The exception for mistakes that the user can correct: what is wrong, where, and how to correct it, in one line."""
 
 from __future__ import annotations
 
 
 class FssError(Exception):
-    """A mistake the user can mend. `fss` prints it as one line and exits with status 2."""
+    """A mistake that the user can correct. `fss` prints it as one line and exits with status 2."""
 
     def __init__(self, what: str, *, where: str = "", mend: str = "") -> None:
         self.what, self.where, self.mend = what, where, mend

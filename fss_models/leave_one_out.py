@@ -1,4 +1,4 @@
-"""What the shots of a support set say of one another: each photo segmented by some of the others."""
+"""Leave-one-out tests within a support set: each photo is segmented by some of the others."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ Trial = tuple[tuple[int, ...], int]  # the shots that are the support, the shot 
 
 
 def leave_one_out(shots: int) -> list[Trial]:
-    """Every shot by all the others."""
+    """Trials in which every shot is segmented by all the others."""
     return [(tuple(j for j in range(shots) if j != i), i) for i in range(shots)]
 
 
 @torch.inference_mode()
-def segment_trials(model: Segmenter, features: Features, prompts: Sequence[Prompt],
-                   trials: Sequence[Trial]) -> Prediction:
-    """One prediction a trial, in one batch. `features` are those of the K photos that `prompts` mark."""
+def segment_trials(model: Segmenter, features: Features, prompts: Sequence[Prompt], trials: Sequence[Trial]
+                   ) -> Prediction:
+    """Predict all trials in one batch. `features` are those of the K photos that `prompts` mark."""
     width = max(len(shots) for shots, _ in trials)
     where = torch.tensor([[*shots, *[0] * (width - len(shots))] for shots, _ in trials])
     sets = [[prompts[j] for j in shots] for shots, _ in trials]
@@ -32,9 +32,9 @@ def segment_trials(model: Segmenter, features: Features, prompts: Sequence[Promp
 
 
 def iou_at(logits: Tensor, truth: Tensor, *, corners: bool, ignore: Tensor | None = None) -> float:
-    """IoU of logits [h, w], brought to the truth's size, with truth [H, W] bool; 1 where both are empty.
+    """IoU of truth [H, W] bool and logits [h, w], which are resized to the truth's size; 1 if both are empty.
 
-    `ignore` [H, W] bool: pixels that do not count. `corners` is the method's `corners_aligned`.
+    `ignore` [H, W] bool marks pixels that do not count. `corners` is the method's `corners_aligned`.
     """
     large = F.interpolate(logits[None, None].float(), size=truth.shape, mode="bilinear", align_corners=corners)[0, 0]
     found, truth = (large > 0).cpu(), truth.cpu()

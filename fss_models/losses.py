@@ -1,4 +1,4 @@
-"""The losses few-shot segmentation trains with. Masked pixels (void, crowd) enter none of them.
+"""The losses that few-shot segmentation is trained with. Masked pixels (void, crowd) enter none of them.
 
 Shapes: logits [B, J, H, W], targets [B, J, H, W] in {0, 1}, valid [B, J, H, W] bool.
 """
@@ -32,7 +32,7 @@ def dice(logits: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
 
 
 def mask_iou(logits: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
-    """IoU of the thresholded masks, each map by itself: [..., H, W] -> [...]. No gradient; two empty masks give 1."""
+    """IoU of each pair of thresholded masks: [..., H, W] -> [...]. It has no gradient; two empty masks give 1."""
     with torch.no_grad():
         p, g = (logits > 0) & valid, (targets > 0.5) & valid
         union = (p | g).flatten(-2).sum(-1)

@@ -1,4 +1,4 @@
-"""Scores of the field: per-class accumulated IoU, mIoU, FB-IoU, and bootstrap intervals over fixed episodes.
+"""The customary scores: IoU accumulated for each class, mIoU, FB-IoU, and bootstrap intervals over fixed episodes.
 
 Letters: E episodes, S seeds (repetitions of training), R resamples, C classes. Column 0 is background, 1 foreground.
 A class's IoU is (sum of intersections) / (sum of unions) over all its episodes; mIoU is the mean over the fold's
@@ -26,7 +26,7 @@ Metric = Literal["miou", "fb_iou"]
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """What scoring needs of E episodes.
+    """Pixel counts of E episodes, from which all scores are computed.
 
     class_ids [E] int64; inter, union [E, 2] int64: pixels of (background, foreground)
     """
@@ -73,7 +73,7 @@ def score(counts: Counts, class_ids: Iterable[int]) -> Scores:
 
 
 def _sums(counts: Counts, classes: Sequence[int]) -> tuple[Floats, Floats]:
-    """(inter, union), each [C, 2], summed over each class's episodes."""
+    """Intersections and unions, each [C, 2], summed over each class's episodes."""
     rows = [counts.class_ids == c for c in classes]
     inter = np.stack([counts.inter[r].sum(axis=0) for r in rows]).astype(np.float64)
     union = np.stack([counts.union[r].sum(axis=0) for r in rows]).astype(np.float64)
@@ -85,10 +85,10 @@ def _ratio(inter: Floats, union: Floats) -> Floats:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sample:
-    """One method's results on the episodes of several folds: what the bootstrap resamples.
+class MethodCounts:
+    """One method's counts on the episodes of several folds, which the bootstrap resamples.
 
-    folds, class_ids [E]; inter, union [S, E, 2]: the same episodes for every seed
+    folds, class_ids [E]; inter, union [S, E, 2]; every seed has the same episodes
     """
 
     folds: Ints
@@ -97,7 +97,7 @@ class Sample:
     union: Ints
 
     @staticmethod
-    def of(folds: Sequence[tuple[int, Sequence[Counts]]]) -> Sample:
+    def of(folds: Sequence[tuple[int, Sequence[Counts]]]) -> MethodCounts:
         """Join folds, each with one `Counts` a seed. Raises `FssError` if seeds or episodes do not match."""
         if len({len(seeds) for _, seeds in folds}) != 1:
             raise FssError("folds have different numbers of seeds")
@@ -105,20 +105,20 @@ class Sample:
             if any(not np.array_equal(s.class_ids, seeds[0].class_ids) for s in seeds):
                 raise FssError(f"the seeds of fold {fold} were scored on different episodes")
         first = [(f, seeds[0]) for f, seeds in folds]
-        return Sample(
+        return MethodCounts(
             folds=np.concatenate([np.full(len(c), f, dtype=np.int64) for f, c in first]),
             class_ids=np.concatenate([c.class_ids for _, c in first]),
             inter=np.concatenate([np.stack([s.inter for s in seeds]) for _, seeds in folds], axis=1),
             union=np.concatenate([np.stack([s.union for s in seeds]) for _, seeds in folds], axis=1),
         )
 
-    def same_episodes(self, other: Sample) -> bool:
+    def same_episodes(self, other: MethodCounts) -> bool:
         """Whether both were scored on the same list."""
         return np.array_equal(self.folds, other.folds) and np.array_equal(self.class_ids, other.class_ids)
 
 
-def resampled_scores(sample: Sample, *, resamples: int, seed: int, metric: Metric = "miou") -> Floats:
-    """[R] scores (mean over folds) under resampling of seeds, of classes within folds, of episodes within classes.
+def resampled_scores(sample: MethodCounts, *, resamples: int, seed: int, metric: Metric = "miou") -> Floats:
+    """Scores [R] (means over folds) when seeds, classes within folds and episodes within classes are resampled.
 
     The draws depend on the seed and on the episode list only, so two methods on one list are resampled alike: the
     difference of their results is the paired bootstrap.
@@ -131,8 +131,8 @@ def resampled_scores(sample: Sample, *, resamples: int, seed: int, metric: Metri
     return mean
 
 
-def _resample_fold(sample: Sample, fold: int, seeds: Ints, rng: np.random.Generator, metric: Metric) -> Floats:
-    """[R] scores of one fold."""
+def _resample_fold(sample: MethodCounts, fold: int, seeds: Ints, rng: np.random.Generator, metric: Metric) -> Floats:
+    """Resampled scores [R] of one fold."""
     resamples, drawn = seeds.shape
     classes = np.unique(sample.class_ids[sample.folds == fold])
     chosen = rng.integers(0, len(classes), (resamples, len(classes)))
@@ -161,7 +161,7 @@ def interval(scores: Floats, confidence: float = 0.95) -> tuple[float, float]:
 
 
 def paired_difference(
-    a: Sample, b: Sample, *, resamples: int, seed: int, metric: Metric = "miou", confidence: float = 0.95
+    a: MethodCounts, b: MethodCounts, *, resamples: int, seed: int, metric: Metric = "miou", confidence: float = 0.95
 ) -> tuple[float, float]:
     """The interval of score(a) - score(b) on the same episodes. Raises `FssError` if the lists differ."""
     if not a.same_episodes(b):

@@ -2,7 +2,7 @@
 
 A method plugs in with a module `fss_models.methods.<method>.official` that has
 
-    read(state: dict[str, Tensor], preset: str) -> Official
+    read(state: dict[str, Tensor], preset: str) -> OfficialCheckpoint
     write(model) -> dict[str, Tensor]
 
 `read` is strict: it names the first key that is missing, unknown or misshapen.
@@ -23,18 +23,18 @@ from torch import Tensor
 
 from fss_models import registry
 from fss_models.errors import FssError
-from fss_models.sam2_core.presets import RANDOM
+from fss_models.presets import RANDOM
 from fss_models.segmenter import Segmenter
 
 
 @dataclass(frozen=True, kw_only=True)
-class Official:
-    """What an official checkpoint says in our terms.
+class OfficialCheckpoint:
+    """An official checkpoint under our names.
 
-    state   our trained tensors by our names, as `Segmenter.load_trainable_state` takes them
-    config  the settings that its shapes imply, for `registry.build`
-    also    what else the same file gives: `weights` (the checkpoint the model is built on) or weight fields of the
-            configuration
+    state   trained tensors, as `Segmenter.load_trainable_state` takes them
+    config  the settings that their shapes imply, for `registry.build`
+    also    other uses of the same file: `weights` (the checkpoint the model is built on), or fields of the
+            configuration that name weight files
     """
 
     state: dict[str, Tensor]
@@ -43,7 +43,7 @@ class Official:
 
 
 def read_tensors(path: str) -> dict[str, Tensor]:
-    """The tensors of a `.safetensors` or torch file by name; `module.` prefixes and a `model` level are taken away.
+    """Read the tensors of a `.safetensors` or torch file by name; `module.` prefixes and a `model` level are removed.
 
     A torch file is read by its weights-only reader; besides tensors it may hold an argparse Namespace, as several
     official files do. Raises `FssError` for anything else.
@@ -62,7 +62,7 @@ def read_tensors(path: str) -> dict[str, Tensor]:
 
 
 def load_official(method: str, preset: str, path: str, *, weights: str | None = None) -> Segmenter:
-    """A model that holds an official checkpoint; `weights` is the SAM 2 (or SAM) file it is built on, where needed.
+    """Build a model that holds an official checkpoint; `weights` is the SAM 2 (or SAM) file under it, where needed.
 
     Raises `FssError` for a method without official checkpoints, or a file that does not fit, naming the first key.
     """
@@ -79,17 +79,17 @@ def load_official(method: str, preset: str, path: str, *, weights: str | None = 
     return model
 
 
-def read_official(method: str, preset: str, tensors: dict[str, Tensor], path: str) -> Official:
-    """The method's reading of a file's tensors. Raises `FssError` naming the file and its first wrong key."""
+def read_official(method: str, preset: str, tensors: dict[str, Tensor], path: str) -> OfficialCheckpoint:
+    """Let the method read a file's tensors. Raises `FssError` naming the file and its first wrong key."""
     try:
-        found: Official = _module(method).read(tensors, preset)
+        found: OfficialCheckpoint = _module(method).read(tensors, preset)
     except FssError as error:
         raise error if error.where else FssError(error.what, where=path, mend=error.mend) from error
     return found
 
 
 def official_state(model: Segmenter) -> dict[str, Tensor]:
-    """The model's trained tensors under the official code's names. Raises `FssError` if that has none."""
+    """The model's trained tensors under the official code's names. Raises `FssError` if there is no official layout."""
     state: dict[str, Tensor] = _module(model.method).write(model)
     return state
 

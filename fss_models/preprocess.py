@@ -1,4 +1,4 @@
-"""From decoded images to a method's input, in two modes.
+"""Decoded images become a method's input, in one of two modes.
 
 `published` is the very resize of the papers' code (antialiased bilinear on 8-bit pixels, as PIL does it);
 `fast` is one bilinear interpolation in float. A bundle records which mode it was trained with.
@@ -27,8 +27,8 @@ SYMMETRIC = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))  # inputs in [-1, 1], as Efficien
 class Preprocessor:
     """Square resize (the aspect ratio is not kept, as every published few-shot code does) and normalisation.
 
-    via             a data set's own square side through which images and masks go first (SANSA: 640 or 518); 0: none
-    mask_threshold  a support mask that goes through `via` is interpolated and cut above this value (specification B4)
+    via             square side to which images and masks are resized first (SANSA's data sets: 640 or 518); 0: none
+    mask_threshold  a support mask that goes through `via` is interpolated and cut above this value
     """
 
     side: int
@@ -40,11 +40,11 @@ class Preprocessor:
 
     @property
     def data_side(self) -> int:
-        """The side at which target masks are given and losses are taken: the data set's."""
+        """Side in pixels at which target masks are given and losses are taken: `via`, or `side` where there is none."""
         return self.via or self.side
 
     def __call__(self, images: Sequence[np.ndarray], mode: Mode | None = None) -> Images:
-        """[H, W, 3] uint8 arrays -> pixels [N, 3, side, side] float and sizes [N, 2]."""
+        """Convert [H, W, 3] uint8 arrays to pixels [N, 3, side, side] float and sizes [N, 2]."""
         resize = _resize_pil if (mode or self.mode) == "published" else _resize_fast
         square = torch.stack([resize(i, self.data_side) for i in images])
         mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (self.mean, self.std))
@@ -52,19 +52,19 @@ class Preprocessor:
         return Images(pixels=resize_square((square - mean) / std, self.side), sizes=sizes)
 
     def mask(self, mask: np.ndarray) -> Tensor:
-        """A support mask [H, W] bool -> [side, side] float in {0, 1}."""
+        """Resize a support mask [H, W] bool to [side, side] float in {0, 1}."""
         square = resize_mask(mask, self.data_side)
         if self.data_side == self.side:
             return square
         return (resize_square(square[None, None], self.side)[0, 0] > self.mask_threshold).float()
 
     def target(self, mask: np.ndarray) -> Tensor:
-        """A target mask [H, W] bool -> [data_side, data_side] float in {0, 1}."""
+        """Resize a target mask [H, W] bool to [data_side, data_side] float in {0, 1}."""
         return resize_mask(mask, self.data_side)
 
 
 def _resize_pil(image: np.ndarray, side: int) -> Tensor:
-    """[H, W, 3] uint8 (or float in 0..255, rounded) -> [3, side, side] float in [0, 1]."""
+    """Resize [H, W, 3] uint8 (or float in 0..255, which is rounded) to [3, side, side] float in [0, 1]."""
     if image.dtype != np.uint8:
         image = np.rint(image).clip(0, 255).astype(np.uint8)
     small = Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR)
@@ -77,13 +77,13 @@ def _resize_fast(image: np.ndarray, side: int) -> Tensor:
 
 
 def resize_square(maps: Tensor, side: int) -> Tensor:
-    """[N, C, H, W] -> [N, C, side, side], bilinear with antialias; as they are if they have that side."""
+    """Resize [N, C, H, W] to [N, C, side, side], bilinear with antialias; nothing changes if the side fits already."""
     if maps.shape[-2:] == (side, side):
         return maps
     return F.interpolate(maps, size=(side, side), mode="bilinear", align_corners=False, antialias=True)
 
 
 def resize_mask(mask: np.ndarray, side: int) -> Tensor:
-    """[H, W] bool -> [side, side] float in {0, 1}, nearest neighbour as the published loaders do."""
+    """Resize [H, W] bool to [side, side] float in {0, 1}, by nearest neighbour as the published loaders do."""
     picture = Image.fromarray(mask.astype(np.uint8)).resize((side, side), Image.Resampling.NEAREST)
     return torch.from_numpy(np.array(picture)).float()

@@ -1,8 +1,8 @@
-"""Marks as a person might make them, drawn from a mask: points, a box, a scribble (SANSA specification, section 4).
+"""Marks as a person might make them, drawn from a mask as SANSA's code does: points, a box, a scribble.
 
 Every function takes a mask [H, W] bool and returns a `Prompt` in that mask's pixels; draws come from the given
-generator alone. What the official code draws from three global generators is drawn here from one: distributions are
-equal, single draws are not. In evaluation, counts are fixed; in training they vary.
+generator alone. The official code draws from three global generators, we from one: distributions are equal, single
+draws are not. In evaluation, counts are fixed; in training they vary.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from fss_models.clip import Prompt, PromptKind
 from fss_models.errors import FssError
 
 MOST_MARKS = 20  # points, or strokes of a scribble
-EVALUATION_STROKES = 9  # what the official evaluation's fixed seed always draws, with the `curve` style
+EVALUATION_STROKES = 9  # the official evaluation's fixed seed always draws this number, with the `curve` style
 SampledKind = Literal["mask", "point", "box", "scribble", "multi"]
 _EACH: tuple[SampledKind, ...] = ("mask", "point", "scribble", "box")
 _KINDS = {"mask": PromptKind.MASK, "point": PromptKind.POINTS, "scribble": PromptKind.SCRIBBLE, "box": PromptKind.BOX}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Style:
-    """How a stroke wanders, in pixels and radians a vertex."""
+class StrokeStyle:
+    """Ranges of a stroke's random walk, in pixels and radians per vertex."""
 
-    vertices: tuple[int, int]  # at least, below
+    vertices: tuple[int, int]  # range [low, high) of their number
     top_speed: float
     acceleration: float
     turn: float
@@ -38,19 +38,20 @@ class Style:
     jitter: tuple[int, int]
 
 
-CURVE = Style(vertices=(10, 30), top_speed=20, acceleration=15, turn=0.5, brush=(3, 10), start_speed=3, jitter=(-3, 3))
-SMALL_CURVE = Style(vertices=(6, 22), top_speed=12, acceleration=8, turn=0.5, brush=(2, 5), start_speed=1.5,
+CURVE = StrokeStyle(vertices=(10, 30), top_speed=20, acceleration=15, turn=0.5, brush=(3, 10), start_speed=3,
+                    jitter=(-3, 3))
+SMALL_CURVE = StrokeStyle(vertices=(6, 22), top_speed=12, acceleration=8, turn=0.5, brush=(2, 5), start_speed=1.5,
                     jitter=(-1, 1))
 
 
 def kinds_of(name: SampledKind) -> frozenset[PromptKind]:
-    """Which marks a kind may draw: a scribble on a tiny object falls back to points."""
+    """The kinds of mark that drawing `kind` may give: a scribble on a tiny object falls back to points."""
     names = _EACH if name == "multi" else (name,)
     return frozenset({_KINDS[n] for n in names} | ({PromptKind.POINTS} if "scribble" in names else set()))
 
 
 def sample_prompt(mask: np.ndarray, kind: SampledKind, rng: np.random.Generator, *, training: bool) -> Prompt:
-    """A prompt of `kind`; `multi` draws one of the four kinds. Raises `FssError` for an empty mask or unknown kind."""
+    """Draw a prompt of `kind`; `multi` draws one of the four. Raises `FssError` for an empty mask or unknown kind."""
     if not mask.any():
         raise FssError("the support mask is empty", mend="mark at least one pixel of the object")
     if kind == "multi":
@@ -67,14 +68,14 @@ def sample_prompt(mask: np.ndarray, kind: SampledKind, rng: np.random.Generator,
 
 
 def sample_points(mask: np.ndarray, rng: np.random.Generator, *, training: bool) -> Prompt:
-    """min(20, area) distinct pixels of the object in raster order; in training 1 to that many."""
+    """Draw min(20, area) distinct pixels of the object, in raster order; in training 1 to that many."""
     ys, xs = np.nonzero(mask)
     picked = np.sort(rng.choice(len(xs), size=_count(len(xs), rng, training=training), replace=False))
     return _marks(PromptKind.POINTS, xs[picked], ys[picked])
 
 
 def sample_box(mask: np.ndarray) -> Prompt:
-    """The largest box after one pass of merging overlapping components (4-connectivity); x1, y1 are exclusive."""
+    """Find the largest box after one pass of merging overlapping components (4-connectivity); x1, y1 are exclusive."""
     kept: list[list[int]] = []
     for rows, columns in ndimage.find_objects(ndimage.label(mask)[0]):
         box = [columns.start, rows.start, columns.stop, rows.stop]
@@ -88,7 +89,7 @@ def sample_box(mask: np.ndarray) -> Prompt:
 
 
 def sample_scribble(mask: np.ndarray, rng: np.random.Generator, *, training: bool) -> Prompt:
-    """Strokes that wander from pixels of the object; every drawn pixel inside the object is a point."""
+    """Draw strokes that wander from pixels of the object; every drawn pixel inside the object becomes a point."""
     area = int(mask.sum())
     style = (CURVE, SMALL_CURVE)[rng.integers(2)] if training else CURVE
     strokes = _count(area, rng, training=True) if training else min(EVALUATION_STROKES, area)
@@ -99,7 +100,7 @@ def sample_scribble(mask: np.ndarray, rng: np.random.Generator, *, training: boo
     return _marks(PromptKind.SCRIBBLE, xs, ys)
 
 
-def _draw(mask: np.ndarray, style: Style, strokes: int, rng: np.random.Generator) -> np.ndarray:
+def _draw(mask: np.ndarray, style: StrokeStyle, strokes: int, rng: np.random.Generator) -> np.ndarray:
     canvas = Image.new("L", (mask.shape[1], mask.shape[0]))
     pen = ImageDraw.Draw(canvas)
     ys, xs = np.nonzero(mask)
@@ -113,8 +114,8 @@ def _draw(mask: np.ndarray, style: Style, strokes: int, rng: np.random.Generator
     return np.asarray(canvas).astype(bool)
 
 
-def _walk(x: float, y: float, style: Style, rng: np.random.Generator) -> np.ndarray:
-    """Vertices [V, 2] (x, y): speed and angle change a little from each to the next."""
+def _walk(x: float, y: float, style: StrokeStyle, rng: np.random.Generator) -> np.ndarray:
+    """Random walk of vertices [V, 2] (x, y): speed and angle change a little from each to the next."""
     count = int(rng.integers(*style.vertices))
     speed, angle = abs(rng.normal(0, style.start_speed)), rng.uniform(0, 2 * np.pi)
     path = [(x, y)]
@@ -126,8 +127,8 @@ def _walk(x: float, y: float, style: Style, rng: np.random.Generator) -> np.ndar
     return np.array(path)
 
 
-def _shaken(path: np.ndarray, style: Style, rng: np.random.Generator) -> np.ndarray:
-    """The whole stroke moved by one velocity, a random half of its vertices jittered."""
+def _shaken(path: np.ndarray, style: StrokeStyle, rng: np.random.Generator) -> np.ndarray:
+    """Move the whole stroke by one velocity and jitter a random half of its vertices."""
     speed, angle = abs(rng.normal(0, style.start_speed)), rng.uniform(0, 2 * np.pi)
     moved = path + np.array([int(speed * np.cos(angle)), int(speed * np.sin(angle))])
     chosen = rng.random(len(path)) < 0.5
@@ -141,7 +142,7 @@ def _count(area: int, rng: np.random.Generator, *, training: bool) -> int:
 
 
 def _overlap(a: list[int], b: list[int]) -> bool:
-    """Whether boxes share a pixel; touching is not sharing."""
+    """Whether two boxes share a pixel; boxes that only touch do not."""
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 

@@ -24,11 +24,11 @@ def collate(
     sets: Sequence[Sequence[Prompt]], sizes: Tensor, side: int, image: Tensor | None = None,
     resize: Callable[[np.ndarray], Tensor] | None = None,
 ) -> PromptBatch:
-    """S sets of up to K prompts -> `PromptBatch`.
+    """Gather S sets of up to K prompts into a `PromptBatch`.
 
-    sizes [N, 2] are the original (height, width) of the images; `image` [S, K] says which image each prompt is on
+    sizes [N, 2] are the original (height, width) of the images; `image` [S, K] is the index of each prompt's image
     (default: the sets' images follow one another); `resize` brings a mask [H, W] to [side, side] (default: nearest).
-    `Segmenter.collate` gives a method's own. Raises `FssError` if a mask's size is not its image's.
+    `Segmenter.collate` calls this with the method's own resize. Raises `FssError` if a mask's size is not its image's.
     """
     s, k = len(sets), max(len(one) for one in sets)
     where = _consecutive(sets, k) if image is None else image

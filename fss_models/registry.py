@@ -1,4 +1,4 @@
-"""Which methods exist. A method registers itself by decorating its class; tests enumerate the registry."""
+"""The registry of methods. A method registers itself by decorating its class; tests enumerate the registry."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The contract of a method. Training, serving and labelling are written against this class alone."""
+"""The contract of a method; training, serving and labelling use this class alone."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fss_models.augmentation import Augmentation
 from fss_models.clip import Clip, Features, Images, Memory, Prediction, Prompt, PromptBatch, PromptKind
 from fss_models.errors import FssError
 from fss_models.preprocess import Mode, Preprocessor
+from fss_models.presets import PRESETS
 from fss_models.prompts import collate
-from fss_models.sam2_core.presets import PRESETS
+from fss_models.state_dict import check_state
 
 
 class Segmenter(nn.Module, ABC):
@@ -22,34 +24,34 @@ class Segmenter(nn.Module, ABC):
 
     `encode` -> `memorise` -> `segment` is the only path: one support set against a million images, one image
     against a hundred classes, and a batch in which every query has its own supports are the same three calls,
-    and nothing is encoded twice. No loop over batch or frames where a tensor dimension can do it.
+    and nothing is encoded twice. Methods use tensor dimensions instead of loops over batches or frames.
     """
 
     #: the name in the registry, set by `@register_method`
     method: ClassVar[str] = ""
-    #: whether `losses` has anything to minimise
+    #: whether the method can be trained
     trains: ClassVar[bool] = True
-    #: the presets it can be built at
+    #: the presets that the method can be built at
     presets: ClassVar[tuple[str, ...]] = tuple(PRESETS)
-    #: the marks a reference may have
+    #: the kinds of mark that a reference may have
     prompt_kinds: ClassVar[frozenset[PromptKind]] = frozenset(PromptKind) - {PromptKind.PAD}
 
-    #: whether logits are stretched to an image corner to corner, or (the usual) pixel area to pixel area
+    #: whether logits are resized with aligned corners, instead of the usual aligned pixel areas
     corners_aligned: ClassVar[bool] = False
 
     def __init__(self, *, preset: str, preprocessor: Preprocessor, config: Any) -> None:
         super().__init__()
         self.preset, self.preprocessor, self.config = preset, preprocessor, config
-        self.seed = 0  # what values that come from no file were drawn from
+        self.seed = 0  # seed of all values that come from no file
 
     @property
     def side(self) -> int:
-        """R: the square side in pixels at which images, prompts and target masks are given."""
+        """R, the side in pixels of the square to which images, prompts and target masks are resized."""
         return self.preprocessor.side
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
+        """Device of the parameters."""
         return next(self.parameters()).device
 
     @property
@@ -59,7 +61,7 @@ class Segmenter(nn.Module, ABC):
 
     @property
     def keeps_random_parts(self) -> bool:
-        """Whether training leaves random values alone that ought to be pretrained: no result is worth much then."""
+        """Whether values that ought to be pretrained are random and stay so in training; results are then poor."""
         return False
 
     def frozen_weights(self) -> dict[str, str]:
@@ -67,7 +69,7 @@ class Segmenter(nn.Module, ABC):
         return {}
 
     def prepare(self, images: Sequence[np.ndarray], mode: Mode | None = None) -> Images:
-        """[H, W, 3] uint8 arrays of any sizes -> `Images` on the CPU."""
+        """Preprocess [H, W, 3] uint8 arrays of any sizes to `Images` on the CPU."""
         return self.preprocessor(images, mode)
 
     @classmethod
@@ -79,7 +81,7 @@ class Segmenter(nn.Module, ABC):
                            mend=f"it reads: {known}")
 
     def collate(self, sets: Sequence[Sequence[Prompt]], sizes: Tensor, image: Tensor | None = None) -> PromptBatch:
-        """Prompts in pixels of their images (`prompts.collate`), brought to the square as this method wants them.
+        """Gather prompts, given in pixels of their images, and resize them to the square as the method needs them.
 
         Raises `FssError` for a mask that is not of its image's size, and a kind of prompt the method cannot read.
         """
@@ -87,38 +89,45 @@ class Segmenter(nn.Module, ABC):
             self.check_kind(prompt.kind)
         return collate(sets, sizes, self.side, image, self.preprocessor.mask)
 
+    @classmethod
+    def augmentation(cls, side: int, *, scale: tuple[float, float]) -> Augmentation | None:
+        """The augmentation of the method's published training, to `side` pixels; None where it publishes none.
+
+        `scale` is the range of the factors by which photos are resized.
+        """
+        return None
+
     @abstractmethod
     def encode(self, images: Images) -> Features:
-        """Frozen and adapted encoders, once an image, batched."""
+        """Run the frozen and adapted encoders, once for each image."""
 
     def frozen_part(self) -> Sequence[nn.Module]:
-        """The modules that `encode_frozen` runs, none of them trained; empty where there is nothing worth keeping.
+        """The modules that `encode_frozen` runs, none of them trained; empty if its result is not worth storing.
 
-        Their values and the preprocessing decide what `encode_frozen` gives, so that it can be kept between epochs,
-        runs and methods.
+        Their values and the preprocessing determine that result, so it can be stored between epochs, runs and methods.
         """
         return ()
 
     def encode_frozen(self, images: Images) -> Features:
-        """The part of `encode` that no training changes. Raises `FssError` where `frozen_part` is empty."""
+        """Run the part of `encode` that training does not change. Raises `FssError` if `frozen_part` is empty."""
         raise FssError(f"method {self.method!r} at {self.preset!r} has no frozen features to keep",
                        mend="set train.features=off")
 
     def finish(self, frozen: Features) -> Features:
-        """`encode`'s result from `encode_frozen`'s."""
+        """Turn the result of `encode_frozen` into that of `encode`."""
         return frozen
 
     def clip_features(self, clip: Clip) -> Features:
-        """Features of a clip's references, then targets: what `losses` begins with."""
+        """Features of a clip's references, then targets, from which `losses` starts."""
         return self.encode(clip.images) if clip.frozen is None else self.finish(clip.frozen.to(self.device))
 
     @abstractmethod
     def memorise(self, features: Features, prompts: PromptBatch) -> Memory:
-        """S support sets at once: all that depends on no query. `prompts.image` indexes `features`."""
+        """Compute all that depends on no query, for S support sets at once. `prompts.image` indexes `features`."""
 
     @abstractmethod
     def segment(self, memory: Memory, features: Features, pairs: Tensor) -> Prediction:
-        """Any P pairs in one batch. `pairs` [P, 2] int64: (row of `memory`, row of `features`)."""
+        """Predict any P pairs in one batch. `pairs` [P, 2] int64: (row of `memory`, row of `features`)."""
 
     def losses(self, clip: Clip) -> dict[str, Tensor]:
         """Named scalar losses, already weighted: their sum is minimised. Raises `FssError` if nothing trains."""
@@ -129,7 +138,7 @@ class Segmenter(nn.Module, ABC):
         self.requires_grad_(False)
 
     def trainable_state(self) -> dict[str, Tensor]:
-        """Only what was trained, on the CPU, by parameter and buffer name."""
+        """The trained tensors alone, on the CPU, by parameter and buffer name."""
         names = self.trainable_names()
         return {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items() if k in names}
 
@@ -138,14 +147,8 @@ class Segmenter(nn.Module, ABC):
         return {n for n, p in self.named_parameters() if p.requires_grad}
 
     def load_trainable_state(self, state: dict[str, Tensor]) -> None:
-        """Load what `trainable_state` gave. Raises `FssError` naming the first missing, unknown or misshapen key."""
-        have = self.state_dict()
+        """Load a result of `trainable_state`. Raises `FssError` naming the first missing, unknown or misshapen key."""
         names = self.trainable_names()
-        for key in sorted(names - state.keys()):
-            raise FssError(f"checkpoint lacks {key!r}", mend=f"it is not a {self.method}/{self.preset} checkpoint")
-        for key in sorted(state.keys() - names):
-            raise FssError(f"checkpoint has unknown {key!r}", mend=f"not a {self.method}/{self.preset} checkpoint")
-        for key, value in state.items():
-            if have[key].shape != value.shape:
-                raise FssError(f"{key!r} has shape {tuple(value.shape)}, the model {tuple(have[key].shape)}")
+        check_state(state, {k: v for k, v in self.state_dict().items() if k in names}, subject="checkpoint",
+                    hint=f"is it a {self.method}/{self.preset} checkpoint?")
         self.load_state_dict(state, strict=False)

@@ -8,12 +8,12 @@ from fss_models.errors import FssError
 
 
 def weight_fields(config: type) -> list[str]:
-    """Fields that name a file of pretrained weights: those that end so."""
+    """Names of the fields that hold a file of pretrained weights, recognised by their ending."""
     return [name for name in get_type_hints(config) if name.endswith("_weights")]
 
 
 def check_settings(config: Any) -> None:
-    """Raises `FssError` for a choice that is none of its field's, a count below 1, a dropout outside [0, 1)."""
+    """Raises `FssError` for a value that its field does not allow, a count below 1 or a dropout outside [0, 1)."""
     for name, kind in get_type_hints(type(config)).items():
         value = getattr(config, name)
         if get_origin(kind) is Literal and value not in get_args(kind):

@@ -63,8 +63,9 @@ def make_cells(table: PublishedTable, *, rows: Sequence[str] = (), columns: Sequ
     """
     _check_names("row", rows, [r.name for r in table.rows])
     _check_names("column", columns, list(table.columns))
-    cells = [_cell(row, key, table.columns[key], sets, out) for row in table.rows if not rows or row.name in rows
-            for key in table.columns_of(row) if not columns or key in columns]
+    cells = [_cell(row, key, table.columns[key], sets,
+                   out) for row in table.rows if not rows or row.name in rows for key in table.columns_of(row)
+             if not columns or key in columns]
     parts = [part for c in cells for part in (c.recipe.data, *(m.data for m in c.recipe.mixture))]
     _check_names("dataset", roots or {}, [p.name for p in parts])
     _check_names("weight file", weights or {}, [file_name(p) for c in cells for p in _weight_paths(c.method)])

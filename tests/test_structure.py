@@ -191,3 +191,19 @@ def test_no_place_of_one_machine_is_in_the_code() -> None:
     for path in [*FILES, ROOT / "README.md", ROOT / "Makefile", *(ROOT / "jobs").rglob("*.yaml")]:
         text = path.read_text() if path.exists() else ""
         assert not any(place in text for place in ("/work/", "/root/", "/home/")), name_of(path)
+
+
+def test_only_verification_and_the_registry_know_one_method() -> None:
+    """Everything else goes through the contract (`fss_models/segmenter.py`) and the registry's names."""
+    know = ("fss_models/methods/", "fss_models/verification/", "fss_models/registry.py")
+    for path in (p for p in FILES if not name_of(p).startswith(know)):
+        assert not [n for n in imported_names(path) if n.startswith("fss_models.methods")], name_of(path)
+
+
+def test_no_two_classes_share_a_name() -> None:
+    places: dict[str, set[str]] = {}
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, set()).add(name_of(path))
+    assert not {name: sorted(files) for name, files in places.items() if len(files) > 1}

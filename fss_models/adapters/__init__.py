@@ -1,1 +1,1 @@
-"""What may be trained inside a frozen trunk."""
+"""Adapters: small trainable modules that are put into a frozen trunk."""

@@ -20,7 +20,7 @@ SCALE = 0.1
 
 
 class AdaptFormer(nn.Module):
-    """a(x) for x [..., width]."""
+    """The adapter's layers; they compute a(x) of the module's docstring for x [..., width]."""
 
     def __init__(self, width: int, bottleneck: int, scale: float = SCALE) -> None:
         super().__init__()
@@ -33,14 +33,14 @@ class AdaptFormer(nn.Module):
             nn.init.zeros_(zero)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., width] -> [..., width], to be added to the block's output."""
+        """Map [..., width] to the update [..., width] that is added to the block's output."""
         hidden = self.down_proj(self.adapter_layer_norm_before(x)).relu()
         up: Tensor = self.up_proj(hidden) * self.scale
         return up
 
 
 def bottleneck(factor: float, width: int) -> int:
-    """floor(factor * width), at least 1."""
+    """Number of hidden channels: floor(factor * width), at least 1."""
     return max(1, int(factor * width))
 
 

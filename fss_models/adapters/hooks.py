@@ -1,4 +1,4 @@
-"""Where adapters sit in a trunk. All of them go in by hooks: the trunk's own code and names stay as they are."""
+"""Where adapters sit in a trunk. Forward hooks add them, so the trunk's own code and parameter names stay unchanged."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Apply = Callable[[Tensor], Tensor]
 
 
 def stage_blocks(trunk: Any, stages: Sequence[int]) -> list[int]:
-    """Indices of the blocks of `stages` (0-based); the first, pooling block of a stage belongs to it.
+    """Indices of the blocks of `stages` (0-based). The pooling block that opens a stage belongs to that stage.
 
     A trunk's `blocks` are flat and its `stage_ends` hold each stage's last block.
     """
@@ -20,7 +20,7 @@ def stage_blocks(trunk: Any, stages: Sequence[int]) -> list[int]:
 
 
 def widths(trunk: Any, index: int) -> tuple[int, int]:
-    """(input, output) channels of a block: Hiera's attributes, or a convolution trunk's `block_widths`."""
+    """Input and output channels of a block, from Hiera's attributes or a convolution trunk's `block_widths`."""
     block = trunk.blocks[index]
     if has_attention(block):
         return int(block.dim), int(block.dim_out)
@@ -28,23 +28,23 @@ def widths(trunk: Any, index: int) -> tuple[int, int]:
 
 
 def has_attention(block: nn.Module) -> bool:
-    """Whether it is a transformer block, u + MLP(norm2(u)); otherwise a convolution block."""
+    """Whether `block` is a transformer block, u + MLP(norm2(u)); otherwise it is a convolution block."""
     return hasattr(block, "norm2")
 
 
 def channels_last(apply: Apply) -> Apply:
-    """For maps [N, C, h, w]: what `apply` does to [N, h, w, C]."""
+    """Wrap `apply`, which works on [N, h, w, C], so that it takes and returns maps [N, C, h, w]."""
     return lambda maps: apply(maps.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 def after(module: nn.Module, apply: Apply) -> None:
-    """The module's output y becomes apply(y)."""
+    """Replace the output y of `module` by apply(y)."""
     module.register_forward_hook(lambda _module, _args, output: apply(output))
 
 
 def beside(block: Any, apply: Apply) -> None:
-    """A transformer block's output becomes u + MLP(norm2(u)) + apply(u)."""
-    seen: list[Tensor] = []  # in the closure: no module state, no graph kept alive
+    """Add apply(u) to the output of a transformer block, which becomes u + MLP(norm2(u)) + apply(u)."""
+    seen: list[Tensor] = []  # kept in the closure, so that the module holds no state and no graph stays alive
 
     def remember(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
         seen[:] = [args[0]]
@@ -57,7 +57,7 @@ def beside(block: Any, apply: Apply) -> None:
 
 
 def between(block: Any, change: Apply) -> None:
-    """In a transformer block u becomes v = u + change(u) before the MLP: the output is v + MLP(norm2(v))."""
+    """Change u to v = u + change(u) before a transformer block's MLP; the block's output is v + MLP(norm2(v))."""
     seen: list[Tensor] = []
 
     def replace(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:

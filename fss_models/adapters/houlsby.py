@@ -1,7 +1,7 @@
 """The plain serial adapter (Houlsby et al., ICML 2019, section 2.1): y + W_up gelu(W_down y + b_down) + b_up.
 
-In a transformer block one follows the attention's projection and one the MLP; a convolution block is followed by one.
-Near-zero starts, as the paper prescribes, are exact zeros of W_up here.
+A transformer block gets one adapter after the attention's projection and one after the MLP, a convolution block gets
+one behind it. The paper starts W_up near zero; here it starts at exactly zero.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from fss_models.adapters.adaptformer import bottleneck
 
 
 class SerialAdapter(nn.Module):
-    """y [..., width] -> the same shape, the identity at the start."""
+    """The adapter's layers: y [..., width] -> the same shape. Before training they are the identity."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class SerialAdapter(nn.Module):
         nn.init.zeros_(self.up.bias)
 
     def forward(self, y: Tensor) -> Tensor:
-        """[..., width] -> [..., width]."""
+        """Apply the adapter, [..., width] -> [..., width]."""
         out: Tensor = y + self.up(F.gelu(self.down(y)))
         return out
 

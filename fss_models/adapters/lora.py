@@ -1,7 +1,7 @@
 """LoRA (Hu et al., ICLR 2022, equation 3): a frozen projection W x becomes W x + (alpha / r) B A x, with alpha = r.
 
-It sits on the query-key-value projections of transformer blocks and on the pointwise convolutions of convolution
-blocks. B starts at zero.
+The update is added to the query-key-value projections of transformer blocks and to the pointwise convolutions of
+convolution blocks. B starts at zero, so that training begins with the frozen model.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fss_models.adapters import hooks
 
 
-class LowRank(nn.Module):
+class LowRankUpdate(nn.Module):
     """B A x for x [..., inputs] -> [..., outputs]."""
 
     def __init__(self, inputs: int, outputs: int, rank: int) -> None:
@@ -25,17 +25,17 @@ class LowRank(nn.Module):
         nn.init.zeros_(self.b.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., inputs] -> [..., outputs]."""
+        """Compute the update, [..., inputs] -> [..., outputs]."""
         out: Tensor = self.b(self.a(x))
         return out
 
 
 def adapt_trunk(trunk: Any, *, stages: Sequence[int], rank: int) -> None:
-    """Put an update of `rank` on the projections of every block of `stages`."""
+    """Add an update of `rank` to the projections of every block of `stages`."""
     for i in hooks.stage_blocks(trunk, stages):
         for projection in list(_projections(trunk.blocks[i])):
             inputs, outputs = _sizes(projection)
-            projection.lora = LowRank(inputs, outputs, rank)
+            projection.lora = LowRankUpdate(inputs, outputs, rank)
             update = projection.lora if isinstance(projection, nn.Linear) else hooks.channels_last(projection.lora)
             projection.register_forward_hook(_add(update))
 

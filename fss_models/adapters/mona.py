@@ -3,8 +3,8 @@
     x' = s1 LN(x) + s2 x;  h = W_down x';  h = h + mean of depthwise 3x3, 5x5, 7x7 (h);  h = h + W_1x1 h
     out = W_up gelu(h), added to x
 
-In a transformer block one sits between attention and MLP and one after the MLP; a convolution block is followed by
-one. W_up starts at zero.
+A transformer block gets one adapter between attention and MLP and one after the MLP, a convolution block gets one
+behind it. W_up starts at zero.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ KERNELS = (3, 5, 7)
 
 
 class Mona(nn.Module):
-    """x [N, h, w, width] -> what is added to it, zero at the start."""
+    """The adapter's layers: x [N, h, w, width] -> the update that is added to x. Before training the update is zero."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class Mona(nn.Module):
         nn.init.zeros_(self.up.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, h, w, width] -> [N, h, w, width]."""
+        """Compute the update, [N, h, w, width] -> [N, h, w, width]."""
         scaled = self.norm(x) * self.scale_norm + x * self.scale_plain
         h = self.down(scaled).permute(0, 3, 1, 2)
         h = h + torch.stack([f(h) for f in self.filters]).mean(dim=0)
@@ -46,7 +46,7 @@ class Mona(nn.Module):
 
 
 def adapt_trunk(trunk: Any, *, stages: Sequence[int], factor: float) -> None:
-    """Put Monas with floor(factor * input width) hidden channels into every block of `stages`."""
+    """Put adapters with floor(factor * input width) hidden channels into every block of `stages`."""
     for i in hooks.stage_blocks(trunk, stages):
         block, (into, out) = trunk.blocks[i], hooks.widths(trunk, i)
         count = 2 if hooks.has_attention(block) else 1

@@ -1,4 +1,4 @@
-"""What of a SAM 2 is trained, as one table (SANSA, NeurIPS 2025, tables 5 and 6).
+"""The choices of which parts of SAM 2 are trained, as one table (SANSA, NeurIPS 2025, tables 5 and 6).
 
     frozen       nothing
     adaptformer  adapters beside the MLPs of some stages: the paper's choice
@@ -23,30 +23,31 @@ TRUNK = "image_encoder.trunk."
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Kind:
-    """`mark`: part of the names of the parameters that it trains; `attach`: puts new modules into the trunk."""
+class _TuningKind:
+    """One choice: it trains the parameters whose names contain `mark`; `attach` puts its new modules into the trunk."""
 
     mark: str
     attach: Callable[[Any, Sequence[int], float, int], object] | None = None
 
 
-_TABLE: dict[str, _Kind] = {
-    "frozen": _Kind(mark="\0"),
-    "adaptformer": _Kind(mark=".adapter.", attach=lambda t, s, f, r: adaptformer.adapt_trunk(t, stages=s, factor=f)),
-    "lora": _Kind(mark=".lora.", attach=lambda t, s, f, r: lora.adapt_trunk(t, stages=s, rank=r)),
-    "mona": _Kind(mark=".mona.", attach=lambda t, s, f, r: mona.adapt_trunk(t, stages=s, factor=f)),
-    "houlsby": _Kind(mark=".houlsby.", attach=lambda t, s, f, r: houlsby.adapt_trunk(t, stages=s, factor=f)),
-    "qkv": _Kind(mark=".attn.qkv."),
-    "decoder": _Kind(mark="sam_mask_decoder."),
-    "backbone": _Kind(mark=TRUNK),
-    "full": _Kind(mark=""),
+_TABLE: dict[str, _TuningKind] = {
+    "frozen": _TuningKind(mark="\0"),
+    "adaptformer": _TuningKind(mark=".adapter.",
+                               attach=lambda t, s, f, r: adaptformer.adapt_trunk(t, stages=s, factor=f)),
+    "lora": _TuningKind(mark=".lora.", attach=lambda t, s, f, r: lora.adapt_trunk(t, stages=s, rank=r)),
+    "mona": _TuningKind(mark=".mona.", attach=lambda t, s, f, r: mona.adapt_trunk(t, stages=s, factor=f)),
+    "houlsby": _TuningKind(mark=".houlsby.", attach=lambda t, s, f, r: houlsby.adapt_trunk(t, stages=s, factor=f)),
+    "qkv": _TuningKind(mark=".attn.qkv."),
+    "decoder": _TuningKind(mark="sam_mask_decoder."),
+    "backbone": _TuningKind(mark=TRUNK),
+    "full": _TuningKind(mark=""),
 }
 
 
 def attach(tuning: str, trunk: Any, *, stages: Sequence[int], factor: float, rank: int) -> None:
-    """Put what `tuning` adds into `trunk`.
+    """Put the modules that `tuning` adds into `trunk`.
 
-    Raises `FssError` for an unknown name, a stage the trunk has not, and `qkv` on a trunk without attention.
+    Raises `FssError` for an unknown name, a stage that the trunk lacks, and `qkv` on a trunk without attention.
     """
     if tuning not in _TABLE:
         raise FssError(f"unknown tuning {tuning!r}", mend=f"known: {', '.join(_TABLE)}")
@@ -61,6 +62,6 @@ def attach(tuning: str, trunk: Any, *, stages: Sequence[int], factor: float, ran
 
 
 def tunes(tuning: str, name: str) -> bool:
-    """Whether the parameter `name` is trained."""
+    """Whether `tuning` trains the parameter `name`."""
     kind = _TABLE[tuning]
     return kind.mark in name and (kind.mark != ".attn.qkv." or TRUNK in name)

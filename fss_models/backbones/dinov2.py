@@ -2,7 +2,7 @@
 
 The hub's files (`dinov2_vitb14_pretrain.pth` and its sisters) and timm's modules use the same tensor names, but timm
 resizes the position embedding to a target size with antialias, the hub by the scale (patches + 0.1) / 37 without.
-The features differ by about 1e-3 between the two; these are the hub's.
+The features of the two differ by about 1e-3; this module computes the hub's.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from fss_models.backbones.torchvision_cpu import allow_cpu_torchvision
 from fss_models.errors import FssError
 from fss_models.official import read_tensors
+from fss_models.state_dict import check_state
 
 SIZES = {"small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16)}  # width, blocks, heads
 _OFFSET = 0.1  # the hub adds it to the patch count before dividing
@@ -43,10 +44,10 @@ class Dinov2(nn.Module):
         self.vit: Any = VisionTransformer(
             img_size=native, patch_size=self.patch, embed_dim=width, depth=blocks, num_heads=heads,
             mlp_ratio=mlp_ratio, init_values=1.0, num_classes=0)
-        self.register_buffer("mask_token", torch.zeros(1, width))  # in the hub's files; plays no part here
+        self.register_buffer("mask_token", torch.zeros(1, width))  # the hub's files hold it; it is not used here
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """[N, 3, H, W], ImageNet-normalised, H and W multiples of 14 -> patch tokens [N, width, H / 14, W / 14]."""
+        """Patch tokens [N, width, H / 14, W / 14] of ImageNet-normalised [N, 3, H, W]; H and W are multiples of 14."""
         patches = self.vit.patch_embed.proj(pixels)
         h, w = patches.shape[-2:]
         tokens = torch.cat([self.vit.cls_token.expand(len(pixels), -1, -1), patches.flatten(2).transpose(1, 2)], dim=1)
@@ -55,7 +56,7 @@ class Dinov2(nn.Module):
         return found
 
     def positions(self, h: int, w: int) -> Tensor:
-        """[1, 1 + h * w, width]: the class token's embedding, then the grid's resized as the hub does it."""
+        """Position embeddings [1, 1 + h * w, width]: the class token's, then the grid's, resized as the hub does it."""
         table: Tensor = self.vit.pos_embed
         side = int((table.shape[1] - 1) ** 0.5)
         if (h, w) == (side, side):
@@ -71,14 +72,8 @@ class Dinov2(nn.Module):
 
     def load_hub_state(self, state: dict[str, Tensor]) -> None:
         """Load tensors under the hub's names. Raises `FssError` naming the first missing, unknown or misshapen one."""
-        have = self.hub_state()
-        for key in sorted(have.keys() - state.keys()):
-            raise FssError(f"DINOv2 weights lack {key!r}", mend="is it the file of this size, without registers?")
-        for key in sorted(state.keys() - have.keys()):
-            raise FssError(f"DINOv2 weights have unknown {key!r}", mend="files with registers do not fit")
-        for key, value in state.items():
-            if have[key].shape != value.shape:
-                raise FssError(f"DINOv2's {key!r} is {tuple(value.shape)}, the model's {tuple(have[key].shape)}")
+        check_state(state, self.hub_state(), subject="DINOv2's file",
+                    hint="is it the file of this size, without registers?")
         self.load_state_dict({k if k == "mask_token" else f"vit.{k}": v for k, v in state.items()})
 
 

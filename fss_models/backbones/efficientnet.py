@@ -29,12 +29,12 @@ _PAIRS = {  # a block's convolutions and the normalisations that follow them, by
 
 
 class EfficientNetTrunk(nn.Module):
-    """[N, 3, R, R] in [-1, 1] -> four maps [N, C, R/s, R/s], s = 4, 8, 16, 32, finest first.
+    """Trunk that maps [N, 3, R, R] in [-1, 1] to four maps [N, C, R/s, R/s], s = 4, 8, 16, 32, finest first.
 
     `blocks` is flat and `stage_ends` holds the last block of each stage, as in SAM 2's Hiera. The batch
     normalisations are folded into the convolutions (their statistics are ImageNet's and stay so), and the memory
     layout is channels-last: together they halve the time on a CPU. The maps are the published ones divided by `SCALES`,
-    also folded in: at their own scale they would drown SAM's position codes, which prompts are found by.
+    also folded in: at their own scale they would drown SAM's position codes, by which the decoder finds prompts.
     """
 
     def __init__(self, *, pretrained: bool = True) -> None:
@@ -80,7 +80,7 @@ def _fold(conv: Any, norm: Any) -> None:
 
 
 def _to_unit_scale(groups: list[list[Any]]) -> None:
-    """Divide each stage's stream by its scale: a block multiplies what it reads and divides what it gives."""
+    """Divide each stage's stream by its scale: every block multiplies its input and divides its output."""
     before = 1.0
     for blocks, scale in zip(groups, SCALES, strict=True):
         for block in blocks:

@@ -1,6 +1,6 @@
-"""What the ImageNet backbones of FCP and VRP-SAM have in common: their levels, their files, their frozen state.
+"""The common part of FCP's and VRP-SAM's ImageNet backbones: levels of features, weight files, frozen state.
 
-Levels follow the papers' names: layer2 (mid), layer3 (high) and layer4 (top). Specification `fcp_vrp` 2.
+Levels follow the papers' names: layer2 (mid), layer3 (high) and layer4 (top).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fss_models.errors import FssError
+from fss_models.state_dict import load_state
 
 COUNTER = "num_batches_tracked"  # old files lack it; frozen normalisation never reads it
 
@@ -32,22 +33,22 @@ class ImagenetBackbone(nn.Module):
     layer4: nn.Module
 
     def levels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """[N, 3, R, R], ImageNet-normalised -> layer2 and layer3, [N, C, h, w] each."""
+        """Compute layer2 and layer3, each [N, C, h, w], of ImageNet-normalised [N, 3, R, R]."""
         mid = self.layer2(self.layer1(self.layer0(pixels)))
         return mid, self.layer3(mid)
 
     def top(self, high: Tensor) -> Tensor:
-        """layer3 (masked or not) -> layer4."""
+        """Compute layer4 from layer3, which may be masked."""
         found: Tensor = self.layer4(high)
         return found
 
     def train(self, mode: bool = True) -> Self:
-        """Stays in evaluation mode: its statistics are ImageNet's."""
+        """Keep the backbone in evaluation mode, so that its batch statistics stay ImageNet's."""
         return super().train(False)
 
     @abstractmethod
     def rename(self, key: str) -> str | None:
-        """Our name of a tensor in the published ImageNet file; None where it has no place here (the classifier)."""
+        """Our name of a tensor in the published ImageNet file; None for tensors we do not use (the classifier)."""
 
     def load_file(self, path: str) -> None:
         """Load the published ImageNet file, or the `layer0` ... `layer4` of an official FCP or VRP-SAM checkpoint.
@@ -55,16 +56,8 @@ class ImagenetBackbone(nn.Module):
         Raises `FssError` naming the first missing, unknown or misshapen tensor.
         """
         given = _renamed(self, _read(path), path)
-        have = self.state_dict()
-        for key in sorted(have.keys() - given.keys()):
-            if not key.endswith(COUNTER):
-                raise FssError(f"lacks {key!r}", where=path, mend="is it the file of this backbone?")
-        for key in sorted(given.keys() - have.keys()):
-            raise FssError(f"has unknown {key!r}", where=path, mend="is it the file of this backbone?")
-        for key, value in given.items():
-            if value.shape != have[key].shape:
-                raise FssError(f"{key!r} is {tuple(value.shape)}, the model's {tuple(have[key].shape)}", where=path)
-        self.load_state_dict(given, strict=False)
+        counters = {key for key in self.state_dict() if key.endswith(COUNTER)}
+        load_state(self, given, where=path, hint="is it the file of this backbone?", optional=counters)
 
 
 def _read(path: str) -> dict[str, Tensor]:

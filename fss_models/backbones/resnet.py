@@ -4,7 +4,6 @@ timm's ResNet, arranged as the two methods need it: three 3x3 convolutions as st
 `resnet50_v2.pth` and `resnet101_v2.pth`; torchvision's own weights do not fit), strides 4 / 8 / 8 / 8. timm dilates as
 torchvision does: the first block of layer3 and layer4 keeps the dilation of the layer before it (1 and 2), the others
 have 2 and 4. PFENet and BAM set all blocks to 2 and 4, which gives other features from the same weights.
-Specification `fcp_vrp` 2.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ _STEM = {"conv1": "layer0.0", "bn1": "layer0.1", "conv2": "layer0.3", "bn2": "la
 
 
 class DeepStemResNet(ImagenetBackbone):
-    """[N, 3, R, R] -> layer2 [N, 512, R/8, R/8], layer3 [N, 1024, R/8, R/8], layer4 [N, 2048, R/8, R/8].
+    """ResNet with layer2 [N, 512, R/8, R/8], layer3 [N, 1024, R/8, R/8], layer4 [N, 2048, R/8, R/8] of [N, 3, R, R].
 
     blocks     bottlenecks in layer1 ... layer4
     thinner    divides every width (golden cases use 16)
@@ -34,7 +33,7 @@ class DeepStemResNet(ImagenetBackbone):
         from timm.models.resnet import Bottleneck, ResNet
 
         widths = tuple(w // thinner for w in (64, 128, 256, 512))
-        bottleneck: Any = Bottleneck  # timm annotates an instance where it takes the class
+        bottleneck: Any = Bottleneck  # timm's annotation asks for an instance, but the argument is the class
         net: Any = ResNet(bottleneck, blocks, num_classes=0, output_stride=8, stem_type="deep",
                           stem_width=64 // thinner, channels=widths, zero_init_last=False)
         self.layer0 = nn.Sequential(*net.conv1, net.bn1, net.act1, net.maxpool)
@@ -43,7 +42,7 @@ class DeepStemResNet(ImagenetBackbone):
         self.requires_grad_(False).train(False)
 
     def rename(self, key: str) -> str | None:
-        """PSPNet's names: conv1, bn1, ... bn3 are the stem, fc the classifier."""
+        """Translate PSPNet's names, in which conv1, bn1, ... bn3 are the stem and fc is the classifier."""
         head, _, rest = key.partition(".")
         if head == "fc":
             return None
@@ -51,6 +50,6 @@ class DeepStemResNet(ImagenetBackbone):
 
 
 def build_resnet(name: str) -> DeepStemResNet:
-    """`resnet50` or `resnet101` with random values, on the CPU."""
+    """Build `resnet50` or `resnet101` with random values, on the CPU."""
     return DeepStemResNet(BLOCKS[name])
 

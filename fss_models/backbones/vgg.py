@@ -1,7 +1,7 @@
 """VGG-16 with batch normalisation: the second backbone of FCP and VRP-SAM.
 
-torchvision's layers (so its ImageNet file `vgg16_bn-6c64b313.pth` fits), cut into five groups of which the first four
-end with their pooling. All poolings round up, and the last one is left out. Specification `fcp_vrp` 2.
+The layers are torchvision's (so its ImageNet file `vgg16_bn-6c64b313.pth` fits), cut into five groups of which the
+first four end with their pooling. All poolings round up, and the last one is left out.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ _END = 43  # the last pooling
 
 
 class Vgg16(ImagenetBackbone):
-    """[N, 3, R, R] -> layer2 [N, 256, R/8, R/8], layer3 [N, 512, R/16, R/16], layer4 [N, 512, R/16, R/16].
+    """VGG-16 with layer2 [N, 256, R/8, R/8], layer3 [N, 512, R/16, R/16], layer4 [N, 512, R/16, R/16] of [N, 3, R, R].
 
-    thinner divides every width (golden cases use 16).
+    `thinner` divides every width (golden cases use 16).
     """
 
     def __init__(self, *, thinner: int = 1) -> None:
@@ -37,7 +37,7 @@ class Vgg16(ImagenetBackbone):
         self.requires_grad_(False).train(False)
 
     def rename(self, key: str) -> str | None:
-        """torchvision's names: features.<index>, classifier."""
+        """Translate torchvision's names, which are features.<index> and classifier."""
         head, _, rest = key.partition(".")
         index, _, leaf = rest.partition(".")
         if head == "classifier":

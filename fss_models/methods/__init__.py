@@ -1,1 +1,1 @@
-"""One folder a method: config.py, model.py, weights.py. Registered by decoration, found by listing this folder."""
+"""The methods, one folder each (config.py, model.py, official.py); the registry finds them by listing this folder."""

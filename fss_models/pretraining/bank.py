@@ -1,4 +1,4 @@
-"""Encoded views kept for several clips: a frozen trunk sees every view once, clips draw from a ring of scenes.
+"""Encoded views that several clips use: the frozen trunk encodes every view once, clips draw from a ring of scenes.
 
 Scene n and the clips of step s are pure functions of (seed, n) and (seed, s), so a run resumes exactly: the ring at
 step s holds the scenes `first(s)` ... `first(s) + size - 1`, encoded again at a restart.
@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fss_models.pretraining.objective import Mark, PretrainClips
+from fss_models.pretraining.objective import PretrainClips, PretrainPrompt
 from fss_models.pretraining.views import Views
 
-QUARTERS = {Mark.MASK: 2, Mark.BOX: 1, Mark.POINTS: 1}  # of a step's clips
+QUARTERS = {PretrainPrompt.MASK: 2, PretrainPrompt.BOX: 1, PretrainPrompt.POINTS: 1}  # quarters of a step's clips
 MOST_POINTS = 4
-MIN_SHARE = 0.004  # of a view's pixels: an object that covers less cannot be marked there
-BOX_NOISE = 0.1  # of a box's side
+MIN_SHARE = 0.004  # an object that covers a smaller share of a view cannot be marked there
+BOX_NOISE = 0.1  # largest shift of a box's corner, as a share of the box's side
 TRIES = 20
 
 Encode = Callable[[Tensor], list[Tensor]]  # pixels [N, 3, R, R] uint8 -> the trunk's maps, finest first
@@ -28,7 +28,10 @@ Encode = Callable[[Tensor], list[Tensor]]  # pixels [N, 3, R, R] uint8 -> the tr
 
 @dataclass(frozen=True)
 class Scene:
-    """stages: four of [V, C, h, w]; masks [V, I, ceil(R * R / 8)] uint8, packed; shares [V, I] of the view's pixels."""
+    """A scene's encoded views: stages, four maps [V, C, h, w]; masks [V, I, ceil(R * R / 8)] uint8, packed.
+
+    shares [V, I] are the objects' shares of the views' pixels; `side` is R.
+    """
 
     stages: list[Tensor]
     masks: np.ndarray
@@ -37,19 +40,19 @@ class Scene:
 
     @staticmethod
     def make(views: Views, encode: Encode, dtype: torch.dtype = torch.bfloat16) -> Scene:
-        """Encode all views of a scene."""
+        """Encode a scene's views and pack its masks."""
         masks = views.masks.cpu().numpy()
         stages = [s.to(dtype) for s in encode(views.pixels)]
         return Scene(stages, np.packbits(masks.reshape(*masks.shape[:2], -1), axis=2), masks.mean(axis=(2, 3)),
                      masks.shape[-1])
 
     def mask(self, view: int, thing: int) -> np.ndarray:
-        """[R, R] bool."""
+        """Mask [R, R] bool of one object in one view."""
         return np.unpackbits(self.masks[view, thing], count=self.side**2).reshape(self.side, self.side).astype(bool)
 
 
-class Ring:
-    """The latest `size` scenes; `fresh` of them are new at every step."""
+class SceneRing:
+    """Ring buffer of the latest `size` scenes, of which `fresh` are replaced at every step."""
 
     def __init__(self, make: Callable[[int], Scene], *, size: int, fresh: int, step: int = 0) -> None:
         self._make, self._size, self._fresh = make, size, fresh
@@ -57,26 +60,26 @@ class Ring:
         self._next = step * fresh
 
     def missing(self, step: int) -> Iterable[Scene]:
-        """Make the scenes that step `step` wants and the ring lacks, one at a time; hand them to `add`."""
+        """Make the scenes that step `step` needs and the ring lacks, one at a time; the caller gives them to `add`."""
         while self._next < step * self._fresh + self._size:
             self._next += 1
             yield self._make(self._next - 1)
 
     def add(self, scene: Scene) -> None:
-        """Put a scene in; the oldest leaves."""
+        """Add a scene in place of the oldest."""
         self._scenes.append(scene)
 
     @property
     def scenes(self) -> list[Scene]:
-        """What is in it, oldest first."""
+        """The ring's scenes, oldest first."""
         return list(self._scenes)
 
 
 def draw_clips(scenes: list[Scene], rng: np.random.Generator, *, clips: int,
                absent: float = 0.1) -> list[PretrainClips]:
-    """A step's clips, a multiple of four, grouped by their kind of mark; each of another scene where there are enough.
+    """Draw a step's clips, a multiple of four, grouped by kind of mark; each from its own scene if there are enough.
 
-    With probability `absent` a clip's last view is another scene's, in which its object is not.
+    With probability `absent` a clip's last view comes from another scene, which lacks the object.
     """
     chosen = rng.choice(len(scenes), clips, replace=clips > len(scenes)).tolist()
     groups = []
@@ -87,9 +90,9 @@ def draw_clips(scenes: list[Scene], rng: np.random.Generator, *, clips: int,
     return groups
 
 
-def draw_group(scenes: list[Scene], rng: np.random.Generator, kind: Mark, chosen: Sequence[int],
+def draw_group(scenes: list[Scene], rng: np.random.Generator, kind: PretrainPrompt, chosen: Sequence[int],
                absent: float = 0.0) -> PretrainClips:
-    """One clip of each chosen scene, all marked alike."""
+    """Draw one clip from each chosen scene; all have the same kind of mark."""
     drawn = [_draw(scenes, i, rng, absent) for i in chosen]
     masks = np.stack([m for _, m in drawn])
     points, labels = _marks(masks[:, 0], kind, rng)
@@ -100,7 +103,7 @@ def draw_group(scenes: list[Scene], rng: np.random.Generator, kind: Mark, chosen
 
 def _draw(scenes: list[Scene], index: int, rng: np.random.Generator,
           absent: float) -> tuple[list[tuple[Scene, int]], np.ndarray]:
-    """(scene, view) of each view in a random order, the one that shows the object first, and the object's masks."""
+    """Draw a clip's views (scene, view) in random order, first one that shows the object, and the object's masks."""
     for _ in range(TRIES):
         scene = scenes[index]
         order = rng.permutation(len(scene.shares))
@@ -119,11 +122,11 @@ def _draw(scenes: list[Scene], index: int, rng: np.random.Generator,
     return views, np.stack(masks)
 
 
-def _marks(masks: np.ndarray, kind: Mark, rng: np.random.Generator) -> tuple[Tensor | None, Tensor | None]:
+def _marks(masks: np.ndarray, kind: PretrainPrompt, rng: np.random.Generator) -> tuple[Tensor | None, Tensor | None]:
     """Points [E, P, 2] and labels [E, P] of objects [E, R, R]; none for masks. All have equally many."""
-    if kind == Mark.MASK:
+    if kind == PretrainPrompt.MASK:
         return None, None
-    if kind == Mark.BOX:
+    if kind == PretrainPrompt.BOX:
         boxes = np.stack([_box(m, rng) for m in masks]).reshape(-1, 2, 2)
         return torch.from_numpy(boxes).float(), torch.tensor([[2, 3]], dtype=torch.int32).repeat(len(masks), 1)
     wanted = [True, *(rng.random(int(rng.integers(0, MOST_POINTS))) < 0.7)]

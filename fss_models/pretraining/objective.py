@@ -1,10 +1,10 @@
-"""What class-agnostic pretraining minimises: an object is found from its prompt, and again from its memory.
+"""The losses of class-agnostic pretraining: an object is found from its prompt, and again from its memory.
 
 Letters: E clips of V views, M = 4 masks of the decoder (token 0, then three candidates), q = R / 4. SAM 2's losses
 (Ravi et al. 2024, section D.2.1): a pixel loss, dice, predicted IoU and object score; the best of the candidates
 learns most, since a point or a first memory can mean several masks. The pixel loss is cross-entropy, not SAM 2's
-focal loss: from random values, in steps of 8 clips, that one tracked nothing after 400 (IoU below 6 %), this one began
-to within 100 (12 %).
+focal loss: from random values, in steps of 8 clips, the focal loss tracked nothing after 400 steps (IoU below 6 %);
+cross-entropy began to track within 100 (12 %).
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fss_models.sam2_core.core import Entries, Maps, Sam2Core, take
+from fss_models.sam2_core.core import Maps, MemoryEntries, Sam2Core, take
 
-OTHERS_WEIGHT = 0.2  # of the candidates that were not the best against the one that was
+OTHERS_WEIGHT = 0.2  # weight of all candidates' mean loss; the best candidate gets the rest
 TRUNK = "image_encoder.trunk."
 
 
-class Mark(IntEnum):
-    """How a batch's references are marked."""
+class PretrainPrompt(IntEnum):
+    """Kind of prompt that marks a batch's references."""
 
     MASK = 0
     BOX = 1
@@ -36,25 +36,25 @@ class PretrainClips:
 
     stages   the trunk's maps, finest first: four of [E * V, C, h, w], clip by clip
     masks    [E, V, R, R] float in {0, 1}: the clip's object in each view, empty where it is out of sight
-    mark     how the references are marked; points [E, P, 2] and labels [E, P] in pixels where it is no mask
+    mark     kind of prompt of the references; points [E, P, 2] and labels [E, P] in pixels if it is not MASK
     """
 
     stages: list[Tensor]
     masks: Tensor
-    mark: Mark
+    mark: PretrainPrompt
     points: Tensor | None = None
     labels: Tensor | None = None
 
     def to(self, device: torch.device) -> PretrainClips:
-        """The same on `device`."""
+        """A copy on `device`."""
         moved = {k: None if v is None else v.to(device) for k, v in (("points", self.points), ("labels", self.labels))}
         return PretrainClips(stages=[s.to(device) for s in self.stages], masks=self.masks.to(device), mark=self.mark,
                              points=moved["points"], labels=moved["labels"])
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Masks:
-    """All that the decoder gave: logits [E, 4, q, q], ious [E, 4], tokens [E, 4, C], present [E] (object score)."""
+class _DecoderMasks:
+    """The decoder's output: logits [E, 4, q, q], ious [E, 4], tokens [E, 4, C], present [E] (object score)."""
 
     logits: Tensor
     ious: Tensor
@@ -63,26 +63,26 @@ class _Masks:
 
 
 def train_all_but_trunk(core: Sam2Core) -> None:
-    """Set `requires_grad`: everything but the trunk."""
+    """Set `requires_grad` of everything but the trunk."""
     for name, parameter in core.sam.named_parameters():
         parameter.requires_grad_(not name.startswith(TRUNK))
 
 
 def pyramid(core: Sam2Core, stages: list[Tensor]) -> Maps:
-    """f0, f1, f2 of `Sam2Core.encode` from the trunk's maps.
+    """Compute f0, f1, f2 of `Sam2Core.encode` from the trunk's maps.
 
     The neck's and the decoder's 1 x 1 convolutions follow each other on the two finest maps: their product is one
     convolution with an eighth and a quarter of the channels, which saves a third of a training step on a CPU.
     """
     neck, decoder = core.sam.image_encoder.neck, core.sam.sam_mask_decoder
-    lateral = [conv.conv for conv in reversed(neck.convs)]  # SAM 2 keeps them coarse to fine
+    lateral = [conv.conv for conv in reversed(neck.convs)]  # SAM 2 stores them from coarse to fine
     coarse = F.interpolate(lateral[3](stages[3]), scale_factor=2.0, mode=neck.fpn_interp_model)
     return {"f0": _in_turn(stages[0], lateral[0], decoder.conv_s0),
             "f1": _in_turn(stages[1], lateral[1], decoder.conv_s1), "f2": lateral[2](stages[2]) + coarse}
 
 
 def _in_turn(x: Tensor, first: nn.Conv2d, second: nn.Conv2d) -> Tensor:
-    """`second(first(x))` of two 1 x 1 convolutions as one."""
+    """Compute `second(first(x))` of two 1 x 1 convolutions as one convolution."""
     outer, inner = second.weight.flatten(1), first.weight.flatten(1)
     bias = second.bias if first.bias is None else second.bias + outer @ first.bias  # type: ignore[operator]
     return F.conv2d(x, (outer @ inner)[:, :, None, None], bias)
@@ -112,42 +112,42 @@ def pretrain_losses(core: Sam2Core, clips: PretrainClips) -> dict[str, Tensor]:
 
 
 def predict_views(core: Sam2Core, clips: PretrainClips) -> tuple[Tensor, Tensor]:
-    """Logits [E, q, q] of the marked view (of one point the best candidate) and of the next, by its memory."""
+    """Logits [E, q, q] of the marked view and of the next, tracked one; for points the best candidate is taken."""
     v = clips.masks.shape[1]
     maps = pyramid(core, [s.float() for s in clips.stages])
     first, second = (take(maps, list(range(t, len(clips.masks) * v, v))) for t in range(2))
     marked = _prompted(core, first, clips)
     seen = _tracked(core, second, _remember(core, first, marked, clips))
-    return _best(marked)[0] if clips.mark == Mark.POINTS else marked.logits[:, 0], _best(seen)[0]
+    return _best(marked)[0] if clips.mark == PretrainPrompt.POINTS else marked.logits[:, 0], _best(seen)[0]
 
 
-def _prompted(core: Sam2Core, maps: Maps, clips: PretrainClips) -> _Masks:
-    """The object marked in a view without memory; a mask goes straight to the decoder, as SAM 2 does for pointers."""
-    if clips.mark == Mark.MASK:
+def _prompted(core: Sam2Core, maps: Maps, clips: PretrainClips) -> _DecoderMasks:
+    """Decode the object marked in a view, without memory; a mask prompts the decoder, as SAM 2 does for pointers."""
+    if clips.mark == PretrainPrompt.MASK:
         return _decode(core, maps, maps["f2"], mask=core.sam.mask_downsample(clips.masks[:, :1]))
     plain = maps["f2"] + core.sam.no_mem_embed.view(1, -1, 1, 1)
     return _decode(core, maps, plain, points=clips.points, labels=clips.labels)
 
 
-def _remember(core: Sam2Core, maps: Maps, marked: _Masks, clips: PretrainClips) -> list[Entries]:
-    if clips.mark == Mark.MASK:
+def _remember(core: Sam2Core, maps: Maps, marked: _DecoderMasks, clips: PretrainClips) -> list[MemoryEntries]:
+    if clips.mark == PretrainPrompt.MASK:
         return [core.mask_entries(maps, clips.masks[:, 0], marked.tokens[:, 0])]
     return [core.remember_prediction(maps, marked.logits[:, 0], marked.tokens[:, 0])]
 
 
-def _tracked(core: Sam2Core, maps: Maps, memory: list[Entries]) -> _Masks:
+def _tracked(core: Sam2Core, maps: Maps, memory: list[MemoryEntries]) -> _DecoderMasks:
     attended = core.attend(maps["f2"], torch.stack([m.features for m in memory], dim=1),
                            torch.stack([m.pointers for m in memory], dim=1))
     return _decode(core, maps, attended)
 
 
-def _remember_prediction(core: Sam2Core, maps: Maps, seen: _Masks) -> Entries:
+def _remember_prediction(core: Sam2Core, maps: Maps, seen: _DecoderMasks) -> MemoryEntries:
     return core.remember_prediction(maps, *_best(seen))
 
 
 def _decode(core: Sam2Core, maps: Maps, embedding: Tensor, *, points: Tensor | None = None,
-            labels: Tensor | None = None, mask: Tensor | None = None) -> _Masks:
-    """All four masks of SAM's decoder in one pass."""
+            labels: Tensor | None = None, mask: Tensor | None = None) -> _DecoderMasks:
+    """Decode all four masks of SAM's decoder in one pass."""
     sam = core.sam
     if points is None or labels is None:
         points = embedding.new_zeros(len(embedding), 1, 2)
@@ -156,18 +156,18 @@ def _decode(core: Sam2Core, maps: Maps, embedding: Tensor, *, points: Tensor | N
     logits, ious, tokens, present = sam.sam_mask_decoder.predict_masks(
         image_embeddings=embedding, image_pe=sam.sam_prompt_encoder.get_dense_pe(), sparse_prompt_embeddings=sparse,
         dense_prompt_embeddings=dense, repeat_image=False, high_res_features=[maps["f0"], maps["f1"]])
-    return _Masks(logits=logits.float(), ious=ious.float(), tokens=tokens, present=present[:, 0].float())
+    return _DecoderMasks(logits=logits.float(), ious=ious.float(), tokens=tokens, present=present[:, 0].float())
 
 
-def _best(seen: _Masks) -> tuple[Tensor, Tensor]:
+def _best(seen: _DecoderMasks) -> tuple[Tensor, Tensor]:
     """Logits and token of the candidate with the highest predicted IoU."""
     rows = torch.arange(len(seen.ious), device=seen.ious.device)
     best = 1 + seen.ious[:, 1:].argmax(dim=1)
     return seen.logits[rows, best], seen.tokens[rows, best]
 
 
-def _terms(seen: _Masks, truth: Tensor) -> Tensor:
-    """All losses of one view, truth [E, q, q] in [0, 1]; where the object is out of sight, its object score alone."""
+def _terms(seen: _DecoderMasks, truth: Tensor) -> Tensor:
+    """Sum of a view's losses, truth [E, q, q] in [0, 1]; if the object is out of sight, only its score is learned."""
     visible = truth.flatten(1).amax(dim=1) > 0.5
     score = F.binary_cross_entropy_with_logits(seen.present, visible.float())
     if not bool(visible.any()):
@@ -181,7 +181,7 @@ def _terms(seen: _Masks, truth: Tensor) -> Tensor:
 
 
 def _cross_entropy(logits: Tensor, truth: Tensor) -> Tensor:
-    """Of soft truth, mean over pixels: [e, M, q, q] -> [e, M]."""
+    """Cross-entropy with soft truth, mean over pixels: [e, M, q, q] -> [e, M]."""
     return F.binary_cross_entropy_with_logits(logits, truth, reduction="none").mean(dim=(2, 3))
 
 

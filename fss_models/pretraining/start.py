@@ -1,10 +1,10 @@
-"""Random values from which the decoder learns soon where a prompt points.
+"""Initial random values from which the decoder quickly learns where a prompt points.
 
 SAM's position codes are sines of random frequencies, and its decoder finds a place by comparing codes. With the usual
-values (frequencies of one turn per half image, queries and keys projected at random) neighbouring pixels have unlike
-codes and attention is flat, and of a few hundred photos a box was not learned: after 200 steps of 16 boxes from random
-values the held-out IoU was 28 %. Slower frequencies (37 %), and queries and keys that begin equal, so that attention
-begins as nearness (48 % with both), mend it.
+values (frequencies of one turn per half image, queries and keys projected at random) the codes of neighbouring pixels
+differ and attention is flat. A few hundred photos then do not suffice to learn boxes: after 200 steps of 16 boxes the
+held-out IoU was 28 %. Slower frequencies gave 37 %. With equal initial projections of queries and keys as well,
+attention starts as nearness, and the IoU was 48 %.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from sam2.modeling.sam.transformer import Attention
 
 from fss_models.sam2_core.core import Sam2Core
 
-FREQUENCY = 0.25  # of the usual position codes
-GAIN = 2.0  # of the usual projections
+FREQUENCY = 0.25  # factor on the usual frequencies of position codes
+GAIN = 2.0  # factor on the usual projections
 
 
 @torch.no_grad()
 def attend_by_position(core: Sam2Core) -> None:
-    """Change a random model in place: slower position codes, and cross-attention of the decoder that looks nearby."""
+    """Change a random model in place: slower position codes, and a decoder whose cross-attention looks nearby."""
     core.sam.sam_prompt_encoder.pe_layer.positional_encoding_gaussian_matrix.mul_(FREQUENCY)
     for name, module in core.sam.sam_mask_decoder.transformer.named_modules():
         if isinstance(module, Attention) and "self_attn" not in name:

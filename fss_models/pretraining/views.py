@@ -17,8 +17,8 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
-class Photo:
-    """pixels [H, W, 3] uint8; masks [I, H, W] bool, one object each."""
+class LabelledPhoto:
+    """A photo's pixels [H, W, 3] uint8 and masks [I, H, W] bool of its objects."""
 
     pixels: np.ndarray
     masks: np.ndarray
@@ -34,10 +34,10 @@ class Views:
 
 @dataclass(frozen=True, kw_only=True)
 class ViewConfig:
-    """How much views differ.
+    """Settings of how much views differ.
 
-    views   how many of a photo
-    zoom    range of the window's side as a share of the photo's; above 1 the photo shrinks
+    views   number of views of a photo
+    zoom    range of the window's side as a share of the photo's side; above 1 the photo shrinks
     turn    largest rotation in degrees
     stretch largest change of the aspect ratio, as a factor
     colour  strength of brightness, contrast and saturation; `grey` is the probability of a grey view
@@ -53,20 +53,20 @@ class ViewConfig:
     paste: float = 0.5
 
 
-def shrink(photo: Photo, side: int) -> Photo:
-    """The same as a square of `side` pixels, antialiased: what views are cut from."""
+def shrink(photo: LabelledPhoto, side: int) -> LabelledPhoto:
+    """Resize a photo and its masks to a square of `side` pixels, from which views are cut."""
     pixels = np.array(Image.fromarray(photo.pixels).resize((side, side), Image.Resampling.BILINEAR))
     masks = [np.array(Image.fromarray(m.view(np.uint8)).resize((side, side), Image.Resampling.NEAREST)) > 0
              for m in photo.masks]
-    return Photo(pixels=pixels, masks=np.stack(masks) if masks else np.zeros((0, side, side), bool))
+    return LabelledPhoto(pixels=pixels, masks=np.stack(masks) if masks else np.zeros((0, side, side), bool))
 
 
-def make_views(photo: Photo, config: ViewConfig, rng: np.random.Generator, side: int,
-               other: Photo | None = None) -> Views:
-    """Views of side R = `side`, drawn with `rng`; an object of `other` is pasted in as the config says.
+def make_views(photo: LabelledPhoto, config: ViewConfig, rng: np.random.Generator, side: int,
+               other: LabelledPhoto | None = None) -> Views:
+    """Draw views of side R = `side` with `rng`; `config` decides whether an object of `other` is pasted in.
 
-    Every view's window holds the middle of one object, the same in all views. Raises ValueError for a photo without
-    objects.
+    Every view's window holds the middle of one object, which is the same in all views. Raises ValueError for a photo
+    without objects.
     """
     if not len(photo.masks):
         raise ValueError("a photo without objects has no views")
@@ -76,8 +76,8 @@ def make_views(photo: Photo, config: ViewConfig, rng: np.random.Generator, side:
     return Views(pixels=torch.stack([p for p, _ in made]), masks=torch.stack([m for _, m in made]))
 
 
-def _view(photo: Photo, focus: np.ndarray, pasted: Photo | None, config: ViewConfig, rng: np.random.Generator,
-          side: int) -> tuple[Tensor, Tensor]:
+def _view(photo: LabelledPhoto, focus: np.ndarray, pasted: LabelledPhoto | None, config: ViewConfig,
+          rng: np.random.Generator, side: int) -> tuple[Tensor, Tensor]:
     pixels, masks = warp(photo, window(focus, config, rng), side)
     if pasted is not None:
         pixels, masks = _paste(pixels, masks, pasted, config, rng)
@@ -85,7 +85,10 @@ def _view(photo: Photo, focus: np.ndarray, pasted: Photo | None, config: ViewCon
 
 
 def window(focus: np.ndarray, config: ViewConfig, rng: np.random.Generator) -> Tensor:
-    """[2, 3]: from the view's coordinates in [-1, 1] to the photo's; `focus` [2] (x, y in [-1, 1]) stays in sight."""
+    """Draw a window as an affine map [2, 3] from the view's coordinates in [-1, 1] to the photo's.
+
+    The point `focus` [2] (x, y in [-1, 1]) stays in sight.
+    """
     scale = math.exp(rng.uniform(math.log(config.zoom[0]), math.log(config.zoom[1])))
     stretch = math.exp(rng.uniform(-1, 1) * math.log(config.stretch) / 2)
     size = np.array([scale * stretch, scale / stretch])
@@ -97,8 +100,8 @@ def window(focus: np.ndarray, config: ViewConfig, rng: np.random.Generator) -> T
     return torch.from_numpy(np.column_stack([turn @ np.diag(size) @ flip, middle])).float()
 
 
-def warp(photo: Photo, to: Tensor, side: int) -> tuple[Tensor, Tensor]:
-    """pixels [3, R, R] float in 0..255 (grey outside the photo) and masks [I, R, R] bool seen through a window."""
+def warp(photo: LabelledPhoto, to: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    """Pixels [3, R, R] float in 0..255 (grey outside the photo) and masks [I, R, R] bool, seen through a window."""
     grid = F.affine_grid(to[None], [1, 1, side, side], align_corners=False)
     pixels = torch.from_numpy(photo.pixels).permute(2, 0, 1)[None].float() - 127.5
     seen = F.grid_sample(pixels, grid, mode="bilinear", padding_mode="zeros", align_corners=False)[0] + 127.5
@@ -107,7 +110,7 @@ def warp(photo: Photo, to: Tensor, side: int) -> tuple[Tensor, Tensor]:
 
 
 def recolour(pixels: Tensor, config: ViewConfig, rng: np.random.Generator) -> Tensor:
-    """[3, R, R] in 0..255: brightness, contrast and saturation each by a factor, sometimes grey."""
+    """Change brightness, contrast and saturation of [3, R, R] in 0..255 by random factors; sometimes make it grey."""
     light, contrast, saturation = rng.uniform(1 - config.colour, 1 + config.colour, 3)
     if rng.random() < config.grey:
         saturation = 0.0
@@ -125,8 +128,8 @@ def _middle(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return (np.array(place) + 0.5) / np.array(mask.shape[::-1]) * 2 - 1
 
 
-def _cut(other: Photo, rng: np.random.Generator) -> Photo | None:
-    """One object of a photo, in a square window around it; None where it is too small to be worth it."""
+def _cut(other: LabelledPhoto, rng: np.random.Generator) -> LabelledPhoto | None:
+    """Cut one object out of a photo, in a square window around it; None if it covers less than 1 % of the photo."""
     mask = other.masks[rng.integers(len(other.masks))]
     ys, xs = np.nonzero(mask)
     if len(xs) < 0.01 * mask.size:
@@ -137,9 +140,9 @@ def _cut(other: Photo, rng: np.random.Generator) -> Photo | None:
     return replace(other, pixels=other.pixels[box], masks=mask[box][None])
 
 
-def _paste(pixels: Tensor, masks: Tensor, cut: Photo, config: ViewConfig,
+def _paste(pixels: Tensor, masks: Tensor, cut: LabelledPhoto, config: ViewConfig,
            rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """The object at a random place and size over everything; it becomes the last mask, others lose what it hides."""
+    """Paste the object at a random place and size; its mask becomes the last, and the others lose what it hides."""
     side = pixels.shape[-1]
     share = rng.uniform(0.25, 0.6)
     middle = rng.uniform(-0.7, 0.7, 2)

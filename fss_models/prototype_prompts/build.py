@@ -14,23 +14,23 @@ from torch import Tensor
 from fss_models.backbones.imagenet import ImagenetBackbone
 from fss_models.errors import FssError
 from fss_models.preprocess import Preprocessor
+from fss_models.presets import PRESETS, RANDOM, find_preset, preprocessor
 from fss_models.prototype_prompts.levels import DinoLevels, build_backbone
 from fss_models.prototype_prompts.sams import PromptedSam, PromptedSam1, PromptedSam2
 from fss_models.sam1.build import SIZES, build_sam1
 from fss_models.sam2_core.build import build_sam2, origin
 from fss_models.sam2_core.core import Sam2Core
-from fss_models.sam2_core.presets import PRESETS, RANDOM, find_preset, preprocessor
 
-IMAGE_SIDE = 512  # at which the published code works; SAM sees the same pixels enlarged to its own side
+IMAGE_SIDE = 512  # side of the published code's images; SAM gets the same pixels enlarged to its own side
 ALL_PRESETS = (*PRESETS, *SIZES)
-_SMALL = ("debug", "nano")  # work at SAM 2's side, on its trunk
+_SMALL = ("debug", "nano")  # presets that work at SAM 2's side, on its trunk
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parts:
-    """What a method is built around.
+class PromptingParts:
+    """The frozen parts that a method is built around.
 
-    backbone    of its own, or None: SAM 2's trunk
+    backbone    ImageNet backbone or DINOv2; None if SAM 2's trunk serves as backbone
     checkpoint  whether SAM's values came from a file, given or shipped
     frozen      pretrained weights other than SAM's file: name -> sha256
     """
@@ -43,20 +43,20 @@ class Parts:
 
 
 class FloorMasks(Preprocessor):
-    """Resizes masks as the released loaders do: torch's `nearest`, the floor of the source index (PIL's rounds)."""
+    """Resizes masks as the released loaders do: torch's `nearest` floors the source index, where PIL's rounds it."""
 
     def mask(self, mask: np.ndarray) -> Tensor:
-        """A support mask [H, W] bool -> [side, side] float in {0, 1}."""
+        """Resize a support mask [H, W] bool to [side, side] float in {0, 1}."""
         whole = torch.from_numpy(mask.astype(np.float32))[None, None]
         return F.interpolate(whole, size=(self.side, self.side), mode="nearest")[0, 0]
 
     def target(self, mask: np.ndarray) -> Tensor:
-        """A target mask [H, W] bool -> [side, side] float in {0, 1}."""
+        """Resize a target mask [H, W] bool to [side, side] float in {0, 1}."""
         return self.mask(mask)
 
 
-def build_parts(preset: str, *, backbone: str, backbone_weights: str, weights: str | None) -> Parts:
-    """SAM v1 at `vit_b`, `vit_l`, `vit_h`, else SAM 2; the backbone `auto` is ResNet-50, at debug and nano the trunk.
+def build_parts(preset: str, *, backbone: str, backbone_weights: str, weights: str | None) -> PromptingParts:
+    """Build SAM v1 at `vit_b`, `vit_l`, `vit_h`, else SAM 2; backbone `auto` is ResNet-50, at debug and nano the trunk.
 
     Raises `FssError` for combinations that do not exist and for files that do not fit.
     """
@@ -82,4 +82,4 @@ def build_parts(preset: str, *, backbone: str, backbone_weights: str, weights: s
     own = None if name == "trunk" else build_backbone(name, backbone_weights)
     if backbone_weights:
         frozen[name] = hashlib.sha256(Path(backbone_weights).read_bytes()).hexdigest()
-    return Parts(sam=sam, backbone=own, preprocessor=resize, checkpoint=checkpoint, frozen=frozen)
+    return PromptingParts(sam=sam, backbone=own, preprocessor=resize, checkpoint=checkpoint, frozen=frozen)

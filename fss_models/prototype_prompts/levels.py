@@ -1,4 +1,4 @@
-"""Where class-consistent features come from: an ImageNet backbone of its own, or the trunk that SAM 2 has anyway."""
+"""Sources of class-consistent features: an ImageNet backbone, DINOv2, or the trunk that SAM 2 has anyway."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from fss_models.prototype_prompts.parts import cells, resize_aligned
 
 Backbone = Literal["auto", "resnet50", "resnet101", "vgg16", "dinov2_small", "dinov2_base", "dinov2_large", "trunk"]
 BACKBONES: tuple[Backbone, ...] = get_args(Backbone)
-_CUTS = (12 / 24, 21 / 24)  # of DINOv2's blocks: where layer2 and layer3 end
+_CUTS = (12 / 24, 21 / 24)  # shares of DINOv2's blocks after which layer2 and layer3 end
 
 
 class DinoLevels(nn.Module):
     """DINOv2's blocks in groups that end after 8, 12, 21 and 24 of 24, as VRP-SAM's author takes them (issue 12).
 
-    Images are brought to the nearest multiple of 14. Neither paper nor issues say what becomes of the class token in
-    layer4, which has to run on masked layer3 features: here it is left out, for query and support alike.
+    Images are resized to the nearest multiple of 14. Neither paper nor issues say how layer4, which runs on masked
+    layer3 features, treats the class token: here it is left out, for query and support alike.
     """
 
     def __init__(self, dino: Dinov2) -> None:
@@ -34,7 +34,7 @@ class DinoLevels(nn.Module):
         self.channels = (dino.width,) * 3
 
     def levels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """[N, 3, R, R], ImageNet-normalised -> layer2 and layer3, [N, C, h, h] each."""
+        """Compute layer2 and layer3, each [N, C, h, h], of ImageNet-normalised [N, 3, R, R]."""
         side = round(pixels.shape[-1] / self.dino.patch) * self.dino.patch
         patches = self.dino.vit.patch_embed.proj(resize_aligned(pixels, (side, side)))
         h, w = patches.shape[-2:]
@@ -45,19 +45,19 @@ class DinoLevels(nn.Module):
         return mid, high
 
     def top(self, high: Tensor) -> Tensor:
-        """layer3 [N, C, h, w], masked or not -> layer4."""
+        """Compute layer4 from layer3 [N, C, h, w], which may be masked."""
         found: Tensor = self.dino.vit.blocks[self._ends[1] :](cells(high))
         return found.transpose(1, 2).unflatten(2, high.shape[-2:])
 
     def train(self, mode: bool = True) -> Self:
-        """Stays in evaluation mode."""
+        """Keep the backbone in evaluation mode."""
         return super().train(False)
 
 
 class TrunkLevels:
     """The stages of a SAM 2 trunk as layer2, layer3, layer4 (strides 8, 16, 32).
 
-    Not a module: the trunk belongs to SAM 2 and is listed there. `trunk` has flat `blocks` and `stage_ends`.
+    This is no module, since the trunk belongs to SAM 2. `trunk` has flat `blocks` and `stage_ends`.
     """
 
     def __init__(self, trunk: Any) -> None:
@@ -66,7 +66,7 @@ class TrunkLevels:
         self.channels = (fine_to_coarse[1], fine_to_coarse[2], fine_to_coarse[3])
 
     def top(self, high: Tensor) -> Tensor:
-        """Stage 3's output [N, C, h, w] through the blocks of stage 4."""
+        """Run the blocks of stage 4 on stage 3's output [N, C, h, w]."""
         last = self._trunk.blocks[self._trunk.stage_ends[2] + 1 :]
         channels_last = hasattr(last[0], "norm2")  # Hiera's blocks take [N, h, w, C]
         x = high.permute(0, 2, 3, 1) if channels_last else high
@@ -88,7 +88,7 @@ def build_backbone(name: str, weights: str) -> ImagenetBackbone | DinoLevels:
 
 
 def levels_of(backbone: ImagenetBackbone | DinoLevels, pixels: Tensor) -> dict[str, Tensor]:
-    """maps "mid", "high", "top": layer2, layer3, layer4 of N images, without gradients."""
+    """Maps "mid", "high" and "top" of N images, which are layer2, layer3 and layer4, without gradients."""
     with torch.no_grad():
         mid, high = backbone.levels(pixels)
         return {"mid": mid, "high": high, "top": backbone.top(high)}

@@ -1,6 +1,6 @@
-"""Every kind of prompt as the mask that FCP and VRP-SAM work with (specification `fcp_vrp` 7).
+"""Conversion of every kind of prompt to a mask, the only kind that FCP and VRP-SAM work with.
 
-Both methods know masks only: a box is a filled rectangle, points and scribbles are the pixels they touch.
+A box becomes a filled rectangle, points and scribbles become the pixels that they touch.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from torch import Tensor
 from fss_models.clip import PromptBatch, PromptKind
 from fss_models.errors import FssError
 
-BRUSH_RADIUS = 3 / 512  # of a scribble given as points, as a share of R; the released simulation draws 3 to 9 pixels
+BRUSH_RADIUS = 3 / 512  # radius of scribbles given as points, as a share of R; the released code draws 3 to 9 px
 
 
 def mark_masks(prompts: PromptBatch) -> Tensor:
-    """[S, K, R, R] float in {0, 1}: the mask of every reference, zeros where padded.
+    """Masks of all references, [S, K, R, R] float in {0, 1}, zeros where padded.
 
     Raises `FssError` for points beside the object: neither method can use them.
     """
     side = prompts.masks.shape[-1]
     kind = prompts.kind.to(prompts.masks.device)
     if bool(((prompts.labels == 0) & (prompts.kind[..., None] != PromptKind.PAD)).any()):
-        raise FssError("takes points on the object only", mend="leave out the points marked as background")
+        raise FssError("this method reads points on the object only", mend="leave out the points marked as background")
     touched = _touched(prompts.points, prompts.labels == 1, side).to(prompts.masks)
     radius = round(BRUSH_RADIUS * side)
     drawn = F.max_pool2d(touched, 2 * radius + 1, stride=1, padding=radius)
@@ -37,7 +37,7 @@ def mark_masks(prompts: PromptBatch) -> Tensor:
 
 
 def grid_masks(masks: Tensor, size: Sequence[int], *, fill: bool) -> Tensor:
-    """[E, 1, R, R] -> [E, 1, h, w] by torch's `nearest`, which may miss a thin object altogether.
+    """Shrink masks [E, 1, R, R] to [E, 1, h, w] by torch's `nearest`, which may miss a thin object altogether.
 
     With `fill`, a mask that would become empty marks every cell it touches instead.
     """
@@ -53,14 +53,14 @@ def _is(kind: Tensor, one: PromptKind) -> Tensor:
 
 
 def _touched(points: Tensor, real: Tensor, side: int) -> Tensor:
-    """[S, K, P, 2] points of which `real` [S, K, P] count -> [S, K, R, R] with their pixels set."""
+    """Masks [S, K, R, R] whose pixels under the points [S, K, P, 2] are set; `real` [S, K, P] are the valid points."""
     at = points.floor().long().clamp(0, side - 1)
     flat = torch.zeros(*points.shape[:2], side * side, device=points.device)
     return flat.scatter_reduce(2, at[..., 1] * side + at[..., 0], real.float(), "amax").unflatten(2, (side, side))
 
 
 def _boxes(points: Tensor, side: int) -> Tensor:
-    """The rectangle between the first two points, the pixels under both corners included."""
+    """Masks of the rectangles between the first two points, including the pixels under both corners."""
     corners = points[:, :, :2] if points.shape[2] > 1 else points.expand(-1, -1, 2, -1)
     low, high = corners.amin(dim=2), corners.amax(dim=2)
     line = torch.arange(side, device=points.device)

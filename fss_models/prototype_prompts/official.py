@@ -1,7 +1,7 @@
-"""Checkpoints of the official FCP and VRP-SAM code: names, completeness, shapes (specification `fcp_vrp` 9).
+"""Checkpoints of the official FCP and VRP-SAM code: names, completeness, shapes.
 
-Such a checkpoint holds the frozen backbone and the trained encoder, not SAM. Its backbone is ImageNet's: give the same
-file as `backbone_weights` to take it from there.
+Such a checkpoint holds the frozen backbone and the trained encoder, but not SAM. Its backbone is ImageNet's; if the
+same file is given as `backbone_weights`, the backbone is read from it.
 """
 
 from __future__ import annotations
@@ -17,21 +17,22 @@ from fss_models.backbones.imagenet import ImagenetBackbone
 from fss_models.backbones.resnet import BLOCKS, build_resnet
 from fss_models.backbones.vgg import Vgg16
 from fss_models.errors import FssError
+from fss_models.presets import find_preset
 from fss_models.prototype_prompts.segmenter import PromptingSegmenter
 from fss_models.sam1.build import SIZES
-from fss_models.sam2_core.presets import find_preset
+from fss_models.state_dict import check_state
 
-PREFIX = "module."  # distributed training's, in every official file
+PREFIX = "module."  # added to every name by distributed training
 Rules = tuple[tuple[str, str], ...]
 
 
 def without_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors without `module.`."""
+    """Remove `module.` from the names."""
     return {key.removeprefix(PREFIX): value for key, value in state.items()}
 
 
 def rename(key: str, rules: Rules, *, forward: bool) -> str:
-    """Official -> our name (or back) by the first rule whose beginning fits; a `*` in a rule is a number."""
+    """Translate an official name to ours (or back) by the first rule that its beginning matches; `*` is a number."""
     for theirs, ours in rules:
         source, target = (theirs, ours) if forward else (ours, theirs)
         found = re.match(re.escape(source).replace(r"\*", r"(\d+)"), key)
@@ -42,7 +43,7 @@ def rename(key: str, rules: Rules, *, forward: bool) -> str:
 
 
 def backbone_name(state: Mapping[str, Tensor]) -> str:
-    """Which backbone a checkpoint holds. Raises `FssError` if it holds none of the three."""
+    """Name of the backbone that a checkpoint holds. Raises `FssError` if it holds none of the three."""
     if "layer1.0.weight" in state:
         return "vgg16"
     blocks = len({key.split(".")[1] for key in state if key.startswith("layer3.")})
@@ -53,12 +54,12 @@ def backbone_name(state: Mapping[str, Tensor]) -> str:
 
 
 def prompt_width(preset: str) -> int:
-    """D at a preset."""
+    """Width D of SAM's prompts at a preset."""
     return SIZES[preset].prompt_width if preset in SIZES else find_preset(preset).width
 
 
 def empty_backbone(name: str) -> ImagenetBackbone:
-    """The backbone without values."""
+    """Build a backbone on the meta device, without values."""
     with torch.device("meta"):
         return Vgg16() if name == "vgg16" else build_resnet(name)
 
@@ -66,27 +67,20 @@ def empty_backbone(name: str) -> ImagenetBackbone:
 def read_encoder(
     state: Mapping[str, Tensor], encoder: nn.Module, backbone: nn.Module, rules: Rules
 ) -> dict[str, Tensor]:
-    """Our trained tensors of a checkpoint that holds exactly `backbone` and `encoder` (both may be without values).
+    """Read our trained tensors from a checkpoint of exactly `backbone` and `encoder` (both may be without values).
 
     Raises `FssError` naming the first missing, unknown or misshapen tensor.
     """
     ours = {f"encoder.{k}": v for k, v in encoder.state_dict().items()}
-    want = {rename(k, rules, forward=False): v.shape for k, v in ours.items()}
-    want |= {k: v.shape for k, v in backbone.state_dict().items()}
-    for key in sorted(want.keys() - state.keys()):
-        raise FssError(f"lacks {key!r}")
-    for key in sorted(state.keys() - want.keys()):
-        raise FssError(f"has unknown {key!r}")
-    for key, shape in want.items():
-        if state[key].shape != shape:
-            raise FssError(f"{key!r} is {tuple(state[key].shape)}, the model's {tuple(shape)}")
+    want = {rename(k, rules, forward=False): v for k, v in ours.items()}
+    check_state(state, want | backbone.state_dict())
     return {key: state[rename(key, rules, forward=False)] for key in ours}
 
 
 def write_encoder(model: PromptingSegmenter, rules: Rules) -> dict[str, Tensor]:
-    """Backbone and encoder under official names, with their `module.`, on the CPU.
+    """Name backbone and encoder officially, with `module.` in front, on the CPU.
 
-    Raises `FssError` if the model has parts that such a checkpoint has no place for.
+    Raises `FssError` if the model has other trained parts, for which such a checkpoint has no place.
     """
     backbone: Any = model.backbone
     if not isinstance(backbone, ImagenetBackbone) or model.trains_decoder:

@@ -1,4 +1,4 @@
-"""The small blocks that FCP and VRP-SAM are made of (specification `fcp_vrp` 2).
+"""The small blocks that FCP and VRP-SAM are made of.
 
 Letters: E rows (a query with one shot), D width of prompts, N tokens, G grid side, L = G * G cells, C channels.
 """
@@ -18,10 +18,10 @@ COSINE_EPSILON = 1e-7
 
 
 class TokenAttention(nn.Module):
-    """tokens <- LayerNorm(tokens + multi-head attention(tokens, key + place, value)); no feed-forward layer.
+    """Attention block: LayerNorm(tokens + multi-head attention(tokens, key + place, value)), no feed-forward layer.
 
-    The position code is added to keys only. Parameters are named as in torch's MultiheadAttention. The map returned is
-    the mean over the heads *after* attention dropout, which is what the methods train on.
+    The position code is added to keys only. Parameters are named as in torch's MultiheadAttention. The returned map is
+    the mean over the heads *after* attention dropout, since the methods' losses use that one.
     """
 
     def __init__(self, width: int, dropout: float = 0.0) -> None:
@@ -38,7 +38,7 @@ class TokenAttention(nn.Module):
     def forward(
         self, tokens: Tensor, key: Tensor, value: Tensor, *, place: Tensor | None = None, allowed: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """tokens [E, N, D], key and value [E, L, D], place [L, D], allowed [E, L] bool -> tokens, map [E, N, L].
+        """Tokens [E, N, D] attend key and value [E, L, D], place [L, D], allowed [E, L] bool -> tokens, map [E, N, L].
 
         Cells that are not `allowed` get weight 0; a row without any allowed cell gives NaN.
         """
@@ -55,11 +55,11 @@ class TokenAttention(nn.Module):
 
 
 def _heads(x: Tensor) -> Tensor:
-    """[E, n, D] -> [E, heads, n, D / heads]."""
+    """Split vectors into heads, [E, n, D] -> [E, heads, n, D / heads]."""
     return x.unflatten(2, (HEADS, -1)).transpose(1, 2)
 
 
-class Reduce(nn.Module):
+class ChannelReduction(nn.Module):
     """Fused backbone features [E, C, G, G] -> [E, D, G, G]: 1x1 convolution, ReLU, channel dropout."""
 
     def __init__(self, channels: int, width: int, dropout: float) -> None:
@@ -68,13 +68,13 @@ class Reduce(nn.Module):
         self.dropout: nn.Module = nn.Dropout2d(dropout)
 
     def forward(self, fused: Tensor) -> Tensor:
-        """[E, C, G, G] -> [E, D, G, G]."""
+        """Reduce the channels, [E, C, G, G] -> [E, D, G, G]."""
         reduced: Tensor = self.dropout(self.conv(fused).relu())
         return reduced
 
 
-class Guide(nn.Module):
-    """relu(conv1x1(feature | prototype | 10 * mask)): features told what to look for (FCP eq. 1, 3, 6, 10).
+class GuidingLayer(nn.Module):
+    """relu(conv1x1(feature | prototype | 10 * mask)): features guided by a prototype and a mask (FCP eq. 1, 3, 6, 10).
 
     The convolution is linear, so its part over the features (`lift`) is computed once an image and reused for every
     prototype and mask: a row costs additions instead of a convolution.
@@ -85,18 +85,18 @@ class Guide(nn.Module):
         self.conv = nn.Conv2d(2 * width + 1, width, 1, bias=False)
 
     def lift(self, feature: Tensor) -> Tensor:
-        """The share of a feature map, [N, D, G, G] -> [N, D, G, G]."""
+        """The part of the convolution that depends on the feature map alone, [N, D, G, G] -> [N, D, G, G]."""
         return F.conv2d(feature, self.conv.weight[:, : feature.shape[1]])
 
     def forward(self, lifted: Tensor, prototype: Tensor, mask: Tensor) -> Tensor:
-        """lifted [E, D, G, G], prototype [E, D], mask [E, 1, G, G] -> guided features [E, D, G, G]."""
+        """Guided features [E, D, G, G] from lifted [E, D, G, G], prototype [E, D] and mask [E, 1, G, G]."""
         width = prototype.shape[1]
         share = F.linear(prototype, self.conv.weight[:, width : 2 * width, 0, 0])[..., None, None]
         return (lifted + share + self.conv.weight[:, 2 * width, 0, 0, None, None] * (MASK_GAIN * mask)).relu()
 
 
 def cells(maps: Tensor) -> Tensor:
-    """[E, D, G, G] -> [E, L, D], as attention reads them."""
+    """Flatten maps [E, D, G, G] to the sequence [E, L, D] that attention reads."""
     return maps.flatten(2).transpose(1, 2)
 
 
@@ -106,16 +106,16 @@ def masked_mean(maps: Tensor, mask: Tensor) -> Tensor:
 
 
 def resize_aligned(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """[E, C, h, w] -> [E, C, *size], bilinear with aligned corners; untouched where the sizes agree."""
+    """Resize [E, C, h, w] to [E, C, *size], bilinear with aligned corners; nothing changes if the sizes agree."""
     if tuple(maps.shape[-2:]) == tuple(size):
         return maps
     return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=True)
 
 
 def object_first(top: Tensor) -> tuple[Tensor, Tensor]:
-    """Masked support features [E, C, h, w] -> cells [E, h * w, C], zero cells last, and how many are not zero [E].
+    """Order the cells of masked support features [E, C, h, w] as [E, h * w, C], zeros last, and count the others [E].
 
-    The maximum in `prior` does not care for the order, and can then leave out the tail of zeros.
+    The maximum in `prior` does not depend on the order, and can then leave out the zeros at the end.
     """
     flat = cells(top)
     zero = (flat == 0).all(dim=2)
@@ -127,7 +127,7 @@ def prior(support: Tensor, query: Tensor) -> Tensor:
     """Conventional pseudo mask (FCP eq. 5): the highest cosine of each query cell to any support cell.
 
     support [E, l, C] masked cells, query [E, C, h, w] -> [E, 1, h, w]. Background support cells are zeros and give
-    cosine 0 (one of them stands for all). Unlike PFENet and BAM, not min-max normalised.
+    cosine 0 (one of them stands for all). The mask is not min-max normalised, unlike PFENet's and BAM's.
     """
     flat = query.flatten(2)
     lengths = support.norm(dim=2)[:, :, None] * flat.norm(dim=1)[:, None]

@@ -1,7 +1,7 @@
-"""SAM v1 and SAM 2 behind one face: an image embedding, and a mask decoder that takes vectors as prompts.
+"""SAM v1 and SAM 2 behind one interface: an image embedding, and a mask decoder that takes vectors as prompts.
 
 Both decoders are called with the learned vectors in place of embedded points: no point type, no position code, no
-padding token; the dense embedding is SAM's "no mask". Specification `fcp_vrp` 1.
+padding token; the dense embedding is SAM's "no mask".
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Maps = dict[str, Tensor]
 
 
 class PromptedSam(nn.Module, ABC):
-    """`side` input side in pixels, `width` D of embedding and prompts, `grid` G = side / 16."""
+    """A SAM: `side` is the input's side in pixels, `width` (D) that of embedding and prompts, `grid` = side / 16."""
 
     side: int
     width: int
@@ -31,15 +31,15 @@ class PromptedSam(nn.Module, ABC):
 
     @abstractmethod
     def look(self, pixels: Tensor) -> Maps:
-        """[N, 3, side, side] -> what no training changes: "sam", or the trunk's "stage0" ... "stage3"; no gradients."""
+        """Frozen maps of [N, 3, side, side], without gradients: "sam", or the trunk's "stage0" ... "stage3"."""
 
     @abstractmethod
     def embed(self, maps: Maps) -> Maps:
-        """From `look`: "sam" [N, D, G, G], and what `decode` reads besides."""
+        """Finish `look`'s maps: "sam" [N, D, G, G] and the other maps that `decode` reads."""
 
     @abstractmethod
     def decode(self, maps: Maps, prompts: Tensor) -> tuple[Tensor, Tensor]:
-        """maps of E images, prompts [E, n, D] -> logits [E, 4G, 4G] of mask token 0, predicted IoU [E]."""
+        """Decode maps of E images with prompts [E, n, D]: logits [E, 4G, 4G] of mask token 0 and predicted IoU [E]."""
 
 
 class PromptedSam1(PromptedSam):
@@ -51,16 +51,16 @@ class PromptedSam1(PromptedSam):
         self.side, self.width = model.size.side, model.size.prompt_width
 
     def look(self, pixels: Tensor) -> Maps:
-        """The image embedding."""
+        """Compute the image embedding, "sam"."""
         with torch.no_grad():
             return {"sam": self.model.embed(pixels)}
 
     def embed(self, maps: Maps) -> Maps:
-        """The same."""
+        """Return the maps unchanged: `look` already gives the embedding."""
         return {"sam": maps["sam"]}
 
     def decode(self, maps: Maps, prompts: Tensor) -> tuple[Tensor, Tensor]:
-        """As `PromptedSam.decode`."""
+        """Decode as `PromptedSam.decode` describes."""
         return _decode(self.model.prompt_encoder, self.model.mask_decoder, maps, prompts, None)
 
 
@@ -73,13 +73,13 @@ class PromptedSam2(PromptedSam):
         self.side, self.width = core.side, int(core.sam.hidden_dim)
 
     def look(self, pixels: Tensor) -> Maps:
-        """The trunk's stages, at strides 4, 8, 16, 32."""
+        """Compute the trunk's stages, at strides 4, 8, 16 and 32."""
         with torch.no_grad():
             stages: list[Tensor] = self.core.sam.image_encoder.trunk(pixels)
         return {f"stage{i}": stage for i, stage in enumerate(stages)}
 
     def embed(self, maps: Maps) -> Maps:
-        """Neck and decoder convolutions; the embedding of an image without memory."""
+        """Run neck and decoder convolutions; the embedding is that of an image without memory."""
         encoder, decoder = self.core.sam.image_encoder, self.core.sam.sam_mask_decoder
         levels = encoder.neck([maps[f"stage{i}"] for i in range(4)])[0]
         f0, f1, f2 = levels[: -encoder.scalp] if encoder.scalp else levels
@@ -87,7 +87,7 @@ class PromptedSam2(PromptedSam):
                 "f0": decoder.conv_s0(f0), "f1": decoder.conv_s1(f1)}
 
     def decode(self, maps: Maps, prompts: Tensor) -> tuple[Tensor, Tensor]:
-        """As `PromptedSam.decode`."""
+        """Decode as `PromptedSam.decode` describes."""
         sam = self.core.sam
         return _decode(sam.sam_prompt_encoder, sam.sam_mask_decoder, maps, prompts, [maps["f0"], maps["f1"]])
 

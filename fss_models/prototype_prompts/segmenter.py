@@ -1,7 +1,8 @@
-"""The part of FCP and VRP-SAM that does not depend on how prompts are made: encoding, what is trained, mask losses."""
+"""The part of FCP and VRP-SAM that does not depend on how prompts are made: encoding, trained parts, mask losses."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar, Protocol, Self
 
@@ -13,7 +14,8 @@ from fss_models import losses
 from fss_models.backbones.imagenet import ImagenetBackbone
 from fss_models.clip import Clip, Features, Images, Memory, Prediction, PromptBatch, PromptKind
 from fss_models.errors import FssError
-from fss_models.prototype_prompts.build import ALL_PRESETS, Parts, build_parts
+from fss_models.prototype_prompts.analysis import FcpAnalysis, VrpAnalysis
+from fss_models.prototype_prompts.build import ALL_PRESETS, PromptingParts, build_parts
 from fss_models.prototype_prompts.levels import DinoLevels, TrunkLevels, levels_of
 from fss_models.prototype_prompts.marks import mark_masks
 from fss_models.prototype_prompts.parts import resize_aligned
@@ -21,7 +23,7 @@ from fss_models.prototype_prompts.sams import PromptedSam2
 from fss_models.sam2_core.build import origin
 from fss_models.segmenter import Segmenter
 
-DECODER_MAPS = ("sam", "f0", "f1")  # of `Features.maps`, what the mask decoder reads
+DECODER_MAPS = ("sam", "f0", "f1")  # the maps of `Features` that the mask decoder reads
 LEVELS = ("mid", "high", "top")  # layer2, layer3, layer4
 _DECODER = ("image_encoder.neck.", "sam_mask_decoder.", "no_mem_embed", "sam_prompt_encoder.no_mask_embed.")
 _RANDOM_BUFFER = "positional_encoding_gaussian_matrix"
@@ -40,22 +42,24 @@ class PromptingConfig(Protocol):
 
     @property
     def train(self) -> str:
-        """auto, encoder or all_but_trunk."""
+        """The trained part: auto, encoder or all_but_trunk."""
 
     @property
     def void(self) -> str:
-        """background or ignored."""
+        """How losses treat void pixels: background or ignored."""
 
 
 class PromptingSegmenter(Segmenter):
-    """encode: SAM's embedding and three levels of class-consistent features, once an image."""
+    """Base of both methods; `encode` computes SAM's embedding and three levels of class-consistent features."""
 
     presets: ClassVar[tuple[str, ...]] = ALL_PRESETS
     config: PromptingConfig
     encoder: nn.Module  #: the trained part, set by the method
     backbone: ImagenetBackbone | DinoLevels | None
 
-    def __init__(self, *, preset: str, config: PromptingConfig, weights: str | None, parts: Parts | None) -> None:
+    def __init__(
+        self, *, preset: str, config: PromptingConfig, weights: str | None, parts: PromptingParts | None
+    ) -> None:
         """`parts` are SAM and backbone of any size, holding their values; without them the preset's are built."""
         if parts is None:
             parts = build_parts(preset, backbone=config.backbone, backbone_weights=config.backbone_weights,
@@ -67,6 +71,10 @@ class PromptingSegmenter(Segmenter):
         if config.train == "all_but_trunk" and not isinstance(self.sam, PromptedSam2):
             raise FssError("train 'all_but_trunk' needs SAM 2", mend="take train 'encoder'")
 
+    @abstractmethod
+    def analyse(self, features: Features, prompts: PromptBatch, pairs: Tensor) -> FcpAnalysis | VrpAnalysis:
+        """`memorise` and `segment`, with everything that the method computed on the way."""
+
     @property
     def levels(self) -> Any:
         """The source of class-consistent features: `channels` of layer2, layer3, layer4, and `top`."""
@@ -77,7 +85,7 @@ class PromptingSegmenter(Segmenter):
 
     @property
     def trains_decoder(self) -> bool:
-        """Whether SAM 2's neck and mask decoder are trained too: where no checkpoint was given, unless told."""
+        """Whether SAM 2's neck and mask decoder are trained too; by default they are if there is no checkpoint."""
         auto = self.config.train == "auto" and not self._parts_have[0] and isinstance(self.sam, PromptedSam2)
         return self.config.train == "all_but_trunk" or auto
 
@@ -94,18 +102,18 @@ class PromptingSegmenter(Segmenter):
         return (not checkpoint and not self.trains_decoder) or (self.backbone is not None and not frozen)
 
     def frozen_weights(self) -> dict[str, str]:
-        """The trunk's or backbone's pretrained weights and shipped ones; a file that was given is the giver's."""
+        """Pretrained weights of trunk or backbone and shipped ones; the caller records a file that it gave itself."""
         shipped = origin(self.sam.core.sam).shipped if isinstance(self.sam, PromptedSam2) else {}
         return {**self._parts_have[1], **shipped}
 
     def train(self, mode: bool = True) -> Self:
-        """SAM stays in evaluation mode, as in the released code."""
+        """Set the mode; SAM stays in evaluation mode, as in the released code."""
         super().train(mode)
         self.sam.train(False)
         return self
 
     def set_trainable(self) -> None:
-        """The prompt encoder; with `all_but_trunk` SAM 2's neck and what the mask decoder uses."""
+        """Train the prompt encoder; with `all_but_trunk` also SAM 2's neck and the mask decoder's used parts."""
         for name, parameter in self.named_parameters():
             own = name.startswith("encoder.")
             decoder = self.trains_decoder and name.startswith(tuple(f"sam.core.sam.{p}" for p in _DECODER))
@@ -119,11 +127,11 @@ class PromptingSegmenter(Segmenter):
         return names
 
     def encode(self, images: Images) -> Features:
-        """maps "sam" [N, D, G, G], "mid", "high", "top" [N, C, h, w] (layer2, 3, 4), with SAM 2 also "f0", "f1"."""
+        """Maps "sam" [N, D, G, G], "mid", "high", "top" [N, C, h, w] (layer2, 3, 4), with SAM 2 also "f0" and "f1"."""
         return self.finish(self.encode_frozen(images))
 
     def frozen_part(self) -> Sequence[nn.Module]:
-        """SAM and the backbone; where SAM 2's neck is trained its trunk alone."""
+        """SAM and the backbone; if SAM 2's neck is trained, its trunk and the backbone."""
         own = [] if self.backbone is None else [self.backbone]
         if not self.trains_decoder:
             return [self.sam, *own]
@@ -131,7 +139,7 @@ class PromptingSegmenter(Segmenter):
         return [self.sam.core.sam.image_encoder.trunk, *own]
 
     def encode_frozen(self, images: Images) -> Features:
-        """All of `encode`; where SAM 2's neck is trained the trunk's "stage0" ... "stage3" instead of "sam"."""
+        """All of `encode`; where SAM 2's neck is trained, the trunk's "stage0" ... "stage3" take the place of "sam"."""
         pixels = images.pixels.to(self.device)
         maps = self.sam.look(resize_aligned(pixels, (self.sam.side, self.sam.side)))
         if self.backbone is not None:
@@ -142,7 +150,7 @@ class PromptingSegmenter(Segmenter):
         return Features(maps=maps, sizes=images.sizes)
 
     def finish(self, frozen: Features) -> Features:
-        """SAM 2's neck, where it is trained."""
+        """Run SAM 2's neck, where it is trained."""
         return Features(maps=self._complete(frozen.maps), sizes=frozen.sizes) if self.trains_decoder else frozen
 
     def _complete(self, maps: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -150,17 +158,17 @@ class PromptingSegmenter(Segmenter):
         return self.sam.embed(maps) | {name: maps[own] for name, own in zip(LEVELS, source, strict=True)}
 
     def masked_top(self, high: Tensor, masks: Tensor) -> Tensor:
-        """layer4 of layer3 [E, C, h, w] under masks [E, 1, h, w], without gradients."""
+        """Compute layer4 from layer3 [E, C, h, w] under masks [E, 1, h, w], without gradients."""
         with torch.no_grad():
             found: Tensor = self.levels.top(high * masks)
         return found
 
     def to_image(self, logits: Tensor) -> Tensor:
-        """Decoder logits [E, 4G, 4G] -> [E, R, R]."""
+        """Enlarge decoder logits [E, 4G, 4G] to [E, R, R]."""
         return resize_aligned(logits[:, None], (self.side, self.side))[:, 0]
 
     def mask_terms(self, prediction: Prediction, clip: Clip) -> dict[str, Tensor]:
-        """mask (binary cross-entropy) and dice over pixels and queries; iou where the decoder is trained.
+        """Losses mask (binary cross-entropy) and dice over pixels and queries, and iou where the decoder is trained.
 
         `prediction` has B * J rows, clip by clip.
         """
@@ -171,45 +179,45 @@ class PromptingSegmenter(Segmenter):
         return terms
 
     def truth(self, clip: Clip) -> tuple[Tensor, Tensor]:
-        """Target masks and which pixels count, both [B * J, 1, R, R]."""
+        """Target masks and the pixels that count, both [B * J, 1, R, R]."""
         truth = clip.target_masks.flatten(0, 1)[:, None].to(self.device, torch.float32)
         valid = ~clip.ignore.flatten(0, 1)[:, None].to(self.device)
         return truth, torch.ones_like(valid) if self.config.void == "background" else valid
 
 
 def real_rows(prompts: PromptBatch) -> tuple[Tensor, Tensor, Tensor]:
-    """The E references that are no padding: flat index [E] into S * K, image [E], masks [E, 1, R, R]."""
+    """The E references that are not padding: flat index [E] into S * K, image [E], masks [E, 1, R, R]."""
     rows = (prompts.kind != PromptKind.PAD).flatten().nonzero()[:, 0]
     return rows, prompts.image.flatten()[rows], mark_masks(prompts).flatten(0, 1)[rows, None]
 
 
 def scatter_rows(values: Tensor, rows: Tensor, shape: torch.Size) -> Tensor:
-    """[E, ...] of the real references -> [S, K, ...], zeros where padded."""
+    """Spread values of the real references [E, ...] to [S, K, ...], with zeros where padded."""
     full = values.new_zeros(shape[0] * shape[1], *values.shape[1:])
     return full.index_copy(0, rows.to(values.device), values).unflatten(0, tuple(shape))
 
 
 def row_of(rows: Tensor, shape: torch.Size, sets: Tensor, shot: Tensor) -> Tensor:
-    """Which of the E references at flat indices `rows` [E] of S x K `shape` is `shot` [M] of set `sets` [M]."""
+    """Index [M] into the E real references of `shot` [M] of set `sets` [M]; `rows` [E] are their flat indices."""
     flat = sets.to(rows.device) * shape[1] + shot.to(rows.device)
     return torch.searchsorted(rows, flat)
 
 
 def shot_rows(counts: Tensor) -> tuple[Tensor, Tensor]:
-    """[P] shots of each pair -> pair and shot [E] of every row, pair by pair."""
+    """Pair and shot [E] of every row, pair by pair, from the number of shots [P] of each pair."""
     pair = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
     start = (counts.cumsum(0) - counts)[pair]
     return pair, torch.arange(len(pair), device=counts.device) - start
 
 
 def gather_shots(memory: Memory, sets: Tensor, shot: Tensor) -> dict[str, Tensor]:
-    """Row by row what is known of `shot` [E] of set `sets` [E]; "top" without the cells that are zero in all sets."""
+    """The memory's tensors for `shot` [E] of set `sets` [E]; "top" without the cells that are zero in all sets."""
     longest = int(memory.tensors["filled"].max()) + 1
     return {k: (v[:, :, :longest] if k == "top" else v)[sets, shot] for k, v in memory.tensors.items()}
 
 
 def clip_pairs(clip: Clip) -> Tensor:
-    """[B * J, 2]: each target with its own clip's support set, in `clip.images`."""
+    """Pairs [B * J, 2] of each target and its own clip's support set; targets are rows of `clip.images`."""
     b, k, j = clip.shape
     targets = torch.arange(b * j)
     return torch.stack([targets // j, b * k + targets], dim=1)

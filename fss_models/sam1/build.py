@@ -1,4 +1,4 @@
-"""SAM v1 from parts that are already installed, loading Meta's own files (`sam_vit_h_4b8939.pth` and its like).
+"""SAM v1, built from installed parts, with Meta's own weight files (`sam_vit_h_4b8939.pth` and its like).
 
 The image encoder is timm's `VisionTransformerSAM`, with the layer-normalisation epsilon 1e-6 of the original (timm's
 `samvit_*` entries take 1e-5). Prompt encoder and mask decoder are the sam2 package's, which without high-resolution
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fss_models.backbones.torchvision_cpu import allow_cpu_torchvision
 from fss_models.errors import FssError
+from fss_models.state_dict import check_state
 
 PATCH = 16
 _ENCODER_RENAMES = ((".mlp.lin1.", ".mlp.fc1."), (".mlp.lin2.", ".mlp.fc2."))
@@ -24,11 +25,11 @@ _DECODER_RENAMES = ((".mlp.lin1.", ".mlp.layers.0."), (".mlp.lin2.", ".mlp.layer
 
 @dataclass(frozen=True, kw_only=True)
 class Sam1Size:
-    """How to build one size. `side` is the square input in pixels, `prompt_width` the width of embedding and prompts.
+    """Dimensions of one size. `side` is the square input in pixels, `prompt_width` the width of embedding and prompts.
 
-    depth, width, heads, window, global_blocks   the image encoder's
+    depth, width, heads, window, global_blocks   of the image encoder
     mask_channels                                of the prompt encoder's mask branch
-    decoder_heads, decoder_mlp, iou_hidden       the mask decoder's
+    decoder_heads, decoder_mlp, iou_hidden       of the mask decoder
     """
 
     depth: int
@@ -63,13 +64,13 @@ class Sam1(nn.Module):
         self.mask_decoder = _mask_decoder(size)
 
     def embed(self, pixels: Tensor) -> Tensor:
-        """[N, 3, side, side], ImageNet-normalised -> image embedding [N, prompt_width, side/16, side/16]."""
+        """Image embedding [N, prompt_width, side/16, side/16] of ImageNet-normalised [N, 3, side, side]."""
         found: Tensor = self.image_encoder.forward_features(pixels)
         return found
 
 
 def build_sam1(size: Sam1Size, *, weights: str | None = None) -> Sam1:
-    """SAM v1 on the CPU, in evaluation mode; with `weights`, a local file of Meta's, loaded strictly.
+    """Build SAM v1 on the CPU, in evaluation mode; `weights`, a local file of Meta's, is loaded strictly.
 
     Raises `FssError` naming the first missing, unknown or misshapen tensor.
     """
@@ -87,25 +88,18 @@ def build_sam1(size: Sam1Size, *, weights: str | None = None) -> Sam1:
 
 def load_official(model: Sam1, state: dict[str, Tensor], *, where: str = "", assign: bool = False) -> None:
     """Load tensors under Meta's names. Raises `FssError` naming the first missing, unknown or misshapen tensor."""
-    have = model.state_dict()
-    given = {our_name(key): (key, value) for key, value in state.items()}
-    for key in sorted(have.keys() - given.keys()):
-        raise FssError(f"lacks {official_name(key)!r}", where=where, mend="is it the SAM v1 file of this preset?")
-    for key in sorted(given.keys() - have.keys()):
-        raise FssError(f"has unknown {given[key][0]!r}", where=where, mend="is it the SAM v1 file of this preset?")
-    for key, (name, value) in given.items():
-        if value.shape != have[key].shape:
-            raise FssError(f"{name!r} is {tuple(value.shape)}, the model's {tuple(have[key].shape)}", where=where)
-    model.load_state_dict({key: value for key, (_, value) in given.items()}, assign=assign)
+    want = {official_name(key): value for key, value in model.state_dict().items()}
+    check_state(state, want, where=where, hint="is it the SAM v1 file of this preset?")
+    model.load_state_dict({our_name(key): value for key, value in state.items()}, assign=assign)
 
 
 def our_name(key: str) -> str:
-    """Meta's tensor name -> ours."""
+    """Translate Meta's tensor name to ours."""
     return _replace(key, forward=True)
 
 
 def official_name(key: str) -> str:
-    """Our tensor name -> Meta's."""
+    """Translate our tensor name to Meta's."""
     return _replace(key, forward=False)
 
 

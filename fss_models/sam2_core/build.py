@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from fss_models.backbones.efficientnet import EfficientNetTrunk
 from fss_models.errors import FssError
-from fss_models.sam2_core.presets import RANDOM, Preset, find_preset
+from fss_models.presets import RANDOM, Preset, find_preset
 from fss_models.shipped.files import ShippedWeights, find_weights
+from fss_models.state_dict import check_state
 
 #: entries of a SAM 2.0 checkpoint without a place in a model that predicts no object scores: exactly these eight
 OBJECT_SCORE_KEYS = frozenset(
@@ -30,11 +31,11 @@ TRUNK = "image_encoder.trunk."
 
 
 @dataclass(frozen=True, kw_only=True)
-class Origin:
-    """Where a `SAM2Base` has neck, memory and decoder from.
+class WeightsOrigin:
+    """Origin of a `SAM2Base`'s neck, memory and decoder.
 
-    checkpoint  whether from a file; else they are random
-    shipped     name -> sha256 where that file ships with the package
+    checkpoint  whether they come from a file; otherwise they are random
+    shipped     name -> sha256 of that file, if it ships with the package
     """
 
     checkpoint: bool = False
@@ -63,14 +64,14 @@ def build_sam2(
     return model.eval()
 
 
-def origin(sam: Any) -> Origin:
-    """Where a `SAM2Base` has its values from; one that `build_sam2` did not make counts as random."""
-    found: Origin = getattr(sam, "origin", Origin())
+def origin(sam: Any) -> WeightsOrigin:
+    """Origin of a `SAM2Base`'s values; a model that `build_sam2` did not build counts as random."""
+    found: WeightsOrigin = getattr(sam, "origin", WeightsOrigin())
     return found
 
 
-def _origin(path: str | None, shipped: ShippedWeights | None) -> Origin:
-    return Origin(checkpoint=path not in (None, "", RANDOM),
+def _origin(path: str | None, shipped: ShippedWeights | None) -> WeightsOrigin:
+    return WeightsOrigin(checkpoint=path not in (None, "", RANDOM),
                   shipped={shipped.key: shipped.provenance.sha256} if shipped else {})
 
 
@@ -87,7 +88,7 @@ def sam2_config(size: Preset, object_scores: bool) -> dict[str, Any]:
 
 
 def _shrink(config: dict[str, Any], size: Preset) -> dict[str, Any]:
-    """The tiny configuration with a preset's own sizes."""
+    """Change the tiny configuration to a preset's own sizes."""
     encoder, attention, memory = (config[k] for k in ("image_encoder", "memory_attention", "memory_encoder"))
     encoder["trunk"] = _trunk(encoder["trunk"], size)
     encoder["neck"]["backbone_channel_list"] = list(encoder["trunk"].channel_list)
@@ -113,17 +114,11 @@ def _trunk(config: dict[str, Any], size: Preset) -> nn.Module:
 
 
 def _load(model: Any, path: str, *, spare: frozenset[str]) -> None:
-    """A file without any tensor of the trunk leaves a trunk alone that has pretrained weights of its own."""
+    """Load a checkpoint; one without tensors of the trunk leaves a trunk with pretrained weights unchanged."""
     state, have = _read(path), model.state_dict()
     if getattr(model.image_encoder.trunk, "pretrained", None) and not any(k.startswith(TRUNK) for k in state):
         have = {k: v for k, v in have.items() if not k.startswith(TRUNK)}
-    for key in sorted(have.keys() - state.keys()):
-        raise FssError(f"lacks {key!r}", where=path, mend="is it the checkpoint of this preset?")
-    for key in sorted(state.keys() - have.keys() - spare):
-        raise FssError(f"has unknown {key!r}", where=path, mend="is it the checkpoint of this preset?")
-    for key, value in have.items():
-        if state[key].shape != value.shape:
-            raise FssError(f"{key!r} is {tuple(state[key].shape)}, the model's {tuple(value.shape)}", where=path)
+    check_state(state, have, where=path, hint="is it the checkpoint of this preset?", spare=spare)
     model.load_state_dict({k: state[k].to(v.dtype) for k, v in have.items()}, strict=False)
 
 

@@ -20,8 +20,8 @@ Maps = dict[str, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Decoded:
-    """What the mask decoder gave for E images.
+class DecodedMasks:
+    """The mask decoder's output for E images.
 
     logits [E, M, R/4, R/4], ious [E, M], tokens [E, M or 1, C]; M = 3 candidates or 1
     """
@@ -39,7 +39,7 @@ class Decoded:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entries:
+class MemoryEntries:
     """E memory entries: features [E, Cm, g, g] and object pointers [E, C]."""
 
     features: Tensor
@@ -48,11 +48,11 @@ class Entries:
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryRules:
-    """How references enter memory; the defaults are the released SANSA code's (specification 3.4, 3.9, B4).
+    """Rules for how references enter memory; the defaults are the released SANSA code's.
 
-    exact_masks       a mask prompt enters memory as it is; else resampled to R/4 and back, which softens its edge
+    exact_masks       a mask prompt enters memory unchanged; else it is resampled to R/4 and back, which softens it
     all_conditioning  every reference gets the conditioning frame's temporal code, so that their order does not
-                      matter and none is dropped; else only the first does, the others are frames that followed it
+                      matter and none is dropped; else only the first gets it, and the others count as later frames
     """
 
     exact_masks: bool = False
@@ -73,14 +73,14 @@ class Sam2Core(nn.Module):
         return int(self.sam.image_size)
 
     def encode(self, pixels: Tensor) -> Maps:
-        """[N, 3, R, R] -> f0 [N, C/8, R/4, R/4], f1 [N, C/4, R/8, R/8], f2 [N, C, g, g] (specification 3.2)."""
+        """Encode [N, 3, R, R] to maps f0 [N, C/8, R/4, R/4], f1 [N, C/4, R/8, R/8], f2 [N, C, g, g]."""
         levels = self.sam.forward_image(pixels)["backbone_fpn"]
         return dict(zip(("f0", "f1", "f2"), levels, strict=True))
 
     def decode(
         self, maps: Maps, embedding: Tensor, *, points: Tensor | None = None, labels: Tensor | None = None,
         mask: Tensor | None = None, candidates: bool = False,
-    ) -> Decoded:
+    ) -> DecodedMasks:
         """SAM's prompt encoder and mask decoder on `embedding` [E, C, g, g].
 
         points [E, P, 2] and labels [E, P] in pixels of the square (none: one padding point); mask [E, 1, R/4, R/4].
@@ -94,43 +94,43 @@ class Sam2Core(nn.Module):
             sparse_prompt_embeddings=sparse, dense_prompt_embeddings=dense, multimask_output=candidates,
             repeat_image=False, high_res_features=[maps["f0"], maps["f1"]],
         )
-        return Decoded(logits=logits.float(), ious=ious, tokens=tokens)
+        return DecodedMasks(logits=logits.float(), ious=ious, tokens=tokens)
 
-    def remember_masks(self, maps: Maps, masks: Tensor) -> tuple[Entries, Tensor]:
-        """References marked by masks [E, R, R] in {0, 1} -> entries and predicted logits (specification 3.4)."""
+    def remember_masks(self, maps: Maps, masks: Tensor) -> tuple[MemoryEntries, Tensor]:
+        """Entries and predicted logits of references marked by masks [E, R, R] in {0, 1}."""
         mask = (masks > 0).float()[:, None]
         decoded = self.decode(maps, maps["f2"], mask=self.sam.mask_downsample(mask))
         return self.mask_entries(maps, masks, decoded.tokens[:, 0]), decoded.logits[:, 0]
 
-    def mask_entries(self, maps: Maps, masks: Tensor, token: Tensor) -> Entries:
-        """Entries of references whose masks [E, R, R] in {0, 1} are given, and what the decoder says of them [E, C]."""
+    def mask_entries(self, maps: Maps, masks: Tensor, token: Tensor) -> MemoryEntries:
+        """Entries of references with given masks [E, R, R] in {0, 1} and the decoder's output tokens [E, C]."""
         logits, quarter = (masks > 0).float()[:, None] * MASK_SCALE + MASK_BIAS, self.side // 4
         if not self.rules.exact_masks:
             logits = F.interpolate(logits, size=(quarter, quarter), mode="bilinear", align_corners=False,
                                    antialias=True)
         return self._entries(maps["f2"], logits[:, 0], token)
 
-    def remember_points(self, maps: Maps, points: Tensor, labels: Tensor) -> tuple[Entries, Tensor]:
-        """References marked by points or boxes -> entries and predicted logits (specification 3.5)."""
+    def remember_points(self, maps: Maps, points: Tensor, labels: Tensor) -> tuple[MemoryEntries, Tensor]:
+        """Entries and predicted logits of references marked by points or boxes."""
         plain = maps["f2"] + self.sam.no_mem_embed.view(1, -1, 1, 1)
         decoded = self.decode(maps, plain, points=points, labels=labels)
         return self._entries(maps["f2"], decoded.logits[:, 0], decoded.tokens[:, 0]), decoded.logits[:, 0]
 
-    def remember_prediction(self, maps: Maps, logits: Tensor, token: Tensor) -> Entries:
-        """A predicted target [E, R/4, R/4] as a pseudo-reference, with gradients (specification 3.7)."""
+    def remember_prediction(self, maps: Maps, logits: Tensor, token: Tensor) -> MemoryEntries:
+        """Entries of predicted targets [E, R/4, R/4] as pseudo-references, with gradients."""
         return self._entries(maps["f2"], logits, token)
 
-    def _entries(self, f2: Tensor, logits: Tensor, token: Tensor) -> Entries:
-        """`logits` [E, q, q] of any side q are brought to R before they enter the memory encoder."""
+    def _entries(self, f2: Tensor, logits: Tensor, token: Tensor) -> MemoryEntries:
+        """Memory entries of `logits` [E, q, q]; they are resized from any side q to R before the memory encoder."""
         full = F.interpolate(logits[:, None], size=(self.side, self.side), mode="bilinear", align_corners=False)
         scale, bias = self.sam.sigmoid_scale_for_mem_enc, self.sam.sigmoid_bias_for_mem_enc
         encoded = self.sam.memory_encoder(f2, full.sigmoid() * scale + bias, skip_mask_sigmoid=True)
-        return Entries(features=encoded["vision_features"], pointers=self.sam.obj_ptr_proj(token))
+        return MemoryEntries(features=encoded["vision_features"], pointers=self.sam.obj_ptr_proj(token))
 
     def make_trainable_again(self) -> None:
-        """Plain copies of the rotary tables, which the package caches at their first use.
+        """Replace the rotary tables, which the package caches at their first use, by plain copies.
 
-        If that was under `torch.inference_mode` (an evaluation before training), no gradient could pass them.
+        If the first use was under `torch.inference_mode` (an evaluation before training), no gradient could pass them.
         """
         for layer in self.sam.memory_attention.layers:
             for attn in (layer.self_attn, layer.cross_attn_image):
@@ -138,11 +138,12 @@ class Sam2Core(nn.Module):
                     attn.freqs_cis = attn.freqs_cis.clone()
 
     def attend(self, f2: Tensor, features: Tensor, pointers: Tensor, references: int | None = None) -> Tensor:
-        """Memory attention of E images f2 [E, C, g, g] over `t` entries each (specification 3.6).
+        """Memory attention of E images f2 [E, C, g, g] over `t` entries each.
 
         features [E, t, Cm, g, g], pointers [E, t, C], oldest first; the first `references` of them (default: all)
         are prompted. Entry 0 is the conditioning frame; of more than `num_maskmem` entries only entry 0 and the
-        latest are read, as SAM 2 does. With `MemoryRules.all_conditioning` every reference is one, and all are read.
+        latest are read, as SAM 2 does. With `MemoryRules.all_conditioning` every reference is a conditioning frame, and
+        all are read.
         """
         t = features.shape[1]
         if torch.is_grad_enabled():
@@ -159,7 +160,7 @@ class Sam2Core(nn.Module):
         return attended
 
     def _spatial_tokens(self, features: Tensor, conditioning: int) -> tuple[Tensor, Tensor]:
-        """[E, t, Cm, g, g] -> tokens and positions, both [t' * g * g, E, Cm]."""
+        """Tokens and positions, both [t' * g * g, E, Cm], of memories [E, t, Cm, g, g]."""
         picked = spatial_order(features.shape[1], self.sam.num_maskmem, conditioning)
         codes = self.sam.maskmem_tpos_enc[[code for _, code in picked]].flatten(1)  # [t', Cm]
         place = self.sam.memory_encoder.position_encoding(features[:1, 0]).to(features)[0]  # [Cm, g, g]
@@ -169,7 +170,7 @@ class Sam2Core(nn.Module):
         return tokens, position.flatten(0, 1)[:, None].expand_as(tokens)
 
     def _pointer_tokens(self, pointers: Tensor, conditioning: int) -> tuple[Tensor, Tensor]:
-        """[E, t, C] -> tokens and positions, both [t' * C / Cm, E, Cm]; each pointer is split into chunks."""
+        """Tokens and positions, both [t' * C / Cm, E, Cm], of pointers [E, t, C]; each pointer is split into chunks."""
         t, width = pointers.shape[1], self.sam.mem_dim
         order = pointer_order(t, self.sam.max_obj_ptrs_in_encoder, conditioning)
         split = pointers[:, order].unflatten(2, (-1, width))  # [E, t', C / Cm, Cm]
@@ -180,7 +181,7 @@ class Sam2Core(nn.Module):
         return tokens, codes.repeat_interleave(split.shape[2], dim=0)[:, None].expand_as(tokens)
 
     def _pointer_codes(self, distances: list[int], t: int, like: Tensor) -> Tensor:
-        """SAM 2.1's temporal code of pointers that are `distances` of `t` frames away, [t', Cm]."""
+        """SAM 2.1's temporal code [t', Cm] of pointers at `distances` from the target, in frames of `t`."""
         projected = self.sam.proj_tpos_enc_in_obj_ptrs
         width = like.shape[2] if projected else self.sam.mem_dim
         limit = min(t + 1, self.sam.max_obj_ptrs_in_encoder) - 1
@@ -194,12 +195,12 @@ class Sam2Core(nn.Module):
 
 
 def _sequence(maps: Tensor) -> Tensor:
-    """[E, C, h, w] -> [h * w, E, C], as SAM 2's attention wants it."""
+    """Flatten maps [E, C, h, w] to [h * w, E, C], the order of SAM 2's attention."""
     return maps.flatten(2).permute(2, 0, 1)
 
 
 def spatial_order(t: int, slots: int, conditioning: int = 1) -> list[tuple[int, int]]:
-    """Which of `t` entries the target at position t reads, with their temporal codes, in SAM 2's order.
+    """The entries, of `t`, that the target at position t reads, with their temporal codes, in SAM 2's order.
 
     The first `conditioning` are always read, with the last code; of the others the latest `slots` - 1 frames.
     """
@@ -208,11 +209,11 @@ def spatial_order(t: int, slots: int, conditioning: int = 1) -> list[tuple[int, 
 
 
 def pointer_order(t: int, limit: int, conditioning: int = 1) -> list[int]:
-    """Whose pointers the target at position t reads: the conditioning entries', then the latest first."""
+    """The entries whose pointers the target at position t reads: conditioning ones, then the others, latest first."""
     latest = range(t - 1, max(t - limit, 0), -1)
     return [*range(conditioning), *(i for i in latest if i >= conditioning)]
 
 
 def take(maps: Maps, index: Tensor | Sequence[int]) -> Maps:
-    """The images `index` of every map."""
+    """The rows `index` of every map."""
     return {name: value[index] for name, value in maps.items()}

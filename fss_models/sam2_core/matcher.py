@@ -1,6 +1,6 @@
 """Prompt and propagate as semantic matching: references are remembered, targets attend to them.
 
-The base of every method that uses SAM 2's memory as it is: frozen SAM 2 and SANSA (NeurIPS 2025, section 3).
+This is the base of the methods that use SAM 2's memory unchanged: frozen SAM 2 and SANSA (NeurIPS 2025, section 3).
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ from torch import Tensor
 
 from fss_models.clip import Features, Images, Memory, Prediction, PromptBatch, PromptKind
 from fss_models.preprocess import Preprocessor
+from fss_models.presets import preprocessor
 from fss_models.sam2_core.build import build_sam2, origin
-from fss_models.sam2_core.core import Decoded, Entries, MemoryRules, Sam2Core, take
-from fss_models.sam2_core.presets import preprocessor
+from fss_models.sam2_core.core import DecodedMasks, MemoryEntries, MemoryRules, Sam2Core, take
 from fss_models.segmenter import Segmenter
 
 
 class MemoryMatcher(Segmenter):
-    """encode, memorise and segment by SAM 2's image encoder, memory encoder, memory attention and decoder."""
+    """Encodes, memorises and segments with SAM 2's image encoder, memory encoder, memory attention and decoder."""
 
     def __init__(
         self, *, preset: str, config: Any, weights: str | None, sam: Any = None, rules: MemoryRules | None = None
     ) -> None:
-        """`sam` is a `SAM2Base` of any size, already holding its weights; without it the preset's is built.
+        """`sam` is a `SAM2Base` of any size that already holds its weights; without it the preset's is built.
 
-        `weights` as in `build_sam2`.
+        `weights` is as in `build_sam2`.
         """
         resize = Preprocessor(side=int(sam.image_size)) if sam is not None else preprocessor(preset)
         super().__init__(preset=preset, preprocessor=resize, config=config)
@@ -44,37 +44,37 @@ class MemoryMatcher(Segmenter):
         return self._checkpoint
 
     def frozen_weights(self) -> dict[str, str]:
-        """The trunk's own pretrained weights and the shipped ones; a file that was given is recorded by the giver."""
+        """Pretrained weights of the trunk and shipped ones; the caller records a file that it gave itself."""
         sam = self.core.sam
         return {**getattr(sam.image_encoder.trunk, "pretrained", {}), **origin(sam).shipped}
 
     def encode(self, images: Images) -> Features:
-        """maps f0, f1, f2 of `Sam2Core.encode`."""
+        """Maps f0, f1, f2 of `Sam2Core.encode`."""
         return Features(maps=self.core.encode(images.pixels.to(self.device)), sizes=images.sizes)
 
     def memorise(self, features: Features, prompts: PromptBatch) -> Memory:
-        """features [S, K, Cm, g, g] and pointers [S, K, C]; every prompt kind, mixed within a set."""
+        """Tensors features [S, K, Cm, g, g] and pointers [S, K, C]; a set may mix all kinds of prompt."""
         return self.as_memory(self.remember(features, prompts)[0], prompts)
 
-    def as_memory(self, entries: Entries, prompts: PromptBatch) -> Memory:
-        """Entries [S * K] of the references of `prompts` as a memory of S sets."""
+    def as_memory(self, entries: MemoryEntries, prompts: PromptBatch) -> Memory:
+        """Arrange entries [S * K] of the references of `prompts` as a memory of S sets."""
         shape = prompts.kind.shape
         return Memory(tensors={"features": entries.features.unflatten(0, shape),
                                "pointers": entries.pointers.unflatten(0, shape)}, counts=prompts.counts)
 
     def segment(self, memory: Memory, features: Features, pairs: Tensor) -> Prediction:
-        """Logits at stride 4 of the candidate with the highest predicted IoU, which is the score."""
+        """Logits at stride 4 of the candidate with the highest predicted IoU; the score is that IoU."""
         maps = take(features.maps, pairs[:, 1])
         logits, ious, _ = self.decode_targets(memory.take(pairs[:, 0]), maps).best()
         return Prediction(logits=logits, scores=ious.clamp(0, 1))
 
-    def decode_targets(self, memory: Memory, maps: dict[str, Tensor], *, predicted: int = 0) -> Decoded:
-        """Target i attends to support set i, whose last `predicted` entries are targets: three candidate masks each."""
+    def decode_targets(self, memory: Memory, maps: dict[str, Tensor], *, predicted: int = 0) -> DecodedMasks:
+        """Three candidate masks of each target i, which attends to set i; its last `predicted` entries are targets."""
         attended = self._attend(memory, maps["f2"], predicted)
         return self.core.decode(maps, attended, candidates=True)
 
     def _attend(self, memory: Memory, f2: Tensor, predicted: int) -> Tensor:
-        """Sets of equal size together: attention over padding would not equal attention without it."""
+        """Attend to sets of equal size together, since attention over padding differs from attention without it."""
         out = torch.empty_like(f2)
         for count in memory.counts.unique().tolist():
             rows = (memory.counts == count).nonzero()[:, 0].to(f2.device)
@@ -83,10 +83,11 @@ class MemoryMatcher(Segmenter):
             out = out.index_copy(0, rows, attended.to(out))
         return out
 
-    def remember(self, features: Features, prompts: PromptBatch) -> tuple[Entries, Tensor]:
-        """One entry a (set, reference) [S * K], zeros where padded, and the references' logits [S * K, R/4, R/4].
+    def remember(self, features: Features, prompts: PromptBatch) -> tuple[MemoryEntries, Tensor]:
+        """One entry for each (set, reference) [S * K], zeros where padded, and the references' logits [S * K, q, q].
 
-        References marked by as many points go together: a decoder that sees padding points answers differently.
+        q = R / 4. References with equally many points are decoded together, since padding points change the decoder's
+        output.
         """
         kind, image = prompts.kind.flatten(), prompts.image.flatten()
         used = torch.where(kind > PromptKind.MASK, (prompts.labels != -1).sum(dim=2).flatten(), 0)
@@ -98,9 +99,11 @@ class MemoryMatcher(Segmenter):
             features_out = features_out.index_copy(0, at, made.features.to(features_out))
             pointers = pointers.index_copy(0, at, made.pointers.to(pointers))
             logits = logits.index_copy(0, at, seen)
-        return Entries(features=features_out, pointers=pointers), logits
+        return MemoryEntries(features=features_out, pointers=pointers), logits
 
-    def _group(self, maps: dict[str, Tensor], prompts: PromptBatch, rows: Tensor, count: int) -> tuple[Entries, Tensor]:
+    def _group(
+        self, maps: dict[str, Tensor], prompts: PromptBatch, rows: Tensor, count: int
+    ) -> tuple[MemoryEntries, Tensor]:
         if count == 0:
             return self.core.remember_masks(maps, prompts.masks.flatten(0, 1)[rows].to(self.device))
         points = prompts.points.flatten(0, 1)[rows, :count].to(self.device)
@@ -113,8 +116,8 @@ class MemoryMatcher(Segmenter):
                 torch.zeros(rows, quarter, quarter, device=f2.device))
 
 
-def append(memory: Memory, entries: Entries) -> Memory:
-    """Every set of a memory without padding grows by one entry: the target just predicted."""
+def append(memory: Memory, entries: MemoryEntries) -> Memory:
+    """Add one entry, the target just predicted, to every set of a memory without padding."""
     new = {"features": entries.features, "pointers": entries.pointers}
     return Memory(tensors={k: torch.cat([v, new[k][:, None].to(v)], dim=1) for k, v in memory.tensors.items()},
                   counts=memory.counts + 1)

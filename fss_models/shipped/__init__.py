@@ -1,1 +1,1 @@
-"""Pretrained weights and bundles that come with the package: NAME.safetensors with NAME.json, champion/, folds/."""
+"""Pretrained weights and bundles that ship with the package: NAME.safetensors with NAME.json, champion/, folds/."""

@@ -1,7 +1,7 @@
-"""The weight files that ship: where they are, what they were trained on, reading and writing them.
+"""The weight files that ship with the package: their folder, their provenance, reading and writing them.
 
-NAME.safetensors holds tensors in half precision, NAME.json beside it says where they come from and is written last.
-A file that lacks its json, or whose sha256 is not the json's, is refused: a damaged installation is never used quietly.
+NAME.safetensors holds tensors in half precision; NAME.json beside it records their provenance and is written last. A
+file without its json, or with another sha256 than the json's, is refused, so a damaged installation is not used.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from torch import Tensor
 
 from fss_models.errors import FssError
 
-CHAMPION = "champion"  # folder of the bundle that stands in where nothing was promoted
+CHAMPION = "champion"  # folder of the bundle that is used until one is promoted
 REINSTALL = "reinstall the package"
-HASH_DIGITS = 16  # of a photo's sha256, as in bundles
+HASH_DIGITS = 16  # digits of a photo's sha256 that are kept, as in bundles
 _KEY = "fss-"
 _SHA, _PHOTO = re.compile(r"[0-9a-f]{64}"), re.compile(rf"[0-9a-f]{{{HASH_DIGITS}}}")
 
@@ -40,14 +40,14 @@ class TrainingData:
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """Where a shipped weight file comes from.
+    """Provenance of a shipped weight file.
 
-    file, sha256   its name in the folder, and its content's
-    data           what it was trained on
-    recipe         the settings, so that the training can be repeated; commit: of the code; seeds: of all runs of it
-    steps, seconds, hardware   what it cost
+    file, sha256   the file's name in the folder, and the hash of its content
+    data           the datasets that it was trained on
+    recipe         the settings, so that the training can be repeated; commit of the code; seeds of all its runs
+    steps, seconds, hardware   the cost of the training
     quality        name -> figure measured on test photos
-    licence        under which terms the weights may be used
+    licence        terms under which the weights may be used
     created        ISO date
     """
 
@@ -72,7 +72,7 @@ class Provenance:
 
 @dataclass(frozen=True, kw_only=True)
 class ShippedWeights:
-    """A weight file that is installed."""
+    """An installed weight file."""
 
     name: str
     path: Path
@@ -80,11 +80,11 @@ class ShippedWeights:
 
     @property
     def key(self) -> str:
-        """Its name among a model's frozen weights."""
+        """Name of the file among a model's frozen weights."""
         return weight_key(self.name)
 
     def verified(self) -> str:
-        """The path. Raises `FssError` if the file is not the one its json describes."""
+        """Path of the file. Raises `FssError` if the file is not the one that its json describes."""
         found = hashlib.sha256(self.path.read_bytes()).hexdigest()
         if found != self.provenance.sha256:
             raise FssError(f"sha256 is {found}, {self.name}.json says {self.provenance.sha256}", where=str(self.path),
@@ -93,30 +93,30 @@ class ShippedWeights:
 
 
 def weight_key(name: str) -> str:
-    """The name of the shipped weights `name` in `Segmenter.frozen_weights` and in bundles."""
+    """Key of the shipped weights `name` in `Segmenter.frozen_weights` and in bundles."""
     return _KEY + name
 
 
 def shipped_folder() -> Path:
-    """Where shipped files are: FSS_SHIPPED, by default the package's own folder."""
+    """Folder of the shipped files: FSS_SHIPPED, by default the package's own folder."""
     return Path(os.environ.get("FSS_SHIPPED") or str(files("fss_models").joinpath("shipped"))).expanduser()
 
 
 def find_weights(name: str, folder: Path | None = None) -> ShippedWeights | None:
-    """The shipped weights `name`; None where they are not installed or `name` is empty.
+    """Find the shipped weights `name`; None if they are not installed or `name` is empty.
 
-    Raises `FssError` for weights without a json, or with one that is not whole.
+    Raises `FssError` for weights without a json, or with an incomplete one.
     """
     folder = folder or shipped_folder()
     path, about = folder / f"{name}.safetensors", folder / f"{name}.json"
     if not name or not path.is_file():
         return None
     if not about.is_file():
-        raise FssError("does not say where it comes from", where=str(path),
+        raise FssError("has no provenance", where=str(path),
                        mend=f"{about.name} is missing: {REINSTALL}")
     provenance = read_provenance(about)
     if provenance.file != path.name:
-        raise FssError(f"is about {provenance.file!r}", where=str(about), mend=REINSTALL)
+        raise FssError(f"describes {provenance.file!r}", where=str(about), mend=REINSTALL)
     return ShippedWeights(name=name, path=path, provenance=provenance)
 
 
@@ -128,7 +128,7 @@ def list_weights(folder: Path | None = None) -> list[ShippedWeights]:
 
 
 def bundle_url(given: str) -> str:
-    """Where a bundle is: `shipped` is the shipped champion, `shipped:NAME` any shipped one, all else is a URL already.
+    """URL of a bundle: `shipped` is the shipped champion, `shipped:NAME` any shipped bundle, all else is a URL already.
 
     Raises `FssError` if no such bundle ships, naming those that do.
     """
@@ -146,8 +146,8 @@ def bundle_url(given: str) -> str:
 def write_weights(name: str, state: Mapping[str, Tensor], *, folder: Path | None = None, **about: Any) -> Provenance:
     """Write `state` as the shipped weights `name`, floating tensors in half precision.
 
-    `about` are the fields of `Provenance` but `file` and `sha256`. Raises `FssError` for values that half precision
-    cannot hold, and for hashes that are none; nothing is written then.
+    `about` are the fields of `Provenance` except `file` and `sha256`. Raises `FssError` for values that half precision
+    cannot hold and for malformed hashes; nothing is written then.
     """
     folder = folder or shipped_folder()
     content = save_tensors(to_half(state))
@@ -155,7 +155,7 @@ def write_weights(name: str, state: Mapping[str, Tensor], *, folder: Path | None
     text = json.dumps(asdict(provenance), indent=1)
     _parse(json.loads(text), str(folder / f"{name}.json"))
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.json").unlink(missing_ok=True)  # never the new file under the old one's description
+    (folder / f"{name}.json").unlink(missing_ok=True)  # else the new file could stand beside the old description
     for target, written in ((folder / provenance.file, content), (folder / f"{name}.json", f"{text}\n".encode())):
         hidden = target.with_name(f".tmp-{target.name}")
         hidden.write_bytes(written)
@@ -164,7 +164,7 @@ def write_weights(name: str, state: Mapping[str, Tensor], *, folder: Path | None
 
 
 def check_frozen(frozen: Mapping[str, str], where: str, folder: Path | None = None) -> list[ShippedWeights]:
-    """The shipped weights among a bundle's frozen ones, name -> sha256.
+    """Find the shipped weights among a bundle's frozen ones, name -> sha256.
 
     Raises `FssError` naming the bundle `where` if one of them is not installed, or is another file.
     """
@@ -184,7 +184,7 @@ def check_frozen(frozen: Mapping[str, str], where: str, folder: Path | None = No
 
 
 def to_half(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Floating tensors in half precision, on the CPU. Raises `FssError` naming one that it cannot hold."""
+    """Convert floating tensors to half precision, on the CPU. Raises `FssError` naming one that does not fit."""
     half = {k: (v.half() if v.is_floating_point() else v).detach().cpu().contiguous() for k, v in state.items()}
     for key, value in half.items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
@@ -193,7 +193,7 @@ def to_half(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def read_provenance(path: Path) -> Provenance:
-    """A json beside shipped weights. Raises `FssError` naming the first thing that is wrong with it."""
+    """Read the json beside shipped weights. Raises `FssError` naming the first thing that is wrong with it."""
     try:
         content = json.loads(path.read_text())
     except ValueError as error:
@@ -204,7 +204,7 @@ def read_provenance(path: Path) -> Provenance:
 def _parse(content: Any, where: str) -> Provenance:
     given = _fields(content, Provenance, where)
     if not isinstance(given["data"], list):
-        raise FssError("data is no list", where=where, mend=REINSTALL)
+        raise FssError("data is not a list", where=where, mend=REINSTALL)
     data = tuple(TrainingData(**_fields(one, TrainingData, where)) for one in given["data"])
     for wrong in (p for one in data for p in one.photos if not _PHOTO.fullmatch(str(p))):
         raise FssError(f"{wrong!r} is not the first {HASH_DIGITS} digits of a photo's sha256", where=where)
@@ -214,9 +214,9 @@ def _parse(content: Any, where: str) -> Provenance:
 
 
 def _fields(content: Any, kind: type, where: str) -> dict[str, Any]:
-    """`content` if it has exactly the fields of the dataclass `kind`; lists of photos become tuples."""
+    """Return `content` if it has exactly the fields of the dataclass `kind`; lists of photos become tuples."""
     if not isinstance(content, dict):
-        raise FssError(f"is no {kind.__name__}", where=where, mend=REINSTALL)
+        raise FssError(f"is not a {kind.__name__}", where=where, mend=REINSTALL)
     known = {f.name for f in fields(kind)}
     for key in sorted(known ^ content.keys()):
         raise FssError(f"{'lacks' if key in known else 'has unknown'} {key!r}", where=where, mend=REINSTALL)

@@ -27,17 +27,15 @@ def register(app: typer.Typer) -> None:
     app.command("demo", help="Run the whole chain on generated or your own images and write a report.")(demo)
 
 
-def demo(
-    data: Annotated[str, typer.Option("--data", help="COCO directory to use instead of generated images.")] = "",
-    recipe: Annotated[str, typer.Option("--recipe", "-r", help="Name of a shipped recipe, or a YAML file (default: "
-                                          "demo, or demo_coco with --data).")] = "",
-    overrides: SetOption = None,
-    out: Annotated[str | None, typer.Option("--out", "-o", help="Workspace: a local folder or s3://bucket/prefix "
-                                            "(default: out/demo, or out/NAME with --data).")] = None,
-    class_name: Annotated[str, typer.Option("--class", help="Class to label (default: the class with most held-out "
-                                              "photos).")] = "",
-    as_json: JsonOption = False,
-) -> None:
+def demo(data: Annotated[str, typer.Option("--data", help="COCO directory to use instead of generated images.")] = "",
+         recipe: Annotated[str, typer.Option("--recipe", "-r",
+                                             help="Name of a shipped recipe, or a YAML file (default: "
+                                             "demo, or demo_coco with --data).")] = "", overrides: SetOption = None,
+         out: Annotated[str | None, typer.Option("--out", "-o", help="Workspace: a local folder or s3://bucket/prefix "
+                                                 "(default: out/demo, or out/NAME with --data).")] = None,
+         class_name: Annotated[str,
+                               typer.Option("--class", help="Class to label (default: the class with most held-out "
+                                            "photos).")] = "", as_json: JsonOption = False,) -> None:
     """Build shards, run the sweep, promote the winner, label held-out photos, write the report."""
     read = demo_recipe(data, recipe, overrides or [], out)
     chain = DemoChain(read)

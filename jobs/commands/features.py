@@ -33,7 +33,7 @@ def register(app: typer.Typer) -> None:
         with cluster() as ray:
             folders = ensure_features(chosen, plan_sweep(chosen), ray)
         _print_folders(folders, [f"{f['written']} of {f['records']} records written in {f['seconds']} s for "
-                        f"{', '.join(f['methods'])}: {f['features']}" for f in folders], as_json)
+                                 f"{', '.join(f['methods'])}: {f['features']}" for f in folders], as_json)
 
     @features.command()
     def info(recipe: RecipeOption = "demo", sets: SetOption = None, out: OutOption = None, verify: VerifyOption = False,

@@ -39,12 +39,10 @@ def show_list(address: AddressOption = "", as_json: JsonOption = False) -> None:
         print("nothing was submitted to this cluster")
 
 
-def logs(
-    submission_id: IdArgument,
-    address: AddressOption = "",
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Show the log until the command ends, then exit with "
-                                           "its exit status.")] = False,
-) -> None:
+def logs(submission_id: IdArgument, address: AddressOption = "",
+         follow: Annotated[bool, typer.Option("--follow", "-f",
+                                              help="Show the log until the command ends, then exit with "
+                                              "its exit status.")] = False,) -> None:
     """Print what a submission has written so far, or follow it until it ends."""
     from pipelines.submission.client import Submissions
 

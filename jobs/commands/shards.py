@@ -19,7 +19,7 @@ from pipelines.data.shards import build_shards
 from pipelines.data.shardset import Shards
 
 ForceOption = Annotated[bool, typer.Option("--force", help="Rebuild everything, even over shards of another "
-                        "configuration.")]
+                                           "configuration.")]
 
 
 def register(app: typer.Typer) -> None:

@@ -21,30 +21,32 @@ def register(app: typer.Typer) -> None:
     """Add the command."""
     app.command("submit", context_settings={"allow_interspersed_args": False},
                 help="Run an fss command on a Ray cluster and follow its log. Put the options of `submit` before the "
-                     "command.")(submit)
+                "command.")(submit)
 
 
-def submit(
-    command: Annotated[list[str], typer.Argument(metavar="CMD...", help="Command without `fss`, such as: sweep run "
-                                                   "--out s3://b/p")],
-    address: AddressOption = "",
-    name: Annotated[str, typer.Option("--id", help="Id of the submission (default: a new one). If it exists "
-                                      "already with the same command, it is followed.")] = "",
-    working_dir: Annotated[str, typer.Option("--working-dir", help="Folder to send, without data, results, "
-                                             "environments and .git; '': send none.")] = ".",
-    exclude: Annotated[list[str] | None, typer.Option("--exclude", help="Name or path that is not sent. May be "
-                                                      "repeated.")] = None,
-    max_mb: Annotated[int, typer.Option("--max-mb", min=1, help="Maximum size of what is sent, in MB.")] = 50,
-    env: Annotated[list[str] | None, typer.Option("--env", help="NAME=VALUE: environment variable of the command; no "
-                                                  "secrets. May be repeated.")] = None,
-    runtime_env: Annotated[str, typer.Option("--runtime-env", help="YAML file with Ray's runtime environment.")] = "",
-    image: Annotated[str, typer.Option("--image", help="Container image for the command's processes.")] = "",
-    cpus: Annotated[float, typer.Option("--cpus", min=0, help="CPUs reserved for the command itself.")] = 0.0,
-    gpus: Annotated[float, typer.Option("--gpus", min=0, help="GPUs reserved for the command itself, which then runs "
-                                        "on a GPU node.")] = 0.0,
-    follow: Annotated[bool, typer.Option("--follow/--no-follow", help="Show the log until the command ends and exit "
-                                         "with its status, or return once it is sent.")] = True,
-) -> None:
+def submit(command: Annotated[list[str], typer.Argument(metavar="CMD...",
+                                                        help="Command without `fss`, such as: sweep run "
+                                                        "--out s3://b/p")], address: AddressOption = "",
+           name: Annotated[str, typer.Option("--id", help="Id of the submission (default: a new one). If it exists "
+                                             "already with the same command, it is followed.")] = "",
+           working_dir: Annotated[str, typer.Option("--working-dir", help="Folder to send, without data, results, "
+                                                    "environments and .git; '': send none.")] = ".",
+           exclude: Annotated[list[str] | None, typer.Option("--exclude", help="Name or path that is not sent. May be "
+                                                             "repeated.")] = None,
+           max_mb: Annotated[int, typer.Option("--max-mb", min=1, help="Maximum size of what is sent, in MB.")] = 50,
+           env: Annotated[list[str] | None, typer.Option("--env",
+                                                         help="NAME=VALUE: environment variable of the command; no "
+                                                         "secrets. May be repeated.")] = None,
+           runtime_env: Annotated[str, typer.Option("--runtime-env",
+                                                    help="YAML file with Ray's runtime environment.")] = "",
+           image: Annotated[str, typer.Option("--image", help="Container image for the command's processes.")] = "",
+           cpus: Annotated[float, typer.Option("--cpus", min=0, help="CPUs reserved for the command itself.")] = 0.0,
+           gpus: Annotated[float, typer.Option("--gpus", min=0,
+                                               help="GPUs reserved for the command itself, which then runs "
+                                               "on a GPU node.")] = 0.0,
+           follow: Annotated[bool, typer.Option("--follow/--no-follow",
+                                                help="Show the log until the command ends and exit "
+                                                "with its status, or return once it is sent.")] = True,) -> None:
     """Submit a command, follow its log, and exit with its exit status."""
     from jobs.parse import check_output, parse_command
     from pipelines.submission.client import Submissions

@@ -13,7 +13,9 @@ from jobs.options import JsonOption, OutOption, RecipeOption, SetOption
 from jobs.recipes import load_recipe
 from pipelines.config.recipe import Recipe
 
-PlaceOption = Annotated[str, typer.Option("--out", "-o", help="Workspace of the sweep: a local folder or s3://bucket/prefix.")]
+PlaceOption = Annotated[str,
+                        typer.Option("--out", "-o",
+                                     help="Workspace of the sweep: a local folder or s3://bucket/prefix.")]
 
 
 def register(app: typer.Typer) -> None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 
 import typer
 
-from fss_models.golden import Check, run_folder
+from fss_models.verification.frame import GoldenCheck, run_folder
 from jobs.options import JsonOption
 
 
@@ -28,12 +27,12 @@ def register(app: typer.Typer) -> None:
             if not as_json:
                 print(_line(check), flush=True)
         if as_json:
-            print(json.dumps([asdict(c) | {"passed": c.passed} for c in checks]))
+            print(json.dumps([c.as_dict() for c in checks]))
         if not all(c.passed for c in checks):
             raise typer.Exit(1)
 
 
-def _line(check: Check) -> str:
+def _line(check: GoldenCheck) -> str:
     verdict = "ok" if check.passed else "FAILED" if check.error == check.error else "NOT COVERED"
     figures = check.note or f"worst {check.error:.1e}, tolerance {check.tolerance:.0e}"
     return f"{check.case:<26} {check.quantity:<12} {figures:<40} {verdict}"

@@ -19,7 +19,7 @@ from fss_models import registry
 from fss_models.calibration import Calibrator, load_calibrator
 from fss_models.errors import FssError
 from fss_models.official import load_official, official_state, read_official, read_tensors
-from fss_models.sam2_core.presets import RANDOM
+from fss_models.presets import RANDOM
 from fss_models.segmenter import Segmenter
 from fss_models.settings import weight_fields
 from fss_models.shipped.files import bundle_url, check_frozen, to_half

@@ -19,7 +19,7 @@ import httpx
 
 from fss_models import registry
 from fss_models.errors import FssError
-from fss_models.sam2_core.presets import RANDOM
+from fss_models.presets import RANDOM
 from fss_models.segmenter import Segmenter
 from fss_models.settings import weight_fields
 from pipelines.base.cache import cache_dir

@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from fss_models import registry
-from fss_models.sam2_core.presets import PRESETS
+from fss_models.presets import PRESETS
 from fss_models.shipped.files import ShippedWeights, find_weights
 from pipelines.config.evaluate import EvalConfig
 from pipelines.config.method import MethodConfig

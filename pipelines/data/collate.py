@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fss_models.augmentation import VOID, Augmentation
 from fss_models.clip import Clip, Features, Images, Prompt, PromptBatch
-from fss_models.methods.fssam.training import VOID, Augmentation
 from fss_models.preprocess import Preprocessor
 from fss_models.prompt_sampling import SampledKind, sample_prompt
 from fss_models.segmenter import Segmenter

@@ -167,12 +167,12 @@ def evaluate_bundle(run: RunContext, scoring: ScoringConfig, data: Any, bundle: 
 
 def summarise(run: RunContext, scoring: ScoringConfig, classes: Any, table: Any, facts: dict[str, Any]) -> RunResult:
     """The result of an evaluation: mIoU with its interval, FB-IoU, and the IoU of each class, besides `facts`."""
-    from fss_models.metrics import Sample, interval, resampled_scores, score
+    from fss_models.metrics import MethodCounts, interval, resampled_scores, score
     from pipelines.evaluation.results import table_counts
 
     counts = table_counts(table, [c.class_id for c in classes])
     scores = score(counts, [c.class_id for c in classes])
-    spread = resampled_scores(Sample.of([(0, [counts])]), resamples=scoring.resamples, seed=scoring.seed)
+    spread = resampled_scores(MethodCounts.of([(0, [counts])]), resamples=scoring.resamples, seed=scoring.seed)
     names = {c.class_id: c.name for c in classes}
     return RunResult(
         run=run.spec.name, spec=run.spec, episodes=len(table),

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from fss_models.metrics import Counts, Ints, Metric, Sample, score
+from fss_models.metrics import Counts, Ints, MethodCounts, Metric, score
 
 
-def seed_scores(sample: Sample, metric: Metric = "miou") -> list[float]:
+def seed_scores(sample: MethodCounts, metric: Metric = "miou") -> list[float]:
     """Score of each seed: the mean over folds, a fraction."""
     return [_mean_of_folds(sample, s, None, metric) for s in range(len(sample.inter))]
 
 
-def draw_scores(sample: Sample, episodes: int, draws: int, metric: Metric = "miou") -> list[float]:
+def draw_scores(sample: MethodCounts, episodes: int, draws: int, metric: Metric = "miou") -> list[float]:
     """Score of each draw of `episodes` episodes a fold: the mean over folds and seeds, a fraction.
 
     A class without episodes in a draw is left out of that draw's mean.
@@ -21,7 +21,7 @@ def draw_scores(sample: Sample, episodes: int, draws: int, metric: Metric = "mio
                            for s in range(len(sample.inter))])) for d in range(draws)]
 
 
-def _mean_of_folds(sample: Sample, seed: int, part: slice | None, metric: Metric) -> float:
+def _mean_of_folds(sample: MethodCounts, seed: int, part: slice | None, metric: Metric) -> float:
     found = []
     for fold in np.unique(sample.folds):
         rows: Ints = np.flatnonzero(sample.folds == fold)

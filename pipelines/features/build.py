@@ -77,7 +77,7 @@ def ensure_features(recipe: Recipe, specs: Sequence[RunSpec], ray: Any) -> list[
     if sum(n.bytes for n in tasks) > recipe.features.max_bytes:
         raise FssError(f"{'; '.join(lines)}: over features.max_bytes={recipe.features.max_bytes}", where=recipe.name,
                        mend="raise features.max_bytes, or set train.features=bfloat16, train.flip=false or "
-                            "train.features=off")
+                       "train.features=off")
     return [_ensure(recipe, n, f, line, ray) for n, f, line in zip(tasks, folders, lines, strict=True)]
 
 

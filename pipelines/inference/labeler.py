@@ -203,7 +203,7 @@ class Labeler:
         for row, owner in zip(rows, to_host(maps, [sizes[row] for row in rows]), strict=True):
             for number, f in enumerate(own[row], 1):
                 photos[row][f.pair.number] = make_label((owner == number).astype(np.uint8, order="F"), f.score,
-                                                              f.presence)
+                                                        f.presence)
 
     @property
     def _corners(self) -> bool:

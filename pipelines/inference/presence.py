@@ -14,7 +14,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fss_models.calibration import MIN_ADJUST, Calibrator, Opinion, Signature, describe_support, measure, stack
+from fss_models.calibration import (
+    MIN_ADJUST,
+    Calibrator,
+    ShotAgreement,
+    SupportSignature,
+    describe_support,
+    measure,
+    stack,
+)
 from fss_models.calibration_fit import opinion_of
 from fss_models.clip import Features, Memory, Prediction, Prompt, PromptKind
 from fss_models.leave_one_out import iou_at, leave_one_out, segment_trials
@@ -34,8 +42,8 @@ class SupportStatistics:
     far        whether the supports look unlike everything that the calibrator was fitted on
     """
 
-    signature: Signature
-    opinion: Opinion | None
+    signature: SupportSignature
+    opinion: ShotAgreement | None
     far: bool
 
 
@@ -82,7 +90,7 @@ class LabelJudge:
         large = torch.nn.functional.interpolate(seen[:, None], size=side, mode="nearest")[:, 0]
         return torch.stack([own if g is None else g for own, g in zip(large, given, strict=True)])
 
-    def _opinion(self, features: Features, prompts: Sequence[Prompt], masks: Tensor) -> Opinion:
+    def _opinion(self, features: Features, prompts: Sequence[Prompt], masks: Tensor) -> ShotAgreement:
         trials = leave_one_out(len(prompts))
         found = segment_trials(self.model, features, prompts, trials)
         signatures = stack([describe_support(features.take(torch.tensor(shots)), masks[list(shots)])

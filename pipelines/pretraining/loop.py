@@ -21,14 +21,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fss_models.errors import FssError
-from fss_models.pretraining.bank import Ring, Scene, draw_clips
+from fss_models.pretraining.bank import Scene, SceneRing, draw_clips
 from fss_models.pretraining.objective import TRUNK, PretrainClips, pretrain_losses, train_all_but_trunk
-from fss_models.pretraining.views import Photo, Views, make_views
+from fss_models.pretraining.views import LabelledPhoto, Views, make_views
 from fss_models.sam2_core.core import Sam2Core
 from pipelines.pretraining.config import PretrainConfig
 
 SCENES, CLIPS = 0, 1  # streams of random numbers
-Read = Callable[[int], Photo]
+Read = Callable[[int], LabelledPhoto]
 Log = Callable[[dict[str, float]], None]
 
 
@@ -113,7 +113,7 @@ def _clips(config: PretrainConfig, scenes: Scenes, step: int) -> Iterator[list[P
     """Each step's clips, drawn from the step's scenes. New scenes are prepared in a thread beside the training."""
     if step >= config.steps:
         return
-    ring = Ring(scenes, size=config.ring, fresh=config.fresh, step=step)
+    ring = SceneRing(scenes, size=config.ring, fresh=config.fresh, step=step)
     for scene in ring.missing(step):
         ring.add(scene)
     with ThreadPoolExecutor(1, thread_name_prefix="scenes") as pool:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from fss_models.pretraining.bank import Scene, draw_group
-from fss_models.pretraining.objective import Mark, PretrainClips, predict_views
+from fss_models.pretraining.objective import PretrainClips, PretrainPrompt, predict_views
 from fss_models.sam2_core.core import Sam2Core
 
 CLIPS = 8
@@ -26,7 +26,7 @@ def held_out_ious(core: Sam2Core, clips: Sequence[PretrainClips]) -> dict[str, f
     found: dict[str, list[float]] = {}
     for one in clips:
         marked, tracked = predict_views(core, one.to(next(core.parameters()).device))
-        if one.mark == Mark.MASK:
+        if one.mark == PretrainPrompt.MASK:
             found.setdefault("iou_tracked", []).extend(_ious(tracked, one.masks[:, 1]))
             found.setdefault("iou_copied", []).extend(_ious(one.masks[:, 0] - 0.5, one.masks[:, 1]))
         else:
@@ -36,7 +36,7 @@ def held_out_ious(core: Sam2Core, clips: Sequence[PretrainClips]) -> dict[str, f
 
 def fixed_clips(scenes: list[Scene], *, seed: int, groups: int) -> list[PretrainClips]:
     """Clips for every measurement of a pretraining, drawn once by `seed`; each kind of mark in turn."""
-    rng, kinds = np.random.default_rng([seed, 7]), list(Mark)
+    rng, kinds = np.random.default_rng([seed, 7]), list(PretrainPrompt)
     chosen = [rng.integers(len(scenes), size=CLIPS).tolist() for _ in range(groups)]
     return [draw_group(scenes, rng, kinds[i % len(kinds)], one) for i, one in enumerate(chosen)]
 

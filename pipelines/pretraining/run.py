@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 from fss_models.errors import FssError
+from fss_models.presets import RANDOM, preprocessor
 from fss_models.pretraining.start import attend_by_position
 from fss_models.sam2_core.build import build_sam2
 from fss_models.sam2_core.core import Sam2Core
-from fss_models.sam2_core.presets import RANDOM, preprocessor
 from fss_models.shipped.files import HASH_DIGITS, Provenance, TrainingData, write_weights
 from pipelines.base.storage import join
 from pipelines.base.version import code_version

@@ -9,7 +9,7 @@ import numpy as np
 from scipy import ndimage
 
 from fss_models.errors import FssError
-from fss_models.pretraining.views import Photo, shrink
+from fss_models.pretraining.views import LabelledPhoto, shrink
 from pipelines.config.data import DataConfig
 from pipelines.data import rle
 from pipelines.data.shardset import Shards
@@ -48,7 +48,7 @@ class Photos:
     def __len__(self) -> int:
         return len(self.places)
 
-    def read(self, index: int) -> Photo:
+    def read(self, index: int) -> LabelledPhoto:
         """A photo as a square of `WORKING_SIDE` pixels with a mask of each object that is large enough."""
         place = self.places[index]
         shards = self._shards[place.dataset]
@@ -60,7 +60,7 @@ class Photos:
         if self._label_maps[place.dataset]:
             masks = [part for m in masks for part in _parts(m)]
         objects = np.stack(masks) if masks else np.zeros((0, *size), bool)
-        return shrink(Photo(pixels=pixels, masks=objects), WORKING_SIDE)
+        return shrink(LabelledPhoto(pixels=pixels, masks=objects), WORKING_SIDE)
 
 
 def _parts(mask: np.ndarray) -> list[np.ndarray]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fss_models.errors import FssError
-from fss_models.metrics import Sample, paired_difference
+from fss_models.metrics import MethodCounts, paired_difference
 from pipelines.base.storage import Store, join
 from pipelines.base.workspace import Workspace
 from pipelines.bundles.bundle import BundleInfo, read_bundle_info
@@ -148,13 +148,13 @@ def _score(material: ReportMaterial, row: LeaderboardRow) -> float:
     return float(getattr(row, material.board.metric))
 
 
-def _sample(material: ReportMaterial, row: LeaderboardRow) -> Sample:
+def _sample(material: ReportMaterial, row: LeaderboardRow) -> MethodCounts:
     by_fold: dict[int, list[RunResult]] = {}
     for result in material.runs_of(row):
         by_fold.setdefault(result.spec.fold or 0, []).append(result)
     runs: Mapping[int, Any] = {
         f: [read_counts(material.workspace.run(r.run), r) for r in rs] for f, rs in by_fold.items()}
-    return Sample.of(sorted(runs.items()))
+    return MethodCounts.of(sorted(runs.items()))
 
 
 def label_folder(workspace: Workspace, name: str) -> str:

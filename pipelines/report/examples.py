@@ -88,7 +88,7 @@ def pick_episodes(material: ReportMaterial, row: LeaderboardRow, each: int = EAC
 
 
 def _pick(kind: str, ordered: list[tuple[float, RunResult, int, int]], each: int,
-               used: set[tuple[str, int]]) -> list[EpisodePick]:
+          used: set[tuple[str, int]]) -> list[EpisodePick]:
     """The first `each` episodes that are of different classes and not in `used`, to which they are added."""
     picks: list[EpisodePick] = []
     for iou, run, episode, cls in ordered:
@@ -108,7 +108,7 @@ def _by_fold(picks: list[EpisodePick]) -> dict[int, list[EpisodePick]]:
 
 
 def _draw(material: ReportMaterial, rows: list[LeaderboardRow], fold: int, picks: list[EpisodePick],
-           samples: list[EpisodeSample]) -> list[ReportExample]:
+          samples: list[EpisodeSample]) -> list[ReportExample]:
     """The episodes of one fold, with the prediction of each method in `rows`."""
     panels = [[(f"support: {s.class_name}", photo_url(s.references[0].image, s.references[0].mask, SUPPORT)),
                ("query", photo_url(s.targets[0].image)),

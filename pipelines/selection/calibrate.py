@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from fss_models.calibration import GOOD_IOU, MIN_ADJUST, Calibrator, describe_support, look, measure, stack
-from fss_models.calibration_fit import Observed, auroc, expected_error, fit_calibrator
+from fss_models.calibration_fit import Observation, auroc, expected_error, fit_calibrator
 from fss_models.clip import Features
 from fss_models.errors import FssError
 from fss_models.leave_one_out import iou_at, leave_one_out, segment_trials
@@ -83,7 +83,7 @@ def _first(photos: Sequence[int], fresh: set[int], count: int) -> tuple[int, ...
 
 @torch.inference_mode()
 def observe(model: Segmenter, shards: Shards, draws: Sequence[CalibrationDraw], *,
-            on_progress: OnProgress = lambda done, total: None) -> Iterator[tuple[Observed, torch.Tensor]]:
+            on_progress: OnProgress = lambda done, total: None) -> Iterator[tuple[Observation, torch.Tensor]]:
     """For each draw: the observation that a calibrator is fitted on, and its photos' scene features [K + T, C]."""
     cache = FeatureCache(model)
     for number, draw in enumerate(draws):
@@ -91,7 +91,7 @@ def observe(model: Segmenter, shards: Shards, draws: Sequence[CalibrationDraw], 
         on_progress(number + 1, len(draws))
 
 
-def _observe(model: Segmenter, shards: Shards, cache: FeatureCache, draw: CalibrationDraw) -> tuple[Observed,
+def _observe(model: Segmenter, shards: Shards, cache: FeatureCache, draw: CalibrationDraw) -> tuple[Observation,
                                                                                                     torch.Tensor]:
     shots = shards.samples(draw.shots, draw.class_id)
     targets = shards.samples([*draw.present, *draw.absent], draw.class_id)
@@ -105,8 +105,8 @@ def _observe(model: Segmenter, shards: Shards, cache: FeatureCache, draw: Calibr
     ious = [_iou(model, logits, t) for logits, t in zip(prediction.logits, targets, strict=True)]
     present = torch.arange(len(targets)) < len(draw.present)
     left_out = _left_out(model, own, masks, shots) if len(shots) >= MIN_ADJUST else None
-    observed = Observed(class_id=draw.class_id, present=present, iou=torch.tensor(ious) * present, left_out=left_out,
-                        measured=measure(prediction, features, describe_support(own, masks), pairs))
+    observed = Observation(class_id=draw.class_id, present=present, iou=torch.tensor(ious) * present, left_out=left_out,
+                           measured=measure(prediction, features, describe_support(own, masks), pairs))
     return observed, torch.nn.functional.normalize(look(features).mean(dim=(2, 3)), dim=1).cpu()
 
 
@@ -175,7 +175,7 @@ def _calibrate(bundle: str, shards: str, config: CalibrateConfig, gpu: bool) -> 
     return None
 
 
-def _checked(sets: Sequence[Observed], scenes: torch.Tensor) -> dict[str, str]:
+def _checked(sets: Sequence[Observation], scenes: torch.Tensor) -> dict[str, str]:
     """AUROC and calibration error on classes left out of the fit; empty if there are fewer than `GROUPS` classes."""
     ids = sorted({s.class_id for s in sets})
     if len(ids) < GROUPS:

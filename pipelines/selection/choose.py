@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field
 
 from fss_models.errors import FssError
-from fss_models.metrics import Metric, Sample, interval, paired_difference, resampled_scores
+from fss_models.metrics import MethodCounts, Metric, interval, paired_difference, resampled_scores
 from pipelines.base.storage import Store
 from pipelines.base.workspace import Workspace
 from pipelines.config.choose import ChooseConfig
@@ -80,7 +80,7 @@ def make_leaderboard(recipe: Recipe, results: Sequence[RunResult], suffix: str =
                        mend=results[0].error if results else "run `fss sweep run` first")
     store = Store(Workspace(recipe.out).url)
     latency = _latency(store, f"latency{suffix}.json", good)
-    samples: dict[str, Sample] = {}
+    samples: dict[str, MethodCounts] = {}
     rows = []
     for label, method in zip(method_labels(recipe.methods), recipe.methods, strict=True):
         mine = [r for r in results if r.spec.method == method]
@@ -120,16 +120,18 @@ def _lists(results: Sequence[RunResult]) -> dict[str, str]:
     return lists
 
 
-def _sample(recipe: Recipe, results: Sequence[RunResult]) -> Sample | None:
+def _sample(recipe: Recipe, results: Sequence[RunResult]) -> MethodCounts | None:
     """The episode counts of one method for the bootstrap; None unless every run was finished."""
     if not results or any(r.error for r in results):
         return None
     folds = sorted({r.spec.fold for r in results if r.spec.fold is not None})
     workspace = Workspace(recipe.out)
-    return Sample.of([(f, [read_counts(workspace.run(r.run), r) for r in results if r.spec.fold == f]) for f in folds])
+    return MethodCounts.of([(f, [read_counts(workspace.run(r.run),
+                                             r) for r in results if r.spec.fold == f]) for f in folds])
 
 
-def _compared(rows: Sequence[LeaderboardRow], samples: dict[str, Sample], config: ChooseConfig) -> list[LeaderboardRow]:
+def _compared(rows: Sequence[LeaderboardRow], samples: dict[str, MethodCounts],
+              config: ChooseConfig) -> list[LeaderboardRow]:
     """The rows, each complete one with its difference to the best row: the first that can win, else the first."""
     best = next((r for r in rows if r.complete and not r.untrained), rows[0])
     found = []
@@ -156,7 +158,7 @@ def _machine(latency: dict[str, Any]) -> str:
     return " and ".join(sorted(found))
 
 
-def _row(recipe: Recipe, label: str, method: MethodConfig, results: Sequence[RunResult], sample: Sample | None,
+def _row(recipe: Recipe, label: str, method: MethodConfig, results: Sequence[RunResult], sample: MethodCounts | None,
          latency: dict[str, Any]) -> LeaderboardRow:
     config, good = recipe.choose, [r for r in results if not r.error]
     folds = sorted({r.spec.fold for r in good if r.spec.fold is not None})
@@ -173,7 +175,7 @@ def _row(recipe: Recipe, label: str, method: MethodConfig, results: Sequence[Run
         **_speed(config, latency))
 
 
-def _spread(recipe: Recipe, sample: Sample | None) -> dict[str, Any]:
+def _spread(recipe: Recipe, sample: MethodCounts | None) -> dict[str, Any]:
     if sample is None:
         return {}
     metric, draws = recipe.choose.metric, recipe.eval.draws
@@ -188,7 +190,7 @@ def _speed(config: ChooseConfig, latency: dict[str, Any]) -> dict[str, Any]:
     return {"images_per_s": rate, "peak_bytes": int(latency.get("peak_bytes", 0)), "cost_per_million": cost}
 
 
-def _draw(sample: Sample, config: ChooseConfig, metric: Metric) -> Any:
+def _draw(sample: MethodCounts, config: ChooseConfig, metric: Metric) -> Any:
     return resampled_scores(sample, resamples=config.resamples, seed=config.seed, metric=metric)
 
 
@@ -196,7 +198,8 @@ def _mean(values: dict[str, float]) -> float:
     return float(np.mean(list(values.values()))) if values else 0.0
 
 
-def choose_winner(rows: Sequence[LeaderboardRow], samples: dict[str, Sample], config: ChooseConfig) -> tuple[str, str]:
+def choose_winner(rows: Sequence[LeaderboardRow], samples: dict[str, MethodCounts], config: ChooseConfig) -> tuple[str,
+                                                                                                                   str]:
     """(label of the winner, reason in one sentence). Untrained methods and methods with failed runs cannot win."""
     able = [r for r in rows if r.complete and not r.untrained]
     able.sort(key=lambda r: -getattr(r, config.metric))

@@ -283,7 +283,7 @@ def _train(inputs: TrialInputs, values: dict[str, Any], grid: tuple[int, ...],
 
 def _score(inputs: TrialInputs, model: Segmenter, step: int) -> SearchPoint:
     """Score the model on the held-out classes. Its training and random state are not changed."""
-    from fss_models.metrics import Sample, interval, resampled_scores, score
+    from fss_models.metrics import MethodCounts, interval, resampled_scores, score
     from pipelines.evaluation.evaluate import score_episodes
     from pipelines.evaluation.results import table_counts
 
@@ -295,7 +295,7 @@ def _score(inputs: TrialInputs, model: Segmenter, step: int) -> SearchPoint:
         table, _ = score_episodes(model.eval(), data.shards, episodes, config)
     model.train()
     counts = table_counts(table)
-    spread = resampled_scores(Sample.of([(0, [counts])]), resamples=inputs.recipe.choose.resamples, seed=0)
+    spread = resampled_scores(MethodCounts.of([(0, [counts])]), resamples=inputs.recipe.choose.resamples, seed=0)
     return SearchPoint(steps=step, miou=score(counts, episodes.class_ids).miou, interval=interval(spread))
 
 

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fss_models import registry
 from fss_models.clip import Clip
 from fss_models.errors import FssError
-from fss_models.methods.fssam.training import Augmentation
 from fss_models.segmenter import Segmenter
 from pipelines.config.run import RunSpec
 from pipelines.config.train import TrainConfig
@@ -177,10 +177,11 @@ def _clips(spec: RunSpec, model: Segmenter, stream: Stream, worker: WorkerRank, 
            features: ReadFeatures | None) -> Iterator[tuple[Clip, Any]]:
     """Batches, each with the stream's position after it. Flips and prompts depend on (seed, rank, step) alone."""
     train = spec.train
+    augment = None if train.augment == "none" else registry.method_class(train.augment).augmentation(
+        model.side, scale=train.augment_scale)
     for samples in stream:
         position = json.loads(json.dumps(stream.position))
         rng = np.random.default_rng([spec.seed, worker.rank, step])
-        augment = Augmentation(crop=model.side, scale=train.augment_scale) if train.augment == "fssam" else None
         clip = make_clip(model, samples, rng, flip=train.flip, vary_shots=train.vary_shots, prompts=train.prompts,
                          augment=augment, read_features=features)
         yield clip, position

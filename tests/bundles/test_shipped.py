@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from fss_models import registry
 from fss_models.errors import FssError
-from fss_models.sam2_core.presets import RANDOM
+from fss_models.presets import RANDOM
 from fss_models.shipped.files import TrainingData, bundle_url, list_weights
 from pipelines.base.workspace import Workspace
 from pipelines.bundles.bundle import load_bundle, read_bundle_info, save_bundle
@@ -35,7 +35,7 @@ from pipelines.config.recipe import Recipe
 from pipelines.config.train import TrainConfig
 from pipelines.sweeps.matrix import sweep_specs
 from tests.bundles.test_bundle_and_weights import predict
-from tests.models.shipped_case import PHOTOS, ship_random
+from tests.fss_models.shipped_case import PHOTOS, ship_random
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGED = ROOT / "fss_models" / "shipped"

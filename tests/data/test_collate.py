@@ -13,7 +13,6 @@ import torch
 
 from fss_models import registry
 from fss_models.clip import PromptKind
-from fss_models.methods.fssam.training import Augmentation
 from fss_models.registry import build
 from fss_models.segmenter import Segmenter
 from pipelines.data import rle
@@ -86,7 +85,7 @@ def test_a_stream_feeds_a_method(model: Segmenter, shapes_shards: str) -> None:
 
 def test_the_published_augmentation_keeps_objects_and_repeats_by_its_seed() -> None:
     model = registry.build("fssam", "debug")
-    augment = Augmentation(crop=model.side, scale=(0.9, 1.1))
+    augment = registry.method_class("fssam").augmentation(model.side, scale=(0.9, 1.1))
     first, again, other = (make_clip(model, [_clip()], np.random.default_rng(seed), augment=augment)
                            for seed in (1, 1, 2))
     assert torch.equal(first.targets.pixels, again.targets.pixels)

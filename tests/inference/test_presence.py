@@ -12,7 +12,7 @@ import torch
 
 from fss_models import registry
 from fss_models.calibration import describe_support, look, measure
-from fss_models.calibration_fit import Observed, fit_calibrator
+from fss_models.calibration_fit import Observation, fit_calibrator
 from fss_models.errors import FssError
 from fss_models.prompts import mask_prompt
 from fss_models.segmenter import Segmenter
@@ -36,7 +36,7 @@ def empty(seed: int) -> np.ndarray:
 
 
 @torch.inference_mode()
-def observations(model: Segmenter) -> tuple[list[Observed], torch.Tensor]:
+def observations(model: Segmenter) -> tuple[list[Observation], torch.Tensor]:
     """Support sets of one photo each, on three photos with the ball and three without."""
     found, scenes = [], []
     for seed in range(2000, 2008):
@@ -48,7 +48,7 @@ def observations(model: Segmenter) -> tuple[list[Observed], torch.Tensor]:
         pairs = torch.tensor([[0, i] for i in range(1, 7)])
         signature = describe_support(one, model.preprocessor.mask(ball(seed)[1])[None])
         present = torch.arange(6) < 3
-        found.append(Observed(class_id=seed, present=present, iou=present * 0.8, measured=measure(
+        found.append(Observation(class_id=seed, present=present, iou=present * 0.8, measured=measure(
             model.segment(memory, features, pairs), features, signature, pairs)))
         scenes.append(torch.nn.functional.normalize(look(features).mean(dim=(2, 3)), dim=1))
     return found, torch.cat(scenes)

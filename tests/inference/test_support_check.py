@@ -89,7 +89,7 @@ def test_the_shipped_champion_is_not_taken_silently(tmp_path: Path, monkeypatch:
     for bundle, told in (("", True), ("shipped", False)):
         with pytest.raises(Stopped):
             check_label_job(Recipe.model_validate({"out": str(tmp_path)}), supports=str(supports_file(tmp_path)),
-                         images="", bundle=bundle, count=0, price=0, page=str(tmp_path / "page.html"))
+                            images="", bundle=bundle, count=0, price=0, page=str(tmp_path / "page.html"))
         assert ("using the one that ships with fss" in capsys.readouterr().err) == told
 
 

@@ -75,7 +75,7 @@ def test_mistakes_end_with_status_2_and_one_line(args: tuple[str, ...], line: st
 
 
 def test_an_error_raised_in_a_replica_is_printed_as_one_line(monkeypatch: pytest.MonkeyPatch,
-                                               capsys: pytest.CaptureFixture[str]) -> None:
+                                                             capsys: pytest.CaptureFixture[str]) -> None:
     from ray.exceptions import RayTaskError
 
     def app() -> None:

@@ -13,7 +13,7 @@ from infra.local.s3 import S3Server
 from jobs.cli import make_app
 from jobs.doctor import DoctorCheck, run_checks
 from pipelines.bundles.bundle import save_bundle
-from tests.models.shipped_case import ship_random
+from tests.fss_models.shipped_case import ship_random
 
 
 def by_name(**where: str) -> dict[str, DoctorCheck]:

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from fss_models import registry
 from fss_models.official import official_state
 from fss_models.sam2_core.build import build_sam2
+from tests.fss_models.debug_outputs import fill
 from tests.jobs.test_cli import run
-from tests.models.debug_outputs import fill
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fss_models.errors import FssError
-from fss_models.pretraining.objective import Mark, PretrainClips, pretrain_losses, train_all_but_trunk
+from fss_models.pretraining.objective import PretrainClips, PretrainPrompt, pretrain_losses, train_all_but_trunk
 from fss_models.sam2_core.build import build_sam2
 from fss_models.sam2_core.core import Sam2Core
 from jobs.recipes import load_pretraining
@@ -37,7 +37,7 @@ def _core() -> Sam2Core:
     return Sam2Core(build_sam2("debug", weights="random", object_scores=True))
 
 
-def _clips(core: Sam2Core, mark: Mark) -> PretrainClips:
+def _clips(core: Sam2Core, mark: PretrainPrompt) -> PretrainClips:
     """Two clips of three views with a bright square that moves."""
     pixels, masks = torch.zeros(6, 3, 64, 64), torch.zeros(2, 3, 64, 64)
     for clip in range(2):
@@ -48,14 +48,14 @@ def _clips(core: Sam2Core, mark: Mark) -> PretrainClips:
     with torch.no_grad():
         stages = core.sam.image_encoder.trunk(pixels)
     points, labels = torch.full((2, 1, 2), 20.0), torch.ones(2, 1, dtype=torch.int32)
-    return PretrainClips(stages=stages, masks=masks, mark=mark, points=None if mark == Mark.MASK else points,
-                         labels=None if mark == Mark.MASK else labels)
+    return PretrainClips(stages=stages, masks=masks, mark=mark, points=None if mark == PretrainPrompt.MASK else points,
+                         labels=None if mark == PretrainPrompt.MASK else labels)
 
 
 def test_every_part_above_the_trunk_learns() -> None:
     core = _core().train()
     train_all_but_trunk(core)
-    for mark in (Mark.MASK, Mark.POINTS):
+    for mark in (PretrainPrompt.MASK, PretrainPrompt.POINTS):
         torch.stack(list(pretrain_losses(core, _clips(core, mark)).values())).sum().backward()
     still = {n for n, p in core.sam.named_parameters() if p.requires_grad and p.grad is None}
     # positions of missing memories and the pointer of an absent object are SAM 2's own spares
@@ -67,8 +67,8 @@ def test_every_part_above_the_trunk_learns() -> None:
 def test_what_is_tracked_depends_on_the_memory() -> None:
     """A loss that never read the memory would train a saliency detector."""
     core = _core().eval()
-    clips = _clips(core, Mark.MASK)
-    moved = PretrainClips(stages=clips.stages, masks=clips.masks.clone(), mark=Mark.MASK)
+    clips = _clips(core, PretrainPrompt.MASK)
+    moved = PretrainClips(stages=clips.stages, masks=clips.masks.clone(), mark=PretrainPrompt.MASK)
     moved.masks[:, 0] = torch.flip(moved.masks[:, 0], (-1,))
     with torch.no_grad():
         one, other = (pretrain_losses(core, c)["tracked"] for c in (clips, moved))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from sam2.modeling.sam.transformer import Attention
 
+from fss_models.presets import RANDOM
 from fss_models.pretraining.start import FREQUENCY, attend_by_position
 from fss_models.sam2_core.build import build_sam2
 from fss_models.sam2_core.core import Sam2Core
-from fss_models.sam2_core.presets import RANDOM
 
 
 def _core() -> Sam2Core:

@@ -6,21 +6,21 @@ import numpy as np
 import pytest
 import torch
 
-from fss_models.pretraining.bank import QUARTERS, Ring, Scene, draw_clips
-from fss_models.pretraining.objective import Mark
-from fss_models.pretraining.views import Photo, ViewConfig, make_views, shrink
+from fss_models.pretraining.bank import QUARTERS, Scene, SceneRing, draw_clips
+from fss_models.pretraining.objective import PretrainPrompt
+from fss_models.pretraining.views import LabelledPhoto, ViewConfig, make_views, shrink
 
 PLAIN = ViewConfig(colour=0.0, grey=0.0, paste=0.0)
 RED, BLUE, GREEN = (230, 20, 20), (20, 20, 230), (20, 200, 20)
 
 
-def _photo(colour: tuple[int, int, int] = RED, side: int = 96) -> Photo:
+def _photo(colour: tuple[int, int, int] = RED, side: int = 96) -> LabelledPhoto:
     pixels = np.full((side, side, 3), 90, np.uint8)
     masks = np.zeros((2, side, side), bool)
     masks[0, 10:50, 20:60] = True
     masks[1, 60:90, 50:94] = True
     pixels[masks[0]], pixels[masks[1]] = colour, BLUE
-    return Photo(pixels=pixels, masks=masks)
+    return LabelledPhoto(pixels=pixels, masks=masks)
 
 
 def _coloured(pixels: torch.Tensor, colour: tuple[int, int, int]) -> torch.Tensor:
@@ -69,7 +69,7 @@ def test_a_pasted_object_hides_what_is_below_it() -> None:
 
 
 def test_a_photo_without_objects_has_no_views() -> None:
-    empty = Photo(pixels=np.zeros((8, 8, 3), np.uint8), masks=np.zeros((0, 8, 8), bool))
+    empty = LabelledPhoto(pixels=np.zeros((8, 8, 3), np.uint8), masks=np.zeros((0, 8, 8), bool))
     assert shrink(empty, 16).masks.shape == (0, 16, 16)
     with pytest.raises(ValueError, match="without objects"):
         make_views(empty, PLAIN, np.random.default_rng(0), 16)
@@ -87,7 +87,7 @@ def test_a_ring_holds_the_same_scenes_whenever_it_is_begun() -> None:
         made.append(n)
         return _scene(n)
 
-    whole, later = Ring(make, size=4, fresh=2), Ring(make, size=4, fresh=2, step=3)
+    whole, later = SceneRing(make, size=4, fresh=2), SceneRing(make, size=4, fresh=2, step=3)
     for step in range(4):
         for scene in whole.missing(step):
             whole.add(scene)
@@ -105,13 +105,13 @@ def test_marks_lie_on_the_object() -> None:
     assert {c.mark: len(c.masks) for c in drawn[:3]} == QUARTERS
     for clips in drawn:
         assert clips.masks[:, 0].flatten(1).any(dim=1).all()
-        if clips.mark == Mark.POINTS:
+        if clips.mark == PretrainPrompt.POINTS:
             assert clips.points is not None
             assert clips.labels is not None
             for mask, points, labels in zip(clips.masks[:, 0], clips.points, clips.labels, strict=True):
                 x, y = points.long().unbind(1)
                 assert torch.equal(mask[y, x], labels.float())
-        if clips.mark == Mark.BOX:
+        if clips.mark == PretrainPrompt.BOX:
             assert clips.labels is not None
             assert clips.labels.tolist() == [[2, 3]]
 

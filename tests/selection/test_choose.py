@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from fss_models.errors import FssError
-from fss_models.metrics import Sample
+from fss_models.metrics import MethodCounts
 from pipelines.base.storage import Store
 from pipelines.base.workspace import Workspace
 from pipelines.config.choose import ChooseConfig
@@ -88,9 +88,9 @@ def test_speed_memory_and_cost(recipe: Recipe) -> None:
 
 
 def test_seeds_and_draws_are_told_apart(recipe: Recipe) -> None:
-    sample = Sample(folds=np.zeros(4, dtype=np.int64), class_ids=np.array([1, 2, 1, 2]),
-                    inter=np.array([[[0, i] for i in (10, 20, 30, 40)], [[0, 50]] * 4]),
-                    union=np.full((2, 4, 2), 100))
+    sample = MethodCounts(folds=np.zeros(4, dtype=np.int64), class_ids=np.array([1, 2, 1, 2]),
+                          inter=np.array([[[0, i] for i in (10, 20, 30, 40)], [[0, 50]] * 4]),
+                          union=np.full((2, 4, 2), 100))
     assert seed_scores(sample) == pytest.approx([0.25, 0.5])
     assert draw_scores(sample, 2, 2) == pytest.approx([(0.15 + 0.5) / 2, (0.35 + 0.5) / 2])
     drawn = recipe.model_copy(update={"eval": recipe.eval.model_copy(update={"episodes": EPISODES // 2, "draws": 2})})
@@ -119,11 +119,11 @@ def test_where_nothing_is_sure_the_faster_wins(recipe: Recipe) -> None:
 
 def test_the_sentence_quotes_the_pair_that_decided() -> None:
     """The second best may be surely worse and the third not: an interval that leaves out 0 would be no reason."""
-    def made(*percent: int) -> Sample:
+    def made(*percent: int) -> MethodCounts:
         classes = len(percent)
         inter = np.array([[[0, p] for p in percent]])
-        return Sample(folds=np.zeros(classes, dtype=np.int64), class_ids=np.arange(classes), inter=inter,
-                      union=np.full((1, classes, 2), 100))
+        return MethodCounts(folds=np.zeros(classes, dtype=np.int64), class_ids=np.arange(classes), inter=inter,
+                            union=np.full((1, classes, 2), 100))
 
     samples = {"sansa": made(50, 50, 50, 50, 50, 50), "fssam": made(45, 44, 45, 46, 45, 45),
                "prior": made(95, 5, 90, 5, 50, 5)}

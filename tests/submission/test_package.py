@@ -15,7 +15,7 @@ from pipelines.submission.package import pack
 SENT = {"recipe.yaml": "name: mine", "pipelines/data/read.py": "x = 1", "marks/a.png": "png",
         ".ci/run": "true"}
 LEFT_OUT = {"out/big.bin": "x", "data/photo.jpg": "x", ".venv/bin/python": "x", ".git/config": "x", ".env": "KEY=1",
-             "pipelines/__pycache__/read.pyc": "x", "deploy/server.pem": "x", "mlflow.db": "x", "fss.egg-info/PKG": "x"}
+            "pipelines/__pycache__/read.pyc": "x", "deploy/server.pem": "x", "mlflow.db": "x", "fss.egg-info/PKG": "x"}
 
 
 @pytest.fixture

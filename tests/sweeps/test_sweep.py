@@ -29,7 +29,7 @@ from pipelines.sweeps.plan import collect_results, plan_sweep
 from pipelines.sweeps.sweep import run_one, run_sweep
 from pipelines.training import worker
 from pipelines.training.context import RunContext
-from tests.models.shipped_case import ship_random
+from tests.fss_models.shipped_case import ship_random
 
 
 def test_chain(debug_recipe: Recipe, ray_cluster: object, capfd: pytest.CaptureFixture[str]) -> None:

@@ -10,24 +10,24 @@ from fss_models.prototype_prompts.levels import Backbone
 
 @dataclass(frozen=True, kw_only=True)
 class FcpConfig:
-    """FCP's choices; the defaults are the released code's, but for `kshot_support_sam` and `empty_mask`.
+    """Settings of FCP. The defaults are the released code's, except `kshot_support_sam` and `empty_mask`.
 
     backbone           source of class-consistent features; auto: resnet50, at debug and nano SAM 2's trunk
     backbone_weights   its local ImageNet file (or an official checkpoint that holds it)
     steps              T, attention steps on either side (figure 5)
     support_tokens, query_tokens   prototypes a side
-    features           both | res | sam: what the steps read (table 2, columns Res and SAM)
+    features           both | res | sam: features that the steps read (table 2, columns Res and SAM)
     matching           prototype-prototype matching (table 2, PPM); without it the support prototypes attend the query
                        image themselves, as VRP-SAM's do
-    pseudo_mask        attention: each step's mask guides the next (released) | attention_last: only the last step's
-                       value is guided so (paper, eq. 6 and 8) | conventional: never (tables 2 and 3 without APM)
-    kshot_support_sam  each: every shot with its own SAM features | first: those of the first shot for all (released)
-    *_dropout          reduced features, attention steps, matching
-    *_weight           of prompt, guide and orthogonal loss (table 4: 0 leaves one out)
+    pseudo_mask        attention: each step's mask guides the next (released) | attention_last: it guides only the last
+                       step's value (paper, eq. 6 and 8) | conventional: never (tables 2 and 3 without APM)
+    kshot_support_sam  each: every shot uses its own SAM features | first: all use the first shot's (released)
+    *_dropout          dropout of reduced features, attention steps and matching
+    *_weight           weights of prompt, guide and orthogonal loss (table 4: 0 leaves a loss out)
     guide_mode         released: sum over t of obj(mask_t) / (T - t), masks taken as logits | paper: mean over t (eq. 9)
     ortho_mode         released: ReLU, mean over N x N, all T steps | paper: off-diagonal sum, t < T, mean (eq. 14)
     dice_mode          released | paper: squares below, no smoothing (eq. 19)
-    void               background (released) | ignored: what void pixels are to the losses
+    void               background (released) | ignored: how losses treat void pixels
     empty_mask         fill: an object that the grid misses marks the cells it touches | error
     train              encoder | all_but_trunk (SAM 2's neck and decoder too) | auto: all_but_trunk only where SAM 2 has
                        no checkpoint, since random parts cannot stay frozen

@@ -1,4 +1,4 @@
-"""FCP's prompt encoder: prototypes of support and query, matched token to token (specification `fcp_vrp` 4).
+"""FCP's prompt encoder: prototypes of support and query, matched token to token.
 
 Letters as in `prototype_prompts.parts`; a row is a query with one shot, T = `steps`.
 """
@@ -12,7 +12,7 @@ from sam2.modeling.position_encoding import PositionEmbeddingSine
 from torch import Tensor, nn
 
 from fss_models.methods.fcp.config import FcpConfig
-from fss_models.prototype_prompts.parts import Guide, Reduce, TokenAttention, cells, masked_mean
+from fss_models.prototype_prompts.parts import ChannelReduction, GuidingLayer, TokenAttention, cells, masked_mean
 
 Maps = dict[str, Tensor]
 SPAN_EPSILON = 1e-9
@@ -41,18 +41,18 @@ class QuerySide:
 
 
 class FcpEncoder(nn.Module):
-    """Trained part of FCP. channels: of the fused backbone features; width: D, of SAM's prompts."""
+    """Trained part of FCP. `channels` is that of the fused backbone features, `width` (D) that of SAM's prompts."""
 
     def __init__(self, config: FcpConfig, *, channels: int, width: int) -> None:
         super().__init__()
         self.config = config
         self._place: Any = PositionEmbeddingSine(width, warmup_cache=False)
         if config.features != "sam":
-            self.reduce = Reduce(channels, width, config.feature_dropout)
-            self.guide_res = Guide(width)
+            self.reduce = ChannelReduction(channels, width, config.feature_dropout)
+            self.guide_res = GuidingLayer(width)
         if config.features != "res":
             self.project = nn.Conv2d(width, width, 1, bias=False)
-            self.guide_sam = Guide(width)
+            self.guide_sam = GuidingLayer(width)
         self.support_tokens = nn.Embedding(config.support_tokens, width)
         self.support_steps = _steps(config, width)
         self.query_steps = _steps(config, width)
@@ -64,7 +64,7 @@ class FcpEncoder(nn.Module):
     def lift(self, fused: Tensor, sam: Tensor) -> tuple[Maps, Maps]:
         """Images' fused features [N, C, G, G] and SAM embedding [N, D, G, G] -> maps "res", "sam" before guiding.
 
-        The first are those that prototypes are means of (SAM's: the raw embedding), the second the guides' shares.
+        Prototypes are means over the first maps (for SAM the raw embedding); the second are the guides' shares of them.
         """
         plain, lifted = {}, {}
         if self.config.features != "sam":
@@ -76,7 +76,7 @@ class FcpEncoder(nn.Module):
         return plain, lifted
 
     def support(self, fused: Tensor, sam: Tensor, mask: Tensor) -> SupportSide:
-        """fused [E, C, G, G], sam [E, D, G, G], mask [E, 1, G, G] -> prototypes of the references (eq. 1 to 4)."""
+        """Prototypes of the references (eq. 1 to 4): fused [E, C, G, G], sam [E, D, G, G], mask [E, 1, G, G]."""
         plain, lifted = self.lift(fused, sam)
         return self.cover(lifted, {name: masked_mean(maps, mask) for name, maps in plain.items()}, mask)
 
@@ -120,7 +120,7 @@ class FcpEncoder(nn.Module):
         return QuerySide(prompts=prompts, attention=attention, masks=masks, matching=matching)
 
     def _guided_query(self, lifted: Maps, prototypes: Maps, prior: Tensor, masks: list[Tensor], *, last: bool) -> Maps:
-        """The maps that this step reads, guided by the masks of `config.pseudo_mask`."""
+        """Maps that step reads, guided by the mask that `config.pseudo_mask` chooses."""
         kind = self.config.pseudo_mask
         latest = masks[-1] if masks else prior
         final = prior if kind == "conventional" else latest
@@ -138,7 +138,7 @@ class FcpEncoder(nn.Module):
         return guided
 
     def _key_value(self, guided: Maps, *, last: bool) -> tuple[Tensor, Tensor]:
-        """SAM's features as key; as value too, but for the last step, which reads the backbone's."""
+        """Key and value of a step: SAM's features for both, except that the last step's value is the backbone's."""
         key = guided[self.config.features if self.config.features != "both" else "sam"]
         return key, guided["res"] if last and self.config.features == "both" else key
 

@@ -1,4 +1,4 @@
-"""FCP's losses as the released code has them, and as the paper prints them (specification `fcp_vrp` 5 and 8.1)."""
+"""FCP's losses, both as the released code computes them and as the paper prints them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NORM_EPSILON = 1e-12
 
 
 def object_loss(logits: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
-    """obj = binary cross-entropy with logits + dice, of E maps, all [E, 1, H, W]."""
+    """The object loss of E maps: binary cross-entropy with logits + dice. All arguments are [E, 1, H, W]."""
     return losses.cross_entropy(logits, truth, valid) + losses.dice(logits, truth, valid)
 
 
@@ -26,9 +26,9 @@ def squared_dice(p: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
 
 
 def guide_loss(masks: Sequence[Tensor], truth: Tensor, valid: Tensor) -> Tensor:
-    """sum over t < T of obj(mask_t) / (T - t), the masks in [0, 1] taken as logits (released code).
+    """Sum over t < T of object_loss(mask_t) / (T - t); masks in [0, 1] are taken for logits (released code).
 
-    masks: of the T - 1 steps before the last, [E, 1, G, G]; truth and valid alike.
+    masks are those of the T - 1 steps before the last, [E, 1, G, G]; truth and valid have the same shape.
     """
     terms = [object_loss(m, truth, valid) / (len(masks) - t) for t, m in enumerate(masks)]
     return torch.stack(terms).sum() if terms else truth.new_zeros(())
@@ -46,7 +46,7 @@ def paper_guide_loss(masks: Sequence[Tensor], truth: Tensor, valid: Tensor) -> T
 
 
 def overlap(attention: Tensor) -> Tensor:
-    """Cosines between the tokens' maps [E, N, L] -> [E, N, N]."""
+    """Cosines between the maps of every two tokens, [E, N, L] -> [E, N, N]."""
     unit = F.normalize(attention, dim=2, eps=NORM_EPSILON)
     return unit @ unit.transpose(1, 2)
 

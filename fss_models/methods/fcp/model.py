@@ -14,7 +14,8 @@ from fss_models.errors import FssError
 from fss_models.methods.fcp import losses as terms
 from fss_models.methods.fcp.config import FcpConfig
 from fss_models.methods.fcp.encoder import FcpEncoder, QuerySide, SupportSide
-from fss_models.prototype_prompts.build import Parts
+from fss_models.prototype_prompts.analysis import FcpAnalysis
+from fss_models.prototype_prompts.build import PromptingParts
 from fss_models.prototype_prompts.marks import grid_masks
 from fss_models.prototype_prompts.parts import object_first, prior, resize_aligned
 from fss_models.prototype_prompts.segmenter import (
@@ -31,32 +32,8 @@ from fss_models.registry import register_method
 
 
 @dataclass(frozen=True, kw_only=True)
-class FcpAnalysis:
-    """What FCP looked at, for P pairs with K shots each: E = rows, shot by shot within a pair; T steps.
-
-    pair, shot [E]             which pair and which shot a row is
-    support_attention          T maps [E, N_S, G * G]
-    query_attention            T maps [E, N_Q, G * G]
-    matching [E, N_S, N_Q]     prototype-prototype matching
-    conventional [E, 1, G, G]  prior mask; attention_masks: T - 1 of [E, 1, G, G], to be cut at 0.5
-    prompts [E, N, D], shot_logits [E, R, R], prediction: as `segment`
-    """
-
-    pair: Tensor
-    shot: Tensor
-    support_attention: list[Tensor]
-    query_attention: list[Tensor]
-    matching: Tensor
-    conventional: Tensor
-    attention_masks: list[Tensor]
-    prompts: Tensor
-    shot_logits: Tensor
-    prediction: Prediction
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Rows:
-    """The query side of every (pair, shot)."""
+class _QueryRows:
+    """The query side of every (pair, shot), one row each."""
 
     pair: Tensor
     shot: Tensor
@@ -69,31 +46,31 @@ class _Rows:
 
 @register_method("fcp", config=FcpConfig)
 class Fcp(PromptingSegmenter):
-    """The support's prototypes are computed once (`memorise`); K shots are decoded apart, their logits averaged."""
+    """FCP: support prototypes are computed once (`memorise`); K shots are decoded separately, their logits averaged."""
 
     config: FcpConfig
     encoder: FcpEncoder
 
     def __init__(
-        self, *, preset: str, config: FcpConfig, weights: str | None = None, parts: Parts | None = None
+        self, *, preset: str, config: FcpConfig, weights: str | None = None, parts: PromptingParts | None = None
     ) -> None:
         super().__init__(preset=preset, config=config, weights=weights, parts=parts)
         mid, high, _ = self.levels.channels
         self.encoder = FcpEncoder(config, channels=mid + high, width=self.sam.width)
 
     def memorise(self, features: Features, prompts: PromptBatch) -> Memory:
-        """tokens [S, K, N, D], prototypes res and sam [S, K, D], layer4's masked cells top [S, K, L, C], filled [S, K].
+        """Tensors tokens [S, K, N, D], res and sam (prototypes) [S, K, D], top (masked cells of layer4) [S, K, L, C].
 
-        Of `top` the first `filled` cells are not zero.
+        filled [S, K] is the number of cells of `top` that are not zero; they come first.
         """
         return self._support(features, prompts)[0]
 
     def segment(self, memory: Memory, features: Features, pairs: Tensor) -> Prediction:
-        """Logits [P, R, R], the mean over the shots; the score is SAM's predicted IoU, likewise."""
+        """Logits [P, R, R] and scores (SAM's predicted IoU), both averaged over the shots."""
         return self._query(memory, features, pairs).prediction
 
     def analyse(self, features: Features, prompts: PromptBatch, pairs: Tensor) -> FcpAnalysis:
-        """`memorise` and `segment` with everything they looked at kept."""
+        """`memorise` and `segment`, with everything that was computed on the way."""
         memory, rows, support = self._support(features, prompts)
         found = self._query(memory, features, pairs)
         own = row_of(rows, prompts.kind.shape, pairs.to(self.device)[found.pair, 0], found.shot)
@@ -104,7 +81,7 @@ class Fcp(PromptingSegmenter):
             prediction=found.prediction)
 
     def losses(self, clip: Clip) -> dict[str, Tensor]:
-        """mask + dice on the targets, guide on the attention masks, ortho on all attention maps."""
+        """Losses mask and dice on the targets, guide on the attention masks, ortho on all attention maps."""
         features = self.clip_features(clip)
         memory, _, support = self._support(features, clip.prompts)
         found = self._query(memory, features, clip_pairs(clip))
@@ -122,7 +99,7 @@ class Fcp(PromptingSegmenter):
         return named
 
     def _support(self, features: Features, prompts: PromptBatch) -> tuple[Memory, Tensor, SupportSide]:
-        """The memory; of the E real references their flat index into S * K and what the encoder made of them."""
+        """The memory, the flat indices [E] into S * K of the real references, and the encoder's output for these."""
         rows, image, masks = real_rows(prompts)
         masks = masks.to(self.device)
         first = prompts.image[:, :1].expand_as(prompts.image).flatten()[rows]
@@ -138,7 +115,7 @@ class Fcp(PromptingSegmenter):
                         counts=prompts.counts)
         return memory, rows, side
 
-    def _query(self, memory: Memory, features: Features, pairs: Tensor) -> _Rows:
+    def _query(self, memory: Memory, features: Features, pairs: Tensor) -> _QueryRows:
         pairs = pairs.to(self.device)
         pair, shot = shot_rows(memory.counts.to(self.device)[pairs[:, 0]])
         sets, image = pairs[pair].unbind(1)
@@ -153,14 +130,14 @@ class Fcp(PromptingSegmenter):
         logits = self.to_image(low)
         prediction = Prediction(logits=_mean_over_shots(logits, pair, len(pairs)),
                                 scores=_mean_over_shots(ious.float(), pair, len(pairs)).clamp(0, 1))
-        return _Rows(pair=pair, shot=shot, side=side, prior=guess, logits=logits, ious=ious, prediction=prediction)
+        return _QueryRows(pair=pair, shot=shot, side=side, prior=guess, logits=logits, ious=ious, prediction=prediction)
 
     @property
     def _grid(self) -> tuple[int, int]:
         return self.sam.grid, self.sam.grid
 
     def _fused(self, features: Features, image: Tensor) -> Tensor:
-        """layer3 and layer2 of the images, in this order, on SAM's grid [E, C, G, G]."""
+        """Concatenated layer3 and layer2 of the images on SAM's grid, [E, C, G, G]."""
         return torch.cat([resize_aligned(features.maps[n][image], self._grid) for n in ("high", "mid")], dim=1)
 
     def _grid_masks(self, masks: Tensor, size: Sequence[int]) -> Tensor:
@@ -171,7 +148,7 @@ class Fcp(PromptingSegmenter):
 
 
 def _mean_over_shots(values: Tensor, pair: Tensor, pairs: int) -> Tensor:
-    """[E, ...] -> [P, ...]."""
+    """Mean over the shots of each pair, [E, ...] -> [P, ...]."""
     where = pair.to(values.device)
     total = values.new_zeros(pairs, *values.shape[1:]).index_add(0, where, values)
     counts = torch.bincount(where, minlength=pairs).to(values)

@@ -1,4 +1,4 @@
-"""Checkpoints of the official FCP code (specification `fcp_vrp` 9)."""
+"""Checkpoints of the official FCP code and the settings they imply."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fss_models.errors import FssError
 from fss_models.methods.fcp.config import FcpConfig
 from fss_models.methods.fcp.encoder import FcpEncoder
 from fss_models.methods.fcp.model import Fcp
-from fss_models.official import Official
+from fss_models.official import OfficialCheckpoint
 from fss_models.prototype_prompts.official import (
     Rules,
     backbone_name,
@@ -41,8 +41,8 @@ RULES: Rules = (
 )
 
 
-def read(state: dict[str, Tensor], preset: str) -> Official:
-    """An official checkpoint's trained tensors and the settings its shapes imply.
+def read(state: dict[str, Tensor], preset: str) -> OfficialCheckpoint:
+    """Read the trained tensors of an official checkpoint and the settings that its shapes imply.
 
     Raises `FssError` naming the first missing, unknown or misshapen tensor.
     """
@@ -52,11 +52,15 @@ def read(state: dict[str, Tensor], preset: str) -> Official:
     backbone = empty_backbone(name)
     with torch.device("meta"):
         encoder = FcpEncoder(FcpConfig(**config), channels=sum(backbone.channels[:2]), width=prompt_width(preset))
-    return Official(config=config, state=read_encoder(given, encoder, backbone, RULES), also=("backbone_weights",))
+    return OfficialCheckpoint(config=config, state=read_encoder(given, encoder, backbone, RULES),
+                              also=("backbone_weights",))
 
 
 def implied(state: dict[str, Tensor]) -> dict[str, Any]:
-    """steps, support_tokens and query_tokens of a checkpoint without prefix. Raises `FssError` if one is not told."""
+    """The settings steps, support_tokens and query_tokens that a checkpoint without prefix implies.
+
+    Raises `FssError` if one of them cannot be told.
+    """
     steps = len({key.split(".")[2] for key in state if key.startswith(f"{_ATTENTION}_spt.")})
     sizes: dict[str, Any] = {"steps": steps}
     for side, name in (("spt", "support_tokens"), ("qry", "query_tokens")):
@@ -70,7 +74,7 @@ def implied(state: dict[str, Tensor]) -> dict[str, Any]:
 
 
 def write(model: Fcp) -> dict[str, Tensor]:
-    """The model as an official checkpoint. Raises `FssError` for variants that the official code does not have."""
+    """Convert the model to an official checkpoint. Raises `FssError` for variants that the official code lacks."""
     if model.config.features != "both" or not model.config.matching:
         raise FssError("the official layout knows features: both with matching only")
     return write_encoder(model, RULES)

@@ -1,4 +1,4 @@
-"""Support-Calibrated Memory Attention: SAM 2's memory attention with a bias on the pseudo query memory (spec. 6).
+"""Support-Calibrated Memory Attention: SAM 2's memory attention with a bias on the pseudo query memory.
 
 Letters: P pairs, S distinct support sets, K shots, n = g * g tokens a memory, C width, Cm memory width, r pointer
 tokens. A layer's keys are the blocks [support 1 .. support K, query memory] of n tokens each, then the pointers.
@@ -21,14 +21,14 @@ _STRENGTH = 10.0  # the bias lies in [-10, 0]
 
 @dataclass(frozen=True, kw_only=True)
 class PairMemory:
-    """What P queries attend to.
+    """The memories that P queries attend to.
 
-    supports   [S, K, n, Cm] memories, each set once; `rows` [P] says which set a pair uses
+    supports   [S, K, n, Cm] memories, stored once for each set; `rows` [P] is the set that a pair uses
     query      [P, n, Cm] the refined pseudo memory; None without one
-    pointers   [P, r, Cm] tokens, supports' first
-    position   [n, Cm] the same for every block; pointers have none
-    prototypes [P, L, T, C] what the keys of the T blocks taken for supports are like in each of the L layers; None
-               leaves the attention uncalibrated
+    pointers   [P, r, Cm] tokens, those of the supports first
+    position   [n, Cm] code that all blocks share; pointers have none
+    prototypes [P, L, T, C] prototypes of the keys, in each of the L layers, of the T blocks taken for supports;
+               without them the attention is not calibrated
     """
 
     supports: Tensor
@@ -40,8 +40,8 @@ class PairMemory:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Attended:
-    """One calibrated cross attention. B in {bias}: [P, n, n]; h in {likeness}: [P, n].
+class AttentionOutput:
+    """Result of one calibrated cross attention: bias [P, n, n] (the paper's B), likeness [P, n] (h).
 
     scores [P, n, tokens] before the bias; weights the same after softmax; output [P, n, C]
     """
@@ -54,7 +54,7 @@ class Attended:
 
 
 def attend(attention: Any, start: Tensor, memory: PairMemory) -> Tensor:
-    """SAM 2's `MemoryAttention` on query tokens [P, n, C] -> [P, n, C]."""
+    """Run SAM 2's `MemoryAttention` on query tokens [P, n, C] -> [P, n, C]."""
     if memory.prototypes is None:
         return _plain(attention, start, memory)
     tokens = start
@@ -69,7 +69,7 @@ def attend(attention: Any, start: Tensor, memory: PairMemory) -> Tensor:
 
 
 def _plain(attention: Any, start: Tensor, memory: PairMemory) -> Tensor:
-    """SAM 2's own attention over the same tokens."""
+    """Run SAM 2's own attention, without calibration, over the same tokens."""
     blocks = memory.supports[memory.rows]
     if memory.query is not None:
         blocks = torch.cat([blocks, memory.query[:, None]], dim=1)
@@ -84,7 +84,7 @@ def _plain(attention: Any, start: Tensor, memory: PairMemory) -> Tensor:
     return out
 
 
-def _cross(attn: Any, tokens: Tensor, memory: PairMemory, prototypes: Tensor) -> Attended:
+def _cross(attn: Any, tokens: Tensor, memory: PairMemory, prototypes: Tensor) -> AttentionOutput:
     assert memory.query is not None
     support = memory_keys(attn, memory.supports + memory.position)[memory.rows]  # each set projected once
     query = memory_keys(attn, memory.query + memory.position)
@@ -98,7 +98,7 @@ def _cross(attn: Any, tokens: Tensor, memory: PairMemory, prototypes: Tensor) ->
 def calibrated_attention(
     attn: Any, q: Tensor, keys: Tensor, values: Tensor, pointer_keys: Tensor, pointer_values: Tensor,
     prototypes: Tensor,
-) -> Attended:
+) -> AttentionOutput:
     """Cross attention of rotated queries q [P, n, C] over K + 1 blocks and pointers.
 
     keys (rotated) and values [P, K + 1, n, C]; pointer keys and values [P, r, C]; prototypes [P, T, C]. The first T
@@ -117,21 +117,21 @@ def calibrated_attention(
     shift = torch.cat([none.expand(-1, -1, n), bias, none.expand(-1, -1, keys.shape[1] - 2 * n)], dim=2)
     weights = (scores + shift).softmax(dim=-1)
     mixed = F.dropout(weights, attn.dropout_p, attn.training) @ values
-    return Attended(likeness=likeness, scores=scores, bias=bias, weights=weights, output=attn.out_proj(mixed))
+    return AttentionOutput(likeness=likeness, scores=scores, bias=bias, weights=weights, output=attn.out_proj(mixed))
 
 
 def _likeness(prototypes: Tensor, keys: Tensor) -> Tensor:
-    """Cosines [P, T, n] of prototypes [P, T, C] and keys [P, n, C]."""
+    """Cosines [P, T, n] between prototypes [P, T, C] and keys [P, n, C]."""
     return cosine(prototypes, keys.transpose(1, 2)[:, None, :, None]).squeeze(-2)
 
 
 def memory_keys(attn: Any, tokens: Tensor) -> Tensor:
-    """Memory plus position [..., n, Cm] -> rotated keys [..., n, C]."""
+    """Rotated keys [..., n, C] of memory plus position [..., n, Cm]."""
     return rotate(attn, attn.k_proj(tokens))
 
 
 def rotate(attn: Any, tokens: Tensor) -> Tensor:
-    """Rotary position encoding of [..., n, C] on the g x g grid, in float32 as SAM 2 does it."""
+    """Apply the rotary position encoding of the g x g grid to [..., n, C], in float32 as SAM 2 does."""
     side = math.isqrt(tokens.shape[-2])
     table = attn.compute_cis(end_x=side, end_y=side).to(tokens.device)
     pairs = torch.view_as_complex(tokens.float().unflatten(-1, (-1, 2)).contiguous())
@@ -140,7 +140,7 @@ def rotate(attn: Any, tokens: Tensor) -> Tensor:
 
 @torch.no_grad()
 def key_prototypes(attention: Any, memories: Tensor, position: Tensor, masks: Tensor) -> Tensor:
-    """What the object's keys are like in each layer: memories [E, Cm, g, g], masks [E, R, R] -> [E, L, C].
+    """Prototypes of the object's keys in each layer: memories [E, Cm, g, g], masks [E, R, R] -> [E, L, C].
 
     The mask is resized by nearest neighbour, and the keys are the rotated ones: both as in the released code.
     """

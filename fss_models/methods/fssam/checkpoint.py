@@ -1,4 +1,4 @@
-"""Reading the weights that FSSAM is built on: SAM 2's own file, or an official FSSAM checkpoint, which holds all."""
+"""Reading the weights that FSSAM is built on: SAM 2's own file, or an official checkpoint with the whole model."""
 
 from __future__ import annotations
 
@@ -10,47 +10,34 @@ from typing import Any
 from torch import Tensor
 
 from fss_models.backbones.dinov2 import Dinov2
-from fss_models.errors import FssError
 from fss_models.official import read_tensors
-from fss_models.sam2_core.presets import RANDOM
+from fss_models.presets import RANDOM
+from fss_models.state_dict import load_state
 
 SAM2, DINO = "sam2.", "dino."
 
 
 def parts(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """An official `state_dict` as tensors of SAM 2 and of DINOv2, each under its own code's names."""
+    """Split an official `state_dict` into tensors of SAM 2 and of DINOv2, under the names of either's own code."""
     sam2, dino = ({k.removeprefix(start): v for k, v in state.items() if k.startswith(start)}
                   for start in (SAM2, DINO))
     return sam2, dino
 
 
 def read_whole(weights: str | None) -> tuple[dict[str, Tensor], dict[str, Tensor]] | None:
-    """The parts of the official FSSAM checkpoint `weights`; None where it is SAM 2's own file or no file."""
+    """The parts of the official FSSAM checkpoint `weights`; None if `weights` is SAM 2's own file or no file."""
     if not weights or weights == RANDOM:
         return None
     sam2, dino = parts(read_tensors(weights))
     return (sam2, dino) if sam2 and dino else None
 
 
-def check_tensors(given: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], *, where: str, mend: str) -> None:
-    """Raises `FssError` naming the first key that is missing, unknown or misshapen."""
-    for key in sorted(shapes.keys() - given.keys()):
-        raise FssError(f"lacks {key!r}", where=where, mend=mend)
-    for key in sorted(given.keys() - shapes.keys()):
-        raise FssError(f"has unknown {key!r}", where=where, mend=mend)
-    for key, shape in shapes.items():
-        if tuple(given[key].shape) != shape:
-            raise FssError(f"{key!r} is {tuple(given[key].shape)}, the model's {shape}", where=where, mend=mend)
-
-
 def load_sam2(sam: Any, state: Mapping[str, Tensor], where: str, preset: str) -> None:
-    """SAM 2's tensors of an official checkpoint into a `SAM2Base`, strictly."""
-    shapes = {k: tuple(v.shape) for k, v in sam.state_dict().items()}
-    check_tensors(state, shapes, where=where, mend=f"is it an FSSAM checkpoint of SAM 2 {preset}?")
-    sam.load_state_dict(state)
+    """Load SAM 2's tensors of an official checkpoint into a `SAM2Base`. Raises `FssError` if they do not fit."""
+    load_state(sam, state, where=where, hint=f"is it an FSSAM checkpoint of SAM 2 {preset}?")
 
 
 def load_dinov2(prior: Dinov2, state: Mapping[str, Tensor], where: str) -> None:
-    """DINOv2's tensors of an official checkpoint, strictly; the file's sha256 stands for them."""
+    """Load DINOv2's tensors of an official checkpoint strictly, and record the file's sha256 as theirs."""
     prior.load_hub_state(dict(state))
     prior.pretrained = {prior.name: hashlib.sha256(Path(where).read_bytes()).hexdigest()}

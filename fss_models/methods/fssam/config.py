@@ -10,10 +10,10 @@ from fss_models.errors import FssError
 
 @dataclass(frozen=True, kw_only=True)
 class FssamConfig:
-    """FSSAM's choices; the defaults are the released code's, except `k_shot` (specification 6 says why).
+    """Settings of FSSAM. The defaults are the released code's, except `k_shot`, whose released form is a mistake.
 
     side           input side in pixels; 0: 512 as published, at nano and debug the preset's own
-    prior          what the prior masks are computed from: DINOv2 ViT-B/14 (published) or ViT-L/14, or the SAM 2
+    prior          features that prior masks are computed from: DINOv2 ViT-B/14 (published) or ViT-L/14, or the SAM 2
                    trunk's own frozen features; auto: the trunk at nano and debug, else dinov2_base
     prior_weights  local file of DINOv2 weights in the hub's format; empty: random values
     ppg            pseudo prompt generator; without it the query has no memory of its own, and `num_refine` must be 0
@@ -22,11 +22,11 @@ class FssamConfig:
     ver_refine     v2 stretches the gate to [0, 1] in every round
     scma           support-calibrated memory attention; false is SAM 2's own attention
     k_shot         how the calibration treats several shots. repaired: all shots are supports, averaged token by
-                   token; released: only the first is, and the second is taken for the query memory
-    train          published: what the official optimiser has (11.5 M parameters); reached: of these only what ever
-                   gets a gradient; all_but_trunk: everything outside the trunk, with an IoU loss beside dice; auto:
+                   token; released: only the first is a support, and the second is taken for the query memory
+    train          published: the parameters of the official optimiser (11.5 M); reached: those of them that ever get
+                   a gradient; all_but_trunk: everything outside the trunk, with an IoU loss beside dice; auto:
                    published with a SAM 2 checkpoint, else all_but_trunk, since random parts cannot stay frozen
-    prior_logits   weight of `prior.prior_logits` added to the predicted mask's; 0 is published. It needs `ppg`
+    prior_logits   weight at which `prior.prior_logits` are added to the mask's logits (published: 0); needs `ppg`
     void           void pixels count as background in the loss (published) or are ignored
     """
 

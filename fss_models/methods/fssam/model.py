@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fss_models import losses
+from fss_models.augmentation import Augmentation
 from fss_models.backbones.dinov2 import Dinov2, build_dinov2
 from fss_models.clip import Clip, Features, Images, Memory, Prediction, PromptBatch, PromptKind
 from fss_models.errors import FssError
@@ -21,11 +22,12 @@ from fss_models.methods.fssam.ops import pool, resize, squared_dice
 from fss_models.methods.fssam.preprocess import FssamPreprocessor
 from fss_models.methods.fssam.prior import ShotPriors, prior_logits, prior_masks, prior_prototypes, trunk_features
 from fss_models.methods.fssam.refine import QueryMemory, refine, support_agreement
+from fss_models.methods.fssam.training import FssamAugmentation
 from fss_models.preprocess import IMAGENET
+from fss_models.presets import RANDOM, find_preset, preprocessor
 from fss_models.registry import register_method
 from fss_models.sam2_core.build import build_sam2, origin
-from fss_models.sam2_core.core import Decoded, Entries, Maps, take
-from fss_models.sam2_core.presets import RANDOM, find_preset, preprocessor
+from fss_models.sam2_core.core import DecodedMasks, Maps, MemoryEntries, take
 from fss_models.segmenter import Segmenter
 
 PUBLISHED_SIDE = 512
@@ -37,19 +39,19 @@ UNREACHED = ("sam_mask_decoder.conv_s0.", "sam_mask_decoder.conv_s1.", "sam_mask
 
 @register_method("fssam", config=FssamConfig)
 class Fssam(Segmenter):
-    """`memorise` holds all that needs no query: memories, pointers, and the prototypes of prior, IMR and SCMA."""
+    """FSSAM: `memorise` computes all that needs no query: memories, pointers, and prototypes of PPG, IMR and SCMA."""
 
     presets: ClassVar[tuple[str, ...]] = ("debug", "nano", "tiny", "small", "base_plus", "large")
     prompt_kinds: ClassVar[frozenset[PromptKind]] = frozenset({PromptKind.MASK, PromptKind.BOX})
-    corners_aligned: ClassVar[bool] = True  # specification 9
+    corners_aligned: ClassVar[bool] = True  # the released evaluation stretches logits so
     config: FssamConfig
 
     def __init__(
         self, *, preset: str, config: FssamConfig, weights: str | None = None, sam: Any = None, prior: Any = None
     ) -> None:
-        """`weights` is as in `build_sam2`, or an official FSSAM checkpoint: that holds SAM 2 and DINOv2 both.
+        """`weights` is as in `build_sam2`, or an official FSSAM checkpoint, which holds both SAM 2 and DINOv2.
 
-        `sam` (a `SAM2Base`) and `prior` (pixels -> features) of any size replace what the preset says.
+        `sam` (a `SAM2Base`) and `prior` (pixels -> features), of any size, replace the preset's.
         """
         side = int(sam.image_size) if sam is not None else _side(preset, config)
         plain = preprocessor(preset) if sam is None else None
@@ -63,7 +65,7 @@ class Fssam(Segmenter):
             load_sam2(sam, whole[0], weights, preset)
         self._checkpoint = given or origin(sam).checkpoint
         self.core = FssamCore(sam)
-        if not self._checkpoint:  # an object score that nothing trains must not switch pointers off by chance
+        if not self._checkpoint:  # an untrained object score must not switch pointers off by chance
             nn.init.constant_(self.core.sam.sam_mask_decoder.pred_obj_score_head.layers[-1].bias, 10.0)
         self.prior: Any = prior if prior is not None else _prior(preset, config)
         if whole and weights and self.prior is not None and not config.prior_weights:
@@ -81,22 +83,27 @@ class Fssam(Segmenter):
         return kept or (self.prior is not None and not self.prior.pretrained)
 
     def frozen_weights(self) -> dict[str, str]:
-        """The trunk's pretrained weights, shipped ones and DINOv2's; a file that was given is recorded by the giver."""
+        """Pretrained weights of the trunk, shipped ones and DINOv2's; the caller records a file that it gave itself."""
         sam = self.core.sam
         trunk = getattr(sam.image_encoder.trunk, "pretrained", {})
         return {**trunk, **origin(sam).shipped, **(self.prior.pretrained if self.prior is not None else {})}
 
-    # what is trained
+    @classmethod
+    def augmentation(cls, side: int, *, scale: tuple[float, float]) -> Augmentation:
+        """Scale, rotation, blur, flip and crop, as the released code has them."""
+        return FssamAugmentation(crop=side, scale=scale)
+
+    # training
 
     @property
     def train_mode(self) -> str:
-        """`config.train` with auto resolved."""
+        """The value of `config.train`, with auto resolved."""
         if self.config.train != "auto":
             return self.config.train
         return "published" if self._checkpoint else "all_but_trunk"
 
     def set_trainable(self) -> None:
-        """Specification 8; with `all_but_trunk` everything outside the frozen features."""
+        """Train the official optimiser's modules; with `all_but_trunk` everything outside the frozen features."""
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(self._trains(name.removeprefix("core.sam.")))
 
@@ -116,15 +123,17 @@ class Fssam(Segmenter):
     # the contract
 
     def encode(self, images: Images) -> Features:
-        """maps f0, f1, f2 as in `Sam2Core.encode`; with PPG also prior [N, D, h, w], the frozen features.
+        """Maps f0, f1, f2 as in `Sam2Core.encode`; with PPG also prior [N, D, h, w], the frozen features.
 
         No gradient flows here unless the neck is trained from scratch.
         """
         return self.finish(self.encode_frozen(images))
 
     def frozen_part(self) -> Sequence[nn.Module]:
-        """SAM 2's image encoder and the decoder's two 1 x 1 convolutions, which no gradient reaches even where the
-        official optimiser holds them; the trunk alone where the neck is trained. And DINOv2."""
+        """SAM 2's image encoder, the decoder's two 1 x 1 convolutions, DINOv2; trunk and DINOv2 if the neck is trained.
+
+        No gradient reaches the two convolutions, though the official optimiser holds them.
+        """
         sam, own = self.core.sam, [] if self.prior is None else [self.prior]
         if self.train_mode == "all_but_trunk":
             return [sam.image_encoder.trunk, *own]
@@ -132,7 +141,7 @@ class Fssam(Segmenter):
 
     @torch.no_grad()
     def encode_frozen(self, images: Images) -> Features:
-        """All of `encode`; where the neck is trained the trunk's stage0 ... stage3 instead of f0, f1, f2."""
+        """All of `encode`; where the neck is trained, the trunk's stage0 ... stage3 take the place of f0, f1, f2."""
         pixels = images.pixels.to(self.device)
         trunk = self.core.trunk_maps(pixels)
         maps = {} if self.prior is None else {"prior": self.prior(self._prior_input(pixels))}
@@ -143,7 +152,7 @@ class Fssam(Segmenter):
         return Features(maps=maps, sizes=images.sizes)
 
     def finish(self, frozen: Features) -> Features:
-        """SAM 2's neck, where it is trained."""
+        """Run SAM 2's neck on the trunk's stages, where the neck is trained."""
         if self.train_mode != "all_but_trunk":
             return frozen
         kept = {k: v for k, v in frozen.maps.items() if k == "prior"}
@@ -154,11 +163,11 @@ class Fssam(Segmenter):
         return maps | {"prior": trunk_features(trunk)} if self.config.ppg and self.prior is None else maps
 
     def memorise(self, features: Features, prompts: PromptBatch) -> Memory:
-        """memory [S, K, Cm, g, g] and pointers [S, K, C] of each reference.
+        """Tensors memory [S, K, Cm, g, g] and pointers [S, K, C] of each reference.
 
-        With PPG prior [S, K, 2, D] (foreground and background features) and refine [S, K, Cm] (the memory's); with
-        SCMA keys [S, K, L, C] (the object's keys in each attention layer). The keys and values of single tokens are
-        not kept: they are 16 times the memory's size and cost less than 1 % of a query.
+        PPG adds prototypes: prior [S, K, 2, D] (foreground and background features) and refine [S, K, Cm] (the
+        memory's). SCMA adds keys [S, K, L, C] (the object's keys in each attention layer). Keys and values of single
+        tokens are not kept: they are 16 times the memory's size and cost less than 1 % of a query.
         Raises `FssError` for prompts that are neither masks nor boxes; a box is a filled mask (`ann_type: bbox`).
         """
         kind, image = prompts.kind.flatten(), prompts.image.flatten()
@@ -171,15 +180,16 @@ class Fssam(Segmenter):
         return Memory(tensors=spread, counts=prompts.counts)
 
     def segment(self, memory: Memory, features: Features, pairs: Tensor) -> Prediction:
-        """Logits [P, R, R] of the candidate with the highest predicted IoU, which is the score."""
+        """Logits [P, R, R] of the candidate with the highest predicted IoU; the score is that IoU."""
         logits, ious, _ = self.decode_pairs(memory, features, pairs).best()
         return Prediction(logits=self._full(logits[:, None])[:, 0] + self._prior_logits(memory, features, pairs),
                           scores=ious.float().clamp(0, 1))
 
     def losses(self, clip: Clip) -> dict[str, Tensor]:
-        """dice with squared denominator on the selected candidate (specification 7).
+        """Loss dice (with squared denominator) on the selected candidate.
 
-        Where the decoder is trained from scratch: on all candidates alike, and iou for the head that selects.
+        Where the decoder is trained from scratch, dice is taken on all candidates alike, and a loss iou trains the
+        head that selects.
         """
         b, k, j = clip.shape
         self.core.make_trainable_again()
@@ -195,23 +205,23 @@ class Fssam(Segmenter):
             return {"dice": squared_dice(self._full(decoded.best()[0][:, None])[:, 0], targets, kept)}
         return self._candidate_losses(decoded, targets, kept)
 
-    def _candidate_losses(self, decoded: Decoded, targets: Tensor, kept: Tensor) -> dict[str, Tensor]:
+    def _candidate_losses(self, decoded: DecodedMasks, targets: Tensor, kept: Tensor) -> dict[str, Tensor]:
         logits = self._full(decoded.logits)  # [P, M, R, R]
         masks, valid = (x[:, None].expand(logits.shape) for x in (targets, kept))
         dice = squared_dice(logits.flatten(0, 1), masks.flatten(0, 1), valid.flatten(0, 1))
         return {"dice": dice, "iou": F.mse_loss(decoded.ious.float(), losses.mask_iou(logits, masks, valid))}
 
-    # the support's side
+    # support
 
     def _prior_input(self, pixels: Tensor) -> Tensor:
-        """[N, 3, R, R] as SAM 2's trunk wants them -> [N, 3, 560, 560] as DINOv2 does."""
+        """Convert images normalised for SAM 2's trunk [N, 3, R, R] to DINOv2's input [N, 3, 560, 560]."""
         mean, std, want_mean, want_std = (
             torch.tensor(v, device=pixels.device).view(1, 3, 1, 1)
             for v in (self.preprocessor.mean, self.preprocessor.std, *IMAGENET))
         return (resize(pixels * std + mean, PRIOR_SIDE) - want_mean) / want_std
 
     def _masks(self, prompts: PromptBatch) -> Tensor:
-        """[S, K, R, R]: masks as given, boxes filled."""
+        """Masks [S, K, R, R] of the references: mask prompts unchanged, boxes filled."""
         given = torch.unique(prompts.kind).tolist()
         if {PromptKind.POINTS, PromptKind.SCRIBBLE} & set(given):
             raise FssError("method 'fssam' takes masks and boxes only", mend="give the support as a mask or a box")
@@ -224,7 +234,7 @@ class Fssam(Segmenter):
         return torch.where((prompts.kind == PromptKind.BOX)[..., None, None], filled, prompts.masks)
 
     def _support(self, maps: Maps, masks: Tensor) -> dict[str, Tensor]:
-        """What `memorise` keeps of references with masks [E, R, R], row by row."""
+        """The tensors that `memorise` keeps of references with masks [E, R, R], row by row."""
         entries = self.core.remember_soft(maps, masks)
         found = {"memory": entries.features, "pointers": entries.pointers}
         if self.config.ppg:
@@ -235,14 +245,14 @@ class Fssam(Segmenter):
                                            self.core.memory_position(entries.features), masks)
         return found
 
-    # the query's side
+    # query
 
-    def decode_pairs(self, memory: Memory, features: Features, pairs: Tensor) -> Decoded:
-        """Three candidate masks a pair."""
+    def decode_pairs(self, memory: Memory, features: Features, pairs: Tensor) -> DecodedMasks:
+        """Decode three candidate masks for each pair."""
         sets, maps = pairs[:, 0].to(self.device), take(features.maps, pairs[:, 1].to(self.device))
         counts = memory.counts.to(self.device)[sets]
         attended = torch.empty_like(maps["f2"])
-        for count in counts.unique().tolist():  # attention over padding would not equal attention without it
+        for count in counts.unique().tolist():  # attention over padding differs from attention without it
             rows = (counts == count).nonzero()[:, 0]
             held, which = sets[rows].unique(return_inverse=True)
             support = {k: v[held][:, :count] for k, v in memory.tensors.items()}
@@ -250,16 +260,16 @@ class Fssam(Segmenter):
         return self.core.decode(maps, attended, candidates=True)
 
     def attended(self, support: dict[str, Tensor], rows: Tensor, maps: Maps) -> Tensor:
-        """Query maps [P, ...] after the memory attention, [P, C, g, g].
+        """Memory attention's output [P, C, g, g] for the query maps [P, ...].
 
-        `support` holds S sets of equally many shots (see `memorise`); `rows` [P] says which one each query uses.
+        `support` holds S sets with the same number of shots (see `memorise`); `rows` [P] is the set each query uses.
         """
         memory = self.pair_memory(support, rows, maps)
         tokens = attend(self.core.sam.memory_attention, self.core.query_tokens(maps["f2"]), memory)
         return tokens.transpose(1, 2).unflatten(2, maps["f2"].shape[-2:])
 
     def pair_memory(self, support: dict[str, Tensor], rows: Tensor, maps: Maps) -> PairMemory:
-        """What each query attends to; arguments as in `attended`."""
+        """The memory that each query attends to; the arguments are those of `attended`."""
         pointers, query = support["pointers"][rows], None
         if self.config.ppg:
             clean = self.query_memory(support, rows, maps)
@@ -273,7 +283,7 @@ class Fssam(Segmenter):
             pointers=self.core.pointer_tokens(pointers), prototypes=prototypes,
             position=self.core.memory_position(support["memory"][:, 0]))
 
-    def query_memory(self, support: dict[str, Tensor], rows: Tensor, maps: Maps) -> Entries:
+    def query_memory(self, support: dict[str, Tensor], rows: Tensor, maps: Maps) -> MemoryEntries:
         """PPG and IMR: the query's refined pseudo memory and the pointer of its clean prior."""
         noisy_mask, clean_mask = self.shot_priors(support, rows, maps).mean()
         entries = self.core.remember_soft(maps, clean_mask)
@@ -283,10 +293,10 @@ class Fssam(Segmenter):
                                 mask=resize(noisy_mask, clean.mask.shape[-1]))
             confirmed = support_agreement(noisy.features, support["refine"][rows])
             *_, clean = refine(noisy, clean, confirmed, rounds=self.config.num_refine, version=self.config.ver_refine)
-        return Entries(features=clean.features, pointers=entries.pointers)
+        return MemoryEntries(features=clean.features, pointers=entries.pointers)
 
     def _prior_logits(self, memory: Memory, features: Features, pairs: Tensor) -> Tensor | float:
-        """`prior_logits` of each pair, weighted, at full size: [P, R, R]."""
+        """Weighted `prior_logits` of each pair at full size, [P, R, R]."""
         if not self.config.prior_logits:
             return 0.0
         sets, images = pairs.to(self.device).unbind(dim=1)
@@ -294,11 +304,11 @@ class Fssam(Segmenter):
         return self.config.prior_logits * self._full(found[:, None])[:, 0]
 
     def shot_priors(self, support: dict[str, Tensor], rows: Tensor, maps: Maps) -> ShotPriors:
-        """PPG, shot by shot."""
+        """Run PPG on every shot of each pair."""
         return prior_masks(maps["prior"], support["prior"][rows], self.side)
 
     def _full(self, logits: Tensor) -> Tensor:
-        """[P, M, R/4, R/4] -> [P, M, R, R]."""
+        """Enlarge logits to the input's size, [P, M, R/4, R/4] -> [P, M, R, R]."""
         return F.interpolate(logits.float(), size=(self.side, self.side), mode="bilinear", align_corners=False)
 
 
@@ -308,7 +318,7 @@ def _side(preset: str, config: FssamConfig) -> int:
 
 
 def _prior(preset: str, config: FssamConfig) -> Dinov2 | None:
-    """None means the trunk's own features."""
+    """Build the prior's feature extractor; None means that the trunk's own features are used."""
     choice = config.prior
     if choice == "auto":
         choice = "dinov2_base" if find_preset(preset).config else "trunk"

@@ -1,4 +1,4 @@
-"""The four operations that FSSAM is made of (specification, notation). Leading dimensions are free."""
+"""The four operations that FSSAM is made of. Leading dimensions are free."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _EPS = 1e-7
-_AREA = 0.0005  # added to a mask's area in cells
+_AREA = 0.0005  # is added to a mask's area in cells
 
 
 def pool(features: Tensor, mask: Tensor) -> Tensor:
@@ -17,7 +17,7 @@ def pool(features: Tensor, mask: Tensor) -> Tensor:
 
 
 def cosine(prototype: Tensor, features: Tensor) -> Tensor:
-    """prototype [..., C] against every cell of features [..., C, h, w] -> [..., h, w]."""
+    """Cosine between prototype [..., C] and every cell of features [..., C, h, w] -> [..., h, w]."""
     dot = torch.einsum("...c,...chw->...hw", prototype, features)
     return dot / (prototype.norm(dim=-1)[..., None, None] * features.norm(dim=-3) + _EPS)
 
@@ -34,7 +34,7 @@ def stretch_map(maps: Tensor) -> Tensor:
 
 
 def resize(maps: Tensor, size: int | tuple[int, int]) -> Tensor:
-    """[..., h, w] -> [..., *size], bilinear with aligned corners and no antialias: shrinking samples points."""
+    """Resize [..., h, w] to [..., *size], bilinear with aligned corners and no antialias: shrinking samples points."""
     rows, columns = (size, size) if isinstance(size, int) else size
     flat = maps.reshape(-1, 1, *maps.shape[-2:])
     out = F.interpolate(flat, size=(rows, columns), mode="bilinear", align_corners=True)
@@ -42,7 +42,7 @@ def resize(maps: Tensor, size: int | tuple[int, int]) -> Tensor:
 
 
 def squared_dice(logits: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
-    """1 - 2 sum(pt) / (sum p^2 + sum t^2), mean over maps (specification 7). All three [E, H, W]; valid is 0 or 1."""
+    """1 - 2 sum(pt) / (sum p^2 + sum t^2), mean over maps. All three are [E, H, W]; valid is 0 or 1."""
     p, t = logits.sigmoid() * valid, targets * valid
     both, squares = (p * t).flatten(1).sum(1), (p * p + t * t).flatten(1).sum(1)
     return (1 - 2 * both / squares.clamp(min=1e-8)).mean()

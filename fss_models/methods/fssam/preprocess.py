@@ -1,4 +1,4 @@
-"""The published resize: OpenCV's linear interpolation of float pixels, which takes no antialias (specification 10)."""
+"""The published resize: OpenCV's linear interpolation of float pixels, without antialias."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from fss_models.preprocess import Mode, Preprocessor
 
 @dataclass(frozen=True, kw_only=True)
 class FssamPreprocessor(Preprocessor):
-    """Square resize of 8-bit pixels in float, then normalisation; mode `fast` is every method's."""
+    """Resizes 8-bit pixels to a square in float, then normalises; mode `fast` is the same for every method."""
 
     def __call__(self, images: Sequence[np.ndarray], mode: Mode | None = None) -> Images:
-        """[H, W, 3] uint8 arrays -> pixels [N, 3, side, side] float and sizes [N, 2]."""
+        """Convert [H, W, 3] uint8 arrays to pixels [N, 3, side, side] float and sizes [N, 2]."""
         if (mode or self.mode) != "published":
             return super().__call__(images, mode)
         square = np.stack([linear(i.astype(np.float32), (self.side, self.side)) for i in images])
@@ -36,7 +36,7 @@ class FssamPreprocessor(Preprocessor):
 
 
 def linear(image: np.ndarray, size: tuple[int, int], step: float | None = None) -> np.ndarray:
-    """[H, W, C] float32 -> [*size, C]: OpenCV's INTER_LINEAR. `step` is input pixels per output pixel."""
+    """Resize [H, W, C] float32 to [*size, C] as OpenCV's INTER_LINEAR; `step` is in input pixels per output pixel."""
     for axis, n in ((1, size[1]), (0, size[0])):
         at = (np.arange(n) + 0.5) * (step or image.shape[axis] / n) - 0.5
         low = np.floor(at).astype(int)
@@ -51,7 +51,7 @@ def linear(image: np.ndarray, size: tuple[int, int], step: float | None = None) 
 
 
 def nearest(label: np.ndarray, size: tuple[int, int], step: float | None = None) -> np.ndarray:
-    """[H, W] -> [*size]: OpenCV's INTER_NEAREST, the floor of i * step."""
+    """Resize [H, W] to [*size] as OpenCV's INTER_NEAREST, which takes the floor of i * step."""
     rows, columns = (np.floor(np.arange(n) * (step or m / n)).astype(int).clip(max=m - 1)
                      for n, m in zip(size, label.shape, strict=True))
     return label[rows][:, columns]

@@ -1,6 +1,6 @@
-"""Pseudo Prompt Generator: soft query masks from frozen features, without a parameter (specification 3).
+"""Pseudo Prompt Generator: soft query masks from frozen features, without trained parameters.
 
-P pairs of a query and a support set with K shots; D channels of the frozen features on an h x w grid.
+Letters: P pairs of a query and a support set with K shots; D channels of the frozen features on an h x w grid.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from torch import Tensor
 
 from fss_models.methods.fssam.ops import cosine, pool, resize, stretch_map
 
-TEMPERATURE = 10.0  # of the logits, as of method `prior`
+TEMPERATURE = 10.0  # temperature of the logits, the same as method `prior` has
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShotPriors:
-    """What each shot says of the query, all [P, K, R, R] in [0, 1].
+    """Prior masks of the query from each shot, all [P, K, R, R] in [0, 1].
 
-    foreground  similarity to the object: complete, noisy
-    background  similarity to what surrounds it
-    difference  the first minus the second where positive, stretched: clean, incomplete
+    foreground  similarity to the object; the mask is complete, but noisy
+    background  similarity to the object's surroundings
+    difference  foreground minus background where positive, stretched; the mask is clean, but incomplete
     """
 
     foreground: Tensor
@@ -36,7 +36,7 @@ class ShotPriors:
 
 @torch.no_grad()
 def trunk_features(trunk: list[Tensor]) -> Tensor:
-    """A SAM 2 trunk's four maps as prior features: unit vectors at strides 16 and 32, side by side, at stride 16."""
+    """Prior features from a SAM 2 trunk's four maps: unit vectors of strides 16 and 32, joined at stride 16."""
     fine, coarse = trunk[2:4]
     coarse = F.interpolate(coarse, size=fine.shape[-2:], mode="bilinear", align_corners=False)
     return torch.cat([F.normalize(fine, dim=1), F.normalize(coarse, dim=1)], dim=1)
@@ -62,8 +62,8 @@ def prior_masks(features: Tensor, prototypes: Tensor, side: int) -> ShotPriors:
 def prior_logits(features: Tensor, prototypes: Tensor) -> Tensor:
     """Query features [P, D, h, w], prototypes [P, K, 2, D], zeros where there is no shot -> [P, h, w].
 
-    Above 0 where a pixel is more like the object than like what surrounds it. Not the paper's: the prior masks are
-    stretched query by query and lose where that border is, which several shots tell better than one.
+    They are positive where a pixel resembles the object more than its surroundings. The paper does not have them: its
+    prior masks are stretched for each query, which loses this border; several shots determine it better than one.
     """
     near = cosine(prototypes.sum(dim=1), features[:, None])  # [P, 2, h, w]
     return (near[:, 0] - near[:, 1]) * TEMPERATURE

@@ -1,4 +1,4 @@
-"""Iterative Memory Refinement: the pseudo query memory drawn towards what the support confirms (specification 5)."""
+"""Iterative Memory Refinement: the pseudo query memory is improved where the support confirms it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def agreement(features: Tensor, prototype: Tensor) -> Tensor:
 
 
 def support_agreement(features: Tensor, prototypes: Tensor) -> Tensor:
-    """c: the noisy query memory [P, Cm, g, g] against K support prototypes [P, K, Cm] -> [P, g, g]."""
+    """Agreement of the noisy query memory [P, Cm, g, g] with K support prototypes [P, K, Cm], averaged: [P, g, g]."""
     return agreement(features[:, None], prototypes).mean(dim=1)
 
 

@@ -1,4 +1,4 @@
-"""The published training's learning rate, and its augmentation in numpy (specification 8).
+"""The published training's learning rate, and its augmentation in numpy.
 
 The official code scales, rotates, blurs, flips and crops with OpenCV on float pixels; its arithmetic is repeated here
 (linear weights in float32, rotation on a grid of 1/32 pixel), so that the same random numbers give the same picture
@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fss_models.augmentation import VOID
 from fss_models.methods.fssam.preprocess import linear, nearest
 from fss_models.preprocess import IMAGENET
 
-MEAN = np.array(IMAGENET[0], np.float32) * 255  # what pads and surrounds a picture
-VOID = 255  # what pads and surrounds a label
+MEAN = np.array(IMAGENET[0], np.float32) * 255  # colour around a padded or rotated image
 _BLUR = np.array([1, 4, 6, 4, 1], np.float32) / 16
 _KEPT = 0.85  # a crop must keep this share of the object's pixels
 _REDRAWS = 31
@@ -29,7 +29,7 @@ def poly_rate(step: int, steps: int, rate: float = 1e-3) -> float:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Augmentation:
+class FssamAugmentation:
     """Ranges of the published training; PASCAL scales by 0.9..1.1, COCO by 0.8..1.25."""
 
     crop: int = 512
@@ -37,7 +37,7 @@ class Augmentation:
     degrees: tuple[float, float] = (-10.0, 10.0)
 
     def __call__(self, image: np.ndarray, label: np.ndarray, rng: random.Random) -> tuple[np.ndarray, np.ndarray]:
-        """image [H, W, 3] float32 in 0..255, label [H, W] in {0, 1, 255} -> both at crop x crop.
+        """Augment image [H, W, 3] float32 in 0..255 and label [H, W] in {0, 1, 255}; both become crop x crop.
 
         Draws from `rng` in the official order; query and supports are augmented one by one.
         """
@@ -64,7 +64,7 @@ class Augmentation:
 
 
 def _rotate(image: np.ndarray, label: np.ndarray, degrees: float) -> tuple[np.ndarray, np.ndarray]:
-    """About the centre (W/2, H/2); the corners are filled with the mean colour and with void."""
+    """Rotate about the centre (W/2, H/2); corners are filled with the mean colour and with void."""
     height, width = label.shape
     cosine, sine = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
     inverse = np.array([[cosine, -sine], [sine, cosine]])  # output -> input, y down
@@ -92,7 +92,7 @@ def _at(picture: np.ndarray, x: np.ndarray, y: np.ndarray, outside: np.ndarray) 
 
 
 def _blur(image: np.ndarray) -> np.ndarray:
-    """5 x 5 binomial, mirrored at the border without repeating it."""
+    """Blur with a 5 x 5 binomial; the image is mirrored at the border without repeating the border's pixels."""
     for axis in (1, 0):
         wide = np.pad(image, [(2, 2) if a == axis else (0, 0) for a in range(3)], mode="reflect")
         image = np.asarray(sum(w * wide.take(np.arange(image.shape[axis]) + i, axis) for i, w in enumerate(_BLUR)),
@@ -101,7 +101,7 @@ def _blur(image: np.ndarray) -> np.ndarray:
 
 
 def _pad(image: np.ndarray, label: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
-    """To at least side x side, symmetrically; an odd pixel goes right or below."""
+    """Pad symmetrically to at least side x side; an odd pixel goes right or below."""
     (top, left), (bottom, right) = zip(*((lack // 2, lack - lack // 2) for n in label.shape
                                          for lack in (max(side - n, 0),)), strict=True)
     if not top + bottom + left + right:

@@ -7,6 +7,6 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class PriorConfig:
-    """temperature: logits are (cosine to foreground - cosine to background) * temperature."""
+    """Settings of the prior: logits are (cosine to foreground - cosine to background) * temperature."""
 
     temperature: float = 10.0

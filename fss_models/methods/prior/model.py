@@ -13,15 +13,15 @@ from torch import Tensor
 from fss_models.clip import Features, Images, Memory, Prediction, PromptBatch, PromptKind
 from fss_models.errors import FssError
 from fss_models.methods.prior.config import PriorConfig
+from fss_models.presets import RANDOM, find_preset, preprocessor
 from fss_models.registry import register_method
 from fss_models.sam2_core.build import build_sam2, origin
-from fss_models.sam2_core.presets import RANDOM, find_preset, preprocessor
 from fss_models.segmenter import Segmenter
 
 
 @register_method("prior", config=PriorConfig)
 class Prior(Segmenter):
-    """Prototypes on the trunk's stride-16 and stride-32 maps, each normalised, side by side."""
+    """Prototypes on the trunk's stride-16 and stride-32 maps, which are normalised and joined."""
 
     trains = False
     prompt_kinds = frozenset({PromptKind.MASK})
@@ -29,13 +29,13 @@ class Prior(Segmenter):
 
     def __init__(self, *, preset: str, config: PriorConfig, weights: str | None = None) -> None:
         super().__init__(preset=preset, preprocessor=preprocessor(preset), config=config)
-        sam = build_sam2(preset, weights=weights or RANDOM)  # what ships is above the trunk
+        sam = build_sam2(preset, weights=weights or RANDOM)  # shipped weights concern only the parts above the trunk
         self.trunk = sam.image_encoder.trunk.requires_grad_(False)
         self._has_weights = find_preset(preset).trunk == "efficientnet" or origin(sam).checkpoint
 
     @property
     def untrained(self) -> bool:
-        """A Hiera trunk without a checkpoint holds random values."""
+        """Whether the trunk is a Hiera without a checkpoint, which holds random values."""
         return not self._has_weights
 
     def frozen_weights(self) -> dict[str, str]:
@@ -43,14 +43,14 @@ class Prior(Segmenter):
         return dict(getattr(self.trunk, "pretrained", {}))
 
     def encode(self, images: Images) -> Features:
-        """maps["trunk"] [N, C16 + C32, R/16, R/16]: both maps with unit length at every pixel, joined."""
+        """Map "trunk" [N, C16 + C32, R/16, R/16]: both of the trunk's maps, with unit length at every pixel, joined."""
         fine, coarse = self.trunk(images.pixels.to(self.device))[2:4]
         coarse = F.interpolate(coarse, size=fine.shape[-2:], mode="bilinear", align_corners=False)
         return Features(maps={"trunk": torch.cat([F.normalize(fine, dim=1), F.normalize(coarse, dim=1)], dim=1)},
                         sizes=images.sizes)
 
     def memorise(self, features: Features, prompts: PromptBatch) -> Memory:
-        """prototypes [S, 2, C]: mean foreground and background feature over all pixels of the set's references.
+        """Tensor prototypes [S, 2, C]: mean foreground and background feature over all pixels of the set's references.
 
         Raises `FssError` for a prompt without a mask: a prototype needs pixels.
         """
@@ -65,7 +65,7 @@ class Prior(Segmenter):
         return Memory(tensors={"prototypes": F.normalize(prototypes, dim=2)}, counts=prompts.counts)
 
     def segment(self, memory: Memory, features: Features, pairs: Tensor) -> Prediction:
-        """Logits at stride 16; the score is the mean foreground probability of the predicted pixels."""
+        """Predict logits at stride 16; the score is the mean foreground probability of the predicted pixels."""
         prototypes = memory.tensors["prototypes"][pairs[:, 0]]
         maps = F.normalize(features.maps["trunk"], dim=1)[pairs[:, 1]]
         cosine = torch.einsum("pchw,ptc->pthw", maps, prototypes)

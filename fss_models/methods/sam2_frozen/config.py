@@ -7,4 +7,4 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Sam2FrozenConfig:
-    """Nothing to choose: SAM 2 as released."""
+    """No settings: SAM 2 is used as released."""

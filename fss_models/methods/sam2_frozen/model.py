@@ -9,7 +9,7 @@ from fss_models.sam2_core.matcher import MemoryMatcher
 
 @register_method("sam2_frozen", config=Sam2FrozenConfig)
 class Sam2Frozen(MemoryMatcher):
-    """What every adapted method is compared with. At nano and debug it is untrained, and says so."""
+    """The baseline that adapted methods are compared with. At nano and debug it reports itself as untrained."""
 
     trains = False
     config: Sam2FrozenConfig

@@ -10,32 +10,32 @@ from fss_models.adapters.tuning import Tuning
 
 @dataclass(frozen=True, kw_only=True)
 class SansaConfig:
-    """SANSA's choices. The defaults are the released code's, since its weights and figures were made with them.
+    """Settings of SANSA. The defaults are the released code's, since its weights and figures were made with them.
 
     What is trained (paper, tables 5 and 6):
 
-    tuning     what of SAM 2 (`adapters.tuning`); adaptformer is SANSA
+    tuning     choice in `adapters.tuning`; adaptformer is SANSA
     stages     trunk stages with adapters, 0-based (the paper's best: the last two)
     factor     bottleneck = floor(factor * a block's input width); generalist models use 0.8
-    rank       of LoRA; 96 has about as many parameters as factor 0.3 (the paper gives none)
-    rest       whether neck, memory and decoder are trained beside; auto: only where they hold random values, since
+    rank       rank of LoRA; 96 has about as many parameters as factor 0.3 (the paper gives none)
+    rest       whether neck, memory and decoder are trained too; auto: only where they hold random values, since
                those cannot stay frozen
 
-    Losses (specification, section 5):
+    Losses:
 
     mask_loss  focal (released) or bce (paper), beside dice
-    supervise  targets; all: references too, their logits being predictions; auto (released): all where a reference
-               is marked by anything else than a mask, otherwise all but the first frame (targets alone where a clip
-               does not tell its references' masks)
+    supervise  targets: only targets enter the loss; all: references do too, since their logits are predictions;
+               auto (released): all if a reference is marked by anything else than a mask, otherwise all but the first
+               frame (only targets if a clip lacks its references' masks)
 
-    References (sections 3.4, 3.6, 3.9, B4):
+    References:
 
     references      first_conditioning (released): their order matters, and of more than seven the middle ones are
-                    dropped; all_conditioning: as the paper says, their order does not matter
-    memory_mask     resampled (released): a mask prompt is softened on its way to memory; exact: as SAM 2 does
+                    dropped; all_conditioning (paper): their order does not matter
+    memory_mask     resampled (released): a mask prompt is softened before it enters memory; exact: as SAM 2 does
     memory_dropout  on (released): the frozen memory attention drops activations while adapters are trained; off
-    data_side       0, or a square side through which images and masks go first (released: 640; 518 for some sets)
-    mask_threshold  a mask that went through `data_side` is cut above 0 (released: grows by a pixel) or 0.5
+    data_side       0, or a square side to which images and masks are resized first (released: 640; 518 for some sets)
+    mask_threshold  a mask resized to `data_side` is cut above 0 (released: it grows by a pixel) or 0.5
     """
 
     tuning: Tuning = "adaptformer"

@@ -21,7 +21,7 @@ from fss_models.sam2_core.matcher import MemoryMatcher, append
 
 @register_method("sansa", config=SansaConfig)
 class Sansa(MemoryMatcher):
-    """Prompt-and-propagate with adapted features (section 3.3; training as in section 3.4)."""
+    """SANSA: references are prompted and their masks propagated to the targets, on adapted features."""
 
     config: SansaConfig
 
@@ -44,13 +44,13 @@ class Sansa(MemoryMatcher):
         return not self.pretrained_parts and not self.trains_rest
 
     def set_trainable(self) -> None:
-        """What `tuning` names and, where `rest` says so, everything that is not the trunk's."""
+        """Train what `tuning` names and, if `rest` asks for it, everything outside the trunk."""
         for name, parameter in self.named_parameters():
             rest = self.trains_rest and tuning.TRUNK not in name
             parameter.requires_grad_(rest or tuning.tunes(self.config.tuning, name))
 
     def train(self, mode: bool = True) -> Sansa:
-        """Training mode; memory attention stays without dropout where the configuration says so."""
+        """Set the training mode; memory attention keeps dropout off if the configuration says so."""
         super().train(mode)
         if not self.config.memory_dropout:
             self.core.sam.memory_attention.eval()
@@ -64,12 +64,12 @@ class Sansa(MemoryMatcher):
         return names
 
     def losses(self, clip: Clip, *, skip: int | None = None) -> dict[str, Tensor]:
-        """mask (focal or bce) + dice; where the decoder is trained from scratch, its IoU head too.
+        """Losses mask (focal or bce) and dice, and iou, for the IoU head, where the decoder is trained from scratch.
 
-        Each target is written to memory with gradients before the next is read (pseudo-references, section 3.4).
-        The first `skip` frames of a clip enter no loss (default: what the configuration's `supervise` says). Clips
-        whose logits are not numbers are left out, as in the released code. Raises `FssError` where references are to
-        be supervised and the clip lacks their masks.
+        Each target is written to memory with gradients before the next is read (the paper's pseudo-references). The
+        first `skip` frames of a clip enter no loss (default: the configuration's `supervise` decides). Clips whose
+        logits are not numbers are left out, as in the released code. Raises `FssError` if references are to be
+        supervised and the clip lacks their masks.
         """
         logits, ious = self.predict(clip)
         references = clip.shape[1]
@@ -109,14 +109,14 @@ class Sansa(MemoryMatcher):
         return torch.stack([f[0] for f in found], dim=1), torch.stack([f[1] for f in found], dim=1)
 
     def _unsupervised(self, clip: Clip) -> int:
-        """How many first frames enter no loss."""
+        """Number of first frames of a clip that enter no loss."""
         auto, references = self.config.supervise == "auto", clip.shape[1]
         if self.config.supervise == "targets" or (auto and clip.reference_masks is None):
             return references
         return int(auto and bool((clip.prompts.kind <= PromptKind.MASK).all()))
 
     def _terms(self, logits: Tensor, ious: Tensor, masks: Tensor, valid: Tensor) -> dict[str, Tensor]:
-        """A decoder trained from scratch learns all its candidates alike and how good each one is."""
+        """Losses of decoded frames; a decoder trained from scratch learns all candidates alike, and their quality."""
         usable = ~logits.isnan().flatten(1).any(dim=1)
         logits, ious, masks, valid = (x[usable] for x in (logits, ious, masks, valid))
         b, frames, m = logits.shape[:3]

@@ -1,4 +1,4 @@
-"""Adapter files of the official SANSA code (specification, section 8)."""
+"""Adapter files of the official SANSA code."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from torch import Tensor
 from fss_models.errors import FssError
 from fss_models.methods.sansa.config import SansaConfig
 from fss_models.methods.sansa.model import Sansa
-from fss_models.official import Official
+from fss_models.official import OfficialCheckpoint
+from fss_models.presets import find_preset
 from fss_models.sam2_core.build import build_sam2
-from fss_models.sam2_core.presets import find_preset
+from fss_models.state_dict import check_state
 
 _KEY = re.compile(r"sam\.image_encoder\.trunk\.blocks\.(\d+)\.adapter\.")
 
 
-def read(state: dict[str, Tensor], preset: str) -> Official:
-    """Adapters of any bottleneck factor and stages, which follow from the shapes.
+def read(state: dict[str, Tensor], preset: str) -> OfficialCheckpoint:
+    """Read adapters of any bottleneck factor and stages; both follow from names and shapes.
 
-    Raises `FssError` for a key that is no adapter's, a block the preset has not, stages that are adapted in part, and
-    a shape that no factor gives.
+    Raises `FssError` for a key that is no adapter's, a block that the preset lacks, stages that are adapted in part,
+    and a shape that no factor gives.
     """
     if find_preset(preset).trunk != "hiera":
         raise FssError(f"official adapters do not fit preset {preset!r}", mend="give tiny, base_plus or large")
@@ -38,18 +39,13 @@ def read(state: dict[str, Tensor], preset: str) -> Official:
     model = Sansa(preset=preset, config=SansaConfig(**config), sam=sam)
     model.set_trainable()
     ours = {"core." + k: v.float() for k, v in state.items()}
-    for name, parameter in sorted((n, p) for n, p in model.named_parameters() if p.requires_grad):
-        official = name.removeprefix("core.")
-        if name not in ours:
-            raise FssError(f"lacks {official!r}", mend=f"is it an adapter of preset {preset!r}?")
-        if ours[name].shape != parameter.shape:
-            raise FssError(f"{official!r} is {tuple(ours[name].shape)}, the model's {tuple(parameter.shape)}",
-                           mend=f"is it an adapter of preset {preset!r}?")
-    return Official(config=config, state=ours)
+    trained = {n.removeprefix("core."): p.data for n, p in model.named_parameters() if p.requires_grad}
+    check_state(state, trained, hint=f"is it an adapter of preset {preset!r}?")
+    return OfficialCheckpoint(config=config, state=ours)
 
 
 def write(model: Sansa) -> dict[str, Tensor]:
-    """The adapters under official names. Raises `FssError` if anything else was trained."""
+    """Name the adapters officially. Raises `FssError` if anything else was trained."""
     state = model.trainable_state()
     for name in sorted(state):
         if ".adapter." not in name:

@@ -10,17 +10,17 @@ from fss_models.prototype_prompts.levels import Backbone
 
 @dataclass(frozen=True, kw_only=True)
 class VrpSamConfig:
-    """VRP-SAM's choices; the defaults are the released code's, but for `prompt` and `empty_mask`.
+    """Settings of VRP-SAM. The defaults are the released code's, except `prompt` and `empty_mask`.
 
     backbone          source of class-consistent features; auto: resnet50, at debug and nano SAM 2's trunk
     backbone_weights  its local ImageNet file (or an official checkpoint that holds it)
-    tokens            N, learned queries
-    prompt            what a reference's mask is turned into first (the released `condition`): mask | box | point |
-                      scribble. One model is trained a kind. References marked by boxes, points or scribbles are taken
-                      as they are
-    prompt_seed       of the points and strokes drawn in evaluation; training draws anew from torch's generator
-    feature_dropout   on reduced features
-    void              background (released) | ignored: what void pixels are to the losses
+    tokens            N, the number of learned queries
+    prompt            mask | box | point | scribble: a reference's mask is turned into this kind first (the released
+                      `condition`). Each model is trained for one kind. References marked by boxes, points or
+                      scribbles are used unchanged
+    prompt_seed       seed of the points and strokes drawn in evaluation; training uses torch's generator
+    feature_dropout   dropout of reduced features
+    void              background (released) | ignored: how losses treat void pixels
     empty_mask        fill: a mark that the grid misses covers the cells it touches | keep: none (released)
     train             encoder | all_but_trunk (SAM 2's neck and decoder too) | auto: all_but_trunk only where SAM 2 has
                       no checkpoint, since random parts cannot stay frozen

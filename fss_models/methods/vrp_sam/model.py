@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from fss_models.clip import Clip, Features, Memory, Prediction, PromptBatch, PromptKind
 from fss_models.methods.vrp_sam.config import VrpSamConfig
-from fss_models.methods.vrp_sam.encoder import Read, VrpEncoder
+from fss_models.methods.vrp_sam.encoder import VrpEncoder
 from fss_models.methods.vrp_sam.simulate import simulate_marks
-from fss_models.prototype_prompts.build import Parts
+from fss_models.prototype_prompts.analysis import TokenReading, VrpAnalysis
+from fss_models.prototype_prompts.build import PromptingParts
 from fss_models.prototype_prompts.marks import grid_masks
 from fss_models.prototype_prompts.parts import object_first, prior, resize_aligned
 from fss_models.prototype_prompts.segmenter import (
@@ -27,33 +26,15 @@ from fss_models.prototype_prompts.segmenter import (
 from fss_models.registry import register_method
 
 
-@dataclass(frozen=True, kw_only=True)
-class VrpAnalysis:
-    """What VRP-SAM looked at, for P pairs with K shots each: E = rows, shot by shot within a pair.
-
-    pair, shot [E]      which pair and which shot a row is
-    support, query      tokens, cross-attention [E, N, G * G] and self-attention [E, N, N] of either side
-    prior [E, 1, G, G]  conventional mask
-    prediction          as `segment`
-    """
-
-    pair: Tensor
-    shot: Tensor
-    support: Read
-    query: Read
-    prior: Tensor
-    prediction: Prediction
-
-
 @register_method("vrp_sam", config=VrpSamConfig)
 class VrpSam(PromptingSegmenter):
-    """The reference's tokens are computed once (`memorise`); the prompts of K shots are decoded side by side."""
+    """VRP-SAM: a reference's tokens are computed once (`memorise`); the prompts of K shots are decoded together."""
 
     config: VrpSamConfig
     encoder: VrpEncoder
 
     def __init__(
-        self, *, preset: str, config: VrpSamConfig, weights: str | None = None, parts: Parts | None = None
+        self, *, preset: str, config: VrpSamConfig, weights: str | None = None, parts: PromptingParts | None = None
     ) -> None:
         super().__init__(preset=preset, config=config, weights=weights, parts=parts)
         mid, high, _ = self.levels.channels
@@ -61,9 +42,9 @@ class VrpSam(PromptingSegmenter):
                                   dropout=config.feature_dropout)
 
     def memorise(self, features: Features, prompts: PromptBatch) -> Memory:
-        """tokens [S, K, N, D], prototype [S, K, D], layer4's masked cells top [S, K, L, C], filled [S, K].
+        """Tensors tokens [S, K, N, D], prototype [S, K, D], top (masked cells of layer4) [S, K, L, C].
 
-        Of `top` the first `filled` cells are not zero.
+        filled [S, K] is the number of cells of `top` that are not zero; they come first.
         """
         return self._support(features, prompts)[0]
 
@@ -72,23 +53,23 @@ class VrpSam(PromptingSegmenter):
         return self._query(memory, features, pairs)[0]
 
     def analyse(self, features: Features, prompts: PromptBatch, pairs: Tensor) -> VrpAnalysis:
-        """`memorise` and `segment` with everything they looked at kept."""
+        """`memorise` and `segment`, with everything that was computed on the way."""
         memory, rows, support = self._support(features, prompts)
         prediction, query, guess = self._query(memory, features, pairs)
         sets = pairs[:, 0].to(self.device)
         pair, shot = shot_rows(memory.counts.to(self.device)[sets])
         own = row_of(rows, prompts.kind.shape, sets[pair], shot)
-        seen = Read(tokens=support.tokens[own], cross=support.cross[own], own=support.own[own])
+        seen = TokenReading(tokens=support.tokens[own], cross=support.cross[own], own=support.own[own])
         return VrpAnalysis(pair=pair, shot=shot, support=seen, query=query, prior=guess, prediction=prediction)
 
     def losses(self, clip: Clip) -> dict[str, Tensor]:
-        """mask (binary cross-entropy) + dice on the targets."""
+        """Losses mask (binary cross-entropy) and dice on the targets."""
         features = self.clip_features(clip)
         memory = self.memorise(features, clip.prompts)
         return self.mask_terms(self.segment(memory, features, clip_pairs(clip)), clip)
 
-    def _support(self, features: Features, prompts: PromptBatch) -> tuple[Memory, Tensor, Read]:
-        """The memory; of the E real references their flat index into S * K and what the tokens read."""
+    def _support(self, features: Features, prompts: PromptBatch) -> tuple[Memory, Tensor, TokenReading]:
+        """The memory, the flat indices [E] into S * K of the real references, and what the tokens read in these."""
         rows, image, masks = real_rows(prompts)
         given = prompts.kind.flatten()[rows] == PromptKind.MASK
         if self.config.prompt != "mask":
@@ -108,8 +89,8 @@ class VrpSam(PromptingSegmenter):
         return simulate_marks(masks[:, 0], self.config.prompt, seed=None if self.training else self.config.prompt_seed)[
             :, None]
 
-    def _query(self, memory: Memory, features: Features, pairs: Tensor) -> tuple[Prediction, Read, Tensor]:
-        """Predictions of the pairs; of their rows what the tokens read and the prior [E, 1, G, G]."""
+    def _query(self, memory: Memory, features: Features, pairs: Tensor) -> tuple[Prediction, TokenReading, Tensor]:
+        """Predictions of the pairs, and for each row what the tokens read and the prior [E, 1, G, G]."""
         pairs = pairs.to(self.device)
         counts = memory.counts.to(self.device)[pairs[:, 0]]
         pair, shot = shot_rows(counts)
@@ -125,7 +106,7 @@ class VrpSam(PromptingSegmenter):
         return Prediction(logits=self.to_image(low), scores=ious.float().clamp(0, 1)), side, guess
 
     def _decode(self, maps: dict[str, Tensor], prompts: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-        """Pairs of as many shots go together: the decoder has no way to leave out padding.
+        """Decode pairs with the same number of shots together, since the decoder cannot leave out padding.
 
         maps of P images, prompts [E, N, D] shot by shot within a pair, counts [P] -> logits [P, 4G, 4G], IoU [P].
         """
@@ -141,6 +122,6 @@ class VrpSam(PromptingSegmenter):
         return logits, ious
 
     def _fused(self, features: Features, image: Tensor) -> Tensor:
-        """layer2 and layer3 of the images, in this order, on layer3's grid [E, C, G, G]."""
+        """Concatenated layer2 and layer3 of the images on layer3's grid, [E, C, G, G]."""
         high = features.maps["high"][image]
         return torch.cat([resize_aligned(features.maps["mid"][image], high.shape[-2:]), high], dim=1)

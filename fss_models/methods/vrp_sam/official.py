@@ -1,4 +1,4 @@
-"""Checkpoints of the official VRP-SAM code (specification `fcp_vrp` 9)."""
+"""Checkpoints of the official VRP-SAM code and the settings they imply."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from fss_models.errors import FssError
 from fss_models.methods.vrp_sam.encoder import VrpEncoder
 from fss_models.methods.vrp_sam.model import VrpSam
-from fss_models.official import Official
+from fss_models.official import OfficialCheckpoint
 from fss_models.prototype_prompts.official import (
     Rules,
     backbone_name,
@@ -37,8 +37,8 @@ RULES: Rules = (
 )
 
 
-def read(state: dict[str, Tensor], preset: str) -> Official:
-    """An official checkpoint's trained tensors and the settings its shapes imply.
+def read(state: dict[str, Tensor], preset: str) -> OfficialCheckpoint:
+    """Read the trained tensors of an official checkpoint and the settings that its shapes imply.
 
     Raises `FssError` naming the first missing, unknown or misshapen tensor.
     """
@@ -49,10 +49,10 @@ def read(state: dict[str, Tensor], preset: str) -> Official:
     backbone = empty_backbone(name)
     with torch.device("meta"):
         encoder = VrpEncoder(tokens=tokens, channels=sum(backbone.channels[:2]), width=prompt_width(preset), dropout=0)
-    return Official(config={"backbone": name, "tokens": tokens}, state=read_encoder(given, encoder, backbone, RULES),
-                    also=("backbone_weights",))
+    return OfficialCheckpoint(config={"backbone": name, "tokens": tokens},
+                              state=read_encoder(given, encoder, backbone, RULES), also=("backbone_weights",))
 
 
 def write(model: VrpSam) -> dict[str, Tensor]:
-    """The model as an official checkpoint. Raises `FssError` if it has parts that the official code does not have."""
+    """Convert the model to an official checkpoint. Raises `FssError` if it has parts that the official code lacks."""
     return write_encoder(model, RULES)

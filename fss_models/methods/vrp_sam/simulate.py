@@ -1,4 +1,4 @@
-"""Boxes, points and scribbles drawn from masks, as VRP-SAM's training and tests do (specification `fcp_vrp` 7).
+"""Boxes, points and scribbles drawn from masks, as VRP-SAM's training and tests do.
 
 The random draws follow the released code's streams, so that the same seeds give the same marks (scribbles: as far as
 PIL draws alike; checked with Pillow 13).
@@ -16,21 +16,21 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-MOST = 20  # points or strokes a mask
-TEST_CHOICE = 321  # seeds the choice of pen and count in the released tests, whatever the run's seed
-MOVED_SHARE = 0.5  # of a stroke's vertices are jittered
+MOST = 20  # largest number of points or strokes for a mask
+TEST_CHOICE = 321  # seed of the choice of pen and count in the released tests, whatever the run's seed
+MOVED_SHARE = 0.5  # share of a stroke's vertices that are jittered
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pen:
-    """How strokes look, in pixels: ranges [low, high) of vertices and width, speeds, and their changes a vertex.
+    """Shape of strokes in pixels: ranges [low, high) of vertices and width, speeds, and their changes per vertex.
 
-    The released settings of the second pen are fractions (width 2.5, jitter 1.5), which numpy's draw cuts off.
+    The released settings of the second pen are fractions (width 2.5, jitter 1.5), which numpy's draw truncates.
     """
 
     vertices: tuple[int, int]
     speed: float
-    change: tuple[float, float]  # of speed, of angle in radians
+    change: tuple[float, float]  # largest changes of speed, and of angle in radians
     width: tuple[int, int]
     jitter: int
     drift: float
@@ -44,7 +44,7 @@ PENS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Streams:
+class RandomStreams:
     """The three random streams that marks are drawn from."""
 
     tensor: torch.Generator
@@ -52,14 +52,14 @@ class Streams:
     choice: random.Random
 
     @staticmethod
-    def seeded(seed: int) -> Streams:
-        """All three from one seed."""
-        return Streams(tensor=torch.Generator().manual_seed(seed), array=np.random.RandomState(seed),
+    def seeded(seed: int) -> RandomStreams:
+        """Seed all three streams with one number."""
+        return RandomStreams(tensor=torch.Generator().manual_seed(seed), array=np.random.RandomState(seed),
                        choice=random.Random(seed))
 
 
 def simulate_marks(masks: Tensor, kind: str, *, seed: int | None) -> Tensor:
-    """Each mask [E, R, R] in {0, 1} as a `box`, `point`s or a `scribble`, [E, R, R] likewise; empty masks stay empty.
+    """Replace each mask [E, R, R] in {0, 1} by a `box`, `point`s or a `scribble`, [E, R, R]; empty masks stay empty.
 
     With a seed each mask's marks depend on the mask alone. Without one (training) seeds come from torch's generator,
     and how many points or strokes is drawn too.
@@ -68,7 +68,7 @@ def simulate_marks(masks: Tensor, kind: str, *, seed: int | None) -> Tensor:
         return box_marks(masks)
     drawn = []
     for mask in masks.cpu():
-        streams = Streams.seeded(int(torch.randint(2**31 - 1, ())) if seed is None else seed)
+        streams = RandomStreams.seeded(int(torch.randint(2**31 - 1, ())) if seed is None else seed)
         drawn.append(draw_marks(mask[None], kind, streams, vary=seed is None))
     return torch.cat(drawn).to(masks) if drawn else masks
 
@@ -80,16 +80,16 @@ def box_marks(masks: Tensor) -> Tensor:
 
 
 def _span(line: Tensor) -> Tensor:
-    """[E, R] bool -> everything between the first and the last hit."""
+    """Fill each line [E, R] bool between its first and its last True."""
     seen = line.to(torch.uint8)
     return (seen.cummax(dim=1).values & seen.flip(1).cummax(dim=1).values.flip(1)).bool()
 
 
-def draw_marks(masks: Tensor, kind: str, streams: Streams, *, vary: bool = False) -> Tensor:
-    """Points or scribbles of a batch of masks [E, R, R] on the CPU, from one set of streams, mask after mask.
+def draw_marks(masks: Tensor, kind: str, streams: RandomStreams, *, vary: bool = False) -> Tensor:
+    """Draw points or scribbles for a batch of masks [E, R, R] on the CPU, mask after mask, from one set of streams.
 
-    As in the released code, how many depends on the whole batch: 20 points, or fewer than 20 strokes by one draw;
-    with `vary` (training) both are drawn anew.
+    As in the released code, their number depends on the whole batch: 20 points, or a random number of strokes up to
+    20; with `vary` (training) both numbers are random.
     """
     most = min(MOST, int(masks.sum()))
     if most == 0:
@@ -103,19 +103,19 @@ def draw_marks(masks: Tensor, kind: str, streams: Streams, *, vary: bool = False
     return torch.stack([_scribble(m, count, pen, streams) for m in masks])
 
 
-def _pick(mask: Tensor, count: int, streams: Streams) -> Tensor:
+def _pick(mask: Tensor, count: int, streams: RandomStreams) -> Tensor:
     """Flat indices of up to `count` pixels of the mask."""
     inside = mask.flatten().nonzero()[:, 0]
     return inside[torch.randperm(len(inside), generator=streams.tensor)[:count]]
 
 
-def _points(mask: Tensor, count: int, streams: Streams) -> Tensor:
+def _points(mask: Tensor, count: int, streams: RandomStreams) -> Tensor:
     marks = torch.zeros_like(mask).flatten()
     marks[_pick(mask, count, streams)] = 1
     return marks.view_as(mask)
 
 
-def _scribble(mask: Tensor, count: int, pen: Pen, streams: Streams) -> Tensor:
+def _scribble(mask: Tensor, count: int, pen: Pen, streams: RandomStreams) -> Tensor:
     """Strokes that start inside the mask, cut to it. Rows start at index / width, not rounded (released code)."""
     width = mask.shape[1]
     starts = _pick(mask, count, streams).tolist()
@@ -148,9 +148,9 @@ def _stroke(x: float, y: float, pen: Pen, draw: np.random.RandomState) -> _Line:
 def _moved(
     x: np.ndarray, y: np.ndarray, drift: tuple[float, float], pen: Pen, draw: np.random.RandomState
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The stroke after one step of drift, half of its vertices jittered."""
+    """Move the stroke by one step of drift and jitter half of its vertices."""
     x, y = x + int(drift[0] * math.cos(drift[1])), y + int(drift[0] * math.sin(drift[1]))
-    for bound in pen.drift_change:  # a change of drift that one step never shows, but the stream does
+    for bound in pen.drift_change:  # one step never shows these changes of drift, but they advance the stream
         draw.normal(0, bound / 2)
     order = np.arange(len(x))
     draw.shuffle(order)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 
-from fss_models.methods.fssam.episodes import WORKERS
+from fss_models.worker_episodes import WORKERS
 from pipelines.config.data import SourceConfig
 from pipelines.data.benchmarks.protocol import (
     Benchmark,

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 
 from fss_models.errors import FssError
-from fss_models.methods.fssam.episodes import WORKERS
+from fss_models.worker_episodes import WORKERS
 from pipelines.base.storage import Store
 from pipelines.config.data import SourceConfig
 from pipelines.data.benchmarks.protocol import (

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fss_models.errors import FssError
-from fss_models.methods.fssam.episodes import published_episodes
+from fss_models.worker_episodes import published_episodes
 from pipelines.data.samplers.draws import NamedEpisode, Pools, check_pools, supports_of
 
 Listed = Sequence[tuple[str, Sequence[int]]]  # image, the fold's classes in its label, ascending

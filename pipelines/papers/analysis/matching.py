@@ -16,9 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fss_models.errors import FssError
-from fss_models.methods.fcp.model import FcpAnalysis
-from fss_models.methods.vrp_sam.model import VrpAnalysis
 from fss_models.metrics import interval
+from fss_models.prototype_prompts.analysis import FcpAnalysis, VrpAnalysis
 from fss_models.segmenter import Segmenter
 from pipelines.config.choose import ChooseConfig
 from pipelines.config.recipe import Recipe
@@ -251,8 +250,8 @@ def _analysis(bundles: Sequence[BundleAttention], fold: int, classes: Sequence[s
              pct(m.even.mean()), f"{m.share.mean() / m.even.mean():.2f}", f"{m.likeness.mean():.3f}"]
             for one in bundles for m in one.shares]
     figures = {one.label: {m.name: {"share": float(m.share.mean()), "interval": mean_interval(m.share, choose),
-                                     "even": float(m.even.mean()), "alike": float(m.likeness.mean())}
-                            for m in one.shares} for one in bundles}
+                                    "even": float(m.even.mean()),
+                                    "alike": float(m.likeness.mean())} for m in one.shares} for one in bundles}
     by_class = {n: np.array([c == n for c in classes]) for n in dict.fromkeys(classes)}
     per_class = [[n, str(int(own.sum())), pct(bundles[0].prompts.even[own].mean()),
                   *(pct(one.prompts.share[own].mean()) for one in bundles)] for n, own in by_class.items()]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fss_models.errors import FssError
-from fss_models.metrics import Counts, Sample, episode_counts, paired_difference
+from fss_models.metrics import Counts, MethodCounts, episode_counts, paired_difference
 from fss_models.sam2_core.matcher import MemoryMatcher
 from pipelines.base.progress import Bar
 from pipelines.config.choose import ChooseConfig
@@ -77,7 +77,7 @@ def score_variants(study: Study, model: MemoryMatcher, episodes: EpisodeList,
 
 def _gains(tables: dict[str, Counts], choose: ChooseConfig) -> dict[str, tuple[float, float]]:
     """Intervals of the paired differences to the first variant; all variants were scored on the same episodes."""
-    first, *others = ((name, Sample.of([(0, [table])])) for name, table in tables.items())
+    first, *others = ((name, MethodCounts.of([(0, [table])])) for name, table in tables.items())
     return {name: paired_difference(sample, first[1], resamples=choose.resamples, seed=choose.seed)
             for name, sample in others}
 

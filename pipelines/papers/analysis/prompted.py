@@ -12,9 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from fss_models.errors import FssError
-from fss_models.methods.fcp.model import Fcp, FcpAnalysis
-from fss_models.methods.vrp_sam.model import VrpAnalysis, VrpSam
+from fss_models.prototype_prompts.analysis import FcpAnalysis, VrpAnalysis
 from fss_models.prototype_prompts.marks import grid_masks
+from fss_models.prototype_prompts.segmenter import PromptingSegmenter
 from fss_models.segmenter import Segmenter
 from pipelines.base.progress import Bar
 from pipelines.bundles.bundle import read_bundle_info
@@ -85,7 +85,7 @@ def _analyse(model: Segmenter, cache: FeatureCache, episodes: Sequence[Episode],
              for k, r in enumerate(one.references)] for e, one in zip(episodes, samples, strict=True)]
     prompts = model.collate(sets, features.sizes.cpu(), where).to(model.device)
     pairs = torch.tensor([[i, row_of[one.targets[0].image_id]] for i, one in enumerate(samples)], device=model.device)
-    assert isinstance(model, Fcp | VrpSam)  # `open_study`
+    assert isinstance(model, PromptingSegmenter)  # `open_study`
     return model.analyse(features, prompts, pairs)
 
 

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fss_models.methods.fcp.model import FcpAnalysis
-from fss_models.methods.fcp.quality import THRESHOLD, PseudoMaskQuality, pseudo_mask_quality
-from fss_models.metrics import Counts, Sample, episode_counts, interval, paired_difference, resampled_scores
+from fss_models.metrics import Counts, MethodCounts, episode_counts, interval, paired_difference, resampled_scores
+from fss_models.prototype_prompts.analysis import FcpAnalysis
+from fss_models.prototype_prompts.pseudo_masks import THRESHOLD, PseudoMaskQuality, pseudo_mask_quality
 from fss_models.segmenter import Segmenter
 from pipelines.config.choose import ChooseConfig
 from pipelines.config.recipe import Recipe
@@ -64,11 +64,11 @@ class PseudoMasks:
         """mIoU, precision and recall of the masks of that name, over the classes."""
         return pseudo_mask_quality(self.by_name[name], self.truth, self.class_ids, classes)
 
-    def sample(self, name: str) -> Sample:
+    def sample(self, name: str) -> MethodCounts:
         """The episode counts of the masks of that name, for the bootstrap."""
         pairs = [episode_counts(m, t) for m, t in zip(self.by_name[name], self.truth, strict=True)]
         inter, union = (np.array([p[i] for p in pairs]) for i in (0, 1))
-        return Sample.of([(0, [Counts(class_ids=self.class_ids.numpy(), inter=inter, union=union)])])
+        return MethodCounts.of([(0, [Counts(class_ids=self.class_ids.numpy(), inter=inter, union=union)])])
 
 
 def threshold_masks(batches: Iterable[EpisodeBatch], model: Segmenter) -> PseudoMasks:
@@ -169,7 +169,7 @@ def _verdict(found: dict[str, PseudoMaskQuality], masks: PseudoMasks, choose: Ch
             f"{interval_text((low, high))}).")
 
 
-def _interval(sample: Sample, choose: ChooseConfig) -> tuple[float, float]:
+def _interval(sample: MethodCounts, choose: ChooseConfig) -> tuple[float, float]:
     return interval(resampled_scores(sample, resamples=choose.resamples, seed=choose.seed))
 
 

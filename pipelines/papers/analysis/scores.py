@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fss_models.clip import Features, Memory, Prompt, PromptKind
 from fss_models.errors import FssError
-from fss_models.metrics import Counts, Sample, episode_counts, interval, resampled_scores, score
+from fss_models.metrics import Counts, MethodCounts, episode_counts, interval, resampled_scores, score
 from fss_models.segmenter import Segmenter
 from pipelines.base.progress import Bar
 from pipelines.config.evaluate import EvalConfig
@@ -52,7 +52,8 @@ def score_few_shot(model: Segmenter, shards: Shards, episodes: EpisodeList, reci
 def scores_of_counts(counts: Counts, shards: Shards, recipe: Recipe, episodes: EpisodeList) -> FewShotScores:
     """Scores from the counts of each episode, over the classes of their list."""
     scores = score(counts, episodes.class_ids)
-    spread = resampled_scores(Sample.of([(0, [counts])]), resamples=recipe.choose.resamples, seed=recipe.choose.seed)
+    spread = resampled_scores(MethodCounts.of([(0, [counts])]), resamples=recipe.choose.resamples,
+                              seed=recipe.choose.seed)
     return FewShotScores(miou=scores.miou, fb_iou=scores.fb_iou, interval=interval(spread), episodes=len(counts),
                          list_hash=episodes.sha256,
                          per_class={shards.classes[c].name: v for c, v in scores.per_class.items()})
@@ -97,7 +98,7 @@ class SupportMemory:
 
 
 def memorise_supports(model: Segmenter, cache: FeatureCache, episodes: Sequence[Episode],
-             samples: Sequence[schema.EpisodeSample], config: EvalConfig) -> SupportMemory:
+                      samples: Sequence[schema.EpisodeSample], config: EvalConfig) -> SupportMemory:
     """Encode the photos and memorise the supports as the evaluation does.
 
     A reference without the class enters the memory with an empty mask.
@@ -123,7 +124,7 @@ def _prompt(model: Segmenter, reference: schema.Sample, config: EvalConfig, epis
 
 @torch.inference_mode()
 def predict_masks(model: Segmenter, episodes: Sequence[Episode], samples: Sequence[schema.EpisodeSample],
-                    config: EvalConfig) -> list[tuple[np.ndarray, float]]:
+                  config: EvalConfig) -> list[tuple[np.ndarray, float]]:
     """Predict the target of each sample: its mask [H, W] bool at the original size, and the mask's IoU."""
     batch = memorise_supports(model, FeatureCache(model), episodes, samples, config)
     pairs = torch.stack([torch.arange(len(samples), device=model.device), batch.queries], dim=1)

@@ -124,7 +124,7 @@ def draw_photos(shards: Shards, class_ids: Sequence[int], split: str, count: int
 
 @torch.no_grad()
 def encode_stride16(model: Segmenter, shards: Shards, photos: Sequence[int], batch: int,
-             title: str) -> Iterator[tuple[list[int], Tensor]]:
+                    title: str) -> Iterator[tuple[list[int], Tensor]]:
     """Encode photos, `batch` at a time: yields image ids and their stride-16 features [n, C, g, g].
 
     Raises `FssError` for a method without such features.

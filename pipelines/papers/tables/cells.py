@@ -29,7 +29,7 @@ from pipelines.papers.tables.config import TableColumn, TableRow
 DECIDES = ("data", "mixture", "methods", "train", "eval")
 
 
-class PseudoMaskQuality(Section):
+class CellQuality(Section):
     """Precision and recall, as fractions, of one kind of pseudo mask of a run; the counts are beside the record."""
 
     precision: float
@@ -41,7 +41,7 @@ class CellRecord(Section):
 
     results: list[RunResult]
     latency: dict[str, Any] = Field(default_factory=dict)
-    masks: dict[str, dict[str, PseudoMaskQuality]] = Field(default_factory=dict)
+    masks: dict[str, dict[str, CellQuality]] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from fss_models import registry
 from fss_models.errors import FssError
-from fss_models.sam2_core.presets import RANDOM
+from fss_models.presets import RANDOM
 from fss_models.settings import weight_fields
 from pipelines.base.storage import Store
 from pipelines.base.workspace import Workspace

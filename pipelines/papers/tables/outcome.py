@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fss_models.metrics import Metric, Sample, interval, paired_difference, resampled_scores
+from fss_models.metrics import MethodCounts, Metric, interval, paired_difference, resampled_scores
 from pipelines.evaluation.results import RunResult
 from pipelines.papers.tables.cells import CellRecord, TableCell
 from pipelines.papers.tables.config import MEASURES, PublishedTable, TableColumn
@@ -156,11 +156,11 @@ def _mean(cell: TableCell, runs: Sequence[RunResult], metric: Metric) -> float:
     return float(np.mean([np.mean(v) for v in by_fold.values()]))
 
 
-def _sample(cell: TableCell, runs: Sequence[RunResult]) -> Sample:
+def _sample(cell: TableCell, runs: Sequence[RunResult]) -> MethodCounts:
     by_fold: dict[int, list[RunResult]] = {}
     for run in runs:
         by_fold.setdefault(-1 if run.spec.fold is None else run.spec.fold, []).append(run)
-    return Sample.of([(f, [cell.read_counts(r) for r in rs]) for f, rs in sorted(by_fold.items())])
+    return MethodCounts.of([(f, [cell.read_counts(r) for r in rs]) for f, rs in sorted(by_fold.items())])
 
 
 def _versus(table: PublishedTable, known: FinishedCell, reference: FinishedCell) -> tuple[float, float, float] | None:

@@ -13,7 +13,7 @@ from pipelines.base.progress import say
 from pipelines.base.workspace import Workspace
 from pipelines.config.method import method_labels
 from pipelines.evaluation.results import EPISODE_SCORES, RunResult, read_counts
-from pipelines.papers.tables.cells import CellRecord, PseudoMaskQuality, TableCell, group_cells
+from pipelines.papers.tables.cells import CellQuality, CellRecord, TableCell, group_cells
 from pipelines.sweeps.sweep import run_sweep
 
 
@@ -62,7 +62,7 @@ def _write_record(cell: TableCell, results: Sequence[RunResult], latency: dict[s
     cell.store.write_json("record.json", record.model_dump(mode="json"))
 
 
-def _pseudo_masks(cell: TableCell, result: RunResult) -> dict[str, PseudoMaskQuality]:
+def _pseudo_masks(cell: TableCell, result: RunResult) -> dict[str, CellQuality]:
     """Quality of FCP's conventional mask and of its last attention mask, on the episodes that the run was scored on.
 
     The masks' counts are written beside the cell's record.
@@ -80,7 +80,7 @@ def _pseudo_masks(cell: TableCell, result: RunResult) -> dict[str, PseudoMaskQua
         quality, sample = masks.quality(name, episodes.class_ids), masks.sample(name)
         counts = Counts(class_ids=sample.class_ids, inter=sample.inter[0], union=sample.union[0])
         cell.store.write_table(f"{result.run}-{kind}.parquet", _table(counts))
-        found[kind] = PseudoMaskQuality(precision=quality.precision, recall=quality.recall)
+        found[kind] = CellQuality(precision=quality.precision, recall=quality.recall)
     return found
 
 

@@ -75,7 +75,7 @@ def test_a_benchmark_decides_its_own_rules() -> None:
     source = {"format": "coco20i", "root": "x"}
     assert DataConfig.model_validate({"source": source, "fold_rule": "contiguous"}).fold_rule == "contiguous"
     for given, message in (({"folds": 5}, "says folds=4"), ({"min_area": 0.1}, "says min_area=0.0"),
-                        ({"split": {"test_fraction": 0.5}}, "ignores data.split")):
+                           ({"split": {"test_fraction": 0.5}}, "ignores data.split")):
         with pytest.raises(ValidationError, match=message):
             DataConfig.model_validate({"source": source, **given})
     with pytest.raises(ValidationError, match="for the benchmarks"):

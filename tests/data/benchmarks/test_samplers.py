@@ -32,7 +32,7 @@ def test_published_episodes_id_for_id(shared: Path, golden: str) -> None:
     for case, wanted in cases.items():
         fold, seed, shots = (int(v) for v in re.findall(r"\d+", case))
         request = ListRequest(fold=fold, shots=shots, seed=seed, episodes=len(wanted),
-                          lists=str(shared / "data/lists" / folder))
+                              lists=str(shared / "data/lists" / folder))
         listed = make_list(dataset, family, request)
         assert [(e.class_id, e.query_name, list(e.support_names)) for e in listed] == [
             (e["class_id"], e["query"], e["support"]) for e in wanted], case

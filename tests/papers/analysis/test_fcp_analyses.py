@@ -17,10 +17,8 @@ from typer.testing import CliRunner
 from fss_models import registry
 from fss_models.clip import Prediction
 from fss_models.errors import FssError
-from fss_models.methods.fcp.model import FcpAnalysis
-from fss_models.methods.vrp_sam.encoder import Read
-from fss_models.methods.vrp_sam.model import VrpAnalysis
 from fss_models.prompts import mask_prompt
+from fss_models.prototype_prompts.analysis import FcpAnalysis, TokenReading, VrpAnalysis
 from fss_models.segmenter import Segmenter
 from jobs.cli import make_app
 from pipelines.bundles.bundle import save_bundle
@@ -97,7 +95,7 @@ def test_without_matching_the_prompts_attend_pixels() -> None:
     last = attention_layers(fcp([query.flip(2), query], torch.zeros(1, 0, 0)))[-1]
     assert last.name == "support prototypes on the query, step 2"
     assert share_inside(last.weights, inside).item() == pytest.approx(0.4)
-    seen = Read(tokens=torch.zeros(1, 2, 3), cross=query, own=torch.zeros(1, 2, 2))
+    seen = TokenReading(tokens=torch.zeros(1, 2, 3), cross=query, own=torch.zeros(1, 2, 2))
     row = torch.zeros(1, dtype=torch.int64)
     vrp = VrpAnalysis(pair=row, shot=row, support=seen, query=replace(seen, cross=query.flip(2)),
                       prior=torch.zeros(1, 1, 2, 2), prediction=NOTHING)

@@ -1,0 +1,1 @@
+"""Golden cases: tensors of the reference implementations, and the runners that compare ours with them."""
