@@ -342,7 +342,8 @@ def test_table_without_names_has_a_photo_a_row(tmp_path: Path) -> None:
     ({"class": pa.string(), "mask": pa.binary()}, "has neither a column image nor file_name"),
     ({"image": pa.binary(), "mask": pa.binary()}, "has no column class"),
     ({"image": pa.binary(), "class": pa.int64(), "mask": pa.binary()}, "column class has the wrong type int64"),
-    ({"image": pa.binary(), "class": pa.string(), "mask": pa.list_(pa.float64())}, "column mask has the wrong type list"),
+    ({"image": pa.binary(), "class": pa.string(), "mask": pa.list_(pa.float64())},
+     "column mask has the wrong type list"),
     ({"image": pa.string(), "class": pa.string(), "mask": pa.binary()}, "column image has the wrong type string"),
 ])
 def test_table_of_another_schema(types: dict[str, pa.DataType], message: str, tmp_path: Path) -> None:
