@@ -51,16 +51,16 @@ def test_records_are_those_of_json(
     ('{"images": [{"id": 1} {"id": 2}]}', 22), ('{"images": [{"id": 1},]}', 22), ('{"images": [1, 2', 16),
     ('{"images" [1]}', 10), ('{"images": [1]} x', 16), ('{"images": [{"id": nul}]}', 19), ('{"ü": tru}', 7),
 ])
-def test_the_byte_of_a_mistake_is_told(chunk: int, raw: str, byte: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_names_the_byte_of_a_mistake(chunk: int, raw: str, byte: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(coco_json, "CHUNK", chunk)
     with pytest.raises(FssError, match=rf"not valid JSON: .* at byte {byte}$|not valid JSON: .* at byte {byte}\b"):
         list(CocoReader(io.BytesIO(raw.encode()), "f.json").records())
 
 
-def test_what_is_no_coco_file_is_told(coco_root: Path) -> None:
+def test_a_file_that_is_not_coco_is_an_error(coco_root: Path) -> None:
     path = coco_root / "annotations" / "instances.json"
     document = json.loads(path.read_text())
-    for text, match in (("[1]", "no object at its top"), ("", "no object at its top"),
+    for text, match in (("[1]", "top level is not a JSON object"), ("", "top level is not a JSON object"),
                         (json.dumps({**document, "categories": {}}), "no list 'categories'"),
                         (json.dumps({**document, "annotations": [{"id": 7}]}), "annotations: the record at byte")):
         path.write_text(text)

@@ -128,8 +128,8 @@ def test_yolo_mistakes_are_told_by_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("text", "message"), [
-    (None, "no data.yaml and no classes.txt"), ("names: [", "not valid YAML"), ("nc: 2\n", "has no `names`"),
-    ("names: {0: a, 2: b}\n", "has gaps"),
+    (None, "neither data.yaml nor classes.txt"), ("names: [", "not valid YAML"), ("nc: 2\n", "has no `names`"),
+    ("names: {0: a, 2: b}\n", "have gaps"),
 ])
 def test_yolo_class_names_that_are_none(text: str | None, message: str, tmp_path: Path) -> None:
     exports.yolo(tmp_path)
@@ -341,9 +341,10 @@ def test_table_without_names_has_a_photo_a_row(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("types", "message"), [
     ({"class": pa.string(), "mask": pa.binary()}, "has neither a column image nor file_name"),
     ({"image": pa.binary(), "mask": pa.binary()}, "has no column class"),
-    ({"image": pa.binary(), "class": pa.int64(), "mask": pa.binary()}, "column class is int64"),
-    ({"image": pa.binary(), "class": pa.string(), "mask": pa.list_(pa.float64())}, "column mask is list"),
-    ({"image": pa.string(), "class": pa.string(), "mask": pa.binary()}, "column image is string"),
+    ({"image": pa.binary(), "class": pa.int64(), "mask": pa.binary()}, "column class has the wrong type int64"),
+    ({"image": pa.binary(), "class": pa.string(), "mask": pa.list_(pa.float64())},
+     "column mask has the wrong type list"),
+    ({"image": pa.string(), "class": pa.string(), "mask": pa.binary()}, "column image has the wrong type string"),
 ])
 def test_table_of_another_schema(types: dict[str, pa.DataType], message: str, tmp_path: Path) -> None:
     _table(tmp_path, [], **types)
