@@ -34,7 +34,8 @@ class JobRequest(BaseModel):
     """The body of `POST /v1/jobs`: label the photos below `images` with these support sets, one for each class."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-    images: str = Field(min_length=1, max_length=1000, description="a folder of the service's machine, or s3://bucket/prefix")
+    images: str = Field(min_length=1, max_length=1000,
+                        description="a folder of the service's machine, or s3://bucket/prefix")
     support_ids: list[str] = Field(min_length=1, max_length=MAX_CLASSES)
     threshold: float | None = Field(None, gt=0, lt=1, description="pixels above this probability belong to the object")
     overlaps: Literal["keep", "resolve"] | None = None
