@@ -23,6 +23,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ class Fss:
         self.binary, self.out = str(Path(binary).absolute()), out
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "FSS_", "AWS_", "MLFLOW_"))}
         self.env = clean | {"OMP_NUM_THREADS": "1", "COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb",
-                            "FSS_CACHE": str(out / "cache")}
+                            "FSS_CACHE": str(out / "cache"), "RAY_worker_niceness": "0"}
 
     def words(self, line: str) -> list[str]:
         """A line of the plan as the command's words."""
@@ -67,7 +68,6 @@ class Fss:
         said = "".join(x for x in done.stderr.splitlines(keepends=True) if x.startswith("error: "))
         printed = said if wanted else done.stdout
         for folder, text in (("stdout", printed), ("logs", done.stderr)):
-            (self.out / folder).mkdir(exist_ok=True)
             (self.out / folder / name).write_text(text)
         if done.returncode != wanted:
             sys.exit(f"{name}: status {done.returncode}, not {wanted}\n{done.stderr[-3000:]}")
@@ -77,8 +77,8 @@ class Fss:
     def help(self, command: str = "") -> None:
         """The help of a command and of all that are below it."""
         listed = self(f"help{command.replace(' ', '_')}.txt", f"{command} --help").partition("─ Commands ─")[2]
-        for name in re.findall(r"^│ ([a-z][a-z-]+) ", listed, re.MULTILINE):
-            self.help(f"{command} {name}")
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(self.help, [f"{command} {n}" for n in re.findall(r"^│ ([a-z][a-z-]+) ", listed, re.M)]))
 
     def killed_midway(self) -> None:
         """A workspace whose only run, one of the sweep's, was killed after its first checkpoint."""
@@ -101,7 +101,7 @@ class Fss:
 def draw_inputs(out: Path) -> None:
     """Photos of a red ball on noise and supports for it, a file that is no photo, lists of classes."""
     given = out / "given"
-    for folder in ("given/photos/more", "given/classes/ball", "given/classes/noise", "lists"):
+    for folder in ("given/photos/more", "given/classes/ball", "given/classes/noise", "lists", "logs", "stdout"):
         (out / folder).mkdir(parents=True)
     for number in range(30):
         photo, mask = _ball(number)
@@ -196,7 +196,7 @@ def _tracking(database: Path, root: str) -> Iterator[tuple[str, Any]]:
                             ("tag", "SELECT name, version || ' ' || key, value FROM model_version_tags"),
                             ("alias", "SELECT name, alias, version FROM registered_model_aliases")):
             for name, key, value in base.execute(query):
-                if not key.endswith(tuple(PLAN["dropped"])):
+                if str(key).rpartition(" ")[2] not in PLAN["dropped"]:
                     yield f"model {name} {what} {key}", str(value).replace(root, "OUT")
 
 
@@ -241,8 +241,8 @@ def reopen(binary: str, old: Path, new: Path) -> bool:
     fss("finished.json", PLAN["killed"] + " --json")
     (run,) = (new / "interrupted" / "runs").iterdir()
     for name in ("bundle/model.safetensors", "episodes.parquet"):
-        whole_run, finished = (_digest(new / place / "runs" / run.name / name) for place in ("sweep", "interrupted"))
-        checks[f"{name} of a run killed at {steps[-1]} and finished here"] = whole_run == finished
+        ended, whole_run = _digests(run, name), _digests(new / "sweep" / "runs" / run.name, name)
+        checks[f"{name} of a run killed at {steps[-1]} and finished here"] = len(ended) == 1 and ended == whole_run
     fss("resumed.json", "sweep resume --out interrupted --json")
     checks["the old folder is as it was"] = whole == _stamps(old)
     print("\n".join(f"{'ok' if good else 'failed'}: {what}" for what, good in checks.items()))
@@ -256,12 +256,8 @@ def _stamps(root: Path, *patterns: str) -> dict[str, int]:
     return {f.relative_to(root).as_posix(): f.stat().st_mtime_ns for f in files if f.name != "report.html"}
 
 
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _digests(folder: Path) -> dict[str, str]:
-    return {p.name: _digest(p) for p in sorted(folder.iterdir())}
+def _digests(folder: Path, pattern: str = "*") -> dict[str, str]:
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.glob(pattern))}
 
 
 def main() -> int:
