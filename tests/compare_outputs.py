@@ -25,6 +25,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -158,28 +159,29 @@ def collect(out: Path, *, dropped: tuple[str, ...] = ()) -> dict[str, Any]:
 
 
 def _described(name: str, data: bytes, root: str, dropped: set[str]) -> Iterator[tuple[str, Any]]:
-    """JSON value by value, texts without the path of the folder, all else as the bytes are."""
-    if name.endswith(".json") and data[:1] in b"[{":
-        yield from _leaves(name, json.loads(data), root, dropped)
-        return
-    if name.endswith((".html", ".txt", ".jsonl", ".xml", ".yaml")):
-        text = data.decode().replace(root, "OUT")
+    """The bytes, of texts without what the plan leaves out and the folder's path; of small JSON its values too."""
+    if name.endswith((".json", ".html", ".txt", ".jsonl", ".xml", ".yaml")):
+        text = reduce(lambda t, rule: re.sub(rule, "*", t), PLAN["replaced"], data.decode().replace(root, "OUT"))
         if name in PLAN["pages"]:
             text = re.sub(r"\d[\d.,]*", "#", re.sub(r"data:image/[^\"')]*|<svg.*?</svg>", "PICTURE", text, flags=re.S))
+        if name.endswith(".json") and text[:1] in ("[", "{"):
+            keys = "|".join(map(re.escape, sorted(dropped)))
+            text = re.sub(rf'"({keys})": ?("[^"]*"|[^,\s\]}}]+)', r'"\1": "*"', text)
+            yield from _leaves(name, json.loads(text), dropped) if len(text) < 50_000 else ()
         data = text.encode()
     yield name, hashlib.sha256(data).hexdigest()
 
 
-def _leaves(name: str, value: Any, root: str, dropped: set[str]) -> Iterator[tuple[str, Any]]:
+def _leaves(name: str, value: Any, dropped: set[str]) -> Iterator[tuple[str, Any]]:
     """Values of a JSON document by their place in it. Long ones and lists of plain values count as one."""
     if isinstance(value, dict) and value:
         for key in sorted(value.keys() - dropped):
-            yield from _leaves(f"{name}: {key}", value[key], root, dropped)
+            yield from _leaves(f"{name}: {key}", value[key], dropped)
     elif isinstance(value, list) and any(isinstance(v, dict | list) for v in value):
         for number, one in enumerate(value):
-            yield from _leaves(f"{name}[{number}]", one, root, dropped)
+            yield from _leaves(f"{name}[{number}]", one, dropped)
     else:
-        text = json.dumps(value).replace(root, "OUT")
+        text = json.dumps(value)
         yield name, json.loads(text) if len(text) < 200 else hashlib.sha256(text.encode()).hexdigest()
 
 
