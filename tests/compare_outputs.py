@@ -1,6 +1,6 @@
 """Do two versions of the code write the same bytes? Drives `fss` alone, on generated data, at the size `debug`.
 
-    python tests/compare_outputs.py make FSS OUT         every command of the plan below OUT, then OUT/outputs.json
+    python tests/compare_outputs.py make FSS OUT         the commands below OUT; stopped and run again: those left
     python tests/compare_outputs.py collect OUT          outputs.json again, of what is there
     python tests/compare_outputs.py compare A B          two outputs.json; status 1 if anything differs
     python tests/compare_outputs.py reopen FSS OLD NEW   this version on a copy, NEW, of what another one wrote to OLD
@@ -41,8 +41,8 @@ ABORTED = "terminate called without an active exception"  # a thread lived on wh
 class Fss:
     """The command below a folder: what it prints goes to `stdout/`, what it says to `logs/`."""
 
-    def __init__(self, binary: str, out: Path) -> None:
-        self.binary, self.out = str(Path(binary).absolute()), out
+    def __init__(self, binary: str, out: Path, *, again: bool = False) -> None:
+        self.binary, self.out, self.again = str(Path(binary).absolute()), out, again
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "FSS_", "AWS_", "MLFLOW_"))}
         self.env = clean | {"OMP_NUM_THREADS": "1", "COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb",
                             "FSS_CACHE": str(out / "cache"), "RAY_worker_niceness": "0"}
@@ -59,6 +59,8 @@ class Fss:
 
     def __call__(self, name: str, line: str) -> str:
         """Run a line; what it printed, of a mistake what it said. Another status than expected ends the script."""
+        if (answer := self.out / "stdout" / name).exists() and not self.again:
+            return answer.read_text()
         words, began, wanted = self.words(line), time.monotonic(), 2 if name.startswith("mistake") else 0
         for _ in range(9):
             done = subprocess.run([self.binary, *words], cwd=self.out, env=self.env, capture_output=True, text=True,
@@ -68,10 +70,10 @@ class Fss:
             print(f"  {name}: done, but aborted at exit; once more", flush=True)
         said = "".join(x for x in done.stderr.splitlines(keepends=True) if x.startswith("error: "))
         printed = said if wanted else done.stdout
-        for folder, text in (("stdout", printed), ("logs", done.stderr)):
-            (self.out / folder / name).write_text(text)
+        (self.out / "logs" / name).write_text(done.stderr)
         if done.returncode != wanted:
             sys.exit(f"{name}: status {done.returncode}, not {wanted}\n{done.stderr[-3000:]}")
+        answer.write_text(printed)
         print(f"  {name}: {time.monotonic() - began:.0f} s", flush=True)
         return printed
 
@@ -134,14 +136,15 @@ def _ball(seed: int) -> tuple[Image.Image, Image.Image]:
     return photo, mask
 
 
-def make(fss: Fss, *, again: bool = False) -> None:
-    """Every step. `again`: where all is done already; then decisions, which are appended, and copies are left out."""
+def make(fss: Fss) -> None:
+    """Every step that is left. Where all is done again, decisions, which are appended, and copies are left out."""
     for line in PLAN["steps"]:
         name, _, rest = line.partition(" ")
-        if name == "COPY" and not again:
+        if name == "COPY":
             source, target = (fss.out / word for word in fss.words(rest))
-            shutil.copytree(source, target)
-        elif name != "COPY" and not (again and name == "review_decide.json"):
+            if not target.exists():
+                shutil.copytree(source, target)
+        elif not (fss.again and name == "review_decide.json"):
             fss(name, rest)
 
 
@@ -152,9 +155,8 @@ def collect(out: Path, *, dropped: tuple[str, ...] = ()) -> dict[str, Any]:
         name = path.relative_to(out).as_posix()
         if not any(fnmatch(name, pattern) for pattern in PLAN["skipped"]):
             found.update(_described(name, path.read_bytes(), str(out), {*PLAN["dropped"], *dropped}))
-    for database in sorted(out.glob("*/mlflow.db")):
-        if database.parent.name != "interrupted":
-            found.update((f"{database.parent.name}/tracking: {k}", v) for k, v in _tracking(database, str(out)))
+    for database in sorted({*out.glob("*/mlflow.db")} - {out / "interrupted" / "mlflow.db"}):
+        found.update((f"{database.parent.name}/tracking: {k}", v) for k, v in _tracking(database, str(out)))
     return found
 
 
@@ -212,8 +214,7 @@ def move(old: Path, new: Path) -> None:
     """Copy a folder; the paths in its JSON, YAML and MLflow's database become those of the copy."""
     shutil.copytree(old, new)
     for path in (p for p in new.rglob("*") if p.suffix in (".json", ".yaml", ".jsonl", ".txt", ".html")):
-        if str(old).encode() in (data := path.read_bytes()):
-            path.write_bytes(data.replace(str(old).encode(), str(new).encode()))
+        path.write_bytes(path.read_bytes().replace(str(old).encode(), str(new).encode()))
     for database in new.glob("*/mlflow.db"):
         with sqlite3.connect(database) as base:
             for table, column in (("experiments", "artifact_location"), ("runs", "artifact_uri"),
@@ -225,10 +226,10 @@ def reopen(binary: str, old: Path, new: Path) -> bool:
     """Go on in a copy of what another version wrote; whether all went well."""
     whole, checks = _stamps(old), {}
     move(old, new)
-    fss, now = Fss(binary, new), tuple(PLAN["done_now"])
+    fss, now = Fss(binary, new, again=True), tuple(PLAN["done_now"])
     work = ("*/runs/*/*", "*/parts/*", "*/shards/*/blocks/*", "*/features/*")
     before, stamps = collect(new, dropped=now), _stamps(new, *work)
-    make(fss, again=True)
+    make(fss)
     found = compare(before, collect(new, dropped=now))
     checks["all commands again: every file as it was" + "".join(f"\n  {x}" for x in found)] = not found
     checks["all commands again: nothing was trained, labelled or built"] = stamps == _stamps(new, *work)
@@ -255,7 +256,7 @@ def _stamps(root: Path, *patterns: str) -> dict[str, int]:
     """When each file was written."""
     names = {p for pattern in patterns for p in root.glob(pattern)} or {root}
     files = {f for p in names for f in ([p] if p.is_file() else p.rglob("*")) if f.is_file()}
-    return {f.relative_to(root).as_posix(): f.stat().st_mtime_ns for f in files if f.name != "report.html"}
+    return {f.relative_to(root).as_posix(): f.stat().st_mtime_ns for f in files}
 
 
 def _digests(folder: Path, pattern: str = "*") -> dict[str, str]:
@@ -266,10 +267,9 @@ def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     words = parser.add_subparsers(dest="word", required=True)
-    for word, places in (("make", ("fss", "out")), ("collect", ("out",)), ("compare", ("one", "two")),
-                         ("reopen", ("fss", "old", "new"))):
+    for word, places in (("make", "fss out"), ("collect", "out"), ("compare", "one two"), ("reopen", "fss old new")):
         sub = words.add_parser(word)
-        for place in places:
+        for place in places.split():
             sub.add_argument(place)
     given = parser.parse_args()
     if given.word == "compare":
@@ -282,12 +282,13 @@ def main() -> int:
         return 0 if reopen(given.fss, Path(given.old).resolve(), Path(given.new).resolve()) else 1
     out = Path(given.out).resolve()
     if given.word == "make":
-        out.mkdir(parents=True)
-        draw_inputs(out)
+        if not (out / "given").exists():
+            draw_inputs(out)
         fss = Fss(given.fss, out)
         make(fss)
         fss.help()
-        fss.killed_midway()
+        if not list(out.glob("interrupted/runs/*")):
+            fss.killed_midway()
     found = collect(out)
     (out / "outputs.json").write_text(json.dumps(found, indent=1, sort_keys=True))
     print(f"{len(found)} outputs: {out / 'outputs.json'}")
