@@ -186,7 +186,7 @@ def load_calibrator(data: bytes, where: str = "") -> Calibrator:
     length = int.from_bytes(data[:8], "little")
     known = json.loads(json.loads(data[8:8 + length]).get("__metadata__", {}).get("fss", "{}"))
     if known.get("version") != VERSION or known.get("names") != list(NAMES):
-        raise FssError("is a calibrator of another version", where=where, mend="run `fss calibrate` again")
+        raise FssError("is a calibrator of another version", where=where, hint="run `fss calibrate` again")
     return Calibrator(**load(data), about=known["about"])
 
 

@@ -39,7 +39,7 @@ def fit_calibrator(sets: Sequence[Observation], scenes: Tensor, about: dict[str,
     """
     measured, present, iou = (torch.cat([getattr(s, k) for s in sets]) for k in ("measured", "present", "iou"))
     if bool(present.all()) or not bool(present.any()):
-        raise FssError("a calibrator needs photos with and without the classes", mend="give shards with more photos")
+        raise FssError("a calibrator needs photos with and without the classes", hint="give shards with more photos")
     centre, scale = measured.mean(dim=0), measured.std(dim=0).clamp(min=1e-6)
     inputs = with_one((measured - centre) / scale)
     weights = torch.where(present, 0.5 / present.float().mean(), 0.5 / (~present).float().mean())

@@ -6,10 +6,10 @@ from __future__ import annotations
 class FssError(Exception):
     """A mistake that the user can correct. `fss` prints it as one line and exits with status 2."""
 
-    def __init__(self, what: str, *, where: str = "", mend: str = "") -> None:
-        self.what, self.where, self.mend = what, where, mend
+    def __init__(self, what: str, *, where: str = "", hint: str = "") -> None:
+        self.what, self.where, self.hint = what, where, hint
         line = what if not where else f"{where}: {what}"
-        super().__init__(" ".join(f"{line}{f' ({mend})' if mend else ''}".split()))
+        super().__init__(" ".join(f"{line}{f' ({hint})' if mend else ''}".split()))
 
 
 class BadImage(FssError):  # noqa: N818 - reads as what it is

@@ -165,6 +165,6 @@ def paired_difference(
 ) -> tuple[float, float]:
     """The interval of score(a) - score(b) on the same episodes. Raises `FssError` if the lists differ."""
     if not a.same_episodes(b):
-        raise FssError("the two methods were scored on different episode lists", mend="run the sweep again")
+        raise FssError("the two methods were scored on different episode lists", hint="run the sweep again")
     first, second = (resampled_scores(s, resamples=resamples, seed=seed, metric=metric) for s in (a, b))
     return interval(first - second, confidence)

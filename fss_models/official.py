@@ -57,7 +57,7 @@ def read_tensors(path: str) -> dict[str, Tensor]:
         state = state.get(level, state)
     tensors = {str(k).removeprefix("module."): v for k, v in state.items() if isinstance(v, Tensor)}
     if not tensors:
-        raise FssError("holds no tensors", where=path, mend="give the file with the model's weights")
+        raise FssError("holds no tensors", where=path, hint="give the file with the model's weights")
     return tensors
 
 
@@ -72,10 +72,10 @@ def load_official(method: str, preset: str, path: str, *, weights: str | None = 
         base = weights or (path if "weights" in found.also else None)
         model = registry.build(method, preset, config, weights=base)
         if model.untrained and base in (None, "", RANDOM):
-            raise FssError("belongs to a pretrained model", mend="give --weights, the checkpoint it was trained on")
+            raise FssError("belongs to a pretrained model", hint="give --weights, the checkpoint it was trained on")
         model.load_trainable_state(found.state)
     except FssError as error:
-        raise error if error.where else FssError(error.what, where=path, mend=error.mend) from error
+        raise error if error.where else FssError(error.what, where=path, hint=error.hint) from error
     return model
 
 
@@ -84,7 +84,7 @@ def read_official(method: str, preset: str, tensors: dict[str, Tensor], path: st
     try:
         found: OfficialCheckpoint = _module(method).read(tensors, preset)
     except FssError as error:
-        raise error if error.where else FssError(error.what, where=path, mend=error.mend) from error
+        raise error if error.where else FssError(error.what, where=path, hint=error.hint) from error
     return found
 
 

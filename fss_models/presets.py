@@ -56,7 +56,7 @@ PRESETS: dict[str, Preset] = {
 def find_preset(name: str) -> Preset:
     """The preset `name`. Raises `FssError` naming the known ones."""
     if name not in PRESETS:
-        raise FssError(f"unknown preset {name!r}", mend=f"known: {', '.join(PRESETS)}")
+        raise FssError(f"unknown preset {name!r}", hint=f"known: {', '.join(PRESETS)}")
     return PRESETS[name]
 
 

@@ -53,7 +53,7 @@ def kinds_of(name: SampledKind) -> frozenset[PromptKind]:
 def sample_prompt(mask: np.ndarray, kind: SampledKind, rng: np.random.Generator, *, training: bool) -> Prompt:
     """Draw a prompt of `kind`; `multi` draws one of the four. Raises `FssError` for an empty mask or unknown kind."""
     if not mask.any():
-        raise FssError("the support mask is empty", mend="mark at least one pixel of the object")
+        raise FssError("the support mask is empty", hint="mark at least one pixel of the object")
     if kind == "multi":
         kind = _EACH[rng.integers(len(_EACH))]
     if kind == "mask":
@@ -64,7 +64,7 @@ def sample_prompt(mask: np.ndarray, kind: SampledKind, rng: np.random.Generator,
         return sample_points(mask, rng, training=training)
     if kind == "scribble":
         return sample_scribble(mask, rng, training=training)
-    raise FssError(f"unknown kind of prompt {kind!r}", mend=f"known: {', '.join((*_EACH, 'multi'))}")
+    raise FssError(f"unknown kind of prompt {kind!r}", hint=f"known: {', '.join((*_EACH, 'multi'))}")
 
 
 def sample_points(mask: np.ndarray, rng: np.random.Generator, *, training: bool) -> Prompt:

@@ -16,7 +16,7 @@ from fss_models.preprocess import resize_mask
 def mask_prompt(mask: np.ndarray) -> Prompt:
     """A reference marked by its mask [H, W]. Raises `FssError` if the mask is empty."""
     if not mask.any():
-        raise FssError("the support mask is empty", mend="mark at least one pixel of the object")
+        raise FssError("the support mask is empty", hint="mark at least one pixel of the object")
     return Prompt(kind=PromptKind.MASK, mask=torch.from_numpy(mask.astype(bool)))
 
 

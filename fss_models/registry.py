@@ -74,7 +74,7 @@ def check_preset(method: str, preset: str) -> None:
     """Raises `FssError` if the method cannot be built at `preset`, naming those it can."""
     known = method_class(method).presets
     if preset not in known:
-        raise FssError(f"unknown preset {preset!r} of method {method!r}", mend=f"known: {', '.join(known)}")
+        raise FssError(f"unknown preset {preset!r} of method {method!r}", hint=f"known: {', '.join(known)}")
 
 
 def make_config(method: str, config: dict[str, Any] | None = None) -> Any:
@@ -83,7 +83,7 @@ def make_config(method: str, config: dict[str, Any] | None = None) -> Any:
     known = [f.name for f in fields(config_cls)]
     for key in config or {}:
         if key not in known:
-            raise FssError(f"unknown setting {key!r} of method {method!r}", mend=f"known: {', '.join(known) or 'none'}")
+            raise FssError(f"unknown setting {key!r} of method {method!r}", hint=f"known: {', '.join(known) or 'none'}")
     made = config_cls(**(config or {}))
     check_settings(made)
     return made
@@ -97,7 +97,7 @@ def config_dict(model: Segmenter) -> dict[str, Any]:
 def _find(name: str) -> tuple[type[Segmenter], type]:
     _load()
     if name not in _METHODS:
-        raise FssError(f"unknown method {name!r}", mend=f"known: {', '.join(sorted(_METHODS))}")
+        raise FssError(f"unknown method {name!r}", hint=f"known: {', '.join(sorted(_METHODS))}")
     return _METHODS[name]
 
 

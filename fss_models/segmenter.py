@@ -78,7 +78,7 @@ class Segmenter(nn.Module, ABC):
         if kind not in cls.prompt_kinds:
             known = ", ".join(sorted(k.name.lower() for k in cls.prompt_kinds))
             raise FssError(f"method {cls.method!r} reads no {kind.name.lower()} marks", where=where,
-                           mend=f"it reads: {known}")
+                           hint=f"it reads: {known}")
 
     def collate(self, sets: Sequence[Sequence[Prompt]], sizes: Tensor, image: Tensor | None = None) -> PromptBatch:
         """Gather prompts, given in pixels of their images, and resize them to the square as the method needs them.
@@ -111,7 +111,7 @@ class Segmenter(nn.Module, ABC):
     def encode_frozen(self, images: Images) -> Features:
         """Run the part of `encode` that training does not change. Raises `FssError` if `frozen_part` is empty."""
         raise FssError(f"method {self.method!r} at {self.preset!r} has no frozen features to keep",
-                       mend="set train.features=off")
+                       hint="set train.features=off")
 
     def finish(self, frozen: Features) -> Features:
         """Turn the result of `encode_frozen` into that of `encode`."""
@@ -131,7 +131,7 @@ class Segmenter(nn.Module, ABC):
 
     def losses(self, clip: Clip) -> dict[str, Tensor]:
         """Named scalar losses, already weighted: their sum is minimised. Raises `FssError` if nothing trains."""
-        raise FssError(f"method {self.method!r} has nothing to train", mend="list it without a train section")
+        raise FssError(f"method {self.method!r} has nothing to train", hint="list it without a train section")
 
     def set_trainable(self) -> None:
         """Set `requires_grad` to what this method trains. The default freezes everything."""

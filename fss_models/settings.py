@@ -17,8 +17,8 @@ def check_settings(config: Any) -> None:
     for name, kind in get_type_hints(type(config)).items():
         value = getattr(config, name)
         if get_origin(kind) is Literal and value not in get_args(kind):
-            raise FssError(f"{name} is {value!r}", mend=f"known: {', '.join(get_args(kind))}")
+            raise FssError(f"{name} is {value!r}", hint=f"known: {', '.join(get_args(kind))}")
         if name.endswith(("tokens", "steps", "rank")) and value < 1:
-            raise FssError(f"{name} is {value}", mend="give at least 1")
+            raise FssError(f"{name} is {value}", hint="give at least 1")
         if name.endswith("dropout") and not isinstance(value, bool) and not 0 <= value < 1:
-            raise FssError(f"{name} is {value}", mend="give a share from 0 to below 1")
+            raise FssError(f"{name} is {value}", hint="give a share from 0 to below 1")

@@ -21,13 +21,13 @@ def check_state(
     """
     about = f"{subject} " if subject else ""
     for key in sorted(want.keys() - given.keys() - set(optional)):
-        raise FssError(f"{about}lacks {key!r}", where=where, mend=hint)
+        raise FssError(f"{about}lacks {key!r}", where=where, hint=hint)
     for key in sorted(given.keys() - want.keys() - set(spare)):
-        raise FssError(f"{about}has unknown {key!r}", where=where, mend=hint)
+        raise FssError(f"{about}has unknown {key!r}", where=where, hint=hint)
     for key in sorted(want.keys() & given.keys()):
         ours, theirs = _shape(want[key]), _shape(given[key])
         if ours != theirs:
-            raise FssError(f"{about}{key!r} is {theirs}, the model's {ours}", where=where, mend=hint)
+            raise FssError(f"{about}{key!r} is {theirs}, the model's {ours}", where=where, hint=hint)
 
 
 def load_state(

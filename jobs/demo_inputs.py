@@ -30,7 +30,7 @@ def choose_class(shards: Shards, name: str = "") -> ClassInfo:
     found = next((c for c in classes if c.name == name), None)
     if found is None:
         raise FssError(f"there is no class {name!r}", where=shards.url,
-                       mend=f"known: {', '.join(sorted(c.name for c in classes))}")
+                       hint=f"known: {', '.join(sorted(c.name for c in classes))}")
     return found
 
 

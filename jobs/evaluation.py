@@ -84,17 +84,17 @@ def prepare_target(
         if given:
             option = "split-key" if "key" in given else "shot" if "shots" in given else next(iter(given))
             raise FssError(f"--{option} works with --dataset only",
-                           mend="for a recipe use --set, such as --set eval.shots=5")
+                           hint="for a recipe use --set, such as --set eval.shots=5")
         loaded = load_recipe(recipe or "demo", sets, out=out)
         return EvaluationTarget(recipe=loaded, shards=ensure_shards(loaded), fold=None if fold < 0 else fold)
     if recipe:
-        raise FssError("--recipe and --dataset both say what is tested", mend="leave one out")
+        raise FssError("--recipe and --dataset both say what is tested", hint="leave one out")
     if not direct.get("root"):
-        raise FssError(f"--dataset {dataset} needs the folder of its photos", mend="give --root")
+        raise FssError(f"--dataset {dataset} needs the folder of its photos", hint="give --root")
     for item in sets or []:
         if not item.startswith(_USABLE_KEYS):
             raise FssError(f"--set {item.partition('=')[0]} would be ignored with --dataset",
-                           mend=f"usable keys: {', '.join(_USABLE_KEYS)}")
+                           hint=f"usable keys: {', '.join(_USABLE_KEYS)}")
     return _directory_target(TestSetRequest(dataset=dataset, fold=fold, **given), load_recipe("demo", sets, out=out))
 
 

@@ -55,7 +55,7 @@ def parse_command(arguments: Sequence[str]) -> ParsedCommand:
             name, node, rest = node.resolve_command(context, left)
             path.append(str(name))
     except _UsageError as error:
-        raise FssError(error.format_message(), where=f"fss {' '.join(path)}".strip(), mend="see --help") from error
+        raise FssError(error.format_message(), where=f"fss {' '.join(path)}".strip(), hint="see --help") from error
 
 
 def check_output(parsed: ParsedCommand) -> None:
@@ -63,4 +63,4 @@ def check_output(parsed: ParsedCommand) -> None:
     place = parsed.output
     if place is not None and "://" not in place and not place.startswith("/"):
         raise FssError("results in a relative folder are deleted when the submitted command ends", where=place,
-                       mend="use --out s3://bucket/prefix, or an absolute folder that all nodes share")
+                       hint="use --out s3://bucket/prefix, or an absolute folder that all nodes share")

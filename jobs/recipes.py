@@ -47,7 +47,7 @@ def _load(model: type[T], folder: str, name: str, overrides: list[str] | None, d
     for item in overrides or []:
         key, eq, value = item.partition("=")
         if not eq:
-            raise FssError(f"--set {item!r} has no '='", mend="write it as in --set train.steps=100")
+            raise FssError(f"--set {item!r} has no '='", hint="write it as in --set train.steps=100")
         _assign(raw, key.strip().split("."), _yaml(value, f"--set {key}"))
     raw.update({k: v for k, v in direct.items() if v is not None})
     try:
@@ -63,11 +63,11 @@ def _read(name: str, folder: str, over: tuple[str, ...] = ()) -> tuple[dict[str,
         raise FssError(f"extends itself: {' -> '.join([*over, name])}", where=name)
     if not path.suffix:
         if name not in shipped:
-            raise FssError(f"there is no recipe {name!r}", mend=f"known: {', '.join(shipped)}; or give a .yaml file")
+            raise FssError(f"there is no recipe {name!r}", hint=f"known: {', '.join(shipped)}; or give a .yaml file")
         text, where = files("jobs").joinpath("recipes", folder, f"{name}.yaml").read_text(), f"recipe {name}"
     else:
         if not path.is_file():
-            raise FssError("there is no such recipe file", where=name, mend=f"shipped recipes: {', '.join(shipped)}")
+            raise FssError("there is no such recipe file", where=name, hint=f"shipped recipes: {', '.join(shipped)}")
         text, where = _text(path), name
     raw = _yaml(text, where)
     if not isinstance(raw, dict):
@@ -81,7 +81,7 @@ def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise FssError("is not UTF-8 text", where=str(path), mend="save it as UTF-8") from error
+        raise FssError("is not UTF-8 text", where=str(path), hint="save it as UTF-8") from error
 
 
 def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

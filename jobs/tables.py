@@ -36,10 +36,10 @@ def load_table(name: str) -> tuple[str, PublishedTable]:
     if not path.suffix:
         if name not in list_tables():
             raise FssError(f"there is no table {name!r}",
-                           mend=f"known: {', '.join(list_tables())}; or give a .yaml file")
+                           hint=f"known: {', '.join(list_tables())}; or give a .yaml file")
         text = files("jobs").joinpath("recipes", FOLDER, f"{name}.yaml").read_text()
     elif not path.is_file():
-        raise FssError("there is no such table file", where=name, mend=f"shipped tables: {', '.join(list_tables())}")
+        raise FssError("there is no such table file", where=name, hint=f"shipped tables: {', '.join(list_tables())}")
     else:
         text = path.read_text()
     try:
@@ -79,7 +79,7 @@ def _cell(row: TableRow, key: str, column: TableColumn, sets: Sequence[str], out
     plain = load_recipe(name, own, out=out)
     if len(plain.methods) != 1:
         raise FssError(f"recipe {name!r} has {len(plain.methods)} methods; a cell needs exactly one",
-                       where=f"row {row.name!r}", mend="set methods: [...] in the row")
+                       where=f"row {row.name!r}", hint="set methods: [...] in the row")
     folds = len(plain.sweep.folds) or _count_folds(plain.data)
     return TableCell(row=row, key=key, column=column, recipe=load_recipe(name, [*own, *sets], out=out), folds=folds)
 
@@ -91,7 +91,7 @@ def _count_folds(data: DataConfig) -> int:
 def _check_names(what: str, names: Sequence[str] | Places, known: Sequence[str]) -> None:
     for name in names:
         if name not in known:
-            raise FssError(f"the table has no {what} {name!r}", mend=f"known: {', '.join(dict.fromkeys(known))}")
+            raise FssError(f"the table has no {what} {name!r}", hint=f"known: {', '.join(dict.fromkeys(known))}")
 
 
 def _weight_paths(method: MethodConfig) -> list[str]:
@@ -122,6 +122,6 @@ def parse_places(values: Sequence[str] | None, option: str) -> Places:
     for item in values or []:
         name, eq, place = item.partition("=")
         if not (name and eq and place):
-            raise FssError(f"{option} {item!r} is not of the form NAME=PLACE", mend=f"write {option} NAME=PLACE")
+            raise FssError(f"{option} {item!r} is not of the form NAME=PLACE", hint=f"write {option} NAME=PLACE")
         places[name] = place
     return places

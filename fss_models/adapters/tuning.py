@@ -50,12 +50,12 @@ def attach(tuning: str, trunk: Any, *, stages: Sequence[int], factor: float, ran
     Raises `FssError` for an unknown name, a stage that the trunk lacks, and `qkv` on a trunk without attention.
     """
     if tuning not in _TABLE:
-        raise FssError(f"unknown tuning {tuning!r}", mend=f"known: {', '.join(_TABLE)}")
+        raise FssError(f"unknown tuning {tuning!r}", hint=f"known: {', '.join(_TABLE)}")
     for stage in stages:
         if not 0 <= stage < len(trunk.stage_ends):
-            raise FssError(f"the trunk has no stage {stage}", mend=f"stages are 0 to {len(trunk.stage_ends) - 1}")
+            raise FssError(f"the trunk has no stage {stage}", hint=f"stages are 0 to {len(trunk.stage_ends) - 1}")
     if tuning == "qkv" and not any(hasattr(b, "attn") for b in trunk.blocks):
-        raise FssError("this trunk has no attention to tune", mend="use lora or backbone at nano")
+        raise FssError("this trunk has no attention to tune", hint="use lora or backbone at nano")
     add = _TABLE[tuning].attach
     if add is not None:
         add(trunk, stages, factor, rank)

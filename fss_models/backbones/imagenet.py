@@ -62,7 +62,7 @@ class ImagenetBackbone(nn.Module):
 
 def _read(path: str) -> dict[str, Tensor]:
     if not Path(path).is_file():
-        raise FssError("no such weight file", where=path, mend="give the backbone's ImageNet file")
+        raise FssError("no such weight file", where=path, hint="give the backbone's ImageNet file")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a file that is no checkpoint
@@ -77,5 +77,5 @@ def _renamed(backbone: ImagenetBackbone, state: dict[str, Tensor], path: str) ->
         return {k: v for k, v in state.items() if k.startswith("layer")}
     names = {key: backbone.rename(key) for key in state}
     if not any(names.values()):
-        raise FssError(f"has unknown {min(state, default='')!r}", where=path, mend="is it the file of this backbone?")
+        raise FssError(f"has unknown {min(state, default='')!r}", where=path, hint="is it the file of this backbone?")
     return {name: state[key] for key, name in names.items() if name is not None}

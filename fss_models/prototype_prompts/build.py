@@ -62,12 +62,12 @@ def build_parts(preset: str, *, backbone: str, backbone_weights: str, weights: s
     """
     name = ("trunk" if preset in _SMALL else "resnet50") if backbone == "auto" else backbone
     if name == "trunk" and preset in SIZES:
-        raise FssError(f"backbone 'trunk' needs SAM 2, not {preset!r}", mend="take resnet50, resnet101 or vgg16")
+        raise FssError(f"backbone 'trunk' needs SAM 2, not {preset!r}", hint="take resnet50, resnet101 or vgg16")
     if name == "trunk" and backbone_weights:
-        raise FssError("backbone_weights belongs to a backbone of its own", mend="name the backbone, or leave it out")
+        raise FssError("backbone_weights belongs to a backbone of its own", hint="name the backbone, or leave it out")
     if name != "trunk" and preset not in SIZES and find_preset(preset).trunk != "hiera":
         raise FssError(f"preset {preset!r} has its own pixel scale: backbone {name!r} cannot share it",
-                       mend="take backbone 'auto', or another preset")
+                       hint="take backbone 'auto', or another preset")
     sam: PromptedSam
     checkpoint = weights not in (None, "", RANDOM)
     if preset in SIZES:

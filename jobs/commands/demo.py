@@ -55,7 +55,7 @@ def demo_recipe(data: str, name: str, overrides: list[str], out: str | None) -> 
         return load_recipe(name or "demo", overrides, out=out or "out/demo")
     place = Store(data)
     if not place.exists():
-        raise FssError("does not exist", where=data, mend="give a COCO directory (annotations/*.json and images)")
+        raise FssError("does not exist", where=data, hint="give a COCO directory (annotations/*.json and images)")
     parent, _, folder = place.url.rpartition("/")
     title = re.sub(r"[^a-z0-9]+", "_", folder.lower()).strip("_") or "photos"
     found = [f"data.source.root={place.url}", f"data.name={title}"]

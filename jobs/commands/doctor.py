@@ -32,8 +32,8 @@ def doctor(
     else:
         for check in checks:
             print(f"{MARKS[check.state]:>7}  {check.name:<18} {check.found}")
-            if check.mend:
-                print(f"{'':>7}  {'':<18} -> {check.mend}")
+            if check.hint:
+                print(f"{'':>7}  {'':<18} -> {check.hint}")
         print("this machine is ready" if not missing else f"{len(missing)} required things are missing")
     if missing:
         raise typer.Exit(1)

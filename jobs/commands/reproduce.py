@@ -78,7 +78,7 @@ def _reproduce(name: str, *, show: bool, rows: list[str], columns: list[str], ro
                   file=sys.stderr)
         raise FssError(f"cannot be run yet: {len(missing)} datasets or files are missing, listed above",
                        where=f"table {stem}",
-                       mend="put them there and run the same command again; --show prints the published figures")
+                       hint="put them there and run the same command again; --show prints the published figures")
     failed = {} if show else run_cells(cells)
     found = collect_outcome(stem, table, cells, sets)
     said = render_text(found) if show else f"{render_text(found)}\n\npage: {write_table(found, cells, out)}"

@@ -72,11 +72,11 @@ def decide(
     for pair in correct or []:
         name, _, mask = pair.rpartition("=")
         if not name:
-            raise FssError(f"--correct {pair!r} has no '='", mend="write --correct NAME=MASK.png")
+            raise FssError(f"--correct {pair!r} has no '='", hint="write --correct NAME=MASK.png")
         store, file = split_url(mask)
         given[name] = ("correct", mask_from_picture(store.read_bytes(file), mask))
     if not given and not source:
-        raise FssError("no decision is given", mend="give --accept, --reject, --correct, --undo or --from")
+        raise FssError("no decision is given", hint="give --accept, --reject, --correct, --undo or --from")
     opened = open_job(job)
     count = (decide_by_name(opened, given, class_name) if given else 0) + (
         import_decisions(opened, source) if source else 0)

@@ -39,7 +39,7 @@ def check(
 
     for given, name in ((count, "--count"), (price, "--price")):
         if given and not images:
-            raise FssError(f"{name} needs photos on which the speed is measured", mend="give --images")
+            raise FssError(f"{name} needs photos on which the speed is measured", hint="give --images")
     read = load_recipe(recipe, overrides or [], out=workspace)
     worth, cost, told, url = check_label_job(read, supports=supports, images=images, bundle=bundle, count=count,
                                              price=price, page=page)

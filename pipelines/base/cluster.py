@@ -105,7 +105,7 @@ def _start(ray: Any, **options: Any) -> None:
             ray.shutdown()
             _stop_children(before)
             if last:
-                raise FssError("Ray did not start: the machine is too busy", mend="run the command again") from error
+                raise FssError("Ray did not start: the machine is too busy", hint="run the command again") from error
 
 
 def _stop_children(before: set[int]) -> None:

@@ -49,7 +49,7 @@ class Store:
         self, url: str, *, attempts: int | None = None, hashes: Mapping[str, str] | None = None
     ) -> None:
         if "://" in url and not url.startswith(("s3://", "file://")):
-            raise FssError(f"unsupported URL {url!r}", mend="use a local path or s3://bucket/prefix")
+            raise FssError(f"unsupported URL {url!r}", hint="use a local path or s3://bucket/prefix")
         self.is_s3 = url.startswith("s3://")
         self.url = url.rstrip("/") if self.is_s3 else _local(url.removeprefix("file://"))
         self.hashes = hashes or {}  # relative path -> content hash, for the error line about a damaged file
@@ -223,7 +223,7 @@ class Store:
             if _is_damage(error):
                 known = self.hashes.get(relative, "")[:16]
                 what = f"is not a readable Parquet file{f' any more (content hash {known})' if known else ''}"
-                raise FssError(f"{what}: {_first_line(error)}", where=self.path(relative), mend=(
+                raise FssError(f"{what}: {_first_line(error)}", where=self.path(relative), hint=(
                     "build the shards again with --force" if known else "delete it and build it again")) from error
             raise _explain(error, verb, self.path(relative)) from error
 
@@ -286,7 +286,7 @@ def _local(path: str) -> str:
         return str(Path(path).expanduser().absolute())
     except RuntimeError as error:
         raise FssError(f"{path.partition('/')[0]!r} has no home folder", where=path,
-                       mend=f"for a file of this name, write ./{path}") from error
+                       hint=f"for a file of this name, write ./{path}") from error
 
 
 @contextmanager
@@ -352,17 +352,17 @@ def _explain(error: Exception, verb: str, path: str) -> FssError:
     if path.startswith("s3://"):
         if isinstance(error, PermissionError) or any(w in low for w in ("accesskey", "signature", "forbidden", "403")):
             return FssError(f"{endpoint} refuses the credentials", where=path,
-                            mend="check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+                            hint="check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
         if "credentials" in low:
             return FssError("there are no credentials", where=path,
-                            mend="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+                            hint="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
         if any(w in low for w in ("connect", "endpoint", "timeout", "timed out")):
             return FssError(f"cannot reach {endpoint}", where=path,
-                            mend="check AWS_ENDPOINT_URL, and that the server runs")
+                            hint="check AWS_ENDPOINT_URL, and that the server runs")
     if isinstance(error, FileNotFoundError):
-        return FssError("does not exist", where=path, mend="check the path or URL")
+        return FssError("does not exist", where=path, hint="check the path or URL")
     if isinstance(error, OSError) and error.errno in _SPACE:
-        return FssError("no space left on the device", where=path, mend="free some space and run the command again")
+        return FssError("no space left on the device", where=path, hint="free some space and run the command again")
     return FssError(f"cannot {verb}: {text}", where=path)
 
 

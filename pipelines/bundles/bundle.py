@@ -132,12 +132,12 @@ def read_bundle_info(url: str) -> BundleInfo:
     store = Store(bundle_url(url))
     if not store.exists("bundle.json"):
         raise FssError("there is no bundle here (bundle.json is missing)", where=url,
-                       mend="check the URL; `fss promote` writes a workspace's champion")
+                       hint="check the URL; `fss promote` writes a workspace's champion")
     try:
         return BundleInfo.model_validate(store.read_json("bundle.json"))
     except ValueError as error:
         raise FssError("bundle.json is not valid", where=url,
-                       mend="it may be of a newer version of fss: install that version") from error
+                       hint="it may be of a newer version of fss: install that version") from error
 
 
 def about_bundle(info: BundleInfo) -> dict[str, Any]:
@@ -155,7 +155,7 @@ def load_bundle(url: str, device: str = "cpu") -> tuple[Segmenter, BundleInfo]:
     data = Store(url).read_bytes("model.safetensors")
     if hashlib.sha256(data).hexdigest() != info.tensors_sha256:
         raise FssError("model.safetensors does not match bundle.json", where=url,
-                       mend="promote or train the bundle again")
+                       hint="promote or train the bundle again")
     model = build_base_model(info, url)
     if data:
         model.load_trainable_state(load_tensors(data))
@@ -181,7 +181,7 @@ def bundle_calibrator(url: str, info: BundleInfo) -> Calibrator | None:
     store = Store(bundle_url(url))
     data = store.read_bytes(CALIBRATOR)
     if hashlib.sha256(data).hexdigest() != info.calibrator:
-        raise FssError(f"{CALIBRATOR} does not match bundle.json", where=url, mend="run `fss calibrate` again")
+        raise FssError(f"{CALIBRATOR} does not match bundle.json", where=url, hint="run `fss calibrate` again")
     return load_calibrator(data, store.path(CALIBRATOR))
 
 

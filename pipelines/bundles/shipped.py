@@ -78,7 +78,7 @@ def copy_bundle(source: str, target: str, *, half: bool = False) -> BundleInfo:
         info = info.model_copy(update=made)
     store = Store(target)
     if store.exists("bundle.json") and read_bundle_info(target) != info:
-        raise FssError("this folder already has another bundle", where=target, mend="give an empty folder")
+        raise FssError("this folder already has another bundle", where=target, hint="give an empty folder")
     store.write_bytes(TENSORS, data)
     copy_calibrator(source, target)
     store.write_json("bundle.json", info.model_dump())
@@ -102,7 +102,7 @@ def find_bundle(name: str, place: str = "") -> str:
         return bundle_url(f"shipped:{name}")
     if not Store(join(place, name)).exists("bundle.json"):
         known = ", ".join(b.name for b in list_bundles(place)) or "none"
-        raise FssError(f"there is no bundle {name!r} here", where=place, mend=f"known bundles: {known}")
+        raise FssError(f"there is no bundle {name!r} here", where=place, hint=f"known bundles: {known}")
     return join(place, name)
 
 
@@ -134,7 +134,7 @@ def _check_bundle(place: Path, folder: Path) -> None:
 def _read_whole(url: str) -> tuple[BundleInfo, bytes]:
     info, data = read_bundle_info(url), Store(url).read_bytes(TENSORS)
     if hashlib.sha256(data).hexdigest() != info.tensors_sha256:
-        raise FssError(f"{TENSORS} does not match bundle.json", where=url, mend="promote or train the bundle again")
+        raise FssError(f"{TENSORS} does not match bundle.json", where=url, hint="promote or train the bundle again")
     return info, data
 
 

@@ -40,7 +40,7 @@ def fetch(place: str, sha256: str = "") -> str:
     "" and "random" are returned as they are. Raises `FssError` if the file is missing or its sha256 differs.
     """
     if place == RANDOM and sha256:
-        raise FssError("random values have no sha256", where=place, mend="leave sha256 out, or give a file")
+        raise FssError("random values have no sha256", where=place, hint="leave sha256 out, or give a file")
     if place in ("", RANDOM):
         return place
     place, _, suffix = place.partition("#sha256=")
@@ -48,7 +48,7 @@ def fetch(place: str, sha256: str = "") -> str:
     path = _local(place)
     if sha256 and (found := file_sha256(path)) != sha256.lower():
         raise FssError(f"the sha256 of this file is {found}, not {sha256} as the recipe says", where=place,
-                       mend="give the file with that sha256")
+                       hint="give the file with that sha256")
     return str(path)
 
 
@@ -72,7 +72,7 @@ def pretraining_photos(place: str) -> list[str]:
         return []
     if about.get("sha256") != file_sha256(path):
         raise FssError(f"this JSON file is about another file than {path.name} beside it", where=str(beside),
-                       mend=f"remove it, or put the right {path.name} there")
+                       hint=f"remove it, or put the right {path.name} there")
     return sorted({p for one in about["data"] for p in one["photos"]})
 
 
@@ -80,7 +80,7 @@ def _local(place: str) -> Path:
     if "://" not in place:
         path = Path(place).expanduser()
         if not path.is_file():
-            raise FssError("there is no such weight file", where=place, mend="check the path")
+            raise FssError("there is no such weight file", where=place, hint="check the path")
         return path
     if place.startswith("hf://"):
         return _from_hub(place)
@@ -118,7 +118,7 @@ def _download(place: str, target: Path) -> None:
         part.replace(target)
     except (httpx.HTTPError, OSError) as error:
         raise FssError(f"cannot download this file: {error}", where=place,
-                       mend="download it by hand and give its local path") from error
+                       hint="download it by hand and give its local path") from error
     finally:
         part.unlink(missing_ok=True)
 
@@ -135,7 +135,7 @@ def _from_hub(place: str) -> Path:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, httpx.HTTPError, OSError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise FssError(f"cannot download this file from the hub: {reason}", where=place,
-                       mend="check hf://owner/repository/file, or download it by hand and give its path") from error
+                       hint="check hf://owner/repository/file, or download it by hand and give its path") from error
 
 
 def _from_web(place: str, part: Path) -> None:

@@ -48,6 +48,6 @@ class MaskRequest:
 def check_overlaps(overlaps: Any, classes: int) -> None:
     """Raises `FssError` for an unknown value, and for `resolve` with fewer than two classes."""
     if overlaps not in ("keep", "resolve"):
-        raise FssError(f"overlaps is {str(overlaps)[:40]!r}", mend="write keep or resolve")
+        raise FssError(f"overlaps is {str(overlaps)[:40]!r}", hint="write keep or resolve")
     if overlaps == "resolve" and classes < 2:
-        raise FssError("overlaps is resolve, but there is one class", mend="leave overlaps out, or give more classes")
+        raise FssError("overlaps is resolve, but there is one class", hint="leave overlaps out, or give more classes")

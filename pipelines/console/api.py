@@ -106,7 +106,7 @@ class ConsoleApi:
         """`GET .../labels`: a page of labels, the most doubtful first."""
         page, show = _number(request.query_params.get("page", "0"), "page"), request.query_params.get("show", "all")
         if show not in ("all", "undecided"):
-            raise FssError(f"show is {show[:40]!r}", mend="write all or undecided")
+            raise FssError(f"show is {show[:40]!r}", hint="write all or undecided")
         found = await asyncio.to_thread(self.jobs.labels, _job(request), page, undecided=show == "undecided")
         return JSONResponse(found)
 

@@ -51,7 +51,7 @@ def champion(args: ChampionArgs) -> Application:
 
     token = os.environ.get("FSS_TOKEN", "")
     if not token and not args.open:
-        raise FssError("the service has no token", mend="set FSS_TOKEN on the nodes, or write open: true")
+        raise FssError("the service has no token", hint="set FSS_TOKEN on the nodes, or write open: true")
     workspace = Workspace(args.workspace)
     url = bundle_url(args.bundle) if args.bundle else champion_url(workspace)
     keys = ("replicas", "max_replicas", "max_batch", "wait_s", "max_request_bytes", "threads")

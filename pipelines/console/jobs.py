@@ -64,7 +64,7 @@ class Jobs:
         images = list_images(self._check_allowed(request.images), request.limit)
         classes = [load_support_set(self.spec.model.supports_url, i) for i in request.support_ids]
         if len({c.class_name for c in classes}) < len(classes):
-            raise FssError("two support sets have the same class name", mend="give them different names")
+            raise FssError("two support sets have the same class name", hint="give them different names")
         settings = request.model_dump(include={"threshold", "overlaps", "prevalence"}, exclude_none=True)
         recipe = job_recipe(self.spec.recipe, self.spec.model.batch, settings)
         manifest = describe_job(recipe, self.about, images, classes, request.limit)
@@ -131,12 +131,12 @@ class Jobs:
         return self.show(record.job_id)
 
     def _check_bundle(self, job: ReviewedJob) -> None:
-        check_bundle(job.manifest, self.about, mend="start `fss serve` with the job's --bundle, or start a new job")
+        check_bundle(job.manifest, self.about, hint="start `fss serve` with the job's --bundle, or start a new job")
 
     def _check_capacity(self, job_id: str) -> None:
         running = [r.job_id for r in self.records.all() if self.records.progress(r.job_id).state == "running"]
         if job_id not in running and len(running) >= MAX_RUNNING:
-            raise RefusedError(429, f"{len(running)} jobs are running already", mend="wait, or stop one of them")
+            raise RefusedError(429, f"{len(running)} jobs are running already", hint="wait, or stop one of them")
 
     def _check_allowed(self, url: str) -> str:
         try:
@@ -144,7 +144,7 @@ class Jobs:
         except PermissionError as error:
             allowed = ", ".join(self.spec.roots or ()) or "no folder"
             raise RefusedError(403, f"this service may not read {url[:200]!r}",
-                               mend=f"serve.roots allows {allowed}") from error
+                               hint=f"serve.roots allows {allowed}") from error
 
     def record(self, job_id: str) -> JobRecord:
         """The record of a job. Raises `RefusedError` 404 for an unknown job."""

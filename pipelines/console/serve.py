@@ -73,11 +73,11 @@ def _check_answer(url: str, bundle_id: str) -> None:
         found = client.health()["bundle_id"]
     except (httpx.HTTPError, KeyError) as error:
         raise FssError(f"the service does not answer: {error}", where=url,
-                       mend="if Serve already runs on this cluster with another --port, use that port") from error
+                       hint="if Serve already runs on this cluster with another --port, use that port") from error
     finally:
         client.close()
     if found != bundle_id:
-        raise FssError(f"another service answers here, with bundle {found}", where=url, mend="choose another --port")
+        raise FssError(f"another service answers here, with bundle {found}", where=url, hint="choose another --port")
 
 
 def _announce(record: dict[str, Any], seconds: float, as_json: bool) -> None:

@@ -95,5 +95,5 @@ def _job(out: Store, manifest: JobManifest) -> LabellingJob:
     images = list_images(manifest.images_url, manifest.limit)
     if images.hash != manifest.images_hash:
         raise FssError("photos were added, removed or changed since the job began", where=images.url,
-                       mend="start a new job")
+                       hint="start a new job")
     return LabellingJob(out, images, manifest)

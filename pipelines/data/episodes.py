@@ -80,7 +80,7 @@ def draw_episodes(shards: Shards, *, fold: int, shots: int, episodes: int, seed:
             dropped[shards.classes[class_id].name] = f"{len(photos)} test photos, {shots + 1} are needed"
     if not pools:
         raise FssError(f"no class of fold {fold} has the {shots + 1} test photos that {shots} shots need",
-                       where=shards.url, mend="lower eval.shots or hold out more photos (data.split.test_fraction)")
+                       where=shards.url, hint="lower eval.shots or hold out more photos (data.split.test_fraction)")
     rng = np.random.default_rng([seed, fold + 1, shots])
     rows = draw_from(pools, fold=fold, shots=shots, episodes=episodes, rng=rng)
     return EpisodeList(fold=fold, shots=shots, seed=seed, family="drawn", episodes=rows, dropped=dropped,
@@ -151,7 +151,7 @@ def read_episodes(shards: Shards, name: str) -> EpisodeList:
         raise FssError("this file is not an episode list", where=where)
     if int(facts["schema_version"]) > SCHEMA_VERSION:
         newer = f"the list has schema {facts['schema_version']}, this program reads up to {SCHEMA_VERSION}"
-        raise FssError(newer, where=where, mend="update fss")
+        raise FssError(newer, where=where, hint="update fss")
     rows = tuple(Episode(r["episode_id"], r["fold"], r["class_id"], r["query"], tuple(r["supports"]))
                  for r in table.to_pylist())
     episodes = EpisodeList(
@@ -161,10 +161,10 @@ def read_episodes(shards: Shards, name: str) -> EpisodeList:
     )
     if episodes.sha256 != facts["sha256"]:
         raise FssError("the list does not match its content hash", where=where,
-                       mend="delete the file; the list is drawn again")
+                       hint="delete the file; the list is drawn again")
     if episodes.shards_hash != shards.manifest.content_hash:
         raise FssError("the list was drawn for other shards", where=where,
-                       mend="delete the file; the list is drawn again")
+                       hint="delete the file; the list is drawn again")
     return episodes
 
 

@@ -45,7 +45,7 @@ class FoldData:
         shards = Shards(url)
         known = shards.folds
         if fold is not None and fold not in known:
-            raise FssError(f"there is no fold {fold}", where=url, mend=f"folds: {', '.join(map(str, known))}")
+            raise FssError(f"there is no fold {fold}", where=url, hint=f"folds: {', '.join(map(str, known))}")
         return FoldData(shards, fold)
 
     @property
@@ -141,13 +141,13 @@ class FoldData:
         listed = read_list(url)
         if listed.fold != fold:
             raise FssError(f"this is a list of fold {listed.fold}, not {fold}", where=url,
-                           mend="write {fold} in place of the number in eval.list, or run that fold alone")
+                           hint="write {fold} in place of the number in eval.list, or run that fold alone")
         bound, tested = bind(self.shards, listed, where=url), {c.class_id for c in self.tested}
         if other := sorted(set(bound.class_ids) - tested):
             name = self.shards.classes[other[0]].name
             raise FssError(f"the list tests {len(other)} classes that are not in fold {fold} of these shards "
                            f"(first: {name})", where=url,
-                           mend="use a list and shards that split the classes by the same rule and shot")
+                           hint="use a list and shards that split the classes by the same rule and shot")
         return bound
 
 

@@ -28,11 +28,11 @@ class MixedStream:
     ) -> None:
         if batch % world:
             raise FssError(f"train.batch={batch} cannot be shared by {world} workers",
-                           mend=f"make it a multiple of {world}")
+                           hint=f"make it a multiple of {world}")
         start = position or {"step": 0, "parts": [None] * len(parts)}
         if len(start.get("parts", ())) != len(parts):
             raise FssError("the checkpoint's position in the data belongs to another mixture",
-                           mend="resume with the same recipe, or start a new run")
+                           hint="resume with the same recipe, or start a new run")
         self._weights = np.array(weights) / sum(weights)
         self._share, self._seed, self._step = batch // world, seed, int(start["step"])
         self._parts = [begin(at) for begin, at in zip(parts, start["parts"], strict=True)]

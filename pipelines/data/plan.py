@@ -114,11 +114,11 @@ class StreamPlan:
     def _check(self, pool_bytes: int) -> None:
         if not self.by_class:
             raise FssError("no class has two training photos that may be used",
-                           mend="add photos, or set train.novel_images=keep")
+                           hint="add photos, or set train.novel_images=keep")
         largest = max(self._most_bytes(found) for found in self.by_class.values())
         if largest > self._budget:
             raise FssError(f"train.pool_bytes={pool_bytes} is too small for two windows of {largest} bytes",
-                           mend=f"set train.pool_bytes to at least {2 * largest}")
+                           hint=f"set train.pool_bytes to at least {2 * largest}")
 
     def _most_bytes(self, numbers: Sequence[int]) -> int:
         """Largest image bytes of one visit to any of a class's blocks: the block and its companions."""

@@ -89,20 +89,20 @@ def read_list(url: str) -> PublishedList:
     try:
         table = pq.read_table(pa.BufferReader(store.read_bytes(name)))
     except pa.ArrowInvalid as error:
-        raise FssError("this is not a Parquet file", where=url, mend="make a list with `fss episodes make`") from error
+        raise FssError("this is not a Parquet file", where=url, hint="make a list with `fss episodes make`") from error
     facts = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
     if not {*_FACTS, "sha256", "schema_version"} <= facts.keys() or set(table.column_names) != set(PUBLISHED.names):
-        raise FssError("this is not a published episode list", where=url, mend="make a list with `fss episodes make`")
+        raise FssError("this is not a published episode list", where=url, hint="make a list with `fss episodes make`")
     if int(facts["schema_version"]) > SCHEMA_VERSION:
         raise FssError(f"the list has schema {facts['schema_version']}, this program reads up to {SCHEMA_VERSION}",
-                       where=url, mend="update fss")
+                       where=url, hint="update fss")
     rows = tuple(ListedEpisode(r["class_id"], r["class_name"], r["query"], tuple(r["supports"]), r["query_name"],
                                tuple(r["support_names"])) for r in table.to_pylist())
     test_list = PublishedList(dataset=facts["dataset"], family=facts["family"], fold=int(facts["fold"]),
                               shots=int(facts["shots"]), seed=int(facts["seed"]), status=facts["status"],
                               origin=facts["origin"], episodes=rows)
     if test_list.sha256 != facts["sha256"]:
-        raise FssError("the list does not match its content hash", where=url, mend="make it again")
+        raise FssError("the list does not match its content hash", where=url, hint="make it again")
     return test_list
 
 
@@ -136,13 +136,13 @@ def bind(shards: Shards, test_list: PublishedList, *, where: str = "") -> Episod
     if missing:
         raise FssError(f"{len(missing)} of the list's {len(names)} images are not in {shards.url} (first: "
                        f"{names[missing[0]]}, id {missing[0]})", where=where,
-                       mend="build the shards from all photos of the benchmark")
+                       hint="build the shards from all photos of the benchmark")
     for class_id, name in sorted({(e.class_id, e.class_name) for e in test_list}):
         known = shards.classes.get(class_id)
         if known is None or known.name != name:
             has = f"has {known.name!r} there" if known else "has no such class"
             raise FssError(f"class {class_id} of the list is {name!r}; {shards.url} {has}", where=where,
-                           mend="give shards of the same benchmark, built from all its photos")
+                           hint="give shards of the same benchmark, built from all its photos")
     rows = tuple(Episode(i, test_list.fold, e.class_id, e.query, e.supports) for i, e in enumerate(test_list))
     return EpisodeList(fold=test_list.fold, shots=test_list.shots, seed=test_list.seed, family=test_list.family,
                        shards_hash=shards.manifest.content_hash, episodes=rows, published_hash=test_list.sha256)

@@ -64,7 +64,7 @@ def build_shards(cfg: DataConfig, out: str, *, force: bool = False, update: bool
         classes, dropped = choose_classes(source.classes, rows, cfg, source.fold_table)
         if not classes:
             raise FssError(_no_class_reason(rows, dropped, failures, cfg), where=cfg.source.root or cfg.name,
-                           mend="lower data.min_images or data.min_area, or add photos")
+                           hint="lower data.min_images or data.min_area, or add photos")
         files = plan_blocks(rows, classes, cfg)
         _write_blocks(ray, cfg, store, files)
     ids = {name: source.classes.index(name) for name in dropped}
@@ -92,10 +92,10 @@ def _existing_manifest(store: Store, cfg: DataConfig, source_hash: str, *, updat
         if document.get("source_hash") != source_hash:
             if not _is_config(document.get("source"), cfg):
                 raise FssError("the folder has shards of another source, split or configuration", where=store.url,
-                               mend="choose another data.name or --out, or rebuild with --force")
+                               hint="choose another data.name or --out, or rebuild with --force")
             if not update:
                 raise FssError("the source or its split changed since these shards were built", where=store.url,
-                               mend="update them with `fss shards build`, or choose another data.name")
+                               hint="update them with `fss shards build`, or choose another data.name")
         if name == "manifest.json" and "schema_version" in document:
             found = read_manifest(store)
             if found.source_hash == source_hash:

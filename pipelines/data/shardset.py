@@ -61,7 +61,7 @@ class Shards:
         dropped = self.manifest.dropped_ids
         if dropped is None and self.manifest.dropped_classes:
             raise FssError("these shards do not record the ids of their dropped classes", where=self.url,
-                           mend="build them again with --force")
+                           hint="build them again with --force")
         return {i: c.name for i, c in self.classes.items()} | {i: name for name, i in (dropped or {}).items()}
 
     @property
@@ -73,7 +73,7 @@ class Shards:
         """Ids of the novel classes of a fold, of all classes for `ALL_FOLDS`. Raises `FssError` if there are none."""
         found = [c.class_id for c in self.manifest.classes if fold in (c.fold, ALL_FOLDS)]
         if not found:
-            raise FssError(f"fold {fold} has no class", where=self.url, mend=f"folds with classes: {self.folds}")
+            raise FssError(f"fold {fold} has no class", where=self.url, hint=f"folds with classes: {self.folds}")
         return found
 
     def base_classes(self, fold: int) -> list[int]:
@@ -158,7 +158,7 @@ class Shards:
             return self.rows[image_id]
         except KeyError:
             raise FssError(f"these shards have no photo {image_id}", where=self.url,
-                           mend="use an episode list of these shards") from None
+                           hint="use an episode list of these shards") from None
 
 
 def masks_of(
@@ -185,17 +185,17 @@ def read_manifest(store: Store) -> Manifest:
     """The manifest of a shard folder. Raises `FssError` if it is missing, damaged or of a newer schema."""
     if not store.exists("manifest.json"):
         begun = " (a build was begun but not finished)" if store.exists("build.json") else ""
-        raise FssError(f"no finished shards here{begun}", where=store.url, mend="run `fss shards build`")
+        raise FssError(f"no finished shards here{begun}", where=store.url, hint="run `fss shards build`")
     document = store.read_json("manifest.json")
     version = document.get("schema_version") if isinstance(document, dict) else None
     if not isinstance(version, int) or version > SCHEMA_VERSION:
         raise FssError(f"shards have schema {version}, this program reads up to {SCHEMA_VERSION}", where=store.url,
-                       mend="update fss, or build the shards again with --force")
+                       hint="update fss, or build the shards again with --force")
     try:
         return Manifest.model_validate(document)
     except ValidationError as error:
         raise FssError(f"manifest.json is damaged: {error.errors()[0]['msg']}", where=store.url,
-                       mend="build the shards again with --force") from error
+                       hint="build the shards again with --force") from error
 
 
 class _Cache:

@@ -47,7 +47,7 @@ def _read(cfg: DataConfig) -> dict[str, str]:
     if not isinstance(entry, dict) or not {"train", "test"} <= entry.keys():
         keys = [k for k, v in document.items() if isinstance(v, dict)] if isinstance(document, dict) else []
         raise FssError(f"the file has no entry {key!r} with train and test", where=cfg.split.file,
-                       mend=f"set data.split.key to one of: {', '.join(keys) or '(the file has no entries)'}")
+                       hint=f"set data.split.key to one of: {', '.join(keys) or '(the file has no entries)'}")
     named = {PurePosixPath(n).name: "train" for n in entry["train"]}
     test = {PurePosixPath(n).name for n in entry["test"]}
     for both in sorted(test & named.keys()):

@@ -65,7 +65,7 @@ class EpisodeStream:
     ) -> None:
         if batch % world:
             raise FssError(f"train.batch={batch} cannot be shared by {world} workers",
-                           mend=f"make it a multiple of {world}")
+                           hint=f"make it a multiple of {world}")
         self.shards = Shards(shards_url)
         blocks = usable_blocks(self.shards, classes, set(novel) if novel_images == "drop" else set())
         self.plan = StreamPlan(blocks, shots=shots, targets=targets, seed=seed, pool_bytes=pool_bytes, sampler=sampler)
@@ -130,7 +130,7 @@ class EpisodeStream:
             return {"epoch": 0, "window": 0, "index": 0, "plan": self.plan.fingerprint}
         if position.get("plan") != self.plan.fingerprint:
             raise FssError("the checkpoint's position in the data belongs to another dataset, fold, seed or pool size",
-                           where=self.shards.url, mend="resume with the same recipe, or start a new run")
+                           where=self.shards.url, hint="resume with the same recipe, or start a new run")
         return dict(position)
 
     # ---- the producer's thread ------------------------------------------------------------------------------------
@@ -208,7 +208,7 @@ def usable_blocks(shards: Shards, classes: Collection[int], avoid: set[int]) -> 
     """
     for unknown in sorted(set(classes) - shards.classes.keys()):
         raise FssError(f"these shards have no class {unknown}", where=shards.url,
-                       mend=f"classes: {sorted(shards.classes)}")
+                       hint=f"classes: {sorted(shards.classes)}")
     clean = {i for i, row in shards.rows.items() if not avoid.intersection(row["class_ids"])}
     return [
         Block(class_id=b["class_id"], file=b["file"], row_group=b["row_group"], bytes=b["bytes"],
@@ -236,7 +236,7 @@ def _undecoded(read: SampleReader, tables: dict[int, pa.Table], place: Place,
     masks = read.masks(tables, place)
     row = index[masks.image_id]
     if masks.size != (row["height"], row["width"]):
-        raise FssError("features are kept for whole photos only; this sample is a crop", mend="set train.features=off")
+        raise FssError("features are kept for whole photos only; this sample is a crop", hint="set train.features=off")
     return UndecodedSample(image_id=masks.image_id, image=np.empty((*masks.mask.shape, 0), np.uint8), mask=masks.mask,
                            ignore=masks.ignore, size=masks.size if read.side else None, whole=masks.whole,
                            photo=PhotoKey(row["sha256"], row["height"], row["width"]))

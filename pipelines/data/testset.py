@@ -133,11 +133,11 @@ def open_test_set(request: TestSetRequest, out: str) -> EvaluationSet:
     """
     if request.dataset not in KINDS:
         raise FssError(f"no dataset {request.dataset!r} can be scored from a directory",
-                       mend=f"give --dataset {' or '.join(KINDS)}, or --recipe for another benchmark")
+                       hint=f"give --dataset {' or '.join(KINDS)}, or --recipe for another benchmark")
     kind = KINDS[request.dataset]
     check_fold(request.fold, FOLDS)
     if request.annotations and kind.format != "coco":
-        raise FssError(f"--dataset {request.dataset} ignores --annotations", mend="leave out --annotations")
+        raise FssError(f"--dataset {request.dataset} ignores --annotations", hint="leave out --annotations")
     builder = _TestSetBuilder(request, kind, _source(kind, request), out)
     return builder.from_list() if request.lists else builder.from_rule()
 
@@ -147,14 +147,14 @@ def _source(kind: _DatasetKind, request: TestSetRequest) -> Source:
     try:
         source = open_source(_config(kind, request))
     except FssError as error:
-        mend = "give --annotations" if "annotation files" in error.what else f"give {kind.layout} as --root"
-        raise FssError(error.what, where=error.where, mend=mend) from error
+        hint = "give --annotations" if "annotation files" in error.what else f"give {kind.layout} as --root"
+        raise FssError(error.what, where=error.where, hint=hint) from error
     if tuple(source.classes) != tuple(kind.names):
         raise FssError(f"its {len(source.classes)} categories are not those of {request.dataset}", where=request.root,
-                       mend="score it with a recipe that has data.source.format=coco")
+                       hint="score it with a recipe that has data.source.format=coco")
     if not source.items:
         raise FssError(f"none of its {len(source.failures)} masks has a photo", where=request.root,
-                       mend=f"give {kind.layout} as --root")
+                       hint=f"give {kind.layout} as --root")
     return source
 
 
@@ -220,7 +220,7 @@ class _TestSetBuilder:
         if lost and (not there or not self.request.split):
             raise FssError(f"{len(lost)} of the list's {len(names)} photos are not among the {len(here)} that may be "
                            f"tested of {self.request.root} (first: {lost[0]})", where=self.request.lists,
-                           mend="complete the directory, or give --split without --lists to draw a fresh list")
+                           hint="complete the directory, or give --split without --lists to draw a fresh list")
         return there, len(lost)
 
     def _test_photos(self) -> set[str]:
@@ -235,10 +235,10 @@ class _TestSetBuilder:
             found = {name for name in every if splitter(name) == "test"}
             if not found:
                 raise FssError(f"the test list of {split.key!r} names none of the {len(every)} photos of "
-                               f"{request.root}", where=request.split, mend="give --split-key")
+                               f"{request.root}", where=request.split, hint="give --split-key")
             return found
         if request.key:
-            raise FssError("--split-key is given without --split", mend="give --split too, or leave out --split-key")
+            raise FssError("--split-key is given without --split", hint="give --split too, or leave out --split-key")
         return every if request.lists or request.dataset != "pascal5i" else _val_photos(self.source, every)
 
     def _testable_pairs(self, pairs: list[Pair]) -> tuple[list[Pair], dict[str, str]]:
@@ -253,7 +253,7 @@ class _TestSetBuilder:
         kept = [p for p in pairs if count[p[1]] >= needed]
         if not kept:
             raise FssError(f"no class of fold {request.fold} has the {needed} test photos that {request.shots} shots "
-                           "need", where=request.root, mend="lower --shot, or use more test photos")
+                           "need", where=request.root, hint="lower --shot, or use more test photos")
         return kept, dropped
 
     def _shards(self, tested: set[str]) -> tuple[DataConfig, Manifest]:
@@ -295,10 +295,10 @@ def _val_photos(source: Source, every: set[str]) -> set[str]:
     name, store = f"{base}ImageSets/Segmentation/val.txt", source.store
     if not store.exists(name):
         raise FssError("there is no ImageSets/Segmentation/val.txt, so the test photos are unknown",
-                       where=store.path(base), mend="give --lists or --split")
+                       where=store.path(base), hint="give --lists or --split")
     named = set(store.read_bytes(name).decode().split())
     found = {n for n in every if PurePosixPath(n).stem in named}
     if len(found) < len(named):
         raise FssError(f"{len(named) - len(found)} of its {len(named)} photos have no mask or are missing",
-                       where=store.path(name), mend="complete the directory, or name the test photos with --split")
+                       where=store.path(name), hint="complete the directory, or name the test photos with --split")
     return found

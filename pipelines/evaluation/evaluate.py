@@ -87,7 +87,7 @@ def refuse_seen_photos(seen: Sequence[str], shards: Shards, episodes: EpisodeLis
     if found:
         name = shards.rows[found[0]]["file_name"]
         raise FssError(f"this bundle was trained on {len(found)} of the {len(photos)} test photos (first: {name})",
-                       where=where, mend="evaluate the bundle on photos that it was not trained on")
+                       where=where, hint="evaluate the bundle on photos that it was not trained on")
 
 
 @torch.inference_mode()

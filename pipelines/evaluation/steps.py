@@ -68,7 +68,7 @@ def hold_out(data: FoldData, train: TrainConfig) -> dict[int, list[int]]:
     if wanted > len(able) or wanted >= len(data.base):
         raise FssError(f"cannot hold out {wanted} of {len(data.base)} base classes: {len(able)} have more than "
                        f"{train.shots} train photos without a novel class", where=f"fold {data.fold} of {shards.url}",
-                       mend="lower train.select.classes or set train.selection=none")
+                       hint="lower train.select.classes or set train.selection=none")
     rng = np.random.default_rng([train.select.seed, _number(data.fold)])
     chosen = rng.permutation(sorted(able))[:wanted]
     return {int(c): able[int(c)] for c in sorted(chosen)}
@@ -179,7 +179,7 @@ def read_selection(run: RunContext) -> Selection | None:
 def _required(run: RunContext) -> Selection:
     found = read_selection(run)
     if found is None:
-        raise FssError("the selection left no record", where=run.folder, mend="run the same command again")
+        raise FssError("the selection left no record", where=run.folder, hint="run the same command again")
     return found
 
 

@@ -64,7 +64,7 @@ def describe_frozen_part(model: Segmenter, precision: Precision) -> FeatureFolde
     """
     if not model.frozen_part():
         raise FssError(f"method {model.method!r} at {model.preset!r} has no frozen features to keep: training changes "
-                       "its encoder", mend="set train.features=off, or leave the method out of the recipe")
+                       "its encoder", hint="set train.features=off, or leave the method out of the recipe")
     seen = _encode_probe(model)
     layout = Layout.of(seen, precision)
     owner = next(c for c in type(model).__mro__ if "encode_frozen" in vars(c))
@@ -83,7 +83,7 @@ def check_probe(model: Segmenter, about: FeatureFolderInfo, *, where: str) -> No
         one, other = torch.tensor(stored), torch.tensor(_probe_values(seen[name]))
         if float((one - other).abs().max()) > DRIFT * max(float(one.abs().max()), 1e-6):
             raise FssError(f"map {name!r} is not what this program computes: other code wrote these features",
-                           where=where, mend="delete the folder and run `fss features build`")
+                           where=where, hint="delete the folder and run `fss features build`")
 
 
 def _preprocessing(model: Segmenter) -> dict[str, Any]:

@@ -70,13 +70,13 @@ def ensure_features(recipe: Recipe, specs: Sequence[RunSpec], ray: Any) -> list[
     """
     if recipe.train.features == "off":
         raise FssError("train.features is off, so the recipe keeps no features", where=recipe.name,
-                       mend="give --set train.features=float32 (or bfloat16)")
+                       hint="give --set train.features=float32 (or bfloat16)")
     tasks = _encoding_tasks(recipe, [s for s in specs if s.trains], recipe.train.features, ray)
     folders = [FeatureFolder(features_url(recipe), n.about) for n in tasks]
     lines = [describe_task(n, f.store.url) for n, f in zip(tasks, folders, strict=True)]
     if sum(n.bytes for n in tasks) > recipe.features.max_bytes:
         raise FssError(f"{'; '.join(lines)}: over features.max_bytes={recipe.features.max_bytes}", where=recipe.name,
-                       mend="raise features.max_bytes, or set train.features=bfloat16, train.flip=false or "
+                       hint="raise features.max_bytes, or set train.features=bfloat16, train.flip=false or "
                        "train.features=off")
     return [_ensure(recipe, n, f, line, ray) for n, f, line in zip(tasks, folders, lines, strict=True)]
 

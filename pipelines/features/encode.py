@@ -110,4 +110,4 @@ def _pixels(missing: Sequence[MissingRecords]) -> Iterator[tuple[MissingRecords,
 def cropped_photo_error(shards: str) -> FssError:
     """The error for part benchmarks, whose samples are crops of a photo."""
     return FssError("the samples are crops of photos; features are kept for whole photos only", where=shards,
-                    mend="set train.features=off")
+                    hint="set train.features=off")

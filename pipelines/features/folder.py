@@ -67,16 +67,16 @@ class FeatureFolder:
         store = Store(join(base, name))
         if not store.exists("about.json"):
             state = "a build was begun here but not finished" if store.exists() else "no features of this frozen part"
-            raise FssError(state, where=store.url, mend="run `fss features build`")
+            raise FssError(state, where=store.url, hint="run `fss features build`")
         document = store.read_json("about.json")
         if document.get("format", 0) > FORMAT:
             raise FssError(f"features have format {document['format']}, this program reads up to {FORMAT}",
-                           where=store.url, mend="update fss")
+                           where=store.url, hint="update fss")
         try:
             return FeatureFolder(base, FeatureFolderInfo.model_validate(document))
         except ValidationError as error:
             raise FssError(f"about.json is damaged: {error.errors()[0]['msg']}", where=store.url,
-                           mend="delete about.json and run `fss features build`") from error
+                           hint="delete about.json and run `fss features build`") from error
 
     @cached_property
     def locations(self) -> dict[PhotoKey, RecordLocation]:
@@ -136,4 +136,4 @@ def part_name(part: str) -> str:
 def damaged_part_error(store: Store, part: str) -> FssError:
     """The error for a part whose bytes do not match the hash in its name."""
     return FssError(f"features part {part} is damaged", where=store.path(part_name(part)),
-                    mend="delete that file and run `fss features build`")
+                    hint="delete that file and run `fss features build`")

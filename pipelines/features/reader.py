@@ -60,4 +60,4 @@ class FeatureReader:
         except KeyError:
             kind = "the mirrored photo" if photo.mirrored else "photo"
             raise FssError(f"there are no features of {kind} {photo.sha256[:16]}", where=self._folder.store.url,
-                           mend="run `fss features build`") from None
+                           hint="run `fss features build`") from None

@@ -35,12 +35,12 @@ def read_label_set(url: str) -> list[SupportSet]:
     inside = [f for f in store.list() if not store.url.endswith(f)]  # the listing of a file is the file itself
     found = _read_folder(store, inside) if inside else _read_file(url)
     if len(found) > MAX_CLASSES:
-        raise FssError(f"has {len(found)} classes", where=url, mend=f"one job takes at most {MAX_CLASSES}")
+        raise FssError(f"has {len(found)} classes", where=url, hint=f"one job takes at most {MAX_CLASSES}")
     for kind, keys in (("name", [s.class_name for s in found]), ("supports", [s.support_id for s in found])):
         twice = next((s.class_name for i, s in enumerate(found) if keys[i] in keys[:i]), None)
         if twice is not None:
             raise FssError(f"class {twice!r} has the same {kind} as another class", where=url,
-                           mend="leave one of them out")
+                           hint="leave one of them out")
     return found
 
 
@@ -52,7 +52,7 @@ def _read_file(url: str) -> list[SupportSet]:
     check_keys(content, ("classes",), name)
     if not isinstance(content["classes"], list) or not content["classes"]:
         raise FssError("classes is not a list of classes", where=name,
-                       mend='write "classes": [{"class_name": ..., ...}]')
+                       hint='write "classes": [{"class_name": ..., ...}]')
     return [read_supports(one, fetcher(store), f"{name}: classes[{i}]") for i, one in enumerate(content["classes"])]
 
 
@@ -64,7 +64,7 @@ def _read_folder(store: Store, files: list[str]) -> list[SupportSet]:
         return [_read_class(place, name, [f"{name}/{f}" for f in shown])]
     loose = next((f for f in shown if "/" not in f and f.lower().endswith(SUFFIXES)), None)
     if loose is not None:
-        raise FssError(f"{loose} lies beside the folders of classes", where=store.url, mend="move it into one of them")
+        raise FssError(f"{loose} lies beside the folders of classes", where=store.url, hint="move it into one of them")
     return [_read_class(store, c, [f for f in shown if f.startswith(f"{c}/")]) for c in classes]
 
 
@@ -86,15 +86,15 @@ def _pairs(files: list[str], where: str) -> list[tuple[str, str]]:
     photos = [p for p in pictures if p not in masks.values()]
     lossy = next((p for p in photos if p.stem.endswith(MASK)), None)
     if lossy is not None:
-        raise FssError(f"{lossy.name} is a mask, but not a PNG file", where=where, mend=f"save it as {lossy.stem}.png")
+        raise FssError(f"{lossy.name} is a mask, but not a PNG file", where=where, hint=f"save it as {lossy.stem}.png")
     for photo in photos:
         if str(photo.with_suffix("")) not in masks:
             raise FssError(f"{photo.name} has no mask", where=where,
-                           mend=f"put {photo.stem}.png or {photo.stem}{MASK}.png beside it, or write {FILE}")
+                           hint=f"put {photo.stem}.png or {photo.stem}{MASK}.png beside it, or write {FILE}")
     lonely = sorted(masks.keys() - {str(p.with_suffix("")) for p in photos})
     if lonely:
         raise FssError(f"{masks[lonely[0]].name} is a mask without a photo", where=where,
-                       mend="put its photo beside it, or remove the mask")
+                       hint="put its photo beside it, or remove the mask")
     return [(str(p), str(masks[str(p.with_suffix(""))])) for p in photos]
 
 

@@ -223,7 +223,7 @@ class Labeler:
         if self.info.bundle_id != self._bundle_id:  # not in __init__: Serve hides why a replica fails to start
             raise FssError(f"the bundle is {self.info.bundle_id} now, no longer {self._bundle_id}",
                            where=self._bundle_url,
-                           mend="start the service again, or start a new job with another --out")
+                           hint="start the service again, or start a new job with another --out")
         images, prompts = supports.decoded()
         prepared = self.model.prepare(images)
         marks = self.model.collate([prompts], prepared.sizes)

@@ -38,7 +38,7 @@ def check_mark(mark: Mark, height: int, width: int, where: str) -> Mark:
         raise FssError(f"needs exactly one of {', '.join(KINDS)}; {found}", where=where)
     kind = kinds[0]
     if "labels" in mark and kind not in ("points", "scribble"):
-        raise FssError(f"labels belong to points or scribble, not to a {kind}", where=where, mend="leave them out")
+        raise FssError(f"labels belong to points or scribble, not to a {kind}", where=where, hint="leave them out")
     if kind == "mask":
         return {"mask": _mask(mark["mask"], height, width, where)}
     if kind == "box":
@@ -55,7 +55,7 @@ def check_keys(row: Any, known: tuple[str, ...], where: str) -> None:
         if key not in known:
             near = process.extractOne(str(key), known, score_cutoff=50)
             raise FssError(f"unknown key {str(key)[:60]!r}", where=where,
-                           mend=f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}")
+                           hint=f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}")
 
 
 def mask_from_picture(data: bytes, where: str) -> Mark:
@@ -67,10 +67,10 @@ def mask_from_picture(data: bytes, where: str) -> Mark:
         with Image.open(io.BytesIO(data)) as picture:
             if picture.width * picture.height > MAX_MASK_PIXELS:
                 raise FssError(f"the mask has {picture.width * picture.height} pixels", where=where,
-                               mend=f"a mask may have {MAX_MASK_PIXELS}")
+                               hint=f"a mask may have {MAX_MASK_PIXELS}")
             pixels = np.array(picture)  # a palette picture gives its indices, as in VOC's masks
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise FssError("the mask is not a readable picture", where=where, mend="give a PNG file") from error
+        raise FssError("the mask is not a readable picture", where=where, hint="give a PNG file") from error
     return rle_json(_flat(pixels))
 
 
@@ -115,10 +115,10 @@ def _mask(rle: Any, height: int, width: int, where: str) -> Mark:
     size, counts = rle.get("size"), rle.get("counts")
     if size != [height, width]:
         raise FssError(f"the mask is {_by(size)}, but its photo is {height} x {width} (height x width)", where=where,
-                       mend="draw the mask on the photo as it is shown upright")
+                       hint="draw the mask on the photo as it is shown upright")
     mask = _decode(counts, height, width, where)
     if not mask.any():
-        raise FssError("the mask is empty", where=where, mend="mark at least one pixel of the object")
+        raise FssError("the mask is empty", where=where, hint="mark at least one pixel of the object")
     return rle_json(mask)
 
 
@@ -172,7 +172,7 @@ def _box(box: Any, height: int, width: int, where: str) -> list[float]:
         raise FssError("a box is [x0, y0, x1, y1]", where=where)
     x0, y0, x1, y1 = (float(v) for v in box)
     if x1 <= x0 or y1 <= y0:
-        raise FssError(f"the box {box} is empty", where=where, mend="write [left, top, right, bottom] in pixels")
+        raise FssError(f"the box {box} is empty", where=where, hint="write [left, top, right, bottom] in pixels")
     if x0 < 0 or y0 < 0 or x1 > width or y1 > height:
         raise FssError(f"the box {box} lies outside its photo, {width} wide and {height} high", where=where)
     return [x0, y0, x1, y1]
@@ -182,7 +182,7 @@ def _points(points: Any, height: int, width: int, where: str) -> list[list[float
     if not (isinstance(points, list) and points):
         raise FssError("needs at least one [x, y]", where=where)
     if len(points) > MAX_POINTS:
-        raise FssError(f"{len(points)} points are too many", where=where, mend=f"a mark has at most {MAX_POINTS}")
+        raise FssError(f"{len(points)} points are too many", where=where, hint=f"a mark has at most {MAX_POINTS}")
     for point in points:
         if not (isinstance(point, list) and len(point) == 2 and all(_number(v) for v in point)):
             raise FssError(f"{str(point)[:40]} is not [x, y]", where=where)
@@ -198,9 +198,9 @@ def _labels(labels: Any, count: int, where: str) -> list[int]:
     if not (isinstance(labels, list) and all(v in (0, 1) for v in labels)):
         raise FssError("labels are 1 (on the object) or 0 (off it)", where=where)
     if len(labels) != count:
-        raise FssError(f"{len(labels)} labels for {count} points", where=where, mend="give one label for each point")
+        raise FssError(f"{len(labels)} labels for {count} points", where=where, hint="give one label for each point")
     if 1 not in labels:
-        raise FssError("no point is on the object", where=where, mend="give at least one point with label 1")
+        raise FssError("no point is on the object", where=where, hint="give at least one point with label 1")
     return [int(v) for v in labels]
 
 

@@ -35,7 +35,7 @@ def fetcher(store: Store) -> Fetch:
         absolute = "://" in path or path.startswith("/")
         holder = Store((place or "/") if absolute else "/".join(p for p in (store.url, place) if p))
         if not holder.exists(leaf):
-            raise FssError(f"{path!r} does not exist", where=where, mend="paths are relative to the supports file")
+            raise FssError(f"{path!r} does not exist", where=where, hint="paths are relative to the supports file")
         return holder.read_bytes(leaf)
 
     return fetch
@@ -68,7 +68,7 @@ def read_supports(content: Any, fetch: Fetch, where: str) -> SupportSet:
     check_keys(content, ("class_name", "supports"), where or "request")
     rows = content.get("supports")
     if not isinstance(rows, list):
-        raise FssError("supports is not a list", where=where, mend='write "supports": [{"image": ..., "mask": ...}]')
+        raise FssError("supports is not a list", where=where, hint='write "supports": [{"image": ..., "mask": ...}]')
     read = [_row(row, fetch, f"{prefix}supports[{i}]") for i, row in enumerate(rows)]
     return build_support_set(content.get("class_name"), read, where)
 

@@ -84,7 +84,7 @@ class UnknownSupportError(FssError):
     """No support set has this id."""
 
     def __init__(self, support_id: str) -> None:
-        super().__init__(f"unknown support_id {support_id[:64]!r}", mend="post it to /v1/supports first")
+        super().__init__(f"unknown support_id {support_id[:64]!r}", hint="post it to /v1/supports first")
         self.support_id = support_id
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -95,11 +95,11 @@ def build_support_set(class_name: Any, rows: Sequence[tuple[bytes, dict[str, Any
     """A support set of checked photos and marks. Raises `FssError` naming the support (from 0) and the mistake."""
     if not isinstance(class_name, str) or not class_name.strip():
         raise FssError("class_name is missing", where=where,
-                       mend='name what the supports show, like "class_name": "cat"')
+                       hint='name what the supports show, like "class_name": "cat"')
     if any(not c.isprintable() for c in class_name.strip()):
         raise FssError("class_name has characters that cannot be shown", where=where)
     if not rows:
-        raise FssError("there are no supports", where=where, mend="give at least one photo with a mark on it")
+        raise FssError("there are no supports", where=where, hint="give at least one photo with a mark on it")
     supports = []
     for number, (data, mark) in enumerate(rows):
         place = f"{where + ': ' if where else ''}supports[{number}]"

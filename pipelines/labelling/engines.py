@@ -103,7 +103,7 @@ def _retrying(call: Callable[[], T]) -> T:
         return again(call)
     except httpx.HTTPError as error:
         raise FssError(f"the service does not answer: {error}",
-                       mend="run the same command again to continue") from error
+                       hint="run the same command again to continue") from error
 
 
 def _is_retryable(error: BaseException) -> bool:

@@ -44,23 +44,23 @@ def list_images(url: str, limit: int = 0, *, outs: Sequence[str] = ()) -> ImageL
     """
     store = Store(url)
     if not store.exists():
-        raise FssError("does not exist", where=url, mend="check the path or URL of --images")
+        raise FssError("does not exist", where=url, hint="check the path or URL of --images")
     written = tuple(f"{place}/" for out in outs if (place := _within(store, Store(out))))
     found = sorted((n, s) for n, s in store.sizes().items()
                    if n.lower().endswith(SUFFIXES) and not _hidden(n) and not n.startswith(written))
     if not found:
-        raise FssError("holds no photos", where=url, mend=f"names of photos end in {', '.join(SUFFIXES)}")
+        raise FssError("holds no photos", where=url, hint=f"names of photos end in {', '.join(SUFFIXES)}")
     found = found[:limit] if limit else found
     odd = next((n for n, _ in found if not _is_utf8(n)), None)
     if odd is not None:
-        raise FssError(f"the file name {odd!r} is not UTF-8", where=url, mend="rename the file")
+        raise FssError(f"the file name {odd!r} is not UTF-8", where=url, hint="rename the file")
     return ImageList(store.url, [n for n, _ in found], [s for _, s in found])
 
 
 def check_out(url: str, out: str) -> None:
     """Raises `FssError` if `out` is the folder of the photos, where outputs would be taken for photos."""
     if _within(Store(url), Store(out)) == ".":
-        raise FssError("is the folder of --images", where=out, mend="choose another --out; a folder below it is fine")
+        raise FssError("is the folder of --images", where=out, hint="choose another --out; a folder below it is fine")
 
 
 def _within(outer: Store, inner: Store) -> str:

@@ -106,7 +106,7 @@ def claim_folder(out: Store, manifest: JobManifest) -> bool:
     """Write the manifest. Returns whether it was there already. Raises `FssError` if the folder has another job."""
     if not out.exists(MANIFEST):
         if out.list("parts"):
-            raise FssError("has parts but no manifest.json", where=out.url, mend="choose another --out")
+            raise FssError("has parts but no manifest.json", where=out.url, hint="choose another --out")
         out.write_json(MANIFEST, manifest.content())
         return False
     mine, theirs = manifest.content(), out.read_json(MANIFEST)
@@ -115,5 +115,5 @@ def claim_folder(out: Store, manifest: JobManifest) -> bool:
     if differs:
         key = differs[0]
         raise FssError(f"holds another job: its {key} is {theirs.get(key)!r}, but this job's is {mine.get(key)!r}",
-                       where=out.url, mend="choose another --out, or use the same arguments as before")
+                       where=out.url, hint="choose another --out, or use the same arguments as before")
     return True

@@ -128,11 +128,11 @@ def label_chunks(job: LabellingJob, left: list[int], classes: Sequence[SupportSe
         return job.run(ready, left, request.recipe.label.in_flight)
 
 
-def check_bundle(manifest: JobManifest, about: dict[str, Any], *, mend: str) -> None:
+def check_bundle(manifest: JobManifest, about: dict[str, Any], *, hint: str) -> None:
     """Raises `FssError` if the job's labels were made with another bundle or calibrator than that of `about`."""
     for key in ("bundle_id", "calibrator"):
         if about[key] != getattr(manifest, key):
-            raise FssError(f"the labels were made with {key} {getattr(manifest, key)!r}, not {about[key]!r}", mend=mend)
+            raise FssError(f"the labels were made with {key} {getattr(manifest, key)!r}, not {about[key]!r}", hint=hint)
 
 
 def _calibration_fields(config: LabelConfig, calibrator: str) -> dict[str, Any]:
@@ -143,7 +143,7 @@ def _calibration_fields(config: LabelConfig, calibrator: str) -> dict[str, Any]:
         return {"calibrator": calibrator, **settings}
     if changed:
         raise FssError(f"label.{changed[0]} has no effect: the bundle has no calibrator",
-                       mend="fit one with `fss calibrate`, or leave the setting out")
+                       hint="fit one with `fss calibrate`, or leave the setting out")
     say("labels are uncalibrated: the bundle has no calibrator (`fss calibrate` fits one)")
     return {}
 
@@ -156,20 +156,20 @@ def choose_service(request: LabelRequest) -> tuple[str, dict[str, Any] | None]:
     batch = request.recipe.label.batch
     if request.engine == "actors":
         if request.service:
-            raise FssError("--engine actors does not use a service", mend="leave --service or --engine out")
+            raise FssError("--engine actors does not use a service", hint="leave --service or --engine out")
         return "", None
     if request.service:
         health = _reach(request.service)
         about = about_bundle(read_bundle_info(request.bundle_url)) if request.bundle else health
         if health["bundle_id"] != about["bundle_id"]:
             raise FssError(f"the service has bundle {health['bundle_id']}, not {about['bundle_id']}",
-                           where=request.service, mend="leave --service or --bundle out")
+                           where=request.service, hint="leave --service or --bundle out")
         if health["calibrator"] != about["calibrator"]:
             raise FssError("the service has another calibrator of the bundle", where=request.service,
-                           mend="start the service again")
+                           hint="start the service again")
         if health["batch"] != batch:
             raise FssError(f"the service's batch is {health['batch']}, but the job's is {batch}", where=request.service,
-                           mend=f"use --set label.batch={health['batch']}")
+                           hint=f"use --set label.batch={health['batch']}")
         return request.service, health
     found = find_service(Workspace(request.recipe.out).service)
     if found is None:
@@ -190,6 +190,6 @@ def _reach(url: str) -> dict[str, Any]:
     try:
         return client.health()
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise FssError(f"no service answers: {error}", where=url, mend="start one with `fss serve`") from error
+        raise FssError(f"no service answers: {error}", where=url, hint="start one with `fss serve`") from error
     finally:
         client.close()

@@ -151,7 +151,7 @@ def _mean(found: list[tuple[int, dict[str, Tensor]]]) -> dict[str, Tensor]:
 def _row(step: int, seen: list[dict[str, Tensor]], seconds: float, config: PretrainConfig) -> dict[str, float]:
     means = {k: float(torch.stack([v[k].float() for v in seen]).mean()) for k in seen[0]}
     if not math.isfinite(means["loss"]):
-        raise FssError(f"the loss is not finite between steps {step - len(seen) + 1} and {step}", mend="lower lr")
+        raise FssError(f"the loss is not finite between steps {step - len(seen) + 1} and {step}", hint="lower lr")
     return {"step": step, "seconds": seconds, "clips_per_s": len(seen) * config.clips / max(seconds, 1e-9), **means}
 
 
@@ -196,7 +196,7 @@ def _resume(folder: Path, config: PretrainConfig, core: Sam2Core,
     if about["config"] != _identity(config):
         changed = [k for k, v in _identity(config).items() if about["config"].get(k) != v]
         raise FssError(f"this folder holds a pretraining with other settings ({', '.join(changed)})", where=str(folder),
-                       mend="use another --out, or delete the folder")
+                       hint="use another --out, or delete the folder")
     core.sam.load_state_dict(load_file(last / "model.safetensors"), strict=False)
     optimiser.load_state_dict(torch.load(last / "optimiser.pt", weights_only=True))
     return about["step"], about["rows"]

@@ -61,7 +61,7 @@ def _held_out(count: int, config: PretrainConfig) -> tuple[list[int], list[int]]
     order = np.random.default_rng([config.seed, 11]).permutation(count).tolist()
     cut = max(1, round(count * config.held_out))
     if cut >= count:
-        raise FssError(f"{count} photos are too few: {cut} would be held out and none trained on", mend="add photos")
+        raise FssError(f"{count} photos are too few: {cut} would be held out and none trained on", hint="add photos")
     return sorted(order[:cut]), sorted(order[cut:])
 
 

@@ -37,13 +37,13 @@ class Photos:
         known = {c.name for s in self._shards for c in s.manifest.classes}
         if unknown := sorted(set(hide) - known):
             raise FssError(f"hide: no dataset has a class {unknown[0]!r}",
-                           mend=f"known classes: {', '.join(sorted(known))}")
+                           hint=f"known classes: {', '.join(sorted(known))}")
         self._label_maps = [DataConfig.model_validate(s.manifest.source).source.format in LABEL_MAPS for s in shards]
         self._hidden = [{c.class_id for c in s.manifest.classes if c.name in hide} for s in self._shards]
         self.places = [PhotoLocation(d, row["image_id"], row["sha256"]) for d, s in enumerate(self._shards)
                        for row in s.images("train") if set(row["class_ids"]) - self._hidden[d]]
         if not self.places:
-            raise FssError("no train photo of the datasets has an object", mend="check data and hide in the recipe")
+            raise FssError("no train photo of the datasets has an object", hint="check data and hide in the recipe")
 
     def __len__(self) -> int:
         return len(self.places)

@@ -114,7 +114,7 @@ def _labels(store: Store, extra: str) -> list[FinishedJob]:
     urls = [store.path(n.removesuffix("/summary.json")) for n in names]
     if extra:
         if not Store(extra).exists("summary.json"):
-            raise FssError("the folder contains no finished labelling job", where=extra, mend="run `fss label` first")
+            raise FssError("the folder contains no finished labelling job", where=extra, hint="run `fss label` first")
         urls.append(extra)
     return [_read_job(url) for url in dict.fromkeys(urls)]
 

@@ -47,7 +47,7 @@ class ReviewedJob:
         """Raises `FssError` while parts are missing."""
         if len(self.chunks) < self.manifest.chunks:
             raise FssError(f"only {len(self.chunks)} of {self.manifest.chunks} parts are labelled", where=self.out.url,
-                           mend="run `fss label` again to finish the job")
+                           hint="run `fss label` again to finish the job")
 
     def rows(self, columns: list[str] | None = None) -> Iterator[list[Row]]:
         """The labels of each finished part without decisions, one part at a time. Unreadable photos are left out."""
@@ -87,10 +87,10 @@ class ReviewedJob:
         row = rows.get(decision.class_name)
         if row is None:
             raise FssError(f"the job has no class {decision.class_name[:80]!r}", where=where,
-                           mend=f"its classes are {self.manifest.title}")
+                           hint=f"its classes are {self.manifest.title}")
         if row["file_name"] != decision.image:
             raise FssError(f"photo {decision.image_id} is {row['file_name']!r}, not {decision.image[:80]!r}",
-                           where=where, mend="check that the decision is for this job")
+                           where=where, hint="check that the decision is for this job")
         if (decision.mask is not None) != (decision.decision == "correct"):
             raise FssError("`correct` needs a mask, and other decisions must not have one", where=where)
         if decision.mask is None:
@@ -103,7 +103,7 @@ def open_job(url: str) -> ReviewedJob:
     """The labelling job at `url`. Raises `FssError` if there is none."""
     out = Store(url)
     if not out.exists(MANIFEST):
-        raise FssError("holds no labelling job", where=out.url, mend="give the --out of `fss label`")
+        raise FssError("holds no labelling job", where=out.url, hint="give the --out of `fss label`")
     try:
         return ReviewedJob(out, JobManifest.model_validate(out.read_json(MANIFEST)))
     except ValidationError as error:
@@ -149,7 +149,7 @@ def decide_by_name(job: ReviewedJob, verdicts: dict[str, tuple[str, dict[str, An
     """
     classes = job.manifest.classes
     if not class_name and len(classes) > 1:
-        raise FssError(f"the job has {len(classes)} classes", mend="choose one with --class")
+        raise FssError(f"the job has {len(classes)} classes", hint="choose one with --class")
     ids: dict[str, int] = {}
     for rows in job.rows(["image_id", "file_name", "error"]):
         ids.update((r["file_name"], r["image_id"]) for r in rows if r["file_name"] in verdicts)
@@ -157,7 +157,7 @@ def decide_by_name(job: ReviewedJob, verdicts: dict[str, tuple[str, dict[str, An
             break
     missing = sorted(verdicts.keys() - ids.keys())
     if missing:
-        raise FssError(f"photo {missing[0]!r} has no label", where=job.out.url, mend="names are relative to --images")
+        raise FssError(f"photo {missing[0]!r} has no label", where=job.out.url, hint="names are relative to --images")
     job.decide([Decision.model_validate({"image_id": ids[name], "image": name, "class_name": class_name or classes[0],
                                          "decision": verdict, "mask": mask})
                 for name, (verdict, mask) in verdicts.items()])

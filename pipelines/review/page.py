@@ -33,7 +33,7 @@ def write_review(job: ReviewedJob, out: str, *, most: int = MOST, undecided: boo
     order = order_by_doubt(job, most=most, exclude=decisions if undecided else None)
     if not len(order):
         raise FssError("there is no label to review", where=job.out.url,
-                       mend="every label has a decision" if undecided and job.chunks else "nothing is labelled yet")
+                       hint="every label has a decision" if undecided and job.chunks else "nothing is labelled yet")
     store, pages = Store(out), -(-len(order) // PAGE)
     template = page_template("pipelines.review", "review.html")
     with ThreadPoolExecutor(READERS, thread_name_prefix="review") as pool:

@@ -120,7 +120,7 @@ def choose_service_of(manifest: JobManifest, options: LabelRequest) -> tuple[str
     """As `choose_service`, for the bundle of an earlier job. Raises `FssError` for another bundle."""
     service, health = choose_service(options)
     about = health if health and not options.bundle else about_bundle(read_bundle_info(options.bundle_url))
-    check_bundle(manifest, about, mend="give the job's bundle with --bundle, or the workspace whose champion it is "
+    check_bundle(manifest, about, hint="give the job's bundle with --bundle, or the workspace whose champion it is "
                  "with --workspace, or label all photos with `fss label`")
     return service, health
 
@@ -128,18 +128,18 @@ def choose_service_of(manifest: JobManifest, options: LabelRequest) -> tuple[str
 def begin_redo(old: ReviewedJob, out: Store, below: float) -> None:
     """Write origin.json and the decisions. Raises `FssError`, and writes nothing, if no label is to be made again."""
     if out.list("parts") or out.url == old.out.url:
-        raise FssError("holds another labelling job", where=out.url, mend="choose another --out")
+        raise FssError("holds another labelling job", where=out.url, hint="choose another --out")
     decisions = old.decisions
     if not any(d.decision == "correct" for d in decisions.values()):
         raise FssError("no mask has been corrected, so the labels would be the same again", where=old.out.url,
-                       mend="correct masks with `fss review decide` or in the console")
+                       hint="correct masks with `fss review decide` or in the console")
     counted: Counter[str] = Counter()
     for rows in old.rows():
         keys = rows_to_redo(rows, decisions, below, whole=old.manifest.overlaps == "resolve")
         counted.update(labels=len(keys), photos=len({image_id for image_id, _ in keys}))
     if not counted["labels"]:
         raise FssError(f"no label without a decision is less sure than {below:g}", where=old.out.url,
-                       mend="give a higher --below")
+                       hint="give a higher --below")
     data = old.out.read_bytes(DECISIONS)
     out.write_bytes(SNAPSHOT, data)
     out.write_bytes(DECISIONS, data)
@@ -152,7 +152,7 @@ def _check_origin(request: RedoRequest, old: ReviewedJob, out: Store, origin: di
     """Raises `FssError` if the folder has labels of another job again, or with another bound."""
     if origin["supports"] != old.manifest.supports or request.below not in (None, origin["below"]):
         raise FssError(f"holds the labels of {origin['job']} below {origin['below']:g}", where=out.url,
-                       mend="choose another --out, or use the same arguments as before")
+                       hint="choose another --out, or use the same arguments as before")
 
 
 def resume_redo(out: Store, supports_url: str) -> tuple[RedoJob, list[SupportSet]]:
@@ -170,7 +170,7 @@ def prepare_redo(old: ReviewedJob, out: Store, below: float, decisions: Decision
     images = list_images(old.manifest.images_url, old.manifest.limit, outs=[old.out.url, out.url])
     if images.hash != old.manifest.images_hash:
         raise FssError("photos were added, removed or changed since they were labelled", where=images.url,
-                       mend="label them with `fss label` to a new --out")
+                       hint="label them with `fss label` to a new --out")
     classes = extend_supports(old, decisions, supports_url)
     manifest = JobManifest.model_validate({
         **old.manifest.content(), **describe_classes(classes), "images_url": images.url,
@@ -203,4 +203,4 @@ def _find(support_id: str, roots: list[str]) -> SupportSet:
         except UnknownSupportError:
             continue
     raise FssError(f"support set {support_id} is neither in {roots[0]} nor in {roots[1]}",
-                   mend="give the workspace that has it with --workspace")
+                   hint="give the workspace that has it with --workspace")

@@ -59,7 +59,7 @@ def draw_sets(shards: Shards, classes: Sequence[int], config: CalibrateConfig, *
     usable = [c for c in classes if len(photos[c]) > 1]
     if not usable:
         raise TooFewPhotosError(f"no class has two {split} photos", where=shards.url,
-                                mend="build shards with more photos")
+                                hint="build shards with more photos")
     rows = shards.images(split)
     fresh = {row["image_id"] for row in rows if row["sha256"][:16] not in known}
     lacking = {c: [row["image_id"] for row in rows if c not in row["class_ids"]] for c in usable}
@@ -137,7 +137,7 @@ def calibrate_bundle(url: str, shards: Shards, config: CalibrateConfig, *, devic
     draws = draw_sets(shards, base, config, seen=info.seen)
     if not draws or not any(d.absent for d in draws):
         raise TooFewPhotosError("every photo shows every class, so that absence cannot be learned", where=shards.url,
-                                mend="give shards with photos of several classes")
+                                hint="give shards with photos of several classes")
     found = list(observe(model, shards, draws, on_progress=on_progress))
     sets, scenes = [o for o, _ in found], torch.unique(torch.cat([s for _, s in found]), dim=0)
     about = {"dataset": shards.manifest.dataset, "data": shards.manifest.content_hash, "seed": str(config.seed),

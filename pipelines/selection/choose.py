@@ -77,7 +77,7 @@ def make_leaderboard(recipe: Recipe, results: Sequence[RunResult], suffix: str =
     good = [r for r in results if not r.error]
     if not good:
         raise FssError("no run was finished", where=Workspace(recipe.out).runs,
-                       mend=results[0].error if results else "run `fss sweep run` first")
+                       hint=results[0].error if results else "run `fss sweep run` first")
     store = Store(Workspace(recipe.out).url)
     latency = _latency(store, f"latency{suffix}.json", good)
     samples: dict[str, MethodCounts] = {}
@@ -106,7 +106,7 @@ def read_leaderboard(recipe: Recipe) -> Leaderboard:
     """The leaderboard of the recipe's workspace. Raises `FssError` if there is none."""
     url = Workspace(recipe.out).leaderboard
     if not Store(url).exists():
-        raise FssError("there is no leaderboard yet", where=url, mend="run `fss sweep run` first")
+        raise FssError("there is no leaderboard yet", where=url, hint="run `fss sweep run` first")
     return Leaderboard.model_validate(Store(Workspace(recipe.out).url).read_json("leaderboard.json"))
 
 
@@ -116,7 +116,7 @@ def _lists(results: Sequence[RunResult]) -> dict[str, str]:
         fold = str(r.spec.fold)
         if lists.setdefault(fold, r.list_hash) != r.list_hash:
             raise FssError(f"runs of fold {fold} were scored on different episode lists", where=r.run,
-                           mend="run `fss sweep run` again")
+                           hint="run `fss sweep run` again")
     return lists
 
 

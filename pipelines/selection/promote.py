@@ -53,10 +53,10 @@ def promote(recipe: Recipe) -> BundleInfo:
     board = read_leaderboard(recipe)
     if {r.method.key for r in board.rows} != {m.key for m in recipe.methods}:
         raise FssError("the leaderboard has other methods than the recipe", where=Workspace(recipe.out).leaderboard,
-                       mend="run `fss sweep run` with the same recipe and settings, then promote")
+                       hint="run `fss sweep run` with the same recipe and settings, then promote")
     row = next((r for r in board.rows if r.label == board.winner), None)
     if row is None:
-        raise FssError("the leaderboard has no winner", where=Workspace(recipe.out).leaderboard, mend=board.reason)
+        raise FssError("the leaderboard has no winner", where=Workspace(recipe.out).leaderboard, hint=board.reason)
     with cluster() as ray:
         spec = _refit_spec(recipe, board, row)
         say(f"refitting {row.label} on all classes")
@@ -80,10 +80,10 @@ def _refit_spec(recipe: Recipe, board: Leaderboard, row: LeaderboardRow) -> RunS
     manifest = shards.manifest
     if manifest.content_hash != board.data_hash:
         raise FssError("the leaderboard is of other shards than the recipe's", where=place,
-                       mend="run `fss sweep run` again")
+                       hint="run `fss sweep run` again")
     if not set(row.runs) <= {s.name for s in plan_sweep(recipe)}:
         raise FssError("the leaderboard was made with other settings than the recipe's", where=place,
-                       mend="run `fss sweep run` with the same recipe and settings, then promote")
+                       hint="run `fss sweep run` with the same recipe and settings, then promote")
     train = _refit_training(recipe, row, resolve_steps(recipe.train, shards, None))
     return RunSpec(
         dataset=recipe.data.name, shards=Workspace(recipe.out).shards(recipe.data.name),
@@ -109,7 +109,7 @@ def check_gate(row: LeaderboardRow, result: RunResult) -> None:
         raise FssError(
             f"the refit scores {result.miou * 100:.1f} (at most {result.interval[1] * 100:.1f}) on held-out photos, "
             f"significantly less than the cross-validated {row.miou * 100:.1f} (at least {low * 100:.1f})",
-            where=result.run, mend="raise promote.steps, or look at the run's history.json; the champion is unchanged")
+            where=result.run, hint="raise promote.steps, or look at the run's history.json; the champion is unchanged")
 
 
 def _interval(row: LeaderboardRow) -> list[float]:

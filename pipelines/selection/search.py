@@ -147,17 +147,17 @@ def _check(recipe: Recipe) -> None:
     space = recipe.search.space
     if not space:
         raise FssError("search.space is empty", where=recipe.name,
-                       mend="give one, such as --set 'search.space={train.lr: {log: [0.0001, 0.01]}}'")
+                       hint="give one, such as --set 'search.space={train.lr: {log: [0.0001, 0.01]}}'")
     for key in space:
         if not key.startswith(ALLOWED) or key.startswith(FIXED):
             raise FssError(f"search.space: {key} cannot be searched", where=recipe.name,
-                           mend="use settings below train and methods.0.config that do not change what is compared")
+                           hint="use settings below train and methods.0.config that do not change what is compared")
     if len(recipe.methods) != 1 or not registry.method_class(recipe.methods[0].name).trains:
         raise FssError("a search needs exactly one method that trains", where=recipe.name,
-                       mend="set methods to that one")
+                       hint="set methods to that one")
     if recipe.train.workers > 1 or recipe.train.features != "off":
         raise FssError("`fss search` supports neither several workers nor kept features", where=recipe.name,
-                       mend="set train.workers=1 and train.features=off")
+                       hint="set train.workers=1 and train.features=off")
     for key, values in space.items():
         for value in _edges(values):
             change_settings(recipe, {key: value})

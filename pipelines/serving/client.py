@@ -57,7 +57,7 @@ class Client:
         answer = self._request("POST", "/v1/segment", body)
         if bundle_id and (found := answer.get("bundle_id")) != bundle_id:
             raise FssError(f"the service has bundle {found} now, no longer {bundle_id}", where=self.url,
-                           mend="start the service with that bundle, or start a new job with another --out")
+                           hint="start the service with that bundle, or start a new job with another --out")
         return [_results(r) for r in answer["results"]]
 
     def close(self) -> None:
@@ -76,7 +76,7 @@ class Client:
         except ValueError:
             found = None
         if not isinstance(found, dict):
-            raise FssError("the server there is not `fss serve`", where=self.url, mend="check the address")
+            raise FssError("the server there is not `fss serve`", where=self.url, hint="check the address")
         return found
 
 

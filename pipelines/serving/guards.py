@@ -77,7 +77,7 @@ def bounded(service: Guarded, handler: Handler) -> Handler:
 
     async def bounded_call(request: Request) -> Response:
         if service.waiting >= MAX_WAITING:
-            raise RefusedError(503, "the queue is full", mend="try again in a moment")
+            raise RefusedError(503, "the queue is full", hint="try again in a moment")
         service.waiting += 1
         service.metrics.set_waiting(service.waiting)
         try:

@@ -29,8 +29,8 @@ MAX_PAIRS = 4096  # (class, photo) pairs in one call of the model
 class RefusedError(FssError):
     """A request that the service refuses: `status` is the HTTP status (4xx or 5xx)."""
 
-    def __init__(self, status: int, what: str, *, mend: str = "") -> None:
-        super().__init__(what, mend=mend)
+    def __init__(self, status: int, what: str, *, hint: str = "") -> None:
+        super().__init__(what, hint=hint)
         self.status = status
 
 
@@ -55,7 +55,7 @@ async def read_json(request: Request, max_bytes: int) -> Any:
     """
     if request.headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
         # Browsers let any web page post other types without asking, also to a service on this machine.
-        raise RefusedError(415, "the request is not application/json", mend="set the Content-Type header")
+        raise RefusedError(415, "the request is not application/json", hint="set the Content-Type header")
     length = request.headers.get("content-length", "0")
     if length.isdigit() and int(length) > max_bytes:
         raise _too_large(max_bytes)
@@ -71,7 +71,7 @@ async def read_json(request: Request, max_bytes: int) -> Any:
 
 
 def _too_large(max_bytes: int) -> RefusedError:
-    return RefusedError(413, f"the request is larger than {max_bytes} bytes", mend="send fewer photos at a time")
+    return RefusedError(413, f"the request is larger than {max_bytes} bytes", hint="send fewer photos at a time")
 
 
 def parse_segment(body: Any) -> SegmentRequest:
@@ -82,7 +82,7 @@ def parse_segment(body: Any) -> SegmentRequest:
     if not isinstance(images, list) or not images or not all(isinstance(i, str) for i in images):
         raise FssError("images is not a list of base64 texts")
     if len(images) > MAX_IMAGES:
-        raise FssError(f"{len(images)} images in one request are too many", mend=f"send at most {MAX_IMAGES}")
+        raise FssError(f"{len(images)} images in one request are too many", hint=f"send at most {MAX_IMAGES}")
     threshold, bulk, pairs = body.get("threshold", 0.5), body.get("bulk", False), body.get("pairs", 0)
     if not isinstance(threshold, int | float) or isinstance(threshold, bool) or not 0 < threshold < 1:
         raise FssError(f"threshold is {str(threshold)[:40]!r}, not a number between 0 and 1")
@@ -110,15 +110,15 @@ def _support_ids(body: dict[str, Any]) -> tuple[str, ...]:
     if "support_ids" in body:
         ids = body["support_ids"]
         if "support_id" in body:
-            raise FssError("the request has both support_id and support_ids", mend="give one of them")
+            raise FssError("the request has both support_id and support_ids", hint="give one of them")
         if not isinstance(ids, list) or not ids or not all(isinstance(i, str) and i for i in ids):
             raise FssError("support_ids is not a list of ids")
         if len(ids) > MAX_CLASSES or len(set(ids)) < len(ids):
-            raise FssError(f"{len(ids)} support_ids are too many or repeated", mend=f"at most {MAX_CLASSES}, each once")
+            raise FssError(f"{len(ids)} support_ids are too many or repeated", hint=f"at most {MAX_CLASSES}, each once")
         return tuple(ids)
     support_id = body.get("support_id")
     if not isinstance(support_id, str) or not support_id:
-        raise FssError("support_id is missing", mend="POST /v1/supports gives one")
+        raise FssError("support_id is missing", hint="POST /v1/supports gives one")
     return (support_id,)
 
 
@@ -133,7 +133,7 @@ def check_token(request: Request, expected_hash: str) -> None:
         return
     kind, _, token = request.headers.get("authorization", "").partition(" ")
     if kind.lower() != "bearer" or not hmac.compare_digest(token_hash(token.strip()), expected_hash):
-        raise RefusedError(401, "the token is missing or wrong", mend="send Authorization: Bearer TOKEN")
+        raise RefusedError(401, "the token is missing or wrong", hint="send Authorization: Bearer TOKEN")
 
 
 def check_host_header(request: Request) -> None:
@@ -142,4 +142,4 @@ def check_host_header(request: Request) -> None:
     name = host.partition("]")[0].removeprefix("[") if host.startswith("[") else host.partition(":")[0]
     if name not in LOOPBACK:
         raise RefusedError(403, f"the service answers only on this machine, not as {name[:80]!r}",
-                           mend="open it as http://127.0.0.1:PORT")
+                           hint="open it as http://127.0.0.1:PORT")

@@ -33,7 +33,7 @@ def deploy(application: Any, *, name: str, http: tuple[str, int] | None = None) 
         return serve.run(application, name=name, route_prefix="/" if http else None, logging_config=logs)
     except RuntimeError as error:
         raise FssError(f"the model does not start: {_last_line(error)}",
-                       mend="set FSS_RAY_LOGS=1 to see its log") from error
+                       hint="set FSS_RAY_LOGS=1 to see its log") from error
 
 
 def _last_line(error: Exception) -> str:
@@ -57,7 +57,7 @@ def free_port(host: str, port: int) -> int:
             probe.bind((host, port))
         except OSError as error:
             raise FssError(f"cannot listen on {host}:{port}: {os.strerror(error.errno or 0)}",
-                           mend="choose another --port (0 takes any free one)") from error
+                           hint="choose another --port (0 takes any free one)") from error
         return int(probe.getsockname()[1])
 
 
@@ -65,7 +65,7 @@ def check_host(host: str, token: str) -> None:
     """Raises `FssError` if other machines could reach the service and there is no token."""
     if host not in LOOPBACK and not token:
         raise FssError(f"with --host {host} other machines reach the service, but there is no token",
-                       mend="set FSS_TOKEN to a long secret, or serve on 127.0.0.1")
+                       hint="set FSS_TOKEN to a long secret, or serve on 127.0.0.1")
 
 
 def shut_down(name: str) -> None:

@@ -80,7 +80,7 @@ def segment_rate(request: SizingRequest) -> tuple[float, tuple[Figure, ...]]:
         known = {**f.GPU_RATES, "nano": f.GPU_NANO}.get(request.preset.removesuffix("_2.1"))
         if known is None:
             raise FssError(f"no speed of preset {request.preset!r} on a GPU is known",
-                           mend=f"known: nano, {', '.join(f.GPU_RATES)}; measure others with `python -m benchmarks.run "
+                           hint=f"known: nano, {', '.join(f.GPU_RATES)}; measure others with `python -m benchmarks.run "
                            "batched_queries`")
         return known.value * f.GPU_SHARE.value, (known, f.GPU_SHARE)
     if request.preset == "nano" and request.method in f.CPU_RATES:
@@ -88,7 +88,7 @@ def segment_rate(request: SizingRequest) -> tuple[float, tuple[Figure, ...]]:
     if request.preset == "tiny" and request.method == "sansa":
         return f.CPU_TINY.value / f.CPU_TINY_CORES, (f.CPU_TINY,)
     raise FssError(f"no speed of {request.method}/{request.preset} on a CPU was measured",
-                   mend="measured: preset nano with sansa, fcp, vrp_sam, fssam and prior; or give --gpus")
+                   hint="measured: preset nano with sansa, fcp, vrp_sam, fssam and prior; or give --gpus")
 
 
 def _shards(request: SizingRequest) -> tuple[SizingStage, tuple[Figure, ...]]:

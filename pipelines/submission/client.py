@@ -43,12 +43,12 @@ def resolve_address(address: str = "") -> str:
     if url.scheme not in ("http", "https") or not url.host:
         raise _bad_address(address)
     if url.userinfo:
-        raise FssError("the address of the dashboard contains a password", mend="put the token in RAY_AUTH_TOKEN")
+        raise FssError("the address of the dashboard contains a password", hint="put the token in RAY_AUTH_TOKEN")
     return address.rstrip("/")
 
 
 def _bad_address(address: str) -> FssError:
-    return FssError("is not the address of a Ray dashboard", where=address, mend="such as http://HEAD:8265")
+    return FssError("is not the address of a Ray dashboard", where=address, hint="such as http://HEAD:8265")
 
 
 def read_token() -> str:
@@ -64,7 +64,7 @@ def read_token() -> str:
         return path.read_text().strip()
     except OSError as error:
         raise FssError(f"cannot read the token: {error.strerror}", where=str(path),
-                       mend="set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH") from error
+                       hint="set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH") from error
 
 
 class Submissions:
@@ -87,17 +87,17 @@ class Submissions:
         except httpx.HTTPError as error:
             reason = str(error) or type(error).__name__
             raise FssError(f"cannot be reached: {reason}", where=self.address,
-                           mend="--address is the head's dashboard, such as http://HEAD:8265") from error
+                           hint="--address is the head's dashboard, such as http://HEAD:8265") from error
         if answer.status_code in (401, 403):
             problem = "refuses the token" if self.headers else "requires a token"
             raise FssError(f"the cluster {problem}", where=self.address,
-                           mend="set RAY_AUTH_TOKEN to the cluster's token, or RAY_AUTH_TOKEN_PATH to its file")
+                           hint="set RAY_AUTH_TOKEN to the cluster's token, or RAY_AUTH_TOKEN_PATH to its file")
         try:
             answer.raise_for_status()
             self.version = str(answer.json()["ray_version"])
         except (httpx.HTTPStatusError, ValueError, KeyError, TypeError) as error:
             raise FssError(f"no Ray dashboard answers at this address (HTTP {answer.status_code})", where=self.address,
-                           mend="--address is the head's dashboard, such as http://HEAD:8265") from error
+                           hint="--address is the head's dashboard, such as http://HEAD:8265") from error
 
     def _connect(self) -> Any:
         from ray.job_submission import JobSubmissionClient
@@ -129,7 +129,7 @@ class Submissions:
         """The details of a job (`ray.job_submission.JobDetails`). Raises `FssError` if there is no such job."""
         found = self.find(submission_id)
         if found is None:
-            raise FssError(f"there is no job {submission_id!r}", where=self.address, mend="see `fss jobs list`")
+            raise FssError(f"there is no job {submission_id!r}", where=self.address, hint="see `fss jobs list`")
         return found
 
     def delete(self, submission_id: str) -> None:

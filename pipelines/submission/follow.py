@@ -64,7 +64,7 @@ def _wait_for_details(jobs: Submissions, submission_id: str) -> Any:
         except FssError as error:
             if "no job" in error.what or time.monotonic() > deadline:
                 raise FssError(error.what, where=error.where,
-                               mend="the job may still be running: see `fss jobs list`, or follow it again with "
+                               hint="the job may still be running: see `fss jobs list`, or follow it again with "
                                f"`fss jobs logs {submission_id} --follow`") from error
             if not warned:
                 say(f"{error.where}: {error.what}; trying again for {PATIENCE_S:.0f} s")

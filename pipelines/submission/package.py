@@ -38,14 +38,14 @@ def pack(folder: str | Path, target: Path, *, exclude: Sequence[str] = (), max_b
     """
     root = Path(folder).resolve()
     if not root.is_dir():
-        raise FssError("no such folder", where=str(folder), mend="give --working-dir a folder, or '' for none")
+        raise FssError("no such folder", where=str(folder), hint="give --working-dir a folder, or '' for none")
     chosen = sorted(_files(root, tuple(exclude)))
     sizes = {name: (root / name).stat().st_size for name in chosen}
     total = sum(sizes.values())
     if total > max_bytes:
         raise FssError(f"the folder has {_mb(total)} to send, the limit is {_mb(max_bytes)}; largest: "
                        f"{_largest(sizes)}", where=str(folder),
-                       mend="--exclude some of them, give another --working-dir, or raise --max-mb")
+                       hint="--exclude some of them, give another --working-dir, or raise --max-mb")
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in chosen:
             info = zipfile.ZipInfo(name, date_time=EPOCH)

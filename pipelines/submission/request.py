@@ -56,7 +56,7 @@ def send(jobs: Submissions, request: SubmissionRequest) -> str:
     if known := jobs.find(name) if request.submission_id else None:
         if known.entrypoint != request.entrypoint:
             raise FssError(f"job {name!r} runs another command: {known.entrypoint}", where=jobs.address,
-                           mend="choose another --id")
+                           hint="choose another --id")
         if status_of(known) not in ("FAILED", "STOPPED"):
             say(f"job {name} was submitted before, with the same command: not sent again")
             return name
@@ -83,7 +83,7 @@ def _environment(request: SubmissionRequest) -> dict[str, Any]:
     """The runtime environment without its working directory. Raises `FssError` for settings that would be ignored."""
     environment = _read(request.runtime_env) if request.runtime_env else {}
     if "working_dir" in environment:
-        raise FssError("working_dir would be ignored", where=request.runtime_env, mend="give --working-dir")
+        raise FssError("working_dir would be ignored", where=request.runtime_env, hint="give --working-dir")
     if request.image:
         environment = {**environment, "image_uri": request.image}
     variables = {**environment.pop("env_vars", {}), **request.variables}
@@ -108,7 +108,7 @@ def parse_variables(items: Sequence[str]) -> dict[str, str]:
     for item in items:
         name, equals, value = item.partition("=")
         if not equals or not name:
-            raise FssError(f"--env {item!r} is not of the form NAME=VALUE", mend="write --env NAME=VALUE")
+            raise FssError(f"--env {item!r} is not of the form NAME=VALUE", hint="write --env NAME=VALUE")
         found[name] = value
     return found
 

@@ -23,12 +23,12 @@ def refuse_secrets(arguments: Iterable[str], variables: Mapping[str, str]) -> No
     for name in variables:
         if NAME.search(name):
             raise FssError(f"the variable {name} looks like a secret, and other users of the cluster could read it",
-                           mend=MEND)
+                           hint=MEND)
     known = [v for k, v in os.environ.items()
              if NAME.search(k) and not k.endswith(("_ID", "_PATH")) and len(v) >= SHORTEST]
     for text in (*arguments, *variables.values()):
         if IN_URL.search(text):
-            raise FssError("an address contains a password, and other users of the cluster could read it", mend=MEND)
+            raise FssError("an address contains a password, and other users of the cluster could read it", hint=MEND)
         if any(secret in text for secret in known):
             raise FssError("an argument or a variable contains the value of one of your secret environment variables",
-                           mend=MEND)
+                           hint=MEND)

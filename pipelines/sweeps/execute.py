@@ -103,9 +103,9 @@ def _check_room(schedule: Schedule, ray: Any) -> None:
     for kind, amount in (("CPU", need.cpus * need.workers), ("GPU", need.gpus * need.workers)):
         if amount > have.get(kind, 0.0):
             raise FssError(f"a run needs {amount:g} {kind}, but the cluster has {have.get(kind, 0.0):g}",
-                           mend=f"lower sweep.{kind.lower()}s_per_run")
+                           hint=f"lower sweep.{kind.lower()}s_per_run")
     raise FssError(f"a worker of a run needs {need.cpus:g} CPU and {need.gpus:g} GPU, and no machine has both",
-                   mend="lower sweep.cpus_per_run and gpus_per_run, or raise train.workers")
+                   hint="lower sweep.cpus_per_run and gpus_per_run, or raise train.workers")
 
 
 def _at_a_time(schedule: Schedule) -> int:

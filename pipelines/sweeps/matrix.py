@@ -48,10 +48,10 @@ def expand_matrix(recipe: Recipe) -> list[MatrixCell]:
         return [MatrixCell("", recipe)]
     for key, values in matrix.items():
         if not values:
-            raise FssError(f"sweep.matrix: {key} has no values", where=recipe.name, mend="give a list of values")
+            raise FssError(f"sweep.matrix: {key} has no values", where=recipe.name, hint="give a list of values")
         if key.startswith("sweep."):
             raise FssError(f"sweep.matrix: {key} is a setting of the sweep, not of a run", where=recipe.name,
-                           mend="set it outside the matrix")
+                           hint="set it outside the matrix")
     raw = recipe.model_dump(exclude_unset=True)
     raw.get("sweep", {}).pop("matrix", None)
     raw["methods"] = _methods(raw.get("methods") or [m.model_dump() for m in recipe.methods], matrix)
@@ -65,7 +65,7 @@ def only_cell(recipe: Recipe) -> Recipe:
     found = expand_matrix(recipe)
     if len(found) > 1:
         raise FssError(f"this recipe has {len(found)} comparisons ({found[0].label}, ...), and this command takes one",
-                       where=recipe.name, mend="use --set sweep.matrix={} and --set each key of the matrix")
+                       where=recipe.name, hint="use --set sweep.matrix={} and --set each key of the matrix")
     return found[0].recipe
 
 

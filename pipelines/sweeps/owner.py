@@ -103,7 +103,7 @@ def _refusal(store: Store) -> FssError:
     about = _read(store, OWNER)
     who = f" (process {about['pid']} on {about['host']})" if about else ""
     return FssError(f"a sweep is under way here{who}", where=store.url,
-                    mend="see `fss sweep status`, stop it with `fss sweep cancel`, or use another --out")
+                    hint="see `fss sweep status`, stop it with `fss sweep cancel`, or use another --out")
 
 
 @contextmanager
@@ -166,14 +166,14 @@ def cancel(workspace: str, *, timeout_s: float = 120.0) -> None:
     """
     store = Store(workspace)
     if not is_alive(store):
-        raise FssError("no sweep is under way here", where=store.url, mend="`fss sweep status` shows the last sweep")
+        raise FssError("no sweep is under way here", where=store.url, hint="`fss sweep status` shows the last sweep")
     about = _read(store, OWNER)
     store.write_json(CANCEL, {"id": about["id"]})
     deadline = time.monotonic() + timeout_s
     while is_alive(store) and _read(store, OWNER).get("id") in (about["id"], None):
         if time.monotonic() > deadline:
             raise FssError(f"process {about['pid']} on {about['host']} does not stop", where=store.url,
-                           mend="end the process there, then run `fss sweep resume`")
+                           hint="end the process there, then run `fss sweep resume`")
         time.sleep(0.5)
 
 

@@ -38,7 +38,7 @@ def plan_sweep(recipe: Recipe) -> list[RunSpec]:
     folds = recipe.sweep.folds or known
     for fold in folds:
         if fold not in (*known, ALL_CLASSES):
-            raise FssError(f"there is no fold {fold}", where=recipe.data.name, mend=f"known folds: {known}")
+            raise FssError(f"there is no fold {fold}", where=recipe.data.name, hint=f"known folds: {known}")
     _check_shipped(recipe, shards)
     return _specs(recipe, shards, folds, ensure_mixture(recipe))
 
@@ -62,7 +62,7 @@ def _check_shipped(recipe: Recipe, shards: Shards) -> None:
         if seen:
             raise FssError(f"the weights that ship for {method.preset} were trained on {len(seen)} of {len(test)} "
                            f"test photos (first: {test[seen[0]]})", where=recipe.data.name,
-                           mend="make them train photos (data.split.file), or set methods.N.weights=random")
+                           hint="make them train photos (data.split.file), or set methods.N.weights=random")
 
 
 def _specs(recipe: Recipe, shards: Shards, folds: list[int], mixed: Sequence[Shards]) -> list[RunSpec]:
@@ -83,7 +83,7 @@ def _check_prompts(recipe: Recipe, method: MethodConfig) -> None:
         if not kinds_of(name) <= reads:
             known = ", ".join(sorted(k.name.lower() for k in reads))
             raise FssError(f"{key}.prompts: method {method.name!r} cannot read {name!r} prompts", where=recipe.name,
-                           mend=f"it can read: {known}")
+                           hint=f"it can read: {known}")
 
 
 def collect_results(recipe: Recipe) -> list[RunResult]:

@@ -69,7 +69,7 @@ def read_sweep_recipe(out: str) -> Recipe:
     """The recipe of the last sweep in the workspace `out`. Raises `FssError` if there was none."""
     store = Store(out)
     if not store.exists(RECIPE):
-        raise FssError("no sweep was run here", where=store.url, mend="start one with `fss sweep run`")
+        raise FssError("no sweep was run here", where=store.url, hint="start one with `fss sweep run`")
     return Recipe.model_validate(store.read_json(RECIPE) | {"out": out})
 
 
@@ -83,11 +83,11 @@ def run_one(recipe: Recipe, *, method: str, fold: int, seed: int) -> RunResult:
     able = [x for x, m in zip(labels, recipe.methods, strict=True) if registry.method_class(m.name).trains]
     if not method and len(able) != 1:
         raise FssError("the recipe does not have exactly one method that trains", where=recipe.name,
-                       mend=f"give --method, one of {', '.join(labels)}")
+                       hint=f"give --method, one of {', '.join(labels)}")
     chosen = method or able[0]
     if chosen not in labels:
         raise FssError(f"the recipe has no method {chosen!r}", where=recipe.name,
-                       mend=f"known methods: {', '.join(labels)}")
+                       hint=f"known methods: {', '.join(labels)}")
     sweep = recipe.sweep.model_copy(update={"folds": [fold], "seeds": [seed]})
     narrowed = {"methods": [recipe.methods[labels.index(chosen)]], "sweep": sweep}
     one = recipe.model_copy(update=narrowed)

@@ -75,7 +75,7 @@ def read_state(workspace: str) -> SweepState:
     """
     store = Store(workspace)
     if not store.exists(STATE):
-        raise FssError("no sweep was run here", where=store.url, mend="start one with `fss sweep run`")
+        raise FssError("no sweep was run here", where=store.url, hint="start one with `fss sweep run`")
     state = SweepState.model_validate(store.read_json(STATE))
     if state.status != "running" or is_alive(store):
         return state

@@ -163,7 +163,7 @@ class _Window:
         for (step, _), row in zip(self._rows, table, strict=True):
             if not bool(torch.isfinite(row).all()):
                 raise FssError(f"the loss or its gradient is not finite at step {step + 1} (loss {float(row[0])})",
-                               where=run, mend="lower train.lr or train.clip_norm, or use train.precision=fp32")
+                               where=run, hint="lower train.lr or train.clip_norm, or use train.precision=fp32")
         now = time.perf_counter()
         seconds, count = now - self._start, len(self._rows)
         share = self._waited / max(seconds, 1e-9)

@@ -76,7 +76,7 @@ def load_state(folder: Path, spec: RunSpec, model: Segmenter, optimiser: torch.o
     for key, want in (("method", spec.method.name), ("preset", spec.method.preset), ("run", spec.name)):
         if about[key] != want:
             raise FssError(f"the checkpoint is of {key} {about[key]!r}, not {want!r}", where=str(folder),
-                           mend="use another --out, or delete this run's folder")
+                           hint="use another --out, or delete this run's folder")
     model.load_trainable_state(load_file(folder / "model.safetensors"))
     optimiser.load_state_dict(torch.load(folder / "optimiser.pt", weights_only=True))
     if about["world"] == world:
@@ -90,7 +90,7 @@ def _about(folder: Path) -> dict[str, Any]:
         about: dict[str, Any] = json.loads((folder / "about.json").read_text())
     except (OSError, ValueError) as error:
         raise FssError("this folder is not a checkpoint of a training run", where=str(folder),
-                       mend="delete the folder") from error
+                       hint="delete the folder") from error
     return about
 
 

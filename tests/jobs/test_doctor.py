@@ -50,7 +50,7 @@ def test_weights_with_a_wrong_sha256_count_as_missing(monkeypatch: pytest.Monkey
     monkeypatch.setattr("fss_models.backbones.efficientnet.weights_path", lambda: tmp_path / "weights.pth")
     check = by_name()["nano trunk weights"]
     assert check.state == "missing"
-    assert "reinstall" in check.mend
+    assert "reinstall" in check.hint
     status, text = doctor()
     assert status == 1
     assert "1 required things are missing" in text

@@ -143,7 +143,7 @@ class Fcp(PromptingSegmenter):
     def _grid_masks(self, masks: Tensor, size: Sequence[int]) -> Tensor:
         small = grid_masks(masks, size, fill=self.config.empty_mask == "fill")
         if self.config.empty_mask == "error" and not bool(small.flatten(1).any(dim=1).all()):
-            raise FssError("a support mask is empty on the grid", mend="mark a larger object, or set empty_mask: fill")
+            raise FssError("a support mask is empty on the grid", hint="mark a larger object, or set empty_mask: fill")
         return small
 
 

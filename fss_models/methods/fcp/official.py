@@ -66,10 +66,10 @@ def implied(state: dict[str, Tensor]) -> dict[str, Any]:
     for side, name in (("spt", "support_tokens"), ("qry", "query_tokens")):
         key = f"transformer_decoder.{side}_protos.weight"
         if key not in state:
-            raise FssError(f"lacks {key!r}", mend="is it an FCP checkpoint?")
+            raise FssError(f"lacks {key!r}", hint="is it an FCP checkpoint?")
         sizes[name] = len(state[key])
     if not steps:
-        raise FssError(f"lacks '{_ATTENTION}_spt.0.norm.weight'", mend="is it an FCP checkpoint?")
+        raise FssError(f"lacks '{_ATTENTION}_spt.0.norm.weight'", hint="is it an FCP checkpoint?")
     return sizes
 
 

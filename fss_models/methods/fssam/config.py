@@ -45,12 +45,12 @@ class FssamConfig:
     def __post_init__(self) -> None:
         """Raises `FssError` for settings that contradict each other."""
         if self.num_refine < 0:
-            raise FssError(f"num_refine is {self.num_refine}", mend="0 switches the refinement off")
+            raise FssError(f"num_refine is {self.num_refine}", hint="0 switches the refinement off")
         if self.side % 32:
-            raise FssError(f"side is {self.side}", mend="SAM 2 needs a multiple of 32")
+            raise FssError(f"side is {self.side}", hint="SAM 2 needs a multiple of 32")
         if self.prior_logits < 0 or (self.prior_logits and not self.ppg):
             raise FssError(f"prior_logits is {self.prior_logits} and ppg {str(self.ppg).lower()}",
-                           mend="a weight above 0 needs the features of ppg: true")
+                           hint="a weight above 0 needs the features of ppg: true")
         if not self.ppg and (self.num_refine or self.scma):
             raise FssError("without the pseudo prompt generator there is no query memory to refine or to calibrate",
-                           mend="with ppg: false set num_refine: 0 and scma: false")
+                           hint="with ppg: false set num_refine: 0 and scma: false")

@@ -224,7 +224,7 @@ class Fssam(Segmenter):
         """Masks [S, K, R, R] of the references: mask prompts unchanged, boxes filled."""
         given = torch.unique(prompts.kind).tolist()
         if {PromptKind.POINTS, PromptKind.SCRIBBLE} & set(given):
-            raise FssError("method 'fssam' takes masks and boxes only", mend="give the support as a mask or a box")
+            raise FssError("method 'fssam' takes masks and boxes only", hint="give the support as a mask or a box")
         if PromptKind.BOX not in given:
             return prompts.masks
         centre = torch.arange(self.side, device=prompts.points.device) + 0.5
@@ -324,6 +324,6 @@ def _prior(preset: str, config: FssamConfig) -> Dinov2 | None:
         choice = "dinov2_base" if find_preset(preset).config else "trunk"
     if not config.ppg or choice == "trunk":
         if config.prior_weights:
-            raise FssError("prior_weights are given, but no DINOv2 is used", mend="set prior: dinov2_base, ppg: true")
+            raise FssError("prior_weights are given, but no DINOv2 is used", hint="set prior: dinov2_base, ppg: true")
         return None
     return build_dinov2(choice.removeprefix("dinov2_"), config.prior_weights or None)

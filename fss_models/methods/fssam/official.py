@@ -46,16 +46,16 @@ def write(model: Fssam) -> dict[str, Tensor]:
 def _prior_of(state: dict[str, Tensor]) -> Prior:
     token = state.get("dino.cls_token")
     if token is None:
-        raise FssError("lacks 'dino.cls_token'", mend="is it an FSSAM checkpoint?")
+        raise FssError("lacks 'dino.cls_token'", hint="is it an FSSAM checkpoint?")
     if token.shape[-1] not in _PRIORS:
-        raise FssError(f"'dino.cls_token' is {tuple(token.shape)}", mend="DINOv2 ViT-B/14 and ViT-L/14 are known")
+        raise FssError(f"'dino.cls_token' is {tuple(token.shape)}", hint="DINOv2 ViT-B/14 and ViT-L/14 are known")
     return _PRIORS[token.shape[-1]]
 
 
 def _shapes(preset: str, prior: Prior) -> dict[str, torch.Size]:
     """Shapes of the official tensors by name."""
     if preset not in _SIZES:
-        raise FssError(f"preset {preset!r} has no official checkpoints", mend=f"they exist at {', '.join(_SIZES)}")
+        raise FssError(f"preset {preset!r} has no official checkpoints", hint=f"they exist at {', '.join(_SIZES)}")
     with torch.random.fork_rng(devices=[]):  # the values drawn here are discarded
         sam = build_sam2(preset, object_scores=True, side=PUBLISHED_SIDE)
     with torch.device("meta"):

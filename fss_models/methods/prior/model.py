@@ -55,7 +55,7 @@ class Prior(Segmenter):
         Raises `FssError` for a prompt without a mask: a prototype needs pixels.
         """
         if bool(((prompts.kind != PromptKind.MASK) & (prompts.kind != PromptKind.PAD)).any()):
-            raise FssError("method 'prior' takes mask prompts only", mend="give the support as a mask")
+            raise FssError("method 'prior' takes mask prompts only", hint="give the support as a mask")
         maps = features.maps["trunk"][prompts.image]  # [S, K, C, h, w]
         cover = F.interpolate(prompts.masks.to(maps), size=maps.shape[-2:], mode="area")
         real = (prompts.kind != PromptKind.PAD)[:, :, None, None].to(maps)

@@ -78,7 +78,7 @@ class Sansa(MemoryMatcher):
         if first < references:
             if clip.reference_masks is None or clip.reference_ignore is None:
                 raise FssError("references are supervised, but the clip has no masks of them",
-                               mend="set the method's config supervise: targets")
+                               hint="set the method's config supervise: targets")
             masks = torch.cat([clip.reference_masks[:, first:], masks], dim=1)
             valid = torch.cat([~clip.reference_ignore[:, first:], valid], dim=1)
         return self._terms(logits[:, first:], ious, masks.to(logits), valid.to(logits.device))

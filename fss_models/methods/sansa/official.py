@@ -25,15 +25,15 @@ def read(state: dict[str, Tensor], preset: str) -> OfficialCheckpoint:
     and a shape that no factor gives.
     """
     if find_preset(preset).trunk != "hiera":
-        raise FssError(f"official adapters do not fit preset {preset!r}", mend="give tiny, base_plus or large")
+        raise FssError(f"official adapters do not fit preset {preset!r}", hint="give tiny, base_plus or large")
     for key in sorted(state):
         if not _KEY.match(key):
-            raise FssError(f"unknown key {key!r}", mend="an official adapter file holds adapters alone")
+            raise FssError(f"unknown key {key!r}", hint="an official adapter file holds adapters alone")
     blocks = {int(m.group(1)) for k in state if (m := _KEY.match(k))}
     sam = build_sam2(preset)
     trunk = sam.image_encoder.trunk
     if unknown := [b for b in sorted(blocks) if b >= len(trunk.blocks)]:
-        raise FssError(f"there is no block {unknown[0]} in preset {preset!r}", mend="is it of another size?")
+        raise FssError(f"there is no block {unknown[0]} in preset {preset!r}", hint="is it of another size?")
     stages = _stages(blocks, trunk)
     config: dict[str, Any] = {"stages": stages, "factor": _factor(state, trunk, blocks), "rest": "frozen"}
     model = Sansa(preset=preset, config=SansaConfig(**config), sam=sam)
@@ -49,7 +49,7 @@ def write(model: Sansa) -> dict[str, Tensor]:
     state = model.trainable_state()
     for name in sorted(state):
         if ".adapter." not in name:
-            raise FssError(f"the official format has no place for {name!r}", mend="train adapters only")
+            raise FssError(f"the official format has no place for {name!r}", hint="train adapters only")
     return {name.removeprefix("core."): value for name, value in state.items()}
 
 
@@ -60,7 +60,7 @@ def _stages(blocks: set[int], trunk: Any) -> tuple[int, ...]:
         inside = set(range(start, end + 1))
         if inside & blocks:
             if missing := inside - blocks:
-                raise FssError(f"lacks the adapter of block {min(missing)}", mend="stages are adapted as a whole")
+                raise FssError(f"lacks the adapter of block {min(missing)}", hint="stages are adapted as a whole")
             found.append(stage)
     return tuple(found)
 
@@ -78,4 +78,4 @@ def _factor(state: dict[str, Tensor], trunk: Any, blocks: set[int]) -> float:
             factor = near / 10**digits
             if all(max(1, int(factor * width)) == hidden for hidden, width in pairs):
                 return factor
-    raise FssError("the adapters' bottlenecks belong to no common factor", mend=f"is it another size? {pairs[0]}")
+    raise FssError("the adapters' bottlenecks belong to no common factor", hint=f"is it another size? {pairs[0]}")

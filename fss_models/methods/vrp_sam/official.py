@@ -44,7 +44,7 @@ def read(state: dict[str, Tensor], preset: str) -> OfficialCheckpoint:
     """
     given = without_prefix(state)
     if _TOKENS not in given:
-        raise FssError(f"lacks {_TOKENS!r}", mend="is it a VRP-SAM checkpoint?")
+        raise FssError(f"lacks {_TOKENS!r}", hint="is it a VRP-SAM checkpoint?")
     name, tokens = backbone_name(given), len(given[_TOKENS])
     backbone = empty_backbone(name)
     with torch.device("meta"):

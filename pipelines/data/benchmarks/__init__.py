@@ -16,7 +16,7 @@ _FILES = {"pascal5i": "pascal", "coco20i": "coco", "lvis92i": "lvis"}  # other m
 def find_benchmark(name: str) -> Benchmark:
     """The benchmark with a name. Raises `FssError` if there is none."""
     if name not in BENCHMARKS:
-        raise FssError(f"there is no benchmark {name!r}", mend=f"known: {', '.join(BENCHMARKS)}")
+        raise FssError(f"there is no benchmark {name!r}", hint=f"known: {', '.join(BENCHMARKS)}")
     return cast(Benchmark, import_module(f"pipelines.data.benchmarks.{_FILES.get(name, name)}").BENCHMARK)
 
 

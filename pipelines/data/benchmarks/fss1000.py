@@ -79,13 +79,13 @@ def _places(files: dict[str, int], cfg: SourceConfig, where: str) -> tuple[str, 
     splits = next((f.removesuffix("test.txt") for f in sorted(files) if f.endswith("splits/test.txt")), None)
     if splits is None and not cfg.lists:
         raise FssError("there is no splits/test.txt, so the test classes are unknown", where=where,
-                       mend="set data.source.lists to the folder of trn.txt, val.txt and test.txt")
+                       hint="set data.source.lists to the folder of trn.txt, val.txt and test.txt")
     lists = cfg.lists or f"{where}/{splits}".rstrip("/")
     if splits is not None and any(f.startswith(f"{splits.removesuffix('splits/')}data/") for f in files):
         return f"{splits.removesuffix('splits/')}data/", lists
     photos = [m[0] for f in files if (m := re.search(r"[^/]+/\d+\.jpg$", f))]
     if not photos:
-        raise FssError("there is no photo CLASS/NUMBER.jpg", where=where, mend="see the layout with `fss data check`")
+        raise FssError("there is no photo CLASS/NUMBER.jpg", where=where, hint="see the layout with `fss data check`")
     return base_of(files, photos[0], where), lists
 
 
@@ -98,7 +98,7 @@ def _hsnet(request: ListRequest, episodes: int, seed: int) -> DrawnEpisodes:
     lists = request.lists
     if not lists:
         if not request.root:
-            raise FssError("the test classes are unknown", mend="give --lists or --root")
+            raise FssError("the test classes are unknown", hint="give --lists or --root")
         cfg = SourceConfig(format="fss1000", root=request.root)
         lists = _places(listing(Store(request.root)), cfg, request.root)[1]
     counts = [len(fss_classes(lists, s)[0]) for s in SPLITS]

@@ -19,7 +19,7 @@ def make_list(dataset: str, family: str, request: ListRequest) -> PublishedList:
     """
     benchmark = find_benchmark(dataset)
     if family not in benchmark.families:
-        raise FssError(f"{benchmark.title} has no family {family!r}", mend=f"known: {', '.join(benchmark.families)}")
+        raise FssError(f"{benchmark.title} has no family {family!r}", hint=f"known: {', '.join(benchmark.families)}")
     rule = benchmark.families[family]
     _check_options(rule, request, f"the {family} list of {benchmark.title}")
     seed = rule.seed if request.seed is None else request.seed
@@ -36,12 +36,12 @@ def make_list(dataset: str, family: str, request: ListRequest) -> PublishedList:
 def _check_options(rule: EpisodeFamily, request: ListRequest, what: str) -> None:
     origins = sorted(rule.uses & {"lists", "root", "shards"})
     if not request.given_options & set(origins):
-        raise FssError(f"no origin is given for {what}", mend=f"give --{' or --'.join(origins)}")
+        raise FssError(f"no origin is given for {what}", hint=f"give --{' or --'.join(origins)}")
     for option in sorted(request.given_options - rule.uses):
-        raise FssError(f"{what} ignores --{option}", mend=f"leave out --{option}")
+        raise FssError(f"{what} ignores --{option}", hint=f"leave out --{option}")
     if request.split not in ("test", "train") or (request.lists and request.split != "test"):
         raise FssError(f"--split {request.split} cannot be used with {'--lists' if request.lists else '--shards'}",
-                       mend="give test or train with --shards; lists have test photos only")
+                       hint="give test or train with --shards; lists have test photos only")
 
 
 def _row(one: NamedEpisode, class_name: str, known: dict[str, int]) -> ListedEpisode:

@@ -127,7 +127,7 @@ def _matcher(request: ListRequest, episodes: int, seed: int) -> DrawnEpisodes:
     classes = [c for c in tested_classes(source, request.fold) if len(source.test_pools.get(c, ())) > request.shots]
     if not classes:
         raise FssError(f"no class of fold {request.fold} has more than {request.shots} val photos",
-                       mend="lower --shots")
+                       hint="lower --shots")
     draws = paco(source.test_pools, classes, source.test_objects, shots=request.shots, episodes=episodes,
                  seed=seed)
     return DrawnEpisodes(draws=draws, classes=dict(enumerate(source.classes)),

@@ -75,7 +75,7 @@ def _val_file(store: Store, items: list[SourceImage]) -> dict[str, str]:
     if not store.exists(name):
         raise FssError("there is no ImageSets/Segmentation/val.txt, so the test photos are unknown",
                        where=store.path(base),
-                       mend="unpack it from VOC 2012's trainval archive or set data.source.lists")
+                       hint="unpack it from VOC 2012's trainval archive or set data.source.lists")
     return dict.fromkeys(store.read_bytes(name).decode().split(), "test")
 
 
@@ -135,7 +135,7 @@ def _bam_lists(request: ListRequest) -> tuple[list[tuple[str, list[int]]], dict[
     if missing:
         raise FssError(f"these shards lack {len(missing)} of the {len(names)} listed photos (first: {missing[0]})",
                        where=shards.url,
-                       mend="build the shards from all photos of the benchmark, as their labels are needed")
+                       hint="build the shards from all photos of the benchmark, as their labels are needed")
     return [(n, sorted(c for c in shown[n] if c in classes)) for n in names], pools, origin
 
 

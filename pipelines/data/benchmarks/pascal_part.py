@@ -140,7 +140,7 @@ def _matcher(request: ListRequest, episodes: int, seed: int) -> DrawnEpisodes:
     lost = [f.file_name for f in source.failures if "missing" in f.reason]
     if lost:
         raise FssError(f"{len(lost)} images of the index are missing (first: {lost[0]})", where=request.root,
-                       mend="complete the directory (see `fss data check`): the list needs all annotation files")
+                       hint="complete the directory (see `fss data check`): the list needs all annotation files")
     draws = pascal_part(source.test_pools, classes, source.test_objects, shots=request.shots,
                         episodes=episodes or source.entries[request.fold], seed=seed)
     return DrawnEpisodes(draws=draws, classes=dict(enumerate(source.classes)),

@@ -66,7 +66,7 @@ class ListRequest:
     def opened_shards(self) -> Shards:
         """The shards of `shards`. Raises `FssError` if none are given."""
         if not self.shards:
-            raise FssError("this list is drawn from finished shards", mend="build them and give --shards")
+            raise FssError("this list is drawn from finished shards", hint="build them and give --shards")
         return Shards(self.shards)
 
 
@@ -156,7 +156,7 @@ def tested_classes(source: Source, fold: int) -> list[int]:
     found = [c for c, f in enumerate(table) if f == fold]
     if not found:
         folds = sorted({f for f in table if f >= 0})
-        raise FssError(f"fold {fold} has no class", mend=f"folds: {', '.join(map(str, folds)) or 'none'}")
+        raise FssError(f"fold {fold} has no class", hint=f"folds: {', '.join(map(str, folds)) or 'none'}")
     return found
 
 
@@ -168,7 +168,7 @@ def content_digest(content: object) -> str:
 def check_fold(fold: int, folds: int) -> None:
     """Raise `FssError` for a fold that a benchmark with `folds` folds does not have."""
     if not 0 <= fold < folds:
-        raise FssError(f"there is no fold {fold}", mend=f"folds: 0 to {folds - 1}")
+        raise FssError(f"there is no fold {fold}", hint=f"folds: 0 to {folds - 1}")
 
 
 def draw_fresh(request: ListRequest, episodes: int, seed: int) -> DrawnEpisodes:
@@ -179,7 +179,7 @@ def draw_fresh(request: ListRequest, episodes: int, seed: int) -> DrawnEpisodes:
     from pipelines.data.episodes import draw_episodes
 
     if request.split != "test":
-        raise FssError("fresh lists are drawn from test photos only", mend="leave out --split")
+        raise FssError("fresh lists are drawn from test photos only", hint="leave out --split")
     shards = request.opened_shards
     listed = draw_episodes(shards, fold=request.fold, shots=request.shots, episodes=episodes, seed=seed)
     name = {i: row["file_name"] for i, row in shards.rows.items()}

@@ -20,7 +20,7 @@ def base_of(files: dict[str, int], marker: str, where: str) -> str:
     """
     found = {head[1:] for name in files for head, mark, _ in [f"/{name}".partition(f"/{marker}")] if mark}
     if not found:
-        raise FssError(f"there is no {marker}", where=where, mend="see the layout with `fss data check`")
+        raise FssError(f"there is no {marker}", where=where, hint="see the layout with `fss data check`")
     best = min(found, key=lambda head: (len(head), head))
     return f"{best}/" if best else ""
 
@@ -105,7 +105,7 @@ def unique_ids(items: Sequence[SourceImage]) -> list[SourceImage]:
     for item in items:
         other = seen.setdefault(item.image_id, item.file_name)
         if other != item.file_name:
-            raise FssError(f"photos {other} and {item.file_name} have the same image id", mend="rename one of them")
+            raise FssError(f"photos {other} and {item.file_name} have the same image id", hint="rename one of them")
     return list(items)
 
 

@@ -23,7 +23,7 @@ def bam_images(root: str, split: str, fold: int) -> tuple[list[str], ListFile]:
     for number, line in enumerate(file.text.split("\n"), start=1):
         parts = line.split()
         if len(parts) not in (0, 2):
-            raise FssError(f"line {number} has {len(parts)} words", where=file.where, mend="write lines as IMAGE LABEL")
+            raise FssError(f"line {number} has {len(parts)} words", where=file.where, hint="write lines as IMAGE LABEL")
         if parts:
             names.append(stem(parts[0]))
     return names, file

@@ -40,7 +40,7 @@ def find_list(root: str, *names: str) -> ListFile:
             if store.exists(path):
                 return ListFile(_unpacked(store.read_bytes(path), path, store.path(path)), store.path(path))
     raise FssError("no such list file", where=store.path(names[0]),
-                   mend=f"put {' or '.join(names)}, also with .gz, below the folder of the lists")
+                   hint=f"put {' or '.join(names)}, also with .gz, below the folder of the lists")
 
 
 def _unpacked(data: bytes, path: str, where: str) -> bytes:

@@ -28,7 +28,7 @@ def pascal_pairs(root: str, split: str, fold: int) -> tuple[list[Pair], ListFile
         name, mark, value = line.strip().rpartition("__")
         if not mark or not value.isdigit() or not 1 <= int(value) <= 20:
             raise FssError(f"line {number} is {line[:60]!r}", where=file.where,
-                           mend="write lines as IMAGE__CC, CC from 01 to 20")
+                           hint="write lines as IMAGE__CC, CC from 01 to 20")
         pairs.append((name, int(value) - 1))
     return pairs, file
 

@@ -28,7 +28,7 @@ def read_plain(data: bytes, *, where: str = "") -> Any:
         return _Machine(data).run()
     except _RefusedError as error:
         raise FssError(f"this pickle has {error}, and only pickles of plain values are read", where=where,
-                       mend="save it as JSON instead") from None
+                       hint="save it as JSON instead") from None
     except (IndexError, struct.error, UnicodeDecodeError, KeyError, TypeError) as error:
         raise FssError(f"this file is not a complete pickle of plain values ({type(error).__name__})",
                        where=where) from error

@@ -51,5 +51,5 @@ def _check(listed: Listed, pools: Pools, at_least: int) -> None:
     bare = [name for name, present in listed if not present]
     if bare or not listed:
         raise FssError(f"{len(bare)} listed images show no class of the fold (first: {bare[0]})" if bare
-                       else "the list has no images", mend="use a list and shards of the same dataset")
+                       else "the list has no images", hint="use a list and shards of the same dataset")
     check_pools(pools, sorted({c for _, present in listed for c in present}), at_least)

@@ -46,4 +46,4 @@ def check_pools(pools: Pools, classes: Sequence[int], at_least: int) -> None:
         distinct = len(set(pools.get(class_id, ())))
         if distinct < at_least:
             raise FssError(f"class {class_id} has {distinct} images to draw from, {at_least} are needed",
-                           mend="lower --shots, or give the full lists")
+                           hint="lower --shots, or give the full lists")

@@ -148,12 +148,12 @@ def only_file(files: Iterable[str], suffix: str, root: str) -> str:
     if len(found) == 1:
         return found[0]
     what = f"there are {len(found)} {suffix} files" if found else f"there is no {suffix} file"
-    mend = f"set data.source.annotations to one of: {', '.join(found[:5])}" if found else "set data.source.annotations"
-    raise FssError(what, where=root, mend=mend)
+    hint = f"set data.source.annotations to one of: {', '.join(found[:5])}" if found else "set data.source.annotations"
+    raise FssError(what, where=root, hint=hint)
 
 
-def check_some_masks(items: Iterable[SourceImage], masks: frozenset[str], where: str, mend: str) -> None:
+def check_some_masks(items: Iterable[SourceImage], masks: frozenset[str], where: str, hint: str) -> None:
     """Raise `FssError` if an export has shapes, but none whose kind is in `masks`."""
     kinds = {shape.kind for item in items for shape in item.annotations}
     if kinds and not kinds & masks:
-        raise FssError(f"the export has no masks, only {', '.join(sorted(kinds))}", where=where, mend=mend)
+        raise FssError(f"the export has no masks, only {', '.join(sorted(kinds))}", where=where, hint=hint)

@@ -114,7 +114,7 @@ def listing(store: Store) -> dict[str, int]:
     """
     found = dict(sorted(store.sizes().items() if store.is_s3 else _local_files(Path(store.url), "", frozenset())))
     if not found:
-        raise FssError("no such folder, or it is empty", where=store.url, mend="check data.source.root")
+        raise FssError("no such folder, or it is empty", where=store.url, hint="check data.source.root")
     return found
 
 

@@ -77,7 +77,7 @@ class CocoSource(Source):
             a = json.loads(text)
         except ValueError:  # no cause, so the error stops the build instead of failing one photo
             raise FssError("the file changed while it was read", where=self.store.path(self._name),
-                           mend="run the command again") from None
+                           hint="run the command again") from None
         return self._class_of.get(a.get("category_id"), -1), bool(a.get("iscrowd", 0)), a.get("segmentation")
 
     def _texts(self, annotations: bytes) -> list[bytes]:
@@ -141,12 +141,12 @@ def _only_annotations(files: dict[str, int], root: str) -> str:
     if len(found) == 1:
         return found[0]
     if not found:
-        raise FssError("there is no annotations/*.json", where=root, mend="set data.source.annotations")
+        raise FssError("there is no annotations/*.json", where=root, hint="set data.source.annotations")
     instances = [f for f in found if "instances" in f]
     if len(instances) == 1:
         return instances[0]
     raise FssError(f"there are {len(found)} annotation files", where=root,
-                   mend=f"set data.source.annotations to one of: {', '.join(found[:5])}")
+                   hint=f"set data.source.annotations to one of: {', '.join(found[:5])}")
 
 
 class _Index:
@@ -176,7 +176,7 @@ class _Index:
         for key in _LISTS:
             if not reader.sections.get(key):
                 raise FssError(f"the file has no list {key!r}", where=where,
-                               mend="give a COCO file, with the lists images, annotations and categories")
+                               hint="give a COCO file, with the lists images, annotations and categories")
         index.sha256 = reader.sha256
         return index
 

@@ -49,7 +49,7 @@ class CocoReader:
         self._at = 3 if self._text.startswith(_BOM.decode("latin-1")) else 0
         if self._next() != "{":
             raise FssError("this is not a COCO file: its top level is not a JSON object", where=self.where,
-                           mend="give a COCO file, with the lists images, annotations and categories")
+                           hint="give a COCO file, with the lists images, annotations and categories")
         for _ in self._elements("}"):
             name = self._value()[0]
             self._expect(":")

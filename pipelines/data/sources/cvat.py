@@ -53,7 +53,7 @@ class CvatSource(Source):
                 records.append(self._record(element, where))
         self.classes = list(dict.fromkeys(self.classes))  # tasks of a project repeat its labels
         if not records:
-            raise FssError("the export names no image", where=where, mend=_EXPORT)
+            raise FssError("the export names no image", where=where, hint=_EXPORT)
         for image, size, shapes in records:
             add_item(self, finder, files, image, size=size, shapes=self._with_class_ids(shapes))
         drop_repeated(self)
@@ -65,7 +65,7 @@ class CvatSource(Source):
         """(photo, (height, width), shapes without class ids) of an `image` element. Raises `FssError`."""
         name, height, width = (element.get(k, "") for k in ("name", "height", "width"))
         if not name or not height.isdecimal() or not width.isdecimal():
-            raise FssError(f"image {element.get('id', '?')} lacks its name, width or height", where=where, mend=_EXPORT)
+            raise FssError(f"image {element.get('id', '?')} lacks its name, width or height", where=where, hint=_EXPORT)
         found = [(s, s.tag) for s in element if s.tag in _SHAPES]
         shapes = [LabelledShape(f"{tag} {number}", -1, shape.get("label", ""), _SHAPES[tag], _value(shape))
                   for number, (shape, tag) in enumerate(found, 1)]
@@ -113,7 +113,7 @@ def box_mask(value: dict[str, str], height: int, width: int) -> np.ndarray:
 def _elements(raw: bytes, where: str) -> Iterator[ElementTree.Element]:
     """Every `label` of the task and every `image`; each is freed after use. Raises `FssError` for other files."""
     if b"<!DOCTYPE" in raw[:4096] or b"<!ENTITY" in raw:
-        raise FssError("the file declares a DOCTYPE or entities, which CVAT never does", where=where, mend=_EXPORT)
+        raise FssError("the file declares a DOCTYPE or entities, which CVAT never does", where=where, hint=_EXPORT)
     above: list[str] = []
     try:
         for event, element in ElementTree.iterparse(io.BytesIO(raw), events=("start", "end")):
@@ -122,7 +122,7 @@ def _elements(raw: bytes, where: str) -> Iterator[ElementTree.Element]:
                 if above[0] != "annotations" or element.tag == "track":
                     video = element.tag == "track"
                     what = "this is an export for video (tracks)" if video else "this is not a CVAT export"
-                    raise FssError(what, where=where, mend=_EXPORT)
+                    raise FssError(what, where=where, hint=_EXPORT)
                 continue
             above.pop()
             if element.tag == "image" or (element.tag == "label" and above[-1:] == ["labels"]):

@@ -169,13 +169,13 @@ def _tasks(raw: bytes, where: str) -> list[dict[str, Any]]:
     if not isinstance(document, list) or not all(isinstance(t, dict) for t in document):
         is_coco = isinstance(document, dict) and "images" in document
         raise FssError("this is a COCO file" if is_coco else "this is not a list of tasks", where=where,
-                       mend='export from Label Studio as "JSON", or read a COCO file with format coco')
+                       hint='export from Label Studio as "JSON", or read a COCO file with format coco')
     for number, task in enumerate(document):
         found = task.get("annotations")
         if isinstance(found, list) and all(isinstance(a, dict) and _is_results(a.get("result")) for a in found):
             continue
         what = f"task {task.get('id', number)} has no annotations with results"
-        raise FssError(what, where=where, mend='export as "JSON"; "JSON-MIN" and old "completions" are not read')
+        raise FssError(what, where=where, hint='export as "JSON"; "JSON-MIN" and old "completions" are not read')
     return document
 
 

@@ -38,7 +38,7 @@ class PairsSource(Source):
         images = [f for f in files if f.startswith("images/") and is_image(f)]
         if not masks or not images:
             raise FssError("there are no image files in images/ or none in masks/", where=self.store.url,
-                           mend="put the photos into images/ and the masks into masks/CLASS/")
+                           hint="put the photos into images/ and the masks into masks/CLASS/")
         self.classes = sorted({_class_of(m) for m in masks})
         self._index(images, masks, files)
         self.fingerprint = digest_of([(i.path, files[i.path], [(c, m, files[m]) for c, m in i.annotations])

@@ -60,7 +60,7 @@ class TableSource(Source):
         files = listing(self.store)
         tables = [f for f in files if f.endswith(".parquet") and f.startswith(cfg.annotations)]
         if not tables:
-            raise FssError("there is no .parquet file", where=self.store.path(cfg.annotations), mend=_SCHEMA)
+            raise FssError("there is no .parquet file", where=self.store.path(cfg.annotations), hint=_SCHEMA)
         self._columns: dict[str, list[str]] = {}
         self._lock = threading.Lock()
         read = [row for name in tables for row in self._read(name)]
@@ -175,13 +175,13 @@ def _columns(schema: pa.Schema, where: str) -> list[str]:
     """The columns that are read. Raises `FssError` for a table of another schema."""
     types = {f.name: f.type for f in schema}
     if "image" not in types and "file_name" not in types:
-        raise FssError("the table has neither a column image nor file_name", where=where, mend=_SCHEMA)
+        raise FssError("the table has neither a column image nor file_name", where=where, hint=_SCHEMA)
     for name in ("image", "file_name", "class", "mask"):
         fits = {"image": _is_bytes, "mask": _is_mask}.get(name, _is_text)
         if name not in types and name in ("class", "mask"):
-            raise FssError(f"the table has no column {name}", where=where, mend=_SCHEMA)
+            raise FssError(f"the table has no column {name}", where=where, hint=_SCHEMA)
         if name in types and not fits(types[name]):
-            raise FssError(f"column {name} has the wrong type {types[name]}", where=where, mend=_SCHEMA)
+            raise FssError(f"column {name} has the wrong type {types[name]}", where=where, hint=_SCHEMA)
     return [c for c in ("image", "file_name", "class", "mask") if c in types]
 
 

@@ -83,7 +83,7 @@ def _base(files: dict[str, int], root: str) -> str:
         if found:
             return f"{head[1:]}/" if head else ""
     raise FssError("there is no JPEGImages folder", where=root,
-                   mend="set data.source.root to the folder that has JPEGImages")
+                   hint="set data.source.root to the folder that has JPEGImages")
 
 
 def _masks_folder(files: dict[str, int], base: str, root: str) -> str:
@@ -104,5 +104,5 @@ def _unique_ids(items: list[SourceImage]) -> list[SourceImage]:
     for item in items:
         other = seen.setdefault(item.image_id, item.file_name)
         if other != item.file_name:
-            raise FssError(f"photos {other} and {item.file_name} have the same image id", mend="rename one of them")
+            raise FssError(f"photos {other} and {item.file_name} have the same image id", hint="rename one of them")
     return items

@@ -52,7 +52,7 @@ class YoloSource(Source):
         labels = {f for f in files if f.endswith(".txt") and "labels" in PurePosixPath(f).parts[:-1]}
         if not images or not labels:
             raise FssError("there are no photos in images/ or no .txt files in labels/", where=self.store.url,
-                           mend="set data.source.root to the folder of data.yaml")
+                           hint="set data.source.root to the folder of data.yaml")
         for label, image in sorted(images.items(), key=lambda pair: pair[1]):
             label_file = label if label in labels else ""
             self.items.append(SourceImage(image_id=hashed_id(image), file_name=image, path=image,
@@ -71,7 +71,7 @@ class YoloSource(Source):
                 seen = seen or path
         if seen:
             raise FssError("the file has boxes (5 numbers a line), no polygons", where=self.store.path(seen),
-                           mend="export for segmentation, with lines: class x1 y1 x2 y2 x3 y3 ...")
+                           hint="export for segmentation, with lines: class x1 y1 x2 y2 x3 y3 ...")
 
     def fetch(self, item: SourceImage) -> FetchedImage:
         """The photo and its label file."""
@@ -123,7 +123,7 @@ def _names_file(files: dict[str, int], root: str) -> str:
         if name in files:
             return name
     raise FssError("there is neither data.yaml nor classes.txt", where=root,
-                   mend="set data.source.annotations to the YAML file")
+                   hint="set data.source.annotations to the YAML file")
 
 
 def _names(raw: bytes, name: str, where: str) -> list[str]:
@@ -139,9 +139,9 @@ def _names(raw: bytes, name: str, where: str) -> list[str]:
     if isinstance(found, dict):
         if sorted(found, key=str) != sorted(range(len(found)), key=str):
             raise FssError("the numbers in `names` have gaps", where=where,
-                           mend="number the classes from 0 without a gap")
+                           hint="number the classes from 0 without a gap")
         found = [found[i] for i in range(len(found))]
     if not isinstance(found, list) or not found:
         raise FssError("the file has no `names`", where=where,
-                       mend="write names: {0: cup, 1: bird} or names: [cup, bird]")
+                       hint="write names: {0: cup, 1: bird} or names: [cup, bird]")
     return [str(n) for n in found]

@@ -56,10 +56,10 @@ def write_yolo(out: Store, manifest: JobManifest, name: str) -> None:
 def _check_name(photo: str, stems: UniqueStems, where: str) -> None:
     if stems.name(photo) == photo:
         raise FssError(f"{photo} would share its label file with another photo", where=where,
-                       mend="YOLO ignores the suffix of a name: rename one of the photos")
+                       hint="YOLO ignores the suffix of a name: rename one of the photos")
     if "images" in PurePosixPath(photo).parts[:-1]:
         raise FssError(f"{photo} is in a sub-folder named `images`", where=where,
-                       mend="YOLO looks for labels beside the last folder `images`: rename it, or label it alone")
+                       hint="YOLO looks for labels beside the last folder `images`: rename it, or label it alone")
 
 
 def _yolo_lines(photo: PhotoRows, number: int, mask: np.ndarray) -> Iterator[str]:

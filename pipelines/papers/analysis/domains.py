@@ -47,7 +47,7 @@ def analyse_domains(recipe: Recipe, *, bundle: str, fold: int) -> AnalysisFile:
     base = [c.class_id for c in data.base if c.name in study.info.classes]
     if not base:
         raise FssError(f"the bundle was trained on no class of {recipe.data.name!r} outside fold {fold}", where=bundle,
-                       mend="give the recipe that it was trained with")
+                       hint="give the recipe that it was trained with")
     lists = {"in": draw_episodes_among(study.shards, base, recipe.eval), "out": data.episodes(recipe.eval)}
     study.refuse_training_photos([i for listed in lists.values() for e in listed for i in (e.query, *e.supports)])
     scores: Scores = {domain: {name: score_few_shot(model, study.shards, listed, recipe, f"{name}, {domain}-domain")

@@ -201,7 +201,7 @@ def _names(studies: Sequence[Study]) -> list[str]:
     infos = [s.info for s in studies]
     if len({i.bundle_id for i in infos}) < len(infos):
         raise FssError("the same bundle is given twice", where=studies[1].url,
-                       mend="give --other another bundle, or leave it out")
+                       hint="give --other another bundle, or leave it out")
     return [i.method if len({k.method for k in infos}) == len(infos) else f"{i.method} {i.bundle_id[:8]}"
             for i in infos]
 

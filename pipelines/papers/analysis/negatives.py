@@ -107,7 +107,7 @@ def analyse_negatives(recipe: Recipe, *, bundle: str, fold: int) -> AnalysisFile
     data, model = study.open_unseen_fold(fold), study.adapted
     if not isinstance(model, MemoryMatcher):
         raise FssError(f"method {model.method!r} does not decode a target from SAM 2's memory, so it cannot be "
-                       "corrected by clicks", where=bundle, mend="give a bundle of sansa or sam2_frozen")
+                       "corrected by clicks", where=bundle, hint="give a bundle of sansa or sam2_frozen")
     episodes = data.episodes(recipe.eval)
     negatives = dict(zip((e.episode_id for e in episodes),
                          negative_photos(study.shards, list(episodes), recipe.eval.seed), strict=True))

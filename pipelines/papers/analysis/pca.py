@@ -89,7 +89,7 @@ def measure_similarity(cells: Tensor, classes: Tensor, photos: Tensor) -> ClassS
     within, between = cosine[upper & same], cosine[upper & ~same]
     if not len(within) or not len(between):
         raise FssError("the similarity needs two classes with two test photos each",
-                       mend="hold out more classes or photos")
+                       hint="hold out more classes or photos")
     ordered = between.sort().values
     below, upto = (torch.searchsorted(ordered, within, right=r).double().mean() for r in (False, True))
     edges = torch.linspace(float(torch.minimum(within.min(), ordered[0])), 1.0, BINS + 1)

@@ -58,7 +58,7 @@ def open_study(recipe: Recipe, bundle: str, methods: Sequence[str], what: str) -
     method = read_bundle_info(bundle).method  # before any shards are built
     if method not in methods:
         raise FssError(f"method {method!r} has no {what}", where=bundle,
-                       mend=f"give a bundle of {' or '.join(methods)}")
+                       hint=f"give a bundle of {' or '.join(methods)}")
     return Study.open(recipe, bundle)
 
 

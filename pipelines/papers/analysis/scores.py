@@ -66,12 +66,12 @@ def draw_episodes_among(shards: Shards, class_ids: Sequence[int], config: EvalCo
     episode list, and if none of the classes has enough test photos.
     """
     if config.list:
-        raise FssError("this analysis draws its own lists; eval.list would be ignored", mend="leave eval.list out")
+        raise FssError("this analysis draws its own lists; eval.list would be ignored", hint="leave eval.list out")
     chosen = set(class_ids)
     names = {shards.classes[c].name for c in chosen}
     if not any(len(shards.photos_of(c, "test")) > config.shots for c in chosen):
         raise FssError(f"none of the classes {', '.join(sorted(names))} has the {config.shots + 1} test photos that "
-                       f"{config.shots} shots need", where=shards.url, mend="lower eval.shots")
+                       f"{config.shots} shots need", where=shards.url, hint="lower eval.shots")
     episodes: list[Episode] = []
     count = config.episodes
     while len(episodes) < config.episodes:

@@ -70,7 +70,7 @@ class Study:
         """The models `frozen` and `adapted` by these names. Raises `FssError` if the bundle has no trained tensors."""
         if not self.trained:
             raise FssError("the bundle has no trained tensors, so there is no difference between its frozen and its "
-                           "adapted model", where=self.url, mend="give the bundle of a method that trains")
+                           "adapted model", where=self.url, hint="give the bundle of a method that trains")
         return {"frozen": self.frozen, "adapted": self.adapted}
 
     def open_unseen_fold(self, fold: int) -> FoldData:
@@ -87,7 +87,7 @@ class Study:
         known = sorted(set(names) & set(self.info.classes))
         if known:
             raise FssError(f"the bundle was trained on {known[0]!r}, which {what}", where=self.url,
-                           mend="give a bundle whose training held these classes out")
+                           hint="give a bundle whose training held these classes out")
 
     def refuse_training_photos(self, photos: Sequence[int]) -> None:
         """Raise `FssError` if the bundle's training opened one of the photos."""
@@ -135,7 +135,7 @@ def encode_stride16(model: Segmenter, shards: Shards, photos: Sequence[int], bat
             features = model.encode(model.prepare([shards.pixels(i) for i in ids]).to(model.device))
             if MAP16 not in features.maps:
                 raise FssError(f"method {model.method!r} has no stride-16 features of SAM 2's encoder",
-                               mend="give a bundle of sansa, sam2_frozen or fssam")
+                               hint="give a bundle of sansa, sam2_frozen or fssam")
             yield ids, features.maps[MAP16]
             bar.step(len(ids))
 

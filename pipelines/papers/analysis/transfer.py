@@ -61,7 +61,7 @@ def fold_classes(shards: Shards) -> dict[int, list[int]]:
         if not classes:
             names = ", ".join(n for n in PASCAL_IN_COCO if transfer_fold(n) == fold)
             raise FssError(f"the dataset has none of the PASCAL classes of fold {fold} ({names})", where=shards.url,
-                           mend="give a recipe of PASCAL VOC, such as source format pascal5i or voc")
+                           hint="give a recipe of PASCAL VOC, such as source format pascal5i or voc")
     return found
 
 
@@ -73,7 +73,7 @@ def open_folds(recipe: Recipe, bundles: Sequence[str]) -> list[TransferFold]:
     """
     if len(bundles) != FOLDS:
         raise FssError(f"{len(bundles)} bundle{'' if len(bundles) == 1 else 's'} given, but the protocol has {FOLDS} "
-                       "folds", mend="write --bundles FOLD0,FOLD1,FOLD2,FOLD3")
+                       "folds", hint="write --bundles FOLD0,FOLD1,FOLD2,FOLD3")
     infos = [read_bundle_info(b) for b in bundles]
     shards = ensure_shards(recipe)
     return [_open_fold(Study(recipe, bundles[f], infos[f], shards), f, ids) for f, ids in fold_classes(shards).items()]

@@ -215,17 +215,17 @@ def test_pseudo_masks_of_a_bundle(recipe: Recipe, make_bundle: Callable[..., str
     assert "2-shot" in written.url
 
 
-@pytest.mark.parametrize(("command", "method", "mend"), [
+@pytest.mark.parametrize(("command", "method", "hint"), [
     ("matching", "sansa", "fcp or vrp_sam"), ("similarity", "sansa", "fcp or vrp_sam"),
     ("pseudo-masks", "vrp_sam", "give a bundle of fcp")])
-def test_a_method_without_the_analysis(command: str, method: str, mend: str, make_bundle: Callable[..., str],
+def test_a_method_without_the_analysis(command: str, method: str, hint: str, make_bundle: Callable[..., str],
                                        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = make_bundle(method)
     monkeypatch.chdir(tmp_path)
     answer = CliRunner().invoke(make_app(), ["analyse", command, "--bundle", bundle])
     assert isinstance(answer.exception, FssError)
     assert f"method {method!r} has no" in str(answer.exception)
-    assert mend in str(answer.exception)
+    assert hint in str(answer.exception)
     assert [p.name for p in tmp_path.iterdir()] == ["bundle"]  # no shards were built for it
 
 
