@@ -9,7 +9,7 @@ class FssError(Exception):
     def __init__(self, what: str, *, where: str = "", hint: str = "") -> None:
         self.what, self.where, self.hint = what, where, hint
         line = what if not where else f"{where}: {what}"
-        super().__init__(" ".join(f"{line}{f' ({hint})' if mend else ''}".split()))
+        super().__init__(" ".join(f"{line}{f' ({hint})' if hint else ''}".split()))
 
 
 class BadImage(FssError):  # noqa: N818 - reads as what it is

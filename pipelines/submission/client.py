@@ -1,4 +1,4 @@
-"""The Jobs API of a Ray cluster; errors that a user can mend are one clear line.
+"""The Jobs API of a Ray cluster; errors that a user can correct are one clear line.
 
 The token is sent in the header of the requests and nowhere else. It is read from where Ray reads it: RAY_AUTH_TOKEN,
 the file that RAY_AUTH_TOKEN_PATH names, `~/.ray/auth_token`.

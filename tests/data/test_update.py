@@ -144,7 +144,7 @@ def test_changed_and_removed_photos_write_their_parts_anew(
     _same_content(str(out), str(tmp_path / "whole"))
 
 
-def test_rejected_photos_stay_in_the_table_until_they_are_mended(
+def test_rejected_photos_stay_in_the_table_until_they_are_repaired(
     grown: tuple[Path, Path, DataConfig, Manifest]
 ) -> None:
     root, out, config, _ = grown
