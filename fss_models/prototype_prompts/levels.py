@@ -20,7 +20,8 @@ _CUTS = (12 / 24, 21 / 24)  # shares of DINOv2's blocks after which layer2 and l
 
 
 class DinoLevels(nn.Module):
-    """DINOv2's blocks in groups that end after 8, 12, 21 and 24 of 24, as VRP-SAM's author described them (issue 12 of its repository).
+    """DINOv2's blocks in groups that end after 8, 12, 21 and 24 of 24, as VRP-SAM's author
+    described them (issue 12 of its repository).
 
     Images are resized to the nearest multiple of 14. Neither paper nor issues say how layer4, which runs on masked
     layer3 features, treats the class token: here it is left out, for query and support alike.
