@@ -245,13 +245,13 @@ def test_the_plan_of_parts() -> None:
         return FormerBuild([{"part": n, "versions": v} for n, v in enumerate(parts)], INDEX.empty_table(), len(parts))
 
     plan = plan_parts(["a", "b", "c"], former(["a", "b"], ["c"]), 2)
-    assert (plan.kept, plan.new) == ({0, 1}, {})  # nothing changed: a part that is not full stays too
+    assert (plan.kept_parts, plan.new_parts) == ({0, 1}, {})  # nothing changed: a part that is not full stays too
     plan = plan_parts(["x", "a", "b", "c"], former(["a", "b"], ["c"]), 2)
-    assert (plan.kept, plan.new) == ({0}, {2: [0, 3]})
+    assert (plan.kept_parts, plan.new_parts) == ({0}, {2: [0, 3]})
     plan = plan_parts(["b", "c"], former(["a", "b"], ["c", "d"]), 2)
-    assert (plan.kept, plan.new) == (set(), {2: [0, 1]})
+    assert (plan.kept_parts, plan.new_parts) == (set(), {2: [0, 1]})
     plan = plan_parts(["a", "b", "c"], former(), 2)
-    assert plan.new == {0: [0, 1], 1: [2]}
+    assert plan.new_parts == {0: [0, 1], 1: [2]}
 
 
 # ---- a side limit -------------------------------------------------------------------------------------------------
