@@ -27,7 +27,7 @@ def check_state(
     for key in sorted(want.keys() & given.keys()):
         ours, theirs = _shape(want[key]), _shape(given[key])
         if ours != theirs:
-            raise FssError(f"{about}{key!r} is {theirs}, the model's {ours}", where=where, hint=hint)
+            raise FssError(f"{about}{key!r} has shape {theirs}, the model needs {ours}", where=where, hint=hint)
 
 
 def load_state(

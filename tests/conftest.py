@@ -12,7 +12,7 @@ import pytest
 
 from infra.local.s3 import S3Server, find_weed
 from infra.local.s3 import s3_server as run_s3_server
-from pipelines.base.cluster import cluster
+from pipelines.base.cluster import cluster, prepare_environment
 from pipelines.config.data import DataConfig, SourceConfig, SplitConfig
 from pipelines.data.shards import build_shards
 
@@ -28,9 +28,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_collection_finish() -> None:
-    """Ray reads how it authenticates when it is imported: test modules leave that to `cluster`."""
+    """Ray reads how it authenticates when it is imported, which is therefore left to tests and fixtures."""
     if "ray" in sys.modules:
-        raise pytest.UsageError("a test module imports Ray: import it inside the test, after `prepare_environment`")
+        raise pytest.UsageError("a test module imports Ray: import it inside the test")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _environment() -> None:
+    """The variables that Ray reads when it is imported, whichever test imports it first."""
+    prepare_environment()
 
 
 @pytest.fixture(scope="session")

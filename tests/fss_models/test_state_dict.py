@@ -22,7 +22,7 @@ def test_a_state_that_fits_is_loaded_and_names_may_be_left_out_or_spared() -> No
 @pytest.mark.parametrize(("change", "line"), [
     ({"weight": None}, "net.pth: lacks 'weight' (is it this one?)"),
     ({"more": torch.zeros(1)}, "net.pth: has unknown 'more' (is it this one?)"),
-    ({"bias": torch.zeros(2)}, "net.pth: 'bias' is (2,), the model's (3,) (is it this one?)"),
+    ({"bias": torch.zeros(2)}, "net.pth: 'bias' has shape (2,), the model needs (3,) (is it this one?)"),
 ])
 def test_the_first_wrong_name_is_one_line(change: dict[str, torch.Tensor | None], line: str) -> None:
     net = nn.Linear(2, 3)

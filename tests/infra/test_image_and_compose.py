@@ -19,7 +19,6 @@ import yaml
 
 from fss_models import allocator
 from infra.local.s3 import find_weed
-from pipelines.base.cluster import prepare_environment
 from tests.infra.manifests import INFRA, ROOT, documents, in_bytes
 
 COMPOSE = INFRA / "compose" / "compose.yaml"
@@ -80,7 +79,6 @@ def test_compose_files_fit_the_published_schema(name: str) -> None:
 
 
 def test_ray_knows_the_options_of_its_nodes() -> None:
-    prepare_environment()  # before Ray is imported
     from ray.scripts.scripts import start
 
     for service in ("ray-head", "ray-worker"):

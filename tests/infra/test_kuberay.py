@@ -10,7 +10,6 @@ import pytest
 import yaml
 
 from jobs.parse import check_output, parse_command
-from pipelines.base.cluster import prepare_environment
 from tests.infra.manifests import (
     FIELDS,
     INFRA,
@@ -109,7 +108,6 @@ def test_the_nightly_job_is_a_command_of_fss() -> None:
 
 def test_the_service_is_an_application_of_the_code() -> None:
     config = yaml.safe_load((INFRA / "kuberay/champion/serve.yaml").read_text())
-    prepare_environment()  # before Ray is imported
     from ray.serve.schema import ServeDeploySchema
 
     from pipelines.console.deployed import ChampionArgs

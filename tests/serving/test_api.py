@@ -18,7 +18,6 @@ from starlette.responses import Response
 
 from fss_models.errors import FssError
 from jobs.cli import main
-from pipelines.base.cluster import prepare_environment
 from pipelines.base.storage import Store
 from pipelines.bundles.bundle import BundleInfo
 from pipelines.config.label import ServeConfig
@@ -144,7 +143,6 @@ def test_what_fss_serve_refuses(service: Running, bundle: str, tmp_path: Path, a
 def test_other_names_do_not_lead_to_a_service_for_this_machine(host: str, token: str, roots: tuple[str, ...] | None,
                                                                refused: bool) -> None:
     """Would let a web page whose host name resolves to 127.0.0.1 read the service's answers."""
-    prepare_environment()
     from pipelines.serving.guards import with_token
 
     async def answer(_: Request) -> Response:

@@ -10,7 +10,6 @@ import pytest
 
 from fss_models.errors import FssError
 from fss_models.shipped.files import TrainingData
-from pipelines.base.cluster import prepare_environment
 from pipelines.base.storage import Store
 from pipelines.base.tracking import tracking_uri
 from pipelines.base.workspace import Workspace
@@ -137,7 +136,6 @@ def test_failed_run_is_recorded_and_the_others_go_on(debug_recipe: Recipe, ray_c
 @pytest.mark.parametrize("world", [1, 2])
 def test_a_mistake_on_any_worker_ends_all_with_its_line(world: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray Train hands back the first worker's value alone: returned by another, the first waits for ever."""
-    prepare_environment()
     from ray.train import WorkerGroupError
 
     def train(*_: object) -> None:

@@ -78,7 +78,7 @@ def test_a_benchmark_decides_its_own_rules() -> None:
                            ({"split": {"test_fraction": 0.5}}, "ignores data.split")):
         with pytest.raises(ValidationError, match=message):
             DataConfig.model_validate({"source": source, **given})
-    with pytest.raises(ValidationError, match="for the benchmarks"):
+    with pytest.raises(ValidationError, match="only for the formats of benchmarks"):
         DataConfig(fold_rule="published")
     with pytest.raises(ValidationError, match="ignores 'lists'"):
         SourceConfig(format="coco20i", root="x", lists="y")
