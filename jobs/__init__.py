@@ -1,1 +1,5 @@
-"""What a person types: the `fss` command and its recipes."""
+"""The `fss` command."""
+
+from jobs.own_code import check_own_code
+
+check_own_code()

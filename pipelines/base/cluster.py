@@ -16,6 +16,7 @@ import psutil
 from fss_models import allocator
 from fss_models.errors import FssError
 from pipelines.base.cache import cache_dir
+from pipelines.base.code_path import job_config
 
 OBJECT_STORE_BYTES = 300_000_000  # a small store is enough on one machine: encoded images travel, pixels never do
 PRIVATE_TOKEN = "private-"  # prefix of private clusters' tokens, which are generated here and open nothing else
@@ -78,7 +79,8 @@ def _take_back_sigterm() -> None:
 
 
 def _connect(ray: Any, cpus: float | None, gpus: float | None) -> None:
-    quiet: dict[str, Any] = {"log_to_driver": bool(os.environ.get("FSS_RAY_LOGS")), "logging_level": logging.ERROR}
+    quiet: dict[str, Any] = {"log_to_driver": bool(os.environ.get("FSS_RAY_LOGS")), "logging_level": logging.ERROR,
+                             "job_config": job_config()}
     address = os.environ.get("RAY_ADDRESS")
     if address:
         ray.init(address=address, **quiet)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 from ray.serve import Application
 
 from fss_models.errors import FssError
@@ -18,14 +18,15 @@ from pipelines.config.recipe import Recipe
 from pipelines.config.section import Positive, Section
 from pipelines.console.service import application
 from pipelines.serving.requests import token_hash
-from pipelines.serving.spec import ServiceSpec, best_device, model_spec
+from pipelines.serving.spec import FOLLOW_S, ServiceSpec, best_device, model_spec
 
 
 class ChampionArgs(Section):
     """The `args` of the application in a Serve config file. Host and port are in the file's `http_options`.
 
     `device` auto takes a GPU if the cluster has one now; write cuda if GPU nodes start on demand. `open` serves
-    without a token, for a cluster that nobody else can reach.
+    without a token, for a cluster that nobody else can reach. Without `bundle` the service looks every `follow_s`
+    seconds whether the workspace has a new champion, and takes it without a pause (0: never).
     """
 
     workspace: str
@@ -37,30 +38,43 @@ class ChampionArgs(Section):
     wait_s: float = Field(0.02, ge=0)
     max_request_bytes: Positive = 64_000_000
     threads: int = Field(0, ge=0)
+    follow_s: float = Field(FOLLOW_S, ge=0)
     open: bool = False
     roots: tuple[str, ...] = ()
 
 
-def champion(args: ChampionArgs) -> Application:
+def champion(args: dict[str, Any]) -> Application:
     """The application that serves `bundle`, or the workspace's champion, or the shipped bundle.
 
-    FSS_TOKEN is read on the cluster, where the application is built. Raises `FssError` if it is not set and `open` is
-    false, and if there is no bundle.
+    `args` are the fields of `ChampionArgs`. FSS_TOKEN is read on the cluster, where the application is built. Raises
+    `FssError` for wrong fields, if FSS_TOKEN is not set and `open` is false, and if there is no bundle.
     """
     import ray
 
+    chosen = _checked(args)
     token = os.environ.get("FSS_TOKEN", "")
-    if not token and not args.open:
+    if not token and not chosen.open:
         raise FssError("the service has no token", hint="set FSS_TOKEN on the nodes, or write open: true")
-    workspace = Workspace(args.workspace)
-    url = bundle_url(args.bundle) if args.bundle else champion_url(workspace)
+    workspace = Workspace(chosen.workspace)
+    url = bundle_url(chosen.bundle) if chosen.bundle else champion_url(workspace)
     keys = ("replicas", "max_replicas", "max_batch", "wait_s", "max_request_bytes", "threads")
-    serve = {"host": "0.0.0.0", **{key: getattr(args, key) for key in keys}}  # others reach it, by any host name
-    recipe = Recipe.model_validate({"out": args.workspace, "serve": serve})
-    device = best_device(ray) if args.device == "auto" else args.device
+    serve = {"host": "0.0.0.0", **{key: getattr(chosen, key) for key in keys}}  # others reach it, by any host name
+    recipe = Recipe.model_validate({"out": chosen.workspace, "serve": serve})
+    device = best_device(ray) if chosen.device == "auto" else chosen.device
+    follow = "" if chosen.bundle or not chosen.follow_s else Store(workspace.champion).url
     info = read_bundle_info(url)
     model = model_spec(recipe, bundle_url=Store(url).url, bundle_id=info.bundle_id, supports_url=workspace.supports,
-                       device=device, batch=args.max_batch)
-    return application(ServiceSpec(model=model, bundle=info, max_request_bytes=args.max_request_bytes,
+                       device=device, batch=chosen.max_batch, follow=follow, follow_s=chosen.follow_s)
+    return application(ServiceSpec(model=model, bundle=info, max_request_bytes=chosen.max_request_bytes,
                                    token=token_hash(token), workspace=workspace.store.url, recipe=recipe,
-                                   roots=args.roots))
+                                   roots=chosen.roots))
+
+
+def _checked(args: dict[str, Any]) -> ChampionArgs:
+    """Ray converts arguments only for a builder whose annotation is a class; here annotations are strings."""
+    try:
+        return ChampionArgs.model_validate(args)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(p) for p in first["loc"])
+        raise FssError(f"args.{place}: {first['msg']}", where="Serve config file") from error

@@ -55,6 +55,10 @@ class Jobs:
         self.records = JobRecords(spec.workspace)
         self._orders: dict[tuple[str, int], DoubtOrder] = {}
 
+    def take(self, spec: ServiceSpec, about: dict[str, Any]) -> None:
+        """Begin new jobs with another bundle, which `spec` and `about` describe."""
+        self.spec, self.about = spec, about
+
     def start(self, request: JobRequest) -> dict[str, Any]:
         """Claim the job's folder and start a task that labels it. An equal request continues the same job.
 

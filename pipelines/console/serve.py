@@ -40,7 +40,8 @@ def serve_until_stopped(recipe: Recipe, *, bundle: str = "", as_json: bool = Fal
         from pipelines.serving.requests import token_hash
 
         spec = model_spec(recipe, bundle_url=Store(url).url, bundle_id=info.bundle_id,
-                          supports_url=workspace.supports, device=best_device(ray), batch=config.max_batch)
+                          supports_url=workspace.supports, device=best_device(ray), batch=config.max_batch,
+                          follow="" if bundle else Store(workspace.champion).url)
         if not bundle:
             say_if_shipped(url, workspace)
         anywhere = config.host in LOOPBACK and not config.roots

@@ -11,7 +11,7 @@ from ray.serve.config import BackpressureConfig
 from starlette.requests import Request
 from starlette.responses import Response
 
-from pipelines.bundles.bundle import about_bundle
+from pipelines.bundles.bundle import BundleInfo, about_bundle
 from pipelines.console.api import ConsoleApi
 from pipelines.console.jobs import Jobs
 from pipelines.console.openapi import console_document
@@ -29,6 +29,11 @@ class ConsoleService(Service):
     def __init__(self, spec: ServiceSpec, people: Any, jobs: Any) -> None:
         super().__init__(spec, people, jobs)
         self.console = ConsoleApi(Jobs(spec, about_bundle(spec.bundle), jobs), spec.max_request_bytes)
+
+    def take(self, info: BundleInfo) -> None:
+        """A new champion has been promoted: new jobs begin with it."""
+        super().take(info)
+        self.console.jobs.take(self.spec, about_bundle(info))
 
     def routes(self) -> list[Route]:
         """(verb, path, handler) of the requests that may need a token, the console's included."""

@@ -85,7 +85,7 @@ def run_job_task(workspace: str, record: JobRecord, recipe: Recipe, supports_url
     with ProgressWriter(records, record.job_id, done) as progress:
         job = resume_redo(out, supports_url)[0] if record.origin else _job(out, manifest)
         if left := job.chunks_left():
-            job.run(LocalEngine(handle), left, recipe.label.in_flight, progress.update)
+            job.run(LocalEngine(handle, manifest.bundle_id), left, recipe.label.in_flight, progress.update)
         if left or not out.exists(SUMMARY):
             write_outputs(out, manifest)
         progress.finish(manifest.images_count, int(out.read_json(SUMMARY)["failed"]))

@@ -74,6 +74,12 @@ class Labeler:
                 self._store(supports.support_id, self._memorise(supports))
             return supports.support_id
 
+    @property
+    def support_ids(self) -> list[str]:
+        """The ids of the support sets whose memories are here, those used last at the end."""
+        with self._lock:
+            return list(self._memories)
+
     def memory(self, support_id: str) -> Memory:
         """The memory of a stored set, computed if it is not here yet. Raises `UnknownSupportError`."""
         return self._stored(support_id).memory

@@ -50,16 +50,17 @@ class ServiceEngine:
 
 
 class LocalEngine:
-    """A deployment in this command's cluster, called through its handle."""
+    """A deployment in this command's cluster, called through its handle, with `bundle_id` or (empty) what it has."""
 
     request_bytes = LOCAL_REQUEST_BYTES
 
-    def __init__(self, handle: Any) -> None:
-        self._handle = handle
+    def __init__(self, handle: Any, bundle_id: str = "") -> None:
+        self._handle, self._bundle_id = handle, bundle_id
 
     def label(self, images: list[bytes], request: MaskRequest) -> list[Labels | PhotoFailure]:
         """One result for each photo, in order. Raises when several attempts have failed."""
-        results: list[Labels | PhotoFailure] = _retrying(lambda: self._handle.chunk.remote(images, request).result())
+        results: list[Labels | PhotoFailure]
+        _, results = _retrying(lambda: self._handle.chunk.remote(images, request, self._bundle_id).result())
         return results
 
 

@@ -22,7 +22,8 @@ from pipelines.serving.guards import bounded, counted, html_answer, http_error, 
 from pipelines.serving.metrics import ServiceMetrics, export_metrics
 from pipelines.serving.openapi import openapi
 from pipelines.serving.requests import Handler, Route, SegmentRequest, parse_segment, read_json
-from pipelines.serving.spec import ServiceSpec
+from pipelines.serving.spec import ServiceSpec, with_bundle
+from pipelines.serving.watch import BundleWatch
 
 
 class Service:
@@ -32,10 +33,20 @@ class Service:
         self.spec, self.people, self.jobs = spec, people, jobs
         self.started, self.waiting, self.metrics = time.time(), 0, ServiceMetrics()
         self.about = describe(spec.bundle, spec)
+        if spec.model.follow:
+            self._watch = BundleWatch(spec.model.follow, spec.bundle, self.take, spec.model.follow_s)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """The application of this replica; Ray Serve calls this there."""
         return build_api(self)
+
+    def take(self, info: BundleInfo) -> None:
+        """A new champion has been promoted: `/v1/health` and new jobs name it from now on.
+
+        The replicas of the model look for it themselves, and every answer names the bundle that made it.
+        """
+        self.spec = with_bundle(self.spec, info)
+        self.about = describe(info, self.spec)
 
     def routes(self) -> list[Route]:
         """(verb, path, handler) of the requests that may need a token."""
@@ -71,11 +82,14 @@ class Service:
         """`POST /v1/segment`: a result or an error for every photo, in order."""
         body = await read_json(request, self.spec.max_request_bytes)
         sent: SegmentRequest = await asyncio.to_thread(parse_segment, body)
-        call = self.jobs.chunk if sent.bulk else self.people.segment
-        results = await call.remote(sent.images, sent.masks)
+        if sent.bulk:
+            bundle_id = self.spec.bundle.bundle_id
+            bundle_id, results = await self.jobs.chunk.remote(sent.images, sent.masks, bundle_id, strict=False)
+        else:
+            bundle_id, results = await self.people.segment.remote(sent.images, sent.masks)
         ids = sent.masks.support_ids
         about: dict[str, Any] = {"support_ids": list(ids)} if sent.many else {"support_id": ids[0]}
-        about["bundle_id"] = self.spec.bundle.bundle_id
+        about["bundle_id"] = bundle_id
         return JSONResponse({**about, "results": [results_json(r, many=sent.many) for r in results]})
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pipelines.bundles.bundle import BundleInfo
 from pipelines.config.label import ServeConfig
 from pipelines.config.recipe import Recipe
+
+FOLLOW_S = 10.0  # seconds between two looks for a new champion
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +20,8 @@ class ModelSpec:
     bundle_url: str
     supports_url: str
     bundle_id: str = ""  # the bundle that has to be at bundle_url; empty: any
+    follow: str = ""  # URL whose bundle is taken whenever another one is promoted there; empty: never
+    follow_s: float = FOLLOW_S
     device: str = "cpu"
     batch: int = 8
     wait_s: float = 0.02
@@ -57,14 +61,20 @@ class ServiceSpec:
 
 
 def model_spec(recipe: Recipe, *, bundle_url: str, bundle_id: str, supports_url: str, device: str,
-               batch: int) -> ModelSpec:
+               batch: int, follow: str = "", follow_s: float = FOLLOW_S) -> ModelSpec:
     """The `ModelSpec` for the `serve` and `data` sections of a recipe."""
     serve: ServeConfig = recipe.serve
     return ModelSpec(
         bundle_url=bundle_url, bundle_id=bundle_id, supports_url=supports_url, device=device, batch=batch,
         wait_s=serve.wait_s, threads=serve.threads, replicas=serve.replicas, max_replicas=serve.max_replicas,
-        max_pixels=recipe.data.max_pixels, max_bytes=recipe.data.max_bytes,
+        max_pixels=recipe.data.max_pixels, max_bytes=recipe.data.max_bytes, follow=follow, follow_s=follow_s,
     )
+
+
+def with_bundle(spec: ServiceSpec, info: BundleInfo) -> ServiceSpec:
+    """The spec of a service that has taken the bundle `info` from the URL that it follows."""
+    model = replace(spec.model, bundle_url=spec.model.follow, bundle_id=info.bundle_id)
+    return replace(spec, bundle=info, model=model)
 
 
 def best_device(ray: Any) -> str:

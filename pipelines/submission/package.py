@@ -17,6 +17,8 @@ ANYWHERE = (".git", ".venv", "venv", "node_modules", "__pycache__", ".*_cache", 
             "*.pyc", "mlflow.db*", "*.log")
 SECRETS = ("secrets", "*.env", ".env.*", ".netrc", ".pypirc", ".aws", ".ssh", ".kube", "*.pem", "*.key", "id_rsa*",
            "id_ed25519*", "*identities.json", "*_token", "*_password")
+OURS = ("fss_models", "pipelines", "jobs", "infra")  # packages of fss
+CHECKOUT = ("fss_models/__init__.py", "pipelines/base/cluster.py", "jobs/cli.py")  # a folder with these has fss's code
 EPOCH = (1980, 1, 1, 0, 0, 0)  # date of every entry: the same files make the same archive, which is sent only once
 
 
@@ -31,7 +33,8 @@ class Package:
 
 
 def pack(folder: str | Path, target: Path, *, exclude: Sequence[str] = (), max_bytes: int) -> Package:
-    """Zip `folder` to `target`. `exclude`: shell patterns of names, or of paths below the folder.
+    """Zip `folder` to `target`. `exclude`: shell patterns of names, or of paths below the folder, or
+    `/NAME` for what has this name at the top of the folder.
 
     Links that lead out of the folder are left out. Raises `FssError` if there is no such folder, or if its files have
     more than `max_bytes` bytes; the error names the largest.
@@ -56,6 +59,18 @@ def pack(folder: str | Path, target: Path, *, exclude: Sequence[str] = (), max_b
     return Package(path=target, files=len(chosen), bytes=total, left_out=out)
 
 
+def hiding(folder: str | Path) -> tuple[str, ...]:
+    """Python packages and modules of `folder` that on a cluster would be taken for those of fss.
+
+    A checkout of fss has none: that its code is taken is what it is sent for.
+    """
+    root = Path(folder)
+    if all((root / file).is_file() for file in CHECKOUT):
+        return ()
+    packages = [name for name in OURS if any((root / name).glob("*.py"))]
+    return tuple(packages + [f"{name}.py" for name in OURS if (root / f"{name}.py").is_file()])
+
+
 def _files(root: Path, exclude: Sequence[str]) -> Iterator[str]:
     """The paths of the files to send, relative to `root`, with `/`."""
     for place, folders, names in os.walk(root):
@@ -70,7 +85,7 @@ def _files(root: Path, exclude: Sequence[str]) -> Iterator[str]:
 
 def _excluded(path: str, exclude: Sequence[str]) -> bool:
     name = path.rpartition("/")[2]
-    if path in TOP or any(fnmatch.fnmatch(name, p) for p in (*ANYWHERE, *SECRETS)):
+    if path in TOP or f"/{path}" in exclude or any(fnmatch.fnmatch(name, p) for p in (*ANYWHERE, *SECRETS)):
         return True
     return any(fnmatch.fnmatch(name, p) or fnmatch.fnmatch(path, p.rstrip("/")) for p in exclude)
 

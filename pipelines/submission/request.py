@@ -16,10 +16,11 @@ import yaml
 from fss_models.errors import FssError
 from pipelines.base.progress import say
 from pipelines.submission.client import Submissions, status_of
-from pipelines.submission.package import pack
+from pipelines.submission.package import hiding, pack
 from pipelines.submission.secrets import refuse_secrets
 
-RUN = ("python", "-m", "jobs.cli")  # unlike `fss`, this takes the code of the working directory before the image's
+# -P: a folder in which the command runs is not searched for code. Ray puts the folder that is sent on the path itself.
+RUN = ("python", "-P", "-m", "jobs.cli")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +74,10 @@ def send(jobs: Submissions, request: SubmissionRequest) -> str:
 
 
 def _pack(request: SubmissionRequest, folder: Path) -> str:
-    package = pack(request.working_dir, folder / "work.zip", exclude=request.exclude, max_bytes=request.max_bytes)
+    if ours := hiding(request.working_dir):
+        say(f"not sent, because they would hide fss's own packages of these names: {', '.join(ours)}")
+    package = pack(request.working_dir, folder / "work.zip", exclude=[*request.exclude, *(f"/{name}" for name in ours)],
+                   max_bytes=request.max_bytes)
     left_out = f", without {', '.join(package.left_out)}" if package.left_out else ""
     say(f"sending {package.files} files, {package.bytes / 1e6:.1f} MB, from {request.working_dir}{left_out}")
     return str(package.path)
