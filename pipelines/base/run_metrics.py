@@ -6,8 +6,15 @@ The other metrics of the dashboard (nodes, GPUs, tasks, requests, queues) are ex
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 SPEEDS = ("episodes_per_s", "select/episodes_per_s")
+STATUSES = ("FINISHED", "FAILED", "KILLED")
+
+
+def start_at_zero(counter: Any, **tags: str) -> None:
+    """Export a counter of Ray for these tags before it counts: Prometheus sees no increase in one that begins at 1."""
+    counter._record(0.0, tags=tags)  # `inc` accepts no 0
 
 
 class RunMetrics:
@@ -22,6 +29,8 @@ class RunMetrics:
 
             self._speed = Gauge("fss_episodes_per_s", "Training clips a second, by run.", tag_keys=("run",))
             self._ended = Counter("fss_runs_ended", "Runs that ended, by status.", tag_keys=("status",))
+            for status in STATUSES:
+                start_at_zero(self._ended, status=status)
 
     def show(self, run: str, values: Mapping[str, float]) -> None:
         """Export the newest training speed of a run, if `values` has it."""

@@ -191,6 +191,18 @@ def copy_calibrator(source: str, target: str) -> None:
         Store(target).write_bytes(CALIBRATOR, Store(source).read_bytes(CALIBRATOR))
 
 
+def replace_bundle(source: str, target: str, info: BundleInfo) -> None:
+    """Replace the bundle at `target` by that at `source`, with the description `info`.
+
+    While it is replaced there is no bundle.json at `target`, and with it the bundle is whole.
+    """
+    place = Store(target)
+    place.delete("bundle.json")
+    place.write_bytes("model.safetensors", Store(source).read_bytes("model.safetensors"))
+    copy_calibrator(source, target)
+    place.write_json("bundle.json", info.model_dump())
+
+
 def build_base_model(info: BundleInfo, where: str) -> Segmenter:
     """Build the method of a bundle on its frozen weights, without the trained tensors.
 

@@ -21,7 +21,7 @@ from pipelines.base.progress import say
 from pipelines.base.storage import Store
 from pipelines.base.version import code_version
 from pipelines.base.workspace import Workspace
-from pipelines.bundles.bundle import BundleInfo, copy_calibrator, read_bundle_info
+from pipelines.bundles.bundle import BundleInfo, read_bundle_info, replace_bundle
 from pipelines.config.recipe import Recipe
 from pipelines.config.run import RunSpec, shipped_sha
 from pipelines.config.train import SelectConfig, TrainConfig
@@ -131,14 +131,11 @@ def champion_metrics(board: Leaderboard, row: LeaderboardRow, result: RunResult)
 
 def _publish(recipe: Recipe, board: Leaderboard, row: LeaderboardRow, result: RunResult) -> BundleInfo:
     """Copy the refit's bundle to the champion's folder. bundle.json is written last and marks it as complete."""
-    source, target = Store(result.bundle), Store(Workspace(recipe.out).champion)
+    target = Store(Workspace(recipe.out).champion)
     old = read_bundle_info(result.bundle)
     provenance = {**old.provenance, "promoted_from": result.run, "promoted_by": code_version()}
     info = old.model_copy(update={"metrics": champion_metrics(board, row, result), "provenance": provenance})
     if target.exists("bundle.json") and target.read_json("bundle.json") == json.loads(info.model_dump_json()):
         return info
-    target.delete("bundle.json")
-    target.write_bytes("model.safetensors", source.read_bytes("model.safetensors"))
-    copy_calibrator(source.url, target.url)
-    target.write_json("bundle.json", info.model_dump())
+    replace_bundle(result.bundle, target.url, info)
     return info

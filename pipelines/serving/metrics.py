@@ -13,10 +13,12 @@ from typing import Any
 
 import httpx
 
+from pipelines.base.run_metrics import start_at_zero
 from pipelines.inference.masks import PhotoFailure
 
 SECONDS = [0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0]
 FAMILIES = ("ray_fss_", "ray_serve_")
+STATUSES = ("200", "500", "503")  # of answers; their counters begin at 0
 EXPORTER_S = 5  # seconds that an exporter may take
 
 
@@ -30,6 +32,11 @@ class ServiceMetrics:
         self._seconds = Histogram("fss_request_seconds", "Time to answer a request, in seconds.", boundaries=SECONDS,
                                   tag_keys=("path",))
         self._waiting = Gauge("fss_requests_waiting", "Requests that are in the service now.")
+
+    def expect(self, path: str) -> None:
+        """Export the counters of a path before the first request."""
+        for status in STATUSES:
+            start_at_zero(self._requests, path=path, status=status)
 
     def count_answer(self, path: str, status: int, seconds: float) -> None:
         """Count an answer. `path` is a route, not the requested URL: every value makes a new time series."""
@@ -49,6 +56,9 @@ class PhotoMetrics:
 
         self._photos = Counter("fss_photos", "Photos processed; failed: could not be read.",
                                tag_keys=("kind", "result"))
+        for kind in ("job", "person"):
+            for result in ("label", "failed"):
+                start_at_zero(self._photos, kind=kind, result=result)
 
     def count(self, results: Sequence[Any], *, bulk: bool) -> None:
         """Count the photos of one request: `bulk` for a job's, else a person's."""

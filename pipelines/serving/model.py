@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -45,7 +46,8 @@ class Model:
 
         torch.set_num_threads(spec.torch_threads)
         self.spec, self.metrics, self._one = spec, PhotoMetrics(), _batched(spec)
-        self.labeler, self._former, self._job_at = self._first(), None, 0.0
+        self.labeler, self._job_at = self._first(), 0.0
+        self._former: Labeler | None = None
         self._watch: BundleWatch | None = None
         if spec.follow:
             self._watch = BundleWatch(spec.follow, self.labeler.info, self._take, spec.follow_s)
@@ -106,7 +108,7 @@ class Model:
                        limits=PhotoLimits(max_pixels=spec.max_pixels, max_bytes=spec.max_bytes))
 
     def _take(self, info: BundleInfo) -> None:
-        """Replace the labeler. The former one is kept only where jobs use this replica."""
+        """Load the bundle, compute the memories in use, and replace the labeler."""
         old = self.labeler
         if about_bundle(info) == about_bundle(old.info):
             return
@@ -114,8 +116,18 @@ class Model:
         for support_id in old.support_ids:
             with suppress(FssError):  # the new method refuses these marks: the next request says so
                 new.memory(support_id)
-        jobs = time.monotonic() - self._job_at < KEEP_S if self._job_at else False
-        self._former, self.labeler = old if jobs else None, new
+        self._former, self.labeler = old, new
+        self._forget()
+
+    def _forget(self) -> None:
+        """Let the former labeler go when no job has used this replica for `KEEP_S` seconds, at once where none has."""
+        left = KEEP_S - (time.monotonic() - self._job_at) if self._job_at else 0.0
+        if left > 0:
+            timer = threading.Timer(left, self._forget)
+            timer.daemon = True
+            timer.start()
+        else:
+            self._former = None
 
 
 def _batched(spec: ModelSpec) -> Any:
