@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal
 import psutil
 
 from fss_models.errors import FssError
+from jobs.limits import read_limits
 
 if TYPE_CHECKING:
     from fss_models.shipped.files import Provenance
@@ -123,7 +124,11 @@ def _sha256(path: Path) -> str:
 
 
 def _memory() -> DoctorCheck:
-    memory = psutil.virtual_memory()
+    memory, limits = psutil.virtual_memory(), read_limits()
+    if limits.free is not None and limits.free < memory.available:
+        found = f"{(limits.memory or 0) / GB:.1f} GB in this container, {limits.free / GB:.1f} GB free"
+        return _enough("memory", limits.free, 4 * GB, found, "give the container more memory: a sweep on two cores "
+                       "needs about 4 GB")
     found = f"{memory.total / GB:.0f} GB, {memory.available / GB:.1f} GB free"
     return _enough("memory", memory.available, 4 * GB, found,
                    "close other programs; a sweep on two cores needs about 4 GB")
@@ -131,7 +136,9 @@ def _memory() -> DoctorCheck:
 
 def _cores() -> DoctorCheck:
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return DoctorCheck(name="cores", state="ok", found=f"{count} usable of {os.cpu_count()}")
+    share = read_limits().cpus
+    limited = f"; this container gets the time of {share:g}" if share is not None and share < count else ""
+    return DoctorCheck(name="cores", state="ok", found=f"{count} usable of {os.cpu_count()}{limited}")
 
 
 def _shared_memory() -> DoctorCheck:
