@@ -31,14 +31,13 @@ from pipelines.bundles.bundle import BundleInfo, replace_bundle, save_bundle
 from pipelines.inference.labeler import Labeler
 from pipelines.inference.masks import Label
 from pipelines.inference.support_files import read_support_file, support_request
-from tests.serving.helpers import ball, clean_env, encoded, supports_file, wait_for
+from tests.serving.helpers import ball, clean_env, encoded, hiding_folder, supports_file, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 FILE = ROOT / "infra" / "kuberay" / "champion" / "serve.yaml"
 TOKEN = "a-token-of-this-test"
 HEADERS = {"Authorization": f"Bearer {TOKEN}"}
 CLIENTS = 3
-HIDING = ("jobs", "pipelines", "infra")
 
 
 def test_ray_can_call_the_builder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,14 +75,6 @@ def ray_head(folder: Path) -> Iterator[tuple[str, dict[str, str]]]:
                                    RAY_API_SERVER_ADDRESS=dashboard)
     finally:
         head.stop()
-
-
-def hiding_folder(place: Path) -> Path:
-    """A folder with packages that are named like ours and cannot be imported."""
-    for name in HIDING:
-        (place / name).mkdir(parents=True)
-        (place / name / "__init__.py").write_text("raise ImportError('the wrong package')\n")
-    return place
 
 
 @dataclass

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,14 @@ def supports_file(folder: Path) -> Path:
     return file
 
 
+def hiding_folder(place: Path) -> Path:
+    """A folder with packages that are named like those of fss and cannot be imported."""
+    for name in ("jobs", "pipelines", "infra"):
+        (place / name).mkdir(parents=True)
+        (place / name / "__init__.py").write_text("raise ImportError('the wrong package')\n")
+    return place
+
+
 def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
     """Wait until the condition is true."""
     end = time.monotonic() + seconds
@@ -88,10 +96,12 @@ class Running:
 
 
 @contextlib.contextmanager
-def running_service(bundle: str, workspace: Path, *arguments: str, **env: str) -> Iterator[Running]:
+def running_service(bundle: str, workspace: Path, *arguments: str, fss: Sequence[str] = FSS, cwd: Path | None = None,
+                    **env: str) -> Iterator[Running]:
     """`fss serve` on a free port, stopped by SIGTERM at the end."""
-    command = [*FSS, "serve", "--bundle", bundle, "--out", str(workspace), "--port", "0", "--json", *arguments]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=clean_env(**env))
+    command = [*fss, "serve", "--bundle", bundle, "--out", str(workspace), "--port", "0", "--json", *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=clean_env(**env),
+                               cwd=cwd)
     assert process.stdout is not None
     assert process.stderr is not None
     try:
