@@ -38,6 +38,8 @@ class Service:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """The application of this replica; Ray Serve calls this there."""
+        for path in (*self.pages(), "/metrics", *(path for _, path, _ in self.routes())):
+            self.metrics.expect(path)
         return build_api(self)
 
     def take(self, info: BundleInfo) -> None:
