@@ -43,7 +43,7 @@ def test_json_on_standard_output_and_words_on_standard_error(tmp_path: Path) -> 
     facts = json.loads(done.stdout)
     assert facts["images"]["train"] + facts["images"]["test"] == 24
     assert facts["content_hash"] == Shards(facts["shards"]).manifest.content_hash
-    assert "dropped" in done.stderr or not facts["dropped_classes"]
+    assert "class left out" in done.stderr or not facts["dropped_classes"]
     assert "Traceback" not in done.stderr
     assert "ray.data" not in done.stderr
     again = _built(tmp_path, *SMALL)

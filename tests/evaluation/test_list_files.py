@@ -49,7 +49,8 @@ def test_a_class_without_an_episode_counts_0_and_is_named(shapes_shards: str, tm
     assert result.miou == pytest.approx(sum(others) / len(tested))
     assert result.interval[0] <= result.miou <= result.interval[1]
     assert result.details["without_episodes"] == [missing.name]
-    assert untested_line(result) == f"the list of {result.run} has no episode of {missing.name}: IoU 0"
+    assert untested_line(result) == (
+        f"{result.run}: the episode list has no episode of {missing.name} (counted as IoU 0)")
     counts = read_counts(run.folder, result)
     assert len(counts) == result.episodes + 1  # what the leaderboard resamples
     assert counts.union[counts.class_ids == missing.class_id].sum() == 0

@@ -102,7 +102,7 @@ def test_a_wrong_file_names_its_first_wrong_tensor(tmp_path: Path) -> None:
     state = published_names(net)
     files = {"lacks 'layer0.1.bias'": {k: v for k, v in state.items() if k != "bn1.bias"},
              "unknown 'layer5.weight'": state | {"layer5.weight": torch.zeros(1)},
-             r"'layer0.0.weight' is \(1,\)": state | {"conv1.weight": torch.zeros(1)},
+             r"'layer0.0.weight' has shape \(1,\)": state | {"conv1.weight": torch.zeros(1)},
              "lacks": {"conv1.weight": state["conv1.weight"]}}
     for i, (word, wrong) in enumerate(files.items()):
         torch.save(wrong, tmp_path / f"{i}.pth")

@@ -76,7 +76,7 @@ def test_a_wrong_checkpoint_names_its_first_wrong_tensor() -> None:
     key, tokens = "transformer_decoder.merge.0.weight", "transformer_decoder.spt_protos.weight"
     for word, wrong in ((f"lacks '{key}'", {k: v for k, v in state.items() if k != f"module.{key}"}),
                         ("unknown 'other'", state | {"module.other": torch.zeros(1)}),
-                        (f"'{key}' is", state | {f"module.{key}": torch.zeros(1)}),
+                        (f"'{key}' has shape", state | {f"module.{key}": torch.zeros(1)}),
                         ("lacks 'layer3.0.bn1.bias'", {k: v for k, v in state.items() if "layer3.0.bn1.bias" not in k}),
                         ("blocks in layer3", {k: v for k, v in state.items() if "layer3.5" not in k}),
                         (f"lacks '{tokens}'", {k: v for k, v in state.items() if tokens not in k})):

@@ -324,7 +324,7 @@ def test_a_wrong_official_checkpoint_names_its_first_wrong_key(small: Fssam) -> 
     state = {k: v.detach() for k, v in official.write(small).items()}
     cases = [({k: v for k, v in state.items() if k != "sam2.no_obj_ptr"}, "small", "lacks 'sam2.no_obj_ptr'"),
              (state | {"sam2.extra": torch.zeros(1)}, "small", r"unknown 'sam2\.extra'"),
-             (state | {"sam2.no_obj_ptr": torch.zeros(2)}, "small", r"'sam2\.no_obj_ptr' is \(2,\)"),
+             (state | {"sam2.no_obj_ptr": torch.zeros(2)}, "small", r"'sam2\.no_obj_ptr' has shape \(2,\)"),
              (state, "nano", "no official checkpoints"), ({"a": torch.zeros(1)}, "small", "dino.cls_token"),
              (state, "tiny", r"lacks 'sam2\.image_encoder\.trunk.*of SAM 2 tiny")]
     for given, preset, line in cases:

@@ -49,7 +49,7 @@ def test_a_wrong_file_names_its_first_wrong_tensor(tmp_path: Path) -> None:
     key = "mask_decoder.transformer.layers.0.mlp.lin1.weight"
     files = {f"lacks '{key}'": {k: v for k, v in state.items() if k != key},
              "unknown 'pixel_mean'": state | {"pixel_mean": torch.zeros(3)},
-             f"'{key}' is": state | {key: torch.zeros(1)}}
+             f"'{key}' has shape": state | {key: torch.zeros(1)}}
     for i, (word, wrong) in enumerate(files.items()):
         torch.save(wrong, tmp_path / f"{i}.pth")
         with pytest.raises(FssError, match=word):

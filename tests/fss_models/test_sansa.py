@@ -202,7 +202,7 @@ def _refusals(official: dict[str, torch.Tensor], base: Path, folder: Path) -> No
         f"lacks '{first}'": {k: v for k, v in official.items() if k != first},
         "unknown key 'sam.no_mem_embed'": official | {"sam.no_mem_embed": torch.zeros(1)},
         "lacks the adapter of block 3": {k: v for k, v in official.items() if ".blocks.3." not in k},
-        f"'{first}' is": official | {first: torch.zeros(2, 3)},
+        f"'{first}' has shape": official | {first: torch.zeros(2, 3)},
     }
     for line, state in wrong.items():
         save_file(state, folder / "wrong.safetensors")

@@ -175,7 +175,7 @@ def test_a_safetensors_checkpoint_names_its_first_wrong_key(shipped: Path, tmp_p
     trunk = {k: v.contiguous() for k, v in build_sam2("nano").state_dict().items() if k.startswith(TRUNK)}
     cases = {"lacks 'no_mem_embed'": {k: v for k, v in state.items() if k != "no_mem_embed"},
              "unknown 'extra'": state | {"extra": torch.zeros(1)},
-             "'no_mem_embed' is": state | {"no_mem_embed": torch.zeros(1)},
+             "'no_mem_embed' has shape": state | {"no_mem_embed": torch.zeros(1)},
              "lacks 'image_encoder.trunk.": state | dict(list(trunk.items())[:1])}
     for line, wrong in cases.items():
         save_file(wrong, tmp_path / "wrong.safetensors")
