@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import httpx
@@ -27,12 +27,15 @@ def node_environment(token: Path, variables: Mapping[str, str]) -> dict[str, str
 
 
 def start_head(folder: Path, address: str, dashboard: str, session: Path, *, cpus: float,
-               env: Mapping[str, str]) -> Server:
-    """Start the head. Nodes join it at `address`; its dashboard and Jobs API listen at `dashboard`."""
+               env: Mapping[str, str], flags: Sequence[str] = ()) -> Server:
+    """Start the head. Nodes join it at `address`; its dashboard and Jobs API listen at `dashboard`.
+
+    `flags` are further options of `ray start`.
+    """
     options = {"port": address.rpartition(":")[2], "dashboard-host": "127.0.0.1",
                "dashboard-port": dashboard.rpartition(":")[2], "temp-dir": session,
                "ray-client-server-port": free_port(), "include-dashboard": "true"}
-    return _start("head", ["--head"], options, folder=folder, cpus=cpus, env=env)
+    return _start("head", ["--head", *flags], options, folder=folder, cpus=cpus, env=env)
 
 
 def start_worker(folder: Path, name: str, address: str, *, cpus: float, env: Mapping[str, str]) -> Server:

@@ -2,7 +2,8 @@
 
 A run never waits for the tracking server and never fails with it: entries that cannot be delivered stay in the spool
 and are sent by the next command on the same workspace. Each entry has its time, and a step that MLflow already has is
-skipped, so sending a spool again after a kill writes nothing twice.
+skipped, so sending a spool again after a kill writes nothing twice. A run that a killed command left open is ended as
+KILLED by the next command that sends its spool, unless that command continues the run.
 
 The tracking store is MLFLOW_TRACKING_URI, which clusters set. Without it, it is `mlflow.db` (SQLite) in a local
 workspace; for an `s3://` workspace it is a local file under FSS_CACHE (default ~/.cache/fss), because SQLite does not
@@ -69,6 +70,8 @@ class Tracker:
         fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         hidden.rename(self.path)
         self._live: dict[str, dict[str, Any]] = {}
+        self._used: set[str] = set()  # runs of this process
+        self._left: set[str] = set()  # runs that killed processes left open
         self._shown = RunMetrics()
         self._wake, self._stop = threading.Event(), threading.Event()
         self._last_error = ""
@@ -95,7 +98,7 @@ class Tracker:
         self._put({"op": "tags", "key": key, "values": dict(values)})
 
     def end(self, key: str, status: str = "FINISHED") -> None:
-        """End a run; `status` is FINISHED or FAILED."""
+        """End a run; `status` is FINISHED, FAILED or KILLED."""
         self._shown.end(key, status)
         self._put({"op": "end", "key": key, "status": status})
 
@@ -119,9 +122,10 @@ class Tracker:
     def close(self, timeout_s: float = 30.0) -> str:
         """Wait until all entries are sent, at most `timeout_s`. Returns "", or the reason why some still wait."""
         deadline = time.monotonic() + timeout_s
-        while self._waiting() and time.monotonic() < deadline:
-            self._wake.set()
-            time.sleep(0.05)
+        self._drain(deadline)
+        for key in self._left - self._used:
+            self.end(key, "KILLED")
+        self._drain(deadline)
         left = self._waiting()
         self._stop.set()
         self._wake.set()
@@ -129,7 +133,13 @@ class Tracker:
         self._file.close()
         return f"{self.uri} does not accept entries ({self._last_error or 'it is slow'})" if left else ""
 
+    def _drain(self, deadline: float) -> None:
+        while self._waiting() and time.monotonic() < deadline:
+            self._wake.set()
+            time.sleep(0.05)
+
     def _put(self, entry: Entry) -> None:
+        self._used.add(entry["key"])
         line = json.dumps({**entry, "t": int(time.time() * 1000)}, default=str).encode() + b"\n"
         self._file.write(line)
         self._file.flush()
@@ -169,6 +179,7 @@ class Tracker:
                 if self._stop.is_set():
                     return
             if path != self.path:
+                self._left |= _open_runs(path)
                 path.unlink(missing_ok=True)
                 _offset_path(path).unlink(missing_ok=True)
 
@@ -235,6 +246,17 @@ def _entries(path: Path, offset: int) -> Iterator[tuple[Entry, int]]:
                 return
             offset += len(line)
             yield json.loads(line), offset
+
+
+def _open_runs(path: Path) -> set[str]:
+    """The runs that a spool file opens and does not end."""
+    found: set[str] = set()
+    for entry, _ in _entries(path, 0):
+        if entry["op"] == "run":
+            found.add(entry["key"])
+        elif entry["op"] == "end":
+            found.discard(entry["key"])
+    return found
 
 
 class Sender:

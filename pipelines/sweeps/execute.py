@@ -1,7 +1,8 @@
 """Execution of runs: they are packed into the cluster, watched, retried where that may help, and recorded.
 
-Each run is a driver task that takes no CPU. It is started when the schedule has room for its workers, so no run waits
-for resources that another run of the sweep occupies.
+Each run is a driver task that takes no CPU. It is started when the schedule has room for its workers and memory for the
+driver, so no run waits for resources that another run of the sweep occupies. Ray Train's controller runs beside the
+driver. Drivers are placed on machines that have CPUs: the head of a large cluster has none, and memory for few of them.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fss_models.errors import FssError
@@ -29,6 +30,8 @@ from pipelines.sweeps.watch import RunState, SweepWatch
 from pipelines.training.context import RunContext
 
 MACHINES_S = 10.0  # seconds between two checks of the cluster's machines
+# bytes of a driver: of a run that trains with Ray Train's controller, and of one that is only scored
+TRAINING_BYTES, SCORING_BYTES = 1_200_000_000, 400_000_000
 
 
 @dataclass
@@ -48,14 +51,21 @@ class PlannedRun:
 
     @property
     def resources(self) -> RunResources:
-        """CPUs, GPUs and workers that the run takes."""
-        workers = self.run.spec.train.workers if self.run.spec.trains else 1
-        return RunResources(cpus=self.run.cpus / workers, gpus=self.run.gpus / workers, workers=workers)
+        """CPUs, GPUs and workers that the run takes, and the memory of its driver."""
+        trains = self.run.spec.trains
+        workers = self.run.spec.train.workers if trains else 1
+        return RunResources(cpus=self.run.cpus / workers, gpus=self.run.gpus / workers, workers=workers,
+                            memory=TRAINING_BYTES if trains else SCORING_BYTES)
 
-    def queued(self, lengths: RunLengths) -> QueuedRun:
-        """The run as the schedule takes it, with its expected length."""
+    def queued(self, lengths: RunLengths, machines: Sequence[Machine]) -> QueuedRun:
+        """The run as the schedule takes it, with its expected length.
+
+        If no machine has as much memory as a driver takes, the driver asks for all of one, and is alone there.
+        """
         seconds = lengths.expect(self.run.spec, self.scoring.config)
-        return QueuedRun(key=self.name, resources=self.resources, seconds=seconds)
+        most = max((m.memory for m in machines), default=0.0)
+        resources = replace(self.resources, memory=min(self.resources.memory, most))
+        return QueuedRun(key=self.name, resources=resources, seconds=seconds)
 
 
 def execute(recipe: Recipe, plans: Sequence[PlannedRun], ray: Any, *, sweep: bool = False,
@@ -66,8 +76,9 @@ def execute(recipe: Recipe, plans: Sequence[PlannedRun], ray: Any, *, sweep: boo
     earlier. Raises `FssError` for a run that the cluster has no room for.
     """
     lengths = RunLengths(Workspace(recipe.out).url)
-    schedule = Schedule(machines_of(ray), limit=recipe.sweep.parallel)
-    schedule.add(p.queued(lengths) for p in plans)
+    machines = machines_of(ray)
+    schedule = Schedule(machines, limit=recipe.sweep.parallel)
+    schedule.add(p.queued(lengths, machines) for p in plans)
     _check_room(schedule, ray)
     by_name = {p.name: p for p in plans}
     with tracking(recipe, ray) as tracker:
@@ -83,15 +94,18 @@ def execute(recipe: Recipe, plans: Sequence[PlannedRun], ray: Any, *, sweep: boo
                 watch.end("finished")
             except BaseException as error:
                 watch.end("stopped", "interrupted" if isinstance(error, KeyboardInterrupt) else innermost_line(error))
+                for name in (*running.open_runs, sweep_key(recipe, plans)):
+                    tracker.end.remote(name, "KILLED")
                 raise
         tracker.end.remote(sweep_key(recipe, plans))
     return found
 
 
 def machines_of(ray: Any) -> list[Machine]:
-    """The cluster's machines that are alive, each with all its CPUs and GPUs."""
-    alive = [n["Resources"] for n in ray.nodes() if n["Alive"]]
-    return [Machine(cpus=r.get("CPU", 0.0), gpus=(1.0,) * int(r.get("GPU", 0))) for r in alive]
+    """The cluster's machines that are alive, each with all its CPUs, GPUs and memory; no memory if it has no CPUs."""
+    alive = [(n["NodeID"], n["Resources"]) for n in ray.nodes() if n["Alive"]]
+    return [Machine(cpus=r.get("CPU", 0.0), gpus=(1.0,) * int(r.get("GPU", 0)), node=node,
+                    memory=float(r.get("memory", 0.0)) if r.get("CPU") else 0.0) for node, r in alive]
 
 
 def _check_room(schedule: Schedule, ray: Any) -> None:
@@ -142,7 +156,8 @@ class _Running:
                  tracker: Any, ray: Any) -> None:
         self.plans, self.schedule, self.lengths, self.watch = plans, schedule, lengths, watch
         self.tracker, self.ray = tracker, ray
-        self._task = ray.remote(drive_run).options(num_cpus=0, max_retries=0)
+        self._task = ray.remote(drive_run)
+        self.open_runs = set(plans)  # those whose results are not recorded yet
         self._looked = time.monotonic()
 
     def results(self, runs: str) -> Iterator[tuple[str, RunResult]]:
@@ -152,21 +167,26 @@ class _Running:
             result = _outcome(ref, plan, self.ray)
             if result.retryable and plan.tries <= plan.run.retries:
                 say(f"{name} failed ({result.error}); it will be tried again")
-                self.schedule.add([plan.queued(self.lengths)])
+                self.schedule.add([plan.queued(self.lengths, self.schedule.machines)])
                 continue
             record_result(self.tracker, result, runs)
+            self.open_runs.discard(name)
             self.watch.end_run(result, plan.tries)
             if not result.error:
                 self.lengths.learn(result, time.monotonic() - plan.began)
                 self.lengths.save()
-                self.schedule.update_lengths({k: self.plans[k].queued(self.lengths).seconds
+                machines = self.schedule.machines
+                self.schedule.update_lengths({k: self.plans[k].queued(self.lengths, machines).seconds
                                               for k in self.schedule.waiting})
             yield name, result
 
     def _submit(self, name: str) -> Any:
         plan = self.plans[name]
         plan.tries, plan.began = plan.tries + 1, time.monotonic()
-        return self._task.remote(plan.run, plan.scoring)
+        memory = int(self.schedule.under_way[name][0].resources.memory)
+        return self._task.options(num_cpus=0, memory=memory or None, max_retries=0,
+                                  scheduling_strategy=_beside(self.schedule.driver_node(name)),
+                                  ).remote(plan.run, plan.scoring)
 
     def _tick(self) -> None:
         progress: dict[str, dict[str, Any]] = {}
@@ -174,9 +194,15 @@ class _Running:
             progress = self.ray.get(self.tracker.progress.remote(), timeout=30)
         if time.monotonic() - self._looked > MACHINES_S:
             self._looked = time.monotonic()
-            self.schedule.resize(machines_of(self.ray))
+            self._resize(machines_of(self.ray))
         rows = {name: self._row(self.plans[name], progress.get(name, {})) for name in self.schedule.under_way}
         self.watch.update(rows, self.schedule.seconds_left({n: r["left_s"] for n, r in rows.items()}))
+
+    def _resize(self, machines: list[Machine]) -> None:
+        """Tell the schedule if the cluster has grown or shrunk, and what waiting drivers ask for now."""
+        if tuple(machines) != tuple(self.schedule.machines):
+            self.schedule.resize(machines)
+            self.schedule.add([self.plans[k].queued(self.lengths, machines) for k in self.schedule.waiting])
 
     def _row(self, plan: PlannedRun, progress: dict[str, Any]) -> dict[str, Any]:
         """The table's row of a run that is under way; `progress` is what the tracker has of it."""
@@ -190,6 +216,13 @@ class _Running:
         left = elapsed * (1 - share) / share if share > 0.05 else max(total - elapsed, 1.0)
         return {"stage": stage, "step": step, "of": work.get(stage, 0), "left_s": left, "tries": plan.tries,
                 **{k: progress.get(k) for k in ("loss", "miou", "episodes_per_s")}}
+
+
+def _beside(node: str) -> Any:
+    """Ray's strategy that prefers a machine, given by its id, and takes another if that one is lost or full."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return NodeAffinitySchedulingStrategy(node, soft=True, _spill_on_unavailable=True) if node else "DEFAULT"
 
 
 def _outcome(ref: Any, plan: PlannedRun, ray: Any) -> RunResult:
@@ -208,7 +241,9 @@ def tracking(recipe: Recipe, ray: Any) -> Iterator[Any]:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    actor = ray.remote(Tracker).options(num_cpus=0, scheduling_strategy=here, max_restarts=-1).remote(
+    # Calls that a lost process did not answer are repeated: without its end a run would stay open for ever.
+    lasting = {"max_restarts": -1, "max_task_retries": 5}
+    actor = ray.remote(Tracker).options(num_cpus=0, scheduling_strategy=here, **lasting).remote(
         tracking_uri(recipe.out, recipe.tracking), recipe.project_name, str(spool_folder(recipe.out)))
     try:
         yield actor

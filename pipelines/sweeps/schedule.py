@@ -2,12 +2,14 @@
 
 Runs of expected lengths are packed into machines. Several orders (longest first, largest first, ...) are simulated, and
 the one that ends earliest is used. Runs that fit are started in that order; a run that does not fit is passed over,
-unless waiting for it ends earlier.
+unless waiting for it ends earlier. Each run also has a driver, which takes memory but no CPU: no more runs are under
+way than there is memory for their drivers.
 """
 
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
@@ -19,22 +21,25 @@ Key = Callable[["QueuedRun"], tuple[float, ...]]
 
 @dataclass(frozen=True, kw_only=True)
 class RunResources:
-    """CPUs and GPUs of each worker of a run, and the number of workers; a worker runs on one machine.
+    """CPUs and GPUs of each worker of a run, the number of workers, and the bytes of memory of the run's driver.
 
-    `gpus` are whole GPUs, or a fraction of a single one.
+    A worker runs on one machine, as does the driver. `gpus` are whole GPUs, or a fraction of a single one.
     """
 
     cpus: float = 1.0
     gpus: float = 0.0
     workers: int = 1
+    memory: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """CPUs and GPUs of a machine: all of them, or those that are free."""
+    """CPUs and GPUs of a machine, and its bytes of memory for drivers: all of them, or what is free."""
 
     cpus: float
     gpus: tuple[float, ...] = ()  # the free share of each GPU
+    memory: float = math.inf
+    node: str = ""  # Ray's id of the machine
 
     def gpus_for(self, resources: RunResources) -> tuple[int, ...] | None:
         """Indices of the GPUs for one worker of a run: the fullest with room for it; None if it does not fit."""
@@ -49,6 +54,10 @@ class Machine:
         share = sign * _gpus(resources)[1]
         return replace(self, cpus=self.cpus + sign * resources.cpus,
                        gpus=tuple(g + share if i in gpus else g for i, g in enumerate(self.gpus)))
+
+    def take(self, memory: float) -> Machine:
+        """The machine without `memory` bytes, which may be negative: then they are given back."""
+        return replace(self, memory=self.memory - memory)
 
 
 def _gpus(resources: RunResources) -> tuple[int, float]:
@@ -65,16 +74,23 @@ class QueuedRun:
     seconds: float  # expected length
 
 
-Place = tuple[tuple[int, tuple[int, ...]], ...]  # (machine, its GPUs) of each worker, as indices
+@dataclass(frozen=True)
+class Place:
+    """Where a run is: (machine, its GPUs) of each worker, and the machine of the driver, all as indices."""
+
+    workers: tuple[tuple[int, tuple[int, ...]], ...]
+    driver: int
 
 
 def place(machines: list[Machine], resources: RunResources) -> Place | None:
-    """Place a run's workers on `machines`, the fullest first; `machines` are changed in place.
+    """Place a run's workers on `machines`, the fullest first, and then its driver; `machines` are changed in place.
 
     Returns None, with `machines` unchanged, if there is no room. Runs without GPUs are placed on machines without free
-    GPUs, if possible.
+    GPUs, if possible. The driver is placed beside the first worker or, if the memory there is taken, where most is
+    free.
     """
-    before, found = list(machines), []
+    before: list[Machine] = list(machines)
+    found: list[tuple[int, tuple[int, ...]]] = []
     for _ in range(resources.workers):
         able = [(sum(m.gpus), m.cpus, i, g) for i, m in enumerate(machines) if (g := m.gpus_for(resources)) is not None]
         if not able:
@@ -83,14 +99,26 @@ def place(machines: list[Machine], resources: RunResources) -> Place | None:
         _, _, where, gpus = min(able)
         machines[where] = machines[where].reserve(resources, gpus)
         found.append((where, gpus))
-    return tuple(found)
+    driver = max(range(len(machines)), key=lambda i: (_holds(machines[i], resources) and i == found[0][0],
+                                                      machines[i].memory, -i))
+    if not _holds(machines[driver], resources):
+        machines[:] = before
+        return None
+    machines[driver] = machines[driver].take(resources.memory)
+    return Place(tuple(found), driver)
 
 
-def remove(machines: list[Machine], resources: RunResources, where: Place) -> None:
-    """Give back what `place` took; machines that are gone are skipped."""
-    for i, gpus in where:
+def _holds(machine: Machine, resources: RunResources) -> bool:
+    return machine.memory >= resources.memory
+
+
+def remove(machines: list[Machine], resources: RunResources, where: Place, sign: int = 1) -> None:
+    """Give back what `place` took; with `sign` -1, take it. Machines that are gone are skipped."""
+    for i, gpus in where.workers:
         if i < len(machines):
-            machines[i] = machines[i].reserve(resources, gpus, 1)
+            machines[i] = machines[i].reserve(resources, gpus, sign)
+    if where.driver < len(machines):
+        machines[where.driver] = machines[where.driver].take(-sign * resources.memory)
 
 
 # Orders of the waiting runs. The second value: whether runs behind one that does not fit may start before it.
@@ -149,6 +177,11 @@ class Schedule:
             self.under_way[task.key] = (self.waiting.pop(task.key), where)
         return [task for task, _ in started]
 
+    def driver_node(self, key: str) -> str:
+        """Ray's id of the machine on which the driver of a run that is under way has its memory."""
+        driver = self.under_way[key][1].driver
+        return self.machines[driver].node if driver < len(self.machines) else ""
+
     def finish(self, key: str) -> QueuedRun:
         """Remove a run that has ended, with success or not; returns it."""
         return self.under_way.pop(key)[0]
@@ -174,9 +207,7 @@ class Schedule:
     def _free(self) -> list[Machine]:
         free = list(self.machines)
         for task, where in self.under_way.values():
-            for i, gpus in where:
-                if i < len(free):
-                    free[i] = free[i].reserve(task.resources, gpus)
+            remove(free, task.resources, where, -1)
         return free
 
     def _planned(self) -> _Order:

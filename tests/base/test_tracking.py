@@ -97,6 +97,21 @@ def test_spool_of_a_killed_writer_is_sent_by_the_next(uri: str, tmp_path: Path) 
     assert list(tmp_path.glob("*.jsonl")) == [tracker.path]
 
 
+def test_runs_of_a_killed_writer_do_not_stay_open(uri: str, tmp_path: Path) -> None:
+    """One run was ended, one is continued by the next command, and one by none: that one is ended as KILLED."""
+    code = (
+        "import os, sys; from pipelines.base.tracking import Tracker\n"
+        "t = Tracker('http://127.0.0.1:9', 'open', sys.argv[1])\n"
+        "[t.run(r) for r in ('ended', 'continued', 'left')]; t.end('ended'); os._exit(9)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], timeout=60).returncode == 9
+    tracker = Tracker(uri, "open", str(tmp_path))
+    tracker.run("continued")
+    assert tracker.close(60) == ""
+    assert {key: run.info.status for key, run in runs(uri, "open").items()} == {  # type: ignore[attr-defined]
+        "ended": "FINISHED", "continued": "RUNNING", "left": "KILLED"}
+
+
 def test_default_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FSS_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)

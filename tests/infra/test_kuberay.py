@@ -11,6 +11,7 @@ import yaml
 
 from jobs.parse import check_output, parse_command
 from tests.infra.manifests import (
+    EXTRAS,
     FIELDS,
     INFRA,
     OVERLAYS,
@@ -25,6 +26,7 @@ from tests.infra.manifests import (
 )
 
 KUBERNETES = "1.34"
+BUILDS = [*OVERLAYS, *EXTRAS]
 
 
 def check(document: dict[str, Any]) -> None:
@@ -33,13 +35,13 @@ def check(document: dict[str, Any]) -> None:
     validator.validate(document, KUBERNETES, strict=True)
 
 
-@pytest.mark.parametrize("overlay", OVERLAYS)
+@pytest.mark.parametrize("overlay", BUILDS)
 def test_kubernetes_knows_every_field(overlay: str) -> None:
     found = build(overlay)
     assert found
     for document in found:
         assert document["metadata"]["namespace"] == "fss"
-        if not document["apiVersion"].startswith("ray.io/"):
+        if document["kind"] not in FIELDS:
             check(document)
         for template in pod_templates(document):
             check({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, **template})
@@ -54,10 +56,10 @@ def test_the_check_itself_finds_a_wrong_field() -> None:
         "spec.authOptions.mode: 'tokens' is none of ('token', 'disabled')", "spec.rayVersoin: unknown"]
 
 
-@pytest.mark.parametrize("overlay", OVERLAYS)
+@pytest.mark.parametrize("overlay", BUILDS)
 def test_kuberay_knows_every_field(overlay: str) -> None:
     for document in build(overlay):
-        if document["apiVersion"] == "ray.io/v1":
+        if document["kind"] in FIELDS:
             assert set(document["spec"]) >= REQUIRED[document["kind"]]
             assert not list(unknown_fields(document["spec"], FIELDS[document["kind"]]))
 
@@ -77,7 +79,9 @@ def test_clusters_ask_for_tokens_and_bound_their_memory(overlay: str) -> None:
             store = float(group["rayStartParams"]["object-store-memory"])
             assert store < in_bytes(shm["sizeLimit"]) < memory
             assert container["resources"]["requests"]["memory"] == container["resources"]["limits"]["memory"]
-            assert container["image"].endswith(overlay.partition("-")[0])
+            on_gpu = "nvidia.com/gpu" in container["resources"]["limits"]
+            assert container["image"].endswith("-gpu" if on_gpu else "-cpu"), "CUDA is only where GPUs are"
+            assert on_gpu == (group.get("groupName") == "gpu")
             assert all(isinstance(v, str) for v in group["rayStartParams"].values())
 
 

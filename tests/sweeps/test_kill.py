@@ -7,18 +7,24 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import yaml
 
+from fss_models.errors import FssError
 from infra.local.s3 import S3Server
 from pipelines.base.storage import Store
+from pipelines.base.tracking import tracking_uri
 from pipelines.base.workspace import Workspace
 from pipelines.bundles.bundle import read_bundle_info
 from pipelines.config.recipe import Recipe
-from pipelines.sweeps.sweep import run_one
+from pipelines.sweeps.owner import cancel
+from pipelines.sweeps.sweep import run_one, run_sweep
+from pipelines.sweeps.watch import read_state
 from tests.sweeps.faults import plant, struck
 
 pytestmark = pytest.mark.slow
@@ -60,6 +66,34 @@ def test_killed_training_goes_on_and_ends_with_the_same_numbers(
     assert [r["step"] for r in rows] == list(range(5, 61, 5))
     assert result["bundle_id"] == undisturbed.bundle_id
     assert result["miou"] == undisturbed.miou
+
+
+def test_a_cancelled_sweep_leaves_no_run_open_in_mlflow(debug_recipe: Recipe, ray_cluster: object) -> None:
+    """The run under way, the runs that wait, and the sweep itself are ended as KILLED."""
+    recipe = longer(debug_recipe, steps=5000, checkpoint_every=1000)
+
+    def cancel_it() -> None:
+        deadline = time.monotonic() + 200
+        while time.monotonic() < deadline:
+            with suppress(FssError):
+                if any(r.status == "running" for r in read_state(recipe.out).runs):
+                    break
+            time.sleep(0.2)
+        cancel(recipe.out)
+
+    thread = threading.Thread(target=cancel_it)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(recipe)
+    thread.join()
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(tracking_uri(recipe.out))
+    runs = client.search_runs([client.get_experiment_by_name("shapes").experiment_id])
+    found = {r.data.tags["fss.run"]: r.info.status for r in runs}
+    assert len(found) == 5
+    assert set(found.values()) <= {"FINISHED", "KILLED"}
+    assert [status for run, status in found.items() if run.startswith("sweep-")] == ["KILLED"]
 
 
 def _wait_for_checkpoint(folder: Path, process: subprocess.Popen[bytes]) -> list[dict[str, float]]:

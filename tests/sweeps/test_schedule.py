@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from pipelines.sweeps.schedule import SLACK, Machine, QueuedRun, RunResources, Schedule, place
+from pipelines.sweeps.schedule import SLACK, Machine, Place, QueuedRun, RunResources, Schedule, place
 
 
 def makespan(tasks: Sequence[QueuedRun], machines: Sequence[Machine], limit: int = 0,
@@ -31,18 +31,21 @@ def makespan(tasks: Sequence[QueuedRun], machines: Sequence[Machine], limit: int
 
 
 def check_room(schedule: Schedule, limit: int) -> None:
-    """No CPU and no GPU carries more than it has; a fraction lies on one GPU, a part on one machine."""
+    """No CPU, GPU and memory carries more than it has; a fraction lies on one GPU, a part on one machine."""
     cpus = [0.0] * len(schedule.machines)
     gpus = [[0.0] * len(m.gpus) for m in schedule.machines]
+    memory = [0.0] * len(schedule.machines)
     for task, where in schedule.under_way.values():
-        assert len(where) == task.resources.workers
-        for machine, on in where:
+        assert len(where.workers) == task.resources.workers
+        memory[where.driver] += task.resources.memory
+        for machine, on in where.workers:
             cpus[machine] += task.resources.cpus
             assert len(on) == (round(task.resources.gpus) if task.resources.gpus >= 1 else int(task.resources.gpus > 0))
             for g in on:
                 gpus[machine][g] += min(task.resources.gpus, 1.0)
     assert all(c <= m.cpus + SLACK for c, m in zip(cpus, schedule.machines, strict=True))
     assert all(share <= 1 + SLACK for each in gpus for share in each)
+    assert all(b <= m.memory for b, m in zip(memory, schedule.machines, strict=True))
     assert not limit or len(schedule.under_way) <= limit
 
 
@@ -60,10 +63,11 @@ def test_longest_first_fills_two_cores() -> None:
 def test_nothing_is_overbooked_and_all_gets_done(seed: int) -> None:
     """Random runs on random machines, what they really take being far from what was expected."""
     rng = np.random.default_rng(seed)
-    machines = [Machine(cpus=float(rng.integers(2, 17)), gpus=(1.0,) * int(rng.integers(2, 9))) for _ in range(3)]
-    needs = [RunResources(cpus=0.9), RunResources(cpus=1, gpus=0.3), RunResources(cpus=1, gpus=1),
-             RunResources(cpus=0.5, gpus=0.5, workers=2), RunResources(cpus=1, gpus=2),
-             RunResources(cpus=0.7, workers=2)]
+    machines = [Machine(cpus=float(rng.integers(2, 17)), gpus=(1.0,) * int(rng.integers(2, 9)),
+                        memory=float(rng.integers(3, 9))) for _ in range(3)]
+    needs = [RunResources(cpus=0.9, memory=3), RunResources(cpus=1, gpus=0.3), RunResources(cpus=1, gpus=1, memory=1),
+             RunResources(cpus=0.5, gpus=0.5, workers=2, memory=2), RunResources(cpus=1, gpus=2),
+             RunResources(cpus=0.7, workers=2, memory=3)]
     tasks = tasks_of(rng.uniform(1, 100, 60), *needs)
     makespan(tasks, machines, lengths={t.key: float(rng.uniform(1, 100)) for t in tasks})
     makespan(tasks, machines, limit=3)
@@ -90,7 +94,7 @@ def test_fractions_share_a_gpu_and_only_one() -> None:
 
 def test_runs_without_gpus_leave_gpu_machines_alone() -> None:
     machines = [Machine(cpus=4, gpus=(1.0,)), Machine(cpus=4)]
-    assert place(machines, RunResources(cpus=2)) == ((1, ()),)
+    assert place(machines, RunResources(cpus=2)) == Place(((1, ()),), driver=1)
 
 
 def test_what_fits_nowhere_is_known_beforehand() -> None:
@@ -132,3 +136,37 @@ def test_time_left_counts_what_waits_behind() -> None:
     assert schedule.seconds_left() == 8
     schedule.start()
     assert schedule.seconds_left({"0": 1.0, "1": 3.0}) == 5
+
+
+def test_as_many_drivers_as_there_is_memory() -> None:
+    """Sixteen CPUs for runs of one CPU, but memory for five drivers: four on one machine and one on the other."""
+    machines = [Machine(cpus=8, memory=4.9), Machine(cpus=8, memory=1.5)]
+    schedule = Schedule(machines)
+    schedule.add(tasks_of([1.0] * 12, RunResources(cpus=1, memory=1.2)))
+    assert len(schedule.start()) == 5
+    assert sorted(where.driver for _, where in schedule.under_way.values()) == [0, 0, 0, 0, 1]
+    assert makespan(tasks_of([1.0] * 12, RunResources(cpus=1, memory=1.2)), machines) == 3
+
+
+def test_a_driver_is_beside_its_worker_while_there_is_memory() -> None:
+    """The machine without memory for drivers is a head without CPUs, or a full one."""
+    machines = [Machine(cpus=0, memory=0, node="head"), Machine(cpus=2, memory=2, node="a"),
+                Machine(cpus=4, memory=9, node="b")]
+    schedule = Schedule(machines)
+    schedule.add(tasks_of([3, 2, 1], RunResources(cpus=1, memory=1.5)))
+    schedule.start()
+    assert [schedule.driver_node(k) for k in "012"] == ["a", "b", "b"]
+    assert [where.workers[0][0] for _, where in schedule.under_way.values()] == [1, 1, 2]
+    schedule.finish("0")
+    schedule.add([QueuedRun(key="3", resources=RunResources(cpus=1, memory=1.5), seconds=1.0)])
+    schedule.start()
+    assert schedule.driver_node("3") == "a", "memory that a run gave back is used again"
+
+
+def test_a_run_without_memory_for_its_driver_waits() -> None:
+    schedule = Schedule([Machine(cpus=4, memory=1.0)])
+    schedule.add(tasks_of([1.0], RunResources(cpus=1, memory=2.0)))
+    assert schedule.start() == []
+    schedule.resize([Machine(cpus=4, memory=2.0)])
+    assert len(schedule.start()) == 1
+    assert schedule.machines[0].memory == 2.0
