@@ -219,7 +219,7 @@ def _is_refusal(error: Exception) -> bool:
 
 
 def _equal(column: str, text: str) -> str:
-    """An MLflow filter for one text. MLflow has no escape for quotes: they match anything, and callers compare again."""
+    """An MLflow filter for one text. Quotes, which have no escape, match anything: callers compare again."""
     return f"{column} = '{text}'" if "'" not in text else f"{column} LIKE '{text.replace(chr(39), '_')}'"
 
 
