@@ -24,7 +24,7 @@ import pyarrow as pa
 from fss_models.errors import BadImage, FssError
 from pipelines.config.data import SourceConfig
 from pipelines.data import rle
-from pipelines.data.sources.annotated import FileFinder, LabelledShape, polygon, rasterise_shapes
+from pipelines.data.sources.annotated import LabelledShape, polygon, rasterise_shapes
 from pipelines.data.sources.base import (
     FetchedImage,
     ImageMasks,
@@ -36,6 +36,7 @@ from pipelines.data.sources.base import (
     is_image,
     listing,
 )
+from pipelines.data.sources.finder import FileFinder
 from pipelines.data.sources.labels import read_mask
 
 CACHED_GROUPS = 2  # row groups that a worker has in memory
