@@ -53,6 +53,8 @@ _UPLOAD = re.compile(r"^[0-9a-f]{8}-(?=.)")  # what Label Studio puts before the
 class LabelStudioSource(Source):
     """Class ids follow the sorted labels of the export, because it does not have the project's own list."""
 
+    upright = True
+
     def __init__(self, cfg: SourceConfig) -> None:
         super().__init__(cfg)
         files = listing(self.store)

@@ -55,6 +55,8 @@ class TableEntry(NamedTuple):
 class TableSource(Source):
     """Reads Parquet tables. Class ids follow the sorted class names."""
 
+    upright = True
+
     def __init__(self, cfg: SourceConfig) -> None:
         super().__init__(cfg)
         files = listing(self.store)

@@ -37,6 +37,8 @@ TOLERANCE = 0.01  # coordinates may be this far outside the photo, by rounding; 
 class YoloSource(Source):
     """Reads YOLO label files. Class ids are YOLO's own."""
 
+    upright = True
+
     def __init__(self, cfg: SourceConfig) -> None:
         super().__init__(cfg)
         files = listing(self.store)
