@@ -82,14 +82,19 @@ class YoloSource(Source):
 
     def _refuse_boxes(self) -> None:
         """Raise `FssError` if the first `PROBED_FILES` label files have boxes and no polygon."""
-        seen = ""
+        seen: dict[int, str] = {}
         for path in [i.annotations for i in self.items if i.annotations][:PROBED_FILES]:
-            for numbers in (fields for _, fields in _lines(self.store.read_bytes(path))):
-                if len(numbers) != BOX:
-                    return
-                seen = seen or path
+            try:
+                counts = {len(fields) for _, fields in _lines(self.store.read_bytes(path))}
+            except BadImage:  # a worker reports the file
+                return
+            if not counts <= {BOX, BOX + 1}:
+                return
+            seen.update({count: seen.get(count, path) for count in sorted(counts)})
         if seen:
-            raise FssError("the file has boxes (5 numbers a line), no polygons", where=self.store.path(seen),
+            count, path = next(iter(seen.items()))
+            what = f"boxes ({count} numbers a line)" if count == BOX else "predicted boxes with a confidence"
+            raise FssError(f"the file has {what}, no polygons", where=self.store.path(path),
                            hint="export for segmentation, with lines: class x1 y1 x2 y2 x3 y3 ...")
 
     def fetch(self, item: SourceImage) -> FetchedImage:
@@ -125,8 +130,8 @@ def _rasterise(shape: LabelledShape, height: int, width: int) -> bytes:
     if any(not -TOLERANCE <= v <= 1 + TOLERANCE for v in values):
         raise ValueError("coordinates are not shares of width and height (0 to 1)")
     if len(values) > BOX and len(values) % 2:
-        raise ValueError(f"{len(values)} numbers after the class are no pairs of x and y; predictions have a confidence "
-                         "at the end, which labels do not")
+        raise ValueError(f"{len(values)} numbers after the class are no pairs of x and y "
+                         "(predictions have a confidence at the end)")
     sides = (width, height)
     return polygon([min(max(v, 0.0), 1.0) * sides[i % 2] for i, v in enumerate(values)], height, width)
 
@@ -156,7 +161,7 @@ def _names_file(files: dict[str, int], root: str) -> str:
 
 
 def _names(raw: bytes, name: str, where: str) -> list[str]:
-    """The class names in the order of ids. Raises `FssError` if the file does not list them."""
+    """The class names in the order of ids, as written. Raises `FssError` if the file does not list them."""
     try:
         text = plain_text(raw)
     except BadImage as error:
@@ -178,4 +183,7 @@ def _names(raw: bytes, name: str, where: str) -> list[str]:
     if not isinstance(found, list) or not found:
         raise FssError("the file has no `names`", where=where,
                        hint="write names: {0: cup, 1: bird} or names: [cup, bird]")
-    return [str(n) for n in found]
+    nameless = [i for i, n in enumerate(found) if not isinstance(n, str) or not n.strip()]
+    if nameless:
+        raise FssError(f"class {nameless[0]} in `names` has no name", where=where)
+    return found
