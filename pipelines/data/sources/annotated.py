@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 from fss_models.errors import FssError
@@ -18,6 +16,7 @@ from pipelines.data.sources.base import (
     digest_of,
     hashed_id,
 )
+from pipelines.data.sources.finder import FileFinder
 
 
 class LabelledShape(NamedTuple):
@@ -65,45 +64,8 @@ def rasterise_shapes(shapes: Iterable[LabelledShape], rasterise: Callable[[Label
 
 
 def polygon(points: Sequence[float], height: int, width: int) -> bytes:
-    """Rasterise a polygon: x0, y0, x1, y1, ... in pixels -> counts.
-
-    Raises ValueError for fewer than three corners and for corners that are NaN or far outside the photo.
-    """
-    if len(points) < 6 or len(points) % 2:
-        raise ValueError("no polygon with three corners")
-    if not all(-1e6 < v < 1e6 for v in points):
-        raise ValueError("polygon with a corner that is nowhere near the photo")
+    """Rasterise a polygon: x0, y0, x1, y1, ... in pixels -> counts. Raises ValueError as `rle.from_polygons` does."""
     return rle.from_polygons([points], height, width)
-
-
-class FileFinder:
-    """Finds the file that a record names among the files below the root.
-
-    It is the file whose path ends with the longest possible tail of the record's path.
-    """
-
-    def __init__(self, files: Iterable[str]) -> None:
-        self._by_name: dict[str, list[str]] = defaultdict(list)
-        for file in files:
-            self._by_name[PurePosixPath(file).name].append(file)
-
-    def has(self, name: str) -> bool:
-        """Whether any file below the root has the file name of this path."""
-        return PurePosixPath(name).name in self._by_name
-
-    def find(self, name: str) -> str | None:
-        """The path of the file below the root, None if there is none. Raises `FssError` if several fit equally well."""
-        parts = [p for p in name.replace("\\", "/").split("/") if p not in ("", ".", "..")]
-        files = self._by_name.get(parts[-1], []) if parts else []
-        for first in range(len(parts)):
-            tail = "/".join(parts[first:])
-            found = [f for f in files if f == tail or f.endswith(f"/{tail}")]
-            exact = [f for f in found if f == tail]
-            if exact or found:
-                if not exact and len(found) > 1:
-                    raise FssError(f"{len(found)} photos have this name, the first {found[0]} and {found[1]}")
-                return (exact or found)[0]
-        return None
 
 
 def add_item(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fss_models.errors import FssError
+from pipelines.base.junk import is_junk
 from pipelines.base.storage import Store
 from pipelines.config.data import SourceConfig
 from pipelines.data.decode import Orientation
@@ -119,11 +120,12 @@ class Source(ABC):
 
 
 def listing(store: Store) -> dict[str, int]:
-    """Relative path -> size in bytes of every file below a root, in path order.
+    """Relative path -> size in bytes of every file below a root, in path order, without junk (`is_junk`).
 
     Linked folders are followed, because datasets often share photos by links. Raises `FssError` if there is no file.
     """
-    found = dict(sorted(store.sizes().items() if store.is_s3 else _local_files(Path(store.url), "", frozenset())))
+    files = store.sizes().items() if store.is_s3 else _local_files(Path(store.url), "", frozenset())
+    found = dict(sorted((name, size) for name, size in files if not is_junk(name)))
     if not found:
         raise FssError("no such folder, or it is empty", where=store.url, hint="check data.source.root")
     return found
@@ -136,9 +138,11 @@ def _local_files(folder: Path, prefix: str, above: frozenset[str]) -> Iterator[t
         return
     with os.scandir(folder) as entries:
         for entry in entries:
+            if is_junk(entry.name):
+                continue
             if entry.is_dir():
                 yield from _local_files(Path(entry.path), f"{prefix}{entry.name}/", above | {here})
-            elif entry.is_file() and not entry.name.startswith(".tmp-"):
+            elif entry.is_file():
                 yield f"{prefix}{entry.name}", entry.stat().st_size
 
 

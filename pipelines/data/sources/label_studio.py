@@ -22,7 +22,6 @@ from fss_models.errors import FssError
 from pipelines.config.data import SourceConfig
 from pipelines.data import rle
 from pipelines.data.sources.annotated import (
-    FileFinder,
     LabelledShape,
     add_item,
     check_some_masks,
@@ -43,6 +42,7 @@ from pipelines.data.sources.base import (
     listing,
 )
 from pipelines.data.sources.brush_rle import decode_brush
+from pipelines.data.sources.finder import FileFinder
 
 POLYGON, BRUSH = "polygon", "brush"
 _REGIONS = {POLYGON: POLYGON, BRUSH: BRUSH, "rectangle": "a rectangle", "ellipse": "an ellipse",

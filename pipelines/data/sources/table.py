@@ -29,7 +29,7 @@ from pipelines.config.data import SourceConfig
 from pipelines.data import rle
 from pipelines.data.decode import image_size, turned_size
 from pipelines.data.masks import open_mask, read_mask_picture
-from pipelines.data.sources.annotated import FileFinder, LabelledShape, polygon, rasterise_shapes
+from pipelines.data.sources.annotated import LabelledShape, polygon, rasterise_shapes
 from pipelines.data.sources.base import (
     FetchedImage,
     ImageMasks,
@@ -41,6 +41,7 @@ from pipelines.data.sources.base import (
     is_image,
     listing,
 )
+from pipelines.data.sources.finder import FileFinder
 from pipelines.data.sources.text import class_name
 
 CACHED_GROUPS = 2  # row groups that a worker has in memory
