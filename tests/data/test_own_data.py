@@ -27,8 +27,8 @@ from tests.data.conftest import jpeg, write
 from tests.data.exports import CLASSES, HEIGHT, LAYOUTS, PHOTOS, WIDTH
 
 Write = Callable[[Path], None]
-OWN: dict[str, Write] = {"yolo": exports.yolo, "label_studio": exports.label_studio, "cvat": exports.cvat,
-                         "table": exports.table}
+OWN: dict[str, Write] = {"yolo": exports.yolo, "label_studio": exports.label_studio, "labelme": exports.labelme,
+                         "cvat": exports.cvat, "table": exports.table}
 
 
 def _open(kind: str, root: Path, **over: str) -> Source:
