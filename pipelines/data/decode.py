@@ -3,6 +3,7 @@
 Sizes are checked in the header, before any pixel is decoded. Transparent pixels are blended with white, as viewers
 show them. EXIF rotation: some datasets annotate the photo as stored, others as rotated. So `decode_sized` rotates only
 if the recorded size requires it (COCO's own tools ignore EXIF); a user's photo is always rotated (`exif=True`).
+`load_oriented` decides for the photos of a source, by the rule of its format (`Orientation`).
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import io
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -27,6 +30,28 @@ PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".j
 UNREAD_SUFFIXES = (".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".pef", ".raf", ".rw2", ".srw", ".dcm", ".eps",
                    ".exr", ".hdr", ".ico", ".jxl", ".psd", ".svg", ".svs", ".tga")
 _ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)  # EXIF tag; its values that swap height and width
+
+# How the photos of a source relate to its annotations.
+# recorded: as stored unless only the turned photo has the recorded size. Where both have it (square photos, photos
+#     turned by 180 degrees or mirrored) as stored, because the tools of these formats (COCO's, VOC's) ignore EXIF.
+# upright: turned unless only the stored photo has the recorded size, because the tools of these formats (browsers,
+#     Ultralytics, LabelMe, CVAT) show and read photos upright. Where both have it: turned.
+# apply, ignore: turned, as stored, whatever the format; a photo of another recorded size is refused.
+Orientation = Literal["recorded", "upright", "apply", "ignore"]
+
+
+@dataclass(frozen=True)
+class OrientedPhoto:
+    """A decoded photo, as its annotations see it.
+
+    tagged: its file has an EXIF orientation; turned: that was applied; implied: `decode_sized` finds the same pixels
+    from the size alone.
+    """
+
+    image: Image.Image
+    tagged: bool
+    turned: bool
+    implied: bool
 
 
 def is_photo(name: str) -> bool:
@@ -86,6 +111,32 @@ def load_sized(
     return _load_pixels(image, turn, where)
 
 
+def load_oriented(
+    data: bytes, size: tuple[int, int] | None, rule: Orientation, *, max_pixels: int = MAX_PIXELS,
+    max_bytes: int = MAX_BYTES, where: str = ""
+) -> OrientedPhoto:
+    """The photo, turned or as stored by `rule`; `size`: its recorded (height, width), None if there is none.
+
+    Raises `BadImage` as `decode_image` does, and if the photo does not have the recorded size.
+    """
+    image = _open(data, max_pixels, max_bytes, where)
+    value = _orientation(image)
+    stored, upright = (image.height, image.width), _upright_size(image)
+    if rule == "recorded":
+        turned = size is not None and size != stored
+    elif rule == "upright":
+        turned = size is None or size == upright or size != stored
+    else:
+        turned = rule == "apply"
+    turned, shown = turned and value != 1, upright if turned else stored
+    if size is not None and size != shown:
+        forced = f" with data.source.exif={rule}" if value != 1 and rule in ("apply", "ignore") else ""
+        found = stored if value == 1 or rule in ("recorded", "upright") else shown
+        raise BadImage(f"recorded as {size[1]}x{size[0]} but the photo is {found[1]}x{found[0]}{forced}", where=where)
+    implied = _rotation_for(image, *shown) == turned
+    return OrientedPhoto(_load_pixels(image, turned, where), value != 1, turned, implied)
+
+
 def image_size(data: bytes, *, where: str = "") -> tuple[int, int]:
     """(height, width) as stored, read from the header alone. Raises `BadImage` if it is unreadable."""
     image = _open(data, None, None, where)
@@ -94,8 +145,7 @@ def image_size(data: bytes, *, where: str = "") -> tuple[int, int]:
 
 def turned_size(data: bytes, *, where: str = "") -> tuple[int, int]:
     """(height, width) after EXIF rotation, read from the header alone. Raises `BadImage` if it is unreadable."""
-    image = _open(data, None, None, where)
-    return (image.width, image.height) if _orientation(image) in _TURNED else (image.height, image.width)
+    return _upright_size(_open(data, None, None, where))
 
 
 def _open(data: bytes, max_pixels: int | None, max_bytes: int | None, where: str) -> Image.Image:
@@ -153,9 +203,15 @@ def _failure_reason(error: Exception) -> str:
     return "truncated file" if "truncated" in str(error).lower() else f"corrupt data: {error}"
 
 
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    return (image.width, image.height) if _orientation(image) in _TURNED else (image.height, image.width)
+
+
 def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8. It is 1 for TIFF files, which Pillow turns by itself."""
     try:
-        return int(image.getexif().get(_ORIENTATION, 1))
+        value = int(image.getexif().get(_ORIENTATION, 1))
+        return value if 1 <= value <= 8 and image.format != "TIFF" else 1
     except Exception:  # a photo with a broken EXIF block is still usable
         return 1
 

@@ -14,6 +14,7 @@ from fss_models.errors import FssError
 from pipelines.base.junk import is_junk
 from pipelines.base.storage import Store
 from pipelines.config.data import SourceConfig
+from pipelines.data.decode import Orientation
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,11 @@ class Source(ABC):
     classes: names; the position of a class is its id, which is stable for the same dataset; fold_table: the fold of
     each class if a benchmark fixes it (`NO_FOLD`: trained, never tested); fingerprint: a hash that changes with the
     source.
+    upright: whether this format's tools show photos by their EXIF orientation (`decode.Orientation`).
     Workers get a pickled copy without the index, so it stays small.
     """
+
+    upright = False
 
     def __init__(self, cfg: SourceConfig) -> None:
         self.cfg = cfg
@@ -95,6 +99,13 @@ class Source(ABC):
     def store(self) -> Store:
         """The files below the root."""
         return Store(self.cfg.root)
+
+    @property
+    def orientation(self) -> Orientation:
+        """How photos with an EXIF orientation are read: by `data.source.exif`, else by the format."""
+        if self.cfg.exif != "auto":
+            return self.cfg.exif
+        return "upright" if self.upright else "recorded"
 
     def fetch(self, item: SourceImage) -> FetchedImage:
         """Read the files of one image. Raises `FssError` if one cannot be read."""

@@ -39,6 +39,8 @@ _EXPORT = 'export the task as "CVAT for images 1.1"'
 class CvatSource(Source):
     """Reads annotations.xml. Class ids follow the task's own list of labels."""
 
+    upright = True
+
     def __init__(self, cfg: SourceConfig) -> None:
         super().__init__(cfg)
         files = listing(self.store)
