@@ -39,4 +39,4 @@ def _local_files(folder: Path, prefix: str, above: frozenset[str]) -> Iterator[t
             elif entry.is_file():
                 yield f"{prefix}{entry.name}", entry.stat().st_size
             elif entry.is_symlink() and not os.path.exists(entry.path):
-                yield f"{prefix}{entry.name}", 0
+                yield f"{prefix}{entry.name}", 0  # to nothing

@@ -11,8 +11,8 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from contextlib import suppress
-from functools import cache
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -179,9 +179,10 @@ def _decoders() -> tuple[str, ...]:
 
 
 def _why_unread(data: bytes) -> str:
-    if data[4:8] == b"ftyp" and data[8:12] in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"):
+    kind = data[8:12] if data[4:8] == b"ftyp" else b""
+    if kind in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1") and "HEIF" not in _decoders():
         return "a HEIC photo, which needs pillow-heif: install fss with the extra `heic`, or save the photo as JPEG"
-    if data[4:8] == b"ftyp" and data[8:12] in (b"avif", b"avis"):
+    if kind in (b"avif", b"avis") and "AVIF" not in _decoders():
         return "an AVIF photo, which needs Pillow from 11.3 on"
     return "not an image this program can read"
 

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from fss_models.errors import FssError
-from pipelines.base.junk import is_junk
+from pipelines.base.files import files_below
 from pipelines.base.storage import Store
 from pipelines.config.data import SourceConfig
-from pipelines.data.decode import Orientation
+from pipelines.data.decode import UNREAD_SUFFIXES, Orientation, is_photo
 
 
 @dataclass(frozen=True)
@@ -125,26 +122,10 @@ def listing(store: Store) -> dict[str, int]:
 
     Linked folders are followed, because datasets often share photos by links. Raises `FssError` if there is no file.
     """
-    files = store.sizes().items() if store.is_s3 else _local_files(Path(store.url), "", frozenset())
-    found = dict(sorted((name, size) for name, size in files if not is_junk(name)))
+    found = files_below(store)
     if not found:
         raise FssError("no such folder, or it is empty", where=store.url, hint="check data.source.root")
     return found
-
-
-def _local_files(folder: Path, prefix: str, above: frozenset[str]) -> Iterator[tuple[str, int]]:
-    """(path below the root, size in bytes) of every file. `above`: the real parent folders, whose links are skipped."""
-    here = os.path.realpath(folder)
-    if here in above or not folder.is_dir():
-        return
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if is_junk(entry.name):
-                continue
-            if entry.is_dir():
-                yield from _local_files(Path(entry.path), f"{prefix}{entry.name}/", above | {here})
-            elif entry.is_file():
-                yield f"{prefix}{entry.name}", entry.stat().st_size
 
 
 def hashed_id(name: str) -> int:
@@ -161,9 +142,12 @@ def digest_of(*parts: object) -> str:
     return hasher.hexdigest()
 
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+def unread_pictures(store: Store) -> list[SourceFailure]:
+    """A failure for each picture below a root whose format is not read, such as a camera's raw file."""
+    return [SourceFailure(name, "index", "photos of this format are not read: save it as JPEG or PNG")
+            for name in files_below(store) if name.lower().endswith(UNREAD_SUFFIXES)]
 
 
 def is_image(name: str) -> bool:
     """Whether a name looks like an image file."""
-    return name.lower().endswith(IMAGE_SUFFIXES)
+    return is_photo(name)

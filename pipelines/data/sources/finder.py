@@ -14,7 +14,7 @@ from typing import NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from fss_models.errors import FssError
-from pipelines.data.sources.base import IMAGE_SUFFIXES
+from pipelines.data.decode import PHOTO_SUFFIXES
 
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+://")
 _CLOUD = ("s3://", "gs://", "azure-blob://", "r2://", "oci://")  # their keys may contain any character
@@ -140,7 +140,7 @@ def _fold(text: str) -> str:
 
 def _stem(name: str) -> str:
     """A file name without its image suffix."""
-    suffix = next((s for s in IMAGE_SUFFIXES if name.lower().endswith(s)), "")
+    suffix = next((s for s in PHOTO_SUFFIXES if name.lower().endswith(s)), "")
     return name[: len(name) - len(suffix)]
 
 
