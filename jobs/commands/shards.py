@@ -55,6 +55,7 @@ def summary(url: str, manifest: Manifest, seconds: float) -> dict[str, Any]:
         "shards": url, "dataset": manifest.dataset, "content_hash": manifest.content_hash, "images": manifest.images,
         "annotations": manifest.annotations, "classes": [c.model_dump() for c in manifest.classes],
         "dropped_classes": manifest.dropped_classes, "failures": manifest.failures, "failures_by_stage": dict(reasons),
+        "exif": manifest.exif or {},
         "seconds": round(seconds, 2), "images_per_second": round(total / max(seconds, 1e-6), 1),
     }
 
@@ -75,6 +76,10 @@ def show(facts: dict[str, Any]) -> None:
     if facts["failures"]:
         console.print(f"{facts['failures']} problems ({facts['failures_by_stage']}) are listed in "
                       f"{facts['shards']}/failures.parquet", highlight=False, soft_wrap=True)
+    if facts["exif"]:
+        turned, stored = facts["exif"]["turned"], facts["exif"]["as_stored"]
+        console.print(f"photos with an EXIF orientation: {turned} turned, {stored} read as stored (data.source.exif)",
+                      highlight=False, soft_wrap=True)
     images = facts["images"]
     console.print(f"{images['train']} train and {images['test']} test photos in {facts['seconds']} s "
                   f"({facts['images_per_second']}/s), content {facts['content_hash'][:16]}: {facts['shards']}",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from pipelines.config.section import Positive, Section
 
@@ -25,17 +25,23 @@ BENCHMARKS: dict[str, dict[str, Any]] = {
 }
 
 
+_OWN = ("coco", "yolo", "label_studio", "labelme", "cvat", "table")
 _USED = {"shapes": {"images", "side", "seed"}, "pascal5i": {"root", "lists"}, "fss1000": {"root", "lists"},
          "lvis92i": {"root", "shots"},
-         **{name: {"root", "annotations"} for name in ("coco", "yolo", "label_studio", "cvat", "table")}}
+         **{name: {"root", "annotations", "exif"} for name in _OWN},
+         **{name: {"root", "exif"} for name in ("voc", "pairs")}}
 
 
 class SourceConfig(Section):
     """The labelled photos, in one of the supported formats."""
 
-    format: Literal["coco", "voc", "pairs", "yolo", "label_studio", "cvat", "table", "shapes", Benchmark] = "shapes"
+    format: Literal["coco", "voc", "pairs", "yolo", "label_studio", "labelme", "cvat", "table", "shapes",
+                    Benchmark] = "shapes"
     root: str = ""  # URL of the folder; not used by `shapes`
     annotations: str = ""  # file below root, for formats with one (JSON, XML, data.yaml, Parquet); empty: the only one
+    # The EXIF orientation of photos. auto: applied where the format's tools do so (YOLO, Label Studio, LabelMe, CVAT,
+    # tables), for others where only the turned photo has the recorded size; apply, ignore: for all photos
+    exif: Literal["auto", "apply", "ignore"] = "auto"
     lists: str = ""  # pascal5i, fss1000: URL of the published lists of the tested photos or classes
     shots: Positive = 1  # lvis92i: a fold has the classes with more test photos than this
     images: Positive = 360  # shapes: number of photos
@@ -51,6 +57,12 @@ class SourceConfig(Section):
             if getattr(self, key) != type(self).model_fields[key].default:
                 raise ValueError(f"source format {self.format!r} ignores {key!r}")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """As older versions wrote it where `exif` has its default, so that recorded sources and their hashes stay."""
+        found: dict[str, Any] = serialise(self)
+        return {k: v for k, v in found.items() if k != "exif" or v != "auto"}
 
 
 class SplitConfig(Section):

@@ -3,12 +3,17 @@
 Sizes are checked in the header, before any pixel is decoded. Transparent pixels are blended with white, as viewers
 show them. EXIF rotation: some datasets annotate the photo as stored, others as rotated. So `decode_sized` rotates only
 if the recorded size requires it (COCO's own tools ignore EXIF); a user's photo is always rotated (`exif=True`).
+`load_oriented` decides for the photos of a source, by the rule of its format (`Orientation`).
 """
 
 from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -17,8 +22,41 @@ from fss_models.errors import BadImage
 
 MAX_PIXELS = 50_000_000
 MAX_BYTES = 64_000_000
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")  # only these decoders of Pillow are used
+# Only these decoders of Pillow are used. HEIF comes with pillow-heif (the extra `heic`), AVIF with Pillow from 11.3 on.
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "GIF", "JPEG2000", "AVIF", "HEIF")
+PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".jpe", ".jfif", ".mpo", ".gif", ".jp2",
+                  ".avif", ".heic", ".heif")
+# Photos and drawings that are not read: cameras' raw files would give their small preview.
+UNREAD_SUFFIXES = (".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".pef", ".raf", ".rw2", ".srw", ".dcm", ".eps",
+                   ".exr", ".hdr", ".ico", ".jxl", ".psd", ".svg", ".svs", ".tga")
 _ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)  # EXIF tag; its values that swap height and width
+
+# How the photos of a source relate to its annotations.
+# recorded: as stored unless only the turned photo has the recorded size. Where both have it (square photos, photos
+#     turned by 180 degrees or mirrored) as stored, because the tools of these formats (COCO's, VOC's) ignore EXIF.
+# upright: turned unless only the stored photo has the recorded size, because the tools of these formats (browsers,
+#     Ultralytics, LabelMe, CVAT) show and read photos upright. Where both have it: turned.
+# apply, ignore: turned, as stored, whatever the format; a photo of another recorded size is refused.
+Orientation = Literal["recorded", "upright", "apply", "ignore"]
+
+
+@dataclass(frozen=True)
+class OrientedPhoto:
+    """A decoded photo, as its annotations see it.
+
+    tagged: its file has an EXIF orientation; turned: that was applied; implied: `decode_sized` finds the same pixels
+    from the size alone.
+    """
+
+    image: Image.Image
+    tagged: bool
+    turned: bool
+    implied: bool
+
+
+def is_photo(name: str) -> bool:
+    """Whether a file is read as a photo, by its suffix."""
+    return name.lower().endswith(PHOTO_SUFFIXES)
 
 
 def decode_image(
@@ -73,6 +111,32 @@ def load_sized(
     return _load_pixels(image, turn, where)
 
 
+def load_oriented(
+    data: bytes, size: tuple[int, int] | None, rule: Orientation, *, max_pixels: int = MAX_PIXELS,
+    max_bytes: int = MAX_BYTES, where: str = ""
+) -> OrientedPhoto:
+    """The photo, turned or as stored by `rule`; `size`: its recorded (height, width), None if there is none.
+
+    Raises `BadImage` as `decode_image` does, and if the photo does not have the recorded size.
+    """
+    image = _open(data, max_pixels, max_bytes, where)
+    value = _orientation(image)
+    stored, upright = (image.height, image.width), _upright_size(image)
+    if rule == "recorded":
+        turned = size is not None and size != stored
+    elif rule == "upright":
+        turned = size is None or size == upright or size != stored
+    else:
+        turned = rule == "apply"
+    turned, shown = turned and value != 1, upright if turned else stored
+    if size is not None and size != shown:
+        forced = f" with data.source.exif={rule}" if value != 1 and rule in ("apply", "ignore") else ""
+        found = stored if value == 1 or rule in ("recorded", "upright") else shown
+        raise BadImage(f"recorded as {size[1]}x{size[0]} but the photo is {found[1]}x{found[0]}{forced}", where=where)
+    implied = _rotation_for(image, *shown) == turned
+    return OrientedPhoto(_load_pixels(image, turned, where), value != 1, turned, implied)
+
+
 def image_size(data: bytes, *, where: str = "") -> tuple[int, int]:
     """(height, width) as stored, read from the header alone. Raises `BadImage` if it is unreadable."""
     image = _open(data, None, None, where)
@@ -81,8 +145,7 @@ def image_size(data: bytes, *, where: str = "") -> tuple[int, int]:
 
 def turned_size(data: bytes, *, where: str = "") -> tuple[int, int]:
     """(height, width) after EXIF rotation, read from the header alone. Raises `BadImage` if it is unreadable."""
-    image = _open(data, None, None, where)
-    return (image.width, image.height) if _orientation(image) in _TURNED else (image.height, image.width)
+    return _upright_size(_open(data, None, None, where))
 
 
 def _open(data: bytes, max_pixels: int | None, max_bytes: int | None, where: str) -> Image.Image:
@@ -90,19 +153,38 @@ def _open(data: bytes, max_pixels: int | None, max_bytes: int | None, where: str
         raise BadImage("empty file (0 bytes)", where=where)
     if max_bytes is not None and len(data) > max_bytes:
         raise BadImage(f"file of {len(data):,} bytes is over the limit of {max_bytes:,}", where=where)
-    Image.init()  # registers WEBP and TIFF; without it Image.open raises KeyError for them
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = Image.open(io.BytesIO(data), formats=_decoders())
     except Image.DecompressionBombError as error:
         raise BadImage("far too many pixels (a decompression bomb)", where=where) from error
     except UnidentifiedImageError as error:
-        raise BadImage("not an image this program can read", where=where) from error
+        raise BadImage(_why_unread(data), where=where) from error
     except Exception as error:  # decoders raise all kinds of exceptions on broken bytes
         raise BadImage(_failure_reason(error), where=where) from error
     pixels = image.width * image.height
     if max_pixels is not None and pixels > max_pixels:
         raise BadImage(f"{image.width}x{image.height} pixels are over the limit of {max_pixels:,}", where=where)
     return image
+
+
+@cache
+def _decoders() -> tuple[str, ...]:
+    """The formats whose decoders are installed."""
+    Image.init()  # registers WEBP and TIFF; without it Image.open raises KeyError for them
+    with suppress(ImportError):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+    return tuple(f for f in FORMATS if f in Image.OPEN)
+
+
+def _why_unread(data: bytes) -> str:
+    kind = data[8:12] if data[4:8] == b"ftyp" else b""
+    if kind in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1") and "HEIF" not in _decoders():
+        return "a HEIC photo, which needs pillow-heif: install fss with the extra `heic`, or save the photo as JPEG"
+    if kind in (b"avif", b"avis") and "AVIF" not in _decoders():
+        return "an AVIF photo, which needs Pillow from 11.3 on"
+    return "not an image this program can read"
 
 
 def _load_pixels(image: Image.Image, exif: bool, where: str) -> Image.Image:
@@ -122,9 +204,15 @@ def _failure_reason(error: Exception) -> str:
     return "truncated file" if "truncated" in str(error).lower() else f"corrupt data: {error}"
 
 
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    return (image.width, image.height) if _orientation(image) in _TURNED else (image.height, image.width)
+
+
 def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8. It is 1 for TIFF files, which Pillow turns by itself."""
     try:
-        return int(image.getexif().get(_ORIENTATION, 1))
+        value = int(image.getexif().get(_ORIENTATION, 1))
+        return value if 1 <= value <= 8 and image.format != "TIFF" else 1
     except Exception:  # a photo with a broken EXIF block is still usable
         return 1
 

@@ -53,12 +53,17 @@ class PartPlan:
 
 def versions_of(entries: Sequence[Entry], source: Source, cfg: DataConfig) -> list[str]:
     """The version of each photo: a hash that changes when its row in the image table could change."""
-    limits = (SCHEMA_VERSION, cfg.max_pixels, cfg.max_bytes, cfg.max_side)
+    limits = (SCHEMA_VERSION, cfg.max_pixels, cfg.max_bytes, cfg.max_side, *reading_rules(source))
     return [
         digest_of(limits, split, item.image_id, item.file_name, item.path, item.size, item.crop,
                   item.stamp or source.fingerprint)
         for item, split in entries
     ]
+
+
+def reading_rules(source: Source) -> tuple[str, ...]:
+    """What else decides how photos are read: empty where older versions read them in the same way."""
+    return () if source.orientation == "recorded" else (source.orientation,)
 
 
 def plan_parts(versions: Sequence[str], former: FormerBuild, size: int) -> PartPlan:

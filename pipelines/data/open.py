@@ -5,9 +5,17 @@ from __future__ import annotations
 from pipelines.config.data import BENCHMARKS, SourceConfig
 from pipelines.data.benchmarks import open_benchmark
 from pipelines.data.sources import FORMATS
-from pipelines.data.sources.base import Source
+from pipelines.data.sources.base import Source, unread_pictures
 
 
 def open_source(cfg: SourceConfig) -> Source:
-    """The source that `cfg` names, with its index. Raises `FssError` for a missing folder or an unexpected layout."""
-    return open_benchmark(cfg) if cfg.format in BENCHMARKS else FORMATS[cfg.format](cfg)
+    """The source that `cfg` names, with its index.
+
+    Pictures in formats that are not read are among the failures of a person's own data. Raises `FssError` for a missing
+    folder or an unexpected layout.
+    """
+    if cfg.format in BENCHMARKS:
+        return open_benchmark(cfg)
+    source = FORMATS[cfg.format](cfg)
+    source.failures += unread_pictures(source.store) if cfg.root else []
+    return source

@@ -12,16 +12,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image
 
 from fss_models.errors import BadImage, FssError
 from pipelines.base.storage import Store
 from pipelines.config.data import DataConfig
 from pipelines.data import rle
-from pipelines.data.decode import load_image, load_sized
+from pipelines.data.decode import OrientedPhoto, load_oriented
 from pipelines.data.parquet import GROUP_ROWS, parquet_bytes
 from pipelines.data.schema import FAILURES, IMAGES, INDEX
-from pipelines.data.shrink import shrink_masks, shrink_photo, shrunk_size
+from pipelines.data.shrink import encode_photo, shrink_masks, shrink_photo, shrunk_size
 from pipelines.data.sources.base import FetchedImage, ImageMasks, InstanceMask, Source, SourceFailure, SourceImage
 
 READERS = 4  # files that one task reads at a time
@@ -31,6 +30,11 @@ Entry = tuple[SourceImage, str]  # an image and its split (train or test)
 def part_name(part: int) -> str:
     """The path of part number `part` of the image table, below the shard folder."""
     return f"images/part-{part:05d}.parquet"
+
+
+def exif_name(part: int) -> str:
+    """The path of the counts of photos with an EXIF orientation: {"turned", "as_stored"}. It exists during a build."""
+    return f"build/exif-{part:05d}.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +55,8 @@ class PartBuilder:
         index_name = f"build/index-{part:05d}.parquet"
         if store.exists(part_name(part)):
             return {"part": part, "images": len(entries), "index": store.read_bytes(index_name)}
-        rows, failures = self._rows(entries)
+        rows, failures, exif = self._rows(entries)
+        store.write_json(exif_name(part), exif)
         index = parquet_bytes([_index(rows, part)], INDEX)
         store.write_bytes(f"build/failures-{part:05d}.parquet", parquet_bytes([failure_table(failures)], FAILURES))
         store.write_bytes(index_name, index)
@@ -60,8 +65,9 @@ class PartBuilder:
         store.write_bytes(part_name(part), parquet_bytes(tables, IMAGES))
         return {"part": part, "images": len(entries), "index": index}
 
-    def _rows(self, entries: Sequence[Entry]) -> tuple[list[dict[str, Any]], list[SourceFailure]]:
-        rows, failures = [], []
+    def _rows(self, entries: Sequence[Entry]) -> tuple[list[dict[str, Any]], list[SourceFailure], dict[str, int]]:
+        """The rows, what could not be used, and how many photos with an EXIF orientation were turned or not."""
+        rows, failures, exif = [], [], {"turned": 0, "as_stored": 0}
         for (item, split), fetched in self._fetch(entries):
             if isinstance(fetched, SourceFailure):
                 failures.append(fetched)
@@ -77,8 +83,10 @@ class PartBuilder:
                 failures.append(SourceFailure(item.file_name, "annotate", error.reason))
                 continue
             rows.append(row)
+            if photo.tagged:
+                exif["turned" if photo.turned else "as_stored"] += 1
             failures += [SourceFailure(item.file_name, "annotate", p) for p in problems]
-        return rows, failures
+        return rows, failures, exif
 
     def _fetch(self, entries: Sequence[Entry]) -> Iterator[tuple[Entry, FetchedImage | SourceFailure]]:
         with ThreadPoolExecutor(READERS) as pool:
@@ -95,10 +103,10 @@ class PartBuilder:
             raise
 
     def _row(
-        self, item: SourceImage, split: str, fetched: FetchedImage, photo: Image.Image
+        self, item: SourceImage, split: str, fetched: FetchedImage, photo: OrientedPhoto
     ) -> tuple[dict[str, Any], list[str]]:
         """A row of the image table, and the problems of single annotations. Raises `BadImage` for an unusable photo."""
-        masks = self.source.rasterise(item, fetched, photo.height, photo.width)
+        masks = self.source.rasterise(item, fetched, photo.image.height, photo.image.width)
         data, masks, height, width = self._shrunk(photo, fetched.data, masks)
         row = {
             "image_id": item.image_id, "file_name": item.file_name, "split": split, "image": data,
@@ -108,20 +116,23 @@ class PartBuilder:
         }
         return row, masks.problems
 
-    def _photo(self, item: SourceImage, fetched: FetchedImage) -> Image.Image:
+    def _photo(self, item: SourceImage, fetched: FetchedImage) -> OrientedPhoto:
         """The photo with all pixels decoded, which proves that it can be. Raises `BadImage`."""
-        data, most, size = fetched.data, self.cfg.max_pixels, self.source.annotated_size(item, fetched)
-        if size:
-            return load_sized(data, *size, max_pixels=most, max_bytes=self.cfg.max_bytes)
-        return load_image(data, max_pixels=most, max_bytes=self.cfg.max_bytes)
+        size = self.source.annotated_size(item, fetched)
+        return load_oriented(fetched.data, size, self.source.orientation, max_pixels=self.cfg.max_pixels,
+                             max_bytes=self.cfg.max_bytes)
 
-    def _shrunk(self, photo: Image.Image, data: bytes, masks: ImageMasks) -> tuple[bytes, ImageMasks, int, int]:
-        """(image file, masks, height, width), shrunk to `data.max_side`. A photo within the limit keeps its bytes."""
-        old = (photo.height, photo.width)
+    def _shrunk(self, photo: OrientedPhoto, data: bytes, masks: ImageMasks) -> tuple[bytes, ImageMasks, int, int]:
+        """(image file, masks, height, width), shrunk to `data.max_side`.
+
+        A photo within the limit keeps its bytes, unless it was turned and its size does not tell.
+        """
+        image = photo.image
+        old = (image.height, image.width)
         new = shrunk_size(*old, self.cfg.max_side)
         if new == old:
-            return data, masks, *old
-        return shrink_photo(np.array(photo), data, *new), shrink_masks(masks, old, new), *new
+            return data if photo.implied else encode_photo(image, data), masks, *old
+        return shrink_photo(np.array(image), data, *new), shrink_masks(masks, old, new), *new
 
 
 def _crop(item: SourceImage, height: int, width: int) -> list[int] | None:

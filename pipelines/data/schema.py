@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -77,6 +77,8 @@ LEDGER = pa.schema([  # ledger.parquet: one row per part, for the next build
     ("part", pa.int32()),
     ("versions", pa.list_(pa.string())),  # versions of its photos, readable or not
     ("failures", pa.list_(pa.struct(list(FAILURES)))),
+    ("turned", pa.int32()),  # its photos that were turned by their EXIF orientation; null in older ledgers
+    ("as_stored", pa.int32()),  # its photos whose EXIF orientation was not applied
 ])
 
 EPISODES = pa.schema([  # a fixed test list; seed, family, schema version and content hash are its metadata
@@ -119,6 +121,11 @@ class Manifest(BaseModel):
     dropped_classes: dict[str, str]  # name -> reason
     dropped_ids: dict[str, int] | None = None  # name -> class id; None in shards of older versions
     files: dict[str, str]  # relative path -> hash of its content
+    exif: dict[str, int] | None = None  # photos with an EXIF orientation: turned, as_stored; None: there are none
+
+    def document(self) -> dict[str, Any]:
+        """The manifest as it is written, without what only some datasets have."""
+        return {k: v for k, v in self.model_dump().items() if k != "exif" or v}
 
 
 @dataclass(frozen=True, kw_only=True)

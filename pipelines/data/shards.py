@@ -25,10 +25,10 @@ from pipelines.base.storage import Store
 from pipelines.config.data import DataConfig
 from pipelines.data.blocks import BlockBuilder, BlockFile, block_index, plan_blocks
 from pipelines.data.classes import choose_classes
-from pipelines.data.ledger import FormerBuild, delete_stale_files, plan_parts, versions_of
+from pipelines.data.ledger import FormerBuild, delete_stale_files, plan_parts, reading_rules, versions_of
 from pipelines.data.open import open_source
 from pipelines.data.parquet import parquet_bytes
-from pipelines.data.parts import Entry, PartBuilder, failure_table, part_name
+from pipelines.data.parts import Entry, PartBuilder, exif_name, failure_table, part_name
 from pipelines.data.schema import BLOCK_INDEX, FAILURES, INDEX, LEDGER, SCHEMA_VERSION, ClassInfo, Manifest
 from pipelines.data.shardset import read_manifest
 from pipelines.data.sources.base import Source, SourceFailure, digest_of
@@ -50,7 +50,8 @@ def build_shards(cfg: DataConfig, out: str, *, force: bool = False, update: bool
     source (unless `update`), and a dataset in which no class has enough photos.
     """
     store, source, splitter = Store(out), open_source(cfg.source), Splitter(cfg)
-    source_hash = digest_of(SCHEMA_VERSION, cfg.model_dump(), source.fingerprint, splitter.fingerprint)
+    source_hash = digest_of(SCHEMA_VERSION, cfg.model_dump(), source.fingerprint, splitter.fingerprint,
+                            *reading_rules(source))
     if force:
         for name in BUILD_OUTPUTS:
             store.delete(name)
@@ -69,6 +70,7 @@ def build_shards(cfg: DataConfig, out: str, *, force: bool = False, update: bool
         _write_blocks(ray, cfg, store, files)
     ids = {name: source.classes.index(name) for name in dropped}
     manifest = _manifest(cfg, source_hash, rows, classes, (dropped, ids), files, len(failures))
+    manifest = manifest.model_copy(update={"exif": _exif(ledger)})
     if before:
         store.delete("manifest.json")  # from here on the folder is unfinished
         if before.content_hash != manifest.content_hash:
@@ -77,7 +79,7 @@ def build_shards(cfg: DataConfig, out: str, *, force: bool = False, update: bool
     store.write_bytes("failures.parquet", parquet_bytes([failures], FAILURES))
     store.write_bytes("ledger.parquet", parquet_bytes([ledger], LEDGER))
     store.write_bytes("blocks/train/index.parquet", parquet_bytes([block_index(files)], BLOCK_INDEX))
-    store.write_json("manifest.json", manifest.model_dump())
+    store.write_json("manifest.json", manifest.document())
     store.delete("build")
     if before or former.parts:
         delete_stale_files(store, set(ledger["part"].to_pylist()), {*manifest.files, *old_files})
@@ -146,7 +148,8 @@ def _write_parts(
     ledger = [p for p in former.parts if p["part"] in plan.kept_parts]
     for part, places in plan.new_parts.items():
         wrong = store.read_table(f"build/failures-{part:05d}.parquet").to_pylist()
-        ledger.append({"part": part, "versions": [versions[i] for i in places], "failures": wrong})
+        ledger.append({"part": part, "versions": [versions[i] for i in places], "failures": wrong,
+                       **store.read_json(exif_name(part))})
     tables = [failure_table(failures), *(pa.Table.from_pylist(p["failures"], schema=FAILURES) for p in ledger)]
     index = _in_order(_concat(found, INDEX), entries)
     return index, _concat(tables, FAILURES), pa.Table.from_pylist(ledger, schema=LEDGER)
@@ -227,6 +230,11 @@ def _manifest(
         failures=failures, classes=classes, dropped_classes=dropped[0],
         dropped_ids=dropped[1], files=hashes,
     )
+
+
+def _exif(ledger: pa.Table) -> dict[str, int] | None:
+    counts = {name: pc.sum(ledger[name]).as_py() or 0 for name in ("turned", "as_stored")}
+    return counts if any(counts.values()) else None
 
 
 def _no_class_reason(rows: list[dict[str, Any]], dropped: dict[str, str], failures: pa.Table, cfg: DataConfig) -> str:

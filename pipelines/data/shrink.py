@@ -24,11 +24,16 @@ def shrunk_size(height: int, width: int, max_side: int) -> tuple[int, int]:
 
 def shrink_photo(pixels: np.ndarray, data: bytes, height: int, width: int) -> bytes:
     """Pixels [H, W, 3] uint8 -> image file of `height` x `width`, a JPEG if the original `data` is one, else a PNG."""
-    small, out = Image.fromarray(pixels).resize((width, height), _PIECE), io.BytesIO()
+    return encode_photo(Image.fromarray(pixels).resize((width, height), _PIECE), data)
+
+
+def encode_photo(image: Image.Image, data: bytes) -> bytes:
+    """An RGB image -> image file without EXIF, a JPEG if the original `data` is one, else a PNG."""
+    plain, out = Image.fromarray(np.asarray(image)), io.BytesIO()
     if data.startswith(b"\xff\xd8"):
-        small.save(out, "JPEG", quality=QUALITY, subsampling=0)
+        plain.save(out, "JPEG", quality=QUALITY, subsampling=0)
     else:
-        small.save(out, "PNG")
+        plain.save(out, "PNG")
     return out.getvalue()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
 import json
 from collections.abc import Callable
@@ -149,6 +150,30 @@ def brush_rle(mask: np.ndarray) -> list[int]:
     return [int(bits[i : i + 8], 2) for i in range(0, len(bits), 8)]
 
 
+def labelme_shape(o: Object, *, mask: bool) -> dict[str, Any]:
+    """A shape as LabelMe writes it: an outline, or a PNG of the box of its mask."""
+    shape: dict[str, Any] = {"label": o.label, "group_id": None, "flags": {}, "description": ""}
+    if not mask:
+        return shape | {"shape_type": "polygon", "points": o.outline.tolist()}
+    ys, xs = np.nonzero(o.mask)
+    box = png(o.mask[ys.min() : ys.max() + 1, xs.min() : xs.max() + 1] * 255)
+    corners = [[float(xs.min()), float(ys.min())], [float(xs.max()), float(ys.max())]]
+    return shape | {"shape_type": "mask", "points": corners, "mask": base64.b64encode(box).decode()}
+
+
+def labelme_file(number: int, *, mask: bool = False, path: str | None = None) -> dict[str, Any]:
+    """The JSON file of a photo."""
+    return {"version": "5.4.1", "flags": {}, "shapes": [labelme_shape(o, mask=mask) for o in objects(number)],
+            "imagePath": path or f"../photos/{name(number)}", "imageData": None, "imageHeight": HEIGHT,
+            "imageWidth": WIDTH}
+
+
+def labelme(root: Path, *, mask: bool = False) -> None:
+    for i in range(PHOTOS):
+        write(root, f"photos/{name(i)}", photo(i))
+        write(root, f"labels/{Path(name(i)).stem}.json", json.dumps(labelme_file(i, mask=mask)))
+
+
 def cvat_mask(o: Object) -> str:
     """The element CVAT writes for a mask."""
     ys, xs = np.nonzero(o.mask)
@@ -215,6 +240,8 @@ LAYOUTS: dict[str, tuple[str, Callable[[Path], None], bool]] = {  # name -> form
     "yolo": ("yolo", yolo, False),
     "label_studio polygons": ("label_studio", label_studio, False),
     "label_studio brush": ("label_studio", lambda root: label_studio(root, brush=True), True),
+    "labelme polygons": ("labelme", labelme, False),
+    "labelme masks": ("labelme", lambda root: labelme(root, mask=True), True),
     "cvat polygons": ("cvat", cvat, False),
     "cvat masks": ("cvat", lambda root: cvat(root, mask=True), True),
     "table of RLE": ("table", table, True),

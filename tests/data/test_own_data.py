@@ -27,8 +27,8 @@ from tests.data.conftest import jpeg, write
 from tests.data.exports import CLASSES, HEIGHT, LAYOUTS, PHOTOS, WIDTH
 
 Write = Callable[[Path], None]
-OWN: dict[str, Write] = {"yolo": exports.yolo, "label_studio": exports.label_studio, "cvat": exports.cvat,
-                         "table": exports.table}
+OWN: dict[str, Write] = {"yolo": exports.yolo, "label_studio": exports.label_studio, "labelme": exports.labelme,
+                         "cvat": exports.cvat, "table": exports.table}
 
 
 def _open(kind: str, root: Path, **over: str) -> Source:
@@ -118,7 +118,7 @@ def test_yolo_mistakes_are_told_by_line(tmp_path: Path) -> None:
         ["line 5", "class 9: the class list has no such label"],
         ["line 6", "car: coordinates are not shares of width and height (0 to 1)"],
         ["line 7", "car: could not convert string to float: 'a'"],
-        ["line 8", "bottle: no polygon with three corners"],
+        ["line 8", "bottle: a box with a confidence (a prediction) cannot be read as a mask"],
     ]
     with pytest.raises(BadImage, match="boxes only"):
         _marks(source, 1)

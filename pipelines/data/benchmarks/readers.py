@@ -86,12 +86,14 @@ class SegmentSource(Source):
         """Rasterise the segmentations as pycocotools does. Malformed ones are listed as problems."""
         masks = ImageMasks()
         for class_id, segmentation in fetched.payload:
+            pieces: list[str] = []
             try:
-                counts = rle.from_coco(segmentation, height, width)
+                counts = rle.from_coco(segmentation, height, width, pieces)
                 empty = rle.area(counts, height, width) == 0
-            except (ValueError, TypeError, AttributeError) as error:
+            except ValueError as error:
                 masks.problems.append(f"{self.classes[class_id]}: {error}")
                 continue
+            masks.problems.extend(f"{self.classes[class_id]}: {piece}" for piece in pieces)
             if empty:
                 masks.problems.append(f"{self.classes[class_id]}: empty mask")
             else:

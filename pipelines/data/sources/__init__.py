@@ -6,6 +6,7 @@ from pipelines.data.sources.base import Source
 from pipelines.data.sources.coco import CocoSource
 from pipelines.data.sources.cvat import CvatSource
 from pipelines.data.sources.label_studio import LabelStudioSource
+from pipelines.data.sources.labelme import LabelmeSource
 from pipelines.data.sources.pairs import PairsSource
 from pipelines.data.sources.shapes import ShapesSource
 from pipelines.data.sources.table import TableSource
@@ -18,6 +19,7 @@ FORMATS: dict[str, type[Source]] = {
     "pairs": PairsSource,
     "yolo": YoloSource,
     "label_studio": LabelStudioSource,
+    "labelme": LabelmeSource,
     "cvat": CvatSource,
     "table": TableSource,
     "shapes": ShapesSource,

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import PurePosixPath
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from fss_models.errors import FssError
@@ -18,6 +16,7 @@ from pipelines.data.sources.base import (
     digest_of,
     hashed_id,
 )
+from pipelines.data.sources.finder import FileFinder
 
 
 class LabelledShape(NamedTuple):
@@ -65,81 +64,51 @@ def rasterise_shapes(shapes: Iterable[LabelledShape], rasterise: Callable[[Label
 
 
 def polygon(points: Sequence[float], height: int, width: int) -> bytes:
-    """Rasterise a polygon: x0, y0, x1, y1, ... in pixels -> counts.
-
-    Raises ValueError for fewer than three corners and for corners that are NaN or far outside the photo.
-    """
-    if len(points) < 6 or len(points) % 2:
-        raise ValueError("no polygon with three corners")
-    if not all(-1e6 < v < 1e6 for v in points):
-        raise ValueError("polygon with a corner that is nowhere near the photo")
+    """Rasterise a polygon: x0, y0, x1, y1, ... in pixels -> counts. Raises ValueError as `rle.from_polygons` does."""
     return rle.from_polygons([points], height, width)
-
-
-class FileFinder:
-    """Finds the file that a record names among the files below the root.
-
-    It is the file whose path ends with the longest possible tail of the record's path.
-    """
-
-    def __init__(self, files: Iterable[str]) -> None:
-        self._by_name: dict[str, list[str]] = defaultdict(list)
-        for file in files:
-            self._by_name[PurePosixPath(file).name].append(file)
-
-    def has(self, name: str) -> bool:
-        """Whether any file below the root has the file name of this path."""
-        return PurePosixPath(name).name in self._by_name
-
-    def find(self, name: str) -> str | None:
-        """The path of the file below the root, None if there is none. Raises `FssError` if several fit equally well."""
-        parts = [p for p in name.replace("\\", "/").split("/") if p not in ("", ".", "..")]
-        files = self._by_name.get(parts[-1], []) if parts else []
-        for first in range(len(parts)):
-            tail = "/".join(parts[first:])
-            found = [f for f in files if f == tail or f.endswith(f"/{tail}")]
-            exact = [f for f in found if f == tail]
-            if exact or found:
-                if not exact and len(found) > 1:
-                    raise FssError(f"{len(found)} photos have this name, the first {found[0]} and {found[1]}")
-                return (exact or found)[0]
-        return None
 
 
 def add_item(
     source: Source, finder: FileFinder, files: dict[str, int], name: str, *, size: tuple[int, int] | None,
     shapes: Sequence[LabelledShape], missing_reason: str = "the annotations name this photo but it is missing",
+    within: str = "", without: Collection[str] = (),
 ) -> None:
     """Add a record to the index of `source`, or to its failures if its photo is missing or ambiguous.
 
     files: path -> bytes; name: the photo as the record names it; size: its recorded (height, width);
-    missing_reason: the reason of the failure if the photo is missing.
+    missing_reason: the reason of the failure if the photo is missing; within, without: folders (`FileFinder.match`).
     """
     try:
-        path = finder.find(name)
+        file = finder.match(name, within=within, without=without)
     except FssError as error:
         source.failures.append(SourceFailure(name, "index", error.what))
         return
-    if path is None:
+    if file is None:
         source.failures.append(SourceFailure(name, "index", missing_reason))
         return
-    item = SourceImage(image_id=hashed_id(path), file_name=path, path=path, size=size, annotations=shapes,
-                       stamp=digest_of(files[path], shapes))
+    item = SourceImage(image_id=hashed_id(file.path), file_name=file.path, path=file.path, size=size,
+                       annotations=shapes, stamp=digest_of(files[file.path], shapes), whole=file.whole)
     source.items.append(item)
 
 
 def drop_repeated(source: Source) -> None:
-    """Keep the first record of every photo. Further records of it become failures, as either could be the right one."""
-    seen: dict[int, str] = {}
-    items = []
+    """Keep one record of every photo: the first that names its whole path, else the first.
+
+    The others become failures, as either could be right. One that only ends like the photo is told to be missing.
+    """
+    best: dict[str, SourceImage] = {}
     for item in source.items:
-        if item.image_id in seen:
-            reason = f"another record has this photo already ({seen[item.image_id]})"
-            source.failures.append(SourceFailure(item.file_name, "index", reason))
-        else:
-            seen[item.image_id] = item.file_name
-            items.append(item)
-    source.items = items
+        if item.path not in best or (item.whole and not best[item.path].whole):
+            best[item.path] = item
+    for item in source.items:
+        other = best[item.path]
+        if item is other:
+            continue
+        reason = f"another record has this photo already ({other.file_name})"
+        if other.whole and not item.whole:
+            reason = f"this photo is missing; {other.path} only ends like it, and another record names that in full"
+        source.failures.append(SourceFailure(item.file_name, "index", reason))
+    source.items = [item for item in source.items if best[item.path] is item]
 
 
 def only_file(files: Iterable[str], suffix: str, root: str) -> str:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from fss_models.errors import FssError
+from pipelines.base.files import files_below
 from pipelines.base.storage import Store
 from pipelines.config.data import SourceConfig
+from pipelines.data.decode import UNREAD_SUFFIXES, Orientation, is_photo
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class SourceImage:
 
     size: (height, width) if the source records it; annotations: in a form of the source's own; stamp: a hash that
     changes with the files or annotations of this image, so that a later build need not read unchanged images, "" if
-    only the fingerprint of the whole source changes.
+    only the fingerprint of the whole source changes; whole: whether the annotations name its whole path.
     """
 
     image_id: int
@@ -41,6 +40,7 @@ class SourceImage:
     split: str = ""  # train | test if the source fixes it; "": the recipe's `data.split` decides
     crop: tuple[int, int, int, int] | None = None  # x0, y0, x1, y1 in pixels: the part of the photo that is used
     stamp: str = ""
+    whole: bool = True
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,11 @@ class Source(ABC):
     classes: names; the position of a class is its id, which is stable for the same dataset; fold_table: the fold of
     each class if a benchmark fixes it (`NO_FOLD`: trained, never tested); fingerprint: a hash that changes with the
     source.
+    upright: whether this format's tools show photos by their EXIF orientation (`decode.Orientation`).
     Workers get a pickled copy without the index, so it stays small.
     """
+
+    upright = False
 
     def __init__(self, cfg: SourceConfig) -> None:
         self.cfg = cfg
@@ -94,6 +97,13 @@ class Source(ABC):
         """The files below the root."""
         return Store(self.cfg.root)
 
+    @property
+    def orientation(self) -> Orientation:
+        """How photos with an EXIF orientation are read: by `data.source.exif`, else by the format."""
+        if self.cfg.exif != "auto":
+            return self.cfg.exif
+        return "upright" if self.upright else "recorded"
+
     def fetch(self, item: SourceImage) -> FetchedImage:
         """Read the files of one image. Raises `FssError` if one cannot be read."""
         return FetchedImage(self.store.read_bytes(item.path), item.annotations)
@@ -108,27 +118,14 @@ class Source(ABC):
 
 
 def listing(store: Store) -> dict[str, int]:
-    """Relative path -> size in bytes of every file below a root, in path order.
+    """Relative path -> size in bytes of every file below a root, in path order, without junk (`is_junk`).
 
     Linked folders are followed, because datasets often share photos by links. Raises `FssError` if there is no file.
     """
-    found = dict(sorted(store.sizes().items() if store.is_s3 else _local_files(Path(store.url), "", frozenset())))
+    found = files_below(store)
     if not found:
         raise FssError("no such folder, or it is empty", where=store.url, hint="check data.source.root")
     return found
-
-
-def _local_files(folder: Path, prefix: str, above: frozenset[str]) -> Iterator[tuple[str, int]]:
-    """(path below the root, size in bytes) of every file. `above`: the real parent folders, whose links are skipped."""
-    here = os.path.realpath(folder)
-    if here in above or not folder.is_dir():
-        return
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_dir():
-                yield from _local_files(Path(entry.path), f"{prefix}{entry.name}/", above | {here})
-            elif entry.is_file() and not entry.name.startswith(".tmp-"):
-                yield f"{prefix}{entry.name}", entry.stat().st_size
 
 
 def hashed_id(name: str) -> int:
@@ -145,9 +142,12 @@ def digest_of(*parts: object) -> str:
     return hasher.hexdigest()
 
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+def unread_pictures(store: Store) -> list[SourceFailure]:
+    """A failure for each picture below a root whose format is not read, such as a camera's raw file."""
+    return [SourceFailure(name, "index", "photos of this format are not read: save it as JPEG or PNG")
+            for name in files_below(store) if name.lower().endswith(UNREAD_SUFFIXES)]
 
 
 def is_image(name: str) -> bool:
     """Whether a name looks like an image file."""
-    return name.lower().endswith(IMAGE_SUFFIXES)
+    return is_photo(name)

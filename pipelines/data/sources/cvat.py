@@ -18,7 +18,6 @@ from fss_models.errors import FssError
 from pipelines.config.data import SourceConfig
 from pipelines.data import rle
 from pipelines.data.sources.annotated import (
-    FileFinder,
     LabelledShape,
     add_item,
     check_some_masks,
@@ -29,6 +28,7 @@ from pipelines.data.sources.annotated import (
     rasterise_shapes,
 )
 from pipelines.data.sources.base import FetchedImage, ImageMasks, Source, SourceImage, digest_of, is_image, listing
+from pipelines.data.sources.finder import FileFinder
 
 POLYGON, MASK = "polygon", "mask"
 _SHAPES = {POLYGON: POLYGON, MASK: MASK, "box": "a box", "polyline": "a line", "points": "a set of points",
@@ -38,6 +38,8 @@ _EXPORT = 'export the task as "CVAT for images 1.1"'
 
 class CvatSource(Source):
     """Reads annotations.xml. Class ids follow the task's own list of labels."""
+
+    upright = True
 
     def __init__(self, cfg: SourceConfig) -> None:
         super().__init__(cfg)

@@ -1,30 +1,27 @@
-"""Label Studio: the export "JSON" of an image segmentation project (polygons and brush masks), and the photos.
+"""Label Studio: the export "JSON" of an image segmentation project (polygons, brush masks, bitmasks), and the photos.
 
-Polygons are in percent of the photo's size. Brush masks are run lengths in a format of their own (`brush_rle`). The
-photo of a task is found below the root by the end of its reference (`/data/upload/1/1a2b3c4d-cup.jpg`,
-`/data/local-files/?d=a/cup.jpg`, `s3://bucket/a/cup.jpg`, `https://...`); nothing is downloaded. Of several annotations
-of a task, the one marked as ground truth is used, else the last one that was not cancelled. Predictions are ignored.
+Polygons are in percent of the upright photo's size. Brush masks are run lengths in a format of their own (`brush_rle`),
+bitmasks PNGs. The photos of a task are found below the root by the end of their references (`label_studio_photos`);
+nothing is downloaded. Of several annotations of a task, the one marked as ground truth is used, else the last one that
+was not cancelled. Predictions are ignored. Regions without a label are listed as failures.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
-import re
 from collections.abc import Iterator
-from pathlib import PurePosixPath
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
 
 import numpy as np
 
-from fss_models.errors import FssError
+from fss_models.errors import BadImage, FssError
 from pipelines.config.data import SourceConfig
 from pipelines.data import rle
+from pipelines.data.masks import read_mask_picture
 from pipelines.data.sources.annotated import (
-    FileFinder,
     LabelledShape,
-    add_item,
     check_some_masks,
     drop_repeated,
     no_mask,
@@ -39,19 +36,30 @@ from pipelines.data.sources.base import (
     SourceFailure,
     SourceImage,
     digest_of,
+    hashed_id,
     is_image,
     listing,
 )
 from pipelines.data.sources.brush_rle import decode_brush
+from pipelines.data.sources.finder import FileFinder
+from pipelines.data.sources.label_studio_photos import (
+    TaskPhoto,
+    find_photo,
+    image_references,
+    photos_of_task,
+    shown_name,
+)
+from pipelines.data.sources.text import class_name, whole_number
 
-POLYGON, BRUSH = "polygon", "brush"
-_REGIONS = {POLYGON: POLYGON, BRUSH: BRUSH, "rectangle": "a rectangle", "ellipse": "an ellipse",
-            "keypoint": "a key point", "vector": "a vector line", "bitmask": "a bitmask"}
-_UPLOAD = re.compile(r"^[0-9a-f]{8}-(?=.)")  # what Label Studio puts before the name of an uploaded file
+POLYGON, BRUSH, BITMASK = "polygon", "brush", "bitmask"
+_REGIONS = {POLYGON: POLYGON, BRUSH: BRUSH, BITMASK: BITMASK, "rectangle": "a rectangle", "ellipse": "an ellipse",
+            "keypoint": "a key point", "vector": "a vector line"}
 
 
 class LabelStudioSource(Source):
     """Class ids follow the sorted labels of the export, because it does not have the project's own list."""
+
+    upright = True
 
     def __init__(self, cfg: SourceConfig) -> None:
         super().__init__(cfg)
@@ -59,37 +67,59 @@ class LabelStudioSource(Source):
         name = cfg.annotations or only_file(files, ".json", self.store.url)
         raw, where = self.store.read_bytes(name), self.store.path(name)
         tasks = _tasks(raw, where)
-        regions = [list(_regions(_chosen_annotation(task))) for task in tasks]
-        self.classes = sorted({label for found in regions for *_, label in found})
+        chosen = [annotation for task in tasks if (annotation := _chosen_annotation(task))]
+        self.classes = sorted({label for a in chosen for *_, label in _regions(a["result"]) if label})
+        self._ids = {label: number for number, label in enumerate(self.classes)}
         finder = FileFinder(f for f in files if is_image(f))
-        for task, found in zip(tasks, regions, strict=True):
-            self._add(task, found, finder, files)
+        for task in tasks:
+            self._add(task, finder, files)
         drop_repeated(self)
-        check_some_masks(self.items, frozenset({POLYGON, BRUSH}), where,
-                         "label with PolygonLabels or BrushLabels")
+        check_some_masks(self.items, frozenset({POLYGON, BRUSH, BITMASK}), where,
+                         "label with PolygonLabels, BrushLabels or BitmaskLabels")
         self.fingerprint = digest_of(hashlib.sha256(raw).hexdigest(), [(i.path, files[i.path]) for i in self.items])
 
-    def _add(self, task: dict[str, Any], regions: list[_Region], finder: FileFinder, files: dict[str, int]) -> None:
-        name_of_task = f"task {task.get('id', '?')}"
-        chosen, reference = _chosen_annotation(task), _reference(task)
-        if reference is None:
-            self.failures.append(SourceFailure(name_of_task, "index", "its data names no image file"))
+    def _add(self, task: dict[str, Any], finder: FileFinder, files: dict[str, int]) -> None:
+        """Add the photos of a task to the index, or to the failures."""
+        name, chosen = f"task {task.get('id', '?')}", _chosen_annotation(task)
+        first = _first_reference(task, finder)
+        if first is None:
+            self.failures.append(SourceFailure(name, "index", "its data names no image file"))
         elif chosen is None:
             reason = "its annotation was cancelled" if task["annotations"] else "it is not annotated"
-            self.failures.append(SourceFailure(_name(reference), "index", f"{name_of_task}: {reason}"))
+            self._fail(first, f"{name}: {reason}")
         else:
-            shapes = [LabelledShape(f"region {number}", self.classes.index(label), label, kind, value)
-                      for number, kind, value, label in regions]
-            sizes = {s for result in chosen["result"] if (s := _size(result))}
-            if len(sizes) > 1:
-                reason = f"its regions are for photos of different sizes (height, width): {sorted(sizes)}"
-                self.failures.append(SourceFailure(_name(reference), "index", f"{name_of_task}: {reason}"))
+            try:
+                photos = list(photos_of_task(task, chosen["result"], finder))
+            except ValueError as error:
+                self._fail(first, f"{name}: {error}")
                 return
-            name = _name(reference)
-            plain = _UPLOAD.sub("", PurePosixPath(name).name)  # the name before the upload, if only that file exists
-            found = plain if finder.has(plain) and not finder.has(name) else name
-            add_item(self, finder, files, found, size=next(iter(sizes), None), shapes=shapes,
-                     missing_reason=f"{name_of_task} names this photo but it is not below the root")
+            for photo in photos:
+                self._add_photo(name, photo, finder, files)
+
+    def _add_photo(self, task: str, photo: TaskPhoto, finder: FileFinder, files: dict[str, int]) -> None:
+        shapes = [LabelledShape(f"region {number}", self._ids[label], label, kind, value)
+                  for number, kind, value, label in _regions(photo.results) if label]
+        try:
+            sizes = {s for result in photo.results if (s := _size(result))}
+            path = find_photo(photo.reference, finder)
+        except (FssError, ValueError) as error:
+            reason = error.what if isinstance(error, FssError) else str(error)
+            return self._fail(photo.reference, f"{task}: {reason}" if isinstance(error, ValueError) else reason)
+        if len(sizes) > 1:
+            reason = f"its regions are for photos of different sizes (height, width): {sorted(sizes)}"
+            return self._fail(photo.reference, f"{task}: {reason}")
+        if path is None:
+            return self._fail(photo.reference, f"{task} names this photo but it is not below the root")
+        self.items.append(SourceImage(image_id=hashed_id(path), file_name=path, path=path,
+                                      size=next(iter(sizes), None), annotations=shapes,
+                                      stamp=digest_of(files[path], shapes)))
+        bare = list(dict.fromkeys(number for number, *_, label in _regions(photo.results) if not label))
+        if bare:
+            what = f"{len(bare)} regions have" if len(bare) > 1 else "a region has"
+            self.failures.append(SourceFailure(path, "index", f"{task}: {what} no label ({', '.join(bare[:3])})"))
+
+    def _fail(self, reference: str, reason: str) -> None:
+        self.failures.append(SourceFailure(shown_name(reference), "index", reason))
 
     def rasterise(self, item: SourceImage, fetched: FetchedImage, height: int, width: int) -> ImageMasks:
         """One mask per region and label."""
@@ -102,19 +132,34 @@ _Region = tuple[str, str, Any, str]  # id, kind, value, label
 def _rasterise(shape: LabelledShape, height: int, width: int) -> bytes:
     if shape.kind == BRUSH:
         return rle.encode(decode_brush(shape.value, height, width))
+    if shape.kind == BITMASK:
+        return rle.encode(_bitmask(shape.value, height, width))
     if shape.kind == POLYGON:
         points = np.asarray(shape.value or [], dtype=np.float64).reshape(-1, 2) * [width / 100, height / 100]
         return polygon(points.ravel().tolist(), height, width)
     raise no_mask(shape.kind)
 
 
-def _regions(chosen: dict[str, Any] | None) -> Iterator[_Region]:
-    """The labelled regions of an annotation. The label of a region may be in another result with the same id."""
-    results = chosen["result"] if chosen else []
+def _bitmask(data: bytes, height: int, width: int) -> np.ndarray:
+    """The mask of a PNG, which is opaque where the object is. Raises ValueError."""
+    try:
+        mask = read_mask_picture(data).mask
+    except BadImage as error:
+        raise ValueError(f"bitmask: {error.reason}") from error
+    if mask.shape != (height, width):
+        raise ValueError(f"bitmask is {mask.shape[1]}x{mask.shape[0]}, its image {width}x{height}")
+    return mask
+
+
+def _regions(results: list[dict[str, Any]]) -> Iterator[_Region]:
+    """The regions of an annotation, one per label; "" as the label if there is none.
+
+    The label of a region may be in another result with the same id.
+    """
     apart: dict[str, list[str]] = {}
     for result in results:
         if result.get("type") == "labels":
-            apart.setdefault(str(result.get("id")), []).extend(result["value"].get("labels", []))
+            apart.setdefault(str(result.get("id")), []).extend(_labels(result.get("value", {}).get("labels")))
     for number, result in enumerate(results, 1):
         type_, value = str(result.get("type", "")), result.get("value", {})
         base = type_.removesuffix("labels")
@@ -123,16 +168,32 @@ def _regions(chosen: dict[str, Any] | None) -> Iterator[_Region]:
         kind, region = _REGIONS[base], str(result.get("id") or number)
         if result.get("image_rotation"):
             kind = "a region on a rotated photo"
-        for label in value.get(type_) or apart.get(str(result.get("id"))) or []:
-            yield region, kind, _pixels(kind, value), str(label)
+        for label in _labels(value.get(type_)) or apart.get(str(result.get("id"))) or [""]:
+            yield region, kind, _pixels(kind, value), label
+
+
+def _labels(found: object) -> list[str]:
+    """The names of labels in a value, which may be one name or a list."""
+    return [name for text in (found if isinstance(found, list) else [found or ""]) if (name := class_name(text))]
 
 
 def _pixels(kind: str, value: dict[str, Any]) -> Any:
-    """What the workers rasterise: the points of a polygon, or the run lengths of a brush as bytes (b"": none)."""
+    """What the workers rasterise: a polygon's points, a brush's run lengths or a bitmask's PNG (b"": none)."""
     if kind == POLYGON:
         return value.get("points")
+    if kind == BITMASK:
+        return _data_url(value.get("imageDataURL"))
     runs = value.get("rle") if kind == BRUSH else None
     return bytes(runs) if isinstance(runs, list) and all(isinstance(v, int) and 0 <= v < 256 for v in runs) else b""
+
+
+def _data_url(text: object) -> bytes:
+    """The bytes in a URL such as data:image/png;base64,..., b"" if it is none."""
+    head, _, body = text.partition(",") if isinstance(text, str) else ("", "", "")
+    try:
+        return base64.b64decode(body) if head.startswith("data:image/") and head.endswith(";base64") else b""
+    except ValueError:
+        return b""
 
 
 def _chosen_annotation(task: dict[str, Any]) -> dict[str, Any] | None:
@@ -142,22 +203,20 @@ def _chosen_annotation(task: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _size(result: dict[str, Any]) -> tuple[int, int] | None:
+    """(height, width) of the photo as the result records it, None if it does not. Raises ValueError for no numbers."""
     height, width = result.get("original_height"), result.get("original_width")
-    return (int(height), int(width)) if height and width else None
+    if not height or not width:
+        return None
+    size = whole_number(str(height)), whole_number(str(width))
+    if not size[0] or not size[1]:
+        raise ValueError(f"its size is recorded as {str(width)[:20]}x{str(height)[:20]}")
+    return size[0], size[1]
 
 
-def _reference(task: dict[str, Any]) -> str | None:
-    """The URL or path of the task's photo: the first value of `data` that names an image, `image` before others."""
-    data = task.get("data")
-    values = [data.get("image"), *data.values()] if isinstance(data, dict) else []
-    return next((v for v in values if isinstance(v, str) and is_image(_name(v))), None)
-
-
-def _name(reference: str) -> str:
-    """The path in a reference to a photo."""
-    parts = urlsplit(reference)
-    local = parse_qs(parts.query).get("d")  # /data/local-files/?d=folder/name.jpg
-    return local[0] if local else unquote(parts.path)
+def _first_reference(task: dict[str, Any], finder: FileFinder) -> str | None:
+    """The first photo that the data of a task names."""
+    found = image_references(task, ("image",), finder)
+    return next((pages[0] for pages in found.values()), None)
 
 
 def _tasks(raw: bytes, where: str) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Reads label and mask files, whose pixels are values, not colours."""
+"""Reads label files, whose pixels are values, not colours, and the masks of benchmarks. Own masks: `data.masks`."""
 
 from __future__ import annotations
 
@@ -19,22 +19,6 @@ def read_labels(data: bytes) -> np.ndarray:
     if image.mode not in ("P", "L", "1", "I", "I;16"):
         raise BadImage(f"labels must be a palette or grey image, not {image.mode}")
     return np.array(image).astype(np.int32)
-
-
-def read_mask(data: bytes) -> np.ndarray:
-    """The mask of a single object, [H, W] bool.
-
-    A pixel belongs to the object if its palette index is not 0, or its grey level is at least half of white, or 1 where
-    all levels are 0 and 1. Raises `BadImage` for an unreadable file.
-    """
-    image = _load(data)
-    if image.mode in ("P", "1"):
-        return np.array(image).astype(bool)
-    if image.mode in ("LA", "RGBA"):
-        image = image.convert("RGB")
-    values = np.array(image.convert("L") if image.mode == "RGB" else image).astype(np.int64)
-    top = int(values.max(initial=0))
-    return values > 0 if top <= 1 else values >= (128 if top <= 255 else 32768)
 
 
 def read_grey_mask(data: bytes) -> np.ndarray:

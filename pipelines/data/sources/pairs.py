@@ -1,16 +1,20 @@
-"""A folder of image/mask pairs: images/NAME.jpg with masks/CLASS/NAME.png, or masks/NAME.png for a single class."""
+"""A folder of image/mask pairs: images/NAME.jpg with masks/CLASS/NAME.png, or masks/NAME.png for a single class.
+
+A mask may also be called NAME_mask.png. Photos that differ only in their suffix and share a mask are refused, and so
+are two masks of a photo and class. What a mask file means is said in `pipelines.data.masks`.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import PurePosixPath
-
-import numpy as np
 
 from fss_models.errors import BadImage, FssError
 from pipelines.config.data import SourceConfig
 from pipelines.data import rle
 from pipelines.data.decode import image_size, turned_size
+from pipelines.data.masks import open_mask, read_mask_picture
 from pipelines.data.sources.base import (
     FetchedImage,
     ImageMasks,
@@ -23,9 +27,10 @@ from pipelines.data.sources.base import (
     is_image,
     listing,
 )
-from pipelines.data.sources.labels import read_mask
+from pipelines.data.sources.text import class_name
 
 SINGLE = "object"  # the class of masks that are in no class folder
+MASK = "_mask"  # may stand after the photo's name
 
 
 class PairsSource(Source):
@@ -45,19 +50,24 @@ class PairsSource(Source):
                                       for i in self.items])
 
     def _index(self, images: list[str], masks: list[str], files: dict[str, int]) -> None:
+        photos: dict[str, list[str]] = defaultdict(list)
+        for image in sorted(images):
+            photos[_stem(image, skip=1)].append(image)
         by_stem: dict[str, list[tuple[int, str]]] = defaultdict(list)
         for mask in masks:
-            by_stem[_stem(mask, skip=1 if mask.count("/") == 1 else 2)].append(
-                (self.classes.index(_class_of(mask)), mask))
-        for image in sorted(images):
-            name, found = image.removeprefix("images/"), by_stem.pop(_stem(image, skip=1), None)
-            if found is None:
-                self.failures.append(SourceFailure(name, "index", "no mask has this photo's name"))
+            stem = _stem(mask, skip=1 if mask.count("/") == 1 else 2)
+            if stem not in photos and stem.removesuffix(MASK) in photos:
+                stem = stem.removesuffix(MASK)
+            by_stem[stem].append((self.classes.index(_class_of(mask)), mask))
+        for stem, image in sorted(((s, i) for s, found in photos.items() for i in found), key=lambda pair: pair[1]):
+            name, found = image.removeprefix("images/"), by_stem.get(stem, [])
+            if reason := _refusal(found, [other for other in photos[stem] if other != image]):
+                self.failures.append(SourceFailure(name, "index", reason))
             else:
                 stamp = digest_of(files[image], [(c, m, files[m]) for c, m in found])
                 self.items.append(SourceImage(image_id=hashed_id(name), file_name=name, path=image, annotations=found,
                                               stamp=stamp))
-        for stem in sorted(by_stem):
+        for stem in sorted(by_stem.keys() - photos.keys()):
             self.failures.append(SourceFailure(stem, "index", f"{by_stem[stem][0][1]} has no photo of that name"))
 
     def fetch(self, item: SourceImage) -> FetchedImage:
@@ -66,42 +76,60 @@ class PairsSource(Source):
         return FetchedImage(store.read_bytes(item.path), [(c, m, store.read_bytes(m)) for c, m in item.annotations])
 
     def annotated_size(self, item: SourceImage, fetched: FetchedImage) -> tuple[int, int] | None:
-        """(height, width) as stored, or after EXIF rotation if only that size fits a mask. Raises `BadImage`."""
+        """(height, width) as stored, or after EXIF rotation if only that size fits a mask; None if neither does.
+
+        Raises `BadImage` for an unreadable photo.
+        """
         stored, turned = image_size(fetched.data), turned_size(fetched.data)
         if stored == turned:
             return stored
-        masks = (_or_none(data) for _, _, data in fetched.payload)
-        shapes = [m.shape for m in masks if m is not None]
-        return turned if turned in shapes and stored not in shapes else stored
+        sizes = [_size_or_none(data) for _, _, data in fetched.payload]
+        return next((size for size in (stored, turned) if size in sizes), None)
 
     def rasterise(self, item: SourceImage, fetched: FetchedImage, height: int, width: int) -> ImageMasks:
         """One mask per mask file. Unreadable, empty or ill-sized ones are listed as problems."""
-        masks = ImageMasks()
+        masks, voids = ImageMasks(), []
         for class_id, path, data in fetched.payload:
             try:
-                mask = read_mask(data)
+                picture = read_mask_picture(data)
             except BadImage as error:
                 masks.problems.append(f"{path}: {error.reason}")
                 continue
+            mask = picture.mask
             if mask.shape != (height, width):
                 masks.problems.append(f"{path}: mask is {mask.shape[1]}x{mask.shape[0]}, its image {width}x{height}")
             elif not mask.any():
                 masks.problems.append(f"{path}: empty mask")
             else:
                 masks.instances.append(InstanceMask(class_id, rle.encode(mask)))
-        return masks
+                voids += [] if picture.void is None else [rle.encode(picture.void)]
+        return replace(masks, void=rle.encode(rle.union(voids, height, width))) if voids else masks
 
 
-def _or_none(data: bytes) -> np.ndarray | None:
+def _size_or_none(data: bytes) -> tuple[int, int] | None:
     try:
-        return read_mask(data)
+        image = open_mask(data)
     except BadImage:
         return None
+    return image.height, image.width
+
+
+def _refusal(masks: list[tuple[int, str]], others: list[str]) -> str:
+    """Why a photo cannot be used, "" if it can. `others`: the photos of the same name but another suffix."""
+    if not masks:
+        return "no mask has this photo's name"
+    if others:
+        return f"{others[0]} has the same masks ({masks[0][1]})"
+    for number, (class_id, mask) in enumerate(masks):
+        twin = next((m for c, m in masks[:number] if c == class_id), None)
+        if twin:
+            return f"{twin} and {mask} are both masks of it and of one class"
+    return ""
 
 
 def _class_of(mask: str) -> str:
     parts = PurePosixPath(mask).parts
-    return parts[1] if len(parts) > 2 else SINGLE
+    return class_name(parts[1]) if len(parts) > 2 else SINGLE
 
 
 def _stem(path: str, *, skip: int) -> str:

@@ -3,13 +3,14 @@
     image      binary        the photo's file, or
     file_name  string        the path of the photo below the root, or the end of that path
     class      string        null together with `mask`: the photo shows no object
-    mask       one of        binary: the bytes of a PNG (`labels.read_mask`)
+    mask       one of        binary: the bytes of a PNG (`pipelines.data.masks`)
                              struct<size: list<int>, counts: string | binary | list<int>>: COCO's RLE, size [h, w]
                              list<list<float>>: polygons of one object, x0, y0, x1, y1, ... in pixels
 
 With `file_name`, rows of the same name are one photo, whose file is the first `image` that is not null. Without it
-every row is a photo of its own. Other columns are ignored. The driver reads names, classes and masks (to notice
-changes), but no photos. A worker reads one row group at a time, so write row groups of a few hundred rows.
+every row is a photo of its own. Blanks around a class name are dropped. Polygons refer to the upright photo (EXIF);
+masks may have the size of the photo as stored. Other columns are ignored. The driver reads names, classes and masks (to
+notice changes), but no photos. A worker reads one row group at a time, so write row groups of a few hundred rows.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -24,7 +27,9 @@ import pyarrow as pa
 from fss_models.errors import BadImage, FssError
 from pipelines.config.data import SourceConfig
 from pipelines.data import rle
-from pipelines.data.sources.annotated import FileFinder, LabelledShape, polygon, rasterise_shapes
+from pipelines.data.decode import image_size, turned_size
+from pipelines.data.masks import open_mask, read_mask_picture
+from pipelines.data.sources.annotated import LabelledShape, polygon, rasterise_shapes
 from pipelines.data.sources.base import (
     FetchedImage,
     ImageMasks,
@@ -36,7 +41,8 @@ from pipelines.data.sources.base import (
     is_image,
     listing,
 )
-from pipelines.data.sources.labels import read_mask
+from pipelines.data.sources.finder import FileFinder
+from pipelines.data.sources.text import class_name
 
 CACHED_GROUPS = 2  # row groups that a worker has in memory
 _SCHEMA = "columns: image (binary) or file_name (string), class (string), mask (PNG bytes, COCO RLE or polygons)"
@@ -54,6 +60,8 @@ class TableEntry(NamedTuple):
 
 class TableSource(Source):
     """Reads Parquet tables. Class ids follow the sorted class names."""
+
+    upright = True
 
     def __init__(self, cfg: SourceConfig) -> None:
         super().__init__(cfg)
@@ -87,7 +95,8 @@ class TableSource(Source):
                 for place, row in enumerate(rows.to_pylist()):
                     photo = row.get("file_name") if "file_name" in known else f"{name}#{number}"
                     at = TableEntry(name, group, place, number, -1)
-                    yield str(photo or ""), at, row["class"], digest_of(row["mask"])
+                    label = row["class"]
+                    yield str(photo or ""), at, label if label is None else class_name(label), digest_of(row["mask"])
                     number += 1
 
     def _index(self, read: list[tuple[str, TableEntry, str | None, str]], files: dict[str, int]) -> None:
@@ -100,7 +109,7 @@ class TableSource(Source):
                 continue
             photos.setdefault(photo, []).append(row._replace(class_id=ids[label] if label is not None else -1))
             masks.setdefault(photo, []).append(mask)
-        finder = FileFinder(f for f in files if is_image(f))
+        finder, beside = FileFinder(f for f in files if is_image(f)), dict[str, str]()
         for photo, rows in photos.items():
             path, size = rows[0].file, files[rows[0].file]
             if "image" not in self._columns[path]:
@@ -113,6 +122,10 @@ class TableSource(Source):
                     self.failures.append(SourceFailure(photo, "index", "the table names this photo but it is missing"))
                     continue
                 path, size = found, files[found]
+                if beside.setdefault(path, photo) != photo:
+                    reason = f"rows of {beside[path]} have this photo already"
+                    self.failures.append(SourceFailure(photo, "index", reason))
+                    continue
             self.items.append(SourceImage(image_id=hashed_id(photo), file_name=photo, path=path, annotations=rows,
                                           stamp=digest_of(size, [r.class_id for r in rows], masks[photo])))
 
@@ -126,6 +139,17 @@ class TableSource(Source):
         else:
             data = self.store.read_bytes(item.path)
         return FetchedImage(data, [(row, values["mask"]) for row, values in found])
+
+    def annotated_size(self, item: SourceImage, fetched: FetchedImage) -> tuple[int, int] | None:
+        """(height, width) of a mask that fits the photo, turned by EXIF or as stored; None if no mask has a size.
+
+        Raises `BadImage` for an unreadable photo.
+        """
+        upright, stored = turned_size(fetched.data), image_size(fetched.data)
+        if upright == stored:
+            return None
+        sizes = [_mask_size(mask) for _, mask in fetched.payload]
+        return next((size for size in (upright, stored) if size in sizes), None)
 
     def _row(self, row: TableEntry) -> dict[str, Any]:
         """The image and mask of a row. The threads of a part share the cached row groups."""
@@ -150,25 +174,41 @@ class TableSource(Source):
                                 f"{'mask' if mask is None else 'class'}")
             elif mask is not None:
                 shapes.append(LabelledShape(where, row.class_id, self.classes[row.class_id], "mask", mask))
-        masks = rasterise_shapes(shapes, _rasterise, height, width)
+        voids: list[bytes] = []
+        masks = rasterise_shapes(shapes, partial(_rasterise, voids), height, width)
         masks.problems.extend(problems)
-        return masks
+        return replace(masks, void=rle.encode(rle.union(voids, height, width))) if voids else masks
 
 
-def _rasterise(shape: LabelledShape, height: int, width: int) -> bytes:
+def _rasterise(voids: list[bytes], shape: LabelledShape, height: int, width: int) -> bytes:
+    """The counts of a mask. Void pixels of a picture are appended to `voids`. Raises ValueError."""
     if isinstance(shape.value, bytes):
         try:
-            mask = read_mask(shape.value)
+            picture = read_mask_picture(shape.value)
         except BadImage as error:
             raise ValueError(error.reason) from error
+        mask = picture.mask
         if mask.shape != (height, width):
             raise ValueError(f"mask is {mask.shape[1]}x{mask.shape[0]}, its image {width}x{height}")
+        voids += [] if picture.void is None else [rle.encode(picture.void)]
         return rle.encode(mask)
     if isinstance(shape.value, dict):
         return rle.from_coco(shape.value, height, width)
     for points in shape.value:
         polygon(points, height, width)
     return rle.from_polygons(shape.value, height, width)
+
+
+def _mask_size(mask: Any) -> tuple[int, int] | None:
+    """(height, width) that a mask has, None for polygons and unreadable masks."""
+    if isinstance(mask, dict):
+        size = mask["size"]
+        return (int(size[0]), int(size[1])) if size and len(size) == 2 and None not in size else None
+    try:
+        image = open_mask(mask) if isinstance(mask, bytes) else None
+    except BadImage:
+        return None
+    return (image.height, image.width) if image else None
 
 
 def _columns(schema: pa.Schema, where: str) -> list[str]:

@@ -1,8 +1,12 @@
-"""VOC-format directories: JPEGImages and SegmentationClass(Aug) label PNGs, 0 = background, 255 = void."""
+"""VOC-format directories: JPEGImages and SegmentationClass(Aug) label PNGs, 0 = background, 255 = void.
+
+The values 1 to 20 are VOC's classes. With a `labelmap.txt` beside the folders the classes are its own (`voc_labels`).
+"""
 
 from __future__ import annotations
 
 import hashlib
+from collections import defaultdict
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -18,15 +22,17 @@ from pipelines.data.sources.base import (
     SourceFailure,
     SourceImage,
     digest_of,
+    is_image,
     listing,
 )
 from pipelines.data.sources.labels import read_labels
+from pipelines.data.sources.voc_labels import BACKGROUND, VOID, LabelMap, read_class_labels, read_label_map
 
 CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
     "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
-VOID = 255
+LABEL_MAP = "labelmap.txt"
 
 
 class VocSource(Source):
@@ -34,21 +40,41 @@ class VocSource(Source):
 
     def __init__(self, cfg: SourceConfig) -> None:
         super().__init__(cfg)
-        self.classes = list(CLASSES)
         files = listing(self.store)
         base = _base(files, self.store.url)
+        self.classes, self._labels = list(CLASSES), self._label_map(files, base)
+        if self._labels:
+            self.classes = self._labels.classes
         self._index(files, base, _masks_folder(files, base, self.store.url))
-        self.fingerprint = digest_of([(i.path, files[i.path], i.annotations, files[i.annotations]) for i in self.items])
+        self.fingerprint = digest_of([(i.path, files[i.path], i.annotations, files[i.annotations]) for i in self.items],
+                                     *([self._labels] if self._labels else []))
+
+    def _label_map(self, files: dict[str, int], base: str) -> LabelMap | None:
+        """The dataset's own classes, None for VOC's. Raises `FssError` for a file that is no label map."""
+        name = next((n for n in (f"{base}{LABEL_MAP}", LABEL_MAP) if n in files), "")
+        if not name or self.cfg.format != "voc":  # a benchmark has VOC's classes
+            return None
+        labels = read_label_map(self.store.read_bytes(name), self.store.path(name))
+        self.failures.extend(SourceFailure(name, "index", words) for words in labels.merged)
+        return labels
 
     def _index(self, files: dict[str, int], base: str, folder: str) -> None:
-        for mask in (f for f in files if f.startswith(folder) and f.endswith(".png")):
-            name = PurePosixPath(mask).stem + ".jpg"
-            path = f"{base}JPEGImages/{name}"
-            if path not in files:
-                self.failures.append(SourceFailure(name, "index", "the masks name this image but it is missing"))
+        photos: dict[str, list[str]] = defaultdict(list)
+        for file in files:
+            if file.startswith(f"{base}JPEGImages/") and is_image(file):
+                photos[_stem(file, f"{base}JPEGImages/")].append(file)
+        rules = [self._labels] if self._labels else []
+        for mask in (f for f in files if f.startswith(folder) and f.lower().endswith(".png")):
+            stem, plain = _stem(mask, folder), PurePosixPath(mask).stem
+            found = photos.get(stem) or photos.get(plain, [])
+            if len(found) != 1:
+                reason = (f"{mask} belongs to both {found[0]} and {found[1]}" if found
+                          else "the masks name this image but it is missing")
+                self.failures.append(SourceFailure(f"{plain}.jpg", "index", reason))
                 continue
+            path, name = found[0], found[0].removeprefix(f"{base}JPEGImages/")
             self.items.append(SourceImage(image_id=_number(name), file_name=name, path=path, annotations=mask,
-                                          stamp=digest_of(files[path], files[mask])))
+                                          stamp=digest_of(files[path], files[mask], *rules)))
         self.items = _unique_ids(self.items)
 
     def fetch(self, item: SourceImage) -> FetchedImage:
@@ -59,13 +85,16 @@ class VocSource(Source):
     def annotated_size(self, item: SourceImage, fetched: FetchedImage) -> tuple[int, int] | None:
         """The size of the mask, which the photo must have too. Raises `BadImage` for an unreadable mask."""
         try:
-            height, width = read_labels(fetched.payload).shape
+            data, own = fetched.payload, self._labels
+            height, width = (read_class_labels(data, own).ids if own else read_labels(data)).shape
         except BadImage as error:
             raise BadImage(f"mask {item.annotations}: {error.reason}") from error
         return height, width
 
     def rasterise(self, item: SourceImage, fetched: FetchedImage, height: int, width: int) -> ImageMasks:
         """One mask per class in the label file, and the void pixels."""
+        if self._labels:
+            return _of_label_map(fetched.payload, self._labels)
         labels = read_labels(fetched.payload)
         masks = ImageMasks(void=rle.encode(labels == VOID) if (labels == VOID).any() else None)
         for value in (int(v) for v in np.unique(labels) if v not in (0, VOID)):
@@ -74,6 +103,19 @@ class VocSource(Source):
             else:
                 masks.instances.append(InstanceMask(value - 1, rle.encode(labels == value)))
         return masks
+
+
+def _of_label_map(data: bytes, labels: LabelMap) -> ImageMasks:
+    ids, void, problems = read_class_labels(data, labels)
+    masks = ImageMasks(void=rle.encode(void) if void.any() else None, problems=problems)
+    for class_id in (int(v) for v in np.unique(ids) if v != BACKGROUND):
+        masks.instances.append(InstanceMask(class_id, rle.encode(ids == class_id)))
+    return masks
+
+
+def _stem(path: str, folder: str) -> str:
+    """The path below a folder without its suffix."""
+    return str(PurePosixPath(path.removeprefix(folder)).with_suffix(""))
 
 
 def _base(files: dict[str, int], root: str) -> str:
@@ -95,7 +137,7 @@ def _masks_folder(files: dict[str, int], base: str, root: str) -> str:
 
 def _number(name: str) -> int:
     """The image id of a photo: 2007_000032.jpg -> 2007000032, for other names 48 bits of a hash."""
-    digits = PurePosixPath(name).stem.replace("_", "")
+    digits = str(PurePosixPath(name).with_suffix("")).replace("_", "")
     return int(digits) if digits.isdigit() else int(hashlib.sha256(name.encode()).hexdigest()[:12], 16)
 
 

@@ -1,13 +1,15 @@
 """Ultralytics YOLO segmentation: photos below `images` folders, polygons in `labels` folders beside them.
 
 The class names are `names` of data.yaml, or the lines of classes.txt. A line of a label file is
-`class x1 y1 x2 y2 x3 y3 ...`, with coordinates as shares of width and height (Ultralytics, "Instance Segmentation
-Datasets Overview"). A photo without a label file shows no object, as in Ultralytics. `train`, `val` and `test` of
-data.yaml are ignored; `data.split` splits the photos.
+`class x1 y1 x2 y2 x3 y3 ...`, with coordinates as shares of width and height of the upright photo (Ultralytics,
+"Instance Segmentation Datasets Overview"). A photo without a label file shows no object, as in Ultralytics. Photos that
+differ only in their suffix and share a label file are refused. `train`, `val` and `test` of data.yaml are ignored;
+`data.split` splits the photos.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any
@@ -28,6 +30,7 @@ from pipelines.data.sources.base import (
     is_image,
     listing,
 )
+from pipelines.data.sources.text import merge_names, plain_text, whole_number
 
 BOX = 5  # numbers in the line of a box: class, centre, size
 PROBED_FILES = 20  # label files that the driver reads to check whether the dataset has boxes only
@@ -37,40 +40,61 @@ TOLERANCE = 0.01  # coordinates may be this far outside the photo, by rounding; 
 class YoloSource(Source):
     """Reads YOLO label files. Class ids are YOLO's own."""
 
+    upright = True
+
     def __init__(self, cfg: SourceConfig) -> None:
         super().__init__(cfg)
         files = listing(self.store)
         name = cfg.annotations or _names_file(files, self.store.url)
-        self.classes = _names(self.store.read_bytes(name), name, self.store.path(name))
+        names = _names(self.store.read_bytes(name), name, self.store.path(name))
+        self.classes, self._class_of, merged = merge_names(names)
+        self.failures.extend(SourceFailure(name, "index", words) for words in merged)
         self._index(files)
         self._refuse_boxes()
         found = [(i.path, files[i.path], i.annotations, files.get(i.annotations)) for i in self.items]
-        self.fingerprint = digest_of(self.classes, found)
+        self.fingerprint = digest_of(self.classes, found, *self._merging())
+
+    def _merging(self) -> tuple[list[int], ...]:
+        """The class of each number where names were merged; it is part of what a photo's annotations mean."""
+        return (self._class_of,) if len(self._class_of) > len(self.classes) else ()
 
     def _index(self, files: dict[str, int]) -> None:
-        images = {p: f for f in files if is_image(f) and (p := _label_of(f))}
+        images: dict[str, list[str]] = defaultdict(list)
+        for file in files:
+            if is_image(file) and (label := _label_of(file)):
+                images[label].append(file)
         labels = {f for f in files if f.endswith(".txt") and "labels" in PurePosixPath(f).parts[:-1]}
         if not images or not labels:
             raise FssError("there are no photos in images/ or no .txt files in labels/", where=self.store.url,
                            hint="set data.source.root to the folder of data.yaml")
-        for label, image in sorted(images.items(), key=lambda pair: pair[1]):
+        known = (len(self.classes), *self._merging())
+        for image, label in sorted((f, label) for label, found in images.items() for f in found):
             label_file = label if label in labels else ""
+            others = [f for f in images[label] if f != image]
+            if label_file and others:
+                self.failures.append(SourceFailure(image, "index", f"{others[0]} has the same label file {label}"))
+                continue
             self.items.append(SourceImage(image_id=hashed_id(image), file_name=image, path=image,
                                           annotations=label_file,
-                                          stamp=digest_of(files[image], files.get(label_file), len(self.classes))))
+                                          stamp=digest_of(files[image], files.get(label_file), *known)))
         for lonely in sorted(labels - images.keys()):
             self.failures.append(SourceFailure(lonely, "index", "no photo belongs to this label file"))
 
     def _refuse_boxes(self) -> None:
         """Raise `FssError` if the first `PROBED_FILES` label files have boxes and no polygon."""
-        seen = ""
+        seen: dict[int, str] = {}
         for path in [i.annotations for i in self.items if i.annotations][:PROBED_FILES]:
-            for numbers in (fields for _, fields in _lines(self.store.read_bytes(path))):
-                if len(numbers) != BOX:
-                    return
-                seen = seen or path
+            try:
+                counts = {len(fields) for _, fields in _lines(self.store.read_bytes(path))}
+            except BadImage:  # a worker reports the file
+                return
+            if not counts <= {BOX, BOX + 1}:
+                return
+            seen.update({count: seen.get(count, path) for count in sorted(counts)})
         if seen:
-            raise FssError("the file has boxes (5 numbers a line), no polygons", where=self.store.path(seen),
+            count, path = next(iter(seen.items()))
+            what = f"boxes ({count} numbers a line)" if count == BOX else "predicted boxes with a confidence"
+            raise FssError(f"the file has {what}, no polygons", where=self.store.path(path),
                            hint="export for segmentation, with lines: class x1 y1 x2 y2 x3 y3 ...")
 
     def fetch(self, item: SourceImage) -> FetchedImage:
@@ -81,30 +105,40 @@ class YoloSource(Source):
 
     def rasterise(self, item: SourceImage, fetched: FetchedImage, height: int, width: int) -> ImageMasks:
         """One mask per line. Raises `BadImage` for a file with boxes only: its objects must not become background."""
-        lines = list(_lines(fetched.payload))
+        try:
+            lines = list(_lines(fetched.payload))
+        except BadImage as error:
+            raise BadImage(f"{item.annotations}: {error.reason}") from error
         if lines and all(len(numbers) == BOX for _, numbers in lines):
             raise BadImage(f"{item.annotations} has boxes only (5 numbers a line), no polygons")
         return rasterise_shapes([self._shape(n, fields) for n, fields in lines], _rasterise, height, width)
 
     def _shape(self, number: int, fields: list[str]) -> LabelledShape:
-        known = fields[0].isdecimal() and int(fields[0]) < len(self.classes)
-        label = self.classes[int(fields[0])] if known else f"class {fields[0]}"
-        return LabelledShape(f"line {number}", int(fields[0]) if known else -1, label, "polygon", fields[1:])
+        place = whole_number(fields[0])
+        if place is None or place >= len(self._class_of):
+            return LabelledShape(f"line {number}", -1, f"class {fields[0]}", "polygon", fields[1:])
+        class_id = self._class_of[place]
+        return LabelledShape(f"line {number}", class_id, self.classes[class_id], "polygon", fields[1:])
 
 
 def _rasterise(shape: LabelledShape, height: int, width: int) -> bytes:
     if len(shape.value) == BOX - 1:
         raise no_mask("a box")
+    if len(shape.value) == BOX:
+        raise no_mask("a box with a confidence (a prediction)")
     values = [float(v) for v in shape.value]
     if any(not -TOLERANCE <= v <= 1 + TOLERANCE for v in values):
         raise ValueError("coordinates are not shares of width and height (0 to 1)")
+    if len(values) > BOX and len(values) % 2:
+        raise ValueError(f"{len(values)} numbers after the class are no pairs of x and y "
+                         "(predictions have a confidence at the end)")
     sides = (width, height)
     return polygon([min(max(v, 0.0), 1.0) * sides[i % 2] for i, v in enumerate(values)], height, width)
 
 
 def _lines(data: bytes) -> Iterator[tuple[int, list[str]]]:
-    """(line number from 1, fields) of every line that is not empty."""
-    for number, line in enumerate(data.decode(errors="replace").splitlines(), 1):
+    """(line number from 1, fields) of every line that is not empty. Raises `BadImage` for another encoding."""
+    for number, line in enumerate(plain_text(data).splitlines(), 1):
         if fields := line.split():
             yield number, fields
 
@@ -127,21 +161,29 @@ def _names_file(files: dict[str, int], root: str) -> str:
 
 
 def _names(raw: bytes, name: str, where: str) -> list[str]:
-    """The class names in the order of ids. Raises `FssError` if the file does not list them."""
+    """The class names in the order of ids, as written. Raises `FssError` if the file does not list them."""
+    try:
+        text = plain_text(raw)
+    except BadImage as error:
+        raise FssError(error.reason, where=where) from error
     if name.endswith(".txt"):
-        found: Any = [line.strip() for line in raw.decode(errors="replace").splitlines() if line.strip()]
+        found: Any = [line for line in text.splitlines() if line.strip()]
     else:
         try:
-            document = yaml.safe_load(raw)
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            document = yaml.load(text, Loader=yaml.BaseLoader)  # all values as text: a class may be called `no` or `1`
+        except yaml.YAMLError as error:
             raise FssError(f"the file is not valid YAML: {error}", where=where) from error
         found = document.get("names") if isinstance(document, dict) else None
     if isinstance(found, dict):
-        if sorted(found, key=str) != sorted(range(len(found)), key=str):
+        numbered = {whole_number(str(key)): value for key, value in found.items()}
+        if len(numbered) < len(found) or set(numbered) != set(range(len(found))):
             raise FssError("the numbers in `names` have gaps", where=where,
                            hint="number the classes from 0 without a gap")
-        found = [found[i] for i in range(len(found))]
+        found = [numbered[i] for i in range(len(found))]
     if not isinstance(found, list) or not found:
         raise FssError("the file has no `names`", where=where,
                        hint="write names: {0: cup, 1: bird} or names: [cup, bird]")
-    return [str(n) for n in found]
+    nameless = [i for i, n in enumerate(found) if not isinstance(n, str) or not n.strip()]
+    if nameless:
+        raise FssError(f"class {nameless[0]} in `names` has no name", where=where)
+    return found
