@@ -160,7 +160,8 @@ def test_label_sets_of_folders_and_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("spoil", "line"), [
     (lambda root: (root / "ball" / "a.png").unlink(), "a.jpg has no mask"),
     (lambda root: (root / "ball" / "b.png").unlink(), "b_mask.png is a mask without a photo"),
-    (lambda root: (root / "ball" / "b_mask.png").rename(root / "ball" / "b_mask.jpg"), "b_mask.jpg is a mask in a lossy format"),
+    (lambda root: (root / "ball" / "b_mask.png").rename(root / "ball" / "b_mask.jpg"),
+     "b_mask.jpg is a mask in a lossy format"),
     (lambda root: (root / "ball" / "a.jpg").rename(root / "a.jpg"), "a.jpg lies beside the folders of classes"),
     (lambda root: (root / "noise" / "supports.json").write_text("[]"), "is not a JSON object"),
     (lambda root: (root / "noise" / "supports.json").write_text('{"class_name": "ball", "supports": []}'),
