@@ -1,4 +1,4 @@
-"""Which class names of two datasets mean the same class.
+"""Class names: how sources read them, and which names of two datasets mean the same class.
 
 Training on several datasets must not see a novel class under its name in another dataset.
 """
@@ -6,10 +6,16 @@ Training on several datasets must not see a novel class under its name in anothe
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Collection, Mapping
 
 # PASCAL's words for which COCO has another one. All other names differ only in case, spaces and underscores.
 COCO_WORDS = {"aeroplane": "airplane", "motorbike": "motorcycle", "sofa": "couch", "tvmonitor": "tv"}
+
+
+def clean_name(name: object) -> str:
+    """A class name as all sources read it: without blanks at its ends, in Unicode's composed form; "" for None."""
+    return "" if name is None else unicodedata.normalize("NFC", str(name)).strip(" \t\r\n\v\f\ufeff\u00a0")
 
 
 def meanings(name: str) -> set[str]:

@@ -14,6 +14,7 @@ from fss_models.errors import FssError
 from pipelines.config.data import SourceConfig
 from pipelines.data.open import open_source
 from pipelines.data.sources import coco_json
+from pipelines.data.sources.coco import CocoAnnotation
 from pipelines.data.sources.coco_json import CocoReader
 from tests.data.conftest import jpeg, square, write
 
@@ -79,7 +80,8 @@ def test_annotations_anywhere_in_the_file_are_found_again(tmp_path: Path) -> Non
         write(tmp_path, f"images/{record['file_name']}", jpeg(40, 60))
     source = open_source(SourceConfig(format="coco", root=str(tmp_path)))
     for item in source.items:
-        expect = [(0, False, n["segmentation"]) for n in notes if n["image_id"] == item.image_id]
+        expect = [CocoAnnotation("annotation ?", 0, "5", False, n["segmentation"])
+                  for n in notes if n["image_id"] == item.image_id]
         assert source.fetch(item).payload == expect
     write(tmp_path, "annotations/a.json", "x" * 200_000)
     with pytest.raises(FssError, match="changed while it was read"):

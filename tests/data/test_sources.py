@@ -64,8 +64,10 @@ def test_coco_reads_compressed_rle(coco_root: Path) -> None:
 def test_coco_mistakes_are_told(coco_root: Path) -> None:
     source = _open("coco", coco_root)
     assert {(f.file_name, f.stage) for f in source.failures} == {("missing.jpg", "index"), ("image_id 999", "index")}
-    assert _marks(source, "001.jpg").problems == ["cup: mask is 10x10, its image 60x40"]
-    assert _marks(source, "002.jpg").problems[0].startswith("cup: no polygon with three corners")
+    assert _marks(source, "001.jpg").problems == [
+        "annotation 901: cup: mask is 10x10, its image 60x40"]
+    assert _marks(source, "002.jpg").problems == [
+        "annotation 902: cup: no polygon with three corners: 4 numbers instead of an even count of 6 or more"]
     assert len(_marks(source, "002.jpg").instances) == 2  # the rest of the photo stays
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from fss_models.errors import FssError
@@ -71,37 +71,44 @@ def polygon(points: Sequence[float], height: int, width: int) -> bytes:
 def add_item(
     source: Source, finder: FileFinder, files: dict[str, int], name: str, *, size: tuple[int, int] | None,
     shapes: Sequence[LabelledShape], missing_reason: str = "the annotations name this photo but it is missing",
+    within: str = "", without: Collection[str] = (),
 ) -> None:
     """Add a record to the index of `source`, or to its failures if its photo is missing or ambiguous.
 
     files: path -> bytes; name: the photo as the record names it; size: its recorded (height, width);
-    missing_reason: the reason of the failure if the photo is missing.
+    missing_reason: the reason of the failure if the photo is missing; within, without: folders (`FileFinder.match`).
     """
     try:
-        path = finder.find(name)
+        file = finder.match(name, within=within, without=without)
     except FssError as error:
         source.failures.append(SourceFailure(name, "index", error.what))
         return
-    if path is None:
+    if file is None:
         source.failures.append(SourceFailure(name, "index", missing_reason))
         return
-    item = SourceImage(image_id=hashed_id(path), file_name=path, path=path, size=size, annotations=shapes,
-                       stamp=digest_of(files[path], shapes))
+    item = SourceImage(image_id=hashed_id(file.path), file_name=file.path, path=file.path, size=size,
+                       annotations=shapes, stamp=digest_of(files[file.path], shapes), whole=file.whole)
     source.items.append(item)
 
 
 def drop_repeated(source: Source) -> None:
-    """Keep the first record of every photo. Further records of it become failures, as either could be the right one."""
-    seen: dict[int, str] = {}
-    items = []
+    """Keep one record of every photo: the first that names its whole path, else the first.
+
+    The others become failures, as either could be right. One that only ends like the photo is told to be missing.
+    """
+    best: dict[str, SourceImage] = {}
     for item in source.items:
-        if item.image_id in seen:
-            reason = f"another record has this photo already ({seen[item.image_id]})"
-            source.failures.append(SourceFailure(item.file_name, "index", reason))
-        else:
-            seen[item.image_id] = item.file_name
-            items.append(item)
-    source.items = items
+        if item.path not in best or (item.whole and not best[item.path].whole):
+            best[item.path] = item
+    for item in source.items:
+        other = best[item.path]
+        if item is other:
+            continue
+        reason = f"another record has this photo already ({other.file_name})"
+        if other.whole and not item.whole:
+            reason = f"this photo is missing; {other.path} only ends like it, and another record names that in full"
+        source.failures.append(SourceFailure(item.file_name, "index", reason))
+    source.items = [item for item in source.items if best[item.path] is item]
 
 
 def only_file(files: Iterable[str], suffix: str, root: str) -> str:

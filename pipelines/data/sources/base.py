@@ -32,7 +32,7 @@ class SourceImage:
 
     size: (height, width) if the source records it; annotations: in a form of the source's own; stamp: a hash that
     changes with the files or annotations of this image, so that a later build need not read unchanged images, "" if
-    only the fingerprint of the whole source changes.
+    only the fingerprint of the whole source changes; whole: whether the annotations name its whole path.
     """
 
     image_id: int
@@ -43,6 +43,7 @@ class SourceImage:
     split: str = ""  # train | test if the source fixes it; "": the recipe's `data.split` decides
     crop: tuple[int, int, int, int] | None = None  # x0, y0, x1, y1 in pixels: the part of the photo that is used
     stamp: str = ""
+    whole: bool = True
 
 
 @dataclass(frozen=True)

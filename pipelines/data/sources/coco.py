@@ -1,20 +1,23 @@
-"""COCO-format directories: annotations/*.json and images anywhere below the root. Class ids follow category ids."""
+"""COCO-format directories: annotations/*.json and images anywhere below the root. Class ids follow category ids.
+
+Records that repeat: image records with the same id are all refused, as their annotations cannot be told apart (word for
+word the same record is read once); of several records of one photo the first is read (`annotated.drop_repeated`);
+categories of the same name are one class. Ids of annotations are only used to name them.
+"""
 
 from __future__ import annotations
 
 import json
-from array import array
 from collections import defaultdict
-from collections.abc import Mapping
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fss_models.errors import FssError
-from pipelines.base.storage import Store
 from pipelines.config.data import SourceConfig
 from pipelines.data import rle
+from pipelines.data.sources.annotated import drop_repeated
 from pipelines.data.sources.base import (
     FetchedImage,
     ImageMasks,
@@ -26,10 +29,20 @@ from pipelines.data.sources.base import (
     is_image,
     listing,
 )
-from pipelines.data.sources.coco_json import CocoReader, JsonRecord
+from pipelines.data.sources.coco_index import CocoIndex, ImageRecord, identity
+from pipelines.data.sources.finder import FileFinder
 
-_LISTS = ("images", "annotations", "categories")
 _GAP = 4096  # annotations that lie closer in the file are read together
+
+
+class CocoAnnotation(NamedTuple):
+    """One annotation as it is in the file. class_id: -1 if the categories lack its id; category: that id as text."""
+
+    where: str
+    class_id: int
+    category: str
+    crowd: bool
+    segmentation: Any
 
 
 class CocoSource(Source):
@@ -43,42 +56,78 @@ class CocoSource(Source):
         super().__init__(cfg)
         files = listing(self.store)
         self._name = cfg.annotations or _only_annotations(files, self.store.url)
-        found = _Index.read(self.store, self._name)
-        categories = sorted(found.categories, key=lambda c: c["id"])
-        self.classes = [str(c["name"]) for c in categories]
-        self._class_of = {c["id"]: i for i, c in enumerate(categories)}
-        self._index(found, _Paths([f for f in files if is_image(f)], PurePosixPath(self._name).stem), files)
+        found = CocoIndex.read(self.store, self._name)
+        self.classes, self._class_of, self.failures = found.categories(self._name)
+        if found.scores:
+            what = f"{found.scores} annotations have a confidence: they are predictions of a model, read as labels"
+            self.failures.append(SourceFailure(self._name, "index", what))
+        self._index(found, FileFinder(f for f in files if is_image(f)), files)
+        drop_repeated(self)
         self.fingerprint = digest_of(found.sha256, [(i.path, files[i.path]) for i in self.items])
 
-    def _index(self, found: _Index, paths: _Paths, files: dict[str, int]) -> None:
-        spans, stamps, known = found.spans(), found.stamps(), set()
-        classes = digest_of(self._class_of)
-        for number, name, size in sorted(found.images, key=lambda r: r[0]):
-            known.add(number)
-            path = paths.find(name)
-            if path is None:
-                self.failures.append(SourceFailure(name, "index", "the annotations name this image but it is missing"))
+    def _index(self, found: CocoIndex, finder: FileFinder, files: dict[str, int]) -> None:
+        spans, stamps = found.spans(), found.stamps()
+        classes, beside = digest_of(self._class_of), str(PurePosixPath(self._name).parent)
+        for record in self._single(found.images):
+            try:
+                file = finder.match(record.name, within=beside, prefer=self._names_folder_of)
+            except FssError as error:
+                self.failures.append(SourceFailure(record.name, "index", error.what))
                 continue
-            self.items.append(SourceImage(image_id=number, file_name=name, path=path, size=size,
-                                          annotations=spans.get(number, b""),
-                                          stamp=digest_of(files[path], stamps.get(number, b""), classes)))
-        for missing in sorted(spans.keys() - known):
+            if file is None:
+                reason = "the annotations name this image but it is missing"
+                self.failures.append(SourceFailure(record.name or f"image_id {record.number}", "index",
+                                                   reason if record.name else "its file_name is empty"))
+                continue
+            stamp = digest_of(files[file.path], stamps.get(record.number, b""), classes)
+            self.items.append(SourceImage(image_id=record.number, file_name=record.name, path=file.path,
+                                          size=record.size, annotations=spans.get(record.number, b""),
+                                          whole=file.whole, stamp=stamp))
+        for missing in sorted(spans.keys() - {r.number for r in found.images}):
             count = len(spans[missing]) // 16
             reason = f"{count} annotations name this image id but no image record has it"
             self.failures.append(SourceFailure(f"image_id {missing}", "index", reason))
 
+    def _single(self, records: list[ImageRecord]) -> list[ImageRecord]:
+        """The records in the order of their ids. Those that share an id become failures."""
+        by_number: dict[int, list[ImageRecord]] = defaultdict(list)
+        for record in sorted(records, key=lambda r: r.number):
+            by_number[record.number].append(record)
+        single = []
+        for number, same in by_number.items():
+            if len(same) > 1:
+                reason = f"{len(same)} image records have the same id {number}"
+                alike = len(set(same)) == 1
+                reason += ", word for word: read once" if alike else f" ({same[0].name}, {same[1].name})"
+                self.failures += [SourceFailure(r.name, "index", reason) for r in (same[:1] if alike else same)]
+                if not alike:
+                    continue
+            single.append(same[0])
+        return single
+
+    def _names_folder_of(self, file: str) -> bool:
+        """Whether the annotation file's name has that of the photo's folder, as instances_train2017 has train2017."""
+        folder = PurePosixPath(file).parent.name
+        return bool(folder) and folder in PurePosixPath(self._name).stem
+
     def fetch(self, item: SourceImage) -> FetchedImage:
-        """The photo's bytes and its annotations as (class id, crowd, segmentation). Raises `FssError`."""
+        """The photo's bytes and its annotations (`CocoAnnotation`). Raises `FssError`."""
         data = self.store.read_bytes(item.path)
         return FetchedImage(data, [self._annotation(text) for text in self._texts(item.annotations)])
 
-    def _annotation(self, text: bytes) -> tuple[int, bool, Any]:
+    def _annotation(self, text: bytes) -> CocoAnnotation:
         try:
             a = json.loads(text)
         except ValueError:  # no cause, so the error stops the build instead of failing one photo
             raise FssError("the file changed while it was read", where=self.store.path(self._name),
                            hint="run the command again") from None
-        return self._class_of.get(a.get("category_id"), -1), bool(a.get("iscrowd", 0)), a.get("segmentation")
+        try:
+            class_id = self._class_of.get(identity(a.get("category_id")), -1)
+        except ValueError:
+            class_id = -1
+        crowd = a.get("iscrowd", 0)
+        return CocoAnnotation(f"annotation {str(a.get('id', '?'))[:40]}", class_id, str(a.get("category_id"))[:40],
+                              bool(crowd) and str(crowd).lower() not in ("0", "false"), a.get("segmentation"))
 
     def _texts(self, annotations: bytes) -> list[bytes]:
         spans = np.frombuffer(annotations, dtype=np.int64).reshape(-1, 2)
@@ -98,42 +147,24 @@ class CocoSource(Source):
                 for g, s, e in zip(group.tolist(), starts.tolist(), ends.tolist(), strict=True)]
 
     def rasterise(self, item: SourceImage, fetched: FetchedImage, height: int, width: int) -> ImageMasks:
-        """Rasterise the annotations of an image. Malformed ones are listed as problems."""
+        """Rasterise the annotations of an image. Malformed ones are listed as problems, with id, class and reason."""
         masks = ImageMasks()
-        for class_id, crowd, segmentation in fetched.payload:
-            if class_id < 0:
-                masks.problems.append("an annotation has a category id that is not in the categories")
+        for a in fetched.payload:
+            if a.class_id < 0:
+                masks.problems.append(f"{a.where}: its category id {a.category} is not in the categories")
                 continue
+            name, pieces = f"{a.where}: {self.classes[a.class_id]}", list[str]()
             try:
-                counts = rle.from_coco(segmentation, height, width)
-                empty = rle.area(counts, height, width) == 0
-            except (ValueError, TypeError, AttributeError) as error:
-                masks.problems.append(f"{self.classes[class_id]}: {error}")
+                counts = rle.from_coco(a.segmentation, height, width, pieces)
+            except ValueError as error:
+                masks.problems.append(f"{name}: {error}")
                 continue
-            if empty:
-                masks.problems.append(f"{self.classes[class_id]}: empty mask")
+            masks.problems.extend(f"{name}: {piece}" for piece in pieces)
+            if rle.area(counts, height, width) == 0:
+                masks.problems.append(f"{name}: empty mask")
             else:
-                masks.instances.append(InstanceMask(class_id, counts, crowd))
+                masks.instances.append(InstanceMask(a.class_id, counts, a.crowd))
         return masks
-
-
-class _Paths:
-    """Finds the file of an image record: a path that ends with its name, preferably in a folder that `stem` names."""
-
-    def __init__(self, files: list[str], stem: str) -> None:
-        self._stem = stem  # instances_train2017 -> the folder train2017
-        self._by_name: dict[str, list[str]] = defaultdict(list)
-        for file in files:
-            self._by_name[PurePosixPath(file).name].append(file)
-
-    def find(self, name: str) -> str | None:
-        clean = name.lstrip("/")
-        found = [f for f in self._by_name[PurePosixPath(clean).name] if f == clean or f.endswith("/" + clean)]
-        return min(found, key=self._rank) if found else None
-
-    def _rank(self, file: str) -> tuple[bool, int, str]:
-        folder = PurePosixPath(file).parent.name
-        return (not (folder and folder in self._stem), file.count("/"), file)
 
 
 def _only_annotations(files: dict[str, int], root: str) -> str:
@@ -141,73 +172,12 @@ def _only_annotations(files: dict[str, int], root: str) -> str:
     if len(found) == 1:
         return found[0]
     if not found:
-        raise FssError("there is no annotations/*.json", where=root, hint="set data.source.annotations")
+        others = ", ".join([f for f in files if f.endswith(".json") and f.count("/") <= 1][:5])
+        raise FssError("there is no annotations/*.json", where=root,
+                       hint=f"set data.source.annotations to one of: {others}" if others
+                       else "set data.source.annotations")
     instances = [f for f in found if "instances" in f]
     if len(instances) == 1:
         return instances[0]
     raise FssError(f"there are {len(found)} annotation files", where=root,
                    hint=f"set data.source.annotations to one of: {', '.join(found[:5])}")
-
-
-class _Index:
-    """What the driver has in memory of an annotation file."""
-
-    def __init__(self) -> None:
-        self.images: list[tuple[int, str, tuple[int, int] | None]] = []  # id, file name, (height, width)
-        self.categories: list[dict[str, Any]] = []
-        self.sha256 = ""
-        self._of, self._start, self._length = array("q"), array("q"), array("q")  # image id, first byte, bytes
-        self._stamp = array("Q")
-
-    @classmethod
-    def read(cls, store: Store, name: str) -> _Index:
-        """Read the index of an annotation file. Raises `FssError` if it is not a COCO file."""
-        index, where = cls(), store.path(name)
-        store.size(name)  # raises `FssError` if it is missing
-        with store.fs.open(where, "rb") as file:
-            reader = CocoReader(file, where)
-            for record in reader.records():
-                if record.section in _LISTS:
-                    try:
-                        index._add(reader, record)
-                    except (KeyError, TypeError, ValueError, OverflowError) as error:
-                        raise FssError(f"{record.section}: the record at byte {record.start} is not a COCO record "
-                                       f"({type(error).__name__}: {error})", where=where) from error
-        for key in _LISTS:
-            if not reader.sections.get(key):
-                raise FssError(f"the file has no list {key!r}", where=where,
-                               hint="give a COCO file, with the lists images, annotations and categories")
-        index.sha256 = reader.sha256
-        return index
-
-    def _add(self, reader: CocoReader, record: JsonRecord) -> None:
-        if record.section == "annotations":
-            self._of.append(int(record.value["image_id"]))
-            self._start.append(record.start)
-            self._length.append(record.end - record.start)
-            self._stamp.append(reader.stamp(record))
-            return
-        value = reader.again(record)
-        if record.section == "categories":
-            self.categories.append({"id": value["id"], "name": value["name"]})
-            return
-        size = (int(value["height"]), int(value["width"])) if "height" in value and "width" in value else None
-        self.images.append((int(value["id"]), str(value["file_name"]), size))
-
-    def spans(self) -> Mapping[int, bytes]:
-        """Image id -> (first byte, length) of each of its annotations, as int64 bytes, in the file's order."""
-        return self._grouped(self._start, self._length)
-
-    def stamps(self) -> Mapping[int, bytes]:
-        """Image id -> a 64-bit hash of each of its annotations, as bytes, in the file's order."""
-        return self._grouped(self._stamp)
-
-    def _grouped(self, *columns: array[int]) -> Mapping[int, bytes]:
-        """Image id -> the bytes of its rows in `columns`, 8 bytes per value."""
-        if not self._of:
-            return {}
-        of = np.frombuffer(self._of, dtype=np.int64)
-        order = np.argsort(of, kind="stable")
-        table = np.stack([np.frombuffer(c, dtype=np.int64) for c in columns], 1)
-        ids, first = np.unique(of[order], return_index=True)
-        return {int(i): part.tobytes() for i, part in zip(ids, np.split(table[order], first[1:]), strict=True)}

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, NamedTuple
 from fss_models.errors import FssError
 
 CHUNK = 4_000_000  # bytes
+_UTF16 = ("\xff\xfe", "\xfe\xff")
 _BOM, _SPACE = b"\xef\xbb\xbf", " \t\r\n"
 
 
@@ -47,8 +48,14 @@ class CocoReader:
         """The elements of every list at the top level of the file, in order. Other values are skipped."""
         self._more(max(CHUNK, len(_BOM)))
         self._at = 3 if self._text.startswith(_BOM.decode("latin-1")) else 0
-        if self._next() != "{":
-            raise FssError("this is not a COCO file: its top level is not a JSON object", where=self.where,
+        if self._text[:2] in _UTF16 or "\0" in self._text[:4]:
+            raise FssError("the file is UTF-16, not UTF-8", where=self.where, hint="save it again as UTF-8")
+        first = self._next()
+        if first != "{":
+            what = "this is not a COCO file: its top level is not a JSON object"
+            if first == "[" and '"score"' in self._text[:CHUNK]:
+                what = "these are predictions (a list of results with scores), not annotations"
+            raise FssError(what, where=self.where,
                            hint="give a COCO file, with the lists images, annotations and categories")
         for _ in self._elements("}"):
             name = self._value()[0]

@@ -45,22 +45,22 @@ class FileFinder:
         """Whether any file below the root has the file name of this path, in any reading of it."""
         return any(_fold(parts[-1]) in self._by_name for parts in map(_parts, readings(name)) if parts)
 
-    def find(self, name: str, *, prefer: Callable[[str], bool] | None = None,
-             without: Collection[str] = ()) -> str | None:
-        """The path of the file below the root, None if there is none. Parameters and errors as of `match`."""
-        found = self.match(name, prefer=prefer, without=without)
+    def find(self, name: str) -> str | None:
+        """The path of the file below the root, None if there is none. Raises `FssError` as `match` does."""
+        found = self.match(name)
         return found.path if found else None
 
-    def match(self, name: str, *, prefer: Callable[[str], bool] | None = None,
-              without: Collection[str] = ()) -> FoundFile | None:
+    def match(self, name: str, *, within: str = "", without: Collection[str] = (),
+              prefer: Callable[[str], bool] | None = None) -> FoundFile | None:
         """The file that a record names, None if there is none.
 
-        prefer: decides between files that fit equally well, if it is true of exactly one; without: names of folders in
-        which the file cannot be. Raises `FssError` if several files fit equally well.
+        within: folder that comes before the name where there is such a file; without: names of folders in which the
+        file cannot be; prefer: decides between files that fit equally well, if it is true of exactly one. Raises
+        `FssError` if several files fit equally well.
         """
-        found = self._best(name, self._by_name, without)
+        found = self._best(name, self._by_name, within, without)
         if not found:
-            found = self._best(name, self._stems(), without, stems=True)
+            found = self._best(name, self._stems(), within, without, stems=True)
         if len(found) > 1 and prefer is not None and sum(map(prefer, (f.path for f in found))) == 1:
             found = [f for f in found if prefer(f.path)]
         if len(found) > 1:
@@ -69,13 +69,15 @@ class FileFinder:
                            hint="write the folder of each photo into its record")
         return found[0] if found else None
 
-    def _best(self, name: str, table: dict[str, list[str]], without: Collection[str], *,
+    def _best(self, name: str, table: dict[str, list[str]], within: str, without: Collection[str], *,
               stems: bool = False) -> list[FoundFile]:
         """The files that fit best, all equally well."""
         best: tuple[int, ...] = ()
         found: dict[str, FoundFile] = {}
-        for number, parts in enumerate(map(_parts, readings(name))):
-            for file in table.get(_fold(parts[-1]), []) if parts else []:
+        folders = _parts(within)
+        for number, named in enumerate(map(_parts, readings(name))):
+            parts = [*folders, *named]
+            for file in table.get(_fold(named[-1]), []) if named else []:
                 own = file.split("/")
                 if stems:
                     own[-1] = _stem(own[-1])
@@ -86,7 +88,7 @@ class FileFinder:
                          int(tail == len(own)))
                 if score >= best:
                     found = {} if score > best else found
-                    best, found[file] = score, FoundFile(file, tail == len(parts))
+                    best, found[file] = score, FoundFile(file, tail >= len(named))
         return list(found.values())
 
     def _stems(self) -> dict[str, list[str]]:
@@ -104,7 +106,7 @@ def readings(name: str) -> Iterator[str]:
     `a%20b.jpg` is that name or `a b.jpg`; of `https://host/a.jpg?X=1` the query does not belong to the name, and in
     `/data/local-files/?d=a/b.jpg` it is the name. Keys of a bucket (`s3://bucket/a#1.jpg`) may contain `#` and `?`.
     """
-    yield from dict.fromkeys(_readings(name.strip()))
+    yield from dict.fromkeys((*_readings(name), *_readings(name.strip())))
 
 
 def _readings(name: str) -> Iterator[str]:
