@@ -16,8 +16,6 @@ import hashlib
 import json
 import logging
 import os
-import re
-import tempfile
 import threading
 import time
 import uuid
@@ -27,16 +25,14 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.base.cache import cache_dir
+from pipelines.base.mlflow_sender import Entry, Sender, metric_names
 from pipelines.base.run_metrics import RunMetrics
 from pipelines.base.storage import Store
 
 log = logging.getLogger(__name__)
-KEY, PARENT = "fss.run", "mlflow.parentRunId"
-REFUSED = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS")
 # metric of MLflow -> column of the sweep's table
 SHOWN = {"loss": "loss", "select/loss": "loss", "episodes_per_s": "episodes_per_s", "miou": "miou",
          "select/episodes_per_s": "episodes_per_s", "select/miou": "miou"}
-Entry = dict[str, Any]
 
 
 def _home(out: str) -> Path:
@@ -73,6 +69,7 @@ class Tracker:
         self._wake, self._stop = threading.Event(), threading.Event()
         self._last_error = ""
         self._sending: Path | None = None
+        self._sender = Sender(uri, experiment)
         self._thread = threading.Thread(target=self._send_forever, daemon=True)
         self._thread.start()
 
@@ -83,7 +80,7 @@ class Tracker:
 
     def metrics(self, key: str, values: Mapping[str, float], step: int = 0) -> None:
         """Log metrics of one step of a run."""
-        clean = {re.sub(r"[^\w\-./: ]", "_", k): v for k, v in values.items()}
+        clean = dict(zip(metric_names(list(values)), values.values(), strict=True))
         for name, shown in SHOWN.items():
             if name in clean:
                 self._live.setdefault(key, {})[shown] = clean[name]
@@ -129,6 +126,10 @@ class Tracker:
         self._file.close()
         return f"{self.uri} does not accept entries ({self._last_error or 'it is slow'})" if left else ""
 
+    def notes(self) -> list[str]:
+        """Lines about what MLflow did not take, for people; none if it took everything."""
+        return self._sender.told()
+
     def _put(self, entry: Entry) -> None:
         line = json.dumps({**entry, "t": int(time.time() * 1000)}, default=str).encode() + b"\n"
         self._file.write(line)
@@ -143,12 +144,12 @@ class Tracker:
         return sorted(self.folder.glob("*.jsonl"))
 
     def _send_forever(self) -> None:
-        sender, pause = Sender(self.uri, self.experiment), 0.5
+        pause = 0.5
         while not self._stop.is_set():
             try:
                 for path in self._spools():
                     self._sending = path
-                    self._send(sender, path)
+                    self._send(path)
                 self._sending = None
                 pause = 0.5
             except Exception as error:  # an error of the server does not stop the run
@@ -158,31 +159,19 @@ class Tracker:
             self._wake.wait(timeout=2.0)
             self._wake.clear()
 
-    def _send(self, sender: Sender, path: Path) -> None:
+    def _send(self, path: Path) -> None:
         """Send the entries of one spool file in order; a file whose writer is gone is deleted afterwards."""
         with _claim(path, own=path == self.path) as claimed:
             if not claimed:
                 return
             for entry, end in _entries(path, _offset(path)):
-                _deliver(sender, entry)
+                self._sender.deliver(entry)
                 _write_offset(path, end)
                 if self._stop.is_set():
                     return
             if path != self.path:
                 path.unlink(missing_ok=True)
                 _offset_path(path).unlink(missing_ok=True)
-
-
-def _deliver(sender: Sender, entry: Entry) -> None:
-    """Send an entry. One that MLflow will never accept is logged and skipped, so that it does not block the rest."""
-    try:
-        sender.send(entry)
-    except ImportError as error:  # such as boto3, for a server whose clients write artifacts to a bucket themselves
-        log.warning("an entry cannot be sent from this machine (%s %s): %s", entry["op"], entry.get("key", ""), error)
-    except Exception as error:
-        if getattr(error, "error_code", "") not in REFUSED:
-            raise
-        log.warning("MLflow refused an entry (%s %s): %s", entry["op"], entry.get("key", ""), error)
 
 
 def _abandoned(path: Path) -> bool:
@@ -235,121 +224,6 @@ def _entries(path: Path, offset: int) -> Iterator[tuple[Entry, int]]:
                 return
             offset += len(line)
             yield json.loads(line), offset
-
-
-class Sender:
-    """Sends entries to MLflow. Every operation can be repeated without harm."""
-
-    def __init__(self, uri: str, experiment: str) -> None:
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # the spool is the retry
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-        self.uri, self.experiment = uri, experiment
-        self._client: Any = None
-        self._experiment_id, self._takes_files = "", True
-        self._runs: dict[str, str] = {}
-        self._sent: dict[tuple[str, str], set[int]] = {}
-
-    @property
-    def client(self) -> Any:
-        """The connected MLflow client. The experiment is created on the first use."""
-        if self._client is None:
-            from mlflow.tracking import MlflowClient
-
-            client = MlflowClient(self.uri)
-            found = client.get_experiment_by_name(self.experiment)
-            self._experiment_id = found.experiment_id if found else client.create_experiment(
-                self.experiment, artifact_location=self._artifacts or None)
-            where = found.artifact_location if found else self._artifacts
-            self._takes_files = not self._artifacts or str(where).startswith(self._artifacts)
-            self._client = client
-        return self._client
-
-    @property
-    def _artifacts(self) -> str:
-        """URI for artifacts: beside a SQLite file (MLflow's default is the working folder); "" with a server."""
-        if not self.uri.startswith("sqlite:///"):
-            return ""
-        return (Path(self.uri.removeprefix("sqlite:///")).absolute().parent / "mlartifacts").as_uri()
-
-    def send(self, entry: Entry) -> None:
-        """Send one entry. Raises what MLflow raises."""
-        getattr(self, f"_{entry['op']}")(entry)
-
-    def find(self, key: str) -> str:
-        """MLflow's run id of the run with the name `key`, "" where there is none."""
-        if key not in self._runs:
-            client = self.client
-            found = client.search_runs([self._experiment_id], f"tags.`{KEY}` = '{key}'", max_results=1)
-            if not found:
-                return ""
-            self._runs[key] = found[0].info.run_id
-        return self._runs[key]
-
-    def _run(self, entry: Entry) -> None:
-        from mlflow.entities import Param
-
-        key, run_id = entry["key"], self.find(entry["key"])
-        if not run_id:
-            tags = {KEY: key, "mlflow.runName": key}
-            if entry["parent"] and (parent := self.find(entry["parent"])):
-                tags[PARENT] = parent
-            run = self.client.create_run(self._experiment_id, start_time=entry["t"], tags=tags, run_name=key)
-            run_id = self._runs[key] = run.info.run_id
-        known = self.client.get_run(run_id).data.params
-        params = [Param(k, v) for k, v in entry["params"].items() if k not in known]
-        self.client.log_batch(run_id, params=params, tags=_tags(entry["tags"]))
-        self.client.update_run(run_id, status="RUNNING")
-
-    def _metrics(self, entry: Entry) -> None:
-        from mlflow.entities import Metric
-
-        run_id, step = self.find(entry["key"]), entry["step"]
-        new = {k: v for k, v in entry["values"].items() if step not in self._known(run_id, k)}
-        batch = [Metric(k, float(v), entry["t"], step) for k, v in new.items()]
-        self.client.log_batch(run_id, metrics=batch)
-        for k in new:
-            self._sent[run_id, k].add(step)
-
-    def _known(self, run_id: str, name: str) -> set[int]:
-        """Steps that MLflow already has of a metric of a run."""
-        if (run_id, name) not in self._sent:
-            history = self.client.get_metric_history(run_id, name)
-            self._sent[run_id, name] = {m.step for m in history}
-        return self._sent[run_id, name]
-
-    def _tags(self, entry: Entry) -> None:
-        self.client.log_batch(self.find(entry["key"]), tags=_tags(entry["values"]))
-
-    def _end(self, entry: Entry) -> None:
-        self.client.set_terminated(self.find(entry["key"]), entry["status"], end_time=entry["t"])
-
-    def _artifact(self, entry: Entry) -> None:
-        run_id, (folder, _, name) = self.find(entry["key"]), entry["url"].rpartition("/")
-        if not self._takes_files or not Store(folder).exists(name):
-            log.warning("not attached to run %s: %s", entry["key"], entry["url"])
-            return
-        with tempfile.TemporaryDirectory() as place:
-            file = Path(place) / name
-            file.write_bytes(Store(folder).read_bytes(name))
-            self.client.log_artifact(run_id, str(file))
-
-    def _register(self, entry: Entry) -> None:
-        client, name = self.client, entry["model"]
-        if not client.search_registered_models(f"name = '{name}'"):
-            client.create_registered_model(name)
-        tags = {k: str(v) for k, v in entry["tags"].items()}
-        versions = client.search_model_versions(f"name = '{name}'")
-        same = [v for v in versions if v.source == entry["source"] and v.tags == tags]
-        version = same[0] if same else client.create_model_version(
-            name, source=entry["source"], run_id=self.find(entry["key"]) or None, tags=tags)
-        client.set_registered_model_alias(name, entry["alias"], version.version)
-
-
-def _tags(values: Mapping[str, Any]) -> list[Any]:
-    from mlflow.entities import RunTag
-
-    return [RunTag(k, str(v)[:5000]) for k, v in values.items()]
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -30,7 +30,7 @@ from pipelines.inference.marks import mask_from_picture
 from pipelines.inference.support_files import from_base64
 from pipelines.inference.supports import SupportSet, load_support_set
 from pipelines.labelling.decisions import Decision
-from pipelines.labelling.images import list_images
+from pipelines.labelling.images import keep_unread, list_images
 from pipelines.labelling.manifest import claim_folder
 from pipelines.labelling.outputs import LABELS, write_outputs
 from pipelines.labelling.run import check_bundle, describe_job
@@ -72,6 +72,7 @@ class Jobs:
         out = Store(self.records.out(job_id))
         self._check_capacity(job_id)
         claim_folder(out, manifest)
+        keep_unread(out, images)
         _save_supports(out, classes)
         return self._start_task(JobRecord(
             job_id=job_id, out=out.url, images=images.url, title=manifest.title, classes=manifest.classes,

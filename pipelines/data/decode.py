@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from contextlib import suppress
+from functools import cache
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,7 +22,13 @@ from fss_models.errors import BadImage
 
 MAX_PIXELS = 50_000_000
 MAX_BYTES = 64_000_000
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")  # only these decoders of Pillow are used
+# Only these decoders of Pillow are used. HEIF comes with pillow-heif (the extra `heic`), AVIF with Pillow from 11.3 on.
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "GIF", "JPEG2000", "AVIF", "HEIF")
+PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".jpe", ".jfif", ".mpo", ".gif", ".jp2",
+                  ".avif", ".heic", ".heif")
+# Photos and drawings that are not read: cameras' raw files would give their small preview.
+UNREAD_SUFFIXES = (".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".pef", ".raf", ".rw2", ".srw", ".dcm", ".eps",
+                   ".exr", ".hdr", ".ico", ".jxl", ".psd", ".svg", ".svs", ".tga")
 _ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)  # EXIF tag; its values that swap height and width
 
 # How the photos of a source relate to its annotations.
@@ -44,6 +52,11 @@ class OrientedPhoto:
     tagged: bool
     turned: bool
     implied: bool
+
+
+def is_photo(name: str) -> bool:
+    """Whether a file is read as a photo, by its suffix."""
+    return name.lower().endswith(PHOTO_SUFFIXES)
 
 
 def decode_image(
@@ -140,19 +153,37 @@ def _open(data: bytes, max_pixels: int | None, max_bytes: int | None, where: str
         raise BadImage("empty file (0 bytes)", where=where)
     if max_bytes is not None and len(data) > max_bytes:
         raise BadImage(f"file of {len(data):,} bytes is over the limit of {max_bytes:,}", where=where)
-    Image.init()  # registers WEBP and TIFF; without it Image.open raises KeyError for them
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = Image.open(io.BytesIO(data), formats=_decoders())
     except Image.DecompressionBombError as error:
         raise BadImage("far too many pixels (a decompression bomb)", where=where) from error
     except UnidentifiedImageError as error:
-        raise BadImage("not an image this program can read", where=where) from error
+        raise BadImage(_why_unread(data), where=where) from error
     except Exception as error:  # decoders raise all kinds of exceptions on broken bytes
         raise BadImage(_failure_reason(error), where=where) from error
     pixels = image.width * image.height
     if max_pixels is not None and pixels > max_pixels:
         raise BadImage(f"{image.width}x{image.height} pixels are over the limit of {max_pixels:,}", where=where)
     return image
+
+
+@cache
+def _decoders() -> tuple[str, ...]:
+    """The formats whose decoders are installed."""
+    Image.init()  # registers WEBP and TIFF; without it Image.open raises KeyError for them
+    with suppress(ImportError):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+    return tuple(f for f in FORMATS if f in Image.OPEN)
+
+
+def _why_unread(data: bytes) -> str:
+    if data[4:8] == b"ftyp" and data[8:12] in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"):
+        return "a HEIC photo, which needs pillow-heif: install fss with the extra `heic`, or save the photo as JPEG"
+    if data[4:8] == b"ftyp" and data[8:12] in (b"avif", b"avis"):
+        return "an AVIF photo, which needs Pillow from 11.3 on"
+    return "not an image this program can read"
 
 
 def _load_pixels(image: Image.Image, exif: bool, where: str) -> Image.Image:

@@ -163,12 +163,11 @@ def _of_colours(colours: np.ndarray) -> MaskPicture:
         void[:] = False
     levels[void] = 0
     distinct = _distinct_colours(colours)
-    if levels.min() > WHITE // 8:
-        raise BadImage(f"none of the mask's {len(distinct)} colours is black: the background has to be black")
-    top = int(levels.max())
-    scaled = levels * WHITE // top
+    scaled = levels * WHITE // int(levels.max())
     if len(distinct) > PHOTO and not _near_two_levels(scaled, WHITE):
         raise BadImage(f"the mask has {len(distinct):,} colours: it is a photo, not a mask")
+    if levels.min() > WHITE // 8:
+        raise BadImage(f"none of the mask's {len(distinct)} colours is black: the background has to be black")
     words = " and void" if void.any() else ""
     left_out = void if void.any() else None
     if _is_soft(scaled, WHITE):

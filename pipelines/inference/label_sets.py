@@ -3,6 +3,7 @@
     {"classes": [{"class_name": "cup", "supports": [...]}, {"class_name": "fork", "supports": [...]}]}
 
     supports/cup/a.jpg   supports/cup/a.png         a photo and its mask: the PNG of the same name, or NAME_mask.png
+                                                    (.tif, .bmp, .gif or lossless .webp)
     supports/fork/supports.json                     or a supports file; the class has the name of the folder
 
 A folder that holds supports.json or no folders is a single class.
@@ -14,16 +15,17 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from fss_models.errors import FssError
+from pipelines.base.junk import is_junk
 from pipelines.base.storage import Store, split_url
 from pipelines.config.mask_request import MAX_CLASSES
-from pipelines.data.decode import FORMATS
+from pipelines.data.decode import is_photo
 from pipelines.inference.marks import check_keys
 from pipelines.inference.support_files import fetcher, read_supports
 from pipelines.inference.supports import SupportSet
 
 FILE = "supports.json"
-SUFFIXES = (".jpg", ".jpeg", *(f".{f.lower()}" for f in FORMATS), ".tif")
 MASK = "_mask"
+MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif", ".webp")
 
 
 def read_label_set(url: str) -> list[SupportSet]:
@@ -57,12 +59,12 @@ def _read_file(url: str) -> list[SupportSet]:
 
 
 def _read_folder(store: Store, files: list[str]) -> list[SupportSet]:
-    shown = [f for f in files if not any(part.startswith(".") for part in f.split("/"))]
+    shown = [f for f in files if not is_junk(f)]
     classes = sorted({f.split("/")[0] for f in shown if "/" in f})
     if not classes or FILE in shown:  # the folder is the class
         place, name = split_url(store.url)
         return [_read_class(place, name, [f"{name}/{f}" for f in shown])]
-    loose = next((f for f in shown if "/" not in f and f.lower().endswith(SUFFIXES)), None)
+    loose = next((f for f in shown if "/" not in f and is_photo(f)), None)
     if loose is not None:
         raise FssError(f"{loose} lies beside the folders of classes", where=store.url, hint="move it into one of them")
     return [_read_class(store, c, [f for f in shown if f.startswith(f"{c}/")]) for c in classes]
@@ -81,12 +83,12 @@ def _read_class(store: Store, name: str, files: list[str]) -> SupportSet:
 
 def _pairs(files: list[str], where: str) -> list[tuple[str, str]]:
     """(photo, mask) file names. Raises `FssError` for a photo without a mask or a mask without a photo."""
-    pictures = [PurePosixPath(f) for f in files if f.lower().endswith(SUFFIXES)]
+    pictures = [PurePosixPath(f) for f in files if is_photo(f)]
     masks = {str(p.with_suffix("")).removesuffix(MASK): p for p in pictures if _is_mask(p, pictures)}
     photos = [p for p in pictures if p not in masks.values()]
     lossy = next((p for p in photos if p.stem.endswith(MASK)), None)
     if lossy is not None:
-        raise FssError(f"{lossy.name} is a mask, but not a PNG file", where=where, hint=f"save it as {lossy.stem}.png")
+        raise FssError(f"{lossy.name} is a mask in a lossy format", where=where, hint=f"save it as {lossy.stem}.png")
     for photo in photos:
         if str(photo.with_suffix("")) not in masks:
             raise FssError(f"{photo.name} has no mask", where=where,
@@ -100,4 +102,5 @@ def _pairs(files: list[str], where: str) -> list[tuple[str, str]]:
 
 def _is_mask(picture: PurePosixPath, pictures: list[PurePosixPath]) -> bool:
     twin = any(p != picture and p.with_suffix("") == picture.with_suffix("") for p in pictures)
-    return picture.suffix.lower() == ".png" and (twin or picture.stem.endswith(MASK))
+    suffix = picture.suffix.lower()
+    return (suffix == ".png" and twin) or (suffix in MASK_SUFFIXES and picture.stem.endswith(MASK))

@@ -10,17 +10,16 @@ in pixels of the upright photo. Every mistake in a mark is reported in one line.
 
 from __future__ import annotations
 
-import io
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from pycocotools import mask as coco
 from rapidfuzz import process
 
 from fss_models.clip import Prompt, PromptKind
-from fss_models.errors import FssError
+from fss_models.errors import BadImage, FssError
+from pipelines.data.masks import read_mask_picture
 
 Mark = dict[str, Any]
 KINDS = ("mask", "box", "points", "scribble")
@@ -59,34 +58,30 @@ def check_keys(row: Any, known: tuple[str, ...], where: str) -> None:
 
 
 def mask_from_picture(data: bytes, where: str) -> Mark:
-    """The COCO RLE of a picture of a mask: pixels that are neither black nor transparent are the object.
+    """The COCO RLE of a picture of a mask, read by the rules of `data.masks`.
 
-    Raises `FssError` for a file that is not a picture or is too large.
+    Raises `FssError` for a file that is no lossless picture or is too large, and for a mask that has no one meaning.
     """
     try:
-        with Image.open(io.BytesIO(data)) as picture:
-            if picture.width * picture.height > MAX_MASK_PIXELS:
-                raise FssError(f"the mask has {picture.width * picture.height} pixels", where=where,
-                               hint=f"a mask may have {MAX_MASK_PIXELS}")
-            pixels = np.array(picture)  # a palette picture gives its indices, as in VOC's masks
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise FssError("the mask is not a readable picture", where=where, hint="give a PNG file") from error
-    return rle_json(_flat(pixels))
-
-
-def _flat(pixels: np.ndarray) -> Any:
-    """[H, W] bool of a grey, palette, RGB or RGBA picture: True where a pixel is neither black nor transparent."""
-    if pixels.ndim == 2:
-        return pixels > 0
-    channels = pixels.shape[2]
-    colour = pixels[..., : channels - (channels in (2, 4))].any(axis=2)
-    return colour & (pixels[..., -1] > 0) if channels in (2, 4) else colour
+        return rle_json(read_mask_picture(data, max_pixels=MAX_MASK_PIXELS).mask)
+    except BadImage as error:
+        raise FssError(error.reason, where=where) from error
 
 
 def rle_json(mask: np.ndarray) -> Mark:
     """[H, W] bool -> COCO RLE {"size", "counts"} with the counts as text."""
     found = coco.encode(np.asfortranarray(mask, dtype=np.uint8))
     return {"size": [int(v) for v in found["size"]], "counts": found["counts"].decode()}
+
+
+def mark_pixels(mark: Mark) -> int | None:
+    """How many pixels a canonical mask or box covers; None for points and scribbles."""
+    if "mask" in mark:
+        return int(coco.area({"size": mark["mask"]["size"], "counts": mark["mask"]["counts"].encode()}))
+    if "box" in mark:
+        x0, y0, x1, y1 = mark["box"]
+        return int((x1 - x0) * (y1 - y0) + 0.5)
+    return None
 
 
 def mark_kind(mark: Mark) -> PromptKind:

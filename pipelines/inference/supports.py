@@ -19,11 +19,13 @@ import numpy as np
 from fss_models.clip import Prompt
 from fss_models.errors import FssError
 from pipelines.base.storage import Store, join
-from pipelines.data.decode import decode_image
-from pipelines.inference.marks import Mark, check_mark, mark_prompt
+from pipelines.data.decode import decode_image, turned_size
+from pipelines.inference.marks import KINDS, Mark, check_mark, mark_pixels, mark_prompt
 
 MAX_PIXELS = 50_000_000
 MAX_BYTES = 64_000_000
+LINES = 8  # at most as many lines about supports are shown
+NEARLY_ALL = 0.9  # of the photo: a mask that covers more may be inverted
 RECORD = "support.json"
 
 
@@ -111,3 +113,42 @@ def build_support_set(class_name: Any, rows: Sequence[tuple[bytes, dict[str, Any
 def decode_support(data: bytes, where: str = "") -> np.ndarray:
     """The upright photo as [H, W, 3] uint8. Raises `BadImage`."""
     return decode_image(data, max_pixels=MAX_PIXELS, max_bytes=MAX_BYTES, where=where, exif=True)
+
+
+def support_lines(classes: Sequence[SupportSet]) -> list[str]:
+    """What was read from the supports, for people: a line a support, or a line a class where there are many."""
+    if sum(len(one.supports) for one in classes) <= LINES:
+        return [f"{one.class_name}: support {number}: {_mark_line(s)}" for one in classes
+                for number, s in enumerate(one.supports, 1)]
+    rest = len(classes) - LINES
+    return [_class_line(one) for one in classes[:LINES]] + ([f"... and {rest} more classes"] if rest > 0 else [])
+
+
+def _class_line(one: SupportSet) -> str:
+    covered = [s for s in one.supports if mark_pixels(s.mark) is not None]
+    if not covered:
+        return f"{one.class_name}: {len(one.supports)} supports"
+    ordered = sorted(covered, key=_share)
+    doubtful = f"; the largest: {_mark_line(ordered[-1])}" if _share(ordered[-1]) > NEARLY_ALL else ""
+    return (f"{one.class_name}: {len(one.supports)} supports, marks of {_percent(_share(ordered[0]))} to "
+            f"{_percent(_share(ordered[-1]))} of the photo{doubtful}")
+
+
+def _mark_line(support: Support) -> str:
+    pixels = mark_pixels(support.mark)
+    if pixels is None:
+        kind = next(k for k in KINDS if k in support.mark)
+        return f"{kind}, {len(support.mark[kind])} places"
+    doubt = "; is the mask inverted?" if "mask" in support.mark and _share(support) > NEARLY_ALL else ""
+    kind = "mask" if "mask" in support.mark else "box"
+    return f"{kind} of {pixels:,} pixels, {_percent(_share(support))} of the photo{doubt}"
+
+
+def _share(support: Support) -> float:
+    """The share of the photo that a mask or box covers."""
+    height, width = support.mark["mask"]["size"] if "mask" in support.mark else turned_size(support.image)
+    return (mark_pixels(support.mark) or 0) / (height * width)
+
+
+def _percent(share: float) -> str:
+    return f"{share * 100:.{1 if share >= 0.01 else 3}f} %"

@@ -13,6 +13,7 @@ from pipelines.config.recipe import Recipe
 from pipelines.inference.label_sets import read_label_set
 from pipelines.inference.labeler import Labeler, PhotoLimits
 from pipelines.inference.support_check import SupportReport, check_supports
+from pipelines.inference.supports import support_lines
 from pipelines.labelling.images import list_images
 from pipelines.labelling.support_sheet import CostEstimate, measure_and_show, render_sheet, report_lines
 
@@ -49,7 +50,7 @@ def check_label_job(recipe: Recipe, *, supports: str, images: str, bundle: str, 
                                        batch=config.batch, names=[one.class_name for one in classes])
     store, name = split_url(page)
     store.write_bytes(name, render_sheet(labeler, classes, reports, cost, shown))
-    lines = [line for report in reports for line in report_lines(report)]
+    lines = [*support_lines(classes), *(line for report in reports for line in report_lines(report))]
     if cost:
         lines.append(f"{cost.images} photos take about {cost.hours:.2f} hours at {cost.images_per_s:.1f} photos/s, "
                      "measured here" + (f", and cost {cost.cost:.2f} at {price:g} an hour" if price else ""))

@@ -4,26 +4,35 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 from fss_models.errors import FssError
+from pipelines.base.files import files_below
 from pipelines.base.storage import Store
+from pipelines.data.decode import PHOTO_SUFFIXES, UNREAD_SUFFIXES, is_photo
 from pipelines.inference.masks import PhotoFailure
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+UNREAD = "unread.json"
+SHOWN = 6  # suffixes in a line about files that are left out
 LOST = (FileNotFoundError, PermissionError, IsADirectoryError)  # errors of one photo; all others are of the disk
 
 
 @dataclass(frozen=True)
 class ImageList:
-    """The photos below `url`: names relative to it, and sizes in bytes. The id of `names[i]` is i + 1."""
+    """The photos below `url`: names relative to it, and sizes in bytes. The id of `names[i]` is i + 1.
+
+    unread: names of pictures whose format is not read; others: suffix -> number of the files that are no pictures.
+    """
 
     url: str
     names: list[str]
     sizes: list[int] = field(repr=False)
+    unread: list[str] = field(default_factory=list, repr=False)
+    others: dict[str, int] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -38,23 +47,51 @@ class ImageList:
 
 
 def list_images(url: str, limit: int = 0, *, outs: Sequence[str] = ()) -> ImageList:
-    """All photos below `url` (the first `limit`, 0: all), without those in `outs`, the folders of jobs.
+    """All photos below `url` (the first `limit`, 0: all), without junk and those in `outs`, the folders of jobs.
 
-    Raises `FssError` if there are none, and for a name that is not UTF-8.
+    Linked folders are followed. Raises `FssError` if there are none, and for a name that is not UTF-8.
     """
     store = Store(url)
     if not store.exists():
         raise FssError("does not exist", where=url, hint="check the path or URL of --images")
     written = tuple(f"{place}/" for out in outs if (place := _within(store, Store(out))))
-    found = sorted((n, s) for n, s in store.sizes().items()
-                   if n.lower().endswith(SUFFIXES) and not _hidden(n) and not n.startswith(written))
+    files = {n: s for n, s in files_below(store).items() if not n.startswith(written)}
+    found = [(n, s) for n, s in files.items() if is_photo(n)]
+    unread = [n for n in files if n.lower().endswith(UNREAD_SUFFIXES)]
+    others = _suffixes(n for n in files if not is_photo(n) and not n.lower().endswith(UNREAD_SUFFIXES))
     if not found:
-        raise FssError("holds no photos", where=url, hint=f"names of photos end in {', '.join(SUFFIXES)}")
+        held = f", but {_counted(_suffixes(files))}" if files else ""
+        raise FssError(f"holds no photos{held}", where=url, hint=f"names of photos end in {', '.join(PHOTO_SUFFIXES)}")
     found = found[:limit] if limit else found
     odd = next((n for n, _ in found if not _is_utf8(n)), None)
     if odd is not None:
         raise FssError(f"the file name {odd!r} is not UTF-8", where=url, hint="rename the file")
-    return ImageList(store.url, [n for n, _ in found], [s for _, s in found])
+    return ImageList(store.url, [n for n, _ in found], [s for _, s in found], unread, dict(others))
+
+
+def left_out(images: ImageList) -> list[str]:
+    """Lines for people about the files that are not labelled, by suffix; none if there are none."""
+    told = [f"left out: {_counted(_suffixes(images.unread))}, which are not read: save them as JPEG or PNG"]
+    others = [f"left out, as they are no photos: {_counted(Counter(images.others))}"]
+    return (told if images.unread else []) + (others if images.others else [])
+
+
+def keep_unread(out: Store, images: ImageList) -> None:
+    """Write the rows of failures.parquet about pictures whose format is not read into a job's folder."""
+    if images.unread:
+        out.write_json(UNREAD, [{"file_name": n, "stage": "read", "reason": "photos of this format are not read: save "
+                                 "it as JPEG or PNG"} for n in images.unread])
+
+
+def _suffixes(names: Iterable[str]) -> Counter[str]:
+    return Counter(PurePosixPath(n).suffix.lower() for n in names)
+
+
+def _counted(suffixes: Counter[str]) -> str:
+    """Such as "3 .txt, 1 .json"; of many suffixes the most frequent ones."""
+    shown = [f"{n} {suffix or 'without a suffix'}" for suffix, n in suffixes.most_common(SHOWN)]
+    rest = sum(suffixes.values()) - sum(n for _, n in suffixes.most_common(SHOWN))
+    return ", ".join([*shown, *([f"{rest} others"] if rest else [])])
 
 
 def check_out(url: str, out: str) -> None:
@@ -74,10 +111,6 @@ def _is_utf8(name: str) -> bool:
         return bool(name.encode())
     except UnicodeEncodeError:
         return False
-
-
-def _hidden(name: str) -> bool:
-    return any(part.startswith(".") for part in name.split("/"))
 
 
 class PhotoReader:

@@ -16,6 +16,7 @@ from pipelines.labelling.decisions import count_decisions, read_decisions
 from pipelines.labelling.formats.coco import write_coco
 from pipelines.labelling.formats.folders import write_semantic, write_yolo
 from pipelines.labelling.formats.single import write_cvat, write_label_studio, write_parquet
+from pipelines.labelling.images import UNREAD
 from pipelines.labelling.manifest import JobManifest
 from pipelines.labelling.parts import photos, read_parts
 
@@ -33,7 +34,8 @@ FORMATS: dict[str, tuple[str, Writer]] = {  # format -> its file or folder, and 
 
 def write_outputs(out: Store, manifest: JobManifest, formats: Sequence[str] = ()) -> dict[str, Any]:
     """Write labels.json, failures.parquet, the `formats` and, last, summary.json. Returns the summary."""
-    failed = _write_failures(out, manifest)
+    unread = out.read_json(UNREAD) if out.exists(UNREAD) else []
+    failed = _write_failures(out, manifest, unread)
     write_coco(out, manifest, LABELS)
     for name in formats:
         place, write = FORMATS[name]
@@ -44,6 +46,8 @@ def write_outputs(out: Store, manifest: JobManifest, formats: Sequence[str] = ()
                "preset": manifest.preset, "threshold": manifest.threshold, "calibrator": manifest.calibrator,
                "labels": out.path(LABELS),
                "failures": out.path(FAILED)}
+    if unread:
+        summary["unread"] = len(unread)
     if decided := read_decisions(out):
         summary["decisions"] = count_decisions(decided)
     if formats:
@@ -52,7 +56,8 @@ def write_outputs(out: Store, manifest: JobManifest, formats: Sequence[str] = ()
     return summary
 
 
-def _write_failures(out: Store, manifest: JobManifest) -> int:
+def _write_failures(out: Store, manifest: JobManifest, unread: list[dict[str, str]]) -> int:
+    """Write the rows of unreadable photos, then those of pictures in formats that are not read. Counts the first."""
     count = 0
     with out.stream(FAILED) as file, pq.ParquetWriter(file, FAILURES, compression="zstd") as writer:
         for rows in read_parts(out, manifest.chunks, ["file_name", "stage", "error"]):
@@ -60,6 +65,8 @@ def _write_failures(out: Store, manifest: JobManifest) -> int:
             if bad:
                 writer.write_table(pa.Table.from_pylist(bad, schema=FAILURES))
             count += len(bad)
+        if unread:
+            writer.write_table(pa.Table.from_pylist(unread, schema=FAILURES))
     return count
 
 
@@ -86,4 +93,5 @@ def summary_line(summary: dict[str, Any]) -> str:
     trust = f"{summary['status'].get('review', 0)} masks to review" if summary.get("calibrator") else "uncalibrated"
     return (f"{summary['images']} photos: {summary['with_object']} with a mask of {what}, "
             f"{summary['without_object']} without, {summary['failed']} could not be read; {trust}"
+            + (f"; {summary['unread']} left out, in formats that are not read" if summary.get("unread") else "")
             + (f"; {decisions} decisions by people" if decisions else ""))

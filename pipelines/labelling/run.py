@@ -21,10 +21,10 @@ from pipelines.config.mask_request import check_overlaps
 from pipelines.config.recipe import Recipe
 from pipelines.inference.label_sets import read_label_set
 from pipelines.inference.marks import mark_kind
-from pipelines.inference.supports import SupportSet
+from pipelines.inference.supports import SupportSet, support_lines
 from pipelines.labelling.actors import run_with_actors
 from pipelines.labelling.engines import Engine, local_engine, service_engine
-from pipelines.labelling.images import ImageList, check_out, list_images
+from pipelines.labelling.images import ImageList, check_out, keep_unread, left_out, list_images
 from pipelines.labelling.job import LabellingJob
 from pipelines.labelling.manifest import JobManifest, claim_folder, describe_classes, describe_images
 from pipelines.labelling.outputs import SUMMARY, write_outputs
@@ -60,13 +60,17 @@ class LabelRequest:
 def run_label_job(request: LabelRequest) -> dict[str, Any]:
     """Label all photos. Returns the summary. Raises `FssError` for a person's mistakes."""
     classes = read_label_set(request.supports)
+    say("\n".join(support_lines(classes)))
     service, health = choose_service(request)
     about = health if health and not request.bundle else about_bundle(read_bundle_info(request.bundle_url))
     check_out(request.images, request.out)
     images = list_images(request.images, request.limit, outs=[request.out])
+    for line in left_out(images):
+        say(line)
     config, out = request.recipe.label, Store(request.out)
     manifest = describe_job(request.recipe, about, images, classes, request.limit)
     again = claim_folder(out, manifest)
+    keep_unread(out, images)
     job = LabellingJob(out, images, manifest)
     left = job.chunks_left()
     if again and not left and out.exists(SUMMARY):

@@ -213,9 +213,11 @@ def tracking(recipe: Recipe, ray: Any) -> Iterator[Any]:
     try:
         yield actor
     finally:
-        reason = "the tracking process was lost"
+        reason, notes = "the tracking process was lost", []
         with suppress(ray.exceptions.RayError):
-            reason = ray.get(actor.close.remote())
+            reason, notes = ray.get(actor.close.remote()), ray.get(actor.notes.remote())
+        for note in notes:
+            say(f"tracking: {note}")
         if reason:
             say(f"tracking: {reason}; the next command sends the entries that wait in {spool_folder(recipe.out)}")
         ray.kill(actor)

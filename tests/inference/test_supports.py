@@ -113,9 +113,10 @@ def test_id_changes_with_photo_and_prompt_only(tmp_path: Path) -> None:
     ({"suports": []}, "unknown key 'suports' (did you mean 'supports'?)"),
     ({"supports": [{"image": "gone.jpg", "box": [0, 0, 9, 9]}]}, "supports[0].image: 'gone.jpg' does not exist"),
     ({"supports": [{"image": "ball.png", "mask": "gone.png"}]}, "supports[0].mask: 'gone.png' does not exist"),
-    ({"supports": [{"image": "mask.png", "mask": "ball.png"}, {"image": "no.json", "box": [0, 0, 9, 9]}]},
+    ({"supports": [{"image": "ball.png", "mask": "mask.png"}, {"image": "no.json", "box": [0, 0, 9, 9]}]},
      "supports[1]: not an image"),
-    ({"supports": [{"image": "ball.png", "mask": "no.json"}]}, "the mask is not a readable picture"),
+    ({"supports": [{"image": "ball.png", "mask": "no.json"}]}, "unreadable mask: not an image"),
+    ({"supports": [{"image": "mask.png", "mask": "ball.png"}]}, "colours: it is a photo, not a mask"),
     ({"supports": [{"box": [0, 0, 9, 9]}]}, "supports[0]: image is missing"),
 ])
 def test_mistakes_in_a_file(tmp_path: Path, change: dict[str, Any], line: str) -> None:
