@@ -11,8 +11,8 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from contextlib import suppress
-from functools import cache
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import numpy as np

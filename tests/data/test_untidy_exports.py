@@ -125,14 +125,15 @@ def test_yolo_names_that_are_there_twice_are_one_class(tmp_path: Path) -> None:
     assert failures(source) == {"data.yaml": "classes 0 and 2 have the same name (cup); they are read as one"}
 
 
-def test_yolo_photos_that_share_a_label_file_are_refused(tmp_path: Path) -> None:
+def test_of_yolo_photos_that_share_a_label_file_one_is_read(tmp_path: Path) -> None:
     write(tmp_path, "images/a.png", png(MASK))
     write(tmp_path, "images/bare.png", png(MASK))
     write(tmp_path, "images/bare.jpg", exports.photo(1))
     source = yolo(tmp_path, {"a": f"0 {SHARES}", "b": f"0 {SHARES}"})
-    assert [i.file_name for i in source.items] == ["images/b.jpg", "images/bare.jpg", "images/bare.png"]
-    assert failures(source) == {"images/a.jpg": "images/a.png has the same label file labels/a.txt",
-                                "images/a.png": "images/a.jpg has the same label file labels/a.txt"}
+    assert [i.file_name for i in source.items] == ["images/a.png", "images/b.jpg", "images/bare.jpg",
+                                                   "images/bare.png"]
+    assert failures(source) == {"images/a.jpg": "images/a.png has the same label file labels/a.txt; of such photos the "
+                                                "last one is read"}
 
 
 # ---- Label Studio -------------------------------------------------------------------------------------------------
@@ -360,11 +361,10 @@ def test_pairs_with_mask_suffixes_and_names_that_are_there_twice(tmp_path: Path)
     source = opened("pairs", tmp_path)
     assert source.classes == ["cup", "fork"]
     found = {i.file_name: list(masks(source, i.file_name)) for i in source.items}
-    assert found == {"a.jpg": ["cup"], "d.jpg": ["cup"], "d_mask.jpg": ["fork"]}
+    assert found == {"a.jpg": ["cup"], "b.jpg": ["cup"], "d.jpg": ["cup"], "d_mask.jpg": ["fork"]}
     assert np.array_equal(masks(source, "a.jpg")["cup"], MASK)
     assert failures(source) == {
-        "b.jpg": "images/b.png has the same masks (masks/cup/b.png)",
-        "b.png": "images/b.jpg has the same masks (masks/cup/b.png)",
+        "b.png": "images/b.jpg has the same masks (masks/cup/b.png); of such photos the first one is read",
         "c.jpg": "masks/cup/c.png and masks/cup/c_mask.png are both masks of it and of one class",
         "e_mask": "masks/fork/e_mask.png has no photo of that name"}
 
