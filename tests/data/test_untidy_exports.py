@@ -330,8 +330,9 @@ def test_voc_with_its_own_classes_and_photos_of_any_suffix(tmp_path: Path) -> No
     assert strange.problems == [f"mask value 7 of {MASK.sum()} pixels is not in labelmap.txt"]
     assert strange.void is not None
     assert rle.area(strange.void, HEIGHT, WIDTH) == 16
-    reason = "SegmentationClass/twice.png belongs to both JPEGImages/twice.jpg and JPEGImages/twice.png"
-    assert failures(source) == {"twice.jpg": reason}
+    assert {i.file_name for i in source.items} == {"rgb.png", "grey.png", "palette.png", "sub/deep.jpeg", "twice.jpg"}
+    assert failures(source) == {
+        "JPEGImages/twice.png": "JPEGImages/twice.jpg has the same mask; only that photo is read"}
     write(tmp_path, "labelmap.txt", LABEL_MAP.replace("250,50,83", "1,2,3"))
     changed = opened("voc", tmp_path)
     assert changed.fingerprint != source.fingerprint

@@ -1,8 +1,8 @@
 """A folder of image/mask pairs: images/NAME.jpg with masks/CLASS/NAME.png, or masks/NAME.png for a single class.
 
-A mask may also be called NAME_mask.png. Of photos that differ only in their suffix and share a mask the first by name is
-read, because they may be copies of one photo; the others are failures. A photo with two masks of one class is a failure
-too. What a mask file means is said in `pipelines.data.masks`.
+A mask may also be called NAME_mask.png. Of photos that differ only in their suffix and share a mask the first by name
+is read, because they may be copies of one photo; the others are failures. A photo with two masks of one class is a
+failure too. What a mask file means is said in `pipelines.data.masks`.
 """
 
 from __future__ import annotations
