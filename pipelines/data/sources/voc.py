@@ -74,7 +74,8 @@ class VocSource(Source):
             path = min(found, key=lambda f: (not f.endswith(".jpg"), f))  # VOC's own suffix first
             name = path.removeprefix(f"{base}JPEGImages/")
             for other in (f for f in found if f != path):
-                self.failures.append(SourceFailure(other, "index", f"{path} has the same mask; only that photo is read"))
+                reason = f"{path} has the same mask; only that photo is read"
+                self.failures.append(SourceFailure(other, "index", reason))
             self.items.append(SourceImage(image_id=_number(name), file_name=name, path=path, annotations=mask,
                                           stamp=digest_of(files[path], files[mask], *rules)))
         self.items = _unique_ids(self.items)
