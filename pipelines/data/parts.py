@@ -18,6 +18,7 @@ from fss_models.errors import BadImage, FssError
 from pipelines.base.storage import Store
 from pipelines.config.data import DataConfig
 from pipelines.data import rle
+from pipelines.data.attempts import DEATHS, PartAttempts
 from pipelines.data.decode import load_image, load_sized
 from pipelines.data.parquet import GROUP_ROWS, parquet_bytes
 from pipelines.data.schema import FAILURES, IMAGES, INDEX
@@ -51,7 +52,7 @@ class PartBuilder:
         index_name = f"build/index-{part:05d}.parquet"
         if store.exists(part_name(part)):
             return {"part": part, "images": len(entries), "index": store.read_bytes(index_name)}
-        rows, failures = self._rows(entries)
+        rows, failures = self._rows(entries, PartAttempts.begin(store, part))
         index = parquet_bytes([_index(rows, part)], INDEX)
         store.write_bytes(f"build/failures-{part:05d}.parquet", parquet_bytes([failure_table(failures)], FAILURES))
         store.write_bytes(index_name, index)
@@ -60,9 +61,10 @@ class PartBuilder:
         store.write_bytes(part_name(part), parquet_bytes(tables, IMAGES))
         return {"part": part, "images": len(entries), "index": index}
 
-    def _rows(self, entries: Sequence[Entry]) -> tuple[list[dict[str, Any]], list[SourceFailure]]:
+    def _rows(self, entries: Sequence[Entry],
+              attempts: PartAttempts) -> tuple[list[dict[str, Any]], list[SourceFailure]]:
         rows, failures = [], []
-        for (item, split), fetched in self._fetch(entries):
+        for (item, split), fetched in self._fetch(entries, attempts):
             if isinstance(fetched, SourceFailure):
                 failures.append(fetched)
                 continue
@@ -78,9 +80,17 @@ class PartBuilder:
                 continue
             rows.append(row)
             failures += [SourceFailure(item.file_name, "annotate", p) for p in problems]
+        attempts.done()
         return rows, failures
 
-    def _fetch(self, entries: Sequence[Entry]) -> Iterator[tuple[Entry, FetchedImage | SourceFailure]]:
+    def _fetch(self, entries: Sequence[Entry],
+               attempts: PartAttempts) -> Iterator[tuple[Entry, FetchedImage | SourceFailure]]:
+        """Each photo with its files. They are read ahead, or one by one where a worker has died (`attempts`)."""
+        if attempts.careful:
+            for place, entry in enumerate(entries):
+                died = SourceFailure(entry[0].file_name, "decode", f"{DEATHS} workers died while they read it")
+                yield entry, self._fetch_one(entry[0]) if attempts.at(place) else died
+            return
         with ThreadPoolExecutor(READERS) as pool:
             yield from zip(entries, pool.map(self._fetch_one, [item for item, _ in entries]), strict=True)
 

@@ -118,7 +118,7 @@ def test_yolo_mistakes_are_told_by_line(tmp_path: Path) -> None:
         ["line 5", "class 9: the class list has no such label"],
         ["line 6", "car: coordinates are not shares of width and height (0 to 1)"],
         ["line 7", "car: could not convert string to float: 'a'"],
-        ["line 8", "bottle: no polygon with three corners: 5 numbers instead of an even count of 6 or more"],
+        ["line 8", "bottle: no polygon with three corners (5 numbers instead of an even count of 6 or more)"],
     ]
     with pytest.raises(BadImage, match="boxes only"):
         _marks(source, 1)
