@@ -21,7 +21,7 @@ from pipelines.data.sources.base import ImageMasks, Source
 from pipelines.data.sources.text import class_name, merge_names, plain_text, whole_number
 from tests.data import exports
 from tests.data.conftest import jpeg, png, write
-from tests.data.exports import CLASSES, HEIGHT, PHOTOS, WIDTH
+from tests.data.exports import HEIGHT, WIDTH
 
 MASK = np.zeros((HEIGHT, WIDTH), dtype=bool)
 MASK[8:24, 16:48] = True
@@ -395,12 +395,3 @@ def test_a_photo_of_a_table_under_two_names(tmp_path: Path) -> None:
     source = opened("table", tmp_path)
     assert [i.file_name for i in source.items] == ["a.jpg"]
     assert failures(source) == {"./photos/a.jpg": "rows of a.jpg have this photo already"}
-
-
-def test_tidy_exports_have_no_failures(tmp_path: Path) -> None:
-    for layout, (kind, make, _) in exports.LAYOUTS.items():
-        make(tmp_path / layout)
-        source = opened(kind, tmp_path / layout)
-        assert len(source.items) == PHOTOS
-        assert not source.failures
-        assert set(CLASSES) <= set(source.classes)
