@@ -14,9 +14,10 @@ from rich.table import Table
 from jobs.options import JsonOption, OutOption, RecipeOption, SetOption
 from jobs.recipes import load_recipe
 from pipelines.base.workspace import Workspace
+from pipelines.data.failures import told
 from pipelines.data.schema import Manifest
 from pipelines.data.shards import build_shards
-from pipelines.data.shardset import Shards
+from pipelines.data.shardset import Shards, copies_across
 
 ForceOption = Annotated[bool, typer.Option("--force", help="Rebuild everything, even over shards of another "
                                            "configuration.")]
@@ -50,12 +51,15 @@ def register(app: typer.Typer) -> None:
 def summary(url: str, manifest: Manifest, seconds: float) -> dict[str, Any]:
     """What was built, as a JSON object."""
     total = sum(manifest.images.values())
-    reasons = Counter(r["stage"] for r in Shards(url).failures.to_pylist())
+    shards = Shards(url)
+    rows = shards.failures.to_pylist()
+    reasons = Counter(r["stage"] for r in rows)
     return {
         "shards": url, "dataset": manifest.dataset, "content_hash": manifest.content_hash, "images": manifest.images,
         "annotations": manifest.annotations, "classes": [c.model_dump() for c in manifest.classes],
         "dropped_classes": manifest.dropped_classes, "failures": manifest.failures, "failures_by_stage": dict(reasons),
         "exif": manifest.exif or {},
+        "problems": told(rows), "copies": copies_across(shards),
         "seconds": round(seconds, 2), "images_per_second": round(total / max(seconds, 1e-6), 1),
     }
 
@@ -75,7 +79,13 @@ def show(facts: dict[str, Any]) -> None:
         console.print(f"class left out: {name} ({reason})", highlight=False, soft_wrap=True)
     if facts["failures"]:
         console.print(f"{facts['failures']} problems ({facts['failures_by_stage']}) are listed in "
-                      f"{facts['shards']}/failures.parquet", highlight=False, soft_wrap=True)
+                      f"{facts['shards']}/failures.parquet:", highlight=False, soft_wrap=True)
+        for line in facts["problems"]:
+            console.print(f"  {line}", highlight=False, soft_wrap=True, markup=False)
+    if facts["copies"]:
+        train, test = facts["copies"][0]
+        console.print(f"{len(facts['copies'])} test photos are copies of train photos (the first: {test} of {train})",
+                      highlight=False, soft_wrap=True, markup=False)
     if facts["exif"]:
         turned, stored = facts["exif"]["turned"], facts["exif"]["as_stored"]
         console.print(f"photos with an EXIF orientation: {turned} turned, {stored} read as stored (data.source.exif)",

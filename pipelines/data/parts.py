@@ -17,6 +17,7 @@ from fss_models.errors import BadImage, FssError
 from pipelines.base.storage import Store
 from pipelines.config.data import DataConfig
 from pipelines.data import rle
+from pipelines.data.attempts import DEATHS, PartAttempts
 from pipelines.data.decode import OrientedPhoto, load_oriented
 from pipelines.data.parquet import GROUP_ROWS, parquet_bytes
 from pipelines.data.schema import FAILURES, IMAGES, INDEX
@@ -55,7 +56,7 @@ class PartBuilder:
         index_name = f"build/index-{part:05d}.parquet"
         if store.exists(part_name(part)):
             return {"part": part, "images": len(entries), "index": store.read_bytes(index_name)}
-        rows, failures, exif = self._rows(entries)
+        rows, failures, exif = self._rows(entries, PartAttempts.begin(store, part))
         store.write_json(exif_name(part), exif)
         index = parquet_bytes([_index(rows, part)], INDEX)
         store.write_bytes(f"build/failures-{part:05d}.parquet", parquet_bytes([failure_table(failures)], FAILURES))
@@ -65,10 +66,11 @@ class PartBuilder:
         store.write_bytes(part_name(part), parquet_bytes(tables, IMAGES))
         return {"part": part, "images": len(entries), "index": index}
 
-    def _rows(self, entries: Sequence[Entry]) -> tuple[list[dict[str, Any]], list[SourceFailure], dict[str, int]]:
+    def _rows(self, entries: Sequence[Entry],
+              attempts: PartAttempts) -> tuple[list[dict[str, Any]], list[SourceFailure], dict[str, int]]:
         """The rows, what could not be used, and how many photos with an EXIF orientation were turned or not."""
         rows, failures, exif = [], [], {"turned": 0, "as_stored": 0}
-        for (item, split), fetched in self._fetch(entries):
+        for (item, split), fetched in self._fetch(entries, attempts):
             if isinstance(fetched, SourceFailure):
                 failures.append(fetched)
                 continue
@@ -86,9 +88,17 @@ class PartBuilder:
             if photo.tagged:
                 exif["turned" if photo.turned else "as_stored"] += 1
             failures += [SourceFailure(item.file_name, "annotate", p) for p in problems]
+        attempts.done()
         return rows, failures, exif
 
-    def _fetch(self, entries: Sequence[Entry]) -> Iterator[tuple[Entry, FetchedImage | SourceFailure]]:
+    def _fetch(self, entries: Sequence[Entry],
+               attempts: PartAttempts) -> Iterator[tuple[Entry, FetchedImage | SourceFailure]]:
+        """Each photo with its files. They are read ahead, or one by one where a worker has died (`attempts`)."""
+        if attempts.careful:
+            for place, entry in enumerate(entries):
+                died = SourceFailure(entry[0].file_name, "decode", f"{DEATHS} workers died while they read it")
+                yield entry, self._fetch_one(entry[0]) if attempts.at(place) else died
+            return
         with ThreadPoolExecutor(READERS) as pool:
             yield from zip(entries, pool.map(self._fetch_one, [item for item, _ in entries]), strict=True)
 

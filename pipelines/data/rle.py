@@ -87,7 +87,7 @@ def _piece(polygon: Sequence[float], height: int, width: int) -> np.ndarray:
     if not np.isfinite(points).all():
         raise ValueError("a polygon has a corner that is not finite (NaN or infinite)")
     if len(points) < 6 or len(points) % 2:
-        raise ValueError(f"no polygon with three corners: {len(points)} numbers instead of an even count of 6 or more")
+        raise ValueError(f"no polygon with three corners ({len(points)} numbers instead of an even count of 6 or more)")
     if np.abs(points).max() > REACH * max(height, width):
         raise ValueError(f"a polygon has a corner that is nowhere near the photo of {width}x{height}")
     return points

@@ -23,8 +23,10 @@ from pipelines.base.cluster import cluster
 from pipelines.base.progress import Bar
 from pipelines.base.storage import Store
 from pipelines.config.data import DataConfig
+from pipelines.data.attempts import forget_attempts
 from pipelines.data.blocks import BlockBuilder, BlockFile, block_index, plan_blocks
 from pipelines.data.classes import choose_classes
+from pipelines.data.failures import told
 from pipelines.data.ledger import FormerBuild, delete_stale_files, plan_parts, reading_rules, versions_of
 from pipelines.data.open import open_source
 from pipelines.data.parquet import parquet_bytes
@@ -64,8 +66,11 @@ def build_shards(cfg: DataConfig, out: str, *, force: bool = False, update: bool
         rows = index.to_pylist()
         classes, dropped = choose_classes(source.classes, rows, cfg, source.fold_table)
         if not classes:
-            raise FssError(_no_class_reason(rows, dropped, failures, cfg), where=cfg.source.root or cfg.name,
-                           hint="lower data.min_images or data.min_area, or add photos")
+            if not before:
+                store.write_bytes("failures.parquet", parquet_bytes([failures], FAILURES))
+            raise FssError(_no_class_reason(rows, dropped, failures), where=cfg.source.root or cfg.name,
+                           hint=f"all are in {store.path('failures.parquet')}" if len(failures) and not before
+                           else "lower data.min_images or data.min_area, or add photos")
         files = plan_blocks(rows, classes, cfg)
         _write_blocks(ray, cfg, store, files)
     ids = {name: source.classes.index(name) for name in dropped}
@@ -138,6 +143,7 @@ def _write_parts(
     """Pass 1: (index of all photos in the source's order, failures, ledger)."""
     entries, failures = _split(source, splitter)
     versions = versions_of(entries, source, cfg)
+    forget_attempts(store)
     plan = plan_parts(versions, former, cfg.images_per_part)
     items = [{"part": p, "entries": pickle.dumps([entries[i] for i in places])} for p, places in plan.new_parts.items()]
     found = [former.index.filter(pc.is_in(former.index["part"], pa.array(sorted(plan.kept_parts), pa.int32())))]
@@ -237,9 +243,11 @@ def _exif(ledger: pa.Table) -> dict[str, int] | None:
     return counts if any(counts.values()) else None
 
 
-def _no_class_reason(rows: list[dict[str, Any]], dropped: dict[str, str], failures: pa.Table, cfg: DataConfig) -> str:
+def _no_class_reason(rows: list[dict[str, Any]], dropped: dict[str, str], failures: pa.Table) -> str:
+    """Why there is nothing to build: the first class, and the failures by kind."""
+    reasons = told(failures.to_pylist(), limit=3)
+    listed = f"; the problems: {'; '.join(reasons)}" if reasons else ""
     if not rows:
-        reasons = failures["reason"].to_pylist()
-        return "no photo could be used" + (f"; the first reason: {reasons[0]}" if reasons else "")
+        return f"no photo could be used{listed}"
     name, reason = next(iter(dropped.items()), ("", "the source names no class"))
-    return f"no class has enough of the {len(rows)} photos" + (f"; {name}: {reason}" if name else f"; {reason}")
+    return f"no class has enough of the {len(rows)} photos; {f'{name}: ' if name else ''}{reason}{listed}"

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from fss_models.errors import FssError
 from pipelines.base.storage import Store
-from pipelines.config.data import DataConfig
+from pipelines.config.data import BENCHMARKS, DataConfig
 from pipelines.data import rle
 from pipelines.data.classes import NO_FOLD, counted_classes
 from pipelines.data.decode import decode_sized
@@ -110,6 +110,26 @@ class Shards:
         return self._photos[split].get(class_id, [])
 
     @cached_property
+    def copies(self) -> dict[int, int]:
+        """Image id of a photo -> the first photo with the same file, for every further one of the same content.
+
+        It is empty for benchmarks, whose rules are published: some cut several photos from one file.
+        """
+        if DataConfig.model_validate(self.manifest.source).source.format in BENCHMARKS:
+            return {}
+        found = self.store.read_table("index.parquet", ["image_id", "sha256"]).to_pydict()
+        first: dict[str, int] = {}
+        pairs = [(i, first.setdefault(h, i)) for i, h in zip(found["image_id"], found["sha256"], strict=True)]
+        return {image_id: earlier for image_id, earlier in pairs if image_id != earlier}
+
+    def without_copies(self, image_ids: Iterable[int]) -> list[int]:
+        """The ids in order, each photo once: an episode must not have a photo as support and as query."""
+        first: dict[int, int] = {}
+        for image_id in image_ids:
+            first.setdefault(self.copies.get(image_id, image_id), image_id)
+        return list(first.values())
+
+    @cached_property
     def _photos(self) -> dict[str, dict[int, list[int]]]:
         cfg, found = DataConfig.model_validate(self.manifest.source), {"train": {}, "test": {}}  # type: ignore[var-annotated]
         for row in self.rows.values():
@@ -159,6 +179,13 @@ class Shards:
         except KeyError:
             raise FssError(f"these shards have no photo {image_id}", where=self.url,
                            hint="use an episode list of these shards") from None
+
+
+def copies_across(shards: Shards) -> list[tuple[str, str]]:
+    """(train photo, test photo) for every test photo whose content a train photo has too: scores on it are too good."""
+    first = {shards.copies.get(r["image_id"], r["image_id"]): r["file_name"] for r in reversed(shards.images("train"))}
+    tested = ((shards.copies.get(r["image_id"], r["image_id"]), r["file_name"]) for r in shards.images("test"))
+    return [(first[content], name) for content, name in tested if content in first] if shards.copies else []
 
 
 def masks_of(

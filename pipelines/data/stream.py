@@ -204,17 +204,23 @@ def read_block(shards: Shards, block: Block, images: bool = True) -> pa.Table:
 def usable_blocks(shards: Shards, classes: Collection[int], avoid: set[int]) -> list[Block]:
     """The training blocks of some classes, with the rows whose photo shows no class of `avoid` (at any size).
 
-    Raises `FssError` for a class that the shards do not have.
+    Of the rows of a class whose photos have the same content only the first is used (`Shards.copies`). Raises
+    `FssError` for a class that the shards do not have.
     """
     for unknown in sorted(set(classes) - shards.classes.keys()):
         raise FssError(f"these shards have no class {unknown}", where=shards.url,
                        hint=f"classes: {sorted(shards.classes)}")
     clean = {i for i, row in shards.rows.items() if not avoid.intersection(row["class_ids"])}
+    found = [b for b in shards.block_index.to_pylist() if b["class_id"] in classes]
+    in_class: dict[int, list[int]] = {}
+    for b in found:
+        in_class.setdefault(b["class_id"], []).extend(b["image_ids"])
+    single = {c: set(shards.without_copies(i for i in images if i in clean)) for c, images in in_class.items()}
     return [
         Block(class_id=b["class_id"], file=b["file"], row_group=b["row_group"], bytes=b["bytes"],
-              rows=tuple(r for r, image in enumerate(b["image_ids"]) if image in clean),
-              images=tuple(image for image in b["image_ids"] if image in clean))
-        for b in shards.block_index.to_pylist() if b["class_id"] in classes
+              rows=tuple(r for r, image in enumerate(b["image_ids"]) if image in single[b["class_id"]]),
+              images=tuple(image for image in b["image_ids"] if image in single[b["class_id"]]))
+        for b in found
     ]
 
 

@@ -178,7 +178,7 @@ class _TestSetBuilder:
         shards = Shards(Workspace(self.out).shards(data.name))
         file = {i: row["file_name"] for i, row in shards.rows.items()}
         pairs = sorted((file[i], c) for c in self.kind.fold_classes(self.request.fold)
-                       for i in shards.photos_of(c, "test"))
+                       for i in shards.without_copies(shards.photos_of(c, "test")))
         kept, dropped = self._testable_pairs(pairs)
         listed = self._list(self.kind.draw(kept, self.request), "drawn",
                             f"rule over {len(file)} test photos, shards {manifest.content_hash[:16]}")

@@ -62,7 +62,8 @@ def hold_out(data: FoldData, train: TrainConfig) -> dict[int, list[int]]:
     rows, shards = data.shards.rows, data.shards
     able: dict[int, list[int]] = {}
     for one in data.base:
-        photos = [i for i in shards.photos_of(one.class_id, "train") if not novel.intersection(rows[i]["class_ids"])]
+        found = shards.without_copies(shards.photos_of(one.class_id, "train"))
+        photos = [i for i in found if not novel.intersection(rows[i]["class_ids"])]
         if len(photos) > train.shots:
             able[one.class_id] = photos
     if wanted > len(able) or wanted >= len(data.base):

@@ -16,6 +16,7 @@ from pipelines.base.progress import say
 from pipelines.base.storage import Store
 from pipelines.base.version import code_version
 from pipelines.config.recipe import Recipe
+from pipelines.data.shardset import copies_across
 from pipelines.pages.curves import interval_bars, learning_curves
 from pipelines.pages.template import page_template
 from pipelines.report.collect import BASELINE, ReportMaterial, collect, versus_baseline
@@ -122,6 +123,8 @@ def _failures(material: ReportMaterial) -> list[dict[str, str]]:
     if material.shards is not None:
         rows += [{"where": f"shards ({f['stage']})", "what": f["file_name"], "why": f["reason"]}
                  for f in material.shards.failures.to_pylist()]
+        rows += [{"where": "train and test", "what": test, "why": f"a copy of the train photo {train}"}
+                 for train, test in copies_across(material.shards)]
         rows += [{"where": "class left out", "what": name, "why": why}
                  for name, why in material.shards.manifest.dropped_classes.items()]
     return rows

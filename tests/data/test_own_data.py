@@ -374,7 +374,7 @@ def test_a_build_accounts_for_every_photo(kind: str, tmp_path: Path, ray_cluster
     paths = {p.name: p for p in (tmp_path / "in").rglob("*.jpg")}
     paths[exports.name(0)].write_bytes(exports.photo(0)[:400])
     paths[exports.name(1)].write_bytes(b"")
-    sized = kind in ("label_studio", "cvat")  # these formats say how large a photo is
+    sized = kind in ("label_studio", "labelme", "cvat")  # these formats say how large a photo is
     paths[exports.name(2)].write_bytes(jpeg(HEIGHT + (4 if sized else 0), WIDTH, 2))
     names = [exports.name(i) for i in range(PHOTOS)]
     write(tmp_path, "splits.json", json.dumps({"in": {"train": names[:5], "test": names[5:]}}))

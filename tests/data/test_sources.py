@@ -67,7 +67,7 @@ def test_coco_mistakes_are_told(coco_root: Path) -> None:
     assert _marks(source, "001.jpg").problems == [
         "annotation 901: cup: mask is 10x10, its image 60x40"]
     assert _marks(source, "002.jpg").problems == [
-        "annotation 902: cup: no polygon with three corners: 4 numbers instead of an even count of 6 or more"]
+        "annotation 902: cup: no polygon with three corners (4 numbers instead of an even count of 6 or more)"]
     assert len(_marks(source, "002.jpg").instances) == 2  # the rest of the photo stays
 
 

@@ -59,7 +59,7 @@ class CocoSource(Source):
         found = CocoIndex.read(self.store, self._name)
         self.classes, self._class_of, self.failures = found.categories(self._name)
         if found.scores:
-            what = f"{found.scores} annotations have a confidence: they are predictions of a model, read as labels"
+            what = f"{found.scores} annotations have a confidence: predictions of a model, which are read as labels"
             self.failures.append(SourceFailure(self._name, "index", what))
         self._index(found, FileFinder(f for f in files if is_image(f)), files)
         drop_repeated(self)
@@ -80,9 +80,9 @@ class CocoSource(Source):
                                                    reason if record.name else "its file_name is empty"))
                 continue
             stamp = digest_of(files[file.path], stamps.get(record.number, b""), classes)
-            self.items.append(SourceImage(image_id=record.number, file_name=record.name, path=file.path,
-                                          size=record.size, annotations=spans.get(record.number, b""),
-                                          whole=file.whole, stamp=stamp))
+            self.items.append(SourceImage(
+                image_id=record.number, file_name=_shown(record.name, file.path), path=file.path, size=record.size,
+                annotations=spans.get(record.number, b""), whole=file.whole, stamp=stamp))
         for missing in sorted(spans.keys() - {r.number for r in found.images}):
             count = len(spans[missing]) // 16
             reason = f"{count} annotations name this image id but no image record has it"
@@ -98,7 +98,7 @@ class CocoSource(Source):
             if len(same) > 1:
                 reason = f"{len(same)} image records have the same id {number}"
                 alike = len(set(same)) == 1
-                reason += ", word for word: read once" if alike else f" ({same[0].name}, {same[1].name})"
+                reason += ", word for word, and are read once" if alike else f" ({same[0].name}, {same[1].name})"
                 self.failures += [SourceFailure(r.name, "index", reason) for r in (same[:1] if alike else same)]
                 if not alike:
                     continue
@@ -165,6 +165,11 @@ class CocoSource(Source):
             else:
                 masks.instances.append(InstanceMask(a.class_id, counts, a.crowd))
         return masks
+
+
+def _shown(name: str, path: str) -> str:
+    """The name of a photo in shards and splits: as its record has it, or its path where that is not a tail of it."""
+    return name if f"/{path}".endswith(f"/{name.lstrip('/')}") else path
 
 
 def _only_annotations(files: dict[str, int], root: str) -> str:

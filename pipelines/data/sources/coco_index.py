@@ -121,7 +121,7 @@ class CocoIndex:
         for name, same in names.items():
             if len({c["id"] for c in same}) > 1:
                 shown = " and ".join(str(c["id"]) for c in same)
-                reason = f"categories {shown} have the same name {name}: read as one class"
+                reason = f"categories {shown} have the same name {name} and are read as one class"
                 rows.append(SourceFailure(where, "index", reason))
         return classes, {key: classes.index(name) for key, name in ids.items()}, rows
 

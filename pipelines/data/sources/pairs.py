@@ -1,7 +1,8 @@
 """A folder of image/mask pairs: images/NAME.jpg with masks/CLASS/NAME.png, or masks/NAME.png for a single class.
 
-A mask may also be called NAME_mask.png. Photos that differ only in their suffix and share a mask are refused, and so
-are two masks of a photo and class. What a mask file means is said in `pipelines.data.masks`.
+A mask may also be called NAME_mask.png. Of photos that differ only in their suffix and share a mask the first by name
+is read, because they may be copies of one photo; the others are failures. A photo with two masks of one class is a
+failure too. What a mask file means is said in `pipelines.data.masks`.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ class PairsSource(Source):
             by_stem[stem].append((self.classes.index(_class_of(mask)), mask))
         for stem, image in sorted(((s, i) for s, found in photos.items() for i in found), key=lambda pair: pair[1]):
             name, found = image.removeprefix("images/"), by_stem.get(stem, [])
-            if reason := _refusal(found, [other for other in photos[stem] if other != image]):
+            if reason := _refusal(image, found, photos[stem][0]):
                 self.failures.append(SourceFailure(name, "index", reason))
             else:
                 stamp = digest_of(files[image], [(c, m, files[m]) for c, m in found])
@@ -114,12 +115,12 @@ def _size_or_none(data: bytes) -> tuple[int, int] | None:
     return image.height, image.width
 
 
-def _refusal(masks: list[tuple[int, str]], others: list[str]) -> str:
-    """Why a photo cannot be used, "" if it can. `others`: the photos of the same name but another suffix."""
+def _refusal(image: str, masks: list[tuple[int, str]], first: str) -> str:
+    """Why a photo is not used, "" if it is. `first`: the first of the photos of that name, whatever their suffix."""
     if not masks:
         return "no mask has this photo's name"
-    if others:
-        return f"{others[0]} has the same masks ({masks[0][1]})"
+    if image != first:
+        return f"{first} has the same masks ({masks[0][1]}); of such photos the first one is read"
     for number, (class_id, mask) in enumerate(masks):
         twin = next((m for c, m in masks[:number] if c == class_id), None)
         if twin:

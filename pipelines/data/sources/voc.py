@@ -67,12 +67,15 @@ class VocSource(Source):
         for mask in (f for f in files if f.startswith(folder) and f.lower().endswith(".png")):
             stem, plain = _stem(mask, folder), PurePosixPath(mask).stem
             found = photos.get(stem) or photos.get(plain, [])
-            if len(found) != 1:
-                reason = (f"{mask} belongs to both {found[0]} and {found[1]}" if found
-                          else "the masks name this image but it is missing")
+            if not found:
+                reason = "the masks name this image but it is missing"
                 self.failures.append(SourceFailure(f"{plain}.jpg", "index", reason))
                 continue
-            path, name = found[0], found[0].removeprefix(f"{base}JPEGImages/")
+            path = min(found, key=lambda f: (not f.endswith(".jpg"), f))  # VOC's own suffix first
+            name = path.removeprefix(f"{base}JPEGImages/")
+            for other in (f for f in found if f != path):
+                reason = f"{path} has the same mask; only that photo is read"
+                self.failures.append(SourceFailure(other, "index", reason))
             self.items.append(SourceImage(image_id=_number(name), file_name=name, path=path, annotations=mask,
                                           stamp=digest_of(files[path], files[mask], *rules)))
         self.items = _unique_ids(self.items)
