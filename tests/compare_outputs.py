@@ -3,7 +3,7 @@
     python tests/compare_outputs.py make FSS OUT         the commands below OUT; stopped and run again: those left
     python tests/compare_outputs.py collect OUT          outputs.json again, of what is there
     python tests/compare_outputs.py compare A B          two outputs.json; status 1 if anything differs
-    python tests/compare_outputs.py reopen FSS OLD NEW   this version on a copy of what another one wrote to OLD; NEW is left
+    python tests/compare_outputs.py reopen FSS OLD NEW   this version on NEW, a copy of what another one wrote to OLD
 
 The plan, compare_outputs.yaml, has the commands and names what is left out, and why: all other files below OUT count,
 JSON value by value. FSS is the command of the version to be run, such as `.venv/bin/fss`.
