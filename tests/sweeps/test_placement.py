@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -33,10 +34,9 @@ from pipelines.sweeps.sweep import run_sweep
 def main():
     store = {"object_store_memory": 80_000_000}
     nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "memory": 8_000_000_000, **store})
-    for _ in range(2):  # CPUs for four runs, memory for two drivers
-        nodes.add_node(num_cpus=2, memory=1_300_000_000, **store)
+    workers = [nodes.add_node(num_cpus=2, memory=1_300_000_000, **store) for _ in range(2)]
     ray.init(address=nodes.address, logging_level="ERROR", log_to_driver=False)
-    cpus = {n["NodeID"] for n in ray.nodes() if n["Resources"].get("CPU")}
+    head = next(n["NodeID"] for n in ray.nodes() if not n["Resources"].get("CPU"))
     found, over = {}, threading.Event()
 
     def watch():
@@ -44,6 +44,11 @@ def main():
             rows = [a for a in actors().values() if a["ActorClassName"] == "TrainController"]
             found.update({a["ActorID"]: a["Address"]["NodeID"] for a in rows if a["Address"]["NodeID"]})
             alive.append(sum(a["State"] == "ALIVE" for a in rows))
+            there = {a["Address"]["NodeID"] for a in rows if a["State"] == "ALIVE"}
+            busy = [w for w in workers if w.node_id in there] if sys.argv[2:] == ["lose"] and len(workers) == 2 else []
+            for worker in busy[:1]:  # with the driver, the controller and perhaps a worker of a run
+                nodes.remove_node(worker, allow_graceful=False)
+                workers.remove(worker)
 
     alive = []
     thread = threading.Thread(target=watch)
@@ -51,8 +56,8 @@ def main():
     results = run_sweep(Recipe.model_validate(yaml.safe_load(Path(sys.argv[1]).read_text())))
     over.set()
     thread.join()
-    print(json.dumps({"errors": [r.error for r in results], "on_cpus": [n in cpus for n in found.values()],
-                      "most": max(alive)}))
+    print(json.dumps({"errors": [r.error for r in results], "on_head": sum(n == head for n in found.values()),
+                      "controllers": len(found), "most": max(alive), "machines": len(workers)}))
     ray.shutdown()
     nodes.shutdown()
 
@@ -60,20 +65,33 @@ main()
 """
 
 
-def test_drivers_and_controllers_are_not_on_a_head_without_cpus(shapes_config: DataConfig, tmp_path: Path) -> None:
-    """Would catch drivers that Ray packs on the head because they take no CPU, and more of them than memory."""
+def run(config: DataConfig, folder: Path, *words: str) -> dict[str, Any]:
+    """What the script found: two machines with CPUs for four runs and memory for two drivers, and three runs."""
     recipe = Recipe(
-        name="placed", out=str(tmp_path / "out"), data=shapes_config,
-        methods=[MethodConfig(name="sansa", preset="debug")],
+        name="placed", out=str(folder / "out"), data=config, methods=[MethodConfig(name="sansa", preset="debug")],
         train=TrainConfig(steps=4, batch=2, checkpoint_every=2, log_every=2, pool_bytes=64_000_000),
         eval=EvalConfig(episodes=10), sweep=SweepConfig(folds=[0, 1, 2]))
-    file = tmp_path / "recipe.yaml"
+    file = folder / "recipe.yaml"
     file.write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
-    done = subprocess.run([sys.executable, "-c", SWEEP, str(file)], capture_output=True, text=True, check=False,
-                          timeout=280)
+    done = subprocess.run([sys.executable, "-c", SWEEP, str(file), *words], capture_output=True, text=True, check=False,
+                          timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
-    answer = json.loads(done.stdout.strip().splitlines()[-1])
-    assert answer["errors"] == ["", "", ""]
-    assert len(answer["on_cpus"]) >= 3
-    assert all(answer["on_cpus"])
-    assert answer["most"] <= 2, "memory for two drivers, CPUs for four"
+    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
+
+
+@pytest.mark.timeout(1000)
+def test_drivers_and_controllers_are_not_on_a_head_without_cpus(shapes_config: DataConfig, tmp_path: Path) -> None:
+    """Would catch drivers that Ray packs on the head because they take no CPU, and more of them than memory."""
+    found = run(shapes_config, tmp_path)
+    assert found["errors"] == ["", "", ""]
+    assert found["controllers"] >= 3
+    assert found["on_head"] == 0
+    assert found["most"] <= 2, "memory for two drivers, CPUs for four"
+
+
+@pytest.mark.timeout(1000)
+def test_a_run_whose_driver_is_lost_with_its_machine_is_tried_again(shapes_config: DataConfig, tmp_path: Path) -> None:
+    found = run(shapes_config, tmp_path, "lose")
+    assert found["machines"] == 1, "one of two was lost"
+    assert found["errors"] == ["", "", ""]
