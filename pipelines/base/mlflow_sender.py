@@ -189,6 +189,8 @@ class Sender:
         self.client.log_batch(self._run_id(entry["key"], entry["t"]), tags=_tags(entry["values"]))
 
     def _end(self, entry: Entry) -> None:
+        if entry["status"] == "KILLED" and not self.find(entry["key"]):
+            return  # an earlier command left the run open, and its experiment is gone
         self.client.set_terminated(self._run_id(entry["key"], entry["t"]), entry["status"], end_time=entry["t"])
 
     def _artifact(self, entry: Entry) -> None:

@@ -127,7 +127,7 @@ def test_coco_mistakes_become_rows_and_the_work_goes_on(coco_root: Path, tmp_pat
     assert reasons["image_id 999"][0] == "index"
     assert reasons["broken.jpg"] == ("decode", "truncated file")
     assert reasons["empty.jpg"] == ("decode", "empty file (0 bytes)")
-    assert reasons["001.jpg"] == ("annotate", "cup: mask is 10x10, its image 60x40")
+    assert reasons["001.jpg"] == ("annotate", "annotation 901: cup: mask is 10x10, its image 60x40")
     assert reasons["002.jpg"][0] == "annotate"
 
 
