@@ -195,7 +195,8 @@ def _tracking(database: Path, root: str) -> Iterator[tuple[str, Any]]:
         for table, step in (("metrics", "step"), ("params", "''"), ("tags", "''")):
             for run, key, at, value in base.execute(
                     f"SELECT r.name, m.key, {step}, m.value FROM {table} m JOIN runs r USING (run_uuid)"):
-                if key not in PLAN["dropped"] and not key.startswith("system/"):
+                plain = key.removeprefix("select/")  # of the runs that choose how long is trained
+                if plain not in PLAN["dropped"] and not plain.startswith("system/"):
                     yield f"{run} {table} {key} {at}", str(value).replace(root, "OUT")
         yield from ((f"{name} status", status) for name, status in base.execute("SELECT name, status FROM runs"))
         for what, query in (("source", "SELECT name, version, source FROM model_versions"),
