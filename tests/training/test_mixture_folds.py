@@ -143,7 +143,7 @@ def test_shards_that_do_not_name_their_dropped_classes_are_refused(recipe: Recip
     document = store.read_json("manifest.json")
     try:
         store.write_json("manifest.json", {k: v for k, v in document.items() if k != "dropped_ids"})
-        with pytest.raises(FssError, match="do not say which ids their dropped classes have"):
+        with pytest.raises(FssError, match="do not record the ids of their dropped classes"):
             FoldData.open(spec.shards, 3).parts(spec)
     finally:
         store.write_json("manifest.json", document)
