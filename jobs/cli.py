@@ -1,4 +1,8 @@
-"""The `fss` command. A sub-command is a module of `jobs.commands` with a `register(app)` function."""
+"""The `fss` command. A sub-command is a module of `jobs.commands` with a `register(app)` function.
+
+What `fss --help` and a line about a mistake need is imported here and in the commands' modules; all else is imported
+when a command's work begins (`tests/jobs/test_startup.py`).
+"""
 
 from __future__ import annotations
 
@@ -8,17 +12,38 @@ import os
 import pkgutil
 import signal
 import sys
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
 import jobs.commands
 from fss_models.errors import FssError
 from pipelines.base.cluster import error_line, prepare_environment
 
+PANELS = {  # the help's panels, and their commands in the order of use
+    "Start here": ("doctor", "demo", "plan"),
+    "Data": ("shards", "episodes", "data", "features"),
+    "Train and compare": ("sweep", "leaderboard", "promote", "train", "eval", "gallery", "search", "report"),
+    "Label": ("support", "label", "review", "calibrate", "serve"),
+    "Bundles and weights": ("bundles", "weights"),
+    "Cluster": ("submit", "jobs", "local"),
+    "Research": ("reproduce", "analyse", "pretrain", "verify-golden"),
+}
+PANEL_OF = {name: panel for panel, names in PANELS.items() for name in names}
+
+
+class OrderedGroup(TyperGroup):
+    """Lists the commands in the order of `PANELS`."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """The commands' names."""
+        return sorted(super().list_commands(ctx), key=list(PANEL_OF).index)
+
 
 def make_app() -> typer.Typer:
     """Build the `fss` command with all its sub-commands."""
-    app = typer.Typer(name="fss", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    app = typer.Typer(name="fss", cls=OrderedGroup, no_args_is_help=True, pretty_exceptions_enable=False,
                       help="Few-shot segmentation: from a bucket of images and a few masks to a labelled dataset.")
 
     @app.callback()
@@ -27,6 +52,8 @@ def make_app() -> typer.Typer:
 
     for module in pkgutil.iter_modules(jobs.commands.__path__):
         importlib.import_module(f"jobs.commands.{module.name}").register(app)
+    for command in (*app.registered_commands, *app.registered_groups):
+        command.rich_help_panel = PANEL_OF[str(command.name)]
     return app
 
 

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fss_models.errors import FssError
 from jobs.recipes import load_recipe
-from pipelines.base.progress import say
-from pipelines.base.workspace import Workspace
 from pipelines.config.evaluate import EvalConfig
 from pipelines.config.recipe import Recipe
-from pipelines.data.ensure import ensure_shards
-from pipelines.data.shardset import Shards
-from pipelines.data.testset import EvaluationSet, TestSetRequest, open_test_set
+
+if TYPE_CHECKING:
+    from pipelines.data.shardset import Shards
+    from pipelines.data.testset import EvaluationSet, TestSetRequest
 
 BundleOption = Annotated[str, typer.Option("--bundle", "-b", help="Folder or URL of the bundle, or shipped[:NAME] for "
                                            "one that ships with fss.")]
@@ -85,6 +84,8 @@ def prepare_target(
             option = "split-key" if "key" in given else "shot" if "shots" in given else next(iter(given))
             raise FssError(f"--{option} works with --dataset only",
                            hint="for a recipe use --set, such as --set eval.shots=5")
+        from pipelines.data.ensure import ensure_shards
+
         loaded = load_recipe(recipe or "demo", sets, out=out)
         return EvaluationTarget(recipe=loaded, shards=ensure_shards(loaded), fold=None if fold < 0 else fold)
     if recipe:
@@ -95,10 +96,17 @@ def prepare_target(
         if not item.startswith(_USABLE_KEYS):
             raise FssError(f"--set {item.partition('=')[0]} would be ignored with --dataset",
                            hint=f"usable keys: {', '.join(_USABLE_KEYS)}")
+    from pipelines.data.testset import TestSetRequest
+
     return _directory_target(TestSetRequest(dataset=dataset, fold=fold, **given), load_recipe("demo", sets, out=out))
 
 
 def _directory_target(request: TestSetRequest, base: Recipe) -> EvaluationTarget:
+    from pipelines.base.progress import say
+    from pipelines.base.workspace import Workspace
+    from pipelines.data.shardset import Shards
+    from pipelines.data.testset import open_test_set
+
     test = open_test_set(request, base.out)
     if test.absent:
         say(f"{test.absent} photos of the published list are left out: they are not in the test set")

@@ -34,9 +34,11 @@ def _add_sansa_analyses(group: typer.Typer) -> None:
         recipe: RecipeOption = "demo", sets: SetOption = None, out: OutOption = None, as_json: JsonOption = False,
     ) -> None:
         """Show PCA maps of frozen and adapted features, and measure their similarity within and between classes."""
+        chosen = load_recipe(recipe, sets, out=out)
+
         from pipelines.papers.analysis.pca import analyse_pca
 
-        _show(analyse_pca(load_recipe(recipe, sets, out=out), bundle=bundle, images=images), as_json)
+        _show(analyse_pca(chosen, bundle=bundle, images=images), as_json)
 
     @group.command()
     def probe(
@@ -46,9 +48,11 @@ def _add_sansa_analyses(group: typer.Typer) -> None:
         recipe: RecipeOption = "demo", sets: SetOption = None, out: OutOption = None, as_json: JsonOption = False,
     ) -> None:
         """Compare a linear probe of frozen and adapted features with their few-shot scores on the same classes."""
+        chosen = load_recipe(recipe, sets, out=out)
+
         from pipelines.papers.analysis.probe import analyse_probe
 
-        _show(analyse_probe(load_recipe(recipe, sets, out=out), bundle=bundle, fold=fold, photos=photos), as_json)
+        _show(analyse_probe(chosen, bundle=bundle, fold=fold, photos=photos), as_json)
 
     @group.command()
     def negatives(
@@ -56,9 +60,11 @@ def _add_sansa_analyses(group: typer.Typer) -> None:
         out: OutOption = None, as_json: JsonOption = False,
     ) -> None:
         """Measure mIoU with 0, 1, 3 and 5 negative clicks on the target, and with one negative reference."""
+        chosen = load_recipe(recipe, sets, out=out)
+
         from pipelines.papers.analysis.negatives import analyse_negatives
 
-        _show(analyse_negatives(load_recipe(recipe, sets, out=out), bundle=bundle, fold=fold), as_json)
+        _show(analyse_negatives(chosen, bundle=bundle, fold=fold), as_json)
 
     @group.command()
     def domains(
@@ -66,9 +72,11 @@ def _add_sansa_analyses(group: typer.Typer) -> None:
         out: OutOption = None, as_json: JsonOption = False,
     ) -> None:
         """Compare mIoU on trained classes with mIoU on novel classes, both on photos outside the training set."""
+        chosen = load_recipe(recipe, sets, out=out)
+
         from pipelines.papers.analysis.domains import analyse_domains
 
-        _show(analyse_domains(load_recipe(recipe, sets, out=out), bundle=bundle, fold=fold), as_json)
+        _show(analyse_domains(chosen, bundle=bundle, fold=fold), as_json)
 
     @group.command()
     def transfer(
@@ -76,10 +84,12 @@ def _add_sansa_analyses(group: typer.Typer) -> None:
         recipe: RecipeOption = "demo", sets: SetOption = None, out: OutOption = None, as_json: JsonOption = False,
     ) -> None:
         """Score bundles of COCO-20i on PASCAL: each class with the bundle whose fold held out its COCO counterpart."""
+        given = [b.strip() for b in bundles.split(",") if b.strip()]
+        chosen = load_recipe(recipe, sets, out=out)
+
         from pipelines.papers.analysis.transfer import analyse_transfer
 
-        given = [b.strip() for b in bundles.split(",") if b.strip()]
-        _show(analyse_transfer(load_recipe(recipe, sets, out=out), bundles=given), as_json)
+        _show(analyse_transfer(chosen, bundles=given), as_json)
 
 
 def _add_fcp_analyses(group: typer.Typer) -> None:
@@ -91,9 +101,11 @@ def _add_fcp_analyses(group: typer.Typer) -> None:
         as_json: JsonOption = False,
     ) -> None:
         """Measure the share of FCP's attention on the object: prototype to prototype, and prototype to pixel."""
+        chosen = load_recipe(recipe, sets, out=out)
+
         from pipelines.papers.analysis.matching import analyse_matching
 
-        _show(analyse_matching(load_recipe(recipe, sets, out=out), bundle=bundle, other=other, fold=fold), as_json)
+        _show(analyse_matching(chosen, bundle=bundle, other=other, fold=fold), as_json)
 
     @group.command()
     def similarity(
@@ -101,9 +113,11 @@ def _add_fcp_analyses(group: typer.Typer) -> None:
         out: OutOption = None, as_json: JsonOption = False,
     ) -> None:
         """Compare SAM's features with the backbone's: similarity within and between classes (FCP, VRP-SAM)."""
+        chosen = load_recipe(recipe, sets, out=out)
+
         from pipelines.papers.analysis.similarity import analyse_similarity
 
-        _show(analyse_similarity(load_recipe(recipe, sets, out=out), bundle=bundle, fold=fold), as_json)
+        _show(analyse_similarity(chosen, bundle=bundle, fold=fold), as_json)
 
     @group.command("pseudo-masks")
     def pseudo_masks(
@@ -111,9 +125,11 @@ def _add_fcp_analyses(group: typer.Typer) -> None:
         out: OutOption = None, as_json: JsonOption = False,
     ) -> None:
         """Measure the quality of FCP's pseudo masks, conventional and attention-based, step by step."""
+        chosen = load_recipe(recipe, sets, out=out)
+
         from pipelines.papers.analysis.pseudo_masks import analyse_pseudo_masks
 
-        _show(analyse_pseudo_masks(load_recipe(recipe, sets, out=out), bundle=bundle, fold=fold), as_json)
+        _show(analyse_pseudo_masks(chosen, bundle=bundle, fold=fold), as_json)
 
 
 def _show(written: AnalysisFile, as_json: bool) -> None:

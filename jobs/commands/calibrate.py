@@ -24,6 +24,8 @@ def calibrate(
     as_json: JsonOption = False,
 ) -> None:
     """Fit a bundle's calibrator and print its quality on held-out classes."""
+    config = load_recipe(recipe, overrides or [], out=None).calibrate
+
     import torch
 
     from fss_models.calibration import summary
@@ -31,7 +33,6 @@ def calibrate(
     from pipelines.data.shardset import Shards
     from pipelines.selection.calibrate import calibrate_bundle
 
-    config = load_recipe(recipe, overrides or [], out=None).calibrate
     with Bar("calibrate", config.sets, unit="support sets") as bar:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         info, made = calibrate_bundle(bundle, Shards(shards), config, device=device,

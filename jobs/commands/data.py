@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from fss_models.errors import FssError
 from jobs.options import JsonOption
 from pipelines.config.data import BENCHMARKS
-from pipelines.data.benchmarks.check import LayoutReport, check_benchmark
+
+if TYPE_CHECKING:
+    from pipelines.data.benchmarks.check import LayoutReport
 
 DatasetOption = Annotated[str, typer.Option("--dataset", "-d", help=f"Benchmark, one of: {', '.join(BENCHMARKS)}.")]
 SubsetOption = Annotated[bool, typer.Option("--subset", help="Accept a part of the dataset: fewer files are no error.")]
@@ -39,6 +39,8 @@ def register(app: typer.Typer) -> None:
 
         The exit status is 2 if the copy is incomplete.
         """
+        from pipelines.data.benchmarks.check import check_benchmark
+
         report = check_benchmark(dataset, root, lists=lists, subset=subset)
         if as_json:
             print(json.dumps(report.as_json()))
@@ -51,6 +53,9 @@ def register(app: typer.Typer) -> None:
 
 def show(report: LayoutReport) -> None:
     """Print the report as a short table on standard error."""
+    from rich.console import Console
+    from rich.table import Table
+
     console = Console(stderr=True)
     mark = "" if report.verified else " (unverified)"
     table = Table(title=f"{report.dataset}{mark} at {report.root}")

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from jobs.commands.data import DatasetOption
 from jobs.options import JsonOption
-from pipelines.data.benchmarks.make import make_list
-from pipelines.data.benchmarks.protocol import ListRequest
-from pipelines.data.published import PublishedList, first_difference, read_list, write_list
+
+if TYPE_CHECKING:
+    from pipelines.data.published import PublishedList
 
 FAMILIES = "hsnet, bam (VRP-SAM and FCP), fssam, matcher, patnet, drawn (a new list)"
 ListArgument = Annotated[str, typer.Argument(help="Path or URL of an episode list (.parquet).")]
@@ -46,6 +45,10 @@ def register(app: typer.Typer) -> None:
         as_json: JsonOption = False,
     ) -> None:
         """Make an episode list. The same options over the same files give the same list, id for id."""
+        from pipelines.data.benchmarks.make import make_list
+        from pipelines.data.benchmarks.protocol import ListRequest
+        from pipelines.data.published import write_list
+
         ask = ListRequest(fold=fold, shots=shots, episodes=count, seed=seed, lists=lists, root=root, shards=shards,
                           split=split, workers=workers)
         listed = make_list(dataset, family, ask)
@@ -59,6 +62,8 @@ def register(app: typer.Typer) -> None:
         as_json: JsonOption = False,
     ) -> None:
         """Print what a list contains, and its first episodes."""
+        from pipelines.data.published import read_list
+
         listed = read_list(url)
         rows = [e.__dict__ for e in listed.episodes[:first]]
         _print_summary(summary(listed, url) | ({"first": rows} if as_json else {}), as_json)
@@ -68,6 +73,8 @@ def register(app: typer.Typer) -> None:
     @episodes.command()
     def compare(one: ListArgument, two: ListArgument) -> None:
         """Print "equal" (exit status 0), or the first row in which two lists differ (exit status 1)."""
+        from pipelines.data.published import first_difference, read_list
+
         difference = first_difference(read_list(one), read_list(two))
         print(difference or "equal")
         if difference:
@@ -91,6 +98,8 @@ def _print_summary(facts: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print(json.dumps(facts))
         return
+    from rich.console import Console
+
     classes = facts["classes"]
     Console(stderr=True).print(
         f"{facts['dataset']} {facts['family']} ({facts['status']}): fold {facts['fold']}, {facts['shots']}-shot, seed "

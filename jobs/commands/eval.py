@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -25,8 +25,9 @@ from jobs.evaluation import (
     prepare_target,
 )
 from jobs.options import OutOption, SetOption
-from pipelines.base.storage import Store
-from pipelines.evaluation.results import RunResult
+
+if TYPE_CHECKING:
+    from pipelines.evaluation.results import RunResult
 
 JsonFileOption = Annotated[str, typer.Option("--json", help="File or URL for the result as JSON; -: standard output.")]
 
@@ -82,5 +83,7 @@ def _write(target: str, found: dict[str, Any]) -> None:
     if target == "-":
         print(json.dumps(found, indent=1))
         return
+    from pipelines.base.storage import Store
+
     folder, _, name = Store(target).url.rpartition("/")
     Store(folder).write_json(name, found)

@@ -6,7 +6,6 @@ import json
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from jobs.options import JsonOption, OutOption, RecipeOption, SetOption
 from jobs.recipes import load_recipe
@@ -25,11 +24,12 @@ def register(app: typer.Typer) -> None:
 
         Training does the same by itself. A second call computes only what is missing.
         """
+        chosen = load_recipe(recipe, sets, out=out)
+
         from pipelines.base.cluster import cluster
         from pipelines.features.build import ensure_features
         from pipelines.sweeps.plan import plan_sweep
 
-        chosen = load_recipe(recipe, sets, out=out)
         with cluster() as ray:
             folders = ensure_features(chosen, plan_sweep(chosen), ray)
         _print_folders(folders, [f"{f['written']} of {f['records']} records written in {f['seconds']} s for "
@@ -39,10 +39,12 @@ def register(app: typer.Typer) -> None:
     def info(recipe: RecipeOption = "demo", sets: SetOption = None, out: OutOption = None, verify: VerifyOption = False,
              as_json: JsonOption = False) -> None:
         """List the features in the recipe's features folder."""
+        chosen = load_recipe(recipe, sets, out=out)
+
         from pipelines.features.build import features_url
         from pipelines.features.info import describe_features
 
-        folders = describe_features(features_url(load_recipe(recipe, sets, out=out)), verify=verify)
+        folders = describe_features(features_url(chosen), verify=verify)
         _print_folders(folders, [_line(f) for f in folders] or ["no features are stored here"], as_json)
 
     app.add_typer(features, name="features")
@@ -61,6 +63,8 @@ def _line(facts: dict[str, Any]) -> str:
 
 
 def _print_folders(folders: list[dict[str, Any]], lines: list[str], as_json: bool) -> None:
+    from rich.console import Console
+
     if as_json:
         print(json.dumps({"folders": folders}))
     for line in lines:

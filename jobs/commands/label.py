@@ -54,12 +54,13 @@ def label(
     as_json: JsonOption = False,
 ) -> None:
     """Label all photos below a URL and print where the labels are."""
-    from pipelines.labelling.outputs import summary_line
-    from pipelines.labelling.run import LabelRequest, run_label_job
-
     given = {"threshold": threshold, "overlaps": overlaps, "formats": json.dumps(formats) if formats else None}
     changes = [*(overrides or []), *(f"label.{k}={v}" for k, v in given.items() if v is not None)]
     read = load_recipe(recipe, changes, out=workspace)
+
+    from pipelines.labelling.outputs import summary_line
+    from pipelines.labelling.run import LabelRequest, run_label_job
+
     summary = run_label_job(LabelRequest(recipe=read, images=images, supports=supports, out=out, bundle=bundle,
                                          service=service, engine=engine.value, limit=limit))
     if as_json:

@@ -18,12 +18,14 @@ def register(app: typer.Typer) -> None:
     def leaderboard(recipe: RecipeOption = "demo", sets: SetOption = None, out: OutOption = None,
                     as_json: JsonOption = False) -> None:
         """Print the scores of a finished sweep, method x fold, and the winner by the recipe's rule."""
+        boards = {}
+        chosen = load_recipe(recipe, sets, out=out)
+
         from pipelines.selection.choose import format_leaderboard, make_leaderboard
         from pipelines.sweeps.matrix import expand_matrix
         from pipelines.sweeps.plan import collect_results
 
-        boards = {}
-        for cell in expand_matrix(load_recipe(recipe, sets, out=out)):
+        for cell in expand_matrix(chosen):
             board = make_leaderboard(cell.recipe, collect_results(cell.recipe), cell.suffix)
             boards[cell.label] = board.model_dump()
             said = f"{cell.label}\n{format_leaderboard(board)}\n" if cell.label else format_leaderboard(board)

@@ -35,10 +35,12 @@ def plan(
     as_json: JsonOption = False,
 ) -> None:
     """Print the estimate of each stage, and which of its figures were measured, published or assumed."""
+    chosen = load_recipe(recipe, overrides)
+
     from pipelines.sizing.plan import SizingRequest, make_plan
 
     made = make_plan(SizingRequest(images=images, method=method, preset=preset, gpus=gpus, cores=cores,
-                                   photo_kb=photo_kb, classes_per_photo=classes, recipe=load_recipe(recipe, overrides)))
+                                   photo_kb=photo_kb, classes_per_photo=classes, recipe=chosen))
     print(json.dumps(asdict(made), indent=1) if as_json else text(made))
 
 

@@ -28,10 +28,11 @@ def register(app: typer.Typer) -> None:
 
         A second call continues from the last checkpoint.
         """
+        config = load_pretraining(recipe, sets, out=out)
+
         from pipelines.base.progress import Bar
         from pipelines.pretraining.run import run_pretraining
 
-        config = load_pretraining(recipe, sets, out=out)
         with Bar(config.name, config.steps, unit="steps") as bar:
             about = run_pretraining(config, lambda row: bar.to(int(row["step"]), _note(row)))
         held = ", ".join(f"{k.removeprefix('iou_')} {v * 100:.1f}" for k, v in about.quality.items())

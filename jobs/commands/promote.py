@@ -20,10 +20,11 @@ def register(app: typer.Typer) -> None:
 
         The bundle goes to the workspace's `champion` folder; the model registry's alias `champion` is set to it.
         """
+        chosen = load_recipe(recipe, sets, out=out)
+
         from pipelines.base.workspace import Workspace
         from pipelines.selection.promote import promote, registered_model
 
-        chosen = load_recipe(recipe, sets, out=out)
         info = promote(chosen)
         cv, held = info.metrics["cross_validated"], info.metrics["held_out_images"]
         line = (f"champion of {registered_model(chosen)}: {info.method} {info.preset}, bundle {info.bundle_id} at "

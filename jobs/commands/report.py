@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-import yaml
 
 from jobs.options import JsonOption, OutOption, SetOption
 from jobs.recipes import load_recipe
-from pipelines.base.storage import Store
 from pipelines.config.recipe import Recipe
+
+if TYPE_CHECKING:
+    from pipelines.base.storage import Store
 
 RECIPE_HELP = "Recipe (default: <out>/recipe.yaml, else the recipe of the workspace's last sweep, else demo)."
 
@@ -40,6 +41,8 @@ def report(
 
 def _recipe(name: str, overrides: list[str] | None, out: str | None) -> Recipe:
     """The named recipe, else the recipe stored in the workspace, else `demo`."""
+    from pipelines.base.storage import Store
+
     if not name and out and (stored := _stored_recipe(Store(out))):
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "recipe.yaml"
@@ -50,6 +53,8 @@ def _recipe(name: str, overrides: list[str] | None, out: str | None) -> Recipe:
 
 def _stored_recipe(store: Store) -> bytes:
     """The YAML of the recipe that `fss demo` stored, else of the last sweep; b"" if there is neither."""
+    import yaml
+
     from pipelines.sweeps.sweep import RECIPE
 
     if store.exists("recipe.yaml"):

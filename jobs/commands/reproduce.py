@@ -10,7 +10,6 @@ import typer
 
 from fss_models.errors import FssError
 from jobs.options import JsonOption, SetOption
-from jobs.tables import list_tables, load_table, make_cells, parse_places
 
 TableArgument = Annotated[str, typer.Argument(help="Name of a shipped table, or a YAML file.")]
 ListOption = Annotated[bool, typer.Option("--list", help="List the shipped tables.")]
@@ -40,6 +39,8 @@ def register(app: typer.Typer) -> None:
         If data or weights are missing, lists what to put where and exits with status 2. A second call runs only what is
         left. Tables in one workspace share the runs that they have in common.
         """
+        from jobs.tables import parse_places
+
         if list_them or not table:
             _print_tables(as_json)
         else:
@@ -49,6 +50,8 @@ def register(app: typer.Typer) -> None:
 
 
 def _print_tables(as_json: bool) -> None:
+    from jobs.tables import list_tables, load_table
+
     found = {name: load_table(name)[1] for name in list_tables()}
     if as_json:
         print(json.dumps({n: {"title": t.title, "paper": t.paper, "rows": [r.name for r in t.rows],
@@ -62,6 +65,7 @@ def _print_tables(as_json: bool) -> None:
 
 def _reproduce(name: str, *, show: bool, rows: list[str], columns: list[str], roots: dict[str, str],
                weights: dict[str, str], sets: list[str], out: str, as_json: bool) -> None:
+    from jobs.tables import load_table, make_cells
     from pipelines.papers.tables.missing import check_cells, find_missing
     from pipelines.papers.tables.outcome import collect_outcome, document
     from pipelines.papers.tables.run import run_cells

@@ -88,10 +88,11 @@ def decide(
 
 def apply(job: JobArgument, formats: FormatsOption = None, as_json: JsonOption = False) -> None:
     """Write the outputs again with the decisions applied, and print where they are."""
+    config = load_recipe("demo", [f"label.formats={json.dumps(formats)}"] if formats else []).label
+
     from pipelines.labelling.outputs import summary_line, write_outputs
     from pipelines.review.job import open_job
 
-    config = load_recipe("demo", [f"label.formats={json.dumps(formats)}"] if formats else []).label
     opened = open_job(job)
     opened.check_complete()
     summary = write_outputs(opened.out, opened.manifest, config.formats)
@@ -113,11 +114,12 @@ def again(
     as_json: JsonOption = False,
 ) -> None:
     """Label the doubtful labels without a decision again, as a new job."""
+    changes = [*(overrides or []), *([f"label.formats={json.dumps(formats)}"] if formats else [])]
+    read = load_recipe(recipe, changes, out=workspace)
+
     from pipelines.labelling.outputs import summary_line
     from pipelines.review.redo import RedoRequest, run_redo
 
-    changes = [*(overrides or []), *([f"label.formats={json.dumps(formats)}"] if formats else [])]
-    read = load_recipe(recipe, changes, out=workspace)
     summary = run_redo(RedoRequest(recipe=read, job=job, out=out, below=below, bundle=bundle, service=service))
     print(json.dumps(summary) if as_json else
           f"{summary['again']} labels computed again; {summary_line(summary)}\nlabels: {summary['labels']}")

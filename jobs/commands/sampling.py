@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from jobs.options import JsonOption, OutOption, RecipeOption, SetOption
 from jobs.recipes import load_recipe
-from pipelines.base.workspace import Workspace
 from pipelines.config.recipe import Recipe
-from pipelines.data.folds import FoldData
-from pipelines.data.marginals import SAMPLERS, Marginals, describe_marginals, epochs_of, measure_marginals, pools_of
-from pipelines.data.plan import StreamPlan
-from pipelines.data.stream import usable_blocks
-from pipelines.report.sampling import sampling_page
+
+if TYPE_CHECKING:
+    from pipelines.data.marginals import Marginals
 
 FoldOption = Annotated[int, typer.Option("--fold", "-f", help="Fold whose base classes are trained.")]
 EpochsOption = Annotated[int, typer.Option("--epochs", "-n", min=8, help="Number of epochs to draw.")]
@@ -37,6 +33,10 @@ def register(app: typer.Typer) -> None:
         Reads the shards' tables only; no photo is decoded.
         """
         loaded = load_recipe(recipe, set_, out=out)
+        from rich.console import Console
+
+        from pipelines.base.workspace import Workspace
+
         facts, page = measure_sampling(loaded, fold, epochs)
         store, name = Workspace(loaded.out).store, f"sampling/{loaded.data.name}-fold{fold}.html"
         store.write_bytes(name, page.encode())
@@ -52,6 +52,13 @@ def measure_sampling(recipe: Recipe, fold: int, epochs: int) -> tuple[dict[str, 
 
     Raises `FssError` for missing shards and an unknown fold.
     """
+    from pipelines.base.workspace import Workspace
+    from pipelines.data.folds import FoldData
+    from pipelines.data.marginals import SAMPLERS, describe_marginals, epochs_of, measure_marginals, pools_of
+    from pipelines.data.plan import StreamPlan
+    from pipelines.data.stream import usable_blocks
+    from pipelines.report.sampling import sampling_page
+
     data, train = FoldData.open(Workspace(recipe.out).shards(recipe.data.name), fold), recipe.train
     avoid = set(data.novel_ids) if train.novel_images == "drop" else set()
     blocks = usable_blocks(data.shards, [c.class_id for c in data.base], avoid)

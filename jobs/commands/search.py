@@ -21,9 +21,11 @@ def register(app: typer.Typer) -> None:
         Trials are scored on base classes that are held out from training, never on novel classes. A second call after
         a kill uses all scores that were already computed.
         """
+        chosen = load_recipe(recipe, sets, out=out)
+
         from pipelines.selection.search import format_search, search
 
-        found = search(load_recipe(recipe, sets, out=out))
+        found = search(chosen)
         print(format_search(found), file=sys.stderr if as_json else sys.stdout)
         if as_json:
             print(found.model_dump_json(indent=1))

@@ -26,8 +26,9 @@ def serve(
     as_json: JsonOption = False,
 ) -> None:
     """Serve the champion until Ctrl-C or SIGTERM."""
-    from pipelines.console.serve import serve_until_stopped
-
     changes = [f"serve.{k}={v}" for k, v in (("host", host), ("port", port)) if v is not None]
     read = load_recipe(recipe, [*(overrides or []), *changes], out=out)
+
+    from pipelines.console.serve import serve_until_stopped
+
     serve_until_stopped(read, bundle=bundle, as_json=as_json)

@@ -5,19 +5,15 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from jobs.options import JsonOption, OutOption, RecipeOption, SetOption
 from jobs.recipes import load_recipe
-from pipelines.base.workspace import Workspace
-from pipelines.data.failures import told
-from pipelines.data.schema import Manifest
-from pipelines.data.shards import build_shards
-from pipelines.data.shardset import Shards, copies_across
+
+if TYPE_CHECKING:
+    from pipelines.data.schema import Manifest
 
 ForceOption = Annotated[bool, typer.Option("--force", help="Rebuild everything, even over shards of another "
                                            "configuration.")]
@@ -38,6 +34,9 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Build the shards of a recipe's data section. A second call builds only what is left or has changed."""
         loaded = load_recipe(recipe, set_, out=out)
+        from pipelines.base.workspace import Workspace
+        from pipelines.data.shards import build_shards
+
         url, start = Workspace(loaded.out).shards(loaded.data.name), time.monotonic()
         manifest = build_shards(loaded.data, url, force=force, update=True)
         facts = summary(url, manifest, time.monotonic() - start)
@@ -50,6 +49,9 @@ def register(app: typer.Typer) -> None:
 
 def summary(url: str, manifest: Manifest, seconds: float) -> dict[str, Any]:
     """What was built, as a JSON object."""
+    from pipelines.data.failures import told
+    from pipelines.data.shardset import Shards, copies_across
+
     total = sum(manifest.images.values())
     shards = Shards(url)
     rows = shards.failures.to_pylist()
@@ -66,6 +68,9 @@ def summary(url: str, manifest: Manifest, seconds: float) -> dict[str, Any]:
 
 def show(facts: dict[str, Any]) -> None:
     """Print what was built as a short table on standard error."""
+    from rich.console import Console
+    from rich.table import Table
+
     console = Console(stderr=True)
     table = Table(title=f"{facts['dataset']}: {len(facts['classes'])} classes")
     for column in ("fold", "classes", "train photos", "test photos", "blocks"):

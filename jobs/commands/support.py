@@ -35,12 +35,13 @@ def check(
 ) -> None:
     """Print what the supports of each class are good for, and write a page about them."""
     from fss_models.errors import FssError
-    from pipelines.labelling.check import check_label_job
-
     for given, name in ((count, "--count"), (price, "--price")):
         if given and not images:
             raise FssError(f"{name} needs photos on which the speed is measured", hint="give --images")
     read = load_recipe(recipe, overrides or [], out=workspace)
+
+    from pipelines.labelling.check import check_label_job
+
     worth, cost, told, url = check_label_job(read, supports=supports, images=images, bundle=bundle, count=count,
                                              price=price, page=page)
     if as_json:

@@ -26,9 +26,11 @@ def register(app: typer.Typer) -> None:
         sets: SetOption = None, out: OutOption = None, as_json: JsonOption = False,
     ) -> None:
         """Train and score one run. A second call continues from its last checkpoint."""
+        chosen = load_recipe(recipe, sets, out=out)
+
         from pipelines.sweeps.sweep import run_one
 
-        result = run_one(load_recipe(recipe, sets, out=out), method=method, fold=fold, seed=seed)
+        result = run_one(chosen, method=method, fold=fold, seed=seed)
         if result.error:
             raise FssError(result.error, where=result.run)
         line = (f"{result.run}: mIoU {result.miou * 100:.1f} ({result.interval[0] * 100:.1f}-"

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING
 
 import typer
 
-from fss_models.verification.frame import GoldenCheck, run_folder
 from jobs.options import JsonOption
+
+if TYPE_CHECKING:
+    from fss_models.verification.frame import GoldenCheck
 
 
 def register(app: typer.Typer) -> None:
@@ -21,6 +24,8 @@ def register(app: typer.Typer) -> None:
 
         The exit status is 1 if any quantity is out of tolerance or is not covered by our code.
         """
+        from fss_models.verification.frame import run_folder
+
         checks = []
         for check in run_folder(folder):
             checks.append(check)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from fss_models.pretraining.views import ViewConfig
 from pipelines.config.data import DataConfig
 from pipelines.config.section import Positive, Section
+
+if TYPE_CHECKING:
+    from fss_models.pretraining.views import ViewConfig
 
 
 class ViewsSection(Section):
@@ -24,6 +26,8 @@ class ViewsSection(Section):
 
     def build(self) -> ViewConfig:
         """The `ViewConfig` with these values."""
+        from fss_models.pretraining.views import ViewConfig
+
         return ViewConfig(**self.model_dump())
 
 
