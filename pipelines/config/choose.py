@@ -34,4 +34,4 @@ class CalibrateConfig(Section):
 
     sets: int = Field(160, ge=0)  # number of support sets, one class after another; 0: `fss promote` fits none
     targets: Positive = 4  # for each support set, photos with the class, and as many without it
-    seed: int = 0
+    seed: int = 0  # of the drawing of sets and targets

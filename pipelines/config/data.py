@@ -71,16 +71,16 @@ class SplitConfig(Section):
     file: str = ""  # JSON {name: {"train": [...], "test": [...]}}; empty: drawn with `seed`
     key: str = ""  # name of the entry in the file; empty: the last folder of the source's root
     test_fraction: float = Field(0.3, gt=0, lt=1)  # share of the photos that are tested, without a file
-    seed: int = 0
+    seed: int = 0  # of the drawing, without a file
 
 
 class DataConfig(Section):
     """How a source becomes shards."""
 
-    name: str = "shapes"
+    name: str = "shapes"  # names the folder of the shards, and the dataset in tables
     source: SourceConfig = SourceConfig()
     split: SplitConfig = SplitConfig()
-    folds: Positive = 4
+    folds: Positive = 4  # parts into which the classes are split
     # interleaved: as in COCO-20i; contiguous: as in PASCAL-5i; published: a benchmark's own
     fold_rule: Literal["interleaved", "contiguous", "published"] = "interleaved"
     min_images: Positive = 2  # a class with fewer train or test photos is left out and listed
@@ -91,7 +91,7 @@ class DataConfig(Section):
     max_pixels: Positive = 50_000_000  # a photo with more pixels is refused
     max_bytes: Positive = 64_000_000  # a file with more bytes is refused
     max_side: int = Field(0, ge=0)  # longer photos are shrunk to this longer side in pixels, with their masks; 0: never
-    seed: int = 0
+    seed: int = 0  # of the order in which a class's annotations are put into blocks
 
     @model_validator(mode="before")
     @classmethod

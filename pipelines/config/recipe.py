@@ -17,7 +17,7 @@ from pipelines.config.train import FeaturesConfig, TrainConfig
 class Recipe(Section):
     """Everything that a chain of commands needs; it can be printed and run again."""
 
-    name: str = "demo"
+    name: str = "demo"  # shown in tables and progress
     out: str = "out"  # URL of the workspace
     project: str = ""  # name of the MLflow experiment and of the model `fss-<project>`; empty: the dataset's
     tracking: str = ""  # MLflow URI; empty: MLFLOW_TRACKING_URI, else a SQLite file

@@ -15,10 +15,10 @@ class SweepConfig(Section):
     # key of the recipe -> list of its values; short names: preset, shots (train and eval), dataset (data)
     matrix: dict[str, list[Any]] = {}
     folds: list[int] = []  # empty: all folds; -1: trained on all classes, without a fold
-    seeds: list[int] = [0]
+    seeds: list[int] = [0]  # each run is made with each of these
     parallel: int = Field(0, ge=0)  # largest number of runs at a time; 0: as many as the cluster has room for
     cpus_per_run: float = Field(1.0, gt=0)  # of all workers of a run together, as are the GPUs
-    gpus_per_run: float = Field(0.0, ge=0)
+    gpus_per_run: float = Field(0.0, ge=0)  # a fraction shares a GPU
     retries: int = Field(1, ge=0)  # further tries of a run that fails
 
 
@@ -46,4 +46,4 @@ class SearchConfig(Section):
     trials: Positive = 16  # number of choices of settings
     fold: int = Field(0, ge=0)  # the fold whose base classes are used
     stop_early: bool = True  # ASHA: at each scored step, trials outside the best third are stopped
-    seed: int = 0
+    seed: int = 0  # of the choice of settings

@@ -36,7 +36,7 @@ class TrainConfig(Section):
     targets: Positive = 1  # targets of a clip (SANSA's J): a method may learn from its own earlier predictions
     prompts: PromptName = "mask"  # how references are marked; the marks are drawn from their masks
     lr: float = Field(1e-3, gt=0)  # learning rate after the warm-up
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(0.0, ge=0)  # AdamW's
     schedule: Literal["cosine", "poly", "constant"] = "cosine"
     warmup: int = Field(0, ge=0)  # steps in which the learning rate rises linearly
     clip_norm: float = Field(1.0, ge=0)  # largest norm of the gradients; 0: they are not clipped
@@ -48,7 +48,7 @@ class TrainConfig(Section):
     novel_images: Literal["drop", "keep"] = "drop"  # train photos that also show a novel class
     checkpoint_every: Positive = 50  # steps between checkpoints
     log_every: Positive = 10  # steps between rows of the log
-    workers: Positive = 1
+    workers: Positive = 1  # processes of a run (DDP), each with its share of the clips
     min_workers: int = Field(0, ge=0)  # least number of workers to go on with after a loss; 0: wait for `workers`
     compile: bool = False  # torch.compile of the forward pass and the losses
     pool_bytes: Positive = 512_000_000  # memory of the stream's blocks
@@ -99,5 +99,5 @@ class FeaturesConfig(Section):
     part_bytes: Positive = 64_000_000  # size of an output file
     batch: Positive = 8  # images encoded at a time
     actors: int = Field(0, ge=0)  # processes that encode; 0: one for each GPU that runs use, else one a machine
-    cpus_per_actor: float = Field(0.5, gt=0)
+    cpus_per_actor: float = Field(0.5, gt=0)  # CPUs that each of these processes asks Ray for
     pool_bytes: Positive = 512_000_000  # memory of a run for features that it has read
