@@ -16,7 +16,7 @@ PIN = $(shell sed -n 's/^$(1)==//p' constraints.txt)
 RUN_TESTS := $(BIN)/python -m pytest --timeout=900
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint clean
+.PHONY: help install demo test test-slow lint docs clean
 
 help:
 	@echo "make install    install the environment in .venv (TORCH=cpu or cu126 ..., TORCH_INDEX=URL)"
@@ -24,6 +24,7 @@ help:
 	@echo "make test       run the fast tests"
 	@echo "make test-slow  run the slow tests: kills, outages, load"
 	@echo "make lint       run ruff and mypy"
+	@echo "make docs       build the documentation into out/docs"
 	@echo "make clean      remove .venv, caches and out/"
 
 install: $(STAMP)
@@ -64,6 +65,10 @@ test-slow: install
 lint: install
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
+
+docs: install
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict -q
+	@echo "documentation: out/docs/index.html"
 
 clean:
 	rm -rf $(VENV) out build .pytest_cache .mypy_cache .ruff_cache *.egg-info
