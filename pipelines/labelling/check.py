@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from fss_models.shipped.files import bundle_url
 from pipelines.base.storage import split_url
 from pipelines.base.workspace import Workspace
@@ -42,10 +40,7 @@ def check_label_job(recipe: Recipe, *, supports: str, images: str, bundle: str, 
     cost: CostEstimate | None = None
     shown: list[dict[str, str]] = []
     if listed:
-        request = MaskRequest(support_ids=ids, threshold=config.threshold, overlaps=config.overlaps, pairs=config.pairs)
-        if labeler.judge:
-            request = replace(request, prevalence=config.prevalence, empty_below=config.empty_below,
-                              review_below=config.review_below)
+        request = MaskRequest(support_ids=ids, **config.wanted())
         cost, shown = measure_and_show(labeler, listed, request, count=count or len(listed), per_hour=price,
                                        batch=config.batch, names=[one.class_name for one in classes])
     store, name = split_url(page)
