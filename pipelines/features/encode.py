@@ -18,7 +18,6 @@ from pipelines.data.decode import decode_sized
 from pipelines.data.parquet import GROUP_ROWS
 from pipelines.data.parts import part_name
 from pipelines.data.schema import PhotoKey
-from pipelines.data.shardset import NO_LIMIT
 from pipelines.features.about import FeatureFolderInfo, build_method, check_probe
 from pipelines.features.folder import FeatureFolder
 
@@ -103,8 +102,8 @@ def _pixels(missing: Sequence[MissingRecords]) -> Iterator[tuple[MissingRecords,
                 for one, row in zip(members, rows.to_pylist(), strict=True):
                     if row.get("crop"):
                         raise cropped_photo_error(shards)
-                    yield one, decode_sized(row["image"], row["height"], row["width"], max_pixels=NO_LIMIT,
-                                            max_bytes=NO_LIMIT, where=row["file_name"])
+                    yield one, decode_sized(row["image"], row["height"], row["width"], limits=None,
+                                            where=row["file_name"])
 
 
 def cropped_photo_error(shards: str) -> FssError:

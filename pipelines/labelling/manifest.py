@@ -10,6 +10,7 @@ from pydantic import Field
 from fss_models.errors import FssError
 from pipelines.base.storage import Store
 from pipelines.config.mask_request import MaskRequest
+from pipelines.config.photo_limits import PhotoLimits
 from pipelines.config.wanted import Wanted
 from pipelines.inference.supports import SupportSet
 from pipelines.labelling.images import ImageList
@@ -19,7 +20,7 @@ MANIFEST_VERSION = 1
 TITLE = 5  # largest number of class names in a title
 
 
-class JobManifest(Wanted):
+class JobManifest(Wanted, PhotoLimits):
     """The content of manifest.json: everything that determines the bytes of the parts."""
 
     version: int = MANIFEST_VERSION
@@ -37,8 +38,6 @@ class JobManifest(Wanted):
     chunk: int
     batch: int
     limit: int
-    max_pixels: int
-    max_bytes: int
     code_version: str
     redoes: str = ""  # in a job that labels doubtful labels of another job again: the hash of its origin.json
 

@@ -91,10 +91,9 @@ def describe_job(recipe: Recipe, about: dict[str, Any], images: ImageList, class
     check_marks(about["method"], classes)
     _check_calibrator(config, about["calibrator"])
     return JobManifest(
-        **describe_images(images), **describe_classes(classes), **config.wanted(), calibrator=about["calibrator"],
-        bundle_id=about["bundle_id"], method=about["method"], preset=about["preset"], chunk=config.chunk,
-        batch=config.batch, limit=limit, max_pixels=recipe.data.max_pixels, max_bytes=recipe.data.max_bytes,
-        code_version=package_version(),
+        **describe_images(images), **describe_classes(classes), **config.wanted(), **recipe.data.limits.model_dump(),
+        calibrator=about["calibrator"], bundle_id=about["bundle_id"], method=about["method"], preset=about["preset"],
+        chunk=config.chunk, batch=config.batch, limit=limit, code_version=package_version(),
     )
 
 

@@ -16,7 +16,7 @@ from fss_models.errors import FssError
 from pipelines.base.storage import Store
 from pipelines.bundles.bundle import BundleInfo, about_bundle
 from pipelines.config.mask_request import MaskRequest
-from pipelines.inference.labeler import Labeler, PhotoLimits
+from pipelines.inference.labeler import Labeler
 from pipelines.inference.masks import Labels, PhotoFailure
 from pipelines.inference.supports import SupportSet
 from pipelines.serving.metrics import PhotoMetrics
@@ -105,7 +105,7 @@ class Model:
         url = spec.follow if spec.follow and Store(spec.follow).exists("bundle.json") else spec.bundle_url
         return Labeler(url, spec.device, decoders=spec.torch_threads, supports_url=spec.supports_url,
                        bundle_id="" if spec.follow else spec.bundle_id,
-                       limits=PhotoLimits(max_pixels=spec.max_pixels, max_bytes=spec.max_bytes))
+                       limits=spec.limits)
 
     def _take(self, info: BundleInfo) -> None:
         """Load the bundle, compute the memories in use, and replace the labeler."""

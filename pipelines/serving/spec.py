@@ -8,6 +8,7 @@ from typing import Any
 
 from pipelines.bundles.bundle import BundleInfo
 from pipelines.config.label import ServeConfig
+from pipelines.config.photo_limits import LIMITS, PhotoLimits
 from pipelines.config.recipe import Recipe
 
 FOLLOW_S = 10.0  # seconds between two looks for a new champion
@@ -28,8 +29,7 @@ class ModelSpec:
     threads: int = 0
     replicas: int = 1
     max_replicas: int = 0  # upper bound for autoscaling interactive replicas; 0 disables it
-    max_pixels: int = 50_000_000
-    max_bytes: int = 64_000_000
+    limits: PhotoLimits = LIMITS
 
     @property
     def torch_threads(self) -> int:
@@ -67,7 +67,7 @@ def model_spec(recipe: Recipe, *, bundle_url: str, bundle_id: str, supports_url:
     return ModelSpec(
         bundle_url=bundle_url, bundle_id=bundle_id, supports_url=supports_url, device=device, batch=batch,
         wait_s=serve.wait_s, threads=serve.threads, replicas=serve.replicas, max_replicas=serve.max_replicas,
-        max_pixels=recipe.data.max_pixels, max_bytes=recipe.data.max_bytes, follow=follow, follow_s=follow_s,
+        limits=recipe.data.limits, follow=follow, follow_s=follow_s,
     )
 
 
