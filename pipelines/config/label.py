@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -10,11 +10,9 @@ from pipelines.config.section import Positive, Section
 from pipelines.config.wanted import Wanted
 
 
-class ServeConfig(Section):
-    """The HTTP service of `fss serve`."""
+class ServiceSettings(Section):
+    """An HTTP service, wherever it listens: `fss serve`, and the applications of Ray Serve's config files."""
 
-    host: str = "127.0.0.1"
-    port: int = Field(8000, ge=0, lt=65536)  # 0: any free port
     replicas: Positive = 1  # copies of the model; the lower bound for autoscaling where max_replicas is set
     max_replicas: int = Field(0, ge=0)  # upper bound for autoscaling interactive replicas; 0 disables it
     max_batch: Positive = 8  # photos of concurrent requests in one batch of the model
@@ -25,10 +23,21 @@ class ServeConfig(Section):
     roots: list[str] = []
 
     @model_validator(mode="after")
-    def _between(self) -> ServeConfig:
+    def _between(self) -> Self:
         if 0 < self.max_replicas < self.replicas:
             raise ValueError(f"max_replicas is {self.max_replicas}, less than replicas ({self.replicas})")
         return self
+
+
+class Address(Section):
+    """Where a service listens."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, lt=65536)  # 0: any free port
+
+
+class ServeConfig(ServiceSettings, Address):
+    """The HTTP service of `fss serve`."""
 
 
 LabelFormat = Literal["coco_polygons", "parquet", "yolo", "semantic", "label_studio", "cvat"]
