@@ -91,8 +91,7 @@ def _loop(spec: Any, config: dict[str, Any], *, ready: bool) -> list[float]:
     """Train in a plain PyTorch loop. Returns the episodes/s of each window without the first."""
     from pipelines.bundles.weights import build_model
 
-    model = build_model(spec.method.name, spec.method.preset, spec.method.config, weights="", sha256="",
-                        seed=spec.seed).train()
+    model = build_model(spec.method, seed=spec.seed).train()
     params = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(params, lr=spec.train.lr, weight_decay=spec.train.weight_decay)
     clips = _clips(spec, model)

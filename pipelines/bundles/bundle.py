@@ -25,6 +25,7 @@ from fss_models.settings import weight_fields
 from fss_models.shipped.files import bundle_url, check_frozen, to_half
 from pipelines.base.storage import Store
 from pipelines.bundles.weights import build_model, fetch, file_sha256, pretraining_photos
+from pipelines.config.method import MethodConfig
 
 CALIBRATOR = "calibrator.safetensors"
 
@@ -210,5 +211,6 @@ def build_base_model(info: BundleInfo, where: str) -> Segmenter:
     not use installed ones. Raises `FssError` naming `where` if the installed weights differ.
     """
     on_shipped = check_frozen(info.frozen, where)
-    weights = info.weights or ("" if on_shipped else RANDOM)
-    return build_model(info.method, info.preset, info.config, weights=weights, sha256=info.sha256, seed=info.seed)
+    method = MethodConfig(name=info.method, preset=info.preset, config=info.config, sha256=info.sha256,
+                          weights=info.weights or ("" if on_shipped else RANDOM))
+    return build_model(method, seed=info.seed)

@@ -13,7 +13,6 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 import httpx
 
@@ -24,14 +23,18 @@ from fss_models.segmenter import Segmenter
 from fss_models.settings import weight_fields
 from pipelines.base.cache import cache_dir
 from pipelines.base.storage import Store
+from pipelines.config.method import MethodConfig
 
 
-def build_model(method: str, preset: str, config: dict[str, Any], *, weights: str = "", sha256: str = "",
-                seed: int = 0) -> Segmenter:
-    """Build a method; its files are fetched first: `weights`, and the settings whose names end in `_weights`."""
-    fields = weight_fields(registry.method_config(method))
-    local = {name: fetch(str(config[name])) for name in fields if config.get(name)}
-    return registry.build(method, preset, config | local, weights=fetch(weights, sha256) or None, seed=seed)
+def build_model(method: MethodConfig, *, seed: int = 0) -> Segmenter:
+    """Build a method; its files are fetched first: `weights`, and the settings whose names end in `_weights`.
+
+    Raises `FssError` as `fss_models.registry.build` and `fetch` do.
+    """
+    fields = weight_fields(registry.method_config(method.name))
+    local = {name: fetch(str(method.config[name])) for name in fields if method.config.get(name)}
+    weights = fetch(method.weights, method.sha256) or None
+    return registry.build(method.name, method.preset, method.config | local, weights=weights, seed=seed)
 
 
 def fetch(place: str, sha256: str = "") -> str:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from pipelines.config.photo_limits import LIMITS, PhotoLimits
 from pipelines.config.section import Positive, Section
 
 Benchmark = Literal["pascal5i", "coco20i", "lvis92i", "fss1000", "pascal_part", "paco_part", "ade20k", "isic", "lung"]
@@ -88,8 +89,8 @@ class DataConfig(Section):
     min_pixels: int = Field(0, ge=0)  # pixels that a class must cover to count in a photo, as published filters do
     block_size: Positive = 128  # annotations of a class that are stored together
     images_per_part: Positive = 64  # photos of an output file
-    max_pixels: Positive = 50_000_000  # a photo with more pixels is refused
-    max_bytes: Positive = 64_000_000  # a file with more bytes is refused
+    max_pixels: Positive = LIMITS.max_pixels  # not inherited: the order of these keys is part of the shards' hash
+    max_bytes: Positive = LIMITS.max_bytes
     max_side: int = Field(0, ge=0)  # longer photos are shrunk to this longer side in pixels, with their masks; 0: never
     seed: int = 0  # of the order in which a class's annotations are put into blocks
 
@@ -111,6 +112,11 @@ class DataConfig(Section):
         if SplitConfig.model_validate(given.get("split", {})) != SplitConfig():
             raise ValueError(f"benchmark {name!r} has a published split and ignores data.split")
         return {**rules, **given}
+
+    @property
+    def limits(self) -> PhotoLimits:
+        """The largest photo that is read."""
+        return PhotoLimits(max_pixels=self.max_pixels, max_bytes=self.max_bytes)
 
 
 class MixtureConfig(Section):

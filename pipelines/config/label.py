@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from pipelines.config.section import Positive, Section
+from pipelines.config.wanted import Wanted
 
 
-class ServeConfig(Section):
-    """The HTTP service of `fss serve`."""
+class ServiceSettings(Section):
+    """An HTTP service, wherever it listens: `fss serve`, and the applications of Ray Serve's config files."""
 
-    host: str = "127.0.0.1"
-    port: int = Field(8000, ge=0, lt=65536)  # 0: any free port
     replicas: Positive = 1  # copies of the model; the lower bound for autoscaling where max_replicas is set
     max_replicas: int = Field(0, ge=0)  # upper bound for autoscaling interactive replicas; 0 disables it
     max_batch: Positive = 8  # photos of concurrent requests in one batch of the model
@@ -24,26 +23,30 @@ class ServeConfig(Section):
     roots: list[str] = []
 
     @model_validator(mode="after")
-    def _between(self) -> ServeConfig:
+    def _between(self) -> Self:
         if 0 < self.max_replicas < self.replicas:
             raise ValueError(f"max_replicas is {self.max_replicas}, less than replicas ({self.replicas})")
         return self
 
 
+class Address(Section):
+    """Where a service listens."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, lt=65536)  # 0: any free port
+
+
+class ServeConfig(ServiceSettings, Address):
+    """The HTTP service of `fss serve`."""
+
+
 LabelFormat = Literal["coco_polygons", "parquet", "yolo", "semantic", "label_studio", "cvat"]
 
 
-class LabelConfig(Section):
-    """The labelling jobs of `fss label`."""
+class LabelConfig(Wanted):
+    """The labelling jobs of `fss label`: the masks that are wanted, and how the work is cut."""
 
     chunk: Positive = 64  # photos of one request and one output part
     batch: Positive = 8  # photos in one batch of the model
-    threshold: float = Field(0.5, gt=0, lt=1)  # pixels above this probability belong to the object
     in_flight: Positive = 4  # chunks that are processed at the same time
-    overlaps: Literal["keep", "resolve"] = "keep"  # resolve: a pixel belongs to one class at most
-    pairs: int = Field(0, ge=0, le=4096)  # (class, photo) pairs in a call of the model; 0: one class a call
     formats: list[LabelFormat] = []  # written in addition to labels.json (COCO, run lengths) and failures.parquet
-    # The next three settings need a bundle with a calibrator.
-    prevalence: float = Field(0.5, gt=0, lt=1)  # estimated share of the photos that show a class
-    empty_below: float = Field(0.5, ge=0, le=1)  # a class less probable than this gets an empty label
-    review_below: float = Field(0.5, ge=0, le=1)  # a mask less probably good gets the status review

@@ -14,14 +14,14 @@ from pipelines.base.storage import Store
 from pipelines.base.workspace import Workspace
 from pipelines.bundles.bundle import read_bundle_info
 from pipelines.bundles.shipped import champion_url
+from pipelines.config.label import ServeConfig, ServiceSettings
 from pipelines.config.recipe import Recipe
-from pipelines.config.section import Positive, Section
 from pipelines.console.service import application
 from pipelines.serving.requests import token_hash
 from pipelines.serving.spec import FOLLOW_S, ServiceSpec, best_device, model_spec
 
 
-class ChampionArgs(Section):
+class ChampionArgs(ServiceSettings):
     """The `args` of the application in a Serve config file. Host and port are in the file's `http_options`.
 
     `device` auto takes a GPU if the cluster has one now; write cuda if GPU nodes start on demand. `open` serves
@@ -32,15 +32,8 @@ class ChampionArgs(Section):
     workspace: str
     bundle: str = ""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    replicas: Positive = 1
-    max_replicas: int = Field(0, ge=0)
-    max_batch: Positive = 8
-    wait_s: float = Field(0.02, ge=0)
-    max_request_bytes: Positive = 64_000_000
-    threads: int = Field(0, ge=0)
     follow_s: float = Field(FOLLOW_S, ge=0)
     open: bool = False
-    roots: tuple[str, ...] = ()
 
 
 def champion(args: dict[str, Any]) -> Application:
@@ -57,9 +50,8 @@ def champion(args: dict[str, Any]) -> Application:
         raise FssError("the service has no token", hint="set FSS_TOKEN on the nodes, or write open: true")
     workspace = Workspace(chosen.workspace)
     url = bundle_url(chosen.bundle) if chosen.bundle else champion_url(workspace)
-    keys = ("replicas", "max_replicas", "max_batch", "wait_s", "max_request_bytes", "threads")
-    serve = {"host": "0.0.0.0", **{key: getattr(chosen, key) for key in keys}}  # others reach it, by any host name
-    recipe = Recipe.model_validate({"out": chosen.workspace, "serve": serve})
+    settings = chosen.model_dump(include=set(ServiceSettings.model_fields))
+    recipe = Recipe(out=chosen.workspace, serve=ServeConfig(host="0.0.0.0", **settings))  # reached by any host name
     device = best_device(ray) if chosen.device == "auto" else chosen.device
     follow = "" if chosen.bundle or not chosen.follow_s else Store(workspace.champion).url
     info = read_bundle_info(url)
@@ -67,7 +59,7 @@ def champion(args: dict[str, Any]) -> Application:
                        device=device, batch=chosen.max_batch, follow=follow, follow_s=chosen.follow_s)
     return application(ServiceSpec(model=model, bundle=info, max_request_bytes=chosen.max_request_bytes,
                                    token=token_hash(token), workspace=workspace.store.url, recipe=recipe,
-                                   roots=chosen.roots))
+                                   roots=tuple(chosen.roots)))
 
 
 def _checked(args: dict[str, Any]) -> ChampionArgs:
@@ -76,5 +68,5 @@ def _checked(args: dict[str, Any]) -> ChampionArgs:
         return ChampionArgs.model_validate(args)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(p) for p in first["loc"])
-        raise FssError(f"args.{place}: {first['msg']}", where="Serve config file") from error
+        place = ".".join(str(p) for p in ("args", *first["loc"]))
+        raise FssError(f"{place}: {first['msg'].removeprefix('Value error, ')}", where="Serve config file") from error

@@ -1,9 +1,10 @@
 """From the bytes of an image file to pixels. The files may be broken or hostile.
 
-Sizes are checked in the header, before any pixel is decoded. Transparent pixels are blended with white, as viewers
-show them. EXIF rotation: some datasets annotate the photo as stored, others as rotated. So `decode_sized` rotates only
-if the recorded size requires it (COCO's own tools ignore EXIF); a user's photo is always rotated (`exif=True`).
-`load_oriented` decides for the photos of a source, by the rule of its format (`Orientation`).
+Sizes are checked in the header, before any pixel is decoded, unless `limits` is None, as for the photos of shards,
+which passed them when the shards were built. Transparent pixels are blended with white, as viewers show them. EXIF
+rotation: some datasets annotate the photo as stored, others as rotated. So `decode_sized` rotates only if the recorded
+size requires it (COCO's own tools ignore EXIF); a user's photo is always rotated (`exif=True`). `load_oriented` decides
+for the photos of a source, by the rule of its format (`Orientation`).
 """
 
 from __future__ import annotations
@@ -19,9 +20,8 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from fss_models.errors import BadImage
+from pipelines.config.photo_limits import LIMITS, PhotoLimits
 
-MAX_PIXELS = 50_000_000
-MAX_BYTES = 64_000_000
 # Only these decoders of Pillow are used. HEIF comes with pillow-heif (the extra `heic`), AVIF with Pillow from 11.3 on.
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "GIF", "JPEG2000", "AVIF", "HEIF")
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".jpe", ".jfif", ".mpo", ".gif", ".jp2",
@@ -59,52 +59,48 @@ def is_photo(name: str) -> bool:
     return name.lower().endswith(PHOTO_SUFFIXES)
 
 
-def decode_image(
-    data: bytes, *, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES, exif: bool = False, where: str = ""
-) -> np.ndarray:
+def decode_image(data: bytes, *, limits: PhotoLimits = LIMITS, exif: bool = False, where: str = "") -> np.ndarray:
     """The pixels of an image file, [H, W, 3] uint8. With `exif` the photo is rotated by its EXIF orientation.
 
     Raises `BadImage` for a file that is empty, unreadable, truncated or too large.
     """
-    return np.array(load_image(data, max_pixels=max_pixels, max_bytes=max_bytes, exif=exif, where=where))
+    return np.array(load_image(data, limits=limits, exif=exif, where=where))
 
 
-def load_image(
-    data: bytes, *, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES, exif: bool = False, where: str = ""
-) -> Image.Image:
+def load_image(data: bytes, *, limits: PhotoLimits = LIMITS, exif: bool = False, where: str = "") -> Image.Image:
     """`decode_image` as a Pillow image, without a copy of the pixels. Raises `BadImage` as it does."""
-    return _load_pixels(_open(data, max_pixels, max_bytes, where), exif, where)
+    return _load_pixels(_open(data, limits, where), exif, where)
 
 
 def decode_sized(
-    data: bytes, height: int, width: int, *, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES, where: str = ""
+    data: bytes, height: int, width: int, *, limits: PhotoLimits | None = LIMITS, where: str = ""
 ) -> np.ndarray:
     """The pixels, [height, width, 3] uint8: as stored if the file has the recorded size, else rotated by EXIF.
 
     Raises `BadImage` as `decode_image` does, and if neither orientation has the recorded size.
     """
-    return np.array(load_sized(data, height, width, max_pixels=max_pixels, max_bytes=max_bytes, where=where))
+    return np.array(load_sized(data, height, width, limits=limits, where=where))
 
 
 def decode_square(
     data: bytes, height: int, width: int, side: int, *, crop: Sequence[int] | None = None,
-    max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES, where: str = ""
+    limits: PhotoLimits | None = LIMITS, where: str = ""
 ) -> np.ndarray:
     """`decode_sized`, or its `crop` (x0, y0, x1, y1), resized to [side, side, 3] uint8 like `published` preprocessing.
 
     The array is read-only, which saves a copy. Raises `BadImage` as `decode_sized` does.
     """
-    image = load_sized(data, height, width, max_pixels=max_pixels, max_bytes=max_bytes, where=where)
+    image = load_sized(data, height, width, limits=limits, where=where)
     if crop:
         image = image.crop((crop[0], crop[1], crop[2], crop[3]))
     return np.asarray(image.resize((side, side), Image.Resampling.BILINEAR))
 
 
 def load_sized(
-    data: bytes, height: int, width: int, *, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES, where: str = ""
+    data: bytes, height: int, width: int, *, limits: PhotoLimits | None = LIMITS, where: str = ""
 ) -> Image.Image:
     """`decode_sized` as a Pillow image, without a copy of the pixels. Raises `BadImage` as it does."""
-    image = _open(data, max_pixels, max_bytes, where)
+    image = _open(data, limits, where)
     turn = _rotation_for(image, height, width)
     if turn is None:
         raise BadImage(f"recorded as {width}x{height} but the photo is {image.width}x{image.height}", where=where)
@@ -112,14 +108,13 @@ def load_sized(
 
 
 def load_oriented(
-    data: bytes, size: tuple[int, int] | None, rule: Orientation, *, max_pixels: int = MAX_PIXELS,
-    max_bytes: int = MAX_BYTES, where: str = ""
+    data: bytes, size: tuple[int, int] | None, rule: Orientation, *, limits: PhotoLimits = LIMITS, where: str = ""
 ) -> OrientedPhoto:
     """The photo, turned or as stored by `rule`; `size`: its recorded (height, width), None if there is none.
 
     Raises `BadImage` as `decode_image` does, and if the photo does not have the recorded size.
     """
-    image = _open(data, max_pixels, max_bytes, where)
+    image = _open(data, limits, where)
     value = _orientation(image)
     stored, upright = (image.height, image.width), _upright_size(image)
     if rule == "recorded":
@@ -139,20 +134,20 @@ def load_oriented(
 
 def image_size(data: bytes, *, where: str = "") -> tuple[int, int]:
     """(height, width) as stored, read from the header alone. Raises `BadImage` if it is unreadable."""
-    image = _open(data, None, None, where)
+    image = _open(data, None, where)
     return image.height, image.width
 
 
 def turned_size(data: bytes, *, where: str = "") -> tuple[int, int]:
     """(height, width) after EXIF rotation, read from the header alone. Raises `BadImage` if it is unreadable."""
-    return _upright_size(_open(data, None, None, where))
+    return _upright_size(_open(data, None, where))
 
 
-def _open(data: bytes, max_pixels: int | None, max_bytes: int | None, where: str) -> Image.Image:
+def _open(data: bytes, limits: PhotoLimits | None, where: str) -> Image.Image:
     if not data:
         raise BadImage("empty file (0 bytes)", where=where)
-    if max_bytes is not None and len(data) > max_bytes:
-        raise BadImage(f"file of {len(data):,} bytes is over the limit of {max_bytes:,}", where=where)
+    if limits and len(data) > limits.max_bytes:
+        raise BadImage(f"file of {len(data):,} bytes is over the limit of {limits.max_bytes:,}", where=where)
     try:
         image = Image.open(io.BytesIO(data), formats=_decoders())
     except Image.DecompressionBombError as error:
@@ -161,10 +156,15 @@ def _open(data: bytes, max_pixels: int | None, max_bytes: int | None, where: str
         raise BadImage(_why_unread(data), where=where) from error
     except Exception as error:  # decoders raise all kinds of exceptions on broken bytes
         raise BadImage(_failure_reason(error), where=where) from error
-    pixels = image.width * image.height
-    if max_pixels is not None and pixels > max_pixels:
-        raise BadImage(f"{image.width}x{image.height} pixels are over the limit of {max_pixels:,}", where=where)
+    if limits:
+        check_pixels(image, limits, where)
     return image
+
+
+def check_pixels(image: Image.Image, limits: PhotoLimits = LIMITS, where: str = "") -> None:
+    """Raises `BadImage` for an image with too many pixels, by its header."""
+    if image.width * image.height > limits.max_pixels:
+        raise BadImage(f"{image.width}x{image.height} pixels are over the limit of {limits.max_pixels:,}", where=where)
 
 
 @cache

@@ -24,7 +24,7 @@ from PIL import Image, UnidentifiedImageError
 from scipy import ndimage
 
 from fss_models.errors import BadImage
-from pipelines.data.decode import MAX_PIXELS
+from pipelines.data.decode import check_pixels
 
 LOSSLESS = ("PNG", "BMP", "TIFF", "GIF", "WEBP")
 _LOSSY = ("JPEG", "MPO", "JPEG2000", "AVIF")  # opened to say why they are refused
@@ -48,13 +48,13 @@ class MaskPicture:
     void: np.ndarray | None = None
 
 
-def read_mask_picture(data: bytes, *, max_pixels: int = MAX_PIXELS) -> MaskPicture:
+def read_mask_picture(data: bytes) -> MaskPicture:
     """The object of a picture of a mask, by the rules above. The mask may be empty.
 
     Raises `BadImage` for a file that is unreadable, lossy or too large, and for levels or colours that have no one
     meaning.
     """
-    image = open_mask(data, max_pixels=max_pixels)
+    image = open_mask(data)
     if image.mode in ("P", "PA"):
         return _of_palette(image)
     if image.mode == "F":
@@ -64,15 +64,14 @@ def read_mask_picture(data: bytes, *, max_pixels: int = MAX_PIXELS) -> MaskPictu
     return _of_pixels(image)
 
 
-def open_mask(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def open_mask(data: bytes) -> Image.Image:
     """A mask or label file with its pixels decoded. Raises `BadImage` if it is unreadable, lossy or too large."""
     if not data:
         raise BadImage("empty file (0 bytes)")
     Image.init()
     try:
         image = Image.open(io.BytesIO(data), formats=(*LOSSLESS, *(f for f in _LOSSY if f in Image.OPEN)))
-        if image.width * image.height > max_pixels:
-            raise BadImage(f"{image.width}x{image.height} pixels are over the limit of {max_pixels:,}")
+        check_pixels(image)
         if lossy := _lossy(image, data):
             raise BadImage(f"{lossy} is lossy: it changes a mask around its edges; save the mask as PNG")
         if (pages := getattr(image, "n_frames", 1)) > 1:

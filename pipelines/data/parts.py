@@ -129,8 +129,7 @@ class PartBuilder:
     def _photo(self, item: SourceImage, fetched: FetchedImage) -> OrientedPhoto:
         """The photo with all pixels decoded, which proves that it can be. Raises `BadImage`."""
         size = self.source.annotated_size(item, fetched)
-        return load_oriented(fetched.data, size, self.source.orientation, max_pixels=self.cfg.max_pixels,
-                             max_bytes=self.cfg.max_bytes)
+        return load_oriented(fetched.data, size, self.source.orientation, limits=self.cfg.limits)
 
     def _shrunk(self, photo: OrientedPhoto, data: bytes, masks: ImageMasks) -> tuple[bytes, ImageMasks, int, int]:
         """(image file, masks, height, width), shrunk to `data.max_side`.

@@ -22,7 +22,7 @@ from pipelines.data import rle
 from pipelines.data.decode import decode_sized, decode_square
 from pipelines.data.plan import Place
 from pipelines.data.schema import Sample
-from pipelines.data.shardset import NO_LIMIT, cropped, masks_of
+from pipelines.data.shardset import cropped, masks_of
 
 STRIP = 128  # columns that `_transpose` copies at a time
 
@@ -79,10 +79,9 @@ class SampleReader:
         row = _row(tables, place, ("image", "height", "width", "crop"))
         size = (row["height"], row["width"])
         if self.side:
-            image = decode_square(row["image"], *size, self.side, crop=row["crop"], max_pixels=NO_LIMIT,
-                                  max_bytes=NO_LIMIT)
+            image = decode_square(row["image"], *size, self.side, crop=row["crop"], limits=None)
         else:
-            whole = decode_sized(row["image"], *size, max_pixels=NO_LIMIT, max_bytes=NO_LIMIT)
+            whole = decode_sized(row["image"], *size, limits=None)
             (image,) = cropped(row["crop"], whole)
         image.flags.writeable = False
         return image, image.nbytes

@@ -24,7 +24,6 @@ from pipelines.data.schema import SCHEMA_VERSION, ClassInfo, Manifest, Sample
 
 CACHE_BYTES = 256_000_000
 ALL_FOLDS = -1  # as a fold: every class
-NO_LIMIT = 2**62  # pixels or bytes: photos of shards passed the limits when the shards were built
 
 
 class Shards:
@@ -154,8 +153,7 @@ class Shards:
         found = self._cache.get(("pixels", image_id))
         if found is None:
             photo = self.photo(image_id)
-            found = decode_sized(photo["image"], photo["height"], photo["width"], max_pixels=NO_LIMIT,
-                                 max_bytes=NO_LIMIT, where=photo["file_name"])
+            found = decode_sized(photo["image"], photo["height"], photo["width"], limits=None, where=photo["file_name"])
             found = cropped(photo.get("crop"), found)[0]
             found.flags.writeable = False
             self._cache.put(("pixels", image_id), found, found.nbytes)

@@ -116,10 +116,7 @@ def evaluate_run(run: RunContext, scoring: ScoringConfig) -> RunResult:
     spec = run.spec
     data = FoldData.of(spec)
     if not spec.trains and not _has_bundle(run):
-        method = spec.method
-        model = build_model(method.name, method.preset, method.config, weights=method.weights, sha256=method.sha256,
-                            seed=spec.seed)
-        write_bundle(run, model, data, train_s=0.0)
+        write_bundle(run, build_model(spec.method, seed=spec.seed), data, train_s=0.0)
     result, table = evaluate_bundle(run, scoring, data, run.bundle, draw_overlays=True)
     write_result(run.folder, result, table)
     run.track("artifact", run.label, join(run.folder, OVERLAYS))

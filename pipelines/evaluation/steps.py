@@ -139,9 +139,7 @@ def score_grid(run: RunContext, trained: RunContext, config: EvalConfig) -> None
 def _built(run: RunContext) -> Segmenter:
     from pipelines.bundles.weights import build_model
 
-    method = run.spec.method
-    model: Segmenter = build_model(method.name, method.preset, method.config, weights=method.weights,
-                                   sha256=method.sha256, seed=run.spec.seed)
+    model = build_model(run.spec.method, seed=run.spec.seed)
     return model.to("cuda" if run.gpus else "cpu").eval()
 
 

@@ -18,8 +18,6 @@ from torch import Tensor, nn
 from fss_models.clip import Features
 from fss_models.errors import FssError
 from fss_models.segmenter import Segmenter
-from pipelines.bundles.weights import build_model
-from pipelines.config.method import MethodConfig
 from pipelines.config.section import Section
 from pipelines.features.records import Layout, Precision
 
@@ -49,12 +47,6 @@ class FeatureFolderInfo(Section):
     def layout(self) -> Layout:
         """The layout of a record in the folder."""
         return Layout({k: tuple(self.maps[k]) for k in sorted(self.maps)}, self.precision)
-
-
-def build_method(method: MethodConfig, seed: int) -> Segmenter:
-    """Build the model of a run with this method and seed."""
-    return build_model(method.name, method.preset, method.config, weights=method.weights, sha256=method.sha256,
-                       seed=seed)
 
 
 def describe_frozen_part(model: Segmenter, precision: Precision) -> FeatureFolderInfo:

@@ -15,13 +15,14 @@ from fss_models.errors import FssError
 from pipelines.base.progress import Bar, say
 from pipelines.base.storage import Store, join
 from pipelines.base.workspace import Workspace
+from pipelines.bundles.weights import build_model
 from pipelines.config.method import MethodConfig
 from pipelines.config.recipe import Recipe
 from pipelines.config.run import RunSpec
 from pipelines.data.folds import FoldData
 from pipelines.data.schema import PhotoKey
 from pipelines.data.shardset import Shards
-from pipelines.features.about import FeatureFolderInfo, build_method, describe_frozen_part
+from pipelines.features.about import FeatureFolderInfo, describe_frozen_part
 from pipelines.features.encode import MissingRecords, PartEncoder, cropped_photo_error
 from pipelines.features.folder import FeatureFolder
 from pipelines.features.records import Precision
@@ -120,7 +121,7 @@ def _encoding_tasks(recipe: Recipe, specs: Sequence[RunSpec], precision: Precisi
 
 def _describe(method: MethodConfig, seed: int, precision: Precision) -> dict[str, Any]:
     try:
-        return {"about": describe_frozen_part(build_method(method, seed), precision).model_dump(), "error": ""}
+        return {"about": describe_frozen_part(build_model(method, seed=seed), precision).model_dump(), "error": ""}
     except FssError as error:
         return {"about": {}, "error": str(error)}
 

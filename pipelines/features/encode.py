@@ -13,13 +13,13 @@ import torch
 from fss_models.errors import FssError
 from fss_models.segmenter import Segmenter
 from pipelines.base.storage import Store
+from pipelines.bundles.weights import build_model
 from pipelines.config.method import MethodConfig
 from pipelines.data.decode import decode_sized
 from pipelines.data.parquet import GROUP_ROWS
 from pipelines.data.parts import part_name
 from pipelines.data.schema import PhotoKey
-from pipelines.data.shardset import NO_LIMIT
-from pipelines.features.about import FeatureFolderInfo, build_method, check_probe
+from pipelines.features.about import FeatureFolderInfo, check_probe
 from pipelines.features.folder import FeatureFolder
 
 COLUMNS = ["image", "file_name", "height", "width", "crop"]
@@ -84,7 +84,7 @@ class PartEncoder:
     def _get_model(self) -> Segmenter:
         """The model, built once. Raises `FssError` if it does not compute the features of the folder."""
         if self._model is None:
-            model = build_method(self._method, self._seed)
+            model = build_model(self._method, seed=self._seed)
             check_probe(model, self._folder.about, where=self._folder.store.url)
             self._model = model.to(self._device).eval()
         return self._model
@@ -103,8 +103,8 @@ def _pixels(missing: Sequence[MissingRecords]) -> Iterator[tuple[MissingRecords,
                 for one, row in zip(members, rows.to_pylist(), strict=True):
                     if row.get("crop"):
                         raise cropped_photo_error(shards)
-                    yield one, decode_sized(row["image"], row["height"], row["width"], max_pixels=NO_LIMIT,
-                                            max_bytes=NO_LIMIT, where=row["file_name"])
+                    yield one, decode_sized(row["image"], row["height"], row["width"], limits=None,
+                                            where=row["file_name"])
 
 
 def cropped_photo_error(shards: str) -> FssError:

@@ -21,6 +21,8 @@ from fss_models.clip import Features, Images, Memory
 from fss_models.errors import BadImage, FssError
 from pipelines.bundles.bundle import bundle_calibrator, load_bundle
 from pipelines.config.mask_request import MaskRequest
+from pipelines.config.photo_limits import LIMITS, PhotoLimits
+from pipelines.config.wanted import Wanted
 from pipelines.data.decode import decode_image
 from pipelines.inference.masks import (
     UNCALIBRATED,
@@ -41,14 +43,6 @@ MEMORIES = 64  # support sets kept on the device
 Sizes = list[tuple[int, ...]]  # (height, width) of photos
 
 
-@dataclass(frozen=True, kw_only=True)
-class PhotoLimits:
-    """The largest photo that is decoded."""
-
-    max_pixels: int = 50_000_000
-    max_bytes: int = 64_000_000
-
-
 class Labeler:
     """A bundle ready to label. Several threads may call it; the model runs one batch at a time.
 
@@ -57,10 +51,10 @@ class Labeler:
     """
 
     def __init__(self, bundle_url: str, device: str = "cpu", *, decoders: int = 2, supports_url: str = "",
-                 bundle_id: str = "", limits: PhotoLimits | None = None, memories: int = MEMORIES) -> None:
+                 bundle_id: str = "", limits: PhotoLimits = LIMITS, memories: int = MEMORIES) -> None:
         self.model, self.info = load_bundle(bundle_url, device)
         self._bundle_url, self._bundle_id = bundle_url, bundle_id or self.info.bundle_id
-        self.device, self.supports_url, self.limits = device, supports_url, limits or PhotoLimits()
+        self.device, self.supports_url, self.limits = device, supports_url, limits
         calibrator = bundle_calibrator(bundle_url, self.info)
         self.judge = LabelJudge(self.model, calibrator) if calibrator else None
         self._memories: OrderedDict[str, _StoredMemory] = OrderedDict()
@@ -94,7 +88,7 @@ class Labeler:
             return self._memories[support_id]
 
     def label(self, images: Sequence[bytes], support_id: str, batch: int = 8,
-              threshold: float = 0.5) -> list[Label | PhotoFailure]:
+              threshold: float = Wanted().threshold) -> list[Label | PhotoFailure]:
         """One result for each photo, in order. Pixels above the probability `threshold` belong to the object."""
         found = self.label_classes(images, MaskRequest(support_ids=(support_id,), threshold=threshold), batch)
         return [f if isinstance(f, PhotoFailure) else f[0] for f in found]
@@ -149,7 +143,7 @@ class Labeler:
 
     def _prepare(self, data: bytes) -> Images:
         """Decode and resize a photo; its full-size pixels exist only during this call."""
-        image = decode_image(data, max_pixels=self.limits.max_pixels, max_bytes=self.limits.max_bytes, exif=True)
+        image = decode_image(data, limits=self.limits, exif=True)
         return self.model.prepare([image])
 
     @torch.inference_mode()

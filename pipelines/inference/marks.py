@@ -25,7 +25,6 @@ Mark = dict[str, Any]
 KINDS = ("mask", "box", "points", "scribble")
 MAX_POINTS = 4096
 MAX_COORDINATE = 1e9
-MAX_MASK_PIXELS = 50_000_000
 
 
 def check_mark(mark: Mark, height: int, width: int, where: str) -> Mark:
@@ -63,7 +62,7 @@ def mask_from_picture(data: bytes, where: str) -> Mark:
     Raises `FssError` for a file that is no lossless picture or is too large, and for a mask that has no one meaning.
     """
     try:
-        return rle_json(read_mask_picture(data, max_pixels=MAX_MASK_PIXELS).mask)
+        return rle_json(read_mask_picture(data).mask)
     except BadImage as error:
         raise FssError(error.reason, where=where) from error
 

@@ -22,8 +22,6 @@ from pipelines.base.storage import Store, join
 from pipelines.data.decode import decode_image, turned_size
 from pipelines.inference.marks import KINDS, Mark, check_mark, mark_pixels, mark_prompt
 
-MAX_PIXELS = 50_000_000
-MAX_BYTES = 64_000_000
 LINES = 8  # at most as many lines about supports are shown
 NEARLY_ALL = 0.9  # of the photo: a mask that covers more may be inverted
 RECORD = "support.json"
@@ -112,7 +110,7 @@ def build_support_set(class_name: Any, rows: Sequence[tuple[bytes, dict[str, Any
 
 def decode_support(data: bytes, where: str = "") -> np.ndarray:
     """The upright photo as [H, W, 3] uint8. Raises `BadImage`."""
-    return decode_image(data, max_pixels=MAX_PIXELS, max_bytes=MAX_BYTES, where=where, exif=True)
+    return decode_image(data, where=where, exif=True)
 
 
 def support_lines(classes: Sequence[SupportSet]) -> list[str]:

@@ -16,7 +16,7 @@ from fss_models.errors import FssError
 from pipelines.base.cluster import cluster
 from pipelines.base.progress import Bar
 from pipelines.config.mask_request import MaskRequest
-from pipelines.inference.labeler import Labeler, PhotoLimits
+from pipelines.inference.labeler import Labeler
 from pipelines.inference.masks import Labels, PhotoFailure
 from pipelines.labelling.images import PhotoReader
 from pipelines.labelling.job import READERS, LabellingJob
@@ -66,9 +66,8 @@ class ChunkLabeler:
 
         torch.set_num_threads(spec.torch_threads)
         self.job: LabellingJob = ray.get(job)
-        limits = PhotoLimits(max_pixels=spec.max_pixels, max_bytes=spec.max_bytes)
         self.labeler = Labeler(spec.bundle_url, spec.device, decoders=spec.torch_threads,
-                               supports_url=spec.supports_url, bundle_id=spec.bundle_id, limits=limits)
+                               supports_url=spec.supports_url, bundle_id=spec.bundle_id, limits=spec.limits)
         self.reader = PhotoReader(self.job.images, max_bytes=self.job.manifest.max_bytes, threads=READERS)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

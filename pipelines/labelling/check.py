@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from fss_models.shipped.files import bundle_url
 from pipelines.base.storage import split_url
 from pipelines.base.workspace import Workspace
@@ -11,7 +9,7 @@ from pipelines.bundles.shipped import champion_url, say_if_shipped
 from pipelines.config.mask_request import MaskRequest, check_overlaps
 from pipelines.config.recipe import Recipe
 from pipelines.inference.label_sets import read_label_set
-from pipelines.inference.labeler import Labeler, PhotoLimits
+from pipelines.inference.labeler import Labeler
 from pipelines.inference.support_check import SupportReport, check_supports
 from pipelines.inference.supports import support_lines
 from pipelines.labelling.images import list_images
@@ -32,20 +30,16 @@ def check_label_job(recipe: Recipe, *, supports: str, images: str, bundle: str, 
     check_overlaps(config.overlaps, len(classes))
     listed = list_images(images) if images else None
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    limits = PhotoLimits(max_pixels=recipe.data.max_pixels, max_bytes=recipe.data.max_bytes)
     url = bundle_url(bundle) if bundle else champion_url(Workspace(recipe.out))
     if not bundle:
         say_if_shipped(url, Workspace(recipe.out))
-    labeler = Labeler(url, device, limits=limits, memories=len(classes))
+    labeler = Labeler(url, device, limits=recipe.data.limits, memories=len(classes))
     ids = tuple(labeler.add_support(one) for one in classes)
     reports = [check_supports(labeler, one) for one in classes]
     cost: CostEstimate | None = None
     shown: list[dict[str, str]] = []
     if listed:
-        request = MaskRequest(support_ids=ids, threshold=config.threshold, overlaps=config.overlaps, pairs=config.pairs)
-        if labeler.judge:
-            request = replace(request, prevalence=config.prevalence, empty_below=config.empty_below,
-                              review_below=config.review_below)
+        request = MaskRequest(support_ids=ids, **config.wanted())
         cost, shown = measure_and_show(labeler, listed, request, count=count or len(listed), per_hour=price,
                                        batch=config.batch, names=[one.class_name for one in classes])
     store, name = split_url(page)

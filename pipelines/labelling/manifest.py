@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import Field
 
 from fss_models.errors import FssError
 from pipelines.base.storage import Store
-from pipelines.config.mask_request import EMPTY_BELOW, PREVALENCE, REVIEW_BELOW, MaskRequest, Overlaps
+from pipelines.config.mask_request import MaskRequest
+from pipelines.config.photo_limits import PhotoLimits
+from pipelines.config.wanted import Wanted
 from pipelines.inference.supports import SupportSet
 from pipelines.labelling.images import ImageList
 
@@ -18,33 +20,24 @@ MANIFEST_VERSION = 1
 TITLE = 5  # largest number of class names in a title
 
 
-class JobManifest(BaseModel):
+class JobManifest(Wanted, PhotoLimits):
     """The content of manifest.json: everything that determines the bytes of the parts."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     version: int = MANIFEST_VERSION
     images_url: str
     images_count: int
     images_hash: str  # hash of names and sizes
     class_name: str = ""  # in a job with one class
     support_id: str = ""
-    class_names: list[str] = []  # in a job with several classes
-    support_ids: list[str] = []
-    overlaps: Overlaps = "keep"
-    pairs: int = 0
+    class_names: list[str] = Field([])  # in a job with several classes
+    support_ids: list[str] = Field([])
     calibrator: str = ""  # sha256 of the bundle's calibrator, empty without one
-    prevalence: float = PREVALENCE
-    empty_below: float = EMPTY_BELOW
-    review_below: float = REVIEW_BELOW
     bundle_id: str
     method: str
     preset: str
     chunk: int
     batch: int
-    threshold: float
     limit: int
-    max_pixels: int
-    max_bytes: int
     code_version: str
     redoes: str = ""  # in a job that labels doubtful labels of another job again: the hash of its origin.json
 
@@ -67,9 +60,7 @@ class JobManifest(BaseModel):
     @property
     def mask_request(self) -> MaskRequest:
         """The request that every photo of the job is labelled with."""
-        return MaskRequest(support_ids=tuple(self.support_ids or [self.support_id]), threshold=self.threshold,
-                           overlaps=self.overlaps, pairs=self.pairs, prevalence=self.prevalence,
-                           empty_below=self.empty_below, review_below=self.review_below)
+        return MaskRequest(support_ids=tuple(self.support_ids or [self.support_id]), **self.wanted())
 
     def content(self) -> dict[str, Any]:
         """Serialised form; unset optional fields are omitted."""
@@ -86,8 +77,8 @@ class JobManifest(BaseModel):
 
 
 LATER = {name: JobManifest.model_fields[name].default for name in (
-    "class_name", "support_id", "class_names", "support_ids", "overlaps", "pairs", "calibrator", "prevalence",
-    "empty_below", "review_below", "redoes")}
+    "class_name", "support_id", "class_names", "support_ids", "calibrator", "redoes",
+    *(Wanted.model_fields.keys() - {"threshold"}))}
 
 
 def describe_images(images: ImageList) -> dict[str, Any]:

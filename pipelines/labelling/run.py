@@ -19,6 +19,7 @@ from pipelines.bundles.shipped import champion_url, say_if_shipped
 from pipelines.config.label import LabelConfig
 from pipelines.config.mask_request import check_overlaps
 from pipelines.config.recipe import Recipe
+from pipelines.config.wanted import CALIBRATED
 from pipelines.inference.label_sets import read_label_set
 from pipelines.inference.marks import mark_kind
 from pipelines.inference.supports import SupportSet, support_lines
@@ -88,11 +89,11 @@ def describe_job(recipe: Recipe, about: dict[str, Any], images: ImageList, class
     config = recipe.label
     check_overlaps(config.overlaps, len(classes))
     check_marks(about["method"], classes)
+    _check_calibrator(config, about["calibrator"])
     return JobManifest(
-        **describe_images(images), **describe_classes(classes), overlaps=config.overlaps, pairs=config.pairs,
-        **_calibration_fields(config, about["calibrator"]), bundle_id=about["bundle_id"], method=about["method"],
-        preset=about["preset"], chunk=config.chunk, batch=config.batch, threshold=config.threshold, limit=limit,
-        max_pixels=recipe.data.max_pixels, max_bytes=recipe.data.max_bytes, code_version=package_version(),
+        **describe_images(images), **describe_classes(classes), **config.wanted(), **recipe.data.limits.model_dump(),
+        calibrator=about["calibrator"], bundle_id=about["bundle_id"], method=about["method"], preset=about["preset"],
+        chunk=config.chunk, batch=config.batch, limit=limit, code_version=package_version(),
     )
 
 
@@ -139,17 +140,14 @@ def check_bundle(manifest: JobManifest, about: dict[str, Any], *, hint: str) -> 
             raise FssError(f"the labels were made with {key} {getattr(manifest, key)!r}, not {about[key]!r}", hint=hint)
 
 
-def _calibration_fields(config: LabelConfig, calibrator: str) -> dict[str, Any]:
-    """The manifest's fields for a calibrator. Raises `FssError` for settings that have no effect without one."""
-    settings = {k: getattr(config, k) for k in ("prevalence", "empty_below", "review_below")}
-    changed = [k for k, v in settings.items() if v != LabelConfig.model_fields[k].default]
+def _check_calibrator(config: LabelConfig, calibrator: str) -> None:
+    """Raises `FssError` for settings that have no effect without a calibrator."""
     if calibrator:
-        return {"calibrator": calibrator, **settings}
-    if changed:
+        return
+    if changed := [key for key in config.changed() if key in CALIBRATED]:
         raise FssError(f"label.{changed[0]} has no effect: the bundle has no calibrator",
                        hint="fit one with `fss calibrate`, or leave the setting out")
     say("labels are uncalibrated: the bundle has no calibrator (`fss calibrate` fits one)")
-    return {}
 
 
 def choose_service(request: LabelRequest) -> tuple[str, dict[str, Any] | None]:

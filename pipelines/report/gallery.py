@@ -126,8 +126,7 @@ class RowSelection:
 
 def _picture(labels: FinishedJob, kind: str, row: Label) -> GalleryPicture:
     data = Store(labels.manifest.images_url).read_bytes(row["file_name"])
-    image = decode_image(data, max_pixels=labels.manifest.max_pixels, max_bytes=labels.manifest.max_bytes, exif=True,
-                         where=row["file_name"])
+    image = decode_image(data, limits=labels.manifest, exif=True, where=row["file_name"])
     mask = _mask(row) if row["area"] else None
     name = str(row["file_name"]).rsplit("/", 1)[-1]
     return GalleryPicture(kind=kind, caption=f"{name}: {row['score']:.2f}", url=photo_url(image, mask))

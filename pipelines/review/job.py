@@ -70,8 +70,7 @@ class ReviewedJob:
 
     def pixels(self, file_name: str) -> np.ndarray:
         """The upright photo as [H, W, 3] uint8. Raises `BadImage`."""
-        return decode_image(self.photo(file_name), max_pixels=self.manifest.max_pixels,
-                            max_bytes=self.manifest.max_bytes, exif=True, where=file_name)
+        return decode_image(self.photo(file_name), limits=self.manifest, exif=True, where=file_name)
 
     @property
     def decisions(self) -> Decisions:

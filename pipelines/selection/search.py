@@ -267,9 +267,8 @@ def _train(inputs: TrialInputs, values: dict[str, Any], grid: tuple[int, ...],
 
     torch.set_num_threads(inputs.threads)
     spec, gpus = inputs.change_settings(values), inputs.recipe.sweep.gpus_per_run
-    method, data, worker = spec.method, FoldData.of(spec), WorkerRank(device="cuda" if gpus else "cpu")
-    model: Segmenter = build_model(method.name, method.preset, method.config, weights=method.weights,
-                                   sha256=method.sha256, seed=spec.seed)
+    data, worker = FoldData.of(spec), WorkerRank(device="cuda" if gpus else "cpu")
+    model = build_model(spec.method, seed=spec.seed)
     side = square_side(model, decoded=True) if spec.train.augment == "none" else 0
 
     def score_step(step: int, trained: Segmenter) -> None:

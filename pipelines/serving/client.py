@@ -53,7 +53,7 @@ class Client:
 
         Raises `FssError` if the masks are not of the bundle `bundle_id`, where that is given.
         """
-        body = {**request.json(), "bulk": bulk, "images": [base64.b64encode(i).decode() for i in images]}
+        body = {**request.body(), "bulk": bulk, "images": [base64.b64encode(i).decode() for i in images]}
         answer = self._request("POST", "/v1/segment", body)
         if bundle_id and (found := answer.get("bundle_id")) != bundle_id:
             raise FssError(f"the service has bundle {found} now, no longer {bundle_id}", where=self.url,

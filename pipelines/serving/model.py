@@ -16,7 +16,7 @@ from fss_models.errors import FssError
 from pipelines.base.storage import Store
 from pipelines.bundles.bundle import BundleInfo, about_bundle
 from pipelines.config.mask_request import MaskRequest
-from pipelines.inference.labeler import Labeler, PhotoLimits
+from pipelines.inference.labeler import Labeler
 from pipelines.inference.masks import Labels, PhotoFailure
 from pipelines.inference.supports import SupportSet
 from pipelines.serving.metrics import PhotoMetrics
@@ -105,7 +105,7 @@ class Model:
         url = spec.follow if spec.follow and Store(spec.follow).exists("bundle.json") else spec.bundle_url
         return Labeler(url, spec.device, decoders=spec.torch_threads, supports_url=spec.supports_url,
                        bundle_id="" if spec.follow else spec.bundle_id,
-                       limits=PhotoLimits(max_pixels=spec.max_pixels, max_bytes=spec.max_bytes))
+                       limits=spec.limits)
 
     def _take(self, info: BundleInfo) -> None:
         """Load the bundle, compute the memories in use, and replace the labeler."""
@@ -131,7 +131,7 @@ class Model:
 
 
 def _batched(spec: ModelSpec) -> Any:
-    @serve.batch(max_batch_size=spec.batch, batch_wait_timeout_s=spec.wait_s,
+    @serve.batch(max_batch_size=spec.batch, batch_wait_timeout_s=spec.serve.wait_s,
                  max_concurrent_batches=CONCURRENT_BATCHES)
     async def one(items: Sequence[Item]) -> Results:
         results: dict[int, Labels | PhotoFailure] = {}
@@ -147,10 +147,11 @@ def _batched(spec: ModelSpec) -> Any:
 
 def interactive(spec: ModelSpec) -> Application:
     """The deployment for people: it batches many small requests, and refuses (503) when too many wait."""
-    count: dict[str, Any] = {"num_replicas": spec.replicas}
-    if spec.max_replicas > spec.replicas:
+    least, most = spec.serve.replicas, spec.serve.max_replicas
+    count: dict[str, Any] = {"num_replicas": least}
+    if most > least:
         count = {"autoscaling_config": {
-            "min_replicas": spec.replicas, "initial_replicas": spec.replicas, "max_replicas": spec.max_replicas,
+            "min_replicas": least, "initial_replicas": least, "max_replicas": most,
             "target_ongoing_requests": spec.batch, "upscale_delay_s": 10, "downscale_delay_s": 300}}
     deployment = serve.deployment(
         name="interactive", ray_actor_options=spec.actor_options,
@@ -163,10 +164,10 @@ def interactive(spec: ModelSpec) -> Application:
 
 def bulk(spec: ModelSpec, *, on_demand: bool) -> Application:
     """The deployment for labelling jobs: one request is one chunk. With `on_demand` replicas run only during jobs."""
-    count: dict[str, Any] = {"num_replicas": spec.replicas}
+    count: dict[str, Any] = {"num_replicas": spec.serve.replicas}
     if on_demand:
         count = {"autoscaling_config": {
-            "min_replicas": 0, "initial_replicas": 0, "max_replicas": spec.replicas, "upscale_delay_s": 0,
+            "min_replicas": 0, "initial_replicas": 0, "max_replicas": spec.serve.replicas, "upscale_delay_s": 0,
             "target_ongoing_requests": BULK_CHUNKS, "downscale_delay_s": 300}}
     deployment = serve.deployment(
         name="bulk", ray_actor_options=spec.actor_options, max_ongoing_requests=BULK_CHUNKS,

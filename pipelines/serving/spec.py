@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pipelines.bundles.bundle import BundleInfo
-from pipelines.config.label import ServeConfig
+from pipelines.config.label import ServiceSettings
+from pipelines.config.photo_limits import LIMITS, PhotoLimits
 from pipelines.config.recipe import Recipe
 
 FOLLOW_S = 10.0  # seconds between two looks for a new champion
@@ -24,17 +25,13 @@ class ModelSpec:
     follow_s: float = FOLLOW_S
     device: str = "cpu"
     batch: int = 8
-    wait_s: float = 0.02
-    threads: int = 0
-    replicas: int = 1
-    max_replicas: int = 0  # upper bound for autoscaling interactive replicas; 0 disables it
-    max_pixels: int = 50_000_000
-    max_bytes: int = 64_000_000
+    serve: ServiceSettings = field(default_factory=ServiceSettings)
+    limits: PhotoLimits = LIMITS
 
     @property
     def torch_threads(self) -> int:
-        """Torch threads of a replica: `threads`, or the number of CPU cores where that is 0."""
-        return self.threads or os.cpu_count() or 1
+        """Torch threads of a replica: `serve.threads`, or the number of CPU cores where that is 0."""
+        return self.serve.threads or os.cpu_count() or 1
 
     @property
     def actor_options(self) -> dict[str, Any]:
@@ -63,11 +60,9 @@ class ServiceSpec:
 def model_spec(recipe: Recipe, *, bundle_url: str, bundle_id: str, supports_url: str, device: str,
                batch: int, follow: str = "", follow_s: float = FOLLOW_S) -> ModelSpec:
     """The `ModelSpec` for the `serve` and `data` sections of a recipe."""
-    serve: ServeConfig = recipe.serve
     return ModelSpec(
         bundle_url=bundle_url, bundle_id=bundle_id, supports_url=supports_url, device=device, batch=batch,
-        wait_s=serve.wait_s, threads=serve.threads, replicas=serve.replicas, max_replicas=serve.max_replicas,
-        max_pixels=recipe.data.max_pixels, max_bytes=recipe.data.max_bytes, follow=follow, follow_s=follow_s,
+        serve=recipe.serve, limits=recipe.data.limits, follow=follow, follow_s=follow_s,
     )
 
 

@@ -83,10 +83,8 @@ def _train(run: RunContext, rank: int, world: int, device: str) -> None:
     from pipelines.training.loop import WorkerRank, fit
 
     spec = run.spec
-    method = spec.method
     data = FoldData.of(spec)
-    model = build_model(method.name, method.preset, method.config, weights=method.weights, sha256=method.sha256,
-                        seed=spec.seed)
+    model = build_model(spec.method, seed=spec.seed)
     features = _open_features(run, model)
     side = square_side(model, decoded=features is None) if spec.train.augment == "none" else 0
     checkpoint = ray.train.get_checkpoint()

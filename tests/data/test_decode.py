@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from fss_models.errors import BadImage
+from pipelines.config.photo_limits import PhotoLimits
 from pipelines.data.decode import decode_image, decode_sized, image_size
 
 
@@ -81,13 +82,13 @@ def test_a_decompression_bomb_is_refused_by_its_header(side: int) -> None:
     data = _bomb(side)
     assert len(data) < 100_000
     with pytest.raises(BadImage, match=r"over the limit|bomb"):
-        decode_image(data, max_pixels=50_000_000)
+        decode_image(data)
 
 
 def test_more_bytes_than_allowed(photo: Image.Image) -> None:
     data = _bytes(photo)
     with pytest.raises(BadImage, match="over the limit"):
-        decode_image(data, max_bytes=len(data) - 1)
+        decode_image(data, limits=PhotoLimits(max_bytes=len(data) - 1))
 
 
 def test_cmyk_jpeg(photo: Image.Image) -> None:

@@ -201,4 +201,4 @@ def test_requests_with_mistakes(body: dict[str, Any], line: str) -> None:
 
 def test_a_request_is_read_as_it_was_written() -> None:
     for request in (MaskRequest(support_ids=("a",)), MaskRequest(support_ids=("a", "b"), overlaps="resolve", pairs=16)):
-        assert parse_segment({"images": ["QUJD"], **request.json()}).masks == request
+        assert parse_segment({"images": ["QUJD"], **request.body()}).masks == request

@@ -12,7 +12,8 @@ from pycocotools import mask as coco
 
 from fss_models.errors import FssError
 from pipelines.config.mask_request import MaskRequest
-from pipelines.inference.labeler import Labeler, PhotoLimits
+from pipelines.config.photo_limits import PhotoLimits
+from pipelines.inference.labeler import Labeler
 from pipelines.inference.marks import rle_json
 from pipelines.inference.masks import Label, PhotoFailure, full_size
 from pipelines.inference.support_files import support_request, support_set_from_request

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from fss_models.errors import FssError
+from pipelines.config.label import ServiceSettings
 from pipelines.config.mask_request import MaskRequest
 from pipelines.inference.labeler import Labeler
 from pipelines.inference.masks import PhotoFailure
@@ -38,7 +39,7 @@ def test_actors_write_the_same_parts(ray_cluster: object, bundle: str, tmp_path:
     with one_thread():
         job.run(DirectEngine(labeler), [1], 1)
     before = Path(job.out.path(part_name(1))).stat().st_mtime_ns
-    spec = ModelSpec(bundle_url=bundle, supports_url=root, batch=4, threads=1)
+    spec = ModelSpec(bundle_url=bundle, supports_url=root, batch=4, serve=ServiceSettings(threads=1))
     assert run_with_actors(job, job.chunks_left(), spec) == 12
     assert Path(job.out.path(part_name(1))).stat().st_mtime_ns == before
     assert job.chunks_left() == []

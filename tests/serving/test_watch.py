@@ -12,6 +12,7 @@ from fss_models import registry
 from fss_models.errors import FssError
 from pipelines.base.storage import Store
 from pipelines.bundles.bundle import BundleInfo, replace_bundle, save_bundle
+from pipelines.config.label import ServiceSettings
 from pipelines.config.mask_request import MaskRequest
 from pipelines.inference.support_files import read_support_file
 from pipelines.serving.spec import ModelSpec
@@ -37,8 +38,8 @@ def model(ray_cluster: object, bundles: dict[str, BundleInfo], tmp_path: Path) -
     champion, supports = str(tmp_path / "champion"), read_support_file(str(supports_file(tmp_path)))
     replace_bundle(*next((url, champion, info) for url, info in bundles.items()))
     supports.save(str(tmp_path / "supports"))
-    made = Model(ModelSpec(bundle_url=champion, supports_url=str(tmp_path / "supports"), threads=1, follow=champion,
-                           follow_s=NEVER_S))
+    made = Model(ModelSpec(bundle_url=champion, supports_url=str(tmp_path / "supports"), follow=champion,
+                           follow_s=NEVER_S, serve=ServiceSettings(threads=1)))
     asyncio.run(made.add_support(supports))
     return made
 

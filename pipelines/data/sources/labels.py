@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from fss_models.errors import BadImage
-from pipelines.data.decode import MAX_PIXELS
+from pipelines.data.decode import check_pixels
 
 _FORMATS = ("PNG", "BMP", "TIFF", "GIF")  # lossless ones
 
@@ -34,8 +34,7 @@ def _load(data: bytes) -> Image.Image:
         raise BadImage("empty file (0 bytes)")
     try:
         image = Image.open(io.BytesIO(data), formats=_FORMATS)
-        if image.width * image.height > MAX_PIXELS:
-            raise BadImage(f"{image.width}x{image.height} pixels are over the limit of {MAX_PIXELS:,}")
+        check_pixels(image)
         image.load()
     except BadImage:
         raise

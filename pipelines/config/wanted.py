@@ -1,0 +1,41 @@
+"""What is wanted of masks: the settings that recipes, jobs, requests and the labeler share, each stated once."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from pipelines.config.section import Section
+
+Overlaps = Literal["keep", "resolve"]
+MAX_PAIRS = 4096  # (class, photo) pairs in a call of the model
+CALIBRATED = ("prevalence", "empty_below", "review_below")  # settings that need a bundle with a calibrator
+
+
+class Wanted(Section):
+    """How the masks of a photo are made, and when one is trusted. What carries these settings inherits them.
+
+    overlaps  keep: each class has its own mask (multi-label). resolve: a pixel belongs to the class for which its
+              probability times the mask's score is highest (a semantic map); the first of equal ones wins
+    pairs     always whole classes. With one class a call the masks equal those of C jobs with one class each bit for
+              bit
+    """
+
+    threshold: float = Field(0.5, gt=0, lt=1, description="pixels above this probability belong to the object")
+    overlaps: Overlaps = Field("keep", description="resolve: a pixel belongs to one class at most")
+    pairs: int = Field(0, ge=0, le=MAX_PAIRS, description=(
+        "(class, photo) pairs in a call of the model; 0: one class a call"))
+    # The next three settings are used where the bundle has a calibrator.
+    prevalence: float = Field(0.5, gt=0, lt=1, description="share of the photos that show a class")
+    empty_below: float = Field(0.5, ge=0, le=1, description="a class less probable than this gets an empty label")
+    review_below: float = Field(0.5, ge=0, le=1, description=(
+        "a mask less probably good than this gets the status review"))
+
+    def wanted(self) -> dict[str, Any]:
+        """The settings of this section alone, without those of the class that inherits it."""
+        return {name: getattr(self, name) for name in Wanted.model_fields}
+
+    def changed(self) -> dict[str, Any]:
+        """The settings that do not have their defaults."""
+        return {k: v for k, v in self.wanted().items() if v != Wanted.model_fields[k].default}
