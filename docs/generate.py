@@ -17,26 +17,36 @@ from jobs.cli import PANELS, make_app
 from pipelines.config.recipe import Recipe
 
 PAPERS = {  # where each method was published: venue, arXiv id
-    "sansa": ("SANSA, NeurIPS 2025", "2505.21795"), "fssam": ("FSSAM, ICML 2025", "2505.14100"),
-    "fcp": ("FCP, AAAI 2025", "2501.00752"), "vrp_sam": ("VRP-SAM, CVPR 2024", "2402.17726"),
+    "sansa": ("SANSA, NeurIPS 2025", "2505.21795"),
+    "fssam": ("FSSAM, ICML 2025", "2505.14100"),
+    "fcp": ("FCP, AAAI 2025", "2501.00752"),
+    "vrp_sam": ("VRP-SAM, CVPR 2024", "2402.17726"),
     "sam2_frozen": ("SAM 2 as it is", "2408.00714"),
 }
 
 
 def pages() -> dict[str, str]:
     """Name of each generated page below docs/, and its Markdown."""
-    return {"reference/cli.md": cli_page(), "reference/recipes.md": recipe_page(), "reference/http.md": http_page(),
-            "reference/methods.md": methods_page()}
+    return {
+        "reference/cli.md": cli_page(),
+        "reference/recipes.md": recipe_page(),
+        "reference/http.md": http_page(),
+        "reference/methods.md": methods_page(),
+    }
 
 
 # ---- the command line ---------------------------------------------------------------------------------------------
 
+
 def cli_page() -> str:
     """All commands by panel, with their arguments and options."""
     root: Any = typer.main.get_command(make_app())
-    parts = ["# Command line", "Most commands take a recipe (`--recipe NAME or FILE`), changes to it (`--set KEY=VALUE`), a "
-             "workspace (`--out`) and `--json`. `fss --install-completion` adds completion to your shell. A mistake ends "
-             "with exit status 2 and one line; Ctrl-C with 130."]
+    parts = [
+        "# Command line",
+        "Most commands take a recipe (`--recipe NAME or FILE`), changes to it (`--set KEY=VALUE`), a "
+        "workspace (`--out`) and `--json`. `fss --install-completion` adds completion to your shell. A mistake ends "
+        "with exit status 2 and one line; Ctrl-C with 130.",
+    ]
     for panel, names in PANELS.items():
         parts.append(f"## {panel}")
         for name in names:
@@ -70,24 +80,35 @@ def _default(parameter: Any) -> str:
 
 
 def _sentence(text: str) -> str:
-    return re.sub(r"(?<!`)(--[a-z][a-z-]*)", r"`\1`", text.replace("\n", " ")) if "`" not in text else text.replace("\n", " ")
+    return (
+        re.sub(r"(?<!`)(--[a-z][a-z-]*)", r"`\1`", text.replace("\n", " "))
+        if "`" not in text
+        else text.replace("\n", " ")
+    )
 
 
 # ---- recipes ------------------------------------------------------------------------------------------------------
 
+
 def recipe_page() -> str:
     """Every key of a recipe, with its meaning and default."""
-    parts = ["# Recipes", "A recipe is a YAML file, or one that ships (`fss sweep run --recipe NAME`). `--set a.b=value` "
-             "changes a key, `extends: NAME` starts from another recipe. Unknown keys are refused. Lists are addressed by "
-             "number: `--set methods.0.preset=tiny`. `mixture.N.data` has the keys of `data`."]
+    parts = [
+        "# Recipes",
+        "A recipe is a YAML file, or one that ships (`fss sweep run --recipe NAME`). `--set a.b=value` "
+        "changes a key, `extends: NAME` starts from another recipe. Unknown keys are refused. Lists are addressed by "
+        "number: `--set methods.0.preset=tiny`. `mixture.N.data` has the keys of `data`.",
+    ]
     seen: set[type[BaseModel]] = set()
     for place, model in sections(Recipe):
         if model in seen:
             continue  # a mixture's data are the same sections as data
         seen.add(model)
         rows = [(f"`{key}`", meaning, default) for key, meaning, default in keys(model)]
-        parts += [f"## {place or 'top level'}", " ".join(inspect.cleandoc(model.__doc__ or "").split()),
-                  table(("key", "meaning", "default"), rows)]
+        parts += [
+            f"## {place or 'top level'}",
+            " ".join(inspect.cleandoc(model.__doc__ or "").split()),
+            table(("key", "meaning", "default"), rows),
+        ]
     return "\n\n".join(parts) + "\n"
 
 
@@ -98,7 +119,9 @@ def sections(model: type[BaseModel], place: str = "") -> Iterator[tuple[str, typ
         inner, many = _inner(info.annotation)
         if inner:
             dotted = f"{place}.{name}" if place else name
-            yield from sections(inner, f"{dotted}.N" if many == "list" else f"{dotted}.KEY" if many == "dict" else dotted)
+            yield from sections(
+                inner, f"{dotted}.N" if many == "list" else f"{dotted}.KEY" if many == "dict" else dotted
+            )
 
 
 def _inner(kind: Any) -> tuple[type[BaseModel] | None, str]:
@@ -117,10 +140,19 @@ def keys(model: type[BaseModel]) -> list[tuple[str, str, str]]:
     found = []
     for name, info in model.model_fields.items():
         inner, many = _inner(info.annotation)
-        meaning = notes.get(name) or info.description or (f"a section, see below{': a list of them' if many else ''}" if inner
-                                                          else "")
-        default = "" if info.is_required() or inner else f"`{json.dumps(info.get_default(call_default_factory=True), default=str)}`"
-        found.append((name, f"{meaning} ({_choices(info.annotation)})" if _choices(info.annotation) else meaning, default))
+        meaning = (
+            notes.get(name)
+            or info.description
+            or (f"a section, see below{': a list of them' if many else ''}" if inner else "")
+        )
+        default = (
+            ""
+            if info.is_required() or inner
+            else f"`{json.dumps(info.get_default(call_default_factory=True), default=str)}`"
+        )
+        found.append(
+            (name, f"{meaning} ({_choices(info.annotation)})" if _choices(info.annotation) else meaning, default)
+        )
     return found
 
 
@@ -146,24 +178,37 @@ def _comments(source: str) -> dict[str, str]:
 
 # ---- methods ------------------------------------------------------------------------------------------------------
 
+
 def methods_page() -> str:
     """Every method: paper, presets, marks, settings."""
-    parts = ["# Methods", "`methods: [{name: NAME, preset: PRESET, config: {...}}]` in a recipe. Where a paper and its released "
-             "code differ, a setting decides."]
+    parts = [
+        "# Methods",
+        "`methods: [{name: NAME, preset: PRESET, config: {...}}]` in a recipe. Where a paper and its released "
+        "code differ, a setting decides.",
+    ]
     for name in registry.list_methods():
         cls, settings = registry.method_class(name), registry.method_config(name)
         title, arxiv = PAPERS.get(name, ("", ""))
-        facts = [("paper", f"{title}, arXiv {arxiv}" if arxiv else "-"), ("trains", "yes" if cls.trains else "nothing"),
-                 ("marks it reads", ", ".join(sorted(k.name.lower() for k in cls.prompt_kinds))),
-                 ("presets", ", ".join(f"`{p}`" for p in cls.presets))]
+        facts = [
+            ("paper", f"{title}, arXiv {arxiv}" if arxiv else "-"),
+            ("trains", "yes" if cls.trains else "nothing"),
+            ("marks it reads", ", ".join(sorted(k.name.lower() for k in cls.prompt_kinds))),
+            ("presets", ", ".join(f"`{p}`" for p in cls.presets)),
+        ]
         rows = [(f"`{f.name}`", "" if f.default is MISSING else f"`{f.default!r}`") for f in fields(settings)]
         about = inspect.cleandoc(settings.__doc__ or "")
-        parts += [f"## {name}", " ".join(inspect.cleandoc(cls.__doc__ or "").split()), table(("", ""), facts),
-                  f"```text\n{about}\n```", table(("setting", "default"), rows) if rows else "It has no settings."]
+        parts += [
+            f"## {name}",
+            " ".join(inspect.cleandoc(cls.__doc__ or "").split()),
+            table(("", ""), facts),
+            f"```text\n{about}\n```",
+            table(("setting", "default"), rows) if rows else "It has no settings.",
+        ]
     return "\n\n".join(parts) + "\n"
 
 
 # ---- the HTTP API -------------------------------------------------------------------------------------------------
+
 
 def http_page() -> str:
     """Every request of the service, from its OpenAPI document."""

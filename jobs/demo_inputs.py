@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from fss_models.errors import FssError
+from fss_models.photo_files import decode_image
 from pipelines.base.progress import Bar
 from pipelines.base.storage import Store
 from pipelines.data import rle
-from pipelines.data.decode import decode_image
 from pipelines.data.schema import ClassInfo
 from pipelines.data.shardset import Shards
 

@@ -41,7 +41,7 @@ FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 # Labelling photos needs nothing of what trains and compares methods, apart from these readers.
 INFERENCE = {"inference", "serving"}
 TRAINING = {"data", "features", "training", "pretraining", "evaluation", "sweeps", "selection"}
-SHARED_READERS = {"pipelines.data.decode", "pipelines.data.masks", "pipelines.data.rle"}
+SHARED_READERS = {"pipelines.data.rle"}
 # Rooms that only stand on these few.
 NARROW = {"infra": {"base", "fss_models"}}
 # Nothing but the commands and the benchmarks uses published tables and analyses.

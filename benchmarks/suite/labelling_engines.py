@@ -97,8 +97,8 @@ def measure_loops(config: dict[str, Any], folder: Path) -> dict[str, float]:
     """Images/s of the model alone and of a plain loop with every step of a label, and the loop's CPU time a photo."""
     import torch
 
+    from fss_models.photo_files import decode_image
     from fss_models.shipped.files import bundle_url
-    from pipelines.data.decode import decode_image
     from pipelines.inference.labeler import Labeler
     from pipelines.inference.masks import full_size, make_label
     from pipelines.inference.support_files import read_support_file

@@ -82,7 +82,7 @@ def _figures(answers: list[RequestTiming], seconds: float, capacity: float) -> d
 
 def _request(url: str, config: dict[str, Any]) -> dict[str, Any]:
     """Register a support set with the service, and return a request to segment one small photo with it."""
-    from pipelines.inference.marks import rle_json
+    from fss_models.marks import rle_json
     from pipelines.inference.supports import Support, SupportSet
     from pipelines.serving.client import Client
 

@@ -87,7 +87,7 @@ def _photo(rng: np.random.Generator, config: dict[str, Any]) -> bytes:
 
 
 def _supports(photos: list[bytes], config: dict[str, Any]) -> Any:
-    from pipelines.inference.marks import rle_json
+    from fss_models.marks import rle_json
     from pipelines.inference.supports import Support, SupportSet
 
     y, x = np.mgrid[:config["height"], :config["width"]]
@@ -96,7 +96,7 @@ def _supports(photos: list[bytes], config: dict[str, Any]) -> Any:
 
 
 def _prepared(labeler: Any, photos: list[bytes], batch: int) -> list[Any]:
-    from pipelines.data.decode import decode_image
+    from fss_models.photo_files import decode_image
 
     images = [decode_image(p) for p in photos]
     return [labeler.model.prepare(images[i:i + batch]) for i in range(0, len(images), batch)]

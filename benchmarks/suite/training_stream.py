@@ -215,7 +215,7 @@ def _plain(files: Files, config: dict[str, Any], episodes: int) -> int:
 # ---- the bound ----------------------------------------------------------------------------------------------------
 
 def _once(photos: list[bytes], config: dict[str, Any], threads: int = 1) -> int:
-    from pipelines.data.decode import decode_square, image_size
+    from fss_models.photo_files import decode_square, image_size
 
     with ThreadPoolExecutor(threads) as pool:
         return sum(1 for _ in pool.map(lambda data: decode_square(data, *image_size(data), config["side"]), photos))

@@ -61,8 +61,8 @@ def decide(
 ) -> None:
     """Store decisions beside the labels and print their counts."""
     from fss_models.errors import FssError
+    from fss_models.marks import mask_from_picture
     from pipelines.base.storage import split_url
-    from pipelines.inference.marks import mask_from_picture
     from pipelines.labelling.decisions import count_decisions
     from pipelines.review.job import decide_by_name, import_decisions, open_job
 

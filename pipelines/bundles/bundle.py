@@ -1,9 +1,4 @@
-"""A bundle: a folder with everything needed to predict. `bundle.json` is written last and marks it as complete.
-
-    model.safetensors   the trained tensors (may be empty)
-    calibrator.safetensors   turns raw scores into probabilities (optional: without it scores are uncalibrated)
-    bundle.json         method, preset, config, preprocessing mode, frozen weights, provenance, metrics, train photos
-"""
+"""Bundles in any storage: writing, reading, importing and exporting them. What lies in one: `fss_models.bundle`."""
 
 from __future__ import annotations
 
@@ -11,13 +6,11 @@ import hashlib
 import json
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from fss_models import registry
-from fss_models.calibration import Calibrator, load_calibrator
-from fss_models.errors import FssError
+from fss_models.bundle import CALIBRATOR, INFO, TENSORS, BundleInfo, load_model, no_bundle, parse_calibrator, parse_info
+from fss_models.calibration import Calibrator
 from fss_models.official import load_official, official_state, read_official, read_tensors
 from fss_models.presets import RANDOM
 from fss_models.segmenter import Segmenter
@@ -26,46 +19,6 @@ from fss_models.shipped.files import bundle_url, check_frozen, to_half
 from pipelines.base.storage import Store
 from pipelines.bundles.weights import build_model, fetch, file_sha256, pretraining_photos
 from pipelines.config.method import MethodConfig
-
-CALIBRATOR = "calibrator.safetensors"
-
-
-class BundleInfo(BaseModel):
-    """The content of bundle.json."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    version: int = 1
-    method: str
-    preset: str
-    config: dict[str, Any] = {}
-    seed: int = 0  # of random values, which no file has
-    preprocessing: str
-    weights: str = ""  # path or URL of the frozen SAM 2 checkpoint
-    sha256: str = ""  # sha256 of the file in `weights`
-    frozen: dict[str, str] = {}  # other frozen weights by name -> sha256
-    untrained: bool = False  # whether parts that need training still have random values
-    tensors_sha256: str
-    dataset: str = ""
-    data_hash: str = ""  # content hash of the shards
-    classes: list[str] = []  # names of the classes that it was trained on
-    trained_on: list[str] = []  # sha256 (first 16 digits) of every photo that training opened
-    pretrained_on: list[str] = []  # likewise of class-agnostic pretraining, which does not look at classes
-    metrics: dict[str, Any] = {}
-    provenance: dict[str, Any] = {}
-    calibrator: str = ""  # sha256 of calibrator.safetensors, empty where there is none
-
-    @property
-    def seen(self) -> list[str]:
-        """sha256 (first 16 digits) of every photo that any training opened. They must not be tested on."""
-        return sorted({*self.trained_on, *self.pretrained_on})
-
-    @property
-    def bundle_id(self) -> str:
-        """Identity of the model: a hash of method, configuration and tensors, not of where or when it was trained."""
-        config = {k: v for k, v in self.config.items() if not k.endswith("_weights")}  # their hashes are in `frozen`
-        parts = [self.method, self.preset, json.dumps(config, sort_keys=True), str(self.seed), self.preprocessing,
-                 self.sha256, json.dumps(self.frozen, sort_keys=True), self.tensors_sha256]
-        return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
 def save_bundle(url: str, model: Segmenter, *, recipe_config: dict[str, Any] | None = None, half: bool = False,
@@ -88,8 +41,8 @@ def save_bundle(url: str, model: Segmenter, *, recipe_config: dict[str, Any] | N
         **{"pretrained_on": _pretrained_on(model, about.get("weights", ""), url), **about},
     )
     store = Store(url)
-    store.write_bytes("model.safetensors", data)
-    store.write_json("bundle.json", info.model_dump())
+    store.write_bytes(TENSORS, data)
+    store.write_json(INFO, info.model_dump())
     return info
 
 
@@ -131,14 +84,9 @@ def read_bundle_info(url: str) -> BundleInfo:
     Raises `FssError` if there is no bundle.json or it is not valid.
     """
     store = Store(bundle_url(url))
-    if not store.exists("bundle.json"):
-        raise FssError("there is no bundle here (bundle.json is missing)", where=url,
-                       hint="check the URL; `fss promote` writes a workspace's champion")
-    try:
-        return BundleInfo.model_validate(store.read_json("bundle.json"))
-    except ValueError as error:
-        raise FssError("bundle.json is not valid", where=url,
-                       hint="it may be of a newer version of fss: install that version") from error
+    if not store.exists(INFO):
+        raise no_bundle(url)
+    return parse_info(store.read_bytes(INFO), url)
 
 
 def about_bundle(info: BundleInfo) -> dict[str, Any]:
@@ -153,17 +101,8 @@ def load_bundle(url: str, device: str = "cpu") -> tuple[Segmenter, BundleInfo]:
     """
     url = bundle_url(url)
     info = read_bundle_info(url)
-    data = Store(url).read_bytes("model.safetensors")
-    if hashlib.sha256(data).hexdigest() != info.tensors_sha256:
-        raise FssError("model.safetensors does not match bundle.json", where=url,
-                       hint="promote or train the bundle again")
-    model = build_base_model(info, url)
-    if data:
-        model.load_trainable_state(load_tensors(data))
-    for name, sha in model.frozen_weights().items():
-        if info.frozen.get(name) != sha:
-            raise FssError(f"the frozen weights {name!r} differ from those in bundle.json", where=url)
-    return model.to(device).eval(), info
+    tensors = Store(url).read_bytes(TENSORS)
+    return load_model(info, build_base_model(info, url), tensors, url).to(device), info
 
 
 def save_calibrator(url: str, calibrator: Calibrator) -> BundleInfo:
@@ -171,7 +110,7 @@ def save_calibrator(url: str, calibrator: Calibrator) -> BundleInfo:
     store, info, data = Store(url), read_bundle_info(url), calibrator.save()
     info = info.model_copy(update={"calibrator": hashlib.sha256(data).hexdigest()})
     store.write_bytes(CALIBRATOR, data)
-    store.write_json("bundle.json", info.model_dump())
+    store.write_json(INFO, info.model_dump())
     return info
 
 
@@ -179,11 +118,7 @@ def bundle_calibrator(url: str, info: BundleInfo) -> Calibrator | None:
     """The bundle's calibrator, None where it has none. Raises `FssError` if it does not match bundle.json."""
     if not info.calibrator:
         return None
-    store = Store(bundle_url(url))
-    data = store.read_bytes(CALIBRATOR)
-    if hashlib.sha256(data).hexdigest() != info.calibrator:
-        raise FssError(f"{CALIBRATOR} does not match bundle.json", where=url, hint="run `fss calibrate` again")
-    return load_calibrator(data, store.path(CALIBRATOR))
+    return parse_calibrator(info, Store(bundle_url(url)).read_bytes(CALIBRATOR), url)
 
 
 def copy_calibrator(source: str, target: str) -> None:
@@ -198,19 +133,17 @@ def replace_bundle(source: str, target: str, info: BundleInfo) -> None:
     While it is replaced there is no bundle.json at `target`, and with it the bundle is whole.
     """
     place = Store(target)
-    place.delete("bundle.json")
-    place.write_bytes("model.safetensors", Store(source).read_bytes("model.safetensors"))
+    place.delete(INFO)
+    place.write_bytes(TENSORS, Store(source).read_bytes(TENSORS))
     copy_calibrator(source, target)
-    place.write_json("bundle.json", info.model_dump())
+    place.write_json(INFO, info.model_dump())
 
 
 def build_base_model(info: BundleInfo, where: str) -> Segmenter:
-    """Build the method of a bundle on its frozen weights, without the trained tensors.
+    """Build the method of a bundle on its frozen weights, which are fetched, without the trained tensors.
 
-    A bundle on weights that ship with the package needs the same weights installed; a bundle made without them does
-    not use installed ones. Raises `FssError` naming `where` if the installed weights differ.
+    Raises `FssError` naming `where` if the installed weights differ.
     """
-    on_shipped = check_frozen(info.frozen, where)
     method = MethodConfig(name=info.method, preset=info.preset, config=info.config, sha256=info.sha256,
-                          weights=info.weights or ("" if on_shipped else RANDOM))
+                          weights=info.base_weights(where))
     return build_model(method, seed=info.seed)

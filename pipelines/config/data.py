@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from pipelines.config.photo_limits import LIMITS, PhotoLimits
+from fss_models.limits import LIMITS, PhotoLimits
 from pipelines.config.section import Positive, Section
 
 Benchmark = Literal["pascal5i", "coco20i", "lvis92i", "fss1000", "pascal_part", "paco_part", "ade20k", "isic", "lung"]

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from fss_models.errors import FssError
+from fss_models.marks import mask_from_picture
 from pipelines.base.storage import Store, join
 from pipelines.console.records import (
     LABEL_SET,
@@ -26,7 +27,6 @@ from pipelines.console.records import (
     label_command,
 )
 from pipelines.console.task import run_job_task
-from pipelines.inference.marks import mask_from_picture
 from pipelines.inference.support_files import from_base64
 from pipelines.inference.supports import SupportSet, load_support_set
 from pipelines.labelling.decisions import Decision

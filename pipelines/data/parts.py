@@ -14,11 +14,11 @@ import numpy as np
 import pyarrow as pa
 
 from fss_models.errors import BadImage, FssError
+from fss_models.photo_files import OrientedPhoto, load_oriented
 from pipelines.base.storage import Store
 from pipelines.config.data import DataConfig
 from pipelines.data import rle
 from pipelines.data.attempts import DEATHS, PartAttempts
-from pipelines.data.decode import OrientedPhoto, load_oriented
 from pipelines.data.parquet import GROUP_ROWS, parquet_bytes
 from pipelines.data.schema import FAILURES, IMAGES, INDEX
 from pipelines.data.shrink import encode_photo, shrink_masks, shrink_photo, shrunk_size

@@ -18,8 +18,8 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from fss_models.photo_files import decode_sized, decode_square
 from pipelines.data import rle
-from pipelines.data.decode import decode_sized, decode_square
 from pipelines.data.plan import Place
 from pipelines.data.schema import Sample
 from pipelines.data.shardset import cropped, masks_of

@@ -13,11 +13,11 @@ import pyarrow as pa
 from pydantic import ValidationError
 
 from fss_models.errors import FssError
+from fss_models.photo_files import decode_sized
 from pipelines.base.storage import Store
 from pipelines.config.data import BENCHMARKS, DataConfig
 from pipelines.data import rle
 from pipelines.data.classes import NO_FOLD, counted_classes
-from pipelines.data.decode import decode_sized
 from pipelines.data.parquet import GROUP_ROWS
 from pipelines.data.parts import part_name
 from pipelines.data.schema import SCHEMA_VERSION, ClassInfo, Manifest, Sample

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 
 from fss_models.errors import FssError
+from fss_models.photo_files import decode_sized
 from fss_models.segmenter import Segmenter
 from pipelines.base.storage import Store
 from pipelines.bundles.weights import build_model
 from pipelines.config.method import MethodConfig
-from pipelines.data.decode import decode_sized
 from pipelines.data.parquet import GROUP_ROWS
 from pipelines.data.parts import part_name
 from pipelines.data.schema import PhotoKey

@@ -15,11 +15,11 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from fss_models.errors import FssError
+from fss_models.marks import check_keys
+from fss_models.photo_files import is_photo
 from pipelines.base.junk import is_junk
 from pipelines.base.storage import Store, split_url
 from pipelines.config.mask_request import MAX_CLASSES
-from pipelines.data.decode import is_photo
-from pipelines.inference.marks import check_keys
 from pipelines.inference.support_files import fetcher, read_supports
 from pipelines.inference.supports import SupportSet
 

@@ -19,24 +19,22 @@ from torch import Tensor
 
 from fss_models.clip import Features, Images, Memory
 from fss_models.errors import BadImage, FssError
+from fss_models.limits import LIMITS, PhotoLimits
+from fss_models.photo_files import decode_image
+from fss_models.presence import UNCALIBRATED, LabelJudge, Presence, SupportStatistics
 from pipelines.bundles.bundle import bundle_calibrator, load_bundle
 from pipelines.config.mask_request import MaskRequest
-from pipelines.config.photo_limits import LIMITS, PhotoLimits
 from pipelines.config.wanted import Wanted
-from pipelines.data.decode import decode_image
 from pipelines.inference.masks import (
-    UNCALIBRATED,
     Label,
     Labels,
     PhotoFailure,
-    Presence,
     full_size,
     make_label,
     semantic_map,
     threshold_logit,
     to_host,
 )
-from pipelines.inference.presence import LabelJudge, SupportStatistics
 from pipelines.inference.supports import SupportSet, UnknownSupportError, load_support_set
 
 MEMORIES = 64  # support sets kept on the device

@@ -12,19 +12,7 @@ import torch.nn.functional as F
 from pycocotools import mask as coco
 from torch import Tensor
 
-
-@dataclass(frozen=True, kw_only=True)
-class Presence:
-    """A calibrator's estimate for one mask.
-
-    presence  probability that the class is in the photo; None without an estimate
-    quality   probability that the class is in the photo and the mask is good; None without an estimate
-    status    one of the words that `presence.py` lists; "" where the bundle has no calibrator
-    """
-
-    presence: float | None = None
-    quality: float | None = None
-    status: str = ""
+from fss_models.presence import UNCALIBRATED, Presence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +35,6 @@ class PhotoFailure:
     stage: str = "decode"
 
 
-UNCALIBRATED = Presence()
 Labels = tuple[Label, ...]  # the labels of one photo, one for each class
 
 

@@ -14,8 +14,8 @@ from collections.abc import Callable
 from typing import Any
 
 from fss_models.errors import FssError
+from fss_models.marks import KINDS, Mark, check_keys, mask_from_picture
 from pipelines.base.storage import Store, split_url
-from pipelines.inference.marks import KINDS, Mark, check_keys, mask_from_picture
 from pipelines.inference.supports import SupportSet, build_support_set
 
 Fetch = Callable[[str, str], bytes]  # (text, where) -> bytes

@@ -18,9 +18,9 @@ import numpy as np
 
 from fss_models.clip import Prompt
 from fss_models.errors import FssError
+from fss_models.marks import KINDS, Mark, check_mark, mark_pixels, mark_prompt
+from fss_models.photo_files import decode_image, turned_size
 from pipelines.base.storage import Store, join
-from pipelines.data.decode import decode_image, turned_size
-from pipelines.inference.marks import KINDS, Mark, check_mark, mark_pixels, mark_prompt
 
 LINES = 8  # at most as many lines about supports are shown
 NEARLY_ALL = 0.9  # of the photo: a mask that covers more may be inverted

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 from fss_models.errors import FssError
+from fss_models.photo_files import PHOTO_SUFFIXES, UNREAD_SUFFIXES, is_photo
 from pipelines.base.files import files_below
 from pipelines.base.storage import Store
-from pipelines.data.decode import PHOTO_SUFFIXES, UNREAD_SUFFIXES, is_photo
 from pipelines.inference.masks import PhotoFailure
 
 UNREAD = "unread.json"

@@ -8,9 +8,9 @@ from typing import Any
 from pydantic import Field
 
 from fss_models.errors import FssError
+from fss_models.limits import PhotoLimits
 from pipelines.base.storage import Store
 from pipelines.config.mask_request import MaskRequest
-from pipelines.config.photo_limits import PhotoLimits
 from pipelines.config.wanted import Wanted
 from pipelines.inference.supports import SupportSet
 from pipelines.labelling.images import ImageList

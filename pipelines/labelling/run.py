@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from fss_models.errors import FssError
+from fss_models.marks import mark_kind
 from fss_models.registry import method_class
 from fss_models.shipped.files import bundle_url
 from pipelines.base.progress import say
@@ -21,7 +22,6 @@ from pipelines.config.mask_request import check_overlaps
 from pipelines.config.recipe import Recipe
 from pipelines.config.wanted import CALIBRATED
 from pipelines.inference.label_sets import read_label_set
-from pipelines.inference.marks import mark_kind
 from pipelines.inference.supports import SupportSet, support_lines
 from pipelines.labelling.actors import run_with_actors
 from pipelines.labelling.engines import Engine, local_engine, service_engine

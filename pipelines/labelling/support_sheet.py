@@ -12,11 +12,11 @@ import torch
 
 from fss_models.calibration_fit import estimate_prevalence
 from fss_models.errors import BadImage
+from fss_models.marks import mark_prompt
+from fss_models.photo_files import decode_image
 from pipelines.config.mask_request import MaskRequest
 from pipelines.data import rle
-from pipelines.data.decode import decode_image
 from pipelines.inference.labeler import Labeler
-from pipelines.inference.marks import mark_prompt
 from pipelines.inference.masks import Labels, PhotoFailure
 from pipelines.inference.support_check import SupportReport
 from pipelines.inference.supports import SupportSet, decode_support

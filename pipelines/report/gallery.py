@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from fss_models.errors import BadImage, FssError
+from fss_models.photo_files import decode_image
 from pipelines.base.storage import Store
 from pipelines.data import rle
-from pipelines.data.decode import decode_image
 from pipelines.data.shardset import Shards
 from pipelines.labelling.parts import decided_parts
 from pipelines.pages.pictures import photo_url

@@ -12,10 +12,10 @@ import numpy as np
 from pydantic import ValidationError
 
 from fss_models.errors import FssError
+from fss_models.marks import check_mark
+from fss_models.photo_files import decode_image
 from pipelines.base.progress import say
 from pipelines.base.storage import Store
-from pipelines.data.decode import decode_image
-from pipelines.inference.marks import check_mark
 from pipelines.labelling.decisions import (
     DECISIONS,
     Decision,

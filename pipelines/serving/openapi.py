@@ -8,8 +8,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from fss_models.marks import MAX_POINTS
 from pipelines.config.mask_request import EMPTY_BELOW, MAX_CLASSES, PREVALENCE, REVIEW_BELOW
-from pipelines.inference.marks import MAX_POINTS
 from pipelines.serving.requests import MAX_IMAGES, MAX_PAIRS
 from pipelines.serving.schemas import SCHEMAS, ref
 

@@ -14,8 +14,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from fss_models.errors import FssError
+from fss_models.marks import check_keys
 from pipelines.config.mask_request import MAX_CLASSES, MaskRequest, check_overlaps
-from pipelines.inference.marks import check_keys
 from pipelines.inference.support_files import from_base64
 from pipelines.serving.server import LOOPBACK
 

@@ -6,9 +6,9 @@ import os
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from fss_models.limits import LIMITS, PhotoLimits
 from pipelines.bundles.bundle import BundleInfo
 from pipelines.config.label import ServiceSettings
-from pipelines.config.photo_limits import LIMITS, PhotoLimits
 from pipelines.config.recipe import Recipe
 
 FOLLOW_S = 10.0  # seconds between two looks for a new champion

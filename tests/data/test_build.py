@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from fss_models.errors import FssError
+from fss_models.photo_files import decode_image
 from pipelines.config.data import DataConfig, SourceConfig, SplitConfig
 from pipelines.data import rle
 from pipelines.data.classes import fold_of
-from pipelines.data.decode import decode_image
 from pipelines.data.schema import BLOCKS, IMAGES
 from pipelines.data.shards import build_shards
 from pipelines.data.shardset import Shards

@@ -17,9 +17,9 @@ from PIL import Image
 from pydantic import ValidationError
 
 from fss_models.errors import BadImage
+from fss_models.photo_files import decode_sized, load_oriented
 from pipelines.config.data import DataConfig, SourceConfig
 from pipelines.data import rle
-from pipelines.data.decode import decode_sized, load_oriented
 from pipelines.data.ledger import reading_rules, versions_of
 from pipelines.data.open import open_source
 from pipelines.data.parts import PartBuilder, exif_name, part_name

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from fss_models.errors import BadImage
+from fss_models.photo_files import decode_image
 from pipelines.config.data import SourceConfig
-from pipelines.data.decode import decode_image
 from pipelines.data.open import open_source
 
 MASK = np.zeros((60, 80), dtype=np.uint8)

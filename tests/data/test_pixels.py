@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
+from fss_models.photo_files import decode_sized, decode_square
 from fss_models.preprocess import Preprocessor, resize_mask
 from pipelines.data import pixels
-from pipelines.data.decode import decode_sized, decode_square
 from pipelines.data.pixels import SampleReader, _PixelCache, mirrors_exactly, square_mask
 from pipelines.data.plan import StreamPlan
 from pipelines.data.shardset import Shards

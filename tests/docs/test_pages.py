@@ -27,8 +27,12 @@ sys.path.insert(0, str(ROOT / "docs"))
 
 def commands(text: str) -> tuple[list[str], list[str]]:
     """(the `fss` command lines in a page's blocks of code, the commands that it names between backticks)."""
-    lines = [line for kind, block in FENCE.findall(text) if kind in ("", "sh", "bash")
-             for line in block.replace("\\\n", " ").split("\n")]
+    lines = [
+        line
+        for kind, block in FENCE.findall(text)
+        if kind in ("", "sh", "bash")
+        for line in block.replace("\\\n", " ").split("\n")
+    ]
     whole = []
     for line in lines:
         line = re.sub(r"\s#\s.*$", "", line.strip().removeprefix("$ "))
@@ -37,8 +41,12 @@ def commands(text: str) -> tuple[list[str], list[str]]:
     return whole, re.findall(r"`fss ([^`]+)`", FENCE.sub("", text))
 
 
-TYPED = [(page.relative_to(ROOT).as_posix(), line) for page in PAGES for line in commands(page.read_text())[0]
-         if "..." not in line and page.name != "CHANGELOG.md"]
+TYPED = [
+    (page.relative_to(ROOT).as_posix(), line)
+    for page in PAGES
+    for line in commands(page.read_text())[0]
+    if "..." not in line and page.name != "CHANGELOG.md"
+]
 NAMED = sorted({name for page in PAGES for name in commands(page.read_text())[1] if "..." not in name})
 
 
@@ -83,7 +91,9 @@ def test_blocks_of_yaml_are_recipes_and_json_is_json(page: Path) -> None:
             compile(block, page.name, "exec")
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if p.parent == ROOT or p.parent.name == "infra"], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES if p.parent == ROOT or p.parent.name == "infra"], ids=lambda p: p.name
+)
 def test_links_of_pages_outside_the_site_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text()):
         assert "://" in target or (page.parent / target).exists(), target
@@ -92,18 +102,26 @@ def test_links_of_pages_outside_the_site_lead_somewhere(page: Path) -> None:
 def test_keys_that_pages_name_exist() -> None:
     """`train.steps` and the like between backticks."""
     known = {place for place, _ in generated().sections(Recipe)}
-    keys = {f"{place}.{key}" if place else key for place, model in generated().sections(Recipe) for key in model.model_fields}
+    keys = {
+        f"{place}.{key}" if place else key
+        for place, model in generated().sections(Recipe)
+        for key in model.model_fields
+    }
     tops = {k for k in known if k and "." not in k}
     wrong = []
     for page in PAGES:
         for word in re.findall(r"`([a-z]+(?:\.[a-zA-Z0-9_]+)+)(?:[=:][^`]*)?`", page.read_text()):
             name = re.sub(r"\.(\d+)\.", ".N.", word)
-            if name.split(".")[0] in tops and name not in keys | known and not re.search(r"\.(py|json|yaml|md|N\.\w+|jsonl|html)$", name):
+            if (
+                name.split(".")[0] in tops
+                and name not in keys | known
+                and not re.search(r"\.(py|json|yaml|md|N\.\w+|jsonl|html)$", name)
+            ):
                 wrong.append((page.name, word))
     assert not wrong
 
 
-def generated():  # noqa: ANN201
+def generated():
     """docs/generate.py."""
     import generate
 
@@ -111,8 +129,12 @@ def generated():  # noqa: ANN201
 
 
 def test_every_key_of_a_recipe_has_a_meaning() -> None:
-    missing = [f"{place}.{key}" for place, model in generated().sections(Recipe)
-               for key, meaning, _ in generated().keys(model) if not meaning]
+    missing = [
+        f"{place}.{key}"
+        for place, model in generated().sections(Recipe)
+        for key, meaning, _ in generated().keys(model)
+        if not meaning
+    ]
     assert not missing
 
 
@@ -127,11 +149,18 @@ def test_the_readme_is_one_page() -> None:
 
 
 def test_the_site_builds_strictly(tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-m", "mkdocs", "build", "--strict", "-q", "-d", str(tmp_path / "site")], cwd=ROOT,
-                          env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "-q", "-d", str(tmp_path / "site")],
+        cwd=ROOT,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr
     assert "WARNING" not in done.stderr
     page = (tmp_path / "site/reference/recipes.html").read_text()
     assert "train.selection" in page or "base-holdout" in page
-    assert "<script src=\"http" not in page
+    assert '<script src="http' not in page
     assert "https://fonts" not in page  # nothing is loaded from elsewhere

@@ -14,11 +14,11 @@ from pycocotools import mask as coco
 
 from fss_models import registry
 from fss_models.errors import FssError
+from fss_models.marks import rle_json
 from pipelines.bundles.bundle import save_bundle
 from pipelines.config.mask_request import MaskRequest
 from pipelines.inference.label_sets import read_label_set
 from pipelines.inference.labeler import Labeler
-from pipelines.inference.marks import rle_json
 from pipelines.inference.masks import Label, Labels, PhotoFailure, semantic_map
 from pipelines.inference.supports import Support, SupportSet
 from pipelines.serving.requests import parse_segment

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from pycocotools import mask as coco
 
 from fss_models.errors import FssError
+from fss_models.limits import PhotoLimits
+from fss_models.marks import rle_json
 from pipelines.config.mask_request import MaskRequest
-from pipelines.config.photo_limits import PhotoLimits
 from pipelines.inference.labeler import Labeler
-from pipelines.inference.marks import rle_json
 from pipelines.inference.masks import Label, PhotoFailure, full_size
 from pipelines.inference.support_files import support_request, support_set_from_request
 from pipelines.inference.supports import Support, SupportSet, UnknownSupportError

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from fss_models import registry
+from fss_models.marks import rle_json
 from jobs.cli import main
 from pipelines.bundles.bundle import save_bundle
 from pipelines.config.recipe import Recipe
 from pipelines.inference.labeler import Labeler
-from pipelines.inference.marks import rle_json
 from pipelines.inference.support_check import _one_more, check_supports
 from pipelines.inference.supports import Support, SupportSet
 from pipelines.labelling.check import check_label_job

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from fss_models.errors import FssError
+from fss_models.marks import mask_from_picture, rle_json
 from pipelines.inference.label_sets import read_label_set
-from pipelines.inference.marks import mask_from_picture, rle_json
 from pipelines.inference.support_files import read_support_file
 from pipelines.inference.supports import support_lines
 

@@ -12,7 +12,7 @@ import pytest
 from pycocotools import mask as coco
 
 from fss_models.errors import FssError
-from pipelines.inference.marks import check_mark, mark_prompt, mask_from_picture, rle_json
+from fss_models.marks import check_mark, mark_prompt, mask_from_picture, rle_json
 from pipelines.inference.support_files import read_support_file, support_request, support_set_from_request
 from pipelines.inference.supports import UnknownSupportError, load_support_set
 from tests.serving.helpers import ball, encoded, supports_file

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from fss_models.photo_files import decode_image
 from jobs.demo_inputs import write_photos, write_supports
-from pipelines.data.decode import decode_image
 from pipelines.inference.support_files import read_support_file
 from tests.serving.helpers import ball, encoded
 

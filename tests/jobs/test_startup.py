@@ -9,8 +9,26 @@ import typer
 
 from jobs.cli import PANELS, make_app
 
-HEAVY = ("torch", "numpy", "pyarrow", "ray", "mlflow", "matplotlib", "scipy", "pandas", "PIL", "fsspec", "s3fs", "httpx",
-         "pycocotools", "sam2", "timm", "jinja2", "cachetools", "filelock")
+HEAVY = (
+    "torch",
+    "numpy",
+    "pyarrow",
+    "ray",
+    "mlflow",
+    "matplotlib",
+    "scipy",
+    "pandas",
+    "PIL",
+    "fsspec",
+    "s3fs",
+    "httpx",
+    "pycocotools",
+    "sam2",
+    "timm",
+    "jinja2",
+    "cachetools",
+    "filelock",
+)
 
 # Shows the help of every command, then makes a mistake in every command that takes a recipe.
 SCRIPT = """
@@ -43,7 +61,9 @@ print(seen, wrong, *(name for name in sys.argv[1:] if name in sys.modules))
 
 
 def test_help_and_mistakes_import_nothing_heavy() -> None:
-    done = subprocess.run([sys.executable, "-c", SCRIPT, *HEAVY], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, *HEAVY], capture_output=True, text=True, timeout=120, check=False
+    )
     assert done.returncode == 0, done.stderr
     seen, wrong, *heavy = done.stdout.split()
     assert not heavy

@@ -18,12 +18,12 @@ from pycocotools.coco import COCO
 
 from fss_models import registry
 from fss_models.errors import FssError
+from fss_models.marks import rle_json
 from pipelines.base.storage import Store
 from pipelines.bundles.bundle import save_bundle
 from pipelines.config.recipe import Recipe
 from pipelines.data import rle
 from pipelines.inference.labeler import Labeler
-from pipelines.inference.marks import rle_json
 from pipelines.inference.support_files import read_support_file
 from pipelines.labelling.decisions import DECISIONS, Decision, add_decisions, apply_decisions, read_decisions
 from pipelines.labelling.job import LabellingJob

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fss_models.errors import FssError
+from fss_models.photo_files import UNREAD_SUFFIXES, Orientation, is_photo
 from pipelines.base.files import files_below
 from pipelines.base.storage import Store
 from pipelines.config.data import SourceConfig
-from pipelines.data.decode import UNREAD_SUFFIXES, Orientation, is_photo
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from fss_models.errors import FssError
-from pipelines.data.decode import PHOTO_SUFFIXES
+from fss_models.photo_files import PHOTO_SUFFIXES
 
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+://")
 _CLOUD = ("s3://", "gs://", "azure-blob://", "r2://", "oci://")  # their keys may contain any character

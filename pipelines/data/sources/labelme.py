@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fss_models.errors import BadImage, FssError
+from fss_models.mask_files import read_mask_picture
 from pipelines.config.data import SourceConfig
 from pipelines.data import rle
-from pipelines.data.masks import read_mask_picture
 from pipelines.data.sources.annotated import (
     LabelledShape,
     check_some_masks,

@@ -1,4 +1,4 @@
-"""Reads label files, whose pixels are values, not colours, and the masks of benchmarks. Own masks: `data.masks`."""
+"""Label files, whose pixels are values, not colours, and benchmarks' masks. People's masks: `fss_models.mask_files`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from fss_models.errors import BadImage
-from pipelines.data.decode import check_pixels
+from fss_models.photo_files import check_pixels
 
 _FORMATS = ("PNG", "BMP", "TIFF", "GIF")  # lossless ones
 

@@ -2,7 +2,7 @@
 
 A mask may also be called NAME_mask.png. Of photos that differ only in their suffix and share a mask the first by name
 is read, because they may be copies of one photo; the others are failures. A photo with two masks of one class is a
-failure too. What a mask file means is said in `pipelines.data.masks`.
+failure too. What a mask file means is said in `fss_models.mask_files`.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 
 from fss_models.errors import BadImage, FssError
+from fss_models.mask_files import open_mask, read_mask_picture
+from fss_models.photo_files import image_size, turned_size
 from pipelines.config.data import SourceConfig
 from pipelines.data import rle
-from pipelines.data.decode import image_size, turned_size
-from pipelines.data.masks import open_mask, read_mask_picture
 from pipelines.data.sources.base import (
     FetchedImage,
     ImageMasks,

@@ -3,7 +3,7 @@
     image      binary        the photo's file, or
     file_name  string        the path of the photo below the root, or the end of that path
     class      string        null together with `mask`: the photo shows no object
-    mask       one of        binary: the bytes of a PNG (`pipelines.data.masks`)
+    mask       one of        binary: the bytes of a PNG (`fss_models.mask_files`)
                              struct<size: list<int>, counts: string | binary | list<int>>: COCO's RLE, size [h, w]
                              list<list<float>>: polygons of one object, x0, y0, x1, y1, ... in pixels
 
@@ -25,10 +25,10 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from fss_models.errors import BadImage, FssError
+from fss_models.mask_files import open_mask, read_mask_picture
+from fss_models.photo_files import image_size, turned_size
 from pipelines.config.data import SourceConfig
 from pipelines.data import rle
-from pipelines.data.decode import image_size, turned_size
-from pipelines.data.masks import open_mask, read_mask_picture
 from pipelines.data.sources.annotated import LabelledShape, polygon, rasterise_shapes
 from pipelines.data.sources.base import (
     FetchedImage,

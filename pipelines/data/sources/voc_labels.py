@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from fss_models.errors import BadImage, FssError
-from pipelines.data.masks import VOID_COLOUR, open_mask
+from fss_models.mask_files import VOID_COLOUR, open_mask
 from pipelines.data.sources.text import class_name, merge_names, plain_text
 
 VOID = 255

@@ -168,7 +168,7 @@ def test_classes_that_are_never_tested_are_in_no_fold(built: Built) -> None:
 
 def test_parts_are_shown_as_crops(built: Built, raw: Raw) -> None:
     """Evaluation and training see the object's box, and nothing of the photo around it."""
-    from pipelines.data.decode import decode_image
+    from fss_models.photo_files import decode_image
 
     shards = built("paco_part")
     photo = decode_image((raw("paco_part") / "PACO-Part/coco/val2017/000000000100.jpg").read_bytes())

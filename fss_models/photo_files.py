@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from fss_models.errors import BadImage
-from pipelines.config.photo_limits import LIMITS, PhotoLimits
+from fss_models.limits import LIMITS, PhotoLimits
 
 # Only these decoders of Pillow are used. HEIF comes with pillow-heif (the extra `heic`), AVIF with Pillow from 11.3 on.
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "GIF", "JPEG2000", "AVIF", "HEIF")

@@ -14,6 +14,7 @@ from fss_models import registry
 from fss_models.calibration import describe_support, look, measure
 from fss_models.calibration_fit import Observation, fit_calibrator
 from fss_models.errors import FssError
+from fss_models.presence import status_of
 from fss_models.prompts import mask_prompt
 from fss_models.segmenter import Segmenter
 from pipelines.bundles.bundle import bundle_calibrator, read_bundle_info, save_bundle, save_calibrator
@@ -21,7 +22,6 @@ from pipelines.bundles.shipped import copy_bundle
 from pipelines.config.mask_request import MaskRequest
 from pipelines.inference.labeler import Labeler
 from pipelines.inference.masks import Label, PhotoFailure, Presence
-from pipelines.inference.presence import status_of
 from pipelines.labelling.outputs import summary_line, write_outputs
 from pipelines.labelling.parts import part_name
 from pipelines.serving.client import _results, results_json

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from fss_models.errors import BadImage
-from pipelines.config.photo_limits import PhotoLimits
-from pipelines.data.decode import decode_image, decode_sized, image_size
+from fss_models.limits import PhotoLimits
+from fss_models.photo_files import decode_image, decode_sized, image_size
 
 
 def _bytes(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:

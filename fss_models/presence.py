@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -27,10 +28,43 @@ from fss_models.calibration_fit import opinion_of
 from fss_models.clip import Features, Memory, Prediction, Prompt, PromptKind
 from fss_models.leave_one_out import iou_at, leave_one_out, segment_trials
 from fss_models.segmenter import Segmenter
-from pipelines.config.mask_request import MaskRequest
-from pipelines.inference.masks import Presence
 
 MAX_TRIALS = 10  # at most so many supports of a set are left out, one at a time
+
+
+class Trust(Protocol):
+    """When a mask is trusted.
+
+    prevalence    estimated share of the photos that show the class
+    empty_below   a class less probable than this gets an empty label
+    review_below  a mask less probably good gets the status review
+    """
+
+    @property
+    def prevalence(self) -> float: ...
+
+    @property
+    def empty_below(self) -> float: ...
+
+    @property
+    def review_below(self) -> float: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Presence:
+    """A calibrator's estimate for one mask.
+
+    presence  probability that the class is in the photo; None without an estimate
+    quality   probability that the class is in the photo and the mask is good; None without an estimate
+    status    one of the words above; "" where the bundle has no calibrator
+    """
+
+    presence: float | None = None
+    quality: float | None = None
+    status: str = ""
+
+
+UNCALIBRATED = Presence()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +96,7 @@ class LabelJudge:
         return SupportStatistics(signature=signature, opinion=opinion, far=bool(self.calibrator.far(signature)[0]))
 
     def judge_masks(self, prediction: Prediction, features: Features, pairs: Tensor,
-                    statistics: Sequence[SupportStatistics], requests: Sequence[MaskRequest]) -> list[Presence]:
+                    statistics: Sequence[SupportStatistics], requests: Sequence[Trust]) -> list[Presence]:
         """The estimates for the first `len(requests)` masks of `prediction`, each with its request.
 
         `pairs` [P, 2] holds for each mask its row of `statistics` and its row of `features`.
@@ -101,7 +135,7 @@ class LabelJudge:
         return opinion_of(self.calibrator, measure(found, features, signatures, pairs), torch.tensor(ious))
 
 
-def status_of(presence: float, quality: float, request: MaskRequest) -> str:
+def status_of(presence: float, quality: float, request: Trust) -> str:
     """The status empty, review or accepted that the probabilities give under the bounds of `request`."""
     if presence < request.empty_below:
         return "empty"

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from fss_models.errors import BadImage
-from pipelines.data.masks import read_mask_picture
+from fss_models.mask_files import read_mask_picture
 
 HEIGHT, WIDTH = 60, 80
 VOC = [0, 0, 0, 128, 0, 0, 0, 128, 0, 128, 128, 0]

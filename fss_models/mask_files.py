@@ -24,7 +24,7 @@ from PIL import Image, UnidentifiedImageError
 from scipy import ndimage
 
 from fss_models.errors import BadImage
-from pipelines.data.decode import check_pixels
+from fss_models.photo_files import check_pixels
 
 LOSSLESS = ("PNG", "BMP", "TIFF", "GIF", "WEBP")
 _LOSSY = ("JPEG", "MPO", "JPEG2000", "AVIF")  # opened to say why they are refused

@@ -19,7 +19,7 @@ from rapidfuzz import process
 
 from fss_models.clip import Prompt, PromptKind
 from fss_models.errors import BadImage, FssError
-from pipelines.data.masks import read_mask_picture
+from fss_models.mask_files import read_mask_picture
 
 Mark = dict[str, Any]
 KINDS = ("mask", "box", "points", "scribble")
@@ -57,7 +57,7 @@ def check_keys(row: Any, known: tuple[str, ...], where: str) -> None:
 
 
 def mask_from_picture(data: bytes, where: str) -> Mark:
-    """The COCO RLE of a picture of a mask, read by the rules of `data.masks`.
+    """The COCO RLE of a picture of a mask, read by the rules of `fss_models.mask_files`.
 
     Raises `FssError` for a file that is no lossless picture or is too large, and for a mask that has no one meaning.
     """

@@ -1,0 +1,201 @@
+"""Masks in a few lines, in one process, without Ray or a network: a bundle, a few marked photos, others to segment.
+
+    model = load("shipped")
+    cup = model.memorise([{"image": "a.jpg", "box": [120, 80, 310, 290]}])
+    found = model.predict(cup, "b.jpg")
+
+A support is written as in a supports file: the photo and one of `mask`, `box`, `points`, `scribble` (with `labels`), in
+pixels of the upright photo. Besides JSON's forms, `mask` may be an array, a Pillow image or the path of a picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+
+from fss_models.bundle import BundleInfo, open_bundle
+from fss_models.calibration import Calibrator
+from fss_models.clip import Images, Memory
+from fss_models.errors import FssError
+from fss_models.marks import check_mark, mark_prompt, mask_from_picture, rle_json
+from fss_models.photo_files import decode_image
+from fss_models.presence import UNCALIBRATED, LabelJudge, SupportStatistics
+from fss_models.segmenter import Segmenter
+
+Photo = np.ndarray | Image.Image | str | Path
+BATCH = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhotoMask:
+    """The mask of a class in one photo.
+
+    mask      [H, W] bool, in pixels of the upright photo; all False where `status` is "empty"
+    score     the method's own estimate of the mask's quality, in [0, 1]
+    presence  probability that the class is in the photo; None without a calibrator
+    quality   probability that it is, and that the mask has an IoU of at least 0.5; None without a calibrator
+    status    accepted, review, empty, uncalibrated; "" for a bundle without a calibrator
+    """
+
+    mask: np.ndarray
+    score: float
+    presence: float | None
+    quality: float | None
+    status: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskSettings:
+    """How masks are made and trusted, as in a recipe's section `label`.
+
+    threshold     pixels above this probability belong to the object
+    prevalence    estimated share of the photos that show the class
+    empty_below   a class less probable than this gets an empty mask
+    review_below  a mask less probably good gets the status review
+    """
+
+    threshold: float = 0.5
+    prevalence: float = 0.5
+    empty_below: float = 0.5
+    review_below: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name, low, high in (("threshold", 0.0, 1.0), ("prevalence", 0.0, 1.0)):
+            if not low < getattr(self, name) < high:
+                raise FssError(f"{name} is {getattr(self, name)}, not between 0 and 1")
+
+
+@dataclass(frozen=True)
+class MemorisedSupports:
+    """What a model computed from marked photos of a class, once for any number of photos."""
+
+    memory: Memory
+    statistics: SupportStatistics | None
+
+
+class Predictor:
+    """A model that is ready to predict, with its calibrator. Not for several threads at once."""
+
+    def __init__(self, model: Segmenter, info: BundleInfo | None = None, calibrator: Calibrator | None = None) -> None:
+        self.model, self.info, self.calibrator = model.eval(), info, calibrator
+        self._judge = LabelJudge(model, calibrator) if calibrator else None
+
+    @torch.inference_mode()
+    def memorise(self, supports: Sequence[Mapping[str, Any]]) -> MemorisedSupports:
+        """Compute what predicting needs of marked photos of one class.
+
+        Raises `FssError` naming the support (from 0) for a wrong mark, a photo that cannot be read, and a kind of mark
+        that the method does not read.
+        """
+        if not supports:
+            raise FssError("there are no supports", hint="give at least one photo with a mark on it")
+        photos, prompts = [], []
+        for number, row in enumerate(supports):
+            where = f"supports[{number}]"
+            if "image" not in row:
+                raise FssError("image is missing", where=where)
+            photos.append(read_photo(row["image"], where))
+            mark = {k: _mask(v, where) if k == "mask" else _plain(v) for k, v in row.items() if k != "image"}
+            prompts.append(mark_prompt(check_mark(mark, *photos[-1].shape[:2], where)))
+        images = self.model.prepare(photos)
+        marks = self.model.collate([prompts], images.sizes).to(self.model.device)
+        features = self.model.encode(images.to(self.model.device))
+        memory = self.model.memorise(features, marks)
+        judge = self._judge
+        return MemorisedSupports(memory, judge.describe_supports(features, prompts, memory) if judge else None)
+
+    def predict(self, supports: MemorisedSupports, photo: Photo, settings: MaskSettings | None = None) -> PhotoMask:
+        """The mask in one photo. Raises `FssError` for a photo that cannot be read."""
+        return next(self.predict_many(supports, [photo], settings, batch=1))
+
+    def predict_many(self, supports: MemorisedSupports, photos: Iterable[Photo], settings: MaskSettings | None = None,
+                     *, batch: int = BATCH) -> Iterator[PhotoMask]:
+        """The masks in any number of photos, in order; `batch` photos are in memory at a time.
+
+        A batch is padded to its full size, so that a mask does not depend on the other photos of its batch.
+        """
+        rest = iter(photos)
+        while some := list(islice(rest, batch)):
+            yield from self._predict(supports, [read_photo(p) for p in some], settings or MaskSettings(), batch)
+
+    @torch.inference_mode()
+    def _predict(self, supports: MemorisedSupports, photos: list[np.ndarray], settings: MaskSettings,
+                 width: int) -> list[PhotoMask]:
+        images, missing = self.model.prepare(photos), width - len(photos)
+        images = Images(pixels=F.pad(images.pixels, (0, 0, 0, 0, 0, 0, 0, missing)),
+                        sizes=F.pad(images.sizes, (0, 0, 0, missing), value=self.model.side)).to(self.model.device)
+        features = self.model.encode(images)
+        pairs = torch.stack([torch.zeros(width, dtype=torch.int64), torch.arange(width)], dim=1).to(self.model.device)
+        found = self.model.segment(supports.memory, features, pairs)
+        judged = [UNCALIBRATED] * len(photos)
+        if self._judge and supports.statistics:
+            judged = self._judge.judge_masks(found, features, pairs, [supports.statistics], [settings] * len(photos))
+        level = torch.logit(torch.tensor(settings.threshold, dtype=torch.float64)).item()
+        masks = []
+        for row, (photo, presence) in enumerate(zip(photos, judged, strict=True)):
+            logits = F.interpolate(found.logits[row][None, None].float(), size=photo.shape[:2], mode="bilinear",
+                                   align_corners=self.model.corners_aligned)[0, 0]
+            mask = (logits > level).cpu().numpy() & (presence.status != "empty")
+            status = "empty" if presence.status and not mask.any() else presence.status
+            masks.append(PhotoMask(mask=mask, score=float(found.scores[row]), presence=presence.presence,
+                                   quality=presence.quality, status=status))
+        return masks
+
+
+def load(bundle: str | Path = "shipped", device: str = "") -> Predictor:
+    """A predictor from a bundle on this machine: its folder, `shipped` (the champion that ships) or `shipped:NAME`.
+
+    `device`: as torch names it; "": a GPU if there is one. Raises `FssError` if there is no such bundle, or if it is
+    not whole.
+    """
+    model, info, calibrator = open_bundle(bundle)
+    return Predictor(model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), info, calibrator)
+
+
+def read_photo(photo: Photo, where: str = "") -> np.ndarray:
+    """[H, W, 3] uint8, upright. Arrays are taken as they are; a Pillow image and a file are turned by their EXIF.
+
+    Raises `FssError` for a file that is missing or no photo, and for an array of another shape or type.
+    """
+    if isinstance(photo, np.ndarray):
+        if photo.ndim != 3 or photo.shape[2] != 3 or photo.dtype != np.uint8:
+            found = f"{list(photo.shape)} of {photo.dtype}"
+            raise FssError(f"a photo is an array [H, W, 3] of uint8, not {found}", where=where)
+        return photo
+    if isinstance(photo, Image.Image):
+        return np.array(ImageOps.exif_transpose(photo).convert("RGB"))
+    path = Path(photo)
+    if not path.is_file():
+        raise FssError("there is no such photo", where=str(photo))
+    return decode_image(path.read_bytes(), exif=True, where=str(photo))
+
+
+def _mask(mask: Any, where: str) -> Any:
+    """A mask as COCO's run lengths, which `check_mark` takes."""
+    if isinstance(mask, str | Path):
+        if not Path(mask).is_file():
+            raise FssError("there is no such mask", where=f"{where}.mask: {mask}")
+        return mask_from_picture(Path(mask).read_bytes(), f"{where}.mask")
+    if isinstance(mask, Image.Image):
+        mask = np.asarray(mask.convert("L")) >= 128
+    if isinstance(mask, np.ndarray | torch.Tensor):
+        array = np.asarray(mask)
+        if array.ndim != 2:
+            raise FssError(f"a mask is an array [H, W], not {list(array.shape)}", where=f"{where}.mask")
+        return rle_json(array > 0)
+    return mask
+
+
+def _plain(value: Any) -> Any:
+    """Lists of numbers in place of arrays and tuples."""
+    if isinstance(value, np.ndarray | torch.Tensor):
+        return value.tolist()
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
