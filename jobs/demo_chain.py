@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from jobs.demo_first import champion_ships, draw_first_masks
 from jobs.demo_inputs import choose_class, write_photos, write_supports
 from pipelines.base.cluster import cluster
 from pipelines.base.progress import say
@@ -23,11 +24,14 @@ from pipelines.data.shards import build_shards
 from pipelines.data.shardset import Shards
 from pipelines.labelling.outputs import summary_line
 from pipelines.labelling.run import LabelRequest, run_label_job
+from pipelines.pages.pictures import png_bytes
 from pipelines.report.collect import label_folder
 from pipelines.report.page import write_report
 from pipelines.selection.choose import format_leaderboard, make_leaderboard
 from pipelines.selection.promote import promote
 from pipelines.sweeps.sweep import run_sweep
+
+FIRST = "first_masks.png"
 
 
 @dataclass
@@ -53,6 +57,8 @@ class DemoChain:
             say(f"  {sum(manifest.images.values())} photos, {len(manifest.classes)} classes in {manifest.folds} folds")
             for name, reason in manifest.dropped_classes.items():
                 say(f"  class left out: {name} ({reason})")
+        if champion_ships():
+            self._show_first_masks(Shards(shards), class_name)
         with self._stage("train and compare", workspace.leaderboard):
             board = make_leaderboard(self.recipe, run_sweep(self.recipe))
             say(format_leaderboard(board))
@@ -68,6 +74,15 @@ class DemoChain:
         self._save()  # the page shows the times of the stages before it
         with self._stage("report", ""):
             write_report(self.recipe)
+
+    def _show_first_masks(self, shards: Shards, class_name: str) -> None:
+        store, chosen = Workspace(self.recipe.out).store, choose_class(shards, class_name)
+        with self._stage(f"first masks ({chosen.name}), with the champion that ships", store.path(FIRST)):
+            if not store.exists(FIRST):
+                drawn, lines = draw_first_masks(shards, chosen)
+                store.write_bytes(FIRST, png_bytes(drawn))
+                say("\n".join(f"  {line}" for line in lines))
+            say(f"  {store.path(FIRST)}: one marked photo, then masks in photos it was not marked in")
 
     def _label(self, shards_url: str, class_name: str, bundle_id: str) -> None:
         workspace, shards = Workspace(self.recipe.out), Shards(shards_url)

@@ -24,8 +24,13 @@ if TYPE_CHECKING:
 
 State = Literal["ok", "missing", "optional"]
 GB = 1e9
+EXTRAS = {  # package of an extra -> (the extra, what it adds)
+    "mlflow": ("train", "sweeps, promotion, tracking"), "matplotlib": ("train", "figures of reports and analyses"),
+    "boto3": ("s3", "MLflow's artifacts in a bucket"),
+    "pillow-heif": ("heic", "photos of iPhones"),
+}
 # required package -> what it is used for
-PACKAGES = {"ray": "cluster", "mlflow": "tracking", "sam2": "SAM 2's modules", "timm": "the nano trunk",
+PACKAGES = {"ray": "cluster", "sam2": "SAM 2's modules", "timm": "the nano trunk",
             "pyarrow": "shards", "s3fs": "s3:// storage", "pycocotools": "COCO masks", "safetensors": "bundles"}
 
 
@@ -41,7 +46,8 @@ class DoctorCheck:
 
 def run_checks(out: str = ".") -> list[DoctorCheck]:
     """Run all checks, the most important first. `out`: folder or URL where results will be written."""
-    return [_python(), _torch(), *(_package(n, w) for n, w in PACKAGES.items()), _trunk_weights(), *_shipped(),
+    return [_python(), _torch(), *(_package(n, w) for n, w in PACKAGES.items()),
+            *(_extra(n, *about) for n, about in EXTRAS.items()), _trunk_weights(), *_shipped(),
             _memory(), _cores(), _shared_memory(), _disk(out), _temporary(), _weed(), *_s3(), _chromium()]
 
 
@@ -74,6 +80,12 @@ def _package(name: str, what: str) -> DoctorCheck:
         return DoctorCheck(name=name, state="ok", found=f"{version(name)} ({what})")
     except PackageNotFoundError:
         return DoctorCheck(name=name, state="missing", found=f"not installed ({what})", hint="make install")
+
+
+def _extra(name: str, extra: str, what: str) -> DoctorCheck:
+    found = _package(name, what)
+    return found if found.state == "ok" else DoctorCheck(name=name, state="optional", found=found.found,
+                                                         hint=f"pip install 'fss[{extra}]'")
 
 
 def _trunk_weights() -> DoctorCheck:

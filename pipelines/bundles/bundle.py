@@ -12,6 +12,7 @@ from fss_models import registry
 from fss_models.bundle import CALIBRATOR, INFO, TENSORS, BundleInfo, load_model, no_bundle, parse_calibrator, parse_info
 from fss_models.calibration import Calibrator
 from fss_models.official import load_official, official_state, read_official, read_tensors
+from fss_models.predictor import Predictor
 from fss_models.presets import RANDOM
 from fss_models.segmenter import Segmenter
 from fss_models.settings import weight_fields
@@ -103,6 +104,12 @@ def load_bundle(url: str, device: str = "cpu") -> tuple[Segmenter, BundleInfo]:
     info = read_bundle_info(url)
     tensors = Store(url).read_bytes(TENSORS)
     return load_model(info, build_base_model(info, url), tensors, url).to(device), info
+
+
+def load_predictor(url: str, device: str = "cpu") -> Predictor:
+    """`fss_models.load` for a bundle in any storage; its weight files are fetched. Raises `FssError` as it does."""
+    model, info = load_bundle(url, device)
+    return Predictor(model, info, bundle_calibrator(url, info))
 
 
 def save_calibrator(url: str, calibrator: Calibrator) -> BundleInfo:
