@@ -26,15 +26,16 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if packaged and (ROOT / name).is_file():
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             (source / name).write_bytes((ROOT / name).read_bytes())
-    subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(out),
-                    "."], cwd=source, check=True, timeout=300)
+    build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(out), "."]
+    subprocess.run(build, cwd=source, check=True, timeout=300)
     return next(out.glob("fss-*.whl"))
 
 
 def test_the_wheel_has_what_is_needed_and_its_licence(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     for needed in ("fss_models/py.typed", "fss_models/shipped/champion/bundle.json",
-                   "fss_models/shipped/nano.safetensors", "jobs/recipes/demo.yaml", "pipelines/console/page.html", "pipelines/pages/style.css"):
+                   "fss_models/shipped/nano.safetensors", "jobs/recipes/demo.yaml", "pipelines/console/page.html",
+                   "pipelines/pages/style.css"):
         assert needed in names
     assert any(n.endswith("licenses/LICENSE") for n in names)
     assert not [n for n in names if n.startswith(("tests/", "docs/", "benchmarks/"))]
