@@ -6,8 +6,6 @@ import json
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from fss_models.errors import FssError
 from jobs.options import JsonOption
@@ -51,6 +49,9 @@ def register(app: typer.Typer) -> None:
 
 def show(report: LayoutReport) -> None:
     """Print the report as a short table on standard error."""
+    from rich.console import Console
+    from rich.table import Table
+
     console = Console(stderr=True)
     mark = "" if report.verified else " (unverified)"
     table = Table(title=f"{report.dataset}{mark} at {report.root}")

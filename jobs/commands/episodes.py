@@ -7,10 +7,10 @@ from collections import Counter
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from jobs.commands.data import DatasetOption
 from jobs.options import JsonOption
+from pipelines.base.progress import say
 from pipelines.data.benchmarks.make import make_list
 from pipelines.data.benchmarks.protocol import ListRequest
 from pipelines.data.published import PublishedList, first_difference, read_list, write_list
@@ -92,7 +92,6 @@ def _print_summary(facts: dict[str, Any], as_json: bool) -> None:
         print(json.dumps(facts))
         return
     classes = facts["classes"]
-    Console(stderr=True).print(
-        f"{facts['dataset']} {facts['family']} ({facts['status']}): fold {facts['fold']}, {facts['shots']}-shot, seed "
+    say(f"{facts['dataset']} {facts['family']} ({facts['status']}): fold {facts['fold']}, {facts['shots']}-shot, seed "
         f"{facts['seed']}, {facts['episodes']} episodes of {len(classes)} classes over {facts['images']} images, "
-        f"from {facts['origin']}, content {facts['sha256'][:16]}: {facts['list']}", highlight=False, soft_wrap=True)
+        f"from {facts['origin']}, content {facts['sha256'][:16]}: {facts['list']}")

@@ -6,10 +6,10 @@ import json
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from jobs.options import JsonOption, OutOption, RecipeOption, SetOption
 from jobs.recipes import load_recipe
+from pipelines.base.progress import say
 
 VerifyOption = Annotated[bool, typer.Option("--verify", help="Read every part and compare it with its stored hash.")]
 
@@ -64,4 +64,4 @@ def _print_folders(folders: list[dict[str, Any]], lines: list[str], as_json: boo
     if as_json:
         print(json.dumps({"folders": folders}))
     for line in lines:
-        Console(stderr=True).print(line, highlight=False, soft_wrap=True)
+        say(line)

@@ -6,10 +6,10 @@ import json
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from jobs.options import JsonOption, OutOption, RecipeOption, SetOption
 from jobs.recipes import load_recipe
+from pipelines.base.progress import say
 from pipelines.base.workspace import Workspace
 from pipelines.config.recipe import Recipe
 from pipelines.data.folds import FoldData
@@ -44,7 +44,7 @@ def register(app: typer.Typer) -> None:
         if as_json:
             print(json.dumps(facts))
         for line in (*facts["statement"], facts["page"]):
-            Console(stderr=True).print(line, highlight=False, soft_wrap=True)
+            say(line)
 
 
 def measure_sampling(recipe: Recipe, fold: int, epochs: int) -> tuple[dict[str, Any], str]:

@@ -8,8 +8,6 @@ from collections import Counter
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from jobs.options import JsonOption, OutOption, RecipeOption, SetOption
 from jobs.recipes import load_recipe
@@ -66,6 +64,9 @@ def summary(url: str, manifest: Manifest, seconds: float) -> dict[str, Any]:
 
 def show(facts: dict[str, Any]) -> None:
     """Print what was built as a short table on standard error."""
+    from rich.console import Console
+    from rich.table import Table
+
     console = Console(stderr=True)
     table = Table(title=f"{facts['dataset']}: {len(facts['classes'])} classes")
     for column in ("fold", "classes", "train photos", "test photos", "blocks"):
