@@ -26,6 +26,7 @@ from jobs.evaluation import (
 )
 from jobs.options import OutOption, SetOption
 from pipelines.base.storage import Store
+from pipelines.base.text_table import text_table
 from pipelines.evaluation.results import RunResult
 
 JsonFileOption = Annotated[str, typer.Option("--json", help="File or URL for the result as JSON; -: standard output.")]
@@ -61,7 +62,7 @@ def register(app: typer.Typer) -> None:
 
 def lines(result: RunResult) -> str:
     """The scores as text: one line for the whole list, then one line a class."""
-    per_class = "\n".join(f"  {name:24s} {iou * 100:5.1f}" for name, iou in sorted(result.per_class.items()))
+    per_class = text_table([(f"  {name}", f"{iou * 100:.1f}") for name, iou in sorted(result.per_class.items())])
     return (f"mIoU {result.miou * 100:.1f} ({result.interval[0] * 100:.1f}-{result.interval[1] * 100:.1f}), "
             f"FB-IoU {result.fb_iou * 100:.1f} on {result.episodes} episodes of list {result.list_hash[:12]}, "
             f"{result.images_per_s:.1f} images/s{' (untrained model)' if result.untrained else ''}\n{per_class}")
