@@ -38,7 +38,7 @@ def show_list(address: AddressOption = "", as_json: JsonOption = False) -> None:
     codes = ["" if row["exit_code"] is None else f" ({row['exit_code']})" for row in rows]
     print(text_table([[row["id"], row["status"] + code, f"{row['seconds']:.0f} s", row["user"], row["command"]]
                       for row, code in zip(rows, codes, strict=True)], head=("id", "status", "time", "user", "command"),
-                     left=(1, 3, 4)))
+                     left=(0, 1, 3, 4)))
 
 
 def logs(submission_id: IdArgument, address: AddressOption = "",

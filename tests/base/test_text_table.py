@@ -19,7 +19,7 @@ def test_without_a_terminal_lines_have_their_full_length() -> None:
     assert text_table([], head=("a", "b")).splitlines() == ["a  b", "----"]
 
 
-def test_where_room_is_short_text_is_folded_and_figures_are_not() -> None:
+def test_where_room_is_short_text_is_folded_first_and_figures_last() -> None:
     assert text_table(ROWS, head=HEAD, left=(0, 3), width=60).splitlines() == [
         "method              mean           less the best",
         "------------------------------------------------------------",
@@ -27,8 +27,21 @@ def test_where_room_is_short_text_is_folded_and_figures_are_not() -> None:
         "fssam [x] with a     9.1  -30.0 (-31.1 to -22.2)  incomplete",
         "long name",
     ]
-    narrow = text_table(ROWS, head=HEAD, left=(0, 3), width=20).splitlines()
-    assert any("-30.0 (-31.1 to -22.2)" in line for line in narrow), "too narrow for the figures: they stay whole"
+    assert text_table(ROWS, head=HEAD, left=(0, 3), width=20).splitlines() == [
+        "method  mean     less the best",
+        "------------------------------------------",
+        "sansa   42.0                 -",
+        "fssam    9.1             -30.0  incomplete",
+        "[x]           (-31.1 to -22.2)",
+        "with a",
+        "long",
+        "name",
+    ]
+
+
+def test_columns_without_content_are_left_out() -> None:
+    assert text_table([("x", "", "1"), ("y", "", "2")], head=("", "", "n")) == "   n\n----\nx  1\ny  2"
+    assert text_table([]) == ""
 
 
 def test_wide_characters_are_aligned() -> None:
