@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from importlib import import_module
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -54,29 +55,11 @@ def _add_sansa_analyses(group: typer.Typer) -> None:
 
         _show(analyse_probe(chosen, bundle=bundle, fold=fold, photos=photos), as_json)
 
-    @group.command()
-    def negatives(
-        bundle: BundleOption, fold: FoldOption = 0, recipe: RecipeOption = "demo", sets: SetOption = None,
-        out: OutOption = None, as_json: JsonOption = False,
-    ) -> None:
-        """Measure mIoU with 0, 1, 3 and 5 negative clicks on the target, and with one negative reference."""
-        chosen = load_recipe(recipe, sets, out=out)
+    _add_of_a_fold(group, "negatives", (
+        "Measure mIoU with 0, 1, 3 and 5 negative clicks on the target, and with one negative reference."))
 
-        from pipelines.papers.analysis.negatives import analyse_negatives
-
-        _show(analyse_negatives(chosen, bundle=bundle, fold=fold), as_json)
-
-    @group.command()
-    def domains(
-        bundle: BundleOption, fold: FoldOption = 0, recipe: RecipeOption = "demo", sets: SetOption = None,
-        out: OutOption = None, as_json: JsonOption = False,
-    ) -> None:
-        """Compare mIoU on trained classes with mIoU on novel classes, both on photos outside the training set."""
-        chosen = load_recipe(recipe, sets, out=out)
-
-        from pipelines.papers.analysis.domains import analyse_domains
-
-        _show(analyse_domains(chosen, bundle=bundle, fold=fold), as_json)
+    _add_of_a_fold(group, "domains", (
+        "Compare mIoU on trained classes with mIoU on novel classes, both on photos outside the training set."))
 
     @group.command()
     def transfer(
@@ -107,29 +90,25 @@ def _add_fcp_analyses(group: typer.Typer) -> None:
 
         _show(analyse_matching(chosen, bundle=bundle, other=other, fold=fold), as_json)
 
-    @group.command()
-    def similarity(
+    _add_of_a_fold(group, "similarity", (
+        "Compare SAM's features with the backbone's: similarity within and between classes (FCP, VRP-SAM)."))
+
+    _add_of_a_fold(group, "pseudo-masks", (
+        "Measure the quality of FCP's pseudo masks, conventional and attention-based, step by step."))
+
+
+def _add_of_a_fold(group: typer.Typer, name: str, about: str) -> None:
+    """Add an analysis that needs a bundle and a fold alone: `analyse_NAME` of the module NAME."""
+    module = name.replace("-", "_")
+
+    @group.command(name, help=about)
+    def command(
         bundle: BundleOption, fold: FoldOption = 0, recipe: RecipeOption = "demo", sets: SetOption = None,
         out: OutOption = None, as_json: JsonOption = False,
     ) -> None:
-        """Compare SAM's features with the backbone's: similarity within and between classes (FCP, VRP-SAM)."""
         chosen = load_recipe(recipe, sets, out=out)
-
-        from pipelines.papers.analysis.similarity import analyse_similarity
-
-        _show(analyse_similarity(chosen, bundle=bundle, fold=fold), as_json)
-
-    @group.command("pseudo-masks")
-    def pseudo_masks(
-        bundle: BundleOption, fold: FoldOption = 0, recipe: RecipeOption = "demo", sets: SetOption = None,
-        out: OutOption = None, as_json: JsonOption = False,
-    ) -> None:
-        """Measure the quality of FCP's pseudo masks, conventional and attention-based, step by step."""
-        chosen = load_recipe(recipe, sets, out=out)
-
-        from pipelines.papers.analysis.pseudo_masks import analyse_pseudo_masks
-
-        _show(analyse_pseudo_masks(chosen, bundle=bundle, fold=fold), as_json)
+        analyse = getattr(import_module(f"pipelines.papers.analysis.{module}"), f"analyse_{module}")
+        _show(analyse(chosen, bundle=bundle, fold=fold), as_json)
 
 
 def _show(written: AnalysisFile, as_json: bool) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from jobs.options import JsonOption
+from pipelines.base.text_table import text_table
 
 MARKS = {"ok": "ok", "optional": "--", "missing": "MISSING"}
 
@@ -30,10 +31,9 @@ def doctor(
     if as_json:
         print(json.dumps({"ready": not missing, "checks": [asdict(c) for c in checks]}))
     else:
-        for check in checks:
-            print(f"{MARKS[check.state]:>7}  {check.name:<18} {check.found}")
-            if check.hint:
-                print(f"{'':>7}  {'':<18} -> {check.hint}")
+        rows = [row for check in checks for row in ((MARKS[check.state], check.name, check.found),
+                                                    ("", "", f"-> {check.hint}")) if row[0] or check.hint]
+        print(text_table(rows, left=(1, 2)))
         print("this machine is ready" if not missing else f"{len(missing)} required things are missing")
     if missing:
         raise typer.Exit(1)

@@ -10,6 +10,7 @@ import typer
 
 from jobs.commands.data import DatasetOption
 from jobs.options import JsonOption
+from pipelines.base.progress import say
 
 if TYPE_CHECKING:
     from pipelines.data.published import PublishedList
@@ -98,10 +99,8 @@ def _print_summary(facts: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print(json.dumps(facts))
         return
-    from rich.console import Console
 
     classes = facts["classes"]
-    Console(stderr=True).print(
-        f"{facts['dataset']} {facts['family']} ({facts['status']}): fold {facts['fold']}, {facts['shots']}-shot, seed "
+    say(f"{facts['dataset']} {facts['family']} ({facts['status']}): fold {facts['fold']}, {facts['shots']}-shot, seed "
         f"{facts['seed']}, {facts['episodes']} episodes of {len(classes)} classes over {facts['images']} images, "
-        f"from {facts['origin']}, content {facts['sha256'][:16]}: {facts['list']}", highlight=False, soft_wrap=True)
+        f"from {facts['origin']}, content {facts['sha256'][:16]}: {facts['list']}")

@@ -25,6 +25,7 @@ from jobs.evaluation import (
     prepare_target,
 )
 from jobs.options import OutOption, SetOption
+from pipelines.base.text_table import text_table
 
 if TYPE_CHECKING:
     from pipelines.evaluation.results import RunResult
@@ -62,7 +63,7 @@ def register(app: typer.Typer) -> None:
 
 def lines(result: RunResult) -> str:
     """The scores as text: one line for the whole list, then one line a class."""
-    per_class = "\n".join(f"  {name:24s} {iou * 100:5.1f}" for name, iou in sorted(result.per_class.items()))
+    per_class = text_table([(f"  {name}", f"{iou * 100:.1f}") for name, iou in sorted(result.per_class.items())])
     return (f"mIoU {result.miou * 100:.1f} ({result.interval[0] * 100:.1f}-{result.interval[1] * 100:.1f}), "
             f"FB-IoU {result.fb_iou * 100:.1f} on {result.episodes} episodes of list {result.list_hash[:12]}, "
             f"{result.images_per_s:.1f} images/s{' (untrained model)' if result.untrained else ''}\n{per_class}")

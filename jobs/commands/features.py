@@ -9,6 +9,7 @@ import typer
 
 from jobs.options import JsonOption, OutOption, RecipeOption, SetOption
 from jobs.recipes import load_recipe
+from pipelines.base.progress import say
 
 VerifyOption = Annotated[bool, typer.Option("--verify", help="Read every part and compare it with its stored hash.")]
 
@@ -63,9 +64,8 @@ def _line(facts: dict[str, Any]) -> str:
 
 
 def _print_folders(folders: list[dict[str, Any]], lines: list[str], as_json: bool) -> None:
-    from rich.console import Console
 
     if as_json:
         print(json.dumps({"folders": folders}))
     for line in lines:
-        Console(stderr=True).print(line, highlight=False, soft_wrap=True)
+        say(line)

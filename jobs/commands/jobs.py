@@ -10,6 +10,7 @@ import typer
 
 from jobs.commands.submit import AddressOption, follow_job
 from jobs.options import JsonOption
+from pipelines.base.text_table import text_table
 
 IdArgument = Annotated[str, typer.Argument(metavar="ID", help="Id that `fss submit` and `fss jobs list` print.")]
 
@@ -31,12 +32,13 @@ def show_list(address: AddressOption = "", as_json: JsonOption = False) -> None:
     if as_json:
         print(json.dumps(rows))
         return
-    for row in rows:
-        code = "" if row["exit_code"] is None else f" ({row['exit_code']})"
-        ended = f"{row['id']:<28} {row['status'] + code:<15}"
-        print(f"{ended} {row['seconds']:>7.0f} s  {row['user']:<12} {row['command']}")
     if not rows:
         print("nothing was submitted to this cluster")
+        return
+    codes = ["" if row["exit_code"] is None else f" ({row['exit_code']})" for row in rows]
+    print(text_table([[row["id"], row["status"] + code, f"{row['seconds']:.0f} s", row["user"], row["command"]]
+                      for row, code in zip(rows, codes, strict=True)], head=("id", "status", "time", "user", "command"),
+                     left=(0, 1, 3, 4)))
 
 
 def logs(submission_id: IdArgument, address: AddressOption = "",

@@ -10,9 +10,12 @@ import typer
 
 from jobs.options import JsonOption, RecipeOption, SetOption
 from jobs.recipes import load_recipe
+from pipelines.base.text_table import text_table
 
 if TYPE_CHECKING:
     from pipelines.sizing.plan import SizingPlan
+
+KINDS = ("measured", "published", "assumed")
 
 
 def register(app: typer.Typer) -> None:
@@ -46,15 +49,12 @@ def plan(
 
 def text(plan: SizingPlan) -> str:
     """The plan as text: a table of stages, the figures behind it, and notes."""
-    rows = [("stage", "hours", "GPUs", "cores", "memory GB", "S3 GB", "work")]
-    rows += [(s.name, _number(s.hours), str(s.gpus), str(s.cores), f"{s.memory_gb:,.1f}", _number(s.s3_gb),
+    rows = [(s.name, _number(s.hours), str(s.gpus), str(s.cores), f"{s.memory_gb:,.1f}", _number(s.s3_gb),
               f"{s.work}; {s.memory}") for s in plan.stages]
-    widths = [max(len(row[i]) for row in rows) for i in range(6)]
-    lines = ["  ".join([row[0].ljust(widths[0]), *(row[i].rjust(widths[i]) for i in range(1, 6)), row[6]])
-             for row in rows]
-    lines += ["", *(f"{f.kind:<9} {f.what}: {_number(f.value)} {f.unit} ({f.source})".replace("  (", " (")
-                    for f in sorted(plan.figures, key=lambda f: ("measured", "published", "assumed").index(f.kind)))]
-    return "\n".join([*lines, "", *(f"note: {note}" for note in plan.notes)])
+    stages = text_table(rows, head=("stage", "hours", "GPUs", "cores", "memory GB", "S3 GB", "work"), left=(0, 6))
+    figures = text_table([(f.kind, f"{f.what}: {_number(f.value)} {f.unit} ({f.source})".replace("  (", " ("))
+                          for f in sorted(plan.figures, key=lambda f: KINDS.index(f.kind))], left=(0, 1))
+    return "\n".join([stages, "", figures, "", *(f"note: {note}" for note in plan.notes)])
 
 
 def _number(value: float) -> str:

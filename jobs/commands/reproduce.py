@@ -10,6 +10,7 @@ import typer
 
 from fss_models.errors import FssError
 from jobs.options import JsonOption, SetOption
+from pipelines.base.text_table import text_table
 
 TableArgument = Annotated[str, typer.Argument(help="Name of a shipped table, or a YAML file.")]
 ListOption = Annotated[bool, typer.Option("--list", help="List the shipped tables.")]
@@ -58,9 +59,8 @@ def _print_tables(as_json: bool) -> None:
                               "columns": {k: c.title for k, c in t.columns.items()}} for n, t in found.items()},
                          indent=1))
         return
-    width = max(map(len, found))
-    for name, table in found.items():
-        print(f"{name.ljust(width)}  {table.title} ({len(table.rows)} rows to run, {len(table.rivals)} published)")
+    print(text_table([(name, f"{t.title} ({len(t.rows)} rows to run, {len(t.rivals)} published)")
+                      for name, t in found.items()], left=(0, 1)))
 
 
 def _reproduce(name: str, *, show: bool, rows: list[str], columns: list[str], roots: dict[str, str],

@@ -9,6 +9,7 @@ import typer
 
 from jobs.options import JsonOption, OutOption, RecipeOption, SetOption
 from jobs.recipes import load_recipe
+from pipelines.base.progress import say
 from pipelines.config.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -33,7 +34,6 @@ def register(app: typer.Typer) -> None:
         Reads the shards' tables only; no photo is decoded.
         """
         loaded = load_recipe(recipe, set_, out=out)
-        from rich.console import Console
 
         from pipelines.base.workspace import Workspace
 
@@ -44,7 +44,7 @@ def register(app: typer.Typer) -> None:
         if as_json:
             print(json.dumps(facts))
         for line in (*facts["statement"], facts["page"]):
-            Console(stderr=True).print(line, highlight=False, soft_wrap=True)
+            say(line)
 
 
 def measure_sampling(recipe: Recipe, fold: int, epochs: int) -> tuple[dict[str, Any], str]:

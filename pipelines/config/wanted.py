@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from pipelines.config.section import Section
 
+Threshold = Annotated[float, Field(gt=0, lt=1, description="pixels above this probability belong to the object")]
 Overlaps = Literal["keep", "resolve"]
+Prevalence = Annotated[float, Field(gt=0, lt=1, description="share of the photos that show a class")]
 MAX_PAIRS = 4096  # (class, photo) pairs in a call of the model
 CALIBRATED = ("prevalence", "empty_below", "review_below")  # settings that need a bundle with a calibrator
 
@@ -22,12 +24,12 @@ class Wanted(Section):
               bit
     """
 
-    threshold: float = Field(0.5, gt=0, lt=1, description="pixels above this probability belong to the object")
+    threshold: Threshold = 0.5
     overlaps: Overlaps = Field("keep", description="resolve: a pixel belongs to one class at most")
     pairs: int = Field(0, ge=0, le=MAX_PAIRS, description=(
         "(class, photo) pairs in a call of the model; 0: one class a call"))
     # The next three settings are used where the bundle has a calibrator.
-    prevalence: float = Field(0.5, gt=0, lt=1, description="share of the photos that show a class")
+    prevalence: Prevalence = 0.5
     empty_below: float = Field(0.5, ge=0, le=1, description="a class less probable than this gets an empty label")
     review_below: float = Field(0.5, ge=0, le=1, description=(
         "a mask less probably good than this gets the status review"))

@@ -21,6 +21,7 @@ from pipelines.base.storage import Store, join
 from pipelines.config.label import LabelConfig
 from pipelines.config.mask_request import MAX_CLASSES
 from pipelines.config.recipe import Recipe
+from pipelines.config.wanted import Overlaps, Prevalence, Threshold
 from pipelines.labelling.manifest import JobManifest
 
 FOLDER, LABELS = "jobs", "labels"
@@ -37,9 +38,9 @@ class JobRequest(BaseModel):
     images: str = Field(min_length=1, max_length=1000,
                         description="a folder of the service's machine, or s3://bucket/prefix")
     support_ids: list[str] = Field(min_length=1, max_length=MAX_CLASSES)
-    threshold: float | None = Field(None, gt=0, lt=1, description="pixels above this probability belong to the object")
-    overlaps: Literal["keep", "resolve"] | None = None
-    prevalence: float | None = Field(None, gt=0, lt=1, description="share of the photos that show a class")
+    threshold: Threshold | None = None
+    overlaps: Overlaps | None = None
+    prevalence: Prevalence | None = None
     limit: int = Field(0, ge=0, le=2**31, description="label only the first photos; 0: all")
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fss_models.clip import Features, Prompt
+from fss_models.clip import Features, Memory, Prompt, PromptKind
 from fss_models.errors import FssError
 from fss_models.metrics import episode_counts
 from fss_models.prompts import mask_prompt
@@ -115,24 +116,54 @@ def score_episodes(model: Segmenter, shards: Shards, episodes: EpisodeList, conf
 
 def _score_batch(model: Segmenter, cache: FeatureCache, episodes: Sequence[Episode], samples: list[EpisodeSample],
                  config: EvalConfig) -> Iterator[dict[str, Any]]:
-    flat = [s for one in samples for s in (*one.references, one.targets[0])]
-    features, row_of = cache(flat)
+    batch = memorise_supports(model, cache, episodes, samples, config)
+    prediction = model.segment(batch.memory, batch.features, batch.pairs)
+    for one, logits, score in zip(samples, prediction.logits, prediction.scores.tolist(), strict=True):
+        yield _score_one(model, one.targets[0], logits, score, config)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SupportMemory:
+    """A batch of E episodes with the memory of their supports.
+
+    features  of all photos of the batch, one row a photo
+    memory    of E support sets
+    queries   [E]: the row of each target in `features`
+    """
+
+    samples: list[EpisodeSample]
+    features: Features
+    memory: Memory
+    queries: Tensor
+
+    @property
+    def pairs(self) -> Tensor:
+        """[E, 2]: the support set and the target of each episode, for `Segmenter.segment`."""
+        return torch.stack([torch.arange(len(self.samples), device=self.queries.device), self.queries], dim=1)
+
+
+def memorise_supports(model: Segmenter, cache: FeatureCache, episodes: Sequence[Episode],
+                      samples: Sequence[EpisodeSample], config: EvalConfig) -> SupportMemory:
+    """Encode the photos of a batch of episodes and memorise their supports."""
+    features, row_of = cache([s for one in samples for s in (*one.references, one.targets[0])])
     where = torch.zeros(len(samples), max(len(s.references) for s in samples), dtype=torch.int64)
     for i, one in enumerate(samples):
         where[i, :len(one.references)] = torch.tensor([row_of[r.image_id] for r in one.references])
     sets = [[draw_prompt(model, r, config, e.episode_id, k) for k, r in enumerate(one.references)]
             for e, one in zip(episodes, samples, strict=True)]
     prompts = model.collate(sets, features.sizes.cpu(), where).to(model.device)
-    memory = model.memorise(features, prompts)
-    queries = [row_of[one.targets[0].image_id] for one in samples]
-    pairs = torch.tensor(list(enumerate(queries)), dtype=torch.int64, device=model.device)
-    prediction = model.segment(memory, features, pairs)
-    for one, logits, score in zip(samples, prediction.logits, prediction.scores.tolist(), strict=True):
-        yield _score_one(model, one.targets[0], logits, score, config)
+    queries = torch.tensor([row_of[s.targets[0].image_id] for s in samples], device=model.device)
+    return SupportMemory(samples=list(samples), features=features, memory=model.memorise(features, prompts),
+                         queries=queries)
 
 
 def draw_prompt(model: Segmenter, reference: Sample, config: EvalConfig, episode: int, index: int) -> Prompt:
-    """The prompt of an episode's reference. It is the same for all methods of a comparison with the same image side."""
+    """The prompt of an episode's reference. It is the same for all methods of a comparison with the same image side.
+
+    A reference without the class has an empty mask, whatever the kind of prompt.
+    """
+    if not reference.mask.any():
+        return Prompt(kind=PromptKind.MASK, mask=torch.from_numpy(reference.mask))
     rng = np.random.default_rng([config.seed, episode, index])
     return prompt_from_mask(model, reference, config.prompts, rng, training=False)
 

@@ -11,6 +11,7 @@ from pydantic import Field
 from fss_models.errors import FssError
 from fss_models.metrics import MethodCounts, Metric, interval, paired_difference, resampled_scores
 from pipelines.base.storage import Store
+from pipelines.base.text_table import text_table
 from pipelines.base.workspace import Workspace
 from pipelines.config.choose import ChooseConfig
 from pipelines.config.method import MethodConfig, method_labels
@@ -244,20 +245,12 @@ def format_leaderboard(board: Leaderboard) -> str:
     folds = sorted({f for r in board.rows for f in r.folds}, key=int)
     head = ["method", *(f"fold {f}" for f in folds), "mean", f"{board.confidence:.0%} interval", "FB-IoU",
             "less the best", ""]
-    scores = _lined([head] + [_cells(r, folds) for r in board.rows])
-    costs = _lined([_cost_head(board)] + [_cost_cells(r, board) for r in board.rows])
+    scores = text_table([_cells(r, folds) for r in board.rows], head=head, left=(0, len(head) - 1))
+    costs = text_table([_cost_cells(r, board) for r in board.rows], head=_cost_head(board))
     about = (f"{board.dataset}, {board.shots}-shot, {board.episodes} episodes a fold, mIoU in percent; "
              f"{board.selection}.")
     measured = f"Speed and memory of prediction: on the idle machine ({board.machine})." if board.machine else ""
-    return "\n".join([*scores, "", *costs, "", about, *([measured] if measured else []), board.reason])
-
-
-def _lined(table: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a table: the first column is aligned left, the others right; a rule follows the head."""
-    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
-    lines = ["  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
-             for row in table]
-    return [lines[0].rstrip(), "-" * len(lines[0].rstrip()), *(line.rstrip() for line in lines[1:])]
+    return "\n".join([scores, "", costs, "", about, *([measured] if measured else []), board.reason])
 
 
 def _cost_head(board: Leaderboard) -> list[str]:

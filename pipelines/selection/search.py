@@ -24,6 +24,7 @@ from fss_models.segmenter import Segmenter
 from pipelines.base.cluster import cluster
 from pipelines.base.progress import Bar
 from pipelines.base.storage import Store, join
+from pipelines.base.text_table import text_table
 from pipelines.base.version import code_version
 from pipelines.config.evaluate import EvalConfig
 from pipelines.config.recipe import Recipe
@@ -301,7 +302,8 @@ def _score(inputs: TrialInputs, model: Segmenter, step: int) -> SearchPoint:
 def format_search(found: SearchResult) -> str:
     """The trials as a table for people, the best first; mIoU in percent."""
     keys = list(found.trials[0].values) if found.trials else []
-    rows = [[*keys, "steps", "mIoU", "95 % interval", "scored at", ""]]
+    head = [*keys, "steps", "mIoU", "95 % interval", "scored at", ""]
+    rows = []
     for trial in found.trials:
         best = trial.best
         score = ["-"] * 4
@@ -311,8 +313,7 @@ def format_search(found: SearchResult) -> str:
                      f"{len(trial.points)} steps"]
         rows.append([*(f"{v:.3g}" if isinstance(v, float) else str(v) for v in trial.values.values()), *score,
                      trial.error])
-    widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(c.rjust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in rows]
     about = (f"Fold {found.fold}, {found.episodes} episodes of train photos of the held-out base classes "
              f"({', '.join(found.held_out)}). No novel class was seen.")
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], "", about, f"best: {found.settings or 'none'}"])
+    table = text_table(rows, head=head, left=(len(head) - 1,))
+    return "\n".join([table, "", about, f"best: {found.settings or 'none'}"])

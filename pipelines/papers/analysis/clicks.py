@@ -21,8 +21,7 @@ from pipelines.config.evaluate import EvalConfig
 from pipelines.data.episodes import Episode, load_episode
 from pipelines.data.schema import EpisodeSample, Sample
 from pipelines.data.shardset import Shards
-from pipelines.evaluation.evaluate import FeatureCache, at_size
-from pipelines.papers.analysis.scores import SupportMemory, memorise_supports
+from pipelines.evaluation.evaluate import FeatureCache, SupportMemory, at_size, memorise_supports
 
 CLICKS = (0, 1, 3, 5)
 REFERENCE = "negative reference"

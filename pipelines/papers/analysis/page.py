@@ -11,6 +11,7 @@ import yaml
 from markupsafe import Markup
 
 from pipelines.base.storage import Store, join
+from pipelines.base.text_table import text_table
 from pipelines.base.version import code_version
 from pipelines.bundles.bundle import BundleInfo
 from pipelines.config.recipe import Recipe
@@ -30,10 +31,7 @@ class TextTable:
 
     def text(self) -> str:
         """The table for a terminal: the first column aligned to the left, the others to the right."""
-        lines = [list(self.columns), *(list(r) for r in self.rows)]
-        widths = [max(len(line[i]) for line in lines) for i in range(len(self.columns))]
-        return "\n".join("  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in
-                                   enumerate(zip(line, widths, strict=True))).rstrip() for line in lines)
+        return text_table(self.rows, head=self.columns, rule=False)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fss_models.clip import Features, Memory, Prompt, PromptKind
 from fss_models.errors import FssError
 from fss_models.metrics import Counts, MethodCounts, episode_counts, interval, resampled_scores, score
 from fss_models.segmenter import Segmenter
@@ -18,10 +17,9 @@ from pipelines.base.progress import Bar
 from pipelines.config.evaluate import EvalConfig
 from pipelines.config.recipe import Recipe
 from pipelines.data import schema
-from pipelines.data.collate import prompt_from_mask
 from pipelines.data.episodes import Episode, EpisodeList, draw_episodes
 from pipelines.data.shardset import ALL_FOLDS, Shards
-from pipelines.evaluation.evaluate import FeatureCache, at_size, score_episodes
+from pipelines.evaluation.evaluate import FeatureCache, at_size, memorise_supports, score_episodes
 from pipelines.evaluation.results import table_counts
 
 
@@ -82,53 +80,12 @@ def draw_episodes_among(shards: Shards, class_ids: Sequence[int], config: EvalCo
     return replace(drawn, episodes=rows, dropped={n: why for n, why in drawn.dropped.items() if n in names})
 
 
-@dataclass(frozen=True, kw_only=True)
-class SupportMemory:
-    """A batch of E episodes with the memory of their supports.
-
-    features  of all photos of the batch, one row a photo
-    memory    of E support sets
-    queries   [E]: the row of each target in `features`
-    """
-
-    samples: list[schema.EpisodeSample]
-    features: Features
-    memory: Memory
-    queries: Tensor
-
-
-def memorise_supports(model: Segmenter, cache: FeatureCache, episodes: Sequence[Episode],
-                      samples: Sequence[schema.EpisodeSample], config: EvalConfig) -> SupportMemory:
-    """Encode the photos and memorise the supports as the evaluation does.
-
-    A reference without the class enters the memory with an empty mask.
-    """
-    features, row_of = cache([s for one in samples for s in (*one.references, one.targets[0])])
-    where = torch.zeros(len(samples), max(len(s.references) for s in samples), dtype=torch.int64)
-    for i, one in enumerate(samples):
-        where[i, :len(one.references)] = torch.tensor([row_of[r.image_id] for r in one.references])
-    sets = [[_prompt(model, r, config, e.episode_id, k) for k, r in enumerate(one.references)]
-            for e, one in zip(episodes, samples, strict=True)]
-    prompts = model.collate(sets, features.sizes.cpu(), where).to(model.device)
-    queries = torch.tensor([row_of[s.targets[0].image_id] for s in samples], device=model.device)
-    return SupportMemory(samples=list(samples), features=features, memory=model.memorise(features, prompts),
-                         queries=queries)
-
-
-def _prompt(model: Segmenter, reference: schema.Sample, config: EvalConfig, episode: int, index: int) -> Prompt:
-    if not reference.mask.any():
-        return Prompt(kind=PromptKind.MASK, mask=torch.from_numpy(reference.mask))
-    rng = np.random.default_rng([config.seed, episode, index])
-    return prompt_from_mask(model, reference, config.prompts, rng, training=False)
-
-
 @torch.inference_mode()
 def predict_masks(model: Segmenter, episodes: Sequence[Episode], samples: Sequence[schema.EpisodeSample],
                   config: EvalConfig) -> list[tuple[np.ndarray, float]]:
     """Predict the target of each sample: its mask [H, W] bool at the original size, and the mask's IoU."""
     batch = memorise_supports(model, FeatureCache(model), episodes, samples, config)
-    pairs = torch.stack([torch.arange(len(samples), device=model.device), batch.queries], dim=1)
-    logits = model.segment(batch.memory, batch.features, pairs).logits
+    logits = model.segment(batch.memory, batch.features, batch.pairs).logits
     corners = model.corners_aligned
     return [full_size_mask(one, s.targets[0], corners=corners) for one, s in zip(logits, samples, strict=True)]
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pipelines.base.storage import Store, join
+from pipelines.base.text_table import text_table
 from pipelines.base.version import code_version
 from pipelines.pages.template import page_template
 from pipelines.papers.tables.cells import TableCell
@@ -123,12 +124,8 @@ def render_text(found: TableOutcome) -> str:
     """The table as text for a terminal."""
     parts = [found.table.title]
     for block in blocks(found):
-        rows = [["", "", *block.head], *([name, what, *cells] for name, what, cells in block.lines)]
-        widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
-        lines = ["  ".join(c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(r, widths, strict=True)))
-                 for r in rows]
-        rule = "-" * max(len(line.rstrip()) for line in lines)
-        parts.append("\n".join([block.title, lines[0].rstrip(), rule, *(line.rstrip() for line in lines[1:])]))
+        rows = [[name, what, *cells] for name, what, cells in block.lines]
+        parts.append(f"{block.title}\n{text_table(rows, head=['', '', *block.head], left=(0, 1))}")
     return "\n\n".join([*parts, "\n".join(remarks(found))])
 
 

@@ -18,7 +18,7 @@ from pipelines.config.recipe import Recipe
 from pipelines.data.episodes import load_episode
 from pipelines.data.folds import FoldData
 from pipelines.data.shardset import Shards
-from pipelines.evaluation.evaluate import FeatureCache, at_size, score_episodes
+from pipelines.evaluation.evaluate import FeatureCache, SupportMemory, at_size, memorise_supports, score_episodes
 from pipelines.papers.analysis.clicks import (
     CLICKS,
     REFERENCE,
@@ -31,7 +31,6 @@ from pipelines.papers.analysis.clicks import (
     with_negative,
 )
 from pipelines.papers.analysis.negatives import analyse_negatives
-from pipelines.papers.analysis.scores import SupportMemory, memorise_supports
 from pipelines.papers.analysis.study import Study
 
 
