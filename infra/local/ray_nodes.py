@@ -48,8 +48,8 @@ def start_worker(folder: Path, name: str, address: str, *, cpus: float, env: Map
 def _start(name: str, flags: list[str], options: Mapping[str, object], *, folder: Path, cpus: float,
            env: Mapping[str, str]) -> Server:
     # Ports that are given: for those that its agents choose a node waits 15 s, which Ray has no setting for, and ends.
-    agents = {f"{name}-port": free_port() for name in ("dashboard-agent-listen", "dashboard-agent-grpc",
-                                                       "metrics-export", "runtime-env-agent")}
+    agents = {f"{agent}-port": free_port() for agent in ("dashboard-agent-listen", "dashboard-agent-grpc",
+                                                         "metrics-export", "runtime-env-agent")}
     shared = {"node-ip-address": "127.0.0.1", "num-cpus": f"{cpus:g}", "object-store-memory": OBJECT_STORE_BYTES,
               **agents,
               "min-worker-port": 0, "max-worker-port": 0,  # any free ones: several nodes share this machine's ports
