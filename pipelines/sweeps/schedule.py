@@ -1,9 +1,9 @@
 """The scheduler of a sweep: decides which run starts next. It uses neither Ray nor a clock.
 
 Runs that fit on what is free are started, longest first; one that does not fit is passed over. Each run also has a
-driver, which takes memory but no CPU: no more runs are under way than there is memory for their drivers. The resources
-are reserved here, for a run's whole life, and not by Ray: a run has several phases (training, scoring), each with a
-placement group or task of its own, so without it runs would take machines from each other between the phases.
+driver, which takes memory but no CPU: no more runs are under way than there is memory for their drivers. A run's
+resources are reserved here for its whole life, over all its placement groups and tasks, and not left to Ray's own
+queue: there drivers that wait hold their memory, and the expected end takes this model of the machines anyway.
 """
 
 from __future__ import annotations
