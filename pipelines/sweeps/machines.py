@@ -6,6 +6,7 @@ ask for, and forgets a sweep that has not asked again for a minute, because it w
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import os
@@ -55,17 +56,16 @@ def has_autoscaler() -> bool:
 
 
 def _gcs() -> Any:
-    import ray
-    from ray._raylet import GcsClient
+    """Ray's client of the head's server, which knows the nodes."""
+    from ray._private.worker import global_worker
 
-    return GcsClient(address=ray.get_runtime_context().gcs_address)
+    return global_worker.gcs_client
 
 
 def _status() -> Any:
     """Ray's `GetClusterStatusReply`: its nodes, and the answer of the second autoscaler to the request."""
-    from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
-
-    return GetClusterStatusReply.FromString(_gcs().get_cluster_status(timeout_s=30))
+    messages: Any = importlib.import_module("ray.core.generated.autoscaler_pb2")  # has no types
+    return messages.GetClusterStatusReply.FromString(_gcs().get_cluster_status(timeout_s=30))
 
 
 class MachineRequests:
