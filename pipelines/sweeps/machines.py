@@ -78,7 +78,8 @@ class MachineRequests:
     def __init__(self) -> None:
         self._needs: dict[str, tuple[float, list[Bundle]]] = {}  # sweep -> (when it is forgotten, its bundles)
         self._granted, self._refused = 0, math.inf  # bundles: a number that was granted, a larger not
-        self._sent, self._since = list[Bundle](), time.monotonic()  # the last request, and when it was sent
+        self._sent: list[Bundle] | None = None  # the last request; one that another actor left behind is not known
+        self._since = time.monotonic()  # when it was sent
         self._lock = threading.Lock()
         threading.Thread(target=self._live, daemon=True).start()
 
@@ -126,7 +127,7 @@ class MachineRequests:
 
     def _search(self) -> None:
         """Read the autoscaler's answer to the last request, and send the next one."""
-        asked = len(self._sent)
+        asked = len(self._sent or [])
         if asked and _status().autoscaling_state.infeasible_cluster_resource_constraints:
             self._refused, self._granted = asked, min(self._granted, asked - 1)
         else:
@@ -156,8 +157,12 @@ class MachineRequest:
                 self._ray.get(self._actor().withdraw.remote(self._sweep), timeout=60)
 
     def _actor(self) -> Any:
+        """The actor, on the machine of the first sweep that asks: one of the autoscaler's would take it along."""
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        here = NodeAffinitySchedulingStrategy(self._ray.get_runtime_context().get_node_id(), soft=True)
         named = {"name": ACTOR, "namespace": NAMESPACE, "lifetime": "detached", "get_if_exists": True}
-        return self._ray.remote(MachineRequests).options(num_cpus=0, **named).remote()
+        return self._ray.remote(MachineRequests).options(num_cpus=0, scheduling_strategy=here, **named).remote()
 
 
 @contextmanager
