@@ -57,9 +57,10 @@ def has_autoscaler() -> bool:
 
 def _gcs() -> Any:
     """Ray's client of the head's server, which knows the nodes."""
-    from ray._private.worker import global_worker
+    import ray
 
-    return global_worker.gcs_client
+    raylet: Any = importlib.import_module("ray._raylet")  # has no types
+    return raylet.GcsClient(address=ray.get_runtime_context().gcs_address)
 
 
 def _status() -> Any:
