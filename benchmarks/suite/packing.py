@@ -113,7 +113,8 @@ def shortest_makespan(tasks: Sequence[Any], gpus: int, upper_bound: float) -> fl
 def _run_real(config: dict[str, Any]) -> dict[str, Any]:
     """Execute runs that sleep on logical GPUs of a real cluster by the loop of a sweep, without start-up."""
     from pipelines.base.cluster import cluster
-    from pipelines.sweeps.execute import machines_of, pack_runs
+    from pipelines.sweeps.execute import pack_runs
+    from pipelines.sweeps.machines import machines_of
     from pipelines.sweeps.schedule import QueuedRun, RunResources, Schedule
 
     rng = np.random.default_rng(config["seed"])

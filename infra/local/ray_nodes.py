@@ -16,6 +16,7 @@ from pipelines.base.cluster import ENVIRONMENT
 
 OBJECT_STORE_BYTES = 200_000_000  # of each node; it holds little, since photos travel as files; /dev/shm may be small
 STOP_WAIT_S = 30  # seconds that a stopped run gets to close; Ray's default of 3 s is too short
+AGENT_WAIT_S = 120  # seconds that a node's agents get to start; Ray's default of 30 s is too short on a busy machine
 
 
 def node_environment(token: Path, variables: Mapping[str, str]) -> dict[str, str]:
@@ -23,6 +24,7 @@ def node_environment(token: Path, variables: Mapping[str, str]) -> dict[str, str
     here = str(Path(sys.executable).parent)
     return {**ENVIRONMENT, **variables, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token),
             "RAY_AUTH_TOKEN": "", "RAY_ADDRESS": "", "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S),
+            "RAY_agent_register_timeout_ms": str(AGENT_WAIT_S * 1000),
             "PATH": f"{here}{os.pathsep}{os.environ.get('PATH', '')}", "OMP_NUM_THREADS": "1"}
 
 
@@ -45,8 +47,11 @@ def start_worker(folder: Path, name: str, address: str, *, cpus: float, env: Map
 
 def _start(name: str, flags: list[str], options: Mapping[str, object], *, folder: Path, cpus: float,
            env: Mapping[str, str]) -> Server:
+    # Ports that are given: for those that its agents choose a node waits 15 s, which Ray has no setting for, and ends.
+    agents = {f"{agent}-port": free_port() for agent in ("dashboard-agent-listen", "dashboard-agent-grpc",
+                                                         "metrics-export", "runtime-env-agent")}
     shared = {"node-ip-address": "127.0.0.1", "num-cpus": f"{cpus:g}", "object-store-memory": OBJECT_STORE_BYTES,
-              "dashboard-agent-listen-port": free_port(), "metrics-export-port": free_port(),
+              **agents,
               "min-worker-port": 0, "max-worker-port": 0,  # any free ones: several nodes share this machine's ports
               "labels": f"fss-node={name}"}
     ray = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--disable-usage-stats", *flags]

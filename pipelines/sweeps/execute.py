@@ -8,6 +8,7 @@ driver. Drivers are placed on machines that have CPUs: the head of a large clust
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,11 +26,13 @@ from pipelines.config.recipe import Recipe
 from pipelines.evaluation.drive import ScoringConfig, drive_run, failed_result, innermost_line
 from pipelines.evaluation.results import RunResult, untested_line
 from pipelines.sweeps.lengths import RunLengths, RunWork
+from pipelines.sweeps.machines import MachineRequest, has_autoscaler, machines_of, request_machines
 from pipelines.sweeps.schedule import Machine, QueuedRun, RunResources, Schedule
 from pipelines.sweeps.watch import RunState, SweepWatch
 from pipelines.training.context import RunContext
 
 MACHINES_S = 10.0  # seconds between two checks of the cluster's machines
+PATIENCE_S = 900.0  # seconds that runs wait for an autoscaler while no run is under way
 # bytes of a driver: of a run that trains with Ray Train's controller, and of one that is only scored
 TRAINING_BYTES, SCORING_BYTES = 1_200_000_000, 400_000_000
 
@@ -63,7 +66,7 @@ class PlannedRun:
         If no machine has as much memory as a driver takes, the driver asks for all of one, and is alone there.
         """
         seconds = lengths.expect(self.run.spec, self.scoring.config)
-        most = max((m.memory for m in machines), default=0.0)
+        most = max((m.memory for m in machines if m.cpus), default=math.inf)
         resources = replace(self.resources, memory=min(self.resources.memory, most))
         return QueuedRun(key=self.name, resources=resources, seconds=seconds)
 
@@ -79,16 +82,18 @@ def execute(recipe: Recipe, plans: Sequence[PlannedRun], ray: Any, *, sweep: boo
     machines = machines_of(ray)
     schedule = Schedule(machines, limit=recipe.sweep.parallel)
     schedule.add(p.queued(lengths, machines) for p in plans)
-    _check_room(schedule, ray)
     by_name = {p.name: p for p in plans}
-    with tracking(recipe, ray) as tracker:
+    if not has_autoscaler():
+        _check_room(schedule, ray)
+    with request_machines(ray) as request, tracking(recipe, ray) as tracker:
+        request.ask(schedule.wanted())
         threads = max(1, (os.cpu_count() or 1) // _at_a_time(schedule))
         for p in plans:
             p.run = p.run.model_copy(update={"threads": threads, "tracker": tracker})
         _open_runs(recipe, plans, tracker)
         rows = [*before, *(RunState(run=p.name, cell=p.cell) for p in plans)]
         with SweepWatch(Workspace(recipe.out).url, recipe.name, rows, save=sweep) as watch:
-            running = _Running(by_name, schedule, lengths, watch, tracker, ray)
+            running = _Running(by_name, schedule, lengths, watch, tracker, request, ray)
             try:
                 found = dict(running.results(Workspace(recipe.out).runs))
                 watch.end("finished")
@@ -101,15 +106,8 @@ def execute(recipe: Recipe, plans: Sequence[PlannedRun], ray: Any, *, sweep: boo
     return found
 
 
-def machines_of(ray: Any) -> list[Machine]:
-    """The cluster's machines that are alive, each with all its CPUs, GPUs and memory; no memory if it has no CPUs."""
-    alive = [(n["NodeID"], n["Resources"]) for n in ray.nodes() if n["Alive"]]
-    return [Machine(cpus=r.get("CPU", 0.0), gpus=(1.0,) * int(r.get("GPU", 0)), node=node,
-                    memory=float(r.get("memory", 0.0)) if r.get("CPU") else 0.0) for node, r in alive]
-
-
 def _check_room(schedule: Schedule, ray: Any) -> None:
-    """Raise `FssError` for a run that would wait for ever because the cluster has no room for it."""
+    """Raise `FssError` for a run that would wait for ever because the cluster has no room for it, even when idle."""
     task = schedule.find_misfit()
     if task is None:
         return
@@ -123,9 +121,9 @@ def _check_room(schedule: Schedule, ray: Any) -> None:
 
 
 def _at_a_time(schedule: Schedule) -> int:
-    """Number of runs that can be under way at the beginning."""
+    """Number of runs that can be under way at the beginning, or, before an autoscaler has brought machines, at all."""
     probe = Schedule(schedule.machines, schedule.limit, dict(schedule.waiting))
-    return max(1, len(probe.start()))
+    return len(probe.start()) or max(1, len(schedule.wanted()))
 
 
 def pack_runs(schedule: Schedule, submit: Callable[[str], Any], ray: Any,
@@ -153,12 +151,12 @@ class _Running:
     """Runs of a sweep that are under way, and their table."""
 
     def __init__(self, plans: dict[str, PlannedRun], schedule: Schedule, lengths: RunLengths, watch: SweepWatch,
-                 tracker: Any, ray: Any) -> None:
+                 tracker: Any, request: MachineRequest, ray: Any) -> None:
         self.plans, self.schedule, self.lengths, self.watch = plans, schedule, lengths, watch
-        self.tracker, self.ray = tracker, ray
+        self.tracker, self.request, self.ray = tracker, request, ray
         self._task = ray.remote(drive_run)
         self.open_runs = set(plans)  # those whose results are not recorded yet
-        self._looked = time.monotonic()
+        self._looked = self._worked = time.monotonic()
 
     def results(self, runs: str) -> Iterator[tuple[str, RunResult]]:
         """(run, result) as runs end. Runs that failed but may succeed on another try go back into the queue."""
@@ -195,6 +193,7 @@ class _Running:
         if time.monotonic() - self._looked > MACHINES_S:
             self._looked = time.monotonic()
             self._resize(machines_of(self.ray))
+            self._ask()
         rows = {name: self._row(self.plans[name], progress.get(name, {})) for name in self.schedule.under_way}
         self.watch.update(rows, self.schedule.seconds_left({n: r["left_s"] for n, r in rows.items()}))
 
@@ -203,6 +202,12 @@ class _Running:
         if tuple(machines) != tuple(self.schedule.machines):
             self.schedule.resize(machines)
             self.schedule.add([self.plans[k].queued(self.lengths, machines) for k in self.schedule.waiting])
+
+    def _ask(self) -> None:
+        """Ask the autoscaler, if there is one, for what the runs lack now; raises `FssError` if it brings nothing."""
+        self._worked = time.monotonic() if self.schedule.under_way else self._worked
+        if self.request.ask(self.schedule.wanted()) and time.monotonic() - self._worked > PATIENCE_S:
+            _check_room(self.schedule, self.ray)
 
     def _row(self, plan: PlannedRun, progress: dict[str, Any]) -> dict[str, Any]:
         """The table's row of a run that is under way; `progress` is what the tracker has of it."""

@@ -1,22 +1,20 @@
 """The scheduler of a sweep: decides which run starts next. It uses neither Ray nor a clock.
 
-Runs of expected lengths are packed into machines. Several orders (longest first, largest first, ...) are simulated, and
-the one that ends earliest is used. Runs that fit are started in that order; a run that does not fit is passed over,
-unless waiting for it ends earlier. Each run also has a driver, which takes memory but no CPU: no more runs are under
-way than there is memory for their drivers.
+Runs that fit on what is free are started, longest first; one that does not fit is passed over. Each run also has a
+driver, which takes memory but no CPU: no more runs are under way than there is memory for their drivers. A run's
+resources are reserved here for its whole life, over all its placement groups and tasks, and not left to Ray's own
+queue: there drivers that wait hold their memory, and the expected end takes this model of the machines anyway.
 """
 
 from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from random import Random
 
-TRIES, TRIES_BY_RUNS = 300, 8000  # orders to simulate: at most TRIES, and fewer where there are many runs
 SLACK = 1e-6  # tolerance, because shares of a CPU or GPU are decimal fractions
-Key = Callable[["QueuedRun"], tuple[float, ...]]
+GONE = -1  # index of a machine that was lost
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,32 +113,10 @@ def _holds(machine: Machine, resources: RunResources) -> bool:
 def remove(machines: list[Machine], resources: RunResources, where: Place, sign: int = 1) -> None:
     """Give back what `place` took; with `sign` -1, take it. Machines that are gone are skipped."""
     for i, gpus in where.workers:
-        if i < len(machines):
+        if i != GONE:
             machines[i] = machines[i].reserve(resources, gpus, sign)
-    if where.driver < len(machines):
+    if where.driver != GONE:
         machines[where.driver] = machines[where.driver].take(-sign * resources.memory)
-
-
-# Orders of the waiting runs. The second value: whether runs behind one that does not fit may start before it.
-ORDERS: tuple[tuple[Key, bool], ...] = (
-    (lambda t: (-t.seconds,), True),
-    (lambda t: (-t.seconds * _size(t.resources), -t.seconds), True),
-    (lambda t: (-_size(t.resources), -t.seconds), True),
-    (lambda t: (-_size(t.resources), -t.seconds), False),
-    (lambda t: (-t.seconds,), False),
-)
-
-
-def _size(resources: RunResources) -> float:
-    return resources.workers * (resources.gpus or resources.cpus / 1000)
-
-
-@dataclass(frozen=True)
-class _Order:
-    """Order of the waiting runs, and whether runs behind one that does not fit may start before it."""
-
-    keys: tuple[str, ...]
-    pass_by: bool
 
 
 @dataclass
@@ -151,12 +127,10 @@ class Schedule:
     limit: int = 0
     waiting: dict[str, QueuedRun] = field(default_factory=dict)
     under_way: dict[str, tuple[QueuedRun, Place]] = field(default_factory=dict)
-    _order: _Order | None = None
 
     def add(self, tasks: Iterable[QueuedRun]) -> None:
         """Add waiting runs."""
         self.waiting |= {t.key: t for t in tasks}
-        self._order = None
 
     def find_misfit(self) -> QueuedRun | None:
         """A waiting run that does not fit on the machines even when they are idle; None if all fit."""
@@ -167,20 +141,25 @@ class Schedule:
         """Whether any run waits or is under way."""
         return bool(self.waiting or self.under_way)
 
+    def ordered(self) -> list[QueuedRun]:
+        """The waiting runs, longest first."""
+        return sorted(self.waiting.values(), key=lambda task: -task.seconds)
+
     def start(self) -> list[QueuedRun]:
         """The runs to start now; from now on they count as under way."""
-        order, count = self._planned(), len(self.under_way)
-        ordered = [self.waiting[k] for k in order.keys if k in self.waiting]
-        room = self.limit - count if self.limit else len(ordered)
-        started = _pick(ordered, self._free(), order.pass_by, room)
+        started = _pick(self.ordered(), self._free(), self._room(len(self.under_way)))
         for task, where in started:
             self.under_way[task.key] = (self.waiting.pop(task.key), where)
         return [task for task, _ in started]
 
+    def wanted(self) -> list[QueuedRun]:
+        """The runs that would be under way if there were machines for all, as many as `limit` allows."""
+        return [*(task for task, _ in self.under_way.values()), *self.ordered()[:self._room(len(self.under_way))]]
+
     def driver_node(self, key: str) -> str:
         """Ray's id of the machine on which the driver of a run that is under way has its memory."""
         driver = self.under_way[key][1].driver
-        return self.machines[driver].node if driver < len(self.machines) else ""
+        return self.machines[driver].node if driver != GONE else ""
 
     def finish(self, key: str) -> QueuedRun:
         """Remove a run that has ended, with success or not; returns it."""
@@ -190,19 +169,40 @@ class Schedule:
         """Set the expected lengths of waiting runs, by key."""
         for key in seconds.keys() & self.waiting.keys():
             self.waiting[key] = replace(self.waiting[key], seconds=seconds[key])
-        self._order = None
 
     def resize(self, machines: Sequence[Machine]) -> None:
-        """Replace the machines after the cluster has grown or shrunk."""
-        if tuple(machines) != tuple(self.machines):
-            self.machines, self._order = machines, None
+        """Replace the machines after the cluster has grown or shrunk; runs under way keep theirs, known by `node`."""
+        index = {m.node: i for i, m in enumerate(machines)}
+        moved = {i: index.get(m.node, GONE) for i, m in enumerate(self.machines)} | {GONE: GONE}
+        for key, (task, where) in self.under_way.items():
+            workers = tuple((moved[i], gpus) for i, gpus in where.workers)
+            self.under_way[key] = task, Place(workers, moved[where.driver])
+        self.machines = machines
 
     def seconds_left(self, remaining: Mapping[str, float] | None = None) -> float:
-        """Expected seconds until all runs have ended.
+        """Expected seconds until all runs have ended; -1 if that is unknown, because one fits on no machine.
 
         `remaining` are the seconds left of runs under way, by key; for others their expected length.
         """
-        return self._simulate(self._planned(), remaining or {})
+        waiting, free, now, left = self.ordered(), self._free(), 0.0, remaining or {}
+        ends: list[tuple[float, str, RunResources, Place]] = [
+            (left.get(t.key, t.seconds), t.key, t.resources, where) for t, where in self.under_way.values()]
+        heapq.heapify(ends)
+        while waiting or ends:
+            started = _pick(waiting, free, self._room(len(ends)))
+            if gone := {t.key for t, _ in started}:
+                waiting = [t for t in waiting if t.key not in gone]
+            for task, where in started:
+                heapq.heappush(ends, (now + task.seconds, task.key, task.resources, where))
+            if not ends:
+                return -1.0
+            now, _, resources, where = heapq.heappop(ends)
+            remove(free, resources, where)
+        return now
+
+    def _room(self, under_way: int) -> int:
+        """How many more runs may be under way."""
+        return max(self.limit - under_way, 0) if self.limit else len(self.waiting)
 
     def _free(self) -> list[Machine]:
         free = list(self.machines)
@@ -210,59 +210,8 @@ class Schedule:
             remove(free, task.resources, where, -1)
         return free
 
-    def _planned(self) -> _Order:
-        if self._order is None:
-            self._order = self._better(self._best())
-        return self._order
 
-    def _best(self) -> _Order:
-        """The order of `ORDERS` that ends earliest."""
-        plans = [_Order(tuple(t.key for t in sorted(self.waiting.values(), key=k)), p) for k, p in ORDERS]
-        same = len({(t.resources, t.seconds) for t in self.waiting.values()}) < 2
-        return plans[0] if same else min(plans, key=lambda plan: self._simulate(plan, {}))
-
-    def _better(self, plan: _Order) -> _Order:
-        """Improve an order by exchanging runs at random (fixed seed) until it cannot end much earlier."""
-        ends, floor, draw = self._simulate(plan, {}), self._floor() * 1.01, Random(0)
-        for _ in range(min(TRIES, TRIES_BY_RUNS // max(len(plan.keys), 1))):
-            if ends <= floor or len(plan.keys) < 3:
-                break
-            keys = list(plan.keys)
-            i, j = draw.sample(range(len(keys)), 2)
-            keys[i], keys[j] = keys[j], keys[i]
-            other = _Order(tuple(keys), draw.random() < 0.5)
-            if (found := self._simulate(other, {})) < ends:
-                plan, ends = other, found
-        return plan
-
-    def _floor(self) -> float:
-        """Lower bound of the end in seconds: the longest run, and all work spread evenly over all CPUs or GPUs."""
-        tasks = [*self.waiting.values(), *(t for t, _ in self.under_way.values())]
-        have = {"cpus": sum(m.cpus for m in self.machines), "gpus": float(sum(len(m.gpus) for m in self.machines))}
-        even: list[float] = [sum(t.seconds * t.resources.workers * getattr(t.resources, kind) for t in tasks) / amount
-                             for kind, amount in have.items() if amount]
-        return max([0.0, *even, *(t.seconds for t in tasks)])
-
-    def _simulate(self, order: _Order, remaining: Mapping[str, float]) -> float:
-        """Seconds until the last run ends, if all lengths are as expected."""
-        waiting, free, now = [self.waiting[k] for k in order.keys if k in self.waiting], self._free(), 0.0
-        ends: list[tuple[float, str, RunResources, Place]] = [
-            (remaining.get(t.key, t.seconds), t.key, t.resources, where) for t, where in self.under_way.values()]
-        heapq.heapify(ends)
-        while waiting or ends:
-            started = _pick(waiting, free, order.pass_by, self.limit - len(ends) if self.limit else len(waiting))
-            if gone := {t.key for t, _ in started}:
-                waiting = [t for t in waiting if t.key not in gone]
-            for task, where in started:
-                heapq.heappush(ends, (now + task.seconds, task.key, task.resources, where))
-            if not ends:
-                return float("inf")  # none of the waiting runs fits
-            now, _, resources, where = heapq.heappop(ends)
-            remove(free, resources, where)
-        return now
-
-
-def _pick(ordered: Sequence[QueuedRun], free: list[Machine], pass_by: bool, room: int) -> list[tuple[QueuedRun, Place]]:
+def _pick(ordered: Sequence[QueuedRun], free: list[Machine], room: int) -> list[tuple[QueuedRun, Place]]:
     """The waiting runs that start now, in order, at most `room`; `free` is changed in place."""
     chosen: list[tuple[QueuedRun, Place]] = []
     hopeless: set[RunResources] = set()
@@ -272,9 +221,6 @@ def _pick(ordered: Sequence[QueuedRun], free: list[Machine], pass_by: bool, room
         where = None if task.resources in hopeless else place(free, task.resources)
         if where is not None:
             chosen.append((task, where))
-        elif not pass_by:
-            break
         else:
             hopeless.add(task.resources)
     return chosen
-

@@ -108,7 +108,7 @@ def test_what_the_operator_refuses_is_not_there(overlay: str) -> None:
 
 @pytest.mark.parametrize("overlay", ["cpu-sweep", "gpu-sweep", "gpu-sweep-kueue"])
 def test_a_sweep_has_all_its_machines_when_it_begins(overlay: str) -> None:
-    """A sweep starts no run that the machines have no room for, so none would ever be added by an autoscaler."""
+    """Kueue admits whole clusters only: machines that an autoscaler added later would go around its quota."""
     spec = named(overlay, "RayJob")["spec"]
     cluster = spec["rayClusterSpec"]
     assert cluster["enableInTreeAutoscaling"] is False

@@ -1,6 +1,7 @@
 """A head that is lost and started again with its state in Redis: what `components/redis` relies on. Slow.
 
-Real Ray nodes and a real Redis (Debian's package redis-server). Sweeps and labelling are not part of this test.
+Real Ray nodes and a real Redis (Debian's package redis-server). Nodes and actors go on; submitted commands end with
+their head, and do what is left when they are sent again.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -20,9 +23,13 @@ from fss_models.errors import FssError
 from infra.local.processes import Server, free_port, spawn
 from infra.local.ray_nodes import count_nodes, node_environment, start_head, start_worker, wait_for_nodes
 from infra.local.topology import ATTEMPTS, TOO_SLOW
+from pipelines.base.storage import Store
+from tests.infra.nodes import fss, until
+from tests.serving.helpers import photo_folder, supports_file
 
 pytestmark = pytest.mark.slow
 PASSWORD = "only-in-this-test"
+PHOTOS = 240
 
 KEEPER = """
 import json, os, sys
@@ -57,46 +64,147 @@ def redis(tmp_path: Path) -> Iterator[str]:
     server.stop()
 
 
-def test_nodes_and_actors_outlive_their_head(redis: str, tmp_path: Path) -> None:
-    """Would catch a Ray that forgets its nodes, its actors or its token when its head is started anew."""
-    token = tmp_path / "token"
-    token.write_text("0123456789abcdef" * 4)
-    env = node_environment(token, {"RAY_gcs_rpc_server_reconnect_timeout_s": "600"})  # as the operator sets it
-    state = {"RAY_REDIS_ADDRESS": redis, "RAY_external_storage_namespace": "fss"}
-    sessions: list[Path] = []
-    address, dashboard = f"127.0.0.1:{free_port()}", f"http://127.0.0.1:{free_port()}"
-    servers: list[Server] = []
+@dataclass
+class RedisCluster:
+    """A head without CPUs, and worker nodes, whose state is in a Redis; `folder` has the logs and the token."""
 
-    def head() -> Server:
-        """A head with nothing on its disk, as in a new pod. On a busy machine Ray's 30 s to start can be too short."""
+    folder: Path
+    redis: str
+    address: str = field(default_factory=lambda: f"127.0.0.1:{free_port()}")
+    dashboard: str = field(default_factory=lambda: f"http://127.0.0.1:{free_port()}")
+    servers: list[Server] = field(default_factory=list)
+    sessions: list[Path] = field(default_factory=list)
+
+    @property
+    def token(self) -> Path:
+        """File of Ray's token."""
+        return self.folder / "token"
+
+    @property
+    def env(self) -> dict[str, str]:
+        """The variables of a node. The workers wait for a new head, as long as the operator lets them."""
+        return node_environment(self.token, {"RAY_gcs_rpc_server_reconnect_timeout_s": "600"})
+
+    def start_head(self, nodes: int) -> Server:
+        """Start a head with nothing on its disk, as in a new pod, and wait until it knows all `nodes`.
+
+        On a busy machine Ray's 30 s to start can be too short.
+        """
+        state = {"RAY_REDIS_ADDRESS": self.redis, "RAY_external_storage_namespace": "fss"}
         for attempt in range(1, ATTEMPTS + 1):
-            sessions.append(Path(tempfile.mkdtemp(prefix="fss-ray-")))
-            servers.append(start_head(tmp_path, address, dashboard, sessions[-1], cpus=0, env={**env, **state},
-                                      flags=[f"--redis-password={PASSWORD}"]))
+            self.sessions.append(Path(tempfile.mkdtemp(prefix="fss-ray-")))
+            head = start_head(self.folder, self.address, self.dashboard, self.sessions[-1], cpus=0,
+                              env={**self.env, **state}, flags=[f"--redis-password={PASSWORD}"])
+            self.servers.append(head)
             try:
-                wait_for_nodes(dashboard, token.read_text(), 1, servers[-1], tmp_path)
+                wait_for_nodes(self.dashboard, self.token.read_text(), nodes, head, self.folder)
                 break
             except FssError as error:
-                servers[-1].stop(kill=True)
+                head.stop(kill=True)
                 if attempt == ATTEMPTS or TOO_SLOW not in error.what:
                     raise
-        return servers[-1]
+        return head
 
-    try:
-        first = head()
-        servers.append(start_worker(tmp_path, "worker-1", address, cpus=1, env=env))
-        wait_for_nodes(dashboard, token.read_text(), 2, servers[-1], tmp_path)
-        calls, pid = _call(address, env)
-        assert calls == 1
-        first.stop(kill=True)
-        assert count_nodes(dashboard, token.read_text()) == 0
-        wait_for_nodes(dashboard, token.read_text(), 2, head(), tmp_path)
-        assert _call(address, env) == (2, pid), "the actor is the same process and has its state"
-    finally:
-        for server in reversed(servers):
+    def start_worker(self, cpus: float) -> None:
+        """Start the only worker and wait until it has joined."""
+        self.servers.append(start_worker(self.folder, "worker-1", self.address, cpus=cpus, env=self.env))
+        wait_for_nodes(self.dashboard, self.token.read_text(), 2, self.servers[-1], self.folder)
+
+    def lose_head(self, head: Server) -> Server:
+        """Kill the head with all that runs on it, as if its machine were lost, and start a new one."""
+        head.stop(kill=True)
+        assert count_nodes(self.dashboard, self.token.read_text()) == 0
+        return self.start_head(2)
+
+    def stop(self) -> None:
+        """Kill everything."""
+        for server in reversed(self.servers):
             server.stop(kill=True)
-        for session in sessions:
+        for session in self.sessions:
             shutil.rmtree(session, ignore_errors=True)
+
+
+@contextmanager
+def running(folder: Path, redis: str) -> Iterator[RedisCluster]:
+    """A cluster for the time of the block, without nodes at first."""
+    cluster = RedisCluster(folder, redis)
+    cluster.token.write_text("0123456789abcdef" * 4)
+    try:
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+def test_nodes_and_actors_outlive_their_head(redis: str, tmp_path: Path) -> None:
+    """Would catch a Ray that forgets its nodes, its actors or its token when its head is started anew."""
+    with running(tmp_path, redis) as cluster:
+        head = cluster.start_head(1)
+        cluster.start_worker(cpus=1)
+        calls, pid = _call(cluster.address, cluster.env)
+        assert calls == 1
+        cluster.lose_head(head)
+        assert _call(cluster.address, cluster.env) == (2, pid), "the actor is the same process and has its state"
+
+
+@pytest.mark.timeout(1500)
+def test_a_sweep_and_a_job_resume_when_they_are_sent_again(redis: str, bundle: str, tmp_path: Path,
+                                                           monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch submissions that stay RUNNING for ever, and runs of the lost command that go on beside the new."""
+    with running(tmp_path, redis) as cluster:
+        head = cluster.start_head(1)
+        cluster.start_worker(cpus=2)
+        for name, value in (("RAY_API_SERVER_ADDRESS", cluster.dashboard), ("RAY_AUTH_MODE", "token"),
+                            ("RAY_AUTH_TOKEN_PATH", str(cluster.token))):
+            monkeypatch.setenv(name, value)
+        monkeypatch.delenv("RAY_ADDRESS", raising=False)
+        head = _sweep(cluster, head, tmp_path / "sweep")
+        _label(cluster, head, bundle, tmp_path)
+
+
+def _sweep(cluster: RedisCluster, head: Server, out: Path) -> Server:
+    """Lose the head once a run has a checkpoint: the same command, sent again, ends with all results."""
+    words = ["sweep", "run", "--recipe", "debug", "--set", "methods=[{name: sansa, preset: debug}]", "--set",
+             "train.steps=80", "--out", str(out)]
+    sent = fss("submit", "--id", "sweep", "--no-follow", "--working-dir", "", *words, cwd=cluster.folder)
+    assert sent.returncode == 0, sent.stderr
+    runs = Store(str(out / "runs"))
+    until(lambda: any("checkpoint_0" in name for name in runs.list()), "a checkpoint")
+    assert not runs.list(suffix="/result.json"), "it was ready before the head was lost; raise train.steps"
+    head = cluster.lose_head(head)
+    until(lambda: _status(cluster, "sweep") == "FAILED", "the end of the lost submission", 180)
+    again = fss("submit", "--id", "sweep", "--working-dir", "", *words, cwd=cluster.folder)
+    assert again.returncode == 0, again.stdout[-3000:] + again.stderr[-1000:]
+    assert "had failed: sending it again" in again.stderr
+    assert len(runs.list(suffix="/result.json")) == 2
+    assert not runs.list(suffix="/error.json")
+    return head
+
+
+def _label(cluster: RedisCluster, head: Server, bundle: str, folder: Path) -> None:
+    """Lose the head once some parts are written: the same command, sent again, writes the others."""
+    photo_folder(folder / "given" / "photos", PHOTOS)
+    supports = supports_file(folder / "given")
+    out = Store(str(folder / "labels"))
+    words = ["label", "--images", str(folder / "given" / "photos"), "--supports", str(supports),
+             "--out", out.url, "--bundle", bundle, "--engine", "actors",
+             "--workspace", str(folder / "ws"), "--set", "label.chunk=2", "--set", "serve.threads=1"]
+    sent = fss("submit", "--id", "label", "--no-follow", "--working-dir", "", *words, cwd=folder)
+    assert sent.returncode == 0, sent.stderr
+    until(lambda: len(out.list("parts")) > 4, "a few parts")
+    cluster.lose_head(head)
+    first = {name: out.read_bytes(name) for name in out.list("parts")}
+    assert len(first) < PHOTOS // 2, "it was ready before the head was lost; raise PHOTOS"
+    until(lambda: _status(cluster, "label") == "FAILED", "the end of the lost submission", 180)
+    again = fss("submit", "--id", "label", "--working-dir", "", *words, cwd=folder)
+    assert again.returncode == 0, again.stdout[-3000:] + again.stderr[-1000:]
+    rows = [row["image_id"] for name in out.list("parts") for row in out.read_table(name).to_pylist()]
+    assert rows == list(range(1, PHOTOS + 1))
+    assert {name: out.read_bytes(name) for name in first} == first
+
+
+def _status(cluster: RedisCluster, name: str) -> str:
+    done = fss("jobs", "list", "--json", cwd=cluster.folder)
+    return {r["id"]: r["status"] for r in json.loads(done.stdout)}[name] if done.returncode == 0 else ""
 
 
 def _call(address: str, env: dict[str, str]) -> tuple[int, int]:

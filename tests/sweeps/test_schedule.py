@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
+from pipelines.sweeps.machines import bundles_of
 from pipelines.sweeps.schedule import SLACK, Machine, Place, QueuedRun, RunResources, Schedule, place
 
 
@@ -128,6 +129,39 @@ def test_a_cluster_that_grows_or_shrinks_is_used_as_it_is() -> None:
     schedule.resize([Machine(cpus=2), Machine(cpus=2)])
     assert len(schedule.start()) == 1
     assert schedule.waiting == {}
+
+
+def test_a_run_keeps_its_machine_when_another_is_lost() -> None:
+    """Would catch machines known by their place in the list, which changes with every machine that is lost."""
+    a, b, c = (Machine(cpus=2, node=name) for name in "abc")
+    schedule = Schedule([a, b])
+    schedule.add(tasks_of([5, 5], RunResources(cpus=2)))
+    schedule.start()
+    assert [schedule.driver_node(k) for k in "01"] == ["a", "b"]
+    schedule.resize([c, b])
+    schedule.add([QueuedRun(key="2", resources=RunResources(cpus=2), seconds=1.0)])
+    assert [t.key for t in schedule.start()] == ["2"]
+    assert [schedule.driver_node(k) for k in "012"] == ["", "b", "c"]
+    schedule.finish("0")
+    schedule.finish("2")
+    assert schedule.seconds_left({"1": 3.0}) == 3
+
+
+def test_what_is_wanted_is_bounded_by_the_limit() -> None:
+    schedule = Schedule([Machine(cpus=1)], limit=3)
+    schedule.add(tasks_of([1, 4, 3, 2, 5], RunResources(cpus=1, gpus=0, memory=7, workers=1)))
+    schedule.start()
+    assert [t.key for t in schedule.wanted()] == ["4", "1", "2"]
+    assert bundles_of(schedule.wanted()) == [{"CPU": 1, "memory": 7}] * 3
+    two = QueuedRun(key="two", resources=RunResources(cpus=0.5, gpus=1, workers=2, memory=7), seconds=1.0)
+    assert bundles_of([two]) == [{"CPU": 0.5, "GPU": 1, "memory": 7}, {"CPU": 0.5, "GPU": 1}]
+
+
+def test_time_left_is_unknown_without_a_machine() -> None:
+    schedule = Schedule([])
+    schedule.add(tasks_of([4], RunResources(cpus=1)))
+    assert schedule.start() == []
+    assert schedule.seconds_left() == -1
 
 
 def test_time_left_counts_what_waits_behind() -> None:
