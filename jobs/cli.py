@@ -13,7 +13,8 @@ import typer
 
 import jobs.commands
 from fss_models.errors import FssError
-from pipelines.base.cluster import error_line, prepare_environment
+from pipelines.base.cluster import prepare_environment
+from pipelines.base.outcome import error_line
 
 
 def make_app() -> typer.Typer:
