@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copyreg
+from typing import Any
+
 
 class FssError(Exception):
     """A mistake that the user can correct. `fss` prints it as one line and exits with status 2."""
@@ -10,6 +13,10 @@ class FssError(Exception):
         self.what, self.where, self.hint = what, where, hint
         line = what if not where else f"{where}: {what}"
         super().__init__(" ".join(f"{line}{f' ({hint})' if hint else ''}".split()))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled with its line and its attributes, whatever the arguments of its class are."""
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
 
 
 class BadImage(FssError):  # noqa: N818 - reads as what it is

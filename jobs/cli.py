@@ -19,7 +19,8 @@ from typer.core import TyperGroup
 
 import jobs.commands
 from fss_models.errors import FssError
-from pipelines.base.cluster import error_line, prepare_environment
+from pipelines.base.cluster import prepare_environment
+from pipelines.base.outcome import error_line
 
 PANELS = {  # the help's panels, and their commands in the order of use
     "Start here": ("doctor", "demo", "plan"),

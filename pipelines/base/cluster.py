@@ -44,12 +44,6 @@ def prepare_environment() -> None:
         os.environ.setdefault("RAY_AUTH_TOKEN", PRIVATE_TOKEN + secrets.token_hex(32))
 
 
-def error_line(error: FssError) -> str:
-    """The message of an error in one line, without the trace that a Ray task or replica puts around it."""
-    cause = getattr(error, "cause", None)
-    return str(cause if isinstance(cause, FssError) else error)
-
-
 @contextmanager
 def cluster(*, cpus: float | None = None, gpus: float | None = None) -> Iterator[Any]:
     """Yield `ray`, connected. A private cluster is stopped at the end; one named by RAY_ADDRESS is left running.

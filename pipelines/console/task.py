@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any
 
 from fss_models.errors import FssError
-from pipelines.base.cluster import error_line
+from pipelines.base.outcome import error_line
 from pipelines.base.storage import Store
 from pipelines.config.recipe import Recipe
 from pipelines.console.records import JobRecord, JobRecords, Progress

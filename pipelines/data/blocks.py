@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import pickle
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -121,14 +120,13 @@ class BlockBuilder:
 
     out: str
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """{"file": a pickled `BlockFile`} -> {"rows": number of annotations}."""
-        file: BlockFile = pickle.loads(row["file"])
+    def __call__(self, file: BlockFile) -> int:
+        """Write the file. Returns its number of annotations."""
         store = Store(self.out)
         if not store.exists(file.name):
             tables = (self._block(store, file.class_id, block) for block in file.blocks)
             store.write_bytes(file.name, parquet_bytes(tables, BLOCKS))
-        return {"rows": sum(len(b) for b in file.blocks)}
+        return sum(len(b) for b in file.blocks)
 
     def _block(self, store: Store, class_id: int, block: list[AnnotationLocation]) -> pa.Table:
         found = {p["image_id"]: p for p in _photos(store, block)}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import pickle
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -49,13 +48,13 @@ class PartBuilder:
     cfg: DataConfig
     out: str
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """{"part", "entries" (pickled list of `Entry`)} -> {"part", "images" (a number), "index" (Parquet bytes)}."""
-        part, entries = int(row["part"]), pickle.loads(row["entries"])
+    def __call__(self, planned: tuple[int, Sequence[Entry]]) -> tuple[int, bytes]:
+        """(number of the part, its entries) -> (number of entries, the rows of the index as Parquet bytes)."""
+        part, entries = planned
         store = Store(self.out)
         index_name = f"build/index-{part:05d}.parquet"
         if store.exists(part_name(part)):
-            return {"part": part, "images": len(entries), "index": store.read_bytes(index_name)}
+            return len(entries), store.read_bytes(index_name)
         rows, failures, exif = self._rows(entries, PartAttempts.begin(store, part))
         store.write_json(exif_name(part), exif)
         index = parquet_bytes([_index(rows, part)], INDEX)
@@ -64,7 +63,7 @@ class PartBuilder:
         groups = (rows[i : i + GROUP_ROWS] for i in range(0, len(rows), GROUP_ROWS))
         tables = (pa.Table.from_pylist(g, schema=IMAGES) for g in groups)
         store.write_bytes(part_name(part), parquet_bytes(tables, IMAGES))
-        return {"part": part, "images": len(entries), "index": index}
+        return len(entries), index
 
     def _rows(self, entries: Sequence[Entry],
               attempts: PartAttempts) -> tuple[list[dict[str, Any]], list[SourceFailure], dict[str, int]]:

@@ -8,9 +8,6 @@ unchanged parts and classes are reused (`ledger`), and the content hash equals t
 from __future__ import annotations
 
 import io
-import logging
-import pickle
-from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -21,6 +18,7 @@ from pydantic import ValidationError
 from fss_models.errors import FssError
 from pipelines.base.cluster import cluster
 from pipelines.base.progress import Bar
+from pipelines.base.ray_stage import run_tasks
 from pipelines.base.storage import Store
 from pipelines.config.data import DataConfig
 from pipelines.data.attempts import forget_attempts
@@ -145,12 +143,12 @@ def _write_parts(
     versions = versions_of(entries, source, cfg)
     forget_attempts(store)
     plan = plan_parts(versions, former, cfg.images_per_part)
-    items = [{"part": p, "entries": pickle.dumps([entries[i] for i in places])} for p, places in plan.new_parts.items()]
+    parts = ((part, [entries[i] for i in places]) for part, places in plan.new_parts.items())
     found = [former.index.filter(pc.is_in(former.index["part"], pa.array(sorted(plan.kept_parts), pa.int32())))]
     with Bar("reading photos", sum(map(len, plan.new_parts.values())), unit="photos") as bar:
-        for row in _run_tasks(ray, items, PartBuilder(source=source, cfg=cfg, out=store.url)):
-            found.append(pq.read_table(io.BytesIO(row["index"])))
-            bar.step(row["images"])
+        for images, rows in run_tasks(ray, PartBuilder(source=source, cfg=cfg, out=store.url), parts):
+            found.append(pq.read_table(io.BytesIO(rows)))
+            bar.step(images)
     ledger = [p for p in former.parts if p["part"] in plan.kept_parts]
     for part, places in plan.new_parts.items():
         wrong = store.read_table(f"build/failures-{part:05d}.parquet").to_pylist()
@@ -187,31 +185,9 @@ def _concat(tables: list[pa.Table], schema: pa.Schema) -> pa.Table:
 # ---- pass 2 -------------------------------------------------------------------------------------------------------
 
 def _write_blocks(ray: Any, cfg: DataConfig, store: Store, files: list[BlockFile]) -> None:
-    items = [{"file": pickle.dumps(f)} for f in files]
     with Bar("writing class blocks", sum(len(b) for f in files for b in f.blocks), unit="annotations") as bar:
-        for row in _run_tasks(ray, items, BlockBuilder(store.url)):
-            bar.step(row["rows"])
-
-
-def _run_tasks(ray: Any, items: list[dict[str, Any]], build: Any) -> Iterator[dict[str, Any]]:
-    """Run `build` on every item in Ray's workers, one task each. Results come in order of completion."""
-    if not items:
-        return
-    logging.getLogger("ray.data").setLevel(logging.ERROR)  # its messages would break the progress bar
-    dataset = ray.data.from_items(items, override_num_blocks=len(items))
-    dataset = dataset.map(_run_task, fn_kwargs={"build": build}, num_cpus=1)
-    for row in dataset.iter_rows():
-        if row["error"]:
-            raise FssError(row["error"])
-        yield pickle.loads(row["result"])
-
-
-def _run_task(row: dict[str, Any], build: Any) -> dict[str, Any]:
-    """Run `build` on a row and return an `FssError` as text: Ray would wrap it in a traceback and lose the cause."""
-    try:
-        return {"result": pickle.dumps(build(row)), "error": ""}
-    except FssError as error:
-        return {"result": b"", "error": str(error)}
+        for annotations in run_tasks(ray, BlockBuilder(store.url), files):
+            bar.step(annotations)
 
 
 # ---- the result ---------------------------------------------------------------------------------------------------

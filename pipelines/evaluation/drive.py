@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from fss_models.errors import FssError
+from pipelines.base.outcome import error_line, unwrapped
+from pipelines.base.ray_stage import run_task
 from pipelines.base.storage import Store, join
 from pipelines.base.version import code_version
 from pipelines.config.evaluate import EvalConfig
@@ -40,11 +41,9 @@ def drive_run(run: RunContext, scoring: ScoringConfig) -> RunResult:
     try:
         if run.spec.trains and not _has_bundle(run):
             _train(run, scoring, ray)
-        score = ray.remote(evaluate_run).options(num_cpus=run.cpus, num_gpus=run.gpus, max_retries=run.retries)
-        result: RunResult = ray.get(score.remote(run, scoring))
+        return run_task(ray, evaluate_run, run, scoring, cpus=run.cpus, gpus=run.gpus, retries=run.retries)
     except Exception as error:
         return failed_result(run, scoring, error)
-    return result
 
 
 def _train(run: RunContext, scoring: ScoringConfig, ray: Any) -> None:
@@ -53,9 +52,9 @@ def _train(run: RunContext, scoring: ScoringConfig, ray: Any) -> None:
 
     if run.spec.train.selection == "none":
         return train_run(run)
-    task = ray.remote(_with_threads).options(num_cpus=run.cpus, num_gpus=run.gpus, max_retries=run.retries)
     chosen = run_selection(run, scoring.config, train=train_run,
-                           score=lambda *args: ray.get(task.remote(run.threads, score_grid, *args)))
+                           score=lambda *args: run_task(ray, _with_threads, run.threads, score_grid, *args,
+                                                        cpus=run.cpus, gpus=run.gpus, retries=run.retries))
     if run.spec.train.selection == "base-holdout":
         train_run(run.model_copy(update={"stop": chosen.steps}))
 
@@ -70,32 +69,16 @@ def _with_threads(threads: int, call: Callable[..., Any], *args: Any) -> Any:
 def failed_result(run: RunContext, scoring: ScoringConfig, error: BaseException) -> RunResult:
     """The result of a run that failed, with the cause in one line."""
     return RunResult(run=run.spec.name, spec=run.spec, eval_digest=eval_digest(scoring.config),
-                     error=innermost_line(error), retryable=_is_retryable(error))
+                     error=error_line(error), retryable=_is_retryable(error))
 
 
 def _is_retryable(error: BaseException) -> bool:
     """Whether a process or a machine was lost. Errors of a run's own code were already retried by Ray Train."""
-    from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, RayTaskError, WorkerCrashedError
+    from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, WorkerCrashedError
     from ray.train import ControllerError
 
-    if isinstance(error, RayTaskError):
-        return _is_retryable(error.cause) if isinstance(error.cause, Exception) else False
-    return isinstance(error, (ControllerError, NodeDiedError, OutOfMemoryError, RayActorError, WorkerCrashedError))
-
-
-def innermost_line(error: BaseException) -> str:
-    """The cause of a failure in one line: the innermost error below those that Ray wrapped around it.
-
-    Of several workers' errors an `FssError` comes first: the other workers failed because they lost that one.
-    """
-    for worker in sorted(getattr(error, "worker_failures", {}).values(), key=lambda w: not isinstance(w, FssError)):
-        return innermost_line(worker)
-    cause = getattr(error, "cause", None) or error.__cause__
-    if isinstance(cause, BaseException) and not isinstance(error, FssError):
-        return innermost_line(cause)
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[-1] if lines else ""
-    return text if isinstance(error, FssError) else f"{type(error).__name__}: {text}"[:400]
+    lost = (ControllerError, NodeDiedError, OutOfMemoryError, RayActorError, WorkerCrashedError)
+    return isinstance(unwrapped(error), lost)
 
 
 def _has_bundle(run: RunContext) -> bool:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import pickle
 import time
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from fss_models.errors import FssError
 from pipelines.base.progress import Bar, say
+from pipelines.base.ray_stage import run_actors, run_task
 from pipelines.base.storage import Store, join
 from pipelines.base.workspace import Workspace
 from pipelines.bundles.weights import build_model
@@ -102,16 +101,12 @@ def format_bytes(count: float) -> str:
 
 def _encoding_tasks(recipe: Recipe, specs: Sequence[RunSpec], precision: Precision, ray: Any) -> list[EncodingTask]:
     """One entry per frozen part. Each (method, seed) is built once, in a Ray task, so this process has no model."""
-    remote = ray.remote(_describe).options(num_cpus=0)
     found: dict[str, EncodingTask] = {}
     known: dict[str, FeatureFolderInfo] = {}
     for spec in specs:
         key = f"{spec.method.key} {spec.seed}"
         if key not in known:
-            answer = ray.get(remote.remote(spec.method, spec.seed, precision))
-            if answer["error"]:
-                raise FssError(answer["error"])
-            known[key] = FeatureFolderInfo.model_validate(answer["about"])
+            known[key] = run_task(ray, _describe, spec.method, spec.seed, precision, cpus=0)
         about = known[key]
         task = found.setdefault(about.id, EncodingTask(about, spec.method, spec.seed))
         task.methods.add(f"{spec.method.name}-{spec.method.preset}")
@@ -119,11 +114,8 @@ def _encoding_tasks(recipe: Recipe, specs: Sequence[RunSpec], precision: Precisi
     return list(found.values())
 
 
-def _describe(method: MethodConfig, seed: int, precision: Precision) -> dict[str, Any]:
-    try:
-        return {"about": describe_frozen_part(build_model(method, seed=seed), precision).model_dump(), "error": ""}
-    except FssError as error:
-        return {"about": {}, "error": str(error)}
+def _describe(method: MethodConfig, seed: int, precision: Precision) -> FeatureFolderInfo:
+    return describe_frozen_part(build_model(method, seed=seed), precision)
 
 
 def _add_photos(task: EncodingTask, spec: RunSpec) -> None:
@@ -179,24 +171,16 @@ def _write(recipe: Recipe, task: EncodingTask, missing: Sequence[MissingRecords]
     cfg, gpus = recipe.features, recipe.sweep.gpus_per_run
     longest = max((len(w.mirrored) for w in missing), default=1)
     size = max(1, cfg.part_bytes // (task.about.layout.record_bytes * longest))
-    items = [{"missing": pickle.dumps(list(missing[i : i + size]))} for i in range(0, len(missing), size)]
+    items = [missing[i : i + size] for i in range(0, len(missing), size)]
     if not items:
         return
     room = ray.cluster_resources().get("GPU", 0.0) / gpus if gpus else float(len(ray.nodes()))
     actors = max(1, min(cfg.actors or int(room), len(items)))
-    logging.getLogger("ray.data").setLevel(logging.ERROR)  # its messages would break the progress bar
-    about = {"base": features_url(recipe), "about": task.about, "method": task.method, "seed": task.seed}
-    how = {"batch": cfg.batch, "threads": _threads(actors, len(ray.nodes())), "device": "cuda" if gpus else "cpu"}
-    with warnings.catch_warnings():  # Ray warns about max_restarts, which is set on purpose
-        warnings.simplefilter("ignore", DeprecationWarning)
-        dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(
-            PartEncoder, fn_constructor_kwargs={**about, **how}, compute=ray.data.ActorPoolStrategy(size=actors),
-            num_cpus=cfg.cpus_per_actor, num_gpus=gpus or None, max_restarts=0)
+    make = partial(PartEncoder, base=features_url(recipe), about=task.about, method=task.method, seed=task.seed,
+                   batch=cfg.batch, threads=_threads(actors, len(ray.nodes())), device="cuda" if gpus else "cpu")
     with Bar("encoding", sum(len(w.mirrored) for w in missing), unit="images") as bar:
-        for row in dataset.iter_rows():
-            if row["error"]:
-                raise FssError(row["error"])
-            bar.step(row["records"])
+        for records in run_actors(ray, make, items, actors=actors, cpus=cfg.cpus_per_actor, gpus=gpus, restart=False):
+            bar.step(records)
 
 
 def _threads(actors: int, nodes: int) -> int:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import pickle
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -41,7 +40,7 @@ class MissingRecords(NamedTuple):
 
 
 class PartEncoder:
-    """An actor with the model, which writes one part per row."""
+    """Writes parts. It is in an actor, which keeps the model."""
 
     def __init__(self, *, base: str, about: FeatureFolderInfo, method: MethodConfig, seed: int, batch: int,
                  threads: int, device: str) -> None:
@@ -50,15 +49,11 @@ class PartEncoder:
         self._batch, self._device = batch, device
         self._model: Segmenter | None = None
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """{"missing": pickled list of `MissingRecords`} -> {"records": a number, "error": text of an error}."""
-        missing: list[MissingRecords] = pickle.loads(row["missing"])
-        try:
-            photos, records = self._encode(missing)
-            self._folder.write(photos, records)
-        except FssError as error:
-            return {"records": 0, "error": str(error)}
-        return {"records": len(photos), "error": ""}
+    def __call__(self, missing: Sequence[MissingRecords]) -> int:
+        """Encode the missing records and write them as one part. Returns their number."""
+        photos, records = self._encode(missing)
+        self._folder.write(photos, records)
+        return len(photos)
 
     def _encode(self, missing: Sequence[MissingRecords]) -> tuple[list[PhotoKey], list[bytes]]:
         photos: list[PhotoKey] = []

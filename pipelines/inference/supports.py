@@ -87,9 +87,6 @@ class UnknownSupportError(FssError):
         super().__init__(f"unknown support_id {support_id[:64]!r}", hint="post it to /v1/supports first")
         self.support_id = support_id
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (UnknownSupportError, (self.support_id,))
-
 
 def build_support_set(class_name: Any, rows: Sequence[tuple[bytes, dict[str, Any]]], where: str = "") -> SupportSet:
     """A support set of checked photos and marks. Raises `FssError` naming the support (from 0) and the mistake."""

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
-import numpy as np
-
-from fss_models.errors import FssError
 from pipelines.base.cluster import cluster
 from pipelines.base.progress import Bar
+from pipelines.base.ray_stage import run_actors
 from pipelines.config.mask_request import MaskRequest
 from pipelines.inference.labeler import Labeler
 from pipelines.inference.masks import Labels, PhotoFailure
@@ -23,7 +22,7 @@ from pipelines.labelling.job import READERS, LabellingJob
 from pipelines.serving.spec import ModelSpec, best_device
 
 REQUEST_BYTES = 256_000_000  # bytes of photos in an actor's memory at a time
-BLOCKS = 2000  # largest number of tasks; when an actor is lost, all chunks of its task are labelled again
+TASKS = 2000  # largest number of tasks; when an actor is lost, all chunks of its task are labelled again
 
 
 def run_with_actors(job: LabellingJob, left: Sequence[int], spec: ModelSpec, actors: int = 0) -> int:
@@ -32,15 +31,11 @@ def run_with_actors(job: LabellingJob, left: Sequence[int], spec: ModelSpec, act
         placed = replace(spec, device=best_device(ray))
         count = min(actors or _count_models(ray, placed), len(left))
         todo = sum(len(job.manifest.rows(c)) for c in left)
-        chunks = ray.data.from_items([{"chunk": c} for c in left], override_num_blocks=min(len(left), BLOCKS))
-        stage = chunks.map_batches(
-            ChunkLabeler, fn_constructor_args=(ray.put(job), placed), batch_size=1, zero_copy_batch=True,
-            compute=ray.data.ActorPoolStrategy(size=count), **_resources(placed))
+        gpus = 1.0 if placed.device != "cpu" else 0.0
         with Bar("label", len(job.images), unit="images", done=len(job.images) - todo) as bar:
-            for block in stage.iter_batches(batch_size=None, prefetch_batches=0):
-                if line := "".join(block["error"]):
-                    raise FssError(line)
-                bar.step(int(block["photos"].sum()))
+            for photos in run_actors(ray, partial(ChunkLabeler, job, placed), left, actors=count, gpus=gpus,
+                                     tasks=TASKS):
+                bar.step(photos)
     return todo
 
 
@@ -51,35 +46,23 @@ def _count_models(ray: Any, spec: ModelSpec) -> int:
     return max(1, sum(1 for n in ray.nodes() if n["Alive"] and n["Resources"].get("CPU", 0) >= 1))
 
 
-def _resources(spec: ModelSpec) -> dict[str, float]:
-    return {"num_gpus": 1.0} if spec.device != "cpu" else {"num_cpus": 1.0}
-
-
 class ChunkLabeler:
-    """An actor of the stage, which is the `Engine` of its own chunks."""
+    """Labels chunks in an actor; it is the `Engine` of its own chunks."""
 
     request_bytes = REQUEST_BYTES
 
-    def __init__(self, job: Any, spec: ModelSpec) -> None:
-        import ray
+    def __init__(self, job: LabellingJob, spec: ModelSpec) -> None:
         import torch
 
         torch.set_num_threads(spec.torch_threads)
-        self.job: LabellingJob = ray.get(job)
+        self.job = job
         self.labeler = Labeler(spec.bundle_url, spec.device, decoders=spec.torch_threads,
                                supports_url=spec.supports_url, bundle_id=spec.bundle_id, limits=spec.limits)
         self.reader = PhotoReader(self.job.images, max_bytes=self.job.manifest.max_bytes, threads=READERS)
 
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Label each chunk and write its part. A repeated chunk gives the same part.
-
-        An `FssError` is returned as a line in `error`, since Ray Data would turn the exception into a long trace.
-        """
-        try:
-            counts = [self.job.label_chunk(int(c), self, self.reader)[0] for c in batch["chunk"]]
-        except FssError as error:
-            return {"photos": np.array([0]), "error": np.array([str(error)])}
-        return {"photos": np.array([sum(counts)]), "error": np.array([""])}
+    def __call__(self, chunk: int) -> int:
+        """Label a chunk and write its part. A repeated chunk gives the same part. Returns its number of photos."""
+        return self.job.label_chunk(chunk, self, self.reader)[0]
 
     def label(self, images: list[bytes], request: MaskRequest) -> list[Labels | PhotoFailure]:
         """One result for each photo, in order."""

@@ -21,6 +21,7 @@ from fss_models.leave_one_out import iou_at, leave_one_out, segment_trials
 from fss_models.prompts import mask_prompt
 from fss_models.segmenter import Segmenter
 from pipelines.base.progress import say
+from pipelines.base.ray_stage import run_task
 from pipelines.bundles.bundle import BundleInfo, load_bundle, read_bundle_info, save_calibrator
 from pipelines.config.choose import CalibrateConfig
 from pipelines.config.recipe import Recipe
@@ -155,24 +156,17 @@ def calibrate_refit(recipe: Recipe, bundle: str, shards: str, ray: Any) -> None:
     """
     if not recipe.calibrate.sets or read_bundle_info(bundle).calibrator:
         return
-    sweep = recipe.sweep
-    task = ray.remote(_calibrate).options(num_cpus=sweep.cpus_per_run, num_gpus=sweep.gpus_per_run)
+    cpus, gpus = recipe.sweep.cpus_per_run, recipe.sweep.gpus_per_run
     say("calibrating the refit")
-    problem = ray.get(task.remote(bundle, shards, recipe.calibrate, sweep.gpus_per_run > 0))
-    if isinstance(problem, TooFewPhotosError):
-        say(f"the champion is not calibrated: {problem}")
-    elif problem is not None:
-        raise problem
-
-
-def _calibrate(bundle: str, shards: str, config: CalibrateConfig, gpu: bool) -> FssError | None:
-    """Calibrate a bundle; returns the error, because Ray would put its stack trace around a raised one."""
-    torch.set_num_threads(1)
     try:
-        calibrate_bundle(bundle, Shards(shards), config, device="cuda" if gpu else "cpu")
-    except FssError as error:
-        return error
-    return None
+        run_task(ray, _calibrate, bundle, shards, recipe.calibrate, gpus > 0, cpus=cpus, gpus=gpus)
+    except TooFewPhotosError as error:
+        say(f"the champion is not calibrated: {error}")
+
+
+def _calibrate(bundle: str, shards: str, config: CalibrateConfig, gpu: bool) -> None:
+    torch.set_num_threads(1)
+    calibrate_bundle(bundle, Shards(shards), config, device="cuda" if gpu else "cpu")
 
 
 def _checked(sets: Sequence[Observation], scenes: torch.Tensor) -> dict[str, str]:

@@ -22,6 +22,7 @@ from fss_models import registry
 from fss_models.errors import FssError
 from fss_models.segmenter import Segmenter
 from pipelines.base.cluster import cluster
+from pipelines.base.outcome import error_line
 from pipelines.base.progress import Bar
 from pipelines.base.storage import Store, join
 from pipelines.base.text_table import text_table
@@ -224,8 +225,7 @@ def _progress(bar: Bar) -> Any:
 def _read(inputs: TrialInputs, values: dict[str, Any], error: Exception | None) -> Trial:
     store, name = Store(inputs.url), inputs.trial_name(values)
     trial = Trial.model_validate(store.read_json(name)) if store.exists(name) else Trial(values=values)
-    lines = [line for line in str(error).splitlines() if line.strip()] if error else []
-    return trial.model_copy(update={"error": lines[-1].strip()}) if lines else trial
+    return trial.model_copy(update={"error": error_line(error)}) if error else trial
 
 
 def _trial(config: dict[str, Any], inputs: TrialInputs, grid: tuple[int, ...]) -> None:

@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from fss_models.errors import FssError
+from pipelines.base.outcome import unwrapped
 from pipelines.inference.supports import UnknownSupportError
 from pipelines.serving.metrics import ServiceMetrics
 from pipelines.serving.requests import Handler, RefusedError, check_host_header, check_token
@@ -45,7 +46,7 @@ def counted(service: Guarded, path: str, handler: Handler) -> Handler:
         try:
             answer = await handler(request)
         except Exception as error:
-            answer = _answer(getattr(error, "cause", None) or error)
+            answer = _answer(unwrapped(error))
         service.metrics.count_answer(path, answer.status_code, time.monotonic() - began)
         return answer
 

@@ -17,13 +17,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fss_models.errors import FssError
+from pipelines.base.outcome import error_line
 from pipelines.base.progress import say
 from pipelines.base.storage import Store
 from pipelines.base.tracking import Tracker, spool_folder, tracking_uri
 from pipelines.base.version import code_version
 from pipelines.base.workspace import Workspace
 from pipelines.config.recipe import Recipe
-from pipelines.evaluation.drive import ScoringConfig, drive_run, failed_result, innermost_line
+from pipelines.evaluation.drive import ScoringConfig, drive_run, failed_result
 from pipelines.evaluation.results import RunResult, untested_line
 from pipelines.sweeps.lengths import RunLengths, RunWork
 from pipelines.sweeps.machines import MachineRequest, has_autoscaler, machines_of, request_machines
@@ -98,7 +99,7 @@ def execute(recipe: Recipe, plans: Sequence[PlannedRun], ray: Any, *, sweep: boo
                 found = dict(running.results(Workspace(recipe.out).runs))
                 watch.end("finished")
             except BaseException as error:
-                watch.end("stopped", "interrupted" if isinstance(error, KeyboardInterrupt) else innermost_line(error))
+                watch.end("stopped", "interrupted" if isinstance(error, KeyboardInterrupt) else error_line(error))
                 for name in (*running.open_runs, sweep_key(recipe, plans)):
                     tracker.end.remote(name, "KILLED")
                 raise

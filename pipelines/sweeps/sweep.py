@@ -13,6 +13,7 @@ from fss_models import registry
 from fss_models.errors import FssError
 from pipelines.base.cluster import cluster
 from pipelines.base.progress import say
+from pipelines.base.ray_stage import run_task
 from pipelines.base.storage import Store
 from pipelines.base.workspace import Workspace
 from pipelines.config.method import method_labels
@@ -145,7 +146,8 @@ def _idle_latency(cell: MatrixCell, results: Sequence[RunResult], ray: Any) -> N
         return
     say("measuring the latency of every method, with nothing else running")
     first = next(iter(bundles.values())).spec
-    task = ray.remote(measure_latency).options(num_cpus=recipe.sweep.cpus_per_run, num_gpus=recipe.sweep.gpus_per_run)
     all_of_them = {n: r.bundle for n, r in bundles.items()}  # in one process, so that the figures can be compared
-    measured = task.remote(all_of_them, first.shards, first.fold, recipe.eval, recipe.sweep.gpus_per_run)
-    store.write_json(name, {n: {**found, **keys[n]} for n, found in ray.get(measured).items()})
+    gpus = recipe.sweep.gpus_per_run
+    measured = run_task(ray, measure_latency, all_of_them, first.shards, first.fold, recipe.eval, gpus,
+                        cpus=recipe.sweep.cpus_per_run, gpus=gpus)
+    store.write_json(name, {n: {**found, **keys[n]} for n, found in measured.items()})

@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from fss_models.errors import FssError
+from pipelines.base.outcome import Outcome
 from pipelines.base.storage import Store
 from pipelines.base.version import code_version
 from pipelines.training.context import RunContext
@@ -43,13 +43,11 @@ def train_run(run: RunContext) -> None:
             checkpoint_config=train.CheckpointConfig(num_to_keep=KEPT_CHECKPOINTS),
             logging_config=train.LoggingConfig(log_level="ERROR")),
     )
-    result = trainer.fit()
-    if mistake := (result.return_value or {}).get("mistake"):
-        raise FssError(mistake)
+    (trainer.fit().return_value or Outcome()).result()
 
 
-def train_worker(config: dict[str, Any]) -> dict[str, str]:
-    """Train as one worker of a run. A mistake that a retry would repeat is returned as "mistake", not raised.
+def train_worker(config: dict[str, Any]) -> Outcome[None]:
+    """Train as one worker of a run. A mistake, which a retry would repeat, is returned.
 
     With several workers it is raised: Ray Train returns the first worker's value alone, and the other workers would
     wait for ever.
@@ -63,14 +61,11 @@ def train_worker(config: dict[str, Any]) -> dict[str, str]:
     clear_checkpoints(Path(tempfile.gettempdir()))
     context = ray.train.get_context()
     device = str(ray.train.torch.get_device())
-    world = context.get_world_size()
-    try:
-        _train(run, context.get_world_rank(), world, device)
-    except FssError as error:
-        if world > 1:
-            raise
-        return {"mistake": str(error)}
-    return {}
+    rank, world = context.get_world_rank(), context.get_world_size()
+    if world == 1:
+        return Outcome.of(_train, run, rank, world, device)
+    _train(run, rank, world, device)
+    return Outcome()
 
 
 def _train(run: RunContext, rank: int, world: int, device: str) -> None:

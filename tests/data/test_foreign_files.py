@@ -6,7 +6,6 @@ import base64
 import json
 import multiprocessing
 import os
-import pickle
 import random
 import signal
 import unicodedata
@@ -328,10 +327,10 @@ def test_a_photo_that_kills_its_worker_fails_and_the_part_is_built(tmp_path: Pat
     source = _KillsItsWorker(str(tmp_path / "in"), names)
     cfg = DataConfig.model_validate({"name": "d", "source": {"format": "coco", "root": str(tmp_path / "in")}})
     builder = PartBuilder(source=source, cfg=cfg, out=str(tmp_path / "out"))
-    row = {"part": 0, "entries": pickle.dumps([(item, "train") for item in source.items])}
+    planned = (0, [(item, "train") for item in source.items])
     codes = []
     for _ in range(4):
-        worker = multiprocessing.get_context("spawn").Process(target=builder, args=(row,))
+        worker = multiprocessing.get_context("spawn").Process(target=builder, args=(planned,))
         worker.start()
         worker.join(120)
         codes.append(worker.exitcode)

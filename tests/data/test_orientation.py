@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -114,7 +113,7 @@ def part(source: SourceConfig, out: Path, **over: Any) -> tuple[list[dict[str, A
     cfg = DataConfig(source=source, **over)
     opened = open_source(cfg.source)
     entries = [(item, "train") for item in opened.items]
-    PartBuilder(source=opened, cfg=cfg, out=str(out))({"part": 0, "entries": pickle.dumps(entries)})
+    PartBuilder(source=opened, cfg=cfg, out=str(out))((0, entries))
     wrong = pq.read_table(out / "build/failures-00000.parquet").to_pylist()
     failures = [f"{r['file_name']}: {r['reason']}" for r in wrong]
     return pq.read_table(out / part_name(0)).to_pylist(), failures, json.loads((out / exif_name(0)).read_text())
