@@ -2,8 +2,9 @@
 
 Tracks of a video list a shape for every frame, in which it is visible unless it is marked as `outside`; the photo of
 frame 7 is frame_000007.png. Frames without a shape show no object. A photo is a failure if a track that is visible
-before it has no shape for it, as in files with key frames only. An image of a project belongs to a subset, whose folder has its photo (images/Train/1.jpg); frames of a video are named
-without a suffix. Labels are compared without blanks at their ends.
+before it has no shape for it, as in files with key frames only. An image of a project belongs to a subset, whose folder
+has its photo (images/Train/1.jpg); frames of a video are named without a suffix. Labels are compared without blanks at
+their ends.
 
 Polygons are in pixels. A mask is run lengths, row by row within its own box (left, top, width, height), beginning with
 a run of pixels outside the object. See CVAT manual, "XML annotation format", version 1.1.

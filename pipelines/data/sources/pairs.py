@@ -1,7 +1,8 @@
 """A folder of image/mask pairs: images/NAME.jpg with masks/CLASS/NAME.png, or masks/NAME.png for a single class.
 
 A mask may also be called NAME_mask.png. Photos that differ only in their suffix and share a mask are failures
-(`finder.ambiguous`), and so is a photo with two masks of one class. What a mask file means is said in `pipelines.data.masks`.
+(`finder.ambiguous`), and so is a photo with two masks of one class. What a mask file means is said in
+`pipelines.data.masks`.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """Ultralytics YOLO segmentation: photos below `images` folders, polygons in `labels` folders beside them.
 
-The class names are `names` of data.yaml, or the lines of classes.txt. A line of a label file is
-`class x1 y1 x2 y2 x3 y3 ...`, with coordinates as shares of width and height of the upright photo (Ultralytics,
-"Instance Segmentation Datasets Overview"). A photo without a label file shows no object, as in Ultralytics. Photos
-that differ only in their suffix and share a label file are failures (`finder.ambiguous`). `train`, `val` and `test` of data.yaml are ignored; `data.split` splits the photos.
+The class names are `names` of data.yaml, or the lines of classes.txt. A line of a label file is `class x1 y1 x2 y2 x3
+y3 ...`, with coordinates as shares of width and height of the upright photo (Ultralytics, "Instance Segmentation
+Datasets Overview"). A photo without a label file shows no object, as in Ultralytics. Photos that differ only in their
+suffix and share a label file are failures (`finder.ambiguous`). `train`, `val` and `test` of data.yaml are ignored;
+`data.split` splits the photos.
 """
 
 from __future__ import annotations
