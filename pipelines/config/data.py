@@ -91,8 +91,15 @@ class DataConfig(Section):
     images_per_part: Positive = 64  # photos of an output file
     max_pixels: Positive = LIMITS.max_pixels  # not inherited: the order of these keys is part of the shards' hash
     max_bytes: Positive = LIMITS.max_bytes
+    max_seconds: Positive = 60  # a photo that takes longer to read, with its masks, is given up
     max_side: int = Field(0, ge=0)  # longer photos are shrunk to this longer side in pixels, with their masks; 0: never
     seed: int = 0  # of the order in which a class's annotations are put into blocks
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """As older versions wrote it where `max_seconds` has its default, so that recorded data and hashes stay."""
+        found: dict[str, Any] = serialise(self)
+        return {k: v for k, v in found.items() if k != "max_seconds" or v != 60}
 
     @model_validator(mode="before")
     @classmethod

@@ -1,12 +1,15 @@
 """What is known of workers that died at a part: which photo they were at, so that it fails instead of the build.
 
-A decoder that crashes takes its process with it, and Ray starts the task again, without end. So each start is noted.
-From the second start on the worker notes each photo before it reads it. A photo at which two such workers died is left
-out.
+A decoder that crashes takes its process with it, and Ray starts the task again, without end. One that hangs would keep
+its worker for ever: `time_limit` ends that process too. So each start is noted. From the second start on the worker
+notes each photo before it reads it. A photo at which two such workers died is left out.
 """
 
 from __future__ import annotations
 
+import faulthandler
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +18,19 @@ from pipelines.base.storage import Store
 
 FOLDER = "build/attempts"
 DEATHS = 3  # of the workers of a part: the first leaves no name, the next two agree on a photo
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """End this process with status 1, and the stacks of its threads on standard error, if the block takes longer.
+
+    The thread that does so is C's: it also ends decoders that never give Python a turn. One limit at a time a process.
+    """
+    faulthandler.dump_traceback_later(seconds, exit=True, file=2)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 @dataclass

@@ -6,6 +6,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from fss_models.photo_files import OrientedPhoto, load_oriented
 from pipelines.base.storage import Store
 from pipelines.config.data import DataConfig
 from pipelines.data import rle
-from pipelines.data.attempts import DEATHS, PartAttempts
+from pipelines.data.attempts import DEATHS, PartAttempts, time_limit
 from pipelines.data.parquet import GROUP_ROWS, parquet_bytes
 from pipelines.data.schema import FAILURES, IMAGES, INDEX
 from pipelines.data.shrink import encode_photo, shrink_masks, shrink_photo, shrunk_size
@@ -73,15 +74,14 @@ class PartBuilder:
             if isinstance(fetched, SourceFailure):
                 failures.append(fetched)
                 continue
+            stage = "decode"
             try:
-                photo = self._photo(item, fetched)
+                with time_limit(self.cfg.max_seconds):
+                    photo = self._photo(item, fetched)
+                    stage = "annotate"
+                    row, problems = self._row(item, split, fetched, photo)
             except BadImage as error:
-                failures.append(SourceFailure(item.file_name, "decode", error.reason))
-                continue
-            try:
-                row, problems = self._row(item, split, fetched, photo)
-            except BadImage as error:
-                failures.append(SourceFailure(item.file_name, "annotate", error.reason))
+                failures.append(SourceFailure(item.file_name, stage, error.reason))
                 continue
             rows.append(row)
             if photo.tagged:
@@ -94,12 +94,26 @@ class PartBuilder:
                attempts: PartAttempts) -> Iterator[tuple[Entry, FetchedImage | SourceFailure]]:
         """Each photo with its files. They are read ahead, or one by one where a worker has died (`attempts`)."""
         if attempts.careful:
+            reason = (f"{DEATHS} workers crashed while they read it, or took longer than {self.cfg.max_seconds} s "
+                      "(data.max_seconds)")
             for place, entry in enumerate(entries):
-                died = SourceFailure(entry[0].file_name, "decode", f"{DEATHS} workers died while they read it")
-                yield entry, self._fetch_one(entry[0]) if attempts.at(place) else died
+                if not attempts.at(place):
+                    yield entry, SourceFailure(entry[0].file_name, "decode", reason)
+                    continue
+                with self._read_limit():
+                    fetched = self._fetch_one(entry[0])
+                yield entry, fetched
             return
         with ThreadPoolExecutor(READERS) as pool:
-            yield from zip(entries, pool.map(self._fetch_one, [item for item, _ in entries]), strict=True)
+            results = pool.map(self._fetch_one, [item for item, _ in entries])
+            for entry in entries:
+                with self._read_limit():
+                    fetched = next(results)
+                yield entry, fetched
+
+    def _read_limit(self) -> AbstractContextManager[None]:
+        """Limits the reading of local files, of which a drive or mount may never answer. Requests to S3 end anyway."""
+        return nullcontext() if self.source.store.is_s3 else time_limit(self.cfg.max_seconds)
 
     def _fetch_one(self, item: SourceImage) -> FetchedImage | SourceFailure:
         try:

@@ -337,7 +337,8 @@ def test_a_photo_that_kills_its_worker_fails_and_the_part_is_built(tmp_path: Pat
     assert codes == [-9, -9, -9, 0]
     store = Store(str(tmp_path / "out"))
     assert store.read_table("build/failures-00000.parquet").to_pylist() == [
-        {"file_name": "bad.jpg", "stage": "decode", "reason": "3 workers died while they read it"}]
+        {"file_name": "bad.jpg", "stage": "decode", "reason": "3 workers crashed while they read it, or "
+         "took longer than 60 s (data.max_seconds)"}]
     assert store.read_table("images/part-00000.parquet")["file_name"].to_pylist() == ["a.jpg", "c.jpg"]
 
 

@@ -279,7 +279,8 @@ def test_cvat_mistakes_are_told(tmp_path: Path) -> None:
     ("<annotations>", "not valid XML"),
     ("<html></html>", "not a CVAT export"),
     ("<annotations><version>1.1</version></annotations>", "names no image"),
-    ('<annotations><track id="0" label="car"></track></annotations>', "export for video"),
+    ('<annotations><track id="0" label="car"></track></annotations>', "names no image"),
+    ('<annotations><track id="4" label="car"><polygon/></track></annotations>', "track 4: a shape lacks its frame"),
     ('<annotations><image id="0" name="a.jpg"></image></annotations>', "image 0 lacks its name, width or height"),
     ('<!DOCTYPE x [<!ENTITY a "b">]><annotations></annotations>', "declares a DOCTYPE"),
 ])

@@ -125,15 +125,14 @@ def test_yolo_names_that_are_there_twice_are_one_class(tmp_path: Path) -> None:
     assert failures(source) == {"data.yaml": "classes 0 and 2 have the same name (cup); they are read as one"}
 
 
-def test_of_yolo_photos_that_share_a_label_file_one_is_read(tmp_path: Path) -> None:
+def test_of_yolo_photos_that_share_a_label_file_none_is_read(tmp_path: Path) -> None:
     write(tmp_path, "images/a.png", png(MASK))
     write(tmp_path, "images/bare.png", png(MASK))
     write(tmp_path, "images/bare.jpg", exports.photo(1))
     source = yolo(tmp_path, {"a": f"0 {SHARES}", "b": f"0 {SHARES}"})
-    assert [i.file_name for i in source.items] == ["images/a.png", "images/b.jpg", "images/bare.jpg",
-                                                   "images/bare.png"]
-    assert failures(source) == {"images/a.jpg": "images/a.png has the same label file labels/a.txt; of such photos the "
-                                                "last one is read"}
+    assert [i.file_name for i in source.items] == ["images/b.jpg", "images/bare.jpg", "images/bare.png"]
+    reason = "2 photos have the label file labels/a.txt, the first images/a.jpg and images/a.png"
+    assert failures(source) == {"images/a.jpg": reason, "images/a.png": reason}
 
 
 # ---- Label Studio -------------------------------------------------------------------------------------------------
@@ -330,9 +329,10 @@ def test_voc_with_its_own_classes_and_photos_of_any_suffix(tmp_path: Path) -> No
     assert strange.problems == [f"mask value 7 of {MASK.sum()} pixels is not in labelmap.txt"]
     assert strange.void is not None
     assert rle.area(strange.void, HEIGHT, WIDTH) == 16
-    assert {i.file_name for i in source.items} == {"rgb.png", "grey.png", "palette.png", "sub/deep.jpeg", "twice.jpg"}
-    assert failures(source) == {
-        "JPEGImages/twice.png": "JPEGImages/twice.jpg has the same mask; only that photo is read"}
+    assert {i.file_name for i in source.items} == {"rgb.png", "grey.png", "palette.png", "sub/deep.jpeg"}
+    reason = ("2 photos have the mask SegmentationClass/twice.png, the first JPEGImages/twice.jpg and "
+              "JPEGImages/twice.png")
+    assert failures(source) == {"JPEGImages/twice.jpg": reason, "JPEGImages/twice.png": reason}
     write(tmp_path, "labelmap.txt", LABEL_MAP.replace("250,50,83", "1,2,3"))
     changed = opened("voc", tmp_path)
     assert changed.fingerprint != source.fingerprint
@@ -362,10 +362,11 @@ def test_pairs_with_mask_suffixes_and_names_that_are_there_twice(tmp_path: Path)
     source = opened("pairs", tmp_path)
     assert source.classes == ["cup", "fork"]
     found = {i.file_name: list(masks(source, i.file_name)) for i in source.items}
-    assert found == {"a.jpg": ["cup"], "b.jpg": ["cup"], "d.jpg": ["cup"], "d_mask.jpg": ["fork"]}
+    assert found == {"a.jpg": ["cup"], "d.jpg": ["cup"], "d_mask.jpg": ["fork"]}
+    reason = "2 photos have the mask masks/cup/b.png, the first images/b.jpg and images/b.png"
     assert np.array_equal(masks(source, "a.jpg")["cup"], MASK)
     assert failures(source) == {
-        "b.png": "images/b.jpg has the same masks (masks/cup/b.png); of such photos the first one is read",
+        "b.jpg": reason, "b.png": reason,
         "c.jpg": "masks/cup/c.png and masks/cup/c_mask.png are both masks of it and of one class",
         "e_mask": "masks/fork/e_mask.png has no photo of that name"}
 

@@ -58,7 +58,7 @@ class CocoSource(Source):
         self._name = cfg.annotations or _only_annotations(files, self.store.url)
         found = CocoIndex.read(self.store, self._name)
         self.classes, self._class_of, self.failures = found.categories(self._name)
-        if found.scores:
+        if found.scores and not found.ours:
             what = f"{found.scores} annotations have a confidence: predictions of a model, which are read as labels"
             self.failures.append(SourceFailure(self._name, "index", what))
         self._index(found, FileFinder(f for f in files if is_image(f)), files)

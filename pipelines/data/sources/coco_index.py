@@ -48,11 +48,14 @@ class ImageRecord(NamedTuple):
 
 
 class CocoIndex:
-    """The records of one file. `scores`: number of annotations with a confidence, which only predictions have."""
+    """The records of one file.
+
+    scores: number of annotations with a confidence, which only predictions have; ours: whether `fss label` wrote it.
+    """
 
     def __init__(self) -> None:
         self.images: list[ImageRecord] = []
-        self.scores = 0
+        self.scores, self.ours = 0, False
         self.sha256 = ""
         self._categories: list[dict[str, Any]] = []
         self._of, self._start, self._length = array("q"), array("q"), array("q")  # image id, first byte, bytes
@@ -77,6 +80,7 @@ class CocoIndex:
                 raise FssError(f"the file has no list {key!r}", where=where,
                                hint="give a COCO file, with the lists images, annotations and categories")
         index.sha256 = reader.sha256
+        index.ours = isinstance(reader.info, dict) and "bundle_id" in reader.info
         return index
 
     def _add(self, reader: CocoReader, record: JsonRecord) -> None:

@@ -36,6 +36,7 @@ class CocoReader:
     def __init__(self, file: BinaryIO, where: str) -> None:
         self.where = where
         self.sections: dict[str, bool] = {}  # name -> whether it is a list
+        self.info: Any = None  # what the file says of itself
         self._file, self._hash, self._decode = file, hashlib.sha256(), json.JSONDecoder().raw_decode
         self._text, self._at, self._before, self._ended = "", 0, 0, False
 
@@ -66,7 +67,8 @@ class CocoReader:
                 for _ in self._elements("]"):
                     yield JsonRecord(str(name), *self._value())
             else:
-                self._value()
+                value = self._value()[0]
+                self.info = value if name == "info" else self.info
         if self._peek():
             self._fail("more text after its end")
 

@@ -1,7 +1,10 @@
-"""CVAT's export "CVAT for images 1.1": annotations.xml (polygons and masks) and the photos.
+"""CVAT's exports "CVAT for images 1.1" and "CVAT for video 1.1": annotations.xml (polygons and masks) and the photos.
 
-An image of a project belongs to a subset, whose folder has its photo (images/Train/1.jpg); frames of a video are named
-without a suffix. Labels are compared without blanks at their ends.
+Tracks of a video list a shape for every frame, in which it is visible unless it is marked as `outside`; the photo of
+frame 7 is frame_000007.png. Frames without a shape show no object. A photo is a failure if a track that is visible
+before it has no shape for it, as in files with key frames only. An image of a project belongs to a subset, whose folder
+has its photo (images/Train/1.jpg); frames of a video are named without a suffix. Labels are compared without blanks at
+their ends.
 
 Polygons are in pixels. A mask is run lengths, row by row within its own box (left, top, width, height), beginning with
 a run of pixels outside the object. See CVAT manual, "XML annotation format", version 1.1.
@@ -11,7 +14,10 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterator
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
@@ -31,13 +37,25 @@ from pipelines.data.sources.annotated import (
     polygon,
     rasterise_shapes,
 )
-from pipelines.data.sources.base import FetchedImage, ImageMasks, Source, SourceImage, digest_of, is_image, listing
+from pipelines.data.sources.base import (
+    FetchedImage,
+    ImageMasks,
+    Source,
+    SourceFailure,
+    SourceImage,
+    digest_of,
+    is_image,
+    listing,
+)
 from pipelines.data.sources.finder import FileFinder
+from pipelines.data.sources.text import whole_number
 
 POLYGON, MASK = "polygon", "mask"
 _SHAPES = {POLYGON: POLYGON, MASK: MASK, "box": "a box", "polyline": "a line", "points": "a set of points",
            "ellipse": "an ellipse", "cuboid": "a cuboid", "skeleton": "a skeleton"}
 _EXPORT = 'export the task as "CVAT for images 1.1"'
+_FRAME = re.compile(r"(?:^|/)frame_(\d{6,9})\.[^/]*$")
+_Size = tuple[int, int]
 
 
 class CvatImage(NamedTuple):
@@ -45,7 +63,7 @@ class CvatImage(NamedTuple):
 
     name: str
     subset: str
-    size: tuple[int, int]
+    size: _Size | None
     shapes: list[LabelledShape]
 
 
@@ -60,12 +78,16 @@ class CvatSource(Source):
         name = cfg.annotations or only_file(files, ".xml", self.store.url)
         raw, where = self.store.read_bytes(name), self.store.path(name)
         finder = FileFinder(f for f in files if is_image(f))
-        records = []
+        records, video = [], CvatVideo(where)
         for element in _elements(raw, where):
             if element.tag == "label":
                 self.classes.append(clean_name(element.findtext("name", "")))
-            else:
+            elif element.tag == "image":
                 records.append(self._record(element, where))
+            else:
+                video.add(element)
+        records += video.frames(f for f in files if is_image(f))
+        self.failures += [SourceFailure(name, "index", reason) for name, reason in video.problems]
         self.classes = list(dict.fromkeys(self.classes))  # tasks of a project repeat its labels
         if not records:
             raise FssError("the export names no image", where=where, hint=_EXPORT)
@@ -95,6 +117,55 @@ class CvatSource(Source):
     def rasterise(self, item: SourceImage, fetched: FetchedImage, height: int, width: int) -> ImageMasks:
         """One mask per polygon or mask shape."""
         return rasterise_shapes(fetched.payload, _rasterise, height, width)
+
+
+class CvatVideo:
+    """The tracks of a video task, frame by frame. problems: (photo, reason) of frames that cannot be read."""
+
+    def __init__(self, where: str) -> None:
+        self.problems: list[tuple[str, str]] = []
+        self._where = where
+        self._size: _Size | None = None
+        self._tasks: set[str] = set()
+        self._shapes: defaultdict[int, list[LabelledShape]] = defaultdict(list)
+        self._gaps: list[tuple[int, float, str]] = []  # the frames on both sides of a gap, and its track
+
+    def add(self, element: ElementTree.Element) -> None:
+        """Read an `original_size` or `track` element. Raises `FssError` for a shape without a frame."""
+        if element.tag == "original_size":
+            height, width = (whole_number(element.findtext(k, "")) for k in ("height", "width"))
+            self._size = (height, width) if height and width else None
+            return
+        track, label = f"track {element.get('id', '?')}", clean_name(element.get("label"))
+        self._tasks.add(element.get("task_id", ""))
+        if len(self._tasks) > 1:
+            raise FssError("this is an export of several videos", where=self._where, hint="export one task at a time")
+        found = [(whole_number(s.get("frame", "")), s) for s in element if s.tag in _SHAPES]
+        if any(frame is None for frame, _ in found):
+            raise FssError(f"{track}: a shape lacks its frame", where=self._where, hint=_EXPORT)
+        ordered = sorted(((frame or 0, s) for frame, s in found), key=lambda pair: pair[0])
+        for place, (frame, shape) in enumerate(ordered, 1):
+            after = ordered[place][0] if place < len(ordered) else math.inf
+            shapes = self._shapes[frame]
+            if shape.get("outside") != "1":
+                shapes.append(LabelledShape(f"{track} {shape.tag}", -1, label, _SHAPES[shape.tag], _value(shape)))
+                self._gaps += [(frame, after, track)] if after > frame + 1 else []
+
+    def frames(self, photos: Iterable[str]) -> Iterator[CvatImage]:
+        """A record for every frame that has shapes or a photo; `photos`: paths of photos."""
+        if not self._shapes:
+            return
+        numbered = {int(found[1]): photo for photo in photos if (found := _FRAME.search(photo))}
+        gaps, track, end = sorted(self._gaps, reverse=True), "", 0.0
+        for frame in sorted({*self._shapes, *numbered}):
+            while gaps and gaps[-1][0] < frame:
+                _, last, name = gaps.pop()
+                track, end = (name, last) if last > end else (track, end)
+            if frame < end:
+                self.problems.append((numbered.get(frame, f"frame {frame}"),
+                                      f"{track} is visible but has no shape in this frame"))
+            else:
+                yield CvatImage(f"frame_{frame:06d}", "", self._size, self._shapes.get(frame, []))
 
 
 def _value(shape: ElementTree.Element) -> Any:
@@ -128,7 +199,10 @@ def box_mask(value: dict[str, str], height: int, width: int) -> np.ndarray:
 
 
 def _elements(raw: bytes, where: str) -> Iterator[ElementTree.Element]:
-    """Every `label` of the task and every `image`; each is freed after use. Raises `FssError` for other files."""
+    """Every `label` and `original_size` of the task, every `image` and `track`; each is freed after use.
+
+    Raises `FssError` for other files.
+    """
     if b"<!DOCTYPE" in raw[:4096] or b"<!ENTITY" in raw:
         raise FssError("the file declares a DOCTYPE or entities, which CVAT never does", where=where, hint=_EXPORT)
     if b"\0" in raw[:4] or raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
@@ -138,13 +212,12 @@ def _elements(raw: bytes, where: str) -> Iterator[ElementTree.Element]:
         for event, element in ElementTree.iterparse(io.BytesIO(raw), events=("start", "end")):
             if event == "start":
                 above.append(element.tag)
-                if above[0] != "annotations" or element.tag == "track":
-                    video = element.tag == "track"
-                    what = "this is an export for video (tracks)" if video else "this is not a CVAT export"
-                    raise FssError(what, where=where, hint=_EXPORT)
+                if above[0] != "annotations":
+                    raise FssError("this is not a CVAT export", where=where, hint=_EXPORT)
                 continue
             above.pop()
-            if element.tag == "image" or (element.tag == "label" and above[-1:] == ["labels"]):
+            label = element.tag == "label" and above[-1:] == ["labels"]
+            if label or element.tag in ("image", "track", "original_size"):
                 yield element
                 element.clear()
     except ElementTree.ParseError as error:

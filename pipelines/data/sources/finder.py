@@ -64,8 +64,7 @@ class FileFinder:
         if len(found) > 1 and prefer is not None and sum(map(prefer, (f.path for f in found))) == 1:
             found = [f for f in found if prefer(f.path)]
         if len(found) > 1:
-            first, second = sorted(f.path for f in found)[:2]
-            raise FssError(f"{len(found)} photos have this name, the first {first} and {second}",
+            raise FssError(ambiguous([f.path for f in found], "this name"),
                            hint="write the folder of each photo into its record")
         return found[0] if found else None
 
@@ -98,6 +97,16 @@ class FileFinder:
                 for file in files:
                     self._by_stem[_fold(_stem(file.rpartition("/")[2]))].append(file)
         return self._by_stem
+
+
+def ambiguous(photos: Collection[str], what: str) -> str:
+    """Why none of several photos is read that one record, label file or mask may mean: the rule of all formats.
+
+    Photos such as a.jpg and a.png may be copies or different ones. So `what` they have in common is never given to one
+    of them by a guess; all are refused, with the first two named.
+    """
+    first, second = sorted(photos)[:2]
+    return f"{len(photos)} photos have {what}, the first {first} and {second}"
 
 
 def readings(name: str) -> Iterator[str]:

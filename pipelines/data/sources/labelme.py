@@ -42,7 +42,7 @@ from pipelines.data.sources.base import (
     is_image,
     listing,
 )
-from pipelines.data.sources.finder import FileFinder
+from pipelines.data.sources.finder import FileFinder, ambiguous
 from pipelines.data.sources.text import class_name, whole_number
 
 POLYGON, MASK = "polygon", "mask"
@@ -181,7 +181,7 @@ def _photo_of(record: LabelmeFile, by_stem: Mapping[str, list[str]], owners: dic
     if path is None:
         beside = by_stem.get(posixpath.splitext(record.path)[0], [])
         if len(beside) > 1:
-            raise FssError(f"{' and '.join(beside)} may both be its photo")
+            raise FssError(ambiguous(beside, "the name of this file"))
         path = beside[0] if beside else None
     if path is not None and path not in owners:
         return path

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
-from PIL import Image
 
 from fss_models.errors import BadImage
-from fss_models.photo_files import check_pixels
-
-_FORMATS = ("PNG", "BMP", "TIFF", "GIF")  # lossless ones
+from fss_models.mask_files import open_mask
 
 
 def read_labels(data: bytes) -> np.ndarray:
     """The values of a palette or grey image, [H, W] int32. Raises `BadImage` if it is unreadable or a colour image."""
-    image = _load(data)
+    image = open_mask(data)
     if image.mode not in ("P", "L", "1", "I", "I;16"):
         raise BadImage(f"labels must be a palette or grey image, not {image.mode}")
     return np.array(image).astype(np.int32)
@@ -26,18 +21,4 @@ def read_grey_mask(data: bytes) -> np.ndarray:
 
     Raises `BadImage` for an unreadable file.
     """
-    return np.array(_load(data).convert("L")) >= 128
-
-
-def _load(data: bytes) -> Image.Image:
-    if not data:
-        raise BadImage("empty file (0 bytes)")
-    try:
-        image = Image.open(io.BytesIO(data), formats=_FORMATS)
-        check_pixels(image)
-        image.load()
-    except BadImage:
-        raise
-    except Exception as error:  # decoders raise all kinds of exceptions on broken bytes
-        raise BadImage(f"unreadable mask: {error}") from error
-    return image
+    return np.array(open_mask(data).convert("L")) >= 128

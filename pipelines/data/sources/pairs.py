@@ -1,8 +1,8 @@
 """A folder of image/mask pairs: images/NAME.jpg with masks/CLASS/NAME.png, or masks/NAME.png for a single class.
 
-A mask may also be called NAME_mask.png. Of photos that differ only in their suffix and share a mask the first by name
-is read, because they may be copies of one photo; the others are failures. A photo with two masks of one class is a
-failure too. What a mask file means is said in `fss_models.mask_files`.
+A mask may also be called NAME_mask.png. Photos that differ only in their suffix and share a mask are failures
+(`finder.ambiguous`), and so is a photo with two masks of one class. What a mask file means is said in
+`fss_models.mask_files`.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from pipelines.data.sources.base import (
     is_image,
     listing,
 )
+from pipelines.data.sources.finder import ambiguous
 from pipelines.data.sources.text import class_name
 
 SINGLE = "object"  # the class of masks that are in no class folder
@@ -62,7 +63,7 @@ class PairsSource(Source):
             by_stem[stem].append((self.classes.index(_class_of(mask)), mask))
         for stem, image in sorted(((s, i) for s, found in photos.items() for i in found), key=lambda pair: pair[1]):
             name, found = image.removeprefix("images/"), by_stem.get(stem, [])
-            if reason := _refusal(image, found, photos[stem][0]):
+            if reason := _refusal(found, photos[stem]):
                 self.failures.append(SourceFailure(name, "index", reason))
             else:
                 stamp = digest_of(files[image], [(c, m, files[m]) for c, m in found])
@@ -115,12 +116,12 @@ def _size_or_none(data: bytes) -> tuple[int, int] | None:
     return image.height, image.width
 
 
-def _refusal(image: str, masks: list[tuple[int, str]], first: str) -> str:
-    """Why a photo is not used, "" if it is. `first`: the first of the photos of that name, whatever their suffix."""
+def _refusal(masks: list[tuple[int, str]], photos: list[str]) -> str:
+    """Why a photo is not used, "" if it is. `photos`: all of that name, whatever their suffix."""
     if not masks:
         return "no mask has this photo's name"
-    if image != first:
-        return f"{first} has the same masks ({masks[0][1]}); of such photos the first one is read"
+    if len(photos) > 1:
+        return ambiguous(photos, f"the mask {masks[0][1]}")
     for number, (class_id, mask) in enumerate(masks):
         twin = next((m for c, m in masks[:number] if c == class_id), None)
         if twin:

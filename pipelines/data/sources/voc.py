@@ -1,5 +1,6 @@
 """VOC-format directories: JPEGImages and SegmentationClass(Aug) label PNGs, 0 = background, 255 = void.
 
+Photos that differ only in their suffix and share a mask are failures (`finder.ambiguous`).
 The values 1 to 20 are VOC's classes. With a `labelmap.txt` beside the folders the classes are its own (`voc_labels`).
 """
 
@@ -25,6 +26,7 @@ from pipelines.data.sources.base import (
     is_image,
     listing,
 )
+from pipelines.data.sources.finder import ambiguous
 from pipelines.data.sources.labels import read_labels
 from pipelines.data.sources.voc_labels import BACKGROUND, VOID, LabelMap, read_class_labels, read_label_map
 
@@ -71,11 +73,11 @@ class VocSource(Source):
                 reason = "the masks name this image but it is missing"
                 self.failures.append(SourceFailure(f"{plain}.jpg", "index", reason))
                 continue
-            path = min(found, key=lambda f: (not f.endswith(".jpg"), f))  # VOC's own suffix first
-            name = path.removeprefix(f"{base}JPEGImages/")
-            for other in (f for f in found if f != path):
-                reason = f"{path} has the same mask; only that photo is read"
-                self.failures.append(SourceFailure(other, "index", reason))
+            if len(found) > 1:
+                reason = ambiguous(found, f"the mask {mask}")
+                self.failures += [SourceFailure(photo, "index", reason) for photo in found]
+                continue
+            path, name = found[0], found[0].removeprefix(f"{base}JPEGImages/")
             self.items.append(SourceImage(image_id=_number(name), file_name=name, path=path, annotations=mask,
                                           stamp=digest_of(files[path], files[mask], *rules)))
         self.items = _unique_ids(self.items)

@@ -1,10 +1,10 @@
 """Ultralytics YOLO segmentation: photos below `images` folders, polygons in `labels` folders beside them.
 
-The class names are `names` of data.yaml, or the lines of classes.txt. A line of a label file is
-`class x1 y1 x2 y2 x3 y3 ...`, with coordinates as shares of width and height of the upright photo (Ultralytics,
-"Instance Segmentation Datasets Overview"). A photo without a label file shows no object, as in Ultralytics. Of
-photos that differ only in their suffix and share a label file the last by name is read, because they may be copies of
-one photo; the others are failures. `train`, `val` and `test` of data.yaml are ignored; `data.split` splits the photos.
+The class names are `names` of data.yaml, or the lines of classes.txt. A line of a label file is `class x1 y1 x2 y2 x3
+y3 ...`, with coordinates as shares of width and height of the upright photo (Ultralytics, "Instance Segmentation
+Datasets Overview"). A photo without a label file shows no object, as in Ultralytics. Photos that differ only in their
+suffix and share a label file are failures (`finder.ambiguous`). `train`, `val` and `test` of data.yaml are ignored;
+`data.split` splits the photos.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from pipelines.data.sources.base import (
     is_image,
     listing,
 )
+from pipelines.data.sources.finder import ambiguous
 from pipelines.data.sources.text import merge_names, plain_text, whole_number
 
 BOX = 5  # numbers in the line of a box: class, centre, size
@@ -70,9 +71,8 @@ class YoloSource(Source):
         known = (len(self.classes), *self._merging())
         for image, label in sorted((f, label) for label, found in images.items() for f in found):
             label_file = label if label in labels else ""
-            last = max(images[label])
-            if label_file and image != last:
-                reason = f"{last} has the same label file {label}; of such photos the last one is read"
+            if label_file and len(images[label]) > 1:
+                reason = ambiguous(images[label], f"the label file {label}")
                 self.failures.append(SourceFailure(image, "index", reason))
                 continue
             self.items.append(SourceImage(image_id=hashed_id(image), file_name=image, path=image,
