@@ -104,7 +104,8 @@ class Predictor:
                 raise FssError("image is missing", where=where)
             photos.append(read_photo(row["image"], where))
             mark = {k: _mask(v, where) if k == "mask" else _plain(v) for k, v in row.items() if k != "image"}
-            prompts.append(mark_prompt(check_mark(mark, *photos[-1].shape[:2], where)))
+            height, width = photos[-1].shape[:2]
+            prompts.append(mark_prompt(check_mark(mark, height, width, where)))
         images = self.model.prepare(photos)
         marks = self.model.collate([prompts], images.sizes).to(self.model.device)
         features = self.model.encode(images.to(self.model.device))

@@ -53,8 +53,9 @@ def make_app() -> typer.Typer:
 
     for module in pkgutil.iter_modules(jobs.commands.__path__):
         importlib.import_module(f"jobs.commands.{module.name}").register(app)
-    for command in (*app.registered_commands, *app.registered_groups):
-        command.rich_help_panel = PANEL_OF[str(command.name)]
+    registered: list[Any] = [*app.registered_commands, *app.registered_groups]
+    for command in registered:
+        command.rich_help_panel = PANEL_OF[command.name]
     return app
 
 

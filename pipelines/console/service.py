@@ -11,7 +11,8 @@ from ray.serve.config import BackpressureConfig
 from starlette.requests import Request
 from starlette.responses import Response
 
-from pipelines.bundles.bundle import BundleInfo, about_bundle
+from fss_models.bundle import BundleInfo
+from pipelines.bundles.bundle import about_bundle
 from pipelines.console.api import ConsoleApi
 from pipelines.console.jobs import Jobs
 from pipelines.console.openapi import console_document

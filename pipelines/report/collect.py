@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from fss_models.bundle import BundleInfo
 from fss_models.errors import FssError
 from fss_models.metrics import MethodCounts, paired_difference
 from pipelines.base.storage import Store, join
 from pipelines.base.workspace import Workspace
-from pipelines.bundles.bundle import BundleInfo, read_bundle_info
+from pipelines.bundles.bundle import read_bundle_info
 from pipelines.config.recipe import Recipe
 from pipelines.config.run import eval_digest
 from pipelines.data.folds import list_hash

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fss_models.bundle import BundleInfo
 from fss_models.calibration import GOOD_IOU, MIN_ADJUST, Calibrator, describe_support, look, measure, stack
 from fss_models.calibration_fit import Observation, auroc, expected_error, fit_calibrator
 from fss_models.clip import Features
@@ -22,7 +23,7 @@ from fss_models.prompts import mask_prompt
 from fss_models.segmenter import Segmenter
 from pipelines.base.progress import say
 from pipelines.base.ray_stage import run_task
-from pipelines.bundles.bundle import BundleInfo, load_bundle, read_bundle_info, save_calibrator
+from pipelines.bundles.bundle import load_bundle, read_bundle_info, save_calibrator
 from pipelines.config.choose import CalibrateConfig
 from pipelines.config.recipe import Recipe
 from pipelines.data.schema import Sample

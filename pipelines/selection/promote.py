@@ -15,13 +15,14 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from fss_models.bundle import BundleInfo
 from fss_models.errors import FssError
 from pipelines.base.cluster import cluster
 from pipelines.base.progress import say
 from pipelines.base.storage import Store
 from pipelines.base.version import code_version
 from pipelines.base.workspace import Workspace
-from pipelines.bundles.bundle import BundleInfo, read_bundle_info, replace_bundle
+from pipelines.bundles.bundle import read_bundle_info, replace_bundle
 from pipelines.config.recipe import Recipe
 from pipelines.config.run import RunSpec, shipped_sha
 from pipelines.config.train import SelectConfig, TrainConfig

@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from pipelines.bundles.bundle import BundleInfo
+from fss_models.bundle import BundleInfo
 from pipelines.inference.support_files import support_set_from_request
 from pipelines.serving.client import results_json
 from pipelines.serving.docs_page import docs_html

@@ -12,9 +12,10 @@ from typing import Any
 from ray import serve
 from ray.serve import Application, Deployment
 
+from fss_models.bundle import BundleInfo
 from fss_models.errors import FssError
 from pipelines.base.storage import Store
-from pipelines.bundles.bundle import BundleInfo, about_bundle
+from pipelines.bundles.bundle import about_bundle
 from pipelines.config.mask_request import MaskRequest
 from pipelines.inference.labeler import Labeler
 from pipelines.inference.masks import Labels, PhotoFailure

@@ -6,8 +6,8 @@ import os
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from fss_models.bundle import BundleInfo
 from fss_models.limits import LIMITS, PhotoLimits
-from pipelines.bundles.bundle import BundleInfo
 from pipelines.config.label import ServiceSettings
 from pipelines.config.recipe import Recipe
 

@@ -6,9 +6,10 @@ import logging
 import threading
 from collections.abc import Callable
 
+from fss_models.bundle import BundleInfo
 from fss_models.errors import FssError
 from pipelines.base.storage import Store
-from pipelines.bundles.bundle import BundleInfo, read_bundle_info
+from pipelines.bundles.bundle import read_bundle_info
 
 log = logging.getLogger("ray.serve")
 

@@ -24,10 +24,11 @@ import pytest
 import yaml
 
 from fss_models import registry
+from fss_models.bundle import BundleInfo
 from fss_models.errors import FssError
 from infra.local.processes import free_port
 from infra.local.ray_nodes import node_environment, start_head, wait_for_nodes
-from pipelines.bundles.bundle import BundleInfo, replace_bundle, save_bundle
+from pipelines.bundles.bundle import replace_bundle, save_bundle
 from pipelines.inference.labeler import Labeler
 from pipelines.inference.masks import Label
 from pipelines.inference.support_files import read_support_file, support_request

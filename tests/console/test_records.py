@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from fss_models.bundle import BundleInfo
 from fss_models.errors import FssError
 from pipelines.base.storage import Store
-from pipelines.bundles.bundle import BundleInfo
 from pipelines.config.label import ServeConfig
 from pipelines.config.recipe import Recipe
 from pipelines.console.jobs import MAX_RUNNING, Jobs

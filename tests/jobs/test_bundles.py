@@ -9,8 +9,9 @@ import pytest
 from typer.testing import CliRunner
 
 from fss_models import registry
+from fss_models.bundle import BundleInfo
 from jobs.cli import main, make_app
-from pipelines.bundles.bundle import BundleInfo, load_bundle, read_bundle_info, save_bundle
+from pipelines.bundles.bundle import load_bundle, read_bundle_info, save_bundle
 from pipelines.serving.client import Client
 from tests.fss_models.shipped_case import ship_random
 from tests.serving.helpers import photo_folder, run_fss, running_service, supports_file

@@ -16,10 +16,10 @@ import pytest
 from starlette.requests import Request
 from starlette.responses import Response
 
+from fss_models.bundle import BundleInfo
 from fss_models.errors import FssError
 from jobs.cli import main
 from pipelines.base.storage import Store
-from pipelines.bundles.bundle import BundleInfo
 from pipelines.config.label import ServeConfig
 from pipelines.config.recipe import Recipe
 from pipelines.inference.labeler import Labeler

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from fss_models import registry
+from fss_models.bundle import BundleInfo
 from fss_models.errors import FssError
 from pipelines.base.storage import Store
-from pipelines.bundles.bundle import BundleInfo, replace_bundle, save_bundle
+from pipelines.bundles.bundle import replace_bundle, save_bundle
 from pipelines.config.label import ServiceSettings
 from pipelines.config.mask_request import MaskRequest
 from pipelines.inference.support_files import read_support_file

@@ -10,10 +10,10 @@ from typing import Any
 import yaml
 from markupsafe import Markup
 
+from fss_models.bundle import BundleInfo
 from pipelines.base.storage import Store, join
 from pipelines.base.text_table import text_table
 from pipelines.base.version import code_version
-from pipelines.bundles.bundle import BundleInfo
 from pipelines.config.recipe import Recipe
 from pipelines.data.shardset import Shards
 from pipelines.pages.template import page_template

@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fss_models.bundle import BundleInfo
 from fss_models.errors import FssError
 from fss_models.segmenter import Segmenter
 from pipelines.base.progress import Bar
-from pipelines.bundles.bundle import BundleInfo, build_base_model, load_bundle, read_bundle_info
+from pipelines.bundles.bundle import build_base_model, load_bundle, read_bundle_info
 from pipelines.config.recipe import Recipe
 from pipelines.data.ensure import ensure_shards
 from pipelines.data.episodes import Episode, EpisodeList
