@@ -27,7 +27,7 @@ from pipelines.config.recipe import Recipe
 from pipelines.evaluation.drive import ScoringConfig, drive_run, failed_result
 from pipelines.evaluation.results import RunResult, untested_line
 from pipelines.sweeps.lengths import RunLengths, RunWork
-from pipelines.sweeps.machines import MachineRequest, has_autoscaler, machines_of, request_machines
+from pipelines.sweeps.machines import MachineRequest, bundles_of, has_autoscaler, machines_of, request_machines
 from pipelines.sweeps.schedule import Machine, QueuedRun, RunResources, Schedule
 from pipelines.sweeps.watch import RunState, SweepWatch
 from pipelines.training.context import RunContext
@@ -87,7 +87,7 @@ def execute(recipe: Recipe, plans: Sequence[PlannedRun], ray: Any, *, sweep: boo
     if not has_autoscaler():
         _check_room(schedule, ray)
     with request_machines(ray) as request, tracking(recipe, ray) as tracker:
-        request.ask(schedule.wanted())
+        request.ask(bundles_of(schedule.wanted()))
         threads = max(1, (os.cpu_count() or 1) // _at_a_time(schedule))
         for p in plans:
             p.run = p.run.model_copy(update={"threads": threads, "tracker": tracker})
@@ -194,7 +194,7 @@ class _Running:
         if time.monotonic() - self._looked > MACHINES_S:
             self._looked = time.monotonic()
             self._resize(machines_of(self.ray))
-            self._ask()
+        self._ask()
         rows = {name: self._row(self.plans[name], progress.get(name, {})) for name in self.schedule.under_way}
         self.watch.update(rows, self.schedule.seconds_left({n: r["left_s"] for n, r in rows.items()}))
 
@@ -207,7 +207,7 @@ class _Running:
     def _ask(self) -> None:
         """Ask the autoscaler, if there is one, for what the runs lack now; raises `FssError` if it brings nothing."""
         self._worked = time.monotonic() if self.schedule.under_way else self._worked
-        if self.request.ask(self.schedule.wanted()) and time.monotonic() - self._worked > PATIENCE_S:
+        if self.request.ask(bundles_of(self.schedule.wanted())) and time.monotonic() - self._worked > PATIENCE_S:
             _check_room(self.schedule, self.ray)
 
     def _row(self, plan: PlannedRun, progress: dict[str, Any]) -> dict[str, Any]:

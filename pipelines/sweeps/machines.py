@@ -1,7 +1,7 @@
 """The machines of a Ray cluster, and the request to Ray's autoscaler for those that a sweep lacks.
 
-Ray keeps one such request a cluster, and keeps it for ever. So one actor makes it for all sweeps: it adds up what they
-ask for, and forgets a sweep that has not asked again for a minute, because it was killed.
+Ray keeps one such request a cluster. Its own actor, the coordinator of Ray Data and Ray Train, adds up what all ask
+for, and forgets who has not asked again for a minute, because it was killed.
 """
 
 from __future__ import annotations
@@ -9,8 +9,6 @@ from __future__ import annotations
 import importlib
 import json
 import math
-import os
-import threading
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,9 +17,8 @@ from typing import Any
 
 from pipelines.sweeps.schedule import Machine, QueuedRun
 
-FORGET_S = 60.0  # seconds without a word from a sweep after which its request is dropped
-LOOK_S = 15.0  # seconds between two looks at the autoscaler's answer; it decides every 5 s
-ACTOR, NAMESPACE = "fss-machine-requests", "fss"
+LASTS_S = 60.0  # seconds after which a request is dropped that was not repeated
+ANSWER_S = 15.0  # seconds until the autoscaler has answered; it decides every 5 s
 Bundle = dict[str, float]
 
 
@@ -69,106 +66,58 @@ def _status() -> Any:
     return messages.GetClusterStatusReply.FromString(_gcs().get_cluster_status(timeout_s=30))
 
 
-class MachineRequests:
-    """The actor that asks Ray's autoscaler for what all sweeps on a cluster need together; it ends when none is left.
+class MachineRequest:
+    """What a sweep asks of Ray's autoscaler; empty at first. Other requests on the cluster are added to it by Ray.
 
-    Ray's second autoscaler grants a request as a whole or not at all. Where it refuses one, for example because the
-    cluster may not have as many machines, the largest part that it grants is searched by halving.
+    Ray's second autoscaler grants all that is asked for or nothing. Where it refuses, for example because the cluster
+    may not have as many machines, the largest part that it grants is searched by halving.
     """
 
-    def __init__(self) -> None:
-        self._needs: dict[str, tuple[float, list[Bundle]]] = {}  # sweep -> (when it is forgotten, its bundles)
-        self._granted, self._refused = 0, math.inf  # bundles: a number that was granted, a larger not
-        self._sent: list[Bundle] | None = None  # the last request; one that another actor left behind is not known
-        self._since = time.monotonic()  # when it was sent
-        self._lock = threading.Lock()
-        threading.Thread(target=self._live, daemon=True).start()
-
-    def ask(self, sweep: str, bundles: Sequence[Bundle]) -> None:
-        """Ask for machines that hold all bundles of a sweep at once, instead of those that it asked for before."""
-        with self._lock:
-            self._needs[sweep] = time.monotonic() + FORGET_S, list(bundles)
-            self._send()
-
-    def withdraw(self, sweep: str) -> None:
-        """Drop the request of a sweep."""
-        with self._lock:
-            self._drop(sweep)
-
-    def _bundles(self) -> list[Bundle]:
-        """The bundles to ask for: all of them, or as many as are still to be tried."""
-        every = [bundle for _, some in self._needs.values() for bundle in some]
-        return every if len(every) < self._refused else every[:int(self._granted + self._refused) // 2]
-
-    def _send(self) -> None:
-        from ray.autoscaler.sdk import request_resources
-
-        if (bundles := self._bundles()) != self._sent:
-            request_resources(bundles=bundles)
-            self._sent, self._since = bundles, time.monotonic()
-
-    def _live(self) -> None:
-        from ray.exceptions import RayError
-
-        while True:
-            time.sleep(LOOK_S / 3)
-            with self._lock, suppress(RayError):  # a head that is lost comes back, or takes this actor along
-                now = time.monotonic()
-                for sweep in [name for name, (until, _) in self._needs.items() if until < now]:
-                    self._drop(sweep)
-                if self._needs and now > self._since + LOOK_S:
-                    self._search()
-                if not self._needs and now > self._since + FORGET_S:
-                    os._exit(0)  # an actor cannot leave from a thread in another way
-
-    def _drop(self, sweep: str) -> None:
-        self._needs.pop(sweep, None)
-        self._granted, self._refused = 0, math.inf
-        self._send()
-
-    def _search(self) -> None:
-        """Read the autoscaler's answer to the last request, and send the next one."""
-        asked = len(self._sent or [])
-        if asked and _status().autoscaling_state.infeasible_cluster_resource_constraints:
-            self._refused, self._granted = asked, min(self._granted, asked - 1)
-        else:
-            self._granted = max(self._granted, asked)
-        self._send()
-
-
-class MachineRequest:
-    """The request of one sweep; see `request_machines`."""
-
     def __init__(self, ray: Any) -> None:
-        self._ray, self._sweep, self._asked = ray, uuid.uuid4().hex, False
+        self._ray, self._name = ray, f"fss-sweep-{uuid.uuid4().hex}"
+        self._sent: list[Bundle] = []
+        self._since = self._last = 0.0  # when that was sent first and last, by the monotonic clock
+        self._granted, self._refused = 0, math.inf  # bundles: a number granted, a larger one not
 
-    def ask(self, runs: Iterable[QueuedRun]) -> bool:
-        """Ask for machines for all `runs` at once; returns False on a cluster without an autoscaler."""
+    def ask(self, bundles: Sequence[Bundle]) -> bool:
+        """Ask for machines that hold `bundles` at once, for a minute; returns False if there is no autoscaler."""
         if not has_autoscaler():
             return False
-        self._asked = True
-        with suppress(self._ray.exceptions.RayError):  # the next one will be made by a new actor
-            self._ray.get(self._actor().ask.remote(self._sweep, bundles_of(runs)), timeout=60)
+        if self._sent and time.monotonic() > self._since + ANSWER_S:
+            self._learn()
+        some = list(bundles if len(bundles) < self._refused else bundles[:int(self._granted + self._refused) // 2])
+        now = time.monotonic()
+        if some != self._sent:
+            self._sent, self._since, self._last = some, now, 0.0
+        if now > self._last + LASTS_S / 3:
+            self._last = now
+            self._call("request_resources", resources=some, expire_after_s=LASTS_S)
         return True
 
     def withdraw(self) -> None:
         """Take the request back."""
-        if self._asked:
-            with suppress(self._ray.exceptions.RayError):
-                self._ray.get(self._actor().withdraw.remote(self._sweep), timeout=60)
+        if self._last:
+            self._call("cancel_request")
 
-    def _actor(self) -> Any:
-        """The actor, on the machine of the first sweep that asks: one of the autoscaler's would take it along."""
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+    def _learn(self) -> None:
+        """Read the autoscaler's answer to the last request."""
+        asked = len(self._sent)
+        if _status().autoscaling_state.infeasible_cluster_resource_constraints:
+            self._refused, self._granted = asked, min(self._granted, asked - 1)
+        else:
+            self._granted = max(self._granted, asked)
 
-        here = NodeAffinitySchedulingStrategy(self._ray.get_runtime_context().get_node_id(), soft=True)
-        named = {"name": ACTOR, "namespace": NAMESPACE, "lifetime": "detached", "get_if_exists": True}
-        return self._ray.remote(MachineRequests).options(num_cpus=0, scheduling_strategy=here, **named).remote()
+    def _call(self, method: str, **arguments: Any) -> None:
+        """Call the actor that keeps the cluster's only request for Ray Data and Ray Train: it would overwrite ours."""
+        actor = importlib.import_module("ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator")
+        with suppress(self._ray.exceptions.RayError):  # it is being restarted
+            found = actor.get_or_create_autoscaling_coordinator()
+            self._ray.get(getattr(found, method).remote(requester_id=self._name, **arguments), timeout=60)
 
 
 @contextmanager
 def request_machines(ray: Any) -> Iterator[MachineRequest]:
-    """Yield a sweep's request to the autoscaler, which is empty at first, and take it back at the end."""
+    """Yield a sweep's request to the autoscaler, and take it back at the end."""
     request = MachineRequest(ray)
     try:
         yield request

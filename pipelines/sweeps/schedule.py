@@ -153,8 +153,8 @@ class Schedule:
         return [task for task, _ in started]
 
     def wanted(self) -> list[QueuedRun]:
-        """The runs that would be under way if there were machines for all, as many as `limit` allows."""
-        return [*(task for task, _ in self.under_way.values()), *self.ordered()[:self._room(len(self.under_way))]]
+        """The waiting runs that would start if there were machines for all, as many as `limit` allows."""
+        return self.ordered()[:self._room(len(self.under_way))]
 
     def driver_node(self, key: str) -> str:
         """Ray's id of the machine on which the driver of a run that is under way has its memory."""

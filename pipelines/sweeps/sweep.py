@@ -23,6 +23,7 @@ from pipelines.evaluation.drive import measure_latency, read_finished, scoring_c
 from pipelines.evaluation.results import RunResult
 from pipelines.features.build import ensure_features, features_url
 from pipelines.sweeps.execute import PlannedRun, execute
+from pipelines.sweeps.machines import request_machines
 from pipelines.sweeps.matrix import MatrixCell, expand_matrix, only_cell
 from pipelines.sweeps.owner import own_workspace
 from pipelines.sweeps.plan import check_methods, plan_sweep
@@ -55,7 +56,9 @@ def run_cells(recipe: Recipe) -> list[tuple[MatrixCell, list[RunResult]]]:
         store.write_json(RECIPE, recipe.model_dump(mode="json"))
         try:
             with cluster() as ray:
-                planned = [(cell, plan_sweep(cell.recipe)) for cell in found]
+                with request_machines(ray) as request:
+                    request.ask([{"CPU": 1.0}])  # Ray Data, which builds shards, waits for ever where there is no CPU
+                    planned = [(cell, plan_sweep(cell.recipe)) for cell in found]
                 results = _run_plans(recipe, planned, ray, sweep=True)
                 for cell, some in zip(found, results, strict=True):
                     _idle_latency(cell, some, ray)

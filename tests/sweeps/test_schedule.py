@@ -151,8 +151,8 @@ def test_what_is_wanted_is_bounded_by_the_limit() -> None:
     schedule = Schedule([Machine(cpus=1)], limit=3)
     schedule.add(tasks_of([1, 4, 3, 2, 5], RunResources(cpus=1, gpus=0, memory=7, workers=1)))
     schedule.start()
-    assert [t.key for t in schedule.wanted()] == ["4", "1", "2"]
-    assert bundles_of(schedule.wanted()) == [{"CPU": 1, "memory": 7}] * 3
+    assert [t.key for t in schedule.wanted()] == ["1", "2"]
+    assert bundles_of(schedule.wanted()) == [{"CPU": 1, "memory": 7}] * 2
     two = QueuedRun(key="two", resources=RunResources(cpus=0.5, gpus=1, workers=2, memory=7), seconds=1.0)
     assert bundles_of([two]) == [{"CPU": 0.5, "GPU": 1, "memory": 7}, {"CPU": 0.5, "GPU": 1}]
 
