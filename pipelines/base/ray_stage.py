@@ -2,8 +2,8 @@
 
 An `FssError` of a call is raised here as the worker raised it: it travels as a value (`Outcome`). Any other exception
 is raised by Ray. A stage yields each result as soon as it is there, in order of completion, so that its caller can show
-progress; items and results are pickled. A worker that dies is replaced, and its items are given to another one: a call
-has to leave work as it is that is finished.
+progress; items and results are pickled. A worker that dies is replaced, and its items are given to another one, so a
+call may find that its work was begun or finished before.
 """
 
 from __future__ import annotations
