@@ -44,7 +44,8 @@ LIMIT = 8 << 30  # bytes of address space, so that a runaway does not take the m
 HOSTILE = st.one_of(
     st.sampled_from([None, True, "", " ", "\0", "\ud800", "a\nb", "../x", "x" * 300, [], {}, [[]], [{}], 0, -1, 0.5,
                      2**31, 2**63, 10**400, -(2**64), 1e308, float("nan"), float("inf"), "NaN", "-inf", "1e999",
-                     "9" * 5000, [1] * 50, [0, 0, 0, 0, 1e9, 1e9], {"size": [2**31, 2**31], "counts": [2**62]}, "b'0'", "null"]),
+                     "9" * 5000, [1] * 50, [0, 0, 0, 0, 1e9, 1e9], {"size": [2**31, 2**31], "counts": [2**62]}, "b'0'",
+                     "null"]),
     st.integers(), st.floats(), st.text(max_size=12), st.lists(st.integers(-9, 99), max_size=9))
 MUTATION = st.tuples(st.integers(0, 2**30), st.integers(0, 2**30), st.sampled_from(range(8)), HOSTILE)
 Mutations = list[tuple[int, int, int, Any]]

@@ -20,7 +20,6 @@ from pipelines.data.sources.base import (
     ImageMasks,
     InstanceMask,
     Source,
-    SourceFailure,
     SourceImage,
     digest_of,
     is_image,
@@ -57,7 +56,8 @@ class VocSource(Source):
         if not name or self.cfg.format != "voc":  # a benchmark has VOC's classes
             return None
         labels = read_label_map(self.store.read_bytes(name), self.store.path(name))
-        self.failures.extend(SourceFailure(name, "index", words) for words in labels.merged)
+        for words in labels.merged:
+            self.fail(name, words)
         return labels
 
     def _index(self, files: dict[str, int], base: str, folder: str) -> None:
@@ -70,12 +70,11 @@ class VocSource(Source):
             stem, plain = _stem(mask, folder), PurePosixPath(mask).stem
             found = photos.get(stem) or photos.get(plain, [])
             if not found:
-                reason = "the masks name this image but it is missing"
-                self.failures.append(SourceFailure(f"{plain}.jpg", "index", reason))
+                self.fail(f"{plain}.jpg", "the masks name this image but it is missing")
                 continue
             if len(found) > 1:
-                reason = ambiguous(found, f"the mask {mask}")
-                self.failures += [SourceFailure(photo, "index", reason) for photo in found]
+                for photo in found:
+                    self.fail(photo, ambiguous(found, f"the mask {mask}"))
                 continue
             path, name = found[0], found[0].removeprefix(f"{base}JPEGImages/")
             self.items.append(SourceImage(image_id=_number(name), file_name=name, path=path, annotations=mask,
