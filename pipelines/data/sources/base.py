@@ -12,6 +12,7 @@ from fss_models.errors import FssError
 from pipelines.base.files import files_below
 from pipelines.base.storage import Store
 from pipelines.config.data import SourceConfig
+from pipelines.data.class_names import shown_text
 from pipelines.data.decode import UNREAD_SUFFIXES, Orientation, is_photo
 from pipelines.data.sources.finder import FileFinder
 
@@ -102,8 +103,15 @@ class Source(ABC):
 
     @cached_property
     def files(self) -> dict[str, int]:
-        """Path -> bytes of every file below the root, on the driver. Raises `FssError` if there is none."""
-        return listing(self.store)
+        """Path -> bytes of every file below the root, on the driver. Raises `FssError` if there is none.
+
+        Files whose names are not UTF-8, as old archives have them, are failures: no table could name them.
+        """
+        found = listing(self.store)
+        for name in [n for n in found if shown_text(n) != n]:
+            del found[name]
+            self.fail(shown_text(name), "the name of this file is not UTF-8: rename it")
+        return found
 
     @cached_property
     def photos(self) -> FileFinder:

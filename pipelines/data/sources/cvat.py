@@ -90,13 +90,13 @@ class CvatSource(Source):
 
     def _record(self, element: ElementTree.Element, where: str) -> CvatImage:
         """The content of an `image` element. Raises `FssError`."""
-        name, height, width = (element.get(k, "") for k in ("name", "height", "width"))
-        if not name or not height.isdecimal() or not width.isdecimal():
+        name, (height, width) = element.get("name", ""), (whole_number(element.get(k, "")) for k in ("height", "width"))
+        if not name or height is None or width is None:
             raise FssError(f"image {element.get('id', '?')} lacks its name, width or height", where=where, hint=_EXPORT)
         found = [(s, s.tag) for s in element if s.tag in _SHAPES]
         shapes = [LabelledShape(f"{tag} {number}", -1, clean_name(shape.get("label")), _SHAPES[tag], _value(shape))
                   for number, (shape, tag) in enumerate(found, 1)]
-        return CvatImage(name, element.get("subset", ""), (int(height), int(width)), shapes)
+        return CvatImage(name, element.get("subset", ""), (height, width), shapes)
 
     def _with_class_ids(self, shapes: list[LabelledShape]) -> list[LabelledShape]:
         ids = {name: i for i, name in enumerate(self.classes)}
@@ -208,5 +208,5 @@ def _elements(raw: bytes, where: str) -> Iterator[ElementTree.Element]:
             if label or element.tag in ("image", "track", "original_size"):
                 yield element
                 element.clear()
-    except ElementTree.ParseError as error:
+    except (ElementTree.ParseError, LookupError, ValueError) as error:  # the last two for encodings
         raise FssError(f"the file is not valid XML: {error}", where=where) from error

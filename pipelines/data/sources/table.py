@@ -75,6 +75,16 @@ class TableSource(Source):
 
     def _read(self, name: str) -> Iterator[tuple[str, TableEntry, str | None, str]]:
         """(photo, row without class id, class name, digest of its mask) of every row. Raises `FssError`."""
+        try:
+            yield from self._rows(name)
+        except UnicodeDecodeError as error:  # Arrow checks text only when it is read
+            raise FssError(f"the table is damaged: {error}", where=self.store.path(name),
+                           hint="write it again") from error
+        except FssError as error:
+            hint = "write it again" if "build it again" in error.hint else error.hint  # it is a person's table
+            raise FssError(error.what, where=error.where, hint=hint) from error
+
+    def _rows(self, name: str) -> Iterator[tuple[str, TableEntry, str | None, str]]:
         with self.store.open_parquet(name) as table:
             self._columns[name] = _columns(table.schema_arrow, self.store.path(name))
             known, number = [c for c in self._columns[name] if c != "image"], 0
@@ -189,7 +199,8 @@ def _mask_size(mask: Any) -> tuple[int, int] | None:
     """(height, width) that a mask has, None for polygons and unreadable masks."""
     if isinstance(mask, dict):
         size = mask["size"]
-        return (int(size[0]), int(size[1])) if size and len(size) == 2 and None not in size else None
+        known = isinstance(size, list) and len(size) == 2 and all(isinstance(v, int) for v in size)
+        return (size[0], size[1]) if known else None
     try:
         image = open_mask(mask) if isinstance(mask, bytes) else None
     except BadImage:
