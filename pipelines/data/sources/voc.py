@@ -23,7 +23,6 @@ from pipelines.data.sources.base import (
     SourceImage,
     digest_of,
     is_image,
-    listing,
 )
 from pipelines.data.sources.finder import ambiguous
 from pipelines.data.sources.labels import read_labels
@@ -41,18 +40,17 @@ class VocSource(Source):
 
     def __init__(self, cfg: SourceConfig) -> None:
         super().__init__(cfg)
-        files = listing(self.store)
-        base = _base(files, self.store.url)
-        self.classes, self._labels = list(CLASSES), self._label_map(files, base)
+        files, base = self.files, _base(self.files, self.store.url)
+        self.classes, self._labels = list(CLASSES), self._label_map(base)
         if self._labels:
             self.classes = self._labels.classes
-        self._index(files, base, _masks_folder(files, base, self.store.url))
+        self._index(base, _masks_folder(files, base, self.store.url))
         self.fingerprint = digest_of([(i.path, files[i.path], i.annotations, files[i.annotations]) for i in self.items],
                                      *([self._labels] if self._labels else []))
 
-    def _label_map(self, files: dict[str, int], base: str) -> LabelMap | None:
+    def _label_map(self, base: str) -> LabelMap | None:
         """The dataset's own classes, None for VOC's. Raises `FssError` for a file that is no label map."""
-        name = next((n for n in (f"{base}{LABEL_MAP}", LABEL_MAP) if n in files), "")
+        name = next((n for n in (f"{base}{LABEL_MAP}", LABEL_MAP) if n in self.files), "")
         if not name or self.cfg.format != "voc":  # a benchmark has VOC's classes
             return None
         labels = read_label_map(self.store.read_bytes(name), self.store.path(name))
@@ -60,8 +58,8 @@ class VocSource(Source):
             self.fail(name, words)
         return labels
 
-    def _index(self, files: dict[str, int], base: str, folder: str) -> None:
-        photos: dict[str, list[str]] = defaultdict(list)
+    def _index(self, base: str, folder: str) -> None:
+        files, photos = self.files, defaultdict[str, list[str]](list)
         for file in files:
             if file.startswith(f"{base}JPEGImages/") and is_image(file):
                 photos[_stem(file, f"{base}JPEGImages/")].append(file)

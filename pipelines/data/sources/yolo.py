@@ -40,7 +40,7 @@ class YoloSource(Source):
         self.classes, self._class_of, merged = merge_names(names)
         for words in merged:
             self.fail(name, words)
-        self._index(self.files)
+        self._index()
         self._refuse_boxes()
         found = [(i.path, self.files[i.path], i.annotations, self.files.get(i.annotations)) for i in self.items]
         self.fingerprint = digest_of(self.classes, found, *self._merging())
@@ -49,8 +49,8 @@ class YoloSource(Source):
         """The class of each number where names were merged; it is part of what a photo's annotations mean."""
         return (self._class_of,) if len(self._class_of) > len(self.classes) else ()
 
-    def _index(self, files: dict[str, int]) -> None:
-        images: dict[str, list[str]] = defaultdict(list)
+    def _index(self) -> None:
+        files, images = self.files, defaultdict[str, list[str]](list)
         for file in files:
             if is_image(file) and (label := _label_of(file)):
                 images[label].append(file)
