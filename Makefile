@@ -22,7 +22,7 @@ help:
 	@echo "make install    install the environment in .venv (TORCH=cpu or cu126 ..., TORCH_INDEX=URL)"
 	@echo "make demo       run the whole chain and write a report (DATA=COCO_DIRECTORY, OUT=FOLDER)"
 	@echo "make test       run the fast tests"
-	@echo "make test-slow  run the slow tests: kills, outages, load"
+	@echo "make test-slow  run the slow tests: kills, outages, load, an hour of hostile files (FSS_FUZZ_MINUTES)"
 	@echo "make lint       run ruff and mypy"
 	@echo "make docs       build the documentation into out/docs"
 	@echo "make clean      remove .venv, caches and out/"

@@ -55,6 +55,15 @@ def read_mask_picture(data: bytes) -> MaskPicture:
     meaning.
     """
     image = open_mask(data)
+    try:
+        return _of_image(image)
+    except BadImage:
+        raise
+    except Exception as error:  # as decoders do: palettes and transparency are only read here
+        raise BadImage(f"unreadable mask: {' '.join(str(error).split())[:200]}") from error
+
+
+def _of_image(image: Image.Image) -> MaskPicture:
     if image.mode in ("P", "PA"):
         return _of_palette(image)
     if image.mode == "F":

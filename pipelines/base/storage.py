@@ -204,8 +204,16 @@ class Store:
             raise
 
     def _read_table(self, path: str, columns: Names | None) -> pa.Table:
-        with self.fs.open(path, "rb") as file:
-            return pq.read_table(file, columns=columns, page_checksum_verification=True)
+        with self._open_parquet(path) as file:
+            return pq.read_table(file, columns=columns, page_checksum_verification=True, use_threads=not self.is_s3)
+
+    def _open_parquet(self, path: str, **cache: Any) -> Any:
+        """A file for pyarrow, whose threads may still hold it when the interpreter ends.
+
+        A file object of Python's then aborts or hangs the process (apache/arrow#34314), so local files are Arrow's own.
+        `cache`: of a file on S3.
+        """
+        return self.fs.open(path, "rb", **cache) if self.is_s3 else pa.OSFile(path)
 
     def _try(self, verb: str, relative: str, call: Callable[[], T]) -> T:
         retrying = Retrying(
@@ -262,7 +270,7 @@ class ParquetReader:
 
     def _open(self) -> pq.ParquetFile:
         # No read-ahead: pyarrow requests whole column chunks, and often only one row group is read.
-        file = self._store.fs.open(self._store.path(self._relative), "rb", cache_type="none")
+        file = self._store._open_parquet(self._store.path(self._relative), cache_type="none")
         return pq.ParquetFile(file, page_checksum_verification=True, pre_buffer=True)
 
     def _read(self, which: int | Sequence[int], columns: list[str] | None) -> pa.Table:

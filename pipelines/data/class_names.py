@@ -13,9 +13,14 @@ from collections.abc import Collection, Mapping
 COCO_WORDS = {"aeroplane": "airplane", "motorbike": "motorcycle", "sofa": "couch", "tvmonitor": "tv"}
 
 
+def shown_text(text: str) -> str:
+    """Text that can be written as UTF-8: half characters, as broken escapes and file names leave them, as \\udcff."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
+
+
 def clean_name(name: object) -> str:
     """A class name as all sources read it: without blanks at its ends, in Unicode's composed form; "" for None."""
-    return "" if name is None else unicodedata.normalize("NFC", str(name)).strip(" \t\r\n\v\f\ufeff\u00a0")
+    return "" if name is None else unicodedata.normalize("NFC", shown_text(str(name))).strip(" \t\r\n\v\f\ufeff\u00a0")
 
 
 def meanings(name: str) -> set[str]:

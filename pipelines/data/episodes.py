@@ -7,10 +7,9 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from fss_models.errors import FssError
-from pipelines.data.parquet import parquet_bytes
+from pipelines.data.parquet import parquet_bytes, parquet_table
 from pipelines.data.schema import EPISODES, SCHEMA_VERSION, EpisodeSample
 from pipelines.data.shardset import ALL_FOLDS, Shards
 from pipelines.data.sources.base import digest_of
@@ -145,7 +144,7 @@ def read_episodes(shards: Shards, name: str) -> EpisodeList:
     other shards.
     """
     where = shards.store.path(name)
-    table = pq.read_table(pa.BufferReader(shards.store.read_bytes(name)))
+    table = parquet_table(shards.store.read_bytes(name))
     facts = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
     if not {"fold", "shots", "seed", "family", "sha256", "shards_hash", "schema_version"} <= facts.keys():
         raise FssError("this file is not an episode list", where=where)

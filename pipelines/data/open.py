@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fss_models.errors import FssError
 from pipelines.config.data import BENCHMARKS, SourceConfig
 from pipelines.data.benchmarks import open_benchmark
 from pipelines.data.sources import FORMATS
@@ -16,6 +17,9 @@ def open_source(cfg: SourceConfig) -> Source:
     """
     if cfg.format in BENCHMARKS:
         return open_benchmark(cfg)
-    source = FORMATS[cfg.format](cfg)
+    try:
+        source = FORMATS[cfg.format](cfg)
+    except RecursionError:
+        raise FssError("its annotations are nested too deeply", where=cfg.root) from None
     source.failures += unread_pictures(source.store) if cfg.root else []
     return source

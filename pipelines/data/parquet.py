@@ -1,4 +1,4 @@
-"""Writes the Parquet files of shards: row groups as given, image bytes without compression and statistics.
+"""Writes and reads the Parquet files of shards: row groups as given, image bytes without compression and statistics.
 
 Pages have checksums, so a flipped bit is an error when the file is read.
 """
@@ -11,6 +11,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 GROUP_ROWS = 8  # photos per row group of images/*; one photo is read with its group, not with the whole part
+
+
+def parquet_table(data: bytes) -> pa.Table:
+    """The table of a small Parquet file. Raises `pa.ArrowInvalid`.
+
+    It is read in this thread alone: pyarrow's others would still hold `data` when the interpreter ends, and abort it.
+    """
+    return pq.ParquetFile(pa.BufferReader(data), pre_buffer=False).read(use_threads=False)
 
 
 def parquet_bytes(

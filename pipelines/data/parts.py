@@ -19,12 +19,14 @@ from pipelines.base.storage import Store
 from pipelines.config.data import DataConfig
 from pipelines.data import rle
 from pipelines.data.attempts import DEATHS, PartAttempts, time_limit
+from pipelines.data.class_names import shown_text
 from pipelines.data.parquet import GROUP_ROWS, parquet_bytes
 from pipelines.data.schema import FAILURES, IMAGES, INDEX
 from pipelines.data.shrink import encode_photo, shrink_masks, shrink_photo, shrunk_size
 from pipelines.data.sources.base import FetchedImage, ImageMasks, InstanceMask, Source, SourceFailure, SourceImage
 
 READERS = 4  # files that one task reads at a time
+LONGEST = 500  # characters of a reason
 Entry = tuple[SourceImage, str]  # an image and its split (train or test)
 
 
@@ -169,8 +171,9 @@ def _crop(item: SourceImage, height: int, width: int) -> list[int] | None:
 
 
 def failure_table(failures: Sequence[SourceFailure]) -> pa.Table:
-    """The failures as a table (schema `FAILURES`)."""
-    return pa.Table.from_pylist([f.__dict__ for f in failures], schema=FAILURES)
+    """The failures as a table (schema `FAILURES`). Texts from foreign files are cut to one line that can be shown."""
+    rows = [{k: shown_text(" ".join(v.split())[:LONGEST]) for k, v in f.__dict__.items()} for f in failures]
+    return pa.Table.from_pylist(rows, schema=FAILURES)
 
 
 def _concerns_one_file(error: FssError) -> bool:

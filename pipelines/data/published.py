@@ -9,12 +9,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from fss_models.errors import FssError
 from pipelines.base.storage import Store
 from pipelines.data.episodes import Episode, EpisodeList
-from pipelines.data.parquet import parquet_bytes
+from pipelines.data.parquet import parquet_bytes, parquet_table
 from pipelines.data.schema import SCHEMA_VERSION
 from pipelines.data.shardset import Shards
 from pipelines.data.sources.base import digest_of
@@ -87,7 +86,7 @@ def read_list(url: str) -> PublishedList:
     """Read a list. Raises `FssError` if it is not a list, has a newer schema, or does not match its content hash."""
     store, name = _place(url)
     try:
-        table = pq.read_table(pa.BufferReader(store.read_bytes(name)))
+        table = parquet_table(store.read_bytes(name))
     except pa.ArrowInvalid as error:
         raise FssError("this is not a Parquet file", where=url, hint="make a list with `fss episodes make`") from error
     facts = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}

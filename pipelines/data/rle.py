@@ -6,7 +6,6 @@ which crashes, hangs or reads beyond its memory on wrong numbers. The other func
 
 from __future__ import annotations
 
-import ast
 import base64
 from collections.abc import Iterable, Sequence
 
@@ -153,8 +152,8 @@ def _compressed(counts: str | bytes, pixels: int) -> bytes:
         raise ValueError("the RLE counts are not text of compressed run lengths") from error
     if data[:2] in (b"b'", b'b"') and data[-1:] == data[1:2]:
         try:
-            data = bytes(ast.literal_eval(data.decode()))
-        except (ValueError, SyntaxError, TypeError) as error:
+            data = data[2:-1].decode("unicode_escape").encode("latin-1")
+        except ValueError as error:
             raise ValueError("the RLE counts are not text of compressed run lengths") from error
     try:
         _check_runs(_runs(data), pixels)

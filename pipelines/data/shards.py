@@ -7,12 +7,10 @@ unchanged parts and classes are reused (`ledger`), and the content hash equals t
 
 from __future__ import annotations
 
-import io
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from fss_models.errors import FssError
@@ -27,7 +25,7 @@ from pipelines.data.classes import choose_classes
 from pipelines.data.failures import told
 from pipelines.data.ledger import FormerBuild, delete_stale_files, plan_parts, reading_rules, versions_of
 from pipelines.data.open import open_source
-from pipelines.data.parquet import parquet_bytes
+from pipelines.data.parquet import parquet_bytes, parquet_table
 from pipelines.data.parts import Entry, PartBuilder, exif_name, failure_table, part_name
 from pipelines.data.schema import BLOCK_INDEX, FAILURES, INDEX, LEDGER, SCHEMA_VERSION, ClassInfo, Manifest
 from pipelines.data.shardset import read_manifest
@@ -147,7 +145,7 @@ def _write_parts(
     found = [former.index.filter(pc.is_in(former.index["part"], pa.array(sorted(plan.kept_parts), pa.int32())))]
     with Bar("reading photos", sum(map(len, plan.new_parts.values())), unit="photos") as bar:
         for images, rows in run_tasks(ray, PartBuilder(source=source, cfg=cfg, out=store.url), parts):
-            found.append(pq.read_table(io.BytesIO(rows)))
+            found.append(parquet_table(rows))
             bar.step(images)
     ledger = [p for p in former.parts if p["part"] in plan.kept_parts]
     for part, places in plan.new_parts.items():

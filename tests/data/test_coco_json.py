@@ -16,6 +16,7 @@ from pipelines.data.open import open_source
 from pipelines.data.sources import coco_json
 from pipelines.data.sources.coco import CocoAnnotation
 from pipelines.data.sources.coco_json import CocoReader
+from tests.data import exports
 from tests.data.conftest import jpeg, square, write
 
 DOCUMENT = {
@@ -108,3 +109,19 @@ def test_memory_holds_ids_not_polygons(tmp_path: Path, monkeypatch: pytest.Monke
     assert len(source.items[0].annotations) == 1000 * 16
     assert kept < size / 20
     assert peak < size / 3
+
+
+@pytest.mark.parametrize(("info", "told"), [
+    ({"bundle_id": "abc", "description": "cups by sansa/tiny"}, 0),  # as `fss label` writes it
+    ({"description": "mmdetection"}, 1), ("text", 1), (None, 1),
+])
+def test_confidences_are_told_of_other_programs_predictions(info: object, told: int, tmp_path: Path) -> None:
+    exports.coco(tmp_path)
+    file = tmp_path / "annotations" / "instances.json"
+    document = json.loads(file.read_text())
+    for number, annotation in enumerate(document["annotations"]):
+        annotation["score"] = number / 100
+    file.write_text(json.dumps({"info": info, **document}))
+    source = open_source(SourceConfig(format="coco", root=str(tmp_path)))
+    assert len(source.items) == exports.PHOTOS
+    assert ["predictions of a model" in f.reason for f in source.failures] == [True] * told

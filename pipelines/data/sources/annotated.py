@@ -7,16 +7,7 @@ from typing import Any, NamedTuple
 
 from fss_models.errors import FssError
 from pipelines.data import rle
-from pipelines.data.sources.base import (
-    ImageMasks,
-    InstanceMask,
-    Source,
-    SourceFailure,
-    SourceImage,
-    digest_of,
-    hashed_id,
-)
-from pipelines.data.sources.finder import FileFinder
+from pipelines.data.sources.base import ImageMasks, InstanceMask, Source, SourceImage
 
 
 class LabelledShape(NamedTuple):
@@ -69,26 +60,21 @@ def polygon(points: Sequence[float], height: int, width: int) -> bytes:
 
 
 def add_item(
-    source: Source, finder: FileFinder, files: dict[str, int], name: str, *, size: tuple[int, int] | None,
-    shapes: Sequence[LabelledShape], missing_reason: str = "the annotations name this photo but it is missing",
-    within: str = "", without: Collection[str] = (),
+    source: Source, name: str, *, size: tuple[int, int] | None, shapes: Sequence[LabelledShape], within: str = "",
+    without: Collection[str] = (),
 ) -> None:
     """Add a record to the index of `source`, or to its failures if its photo is missing or ambiguous.
 
-    files: path -> bytes; name: the photo as the record names it; size: its recorded (height, width);
-    missing_reason: the reason of the failure if the photo is missing; within, without: folders (`FileFinder.match`).
+    name: the photo as the record names it; size: its recorded (height, width); within, without: folders
+    (`FileFinder.match`).
     """
     try:
-        file = finder.match(name, within=within, without=without)
+        file = source.photos.match(name, within=within, without=without)
     except FssError as error:
-        source.failures.append(SourceFailure(name, "index", error.what))
-        return
+        return source.fail(name, error.what)
     if file is None:
-        source.failures.append(SourceFailure(name, "index", missing_reason))
-        return
-    item = SourceImage(image_id=hashed_id(file.path), file_name=file.path, path=file.path, size=size,
-                       annotations=shapes, stamp=digest_of(files[file.path], shapes), whole=file.whole)
-    source.items.append(item)
+        return source.fail(name, "the annotations name this photo but it is missing")
+    source.add(file.path, shapes, size=size, whole=file.whole)
 
 
 def drop_repeated(source: Source) -> None:
@@ -107,7 +93,7 @@ def drop_repeated(source: Source) -> None:
         reason = f"another record has this photo already ({other.file_name})"
         if other.whole and not item.whole:
             reason = f"this photo is missing; {other.path} only ends like it, and another record names that in full"
-        source.failures.append(SourceFailure(item.file_name, "index", reason))
+        source.fail(item.file_name, reason)
     source.items = [item for item in source.items if best[item.path] is item]
 
 

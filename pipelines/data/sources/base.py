@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from fss_models.errors import FssError
@@ -12,6 +13,8 @@ from fss_models.photo_files import UNREAD_SUFFIXES, Orientation, is_photo
 from pipelines.base.files import files_below
 from pipelines.base.storage import Store
 from pipelines.config.data import SourceConfig
+from pipelines.data.class_names import shown_text
+from pipelines.data.sources.finder import FileFinder
 
 
 @dataclass(frozen=True)
@@ -90,12 +93,47 @@ class Source(ABC):
         self.fingerprint = ""
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "items": [], "failures": []}
+        kept = {k: v for k, v in self.__dict__.items() if k not in ("files", "photos")}
+        return {**kept, "items": [], "failures": []}
 
     @property
     def store(self) -> Store:
         """The files below the root."""
         return Store(self.cfg.root)
+
+    @cached_property
+    def files(self) -> dict[str, int]:
+        """Path -> bytes of every file below the root, on the driver. Raises `FssError` if there is none.
+
+        Files whose names are not UTF-8, as old archives have them, are failures: no table could name them.
+        """
+        found = listing(self.store)
+        for name in [n for n in found if shown_text(n) != n]:
+            del found[name]
+            self.fail(shown_text(name), "the name of this file is not UTF-8: rename it")
+        return found
+
+    @cached_property
+    def photos(self) -> FileFinder:
+        """Finds the photos among `files` by the names that annotations give them."""
+        return FileFinder(f for f in self.files if is_image(f))
+
+    def photo_sizes(self) -> list[tuple[str, int]]:
+        """(path, bytes) of the photos of the index, by which a change of one is noticed."""
+        return [(i.path, self.files[i.path]) for i in self.items]
+
+    def fail(self, name: str, reason: str) -> None:
+        """List a photo or an annotation file of this name as a failure of the index."""
+        self.failures.append(SourceFailure(name, "index", reason))
+
+    def add(self, path: str, annotations: Any, *facts: object, name: str = "", **more: Any) -> None:
+        """Add the photo at `path` to the index, called `name` (default: its path).
+
+        facts: what changes with its annotations, where these do not say it; more: other fields of `SourceImage`.
+        """
+        name = name or path
+        self.items.append(SourceImage(image_id=hashed_id(name), file_name=name, path=path, annotations=annotations,
+                                      stamp=digest_of(self.files[path], *(facts or (annotations,))), **more))
 
     @property
     def orientation(self) -> Orientation:

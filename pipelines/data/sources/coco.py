@@ -26,11 +26,8 @@ from pipelines.data.sources.base import (
     SourceFailure,
     SourceImage,
     digest_of,
-    is_image,
-    listing,
 )
 from pipelines.data.sources.coco_index import CocoIndex, ImageRecord, identity
-from pipelines.data.sources.finder import FileFinder
 
 _GAP = 4096  # annotations that lie closer in the file are read together
 
@@ -54,39 +51,37 @@ class CocoSource(Source):
 
     def __init__(self, cfg: SourceConfig) -> None:
         super().__init__(cfg)
-        files = listing(self.store)
-        self._name = cfg.annotations or _only_annotations(files, self.store.url)
+        self._name = cfg.annotations or _only_annotations(self.files, self.store.url)
         found = CocoIndex.read(self.store, self._name)
         self.classes, self._class_of, self.failures = found.categories(self._name)
         if found.scores and not found.ours:
             what = f"{found.scores} annotations have a confidence: predictions of a model, which are read as labels"
-            self.failures.append(SourceFailure(self._name, "index", what))
-        self._index(found, FileFinder(f for f in files if is_image(f)), files)
+            self.fail(self._name, what)
+        self._index(found)
         drop_repeated(self)
-        self.fingerprint = digest_of(found.sha256, [(i.path, files[i.path]) for i in self.items])
+        self.fingerprint = digest_of(found.sha256, self.photo_sizes())
 
-    def _index(self, found: CocoIndex, finder: FileFinder, files: dict[str, int]) -> None:
+    def _index(self, found: CocoIndex) -> None:
         spans, stamps = found.spans(), found.stamps()
         classes, beside = digest_of(self._class_of), str(PurePosixPath(self._name).parent)
         for record in self._single(found.images):
             try:
-                file = finder.match(record.name, within=beside, prefer=self._names_folder_of)
+                file = self.photos.match(record.name, within=beside, prefer=self._names_folder_of)
             except FssError as error:
-                self.failures.append(SourceFailure(record.name, "index", error.what))
+                self.fail(record.name, error.what)
                 continue
             if file is None:
                 reason = "the annotations name this image but it is missing"
-                self.failures.append(SourceFailure(record.name or f"image_id {record.number}", "index",
-                                                   reason if record.name else "its file_name is empty"))
+                self.fail(record.name or f"image_id {record.number}",
+                          reason if record.name else "its file_name is empty")
                 continue
-            stamp = digest_of(files[file.path], stamps.get(record.number, b""), classes)
+            stamp = digest_of(self.files[file.path], stamps.get(record.number, b""), classes)
             self.items.append(SourceImage(
                 image_id=record.number, file_name=_shown(record.name, file.path), path=file.path, size=record.size,
                 annotations=spans.get(record.number, b""), whole=file.whole, stamp=stamp))
         for missing in sorted(spans.keys() - {r.number for r in found.images}):
             count = len(spans[missing]) // 16
-            reason = f"{count} annotations name this image id but no image record has it"
-            self.failures.append(SourceFailure(f"image_id {missing}", "index", reason))
+            self.fail(f"image_id {missing}", f"{count} annotations name this image id but no image record has it")
 
     def _single(self, records: list[ImageRecord]) -> list[ImageRecord]:
         """The records in the order of their ids. Those that share an id become failures."""

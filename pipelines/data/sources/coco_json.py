@@ -109,9 +109,11 @@ class CocoReader:
         while True:
             try:
                 value, end = self._decode(self._text, self._at)
-            except (json.JSONDecodeError, RecursionError) as error:
-                if self._ended or isinstance(error, RecursionError):
-                    self._fail(getattr(error, "msg", "nested too deeply"), getattr(error, "pos", self._at))
+            except (ValueError, RecursionError) as error:  # ValueError: JSON that is none, or a number of 4300 digits
+                deep = isinstance(error, RecursionError)
+                if self._ended or deep:
+                    what = "nested too deeply" if deep else getattr(error, "msg", "a number is far too long")
+                    self._fail(what, getattr(error, "pos", self._at))
             else:
                 if end < len(self._text) or self._ended:
                     start, self._at = self._at, end

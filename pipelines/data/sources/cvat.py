@@ -37,17 +37,7 @@ from pipelines.data.sources.annotated import (
     polygon,
     rasterise_shapes,
 )
-from pipelines.data.sources.base import (
-    FetchedImage,
-    ImageMasks,
-    Source,
-    SourceFailure,
-    SourceImage,
-    digest_of,
-    is_image,
-    listing,
-)
-from pipelines.data.sources.finder import FileFinder
+from pipelines.data.sources.base import FetchedImage, ImageMasks, Source, SourceImage, digest_of, is_image
 from pipelines.data.sources.text import whole_number
 
 POLYGON, MASK = "polygon", "mask"
@@ -74,10 +64,8 @@ class CvatSource(Source):
 
     def __init__(self, cfg: SourceConfig) -> None:
         super().__init__(cfg)
-        files = listing(self.store)
-        name = cfg.annotations or only_file(files, ".xml", self.store.url)
+        name = cfg.annotations or only_file(self.files, ".xml", self.store.url)
         raw, where = self.store.read_bytes(name), self.store.path(name)
-        finder = FileFinder(f for f in files if is_image(f))
         records, video = [], CvatVideo(where)
         for element in _elements(raw, where):
             if element.tag == "label":
@@ -86,29 +74,29 @@ class CvatSource(Source):
                 records.append(self._record(element, where))
             else:
                 video.add(element)
-        records += video.frames(f for f in files if is_image(f))
-        self.failures += [SourceFailure(name, "index", reason) for name, reason in video.problems]
+        records += video.frames(f for f in self.files if is_image(f))
+        for photo, reason in video.problems:
+            self.fail(photo, reason)
         self.classes = list(dict.fromkeys(self.classes))  # tasks of a project repeat its labels
         if not records:
             raise FssError("the export names no image", where=where, hint=_EXPORT)
         subsets = {r.subset for r in records if r.subset}
         for r in records:
-            add_item(self, finder, files, r.name, size=r.size, shapes=self._with_class_ids(r.shapes), within=r.subset,
+            add_item(self, r.name, size=r.size, shapes=self._with_class_ids(r.shapes), within=r.subset,
                      without=subsets - set(r.name.replace("\\", "/").split("/")) - {r.subset})
         drop_repeated(self)
-        check_some_masks(self.items, frozenset({POLYGON, MASK}), where,
-                         "draw polygons or masks")
-        self.fingerprint = digest_of(hashlib.sha256(raw).hexdigest(), [(i.path, files[i.path]) for i in self.items])
+        check_some_masks(self.items, frozenset({POLYGON, MASK}), where, "draw polygons or masks")
+        self.fingerprint = digest_of(hashlib.sha256(raw).hexdigest(), self.photo_sizes())
 
     def _record(self, element: ElementTree.Element, where: str) -> CvatImage:
         """The content of an `image` element. Raises `FssError`."""
-        name, height, width = (element.get(k, "") for k in ("name", "height", "width"))
-        if not name or not height.isdecimal() or not width.isdecimal():
+        name, (height, width) = element.get("name", ""), (whole_number(element.get(k, "")) for k in ("height", "width"))
+        if not name or height is None or width is None:
             raise FssError(f"image {element.get('id', '?')} lacks its name, width or height", where=where, hint=_EXPORT)
         found = [(s, s.tag) for s in element if s.tag in _SHAPES]
         shapes = [LabelledShape(f"{tag} {number}", -1, clean_name(shape.get("label")), _SHAPES[tag], _value(shape))
                   for number, (shape, tag) in enumerate(found, 1)]
-        return CvatImage(name, element.get("subset", ""), (int(height), int(width)), shapes)
+        return CvatImage(name, element.get("subset", ""), (height, width), shapes)
 
     def _with_class_ids(self, shapes: list[LabelledShape]) -> list[LabelledShape]:
         ids = {name: i for i, name in enumerate(self.classes)}
@@ -220,5 +208,5 @@ def _elements(raw: bytes, where: str) -> Iterator[ElementTree.Element]:
             if label or element.tag in ("image", "track", "original_size"):
                 yield element
                 element.clear()
-    except ElementTree.ParseError as error:
+    except (ElementTree.ParseError, LookupError, ValueError) as error:  # the last two for encodings
         raise FssError(f"the file is not valid XML: {error}", where=where) from error

@@ -29,17 +29,7 @@ from pipelines.data.sources.annotated import (
     polygon,
     rasterise_shapes,
 )
-from pipelines.data.sources.base import (
-    FetchedImage,
-    ImageMasks,
-    Source,
-    SourceFailure,
-    SourceImage,
-    digest_of,
-    hashed_id,
-    is_image,
-    listing,
-)
+from pipelines.data.sources.base import FetchedImage, ImageMasks, Source, SourceImage, digest_of
 from pipelines.data.sources.brush_rle import decode_brush
 from pipelines.data.sources.finder import FileFinder
 from pipelines.data.sources.label_studio_photos import (
@@ -63,63 +53,56 @@ class LabelStudioSource(Source):
 
     def __init__(self, cfg: SourceConfig) -> None:
         super().__init__(cfg)
-        files = listing(self.store)
-        name = cfg.annotations or only_file(files, ".json", self.store.url)
+        name = cfg.annotations or only_file(self.files, ".json", self.store.url)
         raw, where = self.store.read_bytes(name), self.store.path(name)
         tasks = _tasks(raw, where)
         chosen = [annotation for task in tasks if (annotation := _chosen_annotation(task))]
         self.classes = sorted({label for a in chosen for *_, label in _regions(a["result"]) if label})
         self._ids = {label: number for number, label in enumerate(self.classes)}
-        finder = FileFinder(f for f in files if is_image(f))
         for task in tasks:
-            self._add(task, finder, files)
+            self._add(task)
         drop_repeated(self)
         check_some_masks(self.items, frozenset({POLYGON, BRUSH, BITMASK}), where,
                          "label with PolygonLabels, BrushLabels or BitmaskLabels")
-        self.fingerprint = digest_of(hashlib.sha256(raw).hexdigest(), [(i.path, files[i.path]) for i in self.items])
+        self.fingerprint = digest_of(hashlib.sha256(raw).hexdigest(), self.photo_sizes())
 
-    def _add(self, task: dict[str, Any], finder: FileFinder, files: dict[str, int]) -> None:
+    def _add(self, task: dict[str, Any]) -> None:
         """Add the photos of a task to the index, or to the failures."""
         name, chosen = f"task {task.get('id', '?')}", _chosen_annotation(task)
-        first = _first_reference(task, finder)
+        first = _first_reference(task, self.photos)
         if first is None:
-            self.failures.append(SourceFailure(name, "index", "its data names no image file"))
+            self.fail(name, "its data names no image file")
         elif chosen is None:
             reason = "its annotation was cancelled" if task["annotations"] else "it is not annotated"
-            self._fail(first, f"{name}: {reason}")
+            self.fail(shown_name(first), f"{name}: {reason}")
         else:
             try:
-                photos = list(photos_of_task(task, chosen["result"], finder))
+                photos = list(photos_of_task(task, chosen["result"], self.photos))
             except ValueError as error:
-                self._fail(first, f"{name}: {error}")
-                return
+                return self.fail(shown_name(first), f"{name}: {error}")
             for photo in photos:
-                self._add_photo(name, photo, finder, files)
+                self._add_photo(name, photo)
 
-    def _add_photo(self, task: str, photo: TaskPhoto, finder: FileFinder, files: dict[str, int]) -> None:
+    def _add_photo(self, task: str, photo: TaskPhoto) -> None:
+        name = shown_name(photo.reference)
         shapes = [LabelledShape(f"region {number}", self._ids[label], label, kind, value)
                   for number, kind, value, label in _regions(photo.results) if label]
         try:
             sizes = {s for result in photo.results if (s := _size(result))}
-            path = find_photo(photo.reference, finder)
+            path = find_photo(photo.reference, self.photos)
         except (FssError, ValueError) as error:
             reason = error.what if isinstance(error, FssError) else str(error)
-            return self._fail(photo.reference, f"{task}: {reason}" if isinstance(error, ValueError) else reason)
+            return self.fail(name, f"{task}: {reason}" if isinstance(error, ValueError) else reason)
         if len(sizes) > 1:
             reason = f"its regions are for photos of different sizes (height, width): {sorted(sizes)}"
-            return self._fail(photo.reference, f"{task}: {reason}")
+            return self.fail(name, f"{task}: {reason}")
         if path is None:
-            return self._fail(photo.reference, f"{task} names this photo but it is not below the root")
-        self.items.append(SourceImage(image_id=hashed_id(path), file_name=path, path=path,
-                                      size=next(iter(sizes), None), annotations=shapes,
-                                      stamp=digest_of(files[path], shapes)))
+            return self.fail(name, f"{task} names this photo but it is not below the root")
+        self.add(path, shapes, size=next(iter(sizes), None))
         bare = list(dict.fromkeys(number for number, *_, label in _regions(photo.results) if not label))
         if bare:
             what = f"{len(bare)} regions have" if len(bare) > 1 else "a region has"
-            self.failures.append(SourceFailure(path, "index", f"{task}: {what} no label ({', '.join(bare[:3])})"))
-
-    def _fail(self, reference: str, reason: str) -> None:
-        self.failures.append(SourceFailure(shown_name(reference), "index", reason))
+            self.fail(path, f"{task}: {what} no label ({', '.join(bare[:3])})")
 
     def rasterise(self, item: SourceImage, fetched: FetchedImage, height: int, width: int) -> ImageMasks:
         """One mask per region and label."""

@@ -38,9 +38,7 @@ from pipelines.data.sources.base import (
     SourceFailure,
     SourceImage,
     digest_of,
-    hashed_id,
     is_image,
-    listing,
 )
 from pipelines.data.sources.finder import FileFinder, ambiguous
 from pipelines.data.sources.text import class_name, whole_number
@@ -70,8 +68,7 @@ class LabelmeSource(Source):
 
     def __init__(self, cfg: SourceConfig) -> None:
         super().__init__(cfg)
-        files = listing(self.store)
-        names = [f for f in files if f.lower().endswith(".json") and f.startswith(cfg.annotations)]
+        names = [f for f in self.files if f.lower().endswith(".json") and f.startswith(cfg.annotations)]
         with ThreadPoolExecutor(READERS) as pool:
             read = list(pool.map(self._read, names))
         found = [record for record in read if isinstance(record, LabelmeFile)]
@@ -82,7 +79,7 @@ class LabelmeSource(Source):
                            hint="set data.source.root to the folder of the photos and their .json files")
         labels = {label for record in found for label, *_ in record.shapes} - {IGNORE, BACKGROUND, ""}
         self.classes = sorted(labels)
-        self._index(found, files)
+        self._index(found)
         drop_repeated(self)
         check_some_masks(self.items, frozenset({POLYGON, MASK}), self.store.url, "draw polygons or masks")
         self.fingerprint = digest_of(self.classes, [(i.path, i.size, i.stamp) for i in self.items])
@@ -93,33 +90,30 @@ class LabelmeSource(Source):
         except ValueError as error:
             return SourceFailure(name, "index", str(error))
 
-    def _index(self, records: list[LabelmeFile], files: dict[str, int]) -> None:
+    def _index(self, records: list[LabelmeFile]) -> None:
         ids = {label: number for number, label in enumerate(self.classes)}
-        images = {f for f in files if is_image(f)}
-        finder, by_stem = FileFinder(sorted(images)), defaultdict[str, list[str]](list)
+        images, by_stem = {f for f in self.files if is_image(f)}, defaultdict[str, list[str]](list)
         for image in sorted(images):
             by_stem[posixpath.splitext(image)[0]].append(image)
         owners = {record.photo: record.path for record in records if record.photo in images}
         used: set[str] = set()
         for record in records:
             try:
-                path = _photo_of(record, by_stem, owners, finder)
+                path = _photo_of(record, by_stem, owners, self.photos)
             except FssError as error:
-                self.failures.append(SourceFailure(record.photo, "index", f"{record.path}: {error.what}"))
+                self.fail(record.photo, f"{record.path}: {error.what}")
                 continue
             used.add(path)
             bare = [number for number, (label, *_) in enumerate(record.shapes, 1) if not label]
             if bare:
-                self.failures.append(SourceFailure(path, "index", f"{record.path}: {len(bare)} shapes have no label"))
+                self.fail(path, f"{record.path}: {len(bare)} shapes have no label")
             shapes = [LabelledShape(f"shape {number}", ids.get(label, -1), label, kind, value)
                       for number, (label, kind, value) in enumerate(record.shapes, 1) if label not in ("", BACKGROUND)]
-            name = record.photo if path == record.path else path
-            self.items.append(SourceImage(image_id=hashed_id(name), file_name=name, path=path, size=record.size,
-                                          annotations=shapes, stamp=digest_of(files[path], shapes)))
+            self.add(path, shapes, name=record.photo if path == record.path else path, size=record.size)
         folders = {posixpath.dirname(path) for path in used}
         for image in sorted(images - used):
             if posixpath.dirname(image) in folders:
-                self.failures.append(SourceFailure(image, "index", "no .json file names this photo"))
+                self.fail(image, "no .json file names this photo")
 
     def fetch(self, item: SourceImage) -> FetchedImage:
         """The photo and its shapes. Raises `BadImage` if the copy of the photo in a JSON file is unreadable."""

@@ -21,12 +21,9 @@ from pipelines.data.sources.base import (
     ImageMasks,
     InstanceMask,
     Source,
-    SourceFailure,
     SourceImage,
     digest_of,
-    hashed_id,
     is_image,
-    listing,
 )
 from pipelines.data.sources.finder import ambiguous
 from pipelines.data.sources.text import class_name
@@ -40,18 +37,17 @@ class PairsSource(Source):
 
     def __init__(self, cfg: SourceConfig) -> None:
         super().__init__(cfg)
-        files = listing(self.store)
-        masks = [f for f in files if f.startswith("masks/") and is_image(f)]
-        images = [f for f in files if f.startswith("images/") and is_image(f)]
+        masks = [f for f in self.files if f.startswith("masks/") and is_image(f)]
+        images = [f for f in self.files if f.startswith("images/") and is_image(f)]
         if not masks or not images:
             raise FssError("there are no image files in images/ or none in masks/", where=self.store.url,
                            hint="put the photos into images/ and the masks into masks/CLASS/")
         self.classes = sorted({_class_of(m) for m in masks})
-        self._index(images, masks, files)
-        self.fingerprint = digest_of([(i.path, files[i.path], [(c, m, files[m]) for c, m in i.annotations])
+        self._index(images, masks)
+        self.fingerprint = digest_of([(i.path, self.files[i.path], [(c, m, self.files[m]) for c, m in i.annotations])
                                       for i in self.items])
 
-    def _index(self, images: list[str], masks: list[str], files: dict[str, int]) -> None:
+    def _index(self, images: list[str], masks: list[str]) -> None:
         photos: dict[str, list[str]] = defaultdict(list)
         for image in sorted(images):
             photos[_stem(image, skip=1)].append(image)
@@ -64,13 +60,11 @@ class PairsSource(Source):
         for stem, image in sorted(((s, i) for s, found in photos.items() for i in found), key=lambda pair: pair[1]):
             name, found = image.removeprefix("images/"), by_stem.get(stem, [])
             if reason := _refusal(found, photos[stem]):
-                self.failures.append(SourceFailure(name, "index", reason))
+                self.fail(name, reason)
             else:
-                stamp = digest_of(files[image], [(c, m, files[m]) for c, m in found])
-                self.items.append(SourceImage(image_id=hashed_id(name), file_name=name, path=image, annotations=found,
-                                              stamp=stamp))
+                self.add(image, found, [(c, m, self.files[m]) for c, m in found], name=name)
         for stem in sorted(by_stem.keys() - photos.keys()):
-            self.failures.append(SourceFailure(stem, "index", f"{by_stem[stem][0][1]} has no photo of that name"))
+            self.fail(stem, f"{by_stem[stem][0][1]} has no photo of that name")
 
     def fetch(self, item: SourceImage) -> FetchedImage:
         """The photo and its mask files."""

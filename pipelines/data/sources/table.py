@@ -30,18 +30,7 @@ from fss_models.photo_files import image_size, turned_size
 from pipelines.config.data import SourceConfig
 from pipelines.data import rle
 from pipelines.data.sources.annotated import LabelledShape, polygon, rasterise_shapes
-from pipelines.data.sources.base import (
-    FetchedImage,
-    ImageMasks,
-    Source,
-    SourceFailure,
-    SourceImage,
-    digest_of,
-    hashed_id,
-    is_image,
-    listing,
-)
-from pipelines.data.sources.finder import FileFinder
+from pipelines.data.sources.base import FetchedImage, ImageMasks, Source, SourceImage, digest_of
 from pipelines.data.sources.text import class_name
 
 CACHED_GROUPS = 2  # row groups that a worker has in memory
@@ -65,8 +54,7 @@ class TableSource(Source):
 
     def __init__(self, cfg: SourceConfig) -> None:
         super().__init__(cfg)
-        files = listing(self.store)
-        tables = [f for f in files if f.endswith(".parquet") and f.startswith(cfg.annotations)]
+        tables = [f for f in self.files if f.endswith(".parquet") and f.startswith(cfg.annotations)]
         if not tables:
             raise FssError("there is no .parquet file", where=self.store.path(cfg.annotations), hint=_SCHEMA)
         self._columns: dict[str, list[str]] = {}
@@ -74,7 +62,7 @@ class TableSource(Source):
         read = [row for name in tables for row in self._read(name)]
         self.classes = sorted({label for _, _, label, _ in read if label is not None})
         self._groups: OrderedDict[tuple[str, int], pa.Table] = OrderedDict()
-        self._index(read, files)
+        self._index(read)
         self.fingerprint = digest_of(self.classes, [(i.file_name, i.stamp) for i in self.items])
 
     def __getstate__(self) -> dict[str, Any]:
@@ -87,6 +75,16 @@ class TableSource(Source):
 
     def _read(self, name: str) -> Iterator[tuple[str, TableEntry, str | None, str]]:
         """(photo, row without class id, class name, digest of its mask) of every row. Raises `FssError`."""
+        try:
+            yield from self._rows(name)
+        except UnicodeDecodeError as error:  # Arrow checks text only when it is read
+            raise FssError(f"the table is damaged: {error}", where=self.store.path(name),
+                           hint="write it again") from error
+        except FssError as error:
+            hint = "write it again" if "build it again" in error.hint else error.hint  # it is a person's table
+            raise FssError(error.what, where=error.where, hint=hint) from error
+
+    def _rows(self, name: str) -> Iterator[tuple[str, TableEntry, str | None, str]]:
         with self.store.open_parquet(name) as table:
             self._columns[name] = _columns(table.schema_arrow, self.store.path(name))
             known, number = [c for c in self._columns[name] if c != "image"], 0
@@ -99,35 +97,33 @@ class TableSource(Source):
                     yield str(photo or ""), at, label if label is None else class_name(label), digest_of(row["mask"])
                     number += 1
 
-    def _index(self, read: list[tuple[str, TableEntry, str | None, str]], files: dict[str, int]) -> None:
+    def _index(self, read: list[tuple[str, TableEntry, str | None, str]]) -> None:
         ids = {name: i for i, name in enumerate(self.classes)}
         photos: dict[str, list[TableEntry]] = {}
         masks: dict[str, list[str]] = {}
         for photo, row, label, mask in read:
             if not photo:
-                self.failures.append(SourceFailure(f"{row.file} row {row.number}", "index", "its file_name is empty"))
+                self.fail(f"{row.file} row {row.number}", "its file_name is empty")
                 continue
             photos.setdefault(photo, []).append(row._replace(class_id=ids[label] if label is not None else -1))
             masks.setdefault(photo, []).append(mask)
-        finder, beside = FileFinder(f for f in files if is_image(f)), dict[str, str]()
+        beside: dict[str, str] = {}
         for photo, rows in photos.items():
-            path, size = rows[0].file, files[rows[0].file]
+            path = rows[0].file
             if "image" not in self._columns[path]:
                 try:
-                    found = finder.find(photo)
+                    found = self.photos.find(photo)
                 except FssError as error:
-                    self.failures.append(SourceFailure(photo, "index", error.what))
+                    self.fail(photo, error.what)
                     continue
                 if found is None:
-                    self.failures.append(SourceFailure(photo, "index", "the table names this photo but it is missing"))
+                    self.fail(photo, "the table names this photo but it is missing")
                     continue
-                path, size = found, files[found]
+                path = found
                 if beside.setdefault(path, photo) != photo:
-                    reason = f"rows of {beside[path]} have this photo already"
-                    self.failures.append(SourceFailure(photo, "index", reason))
+                    self.fail(photo, f"rows of {beside[path]} have this photo already")
                     continue
-            self.items.append(SourceImage(image_id=hashed_id(photo), file_name=photo, path=path, annotations=rows,
-                                          stamp=digest_of(size, [r.class_id for r in rows], masks[photo])))
+            self.add(path, rows, [r.class_id for r in rows], masks[photo], name=photo)
 
     def fetch(self, item: SourceImage) -> FetchedImage:
         """The photo and its masks as they are in the table. Raises `BadImage` if the photo has no bytes there."""
@@ -203,7 +199,8 @@ def _mask_size(mask: Any) -> tuple[int, int] | None:
     """(height, width) that a mask has, None for polygons and unreadable masks."""
     if isinstance(mask, dict):
         size = mask["size"]
-        return (int(size[0]), int(size[1])) if size and len(size) == 2 and None not in size else None
+        known = isinstance(size, list) and len(size) == 2 and all(isinstance(v, int) for v in size)
+        return (size[0], size[1]) if known else None
     try:
         image = open_mask(mask) if isinstance(mask, bytes) else None
     except BadImage:

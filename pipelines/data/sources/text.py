@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable
 
 from fss_models.errors import BadImage
+from pipelines.data.class_names import shown_text
 
 _WIDE = {codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32", codecs.BOM_UTF16_LE: "UTF-16",
          codecs.BOM_UTF16_BE: "UTF-16"}  # the longer marks first, because two of them begin alike
@@ -26,8 +27,8 @@ def plain_text(data: bytes) -> str:
 
 
 def class_name(text: object) -> str:
-    """The name of a class as all formats have it: without blanks and line ends around it."""
-    return str(text).strip()
+    """The name of a class as all formats have it: without blanks and line ends around it, as text that can be shown."""
+    return shown_text(str(text)).strip()
 
 
 def whole_number(text: str) -> int | None:

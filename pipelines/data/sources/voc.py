@@ -20,11 +20,9 @@ from pipelines.data.sources.base import (
     ImageMasks,
     InstanceMask,
     Source,
-    SourceFailure,
     SourceImage,
     digest_of,
     is_image,
-    listing,
 )
 from pipelines.data.sources.finder import ambiguous
 from pipelines.data.sources.labels import read_labels
@@ -42,26 +40,26 @@ class VocSource(Source):
 
     def __init__(self, cfg: SourceConfig) -> None:
         super().__init__(cfg)
-        files = listing(self.store)
-        base = _base(files, self.store.url)
-        self.classes, self._labels = list(CLASSES), self._label_map(files, base)
+        files, base = self.files, _base(self.files, self.store.url)
+        self.classes, self._labels = list(CLASSES), self._label_map(base)
         if self._labels:
             self.classes = self._labels.classes
-        self._index(files, base, _masks_folder(files, base, self.store.url))
+        self._index(base, _masks_folder(files, base, self.store.url))
         self.fingerprint = digest_of([(i.path, files[i.path], i.annotations, files[i.annotations]) for i in self.items],
                                      *([self._labels] if self._labels else []))
 
-    def _label_map(self, files: dict[str, int], base: str) -> LabelMap | None:
+    def _label_map(self, base: str) -> LabelMap | None:
         """The dataset's own classes, None for VOC's. Raises `FssError` for a file that is no label map."""
-        name = next((n for n in (f"{base}{LABEL_MAP}", LABEL_MAP) if n in files), "")
+        name = next((n for n in (f"{base}{LABEL_MAP}", LABEL_MAP) if n in self.files), "")
         if not name or self.cfg.format != "voc":  # a benchmark has VOC's classes
             return None
         labels = read_label_map(self.store.read_bytes(name), self.store.path(name))
-        self.failures.extend(SourceFailure(name, "index", words) for words in labels.merged)
+        for words in labels.merged:
+            self.fail(name, words)
         return labels
 
-    def _index(self, files: dict[str, int], base: str, folder: str) -> None:
-        photos: dict[str, list[str]] = defaultdict(list)
+    def _index(self, base: str, folder: str) -> None:
+        files, photos = self.files, defaultdict[str, list[str]](list)
         for file in files:
             if file.startswith(f"{base}JPEGImages/") and is_image(file):
                 photos[_stem(file, f"{base}JPEGImages/")].append(file)
@@ -70,12 +68,11 @@ class VocSource(Source):
             stem, plain = _stem(mask, folder), PurePosixPath(mask).stem
             found = photos.get(stem) or photos.get(plain, [])
             if not found:
-                reason = "the masks name this image but it is missing"
-                self.failures.append(SourceFailure(f"{plain}.jpg", "index", reason))
+                self.fail(f"{plain}.jpg", "the masks name this image but it is missing")
                 continue
             if len(found) > 1:
-                reason = ambiguous(found, f"the mask {mask}")
-                self.failures += [SourceFailure(photo, "index", reason) for photo in found]
+                for photo in found:
+                    self.fail(photo, ambiguous(found, f"the mask {mask}"))
                 continue
             path, name = found[0], found[0].removeprefix(f"{base}JPEGImages/")
             self.items.append(SourceImage(image_id=_number(name), file_name=name, path=path, annotations=mask,

@@ -70,7 +70,7 @@ def _colour(text: str, line: str, where: str, hint: str) -> tuple[int, int, int]
     if not text.strip():
         return None
     parts = [p.strip() for p in text.split(",")]
-    if len(parts) != 3 or not all(p.isdecimal() and int(p) < 256 for p in parts):
+    if len(parts) != 3 or not all(p.isdecimal() and len(p) < 4 and int(p) < 256 for p in parts):
         raise FssError(f"no colour in the line {line[:60]!r}", where=where, hint=hint)
     return int(parts[0]), int(parts[1]), int(parts[2])
 

@@ -19,17 +19,7 @@ import yaml
 from fss_models.errors import BadImage, FssError
 from pipelines.config.data import SourceConfig
 from pipelines.data.sources.annotated import LabelledShape, no_mask, polygon, rasterise_shapes
-from pipelines.data.sources.base import (
-    FetchedImage,
-    ImageMasks,
-    Source,
-    SourceFailure,
-    SourceImage,
-    digest_of,
-    hashed_id,
-    is_image,
-    listing,
-)
+from pipelines.data.sources.base import FetchedImage, ImageMasks, Source, SourceImage, digest_of, is_image
 from pipelines.data.sources.finder import ambiguous
 from pipelines.data.sources.text import merge_names, plain_text, whole_number
 
@@ -45,22 +35,22 @@ class YoloSource(Source):
 
     def __init__(self, cfg: SourceConfig) -> None:
         super().__init__(cfg)
-        files = listing(self.store)
-        name = cfg.annotations or _names_file(files, self.store.url)
+        name = cfg.annotations or _names_file(self.files, self.store.url)
         names = _names(self.store.read_bytes(name), name, self.store.path(name))
         self.classes, self._class_of, merged = merge_names(names)
-        self.failures.extend(SourceFailure(name, "index", words) for words in merged)
-        self._index(files)
+        for words in merged:
+            self.fail(name, words)
+        self._index()
         self._refuse_boxes()
-        found = [(i.path, files[i.path], i.annotations, files.get(i.annotations)) for i in self.items]
+        found = [(i.path, self.files[i.path], i.annotations, self.files.get(i.annotations)) for i in self.items]
         self.fingerprint = digest_of(self.classes, found, *self._merging())
 
     def _merging(self) -> tuple[list[int], ...]:
         """The class of each number where names were merged; it is part of what a photo's annotations mean."""
         return (self._class_of,) if len(self._class_of) > len(self.classes) else ()
 
-    def _index(self, files: dict[str, int]) -> None:
-        images: dict[str, list[str]] = defaultdict(list)
+    def _index(self) -> None:
+        files, images = self.files, defaultdict[str, list[str]](list)
         for file in files:
             if is_image(file) and (label := _label_of(file)):
                 images[label].append(file)
@@ -72,14 +62,11 @@ class YoloSource(Source):
         for image, label in sorted((f, label) for label, found in images.items() for f in found):
             label_file = label if label in labels else ""
             if label_file and len(images[label]) > 1:
-                reason = ambiguous(images[label], f"the label file {label}")
-                self.failures.append(SourceFailure(image, "index", reason))
-                continue
-            self.items.append(SourceImage(image_id=hashed_id(image), file_name=image, path=image,
-                                          annotations=label_file,
-                                          stamp=digest_of(files[image], files.get(label_file), *known)))
+                self.fail(image, ambiguous(images[label], f"the label file {label}"))
+            else:
+                self.add(image, label_file, files.get(label_file), *known)
         for lonely in sorted(labels - images.keys()):
-            self.failures.append(SourceFailure(lonely, "index", "no photo belongs to this label file"))
+            self.fail(lonely, "no photo belongs to this label file")
 
     def _refuse_boxes(self) -> None:
         """Raise `FssError` if the first `PROBED_FILES` label files have boxes and no polygon."""
