@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from fss_models.errors import FssError
 from pipelines.base.storage import Store, join
 from pipelines.base.version import code_version
 from pipelines.config.evaluate import EvalConfig
@@ -14,7 +13,7 @@ from pipelines.config.run import eval_digest
 from pipelines.config.section import Section
 from pipelines.evaluation.results import NO_EPISODES, RunResult, read_result, write_result
 from pipelines.training.context import RunContext
-from pipelines.training.worker import train_run, write_bundle
+from pipelines.training.worker import innermost_line, train_run, write_bundle
 
 OVERLAYS = "overlays.png"  # in a run's folder
 LATENCY_QUERIES, LATENCY_REPEATS = 12, 3
@@ -52,7 +51,8 @@ def _train(run: RunContext, scoring: ScoringConfig, ray: Any) -> None:
     from pipelines.evaluation.steps import run_selection, score_grid
 
     if run.spec.train.selection == "none":
-        return train_run(run)
+        train_run(run)
+        return
     task = ray.remote(_with_threads).options(num_cpus=run.cpus, num_gpus=run.gpus, max_retries=run.retries)
     chosen = run_selection(run, scoring.config, train=train_run,
                            score=lambda *args: ray.get(task.remote(run.threads, score_grid, *args)))
@@ -81,21 +81,6 @@ def _is_retryable(error: BaseException) -> bool:
     if isinstance(error, RayTaskError):
         return _is_retryable(error.cause) if isinstance(error.cause, Exception) else False
     return isinstance(error, (ControllerError, NodeDiedError, OutOfMemoryError, RayActorError, WorkerCrashedError))
-
-
-def innermost_line(error: BaseException) -> str:
-    """The cause of a failure in one line: the innermost error below those that Ray wrapped around it.
-
-    Of several workers' errors an `FssError` comes first: the other workers failed because they lost that one.
-    """
-    for worker in sorted(getattr(error, "worker_failures", {}).values(), key=lambda w: not isinstance(w, FssError)):
-        return innermost_line(worker)
-    cause = getattr(error, "cause", None) or error.__cause__
-    if isinstance(cause, BaseException) and not isinstance(error, FssError):
-        return innermost_line(cause)
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[-1] if lines else ""
-    return text if isinstance(error, FssError) else f"{type(error).__name__}: {text}"[:400]
 
 
 def _has_bundle(run: RunContext) -> bool:

@@ -13,42 +13,61 @@ from typing import Any
 from fss_models.errors import FssError
 from pipelines.base.storage import Store
 from pipelines.base.version import code_version
-from pipelines.training.context import RunContext
+from pipelines.training.context import BaseRun, RunContext
+from pipelines.training.state import History
+from pipelines.training.task import OpenTask, TrainingTask, WorkerRank
 
 KEPT_CHECKPOINTS = 2
 CHECKPOINTS = "fss-checkpoint-"  # prefix of local checkpoint folders before their upload; the process id follows
 
 
-def train_run(run: RunContext) -> None:
-    """Train a run to its end, from its last checkpoint if it has one, and write its bundle.
+def train_run(run: BaseRun, open_task: OpenTask | None = None) -> Any:
+    """Train a run to its end, from its last checkpoint if it has one. Returns the result of its task's `finish`.
 
-    Raises `FssError` for a mistake that another try would repeat, and Ray's own error after `retries` failures.
+    `open_task` is called on every worker; without it `run` is a `RunContext`, and its bundle is written. Raises
+    `FssError` for a mistake that another try would repeat, and Ray's own error after `retries` failures.
     """
     import ray.train.torch
 
     train: Any = ray.train  # at run time this is Train v2; type checkers see v1
     filesystem, root = Store(run.runs).pyarrow()
-    workers = run.spec.train.workers
-    least = run.spec.train.min_workers or workers
+    workers = run.train.workers
+    least = run.train.min_workers or workers
     resources = {"CPU": run.cpus / workers} | ({"GPU": run.gpus / workers} if run.gpus else {})
     trainer = train.torch.TorchTrainer(
         train_worker,
-        train_loop_config={"run": run},
+        train_loop_config={"run": run, "open_task": open_task or open_run},
         scaling_config=train.ScalingConfig(
             num_workers=(least, workers) if least < workers else workers, use_gpu=run.gpus > 0,
             resources_per_worker=resources),
         run_config=train.RunConfig(
-            name=run.spec.name, storage_path=root, storage_filesystem=filesystem,
+            name=run.name, storage_path=root, storage_filesystem=filesystem,
             failure_config=train.FailureConfig(max_failures=run.retries, controller_failure_limit=0),
             checkpoint_config=train.CheckpointConfig(num_to_keep=KEPT_CHECKPOINTS),
             logging_config=train.LoggingConfig(log_level="ERROR")),
     )
-    result = trainer.fit()
-    if mistake := (result.return_value or {}).get("mistake"):
+    found = trainer.fit().return_value or {}
+    if mistake := found.get("mistake"):
         raise FssError(mistake)
+    return found.get("result")
 
 
-def train_worker(config: dict[str, Any]) -> dict[str, str]:
+def innermost_line(error: BaseException) -> str:
+    """The cause of a failure in one line: the innermost error below those that Ray wrapped around it.
+
+    Of several workers' errors an `FssError` comes first: the other workers failed because they lost that one.
+    """
+    for worker in sorted(getattr(error, "worker_failures", {}).values(), key=lambda w: not isinstance(w, FssError)):
+        return innermost_line(worker)
+    cause = getattr(error, "cause", None) or error.__cause__
+    if isinstance(cause, BaseException) and not isinstance(error, FssError):
+        return innermost_line(cause)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[-1] if lines else ""
+    return text if isinstance(error, FssError) else f"{type(error).__name__}: {text}"[:400]
+
+
+def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     """Train as one worker of a run. A mistake that a retry would repeat is returned as "mistake", not raised.
 
     With several workers it is raised: Ray Train returns the first worker's value alone, and the other workers would
@@ -58,29 +77,43 @@ def train_worker(config: dict[str, Any]) -> dict[str, str]:
     import ray.train.torch
     import torch
 
-    run: RunContext = config["run"]
+    run: BaseRun = config["run"]
     torch.set_num_threads(run.threads)
     clear_checkpoints(Path(tempfile.gettempdir()))
     context = ray.train.get_context()
-    device = str(ray.train.torch.get_device())
-    world = context.get_world_size()
+    worker = WorkerRank(rank=context.get_world_rank(), world=context.get_world_size(),
+                        device=str(ray.train.torch.get_device()))
     try:
-        _train(run, context.get_world_rank(), world, device)
+        return {"result": _train(run, config["open_task"], worker)}
     except FssError as error:
-        if world > 1:
+        if worker.world > 1:
             raise
         return {"mistake": str(error)}
-    return {}
 
 
-def _train(run: RunContext, rank: int, world: int, device: str) -> None:
+def _train(run: BaseRun, open_task: OpenTask, worker: WorkerRank) -> Any:
     import ray.train
 
+    from pipelines.training.loop import optimise
+
+    task = open_task(run, worker)
+    checkpoint = ray.train.get_checkpoint()
+    with checkpoint.as_directory() if checkpoint else nullcontext() as folder:
+        history = optimise(task, worker=worker, resume=Path(folder) if folder else None, save=_report,
+                           log_row=lambda step, row: _log(run, worker.rank, step, row))
+    if worker.rank:
+        return None
+    Store(run.folder).write_json("history.json", history.rows)
+    return task.finish(history)
+
+
+def open_run(run: RunContext, worker: WorkerRank) -> TrainingTask:
+    """The task of a run: its model and its episodes. At the end its bundle is written, unless it has a grid."""
     from pipelines.bundles.weights import build_model
     from pipelines.data.collate import square_side
     from pipelines.data.folds import FoldData
     from pipelines.training.grid import make_grid_writer
-    from pipelines.training.loop import WorkerRank, fit
+    from pipelines.training.loop import episode_task
 
     spec = run.spec
     method = spec.method
@@ -89,18 +122,16 @@ def _train(run: RunContext, rank: int, world: int, device: str) -> None:
                         seed=spec.seed)
     features = _open_features(run, model)
     side = square_side(model, decoded=features is None) if spec.train.augment == "none" else 0
-    checkpoint = ray.train.get_checkpoint()
-    with checkpoint.as_directory() if checkpoint else nullcontext() as folder:
-        history = fit(
-            spec, model, worker=WorkerRank(rank=rank, world=world, device=device),
-            open_stream=lambda position: data.stream(spec, position=position, rank=rank, world=world, side=side),
-            resume=Path(folder) if folder else None, save=_report,
-            log_row=lambda step, row: _log(run, rank, step, row), features=features, stop=run.stop,
-            on_step=make_grid_writer(run) if run.grid and rank == 0 else None)
-    if rank == 0:
-        Store(run.folder).write_json("history.json", history.rows)
+
+    def finish(history: History) -> None:
         if not run.grid:
             write_bundle(run, model, data, train_s=history.seconds)
+
+    return episode_task(
+        spec, model, worker=worker, features=features, stop=run.stop, finish=finish,
+        open_stream=lambda position: data.stream(spec, position=position, rank=worker.rank, world=worker.world,
+                                                 side=side),
+        on_step=make_grid_writer(run) if run.grid and worker.rank == 0 else None)
 
 
 def _open_features(run: RunContext, model: Any) -> Any:
@@ -135,7 +166,7 @@ def _report(step: int, write: Callable[[Path], None]) -> None:
                      delete_local_checkpoint_after_upload=True)
 
 
-def _log(run: RunContext, rank: int, step: int, row: dict[str, float]) -> None:
+def _log(run: BaseRun, rank: int, step: int, row: dict[str, float]) -> None:
     if rank == 0:
         run.track("at_step", run.label, step, run.stage)
         prefix = "select/" if run.stage == "selecting" else ""

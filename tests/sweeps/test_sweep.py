@@ -147,11 +147,12 @@ def test_a_mistake_on_any_worker_ends_all_with_its_line(world: int, monkeypatch:
     monkeypatch.setattr(worker, "_train", train)
     method = MethodConfig(name="sansa", preset="debug")
     run = RunContext(spec=RunSpec(dataset="shapes", shards="x", data_hash="d", fold=0, method=method), runs="runs")
+    config = {"run": run, "open_task": worker.open_run}
     if world == 1:
-        assert worker.train_worker({"run": run}) == {"mistake": "weights.pt: is not there"}
+        assert worker.train_worker(config) == {"mistake": "weights.pt: is not there"}
         return
     with pytest.raises(FssError) as mistake:
-        worker.train_worker({"run": run})
+        worker.train_worker(config)
     lost = RuntimeError("[gloo] Connection closed by peer")
     result = failed_result(run, scoring_config(Recipe()), WorkerGroupError("several", {0: lost, 1: mistake.value}))
     assert result.error == "weights.pt: is not there"
