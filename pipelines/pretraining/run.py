@@ -33,12 +33,12 @@ def run_pretraining(config: PretrainConfig, log: Log) -> Provenance:
         raise FssError("is a checkpoint of an earlier version of fss, which cannot be continued",
                        where=work.store.path("checkpoint"), hint="use another --out, or delete this folder")
     with cluster() as ray:
+        resources = _resources(config, ray)
         shards = tuple(_shards(data, work) for data in config.data)
         with open_tracker(config.out, config.name, ray, uri=config.tracking) as tracker:
             tracker.run.remote(config.key, params=config.deciding, tags={"fss.code": commit})
-            run = PretrainRun(config=config, shards=shards, commit=commit, runs=work.runs, key=config.key,
-                              threads=config.threads, retries=config.retries, tracker=tracker,
-                              **_resources(config, ray))
+            run = PretrainRun(spec=config, shards=shards, commit=commit, runs=work.runs, key=config.key,
+                              threads=config.threads, retries=config.retries, tracker=tracker, **resources)
             try:
                 about = _train(run, log, ray)
             except BaseException as error:

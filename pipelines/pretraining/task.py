@@ -20,7 +20,6 @@ from fss_models.sam2_core.build import build_sam2
 from fss_models.sam2_core.core import Sam2Core
 from fss_models.shipped.files import HASH_DIGITS, Provenance, TrainingData, write_weights
 from pipelines.base.storage import Store
-from pipelines.config.train import TrainConfig
 from pipelines.data.shardset import Shards
 from pipelines.pretraining.config import PretrainConfig
 from pipelines.pretraining.measure import fixed_clips, held_out_ious
@@ -38,19 +37,9 @@ WEIGHTS_TERMS = "research use: trained on photos under their own terms"
 class PretrainRun(BaseRun):
     """The run of a pretraining: its settings, the URLs of its datasets' shards, and the code's commit."""
 
-    config: PretrainConfig
+    spec: PretrainConfig
     shards: tuple[str, ...]
     commit: str
-
-    @property
-    def name(self) -> str:
-        """Name of the run, and of its folder."""
-        return self.config.name
-
-    @property
-    def train(self) -> TrainConfig:
-        """How it is trained."""
-        return self.config.train
 
 
 def open_pretraining(run: PretrainRun, worker: WorkerRank) -> TrainingTask:
@@ -58,7 +47,7 @@ def open_pretraining(run: PretrainRun, worker: WorkerRank) -> TrainingTask:
 
     Raises `FssError` for photos and start weights that do not fit.
     """
-    config = run.config
+    config = run.spec
     photos = Photos([Shards(url) for url in run.shards], hide=config.hide)
     held, used = _held_out(len(photos), config)
     model = PretrainModel(_build(config).to(worker.device))
@@ -75,7 +64,7 @@ def open_pretraining(run: PretrainRun, worker: WorkerRank) -> TrainingTask:
 
     return TrainingTask(
         name=config.name, identity={"run": config.name, "settings": config.deciding}, seed=config.seed,
-        train=run.train, steps=config.steps, model=model, on_step=measure, section="",
+        train=config.train, steps=config.steps, model=model, on_step=measure, section="",
         batches=lambda position, step: _batches(config, scenes, step),
         finish=lambda history: _write(run, model, photos, history))
 
@@ -110,7 +99,7 @@ def _batches(config: PretrainConfig, scenes: Scenes, step: int) -> Generator[tup
 
 def _write(run: PretrainRun, model: PretrainModel, photos: Photos, history: History) -> Provenance:
     """Write the weights and their provenance, which names every photo that was opened, the held-out ones too."""
-    config, device = run.config, next(model.parameters()).device.type
+    config, device = run.spec, next(model.parameters()).device.type
     opened: dict[int, set[str]] = {d: set() for d in range(len(config.data))}
     for place in photos.places:
         opened[place.dataset].add(place.sha256[:HASH_DIGITS])

@@ -9,43 +9,33 @@ from pydantic import ConfigDict
 from pipelines.base.storage import join
 from pipelines.config.run import RunSpec
 from pipelines.config.section import Section
-from pipelines.config.train import TrainConfig
 
 SELECTION_FILE = "selection.json"  # in a run's folder: how its number of steps was chosen (`train.selection`)
 
 
 class BaseRun(Section):
-    """A run of any kind: the place of its results, and the resources that it may use."""
+    """A run of any kind: its settings, the place of its results, and the resources that it may use."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+    spec: Any  # its `name`, and how it is trained (`train`, a `TrainConfig`), beside what its kind of run needs
     runs: str  # URL of the workspace's run folders
     threads: int = 1  # torch threads of a worker
     cpus: float = 1.0  # of all its workers together
     gpus: float = 0.0  # of all its workers together
     retries: int = 0
     tracker: Any = None  # handle of the tracking actor
-    key: str = ""  # name of the run in the tracking store, where it is not its own: a selection belongs to its run
+    key: str = ""  # name of the run in the tracking store, where it is not the spec's: a selection belongs to its run
     stage: str = "training"  # stage that the table of the sweep shows
-
-    @property
-    def name(self) -> str:
-        """Name of the run, and of its folder."""
-        raise NotImplementedError
-
-    @property
-    def train(self) -> TrainConfig:
-        """How it is trained."""
-        raise NotImplementedError
 
     @property
     def folder(self) -> str:
         """URL of the run's folder."""
-        return join(self.runs, self.name)
+        return join(self.runs, self.spec.name)
 
     @property
     def label(self) -> str:
         """Name of the run in the tracking store."""
-        return self.key or self.name
+        return self.key or self.spec.name
 
     def track(self, method: str, *args: Any) -> None:
         """Call a method of the tracking actor without waiting; does nothing for a run without a tracker."""
@@ -54,23 +44,13 @@ class BaseRun(Section):
 
 
 class RunContext(BaseRun):
-    """The run of a `RunSpec`: a method that learns episodes."""
+    """A run of a method that learns from episodes."""
 
     spec: RunSpec
     stop: int = 0  # number of steps, where it was chosen; 0: the spec's
     grid: tuple[int, ...] = ()  # steps whose trained tensors are stored; with a grid no bundle is written
     features: str = ""  # URL of the kept features (`train.features`)
     feature_pool: int = 512_000_000  # largest number of bytes of kept features in memory
-
-    @property
-    def name(self) -> str:
-        """Name of the run, and of its folder."""
-        return self.spec.name
-
-    @property
-    def train(self) -> TrainConfig:
-        """How it is trained."""
-        return self.spec.train
 
     @property
     def bundle(self) -> str:

@@ -29,7 +29,7 @@ from pipelines.data.collate import ReadFeatures, make_clip
 from pipelines.data.mixture import MixedStream
 from pipelines.data.stream import EpisodeStream
 from pipelines.training.state import History, load_state, save_state
-from pipelines.training.task import OnStep, Trainable, TrainingTask, WorkerRank
+from pipelines.training.task import OnStep, TrainingTask, WorkerRank
 
 Stream = EpisodeStream | MixedStream
 OpenStream = Callable[[Any], Stream]  # (position or None)
@@ -40,12 +40,13 @@ Log = Callable[[int, dict[str, float]], None]
 class _Losses(nn.Module):
     """`losses` as a forward pass: what DistributedDataParallel synchronises."""
 
-    def __init__(self, model: Trainable) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, batch: Any) -> dict[str, Tensor]:
-        return self.model.losses(batch)
+        found: dict[str, Tensor] = self.model.losses(batch)
+        return found
 
 
 def lr_at(step: int, train: TrainConfig) -> float:
@@ -126,7 +127,7 @@ def optimise(task: TrainingTask, *, worker: WorkerRank, resume: Path | None, sav
     return history
 
 
-def _distributed(model: Trainable, worker: WorkerRank, train: TrainConfig) -> nn.Module:
+def _distributed(model: Any, worker: WorkerRank, train: TrainConfig) -> nn.Module:
     losses: nn.Module = _Losses(model)
     if worker.world > 1:
         # A step may leave parts unused, such as the encoder of a kind of prompt that no clip of the batch has.

@@ -4,28 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from pipelines.config.train import TrainConfig
 from pipelines.training.state import History
 
 Batches = Callable[[Any, int], Generator[tuple[Any, Any]]]
 OnStep = Callable[[int, Any], Mapping[str, float] | None]
-
-
-class Trainable(Protocol):
-    """The part of a `torch.nn.Module` that a run uses: every `Segmenter` has it."""
-
-    def losses(self, batch: Any, /) -> dict[str, Tensor]:
-        """Named losses of a batch; their sum is minimised."""
-
-    def trainable_state(self) -> dict[str, Tensor]:
-        """The trained tensors, on the CPU."""
-
-    def load_trainable_state(self, state: dict[str, Tensor], /) -> None:
-        """Load a result of `trainable_state`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +33,8 @@ class TrainingTask:
     seed        seed of the global random generators; each worker adds its rank
     train       the optimiser's settings, and how often rows and checkpoints are written
     steps       number of optimiser steps
-    model       what is trained in place: a module that is `Trainable`
+    model       the module that is trained in place. It has `losses(batch)`, named losses whose sum is minimised, and
+                `trainable_state()` and `load_trainable_state(state)`, as every `Segmenter` does
     batches     (position, step) -> batches from `step` on, each with the position after it. A position is what
                 checkpoints keep of the place in the data, None at the start. Batches have `to(device)` and, for
                 `train.accumulate`, `split(parts)`

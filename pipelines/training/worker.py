@@ -31,8 +31,8 @@ def train_run(run: BaseRun, open_task: OpenTask | None = None) -> Any:
 
     train: Any = ray.train  # at run time this is Train v2; type checkers see v1
     filesystem, root = Store(run.runs).pyarrow()
-    workers = run.train.workers
-    least = run.train.min_workers or workers
+    workers = run.spec.train.workers
+    least = run.spec.train.min_workers or workers
     resources = {"CPU": run.cpus / workers} | ({"GPU": run.gpus / workers} if run.gpus else {})
     trainer = train.torch.TorchTrainer(
         train_worker,
@@ -41,7 +41,7 @@ def train_run(run: BaseRun, open_task: OpenTask | None = None) -> Any:
             num_workers=(least, workers) if least < workers else workers, use_gpu=run.gpus > 0,
             resources_per_worker=resources),
         run_config=train.RunConfig(
-            name=run.name, storage_path=root, storage_filesystem=filesystem,
+            name=run.spec.name, storage_path=root, storage_filesystem=filesystem,
             failure_config=train.FailureConfig(max_failures=run.retries, controller_failure_limit=0),
             checkpoint_config=train.CheckpointConfig(num_to_keep=KEPT_CHECKPOINTS),
             logging_config=train.LoggingConfig(log_level="ERROR")),
