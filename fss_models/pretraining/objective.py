@@ -45,11 +45,22 @@ class PretrainClips:
     points: Tensor | None = None
     labels: Tensor | None = None
 
-    def to(self, device: torch.device) -> PretrainClips:
+    def to(self, device: torch.device | str) -> PretrainClips:
         """A copy on `device`."""
         moved = {k: None if v is None else v.to(device) for k, v in (("points", self.points), ("labels", self.labels))}
         return PretrainClips(stages=[s.to(device) for s in self.stages], masks=self.masks.to(device), mark=self.mark,
                              points=moved["points"], labels=moved["labels"])
+
+
+@dataclass(frozen=True)
+class ClipBatch:
+    """A step's clips, in groups of one kind of prompt."""
+
+    groups: list[PretrainClips]
+
+    def to(self, device: torch.device | str) -> ClipBatch:
+        """A copy on `device`."""
+        return ClipBatch([g.to(device) for g in self.groups])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,10 +73,29 @@ class _DecoderMasks:
     present: Tensor
 
 
-def train_all_but_trunk(core: Sam2Core) -> None:
-    """Set `requires_grad` of everything but the trunk."""
-    for name, parameter in core.sam.named_parameters():
-        parameter.requires_grad_(not name.startswith(TRUNK))
+class PretrainModel(nn.Module):
+    """SAM 2 with a frozen trunk, as a training run takes it."""
+
+    def __init__(self, core: Sam2Core) -> None:
+        super().__init__()
+        self.core = core
+        for name, parameter in core.sam.named_parameters():
+            parameter.requires_grad_(not name.startswith(TRUNK))
+
+    def losses(self, batch: ClipBatch) -> dict[str, Tensor]:
+        """Mean over clips of the losses of `pretrain_losses`."""
+        found = [(len(g.masks), pretrain_losses(self.core, g)) for g in batch.groups]
+        clips = sum(n for n, _ in found)
+        return {k: torch.stack([v[k].float() * (n / clips) for n, v in found]).sum() for k in found[0][1]}
+
+    def trainable_state(self) -> dict[str, Tensor]:
+        """All tensors above the trunk, on the CPU, under the names of SAM 2's checkpoints."""
+        state = self.core.sam.state_dict()
+        return {k: v.detach().cpu().contiguous() for k, v in state.items() if not k.startswith(TRUNK)}
+
+    def load_trainable_state(self, state: dict[str, Tensor]) -> None:
+        """Load a result of `trainable_state`."""
+        self.core.sam.load_state_dict(state, strict=False)
 
 
 def pyramid(core: Sam2Core, stages: list[Tensor]) -> Maps:

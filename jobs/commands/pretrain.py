@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -20,8 +20,8 @@ def register(app: typer.Typer) -> None:
     def pretrain(
         recipe: Annotated[str, typer.Option("--recipe", "-r", help="nano_pretrain, or a YAML file.")] = "nano_pretrain",
         sets: SetOption = None,
-        out: Annotated[str | None, typer.Option("--out", "-o", help="Local folder for the weights and checkpoints "
-                                               "(default: the recipe's).")] = None,
+        out: Annotated[str | None, typer.Option("--out", "-o", help="Folder or s3://bucket/prefix for the weights, the "
+                                               "shards and checkpoints (default: the recipe's).")] = None,
         as_json: JsonOption = False,
     ) -> None:
         """Train nano's neck, memory and decoder on single objects and pseudo-videos.
@@ -31,17 +31,18 @@ def register(app: typer.Typer) -> None:
         config = load_pretraining(recipe, sets, out=out)
 
         from pipelines.base.progress import Bar
+        from pipelines.base.storage import join
         from pipelines.pretraining.run import run_pretraining
 
         with Bar(config.name, config.steps, unit="steps") as bar:
             about = run_pretraining(config, lambda row: bar.to(int(row["step"]), _note(row)))
         held = ", ".join(f"{k.removeprefix('iou_')} {v * 100:.1f}" for k, v in about.quality.items())
-        print(f"{config.out}/{about.file}: mean IoU on held-out photos: {held}",
+        print(f"{join(config.out, about.file)}: mean IoU on held-out photos: {held}",
               file=sys.stderr if as_json else sys.stdout)
         if as_json:
             print(json.dumps(asdict(about), indent=1))
 
 
-def _note(row: dict[str, float]) -> str:
+def _note(row: dict[str, Any]) -> str:
     held = "".join(f" {k.removeprefix('iou_')} {v * 100:.1f}" for k, v in row.items() if k.startswith("iou_"))
     return f"loss {row['loss']:.3f}{held}"

@@ -27,13 +27,15 @@ from typing import Any
 
 from pipelines.base.cache import cache_dir
 from pipelines.base.mlflow_sender import Entry, Sender, metric_names
+from pipelines.base.progress import say
 from pipelines.base.run_metrics import RunMetrics
 from pipelines.base.storage import Store
 
 log = logging.getLogger(__name__)
-# metric of MLflow -> column of the sweep's table
+# metric of MLflow -> column of the sweep's table, or figure of a pretraining's progress
 SHOWN = {"loss": "loss", "select/loss": "loss", "episodes_per_s": "episodes_per_s", "miou": "miou",
-         "select/episodes_per_s": "episodes_per_s", "select/miou": "miou"}
+         "select/episodes_per_s": "episodes_per_s", "select/miou": "miou",
+         **{f"iou_{kind}": f"iou_{kind}" for kind in ("points", "box", "tracked", "copied")}}
 
 
 def _home(out: str) -> Path:
@@ -52,6 +54,32 @@ def tracking_uri(workspace: str, configured: str = "") -> str:
 def spool_folder(workspace: str) -> Path:
     """The folder in which a workspace's entries wait for MLflow."""
     return _home(workspace) / "spool"
+
+
+@contextmanager
+def open_tracker(out: str, experiment: str, ray: Any, *, uri: str = "") -> Iterator[Any]:
+    """Yield the tracking actor of a command, on this machine, where the spool of the workspace `out` is.
+
+    `uri` is the recipe's tracking store. Prints a line if entries were not sent.
+    """
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    # Calls that a lost process did not answer are repeated: without its end a run would stay open for ever.
+    lasting = {"max_restarts": -1, "max_task_retries": 5}
+    actor = ray.remote(Tracker).options(num_cpus=0, scheduling_strategy=here, **lasting).remote(
+        tracking_uri(out, uri), experiment, str(spool_folder(out)))
+    try:
+        yield actor
+    finally:
+        reason, notes = "the tracking process was lost", []
+        with suppress(ray.exceptions.RayError):
+            reason, notes = ray.get(actor.close.remote()), ray.get(actor.notes.remote())
+        for note in notes:
+            say(f"tracking: {note}")
+        if reason:
+            say(f"tracking: {reason}; the next command sends the entries that wait in {spool_folder(out)}")
+        ray.kill(actor)
 
 
 class Tracker:

@@ -51,7 +51,8 @@ def _train(run: RunContext, scoring: ScoringConfig, ray: Any) -> None:
     from pipelines.evaluation.steps import run_selection, score_grid
 
     if run.spec.train.selection == "none":
-        return train_run(run)
+        train_run(run)
+        return
     chosen = run_selection(run, scoring.config, train=train_run,
                            score=lambda *args: run_task(ray, _with_threads, run.threads, score_grid, *args,
                                                         cpus=run.cpus, gpus=run.gpus, retries=run.retries))

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from pipelines.config.data import DataConfig
 from pipelines.config.section import Positive, Section
+from pipelines.config.train import TrainConfig
+
+# Keys that change how a pretraining is run or watched, not what it computes.
+_BESIDE = {"out", "tracking", "retries", "threads", "device", "log_every", "measure_every", "checkpoint_every"}
 
 if TYPE_CHECKING:
     from fss_models.pretraining.views import ViewConfig
@@ -35,7 +41,8 @@ class PretrainConfig(Section):
     """A pretraining: its datasets (only *train* photos are opened), the model's preset, and the optimisation."""
 
     name: str = "nano_pretrain"
-    out: str = "out/pretrain"
+    out: str = "out/pretrain"  # URL of the folder with the weights, the shards and the run
+    tracking: str = ""  # MLflow URI; empty: MLFLOW_TRACKING_URI, else a SQLite file
     data: list[DataConfig] = Field(min_length=1)
     licences: dict[str, str] = Field(default_factory=dict)  # dataset name -> licence, for the weights' JSON file
     hide: tuple[str, ...] = ()  # names of classes whose objects are left out (to check for class leakage)
@@ -55,7 +62,24 @@ class PretrainConfig(Section):
     precision: Literal["fp32", "bf16"] = "bf16"
     seed: int = 0
     threads: Positive = 1
-    device: str = ""  # empty: cuda where there is a GPU, else cpu
+    device: Literal["", "cpu", "cuda"] = ""  # empty: cuda where the cluster has a GPU, else cpu
+    retries: int = Field(1, ge=0)  # further tries after a worker was lost
     log_every: Positive = 20
     measure_every: Positive = 250
     checkpoint_every: Positive = 250
+
+    @property
+    def train(self) -> TrainConfig:
+        """The keys that every training run has: a cosine from `lr` down to 0 after the warm-up."""
+        return TrainConfig(batch=self.clips, **{k: getattr(self, k) for k in (
+            "steps", "lr", "weight_decay", "warmup", "clip_norm", "precision", "log_every", "checkpoint_every")})
+
+    @property
+    def deciding(self) -> dict[str, Any]:
+        """The settings that decide the numbers of a pretraining, as JSON."""
+        return self.model_dump(mode="json", exclude=_BESIDE)
+
+    @property
+    def key(self) -> str:
+        """Name in the tracking store, with a hash of all that decides the result."""
+        return f"{self.name}-{hashlib.sha256(json.dumps(self.deciding, sort_keys=True).encode()).hexdigest()[:8]}"

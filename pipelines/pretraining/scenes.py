@@ -1,22 +1,29 @@
-"""The photos of a pretraining: train photos of shards, with a mask for each object."""
+"""What a pretraining learns from: train photos of shards with a mask for each object, and scenes made of them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from scipy import ndimage
+from torch import Tensor
 
 from fss_models.errors import FssError
-from fss_models.pretraining.views import LabelledPhoto, shrink
+from fss_models.presets import preprocessor
+from fss_models.pretraining.bank import Scene
+from fss_models.pretraining.views import LabelledPhoto, Views, make_views, shrink
+from fss_models.sam2_core.core import Sam2Core
 from pipelines.config.data import DataConfig
 from pipelines.data import rle
 from pipelines.data.shardset import Shards
+from pipelines.pretraining.config import PretrainConfig
 
 LABEL_MAPS = frozenset({"voc", "pairs", "pascal5i"})  # formats with one region a class, which is split into its parts
 MIN_SHARE = 0.002  # least share of the photo that an object covers; smaller ones vanish at the model's size
 WORKING_SIDE = 384  # pixels of the square that views are cut from
+SCENES = 0  # stream of random numbers
 
 
 @dataclass(frozen=True)
@@ -68,3 +75,41 @@ def _parts(mask: np.ndarray) -> list[np.ndarray]:
     labels, found = ndimage.label(mask)
     parts = [labels == i for i in range(1, found + 1)]
     return [p for p in parts if p.mean() >= MIN_SHARE]
+
+
+class Encoder:
+    """Normalises views as a preset does and computes the frozen trunk's maps."""
+
+    def __init__(self, core: Sam2Core, preset: str, device: str) -> None:
+        resize = preprocessor(preset)
+        self.side, self._trunk, self._device = core.side, core.sam.image_encoder.trunk, device
+        self._mean, self._std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (resize.mean, resize.std))
+
+    @torch.no_grad()
+    def __call__(self, pixels: Tensor) -> list[Tensor]:
+        """The trunk's four maps of views [N, 3, R, R] uint8."""
+        maps: list[Tensor] = self._trunk((pixels.to(self._device).float() / 255 - self._mean) / self._std)
+        return maps
+
+
+class Scenes:
+    """Scene n: views of the nth photo of a shuffled order, with objects pasted from another photo drawn at random."""
+
+    def __init__(self, read: Callable[[int], LabelledPhoto], photos: list[int], config: PretrainConfig,
+                 encode: Encoder) -> None:
+        self._read, self._photos, self._config, self._encode = read, photos, config, encode
+
+    def views(self, n: int) -> Views:
+        """Views of scene n. A photo whose objects are all too small is replaced by one drawn at random."""
+        rng = np.random.default_rng([self._config.seed, SCENES, n])
+        epoch, turn = divmod(n, len(self._photos))
+        order = np.random.default_rng([self._config.seed, SCENES, 2**40 + epoch]).permutation(self._photos)
+        photo = self._read(int(order[turn]))
+        while not len(photo.masks):
+            photo = self._read(int(rng.choice(self._photos)))
+        other = self._read(int(rng.choice(self._photos)))
+        return make_views(photo, self._config.views.build(), rng, self._encode.side, other)
+
+    def __call__(self, n: int) -> Scene:
+        """Scene n with its views encoded."""
+        return Scene.make(self.views(n), self._encode)

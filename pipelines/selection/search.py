@@ -264,7 +264,8 @@ def _train(inputs: TrialInputs, values: dict[str, Any], grid: tuple[int, ...],
            on_score: Callable[[SearchPoint], None]) -> None:
     from pipelines.bundles.weights import build_model
     from pipelines.data.collate import square_side
-    from pipelines.training.loop import WorkerRank, fit
+    from pipelines.training.loop import fit
+    from pipelines.training.task import WorkerRank
 
     torch.set_num_threads(inputs.threads)
     spec, gpus = inputs.change_settings(values), inputs.recipe.sweep.gpus_per_run

@@ -12,7 +12,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from fss_models.errors import FssError
 from pipelines.base.outcome import error_line
 from pipelines.base.progress import say
 from pipelines.base.storage import Store
-from pipelines.base.tracking import Tracker, spool_folder, tracking_uri
+from pipelines.base.tracking import open_tracker
 from pipelines.base.version import code_version
 from pipelines.base.workspace import Workspace
 from pipelines.config.recipe import Recipe
@@ -241,27 +241,9 @@ def _outcome(ref: Any, plan: PlannedRun, ray: Any) -> RunResult:
 
 # ---- tracking -----------------------------------------------------------------------------------------------------
 
-@contextmanager
-def tracking(recipe: Recipe, ray: Any) -> Iterator[Any]:
-    """Yield the sweep's tracking actor, on this machine, where its spool is. Prints a line if entries were not sent."""
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    # Calls that a lost process did not answer are repeated: without its end a run would stay open for ever.
-    lasting = {"max_restarts": -1, "max_task_retries": 5}
-    actor = ray.remote(Tracker).options(num_cpus=0, scheduling_strategy=here, **lasting).remote(
-        tracking_uri(recipe.out, recipe.tracking), recipe.project_name, str(spool_folder(recipe.out)))
-    try:
-        yield actor
-    finally:
-        reason, notes = "the tracking process was lost", []
-        with suppress(ray.exceptions.RayError):
-            reason, notes = ray.get(actor.close.remote()), ray.get(actor.notes.remote())
-        for note in notes:
-            say(f"tracking: {note}")
-        if reason:
-            say(f"tracking: {reason}; the next command sends the entries that wait in {spool_folder(recipe.out)}")
-        ray.kill(actor)
+def tracking(recipe: Recipe, ray: Any) -> AbstractContextManager[Any]:
+    """Open the tracking actor of a sweep."""
+    return open_tracker(recipe.out, recipe.project_name, ray, uri=recipe.tracking)
 
 
 def sweep_key(recipe: Recipe, plans: Sequence[PlannedRun]) -> str:

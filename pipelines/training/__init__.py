@@ -1,1 +1,1 @@
-"""One training run: its context, loop, worker and checkpoints."""
+"""One training run of any kind: its context, task, loop, worker and checkpoints."""

@@ -1,6 +1,6 @@
 """The state of a training run as a checkpoint folder. A run that resumes from it ends as one that never stopped.
 
-    about.json          run, method, preset, step, number of workers, position in the episode stream
+    about.json          what it is of (run, method, preset), step, number of workers, position in the episode stream
     model.safetensors   the trained tensors
     optimiser.pt        the optimiser (read with `weights_only=True`; the schedule is a function of the step)
     rank-<r>.pt         random states of one worker
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fss_models.errors import FssError
-from fss_models.segmenter import Segmenter
-from pipelines.config.run import RunSpec
 
 
 @dataclass
@@ -52,7 +50,7 @@ class ResumePoint:
     history: History
 
 
-def save_state(folder: Path, spec: RunSpec, model: Segmenter, optimiser: torch.optim.Optimizer, *, step: int,
+def save_state(folder: Path, identity: Mapping[str, Any], model: Any, optimiser: torch.optim.Optimizer, *, step: int,
                position: Any, history: History, rank: int, world: int) -> None:
     """Write one worker's part of a checkpoint into `folder`; worker 0 also writes the parts that all workers share."""
     torch.save(_random_state(), folder / f"rank-{rank}.pt")
@@ -61,21 +59,19 @@ def save_state(folder: Path, spec: RunSpec, model: Segmenter, optimiser: torch.o
     save_file(model.trainable_state(), folder / "model.safetensors")
     torch.save(optimiser.state_dict(), folder / "optimiser.pt")
     (folder / "history.json").write_text(json.dumps(history.rows))
-    about = {"run": spec.name, "method": spec.method.name, "preset": spec.method.preset, "step": step, "world": world,
-             "position": position}
-    (folder / "about.json").write_text(json.dumps(about))
+    (folder / "about.json").write_text(json.dumps({**identity, "step": step, "world": world, "position": position}))
 
 
-def load_state(folder: Path, spec: RunSpec, model: Segmenter, optimiser: torch.optim.Optimizer, *, rank: int,
+def load_state(folder: Path, identity: Mapping[str, Any], model: Any, optimiser: torch.optim.Optimizer, *, rank: int,
                world: int) -> ResumePoint:
     """Restore a checkpoint into `model`, `optimiser` and the random generators.
 
-    Raises `FssError` if the checkpoint is of another method, preset or run, or if it is incomplete.
+    Raises `FssError` if the checkpoint says something else of itself than `identity`, or if it is incomplete.
     """
     about = _about(folder)
-    for key, want in (("method", spec.method.name), ("preset", spec.method.preset), ("run", spec.name)):
-        if about[key] != want:
-            raise FssError(f"the checkpoint is of {key} {about[key]!r}, not {want!r}", where=str(folder),
+    for key, want in sorted(identity.items()):
+        if about.get(key) != want:
+            raise FssError(f"the checkpoint is of {_difference(key, about.get(key), want)}", where=str(folder),
                            hint="use another --out, or delete this run's folder")
     model.load_trainable_state(load_file(folder / "model.safetensors"))
     optimiser.load_state_dict(torch.load(folder / "optimiser.pt", weights_only=True))
@@ -83,6 +79,12 @@ def load_state(folder: Path, spec: RunSpec, model: Segmenter, optimiser: torch.o
         _restore_random(torch.load(folder / f"rank-{rank}.pt", weights_only=True))
     history = History(json.loads((folder / "history.json").read_text()))
     return ResumePoint(step=about["step"], position=about["position"], history=history)
+
+
+def _difference(key: str, found: Any, want: Any) -> str:
+    if isinstance(found, dict) and isinstance(want, dict):
+        return f"other {key} ({', '.join(k for k in {**want, **found} if found.get(k) != want.get(k))})"
+    return f"{key} {found!r}, not {want!r}"
 
 
 def _about(folder: Path) -> dict[str, Any]:

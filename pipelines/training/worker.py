@@ -13,16 +13,19 @@ from typing import Any
 from pipelines.base.outcome import Outcome
 from pipelines.base.storage import Store
 from pipelines.base.version import code_version
-from pipelines.training.context import RunContext
+from pipelines.training.context import BaseRun, RunContext
+from pipelines.training.state import History
+from pipelines.training.task import OpenTask, TrainingTask, WorkerRank
 
 KEPT_CHECKPOINTS = 2
 CHECKPOINTS = "fss-checkpoint-"  # prefix of local checkpoint folders before their upload; the process id follows
 
 
-def train_run(run: RunContext) -> None:
-    """Train a run to its end, from its last checkpoint if it has one, and write its bundle.
+def train_run(run: BaseRun, open_task: OpenTask | None = None) -> Any:
+    """Train a run to its end, from its last checkpoint if it has one. Returns the result of its task's `finish`.
 
-    Raises `FssError` for a mistake that another try would repeat, and Ray's own error after `retries` failures.
+    `open_task` is called on every worker; without it `run` is a `RunContext`, and its bundle is written. Raises
+    `FssError` for a mistake that another try would repeat, and Ray's own error after `retries` failures.
     """
     import ray.train.torch
 
@@ -33,7 +36,7 @@ def train_run(run: RunContext) -> None:
     resources = {"CPU": run.cpus / workers} | ({"GPU": run.gpus / workers} if run.gpus else {})
     trainer = train.torch.TorchTrainer(
         train_worker,
-        train_loop_config={"run": run},
+        train_loop_config={"run": run, "open_task": open_task or open_run},
         scaling_config=train.ScalingConfig(
             num_workers=(least, workers) if least < workers else workers, use_gpu=run.gpus > 0,
             resources_per_worker=resources),
@@ -43,10 +46,10 @@ def train_run(run: RunContext) -> None:
             checkpoint_config=train.CheckpointConfig(num_to_keep=KEPT_CHECKPOINTS),
             logging_config=train.LoggingConfig(log_level="ERROR")),
     )
-    (trainer.fit().return_value or Outcome()).result()
+    return (trainer.fit().return_value or Outcome()).result()
 
 
-def train_worker(config: dict[str, Any]) -> Outcome[None]:
+def train_worker(config: dict[str, Any]) -> Outcome[Any]:
     """Train as one worker of a run. A mistake, which a retry would repeat, is returned.
 
     With several workers it is raised: Ray Train returns the first worker's value alone, and the other workers would
@@ -56,44 +59,56 @@ def train_worker(config: dict[str, Any]) -> Outcome[None]:
     import ray.train.torch
     import torch
 
-    run: RunContext = config["run"]
+    run: BaseRun = config["run"]
     torch.set_num_threads(run.threads)
     clear_checkpoints(Path(tempfile.gettempdir()))
     context = ray.train.get_context()
-    device = str(ray.train.torch.get_device())
-    rank, world = context.get_world_rank(), context.get_world_size()
-    if world == 1:
-        return Outcome.of(_train, run, rank, world, device)
-    _train(run, rank, world, device)
-    return Outcome()
+    worker = WorkerRank(rank=context.get_world_rank(), world=context.get_world_size(),
+                        device=str(ray.train.torch.get_device()))
+    if worker.world == 1:
+        return Outcome.of(_train, run, config["open_task"], worker)
+    return Outcome(_train(run, config["open_task"], worker))
 
 
-def _train(run: RunContext, rank: int, world: int, device: str) -> None:
+def _train(run: BaseRun, open_task: OpenTask, worker: WorkerRank) -> Any:
     import ray.train
 
+    from pipelines.training.loop import optimise
+
+    task = open_task(run, worker)
+    checkpoint = ray.train.get_checkpoint()
+    with checkpoint.as_directory() if checkpoint else nullcontext() as folder:
+        history = optimise(task, worker=worker, resume=Path(folder) if folder else None, save=_report,
+                           log_row=lambda step, row: _log(run, worker.rank, step, row))
+    if worker.rank:
+        return None
+    Store(run.folder).write_json("history.json", history.rows)
+    return task.finish(history)
+
+
+def open_run(run: RunContext, worker: WorkerRank) -> TrainingTask:
+    """The task of a run: its model and its episodes. At the end its bundle is written, unless it has a grid."""
     from pipelines.bundles.weights import build_model
     from pipelines.data.collate import square_side
     from pipelines.data.folds import FoldData
     from pipelines.training.grid import make_grid_writer
-    from pipelines.training.loop import WorkerRank, fit
+    from pipelines.training.loop import episode_task
 
     spec = run.spec
     data = FoldData.of(spec)
     model = build_model(spec.method, seed=spec.seed)
     features = _open_features(run, model)
     side = square_side(model, decoded=features is None) if spec.train.augment == "none" else 0
-    checkpoint = ray.train.get_checkpoint()
-    with checkpoint.as_directory() if checkpoint else nullcontext() as folder:
-        history = fit(
-            spec, model, worker=WorkerRank(rank=rank, world=world, device=device),
-            open_stream=lambda position: data.stream(spec, position=position, rank=rank, world=world, side=side),
-            resume=Path(folder) if folder else None, save=_report,
-            log_row=lambda step, row: _log(run, rank, step, row), features=features, stop=run.stop,
-            on_step=make_grid_writer(run) if run.grid and rank == 0 else None)
-    if rank == 0:
-        Store(run.folder).write_json("history.json", history.rows)
+
+    def finish(history: History) -> None:
         if not run.grid:
             write_bundle(run, model, data, train_s=history.seconds)
+
+    return episode_task(
+        spec, model, worker=worker, features=features, stop=run.stop, finish=finish,
+        open_stream=lambda position: data.stream(spec, position=position, rank=worker.rank, world=worker.world,
+                                                 side=side),
+        on_step=make_grid_writer(run) if run.grid and worker.rank == 0 else None)
 
 
 def _open_features(run: RunContext, model: Any) -> Any:
@@ -128,7 +143,7 @@ def _report(step: int, write: Callable[[Path], None]) -> None:
                      delete_local_checkpoint_after_upload=True)
 
 
-def _log(run: RunContext, rank: int, step: int, row: dict[str, float]) -> None:
+def _log(run: BaseRun, rank: int, step: int, row: dict[str, float]) -> None:
     if rank == 0:
         run.track("at_step", run.label, step, run.stage)
         prefix = "select/" if run.stage == "selecting" else ""

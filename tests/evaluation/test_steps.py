@@ -32,7 +32,8 @@ from pipelines.evaluation.steps import (
 )
 from pipelines.training.context import RunContext
 from pipelines.training.grid import grid_store, make_grid_writer
-from pipelines.training.loop import WorkerRank, fit
+from pipelines.training.loop import fit
+from pipelines.training.task import WorkerRank
 from pipelines.training.worker import write_bundle
 from tests.fixtures.training import KilledError
 

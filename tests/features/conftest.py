@@ -24,7 +24,8 @@ from pipelines.data.shardset import Shards
 from pipelines.features.build import ensure_features, features_url
 from pipelines.features.reader import FeatureReader
 from pipelines.sweeps.matrix import sweep_specs
-from pipelines.training.loop import WorkerRank, fit
+from pipelines.training.loop import fit
+from pipelines.training.task import WorkerRank
 
 PART = 500_000  # bytes: several parts
 METHODS = ("fcp", "vrp_sam")

@@ -2,34 +2,93 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 
 from fss_models.errors import FssError
-from fss_models.pretraining.objective import PretrainClips, PretrainPrompt, pretrain_losses, train_all_but_trunk
+from fss_models.pretraining.objective import ClipBatch, PretrainClips, PretrainModel, PretrainPrompt, pretrain_losses
 from fss_models.sam2_core.build import build_sam2
 from fss_models.sam2_core.core import Sam2Core
+from fss_models.shipped.files import Provenance, find_weights
+from infra.local.s3 import S3Server
 from jobs.recipes import load_pretraining
+from pipelines.base.storage import Store
+from pipelines.base.tracking import tracking_uri
+from pipelines.base.workspace import Workspace
 from pipelines.config.data import DataConfig
 from pipelines.data.shardset import Shards
 from pipelines.pretraining.config import PretrainConfig
 from pipelines.pretraining.run import run_pretraining
 from pipelines.pretraining.scenes import Photos
+from pipelines.pretraining.task import PretrainRun, open_pretraining
+from pipelines.training.loop import optimise
+from pipelines.training.task import WorkerRank
+from tests.fixtures.training import KilledError
+from tests.sweeps.faults import plant, struck
+
+FSS = str(Path(sys.executable).parent / "fss")
+
+
+def settings(data: DataConfig, out: Path) -> PretrainConfig:
+    return PretrainConfig(data=[data], preset="debug", out=str(out), steps=6, clips=4, ring=6, fresh=1, warmup=1,
+                          log_every=1, measure_every=6, checkpoint_every=2, precision="fp32")
 
 
 @pytest.fixture
 def config(shapes_config: DataConfig, tmp_path: Path) -> PretrainConfig:
-    return PretrainConfig(data=[shapes_config], preset="debug", out=str(tmp_path / "run"), steps=6, clips=4, ring=6,
-                          fresh=1, warmup=1, log_every=1, measure_every=6, checkpoint_every=2, precision="fp32")
+    return settings(shapes_config, tmp_path / "run")
 
 
-def _quiet(row: dict[str, float]) -> None:
-    assert row["loss"] > 0
+@dataclass(frozen=True)
+class Outcome:
+    """A pretraining that ended, and the rows that it showed meanwhile."""
+
+    config: PretrainConfig
+    about: Provenance
+    shown: list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def trained(ray_cluster: object, shapes_config: DataConfig, shapes_shards: str,
+            tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    """A pretraining through Ray on the session's shards."""
+    config, shown = settings(shapes_config, tmp_path_factory.mktemp("trained")), []
+    target = Path(Workspace(config.out).shards(shapes_config.name))
+    target.parent.mkdir(parents=True)
+    target.symlink_to(shapes_shards)
+    return Outcome(config, run_pretraining(config, shown.append), shown)
+
+
+def train_here(config: PretrainConfig, shards: str, *, die_at: int = 0) -> Provenance:
+    """A pretraining in this process, without Ray; `die_at` stops it right after that step."""
+    torch.set_num_threads(1)
+    folder = Path(config.out, "checkpoints")
+    task = open_pretraining(PretrainRun(spec=config, shards=(shards,), commit="", runs=""), WorkerRank())
+    kept = sorted(folder.glob("*"), key=lambda p: int(p.name))
+
+    def save(step: int, write: Callable[[Path], None]) -> None:
+        (folder / str(step)).mkdir(parents=True)
+        write(folder / str(step))
+
+    def log_row(step: int, row: dict[str, float]) -> None:
+        if step == die_at:
+            raise KilledError
+
+    history = optimise(task, worker=WorkerRank(), resume=kept[-1] if kept else None, save=save, log_row=log_row)
+    about: Provenance = task.finish(history)
+    return about
 
 
 def _core() -> Sam2Core:
@@ -53,10 +112,10 @@ def _clips(core: Sam2Core, mark: PretrainPrompt) -> PretrainClips:
 
 
 def test_every_part_above_the_trunk_learns() -> None:
-    core = _core().train()
-    train_all_but_trunk(core)
-    for mark in (PretrainPrompt.MASK, PretrainPrompt.POINTS):
-        torch.stack(list(pretrain_losses(core, _clips(core, mark)).values())).sum().backward()
+    core = _core()
+    model = PretrainModel(core).train()
+    groups = [_clips(core, mark) for mark in (PretrainPrompt.MASK, PretrainPrompt.POINTS)]
+    torch.stack(list(model.losses(ClipBatch(groups)).values())).sum().backward()
     still = {n for n, p in core.sam.named_parameters() if p.requires_grad and p.grad is None}
     # positions of missing memories and the pointer of an absent object are SAM 2's own spares
     assert all("no_mem_pos_enc" in n or "no_obj_ptr" in n or "point_embeddings" in n or "not_a_point" in n
@@ -75,39 +134,72 @@ def test_what_is_tracked_depends_on_the_memory() -> None:
     assert abs(float(one - other)) > 1e-5
 
 
-def test_a_killed_run_ends_with_the_same_weights(config: PretrainConfig, tmp_path: Path) -> None:
-    whole = run_pretraining(config, _quiet)
-
-    class KilledError(Exception):
-        pass
-
-    def stop(row: dict[str, float]) -> None:
-        if row["step"] == 5:
-            raise KilledError
-
-    second = config.model_copy(update={"out": str(tmp_path / "second")})
+def test_a_killed_run_ends_with_the_same_weights(config: PretrainConfig, trained: Outcome, shapes_shards: str) -> None:
+    """Bit-equal to one through Ray that was left alone; killed between two checkpoints."""
     with pytest.raises(KilledError):
-        run_pretraining(second, stop)
-    about = json.loads((tmp_path / "second" / "checkpoint" / "about.json").read_text())
-    assert about["step"] == 4
-    assert run_pretraining(second, _quiet).sha256 == whole.sha256
+        train_here(config, shapes_shards, die_at=5)
+    assert [p.name for p in sorted(Path(config.out, "checkpoints").glob("*"))] == ["2", "4"]
+    torch.manual_seed(99)
+    assert train_here(config, shapes_shards).sha256 == trained.about.sha256
 
 
-def test_the_weight_file_says_what_it_was_made_from(config: PretrainConfig) -> None:
-    about = run_pretraining(config, _quiet)
-    state = load_file(Path(config.out) / about.file)
+def test_the_weight_file_says_what_it_was_made_from(trained: Outcome, shapes_shards: str) -> None:
+    about, folder = trained.about, Path(trained.config.out)
+    state = load_file(folder / about.file)
     assert {v.dtype for v in state.values() if v.is_floating_point()} == {torch.float16}
     assert not any(k.startswith("image_encoder.trunk.") for k in state)
-    shards = Shards(str(Path(config.out) / "shards" / config.data[0].name))
+    shards = Shards(shapes_shards)
     of = {split: {row["sha256"][:16] for row in shards.images(split)} for split in ("train", "test")}
     assert set(about.photos) <= of["train"]
     assert not set(about.photos) & of["test"]
     assert {"iou_box", "iou_tracked", "iou_copied"} <= about.quality.keys()
+    found = find_weights("debug", folder)
+    assert found
+    assert found.provenance == about
+    assert found.verified()
 
 
-def test_hidden_classes_lend_no_objects(config: PretrainConfig) -> None:
-    run_pretraining(config.model_copy(update={"steps": 1}), _quiet)
-    shards = Shards(str(Path(config.out) / "shards" / config.data[0].name))
+def test_a_run_is_tracked_and_shown(trained: Outcome) -> None:
+    """Fails if a row is lost, comes twice, or the held-out figures are not measured when they should be."""
+    assert all(row["loss"] > 0 for row in trained.shown)
+    assert trained.shown[-1]["step"] == 6
+    assert trained.shown[-1]["iou_tracked"] == trained.about.quality["iou_tracked"]
+    rows = Store(Workspace(trained.config.out).run("nano_pretrain")).read_json("history.json")
+    assert [r["step"] for r in rows if "iou_box" in r] == [6]
+    _check_tracked(tracking_uri(trained.config.out), trained.config, trained.about, rows)
+
+
+def _check_tracked(uri: str, config: PretrainConfig, about: Provenance, rows: list[dict[str, float]]) -> None:
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(uri)
+    (run,) = client.search_runs([client.get_experiment_by_name(config.name).experiment_id])
+    assert run.data.tags["fss.run"] == config.key
+    assert run.data.tags["fss.weights"] == about.sha256
+    assert run.info.status == "FINISHED"
+    history = client.get_metric_history(run.info.run_id, "loss")
+    assert [(m.step, m.value) for m in history] == [(r["step"], r["loss"]) for r in rows]
+    assert [m.step for m in client.get_metric_history(run.info.run_id, "iou_box")] == [config.steps]
+
+
+def test_a_finished_run_is_not_trained_again(trained: Outcome) -> None:
+    before = Store(Workspace(trained.config.out).run("nano_pretrain")).read_json("history.json")
+    assert run_pretraining(trained.config, _never).sha256 == trained.about.sha256
+    assert Store(Workspace(trained.config.out).run("nano_pretrain")).read_json("history.json") == before
+
+
+def _never(row: dict[str, Any]) -> None:
+    raise AssertionError(row)
+
+
+def test_another_runs_checkpoint_is_refused(trained: Outcome) -> None:
+    other = trained.config.model_copy(update={"lr": 0.5, "clips": 8})
+    with pytest.raises(FssError, match=r"the checkpoint is of other settings \(clips, lr\)"):
+        run_pretraining(other, _never)
+
+
+def test_hidden_classes_lend_no_objects(shapes_shards: str) -> None:
+    shards = Shards(shapes_shards)
     name = shards.manifest.classes[0].name
     whole, less = Photos([shards]), Photos([shards], hide=[name])
 
@@ -119,17 +211,53 @@ def test_hidden_classes_lend_no_objects(config: PretrainConfig) -> None:
         Photos([shards], hide=["unicorn"])
 
 
-@pytest.mark.parametrize(("change", "word"), [({"lr": 0.5}, "lr"), ({"clips": 8}, "clips")])
-def test_another_runs_checkpoint_is_refused(config: PretrainConfig, change: dict[str, Any], word: str) -> None:
-    run_pretraining(config.model_copy(update={"steps": 2}), _quiet)
-    with pytest.raises(FssError, match=word):
-        run_pretraining(config.model_copy(update={"steps": 2, **change}), _quiet)
-
-
-def test_a_start_that_does_not_fit_is_refused(config: PretrainConfig, tmp_path: Path) -> None:
+def test_mistakes_are_named(config: PretrainConfig, ray_cluster: object, shapes_shards: str, tmp_path: Path) -> None:
     save_file({"unknown": torch.zeros(1)}, tmp_path / "wrong.safetensors")
-    with pytest.raises(FssError, match=r"wrong\.safetensors"):
-        run_pretraining(config.model_copy(update={"start": str(tmp_path / "wrong.safetensors")}), _quiet)
+    with pytest.raises(FssError, match=r"^\S*wrong\.safetensors"):
+        train_here(config.model_copy(update={"start": str(tmp_path / "wrong.safetensors")}), shapes_shards)
+    with pytest.raises(FssError, match="device=cuda, but the cluster has no GPU"):
+        run_pretraining(config.model_copy(update={"device": "cuda"}), _never)
+    with pytest.raises(FssError, match=r"not finite at step \d .* \(lower lr or clip_norm, or use precision=fp32\)"):
+        train_here(config.model_copy(update={"lr": 1e30, "warmup": 0}), shapes_shards)
+    (Path(config.out) / "checkpoint").mkdir(parents=True)
+    (Path(config.out) / "checkpoint" / "about.json").write_text("{}")
+    with pytest.raises(FssError, match="is a checkpoint of an earlier version of fss"):
+        run_pretraining(config, _never)
+
+
+@pytest.mark.slow
+def test_killed_in_a_bucket_and_run_again(config: PretrainConfig, shapes_shards: str, s3_server: S3Server,
+                                          tmp_path: Path) -> None:
+    """SIGKILL of the worker in the middle, then the same command: weights, rows and MLflow as if left alone."""
+    config = config.model_copy(update={"steps": 40, "checkpoint_every": 4, "measure_every": 40, "retries": 0})
+    whole = train_here(config, shapes_shards)
+    out = f"{s3_server.url}/pretrained"
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(config.model_copy(update={"out": out}).model_dump(mode="json")))
+    command = [FSS, "pretrain", "--recipe", str(file), "--json"]
+    env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {"FSS_CACHE": str(tmp_path / "cache")}
+    fault = plant(tmp_path / "fault", "pipelines.training.loop._step", call=38)
+
+    killed = subprocess.run(command, env=env | fault, capture_output=True, text=True, timeout=300)
+    assert struck(tmp_path / "fault")
+    assert killed.returncode == 2
+    assert "Traceback" not in killed.stderr
+    run = Store(Workspace(out).run("nano_pretrain"))
+    last = run.read_json("checkpoint_manager_snapshot.json")["latest_checkpoint_result"]["checkpoint_dir_name"]
+    before = run.read_json(f"{last}/history.json")
+    assert not Store(out).exists("debug.json")
+
+    again = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    assert again.returncode == 0, again.stderr[-2000:]
+    assert json.loads(again.stdout)["sha256"] == whole.sha256
+    assert hashlib.sha256(Store(out).read_bytes("debug.safetensors")).hexdigest() == whole.sha256
+    rows = run.read_json("history.json")
+    assert rows[:len(before)] == before, "times differ: it began anew instead of going on"
+    losses = [r["loss"] for r in Store(config.out).read_json("checkpoints/40/history.json")]
+    assert [r["loss"] for r in rows] == losses
+    (database,) = (tmp_path / "cache" / "mlflow").glob("*/mlflow.db")
+    _check_tracked(f"sqlite:///{database}", config, whole, rows)
+    assert not Path(out).exists()
 
 
 def test_recipes_of_pretraining_load() -> None:

@@ -37,7 +37,8 @@ from pipelines.selection.choose import make_leaderboard
 from pipelines.sweeps.matrix import sweep_specs
 from pipelines.sweeps.plan import collect_results
 from pipelines.training.context import RunContext
-from pipelines.training.loop import WorkerRank, fit
+from pipelines.training.loop import fit
+from pipelines.training.task import WorkerRank
 from pipelines.training.worker import write_bundle
 from tests.labelling.helpers import DirectEngine
 

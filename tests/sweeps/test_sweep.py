@@ -147,12 +147,13 @@ def test_a_mistake_on_any_worker_ends_all_with_its_line(world: int, monkeypatch:
     monkeypatch.setattr(worker, "_train", train)
     method = MethodConfig(name="sansa", preset="debug")
     run = RunContext(spec=RunSpec(dataset="shapes", shards="x", data_hash="d", fold=0, method=method), runs="runs")
+    config = {"run": run, "open_task": worker.open_run}
     if world == 1:
         with pytest.raises(FssError, match=r"^weights.pt: is not there$"):
-            worker.train_worker({"run": run}).result()
+            worker.train_worker(config).result()
         return
     with pytest.raises(FssError) as mistake:
-        worker.train_worker({"run": run})
+        worker.train_worker(config)
     lost = RuntimeError("[gloo] Connection closed by peer")
     result = failed_result(run, scoring_config(Recipe()), WorkerGroupError("several", {0: lost, 1: mistake.value}))
     assert result.error == "weights.pt: is not there"

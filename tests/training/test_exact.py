@@ -16,7 +16,8 @@ from pipelines.base.storage import Store
 from pipelines.config.method import MethodConfig
 from pipelines.config.run import RunSpec
 from pipelines.data.folds import FoldData
-from pipelines.training.loop import WorkerRank, fit
+from pipelines.training.loop import fit
+from pipelines.training.task import WorkerRank
 from tests.sweeps.faults import plant, struck
 
 STEPS = 3

@@ -18,7 +18,8 @@ from pipelines.config.run import RunSpec
 from pipelines.config.train import TrainConfig
 from pipelines.data.folds import FoldData
 from pipelines.data.shardset import Shards
-from pipelines.training.loop import lr_at
+from pipelines.training.loop import episode_identity, lr_at
+from pipelines.training.state import History, load_state, save_state
 from pipelines.training.worker import clear_checkpoints
 from tests.fixtures.training import KilledError, Outcome
 
@@ -50,7 +51,6 @@ def test_training_changes_the_weights_and_another_seed_changes_them_otherwise(sp
 def test_checkpoint_brings_every_generator_back(spec: RunSpec, tmp_path: Path) -> None:
     """Dropout and prompt sampling draw from the global generators; debug has none, so the loop's test cannot tell."""
     from fss_models import registry
-    from pipelines.training.state import History, load_state, save_state
 
     def draws() -> list[float]:
         return [float(torch.rand(())), float(np.random.random()), random.random(), float(np.random.standard_normal())]
@@ -58,10 +58,11 @@ def test_checkpoint_brings_every_generator_back(spec: RunSpec, tmp_path: Path) -
     model = registry.build("sansa", "debug")
     optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
     draws()
-    save_state(tmp_path, spec, model, optimiser, step=1, position={"epoch": 0}, history=History(), rank=0, world=1)
+    own = {"run": spec.name}
+    save_state(tmp_path, own, model, optimiser, step=1, position={"epoch": 0}, history=History(), rank=0, world=1)
     want = draws()
     assert draws() != want
-    back = load_state(tmp_path, spec, model, optimiser, rank=0, world=1)
+    back = load_state(tmp_path, own, model, optimiser, rank=0, world=1)
     assert draws() == want
     assert (back.step, back.position) == (1, {"epoch": 0})
 
@@ -103,22 +104,15 @@ def test_clips_that_cannot_be_shared_are_refused() -> None:
 ])
 def test_checkpoint_of_another_run_is_refused(spec: RunSpec, run_loop: Run, tmp_path: Path, change: dict[str, object],
                                               message: str) -> None:
-    from fss_models import registry
-    from pipelines.training.state import load_state
-
     run_loop(spec.model_copy(update={"train": spec.train.model_copy(update={"steps": 1})}), "mine")
-    other = spec.model_copy(update=change)
-    model = registry.build("sansa", "debug")
-    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+    own = episode_identity(spec.model_copy(update=change))
     with pytest.raises(FssError, match=message):
-        load_state(tmp_path / "mine" / "checkpoint-0001", other, model, optimiser, rank=0, world=1)
+        load_state(tmp_path / "mine" / "checkpoint-0001", own, None, None, rank=0, world=1)  # type: ignore[arg-type]
 
 
 def test_folder_that_is_no_checkpoint_is_refused(spec: RunSpec, tmp_path: Path) -> None:
-    from pipelines.training.state import load_state
-
     with pytest.raises(FssError, match="is not a checkpoint"):
-        load_state(tmp_path, spec, None, None, rank=0, world=1)  # type: ignore[arg-type]
+        load_state(tmp_path, {"run": spec.name}, None, None, rank=0, world=1)  # type: ignore[arg-type]
 
 
 def test_loss_that_is_not_finite_names_its_step(spec: RunSpec, run_loop: Run, tmp_path: Path) -> None:

@@ -22,7 +22,8 @@ from pipelines.config.train import TrainConfig
 from pipelines.data.folds import FoldData
 from pipelines.data.shardset import Shards
 from pipelines.training.context import RunContext
-from pipelines.training.loop import WorkerRank, fit
+from pipelines.training.loop import fit
+from pipelines.training.task import WorkerRank
 from pipelines.training.worker import write_bundle
 
 

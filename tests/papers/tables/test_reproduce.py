@@ -28,7 +28,8 @@ from pipelines.papers.tables.outcome import collect_outcome
 from pipelines.papers.tables.show import render_text
 from pipelines.sweeps.plan import plan_sweep
 from pipelines.training.context import RunContext
-from pipelines.training.loop import WorkerRank, fit
+from pipelines.training.loop import fit
+from pipelines.training.task import WorkerRank
 from pipelines.training.worker import write_bundle
 
 TABLE = {
