@@ -82,5 +82,4 @@ def _write(target: str, found: dict[str, Any]) -> None:
     if target == "-":
         print(json.dumps(found, indent=1))
         return
-    folder, _, name = Store(target).url.rpartition("/")
-    Store(folder).write_json(name, found)
+    Store(target).write_json("", found)
