@@ -23,7 +23,7 @@ _REMEMBER = frozenset(("BINPUT", "LONG_BINPUT", "MEMOIZE"))
 _PLAIN = _SCALARS | _TUPLES.keys() | _REMEMBER | {
     "PROTO", "FRAME", "STOP", "MARK", "POP", "BINGET", "LONG_BINGET", "EMPTY_DICT", "EMPTY_LIST", "EMPTY_TUPLE",
     "DICT", "LIST", "APPEND", "APPENDS", "SETITEM", "SETITEMS"}
-_FLOATS = re.compile(rb"(?:G.{8})+", re.DOTALL)
+_FLOATS = re.compile(rb"(?:G.{8})*", re.DOTALL)
 NESTED = 5000  # tuples that may hold tuples; as a key, one inside the other, 7000 overflow a thread's stack of 512 KiB
 _BROKEN = (pickle.UnpicklingError, EOFError, ValueError, TypeError, LookupError, AttributeError, OverflowError)
 
@@ -35,7 +35,7 @@ def read_plain(data: bytes, *, where: str = "") -> Any:
     """
     try:
         _check(data)
-        return _PlainUnpickler(io.BufferedReader(io.BytesIO(data)), encoding="latin-1").load()  # type: ignore[arg-type]
+        return _PlainUnpickler(io.BufferedReader(io.BytesIO(data)), encoding="latin-1").load()
     except _RefusedError as error:
         raise FssError(f"this pickle has {error}, and only pickles of plain values are read", where=where,
                        hint="save it as JSON instead") from None
@@ -56,14 +56,15 @@ def _check(data: bytes) -> None:
     """Raise `_RefusedError` for anything but plain values, ValueError for a pickle that is cut short."""
     file = io.BytesIO(data)
     flat, scalars, nested = False, 0, 0  # whether all since the mark are scalars; the last values that are scalars
-    for code, value, position in pickletools.genops(file):
+    for code, value, _ in pickletools.genops(file):
         if code.name not in _PLAIN:
             raise _RefusedError(code.name)
-        if code.name in ("FRAME", "LONG_BINPUT") and value > len(data):
+        if code.name in ("FRAME", "LONG_BINPUT") and (value or 0) > len(data):
             raise ValueError(f"{code.name} {value} in {len(data)} bytes")
         if code.name == "BINFLOAT":  # polygons are long runs of floats: one step over each
-            file.seek(_FLOATS.match(data, position).end())  # type: ignore[union-attr]
-            scalars += (file.tell() - position) // 9
+            second = file.tell()
+            file.seek(_FLOATS.match(data, second).end())  # type: ignore[union-attr]
+            scalars += 1 + (file.tell() - second) // 9
         elif code.name in _SCALARS:
             scalars += 1
         elif code.name not in _REMEMBER:
