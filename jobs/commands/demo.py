@@ -56,10 +56,9 @@ def demo_recipe(data: str, name: str, overrides: list[str], out: str | None) -> 
     place = Store(data)
     if not place.exists():
         raise FssError("does not exist", where=data, hint="give a COCO directory (annotations/*.json and images)")
-    parent, _, folder = place.url.rpartition("/")
-    title = re.sub(r"[^a-z0-9]+", "_", folder.lower()).strip("_") or "photos"
+    title = re.sub(r"[^a-z0-9]+", "_", place.name.lower()).strip("_") or "photos"
     found = [f"data.source.root={place.url}", f"data.name={title}"]
-    beside = Store(parent or "/")
-    if beside.exists("splits.json") and folder in beside.read_json("splits.json"):
-        found += [f"data.split.file={beside.path('splits.json')}", f"data.split.key={folder}"]
+    beside = place.parent
+    if beside.exists("splits.json") and place.name in beside.read_json("splits.json"):
+        found += [f"data.split.file={beside.path('splits.json')}", f"data.split.key={place.name}"]
     return load_recipe(name or "demo_coco", [*found, *overrides], out=out or f"out/{title}")

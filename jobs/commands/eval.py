@@ -86,5 +86,4 @@ def _write(target: str, found: dict[str, Any]) -> None:
         return
     from pipelines.base.storage import Store
 
-    folder, _, name = Store(target).url.rpartition("/")
-    Store(folder).write_json(name, found)
+    Store(target).write_json("", found)

@@ -62,7 +62,7 @@ def decide(
     """Store decisions beside the labels and print their counts."""
     from fss_models.errors import FssError
     from fss_models.marks import mask_from_picture
-    from pipelines.base.storage import split_url
+    from pipelines.base.storage import Store
     from pipelines.labelling.decisions import count_decisions
     from pipelines.review.job import decide_by_name, import_decisions, open_job
 
@@ -73,8 +73,7 @@ def decide(
         name, _, mask = pair.rpartition("=")
         if not name:
             raise FssError(f"--correct {pair!r} has no '='", hint="write --correct NAME=MASK.png")
-        store, file = split_url(mask)
-        given[name] = ("correct", mask_from_picture(store.read_bytes(file), mask))
+        given[name] = ("correct", mask_from_picture(Store(mask).read_bytes(), mask))
     if not given and not source:
         raise FssError("no decision is given", hint="give --accept, --reject, --correct, --undo or --from")
     opened = open_job(job)

@@ -194,13 +194,13 @@ class Sender:
         self.client.set_terminated(self._run_id(entry["key"], entry["t"]), entry["status"], end_time=entry["t"])
 
     def _artifact(self, entry: Entry) -> None:
-        run_id, (folder, _, name) = self._run_id(entry["key"], entry["t"]), entry["url"].rpartition("/")
-        if not self._takes_files or not Store(folder).exists(name):
+        run_id, source = self._run_id(entry["key"], entry["t"]), Store(entry["url"])
+        if not self._takes_files or not source.exists():
             log.warning("not attached to run %s: %s", entry["key"], entry["url"])
             return
         with tempfile.TemporaryDirectory() as place:
-            file = Path(place) / name
-            file.write_bytes(Store(folder).read_bytes(name))
+            file = Path(place) / source.name
+            file.write_bytes(source.read_bytes())
             self.client.log_artifact(run_id, str(file))
 
     def _register(self, entry: Entry) -> None:

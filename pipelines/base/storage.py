@@ -38,8 +38,13 @@ def join(url: str, *parts: str) -> str:
     return "/".join([url.rstrip("/"), *(p.strip("/") for p in parts if p)])
 
 
+def json_bytes(value: Any) -> bytes:
+    """A JSON file's content, with sorted keys."""
+    return json.dumps(value, indent=1, sort_keys=True).encode() + b"\n"
+
+
 class Store:
-    """Files below one URL. Paths are relative to it; an empty path is the URL itself.
+    """Files below one URL, or one file. Paths are relative to the URL; an empty path is the URL itself.
 
     Methods raise `FssError` with one line for a missing file, refused credentials, an unreachable endpoint or a full
     disk.
@@ -74,6 +79,17 @@ class Store:
         """The full path or URL of a file below this URL."""
         return join(self.url, relative) if relative else self.url
 
+    @property
+    def name(self) -> str:
+        """The last part of the URL: the name of a file, of a folder, or of a bucket."""
+        return self.url.rpartition("/")[2]
+
+    @property
+    def parent(self) -> Store:
+        """The folder that this URL is in."""
+        folder = self.url.rpartition("/")[0]
+        return Store("s3://" if folder == "s3:/" else folder or "/")
+
     def read_bytes(self, relative: str = "") -> bytes:
         """Content of a file."""
         return bytes(self._try("read", relative, lambda: self.fs.cat_file(self.path(relative))))
@@ -88,7 +104,7 @@ class Store:
         """Yield a function that replaces the file atomically."""
         yield lambda data: self._try("write", relative, lambda: self._put(self.path(relative), data))
 
-    def read_json(self, relative: str) -> Any:
+    def read_json(self, relative: str = "") -> Any:
         """The parsed JSON file. Raises `FssError` naming the file if it is not valid JSON."""
         try:
             return json.loads(self.read_bytes(relative))
@@ -121,7 +137,7 @@ class Store:
 
     def write_json(self, relative: str, value: Any) -> None:
         """Write JSON atomically, with sorted keys."""
-        self.write_bytes(relative, json.dumps(value, indent=1, sort_keys=True).encode() + b"\n")
+        self.write_bytes(relative, json_bytes(value))
 
     def read_table(self, relative: str, columns: list[str] | None = None) -> pa.Table:
         """A Parquet file as a table, with all columns or those in `columns`."""
@@ -372,9 +388,3 @@ def _explain(error: Exception, verb: str, path: str) -> FssError:
     if isinstance(error, OSError) and error.errno in _SPACE:
         return FssError("no space left on the device", where=path, hint="free some space and run the command again")
     return FssError(f"cannot {verb}: {text}", where=path)
-
-
-def split_url(url: str) -> tuple[Store, str]:
-    """(folder of a file, name of the file in it)."""
-    folder, _, name = Store(url).url.rpartition("/")
-    return Store(folder or "/"), name

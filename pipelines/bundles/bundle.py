@@ -74,8 +74,7 @@ def export_bundle(url: str, target: str) -> int:
     Raises `FssError` if the method has no official format, or if that format lacks some of the trained tensors.
     """
     state = official_state(load_bundle(url)[0])
-    folder, _, name = target.rpartition("/")
-    Store(folder or ".").write_bytes(name, save_tensors(state))
+    Store(target).write_bytes("", save_tensors(state))
     return len(state)
 
 

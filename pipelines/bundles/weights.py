@@ -114,8 +114,7 @@ def _download(place: str, target: Path) -> None:
     part = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         if place.startswith("s3://"):
-            folder, _, name = place.rpartition("/")
-            part.write_bytes(Store(folder).read_bytes(name))
+            part.write_bytes(Store(place).read_bytes())
         else:
             _from_web(place, part)
         part.replace(target)

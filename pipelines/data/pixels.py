@@ -7,10 +7,7 @@ published loader uses). Where the square of a mask is not enough, the sample has
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from concurrent.futures import Future
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -20,6 +17,7 @@ from PIL import Image
 
 from fss_models.photo_files import decode_sized, decode_square
 from pipelines.data import rle
+from pipelines.data.byte_cache import ByteCache
 from pipelines.data.plan import Place
 from pipelines.data.schema import Sample
 from pipelines.data.shardset import cropped, masks_of
@@ -50,7 +48,7 @@ class SampleReader:
     """
 
     def __init__(self, limit: int, side: int = 0) -> None:
-        self.side, self._cache = side, _PixelCache(limit)
+        self.side, self._cache = side, ByteCache(limit)
 
     @property
     def cached_bytes(self) -> int:
@@ -183,42 +181,3 @@ def _map_mask(mask: np.ndarray, change: Callable[[np.ndarray], np.ndarray], shap
 def _empty_mask(shape: tuple[int, ...]) -> np.ndarray:
     """A mask that is false everywhere and takes no memory: all its strides are 0."""
     return np.broadcast_to(np.False_, shape)
-
-
-class _PixelCache:
-    """Least recently used values up to a number of bytes. A value that another thread is computing is waited for."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit, self.size = limit, 0
-        self._items: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
-        self._making: dict[Hashable, Future[Any]] = {}
-        self._lock = threading.Lock()
-
-    def get(self, key: Hashable, make: Callable[[], tuple[Any, int]]) -> Any:
-        """The value of a key. If it is missing, `make` computes it and its size in bytes."""
-        with self._lock:
-            made = self._items.get(key)
-            if made is not None:
-                self._items.move_to_end(key)
-                return made[0]
-            making = self._making.get(key)
-            if making is None:
-                future = self._making[key] = Future()
-        return making.result() if making is not None else self._make(key, make, future)
-
-    def _make(self, key: Hashable, make: Callable[[], tuple[Any, int]], future: Future[Any]) -> Any:
-        try:
-            value, size = make()
-        except BaseException as error:
-            with self._lock:
-                del self._making[key]
-            future.set_exception(error)
-            raise
-        with self._lock:
-            del self._making[key]
-            self._items[key] = (value, size)
-            self.size += size
-            while self.size > self._limit:
-                self.size -= self._items.popitem(last=False)[1][1]
-        future.set_result(value)
-        return value

@@ -78,15 +78,14 @@ def write_list(url: str, test_list: PublishedList) -> None:
     """Write a list as a Parquet file. Everything but the episodes becomes the file's metadata."""
     rows = [{"episode_id": i, "fold": test_list.fold, **e.__dict__} for i, e in enumerate(test_list)]
     facts = {k: str(getattr(test_list, k)) for k in (*_FACTS, "sha256")} | {"schema_version": str(SCHEMA_VERSION)}
-    store, name = _place(url)
-    store.write_bytes(name, parquet_bytes([pa.Table.from_pylist(rows, schema=PUBLISHED)], PUBLISHED, metadata=facts))
+    _file(url).write_bytes("", parquet_bytes([pa.Table.from_pylist(rows, schema=PUBLISHED)], PUBLISHED, metadata=facts))
 
 
 def read_list(url: str) -> PublishedList:
     """Read a list. Raises `FssError` if it is not a list, has a newer schema, or does not match its content hash."""
-    store, name = _place(url)
+    content = _file(url).read_bytes()
     try:
-        table = parquet_table(store.read_bytes(name))
+        table = parquet_table(content)
     except pa.ArrowInvalid as error:
         raise FssError("this is not a Parquet file", where=url, hint="make a list with `fss episodes make`") from error
     facts = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
@@ -147,8 +146,7 @@ def bind(shards: Shards, test_list: PublishedList, *, where: str = "") -> Episod
                        shards_hash=shards.manifest.content_hash, episodes=rows, published_hash=test_list.sha256)
 
 
-def _place(url: str) -> tuple[Store, str]:
-    folder, _, name = url.rpartition("/")
-    if not name.endswith(".parquet"):
+def _file(url: str) -> Store:
+    if not url.endswith(".parquet"):
         raise FssError(f"an episode list is a .parquet file, not {url!r}")
-    return Store(folder or ("/" if url.startswith("/") else ".")), name
+    return Store(url)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from collections.abc import Iterable
 from functools import cached_property
 from typing import Any
@@ -17,6 +15,7 @@ from fss_models.photo_files import decode_sized
 from pipelines.base.storage import Store
 from pipelines.config.data import BENCHMARKS, DataConfig
 from pipelines.data import rle
+from pipelines.data.byte_cache import ByteCache
 from pipelines.data.classes import NO_FOLD, counted_classes
 from pipelines.data.parquet import GROUP_ROWS
 from pipelines.data.parts import part_name
@@ -35,8 +34,7 @@ class Shards:
     def __init__(self, url: str, *, cache_bytes: int = CACHE_BYTES) -> None:
         self.manifest = read_manifest(Store(url))
         self.store = Store(url, hashes=self.manifest.files)  # the hashes let it name a damaged file
-        self._cache = _Cache(cache_bytes)
-        self._cache_bytes = cache_bytes
+        self._cache = ByteCache(cache_bytes)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (Shards, (self.store.url,))
@@ -138,26 +136,26 @@ class Shards:
 
     def photo(self, image_id: int) -> dict[str, Any]:
         """A row of the image table with its bytes (schema `IMAGES`). Only its row group is read."""
-        found = self._cache.get(("photo", image_id))
-        if found is not None:
-            return found  # type: ignore[no-any-return]
-        row = self._row(image_id)
+        photo: dict[str, Any] = self._cache.get(("photo", image_id), lambda: self._read_photo(self._row(image_id)))
+        return photo
+
+    def _read_photo(self, row: dict[str, Any]) -> tuple[dict[str, Any], int]:
         with self.store.open_parquet(part_name(row["part"])) as file:
             group = file.read_row_group(row["row"] // GROUP_ROWS)
         photo: dict[str, Any] = group.slice(row["row"] % GROUP_ROWS, 1).to_pylist()[0]
-        self._cache.put(("photo", image_id), photo, len(photo["image"]))
-        return photo
+        return photo, len(photo["image"])
 
     def pixels(self, image_id: int) -> np.ndarray:
         """The decoded photo, or its crop where a part benchmark crops: [H, W, 3] uint8, shared and read-only."""
-        found = self._cache.get(("pixels", image_id))
-        if found is None:
-            photo = self.photo(image_id)
-            found = decode_sized(photo["image"], photo["height"], photo["width"], limits=None, where=photo["file_name"])
-            found = cropped(photo.get("crop"), found)[0]
-            found.flags.writeable = False
-            self._cache.put(("pixels", image_id), found, found.nbytes)
-        return found  # type: ignore[no-any-return]
+        found: np.ndarray = self._cache.get(("pixels", image_id), lambda: self._decode(self.photo(image_id)))
+        return found
+
+    def _decode(self, photo: dict[str, Any]) -> tuple[np.ndarray, int]:
+        whole = decode_sized(photo["image"], photo["height"], photo["width"], max_pixels=NO_LIMIT, max_bytes=NO_LIMIT,
+                             where=photo["file_name"])
+        (found,) = cropped(photo.get("crop"), whole)
+        found.flags.writeable = False
+        return found, found.nbytes
 
     def sample(self, image_id: int, class_id: int) -> Sample:
         """One decoded (image, class). The mask is empty if the photo lacks the class."""
@@ -221,28 +219,3 @@ def read_manifest(store: Store) -> Manifest:
     except ValidationError as error:
         raise FssError(f"manifest.json is damaged: {error.errors()[0]['msg']}", where=store.url,
                        hint="build the shards again with --force") from error
-
-
-class _Cache:
-    """The most recently used values, up to a number of bytes."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit, self._size = limit, 0
-        self._items: OrderedDict[Any, tuple[Any, int]] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, key: Any) -> Any:
-        with self._lock:
-            if key not in self._items:
-                return None
-            self._items.move_to_end(key)
-            return self._items[key][0]
-
-    def put(self, key: Any, value: Any, size: int) -> None:
-        with self._lock:
-            if key in self._items or size > self._limit:
-                return
-            self._items[key] = (value, size)
-            self._size += size
-            while self._size > self._limit:
-                self._size -= self._items.popitem(last=False)[1][1]

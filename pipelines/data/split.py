@@ -40,8 +40,7 @@ class Splitter:
 
 
 def _read(cfg: DataConfig) -> dict[str, str]:
-    folder, _, name = cfg.split.file.rpartition("/")
-    document = Store(folder or ".").read_json(name)
+    document = Store(cfg.split.file).read_json()
     key = cfg.split.key or PurePosixPath(cfg.source.root.rstrip("/")).name
     entry = document.get(key) if isinstance(document, dict) else None
     if not isinstance(entry, dict) or not {"train", "test"} <= entry.keys():

@@ -8,7 +8,6 @@ square instead.
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 import torch.nn.functional as F
+from cachetools import LRUCache
 from torch import Tensor
 
 from fss_models.clip import Features, Memory, Prompt, PromptKind
@@ -39,38 +39,29 @@ class FeatureCache:
     """Features by image id, up to `limit_bytes`; the least recently used ones are dropped first."""
 
     def __init__(self, model: Segmenter, limit_bytes: int = CACHE_BYTES) -> None:
-        self.model, self.limit = model, limit_bytes
-        self.encoded = 0
-        self._features: OrderedDict[int, Features] = OrderedDict()
-        self._bytes = 0
+        self.model, self.encoded = model, 0
+        self._features: LRUCache[int, Features] = LRUCache(limit_bytes, getsizeof=_bytes)
 
     def __call__(self, samples: Sequence[Sample]) -> tuple[Features, dict[int, int]]:
         """Features of the distinct images among `samples`, and the row of each image id."""
         distinct = {s.image_id: s for s in samples}
-        self._encode([s for i, s in distinct.items() if i not in self._features])
-        parts = [self._features[i] for i in distinct]
-        for i in distinct:
-            self._features.move_to_end(i)
+        found = {i: self._features[i] for i in distinct if i in self._features}
+        found |= self._encode([s for i, s in distinct.items() if i not in found])
+        parts = [found[i] for i in distinct]
+        for image_id, part in zip(distinct, parts, strict=True):
+            if _bytes(part) <= self._features.maxsize:
+                self._features[image_id] = part
         joined = Features(maps={k: torch.cat([p.maps[k] for p in parts]) for k in parts[0].maps},
                           sizes=torch.cat([p.sizes for p in parts]))
-        self._drop()
         return joined, {image_id: row for row, image_id in enumerate(distinct)}
 
-    def _encode(self, samples: list[Sample]) -> None:
+    def _encode(self, samples: list[Sample]) -> dict[int, Features]:
         if not samples:
-            return
+            return {}
         features = self.model.encode(self.model.prepare([s.image for s in samples]).to(self.model.device))
         self.encoded += len(samples)
-        for row, sample in enumerate(samples):
-            one = Features(maps={k: v[row:row + 1].clone() for k, v in features.maps.items()},
-                           sizes=features.sizes[row:row + 1])
-            self._features[sample.image_id] = one
-            self._bytes += _bytes(one)
-
-    def _drop(self) -> None:
-        while self._bytes > self.limit and len(self._features) > 1:
-            _, old = self._features.popitem(last=False)
-            self._bytes -= _bytes(old)
+        return {sample.image_id: Features(maps={k: v[row:row + 1].clone() for k, v in features.maps.items()},
+                                          sizes=features.sizes[row:row + 1]) for row, sample in enumerate(samples)}
 
 
 def _bytes(features: Features) -> int:

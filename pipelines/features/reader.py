@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
+from cachetools import LRUCache
 
 from fss_models.clip import Features
 from fss_models.errors import FssError
@@ -24,8 +24,7 @@ class FeatureReader:
 
     def __init__(self, folder: FeatureFolder, *, pool_bytes: int) -> None:
         self._folder, self._locations = folder, folder.locations
-        self._room = pool_bytes // folder.layout.record_bytes
-        self._pool: OrderedDict[PhotoKey, bytes] = OrderedDict()
+        self._pool: LRUCache[PhotoKey, bytes] = LRUCache(pool_bytes // folder.layout.record_bytes)
 
     @staticmethod
     def open(base: str, model: Segmenter, precision: Precision, *, pool_bytes: int) -> FeatureReader:
@@ -46,11 +45,8 @@ class FeatureReader:
         missing = [p for p in dict.fromkeys(photos) if p not in here]
         if missing:
             here |= zip(missing, self._folder.read([self._location(p) for p in missing]), strict=True)
-        for photo in here:
-            self._pool[photo] = here[photo]
-            self._pool.move_to_end(photo)
-        while len(self._pool) > self._room:
-            self._pool.popitem(last=False)
+        if self._pool.maxsize:
+            self._pool.update(here)
         sizes = torch.tensor([[p.height, p.width] for p in photos], dtype=torch.int64)
         return Features(maps=self._folder.layout.unpack([here[p] for p in photos]), sizes=sizes)
 

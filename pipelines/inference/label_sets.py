@@ -18,7 +18,7 @@ from fss_models.errors import FssError
 from fss_models.marks import check_keys
 from fss_models.photo_files import is_photo
 from pipelines.base.junk import is_junk
-from pipelines.base.storage import Store, split_url
+from pipelines.base.storage import Store
 from pipelines.config.mask_request import MAX_CLASSES
 from pipelines.inference.support_files import fetcher, read_supports
 from pipelines.inference.supports import SupportSet
@@ -47,23 +47,22 @@ def read_label_set(url: str) -> list[SupportSet]:
 
 
 def _read_file(url: str) -> list[SupportSet]:
-    store, name = split_url(url)
-    content = store.read_json(name)
+    file = Store(url)
+    content, fetch, name = file.read_json(), fetcher(file.parent), file.name
     if not isinstance(content, dict) or "classes" not in content:
-        return [read_supports(content, fetcher(store), name)]
+        return [read_supports(content, fetch, name)]
     check_keys(content, ("classes",), name)
     if not isinstance(content["classes"], list) or not content["classes"]:
         raise FssError("classes is not a list of classes", where=name,
                        hint='write "classes": [{"class_name": ..., ...}]')
-    return [read_supports(one, fetcher(store), f"{name}: classes[{i}]") for i, one in enumerate(content["classes"])]
+    return [read_supports(one, fetch, f"{name}: classes[{i}]") for i, one in enumerate(content["classes"])]
 
 
 def _read_folder(store: Store, files: list[str]) -> list[SupportSet]:
     shown = [f for f in files if not is_junk(f)]
     classes = sorted({f.split("/")[0] for f in shown if "/" in f})
     if not classes or FILE in shown:  # the folder is the class
-        place, name = split_url(store.url)
-        return [_read_class(place, name, [f"{name}/{f}" for f in shown])]
+        return [_read_class(store.parent, store.name, [f"{store.name}/{f}" for f in shown])]
     loose = next((f for f in shown if "/" not in f and is_photo(f)), None)
     if loose is not None:
         raise FssError(f"{loose} lies beside the folders of classes", where=store.url, hint="move it into one of them")

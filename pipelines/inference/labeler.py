@@ -55,6 +55,7 @@ class Labeler:
         self.device, self.supports_url, self.limits = device, supports_url, limits
         calibrator = bundle_calibrator(bundle_url, self.info)
         self.judge = LabelJudge(self.model, calibrator) if calibrator else None
+        # no cachetools.LRUCache: the bound grows with a request, and a new champion's labeler needs the order of use
         self._memories: OrderedDict[str, _StoredMemory] = OrderedDict()
         self._max_memories, self._lock = memories, threading.RLock()
         self._pool = ThreadPoolExecutor(decoders, thread_name_prefix="decode")

@@ -15,7 +15,7 @@ from typing import Any
 
 from fss_models.errors import FssError
 from fss_models.marks import KINDS, Mark, check_keys, mask_from_picture
-from pipelines.base.storage import Store, split_url
+from pipelines.base.storage import Store
 from pipelines.inference.supports import SupportSet, build_support_set
 
 Fetch = Callable[[str, str], bytes]  # (text, where) -> bytes
@@ -23,20 +23,19 @@ Fetch = Callable[[str, str], bytes]  # (text, where) -> bytes
 
 def read_support_file(url: str) -> SupportSet:
     """The support set of a supports file, local or s3://. Raises `FssError` with one line for a mistake."""
-    store, name = split_url(url)
-    return read_supports(store.read_json(name), fetcher(store), name)
+    file = Store(url)
+    return read_supports(file.read_json(), fetcher(file.parent), file.name)
 
 
 def fetcher(store: Store) -> Fetch:
     """A function that reads files by a path relative to `store`, an absolute path or a URL."""
 
     def fetch(path: str, where: str) -> bytes:
-        place, _, leaf = path.rpartition("/")
         absolute = "://" in path or path.startswith("/")
-        holder = Store((place or "/") if absolute else "/".join(p for p in (store.url, place) if p))
-        if not holder.exists(leaf):
+        file = Store(path if absolute else store.path(path))
+        if not file.exists():
             raise FssError(f"{path!r} does not exist", where=where, hint="paths are relative to the supports file")
-        return holder.read_bytes(leaf)
+        return file.read_bytes()
 
     return fetch
 

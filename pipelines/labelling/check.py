@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fss_models.shipped.files import bundle_url
-from pipelines.base.storage import split_url
+from pipelines.base.storage import Store
 from pipelines.base.workspace import Workspace
 from pipelines.bundles.shipped import champion_url, say_if_shipped
 from pipelines.config.mask_request import MaskRequest, check_overlaps
@@ -42,8 +42,8 @@ def check_label_job(recipe: Recipe, *, supports: str, images: str, bundle: str, 
         request = MaskRequest(support_ids=ids, **config.wanted())
         cost, shown = measure_and_show(labeler, listed, request, count=count or len(listed), per_hour=price,
                                        batch=config.batch, names=[one.class_name for one in classes])
-    store, name = split_url(page)
-    store.write_bytes(name, render_sheet(labeler, classes, reports, cost, shown))
+    sheet = Store(page)
+    sheet.write_bytes("", render_sheet(labeler, classes, reports, cost, shown))
     lines = [*support_lines(classes), *(line for report in reports for line in report_lines(report))]
     if cost:
         lines.append(f"{cost.images} photos take about {cost.hours:.2f} hours at {cost.images_per_s:.1f} photos/s, "
@@ -51,4 +51,4 @@ def check_label_job(recipe: Recipe, *, supports: str, images: str, bundle: str, 
         lines += [f"about {share * 100:.0f} % of the photos show {name}" for name, share in cost.prevalence.items()]
         if len(cost.prevalence) == 1:
             lines[-1] += f" (--set label.prevalence={next(iter(cost.prevalence.values())):.2g})"
-    return reports, cost, lines, store.path(name)
+    return reports, cost, lines, sheet.url

@@ -9,6 +9,7 @@ from typing import Any
 from fss_models.errors import FssError
 from fss_models.shipped.files import Provenance
 from pipelines.base.cluster import cluster
+from pipelines.base.outcome import error_line
 from pipelines.base.tracking import open_tracker
 from pipelines.base.version import code_version
 from pipelines.base.workspace import Workspace
@@ -16,7 +17,7 @@ from pipelines.config.data import DataConfig
 from pipelines.data.shards import build_shards
 from pipelines.pretraining.config import PretrainConfig
 from pipelines.pretraining.task import PretrainRun, open_pretraining
-from pipelines.training.worker import innermost_line, train_run
+from pipelines.training.worker import train_run
 
 Log = Callable[[dict[str, Any]], None]
 
@@ -75,7 +76,7 @@ def _train(run: PretrainRun, log: Log, ray: Any) -> Provenance:
                     log(row)
         about: Provenance = ray.get(task)
     except Exception as error:
-        raise FssError(innermost_line(getattr(error, "cause", None) or error)) from error
+        raise FssError(error_line(error)) from error
     finally:
         with suppress(Exception):  # after an interruption, end the driver and with it its worker
             ray.cancel(task, force=True)

@@ -38,8 +38,7 @@ def write_report(recipe: Recipe, *, labels: str = "", target: str = "") -> str:
     material = collect(recipe, labels)
     html = render(material)
     url = target or material.workspace.report
-    folder, _, name = Store(url).url.rpartition("/")
-    Store(folder).write_bytes(name, html.encode())
+    Store(url).write_bytes("", html.encode())
     return url
 
 

@@ -17,7 +17,6 @@ from fss_models.photo_files import decode_image
 from pipelines.base.progress import say
 from pipelines.base.storage import Store
 from pipelines.labelling.decisions import (
-    DECISIONS,
     Decision,
     Decisions,
     add_decisions,
@@ -114,10 +113,9 @@ def import_decisions(job: ReviewedJob, url: str) -> int:
 
     Returns how many were added.
     """
-    folder, _, name = Store(url).url.rpartition("/")
-    source = Store(folder or "/")
-    lines = source.read_bytes(name or DECISIONS).splitlines()
-    found = [parse_decision(line, f"{source.path(name)}, line {i}") for i, line in enumerate(lines, 1) if line.strip()]
+    source = Store(url)
+    lines = source.read_bytes().splitlines()
+    found = [parse_decision(line, f"{source.url}, line {i}") for i, line in enumerate(lines, 1) if line.strip()]
     last = last_decisions(job.out)
     new = [d for d in found if d.key not in last or not _older(d, last[d.key])]
     if len(new) < len(found):

@@ -116,11 +116,10 @@ def _label_json(label: Label) -> dict[str, Any]:
 
 def find_service(place: str) -> tuple[str, dict[str, Any]] | None:
     """The URL that `place`, a workspace's serve.json, records, and its health; None if no service answers there."""
-    folder, _, name = place.rpartition("/")
-    store = Store(folder)
-    if not store.exists(name):
+    file = Store(place)
+    if not file.exists():
         return None
-    url = str(store.read_json(name)["url"])
+    url = str(file.read_json()["url"])
     client = Client(url, timeout_s=5)
     try:
         return url, client.health()

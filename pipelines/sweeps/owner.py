@@ -1,13 +1,12 @@
 """One sweep at a time in a workspace: which process owns it, whether that process lives, and how it is cancelled.
 
-A local workspace is protected by a file lock, which the kernel releases when a process is killed. In a bucket the
-owner writes a heartbeat every few seconds; an owner without heartbeats is gone. Both have `sweep/owner.json`, which
-names the owner.
+A local workspace is protected by a file lock, which the kernel releases when a process is killed. In a bucket a
+conditional write, which one process wins, creates the heartbeat of the owner or replaces that of one that is gone; the
+owner writes it every few seconds. In both places it is `sweep/owner.json`, which names the owner.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import socket
@@ -17,17 +16,18 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import psutil
+from filelock import FileLock, Timeout
 
 from fss_models.errors import FssError
-from pipelines.base.storage import Store
+from pipelines.base.conditional import check_conditional_writes, create, etag, replace
+from pipelines.base.storage import Store, json_bytes
 
 OWNER, CANCEL = "sweep/owner.json", "sweep/cancel.json"
 BEAT_S = 4.0  # seconds between two heartbeats
 PATIENCE = 3  # missing heartbeats after which an owner on another machine counts as gone
-SETTLE_S = 1.5  # seconds after writing to a bucket until another process's claim would be visible
 
 
 class Owner:
@@ -38,36 +38,65 @@ class Owner:
         self.about: dict[str, Any] = {"id": uuid.uuid4().hex, "host": socket.gethostname(), "pid": me.pid,
                                       "born": me.create_time(), "beat": 0, "time": time.time()}
         self.store, self.ended = Store(workspace), ""
+        self._tag: str | None = None  # ETag of the last heartbeat in a bucket
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._live, daemon=True)
 
+    def claim(self) -> bool:
+        """Write the first heartbeat, in a bucket only where there is no owner or it is gone.
+
+        Returns whether it was written. Raises `FssError` for a bucket without conditional writes.
+        """
+        if not self.store.is_s3:
+            self.store.write_json(OWNER, self._next())
+            return True
+        check_conditional_writes(self.store, OWNER)
+        tag = etag(self.store, OWNER)
+        if tag is None:
+            self._tag = create(self.store, OWNER, json_bytes(self._next()))
+        elif not is_alive(self.store, watch=True):
+            self._tag = replace(self.store, OWNER, json_bytes(self._next()), tag)
+        return self._tag is not None
+
     def begin(self) -> None:
-        """Write the first heartbeat and start the thread."""
-        self._beat()
+        """Start the thread."""
         self._thread.start()
 
     def end(self) -> None:
         """Stop the thread and give up the ownership."""
         self._stop.set()
-        self._thread.join(timeout=BEAT_S)
+        if self._thread.is_alive():
+            self._thread.join(timeout=BEAT_S)
         with suppress(FssError):  # an owner.json that stays there has no further heartbeats
-            if _read(self.store, OWNER).get("id") == self.about["id"]:
+            if self._is_mine():
                 self.store.delete(CANCEL)
                 self.store.delete(OWNER)
 
-    def _beat(self) -> None:
+    def _next(self) -> dict[str, Any]:
         self.about |= {"beat": self.about["beat"] + 1, "time": time.time()}
-        self.store.write_json(OWNER, self.about)
+        return self.about
+
+    def _is_mine(self) -> bool:
+        return bool(_read(self.store, OWNER).get("id") == self.about["id"])
+
+    def _beat(self) -> bool:
+        """Write the next heartbeat. Returns False if another process has taken over the workspace."""
+        if self._tag is None:
+            mine = self._is_mine()
+            if mine:
+                self.store.write_json(OWNER, self._next())
+            return mine
+        written = replace(self.store, OWNER, json_bytes(self._next()), self._tag)
+        self._tag = written or etag(self.store, OWNER) or self._tag  # an earlier heartbeat may be there after all
+        return bool(written) or self._is_mine()
 
     def _live(self) -> None:
         while not self._stop.wait(BEAT_S / 2):
             with suppress(FssError):  # a storage outage of a minute does not end a sweep
                 if _read(self.store, CANCEL).get("id") == self.about["id"]:
                     self.ended = "cancelled"
-                elif _read(self.store, OWNER).get("id") != self.about["id"]:
+                elif not self._beat():
                     self.ended = "another sweep has taken over this workspace"
-                else:
-                    self._beat()
             if self.ended:
                 os.kill(os.getpid(), signal.SIGUSR1)  # wakes the main thread wherever it waits
                 return
@@ -80,19 +109,14 @@ def own_workspace(workspace: str) -> Iterator[Owner]:
     A cancellation raises `KeyboardInterrupt` there, with the reason in the owner's `ended`. Raises `FssError` naming
     the owner if another sweep is under way.
     """
-    store = Store(workspace)
-    with _exclusive(store) as free:
-        owner = Owner(workspace)
-        if not free or (store.is_s3 and is_alive(store, watch=True)):
+    store, owner = Store(workspace), Owner(workspace)
+    with _exclusive(store, wait_s=0.2) as free:  # `is_alive` takes the lock for a moment
+        if not (free and owner.claim()):
             raise _refusal(store)
-        store.delete(CANCEL)
         before = signal.signal(signal.SIGUSR1, signal.default_int_handler)
-        owner.begin()
         try:
-            if store.is_s3:
-                time.sleep(SETTLE_S)
-                if _read(store, OWNER).get("id") != owner.about["id"]:
-                    raise _refusal(store)
+            store.delete(CANCEL)
+            owner.begin()
             yield owner
         finally:
             owner.end()
@@ -107,31 +131,20 @@ def _refusal(store: Store) -> FssError:
 
 
 @contextmanager
-def _exclusive(store: Store) -> Iterator[bool]:
+def _exclusive(store: Store, wait_s: float = 0.0) -> Iterator[bool]:
     """Lock a local workspace; yields whether the lock was free. A bucket has no lock and always yields True."""
     if store.is_s3:
         yield True
         return
-    with _lock_file(store).open("ab") as file:
-        free = _try_lock(file)
-        if not free:  # `is_alive` takes the lock for a moment
-            time.sleep(0.2)
-            free = _try_lock(file)
-        yield free
-
-
-def _lock_file(store: Store) -> Path:
     path = Path(store.url) / "sweep" / "lock"
     path.parent.mkdir(parents=True, exist_ok=True)
-    return path
-
-
-def _try_lock(file: IO[bytes]) -> bool:
+    lock = FileLock(path)
+    with suppress(Timeout):
+        lock.acquire(timeout=wait_s)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
+        yield lock.is_locked
+    finally:
+        lock.release()
 
 
 def is_alive(store: Store, *, watch: bool = False) -> bool:
@@ -144,8 +157,8 @@ def is_alive(store: Store, *, watch: bool = False) -> bool:
     if not about:
         return False
     if not store.is_s3:
-        with _lock_file(store).open("ab") as file:
-            return not _try_lock(file)
+        with _exclusive(store) as free:
+            return not free
     if about["host"] == socket.gethostname():
         with suppress(psutil.NoSuchProcess):
             return bool(abs(psutil.Process(about["pid"]).create_time() - about["born"]) < 1)

@@ -40,6 +40,24 @@ def test_file_urls_and_unknown_schemes(tmp_path: Path) -> None:
         Store("~nobody-at-all/x")
 
 
+@pytest.mark.parametrize(("url", "parent", "name"), [
+    ("/a/b.json", "/a", "b.json"), ("/b.json", "/", "b.json"), ("/a/b/", "/a", "b"), ("file:///a/b", "/a", "b"),
+    ("b.json", ".", "b.json"), ("~/b.json", "~", "b.json"), ("s3://bucket/a/b.json", "s3://bucket/a", "b.json"),
+    ("s3://bucket/a/", "s3://bucket", "a"), ("s3://bucket", "s3://", "bucket"),
+])  # fmt: skip
+def test_the_place_of_a_file(url: str, parent: str, name: str) -> None:
+    assert (Store(url).parent.url, Store(url).name) == (Store(parent).url, name)
+
+
+def test_a_store_of_one_file(tmp_path: Path) -> None:
+    file = Store(str(tmp_path / "new" / "one.json"))
+    assert not file.exists()
+    file.write_json("", {"a": 1})
+    assert file.exists()
+    assert file.read_json() == file.parent.read_json("one.json") == {"a": 1}
+    assert file.path() == file.parent.path("one.json")
+
+
 def test_readers_see_the_old_file_or_the_new_one(tmp_path: Path) -> None:
     """Catches a write in place: a reader would meet a shorter file."""
     store, sizes, stop = Store(str(tmp_path)), set(), threading.Event()

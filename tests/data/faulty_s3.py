@@ -21,6 +21,7 @@ class FaultyProxy(ThreadingHTTPServer):
 
     `hang_s` > 0 makes the 15th request hang that long, past any client's patience. While `read_only` is set, all
     writes are refused; while `away` is set everything is, every second request by a connection that ends.
+    `conditions`: "" the server's own, "refused" or "ignored" as servers do that have no conditional writes.
     """
 
     daemon_threads = True
@@ -29,6 +30,7 @@ class FaultyProxy(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.kinds, self.every, self.due = kinds, every, 0
         self.read_only = self.away = False
+        self.conditions = ""
         self.upstream, self.hang_s = upstream.removeprefix("http://"), hang_s
         self.failed: Counter[str] = Counter()
         self.requests = 0
@@ -74,7 +76,12 @@ class _Handler(BaseHTTPRequestHandler):
             code = {"503 slow down": "SlowDown", "503 unavailable": "ServiceUnavailable"}.get(fault, "GatewayTimeout")
             self._answer(int(fault[:3]), {"Content-Type": "application/xml"}, _ERROR.format(code).encode(), len)
             return
+        if self.server.conditions == "refused" and {"if-match", "if-none-match"} & {k.lower() for k in self.headers}:
+            self._answer(501, {"Content-Type": "application/xml"}, _ERROR.format("NotImplemented").encode(), len)
+            return
         status, headers, data = self._upstream(body)
+        if self.server.conditions == "ignored" and status == 412:
+            status, headers, data = 200, {"ETag": '"of a later version"'}, b""
         self._answer(status, headers, data, (lambda d: len(d) // 2) if fault == "cut short" else len)
 
     do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _pass  # noqa: N815 - the names that http.server wants

@@ -98,8 +98,8 @@ def test_the_cache_is_bounded(shapes_shards: str) -> None:
     shards = Shards(shapes_shards, cache_bytes=200_000)
     for row in shards.images("test"):
         shards.pixels(row["image_id"])
-        assert shards._cache._size <= 200_000
-    assert shards._cache._size > 100_000
+        assert shards._cache.size <= 200_000
+    assert shards._cache.size > 100_000
 
 
 def test_shards_travel_to_workers_without_their_cache(shapes_shards: str) -> None:

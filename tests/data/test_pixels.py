@@ -15,7 +15,8 @@ from PIL import Image
 from fss_models.photo_files import decode_sized, decode_square
 from fss_models.preprocess import Preprocessor, resize_mask
 from pipelines.data import pixels
-from pipelines.data.pixels import SampleReader, _PixelCache, mirrors_exactly, square_mask
+from pipelines.data.byte_cache import ByteCache
+from pipelines.data.pixels import SampleReader, mirrors_exactly, square_mask
 from pipelines.data.plan import StreamPlan
 from pipelines.data.shardset import Shards
 from pipelines.data.stream import EpisodeStream, _BlockPool, usable_blocks
@@ -70,13 +71,22 @@ def test_shared_arrays_cannot_be_written_to(shapes_shards: str) -> None:
 
 
 def test_a_failure_is_not_kept() -> None:
-    kept = _PixelCache(100)
+    kept = ByteCache(100)
     with pytest.raises(ZeroDivisionError):
         kept.get("a", lambda: (1 // 0, 1))
     assert kept.get("a", lambda: (7, 60)) == 7
     assert kept.get("b", lambda: (8, 60)) == 8
     assert kept.size == 60  # the older one made room
     assert kept.get("a", lambda: (9, 1)) == 9
+
+
+def test_a_value_larger_than_the_cache_leaves_the_others() -> None:
+    kept = ByteCache(100)
+    assert kept.get("small", lambda: (1, 60)) == 1
+    assert kept.get("large", lambda: (2, 101)) == 2
+    assert kept.get("large", lambda: (3, 101)) == 3
+    assert kept.get("small", lambda: (4, 60)) == 1
+    assert kept.size == 60
 
 
 @pytest.mark.parametrize("size", [(480, 640), (333, 500), (1200, 900)])

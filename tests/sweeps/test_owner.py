@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from multiprocessing.queues import SimpleQueue
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import pytest
@@ -17,8 +21,9 @@ from fss_models.errors import FssError
 from infra.local.s3 import S3Server
 from pipelines.base.storage import Store
 from pipelines.sweeps import owner
-from pipelines.sweeps.owner import CANCEL, OWNER, cancel, is_alive, own_workspace
+from pipelines.sweeps.owner import CANCEL, OWNER, Owner, cancel, is_alive, own_workspace
 from pipelines.sweeps.watch import RunState, SweepWatch, format_state, read_state
+from tests.data.faulty_s3 import faulty_proxy
 
 HOLD = """
 import sys, time
@@ -113,22 +118,81 @@ def test_an_owner_elsewhere_is_given_up_when_its_beat_stands_still(
         assert time.monotonic() - began > 3 * 0.4, "it looked whether the beat goes on"
 
 
-def test_two_claims_on_a_bucket_at_once_leave_one_owner(
+def _claim_all(places: list[str], ready: Barrier, won: SimpleQueue[list[bool]]) -> None:
+    """Claim places one after the other, each at the same moment as the other processes. The winners are alive then."""
+    found = []
+    for place in places:
+        claimed = Owner(place)
+        ready.wait(60)
+        found.append(claimed.claim())
+        ready.wait(60)
+    won.put(found)
+
+
+def race(places: list[str]) -> list[int]:
+    """How many of two processes won each place."""
+    start = multiprocessing.get_context("spawn")
+    ready, won = start.Barrier(2), start.SimpleQueue()
+    processes = [start.Process(target=_claim_all, args=(places, ready, won)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+        assert process.exitcode == 0
+    return [sum(both) for both in zip(won.get(), won.get(), strict=True)]
+
+
+def test_one_of_two_processes_wins_a_bucket(s3_server: S3Server) -> None:
+    """Fifty free workspaces, then fifty whose owner is dead: none has two owners, and none is left without."""
+    free = [f"{s3_server.url}/race/free-{i}" for i in range(50)]
+    dead = [f"{s3_server.url}/race/dead-{i}" for i in range(50)]
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    for place in dead:
+        Store(place).write_json(OWNER, {"id": "dead", "host": socket.gethostname(), "pid": gone.pid, "born": 0.0,
+                                        "beat": 7, "time": time.time()})
+    assert race(free + dead) == [1] * 100
+    assert all(Store(place).read_json(OWNER)["id"] != "dead" for place in dead)
+
+
+def test_a_heartbeat_does_not_overwrite_another_owner(
     s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both saw a free workspace; the later claim overwrote the earlier, whose owner finds out and gives way."""
-    place = f"{s3_server.url}/race"
-    sleep = time.sleep
+    """A process that stood still for minutes was replaced: it ends, and owner.json stays the other's."""
+    monkeypatch.setattr(owner, "BEAT_S", 0.4)
+    place = f"{s3_server.url}/replaced"
+    with own_workspace(place) as held:
+        Store(place).write_json(OWNER, {"id": "other", "host": "h", "pid": 2, "born": 0, "beat": 1,
+                                        "time": time.time()})
+        with pytest.raises(KeyboardInterrupt):
+            time.sleep(30)
+    assert held.ended == "another sweep has taken over this workspace"
+    assert Store(place).read_json(OWNER)["id"] == "other"
 
-    def other_claims(seconds: float) -> None:
-        if seconds == owner.SETTLE_S:
-            Store(place).write_json(OWNER, {"id": "other", "host": "h", "pid": 2, "born": 0, "beat": 1,
-                                            "time": time.time()})
-        sleep(min(seconds, 0.1))
 
-    monkeypatch.setattr(owner.time, "sleep", other_claims)
-    assert "process 2 on h" in refused(place)
-    assert Store(place).read_json(OWNER)["id"] == "other", "the other's claim stays"
+def test_an_owner_keeps_its_bucket_when_answers_are_lost(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request that is repeated after a lost answer finds the first one's file there, which is no other owner."""
+    monkeypatch.setattr(owner, "BEAT_S", 0.1)
+    place = f"{s3_server.url}/lost"
+    with faulty_proxy(s3_server.endpoint, kinds=("cut short", "503 unavailable"), every=4) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        with own_workspace(place) as held:
+            time.sleep(4)
+        assert held.ended == ""
+        assert held.about["beat"] > 5
+        assert proxy.failed["cut short"] > 2
+
+
+@pytest.mark.parametrize("conditions", ["refused", "ignored"])
+def test_a_bucket_without_conditional_writes_is_refused(
+    s3_server: S3Server, monkeypatch: pytest.MonkeyPatch, conditions: str
+) -> None:
+    place = f"{s3_server.url}/{conditions}"
+    with faulty_proxy(s3_server.endpoint, kinds=("503 unavailable",), every=10**9) as proxy:
+        proxy.conditions = conditions
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        assert re.search(r"no conditional writes \(If-None-Match.*\(use AWS S3.* or a local folder\)$", refused(place))
+        assert not [f for f in Store(place).list() if "owner" in f], "nothing is left there"
 
 
 def test_storage_that_refuses_ends_no_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

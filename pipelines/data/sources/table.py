@@ -16,13 +16,13 @@ notice changes), but no photos. A worker reads one row group at a time, so write
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
 import pyarrow as pa
+from cachetools import LRUCache
 
 from fss_models.errors import BadImage, FssError
 from fss_models.mask_files import open_mask, read_mask_picture
@@ -61,13 +61,13 @@ class TableSource(Source):
         self._lock = threading.Lock()
         read = [row for name in tables for row in self._read(name)]
         self.classes = sorted({label for _, _, label, _ in read if label is not None})
-        self._groups: OrderedDict[tuple[str, int], pa.Table] = OrderedDict()
+        self._groups: LRUCache[tuple[str, int], pa.Table] = LRUCache(CACHED_GROUPS)
         self._index(read)
         self.fingerprint = digest_of(self.classes, [(i.file_name, i.stamp) for i in self.items])
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()
-        return {**{k: v for k, v in state.items() if k != "_lock"}, "_groups": OrderedDict()}
+        return {**{k: v for k, v in state.items() if k != "_lock"}, "_groups": LRUCache(CACHED_GROUPS)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -155,8 +155,6 @@ class TableSource(Source):
                 wanted = [c for c in self._columns[row.file] if c in ("image", "mask")]
                 with self.store.open_parquet(row.file) as table:
                     self._groups[key] = table.read_row_group(row.group, wanted)
-                while len(self._groups) > CACHED_GROUPS:
-                    self._groups.popitem(last=False)
             values: dict[str, Any] = self._groups[key].slice(row.place, 1).to_pylist()[0]
         return values
 

@@ -7,10 +7,16 @@ import gzip
 import json
 import os
 import pickle
+import pickletools
+import tracemalloc
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from fss_models.errors import FssError
 from pipelines.data.lists.bam import bam_classes, bam_images
@@ -103,6 +109,51 @@ def test_a_pickle_with_code_is_refused_and_not_run(protocol: int, tmp_path: Path
 def test_broken_pickles_are_one_line(data: bytes) -> None:
     with pytest.raises(FssError, match=r"pickle"):
         read_plain(data, where="list.pkl")
+
+
+def _peak(call: Callable[[], Any]) -> int:
+    """The most bytes that Python held during a call, beyond those before it."""
+    tracemalloc.start()
+    try:
+        call()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+_CODES = [op.code.encode("latin-1") for op in pickletools.opcodes]
+_INSTRUCTION = st.one_of(st.sampled_from(_CODES), st.binary(max_size=9))
+
+
+@settings(max_examples=1000, deadline=None)
+@given(data=st.one_of(st.binary(max_size=200), st.lists(_INSTRUCTION, max_size=60).map(b"".join)))
+@example(data=b"\x80\x02Nr\xff\xff\xff\x0f.")  # LONG_BINPUT: `pickle` reads this, with 4 GB for its memo
+@example(data=b"\x80\x04\x95\xff\xff\xff\xff\x0f\0\0\0N.")  # FRAME
+@example(data=b"\x80\x04\x8e\xff\xff\xff\xff\x0f\0\0\0N.")  # BINBYTES8
+@example(data=b"\x80\x04B\xff\xff\xff\x7fN.")  # BINBYTES
+@example(data=b"\x80\x04\x8b\xff\xff\xff\x7fN.")  # LONG4
+def test_hostile_bytes_are_a_value_or_one_line_and_no_memory(data: bytes) -> None:
+    def read() -> None:
+        with suppress(FssError):
+            read_plain(data, where="list.pkl")
+            return
+        with pytest.raises(FssError, match=r"^list.pkl: this [^\n]*$"):
+            read_plain(data, where="list.pkl")
+
+    assert _peak(read) < 2_000_000
+
+
+def test_the_bound_on_memory_can_be_passed() -> None:
+    """A memo of a sixteenth of those gigabytes."""
+    assert _peak(lambda: pickle.loads(b"\x80\x02Nr\xff\xff\x3f\x00.")) > 50_000_000
+
+
+def test_tuples_inside_each_other_do_not_overflow_the_stack() -> None:
+    """A key is hashed by recursion in C: `pickle` ends the whole process here."""
+    with pytest.raises(FssError, match="400000 tuples of tuples"):
+        read_plain(b"\x80\x02})" + 400_000 * b"\x85" + b"K\x01s.")
+    many = [(f"photo {i}", i % 20) for i in range(20_000)] + [(1.0, 2.0, 3.0, 4.0)] * 6000
+    assert read_plain(pickle.dumps(many)) == many
 
 
 def test_hsnet_files_of_every_form(tmp_path: Path) -> None:
