@@ -14,18 +14,26 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 from typing import Any
 
+from pydantic import Field
+
 from fss_models.errors import FssError
 from pipelines.base.junk import is_junk
 from pipelines.base.storage import Store, split_url
+from pipelines.config.forms import Form, read_form
 from pipelines.config.mask_request import MAX_CLASSES
 from pipelines.data.decode import is_photo
-from pipelines.inference.marks import check_keys
 from pipelines.inference.support_files import fetcher, read_supports
 from pipelines.inference.supports import SupportSet
 
 FILE = "supports.json"
 MASK = "_mask"
 MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif", ".webp")
+
+
+class LabelSet(Form):
+    """The content of a supports file of several classes, each as `SupportRequest` describes."""
+
+    classes: list[Any] = Field(min_length=1)
 
 
 def read_label_set(url: str) -> list[SupportSet]:
@@ -51,11 +59,8 @@ def _read_file(url: str) -> list[SupportSet]:
     content = store.read_json(name)
     if not isinstance(content, dict) or "classes" not in content:
         return [read_supports(content, fetcher(store), name)]
-    check_keys(content, ("classes",), name)
-    if not isinstance(content["classes"], list) or not content["classes"]:
-        raise FssError("classes is not a list of classes", where=name,
-                       hint='write "classes": [{"class_name": ..., ...}]')
-    return [read_supports(one, fetcher(store), f"{name}: classes[{i}]") for i, one in enumerate(content["classes"])]
+    classes = read_form(LabelSet, content, name).classes
+    return [read_supports(one, fetcher(store), f"{name}: classes[{i}]") for i, one in enumerate(classes)]
 
 
 def _read_folder(store: Store, files: list[str]) -> list[SupportSet]:

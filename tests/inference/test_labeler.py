@@ -15,7 +15,7 @@ from pipelines.config.mask_request import MaskRequest
 from pipelines.inference.labeler import Labeler, PhotoLimits
 from pipelines.inference.marks import rle_json
 from pipelines.inference.masks import Label, PhotoFailure, full_size
-from pipelines.inference.support_files import support_request, support_set_from_request
+from pipelines.inference.support_files import SupportRequest, support_request, support_set_from_request
 from pipelines.inference.supports import Support, SupportSet, UnknownSupportError
 from tests.serving.helpers import ball, encoded
 
@@ -127,7 +127,7 @@ def test_mixed_support_sets_share_a_batch(labeler: Labeler) -> None:
 
 
 def test_request_form_keeps_everything() -> None:
-    assert support_set_from_request(support_request(support_set())) == support_set()
+    assert support_set_from_request(SupportRequest(**support_request(support_set()))) == support_set()
 
 
 @pytest.mark.parametrize("corners", [False, True])
