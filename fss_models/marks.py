@@ -5,55 +5,130 @@
     {"points": [[x, y], ...], "labels": [1, 0, ...]}      1 on the object, 0 off it; labels default to all 1
     {"scribble": [[x, y], ...], "labels": [...]}
 
-in pixels of the upright photo. Every mistake in a mark is reported in one line.
+in pixels of the upright photo. The forms say what people may write, `check_mark` that it fits the photo and its
+canonical form. Every mistake in a mark is reported in one line.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from pycocotools import mask as coco
-from rapidfuzz import process
+from pydantic import BeforeValidator, Discriminator, Field, Tag, TypeAdapter, model_validator
 
 from fss_models.clip import Prompt, PromptKind
 from fss_models.errors import BadImage, FssError
+from fss_models.forms import Form, check_known, in_words, read_form
 from fss_models.mask_files import read_mask_picture
 
-Mark = dict[str, Any]
+Mark = dict[str, Any]  # in canonical form
 KINDS = ("mask", "box", "points", "scribble")
 MAX_POINTS = 4096
 MAX_COORDINATE = 1e9
 
+# A huge integer is no coordinate: it cannot be converted to float.
+Coordinate = Annotated[float, Field(ge=-MAX_COORDINATE, le=MAX_COORDINATE)]
+Box = Annotated[list[Coordinate], Field(min_length=4, max_length=4, description=(
+    "[left, top, right, bottom] in pixels of the upright photo")), in_words("a box is [x0, y0, x1, y1]")]
+Point = Annotated[list[Coordinate], Field(min_length=2, max_length=2, description=(
+    "[x, y] in pixels of the upright photo")), in_words("a point is [x, y]")]
+Points = Annotated[list[Point], Field(min_length=1, max_length=MAX_POINTS)]
+PointLabels = Annotated[list[Literal[0, 1]], Field(description="1: on the object, 0: off it; default: all 1"),
+                        in_words("labels are 1 (on the object) or 0 (off it)")]
+
+
+class Rle(Form):
+    """COCO's run lengths of a mask."""
+
+    size: list[int] = Field(min_length=2, max_length=2, description="[height, width]")
+    counts: Annotated[str | list[int], in_words("counts is neither text nor a list of whole numbers")]
+
+
+class MaskMark(Form):
+    """The object's pixels: run lengths, or a picture of the mask (a file's name; in a request its base64)."""
+
+    mask: Rle | Annotated[str, Field(description="a PNG: base64 or data URL in a request, a path in a file")]
+
+
+class BoxMark(Form):
+    """A box around the object."""
+
+    box: Box
+
+
+class _PointsMark(Form):
+    labels: PointLabels | None = None
+
+    @model_validator(mode="after")
+    def _one_label_each(self) -> _PointsMark:
+        points = getattr(self, "points", None) or self.scribble  # type: ignore[attr-defined]
+        if self.labels is not None and len(self.labels) != len(points):
+            raise ValueError(f"{len(self.labels)} labels for {len(points)} points (give one label for each point)")
+        if self.labels is not None and 1 not in self.labels:
+            raise ValueError("no point is on the object (give at least one point with label 1)")
+        return self
+
+
+class PointsMark(_PointsMark):
+    """Single points on the object and off it."""
+
+    points: Points
+
+
+class ScribbleMark(_PointsMark):
+    """The points of a line that was drawn on the object, and of lines off it."""
+
+    scribble: Points
+
+
+def one_kind(*others: str) -> BeforeValidator:
+    """A row with exactly one of `KINDS`, and none of its keys null: what the forms of marks are chosen by.
+
+    `others` are the row's keys that are not of the mark.
+    """
+
+    def checked(row: Any) -> Any:
+        if not isinstance(row, dict):
+            raise ValueError(f"is not a JSON object but {type(row).__name__}")
+        check_known(row, (*others, *KINDS, "labels"))
+        kinds = [k for k in KINDS if row.get(k) is not None]
+        if len(kinds) != 1:
+            found = f"it has {' and '.join(kinds)}" if kinds else "it has none of them"
+            raise ValueError(f"needs exactly one of {', '.join(KINDS)}; {found}")
+        if "labels" in row and kinds[0] in ("mask", "box"):
+            raise ValueError(f"labels belong to points or scribble, not to a {kinds[0]} (leave them out)")
+        return {k: v for k, v in row.items() if v is not None}
+
+    return BeforeValidator(checked)
+
+
+def kind_tag(row: Any) -> str:
+    """The tag of the form of a row that `one_kind` has checked. No key is called so: places in errors stay clear."""
+    return next(f"{k} mark" for k in KINDS if (k in row if isinstance(row, dict) else hasattr(row, k)))
+
+
+MarkForm = Annotated[
+    Annotated[MaskMark, Tag("mask mark")] | Annotated[BoxMark, Tag("box mark")]
+    | Annotated[PointsMark, Tag("points mark")] | Annotated[ScribbleMark, Tag("scribble mark")],
+    Discriminator(kind_tag), one_kind()]
+MARK: TypeAdapter[MaskMark | BoxMark | PointsMark | ScribbleMark] = TypeAdapter(MarkForm)
+
 
 def check_mark(mark: Mark, height: int, width: int, where: str) -> Mark:
     """The mark of a photo of `height` x `width` pixels in canonical form. Raises `FssError` for an invalid mark."""
-    check_keys(mark, (*KINDS, "labels"), where)
-    kinds = [k for k in KINDS if mark.get(k) is not None]
-    if len(kinds) != 1:
-        found = f"it has {' and '.join(kinds)}" if kinds else "it has none of them"
-        raise FssError(f"needs exactly one of {', '.join(KINDS)}; {found}", where=where)
-    kind = kinds[0]
-    if "labels" in mark and kind not in ("points", "scribble"):
-        raise FssError(f"labels belong to points or scribble, not to a {kind}", where=where, hint="leave them out")
-    if kind == "mask":
-        return {"mask": _mask(mark["mask"], height, width, where)}
-    if kind == "box":
-        return {"box": _box(mark["box"], height, width, where)}
-    points = _points(mark[kind], height, width, f"{where}.{kind}")
-    return {kind: points, "labels": _labels(mark.get("labels"), len(points), where)}
-
-
-def check_keys(row: Any, known: tuple[str, ...], where: str) -> None:
-    """Raises `FssError` if `row` is not a JSON object or has an unknown key; the message names the nearest one."""
-    if not isinstance(row, dict):
-        raise FssError(f"is not a JSON object but {type(row).__name__}", where=where)
-    for key in row:
-        if key not in known:
-            near = process.extractOne(str(key), known, score_cutoff=50)
-            raise FssError(f"unknown key {str(key)[:60]!r}", where=where,
-                           hint=f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}")
+    form = read_form(MARK, mark, where, join=".")
+    if isinstance(form, MaskMark):
+        return {"mask": _mask(form.mask, height, width, f"{where}.mask")}
+    if isinstance(form, BoxMark):
+        return {"box": _box(form.box, height, width, f"{where}.box")}
+    kind, points = ("points", form.points) if isinstance(form, PointsMark) else ("scribble", form.scribble)
+    for point in points:
+        if not (0 <= point[0] <= width and 0 <= point[1] <= height):
+            raise FssError(f"the point {point} lies outside its photo, {width} wide and {height} high",
+                           where=f"{where}.{kind}")
+    return {kind: points, "labels": form.labels or [1] * len(points)}
 
 
 def mask_from_picture(data: bytes, where: str) -> Mark:
@@ -103,40 +178,26 @@ def mark_prompt(mark: Mark) -> Prompt:
     )
 
 
-def _mask(rle: Any, height: int, width: int, where: str) -> Mark:
-    where = f"{where}.mask"
-    check_keys(rle, ("size", "counts"), where)
-    size, counts = rle.get("size"), rle.get("counts")
-    if size != [height, width]:
-        raise FssError(f"the mask is {_by(size)}, but its photo is {height} x {width} (height x width)", where=where,
+def _mask(rle: Rle | str, height: int, width: int, where: str) -> Mark:
+    if isinstance(rle, str):
+        raise FssError("the mask is a text, not run lengths", where=where, hint='write {"size": ..., "counts": ...}')
+    size = " x ".join(map(str, rle.size))
+    if rle.size != [height, width]:
+        raise FssError(f"the mask is {size}, but its photo is {height} x {width} (height x width)", where=where,
                        hint="draw the mask on the photo as it is shown upright")
-    mask = _decode(counts, height, width, where)
+    mask = _decode(rle.counts, height, width, where)
     if not mask.any():
         raise FssError("the mask is empty", where=where, hint="mark at least one pixel of the object")
     return rle_json(mask)
 
 
-def _by(size: Any) -> str:
-    return " x ".join(str(v) for v in size) if isinstance(size, list | tuple) and len(size) == 2 else repr(size)[:40]
-
-
-def _decode(counts: Any, height: int, width: int, where: str) -> np.ndarray:
+def _decode(counts: str | list[int], height: int, width: int, where: str) -> np.ndarray:
     """[H, W] uint8. Run lengths are checked here, since pycocotools crashes on wrong ones."""
-    runs = _runs(counts, where)
+    runs = counts if isinstance(counts, list) else _uncompress(counts, where)
     if sum(runs) != height * width or min(runs, default=0) < 0:
         raise FssError(f"run lengths sum to {sum(runs)}, not to {height} x {width}", where=where)
     flat = np.repeat(np.arange(len(runs)) % 2, runs).astype(np.uint8)
     return flat.reshape(width, height).T
-
-
-def _runs(counts: Any, where: str) -> list[int]:
-    if isinstance(counts, list) and all(isinstance(c, int) and not isinstance(c, bool) for c in counts):
-        return counts
-    if isinstance(counts, bytes):
-        counts = counts.decode("ascii", "replace")
-    if not isinstance(counts, str):
-        raise FssError("counts is neither text nor a list of whole numbers", where=where)
-    return _uncompress(counts, where)
 
 
 def _uncompress(text: str, where: str) -> list[int]:
@@ -160,44 +221,10 @@ def _uncompress(text: str, where: str) -> list[int]:
     return runs
 
 
-def _box(box: Any, height: int, width: int, where: str) -> list[float]:
-    where = f"{where}.box"
-    if not (isinstance(box, list) and len(box) == 4 and all(_number(v) for v in box)):
-        raise FssError("a box is [x0, y0, x1, y1]", where=where)
-    x0, y0, x1, y1 = (float(v) for v in box)
+def _box(box: list[float], height: int, width: int, where: str) -> list[float]:
+    x0, y0, x1, y1 = box
     if x1 <= x0 or y1 <= y0:
         raise FssError(f"the box {box} is empty", where=where, hint="write [left, top, right, bottom] in pixels")
     if x0 < 0 or y0 < 0 or x1 > width or y1 > height:
         raise FssError(f"the box {box} lies outside its photo, {width} wide and {height} high", where=where)
-    return [x0, y0, x1, y1]
-
-
-def _points(points: Any, height: int, width: int, where: str) -> list[list[float]]:
-    if not (isinstance(points, list) and points):
-        raise FssError("needs at least one [x, y]", where=where)
-    if len(points) > MAX_POINTS:
-        raise FssError(f"{len(points)} points are too many", where=where, hint=f"a mark has at most {MAX_POINTS}")
-    for point in points:
-        if not (isinstance(point, list) and len(point) == 2 and all(_number(v) for v in point)):
-            raise FssError(f"{str(point)[:40]} is not [x, y]", where=where)
-        if not (0 <= point[0] <= width and 0 <= point[1] <= height):
-            raise FssError(f"the point {point} lies outside its photo, {width} wide and {height} high", where=where)
-    return [[float(x), float(y)] for x, y in points]
-
-
-def _labels(labels: Any, count: int, where: str) -> list[int]:
-    where = f"{where}.labels"
-    if labels is None:
-        return [1] * count
-    if not (isinstance(labels, list) and all(v in (0, 1) for v in labels)):
-        raise FssError("labels are 1 (on the object) or 0 (off it)", where=where)
-    if len(labels) != count:
-        raise FssError(f"{len(labels)} labels for {count} points", where=where, hint="give one label for each point")
-    if 1 not in labels:
-        raise FssError("no point is on the object", where=where, hint="give at least one point with label 1")
-    return [int(v) for v in labels]
-
-
-def _number(value: Any) -> bool:
-    """Whether `value` is a number. Huge integers are not: they cannot be converted to float."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MAX_COORDINATE
+    return box

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from fss_models.errors import FssError
-from pipelines.config.wanted import CALIBRATED, Wanted
+from pipelines.config.wanted import Overlaps, Wanted
 
 MAX_CLASSES = 256  # of one request
-PREVALENCE, EMPTY_BELOW, REVIEW_BELOW = (Wanted.model_fields[k].default for k in CALIBRATED)
 
 
 class MaskRequest(Wanted):
@@ -23,13 +22,7 @@ class MaskRequest(Wanted):
         return {**ids, "threshold": self.threshold, **self.changed()}
 
 
-for _name in CALIBRATED:  # the service's parser reads the defaults of these from the class
-    setattr(MaskRequest, _name, Wanted.model_fields[_name].default)
-
-
-def check_overlaps(overlaps: Any, classes: int) -> None:
-    """Raises `FssError` for an unknown value, and for `resolve` with fewer than two classes."""
-    if overlaps not in ("keep", "resolve"):
-        raise FssError(f"overlaps is {str(overlaps)[:40]!r}", hint="write keep or resolve")
+def check_overlaps(overlaps: Overlaps, classes: int) -> None:
+    """Raises `FssError` for `resolve` with fewer than two classes."""
     if overlaps == "resolve" and classes < 2:
         raise FssError("overlaps is resolve, but there is one class", hint="leave overlaps out, or give more classes")

@@ -14,9 +14,10 @@ import time
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from fss_models.errors import FssError
+from fss_models.forms import Form
 from pipelines.base.storage import Store, join
 from pipelines.config.label import LabelConfig
 from pipelines.config.mask_request import MAX_CLASSES
@@ -31,10 +32,9 @@ SETTINGS = ("chunk", "batch", "pairs", "prevalence", "empty_below", "review_belo
 State = Literal["running", "done", "stopped", "failed", "interrupted"]
 
 
-class JobRequest(BaseModel):
+class JobRequest(Form):
     """The body of `POST /v1/jobs`: label the photos below `images` with these support sets, one for each class."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
     images: str = Field(min_length=1, max_length=1000,
                         description="a folder of the service's machine, or s3://bucket/prefix")
     support_ids: list[str] = Field(min_length=1, max_length=MAX_CLASSES)

@@ -8,19 +8,17 @@ from typing import Any
 from ray import serve
 from ray.serve import Application
 from ray.serve.config import BackpressureConfig
-from starlette.requests import Request
 from starlette.responses import Response
 
 from fss_models.bundle import BundleInfo
 from pipelines.bundles.bundle import about_bundle
 from pipelines.console.api import ConsoleApi
 from pipelines.console.jobs import Jobs
-from pipelines.console.openapi import console_document
 from pipelines.console.page import page_html
 from pipelines.serving.app import Service
 from pipelines.serving.guards import MAX_WAITING, html_answer
 from pipelines.serving.model import ROUTER_RETRY, bulk, interactive
-from pipelines.serving.requests import Handler, Route
+from pipelines.serving.routes import OPEN, Route
 from pipelines.serving.spec import ServiceSpec
 
 
@@ -29,7 +27,7 @@ class ConsoleService(Service):
 
     def __init__(self, spec: ServiceSpec, people: Any, jobs: Any) -> None:
         super().__init__(spec, people, jobs)
-        self.console = ConsoleApi(Jobs(spec, about_bundle(spec.bundle), jobs), spec.max_request_bytes)
+        self.console = ConsoleApi(Jobs(spec, about_bundle(spec.bundle), jobs))
 
     def take(self, info: BundleInfo) -> None:
         """A new champion has been promoted: new jobs begin with it."""
@@ -37,18 +35,10 @@ class ConsoleService(Service):
         self.console.jobs.take(self.spec, about_bundle(info))
 
     def routes(self) -> list[Route]:
-        """(verb, path, handler) of the requests that may need a token, the console's included."""
-        return [*super().routes(), *self.console.routes()]
+        """The requests that the service answers, the console's included."""
+        return [Route("GET", "/", self._page, OPEN), *super().routes(), *self.console.routes()]
 
-    def pages(self) -> dict[str, Handler]:
-        """Path -> handler of the pages that need no token, the console's page included."""
-        return {"/": self._page, **super().pages()}
-
-    def document(self) -> dict[str, Any]:
-        """The OpenAPI document of all routes."""
-        return console_document()
-
-    async def _page(self, _: Request) -> Response:
+    async def _page(self) -> Response:
         return html_answer(await asyncio.to_thread(page_html), scripts=True)
 
 

@@ -151,7 +151,7 @@ class Shards:
         return found
 
     def _decode(self, photo: dict[str, Any]) -> tuple[np.ndarray, int]:
-        whole = decode_sized(photo["image"], photo["height"], photo["width"], max_pixels=NO_LIMIT, max_bytes=NO_LIMIT,
+        whole = decode_sized(photo["image"], photo["height"], photo["width"], limits=None,
                              where=photo["file_name"])
         (found,) = cropped(photo.get("crop"), whole)
         found.flags.writeable = False

@@ -14,8 +14,10 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 from typing import Any
 
+from pydantic import Field
+
 from fss_models.errors import FssError
-from fss_models.marks import check_keys
+from fss_models.forms import Form, read_form
 from fss_models.photo_files import is_photo
 from pipelines.base.junk import is_junk
 from pipelines.base.storage import Store
@@ -26,6 +28,12 @@ from pipelines.inference.supports import SupportSet
 FILE = "supports.json"
 MASK = "_mask"
 MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif", ".webp")
+
+
+class LabelSet(Form):
+    """The content of a supports file of several classes, each as `SupportRequest` describes."""
+
+    classes: list[Any] = Field(min_length=1)
 
 
 def read_label_set(url: str) -> list[SupportSet]:
@@ -51,11 +59,8 @@ def _read_file(url: str) -> list[SupportSet]:
     content, fetch, name = file.read_json(), fetcher(file.parent), file.name
     if not isinstance(content, dict) or "classes" not in content:
         return [read_supports(content, fetch, name)]
-    check_keys(content, ("classes",), name)
-    if not isinstance(content["classes"], list) or not content["classes"]:
-        raise FssError("classes is not a list of classes", where=name,
-                       hint='write "classes": [{"class_name": ..., ...}]')
-    return [read_supports(one, fetch, f"{name}: classes[{i}]") for i, one in enumerate(content["classes"])]
+    classes = read_form(LabelSet, content, name).classes
+    return [read_supports(one, fetch, f"{name}: classes[{i}]") for i, one in enumerate(classes)]
 
 
 def _read_folder(store: Store, files: list[str]) -> list[SupportSet]:

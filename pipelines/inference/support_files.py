@@ -11,14 +11,65 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Discriminator, Field, Tag
 
 from fss_models.errors import FssError
-from fss_models.marks import KINDS, Mark, check_keys, mask_from_picture
+from fss_models.forms import Form, read_form
+from fss_models.marks import (
+    BoxMark,
+    Mark,
+    MaskMark,
+    PointsMark,
+    ScribbleMark,
+    kind_tag,
+    mask_from_picture,
+    one_kind,
+)
 from pipelines.base.storage import Store
 from pipelines.inference.supports import SupportSet, build_support_set
 
 Fetch = Callable[[str, str], bytes]  # (text, where) -> bytes
+Photo = Annotated[str, Field(min_length=1, description=(
+    "a photo (JPEG, PNG, WebP, BMP, TIFF): base64 or data URL in a request, a path in a file"))]
+
+
+class MaskSupport(MaskMark):
+    """A photo and the object's pixels in it."""
+
+    image: Photo
+
+
+class BoxSupport(BoxMark):
+    """A photo and a box around the object."""
+
+    image: Photo
+
+
+class PointsSupport(PointsMark):
+    """A photo and points on the object and off it."""
+
+    image: Photo
+
+
+class ScribbleSupport(ScribbleMark):
+    """A photo and a line drawn on the object."""
+
+    image: Photo
+
+
+SupportForm = Annotated[
+    Annotated[MaskSupport, Tag("mask mark")] | Annotated[BoxSupport, Tag("box mark")]
+    | Annotated[PointsSupport, Tag("points mark")] | Annotated[ScribbleSupport, Tag("scribble mark")],
+    Discriminator(kind_tag), one_kind("image")]
+
+
+class SupportRequest(Form):
+    """A class and the photos that show it: the body of `POST /v1/supports`, and the content of a supports file."""
+
+    class_name: str = Field(description="only the first 200 characters are used")
+    supports: list[SupportForm] = Field(json_schema_extra={"minItems": 1})  # `build_support_set` says it in words
 
 
 def read_support_file(url: str) -> SupportSet:
@@ -40,9 +91,9 @@ def fetcher(store: Store) -> Fetch:
     return fetch
 
 
-def support_set_from_request(body: Any) -> SupportSet:
+def support_set_from_request(body: SupportRequest) -> SupportSet:
     """The support set in the body of `POST /v1/supports`. Raises `FssError` with one line for a mistake."""
-    return read_supports(body, from_base64, "")
+    return _support_set(body, from_base64, "")
 
 
 def from_base64(text: str, where: str) -> bytes:
@@ -63,20 +114,18 @@ def support_request(supports: SupportSet) -> dict[str, Any]:
 
 def read_supports(content: Any, fetch: Fetch, where: str) -> SupportSet:
     """The support set that `content` describes. `fetch` reads its pictures. Raises `FssError` that names `where`."""
+    return _support_set(read_form(SupportRequest, content, where), fetch, where)
+
+
+def _support_set(form: SupportRequest, fetch: Fetch, where: str) -> SupportSet:
     prefix = f"{where}: " if where else ""
-    check_keys(content, ("class_name", "supports"), where or "request")
-    rows = content.get("supports")
-    if not isinstance(rows, list):
-        raise FssError("supports is not a list", where=where, hint='write "supports": [{"image": ..., "mask": ...}]')
-    read = [_row(row, fetch, f"{prefix}supports[{i}]") for i, row in enumerate(rows)]
-    return build_support_set(content.get("class_name"), read, where)
+    read = [_row(row, fetch, f"{prefix}supports[{i}]") for i, row in enumerate(form.supports)]
+    return build_support_set(form.class_name, read, where)
 
 
-def _row(row: Any, fetch: Fetch, where: str) -> tuple[bytes, Mark]:
-    check_keys(row, ("image", *KINDS, "labels"), where)
-    mark = {k: v for k, v in row.items() if k != "image"}
-    if not isinstance(row.get("image"), str) or not row["image"]:
-        raise FssError("image is missing", where=where)
-    if isinstance(mark.get("mask"), str):
-        mark["mask"] = mask_from_picture(fetch(mark["mask"], f"{where}.mask"), f"{where}.mask")
-    return fetch(row["image"], f"{where}.image"), mark
+def _row(row: MaskSupport | BoxSupport | PointsSupport | ScribbleSupport, fetch: Fetch,
+         where: str) -> tuple[bytes, Mark]:
+    mark = row.model_dump(exclude={"image"}, exclude_none=True)
+    if isinstance(row, MaskSupport) and isinstance(row.mask, str):
+        mark["mask"] = mask_from_picture(fetch(row.mask, f"{where}.mask"), f"{where}.mask")
+    return fetch(row.image, f"{where}.image"), mark

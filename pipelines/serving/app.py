@@ -10,18 +10,18 @@ import time
 from typing import Any
 
 from fastapi import FastAPI
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from fss_models.bundle import BundleInfo
-from pipelines.inference.support_files import support_set_from_request
+from pipelines.inference.support_files import SupportRequest, support_set_from_request
+from pipelines.serving.answers import Health, SegmentAnswer, SupportAnswer
 from pipelines.serving.client import results_json
 from pipelines.serving.docs_page import docs_html
-from pipelines.serving.guards import bounded, counted, html_answer, http_error, with_token
+from pipelines.serving.guards import html_answer
 from pipelines.serving.metrics import ServiceMetrics, export_metrics
-from pipelines.serving.openapi import openapi
-from pipelines.serving.requests import Handler, Route, SegmentRequest, parse_segment, read_json
+from pipelines.serving.requests import SegmentRequest
+from pipelines.serving.routes import COUNTS, OPEN, WRITES, Route, build_api
 from pipelines.serving.spec import ServiceSpec, with_bundle
 from pipelines.serving.watch import BundleWatch
 
@@ -38,9 +38,9 @@ class Service:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """The application of this replica; Ray Serve calls this there."""
-        for path in (*self.pages(), "/metrics", *(path for _, path, _ in self.routes())):
-            self.metrics.expect(path)
-        return build_api(self)
+        for route in self.routes():
+            self.metrics.expect(route.path)
+        return build_api(self, self.routes())
 
     def take(self, info: BundleInfo) -> None:
         """A new champion has been promoted: `/v1/health` and new jobs name it from now on.
@@ -51,48 +51,43 @@ class Service:
         self.about = describe(info, self.spec)
 
     def routes(self) -> list[Route]:
-        """(verb, path, handler) of the requests that may need a token."""
-        return [("POST", "/v1/supports", self.supports), ("POST", "/v1/segment", self.segment)]
+        """The requests that the service answers."""
+        return [
+            Route("GET", "/docs", self._docs, OPEN),
+            Route("GET", "/openapi.json", self._openapi, OPEN),
+            Route("GET", "/v1/health", self.health, OPEN, Health),
+            Route("POST", "/v1/supports", self.supports, WRITES, SupportAnswer),
+            Route("POST", "/v1/segment", self.segment, WRITES, SegmentAnswer, (404,)),
+            Route("GET", "/metrics", _metrics, COUNTS, kind="text/plain"),
+        ]
 
-    def pages(self) -> dict[str, Handler]:
-        """Path -> handler of the pages that need no token."""
-        return {"/docs": self._docs, "/openapi.json": self._openapi, "/v1/health": self.health}
+    async def _docs(self, request: Request) -> Response:
+        return html_answer(await asyncio.to_thread(docs_html, request.app.openapi()), scripts=False)
 
-    def document(self) -> dict[str, Any]:
-        """The OpenAPI document of the routes."""
-        return openapi()
+    async def _openapi(self, request: Request) -> Response:
+        return JSONResponse(request.app.openapi())
 
-    async def _docs(self, _: Request) -> Response:
-        return html_answer(await asyncio.to_thread(docs_html, self.document()), scripts=False)
+    async def health(self) -> Any:
+        """The model that is running, for how long, and how many requests wait."""
+        return {**self.about, "uptime_s": round(time.time() - self.started, 1), "waiting": self.waiting}
 
-    async def _openapi(self, _: Request) -> Response:
-        return JSONResponse(await asyncio.to_thread(self.document))
-
-    async def health(self, _: Request) -> Response:
-        """`GET /v1/health`: the model that is running, for how long, and how many requests wait."""
-        return JSONResponse({**self.about, "uptime_s": round(time.time() - self.started, 1), "waiting": self.waiting})
-
-    async def supports(self, request: Request) -> Response:
-        """`POST /v1/supports`: check and store a support set, unless the method refuses it."""
-        body = await read_json(request, self.spec.max_request_bytes)
+    async def supports(self, body: SupportRequest) -> Any:
+        """Store a support set, unless the method refuses it; its id outlives a restart."""
         sent = await asyncio.to_thread(support_set_from_request, body)
         support_id = await self.people.add_support.remote(sent)
         await asyncio.to_thread(sent.save, self.spec.model.supports_url)
-        return JSONResponse({"support_id": support_id, "class_name": sent.class_name, "supports": len(sent.supports)})
+        return {"support_id": support_id, "class_name": sent.class_name, "supports": len(sent.supports)}
 
-    async def segment(self, request: Request) -> Response:
-        """`POST /v1/segment`: a result or an error for every photo, in order."""
-        body = await read_json(request, self.spec.max_request_bytes)
-        sent: SegmentRequest = await asyncio.to_thread(parse_segment, body)
-        if sent.bulk:
+    async def segment(self, body: SegmentRequest) -> Any:
+        """Masks of photos: a result or an error for each, in order."""
+        images, masks, many = await asyncio.to_thread(body.photos), body.masks, body.support_ids is not None
+        if body.bulk:
             bundle_id = self.spec.bundle.bundle_id
-            bundle_id, results = await self.jobs.chunk.remote(sent.images, sent.masks, bundle_id, strict=False)
+            bundle_id, results = await self.jobs.chunk.remote(images, masks, bundle_id, strict=False)
         else:
-            bundle_id, results = await self.people.segment.remote(sent.images, sent.masks)
-        ids = sent.masks.support_ids
-        about: dict[str, Any] = {"support_ids": list(ids)} if sent.many else {"support_id": ids[0]}
-        about["bundle_id"] = bundle_id
-        return JSONResponse({**about, "results": [results_json(r, many=sent.many) for r in results]})
+            bundle_id, results = await self.people.segment.remote(images, masks)
+        about: dict[str, Any] = {"support_ids": list(body.ids)} if many else {"support_id": body.ids[0]}
+        return {**about, "bundle_id": bundle_id, "results": [results_json(r, many=many) for r in results]}
 
 
 def describe(info: BundleInfo, spec: ServiceSpec) -> dict[str, Any]:
@@ -106,19 +101,6 @@ def describe(info: BundleInfo, spec: ServiceSpec) -> dict[str, Any]:
     }
 
 
-def build_api(service: Service) -> FastAPI:
-    """The FastAPI application with the service's pages and routes; `openapi` describes each route."""
-    api = FastAPI(title="fss", docs_url=None, redoc_url=None, openapi_url=None)  # those need the internet
-    for path, handler in service.pages().items():
-        api.add_api_route(path, counted(service, path, handler), methods=["GET"], response_model=None)
-    api.add_api_route("/metrics", counted(service, "/metrics", with_token(service, _metrics)), methods=["GET"],
-                      response_model=None)
-    for verb, path, handler in service.routes():
-        guarded = counted(service, path, with_token(service, bounded(service, handler)))
-        api.add_api_route(path, guarded, methods=[verb], response_model=None)
-    api.add_exception_handler(HTTPException, http_error)
-    return api
-
-
-async def _metrics(_: Request) -> Response:
-    return Response(await export_metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
+async def _metrics() -> Response:
+    """Metrics for Prometheus."""
+    return PlainTextResponse(await export_metrics(), media_type="text/plain; version=0.0.4")

@@ -1,10 +1,13 @@
-"""The checks between a request and its handler: token, host name, back-pressure; metrics; errors in one line."""
+"""The checks before FastAPI takes a request: token, host name, back-pressure, size; metrics; errors in one line."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any, Protocol
 
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from pydantic import ValidationError
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
@@ -12,10 +15,11 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from fss_models.errors import FssError
+from fss_models.forms import mistake
 from pipelines.base.outcome import unwrapped
 from pipelines.inference.supports import UnknownSupportError
 from pipelines.serving.metrics import ServiceMetrics
-from pipelines.serving.requests import Handler, RefusedError, check_host_header, check_token
+from pipelines.serving.requests import Handler, ReadRequest, RefusedError, check_host_header, check_token, read_json
 from pipelines.serving.server import LOOPBACK
 from pipelines.serving.spec import ServiceSpec
 
@@ -37,6 +41,22 @@ def html_answer(page: str, *, scripts: bool) -> Response:
     return HTMLResponse(page, headers={
         "Content-Security-Policy": policy + "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
         "X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"})
+
+
+Guard = Callable[[Guarded, Handler], Handler]
+
+
+def guarded_route(service: Guarded, *guards: Guard) -> type[APIRoute]:
+    """FastAPI routes whose requests pass `guards`, the last one first, before FastAPI checks them."""
+
+    class GuardedRoute(APIRoute):
+        def get_route_handler(self) -> Any:
+            handler: Handler = super().get_route_handler()
+            for guard in guards:
+                handler = guard(service, handler)
+            return counted(service, self.path, handler)
+
+    return GuardedRoute
 
 
 def counted(service: Guarded, path: str, handler: Handler) -> Handler:
@@ -89,6 +109,15 @@ def bounded(service: Guarded, handler: Handler) -> Handler:
     return bounded_call
 
 
+def with_json(service: Guarded, handler: Handler) -> Handler:
+    """A handler of requests with a JSON body, which is read within the service's limits."""
+
+    async def read(request: Request) -> Response:
+        return await handler(ReadRequest(request, await read_json(request, service.spec.max_request_bytes)))
+
+    return read
+
+
 def _answer(error: BaseException) -> Response:
     """The status and the line for an error. An unforeseen error goes to Serve's log; the client sees no details."""
     if isinstance(error, RefusedError):
@@ -97,6 +126,11 @@ def _answer(error: BaseException) -> Response:
         return _line(404, str(error))
     if isinstance(error, FssError):
         return _line(422, str(error))
+    if isinstance(error, RequestValidationError):
+        first = error.errors()[0]
+        part, *loc = first["loc"]  # body, query or path
+        place, what = mistake({**first, "loc": loc}, error.body if part == "body" else {loc[0]: None})
+        return _line(422, f"{place or 'request'}: {what}")
     if isinstance(error, ValidationError):
         first = error.errors()[0]
         return _line(422, f"{'.'.join(str(p) for p in first['loc'])[:100]}: {first['msg']}")

@@ -12,6 +12,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import httpx
+from prometheus_client import Metric, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
 
 from pipelines.base.run_metrics import start_at_zero
 from pipelines.inference.masks import PhotoFailure
@@ -76,33 +79,34 @@ async def export_metrics() -> str:
     places = [f"{n['NodeManagerAddress']}:{n['MetricsExportPort']}" for n in nodes if n["Alive"]]
     async with httpx.AsyncClient(timeout=EXPORTER_S) as client:
         answers = await asyncio.gather(*(_one(client, place) for place in places))
-    return merge_metrics(answers)
+    notes = "".join(answer for answer in answers if answer.startswith("# node "))
+    return notes + await asyncio.to_thread(merge_metrics, answers)
 
 
 async def _one(client: httpx.AsyncClient, place: str) -> str:
     try:
         answer = await client.get(f"http://{place}/metrics", headers={"accept": "text/plain"})
-        return answer.text if answer.is_success else f"# {place} answers {answer.status_code}\n"
+        return answer.text if answer.is_success else f"# node {place} answers {answer.status_code}\n"
     except httpx.HTTPError as error:
-        return f"# {place} does not answer: {type(error).__name__}\n"
+        return f"# node {place} does not answer: {type(error).__name__}\n"
+
+
+class _Merged(Collector):
+    """The metrics of several exports, for prometheus_client's writer."""
+
+    def __init__(self, families: Iterable[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        return self._families
 
 
 def merge_metrics(texts: Iterable[str]) -> str:
-    """The service's lines of several exports, grouped by family with one HELP and TYPE each, as the format demands."""
-    families: dict[str, list[str]] = {}
-    notes: list[str] = []
+    """The service's metrics of several exports, by family with one HELP and TYPE each, as the format demands."""
+    families: dict[str, Metric] = {}
     for text in texts:
-        name = ""
-        for line in text.splitlines():
-            words = line.split(" ", 3)
-            if line.startswith(("# HELP ", "# TYPE ")):
-                name = words[2]
-                rows = families.setdefault(name, [])
-                if line not in rows:
-                    rows.append(line)
-            elif line.startswith("#"):
-                notes.append(line)
-            elif line:
-                families.setdefault(name, []).append(line)
-    kept = [line for name, rows in families.items() if name.startswith(FAMILIES) for line in rows]
-    return "".join(f"{line}\n" for line in (*notes, *kept))
+        for family in text_string_to_metric_families(text):
+            if family.name.startswith(FAMILIES):
+                families.setdefault(family.name, Metric(family.name, family.documentation, family.type)
+                                    ).samples.extend(family.samples)
+    return generate_latest(_Merged(families.values())).decode()

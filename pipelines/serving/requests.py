@@ -7,23 +7,21 @@ import hashlib
 import hmac
 import json
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import Any
 
+from pydantic import ConfigDict, Field, model_validator
 from starlette.requests import Request
 from starlette.responses import Response
 
 from fss_models.errors import FssError
-from fss_models.marks import check_keys
+from fss_models.forms import Form
 from pipelines.config.mask_request import MAX_CLASSES, MaskRequest, check_overlaps
+from pipelines.config.wanted import Wanted
 from pipelines.inference.support_files import from_base64
 from pipelines.serving.server import LOOPBACK
 
 Handler = Callable[[Request], Awaitable[Response]]
-Route = tuple[str, str, Handler]  # verb, path, handler
 MAX_IMAGES = 256  # photos in one request
-TRUST = ("prevalence", "empty_below", "review_below")
-MAX_PAIRS = 4096  # (class, photo) pairs in one call of the model
 
 
 class RefusedError(FssError):
@@ -34,18 +32,58 @@ class RefusedError(FssError):
         self.status = status
 
 
-@dataclass(frozen=True, kw_only=True)
-class SegmentRequest:
-    """The body of `POST /v1/segment`: photos, and the masks to compute for each.
+class SegmentRequest(Wanted, Form):
+    """The body of `POST /v1/segment`: photos, and the masks to compute for each."""
 
-    With `bulk` the replicas for jobs compute them. `many`: the body had `support_ids`, so that each photo's result is
-    a list of labels.
-    """
+    model_config = ConfigDict(json_schema_extra={
+        "oneOf": [{"required": ["support_id"]}, {"required": ["support_ids"]}]})
+    support_id: str | None = Field(None, min_length=1)
+    support_ids: list[str] | None = Field(None, min_length=1, max_length=MAX_CLASSES, description=(
+        "several classes, each once; each photo's result is then a list of labels"))
+    images: list[str] = Field(min_length=1, max_length=MAX_IMAGES, description=(
+        "photos (JPEG, PNG, WebP, BMP, TIFF) as base64 or data URLs"))
+    bulk: bool = Field(False, description="use the replicas for jobs")
 
-    images: list[bytes]
-    masks: MaskRequest
-    bulk: bool
-    many: bool
+    @model_validator(mode="after")
+    def _classes(self) -> SegmentRequest:
+        if self.support_id is not None and self.support_ids is not None:
+            raise ValueError("the request has both support_id and support_ids (give one of them)")
+        if self.support_id is None and self.support_ids is None:
+            raise ValueError("support_id is missing (POST /v1/supports gives one)")
+        if len(set(self.ids)) < len(self.ids) or not all(self.ids):
+            raise ValueError(f"support_ids has empty or repeated ids (at most {MAX_CLASSES}, each once)")
+        check_overlaps(self.overlaps, len(self.ids))
+        return self
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """The support set of each class."""
+        return tuple(self.support_ids or [self.support_id or ""])
+
+    @property
+    def masks(self) -> MaskRequest:
+        """What the model is asked for."""
+        return MaskRequest(support_ids=self.ids, **self.wanted())
+
+    def photos(self) -> list[bytes]:
+        """The photos' bytes. Raises `FssError` that names the first text that is not base64."""
+        return [from_base64(text, f"images[{i}]") for i, text in enumerate(self.images)]
+
+
+class ReadRequest(Request):
+    """A request whose JSON has been read: FastAPI takes the content. The bytes are no longer kept beside it."""
+
+    def __init__(self, request: Request, content: Any) -> None:
+        super().__init__(request.scope, request.receive)
+        self._content = content
+
+    async def body(self) -> bytes:
+        """FastAPI asks only whether there are any bytes."""
+        return b"{}"
+
+    async def json(self) -> Any:
+        """The content of the body."""
+        return self._content
 
 
 async def read_json(request: Request, max_bytes: int) -> Any:
@@ -72,54 +110,6 @@ async def read_json(request: Request, max_bytes: int) -> Any:
 
 def _too_large(max_bytes: int) -> RefusedError:
     return RefusedError(413, f"the request is larger than {max_bytes} bytes", hint="send fewer photos at a time")
-
-
-def parse_segment(body: Any) -> SegmentRequest:
-    """The checked body of `POST /v1/segment`, whose fields `openapi` describes. Raises `FssError` for a mistake."""
-    known = ("support_id", "support_ids", "images", "threshold", "overlaps", "pairs", *TRUST, "bulk")
-    check_keys(body, known, "request")
-    ids, images = _support_ids(body), body.get("images")
-    if not isinstance(images, list) or not images or not all(isinstance(i, str) for i in images):
-        raise FssError("images is not a list of base64 texts")
-    if len(images) > MAX_IMAGES:
-        raise FssError(f"{len(images)} images in one request are too many", hint=f"send at most {MAX_IMAGES}")
-    threshold, bulk, pairs = body.get("threshold", 0.5), body.get("bulk", False), body.get("pairs", 0)
-    if not isinstance(threshold, int | float) or isinstance(threshold, bool) or not 0 < threshold < 1:
-        raise FssError(f"threshold is {str(threshold)[:40]!r}, not a number between 0 and 1")
-    if not isinstance(bulk, bool):
-        raise FssError("bulk is neither true nor false")
-    if not isinstance(pairs, int) or isinstance(pairs, bool) or not 0 <= pairs <= MAX_PAIRS:
-        raise FssError(f"pairs is {str(pairs)[:40]!r}, not a whole number from 0 to {MAX_PAIRS}")
-    trust = {k: _chance(body, k) for k in TRUST}
-    overlaps = body.get("overlaps", "keep")
-    check_overlaps(overlaps, len(ids))
-    masks = MaskRequest(support_ids=ids, threshold=float(threshold), overlaps=overlaps, pairs=pairs, **trust)
-    photos = [from_base64(text, f"images[{i}]") for i, text in enumerate(images)]
-    return SegmentRequest(images=photos, masks=masks, bulk=bulk, many="support_ids" in body)
-
-
-def _chance(body: dict[str, Any], key: str) -> float:
-    value = body.get(key, getattr(MaskRequest, key))
-    odd = not isinstance(value, int | float) or isinstance(value, bool)
-    if odd or not 0 <= value <= 1 or (key == "prevalence" and value in (0, 1)):
-        raise FssError(f"{key} is {str(value)[:40]!r}, not a number between 0 and 1")
-    return float(value)
-
-
-def _support_ids(body: dict[str, Any]) -> tuple[str, ...]:
-    if "support_ids" in body:
-        ids = body["support_ids"]
-        if "support_id" in body:
-            raise FssError("the request has both support_id and support_ids", hint="give one of them")
-        if not isinstance(ids, list) or not ids or not all(isinstance(i, str) and i for i in ids):
-            raise FssError("support_ids is not a list of ids")
-        if len(ids) > MAX_CLASSES or len(set(ids)) < len(ids):
-            raise FssError(f"{len(ids)} support_ids are too many or repeated", hint=f"at most {MAX_CLASSES}, each once")
-        return tuple(ids)
-    support_id = body.get("support_id")
-    if not isinstance(support_id, str) or not support_id:
-        raise FssError("support_id is missing", hint="POST /v1/supports gives one")
-    return (support_id,)
 
 
 def token_hash(token: str) -> str:

@@ -14,6 +14,7 @@ from pycocotools import mask as coco
 
 from fss_models import registry
 from fss_models.errors import FssError
+from fss_models.forms import read_form
 from fss_models.marks import rle_json
 from pipelines.bundles.bundle import save_bundle
 from pipelines.config.mask_request import MaskRequest
@@ -21,7 +22,7 @@ from pipelines.inference.label_sets import read_label_set
 from pipelines.inference.labeler import Labeler
 from pipelines.inference.masks import Label, Labels, PhotoFailure, semantic_map
 from pipelines.inference.supports import Support, SupportSet
-from pipelines.serving.requests import parse_segment
+from pipelines.serving.requests import SegmentRequest
 from tests.serving.helpers import ball, encoded
 
 METHODS = ("prior", "fssam", "sansa")
@@ -188,17 +189,17 @@ def test_two_classes_of_one_name_or_one_set_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("body", "line"), [
     ({"support_id": "a", "support_ids": ["a"]}, "give one of them"),
-    ({"support_ids": []}, "not a list of ids"),
+    ({"support_ids": []}, "support_ids: list should have at least 1 item"),
     ({"support_ids": ["a", "a"]}, "each once"),
     ({"support_ids": ["a"], "overlaps": "resolve"}, "overlaps is resolve, but there is one class"),
-    ({"support_ids": ["a", "b"], "overlaps": "merge"}, "write keep or resolve"),
-    ({"support_ids": ["a", "b"], "pairs": -1}, "pairs is '-1'"),
+    ({"support_ids": ["a", "b"], "overlaps": "merge"}, "overlaps: is 'merge', but should be 'keep' or 'resolve'"),
+    ({"support_ids": ["a", "b"], "pairs": -1}, "pairs: is -1, but should be greater than or equal to 0"),
 ])
 def test_requests_with_mistakes(body: dict[str, Any], line: str) -> None:
     with pytest.raises(FssError, match=line):
-        parse_segment({"images": ["QUJD"], **body})
+        read_form(SegmentRequest, {"images": ["QUJD"], **body}, "request")
 
 
 def test_a_request_is_read_as_it_was_written() -> None:
     for request in (MaskRequest(support_ids=("a",)), MaskRequest(support_ids=("a", "b"), overlaps="resolve", pairs=16)):
-        assert parse_segment({"images": ["QUJD"], **request.body()}).masks == request
+        assert read_form(SegmentRequest, {"images": ["QUJD"], **request.body()}, "").masks == request

@@ -16,7 +16,7 @@ from fss_models.marks import rle_json
 from pipelines.config.mask_request import MaskRequest
 from pipelines.inference.labeler import Labeler
 from pipelines.inference.masks import Label, PhotoFailure, full_size
-from pipelines.inference.support_files import support_request, support_set_from_request
+from pipelines.inference.support_files import SupportRequest, support_request, support_set_from_request
 from pipelines.inference.supports import Support, SupportSet, UnknownSupportError
 from tests.serving.helpers import ball, encoded
 
@@ -128,7 +128,7 @@ def test_mixed_support_sets_share_a_batch(labeler: Labeler) -> None:
 
 
 def test_request_form_keeps_everything() -> None:
-    assert support_set_from_request(support_request(support_set())) == support_set()
+    assert support_set_from_request(SupportRequest(**support_request(support_set()))) == support_set()
 
 
 @pytest.mark.parametrize("corners", [False, True])

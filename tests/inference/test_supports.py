@@ -13,7 +13,12 @@ from pycocotools import mask as coco
 
 from fss_models.errors import FssError
 from fss_models.marks import check_mark, mark_prompt, mask_from_picture, rle_json
-from pipelines.inference.support_files import read_support_file, support_request, support_set_from_request
+from pipelines.inference.support_files import (
+    SupportRequest,
+    read_support_file,
+    support_request,
+    support_set_from_request,
+)
 from pipelines.inference.supports import UnknownSupportError, load_support_set
 from tests.serving.helpers import ball, encoded, supports_file
 
@@ -35,7 +40,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"box": [5, 5, 5, 9]}, "is empty"),
     ({"box": [0, 0, 5]}, "a box is [x0, y0, x1, y1]"),
     ({"box": [0, 0, 5, float("nan")]}, "a box is [x0, y0, x1, y1]"),
-    ({"points": []}, "needs at least one [x, y]"),
+    ({"points": []}, "points: list should have at least 1 item, not 0"),
     ({"points": [[70, 5]]}, "lies outside its photo"),
     ({"points": [[5, 5]], "labels": [1, 0]}, "2 labels for 1 points"),
     ({"points": [[5, 5]], "labels": [0]}, "no point is on the object"),
@@ -86,7 +91,7 @@ def test_prompts_keep_their_pixels() -> None:
 
 def test_file_request_and_storage_agree_on_the_id(tmp_path: Path) -> None:
     given = read_support_file(str(supports_file(tmp_path)))
-    assert support_set_from_request(support_request(given)).support_id == given.support_id
+    assert support_set_from_request(SupportRequest(**support_request(given))).support_id == given.support_id
     assert given.save(str(tmp_path / "kept")) == given.support_id
     assert load_support_set(str(tmp_path / "kept"), given.support_id) == given
     for wrong in ("0" * 16, "../../etc/passwd", ""):
@@ -109,7 +114,7 @@ def test_id_changes_with_photo_and_prompt_only(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("change", "line"), [
     ({"class_name": " "}, "class_name is missing"),
     ({"supports": []}, "there are no supports"),
-    ({"supports": {}}, "supports is not a list"),
+    ({"supports": {}}, "supports: is not a list"),
     ({"suports": []}, "unknown key 'suports' (did you mean 'supports'?)"),
     ({"supports": [{"image": "gone.jpg", "box": [0, 0, 9, 9]}]}, "supports[0].image: 'gone.jpg' does not exist"),
     ({"supports": [{"image": "ball.png", "mask": "gone.png"}]}, "supports[0].mask: 'gone.png' does not exist"),

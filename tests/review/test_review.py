@@ -34,7 +34,7 @@ from pipelines.review.job import ReviewedJob, decide_by_name, import_decisions, 
 from pipelines.review.page import PAGE, write_review
 from pipelines.review.redo import SNAPSHOT, RedoRequest, begin_redo, prepare_redo, rows_to_redo, run_redo
 from tests.labelling.helpers import DirectEngine, make_job
-from tests.serving.browser import browser, find_browser
+from tests.serving.browser import NEEDS_BROWSER, browser
 from tests.serving.helpers import ball, photo_folder, supports_file
 
 COUNT = 20
@@ -251,20 +251,20 @@ def test_a_correction_that_is_accepted_stays(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(find_browser() is None, reason="needs chromium and chromedriver")
+@NEEDS_BROWSER
 def test_what_the_gallery_saved_it_does_not_save_again(job: ReviewedJob, tmp_path: Path) -> None:
     first, _ = write_review(job, str(tmp_path / "pages"))
-    instead = "HTMLAnchorElement.prototype.click = () => { told = document.getElementById('count').textContent; }"
-    with browser(tmp_path / "profile") as page:
-        page.call("POST", "url", url=Path(first).as_uri())
-        page.script(instead)
+    instead = ("() => { HTMLAnchorElement.prototype.click = "
+               "() => { told = document.getElementById('count').textContent; }; }")
+    with browser(Path(first).as_uri()) as page:
+        page.evaluate(instead)
         page.click("[data-word=accept]")
         page.click("#save")
-        assert page.script("return window.told") == "1 decision not saved yet"
-        assert page.script("return document.getElementById('save').disabled")
-        assert page.script("return cards[0].dataset.decision") == "accept"
-        page.call("POST", "url", url=Path(first).as_uri())
-        assert page.script("return document.getElementById('count').textContent") == "No unsaved decisions"
+        assert page.evaluate("window.told") == "1 decision not saved yet"
+        assert page.evaluate("document.getElementById('save').disabled")
+        assert page.evaluate("cards[0].dataset.decision") == "accept"
+        page.goto(Path(first).as_uri())
+        assert page.evaluate("document.getElementById('count').textContent") == "No unsaved decisions"
 
 
 def test_only_doubtful_labels_that_nobody_decided_on_are_made_again(job: ReviewedJob, tmp_path: Path, labeler: Labeler,
