@@ -212,7 +212,46 @@ def methods_page() -> str:
 
 def http_page() -> str:
     """Every request of the service, from its OpenAPI document."""
-    return "# HTTP API\n"
+    from pipelines.console.service import api_document
+
+    document = api_document()
+    parts = [
+        "# HTTP API",
+        document["info"]["description"],
+        "A service shows this page at `/docs`, and the document at `/openapi.json`. With FSS_TOKEN set, send "
+        "`Authorization: Bearer TOKEN`.",
+    ]
+    for path, verbs in document["paths"].items():
+        for verb, call in verbs.items():
+            parts += [f"## {verb.upper()} {path}", call.get("description", "")]
+            parts += [f"Body: {_schema_link(call['requestBody']['content'])}"] if "requestBody" in call else []
+            rows = [(f"`{s}`", about["description"], _schema_link(about.get("content", {})))
+                    for s, about in call["responses"].items()]
+            parts.append(table(("status", "meaning", "answer"), rows))
+    parts.append("## Schemas")
+    for name, schema in document["components"]["schemas"].items():
+        rows = [(f"`{key}`", _kind(one), one.get("description", ""), "yes" if key in schema.get("required", []) else "")
+                for key, one in schema.get("properties", {}).items()]
+        about = [schema["description"]] if "description" in schema else []
+        parts += [f"### {name}", *about, table(("field", "type", "meaning", "required"), rows)] if rows else []
+    return "\n\n".join(p for p in parts if p) + "\n"
+
+
+def _schema_link(content: dict[str, Any]) -> str:
+    names = [str(c.get("schema", {}).get("$ref", "")).rpartition("/")[2] or f"`{kind}`" for kind, c in content.items()]
+    return ", ".join(n if n.startswith("`") else f"[{n}](#{n.lower()})" for n in names)
+
+
+def _kind(schema: dict[str, Any]) -> str:
+    """The type of a field in short: a name, a list of names, or alternatives."""
+    if "$ref" in schema:
+        return str(schema["$ref"]).rpartition("/")[2]
+    if options := schema.get("anyOf") or schema.get("oneOf"):
+        return " or ".join(dict.fromkeys(_kind(o) for o in options))
+    if schema.get("type") == "array":
+        return f"list of {_kind(schema.get('items', {}))}"
+    values = schema.get("enum") or ([schema["const"]] if "const" in schema else [])
+    return ", ".join(map(str, values)) or str(schema.get("type", "any"))
 
 
 def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:

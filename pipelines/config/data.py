@@ -89,8 +89,9 @@ class DataConfig(Section):
     min_pixels: int = Field(0, ge=0)  # pixels that a class must cover to count in a photo, as published filters do
     block_size: Positive = 128  # annotations of a class that are stored together
     images_per_part: Positive = 64  # photos of an output file
-    max_pixels: Positive = LIMITS.max_pixels  # not inherited: the order of these keys is part of the shards' hash
-    max_bytes: Positive = LIMITS.max_bytes
+    # The limits are not inherited: the order of these keys is part of the shards' hash.
+    max_pixels: Positive = LIMITS.max_pixels  # a photo with more pixels is refused
+    max_bytes: Positive = LIMITS.max_bytes  # a file with more bytes is refused
     max_seconds: Positive = 60  # a photo that takes longer to read, with its masks, is given up
     max_side: int = Field(0, ge=0)  # longer photos are shrunk to this longer side in pixels, with their masks; 0: never
     seed: int = 0  # of the order in which a class's annotations are put into blocks

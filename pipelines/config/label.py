@@ -17,7 +17,7 @@ class ServiceSettings(Section):
     max_replicas: int = Field(0, ge=0)  # upper bound for autoscaling interactive replicas; 0 disables it
     max_batch: Positive = 8  # photos of concurrent requests in one batch of the model
     wait_s: float = Field(0.02, ge=0)  # seconds that a batch waits for more photos
-    max_request_bytes: Positive = 64_000_000
+    max_request_bytes: Positive = 64_000_000  # of a request's body
     threads: int = Field(0, ge=0)  # torch threads of a replica; 0: the number of CPU cores
     # Folders or buckets that jobs started in the console may read. Empty: all of them on loopback, none elsewhere.
     roots: list[str] = []
@@ -32,7 +32,7 @@ class ServiceSettings(Section):
 class Address(Section):
     """Where a service listens."""
 
-    host: str = "127.0.0.1"
+    host: str = "127.0.0.1"  # address to listen on; any but loopback needs FSS_TOKEN
     port: int = Field(8000, ge=0, lt=65536)  # 0: any free port
 
 

@@ -18,7 +18,7 @@ from pipelines.console.page import page_html
 from pipelines.serving.app import Service
 from pipelines.serving.guards import MAX_WAITING, html_answer
 from pipelines.serving.model import ROUTER_RETRY, bulk, interactive
-from pipelines.serving.routes import OPEN, Route
+from pipelines.serving.routes import OPEN, Route, build_api
 from pipelines.serving.spec import ServiceSpec
 
 
@@ -40,6 +40,13 @@ class ConsoleService(Service):
 
     async def _page(self) -> Response:
         return html_answer(await asyncio.to_thread(page_html), scripts=True)
+
+
+def api_document() -> dict[str, Any]:
+    """The OpenAPI document of the service, without a cluster."""
+    bare = ConsoleService.__new__(ConsoleService)
+    bare.console = ConsoleApi.__new__(ConsoleApi)
+    return build_api(bare, bare.routes()).openapi()
 
 
 def application(spec: ServiceSpec) -> Application:

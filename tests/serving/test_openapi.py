@@ -34,14 +34,10 @@ CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance,
 
 
 def document() -> dict[str, Any]:
-    """The document of the service, without a cluster."""
-    from pipelines.console.api import ConsoleApi
-    from pipelines.console.service import ConsoleService
-    from pipelines.serving.routes import build_api
+    """The document of the service."""
+    from pipelines.console.service import api_document
 
-    bare = ConsoleService.__new__(ConsoleService)
-    bare.console = ConsoleApi.__new__(ConsoleApi)
-    return build_api(bare, bare.routes()).openapi()
+    return api_document()
 
 
 def test_document_is_valid_and_its_page_loads_nothing() -> None:
