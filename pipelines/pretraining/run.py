@@ -25,7 +25,7 @@ def run_pretraining(config: PretrainConfig, log: Log) -> Provenance:
     """Train, or resume, and write PRESET.safetensors (half precision) and PRESET.json below `config.out`.
 
     A local folder can replace that of the shipped weights (FSS_SHIPPED). Returns the content of the JSON file. `log`
-    is called about every second with the newest row. Raises `FssError` for photos, settings and checkpoints that do
+    is called with the newest row, at most once a second. Raises `FssError` for photos, settings and checkpoints that do
     not fit, and for a training that failed.
     """
     commit, work = code_version(), Workspace(config.out)
@@ -67,11 +67,13 @@ def _train(run: PretrainRun, log: Log, ray: Any) -> Provenance:
     task = ray.remote(train_run).options(num_cpus=0, max_retries=0).remote(run, open_pretraining)
     try:
         ended = False
+        shown: dict[str, Any] = {}
         while not ended:
             ended = bool(ray.wait([task], timeout=1.0)[0])
             with suppress(ray.exceptions.RayError):  # the tracker is being restarted
                 row = ray.get(run.tracker.progress.remote(), timeout=30).get(run.label, {})
-                if "loss" in row:
+                if "loss" in row and row != shown:
+                    shown = row
                     log(row)
         about: Provenance = ray.get(task)
     except Exception as error:
