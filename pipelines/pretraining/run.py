@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from fss_models.errors import FssError
@@ -37,8 +38,9 @@ def run_pretraining(config: PretrainConfig, log: Log) -> Provenance:
         shards = tuple(_shards(data, work) for data in config.data)
         with open_tracker(config.out, config.name, ray, uri=config.tracking) as tracker:
             tracker.run.remote(config.key, params=config.deciding, tags={"fss.code": commit})
-            run = PretrainRun(spec=config, shards=shards, commit=commit, runs=work.runs, key=config.key,
-                              threads=config.threads, retries=config.retries, tracker=tracker, **resources)
+            run = PretrainRun(spec=config, out=work.store.url, start=_absolute(config.start), shards=shards,
+                              commit=commit, runs=work.runs, key=config.key, threads=config.threads,
+                              retries=config.retries, tracker=tracker, **resources)
             try:
                 about = _train(run, log, ray)
             except BaseException as error:
@@ -47,6 +49,11 @@ def run_pretraining(config: PretrainConfig, log: Log) -> Provenance:
             tracker.tags.remote(config.key, {"fss.weights": about.sha256})
             tracker.end.remote(config.key)
     return about
+
+
+def _absolute(path: str) -> str:
+    file = Path(path).expanduser()
+    return str(file.absolute()) if path and file.is_file() else path
 
 
 def _shards(data: DataConfig, work: Workspace) -> str:
