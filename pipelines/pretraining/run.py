@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from fss_models.errors import FssError
@@ -26,7 +27,7 @@ def run_pretraining(config: PretrainConfig, log: Log) -> Provenance:
     """Train, or resume, and write PRESET.safetensors (half precision) and PRESET.json below `config.out`.
 
     A local folder can replace that of the shipped weights (FSS_SHIPPED). Returns the content of the JSON file. `log`
-    is called about every second with the newest row. Raises `FssError` for photos, settings and checkpoints that do
+    is called with the newest row, at most once a second. Raises `FssError` for photos, settings and checkpoints that do
     not fit, and for a training that failed.
     """
     commit, work = code_version(), Workspace(config.out)
@@ -38,8 +39,9 @@ def run_pretraining(config: PretrainConfig, log: Log) -> Provenance:
         shards = tuple(_shards(data, work) for data in config.data)
         with open_tracker(config.out, config.name, ray, uri=config.tracking) as tracker:
             tracker.run.remote(config.key, params=config.deciding, tags={"fss.code": commit})
-            run = PretrainRun(spec=config, shards=shards, commit=commit, runs=work.runs, key=config.key,
-                              threads=config.threads, retries=config.retries, tracker=tracker, **resources)
+            run = PretrainRun(spec=config, out=work.store.url, start=_absolute(config.start), shards=shards,
+                              commit=commit, runs=work.runs, key=config.key, threads=config.threads,
+                              retries=config.retries, tracker=tracker, **resources)
             try:
                 about = _train(run, log, ray)
             except BaseException as error:
@@ -48,6 +50,11 @@ def run_pretraining(config: PretrainConfig, log: Log) -> Provenance:
             tracker.tags.remote(config.key, {"fss.weights": about.sha256})
             tracker.end.remote(config.key)
     return about
+
+
+def _absolute(path: str) -> str:
+    file = Path(path).expanduser()
+    return str(file.absolute()) if path and file.is_file() else path
 
 
 def _shards(data: DataConfig, work: Workspace) -> str:
@@ -68,11 +75,13 @@ def _train(run: PretrainRun, log: Log, ray: Any) -> Provenance:
     task = ray.remote(train_run).options(num_cpus=0, max_retries=0).remote(run, open_pretraining)
     try:
         ended = False
+        shown: dict[str, Any] = {}
         while not ended:
             ended = bool(ray.wait([task], timeout=1.0)[0])
             with suppress(ray.exceptions.RayError):  # the tracker is being restarted
                 row = ray.get(run.tracker.progress.remote(), timeout=30).get(run.label, {})
-                if "loss" in row:
+                if "loss" in row and row != shown:
+                    shown = row
                     log(row)
         about: Provenance = ray.get(task)
     except Exception as error:

@@ -35,10 +35,12 @@ WEIGHTS_TERMS = "research use: trained on photos under their own terms"
 
 
 class PretrainRun(BaseRun):
-    """The run of a pretraining: its settings, the URLs of its datasets' shards, and the code's commit."""
+    """The run of a pretraining. Workers have another working folder: paths are those of `spec`, made absolute."""
 
     spec: PretrainConfig
-    shards: tuple[str, ...]
+    out: str  # URL of the folder for the weights
+    start: str  # weight file to start from
+    shards: tuple[str, ...]  # URLs, one a dataset
     commit: str
 
 
@@ -50,7 +52,7 @@ def open_pretraining(run: PretrainRun, worker: WorkerRank) -> TrainingTask:
     config = run.spec
     photos = Photos([Shards(url) for url in run.shards], hide=config.hide)
     held, used = _held_out(len(photos), config)
-    model = PretrainModel(_build(config).to(worker.device))
+    model = PretrainModel(_build(run).to(worker.device))
     encode = Encoder(model.core, config.preset, worker.device)
     scenes, unseen = (Scenes(photos.read, some, config, encode) for some in (used, held))
     clips = fixed_clips([unseen(n) for n in range(MEASURED_SCENES)], seed=config.seed, groups=MEASURED_GROUPS)
@@ -78,10 +80,10 @@ def _held_out(count: int, config: PretrainConfig) -> tuple[list[int], list[int]]
     return sorted(order[:cut]), sorted(order[cut:])
 
 
-def _build(config: PretrainConfig) -> Sam2Core:
-    torch.manual_seed(config.seed)
-    core = Sam2Core(build_sam2(config.preset, weights=config.start or RANDOM, object_scores=True))
-    if not config.start:
+def _build(run: PretrainRun) -> Sam2Core:
+    torch.manual_seed(run.spec.seed)
+    core = Sam2Core(build_sam2(run.spec.preset, weights=run.start or RANDOM, object_scores=True))
+    if not run.start:
         attend_by_position(core)
     return core
 
@@ -113,7 +115,7 @@ def _write(run: PretrainRun, model: PretrainModel, photos: Photos, history: Hist
             steps=config.steps, seconds=history.seconds, hardware=f"{platform.system()} {platform.machine()}, {device}",
             quality={k: v for k, v in history.rows[-1].items() if k.startswith("iou_")}, licence=WEIGHTS_TERMS,
             created=time.strftime("%Y-%m-%d", time.gmtime()))
-        store, description = Store(config.out), f"{config.preset}.json"
+        store, description = Store(run.out), f"{config.preset}.json"
         store.delete(description)  # else the new file could stand beside the old description
         for name in (about.file, description):
             store.write_bytes(name, Path(folder, name).read_bytes())

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import chdir
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,19 +64,23 @@ class Outcome:
 @pytest.fixture(scope="module")
 def trained(ray_cluster: object, shapes_config: DataConfig, shapes_shards: str,
             tmp_path_factory: pytest.TempPathFactory) -> Outcome:
-    """A pretraining through Ray on the session's shards."""
-    config, shown = settings(shapes_config, tmp_path_factory.mktemp("trained")), []
+    """A pretraining through Ray, in a relative folder: Ray's workers have another working folder."""
+    folder = tmp_path_factory.mktemp("trained")
+    config, shown = settings(shapes_config, folder), []
     target = Path(Workspace(config.out).shards(shapes_config.name))
     target.parent.mkdir(parents=True)
     target.symlink_to(shapes_shards)
-    return Outcome(config, run_pretraining(config, shown.append), shown)
+    with chdir(folder.parent):
+        about = run_pretraining(config.model_copy(update={"out": folder.name}), shown.append)
+    return Outcome(config, about, shown)
 
 
 def train_here(config: PretrainConfig, shards: str, *, die_at: int = 0) -> Provenance:
     """A pretraining in this process, without Ray; `die_at` stops it right after that step."""
     torch.set_num_threads(1)
     folder = Path(config.out, "checkpoints")
-    task = open_pretraining(PretrainRun(spec=config, shards=(shards,), commit="", runs=""), WorkerRank())
+    run = PretrainRun(spec=config, out=config.out, start=config.start, shards=(shards,), commit="", runs="")
+    task = open_pretraining(run, WorkerRank())
     kept = sorted(folder.glob("*"), key=lambda p: int(p.name))
 
     def save(step: int, write: Callable[[Path], None]) -> None:
@@ -173,8 +178,8 @@ def _check_tracked(uri: str, config: PretrainConfig, about: Provenance, rows: li
     from mlflow.tracking import MlflowClient
 
     client = MlflowClient(uri)
-    (run,) = client.search_runs([client.get_experiment_by_name(config.name).experiment_id])
-    assert run.data.tags["fss.run"] == config.key
+    found = client.search_runs([client.get_experiment_by_name(config.name).experiment_id])
+    (run,) = (r for r in found if r.data.tags["fss.run"] == config.key)
     assert run.data.tags["fss.weights"] == about.sha256
     assert run.info.status == "FINISHED"
     history = client.get_metric_history(run.info.run_id, "loss")
