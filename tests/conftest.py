@@ -27,6 +27,17 @@ os.environ["FSS_SHIPPED"] = str(Path(__file__).parent / "nothing_ships")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+SHARED_FIXTURES = ("service", "quiet_job", "bundle")  # dear ones of the session: their tests run in one process
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With pytest-xdist a file's tests stay in one process, and so do all that share a dear fixture."""
+    for item in items:
+        fixtures = getattr(item, "fixturenames", ())
+        shared = "tests/papers" not in item.location[0] and any(name in fixtures for name in SHARED_FIXTURES)
+        item.add_marker(pytest.mark.xdist_group("service" if shared else item.location[0]))
+
+
 def pytest_collection_finish() -> None:
     """Ray reads how it authenticates when it is imported, which is therefore left to tests and fixtures."""
     if "ray" in sys.modules:
