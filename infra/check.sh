@@ -256,7 +256,7 @@ write_supports(shards, choose_class(shards), "s3://fss/supports")
 print(write_photos(shards, "s3://fss/photos"))
 PY
 }
-ask_prometheus() { # prints the number of series, of expressions of the dashboard with data, and of all of these
+ask_prometheus() { # prints the number of series, of the dashboard's expressions that had data, and of all of these
     docker cp infra/monitoring/grafana/dashboards/fss.json "$project-client:/tmp/dashboard.json"
     python_ "$wait_s" <<'PY'
 import json
@@ -269,8 +269,8 @@ with open("/tmp/dashboard.json") as file:
     expressions = [target["expr"] for panel in json.load(file)["panels"] for target in panel["targets"]]
 
 
-def ask(expr):
-    url = "http://prometheus:9090/api/v1/query?" + urllib.parse.urlencode({"query": expr})
+def ask(expr, kind="query", **span):
+    url = f"http://prometheus:9090/api/v1/{kind}?" + urllib.parse.urlencode({"query": expr, **span})
     with urllib.request.urlopen(url, timeout=20) as answer:
         return json.load(answer)["data"]["result"]
 
@@ -280,8 +280,8 @@ while [row["value"][1] for row in ask("up")].count("1") < 3:
     if time.monotonic() > deadline:
         sys.exit(f"Prometheus reaches fewer than three nodes: {ask('up')}")
     time.sleep(1)
-time.sleep(40)  # a rate needs two scrapes, 15 s apart
-silent = [expr for expr in expressions if not ask(expr)]
+hours = {"start": time.time() - 10_000, "end": time.time(), "step": 5}  # a sweep's metrics end with it
+silent = [expr for expr in expressions if not ask(expr, "query_range", **hours)]
 for expr in silent:
     print("no data:", expr)
 print(ask('count({job="ray"})')[0]["value"][1], len(expressions) - len(silent), len(expressions))
@@ -351,6 +351,7 @@ main() {
     sample_memory &
     sampler=$!
     run 'submit: doctor' start_client
+    run 'start Prometheus' compose --profile monitoring up -d --no-recreate prometheus
     run 'sweep, a worker lost in it' sweep_with_a_lost_worker
     figure 'sweep of 8 runs, a worker lost' "$took s"
     run 'the same sweep, undisturbed' submit sweep-quiet sweep run "${recipe[@]}" --out s3://fss/quiet
@@ -375,11 +376,10 @@ main() {
     figure "labels of $count photos, service" "$(value) photos/s; $seconds_label s in all"
     run 'compare the parts' same_parts s3://fss/labels/quiet s3://fss/labels/service
     figure 'parts of service and actors equal, in bytes' "$(value)"
-    run 'start Prometheus' compose --profile monitoring up -d --no-recreate prometheus
     run 'ask Prometheus' ask_prometheus
     read -r series with_data expressions < <(value)
     figure 'series of three nodes in Prometheus' "$series"
-    figure "dashboard's expressions with data" "$with_data of $expressions"
+    figure "the dashboard's expressions that had data" "$with_data of $expressions"
     run 'promote, and wait until it is served' new_champion
     figure 'a new champion, until it is served' "$took s"
     run 'lose the head in a sweep' lose_the_head

@@ -51,14 +51,14 @@ def test_a_step_that_fails_ends_the_script_with_its_last_line(tmp_path: Path) ->
 
 
 def test_fss_knows_every_command_of_the_script() -> None:
-    done = sourced("""
-        client() { "%s" -c 'import json, sys; print("CLIENT", json.dumps(sys.argv[1:]))' "$@"; }
+    print_words = """-c 'import json, sys; print("CLIENT", json.dumps(sys.argv[1:]))' "$@\""""
+    done = sourced(f"client() {{ {sys.executable} {print_words}; }}" + """
         wait_for_files() { :; }; lose() { :; }; up() { :; }; containers() { :; }; compose() { :; }
         start_client; sweep_with_a_lost_worker; label_with_a_lost_worker; lose_the_head
         label id s3://fss/labels --engine actors; label id s3://fss/labels --service http://ray-head:8000
         bundle() { echo one; }; serves_another() { :; }
         new_champion
-        """ % sys.executable)
+        """)
     assert done.returncode == 0, done.stderr
     commands = [json.loads(line[7:]) for line in done.stdout.splitlines() if line.startswith("CLIENT")]
     assert len(commands) == 9
