@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds the image and tries the Compose services for real: a sweep, a champion, its service, labels, a lost worker,
 # a lost head, Prometheus. Prints a line for each step, and figures at the end; removes all that it started.
-#   bash infra/check.sh            about 20 minutes on two cores besides the build; needs Docker, Compose 1.29 or 2, curl
+#   bash infra/check.sh    about 20 minutes on two cores besides the build; needs Docker, Compose (1.29 or 2) and curl
 # Options:
 #   --no-build    use the image FSS_IMAGE as it is
 #   --keep        leave containers, volumes and the folder CHECK_DIR in place
@@ -370,7 +370,8 @@ main() {
     figure 'labels, a worker lost' "$took s"
     run 'compare the parts' same_parts s3://fss/labels/quiet s3://fss/labels/lost
     figure 'parts equal after a lost worker, in bytes' "$(value)"
-    run "label $count photos through the service" label label-service s3://fss/labels/service --service http://ray-head:8000
+    run "label $count photos through the service" label label-service s3://fss/labels/service \
+        --service http://ray-head:8000
     seconds_label=$took
     run 'measure' rate s3://fss/labels/service
     figure "labels of $count photos, service" "$(value) photos/s; $seconds_label s in all"
