@@ -30,6 +30,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 SHARED_FIXTURES = ("service", "quiet_job", "bundle")  # dear ones of the session: their tests run in one process
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With pytest-xdist a file's tests stay in one process, and so do all that share a dear fixture."""
     for item in items:

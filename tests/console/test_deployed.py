@@ -50,7 +50,7 @@ def test_ray_can_call_the_builder(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("FSS_TOKEN", TOKEN)
     args = {**yaml.safe_load(FILE.read_text())["applications"][0]["args"], "workspace": str(tmp_path), "device": "cpu"}
     spec = call(champion, args)._bound_deployment.init_args[0]
-    assert (spec.model.replicas, spec.model.follow) == (2, str(tmp_path / "champion"))
+    assert (spec.model.serve.replicas, spec.model.follow) == (2, str(tmp_path / "champion"))
     assert not call(champion, {**args, "follow_s": 0})._bound_deployment.init_args[0].model.follow
     for change, line in (({"replicas": "many"}, r"args\.replicas: .*integer"), ({"devise": "cpu"}, r"args\.devise: "),
                          ({"max_replicas": 1}, r"args: max_replicas is 1, less than replicas")):

@@ -207,7 +207,7 @@ def build(kind: str, root: Path, out: Path) -> str:
     versions_of(entries, source, cfg)
     builder = pickle.loads(pickle.dumps(PartBuilder(source=source, cfg=cfg, out=str(out))))
     try:
-        index = pq.read_table(io.BytesIO(builder({"part": 0, "entries": pickle.dumps(entries)})["index"]))
+        index = pq.read_table(io.BytesIO(builder((0, entries))[1]))
     except FssError as error:
         return str(error)
     finally:

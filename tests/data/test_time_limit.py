@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import multiprocessing
 import os
-import pickle
 from pathlib import Path
 
 import pytest
@@ -47,7 +46,7 @@ def test_photos_that_never_end_fail_and_the_part_is_built(tmp_path: Path) -> Non
     pipe.unlink()
     os.mkfifo(pipe)
     builder = PartBuilder(source=source, cfg=cfg, out=str(out))
-    row = {"part": 0, "entries": pickle.dumps([(item, "train") for item in source.items])}
+    row = (0, [(item, "train") for item in source.items])
     codes = []
     while 0 not in codes and len(codes) < 9:
         worker = multiprocessing.get_context("spawn").Process(target=builder, args=(row,))

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from fss_models import registry
+from pipelines.base.outcome import Outcome
 from pipelines.base.storage import Store
 from pipelines.bundles.bundle import save_bundle
 from pipelines.config.evaluate import EvalConfig
@@ -54,11 +55,11 @@ class Measurer:
 
     count = 0
 
-    def remote(self, first: Any, *rest: Any) -> Any:
-        if callable(first):
+    def remote(self, call: Any, bundles: Any = None, *rest: Any) -> Any:
+        if bundles is None:
             return self
         self.count += 1
-        return {label: {"bundle_id": "same", "seconds": self.count} for label in first}
+        return Outcome({label: {"bundle_id": "same", "seconds": self.count} for label in bundles})
 
     def options(self, **asked: float) -> Measurer:
         return self

@@ -28,6 +28,6 @@ def test_a_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_the_cluster_file_fits_rays_schema() -> None:
-    from ray.autoscaler._private.util import validate_config
+    from ray.autoscaler._private.util import prepare_config, validate_config
 
-    validate_config(yaml.safe_load((EXAMPLES / "cluster.yaml").read_text()))
+    validate_config(prepare_config(yaml.safe_load((EXAMPLES / "cluster.yaml").read_text())))
