@@ -1,0 +1,18 @@
+"""One case of each official code lies in the repository, so that every checkout's tests hold our methods to it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fss_models.verification.frame import run_folder
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+@pytest.mark.parametrize(("method", "least"), [("sansa", 4), ("fssam", 60), ("fcp", 17), ("vrp_sam", 16)])
+def test_our_method_gives_the_official_tensors(method: str, least: int) -> None:
+    checks = list(run_folder(str(GOLDEN / method)))
+    assert len(checks) >= least
+    assert not [f"{c.case} {c.quantity}: {c.error:.1e} above {c.tolerance:.0e} {c.note}" for c in checks if not c.passed]
