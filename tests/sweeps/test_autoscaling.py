@@ -83,7 +83,8 @@ def autoscaling_head(folder: Path, version: str, workers: int) -> Iterator[tuple
     token, session = folder / "token", Path(tempfile.mkdtemp(prefix="fss-ray-"))
     token.write_text("0123456789abcdef" * 4)
     address, dashboard = f"127.0.0.1:{free_port()}", f"http://127.0.0.1:{free_port()}"
-    provider = {"type": "fake_multinode", "disable_launch_config_check": True, "disable_node_updaters": True,
+    provider = {"type": "external", "module": "tests.sweeps.fake_provider.MachineProvider",
+                "disable_launch_config_check": True, "disable_node_updaters": True,
                 "gcs_address": address, "head_node_id": HEAD, "launch_multiple": True}
     machine = {"CPU": 2, "memory": 2_600_000_000, "object_store_memory": 80_000_000}
     types: dict[str, Any] = {"ray.head.default": {"resources": {}, "node_config": {}, "max_workers": 0},
@@ -91,7 +92,8 @@ def autoscaling_head(folder: Path, version: str, workers: int) -> Iterator[tuple
     (folder / "autoscaler.json").write_text(json.dumps({
         "cluster_name": "fss-test", "max_workers": workers, "provider": provider, "available_node_types": types,
         "head_node_type": "ray.head.default", "idle_timeout_minutes": 0.1, "upscaling_speed": 1.0, **EMPTY}))
-    env = node_environment(token, {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"})
+    env = node_environment(token, {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+                                   "PYTHONPATH": str(Path(__file__).parents[2])})
     head = start_head(folder, address, dashboard, session, cpus=0, env={**env, **VERSIONS[version]},
                       flags=[f"--autoscaling-config={folder / 'autoscaler.json'}"])
     try:
