@@ -13,6 +13,8 @@ from jobs.options import JsonOption, SetOption
 from jobs.recipes import load_recipe
 from pipelines.config.recipe import Recipe
 
+FOLDS = "sweep.folds=[0, 1]"  # two of the four, so that a demo takes minutes; --set sweep.folds=[] takes all
+
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
@@ -49,7 +51,7 @@ def demo_recipe(data: str, name: str, overrides: list[str], out: str | None) -> 
     Raises `FssError` if `data` does not exist.
     """
     if not data:
-        return load_recipe(name or "demo", overrides, out=out or "out/demo")
+        return load_recipe(name or "demo", [FOLDS, *overrides], out=out or "out/demo")
 
     from pipelines.base.storage import Store
 
@@ -61,4 +63,4 @@ def demo_recipe(data: str, name: str, overrides: list[str], out: str | None) -> 
     beside = place.parent
     if beside.exists("splits.json") and place.name in beside.read_json("splits.json"):
         found += [f"data.split.file={beside.path('splits.json')}", f"data.split.key={place.name}"]
-    return load_recipe(name or "demo_coco", [*found, *overrides], out=out or f"out/{title}")
+    return load_recipe(name or "demo_coco", [FOLDS, *found, *overrides], out=out or f"out/{title}")

@@ -60,7 +60,7 @@ def test_a_sweep_follows_the_recipe() -> None:
     assert "6 runs of 800 clips and 50 test episodes" in plan(sets=sets).stages[1].work
     assert "3 runs of 0 clips" in plan(method="prior", sets=sets).stages[1].work  # it trains nothing: one seed
     by_epochs = plan(images=1000, sets=["train.epochs=2", "train.batch=10", "data.split.test_fraction=0.4"])
-    assert "2 runs of 1,200 clips" in by_epochs.stages[1].work
+    assert "4 runs of 1,200 clips" in by_epochs.stages[1].work
 
 
 @pytest.mark.parametrize("images", [10**4, 10**5, 10**6, 10**7, 10**8])
