@@ -78,7 +78,7 @@ class Fss:
 
     def help(self, command: str = "") -> None:
         """The help of a command and of all that are below it."""
-        listed = self(f"help{command.replace(' ', '_')}.txt", f"{command} --help").partition("─ Commands ─")[2]
+        listed = self(f"help{command.replace(' ', '_')}.txt", f"{command} --help")
         with ThreadPoolExecutor(2) as pool:
             list(pool.map(self.help, [f"{command} {n}" for n in re.findall(r"^│ ([a-z][a-z-]+) ", listed, re.M)]))
 
