@@ -6,10 +6,10 @@ No class is in a fold. The validation photos can be scored with all classes at o
 from __future__ import annotations
 
 from pipelines.config.data import SourceConfig
-from pipelines.data.benchmarks.protocol import Benchmark, EpisodeFamily, LayoutPart, draw_fresh, photo_number
-from pipelines.data.benchmarks.readers import LabelMapSource, base_of, by_stem, unique_ids
+from pipelines.data.benchmarks.protocol import Benchmark, EpisodeFamily, LayoutPart, draw_fresh
+from pipelines.data.benchmarks.readers import LabelMapSource, base_of
 from pipelines.data.classes import NO_FOLD
-from pipelines.data.sources.base import SourceFailure, SourceImage, digest_of, listing
+from pipelines.data.sources.base import listing
 
 CLASSES = 150
 
@@ -25,18 +25,9 @@ class Ade20kSource(LabelMapSource):
         self.classes = _names(self.store.read_bytes(info).decode()) if info in files else []
         self.classes += [f"class {i + 1}" for i in range(len(self.classes), CLASSES)]
         self.fold_table = [NO_FOLD] * CLASSES
-        for folder, split in (("training", "train"), ("validation", "test")):
-            photos = by_stem(files, f"{base}images/{folder}/", (".jpg",))
-            for stem, mask in by_stem(files, f"{base}annotations/{folder}/", (".png",)).items():
-                name = f"{folder}/{stem}.jpg"
-                if stem not in photos:
-                    self.failures.append(SourceFailure(name, "index",
-                                                       "the label maps name this photo but it is missing"))
-                else:
-                    self.items.append(SourceImage(image_id=photo_number(name), file_name=name, path=photos[stem],
-                                                  annotations=mask, split=split))
-        self.items = unique_ids(self.items)
-        self.fingerprint = digest_of([(i.path, files[i.path], i.annotations, files[i.annotations]) for i in self.items])
+        self.index_folders(files, [(split, folder, f"{base}images/{folder}/", f"{base}annotations/{folder}/")
+                                   for folder, split in (("training", "train"), ("validation", "test"))])
+
 
 
 def _names(text: str) -> list[str]:

@@ -17,15 +17,14 @@ from pipelines.data.benchmarks.protocol import (
     content_digest,
     draw_fresh,
     draw_pools,
-    photo_number,
     shard_origin,
 )
-from pipelines.data.benchmarks.readers import LabelMapSource, base_of, by_stem, unique_ids
+from pipelines.data.benchmarks.readers import LabelMapSource, base_of
 from pipelines.data.lists.bam import bam_classes, bam_images
 from pipelines.data.lists.hsnet import coco_images
 from pipelines.data.samplers.bam import by_worker
 from pipelines.data.samplers.hsnet import class_uniform
-from pipelines.data.sources.base import SourceFailure, SourceImage, digest_of, listing
+from pipelines.data.sources.base import listing
 
 FOLDS = 4
 CLASSES = (  # in category-id order
@@ -75,18 +74,9 @@ class Coco20iSource(LabelMapSource):
         self.classes = list(CLASSES)
         files = listing(self.store)
         base = base_of(files, "annotations/", self.store.url)
-        for folder, split in (("train2014", "train"), ("val2014", "test")):
-            photos = by_stem(files, f"{base}{folder}/", (".jpg",))
-            for stem, mask in by_stem(files, f"{base}annotations/{folder}/", (".png",)).items():
-                name = f"{folder}/{stem}.jpg"
-                if stem not in photos:
-                    self.failures.append(SourceFailure(name, "index",
-                                                       "the label maps name this photo but it is missing"))
-                else:
-                    self.items.append(SourceImage(image_id=photo_number(name), file_name=name, path=photos[stem],
-                                                  annotations=mask, split=split))
-        self.items = unique_ids(self.items)
-        self.fingerprint = digest_of([(i.path, files[i.path], i.annotations, files[i.annotations]) for i in self.items])
+        self.index_folders(files, [(split, folder, f"{base}{folder}/", f"{base}annotations/{folder}/")
+                                   for folder, split in (("train2014", "train"), ("val2014", "test"))])
+
 
 
 # ---- lists of test episodes ---------------------------------------------------------------------------------------

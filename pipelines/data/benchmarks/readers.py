@@ -9,7 +9,16 @@ import numpy as np
 
 from fss_models.errors import BadImage, FssError
 from pipelines.data import rle
-from pipelines.data.sources.base import FetchedImage, ImageMasks, InstanceMask, Source, SourceImage
+from pipelines.data.benchmarks.protocol import photo_number
+from pipelines.data.sources.base import (
+    FetchedImage,
+    ImageMasks,
+    InstanceMask,
+    Source,
+    SourceFailure,
+    SourceImage,
+    digest_of,
+)
 from pipelines.data.sources.labels import read_grey_mask, read_labels
 
 
@@ -27,6 +36,21 @@ def base_of(files: dict[str, int], marker: str, where: str) -> str:
 
 class LabelMapSource(Source):
     """Photos with one label PNG each: value v is class v - 1, 0 is background. One instance per class and image."""
+
+    def index_folders(self, files: dict[str, int], folders: Sequence[tuple[str, str, str, str]]) -> None:
+        """Add every label map with its photo: (split, first part of the names, folder of photos, folder of maps)."""
+        for split, first, photo_folder, map_folder in folders:
+            photos = by_stem(files, photo_folder, (".jpg",))
+            for stem, mask in by_stem(files, map_folder, (".png",)).items():
+                name = f"{first}/{stem}.jpg"
+                if stem not in photos:
+                    self.failures.append(SourceFailure(name, "index",
+                                                       "the label maps name this photo but it is missing"))
+                else:
+                    self.items.append(SourceImage(image_id=photo_number(name), file_name=name, path=photos[stem],
+                                                  annotations=mask, split=split))
+        self.items = unique_ids(self.items)
+        self.fingerprint = digest_of([(i.path, files[i.path], i.annotations, files[i.annotations]) for i in self.items])
 
     def fetch(self, item: SourceImage) -> FetchedImage:
         """The photo and its label map."""
