@@ -34,7 +34,7 @@ CALIBRATED = pa.schema([  # the parts of jobs with a calibrated bundle
     *PARTS,
     ("presence", pa.float64()),  # probability that the class is in the photo; null for a far domain
     ("quality", pa.float64()),  # probability that the class is there and the mask good; null for a far domain
-    ("status", pa.string()),  # accepted, review, empty, uncalibrated (see `inference.presence`)
+    ("status", pa.string()),  # accepted, review, empty, uncalibrated (see `fss_models.presence`)
 ])
 
 
