@@ -83,8 +83,9 @@ def show(facts: dict[str, Any]) -> None:
     for name, reason in facts["dropped_classes"].items():
         console.print(f"class left out: {name} ({reason})", highlight=False, soft_wrap=True)
     if facts["failures"]:
-        console.print(f"{facts['failures']} problems ({facts['failures_by_stage']}) are listed in "
-                      f"{facts['shards']}/failures.parquet:", highlight=False, soft_wrap=True)
+        stages = ", ".join(f"{stage} {count}" for stage, count in facts["failures_by_stage"].items())
+        console.print(f"problems by stage: {stages}; all are in {facts['shards']}/failures.parquet", highlight=False,
+                      soft_wrap=True)
         for line in facts["problems"]:
             console.print(f"  {line}", highlight=False, soft_wrap=True, markup=False)
     if facts["copies"]:
