@@ -76,7 +76,9 @@ def _default(parameter: Any) -> str:
     if parameter.required:
         return "required"
     value = parameter.default
-    return "" if value in (None, "", False, ()) or callable(value) else f"`{getattr(value, 'value', value)}`"
+    if value is None or value is False or value in ("", ()) or callable(value):
+        return ""
+    return f"`{getattr(value, 'value', value)}`"
 
 
 def _sentence(text: str) -> str:

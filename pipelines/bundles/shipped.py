@@ -12,7 +12,7 @@ from typing import Any
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from fss_models.bundle import BundleInfo
+from fss_models.bundle import TENSORS, BundleInfo
 from fss_models.errors import FssError
 from fss_models.shipped.files import CHAMPION, bundle_url, check_frozen, list_weights, shipped_folder, to_half
 from pipelines.base.progress import say
@@ -20,7 +20,6 @@ from pipelines.base.storage import Store, join
 from pipelines.base.workspace import Workspace
 from pipelines.bundles.bundle import copy_calibrator, read_bundle_info
 
-TENSORS = "model.safetensors"
 MAX_BYTES = 30_000_000  # largest size of all shipped files together
 
 
