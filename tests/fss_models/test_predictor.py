@@ -6,6 +6,7 @@ import io
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ import fss_models
 from fss_models import FssError, MaskSettings, Predictor, load
 from fss_models.marks import rle_json
 from pipelines.config.mask_request import MaskRequest
+from pipelines.config.wanted import Wanted
 from pipelines.inference.labeler import Labeler
 from pipelines.inference.supports import build_support_set
 
@@ -149,3 +151,9 @@ def test_wrong_bundles_and_settings(tmp_path: Path) -> None:
         load("shipped:nothing")
     with pytest.raises(FssError, match="threshold is 1, not between 0 and 1"):
         MaskSettings(threshold=1)
+
+
+def test_settings_have_the_defaults_of_recipes() -> None:
+    """They are stated twice, because this package does not know recipes."""
+    wanted = Wanted()
+    assert MaskSettings() == MaskSettings(**{f.name: getattr(wanted, f.name) for f in fields(MaskSettings)})
