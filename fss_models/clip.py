@@ -150,15 +150,33 @@ def _pad_cat(parts: Sequence[Tensor]) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Instances(_Tensors):
+    """I objects, one mask each, of the pairs of a `Prediction`; a pair may have any number of them.
+
+    pair   [I] int64: row of the prediction
+    scores [I] float in [0, 1]; within a pair from high to low
+    logits [I, h, w] float: positive on the object, as the model made them
+    window [P, 4] int64: the part (top, left, bottom, right) of that map that is the photo of a pair
+    """
+
+    pair: Tensor
+    scores: Tensor
+    logits: Tensor
+    window: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
 class Prediction(_Tensors):
     """P masks, at the method's own resolution.
 
     logits [P, h, w] float: positive on the object; the map covers the whole (square-resized) image
     scores [P] float in [0, 1]: the method's own estimate of the mask's quality
+    instances       one mask for each object; None from methods that draw one mask a class
     """
 
     logits: Tensor
     scores: Tensor
+    instances: Instances | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
