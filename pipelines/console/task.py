@@ -83,7 +83,7 @@ def run_job_task(workspace: str, record: JobRecord, recipe: Recipe, supports_url
     manifest = JobManifest.model_validate(out.read_json(MANIFEST))
     done = sum(len(manifest.rows(c)) for c in finished_chunks(out))
     with ProgressWriter(records, record.job_id, done) as progress:
-        job = resume_redo(out, supports_url)[0] if record.origin else _job(out, manifest)
+        job = resume_redo(out, supports_url)[0] if record.origin else _job(out, manifest, recipe)
         if left := job.chunks_left():
             job.run(LocalEngine(handle, manifest.bundle_id), left, recipe.label.in_flight, progress.update)
         if left or not out.exists(SUMMARY):
@@ -91,9 +91,9 @@ def run_job_task(workspace: str, record: JobRecord, recipe: Recipe, supports_url
         progress.finish(manifest.images_count, int(out.read_json(SUMMARY)["failed"]))
 
 
-def _job(out: Store, manifest: JobManifest) -> LabellingJob:
+def _job(out: Store, manifest: JobManifest, recipe: Recipe) -> LabellingJob:
     images = list_images(manifest.images_url, manifest.limit)
     if images.hash != manifest.images_hash:
         raise FssError("photos were added, removed or changed since the job began", where=images.url,
                        hint="start a new job")
-    return LabellingJob(out, images, manifest)
+    return LabellingJob(out, images, manifest, max_seconds=recipe.data.max_seconds)

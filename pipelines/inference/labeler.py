@@ -25,6 +25,7 @@ from fss_models.presence import UNCALIBRATED, LabelJudge, Presence, SupportStati
 from pipelines.bundles.bundle import bundle_calibrator, load_bundle
 from pipelines.config.mask_request import MaskRequest
 from pipelines.config.wanted import Wanted
+from pipelines.inference.decode_limit import DecodeLimit
 from pipelines.inference.masks import (
     Label,
     Labels,
@@ -45,14 +46,17 @@ class Labeler:
     """A bundle ready to label. Several threads may call it; the model runs one batch at a time.
 
     A support set that has no memory here yet is read from `supports_url`. If the bundle at `bundle_url` is not
-    `bundle_id` (empty: any bundle), because it was replaced meanwhile, every support set is refused.
+    `bundle_id` (empty: any bundle), because it was replaced meanwhile, every support set is refused. The process ends
+    when a photo takes longer than `max_seconds` to decode (0: no limit).
     """
 
     def __init__(self, bundle_url: str, device: str = "cpu", *, decoders: int = 2, supports_url: str = "",
-                 bundle_id: str = "", limits: PhotoLimits = LIMITS, memories: int = MEMORIES) -> None:
+                 bundle_id: str = "", limits: PhotoLimits = LIMITS, max_seconds: float = 0,
+                 memories: int = MEMORIES) -> None:
         self.model, self.info = load_bundle(bundle_url, device)
         self._bundle_url, self._bundle_id = bundle_url, bundle_id or self.info.bundle_id
         self.device, self.supports_url, self.limits = device, supports_url, limits
+        self._decode_limit = DecodeLimit(max_seconds)
         calibrator = bundle_calibrator(bundle_url, self.info)
         self.judge = LabelJudge(self.model, calibrator) if calibrator else None
         # no cachetools.LRUCache: the bound grows with a request, and a new champion's labeler needs the order of use
@@ -142,7 +146,8 @@ class Labeler:
 
     def _prepare(self, data: bytes) -> Images:
         """Decode and resize a photo; its full-size pixels exist only during this call."""
-        image = decode_image(data, limits=self.limits, exif=True)
+        with self._decode_limit():
+            image = decode_image(data, limits=self.limits, exif=True)
         return self.model.prepare([image])
 
     @torch.inference_mode()

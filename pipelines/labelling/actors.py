@@ -17,6 +17,7 @@ from pipelines.base.ray_stage import run_actors
 from pipelines.config.mask_request import MaskRequest
 from pipelines.inference.labeler import Labeler
 from pipelines.inference.masks import Labels, PhotoFailure
+from pipelines.labelling.engines import WorkerLostError
 from pipelines.labelling.images import PhotoReader
 from pipelines.labelling.job import READERS, LabellingJob
 from pipelines.serving.spec import ModelSpec, best_device
@@ -55,15 +56,23 @@ class ChunkLabeler:
         import torch
 
         torch.set_num_threads(spec.torch_threads)
-        self.job = job
+        self.job, self.suspicious = job, False
         self.labeler = Labeler(spec.bundle_url, spec.device, decoders=spec.torch_threads,
-                               supports_url=spec.supports_url, bundle_id=spec.bundle_id, limits=spec.limits)
+                               supports_url=spec.supports_url, bundle_id=spec.bundle_id, limits=spec.limits,
+                               max_seconds=spec.max_seconds)
         self.reader = PhotoReader(self.job.images, max_bytes=self.job.manifest.max_bytes, threads=READERS)
 
     def __call__(self, chunk: int) -> int:
         """Label a chunk and write its part. A repeated chunk gives the same part. Returns its number of photos."""
-        return self.job.label_chunk(chunk, self, self.reader)[0]
+        note = f"attempt-{chunk:06d}.json"  # of a lost actor it stays
+        self.suspicious = self.job.out.exists(note)
+        self.job.out.write_json(note, {})
+        photos, _ = self.job.label_chunk(chunk, self, self.reader)
+        self.job.out.delete(note)
+        return photos
 
-    def label(self, images: list[bytes], request: MaskRequest) -> list[Labels | PhotoFailure]:
-        """One result for each photo, in order."""
+    def label(self, images: list[bytes], request: MaskRequest, *, checked: bool = False) -> list[Labels | PhotoFailure]:
+        """One result for each photo, in order. Raises `WorkerLostError` if an actor was lost with this chunk before."""
+        if self.suspicious and not checked:
+            raise WorkerLostError
         return self.labeler.label_classes(images, request, self.job.manifest.batch)

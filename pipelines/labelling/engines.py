@@ -24,7 +24,12 @@ from pipelines.serving.spec import ModelSpec, best_device
 
 LOCAL_REQUEST_BYTES = 32_000_000  # bytes of photos in one request; the object store holds several requests
 ATTEMPTS = 10  # more than a minute in all; Serve needs half a minute to restart a lost proxy
+SUSPICIOUS = 2  # replicas lost with the photos of one request, after which these are looked at
 T = TypeVar("T")
+
+
+class WorkerLostError(Exception):
+    """Workers were lost with the photos of a request, which may be why."""
 
 
 class Engine(Protocol):
@@ -32,8 +37,11 @@ class Engine(Protocol):
 
     request_bytes: int
 
-    def label(self, images: list[bytes], request: MaskRequest) -> list[Labels | PhotoFailure]:
-        """One result for each photo, in order. Raises when several attempts have failed."""
+    def label(self, images: list[bytes], request: MaskRequest, *, checked: bool = False) -> list[Labels | PhotoFailure]:
+        """One result for each photo, in order. Raises when several attempts have failed.
+
+        Raises `WorkerLostError` when workers were lost with these photos, unless a caller has `checked` them since.
+        """
 
 
 class ServiceEngine:
@@ -43,10 +51,10 @@ class ServiceEngine:
         self._client, self._bundle_id = client, bundle_id
         self.request_bytes = min(LOCAL_REQUEST_BYTES, max_request_bytes * 3 // 4 - 65_536)  # less base64 and JSON
 
-    def label(self, images: list[bytes], request: MaskRequest) -> list[Labels | PhotoFailure]:
-        """One result for each photo, in order. Raises when several attempts have failed."""
+    def label(self, images: list[bytes], request: MaskRequest, *, checked: bool = False) -> list[Labels | PhotoFailure]:
+        """One result for each photo, in order. Raises as `Engine.label` does."""
         return _retrying(
-            lambda: self._client.segment_classes(images, request, bulk=True, bundle_id=self._bundle_id))
+            lambda: self._client.segment_classes(images, request, bulk=True, bundle_id=self._bundle_id), checked)
 
 
 class LocalEngine:
@@ -57,10 +65,10 @@ class LocalEngine:
     def __init__(self, handle: Any, bundle_id: str = "") -> None:
         self._handle, self._bundle_id = handle, bundle_id
 
-    def label(self, images: list[bytes], request: MaskRequest) -> list[Labels | PhotoFailure]:
-        """One result for each photo, in order. Raises when several attempts have failed."""
+    def label(self, images: list[bytes], request: MaskRequest, *, checked: bool = False) -> list[Labels | PhotoFailure]:
+        """One result for each photo, in order. Raises as `Engine.label` does."""
         results: list[Labels | PhotoFailure]
-        _, results = _retrying(lambda: self._handle.chunk.remote(images, request, self._bundle_id).result())
+        _, results = _retrying(lambda: self._handle.chunk.remote(images, request, self._bundle_id).result(), checked)
         return results
 
 
@@ -96,10 +104,23 @@ def local_engine(spec: ModelSpec) -> Iterator[Engine]:
             serve.delete(name)
 
 
-def _retrying(call: Callable[[], T]) -> T:
-    """Call again, with growing pauses, if a replica died, the queue was full or the service did not answer."""
+def _retrying(call: Callable[[], T], checked: bool = True) -> T:
+    """Call again, with growing pauses, if a replica died, the queue was full or the service did not answer.
+
+    Raises `WorkerLostError` when `SUSPICIOUS` replicas died and the photos are not `checked`.
+    """
+    lost = 0
+
+    def before_sleep(state: RetryCallState) -> None:
+        nonlocal lost
+        error = state.outcome.exception() if state.outcome else None
+        say(f"attempt {state.attempt_number} of a request failed ({type(error).__name__}); trying again")
+        lost += _is_lost_worker(error)
+        if lost == SUSPICIOUS and not checked:
+            raise WorkerLostError from error
+
     again = Retrying(stop=stop_after_attempt(ATTEMPTS), wait=wait_exponential_jitter(initial=0.5, max=15),
-                     retry=retry_if_exception(_is_retryable), before_sleep=_say_retry, reraise=True)
+                     retry=retry_if_exception(_is_retryable), before_sleep=before_sleep, reraise=True)
     try:
         return again(call)
     except httpx.HTTPError as error:
@@ -107,17 +128,19 @@ def _retrying(call: Callable[[], T]) -> T:
                        hint="run the same command again to continue") from error
 
 
+def _is_lost_worker(error: BaseException | None) -> bool:
+    if isinstance(error, ServiceError):
+        return error.status in (500, 502)
+    from ray.exceptions import RayActorError
+
+    return isinstance(error, RayActorError)
+
+
 def _is_retryable(error: BaseException) -> bool:
     if isinstance(error, ServiceError):
         return error.status in (429, 500, 502, 503, 504)
     if isinstance(error, httpx.TransportError):
         return True
-    from ray.exceptions import RayActorError
     from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
-    return isinstance(error, RayActorError | BackPressureError | DeploymentUnavailableError)
-
-
-def _say_retry(state: RetryCallState) -> None:
-    error = state.outcome.exception() if state.outcome else None
-    say(f"attempt {state.attempt_number} of a request failed ({type(error).__name__}); trying again")
+    return _is_lost_worker(error) or isinstance(error, BackPressureError | DeploymentUnavailableError)

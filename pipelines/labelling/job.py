@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from fss_models.limits import PhotoLimits
 from pipelines.base.progress import Bar
 from pipelines.base.storage import Store
+from pipelines.inference.decode_limit import stuck_photos
 from pipelines.inference.masks import Labels, PhotoFailure
-from pipelines.labelling.engines import Engine
+from pipelines.labelling.engines import Engine, WorkerLostError
 from pipelines.labelling.images import ImageList, PhotoReader
 from pipelines.labelling.manifest import JobManifest
 from pipelines.labelling.parts import finished_chunks, write_part
@@ -25,6 +27,7 @@ class LabellingJob:
     out: Store
     images: ImageList
     manifest: JobManifest
+    max_seconds: float = field(default=60, kw_only=True)  # for decoding one photo
 
     def chunks_left(self) -> list[int]:
         """The chunks without a part."""
@@ -56,22 +59,36 @@ class LabellingJob:
     def label_chunk(self, chunk: int, engine: Engine, reader: PhotoReader) -> tuple[int, int]:
         """Label a chunk and write its part. Returns its number of photos, and how many of them could not be read."""
         rows = self.manifest.rows(chunk)
-        results = label_rows(rows, engine, reader, self.manifest)
+        results = label_rows(rows, engine, reader, self.manifest, self.max_seconds)
         write_part(self.out, chunk, self.images, rows, self.manifest, results)
         return len(rows), sum(isinstance(r, PhotoFailure) for r in results)
 
 
-def label_rows(rows: Sequence[int], engine: Engine, reader: PhotoReader,
-               manifest: JobManifest) -> list[Labels | PhotoFailure]:
+def label_rows(rows: Sequence[int], engine: Engine, reader: PhotoReader, manifest: JobManifest,
+               max_seconds: float = 60) -> list[Labels | PhotoFailure]:
     """One result for each row. Only readable photos are sent to the engine; a large chunk is sent in pieces."""
     results: dict[int, Labels | PhotoFailure] = {}
     for piece in _pieces(rows, engine.request_bytes, reader, manifest.batch):
         sent = {row: data for row, data in piece.items() if isinstance(data, bytes)}
         results.update({row: data for row, data in piece.items() if isinstance(data, PhotoFailure)})
-        if sent:
-            found = engine.label(list(sent.values()), manifest.mask_request)
-            results.update(zip(sent, found, strict=True))
+        results.update(_label_sent(sent, engine, manifest, max_seconds))
     return [results[row] for row in rows]
+
+
+def _label_sent(sent: dict[int, bytes], engine: Engine, manifest: JobManifest,
+                max_seconds: float) -> dict[int, Labels | PhotoFailure]:
+    """The results of the engine. Photos that its workers died of are failures, the others are labelled without them."""
+    if not sent:
+        return {}
+    try:
+        return dict(zip(sent, engine.label(list(sent.values()), manifest.mask_request), strict=True))
+    except WorkerLostError:
+        limits = PhotoLimits(max_pixels=manifest.max_pixels, max_bytes=manifest.max_bytes)
+        stuck = stuck_photos(sent, limits, max_seconds)
+    left = {row: data for row, data in sent.items() if row not in stuck}
+    found = engine.label(list(left.values()), manifest.mask_request, checked=True) if left else []
+    failed = {row: PhotoFailure(reason=reason, stage="decode") for row, reason in stuck.items()}
+    return {**failed, **dict(zip(left, found, strict=True))}
 
 
 def _pieces(rows: Sequence[int], limit: int, reader: PhotoReader,

@@ -72,7 +72,7 @@ def run_label_job(request: LabelRequest) -> dict[str, Any]:
     manifest = describe_job(request.recipe, about, images, classes, request.limit)
     again = claim_folder(out, manifest)
     keep_unread(out, images)
-    job = LabellingJob(out, images, manifest)
+    job = LabellingJob(out, images, manifest, max_seconds=request.recipe.data.max_seconds)
     left = job.chunks_left()
     if again and not left and out.exists(SUMMARY):
         say("everything is labelled already")

@@ -60,7 +60,7 @@ class RedoJob(LabellingJob):
     def _relabel(self, listed: list[Row], photos: list[int], again: set[tuple[int, str]], engine: Engine,
                  reader: PhotoReader) -> list[Row]:
         """The rows with new labels for those in `again`. A photo that has become unreadable keeps its labels."""
-        results = label_rows(photos, engine, reader, self.manifest)
+        results = label_rows(photos, engine, reader, self.manifest, self.max_seconds)
         fresh: dict[tuple[int, str], dict[str, object]] = {}
         for row, result in zip(photos, results, strict=True):
             if isinstance(result, PhotoFailure):

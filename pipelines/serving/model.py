@@ -106,7 +106,7 @@ class Model:
         url = spec.follow if spec.follow and Store(spec.follow).exists("bundle.json") else spec.bundle_url
         return Labeler(url, spec.device, decoders=spec.torch_threads, supports_url=spec.supports_url,
                        bundle_id="" if spec.follow else spec.bundle_id,
-                       limits=spec.limits)
+                       limits=spec.limits, max_seconds=spec.max_seconds)
 
     def _take(self, info: BundleInfo) -> None:
         """Load the bundle, compute the memories in use, and replace the labeler."""

@@ -27,6 +27,7 @@ class ModelSpec:
     batch: int = 8
     serve: ServiceSettings = field(default_factory=ServiceSettings)
     limits: PhotoLimits = LIMITS
+    max_seconds: float = 0  # a replica ends itself when a photo takes longer to decode; 0: no limit
 
     @property
     def torch_threads(self) -> int:
@@ -62,7 +63,8 @@ def model_spec(recipe: Recipe, *, bundle_url: str, bundle_id: str, supports_url:
     """The `ModelSpec` for the `serve` and `data` sections of a recipe."""
     return ModelSpec(
         bundle_url=bundle_url, bundle_id=bundle_id, supports_url=supports_url, device=device, batch=batch,
-        serve=recipe.serve, limits=recipe.data.limits, follow=follow, follow_s=follow_s,
+        serve=recipe.serve, limits=recipe.data.limits, max_seconds=recipe.data.max_seconds,
+        follow=follow, follow_s=follow_s,
     )
 
 

@@ -21,6 +21,15 @@ def jpeg(height: int, width: int, seed: int = 0) -> bytes:
     return out.getvalue()
 
 
+def scan_bomb(side: int, scans: int) -> bytes:
+    """A JPEG of some kilobytes that takes a second a hundred scans to decode (2000 px): each visits all its blocks."""
+    out = io.BytesIO()
+    Image.new("L", (side, side), 200).save(out, "JPEG", progressive=True)
+    data = out.getvalue()
+    last = data.rindex(b"\xff\xda")  # start of the last scan
+    return data[:-2] + data[last:-2] * scans + data[-2:]
+
+
 def png(array: np.ndarray, palette: bool = False) -> bytes:
     """Bytes of a label image."""
     image = Image.fromarray(array.astype(np.uint8))

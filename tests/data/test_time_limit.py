@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import multiprocessing
 import os
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from pipelines.base.storage import Store
 from pipelines.config.data import DataConfig
@@ -17,16 +15,7 @@ from pipelines.data.parts import PartBuilder
 from pipelines.data.shards import build_shards
 from pipelines.data.shardset import Shards
 from tests.data import exports
-from tests.data.conftest import write
-
-
-def scan_bomb(side: int, scans: int) -> bytes:
-    """A JPEG of some kilobytes that takes a second a hundred scans to decode (2000 px): each visits all its blocks."""
-    out = io.BytesIO()
-    Image.new("L", (side, side), 200).save(out, "JPEG", progressive=True)
-    data = out.getvalue()
-    last = data.rindex(b"\xff\xda")  # start of the last scan
-    return data[:-2] + data[last:-2] * scans + data[-2:]
+from tests.data.conftest import scan_bomb, write
 
 
 def config(root: Path, seconds: int) -> DataConfig:

@@ -21,7 +21,7 @@ class DirectEngine:
         self.labeler, self.request_bytes, self.batch = labeler, request_bytes, batch
         self.requests: list[int] = []
 
-    def label(self, images: list[bytes], request: MaskRequest) -> list[Labels | PhotoFailure]:
+    def label(self, images: list[bytes], request: MaskRequest, *, checked: bool = False) -> list[Labels | PhotoFailure]:
         self.requests.append(len(images))
         return self.labeler.label_classes(images, request, self.batch)
 

@@ -8,13 +8,16 @@ Slow: real processes.
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from pathlib import Path
 
 import psutil
+import pyarrow.parquet as pq
 import pytest
 
 from infra.local.s3 import S3Server
+from tests.data.conftest import scan_bomb
 from tests.data.faulty_s3 import faulty_proxy
 from tests.labelling.commands import CHUNK, PARTS, PHOTOS, Command, QuietJob, kill_below, started
 from tests.serving.helpers import run_fss, running_service
@@ -67,6 +70,25 @@ def test_a_process_with_the_model_is_killed(engine: str, process: str, quiet_job
     assert (engine == "actors") or "a request failed" in command.text()
     assert before.items() <= _times(out).items(), "finished parts were written again"
     quiet_job.assert_same(out)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_photo_that_never_ends_fails_alone(engine: str, quiet_job: QuietJob, tmp_path: Path) -> None:
+    """The workers that decode it end themselves; every other photo is labelled."""
+    given = tmp_path / "given"
+    shutil.copytree(Path(quiet_job.inputs) / "photos", given / "photos")
+    name = min(p.name for p in (given / "photos").iterdir())
+    (given / "photos" / name).write_bytes(scan_bomb(2000, 20_000))
+    out = tmp_path / "out"
+    words = quiet_job.words(out, "--engine", engine, "--set", "data.max_seconds=4", "--json")
+    words[words.index("--images") + 1] = str(given / "photos")
+    ended = run_fss(*words, timeout=400)
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(ended.stdout)["failed"] == 1
+    (row,) = pq.read_table(out / "failures.parquet").to_pylist()
+    assert row["file_name"] == name
+    assert row["reason"] == "its decoder took longer than 4 s (data.max_seconds)"
+    assert [p.name for p in out.iterdir() if p.name.startswith("attempt")] == []
 
 
 def test_the_service_loses_one_process_after_another(quiet_job: QuietJob, tmp_path: Path) -> None:
