@@ -8,6 +8,7 @@ still has the mutated files, and `mutations.txt` what was done to them.
 
 from __future__ import annotations
 
+import copy
 import faulthandler
 import io
 import json
@@ -76,7 +77,7 @@ def nodes(tree: Any) -> Iterator[tuple[Any, Any]]:
 def mutated_tree(tree: Any, mutations: Mutations) -> Any:
     """A tree of lists and dicts with nodes replaced, removed, repeated, exchanged, wrapped or renamed."""
     root = [tree]
-    for place, other, kind, value in mutations:
+    for place, other, kind, value in copy.deepcopy(mutations):  # hypothesis gives the same lists again
         found = list(nodes(root))
         holder, key = found[place % len(found)] if found else (root, 0)
         twin, at = found[other % len(found)] if found else (root, 0)
