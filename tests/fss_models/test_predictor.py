@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import doctest
 import io
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import fields
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -157,3 +159,9 @@ def test_settings_have_the_defaults_of_recipes() -> None:
     """They are stated twice, because this package does not know recipes."""
     wanted = Wanted()
     assert MaskSettings() == MaskSettings(**{f.name: getattr(wanted, f.name) for f in fields(MaskSettings)})
+
+
+@pytest.mark.parametrize("name", ["predictor", "registry"])
+def test_the_examples_in_docstrings_run(name: str) -> None:
+    found = doctest.testmod(import_module(f"fss_models.{name}"), optionflags=doctest.ELLIPSIS)
+    assert (found.failed, found.attempted > 0) == (0, True)
