@@ -38,11 +38,12 @@ BATCH = 8
 class PhotoMask:
     """The mask of a class in one photo.
 
-        mask      [H, W] bool, in pixels of the upright photo; all False where `status` is "empty"
-        score     the method's own estimate of the mask's quality, in [0, 1]
-        presence  probability that the class is in the photo; None without a calibrator
-        quality   probability that it is, and that the mask has an IoU of at least 0.5; None without a calibrator
-        status    accepted, review, empty, uncalibrated; "" for a bundle without a calibrator
+    Attributes:
+        mask: [H, W] bool, in pixels of the upright photo; all False where `status` is "empty"
+        score: the method's own estimate of the mask's quality, in [0, 1]
+        presence: probability that the class is in the photo; None without a calibrator
+        quality: probability that it is, and that the mask has an IoU of at least 0.5; None without a calibrator
+        status: accepted, review, empty, uncalibrated; "" for a bundle without a calibrator
     """
 
     mask: np.ndarray
@@ -56,10 +57,11 @@ class PhotoMask:
 class MaskSettings:
     """How masks are made and trusted, as in a recipe's section `label`.
 
-        threshold     pixels above this probability belong to the object
-        prevalence    estimated share of the photos that show the class
-        empty_below   a class less probable than this gets an empty mask
-        review_below  a mask less probably good gets the status review
+    Attributes:
+        threshold: pixels above this probability belong to the object
+        prevalence: estimated share of the photos that show the class
+        empty_below: a class less probable than this gets an empty mask
+        review_below: a mask less probably good gets the status review
     """
 
     threshold: float = 0.5
@@ -157,17 +159,18 @@ def load(bundle: str | Path = "shipped", device: str = "") -> Predictor:
     `device`: as torch names it; "": a GPU if there is one. Raises `FssError` if there is no such bundle, or if it is
     not whole.
 
-    >>> import numpy as np
-    >>> model = load("shipped")
-    >>> photo = np.full((48, 64, 3), 90, np.uint8)
-    >>> photo[12:36, 20:44] = 200, 60, 40
-    >>> square = model.memorise([{"image": photo, "mask": photo[..., 0] > 90}])
-    >>> other = np.roll(photo, 10, axis=1)
-    >>> found = model.predict(square, other)
-    >>> found.mask.shape, found.mask.dtype, 0 <= found.score <= 1
-    ((48, 64), dtype('bool'), True)
-    >>> [m.status in ("accepted", "review", "empty", "uncalibrated") for m in model.predict_many(square, [other] * 2)]
-    [True, True]
+    Examples:
+        >>> import numpy as np
+        >>> model = load("shipped")
+        >>> photo = np.full((48, 64, 3), 90, np.uint8)
+        >>> photo[12:36, 20:44] = 200, 60, 40
+        >>> square = model.memorise([{"image": photo, "mask": photo[..., 0] > 90}])
+        >>> other = np.roll(photo, 10, axis=1)
+        >>> found = model.predict(square, other)
+        >>> found.mask.shape, found.mask.dtype, 0 <= found.score <= 1
+        ((48, 64), dtype('bool'), True)
+        >>> [found.mask.any() for found in model.predict_many(square, [photo, other])]
+        [np.True_, np.True_]
     """
     model, info, calibrator = open_bundle(bundle)
     return Predictor(model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), info, calibrator)

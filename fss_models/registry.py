@@ -37,8 +37,9 @@ def register_method(name: str, *, config: type) -> Callable[[T], T]:
 def list_methods() -> list[str]:
     """Names of all methods, sorted.
 
-    >>> "sansa" in list_methods()
-    True
+    Examples:
+        >>> "sansa" in list_methods()
+        True
     """
     _load()
     return sorted(_METHODS)
@@ -64,12 +65,13 @@ def build(
     trained, and has to find the same frozen random parts again. Raises `FssError` for an unknown method, preset or
     config key.
 
-    >>> model = build("prior", "debug")
-    >>> model.side, model.trains
-    (64, False)
-    >>> build("prior", "enormous")
-    Traceback (most recent call last):
-    fss_models.errors.FssError: unknown preset 'enormous' ...
+    Examples:
+        >>> model = build("prior", "debug")
+        >>> model.side, model.trains
+        (64, False)
+        >>> build("prior", "enormous")
+        Traceback (most recent call last):
+        fss_models.errors.FssError: unknown preset 'enormous' ...
     """
     cls, settings = method_class(method), make_config(method, config)
     check_preset(method, preset)

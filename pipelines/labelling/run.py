@@ -37,10 +37,11 @@ from pipelines.serving.spec import model_spec
 class LabelRequest:
     """The options of `fss label`.
 
-        bundle   empty: the workspace's champion, or the shipped bundle if there is none
-        service  empty: the workspace's running service, if it fits
-        engine   serve: the deployment of the service or of the job itself; actors: a pool of actors
-        limit    only the first photos; 0: all
+    Attributes:
+        bundle: empty: the workspace's champion, or the shipped bundle if there is none
+        service: empty: the workspace's running service, if it fits
+        engine: serve: the deployment of the service or of the job itself; actors: a pool of actors
+        limit: only the first photos; 0: all
     """
 
     recipe: Recipe
