@@ -1,9 +1,14 @@
-"""Bundles in any storage: writing, reading, importing and exporting them. What lies in one: `fss_models.bundle`."""
+"""Bundles in any storage: writing, reading, importing and exporting them. What lies in one: `fss_models.bundle`.
+
+A bundle is read from a local path, `s3://`, what ships (`shipped`, `shipped:NAME`), or the hub:
+`hf://owner/repository[@revision]`, with a folder behind it if the bundle lies in one.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save as save_tensors
@@ -79,14 +84,17 @@ def export_bundle(url: str, target: str) -> int:
 
 
 def read_bundle_info(url: str) -> BundleInfo:
-    """The content of bundle.json; `url` may be `shipped` or `shipped:NAME`.
-
-    Raises `FssError` if there is no bundle.json or it is not valid.
-    """
-    store = Store(bundle_url(url))
-    if not store.exists(INFO):
+    """The content of bundle.json. Raises `FssError` if there is no bundle.json or it is not valid."""
+    if not url.startswith("hf://") and not Store(bundle_url(url)).exists(INFO):
         raise no_bundle(url)
-    return parse_info(store.read_bytes(INFO), url)
+    return parse_info(_read(url, INFO), url)
+
+
+def _read(url: str, name: str) -> bytes:
+    """The bytes of a bundle's file, which stays in the cache where it comes from the hub."""
+    if url.startswith("hf://"):
+        return Path(fetch(f"{url.rstrip('/')}/{name}")).read_bytes()
+    return Store(bundle_url(url)).read_bytes(name)
 
 
 def about_bundle(info: BundleInfo) -> dict[str, Any]:
@@ -95,14 +103,12 @@ def about_bundle(info: BundleInfo) -> dict[str, Any]:
 
 
 def load_bundle(url: str, device: str = "cpu") -> tuple[Segmenter, BundleInfo]:
-    """(model in evaluation mode, content of bundle.json); `url` may be `shipped` or `shipped:NAME`.
+    """(model in evaluation mode, content of bundle.json).
 
     Raises `FssError` if tensors and bundle.json disagree, or the installed frozen weights are not the bundle's.
     """
-    url = bundle_url(url)
     info = read_bundle_info(url)
-    tensors = Store(url).read_bytes(TENSORS)
-    return load_model(info, build_base_model(info, url), tensors, url).to(device), info
+    return load_model(info, build_base_model(info, url), _read(url, TENSORS), url).to(device), info
 
 
 def load_predictor(url: str, device: str = "cpu") -> Predictor:
@@ -124,7 +130,7 @@ def bundle_calibrator(url: str, info: BundleInfo) -> Calibrator | None:
     """The bundle's calibrator, None where it has none. Raises `FssError` if it does not match bundle.json."""
     if not info.calibrator:
         return None
-    return parse_calibrator(info, Store(bundle_url(url)).read_bytes(CALIBRATOR), url)
+    return parse_calibrator(info, _read(url, CALIBRATOR), url)
 
 
 def copy_calibrator(source: str, target: str) -> None:

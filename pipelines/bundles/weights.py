@@ -1,4 +1,4 @@
-"""Fetching weight files: a local path, `s3://`, `http(s)://` or `hf://owner/repository/file`.
+"""Fetching weight files: a local path, `s3://`, `http(s)://` or `hf://owner/repository[@revision]/file`.
 
 Files are checked by sha256, and those from elsewhere are cached.
 
@@ -105,8 +105,9 @@ def is_fetched(place: str) -> bool:
         return (_cache_path(place) if "://" in place else Path(place).expanduser()).is_file()
     from huggingface_hub import try_to_load_from_cache
 
-    owner, name, file = [*place.removeprefix("hf://").split("/", 2), "", ""][:3]
-    return isinstance(try_to_load_from_cache(f"{owner}/{name}", file, cache_dir=cache_dir("weights", "hub")), str)
+    repository, revision, file = _hub_parts(place)
+    return isinstance(try_to_load_from_cache(repository, file, revision=revision or None,
+                                             cache_dir=cache_dir("weights", "hub")), str)
 
 
 def _download(place: str, target: Path) -> None:
@@ -130,14 +131,21 @@ def _from_hub(place: str) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    owner, name, file = [*place.removeprefix("hf://").split("/", 2), "", ""][:3]
+    repository, revision, file = _hub_parts(place)
     try:
-        return Path(hf_hub_download(f"{owner}/{name}", file, cache_dir=cache_dir("weights", "hub"),
+        return Path(hf_hub_download(repository, file, revision=revision or None, cache_dir=cache_dir("weights", "hub"),
                                     endpoint=os.environ.get("HF_ENDPOINT")))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, httpx.HTTPError, OSError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise FssError(f"cannot download this file from the hub: {reason}", where=place,
                        hint="check hf://owner/repository/file, or download it by hand and give its path") from error
+
+
+def _hub_parts(place: str) -> tuple[str, str, str]:
+    """Repository, revision ("": the newest) and file of `hf://owner/repository[@revision]/file`."""
+    owner, name, file = [*place.removeprefix("hf://").split("/", 2), "", ""][:3]
+    name, _, revision = name.partition("@")
+    return f"{owner}/{name}", revision, file
 
 
 def _from_web(place: str, part: Path) -> None:
