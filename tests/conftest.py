@@ -16,15 +16,17 @@ from pipelines.base.cluster import cluster, prepare_environment
 from pipelines.config.data import DataConfig, SourceConfig, SplitConfig
 from pipelines.data.shards import build_shards
 
-pytest_plugins = ["tests.fixtures.service", "tests.fixtures.training"]
+pytest_plugins = ["tests.fixtures.command", "tests.fixtures.service", "tests.fixtures.training"]
 
 SHAPES_IMAGES = 160  # 96 px pictures; fewer leave folds without classes
 
 # No weights or bundles ship unless a test says so: tests do not depend on those of the day.
 os.environ["FSS_SHIPPED"] = str(Path(__file__).parent / "nothing_ships")
 
-# One core a process: the tests share two with Ray's workers.
+# One core a process: the tests share two with Ray's workers. What asks for more threads (latency, a refit) does not
+# spin while it waits for them: on busy cores a prediction at debug would take 20 times the processor time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 SHARED_FIXTURES = ("service", "quiet_job", "bundle")  # dear ones of the session: their tests run in one process

@@ -6,14 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 from fss_models import registry
 from fss_models.bundle import BundleInfo
-from jobs.cli import main, make_app
 from pipelines.bundles.bundle import load_bundle, read_bundle_info, save_bundle
 from pipelines.serving.client import Client
+from tests.fixtures.command import Fss
 from tests.fss_models.shipped_case import ship_random
+from tests.jobs.test_cli import assert_one_line
 from tests.serving.helpers import photo_folder, run_fss, running_service, supports_file
 
 
@@ -27,22 +27,21 @@ def champion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BundleInfo:
                        classes=["cat", "dog"], metrics={"cross_validated": {"miou": 0.5}})
 
 
-def fss(*arguments: str) -> str:
-    answer = CliRunner().invoke(make_app(), arguments)
-    assert answer.exit_code == 0, answer.output
-    return answer.stdout
+def test_list_and_fetch(champion: BundleInfo, fss: Fss, tmp_path: Path) -> None:
+    def told(*arguments: str) -> str:
+        done = fss(*arguments)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
-
-def test_list_and_fetch(champion: BundleInfo, tmp_path: Path) -> None:
-    shown = fss("bundles", "list")
+    shown = told("bundles", "list")
     assert shown.startswith(f"champion: sansa/nano, bundle {champion.bundle_id}, trained on 2 classes of photos, "
                             "cross-validated mIoU 50.0, 0.")
-    (facts,) = json.loads(fss("bundles", "list", "--json"))["bundles"]
+    (facts,) = json.loads(told("bundles", "list", "--json"))["bundles"]
     assert (facts["name"], facts["bundle_id"], facts["classes"]) == ("champion", champion.bundle_id, 2)
-    assert champion.bundle_id in fss("bundles", "fetch", "champion", "--out", str(tmp_path / "mine" / "own"))
+    assert champion.bundle_id in told("bundles", "fetch", "champion", "--out", str(tmp_path / "mine" / "own"))
     assert load_bundle(str(tmp_path / "mine" / "own"))[1] == champion
-    assert fss("bundles", "list", "--from", str(tmp_path / "mine")).startswith("own: sansa/nano")
-    fss("bundles", "fetch", "own", "--from", str(tmp_path / "mine"), "--half", "--out", str(tmp_path / "again"))
+    assert told("bundles", "list", "--from", str(tmp_path / "mine")).startswith("own: sansa/nano")
+    told("bundles", "fetch", "own", "--from", str(tmp_path / "mine"), "--half", "--out", str(tmp_path / "again"))
     assert read_bundle_info(str(tmp_path / "again")).provenance["half_precision_of"] == champion.bundle_id
 
 
@@ -50,15 +49,11 @@ def test_list_and_fetch(champion: BundleInfo, tmp_path: Path) -> None:
     (("fetch", "folds/nobody"), "no bundle 'folds/nobody' ships with this installation (shipped bundles: champion)"),
     (("fetch", "nobody", "--from", "{tmp}"), "there is no bundle 'nobody' here (known bundles: none)"),
 ])
-def test_mistakes_are_one_line(champion: BundleInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                               capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], line: str) -> None:
+def test_mistakes_are_one_line(champion: BundleInfo, tmp_path: Path, fss: Fss, arguments: tuple[str, ...],
+                               line: str) -> None:
     (tmp_path / "none").mkdir()
     given = [a.replace("{tmp}", str(tmp_path / "none")) for a in arguments]
-    monkeypatch.setattr("sys.argv", ["fss", "bundles", *given, "--out", str(tmp_path / "out")])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 2
-    assert line in capsys.readouterr().err
+    assert_one_line(fss("bundles", *given, "--out", str(tmp_path / "out")), line)
     assert not (tmp_path / "out").exists()
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.cli import main
 from pipelines.base.storage import Store
+from tests.fixtures.command import Fss
 from tests.inference.test_classes import class_folder
 from tests.serving.helpers import FSS, clean_env, photo_folder, run_fss, running_service, supports_file
 
@@ -69,28 +69,22 @@ def test_label_again_and_through_the_service(bundle: str, tmp_path: Path) -> Non
     (("--overlaps", "merge"), "label.overlaps"),
 ])
 def test_mistakes_are_one_line(bundle: str, tmp_path: Path, change: tuple[str, str], line: str,
-                               monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+                               fss: Fss) -> None:
     photos, supports = photo_folder(tmp_path / "photos", 1), supports_file(tmp_path)
-    monkeypatch.setattr("sys.argv", ["fss", *_arguments(photos, supports, tmp_path / "out", bundle), *change])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 2
-    assert line in capsys.readouterr().err.splitlines()[-1]
+    done = fss(*_arguments(photos, supports, tmp_path / "out", bundle), *change)
+    assert done.returncode == 2
+    assert line in done.stderr.splitlines()[-1]
     assert not (tmp_path / "out").exists()
 
 
-def test_marks_that_the_method_cannot_read(bundle: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                           capsys: pytest.CaptureFixture[str]) -> None:
+def test_marks_that_the_method_cannot_read(bundle: str, tmp_path: Path, fss: Fss) -> None:
     """Would catch refused marks that leave a claimed folder, in which a job with other marks could not start."""
     photos, supports = photo_folder(tmp_path / "photos", 1), supports_file(tmp_path)
     row = {"image": "ball.png", "box": [1, 1, 50, 50]}
     supports.write_text(json.dumps({"class_name": "ball", "supports": [row]}))
-    monkeypatch.setattr("sys.argv", ["fss", *_arguments(photos, supports, tmp_path / "out", bundle)])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 2
+    done = fss(*_arguments(photos, supports, tmp_path / "out", bundle))
     told = "error: class 'ball': supports[0]: method 'prior' reads no box marks (it reads: mask)"
-    assert capsys.readouterr().err.splitlines()[-1] == told
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (2, told)
     assert not (tmp_path / "out").exists()
 
 
