@@ -7,24 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from fss_models import registry
 from fss_models.bundle import BundleInfo
-from pipelines.bundles.bundle import load_bundle, read_bundle_info, save_bundle
+from pipelines.bundles.bundle import load_bundle, read_bundle_info
 from pipelines.serving.client import Client
 from tests.fixtures.command import Fss
-from tests.fss_models.shipped_case import ship_random
 from tests.jobs.test_cli import assert_one_line
-from tests.serving.helpers import photo_folder, run_fss, running_service, supports_file
+from tests.serving.helpers import Running, photo_folder, run_fss, supports_file
 
 
 @pytest.fixture
-def champion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BundleInfo:
+def champion(shipped_champion: tuple[Path, BundleInfo], monkeypatch: pytest.MonkeyPatch) -> BundleInfo:
     """An installation that ships random nano weights and a SANSA bundle on them, for subprocesses too."""
-    folder = tmp_path / "shipped"
-    ship_random(folder)
+    folder, info = shipped_champion
     monkeypatch.setenv("FSS_SHIPPED", str(folder))
-    return save_bundle(str(folder / "champion"), registry.build("sansa", "nano"), half=True, dataset="photos",
-                       classes=["cat", "dog"], metrics={"cross_validated": {"miou": 0.5}})
+    return info
 
 
 def test_list_and_fetch(champion: BundleInfo, fss: Fss, tmp_path: Path) -> None:
@@ -57,23 +53,24 @@ def test_mistakes_are_one_line(champion: BundleInfo, tmp_path: Path, fss: Fss, a
     assert not (tmp_path / "out").exists()
 
 
-def test_labels_come_from_the_shipped_champion_without_any_training(champion: BundleInfo, tmp_path: Path) -> None:
+def test_labels_come_from_the_shipped_champion_without_any_training(champion: BundleInfo, shipped_service: Running,
+                                                                        fss: Fss, tmp_path: Path) -> None:
     """Without a promotion `fss label` and `fss serve` use the shipped champion, say so, and give the same parts."""
     photos, supports = photo_folder(tmp_path / "photos", 6), supports_file(tmp_path)
     arguments = ["label", "--images", str(photos), "--supports", str(supports), "--workspace", str(tmp_path / "ws"),
-                 "--set", "label.chunk=8", "--json"]
+                 "--set", "label.chunk=8", "--set", "serve.threads=1", "--json"]
     own = run_fss(*arguments, "--out", str(tmp_path / "own"))
     assert own.returncode == 0, own.stderr
     assert f"using the one that ships with fss (sansa/nano, bundle {champion.bundle_id})" in own.stderr
     manifest = json.loads((tmp_path / "own" / "manifest.json").read_text())
     assert manifest["bundle_id"] == champion.bundle_id
-    with running_service("", tmp_path / "ws") as service:
-        client = Client(service.url, timeout_s=10)
-        assert client.health()["bundle_id"] == champion.bundle_id
-        client.close()
-        served = run_fss(*arguments, "--out", str(tmp_path / "served"), "--bundle", "shipped")
-        assert served.returncode == 0, served.stderr
-        assert f"labelling through the service at {service.url}" in served.stderr
+    client = Client(shipped_service.url, timeout_s=10)
+    assert client.health()["bundle_id"] == champion.bundle_id
+    client.close()
+    served = fss(*arguments, "--out", str(tmp_path / "served"), "--bundle", "shipped", "--workspace",
+                 str(shipped_service.workspace))
+    assert served.returncode == 0, served.stderr
+    assert f"labelling through the service at {shipped_service.url}" in served.stderr
     part = "parts/chunk-000000.parquet"
     assert (tmp_path / "own" / part).read_bytes() == (tmp_path / "served" / part).read_bytes()
 
