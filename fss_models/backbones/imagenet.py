@@ -75,7 +75,7 @@ def _read(path: str) -> dict[str, Tensor]:
 
 
 def _renamed(backbone: ImagenetBackbone, state: dict[str, Tensor], path: str) -> dict[str, Tensor]:
-    state = _plain(state)
+    state = plain_names(state)
     topless = not backbone.layer4.state_dict()
     state = {k: v for k, v in state.items() if not (topless and k.startswith("layer4."))}
     official = any(key.startswith("layer0.") for key in state)
@@ -87,7 +87,7 @@ def _renamed(backbone: ImagenetBackbone, state: dict[str, Tensor], path: str) ->
     return {name: state[key] for key, name in names.items() if name is not None}
 
 
-def _plain(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def plain_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Undo how CyCTR (`backbone.body.`) and SSP (a stem in two parts) name the backbone in their checkpoints."""
     if any(key.startswith(CYCTR_PREFIX) for key in state):
         return {k.removeprefix(CYCTR_PREFIX): v for k, v in state.items() if k.startswith(CYCTR_PREFIX)}
