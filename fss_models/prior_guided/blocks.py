@@ -43,6 +43,13 @@ def head(width: int, classes: int = 2, dropout: float = HEAD_DROPOUT) -> nn.Sequ
                          nn.Conv2d(width, classes, 1))
 
 
+def enliven(module: nn.Module) -> None:
+    """Give convolutions He's initial values (2015): with torch's, outputs above a random trunk hardly vary."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight)
+
+
 def pixel_cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
     """Cross-entropy of [N, classes, R, R] with labels [N, R, R], mean over the batch's pixels that are not 255.
 

@@ -13,7 +13,7 @@ from fss_models.clip import Clip, Features, Memory, Prediction, PromptBatch
 from fss_models.errors import FssError
 from fss_models.methods.pfenet.config import PfenetConfig
 from fss_models.methods.pfenet.decoder import PfenetDecoder
-from fss_models.prior_guided.blocks import pixel_cross_entropy
+from fss_models.prior_guided.blocks import enliven, pixel_cross_entropy
 from fss_models.prior_guided.maps import masked_mean, object_first, resize_aligned
 from fss_models.prior_guided.marks import mark_masks
 from fss_models.prior_guided.pairs import clip_pairs, mean_over_shots, real_rows, scatter_rows
@@ -42,6 +42,8 @@ class Pfenet(TrunkSegmenter):
         super().__init__(preset=preset, config=config, trunk=trunk)
         mid, high, _ = self.backbone.channels
         self.decoder = PfenetDecoder(config, channels=mid + high, width=config.width or trunk.width)
+        if preset == "debug":
+            enliven(self.decoder)
         normalised = isinstance(self.backbone, ImagenetBackbone)
         if config.backbone_bn == "batch" and not normalised:
             raise FssError(f"preset {preset!r} has no batch normalisation of its own", hint="take backbone_bn: frozen")
