@@ -37,7 +37,16 @@ class ImagenetBackbone(nn.Module):
 
     def levels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Compute layer2 and layer3, each [N, C, h, w], of ImageNet-normalised [N, 3, R, R]."""
-        mid = self.layer2(self.layer1(self.layer0(pixels)))
+        return self.after_early(self.early(pixels))
+
+    def early(self, pixels: Tensor) -> Tensor:
+        """Compute layer1 [N, C, h, w] of ImageNet-normalised [N, 3, R, R]."""
+        found: Tensor = self.layer1(self.layer0(pixels))
+        return found
+
+    def after_early(self, early: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute layer2 and layer3 from layer1."""
+        mid = self.layer2(early)
         return mid, self.layer3(mid)
 
     def top(self, high: Tensor) -> Tensor:

@@ -21,9 +21,9 @@ def cells(maps: Tensor) -> Tensor:
     return maps.flatten(2).transpose(1, 2)
 
 
-def masked_mean(maps: Tensor, mask: Tensor) -> Tensor:
+def masked_mean(maps: Tensor, mask: Tensor, epsilon: float = AREA_EPSILON) -> Tensor:
     """Prototype [E, C] of maps [E, C, G, G] under mask [E, 1, G, G]; zero for an empty mask."""
-    return (maps * mask).flatten(2).sum(dim=2) / (mask.flatten(2).sum(dim=2) + AREA_EPSILON)
+    return (maps * mask).flatten(2).sum(dim=2) / (mask.flatten(2).sum(dim=2) + epsilon)
 
 
 def resize_aligned(maps: Tensor, size: Sequence[int]) -> Tensor:

@@ -7,10 +7,12 @@ layer3 and layer4, and the methods work on the stride-8 grid, as they do with Re
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
+import torch
 from torch import Tensor, nn
 
 from fss_models.backbones.efficientnet import CHANNELS, EfficientNetTrunk
@@ -40,20 +42,31 @@ class EfficientNetLevels(nn.Module):
 
     def levels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Compute layer2 and layer3, each [N, C, h, w], of [N, 3, R, R] in [-1, 1]."""
-        _, end, last, _ = self.trunk.stage_ends
-        first: Any = self.trunk.act(self.trunk.conv_stem(pixels))
-        for block in self.trunk.blocks[: end + 1]:
-            first = block(first)
-        second = first
-        for block in self.trunk.blocks[end + 1 : last + 1]:
-            second = block(second)
-        return first, second
+        return self.after_early(self.early(pixels))
+
+    def early(self, pixels: Tensor) -> Tensor:
+        """Compute the stage at stride 4 (layer1), [N, 24, R/4, R/4], of [N, 3, R, R] in [-1, 1]."""
+        stem = self.trunk.act(self.trunk.conv_stem(pixels.contiguous(memory_format=torch.channels_last)))
+        return self._stage(stem, 0)
+
+    def after_early(self, early: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute layer2 and layer3 from the stage at stride 4."""
+        mid = self._stage(early, 1)
+        return mid, self._stage(mid, 2)
 
     def top(self, high: Tensor) -> Tensor:
         """Compute layer4 from layer3, which may be masked."""
-        for block in self.trunk.blocks[self.trunk.stage_ends[2] + 1 :]:
-            high = block(high)
-        return high
+        return self._stage(high, 3)
+
+    def stage_blocks(self, number: int) -> Sequence[nn.Module]:
+        """The blocks of stage 0 (stride 4) to 3 (stride 32)."""
+        ends = [-1, *self.trunk.stage_ends]
+        return list(self.trunk.blocks[ends[number] + 1 : ends[number + 1] + 1])
+
+    def _stage(self, x: Tensor, number: int) -> Tensor:
+        for block in self.stage_blocks(number):
+            x = block(x)
+        return x
 
     def train(self, mode: bool = True) -> Self:
         """Keep the trunk in evaluation mode."""

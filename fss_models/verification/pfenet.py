@@ -50,11 +50,11 @@ def build(case: GoldenCase) -> Pfenet:
 def _infer(case: GoldenCase) -> Iterator[GoldenCheck]:
     to, clip, model = Comparison(case.name, case.outputs), case_clip(case), build(case)
     kept = CallRecorder(model, "decide")
-    with torch.no_grad(), Recorder(decoder=model.decoder) as record:
+    with torch.no_grad(), Recorder(model=model) as record:
         named = model.losses(clip)
         to.add(_forward(model, clip, record, *kept.given[-1]) | _supports(model, clip, record))
     to.add(_losses(model, clip, record, named))
-    compare_decision(to, case, model.to_image(record.got["decoder"][0][0]))
+    compare_decision(to, case, model.to_image(record.got["model.decoder"][0][0]))
     yield from to.checks()
 
 
@@ -66,17 +66,17 @@ def _forward(
     shots, pair, shot = model.shot_priors(memory, features, pairs)
     raw = prior(gather_shots(memory, pair, shot)["top"], features.maps["top"][pairs[pair, 1]])
     masks = resize_aligned(clip.prompts.masks.flatten(0, 1)[:, None], grid)
-    _, prototype, mean = record.given["decoder"][-1]
-    found = {"proto/mean": prototype[..., None, None], "prior/mean": mean, "head/res1": got["decoder.res1"][-1],
-             "head/res2": got["decoder.res2"][-1], "head/logits_grid": got["decoder.cls"][-1]}
+    _, prototype, mean = record.given["model.decoder"][-1]
+    found = {"proto/mean": prototype[..., None, None], "prior/mean": mean, "head/res1": got["model.decoder.res1"][-1],
+             "head/res2": got["model.decoder.res2"][-1], "head/logits_grid": got["model.decoder.cls"][-1]}
     for name, values in (("proto/support", memory.tensors["prototypes"][..., None, None]),
                          ("prior/raw", raw.unflatten(0, (b, k))), ("prior/shot", shots.unflatten(0, (b, k))),
                          ("mask/support", masks.unflatten(0, (b, k)))):
         found |= shot_outputs(name, values)
     for i in range(len(model.decoder.init_merge)):
-        found |= {f"scale{i}/init": got[f"decoder.init_merge.{i}"][-1],
-                  f"scale{i}/merged": got[f"decoder.beta_conv.{i}"][-1],
-                  f"scale{i}/logits": got[f"decoder.inner_cls.{i}"][-1]}
+        found |= {f"scale{i}/init": got[f"model.decoder.init_merge.{i}"][-1],
+                  f"scale{i}/merged": got[f"model.decoder.beta_conv.{i}"][-1],
+                  f"scale{i}/logits": got[f"model.decoder.inner_cls.{i}"][-1]}
     return found
 
 
@@ -90,15 +90,15 @@ def _supports(model: Pfenet, clip: Clip, record: Recorder) -> dict[str, Tensor]:
     masks = resize_aligned(clip.prompts.masks.flatten(0, 1)[:, None], high.shape[-2:])
     top = model.backbone.top(high[: b * k] * masks)
     found = {"backbone/query_layer2": mid[b * k :], "backbone/query_layer3": high[b * k :],
-             "backbone/query_layer4": maps["top"][b * k :], "reduced/query": record.got["decoder.down_query"][-1]}
+             "backbone/query_layer4": maps["top"][b * k :], "reduced/query": record.got["model.decoder.down_query"][-1]}
     for name, values in (("layer2", mid[: b * k]), ("layer3", high[: b * k]), ("layer4_masked", top)):
         each = shot_outputs("", values.unflatten(0, (b, k)))
         found |= {f"backbone/support{shot}_{name}": value for shot, value in each.items()}
-    return found | shot_outputs("reduced/support", record.got["decoder.down_supp"][-1].unflatten(0, (b, k)))
+    return found | shot_outputs("reduced/support", record.got["model.decoder.down_supp"][-1].unflatten(0, (b, k)))
 
 
 def _losses(model: Pfenet, clip: Clip, record: Recorder, named: dict[str, Tensor]) -> dict[str, Tensor]:
-    truth, scales = model.target_labels(clip), record.got["decoder"][-1][1]
+    truth, scales = model.target_labels(clip), record.got["model.decoder"][-1][1]
     found = {"loss/main": named["mask"], "loss/aux": named["aux"], "loss/total": total(named)}
     return found | {f"loss/aux_scale{i}": pixel_cross_entropy(model.to_image(s), truth) for i, s in enumerate(scales)}
 
@@ -116,4 +116,4 @@ def _train(case: GoldenCase) -> Iterator[GoldenCheck]:
         return _losses(model, clip, record, named) | _forward(model, clip, record, *kept.given[-1])
 
     yield from run_training(case, model, {"sgd": (optimiser, rate)}, seen,
-                            lambda record: model.to_image(record.got["decoder"][-1][0]))
+                            lambda record: model.to_image(record.got["model.decoder"][-1][0]))

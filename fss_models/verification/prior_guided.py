@@ -38,15 +38,17 @@ Seen = Callable[[Recorder, Clip, dict[str, Tensor]], dict[str, Tensor]]
 
 
 class CallRecorder:
-    """Keeps the arguments of a model's method, call by call, in `given`."""
+    """Keeps the arguments and results of a model's method, call by call, in `given` and `got`."""
 
     def __init__(self, model: TrunkSegmenter, method: str) -> None:
         self.given: list[tuple[Any, ...]] = []
+        self.got: list[Any] = []
         original = getattr(model, method)
 
         def recorded(*given: Any) -> Any:
             self.given.append(given)
-            return original(*given)
+            self.got.append(original(*given))
+            return self.got[-1]
 
         setattr(model, method, recorded)
 
@@ -100,7 +102,7 @@ def run_training(
         for optimiser, rate in optimisers.values():
             for group in optimiser.param_groups:
                 group["lr"] = rate(number)
-        with Recorder(decoder=model.decoder) as record:
+        with Recorder(model=model) as record:
             named = model.losses(clip)
         to.add({"lr": torch.tensor(optimisers["sgd"][1](number))} | seen(record, clip, named), prefix=f"{step}/")
         compare_decision(to, case, logits(record), f"{step}/")
@@ -145,6 +147,8 @@ def compare_decision(to: Comparison, case: GoldenCase, logits: Tensor, step: str
     """Compare logits [B, 2, R, R] and their arg-max: `eval/pred_mask` with its areas, or a step's `pred_mask`."""
     to.add({"logits": logits}, prefix=step)
     difference = (logits[:, 1] - logits[:, 0]).detach()
+    if step and f"{step}pred_mask" not in to.want:
+        return
     if step:
         clear = difference.abs() >= NEAR
         wrong = (difference > 0)[clear] != (to.want[f"{step}pred_mask"] > 0)[clear]
