@@ -65,3 +65,11 @@ def build_resnet(name: str, *, dilation: Dilation = "torchvision", signed: bool 
     """Build `resnet50` or `resnet101` with random values, on the CPU."""
     return DeepStemResNet(BLOCKS[name], dilation=dilation, signed=signed)
 
+
+
+def stem_name(key: str) -> str:
+    """PSPNet's name of one of our tensors: conv1, bn1, ... bn3 for the stem."""
+    for theirs, ours in _STEM.items():
+        if key.startswith(f"{ours}."):
+            return key.replace(ours, theirs, 1)
+    return key

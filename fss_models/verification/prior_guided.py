@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fss_models.backbones.imagenet import COUNTER, ImagenetBackbone, plain_names
 from fss_models.backbones.resnet import DeepStemResNet, Dilation
@@ -40,7 +40,7 @@ Seen = Callable[[Recorder, Clip, dict[str, Tensor]], dict[str, Tensor]]
 class CallRecorder:
     """Keeps the arguments and results of a model's method, call by call, in `given` and `got`."""
 
-    def __init__(self, model: TrunkSegmenter, method: str) -> None:
+    def __init__(self, model: nn.Module, method: str) -> None:
         self.given: list[tuple[Any, ...]] = []
         self.got: list[Any] = []
         original = getattr(model, method)
@@ -88,17 +88,19 @@ def shot_outputs(name: str, values: Tensor) -> dict[str, Tensor]:
 
 def run_training(
     case: GoldenCase, model: TrunkSegmenter, optimisers: Optimisers, seen: Seen, logits: Callable[[Recorder], Tensor],
-    name: Naming = plain_name,
+    name: Naming = plain_name, before: Callable[[str], None] = lambda _: None,
 ) -> Iterator[GoldenCheck]:
     """Compare the case's steps. `optimisers`: kind -> (optimiser, its rate at a step counted from 1).
 
-    `seen` gives a step's outputs by official name, `logits` those of background and object [B, 2, R, R].
+    `seen` gives a step's outputs by official name, `logits` those of background and object [B, 2, R, R]; `before` is
+    called with the step's prefix before it.
     """
     to = Comparison(case.name, case.outputs)
     steps = sorted({k.split("/")[0] for k in case.outputs if k.startswith("step")})
     parameters = {official: p for n, p in model.named_parameters() if p.requires_grad and (official := name(n))}
     for number, step in enumerate(steps, start=1):
         clip = case_clip(case, f"{step}/")
+        before(f"{step}/")
         for optimiser, rate in optimisers.values():
             for group in optimiser.param_groups:
                 group["lr"] = rate(number)
@@ -113,7 +115,8 @@ def run_training(
         gradients = {k: p.grad.clone() for k, p in parameters.items() if p.grad is not None}
         for optimiser, _ in optimisers.values():
             optimiser.step()
-        _compare_after(to, model, parameters, gradients, optimisers, name, f"{step}/")
+        _compare_after(to, model, gradients, optimisers, name, f"{step}/")
+    to.seen |= {k for k in case.outputs if k.split("/")[1] == "sampling"}
     yield from to.checks()
 
 
@@ -125,17 +128,17 @@ def compare_gradients(to: Comparison, parameters: Mapping[str, Tensor], prefix: 
 
 
 def _compare_after(
-    to: Comparison, model: TrunkSegmenter, parameters: Mapping[str, Tensor], gradients: Mapping[str, Tensor],
-    optimisers: Optimisers, name: Naming, prefix: str,
+    to: Comparison, model: TrunkSegmenter, gradients: Mapping[str, Tensor], optimisers: Optimisers, name: Naming,
+    prefix: str,
 ) -> None:
     """Compare parameters and statistics after a step. Steps of AdamW are compared where its gradients are loud."""
     adam = {id(p) for g in (optimisers["adamw"][0].param_groups if "adamw" in optimisers else ()) for p in g["params"]}
-    for key, parameter in parameters.items():
+    for key, parameter in ((name(n), p) for n, p in model.named_parameters()):
         after = f"{prefix}param_after/{key}"
         if after not in to.want:
             continue
         ours, want = parameter.detach(), to.want[after]
-        if id(parameter) in adam:
+        if key and id(parameter) in adam:
             loud = gradients[key].abs() > LOUD * gradients[key].abs().max()
             ours, want = ours[loud], want[loud]
         to.compared(after, relative_error(ours, want), BOUNDS["forward"])
