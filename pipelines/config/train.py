@@ -46,8 +46,9 @@ class TrainConfig(Section):
     clip_norm: float = Field(1.0, ge=0)  # largest norm of the gradients; 0: they are not clipped
     precision: Literal["fp32", "bf16"] = "fp32"
     flip: bool = True  # random horizontal flip of every image of a clip
-    augment: Literal["none", "fssam"] = "none"  # fssam: its scale, rotation, blur, flip and crop, in place of `flip`
-    augment_scale: tuple[float, float] = (0.9, 1.1)  # range of the scale of `augment`
+    # In place of `flip`. fssam: scale, rotation, blur, flip and crop, as PFENet, BAM and CyCTR; ssp: crop and flip
+    augment: Literal["none", "fssam", "ssp"] = "none"
+    augment_scale: tuple[float, float] = (0.9, 1.1)  # range of the scale of `augment: fssam`
     sampler: Literal["balanced", "natural", "image"] = "balanced"  # query drawn by class, (photo, class) pair, photo
     novel_images: Literal["drop", "keep"] = "drop"  # train photos that also show a novel class
     checkpoint_every: Positive = 50  # steps between checkpoints
