@@ -23,7 +23,7 @@ class CyctrConfig:
     sampling_flags           official: in a part that is drawn at random, a cell has the flags of the cell whose number
                              in the whole list is its number in the part | correct: it has its own
     sampling_seed            seed of the draw in evaluation (released: none); training uses torch's generator
-    transformer_lr           constant learning rate of the transformer, with AdamW
+    transformer_lr           constant learning rate of the transformer, with AdamW; 0: the recipe's rate and optimiser
     transformer_weight_decay weight decay of the transformer, except biases
     """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ from fss_models.methods.cyctr.config import CyctrConfig
 from fss_models.methods.cyctr.decoder import CyctrDecoder, class_dice
 from fss_models.methods.cyctr.sampling import FACTORS, SupportTokens, draw, object_cells
 from fss_models.methods.cyctr.transformer import Drawn
-from fss_models.optimisation import ParameterGroup
+from fss_models.optimisation import Optimizer, ParameterGroup
 from fss_models.prior_guided.blocks import enliven
 from fss_models.prior_guided.maps import masked_mean, object_first, resize_aligned
 from fss_models.prior_guided.pairs import clip_pairs, mean_over_shots, real_rows, scatter_rows
@@ -61,10 +62,12 @@ class Cyctr(TrunkSegmenter):
         return super().trainable_names() | {n for n in self.state_dict() if n.startswith(UNUSED)}
 
     def parameter_groups(self) -> Sequence[ParameterGroup]:
-        """The transformer has AdamW and a constant rate; its biases have no weight decay."""
+        """The transformer has AdamW and a constant rate, unless `transformer_lr` is 0; its biases have no weight decay.
+        """
         named = dict(self.decoder.transformer.named_parameters())
         sides = [([p for n, p in named.items() if ("bias" in n) == biases], biases) for biases in (False, True)]
-        return [ParameterGroup(parameters=own, optimizer="adamw", lr=self.config.transformer_lr,
+        kind: Optimizer | Literal[""] = "adamw" if self.config.transformer_lr else ""
+        return [ParameterGroup(parameters=own, optimizer=kind, lr=self.config.transformer_lr,
                                weight_decay=0.0 if biases else self.config.transformer_weight_decay)
                 for own, biases in sides]
 

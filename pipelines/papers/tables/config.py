@@ -1,7 +1,8 @@
 """The content of a table file: columns (what is measured), rows (what we run), rivals (only published figures).
 
-A cell is run from the column's recipe, changed by the column's `set`, then by the row's `set` and its `set_in`. Published figures are
-in the unit of the column's measure, usually percent. A figure that is not known is left out or null.
+A cell is run from the column's recipe, changed by the column's `set`, then by the row's `set` and its `set_in`.
+Published figures are in the unit of the column's measure, usually percent. A figure that is not known is left out or
+null.
 """
 
 from __future__ import annotations
