@@ -1,7 +1,8 @@
 """The trunks of methods that compare layer2, layer3 and layer4 of an ImageNet network, by preset.
 
 At `nano` EfficientNet-Lite0 takes the place of the published networks: its stages at strides 8, 16 and 32 are layer2,
-layer3 and layer4, and the methods work on the stride-8 grid, as they do with ResNet.
+layer3 and layer4, and the methods work on the stride-8 grid, as they do with ResNet (CyCTR, whose cost grows with the
+square of the cells, on that of stride 16).
 """
 
 from __future__ import annotations
@@ -97,19 +98,21 @@ class Trunk:
 
 
 def build_trunk(
-    preset: str, weights: str | None, *, side: int = 0, dilation: Dilation = "all_blocks", signed: bool = False
+    preset: str, weights: str | None, *, side: int = 0, dilation: Dilation = "all_blocks", signed: bool = False,
+    nano_grid: Literal["mid", "high"] = "mid",
 ) -> Trunk:
     """Build the trunk of a preset with the values of its ImageNet file `weights` (nano's come from a package).
 
     `side` is in pixels and replaces the preset's; 0: 473, or less at nano and debug. `dilation` and `signed` as in
-    `DeepStemResNet`. Raises `FssError` for a file that does not fit.
+    `DeepStemResNet`. `nano_grid` is the grid at nano: stride 8 (mid) or, a quarter of the cells, stride 16. Raises
+    `FssError` for a file that does not fit.
     """
     side, width = side or _SIDES.get(preset, PUBLISHED_SIDE), _WIDTHS.get(preset, PUBLISHED_WIDTH)
     if preset == "nano":
         levels = EfficientNetLevels()
         mean, std = SYMMETRIC
         return Trunk(backbone=levels, preprocessor=Preprocessor(side=side, mean=mean, std=std), width=width,
-                     grid="mid", frozen=levels.trunk.pretrained)
+                     grid=nano_grid, frozen=levels.trunk.pretrained)
     backbone: ImagenetBackbone
     if preset == "vgg16":
         backbone = Vgg16()

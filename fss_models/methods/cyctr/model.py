@@ -45,7 +45,7 @@ class Cyctr(TrunkSegmenter):
         """`weights` is the trunk's ImageNet file or an official checkpoint; `trunk`, of any size, replaces the
         preset's.
         """
-        trunk = trunk or build_trunk(preset, weights, side=config.side, dilation="torchvision")
+        trunk = trunk or build_trunk(preset, weights, side=config.side, dilation="torchvision", nano_grid="high")
         super().__init__(preset=preset, config=config, trunk=trunk)
         mid, high, _ = self.backbone.channels
         self.decoder = CyctrDecoder(config, channels=mid + high, width=config.width or trunk.width)
