@@ -21,6 +21,9 @@ PAPERS = {  # where each method was published: venue, arXiv id
     "fssam": ("FSSAM, ICML 2025", "2505.14100"),
     "fcp": ("FCP, AAAI 2025", "2501.00752"),
     "vrp_sam": ("VRP-SAM, CVPR 2024", "2402.17726"),
+    "pfenet": ("PFENet, TPAMI 2020", "2008.01449"),
+    "ssp": ("SSP, ECCV 2022", "2207.11549"),
+    "cyctr": ("CyCTR, NeurIPS 2021", "2106.02320"),
     "sam2_frozen": ("SAM 2 as it is", "2408.00714"),
 }
 

@@ -20,6 +20,7 @@ from fss_models.backbones.efficientnet import CHANNELS, EfficientNetTrunk
 from fss_models.backbones.imagenet import ImagenetBackbone
 from fss_models.backbones.resnet import DeepStemResNet, Dilation, build_resnet
 from fss_models.backbones.vgg import Vgg16
+from fss_models.errors import FssError
 from fss_models.opencv_resize import OpenCvPreprocessor
 from fss_models.preprocess import SYMMETRIC, Preprocessor
 from fss_models.presets import RANDOM
@@ -108,6 +109,9 @@ def build_trunk(
     `FssError` for a file that does not fit.
     """
     side, width = side or _SIDES.get(preset, PUBLISHED_SIDE), _WIDTHS.get(preset, PUBLISHED_WIDTH)
+    given = weights not in (None, "", RANDOM)
+    if preset == "nano" and given:
+        raise FssError("preset 'nano' has weights of its own", where=str(weights), hint="leave the weights out")
     if preset == "nano":
         levels = EfficientNetLevels()
         mean, std = SYMMETRIC
@@ -121,7 +125,7 @@ def build_trunk(
     else:
         backbone = build_resnet(preset, dilation=dilation, signed=signed)
     frozen = {}
-    if weights not in (None, "", RANDOM):
+    if given:
         backbone.load_file(str(weights))
         frozen[preset] = hashlib.sha256(Path(str(weights)).read_bytes()).hexdigest()
     return Trunk(backbone=backbone, preprocessor=OpenCvPreprocessor(side=side), width=width, frozen=frozen)
