@@ -39,7 +39,7 @@ class TrainConfig(Section):
     lr: float = Field(1e-3, gt=0)  # learning rate after the warm-up
     optimizer: Optimizer = "adamw"  # a method may treat some of its parameters in another way, as its paper does
     momentum: float = Field(0.9, ge=0, lt=1)  # sgd only
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(0.0, ge=0)  # decoupled from the gradient with adamw, part of it with sgd
     # cosine: to 0. poly: to 0 with power 0.9. step: a tenth after each third of the steps
     schedule: Literal["cosine", "poly", "step", "constant"] = "cosine"
     warmup: int = Field(0, ge=0)  # steps in which the learning rate rises linearly

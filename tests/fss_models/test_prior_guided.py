@@ -104,6 +104,7 @@ def test_an_official_checkpoint_goes_in_and_out_unchanged(
     torch.save({"epoch": 1, "state_dict": state}, file)
     model = load_official(method, "resnet50", file)
     assert not model.untrained
+    assert load_official(method, "resnet50", file, config={"side": 97}).side == 97
     again = OFFICIAL[method].write(model)
     assert again.keys() == state.keys()
     assert all(torch.equal(v, state[k]) for k, v in again.items() if not k.endswith("num_batches_tracked"))

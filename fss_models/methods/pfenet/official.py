@@ -13,7 +13,8 @@ from fss_models.prior_guided.official import read_whole, write_whole
 def read(state: dict[str, Tensor], preset: str) -> OfficialCheckpoint:
     """Read the trained tensors of an official checkpoint.
 
-    The file does not say its scales and side: PASCAL-5i's are assumed, for one of COCO-20i set side 641.
+    The file does not say its scales and side: PASCAL-5i's are assumed; one of COCO-20i needs
+    the setting side: 641.
     Raises `FssError` naming the first missing, unknown or misshapen tensor.
     """
     found = read_whole(state, lambda: Pfenet(preset=preset, config=PfenetConfig()), preset)
