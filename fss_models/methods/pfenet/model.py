@@ -18,7 +18,7 @@ from fss_models.prior_guided.maps import masked_mean, object_first, resize_align
 from fss_models.prior_guided.marks import mark_masks
 from fss_models.prior_guided.pairs import clip_pairs, mean_over_shots, real_rows, scatter_rows
 from fss_models.prior_guided.segmenter import TrunkSegmenter, predict, shot_mean
-from fss_models.prior_guided.trunks import TRUNKS, Trunk, build_trunk
+from fss_models.prior_guided.trunks import LIVELY, TRUNKS, Trunk, build_trunk
 from fss_models.registry import register_method
 
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -42,7 +42,7 @@ class Pfenet(TrunkSegmenter):
         super().__init__(preset=preset, config=config, trunk=trunk)
         mid, high, _ = self.backbone.channels
         self.decoder = PfenetDecoder(config, channels=mid + high, width=config.width or trunk.width)
-        if preset == "debug":
+        if preset in LIVELY:
             enliven(self.decoder)
         normalised = isinstance(self.backbone, ImagenetBackbone)
         if config.backbone_bn == "batch" and not normalised:
