@@ -1,0 +1,83 @@
+"""The base learner while it is trained: a backbone and PSPNet's head, on whole photos and their base classes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fss_models.base_learner.head import PspHead
+from fss_models.state_dict import check_state
+
+VOID = 255  # label of pixels that enter no loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledPhotos:
+    """N photos with the base class of every pixel.
+
+    pixels  [N, 3, R, R] float, normalised
+    labels  [N, R, R] int64: 0 background and classes that are not base, 1 ... n the base classes, 255 void
+    """
+
+    pixels: Tensor
+    labels: Tensor
+
+    def to(self, device: str) -> LabelledPhotos:
+        """A copy on `device`."""
+        return LabelledPhotos(pixels=self.pixels.to(device), labels=self.labels.to(device))
+
+    def split(self, parts: int) -> list[LabelledPhotos]:
+        """Equal parts, in order. Raises `ValueError` if N is not a multiple of `parts`."""
+        if len(self.pixels) % parts:
+            raise ValueError(f"{len(self.pixels)} photos cannot be split into {parts} equal parts")
+        size = len(self.pixels) // parts
+        return [LabelledPhotos(pixels=p, labels=t)
+                for p, t in zip(self.pixels.split(size), self.labels.split(size), strict=True)]
+
+
+class BaseLearner(nn.Module):
+    """Logits of the base classes; `frozen` keeps the backbone as it is and trains the head alone.
+
+    `backbone` has `levels(pixels)` -> (layer2, layer3) and `top(layer3)` -> layer4.
+    """
+
+    def __init__(self, backbone: Any, head: PspHead, *, frozen: bool = False) -> None:
+        super().__init__()
+        self.backbone, self.head, self.frozen = backbone, head, frozen
+        head.requires_grad_(True)
+        backbone.requires_grad_(not frozen)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Logits [N, 1 + n, R, R] of normalised photos [N, 3, R, R]."""
+        _, high = self.backbone.levels(pixels)
+        logits = self.head(self.backbone.top(high))
+        return F.interpolate(logits, size=pixels.shape[-2:], mode="bilinear", align_corners=True)
+
+    def losses(self, batch: LabelledPhotos) -> dict[str, Tensor]:
+        """Cross-entropy over the pixels of the batch that are not void."""
+        return {"base": F.cross_entropy(self(batch.pixels), batch.labels, ignore_index=VOID)}
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode, also of a backbone that is trained; a frozen one stays in evaluation mode."""
+        super().train(mode)
+        nn.Module.train(self.backbone, mode and not self.frozen)
+        return self
+
+    def trainable_state(self) -> dict[str, Tensor]:
+        """Trained tensors and the statistics of their normalisations, on the CPU: layer0 ... layer4, ppm, cls."""
+        return {k: v.detach().cpu().contiguous() for k, v in self._named().items()}
+
+    def load_trainable_state(self, state: dict[str, Tensor]) -> None:
+        """Load a result of `trainable_state`. Raises `FssError` naming the first tensor that does not fit."""
+        named = self._named()
+        check_state(state, named, subject="base learner")
+        for key, value in state.items():
+            named[key].copy_(value)
+
+    def _named(self) -> dict[str, Tensor]:
+        """The trained tensors themselves, under the names of the official checkpoints."""
+        parts = [self.head] if self.frozen else [self.backbone, self.head]
+        return {k: v for part in parts for k, v in part.state_dict().items()}
