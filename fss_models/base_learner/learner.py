@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fss_models.base_learner.head import PspHead
+from fss_models.optimisation import ParameterGroup
+from fss_models.prior_guided.blocks import pixel_cross_entropy
+from fss_models.prior_guided.maps import resize_aligned
 from fss_models.state_dict import check_state
 
-VOID = 255  # label of pixels that enter no loss
+HEAD_FACTOR = 10.0  # times the trunk's learning rate (released code)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,22 +52,20 @@ class BaseLearner(nn.Module):
         self.backbone, self.head, self.frozen = backbone, head, frozen
         head.requires_grad_(True)
         backbone.requires_grad_(not frozen)
+        backbone.batch_statistics = not frozen
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Logits [N, 1 + n, R, R] of normalised photos [N, 3, R, R]."""
         _, high = self.backbone.levels(pixels)
-        logits = self.head(self.backbone.top(high))
-        return F.interpolate(logits, size=pixels.shape[-2:], mode="bilinear", align_corners=True)
+        return resize_aligned(self.head(self.backbone.top(high)), pixels.shape[-2:])
 
     def losses(self, batch: LabelledPhotos) -> dict[str, Tensor]:
         """Cross-entropy over the pixels of the batch that are not void."""
-        return {"base": F.cross_entropy(self(batch.pixels), batch.labels, ignore_index=VOID)}
+        return {"base": pixel_cross_entropy(self(batch.pixels), batch.labels)}
 
-    def train(self, mode: bool = True) -> Self:
-        """Set the mode, also of a backbone that is trained; a frozen one stays in evaluation mode."""
-        super().train(mode)
-        nn.Module.train(self.backbone, mode and not self.frozen)
-        return self
+    def parameter_groups(self) -> Sequence[ParameterGroup]:
+        """The head learns ten times as fast as the trunk, where both are trained."""
+        return () if self.frozen else [ParameterGroup(parameters=list(self.head.parameters()), factor=HEAD_FACTOR)]
 
     def trainable_state(self) -> dict[str, Tensor]:
         """Trained tensors and the statistics of their normalisations, on the CPU: layer0 ... layer4, ppm, cls."""

@@ -1,0 +1,1 @@
+"""HDMNet (CVPR 2023): query and support matched at three resolutions, on BAM's base learner."""
