@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -36,6 +36,9 @@ class Segmenter(nn.Module, ABC):
     presets: ClassVar[tuple[str, ...]] = tuple(PRESETS)
     #: the kinds of mark that a reference may have
     prompt_kinds: ClassVar[frozenset[PromptKind]] = frozenset(PromptKind) - {PromptKind.PAD}
+
+    #: whether the method builds on a base learner, which a sweep trains first (`load_base_learner`)
+    on_base_learner: ClassVar[bool] = False
 
     #: whether logits are resized with aligned corners, instead of the usual aligned pixel areas
     corners_aligned: ClassVar[bool] = False
@@ -133,6 +136,13 @@ class Segmenter(nn.Module, ABC):
     def losses(self, clip: Clip) -> dict[str, Tensor]:
         """Named scalar losses, already weighted: their sum is minimised. Raises `FssError` if nothing trains."""
         raise FssError(f"method {self.method!r} has nothing to train", hint="list it without a train section")
+
+    def load_base_learner(self, state: Mapping[str, Tensor], classes: Mapping[str, int]) -> None:
+        """Take over a trained base learner: its tensors, and the number of each class by name.
+
+        Raises `FssError` for tensors that do not fit, and for a method that builds on none.
+        """
+        raise FssError(f"method {self.method!r} builds on no base learner")
 
     def set_trainable(self) -> None:
         """Set `requires_grad` to what this method trains. The default freezes everything."""

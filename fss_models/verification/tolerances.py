@@ -44,8 +44,18 @@ _PROMPTING = {
     "digest": Bound(tolerance=1e-3, floor=1e-2),
 }
 
+#: BAM and HDMNet, after the READMEs of their golden cases
+_BASE_LEARNER = {
+    "forward": Bound(tolerance=1e-4, floor=1e-3),
+    "loss": Bound(tolerance=1e-4, floor=1e-3),
+    "gradient": Bound(tolerance=1e-3, floor=1e-2),
+    "parameter": Bound(tolerance=1e-4, floor=1e-3),
+}
+
 #: method -> kind -> limits for the golden cases; the figures are those of the READMEs in the cases' folders
 GOLDEN: Mapping[str, Mapping[str, Bound]] = {
+    "bam": _BASE_LEARNER,
+    "hdmnet": _BASE_LEARNER,
     "fcp": _PROMPTING,
     "vrp_sam": _PROMPTING,
     "sansa": {  # loss and step are absolute, gradients ||difference|| / ||reference||

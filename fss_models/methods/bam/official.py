@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from fss_models.base_learner import official
@@ -16,7 +18,7 @@ RULES: Rules = (("learner_base.0.", "base_head.ppm."), ("learner_base.1.", "base
 
 def read(state: dict[str, Tensor], preset: str) -> OfficialCheckpoint:
     """Read all tensors of an official checkpoint, and K. Raises `FssError` naming the first that does not fit."""
-    config = {"shots": official.implied_shots(without_prefix(state))}
+    config: dict[str, Any] = {"shots": official.implied_shots(without_prefix(state))}
     return official.read(state, lambda: Bam(preset=preset, config=BamConfig(**config)), RULES, config)
 
 

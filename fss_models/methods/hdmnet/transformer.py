@@ -95,8 +95,9 @@ class Transformer(nn.Module):
     def describe(self, maps: Tensor) -> list[Level]:
         """The levels of maps [N, E, G, G], the finest first."""
         found: list[Level] = []
-        for level in self.levels:
-            embed, *blocks, norm = level  # type: ignore[misc]
+        layers: Any
+        for layers in self.levels:
+            embed, *blocks, norm = layers
             tokens, size = embed(maps)
             for block in blocks:
                 tokens = block(tokens, size)
@@ -108,8 +109,9 @@ class Transformer(nn.Module):
     def forward(self, query: list[Level], support: list[Tensor], masks: list[Tensor], prior: Tensor) -> Matched:
         """Match the query's levels with support tokens [P, T, E] under masks [P, T]; prior [P, 2, G, G]."""
         attended, correlation, fused = [], [], []
-        for level, tokens, mask, layer in zip(query, support, masks, self.match, strict=True):
-            block, fuse = layer  # type: ignore[misc]
+        layers: Any
+        for level, tokens, mask, layers in zip(query, support, masks, self.match, strict=True):
+            block, fuse = layers
             read, seen = block(level.tokens, tokens, mask, level.size)
             attended.append(read)
             correlation.append(seen.unflatten(1, level.size)[:, None])

@@ -1,0 +1,38 @@
+"""Checkpoints of the official HDMNet code."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from fss_models.base_learner import official
+from fss_models.methods.hdmnet.config import HdmnetConfig
+from fss_models.methods.hdmnet.model import Hdmnet
+from fss_models.official import OfficialCheckpoint
+from fss_models.prototype_prompts.official import Rules, without_prefix
+
+_TRANSFORMER = "transformer.mix_transformer."
+RULES: Rules = (
+    ("ppm.", "base_head.ppm."),
+    ("cls.0.", "base_head.cls.0."),
+    ("cls.1.", "base_head.cls.1."),
+    ("base_learnear.2.", "base_head.cls.4."),
+    *official.COMMON,
+    (f"{_TRANSFORMER}down_sample_layers.", "decoder.transformer.levels."),
+    (f"{_TRANSFORMER}match_layers.", "decoder.transformer.match."),
+    (f"{_TRANSFORMER}parse_layers.", "decoder.transformer.parse."),
+    (f"{_TRANSFORMER}cls.", "decoder.transformer.head."),
+    *official.OTHERS,
+)
+
+
+def read(state: dict[str, Tensor], preset: str) -> OfficialCheckpoint:
+    """Read all tensors of an official checkpoint, and K. Raises `FssError` naming the first that does not fit."""
+    config: dict[str, Any] = {"shots": official.implied_shots(without_prefix(state))}
+    return official.read(state, lambda: Hdmnet(preset=preset, config=HdmnetConfig(**config)), RULES, config)
+
+
+def write(model: Hdmnet) -> dict[str, Tensor]:
+    """Convert the model to an official checkpoint. Raises `FssError` for nano's trunk."""
+    return official.write(model, RULES)
