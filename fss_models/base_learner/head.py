@@ -79,7 +79,7 @@ class PspHead(nn.Module):
         if weight is None or weight.dim() != 4 or tuple(weight.shape[1:]) != tuple(last.weight.shape[1:]):
             return
         if len(weight) < 2:
-            raise FssError(f"{prefix}{CLASSIFIER}weight tells {len(weight)} classes apart", hint="at least 2 are needed")
+            raise FssError(f"{prefix}{CLASSIFIER}weight has {len(weight)} classes", hint="2 are needed at least")
         if len(weight) != last.out_channels:
             new = nn.Conv2d(last.in_channels, len(weight), 1, device=last.weight.device)
             self.cls[4] = new.requires_grad_(last.weight.requires_grad)

@@ -20,9 +20,11 @@ from fss_models.base_learner.ensemble import (
 )
 from fss_models.base_learner.head import PspHead
 from fss_models.clip import Clip, Features, Images, Memory
+from fss_models.errors import FssError
+from fss_models.presets import RANDOM
 from fss_models.prior_guided.maps import resize_aligned
 from fss_models.prior_guided.segmenter import TrunkSegmenter
-from fss_models.prior_guided.trunks import TRUNKS, Trunk
+from fss_models.prior_guided.trunks import TRUNKS, Trunk, build_trunk
 from fss_models.state_dict import check_state
 
 CLASSES = 15  # base classes of a PASCAL-5i fold, until a base learner is loaded
@@ -30,7 +32,7 @@ CLASSES = 15  # base classes of a PASCAL-5i fold, until a base learner is loaded
 
 @dataclass(frozen=True, kw_only=True)
 class ShotMix:
-    """How the shots of P pairs are joined: psi [P, K] difference of each to the query, weights [P, K], mixed psi [P]."""
+    """How the shots of P pairs are joined: psi [P, K] (each one's difference), weights [P, K], mixed psi [P]."""
 
     psi: Tensor
     weights: Tensor
@@ -43,7 +45,19 @@ class BaseLearnerSegmenter(TrunkSegmenter):
     presets: ClassVar[tuple[str, ...]] = TRUNKS
     on_base_learner: ClassVar[bool] = True
 
-    def __init__(self, *, preset: str, config: Any, trunk: Trunk, head: PspHead | None = None) -> None:
+    def __init__(
+        self, *, preset: str, config: Any, weights: str | None, trunk: Trunk | None, head: PspHead | None
+    ) -> None:
+        """`trunk` and `head` are a trunk and a base learner's head of any size; without them the preset's are built.
+
+        Raises `FssError` for a file of `weights`, and for less than one shot.
+        """
+        if weights not in (None, "", RANDOM):
+            raise FssError(f"method {self.method!r} takes no weights",
+                           hint="set base_learner.weights, the file that the base learner starts from")
+        if config.shots < 1:
+            raise FssError(f"shots is {config.shots}", hint="give at least 1")
+        trunk = trunk or build_trunk(preset, None, side=config.side)
         super().__init__(preset=preset, config=config, trunk=trunk)
         self.base_head = head or PspHead(trunk.backbone.channels[2], CLASSES, width=head_width(preset))
         self.base_classes: dict[str, int] = {}  # class name -> its number among the base classes, from 0

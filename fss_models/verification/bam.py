@@ -21,35 +21,34 @@ from fss_models.prior_guided.pairs import clip_pairs, real_rows
 from fss_models.prototype_prompts.official import rename
 from fss_models.verification import base_learner as cases
 from fss_models.verification.frame import GoldenCheck
-from fss_models.verification.prompting import Comparison
+from fss_models.verification.prior_guided import case_clip, case_trunk, compare_decision
+from fss_models.verification.prompting import Comparison, GoldenCase
 
 
 def run_case(folder: Path, name: str, case: dict[str, Any]) -> Iterator[GoldenCheck]:
     """Compare one case with everything its files hold."""
-    loaded = cases.BaseLearnerCase.load(folder, name)
+    loaded = GoldenCase.load(folder, name)
     to = Comparison(name, loaded.outputs)
     {"infer": _infer, "train": _train, "train_base_learner": _train_base, "unit_aspp": _aspp}[case["kind"]](to, loaded)
     yield from to.checks()
 
 
-def build(case: cases.BaseLearnerCase, **settings: Any) -> Bam:
+def build(case: GoldenCase, **settings: Any) -> Bam:
     """Build the case's model with its values, in evaluation mode."""
     drop = {} if "dropout" not in case.config else {"feature_dropout": 0.0, "head_dropout": 0.0}
     config = BamConfig(width=case.config["reduce_dim"], shots=case.config["shot"], **drop | settings)
-    return case.load_model(Bam(preset="golden", config=config, trunk=case.trunk(), head=case.head()), RULES)
+    model = Bam(preset="golden", config=config, trunk=case_trunk(case), head=cases.case_head(case))
+    return cases.load_model(case, model, RULES)
 
 
-def _infer(to: Comparison, case: cases.BaseLearnerCase) -> None:
-    model, clip = build(case), case.clip()
+def _infer(to: Comparison, case: GoldenCase) -> None:
+    model, clip = build(case), case_clip(case)
     with torch.no_grad():
         features = model.encode(clip.images)
         found = model.forward_pairs(model.memorise(features, clip.prompts), features, clip_pairs(clip))
         to.add(_encoded(model, features, clip))
         to.add(_outputs(model, features, clip, found))
-        logits = model.to_image(found.joined.final)
-        to.add({"logits": logits})
-        cases.compare_mask(to, "eval/pred_mask", logits)
-        cases.compare_areas(to, clip)
+        compare_decision(to, case, model.to_image(found.joined.final))
 
 
 def _encoded(model: Bam, features: Features, clip: Clip) -> dict[str, Tensor]:
@@ -91,7 +90,7 @@ def _outputs(model: Bam, features: Features, clip: Clip, found: BamForward) -> d
     }
 
 
-def _train(to: Comparison, case: cases.BaseLearnerCase) -> None:
+def _train(to: Comparison, case: GoldenCase) -> None:
     model, about = build(case).train(), case.config
     model.base_head.eval()  # its dropout is 0 in the case
     named = {rename(n, RULES, forward=False): p for n, p in model.named_parameters() if p.requires_grad}
@@ -99,15 +98,15 @@ def _train(to: Comparison, case: cases.BaseLearnerCase) -> None:
                                 momentum=about["momentum"], weight_decay=about["weight_decay"])
 
     def forward(step: str) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        clip = case.clip(step)
+        clip = case_clip(case, step)
         features = model.encode(clip.images)
         memory = model.memorise(features, clip.prompts)
         found = model.forward_pairs(memory, features, clip_pairs(clip), case.inputs[step + "base_class_index"])
-        final, truth = model.to_image(found.joined.final), cases.label(case, step)
+        final, truth = model.to_image(found.joined.final), model.target_labels(clip)
         base = model.to_image(features.maps["base"][len(clip.references) :])
         losses = {"loss/final": pixel_cross_entropy(final, truth),
                   "loss/meta": model.config.meta_weight * pixel_cross_entropy(model.to_image(found.meta.logits), truth),
-                  "loss/base": pixel_cross_entropy(base, case.base_labels(step))}
+                  "loss/base": pixel_cross_entropy(base, cases.base_labels(case, step))}
         k = clip.shape[1]
         proto = {f"proto/support{i}": memory.tensors["prototype"][:, i, :, None, None] for i in range(k)}
         outputs = _outputs(model, features, clip, found) | losses | proto | {"logits": final}
@@ -116,9 +115,9 @@ def _train(to: Comparison, case: cases.BaseLearnerCase) -> None:
     cases.train_steps(to, case, named, optimiser, [about["lr_scale"]] * 9, forward)
 
 
-def _train_base(to: Comparison, case: cases.BaseLearnerCase) -> None:
+def _train_base(to: Comparison, case: GoldenCase) -> None:
     """Two steps of PSPNet, whose head learns faster than its trunk."""
-    model, about = BaseLearner(case.trunk().backbone, case.head()), case.config
+    model, about = BaseLearner(case_trunk(case).backbone, cases.case_head(case)), case.config
     model.load_trainable_state(case.model)
     model.train()
     model.head.cls[3].eval()  # dropout is 0 in the case
@@ -134,7 +133,7 @@ def _train_base(to: Comparison, case: cases.BaseLearnerCase) -> None:
         with torch.no_grad():
             logits = model(pixels)
         model.load_state_dict(state)  # that pass moved the statistics too
-        (loss,) = model.losses(LabelledPhotos(pixels=pixels, labels=case.base_labels(step))).values()
+        (loss,) = model.losses(LabelledPhotos(pixels=pixels, labels=cases.base_labels(case, step))).values()
         return loss, {}, logits
 
     cases.train_steps(to, case, named, optimiser, [1.0, fast.factor, fast.factor], forward)
@@ -142,7 +141,7 @@ def _train_base(to: Comparison, case: cases.BaseLearnerCase) -> None:
         cases.compare_relative(to, f"step2/buffer_after/{name}", value)
 
 
-def _aspp(to: Comparison, case: cases.BaseLearnerCase) -> None:
+def _aspp(to: Comparison, case: GoldenCase) -> None:
     layers = Aspp(case.inputs["x"].shape[1])
     layers.load_state_dict({k.removeprefix("ASPP_meta."): v for k, v in case.model.items()})
     with torch.no_grad():

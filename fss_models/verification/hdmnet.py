@@ -20,36 +20,35 @@ from fss_models.prior_guided.pairs import clip_pairs, real_rows
 from fss_models.prototype_prompts.official import rename
 from fss_models.verification import base_learner as cases
 from fss_models.verification.frame import GoldenCheck
-from fss_models.verification.prompting import Comparison
+from fss_models.verification.prior_guided import case_clip, case_trunk, compare_decision
+from fss_models.verification.prompting import Comparison, GoldenCase
 
 MAPS = {"layer2": "mid", "layer3": "high", "layer4": "top", "base": "described"}  # official name -> ours
 
 
 def run_case(folder: Path, name: str, case: dict[str, Any]) -> Iterator[GoldenCheck]:
     """Compare one case with everything its files hold."""
-    loaded = cases.BaseLearnerCase.load(folder, name)
+    loaded = GoldenCase.load(folder, name)
     to = Comparison(name, loaded.outputs)
     {"infer": _infer, "train": _train}[case["kind"]](to, loaded)
     yield from to.checks()
 
 
-def build(case: cases.BaseLearnerCase, **settings: Any) -> Hdmnet:
+def build(case: GoldenCase, **settings: Any) -> Hdmnet:
     """Build the case's model with its values, in evaluation mode."""
     about = case.config
     drop = {} if "dropout" not in about else {"feature_dropout": 0.0, "dropout": 0.0}
     config = HdmnetConfig(width=about["reduce_dim"], embed=about["embed_dim"], shots=about["shot"], **drop | settings)
-    return case.load_model(Hdmnet(preset="golden", config=config, trunk=case.trunk(), head=case.head()), RULES)
+    model = Hdmnet(preset="golden", config=config, trunk=case_trunk(case), head=cases.case_head(case))
+    return cases.load_model(case, model, RULES)
 
 
-def _infer(to: Comparison, case: cases.BaseLearnerCase) -> None:
-    model, clip = build(case), case.clip()
+def _infer(to: Comparison, case: GoldenCase) -> None:
+    model, clip = build(case), case_clip(case)
     with torch.no_grad():
         features, support, found = _forward(model, clip)
         to.add(_outputs(model, features, clip, support, found))
-        logits = model.to_image(found.joined.final)
-        to.add({"logits": logits})
-        cases.compare_mask(to, "eval/pred_mask", logits)
-        cases.compare_areas(to, clip)
+        compare_decision(to, case, model.to_image(found.joined.final))
 
 
 def _forward(model: Hdmnet, clip: Clip, own: Tensor | None = None) -> tuple[Features, SupportRows, HdmnetForward]:
@@ -90,7 +89,7 @@ def _outputs(model: Hdmnet, features: Features, clip: Clip, support: SupportRows
     }
 
 
-def _train(to: Comparison, case: cases.BaseLearnerCase) -> None:
+def _train(to: Comparison, case: GoldenCase) -> None:
     model, about = build(case).train(), case.config
     model.base_head.eval()  # its dropout is 0 in the case
     named = {rename(n, RULES, forward=False): p for n, p in model.named_parameters() if p.requires_grad}
@@ -102,15 +101,15 @@ def _train(to: Comparison, case: cases.BaseLearnerCase) -> None:
                                   weight_decay=about["weight_decay"])
 
     def forward(step: str) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        clip = case.clip(step)
+        clip = case_clip(case, step)
         features, support, found = _forward(model, clip, case.inputs[step + "base_class_index"])
-        final, truth = model.to_image(found.joined.final), cases.label(case, step)
+        final, truth = model.to_image(found.joined.final), model.target_labels(clip)
         steps = distillation(found.matched.correlation[::-1], truth)
         losses = {"loss/final": pixel_cross_entropy(final, truth),
                   "loss/meta": pixel_cross_entropy(model.to_image(found.matched.logits), truth),
                   "loss/distil": torch.stack(steps).mean(),
                   "loss/base": pixel_cross_entropy(model.to_image(features.maps["base"][len(clip.references) :]),
-                                                   case.base_labels(step))}
+                                                   cases.base_labels(case, step))}
         loss = torch.stack(list(losses.values())).sum()
         more = {f"loss/kl{i}": one for i, one in enumerate(steps)} | {"logits": final}
         more["loss/final_plus_meta"] = losses["loss/final"] + losses["loss/meta"]

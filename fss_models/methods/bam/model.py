@@ -10,14 +10,13 @@ from fss_models.base_learner.ensemble import JoinedPrediction
 from fss_models.base_learner.head import PspHead
 from fss_models.base_learner.segmenter import BaseLearnerSegmenter, ShotMix, weighted_sum
 from fss_models.clip import Clip, Features, Memory, Prediction, PromptBatch
-from fss_models.errors import FssError
 from fss_models.methods.bam.config import BamConfig
 from fss_models.methods.bam.decoder import BamDecoder, MetaPrediction
 from fss_models.prior_guided.blocks import pixel_cross_entropy
 from fss_models.prior_guided.maps import masked_mean, object_first, resize_aligned
 from fss_models.prior_guided.pairs import clip_pairs, real_rows, scatter_rows
 from fss_models.prior_guided.segmenter import predict
-from fss_models.prior_guided.trunks import Trunk, build_trunk
+from fss_models.prior_guided.trunks import Trunk
 from fss_models.registry import register_method
 
 
@@ -47,18 +46,9 @@ class Bam(BaseLearnerSegmenter):
         self, *, preset: str, config: BamConfig, weights: str | None = None, trunk: Trunk | None = None,
         head: PspHead | None = None,
     ) -> None:
-        """`trunk` and `head` are a trunk and a base learner's head of any size; without them the preset's are built.
-
-        Raises `FssError` for `weights`, which only methods on SAM take, and for less than one shot.
-        """
-        if weights:
-            raise FssError("method 'bam' takes no weights", hint="the base learner brings the trunk's values")
-        if config.shots < 1:
-            raise FssError(f"shots is {config.shots}", hint="give at least 1")
-        trunk = trunk or build_trunk(preset, None, side=config.side)
-        super().__init__(preset=preset, config=config, trunk=trunk, head=head)
-        channels = sum(trunk.backbone.channels[:2])
-        self.decoder = BamDecoder(config, channels=channels, width=config.width or trunk.width)
+        super().__init__(preset=preset, config=config, weights=weights, trunk=trunk, head=head)
+        channels = sum(self.backbone.channels[:2])
+        self.decoder = BamDecoder(config, channels=channels, width=config.width or self.trunk.width)
 
     def memorise(self, features: Features, prompts: PromptBatch) -> Memory:
         """Tensors prototype [S, K, D], gram [S, K, C2, C2], top (masked cells of layer4) [S, K, L, C].

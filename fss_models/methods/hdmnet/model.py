@@ -13,7 +13,6 @@ from fss_models.base_learner.ensemble import Ensemble, JoinedPrediction, ShotWei
 from fss_models.base_learner.head import PspHead
 from fss_models.base_learner.segmenter import BaseLearnerSegmenter, ShotMix
 from fss_models.clip import Clip, Features, Images, Memory, Prediction, PromptBatch
-from fss_models.errors import FssError
 from fss_models.methods.hdmnet.config import HdmnetConfig
 from fss_models.methods.hdmnet.losses import distillation
 from fss_models.methods.hdmnet.transformer import HEADS, Level, Matched, Transformer
@@ -22,7 +21,7 @@ from fss_models.prior_guided.blocks import merge, pixel_cross_entropy, reduction
 from fss_models.prior_guided.maps import masked_mean, object_first, prior, resize_aligned
 from fss_models.prior_guided.pairs import gather_shots, mean_over_shots, real_rows, scatter_rows, shot_rows
 from fss_models.prior_guided.segmenter import predict, shot_mean
-from fss_models.prior_guided.trunks import Trunk, build_trunk
+from fss_models.prior_guided.trunks import Trunk
 from fss_models.registry import register_method
 
 PRIOR_GAIN = 10.0  # the prior enters its convolution ten times as strong
@@ -82,18 +81,9 @@ class Hdmnet(BaseLearnerSegmenter):
         self, *, preset: str, config: HdmnetConfig, weights: str | None = None, trunk: Trunk | None = None,
         head: PspHead | None = None,
     ) -> None:
-        """`trunk` and `head` are a trunk and a base learner's head of any size; without them the preset's are built.
-
-        Raises `FssError` for `weights`, which only methods on SAM take, and for less than one shot.
-        """
-        if weights:
-            raise FssError("method 'hdmnet' takes no weights", hint="the base learner brings the trunk's values")
-        if config.shots < 1:
-            raise FssError(f"shots is {config.shots}", hint="give at least 1")
-        trunk = trunk or build_trunk(preset, None, side=config.side)
-        super().__init__(preset=preset, config=config, trunk=trunk, head=head)
-        channels = sum(trunk.backbone.channels[:2])
-        self.decoder = HdmnetDecoder(config, channels=channels, width=config.width or trunk.width)
+        super().__init__(preset=preset, config=config, weights=weights, trunk=trunk, head=head)
+        channels = sum(self.backbone.channels[:2])
+        self.decoder = HdmnetDecoder(config, channels=channels, width=config.width or self.trunk.width)
 
     def set_trainable(self) -> None:
         """Train the decoder, but not shot weights that stay in the official order, which its optimiser lacks."""
