@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import model_validator
 
+from pipelines.config.base_learner import BaseLearnerConfig
 from pipelines.config.choose import CalibrateConfig, ChooseConfig, PromoteConfig
 from pipelines.config.data import DataConfig, MixtureConfig
 from pipelines.config.evaluate import EvalConfig
@@ -24,6 +25,7 @@ class Recipe(Section):
     data: DataConfig = DataConfig()
     mixture: list[MixtureConfig] = []  # further datasets to train on
     methods: list[MethodConfig] = [MethodConfig(name="prior")]
+    base_learner: BaseLearnerConfig = BaseLearnerConfig()
     train: TrainConfig = TrainConfig()
     features: FeaturesConfig = FeaturesConfig()
     eval: EvalConfig = EvalConfig()

@@ -9,6 +9,7 @@ from typing import Any
 from fss_models import registry
 from fss_models.presets import PRESETS
 from fss_models.shipped.files import ShippedWeights, find_weights
+from pipelines.config.base_learner import BaseLearnerConfig, BaseLearnerSpec
 from pipelines.config.evaluate import EvalConfig
 from pipelines.config.method import MethodConfig
 from pipelines.config.section import Section
@@ -42,11 +43,21 @@ class RunSpec(Section):
     shipped: str = ""  # sha256 of the shipped weights that the method is built on, "" without any
     holdout: tuple[int, ...] = ()  # ids of base classes that this training leaves out (`train.selection`)
     selected_on: str = ""  # digest of the evaluation that chooses the checkpoint (selection: published)
+    base_learner: BaseLearnerConfig | None = None  # how its base learner is trained, for a method that builds on one
 
     @property
     def trains(self) -> bool:
         """Whether the method has anything to train."""
         return registry.method_class(self.method.name).trains
+
+    @property
+    def learner(self) -> BaseLearnerSpec | None:
+        """The base learner that the run builds on: of the same data, fold, seed and held-out classes."""
+        if self.base_learner is None:
+            return None
+        return BaseLearnerSpec(dataset=self.dataset, shards=self.shards, data_hash=self.data_hash, fold=self.fold,
+                               preset=self.method.preset, seed=self.seed, config=self.base_learner,
+                               holdout=self.holdout)
 
     @property
     def steps(self) -> int:
@@ -64,6 +75,8 @@ class RunSpec(Section):
             content += [[m.data_hash, m.weight] for m in self.mixture]
         if self.holdout or self.selected_on:
             content.append({"holdout": self.holdout, "selected_on": self.selected_on})
+        if self.learner:
+            content.append(self.learner.name)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
 
     @property

@@ -8,8 +8,12 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+from fss_models import registry
 from fss_models.errors import FssError
+from pipelines.config.base_learner import BaseLearnerConfig, BaseLearnerSpec
 from pipelines.config.evaluate import EvalConfig
+from pipelines.config.method import MethodConfig
+from pipelines.config.recipe import Recipe
 from pipelines.config.run import RunSpec
 from pipelines.config.train import TrainConfig
 from pipelines.data.class_names import find_counterparts
@@ -35,7 +39,7 @@ class FoldData:
     holdout: frozenset[int] = frozenset()
 
     @staticmethod
-    def of(spec: RunSpec) -> FoldData:
+    def of(spec: RunSpec | BaseLearnerSpec) -> FoldData:
         """The data of a run, with its held-out classes. Raises `FssError` as `open` does."""
         return replace(FoldData.open(spec.shards, spec.fold), holdout=frozenset(spec.holdout))
 
@@ -162,6 +166,18 @@ def list_hash(config: EvalConfig, fold: int | None) -> str:
     """The content hash of the fold's published list, "" if none is used. Raises `FssError` if the list is missing."""
     url = _list_url(config, fold)
     return read_list(url).sha256 if url else ""
+
+
+def resolve_base_learner(recipe: Recipe, method: MethodConfig, shards: Shards, fold: int | None
+                         ) -> BaseLearnerConfig | None:
+    """The base learner of a method in a fold, its `epochs` converted to `steps`; None for a method without one."""
+    config = recipe.base_learner
+    if not registry.method_class(method.name).on_base_learner:
+        return None
+    if not config.epochs:
+        return config
+    photos = len(FoldData(shards, fold).train_photos(config.novel_images))
+    return config.model_copy(update={"steps": max(1, math.ceil(config.epochs * photos / config.batch)), "epochs": 0.0})
 
 
 def resolve_steps(train: TrainConfig, shards: Shards, fold: int | None) -> TrainConfig:

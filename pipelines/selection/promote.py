@@ -27,7 +27,7 @@ from pipelines.config.recipe import Recipe
 from pipelines.config.run import RunSpec, shipped_sha
 from pipelines.config.train import SelectConfig, TrainConfig
 from pipelines.data.ensure import ensure_mixture, ensure_shards, mixture_shares
-from pipelines.data.folds import resolve_steps
+from pipelines.data.folds import resolve_base_learner, resolve_steps
 from pipelines.evaluation.results import RunResult
 from pipelines.selection.calibrate import calibrate_refit
 from pipelines.selection.choose import Leaderboard, LeaderboardRow, read_leaderboard
@@ -90,7 +90,7 @@ def _refit_spec(recipe: Recipe, board: Leaderboard, row: LeaderboardRow) -> RunS
         dataset=recipe.data.name, shards=Workspace(recipe.out).shards(recipe.data.name),
         data_hash=manifest.content_hash, fold=None, method=row.method, seed=recipe.sweep.seeds[0],
         train=train, mixture=mixture_shares(recipe, ensure_mixture(recipe)),
-        shipped=shipped_sha(row.method))
+        shipped=shipped_sha(row.method), base_learner=resolve_base_learner(recipe, row.method, shards, None))
 
 
 def _refit_training(recipe: Recipe, row: LeaderboardRow, train: TrainConfig) -> TrainConfig:

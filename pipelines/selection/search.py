@@ -27,6 +27,7 @@ from pipelines.base.progress import Bar
 from pipelines.base.storage import Store, join
 from pipelines.base.text_table import text_table
 from pipelines.base.version import code_version
+from pipelines.base.workspace import Workspace
 from pipelines.config.evaluate import EvalConfig
 from pipelines.config.recipe import Recipe
 from pipelines.config.run import RunSpec, shipped_sha
@@ -34,8 +35,10 @@ from pipelines.config.section import Section
 from pipelines.config.sweep import RangeConfig
 from pipelines.config.train import TrainConfig
 from pipelines.data.ensure import ensure_mixture, ensure_shards, mixture_shares
-from pipelines.data.folds import FoldData, resolve_steps
+from pipelines.data.folds import FoldData, resolve_base_learner, resolve_steps
 from pipelines.evaluation.steps import draw_held_out_episodes, grid_of, hold_out
+from pipelines.sweeps.base_learners import ensure_base_learners
+from pipelines.training.context import RunContext
 
 ALLOWED = ("train.", "methods.0.config.")
 FIXED = ("train.steps", "train.epochs", "train.stop", "train.selection", "train.select", "train.workers",
@@ -132,8 +135,9 @@ def search(recipe: Recipe) -> SearchResult:
     several workers or kept features, which a trial does not support. A trial that fails has `error`.
     """
     _check(recipe)
-    with cluster():
+    with cluster() as ray:
         inputs, data, train = _trial_inputs(recipe)
+        ensure_base_learners(recipe, [inputs.spec], ray)
         episodes = draw_held_out_episodes(data, train)
         trials = _tune(recipe, inputs, grid_of(train))
     held = [data.shards.classes[c].name for c in hold_out(data, train)]
@@ -177,7 +181,8 @@ def _trial_inputs(recipe: Recipe) -> tuple[TrialInputs, FoldData, TrainConfig]:
     spec = RunSpec(dataset=recipe.data.name, shards=shards.url, data_hash=shards.manifest.content_hash, fold=fold,
                    method=recipe.methods[0], seed=recipe.sweep.seeds[0], train=train,
                    mixture=mixture_shares(recipe, ensure_mixture(recipe)), shipped=shipped_sha(recipe.methods[0]),
-                   holdout=tuple(hold_out(data, train)))
+                   holdout=tuple(hold_out(data, train)),
+                   base_learner=resolve_base_learner(recipe, recipe.methods[0], shards, fold))
     url = join(recipe.out, "search", recipe.name)
     threads = max(1, math.floor(recipe.sweep.cpus_per_run))
     return TrialInputs(recipe=recipe, spec=spec, url=url, threads=threads), data, train
@@ -264,6 +269,7 @@ def _train(inputs: TrialInputs, values: dict[str, Any], grid: tuple[int, ...],
            on_score: Callable[[SearchPoint], None]) -> None:
     from pipelines.bundles.weights import build_model
     from pipelines.data.collate import square_side
+    from pipelines.training.base_learner import give_base_learner
     from pipelines.training.loop import fit
     from pipelines.training.task import WorkerRank
 
@@ -271,6 +277,8 @@ def _train(inputs: TrialInputs, values: dict[str, Any], grid: tuple[int, ...],
     spec, gpus = inputs.change_settings(values), inputs.recipe.sweep.gpus_per_run
     data, worker = FoldData.of(spec), WorkerRank(device="cuda" if gpus else "cpu")
     model = build_model(spec.method, seed=spec.seed)
+    work = Workspace(inputs.recipe.out)
+    give_base_learner(RunContext(spec=spec, runs=work.runs, learners=work.runs), model, data)
     side = square_side(model, decoded=True) if spec.train.augment == "none" else 0
 
     def score_step(step: int, trained: Segmenter) -> None:

@@ -85,10 +85,10 @@ def execute(recipe: Recipe, plans: Sequence[PlannedRun], ray: Any, *, sweep: boo
     schedule.add(p.queued(lengths, machines) for p in plans)
     by_name = {p.name: p for p in plans}
     if not has_autoscaler():
-        _check_room(schedule, ray)
+        check_room(schedule, ray)
     with request_machines(ray) as request, tracking(recipe, ray) as tracker:
         request.ask(bundles_of(schedule.wanted()))
-        threads = max(1, (os.cpu_count() or 1) // _at_a_time(schedule))
+        threads = max(1, (os.cpu_count() or 1) // runs_at_once(schedule))
         for p in plans:
             p.run = p.run.model_copy(update={"threads": threads, "tracker": tracker})
         _open_runs(recipe, plans, tracker)
@@ -107,7 +107,7 @@ def execute(recipe: Recipe, plans: Sequence[PlannedRun], ray: Any, *, sweep: boo
     return found
 
 
-def _check_room(schedule: Schedule, ray: Any) -> None:
+def check_room(schedule: Schedule, ray: Any) -> None:
     """Raise `FssError` for a run that would wait for ever because the cluster has no room for it, even when idle."""
     task = schedule.find_misfit()
     if task is None:
@@ -121,7 +121,7 @@ def _check_room(schedule: Schedule, ray: Any) -> None:
                    hint="lower sweep.cpus_per_run and gpus_per_run, or raise train.workers")
 
 
-def _at_a_time(schedule: Schedule) -> int:
+def runs_at_once(schedule: Schedule) -> int:
     """Number of runs that can be under way at the beginning, or, before an autoscaler has brought machines, at all."""
     probe = Schedule(schedule.machines, schedule.limit, dict(schedule.waiting))
     return len(probe.start()) or max(1, len(schedule.wanted()))
@@ -208,7 +208,7 @@ class _Running:
         """Ask the autoscaler, if there is one, for what the runs lack now; raises `FssError` if it brings nothing."""
         self._worked = time.monotonic() if self.schedule.under_way else self._worked
         if self.request.ask(bundles_of(self.schedule.wanted())) and time.monotonic() - self._worked > PATIENCE_S:
-            _check_room(self.schedule, self.ray)
+            check_room(self.schedule, self.ray)
 
     def _row(self, plan: PlannedRun, progress: dict[str, Any]) -> dict[str, Any]:
         """The table's row of a run that is under way; `progress` is what the tracker has of it."""

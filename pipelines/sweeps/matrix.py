@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,8 @@ from pydantic import ValidationError
 
 from fss_models import registry
 from fss_models.errors import FssError
+from pipelines.config.base_learner import BaseLearnerConfig
+from pipelines.config.method import MethodConfig
 from pipelines.config.recipe import Recipe
 from pipelines.config.run import MixtureShare, RunSpec, shipped_sha
 from pipelines.config.train import TrainConfig
@@ -122,15 +124,18 @@ def _assigned(raw: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, An
 def sweep_specs(
     recipe: Recipe, *, shards: str, data_hash: str, trains: dict[int | None, TrainConfig],
     mixture: tuple[MixtureShare, ...] = (),
+    base_learner: Callable[[MethodConfig, int | None], BaseLearnerConfig | None] = lambda method, fold: None,
 ) -> list[RunSpec]:
     """The runs of method x fold x seed. A method without training has one run a fold, for the first seed.
 
-    `trains` maps each fold to its training section, whose steps may depend on the fold's photos.
+    `trains` maps each fold to its training section, whose steps may depend on the fold's photos; `base_learner` gives
+    a method's base learner in a fold.
     """
     specs = []
     for method in recipe.methods:
         seeds = recipe.sweep.seeds if registry.method_class(method.name).trains else recipe.sweep.seeds[:1]
         specs += [RunSpec(dataset=recipe.data.name, shards=shards, data_hash=data_hash, fold=fold, method=method,
-                          seed=seed, train=train, mixture=mixture, shipped=shipped_sha(method))
+                          seed=seed, train=train, mixture=mixture, shipped=shipped_sha(method),
+                          base_learner=base_learner(method, fold))
                   for fold, train in trains.items() for seed in seeds]
     return specs

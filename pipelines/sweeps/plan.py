@@ -14,7 +14,7 @@ from pipelines.config.method import MethodConfig
 from pipelines.config.recipe import Recipe
 from pipelines.config.run import RunSpec, eval_digest, shipped_weights
 from pipelines.data.ensure import ensure_mixture, ensure_shards, mixture_shares
-from pipelines.data.folds import FoldData, list_hash, resolve_steps
+from pipelines.data.folds import FoldData, list_hash, resolve_base_learner, resolve_steps
 from pipelines.data.shardset import Shards
 from pipelines.evaluation.drive import failed_result, read_finished, scoring_config
 from pipelines.evaluation.results import RunResult
@@ -72,7 +72,8 @@ def _specs(recipe: Recipe, shards: Shards, folds: list[int], mixed: Sequence[Sha
         for fold in chosen:
             hold_out(FoldData.open(shards.url, fold), trains[fold])
     specs = sweep_specs(recipe, shards=shards.url, data_hash=shards.manifest.content_hash, trains=trains,
-                        mixture=mixture_shares(recipe, mixed))
+                        mixture=mixture_shares(recipe, mixed),
+                        base_learner=lambda method, fold: resolve_base_learner(recipe, method, shards, fold))
     return [s.model_copy(update={"selected_on": eval_digest(recipe.eval, list_hash(recipe.eval, s.fold))})
             if s.trains and s.train.selection == "published" else s for s in specs]
 

@@ -22,6 +22,7 @@ from pipelines.config.run import RunSpec
 from pipelines.evaluation.drive import measure_latency, read_finished, scoring_config
 from pipelines.evaluation.results import RunResult
 from pipelines.features.build import ensure_features, features_url
+from pipelines.sweeps.base_learners import ensure_base_learners
 from pipelines.sweeps.execute import PlannedRun, execute
 from pipelines.sweeps.machines import request_machines
 from pipelines.sweeps.matrix import MatrixCell, expand_matrix, only_cell
@@ -117,6 +118,7 @@ def _run_plans(recipe: Recipe, planned: Sequence[tuple[MatrixCell, Sequence[RunS
         say(f"{len(results)} of {len(plans)} runs are already finished")
     for cell, specs in planned:
         left = [s for s in specs if (cell.label, s.name) not in results]
+        ensure_base_learners(cell.recipe, left, ray)
         if cell.recipe.train.features != "off" and any(s.trains for s in left):
             ensure_features(cell.recipe, left, ray)
     # A run that two cells score in different ways is trained and scored for the first, then scored for the other.
@@ -130,7 +132,7 @@ def _run_plans(recipe: Recipe, planned: Sequence[tuple[MatrixCell, Sequence[RunS
 def _contexts(recipe: Recipe, specs: Sequence[RunSpec]) -> list[RunContext]:
     return [RunContext(spec=s, runs=Workspace(recipe.out).runs, cpus=recipe.sweep.cpus_per_run,
                        gpus=recipe.sweep.gpus_per_run, retries=recipe.sweep.retries, features=features_url(recipe),
-                       feature_pool=recipe.features.pool_bytes) for s in specs]
+                       learners=Workspace(recipe.out).runs, feature_pool=recipe.features.pool_bytes) for s in specs]
 
 
 def _idle_latency(cell: MatrixCell, results: Sequence[RunResult], ray: Any) -> None:

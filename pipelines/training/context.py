@@ -49,6 +49,7 @@ class RunContext(BaseRun):
     spec: RunSpec
     stop: int = 0  # number of steps, where it was chosen; 0: the spec's
     grid: tuple[int, ...] = ()  # steps whose trained tensors are stored; with a grid no bundle is written
+    learners: str = ""  # URL of the folder of base learners' runs
     features: str = ""  # URL of the kept features (`train.features`)
     feature_pool: int = 512_000_000  # largest number of bytes of kept features in memory
 

@@ -91,12 +91,14 @@ def open_run(run: RunContext, worker: WorkerRank) -> TrainingTask:
     from pipelines.bundles.weights import build_model
     from pipelines.data.collate import square_side
     from pipelines.data.folds import FoldData
+    from pipelines.training.base_learner import give_base_learner
     from pipelines.training.grid import make_grid_writer
     from pipelines.training.loop import episode_task
 
     spec = run.spec
     data = FoldData.of(spec)
     model = build_model(spec.method, seed=spec.seed)
+    give_base_learner(run, model, data)
     features = _open_features(run, model)
     side = square_side(model, decoded=features is None) if spec.train.augment == "none" else 0
 
@@ -169,17 +171,19 @@ def system_metrics() -> dict[str, float]:
 def write_bundle(run: RunContext, model: Any, data: Any, *, train_s: float) -> None:
     """Write the bundle of a run: its trained tensors, and the photos and classes that it was trained on."""
     from pipelines.bundles.bundle import save_bundle
+    from pipelines.training.base_learner import base_learner_of
 
     spec = run.spec
     trained = spec.trains
     opened = data.parts(spec)
-    photos = sorted({p for d in opened for p in d.train_photos(spec.train.novel_images)}) if trained else []
+    photos = {p for d in opened for p in d.train_photos(spec.train.novel_images)} if trained else set()
+    learner = base_learner_of(run)
     classes = list(dict.fromkeys(c.name for d in opened for c in d.base))
     save_bundle(
         run.bundle, model.cpu(), recipe_config=spec.method.config, weights=spec.method.weights,
         sha256=spec.method.sha256, dataset=spec.dataset, data_hash=spec.data_hash,
-        classes=classes if trained else [], trained_on=photos,
+        classes=classes if trained else [], trained_on=sorted(photos | set(learner.photos if learner else [])),
         provenance={"run": spec.name, "spec": spec.model_dump(), "code": code_version(), "train_s": train_s,
-                    "steps": run.stop or spec.steps,
+                    "steps": run.stop or spec.steps, "base_learner": learner.spec.name if learner else "",
                     "hidden_classes": {d.shards.manifest.dataset: d.hidden_names for d in opened}},
     )

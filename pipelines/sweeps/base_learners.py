@@ -1,0 +1,100 @@
+"""`ensure_base_learners`: base learners are trained before the runs that build on them, once for all that share one.
+
+A base learner's training is a run: killed, it goes on from its last checkpoint; failed, it is tried again by the next
+command, and the runs that need it fail with its error.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from pipelines.base.outcome import error_line
+from pipelines.base.progress import Bar, say
+from pipelines.base.storage import Store, join
+from pipelines.base.version import code_version
+from pipelines.base.workspace import Workspace
+from pipelines.config.base_learner import BaseLearnerSpec
+from pipelines.config.recipe import Recipe
+from pipelines.config.run import RunSpec
+from pipelines.data.folds import FoldData
+from pipelines.evaluation.steps import hold_out
+from pipelines.sweeps.execute import TRAINING_BYTES, check_room, pack_runs, runs_at_once, tracking
+from pipelines.sweeps.machines import bundles_of, has_autoscaler, machines_of, request_machines
+from pipelines.sweeps.schedule import QueuedRun, RunResources, Schedule
+from pipelines.training.base_learner import BaseLearnerInfo, BaseLearnerRun, open_base_learner, read_base_learner
+from pipelines.training.worker import train_run
+
+
+def base_learners_of(specs: Sequence[RunSpec]) -> list[BaseLearnerSpec]:
+    """The base learners that runs build on, each once. A run that holds classes out needs one without these as well."""
+    found: dict[str, BaseLearnerSpec] = {}
+    for spec in specs:
+        for one in (spec, *_without_held_out(spec)):
+            if one.learner:
+                found.setdefault(one.learner.name, one.learner)
+    return list(found.values())
+
+
+def _without_held_out(spec: RunSpec) -> list[RunSpec]:
+    if not spec.base_learner or spec.holdout or spec.train.selection != "base-holdout":
+        return []
+    return [spec.model_copy(update={"holdout": tuple(hold_out(FoldData.of(spec), spec.train))})]
+
+
+def ensure_base_learners(recipe: Recipe, specs: Sequence[RunSpec], ray: Any) -> None:
+    """Train the base learners of these runs that are missing. One that fails leaves error.json in its folder.
+
+    Raises `FssError` if the cluster has no room for one.
+    """
+    store = Store(Workspace(recipe.out).runs)
+    wanted = [s for s in base_learners_of(specs) if read_base_learner(join(store.url, s.name)) is None]
+    if not wanted:
+        return
+    schedule = _schedule(recipe, wanted, ray)
+    with (tracking(recipe, ray) as tracker, request_machines(ray) as request,
+          Bar("base learners", len(wanted), unit="runs") as bar):
+        request.ask(bundles_of(schedule.wanted()))
+        threads = max(1, (os.cpu_count() or 1) // runs_at_once(schedule))
+        runs = {s.name: _context(recipe, s, threads, tracker) for s in wanted}
+        for run in runs.values():
+            tracker.run.remote(run.label, params=run.spec.model_dump(mode="json"), tags={"fss.code": code_version()})
+        task = ray.remote(_train).options(num_cpus=0, max_retries=0)
+        for name, ref in pack_runs(schedule, lambda key: task.remote(runs[key]), ray, lambda: None):
+            error = _error_of(ref, ray)
+            store.delete(f"{name}/error.json")
+            if error:
+                say(f"{name} failed: {error}")
+                store.write_json(f"{name}/error.json", {"error": error})
+            tracker.end.remote(name, *(["FAILED"] if error else []))
+            bar.step()
+
+
+def _schedule(recipe: Recipe, wanted: Sequence[BaseLearnerSpec], ray: Any) -> Schedule:
+    resources = RunResources(cpus=recipe.sweep.cpus_per_run, gpus=recipe.sweep.gpus_per_run, memory=TRAINING_BYTES)
+    schedule = Schedule(machines_of(ray), limit=recipe.sweep.parallel)
+    schedule.add(QueuedRun(key=s.name, resources=resources, seconds=float(s.config.steps)) for s in wanted)
+    if not has_autoscaler():
+        check_room(schedule, ray)
+    return schedule
+
+
+def _context(recipe: Recipe, spec: BaseLearnerSpec, threads: int, tracker: Any) -> BaseLearnerRun:
+    sweep = recipe.sweep
+    return BaseLearnerRun(spec=spec, runs=Workspace(recipe.out).runs, cpus=sweep.cpus_per_run, gpus=sweep.gpus_per_run,
+                          retries=sweep.retries, tracker=tracker, threads=threads)
+
+
+def _train(run: BaseLearnerRun) -> BaseLearnerInfo:
+    found: BaseLearnerInfo = train_run(run, open_base_learner)
+    return found
+
+
+def _error_of(ref: Any, ray: Any) -> str:
+    """The error of a training in one line, "" if it succeeded."""
+    try:
+        ray.get(ref)
+    except Exception as error:
+        return error_line(error)
+    return ""
