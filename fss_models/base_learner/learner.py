@@ -47,9 +47,10 @@ class BaseLearner(nn.Module):
     `backbone` has `levels(pixels)` -> (layer2, layer3) and `top(layer3)` -> layer4.
     """
 
-    def __init__(self, backbone: Any, head: PspHead, *, frozen: bool = False) -> None:
+    def __init__(self, backbone: Any, head: PspHead, *, frozen: bool = False,
+                 head_factor: float = HEAD_FACTOR) -> None:
         super().__init__()
-        self.backbone, self.head, self.frozen = backbone, head, frozen
+        self.backbone, self.head, self.frozen, self.head_factor = backbone, head, frozen, head_factor
         head.requires_grad_(True)
         backbone.requires_grad_(not frozen)
         backbone.batch_statistics = not frozen
@@ -64,8 +65,8 @@ class BaseLearner(nn.Module):
         return {"base": pixel_cross_entropy(self(batch.pixels), batch.labels)}
 
     def parameter_groups(self) -> Sequence[ParameterGroup]:
-        """The head learns ten times as fast as the trunk, where both are trained."""
-        return () if self.frozen else [ParameterGroup(parameters=list(self.head.parameters()), factor=HEAD_FACTOR)]
+        """The head learns `head_factor` times as fast as the trunk, where both are trained."""
+        return () if self.frozen else [ParameterGroup(parameters=list(self.head.parameters()), factor=self.head_factor)]
 
     def trainable_state(self) -> dict[str, Tensor]:
         """Trained tensors and the statistics of their normalisations, on the CPU: layer0 ... layer4, ppm, cls."""

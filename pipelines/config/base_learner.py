@@ -26,7 +26,8 @@ class BaseLearnerConfig(Section):
     steps: Positive = 1000  # optimiser steps
     epochs: float = Field(0.0, ge=0)  # passes over the fold's photos, in place of `steps`; 0: use `steps`
     batch: Positive = 12  # photos of a step
-    lr: float = Field(2.5e-4, gt=0)  # learning rate; the head's is ten times as high where the trunk is trained too
+    lr: float = Field(2.5e-4, gt=0)  # learning rate of the trunk, and of the head where the trunk is not trained
+    head_factor: float = Field(10.0, gt=0)  # times `lr`: learning rate of the head above a trained trunk
     optimizer: Literal["adamw", "sgd"] = "sgd"
     weight_decay: float = Field(1e-4, ge=0)
     schedule: Literal["cosine", "poly", "constant"] = "poly"

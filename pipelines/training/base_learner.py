@@ -68,7 +68,7 @@ def open_base_learner(run: BaseLearnerRun, worker: WorkerRank) -> TrainingTask:
     photos = BasePhotos(spec)
     torch.manual_seed(spec.seed)
     model, trunk = build_base_learner(spec.preset, fetch(spec.config.weights), classes=len(photos.classes),
-                                      side=spec.config.side)
+                                      side=spec.config.side, head_factor=spec.config.head_factor)
     return TrainingTask(
         name=spec.name, identity={"run": spec.name}, seed=spec.seed, train=spec.train, steps=spec.config.steps,
         model=model, section="base_learner.",
