@@ -75,9 +75,9 @@ def load_official(
         settings = {**(config or {}), **found.config, **{name: path for name in found.also if name != "weights"}}
         base = weights or (path if "weights" in found.also else None)
         model = registry.build(method, preset, settings, weights=base)
-        if model.untrained and base in (None, "", RANDOM):
-            raise FssError("belongs to a pretrained model", hint="give --weights, the checkpoint it was trained on")
         model.load_trainable_state(found.state)
+        if model.untrained and base in (None, "", RANDOM):  # some checkpoints hold the whole model
+            raise FssError("belongs to a pretrained model", hint="give --weights, the checkpoint it was trained on")
     except FssError as error:
         raise error if error.where else FssError(error.what, where=path, hint=error.hint) from error
     return model
