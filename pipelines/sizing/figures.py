@@ -94,5 +94,7 @@ BACKWARD = _assumed("cost of a training step in forward passes", 3.0, "",
                     "rule of thumb: a backward pass costs two forward passes")
 TRAINED = _assumed("trained parameters of a run", 10e6, "",
                    "SANSA's adapters on SAM 2 large; other methods have about as many")
+BASE_LEARNER = _assumed("parameters of a base learner", 47e6, "",
+                        "PSPNet on ResNet-50; that of nano's frozen trunk has a fiftieth")
 LABEL_BYTES = _assumed("size of a label in its Parquet part", 2_000, "bytes",
                        "one RLE mask a photo; detailed masks are larger")

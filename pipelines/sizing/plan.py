@@ -57,15 +57,16 @@ class SizingPlan:
 
 
 def make_plan(request: SizingRequest) -> SizingPlan:
-    """Plan three stages: the shard build, a sweep of the method over the recipe's folds and seeds, and labelling.
+    """Plan the stages: the shard build, a sweep of the method over the recipe's folds and seeds, and labelling.
 
-    The same number of photos is built into shards and labelled. Raises `FssError` for an unknown method or preset, and
+    Before the sweep come the base learners, where the method builds on them. The same number of photos is built into shards and labelled. Raises `FssError` for an unknown method or preset, and
     for one whose speed is not known.
     """
     registry.method_class(request.method)
     registry.check_preset(request.method, request.preset)
     rate, used = segment_rate(request)
-    parts = [_shards(request), _sweep(request, rate), _label(request, rate)]
+    before = [_base_learners(request, rate)] if registry.method_class(request.method).on_base_learner else []
+    parts = [_shards(request), *before, _sweep(request, rate), _label(request, rate)]
     seen = {figure: None for _, figures in parts for figure in figures} | dict.fromkeys(used)
     stages = tuple(stage for stage, _ in parts)
     return SizingPlan(stages, tuple(seen), tuple(_notes(request, stages)))
@@ -107,10 +108,29 @@ def _shards(request: SizingRequest) -> tuple[SizingStage, tuple[Figure, ...]]:
 def count_steps(request: SizingRequest) -> int:
     """Optimiser steps of a run: `train.steps`, or the steps of `train.epochs` epochs over the train photos."""
     train = request.recipe.train
-    if not train.epochs:
-        return train.steps
+    return _steps(request, train.steps, train.epochs, train.batch)
+
+
+def _steps(request: SizingRequest, steps: int, epochs: float, batch: int) -> int:
     photos = request.images * (1 - request.recipe.data.split.test_fraction)
-    return math.ceil(train.epochs * photos / train.batch)
+    return math.ceil(epochs * photos / batch) if epochs else steps
+
+
+def _base_learners(request: SizingRequest, rate: float) -> tuple[SizingStage, tuple[Figure, ...]]:
+    """The base learners of the sweep: one for each fold and seed, twice if the runs hold classes out."""
+    recipe, config = request.recipe, request.recipe.base_learner
+    folds = len(recipe.sweep.folds) or recipe.data.folds
+    runs = folds * len(recipe.sweep.seeds) * (2 if recipe.train.selection == "base-holdout" else 1)
+    photos = _steps(request, config.steps, config.epochs, config.batch) * config.batch
+    units = request.gpus or request.cores
+    at_once = min(runs, units)
+    one = f.PROCESS.value / 1e3
+    stage = SizingStage(
+        name="base learners", hours=photos * f.BACKWARD.value / rate * math.ceil(runs / units) / 3600, cores=at_once,
+        gpus=at_once if request.gpus else 0, memory_gb=one * at_once, memory=f"{one:.1f} GB for each run",
+        s3_gb=runs * f.BASE_LEARNER.value * (4 + 8) / 1e9,  # its file, and a checkpoint with SGD's momentum
+        work=f"{runs} runs of {photos:,} photos")
+    return stage, (f.BACKWARD, f.PROCESS, f.BASE_LEARNER)
 
 
 def _sweep(request: SizingRequest, rate: float) -> tuple[SizingStage, tuple[Figure, ...]]:
@@ -176,6 +196,6 @@ def _notes(request: SizingRequest, stages: tuple[SizingStage, ...]) -> list[str]
     if driver > LARGEST_MACHINE_GB:
         notes.append(f"the driver of the shard build may need {driver:,.0f} GB, more than one machine has: build "
                      "several datasets and mix them (`mixture` in a recipe)")
-    if not request.gpus and stages[2].hours > 24 * 30:
+    if not request.gpus and stages[-1].hours > 24 * 30:
         notes.append("labelling would take more than a month on these cores")
     return notes

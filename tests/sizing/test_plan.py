@@ -63,6 +63,19 @@ def test_a_sweep_follows_the_recipe() -> None:
     assert "4 runs of 1,200 clips" in by_epochs.stages[1].work
 
 
+def test_base_learners_come_before_the_sweep_of_methods_that_build_on_them() -> None:
+    sets = ["base_learner.steps=50", "base_learner.batch=4", "sweep.folds=[0,1,2]", "sweep.seeds=[0,1]"]
+    stages = plan(method="bam", gpus=2, sets=sets).stages
+    assert [s.name for s in stages] == ["build shards", "base learners", "sweep", "label"]
+    assert "6 runs of 200 photos" in stages[1].work
+    held_out = plan(method="hdmnet", gpus=2, sets=[*sets, "train.selection=base-holdout"]).stages[1]
+    assert "12 runs of 200 photos" in held_out.work
+    assert held_out.hours == pytest.approx(2 * stages[1].hours)
+    by_epochs = plan(images=1000, method="bam", gpus=1, sets=[*sets, "base_learner.epochs=2"]).stages[1]
+    assert "6 runs of 1,400 photos" in by_epochs.work
+    assert "base learners" not in [s.name for s in plan(sets=sets).stages]
+
+
 @pytest.mark.parametrize("images", [10**4, 10**5, 10**6, 10**7, 10**8])
 def test_more_hardware_takes_less_time_and_more_photos_more(images: int) -> None:
     small, large = plan(images, preset="large", gpus=1), plan(images, preset="large", gpus=8)
