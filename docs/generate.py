@@ -21,6 +21,8 @@ PAPERS = {  # where each method was published: venue, arXiv id
     "fssam": ("FSSAM, ICML 2025", "2505.14100"),
     "fcp": ("FCP, AAAI 2025", "2501.00752"),
     "vrp_sam": ("VRP-SAM, CVPR 2024", "2402.17726"),
+    "bam": ("BAM, CVPR 2022", "2203.07615"),
+    "hdmnet": ("HDMNet, CVPR 2023", "2303.14652"),
     "pfenet": ("PFENet, TPAMI 2020", "2008.01449"),
     "ssp": ("SSP, ECCV 2022", "2207.11549"),
     "cyctr": ("CyCTR, NeurIPS 2021", "2106.02320"),
