@@ -29,7 +29,7 @@ class BaseLearnerConfig(Section):
     lr: float = Field(2.5e-4, gt=0)  # learning rate of the trunk, and of the head where the trunk is not trained
     head_factor: float = Field(10.0, gt=0)  # times `lr`: learning rate of the head above a trained trunk
     optimizer: Literal["adamw", "sgd"] = "sgd"
-    weight_decay: float = Field(1e-4, ge=0)
+    weight_decay: float = Field(1e-4, ge=0)  # of the optimiser
     schedule: Literal["cosine", "poly", "constant"] = "poly"
     clip_norm: float = Field(0.0, ge=0)  # largest norm of the gradients; 0: they are not clipped
     precision: Literal["fp32", "bf16"] = "fp32"
