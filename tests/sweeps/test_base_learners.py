@@ -16,7 +16,7 @@ from pipelines.config.recipe import Recipe
 from pipelines.config.train import SelectConfig
 from pipelines.sweeps.base_learners import base_learners_of, ensure_base_learners
 from pipelines.sweeps.plan import plan_sweep
-from pipelines.sweeps.sweep import run_sweep
+from pipelines.sweeps.sweep import run_one
 
 METHODS = [MethodConfig(name="bam", preset="debug"), MethodConfig(name="hdmnet", preset="debug")]
 
@@ -32,26 +32,29 @@ def recipe_of(recipe: Recipe, **train: object) -> Recipe:
 def test_one_base_learner_serves_all_methods_and_is_not_trained_again(
     debug_recipe: Recipe, ray_cluster: object
 ) -> None:
-    """Would catch: runs that start before their base learner or with another one, bundles that lack it, and a training
-    that was killed before it wrote its files and does not go on from its last checkpoint."""
+    """Would catch: a run that starts before its base learner or with another one, a bundle that lacks it, a second one
+    for another method, and a training that was killed before it wrote its files and begins anew."""
     recipe = recipe_of(debug_recipe)
-    results = run_sweep(recipe)
-    assert [(r.error, r.untrained) for r in results] == [("", False)] * 2
-    (learner,) = base_learners_of([r.spec for r in results])
+    result = run_one(recipe, method="bam", fold=0, seed=0)
+    assert (result.error, result.untrained) == ("", False)
+    (learner,) = base_learners_of([result.spec])
     folder = Path(Workspace(recipe.out).run(learner.name))
-    assert [p.name for p in folder.parent.glob("*-base-*")] == [learner.name]
     tensors, about = load_file(folder / "base.safetensors"), Store(str(folder)).read_json("base.json")
-    for result in results:
-        model, info = load_bundle(result.bundle)
-        state = model.trainable_state()
-        assert torch.equal(state["base_head.cls.4.weight"], tensors["cls.4.weight"])
-        assert torch.equal(state["backbone.layer4.0.conv1.weight"], tensors["layer4.0.conv1.weight"])
-        assert set(about["photos"]) <= set(info.trained_on)
-        assert info.provenance["base_learner"] == learner.name
+    model, info = load_bundle(result.bundle)
+    state = model.trainable_state()
+    assert torch.equal(state["base_head.cls.4.weight"], tensors["cls.4.weight"])
+    assert torch.equal(state["backbone.layer4.0.conv1.weight"], tensors["layer4.0.conv1.weight"])
+    assert set(about["photos"]) <= set(info.trained_on)
+    assert info.provenance["base_learner"] == learner.name
+
+    specs = plan_sweep(recipe)
+    assert [s.method.name for s in specs] == ["bam", "hdmnet"]
+    assert base_learners_of(specs) == [learner]
     for lost in ("base.json", "base.safetensors"):
         (folder / lost).unlink()
-    ensure_base_learners(recipe, [r.spec for r in results], ray_cluster)
+    ensure_base_learners(recipe, specs, ray_cluster)
     assert Store(str(folder)).read_json("base.json") == about, "times differ: it began anew instead of going on"
+    assert [p.name for p in folder.parent.glob("*-base-*")] == [learner.name]
 
 
 def test_held_out_classes_are_hidden_from_a_base_learner_too(debug_recipe: Recipe, ray_cluster: object) -> None:
