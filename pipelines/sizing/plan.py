@@ -59,8 +59,8 @@ class SizingPlan:
 def make_plan(request: SizingRequest) -> SizingPlan:
     """Plan the stages: the shard build, a sweep of the method over the recipe's folds and seeds, and labelling.
 
-    Before the sweep come the base learners, where the method builds on them. The same number of photos is built into shards and labelled. Raises `FssError` for an unknown method or preset, and
-    for one whose speed is not known.
+    Before the sweep come the base learners, where the method builds on them. The same number of photos is built into
+    shards and labelled. Raises `FssError` for an unknown method or preset, and for one whose speed is not known.
     """
     registry.method_class(request.method)
     registry.check_preset(request.method, request.preset)

@@ -1,4 +1,4 @@
-"""A training that goes on from a checkpoint ends as one that never stopped: PFENet, SSP and CyCTR, without Ray."""
+"""A training that goes on from a checkpoint ends as one that never stopped: methods on ImageNet trunks, without Ray."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def train(model: Any, optimiser: torch.optim.Optimizer, first: int, last: int) -
         optimiser.step()
 
 
-@pytest.mark.parametrize("method", ["pfenet", "ssp", "cyctr"])
+@pytest.mark.parametrize("method", ["pfenet", "ssp", "cyctr", "bam", "hdmnet"])
 def test_resumed_training_is_exact(method: str, tmp_path: Path) -> None:
     """Fails if the trunk's moved statistics, one of two optimisers, or the random draws of cells are lost."""
     torch.manual_seed(7)
