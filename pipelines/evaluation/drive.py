@@ -70,10 +70,10 @@ def _with_threads(threads: int, call: Callable[..., Any], *args: Any) -> Any:
 def failed_result(run: RunContext, scoring: ScoringConfig, error: BaseException) -> RunResult:
     """The result of a run that failed, with the cause in one line."""
     return RunResult(run=run.spec.name, spec=run.spec, eval_digest=eval_digest(scoring.config),
-                     error=error_line(error), retryable=_is_retryable(error))
+                     error=error_line(error), retryable=is_retryable(error))
 
 
-def _is_retryable(error: BaseException) -> bool:
+def is_retryable(error: BaseException) -> bool:
     """Whether a process or a machine was lost. Errors of a run's own code were already retried by Ray Train."""
     from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, WorkerCrashedError
     from ray.train import ControllerError

@@ -1,7 +1,7 @@
 """`ensure_base_learners`: base learners are trained before the runs that build on them, once for all that share one.
 
-A base learner's training is a run: killed, it goes on from its last checkpoint; failed, it is tried again by the next
-command, and the runs that need it fail with its error.
+A base learner's training is a run: killed, it goes on from its last checkpoint, at once where a process or machine was
+lost. If it failed, the next command tries it again, and the runs that need it fail with its error.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pipelines.config.base_learner import BaseLearnerSpec
 from pipelines.config.recipe import Recipe
 from pipelines.config.run import RunSpec
 from pipelines.data.folds import FoldData
+from pipelines.evaluation.drive import is_retryable
 from pipelines.evaluation.steps import hold_out
 from pipelines.sweeps.execute import TRAINING_BYTES, check_room, pack_runs, runs_at_once, tracking
 from pipelines.sweeps.machines import bundles_of, has_autoscaler, machines_of, request_machines
@@ -52,7 +53,11 @@ def ensure_base_learners(recipe: Recipe, specs: Sequence[RunSpec], ray: Any) -> 
     wanted = [s for s in base_learners_of(specs) if read_base_learner(join(store.url, s.name)) is None]
     if not wanted:
         return
-    schedule = _schedule(recipe, wanted, ray)
+    queued, tries = {s.name: _queued(recipe, s) for s in wanted}, dict.fromkeys((s.name for s in wanted), 0)
+    schedule = Schedule(machines_of(ray), limit=recipe.sweep.parallel)
+    schedule.add(queued.values())
+    if not has_autoscaler():
+        check_room(schedule, ray)
     with (tracking(recipe, ray) as tracker, request_machines(ray) as request,
           Bar("base learners", len(wanted), unit="runs") as bar):
         request.ask(bundles_of(schedule.wanted()))
@@ -62,22 +67,22 @@ def ensure_base_learners(recipe: Recipe, specs: Sequence[RunSpec], ray: Any) -> 
             tracker.run.remote(run.label, params=run.spec.model_dump(mode="json"), tags={"fss.code": code_version()})
         task = ray.remote(_train).options(num_cpus=0, max_retries=0)
         for name, ref in pack_runs(schedule, lambda key: task.remote(runs[key]), ray, lambda: None):
-            error = _error_of(ref, ray)
+            error, tries[name] = _error_of(ref, ray), tries[name] + 1
+            if error and is_retryable(error) and tries[name] <= recipe.sweep.retries:
+                say(f"{name} failed ({error_line(error)}); it will be tried again")
+                schedule.add([queued[name]])
+                continue
             store.delete(f"{name}/error.json")
             if error:
-                say(f"{name} failed: {error}")
-                store.write_json(f"{name}/error.json", {"error": error})
+                say(f"{name} failed: {error_line(error)}")
+                store.write_json(f"{name}/error.json", {"error": error_line(error)})
             tracker.end.remote(name, *(["FAILED"] if error else []))
             bar.step()
 
 
-def _schedule(recipe: Recipe, wanted: Sequence[BaseLearnerSpec], ray: Any) -> Schedule:
+def _queued(recipe: Recipe, spec: BaseLearnerSpec) -> QueuedRun:
     resources = RunResources(cpus=recipe.sweep.cpus_per_run, gpus=recipe.sweep.gpus_per_run, memory=TRAINING_BYTES)
-    schedule = Schedule(machines_of(ray), limit=recipe.sweep.parallel)
-    schedule.add(QueuedRun(key=s.name, resources=resources, seconds=float(s.config.steps)) for s in wanted)
-    if not has_autoscaler():
-        check_room(schedule, ray)
-    return schedule
+    return QueuedRun(key=spec.name, resources=resources, seconds=float(spec.config.steps))
 
 
 def _context(recipe: Recipe, spec: BaseLearnerSpec, threads: int, tracker: Any) -> BaseLearnerRun:
@@ -91,10 +96,10 @@ def _train(run: BaseLearnerRun) -> BaseLearnerInfo:
     return found
 
 
-def _error_of(ref: Any, ray: Any) -> str:
-    """The error of a training in one line, "" if it succeeded."""
+def _error_of(ref: Any, ray: Any) -> Exception | None:
+    """The error of a training, None if it succeeded."""
     try:
         ray.get(ref)
     except Exception as error:
-        return error_line(error)
-    return ""
+        return error
+    return None
