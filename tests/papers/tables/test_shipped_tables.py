@@ -82,7 +82,7 @@ def test_a_table_without_runs_shows_the_published(tmp_path: Path) -> None:
     stem, table = load_table("fcp_table1")
     found = collect_outcome(stem, table, make_cells(table, out=str(tmp_path)))
     for shown in (render_text(found), render_markdown(found), render_page(found)):
-        assert "HDMNet, VGG-16 [1]" in shown
+        assert "VRP-SAM, its own paper [1]" in shown
         assert "73.2" in shown
         assert "No cell of this table was run here yet." in shown
     assert found.finished == 0
