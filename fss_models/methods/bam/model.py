@@ -12,11 +12,11 @@ from fss_models.base_learner.segmenter import BaseLearnerSegmenter, ShotMix, wei
 from fss_models.clip import Clip, Features, Memory, Prediction, PromptBatch
 from fss_models.methods.bam.config import BamConfig
 from fss_models.methods.bam.decoder import BamDecoder, MetaPrediction
-from fss_models.prior_guided.blocks import pixel_cross_entropy
+from fss_models.prior_guided.blocks import enliven, pixel_cross_entropy
 from fss_models.prior_guided.maps import masked_mean, object_first, resize_aligned
 from fss_models.prior_guided.pairs import clip_pairs, real_rows, scatter_rows
 from fss_models.prior_guided.segmenter import predict
-from fss_models.prior_guided.trunks import Trunk
+from fss_models.prior_guided.trunks import LIVELY, Trunk
 from fss_models.registry import register_method
 
 
@@ -49,6 +49,10 @@ class Bam(BaseLearnerSegmenter):
         super().__init__(preset=preset, config=config, weights=weights, trunk=trunk, head=head)
         channels = sum(self.backbone.channels[:2])
         self.decoder = BamDecoder(config, channels=channels, width=config.width or self.trunk.width)
+        if preset in LIVELY:
+            for name, part in self.decoder.named_children():
+                if name not in ("ensemble", "shot_weights"):  # the ensemble starts as the meta learner's prediction
+                    enliven(part)
 
     def memorise(self, features: Features, prompts: PromptBatch) -> Memory:
         """Tensors prototype [S, K, D], gram [S, K, C2, C2], top (masked cells of layer4) [S, K, L, C].
