@@ -6,7 +6,7 @@ prompts  the points deepest inside the mask become prompts of SAM 2's mask decod
 
 An instance never leaves the mask. Pixels of the mask in no instance go to the one with the highest logit there; a piece
 that no prompted instance touches is an instance of its own. So without duplicates and specks the union of instances is
-the mask.
+the mask. What only duplicates of the method's own instances cover stays in the mask alone.
 """
 
 from __future__ import annotations
@@ -193,13 +193,24 @@ def _grown(mask: Bools, found: Instances, kept: Sequence[int], best: npt.NDArray
            rules: SplitRules) -> Iterator[tuple[int, Bools]]:
     """(instance, its mask): what it covers of the mask, and those pixels that none covers where its logit is highest.
 
-    Pieces that no instance touches are left out, unless the instances are the method's own.
+    Pieces that no instance touches are left out. Of the method's own instances only gaps that resizing leaves between
+    them are closed: wider ones belonged to duplicates.
     """
     left = mask & (best <= rules.level)
-    for piece in _pieces(mask, mask & ~left) if rules.source != "model" else ():
-        left &= ~piece
+    if rules.source == "model":
+        left &= ~_wide(left, max(mask.shape[0] / found.logits.shape[1], mask.shape[1] / found.logits.shape[2]))
+    else:
+        for piece in _pieces(mask, mask & ~left):
+            left &= ~piece
     for number in kept:
         yield number, mask & ((_plane(found, number, mask.shape, rules) > rules.level) | (left & (owner == number)))
+
+
+def _wide(mask: Bools, cell: float) -> Bools:
+    """The connected pieces of a mask that are somewhere more than two cells of so many pixels wide."""
+    core = ndimage.binary_erosion(mask, iterations=math.ceil(cell))
+    found: Bools = ndimage.binary_propagation(core, structure=NEIGHBOURS, mask=mask)
+    return found
 
 
 def _pieces(mask: Bools, covered: Bools) -> Iterator[Bools]:

@@ -46,7 +46,7 @@ def test_average_precision_has_known_values() -> None:
     ap, ap50 = average_precision(truth, rows(squares(0), score=0.9))
     assert (ap, ap50) == pytest.approx((34 / 101, 34 / 101))  # of 101 levels of recall those up to a third
     ap, ap50 = average_precision(truth, rows(squares(3, 23, 43), score=0.9))  # an IoU of 7 / 13
-    assert (ap, ap50) == (pytest.approx(0.1), pytest.approx(1.0))
+    assert (ap, ap50) == pytest.approx((0.1, 1.0))
     assert average_precision(truth, []) == (0.0, 0.0)
 
 

@@ -78,6 +78,17 @@ def test_own_instances_are_cut_from_their_window_and_duplicates_are_dropped() ->
     assert abs(int(np.nonzero(first)[1].max()) - 39) <= 1
 
 
+def test_pixels_of_duplicates_that_a_method_left_out_stay_in_the_mask_alone() -> None:
+    """Would catch an instance that takes what another, suppressed one covered."""
+    logits = torch.full((2, 20, 20), -5.0)
+    logits[0, 2:8, 2:8] = logits[1, 2:8, 8:14] = 5.0
+    mask = np.zeros((80, 80), dtype=bool)
+    mask[8:32, 8:56] = mask[48:72, 48:72] = True
+    split = split_mask(mask, 0.3, SplitRules(source="model"), own(logits, [0.9, 0.8]))
+    assert (union(split, mask) == mask)[:40].all()
+    assert not union(split, mask)[40:].any()
+
+
 def test_duplicates_are_judged_by_the_smaller_mask_and_ties_go_to_the_first() -> None:
     masks = torch.zeros(5, 10, 10, dtype=torch.bool)
     masks[0] = True
