@@ -1,35 +1,35 @@
-"""Instances of a label: run lengths of one mask for each object, at the photo's size."""
+"""Instances of a label: one mask for each object, at the photo's size."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 from pycocotools import mask as coco
 
 from fss_models.clip import Instances
 from fss_models.instances import SplitRules, split_mask
+from pipelines.config.mask_request import MaskRequest
+from pipelines.inference.masks import Instance, Label, threshold_logit
 
 
-@dataclass(frozen=True, kw_only=True)
-class Instance:
-    """One object, in pixels of the upright photo: COCO's counts, bbox (x, y, width, height), area, score in [0, 1].
+def with_instances(label: Label, request: MaskRequest, found: Instances | None, *, corners: bool) -> Label:
+    """The label with the instances of its mask, if the request asks for some.
 
-    Instances that a person drew have no score.
+    `found` are those that the model gave for the pair (`Instances.of_pair`), `corners` is its `corners_aligned`.
     """
+    if request.instances == "none":
+        return label
+    rules = SplitRules(source=request.instances, level=threshold_logit(request.threshold), speck=request.speck,
+                       corners=corners)
+    mask = coco.decode({"size": [label.height, label.width], "counts": label.counts.encode()}).astype(bool)
+    split = split_mask(mask, label.score, rules, found)
+    return replace(label, instances=tuple(_coded(one.mask, one.score) for one in split))
 
-    counts: str
-    bbox: tuple[float, float, float, float]
-    area: int
-    score: float | None
 
-
-def find_instances(mask: np.ndarray, score: float, rules: SplitRules,
-                   found: Instances | None) -> tuple[Instance, ...] | None:
-    """The instances of a mask [H, W] uint8, by falling score; None if none are wanted. `found`: those of the pair."""
-    if rules.source == "none":
-        return None
-    return tuple(_coded(one.mask, one.score) for one in split_mask(mask.astype(bool), score, rules, found))
+def prompt_level(request: MaskRequest) -> float | None:
+    """The logit above which a pixel belongs to the object, if instances come from prompts; else None."""
+    return threshold_logit(request.threshold) if request.instances == "prompts" else None
 
 
 def _coded(mask: np.ndarray, score: float) -> Instance:

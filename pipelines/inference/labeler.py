@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fss_models.clip import Features, Images, Instances, Memory
 from fss_models.errors import BadImage, FssError
-from fss_models.instances import SplitRules, add_prompted, check_instances
+from fss_models.instances import add_prompted, check_instances
 from fss_models.limits import LIMITS, PhotoLimits
 from fss_models.photo_files import decode_image
 from fss_models.presence import UNCALIBRATED, LabelJudge, Presence, SupportStatistics
@@ -27,6 +27,7 @@ from pipelines.bundles.bundle import bundle_calibrator, load_bundle
 from pipelines.config.mask_request import MaskRequest
 from pipelines.config.wanted import Wanted
 from pipelines.inference.decode_limit import DecodeLimit
+from pipelines.inference.instances import prompt_level, with_instances
 from pipelines.inference.masks import (
     Label,
     Labels,
@@ -184,9 +185,9 @@ class Labeler:
         pairs[len(calls):, 1] = len(features) - 1
         pairs = pairs.to(self.device)
         found = self.model.segment(memory, features, pairs)
-        levels = [_prompt_level(pair, requests) for pair in calls] + [None] * (size - len(calls))
+        levels = [None if pair.padding else prompt_level(requests[pair.row]) for pair in calls]
         if any(level is not None for level in levels):
-            found = add_prompted(self.model, found, memory, features, pairs, levels)
+            found = add_prompted(self.model, found, memory, features, pairs, [*levels, *[None] * (size - len(calls))])
         objects = found.instances
         scores, presence = found.scores.float().cpu().tolist(), [UNCALIBRATED] * len(calls)
         if self.judge:
@@ -219,8 +220,8 @@ class Labeler:
                 photos[row][f.pair.number] = self._label_of((owner == number).astype(np.uint8, order="F"), f, requests)
 
     def _label_of(self, mask: np.ndarray, f: _PairOutput, requests: list[MaskRequest]) -> Label:
-        return make_label(mask, f.score, f.presence, _split_rules(requests[f.pair.row], corners=self._corners),
-                          f.instances)
+        return with_instances(make_label(mask, f.score, f.presence), requests[f.pair.row], f.instances,
+                              corners=self._corners)
 
     def check(self, request: MaskRequest) -> None:
         """Raises `FssError` if the method cannot give what the request asks for."""
@@ -292,18 +293,6 @@ class _StoredMemory:
 
     memory: Memory
     statistics: SupportStatistics | None
-
-
-def _prompt_level(pair: _Pair, requests: list[MaskRequest]) -> float | None:
-    """The logit above which a pixel belongs to the object, for pairs whose instances come from prompts."""
-    if pair.padding or requests[pair.row].instances != "prompts":
-        return None
-    return threshold_logit(requests[pair.row].threshold)
-
-
-def _split_rules(request: MaskRequest, *, corners: bool) -> SplitRules:
-    return SplitRules(source=request.instances, level=threshold_logit(request.threshold), speck=request.speck,
-                      corners=corners)
 
 
 def _whole_classes(requests: list[MaskRequest], width: int) -> list[list[_Pair]]:

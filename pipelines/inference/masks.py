@@ -12,12 +12,20 @@ import torch.nn.functional as F
 from pycocotools import mask as coco
 from torch import Tensor
 
-from fss_models.clip import Instances
-from fss_models.instances import SplitRules
 from fss_models.presence import UNCALIBRATED, Presence
-from pipelines.inference.instances import Instance, find_instances
 
-WITHOUT = SplitRules(source="none")
+
+@dataclass(frozen=True, kw_only=True)
+class Instance:
+    """One object, in pixels of the upright photo: COCO's counts, bbox (x, y, width, height), area, score in [0, 1].
+
+    Instances that a person drew have no score.
+    """
+
+    counts: str
+    bbox: tuple[float, float, float, float]
+    area: int
+    score: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,12 +106,8 @@ def to_host(flat: Sequence[Tensor], sizes: Sequence[tuple[int, ...]]) -> list[np
     return masks
 
 
-def make_label(mask: np.ndarray, score: float, presence: Presence = UNCALIBRATED,
-               rules: SplitRules = WITHOUT, found: Instances | None = None) -> Label:
-    """The label of a mask [H, W] uint8 in column order. With the status `empty` the label has no pixels.
-
-    `rules` say how the mask is split into instances, `found` are those that the model gave for the pair.
-    """
+def make_label(mask: np.ndarray, score: float, presence: Presence = UNCALIBRATED) -> Label:
+    """The label of a mask [H, W] uint8 in column order. With the status `empty` the label has no pixels."""
     if presence.status == "empty":
         mask = np.zeros_like(mask)
     elif presence.status and not mask.any():
@@ -111,7 +115,7 @@ def make_label(mask: np.ndarray, score: float, presence: Presence = UNCALIBRATED
     rle = coco.encode(mask[:, :, None])[0]
     x, y, w, h = (float(v) for v in coco.toBbox(rle))
     return Label(height=mask.shape[0], width=mask.shape[1], counts=rle["counts"].decode(), bbox=(x, y, w, h),
-                 area=int(coco.area(rle)), score=score, instances=find_instances(mask, score, rules, found),
+                 area=int(coco.area(rle)), score=score,
                  presence=presence.presence, quality=presence.quality, status=presence.status)
 
 

@@ -11,8 +11,7 @@ import httpx
 from fss_models.errors import FssError
 from pipelines.base.storage import Store
 from pipelines.config.mask_request import MaskRequest
-from pipelines.inference.instances import Instance
-from pipelines.inference.masks import Label, Labels, PhotoFailure
+from pipelines.inference.masks import Instance, Label, Labels, PhotoFailure
 from pipelines.inference.support_files import support_request
 from pipelines.inference.supports import SupportSet
 
