@@ -175,7 +175,6 @@ def test_without_instances_every_output_is_as_before(tmp_path: Path) -> None:
     assert found == BEFORE
     assert "instances" not in pq.read_schema(out / "labels.parquet").names
     assert "instances" not in json.loads((out / "summary.json").read_text())
-    assert open_job(str(out)).manifest.instances == "none"  # a job of before has no such key
 
 
 def test_a_lost_part_comes_back_with_the_same_bytes(job: LabellingJob, labeler: Labeler) -> None:
@@ -193,6 +192,9 @@ def test_the_masks_do_not_depend_on_whether_instances_are_asked_for(job: Labelli
     for chunk in range(plain.manifest.chunks):
         both = [one.out.read_table(part_name(chunk)) for one in (plain, job)]
         assert both[1].select(both[0].column_names).equals(both[0])
+        assert {*both[1].column_names} - {*both[0].column_names} == {"instances"}
+    assert "instances" not in plain.out.read_json(MANIFEST)  # as in jobs of before
+    assert open_job(plain.out.url).manifest.instances == "none"
 
 
 def test_prompts_and_overlaps(photos: Path, tmp_path: Path) -> None:
