@@ -78,11 +78,11 @@ def _picture(job: ReviewedJob, row: Row) -> dict[str, Any]:
     try:
         pixels = job.pixels(row["file_name"])
     except (FssError, BadImage) as error:
-        return {"url": "", "problem": str(error)}
+        return {"url": "", "problem": str(error), "objects": []}
     if row.get("instances") is not None:
         return {"url": photo_url(pixels, side=SIDE), "problem": "", **_outlines(row)}
     mask = rle.decode(row["rle"].encode(), row["height"], row["width"]) if row["area"] else None
-    return {"url": photo_url(pixels, mask, side=SIDE), "problem": ""}
+    return {"url": photo_url(pixels, mask, side=SIDE), "problem": "", "objects": []}
 
 
 def _outlines(row: Row) -> dict[str, Any]:
