@@ -38,7 +38,7 @@ def serve(page: Page, served: Jobs) -> None:
     """Answer the page's requests about jobs."""
 
     def answer(route: Route) -> None:
-        path, body = route.request.url.partition("/v1/jobs/ball-1")[2], route.request.post_data_json
+        path, body = route.request.url.partition("/v1/jobs/ball-1")[2], route.request.post_data_json or {}
         if path.startswith("/photos/"):
             route.fulfill(body=served.photo("ball-1", int(path.rpartition("/")[2])), content_type="image/jpeg")
         elif path == "/decisions":
