@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fss_models.bundle import BundleInfo
     from fss_models.errors import FssError
+    from fss_models.instances import ObjectMask
     from fss_models.predictor import MaskSettings, MemorisedSupports, PhotoMask, Predictor, load
     from fss_models.registry import build, list_methods, register_method
     from fss_models.segmenter import Segmenter
@@ -20,6 +21,7 @@ _PLACES = {
     "FssError": "errors",
     "MaskSettings": "predictor",
     "MemorisedSupports": "predictor",
+    "ObjectMask": "instances",
     "PhotoMask": "predictor",
     "Predictor": "predictor",
     "Segmenter": "segmenter",
@@ -33,6 +35,7 @@ __all__ = [
     "FssError",
     "MaskSettings",
     "MemorisedSupports",
+    "ObjectMask",
     "PhotoMask",
     "Predictor",
     "Segmenter",

@@ -164,6 +164,12 @@ class Instances(_Tensors):
     logits: Tensor
     window: Tensor
 
+    def of_pair(self, row: int) -> Instances:
+        """The instances of one pair alone, whose row is then 0."""
+        own = self.pair == row
+        return Instances(pair=self.pair[own] - row, scores=self.scores[own], logits=self.logits[own],
+                         window=self.window[row:row + 1])
+
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction(_Tensors):

@@ -25,10 +25,12 @@ from fss_models.bundle import BundleInfo, open_bundle
 from fss_models.calibration import Calibrator
 from fss_models.clip import Images, Memory
 from fss_models.errors import FssError
+from fss_models.instances import SPECK, ObjectMask, SplitRules, add_prompted, check_instances, split_mask
 from fss_models.marks import check_mark, mark_prompt, mask_from_picture, rle_json
 from fss_models.photo_files import decode_image
 from fss_models.presence import UNCALIBRATED, LabelJudge, SupportStatistics
 from fss_models.segmenter import Segmenter
+from fss_models.settings import InstanceSource
 
 Photo = np.ndarray | Image.Image | str | Path
 BATCH = 8
@@ -44,6 +46,7 @@ class PhotoMask:
         presence: probability that the class is in the photo; None without a calibrator
         quality: probability that it is, and that the mask has an IoU of at least 0.5; None without a calibrator
         status: accepted, review, empty, uncalibrated; "" for a bundle without a calibrator
+        instances: one mask for each object, by falling score; None where `MaskSettings.instances` is "none"
     """
 
     mask: np.ndarray
@@ -51,6 +54,7 @@ class PhotoMask:
     presence: float | None
     quality: float | None
     status: str
+    instances: tuple[ObjectMask, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,12 +66,17 @@ class MaskSettings:
         prevalence: estimated share of the photos that show the class
         empty_below: a class less probable than this gets an empty mask
         review_below: a mask less probably good gets the status review
+        instances: where one mask for each object comes from: none, model (the method's own), pieces (connected pieces
+            of the mask), prompts (points inside the mask prompt SAM 2's decoder)
+        speck: share of the photo's pixels below which a connected piece is no instance
     """
 
     threshold: float = 0.5
     prevalence: float = 0.5
     empty_below: float = 0.5
     review_below: float = 0.5
+    instances: InstanceSource = "none"
+    speck: float = SPECK
 
     def __post_init__(self) -> None:
         for name, low, high in (("threshold", 0.0, 1.0), ("prevalence", 0.0, 1.0)):
@@ -123,11 +132,13 @@ class Predictor:
                      *, batch: int = BATCH) -> Iterator[PhotoMask]:
         """The masks in any number of photos, in order; `batch` photos are in memory at a time.
 
-        A batch is padded to its full size, so that a mask does not depend on the other photos of its batch.
+        A batch is padded to its full size, so that a mask does not depend on the other photos of its batch. Raises
+        `FssError` for a photo that cannot be read, and for instances that the method cannot give.
         """
-        rest = iter(photos)
+        rest, settings = iter(photos), settings or MaskSettings()
+        check_instances(type(self.model), settings.instances)
         while some := list(islice(rest, batch)):
-            yield from self._predict(supports, [read_photo(p) for p in some], settings or MaskSettings(), batch)
+            yield from self._predict(supports, [read_photo(p) for p in some], settings, batch)
 
     @torch.inference_mode()
     def _predict(self, supports: MemorisedSupports, photos: list[np.ndarray], settings: MaskSettings,
@@ -138,18 +149,26 @@ class Predictor:
         features = self.model.encode(images)
         pairs = torch.stack([torch.zeros(width, dtype=torch.int64), torch.arange(width)], dim=1).to(self.model.device)
         found = self.model.segment(supports.memory, features, pairs)
+        level = torch.logit(torch.tensor(settings.threshold, dtype=torch.float64)).item()
+        if settings.instances == "prompts":
+            found = add_prompted(self.model, found, supports.memory, features, pairs,
+                                 [level] * len(photos) + [None] * missing)
         judged = [UNCALIBRATED] * len(photos)
         if self._judge and supports.statistics:
             judged = self._judge.judge_masks(found, features, pairs, [supports.statistics], [settings] * len(photos))
-        level = torch.logit(torch.tensor(settings.threshold, dtype=torch.float64)).item()
+        rules = SplitRules(source=settings.instances, level=level, speck=settings.speck,
+                           corners=self.model.corners_aligned)
         masks = []
         for row, (photo, presence) in enumerate(zip(photos, judged, strict=True)):
             logits = F.interpolate(found.logits[row][None, None].float(), size=photo.shape[:2], mode="bilinear",
                                    align_corners=self.model.corners_aligned)[0, 0]
             mask = (logits > level).cpu().numpy() & (presence.status != "empty")
             status = "empty" if presence.status and not mask.any() else presence.status
-            masks.append(PhotoMask(mask=mask, score=float(found.scores[row]), presence=presence.presence,
-                                   quality=presence.quality, status=status))
+            score = float(found.scores[row])
+            objects = found.instances.of_pair(row) if found.instances is not None else None
+            instances = None if settings.instances == "none" else tuple(split_mask(mask, score, rules, objects))
+            masks.append(PhotoMask(mask=mask, score=score, presence=presence.presence, quality=presence.quality,
+                                   status=status, instances=instances))
         return masks
 
 

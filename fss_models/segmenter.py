@@ -43,6 +43,10 @@ class Segmenter(nn.Module, ABC):
     #: whether logits are resized with aligned corners, instead of the usual aligned pixel areas
     corners_aligned: ClassVar[bool] = False
 
+    #: where instances may come from (`fss_models.instances`): "model" if `segment` returns them, "prompts" if
+    #: `decode_points` is there
+    instance_sources: ClassVar[frozenset[str]] = frozenset({"pieces"})
+
     def __init__(self, *, preset: str, preprocessor: Preprocessor, config: Any) -> None:
         super().__init__()
         self.preset, self.preprocessor, self.config = preset, preprocessor, config
@@ -132,6 +136,20 @@ class Segmenter(nn.Module, ABC):
     @abstractmethod
     def segment(self, memory: Memory, features: Features, pairs: Tensor) -> Prediction:
         """Predict any P pairs in one batch. `pairs` [P, 2] int64: (row of `memory`, row of `features`)."""
+
+    @property
+    def mask_side(self) -> int:
+        """The side of the square masks that `decode_points` returns."""
+        return self.side // 4
+
+    def decode_points(self, memory: Memory, features: Features, pairs: Tensor, points: Tensor,
+                      labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Segment one object for each of E rows of points: logits [E, h, w] and predicted IoU [E], h = w = `mask_side`.
+
+        pairs [E, 2] as in `segment`; points [E, n, 2] in pixels of the square; labels [E, n]: 1 on the object, else 0.
+        Raises `FssError` if the method has no decoder for points.
+        """
+        raise FssError(f"method {self.method!r} has no mask decoder for points")
 
     def losses(self, clip: Clip) -> dict[str, Tensor]:
         """Named scalar losses, already weighted: their sum is minimised. Raises `FssError` if nothing trains."""

@@ -6,6 +6,9 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from fss_models.errors import FssError
 
+#: where one mask for each object comes from (`fss_models.instances`)
+InstanceSource = Literal["none", "model", "pieces", "prompts"]
+
 
 def weight_fields(config: type) -> list[str]:
     """Names of the fields that hold a file of pretrained weights, recognised by their ending."""

@@ -96,6 +96,11 @@ class Sam2Core(nn.Module):
         )
         return DecodedMasks(logits=logits.float(), ious=ious, tokens=tokens)
 
+    def decode_points(self, maps: Maps, points: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits [E, R/4, R/4] and predicted IoU [E] of the objects at points [E, P, 2] in images without memory."""
+        plain = maps["f2"] + self.sam.no_mem_embed.view(1, -1, 1, 1)
+        return self.decode(maps, plain, points=points, labels=labels, candidates=True).best()[:2]
+
     def remember_masks(self, maps: Maps, masks: Tensor) -> tuple[MemoryEntries, Tensor]:
         """Entries and predicted logits of references marked by masks [E, R, R] in {0, 1}."""
         mask = (masks > 0).float()[:, None]

@@ -5,7 +5,7 @@ This is the base of the methods that use SAM 2's memory unchanged: frozen SAM 2 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,8 @@ from fss_models.segmenter import Segmenter
 
 class MemoryMatcher(Segmenter):
     """Encodes, memorises and segments with SAM 2's image encoder, memory encoder, memory attention and decoder."""
+
+    instance_sources: ClassVar[frozenset[str]] = frozenset({"pieces", "prompts"})
 
     def __init__(
         self, *, preset: str, config: Any, weights: str | None, sam: Any = None, rules: MemoryRules | None = None
@@ -67,6 +69,11 @@ class MemoryMatcher(Segmenter):
         maps = take(features.maps, pairs[:, 1])
         logits, ious, _ = self.decode_targets(memory.take(pairs[:, 0]), maps).best()
         return Prediction(logits=logits, scores=ious.clamp(0, 1))
+
+    def decode_points(self, memory: Memory, features: Features, pairs: Tensor, points: Tensor,
+                      labels: Tensor) -> tuple[Tensor, Tensor]:
+        """As `Segmenter.decode_points`, with SAM 2's decoder on the image without memory."""
+        return self.core.decode_points(take(features.maps, pairs[:, 1]), points, labels)
 
     def decode_targets(self, memory: Memory, maps: dict[str, Tensor], *, predicted: int = 0) -> DecodedMasks:
         """Three candidate masks of each target i, which attends to set i; its last `predicted` entries are targets."""

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from jobs.options import (
+    BareInstances,
     BundleOption,
     JsonOption,
     RecipeOption,
@@ -29,7 +30,8 @@ class EngineName(StrEnum):
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("label", help="Label all photos below a URL. A second call labels only what is left.")(label)
+    app.command("label", cls=BareInstances,
+                help="Label all photos below a URL. A second call labels only what is left.")(label)
 
 
 def label(
@@ -45,6 +47,10 @@ def label(
                                                     "object (default: the recipe's).")] = None,
     overlaps: Annotated[str | None, typer.Option("--overlaps", help="Masks of several classes may overlap (keep), or "
                                                  "each pixel gets one class (resolve; default: the recipe's).")] = None,
+    instances: Annotated[str | None, typer.Option("--instances", help="One mask for each object: the method's own "
+                                                  "(model; also --instances alone), the connected pieces of the mask "
+                                                  "(pieces), or by SAM 2's decoder (prompts; default: the recipe's).")
+                        ] = None,
     formats: Annotated[list[str] | None, typer.Option("--format", help="Output format besides COCO: coco_polygons, "
                                                       "parquet, yolo, semantic, label_studio, cvat. May be repeated.")
                        ] = None,
@@ -54,7 +60,8 @@ def label(
     as_json: JsonOption = False,
 ) -> None:
     """Label all photos below a URL and print where the labels are."""
-    given = {"threshold": threshold, "overlaps": overlaps, "formats": json.dumps(formats) if formats else None}
+    given = {"threshold": threshold, "overlaps": overlaps, "instances": instances,
+             "formats": json.dumps(formats) if formats else None}
     changes = [*(overrides or []), *(f"label.{k}={v}" for k, v in given.items() if v is not None)]
     read = load_recipe(recipe, changes, out=workspace)
 

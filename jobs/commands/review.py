@@ -49,10 +49,11 @@ def decide(
     source: Annotated[str, typer.Option("--from", help="File decisions.jsonl that a review page saved.")] = "",
     accept: Annotated[list[str] | None, typer.Option("--accept", help="Name of a photo whose label is right. May be "
                                                      "repeated.")] = None,
-    reject: Annotated[list[str] | None, typer.Option("--reject", help="Name of a photo without the class. May be "
-                                                     "repeated.")] = None,
+    reject: Annotated[list[str] | None, typer.Option("--reject", help="Name of a photo without the class; NAME#2: its "
+                                                     "instance 2 alone. May be repeated.")] = None,
     correct: Annotated[list[str] | None, typer.Option("--correct", help="NAME=MASK.png: a photo's name and its right "
-                                                      "mask. May be repeated.")] = None,
+                                                      "mask; NAME#2=MASK.png: that of its instance 2. May be repeated.")
+                       ] = None,
     undo: Annotated[list[str] | None, typer.Option("--undo", help="Name of a photo whose decision is removed. May be "
                                                    "repeated.")] = None,
     class_name: Annotated[str, typer.Option("--class", help="Class of the labels, for a job with several classes.")

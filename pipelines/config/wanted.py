@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from fss_models.settings import InstanceSource
 from pipelines.config.section import Section
 
 Threshold = Annotated[float, Field(gt=0, lt=1, description="pixels above this probability belong to the object")]
@@ -22,12 +23,17 @@ class Wanted(Section):
               probability times the mask's score is highest (a semantic map); the first of equal ones wins
     pairs     always whole classes. With one class a call the masks equal those of C jobs with one class each bit for
               bit
+    instances one mask for each object beside the mask of its class: the method's own, the connected pieces of the mask,
+              or what SAM 2's decoder finds at points inside the mask
     """
 
     threshold: Threshold = 0.5
     overlaps: Overlaps = Field("keep", description="resolve: a pixel belongs to one class at most")
     pairs: int = Field(0, ge=0, le=MAX_PAIRS, description=(
         "(class, photo) pairs in a call of the model; 0: one class a call"))
+    instances: InstanceSource = Field("none", description="where one mask for each object comes from")
+    speck: float = Field(0.0002, ge=0, lt=1, description=(
+        "share of a photo's pixels below which a connected piece is no instance"))
     # The next three settings are used where the bundle has a calibrator.
     prevalence: Prevalence = 0.5
     empty_below: float = Field(0.5, ge=0, le=1, description="a class less probable than this gets an empty label")

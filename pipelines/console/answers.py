@@ -37,6 +37,14 @@ class JobList(Answer):
     jobs: list[Job]
 
 
+class ShownInstance(Answer):
+    """One object of a label; what a person added has neither number nor score."""
+
+    number: Whole | None = Field(description="for decisions about this instance alone")
+    counts: str
+    score: float | None
+
+
 class LabelRow(Answer):
     """One label and the decision about it."""
 
@@ -49,6 +57,7 @@ class LabelRow(Answer):
     calibrated: bool
     empty: bool
     counts: str
+    instances: list[ShownInstance] | None = Field(description="null in jobs without instances")
     decision: Literal["", "accept", "reject", "correct"]
 
 

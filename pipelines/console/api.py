@@ -32,6 +32,7 @@ class DecisionRequest(Form):
     class_name: str
     decision: Verdict
     mask: Rle | str | None = None
+    instance: int | None = Field(None, description="number of the one instance that the decision is about")
 
 
 class DecisionsRequest(Form):

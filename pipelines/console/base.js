@@ -1,6 +1,8 @@
 "use strict";
 const $ = id => document.getElementById(id);
 const MARK = [224, 0, 122];
+/* Colours of the objects of a class, in turn. */
+const COLOURS = [MARK, [0, 122, 224], [0, 150, 80], [230, 120, 0], [120, 60, 200], [0, 160, 170], [190, 160, 0], [140, 80, 40]];
 const state = { tool: "outline", photo: null, marks: [], examples: [], supportId: null, queries: [], results: [], classes: [],
   fixing: null, cursor: null };
 
@@ -112,24 +114,29 @@ function unpack(text, pixels) {
   return mask;
 }
 
-/* A canvas of the photo with its mask tinted and outlined. Without a mask (`area` 0) it shows the photo alone. */
+/* A canvas of the photo with its mask tinted and outlined. Without a mask (`area` 0) it shows the photo alone.
+   `layers` are several masks, each with a colour; the opacity of a `strong` one is higher. */
 function overlay(photo, result) {
   const canvas = make("canvas"), scale = Math.min(1, 640 / photo.width, 640 / photo.height);
   const w = canvas.width = Math.max(1, Math.round(photo.width * scale)), h = canvas.height = Math.max(1, Math.round(photo.height * scale));
   const context = canvas.getContext("2d");
   context.drawImage(photo.image, 0, 0, w, h);
   if (result.error || !result.area) return canvas;
-  const [H, W] = result.segmentation.size, mask = unpack(result.segmentation.counts, H * W);
+  for (const layer of result.layers || [{ segmentation: result.segmentation, colour: MARK }]) tint(context, w, h, layer);
+  return canvas;
+}
+
+function tint(context, w, h, { segmentation, colour, strong }) {
+  const [H, W] = segmentation.size, mask = unpack(segmentation.counts, H * W);
   const line = Math.max(2, Math.round(w / 160));  // as wide as two pixels where the picture is shown small
   const pixels = context.getImageData(0, 0, w, h), inside = (x, y) => x >= 0 && y >= 0 && x < w && y < h &&
     mask[Math.min(W - 1, Math.floor((x + .5) * W / w)) * H + Math.min(H - 1, Math.floor((y + .5) * H / h))];
   for (let y = 0; y < h; y++) for (let x = 0; x < w; x++) {
     if (!inside(x, y)) continue;
-    const edge = !(inside(x - line, y) && inside(x + line, y) && inside(x, y - line) && inside(x, y + line)), part = edge ? 1 : .35;
-    for (let c = 0, i = 4 * (y * w + x); c < 3; c++) pixels.data[i + c] = pixels.data[i + c] * (1 - part) + MARK[c] * part;
+    const edge = !(inside(x - line, y) && inside(x + line, y) && inside(x, y - line) && inside(x, y + line)), part = edge ? 1 : strong ? .7 : .35;
+    for (let c = 0, i = 4 * (y * w + x); c < 3; c++) pixels.data[i + c] = pixels.data[i + c] * (1 - part) + colour[c] * part;
   }
   context.putImageData(pixels, 0, 0);
-  return canvas;
 }
 
 /* A mark made from a mask, to be corrected: a canvas of the photo's size, white where the object is. */

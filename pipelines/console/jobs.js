@@ -35,6 +35,7 @@ $("job-form").addEventListener("submit", async event => {
   try {
     const body = { images: $("job-images").value.trim(), support_ids: checkedClasses(), threshold: Number($("threshold").value) };
     if (!$("overlaps-field").hidden) body.overlaps = $("overlaps").value;
+    if ($("instances").value !== "none") body.instances = $("instances").value;
     await fetchJson("/v1/jobs", body);
     showMessage("job-message", "", "");
   } catch (error) { showMessage("job-message", error.message, "bad"); }

@@ -29,8 +29,9 @@ from pipelines.console.records import (
 from pipelines.console.task import run_job_task
 from pipelines.inference.support_files import from_base64
 from pipelines.inference.supports import SupportSet, load_support_set
-from pipelines.labelling.decisions import Decision
+from pipelines.labelling.decisions import Decision, apply_decision
 from pipelines.labelling.images import keep_unread, list_images
+from pipelines.labelling.instance_decisions import numbered
 from pipelines.labelling.manifest import claim_folder
 from pipelines.labelling.outputs import LABELS, write_outputs
 from pipelines.labelling.run import check_bundle, describe_job
@@ -69,7 +70,7 @@ class Jobs:
         classes = [load_support_set(self.spec.model.supports_url, i) for i in request.support_ids]
         if len({c.class_name for c in classes}) < len(classes):
             raise FssError("two support sets have the same class name", hint="give them different names")
-        settings = request.model_dump(include={"threshold", "overlaps", "prevalence"}, exclude_none=True)
+        settings = request.model_dump(include={"threshold", "overlaps", "prevalence", "instances"}, exclude_none=True)
         recipe = job_recipe(self.spec.recipe, self.spec.model.batch, settings)
         manifest = describe_job(recipe, self.about, images, classes, request.limit)
         job_id = job_name(manifest)
@@ -188,15 +189,7 @@ class Jobs:
         places = [i for i in range(len(order)) if not undecided
                   or (int(order.image_ids[i]), names[int(order.classes[i])]) not in decisions]
         rows = rows_at(job, order, places[page * PAGE:(page + 1) * PAGE])
-        shown = []
-        for row in rows:
-            decision = decisions.get((row["image_id"], row["class_name"]))
-            mask = decision.mask if decision else None
-            shown.append({
-                "image_id": row["image_id"], "image": row["file_name"], "class_name": row["class_name"],
-                "height": row["height"], "width": row["width"], "sure": round(sureness(row), 4),
-                "calibrated": row.get("quality") is not None, "empty": not row["area"],
-                "counts": mask["counts"] if mask else row["rle"], "decision": decision.decision if decision else ""})
+        shown = [shown_label(row, decisions.get((row["image_id"], row["class_name"]))) for row in rows]
         return {"labels": shown, "page": page, "pages": -(-len(places) // PAGE), "shown": len(places),
                 "total": order.total, "decided": len(decisions), "review_below": job.manifest.review_below}
 
@@ -235,6 +228,19 @@ class Jobs:
         job.check_complete()
         write_outputs(job.out, job.manifest)
         return job.out.path(LABELS)
+
+
+def shown_label(row: dict[str, Any], decision: Decision | None) -> dict[str, Any]:
+    """A part's row and the decision about it, as the page shows them: with a correction its mask and instances."""
+    mask = decision.mask if decision else None
+    now = apply_decision(numbered(row), decision if mask else None).get("instances")
+    return {"image_id": row["image_id"], "image": row["file_name"], "class_name": row["class_name"],
+            "height": row["height"], "width": row["width"], "sure": round(sureness(row), 4),
+            "calibrated": row.get("quality") is not None, "empty": not row["area"],
+            "counts": mask["counts"] if mask else row["rle"],
+            "instances": None if now is None else [
+                {"number": one.get("number"), "counts": one["rle"], "score": one["score"]} for one in now],
+            "decision": decision.decision if decision else ""}
 
 
 def _save_supports(out: Store, classes: Sequence[SupportSet]) -> None:

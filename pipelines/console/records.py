@@ -18,6 +18,7 @@ from pydantic import BaseModel, Field
 
 from fss_models.errors import FssError
 from fss_models.forms import Form
+from fss_models.settings import InstanceSource
 from pipelines.base.storage import Store, join
 from pipelines.config.label import LabelConfig
 from pipelines.config.mask_request import MAX_CLASSES
@@ -28,7 +29,7 @@ from pipelines.labelling.manifest import JobManifest
 FOLDER, LABELS = "jobs", "labels"
 LABEL_SET = "label_set.json"  # the job's support sets, as `fss label --supports` reads them
 STALE_S = 30  # seconds without progress after which a task counts as interrupted
-SETTINGS = ("chunk", "batch", "pairs", "prevalence", "empty_below", "review_below")
+SETTINGS = ("chunk", "batch", "pairs", "prevalence", "empty_below", "review_below", "speck")
 State = Literal["running", "done", "stopped", "failed", "interrupted"]
 
 
@@ -41,6 +42,7 @@ class JobRequest(Form):
     threshold: Threshold | None = None
     overlaps: Overlaps | None = None
     prevalence: Prevalence | None = None
+    instances: InstanceSource | None = None
     limit: int = Field(0, ge=0, le=2**31, description="label only the first photos; 0: all")
 
 
@@ -150,7 +152,8 @@ def label_command(record_out: str, images: str, recipe: Recipe, *, workspace: st
     label, plain = recipe.label, LabelConfig()
     words = ["fss", "label", "--images", images, "--supports", join(record_out, LABEL_SET), "--out", record_out,
              "--workspace", workspace, "--bundle", bundle]
-    words += [f"--{k}={getattr(label, k)}" for k in ("threshold", "overlaps") if getattr(label, k) != getattr(plain, k)]
+    words += [f"--{k}={getattr(label, k)}" for k in ("threshold", "overlaps", "instances")
+              if getattr(label, k) != getattr(plain, k)]
     words += [f"--limit={limit}"] if limit else []
     for key in SETTINGS:
         if getattr(label, key) != getattr(plain, key):

@@ -39,7 +39,7 @@ function labelCard(row) {
   const holder = make("div", { className: "blank" }, "…"), sure = make("span", { className: "score" }, row.sure.toFixed(2));
   figure.dataset.decision = row.decision;
   caption.append(make("span", { className: "name", title: row.image }, row.image), sure,
-    make("span", { className: "soft wide" }, (row.empty ? "no " : "") + row.class_name));
+    make("span", { className: "soft wide what" }));
   const buttons = make("div", { className: "row wide" });
   for (const [word, text] of [["accept", "Accept"], ["reject", "Reject"], ["correct", "Correct"]]) {
     const element = button(text, event => { event.stopPropagation(); act(figure, row, word === row.decision && word !== "correct" ? "undo" : word); });
@@ -51,6 +51,7 @@ function labelCard(row) {
   figure.append(holder, caption);
   figure.setAttribute("aria-label", row.class_name + " in " + row.image + ", " + row.sure.toFixed(2));
   figure.addEventListener("keydown", event => cardKey(event, figure, row));
+  figure.addEventListener("click", event => { if (event.target.tagName === "CANVAS") select(figure, row, instanceAt(event, row)); });
   pressed(figure, row);
   fill(figure, row);
   return figure;
@@ -66,32 +67,64 @@ async function fill(figure, row) {
       row.photo = { image, width: row.width, height: row.height, name: row.image };
     }
     const none = row.empty && row.decision !== "correct";
-    figure.firstElementChild.replaceWith(overlay(row.photo, { area: none ? 0 : 1, segmentation: segmentationOf(row) }));
+    const layers = row.instances && row.instances.map((one, i) => ({ segmentation: segmentationOf(row, one), colour: COLOURS[i % COLOURS.length], strong: one === row.selected }));
+    figure.firstElementChild.replaceWith(overlay(row.photo, { area: none ? 0 : 1, segmentation: segmentationOf(row), layers }));
   } catch (error) { figure.firstElementChild.textContent = error.message; }
 }
 
-const segmentationOf = row => ({ size: [row.height, row.width], counts: row.counts });
+const segmentationOf = (row, one = row) => ({ size: [row.height, row.width], counts: one.counts });
+
+/* The object under the pointer that a decision can be about, null if there is none. The canvas may have empty margins. */
+function instanceAt(event, row) {
+  const canvas = event.target, r = canvas.getBoundingClientRect(), scale = Math.min(r.width / canvas.width, r.height / canvas.height);
+  const x = Math.floor((event.clientX - r.left - (r.width - canvas.width * scale) / 2) / scale * row.width / canvas.width);
+  const y = Math.floor((event.clientY - r.top - (r.height - canvas.height * scale) / 2) / scale * row.height / canvas.height);
+  if (x < 0 || y < 0 || x >= row.width || y >= row.height) return null;
+  const hit = one => one.number != null && unpack(one.counts, row.height * row.width)[x * row.height + y];
+  return (row.instances || []).findLast(hit) || null;
+}
+
+function select(figure, row, one) {
+  if (!row.instances) return;
+  row.selected = one === row.selected ? null : one;
+  fill(figure, row);
+  pressed(figure, row);
+}
+
+/* The next object of a label, after the last one none. */
+function selectNext(figure, row) {
+  const known = (row.instances || []).filter(one => one.number != null);
+  select(figure, row, known[known.indexOf(row.selected) + 1] || row.selected || null);
+}
 
 function pressed(figure, row) {
   figure.dataset.decision = row.decision;
+  const count = row.instances && (!row.empty || row.decision === "correct") ? ": " + plural(row.instances.length, "object") : "";
+  figure.querySelector(".what").textContent = (row.empty ? "no " : "") + row.class_name + count +
+    (row.selected ? ", number " + row.selected.number + " selected" : "");
   figure.querySelectorAll("[data-word]").forEach(b => b.setAttribute("aria-pressed", b.dataset.word === row.decision));
 }
 
 function cardKey(event, figure, row) {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
-  const word = { a: "accept", r: "reject", u: "undo", c: "correct" }[event.key], way = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+  if (event.key === "i") return selectNext(figure, row);
+  const one = row.selected, word = { a: "accept", r: "reject", u: "undo", c: "correct" }[event.key], way = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
   if (!word && !way) return;
   event.preventDefault();
   if (word) act(figure, row, word);
   const next = way === -1 ? figure.previousElementSibling : figure.nextElementSibling;
-  if (next && (way || word === "accept" || word === "reject")) next.focus();
+  if (next && (way || word === "accept" || (word === "reject" && !one))) next.focus();
 }
 
 async function act(figure, row, word) {
   if (word === "correct") return startFixing(figure, row);
   try {
-    await send(row, { decision: word });
-    row.decision = word === "undo" ? "" : word;
+    const one = word === "reject" ? row.selected : null, changed = row.instances && row.decision === "correct";
+    await send(row, one ? { decision: word, instance: one.number } : { decision: word });
+    row.decision = one ? "correct" : word === "undo" ? "" : word === "accept" && changed ? "correct" : word;
+    if (word === "undo" && changed) return showLabels(false);  // its objects are back
+    if (one) Object.assign(row, { instances: row.instances.filter(other => other !== one), selected: null });
+    if (one) fill(figure, row);
     pressed(figure, row);
   } catch (error) { showMessage("review-message", error.message, "bad"); }
 }
@@ -105,11 +138,12 @@ async function send(row, decision) {
 /* Moves the marker into a dialog; it moves back when the dialog closes. */
 function startFixing(figure, row) {
   if (!row.photo) return;
-  state.fixing = { figure, row, before: { photo: state.photo, marks: state.marks, tool: state.tool } };
-  $("fix-title").textContent = "Correct " + row.class_name + " in " + row.image;
+  const one = row.selected, shown = one ? [one] : row.instances || [row];
+  state.fixing = { figure, row, one, before: { photo: state.photo, marks: state.marks, tool: state.tool } };
+  $("fix-title").textContent = "Correct " + (one ? "object " + one.number + " of " : "") + row.class_name + " in " + row.image;
   $("fix-place").append($("marker"));
   $("fix").showModal();
-  showOnStage(row.photo, row.empty ? [] : [maskMark(segmentationOf(row))]);
+  showOnStage(row.photo, row.empty ? [] : shown.map(part => maskMark(segmentationOf(row, part))));
   setTool(row.empty ? "outline" : "brush");
   stage.focus();
 }
@@ -124,10 +158,10 @@ $("fix").addEventListener("close", () => {
 });
 $("fix-cancel").addEventListener("click", () => $("fix").close());
 $("fix-save").addEventListener("click", async () => {
-  const { figure, row } = state.fixing;
+  const { row, one } = state.fixing;
   if (state.marks.some(m => m.kind !== "mask")) return showMessage("fix-message", "A correction has to be a mask: use outline, brush or eraser.", "bad");
   try {
-    await send(row, { decision: "correct", mask: pngOf(state.photo, state.marks) });
+    await send(row, { decision: "correct", mask: pngOf(state.photo, state.marks), ...(one ? { instance: one.number } : {}) });
     Object.assign(row, { decision: "correct", counts: null });
     $("fix").close();
     showMessage("fix-message", "", "");

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pyarrow as pa
 
+from fss_models.settings import InstanceSource
 from pipelines.base.progress import Bar
 from pipelines.base.workspace import Workspace
 from pipelines.bundles.bundle import read_bundle_info
@@ -25,6 +28,18 @@ def eval_bundle(recipe: Recipe, *, bundle: str, fold: int | None) -> RunResult:
     """
     read_bundle_info(bundle)
     return score_bundle(recipe, ensure_shards(recipe), bundle=bundle, fold=fold)[0]
+
+
+def score_bundle_instances(recipe: Recipe, shards: Shards, *, bundle: str, fold: int | None,
+                           source: InstanceSource) -> dict[str, Any]:
+    """Score a bundle's instances on the episodes of `score_bundle`, in this process: see `score_instances`."""
+    from pipelines.bundles.bundle import load_bundle
+    from pipelines.evaluation.instances import score_instances
+
+    model, _ = load_bundle(bundle, "cuda" if recipe.sweep.gpus_per_run else "cpu")
+    episodes = FoldData.open(shards.url, fold).episodes(recipe.eval)
+    with Bar("instances", len(episodes), unit="episodes") as bar:
+        return score_instances(model, shards, episodes, recipe.eval, source, on_progress=bar.to)
 
 
 def score_bundle(recipe: Recipe, shards: Shards, *, bundle: str, fold: int | None) -> tuple[RunResult, pa.Table]:

@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fss_models.clip import Features, Images, Memory
+from fss_models.clip import Features, Images, Instances, Memory
 from fss_models.errors import BadImage, FssError
+from fss_models.instances import add_prompted, check_instances
 from fss_models.limits import LIMITS, PhotoLimits
 from fss_models.photo_files import decode_image
 from fss_models.presence import UNCALIBRATED, LabelJudge, Presence, SupportStatistics
@@ -26,6 +27,7 @@ from pipelines.bundles.bundle import bundle_calibrator, load_bundle
 from pipelines.config.mask_request import MaskRequest
 from pipelines.config.wanted import Wanted
 from pipelines.inference.decode_limit import DecodeLimit
+from pipelines.inference.instances import prompt_level, with_instances
 from pipelines.inference.masks import (
     Label,
     Labels,
@@ -98,7 +100,11 @@ class Labeler:
 
     def label_classes(self, images: Sequence[bytes], request: MaskRequest,
                       batch: int = 8) -> list[Labels | PhotoFailure]:
-        """For each photo the masks of all classes of `request`, in order. Every photo is encoded once."""
+        """For each photo the masks of all classes of `request`, in order. Every photo is encoded once.
+
+        Raises `FssError` if the method cannot give what the request asks for.
+        """
+        self.check(request)
         self._max_memories = max(self._max_memories, len(request.support_ids))
         return self._label(images, [request] * len(images), batch, fixed=True)
 
@@ -179,12 +185,17 @@ class Labeler:
         pairs[len(calls):, 1] = len(features) - 1
         pairs = pairs.to(self.device)
         found = self.model.segment(memory, features, pairs)
+        levels = [None if pair.padding else prompt_level(requests[pair.row]) for pair in calls]
+        if any(level is not None for level in levels):
+            found = add_prompted(self.model, found, memory, features, pairs, [*levels, *[None] * (size - len(calls))])
+        objects = found.instances
         scores, presence = found.scores.float().cpu().tolist(), [UNCALIBRATED] * len(calls)
         if self.judge:
             own = [requests[min(pair.row, len(requests) - 1)] for pair in calls]
             presence = self.judge.judge_masks(found, features, pairs, [s.statistics for s in stored if s.statistics],
                                               own)
-        return [_PairOutput(pair=pair, logits=found.logits[i].float(), score=scores[i], presence=presence[i])
+        return [_PairOutput(pair=pair, logits=found.logits[i].float(), score=scores[i], presence=presence[i],
+                            instances=objects.of_pair(i) if objects is not None else None)
                 for i, pair in enumerate(calls) if not pair.padding]
 
     def _keep_overlaps(self, found: list[_PairOutput], requests: list[MaskRequest], sizes: Sizes,
@@ -195,7 +206,7 @@ class Labeler:
             masks = full_size([f.logits for f in some], [sizes[f.pair.row] for f in some],
                               [threshold_logit(requests[f.pair.row].threshold) for f in some], corners=self._corners)
             for f, mask in zip(some, masks, strict=True):
-                photos[f.pair.row][f.pair.number] = make_label(mask, f.score, f.presence)
+                photos[f.pair.row][f.pair.number] = self._label_of(mask, f, requests)
 
     def _resolve_overlaps(self, found: list[_PairOutput], requests: list[MaskRequest], sizes: Sizes,
                           photos: list[dict[int, Label]]) -> None:
@@ -206,8 +217,15 @@ class Labeler:
                              threshold_logit(requests[row].threshold), corners=self._corners) for row in rows]
         for row, owner in zip(rows, to_host(maps, [sizes[row] for row in rows]), strict=True):
             for number, f in enumerate(own[row], 1):
-                photos[row][f.pair.number] = make_label((owner == number).astype(np.uint8, order="F"), f.score,
-                                                        f.presence)
+                photos[row][f.pair.number] = self._label_of((owner == number).astype(np.uint8, order="F"), f, requests)
+
+    def _label_of(self, mask: np.ndarray, f: _PairOutput, requests: list[MaskRequest]) -> Label:
+        return with_instances(make_label(mask, f.score, f.presence), requests[f.pair.row], f.instances,
+                              corners=self._corners)
+
+    def check(self, request: MaskRequest) -> None:
+        """Raises `FssError` if the method cannot give what the request asks for."""
+        check_instances(type(self.model), request.instances)
 
     @property
     def _corners(self) -> bool:
@@ -253,12 +271,13 @@ class _Pair:
 
 @dataclass(frozen=True, kw_only=True)
 class _PairOutput:
-    """A pair's logits [h, w] on the device, its predicted IoU `score`, and the calibrator's estimate."""
+    """A pair's logits [h, w] on the device, its predicted IoU `score`, the calibrator's estimate, and its instances."""
 
     pair: _Pair
     logits: Tensor
     score: float
     presence: Presence
+    instances: Instances | None
 
     @property
     def weight(self) -> float:

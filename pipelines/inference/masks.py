@@ -16,8 +16,24 @@ from fss_models.presence import UNCALIBRATED, Presence
 
 
 @dataclass(frozen=True, kw_only=True)
+class Instance:
+    """One object, in pixels of the upright photo: COCO's counts, bbox (x, y, width, height), area, score in [0, 1].
+
+    Instances that a person drew have no score.
+    """
+
+    counts: str
+    bbox: tuple[float, float, float, float]
+    area: int
+    score: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Label(Presence):
-    """One mask, in pixels of the upright photo: COCO's counts, bbox (x, y, width, height), area, score in [0, 1]."""
+    """One mask, in pixels of the upright photo: COCO's counts, bbox (x, y, width, height), area, score in [0, 1].
+
+    instances  one mask for each object, by falling score; None where they were not asked for
+    """
 
     height: int
     width: int
@@ -25,6 +41,7 @@ class Label(Presence):
     bbox: tuple[float, float, float, float]
     area: int
     score: float
+    instances: tuple[Instance, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

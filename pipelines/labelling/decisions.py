@@ -8,6 +8,11 @@ correct  the label becomes the person's mask, "mask": {"size": [height, width], 
 undo     removes the decision
 
 The last line about a photo and class counts. All outputs that are written from the parts contain the decisions.
+
+In a job with instances, a correction cuts each instance to its mask, and what it adds becomes one more instance without
+a score. `instance` (numbers of the part's row, from 1) makes a decision one about that instance alone: `reject` removes
+it, `correct` replaces it, `undo` restores it. `instance_decisions` turns it into a correction of the label that holds
+all its "instances": [{"number": 2, "counts": ..., "score": 0.9}, ...], and only that is stored.
 """
 
 from __future__ import annotations
@@ -35,6 +40,15 @@ Key = tuple[int, str]  # image_id, class
 Row = dict[str, Any]  # a row of a part
 
 
+class DecidedInstance(BaseModel):
+    """One instance of a corrected label; `number` is that of the part's row (from 1), None if a person added it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    number: int | None = None
+    counts: str
+    score: float | None = None
+
+
 class Decision(BaseModel):
     """One line of the file. `mask` is not checked against the photo here: use `marks.check_mark` before."""
 
@@ -45,6 +59,8 @@ class Decision(BaseModel):
     decision: Verdict
     mask: dict[str, Any] | None = None
     time: str = ""
+    instance: int | None = None
+    instances: tuple[DecidedInstance, ...] | None = None
 
     @property
     def key(self) -> Key:
@@ -97,12 +113,16 @@ def last_decisions(out: Store, name: str = DECISIONS) -> dict[Key, Decision]:
         return {}
     found: dict[Key, Decision] = {}
     for number, line in enumerate(out.read_bytes(name).split(b"\n")[:-1], 1):
-        one = parse_decision(line, f"{out.path(name)}, line {number}")
-        before = found.get(one.key)
-        if one.decision == "accept" and before is not None and before.decision == "correct":
-            one = before.model_copy(update={"time": one.time})
-        found[one.key] = one
+        add_last(found, parse_decision(line, f"{out.path(name)}, line {number}"))
     return found
+
+
+def add_last(found: dict[Key, Decision], one: Decision) -> None:
+    """Add a later decision to the last ones about each label."""
+    before = found.get(one.key)
+    if one.decision == "accept" and before is not None and before.decision == "correct":
+        one = before.model_copy(update={"time": one.time})
+    found[one.key] = one
 
 
 def parse_decision(line: bytes | str, where: str) -> Decision:
@@ -131,7 +151,7 @@ def apply_decisions(rows: Sequence[Row], decisions: Decisions, *, resolve: bool)
     An overlap then belongs to the latest correction, else to an accepted mask, else to the model's mask.
     """
     own = [decisions.get((row["image_id"], row["class_name"])) for row in rows]
-    found = [_applied(row, one) for row, one in zip(rows, own, strict=True)]
+    found = [apply_decision(row, one) for row, one in zip(rows, own, strict=True)]
     if resolve and any(own):
         ranked = [(_rank(one, number), row) for number, (row, one) in enumerate(zip(found, own, strict=True))]
         found = [_without(row, [r["rle"].encode() for above, r in ranked if above > rank and r["area"]])
@@ -146,23 +166,33 @@ def _rank(decision: Decision | None, number: int) -> tuple[int, str, int]:
     return (1, "", 0) if decision.mask is None else (2, decision.time, number)
 
 
-def _applied(row: Row, decision: Decision | None) -> Row:
+def apply_decision(row: Row, decision: Decision | None) -> Row:
+    """A row with the decision about it applied."""
     if decision is None or row["error"] is not None:
         return row
     if decision.decision == "reject":
         return {**_masked(row, b""), "presence": 0.0, "quality": 0.0, "status": "empty"}
     if decision.mask is not None:
-        row = {**_masked(row, decision.mask["counts"].encode()), "score": 1.0}
+        counts = decision.mask["counts"].encode()
+        row = {**_masked(row, counts, added=True), "score": 1.0}
+        if decision.instances is not None and row.get("instances") is not None:
+            row["instances"] = [{**instance_row(row, i.counts.encode(), i.score), "number": i.number}
+                                for i in decision.instances]
     there = 1.0 if row["area"] else 0.0
     return {**row, "presence": there, "quality": 1.0, "status": "accepted" if row["area"] else "empty"}
 
 
-def _masked(row: Row, counts: bytes) -> Row:
-    """The row with another mask; `counts` b"" is the empty mask."""
+def _masked(row: Row, counts: bytes, *, added: bool = False) -> Row:
+    """The row with another mask; `counts` b"" is the empty mask. Its instances are cut to the mask.
+
+    With `added` the pixels that the old mask lacked and no instance has are one more instance without a score.
+    """
     height, width = row["height"], row["width"]
     counts = counts or rle.encode(rle.union([], height, width))
-    return {**row, "rle": counts.decode(), "bbox": rle.bbox(counts, height, width),
-            "area": rle.area(counts, height, width)}
+    new = {**row, **_coded(counts, height, width)}
+    if row.get("instances") is not None:
+        new["instances"] = _cut(row, counts, added=added)
+    return new
 
 
 def _without(row: Row, others: Sequence[bytes]) -> Row:
@@ -171,3 +201,24 @@ def _without(row: Row, others: Sequence[bytes]) -> Row:
     height, width = row["height"], row["width"]
     left = rle.decode(row["rle"].encode(), height, width) & ~rle.union(others, height, width)
     return _masked(row, rle.encode(left))
+
+
+def _cut(row: Row, counts: bytes, *, added: bool) -> list[Row]:
+    """The row's instances, cut to a mask; those without a pixel are gone."""
+    height, width = row["height"], row["width"]
+    mask, old = rle.decode(counts, height, width), [one["rle"].encode() for one in row["instances"]]
+    found = [{**one, **_coded(rle.encode(rle.decode(i, height, width) & mask), height, width)}
+             for one, i in zip(row["instances"], old, strict=True)]
+    more = mask & ~rle.union([*old, row["rle"].encode()], height, width)
+    if added and more.any():
+        found.append(instance_row(row, rle.encode(more), None))
+    return [one for one in found if one["area"]]
+
+
+def instance_row(row: Row, counts: bytes, score: float | None) -> Row:
+    """An instance of a part's row, of which the size of the photo is taken."""
+    return {**_coded(counts, row["height"], row["width"]), "score": score}
+
+
+def _coded(counts: bytes, height: int, width: int) -> Row:
+    return {"rle": counts.decode(), "bbox": rle.bbox(counts, height, width), "area": rle.area(counts, height, width)}

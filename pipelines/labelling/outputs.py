@@ -71,19 +71,24 @@ def _write_failures(out: Store, manifest: JobManifest, unread: list[dict[str, st
 
 
 def _counts(out: Store, manifest: JobManifest) -> dict[str, Any]:
-    """Summary fields: photos with and without a mask, with several classes by class, and labels by status."""
+    """Summary fields: photos with and without a mask, with several classes by class, labels by status, instances."""
     each = dict.fromkeys(manifest.classes, 0)
     statuses: Counter[str] = Counter()
     some = none = 0
+    objects = dict.fromkeys(manifest.classes, 0)
     columns = ["image_id", "file_name", "height", "width", "class_name", "area", "error"]
-    for photo in photos(out, manifest, [*columns, *(["status"] if manifest.calibrator else [])]):
+    columns += (["status"] if manifest.calibrator else []) + (["instances"] if manifest.instances != "none" else [])
+    for photo in photos(out, manifest, columns):
+        for number, _ in photo.objects:
+            objects[manifest.classes[number]] += 1
         statuses.update(row["status"] for row in photo.rows if manifest.calibrator)
         found = [row["class_name"] for _, row in photo.masks]
         some, none = some + bool(found), none + (not found)
         for name in found:
             each[name] += 1
     return {"with_object": some, "without_object": none, **({"with_class": each} if manifest.class_names else {}),
-            **({"status": dict(sorted(statuses.items()))} if manifest.calibrator else {})}
+            **({"status": dict(sorted(statuses.items()))} if manifest.calibrator else {}),
+            **({"instances": objects} if manifest.instances != "none" else {})}
 
 
 def summary_line(summary: dict[str, Any]) -> str:
@@ -93,5 +98,6 @@ def summary_line(summary: dict[str, Any]) -> str:
     trust = f"{summary['status'].get('review', 0)} masks to review" if summary.get("calibrator") else "uncalibrated"
     return (f"{summary['images']} photos: {summary['with_object']} with a mask of {what}, "
             f"{summary['without_object']} without, {summary['failed']} could not be read; {trust}"
+            + (f"; {sum(summary['instances'].values())} instances" if "instances" in summary else "")
             + (f"; {summary['unread']} left out, in formats that are not read" if summary.get("unread") else "")
             + (f"; {decisions} decisions by people" if decisions else ""))

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.base.storage import Store
-from pipelines.inference.masks import Labels, PhotoFailure
+from pipelines.inference.masks import Label, Labels, PhotoFailure
 from pipelines.labelling.decisions import apply_decisions, read_decisions
 from pipelines.labelling.images import ImageList
 from pipelines.labelling.manifest import JobManifest
@@ -36,11 +36,19 @@ CALIBRATED = pa.schema([  # the parts of jobs with a calibrated bundle
     ("quality", pa.float64()),  # probability that the class is there and the mask good; null for a far domain
     ("status", pa.string()),  # accepted, review, empty, uncalibrated (see `fss_models.presence`)
 ])
+INSTANCE = pa.struct([
+    ("rle", pa.string()),
+    ("bbox", pa.list_(pa.float64())),
+    ("area", pa.int64()),
+    ("score", pa.float64()),  # null: a person drew it
+])
+INSTANCES = pa.field("instances", pa.list_(INSTANCE))  # by falling score; null for an unreadable photo, [] for none
 
 
 def schema_of(manifest: JobManifest) -> pa.Schema:
-    """The schema of the job's parts."""
-    return CALIBRATED if manifest.calibrator else PARTS
+    """The schema of the job's parts: jobs with instances have one more column."""
+    schema = CALIBRATED if manifest.calibrator else PARTS
+    return schema if manifest.instances == "none" else schema.append(INSTANCES)
 
 
 def part_name(chunk: int) -> str:
@@ -70,7 +78,15 @@ def result_columns(result: Labels | PhotoFailure, manifest: JobManifest) -> Iter
     for name, label in zip(names, result, strict=True):
         yield {"class_name": name, "height": label.height, "width": label.width, "rle": label.counts,
                "bbox": list(label.bbox), "area": label.area, "score": label.score,
-               "presence": label.presence, "quality": label.quality, "status": label.status}
+               "presence": label.presence, "quality": label.quality, "status": label.status,
+               "instances": _instance_rows(label)}
+
+
+def _instance_rows(label: Label) -> list[dict[str, object]] | None:
+    if label.instances is None:
+        return None
+    return [{"rle": one.counts, "bbox": list(one.bbox), "area": one.area, "score": one.score}
+            for one in label.instances]
 
 
 def read_parts(out: Store, chunks: int, columns: list[str] | None = None) -> Iterator[list[dict[str, Any]]]:
@@ -107,6 +123,16 @@ class PhotoRows:
     def masks(self) -> list[tuple[int, dict[str, Any]]]:
         """(number of the class from 0, row) for each mask that is not empty."""
         return [(number, row) for number, row in enumerate(self.rows) if row["area"]]
+
+    @property
+    def objects(self) -> list[tuple[int, dict[str, Any]]]:
+        """As `masks`, but with one row for each instance where the job has instances: `number` counts them from 1."""
+        found: list[tuple[int, dict[str, Any]]] = []
+        for number, row in self.masks:
+            own = row.get("instances")
+            found += [(number, row)] if own is None else [
+                (number, {**row, **one, "number": place}) for place, one in enumerate(own, 1)]
+        return found
 
 
 def photos(out: Store, manifest: JobManifest, columns: list[str] | None = None) -> Iterator[PhotoRows]:

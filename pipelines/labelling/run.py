@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from fss_models.errors import FssError
+from fss_models.instances import check_instances
 from fss_models.marks import mark_kind
 from fss_models.registry import method_class
 from fss_models.shipped.files import bundle_url
@@ -90,6 +91,7 @@ def describe_job(recipe: Recipe, about: dict[str, Any], images: ImageList, class
     config = recipe.label
     check_overlaps(config.overlaps, len(classes))
     check_marks(about["method"], classes)
+    check_instances(method_class(about["method"]), config.instances)
     _check_calibrator(config, about["calibrator"])
     return JobManifest(
         **describe_images(images), **describe_classes(classes), **config.wanted(), **recipe.data.limits.model_dump(),

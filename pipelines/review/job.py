@@ -20,10 +20,12 @@ from pipelines.labelling.decisions import (
     Decision,
     Decisions,
     add_decisions,
+    add_last,
     last_decisions,
     parse_decision,
     read_decisions,
 )
+from pipelines.labelling.instance_decisions import follow_instance
 from pipelines.labelling.manifest import MANIFEST, JobManifest
 from pipelines.labelling.parts import finished_chunks, part_name
 
@@ -77,10 +79,18 @@ class ReviewedJob:
         return read_decisions(self.out)
 
     def decide(self, decisions: list[Decision]) -> None:
-        """Check decisions against the labels and save them. Raises `FssError`, and saves none, if one is wrong."""
-        add_decisions(self.out, [self._checked(d, f"decision {i + 1}") for i, d in enumerate(decisions)])
+        """Check decisions against the labels and save them. Raises `FssError`, and saves none, if one is wrong.
 
-    def _checked(self, decision: Decision, where: str) -> Decision:
+        Decisions about one instance become decisions about its label.
+        """
+        last = last_decisions(self.out) if any(d.instance is not None for d in decisions) else {}
+        found: list[Decision] = []
+        for number, decision in enumerate(decisions, 1):
+            found.append(self._checked(decision, f"decision {number}", last))
+            add_last(last, found[-1])
+        add_decisions(self.out, found)
+
+    def _checked(self, decision: Decision, where: str, last: Decisions) -> Decision:
         rows = {r["class_name"]: r for r in self.rows_of(decision.image_id)}
         row = rows.get(decision.class_name)
         if row is None:
@@ -91,10 +101,21 @@ class ReviewedJob:
                            where=where, hint="check that the decision is for this job")
         if (decision.mask is not None) != (decision.decision == "correct"):
             raise FssError("`correct` needs a mask, and other decisions must not have one", where=where)
-        if decision.mask is None:
-            return decision
-        mark = check_mark({"mask": decision.mask}, row["height"], row["width"], where)
-        return decision.model_copy(update={"mask": mark["mask"]})
+        if decision.mask is not None:
+            mark = check_mark({"mask": decision.mask}, row["height"], row["width"], where)
+            decision = decision.model_copy(update={"mask": mark["mask"]})
+        if decision.instance is None:
+            return self._with_checked_instances(decision, row, where)
+        return follow_instance(row, last.get(decision.key), decision)
+
+    def _with_checked_instances(self, decision: Decision, row: Row, where: str) -> Decision:
+        """The decision, with the run lengths of its instances checked. Raises `FssError`."""
+        checked = []
+        for one in decision.instances or ():
+            mask = {"size": [row["height"], row["width"]], "counts": one.counts}
+            found = check_mark({"mask": mask}, row["height"], row["width"], where)["mask"]
+            checked.append(one.model_copy(update={"counts": found["counts"]}))
+        return decision.model_copy(update={"instances": tuple(checked)}) if checked else decision
 
 
 def open_job(url: str) -> ReviewedJob:
@@ -140,7 +161,7 @@ def _moment(time: str) -> datetime | None:
 
 
 def decide_by_name(job: ReviewedJob, verdicts: dict[str, tuple[str, dict[str, Any] | None]], class_name: str) -> int:
-    """Save decisions about photos by name: name -> (verdict, mask). Returns how many.
+    """Save decisions about photos by name: name -> (verdict, mask). Returns how many. `NAME#2` names an instance.
 
     `class_name` may be empty if the job has one class. Raises `FssError` for an unlabelled name or a missing class.
     """
@@ -148,14 +169,22 @@ def decide_by_name(job: ReviewedJob, verdicts: dict[str, tuple[str, dict[str, An
     if not class_name and len(classes) > 1:
         raise FssError(f"the job has {len(classes)} classes", hint="choose one with --class")
     ids: dict[str, int] = {}
+    wanted = {name: _instance_named(name) if job.manifest.instances != "none" else (name, None) for name in verdicts}
+    photos = {photo for photo, _ in wanted.values()}
     for rows in job.rows(["image_id", "file_name", "error"]):
-        ids.update((r["file_name"], r["image_id"]) for r in rows if r["file_name"] in verdicts)
-        if len(ids) == len(verdicts):
+        ids.update((r["file_name"], r["image_id"]) for r in rows if r["file_name"] in photos)
+        if len(ids) == len(photos):
             break
-    missing = sorted(verdicts.keys() - ids.keys())
+    missing = sorted(photos - ids.keys())
     if missing:
         raise FssError(f"photo {missing[0]!r} has no label", where=job.out.url, hint="names are relative to --images")
-    job.decide([Decision.model_validate({"image_id": ids[name], "image": name, "class_name": class_name or classes[0],
-                                         "decision": verdict, "mask": mask})
-                for name, (verdict, mask) in verdicts.items()])
+    job.decide([Decision.model_validate({
+        "image_id": ids[wanted[name][0]], "image": wanted[name][0], "class_name": class_name or classes[0],
+        "decision": verdict, "mask": mask, "instance": wanted[name][1]}) for name, (verdict, mask) in verdicts.items()])
     return len(verdicts)
+
+
+def _instance_named(name: str) -> tuple[str, int | None]:
+    """The photo and the instance that `a.jpg#2` names; a name without a number is that of a photo."""
+    photo, hash_, number = name.rpartition("#")
+    return (photo, int(number)) if hash_ and number.isdecimal() else (name, None)

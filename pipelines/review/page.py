@@ -10,10 +10,15 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 from fss_models.errors import BadImage, FssError
 from pipelines.base.storage import Store
 from pipelines.data import rle
-from pipelines.labelling.decisions import Decisions, apply_decisions, count_decisions
+from pipelines.labelling.decisions import Decisions, apply_decision, count_decisions
+from pipelines.labelling.formats.outline import polygons
+from pipelines.labelling.instance_decisions import numbered
 from pipelines.pages.pictures import photo_url
 from pipelines.pages.template import page_template
 from pipelines.review.doubt import MOST, DoubtOrder, order_by_doubt, rows_at, sureness
@@ -21,6 +26,7 @@ from pipelines.review.job import ReviewedJob, Row
 
 PAGE = 48  # labels a page
 SIDE = 320  # pixels of a picture's longer side
+GRID = 160  # cells of the longer side on which outlines of instances are drawn
 READERS = 4
 
 
@@ -65,14 +71,29 @@ def _card(job: ReviewedJob, row: Row, decisions: Decisions) -> dict[str, Any]:
     return {"id": row["image_id"], "image": row["file_name"], "class_name": row["class_name"],
             "sure": sureness(row), "calibrated": row.get("quality") is not None, "empty": not row["area"],
             "decision": decision.decision if decision else "",
-            **_picture(job, apply_decisions([row], decisions, resolve=False)[0] if decision and decision.mask else row)}
+            **_picture(job, apply_decision(numbered(row), decision if decision and decision.mask else None))}
 
 
-def _picture(job: ReviewedJob, row: Row) -> dict[str, str]:
+def _picture(job: ReviewedJob, row: Row) -> dict[str, Any]:
     try:
         pixels = job.pixels(row["file_name"])
     except (FssError, BadImage) as error:
-        return {"url": "", "problem": str(error)}
+        return {"url": "", "problem": str(error), "objects": []}
+    if row.get("instances") is not None:
+        return {"url": photo_url(pixels, side=SIDE), "problem": "", **_outlines(row)}
     mask = rle.decode(row["rle"].encode(), row["height"], row["width"]) if row["area"] else None
-    return {"url": photo_url(pixels, mask, side=SIDE), "problem": ""}
+    return {"url": photo_url(pixels, mask, side=SIDE), "problem": "", "objects": []}
+
+
+def _outlines(row: Row) -> dict[str, Any]:
+    """The outlines of a row's instances as paths of an SVG picture, and the picture's width and height."""
+    scale = GRID / max(row["height"], row["width"])
+    size = max(1, round(row["width"] * scale)), max(1, round(row["height"] * scale))
+    found = []
+    for one in row["instances"]:
+        mask = Image.fromarray(rle.decode(one["rle"].encode(), row["height"], row["width"]).astype(np.uint8) * 255)
+        small = np.asarray(mask.resize(size, Image.Resampling.BILINEAR)) > 127
+        path = "".join("M" + "L".join(f"{x} {y}" for x, y in loop.tolist()) + "Z" for loop in polygons(small))
+        found.append({"number": one.get("number"), "path": path})
+    return {"objects": found, "size": size}
 

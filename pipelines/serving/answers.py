@@ -54,8 +54,17 @@ class Segmentation(Answer):
     counts: str
 
 
+class InstanceAnswer(Answer):
+    """One object of a class."""
+
+    segmentation: Segmentation
+    score: float
+    bbox: list[float] = Field(min_length=4, max_length=4, description="[x, y, width, height]")
+    area: Whole
+
+
 class LabelAnswer(Answer):
-    """One mask; its last three fields are there if the bundle has a calibrator."""
+    """One mask; presence, quality and status are there if the bundle has a calibrator, instances if asked for."""
 
     segmentation: Segmentation
     score: float
@@ -64,6 +73,7 @@ class LabelAnswer(Answer):
     presence: Share | None = None
     quality: Share | None = None
     status: Literal["accepted", "review", "empty", "uncalibrated"] = "uncalibrated"
+    instances: list[InstanceAnswer] | None = Field(None, description="one mask for each object, by falling score")
 
 
 class Failure(Answer):

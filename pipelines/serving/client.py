@@ -11,7 +11,7 @@ import httpx
 from fss_models.errors import FssError
 from pipelines.base.storage import Store
 from pipelines.config.mask_request import MaskRequest
-from pipelines.inference.masks import Label, Labels, PhotoFailure
+from pipelines.inference.masks import Instance, Label, Labels, PhotoFailure
 from pipelines.inference.support_files import support_request
 from pipelines.inference.supports import SupportSet
 
@@ -97,7 +97,15 @@ def _label(row: dict[str, Any]) -> Label:
     height, width = row["segmentation"]["size"]
     return Label(height=height, width=width, counts=row["segmentation"]["counts"],
                  bbox=tuple(row["bbox"]), area=row["area"], score=row["score"],
-                 presence=row.get("presence"), quality=row.get("quality"), status=row.get("status", ""))
+                 presence=row.get("presence"), quality=row.get("quality"), status=row.get("status", ""),
+                 instances=_instances(row.get("instances")))
+
+
+def _instances(rows: list[dict[str, Any]] | None) -> tuple[Instance, ...] | None:
+    if rows is None:
+        return None
+    return tuple(Instance(counts=one["segmentation"]["counts"], bbox=tuple(one["bbox"]), area=one["area"],
+                          score=one["score"]) for one in rows)
 
 
 def results_json(result: Labels | PhotoFailure, *, many: bool) -> dict[str, Any]:
@@ -111,7 +119,10 @@ def results_json(result: Labels | PhotoFailure, *, many: bool) -> dict[str, Any]
 def _label_json(label: Label) -> dict[str, Any]:
     rle = {"size": [label.height, label.width], "counts": label.counts}
     trust = {"presence": label.presence, "quality": label.quality, "status": label.status} if label.status else {}
-    return {"segmentation": rle, "score": label.score, "bbox": list(label.bbox), "area": label.area, **trust}
+    own = {} if label.instances is None else {"instances": [
+        {"segmentation": {**rle, "counts": one.counts}, "score": one.score, "bbox": list(one.bbox), "area": one.area}
+        for one in label.instances]}
+    return {"segmentation": rle, "score": label.score, "bbox": list(label.bbox), "area": label.area, **trust, **own}
 
 
 def find_service(place: str) -> tuple[str, dict[str, Any]] | None:

@@ -60,9 +60,10 @@ class Model:
     async def segment(self, images: list[bytes], request: MaskRequest) -> tuple[str, Results]:
         """Label a person's photos in batches shared with other requests: (bundle id, results).
 
-        Raises `UnknownSupportError`.
+        Raises `UnknownSupportError`, and `FssError` if the method cannot give what the request asks for.
         """
         labeler = self.labeler  # one bundle for the whole request
+        labeler.check(request)
         for support_id in request.support_ids:  # fails here, before the photos share a batch with other requests
             await asyncio.to_thread(labeler.memory, support_id)
         found = list(await asyncio.gather(*(self._one((labeler, image, request)) for image in images)))

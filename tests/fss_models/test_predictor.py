@@ -64,8 +64,8 @@ def png(photo: np.ndarray) -> bytes:
 
 def test_what_the_package_exports_is_fixed() -> None:
     assert fss_models.__all__ == [
-        "BundleInfo", "FssError", "MaskSettings", "MemorisedSupports", "PhotoMask", "Predictor", "Segmenter", "build",
-        "list_methods", "load", "register_method"]
+        "BundleInfo", "FssError", "MaskSettings", "MemorisedSupports", "ObjectMask", "PhotoMask", "Predictor",
+        "Segmenter", "build", "list_methods", "load", "register_method"]
     for name in fss_models.__all__:
         assert getattr(fss_models, name).__doc__
     assert (Path(fss_models.__file__).parent / "py.typed").is_file()

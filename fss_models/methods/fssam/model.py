@@ -44,6 +44,7 @@ class Fssam(Segmenter):
     presets: ClassVar[tuple[str, ...]] = ("debug", "nano", "tiny", "small", "base_plus", "large")
     prompt_kinds: ClassVar[frozenset[PromptKind]] = frozenset({PromptKind.MASK, PromptKind.BOX})
     corners_aligned: ClassVar[bool] = True  # the released evaluation stretches logits so
+    instance_sources: ClassVar[frozenset[str]] = frozenset({"pieces", "prompts"})
     config: FssamConfig
 
     def __init__(
@@ -258,6 +259,11 @@ class Fssam(Segmenter):
             support = {k: v[held][:, :count] for k, v in memory.tensors.items()}
             attended = attended.index_copy(0, rows, self.attended(support, which, take(maps, rows)).to(attended))
         return self.core.decode(maps, attended, candidates=True)
+
+    def decode_points(self, memory: Memory, features: Features, pairs: Tensor, points: Tensor,
+                      labels: Tensor) -> tuple[Tensor, Tensor]:
+        """As `Segmenter.decode_points`, with SAM 2's decoder on the image without memory."""
+        return self.core.decode_points(take(features.maps, pairs[:, 1].to(self.device)), points, labels)
 
     def attended(self, support: dict[str, Tensor], rows: Tensor, maps: Maps) -> Tensor:
         """Memory attention's output [P, C, g, g] for the query maps [P, ...].

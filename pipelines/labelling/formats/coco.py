@@ -18,7 +18,8 @@ SHORT = ["image_id", "file_name", "height", "width", "class_name", "error"]
 def write_coco(out: Store, manifest: JobManifest, name: str, *, outlines: bool = False) -> None:
     """Write the file `name` photo by photo, with masks as run lengths, or with `outlines` as polygons.
 
-    In a job with one class an annotation has the id of its photo; else ids count photos and classes.
+    In a job with one class an annotation has the id of its photo; else ids count photos and classes. In a job with
+    instances every instance is an annotation, and ids count them; those that a person drew have no score.
     """
     about = {"description": f"{manifest.title} by {manifest.method}/{manifest.preset}",
              "bundle_id": manifest.bundle_id, **manifest.supports, "version": manifest.code_version}
@@ -39,13 +40,16 @@ def _images(out: Store, manifest: JobManifest) -> Iterator[dict[str, Any]]:
 
 
 def _annotations(out: Store, manifest: JobManifest, outlines: bool) -> Iterator[dict[str, Any]]:
-    classes = len(manifest.classes)
+    classes, count = len(manifest.classes), 0
     for photo in photos(out, manifest):
-        for number, row in photo.masks:
+        for number, row in photo.objects:
+            count += 1
             shape = _outlines(photo, row) if outlines else _run_lengths(photo, row)
-            yield {"id": (photo.image_id - 1) * classes + number + 1, "image_id": photo.image_id,
+            key = count if "number" in row else (photo.image_id - 1) * classes + number + 1
+            yield {"id": key, "image_id": photo.image_id,
                    "category_id": number + 1, "iscrowd": 0, "segmentation": shape,
-                   "bbox": row["bbox"], "area": row["area"], "score": row["score"],
+                   "bbox": row["bbox"], "area": row["area"],
+                   **{k: row[k] for k in ("score",) if row[k] is not None},
                    **{k: row[k] for k in ("presence", "quality", "status") if row.get("status")}}
 
 

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 import yaml
@@ -17,7 +18,7 @@ from PIL import Image
 from fss_models.errors import FssError
 from pipelines.base.storage import Store
 from pipelines.labelling.formats.files import UniqueStems, mask_of
-from pipelines.labelling.formats.outline import polygons
+from pipelines.labelling.formats.outline import joined, polygons
 from pipelines.labelling.manifest import JobManifest
 from pipelines.labelling.parts import PhotoRows, photos
 
@@ -30,6 +31,8 @@ MILLIONTH = 1e-6
 def write_yolo(out: Store, manifest: JobManifest, name: str) -> None:
     """Write data.yaml, photos.txt and labels/, where each line of a file is the polygon of one piece of a mask.
 
+    In a job with instances each line is one instance, whose pieces are joined by slits of width 0.
+
     The file of a photo without a mask is empty. images/ is a link to the photos if they are in a local folder.
     data.yaml names the list photos.txt, not images/, because Ultralytics follows a link to a folder and then looks for
     labels beside the photos. Raises `FssError` for two photos whose names differ only in the suffix, and for photos
@@ -39,7 +42,7 @@ def write_yolo(out: Store, manifest: JobManifest, name: str) -> None:
 
     def one(photo: PhotoRows) -> tuple[str, bytes]:
         _check_name(photo.file_name, stems, out.path(name))
-        lines = [line for number, row in photo.masks for line in _yolo_lines(photo, number, mask_of(photo, row))]
+        lines = [line for number, row in photo.objects for line in _yolo_lines(photo, number, row)]
         return f"{name}/labels/{os.path.splitext(photo.file_name)[0]}.txt", "".join(lines).encode()
 
     _write_all(out, manifest, one)
@@ -62,12 +65,13 @@ def _check_name(photo: str, stems: UniqueStems, where: str) -> None:
                        hint="YOLO looks for labels beside the last folder `images`: rename it, or label it alone")
 
 
-def _yolo_lines(photo: PhotoRows, number: int, mask: np.ndarray) -> Iterator[str]:
-    """The lines of a mask: its corners as shares of width and height.
+def _yolo_lines(photo: PhotoRows, number: int, row: dict[str, Any]) -> Iterator[str]:
+    """The lines of a mask or an instance: corners as shares of width and height.
 
     Shares are increased by a millionth, so that readers that round down to pixels get the same corners.
     """
-    for corners in polygons(mask):
+    pieces = polygons(mask_of(photo, row))
+    for corners in [joined(pieces)] if "number" in row else pieces:
         shares = np.minimum(corners / np.array([photo.width, photo.height]) + MILLIONTH, 1)
         yield f"{number} " + " ".join(f"{v:.6f}" for v in shares.ravel()) + "\n"
 

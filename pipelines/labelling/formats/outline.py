@@ -23,6 +23,11 @@ def polygons(mask: np.ndarray) -> list[np.ndarray]:
     return [_joined(loop, inside.get(number, [])) for number, loop in enumerate(outer)]
 
 
+def joined(pieces: list[np.ndarray]) -> np.ndarray:
+    """One polygon [N, 2] around several pieces, connected by slits of width 0."""
+    return _joined(pieces[0], pieces[1:])
+
+
 def _segments(mask: np.ndarray) -> dict[Corner, list[Corner]]:
     """The straight segments of the border, start -> ends. The object is on the right of each."""
     grown = np.pad(mask.astype(np.int8), 1)
@@ -97,11 +102,11 @@ def _contains(loop: np.ndarray, x: float, y: float) -> bool:
     return bool((upright & (loop[:, 0] > x) & (low < y) & (y < high)).sum() % 2)
 
 
-def _joined(loop: np.ndarray, holes: list[np.ndarray]) -> np.ndarray:
-    """One loop around a border and its holes, each connected to the nearest corner of the loop so far."""
-    for hole in holes:
-        gaps = np.abs(loop[:, None] - hole[None]).sum(axis=2)
+def _joined(loop: np.ndarray, others: list[np.ndarray]) -> np.ndarray:
+    """One loop around a border and others, its holes or further pieces, each connected to the loop's nearest corner."""
+    for other in others:
+        gaps = np.abs(loop[:, None] - other[None]).sum(axis=2)
         here, there = np.unravel_index(int(gaps.argmin()), gaps.shape)
-        around = np.concatenate([np.roll(hole, -int(there), axis=0), hole[there:there + 1]])
+        around = np.concatenate([np.roll(other, -int(there), axis=0), other[there:there + 1]])
         loop = np.concatenate([loop[:here + 1], around, loop[here:]])
     return loop

@@ -42,18 +42,20 @@ def write_label_studio(out: Store, manifest: JobManifest, name: str) -> None:
 def _task(photo: PhotoRows, manifest: JobManifest) -> dict[str, Any]:
     place = manifest.images_url
     url = f"{place}/{photo.file_name}" if "://" in place else f"/data/local-files/?d={quote(photo.file_name)}"
-    found = [{"id": f"{photo.image_id}-{number}", "type": "brushlabels", "from_name": "label", "to_name": "image",
+    found = [{"id": "-".join(str(n) for n in (photo.image_id, number, row.get("number")) if n is not None),
+              "type": "brushlabels", "from_name": "label", "to_name": "image",
               "original_width": photo.width, "original_height": photo.height, "image_rotation": 0,
-              "score": _sure(row),
+              **({} if row["score"] is None else {"score": _sure(row)}),
               "value": {"format": "rle", "brushlabels": [manifest.classes[number]],
-                        "rle": list(encode_brush(mask_of(photo, row)))}} for number, row in photo.masks]
+                        "rle": list(encode_brush(mask_of(photo, row)))}} for number, row in photo.objects]
     sure = min((_sure(row) for _, row in photo.masks), default=0.0)
     return {"id": photo.image_id, "data": {"image": url}, "predictions": [
         {"model_version": manifest.bundle_id, "score": sure, "result": found}]}
 
 
 def _sure(row: dict[str, Any]) -> float:
-    return float(row["score"] if row.get("quality") is None else row["quality"])
+    """The quality of a mask, or its score if it has no quality; an instance's own score."""
+    return float(row["score"] if row.get("quality") is None or "number" in row else row["quality"])
 
 
 def write_cvat(out: Store, manifest: JobManifest, name: str) -> None:
@@ -71,12 +73,15 @@ def write_cvat(out: Store, manifest: JobManifest, name: str) -> None:
 def _image(photo: PhotoRows, manifest: JobManifest) -> Iterator[str]:
     yield (f'<image id="{photo.image_id - 1}" name={quoteattr(photo.file_name)} width="{photo.width}" '
            f'height="{photo.height}">\n')
-    for number, row in photo.masks:
+    ordered = photo.objects
+    if any("number" in row for _, row in ordered):  # the surest instance is on top, what a person drew above all
+        ordered.sort(key=lambda one: 1.0 if one[1]["score"] is None else one[1]["score"])
+    for place, (number, row) in enumerate(ordered):
         left, top, width, height = (int(v) for v in row["bbox"])
         inside = mask_of(photo, row)[top:top + height, left:left + width]
         yield (f'<mask label={quoteattr(manifest.classes[number])} source="auto" occluded="0" '
                f'rle="{", ".join(map(str, _runs(inside)))}" left="{left}" top="{top}" width="{width}" '
-               f'height="{height}" z_order="{number}"></mask>\n')
+               f'height="{height}" z_order="{place if "number" in row else number}"></mask>\n')
     yield "</image>\n"
 
 

@@ -1,0 +1,244 @@
+"""From the mask of a class to one mask for each object.
+
+model    the method's own instances (`Prediction.instances`)
+pieces   the connected pieces of the mask, by 8 neighbours, with their holes
+prompts  the points deepest inside the mask become prompts of SAM 2's mask decoder
+
+An instance never leaves the mask. Pixels of the mask in no instance go to the one with the highest logit there; a piece
+that no prompted instance touches is an instance of its own. So without duplicates and specks the union of instances is
+the mask. What only duplicates of the method's own instances cover stays in the mask alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import get_args
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from scipy import ndimage
+from torch import Tensor
+
+from fss_models.clip import Features, Instances, Memory, Prediction
+from fss_models.errors import FssError
+from fss_models.segmenter import Segmenter
+from fss_models.settings import InstanceSource
+
+DUPLICATE = 0.5  # intersection over the smaller mask above which the less certain of two instances is a duplicate
+SPECK = 0.0002  # default share of a photo's pixels below which a piece is no instance
+MOST, SEARCHED = 64, 512  # prompts of a mask; parts of a mask that are looked at, the deepest first
+NECK = 0.7  # a part of a mask is a prompt of its own if the way to a deeper part is narrower than this share of it
+OUTSIDE = 10.0  # how far the logits of an instance lie below the threshold outside the piece that it was found in
+NEIGHBOURS = np.ones((3, 3), dtype=bool)
+Bools = npt.NDArray[np.bool_]
+Ints = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectMask:
+    """One object of a class in a photo.
+
+    Attributes:
+        mask: [H, W] bool, in pixels of the upright photo
+        score: the estimate of the mask's quality, in [0, 1]
+    """
+
+    mask: Bools
+    score: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitRules:
+    """How a mask is split.
+
+    source  the origin of the instances
+    level   the logit above which a pixel belongs to the object
+    speck   share of the photo's pixels below which a piece is no instance; the largest one always is
+    corners the method's `corners_aligned`
+    """
+
+    source: InstanceSource
+    level: float = 0.0
+    speck: float = SPECK
+    corners: bool = False
+
+
+def check_instances(method: type[Segmenter], source: InstanceSource) -> None:
+    """Raises `FssError` if the method cannot give instances of this source."""
+    if source not in get_args(InstanceSource):
+        raise FssError(f"instances is {source!r}", hint=f"known: {', '.join(get_args(InstanceSource))}")
+    if source != "none" and source not in method.instance_sources:
+        known = ", ".join(sorted(method.instance_sources))
+        raise FssError(f"method {method.method!r} has no instances from {source!r}",
+                       hint=f"use one of: {known}")
+
+
+@torch.inference_mode()
+def add_prompted(model: Segmenter, prediction: Prediction, memory: Memory, features: Features, pairs: Tensor,
+                 levels: Sequence[float | None]) -> Prediction:
+    """The prediction with the instances that prompts inside its masks give; pairs whose level is None have none.
+
+    `levels` [P] are the logits above which a pixel belongs to the object. Every pair is decoded by itself, so that its
+    instances do not depend on the other pairs.
+    """
+    found = [_prompt_pair(model, prediction.logits[row].float(), memory, features, pairs[row], level)
+             for row, level in enumerate(levels)]
+    height, width = found[0][0].shape[1:]
+    pair = torch.tensor([row for row, (_, scores) in enumerate(found) for _ in range(len(scores))])
+    return replace(prediction, instances=Instances(
+        pair=pair.to(prediction.logits.device), scores=torch.cat([scores for _, scores in found]),
+        logits=torch.cat([logits for logits, _ in found]),
+        window=torch.tensor([[0, 0, height, width]], device=prediction.logits.device).repeat(len(found), 1)))
+
+
+def _prompt_pair(model: Segmenter, logits: Tensor, memory: Memory, features: Features, pair: Tensor,
+                 level: float | None) -> tuple[Tensor, Tensor]:
+    """Logits [I, h, w] and scores [I] of the instances in the mask `logits` [h, w], from high to low, no duplicates."""
+    side = model.mask_side
+    inside = _resized(logits[None], (side, side), corners=model.corners_aligned)[0] > (
+        math.inf if level is None else level)
+    points = deepest_points(inside.cpu().numpy())
+    if not len(points):
+        return logits.new_zeros(0, side, side), logits.new_zeros(0)
+    at = (torch.from_numpy(points).to(logits) + 0.5) * (model.side / side)
+    labels = torch.ones(len(points), 1, dtype=torch.int32, device=logits.device)
+    masks, ious = model.decode_points(memory, features, pair.expand(len(points), 2), at[:, None], labels)
+    masks = torch.where(_own_pieces(inside, points), masks, masks.clamp(max=(level or 0.0) - OUTSIDE))
+    kept = drop_duplicates(masks > (level or 0.0), ious)
+    return masks[kept], ious[kept].float().clamp(0, 1)
+
+
+def _own_pieces(inside: Tensor, points: npt.NDArray[np.float64]) -> Tensor:
+    """For each point [n, 2] the connected piece of a mask [h, w] that it is in, [n, h, w] bool."""
+    labels = ndimage.label(inside.cpu().numpy(), NEIGHBOURS)[0]
+    x, y = points.astype(np.int64).T
+    return torch.from_numpy(labels[None] == labels[y, x][:, None, None]).to(inside.device)
+
+
+def deepest_points(mask: Bools, most: int = MOST) -> npt.NDArray[np.float64]:
+    """The pixels (x, y) [n, 2] of a mask [h, w] that are deepest inside, the deepest first; each piece has one or more.
+
+    They are local maxima of the distance to the border. One from which a way leads to a deeper one that is nowhere
+    shallower than `NECK` of its own depth is left out: the mask has no neck there.
+    """
+    depth = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
+    ridges, count = ndimage.label(mask & (depth == ndimage.maximum_filter(depth, footprint=NEIGHBOURS)), NEIGHBOURS)
+    if not count:
+        return np.zeros((0, 2))
+    tops = [_middle(ridges, number, place) for number, place in enumerate(ndimage.find_objects(ridges), 1)]
+    tops.sort(key=lambda top: -depth[top])
+    kept = []
+    for number, top in enumerate(tops[:SEARCHED]):
+        connected = ndimage.label(depth >= NECK * depth[top], NEIGHBOURS)[0]
+        if all(connected[top] != connected[deeper] for deeper in tops[:number]):
+            kept.append(top[::-1])
+    return np.array(kept[:most], dtype=np.float64)
+
+
+def _middle(ridges: Ints, number: int, place: tuple[slice, ...]) -> tuple[int, int]:
+    """The pixel (y, x) of a ridge that is nearest to its centre."""
+    y, x = np.nonzero(ridges[place] == number)
+    near = int(((y - y.mean()) ** 2 + (x - x.mean()) ** 2).argmin())
+    return int(y[near]) + place[0].start, int(x[near]) + place[1].start
+
+
+def drop_duplicates(masks: Tensor, scores: Tensor, most: float = DUPLICATE) -> list[int]:
+    """The instances to keep, by falling score (of equal ones the first), of masks [I, h, w] bool and scores [I].
+
+    An instance is dropped if its intersection with a kept one is more than `most` of the smaller mask, or if it is
+    empty.
+    """
+    flat = masks.flatten(1).float()
+    area = flat.sum(dim=1)
+    share = (flat @ flat.T / torch.minimum(area[:, None], area[None]).clamp(min=1)).cpu().numpy()
+    kept: list[int] = []
+    for one in torch.argsort(-scores.float(), stable=True).tolist():
+        if area[one] > 0 and all(share[one, other] <= most for other in kept):
+            kept.append(one)
+    return kept
+
+
+def split_mask(mask: Bools, score: float, rules: SplitRules, found: Instances | None = None) -> list[ObjectMask]:
+    """The instances in a class's mask [H, W] bool, by falling score; specks are left out.
+
+    `found` are the instances of this one pair (`Instances.of_pair`); None or empty gives the connected pieces, which
+    have the `score` of the mask.
+    """
+    if not mask.any():
+        return []
+    best, owner = np.full(mask.shape, -math.inf, dtype=np.float32), np.full(mask.shape, -1, dtype=np.int32)
+    kept: list[int] = []
+    if found is not None and len(found.scores):
+        top, left, bottom, right = found.window[0].tolist()
+        found = replace(found, logits=found.logits[:, top:bottom, left:right])
+        kept = drop_duplicates(found.logits > rules.level, found.scores) if rules.source == "model" else list(
+            range(len(found.scores)))
+        for number in range(len(found.scores)):
+            plane = _plane(found, number, mask.shape, rules)
+            wins = plane > best
+            best, owner = np.where(wins, plane, best), np.where(wins, number, owner)
+    split = [ObjectMask(mask=own, score=float(found.scores[number]))
+             for number, own in _grown(mask, found, kept, best, owner, rules)] if found is not None else []
+    if rules.source == "model" and split:
+        return _without_specks(split, 1)
+    split += [ObjectMask(mask=piece, score=score) for piece in _pieces(mask, mask & (best > rules.level))]
+    return _without_specks(split, rules.speck * mask.size)
+
+
+def _grown(mask: Bools, found: Instances, kept: Sequence[int], best: npt.NDArray[np.float32], owner: Ints,
+           rules: SplitRules) -> Iterator[tuple[int, Bools]]:
+    """(instance, its mask): what it covers of the mask, and those pixels that none covers where its logit is highest.
+
+    Pieces that no instance touches are left out. Of the method's own instances only gaps that resizing leaves between
+    them are closed: wider ones belonged to duplicates.
+    """
+    left = mask & (best <= rules.level)
+    if rules.source == "model":
+        left &= ~_wide(left, max(mask.shape[0] / found.logits.shape[1], mask.shape[1] / found.logits.shape[2]))
+    else:
+        for piece in _pieces(mask, mask & ~left):
+            left &= ~piece
+    for number in kept:
+        yield number, mask & ((_plane(found, number, mask.shape, rules) > rules.level) | (left & (owner == number)))
+
+
+def _wide(mask: Bools, cell: float) -> Bools:
+    """The connected pieces of a mask that are somewhere more than two cells of so many pixels wide."""
+    core = ndimage.binary_erosion(mask, iterations=math.ceil(cell))
+    found: Bools = ndimage.binary_propagation(core, structure=NEIGHBOURS, mask=mask)
+    return found
+
+
+def _pieces(mask: Bools, covered: Bools) -> Iterator[Bools]:
+    """The connected pieces [H, W] of a mask that have no covered pixel."""
+    labels = ndimage.label(mask, NEIGHBOURS)[0]
+    touched = set(np.unique(labels[covered]).tolist())
+    for number, place in enumerate(ndimage.find_objects(labels), 1):
+        if number not in touched:
+            piece = np.zeros_like(mask)
+            piece[place] = labels[place] == number
+            yield piece
+
+
+def _without_specks(split: list[ObjectMask], least: float) -> list[ObjectMask]:
+    """The instances of at least so many pixels, by falling score; if none is large enough, the largest."""
+    areas = [int(one.mask.sum()) for one in split]
+    limit = min(least, max(areas, default=0))
+    large = [one for one, area in zip(split, areas, strict=True) if area >= max(limit, 1)]
+    return sorted(large, key=lambda one: -one.score)
+
+
+def _plane(found: Instances, number: int, size: tuple[int, ...], rules: SplitRules) -> npt.NDArray[np.float32]:
+    """An instance's logits [h, w] at the size of the photo."""
+    plane: npt.NDArray[np.float32] = _resized(found.logits[number][None].float(), size, corners=rules.corners)[
+        0].cpu().numpy()
+    return plane
+
+
+def _resized(maps: Tensor, size: Sequence[int], *, corners: bool) -> Tensor:
+    """Maps [N, h, w] at another size, bilinear."""
+    return F.interpolate(maps[None], size=tuple(size), mode="bilinear", align_corners=corners)[0]
