@@ -26,6 +26,7 @@ PAPERS = {  # where each method was published: venue, arXiv id
     "pfenet": ("PFENet, TPAMI 2020", "2008.01449"),
     "ssp": ("SSP, ECCV 2022", "2207.11549"),
     "cyctr": ("CyCTR, NeurIPS 2021", "2106.02320"),
+    "insid3": ("INSID3, CVPR 2026", "2603.28480"),
     "sam2_frozen": ("SAM 2 as it is", "2408.00714"),
 }
 

@@ -24,6 +24,8 @@ SMALL = {
     "training_run": {"data": "generated", "images": 60, "preset": "debug", "steps": 4, "window": 2, "rounds": 1,
                      "methods": ["sansa"]},
     "instances": {"data": "generated", "images": 60, "queries": 3, "method": "sansa", "preset": "debug", "threads": 1},
+    "base_class_constants": {"preset": "debug", "episodes": 4, "classes": 1, "folds": [0],
+                             "grid": {"tau": [0.5, 0.6]}},
     "packing": {"runs": [8, 24], "draws": 1, "real_runs": 0},
     "presence": {"images": 80, "side": 96, "threads": 1},
     "classes_per_pass": {**RANDOM, "data": "generated", "images": 4, "count": 4, "classes": 2, "batch": 2,
@@ -42,7 +44,7 @@ def small(name: str) -> dict[str, object]:
 
 
 # these start a cluster or several
-COMMANDS = ("labelling_engines", "annotation", "label_memory", "sweep_wall", "service_load")
+COMMANDS = ("base_class_constants", "labelling_engines", "annotation", "label_memory", "sweep_wall", "service_load")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in COMMANDS else n for n in names()])
