@@ -46,7 +46,8 @@ class Dinov3(nn.Module):
             qkv_bias=True, init_values=1e-5, rope_type="dinov3", rope_temperature=100, rope_rotate_half=True,
             use_rot_pos_emb=True, use_abs_pos_emb=False, num_reg_tokens=4, use_fc_norm=False, dynamic_img_size=True,
             norm_layer=partial(nn.LayerNorm, eps=1e-5))
-        self.vit.rope.periods.copy_(self.vit.rope.periods.bfloat16())
+        vit: Any = self.vit
+        vit.rope.periods.copy_(vit.rope.periods.bfloat16())  # as in the files
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Patch tokens [N, width, H / 16, W / 16] of ImageNet-normalised [N, 3, H, W]; H and W are multiples of 16."""

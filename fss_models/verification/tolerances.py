@@ -58,6 +58,10 @@ GOLDEN: Mapping[str, Mapping[str, Bound]] = {
         "grad norm": Bound(tolerance=3e-3, floor=3e-2),
         "step": Bound(tolerance=1e-6, floor=1e-5),
     },
+    "insid3": {
+        "forward": Bound(tolerance=1e-4, floor=1e-3),
+        "debiased": Bound(tolerance=1e-3, floor=1e-2),  # the basis, and what it is taken from
+    },
     "fssam": {  # |difference| beyond FSSAM_RELATIVE * |reference|, by the first matching beginning of a name
         "out/loss": Bound(tolerance=1e-5, floor=1e-4),
         "out/priors": Bound(tolerance=2e-5, floor=2e-4),

@@ -1,1 +1,1 @@
-"""INSID3 (CVPR 2026): one frozen DINOv3, no training; clusters of the query are kept by their likeness to the support."""
+"""INSID3 (CVPR 2026): one frozen DINOv3 and no training; clusters of the query that resemble the support are kept."""

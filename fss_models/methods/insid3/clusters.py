@@ -23,13 +23,18 @@ def average_linkage(features: Tensor, cut: float) -> Tensor:
 
     The distance is 1 - cosine, averaged over the pairs of two clusters.
     """
-    apart = (1 - (features @ features.mT).clamp(-1, 1)).double()
+    apart = distances(features)
     if apart.device.type != "cpu":
         return merge_rounds(apart, cut)
     below = np.nextafter(cut, -np.inf)  # SciPy also merges at the cut itself
     found = [fcluster(linkage(squareform(one, checks=False), "average"), below, "distance") - 1
              for one in apart.detach().numpy()]
     return torch.from_numpy(np.stack(found)).long()
+
+
+def distances(features: Tensor) -> Tensor:
+    """1 - cosine of all pairs of unit vectors [N, L, C], as [N, L, L] float64."""
+    return (1 - (features @ features.mT).clamp(-1, 1)).double()
 
 
 def merge_rounds(apart: Tensor, cut: float) -> Tensor:

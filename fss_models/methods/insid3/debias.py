@@ -1,4 +1,4 @@
-"""Positional debiasing: features of a black image span the directions that say where a patch lies, not what it shows."""
+"""Positional debiasing: features of a black image span the directions that tell where a patch lies."""
 
 from __future__ import annotations
 

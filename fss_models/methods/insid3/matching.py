@@ -28,6 +28,11 @@ def grid_masks(masks: Tensor, grid: int) -> Tensor:
     return torch.where(found.any(dim=1, keepdim=True), found, middle).to(masks)
 
 
+def enlarge(patches: Tensor, size: tuple[int, int]) -> Tensor:
+    """Patches [M, h, w] in {0, 1} as bool masks [M, *size]: bilinear, above 0.5."""
+    return F.interpolate(patches[:, None], size=size, mode="bilinear")[:, 0] > 0.5
+
+
 def prototype(features: Tensor, masks: Tensor, counts: Tensor) -> Tensor:
     """Unit vectors [S, C]: the mean over references of the mean of `features` [S, K, C, L] in their `masks` [S, K, L].
     """

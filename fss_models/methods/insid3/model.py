@@ -19,6 +19,7 @@ from fss_models.methods.insid3.debias import PositionalBasis, debias, positional
 from fss_models.methods.insid3.matching import (
     ClusterScores,
     cluster_means,
+    enlarge,
     forward_patches,
     grid_masks,
     nearest_references,
@@ -29,6 +30,7 @@ from fss_models.registry import register_method
 from fss_models.segmenter import Segmenter
 
 CHUNK_BYTES = 256_000_000  # of the similarities between the patches of references and queries
+LEAST_LOGIT = 1e-3  # so that the sign tells a mask whose score is 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +132,10 @@ class Insid3(Segmenter):
         return Memory(tensors=tensors, counts=prompts.counts)
 
     def segment(self, memory: Memory, features: Features, pairs: Tensor) -> Prediction:
-        """Logits [P, R, R], 1 on the object and -1 off it; the score is the mean similarity of the chosen patches."""
+        """Logits [P, R, R]: the score on the object, minus the score off it.
+
+        The score is the mean similarity of the chosen patches; the magnitude means nothing more, as masks are hard.
+        """
         side = (self.side // presets.STRIDE,) * 2
         shots, length = memory.tensors["masks"].shape[1:]
         size = max(1, CHUNK_BYTES // (4 * shots * length * length))
@@ -138,10 +143,12 @@ class Insid3(Segmenter):
         for chunk in pairs.to(self.device).split(size):
             found = self.match(memory, features, chunk)
             chosen = found.chosen.float()
-            whole = F.interpolate(chosen.unflatten(1, side)[:, None], size=(self.side, self.side), mode="bilinear")
-            logits.append((whole[:, 0] > 0.5).float() * 2 - 1)
-            scores.append((found.similarity * chosen).sum(1) / chosen.sum(1).clamp(min=1))
-        return Prediction(logits=torch.cat(logits), scores=torch.cat(scores).clamp(0, 1))
+            whole = enlarge(chosen.unflatten(1, side), (self.side, self.side))
+            score = ((found.similarity * chosen).sum(1) / chosen.sum(1).clamp(min=1)).clamp(0, 1)
+            height = score.clamp(min=LEAST_LOGIT)[:, None, None]
+            logits.append(torch.where(whole, height, -height))
+            scores.append(score)
+        return Prediction(logits=torch.cat(logits), scores=torch.cat(scores))
 
     def match(self, memory: Memory, features: Features, pairs: Tensor) -> Matching:
         """All that decides about the pairs [P, 2] int64 (row of `memory`, row of `features`)."""

@@ -13,8 +13,8 @@ from fss_models.backbones.dinov3 import Dinov3, build_dinov3
 from fss_models.backbones.efficientnet import EfficientNetTrunk
 from fss_models.errors import FssError
 from fss_models.methods.insid3.config import Insid3Config
-from fss_models.presets import RANDOM
 from fss_models.preprocess import IMAGENET, SYMMETRIC, Preprocessor
+from fss_models.presets import RANDOM
 
 STRIDE = 16
 
@@ -61,8 +61,8 @@ class TrunkFeatures(nn.Module):
 
 def resolve(preset: str, config: Insid3Config) -> Insid3Preset:
     """The preset's constants with those of `config` in their place. Raises `FssError` for a side that does not fit."""
-    given = {k: v for k in ("side", "svd_components", "tau", "merge_threshold") if (v := getattr(config, k)) is not None}
-    found = replace(PRESETS[preset], **given)
+    names = ("side", "svd_components", "tau", "merge_threshold")
+    found = replace(PRESETS[preset], **{k: v for k in names if (v := getattr(config, k)) is not None})
     if found.side < STRIDE or found.side % STRIDE:
         raise FssError(f"side is {found.side}", hint=f"give a multiple of {STRIDE}")
     return found
