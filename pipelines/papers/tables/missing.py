@@ -20,7 +20,9 @@ from pipelines.papers.tables.cells import TableCell
 
 # weight files without a public address, which recipes name by a local path -> where to get them
 UNADDRESSED = {"resnet50_v2.pth": "PSPNet's ImageNet weights: the folder initmodel that the README of "
-               "hszhao/semseg links (torchvision's do not fit)"}
+               "hszhao/semseg links (torchvision's do not fit)",
+               "dinov3_vitl16_pretrain_lvd1689m-8aa4cbdd.pth": "Meta's page of DINOv3, which sends links to those who "
+               "accept its licence"}
 
 
 @dataclass(frozen=True, kw_only=True)
