@@ -23,6 +23,8 @@ SMALL = {
     "shipped_bundle": {"method": "sansa", "preset": "debug", "images": 2, "batch": 2, "shots": [1], "repeats": 1},
     "training_run": {"data": "generated", "images": 60, "preset": "debug", "steps": 4, "window": 2, "rounds": 1,
                      "methods": ["sansa"]},
+    "base_class_constants": {"preset": "debug", "episodes": 4, "classes": 1, "folds": [0],
+                             "grid": {"tau": [0.5, 0.6]}},
     "packing": {"runs": [8, 24], "draws": 1, "real_runs": 0},
     "presence": {"images": 80, "side": 96, "threads": 1},
     "classes_per_pass": {**RANDOM, "data": "generated", "images": 4, "count": 4, "classes": 2, "batch": 2,
