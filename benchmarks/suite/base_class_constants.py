@@ -43,7 +43,8 @@ def _fold(config: dict[str, Any], url: str, fold: int, choices: Sequence[dict[st
     from pipelines.data.folds import FoldData
     from pipelines.evaluation.steps import draw_held_out_episodes
 
-    data, classes, encoded = FoldData.open(url, fold), config["classes"], {}
+    encoded: Encoded = {}
+    data, classes = FoldData.open(url, fold), config["classes"]
     while True:  # as many classes as the fold can hold out
         select = SelectConfig(classes=classes, episodes=config["episodes"], seed=config["seed"])
         try:
