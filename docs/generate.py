@@ -21,6 +21,7 @@ PAPERS = {  # where each method was published: venue, arXiv id
     "fssam": ("FSSAM, ICML 2025", "2505.14100"),
     "fcp": ("FCP, AAAI 2025", "2501.00752"),
     "vrp_sam": ("VRP-SAM, CVPR 2024", "2402.17726"),
+    "insid3": ("INSID3, CVPR 2026", "2603.28480"),
     "sam2_frozen": ("SAM 2 as it is", "2408.00714"),
 }
 

@@ -43,7 +43,7 @@ def small(name: str) -> dict[str, object]:
 
 
 # these start a cluster or several
-COMMANDS = ("labelling_engines", "annotation", "label_memory", "sweep_wall", "service_load")
+COMMANDS = ("base_class_constants", "labelling_engines", "annotation", "label_memory", "sweep_wall", "service_load")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in COMMANDS else n for n in names()])
