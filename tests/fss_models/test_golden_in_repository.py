@@ -11,7 +11,8 @@ from fss_models.verification.frame import run_folder
 GOLDEN = Path(__file__).parents[1] / "golden"
 
 
-@pytest.mark.parametrize(("method", "least"), [("sansa", 4), ("fssam", 60), ("fcp", 17), ("vrp_sam", 16), ("insid3", 62)])
+@pytest.mark.parametrize(("method", "least"), [
+    ("sansa", 4), ("fssam", 60), ("fcp", 17), ("vrp_sam", 16), ("insid3", 62)])
 def test_our_method_gives_the_official_tensors(method: str, least: int) -> None:
     checks = list(run_folder(str(GOLDEN / method)))
     assert len(checks) >= least
