@@ -84,10 +84,10 @@ def _score(config: dict[str, Any], data: Any, episodes: Any, settings: dict[str,
 
 
 def _generated(config: dict[str, Any], folder: str) -> str:
-    """Shards of generated photos in two folds."""
-    from jobs.recipes import load_recipe
-    from pipelines.data.ensure import ensure_shards
+    """The URL of shards of generated photos."""
+    from pipelines.config.data import DataConfig, SourceConfig
+    from pipelines.data.shards import build_shards
 
-    recipe = load_recipe("debug", [f"data.source.images={config['images']}", f"data.source.side={config['side']}"],
-                         out=folder)
-    return ensure_shards(recipe).url
+    source = SourceConfig(format="shapes", images=config["images"], side=config["side"])
+    build_shards(DataConfig(name="shapes", source=source), url := f"{folder}/shards")
+    return url

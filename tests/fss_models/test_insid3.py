@@ -16,6 +16,7 @@ from fss_models import registry
 from fss_models.backbones.dinov3 import SIZES, Dinov3, build_dinov3
 from fss_models.errors import FssError
 from fss_models.methods.insid3 import clusters, debias, matching, model, presets
+from fss_models.methods.insid3.config import Insid3Config
 from fss_models.preprocess import Preprocessor
 from fss_models.prompts import mask_prompt
 from fss_models.verification import insid3
@@ -110,8 +111,7 @@ def nearest_of_the_object_alone(patch: pytest.MonkeyPatch) -> None:
 
 
 def one_vote_of_three(patch: pytest.MonkeyPatch) -> None:
-    build = insid3.Insid3Config
-    patch.setattr(insid3, "Insid3Config", lambda **given: build(**given, vote_share=0.3))
+    patch.setattr(insid3, "Insid3Config", lambda **given: Insid3Config(**given, vote_share=0.3))
 
 
 def seed_counts_its_candidates(patch: pytest.MonkeyPatch) -> None:
