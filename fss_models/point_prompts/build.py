@@ -38,7 +38,7 @@ class PointParts:
 
     checkpoint  whether SAM's values came from a file, given or shipped
     pretrained  whether those of the cells' source did
-    frozen      pretrained weights: name -> sha256; a file that the caller named itself as SAM's is the caller's to record
+    frozen      pretrained weights: name -> sha256; of a file for SAM 2 the caller keeps the record
     """
 
     sam: PromptedSam

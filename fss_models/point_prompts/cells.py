@@ -1,4 +1,4 @@
-"""Sources of cell features, all frozen: DINOv2's patch tokens, or the coarse maps of the trunk that SAM 2 has anyway."""
+"""Sources of cell features, all frozen: DINOv2's patch tokens, or the coarse maps of SAM 2's own trunk."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """SAM v1 and SAM 2 behind one interface: an image embedding, and a mask decoder that takes vectors as prompts.
 
-The vectors are learned (no point type, no position code, no padding token) or come from `PromptedSam.point_prompts`; the
-dense embedding is SAM's "no mask".
+The vectors are learned (no point type, no position code, no padding token) or come from `PromptedSam.point_prompts`;
+the dense embedding is SAM's "no mask".
 """
 
 from __future__ import annotations

@@ -12,12 +12,12 @@ from fss_models.point_prompts.cells import CellSource
 class GfSamConfig:
     """Settings of GF-SAM. The defaults are the constants of the released code (ANDYZAQ/GF-SAM, f227d1d).
 
-    features        source of the cells that are compared; auto: the preset's (official: dinov2_large, base: dinov2_base,
-                    nano and debug: SAM 2's trunk, other presets of SAM 2: dinov2_large)
+    features        source of the cells that are compared; auto: the preset's (official: dinov2_large, base:
+                    dinov2_base, nano and debug: SAM 2's trunk, other presets of SAM 2: dinov2_large)
     dino_weights    local file of DINOv2's weights in the hub's format; empty: random values
     dino_side       input side of DINOv2 in pixels, a multiple of 14
-    antialias       whether the resize to `dino_side` is antialiased: not in the released code's torchvision 0.14, but by
-                    default in newer ones
+    antialias       whether the resize to `dino_side` is antialiased: not in the released code's torchvision 0.14, but
+                    by default in newer ones
     empty_square    side in pixels of the square in the middle that stands for an empty support mask
     max_points      largest number of points for a photo
     point_factor    points per unit of the summed, filtered similarity map; 1 is the released code's. 0: 1 with DINOv2;

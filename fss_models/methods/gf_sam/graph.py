@@ -14,6 +14,7 @@ from torch import Tensor
 from fss_models.methods.gf_sam.similarity import PointSet
 
 _EPS, _MEAN_EPS = 1e-6, 1e-7  # added to denominators in the released code
+_EQUAL = 1e-6  # similarities to components with the same masks may differ by rounding; the first of equals wins
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,8 +127,8 @@ def compare_with_self(
 ) -> SelfSimilarity:
     """The overshooting gate: a point should look most like the masks of its own component.
 
-    unions [M, N] are the components' masks on cells, target [P, C, N] the unit cells of each pair's photo. `floor` is the
-    distance that stands for 0 cells; a component with less than a share of `majority` of such points loses all.
+    unions [M, N] are the components' masks on cells, target [P, C, N] the unit cells of each pair's photo. `floor` is
+    the distance that stands for 0 cells; a component with less than a share of `majority` of such points loses all.
     """
     counts, cells = components.counts, target.shape[2]
     most = int(counts.max()) if len(counts) else 0
@@ -140,7 +141,8 @@ def compare_with_self(
     similarity = prototypes @ at_points / _distances(points, components, most, floor)
     rank = torch.arange(most, device=target.device)[None, :, None]
     seen = similarity.masked_fill(rank >= counts[:, None, None], -torch.inf)
-    first = torch.where(seen == seen.amax(dim=1, keepdim=True), rank, most).amin(dim=1) if most else points.cell
+    best = seen.amax(dim=1, keepdim=True) - _EQUAL if most else seen
+    first = torch.where(seen >= best, rank, most).amin(dim=1) if most else points.cell
     own = (first == components.label)[points.valid]
     sizes = components.row.bincount(minlength=components.total)
     votes = components.row[own].bincount(minlength=components.total)

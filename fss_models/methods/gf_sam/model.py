@@ -102,7 +102,7 @@ class GfSam(Segmenter):
         return dict(self._frozen)
 
     def encode(self, images: Images) -> Features:
-        """Maps "cells" [N, C, g, g], scaled for comparison, and what SAM's decoder reads: "sam", of SAM 2 "f0", "f1"."""
+        """Maps "cells" [N, C, g, g], scaled for comparison, and those of SAM's decoder: "sam", of SAM 2 "f0" and "f1"."""
         pixels = images.pixels.to(self.device)
         looked = self.sam.look(pixels)
         return Features(maps={"cells": comparable(self.cells(pixels, looked)), **self.sam.embed(looked)},
@@ -160,7 +160,7 @@ class GfSam(Segmenter):
         return (PUBLISHED_CELLS / filtered.shape[-1]) ** 2 if coarse else 1.0
 
     def _draw(self, features: Features, image: Tensor, points: PointSet) -> tuple[Tensor, Tensor]:
-        """SAM's masks [E, q, q] and predicted IoU [E] of all points; a point of a photo is decoded once for all pairs."""
+        """SAM's masks [E, q, q] and predicted IoU [E] of all points; a photo's point is decoded once for all pairs."""
         rows, cells = image[:, None].expand_as(points.cell)[points.valid], points.side**2
         pixels = pixels_of(points, self.side)[points.valid]
         distinct, back = (rows * cells + points.cell[points.valid]).unique(return_inverse=True)
@@ -177,7 +177,9 @@ class GfSam(Segmenter):
     def _decode(self, maps: dict[str, Tensor], pixels: Tensor) -> tuple[Tensor, Tensor]:
         return self.sam.decode(maps, self.sam.point_prompts(pixels[:, None]))
 
-    def _judge(self, maps: SimilarityMaps, points: PointSet, target: Tensor, low: Tensor, ious: Tensor) -> GfSamAnalysis:
+    def _judge(
+        self, maps: SimilarityMaps, points: PointSet, target: Tensor, low: Tensor, ious: Tensor
+    ) -> GfSamAnalysis:
         """Graph, gates and union of masks `low` [E, q, q] that were drawn for `points`."""
         pair, slot = points.valid.nonzero().unbind(1)
         sampled = sample_masks(low, side=self.side, cells=points.side)
