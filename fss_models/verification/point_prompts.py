@@ -60,10 +60,8 @@ class PointCase:
         """The case's SAM and DINOv2 with their values, for photos of `side` pixels."""
         about, given = self.config, self.part("sam.")
         sam = build_sam1(Sam1Size(
-            depth=about["sam_depth"], width=about["sam_width"], heads=about["sam_heads"], window=about["sam_window"],
-            global_blocks=tuple(about["sam_global"]), side=about["sam_side"], prompt_width=about["sam_embed"]
-            if "sam.prompt_encoder.no_mask_embed.weight" not in self.weights
-            else given["prompt_encoder.no_mask_embed.weight"].shape[1],
+            depth=about["sam_depth"], width=about["sam_embed"], heads=about["sam_heads"], window=about["sam_window"],
+            global_blocks=tuple(about["sam_global"]), side=about["sam_side"], prompt_width=about["sam_width"],
             decoder_heads=about["sam_decoder_heads"], decoder_mlp=about["sam_mlp"], iou_hidden=about["sam_iou_hidden"]))
         if given:
             load_official(sam, given, where=self.name)
@@ -104,6 +102,16 @@ class PointComparison(WorstErrors):
             same = value.shape == want.shape
             wrong = float((value.long() != want.long()).sum()) if same else float("inf")
             self._note(name, wrong, "discrete")
+
+    def pixel(self, **found: Tensor) -> None:
+        """Compare what a single pixel near a threshold may change: a count, a share or masks, which may lose 1e-3."""
+        for key, value in found.items():
+            name, want = key.replace("__", "/"), self.want[key.replace("__", "/")]
+            if value.dtype == torch.bool and value.shape == want.shape:
+                error = float((value != want.bool()).float().mean())
+            else:
+                error = relative_error(value, want)
+            self._note(name, error, "pixel")
 
     def mask(self, name: str, logits: Tensor) -> None:
         """Compare masks with logits of their shape; pixels with a logit near 0 do not count."""

@@ -102,7 +102,7 @@ class GfSam(Segmenter):
         return dict(self._frozen)
 
     def encode(self, images: Images) -> Features:
-        """Maps "cells" [N, C, g, g], scaled for comparison, and those of SAM's decoder: "sam", of SAM 2 "f0" and "f1"."""
+        """Maps "cells" [N, C, g, g], scaled for comparison, and the decoder's: "sam", of SAM 2 "f0" and "f1"."""
         pixels = images.pixels.to(self.device)
         looked = self.sam.look(pixels)
         return Features(maps={"cells": comparable(self.cells(pixels, looked)), **self.sam.embed(looked)},
