@@ -22,6 +22,8 @@ PAPERS = {  # where each method was published: venue, arXiv id
     "fcp": ("FCP, AAAI 2025", "2501.00752"),
     "vrp_sam": ("VRP-SAM, CVPR 2024", "2402.17726"),
     "insid3": ("INSID3, CVPR 2026", "2603.28480"),
+    "gf_sam": ("GF-SAM, NeurIPS 2024", "2410.06964"),
+    "matcher": ("Matcher, ICLR 2024", "2305.13310"),
     "sam2_frozen": ("SAM 2 as it is", "2408.00714"),
 }
 

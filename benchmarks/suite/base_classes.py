@@ -42,7 +42,7 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
         model = registry.build(config["method"], config["preset"], candidate).eval()
         each = {}
         for fold, episodes in lists.items():
-            table, _ = score_episodes(model, shards, episodes, EvalConfig(shots=config["shots"]))
+            table, _ = score_episodes(model, shards, episodes, EvalConfig(shots=config["shots"], batch=40))
             each[fold] = score(table_counts(table, episodes.class_ids), episodes.class_ids).miou
         rows.append({"candidate": candidate, "miou": each, "mean": sum(each.values()) / len(each)})
     best = max(rows, key=lambda r: r["mean"])

@@ -20,8 +20,7 @@ class GfSamConfig:
                     by default in newer ones
     empty_square    side in pixels of the square in the middle that stands for an empty support mask
     max_points      largest number of points for a photo
-    point_factor    points per unit of the summed, filtered similarity map; 1 is the released code's. 0: 1 with DINOv2;
-                    with the trunk's coarser cells as many more as 37 x 37 cells would give
+    point_factor    points per unit of the summed, filtered similarity map
     level           place of the level h between the least (0) and the largest (1) mean similarity; released: the middle
     distance_floor  least distance, in cells, by which a point's similarity to a component is divided where it is 0
     majority        share of a component's points that have to be most similar to the component itself
@@ -34,7 +33,7 @@ class GfSamConfig:
     antialias: bool = False
     empty_square: int = 14
     max_points: int = 128
-    point_factor: float = 0.0
+    point_factor: float = 1.0
     level: float = 0.5
     distance_floor: float = 1.0
     majority: float = 0.5
@@ -47,10 +46,9 @@ class GfSamConfig:
         for name in ("empty_square", "max_points", "decoder_batch"):
             if getattr(self, name) < 1:
                 raise FssError(f"{name} is {getattr(self, name)}", hint="give at least 1")
-        if self.point_factor < 0:
-            raise FssError(f"point_factor is {self.point_factor}", hint="give a number from 0")
-        if self.distance_floor <= 0:
-            raise FssError(f"distance_floor is {self.distance_floor}", hint="give a number above 0")
+        for name in ("point_factor", "distance_floor"):
+            if getattr(self, name) <= 0:
+                raise FssError(f"{name} is {getattr(self, name)}", hint="give a number above 0")
         for name in ("level", "majority"):
             if not 0 <= getattr(self, name) <= 1:
                 raise FssError(f"{name} is {getattr(self, name)}", hint="give a share from 0 to 1")

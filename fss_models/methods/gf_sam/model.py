@@ -30,12 +30,10 @@ from fss_models.methods.gf_sam.similarity import (
     similarity_maps,
 )
 from fss_models.point_prompts.build import PUBLISHED, PointParts, build_point_parts
-from fss_models.point_prompts.cells import TrunkCells
 from fss_models.presets import PRESETS
 from fss_models.registry import register_method
 from fss_models.segmenter import Segmenter
 
-PUBLISHED_CELLS = 37  # cells a side of the released code, 518 / 14
 NO_MASK = -10.0  # logit where no mask was drawn at all
 BOTH, EITHER = 1, 2  # labels of masks that passed both gates, or one
 
@@ -141,7 +139,7 @@ class GfSam(Segmenter):
         sets, image = pairs.to(self.device).unbind(1)
         target = features.maps["cells"][image].flatten(2)
         maps = self._compare(memory, sets, target)
-        points = choose_points(maps.filtered, factor=self._factor(maps.filtered), limit=self.config.max_points)
+        points = choose_points(maps.filtered, factor=self.config.point_factor, limit=self.config.max_points)
         low, ious = self._draw(features, image, points)
         return self._judge(maps, points, target, low, ious)
 
@@ -151,13 +149,6 @@ class GfSam(Segmenter):
         largest = largest_similarity(cells, weights, memory.counts.to(self.device)[sets], target,
                                      memory.tensors["filled"][sets])
         return similarity_maps(largest, memory.tensors["prototypes"][sets], target)
-
-    def _factor(self, filtered: Tensor) -> float:
-        """Points per unit of the summed map: the setting, or what gives as many as 37 x 37 cells would."""
-        if self.config.point_factor:
-            return self.config.point_factor
-        coarse = isinstance(self.cells, TrunkCells) and filtered.shape[-1] < PUBLISHED_CELLS
-        return (PUBLISHED_CELLS / filtered.shape[-1]) ** 2 if coarse else 1.0
 
     def _draw(self, features: Features, image: Tensor, points: PointSet) -> tuple[Tensor, Tensor]:
         """SAM's masks [E, q, q] and predicted IoU [E] of all points; a photo's point is decoded once for all pairs."""
