@@ -121,6 +121,25 @@ def test_no_similarity_gives_no_mask(monkeypatch: pytest.MonkeyPatch) -> None:
     assert bool((something != NO_MASK).any())
 
 
+def test_all_pairs_at_once_give_the_masks_of_the_released_loop() -> None:
+    """Photos at `nano`, where masks differ from pair to pair; one to three supports."""
+    from benchmarks.official_loops.gf_sam import segment
+
+    model = registry.build("gf_sam", "nano").eval()
+    with torch.inference_mode():
+        images = model.prepare([picture(i) for i in range(5)])
+        features = model.encode(images)
+        prompts = model.collate([[mask_prompt(disc(k)) for k in range(3)], [mask_prompt(disc(8))]], images.sizes)
+        pairs = torch.tensor([[0, 3], [0, 4], [1, 4]])
+        together = model.segment(model.memorise(features, prompts), features, pairs).logits > 0
+        for mask, (s, n) in zip(together, pairs.tolist(), strict=True):
+            count = int(prompts.counts[s])
+            alone = segment(model, None, images.pixels[prompts.image[s, :count]], prompts.masks[s, :count],
+                            images.pixels[n : n + 1])
+            assert torch.equal(mask, alone)
+    assert bool(together.any())
+
+
 @pytest.mark.parametrize(("family", "recipe"), [("coco", "matcher_coco20i"), ("coco", "matcher_lvis92i"),
                                                 ("fss", "matcher_fss1000"), ("parts", "matcher_pascal_part"),
                                                 ("parts", "matcher_paco_part")])

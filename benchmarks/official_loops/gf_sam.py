@@ -1,7 +1,4 @@
-"""GF-SAM one pair at a time, in the order of the released code and with its full-size masks: a baseline of benchmarks.
-
-It runs on the model's own frozen parts, and every pair encodes its references and its target anew.
-"""
+"""GF-SAM as its released code computes one episode: full-size masks, and loops over components and masks."""
 
 from __future__ import annotations
 
@@ -13,26 +10,28 @@ import torch.nn.functional as F
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
-from fss_models.clip import Images
+
+def prepare(model: Any) -> None:
+    """Nothing is computed once."""
 
 
-def loop_pair(model: Any, references: Images, masks: Tensor, target: Images) -> Tensor:
-    """The mask [R, R] bool of one target (a batch of one) for K references with masks [K, R, R]."""
-    looked = model.sam.look(target.pixels)
-    cells = [_cells(model, images) for images in (references, target)]
-    embedding = model.sam.embed(looked)
-    maps = _maps(cells[0], masks, cells[1][0])
+def segment(model: Any, prepared: None, supports: Tensor, masks: Tensor, query: Tensor) -> Tensor:
+    """The mask of one query."""
+    looked = model.sam.look(query)
+    references, target = _cells(model, supports), _cells(model, query)[0]
+    maps = _maps(references, masks, target)
     points = _points(maps, model.config)
     if not len(points):
         return torch.zeros(model.side, model.side, dtype=torch.bool)
-    drawn = _draw(model, embedding, points, maps["side"])
-    return _gated(drawn, points, cells[1][0], maps, model.config)
+    drawn = _draw(model, model.sam.embed(looked), points, maps["side"])
+    return _gated(drawn, points, target, maps, model.config)
 
 
-def _cells(model: Any, images: Images) -> Tensor:
+def _cells(model: Any, pixels: Tensor) -> Tensor:
     """Cells [N, C, g * g], every channel scaled over the photo."""
-    looked = {} if hasattr(model.cells, "dino") else model.sam.look(images.pixels)
-    return F.normalize(model.cells(images.pixels, looked).flatten(2), dim=2)
+    looked = {} if hasattr(model.cells, "dino") else model.sam.look(pixels)
+    cells: Tensor = model.cells(pixels, looked)
+    return F.normalize(cells.flatten(2), dim=2)
 
 
 def _cosine(a: Tensor, b: Tensor) -> Tensor:
