@@ -174,3 +174,17 @@ def test_the_distance_is_the_least_cost(shape: tuple[int, int]) -> None:
     every = np.repeat(np.repeat(cost, shape[1], axis=0), shape[0], axis=1)
     want = every[linear_sum_assignment(every)].mean()
     assert transport.uniform_emd(cost) == pytest.approx(want, abs=1e-7)
+
+
+def test_matchers_prompts_decoded_once_give_the_masks_of_the_released_loop() -> None:
+    from benchmarks.official_loops.matcher import prepare, segment
+
+    model = registry.build("matcher", "debug").eval()
+    together = predicted(model, [disc(), disc(10)]) > 0
+    images = model.prepare([picture(i) for i in range(3)])
+    marks = model.collate([[mask_prompt(disc())], [mask_prompt(disc(10))]], images.sizes)
+    with torch.inference_mode():
+        for i in range(2):
+            alone = segment(model, prepare(model), images.pixels[i : i + 1], marks.masks[i], images.pixels[2:])
+            assert torch.equal(together[i], alone)
+    assert bool(together.any())
