@@ -36,7 +36,8 @@ def _cells(model: Any, pixels: Tensor) -> Tensor:
 
 def _cosine(a: Tensor, b: Tensor) -> Tensor:
     lengths = a.norm(dim=0)[:, None] * b.norm(dim=0)[None]
-    return a.t() @ b / (lengths + 1e-7)
+    found: Tensor = a.t() @ b / (lengths + 1e-7)
+    return found
 
 
 def _maps(references: Tensor, masks: Tensor, target: Tensor) -> dict[str, Any]:

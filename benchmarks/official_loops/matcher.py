@@ -39,7 +39,8 @@ def segment(model: Any, prepared: Any, supports: Tensor, masks: Tensor, query: T
     scores = prepared.ProposalScores(**{n: torch.cat([getattr(one, n) for one in each]) for n in names})
     left = prepared.filter_proposals(scores, use)
     chosen = left[prepared.choose_proposals(scores.total[left], use, len(supports))]
-    return kept.masks[chosen].any(dim=0)
+    merged: Tensor = kept.masks[chosen].any(dim=0)
+    return merged
 
 
 def _cells(model: Any, pixels: Tensor) -> Tensor:
