@@ -24,6 +24,9 @@ PAPERS = {  # where each method was published: venue, arXiv id
     "insid3": ("INSID3, CVPR 2026", "2603.28480"),
     "gf_sam": ("GF-SAM, NeurIPS 2024", "2410.06964"),
     "matcher": ("Matcher, ICLR 2024", "2305.13310"),
+    "pfenet": ("PFENet, TPAMI 2020", "2008.01449"),
+    "ssp": ("SSP, ECCV 2022", "2207.11549"),
+    "cyctr": ("CyCTR, NeurIPS 2021", "2106.02320"),
     "sam2_frozen": ("SAM 2 as it is", "2408.00714"),
 }
 

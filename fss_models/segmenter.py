@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fss_models.augmentation import Augmentation
 from fss_models.clip import Clip, Features, Images, Memory, Prediction, Prompt, PromptBatch, PromptKind
 from fss_models.errors import FssError
+from fss_models.optimisation import ParameterGroup
 from fss_models.preprocess import Mode, Preprocessor
 from fss_models.presets import PRESETS
 from fss_models.prompts import collate
@@ -136,6 +137,11 @@ class Segmenter(nn.Module, ABC):
     def set_trainable(self) -> None:
         """Set `requires_grad` to what this method trains. The default freezes everything."""
         self.requires_grad_(False)
+
+    def parameter_groups(self) -> Sequence[ParameterGroup]:
+        """Trained parameters that have an optimiser, rate or weight decay of their own; the recipe's hold for the rest.
+        """
+        return ()
 
     def trainable_state(self) -> dict[str, Tensor]:
         """The trained tensors alone, on the CPU, by parameter and buffer name."""

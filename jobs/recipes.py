@@ -100,6 +100,15 @@ def _yaml(text: str, where: str) -> Any:
         raise FssError(f"is not valid YAML: {error}", where=where) from error
 
 
+def parse_settings(items: list[str]) -> dict[str, Any]:
+    """Settings of a method from `NAME=VALUE`. Raises `FssError` for an item without `=` or a value that is no YAML."""
+    pairs = [item.partition("=") for item in items]
+    for key, eq, _ in pairs:
+        if not eq:
+            raise FssError(f"--config {key!r} has no '='", hint="write it as in --config side=641")
+    return {key.strip(): _yaml(value, f"--config {key}") for key, _, value in pairs}
+
+
 def _assign(raw: dict[str, Any], keys: list[str], value: Any) -> None:
     """Set a nested value; list items are addressed by number (`methods.0.preset=debug`)."""
     node: Any = raw

@@ -75,7 +75,7 @@ def make_cells(table: PublishedTable, *, rows: Sequence[str] = (), columns: Sequ
 
 def _cell(row: TableRow, key: str, column: TableColumn, sets: Sequence[str], out: str) -> TableCell:
     name = column.recipe.replace("{method}", row.method)
-    own = [f"{k}={json.dumps(v)}" for k, v in (column.set | row.set).items()]
+    own = [f"{k}={json.dumps(v)}" for k, v in (column.set | row.set | row.set_in.get(key, {})).items()]
     plain = load_recipe(name, own, out=out)
     if len(plain.methods) != 1:
         raise FssError(f"recipe {name!r} has {len(plain.methods)} methods; a cell needs exactly one",

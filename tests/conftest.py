@@ -16,27 +16,46 @@ from pipelines.base.cluster import cluster, prepare_environment
 from pipelines.config.data import DataConfig, SourceConfig, SplitConfig
 from pipelines.data.shards import build_shards
 
-pytest_plugins = ["tests.fixtures.service", "tests.fixtures.training"]
+pytest_plugins = ["tests.fixtures.command", "tests.fixtures.service", "tests.fixtures.training"]
 
 SHAPES_IMAGES = 160  # 96 px pictures; fewer leave folds without classes
 
 # No weights or bundles ship unless a test says so: tests do not depend on those of the day.
 os.environ["FSS_SHIPPED"] = str(Path(__file__).parent / "nothing_ships")
 
-# One core a process: the tests share two with Ray's workers.
+# One core a process: the tests share two with Ray's workers. What asks for more threads (latency, a refit) does not
+# spin while it waits for them: on busy cores a prediction at debug would take 20 times the processor time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
-SHARED_FIXTURES = ("service", "quiet_job", "bundle")  # dear ones of the session: their tests run in one process
+SHARED = {"shipped_champion": "shipped", "quiet_job": "service", "service": "service", "bundle": "service"}
+LONG = ("service", "tests/sweeps/test_sweep.py", "tests/integration/test_chain_s3.py", "shipped",
+        "tests/data/benchmarks/test_flow.py", "tests/selection/test_search.py", "tests/jobs/test_wheel.py")
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With pytest-xdist a file's tests stay in one process, and so do all that share a dear fixture."""
+    """With pytest-xdist a file's tests stay in one process, and so do all that share a dear fixture of the session.
+
+    The longest groups begin first, then those that start Ray, so that the processes end at about the same time.
+    """
+    groups = {item.nodeid: _group(item) for item in items}
+    ranks: dict[str, int] = {}
     for item in items:
-        fixtures = getattr(item, "fixturenames", ())
-        shared = "tests/papers" not in item.location[0] and any(name in fixtures for name in SHARED_FIXTURES)
-        item.add_marker(pytest.mark.xdist_group("service" if shared else item.location[0]))
+        group = groups[item.nodeid]
+        with_ray = "ray_cluster" in getattr(item, "fixturenames", ())
+        rank = LONG.index(group) if group in LONG else len(LONG) + (not with_ray)
+        ranks[group] = min(rank, ranks.get(group, rank))
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: ranks[groups[item.nodeid]])
+
+
+def _group(item: pytest.Item) -> str:
+    fixtures = getattr(item, "fixturenames", ())
+    own = "tests/papers" in item.location[0]  # has fixtures of these names that are its own
+    shared = next((group for name, group in SHARED.items() if name in fixtures and not own), "")
+    return shared or item.location[0]
 
 
 def pytest_collection_finish() -> None:

@@ -1,20 +1,22 @@
-"""ResNet-50 and ResNet-101 with a deep stem and dilated top: the backbone of FCP and VRP-SAM.
+"""ResNet-50 and ResNet-101 with a deep stem and dilated top: the backbone of most few-shot segmentation methods.
 
-timm's ResNet, arranged as the two methods need it: three 3x3 convolutions as stem (PSPNet's ImageNet files
+timm's ResNet, arranged as the methods need it: three 3x3 convolutions as stem (PSPNet's ImageNet files
 `resnet50_v2.pth` and `resnet101_v2.pth`; torchvision's own weights do not fit), strides 4 / 8 / 8 / 8. timm dilates as
 torchvision does: the first block of layer3 and layer4 keeps the dilation of the layer before it (1 and 2), the others
-have 2 and 4. PFENet and BAM set all blocks to 2 and 4, which gives other features from the same weights.
+have 2 and 4 (FCP, VRP-SAM, SSP, CyCTR). PFENet, BAM and HDMNet set all blocks to 2 and 4, which gives other features
+from the same weights.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
 from fss_models.backbones.imagenet import ImagenetBackbone
 from fss_models.backbones.torchvision_cpu import allow_cpu_torchvision
 
+Dilation = Literal["torchvision", "all_blocks"]
 BLOCKS = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
 _STEM = {"conv1": "layer0.0", "bn1": "layer0.1", "conv2": "layer0.3", "bn2": "layer0.4",
          "conv3": "layer0.6", "bn3": "layer0.7"}
@@ -25,9 +27,14 @@ class DeepStemResNet(ImagenetBackbone):
 
     blocks     bottlenecks in layer1 ... layer4
     thinner    divides every width (golden cases use 16)
+    dilation   torchvision: the first block of layer3 and layer4 keeps the dilation before it | all_blocks: 2 and 4
+    signed     layer3 ends without ReLU, and there is no layer4 (SSP)
     """
 
-    def __init__(self, blocks: tuple[int, ...] = BLOCKS["resnet50"], *, thinner: int = 1) -> None:
+    def __init__(
+        self, blocks: tuple[int, ...] = BLOCKS["resnet50"], *, thinner: int = 1, dilation: Dilation = "torchvision",
+        signed: bool = False,
+    ) -> None:
         super().__init__()
         allow_cpu_torchvision()
         from timm.models.resnet import Bottleneck, ResNet
@@ -38,6 +45,11 @@ class DeepStemResNet(ImagenetBackbone):
                           stem_width=64 // thinner, channels=widths, zero_init_last=False)
         self.layer0 = nn.Sequential(*net.conv1, net.bn1, net.act1, net.maxpool)
         self.layer1, self.layer2, self.layer3, self.layer4 = net.layer1, net.layer2, net.layer3, net.layer4
+        if dilation == "all_blocks":
+            for layer, spacing in ((net.layer3, 2), (net.layer4, 4)):
+                layer[0].conv2.dilation = layer[0].conv2.padding = (spacing, spacing)
+        if signed:
+            net.layer3[-1].act3, self.layer4 = nn.Identity(), nn.Identity()
         self.channels = (widths[1] * 4, widths[2] * 4, widths[3] * 4)
         self.requires_grad_(False).train(False)
 
@@ -49,7 +61,15 @@ class DeepStemResNet(ImagenetBackbone):
         return f"{_STEM[head]}.{rest}" if head in _STEM else key
 
 
-def build_resnet(name: str) -> DeepStemResNet:
+def build_resnet(name: str, *, dilation: Dilation = "torchvision", signed: bool = False) -> DeepStemResNet:
     """Build `resnet50` or `resnet101` with random values, on the CPU."""
-    return DeepStemResNet(BLOCKS[name])
+    return DeepStemResNet(BLOCKS[name], dilation=dilation, signed=signed)
 
+
+
+def stem_name(key: str) -> str:
+    """PSPNet's name of one of our tensors: conv1, bn1, ... bn3 for the stem."""
+    for theirs, ours in _STEM.items():
+        if key.startswith(f"{ours}."):
+            return key.replace(ours, theirs, 1)
+    return key

@@ -12,7 +12,7 @@ from fss_models.backbones.imagenet import ImagenetBackbone
 from fss_models.backbones.resnet import build_resnet
 from fss_models.backbones.vgg import Vgg16
 from fss_models.errors import FssError
-from fss_models.prototype_prompts.parts import cells, resize_aligned
+from fss_models.prior_guided.maps import cells, resize_aligned
 
 Backbone = Literal["auto", "resnet50", "resnet101", "vgg16", "dinov2_small", "dinov2_base", "dinov2_large", "trunk"]
 BACKBONES: tuple[Backbone, ...] = get_args(Backbone)

@@ -12,13 +12,12 @@ from torch import Tensor, nn
 
 from fss_models import losses
 from fss_models.backbones.imagenet import ImagenetBackbone
-from fss_models.clip import Clip, Features, Images, Memory, Prediction, PromptBatch, PromptKind
+from fss_models.clip import Clip, Features, Images, Prediction, PromptBatch
 from fss_models.errors import FssError
+from fss_models.prior_guided.maps import resize_aligned
 from fss_models.prototype_prompts.analysis import FcpAnalysis, VrpAnalysis
 from fss_models.prototype_prompts.build import ALL_PRESETS, PromptingParts, build_parts
 from fss_models.prototype_prompts.levels import DinoLevels, TrunkLevels, levels_of
-from fss_models.prototype_prompts.marks import mark_masks
-from fss_models.prototype_prompts.parts import resize_aligned
 from fss_models.prototype_prompts.sams import PromptedSam2
 from fss_models.sam2_core.build import origin
 from fss_models.segmenter import Segmenter
@@ -183,41 +182,3 @@ class PromptingSegmenter(Segmenter):
         truth = clip.target_masks.flatten(0, 1)[:, None].to(self.device, torch.float32)
         valid = ~clip.ignore.flatten(0, 1)[:, None].to(self.device)
         return truth, torch.ones_like(valid) if self.config.void == "background" else valid
-
-
-def real_rows(prompts: PromptBatch) -> tuple[Tensor, Tensor, Tensor]:
-    """The E references that are not padding: flat index [E] into S * K, image [E], masks [E, 1, R, R]."""
-    rows = (prompts.kind != PromptKind.PAD).flatten().nonzero()[:, 0]
-    return rows, prompts.image.flatten()[rows], mark_masks(prompts).flatten(0, 1)[rows, None]
-
-
-def scatter_rows(values: Tensor, rows: Tensor, shape: torch.Size) -> Tensor:
-    """Spread values of the real references [E, ...] to [S, K, ...], with zeros where padded."""
-    full = values.new_zeros(shape[0] * shape[1], *values.shape[1:])
-    return full.index_copy(0, rows.to(values.device), values).unflatten(0, tuple(shape))
-
-
-def row_of(rows: Tensor, shape: torch.Size, sets: Tensor, shot: Tensor) -> Tensor:
-    """Index [M] into the E real references of `shot` [M] of set `sets` [M]; `rows` [E] are their flat indices."""
-    flat = sets.to(rows.device) * shape[1] + shot.to(rows.device)
-    return torch.searchsorted(rows, flat)
-
-
-def shot_rows(counts: Tensor) -> tuple[Tensor, Tensor]:
-    """Pair and shot [E] of every row, pair by pair, from the number of shots [P] of each pair."""
-    pair = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
-    start = (counts.cumsum(0) - counts)[pair]
-    return pair, torch.arange(len(pair), device=counts.device) - start
-
-
-def gather_shots(memory: Memory, sets: Tensor, shot: Tensor) -> dict[str, Tensor]:
-    """The memory's tensors for `shot` [E] of set `sets` [E]; "top" without the cells that are zero in all sets."""
-    longest = int(memory.tensors["filled"].max()) + 1
-    return {k: (v[:, :, :longest] if k == "top" else v)[sets, shot] for k, v in memory.tensors.items()}
-
-
-def clip_pairs(clip: Clip) -> Tensor:
-    """Pairs [B * J, 2] of each target and its own clip's support set; targets are rows of `clip.images`."""
-    b, k, j = clip.shape
-    targets = torch.arange(b * j)
-    return torch.stack([targets // j, b * k + targets], dim=1)

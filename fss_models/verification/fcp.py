@@ -19,9 +19,9 @@ from fss_models.methods.fcp.config import FcpConfig
 from fss_models.methods.fcp.encoder import FcpEncoder
 from fss_models.methods.fcp.model import Fcp
 from fss_models.methods.fcp.official import RULES, implied
-from fss_models.prototype_prompts.parts import masked_mean, resize_aligned
+from fss_models.prior_guided.maps import masked_mean, resize_aligned
+from fss_models.prior_guided.pairs import clip_pairs
 from fss_models.prototype_prompts.pseudo_masks import pseudo_mask_quality
-from fss_models.prototype_prompts.segmenter import clip_pairs
 from fss_models.verification import prompting as cases
 from fss_models.verification.figures import digest
 from fss_models.verification.frame import GoldenCheck

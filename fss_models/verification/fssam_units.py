@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from fss_models.methods.fssam.ops import pool, resize, squared_dice
-from fss_models.methods.fssam.preprocess import linear, nearest
 from fss_models.methods.fssam.prior import ShotPriors, prior_masks, prior_prototypes
 from fss_models.methods.fssam.refine import QueryMemory, refine, support_agreement
-from fss_models.methods.fssam.training import FssamAugmentation, poly_rate
 from fss_models.metrics import episode_counts
+from fss_models.opencv_augmentation import SemsegAugmentation
+from fss_models.opencv_resize import linear, nearest
+from fss_models.optimisation import poly_rate
 from fss_models.verification.figures import excess
 from fss_models.verification.frame import GoldenCheck
 from fss_models.verification.tolerances import EXACT, FSSAM_RELATIVE, UNIT, Bound
@@ -125,7 +126,7 @@ def _augmentation(want: Arrays) -> Arrays:
     seeds = {int(k.removeprefix("train/seed").split("_")[0]) for k in want if k.startswith("train/seed")}
     for seed in sorted(seeds):
         rng = random.Random(seed)
-        made = FssamAugmentation(crop=want[f"train/seed{seed}_image"].shape[-1])(image, label, rng)
+        made = SemsegAugmentation(crop=want[f"train/seed{seed}_image"].shape[-1])(image, label, rng)
         found[f"train/seed{seed}_image"] = torch.from_numpy(made[0].copy()).permute(2, 0, 1)
         found[f"train/seed{seed}_label"] = torch.from_numpy(made[1].astype(np.int64))
         found[f"train/seed{seed}_next_random"] = torch.tensor(rng.random(), dtype=torch.float64)

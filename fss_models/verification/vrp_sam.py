@@ -18,7 +18,7 @@ from fss_models.methods.vrp_sam.encoder import VrpEncoder
 from fss_models.methods.vrp_sam.model import VrpSam
 from fss_models.methods.vrp_sam.official import RULES
 from fss_models.methods.vrp_sam.simulate import RandomStreams, box_marks, draw_marks
-from fss_models.prototype_prompts.segmenter import clip_pairs
+from fss_models.prior_guided.pairs import clip_pairs
 from fss_models.verification import prompting as cases
 from fss_models.verification.figures import digest
 from fss_models.verification.frame import GoldenCheck

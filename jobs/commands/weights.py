@@ -24,12 +24,17 @@ def register(app: typer.Typer) -> None:
         preset: Annotated[str, typer.Option("--preset", "-p", help="Preset (size) that it was trained at.")] = "large",
         base: Annotated[str, typer.Option("--weights", help="SAM 2 checkpoint that it was trained on: a path or URL.")
                         ] = "",
+        config: Annotated[list[str] | None, typer.Option(
+            "--config", help="Setting of the method that the file does not tell, such as side=641. May be repeated.")
+            ] = None,
         as_json: JsonOption = False,
     ) -> None:
         """Turn an official checkpoint into a bundle. Every key is checked; nothing in the file is executed."""
+        from jobs.recipes import parse_settings
         from pipelines.bundles.bundle import import_bundle
 
-        info, tensors = import_bundle(out, file=file, method=method, preset=preset, weights=base)
+        info, tensors = import_bundle(out, file=file, method=method, preset=preset, weights=base,
+                                      settings=parse_settings(config or []))
         line = f"{tensors} tensors of {file} -> {out} (bundle {info.bundle_id}, config {json.dumps(info.config)})"
         print(line, file=sys.stderr if as_json else sys.stdout)
         if as_json:

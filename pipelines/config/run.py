@@ -16,7 +16,8 @@ from pipelines.config.train import TrainConfig
 
 # Settings that change how a run is watched or how fast it is, not what it computes.
 _NOT_IN_NAME = {"checkpoint_every", "log_every", "pixel_bytes"}
-_NAMED_IF_SET = {"accumulate", "min_workers", "compile"}  # they change the rounding
+# The first three change the rounding; the others came later than the names of older runs.
+_NAMED_IF_SET = {"accumulate", "min_workers", "compile", "optimizer", "momentum"}
 
 
 class MixtureShare(Section):

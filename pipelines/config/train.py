@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from fss_models.optimisation import Optimizer
 from pipelines.config.section import Positive, PromptName, Section
 
 
@@ -36,14 +37,18 @@ class TrainConfig(Section):
     targets: Positive = 1  # targets of a clip (SANSA's J): a method may learn from its own earlier predictions
     prompts: PromptName = "mask"  # how references are marked; the marks are drawn from their masks
     lr: float = Field(1e-3, gt=0)  # learning rate after the warm-up
-    weight_decay: float = Field(0.0, ge=0)  # AdamW's
-    schedule: Literal["cosine", "poly", "constant"] = "cosine"
+    optimizer: Optimizer = "adamw"  # a method may treat some of its parameters in another way, as its paper does
+    momentum: float = Field(0.9, ge=0, lt=1)  # sgd only
+    weight_decay: float = Field(0.0, ge=0)  # decoupled from the gradient with adamw, part of it with sgd
+    # cosine: to 0. poly: to 0 with power 0.9. step: a tenth after each third of the steps
+    schedule: Literal["cosine", "poly", "step", "constant"] = "cosine"
     warmup: int = Field(0, ge=0)  # steps in which the learning rate rises linearly
     clip_norm: float = Field(1.0, ge=0)  # largest norm of the gradients; 0: they are not clipped
     precision: Literal["fp32", "bf16"] = "fp32"
     flip: bool = True  # random horizontal flip of every image of a clip
-    augment: Literal["none", "fssam"] = "none"  # fssam: its scale, rotation, blur, flip and crop, in place of `flip`
-    augment_scale: tuple[float, float] = (0.9, 1.1)  # range of the scale of `augment`
+    # In place of `flip`. fssam: scale, rotation, blur, flip and crop, as PFENet, BAM and CyCTR; ssp: crop and flip
+    augment: Literal["none", "fssam", "ssp"] = "none"
+    augment_scale: tuple[float, float] = (0.9, 1.1)  # range of the scale of `augment: fssam`
     sampler: Literal["balanced", "natural", "image"] = "balanced"  # query drawn by class, (photo, class) pair, photo
     novel_images: Literal["drop", "keep"] = "drop"  # train photos that also show a novel class
     checkpoint_every: Positive = 50  # steps between checkpoints
@@ -65,6 +70,12 @@ class TrainConfig(Section):
         if self.features != "off" and self.augment != "none":
             raise ValueError(f"train.augment={self.augment} changes every photo, so that features cannot be kept: "
                              "set train.features=off")
+        return self
+
+    @model_validator(mode="after")
+    def _momentum_is_used(self) -> TrainConfig:
+        if self.optimizer != "sgd" and self.momentum != TrainConfig.model_fields["momentum"].default:
+            raise ValueError(f"train.optimizer={self.optimizer} ignores train.momentum")
         return self
 
     @model_validator(mode="after")

@@ -28,6 +28,7 @@ from pipelines.config.train import TrainConfig
 from pipelines.data.collate import ReadFeatures, make_clip
 from pipelines.data.mixture import MixedStream
 from pipelines.data.stream import EpisodeStream
+from pipelines.training.optimiser import make_optimiser, set_rates
 from pipelines.training.state import History, load_state, save_state
 from pipelines.training.task import OnStep, TrainingTask, WorkerRank
 
@@ -50,11 +51,13 @@ class _Losses(nn.Module):
 
 
 def lr_at(step: int, train: TrainConfig) -> float:
-    """The learning rate of step `step`, counted from 0: linear warm-up, then the schedule down to 0."""
+    """The learning rate of step `step`, counted from 0: linear warm-up, then the schedule."""
     if step < train.warmup:
         return train.lr * (step + 1) / train.warmup
     if train.schedule == "constant":
         return train.lr
+    if train.schedule == "step":
+        return train.lr * 0.1 ** (3 * step // max(train.steps, 1))
     done = (step - train.warmup) / max(train.steps - train.warmup, 1)
     return train.lr * (0.5 * (1 + math.cos(math.pi * done)) if train.schedule == "cosine" else (1 - done) ** 0.9)
 
@@ -99,7 +102,7 @@ def optimise(task: TrainingTask, *, worker: WorkerRank, resume: Path | None, sav
     """
     train, model = task.train, task.model.to(worker.device).train()
     params = task.parameters
-    optimiser = torch.optim.AdamW(params, lr=train.lr, weight_decay=train.weight_decay)
+    optimiser = make_optimiser(task)
     torch.manual_seed(task.seed + worker.rank)
     step, position, history = 0, None, History()
     if resume:
@@ -140,8 +143,7 @@ def _distributed(model: Any, worker: WorkerRank, train: TrainConfig) -> nn.Modul
 def _step(forward: nn.Module, params: list[nn.Parameter], optimiser: torch.optim.Optimizer, batch: Any,
           train: TrainConfig, lr: float) -> dict[str, Tensor]:
     """Take one optimiser step. Returns the losses, their sum and the gradient norm, all on the device."""
-    for group in optimiser.param_groups:
-        group["lr"] = lr
+    set_rates(optimiser, lr)
     optimiser.zero_grad(set_to_none=True)
     *earlier, last = batch.split(train.accumulate) if train.accumulate > 1 else [batch]
     apart = getattr(forward, "no_sync", nullcontext)  # workers exchange gradients once a step, after the last part

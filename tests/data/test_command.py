@@ -17,6 +17,8 @@ import pytest
 from pipelines.base.storage import Store
 from pipelines.base.workspace import Workspace
 from pipelines.data.shardset import Shards
+from tests.fixtures.command import Fss
+from tests.jobs.test_cli import assert_one_line
 
 SMALL = ["data.source.images=24", "data.source.side=64", "data.split.test_fraction=0.4", "data.min_images=1"]
 
@@ -38,7 +40,7 @@ def _built(out: str | Path, *settings: str) -> dict[str, Any]:
     return facts
 
 
-def test_json_on_standard_output_and_words_on_standard_error(tmp_path: Path) -> None:
+def test_json_on_standard_output_and_words_on_standard_error(fss: Fss, tmp_path: Path) -> None:
     done = _run(tmp_path, *SMALL)
     facts = json.loads(done.stdout)
     assert facts["images"]["train"] + facts["images"]["test"] == 24
@@ -46,7 +48,7 @@ def test_json_on_standard_output_and_words_on_standard_error(tmp_path: Path) -> 
     assert "class left out" in done.stderr or not facts["dropped_classes"]
     assert "Traceback" not in done.stderr
     assert "ray.data" not in done.stderr
-    again = _built(tmp_path, *SMALL)
+    again = json.loads(fss(*_command(tmp_path, *SMALL)[3:]).stdout)
     assert again["content_hash"] == facts["content_hash"]
     assert again["seconds"] < 1
 
@@ -58,22 +60,26 @@ def test_json_on_standard_output_and_words_on_standard_error(tmp_path: Path) -> 
     (["data.split.file=/no/such/file.json"], "does not exist"),
     (["data.source.format=voc", "data.source.root=ftp://host/x"], "unsupported URL"),
 ])
-def test_a_persons_mistake_is_one_line_and_exit_2(settings: list[str], message: str, tmp_path: Path) -> None:
-    done = _run(tmp_path / "out", *settings)
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert done.stderr.count("\n") == 1
+def test_a_persons_mistake_is_one_line_and_exit_2(settings: list[str], message: str, fss: Fss,
+                                                         tmp_path: Path) -> None:
+    assert_one_line(fss(*_command(tmp_path / "out", *settings)[3:]), message)
     assert not (tmp_path / "out").exists()
 
 
-def test_source_and_shards_on_s3(s3_server: Any, coco_root: Path, tmp_path: Path) -> None:
+def test_a_process_of_its_own_shows_nothing_else(tmp_path: Path) -> None:
+    settings = ["data.source.format=coco", "data.source.root=/no/such/place"]
+    assert_one_line(_run(tmp_path / "out", *settings), "no such folder")
+
+
+def test_source_and_shards_on_s3(ray_cluster: object, s3_server: Any, coco_root: Path, fss: Fss,
+                                 tmp_path: Path) -> None:
     """Would catch local paths in a worker, and parts that S3 does not hold when the manifest says so."""
     source = f"{s3_server.url}/data-room/tiny_coco"
     for file in (p for p in coco_root.rglob("*") if p.is_file()):
         Store(source).write_bytes(str(file.relative_to(coco_root)), file.read_bytes())
     base = ["data.name=tiny", "data.source.format=coco", "data.min_images=1", "data.split.test_fraction=0.4"]
     remote = _built(f"{s3_server.url}/data-room/ws", *base, f"data.source.root={source}")
-    local = _built(tmp_path, *base, f"data.source.root={coco_root}")
+    local = json.loads(fss(*_command(tmp_path, *base, f"data.source.root={coco_root}")[3:]).stdout)
     assert remote["content_hash"] == local["content_hash"]
     assert remote["failures"] == local["failures"] == 6
     shards = Shards(remote["shards"])

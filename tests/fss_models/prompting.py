@@ -26,10 +26,11 @@ from fss_models.methods.fcp.config import FcpConfig
 from fss_models.methods.vrp_sam import model as vrp_sam
 from fss_models.methods.vrp_sam.config import VrpSamConfig
 from fss_models.preprocess import Preprocessor
+from fss_models.prior_guided.pairs import clip_pairs
 from fss_models.prototype_prompts.build import PromptingParts
 from fss_models.prototype_prompts.parts import TokenAttention
 from fss_models.prototype_prompts.sams import PromptedSam1
-from fss_models.prototype_prompts.segmenter import PromptingSegmenter, clip_pairs
+from fss_models.prototype_prompts.segmenter import PromptingSegmenter
 from fss_models.sam1.build import SIZES, Sam1Size, build_sam1, official_name
 
 GRID, WIDTH = 6, 16

@@ -47,6 +47,31 @@ def test_dilation_is_torchvisions_not_pfenets() -> None:
     assert [tuple(x.shape[1:]) for x in (mid, high, net.top(high))] == [(32, 8, 8), (64, 8, 8), (128, 8, 8)]
 
 
+def test_all_blocks_dilates_the_first_blocks_too() -> None:
+    """PFENet, BAM and HDMNet: 2 throughout layer3 and 4 throughout layer4, so other features from the same weights."""
+    other = DeepStemResNet((1, 1, 2, 2), thinner=16)
+    net = DeepStemResNet((1, 1, 2, 2), thinner=16, dilation="all_blocks")
+    net.load_state_dict(other.state_dict())
+    found = {n: [block.conv2.dilation[0] for block in getattr(net, n)] for n in ("layer2", "layer3", "layer4")}
+    assert found == {"layer2": [1], "layer3": [2, 2], "layer4": [4, 4]}
+    pixels = torch.randn(1, 3, 65, 65)
+    (mid, high), (same, differs) = net.levels(pixels), other.levels(pixels)
+    assert high.shape == differs.shape == (1, 64, 9, 9)
+    assert torch.equal(mid, same)
+    assert not torch.allclose(high, differs)
+
+
+def test_the_signed_trunk_has_negative_features_and_no_layer4(tmp_path: Path) -> None:
+    whole, signed = DeepStemResNet((1, 1, 1, 1), thinner=16), DeepStemResNet((1, 1, 1, 1), thinner=16, signed=True)
+    torch.save(published_names(whole), tmp_path / "net.pth")
+    signed.load_file(str(tmp_path / "net.pth"))
+    pixels = torch.randn(1, 3, 64, 64)
+    high, plain = signed.levels(pixels)[1], whole.levels(pixels)[1]
+    assert bool((high < 0).any())
+    assert torch.equal(high.relu(), plain)
+    assert not [k for k in signed.state_dict() if k.startswith("layer4")]
+
+
 def test_vgg_rounds_odd_sides_up() -> None:
     net = Vgg16(thinner=16)
     mid, high = net.levels(torch.randn(1, 3, 60, 60))

@@ -20,10 +20,10 @@ from fss_models.methods.fcp import official
 from fss_models.methods.fcp.config import FcpConfig
 from fss_models.methods.fcp.encoder import FcpEncoder, attention_mask
 from fss_models.official import load_official
+from fss_models.prior_guided.maps import object_first, prior
+from fss_models.prior_guided.pairs import clip_pairs
 from fss_models.prototype_prompts.official import empty_backbone, rename
-from fss_models.prototype_prompts.parts import object_first, prior
 from fss_models.prototype_prompts.pseudo_masks import pseudo_mask_quality
-from fss_models.prototype_prompts.segmenter import clip_pairs
 from tests.fss_models.prompting import CASES, drawn_clip, small_vit, tiny_model
 from tests.fss_models.shared_folder import GOLDEN, needs_golden
 

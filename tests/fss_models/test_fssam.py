@@ -21,10 +21,11 @@ from fss_models.methods.fssam import official, ops
 from fss_models.methods.fssam.attention import PairMemory, attend
 from fss_models.methods.fssam.config import FssamConfig
 from fss_models.methods.fssam.model import Fssam
-from fss_models.methods.fssam.preprocess import FssamPreprocessor, linear, nearest
 from fss_models.methods.fssam.prior import prior_masks, prior_prototypes
-from fss_models.methods.fssam.training import FssamAugmentation, poly_rate
 from fss_models.official import load_official, official_state
+from fss_models.opencv_augmentation import SemsegAugmentation
+from fss_models.opencv_resize import OpenCvPreprocessor, linear, nearest
+from fss_models.optimisation import poly_rate
 from fss_models.prompts import collate, mask_prompt
 from fss_models.worker_episodes import IndexedEpisode, draw_episode, published_episodes
 
@@ -374,7 +375,7 @@ def test_resizing_is_opencvs() -> None:
     assert linear(ramp, (8, 16))[0, :3, 0].tolist() == [0, 2.5, 7.5]
     assert nearest(np.arange(10)[None].repeat(10, 0), (10, 4))[0].tolist() == [0, 2, 5, 7]
     half = np.arange(10)[None].repeat(10, 0) == 2
-    assert FssamPreprocessor(side=4).mask(half)[0].tolist() == [0, 1, 0, 0]
+    assert OpenCvPreprocessor(side=4).mask(half)[0].tolist() == [0, 1, 0, 0]
 
 
 def test_augmentation_keeps_the_object_and_its_labels() -> None:
@@ -382,7 +383,7 @@ def test_augmentation_keeps_the_object_and_its_labels() -> None:
     label[20:30, 10:30], label[:2] = 1, 255
     image[label == 1] = 200
     for seed in range(20):
-        made, marked = FssamAugmentation(crop=48, scale=(0.8, 1.25))(image, label, random.Random(seed))
+        made, marked = SemsegAugmentation(crop=48, scale=(0.8, 1.25))(image, label, random.Random(seed))
         assert (made.shape, marked.shape) == ((48, 48, 3), (48, 48))
         assert set(np.unique(marked)) <= {0, 1, 255}
         assert made[marked == 1].mean() > 170

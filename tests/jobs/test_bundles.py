@@ -6,43 +6,38 @@ import json
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from fss_models import registry
 from fss_models.bundle import BundleInfo
-from jobs.cli import main, make_app
-from pipelines.bundles.bundle import load_bundle, read_bundle_info, save_bundle
+from pipelines.bundles.bundle import load_bundle, read_bundle_info
 from pipelines.serving.client import Client
-from tests.fss_models.shipped_case import ship_random
-from tests.serving.helpers import photo_folder, run_fss, running_service, supports_file
+from tests.fixtures.command import Fss
+from tests.jobs.test_cli import assert_one_line
+from tests.serving.helpers import Running, photo_folder, run_fss, supports_file
 
 
 @pytest.fixture
-def champion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BundleInfo:
+def champion(shipped_champion: tuple[Path, BundleInfo], monkeypatch: pytest.MonkeyPatch) -> BundleInfo:
     """An installation that ships random nano weights and a SANSA bundle on them, for subprocesses too."""
-    folder = tmp_path / "shipped"
-    ship_random(folder)
+    folder, info = shipped_champion
     monkeypatch.setenv("FSS_SHIPPED", str(folder))
-    return save_bundle(str(folder / "champion"), registry.build("sansa", "nano"), half=True, dataset="photos",
-                       classes=["cat", "dog"], metrics={"cross_validated": {"miou": 0.5}})
+    return info
 
 
-def fss(*arguments: str) -> str:
-    answer = CliRunner().invoke(make_app(), arguments)
-    assert answer.exit_code == 0, answer.output
-    return answer.stdout
+def test_list_and_fetch(champion: BundleInfo, fss: Fss, tmp_path: Path) -> None:
+    def told(*arguments: str) -> str:
+        done = fss(*arguments)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
-
-def test_list_and_fetch(champion: BundleInfo, tmp_path: Path) -> None:
-    shown = fss("bundles", "list")
+    shown = told("bundles", "list")
     assert shown.startswith(f"champion: sansa/nano, bundle {champion.bundle_id}, trained on 2 classes of photos, "
                             "cross-validated mIoU 50.0, 0.")
-    (facts,) = json.loads(fss("bundles", "list", "--json"))["bundles"]
+    (facts,) = json.loads(told("bundles", "list", "--json"))["bundles"]
     assert (facts["name"], facts["bundle_id"], facts["classes"]) == ("champion", champion.bundle_id, 2)
-    assert champion.bundle_id in fss("bundles", "fetch", "champion", "--out", str(tmp_path / "mine" / "own"))
+    assert champion.bundle_id in told("bundles", "fetch", "champion", "--out", str(tmp_path / "mine" / "own"))
     assert load_bundle(str(tmp_path / "mine" / "own"))[1] == champion
-    assert fss("bundles", "list", "--from", str(tmp_path / "mine")).startswith("own: sansa/nano")
-    fss("bundles", "fetch", "own", "--from", str(tmp_path / "mine"), "--half", "--out", str(tmp_path / "again"))
+    assert told("bundles", "list", "--from", str(tmp_path / "mine")).startswith("own: sansa/nano")
+    told("bundles", "fetch", "own", "--from", str(tmp_path / "mine"), "--half", "--out", str(tmp_path / "again"))
     assert read_bundle_info(str(tmp_path / "again")).provenance["half_precision_of"] == champion.bundle_id
 
 
@@ -50,35 +45,32 @@ def test_list_and_fetch(champion: BundleInfo, tmp_path: Path) -> None:
     (("fetch", "folds/nobody"), "no bundle 'folds/nobody' ships with this installation (shipped bundles: champion)"),
     (("fetch", "nobody", "--from", "{tmp}"), "there is no bundle 'nobody' here (known bundles: none)"),
 ])
-def test_mistakes_are_one_line(champion: BundleInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                               capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], line: str) -> None:
+def test_mistakes_are_one_line(champion: BundleInfo, tmp_path: Path, fss: Fss, arguments: tuple[str, ...],
+                               line: str) -> None:
     (tmp_path / "none").mkdir()
     given = [a.replace("{tmp}", str(tmp_path / "none")) for a in arguments]
-    monkeypatch.setattr("sys.argv", ["fss", "bundles", *given, "--out", str(tmp_path / "out")])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 2
-    assert line in capsys.readouterr().err
+    assert_one_line(fss("bundles", *given, "--out", str(tmp_path / "out")), line)
     assert not (tmp_path / "out").exists()
 
 
-def test_labels_come_from_the_shipped_champion_without_any_training(champion: BundleInfo, tmp_path: Path) -> None:
+def test_labels_come_from_the_shipped_champion_without_any_training(champion: BundleInfo, shipped_service: Running,
+                                                                        fss: Fss, tmp_path: Path) -> None:
     """Without a promotion `fss label` and `fss serve` use the shipped champion, say so, and give the same parts."""
     photos, supports = photo_folder(tmp_path / "photos", 6), supports_file(tmp_path)
     arguments = ["label", "--images", str(photos), "--supports", str(supports), "--workspace", str(tmp_path / "ws"),
-                 "--set", "label.chunk=8", "--json"]
+                 "--set", "label.chunk=8", "--set", "serve.threads=1", "--json"]
     own = run_fss(*arguments, "--out", str(tmp_path / "own"))
     assert own.returncode == 0, own.stderr
     assert f"using the one that ships with fss (sansa/nano, bundle {champion.bundle_id})" in own.stderr
     manifest = json.loads((tmp_path / "own" / "manifest.json").read_text())
     assert manifest["bundle_id"] == champion.bundle_id
-    with running_service("", tmp_path / "ws") as service:
-        client = Client(service.url, timeout_s=10)
-        assert client.health()["bundle_id"] == champion.bundle_id
-        client.close()
-        served = run_fss(*arguments, "--out", str(tmp_path / "served"), "--bundle", "shipped")
-        assert served.returncode == 0, served.stderr
-        assert f"labelling through the service at {service.url}" in served.stderr
+    client = Client(shipped_service.url, timeout_s=10)
+    assert client.health()["bundle_id"] == champion.bundle_id
+    client.close()
+    served = fss(*arguments, "--out", str(tmp_path / "served"), "--bundle", "shipped", "--workspace",
+                 str(shipped_service.workspace))
+    assert served.returncode == 0, served.stderr
+    assert f"labelling through the service at {shipped_service.url}" in served.stderr
     part = "parts/chunk-000000.parquet"
     assert (tmp_path / "own" / part).read_bytes() == (tmp_path / "served" / part).read_bytes()
 

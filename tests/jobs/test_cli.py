@@ -16,6 +16,7 @@ import typer
 
 from fss_models.errors import FssError
 from jobs.cli import main, make_app
+from tests.fixtures.command import Fss
 
 FROZEN = Path(__file__).with_name("cli_surface.json")
 FSS = [sys.executable, "-m", "jobs.cli"]
@@ -41,6 +42,15 @@ def run(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*FSS, *args], cwd=cwd, capture_output=True, text=True, check=False, timeout=120)
 
 
+def assert_one_line(done: subprocess.CompletedProcess[str], line: str) -> None:
+    """Check that a command told a mistake that has `line` in it, and nothing else."""
+    assert done.returncode == 2, done.stderr[-1500:]
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert line in done.stderr
+    assert done.stdout == ""
+
+
 def test_the_surface_is_frozen() -> None:
     assert surface() == json.loads(FROZEN.read_text()), "if this change is intended, run: python -m tests.jobs.test_cli"
 
@@ -56,8 +66,6 @@ def test_every_command_has_a_help_page(command: str) -> None:
 
 @pytest.mark.parametrize(("args", "line"), [
     (("shards", "build", "--recipe", "demmo"), "no recipe 'demmo'"),
-    (("shards", "build", "--set", "data.fodls=3"), "did you mean 'data.folds'"),
-    (("sweep", "run", "--set", "methods.0.name=nobody"), "nobody"),
     (("demo", "--data", "no/such/folder"), "no/such/folder"),
     (("report", "--out", "nowhere"), "nowhere"),
     (("sweep", "status", "--out", "nowhere"), "no sweep was run here"),
@@ -65,13 +73,19 @@ def test_every_command_has_a_help_page(command: str) -> None:
     (("sweep", "cancel", "--out", "nowhere"), "no sweep is under way here"),
     (("report", "--out", "gs://bucket"), "unsupported URL"),
 ])
-def test_mistakes_end_with_status_2_and_one_line(args: tuple[str, ...], line: str, tmp_path: Path) -> None:
-    done = run(*args, cwd=tmp_path)
-    assert done.returncode == 2, done.stderr[-1500:]
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1, done.stderr
-    assert line in done.stderr
+def test_mistakes_end_with_status_2_and_one_line(args: tuple[str, ...], line: str, fss: Fss, tmp_path: Path) -> None:
+    assert_one_line(fss(*args, cwd=tmp_path), line)
     assert list(tmp_path.iterdir()) == []  # a mistake leaves nothing behind
+
+
+@pytest.mark.parametrize(("args", "line"), [
+    (("shards", "build", "--set", "data.fodls=3"), "did you mean 'data.folds'"),
+    (("sweep", "run", "--set", "methods.0.name=nobody"), "nobody"),
+])
+def test_a_process_of_its_own_shows_nothing_else(args: tuple[str, ...], line: str, tmp_path: Path) -> None:
+    """Would catch warnings of the libraries: one mistake comes before they are imported, one after."""
+    assert_one_line(run(*args, cwd=tmp_path), line)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_error_raised_in_a_replica_is_printed_as_one_line(monkeypatch: pytest.MonkeyPatch,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,8 @@ from pipelines.data.episodes import load_episode
 from pipelines.data.published import bind, read_list
 from pipelines.data.shardset import Shards
 from pipelines.evaluation.predict import predict
-from tests.jobs.test_cli import run
+from tests.fixtures.command import Fss
+from tests.jobs.test_cli import assert_one_line, run
 from tests.training.mixed_data import voc_directory
 
 FIGURES = ("miou", "fb_iou", "interval", "per_class", "list_hash", "episodes", "images_per_s", "bundle_id", "shot",
@@ -102,24 +102,22 @@ def test_a_bundle_that_saw_a_test_photo_is_refused(ray_cluster: object, place: P
         evaluated(place, bundle=field)
 
 
-def refused(place: Path, cwd: Path, *args: str) -> subprocess.CompletedProcess[str]:
-    return run("eval", "--bundle", str(place / "bundle"), *args, cwd=cwd)
-
-
 @pytest.mark.parametrize(("args", "line"), [
     (("--dataset", "pascal5i", "--root", "nowhere"), "no such folder"),
     (("--dataset", "pascal5i"), "give --root"),
     (("--shot", "5"), "--shot works with --dataset only"),
     (("--dataset", "pascal5i", "--root", ".", "--recipe", "debug"), "both say what is tested"),
     (("--dataset", "pascal5i", "--root", ".", "--set", "data.folds=2"), "--set data.folds would be ignored"),
-    (("--dataset", "pascal5i", "--root", ".", "--fold", "4"), "there is no fold 4"),
 ])
-def test_mistakes_end_with_status_2_and_one_line(place: Path, tmp_path: Path, args: tuple[str, ...], line: str) -> None:
-    done = refused(place, tmp_path, *args)
-    assert done.returncode == 2, done.stderr[-1500:]
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1, done.stderr
-    assert line in done.stderr
+def test_mistakes_end_with_status_2_and_one_line(place: Path, fss: Fss, tmp_path: Path, args: tuple[str, ...],
+                                                 line: str) -> None:
+    assert_one_line(fss("eval", "--bundle", str(place / "bundle"), *args, cwd=tmp_path), line)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_process_of_its_own_shows_nothing_else(place: Path, tmp_path: Path) -> None:
+    args = ("--dataset", "pascal5i", "--root", ".", "--fold", "4")
+    assert_one_line(run("eval", "--bundle", str(place / "bundle"), *args, cwd=tmp_path), "there is no fold 4")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -14,22 +14,18 @@ from pipelines.base.code_path import ROOT, worker_paths
 from pipelines.inference.support_files import read_support_file
 from pipelines.serving.client import Client
 from pipelines.submission.package import hiding, pack
-from tests.serving.helpers import clean_env, hiding_folder, photo_folder, running_service, supports_file, wait_for
-
-FSS = [sys.executable, "-P", "-m", "jobs.cli"]  # like `fss`, this does not search the working folder
+from tests.serving.helpers import Running, clean_env, hiding_folder, photo_folder, supports_file, wait_for
 
 
-def test_replicas_and_tasks_use_our_own_packages(bundle: str, tmp_path: Path) -> None:
+def test_replicas_and_tasks_use_our_own_packages(shipped_service: Running, tmp_path: Path) -> None:
     """Would catch the working folder on the path of Ray's processes: a replica, and the task of a job."""
-    folder, photos = hiding_folder(tmp_path / "mine"), photo_folder(tmp_path / "photos", 2)
-    with running_service(bundle, tmp_path / "ws", "--set", "serve.threads=1", fss=FSS, cwd=folder,
-                         PYTHONPATH=str(ROOT)) as service:
-        support = Client(service.url).add_support(read_support_file(str(supports_file(tmp_path))))
-        asked = {"images": str(photos), "support_ids": [support]}
-        job = httpx.post(f"{service.url}/v1/jobs", json=asked, timeout=60).json()
-        where = f"{service.url}/v1/jobs/{job['job_id']}"
-        wait_for(lambda: httpx.get(where).json()["state"] != "running")
-        assert httpx.get(where).json()["state"] == "done", httpx.get(where).json()
+    photos, url = photo_folder(tmp_path / "photos", 2), shipped_service.url
+    support = Client(url).add_support(read_support_file(str(supports_file(tmp_path))))
+    asked = {"images": str(photos), "support_ids": [support]}
+    job = httpx.post(f"{url}/v1/jobs", json=asked, timeout=60).json()
+    where = f"{url}/v1/jobs/{job['job_id']}"
+    wait_for(lambda: httpx.get(where).json()["state"] != "running")
+    assert httpx.get(where).json()["state"] == "done", httpx.get(where).json()
 
 
 def test_the_working_folder_is_not_on_the_path_of_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from fss_models import registry
 from fss_models.official import official_state
 from fss_models.sam2_core.build import build_sam2
+from tests.fixtures.command import Fss
 from tests.fss_models.debug_outputs import fill
-from tests.jobs.test_cli import run
 
 
 @pytest.fixture(scope="module")
@@ -27,27 +27,27 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_import_and_export_give_the_same_tensors(files: Path, tmp_path: Path) -> None:
+def test_import_and_export_give_the_same_tensors(files: Path, fss: Fss, tmp_path: Path) -> None:
     given = ("--method", "sansa", "--preset", "tiny", "--weights", "sam2.pt")
-    done = run("weights", "import", "adapter.pth", *given, "--out", str(tmp_path / "bundle"), "--json", cwd=files)
+    done = fss("weights", "import", "adapter.pth", *given, "--out", str(tmp_path / "bundle"), "--json", cwd=files)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["tensors"] == 54
     assert json.loads(done.stdout)["config"]["factor"] == 0.3
     info = json.loads((tmp_path / "bundle" / "bundle.json").read_text())
     assert len(info["sha256"]) == 64
-    out = run("weights", "export", str(tmp_path / "bundle"), "--out", str(tmp_path / "again.safetensors"), cwd=files)
+    out = fss("weights", "export", str(tmp_path / "bundle"), "--out", str(tmp_path / "again.safetensors"), cwd=files)
     assert out.returncode == 0, out.stderr
     again, before = load_file(tmp_path / "again.safetensors"), torch.load(files / "adapter.pth")["model"]
     assert again.keys() == before.keys()
     assert all(torch.equal(again[k], before[k]) for k in before)
 
 
-def test_a_wrong_file_names_its_first_key_and_writes_nothing(files: Path, tmp_path: Path) -> None:
+def test_a_wrong_file_names_its_first_key_and_writes_nothing(files: Path, fss: Fss, tmp_path: Path) -> None:
     state = torch.load(files / "adapter.pth")["model"]
     first = sorted(state)[0]
     save_file({k: v for k, v in state.items() if k != first}, files / "short.safetensors")
     given = ("--method", "sansa", "--preset", "tiny", "--weights", "sam2.pt", "--out", str(tmp_path / "bundle"))
-    done = run("weights", "import", "short.safetensors", *given, cwd=files)
+    done = fss("weights", "import", "short.safetensors", *given, cwd=files)
     assert done.returncode == 2
     assert done.stderr.strip().splitlines() == [
         f"error: short.safetensors: lacks '{first}' (is it an adapter of preset 'tiny'?)"]

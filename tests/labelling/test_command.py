@@ -8,22 +8,22 @@ from pathlib import Path
 
 import pytest
 
-from jobs.cli import main
 from pipelines.base.storage import Store
+from tests.fixtures.command import Fss
 from tests.inference.test_classes import class_folder
-from tests.serving.helpers import FSS, clean_env, photo_folder, run_fss, running_service, supports_file
+from tests.serving.helpers import FSS, Running, clean_env, photo_folder, run_fss, supports_file
 
 
 def _arguments(photos: Path, supports: Path, out: Path, bundle: str, *more: str) -> list[str]:
     return ["label", "--images", str(photos), "--supports", str(supports), "--out", str(out), "--bundle", bundle,
-            "--workspace", str(out.parent / "ws"), "--set", "label.chunk=8", *more]
+            "--workspace", str(out.parent / "ws"), "--set", "label.chunk=8", "--set", "serve.threads=1", *more]
 
 
 def _parts(out: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in sorted((out / "parts").glob("chunk-*.parquet"))}
 
 
-def test_label_again_and_through_the_service(bundle: str, tmp_path: Path) -> None:
+def test_label_again_and_through_the_service(bundle: str, service: Running, fss: Fss, tmp_path: Path) -> None:
     """The command's own deployment, a repeated command and a running service all give the same bytes."""
     photos, supports = photo_folder(tmp_path / "photos", 20), supports_file(tmp_path)
     (photos / "broken.jpg").write_bytes(b"\xff\xd8")
@@ -32,7 +32,7 @@ def test_label_again_and_through_the_service(bundle: str, tmp_path: Path) -> Non
     assert json.loads(first.stdout)["labelled_now"] == 21
     assert json.loads(first.stdout)["failed"] == 1
     before = _parts(tmp_path / "own")
-    again = run_fss(*_arguments(photos, supports, tmp_path / "own", bundle, "--json"))
+    again = fss(*_arguments(photos, supports, tmp_path / "own", bundle, "--json"))
     assert json.loads(again.stdout)["labelled_now"] == 0
     assert "everything is labelled already" in again.stderr
     assert _parts(tmp_path / "own") == before
@@ -41,19 +41,18 @@ def test_label_again_and_through_the_service(bundle: str, tmp_path: Path) -> Non
     def several(name: str) -> list[str]:
         return _arguments(photos, classes, tmp_path / name, bundle, "--json", "--overlaps", "resolve")
 
-    with running_service(bundle, tmp_path / "ws") as service:
-        assert (tmp_path / "ws" / "serve.json").exists()
-        served = run_fss(*_arguments(photos, supports, tmp_path / "served", bundle, "--json"))
-        assert served.returncode == 0, served.stderr
-        assert f"labelling through the service at {service.url}" in served.stderr
-        done = run_fss(*several("served2"), "--service", service.url)
-        assert done.returncode == 0, done.stderr
-        assert json.loads(done.stdout)["class_names"] == ["ball", "noise"]
-    assert not (tmp_path / "ws" / "serve.json").exists()
+    assert (service.workspace / "serve.json").exists()
+    found = ("--workspace", str(service.workspace))
+    served = fss(*_arguments(photos, supports, tmp_path / "served", bundle, "--json", *found))
+    assert served.returncode == 0, served.stderr
+    assert f"labelling through the service at {service.url}" in served.stderr
+    done = fss(*several("served2"), "--service", service.url)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["class_names"] == ["ball", "noise"]
     assert run_fss(*several("own2")).returncode == 0
     assert _parts(tmp_path / "own2") == _parts(tmp_path / "served2")
     assert _parts(tmp_path / "served") == before
-    other = run_fss(*_arguments(photos, supports, tmp_path / "own", bundle, "--threshold", "0.7"))
+    other = fss(*_arguments(photos, supports, tmp_path / "own", bundle, "--threshold", "0.7"))
     assert other.returncode == 2
     assert "holds another job: its threshold is 0.5, but this job's is 0.7" in other.stderr
 
@@ -69,28 +68,22 @@ def test_label_again_and_through_the_service(bundle: str, tmp_path: Path) -> Non
     (("--overlaps", "merge"), "label.overlaps"),
 ])
 def test_mistakes_are_one_line(bundle: str, tmp_path: Path, change: tuple[str, str], line: str,
-                               monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+                               fss: Fss) -> None:
     photos, supports = photo_folder(tmp_path / "photos", 1), supports_file(tmp_path)
-    monkeypatch.setattr("sys.argv", ["fss", *_arguments(photos, supports, tmp_path / "out", bundle), *change])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 2
-    assert line in capsys.readouterr().err.splitlines()[-1]
+    done = fss(*_arguments(photos, supports, tmp_path / "out", bundle), *change)
+    assert done.returncode == 2
+    assert line in done.stderr.splitlines()[-1]
     assert not (tmp_path / "out").exists()
 
 
-def test_marks_that_the_method_cannot_read(bundle: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                           capsys: pytest.CaptureFixture[str]) -> None:
+def test_marks_that_the_method_cannot_read(bundle: str, tmp_path: Path, fss: Fss) -> None:
     """Would catch refused marks that leave a claimed folder, in which a job with other marks could not start."""
     photos, supports = photo_folder(tmp_path / "photos", 1), supports_file(tmp_path)
     row = {"image": "ball.png", "box": [1, 1, 50, 50]}
     supports.write_text(json.dumps({"class_name": "ball", "supports": [row]}))
-    monkeypatch.setattr("sys.argv", ["fss", *_arguments(photos, supports, tmp_path / "out", bundle)])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 2
+    done = fss(*_arguments(photos, supports, tmp_path / "out", bundle))
     told = "error: class 'ball': supports[0]: method 'prior' reads no box marks (it reads: mask)"
-    assert capsys.readouterr().err.splitlines()[-1] == told
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (2, told)
     assert not (tmp_path / "out").exists()
 
 

@@ -12,7 +12,8 @@ from sam2.modeling.position_encoding import PositionEmbeddingSine
 from torch import Tensor, nn
 
 from fss_models.methods.fcp.config import FcpConfig
-from fss_models.prototype_prompts.parts import ChannelReduction, GuidingLayer, TokenAttention, cells, masked_mean
+from fss_models.prior_guided.maps import cells, masked_mean
+from fss_models.prototype_prompts.parts import ChannelReduction, GuidingLayer, TokenAttention
 
 Maps = dict[str, Tensor]
 SPAN_EPSILON = 1e-9

@@ -14,20 +14,20 @@ from fss_models.errors import FssError
 from fss_models.methods.fcp import losses as terms
 from fss_models.methods.fcp.config import FcpConfig
 from fss_models.methods.fcp.encoder import FcpEncoder, QuerySide, SupportSide
-from fss_models.prototype_prompts.analysis import FcpAnalysis
-from fss_models.prototype_prompts.build import PromptingParts
-from fss_models.prototype_prompts.marks import grid_masks
-from fss_models.prototype_prompts.parts import object_first, prior, resize_aligned
-from fss_models.prototype_prompts.segmenter import (
-    DECODER_MAPS,
-    PromptingSegmenter,
+from fss_models.prior_guided.maps import object_first, prior, resize_aligned
+from fss_models.prior_guided.marks import grid_masks
+from fss_models.prior_guided.pairs import (
     clip_pairs,
     gather_shots,
+    mean_over_shots,
     real_rows,
     row_of,
     scatter_rows,
     shot_rows,
 )
+from fss_models.prototype_prompts.analysis import FcpAnalysis
+from fss_models.prototype_prompts.build import PromptingParts
+from fss_models.prototype_prompts.segmenter import DECODER_MAPS, PromptingSegmenter
 from fss_models.registry import register_method
 
 
@@ -128,8 +128,8 @@ class Fcp(PromptingSegmenter):
         maps = {k: features.maps[k][image] for k in DECODER_MAPS if k in features.maps}
         low, ious = self.sam.decode(maps, side.prompts)
         logits = self.to_image(low)
-        prediction = Prediction(logits=_mean_over_shots(logits, pair, len(pairs)),
-                                scores=_mean_over_shots(ious.float(), pair, len(pairs)).clamp(0, 1))
+        prediction = Prediction(logits=mean_over_shots(logits, pair, len(pairs)),
+                                scores=mean_over_shots(ious.float(), pair, len(pairs)).clamp(0, 1))
         return _QueryRows(pair=pair, shot=shot, side=side, prior=guess, logits=logits, ious=ious, prediction=prediction)
 
     @property
@@ -145,11 +145,3 @@ class Fcp(PromptingSegmenter):
         if self.config.empty_mask == "error" and not bool(small.flatten(1).any(dim=1).all()):
             raise FssError("a support mask is empty on the grid", hint="mark a larger object, or set empty_mask: fill")
         return small
-
-
-def _mean_over_shots(values: Tensor, pair: Tensor, pairs: int) -> Tensor:
-    """Mean over the shots of each pair, [E, ...] -> [P, ...]."""
-    where = pair.to(values.device)
-    total = values.new_zeros(pairs, *values.shape[1:]).index_add(0, where, values)
-    counts = torch.bincount(where, minlength=pairs).to(values)
-    return total / counts.view(-1, *[1] * (values.dim() - 1))

@@ -19,10 +19,10 @@ from fss_models.methods.fssam.checkpoint import load_dinov2, load_sam2, read_who
 from fss_models.methods.fssam.config import FssamConfig
 from fss_models.methods.fssam.core import FssamCore
 from fss_models.methods.fssam.ops import pool, resize, squared_dice
-from fss_models.methods.fssam.preprocess import FssamPreprocessor
 from fss_models.methods.fssam.prior import ShotPriors, prior_logits, prior_masks, prior_prototypes, trunk_features
 from fss_models.methods.fssam.refine import QueryMemory, refine, support_agreement
-from fss_models.methods.fssam.training import FssamAugmentation
+from fss_models.opencv_augmentation import SemsegAugmentation
+from fss_models.opencv_resize import OpenCvPreprocessor
 from fss_models.preprocess import IMAGENET
 from fss_models.presets import RANDOM, find_preset, preprocessor
 from fss_models.registry import register_method
@@ -56,7 +56,7 @@ class Fssam(Segmenter):
         side = int(sam.image_size) if sam is not None else _side(preset, config)
         plain = preprocessor(preset) if sam is None else None
         mean, std = (plain.mean, plain.std) if plain else IMAGENET
-        super().__init__(preset=preset, preprocessor=FssamPreprocessor(side=side, mean=mean, std=std), config=config)
+        super().__init__(preset=preset, preprocessor=OpenCvPreprocessor(side=side, mean=mean, std=std), config=config)
         whole = read_whole(weights)
         given = sam is not None or whole is not None
         if sam is None:
@@ -91,7 +91,7 @@ class Fssam(Segmenter):
     @classmethod
     def augmentation(cls, side: int, *, scale: tuple[float, float]) -> Augmentation:
         """Scale, rotation, blur, flip and crop, as the released code has them."""
-        return FssamAugmentation(crop=side, scale=scale)
+        return SemsegAugmentation(crop=side, scale=scale)
 
     # training
 

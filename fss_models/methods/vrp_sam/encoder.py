@@ -10,8 +10,9 @@ from typing import Any
 from sam2.modeling.position_encoding import PositionEmbeddingSine
 from torch import Tensor, nn
 
+from fss_models.prior_guided.maps import cells, masked_mean
 from fss_models.prototype_prompts.analysis import TokenReading
-from fss_models.prototype_prompts.parts import ChannelReduction, GuidingLayer, TokenAttention, cells, masked_mean
+from fss_models.prototype_prompts.parts import ChannelReduction, GuidingLayer, TokenAttention
 
 
 class VrpEncoder(nn.Module):

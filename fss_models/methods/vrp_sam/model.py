@@ -9,20 +9,12 @@ from fss_models.clip import Clip, Features, Memory, Prediction, PromptBatch, Pro
 from fss_models.methods.vrp_sam.config import VrpSamConfig
 from fss_models.methods.vrp_sam.encoder import VrpEncoder
 from fss_models.methods.vrp_sam.simulate import simulate_marks
+from fss_models.prior_guided.maps import object_first, prior, resize_aligned
+from fss_models.prior_guided.marks import grid_masks
+from fss_models.prior_guided.pairs import clip_pairs, gather_shots, real_rows, row_of, scatter_rows, shot_rows
 from fss_models.prototype_prompts.analysis import TokenReading, VrpAnalysis
 from fss_models.prototype_prompts.build import PromptingParts
-from fss_models.prototype_prompts.marks import grid_masks
-from fss_models.prototype_prompts.parts import object_first, prior, resize_aligned
-from fss_models.prototype_prompts.segmenter import (
-    DECODER_MAPS,
-    PromptingSegmenter,
-    clip_pairs,
-    gather_shots,
-    real_rows,
-    row_of,
-    scatter_rows,
-    shot_rows,
-)
+from fss_models.prototype_prompts.segmenter import DECODER_MAPS, PromptingSegmenter
 from fss_models.registry import register_method
 
 

@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from fss_models.errors import FssError
+from fss_models.prior_guided.marks import grid_masks
 from fss_models.prototype_prompts.analysis import FcpAnalysis, VrpAnalysis
-from fss_models.prototype_prompts.marks import grid_masks
 from fss_models.prototype_prompts.segmenter import PromptingSegmenter
 from fss_models.segmenter import Segmenter
 from pipelines.base.progress import Bar

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fss_models.clip import Features
+from fss_models.prior_guided.maps import masked_mean, resize_aligned
+from fss_models.prior_guided.marks import grid_masks
 from fss_models.prompts import mask_prompt
-from fss_models.prototype_prompts.marks import grid_masks
-from fss_models.prototype_prompts.parts import masked_mean, resize_aligned
 from fss_models.segmenter import Segmenter
 from pipelines.base.progress import Bar
 from pipelines.config.recipe import Recipe

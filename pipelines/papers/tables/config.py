@@ -1,7 +1,8 @@
 """The content of a table file: columns (what is measured), rows (what we run), rivals (only published figures).
 
-A cell is run from the column's recipe, changed by the column's `set`, then by the row's `set`. Published figures are
-in the unit of the column's measure, usually percent. A figure that is not known is left out or null.
+A cell is run from the column's recipe, changed by the column's `set`, then by the row's `set` and its `set_in`.
+Published figures are in the unit of the column's measure, usually percent. A figure that is not known is left out or
+null.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class TableRow(Section):
     name: str
     method: str = ""  # replaces {method} in the columns' recipes
     set: dict[str, Any] = Field(default_factory=dict)  # changes to the columns' recipes
+    set_in: dict[str, dict[str, Any]] = Field(default_factory=dict)  # column -> further changes to its recipe
     mask: Literal["", "conventional", "attention"] = ""  # FCP's pseudo mask that mask_* columns measure
     columns: list[str] = Field(default_factory=list)  # keys of the columns that the row is run for; empty: all
     # column -> figure; for a column with folds: a list of each fold's figure, then the mean
@@ -73,7 +75,7 @@ class PublishedTable(Section):
         if self.reference and self.reference not in [r.name for r in self.rows]:
             raise ValueError(f"reference {self.reference!r} is not the name of a row")
         for row in self.rows:
-            if unknown := sorted(set(row.columns) - self.columns.keys()):
+            if unknown := sorted({*row.columns, *row.set_in} - self.columns.keys()):
                 raise ValueError(f"row {row.name!r}: there is no column {unknown[0]!r}")
             self._check_row(row)
         return self

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +13,8 @@ from fss_models.errors import FssError
 from jobs.cli import make_app
 from pipelines.config.recipe import Recipe
 from pipelines.papers.analysis.page import TextTable
+from tests.fixtures.command import Fss
+from tests.jobs.test_cli import assert_one_line
 
 
 @pytest.fixture
@@ -47,13 +47,9 @@ def test_a_bundle_that_is_not_there(command: str, tmp_path: Path, monkeypatch: p
     assert list(tmp_path.iterdir()) == []  # no shards were built for a bundle that is not there
 
 
-def test_a_mistake_ends_with_status_2_and_one_line(tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-m", "jobs.cli", "analyse", "transfer", "--bundles", "one"], cwd=tmp_path,
-                          capture_output=True, text=True, check=False, timeout=120)
-    assert done.returncode == 2, done.stderr[-1500:]
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1
-    assert "1 bundle given, but the protocol has 4 folds" in done.stderr
+def test_a_mistake_ends_with_status_2_and_one_line(fss: Fss, tmp_path: Path) -> None:
+    done = fss("analyse", "transfer", "--bundles", "one", cwd=tmp_path)
+    assert_one_line(done, "1 bundle given, but the protocol has 4 folds")
 
 
 def test_a_table_lines_up() -> None:

@@ -1,6 +1,6 @@
-"""The published training's learning rate, and its augmentation in numpy.
+"""The augmentation of PSPNet's semseg code, which PFENet, BAM, CyCTR and FSSAM took over, in numpy.
 
-The official code scales, rotates, blurs, flips and crops with OpenCV on float pixels; its arithmetic is repeated here
+The official codes scale, rotate, blur, flip and crop with OpenCV on float pixels; its arithmetic is repeated here
 (linear weights in float32, rotation on a grid of 1/32 pixel), so that the same random numbers give the same picture
 without OpenCV.
 """
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fss_models.augmentation import VOID
-from fss_models.methods.fssam.preprocess import linear, nearest
+from fss_models.opencv_resize import linear, nearest
 from fss_models.preprocess import IMAGENET
 
 MEAN = np.array(IMAGENET[0], np.float32) * 255  # colour around a padded or rotated image
@@ -23,13 +23,8 @@ _REDRAWS = 31
 _ROTATION_BITS, _STEP_BITS = 10, 5  # OpenCV's fixed point: 1/1024 pixel per step, 1/32 pixel in the end
 
 
-def poly_rate(step: int, steps: int, rate: float = 1e-3) -> float:
-    """Learning rate of iteration `step` (from 1) of `steps`: rate * (1 - step / steps) ** 0.9, no warm-up."""
-    return rate * (1 - step / steps) ** 0.9
-
-
 @dataclass(frozen=True, kw_only=True)
-class FssamAugmentation:
+class SemsegAugmentation:
     """Ranges of the published training; PASCAL scales by 0.9..1.1, COCO by 0.8..1.25."""
 
     crop: int = 512

@@ -1,4 +1,4 @@
-"""The published resize: OpenCV's linear interpolation of float pixels, without antialias."""
+"""OpenCV's linear interpolation of float pixels, without antialias: the resize of several official codes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fss_models.preprocess import Mode, Preprocessor
 
 
 @dataclass(frozen=True, kw_only=True)
-class FssamPreprocessor(Preprocessor):
+class OpenCvPreprocessor(Preprocessor):
     """Resizes 8-bit pixels to a square in float, then normalises; mode `fast` is the same for every method."""
 
     def __call__(self, images: Sequence[np.ndarray], mode: Mode | None = None) -> Images:

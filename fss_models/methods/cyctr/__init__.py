@@ -1,0 +1,1 @@
+"""CyCTR: few-shot segmentation via cycle-consistent transformer (NeurIPS 2021)."""

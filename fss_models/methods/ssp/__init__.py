@@ -1,0 +1,1 @@
+"""SSP: self-support few-shot semantic segmentation (ECCV 2022)."""
