@@ -23,10 +23,12 @@ PAPERS = {  # where each method was published: venue, arXiv id
     "vrp_sam": ("VRP-SAM, CVPR 2024", "2402.17726"),
     "bam": ("BAM, CVPR 2022", "2203.07615"),
     "hdmnet": ("HDMNet, CVPR 2023", "2303.14652"),
+    "insid3": ("INSID3, CVPR 2026", "2603.28480"),
+    "gf_sam": ("GF-SAM, NeurIPS 2024", "2410.06964"),
+    "matcher": ("Matcher, ICLR 2024", "2305.13310"),
     "pfenet": ("PFENet, TPAMI 2020", "2008.01449"),
     "ssp": ("SSP, ECCV 2022", "2207.11549"),
     "cyctr": ("CyCTR, NeurIPS 2021", "2106.02320"),
-    "insid3": ("INSID3, CVPR 2026", "2603.28480"),
     "sam2_frozen": ("SAM 2 as it is", "2408.00714"),
 }
 

@@ -92,6 +92,12 @@ class Features(_Tensors):
         """The rows of the images `index` [M], in that order; an image may be taken several times."""
         return Features(maps={k: v[index] for k, v in self.maps.items()}, sizes=self.sizes[index])
 
+    @staticmethod
+    def stack(parts: Sequence[Features]) -> Features:
+        """Join features of one method; where dimension 1 of a map is shorter it is padded with zeros."""
+        return Features(maps={k: _pad_cat([p.maps[k] for p in parts]) for k in parts[0].maps},
+                        sizes=torch.cat([p.sizes for p in parts]))
+
 
 @dataclass(frozen=True, kw_only=True)
 class PromptBatch(_Tensors):

@@ -70,7 +70,15 @@ def _score(config: dict[str, Any], data: Any, episodes: Any, settings: dict[str,
     from pipelines.evaluation.results import table_counts
 
     model: Any = registry.build(config["method"], config["preset"], settings, seed=config["seed"]).eval()
-    compute = model.encoder.forward
+    if hasattr(model, "encoder"):
+        _remember(model.encoder, encoded)
+    table, _ = score_episodes(model, data.shards, episodes, EvalConfig(shots=config["shots"]))
+    return float(score(table_counts(table), episodes.class_ids).miou)
+
+
+def _remember(encoder: Any, encoded: Encoded) -> None:
+    """Let a frozen encoder compute each photo once."""
+    compute = encoder.forward
 
     def remembered(pixels: torch.Tensor) -> torch.Tensor:
         names = [hashlib.sha256(one.numpy().tobytes()).hexdigest() for one in pixels]
@@ -78,9 +86,7 @@ def _score(config: dict[str, Any], data: Any, episodes: Any, settings: dict[str,
             encoded.update(zip([names[i] for i in new], compute(pixels[new]), strict=True))
         return torch.stack([encoded[name] for name in names])
 
-    model.encoder.forward = remembered
-    table, _ = score_episodes(model, data.shards, episodes, EvalConfig(shots=config["shots"]))
-    return float(score(table_counts(table), episodes.class_ids).miou)
+    encoder.forward = remembered
 
 
 def _generated(config: dict[str, Any], folder: str) -> str:

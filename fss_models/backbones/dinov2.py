@@ -25,7 +25,7 @@ _OFFSET = 0.1  # the hub adds it to the patch count before dividing
 
 
 class Dinov2(nn.Module):
-    """A ViT/14 whose patch tokens after the final norm are a feature map.
+    """A ViT/14 whose patch tokens are a feature map.
 
     `pretrained` maps the name to the weight file's sha256; it is empty where the values are random.
     """
@@ -46,12 +46,16 @@ class Dinov2(nn.Module):
             mlp_ratio=mlp_ratio, init_values=1.0, num_classes=0)
         self.register_buffer("mask_token", torch.zeros(1, width))  # the hub's files hold it; it is not used here
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Patch tokens [N, width, H / 14, W / 14] of ImageNet-normalised [N, 3, H, W]; H and W are multiples of 14."""
+    def forward(self, pixels: Tensor, *, norm: bool = True) -> Tensor:
+        """Patch tokens [N, width, H / 14, W / 14] of ImageNet-normalised [N, 3, H, W]; H and W are multiples of 14.
+
+        Without `norm` they are the last block's output, before the final normalisation (the hub's `x_prenorm`).
+        """
         patches = self.vit.patch_embed.proj(pixels)
         h, w = patches.shape[-2:]
         tokens = torch.cat([self.vit.cls_token.expand(len(pixels), -1, -1), patches.flatten(2).transpose(1, 2)], dim=1)
-        tokens = self.vit.norm(self.vit.blocks(tokens + self.positions(h, w)))
+        tokens = self.vit.blocks(tokens + self.positions(h, w))
+        tokens = self.vit.norm(tokens) if norm else tokens
         found: Tensor = tokens[:, 1:].transpose(1, 2).unflatten(2, (h, w))
         return found
 

@@ -1,7 +1,7 @@
 """SAM v1 and SAM 2 behind one interface: an image embedding, and a mask decoder that takes vectors as prompts.
 
-Both decoders are called with the learned vectors in place of embedded points: no point type, no position code, no
-padding token; the dense embedding is SAM's "no mask".
+The vectors are learned (no point type, no position code, no padding token) or come from `PromptedSam.point_prompts`;
+the dense embedding is SAM's "no mask".
 """
 
 from __future__ import annotations
@@ -38,8 +38,24 @@ class PromptedSam(nn.Module, ABC):
         """Finish `look`'s maps: "sam" [N, D, G, G] and the other maps that `decode` reads."""
 
     @abstractmethod
+    def candidates(self, maps: Maps, prompts: Tensor, *, several: bool) -> tuple[Tensor, Tensor]:
+        """Decode maps of E images with prompts [E, n, D]: logits [E, M, 4G, 4G] and predicted IoU [E, M].
+
+        M = 1, of mask token 0; with `several` M = 3, of the tokens 1 to 3.
+        """
+
+    @abstractmethod
+    def point_prompts(self, points: Tensor, boxes: Tensor | None = None) -> Tensor:
+        """SAM's own prompts [E, n + 1, D] for points on the object [E, n, 2] (x, y), in pixels of the square.
+
+        SAM adds half a pixel, and a padding point; with boxes [E, 4] (x0, y0, x1, y1) it adds two corners instead:
+        [E, n + 2, D].
+        """
+
     def decode(self, maps: Maps, prompts: Tensor) -> tuple[Tensor, Tensor]:
         """Decode maps of E images with prompts [E, n, D]: logits [E, 4G, 4G] of mask token 0 and predicted IoU [E]."""
+        logits, ious = self.candidates(maps, prompts, several=False)
+        return logits[:, 0], ious[:, 0]
 
 
 class PromptedSam1(PromptedSam):
@@ -59,9 +75,13 @@ class PromptedSam1(PromptedSam):
         """Return the maps unchanged: `look` already gives the embedding."""
         return {"sam": maps["sam"]}
 
-    def decode(self, maps: Maps, prompts: Tensor) -> tuple[Tensor, Tensor]:
-        """Decode as `PromptedSam.decode` describes."""
-        return _decode(self.model.prompt_encoder, self.model.mask_decoder, maps, prompts, None)
+    def candidates(self, maps: Maps, prompts: Tensor, *, several: bool) -> tuple[Tensor, Tensor]:
+        """Decode as `PromptedSam.candidates` describes."""
+        return _decode(self.model.prompt_encoder, self.model.mask_decoder, maps, prompts, None, several)
+
+    def point_prompts(self, points: Tensor, boxes: Tensor | None = None) -> Tensor:
+        """Embed as `PromptedSam.point_prompts` describes."""
+        return _point_prompts(self.model.prompt_encoder, points, boxes)
 
 
 class PromptedSam2(PromptedSam):
@@ -86,19 +106,29 @@ class PromptedSam2(PromptedSam):
         return {"sam": f2 + self.core.sam.no_mem_embed.view(1, -1, 1, 1),
                 "f0": decoder.conv_s0(f0), "f1": decoder.conv_s1(f1)}
 
-    def decode(self, maps: Maps, prompts: Tensor) -> tuple[Tensor, Tensor]:
-        """Decode as `PromptedSam.decode` describes."""
+    def candidates(self, maps: Maps, prompts: Tensor, *, several: bool) -> tuple[Tensor, Tensor]:
+        """Decode as `PromptedSam.candidates` describes; nothing blanks a mask by its object score."""
         sam = self.core.sam
-        return _decode(sam.sam_prompt_encoder, sam.sam_mask_decoder, maps, prompts, [maps["f0"], maps["f1"]])
+        return _decode(sam.sam_prompt_encoder, sam.sam_mask_decoder, maps, prompts, [maps["f0"], maps["f1"]], several)
+
+    def point_prompts(self, points: Tensor, boxes: Tensor | None = None) -> Tensor:
+        """Embed as `PromptedSam.point_prompts` describes."""
+        return _point_prompts(self.core.sam.sam_prompt_encoder, points, boxes)
+
+
+def _point_prompts(encoder: Any, points: Tensor, boxes: Tensor | None) -> Tensor:
+    labels = torch.ones(points.shape[:2], dtype=torch.int32, device=points.device)
+    found: Tensor = encoder(points=(points.float(), labels), boxes=boxes, masks=None)[0]
+    return found
 
 
 def _decode(
-    encoder: Any, decoder: Any, maps: Maps, prompts: Tensor, fine: list[Tensor] | None
+    encoder: Any, decoder: Any, maps: Maps, prompts: Tensor, fine: list[Tensor] | None, several: bool
 ) -> tuple[Tensor, Tensor]:
     embedding = maps["sam"]
     dense = encoder.no_mask_embed.weight.view(1, -1, 1, 1).expand_as(embedding)
     logits, ious, _, _ = decoder(
         image_embeddings=embedding, image_pe=encoder.get_dense_pe(), sparse_prompt_embeddings=prompts,
-        dense_prompt_embeddings=dense, multimask_output=False, repeat_image=False, high_res_features=fine,
+        dense_prompt_embeddings=dense, multimask_output=several, repeat_image=False, high_res_features=fine,
     )
-    return logits[:, 0].float(), ious[:, 0]
+    return logits.float(), ious

@@ -51,6 +51,8 @@ _BASE_LEARNER = {
     "gradient": Bound(tolerance=1e-3, floor=1e-2),
     "parameter": Bound(tolerance=1e-4, floor=1e-3),
 }
+#: GF-SAM and Matcher, after the READMEs of their golden cases: reals relative to the largest, discrete ones equal
+_POINTS = {"real": Bound(tolerance=1e-4, floor=1e-3), "discrete": EXACT}
 
 #: method -> kind -> limits for the golden cases; the figures are those of the READMEs in the cases' folders
 GOLDEN: Mapping[str, Mapping[str, Bound]] = {
@@ -58,6 +60,8 @@ GOLDEN: Mapping[str, Mapping[str, Bound]] = {
     "hdmnet": _BASE_LEARNER,
     "fcp": _PROMPTING,
     "vrp_sam": _PROMPTING,
+    "gf_sam": _POINTS,
+    "matcher": _POINTS | {"pixel": Bound(tolerance=1e-3, floor=1e-2)},  # areas and stabilities: single pixels may flip
     "sansa": {  # loss and step are absolute, gradients ||difference|| / ||reference||
         "backbone": Bound(tolerance=1e-5, floor=1e-4),
         "adapter": Bound(tolerance=1e-5, floor=1e-4),

@@ -51,9 +51,7 @@ class FeatureCache:
         for image_id, part in zip(distinct, parts, strict=True):
             if _bytes(part) <= self._features.maxsize:
                 self._features[image_id] = part
-        joined = Features(maps={k: torch.cat([p.maps[k] for p in parts]) for k in parts[0].maps},
-                          sizes=torch.cat([p.sizes for p in parts]))
-        return joined, {image_id: row for row, image_id in enumerate(distinct)}
+        return Features.stack(parts), {image_id: row for row, image_id in enumerate(distinct)}
 
     def _encode(self, samples: list[Sample]) -> dict[int, Features]:
         if not samples:

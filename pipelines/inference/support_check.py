@@ -95,8 +95,7 @@ def _ious(labeler: Labeler, images: list[np.ndarray], prompts: list[Prompt], tri
     """The IoU of every trial, in order. Each photo is encoded once; trials with equally many shots share a batch."""
     model = labeler.model
     parts = [model.encode(model.prepare([i]).to(model.device)) for i in images]
-    features = type(parts[0])(maps={k: torch.cat([p.maps[k] for p in parts]) for k in parts[0].maps},
-                              sizes=torch.cat([p.sizes for p in parts]))
+    features = type(parts[0]).stack(parts)
     found: dict[Trial, float] = {}
     ordered = sorted(trials, key=lambda t: len(t[0]))
     for first in range(0, len(ordered), BATCH):

@@ -59,7 +59,7 @@ def test_a_batch_of_pairs_equals_pairs_one_by_one(name: str) -> None:
     """Support sets of 1 and 3 references, one image against both: no padding and no neighbour leaks in."""
     model = fresh(name)
     features = model.encode(model.prepare([picture(i) for i in range(6)]))
-    sets = [[mask_prompt(box_mask(k)) for k in range(3)], [mask_prompt(box_mask(3))]]
+    sets = [[mask_prompt(box_mask(k)) for k in range(3)], [mask_prompt(box_mask(25))]]
     memory = model.memorise(features, collate(sets, features.sizes, model.side))
     pairs = torch.tensor([[0, 4], [1, 4], [1, 5], [0, 5]])
     together = model.segment(memory, features, pairs)

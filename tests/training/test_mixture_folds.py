@@ -155,8 +155,9 @@ def test_the_shipped_nano_recipes_hide_by_fold() -> None:
     assert (coco.data.folds, coco.data.fold_rule, coco.mixture) == (4, "interleaved", [])
     assert [m.weight for m in pascal.mixture] == [0.6]
     for one in (pascal, coco):
-        assert [m.name for m in one.methods] == ["prior", "insid3", "sam2_frozen", "sansa", "fssam", "fssam", "fcp",
-                                                 "vrp_sam", "pfenet", "ssp", "cyctr", "bam", "hdmnet"]
+        assert [m.name for m in one.methods] == ["prior", "insid3", "gf_sam", "sam2_frozen", "sansa", "fssam", "fssam",
+                                                 "fcp", "vrp_sam", "pfenet", "ssp", "cyctr", "bam",
+                                                 "hdmnet"]
         assert {m.preset for m in one.methods} == {"nano"}
     changed = load_recipe("nano_pascal5i", ["data.split.file=a.json", "mixture.0.data.split.file=a.json",
                                             "mixture.0.data.source.root=b"])
