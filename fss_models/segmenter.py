@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -36,6 +37,8 @@ class Segmenter(nn.Module, ABC):
     #: the kinds of mark that a reference may have
     prompt_kinds: ClassVar[frozenset[PromptKind]] = frozenset(PromptKind) - {PromptKind.PAD}
 
+    #: whether training can leave out the classes of a test fold; not so where nobody knows what a model was trained on
+    classes_held_out: ClassVar[bool] = True
     #: whether logits are resized with aligned corners, instead of the usual aligned pixel areas
     corners_aligned: ClassVar[bool] = False
 
@@ -53,6 +56,11 @@ class Segmenter(nn.Module, ABC):
     def device(self) -> torch.device:
         """Device of the parameters."""
         return next(self.parameters()).device
+
+    @property
+    def reads_names(self) -> bool:
+        """Whether the class name is part of the prompt."""
+        return False
 
     @property
     def untrained(self) -> bool:
@@ -80,14 +88,21 @@ class Segmenter(nn.Module, ABC):
             raise FssError(f"method {cls.method!r} reads no {kind.name.lower()} marks", where=where,
                            hint=f"it reads: {known}")
 
-    def collate(self, sets: Sequence[Sequence[Prompt]], sizes: Tensor, image: Tensor | None = None) -> PromptBatch:
+    def collate(self, sets: Sequence[Sequence[Prompt]], sizes: Tensor, image: Tensor | None = None,
+                names: Sequence[str] = ()) -> PromptBatch:
         """Gather prompts, given in pixels of their images, and resize them to the square as the method needs them.
 
-        Raises `FssError` for a mask that is not of its image's size, and a kind of prompt the method cannot read.
+        `names`: the class name of each set, for methods that read names. Raises `FssError` for a mask that is not of its
+        image's size, and a kind of prompt the method cannot read.
         """
         for prompt in (p for one in sets for p in one):
             self.check_kind(prompt.kind)
-        return collate(sets, sizes, self.side, image, self.preprocessor.mask)
+        return replace(collate(sets, sizes, self.side, image, self.preprocessor.mask), names=tuple(names))
+
+    @classmethod
+    def image_encodings(cls, config: Any, *, photos: int, classes: int, shots: int) -> int:
+        """How often a job runs the image encoder: by default once for each photo and each support."""
+        return photos + classes * shots
 
     @classmethod
     def augmentation(cls, side: int, *, scale: tuple[float, float]) -> Augmentation | None:
