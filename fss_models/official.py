@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from argparse import Namespace
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
@@ -61,16 +62,18 @@ def read_tensors(path: str) -> dict[str, Tensor]:
     return tensors
 
 
-def load_official(method: str, preset: str, path: str, *, weights: str | None = None) -> Segmenter:
-    """Build a model that holds an official checkpoint; `weights` is the SAM 2 (or SAM) file under it, where needed.
+def load_official(method: str, preset: str, path: str, *, weights: str | None = None,
+                  config: Mapping[str, Any] | None = None) -> Segmenter:
+    """Build a model that holds an official checkpoint; `weights` is the SAM 2 (or SAM) file under it, where needed;
+    `config`: settings that the file does not imply.
 
     Raises `FssError` for a method without official checkpoints, or a file that does not fit, naming the first key.
     """
     found = read_official(method, preset, read_tensors(path), path)
     try:
-        config = found.config | {name: path for name in found.also if name != "weights"}
+        settings = found.config | {name: path for name in found.also if name != "weights"} | dict(config or {})
         base = weights or (path if "weights" in found.also else None)
-        model = registry.build(method, preset, config, weights=base)
+        model = registry.build(method, preset, settings, weights=base)
         if model.untrained and base in (None, "", RANDOM):
             raise FssError("belongs to a pretrained model", hint="give --weights, the checkpoint it was trained on")
         model.load_trainable_state(found.state)

@@ -57,10 +57,18 @@ class Segmenter(nn.Module, ABC):
         """Device of the parameters."""
         return next(self.parameters()).device
 
-    @property
-    def reads_names(self) -> bool:
-        """Whether the class name is part of the prompt."""
+    @classmethod
+    def reads_names(cls, config: Any) -> bool:
+        """Whether the class name is part of the prompt with this configuration."""
         return False
+
+    @classmethod
+    def check_phrase(cls, phrase: str, config: Any, where: str = "") -> None:
+        """Raises `FssError` for a phrase that was written as a prompt, where the method reads no names."""
+        if phrase and not cls.reads_names(config):
+            known = hasattr(config, "class_names")
+            raise FssError(f"method {cls.method!r} reads no `prompt`", where=where,
+                           hint="build it with config class_names: true" if known else "leave `prompt` out")
 
     @property
     def untrained(self) -> bool:
@@ -92,17 +100,20 @@ class Segmenter(nn.Module, ABC):
                 names: Sequence[str] = ()) -> PromptBatch:
         """Gather prompts, given in pixels of their images, and resize them to the square as the method needs them.
 
-        `names`: the class name of each set, for methods that read names. Raises `FssError` for a mask that is not of its
-        image's size, and a kind of prompt the method cannot read.
+        `names`: the class name of each set, for methods that read names. Raises `FssError` for a mask that is not of
+        its image's size, and a kind of prompt the method cannot read.
         """
         for prompt in (p for one in sets for p in one):
             self.check_kind(prompt.kind)
         return replace(collate(sets, sizes, self.side, image, self.preprocessor.mask), names=tuple(names))
 
     @classmethod
-    def image_encodings(cls, config: Any, *, photos: int, classes: int, shots: int) -> int:
-        """How often a job runs the image encoder: by default once for each photo and each support."""
-        return photos + classes * shots
+    def image_encodings(cls, config: Any, *, photos: int, classes: int, supports: int) -> int:
+        """How often labelling `photos` runs the image encoder; `supports` are those of all classes together.
+
+        By default once for each photo and each support.
+        """
+        return photos + supports
 
     @classmethod
     def augmentation(cls, side: int, *, scale: tuple[float, float]) -> Augmentation | None:

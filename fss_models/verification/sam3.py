@@ -139,9 +139,10 @@ def _kept(to: Sam3Case, seen: Detections, objects: FoundObjects, threshold: floa
     to.compare(boxes, "kept.boxes_canvas")
     clipped = _boxes_in_photo(boxes, layout, size)
     to.compare_absolute(clipped, "kept.boxes_query_fsod", BOUNDS["pixel boxes"])
-    there = ~clipped.isnan().any(dim=1)
-    to.compare_absolute(clipped[there], "fsod.boxes_xywh", BOUNDS["pixel boxes"])
-    to.compare(objects.scores[there], "fsod.scores")
+    order = objects.queries.argsort()
+    order = order[~clipped[order].isnan().any(dim=1)]
+    to.compare_absolute(clipped[order], "fsod.boxes_xywh", BOUNDS["pixel boxes"])
+    to.compare(objects.scores[order], "fsod.scores")
     if "kept.masks_canvas" in to:
         whole = Layout(side=layout.side, supports=(), query=type(layout.query)(0, 0, layout.side, layout.side))
         masks = read_objects(seen.scores[0], seen.masks[0], threshold, whole).logits

@@ -43,7 +43,7 @@ class Sam3Case(WorstErrors):
         return self.given(key).numpy()
 
     def compare(self, ours: Tensor, key: str, bound: Bound | None = None) -> None:
-        """Compare ours with the stored `key`, if the case has it: integers exactly, masks by pixels, others relatively."""
+        """Compare with the stored `key`, if the case has it: integers exactly, masks by pixels, others relatively."""
         if key not in self.stored:
             return
         reference = self.given(key)

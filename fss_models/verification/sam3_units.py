@@ -14,7 +14,7 @@ from torch import Tensor
 from fss_models.methods.sam3.boxes import mask_boxes
 from fss_models.methods.sam3.build import Sam3Parts
 from fss_models.methods.sam3.detector import LEVELS
-from fss_models.methods.sam3.layout import Layout, five_layout, pair_layout, place_boxes
+from fss_models.methods.sam3.layout import QUERY, Layout, five_layout, pair_layout, place_boxes
 from fss_models.methods.sam3.suppress import suppress
 from fss_models.verification.frame import GoldenCheck, WorstErrors
 from fss_models.verification.sam3_case import BOUNDS, Sam3Case
@@ -72,7 +72,8 @@ def _layouts(content: dict[str, Any]) -> Iterator[GoldenCheck]:
         count = len(one["support"])
         worst.record("cells", float([list(c) for c in layout.supports[:count]] != one["support"]
                                     or list(layout.query) != one["query"]), EXACT)
-        worst.record("tiling", float((layout.cell_map() == -1).sum() != layout.query.width * layout.query.height), EXACT)
+        rest = int((layout.cell_map() == QUERY).sum()) - layout.query.width * layout.query.height
+        worst.record("tiling", float(rest), EXACT)
         placed = place_boxes(shares.expand(1, count, 1, 4), torch.tensor([layout.supports[:count]]), layout.side)
         wanted = torch.tensor(one["box_cxcywh"], dtype=torch.float64).view(-1, 4)
         worst.record("boxes", float((placed[0, :, 0][:len(wanted)] - wanted).abs().max()), BOUNDS["boxes"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,19 +59,22 @@ def _pretrained_on(model: Segmenter, weights: str, where: str) -> list[str]:
     return sorted({*(photo for one in shipped for photo in one.provenance.photos), *pretraining_photos(weights)})
 
 
-def import_bundle(url: str, *, file: str, method: str, preset: str, weights: str = "") -> tuple[BundleInfo, int]:
+def import_bundle(url: str, *, file: str, method: str, preset: str, weights: str = "",
+                  config: Mapping[str, Any] | None = None) -> tuple[BundleInfo, int]:
     """Write a bundle below `url` from the official checkpoint `file`; returns it and the file's number of tensors.
+
+    `config`: settings of the method that the file does not imply.
 
     Raises `FssError` with the first wrong key for a file that does not fit; nothing is written then.
     """
     source, tensors = fetch(file), read_tensors(fetch(file))
     found = read_official(method, preset, tensors, source)
     base = weights or (file if "weights" in found.also else "")
-    config = found.config | {name: file for name in found.also if name != "weights"}
-    model = load_official(method, preset, source, weights=fetch(base) or None)
+    settings = found.config | {name: file for name in found.also if name != "weights"} | dict(config or {})
+    model = load_official(method, preset, source, weights=fetch(base) or None, config=config)
     about = {"official": file, "official_sha256": file_sha256(source)}
     sha = file_sha256(fetch(base)) if base not in ("", RANDOM) else ""
-    return save_bundle(url, model, recipe_config=config, weights=base, sha256=sha, provenance=about), len(tensors)
+    return save_bundle(url, model, recipe_config=settings, weights=base, sha256=sha, provenance=about), len(tensors)
 
 
 def export_bundle(url: str, target: str) -> int:

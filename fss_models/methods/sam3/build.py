@@ -1,4 +1,4 @@
-"""Building SAM 3's detector for a preset and loading the person's own copy of its weights. Nothing is downloaded here."""
+"""Building SAM 3's detector for a preset, with the person's own copy of its weights. Nothing is downloaded here."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ FULL = "sam3"
 META_EPSILON = 1e-5  # of the layer norms in Meta's trunk; transformers' default is 1e-6
 _VIDEO, _TRACKERS, _POINTS = "detector_model.", ("tracker_model.", "tracker_neck."), "geometry_encoder.points_"
 _UNUSED_LEVEL = "vision_encoder.neck.fpn_layers.3."  # computed by the official code, read by nothing
-_HINT = ("SAM 3's weights are gated and under the SAM License: accept it at huggingface.co/facebook/sam3, then give your "
-         "own copy (folder, model.safetensors or sam3.pt) or hf://facebook/sam3 with HF_TOKEN; `random` draws values")
+_HINT = ("SAM 3's weights are gated and under the SAM License: accept it at huggingface.co/facebook/sam3, then give "
+         "your own copy (folder, model.safetensors or sam3.pt) or hf://facebook/sam3 with HF_TOKEN; `random` draws "
+         "values")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +44,8 @@ class Sam3Parts:
 def build_parts(preset: str, weights: str | None) -> Sam3Parts:
     """The parts of a preset on the CPU, with the weight file `weights` loaded strictly.
 
-    debug: a tiny model with random values; sam3: the released size. Raises `FssError` if transformers is missing, if the
-    released size gets no file, and for a file with a missing, unknown or misshapen tensor.
+    debug: a tiny model with random values; sam3: the released size. Raises `FssError` if transformers is missing, if
+    the released size gets no file, and for a file with a missing, unknown or misshapen tensor.
     """
     require_transformers()
     if preset != FULL:

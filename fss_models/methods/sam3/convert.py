@@ -31,7 +31,8 @@ _WORDS: tuple[_Rename, ...] = (
     (r"^final_layer_norm", "ln_final"))
 _ATTENTION: tuple[_Rename, ...] = ((r"\.[qkv]_proj\.", ".in_proj_"), (r"\.o_proj\.", ".out_proj."),
                                    (r"mlp\.fc(\d)", r"linear\1"), (r"layer_norm(\d)", r"norm\1"))
-_COUNTED: tuple[_Rename, ...] = ((r"\.layer1\.", ".layers.0."), (r"\.layer2\.", ".layers.1."), (r"\.layer3\.", ".layers.2."))
+_COUNTED: tuple[_Rename, ...] = (
+    (r"\.layer1\.", ".layers.0."), (r"\.layer2\.", ".layers.1."), (r"\.layer3\.", ".layers.2."))
 _GEOMETRY: tuple[_Rename, ...] = (
     *_ATTENTION, (r"^layers\.", "encode."), (r"\bcross_attn\b", "cross_attn_image"),
     (r"^vision_layer_norm", "img_pre_norm"), (r"^prompt_layer_norm", "norm"), (r"^output_layer_norm", "encode_norm"))

@@ -26,8 +26,8 @@ class PointProjections(nn.Module):
 def roi_align(maps: Tensor, boxes: Tensor, size: int) -> Tensor:
     """Means of bilinear samples in a grid of `size` x `size` cells (He et al., Mask R-CNN, 2017, section 3).
 
-    maps [N, C, h, w]; boxes [N, n, 4] x0 y0 x1 y1 in cells of the map, not shifted by half a cell; a side below one cell
-    counts as one; ceil(side / size) samples a cell and axis. Returns [N, n, C, size, size]. A mean over a grid of
+    maps [N, C, h, w]; boxes [N, n, 4] x0 y0 x1 y1 in cells of the map, not shifted by half a cell; a side below one
+    cell counts as one; ceil(side / size) samples a cell and axis. Returns [N, n, C, size, size]. A mean over a grid of
     bilinear samples is separable, so each axis is one matrix.
     """
     extent = (boxes[..., 2:] - boxes[..., :2]).clamp(min=1)

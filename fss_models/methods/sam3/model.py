@@ -1,8 +1,8 @@
 """SAM 3 as a few-shot method, without training: "Few-Shot Semantic Segmentation Meets SAM3" (arXiv 2604.05433).
 
-SAM 3's detector finds all instances of a concept in one picture, prompted by a phrase and by boxes in that same picture.
-Canvas mode pastes supports and query into one picture; token mode takes the prompt tokens of a support picture over to
-other pictures.
+SAM 3's detector finds all instances of a concept in one picture, prompted by a phrase and by boxes in that same
+picture. Canvas mode pastes supports and query into one picture; token mode takes the prompt tokens of a support picture
+over to other pictures.
 """
 
 from __future__ import annotations
@@ -78,13 +78,13 @@ class Sam3(Segmenter):
         for name, value in (("visual", tokens), ("visual_valid", valid),
                             ("cells", torch.stack([one.cell_map() for one in self.layouts]))):
             self.register_buffer(name, value, persistent=False)
-        if not self.reads_names:
+        if not self.config.class_names:
             self.detector.drop_text_encoder()
 
-    @property
-    def reads_names(self) -> bool:
-        """Whether the class name is part of the prompt."""
-        return self.config.class_names
+    @classmethod
+    def reads_names(cls, config: Any) -> bool:
+        """Whether the class name is part of the prompt, as `class_names` says."""
+        return bool(config.class_names)
 
     @property
     def untrained(self) -> bool:
@@ -96,9 +96,9 @@ class Sam3(Segmenter):
         return self._frozen
 
     @classmethod
-    def image_encodings(cls, config: Any, *, photos: int, classes: int, shots: int) -> int:
+    def image_encodings(cls, config: Any, *, photos: int, classes: int, supports: int) -> int:
         """Canvas mode encodes a picture for each photo and class, token mode one for each photo and support."""
-        return photos * classes if config.mode == "canvas" else photos + classes * shots
+        return photos * classes if config.mode == "canvas" else photos + supports
 
     def train(self, mode: bool = True) -> Sam3:
         """Stay in evaluation mode: nothing here is trained."""
@@ -106,14 +106,14 @@ class Sam3(Segmenter):
 
     def collate(self, sets: Sequence[Sequence[Prompt]], sizes: Tensor, image: Tensor | None = None,
                 names: Sequence[str] = ()) -> PromptBatch:
-        """Gather prompts; a mask gets boxes too, made at the photo's own size, two points each.
+        """Gather prompts; a mask gets boxes too, made at the photo's own size, two points each; an empty one gets none.
 
-        Raises `FssError` for points and scribbles, and for an empty mask.
+        Raises `FssError` for points and scribbles.
         """
         batch = super().collate(sets, sizes, image, names)
         where = batch.image
         boxes = [[self._boxes(p, sizes[where[i, j]]) for j, p in enumerate(one)] for i, one in enumerate(sets)]
-        width = max(len(b) for one in boxes for b in one)
+        width = max(1, *(len(b) for one in boxes for b in one))
         points = torch.zeros(*batch.kind.shape, 2 * width, 2)
         labels = torch.full((*batch.kind.shape, 2 * width), -1, dtype=torch.int32)
         for i, one in enumerate(boxes):
@@ -125,14 +125,16 @@ class Sam3(Segmenter):
     def _boxes(self, prompt: Prompt, size: Tensor) -> Tensor:
         """Boxes [n, 4] x0 y0 x1 y1 of one support, as shares of its photo in double precision."""
         scale = size.flip(0).repeat(2).double()
+        if prompt.mask is not None and not bool(prompt.mask.any()):
+            return torch.zeros(0, 4)  # evaluation has references whose class vanished; a person's mask is never empty
         if prompt.mask is not None:
             return torch.from_numpy(mask_boxes(prompt.mask.numpy(), self.config.boxes)) / scale
         assert prompt.box is not None
         return prompt.box.double()[None] / scale
 
     def encode(self, images: Images) -> Features:
-        """Canvas mode: the photo in all cells ("packed" [N, 3 * layouts, R, R] uint8) and its colours ("look" [N, 3, 32,
-        32]), since SAM 3 sees only whole canvases. Token mode: SAM 3's maps fine, middle, coarse.
+        """Canvas mode: the photo in all cells ("packed" [N, 3 * layouts, R, R] uint8) and its colours ("look"
+        [N, 3, 32, 32]), since SAM 3 sees only whole canvases. Token mode: SAM 3's maps fine, middle, coarse.
         """
         pixels = images.pixels.to(self.device)
         if self.config.mode == "token":
@@ -143,9 +145,9 @@ class Sam3(Segmenter):
         return Features(maps={"packed": packed, "look": look}, sizes=images.sizes)
 
     def memorise(self, features: Features, prompts: PromptBatch) -> Memory:
-        """Canvas mode: canvas [S, 3, R, R] uint8 without the query, its layout [S], boxes [S, n, 4] (cx cy w h, shares of
-        the canvas) and which are valid [S, n], text [S, 32, C] and text_valid [S, 32]. Token mode: tokens [S, T, C] and
-        valid [S, T].
+        """Canvas mode: canvas [S, 3, R, R] uint8 without the query, its layout [S], boxes [S, n, 4] (cx cy w h, shares
+        of the canvas) and which are valid [S, n], text [S, 32, C] and text_valid [S, 32]. Token mode: tokens [S, T, C]
+        and valid [S, T].
 
         Raises `FssError` for prompts that are not of `collate`, and for several supports where the layout is `pair`.
         """
@@ -201,16 +203,15 @@ class Sam3(Segmenter):
     def _prompt_boxes(self, prompts: PromptBatch) -> tuple[Tensor, Tensor]:
         """Boxes [S, K, n, 4] x0 y0 x1 y1 as shares of their photos, and whether they are boxes [S, K, n]."""
         if prompts.points.shape[2] % 2 == 0:
-            boxes, valid = prompts.points.unflatten(2, (-1, 2)).flatten(3) / self.side, prompts.labels[..., ::2] == BOX_START
-            if bool((valid.any(dim=2) | (prompts.kind == PromptKind.PAD)).all()):
-                return boxes, valid
+            boxes = prompts.points.unflatten(2, (-1, 2)).flatten(3) / self.side
+            return boxes, prompts.labels[..., ::2] == BOX_START
         raise FssError("method 'sam3' needs the boxes of masks", hint="gather prompts with the model's own `collate`")
 
     def _text(self, prompts: PromptBatch) -> tuple[Tensor, Tensor]:
         """Tokens [S, 32, C] and validity [S, 32] of each set's name, of "visual" where there is none."""
         sets = len(prompts.kind)
         names = list(prompts.names) or [""] * sets
-        if not self.reads_names or not any(names):
+        if not self.config.class_names or not any(names):
             return self.visual.expand(sets, -1, -1), self.visual_valid.expand(sets, -1)
         known = list(dict.fromkeys(names))
         ids, valid = (t.to(self.device) for t in self.vocabulary.encode(known, self._tokenizer))

@@ -1,4 +1,4 @@
-"""Photos pasted into every cell of the canvases, so that the canvas of any pair is a choice between two such pictures."""
+"""Photos pasted into every cell of the canvases: then the canvas of a pair is a choice between two such pictures."""
 
 from __future__ import annotations
 
