@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fss_models import registry
+from fss_models.methods.sam3.build import VISUAL
 from fss_models.methods.sam3.convert import meta_name
 from fss_models.methods.sam3.model import Sam3
 from fss_models.prompts import mask_prompt
@@ -51,12 +52,13 @@ def memory_of(model: Sam3, shots: int, photos: int = 2, names: tuple[str, ...] =
     return memory, features, torch.tensor([[0, shots + i] for i in range(photos)])
 
 
-def released(folder: Path) -> Path:
-    """A folder with tiny weights and their config.json, as the hub has them."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(CONFIG.read_text())
-    (folder / "model.safetensors").write_bytes(WEIGHTS.read_bytes())
-    return folder
+def released() -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Tiny weights with a vocabulary that has the word `visual` where the released one has it, and their config.json."""
+    config, state = json.loads(CONFIG.read_text()), load_file(WEIGHTS)
+    config["text_config"]["vocab_size"] = VISUAL + 1
+    key = "text_encoder.text_model.embeddings.token_embedding.weight"
+    state[key] = state[key].repeat(VISUAL // len(state[key]) + 1, 1)[:VISUAL + 1]
+    return config, state
 
 
 def video_layout(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -85,12 +87,11 @@ def meta_layout(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def save_all(folder: Path) -> dict[str, str]:
     """The same tiny weights as a folder, a file, the video model's file and Meta's checkpoint: kind -> place."""
-    state = load_file(WEIGHTS)
-    config = json.loads(CONFIG.read_text())
-    released(folder / "plain")
-    for name in ("video", "meta"):
+    config, state = released()
+    for name in ("plain", "video", "meta"):
         (folder / name).mkdir()
         (folder / name / "config.json").write_text(json.dumps(config))
+    save_file(state, folder / "plain" / "model.safetensors")
     save_file(video_layout(state), folder / "video" / "model.safetensors")
     torch.save({"model": meta_layout(state)}, folder / "meta" / "sam3.pt")
     return {"folder": str(folder / "plain"), "file": str(folder / "plain" / "model.safetensors"),

@@ -23,6 +23,7 @@ from fss_models.state_dict import load_state
 from fss_models.weight_files import weight_file
 
 FULL = "sam3"
+VISUAL = 7195  # id of the word "visual" in CLIP's vocabulary
 META_EPSILON = 1e-5  # of the layer norms in Meta's trunk; transformers' default is 1e-6
 _VIDEO, _TRACKERS, _POINTS = "detector_model.", ("tracker_model.", "tracker_neck."), "geometry_encoder.points_"
 _UNUSED_LEVEL = "vision_encoder.neck.fpn_layers.3."  # computed by the official code, read by nothing
@@ -59,9 +60,6 @@ def build_parts(preset: str, weights: str | None) -> Sam3Parts:
         raise FssError("method 'sam3' has no weights", hint=_HINT)
     file = weight_file(weights)
     return make_parts(_sizes_beside(file), visual=VISUAL, file=file)
-
-
-VISUAL = 7195  # id of the word "visual" in CLIP's vocabulary
 
 
 def require_transformers() -> None:
