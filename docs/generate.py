@@ -22,6 +22,7 @@ PAPERS = {  # where each method was published: venue, arXiv id
     "fcp": ("FCP, AAAI 2025", "2501.00752"),
     "vrp_sam": ("VRP-SAM, CVPR 2024", "2402.17726"),
     "sam2_frozen": ("SAM 2 as it is", "2408.00714"),
+    "sam3": ("FSS-SAM3, 2026", "2604.05433"),
 }
 
 
