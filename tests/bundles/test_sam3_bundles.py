@@ -1,4 +1,4 @@
-"""SAM 3's weights from a folder, a file and Meta's checkpoint; bundles that hold none of them; life without the extra."""
+"""SAM 3's weights in every layout; bundles that hold none of them; life without the extra."""
 
 from __future__ import annotations
 

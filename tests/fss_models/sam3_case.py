@@ -53,7 +53,7 @@ def memory_of(model: Sam3, shots: int, photos: int = 2, names: tuple[str, ...] =
 
 
 def released() -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Tiny weights with a vocabulary that has the word `visual` where the released one has it, and their config.json."""
+    """The config.json of tiny weights, and these, with the word `visual` where the released vocabulary has it."""
     config, state = json.loads(CONFIG.read_text()), load_file(WEIGHTS)
     config["text_config"]["vocab_size"] = VISUAL + 1
     key = "text_encoder.text_model.embeddings.token_embedding.weight"

@@ -168,7 +168,7 @@ def test_class_names_need_a_tokenizer() -> None:
 
 
 def test_a_phrase_is_refused_where_none_is_read() -> None:
-    with pytest.raises(FssError, match="reads no `prompt`.*class_names: true"):
+    with pytest.raises(FssError, match=r"reads no `prompt`.*class_names: true"):
         Sam3.check_phrase("a red cup", Sam3Config())
     Sam3.check_phrase("a red cup", Sam3Config(class_names=True))
     Sam3.check_phrase("", Sam3Config())
