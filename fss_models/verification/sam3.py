@@ -17,7 +17,7 @@ from fss_models.methods.sam3.boxes import mask_boxes
 from fss_models.methods.sam3.config import Sam3Config
 from fss_models.methods.sam3.detector import LEVELS, Detections
 from fss_models.methods.sam3.instances import FoundObjects, read_objects
-from fss_models.methods.sam3.layout import Layout, five_layout, pair_layout
+from fss_models.methods.sam3.layout import CanvasLayout, five_layout, pair_layout
 from fss_models.methods.sam3.model import Sam3
 from fss_models.prompts import mask_prompt
 from fss_models.verification.frame import GoldenCheck
@@ -44,7 +44,7 @@ def run_units(folder: Path) -> Iterator[GoldenCheck]:
     yield from check_units(folder, load_parts(folder, case))
 
 
-def layout_of(case: dict[str, Any], side: int) -> Layout:
+def layout_of(case: dict[str, Any], side: int) -> CanvasLayout:
     """The canvas layout that a case's settings name."""
     about, ratio = case["settings"], case["settings"]["split_ratio"]
     if about.get("rule") == "fsod":
@@ -130,7 +130,7 @@ def _raw(to: Sam3Case, prefix: str, seen: Detections, row: int) -> None:
         to.compare(value[row:row + 1], prefix + name)
 
 
-def _kept(to: Sam3Case, seen: Detections, objects: FoundObjects, threshold: float, layout: Layout,
+def _kept(to: Sam3Case, seen: Detections, objects: FoundObjects, threshold: float, layout: CanvasLayout,
           size: tuple[int, ...]) -> None:
     """Compare the queries that are kept on the whole canvas, and their boxes by the detection evaluator's rule."""
     to.compare(objects.queries, "kept.query_index")
@@ -144,13 +144,13 @@ def _kept(to: Sam3Case, seen: Detections, objects: FoundObjects, threshold: floa
     to.compare_absolute(clipped[order], "fsod.boxes_xywh", BOUNDS["pixel boxes"])
     to.compare(objects.scores[order], "fsod.scores")
     if "kept.masks_canvas" in to:
-        whole = Layout(side=layout.side, supports=(), query=type(layout.query)(0, 0, layout.side, layout.side))
+        whole = CanvasLayout(side=layout.side, supports=(), query=type(layout.query)(0, 0, layout.side, layout.side))
         masks = read_objects(seen.scores[0], seen.masks[0], threshold, whole).logits
         to.compare(masks > 0, "kept.masks_canvas")
         to.compare(masks.sigmoid(), "kept.mask_probabilities")
 
 
-def _boxes_in_photo(boxes: Tensor, layout: Layout, size: tuple[int, ...]) -> Tensor:
+def _boxes_in_photo(boxes: Tensor, layout: CanvasLayout, size: tuple[int, ...]) -> Tensor:
     """Boxes [M, 4] x0 y0 x1 y1 on the canvas, clipped to the query's cell -> x y w h in the photo.
 
     nan where a side of the clipped box is at most one pixel long.

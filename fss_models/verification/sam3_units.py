@@ -14,7 +14,7 @@ from torch import Tensor
 from fss_models.methods.sam3.boxes import mask_boxes
 from fss_models.methods.sam3.build import Sam3Parts
 from fss_models.methods.sam3.detector import LEVELS
-from fss_models.methods.sam3.layout import QUERY, Layout, five_layout, pair_layout, place_boxes
+from fss_models.methods.sam3.layout import QUERY, CanvasLayout, five_layout, pair_layout, place_boxes
 from fss_models.methods.sam3.suppress import suppress
 from fss_models.verification.frame import GoldenCheck, WorstErrors
 from fss_models.verification.sam3_case import BOUNDS, Sam3Case
@@ -80,7 +80,7 @@ def _layouts(content: dict[str, Any]) -> Iterator[GoldenCheck]:
     yield from worst.checks()
 
 
-def _layout(one: dict[str, Any]) -> Layout:
+def _layout(one: dict[str, Any]) -> CanvasLayout:
     if one["code"] == "fsod":
         if one["shots"] == 1:
             return pair_layout(CANVAS, one["ratio"], query_first=False)

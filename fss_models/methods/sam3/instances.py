@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fss_models.clip import Instances, Prediction
-from fss_models.methods.sam3.layout import Layout
+from fss_models.methods.sam3.layout import CanvasLayout
 from fss_models.methods.sam3.suppress import suppress
 
 NOTHING = -10.0  # logit of a photo in which nothing is kept
@@ -49,7 +49,7 @@ class FoundObjects:
         return FoundObjects(queries=self.queries[rows], scores=self.scores[rows], logits=self.logits[rows])
 
 
-def read_objects(scores: Tensor, masks: Tensor, threshold: float, layout: Layout | None = None,
+def read_objects(scores: Tensor, masks: Tensor, threshold: float, layout: CanvasLayout | None = None,
                  square: bool = False) -> FoundObjects:
     """The queries with `scores` [Q] above `threshold` and their `masks` [Q, m, m] of logits.
 

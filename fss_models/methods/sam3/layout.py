@@ -32,7 +32,7 @@ class Cell(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
+class CanvasLayout:
     """A square of `side` pixels, tiled by the cells of the supports, in order, and the query's."""
 
     side: int
@@ -47,18 +47,19 @@ class Layout:
         return found
 
 
-def pair_layout(side: int, ratio: float, orientation: Orientation = "vertical", query_first: bool = True) -> Layout:
+def pair_layout(side: int, ratio: float, orientation: Orientation = "vertical",
+                query_first: bool = True) -> CanvasLayout:
     """One support, which gets the share `ratio` of the side, rounded down. Raises `FssError` for an empty cell."""
     own = _inside(math.floor(side * ratio), side, ratio)
     at, rest = (side - own if query_first else 0), side - own
     start = 0 if query_first else own
     if orientation == "vertical":
-        return Layout(side=side, supports=(Cell(0, at, side, own),), query=Cell(0, start, side, rest))
-    return Layout(side=side, supports=(Cell(at, 0, own, side),), query=Cell(start, 0, rest, side))
+        return CanvasLayout(side=side, supports=(Cell(0, at, side, own),), query=Cell(0, start, side, rest))
+    return CanvasLayout(side=side, supports=(Cell(at, 0, own, side),), query=Cell(start, 0, rest, side))
 
 
 def five_layout(side: int, ratio: float, arrangement: Arrangement = "l_shape",
-                rounding: Callable[[float], int] = round) -> Layout:
+                rounding: Callable[[float], int] = round) -> CanvasLayout:
     """Five supports above and left of the query, or in one strip that is `ratio` of the side wide.
 
     Segmentation rounds the strip's width, the official detection code rounds it down (`rounding`). Raises `FssError`
@@ -68,16 +69,16 @@ def five_layout(side: int, ratio: float, arrangement: Arrangement = "l_shape",
     rest = side - thick
     if arrangement == "vertical_strip":
         cells = tuple(Cell(0, y, thick, h) for y, h in _shares(0, side, FIVE))
-        return Layout(side=side, supports=cells, query=Cell(thick, 0, rest, side))
+        return CanvasLayout(side=side, supports=cells, query=Cell(thick, 0, rest, side))
     if arrangement == "horizontal_strip":
         cells = tuple(Cell(x, 0, w, thick) for x, w in _shares(0, side, FIVE))
-        return Layout(side=side, supports=cells, query=Cell(0, thick, side, rest))
+        return CanvasLayout(side=side, supports=cells, query=Cell(0, thick, side, rest))
     above = [Cell(x, 0, w, thick) for x, w in _shares(0, side, 3)]
     left = [Cell(0, y, thick, h) for y, h in _shares(thick, rest, 2)]
-    return Layout(side=side, supports=(*above, *left), query=Cell(thick, thick, rest, rest))
+    return CanvasLayout(side=side, supports=(*above, *left), query=Cell(thick, thick, rest, rest))
 
 
-def layouts_of(config: Sam3Config, side: int) -> tuple[Layout, ...]:
+def layouts_of(config: Sam3Config, side: int) -> tuple[CanvasLayout, ...]:
     """The layouts that a configuration uses: for one support, for several, or both in this order."""
     pair = pair_layout(side, config.pair_ratio, config.orientation, config.query_first)
     five = five_layout(side, config.five_ratio, config.arrangement)

@@ -26,7 +26,7 @@ from fss_models.methods.sam3.build import Sam3Parts, build_parts
 from fss_models.methods.sam3.config import Sam3Config
 from fss_models.methods.sam3.detector import LEVELS, Detections
 from fss_models.methods.sam3.instances import FoundObjects, as_prediction, read_objects
-from fss_models.methods.sam3.layout import FIVE, QUERY, Layout, layouts_of, place_boxes
+from fss_models.methods.sam3.layout import FIVE, QUERY, CanvasLayout, layouts_of, place_boxes
 from fss_models.methods.sam3.preprocess import CanvasPreprocessor
 from fss_models.methods.sam3.words import Tokenizer, TokenizerFile, find_tokenizer
 from fss_models.preprocess import SYMMETRIC, Preprocessor
@@ -51,7 +51,7 @@ class Sam3(Segmenter):
     visual_valid: Tensor
 
     def __init__(self, *, preset: str, config: Sam3Config, weights: str | None = None, parts: Sam3Parts | None = None,
-                 layouts: tuple[Layout, ...] = (), tokenizer: Tokenizer | None = None) -> None:
+                 layouts: tuple[CanvasLayout, ...] = (), tokenizer: Tokenizer | None = None) -> None:
         """`parts` and `tokenizer` replace those that preset and weights would give, `layouts` those of the settings."""
         parts = parts or build_parts(preset, weights)
         layouts = layouts or layouts_of(config, parts.side)
@@ -190,12 +190,12 @@ class Sam3(Segmenter):
         return self.detector.detect({name: features.maps[name][pairs[:, 1]] for name in LEVELS}, own["tokens"],
                                     own["valid"])
 
-    def _layouts_at(self, memory: Memory, pairs: Tensor) -> list[Layout | None]:
+    def _layouts_at(self, memory: Memory, pairs: Tensor) -> list[CanvasLayout | None]:
         if self.config.mode == "token":
             return [None] * len(pairs)
         return [self.layouts[i] for i in memory.tensors["layout"][pairs[:, 0]].tolist()]
 
-    def _objects(self, seen: Detections, layouts: Sequence[Layout | None]) -> list[FoundObjects]:
+    def _objects(self, seen: Detections, layouts: Sequence[CanvasLayout | None]) -> list[FoundObjects]:
         square = len(self.layouts) > 1
         return [read_objects(scores, masks, self.config.threshold, layout, square)
                 for scores, masks, layout in zip(seen.scores, seen.masks, layouts, strict=True)]

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from fss_models.clip import Images
-from fss_models.methods.sam3.layout import Cell, Layout
+from fss_models.methods.sam3.layout import CanvasLayout, Cell
 from fss_models.preprocess import SYMMETRIC, Mode, Preprocessor
 
 _Resize = Callable[[np.ndarray, Cell], np.ndarray]
@@ -23,7 +23,7 @@ class CanvasPreprocessor(Preprocessor):
 
     mean: tuple[float, float, float] = SYMMETRIC[0]
     std: tuple[float, float, float] = SYMMETRIC[1]
-    layouts: tuple[Layout, ...]
+    layouts: tuple[CanvasLayout, ...]
 
     def __call__(self, images: Sequence[np.ndarray], mode: Mode | None = None) -> Images:
         """Convert [H, W, 3] uint8 arrays to pixels [N, 3 * layouts, side, side] float in [-1, 1] and sizes [N, 2]."""
@@ -34,7 +34,7 @@ class CanvasPreprocessor(Preprocessor):
         return Images(pixels=pixels, sizes=torch.tensor([i.shape[:2] for i in images], dtype=torch.int64))
 
 
-def _pack(image: np.ndarray, layout: Layout, resize: _Resize) -> np.ndarray:
+def _pack(image: np.ndarray, layout: CanvasLayout, resize: _Resize) -> np.ndarray:
     """[side, side, 3] uint8: the photo in every cell."""
     canvas = np.empty((layout.side, layout.side, 3), np.uint8)
     stretched: dict[tuple[int, int], np.ndarray] = {}
