@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from fss_models import registry
 from fss_models.errors import FssError
+from fss_models.methods.sam3.convert import meta_name
 from pipelines.bundles.bundle import import_bundle, load_bundle, save_bundle
 from pipelines.bundles.weights import build_model, fetch
 from pipelines.config.method import MethodConfig
@@ -39,6 +40,56 @@ def test_every_layout_of_the_weights_gives_the_same_masks(places: dict[str, str]
         memory, features, pairs = memory_of(model, 2)
         found[kind] = model.segment(memory, features, pairs).logits
     assert all(torch.equal(logits, found["file"]) for logits in found.values())
+
+
+META = {  # transformers' name -> Meta's, as its package names its modules
+    "vision_encoder.backbone.embeddings.patch_embeddings.projection.weight":
+        "backbone.vision_backbone.trunk.patch_embed.proj.weight",
+    "vision_encoder.backbone.layer_norm.bias": "backbone.vision_backbone.trunk.ln_pre.bias",
+    "vision_encoder.backbone.layers.7.attention.k_proj.bias": "backbone.vision_backbone.trunk.blocks.7.attn.qkv.bias",
+    "vision_encoder.backbone.layers.7.layer_norm2.weight": "backbone.vision_backbone.trunk.blocks.7.norm2.weight",
+    "vision_encoder.neck.fpn_layers.0.scale_layers.2.weight": "backbone.vision_backbone.convs.0.dconv_2x2_1.weight",
+    "vision_encoder.neck.fpn_layers.1.scale_layers.0.bias": "backbone.vision_backbone.convs.1.dconv_2x2.bias",
+    "vision_encoder.neck.fpn_layers.2.proj2.weight": "backbone.vision_backbone.convs.2.conv_3x3.weight",
+    "text_encoder.text_model.encoder.layers.3.self_attn.v_proj.weight":
+        "backbone.language_backbone.encoder.transformer.resblocks.3.attn.in_proj_weight",
+    "text_encoder.text_model.encoder.layers.3.self_attn.out_proj.bias":
+        "backbone.language_backbone.encoder.transformer.resblocks.3.attn.out_proj.bias",
+    "text_encoder.text_model.embeddings.position_embedding.weight":
+        "backbone.language_backbone.encoder.positional_embedding",
+    "text_projection.weight": "backbone.language_backbone.resizer.weight",
+    "geometry_encoder.layers.1.cross_attn.o_proj.weight": "geometry_encoder.encode.1.cross_attn_image.out_proj.weight",
+    "geometry_encoder.prompt_layer_norm.weight": "geometry_encoder.norm.weight",
+    "detr_encoder.layers.2.mlp.fc2.weight": "transformer.encoder.layers.2.linear2.weight",
+    "detr_decoder.layers.5.text_cross_attn_layer_norm.bias": "transformer.decoder.layers.5.catext_norm.bias",
+    "detr_decoder.layers.5.vision_cross_attn.q_proj.bias": "transformer.decoder.layers.5.cross_attn.in_proj_bias",
+    "detr_decoder.box_rpb_embed_x.layer2.weight": "transformer.decoder.boxRPB_embed_x.layers.1.weight",
+    "detr_decoder.presence_head.layer3.bias": "transformer.decoder.presence_token_head.layers.2.bias",
+    "dot_product_scoring.text_mlp_out_norm.weight": "dot_prod_scoring.prompt_mlp.out_norm.weight",
+    "dot_product_scoring.query_proj.bias": "dot_prod_scoring.hs_proj.bias",
+    "mask_decoder.mask_embedder.layers.2.weight": "segmentation_head.mask_predictor.mask_embed.layers.2.weight",
+    "mask_decoder.prompt_cross_attn_norm.bias": "segmentation_head.cross_attn_norm.bias",
+}
+
+
+@pytest.mark.parametrize("name", META)
+def test_the_names_in_metas_checkpoint(name: str) -> None:
+    assert meta_name(name) == META[name]
+
+
+@needs_transformers
+def test_every_tensor_of_the_released_size_has_its_own_place_in_metas_checkpoint() -> None:
+    from fss_models.methods.sam3.build import require_transformers
+
+    require_transformers()
+    from transformers import Sam3Config, Sam3Model
+
+    with torch.device("meta"):
+        keys = [k for k in Sam3Model(Sam3Config()).state_dict() if not k.startswith("vision_encoder.neck.fpn_layers.3")]
+    assert len(keys) > 1000
+    thirds = [k for k in keys if any(f".{p}_proj." in k for p in "qkv")]
+    names = {meta_name(k) for k in keys}
+    assert len(names) == len(keys) - len(thirds) * 2 // 3
 
 
 @needs_transformers
