@@ -239,6 +239,15 @@ def test_chunks_change_nothing(mode: str) -> None:
     assert torch.equal(one.logits > 0, all_.logits > 0)
 
 
+@torch.no_grad()
+def test_half_precision_is_that_of_the_image_encoder_alone() -> None:
+    memory, features, pairs = memory_of(build(), 2, photos=3)
+    full, half = (build(precision=kind).segment(memory, features, pairs) for kind in ("float32", "bfloat16"))
+    assert half.logits.dtype == half.scores.dtype == torch.float32
+    assert not torch.equal(half.logits, full.logits)
+    assert ((half.logits > 0) != (full.logits > 0)).double().mean() < 0.02
+
+
 # ---- six traps -----------------------------------------------------------------------------------------------------
 
 

@@ -43,6 +43,7 @@ class Sam3(Segmenter):
 
     trains = False
     classes_held_out = False
+    instance_sources = frozenset({"model", "pieces"})
     presets = ("debug", "sam3")
     prompt_kinds = frozenset({PromptKind.MASK, PromptKind.BOX})
     config: Sam3Config
