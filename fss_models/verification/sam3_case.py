@@ -76,6 +76,12 @@ class Sam3Case(WorstErrors):
         yield GoldenCheck(case=self.case, quantity="coverage", error=float(len(missed)), bound=EXACT, note=note)
 
 
+def unreadable(case: str, error: Exception) -> GoldenCheck:
+    """The failed check of a case whose files are damaged."""
+    return GoldenCheck(case=case, quantity="files", error=float("inf"), bound=EXACT,
+                       note=(str(error).strip() or type(error).__name__).splitlines()[0][:200])
+
+
 def load_parts(folder: Path, case: dict[str, Any], visual: int = 0) -> Sam3Parts:
     """The case's detector with its values; `visual` is the id that stands for no class name."""
     parts = make_parts(json.loads((folder / case["config"]).read_text()), visual=visual,

@@ -55,7 +55,7 @@ def boxes_that_do_not_meet(patch: Patch) -> None:
     real = Detector.geometry
 
     def alone(self: Detector, coarse: Tensor, given: Tensor, valid: Tensor, *rest: Any, **more: Any) -> Any:
-        if given.shape[1] < 2:
+        if given.shape[1] < 2 or rest:
             return real(self, coarse, given, valid, *rest, **more)
         parts = [real(self, coarse, given[:, i:i + 1], valid[:, i:i + 1]) for i in range(given.shape[1])]
         return (torch.cat([*[t[:, :1] for t, _ in parts], parts[0][0][:, 1:]], dim=1),
@@ -164,7 +164,21 @@ def one_case(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda m: m.__name__)
 def test_a_mistake_makes_a_case_fail(mistake: Callable[[Patch], None], one_case: Path, monkeypatch: Patch) -> None:
     mistake(monkeypatch)
-    assert any(c.mistaken for c in run_folder(one_case))
+    checks = list(run_folder(one_case))
+    assert any(c.mistaken for c in checks)
+    assert not any(c.quantity == "files" for c in checks), "an error is no difference"
+
+
+@pytest.mark.parametrize("file", ["weights_t1.safetensors", "canvas_5_visual.safetensors", "config_t1.json",
+                                  "unit_boxes_nms.safetensors", "unit_layouts.json"])
+def test_a_damaged_file_is_a_failed_check(file: str, one_case: Path, tmp_path: Path) -> None:
+    for each in one_case.iterdir():
+        shutil.copyfile(each, tmp_path / each.name)
+    content = bytearray((tmp_path / file).read_bytes())
+    content[20] ^= 0xFF
+    (tmp_path / file).write_bytes(bytes(content))
+    failed = [c for c in run_folder(tmp_path) if not c.passed]
+    assert [c.quantity for c in failed][:1] == ["files"]
 
 
 def test_every_stored_tensor_is_used(one_case: Path, tmp_path: Path) -> None:
