@@ -25,15 +25,15 @@ def register(app: typer.Typer) -> None:
         preset: Annotated[str, typer.Option("--preset", "-p", help="Preset (size) that it was trained at.")] = "large",
         base: Annotated[str, typer.Option("--weights", help="SAM 2 checkpoint that it was trained on: a path or URL.")
                         ] = "",
-        overrides: Annotated[list[str] | None, typer.Option("--set", help="A setting of the method, such as --set "
-                                                            "mode=token. May be repeated.")] = None,
+        settings: Annotated[list[str] | None, typer.Option("--config", help="A setting of the method, such as --config "
+                                                           "mode=token. May be repeated.")] = None,
         as_json: JsonOption = False,
     ) -> None:
         """Turn an official checkpoint into a bundle. Every key is checked; nothing in the file is executed."""
         from pipelines.bundles.bundle import import_bundle
 
         config: dict[str, Any] = {}
-        assign_all(config, overrides or [])
+        assign_all(config, settings or [], option="--config")
         info, tensors = import_bundle(out, file=file, method=method, preset=preset, weights=base, config=config)
         line = f"{tensors} tensors of {file} -> {out} (bundle {info.bundle_id}, config {json.dumps(info.config)})"
         print(line, file=sys.stderr if as_json else sys.stdout)
