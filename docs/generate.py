@@ -30,6 +30,7 @@ PAPERS = {  # where each method was published: venue, arXiv id
     "ssp": ("SSP, ECCV 2022", "2207.11549"),
     "cyctr": ("CyCTR, NeurIPS 2021", "2106.02320"),
     "sam2_frozen": ("SAM 2 as it is", "2408.00714"),
+    "sam3": ("FSS-SAM3, 2026", "2604.05433"),
 }
 
 

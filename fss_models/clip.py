@@ -67,7 +67,8 @@ def _move(value: Any, device: torch.device | str, dtype: torch.dtype | None) -> 
 class Images(_Tensors):
     """Preprocessed images: what `Segmenter.prepare` returns and `encode` takes.
 
-    pixels [N, 3, R, R] float, normalised as the method wants them
+    pixels [N, 3, R, R] float, normalised as the method wants them; a method may want several pictures of a photo, one
+           behind the other in the second dimension
     sizes  [N, 2] int64, the original (height, width)
     """
 
@@ -108,6 +109,7 @@ class PromptBatch(_Tensors):
     masks  [S, K, R, R] float in {0, 1}; zeros unless kind is MASK
     points [S, K, P, 2] float; a BOX is its two corners
     labels [S, K, P] int32: 1 on the object, 0 off it, 2 and 3 a box's corners, -1 padding
+    names  the class name of each set, "" where it is not known; empty: of none. Only methods that read names use them
     """
 
     image: Tensor
@@ -115,6 +117,7 @@ class PromptBatch(_Tensors):
     masks: Tensor
     points: Tensor
     labels: Tensor
+    names: tuple[str, ...] = ()
 
     @property
     def counts(self) -> Tensor:

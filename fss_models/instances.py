@@ -172,7 +172,7 @@ def split_mask(mask: Bools, score: float, rules: SplitRules, found: Instances | 
         return []
     best, owner = np.full(mask.shape, -math.inf, dtype=np.float32), np.full(mask.shape, -1, dtype=np.int32)
     kept: list[int] = []
-    if found is not None and len(found.scores):
+    if found is not None and len(found.scores) and rules.source != "pieces":
         top, left, bottom, right = found.window[0].tolist()
         found = replace(found, logits=found.logits[:, top:bottom, left:right])
         kept = drop_duplicates(found.logits > rules.level, found.scores) if rules.source == "model" else list(
@@ -182,7 +182,7 @@ def split_mask(mask: Bools, score: float, rules: SplitRules, found: Instances | 
             wins = plane > best
             best, owner = np.where(wins, plane, best), np.where(wins, number, owner)
     split = [ObjectMask(mask=own, score=float(found.scores[number]))
-             for number, own in _grown(mask, found, kept, best, owner, rules)] if found is not None else []
+             for number, own in _grown(mask, found, kept, best, owner, rules)] if kept and found is not None else []
     if rules.source == "model" and split:
         return _without_specks(split, 1)
     split += [ObjectMask(mask=piece, score=score) for piece in _pieces(mask, mask & (best > rules.level))]

@@ -20,13 +20,15 @@ def leave_one_out(shots: int) -> list[Trial]:
 
 
 @torch.inference_mode()
-def segment_trials(model: Segmenter, features: Features, prompts: Sequence[Prompt], trials: Sequence[Trial]
-                   ) -> Prediction:
-    """Predict all trials in one batch. `features` are those of the K photos that `prompts` mark."""
+def segment_trials(model: Segmenter, features: Features, prompts: Sequence[Prompt], trials: Sequence[Trial],
+                   name: str = "") -> Prediction:
+    """Predict all trials in one batch. `features` are those of the K photos that `prompts` mark; `name`: their class's.
+    """
     width = max(len(shots) for shots, _ in trials)
     where = torch.tensor([[*shots, *[0] * (width - len(shots))] for shots, _ in trials])
     sets = [[prompts[j] for j in shots] for shots, _ in trials]
-    memory = model.memorise(features, model.collate(sets, features.sizes.cpu(), where).to(model.device))
+    memory = model.memorise(features, model.collate(sets, features.sizes.cpu(), where, [name] * len(sets)).to(
+        model.device))
     pairs = torch.tensor([[row, query] for row, (_, query) in enumerate(trials)])
     return model.segment(memory, features, pairs.to(model.device))
 

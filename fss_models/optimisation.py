@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from torch import nn
+if TYPE_CHECKING:  # recipes read this module, and need no torch
+    from torch import nn
 
 Optimizer = Literal["adamw", "sgd"]
 

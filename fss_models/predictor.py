@@ -100,8 +100,8 @@ class Predictor:
         self._judge = LabelJudge(model, calibrator) if calibrator else None
 
     @torch.inference_mode()
-    def memorise(self, supports: Sequence[Mapping[str, Any]]) -> MemorisedSupports:
-        """Compute what predicting needs of marked photos of one class.
+    def memorise(self, supports: Sequence[Mapping[str, Any]], name: str = "") -> MemorisedSupports:
+        """Compute what predicting needs of marked photos of one class, whose `name` some methods read.
 
         Raises `FssError` naming the support (from 0) for a wrong mark, a photo that cannot be read, and a kind of mark
         that the method does not read.
@@ -118,11 +118,11 @@ class Predictor:
             height, width = photos[-1].shape[:2]
             prompts.append(mark_prompt(check_mark(mark, height, width, where)))
         images = self.model.prepare(photos)
-        marks = self.model.collate([prompts], images.sizes).to(self.model.device)
+        marks = self.model.collate([prompts], images.sizes, names=[name]).to(self.model.device)
         features = self.model.encode(images.to(self.model.device))
         memory = self.model.memorise(features, marks)
         judge = self._judge
-        return MemorisedSupports(memory, judge.describe_supports(features, prompts, memory) if judge else None)
+        return MemorisedSupports(memory, judge.describe_supports(features, prompts, memory, name) if judge else None)
 
     def predict(self, supports: MemorisedSupports, photo: Photo, settings: MaskSettings | None = None) -> PhotoMask:
         """The mask in one photo. Raises `FssError` for a photo that cannot be read."""

@@ -87,12 +87,15 @@ class LabelJudge:
     def __init__(self, model: Segmenter, calibrator: Calibrator) -> None:
         self.model, self.calibrator = model, calibrator
 
-    def describe_supports(self, features: Features, prompts: Sequence[Prompt], memory: Memory) -> SupportStatistics:
-        """The statistics of a support set. `features` are those of its photos, in order; `memory` holds this set."""
+    def describe_supports(self, features: Features, prompts: Sequence[Prompt], memory: Memory,
+                          name: str = "") -> SupportStatistics:
+        """The statistics of a support set. `features` are those of its photos, in order; `memory` holds this set,
+        `name` is its class's.
+        """
         masks = self._masks(features, prompts, memory)
         signature = describe_support(features, masks)
         enough = len(prompts) >= MIN_ADJUST and all(p.kind == PromptKind.MASK for p in prompts)
-        opinion = self._opinion(features, prompts[:MAX_TRIALS], masks) if enough else None
+        opinion = self._opinion(features, prompts[:MAX_TRIALS], masks, name) if enough else None
         return SupportStatistics(signature=signature, opinion=opinion, far=bool(self.calibrator.far(signature)[0]))
 
     def judge_masks(self, prediction: Prediction, features: Features, pairs: Tensor,
@@ -124,9 +127,9 @@ class LabelJudge:
         large = torch.nn.functional.interpolate(seen[:, None], size=side, mode="nearest")[:, 0]
         return torch.stack([own if g is None else g for own, g in zip(large, given, strict=True)])
 
-    def _opinion(self, features: Features, prompts: Sequence[Prompt], masks: Tensor) -> ShotAgreement:
+    def _opinion(self, features: Features, prompts: Sequence[Prompt], masks: Tensor, name: str) -> ShotAgreement:
         trials = leave_one_out(len(prompts))
-        found = segment_trials(self.model, features, prompts, trials)
+        found = segment_trials(self.model, features, prompts, trials, name)
         signatures = stack([describe_support(features.take(torch.tensor(shots)), masks[list(shots)])
                             for shots, _ in trials])
         pairs = torch.arange(len(prompts))[:, None].expand(-1, 2).to(self.model.device)

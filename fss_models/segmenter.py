@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -40,6 +41,8 @@ class Segmenter(nn.Module, ABC):
     #: whether the method builds on a base learner, which a sweep trains first (`load_base_learner`)
     on_base_learner: ClassVar[bool] = False
 
+    #: whether training can leave out the classes of a test fold; not so where nobody knows what a model was trained on
+    classes_held_out: ClassVar[bool] = True
     #: whether logits are resized with aligned corners, instead of the usual aligned pixel areas
     corners_aligned: ClassVar[bool] = False
 
@@ -61,6 +64,19 @@ class Segmenter(nn.Module, ABC):
     def device(self) -> torch.device:
         """Device of the parameters."""
         return next(self.parameters()).device
+
+    @classmethod
+    def reads_names(cls, config: Any) -> bool:
+        """Whether the class name is part of the prompt with this configuration."""
+        return False
+
+    @classmethod
+    def check_phrase(cls, phrase: str, config: Any, where: str = "") -> None:
+        """Raises `FssError` for a phrase that was written as a prompt, where the method reads no names."""
+        if phrase and not cls.reads_names(config):
+            known = hasattr(config, "class_names")
+            raise FssError(f"method {cls.method!r} reads no `prompt`", where=where,
+                           hint="build it with config class_names: true" if known else "leave `prompt` out")
 
     @property
     def untrained(self) -> bool:
@@ -88,14 +104,24 @@ class Segmenter(nn.Module, ABC):
             raise FssError(f"method {cls.method!r} reads no {kind.name.lower()} marks", where=where,
                            hint=f"it reads: {known}")
 
-    def collate(self, sets: Sequence[Sequence[Prompt]], sizes: Tensor, image: Tensor | None = None) -> PromptBatch:
+    def collate(self, sets: Sequence[Sequence[Prompt]], sizes: Tensor, image: Tensor | None = None,
+                names: Sequence[str] = ()) -> PromptBatch:
         """Gather prompts, given in pixels of their images, and resize them to the square as the method needs them.
 
-        Raises `FssError` for a mask that is not of its image's size, and a kind of prompt the method cannot read.
+        `names`: the class name of each set, for methods that read names. Raises `FssError` for a mask that is not of
+        its image's size, and a kind of prompt the method cannot read.
         """
         for prompt in (p for one in sets for p in one):
             self.check_kind(prompt.kind)
-        return collate(sets, sizes, self.side, image, self.preprocessor.mask)
+        return replace(collate(sets, sizes, self.side, image, self.preprocessor.mask), names=tuple(names))
+
+    @classmethod
+    def image_encodings(cls, config: Any, *, photos: int, classes: int, supports: int) -> int:
+        """How often labelling `photos` runs the image encoder; `supports` are those of all classes together.
+
+        By default once for each photo and each support.
+        """
+        return photos + supports
 
     @classmethod
     def augmentation(cls, side: int, *, scale: tuple[float, float]) -> Augmentation | None:

@@ -44,16 +44,21 @@ def list_recipes(folder: str = "") -> list[str]:
 
 def _load(model: type[T], folder: str, name: str, overrides: list[str] | None, direct: dict[str, Any]) -> T:
     raw, where = _read(name, folder)
-    for item in overrides or []:
-        key, eq, value = item.partition("=")
-        if not eq:
-            raise FssError(f"--set {item!r} has no '='", hint="write it as in --set train.steps=100")
-        _assign(raw, key.strip().split("."), _yaml(value, f"--set {key}"))
+    assign_all(raw, overrides or [])
     raw.update({k: v for k, v in direct.items() if v is not None})
     try:
         return model.model_validate(raw)
     except ValidationError as error:
         raise FssError(_first_mistake(error, model), where=where) from error
+
+
+def assign_all(raw: dict[str, Any], given: list[str], option: str = "--set") -> None:
+    """Write the values of `a.b=value`, the value being YAML, into `raw`. Raises `FssError` for a malformed one."""
+    for item in given:
+        key, eq, value = item.partition("=")
+        if not eq:
+            raise FssError(f"{option} {item!r} has no '='", hint=f"write it as in {option} train.steps=100")
+        _assign(raw, key.strip().split("."), _yaml(value, f"{option} {key}"))
 
 
 def _read(name: str, folder: str, over: tuple[str, ...] = ()) -> tuple[dict[str, Any], str]:

@@ -92,6 +92,13 @@ GOLDEN: Mapping[str, Mapping[str, Bound]] = {
         "gradient norms": Bound(tolerance=1e-6, floor=1e-5),  # beyond FSSAM_GRADIENT_RELATIVE * |reference|
         "gradients": Bound(tolerance=1e-3, floor=1e-2),
     },
+    "sam3": {
+        "forward": Bound(tolerance=1e-4, floor=1e-3),
+        "pixels": Bound(tolerance=1e-3, floor=1e-2),  # share of the pixels of a mask that differ
+        "boxes": Bound(tolerance=1e-6, floor=1e-5),  # absolute, in shares of the picture
+        "pixel boxes": Bound(tolerance=1e-2, floor=1e-1),  # absolute, in pixels of the photo
+        "resize": Bound(tolerance=2, floor=20),  # levels of 255 between PIL's and torchvision's resize
+    },
 }
 FSSAM_RELATIVE, FSSAM_GRADIENT_RELATIVE = 1e-4, 1e-3
 

@@ -33,6 +33,8 @@ def plan(
     photo_kb: Annotated[float, typer.Option("--photo-kb", min=1, help="Mean size of a photo's file in kB.")] = 160.0,
     classes: Annotated[float, typer.Option("--classes-per-photo", min=0.01, help="Mean number of annotated classes in "
                                            "a photo.")] = 2.9,
+    label_classes: Annotated[int, typer.Option("--label-classes", min=1, help="Number of classes that are labelled.")
+                             ] = 1,
     recipe: RecipeOption = "demo",
     overrides: SetOption = None,
     as_json: JsonOption = False,
@@ -43,7 +45,7 @@ def plan(
     from pipelines.sizing.plan import SizingRequest, make_plan
 
     made = make_plan(SizingRequest(images=images, method=method, preset=preset, gpus=gpus, cores=cores,
-                                   photo_kb=photo_kb, classes_per_photo=classes, recipe=chosen))
+                                   photo_kb=photo_kb, classes_per_photo=classes, classes=label_classes, recipe=chosen))
     print(json.dumps(asdict(made), indent=1) if as_json else text(made))
 
 

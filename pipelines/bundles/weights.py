@@ -1,4 +1,6 @@
-"""Fetching weight files: a local path, `s3://`, `http(s)://` or `hf://owner/repository[@revision]/file`.
+"""Fetching weight files: a local file or folder, `s3://`, `http(s)://` or `hf://owner/repository[@revision]/file`.
+
+`hf://owner/repository` is the repository's model.safetensors. Gated repositories want HF_TOKEN.
 
 Files are checked by sha256, and those from elsewhere are cached.
 
@@ -21,6 +23,7 @@ from fss_models.errors import FssError
 from fss_models.presets import RANDOM
 from fss_models.segmenter import Segmenter
 from fss_models.settings import weight_fields
+from fss_models.weight_files import weight_file
 from pipelines.base.cache import cache_dir
 from pipelines.base.storage import Store
 from pipelines.config.method import MethodConfig
@@ -81,10 +84,7 @@ def pretraining_photos(place: str) -> list[str]:
 
 def _local(place: str) -> Path:
     if "://" not in place:
-        path = Path(place).expanduser()
-        if not path.is_file():
-            raise FssError("there is no such weight file", where=place, hint="check the path")
-        return path
+        return weight_file(place)
     if place.startswith("hf://"):
         return _from_hub(place)
     cached = _cache_path(place)
@@ -102,7 +102,7 @@ def is_fetched(place: str) -> bool:
     """Whether the weight file at `place` is already on this machine. Nothing is fetched."""
     place = place.partition("#sha256=")[0]
     if not place.startswith("hf://"):
-        return (_cache_path(place) if "://" in place else Path(place).expanduser()).is_file()
+        return (_cache_path(place) if "://" in place else Path(place).expanduser()).exists()
     from huggingface_hub import try_to_load_from_cache
 
     repository, revision, file = _hub_parts(place)
@@ -129,12 +129,15 @@ def _download(place: str, target: Path) -> None:
 def _from_hub(place: str) -> Path:
     """Download with the hub's client, into a cache below ours; it reads HF_ENDPOINT and HF_TOKEN."""
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     repository, revision, file = _hub_parts(place)
     try:
         return Path(hf_hub_download(repository, file, revision=revision or None, cache_dir=cache_dir("weights", "hub"),
                                     endpoint=os.environ.get("HF_ENDPOINT")))
+    except GatedRepoError as error:
+        raise FssError("these weights are given only to people who accepted their licence", where=place,
+                       hint=f"accept it at huggingface.co/{repository} and set HF_TOKEN") from error
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, httpx.HTTPError, OSError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise FssError(f"cannot download this file from the hub: {reason}", where=place,
@@ -142,10 +145,10 @@ def _from_hub(place: str) -> Path:
 
 
 def _hub_parts(place: str) -> tuple[str, str, str]:
-    """Repository, revision ("": the newest) and file of `hf://owner/repository[@revision]/file`."""
+    """Repository, revision ("": the newest) and file of `hf://owner/repository[@revision][/file]`."""
     owner, name, file = [*place.removeprefix("hf://").split("/", 2), "", ""][:3]
     name, _, revision = name.partition("@")
-    return f"{owner}/{name}", revision, file
+    return f"{owner}/{name}", revision, file or "model.safetensors"
 
 
 def _from_web(place: str, part: Path) -> None:

@@ -21,6 +21,8 @@ class ChooseConfig(Section):
     seed: int = 0  # seed of the bootstrap
     price_per_hour: float = Field(0.0, ge=0)  # of the machine that predicts; 0: no cost is shown
     currency: str = ""  # name of the price's currency
+    # Whether a foundation model can win: its training data may show the classes that are tested as new ones.
+    foundation_models: bool = False
 
 
 class PromoteConfig(Section):

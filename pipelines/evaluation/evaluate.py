@@ -140,7 +140,7 @@ def memorise_supports(model: Segmenter, cache: FeatureCache, episodes: Sequence[
         where[i, :len(one.references)] = torch.tensor([row_of[r.image_id] for r in one.references])
     sets = [[draw_prompt(model, r, config, e.episode_id, k) for k, r in enumerate(one.references)]
             for e, one in zip(episodes, samples, strict=True)]
-    prompts = model.collate(sets, features.sizes.cpu(), where).to(model.device)
+    prompts = model.collate(sets, features.sizes.cpu(), where, [s.class_name for s in samples]).to(model.device)
     queries = torch.tensor([row_of[s.targets[0].image_id] for s in samples], device=model.device)
     return SupportMemory(samples=list(samples), features=features, memory=model.memorise(features, prompts),
                          queries=queries)
@@ -179,7 +179,8 @@ def measure_query_seconds(model: Segmenter, samples: Sequence[EpisodeSample], *,
     found = []
     for one in samples:
         support = model.encode(model.prepare([r.image for r in one.references]).to(model.device))
-        prompts = model.collate([[mask_prompt(r.mask) for r in one.references]], support.sizes.cpu())
+        prompts = model.collate([[mask_prompt(r.mask) for r in one.references]], support.sizes.cpu(),
+                                names=[one.class_name])
         memory = model.memorise(support, prompts.to(model.device))
         found += [_one_query(model, memory, one.targets[0]) for _ in range(repeats)]
     return found[1:]  # the first call also initialises libraries

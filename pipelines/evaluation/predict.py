@@ -26,7 +26,7 @@ def predict(model: Segmenter, sample: EpisodeSample, prompts: Sequence[Prompt] =
     support = model.encode(model.prepare([r.image for r in sample.references]))
     given = list(prompts) or [mask_prompt(r.mask) for r in sample.references]
     query = model.encode(model.prepare([target.image]))
-    memory = model.memorise(support, model.collate([given], support.sizes))
+    memory = model.memorise(support, model.collate([given], support.sizes, names=[sample.class_name]))
     found = model.segment(memory, query, torch.zeros(1, 2, dtype=torch.int64))
     mask = at_size(found.logits[0], target.mask.shape, corners=model.corners_aligned) > 0
     inter, union = episode_counts(mask, _tensor(target.mask), _tensor(target.ignore))

@@ -49,7 +49,8 @@ def measure_batch_rate(model: Segmenter, samples: Sequence[EpisodeSample], *, ba
     """Images a second when the samples' queries, `batch` at a time, are segmented by the first sample's supports."""
     first = samples[0]
     support = model.encode(model.prepare([r.image for r in first.references]).to(model.device))
-    prompts = model.collate([[mask_prompt(r.mask) for r in first.references]], support.sizes.cpu())
+    prompts = model.collate([[mask_prompt(r.mask) for r in first.references]], support.sizes.cpu(),
+                            names=[first.class_name])
     memory = model.memorise(support, prompts.to(model.device))
     chosen = samples[:batch]
     times = [_one_batch(model, memory, chosen) for _ in range(repeats + 1)]

@@ -69,7 +69,9 @@ class Labeler:
     def add_support(self, supports: SupportSet) -> str:
         """Compute and keep the memory of a set. Returns its id. Raises `FssError` if the method refuses the set."""
         with self._lock:
-            if supports.support_id not in self._memories:
+            known = self._memories.get(supports.support_id)
+            named = self.model.reads_names(self.model.config)
+            if known is None or (named and known.phrase != supports.phrase):
                 self._store(supports.support_id, self._memorise(supports))
             return supports.support_id
 
@@ -248,10 +250,13 @@ class Labeler:
                            hint="start the service again, or start a new job with another --out")
         images, prompts = supports.decoded()
         prepared = self.model.prepare(images)
-        marks = self.model.collate([prompts], prepared.sizes)
+        self.model.check_phrase(supports.prompt, self.model.config, f"class {supports.class_name!r}")
+        marks = self.model.collate([prompts], prepared.sizes, names=[supports.phrase])
         features = self.model.encode(prepared.to(self.device))
         memory = self.model.memorise(features, marks.to(self.device))
-        return _StoredMemory(memory, self.judge.describe_supports(features, prompts, memory) if self.judge else None)
+        judge, phrase = self.judge, supports.phrase
+        statistics = judge.describe_supports(features, prompts, memory, phrase) if judge else None
+        return _StoredMemory(memory, statistics, phrase)
 
     def _store(self, support_id: str, memory: _StoredMemory) -> None:
         self._memories[support_id] = memory
@@ -289,10 +294,11 @@ class _PairOutput:
 
 @dataclass(frozen=True)
 class _StoredMemory:
-    """A support set's memory on the device, and its statistics where the bundle has a calibrator."""
+    """A support set's memory on the device, its statistics where the bundle has a calibrator, and the class's name."""
 
     memory: Memory
     statistics: SupportStatistics | None
+    phrase: str
 
 
 def _whole_classes(requests: list[MaskRequest], width: int) -> list[list[_Pair]]:

@@ -65,7 +65,7 @@ def check_supports(labeler: Labeler, supports: SupportSet, *, seed: int = 0) -> 
     if shots < 2 or not scored:
         return SupportReport(class_name=supports.class_name, shots=shots)
     trials = _trials(shots, scored, np.random.default_rng(seed))
-    iou = dict(zip(trials, _ious(labeler, images, prompts, trials), strict=True))
+    iou = dict(zip(trials, _ious(labeler, images, prompts, trials, supports.phrase), strict=True))
     left_out = {i: iou[trial] for trial in leave_one_out(shots) if (i := trial[1]) in scored}
     values = list(left_out.values())
     trend = {k: float(np.mean(found)) for k in range(1, shots)
@@ -91,7 +91,8 @@ def _trials(shots: int, scored: Sequence[int], rng: np.random.Generator) -> list
 
 
 @torch.inference_mode()
-def _ious(labeler: Labeler, images: list[np.ndarray], prompts: list[Prompt], trials: list[Trial]) -> list[float]:
+def _ious(labeler: Labeler, images: list[np.ndarray], prompts: list[Prompt], trials: list[Trial],
+          name: str) -> list[float]:
     """The IoU of every trial, in order. Each photo is encoded once; trials with equally many shots share a batch."""
     model = labeler.model
     parts = [model.encode(model.prepare([i]).to(model.device)) for i in images]
@@ -100,7 +101,7 @@ def _ious(labeler: Labeler, images: list[np.ndarray], prompts: list[Prompt], tri
     ordered = sorted(trials, key=lambda t: len(t[0]))
     for first in range(0, len(ordered), BATCH):
         some = ordered[first:first + BATCH]
-        logits = segment_trials(model, features, prompts, some).logits
+        logits = segment_trials(model, features, prompts, some, name).logits
         for trial, one in zip(some, logits, strict=True):
             truth = prompts[trial[1]].mask
             assert truth is not None

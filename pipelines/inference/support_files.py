@@ -28,7 +28,7 @@ from fss_models.marks import (
     one_kind,
 )
 from pipelines.base.storage import Store
-from pipelines.inference.supports import SupportSet, build_support_set
+from pipelines.inference.supports import SupportSet, build_support_set, prompt_key
 
 Fetch = Callable[[str, str], bytes]  # (text, where) -> bytes
 Photo = Annotated[str, Field(min_length=1, description=(
@@ -69,6 +69,8 @@ class SupportRequest(Form):
     """A class and the photos that show it: the body of `POST /v1/supports`, and the content of a supports file."""
 
     class_name: str = Field(description="only the first 200 characters are used")
+    prompt: str = Field("", description="what to look for, in words, for methods that read class names; the class name "
+                        "is used where it is empty")
     supports: list[SupportForm] = Field(json_schema_extra={"minItems": 1})  # `build_support_set` says it in words
 
 
@@ -109,7 +111,7 @@ def from_base64(text: str, where: str) -> bytes:
 def support_request(supports: SupportSet) -> dict[str, Any]:
     """The body of `POST /v1/supports` for a support set."""
     rows = [{"image": base64.b64encode(s.image).decode(), **s.mark} for s in supports.supports]
-    return {"class_name": supports.class_name, "supports": rows}
+    return {"class_name": supports.class_name, "supports": rows, **prompt_key(supports)}
 
 
 def read_supports(content: Any, fetch: Fetch, where: str) -> SupportSet:
@@ -120,7 +122,7 @@ def read_supports(content: Any, fetch: Fetch, where: str) -> SupportSet:
 def _support_set(form: SupportRequest, fetch: Fetch, where: str) -> SupportSet:
     prefix = f"{where}: " if where else ""
     read = [_row(row, fetch, f"{prefix}supports[{i}]") for i, row in enumerate(form.supports)]
-    return build_support_set(form.class_name, read, where)
+    return build_support_set(form.class_name, read, where, form.prompt)
 
 
 def _row(row: MaskSupport | BoxSupport | PointsSupport | ScribbleSupport, fetch: Fetch,

@@ -42,15 +42,21 @@ class Support:
 
 @dataclass(frozen=True)
 class SupportSet:
-    """A class name and the marked photos that show the class."""
+    """A class name and the marked photos that show the class; `prompt` says better than the name what is meant."""
 
     class_name: str
     supports: tuple[Support, ...]
+    prompt: str = ""
+
+    @property
+    def phrase(self) -> str:
+        """What a method that reads names is told."""
+        return self.prompt or self.class_name
 
     @cached_property
     def support_id(self) -> str:
         """16 hex digits: the hash of photos and prompts, in order."""
-        parts = [[s.sha256, s.mark] for s in self.supports]
+        parts: list[Any] = [[s.sha256, s.mark] for s in self.supports] + ([self.prompt] if self.prompt else [])
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
     def decoded(self) -> tuple[list[np.ndarray], list[Prompt]]:
@@ -64,7 +70,7 @@ class SupportSet:
             if not store.exists(support.sha256):
                 store.write_bytes(support.sha256, support.image)
         rows = [{"image": s.sha256, **s.mark} for s in self.supports]
-        store.write_json(RECORD, {"class_name": self.class_name, "supports": rows})
+        store.write_json(RECORD, {"class_name": self.class_name, "supports": rows} | prompt_key(self))
         return self.support_id
 
 
@@ -77,7 +83,12 @@ def load_support_set(root: str, support_id: str) -> SupportSet:
         raise UnknownSupportError(support_id)
     record = store.read_json(RECORD)
     rows = [(store.read_bytes(row.pop("image")), row) for row in record["supports"]]
-    return SupportSet(record["class_name"], tuple(Support(data, mark) for data, mark in rows))
+    return SupportSet(record["class_name"], tuple(Support(data, mark) for data, mark in rows), record.get("prompt", ""))
+
+
+def prompt_key(supports: SupportSet) -> dict[str, str]:
+    """The entry `prompt` of a record or request; empty for a set without one."""
+    return {"prompt": supports.prompt} if supports.prompt else {}
 
 
 class UnknownSupportError(FssError):
@@ -88,13 +99,15 @@ class UnknownSupportError(FssError):
         self.support_id = support_id
 
 
-def build_support_set(class_name: Any, rows: Sequence[tuple[bytes, dict[str, Any]]], where: str = "") -> SupportSet:
+def build_support_set(class_name: Any, rows: Sequence[tuple[bytes, dict[str, Any]]], where: str = "",
+                      prompt: str = "") -> SupportSet:
     """A support set of checked photos and marks. Raises `FssError` naming the support (from 0) and the mistake."""
     if not isinstance(class_name, str) or not class_name.strip():
         raise FssError("class_name is missing", where=where,
                        hint='name what the supports show, like "class_name": "cat"')
-    if any(not c.isprintable() for c in class_name.strip()):
-        raise FssError("class_name has characters that cannot be shown", where=where)
+    for key, text in (("class_name", class_name), ("prompt", prompt)):
+        if any(not c.isprintable() for c in text.strip()):
+            raise FssError(f"{key} has characters that cannot be shown", where=where)
     if not rows:
         raise FssError("there are no supports", where=where, hint="give at least one photo with a mark on it")
     supports = []
@@ -102,7 +115,7 @@ def build_support_set(class_name: Any, rows: Sequence[tuple[bytes, dict[str, Any
         place = f"{where + ': ' if where else ''}supports[{number}]"
         height, width = decode_support(data, place).shape[:2]
         supports.append(Support(data, check_mark(mark, height, width, place)))
-    return SupportSet(class_name.strip()[:200], tuple(supports))
+    return SupportSet(class_name.strip()[:200], tuple(supports), prompt.strip()[:200])
 
 
 def decode_support(data: bytes, where: str = "") -> np.ndarray:

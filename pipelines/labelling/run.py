@@ -7,10 +7,11 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from fss_models.bundle import BundleInfo
 from fss_models.errors import FssError
 from fss_models.instances import check_instances
 from fss_models.marks import mark_kind
-from fss_models.registry import method_class
+from fss_models.registry import make_config, method_class
 from fss_models.shipped.files import bundle_url
 from pipelines.base.progress import say
 from pipelines.base.storage import Store, join
@@ -66,6 +67,8 @@ def run_label_job(request: LabelRequest) -> dict[str, Any]:
     say("\n".join(support_lines(classes)))
     service, health = choose_service(request)
     about = health if health and not request.bundle else about_bundle(read_bundle_info(request.bundle_url))
+    if not health:
+        check_phrases(read_bundle_info(request.bundle_url), classes)
     check_out(request.images, request.out)
     images = list_images(request.images, request.limit, outs=[request.out])
     for line in left_out(images):
@@ -81,6 +84,8 @@ def run_label_job(request: LabelRequest) -> dict[str, Any]:
         summary: dict[str, Any] = out.read_json(SUMMARY)
         if set(config.formats) <= set(summary.get("formats", {})):
             return {**summary, "labelled_now": 0}
+    if not health:
+        say(encodings_line(read_bundle_info(request.bundle_url), len(images), classes))
     now = label_chunks(job, left, classes, service, health, request)
     return {**write_outputs(out, manifest, config.formats), "labelled_now": now}
 
@@ -106,6 +111,21 @@ def check_marks(method: str, classes: Sequence[SupportSet]) -> None:
     for one in classes:
         for number, support in enumerate(one.supports):
             reads.check_kind(mark_kind(support.mark), f"class {one.class_name!r}: supports[{number}]")
+
+
+def check_phrases(info: BundleInfo, classes: Sequence[SupportSet]) -> None:
+    """Raises `FssError` for a set with a `prompt` where the bundle's method reads no names."""
+    config = make_config(info.method, info.config)
+    for one in classes:
+        method_class(info.method).check_phrase(one.prompt, config, f"class {one.class_name!r}")
+
+
+def encodings_line(info: BundleInfo, photos: int, classes: Sequence[SupportSet]) -> str:
+    """How often the job will run the image encoder, which is most of its time."""
+    count = method_class(info.method).image_encodings(
+        make_config(info.method, info.config), photos=photos, classes=len(classes),
+        supports=sum(len(one.supports) for one in classes))
+    return f"{photos:,} photos, classes: {len(classes)}: {count:,} image encodings with {info.method}"
 
 
 def label_chunks(job: LabellingJob, left: list[int], classes: Sequence[SupportSet], service: str,

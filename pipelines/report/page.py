@@ -23,6 +23,7 @@ from pipelines.report.collect import BASELINE, ReportMaterial, collect, versus_b
 from pipelines.report.examples import KINDS, make_examples
 from pipelines.report.gallery import KINDS as LABEL_KINDS
 from pipelines.report.gallery import make_galleries
+from pipelines.selection.choose import FOUNDATION
 
 PACKAGES = ("torch", "ray", "mlflow", "sam2", "timm", "pyarrow", "numpy", "pandas", "pycocotools")
 NO_VERDICT = " Parts of the model that need training have random values: this is no verdict on the method."
@@ -77,7 +78,9 @@ def _verdicts(material: ReportMaterial) -> list[str]:
 
 
 def _intervals(material: ReportMaterial) -> Markup:
-    rows = [(r.label + (" (untrained)" if r.untrained else ""), getattr(r, material.board.metric) * 100,
+    notes = {r.label: (" (untrained)" if r.untrained else "") + (f" ({FOUNDATION})" if r.foundation else "")
+             for r in material.board.rows}
+    rows = [(r.label + notes[r.label], getattr(r, material.board.metric) * 100,
              r.interval[0] * 100, r.interval[1] * 100) for r in material.board.rows if r.complete]
     name = {"miou": "mIoU", "fb_iou": "FB-IoU"}[material.board.metric]
     title = f"mean {name} over the folds, percent, with its {material.board.confidence:.0%} interval"

@@ -100,13 +100,14 @@ def _observe(model: Segmenter, shards: Shards, cache: FeatureCache, draw: Calibr
     features, row_of = cache([*shots, *targets])
     own = features.take(torch.tensor([row_of[s.image_id] for s in shots], device=model.device))
     prompts = [mask_prompt(s.mask) for s in shots]
-    memory = model.memorise(own, model.collate([prompts], own.sizes.cpu()).to(model.device))
+    name = shards.classes[draw.class_id].name
+    memory = model.memorise(own, model.collate([prompts], own.sizes.cpu(), names=[name]).to(model.device))
     pairs = torch.tensor([[0, row_of[t.image_id]] for t in targets], device=model.device)
     prediction = model.segment(memory, features, pairs)
     masks = torch.stack([model.preprocessor.mask(s.mask) for s in shots])
     ious = [_iou(model, logits, t) for logits, t in zip(prediction.logits, targets, strict=True)]
     present = torch.arange(len(targets)) < len(draw.present)
-    left_out = _left_out(model, own, masks, shots) if len(shots) >= MIN_ADJUST else None
+    left_out = _left_out(model, own, masks, shots, name) if len(shots) >= MIN_ADJUST else None
     observed = Observation(class_id=draw.class_id, present=present, iou=torch.tensor(ious) * present, left_out=left_out,
                            measured=measure(prediction, features, describe_support(own, masks), pairs))
     return observed, torch.nn.functional.normalize(look(features).mean(dim=(2, 3)), dim=1).cpu()
@@ -117,10 +118,10 @@ def _iou(model: Segmenter, logits: torch.Tensor, target: Sample) -> float:
                   ignore=torch.from_numpy(np.ascontiguousarray(target.ignore)))
 
 
-def _left_out(model: Segmenter, own: Features, masks: torch.Tensor, shots: Sequence[Sample]) -> tuple[torch.Tensor,
-                                                                                                      torch.Tensor]:
+def _left_out(model: Segmenter, own: Features, masks: torch.Tensor, shots: Sequence[Sample],
+              name: str) -> tuple[torch.Tensor, torch.Tensor]:
     trials = leave_one_out(len(shots))
-    found = segment_trials(model, own, [mask_prompt(s.mask) for s in shots], trials)
+    found = segment_trials(model, own, [mask_prompt(s.mask) for s in shots], trials, name)
     signatures = stack([describe_support(own.take(torch.tensor(kept)), masks[list(kept)]) for kept, _ in trials])
     pairs = torch.arange(len(shots))[:, None].expand(-1, 2).to(model.device)
     ious = [_iou(model, logits, s) for logits, s in zip(found.logits, shots, strict=True)]

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from fss_models.errors import FssError
 from fss_models.metrics import MethodCounts, Metric, interval, paired_difference, resampled_scores
+from fss_models.registry import method_class
 from pipelines.base.storage import Store
 from pipelines.base.text_table import text_table
 from pipelines.base.workspace import Workspace
@@ -20,6 +21,8 @@ from pipelines.config.section import Section
 from pipelines.evaluation.results import RunResult, read_counts
 from pipelines.evaluation.spread import draw_scores, seed_scores
 from pipelines.evaluation.steps import describe_selection
+
+FOUNDATION = "foundation model, classes not held out"
 
 
 class LeaderboardRow(Section):
@@ -39,6 +42,7 @@ class LeaderboardRow(Section):
     failed: dict[str, str]  # run -> error
     complete: bool  # whether every fold and seed was scored
     runs: list[str]
+    foundation: bool = False  # whether the method's training data may show the tested classes
     steps: int = 0  # median of the runs' numbers of steps; 0 without training
     images_per_s: float = 0.0  # in batches on the idle machine; 0: not measured
     peak_bytes: int = 0  # highest memory while predicting; 0: not measured
@@ -134,7 +138,7 @@ def _sample(recipe: Recipe, results: Sequence[RunResult]) -> MethodCounts | None
 def _compared(rows: Sequence[LeaderboardRow], samples: dict[str, MethodCounts],
               config: ChooseConfig) -> list[LeaderboardRow]:
     """The rows, each complete one with its difference to the best row: the first that can win, else the first."""
-    best = next((r for r in rows if r.complete and not r.untrained), rows[0])
+    best = next((r for r in rows if _able(r, config)), rows[0])
     found = []
     for row in rows:
         if row.complete and best.complete and row is not best:
@@ -171,6 +175,7 @@ def _row(recipe: Recipe, label: str, method: MethodConfig, results: Sequence[Run
         label=label, method=method, folds=miou, fb_folds=fb, miou=_mean(miou), fb_iou=_mean(fb), interval=spread,
         seconds=float(latency.get("seconds", 0.0)), trainable_params=max((r.trainable_params for r in good), default=0),
         train_s=sum(r.train_s for r in good), untrained=any(r.untrained for r in good),
+        foundation=not method_class(method.name).classes_held_out,
         failed={r.run: r.error for r in results if r.error}, complete=sample is not None, runs=[r.run for r in results],
         steps=round(float(np.median([r.steps for r in good]))) if good else 0, **_spread(recipe, sample),
         **_speed(config, latency))
@@ -199,14 +204,22 @@ def _mean(values: dict[str, float]) -> float:
     return float(np.mean(list(values.values()))) if values else 0.0
 
 
+def _able(row: LeaderboardRow, config: ChooseConfig) -> bool:
+    """Whether a row can win."""
+    return row.complete and not row.untrained and (config.foundation_models or not row.foundation)
+
+
 def choose_winner(rows: Sequence[LeaderboardRow], samples: dict[str, MethodCounts], config: ChooseConfig) -> tuple[str,
                                                                                                                    str]:
-    """(label of the winner, reason in one sentence). Untrained methods and methods with failed runs cannot win."""
-    able = [r for r in rows if r.complete and not r.untrained]
+    """(label of the winner, reason in one sentence). Untrained methods and methods with failed runs cannot win, nor
+    foundation models unless the recipe says so.
+    """
+    able = [r for r in rows if _able(r, config)]
     able.sort(key=lambda r: -getattr(r, config.metric))
     name = {"miou": "mIoU", "fb_iou": "FB-IoU"}[config.metric]
     if not able:
-        return "", "No method can win: each is untrained or has failed runs."
+        foundation = f", or is a {FOUNDATION} (choose.foundation_models)" if any(r.foundation for r in rows) else ""
+        return "", f"No method can win: each is untrained or has failed runs{foundation}."
     best, rest = able[0], able[1:]
     if not rest:
         figure = getattr(best, config.metric) * 100
@@ -278,7 +291,8 @@ def _range(scores: Sequence[float]) -> str:
 
 
 def _cells(row: LeaderboardRow, folds: Sequence[str]) -> list[str]:
-    note = "untrained" if row.untrained else ("incomplete" if not row.complete else "")
+    state = "untrained" if row.untrained else ("incomplete" if not row.complete else "")
+    note = "; ".join(n for n in (state, FOUNDATION if row.foundation else "") if n)
     scores = [f"{row.folds[f] * 100:.1f}" if f in row.folds else "failed" for f in folds]
     spread = f"{row.interval[0] * 100:.1f}-{row.interval[1] * 100:.1f}" if row.complete else "-"
     return [row.label, *scores, f"{row.miou * 100:.1f}", spread, f"{row.fb_iou * 100:.1f}", _behind(row), note]

@@ -82,6 +82,15 @@ GPU_RATES = {preset: Figure(what=f"images that a GPU segments with `{preset}`", 
              for preset, value in {"tiny": 91.2, "small": 84.8, "base_plus": 64.1, "large": 39.5}.items()}
 
 
+# of a large image encoder and of what follows it, where a method runs them at different counts
+ENCODER_RATES = {"sam3": Figure(
+    what="pictures that a GPU encodes with `sam3`", value=1 / 0.0717, unit="images/s", kind="published",
+    source="usls, issue 181: 71.7 ms with TensorRT, FP16, on one GH200, batch 1")}
+DECODER_RATES = {"sam3": Figure(
+    what="pairs of photo and class that a GPU decodes with `sam3`", value=1 / 0.0403, unit="pairs/s",
+    kind="published", source="usls, issue 181: 40.3 ms with TensorRT, FP16, on one GH200, batch 1")}
+
+
 def _assumed(what: str, value: float, unit: str, reason: str) -> Figure:
     return Figure(what=what, value=value, unit=unit, kind="assumed", source=reason)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from fss_models import registry
 from fss_models.errors import FssError
@@ -26,6 +27,19 @@ class SizingRequest:
     recipe: Recipe
     photo_kb: float = 160.0
     classes_per_photo: float = 2.9
+    classes: int = 1  # that are labelled
+
+    @property
+    def config(self) -> Any:
+        """The method's settings in the recipe, by default its defaults."""
+        own = next((m.config for m in self.recipe.methods if m.name == self.method and m.preset == self.preset), {})
+        return registry.make_config(self.method, own)
+
+    def encodings(self, **settings: Any) -> int:
+        """Image encodings of labelling, with as many supports a class as the evaluation's shots."""
+        return registry.method_class(self.method).image_encodings(
+            replace(self.config, **settings), photos=self.images, classes=self.classes,
+            supports=self.classes * self.recipe.eval.shots)
 
     @property
     def annotations(self) -> float:
@@ -77,6 +91,9 @@ def segment_rate(request: SizingRequest) -> tuple[float, tuple[Figure, ...]]:
 
     Raises `FssError` if no speed is known.
     """
+    if request.gpus and request.preset in f.ENCODER_RATES:
+        parts = f.ENCODER_RATES[request.preset], f.DECODER_RATES[request.preset]
+        return f.GPU_SHARE.value / sum(1 / p.value for p in parts), (*parts, f.GPU_SHARE)
     if request.gpus:
         known = {**f.GPU_RATES, "nano": f.GPU_NANO}.get(request.preset.removesuffix("_2.1"))
         if known is None:
@@ -165,11 +182,19 @@ def _clip_seconds(request: SizingRequest, rate: float) -> tuple[float, tuple[Fig
 
 
 def _label(request: SizingRequest, rate: float) -> tuple[SizingStage, tuple[Figure, ...]]:
-    """Labelling: every photo is decoded once, as in the shard build, and segmented for one class."""
-    decode = 1 / f.BUILD_RATE.value
+    """Labelling: every photo is decoded once, as in the shard build, and segmented for each class.
+
+    Where only the image encoder's time is known, further classes are taken to cost nothing.
+    """
+    decode, encodings = 1 / f.BUILD_RATE.value, request.encodings()
     if request.gpus:
-        hours = request.images / (rate * request.gpus) / 3600
-        cores = math.ceil(rate * request.gpus * decode)
+        busy = request.images / rate
+        if request.preset in f.ENCODER_RATES:
+            busy = encodings / f.ENCODER_RATES[request.preset].value
+            busy += request.images * request.classes / f.DECODER_RATES[request.preset].value
+            busy /= f.GPU_SHARE.value
+        hours = busy / request.gpus / 3600
+        cores = math.ceil(request.images / busy * request.gpus * decode)
     else:
         hours, cores = request.images * (1 / rate + decode) / request.cores / 3600, request.cores
     replicas = request.gpus or max(1, request.recipe.serve.replicas)
@@ -178,7 +203,8 @@ def _label(request: SizingRequest, rate: float) -> tuple[SizingStage, tuple[Figu
         name="label", hours=hours, cores=cores, gpus=request.gpus, memory_gb=one * replicas,
         memory=f"{one:.1f} GB for each replica",
         s3_gb=request.images * (request.photo_kb * 1e3 + f.LABEL_BYTES.value) / 1e9,
-        work=f"{request.images:,} photos, {math.ceil(request.images / request.recipe.label.chunk):,} chunks, one class")
+        work=f"{request.images:,} photos, {math.ceil(request.images / request.recipe.label.chunk):,} chunks, "
+             f"{'one class' if request.classes == 1 else f'{request.classes} classes'}, {encodings:,} image encodings")
     return stage, (f.BUILD_RATE, f.PROCESS, f.LABEL_BYTES)
 
 
@@ -196,6 +222,12 @@ def _notes(request: SizingRequest, stages: tuple[SizingStage, ...]) -> list[str]
     if driver > LARGEST_MACHINE_GB:
         notes.append(f"the driver of the shard build may need {driver:,.0f} GB, more than one machine has: build "
                      "several datasets and mix them (`mixture` in a recipe)")
+    for setting, kind in get_type_hints(type(request.config)).items():
+        choices = get_args(kind) if get_origin(kind) is Literal else ()
+        counts = {value: request.encodings(**{setting: value}) for value in choices}
+        if len(set(counts.values())) > 1:
+            notes.append("labelling, image encodings by " + setting + ": " + ", ".join(
+                f"{value} {count:,}" for value, count in counts.items()))
     if not request.gpus and stages[-1].hours > 24 * 30:
         notes.append("labelling would take more than a month on these cores")
     return notes

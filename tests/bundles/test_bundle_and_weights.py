@@ -15,12 +15,13 @@ import torch
 
 from fss_models import registry
 from fss_models.errors import FssError
-from fss_models.prompts import collate, mask_prompt
+from fss_models.prompts import mask_prompt
 from fss_models.sam2_core.build import build_sam2
 from fss_models.segmenter import Segmenter
 from pipelines.base.storage import Store
 from pipelines.bundles.bundle import load_bundle, load_predictor, read_bundle_info, save_bundle
 from pipelines.bundles.weights import fetch
+from tests.fss_models.methods_here import methods
 
 
 @torch.no_grad()
@@ -29,11 +30,11 @@ def predict(model: Segmenter) -> torch.Tensor:
     mask = np.zeros((40, 60), bool)
     mask[5:20, 10:40] = True
     features = model.eval().encode(model.prepare([image, image[::-1].copy()]))
-    memory = model.memorise(features, collate([[mask_prompt(mask)]], features.sizes, model.side))
+    memory = model.memorise(features, model.collate([[mask_prompt(mask)]], features.sizes[:1]))
     return model.segment(memory, features, torch.tensor([[0, 1]])).logits
 
 
-@pytest.mark.parametrize("name", registry.list_methods())
+@pytest.mark.parametrize("name", methods())
 def test_a_bundle_predicts_what_was_saved(name: str, tmp_path: Path) -> None:
     model = registry.build(name, "debug", seed=3)
     with torch.no_grad():

@@ -7,13 +7,17 @@ from pathlib import Path
 import pytest
 
 from fss_models.verification.frame import run_folder
+from tests.fss_models.methods_here import needs_transformers
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
 
-@pytest.mark.parametrize(("method", "least"), [
-    ("sansa", 4), ("fssam", 60), ("fcp", 17), ("vrp_sam", 16), ("pfenet", 20), ("ssp", 18), ("cyctr", 24),
-    ("insid3", 62), ("gf_sam", 45), ("matcher", 26)])
+CASES = [("sansa", 4), ("fssam", 60), ("fcp", 17), ("vrp_sam", 16), ("pfenet", 20), ("ssp", 18),
+         ("cyctr", 24), ("insid3", 62), ("gf_sam", 45), ("matcher", 26),
+         pytest.param("sam3", 110, marks=needs_transformers)]
+
+
+@pytest.mark.parametrize(("method", "least"), CASES)
 def test_our_method_gives_the_official_tensors(method: str, least: int) -> None:
     checks = list(run_folder(str(GOLDEN / method)))
     assert len(checks) >= least

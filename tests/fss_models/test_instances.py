@@ -78,6 +78,15 @@ def test_own_instances_are_cut_from_their_window_and_duplicates_are_dropped() ->
     assert abs(int(np.nonzero(first)[1].max()) - 39) <= 1
 
 
+def test_pieces_do_not_follow_the_instances_of_a_method() -> None:
+    logits = torch.full((2, 10, 20), -5.0)
+    logits[0, :, :10] = logits[1, :, 10:] = 5.0
+    mask = np.ones((10, 20), dtype=bool)
+    found = own(logits, [0.9, 0.8])
+    assert len(split_mask(mask, 0.7, replace(PIECES, source="model"), found)) == 2
+    assert len(split_mask(mask, 0.7, PIECES, found)) == 1
+
+
 def test_pixels_of_duplicates_that_a_method_left_out_stay_in_the_mask_alone() -> None:
     """Would catch an instance that takes what another, suppressed one covered."""
     logits = torch.full((2, 20, 20), -5.0)

@@ -15,6 +15,7 @@ from pipelines.config.choose import CalibrateConfig
 from pipelines.config.recipe import Recipe
 from pipelines.data.shardset import Shards
 from pipelines.selection.calibrate import calibrate_bundle, calibrate_refit, draw_sets
+from tests.fss_models.methods_here import needs_transformers
 
 
 @pytest.fixture
@@ -55,6 +56,17 @@ def test_a_bundle_gets_a_calibrator_and_stays_the_same_model(shards: Shards, tmp
     assert 0.5 < float(made.about["auroc_presence"]) <= 1
     first = info.calibrator
     assert calibrate_bundle(url, shards, CalibrateConfig(sets=24, targets=2))[0].calibrator == first
+
+
+@needs_transformers
+@pytest.mark.parametrize("mode", ["canvas", "token"])
+def test_sam3_gets_a_calibrator(mode: str, shards: Shards, tmp_path: object) -> None:
+    """A canvas says nothing about one photo: photos are compared by their colours."""
+    url = f"{tmp_path}/bundle"
+    save_bundle(url, registry.build("sam3", "debug", {"mode": mode}))
+    info, made = calibrate_bundle(url, shards, CalibrateConfig(sets=12, targets=2))
+    assert bundle_calibrator(url, info) is not None
+    assert int(made.about["classes"]) > 0
 
 
 def test_classes_without_photos_are_told(shards: Shards) -> None:

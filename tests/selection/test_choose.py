@@ -150,6 +150,21 @@ def test_untrained_and_failed_methods_cannot_win(recipe: Recipe) -> None:
     assert next(r for r in board.rows if r.label == "sansa").failed == {results[3].run: "out of memory"}
 
 
+def test_a_foundation_model_is_marked_and_wins_only_where_the_recipe_says_so(recipe: Recipe) -> None:
+    recipe = recipe.model_copy(update={"methods": [*recipe.methods[:2], MethodConfig(name="sam3", preset="sam3")]})
+    results = [result(recipe, m, f, q) for m, q in ((0, 0.3), (1, 0.5), (2, 0.8)) for f in (0, 1)]
+    board = make_leaderboard(recipe, results)
+    assert (board.rows[0].label, board.rows[0].foundation, board.winner) == ("sam3", True, "sansa")
+    assert board.rows[0].behind[0] > 0, "it is compared with the best that can win"
+    assert "foundation model, classes not held out" in format_leaderboard(board)
+    free = recipe.model_copy(update={"choose": ChooseConfig(foundation_models=True)})
+    assert make_leaderboard(free, results).winner == "sam3"
+    alone = recipe.model_copy(update={"methods": recipe.methods[2:]})
+    board = make_leaderboard(alone, results[4:])
+    assert board.winner == ""
+    assert "choose.foundation_models" in board.reason
+
+
 def test_no_winner_among_the_untrained(recipe: Recipe) -> None:
     board = make_leaderboard(recipe, [result(recipe, 2, 0, 0.8, untrained=True)])
     assert board.winner == ""

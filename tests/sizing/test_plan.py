@@ -103,6 +103,20 @@ def test_what_is_unknown_is_not_guessed(method: str, preset: str, gpus: int, lin
         plan(method=method, preset=preset, gpus=gpus)
 
 
+def test_a_method_that_encodes_pairs_costs_more_with_every_class() -> None:
+    canvas = plan(1000, "sam3", "sam3", gpus=1, classes=10)
+    token = plan(1000, "sam3", "sam3", gpus=1, classes=10, sets=[
+        "methods=[{name: sam3, preset: sam3, config: {mode: token}}]"])
+    assert "10 classes, 10,000 image encodings" in canvas.stages[2].work
+    assert "1,010 image encodings" in token.stages[2].work
+    assert any("canvas 10,000, token 1,010" in note for note in canvas.notes)
+    assert canvas.stages[2].hours == pytest.approx(10_000 * (0.0717 + 0.0403) / 0.5 / 3600)
+    assert token.stages[2].hours == pytest.approx((1_010 * 0.0717 + 10_000 * 0.0403) / 0.5 / 3600)
+    assert "1,001 image encodings" in plan(1000).stages[2].work
+    with pytest.raises(FssError, match="no speed of sam3/sam3 on a CPU"):
+        plan(method="sam3", preset="sam3")
+
+
 def test_the_command() -> None:
     answer = CliRunner().invoke(make_app(), ["plan", "--images", "10000", "--method", "fcp"])
     assert answer.exit_code == 0, answer.output
