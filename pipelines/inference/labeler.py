@@ -1,70 +1,67 @@
 """The labeler: a bundle and the memories of support sets turn photo bytes into run-length masks, without Ray.
 
-Threads decode and resize photos while the model works on earlier ones; at most a few batches of resized photos are in
-memory. A job's batch is always padded to the same size, so that a mask does not depend on the other photos of its
-batch. A photo that cannot be read gives a `PhotoFailure` among the results, never an exception.
+Three stages overlap, also those of different calls: threads decode and resize photos ahead of the model, the model
+works on one batch at a time, and threads turn its logits into run lengths. Only the model holds the lock. What waits
+between two stages is bounded by bytes. A job's batch is always padded to the same size, so that a mask does not depend
+on the other photos of its batch. A photo that cannot be read gives a `PhotoFailure` among the results, never an
+exception.
 """
 
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict, deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
+from pycocotools import mask as coco
 from torch import Tensor
 
-from fss_models.clip import Features, Images, Instances, Memory
-from fss_models.errors import BadImage, FssError
-from fss_models.instances import add_prompted, check_instances
+from fss_models.clip import Features, Images, Memory
+from fss_models.errors import FssError
+from fss_models.execution import Download, Execution, Precision, Upload
 from fss_models.limits import LIMITS, PhotoLimits
-from fss_models.photo_files import decode_image
+from fss_models.photo_files import decode_image, image_size
 from fss_models.presence import UNCALIBRATED, LabelJudge, Presence, SupportStatistics
+from fss_models.run_lengths import empty_mask, encode_logits
 from pipelines.bundles.bundle import bundle_calibrator, load_bundle
 from pipelines.config.mask_request import MaskRequest
 from pipelines.config.wanted import Wanted
-from pipelines.inference.decode_limit import DecodeLimit
-from pipelines.inference.instances import prompt_level, with_instances
-from pipelines.inference.masks import (
-    Label,
-    Labels,
-    PhotoFailure,
-    full_size,
-    make_label,
-    semantic_map,
-    threshold_logit,
-    to_host,
-)
+from pipelines.inference.masks import Label, Labels, PhotoFailure, make_label, semantic_map, threshold_logit
+from pipelines.inference.stages import DECODING_BYTES, ByteBudget, DecodeStage, FinishStage
 from pipelines.inference.supports import SupportSet, UnknownSupportError, load_support_set
 
 MEMORIES = 64  # support sets kept on the device
-Sizes = list[tuple[int, ...]]  # (height, width) of photos
+Placed = tuple[int, int, Label]  # row of the photo, number of the class, label
 
 
 class Labeler:
     """A bundle ready to label. Several threads may call it; the model runs one batch at a time.
 
     A support set that has no memory here yet is read from `supports_url`. If the bundle at `bundle_url` is not
-    `bundle_id` (empty: any bundle), because it was replaced meanwhile, every support set is refused. The process ends
-    when a photo takes longer than `max_seconds` to decode (0: no limit).
+    `bundle_id` (empty: any bundle), because it was replaced meanwhile, every support set is refused. `decoders` threads
+    photos, and as many others compute run lengths.
     """
 
     def __init__(self, bundle_url: str, device: str = "cpu", *, decoders: int = 2, supports_url: str = "",
-                 bundle_id: str = "", limits: PhotoLimits = LIMITS, max_seconds: float = 0,
-                 memories: int = MEMORIES) -> None:
+                 bundle_id: str = "", limits: PhotoLimits = LIMITS, memories: int = MEMORIES,
+                 precision: Precision = "float32", compiled: bool = False) -> None:
         self.model, self.info = load_bundle(bundle_url, device)
         self._bundle_url, self._bundle_id = bundle_url, bundle_id or self.info.bundle_id
         self.device, self.supports_url, self.limits = device, supports_url, limits
-        self._decode_limit = DecodeLimit(max_seconds)
+        self.execution = Execution(self.model, precision, compiled=compiled)
         calibrator = bundle_calibrator(bundle_url, self.info)
         self.judge = LabelJudge(self.model, calibrator) if calibrator else None
         # no cachetools.LRUCache: the bound grows with a request, and a new champion's labeler needs the order of use
         self._memories: OrderedDict[str, _StoredMemory] = OrderedDict()
         self._max_memories, self._lock = memories, threading.RLock()
-        self._pool = ThreadPoolExecutor(decoders, thread_name_prefix="decode")
+        self._pixels = ByteBudget(DECODING_BYTES)
+        self._decode = DecodeStage(self._prepare, decoders, 12 * self.model.side ** 2)
+        self._finish: FinishStage[list[Placed]] = FinishStage(decoders)
 
     def add_support(self, supports: SupportSet) -> str:
         """Compute and keep the memory of a set. Returns its id. Raises `FssError` if the method refuses the set."""
@@ -118,62 +115,55 @@ class Labeler:
 
     def _label(self, images: Sequence[bytes], requests: Sequence[MaskRequest], batch: int, *,
                fixed: bool) -> list[Labels | PhotoFailure]:
-        results: list[Labels | PhotoFailure | None] = [None] * len(images)
-        for rows, prepared in self._batches(images, results, batch):
-            own = [requests[r] for r in rows]
+        results: dict[int, Labels | PhotoFailure] = {}
+        failures: dict[int, PhotoFailure] = {}
+        finishing: list[Future[list[Placed]]] = []
+        for rows, prepared in self._decode.batches(images, failures, batch):
             width = batch if fixed else _power_of_two(len(rows), batch)
-            for row, labels in zip(rows, self._run(prepared, own, width, fixed=fixed), strict=True):
-                results[row] = labels
-        return [r for r in results if r is not None]
-
-    def _batches(self, images: Sequence[bytes], results: list[Labels | PhotoFailure | None],
-                 batch: int) -> Iterator[tuple[list[int], list[Images]]]:
-        """Rows and prepared photos, `batch` readable ones at a time. Failures are written into `results`."""
-        waiting: deque[tuple[int, Future[Images]]] = deque()
-        rows: list[int] = []
-        ready: list[Images] = []
-        todo = iter(range(len(images)))
-        while True:
-            while len(waiting) < 2 * batch and (row := next(todo, None)) is not None:
-                waiting.append((row, self._pool.submit(self._prepare, images[row])))
-            if not waiting:
-                break
-            row, future = waiting.popleft()
-            try:
-                ready.append(future.result())
-                rows.append(row)
-            except BadImage as error:
-                results[row] = PhotoFailure(reason=error.reason)
-            if len(rows) == batch:
-                yield rows, ready
-                rows, ready = [], []
-        if rows:
-            yield rows, ready
+            work = _Batch(rows, [requests[r] for r in rows], [tuple(i.sizes[0].tolist()) for i in prepared])
+            finishing += self._run(work, self.execution.upload(self._stacked(prepared, width)), width, fixed=fixed)
+        labels: dict[int, dict[int, Label]] = {}
+        for future in finishing:
+            for row, number, label in future.result():
+                labels.setdefault(row, {})[number] = label
+        results = {row: tuple(own[number] for number in sorted(own)) for row, own in labels.items()} | failures
+        return [results[row] for row in range(len(images))]
 
     def _prepare(self, data: bytes) -> Images:
         """Decode and resize a photo; its full-size pixels exist only during this call."""
-        with self._decode_limit():
-            image = decode_image(data, limits=self.limits, exif=True)
-        return self.model.prepare([image])
+        height, width = image_size(data)
+        with self._pixels.hold(min(height * width, self.limits.max_pixels) * 6):  # decoded, and copied to an array
+            return self.model.prepare([decode_image(data, limits=self.limits, exif=True)])
+
+    def _stacked(self, prepared: list[Images], width: int) -> Images:
+        """The photos of a batch, padded with black ones to `width`."""
+        pixels = torch.cat([i.pixels for i in prepared])
+        sizes = torch.cat([i.sizes for i in prepared])
+        missing = width - len(prepared)
+        if missing:
+            pixels = torch.cat([pixels, pixels.new_zeros(missing, *pixels.shape[1:])])
+            sizes = torch.cat([sizes, sizes.new_full((missing, 2), self.model.side)])
+        return Images(pixels=pixels, sizes=sizes)
 
     @torch.inference_mode()
-    def _run(self, prepared: list[Images], requests: list[MaskRequest], width: int, *, fixed: bool) -> list[Labels]:
-        """The labels of up to `width` prepared photos. With `fixed` all photos have the same request."""
+    def _run(self, work: _Batch, upload: Upload, width: int, *, fixed: bool) -> list[Future[list[Placed]]]:
+        """Start the labels of a batch of up to `width` photos. With `fixed` all photos have the same request."""
+        requests, kept = work.requests, []
+        finishing: list[Future[list[Placed]]] = []
         with self._lock:
-            features = self._encode(prepared, width)
-            sizes = [tuple(i.sizes[0].tolist()) for i in prepared]
-            photos: list[dict[int, Label]] = [{} for _ in requests]
-            waiting: list[_PairOutput] = []
+            features = self.execution.encode(upload)
             for call in _whole_classes(requests, width) if fixed else _mixed(requests, width):
                 found = self._segment(call, features, width, requests)
-                separate = [f for f in found if requests[f.pair.row].overlaps == "keep"]
-                self._keep_overlaps(separate, requests, sizes, photos)
-                waiting += [f for f in found if requests[f.pair.row].overlaps == "resolve"]
-            self._resolve_overlaps(waiting, requests, sizes, photos)
-        return [tuple(labels[number] for number in sorted(labels)) for labels in photos]
+                separate, shared = found.split(requests)
+                if separate:
+                    finishing.append(self._finish.submit(found.download.size, partial(self._separate, work, separate)))
+                kept += shared
+        if kept:
+            size = sum({id(c.output): c.output.download.size for c in kept}.values())
+            finishing.append(self._finish.submit(size, partial(self._resolve, work, kept)))
+        return finishing
 
-    def _segment(self, calls: list[_Pair], features: Features, width: int,
-                 requests: list[MaskRequest]) -> list[_PairOutput]:
+    def _segment(self, calls: list[_Pair], features: Features, width: int, requests: list[MaskRequest]) -> _CallOutput:
         """One call of the model for `calls`, padded to a multiple of `width` pairs or to a power of two below it."""
         unique = list(dict.fromkeys(pair.support_id for pair in calls))
         stored, which = [self._stored(i) for i in unique], [unique.index(pair.support_id) for pair in calls]
@@ -183,62 +173,43 @@ class Labeler:
         pairs[: len(calls), 0] = torch.tensor(which)
         pairs[: len(calls), 1] = torch.tensor([pair.row for pair in calls])
         pairs[len(calls):, 1] = len(features) - 1
-        pairs = pairs.to(self.device)
-        found = self.model.segment(memory, features, pairs)
-        levels = [None if pair.padding else prompt_level(requests[pair.row]) for pair in calls]
-        if any(level is not None for level in levels):
-            found = add_prompted(self.model, found, memory, features, pairs, [*levels, *[None] * (size - len(calls))])
-        objects = found.instances
-        scores, presence = found.scores.float().cpu().tolist(), [UNCALIBRATED] * len(calls)
-        if self.judge:
-            own = [requests[min(pair.row, len(requests) - 1)] for pair in calls]
-            presence = self.judge.judge_masks(found, features, pairs, [s.statistics for s in stored if s.statistics],
-                                              own)
-        return [_PairOutput(pair=pair, logits=found.logits[i].float(), score=scores[i], presence=presence[i],
-                            instances=objects.of_pair(i) if objects is not None else None)
-                for i, pair in enumerate(calls) if not pair.padding]
+        pairs = self.execution.indices(pairs)
+        found = self.execution.segment(memory, features, pairs)
+        known = [s.statistics for s in stored if s.statistics]
+        more = [self.judge.measure_masks(found, features, pairs, known)] if self.judge else []
+        download = self.execution.download([found.logits, found.scores, *more])
+        return _CallOutput(tuple(calls), download, tuple(known[i] for i in which) if self.judge else ())
 
-    def _keep_overlaps(self, found: list[_PairOutput], requests: list[MaskRequest], sizes: Sizes,
-                       photos: list[dict[int, Label]]) -> None:
-        """Write each mask into `photos` independently; as many masks as photos are at full size at a time."""
-        for first in range(0, len(found), len(requests)):
-            some = found[first:first + len(requests)]
-            masks = full_size([f.logits for f in some], [sizes[f.pair.row] for f in some],
-                              [threshold_logit(requests[f.pair.row].threshold) for f in some], corners=self._corners)
-            for f, mask in zip(some, masks, strict=True):
-                photos[f.pair.row][f.pair.number] = self._label_of(mask, f, requests)
+    @torch.inference_mode()
+    def _separate(self, work: _Batch, masks: Sequence[_Mask]) -> list[Placed]:
+        """The label of each mask alone."""
+        placed = []
+        for mask in masks:
+            request, size = work.requests[mask.pair.row], work.sizes[mask.pair.row]
+            logits, score, presence = mask.read(self.judge, request)
+            empty = presence.status == "empty"
+            rle = empty_mask(size) if empty else encode_logits(
+                logits.numpy(), size, threshold_logit(request.threshold), corners=self._corners)
+            placed.append((work.rows[mask.pair.row], mask.pair.number, make_label(rle, score, presence)))
+        return placed
 
-    def _resolve_overlaps(self, found: list[_PairOutput], requests: list[MaskRequest], sizes: Sizes,
-                          photos: list[dict[int, Label]]) -> None:
-        """Cut a semantic map of each photo into the masks of its classes, and write these into `photos`."""
-        rows = sorted({f.pair.row for f in found})
-        own = {row: sorted((f for f in found if f.pair.row == row), key=lambda f: f.pair.number) for row in rows}
-        maps = [semantic_map([f.logits for f in own[row]], [f.weight for f in own[row]], sizes[row],
-                             threshold_logit(requests[row].threshold), corners=self._corners) for row in rows]
-        for row, owner in zip(rows, to_host(maps, [sizes[row] for row in rows]), strict=True):
-            for number, f in enumerate(own[row], 1):
-                photos[row][f.pair.number] = self._label_of((owner == number).astype(np.uint8, order="F"), f, requests)
-
-    def _label_of(self, mask: np.ndarray, f: _PairOutput, requests: list[MaskRequest]) -> Label:
-        return with_instances(make_label(mask, f.score, f.presence), requests[f.pair.row], f.instances,
-                              corners=self._corners)
-
-    def check(self, request: MaskRequest) -> None:
-        """Raises `FssError` if the method cannot give what the request asks for."""
-        check_instances(type(self.model), request.instances)
+    @torch.inference_mode()
+    def _resolve(self, work: _Batch, masks: Sequence[_Mask]) -> list[Placed]:
+        """A semantic map of each photo, cut into the masks of its classes."""
+        placed = []
+        for row in sorted({m.pair.row for m in masks}):
+            own = sorted((m for m in masks if m.pair.row == row), key=lambda m: m.pair.number)
+            read = [m.read(self.judge, work.requests[row]) for m in own]
+            owner = semantic_map([logits for logits, _, _ in read], [_weight(s, p) for _, s, p in read],
+                                 work.sizes[row], threshold_logit(work.requests[row].threshold), corners=self._corners)
+            for number, (mask, (_, score, presence)) in enumerate(zip(own, read, strict=True), 1):
+                rle = coco.encode((owner == number).astype(np.uint8, order="F"))
+                placed.append((work.rows[row], mask.pair.number, make_label(rle, score, presence)))
+        return placed
 
     @property
     def _corners(self) -> bool:
         return self.model.corners_aligned
-
-    def _encode(self, prepared: list[Images], batch: int) -> Features:
-        pixels = torch.cat([i.pixels for i in prepared])
-        sizes = torch.cat([i.sizes for i in prepared])
-        missing = batch - len(prepared)
-        if missing:
-            pixels = torch.cat([pixels, pixels.new_zeros(missing, *pixels.shape[1:])])
-            sizes = torch.cat([sizes, sizes.new_full((missing, 2), self.model.side)])
-        return self.model.encode(Images(pixels=pixels, sizes=sizes).to(self.device))
 
     @torch.inference_mode()
     def _memorise(self, supports: SupportSet) -> _StoredMemory:
@@ -249,9 +220,11 @@ class Labeler:
         images, prompts = supports.decoded()
         prepared = self.model.prepare(images)
         marks = self.model.collate([prompts], prepared.sizes)
-        features = self.model.encode(prepared.to(self.device))
-        memory = self.model.memorise(features, marks.to(self.device))
-        return _StoredMemory(memory, self.judge.describe_supports(features, prompts, memory) if self.judge else None)
+        features = self.execution.encode(self.execution.upload(prepared))
+        with self.execution.autocast():
+            memory = self.model.memorise(features, marks.to(self.device))
+            known = self.judge.describe_supports(features, prompts, memory) if self.judge else None
+        return _StoredMemory(memory, known)
 
     def _store(self, support_id: str, memory: _StoredMemory) -> None:
         self._memories[support_id] = memory
@@ -269,22 +242,56 @@ class _Pair:
     padding: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
-class _PairOutput:
-    """A pair's logits [h, w] on the device, its predicted IoU `score`, the calibrator's estimate, and its instances."""
+@dataclass(frozen=True)
+class _Batch:
+    """The photos of a batch: their rows among the call's photos, requests, and (height, width)."""
 
-    pair: _Pair
-    logits: Tensor
-    score: float
-    presence: Presence
-    instances: Instances | None
+    rows: list[int]
+    requests: list[MaskRequest]
+    sizes: list[tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class _CallOutput:
+    """What one call of the model gave for `pairs`: logits, scores and measures, on their way to the host."""
+
+    pairs: tuple[_Pair, ...]
+    download: Download
+    statistics: tuple[SupportStatistics, ...]  # one for each pair; none without a calibrator
+
+    def split(self, requests: Sequence[MaskRequest]) -> tuple[list[_Mask], list[_Mask]]:
+        """The masks, without padding: those that keep overlaps, and those that resolve them."""
+        masks = [_Mask(self, at) for at, pair in enumerate(self.pairs) if not pair.padding]
+        keep = [m for m in masks if requests[m.pair.row].overlaps == "keep"]
+        return keep, [m for m in masks if requests[m.pair.row].overlaps == "resolve"]
+
+
+@dataclass(frozen=True)
+class _Mask:
+    """One mask of a call's output."""
+
+    output: _CallOutput
+    at: int
 
     @property
-    def weight(self) -> float:
-        """Weight that resolves overlaps; a negative value excludes the mask."""
-        if self.presence.status == "empty":
-            return -1.0
-        return self.score if self.presence.quality is None else self.presence.quality
+    def pair(self) -> _Pair:
+        """The mask's support set and photo."""
+        return self.output.pairs[self.at]
+
+    def read(self, judge: LabelJudge | None, request: MaskRequest) -> tuple[Tensor, float, Presence]:
+        """Logits [h, w], score and estimate. Waits for the copy from the device."""
+        logits, scores, *measured = self.output.download.wait()
+        presence = UNCALIBRATED
+        if judge and measured:
+            presence = judge.decide(measured[0][self.at:self.at + 1], [self.output.statistics[self.at]], [request])[0]
+        return logits[self.at], scores[self.at].item(), presence
+
+
+def _weight(score: float, presence: Presence) -> float:
+    """Weight of a mask that resolves overlaps; a negative value excludes the mask."""
+    if presence.status == "empty":
+        return -1.0
+    return score if presence.quality is None else presence.quality
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from pycocotools import mask as coco
 
 from fss_models.errors import FssError
@@ -15,7 +14,7 @@ from fss_models.limits import PhotoLimits
 from fss_models.marks import rle_json
 from pipelines.config.mask_request import MaskRequest
 from pipelines.inference.labeler import Labeler
-from pipelines.inference.masks import Label, PhotoFailure, full_size
+from pipelines.inference.masks import Label, PhotoFailure
 from pipelines.inference.support_files import SupportRequest, support_request, support_set_from_request
 from pipelines.inference.supports import Support, SupportSet, UnknownSupportError
 from tests.serving.helpers import ball, encoded
@@ -129,13 +128,3 @@ def test_mixed_support_sets_share_a_batch(labeler: Labeler) -> None:
 
 def test_request_form_keeps_everything() -> None:
     assert support_set_from_request(SupportRequest(**support_request(support_set()))) == support_set()
-
-
-@pytest.mark.parametrize("corners", [False, True])
-def test_enlarging_transposed_is_enlarging(corners: bool) -> None:
-    logits = torch.randn(2, 7, 9)
-    masks = full_size(logits, [(20, 31), (14, 11)], [0.0, 0.3], corners=corners)
-    for mask, logit, size, level in zip(masks, logits, [(20, 31), (14, 11)], [0.0, 0.3], strict=True):
-        wanted = F.interpolate(logit[None, None], size=size, mode="bilinear", align_corners=corners)[0, 0] > level
-        assert mask.flags.f_contiguous
-        assert (mask.astype(bool) == wanted.numpy()).mean() > 0.999
