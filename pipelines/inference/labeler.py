@@ -13,7 +13,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -25,7 +25,8 @@ from fss_models.clip import Features, Images, Memory
 from fss_models.errors import FssError
 from fss_models.execution import Download, Execution, Precision, Upload
 from fss_models.limits import LIMITS, PhotoLimits
-from fss_models.photo_files import decode_image, image_size
+from fss_models.photo_files import decode_image, decode_reduced, image_size
+from fss_models.preprocess import Mode
 from fss_models.presence import UNCALIBRATED, LabelJudge, Presence, SupportStatistics
 from fss_models.run_lengths import empty_mask, encode_logits
 from pipelines.bundles.bundle import bundle_calibrator, load_bundle
@@ -43,17 +44,19 @@ class Labeler:
     """A bundle ready to label. Several threads may call it; the model runs one batch at a time.
 
     A support set that has no memory here yet is read from `supports_url`. If the bundle at `bundle_url` is not
-    `bundle_id` (empty: any bundle), because it was replaced meanwhile, every support set is refused. `decoders` threads
+    `bundle_id` (empty: any bundle), because it was replaced meanwhile, every support set is refused. `preprocessing`
+    (default: the bundle's) is of the photos that are labelled; supports are prepared as the bundle says. `decoders` threads
     photos, and as many others compute run lengths.
     """
 
     def __init__(self, bundle_url: str, device: str = "cpu", *, decoders: int = 2, supports_url: str = "",
                  bundle_id: str = "", limits: PhotoLimits = LIMITS, memories: int = MEMORIES,
-                 precision: Precision = "float32", compiled: bool = False) -> None:
+                 precision: Precision = "float32", compiled: bool = False, preprocessing: Mode | None = None) -> None:
         self.model, self.info = load_bundle(bundle_url, device)
         self._bundle_url, self._bundle_id = bundle_url, bundle_id or self.info.bundle_id
         self.device, self.supports_url, self.limits = device, supports_url, limits
         self.execution = Execution(self.model, precision, compiled=compiled)
+        self.preprocessing: Mode = preprocessing or self.model.preprocessor.mode
         calibrator = bundle_calibrator(bundle_url, self.info)
         self.judge = LabelJudge(self.model, calibrator) if calibrator else None
         # no cachetools.LRUCache: the bound grows with a request, and a new champion's labeler needs the order of use
@@ -133,7 +136,10 @@ class Labeler:
         """Decode and resize a photo; its full-size pixels exist only during this call."""
         height, width = image_size(data)
         with self._pixels.hold(min(height * width, self.limits.max_pixels) * 6):  # decoded, and copied to an array
-            return self.model.prepare([decode_image(data, limits=self.limits, exif=True)])
+            if self.preprocessing != "fast":
+                return self.model.prepare([decode_image(data, limits=self.limits, exif=True)], self.preprocessing)
+            pixels, size = decode_reduced(data, 2 * self.model.side, limits=self.limits)
+            return replace(self.model.prepare([pixels], "fast"), sizes=torch.tensor([size]))
 
     def _stacked(self, prepared: list[Images], width: int) -> Images:
         """The photos of a batch, padded with black ones to `width`."""

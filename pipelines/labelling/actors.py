@@ -7,6 +7,7 @@ that of a deployment. On the same hardware the parts equal those of the other en
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -23,6 +24,8 @@ from pipelines.labelling.job import READERS, LabellingJob
 from pipelines.serving.spec import ModelSpec, best_device
 
 REQUEST_BYTES = 256_000_000  # bytes of photos in an actor's memory at a time
+GROUP = 8  # chunks of an actor's item at most; the stages of a group's chunks overlap
+TOGETHER = 2  # chunks of a group at a time: one is read and decoded while the model works on the other
 TASKS = 2000  # largest number of tasks; when an actor is lost, all chunks of its task are labelled again
 
 
@@ -34,10 +37,16 @@ def run_with_actors(job: LabellingJob, left: Sequence[int], spec: ModelSpec, act
         todo = sum(len(job.manifest.rows(c)) for c in left)
         gpus = 1.0 if placed.device != "cpu" else 0.0
         with Bar("label", len(job.images), unit="images", done=len(job.images) - todo) as bar:
-            for photos in run_actors(ray, partial(ChunkLabeler, job, placed), left, actors=count, gpus=gpus,
-                                     tasks=TASKS):
+            for photos in run_actors(ray, partial(ChunkLabeler, job, placed), _groups(left, count), actors=count,
+                                     gpus=gpus, tasks=TASKS):
                 bar.step(photos)
     return todo
+
+
+def _groups(chunks: Sequence[int], actors: int) -> list[list[int]]:
+    """The chunks in groups of at most `GROUP`, but several groups for each actor."""
+    size = max(1, min(GROUP, len(chunks) // (4 * actors)))
+    return [list(chunks[i:i + size]) for i in range(0, len(chunks), size)]
 
 
 def _count_models(ray: Any, spec: ModelSpec) -> int:
@@ -61,15 +70,14 @@ class ChunkLabeler:
                                supports_url=spec.supports_url, bundle_id=spec.bundle_id, limits=spec.limits,
                                max_seconds=spec.max_seconds)
         self.reader = PhotoReader(self.job.images, max_bytes=self.job.manifest.max_bytes, threads=READERS)
+        self.pool = ThreadPoolExecutor(TOGETHER, thread_name_prefix="chunk")
 
-    def __call__(self, chunk: int) -> int:
-        """Label a chunk and write its part. A repeated chunk gives the same part. Returns its number of photos."""
-        note = f"attempt-{chunk:06d}.json"  # of a lost actor it stays
-        self.suspicious = self.job.out.exists(note)
-        self.job.out.write_json(note, {})
-        photos, _ = self.job.label_chunk(chunk, self, self.reader)
-        self.job.out.delete(note)
-        return photos
+    def __call__(self, chunks: list[int]) -> int:
+        """Label chunks and write their parts; a repeated one gives the same part. Returns their number of photos."""
+        return sum(self.pool.map(self._one, chunks))
+
+    def _one(self, chunk: int) -> int:
+        return self.job.label_chunk(chunk, self, self.reader)[0]
 
     def label(self, images: list[bytes], request: MaskRequest, *, checked: bool = False) -> list[Labels | PhotoFailure]:
         """One result for each photo, in order. Raises `WorkerLostError` if an actor was lost with this chunk before."""
