@@ -10,16 +10,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fss_models.clip import Features, Images, Memory, Prediction
 from fss_models.errors import FssError
+from fss_models.precision import Precision
 from fss_models.segmenter import Segmenter
 
-Precision = Literal["auto", "float32", "bfloat16", "float16"]
 _REDUCED = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 

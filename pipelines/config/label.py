@@ -6,11 +6,12 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from pipelines.config.computing import Computing
 from pipelines.config.section import Positive, Section
 from pipelines.config.wanted import Wanted
 
 
-class ServiceSettings(Section):
+class ServiceSettings(Computing):
     """An HTTP service, wherever it listens: `fss serve`, and the applications of Ray Serve's config files."""
 
     replicas: Positive = 1  # copies of the model; the lower bound for autoscaling where max_replicas is set
@@ -24,6 +25,8 @@ class ServiceSettings(Section):
 
     @model_validator(mode="after")
     def _between(self) -> Self:
+        if self.preprocessing == "auto":
+            raise ValueError("preprocessing auto is for jobs: a service has no photos to compare the masks of")
         if 0 < self.max_replicas < self.replicas:
             raise ValueError(f"max_replicas is {self.max_replicas}, less than replicas ({self.replicas})")
         return self
@@ -43,10 +46,10 @@ class ServeConfig(ServiceSettings, Address):
 LabelFormat = Literal["coco_polygons", "parquet", "yolo", "semantic", "label_studio", "cvat"]
 
 
-class LabelConfig(Wanted):
+class LabelConfig(Wanted, Computing):
     """The labelling jobs of `fss label`: the masks that are wanted, and how the work is cut."""
 
     chunk: Positive = 64  # photos of one request and one output part
-    batch: Positive = 8  # photos in one batch of the model
+    batch: Positive | Literal["auto"] = 8  # photos in one batch of the model; auto: the fastest of a few, measured
     in_flight: Positive = 4  # chunks that are processed at the same time
     formats: list[LabelFormat] = []  # written in addition to labels.json (COCO, run lengths) and failures.parquet

@@ -10,6 +10,7 @@ exception.
 from __future__ import annotations
 
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -23,9 +24,10 @@ from torch import Tensor
 
 from fss_models.clip import Features, Images, Memory
 from fss_models.errors import FssError
-from fss_models.execution import Download, Execution, Precision, Upload
+from fss_models.execution import Download, Execution, Upload
 from fss_models.limits import LIMITS, PhotoLimits
 from fss_models.photo_files import decode_image, decode_reduced, image_size
+from fss_models.precision import Precision
 from fss_models.preprocess import Mode
 from fss_models.presence import UNCALIBRATED, LabelJudge, Presence, SupportStatistics
 from fss_models.run_lengths import empty_mask, encode_logits
@@ -45,8 +47,8 @@ class Labeler:
 
     A support set that has no memory here yet is read from `supports_url`. If the bundle at `bundle_url` is not
     `bundle_id` (empty: any bundle), because it was replaced meanwhile, every support set is refused. `preprocessing`
-    (default: the bundle's) is of the photos that are labelled; supports are prepared as the bundle says. `decoders` threads
-    photos, and as many others compute run lengths.
+    (default: the bundle's) is of the photos that are labelled; supports are prepared as the bundle says.
+    `decoders` threads decode photos, and as many others compute run lengths.
     """
 
     def __init__(self, bundle_url: str, device: str = "cpu", *, decoders: int = 2, supports_url: str = "",
@@ -82,6 +84,20 @@ class Labeler:
     def memory(self, support_id: str) -> Memory:
         """The memory of a stored set, computed if it is not here yet. Raises `UnknownSupportError`."""
         return self._stored(support_id).memory
+
+    @torch.inference_mode()
+    def seconds_a_photo(self, support_id: str, batch: int, rounds: int) -> float:
+        """The least time of the model for a photo in a batch of black photos, over `rounds`, after one to warm up."""
+        side, took = self.model.side, []
+        images = Images(pixels=torch.zeros(batch, 3, side, side), sizes=torch.full((batch, 2), side))
+        calls = _whole_classes([MaskRequest(support_ids=(support_id,))] * batch, batch)
+        for _ in range(rounds + 1):
+            began = time.perf_counter()
+            with self._lock:
+                features = self.execution.encode(self.execution.upload(images))
+                self._segment(calls[0], features, batch).download.wait()
+            took.append(time.perf_counter() - began)
+        return min(took[1:]) / batch
 
     def _stored(self, support_id: str) -> _StoredMemory:
         with self._lock:
@@ -159,7 +175,7 @@ class Labeler:
         with self._lock:
             features = self.execution.encode(upload)
             for call in _whole_classes(requests, width) if fixed else _mixed(requests, width):
-                found = self._segment(call, features, width, requests)
+                found = self._segment(call, features, width)
                 separate, shared = found.split(requests)
                 if separate:
                     finishing.append(self._finish.submit(found.download.size, partial(self._separate, work, separate)))
@@ -169,7 +185,7 @@ class Labeler:
             finishing.append(self._finish.submit(size, partial(self._resolve, work, kept)))
         return finishing
 
-    def _segment(self, calls: list[_Pair], features: Features, width: int, requests: list[MaskRequest]) -> _CallOutput:
+    def _segment(self, calls: list[_Pair], features: Features, width: int) -> _CallOutput:
         """One call of the model for `calls`, padded to a multiple of `width` pairs or to a power of two below it."""
         unique = list(dict.fromkeys(pair.support_id for pair in calls))
         stored, which = [self._stored(i) for i in unique], [unique.index(pair.support_id) for pair in calls]

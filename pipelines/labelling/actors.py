@@ -65,10 +65,8 @@ class ChunkLabeler:
         import torch
 
         torch.set_num_threads(spec.torch_threads)
-        self.job, self.suspicious = job, False
-        self.labeler = Labeler(spec.bundle_url, spec.device, decoders=spec.torch_threads,
-                               supports_url=spec.supports_url, bundle_id=spec.bundle_id, limits=spec.limits,
-                               max_seconds=spec.max_seconds)
+        self.job = job
+        self.labeler = Labeler(spec.bundle_url, spec.device, bundle_id=spec.bundle_id, **spec.labeler_options)
         self.reader = PhotoReader(self.job.images, max_bytes=self.job.manifest.max_bytes, threads=READERS)
         self.pool = ThreadPoolExecutor(TOGETHER, thread_name_prefix="chunk")
 

@@ -105,9 +105,7 @@ class Model:
     def _load(self) -> Labeler:
         spec = self.spec
         url = spec.follow if spec.follow and Store(spec.follow).exists("bundle.json") else spec.bundle_url
-        return Labeler(url, spec.device, decoders=spec.torch_threads, supports_url=spec.supports_url,
-                       bundle_id="" if spec.follow else spec.bundle_id,
-                       limits=spec.limits, max_seconds=spec.max_seconds)
+        return Labeler(url, spec.device, bundle_id="" if spec.follow else spec.bundle_id, **spec.labeler_options)
 
     def _take(self, info: BundleInfo) -> None:
         """Load the bundle, compute the memories in use, and replace the labeler."""

@@ -7,7 +7,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fss_models.bundle import BundleInfo
+from fss_models.execution import chosen_precision
 from fss_models.limits import LIMITS, PhotoLimits
+from pipelines.base.ray_stage import run_task
+from pipelines.config.computing import Computing
 from pipelines.config.label import ServiceSettings
 from pipelines.config.recipe import Recipe
 
@@ -35,6 +38,12 @@ class ModelSpec:
         return self.serve.threads or os.cpu_count() or 1
 
     @property
+    def labeler_options(self) -> dict[str, Any]:
+        """The keywords of a replica's `Labeler`."""
+        return {"decoders": self.torch_threads, "supports_url": self.supports_url, "limits": self.limits,
+                **labeler_computing(self.serve)}
+
+    @property
     def actor_options(self) -> dict[str, Any]:
         """A replica's resources: fractions, so that interactive and bulk replicas share a machine and a GPU."""
         return {"num_cpus": 0.5, **({"num_gpus": 0.5} if self.device != "cpu" else {})}
@@ -59,13 +68,26 @@ class ServiceSpec:
 
 
 def model_spec(recipe: Recipe, *, bundle_url: str, bundle_id: str, supports_url: str, device: str,
-               batch: int, follow: str = "", follow_s: float = FOLLOW_S) -> ModelSpec:
-    """The `ModelSpec` for the `serve` and `data` sections of a recipe."""
+               batch: int, follow: str = "", follow_s: float = FOLLOW_S,
+               computing: dict[str, Any] | None = None) -> ModelSpec:
+    """The `ModelSpec` for the `serve` and `data` sections of a recipe; a job's `computing` replaces the service's."""
     return ModelSpec(
         bundle_url=bundle_url, bundle_id=bundle_id, supports_url=supports_url, device=device, batch=batch,
-        serve=recipe.serve, limits=recipe.data.limits, max_seconds=recipe.data.max_seconds,
-        follow=follow, follow_s=follow_s,
+        serve=recipe.serve.model_copy(update=computing), limits=recipe.data.limits, follow=follow, follow_s=follow_s,
     )
+
+
+def labeler_computing(settings: Computing) -> dict[str, Any]:
+    """The keywords of a `Labeler` for these settings; preprocessing `auto` is that of the bundle."""
+    mode = None if settings.preprocessing in ("bundle", "auto") else settings.preprocessing
+    return {"precision": settings.precision, "compiled": settings.compile, "preprocessing": mode}
+
+
+def settle_precision(ray: Any, spec: ModelSpec) -> ModelSpec:
+    """The spec with the precision that `auto` means on the device of the replicas, which is asked for it."""
+    wanted, gpus = spec.serve.precision, 0.0 if spec.device == "cpu" else 0.1
+    found = run_task(ray, chosen_precision, wanted, spec.device, cpus=0, gpus=gpus) if wanted == "auto" else wanted
+    return replace(spec, serve=spec.serve.model_copy(update={"precision": found}))
 
 
 def with_bundle(spec: ServiceSpec, info: BundleInfo) -> ServiceSpec:

@@ -54,10 +54,10 @@ def flat(shape: Shape, rng: np.random.Generator) -> np.ndarray:
 @pytest.mark.parametrize("make", [smooth, noise, steps, wide_range, flat])
 def test_equal_to_the_whole_map(make: Callable[[Shape, np.random.Generator], np.ndarray], corners: bool) -> None:
     rng = np.random.default_rng(7)
-    for shape, size in (((64, 64), (700, 610)), ((128, 96), (333, 1301)), ((40, 40), (1900, 260)), ((9, 200), (640, 641)),
-                        ((600, 700), (650, 640)), ((900, 128), (640, 700)), ((2, 2), (650, 650))):
+    for shape, size in (((64, 64), (700, 610)), ((48, 40), (333, 1301)), ((9, 200), (640, 641)), ((2, 2), (650, 650)),
+                        ((600, 64), (550, 800))):
         logits = make(shape, rng)
-        for level in (0.0, 0.405, -1.3):
+        for level in (0.0, 0.405):
             assert encode_logits(logits, size, level, corners=corners) == enlarged(logits, size, level, corners)
 
 
