@@ -37,6 +37,12 @@ def chosen_precision(wanted: Precision, device: torch.device | str) -> str:
     return "bfloat16" if able else "float32"
 
 
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    """The context in which a model on `device` computes in a precision that is not `auto`."""
+    dtype = _REDUCED.get(precision)
+    return torch.autocast(device.type, dtype=dtype) if dtype else nullcontext()
+
+
 def _cpu_has_bfloat16() -> bool:
     """Whether this processor multiplies in bfloat16 (AVX512-BF16 or AMX)."""
     known = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
@@ -100,8 +106,7 @@ class Execution:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The context in which the model computes in its precision."""
-        dtype = _REDUCED.get(self.precision)
-        return torch.autocast(self.device.type, dtype=dtype) if dtype else nullcontext()
+        return autocast(self.device, self.precision)
 
     def upload(self, images: Images) -> Upload:
         """Start to copy photos to the device."""

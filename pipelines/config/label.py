@@ -51,5 +51,6 @@ class LabelConfig(Wanted, Computing):
 
     chunk: Positive = 64  # photos of one request and one output part
     batch: Positive | Literal["auto"] = 8  # photos in one batch of the model; auto: the fastest of a few, measured
+    features: Literal["off", "keep"] = "off"  # keep: what the encoder gives is stored, for labelling the photos again
     in_flight: Positive = 4  # chunks that are processed at the same time
     formats: list[LabelFormat] = []  # written in addition to labels.json (COCO, run lengths) and failures.parquet

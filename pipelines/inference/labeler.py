@@ -12,10 +12,11 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,21 +25,35 @@ from torch import Tensor
 
 from fss_models.clip import Features, Images, Memory
 from fss_models.errors import FssError
-from fss_models.execution import Download, Execution, Upload
+from fss_models.execution import Execution
 from fss_models.limits import LIMITS, PhotoLimits
 from fss_models.photo_files import decode_image, decode_reduced, image_size
 from fss_models.precision import Precision
 from fss_models.preprocess import Mode
-from fss_models.presence import UNCALIBRATED, LabelJudge, Presence, SupportStatistics
+from fss_models.presence import LabelJudge, SupportStatistics
 from fss_models.run_lengths import empty_mask, encode_logits
 from pipelines.bundles.bundle import bundle_calibrator, load_bundle
 from pipelines.config.mask_request import MaskRequest
 from pipelines.config.wanted import Wanted
+from pipelines.inference.calls import (
+    CallOutput,
+    Pair,
+    PairMask,
+    PhotoBatch,
+    Sizes,
+    mask_weight,
+    mixed_calls,
+    power_of_two,
+    sizes_of,
+    whole_classes,
+)
+from pipelines.inference.kept_features import FeatureKeeper, KeptPhotos, half, padded
 from pipelines.inference.masks import Label, Labels, PhotoFailure, make_label, semantic_map, threshold_logit
 from pipelines.inference.stages import DECODING_BYTES, ByteBudget, DecodeStage, FinishStage
 from pipelines.inference.supports import SupportSet, UnknownSupportError, load_support_set
 
 MEMORIES = 64  # support sets kept on the device
+Encode = Callable[[], Features]
 Placed = tuple[int, int, Label]  # row of the photo, number of the class, label
 
 
@@ -48,17 +63,20 @@ class Labeler:
     A support set that has no memory here yet is read from `supports_url`. If the bundle at `bundle_url` is not
     `bundle_id` (empty: any bundle), because it was replaced meanwhile, every support set is refused. `preprocessing`
     (default: the bundle's) is of the photos that are labelled; supports are prepared as the bundle says.
-    `decoders` threads decode photos, and as many others compute run lengths.
+    With `features_url`, features of jobs' photos are kept there (see `kept_features`). `decoders` threads decode
+    photos, and as many others compute run lengths.
     """
 
     def __init__(self, bundle_url: str, device: str = "cpu", *, decoders: int = 2, supports_url: str = "",
                  bundle_id: str = "", limits: PhotoLimits = LIMITS, memories: int = MEMORIES,
-                 precision: Precision = "float32", compiled: bool = False, preprocessing: Mode | None = None) -> None:
+                 precision: Precision = "float32", compiled: bool = False, preprocessing: Mode | None = None,
+                 features_url: str = "") -> None:
         self.model, self.info = load_bundle(bundle_url, device)
         self._bundle_url, self._bundle_id = bundle_url, bundle_id or self.info.bundle_id
         self.device, self.supports_url, self.limits = device, supports_url, limits
         self.execution = Execution(self.model, precision, compiled=compiled)
         self.preprocessing: Mode = preprocessing or self.model.preprocessor.mode
+        self.keeper = FeatureKeeper(features_url, self._about_features()) if features_url else None
         calibrator = bundle_calibrator(bundle_url, self.info)
         self.judge = LabelJudge(self.model, calibrator) if calibrator else None
         # no cachetools.LRUCache: the bound grows with a request, and a new champion's labeler needs the order of use
@@ -67,6 +85,11 @@ class Labeler:
         self._pixels = ByteBudget(DECODING_BYTES)
         self._decode = DecodeStage(self._prepare, decoders, 12 * self.model.side ** 2)
         self._finish: FinishStage[list[Placed]] = FinishStage(decoders)
+
+    def _about_features(self) -> dict[str, Any]:
+        """All that decides the features of a photo."""
+        return {"bundle_id": self.info.bundle_id, "preprocessing": self.preprocessing, "compiled":
+                self.execution.compiled, "precision": self.execution.precision, **self.limits.model_dump()}
 
     def add_support(self, supports: SupportSet) -> str:
         """Compute and keep the memory of a set. Returns its id. Raises `FssError` if the method refuses the set."""
@@ -90,7 +113,7 @@ class Labeler:
         """The least time of the model for a photo in a batch of black photos, over `rounds`, after one to warm up."""
         side, took = self.model.side, []
         images = Images(pixels=torch.zeros(batch, 3, side, side), sizes=torch.full((batch, 2), side))
-        calls = _whole_classes([MaskRequest(support_ids=(support_id,))] * batch, batch)
+        calls = whole_classes([MaskRequest(support_ids=(support_id,))] * batch, batch)
         for _ in range(rounds + 1):
             began = time.perf_counter()
             with self._lock:
@@ -134,19 +157,56 @@ class Labeler:
 
     def _label(self, images: Sequence[bytes], requests: Sequence[MaskRequest], batch: int, *,
                fixed: bool) -> list[Labels | PhotoFailure]:
-        results: dict[int, Labels | PhotoFailure] = {}
         failures: dict[int, PhotoFailure] = {}
         finishing: list[Future[list[Placed]]] = []
-        for rows, prepared in self._decode.batches(images, failures, batch):
-            width = batch if fixed else _power_of_two(len(rows), batch)
-            work = _Batch(rows, [requests[r] for r in rows], [tuple(i.sizes[0].tolist()) for i in prepared])
-            finishing += self._run(work, self.execution.upload(self._stacked(prepared, width)), width, fixed=fixed)
+        for rows, sizes, width, encode in self._encodings(images, failures, batch, fixed=fixed):
+            work = PhotoBatch(rows, [requests[r] for r in rows], sizes)
+            finishing += self._run(work, encode, width, fixed=fixed)
         labels: dict[int, dict[int, Label]] = {}
         for future in finishing:
             for row, number, label in future.result():
                 labels.setdefault(row, {})[number] = label
-        results = {row: tuple(own[number] for number in sorted(own)) for row, own in labels.items()} | failures
+        results: dict[int, Labels | PhotoFailure] = {**failures}
+        results |= {row: tuple(own[number] for number in sorted(own)) for row, own in labels.items()}
         return [results[row] for row in range(len(images))]
+
+    def _encodings(self, images: Sequence[bytes], failures: dict[int, PhotoFailure], batch: int, *,
+                   fixed: bool) -> Iterator[tuple[list[int], Sizes, int, Encode]]:
+        """For each batch: rows and sizes of its photos, its padded width, and what gives its features on the device.
+
+        Unreadable photos are added to `failures`. With `fixed`, features are read from where they are kept, or kept.
+        """
+        keeper = self.keeper if fixed else None
+        if keeper and (kept := keeper.read(images)):
+            failures |= kept.failures
+            for first in range(0, len(kept.rows), batch):
+                some = slice(first, first + batch)
+                yield kept.rows[some], sizes_of(kept.sizes[some]), batch, partial(self._moved, kept, first, batch)
+            return
+        new: list[tuple[list[int], Features]] = []
+        for rows, prepared in self._decode.batches(images, failures, batch):
+            width = batch if fixed else power_of_two(len(rows), batch)
+            stacked = self._stacked(prepared, width)
+            encode: Encode = partial(self.execution.encode, self.execution.upload(stacked))
+            if keeper:
+                encode = partial(self._rounded, encode, stacked.sizes[:len(rows)], rows, new)
+            yield rows, sizes_of(stacked.sizes[:len(rows)]), width, encode
+        if keeper and new:
+            maps = {k: torch.cat([f.maps[k] for _, f in new]) for k in new[0][1].maps}
+            sizes = torch.cat([f.sizes for _, f in new])
+            keeper.write(images, KeptPhotos([r for rows, _ in new for r in rows], sizes, maps, failures))
+
+    def _moved(self, kept: KeptPhotos, first: int, width: int) -> Features:
+        features: Features = kept.batch(first, width).to(self.device)
+        return features
+
+    def _rounded(self, encode: Encode, sizes: Tensor, rows: list[int], new: list[tuple[list[int], Features]]
+                 ) -> Features:
+        """Features rounded as they are kept; those of the photos, without padding, are added to `new`."""
+        features = encode()
+        maps = half(features.maps, len(rows))
+        new.append((rows, Features(maps={k: v.cpu() for k, v in maps.items()}, sizes=sizes)))
+        return padded(maps, features.sizes[:len(rows)], len(features))
 
     def _prepare(self, data: bytes) -> Images:
         """Decode and resize a photo; its full-size pixels exist only during this call."""
@@ -168,13 +228,13 @@ class Labeler:
         return Images(pixels=pixels, sizes=sizes)
 
     @torch.inference_mode()
-    def _run(self, work: _Batch, upload: Upload, width: int, *, fixed: bool) -> list[Future[list[Placed]]]:
+    def _run(self, work: PhotoBatch, encode: Encode, width: int, *, fixed: bool) -> list[Future[list[Placed]]]:
         """Start the labels of a batch of up to `width` photos. With `fixed` all photos have the same request."""
         requests, kept = work.requests, []
         finishing: list[Future[list[Placed]]] = []
         with self._lock:
-            features = self.execution.encode(upload)
-            for call in _whole_classes(requests, width) if fixed else _mixed(requests, width):
+            features = encode()
+            for call in whole_classes(requests, width) if fixed else mixed_calls(requests, width):
                 found = self._segment(call, features, width)
                 separate, shared = found.split(requests)
                 if separate:
@@ -185,12 +245,12 @@ class Labeler:
             finishing.append(self._finish.submit(size, partial(self._resolve, work, kept)))
         return finishing
 
-    def _segment(self, calls: list[_Pair], features: Features, width: int) -> _CallOutput:
+    def _segment(self, calls: list[Pair], features: Features, width: int) -> CallOutput:
         """One call of the model for `calls`, padded to a multiple of `width` pairs or to a power of two below it."""
         unique = list(dict.fromkeys(pair.support_id for pair in calls))
         stored, which = [self._stored(i) for i in unique], [unique.index(pair.support_id) for pair in calls]
         memory = stored[0].memory if len(stored) == 1 else Memory.stack([s.memory for s in stored])
-        size = len(calls) if len(calls) % width == 0 else _power_of_two(len(calls), len(calls) * 2)
+        size = len(calls) if len(calls) % width == 0 else power_of_two(len(calls), len(calls) * 2)
         pairs = torch.zeros(size, 2, dtype=torch.int64)
         pairs[: len(calls), 0] = torch.tensor(which)
         pairs[: len(calls), 1] = torch.tensor([pair.row for pair in calls])
@@ -200,10 +260,10 @@ class Labeler:
         known = [s.statistics for s in stored if s.statistics]
         more = [self.judge.measure_masks(found, features, pairs, known)] if self.judge else []
         download = self.execution.download([found.logits, found.scores, *more])
-        return _CallOutput(tuple(calls), download, tuple(known[i] for i in which) if self.judge else ())
+        return CallOutput(tuple(calls), download, tuple(known[i] for i in which) if self.judge else ())
 
     @torch.inference_mode()
-    def _separate(self, work: _Batch, masks: Sequence[_Mask]) -> list[Placed]:
+    def _separate(self, work: PhotoBatch, masks: Sequence[PairMask]) -> list[Placed]:
         """The label of each mask alone."""
         placed = []
         for mask in masks:
@@ -216,13 +276,13 @@ class Labeler:
         return placed
 
     @torch.inference_mode()
-    def _resolve(self, work: _Batch, masks: Sequence[_Mask]) -> list[Placed]:
+    def _resolve(self, work: PhotoBatch, masks: Sequence[PairMask]) -> list[Placed]:
         """A semantic map of each photo, cut into the masks of its classes."""
         placed = []
         for row in sorted({m.pair.row for m in masks}):
             own = sorted((m for m in masks if m.pair.row == row), key=lambda m: m.pair.number)
             read = [m.read(self.judge, work.requests[row]) for m in own]
-            owner = semantic_map([logits for logits, _, _ in read], [_weight(s, p) for _, s, p in read],
+            owner = semantic_map([logits for logits, _, _ in read], [mask_weight(s, p) for _, s, p in read],
                                  work.sizes[row], threshold_logit(work.requests[row].threshold), corners=self._corners)
             for number, (mask, (_, score, presence)) in enumerate(zip(own, read, strict=True), 1):
                 rle = coco.encode((owner == number).astype(np.uint8, order="F"))
@@ -255,91 +315,8 @@ class Labeler:
 
 
 @dataclass(frozen=True)
-class _Pair:
-    """A support set and a photo: the photo's `row` in the batch, and the `number` of the class in its request."""
-
-    support_id: str
-    row: int
-    number: int
-    padding: bool = False
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """The photos of a batch: their rows among the call's photos, requests, and (height, width)."""
-
-    rows: list[int]
-    requests: list[MaskRequest]
-    sizes: list[tuple[int, ...]]
-
-
-@dataclass(frozen=True)
-class _CallOutput:
-    """What one call of the model gave for `pairs`: logits, scores and measures, on their way to the host."""
-
-    pairs: tuple[_Pair, ...]
-    download: Download
-    statistics: tuple[SupportStatistics, ...]  # one for each pair; none without a calibrator
-
-    def split(self, requests: Sequence[MaskRequest]) -> tuple[list[_Mask], list[_Mask]]:
-        """The masks, without padding: those that keep overlaps, and those that resolve them."""
-        masks = [_Mask(self, at) for at, pair in enumerate(self.pairs) if not pair.padding]
-        keep = [m for m in masks if requests[m.pair.row].overlaps == "keep"]
-        return keep, [m for m in masks if requests[m.pair.row].overlaps == "resolve"]
-
-
-@dataclass(frozen=True)
-class _Mask:
-    """One mask of a call's output."""
-
-    output: _CallOutput
-    at: int
-
-    @property
-    def pair(self) -> _Pair:
-        """The mask's support set and photo."""
-        return self.output.pairs[self.at]
-
-    def read(self, judge: LabelJudge | None, request: MaskRequest) -> tuple[Tensor, float, Presence]:
-        """Logits [h, w], score and estimate. Waits for the copy from the device."""
-        logits, scores, *measured = self.output.download.wait()
-        presence = UNCALIBRATED
-        if judge and measured:
-            presence = judge.decide(measured[0][self.at:self.at + 1], [self.output.statistics[self.at]], [request])[0]
-        return logits[self.at], scores[self.at].item(), presence
-
-
-def _weight(score: float, presence: Presence) -> float:
-    """Weight of a mask that resolves overlaps; a negative value excludes the mask."""
-    if presence.status == "empty":
-        return -1.0
-    return score if presence.quality is None else presence.quality
-
-
-@dataclass(frozen=True)
 class _StoredMemory:
     """A support set's memory on the device, and its statistics where the bundle has a calibrator."""
 
     memory: Memory
     statistics: SupportStatistics | None
-
-
-def _whole_classes(requests: list[MaskRequest], width: int) -> list[list[_Pair]]:
-    """The calls of the model for a job: each has one class or several with all rows of the batch, padding included."""
-    ids = requests[0].support_ids
-    step = max(1, requests[0].pairs // width)
-    classes = [[_Pair(support_id, row, number, row >= len(requests)) for row in range(width)]
-               for number, support_id in enumerate(ids)]
-    return [[pair for one in classes[i:i + step] for pair in one] for i in range(0, len(ids), step)]
-
-
-def _mixed(requests: list[MaskRequest], width: int) -> list[list[_Pair]]:
-    """The calls of the model for people: each has `width` pairs, or as many as the largest `pairs` of a request."""
-    pairs = [_Pair(support_id, row, number) for row, request in enumerate(requests)
-             for number, support_id in enumerate(request.support_ids)]
-    step = max(width, *(request.pairs for request in requests))
-    return [pairs[i:i + step] for i in range(0, len(pairs), step)]
-
-
-def _power_of_two(count: int, limit: int) -> int:
-    return min(limit, 1 << (count - 1).bit_length())

@@ -38,6 +38,7 @@ class JobManifest(Wanted, Computing, PhotoLimits):
     preset: str
     chunk: int
     batch: int
+    features: str = "off"  # keep: rounded to half precision, and stored
     limit: int
     code_version: str
     agreement: float | None = None  # mean IoU of masks with `fast` and `published` preprocessing, where it was measured
@@ -79,7 +80,7 @@ class JobManifest(Wanted, Computing, PhotoLimits):
 
 
 LATER = {name: JobManifest.model_fields[name].default for name in (
-    "class_name", "support_id", "class_names", "support_ids", "calibrator", "redoes", "agreement",
+    "class_name", "support_id", "class_names", "support_ids", "calibrator", "redoes", "agreement", "features",
     *Computing.model_fields,
     *(Wanted.model_fields.keys() - {"threshold"}))}
 

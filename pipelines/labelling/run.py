@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
+
+import numpy as np
+import torch
 
 from fss_models.errors import FssError
 from fss_models.instances import check_instances
@@ -16,12 +19,14 @@ from pipelines.base.progress import say
 from pipelines.base.storage import Store, join
 from pipelines.base.version import package_version
 from pipelines.base.workspace import Workspace
-from pipelines.bundles.bundle import about_bundle, read_bundle_info
+from pipelines.bundles.bundle import about_bundle, load_bundle, read_bundle_info
 from pipelines.bundles.shipped import champion_url, say_if_shipped
 from pipelines.config.label import LabelConfig
 from pipelines.config.mask_request import check_overlaps
 from pipelines.config.recipe import Recipe
 from pipelines.config.wanted import CALIBRATED
+from pipelines.features.build import format_bytes
+from pipelines.inference.kept_features import half
 from pipelines.inference.label_sets import read_label_set
 from pipelines.inference.supports import SupportSet, support_lines
 from pipelines.labelling.actors import run_with_actors
@@ -32,7 +37,7 @@ from pipelines.labelling.manifest import JobManifest, claim_folder, describe_cla
 from pipelines.labelling.outputs import SUMMARY, write_outputs
 from pipelines.labelling.settle import differs, of_service, settle
 from pipelines.serving.client import Client, find_service
-from pipelines.serving.spec import model_spec
+from pipelines.serving.spec import ModelSpec, model_spec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +109,8 @@ def describe_job(recipe: Recipe, about: dict[str, Any], images: ImageList, class
         **describe_images(images), **describe_classes(classes), **config.wanted(), **config.computing(),
         **recipe.data.limits.model_dump(),
         calibrator=about["calibrator"], bundle_id=about["bundle_id"], method=about["method"], preset=about["preset"],
-        chunk=config.chunk, batch=int(config.batch), limit=limit, code_version=package_version(), **(measured or {}),
+        chunk=config.chunk, batch=int(config.batch), features=config.features,
+        limit=limit, code_version=package_version(), **(measured or {}),
     )
 
 
@@ -137,11 +143,23 @@ def label_chunks(job: LabellingJob, left: list[int], classes: Sequence[SupportSe
             say_if_shipped(url, Workspace(request.recipe.out))
         spec = model_spec(request.recipe, bundle_url=url, bundle_id=job.manifest.bundle_id, supports_url=root,
                           device="cpu", batch=job.manifest.batch, computing=job.manifest.computing())
+        if job.manifest.features == "keep":
+            spec = replace(spec, features_url=Workspace(request.recipe.out).label_features)
+            say(_about_features(spec, len(job.images)))
         if request.engine == "actors":
             return run_with_actors(job, left, spec)
         engine = local_engine(spec)
     with engine as ready:
         return job.run(ready, left, request.recipe.label.in_flight)
+
+
+def _about_features(spec: ModelSpec, photos: int) -> str:
+    """How much the kept features of all photos take, from those of one black photo."""
+    model, _ = load_bundle(spec.bundle_url)
+    with torch.inference_mode():
+        seen = model.encode(model.prepare([np.zeros((model.side, model.side, 3), dtype=np.uint8)]))
+    size = sum(v.nbytes for v in half(seen.maps, 1).values())
+    return f"features of {photos:,} photos take up to {format_bytes(photos * size)} at {spec.features_url}"
 
 
 def check_bundle(manifest: JobManifest, about: dict[str, Any], *, hint: str) -> None:

@@ -28,7 +28,7 @@ from pipelines.labelling.images import ImageList, PhotoReader
 from pipelines.labelling.manifest import MANIFEST
 from pipelines.serving.spec import best_device, labeler_computing
 
-KEYS = ("batch", "precision", "compile", "preprocessing")
+KEYS = ("batch", "precision", "compile", "preprocessing", "features")
 PHOTOS = 24  # of a job that are labelled in both modes of preprocessing
 SAME = 0.995  # least mean IoU of the two modes' masks
 CPU_BATCHES, GPU_BATCHES = (1, 2, 4, 8, 16), (8, 16, 32, 64, 128)

@@ -24,6 +24,7 @@ class ModelSpec:
     bundle_url: str
     supports_url: str
     bundle_id: str = ""  # the bundle that has to be at bundle_url; empty: any
+    features_url: str = ""  # where features of jobs' photos are kept; empty: nowhere
     follow: str = ""  # URL whose bundle is taken whenever another one is promoted there; empty: never
     follow_s: float = FOLLOW_S
     device: str = "cpu"
@@ -41,6 +42,7 @@ class ModelSpec:
     def labeler_options(self) -> dict[str, Any]:
         """The keywords of a replica's `Labeler`."""
         return {"decoders": self.torch_threads, "supports_url": self.supports_url, "limits": self.limits,
+                "features_url": self.features_url,
                 **labeler_computing(self.serve)}
 
     @property
