@@ -52,6 +52,11 @@ class Label(Presence):
     score: float
     instances: tuple[Instance, ...] | None = None
 
+    @property
+    def rle(self) -> Rle:
+        """COCO's run lengths, as pycocotools takes them."""
+        return {"size": [self.height, self.width], "counts": self.counts.encode()}
+
 
 @dataclass(frozen=True, kw_only=True)
 class PhotoFailure:
@@ -100,6 +105,18 @@ def _owners(maps: dict[int, Tensor], scores: Sequence[float], size: Sequence[int
         wins = (turned > level) & (weight > best)
         best, owner = torch.where(wins, weight, best), torch.where(wins, number + 1, owner)
     return owner.numpy().T
+
+
+def mean_iou(results: Sequence[Labels | PhotoFailure], others: Sequence[Labels | PhotoFailure]) -> float | None:
+    """Mean IoU of two results' masks for the same photos and classes, without pairs of empty masks.
+
+    None where all masks are empty, or no photo was readable.
+    """
+    pairs = [(a, b) for one, other in zip(results, others, strict=True)
+             if not isinstance(one, PhotoFailure) and not isinstance(other, PhotoFailure)
+             for a, b in zip(one, other, strict=True) if a.area or b.area]
+    ious = [float(coco.iou([a.rle], [b.rle], [0])[0, 0]) for a, b in pairs]
+    return float(np.mean(ious)) if ious else None
 
 
 def make_label(rle: Rle, score: float, presence: Presence = UNCALIBRATED) -> Label:

@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-import numpy as np
 import torch
-from pycocotools import mask as coco
 
 from fss_models.errors import FssError
 from fss_models.execution import chosen_precision
@@ -22,7 +20,7 @@ from pipelines.base.storage import Store
 from pipelines.config.label import LabelConfig
 from pipelines.config.mask_request import MaskRequest
 from pipelines.inference.labeler import Labeler
-from pipelines.inference.masks import Label, Labels, PhotoFailure
+from pipelines.inference.masks import Labels, PhotoFailure, mean_iou
 from pipelines.inference.supports import SupportSet
 from pipelines.labelling.images import ImageList, PhotoReader
 from pipelines.labelling.manifest import MANIFEST
@@ -128,15 +126,7 @@ def mode_agreement(labeler: Labeler, photos: list[bytes], request: MaskRequest, 
             results.append(labeler.label_classes(photos, request, batch))
     finally:
         labeler.preprocessing = before
-    ious = [_iou(a, b) for one, other in zip(*results, strict=True)
-            if not isinstance(one, PhotoFailure) and not isinstance(other, PhotoFailure)
-            for a, b in zip(one, other, strict=True) if a.area or b.area]
-    return float(np.mean(ious)) if ious else None
-
-
-def _iou(a: Label, b: Label) -> float:
-    one, other = ([{"size": [x.height, x.width], "counts": x.counts.encode()}] for x in (a, b))
-    return float(coco.iou(one, other, [0])[0, 0])
+    return mean_iou(*results)
 
 
 def fastest_batch(labeler: Labeler, support_id: str) -> tuple[int, str]:
