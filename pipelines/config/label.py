@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from pipelines.config.computing import Computing
 from pipelines.config.section import Positive, Section
@@ -14,7 +14,9 @@ from pipelines.config.wanted import Wanted
 class ServiceSettings(Computing):
     """An HTTP service, wherever it listens: `fss serve`, and the applications of Ray Serve's config files."""
 
-    replicas: Positive = 1  # copies of the model; the lower bound for autoscaling where max_replicas is set
+    # Copies of the model; the lower bound for autoscaling where max_replicas is set. auto or 0: for jobs one a GPU, or
+    # one a machine in a cluster without GPUs; for people one.
+    replicas: Annotated[int, BeforeValidator(lambda v: 0 if v == "auto" else v), Field(ge=0)] = 0
     max_replicas: int = Field(0, ge=0)  # upper bound for autoscaling interactive replicas; 0 disables it
     max_batch: Positive = 8  # photos of concurrent requests in one batch of the model
     wait_s: float = Field(0.02, ge=0)  # seconds that a batch waits for more photos

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 from pipelines.base.cluster import cluster
 from pipelines.base.progress import Bar
@@ -21,7 +20,7 @@ from pipelines.inference.masks import Labels, PhotoFailure
 from pipelines.labelling.engines import WorkerLostError
 from pipelines.labelling.images import PhotoReader
 from pipelines.labelling.job import READERS, LabellingJob
-from pipelines.serving.spec import ModelSpec, best_device
+from pipelines.serving.spec import ModelSpec, best_device, count_models
 
 REQUEST_BYTES = 256_000_000  # bytes of photos in an actor's memory at a time
 GROUP = 8  # chunks of an actor's item at most; the stages of a group's chunks overlap
@@ -33,7 +32,7 @@ def run_with_actors(job: LabellingJob, left: Sequence[int], spec: ModelSpec, act
     """Label the chunks `left`. Returns their number of photos. `actors` 0: one a GPU, or one a machine without GPUs."""
     with cluster() as ray:
         placed = replace(spec, device=best_device(ray))
-        count = min(actors or _count_models(ray, placed), len(left))
+        count = min(actors or count_models(ray, placed.device), len(left))
         todo = sum(len(job.manifest.rows(c)) for c in left)
         gpus = 1.0 if placed.device != "cpu" else 0.0
         with Bar("label", len(job.images), unit="images", done=len(job.images) - todo) as bar:
@@ -47,13 +46,6 @@ def _groups(chunks: Sequence[int], actors: int) -> list[list[int]]:
     """The chunks in groups of at most `GROUP`, but several groups for each actor."""
     size = max(1, min(GROUP, len(chunks) // (4 * actors)))
     return [list(chunks[i:i + size]) for i in range(0, len(chunks), size)]
-
-
-def _count_models(ray: Any, spec: ModelSpec) -> int:
-    """The number of models that fit into the cluster: one a GPU, or one a machine without GPUs."""
-    if spec.device != "cpu":
-        return max(1, int(ray.cluster_resources().get("GPU", 1)))
-    return max(1, sum(1 for n in ray.nodes() if n["Alive"] and n["Resources"].get("CPU", 0) >= 1))
 
 
 class ChunkLabeler:

@@ -24,6 +24,8 @@ class ModelSpec:
     bundle_url: str
     supports_url: str
     bundle_id: str = ""  # the bundle that has to be at bundle_url; empty: any
+    gpu_share: float = 0.5  # of a GPU, for each replica: people's and jobs' replicas share one
+    job_replicas: int = 1  # for jobs, where `serve.replicas` is 0
     features_url: str = ""  # where features of jobs' photos are kept; empty: nowhere
     follow: str = ""  # URL whose bundle is taken whenever another one is promoted there; empty: never
     follow_s: float = FOLLOW_S
@@ -48,7 +50,7 @@ class ModelSpec:
     @property
     def actor_options(self) -> dict[str, Any]:
         """A replica's resources: fractions, so that interactive and bulk replicas share a machine and a GPU."""
-        return {"num_cpus": 0.5, **({"num_gpus": 0.5} if self.device != "cpu" else {})}
+        return {"num_cpus": 0.5, **({"num_gpus": self.gpu_share} if self.device != "cpu" else {})}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,11 +87,19 @@ def labeler_computing(settings: Computing) -> dict[str, Any]:
     return {"precision": settings.precision, "compiled": settings.compile, "preprocessing": mode}
 
 
-def settle_precision(ray: Any, spec: ModelSpec) -> ModelSpec:
-    """The spec with the precision that `auto` means on the device of the replicas, which is asked for it."""
+def settle_spec(ray: Any, spec: ModelSpec) -> ModelSpec:
+    """The spec with what `auto` means on this cluster: the precision of the replicas' device, and their number."""
     wanted, gpus = spec.serve.precision, 0.0 if spec.device == "cpu" else 0.1
     found = run_task(ray, chosen_precision, wanted, spec.device, cpus=0, gpus=gpus) if wanted == "auto" else wanted
-    return replace(spec, serve=spec.serve.model_copy(update={"precision": found}))
+    return replace(spec, serve=spec.serve.model_copy(update={"precision": found}),
+                   job_replicas=count_models(ray, spec.device))
+
+
+def count_models(ray: Any, device: str) -> int:
+    """The number of models that a cluster has room for: one a GPU, or one a machine without GPUs."""
+    if device != "cpu":
+        return max(1, int(ray.cluster_resources().get("GPU", 1)))
+    return max(1, sum(1 for n in ray.nodes() if n["Alive"] and n["Resources"].get("CPU", 0) >= 1))
 
 
 def with_bundle(spec: ServiceSpec, info: BundleInfo) -> ServiceSpec:
