@@ -5,9 +5,9 @@ bare      the model alone, on the same batches, which are on the device already
 bound     seconds that the pipeline cannot go below: on a GPU those of `bare`, or the CPU stages' on all cores if
           they are more; on a CPU the summed CPU time of all stages, spread over the threads
 
-`ratio` is bound to pipeline, in wall time. Where other work runs beside, wall time says little: `cpu_ratio` is the
-summed CPU time of the stages, one after another, to the CPU time of the pipeline. The masks of the precision are
-compared with those of float32: `mean_iou_to_float32`.
+On a GPU `ratio` is bound to pipeline, in wall time. On a CPU it is the same in CPU time, that of the stages one after
+another to that of the pipeline, which other work beside does not change; `wall_ratio` is in wall time. The masks of the
+precision are compared with those of float32: `mean_iou_to_float32`.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ def _measure(labeler: Labeler, photos: list[bytes], support: str, config: dict[s
     host, cores = cpu["decode"] + cpu["run_lengths"], min(config["threads"], len(os.sched_getaffinity(0)))
     cuda = execution.device.type == "cuda"
     bound = max(wall["bare"], host / len(os.sched_getaffinity(0))) if cuda else (host + cpu["bare"]) / cores
-    return {"ratio": bound / wall["pipeline"], "cpu_ratio": (host + cpu["bare"]) / cpu["pipeline"],
-            "to_bare": wall["bare"] / wall["pipeline"],
+    by_wall, by_cpu = bound / wall["pipeline"], (host + cpu["bare"]) / cpu["pipeline"]
+    return {"ratio": by_wall if cuda else by_cpu, "wall_ratio": by_wall, "to_bare": wall["bare"] / wall["pipeline"],
             "images_per_s": {k: len(photos) / wall[k] for k in ("pipeline", "bare")} | {"bound": len(photos) / bound},
             "cpu_ms_a_photo": {k: 1000 * v / len(photos) for k, v in cpu.items()}}
 
