@@ -47,6 +47,7 @@ from pipelines.inference.calls import (
     sizes_of,
     whole_classes,
 )
+from pipelines.inference.decode_limit import DecodeLimit
 from pipelines.inference.kept_features import FeatureKeeper, KeptPhotos, half, padded
 from pipelines.inference.masks import Label, Labels, PhotoFailure, make_label, semantic_map, threshold_logit
 from pipelines.inference.stages import DECODING_BYTES, ByteBudget, DecodeStage, FinishStage
@@ -61,19 +62,21 @@ class Labeler:
     """A bundle ready to label. Several threads may call it; the model runs one batch at a time.
 
     A support set that has no memory here yet is read from `supports_url`. If the bundle at `bundle_url` is not
-    `bundle_id` (empty: any bundle), because it was replaced meanwhile, every support set is refused. `preprocessing`
-    (default: the bundle's) is of the photos that are labelled; supports are prepared as the bundle says.
+    `bundle_id` (empty: any bundle), because it was replaced meanwhile, every support set is refused. The process ends
+    when a photo takes longer than `max_seconds` to decode (0: no limit). `preprocessing` (default: the bundle's) is of
+    the photos that are labelled; supports are prepared as the bundle says.
     With `features_url`, features of jobs' photos are kept there (see `kept_features`). `decoders` threads decode
     photos, and as many others compute run lengths.
     """
 
     def __init__(self, bundle_url: str, device: str = "cpu", *, decoders: int = 2, supports_url: str = "",
-                 bundle_id: str = "", limits: PhotoLimits = LIMITS, memories: int = MEMORIES,
+                 bundle_id: str = "", limits: PhotoLimits = LIMITS, max_seconds: float = 0, memories: int = MEMORIES,
                  precision: Precision = "float32", compiled: bool = False, preprocessing: Mode | None = None,
                  features_url: str = "") -> None:
         self.model, self.info = load_bundle(bundle_url, device)
         self._bundle_url, self._bundle_id = bundle_url, bundle_id or self.info.bundle_id
         self.device, self.supports_url, self.limits = device, supports_url, limits
+        self._decode_limit = DecodeLimit(max_seconds)
         self.execution = Execution(self.model, precision, compiled=compiled)
         self.preprocessing: Mode = preprocessing or self.model.preprocessor.mode
         self.keeper = FeatureKeeper(features_url, self._about_features()) if features_url else None
@@ -210,11 +213,15 @@ class Labeler:
 
     def _prepare(self, data: bytes) -> Images:
         """Decode and resize a photo; its full-size pixels exist only during this call."""
-        height, width = image_size(data)
+        with self._decode_limit():
+            height, width = image_size(data)
         with self._pixels.hold(min(height * width, self.limits.max_pixels) * 6):  # decoded, and copied to an array
             if self.preprocessing != "fast":
-                return self.model.prepare([decode_image(data, limits=self.limits, exif=True)], self.preprocessing)
-            pixels, size = decode_reduced(data, 2 * self.model.side, limits=self.limits)
+                with self._decode_limit():
+                    image = decode_image(data, limits=self.limits, exif=True)
+                return self.model.prepare([image], self.preprocessing)
+            with self._decode_limit():
+                pixels, size = decode_reduced(data, 2 * self.model.side, limits=self.limits)
             return replace(self.model.prepare([pixels], "fast"), sizes=torch.tensor([size]))
 
     def _stacked(self, prepared: list[Images], width: int) -> Images:

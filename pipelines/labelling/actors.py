@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 from pipelines.base.cluster import cluster
@@ -49,9 +49,7 @@ def _groups(chunks: Sequence[int], actors: int) -> list[list[int]]:
 
 
 class ChunkLabeler:
-    """Labels chunks in an actor; it is the `Engine` of its own chunks."""
-
-    request_bytes = REQUEST_BYTES
+    """Labels chunks in an actor, several at a time."""
 
     def __init__(self, job: LabellingJob, spec: ModelSpec) -> None:
         import torch
@@ -64,13 +62,28 @@ class ChunkLabeler:
 
     def __call__(self, chunks: list[int]) -> int:
         """Label chunks and write their parts; a repeated one gives the same part. Returns their number of photos."""
-        return sum(self.pool.map(self._one, chunks))
+        return sum(self.pool.map(self._label_chunk, chunks))
 
-    def _one(self, chunk: int) -> int:
-        return self.job.label_chunk(chunk, self, self.reader)[0]
+    def _label_chunk(self, chunk: int) -> int:
+        note = f"attempt-{chunk:06d}.json"  # of a lost actor it stays
+        engine = _ActorEngine(self.labeler, self.job.manifest.batch, suspicious=self.job.out.exists(note))
+        self.job.out.write_json(note, {})
+        photos, _ = self.job.label_chunk(chunk, engine, self.reader)
+        self.job.out.delete(note)
+        return photos
+
+
+@dataclass
+class _ActorEngine:
+    """The `Engine` of one chunk in an actor. suspicious: an actor was lost with this chunk before."""
+
+    labeler: Labeler
+    batch: int
+    suspicious: bool
+    request_bytes: int = REQUEST_BYTES
 
     def label(self, images: list[bytes], request: MaskRequest, *, checked: bool = False) -> list[Labels | PhotoFailure]:
-        """One result for each photo, in order. Raises `WorkerLostError` if an actor was lost with this chunk before."""
+        """One result for each photo, in order. Raises `WorkerLostError` for a suspicious chunk that is not checked."""
         if self.suspicious and not checked:
             raise WorkerLostError
-        return self.labeler.label_classes(images, request, self.job.manifest.batch)
+        return self.labeler.label_classes(images, request, self.batch)

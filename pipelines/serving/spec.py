@@ -44,7 +44,7 @@ class ModelSpec:
     def labeler_options(self) -> dict[str, Any]:
         """The keywords of a replica's `Labeler`."""
         return {"decoders": self.torch_threads, "supports_url": self.supports_url, "limits": self.limits,
-                "features_url": self.features_url,
+                "max_seconds": self.max_seconds, "features_url": self.features_url,
                 **labeler_computing(self.serve)}
 
     @property
@@ -77,7 +77,8 @@ def model_spec(recipe: Recipe, *, bundle_url: str, bundle_id: str, supports_url:
     """The `ModelSpec` for the `serve` and `data` sections of a recipe; a job's `computing` replaces the service's."""
     return ModelSpec(
         bundle_url=bundle_url, bundle_id=bundle_id, supports_url=supports_url, device=device, batch=batch,
-        serve=recipe.serve.model_copy(update=computing), limits=recipe.data.limits, follow=follow, follow_s=follow_s,
+        serve=recipe.serve.model_copy(update=computing), limits=recipe.data.limits, max_seconds=recipe.data.max_seconds,
+        follow=follow, follow_s=follow_s,
     )
 
 
