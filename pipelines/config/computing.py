@@ -22,8 +22,8 @@ class Computing(Section):
                    of their size, but at least twice the model's. auto, for jobs: fast where it gives the same masks
     """
 
-    precision: Precision = "float32"
-    compile: bool = False
+    precision: Precision = Field("float32", description="auto: bfloat16 where the device computes in it")
+    compile: bool = Field(False, description="torch.compile of the encoder and of the pairs")
     preprocessing: Preprocessing = Field("bundle", description="how photos are decoded and resized")
 
     def computing(self) -> dict[str, Any]:

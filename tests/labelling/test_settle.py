@@ -10,11 +10,14 @@ import pytest
 from fss_models.limits import LIMITS
 from fss_models.marks import rle_json
 from pipelines.base.storage import Store
+from pipelines.config.computing import Computing
 from pipelines.config.label import LabelConfig, ServiceSettings
+from pipelines.config.recipe import Recipe
 from pipelines.inference.labeler import Labeler
 from pipelines.inference.supports import Support, SupportSet
 from pipelines.labelling import settle as module
 from pipelines.labelling.images import list_images
+from pipelines.labelling.run import describe_job
 from pipelines.labelling.settle import differs, fastest_batch, settle
 from tests.serving.helpers import ball, encoded
 
@@ -79,6 +82,17 @@ def test_the_fastest_batch_wins(bundle: str, monkeypatch: pytest.MonkeyPatch) ->
     times = {1: 1.0, 2: 0.99, 4: 0.5, 8: 0.49, 16: 0.7}
     monkeypatch.setattr(labeler, "seconds_a_photo", lambda _, size, __: times[size])
     assert fastest_batch(labeler, "")[0] == 4
+
+
+def test_defaults_are_not_in_the_manifest(job: dict[str, Any]) -> None:
+    """A job of an older version goes on: its manifest does not say what it could not choose."""
+    about = {"bundle_id": "b", "method": "prior", "preset": "nano", "calibrator": ""}
+    plain = describe_job(Recipe(), about, job["images"], job["classes"]).content()
+    assert not plain.keys() & {*Computing.model_fields, "features", "agreement"}
+    recipe = Recipe(label=LabelConfig(precision="bfloat16", features="keep", preprocessing="fast"))
+    chosen = describe_job(recipe, about, job["images"], job["classes"], measured={"agreement": 0.999}).content()
+    assert {k: chosen[k] for k in chosen.keys() - plain.keys()} == {
+        "precision": "bfloat16", "features": "keep", "preprocessing": "fast", "agreement": 0.999}
 
 
 def test_a_service_cannot_compare_modes() -> None:
