@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from fss_models.clip import Instances
 from fss_models.execution import Download
 from fss_models.presence import UNCALIBRATED, LabelJudge, Presence, SupportStatistics
 from pipelines.config.mask_request import MaskRequest
@@ -40,6 +41,7 @@ class CallOutput:
     pairs: tuple[Pair, ...]
     download: Download
     statistics: tuple[SupportStatistics, ...]  # one for each pair; none without a calibrator
+    instances: Instances | None = None  # on the device
 
     def split(self, requests: Sequence[MaskRequest]) -> tuple[list[PairMask], list[PairMask]]:
         """The masks, without padding: those that keep overlaps, and those that resolve them."""
@@ -59,6 +61,11 @@ class PairMask:
     def pair(self) -> Pair:
         """The mask's support set and photo."""
         return self.output.pairs[self.at]
+
+    @property
+    def instances(self) -> Instances | None:
+        """The pair's instances, where the model gave some."""
+        return None if self.output.instances is None else self.output.instances.of_pair(self.at)
 
     def read(self, judge: LabelJudge | None, request: MaskRequest) -> tuple[Tensor, float, Presence]:
         """Logits [h, w], score and estimate. Waits for the copy from the device."""

@@ -26,6 +26,7 @@ from torch import Tensor
 from fss_models.clip import Features, Images, Memory
 from fss_models.errors import FssError
 from fss_models.execution import Execution
+from fss_models.instances import add_prompted, check_instances
 from fss_models.limits import LIMITS, PhotoLimits
 from fss_models.photo_files import decode_image, decode_reduced, image_size
 from fss_models.precision import Precision
@@ -48,6 +49,7 @@ from pipelines.inference.calls import (
     whole_classes,
 )
 from pipelines.inference.decode_limit import DecodeLimit
+from pipelines.inference.instances import prompt_level, with_instances
 from pipelines.inference.kept_features import FeatureKeeper, KeptPhotos, half, padded
 from pipelines.inference.masks import Label, Labels, PhotoFailure, make_label, semantic_map, threshold_logit
 from pipelines.inference.stages import DECODING_BYTES, ByteBudget, DecodeStage, FinishStage
@@ -116,12 +118,13 @@ class Labeler:
         """The least time of the model for a photo in a batch of black photos, over `rounds`, after one to warm up."""
         side, took = self.model.side, []
         images = Images(pixels=torch.zeros(batch, 3, side, side), sizes=torch.full((batch, 2), side))
-        calls = whole_classes([MaskRequest(support_ids=(support_id,))] * batch, batch)
+        asked = [MaskRequest(support_ids=(support_id,))] * batch
+        calls = whole_classes(asked, batch)
         for _ in range(rounds + 1):
             began = time.perf_counter()
             with self._lock:
                 features = self.execution.encode(self.execution.upload(images))
-                self._segment(calls[0], features, batch).download.wait()
+                self._segment(calls[0], features, batch, asked).download.wait()
             took.append(time.perf_counter() - began)
         return min(took[1:]) / batch
 
@@ -242,7 +245,7 @@ class Labeler:
         with self._lock:
             features = encode()
             for call in whole_classes(requests, width) if fixed else mixed_calls(requests, width):
-                found = self._segment(call, features, width)
+                found = self._segment(call, features, width, requests)
                 separate, shared = found.split(requests)
                 if separate:
                     finishing.append(self._finish.submit(found.download.size, partial(self._separate, work, separate)))
@@ -252,7 +255,7 @@ class Labeler:
             finishing.append(self._finish.submit(size, partial(self._resolve, work, kept)))
         return finishing
 
-    def _segment(self, calls: list[Pair], features: Features, width: int) -> CallOutput:
+    def _segment(self, calls: list[Pair], features: Features, width: int, requests: list[MaskRequest]) -> CallOutput:
         """One call of the model for `calls`, padded to a multiple of `width` pairs or to a power of two below it."""
         unique = list(dict.fromkeys(pair.support_id for pair in calls))
         stored, which = [self._stored(i) for i in unique], [unique.index(pair.support_id) for pair in calls]
@@ -264,10 +267,16 @@ class Labeler:
         pairs[len(calls):, 1] = len(features) - 1
         pairs = self.execution.indices(pairs)
         found = self.execution.segment(memory, features, pairs)
+        levels = [None if pair.padding else prompt_level(requests[pair.row]) for pair in calls]
+        if any(level is not None for level in levels):
+            with self.execution.autocast():
+                found = add_prompted(self.model, found, memory, features, pairs,
+                                     [*levels, *[None] * (size - len(calls))])
         known = [s.statistics for s in stored if s.statistics]
         more = [self.judge.measure_masks(found, features, pairs, known)] if self.judge else []
         download = self.execution.download([found.logits, found.scores, *more])
-        return CallOutput(tuple(calls), download, tuple(known[i] for i in which) if self.judge else ())
+        return CallOutput(tuple(calls), download, tuple(known[i] for i in which) if self.judge else (),
+                          found.instances)
 
     @torch.inference_mode()
     def _separate(self, work: PhotoBatch, masks: Sequence[PairMask]) -> list[Placed]:
@@ -279,7 +288,8 @@ class Labeler:
             empty = presence.status == "empty"
             rle = empty_mask(size) if empty else encode_logits(
                 logits.numpy(), size, threshold_logit(request.threshold), corners=self._corners)
-            placed.append((work.rows[mask.pair.row], mask.pair.number, make_label(rle, score, presence)))
+            label = with_instances(make_label(rle, score, presence), request, mask.instances, corners=self._corners)
+            placed.append((work.rows[mask.pair.row], mask.pair.number, label))
         return placed
 
     @torch.inference_mode()
@@ -293,8 +303,14 @@ class Labeler:
                                  work.sizes[row], threshold_logit(work.requests[row].threshold), corners=self._corners)
             for number, (mask, (_, score, presence)) in enumerate(zip(own, read, strict=True), 1):
                 rle = coco.encode((owner == number).astype(np.uint8, order="F"))
-                placed.append((work.rows[row], mask.pair.number, make_label(rle, score, presence)))
+                label = with_instances(make_label(rle, score, presence), work.requests[row], mask.instances,
+                                       corners=self._corners)
+                placed.append((work.rows[row], mask.pair.number, label))
         return placed
+
+    def check(self, request: MaskRequest) -> None:
+        """Raises `FssError` if the method cannot give what the request asks for."""
+        check_instances(type(self.model), request.instances)
 
     @property
     def _corners(self) -> bool:
