@@ -39,3 +39,15 @@ def cpu_seconds() -> float:
     """CPU seconds so far of this process with all its threads, and of its children that have ended."""
     own, ended = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
     return own.ru_utime + own.ru_stime + ended.ru_utime + ended.ru_stime
+
+
+def wall_and_cpu(ways: Mapping[str, Callable[[], object]], repeats: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Median wall and CPU seconds of this process for each way. Every round runs all ways; the first one warms up."""
+    took: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+    for _ in range(repeats + 1):
+        for name, call in ways.items():
+            wall, cpu = time.perf_counter(), time.process_time()
+            call()
+            took[name].append((time.perf_counter() - wall, time.process_time() - cpu))
+    middle = [{n: statistics.median(t[kind] for t in times[1:]) for n, times in took.items()} for kind in (0, 1)]
+    return middle[0], middle[1]

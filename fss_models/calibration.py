@@ -79,13 +79,13 @@ def stack(signatures: list[SupportSignature]) -> SupportSignature:
 
 
 def measure(prediction: Prediction, features: Features, signature: SupportSignature, pairs: Tensor) -> Tensor:
-    """Numbers [P, len(NAMES)] that describe P predictions, on the CPU.
+    """Numbers [P, len(NAMES)] that describe P predictions, on their device.
 
     `pairs` [P, 2] is as in `segment`: (row of `signature`, row of `features`).
     """
     maps, logits = look(features)[pairs[:, 1]], prediction.logits.float()
     columns = [prediction.scores.float(), *_of_logits(logits), *_of_maps(maps, logits, signature, pairs[:, 0])]
-    return torch.stack(columns, dim=1).cpu()
+    return torch.stack(columns, dim=1)
 
 
 def _of_logits(logits: Tensor) -> list[Tensor]:

@@ -21,7 +21,7 @@ class OpenCvPreprocessor(Preprocessor):
         """Convert [H, W, 3] uint8 arrays to pixels [N, 3, side, side] float and sizes [N, 2]."""
         if (mode or self.mode) != "published":
             return super().__call__(images, mode)
-        square = np.stack([linear(i.astype(np.float32), (self.side, self.side)) for i in images])
+        square = np.stack([linear(i, (self.side, self.side)) for i in images])
         mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (self.mean, self.std))
         pixels = (torch.from_numpy(square).permute(0, 3, 1, 2) / 255 - mean) / std
         return Images(pixels=pixels.contiguous(), sizes=torch.tensor([i.shape[:2] for i in images]))
@@ -36,18 +36,28 @@ class OpenCvPreprocessor(Preprocessor):
 
 
 def linear(image: np.ndarray, size: tuple[int, int], step: float | None = None) -> np.ndarray:
-    """Resize [H, W, C] float32 to [*size, C] as OpenCV's INTER_LINEAR; `step` is in input pixels per output pixel."""
-    for axis, n in ((1, size[1]), (0, size[0])):
-        at = (np.arange(n) + 0.5) * (step or image.shape[axis] / n) - 0.5
-        low = np.floor(at).astype(int)
-        part = (at - low).astype(np.float32)
-        last = image.shape[axis] - 1
-        part[(low < 0) | (low >= last)] = 0
-        low = low.clip(0, last)
-        shape = (-1, 1, 1) if axis == 0 else (1, -1, 1)
-        first, second = image.take(low, axis), image.take((low + 1).clip(max=last), axis)
-        image = first * (1 - part).reshape(shape) + second * part.reshape(shape)
-    return image
+    """Resize [H, W, C] to [*size, C] float32 as OpenCV's INTER_LINEAR; `step` is in input pixels per output pixel."""
+    low, high, part = _neighbours(image.shape[0], size[0], step)
+    used, place = np.unique(np.concatenate([low, high]), return_inverse=True)  # few of a large photo's rows
+    narrow = _between(image[used], 1, *_neighbours(image.shape[1], size[1], step))
+    return _between(narrow, 0, place[:len(low)], place[len(low):], part)
+
+
+def _neighbours(m: int, n: int, step: float | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For each of n output pixels of an axis with m: the two input pixels, and the part of the second."""
+    at = (np.arange(n) + 0.5) * (step or m / n) - 0.5
+    low = np.floor(at).astype(int)
+    part = (at - low).astype(np.float32)
+    part[(low < 0) | (low >= m - 1)] = 0
+    low = low.clip(0, m - 1)
+    return low, (low + 1).clip(max=m - 1), part
+
+
+def _between(image: np.ndarray, axis: int, low: np.ndarray, high: np.ndarray, part: np.ndarray) -> np.ndarray:
+    weight = part.reshape((-1, 1, 1) if axis == 0 else (1, -1, 1))
+    first, second = (image.take(at, axis).astype(np.float32, copy=False) for at in (low, high))
+    found: np.ndarray = first * (1 - weight) + second * weight
+    return found
 
 
 def nearest(label: np.ndarray, size: tuple[int, int], step: float | None = None) -> np.ndarray:

@@ -104,10 +104,19 @@ class LabelJudge:
 
         `pairs` [P, 2] holds for each mask its row of `statistics` and its row of `features`.
         """
-        measured = measure(prediction, features, stack([s.signature for s in statistics]), pairs)[:len(requests)]
+        measured = self.measure_masks(prediction, features, pairs, statistics).cpu()
+        return self.decide(measured, [statistics[row] for row in pairs[:len(requests), 0].tolist()], requests)
+
+    def measure_masks(self, prediction: Prediction, features: Features, pairs: Tensor,
+                      statistics: Sequence[SupportStatistics]) -> Tensor:
+        """The numbers [P, F], on the device, from which `decide` makes estimates; arguments as for `judge_masks`."""
+        return measure(prediction, features, stack([s.signature for s in statistics]), pairs)
+
+    def decide(self, measured: Tensor, statistics: Sequence[SupportStatistics], requests: Sequence[Trust]
+               ) -> list[Presence]:
+        """An estimate for each request, from its row of `measured` (on the CPU) and its item of `statistics`."""
         answers = []
-        for row, request in enumerate(requests):
-            own = statistics[int(pairs[row, 0])]
+        for row, (own, request) in enumerate(zip(statistics, requests, strict=True)):
             if own.far:
                 answers.append(Presence(status="uncalibrated"))
                 continue
@@ -135,7 +144,7 @@ class LabelJudge:
         pairs = torch.arange(len(prompts))[:, None].expand(-1, 2).to(self.model.device)
         ious = [iou_at(logits, p.mask, corners=self.model.corners_aligned)
                 for logits, p in zip(found.logits, prompts, strict=True) if p.mask is not None]
-        return opinion_of(self.calibrator, measure(found, features, signatures, pairs), torch.tensor(ious))
+        return opinion_of(self.calibrator, measure(found, features, signatures, pairs).cpu(), torch.tensor(ious))
 
 
 def status_of(presence: float, quality: float, request: Trust) -> str:

@@ -98,9 +98,10 @@ def measure_loops(config: dict[str, Any], folder: Path) -> dict[str, float]:
     import torch
 
     from fss_models.photo_files import decode_image
+    from fss_models.run_lengths import encode_logits
     from fss_models.shipped.files import bundle_url
     from pipelines.inference.labeler import Labeler
-    from pipelines.inference.masks import full_size, make_label
+    from pipelines.inference.masks import make_label
     from pipelines.inference.support_files import read_support_file
 
     torch.set_num_threads(config["threads"])
@@ -117,7 +118,8 @@ def measure_loops(config: dict[str, Any], folder: Path) -> dict[str, float]:
         images = prepared(first)
         found = model.segment(memory, model.encode(images), pairs)
         sizes = [tuple(s) for s in images.sizes.tolist()]
-        masks = full_size(list(found.logits.float()), sizes, [0.0] * batch, corners=model.corners_aligned)
+        masks = [encode_logits(one.numpy(), size, 0.0, corners=model.corners_aligned)
+                 for one, size in zip(found.logits.float(), sizes, strict=True)]
         return [make_label(mask, score) for mask, score in zip(masks, found.scores.tolist(), strict=True)]
 
     with torch.inference_mode():

@@ -47,6 +47,11 @@ class Workspace:
         return join(self.store.url, "supports")
 
     @property
+    def label_features(self) -> str:
+        """URL of the features that labelling jobs keep of their photos."""
+        return join(self.store.url, "label_features")
+
+    @property
     def service(self) -> str:
         """URL of serve.json: address and process id of the running service."""
         return join(self.store.url, "serve.json")

@@ -19,6 +19,7 @@ class EvalConfig(Section):
     seed: int = 0  # seed of the draw
     batch: Positive = 8  # episodes segmented at a time
     prompts: PromptName = "mask"  # how supports are marked; drawn from their masks, equally for all methods
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"  # of the model; float16 needs a GPU
     at: Literal["original", "square"] = "original"  # size at which masks are compared; square: as SANSA's code does
 
     @model_validator(mode="after")

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
+from pipelines.config.computing import Computing
 from pipelines.config.section import Positive, Section
 from pipelines.config.wanted import Wanted
 
 
-class ServiceSettings(Section):
+class ServiceSettings(Computing):
     """An HTTP service, wherever it listens: `fss serve`, and the applications of Ray Serve's config files."""
 
-    replicas: Positive = 1  # copies of the model; the lower bound for autoscaling where max_replicas is set
+    # Copies of the model; the lower bound for autoscaling where max_replicas is set. auto or 0: for jobs one a GPU, or
+    # one a machine in a cluster without GPUs; for people one.
+    replicas: Annotated[int, BeforeValidator(lambda v: 0 if v == "auto" else v), Field(ge=0)] = 0
     max_replicas: int = Field(0, ge=0)  # upper bound for autoscaling interactive replicas; 0 disables it
     max_batch: Positive = 8  # photos of concurrent requests in one batch of the model
     wait_s: float = Field(0.02, ge=0)  # seconds that a batch waits for more photos
@@ -24,6 +27,8 @@ class ServiceSettings(Section):
 
     @model_validator(mode="after")
     def _between(self) -> Self:
+        if self.preprocessing == "auto":
+            raise ValueError("preprocessing auto is for jobs: a service has no photos to compare the masks of")
         if 0 < self.max_replicas < self.replicas:
             raise ValueError(f"max_replicas is {self.max_replicas}, less than replicas ({self.replicas})")
         return self
@@ -43,10 +48,11 @@ class ServeConfig(ServiceSettings, Address):
 LabelFormat = Literal["coco_polygons", "parquet", "yolo", "semantic", "label_studio", "cvat"]
 
 
-class LabelConfig(Wanted):
+class LabelConfig(Wanted, Computing):
     """The labelling jobs of `fss label`: the masks that are wanted, and how the work is cut."""
 
     chunk: Positive = 64  # photos of one request and one output part
-    batch: Positive = 8  # photos in one batch of the model
+    batch: Positive | Literal["auto"] = 8  # photos in one batch of the model; auto: the fastest of a few, measured
+    features: Literal["off", "keep"] = "off"  # keep: what the encoder gives is stored, for labelling the photos again
     in_flight: Positive = 4  # chunks that are processed at the same time
     formats: list[LabelFormat] = []  # written in addition to labels.json (COCO, run lengths) and failures.parquet

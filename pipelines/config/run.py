@@ -115,5 +115,6 @@ def shipped_sha(method: MethodConfig) -> str:
 def eval_digest(config: EvalConfig, list_hash: str = "") -> str:
     """8 hex digits: a hash of what decides an evaluation (not its batch). `list_hash`: content hash of `eval.list`."""
     unused = {"batch"} | ({"draws"} if config.draws == 1 else set())
+    unused |= {"precision"} if config.precision == "float32" else set()
     content = json.dumps(config.model_dump(exclude=unused), sort_keys=True) + (list_hash if config.list else "")
     return hashlib.sha256(content.encode()).hexdigest()[:8]

@@ -18,7 +18,7 @@ from pipelines.config.label import ServeConfig, ServiceSettings
 from pipelines.config.recipe import Recipe
 from pipelines.console.service import application
 from pipelines.serving.requests import token_hash
-from pipelines.serving.spec import FOLLOW_S, ServiceSpec, best_device, model_spec
+from pipelines.serving.spec import FOLLOW_S, ServiceSpec, best_device, model_spec, settle_spec
 
 
 class ChampionArgs(ServiceSettings):
@@ -57,6 +57,7 @@ def champion(args: dict[str, Any]) -> Application:
     info = read_bundle_info(url)
     model = model_spec(recipe, bundle_url=Store(url).url, bundle_id=info.bundle_id, supports_url=workspace.supports,
                        device=device, batch=chosen.max_batch, follow=follow, follow_s=chosen.follow_s)
+    model = settle_spec(ray, model)
     return application(ServiceSpec(model=model, bundle=info, max_request_bytes=chosen.max_request_bytes,
                                    token=token_hash(token), workspace=workspace.store.url, recipe=recipe,
                                    roots=tuple(chosen.roots)))

@@ -70,8 +70,8 @@ class Jobs:
         classes = [load_support_set(self.spec.model.supports_url, i) for i in request.support_ids]
         if len({c.class_name for c in classes}) < len(classes):
             raise FssError("two support sets have the same class name", hint="give them different names")
-        settings = request.model_dump(include={"threshold", "overlaps", "prevalence", "instances"}, exclude_none=True)
-        recipe = job_recipe(self.spec.recipe, self.spec.model.batch, settings)
+        settings = request.model_dump(include={"threshold", "overlaps", "prevalence"}, exclude_none=True)
+        recipe = job_recipe(self.spec.recipe, self.spec.model, settings)
         manifest = describe_job(recipe, self.about, images, classes, request.limit)
         job_id = job_name(manifest)
         out = Store(self.records.out(job_id))
@@ -131,7 +131,7 @@ class Jobs:
             before = self.records.progress(record.job_id)
             self.records.write_progress(record.job_id,
                                         Progress(state="running", done=before.done, failed=before.failed))
-            recipe = job_recipe(self.spec.recipe, self.spec.model.batch, record.settings)
+            recipe = job_recipe(self.spec.recipe, self.spec.model, record.settings)
             task = ray.remote(num_cpus=0.1, max_retries=0)(run_job_task)
             task.remote(self.spec.workspace, record, recipe, self.spec.model.supports_url, self.handle)
         return self.show(record.job_id)

@@ -20,16 +20,18 @@ from fss_models.errors import FssError
 from fss_models.forms import Form
 from fss_models.settings import InstanceSource
 from pipelines.base.storage import Store, join
+from pipelines.config.computing import Computing
 from pipelines.config.label import LabelConfig
 from pipelines.config.mask_request import MAX_CLASSES
 from pipelines.config.recipe import Recipe
 from pipelines.config.wanted import Overlaps, Prevalence, Threshold
 from pipelines.labelling.manifest import JobManifest
+from pipelines.serving.spec import ModelSpec
 
 FOLDER, LABELS = "jobs", "labels"
 LABEL_SET = "label_set.json"  # the job's support sets, as `fss label --supports` reads them
 STALE_S = 30  # seconds without progress after which a task counts as interrupted
-SETTINGS = ("chunk", "batch", "pairs", "prevalence", "empty_below", "review_below", "speck")
+SETTINGS = ("chunk", "batch", *Computing.model_fields, "pairs", "prevalence", "empty_below", "review_below")
 State = Literal["running", "done", "stopped", "failed", "interrupted"]
 
 
@@ -141,9 +143,10 @@ def job_name(manifest: JobManifest) -> str:
     return f"{words}-{digest}"
 
 
-def job_recipe(recipe: Recipe, batch: int, settings: dict[str, Any]) -> Recipe:
-    """The service's recipe with the settings of a job in its label section."""
-    label = LabelConfig.model_validate({**recipe.label.model_dump(), **settings, "batch": batch})
+def job_recipe(recipe: Recipe, model: ModelSpec, settings: dict[str, Any]) -> Recipe:
+    """The service's recipe with the settings of a job, and of the service's model, in its label section."""
+    own = {"batch": model.batch, **model.serve.computing()}
+    label = LabelConfig.model_validate({**recipe.label.model_dump(), **settings, **own})
     return recipe.model_copy(update={"label": label})
 
 

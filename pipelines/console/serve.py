@@ -23,7 +23,7 @@ from pipelines.bundles.shipped import champion_url, say_if_shipped
 from pipelines.config.recipe import Recipe
 from pipelines.serving.client import Client
 from pipelines.serving.server import LOOPBACK, check_host, deploy, free_port, shut_down
-from pipelines.serving.spec import ServiceSpec, best_device, model_spec
+from pipelines.serving.spec import ServiceSpec, best_device, model_spec, settle_spec
 
 
 def serve_until_stopped(recipe: Recipe, *, bundle: str = "", as_json: bool = False) -> None:
@@ -42,6 +42,7 @@ def serve_until_stopped(recipe: Recipe, *, bundle: str = "", as_json: bool = Fal
         spec = model_spec(recipe, bundle_url=Store(url).url, bundle_id=info.bundle_id,
                           supports_url=workspace.supports, device=best_device(ray), batch=config.max_batch,
                           follow="" if bundle else Store(workspace.champion).url)
+        spec = settle_spec(ray, spec)
         if not bundle:
             say_if_shipped(url, workspace)
         anywhere = config.host in LOOPBACK and not config.roots

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from fss_models.clip import Features, Memory, Prompt, PromptKind
 from fss_models.errors import FssError
+from fss_models.execution import autocast, chosen_precision
 from fss_models.metrics import episode_counts
 from fss_models.prompts import mask_prompt
 from fss_models.segmenter import Segmenter
@@ -91,9 +93,7 @@ def score_episodes(model: Segmenter, shards: Shards, episodes: EpisodeList, conf
     cache, rows, start = FeatureCache(model), [], time.perf_counter()
     ordered = sorted(episodes, key=lambda e: (e.class_id, e.episode_id))  # neighbours share photos
     images = 0
-    for first in range(0, len(ordered), config.batch):
-        chunk = ordered[first:first + config.batch]
-        samples = [load_episode(shards, e) for e in chunk]
+    for chunk, samples in _read_ahead(shards, ordered, config.batch):
         images += sum(len(s.references) + 1 for s in samples)
         for episode, row in zip(chunk, _score_batch(model, cache, chunk, samples, config), strict=True):
             rows.append({"episode_id": episode.episode_id, "class_id": episode.class_id, **row})
@@ -103,10 +103,28 @@ def score_episodes(model: Segmenter, shards: Shards, episodes: EpisodeList, conf
     return table, {"images_encoded": cache.encoded, "seconds": seconds, "images_per_s": images / seconds}
 
 
+def _read_ahead(shards: Shards, episodes: Sequence[Episode], batch: int
+                ) -> Iterator[tuple[Sequence[Episode], list[EpisodeSample]]]:
+    """The episodes of each batch with their photos, which a thread decodes while the batch before is scored."""
+    chunks = [episodes[first:first + batch] for first in range(0, len(episodes), batch)]
+
+    def read(chunk: Sequence[Episode]) -> list[EpisodeSample]:
+        return [load_episode(shards, e) for e in chunk]
+
+    with ThreadPoolExecutor(1, thread_name_prefix="read") as thread:
+        following = thread.submit(read, chunks[0]) if chunks else None
+        for number, chunk in enumerate(chunks, 1):
+            assert following is not None
+            samples = following.result()
+            following = thread.submit(read, chunks[number]) if number < len(chunks) else None
+            yield chunk, samples
+
+
 def _score_batch(model: Segmenter, cache: FeatureCache, episodes: Sequence[Episode], samples: list[EpisodeSample],
                  config: EvalConfig) -> Iterator[dict[str, Any]]:
-    batch = memorise_supports(model, cache, episodes, samples, config)
-    prediction = model.segment(batch.memory, batch.features, batch.pairs)
+    with autocast(model.device, chosen_precision(config.precision, model.device)):
+        batch = memorise_supports(model, cache, episodes, samples, config)
+        prediction = model.segment(batch.memory, batch.features, batch.pairs).to(model.device, torch.float32)
     for one, logits, score in zip(samples, prediction.logits, prediction.scores.tolist(), strict=True):
         yield _score_one(model, one.targets[0], logits, score, config)
 

@@ -1,47 +1,63 @@
 """The labeler: a bundle and the memories of support sets turn photo bytes into run-length masks, without Ray.
 
-Threads decode and resize photos while the model works on earlier ones; at most a few batches of resized photos are in
-memory. A job's batch is always padded to the same size, so that a mask does not depend on the other photos of its
-batch. A photo that cannot be read gives a `PhotoFailure` among the results, never an exception.
+Three stages overlap, also those of different calls: threads decode and resize photos ahead of the model, the model
+works on one batch at a time, and threads turn its logits into run lengths. Only the model holds the lock. What waits
+between two stages is bounded by bytes. A job's batch is always padded to the same size, so that a mask does not depend
+on the other photos of its batch. A photo that cannot be read gives a `PhotoFailure` among the results, never an
+exception.
 """
 
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict, deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
+from pycocotools import mask as coco
 from torch import Tensor
 
-from fss_models.clip import Features, Images, Instances, Memory
-from fss_models.errors import BadImage, FssError
+from fss_models.clip import Features, Images, Memory
+from fss_models.errors import FssError
+from fss_models.execution import Execution
 from fss_models.instances import add_prompted, check_instances
 from fss_models.limits import LIMITS, PhotoLimits
-from fss_models.photo_files import decode_image
-from fss_models.presence import UNCALIBRATED, LabelJudge, Presence, SupportStatistics
+from fss_models.photo_files import decode_image, decode_reduced, image_size
+from fss_models.precision import Precision
+from fss_models.preprocess import Mode
+from fss_models.presence import LabelJudge, SupportStatistics
+from fss_models.run_lengths import empty_mask, encode_logits
 from pipelines.bundles.bundle import bundle_calibrator, load_bundle
 from pipelines.config.mask_request import MaskRequest
 from pipelines.config.wanted import Wanted
+from pipelines.inference.calls import (
+    CallOutput,
+    Pair,
+    PairMask,
+    PhotoBatch,
+    Sizes,
+    mask_weight,
+    mixed_calls,
+    power_of_two,
+    sizes_of,
+    whole_classes,
+)
 from pipelines.inference.decode_limit import DecodeLimit
 from pipelines.inference.instances import prompt_level, with_instances
-from pipelines.inference.masks import (
-    Label,
-    Labels,
-    PhotoFailure,
-    full_size,
-    make_label,
-    semantic_map,
-    threshold_logit,
-    to_host,
-)
+from pipelines.inference.kept_features import FeatureKeeper, KeptPhotos, half, padded
+from pipelines.inference.masks import Label, Labels, PhotoFailure, make_label, semantic_map, threshold_logit
+from pipelines.inference.stages import DECODING_BYTES, ByteBudget, DecodeStage, FinishStage
 from pipelines.inference.supports import SupportSet, UnknownSupportError, load_support_set
 
 MEMORIES = 64  # support sets kept on the device
-Sizes = list[tuple[int, ...]]  # (height, width) of photos
+Encode = Callable[[], Features]
+Placed = tuple[int, int, Label]  # row of the photo, number of the class, label
 
 
 class Labeler:
@@ -49,22 +65,36 @@ class Labeler:
 
     A support set that has no memory here yet is read from `supports_url`. If the bundle at `bundle_url` is not
     `bundle_id` (empty: any bundle), because it was replaced meanwhile, every support set is refused. The process ends
-    when a photo takes longer than `max_seconds` to decode (0: no limit).
+    when a photo takes longer than `max_seconds` to decode (0: no limit). `preprocessing` (default: the bundle's) is of
+    the photos that are labelled; supports are prepared as the bundle says.
+    With `features_url`, features of jobs' photos are kept there (see `kept_features`). `decoders` threads decode
+    photos, and as many others compute run lengths.
     """
 
     def __init__(self, bundle_url: str, device: str = "cpu", *, decoders: int = 2, supports_url: str = "",
-                 bundle_id: str = "", limits: PhotoLimits = LIMITS, max_seconds: float = 0,
-                 memories: int = MEMORIES) -> None:
+                 bundle_id: str = "", limits: PhotoLimits = LIMITS, max_seconds: float = 0, memories: int = MEMORIES,
+                 precision: Precision = "float32", compiled: bool = False, preprocessing: Mode | None = None,
+                 features_url: str = "") -> None:
         self.model, self.info = load_bundle(bundle_url, device)
         self._bundle_url, self._bundle_id = bundle_url, bundle_id or self.info.bundle_id
         self.device, self.supports_url, self.limits = device, supports_url, limits
         self._decode_limit = DecodeLimit(max_seconds)
+        self.execution = Execution(self.model, precision, compiled=compiled)
+        self.preprocessing: Mode = preprocessing or self.model.preprocessor.mode
+        self.keeper = FeatureKeeper(features_url, self._about_features()) if features_url else None
         calibrator = bundle_calibrator(bundle_url, self.info)
         self.judge = LabelJudge(self.model, calibrator) if calibrator else None
         # no cachetools.LRUCache: the bound grows with a request, and a new champion's labeler needs the order of use
         self._memories: OrderedDict[str, _StoredMemory] = OrderedDict()
         self._max_memories, self._lock = memories, threading.RLock()
-        self._pool = ThreadPoolExecutor(decoders, thread_name_prefix="decode")
+        self._pixels = ByteBudget(DECODING_BYTES)
+        self._decode = DecodeStage(self._prepare, decoders, 12 * self.model.side ** 2)
+        self._finish: FinishStage[list[Placed]] = FinishStage(decoders)
+
+    def _about_features(self) -> dict[str, Any]:
+        """All that decides the features of a photo."""
+        return {"bundle_id": self.info.bundle_id, "preprocessing": self.preprocessing, "compiled":
+                self.execution.compiled, "precision": self.execution.precision, **self.limits.model_dump()}
 
     def add_support(self, supports: SupportSet) -> str:
         """Compute and keep the memory of a set. Returns its id. Raises `FssError` if the method refuses the set."""
@@ -84,6 +114,21 @@ class Labeler:
     def memory(self, support_id: str) -> Memory:
         """The memory of a stored set, computed if it is not here yet. Raises `UnknownSupportError`."""
         return self._stored(support_id).memory
+
+    @torch.inference_mode()
+    def seconds_a_photo(self, support_id: str, batch: int, rounds: int) -> float:
+        """The least time of the model for a photo in a batch of black photos, over `rounds`, after one to warm up."""
+        side, took = self.model.side, []
+        images = Images(pixels=torch.zeros(batch, 3, side, side), sizes=torch.full((batch, 2), side))
+        asked = [MaskRequest(support_ids=(support_id,))] * batch
+        calls = whole_classes(asked, batch)
+        for _ in range(rounds + 1):
+            began = time.perf_counter()
+            with self._lock:
+                features = self.execution.encode(self.execution.upload(images))
+                self._segment(calls[0], features, batch, asked).download.wait()
+            took.append(time.perf_counter() - began)
+        return min(took[1:]) / batch
 
     def _stored(self, support_id: str) -> _StoredMemory:
         with self._lock:
@@ -120,110 +165,150 @@ class Labeler:
 
     def _label(self, images: Sequence[bytes], requests: Sequence[MaskRequest], batch: int, *,
                fixed: bool) -> list[Labels | PhotoFailure]:
-        results: list[Labels | PhotoFailure | None] = [None] * len(images)
-        for rows, prepared in self._batches(images, results, batch):
-            own = [requests[r] for r in rows]
-            width = batch if fixed else _power_of_two(len(rows), batch)
-            for row, labels in zip(rows, self._run(prepared, own, width, fixed=fixed), strict=True):
-                results[row] = labels
-        return [r for r in results if r is not None]
+        failures: dict[int, PhotoFailure] = {}
+        finishing: list[Future[list[Placed]]] = []
+        for rows, sizes, width, encode in self._encodings(images, failures, batch, fixed=fixed):
+            work = PhotoBatch(rows, [requests[r] for r in rows], sizes)
+            finishing += self._run(work, encode, width, fixed=fixed)
+        labels: dict[int, dict[int, Label]] = {}
+        for future in finishing:
+            for row, number, label in future.result():
+                labels.setdefault(row, {})[number] = label
+        results: dict[int, Labels | PhotoFailure] = {**failures}
+        results |= {row: tuple(own[number] for number in sorted(own)) for row, own in labels.items()}
+        return [results[row] for row in range(len(images))]
 
-    def _batches(self, images: Sequence[bytes], results: list[Labels | PhotoFailure | None],
-                 batch: int) -> Iterator[tuple[list[int], list[Images]]]:
-        """Rows and prepared photos, `batch` readable ones at a time. Failures are written into `results`."""
-        waiting: deque[tuple[int, Future[Images]]] = deque()
-        rows: list[int] = []
-        ready: list[Images] = []
-        todo = iter(range(len(images)))
-        while True:
-            while len(waiting) < 2 * batch and (row := next(todo, None)) is not None:
-                waiting.append((row, self._pool.submit(self._prepare, images[row])))
-            if not waiting:
-                break
-            row, future = waiting.popleft()
-            try:
-                ready.append(future.result())
-                rows.append(row)
-            except BadImage as error:
-                results[row] = PhotoFailure(reason=error.reason)
-            if len(rows) == batch:
-                yield rows, ready
-                rows, ready = [], []
-        if rows:
-            yield rows, ready
+    def _encodings(self, images: Sequence[bytes], failures: dict[int, PhotoFailure], batch: int, *,
+                   fixed: bool) -> Iterator[tuple[list[int], Sizes, int, Encode]]:
+        """For each batch: rows and sizes of its photos, its padded width, and what gives its features on the device.
+
+        Unreadable photos are added to `failures`. With `fixed`, features are read from where they are kept, or kept.
+        """
+        keeper = self.keeper if fixed else None
+        if keeper and (kept := keeper.read(images)):
+            failures |= kept.failures
+            for first in range(0, len(kept.rows), batch):
+                some = slice(first, first + batch)
+                yield kept.rows[some], sizes_of(kept.sizes[some]), batch, partial(self._moved, kept, first, batch)
+            return
+        new: list[tuple[list[int], Features]] = []
+        for rows, prepared in self._decode.batches(images, failures, batch):
+            width = batch if fixed else power_of_two(len(rows), batch)
+            stacked = self._stacked(prepared, width)
+            encode: Encode = partial(self.execution.encode, self.execution.upload(stacked))
+            if keeper:
+                encode = partial(self._rounded, encode, stacked.sizes[:len(rows)], rows, new)
+            yield rows, sizes_of(stacked.sizes[:len(rows)]), width, encode
+        if keeper and new:
+            maps = {k: torch.cat([f.maps[k] for _, f in new]) for k in new[0][1].maps}
+            sizes = torch.cat([f.sizes for _, f in new])
+            keeper.write(images, KeptPhotos([r for rows, _ in new for r in rows], sizes, maps, failures))
+
+    def _moved(self, kept: KeptPhotos, first: int, width: int) -> Features:
+        features: Features = kept.batch(first, width).to(self.device)
+        return features
+
+    def _rounded(self, encode: Encode, sizes: Tensor, rows: list[int], new: list[tuple[list[int], Features]]
+                 ) -> Features:
+        """Features rounded as they are kept; those of the photos, without padding, are added to `new`."""
+        features = encode()
+        maps = half(features.maps, len(rows))
+        new.append((rows, Features(maps={k: v.cpu() for k, v in maps.items()}, sizes=sizes)))
+        return padded(maps, features.sizes[:len(rows)], len(features))
 
     def _prepare(self, data: bytes) -> Images:
         """Decode and resize a photo; its full-size pixels exist only during this call."""
         with self._decode_limit():
-            image = decode_image(data, limits=self.limits, exif=True)
-        return self.model.prepare([image])
+            height, width = image_size(data)
+        with self._pixels.hold(min(height * width, self.limits.max_pixels) * 6):  # decoded, and copied to an array
+            if self.preprocessing != "fast":
+                with self._decode_limit():
+                    image = decode_image(data, limits=self.limits, exif=True)
+                return self.model.prepare([image], self.preprocessing)
+            with self._decode_limit():
+                pixels, size = decode_reduced(data, 2 * self.model.side, limits=self.limits)
+            return replace(self.model.prepare([pixels], "fast"), sizes=torch.tensor([size]))
+
+    def _stacked(self, prepared: list[Images], width: int) -> Images:
+        """The photos of a batch, padded with black ones to `width`."""
+        pixels = torch.cat([i.pixels for i in prepared])
+        sizes = torch.cat([i.sizes for i in prepared])
+        missing = width - len(prepared)
+        if missing:
+            pixels = torch.cat([pixels, pixels.new_zeros(missing, *pixels.shape[1:])])
+            sizes = torch.cat([sizes, sizes.new_full((missing, 2), self.model.side)])
+        return Images(pixels=pixels, sizes=sizes)
 
     @torch.inference_mode()
-    def _run(self, prepared: list[Images], requests: list[MaskRequest], width: int, *, fixed: bool) -> list[Labels]:
-        """The labels of up to `width` prepared photos. With `fixed` all photos have the same request."""
+    def _run(self, work: PhotoBatch, encode: Encode, width: int, *, fixed: bool) -> list[Future[list[Placed]]]:
+        """Start the labels of a batch of up to `width` photos. With `fixed` all photos have the same request."""
+        requests, kept = work.requests, []
+        finishing: list[Future[list[Placed]]] = []
         with self._lock:
-            features = self._encode(prepared, width)
-            sizes = [tuple(i.sizes[0].tolist()) for i in prepared]
-            photos: list[dict[int, Label]] = [{} for _ in requests]
-            waiting: list[_PairOutput] = []
-            for call in _whole_classes(requests, width) if fixed else _mixed(requests, width):
+            features = encode()
+            for call in whole_classes(requests, width) if fixed else mixed_calls(requests, width):
                 found = self._segment(call, features, width, requests)
-                separate = [f for f in found if requests[f.pair.row].overlaps == "keep"]
-                self._keep_overlaps(separate, requests, sizes, photos)
-                waiting += [f for f in found if requests[f.pair.row].overlaps == "resolve"]
-            self._resolve_overlaps(waiting, requests, sizes, photos)
-        return [tuple(labels[number] for number in sorted(labels)) for labels in photos]
+                separate, shared = found.split(requests)
+                if separate:
+                    finishing.append(self._finish.submit(found.download.size, partial(self._separate, work, separate)))
+                kept += shared
+        if kept:
+            size = sum({id(c.output): c.output.download.size for c in kept}.values())
+            finishing.append(self._finish.submit(size, partial(self._resolve, work, kept)))
+        return finishing
 
-    def _segment(self, calls: list[_Pair], features: Features, width: int,
-                 requests: list[MaskRequest]) -> list[_PairOutput]:
+    def _segment(self, calls: list[Pair], features: Features, width: int, requests: list[MaskRequest]) -> CallOutput:
         """One call of the model for `calls`, padded to a multiple of `width` pairs or to a power of two below it."""
         unique = list(dict.fromkeys(pair.support_id for pair in calls))
         stored, which = [self._stored(i) for i in unique], [unique.index(pair.support_id) for pair in calls]
         memory = stored[0].memory if len(stored) == 1 else Memory.stack([s.memory for s in stored])
-        size = len(calls) if len(calls) % width == 0 else _power_of_two(len(calls), len(calls) * 2)
+        size = len(calls) if len(calls) % width == 0 else power_of_two(len(calls), len(calls) * 2)
         pairs = torch.zeros(size, 2, dtype=torch.int64)
         pairs[: len(calls), 0] = torch.tensor(which)
         pairs[: len(calls), 1] = torch.tensor([pair.row for pair in calls])
         pairs[len(calls):, 1] = len(features) - 1
-        pairs = pairs.to(self.device)
-        found = self.model.segment(memory, features, pairs)
+        pairs = self.execution.indices(pairs)
+        found = self.execution.segment(memory, features, pairs)
         levels = [None if pair.padding else prompt_level(requests[pair.row]) for pair in calls]
         if any(level is not None for level in levels):
-            found = add_prompted(self.model, found, memory, features, pairs, [*levels, *[None] * (size - len(calls))])
-        objects = found.instances
-        scores, presence = found.scores.float().cpu().tolist(), [UNCALIBRATED] * len(calls)
-        if self.judge:
-            own = [requests[min(pair.row, len(requests) - 1)] for pair in calls]
-            presence = self.judge.judge_masks(found, features, pairs, [s.statistics for s in stored if s.statistics],
-                                              own)
-        return [_PairOutput(pair=pair, logits=found.logits[i].float(), score=scores[i], presence=presence[i],
-                            instances=objects.of_pair(i) if objects is not None else None)
-                for i, pair in enumerate(calls) if not pair.padding]
+            with self.execution.autocast():
+                found = add_prompted(self.model, found, memory, features, pairs,
+                                     [*levels, *[None] * (size - len(calls))])
+        known = [s.statistics for s in stored if s.statistics]
+        more = [self.judge.measure_masks(found, features, pairs, known)] if self.judge else []
+        download = self.execution.download([found.logits, found.scores, *more])
+        return CallOutput(tuple(calls), download, tuple(known[i] for i in which) if self.judge else (),
+                          found.instances)
 
-    def _keep_overlaps(self, found: list[_PairOutput], requests: list[MaskRequest], sizes: Sizes,
-                       photos: list[dict[int, Label]]) -> None:
-        """Write each mask into `photos` independently; as many masks as photos are at full size at a time."""
-        for first in range(0, len(found), len(requests)):
-            some = found[first:first + len(requests)]
-            masks = full_size([f.logits for f in some], [sizes[f.pair.row] for f in some],
-                              [threshold_logit(requests[f.pair.row].threshold) for f in some], corners=self._corners)
-            for f, mask in zip(some, masks, strict=True):
-                photos[f.pair.row][f.pair.number] = self._label_of(mask, f, requests)
+    @torch.inference_mode()
+    def _separate(self, work: PhotoBatch, masks: Sequence[PairMask]) -> list[Placed]:
+        """The label of each mask alone."""
+        placed = []
+        for mask in masks:
+            request, size = work.requests[mask.pair.row], work.sizes[mask.pair.row]
+            logits, score, presence = mask.read(self.judge, request)
+            empty = presence.status == "empty"
+            rle = empty_mask(size) if empty else encode_logits(
+                logits.numpy(), size, threshold_logit(request.threshold), corners=self._corners)
+            label = with_instances(make_label(rle, score, presence), request, mask.instances, corners=self._corners)
+            placed.append((work.rows[mask.pair.row], mask.pair.number, label))
+        return placed
 
-    def _resolve_overlaps(self, found: list[_PairOutput], requests: list[MaskRequest], sizes: Sizes,
-                          photos: list[dict[int, Label]]) -> None:
-        """Cut a semantic map of each photo into the masks of its classes, and write these into `photos`."""
-        rows = sorted({f.pair.row for f in found})
-        own = {row: sorted((f for f in found if f.pair.row == row), key=lambda f: f.pair.number) for row in rows}
-        maps = [semantic_map([f.logits for f in own[row]], [f.weight for f in own[row]], sizes[row],
-                             threshold_logit(requests[row].threshold), corners=self._corners) for row in rows]
-        for row, owner in zip(rows, to_host(maps, [sizes[row] for row in rows]), strict=True):
-            for number, f in enumerate(own[row], 1):
-                photos[row][f.pair.number] = self._label_of((owner == number).astype(np.uint8, order="F"), f, requests)
-
-    def _label_of(self, mask: np.ndarray, f: _PairOutput, requests: list[MaskRequest]) -> Label:
-        return with_instances(make_label(mask, f.score, f.presence), requests[f.pair.row], f.instances,
-                              corners=self._corners)
+    @torch.inference_mode()
+    def _resolve(self, work: PhotoBatch, masks: Sequence[PairMask]) -> list[Placed]:
+        """A semantic map of each photo, cut into the masks of its classes."""
+        placed = []
+        for row in sorted({m.pair.row for m in masks}):
+            own = sorted((m for m in masks if m.pair.row == row), key=lambda m: m.pair.number)
+            read = [m.read(self.judge, work.requests[row]) for m in own]
+            owner = semantic_map([logits for logits, _, _ in read], [mask_weight(s, p) for _, s, p in read],
+                                 work.sizes[row], threshold_logit(work.requests[row].threshold), corners=self._corners)
+            for number, (mask, (_, score, presence)) in enumerate(zip(own, read, strict=True), 1):
+                rle = coco.encode((owner == number).astype(np.uint8, order="F"))
+                label = with_instances(make_label(rle, score, presence), work.requests[row], mask.instances,
+                                       corners=self._corners)
+                placed.append((work.rows[row], mask.pair.number, label))
+        return placed
 
     def check(self, request: MaskRequest) -> None:
         """Raises `FssError` if the method cannot give what the request asks for."""
@@ -232,15 +317,6 @@ class Labeler:
     @property
     def _corners(self) -> bool:
         return self.model.corners_aligned
-
-    def _encode(self, prepared: list[Images], batch: int) -> Features:
-        pixels = torch.cat([i.pixels for i in prepared])
-        sizes = torch.cat([i.sizes for i in prepared])
-        missing = batch - len(prepared)
-        if missing:
-            pixels = torch.cat([pixels, pixels.new_zeros(missing, *pixels.shape[1:])])
-            sizes = torch.cat([sizes, sizes.new_full((missing, 2), self.model.side)])
-        return self.model.encode(Images(pixels=pixels, sizes=sizes).to(self.device))
 
     @torch.inference_mode()
     def _memorise(self, supports: SupportSet) -> _StoredMemory:
@@ -252,44 +328,17 @@ class Labeler:
         prepared = self.model.prepare(images)
         self.model.check_phrase(supports.prompt, self.model.config, f"class {supports.class_name!r}")
         marks = self.model.collate([prompts], prepared.sizes, names=[supports.phrase])
-        features = self.model.encode(prepared.to(self.device))
-        memory = self.model.memorise(features, marks.to(self.device))
+        features = self.execution.encode(self.execution.upload(prepared))
         judge, phrase = self.judge, supports.phrase
-        statistics = judge.describe_supports(features, prompts, memory, phrase) if judge else None
-        return _StoredMemory(memory, statistics, phrase)
+        with self.execution.autocast():
+            memory = self.model.memorise(features, marks.to(self.device))
+            known = judge.describe_supports(features, prompts, memory, phrase) if judge else None
+        return _StoredMemory(memory, known, phrase)
 
     def _store(self, support_id: str, memory: _StoredMemory) -> None:
         self._memories[support_id] = memory
         while len(self._memories) > self._max_memories:
             self._memories.popitem(last=False)
-
-
-@dataclass(frozen=True)
-class _Pair:
-    """A support set and a photo: the photo's `row` in the batch, and the `number` of the class in its request."""
-
-    support_id: str
-    row: int
-    number: int
-    padding: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class _PairOutput:
-    """A pair's logits [h, w] on the device, its predicted IoU `score`, the calibrator's estimate, and its instances."""
-
-    pair: _Pair
-    logits: Tensor
-    score: float
-    presence: Presence
-    instances: Instances | None
-
-    @property
-    def weight(self) -> float:
-        """Weight that resolves overlaps; a negative value excludes the mask."""
-        if self.presence.status == "empty":
-            return -1.0
-        return self.score if self.presence.quality is None else self.presence.quality
 
 
 @dataclass(frozen=True)
@@ -299,24 +348,3 @@ class _StoredMemory:
     memory: Memory
     statistics: SupportStatistics | None
     phrase: str
-
-
-def _whole_classes(requests: list[MaskRequest], width: int) -> list[list[_Pair]]:
-    """The calls of the model for a job: each has one class or several with all rows of the batch, padding included."""
-    ids = requests[0].support_ids
-    step = max(1, requests[0].pairs // width)
-    classes = [[_Pair(support_id, row, number, row >= len(requests)) for row in range(width)]
-               for number, support_id in enumerate(ids)]
-    return [[pair for one in classes[i:i + step] for pair in one] for i in range(0, len(ids), step)]
-
-
-def _mixed(requests: list[MaskRequest], width: int) -> list[list[_Pair]]:
-    """The calls of the model for people: each has `width` pairs, or as many as the largest `pairs` of a request."""
-    pairs = [_Pair(support_id, row, number) for row, request in enumerate(requests)
-             for number, support_id in enumerate(request.support_ids)]
-    step = max(width, *(request.pairs for request in requests))
-    return [pairs[i:i + step] for i in range(0, len(pairs), step)]
-
-
-def _power_of_two(count: int, limit: int) -> int:
-    return min(limit, 1 << (count - 1).bit_length())

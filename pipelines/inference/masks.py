@@ -1,4 +1,4 @@
-"""From a method's logits to run lengths at the photo's size: one copy from the device, overlaps kept or resolved."""
+"""From a method's logits, on the host, to the labels of a photo at its size; overlaps are kept or resolved."""
 
 from __future__ import annotations
 
@@ -8,11 +8,20 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from pycocotools import mask as coco
 from torch import Tensor
 
 from fss_models.presence import UNCALIBRATED, Presence
+from fss_models.run_lengths import (
+    STRIP,
+    Rle,
+    empty_mask,
+    enlarge,
+    enlarge_columns,
+    enlarge_rows,
+    is_large,
+    mask_area,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +52,11 @@ class Label(Presence):
     score: float
     instances: tuple[Instance, ...] | None = None
 
+    @property
+    def rle(self) -> Rle:
+        """COCO's run lengths, as pycocotools takes them."""
+        return {"size": [self.height, self.width], "counts": self.counts.encode()}
+
 
 @dataclass(frozen=True, kw_only=True)
 class PhotoFailure:
@@ -60,66 +74,59 @@ def threshold_logit(threshold: float) -> float:
     return math.log(threshold / (1 - threshold))
 
 
-def full_size(
-    logits: Sequence[Tensor] | Tensor, sizes: Sequence[tuple[int, ...]], levels: Sequence[float], *, corners: bool
-) -> list[np.ndarray]:
-    """P logits [h, w] -> P masks [H, W] uint8 in column order, as run-length coding reads them.
-
-    `levels` are the logits above which a pixel is True. Logits are transposed before they are enlarged on the device,
-    and all masks are copied to the host at once.
-    """
-    flat = [(_turned(logit, size, corners) > level).to(torch.uint8).flatten()
-            for logit, size, level in zip(logits, sizes, levels, strict=False)]
-    return to_host(flat, sizes)
-
-
 def semantic_map(logits: Sequence[Tensor], scores: Sequence[float], size: tuple[int, ...], level: float, *,
-                 corners: bool) -> Tensor:
-    """C classes' logits [h, w] of one photo -> [W * H] int16 on the device, column order: class + 1, 0 for none.
+                 corners: bool) -> np.ndarray:
+    """C classes' logits [h, w] of one photo -> [H, W] int16 in column order: class + 1, 0 for none.
 
     A pixel belongs to the class with the highest probability times score among those whose logit is above `level`.
-    A class with a negative score gets no pixel.
+    A class with a negative score gets no pixel. Of a large photo a strip of each enlarged map is in memory at a time.
     """
-    width, height = size[1], size[0]
-    best = torch.full((width, height), -1.0, device=logits[0].device)
-    owner = torch.zeros(width, height, dtype=torch.int16, device=logits[0].device)
-    for number, (logit, score) in enumerate(zip(logits, scores, strict=True), 1):
-        if score < 0:
-            continue
-        turned = _turned(logit.float(), size, corners)
-        weight = turned.sigmoid() * score
+    height, width = size[0], size[1]
+    taking = {n: one.float() for n, (one, score) in enumerate(zip(logits, scores, strict=True)) if score >= 0}
+    if not is_large((height, width)):
+        maps = {n: enlarge(one, (height, width), corners) for n, one in taking.items()}
+        return _owners(maps, scores, (width, height), level)
+    columns = {n: enlarge_columns(one, height, corners) for n, one in taking.items()}
+    found = np.zeros((width, height), dtype=np.int16)
+    least = level - 1e-6 * abs(level)  # rounding may lift a value of the other step over the level
+    for first in range(0, height, STRIP):
+        strips = {n: c[:, first:first + STRIP] for n, c in columns.items()}
+        maps = {n: enlarge_rows(c, width, corners) for n, c in strips.items() if bool((c > least).any())}
+        if maps:
+            found[:, first:first + STRIP] = _owners(maps, scores, next(iter(maps.values())).shape, level).T
+    return found.T
+
+
+def _owners(maps: dict[int, Tensor], scores: Sequence[float], size: Sequence[int], level: float) -> np.ndarray:
+    """[r, W] int16: the owner of each pixel of enlarged maps [W, r]; `size` is theirs."""
+    best, owner = torch.full(tuple(size), -1.0), torch.zeros(tuple(size), dtype=torch.int16)
+    for number, turned in maps.items():
+        weight = turned.sigmoid() * scores[number]
         wins = (turned > level) & (weight > best)
-        best, owner = torch.where(wins, weight, best), torch.where(wins, number, owner)
-    return owner.flatten()
+        best, owner = torch.where(wins, weight, best), torch.where(wins, number + 1, owner)
+    return owner.numpy().T
 
 
-def to_host(flat: Sequence[Tensor], sizes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
-    """Copy tensors [W * H] from the device at once. Returns arrays [H, W] in column order."""
-    if not flat:
-        return []
-    host = torch.cat(list(flat)).cpu().numpy()
-    masks, start = [], 0
-    for _, (height, width) in zip(flat, sizes, strict=False):
-        end = start + height * width
-        masks.append(host[start:end].reshape(width, height).T)
-        start = end
-    return masks
+def mean_iou(results: Sequence[Labels | PhotoFailure], others: Sequence[Labels | PhotoFailure]) -> float | None:
+    """Mean IoU of two results' masks for the same photos and classes, without pairs of empty masks.
+
+    None where all masks are empty, or no photo was readable.
+    """
+    pairs = [(a, b) for one, other in zip(results, others, strict=True)
+             if not isinstance(one, PhotoFailure) and not isinstance(other, PhotoFailure)
+             for a, b in zip(one, other, strict=True) if a.area or b.area]
+    ious = [float(coco.iou([a.rle], [b.rle], [0])[0, 0]) for a, b in pairs]
+    return float(np.mean(ious)) if ious else None
 
 
-def make_label(mask: np.ndarray, score: float, presence: Presence = UNCALIBRATED) -> Label:
-    """The label of a mask [H, W] uint8 in column order. With the status `empty` the label has no pixels."""
+def make_label(rle: Rle, score: float, presence: Presence = UNCALIBRATED) -> Label:
+    """The label of a mask. With the status `empty` the label has no pixels."""
+    height, width = rle["size"]
     if presence.status == "empty":
-        mask = np.zeros_like(mask)
-    elif presence.status and not mask.any():
+        rle = empty_mask((height, width))
+    elif presence.status and not mask_area(rle):
         presence = replace(presence, status="empty")
-    rle = coco.encode(mask[:, :, None])[0]
     x, y, w, h = (float(v) for v in coco.toBbox(rle))
-    return Label(height=mask.shape[0], width=mask.shape[1], counts=rle["counts"].decode(), bbox=(x, y, w, h),
-                 area=int(coco.area(rle)), score=score,
+    return Label(height=height, width=width, counts=rle["counts"].decode(), bbox=(x, y, w, h),
+                 area=mask_area(rle), score=score,
                  presence=presence.presence, quality=presence.quality, status=presence.status)
-
-
-def _turned(logit: Tensor, size: tuple[int, ...], corners: bool) -> Tensor:
-    """Logits [h, w], transposed and enlarged to [W, H]."""
-    turned = logit.transpose(0, 1)[None, None]
-    return F.interpolate(turned, size=(size[1], size[0]), mode="bilinear", align_corners=corners)[0, 0]

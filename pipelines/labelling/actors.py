@@ -7,9 +7,9 @@ that of a deployment. On the same hardware the parts equal those of the other en
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 from pipelines.base.cluster import cluster
 from pipelines.base.progress import Bar
@@ -20,9 +20,11 @@ from pipelines.inference.masks import Labels, PhotoFailure
 from pipelines.labelling.engines import WorkerLostError
 from pipelines.labelling.images import PhotoReader
 from pipelines.labelling.job import READERS, LabellingJob
-from pipelines.serving.spec import ModelSpec, best_device
+from pipelines.serving.spec import ModelSpec, best_device, count_models
 
 REQUEST_BYTES = 256_000_000  # bytes of photos in an actor's memory at a time
+GROUP = 8  # chunks of an actor's item at most; the stages of a group's chunks overlap
+TOGETHER = 2  # chunks of a group at a time: one is read and decoded while the model works on the other
 TASKS = 2000  # largest number of tasks; when an actor is lost, all chunks of its task are labelled again
 
 
@@ -30,49 +32,58 @@ def run_with_actors(job: LabellingJob, left: Sequence[int], spec: ModelSpec, act
     """Label the chunks `left`. Returns their number of photos. `actors` 0: one a GPU, or one a machine without GPUs."""
     with cluster() as ray:
         placed = replace(spec, device=best_device(ray))
-        count = min(actors or _count_models(ray, placed), len(left))
+        count = min(actors or count_models(ray, placed.device), len(left))
         todo = sum(len(job.manifest.rows(c)) for c in left)
         gpus = 1.0 if placed.device != "cpu" else 0.0
         with Bar("label", len(job.images), unit="images", done=len(job.images) - todo) as bar:
-            for photos in run_actors(ray, partial(ChunkLabeler, job, placed), left, actors=count, gpus=gpus,
-                                     tasks=TASKS):
+            for photos in run_actors(ray, partial(ChunkLabeler, job, placed), _groups(left, count), actors=count,
+                                     gpus=gpus, tasks=TASKS):
                 bar.step(photos)
     return todo
 
 
-def _count_models(ray: Any, spec: ModelSpec) -> int:
-    """The number of models that fit into the cluster: one a GPU, or one a machine without GPUs."""
-    if spec.device != "cpu":
-        return max(1, int(ray.cluster_resources().get("GPU", 1)))
-    return max(1, sum(1 for n in ray.nodes() if n["Alive"] and n["Resources"].get("CPU", 0) >= 1))
+def _groups(chunks: Sequence[int], actors: int) -> list[list[int]]:
+    """The chunks in groups of at most `GROUP`, but several groups for each actor."""
+    size = max(1, min(GROUP, len(chunks) // (4 * actors)))
+    return [list(chunks[i:i + size]) for i in range(0, len(chunks), size)]
 
 
 class ChunkLabeler:
-    """Labels chunks in an actor; it is the `Engine` of its own chunks."""
-
-    request_bytes = REQUEST_BYTES
+    """Labels chunks in an actor, several at a time."""
 
     def __init__(self, job: LabellingJob, spec: ModelSpec) -> None:
         import torch
 
         torch.set_num_threads(spec.torch_threads)
-        self.job, self.suspicious = job, False
-        self.labeler = Labeler(spec.bundle_url, spec.device, decoders=spec.torch_threads,
-                               supports_url=spec.supports_url, bundle_id=spec.bundle_id, limits=spec.limits,
-                               max_seconds=spec.max_seconds)
+        self.job = job
+        self.labeler = Labeler(spec.bundle_url, spec.device, bundle_id=spec.bundle_id, **spec.labeler_options)
         self.reader = PhotoReader(self.job.images, max_bytes=self.job.manifest.max_bytes, threads=READERS)
+        self.pool = ThreadPoolExecutor(TOGETHER, thread_name_prefix="chunk")
 
-    def __call__(self, chunk: int) -> int:
-        """Label a chunk and write its part. A repeated chunk gives the same part. Returns its number of photos."""
+    def __call__(self, chunks: list[int]) -> int:
+        """Label chunks and write their parts; a repeated one gives the same part. Returns their number of photos."""
+        return sum(self.pool.map(self._label_chunk, chunks))
+
+    def _label_chunk(self, chunk: int) -> int:
         note = f"attempt-{chunk:06d}.json"  # of a lost actor it stays
-        self.suspicious = self.job.out.exists(note)
+        engine = _ActorEngine(self.labeler, self.job.manifest.batch, suspicious=self.job.out.exists(note))
         self.job.out.write_json(note, {})
-        photos, _ = self.job.label_chunk(chunk, self, self.reader)
+        photos, _ = self.job.label_chunk(chunk, engine, self.reader)
         self.job.out.delete(note)
         return photos
 
+
+@dataclass
+class _ActorEngine:
+    """The `Engine` of one chunk in an actor. suspicious: an actor was lost with this chunk before."""
+
+    labeler: Labeler
+    batch: int
+    suspicious: bool
+    request_bytes: int = REQUEST_BYTES
+
     def label(self, images: list[bytes], request: MaskRequest, *, checked: bool = False) -> list[Labels | PhotoFailure]:
-        """One result for each photo, in order. Raises `WorkerLostError` if an actor was lost with this chunk before."""
+        """One result for each photo, in order. Raises `WorkerLostError` for a suspicious chunk that is not checked."""
         if self.suspicious and not checked:
             raise WorkerLostError
-        return self.labeler.label_classes(images, request, self.job.manifest.batch)
+        return self.labeler.label_classes(images, request, self.batch)

@@ -14,6 +14,7 @@ from pipelines.inference.support_check import SupportReport, check_supports
 from pipelines.inference.supports import support_lines
 from pipelines.labelling.images import list_images
 from pipelines.labelling.support_sheet import CostEstimate, measure_and_show, render_sheet, report_lines
+from pipelines.serving.spec import labeler_computing
 
 
 def check_label_job(recipe: Recipe, *, supports: str, images: str, bundle: str, count: int, price: float,
@@ -33,15 +34,16 @@ def check_label_job(recipe: Recipe, *, supports: str, images: str, bundle: str, 
     url = bundle_url(bundle) if bundle else champion_url(Workspace(recipe.out))
     if not bundle:
         say_if_shipped(url, Workspace(recipe.out))
-    labeler = Labeler(url, device, limits=recipe.data.limits, memories=len(classes))
+    labeler = Labeler(url, device, limits=recipe.data.limits, memories=len(classes), **labeler_computing(config))
     ids = tuple(labeler.add_support(one) for one in classes)
     reports = [check_supports(labeler, one) for one in classes]
     cost: CostEstimate | None = None
     shown: list[dict[str, str]] = []
     if listed:
         request = MaskRequest(support_ids=ids, **config.wanted())
+        batch = 8 if config.batch == "auto" else config.batch
         cost, shown = measure_and_show(labeler, listed, request, count=count or len(listed), per_hour=price,
-                                       batch=config.batch, names=[one.class_name for one in classes])
+                                       batch=batch, names=[one.class_name for one in classes])
     sheet = Store(page)
     sheet.write_bytes("", render_sheet(labeler, classes, reports, cost, shown))
     lines = [*support_lines(classes), *(line for report in reports for line in report_lines(report))]

@@ -10,6 +10,7 @@ from pydantic import Field
 from fss_models.errors import FssError
 from fss_models.limits import PhotoLimits
 from pipelines.base.storage import Store
+from pipelines.config.computing import Computing
 from pipelines.config.mask_request import MaskRequest
 from pipelines.config.wanted import Wanted
 from pipelines.inference.supports import SupportSet
@@ -20,7 +21,7 @@ MANIFEST_VERSION = 1
 TITLE = 5  # largest number of class names in a title
 
 
-class JobManifest(Wanted, PhotoLimits):
+class JobManifest(Wanted, Computing, PhotoLimits):
     """The content of manifest.json: everything that determines the bytes of the parts."""
 
     version: int = MANIFEST_VERSION
@@ -37,8 +38,10 @@ class JobManifest(Wanted, PhotoLimits):
     preset: str
     chunk: int
     batch: int
+    features: str = "off"  # keep: rounded to half precision, and stored
     limit: int
     code_version: str
+    agreement: float | None = None  # mean IoU of masks with `fast` and `published` preprocessing, where it was measured
     redoes: str = ""  # in a job that labels doubtful labels of another job again: the hash of its origin.json
 
     @property
@@ -77,7 +80,8 @@ class JobManifest(Wanted, PhotoLimits):
 
 
 LATER = {name: JobManifest.model_fields[name].default for name in (
-    "class_name", "support_id", "class_names", "support_ids", "calibrator", "redoes",
+    "class_name", "support_id", "class_names", "support_ids", "calibrator", "redoes", "agreement", "features",
+    *Computing.model_fields,
     *(Wanted.model_fields.keys() - {"threshold"}))}
 
 

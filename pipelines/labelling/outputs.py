@@ -43,7 +43,8 @@ def write_outputs(out: Store, manifest: JobManifest, formats: Sequence[str] = ()
     named = {"class_names": manifest.class_names} if manifest.class_names else {"class_name": manifest.class_name}
     summary = {"images": manifest.images_count, **_counts(out, manifest), "failed": failed, **named,
                **manifest.supports, "bundle_id": manifest.bundle_id, "method": manifest.method,
-               "preset": manifest.preset, "threshold": manifest.threshold, "calibrator": manifest.calibrator,
+               "preset": manifest.preset, "threshold": manifest.threshold, "precision": manifest.precision,
+               "calibrator": manifest.calibrator,
                "labels": out.path(LABELS),
                "failures": out.path(FAILED)}
     if unread:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
+
+import numpy as np
+import torch
 
 from fss_models.bundle import BundleInfo
 from fss_models.errors import FssError
@@ -17,12 +20,14 @@ from pipelines.base.progress import say
 from pipelines.base.storage import Store, join
 from pipelines.base.version import package_version
 from pipelines.base.workspace import Workspace
-from pipelines.bundles.bundle import about_bundle, read_bundle_info
+from pipelines.bundles.bundle import about_bundle, load_bundle, read_bundle_info
 from pipelines.bundles.shipped import champion_url, say_if_shipped
 from pipelines.config.label import LabelConfig
 from pipelines.config.mask_request import check_overlaps
 from pipelines.config.recipe import Recipe
 from pipelines.config.wanted import CALIBRATED
+from pipelines.features.build import format_bytes
+from pipelines.inference.kept_features import half
 from pipelines.inference.label_sets import read_label_set
 from pipelines.inference.supports import SupportSet, support_lines
 from pipelines.labelling.actors import run_with_actors
@@ -31,8 +36,9 @@ from pipelines.labelling.images import ImageList, check_out, keep_unread, left_o
 from pipelines.labelling.job import LabellingJob
 from pipelines.labelling.manifest import JobManifest, claim_folder, describe_classes, describe_images
 from pipelines.labelling.outputs import SUMMARY, write_outputs
+from pipelines.labelling.settle import differs, of_service, settle
 from pipelines.serving.client import Client, find_service
-from pipelines.serving.spec import model_spec
+from pipelines.serving.spec import ModelSpec, model_spec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +79,11 @@ def run_label_job(request: LabelRequest) -> dict[str, Any]:
     images = list_images(request.images, request.limit, outs=[request.out])
     for line in left_out(images):
         say(line)
-    config, out = request.recipe.label, Store(request.out)
-    manifest = describe_job(request.recipe, about, images, classes, request.limit)
+    out = Store(request.out)
+    config, measured = settle(request.recipe.label, out, health, bundle=request.bundle_url if health is None else "",
+                              classes=classes, images=images, limits=request.recipe.data.limits)
+    recipe = request.recipe.model_copy(update={"label": config})
+    manifest = describe_job(recipe, about, images, classes, request.limit, measured)
     again = claim_folder(out, manifest)
     keep_unread(out, images)
     job = LabellingJob(out, images, manifest, max_seconds=request.recipe.data.max_seconds)
@@ -91,17 +100,22 @@ def run_label_job(request: LabelRequest) -> dict[str, Any]:
 
 
 def describe_job(recipe: Recipe, about: dict[str, Any], images: ImageList, classes: Sequence[SupportSet],
-                 limit: int = 0) -> JobManifest:
-    """The job's manifest. `about` is its bundle's `about_bundle`. Raises `FssError` for settings that do not fit."""
+                 limit: int = 0, measured: dict[str, Any] | None = None) -> JobManifest:
+    """The job's manifest. `about` is its bundle's `about_bundle`; the recipe's settings for labelling are not `auto`.
+
+    Raises `FssError` for settings that do not fit.
+    """
     config = recipe.label
     check_overlaps(config.overlaps, len(classes))
     check_marks(about["method"], classes)
     check_instances(method_class(about["method"]), config.instances)
     _check_calibrator(config, about["calibrator"])
     return JobManifest(
-        **describe_images(images), **describe_classes(classes), **config.wanted(), **recipe.data.limits.model_dump(),
+        **describe_images(images), **describe_classes(classes), **config.wanted(), **config.computing(),
+        **recipe.data.limits.model_dump(),
         calibrator=about["calibrator"], bundle_id=about["bundle_id"], method=about["method"], preset=about["preset"],
-        chunk=config.chunk, batch=config.batch, limit=limit, code_version=package_version(),
+        chunk=config.chunk, batch=int(config.batch), features=config.features,
+        limit=limit, code_version=package_version(), **(measured or {}),
     )
 
 
@@ -148,12 +162,24 @@ def label_chunks(job: LabellingJob, left: list[int], classes: Sequence[SupportSe
         if not request.bundle:
             say_if_shipped(url, Workspace(request.recipe.out))
         spec = model_spec(request.recipe, bundle_url=url, bundle_id=job.manifest.bundle_id, supports_url=root,
-                          device="cpu", batch=job.manifest.batch)
+                          device="cpu", batch=job.manifest.batch, computing=job.manifest.computing())
+        if job.manifest.features == "keep":
+            spec = replace(spec, features_url=Workspace(request.recipe.out).label_features)
+            say(_about_features(spec, len(job.images)))
         if request.engine == "actors":
             return run_with_actors(job, left, spec)
         engine = local_engine(spec)
     with engine as ready:
         return job.run(ready, left, request.recipe.label.in_flight)
+
+
+def _about_features(spec: ModelSpec, photos: int) -> str:
+    """How much the kept features of all photos take, from those of one black photo."""
+    model, _ = load_bundle(spec.bundle_url)
+    with torch.inference_mode():
+        seen = model.encode(model.prepare([np.zeros((model.side, model.side, 3), dtype=np.uint8)]))
+    size = sum(v.nbytes for v in half(seen.maps, 1).values())
+    return f"features of {photos:,} photos take up to {format_bytes(photos * size)} at {spec.features_url}"
 
 
 def check_bundle(manifest: JobManifest, about: dict[str, Any], *, hint: str) -> None:
@@ -178,7 +204,7 @@ def choose_service(request: LabelRequest) -> tuple[str, dict[str, Any] | None]:
 
     Raises `FssError` if the service of --service does not fit; the workspace's own service is used if it fits.
     """
-    batch = request.recipe.label.batch
+    config = request.recipe.label
     if request.engine == "actors":
         if request.service:
             raise FssError("--engine actors does not use a service", hint="leave --service or --engine out")
@@ -192,9 +218,9 @@ def choose_service(request: LabelRequest) -> tuple[str, dict[str, Any] | None]:
         if health["calibrator"] != about["calibrator"]:
             raise FssError("the service has another calibrator of the bundle", where=request.service,
                            hint="start the service again")
-        if health["batch"] != batch:
-            raise FssError(f"the service's batch is {health['batch']}, but the job's is {batch}", where=request.service,
-                           hint=f"use --set label.batch={health['batch']}")
+        if key := differs(health, config):
+            raise FssError(f"the service's {key} is {of_service(health, key)}, but the job's is {getattr(config, key)}",
+                           where=request.service, hint=f"use --set label.{key}={of_service(health, key)}")
         return request.service, health
     found = find_service(Workspace(request.recipe.out).service)
     if found is None:
@@ -202,8 +228,9 @@ def choose_service(request: LabelRequest) -> tuple[str, dict[str, Any] | None]:
     url, health = found
     info = read_bundle_info(request.bundle_url)
     same = (health["bundle_id"], health.get("calibrator", "")) == (info.bundle_id, info.calibrator)
-    if not same or health["batch"] != batch:
-        say(f"the service at {url} has another bundle or batch size; this job starts its own deployment")
+    if not same or (key := differs(health, config)):
+        what = f"{key} ({of_service(health, key)})" if same else "bundle"
+        say(f"the service at {url} has another {what}; this job starts its own deployment")
         return "", None
     return url, health
 

@@ -109,7 +109,7 @@ def _observe(model: Segmenter, shards: Shards, cache: FeatureCache, draw: Calibr
     present = torch.arange(len(targets)) < len(draw.present)
     left_out = _left_out(model, own, masks, shots, name) if len(shots) >= MIN_ADJUST else None
     observed = Observation(class_id=draw.class_id, present=present, iou=torch.tensor(ious) * present, left_out=left_out,
-                           measured=measure(prediction, features, describe_support(own, masks), pairs))
+                           measured=measure(prediction, features, describe_support(own, masks), pairs).cpu())
     return observed, torch.nn.functional.normalize(look(features).mean(dim=(2, 3)), dim=1).cpu()
 
 
@@ -125,7 +125,7 @@ def _left_out(model: Segmenter, own: Features, masks: torch.Tensor, shots: Seque
     signatures = stack([describe_support(own.take(torch.tensor(kept)), masks[list(kept)]) for kept, _ in trials])
     pairs = torch.arange(len(shots))[:, None].expand(-1, 2).to(model.device)
     ious = [_iou(model, logits, s) for logits, s in zip(found.logits, shots, strict=True)]
-    return measure(found, own, signatures, pairs), torch.tensor(ious)
+    return measure(found, own, signatures, pairs).cpu(), torch.tensor(ious)
 
 
 def calibrate_bundle(url: str, shards: Shards, config: CalibrateConfig, *, device: str = "cpu",

@@ -32,6 +32,9 @@ class Health(BaseModel):
     preset: str
     device: str
     batch: Whole
+    precision: str
+    compile: bool
+    preprocessing: str
     max_request_bytes: Whole
     token: bool
     roots: list[str] | None = Field(description="folders and buckets that jobs may read; null: all")
@@ -95,4 +98,5 @@ class SegmentAnswer(Answer):
     support_id: str = ""
     support_ids: list[str] = []
     bundle_id: str
+    precision: str = Field(description="in which the masks were computed")
     results: list[LabelAnswer | Failure | LabelsAnswer]

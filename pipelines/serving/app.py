@@ -88,7 +88,8 @@ class Service:
             bundle_id, results = await self.people.segment.remote(images, masks)
         about: dict[str, Any] = {"support_ids": list(body.ids)} if many else {"support_id": body.ids[0]}
         # Thousands of labels are sent as they are: checking them against the model costs a tenth of the request.
-        return JSONResponse({**about, "bundle_id": bundle_id, "results": [results_json(r, many=many) for r in results]})
+        return JSONResponse({**about, "bundle_id": bundle_id, "precision": self.about["precision"],
+                             "results": [results_json(r, many=many) for r in results]})
 
 
 def describe(info: BundleInfo, spec: ServiceSpec) -> dict[str, Any]:
@@ -97,7 +98,8 @@ def describe(info: BundleInfo, spec: ServiceSpec) -> dict[str, Any]:
         "status": "ok", "bundle_id": info.bundle_id, "method": info.method, "preset": info.preset,
         "untrained": info.untrained, "dataset": info.dataset, "classes": info.classes, "metrics": info.metrics,
         "calibrator": info.calibrator,
-        "device": spec.model.device, "batch": spec.model.batch, "max_request_bytes": spec.max_request_bytes,
+        "device": spec.model.device, "batch": spec.model.batch, **spec.model.serve.computing(),
+        "max_request_bytes": spec.max_request_bytes,
         "token": bool(spec.token), "roots": spec.roots,
     }
 

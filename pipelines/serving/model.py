@@ -105,9 +105,7 @@ class Model:
     def _load(self) -> Labeler:
         spec = self.spec
         url = spec.follow if spec.follow and Store(spec.follow).exists("bundle.json") else spec.bundle_url
-        return Labeler(url, spec.device, decoders=spec.torch_threads, supports_url=spec.supports_url,
-                       bundle_id="" if spec.follow else spec.bundle_id,
-                       limits=spec.limits, max_seconds=spec.max_seconds)
+        return Labeler(url, spec.device, bundle_id="" if spec.follow else spec.bundle_id, **spec.labeler_options)
 
     def _take(self, info: BundleInfo) -> None:
         """Load the bundle, compute the memories in use, and replace the labeler."""
@@ -149,7 +147,7 @@ def _batched(spec: ModelSpec) -> Any:
 
 def interactive(spec: ModelSpec) -> Application:
     """The deployment for people: it batches many small requests, and refuses (503) when too many wait."""
-    least, most = spec.serve.replicas, spec.serve.max_replicas
+    least, most = spec.serve.replicas or 1, spec.serve.max_replicas
     count: dict[str, Any] = {"num_replicas": least}
     if most > least:
         count = {"autoscaling_config": {
@@ -166,10 +164,11 @@ def interactive(spec: ModelSpec) -> Application:
 
 def bulk(spec: ModelSpec, *, on_demand: bool) -> Application:
     """The deployment for labelling jobs: one request is one chunk. With `on_demand` replicas run only during jobs."""
-    count: dict[str, Any] = {"num_replicas": spec.serve.replicas}
+    most = spec.serve.replicas or spec.job_replicas
+    count: dict[str, Any] = {"num_replicas": most}
     if on_demand:
         count = {"autoscaling_config": {
-            "min_replicas": 0, "initial_replicas": 0, "max_replicas": spec.serve.replicas, "upscale_delay_s": 0,
+            "min_replicas": 0, "initial_replicas": 0, "max_replicas": most, "upscale_delay_s": 0,
             "target_ongoing_requests": BULK_CHUNKS, "downscale_delay_s": 300}}
     deployment = serve.deployment(
         name="bulk", ray_actor_options=spec.actor_options, max_ongoing_requests=BULK_CHUNKS,

@@ -7,7 +7,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fss_models.bundle import BundleInfo
+from fss_models.execution import chosen_precision
 from fss_models.limits import LIMITS, PhotoLimits
+from pipelines.base.ray_stage import run_task
+from pipelines.config.computing import Computing
 from pipelines.config.label import ServiceSettings
 from pipelines.config.recipe import Recipe
 
@@ -21,6 +24,9 @@ class ModelSpec:
     bundle_url: str
     supports_url: str
     bundle_id: str = ""  # the bundle that has to be at bundle_url; empty: any
+    gpu_share: float = 0.5  # of a GPU, for each replica: people's and jobs' replicas share one
+    job_replicas: int = 1  # for jobs, where `serve.replicas` is 0
+    features_url: str = ""  # where features of jobs' photos are kept; empty: nowhere
     follow: str = ""  # URL whose bundle is taken whenever another one is promoted there; empty: never
     follow_s: float = FOLLOW_S
     device: str = "cpu"
@@ -35,9 +41,16 @@ class ModelSpec:
         return self.serve.threads or os.cpu_count() or 1
 
     @property
+    def labeler_options(self) -> dict[str, Any]:
+        """The keywords of a replica's `Labeler`."""
+        return {"decoders": self.torch_threads, "supports_url": self.supports_url, "limits": self.limits,
+                "max_seconds": self.max_seconds, "features_url": self.features_url,
+                **labeler_computing(self.serve)}
+
+    @property
     def actor_options(self) -> dict[str, Any]:
         """A replica's resources: fractions, so that interactive and bulk replicas share a machine and a GPU."""
-        return {"num_cpus": 0.5, **({"num_gpus": 0.5} if self.device != "cpu" else {})}
+        return {"num_cpus": 0.5, **({"num_gpus": self.gpu_share} if self.device != "cpu" else {})}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,13 +72,35 @@ class ServiceSpec:
 
 
 def model_spec(recipe: Recipe, *, bundle_url: str, bundle_id: str, supports_url: str, device: str,
-               batch: int, follow: str = "", follow_s: float = FOLLOW_S) -> ModelSpec:
-    """The `ModelSpec` for the `serve` and `data` sections of a recipe."""
+               batch: int, follow: str = "", follow_s: float = FOLLOW_S,
+               computing: dict[str, Any] | None = None) -> ModelSpec:
+    """The `ModelSpec` for the `serve` and `data` sections of a recipe; a job's `computing` replaces the service's."""
     return ModelSpec(
         bundle_url=bundle_url, bundle_id=bundle_id, supports_url=supports_url, device=device, batch=batch,
-        serve=recipe.serve, limits=recipe.data.limits, max_seconds=recipe.data.max_seconds,
+        serve=recipe.serve.model_copy(update=computing), limits=recipe.data.limits, max_seconds=recipe.data.max_seconds,
         follow=follow, follow_s=follow_s,
     )
+
+
+def labeler_computing(settings: Computing) -> dict[str, Any]:
+    """The keywords of a `Labeler` for these settings; preprocessing `auto` is that of the bundle."""
+    mode = None if settings.preprocessing in ("bundle", "auto") else settings.preprocessing
+    return {"precision": settings.precision, "compiled": settings.compile, "preprocessing": mode}
+
+
+def settle_spec(ray: Any, spec: ModelSpec) -> ModelSpec:
+    """The spec with what `auto` means on this cluster: the precision of the replicas' device, and their number."""
+    wanted, gpus = spec.serve.precision, 0.0 if spec.device == "cpu" else 0.1
+    found = run_task(ray, chosen_precision, wanted, spec.device, cpus=0, gpus=gpus) if wanted == "auto" else wanted
+    return replace(spec, serve=spec.serve.model_copy(update={"precision": found}),
+                   job_replicas=count_models(ray, spec.device))
+
+
+def count_models(ray: Any, device: str) -> int:
+    """The number of models that a cluster has room for: one a GPU, or one a machine without GPUs."""
+    if device != "cpu":
+        return max(1, int(ray.cluster_resources().get("GPU", 1)))
+    return max(1, sum(1 for n in ray.nodes() if n["Alive"] and n["Resources"].get("CPU", 0) >= 1))
 
 
 def with_bundle(spec: ServiceSpec, info: BundleInfo) -> ServiceSpec:

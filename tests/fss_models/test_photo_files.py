@@ -12,7 +12,7 @@ from PIL import Image
 
 from fss_models.errors import BadImage
 from fss_models.limits import PhotoLimits
-from fss_models.photo_files import decode_image, decode_sized, image_size
+from fss_models.photo_files import decode_image, decode_reduced, decode_sized, image_size
 
 
 def _bytes(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -151,3 +151,24 @@ def test_the_recorded_size_decides_the_orientation(photo: Image.Image) -> None:
 def test_a_broken_exif_block_is_no_reason_to_refuse(photo: Image.Image) -> None:
     data = _bytes(photo, "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff garbage")
     assert decode_image(data, exif=True).shape == (40, 60, 3)
+
+
+def test_a_reduced_jpeg_is_upright_and_says_its_full_size() -> None:
+    """It has at least the pixels asked for, and looks like the photo; another format is decoded whole."""
+    pixels = np.zeros((1200, 1600, 3), dtype=np.uint8)
+    pixels[:600, :800] = (200, 40, 40)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees when shown
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "JPEG", exif=exif)
+    reduced, size = decode_reduced(out.getvalue(), 256)
+    whole = decode_image(out.getvalue(), exif=True)
+    assert size == whole.shape[:2] == (1600, 1200)
+    assert reduced.shape == (400, 300, 3)
+    assert np.abs(reduced.astype(int) - whole[2::4, 2::4]).mean() < 3
+    assert decode_reduced(out.getvalue(), 601)[0].shape == (1600, 1200, 3)
+    plain = io.BytesIO()
+    Image.fromarray(pixels).save(plain, "PNG")
+    assert (decode_reduced(plain.getvalue(), 64)[0] == pixels).all()
+    with pytest.raises(BadImage, match="truncated"):
+        decode_reduced(out.getvalue()[:3000], 64)

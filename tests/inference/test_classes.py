@@ -117,10 +117,10 @@ def test_resolved_overlaps(labeler: Labeler) -> None:
 def test_a_pixel_goes_to_the_surest_class() -> None:
     """The weight is probability times score; of equal ones the first wins; below the threshold no class wins."""
     logits = [torch.full((1, 4), 1.0), torch.tensor([[2.0, 2.0, 1.0, -3.0]])]
-    assert semantic_map(logits, [1.0, 1.0], (1, 4), 0.0, corners=False).tolist() == [2, 2, 1, 1]
-    assert semantic_map(logits, [1.0, 0.5], (1, 4), 0.0, corners=False).tolist() == [1, 1, 1, 1]
-    assert semantic_map(logits, [0.0, 0.0], (1, 4), 0.0, corners=False).tolist() == [1, 1, 1, 1]
-    assert semantic_map(logits, [1.0, 1.0], (1, 4), 1.5, corners=False).tolist() == [2, 2, 0, 0]
+    assert semantic_map(logits, [1.0, 1.0], (1, 4), 0.0, corners=False).tolist() == [[2, 2, 1, 1]]
+    assert semantic_map(logits, [1.0, 0.5], (1, 4), 0.0, corners=False).tolist() == [[1, 1, 1, 1]]
+    assert semantic_map(logits, [0.0, 0.0], (1, 4), 0.0, corners=False).tolist() == [[1, 1, 1, 1]]
+    assert semantic_map(logits, [1.0, 1.0], (1, 4), 1.5, corners=False).tolist() == [[2, 2, 0, 0]]
 
 
 # ---- what people write -------------------------------------------------------------------------------------------

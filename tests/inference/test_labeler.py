@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from pycocotools import mask as coco
 
+from fss_models.clip import Features, Images
 from fss_models.errors import FssError
 from fss_models.limits import PhotoLimits
 from fss_models.marks import rle_json
+from fss_models.run_lengths import encode_logits
 from pipelines.config.mask_request import MaskRequest
+from pipelines.inference import labeler as module
 from pipelines.inference.labeler import Labeler
-from pipelines.inference.masks import Label, PhotoFailure, full_size
+from pipelines.inference.masks import Label, PhotoFailure
+from pipelines.inference.stages import ByteBudget
 from pipelines.inference.support_files import SupportRequest, support_request, support_set_from_request
 from pipelines.inference.supports import Support, SupportSet, UnknownSupportError
 from tests.serving.helpers import ball, encoded
@@ -131,11 +136,62 @@ def test_request_form_keeps_everything() -> None:
     assert support_set_from_request(SupportRequest(**support_request(support_set()))) == support_set()
 
 
-@pytest.mark.parametrize("corners", [False, True])
-def test_enlarging_transposed_is_enlarging(corners: bool) -> None:
-    logits = torch.randn(2, 7, 9)
-    masks = full_size(logits, [(20, 31), (14, 11)], [0.0, 0.3], corners=corners)
-    for mask, logit, size, level in zip(masks, logits, [(20, 31), (14, 11)], [0.0, 0.3], strict=True):
-        wanted = F.interpolate(logit[None, None], size=size, mode="bilinear", align_corners=corners)[0, 0] > level
-        assert mask.flags.f_contiguous
-        assert (mask.astype(bool) == wanted.numpy()).mean() > 0.999
+def test_labels_are_those_of_a_plain_loop(labeler: Labeler) -> None:
+    """Decode, resize, encode, segment, enlarge to a whole map, cut, encode: byte for byte, also for large photos."""
+    support = labeler.add_support(support_set())
+    small = [ball(s)[0] for s in range(3)]
+    large = [np.ascontiguousarray(np.kron(small[0], np.ones((11, 9, 1), dtype=np.uint8)))]
+    photos, model = small + large, labeler.model
+    labels = labeler.label([encoded(p, "PNG") for p in photos], support, 4)
+    with torch.inference_mode():
+        pairs = torch.stack([torch.zeros(4, dtype=torch.int64), torch.arange(4)], dim=1)
+        found = model.segment(labeler.memory(support), model.encode(model.prepare(photos)), pairs)
+    assert large[0].shape[0] * large[0].shape[1] > 400_000
+    for photo, logits, label in zip(photos, found.logits, labels, strict=True):
+        turned = torch.nn.functional.interpolate(logits.T[None, None], size=photo.shape[1::-1], mode="bilinear",
+                                                 align_corners=model.corners_aligned)[0, 0] > 0
+        assert isinstance(label, Label)
+        assert label.rle == coco.encode(turned.numpy().T.view(np.uint8))
+
+
+def test_run_lengths_do_not_hold_the_model(labeler: Labeler, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first batch's run lengths wait here until the model has begun the second batch."""
+    support, second, encode = labeler.add_support(support_set()), threading.Event(), labeler.model.encode
+    calls: list[int] = []
+
+    def counted(images: Images) -> Features:
+        calls.append(len(images))
+        if len(calls) == 2:
+            second.set()
+        return encode(images)
+
+    def patient(*args: Any, **more: Any) -> Any:
+        assert second.wait(30), "the model waits for run lengths"
+        return encode_logits(*args, **more)
+
+    monkeypatch.setattr(labeler.model, "encode", counted)
+    monkeypatch.setattr(module, "encode_logits", patient)
+    found = labeler.label([encoded(ball(s)[0]) for s in range(4)], support, 2)
+    assert calls == [2, 2]
+    assert not any(isinstance(f, PhotoFailure) for f in found)
+
+
+def test_fast_preprocessing_labels_photos_at_their_size(bundle: str, labeler: Labeler) -> None:
+    """A JPEG that is decoded at a quarter of its size gets nearly the mask of all its pixels, at its full size."""
+    fast = Labeler(bundle, preprocessing="fast")
+    photo = np.ascontiguousarray(np.kron(ball(3)[0], np.ones((16, 16, 1), dtype=np.uint8)))
+    one, other = (by.label([encoded(photo)], by.add_support(support_set()), 1)[0] for by in (labeler, fast))
+    assert decoded(other).shape == photo.shape[:2]
+    both = decoded(one) & decoded(other)
+    assert both.sum() / (decoded(one) | decoded(other)).sum() > 0.95
+
+
+def test_a_byte_budget_lets_in_what_fits() -> None:
+    budget, entered = ByteBudget(10), threading.Event()
+    budget.acquire(25)  # larger than the limit, but alone
+    thread = threading.Thread(target=lambda: (budget.acquire(4), entered.set()))
+    thread.start()
+    assert not entered.wait(0.1)
+    budget.release(25)
+    assert entered.wait(10)
+    thread.join()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from pycocotools import mask as coco
 from scipy import ndimage
 
 from pipelines.base.storage import Store
@@ -59,4 +60,5 @@ def finished_job(root: Path, truth: Masks) -> Path:
 
 
 def _labels(masks: dict[str, np.ndarray]) -> list[Label]:
-    return [make_label(np.asfortranarray(m, dtype=np.uint8), 0.5 + 0.1 * n) for n, m in enumerate(masks.values())]
+    coded = [coco.encode(np.asfortranarray(m, dtype=np.uint8)) for m in masks.values()]
+    return [make_label(rle, 0.5 + 0.1 * n) for n, rle in enumerate(coded)]

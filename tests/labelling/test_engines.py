@@ -16,7 +16,7 @@ from pipelines.config.mask_request import MaskRequest
 from pipelines.inference.labeler import Labeler
 from pipelines.inference.masks import PhotoFailure
 from pipelines.inference.support_files import read_support_file
-from pipelines.labelling.actors import run_with_actors
+from pipelines.labelling.actors import ChunkLabeler, _groups, run_with_actors
 from pipelines.labelling.engines import ServiceEngine
 from pipelines.labelling.parts import part_name
 from pipelines.serving.client import Client
@@ -49,6 +49,33 @@ def test_actors_write_the_same_parts(ray_cluster: object, bundle: str, tmp_path:
     with pytest.raises(FssError, match=r"^\S+: the bundle is \w+ now, no longer f{16} [^\n]*$"):
         run_with_actors(other, other.chunks_left(), ModelSpec(bundle_url=bundle, bundle_id="f" * 16, supports_url=root))
     assert len(other.chunks_left()) == 3
+
+
+def test_chunks_of_a_group_are_those_of_a_plain_job(bundle: str, tmp_path: Path) -> None:
+    """An actor labels several chunks at a time; a chunk with which an actor was lost is looked at photo by photo."""
+    photos = photo_folder(tmp_path / "photos", 20)
+    supports = read_support_file(str(supports_file(tmp_path)))
+    root = str(tmp_path / "supports")
+    supports.save(root)
+    labeler = Labeler(bundle, supports_url=root)
+    plain = make_job(photos, tmp_path / "plain", supports.support_id, labeler, chunk=8)
+    job = make_job(photos, tmp_path / "out", supports.support_id, labeler, chunk=8)
+    job.out.write_json("attempt-000001.json", {})
+    with one_thread():
+        plain.run(DirectEngine(labeler), plain.chunks_left(), 1)
+        spec = ModelSpec(bundle_url=bundle, supports_url=root, batch=4, serve=ServiceSettings(threads=1))
+        assert ChunkLabeler(job, spec)([0, 1, 2]) == 20
+    for chunk in range(3):
+        assert job.out.read_bytes(part_name(chunk)) == plain.out.read_bytes(part_name(chunk))
+        assert not job.out.exists(f"attempt-{chunk:06d}.json")
+
+
+@pytest.mark.parametrize(("chunks", "actors", "sizes"), [
+    (3, 1, [1, 1, 1]), (40, 1, [8] * 5), (40, 5, [2] * 20), (1, 4, [1])])
+def test_groups_leave_work_for_every_actor(chunks: int, actors: int, sizes: list[int]) -> None:
+    groups = _groups(range(chunks), actors)
+    assert [len(g) for g in groups] == sizes
+    assert [c for g in groups for c in g] == list(range(chunks))
 
 
 def test_a_service_that_has_another_bundle_meanwhile() -> None:

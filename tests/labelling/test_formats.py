@@ -163,5 +163,5 @@ def plain_job(root: Path, *names: str) -> tuple[Store, JobManifest]:
         support_id="0" * 16, bundle_id="b", method="prior", preset="nano", chunk=2, batch=1, threshold=0.5, limit=0,
         max_pixels=10**8, max_bytes=10**8, code_version="0")
     out, mask = Store(str(root / "out")), np.ones((9, 9), dtype=np.uint8, order="F")
-    write_part(out, 0, images, range(len(names)), manifest, [(make_label(mask, 0.5),)] * len(names))
+    write_part(out, 0, images, range(len(names)), manifest, [(make_label(coco.encode(mask), 0.5),)] * len(names))
     return out, manifest

@@ -1,0 +1,39 @@
+"""Photos of any size for benchmarks of stages: JPEG bytes, real where real photos are at hand, and a marked support."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from benchmarks.datasets import coco_root
+from fss_models.marks import rle_json
+from fss_models.photo_files import is_photo
+from pipelines.inference.supports import Support, SupportSet
+
+
+def sized_photos(config: dict[str, Any], folder: Path, size: tuple[int, int], count: int) -> tuple[list[bytes], str]:
+    """`count` JPEGs of (width, height) `size`, and a description. Real photos are enlarged or reduced to that size."""
+    root, what = coco_root(config, folder)
+    files = sorted(p for p in Path(root).rglob("*") if is_photo(p.name))
+    found = []
+    for number in range(count):
+        with Image.open(files[number * len(files) // count]) as photo:
+            out = io.BytesIO()
+            photo.convert("RGB").resize(size, Image.Resampling.BICUBIC).save(out, "JPEG", quality=88)
+            found.append(out.getvalue())
+    return found, f"{what}, resized to {size[0]} x {size[1]}"
+
+
+def disc_supports(photos: list[bytes], shots: int) -> SupportSet:
+    """A support set of the first photos with a disc marked in the middle of each."""
+    supports = []
+    for data in photos[:shots]:
+        with Image.open(io.BytesIO(data)) as photo:
+            y, x = np.mgrid[:photo.height, :photo.width]
+            disc = (y - photo.height / 2) ** 2 + (x - photo.width / 2) ** 2 < (min(photo.size) / 4) ** 2
+        supports.append(Support(data, {"mask": rle_json(disc)}))
+    return SupportSet("disc", tuple(supports))
