@@ -30,9 +30,9 @@ from fss_models.methods.gf_sam.similarity import (
     similarity_maps,
 )
 from fss_models.point_prompts.build import PUBLISHED, PointParts, build_point_parts
+from fss_models.point_prompts.segmenter import PointPromptedSegmenter
 from fss_models.presets import PRESETS
 from fss_models.registry import register_method
-from fss_models.segmenter import Segmenter
 
 NO_MASK = -10.0  # logit where no mask was drawn at all
 BOTH, EITHER = 1, 2  # labels of masks that passed both gates, or one
@@ -65,12 +65,10 @@ class GfSamAnalysis:
 
 
 @register_method("gf_sam", config=GfSamConfig)
-class GfSam(Segmenter):
+class GfSam(PointPromptedSegmenter):
     """GF-SAM; `encode` computes cells and SAM's embedding, `memorise` all that depends on the references alone."""
 
-    trains = False
     presets = (*PUBLISHED, *PRESETS)
-    prompt_kinds = frozenset({PromptKind.MASK})
     config: GfSamConfig
 
     def __init__(
@@ -80,24 +78,7 @@ class GfSam(Segmenter):
         parts = parts or build_point_parts(
             preset, source=config.features, cell_side=config.dino_side, antialias=config.antialias,
             cell_weights=config.dino_weights, weights=weights)
-        super().__init__(preset=preset, preprocessor=parts.preprocessor, config=config)
-        self.sam, self.cells = parts.sam, parts.cells
-        self._parts_have, self._frozen = (parts.checkpoint, parts.pretrained), parts.frozen
-        self.requires_grad_(False)
-
-    @property
-    def untrained(self) -> bool:
-        """Whether SAM or the cells' source holds random values."""
-        return not all(self._parts_have)
-
-    @property
-    def keeps_random_parts(self) -> bool:
-        """As `untrained`: nothing trains."""
-        return self.untrained
-
-    def frozen_weights(self) -> dict[str, str]:
-        """Pretrained weights of SAM, of SAM 2's trunk, and of DINOv2."""
-        return dict(self._frozen)
+        super().__init__(preset=preset, config=config, parts=parts)
 
     def encode(self, images: Images) -> Features:
         """Maps "cells" [N, C, g, g], scaled for comparison, and the decoder's: "sam", of SAM 2 "f0" and "f1"."""

@@ -25,9 +25,9 @@ from fss_models.methods.matcher.proposals import (
 )
 from fss_models.methods.matcher.scoring import ProposalScores, choose_proposals, filter_proposals, score_proposals
 from fss_models.point_prompts.build import PointParts, build_point_parts
+from fss_models.point_prompts.segmenter import PointPromptedSegmenter
 from fss_models.prototype_prompts.sams import Maps
 from fss_models.registry import register_method
-from fss_models.segmenter import Segmenter
 
 DECODER_MAPS = ("sam", "f0", "f1")
 
@@ -53,12 +53,10 @@ class MatcherAnalysis:
 
 
 @register_method("matcher", config=MatcherConfig)
-class Matcher(Segmenter):
+class Matcher(PointPromptedSegmenter):
     """Matcher; `encode` computes patches, SAM's embedding and the grid's proposals, once a photo."""
 
-    trains = False
     presets = ("debug", "official")
-    prompt_kinds = frozenset({PromptKind.MASK})
     config: MatcherConfig
 
     def __init__(
@@ -68,25 +66,8 @@ class Matcher(Segmenter):
         parts = parts or build_point_parts(
             preset, source=config.features, cell_side=config.side, antialias=False, cell_weights=config.dino_weights,
             weights=weights, side=0 if preset == "debug" else config.side)
-        super().__init__(preset=preset, preprocessor=parts.preprocessor, config=config)
+        super().__init__(preset=preset, config=config, parts=parts)
         self.use = at_preset(config, preset)
-        self.sam, self.cells = parts.sam, parts.cells
-        self._parts_have, self._frozen = (parts.checkpoint, parts.pretrained), parts.frozen
-        self.requires_grad_(False)
-
-    @property
-    def untrained(self) -> bool:
-        """Whether SAM or the patches' source holds random values."""
-        return not all(self._parts_have)
-
-    @property
-    def keeps_random_parts(self) -> bool:
-        """As `untrained`: nothing trains."""
-        return self.untrained
-
-    def frozen_weights(self) -> dict[str, str]:
-        """Pretrained weights of SAM and of DINOv2."""
-        return dict(self._frozen)
 
     def encode(self, images: Images) -> Features:
         """Maps "cells" [N, C, g, g] of unit length, "sam", and with `dense` the grid's proposals.

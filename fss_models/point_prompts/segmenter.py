@@ -1,0 +1,36 @@
+"""What GF-SAM and Matcher share as methods: frozen parts alone, and masks as the only marks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fss_models.clip import PromptKind
+from fss_models.point_prompts.build import PointParts
+from fss_models.segmenter import Segmenter
+
+
+class PointPromptedSegmenter(Segmenter):
+    """A method without training around the parts `sam` and `cells`."""
+
+    trains = False
+    prompt_kinds = frozenset({PromptKind.MASK})
+
+    def __init__(self, *, preset: str, config: Any, parts: PointParts) -> None:
+        super().__init__(preset=preset, preprocessor=parts.preprocessor, config=config)
+        self.sam, self.cells = parts.sam, parts.cells
+        self._complete, self._frozen = parts.checkpoint and parts.pretrained, parts.frozen
+        self.requires_grad_(False)
+
+    @property
+    def untrained(self) -> bool:
+        """Whether SAM or the cells' source holds random values."""
+        return not self._complete
+
+    @property
+    def keeps_random_parts(self) -> bool:
+        """As `untrained`: nothing trains."""
+        return self.untrained
+
+    def frozen_weights(self) -> dict[str, str]:
+        """Pretrained weights of SAM, of SAM 2's trunk, and of DINOv2."""
+        return dict(self._frozen)
