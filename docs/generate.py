@@ -204,6 +204,7 @@ def methods_page() -> str:
             ("paper", f"{title}, arXiv {arxiv}" if arxiv else "-"),
             ("trains", "yes" if cls.trains else "nothing"),
             ("marks it reads", ", ".join(sorted(k.name.lower() for k in cls.prompt_kinds))),
+            ("instances", ", ".join(f"`{s}`" for s in sorted(cls.instance_sources))),
             ("presets", ", ".join(f"`{p}`" for p in cls.presets)),
         ]
         rows = [(f"`{f.name}`", "" if f.default is MISSING else f"`{f.default!r}`") for f in fields(settings)]

@@ -28,6 +28,7 @@ EXTRAS = {  # package of an extra -> (the extra, what it adds)
     "mlflow": ("train", "sweeps, promotion, tracking"), "matplotlib": ("train", "figures of reports and analyses"),
     "boto3": ("s3", "MLflow's artifacts in a bucket"),
     "pillow-heif": ("heic", "photos of iPhones"), "transformers": ("sam3", "the method sam3"),
+    "pot": ("matcher", "the method matcher at its published size"),
 }
 # required package -> what it is used for
 PACKAGES = {"ray": "cluster", "sam2": "SAM 2's modules", "timm": "the nano trunk",

@@ -22,8 +22,8 @@ def register(app: typer.Typer) -> None:
         method: Annotated[str, typer.Option("--method", "-m", help="Method that the file belongs to.")],
         out: Annotated[str, typer.Option("--out", "-o", help="Folder or URL of the bundle to write.")],
         preset: Annotated[str, typer.Option("--preset", "-p", help="Preset (size) that it was trained at.")] = "large",
-        base: Annotated[str, typer.Option("--weights", help="SAM 2 checkpoint that it was trained on: a path or URL.")
-                        ] = "",
+        base: Annotated[str, typer.Option("--weights", help="Checkpoint that it was trained on, where the file does "
+                                          "not hold it: a path or URL.")] = "",
         config: Annotated[list[str] | None, typer.Option(
             "--config", help="Setting of the method that the file does not tell, such as side=641. May be repeated.")
             ] = None,

@@ -31,11 +31,12 @@ class Wanted(Section):
     overlaps: Overlaps = Field("keep", description="resolve: a pixel belongs to one class at most")
     pairs: int = Field(0, ge=0, le=MAX_PAIRS, description=(
         "(class, photo) pairs in a call of the model; 0: one class a call"))
-    instances: InstanceSource = Field("none", description="where one mask for each object comes from")
+    instances: InstanceSource = Field("none", description=(
+        "one mask for each object: the method's own (model), connected pieces of the mask (pieces), or by SAM 2's "
+        "decoder (prompts)"))
     speck: float = Field(0.0002, ge=0, lt=1, description=(
         "share of a photo's pixels below which a connected piece is no instance"))
-    # The next three settings are used where the bundle has a calibrator.
-    prevalence: Prevalence = 0.5
+    prevalence: Prevalence = 0.5  # with a calibrator, like the next two: share of the photos that show a class
     empty_below: float = Field(0.5, ge=0, le=1, description="a class less probable than this gets an empty label")
     review_below: float = Field(0.5, ge=0, le=1, description=(
         "a mask less probably good than this gets the status review"))

@@ -9,7 +9,7 @@ from fss_models.sam2_core.matcher import MemoryMatcher
 
 @register_method("sam2_frozen", config=Sam2FrozenConfig)
 class Sam2Frozen(MemoryMatcher):
-    """The baseline that adapted methods are compared with. At nano and debug it reports itself as untrained."""
+    """The baseline that adapted methods are compared with. It is untrained where no checkpoint is given or ships."""
 
     trains = False
     config: Sam2FrozenConfig
