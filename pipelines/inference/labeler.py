@@ -88,7 +88,7 @@ class Labeler:
         self._memories: OrderedDict[str, _StoredMemory] = OrderedDict()
         self._max_memories, self._lock = memories, threading.RLock()
         self._pixels = ByteBudget(DECODING_BYTES)
-        self._decode = DecodeStage(self._prepare, decoders, 12 * self.model.side ** 2)
+        self._decode = DecodeStage(decoders, 12 * self.model.side ** 2)
         self._finish: FinishStage[list[Placed]] = FinishStage(decoders)
 
     def _about_features(self) -> dict[str, Any]:
@@ -192,7 +192,7 @@ class Labeler:
                 yield kept.rows[some], sizes_of(kept.sizes[some]), batch, partial(self._moved, kept, first, batch)
             return
         new: list[tuple[list[int], Features]] = []
-        for rows, prepared in self._decode.batches(images, failures, batch):
+        for rows, prepared in self._decode.batches(self._prepare, images, failures, batch):
             width = batch if fixed else power_of_two(len(rows), batch)
             stacked = self._stacked(prepared, width)
             encode: Encode = partial(self.execution.encode, self.execution.upload(stacked))
@@ -250,10 +250,10 @@ class Labeler:
                 found = self._segment(call, features, width, requests)
                 separate, shared = found.split(requests)
                 if separate:
-                    finishing.append(self._finish.submit(found.download.size, partial(self._separate, work, separate)))
+                    finishing.append(self._finish.submit(found.size, partial(self._separate, work, separate)))
                 kept += shared
         if kept:
-            size = sum({id(c.output): c.output.download.size for c in kept}.values())
+            size = sum({id(c.output): c.output.size for c in kept}.values())
             finishing.append(self._finish.submit(size, partial(self._resolve, work, kept)))
         return finishing
 
