@@ -33,6 +33,7 @@ from fss_models.precision import Precision
 from fss_models.preprocess import Mode
 from fss_models.presence import LabelJudge, SupportStatistics
 from fss_models.run_lengths import empty_mask, encode_logits
+from pipelines.base.version import package_version
 from pipelines.bundles.bundle import bundle_calibrator, load_bundle
 from pipelines.config.mask_request import MaskRequest
 from pipelines.config.wanted import Wanted
@@ -93,8 +94,10 @@ class Labeler:
 
     def _about_features(self) -> dict[str, Any]:
         """All that decides the features of a photo."""
-        return {"bundle_id": self.info.bundle_id, "preprocessing": self.preprocessing, "compiled":
-                self.execution.compiled, "precision": self.execution.precision, **self.limits.model_dump()}
+        how = self.execution
+        return {"bundle_id": self.info.bundle_id, "preprocessing": self.preprocessing, "compiled": how.compiled,
+                "precision": how.precision, "device": how.device.type, "code_version": package_version(),
+                **self.limits.model_dump()}
 
     def add_support(self, supports: SupportSet) -> str:
         """Compute and keep the memory of a set. Returns its id. Raises `FssError` if the method refuses the set."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from pipelines.labelling.images import list_images
 from pipelines.labelling.manifest import claim_folder
 from pipelines.labelling.run import describe_job
 from pipelines.labelling.settle import continued, differs, fastest_batch, settle
+from pipelines.serving.spec import free_models
 from tests.serving.helpers import ball, encoded, supports_file
 
 HEALTH = {"batch": 4, "precision": "bfloat16", "compile": False, "preprocessing": "fast"}
@@ -138,3 +140,12 @@ def test_defaults_are_not_in_the_manifest(job: dict[str, Any]) -> None:
 def test_a_service_cannot_compare_modes() -> None:
     with pytest.raises(ValueError, match="preprocessing auto is for jobs"):
         ServiceSettings(preprocessing="auto")
+
+
+@pytest.mark.parametrize(("gpus", "free", "room"), [
+    (4, 4, (4, 1.0)), (4, 3.5, (3, 1.0)), (4, 3, (2, 1.0)), (2, 1, (1, 0.5)), (1, 1, (1, 1.0)), (1, 0.5, (1, 0.5)),
+    (1, 0, (1, 0.5))])
+def test_a_job_starts_beside_a_service(gpus: float, free: float, room: tuple[int, float]) -> None:
+    """Would catch a deployment that waits without end for GPUs of which a service has half."""
+    ray = SimpleNamespace(cluster_resources=lambda: {"GPU": gpus}, available_resources=lambda: {"GPU": free})
+    assert free_models(ray, "cuda") == room
