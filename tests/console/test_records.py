@@ -127,8 +127,8 @@ def test_a_job_has_what_was_asked_for(tmp_path: Path, monkeypatch: pytest.Monkey
     served.take(replace(served.spec, recipe=recipe), about)
     monkeypatch.setattr(Jobs, "_start_task", lambda self, record: record.model_dump())
     asked = {"threshold": 0.4, "instances": "pieces", "prevalence": 0.2}
-    started = served.start(JobRequest(images=str(tmp_path / "photos"), limit=1,
-                                      support_ids=[ball_set.save(str(tmp_path / "supports"))], **asked))
+    started = served.start(JobRequest.model_validate({
+        "images": str(tmp_path / "photos"), "support_ids": [ball_set.save(str(tmp_path / "supports"))], **asked}))
     manifest = JobManifest.model_validate(Store(started["out"]).read_json(MANIFEST))
     assert {k: getattr(manifest, k) for k in asked} == asked == started["settings"]
     assert (manifest.features, manifest.batch, manifest.preprocessing) == ("off", 8, "bundle")
