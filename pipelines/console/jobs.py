@@ -41,6 +41,7 @@ from pipelines.review.redo import begin_redo, resume_redo
 from pipelines.serving.requests import RefusedError
 from pipelines.serving.spec import ServiceSpec
 
+ASKED = {"threshold", "overlaps", "prevalence", "instances"}  # fields of a request that are settings of its job
 MAX_RUNNING = 2  # jobs at a time; they share the replicas
 PAGE = 24  # labels a page
 SIDE = 640  # pixels of a shown photo's longer side
@@ -70,7 +71,7 @@ class Jobs:
         classes = [load_support_set(self.spec.model.supports_url, i) for i in request.support_ids]
         if len({c.class_name for c in classes}) < len(classes):
             raise FssError("two support sets have the same class name", hint="give them different names")
-        settings = request.model_dump(include={"threshold", "overlaps", "prevalence"}, exclude_none=True)
+        settings = request.model_dump(include=ASKED, exclude_none=True)
         recipe = job_recipe(self.spec.recipe, self.spec.model, settings)
         manifest = describe_job(recipe, self.about, images, classes, request.limit)
         job_id = job_name(manifest)
@@ -138,6 +139,10 @@ class Jobs:
 
     def _check_bundle(self, job: ReviewedJob) -> None:
         check_bundle(job.manifest, self.about, hint="start `fss serve` with the job's --bundle, or start a new job")
+        for key, mine in self.spec.model.serve.computing().items():
+            if mine != (theirs := getattr(job.manifest, key)):
+                raise FssError(f"the labels were made with {key} {theirs!r}, not {mine!r}",
+                               hint=f"start `fss serve` with --set serve.{key}={theirs}, or start a new job")
 
     def _check_capacity(self, job_id: str) -> None:
         running = [r.job_id for r in self.records.all() if self.records.progress(r.job_id).state == "running"]

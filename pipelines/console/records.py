@@ -145,7 +145,7 @@ def job_name(manifest: JobManifest) -> str:
 
 def job_recipe(recipe: Recipe, model: ModelSpec, settings: dict[str, Any]) -> Recipe:
     """The service's recipe with the settings of a job, and of the service's model, in its label section."""
-    own = {"batch": model.batch, **model.serve.computing()}
+    own = {"batch": model.batch, "features": "off", **model.serve.computing()}
     label = LabelConfig.model_validate({**recipe.label.model_dump(), **settings, **own})
     return recipe.model_copy(update={"label": label})
 

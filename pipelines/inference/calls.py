@@ -43,6 +43,12 @@ class CallOutput:
     statistics: tuple[SupportStatistics, ...]  # one for each pair; none without a calibrator
     instances: Instances | None = None  # on the device
 
+    @property
+    def size(self) -> int:
+        """Bytes that wait with it, on the host and on the device."""
+        own = self.instances.logits if self.instances is not None else None
+        return self.download.size + (0 if own is None else own.numel() * own.element_size())
+
     def split(self, requests: Sequence[MaskRequest]) -> tuple[list[PairMask], list[PairMask]]:
         """The masks, without padding: those that keep overlaps, and those that resolve them."""
         masks = [PairMask(self, at) for at, pair in enumerate(self.pairs) if not pair.padding]

@@ -1,9 +1,9 @@
 """What a model's encoder gave for the photos of a job, kept in half precision for labelling them again.
 
 One file holds the photos that are labelled in one call, a chunk or a piece of one; its name is a hash of their
-content. Another job finds it if it labels the same photos in the same chunks with the same bundle, whatever its
-supports, classes and threshold are. Features are rounded to half precision in the first job too, so that both jobs
-give the same masks.
+content. Another job finds it if it labels the same photos in the same chunks with the same bundle, version and
+precision, on the same kind of device, whatever its supports, classes and threshold are. Features are rounded to half
+precision in the first job too, so that both jobs give the same masks.
 """
 
 from __future__ import annotations

@@ -33,6 +33,7 @@ from fss_models.precision import Precision
 from fss_models.preprocess import Mode
 from fss_models.presence import LabelJudge, SupportStatistics
 from fss_models.run_lengths import empty_mask, encode_logits
+from pipelines.base.version import package_version
 from pipelines.bundles.bundle import bundle_calibrator, load_bundle
 from pipelines.config.mask_request import MaskRequest
 from pipelines.config.wanted import Wanted
@@ -88,13 +89,15 @@ class Labeler:
         self._memories: OrderedDict[str, _StoredMemory] = OrderedDict()
         self._max_memories, self._lock = memories, threading.RLock()
         self._pixels = ByteBudget(DECODING_BYTES)
-        self._decode = DecodeStage(self._prepare, decoders, 12 * self.model.side ** 2)
+        self._decode = DecodeStage(decoders, 12 * self.model.side ** 2)
         self._finish: FinishStage[list[Placed]] = FinishStage(decoders)
 
     def _about_features(self) -> dict[str, Any]:
         """All that decides the features of a photo."""
-        return {"bundle_id": self.info.bundle_id, "preprocessing": self.preprocessing, "compiled":
-                self.execution.compiled, "precision": self.execution.precision, **self.limits.model_dump()}
+        how = self.execution
+        return {"bundle_id": self.info.bundle_id, "preprocessing": self.preprocessing, "compiled": how.compiled,
+                "precision": how.precision, "device": how.device.type, "code_version": package_version(),
+                **self.limits.model_dump()}
 
     def add_support(self, supports: SupportSet) -> str:
         """Compute and keep the memory of a set. Returns its id. Raises `FssError` if the method refuses the set."""
@@ -192,7 +195,7 @@ class Labeler:
                 yield kept.rows[some], sizes_of(kept.sizes[some]), batch, partial(self._moved, kept, first, batch)
             return
         new: list[tuple[list[int], Features]] = []
-        for rows, prepared in self._decode.batches(images, failures, batch):
+        for rows, prepared in self._decode.batches(self._prepare, images, failures, batch):
             width = batch if fixed else power_of_two(len(rows), batch)
             stacked = self._stacked(prepared, width)
             encode: Encode = partial(self.execution.encode, self.execution.upload(stacked))
@@ -250,10 +253,10 @@ class Labeler:
                 found = self._segment(call, features, width, requests)
                 separate, shared = found.split(requests)
                 if separate:
-                    finishing.append(self._finish.submit(found.download.size, partial(self._separate, work, separate)))
+                    finishing.append(self._finish.submit(found.size, partial(self._separate, work, separate)))
                 kept += shared
         if kept:
-            size = sum({id(c.output): c.output.download.size for c in kept}.values())
+            size = sum({id(c.output): c.output.size for c in kept}.values())
             finishing.append(self._finish.submit(size, partial(self._resolve, work, kept)))
         return finishing
 

@@ -48,22 +48,25 @@ class ByteBudget:
 
 
 class DecodeStage:
-    """Prepares photos in threads: `prepare` decodes and resizes one, to `size` bytes or fewer."""
+    """Prepares photos in threads, each to `size` bytes or fewer."""
 
-    def __init__(self, prepare: Callable[[bytes], Images], threads: int, size: int) -> None:
-        self._prepare, self._ahead = prepare, max(1, AHEAD_BYTES // size)
+    def __init__(self, threads: int, size: int) -> None:
+        self._ahead = max(1, AHEAD_BYTES // size)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
 
-    def batches(self, photos: Sequence[bytes], failures: dict[int, PhotoFailure],
+    def batches(self, prepare: Callable[[bytes], Images], photos: Sequence[bytes], failures: dict[int, PhotoFailure],
                 batch: int) -> Iterator[tuple[list[int], list[Images]]]:
-        """Rows and prepared photos, `batch` readable ones at a time, in order. The others are added to `failures`."""
+        """Rows and prepared photos, `batch` readable ones at a time, in order. The others are added to `failures`.
+
+        `prepare` decodes and resizes a photo; it is not kept, so that a labeler that is let go leaves memory at once.
+        """
         waiting: deque[tuple[int, Future[Images]]] = deque()
         rows: list[int] = []
         ready: list[Images] = []
         todo = iter(range(len(photos)))
         while True:
             while len(waiting) < min(2 * batch, self._ahead) and (row := next(todo, None)) is not None:
-                waiting.append((row, self._pool.submit(self._prepare, photos[row])))
+                waiting.append((row, self._pool.submit(prepare, photos[row])))
             if not waiting:
                 break
             row, future = waiting.popleft()

@@ -105,8 +105,8 @@ def claim_folder(out: Store, manifest: JobManifest) -> bool:
         out.write_json(MANIFEST, manifest.content())
         return False
     mine, theirs = manifest.content(), out.read_json(MANIFEST)
-    moved = {"images_url"}  # the same photos may be mounted elsewhere now
-    differs = sorted(k for k in mine.keys() | theirs.keys() if mine.get(k) != theirs.get(k) and k not in moved)
+    free = {"images_url", "agreement"}  # photos may be mounted elsewhere now; what was measured is no setting
+    differs = sorted(k for k in mine.keys() | theirs.keys() if mine.get(k) != theirs.get(k) and k not in free)
     if differs:
         key = differs[0]
         raise FssError(f"holds another job: its {key} is {theirs.get(key)!r}, but this job's is {mine.get(key)!r}",

@@ -36,7 +36,7 @@ from pipelines.labelling.images import ImageList, check_out, keep_unread, left_o
 from pipelines.labelling.job import LabellingJob
 from pipelines.labelling.manifest import JobManifest, claim_folder, describe_classes, describe_images
 from pipelines.labelling.outputs import SUMMARY, write_outputs
-from pipelines.labelling.settle import differs, of_service, settle
+from pipelines.labelling.settle import continued, differs, of_service, settle
 from pipelines.serving.client import Client, find_service
 from pipelines.serving.spec import ModelSpec, model_spec
 
@@ -71,6 +71,8 @@ def run_label_job(request: LabelRequest) -> dict[str, Any]:
     """Label all photos. Returns the summary. Raises `FssError` for a person's mistakes."""
     classes = read_label_set(request.supports)
     say("\n".join(support_lines(classes)))
+    out = Store(request.out)
+    request = replace(request, recipe=request.recipe.model_copy(update={"label": continued(request.recipe.label, out)}))
     service, health = choose_service(request)
     about = health if health and not request.bundle else about_bundle(read_bundle_info(request.bundle_url))
     if not health:
@@ -79,9 +81,8 @@ def run_label_job(request: LabelRequest) -> dict[str, Any]:
     images = list_images(request.images, request.limit, outs=[request.out])
     for line in left_out(images):
         say(line)
-    out = Store(request.out)
-    config, measured = settle(request.recipe.label, out, health, bundle=request.bundle_url if health is None else "",
-                              classes=classes, images=images, limits=request.recipe.data.limits)
+    config, measured = settle(request.recipe.label, health, bundle=request.bundle_url if health is None else "",
+                              classes=classes, images=images, data=request.recipe.data)
     recipe = request.recipe.model_copy(update={"label": config})
     manifest = describe_job(recipe, about, images, classes, request.limit, measured)
     again = claim_folder(out, manifest)

@@ -11,14 +11,15 @@ import torch
 
 from fss_models.errors import FssError
 from fss_models.execution import chosen_precision
-from fss_models.limits import PhotoLimits
 from fss_models.preprocess import Mode
 from pipelines.base.cluster import cluster
 from pipelines.base.progress import say
 from pipelines.base.ray_stage import run_task
 from pipelines.base.storage import Store
+from pipelines.config.data import DataConfig
 from pipelines.config.label import LabelConfig
 from pipelines.config.mask_request import MaskRequest
+from pipelines.inference.decode_limit import stuck_photos
 from pipelines.inference.labeler import Labeler
 from pipelines.inference.masks import Labels, PhotoFailure, mean_iou
 from pipelines.inference.supports import SupportSet
@@ -40,36 +41,44 @@ def differs(health: dict[str, Any], config: LabelConfig) -> str:
 
 
 def of_service(health: dict[str, Any], key: str) -> Any:
-    """The setting `key` of a service; those that an older one does not know have their defaults."""
+    """The setting `key` of a service or manifest; those that an older one does not know have their defaults."""
     return health.get(key, LabelConfig.model_fields[key].default)
 
 
-def settle(config: LabelConfig, out: Store, health: dict[str, Any] | None, *, bundle: str,
-           classes: Sequence[SupportSet], images: ImageList, limits: PhotoLimits) -> tuple[LabelConfig, dict[str, Any]]:
+def continued(config: LabelConfig, out: Store) -> LabelConfig:
+    """The settings of a job that goes on in the folder: those that are `auto` are what its manifest says."""
+    auto = _auto(config)
+    if not auto or not out.exists(MANIFEST):
+        return config
+    known = out.read_json(MANIFEST)
+    return config.model_copy(update={k: of_service(known, k) for k in auto})
+
+
+def settle(config: LabelConfig, health: dict[str, Any] | None, *, bundle: str, classes: Sequence[SupportSet],
+           images: ImageList, data: DataConfig) -> tuple[LabelConfig, dict[str, Any]]:
     """The settings without `auto`, and what was measured, for the manifest.
 
-    A job that goes on keeps what its manifest says; a job of a service has the service's (`health`). Else a model of
-    the URL `bundle` measures, on the device that will label.
+    A job of a service has the service's (`health`). Else a model of the URL `bundle` measures, on the device that will
+    label.
     """
-    auto = [k for k in KEYS if getattr(config, k) == "auto"]
+    auto = _auto(config)
     if not auto:
         return config, {}
-    if out.exists(MANIFEST):
-        known = out.read_json(MANIFEST)
-        defaults = {k: LabelConfig.model_fields[k].default for k in KEYS}
-        found = {k: known.get(k, defaults[k]) for k in auto}
-        measured = {k: known[k] for k in ("agreement",) if k in known}
-    elif health:
-        found, measured = {k: of_service(health, k) for k in auto}, {}
-    else:
-        found, measured = _on_device(config, bundle, classes, images, limits)
+    if health:
+        return config.model_copy(update={k: of_service(health, k) for k in auto}), {}
+    found, measured = _on_device(config, bundle, classes, images, data)
     return config.model_copy(update=found), measured
+
+
+def _auto(config: LabelConfig) -> list[str]:
+    return [k for k in KEYS if getattr(config, k) == "auto"]
 
 
 def _on_device(config: LabelConfig, *args: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """`measure_settings` in this process, or in a task of the cluster that RAY_ADDRESS names."""
     if not os.environ.get("RAY_ADDRESS"):
         found, measured, lines = measure_settings("cuda" if torch.cuda.is_available() else "cpu", config, *args)
+        torch.cuda.empty_cache()  # the memory is for the model that labels, in another process
     else:
         with cluster() as ray:
             device = best_device(ray)
@@ -81,7 +90,7 @@ def _on_device(config: LabelConfig, *args: Any) -> tuple[dict[str, Any], dict[st
 
 
 def measure_settings(device: str, config: LabelConfig, bundle: str, classes: Sequence[SupportSet], images: ImageList,
-                     limits: PhotoLimits) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+                     data: DataConfig) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
     """The values of the settings that are `auto`, figures for the manifest, and lines for people."""
     found: dict[str, Any] = {"precision": chosen_precision(config.precision, device)}
     measured: dict[str, Any] = {}
@@ -89,7 +98,7 @@ def measure_settings(device: str, config: LabelConfig, bundle: str, classes: Seq
     if "auto" in (config.batch, config.preprocessing):
         plain = config.model_copy(update={**found, **({"preprocessing": "published"}
                                                       if config.preprocessing == "auto" else {})})
-        options = {**labeler_computing(plain), "limits": limits, "memories": len(classes)}
+        options = {**labeler_computing(plain), "limits": data.limits, "memories": len(classes)}
         labeler = Labeler(bundle, device, **options)
         ids = tuple(labeler.add_support(one) for one in classes)
         if config.batch == "auto":
@@ -97,7 +106,7 @@ def measure_settings(device: str, config: LabelConfig, bundle: str, classes: Seq
             lines.append(line)
         if config.preprocessing == "auto":
             request = MaskRequest(support_ids=ids, **config.wanted())
-            agreement = mode_agreement(labeler, _some_photos(images, limits), request, found.get("batch", config.batch))
+            agreement = mode_agreement(labeler, _some_photos(images, data), request, found.get("batch", config.batch))
             fast = agreement is not None and agreement >= SAME
             found["preprocessing"] = "fast" if fast else "published"
             measured["agreement"] = agreement if agreement is None else round(agreement, 5)
@@ -107,12 +116,16 @@ def measure_settings(device: str, config: LabelConfig, bundle: str, classes: Seq
     return found, {k: v for k, v in measured.items() if v is not None}, lines
 
 
-def _some_photos(images: ImageList, limits: PhotoLimits) -> list[bytes]:
-    reader = PhotoReader(images, max_bytes=limits.max_bytes, threads=4)
+def _some_photos(images: ImageList, data: DataConfig) -> list[bytes]:
+    """The job's first photos, without those that crash or block a decoder."""
+    reader = PhotoReader(images, max_bytes=data.limits.max_bytes, threads=4)
     try:
-        return [d for d in reader.read(range(min(PHOTOS, len(images)))) if isinstance(d, bytes)]
+        read = reader.read(range(min(PHOTOS, len(images))))
     finally:
         reader.close()
+    found = {row: one for row, one in enumerate(read) if isinstance(one, bytes)}
+    stuck = stuck_photos(found, data.limits, data.max_seconds)
+    return [one for row, one in found.items() if row not in stuck]
 
 
 def mode_agreement(labeler: Labeler, photos: list[bytes], request: MaskRequest, batch: int) -> float | None:

@@ -99,7 +99,8 @@ def run_redo(request: RedoRequest) -> dict[str, Any]:
     """Label doubtful labels again. Returns the summary of the new job. Raises `FssError` for a person's mistakes."""
     old, out = open_job(request.job), Store(request.out)
     old.check_complete()
-    config = request.recipe.label.model_copy(update={"batch": old.manifest.batch, **old.manifest.computing()})
+    config = request.recipe.label.model_copy(update={
+        "batch": old.manifest.batch, "features": old.manifest.features, **old.manifest.computing()})
     options = LabelRequest(recipe=request.recipe.model_copy(update={"label": config}), images=old.manifest.images_url,
                            supports="", out=out.url, bundle=request.bundle, service=request.service)
     chosen = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -101,6 +102,18 @@ def count_models(ray: Any, device: str) -> int:
     if device != "cpu":
         return max(1, int(ray.cluster_resources().get("GPU", 1)))
     return max(1, sum(1 for n in ray.nodes() if n["Alive"] and n["Resources"].get("CPU", 0) >= 1))
+
+
+def free_models(ray: Any, device: str) -> tuple[int, float]:
+    """The number of models that a cluster has room for beside what runs there, and the share of a GPU of each.
+
+    What runs is taken to have half a GPU each, on GPUs of its own. Without a whole GPU left it is one model with half.
+    """
+    count = count_models(ray, device)
+    if device == "cpu":
+        return count, 1.0
+    left = count - math.ceil(2 * (count - ray.available_resources().get("GPU", 0.0)))
+    return (left, 1.0) if left >= 1 else (1, 0.5)
 
 
 def with_bundle(spec: ServiceSpec, info: BundleInfo) -> ServiceSpec:

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from fss_models.bundle import BundleInfo
 from fss_models.errors import FssError
+from fss_models.marks import rle_json
 from pipelines.base.storage import Store
-from pipelines.config.label import ServeConfig
+from pipelines.config.label import LabelConfig, ServeConfig
 from pipelines.config.recipe import Recipe
 from pipelines.console.jobs import MAX_RUNNING, Jobs
 from pipelines.console.records import FOLDER, STALE_S, JobRecord, JobRecords, JobRequest, Progress, check_place
 from pipelines.console.task import ProgressWriter, _StoppedError
-from pipelines.labelling.manifest import JobManifest, claim_folder
+from pipelines.inference.supports import Support, SupportSet
+from pipelines.labelling.manifest import MANIFEST, JobManifest, claim_folder
 from pipelines.labelling.parts import part_name
 from pipelines.serving.requests import RefusedError
 from pipelines.serving.spec import ModelSpec, ServiceSpec
-from tests.serving.helpers import wait_for
+from tests.serving.helpers import ball, encoded, wait_for
 
 BUNDLE = BundleInfo(method="prior", preset="nano", preprocessing="plain", tensors_sha256="")
 
@@ -98,6 +101,38 @@ def test_another_bundle_does_not_resume_a_job(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(FssError, match="with bundle_id 'b', not 'another'"):
         served.redo("cup-1", 0.5)
     assert served.resume("cup-1") == {"started": "cup-1"}  # only the outputs are missing
+
+
+def test_a_service_with_another_precision_does_not_resume_a_job(tmp_path: Path,
+                                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch labels of two precisions in one job."""
+    served = jobs(tmp_path, None)
+    half_labelled(served, tmp_path)
+    monkeypatch.setattr(Jobs, "_start_task", lambda self, record: {"started": record.job_id})
+    model = replace(served.spec.model, serve=ServeConfig(precision="bfloat16"))
+    served.take(replace(served.spec, model=model), served.about)
+    with pytest.raises(FssError, match=r"precision 'float32', not 'bfloat16' \(.*serve.precision=float32"):
+        served.resume("cup-1")
+
+
+def test_a_job_has_what_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every setting of a request reaches the manifest; what the service cannot do does not."""
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "0.jpg").write_bytes(encoded(ball(0)[0], "JPEG"))
+    photo, mask = ball(1000)
+    ball_set = SupportSet("ball", (Support(encoded(photo, "PNG"), {"mask": rle_json(mask)}),))
+    served = jobs(tmp_path, None)
+    recipe = Recipe(label=LabelConfig(features="keep", batch="auto", preprocessing="auto"))
+    about = {"bundle_id": "b", "calibrator": "c", "method": "prior", "preset": "nano"}
+    served.take(replace(served.spec, recipe=recipe), about)
+    monkeypatch.setattr(Jobs, "_start_task", lambda self, record: record.model_dump())
+    asked = {"threshold": 0.4, "instances": "pieces", "prevalence": 0.2}
+    started = served.start(JobRequest.model_validate({
+        "images": str(tmp_path / "photos"), "support_ids": [ball_set.save(str(tmp_path / "supports"))], **asked}))
+    manifest = JobManifest.model_validate(Store(started["out"]).read_json(MANIFEST))
+    assert {k: getattr(manifest, k) for k in asked} == asked == started["settings"]
+    assert (manifest.features, manifest.batch, manifest.preprocessing) == ("off", 8, "bundle")
+    assert "--instances=pieces" in started["command"]
 
 
 def test_a_job_of_photos_outside_the_roots_is_not_opened(tmp_path: Path) -> None:

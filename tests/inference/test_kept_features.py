@@ -10,6 +10,7 @@ import torch
 
 from fss_models.marks import rle_json
 from pipelines.config.mask_request import MaskRequest
+from pipelines.inference import labeler as module
 from pipelines.inference.kept_features import FeatureKeeper, KeptPhotos, half, padded
 from pipelines.inference.labeler import Labeler
 from pipelines.inference.masks import PhotoFailure
@@ -60,6 +61,15 @@ def test_another_setting_finds_nothing(tmp_path: Path) -> None:
     found = mine.read([b"a"])
     assert found is not None
     assert (found.rows, found.sizes.tolist(), found.failures) == ([0], [[3, 4]], {})
+
+
+def test_a_newer_version_finds_nothing(bundle: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its preprocessing or its model may compute other features."""
+    labelled(Labeler(bundle, features_url=str(tmp_path)), 1000)
+    monkeypatch.setattr(module, "package_version", lambda: "99")
+    newer = Labeler(bundle, features_url=str(tmp_path))
+    assert newer.keeper is not None
+    assert newer.keeper.read(PHOTOS) is None
 
 
 def test_values_beyond_half_precision_are_cut() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,19 +13,21 @@ import pytest
 import torch
 from pycocotools import mask as coco
 
-from fss_models.clip import Features, Images
+from fss_models.clip import Features, Images, Instances
 from fss_models.errors import FssError
+from fss_models.execution import Download
 from fss_models.limits import PhotoLimits
 from fss_models.marks import rle_json
 from fss_models.run_lengths import encode_logits
 from pipelines.config.mask_request import MaskRequest
 from pipelines.inference import labeler as module
+from pipelines.inference.calls import CallOutput
 from pipelines.inference.labeler import Labeler
 from pipelines.inference.masks import Label, PhotoFailure
 from pipelines.inference.stages import ByteBudget
 from pipelines.inference.support_files import SupportRequest, support_request, support_set_from_request
 from pipelines.inference.supports import Support, SupportSet, UnknownSupportError
-from tests.serving.helpers import ball, encoded
+from tests.serving.helpers import ball, encoded, wait_for
 
 
 def support_set(seed: int = 1000) -> SupportSet:
@@ -195,3 +199,23 @@ def test_a_byte_budget_lets_in_what_fits() -> None:
     budget.release(25)
     assert entered.wait(10)
     thread.join()
+
+
+def test_a_labeler_that_is_let_go_leaves_memory_at_once(bundle: str) -> None:
+    """Would catch a model of the former champion, or of a measurement, that stays on its GPU."""
+    labeler = Labeler(bundle)
+    labeler.label([encoded(ball(1)[0])], labeler.add_support(support_set()), 1)
+    model = weakref.ref(labeler.model)
+    gc.disable()
+    try:
+        del labeler
+        wait_for(lambda: model() is None, 10)  # a thread may still be at the end of its work
+    finally:
+        gc.enable()
+
+
+def test_instances_count_among_the_bytes_that_wait() -> None:
+    one = Instances(pair=torch.zeros(3, dtype=torch.int64), scores=torch.ones(3), logits=torch.zeros(3, 8, 8),
+                    window=torch.tensor([[0, 0, 8, 8]]))
+    download = Download(torch.zeros(1, 5), ((1, 5),))
+    assert CallOutput((), download, (), one).size == CallOutput((), download, ()).size + 3 * 8 * 8 * 4

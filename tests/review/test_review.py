@@ -21,14 +21,18 @@ from fss_models.errors import FssError
 from fss_models.marks import rle_json
 from pipelines.base.storage import Store
 from pipelines.bundles.bundle import save_bundle
+from pipelines.config.label import LabelConfig
 from pipelines.config.recipe import Recipe
 from pipelines.data import rle
 from pipelines.inference.labeler import Labeler
 from pipelines.inference.support_files import read_support_file
 from pipelines.labelling.decisions import DECISIONS, Decision, add_decisions, apply_decisions, read_decisions
 from pipelines.labelling.job import LabellingJob
+from pipelines.labelling.manifest import MANIFEST
 from pipelines.labelling.outputs import write_outputs
 from pipelines.labelling.parts import part_name
+from pipelines.labelling.run import LabelRequest
+from pipelines.review import redo
 from pipelines.review.doubt import order_by_doubt, rows_at, sureness
 from pipelines.review.job import ReviewedJob, decide_by_name, import_decisions, open_job
 from pipelines.review.page import PAGE, write_review
@@ -327,6 +331,23 @@ def test_labelling_again_with_another_bundle_writes_nothing(job: ReviewedJob, tm
     with pytest.raises(FssError, match=r"the labels were made with bundle_id .* --bundle, .* --workspace"):
         run_redo(RedoRequest(recipe=recipe, job=job.out.url, out=str(tmp_path / "new"), below=1.0))
     assert not (tmp_path / "new").exists()
+
+
+def test_labelling_again_computes_as_the_first_job(job: ReviewedJob, tmp_path: Path,
+                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch a service that is used although it computes in another way than the job's manifest says."""
+    manifest = job.out.read_json(MANIFEST)
+    job.out.write_json(MANIFEST, {**manifest, "features": "keep", "precision": "bfloat16"})
+    asked: list[LabelConfig] = []
+
+    def choose(options: LabelRequest) -> tuple[str, None]:
+        asked.append(options.recipe.label)
+        raise FssError("seen")
+
+    monkeypatch.setattr(redo, "choose_service", choose)
+    with pytest.raises(FssError, match="seen"):
+        run_redo(RedoRequest(recipe=Recipe(), job=job.out.url, out=str(tmp_path / "new")))
+    assert (asked[0].features, asked[0].precision, asked[0].batch) == ("keep", "bfloat16", manifest["batch"])
 
 
 def test_where_classes_share_pixels_a_photo_is_made_again_as_a_whole() -> None:
