@@ -15,19 +15,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.labelling import prepare_bundle
 from benchmarks.photos import disc_supports, sized_photos
 from fss_models.shipped.files import bundle_url
 from pipelines.inference.labeler import Labeler
 
-CONFIG: dict[str, Any] = {"bundle": "shipped", "count": 2000, "chunk": 64, "batch": 8, "size": [640, 480],
-                          "data": "auto", "images": 60, "threads": 2, "device": "cpu", "seed": 0}
+CONFIG: dict[str, Any] = {"bundle": "shipped", "method": "", "preset": "nano", "count": 2000, "chunk": 64, "batch": 8,
+                          "size": [640, 480], "data": "auto", "images": 60, "threads": 2, "device": "cpu", "seed": 0}
 
 
 def run(config: dict[str, Any]) -> dict[str, Any]:
     """Milliseconds of CPU time a photo of the three ways, their ratio, and the size of what is stored."""
     with tempfile.TemporaryDirectory() as place:
         photos, what = sized_photos(config, Path(place), tuple(config["size"]), config["count"])
-        kept, url = Path(place, "kept"), bundle_url(config["bundle"])
+        kept, url = Path(place, "kept"), bundle_url(prepare_bundle(config, Path(place)))
         plain, keeping = Labeler(url, config["device"]), Labeler(url, config["device"], features_url=str(kept))
         supports, others = disc_supports(photos, 1), disc_supports(photos[1:], 1)
         for labeler in (plain, keeping):

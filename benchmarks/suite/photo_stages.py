@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from pycocotools import mask as coco
 
+from benchmarks.labelling import prepare_bundle
 from benchmarks.photos import disc_supports, sized_photos
 from benchmarks.timing import wall_and_cpu
 from fss_models.photo_files import decode_image, decode_reduced
@@ -27,15 +28,16 @@ from fss_models.run_lengths import encode_logits
 from fss_models.shipped.files import bundle_url
 from pipelines.inference.labeler import Labeler
 
-CONFIG: dict[str, Any] = {"bundle": "shipped", "sizes": [[640, 480], [1920, 1080], [4032, 3024]], "count": 8,
+CONFIG: dict[str, Any] = {"bundle": "shipped", "method": "", "preset": "nano",
+                          "sizes": [[640, 480], [1920, 1080], [4032, 3024]], "count": 8,
                           "batch": 8, "repeats": 3, "data": "auto", "images": 8, "threads": 1, "seed": 0}
 
 
 def run(config: dict[str, Any]) -> dict[str, Any]:
     """Milliseconds a photo by stage for each size."""
-    labeler = Labeler(bundle_url(config["bundle"]))
     found, what = {}, ""
     with tempfile.TemporaryDirectory() as place:
+        labeler = Labeler(bundle_url(prepare_bundle(config, Path(place))))
         for width, height in config["sizes"]:
             photos, what = sized_photos(config, Path(place) / f"{width}", (width, height), config["count"])
             found[f"{width}x{height}"] = _stages(labeler, photos, config)

@@ -11,6 +11,8 @@ import pytest
 
 from benchmarks.run import names, run
 from benchmarks.suite.packing import shortest_makespan
+from fss_models import registry
+from pipelines.bundles.bundle import save_bundle
 from pipelines.sweeps.schedule import QueuedRun, RunResources
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,6 +35,12 @@ SMALL = {
     "labelling_engines": {**RANDOM, "data": "generated", "images": 8, "count": 64, "chunk": 8, "batch": 4, "rounds": 1},
     "annotation": {**RANDOM, "data": "generated", "images": 8, "count": 64, "chunk": 8, "batch": 4},
     "label_memory": {"count": 400, "distinct": 20, "chunk": 20, "batch": 4, "every_s": 0.5},
+    "photo_stages": {**RANDOM, "data": "generated", "sizes": [[64, 48]], "count": 2, "batch": 2, "images": 4,
+                     "repeats": 1},
+    "device_pipeline": {**RANDOM, "data": "generated", "size": [64, 48], "count": 4, "batch": 2, "images": 4,
+                        "repeats": 1, "threads": 1},
+    "kept_features": {**RANDOM, "data": "generated", "size": [64, 48], "count": 8, "chunk": 4, "batch": 2, "images": 8},
+    "official_loop": {**RANDOM, "shots": [1], "images": 2, "repeats": 1, "threads": 1},
     "service_load": {**RANDOM, "seconds": 4, "capacity_s": 2, "clients": 4},
     "sweep_wall": {"recipe": "debug", "data": "generated", "images": 60, "steps": 2, "episodes": 4},
     "shard_build": {"images": 60, "least": 4, "height": 64, "width": 64, "part": 16, "repeats": 1},
@@ -47,7 +55,11 @@ def small(name: str) -> dict[str, object]:
 COMMANDS = ("base_class_constants", "labelling_engines", "annotation", "label_memory", "sweep_wall", "service_load")
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in COMMANDS else n for n in names()])
+NEEDS_SHARDS = "precision"
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in COMMANDS else n for n in names()
+                                  if n != NEEDS_SHARDS])
 def test_every_benchmark_runs_and_says_where(name: str, tmp_path: Path) -> None:
     path = run(name, small(name), tmp_path)
     document = json.loads(path.read_text())
@@ -57,6 +69,16 @@ def test_every_benchmark_runs_and_says_where(name: str, tmp_path: Path) -> None:
     assert document["config"] | small(name) == document["config"]
     assert {"hardware", "versions", "commit", "what"} <= document.keys()
     assert document["hardware"]["cores"] > 0
+
+
+@pytest.mark.slow
+def test_precisions_are_compared_on_shards(shapes_shards: str, tmp_path: Path) -> None:
+    save_bundle(str(tmp_path / "bundle"), registry.build("prior", "debug"))
+    path = run(NEEDS_SHARDS, {"bundle": str(tmp_path / "bundle"), "shards": shapes_shards, "episodes": 4, "batch": 2},
+               tmp_path)
+    found = json.loads(path.read_text())["result"]
+    assert found["miou_percent"].keys() == {"float32", "bfloat16"}
+    assert found["episodes"] == 4
 
 
 @pytest.mark.parametrize(("needs", "seconds", "gpus", "end"), [
