@@ -192,7 +192,8 @@ def test_shots_are_prompts_side_by_side() -> None:
     """Two equal shots give each prompt twice: the decoder sees 2 N tokens, not their mean."""
     model: Any = tiny_model("vrp_sam")
     clip = drawn_clip(1)
-    twice = replace(clip.prompts, **{k: torch.cat([v, v], dim=1) for k, v in vars(clip.prompts).items()})
+    twice = replace(clip.prompts, **{k: torch.cat([v, v], dim=1) for k, v in vars(clip.prompts).items()
+                                     if isinstance(v, torch.Tensor)})
     features, pairs = model.encode(clip.images), clip_pairs(clip)
     one, two = (model.analyse(features, p, pairs) for p in (clip.prompts, twice))
     assert torch.allclose(two.query.tokens[::2], one.query.tokens, atol=1e-5)
