@@ -29,33 +29,23 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
-SHARED = {"shipped_champion": "shipped", "quiet_job": "service", "service": "service", "bundle": "service"}
-LONG = ("service", "tests/sweeps/test_sweep.py", "tests/integration/test_chain_s3.py", "shipped",
-        "tests/data/benchmarks/test_flow.py", "tests/selection/test_search.py", "tests/jobs/test_wheel.py")
+LONG = ("tests/sweeps/test_sweep.py", "tests/integration/test_chain_s3.py", "tests/labelling/test_command.py",
+        "tests/jobs/test_bundles.py", "tests/sweeps/test_base_learners.py", "tests/data/benchmarks/test_flow.py",
+        "tests/pretraining/test_pretrain.py", "tests/selection/test_search.py", "tests/jobs/test_wheel.py")
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With pytest-xdist a file's tests stay in one process, and so do all that share a dear fixture of the session.
+    """The longest files begin first, then those that start Ray, so that pytest-xdist's processes end at the same time.
 
-    The longest groups begin first, then those that start Ray, so that the processes end at about the same time.
+    Files go to processes whole (`--dist loadfile`); groups of tests do not work with pytest 9.2 and pytest-xdist 3.8.
     """
-    groups = {item.nodeid: _group(item) for item in items}
-    ranks: dict[str, int] = {}
-    for item in items:
-        group = groups[item.nodeid]
-        with_ray = "ray_cluster" in getattr(item, "fixturenames", ())
-        rank = LONG.index(group) if group in LONG else len(LONG) + (not with_ray)
-        ranks[group] = min(rank, ranks.get(group, rank))
-        item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: ranks[groups[item.nodeid]])
+    with_ray = {item.location[0] for item in items if "ray_cluster" in getattr(item, "fixturenames", ())}
 
+    def rank(item: pytest.Item) -> int:
+        file = item.location[0]
+        return LONG.index(file) if file in LONG else len(LONG) + (file not in with_ray)
 
-def _group(item: pytest.Item) -> str:
-    fixtures = getattr(item, "fixturenames", ())
-    own = "tests/papers" in item.location[0]  # has fixtures of these names that are its own
-    shared = next((group for name, group in SHARED.items() if name in fixtures and not own), "")
-    return shared or item.location[0]
+    items.sort(key=rank)
 
 
 def pytest_collection_finish() -> None:
