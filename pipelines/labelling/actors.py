@@ -20,6 +20,7 @@ from pipelines.inference.masks import Labels, PhotoFailure
 from pipelines.labelling.engines import WorkerLostError
 from pipelines.labelling.images import PhotoReader
 from pipelines.labelling.job import READERS, LabellingJob
+from pipelines.labelling.parts import part_name
 from pipelines.serving.spec import ModelSpec, best_device, count_models
 
 REQUEST_BYTES = 256_000_000  # bytes of photos in an actor's memory at a time
@@ -61,10 +62,12 @@ class ChunkLabeler:
         self.pool = ThreadPoolExecutor(TOGETHER, thread_name_prefix="chunk")
 
     def __call__(self, chunks: list[int]) -> int:
-        """Label chunks and write their parts; a repeated one gives the same part. Returns their number of photos."""
+        """Label the chunks that have no part yet, and write their parts. Returns the number of photos of all."""
         return sum(self.pool.map(self._label_chunk, chunks))
 
     def _label_chunk(self, chunk: int) -> int:
+        if self.job.out.exists(part_name(chunk)):  # of a group that was begun in an actor that is lost
+            return len(self.job.manifest.rows(chunk))
         note = f"attempt-{chunk:06d}.json"  # of a lost actor it stays
         engine = _ActorEngine(self.labeler, self.job.manifest.batch, suspicious=self.job.out.exists(note))
         self.job.out.write_json(note, {})
