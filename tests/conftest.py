@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,15 +30,33 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
-LONG = ("tests/sweeps/test_sweep.py", "tests/integration/test_chain_s3.py", "tests/labelling/test_command.py",
+TOGETHER = {  # files that share what takes long to start: one of pytest-xdist's processes runs them all
+    "service": ("tests/serving/", "tests/console/", "tests/labelling/test_command.py"),
+    "shipped service": ("tests/jobs/test_bundles.py", "tests/jobs/test_own_code.py"),
+}
+LONG = ("tests/integration/test_chain_s3.py", "tests/labelling/test_command.py",
         "tests/jobs/test_bundles.py", "tests/sweeps/test_base_learners.py", "tests/data/benchmarks/test_flow.py",
         "tests/pretraining/test_pretrain.py", "tests/selection/test_search.py", "tests/jobs/test_wheel.py")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Files go to pytest-xdist's processes whole, some of them together.
+
+    (its `--dist loadgroup` does nothing with pytest 9.2 and pytest-xdist 3.8)
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.split("::", 1)[0]
+            return next((name for name, places in TOGETHER.items() if file.startswith(places)), file)
+
+    return Scheduling(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files begin first, then those that start Ray, so that pytest-xdist's processes end at the same time.
-
-    Files go to processes whole (`--dist loadfile`); groups of tests do not work with pytest 9.2 and pytest-xdist 3.8.
     """
     with_ray = {item.location[0] for item in items if "ray_cluster" in getattr(item, "fixturenames", ())}
 

@@ -153,7 +153,7 @@ def write_weights(name: str, state: Mapping[str, Tensor], *, folder: Path | None
     content = save_tensors(to_half(state))
     provenance = Provenance(file=f"{name}.safetensors", sha256=hashlib.sha256(content).hexdigest(), **about)
     text = json.dumps(asdict(provenance), indent=1)
-    _parse(json.loads(text), str(folder / f"{name}.json"))
+    parse_provenance(json.loads(text), str(folder / f"{name}.json"))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.json").unlink(missing_ok=True)  # else the new file could stand beside the old description
     for target, written in ((folder / provenance.file, content), (folder / f"{name}.json", f"{text}\n".encode())):
@@ -198,10 +198,11 @@ def read_provenance(path: Path) -> Provenance:
         content = json.loads(path.read_text())
     except ValueError as error:
         raise FssError(f"is not JSON: {error}", where=str(path), hint=REINSTALL) from error
-    return _parse(content, str(path))
+    return parse_provenance(content, str(path))
 
 
-def _parse(content: Any, where: str) -> Provenance:
+def parse_provenance(content: Any, where: str) -> Provenance:
+    """The provenance in `content`, the JSON of the file `where`. Raises `FssError` naming the first thing wrong."""
     given = _fields(content, Provenance, where)
     if not isinstance(given["data"], list):
         raise FssError("data is not a list", where=where, hint=REINSTALL)

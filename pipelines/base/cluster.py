@@ -39,7 +39,8 @@ def prepare_environment() -> None:
         os.environ.setdefault(key, value)
     if not os.environ.get("FSS_RAY_LOGS"):  # Ray prints warnings on standard output, which is for `--json`
         os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
-    if not os.environ.get("RAY_ADDRESS"):  # Ray reads this once, when it is imported
+    if not os.environ.get("RAY_ADDRESS"):  # Ray reads these once, when it is imported
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a process a run; one machine has no notice
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ.setdefault("RAY_AUTH_TOKEN", PRIVATE_TOKEN + secrets.token_hex(32))
 

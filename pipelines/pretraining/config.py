@@ -80,6 +80,11 @@ class PretrainConfig(Section):
         return self.model_dump(mode="json", exclude=_BESIDE)
 
     @property
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint says of itself."""
+        return {"run": self.name, "settings": self.deciding}
+
+    @property
     def key(self) -> str:
         """Name in the tracking store, with a hash of all that decides the result."""
         return f"{self.name}-{hashlib.sha256(json.dumps(self.deciding, sort_keys=True).encode()).hexdigest()[:8]}"

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from fss_models.errors import FssError
-from fss_models.shipped.files import Provenance
+from fss_models.shipped.files import Provenance, parse_provenance
 from pipelines.base.cluster import cluster
 from pipelines.base.outcome import error_line
+from pipelines.base.storage import Store
 from pipelines.base.tracking import open_tracker
 from pipelines.base.version import code_version
 from pipelines.base.workspace import Workspace
@@ -18,22 +22,28 @@ from pipelines.config.data import DataConfig
 from pipelines.data.shards import build_shards
 from pipelines.pretraining.config import PretrainConfig
 from pipelines.pretraining.task import PretrainRun, open_pretraining
+from pipelines.training.state import check_identity
 from pipelines.training.worker import train_run
 
+SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's list of a run's checkpoints
 Log = Callable[[dict[str, Any]], None]
 
 
 def run_pretraining(config: PretrainConfig, log: Log) -> Provenance:
     """Train, or resume, and write PRESET.safetensors (half precision) and PRESET.json below `config.out`.
 
-    A local folder can replace that of the shipped weights (FSS_SHIPPED). Returns the content of the JSON file. `log`
-    is called with the newest row, at most once a second. Raises `FssError` for photos, settings and checkpoints that do
-    not fit, and for a training that failed.
+    Weights that a run with the same settings has written are not made again. A local folder can replace that of the
+    shipped weights (FSS_SHIPPED). Returns the content of the JSON file. `log` is called with the newest row, at most
+    once a second. Raises `FssError` for photos, settings and checkpoints that do not fit, and for a training that
+    failed.
     """
     commit, work = code_version(), Workspace(config.out)
     if work.store.exists("checkpoint/about.json"):
         raise FssError("is a checkpoint of an earlier version of fss, which cannot be continued",
                        where=work.store.path("checkpoint"), hint="use another --out, or delete this folder")
+    if done := _finished(config, work.store):
+        return done
+    _check_checkpoint(config, Store(work.run(config.name)))
     with cluster() as ray:
         resources = _resources(config, ray)
         shards = tuple(_shards(data, work) for data in config.data)
@@ -50,6 +60,28 @@ def run_pretraining(config: PretrainConfig, log: Log) -> Provenance:
             tracker.tags.remote(config.key, {"fss.weights": about.sha256})
             tracker.end.remote(config.key)
     return about
+
+
+def _finished(config: PretrainConfig, store: Store) -> Provenance | None:
+    """What the weights below `config.out` were made from, if that is this pretraining and their file is whole."""
+    description = f"{config.preset}.json"
+    if not store.exists(description):
+        return None
+    with suppress(FssError, OSError, ValidationError):  # torn, or of a version with other settings: it is written anew
+        about = parse_provenance(store.read_json(description), store.path(description))
+        same = PretrainConfig.model_validate(about.recipe).deciding == config.deciding
+        if same and hashlib.sha256(store.read_bytes(about.file)).hexdigest() == about.sha256:
+            return about
+    return None
+
+
+def _check_checkpoint(config: PretrainConfig, run: Store) -> None:
+    """Raise `FssError` for a checkpoint of another pretraining, before anything is started."""
+    if not run.exists(SNAPSHOT):
+        return
+    last = (run.read_json(SNAPSHOT)["latest_checkpoint_result"] or {}).get("checkpoint_dir_name")
+    if last and run.exists(f"{last}/about.json"):
+        check_identity(run.read_json(f"{last}/about.json"), config.identity, where=run.path(last))
 
 
 def _absolute(path: str) -> str:

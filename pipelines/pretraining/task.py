@@ -65,7 +65,7 @@ def open_pretraining(run: PretrainRun, worker: WorkerRank) -> TrainingTask:
         return figures
 
     return TrainingTask(
-        name=config.name, identity={"run": config.name, "settings": config.deciding}, seed=config.seed,
+        name=config.name, identity=config.identity, seed=config.seed,
         train=config.train, steps=config.steps, model=model, on_step=measure, section="",
         batches=lambda position, step: _batches(config, scenes, step),
         finish=lambda history: _write(run, model, photos, history))

@@ -69,16 +69,21 @@ def load_state(folder: Path, identity: Mapping[str, Any], model: Any, optimiser:
     Raises `FssError` if the checkpoint says something else of itself than `identity`, or if it is incomplete.
     """
     about = _about(folder)
-    for key, want in sorted(identity.items()):
-        if about.get(key) != want:
-            raise FssError(f"the checkpoint is of {_difference(key, about.get(key), want)}", where=str(folder),
-                           hint="use another --out, or delete this run's folder")
+    check_identity(about, identity, where=str(folder))
     model.load_trainable_state(load_file(folder / "model.safetensors"))
     optimiser.load_state_dict(torch.load(folder / "optimiser.pt", weights_only=True))
     if about["world"] == world:
         _restore_random(torch.load(folder / f"rank-{rank}.pt", weights_only=True))
     history = History(json.loads((folder / "history.json").read_text()))
     return ResumePoint(step=about["step"], position=about["position"], history=history)
+
+
+def check_identity(about: Mapping[str, Any], identity: Mapping[str, Any], *, where: str) -> None:
+    """Raise `FssError` if `about`, the content of a checkpoint's `about.json`, says something else than `identity`."""
+    for key, want in sorted(identity.items()):
+        if about.get(key) != want:
+            raise FssError(f"the checkpoint is of {_difference(key, about.get(key), want)}", where=where,
+                           hint="use another --out, or delete this run's folder")
 
 
 def _difference(key: str, found: Any, want: Any) -> str:

@@ -52,7 +52,8 @@ def small(name: str) -> dict[str, object]:
 
 
 # these start a cluster or several
-COMMANDS = ("base_class_constants", "labelling_engines", "annotation", "label_memory", "sweep_wall", "service_load")
+COMMANDS = ("base_class_constants", "labelling_engines", "annotation", "label_memory", "sweep_wall", "service_load",
+            "training_run", "shard_build")
 
 
 NEEDS_SHARDS = "precision"

@@ -1,9 +1,9 @@
 """Valid annotations of every format, mutated: each is read, or told in rows and one line, and nothing else happens.
 
-    python -m tests.data.fuzz LAYOUT EXAMPLES SECONDS SEED FOLDER
+    python -m tests.data.fuzz LAYOUT,LAYOUT EXAMPLES SECONDS SEED FOLDER
 
-runs in a process of its own, because what goes wrong may end it: a crash, a hang, memory that grows. The folder then
-still has the mutated files, and `mutations.txt` what was done to them.
+runs in a process of its own, because what goes wrong may end it: a crash, a hang, memory that grows. The last layout's
+folder then still has the mutated files, and `mutations.txt` what was done to them.
 """
 
 from __future__ import annotations
@@ -284,5 +284,8 @@ def run(layout: str, examples: int, seconds: float, seed: int, folder: Path) -> 
 
 if __name__ == "__main__":
     resource.setrlimit(resource.RLIMIT_AS, (LIMIT, LIMIT))
-    layout_, examples_, seconds_, seed_, folder_ = sys.argv[1:]
-    print(json.dumps(run(layout_, int(examples_), float(seconds_), int(seed_), Path(folder_))))
+    layouts_, examples_, seconds_, seed_, folder_ = sys.argv[1:]
+    for layout_ in layouts_.split(","):
+        place_ = Path(folder_, layout_)
+        place_.mkdir(parents=True)
+        print(json.dumps(run(layout_, int(examples_), float(seconds_), int(seed_), place_)), flush=True)

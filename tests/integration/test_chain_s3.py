@@ -11,20 +11,32 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
+from fss_models.errors import FssError
 from infra.local.s3 import S3Server
 from pipelines.base.storage import Store
+from pipelines.base.tracking import tracking_uri
+from pipelines.base.workspace import Workspace
+from pipelines.bundles.bundle import load_bundle
+from pipelines.config.recipe import Recipe
+from pipelines.data.shardset import Shards
+from pipelines.evaluation.results import RunResult, read_counts
+from pipelines.selection.choose import format_leaderboard, read_leaderboard
+from pipelines.selection.promote import promote
+from pipelines.sweeps.plan import collect_results
 
 SETTINGS = [
     "data.source.images=90", "data.source.side=96", "data.images_per_part=30",
-    'methods=[{"name": "prior", "preset": "nano"}, {"name": "sansa", "preset": "debug"}]', "sweep.folds=[0]",
+    'methods=[{"name": "prior", "preset": "debug"}, {"name": "sansa", "preset": "debug"}]', "sweep.folds=[0,1]",
     "train.steps=6", "train.batch=2", "train.checkpoint_every=3", "train.log_every=2", "train.pool_bytes=64000000",
-    "eval.episodes=8", "label.chunk=8", "label.batch=4",
+    "train.selection=published", "train.select.points=2", "eval.episodes=8", "label.chunk=8", "label.batch=4",
 ]
 
 
@@ -38,8 +50,8 @@ Run = tuple[Store, dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
-def chain(_s3_session: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """The workspace in the bucket, and the JSON that the command printed."""
+def chain(_s3_session: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    """The workspace in the bucket, and the JSON that the command printed. The cache is the command's meanwhile."""
     cwd = tmp_path_factory.mktemp("nowhere")
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {**_s3_session.env, "FSS_CACHE": str(cwd / "cache")}.items():
@@ -47,8 +59,22 @@ def chain(_s3_session: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Ru
         done = demo(f"{_s3_session.url}/chain/out", cwd)
         assert done.returncode == 0, done.stderr[-3000:]
         left = [str(p.relative_to(cwd)) for p in cwd.rglob("*") if p.is_file()]
-    assert not [p for p in left if not p.startswith("cache/")], "written outside the output URL and the cache"
-    return Store(f"{_s3_session.url}/chain/out"), json.loads(done.stdout)
+        assert not [p for p in left if not p.startswith("cache/")], "written outside the output URL and the cache"
+        yield Store(f"{_s3_session.url}/chain/out"), json.loads(done.stdout)
+
+
+@pytest.fixture
+def recipe(s3_server: S3Server, chain: Run) -> Recipe:
+    """The recipe that the demo left in its workspace."""
+    return Recipe.model_validate(yaml.safe_load(chain[0].read_bytes("recipe.yaml")) | {"out": chain[0].url})
+
+
+@pytest.fixture
+def results(recipe: Recipe) -> list[RunResult]:
+    """The results of prior and sansa on two folds."""
+    found = collect_results(recipe)
+    assert [r.error for r in found] == [""] * 4
+    return found
 
 
 def test_every_stage_left_its_files_in_the_bucket(s3_server: S3Server, chain: Run) -> None:
@@ -83,6 +109,70 @@ def test_the_page_shows_this_run(s3_server: S3Server, chain: Run) -> None:
     assert board["reason"] in page
     assert page.count("data:image/jpeg") > 10
     assert "draws another episode list" not in page
+
+
+def test_results_agree_with_their_episodes(recipe: Recipe, results: list[RunResult]) -> None:
+    """Would catch a broken checkpoint hand-over between Ray Train and the loop, and figures of other episodes."""
+    test_photos = {r["sha256"][:16] for r in Shards(results[0].spec.shards).images("test")}
+    for r in results:
+        counts = read_counts(Workspace(recipe.out).run(r.run), r)
+        assert len(counts) == r.episodes == 8
+        assert 0 <= r.interval[0] <= r.interval[1] <= 1
+        assert r.miou == pytest.approx(sum(r.per_class.values()) / len(r.per_class))
+        assert r.untrained == (r.spec.method.name == "prior")
+        info = load_bundle(r.bundle)[1]
+        assert not test_photos & set(info.trained_on)
+        assert bool(info.trained_on) == (r.spec.method.name == "sansa")
+    assert results[0].list_hash == results[2].list_hash != results[1].list_hash
+
+
+def test_steps_chosen_on_test_episodes_are_told(recipe: Recipe, results: list[RunResult]) -> None:
+    """Fails if a table hides that the published way of choosing was used, or if files of the choice are left."""
+    board = read_leaderboard(recipe)
+    assert "test episodes themselves" in board.selection
+    assert board.selection in format_leaderboard(board)
+    for r in results[2:]:
+        chosen = r.details["selection"]
+        assert set(chosen["grid"]) == {"3", "6"}
+        assert chosen["steps"] == r.steps == Store(r.bundle).read_json("bundle.json")["provenance"]["steps"]
+        left = Store(Workspace(recipe.out).run(r.run)).list()
+        assert not [n for n in left if n.startswith(("selection/", "grid/"))]
+
+
+def test_the_winner_is_promoted_with_its_figures(recipe: Recipe, results: list[RunResult]) -> None:
+    board = read_leaderboard(recipe)
+    assert board.winner == "sansa", "the prior is untrained here and cannot win"
+    assert all(r.seconds > 0 for r in board.rows)
+    model, info = load_bundle(Workspace(recipe.out).champion)
+    assert model.method == "sansa"
+    assert info.metrics["cross_validated"]["miou"] == pytest.approx(board.rows[0].miou)
+    assert len(info.classes) == len(Shards(results[0].spec.shards).manifest.classes)
+    with pytest.raises(FssError, match="has other methods than the recipe"):
+        promote(recipe.model_copy(update={"methods": recipe.methods[:1]}))
+    with pytest.raises(FssError, match="made with other settings than the recipe's"):
+        promote(recipe.model_copy(update={"train": recipe.train.model_copy(update={"steps": 3})}))
+
+
+def test_everything_is_tracked(recipe: Recipe, results: list[RunResult]) -> None:
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(tracking_uri(recipe.out, recipe.tracking))
+    experiment = client.get_experiment_by_name(recipe.project_name)
+    runs = {r.data.tags["fss.run"]: r for r in client.search_runs([experiment.experiment_id])}
+    for r in results:
+        run = runs[r.run]
+        assert run.data.tags["mlflow.parentRunId"] in {x.info.run_id for k, x in runs.items() if k.startswith("sweep-")}
+        assert run.data.metrics["miou"] == pytest.approx(r.miou)
+        assert run.data.tags["fss.list"] == r.list_hash
+        assert run.data.tags["fss.data"] == r.spec.data_hash
+        assert run.info.status == "FINISHED"
+        for name, value in r.per_class.items():
+            assert run.data.metrics[f"iou/{name}"] == pytest.approx(value)
+        history = client.get_metric_history(run.info.run_id, "loss")
+        assert [m.step for m in history] == ([2, 4, 6] if r.spec.trains else [])
+    version = client.get_model_version_by_alias(f"fss-{recipe.project_name}", "champion")
+    assert version.source == Workspace(recipe.out).champion
+    assert version.tags["fss.bundle"] == load_bundle(version.source)[1].bundle_id
 
 
 @pytest.mark.slow

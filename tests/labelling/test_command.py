@@ -25,34 +25,32 @@ def _parts(out: Path) -> dict[str, bytes]:
 
 def test_label_again_and_through_the_service(bundle: str, service: Running, fss: Fss, tmp_path: Path) -> None:
     """The command's own deployment, a repeated command and a running service all give the same bytes."""
-    photos, supports = photo_folder(tmp_path / "photos", 20), supports_file(tmp_path)
+    photos, supports = photo_folder(tmp_path / "photos", 20), class_folder(tmp_path / "classes")
     (photos / "broken.jpg").write_bytes(b"\xff\xd8")
-    first = run_fss(*_arguments(photos, supports, tmp_path / "own", bundle, "--json"))
+
+    def several(name: str) -> list[str]:
+        return _arguments(photos, supports, tmp_path / name, bundle, "--json", "--overlaps", "resolve")
+
+    first = run_fss(*several("own"))
     assert first.returncode == 0, first.stderr
-    assert json.loads(first.stdout)["labelled_now"] == 21
-    assert json.loads(first.stdout)["failed"] == 1
+    told = json.loads(first.stdout)
+    assert (told["labelled_now"], told["failed"], told["class_names"]) == (21, 1, ["ball", "noise"])
     before = _parts(tmp_path / "own")
-    again = fss(*_arguments(photos, supports, tmp_path / "own", bundle, "--json"))
+    again = fss(*several("own"))
     assert json.loads(again.stdout)["labelled_now"] == 0
     assert "everything is labelled already" in again.stderr
     assert _parts(tmp_path / "own") == before
-    classes = class_folder(tmp_path / "classes")
-
-    def several(name: str) -> list[str]:
-        return _arguments(photos, classes, tmp_path / name, bundle, "--json", "--overlaps", "resolve")
 
     assert (service.workspace / "serve.json").exists()
-    found = ("--workspace", str(service.workspace))
-    served = fss(*_arguments(photos, supports, tmp_path / "served", bundle, "--json", *found))
+    served = fss(*several("served"), "--workspace", str(service.workspace))
     assert served.returncode == 0, served.stderr
     assert f"labelling through the service at {service.url}" in served.stderr
-    done = fss(*several("served2"), "--service", service.url)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["class_names"] == ["ball", "noise"]
-    assert run_fss(*several("own2")).returncode == 0
-    assert _parts(tmp_path / "own2") == _parts(tmp_path / "served2")
     assert _parts(tmp_path / "served") == before
-    other = fss(*_arguments(photos, supports, tmp_path / "own", bundle, "--threshold", "0.7"))
+    one = _arguments(photos, supports_file(tmp_path), tmp_path / "one", bundle, "--json")
+    done = fss(*one, "--service", service.url)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["class_names"] == ["ball"]
+    other = fss(*one, "--threshold", "0.7")
     assert other.returncode == 2
     assert "holds another job: its threshold is 0.5, but this job's is 0.7" in other.stderr
 

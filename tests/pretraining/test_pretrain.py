@@ -187,20 +187,23 @@ def _check_tracked(uri: str, config: PretrainConfig, about: Provenance, rows: li
     assert [m.step for m in client.get_metric_history(run.info.run_id, "iou_box")] == [config.steps]
 
 
-def test_a_finished_run_is_not_trained_again(trained: Outcome) -> None:
-    before = Store(Workspace(trained.config.out).run("nano_pretrain")).read_json("history.json")
-    assert run_pretraining(trained.config, _never).sha256 == trained.about.sha256
-    assert Store(Workspace(trained.config.out).run("nano_pretrain")).read_json("history.json") == before
-
-
-def _never(row: dict[str, Any]) -> None:
-    raise AssertionError(row)
-
-
-def test_another_runs_checkpoint_is_refused(trained: Outcome) -> None:
+def test_a_finished_run_is_not_trained_again(trained: Outcome, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is started for it, nor for one whose settings are not those of its last checkpoint."""
+    monkeypatch.setattr("pipelines.pretraining.run.cluster", _never)
+    assert run_pretraining(trained.config, _never) == trained.about
     other = trained.config.model_copy(update={"lr": 0.5, "clips": 8})
     with pytest.raises(FssError, match=r"the checkpoint is of other settings \(clips, lr\)"):
         run_pretraining(other, _never)
+    weights = Path(trained.config.out, trained.about.file)
+    kept = weights.read_bytes()
+    weights.write_bytes(kept[:-1])
+    with pytest.raises(AssertionError):  # a torn file is written again
+        run_pretraining(trained.config, _never)
+    weights.write_bytes(kept)
+
+
+def _never(*given: Any) -> Any:
+    raise AssertionError(given)
 
 
 def test_hidden_classes_lend_no_objects(shapes_shards: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -33,7 +34,7 @@ def test_one_base_learner_serves_all_methods_and_is_not_trained_again(
     debug_recipe: Recipe, ray_cluster: object
 ) -> None:
     """Would catch: a run that starts before its base learner or with another one, a bundle that lacks it, a second one
-    for another method, and a training that was killed before it wrote its files and begins anew."""
+    for another method."""
     recipe = recipe_of(debug_recipe)
     result = run_one(recipe, method="bam", fold=0, seed=0)
     assert (result.error, result.untrained) == ("", False)
@@ -50,11 +51,24 @@ def test_one_base_learner_serves_all_methods_and_is_not_trained_again(
     specs = plan_sweep(recipe)
     assert [s.method.name for s in specs] == ["bam", "hdmnet"]
     assert base_learners_of(specs) == [learner]
+    ensure_base_learners(recipe, specs, ray_cluster)
+    assert Store(str(folder)).read_json("base.json") == about
+    assert [p.name for p in folder.parent.glob("*-base-*")] == [learner.name]
+
+
+@pytest.mark.slow
+def test_a_base_learner_without_its_files_goes_on(debug_recipe: Recipe, ray_cluster: object) -> None:
+    """Killed after its last checkpoint, before its files were written."""
+    recipe = recipe_of(debug_recipe)
+    specs = plan_sweep(recipe)
+    ensure_base_learners(recipe, specs, ray_cluster)
+    (learner,) = base_learners_of(specs)
+    folder = Path(Workspace(recipe.out).run(learner.name))
+    about = Store(str(folder)).read_json("base.json")
     for lost in ("base.json", "base.safetensors"):
         (folder / lost).unlink()
     ensure_base_learners(recipe, specs, ray_cluster)
     assert Store(str(folder)).read_json("base.json") == about, "times differ: it began anew instead of going on"
-    assert [p.name for p in folder.parent.glob("*-base-*")] == [learner.name]
 
 
 def test_held_out_classes_are_hidden_from_a_base_learner_too(debug_recipe: Recipe, ray_cluster: object) -> None:

@@ -1,29 +1,25 @@
-"""One real cluster: sweep, leaderboard, promotion and evaluation at the debug preset, end to end."""
+"""One real cluster: sweeps, what fails in them, and evaluation, at the debug preset."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from fss_models.errors import FssError
 from fss_models.shipped.files import TrainingData
 from pipelines.base.storage import Store
-from pipelines.base.tracking import tracking_uri
 from pipelines.base.workspace import Workspace
-from pipelines.bundles.bundle import load_bundle
 from pipelines.config.method import MethodConfig
 from pipelines.config.recipe import Recipe
 from pipelines.config.run import RunSpec
 from pipelines.config.train import SelectConfig
 from pipelines.data.shardset import Shards
 from pipelines.evaluation.drive import failed_result, scoring_config
-from pipelines.evaluation.results import RunResult, read_counts
 from pipelines.evaluation.score import eval_bundle
 from pipelines.selection.choose import format_leaderboard, make_leaderboard
-from pipelines.selection.promote import _refit_spec, promote
+from pipelines.selection.promote import _refit_spec
 from pipelines.sweeps.plan import collect_results, plan_sweep
 from pipelines.sweeps.sweep import run_one, run_sweep
 from pipelines.training import worker
@@ -31,106 +27,45 @@ from pipelines.training.context import RunContext
 from tests.fss_models.shipped_case import ship_random
 
 
-def test_chain(debug_recipe: Recipe, ray_cluster: object, capfd: pytest.CaptureFixture[str]) -> None:
-    """Would catch: a driver that holds the CPU its workers wait for, a broken checkpoint hand-over between Ray Train
-    and the loop, results that do not agree with their episodes, a promotion that loses its figures."""
-    recipe = debug_recipe
-    results = run_sweep(recipe)
-    assert [r.error for r in results] == [""] * 4
-    _check_results(recipe, results)
+def test_selection_and_a_failed_run_are_told(debug_recipe: Recipe, ray_cluster: object) -> None:
+    """Would catch: a driver that holds the CPU its workers wait for, a phase that finds the other's checkpoints, a
+    table that hides how it was done, a failed run that stops the others.
 
-    board = make_leaderboard(recipe, results)
-    assert board.winner == "sansa", "the prior is untrained at debug and cannot win"
-    assert all(r.seconds > 0 for r in board.rows)
-    capfd.readouterr()
-    assert run_sweep(recipe) == results, "a second sweep computes nothing new"
-    assert "4 of 4 runs are already finished" in capfd.readouterr().err
-    assert collect_results(recipe) == results
-
-    with pytest.raises(FssError, match="has other methods than the recipe"):
-        promote(recipe.model_copy(update={"methods": recipe.methods[:1]}))
-    with pytest.raises(FssError, match="made with other settings than the recipe's"):
-        promote(recipe.model_copy(update={"train": recipe.train.model_copy(update={"steps": 3})}))
-    info = promote(recipe)
-    assert info.metrics["cross_validated"]["miou"] == pytest.approx(board.rows[0].miou) or board.rows[0].untrained
-    assert len(info.classes) == len(Shards(results[0].spec.shards).manifest.classes)
-    model, loaded = load_bundle(Workspace(recipe.out).champion)
-    assert loaded == info
-    assert model.method == "sansa"
-    _check_tracking(recipe, results, info)
-
-
-def _check_results(recipe: Recipe, results: list[RunResult]) -> None:
-    shards = Shards(results[0].spec.shards)
-    test_photos = {r["sha256"][:16] for r in shards.images("test")}
-    for r in results:
-        counts = read_counts(Workspace(recipe.out).run(r.run), r)
-        assert len(counts) == r.episodes == 10
-        assert 0 <= r.interval[0] <= r.interval[1] <= 1
-        assert r.miou == pytest.approx(sum(r.per_class.values()) / len(r.per_class))
-        assert r.untrained == (r.spec.method.name == "prior")
-        info = load_bundle(r.bundle)[1]
-        assert not test_photos & set(info.trained_on)
-        assert bool(info.trained_on) == (r.spec.method.name == "sansa")
-    assert results[0].list_hash == results[2].list_hash != results[1].list_hash
-
-
-def _check_tracking(recipe: Recipe, results: list[RunResult], info: Any) -> None:
-    from mlflow.tracking import MlflowClient
-
-    client = MlflowClient(tracking_uri(recipe.out, recipe.tracking))
-    experiment = client.get_experiment_by_name("shapes")
-    runs = {r.data.tags["fss.run"]: r for r in client.search_runs([experiment.experiment_id])}
-    for r in results:
-        run = runs[r.run]
-        assert run.data.tags["mlflow.parentRunId"] in {x.info.run_id for k, x in runs.items() if k.startswith("sweep-")}
-        assert run.data.metrics["miou"] == pytest.approx(r.miou)
-        assert run.data.tags["fss.list"] == r.list_hash
-        assert run.data.tags["fss.data"] == r.spec.data_hash
-        assert run.info.status == "FINISHED"
-        for name, value in r.per_class.items():
-            assert run.data.metrics[f"iou/{name}"] == pytest.approx(value)
-        history = client.get_metric_history(run.info.run_id, "loss")
-        assert [m.step for m in history] == ([2, 4] if r.spec.trains else [])
-    version = client.get_model_version_by_alias("fss-shapes", "champion")
-    assert version.source == Workspace(recipe.out).champion
-    assert version.tags["fss.bundle"] == info.bundle_id
-
-
-def test_selection_is_done_and_told(debug_recipe: Recipe, ray_cluster: object) -> None:
-    """Both policies through Ray: fails if a phase finds the other's checkpoints, or a table hides how it was done."""
-    short = {"sweep": debug_recipe.sweep.model_copy(update={"folds": [0]}), "methods": debug_recipe.methods[1:]}
-    for policy, told in (("base-holdout", "3 held-out base classes"), ("published", "test episodes themselves")):
-        select = SelectConfig(points=2) if policy == "published" else SelectConfig(points=2, episodes=6)
-        train = debug_recipe.train.model_copy(update={"selection": policy, "select": select})
-        recipe = debug_recipe.model_copy(update={**short, "train": train})
-        (result,) = run_sweep(recipe)
-        assert result.error == ""
-        chosen = result.details["selection"]
-        assert set(chosen["grid"]) == {"2", "4"}
-        assert chosen["steps"] == result.steps == Store(result.bundle).read_json("bundle.json")["provenance"]["steps"]
-        assert run_sweep(recipe) == [result]
-        board = make_leaderboard(recipe, [result])
-        assert told in board.selection
-        assert told in format_leaderboard(board)
-        assert board.rows[0].steps == result.steps
-        left = Store(Workspace(recipe.out).run(result.run)).list()
-        assert not [n for n in left if n.startswith(("selection/", "grid/"))]
-    assert _refit_spec(recipe, board, board.rows[0]).steps == result.steps
-
-
-def test_failed_run_is_recorded_and_the_others_go_on(debug_recipe: Recipe, ray_cluster: object) -> None:
-    """The trunk of debug has no stage 7, which shows only when the worker builds the model."""
+    The trunk of debug has no stage 7, which shows only when the worker builds the model.
+    """
     broken = MethodConfig(name="sansa", preset="debug", config={"stages": [7]})
-    sweep = debug_recipe.sweep.model_copy(update={"folds": [0], "retries": 0})
-    recipe = debug_recipe.model_copy(update={"methods": [debug_recipe.methods[0], broken], "sweep": sweep})
+    select = SelectConfig(points=2, episodes=6)
+    recipe = debug_recipe.model_copy(update={
+        "sweep": debug_recipe.sweep.model_copy(update={"folds": [0], "retries": 0}),
+        "methods": [debug_recipe.methods[1], broken],
+        "train": debug_recipe.train.model_copy(update={"selection": "base-holdout", "select": select})})
     good, bad = run_sweep(recipe)
-    assert good.error == ""
-    assert bad.error == "the trunk has no stage 7 (stages are 0 to 3)"
+    assert (good.error, bad.error) == ("", "the trunk has no stage 7 (stages are 0 to 3)")
     assert [r.error for r in collect_results(recipe)] == ["", bad.error]
     board = make_leaderboard(recipe, [good, bad])
     assert board.rows[1].failed == {bad.run: bad.error}
     assert board.winner == ""
+
+    chosen = good.details["selection"]
+    assert set(chosen["grid"]) == {"2", "4"}
+    assert chosen["steps"] == good.steps == Store(good.bundle).read_json("bundle.json")["provenance"]["steps"]
+    assert "3 held-out base classes" in board.selection
+    assert board.selection in format_leaderboard(board)
+    assert board.rows[0].steps == good.steps
+    left = Store(Workspace(recipe.out).run(good.run)).list()
+    assert not [n for n in left if n.startswith(("selection/", "grid/"))]
+    assert _refit_spec(recipe, board, board.rows[0]).steps == good.steps
+
+
+def test_a_finished_sweep_computes_nothing_new(debug_recipe: Recipe, ray_cluster: object,
+                                               capfd: pytest.CaptureFixture[str]) -> None:
+    recipe = debug_recipe.model_copy(update={"methods": debug_recipe.methods[:1]})
+    results = run_sweep(recipe)
+    assert [r.error for r in results] == [""] * 2
+    capfd.readouterr()
+    assert run_sweep(recipe) == results
+    assert "2 of 2 runs are already finished" in capfd.readouterr().err
+    assert collect_results(recipe) == results
 
 
 @pytest.mark.parametrize("world", [1, 2])

@@ -94,7 +94,8 @@ def test_a_run_goes_on_with_fewer_workers(spec: RunSpec, tmp_path: Path) -> None
 
 
 def two_workers(spec: RunSpec, folder: Path, *, stop: int = 0) -> None:
-    context = torch.multiprocessing.get_context("spawn")
+    context = torch.multiprocessing.get_context("forkserver")  # torch is imported once for all workers
+    context.set_forkserver_preload([__name__])
     given = (2, str(folder), spec.model_dump_json(), stop)
     parts = [context.Process(target=train_part, args=(rank, *given)) for rank in range(2)]
     for p in parts:
@@ -121,13 +122,14 @@ Runner().train(RunContext(spec=RunSpec.model_validate_json(Path(sys.argv[1]).rea
 """
 
 
-@pytest.mark.parametrize(("where", "function", "call"), [
-    ("forward", "pipelines.training.loop._step", 5),
-    ("half a checkpoint", "pipelines.training.state.save_file", 2),
-    ("after the last checkpoint", "pipelines.training.worker.write_bundle", 1),
-])
-def test_a_loop_killed_anywhere_ends_as_one_left_alone(spec: RunSpec, tmp_path: Path, where: str, function: str,
-                                                       call: int) -> None:
+FAULTS = {
+    "forward": ("pipelines.training.loop._step", 5),
+    "half a checkpoint": ("pipelines.training.state.save_file", 2),
+    "after the last checkpoint": ("pipelines.training.worker.write_bundle", 1),
+}
+
+
+def test_a_loop_killed_anywhere_ends_as_one_left_alone(spec: RunSpec, tmp_path: Path) -> None:
     """SIGKILL of the process itself; the torn checkpoint of a kill while saving is not the one resumed from."""
     one = spec.model_copy(update={"train": spec.train.model_copy(update={"steps": 7, "checkpoint_every": 3})})
     (tmp_path / "spec.json").write_text(one.model_dump_json())
@@ -137,17 +139,19 @@ def test_a_loop_killed_anywhere_ends_as_one_left_alone(spec: RunSpec, tmp_path: 
         command = [sys.executable, "-c", LOOP, str(tmp_path / "spec.json"), str(tmp_path / runs)]
         return subprocess.run(command, cwd=root, env=os.environ | env, timeout=800).returncode
 
+    def ended(runs: str) -> tuple[str, list[float]]:
+        run = Store(str(tmp_path / runs / one.name))
+        losses = [row["loss"] for row in run.read_json("history.json")]
+        return run.read_json("bundle/bundle.json")["tensors_sha256"], losses
+
     assert train("whole", {}) == 0
-    fault = plant(tmp_path / "fault", function, call=call)
-    assert train("killed", fault) == -signal.SIGKILL
-    assert struck(tmp_path / "fault")
-    _drop_torn(tmp_path / "killed" / one.name)
-    assert train("killed", fault) == 0
-    runs = [Store(str(tmp_path / r / one.name)) for r in ("whole", "killed")]
-    whole, killed = (r.read_json("bundle/bundle.json") for r in runs)
-    assert killed["tensors_sha256"] == whole["tensors_sha256"], where
-    rows = [r.read_json("history.json") for r in runs]
-    assert [r["loss"] for r in rows[0]] == [r["loss"] for r in rows[1]]
+    for where, (function, call) in FAULTS.items():
+        fault = plant(tmp_path / f"fault {where}", function, call=call)
+        assert train(where, fault) == -signal.SIGKILL
+        assert struck(tmp_path / f"fault {where}")
+        _drop_torn(tmp_path / where / one.name)
+        assert train(where, fault) == 0
+        assert ended(where) == ended("whole"), where
 
 
 def _drop_torn(run: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from fss_models.errors import FssError
 from jobs.recipes import load_recipe
 from pipelines.base.storage import Store
+from pipelines.base.workspace import Workspace
 from pipelines.bundles.bundle import read_bundle_info
 from pipelines.config.evaluate import EvalConfig
 from pipelines.config.method import MethodConfig
@@ -23,7 +24,10 @@ from pipelines.data.class_names import find_counterparts, meanings
 from pipelines.data.folds import FoldData
 from pipelines.data.shardset import Shards
 from pipelines.sweeps.plan import plan_sweep
-from pipelines.sweeps.sweep import run_one
+from pipelines.training.context import RunContext
+from pipelines.training.loop import optimise
+from pipelines.training.task import WorkerRank
+from pipelines.training.worker import open_run
 from tests.training.mixed_data import mixed_data
 
 NOVEL = {0: {"airplane"}, 1: {"bus"}, 2: {"dog"}, 3: {"couch", "tv"}}  # as the COCO directory names them
@@ -124,9 +128,11 @@ def test_without_a_fold_nothing_is_hidden(recipe: Recipe) -> None:
 
 
 def test_a_bundle_says_what_was_hidden(recipe: Recipe) -> None:
-    result = run_one(recipe, method="sansa", fold=3, seed=0)
-    assert not result.error
-    info = read_bundle_info(result.bundle)
+    run = RunContext(spec=planned(recipe, 3), runs=Workspace(recipe.out).runs)
+    task = open_run(run, WorkerRank())
+    task.finish(optimise(task, worker=WorkerRank(), resume=None, save=lambda step, write: None,
+                         log_row=lambda step, row: None))
+    info = read_bundle_info(run.bundle)
     assert info.provenance["hidden_classes"] == {"voc": ["sofa", "tvmonitor"], "coco": ["couch", "tv"]}
     assert not {"sofa", "couch", "tv", "tvmonitor"} & set(info.classes)
     assert {"airplane", "aeroplane", "zebra"} <= set(info.classes)
