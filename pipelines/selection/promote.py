@@ -58,8 +58,8 @@ def promote(recipe: Recipe) -> BundleInfo:
     row = next((r for r in board.rows if r.label == board.winner), None)
     if row is None:
         raise FssError("the leaderboard has no winner", where=Workspace(recipe.out).leaderboard, hint=board.reason)
+    spec = _refit_spec(recipe, board, row)
     with cluster() as ray:
-        spec = _refit_spec(recipe, board, row)
         say(f"refitting {row.label} on all classes")
         result = run_specs(recipe, [spec], ray)[0]
         if result.error:

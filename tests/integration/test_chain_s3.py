@@ -169,7 +169,7 @@ def test_everything_is_tracked(recipe: Recipe, results: list[RunResult]) -> None
         for name, value in r.per_class.items():
             assert run.data.metrics[f"iou/{name}"] == pytest.approx(value)
         history = client.get_metric_history(run.info.run_id, "loss")
-        assert [m.step for m in history] == ([2, 4, 6] if r.spec.trains else [])
+        assert [m.step for m in history] == ([2, 3, 4, 6] if r.spec.trains else [])
     version = client.get_model_version_by_alias(f"fss-{recipe.project_name}", "champion")
     assert version.source == Workspace(recipe.out).champion
     assert version.tags["fss.bundle"] == load_bundle(version.source)[1].bundle_id

@@ -49,7 +49,7 @@ def test_label_again_and_through_the_service(bundle: str, service: Running, fss:
     one = _arguments(photos, supports_file(tmp_path), tmp_path / "one", bundle, "--json")
     done = fss(*one, "--service", service.url)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["class_names"] == ["ball"]
+    assert json.loads(done.stdout)["labelled_now"] == 21
     other = fss(*one, "--threshold", "0.7")
     assert other.returncode == 2
     assert "holds another job: its threshold is 0.5, but this job's is 0.7" in other.stderr
