@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from fss_models.augmentation import Augmentation
 from fss_models.clip import Clip, Features, Images, Memory, Prediction
 from fss_models.opencv_augmentation import SemsegAugmentation
+from fss_models.optimisation import ParameterGroup
 from fss_models.prior_guided.blocks import labels
 from fss_models.prior_guided.maps import min_max, prior, resize_aligned
 from fss_models.prior_guided.pairs import gather_shots, shot_rows
@@ -58,6 +60,19 @@ class TrunkSegmenter(Segmenter):
         """Train the decoder."""
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(name.startswith("decoder."))
+
+    def parameter_groups(self) -> Sequence[ParameterGroup]:
+        """`own_groups`, with rates times `lr_factor`."""
+        own, factor = self.own_groups(), self.config.lr_factor
+        if factor == 1:
+            return own
+        taken = {id(p) for group in own for p in group.parameters}
+        rest = [p for p in self.parameters() if p.requires_grad and id(p) not in taken]
+        return [replace(g, factor=g.factor * factor) for g in (ParameterGroup(parameters=rest), *own)]
+
+    def own_groups(self) -> Sequence[ParameterGroup]:
+        """Trained parameters that the published training treats in another way than all others."""
+        return ()
 
     def frozen_part(self) -> Sequence[nn.Module]:
         """The trunk."""

@@ -256,6 +256,19 @@ def test_cyctrs_transformer_has_an_optimiser_of_its_own() -> None:
     assert [(g.optimizer, g.lr) for g in plain] == [("", 0.0), ("", 0.0)]
 
 
+@pytest.mark.parametrize(("method", "settings", "factors"), [
+    ("pfenet", {}, {0.5}), ("ssp", {}, {0.5}), ("bam", {}, {0.5}), ("cyctr", {"transformer_lr": 0.0}, {0.5}),
+    ("cyctr", {}, {0.5}), ("hdmnet", {}, {0.5, 5.0})])
+def test_a_factor_scales_the_rate_of_everything_that_is_trained(
+    method: str, settings: dict[str, Any], factors: set[float]
+) -> None:
+    model = built(method, lr_factor=0.5, **settings)
+    groups = model.parameter_groups()
+    assert {g.factor for g in groups} == factors
+    scaled = [id(p) for g in groups for p in g.parameters]
+    assert sorted(scaled) == sorted(id(p) for p in model.parameters() if p.requires_grad)
+
+
 @torch.no_grad()
 def test_five_shots_are_no_mean_of_one_shot_predictions_but_prototypes_are() -> None:
     model = built("pfenet").eval()

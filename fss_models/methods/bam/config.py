@@ -17,6 +17,7 @@ class BamConfig:
     head_dropout     share of the channels before the last convolution
     meta_weight      weight of the meta learner's own loss. The loss of the base learner is constant, since nothing of
                      it is trained, and left out
+    lr_factor        the recipe's learning rate times this
     """
 
     side: int = 0
@@ -25,3 +26,4 @@ class BamConfig:
     feature_dropout: float = 0.5
     head_dropout: float = 0.1
     meta_weight: float = 1.0
+    lr_factor: float = 1.0

@@ -25,6 +25,7 @@ class CyctrConfig:
     sampling_seed            seed of the draw in evaluation (released: none); training uses torch's generator
     transformer_lr           constant learning rate of the transformer, with AdamW; 0: the recipe's rate and optimiser
     transformer_weight_decay weight decay of the transformer, except biases
+    lr_factor                the recipe's learning rate times this; `transformer_lr` is not multiplied
     """
 
     side: int = 0
@@ -42,3 +43,4 @@ class CyctrConfig:
     sampling_seed: int = 321
     transformer_lr: float = 1e-4
     transformer_weight_decay: float = 1e-2
+    lr_factor: float = 1.0

@@ -61,7 +61,7 @@ class Cyctr(TrunkSegmenter):
         """All of the decoder."""
         return super().trainable_names() | {n for n in self.state_dict() if n.startswith(UNUSED)}
 
-    def parameter_groups(self) -> Sequence[ParameterGroup]:
+    def own_groups(self) -> Sequence[ParameterGroup]:
         """The transformer has AdamW and a constant rate, unless `transformer_lr` is 0; its biases have no weight decay.
         """
         named = dict(self.decoder.transformer.named_parameters())

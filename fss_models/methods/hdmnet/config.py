@@ -25,6 +25,7 @@ class HdmnetConfig:
     meta_weight      weight of the meta learner's own loss. The loss of the base learner is constant, since nothing of
                      it is trained, and left out
     distil_weight    weight of the loss by which each correlation map learns from the next coarser one
+    lr_factor        the recipe's learning rate times this
     """
 
     side: int = 0
@@ -37,3 +38,4 @@ class HdmnetConfig:
     dropout: float = 0.1
     meta_weight: float = 1.0
     distil_weight: float = 1.0
+    lr_factor: float = 1.0

@@ -91,7 +91,7 @@ class Hdmnet(BaseLearnerSegmenter):
         if self.decoder.shot_weights is not None and self.config.kshot_order == "official":
             self.decoder.shot_weights.requires_grad_(False)
 
-    def parameter_groups(self) -> Sequence[ParameterGroup]:
+    def own_groups(self) -> Sequence[ParameterGroup]:
         """All layers outside the transformer learn ten times as fast as it does."""
         others = [p for name, p in self.decoder.named_parameters()
                   if p.requires_grad and not name.startswith("transformer.")]

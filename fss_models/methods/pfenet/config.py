@@ -22,6 +22,7 @@ class PfenetConfig:
     backbone_bn      batch: in training the trunk's batch normalisation uses and updates the batch's statistics,
                      although its weights are frozen (released code) | frozen: it keeps ImageNet's (paper), so that
                      features can be kept | auto: batch, at nano frozen, whose normalisation is part of its convolutions
+    lr_factor        the recipe's learning rate times this
     """
 
     side: int = 0
@@ -31,3 +32,4 @@ class PfenetConfig:
     head_dropout: float = 0.1
     aux_weight: float = 1.0
     backbone_bn: Literal["auto", "batch", "frozen"] = "auto"
+    lr_factor: float = 1.0

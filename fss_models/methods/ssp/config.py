@@ -22,6 +22,7 @@ class SspConfig:
     first_weight, second_weight   refinement: shares of the first and the second round's prototypes beside the support's
     refined_weight        refinement: share of the second round's logits beside the first's
     support_weight        weight of the loss of supports on themselves
+    lr_factor             the recipe's learning rate times this
     """
 
     side: int = 0
@@ -37,3 +38,4 @@ class SspConfig:
     second_weight: float = 0.3
     refined_weight: float = 0.7
     support_weight: float = 0.2
+    lr_factor: float = 1.0
