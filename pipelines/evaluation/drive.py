@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from pipelines.base.limits import usable_cores
 from pipelines.base.outcome import error_line, unwrapped
 from pipelines.base.ray_stage import run_task
 from pipelines.base.storage import Store, join
@@ -171,15 +172,13 @@ def read_finished(run: RunContext, scoring: ScoringConfig) -> RunResult | None:
 def measure_latency(bundles: dict[str, str], shards_url: str, fold: int | None, config: EvalConfig,
                     gpus: float) -> dict[str, Any]:
     """Label -> speed and peak memory of a bundle, all measured on the same queries in one idle process."""
-    import os
-
     import torch
 
     from pipelines.data.episodes import load_episode
     from pipelines.data.folds import FoldData
     from pipelines.evaluation.speed import measure_speed
 
-    threads = os.cpu_count() or 1
+    threads = usable_cores()
     torch.set_num_threads(threads)
     data = FoldData.open(shards_url, fold)
     chosen = list(data.episodes(config))[:LATENCY_QUERIES]
