@@ -7,10 +7,10 @@ label     every chunk read, given to a model that does nothing, and written as a
 left_again  the listing of all parts
 outputs   labels.json, failures.parquet and summary.json
 
-Photos are empty files below `folder` (empty: the system's folder for temporary files). Seconds are of CPU time of the process, of all its threads, because other work may run beside;
-`wall_s` are beside them. Memory is the peak above what the process had before the stage. `ratio` is the time of
-`label` for a photo in the last tenth of the chunks to that in the second tenth: 1 means that bookkeeping does not grow
-with the job.
+Photos are empty files below `folder` (empty: the system's folder for temporary files). Seconds are of CPU time of the
+process, of all its threads, because other work may run beside; `wall_s` are beside them. Memory is the peak above what
+the process had before the stage. `ratio` is the time of `label` for a photo in the last tenth of the chunks to that in
+the second tenth: 1 means that bookkeeping does not grow with the job.
 """
 
 from __future__ import annotations
