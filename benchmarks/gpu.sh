@@ -40,5 +40,5 @@ done
 measure 60 device_pipeline method=sansa preset=base_plus precision=bfloat16 compile=true batch=16 count=128 "$small" repeats=2
 measure 40 device_pipeline precision=bfloat16 batch=64 count=256 "$small" repeats=2
 measure 40 device_pipeline precision=bfloat16 preprocessing=fast batch=32 count=64 "$large" repeats=2
-measure 60 official_loop precision=bfloat16 compile=true images=64 batch=16
-measure 40 official_loop precision=float32 images=32 batch=16
+measure 60 official_loop precision=bfloat16 compile=true images=64 official=16 batch=16
+measure 40 official_loop precision=float32 images=32 official=16 batch=16

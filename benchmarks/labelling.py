@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import signal
 import subprocess
@@ -103,6 +105,25 @@ def run_service(*args: str, folder: Path) -> Iterator[tuple[str, int]]:
     finally:
         running.send_signal(signal.SIGINT)
         running.wait(60)
+
+
+def segment_request(url: str, config: dict[str, Any]) -> dict[str, Any]:
+    """Register a support set with the service, and return a request to segment one small photo with it."""
+    from fss_models.marks import rle_json
+    from pipelines.inference.supports import Support, SupportSet
+    from pipelines.serving.client import Client
+
+    rng, side = np.random.default_rng(config["seed"]), config["side"]
+    coarse = Image.fromarray(rng.integers(0, 256, (side // 8, side // 8, 3), dtype=np.uint8))
+    out = io.BytesIO()
+    coarse.resize((side, side), Image.Resampling.BICUBIC).save(out, "JPEG")
+    y, x = np.mgrid[:side, :side]
+    disc = (y - side / 2) ** 2 + (x - side / 2) ** 2 < (side / 4) ** 2
+    client = Client(url)
+    support = client.add_support(SupportSet("disc", (Support(out.getvalue(), {"mask": rle_json(disc)}),)))
+    client.close()
+    photo = base64.b64encode(out.getvalue()).decode()
+    return {"support_id": support, "images": [photo]}
 
 
 class CpuAccount:

@@ -49,13 +49,18 @@ class _Tensors:
         return ((f.name, getattr(self, f.name)) for f in fields(self))
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Any:
-        """A copy on `device`, its floating tensors converted to `dtype` if one is given."""
+        """A copy on `device`, its floating tensors converted to `dtype` if one is given.
+
+        What goes to a GPU is copied from pinned memory; the GPU's later work waits for it, the caller does not.
+        """
         return replace(self, **{k: _move(v, device, dtype) for k, v in self._each()})
 
 
 def _move(value: Any, device: torch.device | str, dtype: torch.dtype | None) -> Any:
     if isinstance(value, Tensor):
-        return value.to(device=device, dtype=dtype if dtype and value.is_floating_point() else None)
+        to_gpu = value.device.type == "cpu" and torch.device(device).type == "cuda"
+        return (value.pin_memory() if to_gpu else value).to(
+            device=device, dtype=dtype if dtype and value.is_floating_point() else None, non_blocking=to_gpu)
     if isinstance(value, _Tensors):
         return value.to(device, dtype)
     if isinstance(value, dict):

@@ -104,6 +104,13 @@ class Execution:
         self._encode = torch.compile(model.encode, dynamic=False) if compiled else None
         self._segment = torch.compile(model.segment, dynamic=False) if compiled else None
 
+    @property
+    def device_name(self) -> str:
+        """The kind of the device: of a GPU its name, of a CPU the instructions that PyTorch uses."""
+        if self._cuda:
+            return torch.cuda.get_device_name(self.device)
+        return f"cpu {torch.backends.cpu.get_cpu_capability()}"
+
     def autocast(self) -> AbstractContextManager[Any]:
         """The context in which the model computes in its precision."""
         return autocast(self.device, self.precision)

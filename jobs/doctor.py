@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 import psutil
 
 from fss_models.errors import FssError
-from jobs.limits import read_limits
+from pipelines.base.limits import allowed_cores, read_limits
 
 if TYPE_CHECKING:
     from fss_models.shipped.files import Provenance
@@ -148,7 +148,7 @@ def _memory() -> DoctorCheck:
 
 
 def _cores() -> DoctorCheck:
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = allowed_cores()
     share = read_limits().cpus
     limited = f"; this container gets the time of {share:g}" if share is not None and share < count else ""
     return DoctorCheck(name="cores", state="ok", found=f"{count} usable of {os.cpu_count()}{limited}")

@@ -14,7 +14,9 @@ from pydantic import BaseModel, ValidationError
 from rapidfuzz import process
 
 from fss_models.errors import FssError
+from pipelines.base.progress import say
 from pipelines.config.recipe import Recipe
+from pipelines.config.section import LONG
 from pipelines.pretraining.config import PretrainConfig
 
 PRETRAINING = "pretrain"
@@ -46,10 +48,20 @@ def _load(model: type[T], folder: str, name: str, overrides: list[str] | None, d
     raw, where = _read(name, folder)
     assign_all(raw, overrides or [])
     raw.update({k: v for k, v in direct.items() if v is not None})
+    _say_older_spellings(raw)
     try:
         return model.model_validate(raw)
     except ValidationError as error:
         raise FssError(_first_mistake(error, model), where=where) from error
+
+
+def _say_older_spellings(raw: dict[str, Any]) -> None:
+    """A line about each precision of a training that is spelled as in older versions."""
+    for section in ("", "train.", "base_learner."):
+        values = raw.get(section.removesuffix(".")) if section else raw
+        given = values.get("precision") if isinstance(values, dict) else None
+        if isinstance(given, str) and given in LONG:
+            say(f"{section}precision: {given} is spelled {LONG[given]} now")
 
 
 def assign_all(raw: dict[str, Any], given: list[str], option: str = "--set") -> None:

@@ -22,7 +22,7 @@ from fss_models.prompts import mask_prompt
 from fss_models.segmenter import Segmenter
 
 CONFIG: dict[str, Any] = {"method": "sansa", "preset": "tiny", "config": {}, "shots": 1, "images": 16, "batch": 16,
-                          "side": 640, "precision": "fp32", "compile": False, "repeats": 3, "threads": 2,
+                          "side": 640, "precision": "float32", "compile": False, "repeats": 3, "threads": 2,
                           "device": "cpu", "seed": 0}
 
 
@@ -61,7 +61,7 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
     difference = (batched - single).abs().flatten(1).amax(1) / single.abs().flatten(1).amax(1)
     speeds = {f"{name}_images_per_s": config["images"] / t for name, t in times.items()}
     return {"ratio": times["separate"] / times["together"], "largest_relative_difference": float(difference.max()),
-            "same_masks": bool((difference < 1e-3).all()) or config["precision"] == "bf16",
+            "same_masks": bool((difference < 1e-3).all()) or config["precision"] == "bfloat16",
             "share_of_equal_pixels": float(((batched > 0) == (single > 0)).float().mean()),
             "encodes_per_image": {"together": 1 + config["shots"] / config["images"], "separate": 1 + config["shots"]},
             "seconds": times, "peak_bytes": peaks, "process_peak_bytes": _process_peak(), **speeds}
@@ -76,7 +76,7 @@ def _settle(model: Any, config: dict[str, Any]) -> None:
 
 def _precision(config: dict[str, Any]) -> AbstractContextManager[Any]:
     device = config["device"].split(":")[0]
-    return torch.autocast(device, dtype=torch.bfloat16, enabled=config["precision"] == "bf16")
+    return torch.autocast(device, dtype=torch.bfloat16, enabled=config["precision"] == "bfloat16")
 
 
 def _peak(way: Callable[[], object], device: str) -> int | None:

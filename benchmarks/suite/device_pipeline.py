@@ -2,11 +2,13 @@
 
 pipeline  `Labeler.label`: decoding, model and run lengths overlap
 bare      the model alone, on the same batches, which are on the device already
+judge     of a calibrated bundle: the measures of a mask from which its presence and quality are estimated
 bound     seconds that the pipeline cannot go below: on a GPU those of `bare`, or the CPU stages' on all cores if
           they are more; on a CPU the summed CPU time of all stages, spread over the threads
 
 On a GPU `ratio` is bound to pipeline, in wall time. On a CPU it is the same in CPU time, that of the stages one after
-another to that of the pipeline, which other work beside does not change; `wall_ratio` is in wall time. The masks of the
+another to that of the pipeline, which other work beside hardly changes; each stage has all threads, since two
+hyperthreads of a core slow each other down. `wall_ratio` is in wall time. The masks of the
 precision are compared with those of float32: `mean_iou_to_float32`.
 """
 
@@ -15,6 +17,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -71,16 +74,25 @@ def _measure(labeler: Labeler, photos: list[bytes], support: str, config: dict[s
             torch.cuda.synchronize()
         return found
 
-    logits = torch.cat(bare()).cpu().numpy()
-    ways: dict[str, Callable[[], object]] = {
-        "pipeline": lambda: labeler.label(photos, support, batch), "bare": bare,
-        "decode": lambda: [labeler._prepare(p) for p in photos],
-        "run_lengths": lambda: [encode_logits(one, size, 0.0) for one, size in zip(logits, sizes, strict=False)]}
-    wall, cpu = wall_and_cpu(ways, config["repeats"])
-    host, cores = cpu["decode"] + cpu["run_lengths"], min(config["threads"], len(os.sched_getaffinity(0)))
-    cuda = execution.device.type == "cuda"
-    bound = max(wall["bare"], host / len(os.sched_getaffinity(0))) if cuda else (host + cpu["bare"]) / cores
-    by_wall, by_cpu = bound / wall["pipeline"], (host + cpu["bare"]) / cpu["pipeline"]
+    logits, features = torch.cat(bare()).cpu().numpy(), labeler.model.encode(batches[0])
+    found, known = labeler.model.segment(memory, features, pairs), labeler._stored(support).statistics
+
+    def judge() -> None:
+        for _ in batches:
+            if labeler.judge and known:
+                labeler.judge.measure_masks(found, features, pairs, [known])
+
+    cores = len(os.sched_getaffinity(0))
+    with ThreadPoolExecutor(cores) as threads:
+        ways: dict[str, Callable[[], object]] = {
+            "pipeline": lambda: labeler.label(photos, support, batch), "bare": bare, "judge": judge,
+            "decode": lambda: list(threads.map(labeler._prepare, photos)),
+            "run_lengths": lambda: list(threads.map(lambda one: encode_logits(one[0], one[1], 0.0),
+                                                    zip(logits, sizes, strict=False)))}
+        wall, cpu = wall_and_cpu(ways, config["repeats"])
+    host, model, cuda = cpu["decode"] + cpu["run_lengths"], cpu["bare"] + cpu["judge"], execution.device.type == "cuda"
+    bound = max(wall["bare"], host / cores) if cuda else (host + model) / min(config["threads"], cores)
+    by_wall, by_cpu = bound / wall["pipeline"], (host + model) / cpu["pipeline"]
     return {"ratio": by_wall if cuda else by_cpu, "wall_ratio": by_wall, "to_bare": wall["bare"] / wall["pipeline"],
             "images_per_s": {k: len(photos) / wall[k] for k in ("pipeline", "bare")} | {"bound": len(photos) / bound},
             "cpu_ms_a_photo": {k: 1000 * v / len(photos) for k, v in cpu.items()}}

@@ -25,7 +25,7 @@ from fss_models.segmenter import Segmenter
 from pipelines.features.records import Layout
 
 CONFIG: dict[str, Any] = {"method": "fcp", "preset": "nano", "config": {}, "shots": 1, "clips": 4, "images": 64,
-                          "side": 480, "kept": "float32", "precision": "fp32", "repeats": 5, "threads": 1,
+                          "side": 480, "kept": "float32", "precision": "float32", "repeats": 5, "threads": 1,
                           "device": "cpu", "seed": 0}
 MakeClip = Callable[[np.ndarray], Clip]  # makes a clip of the photos of these numbers
 
@@ -65,7 +65,7 @@ def _measure(model: Segmenter, photos: np.ndarray, read: Callable[[np.ndarray], 
     whole_ways = {name: whole(make) for name, make in makers.items()}
     step_ways = {f"{name}_step": (lambda c=clip: step(c)) for name, clip in clips.items()}
     times = time_interleaved({**whole_ways, **step_ways}, config["repeats"], config["device"])
-    tolerance = 1e-4 if (config["kept"], config["precision"]) == ("float32", "fp32") else 0.05
+    tolerance = 1e-4 if (config["kept"], config["precision"]) == ("float32", "float32") else 0.05
     return {"ratio": times["photos"] / times["kept"], "step_ratio": times["photos_step"] / times["kept_step"],
             "largest_relative_difference_of_a_loss": worst, "same_losses": worst < tolerance, "seconds": times,
             "clips_per_s": {name: config["clips"] / times[name] for name in makers}}
@@ -139,7 +139,7 @@ def _optimiser_step(model: Segmenter, config: dict[str, Any]) -> Callable[[Clip]
 
 def _autocast(config: dict[str, Any]) -> torch.autocast:
     device = config["device"].split(":")[0]
-    return torch.autocast(device, dtype=torch.bfloat16, enabled=config["precision"] == "bf16")
+    return torch.autocast(device, dtype=torch.bfloat16, enabled=config["precision"] == "bfloat16")
 
 
 def _disc(side: int) -> np.ndarray:

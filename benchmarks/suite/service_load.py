@@ -10,8 +10,6 @@ is that of all processes of the service, without shared pages. `ratio` is the ac
 from __future__ import annotations
 
 import asyncio
-import base64
-import io
 import tempfile
 import threading
 import time
@@ -22,10 +20,9 @@ from typing import Any
 
 import numpy as np
 import psutil
-from PIL import Image
 
 from benchmarks.http_load import Endpoint, RequestTiming, run_closed_loop, run_open_loop
-from benchmarks.labelling import prepare_bundle, run_service
+from benchmarks.labelling import prepare_bundle, run_service, segment_request
 from benchmarks.resident import memory_now
 
 CONFIG: dict[str, Any] = {"bundle": "shipped", "method": "", "preset": "nano", "seconds": 300, "times": 4,
@@ -50,7 +47,7 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
 
 
 async def _measure(url: str, watch: ProcessWatch, config: dict[str, Any]) -> dict[str, Any]:
-    endpoint = Endpoint(f"{url}/v1/segment", _request(url, config))
+    endpoint = Endpoint(f"{url}/v1/segment", segment_request(url, config))
     await run_closed_loop(endpoint, config["clients"], WARM_S)
     calm = await run_closed_loop(endpoint, config["clients"], config["capacity_s"])
     capacity = _per_s(calm)
@@ -78,25 +75,6 @@ def _figures(answers: list[RequestTiming], seconds: float, capacity: float) -> d
             "lines": dict(Counter(f"{a.status} {a.line}" for a in answers if a.status != 200).most_common(10)),
             "without_a_line": sum(not a.line for a in answers if a.status != 200),
             "late_s": _quantiles([a.late for a in answers])}
-
-
-def _request(url: str, config: dict[str, Any]) -> dict[str, Any]:
-    """Register a support set with the service, and return a request to segment one small photo with it."""
-    from fss_models.marks import rle_json
-    from pipelines.inference.supports import Support, SupportSet
-    from pipelines.serving.client import Client
-
-    rng, side = np.random.default_rng(config["seed"]), config["side"]
-    coarse = Image.fromarray(rng.integers(0, 256, (side // 8, side // 8, 3), dtype=np.uint8))
-    out = io.BytesIO()
-    coarse.resize((side, side), Image.Resampling.BICUBIC).save(out, "JPEG")
-    y, x = np.mgrid[:side, :side]
-    disc = (y - side / 2) ** 2 + (x - side / 2) ** 2 < (side / 4) ** 2
-    client = Client(url)
-    support = client.add_support(SupportSet("disc", (Support(out.getvalue(), {"mask": rle_json(disc)}),)))
-    client.close()
-    photo = base64.b64encode(out.getvalue()).decode()
-    return {"support_id": support, "images": [photo]}
 
 
 def _limits(config: dict[str, Any]) -> dict[str, int]:

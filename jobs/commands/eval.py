@@ -101,7 +101,7 @@ def document(found: EvaluationTarget, result: RunResult) -> dict[str, Any]:
     if found.test is None:
         return result.model_dump()
     keys = ("bundle", "bundle_id", "untrained", "episodes", "list_hash", "miou", "interval", "fb_iou", "per_class",
-            "images_per_s", "trainable_params", "code")
+            "images_per_s", "precision", "trainable_params", "code")
     method = result.spec.method
     return {**found.facts, "method": method.name, "preset": method.preset, **result.model_dump(include=set(keys)),
             "seconds": result.details["seconds"],

@@ -31,6 +31,8 @@ def plan(
     gpus: Annotated[int, typer.Option("--gpus", min=0, help="GPUs of the cluster; 0: CPU cores only.")] = 0,
     cores: Annotated[int, typer.Option("--cores", min=1, help="CPU cores of the cluster.")] = 16,
     photo_kb: Annotated[float, typer.Option("--photo-kb", min=1, help="Mean size of a photo's file in kB.")] = 160.0,
+    megapixels: Annotated[float, typer.Option("--megapixels", min=0.01, help="Mean size of a photo in megapixels; a "
+                                              "phone's have 12.")] = 0.3,
     classes: Annotated[float, typer.Option("--classes-per-photo", min=0.01, help="Mean number of annotated classes in "
                                            "a photo.")] = 2.9,
     label_classes: Annotated[int, typer.Option("--label-classes", min=1, help="Number of classes that are labelled.")
@@ -45,7 +47,8 @@ def plan(
     from pipelines.sizing.plan import SizingRequest, make_plan
 
     made = make_plan(SizingRequest(images=images, method=method, preset=preset, gpus=gpus, cores=cores,
-                                   photo_kb=photo_kb, classes_per_photo=classes, classes=label_classes, recipe=chosen))
+                                   photo_kb=photo_kb, megapixels=megapixels, classes_per_photo=classes,
+                                   classes=label_classes, recipe=chosen))
     print(json.dumps(asdict(made), indent=1) if as_json else text(made))
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from pipelines.config.section import Positive, Section
+from pipelines.config.section import Positive, Section, TrainPrecision, as_named
 from pipelines.config.train import TrainConfig
 
 BASE_NAME = "base"  # stands in a base learner's name where a run's has its method
@@ -32,7 +32,7 @@ class BaseLearnerConfig(Section):
     weight_decay: float = Field(1e-4, ge=0)  # of the optimiser
     schedule: Literal["cosine", "poly", "constant"] = "poly"
     clip_norm: float = Field(0.0, ge=0)  # largest norm of the gradients; 0: they are not clipped
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: TrainPrecision = "float32"
     # semseg: scale, rotation, blur, flip and crop, as BAM; flip: resized to a square, mirrored with probability 1/2
     augment: Literal["semseg", "flip"] = "semseg"
     augment_scale: tuple[float, float] = (0.5, 2.0)  # range of the scale of `augment`
@@ -68,7 +68,7 @@ class BaseLearnerSpec(Section):
     @property
     def name(self) -> str:
         """Name of the run, such as `shapes-base-nano-f0-s0-1a2b3c4d`."""
-        content = [self.data_hash, self.config.model_dump(mode="json", exclude=_WATCHED), self.holdout]
+        content = [self.data_hash, as_named(self.config.model_dump(mode="json", exclude=_WATCHED)), self.holdout]
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
         fold = "all" if self.fold is None else str(self.fold)
         return f"{self.dataset}-{BASE_NAME}-{self.preset}-f{fold}-s{self.seed}-{digest}"

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
+from fss_models.precision import Precision
 from pipelines.config.section import Positive, PromptName, Section
 
 
@@ -19,7 +20,7 @@ class EvalConfig(Section):
     seed: int = 0  # seed of the draw
     batch: Positive = 8  # episodes segmented at a time
     prompts: PromptName = "mask"  # how supports are marked; drawn from their masks, equally for all methods
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"  # of the model; float16 needs a GPU
+    precision: Precision = "float32"  # auto: bfloat16 where the device computes in it; recorded in every result
     at: Literal["original", "square"] = "original"  # size at which masks are compared; square: as SANSA's code does
 
     @model_validator(mode="after")

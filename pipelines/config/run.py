@@ -12,7 +12,7 @@ from fss_models.shipped.files import ShippedWeights, find_weights
 from pipelines.config.base_learner import BaseLearnerConfig, BaseLearnerSpec
 from pipelines.config.evaluate import EvalConfig
 from pipelines.config.method import MethodConfig
-from pipelines.config.section import Section
+from pipelines.config.section import Section, as_named
 from pipelines.config.train import TrainConfig
 
 # Settings that change how a run is watched or how fast it is, not what it computes.
@@ -97,7 +97,7 @@ def _deciding(train: TrainConfig) -> dict[str, Any]:
     """The settings that decide a run's result, without those that the run does not use."""
     unused = (set() if train.selection != "none" else {"selection", "select"}) | (set() if train.stop else {"stop"})
     unused |= {k for k in _NAMED_IF_SET if getattr(train, k) == TrainConfig.model_fields[k].default}
-    return train.model_dump(exclude=_NOT_IN_NAME | unused)
+    return as_named(train.model_dump(exclude=_NOT_IN_NAME | unused))
 
 
 def shipped_weights(method: MethodConfig) -> ShippedWeights | None:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from fss_models.optimisation import Optimizer
-from pipelines.config.section import Positive, PromptName, Section
+from pipelines.config.section import Positive, PromptName, Section, TrainPrecision
 
 
 class SelectConfig(Section):
@@ -44,7 +44,7 @@ class TrainConfig(Section):
     schedule: Literal["cosine", "poly", "step", "constant"] = "cosine"
     warmup: int = Field(0, ge=0)  # steps in which the learning rate rises linearly
     clip_norm: float = Field(1.0, ge=0)  # largest norm of the gradients; 0: they are not clipped
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: TrainPrecision = "float32"
     flip: bool = True  # random horizontal flip of every image of a clip
     # In place of `flip`. fssam: scale, rotation, blur, flip and crop, as PFENet, BAM and CyCTR; ssp: crop and flip
     augment: Literal["none", "fssam", "ssp"] = "none"

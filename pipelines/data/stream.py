@@ -7,7 +7,6 @@ and decodes only its share of each global batch.
 
 from __future__ import annotations
 
-import os
 import queue
 import threading
 from collections.abc import Collection, Iterator, Sequence
@@ -21,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from fss_models.errors import FssError
+from pipelines.base.limits import usable_cores
 from pipelines.data.pixels import SampleReader
 from pipelines.data.plan import Block, EpisodePlan, Place, Sampler, StreamPlan
 from pipelines.data.schema import EpisodeSample, PhotoKey, Sample
@@ -35,7 +35,7 @@ _Batch = tuple[list[Future[list[EpisodeSample]]], Position]  # one part per deco
 
 def decoder_threads() -> int:
     """Number of decoder threads: one for every two logical CPUs (often one core with hyperthreads), at most eight."""
-    return max(1, min(8, (os.cpu_count() or 1) // 2))
+    return max(1, min(8, usable_cores() // 2))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from pipelines.base.limits import usable_cores
 from pipelines.base.outcome import error_line, unwrapped
 from pipelines.base.ray_stage import run_task
 from pipelines.base.storage import Store, join
@@ -119,6 +120,7 @@ def evaluate_bundle(run: RunContext, scoring: ScoringConfig, data: Any, bundle: 
     published evaluations. With a list drawn here only the classes of its episodes count. `details` names the classes
     without episodes. Raises `FssError` if training opened one of the photos.
     """
+    from fss_models.execution import chosen_precision
     from pipelines.bundles.bundle import load_bundle
     from pipelines.evaluation.evaluate import refuse_seen_photos, score_episodes
     from pipelines.evaluation.overlays import overlay_sheet
@@ -142,7 +144,8 @@ def evaluate_bundle(run: RunContext, scoring: ScoringConfig, data: Any, bundle: 
              "bundle": bundle, "bundle_id": info.bundle_id, "untrained": info.untrained,
              "train_s": info.provenance.get("train_s", 0.0),
              "trainable_params": sum(p.numel() for p in model.parameters() if p.requires_grad),
-             "images_per_s": took["images_per_s"], "code": code_version(), "details": details}
+             "images_per_s": took["images_per_s"], "code": code_version(),
+             "precision": chosen_precision(scoring.config.precision, model.device), "details": details}
     return summarise(run, scoring, tested, table, facts), table
 
 
@@ -171,19 +174,17 @@ def read_finished(run: RunContext, scoring: ScoringConfig) -> RunResult | None:
 def measure_latency(bundles: dict[str, str], shards_url: str, fold: int | None, config: EvalConfig,
                     gpus: float) -> dict[str, Any]:
     """Label -> speed and peak memory of a bundle, all measured on the same queries in one idle process."""
-    import os
-
     import torch
 
     from pipelines.data.episodes import load_episode
     from pipelines.data.folds import FoldData
     from pipelines.evaluation.speed import measure_speed
 
-    threads = os.cpu_count() or 1
+    threads = usable_cores()
     torch.set_num_threads(threads)
     data = FoldData.open(shards_url, fold)
     chosen = list(data.episodes(config))[:LATENCY_QUERIES]
     samples = [load_episode(data.shards, e) for e in chosen]
     figures = measure_speed(bundles, samples, device="cuda" if gpus else "cpu", batch=config.batch,
-                            repeats=LATENCY_REPEATS)
+                            repeats=LATENCY_REPEATS, precision=config.precision)
     return {label: {**found, "threads": threads} for label, found in figures.items()}

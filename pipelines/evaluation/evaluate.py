@@ -8,8 +8,9 @@ square instead.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,7 @@ from fss_models.execution import autocast, chosen_precision
 from fss_models.metrics import episode_counts
 from fss_models.prompts import mask_prompt
 from fss_models.segmenter import Segmenter
+from pipelines.base.limits import usable_cores
 from pipelines.config.evaluate import EvalConfig
 from pipelines.data.collate import prompt_from_mask
 from pipelines.data.episodes import Episode, EpisodeList, load_episode
@@ -105,18 +107,16 @@ def score_episodes(model: Segmenter, shards: Shards, episodes: EpisodeList, conf
 
 def _read_ahead(shards: Shards, episodes: Sequence[Episode], batch: int
                 ) -> Iterator[tuple[Sequence[Episode], list[EpisodeSample]]]:
-    """The episodes of each batch with their photos, which a thread decodes while the batch before is scored."""
+    """The episodes of each batch with their photos, which threads decode while the batch before is scored."""
     chunks = [episodes[first:first + batch] for first in range(0, len(episodes), batch)]
+    with ThreadPoolExecutor(usable_cores(), thread_name_prefix="read") as threads:
+        def read(chunk: Sequence[Episode]) -> list[Future[EpisodeSample]]:
+            return [threads.submit(load_episode, shards, e) for e in chunk]
 
-    def read(chunk: Sequence[Episode]) -> list[EpisodeSample]:
-        return [load_episode(shards, e) for e in chunk]
-
-    with ThreadPoolExecutor(1, thread_name_prefix="read") as thread:
-        following = thread.submit(read, chunks[0]) if chunks else None
-        for number, chunk in enumerate(chunks, 1):
-            assert following is not None
-            samples = following.result()
-            following = thread.submit(read, chunks[number]) if number < len(chunks) else None
+        ahead = deque(read(chunk) for chunk in chunks[:2])
+        for number, chunk in enumerate(chunks, 2):
+            samples = [one.result() for one in ahead.popleft()]
+            ahead.extend(read(following) for following in chunks[number:number + 1])
             yield chunk, samples
 
 

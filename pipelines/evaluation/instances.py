@@ -17,6 +17,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from fss_models.errors import FssError
+from fss_models.execution import autocast, chosen_precision
 from fss_models.instances import ObjectMask, SplitRules, add_prompted, split_mask
 from fss_models.segmenter import Segmenter
 from fss_models.settings import InstanceSource
@@ -44,8 +45,10 @@ def score_instances(model: Segmenter, shards: Shards, episodes: EpisodeList, con
     ordered = sorted(episodes, key=lambda e: (e.class_id, e.episode_id))  # neighbours share photos
     for first in range(0, len(ordered), config.batch):
         chunk = ordered[first:first + config.batch]
-        batch = memorise_supports(model, cache, chunk, [load_episode(shards, e) for e in chunk], config)
-        for episode, masks in zip(chunk, _instances_of(model, batch, source), strict=True):
+        samples = [load_episode(shards, e) for e in chunk]
+        with autocast(model.device, chosen_precision(config.precision, model.device)):
+            masks_of_all = _instances_of(model, memorise_supports(model, cache, chunk, samples, config), source)
+        for episode, masks in zip(chunk, masks_of_all, strict=True):
             found += [{**coded(one.mask), "score": one.score, "image_id": episode.episode_id,
                        "category_id": episode.class_id} for one in masks]
         on_progress(first + len(chunk))
@@ -58,6 +61,7 @@ def _instances_of(model: Segmenter, batch: SupportMemory, source: InstanceSource
     found = model.segment(batch.memory, batch.features, batch.pairs)
     if source == "prompts":
         found = add_prompted(model, found, batch.memory, batch.features, batch.pairs, [0.0] * len(batch.samples))
+    found = found.to(model.device, torch.float32)
     rules, split = SplitRules(source=source, corners=model.corners_aligned), []
     for row, one in enumerate(batch.samples):
         logits = at_size(found.logits[row], one.targets[0].mask.shape, corners=model.corners_aligned)

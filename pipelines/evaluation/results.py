@@ -48,6 +48,7 @@ class RunResult(Section):
     train_s: float = 0.0
     images_per_s: float = 0.0  # during the evaluation, on a machine that was not idle; latency.json has the idle speed
     code: str = ""
+    precision: str = "float32"  # that the scores were computed in
     details: dict[str, Any] = Field(default_factory=dict)
 
     @property

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 
 from fss_models.clip import Memory
+from fss_models.execution import autocast, chosen_precision
+from fss_models.precision import Precision
 from fss_models.prompts import mask_prompt
 from fss_models.segmenter import Segmenter
 from pipelines.bundles.bundle import load_bundle
@@ -22,24 +24,27 @@ from pipelines.evaluation.evaluate import at_size, measure_query_seconds
 
 
 def measure_speed(bundles: dict[str, str], samples: Sequence[EpisodeSample], *, device: str, batch: int,
-                  repeats: int) -> dict[str, dict[str, Any]]:
+                  repeats: int, precision: Precision = "float32") -> dict[str, dict[str, Any]]:
     """Label -> figures of a bundle. The bundles are measured one after another on the same episodes.
 
     seconds         median over queries, one at a time, from decoded image to mask; supports are memorised beforehand
     images_per_s    with `batch` queries at a time against one support set; images are decoded beforehand
     peak_bytes      growth of memory while loading and predicting, at its highest: resident memory, on a GPU the
                     memory that torch allocated there; 0 where the system does not report it
+    precision       that the models computed in
     """
     load_bundle(next(iter(bundles.values())), device)  # libraries are imported outside the measurements
     found = {}
     for label, url in bundles.items():
         peak = MemoryPeak(device)
         model, info = load_bundle(url, device)
-        times = measure_query_seconds(model, samples, repeats=repeats)
-        rate = measure_batch_rate(model, samples, batch=batch, repeats=repeats)
+        chosen = chosen_precision(precision, model.device)
+        with autocast(model.device, chosen):
+            times = measure_query_seconds(model, samples, repeats=repeats)
+            rate = measure_batch_rate(model, samples, batch=batch, repeats=repeats)
         found[label] = {"bundle_id": info.bundle_id, "seconds": statistics.median(times), "queries": len(times),
                         "images_per_s": rate, "batch": min(batch, len(samples)), "peak_bytes": peak.bytes(),
-                        "device": str(model.device)}
+                        "device": str(model.device), "precision": chosen}
         del model
     return found
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from fss_models.errors import FssError
+from pipelines.base.limits import usable_cores
 from pipelines.base.progress import Bar, say
 from pipelines.base.ray_stage import run_actors, run_task
 from pipelines.base.storage import Store, join
@@ -185,4 +185,4 @@ def _write(recipe: Recipe, task: EncodingTask, missing: Sequence[MissingRecords]
 
 def _threads(actors: int, nodes: int) -> int:
     """Torch threads of an actor, if all machines have as many CPUs as this one."""
-    return max(1, (os.cpu_count() or 1) * nodes // actors)
+    return max(1, usable_cores() * nodes // actors)

@@ -12,8 +12,9 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -57,6 +58,7 @@ from pipelines.inference.stages import DECODING_BYTES, ByteBudget, DecodeStage, 
 from pipelines.inference.supports import SupportSet, UnknownSupportError, load_support_set
 
 MEMORIES = 64  # support sets kept on the device
+KEPT_BYTES = 2 << 30  # of kept features in memory, and of their files; one call with more works alone
 Encode = Callable[[], Features]
 Placed = tuple[int, int, Label]  # row of the photo, number of the class, label
 
@@ -88,7 +90,8 @@ class Labeler:
         # no cachetools.LRUCache: the bound grows with a request, and a new champion's labeler needs the order of use
         self._memories: OrderedDict[str, _StoredMemory] = OrderedDict()
         self._max_memories, self._lock = memories, threading.RLock()
-        self._pixels = ByteBudget(DECODING_BYTES)
+        self._pixels, self._kept = ByteBudget(DECODING_BYTES), ByteBudget(KEPT_BYTES)
+        self._kept_photo = 0  # bytes of a photo's kept features, known from the first supports on
         self._decode = DecodeStage(decoders, 12 * self.model.side ** 2)
         self._finish: FinishStage[list[Placed]] = FinishStage(decoders)
 
@@ -96,7 +99,7 @@ class Labeler:
         """All that decides the features of a photo."""
         how = self.execution
         return {"bundle_id": self.info.bundle_id, "preprocessing": self.preprocessing, "compiled": how.compiled,
-                "precision": how.precision, "device": how.device.type, "code_version": package_version(),
+                "precision": how.precision, "device": how.device_name, "code_version": package_version(),
                 **self.limits.model_dump()}
 
     def add_support(self, supports: SupportSet) -> str:
@@ -156,6 +159,7 @@ class Labeler:
         """
         self.check(request)
         self._max_memories = max(self._max_memories, len(request.support_ids))
+        self._stored(request.support_ids[0])
         return self._label(images, [request] * len(images), batch, fixed=True)
 
     def label_mixed(self, images: Sequence[bytes], requests: Sequence[MaskRequest],
@@ -170,9 +174,10 @@ class Labeler:
                fixed: bool) -> list[Labels | PhotoFailure]:
         failures: dict[int, PhotoFailure] = {}
         finishing: list[Future[list[Placed]]] = []
-        for rows, sizes, width, encode in self._encodings(images, failures, batch, fixed=fixed):
-            work = PhotoBatch(rows, [requests[r] for r in rows], sizes)
-            finishing += self._run(work, encode, width, fixed=fixed)
+        with closing(self._encodings(images, failures, batch, fixed=fixed)) as encodings:
+            for rows, sizes, width, encode in encodings:
+                work = PhotoBatch(rows, [requests[r] for r in rows], sizes)
+                finishing += self._run(work, encode, width, fixed=fixed)
         labels: dict[int, dict[int, Label]] = {}
         for future in finishing:
             for row, number, label in future.result():
@@ -182,41 +187,48 @@ class Labeler:
         return [results[row] for row in range(len(images))]
 
     def _encodings(self, images: Sequence[bytes], failures: dict[int, PhotoFailure], batch: int, *,
-                   fixed: bool) -> Iterator[tuple[list[int], Sizes, int, Encode]]:
+                   fixed: bool) -> Generator[tuple[list[int], Sizes, int, Encode]]:
         """For each batch: rows and sizes of its photos, its padded width, and what gives its features on the device.
 
         Unreadable photos are added to `failures`. With `fixed`, features are read from where they are kept, or kept.
         """
-        keeper = self.keeper if fixed else None
-        if keeper and (kept := keeper.read(images)):
+        if self.keeper and fixed:
+            with self._kept.hold(2 * len(images) * self._kept_photo):  # the tensors, and their file
+                yield from self._kept_encodings(self.keeper, images, failures, batch)
+            return
+        for rows, prepared in self._decode.batches(self._prepare, images, failures, batch):
+            width = batch if fixed else power_of_two(len(rows), batch)
+            stacked = self._stacked(prepared, width)
+            encode: Encode = partial(self.execution.encode, self.execution.upload(stacked))
+            yield rows, sizes_of(stacked.sizes[:len(rows)]), width, encode
+
+    def _kept_encodings(self, keeper: FeatureKeeper, images: Sequence[bytes], failures: dict[int, PhotoFailure],
+                        batch: int) -> Iterator[tuple[list[int], Sizes, int, Encode]]:
+        """`_encodings` of a job whose features are kept: as they were read, or new ones, which are written."""
+        if kept := keeper.read(images, batch):
             failures |= kept.failures
             for first in range(0, len(kept.rows), batch):
                 some = slice(first, first + batch)
                 yield kept.rows[some], sizes_of(kept.sizes[some]), batch, partial(self._moved, kept, first, batch)
             return
-        new: list[tuple[list[int], Features]] = []
+        new = KeptPhotos([], torch.zeros(0, 2, dtype=torch.int64), {}, failures)
         for rows, prepared in self._decode.batches(self._prepare, images, failures, batch):
-            width = batch if fixed else power_of_two(len(rows), batch)
-            stacked = self._stacked(prepared, width)
-            encode: Encode = partial(self.execution.encode, self.execution.upload(stacked))
-            if keeper:
-                encode = partial(self._rounded, encode, stacked.sizes[:len(rows)], rows, new)
-            yield rows, sizes_of(stacked.sizes[:len(rows)]), width, encode
-        if keeper and new:
-            maps = {k: torch.cat([f.maps[k] for _, f in new]) for k in new[0][1].maps}
-            sizes = torch.cat([f.sizes for _, f in new])
-            keeper.write(images, KeptPhotos([r for rows, _ in new for r in rows], sizes, maps, failures))
+            stacked = self._stacked(prepared, batch)
+            encode = partial(self.execution.encode, self.execution.upload(stacked))
+            sizes = stacked.sizes[:len(rows)]
+            yield rows, sizes_of(sizes), batch, partial(self._rounded, encode, new, rows, sizes, len(images))
+        if new.rows:
+            keeper.write(images, batch, new)
 
     def _moved(self, kept: KeptPhotos, first: int, width: int) -> Features:
         features: Features = kept.batch(first, width).to(self.device)
         return features
 
-    def _rounded(self, encode: Encode, sizes: Tensor, rows: list[int], new: list[tuple[list[int], Features]]
-                 ) -> Features:
-        """Features rounded as they are kept; those of the photos, without padding, are added to `new`."""
+    def _rounded(self, encode: Encode, new: KeptPhotos, rows: list[int], sizes: Tensor, most: int) -> Features:
+        """Features rounded as they are kept; those of the photos, without padding, are added to the `most` of `new`."""
         features = encode()
         maps = half(features.maps, len(rows))
-        new.append((rows, Features(maps={k: v.cpu() for k, v in maps.items()}, sizes=sizes)))
+        new.add(rows, sizes, maps, most)
         return padded(maps, features.sizes[:len(rows)], len(features))
 
     def _prepare(self, data: bytes) -> Images:
@@ -333,6 +345,7 @@ class Labeler:
         marks = self.model.collate([prompts], prepared.sizes, names=[supports.phrase])
         features = self.execution.encode(self.execution.upload(prepared))
         judge, phrase = self.judge, supports.phrase
+        self._kept_photo = sum(2 * v[0].numel() for v in features.maps.values())
         with self.execution.autocast():
             memory = self.model.memorise(features, marks.to(self.device))
             known = judge.describe_supports(features, prompts, memory, phrase) if judge else None

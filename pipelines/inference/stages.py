@@ -25,6 +25,11 @@ class ByteBudget:
     def __init__(self, limit: int) -> None:
         self.limit, self._held, self._changed = limit, 0, threading.Condition()
 
+    @property
+    def free(self) -> int:
+        """Bytes that are not held."""
+        return self.limit - self._held
+
     def acquire(self, size: int) -> None:
         """Wait until `size` bytes fit."""
         with self._changed:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from pipelines.base.cluster import cluster
-from pipelines.base.progress import Bar
+from pipelines.base.progress import Bar, say
 from pipelines.base.ray_stage import run_actors
 from pipelines.config.mask_request import MaskRequest
 from pipelines.inference.labeler import Labeler
@@ -21,7 +21,7 @@ from pipelines.labelling.engines import WorkerLostError
 from pipelines.labelling.images import PhotoReader
 from pipelines.labelling.job import READERS, LabellingJob
 from pipelines.labelling.parts import part_name
-from pipelines.serving.spec import ModelSpec, best_device, count_models
+from pipelines.serving.spec import ModelSpec, best_device, free_models, waits_for_gpu
 
 REQUEST_BYTES = 256_000_000  # bytes of photos in an actor's memory at a time
 GROUP = 8  # chunks of an actor's item at most; the stages of a group's chunks overlap
@@ -30,12 +30,19 @@ TASKS = 2000  # largest number of tasks; when an actor is lost, all chunks of it
 
 
 def run_with_actors(job: LabellingJob, left: Sequence[int], spec: ModelSpec, actors: int = 0) -> int:
-    """Label the chunks `left`. Returns their number of photos. `actors` 0: one a GPU, or one a machine without GPUs."""
+    """Label the chunks `left`. Returns their number of photos.
+
+    `actors` 0: one a GPU that is free, or one a machine without GPUs; beside a service that holds part of every GPU it
+    is one, with half of a GPU.
+    """
     with cluster() as ray:
         placed = replace(spec, device=best_device(ray))
-        count = min(actors or count_models(ray, placed.device), len(left))
+        room, share = free_models(ray, placed.device)
+        count = min(actors or room, len(left))
         todo = sum(len(job.manifest.rows(c)) for c in left)
-        gpus = 1.0 if placed.device != "cpu" else 0.0
+        gpus = share if placed.device != "cpu" else 0.0
+        if line := waits_for_gpu(ray, placed.device, gpus):
+            say(line)
         with Bar("label", len(job.images), unit="images", done=len(job.images) - todo) as bar:
             for photos in run_actors(ray, partial(ChunkLabeler, job, placed), _groups(left, count), actors=count,
                                      gpus=gpus, tasks=TASKS):

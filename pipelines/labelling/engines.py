@@ -20,7 +20,7 @@ from pipelines.config.mask_request import MaskRequest
 from pipelines.inference.masks import Labels, PhotoFailure
 from pipelines.inference.supports import SupportSet
 from pipelines.serving.client import Client, ServiceError
-from pipelines.serving.spec import ModelSpec, best_device, free_models, settle_spec
+from pipelines.serving.spec import ModelSpec, best_device, free_models, settle_spec, waits_for_gpu
 
 LOCAL_REQUEST_BYTES = 32_000_000  # bytes of photos in one request; the object store holds several requests
 ATTEMPTS = 10  # more than a minute in all; Serve needs half a minute to restart a lost proxy
@@ -99,6 +99,8 @@ def local_engine(spec: ModelSpec) -> Iterator[Engine]:
         placed = settle_spec(ray, replace(spec, device=best_device(ray)))
         count, share = free_models(ray, placed.device)
         placed = replace(placed, job_replicas=count, gpu_share=share)
+        if line := waits_for_gpu(ray, placed.device, share):
+            say(line)
         handle = deploy(bulk(placed, on_demand=False), name=name)
         say(f"the model is up after {time.monotonic() - began:.1f} s")
         try:

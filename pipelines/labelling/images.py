@@ -5,10 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
+from typing import Any, overload
+
+import numpy as np
+import pyarrow as pa
 
 from fss_models.errors import FssError
 from fss_models.photo_files import PHOTO_SUFFIXES, UNREAD_SUFFIXES, is_photo
@@ -21,6 +25,27 @@ SHOWN = 6  # suffixes in a line about files that are left out
 LOST = (FileNotFoundError, PermissionError, IsADirectoryError)  # errors of one photo; all others are of the disk
 
 
+class Names(Sequence[str]):
+    """Names in the memory of their characters, since a job may have millions; actors share one copy a machine."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._all = pa.array(names, pa.large_string())
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    @overload
+    def __getitem__(self, at: int) -> str: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[str]: ...
+    def __getitem__(self, at: int | slice) -> str | list[str]:
+        found: str | list[str] = self._all[at].to_pylist() if isinstance(at, slice) else self._all[at].as_py()
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return (one.as_py() for one in self._all)
+
+
 @dataclass(frozen=True)
 class ImageList:
     """The photos below `url`: names relative to it, and sizes in bytes. The id of `names[i]` is i + 1.
@@ -29,8 +54,8 @@ class ImageList:
     """
 
     url: str
-    names: list[str]
-    sizes: list[int] = field(repr=False)
+    names: Sequence[str]
+    sizes: Sequence[int] = field(repr=False)
     unread: list[str] = field(default_factory=list, repr=False)
     others: dict[str, int] = field(default_factory=dict, repr=False)
 
@@ -55,18 +80,20 @@ def list_images(url: str, limit: int = 0, *, outs: Sequence[str] = ()) -> ImageL
     if not store.exists():
         raise FssError("does not exist", where=url, hint="check the path or URL of --images")
     written = tuple(f"{place}/" for out in outs if (place := _within(store, Store(out))))
-    files = {n: s for n, s in files_below(store).items() if not n.startswith(written)}
-    found = [(n, s) for n, s in files.items() if is_photo(n)]
-    unread = [n for n in files if n.lower().endswith(UNREAD_SUFFIXES)]
-    others = _suffixes(n for n in files if not is_photo(n) and not n.lower().endswith(UNREAD_SUFFIXES))
+    files = files_below(store)
+    rest = [n for n in files if not is_photo(n) and not n.startswith(written)]
+    found = [n for n in files if is_photo(n) and not n.startswith(written)]
+    unread = [n for n in rest if n.lower().endswith(UNREAD_SUFFIXES)]
+    others = _suffixes(n for n in rest if not n.lower().endswith(UNREAD_SUFFIXES))
     if not found:
-        held = f", but {_counted(_suffixes(files))}" if files else ""
+        held = f", but {_counted(_suffixes(rest))}" if rest else ""
         raise FssError(f"holds no photos{held}", where=url, hint=f"names of photos end in {', '.join(PHOTO_SUFFIXES)}")
     found = found[:limit] if limit else found
-    odd = next((n for n, _ in found if not _is_utf8(n)), None)
+    odd = next((n for n in found if not _is_utf8(n)), None)
     if odd is not None:
         raise FssError(f"the file name {odd!r} is not UTF-8", where=url, hint="rename the file")
-    return ImageList(store.url, [n for n, _ in found], [s for _, s in found], unread, dict(others))
+    sizes: Any = np.fromiter((files[n] for n in found), dtype=np.int64, count=len(found))
+    return ImageList(store.url, Names(found), sizes, unread, dict(others))
 
 
 def left_out(images: ImageList) -> list[str]:

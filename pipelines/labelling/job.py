@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from itertools import islice
+from typing import TypeVar
 
 from fss_models.limits import PhotoLimits
 from pipelines.base.progress import Bar
@@ -17,6 +19,7 @@ from pipelines.labelling.manifest import JobManifest
 from pipelines.labelling.parts import finished_chunks, write_part
 
 OnProgress = Callable[[int, int], None]  # (photos done in all, unreadable photos of the last chunk)
+T = TypeVar("T")
 READERS = 8  # threads that read photos; they mostly wait for the store
 
 
@@ -46,8 +49,8 @@ class LabellingJob:
         pool = ThreadPoolExecutor(in_flight, thread_name_prefix="chunk")
         try:
             with Bar("label", len(self.images), unit="images", done=done) as bar:
-                for future in as_completed([pool.submit(self.label_chunk, c, engine, reader) for c in left]):
-                    count, failed = future.result()
+                for count, failed in _as_they_come(pool, lambda c: self.label_chunk(c, engine, reader), left,
+                                                   2 * in_flight):
                     bar.step(count)
                     if on_progress:
                         on_progress(bar.done, failed)
@@ -62,6 +65,16 @@ class LabellingJob:
         results = label_rows(rows, engine, reader, self.manifest, self.max_seconds)
         write_part(self.out, chunk, self.images, rows, self.manifest, results)
         return len(rows), sum(isinstance(r, PhotoFailure) for r in results)
+
+
+def _as_they_come(pool: ThreadPoolExecutor, call: Callable[[int], T], items: Iterable[int], most: int) -> Iterator[T]:
+    """The result of each call as soon as it is there; at most `most` calls run or wait for a thread."""
+    todo = iter(items)
+    running = {pool.submit(call, one) for one in islice(todo, most)}
+    while running:
+        done, running = wait(running, return_when=FIRST_COMPLETED)
+        running |= {pool.submit(call, one) for one in islice(todo, len(done))}
+        yield from (future.result() for future in done)
 
 
 def label_rows(rows: Sequence[int], engine: Engine, reader: PhotoReader, manifest: JobManifest,

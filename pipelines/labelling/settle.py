@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+import resource
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 
+import psutil
 import torch
 
 from fss_models.errors import FssError
 from fss_models.execution import chosen_precision
 from fss_models.preprocess import Mode
 from pipelines.base.cluster import cluster
+from pipelines.base.limits import free_memory
 from pipelines.base.progress import say
 from pipelines.base.ray_stage import run_task
 from pipelines.base.storage import Store
@@ -145,16 +147,22 @@ def mode_agreement(labeler: Labeler, photos: list[bytes], request: MaskRequest, 
 def fastest_batch(labeler: Labeler, support_id: str) -> tuple[int, str]:
     """The batch size with the least time for a photo in encoder and decoder, and a line that says what was measured.
 
-    Sizes that do not fit into the device's memory are left out. Raises `FssError` if none fits.
+    Sizes that do not fit into the device's memory are left out, on a CPU also those that would need more than is free,
+    since the system ends processes that do. Raises `FssError` if none fits.
     """
     cuda = labeler.execution.device.type == "cuda"
     times: dict[int, float] = {}
+    before = psutil.Process().memory_info().rss
     for size in GPU_BATCHES if cuda else CPU_BATCHES:
-        with suppress(torch.OutOfMemoryError):
+        try:
             times[size] = labeler.seconds_a_photo(support_id, size, ROUNDS)
-            continue
-        torch.cuda.empty_cache()
-        break
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
+            torch.cuda.empty_cache()
+            break
+        if not cuda and 2 * (_peak_memory() - before) > free_memory():
+            break
     if not times:
         raise FssError("no batch fits into the device's memory", hint="use a smaller preset, or set label.batch")
     best = next(iter(times))
@@ -162,3 +170,13 @@ def fastest_batch(labeler: Labeler, support_id: str) -> tuple[int, str]:
         best = size if seconds < WORTH * times[best] else best
     shown = ", ".join(f"{1 / seconds:.1f} in batches of {size}" for size, seconds in times.items())
     return best, f"batch: {best}; the model alone does, in photos/s, {shown}"
+
+
+def _peak_memory() -> int:
+    """The most memory that this process had, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """On a CPU, PyTorch has no class of its own for it."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from pipelines.config.data import DataConfig
-from pipelines.config.section import Positive, Section
+from pipelines.config.section import Positive, Section, TrainPrecision, as_named
 from pipelines.config.train import TrainConfig
 
 # Keys that change how a pretraining is run or watched, not what it computes.
@@ -59,7 +59,7 @@ class PretrainConfig(Section):
     warmup: int = Field(100, ge=0)
     weight_decay: float = Field(0.01, ge=0)
     clip_norm: float = Field(1.0, gt=0)
-    precision: Literal["fp32", "bf16"] = "bf16"
+    precision: TrainPrecision = "bfloat16"
     seed: int = 0
     threads: Positive = 1
     device: Literal["", "cpu", "cuda"] = ""  # empty: cuda where the cluster has a GPU, else cpu
@@ -77,7 +77,7 @@ class PretrainConfig(Section):
     @property
     def deciding(self) -> dict[str, Any]:
         """The settings that decide the numbers of a pretraining, as JSON."""
-        return self.model_dump(mode="json", exclude=_BESIDE)
+        return as_named(self.model_dump(mode="json", exclude=_BESIDE))
 
     @property
     def identity(self) -> dict[str, Any]:

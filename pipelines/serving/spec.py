@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fss_models.bundle import BundleInfo
 from fss_models.execution import chosen_precision
 from fss_models.limits import LIMITS, PhotoLimits
+from pipelines.base.limits import usable_cores
 from pipelines.base.ray_stage import run_task
 from pipelines.config.computing import Computing
 from pipelines.config.label import ServiceSettings
@@ -39,7 +39,7 @@ class ModelSpec:
     @property
     def torch_threads(self) -> int:
         """Torch threads of a replica: `serve.threads`, or the number of CPU cores where that is 0."""
-        return self.serve.threads or os.cpu_count() or 1
+        return self.serve.threads or usable_cores()
 
     @property
     def labeler_options(self) -> dict[str, Any]:
@@ -114,6 +114,18 @@ def free_models(ray: Any, device: str) -> tuple[int, float]:
         return count, 1.0
     left = count - math.ceil(2 * (count - ray.available_resources().get("GPU", 0.0)))
     return (left, 1.0) if left >= 1 else (1, 0.5)
+
+
+def waits_for_gpu(ray: Any, device: str, share: float) -> str:
+    """A line about a model that has to wait for its `share` of a GPU; "" where the cluster has as much left.
+
+    Of several GPUs each may be used in part: then it waits although their parts are enough together.
+    """
+    left = ray.available_resources().get("GPU", 0.0)
+    if device == "cpu" or left >= share:
+        return ""
+    return (f"the cluster's GPUs are in use ({left:g} of {count_models(ray, device)} left): this job waits for "
+            f"{'a whole one' if share == 1 else f'{share:g} of one'}; `ray status` shows what holds them")
 
 
 def with_bundle(spec: ServiceSpec, info: BundleInfo) -> ServiceSpec:

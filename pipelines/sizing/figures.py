@@ -76,6 +76,31 @@ STREAM = {  # episodes that a core loads in a second, by the side of the model's
                     "549 COCO photos, warm", "2026-11-22"),
 }
 
+
+
+def _photo(size: str, model: float, published: float, fast: float) -> dict[str, Figure]:
+    """What labelling costs a core for a photo of a size: with either preprocessing, and the model's part of it."""
+    file, day, at = "photo_stages-cpu-2-cores", "2026-11-30", f"result.cpu_ms_a_photo.{size}"
+    note = "the champion that ships, one core, fp32, batch 8"
+    rates = {mode: _measured(f"photos of {size} that a core labels, preprocessing {mode}", value, "photos/s", file,
+                             f"{at}.photos_a_cpu_second.{key}", note, day)
+             for mode, key, value in (("published", "labelling", published), ("fast", "fast", fast))}
+    return {**rates, "model": _measured(f"the model's part of a photo of {size}", model, "ms", file,
+                                        f"{at}.labelling.model", note, day)}
+
+
+PHOTOS = {  # by megapixels
+    0.307: _photo("640x480", 45.18472887499991, 19.901331932710807, 20.05968573939669),
+    2.074: _photo("1920x1080", 43.2259262500001, 17.761002156021362, 18.812165226203113),
+    12.193: _photo("4032x3024", 41.051943875000106, 11.684426859174273, 15.543805263461637),
+}
+_BF16 = "result.cpu_ms_a_photo.bare"
+CPU_FLOAT32 = _measured("the model's time for a photo in float32", 40.713415937499995, "ms",
+                        "device_pipeline-count-16-repeats-1-threads-1-cpu-2-cores", _BF16, "fssam/nano", "2026-11-30")
+CPU_BFLOAT16 = _measured("the model's time for a photo in bfloat16", 25.914562249999996, "ms",
+                         "device_pipeline-count-16-precision-bfloat16-repeats-1-threads-1-cpu-2-cores", _BF16,
+                         "fssam/nano, on a CPU that multiplies in bfloat16", "2026-11-30")
+
 _SAM2 = "SAM 2's README: video frames a second of the whole model on one A100, bf16, compiled"
 GPU_RATES = {preset: Figure(what=f"images that a GPU segments with `{preset}`", value=value, unit="images/s",
                             kind="published", source=_SAM2)
@@ -95,6 +120,11 @@ def _assumed(what: str, value: float, unit: str, reason: str) -> Figure:
     return Figure(what=what, value=value, unit=unit, kind="assumed", source=reason)
 
 
+_FAST = "segment-anything-fast, experiments/results.csv: SAM ViT-B on one A100, batch 8"
+GPU_REDUCED = Figure(what="times that a GPU is faster in bfloat16 or float16 than in float32", value=39.8 / 12.1,
+                     unit="", kind="published", source=f"{_FAST}: 39.8 against 12.1 images/s")
+GPU_COMPILED = Figure(what="times that a GPU is faster with a compiled model", value=54.7 / 39.8, unit="",
+                      kind="published", source=f"{_FAST}: 54.7 against 39.8 images/s")
 GPU_NANO = _assumed("images that a GPU segments with `nano`", 91.2, "images/s",
                     "the published speed of `tiny`, which is larger")
 GPU_SHARE = _assumed("share of a GPU's published speed that is reached", 0.5, "",

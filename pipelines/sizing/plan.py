@@ -13,6 +13,7 @@ from pipelines.sizing import figures as f
 from pipelines.sizing.figures import Figure
 
 LARGEST_MACHINE_GB = 1000.0
+BUILD_MEGAPIXELS = 640 * 480 / 1e6  # of the photos with which the build was measured
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,7 @@ class SizingRequest:
     cores: int
     recipe: Recipe
     photo_kb: float = 160.0
+    megapixels: float = 0.3  # of a photo
     classes_per_photo: float = 2.9
     classes: int = 1  # that are labelled
 
@@ -74,7 +76,8 @@ def make_plan(request: SizingRequest) -> SizingPlan:
     """Plan the stages: the shard build, a sweep of the method over the recipe's folds and seeds, and labelling.
 
     Before the sweep come the base learners, where the method builds on them. The same number of photos is built into
-    shards and labelled. Raises `FssError` for an unknown method or preset, and for one whose speed is not known.
+    shards and labelled. Precisions are those of the recipe's sections. Raises `FssError` for an unknown method or
+    preset, and for one whose speed is not known.
     """
     registry.method_class(request.method)
     registry.check_preset(request.method, request.preset)
@@ -109,17 +112,52 @@ def segment_rate(request: SizingRequest) -> tuple[float, tuple[Figure, ...]]:
                    hint="measured: preset nano with sansa, fcp, vrp_sam, fssam and prior; or give --gpus")
 
 
+def speed_factor(request: SizingRequest, precision: str, *, compiled: bool = False
+                 ) -> tuple[float, tuple[Figure, ...]]:
+    """Times that a model of this precision is as fast as `segment_rate` says, and the figures that this is based on.
+
+    The rates of GPUs are those of bfloat16, without compilation; of CPUs those of float32, which is also what `auto` is
+    taken to be there.
+    """
+    if not request.gpus:
+        reduced = precision == "bfloat16"
+        return (f.CPU_FLOAT32.value / f.CPU_BFLOAT16.value, (f.CPU_FLOAT32, f.CPU_BFLOAT16)) if reduced else (1.0, ())
+    slow, more = precision == "float32", f.GPU_COMPILED if compiled else None
+    factor = (1 / f.GPU_REDUCED.value if slow else 1.0) * (more.value if more else 1.0)
+    return factor, (*((f.GPU_REDUCED,) if slow else ()), *((more,) if more else ()))
+
+
+def host_seconds(request: SizingRequest, mode: str) -> tuple[float, tuple[Figure, ...]]:
+    """Seconds of a core for a photo beside the model: decoding, resizing, run lengths; between sizes, interpolated.
+
+    Smaller and larger photos than the measured ones are taken to cost in proportion to their pixels.
+    """
+    sizes = list(f.PHOTOS)
+    upper = next((i for i, size in enumerate(sizes) if size >= request.megapixels), len(sizes) - 1)
+    used = sizes[max(0, upper - 1):upper + 1]
+    costs = [1 / f.PHOTOS[s][mode].value - f.PHOTOS[s]["model"].value / 1e3 for s in used]
+    figures = tuple(f.PHOTOS[s][key] for s in used for key in (mode, "model"))
+    if not used[0] <= request.megapixels <= used[-1]:
+        end = 0 if request.megapixels < used[0] else -1
+        return costs[end] * request.megapixels / used[end], figures
+    share = (request.megapixels - used[0]) / (used[-1] - used[0] or 1)
+    return costs[0] + share * (costs[-1] - costs[0]), figures
+
+
 def _shards(request: SizingRequest) -> tuple[SizingStage, tuple[Figure, ...]]:
     """The shard build. Shards store a photo once in the image table, and once in a block for each of its classes."""
     stored = request.photo_kb * 1e3 * (request.images + request.annotations)
     driver = f.BUILD_DRIVER.value / 1e3 * max(1.0, request.annotations / f.BUILD_DRIVER_ANNOTATIONS)
     worker = f.BUILD_WORKER.value / 1e3
+    larger, figures = host_seconds(request, "published")
+    usual = host_seconds(replace(request, megapixels=BUILD_MEGAPIXELS), "published")[0]
+    seconds = 1 / f.BUILD_RATE.value + max(0.0, larger - usual)
     stage = SizingStage(
-        name="build shards", hours=request.images / (f.BUILD_RATE.value * request.cores) / 3600, cores=request.cores,
+        name="build shards", hours=request.images * seconds / request.cores / 3600, cores=request.cores,
         gpus=0, memory_gb=driver + request.cores * worker,
         memory=f"driver {driver:.1f} GB, {worker:.2f} GB for each core",
         s3_gb=stored / 1e9, work=f"{request.images:,} photos, {request.annotations:,.0f} annotations")
-    return stage, (f.BUILD_RATE, f.BUILD_DRIVER, f.BUILD_WORKER)
+    return stage, (f.BUILD_RATE, f.BUILD_DRIVER, f.BUILD_WORKER, *(figures if larger > usual else ()))
 
 
 def count_steps(request: SizingRequest) -> int:
@@ -139,6 +177,8 @@ def _base_learners(request: SizingRequest, rate: float) -> tuple[SizingStage, tu
     folds = len(recipe.sweep.folds) or recipe.data.folds
     runs = folds * len(recipe.sweep.seeds) * (2 if recipe.train.selection == "base-holdout" else 1)
     photos = _steps(request, config.steps, config.epochs, config.batch) * config.batch
+    factor, used = speed_factor(request, config.precision)
+    rate *= factor
     units = request.gpus or request.cores
     at_once = min(runs, units)
     one = f.PROCESS.value / 1e3
@@ -147,7 +187,7 @@ def _base_learners(request: SizingRequest, rate: float) -> tuple[SizingStage, tu
         gpus=at_once if request.gpus else 0, memory_gb=one * at_once, memory=f"{one:.1f} GB for each run",
         s3_gb=runs * f.BASE_LEARNER.value * (4 + 8) / 1e9,  # its file, and a checkpoint with SGD's momentum
         work=f"{runs} runs of {photos:,} photos")
-    return stage, (f.BACKWARD, f.PROCESS, f.BASE_LEARNER)
+    return stage, (f.BACKWARD, f.PROCESS, f.BASE_LEARNER, *used)
 
 
 def _sweep(request: SizingRequest, rate: float) -> tuple[SizingStage, tuple[Figure, ...]]:
@@ -157,7 +197,8 @@ def _sweep(request: SizingRequest, rate: float) -> tuple[SizingStage, tuple[Figu
     runs = folds * (len(recipe.sweep.seeds) if trains else 1)
     clips = count_steps(request) * train.batch if trains else 0
     per_clip, used = _clip_seconds(request, rate)
-    seconds = clips * per_clip + recipe.eval.episodes * (1 + recipe.eval.shots) / rate
+    scoring, more = speed_factor(request, recipe.eval.precision)
+    seconds = clips * per_clip + recipe.eval.episodes * (1 + recipe.eval.shots) / (rate * scoring)
     units = request.gpus or request.cores
     at_once = min(runs, units)
     stream = f.STREAM[512 if request.preset == "nano" else 1024]
@@ -170,7 +211,7 @@ def _sweep(request: SizingRequest, rate: float) -> tuple[SizingStage, tuple[Figu
         cores=max(at_once, feeding), memory_gb=one * at_once,
         memory=f"{one:.1f} GB for each run (train.pool_bytes, train.pixel_bytes, process)", s3_gb=checkpoints,
         work=f"{runs} runs of {clips:,} clips and {recipe.eval.episodes} test episodes")
-    return stage, (*used, f.PROCESS, f.TRAINED, *((stream,) if feeding else ()))
+    return stage, (*used, *more, f.PROCESS, f.TRAINED, *((stream,) if feeding else ()))
 
 
 def _clip_seconds(request: SizingRequest, rate: float) -> tuple[float, tuple[Figure, ...]]:
@@ -178,25 +219,29 @@ def _clip_seconds(request: SizingRequest, rate: float) -> tuple[float, tuple[Fig
     train = request.recipe.train
     if not request.gpus and (request.method, request.preset, train.shots) == ("fcp", "nano", 1):
         return 1 / f.TRAIN_FCP.value, (f.TRAIN_FCP,)
-    return (train.shots + train.targets) * f.BACKWARD.value / rate, (f.BACKWARD,)
+    factor, used = speed_factor(request, train.precision, compiled=train.compile)
+    return (train.shots + train.targets) * f.BACKWARD.value / (rate * factor), (f.BACKWARD, *used)
 
 
 def _label(request: SizingRequest, rate: float) -> tuple[SizingStage, tuple[Figure, ...]]:
-    """Labelling: every photo is decoded once, as in the shard build, and segmented for each class.
+    """Labelling: every photo is decoded once, and segmented for each class.
 
     Where only the image encoder's time is known, further classes are taken to cost nothing.
     """
-    decode, encodings = 1 / f.BUILD_RATE.value, request.encodings()
+    config = request.recipe.label
+    decode, figures = host_seconds(request, "fast" if config.preprocessing == "fast" else "published")
+    factor, used = speed_factor(request, config.precision, compiled=config.compile)
+    encodings = request.encodings()
     if request.gpus:
-        busy = request.images / rate
+        busy = request.images / rate / factor
         if request.preset in f.ENCODER_RATES:
             busy = encodings / f.ENCODER_RATES[request.preset].value
             busy += request.images * request.classes / f.DECODER_RATES[request.preset].value
-            busy /= f.GPU_SHARE.value
+            busy /= f.GPU_SHARE.value * factor
         hours = busy / request.gpus / 3600
         cores = math.ceil(request.images / busy * request.gpus * decode)
     else:
-        hours, cores = request.images * (1 / rate + decode) / request.cores / 3600, request.cores
+        hours, cores = request.images * (1 / rate / factor + decode) / request.cores / 3600, request.cores
     replicas = request.gpus or max(1, request.recipe.serve.replicas)
     one = f.PROCESS.value / 1e3
     stage = SizingStage(
@@ -204,13 +249,16 @@ def _label(request: SizingRequest, rate: float) -> tuple[SizingStage, tuple[Figu
         memory=f"{one:.1f} GB for each replica",
         s3_gb=request.images * (request.photo_kb * 1e3 + f.LABEL_BYTES.value) / 1e9,
         work=f"{request.images:,} photos, {math.ceil(request.images / request.recipe.label.chunk):,} chunks, "
-             f"{'one class' if request.classes == 1 else f'{request.classes} classes'}, {encodings:,} image encodings")
-    return stage, (f.BUILD_RATE, f.PROCESS, f.LABEL_BYTES)
+             f"{'one class' if request.classes == 1 else f'{request.classes} classes'}, {encodings:,} image encodings, "
+             f"{config.precision}{', compiled' if config.compile else ''}, photos of {request.megapixels:g} megapixels")
+    return stage, (*used, *figures, f.PROCESS, f.LABEL_BYTES)
 
 
 def _notes(request: SizingRequest, stages: tuple[SizingStage, ...]) -> list[str]:
     notes = [f"S3: assumes photos of {request.photo_kb:g} KB (--photo-kb) with {request.classes_per_photo:g} classes "
              "(--classes-per-photo); shards store a photo once, and once more for each of its classes"]
+    if request.gpus and request.recipe.label.precision == "float32":
+        notes.append("label.precision is float32, in which GPUs are slow: auto means bfloat16 there")
     if request.gpus:
         notes.append("no speed on a GPU was measured in this project: the hours are an order of magnitude")
     if request.preset != "nano":

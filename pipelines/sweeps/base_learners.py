@@ -6,10 +6,10 @@ lost. If it failed, the next command tries it again, and the runs that need it f
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
+from pipelines.base.limits import usable_cores
 from pipelines.base.outcome import error_line
 from pipelines.base.progress import Bar, say
 from pipelines.base.storage import Store, join
@@ -61,7 +61,7 @@ def ensure_base_learners(recipe: Recipe, specs: Sequence[RunSpec], ray: Any) -> 
     with (tracking(recipe, ray) as tracker, request_machines(ray) as request,
           Bar("base learners", len(wanted), unit="runs") as bar):
         request.ask(bundles_of(schedule.wanted()))
-        threads = max(1, (os.cpu_count() or 1) // runs_at_once(schedule))
+        threads = max(1, usable_cores() // runs_at_once(schedule))
         runs = {s.name: _context(recipe, s, threads, tracker) for s in wanted}
         for run in runs.values():
             tracker.run.remote(run.label, params=run.spec.model_dump(mode="json"), tags={"fss.code": code_version()})

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
@@ -17,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fss_models.errors import FssError
+from pipelines.base.limits import usable_cores
 from pipelines.base.outcome import error_line
 from pipelines.base.progress import say
 from pipelines.base.storage import Store
@@ -88,7 +88,7 @@ def execute(recipe: Recipe, plans: Sequence[PlannedRun], ray: Any, *, sweep: boo
         check_room(schedule, ray)
     with request_machines(ray) as request, tracking(recipe, ray) as tracker:
         request.ask(bundles_of(schedule.wanted()))
-        threads = max(1, (os.cpu_count() or 1) // runs_at_once(schedule))
+        threads = max(1, usable_cores() // runs_at_once(schedule))
         for p in plans:
             p.run = p.run.model_copy(update={"threads": threads, "tracker": tracker})
         _open_runs(recipe, plans, tracker)

@@ -158,7 +158,7 @@ def _step(forward: nn.Module, params: list[nn.Parameter], optimiser: torch.optim
 def _backward(forward: nn.Module, part: Any, train: TrainConfig) -> dict[str, Tensor]:
     """Add the gradients of one part of a step. Returns its losses and their sum, all on the device."""
     device = next(forward.parameters()).device.type
-    with torch.autocast(device, dtype=torch.bfloat16, enabled=train.precision == "bf16"):
+    with torch.autocast(device, dtype=torch.bfloat16, enabled=train.precision == "bfloat16"):
         losses: dict[str, Tensor] = forward(part)
         total = torch.stack([v.float() for v in losses.values()]).sum()
     torch.autograd.backward(total / train.accumulate)
@@ -188,7 +188,7 @@ class _Window:
                 at = self._task.section
                 raise FssError(f"the loss or its gradient is not finite at step {step + 1} (loss {float(row[0])})",
                                where=self._task.name,
-                               hint=f"lower {at}lr or {at}clip_norm, or use {at}precision=fp32")
+                               hint=f"lower {at}lr or {at}clip_norm, or use {at}precision=float32")
         now = time.perf_counter()
         seconds, count = now - self._start, len(self._rows)
         share = self._waited / max(seconds, 1e-9)

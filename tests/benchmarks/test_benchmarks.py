@@ -41,6 +41,9 @@ SMALL = {
                         "repeats": 1, "threads": 1},
     "kept_features": {**RANDOM, "data": "generated", "size": [64, 48], "count": 8, "chunk": 4, "batch": 2, "images": 8},
     "official_loop": {**RANDOM, "shots": [1], "images": 2, "repeats": 1, "threads": 1},
+    "job_ledger": {"count": 40, "chunk": 4},
+    "click_latency": {**RANDOM, "data": "generated", "images": 8, "count": 64, "chunk": 4, "batch": 4, "idle_s": 2,
+                      "side": 64, "threads": 1},
     "service_load": {**RANDOM, "seconds": 4, "capacity_s": 2, "clients": 4},
     "sweep_wall": {"recipe": "debug", "data": "generated", "images": 60, "steps": 2, "episodes": 4},
     "shard_build": {"images": 60, "least": 4, "height": 64, "width": 64, "part": 16, "repeats": 1},
@@ -53,7 +56,7 @@ def small(name: str) -> dict[str, object]:
 
 # these start a cluster or several
 COMMANDS = ("base_class_constants", "labelling_engines", "annotation", "label_memory", "sweep_wall", "service_load",
-            "training_run", "shard_build")
+            "training_run", "shard_build", "click_latency")
 
 
 NEEDS_SHARDS = "precision"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +57,12 @@ def test_half_precision_hardly_changes_masks(bundle: str, tmp_path: Path) -> Non
 
 def test_another_setting_finds_nothing(tmp_path: Path) -> None:
     photos = KeptPhotos([0], torch.tensor([[3, 4]]), {"f": torch.ones(1, 2, 1, 1, dtype=torch.float16)}, {})
-    FeatureKeeper(str(tmp_path), {"precision": "float32"}).write([b"a"], photos)
-    assert FeatureKeeper(str(tmp_path), {"precision": "bfloat16"}).read([b"a"]) is None
+    FeatureKeeper(str(tmp_path), {"precision": "float32"}).write([b"a"], 1, photos)
+    assert FeatureKeeper(str(tmp_path), {"precision": "bfloat16"}).read([b"a"], 1) is None
     mine = FeatureKeeper(str(tmp_path), {"precision": "float32"})
-    assert mine.read([b"b"]) is None
-    found = mine.read([b"a"])
+    assert mine.read([b"b"], 1) is None
+    assert mine.read([b"a"], 2) is None  # a model's last digits depend on the batch
+    found = mine.read([b"a"], 1)
     assert found is not None
     assert (found.rows, found.sizes.tolist(), found.failures) == ([0], [[3, 4]], {})
 
@@ -69,7 +73,43 @@ def test_a_newer_version_finds_nothing(bundle: str, tmp_path: Path, monkeypatch:
     monkeypatch.setattr(module, "package_version", lambda: "99")
     newer = Labeler(bundle, features_url=str(tmp_path))
     assert newer.keeper is not None
-    assert newer.keeper.read(PHOTOS) is None
+    assert newer.keeper.read(PHOTOS, 4) is None
+
+
+@pytest.mark.parametrize("damage", [lambda d: d[:-7], lambda d: b"", lambda d: d[:5], lambda d: b"\xff" * 8 + d[8:],
+                                    lambda d: d.replace(b"rows", b"rowz"), lambda d: d.replace(b"F16", b"F99")])
+def test_photos_of_a_damaged_file_are_encoded_again(bundle: str, tmp_path: Path,
+                                                    damage: Callable[[bytes], bytes]) -> None:
+    """Would catch a job that ends with a raw error of a library, or writes other masks."""
+    wanted = labelled(Labeler(bundle, features_url=str(tmp_path)), 1000)
+    file = next(tmp_path.rglob("*.safetensors"))
+    whole = file.read_bytes()
+    file.write_bytes(damage(whole))
+    assert labelled(Labeler(bundle, features_url=str(tmp_path)), 1000) == wanted
+    assert file.read_bytes() == whole
+
+
+def test_kept_features_are_bounded_by_bytes(bundle: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch calls that together hold more than the bound, and one that is larger than it and waits for ever."""
+    monkeypatch.setattr(module, "KEPT_BYTES", 1)
+    labeler, most, inside = Labeler(bundle, features_url=str(tmp_path)), 0, 0
+    labeler.add_support(support_set(1000))
+    read = labeler.keeper.read  # type: ignore[union-attr]
+
+    def counted(*args: Any) -> Any:
+        nonlocal most, inside
+        inside += 1
+        most = max(most, inside)
+        time.sleep(0.05)
+        inside -= 1
+        return read(*args)
+
+    monkeypatch.setattr(labeler.keeper, "read", counted)
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda _: labelled(labeler, 1000), range(3)))
+    assert found[0] == found[1] == found[2]
+    assert most == 1
+    assert labeler._kept.free == 1
 
 
 def test_values_beyond_half_precision_are_cut() -> None:

@@ -12,7 +12,7 @@ from fss_models import registry
 from infra.local.s3 import S3Server
 from jobs.cli import make_app
 from jobs.doctor import DoctorCheck, run_checks
-from jobs.limits import ContainerLimits, read_limits
+from pipelines.base.limits import ContainerLimits
 from pipelines.bundles.bundle import save_bundle
 from tests.fss_models.shipped_case import ship_random
 
@@ -86,31 +86,6 @@ def test_s3_is_reached_and_secrets_are_not_shown(s3_server: S3Server, monkeypatc
     assert "refuses the credentials" in text
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     assert "cannot reach http://127.0.0.1:9" in doctor()[1]
-
-
-def control_group(folder: Path, files: dict[str, str]) -> ContainerLimits:
-    for name, text in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(text + "\n")
-    return read_limits(folder)
-
-
-def test_limits_of_a_container_are_read_in_both_versions(tmp_path: Path) -> None:
-    stat = "anon 5\ninactive_file 300\n"
-    found = control_group(tmp_path / "2", {"memory.max": "1000", "memory.current": "700", "memory.stat": stat,
-                                           "cpu.max": "150000 100000"})
-    assert (found.memory, found.free, found.cpus) == (1000, 600, 1.5)
-    free = control_group(tmp_path / "none", {"memory.max": "max", "memory.current": "7", "cpu.max": "max 100000"})
-    assert (free.memory, free.free, free.cpus) == (None, None, None)
-    old = {"memory/memory.limit_in_bytes": "1000", "memory/memory.usage_in_bytes": "700",
-           "memory/memory.stat": f"inactive_file 1\ntotal_{stat.splitlines()[1]}", "cpu/cpu.cfs_quota_us": "50000",
-           "cpu/cpu.cfs_period_us": "100000"}
-    found = control_group(tmp_path / "1", old)
-    assert (found.memory, found.free, found.cpus) == (1000, 600, 0.5)
-    wide = {"memory/memory.limit_in_bytes": str((1 << 63) - 4096), "cpu/cpu.cfs_quota_us": "-1"}
-    free = control_group(tmp_path / "1-none", wide)
-    assert (free.memory, free.cpus) == (None, None)
-    assert read_limits(tmp_path / "missing") == ContainerLimits()
 
 
 def test_a_small_container_on_a_large_machine_is_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:

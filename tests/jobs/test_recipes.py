@@ -8,7 +8,9 @@ import pytest
 
 from fss_models.errors import FssError
 from fss_models.registry import list_methods
-from jobs.recipes import list_recipes, load_recipe
+from jobs.recipes import list_recipes, load_pretraining, load_recipe
+from pipelines.config.method import MethodConfig
+from pipelines.config.run import RunSpec
 
 NEEDS_ROOT = {"demo_coco": ["data.source.root=photos"]}
 
@@ -50,6 +52,20 @@ def test_mistakes_are_one_clear_line(override: str, line: str) -> None:
         load_recipe("demo", [override])
     assert line in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_the_precision_of_older_recipes_is_read(capsys: pytest.CaptureFixture[str]) -> None:
+    """It has one spelling now, that of inference; runs of older versions keep their names."""
+    recipe = load_recipe("demo", ["train.precision=bf16", "base_learner.precision=fp32"])
+    assert (recipe.train.precision, recipe.base_learner.precision) == ("bfloat16", "float32")
+    assert capsys.readouterr().err.splitlines() == ["train.precision: bf16 is spelled bfloat16 now",
+                                                    "base_learner.precision: fp32 is spelled float32 now"]
+    load_recipe("demo", ["train.precision=bfloat16"])
+    assert load_pretraining("nano_pretrain").precision == "bfloat16"
+    assert not capsys.readouterr().err
+    run = RunSpec(dataset="d", shards="s", data_hash="h", fold=0, method=MethodConfig(name="sansa"))
+    assert run.name == "d-sansa-nano-f0-k1-s0-676480a7"
+    assert run.model_copy(update={"train": recipe.train}).digest == "919d45b8"
 
 
 def test_overrides_change_what_they_name() -> None:

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from fss_models.errors import FssError
 from fss_models.limits import PhotoLimits
@@ -24,7 +25,7 @@ from pipelines.labelling.images import list_images
 from pipelines.labelling.manifest import claim_folder
 from pipelines.labelling.run import describe_job
 from pipelines.labelling.settle import continued, differs, fastest_batch, settle
-from pipelines.serving.spec import free_models
+from pipelines.serving.spec import free_models, waits_for_gpu
 from tests.serving.helpers import ball, encoded, supports_file
 
 HEALTH = {"batch": 4, "precision": "bfloat16", "compile": False, "preprocessing": "fast"}
@@ -126,6 +127,24 @@ def test_the_fastest_batch_wins(bundle: str, monkeypatch: pytest.MonkeyPatch) ->
     assert fastest_batch(labeler, "")[0] == 4
 
 
+@pytest.mark.parametrize(("free", "tried"), [(1 << 60, [1, 2, 4]), (0, [1])])
+def test_batches_that_need_too_much_memory_are_left_out(free: int, tried: list[int], bundle: str,
+                                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch a measurement that ends the job, by PyTorch's error on a CPU or by the system."""
+    labeler, asked = Labeler(bundle), []
+
+    def measured(_: str, size: int, __: int) -> float:
+        asked.append(size)
+        if size == 4:
+            torch.empty(1 << 46)
+        return 1 / size
+
+    monkeypatch.setattr(labeler, "seconds_a_photo", measured)
+    monkeypatch.setattr(module, "free_memory", lambda: free)
+    assert fastest_batch(labeler, "")[0] == min(2, tried[-1])
+    assert asked == tried
+
+
 def test_defaults_are_not_in_the_manifest(job: dict[str, Any]) -> None:
     """A job of an older version goes on: its manifest does not say what it could not choose."""
     about = {"bundle_id": "b", "method": "prior", "preset": "nano", "calibrator": ""}
@@ -149,3 +168,14 @@ def test_a_job_starts_beside_a_service(gpus: float, free: float, room: tuple[int
     """Would catch a deployment that waits without end for GPUs of which a service has half."""
     ray = SimpleNamespace(cluster_resources=lambda: {"GPU": gpus}, available_resources=lambda: {"GPU": free})
     assert free_models(ray, "cuda") == room
+
+
+@pytest.mark.parametrize(("device", "free", "share", "line"), [
+    ("cpu", 0, 1.0, ""), ("cuda", 1.5, 1.0, ""), ("cuda", 0.5, 0.5, ""),
+    ("cuda", 0.5, 1.0, "(0.5 of 2 left): this job waits for a whole one"),
+    ("cuda", 0, 0.5, "(0 of 2 left): this job waits for 0.5 of one")])
+def test_a_job_says_that_it_waits(device: str, free: float, share: float, line: str) -> None:
+    """Would catch a job that stands still without a word."""
+    ray = SimpleNamespace(cluster_resources=lambda: {"GPU": 2}, available_resources=lambda: {"GPU": free})
+    said = waits_for_gpu(ray, device, share)
+    assert line in said if line else not said

@@ -44,7 +44,7 @@ FSS = str(Path(sys.executable).parent / "fss")
 
 def settings(data: DataConfig, out: Path) -> PretrainConfig:
     return PretrainConfig(data=[data], preset="debug", out=str(out), steps=6, clips=4, ring=6, fresh=1, warmup=1,
-                          log_every=1, measure_every=6, checkpoint_every=2, precision="fp32")
+                          log_every=1, measure_every=6, checkpoint_every=2, precision="float32")
 
 
 @pytest.fixture
@@ -225,7 +225,7 @@ def test_mistakes_are_named(config: PretrainConfig, ray_cluster: object, shapes_
         train_here(config.model_copy(update={"start": str(tmp_path / "wrong.safetensors")}), shapes_shards)
     with pytest.raises(FssError, match="device=cuda, but the cluster has no GPU"):
         run_pretraining(config.model_copy(update={"device": "cuda"}), _never)
-    with pytest.raises(FssError, match=r"not finite at step \d .* \(lower lr or clip_norm, or use precision=fp32\)"):
+    with pytest.raises(FssError, match=r"not finite at step \d .* \(lower lr or clip_norm, or use precision=float32\)"):
         train_here(config.model_copy(update={"lr": 1e30, "warmup": 0}), shapes_shards)
     (Path(config.out) / "checkpoint").mkdir(parents=True)
     (Path(config.out) / "checkpoint" / "about.json").write_text("{}")

@@ -104,9 +104,10 @@ def test_what_is_unknown_is_not_guessed(method: str, preset: str, gpus: int, lin
 
 
 def test_a_method_that_encodes_pairs_costs_more_with_every_class() -> None:
-    canvas = plan(1000, "sam3", "sam3", gpus=1, classes=10)
+    reduced = "label.precision=bfloat16"
+    canvas = plan(1000, "sam3", "sam3", gpus=1, classes=10, sets=[reduced])
     token = plan(1000, "sam3", "sam3", gpus=1, classes=10, sets=[
-        "methods=[{name: sam3, preset: sam3, config: {mode: token}}]"])
+        reduced, "methods=[{name: sam3, preset: sam3, config: {mode: token}}]"])
     assert "10 classes, 10,000 image encodings" in canvas.stages[2].work
     assert "1,010 image encodings" in token.stages[2].work
     assert any("canvas 10,000, token 1,010" in note for note in canvas.notes)
@@ -115,6 +116,40 @@ def test_a_method_that_encodes_pairs_costs_more_with_every_class() -> None:
     assert "1,001 image encodings" in plan(1000).stages[2].work
     with pytest.raises(FssError, match="no speed of sam3/sam3 on a CPU"):
         plan(method="sam3", preset="sam3")
+
+
+def test_a_plan_knows_the_precision() -> None:
+    """On GPUs the known speeds are those of bfloat16; on CPUs a reduced precision has to be asked for."""
+    def hours(stage: int, gpus: int, *sets: str) -> float:
+        return plan(preset="large" if gpus else "nano", gpus=gpus, sets=list(sets)).stages[stage].hours
+
+    reduced, compiled = figures.GPU_REDUCED.value, figures.GPU_COMPILED.value
+    assert hours(2, 1) == pytest.approx(reduced * hours(2, 1, "label.precision=auto"))
+    assert hours(2, 1, "label.precision=float16") == pytest.approx(
+        compiled * hours(2, 1, "label.precision=auto", "label.compile=true"))
+    assert hours(1, 1) > hours(1, 1, "train.precision=bfloat16") > hours(
+        1, 1, "train.precision=bfloat16", "eval.precision=auto")
+    assert hours(2, 0) == hours(2, 0, "label.precision=auto") > hours(2, 0, "label.precision=bfloat16")
+    assert any("GPUs are slow" in note for note in plan(preset="large", gpus=1).notes)
+
+
+def test_a_plan_knows_the_size_of_photos() -> None:
+    """Beside the model's time, a photo costs what was measured at its size; on GPUs that takes cores."""
+    def cost(megapixels: float, *sets: str) -> float:
+        made = plan(megapixels=megapixels, sets=list(sets), cores=1).stages[2].hours * 3600 / 1e6
+        return made - 1 / figures.CPU_RATES["sansa"].value
+
+    for size, known in figures.PHOTOS.items():
+        for mode in ("published", "fast"):
+            measured = 1 / known[mode].value - known["model"].value / 1e3
+            assert cost(size, f"label.preprocessing={mode}") == pytest.approx(measured)
+    assert cost(24.386) == pytest.approx(2 * cost(12.193))
+    assert cost(0.1535) == pytest.approx(cost(0.307) / 2)
+    assert cost(2.074) < cost(6.0) < cost(12.193)
+    small, large = (plan(preset="tiny", gpus=1, megapixels=m, sets=["label.precision=auto"]) for m in (0.3, 12))
+    assert small.stages[2].hours == large.stages[2].hours
+    assert small.stages[2].cores < large.stages[2].cores
+    assert small.stages[0].hours < large.stages[0].hours
 
 
 def test_the_command() -> None:

@@ -128,7 +128,7 @@ def test_method_without_training_is_refused(spec: RunSpec, run_loop: Run) -> Non
 
 
 def test_bf16_trains(spec: RunSpec, run_loop: Run) -> None:
-    train = spec.train.model_copy(update={"precision": "bf16", "steps": 2})
+    train = spec.train.model_copy(update={"precision": "bfloat16", "steps": 2})
     _, history = run_loop(spec.model_copy(update={"train": train}), "bf16")
     assert 0 < history.rows[-1]["loss"] < 100
 

@@ -1,9 +1,12 @@
-"""Limits of the container (control group) that this process is in: memory and CPUs, as the kernel's files say."""
+"""Limits of the container (control group) that this process is in, as the kernel's files say, and what they leave."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 FILES = Path("/sys/fs/cgroup")
 NONE = 1 << 60  # version 1 writes "no limit" as a number beyond all memories
@@ -38,6 +41,23 @@ def read_limits(files: Path = FILES) -> ContainerLimits:
         period = str(_number(files / "cpu" / "cpu.cfs_period_us") or 1)
     return ContainerLimits(memory=limit if limit and limit < NONE else None, used=max(0, used),
                            cpus=int(quota) / int(period) if int(quota) else None)
+
+
+def allowed_cores() -> int:
+    """The number of CPU cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def usable_cores(files: Path = FILES) -> int:
+    """The number of threads that can compute at a time: cores that are allowed, and their time in this container."""
+    share = read_limits(files).cpus
+    return allowed_cores() if share is None else max(1, min(allowed_cores(), int(share)))
+
+
+def free_memory() -> int:
+    """Bytes of memory that this process can still get, of the machine and of its container."""
+    machine, own = int(psutil.virtual_memory().available), read_limits().free
+    return machine if own is None else min(machine, own)
 
 
 def _words(path: Path) -> list[str]:
