@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.datasets import coco_root
+from benchmarks.episodes import centred_disc
 from benchmarks.resident import cpu_now
 from pipelines.labelling.images import list_images
 
@@ -65,10 +66,25 @@ def write_supports(folder: Path, shots: int, classes: int = 1) -> Path:
 def _marked(photo: Path, mask: Path, number: int) -> dict[str, str]:
     with Image.open(photo) as opened:
         width, height = opened.size
-    y, x = np.mgrid[:height, :width]
-    radius = min(height, width) / (4 + number % 3)
-    Image.fromarray(((y - height / 2) ** 2 + (x - width / 2) ** 2 < radius**2).astype(np.uint8) * 255).save(mask)
+    Image.fromarray(centred_disc(height, width, 4 + number % 3).astype(np.uint8) * 255).save(mask)
     return {"image": str(photo.resolve()), "mask": str(mask)}
+
+
+def set_words(settings: Mapping[str, object]) -> list[str]:
+    """The words that give an `fss` command these settings of its recipe."""
+    return [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+
+
+def job_words(config: dict[str, Any]) -> list[str]:
+    """The words that give an `fss` command the config's chunk, batch and threads."""
+    return set_words({"label.chunk": config["chunk"], "label.batch": config["batch"],
+                      "serve.threads": config["threads"]})
+
+
+def label_words(folder: Path, supports: Path, out: Path) -> list[str]:
+    """The words of `fss label` of folder/photos into `out`, without a workspace."""
+    return ["label", "--images", str(folder / "photos"), "--supports", str(supports), "--out", str(out),
+            "--workspace", str(folder / "none")]
 
 
 def run_fss(*args: str, folder: Path, on_poll: Callable[[int], None] | None = None) -> float:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import io
 import tempfile
 import threading
 import time
@@ -22,10 +21,10 @@ from typing import Any
 
 import numpy as np
 import psutil
-from PIL import Image
 
 from benchmarks.http_load import Endpoint, RequestTiming, run_closed_loop, run_open_loop
-from benchmarks.labelling import prepare_bundle, run_service
+from benchmarks.labelling import prepare_bundle, run_service, set_words
+from benchmarks.photos import disc_supports, smooth_photo
 from benchmarks.resident import memory_now
 
 CONFIG: dict[str, Any] = {"bundle": "shipped", "method": "", "preset": "nano", "seconds": 300, "times": 4,
@@ -41,9 +40,8 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
     """The figures of the load; latencies are in seconds, memory is in megabytes."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        sets = [f"serve.threads={config['threads']}", f"serve.max_batch={config['batch']}",
-                f"serve.max_replicas={config['max_replicas']}"]
-        words = [word for one in sets for word in ("--set", one)]
+        words = set_words({"serve.threads": config["threads"], "serve.max_batch": config["batch"],
+                           "serve.max_replicas": config["max_replicas"]})
         bundle = prepare_bundle(config, folder)
         with run_service("--bundle", bundle, *words, folder=folder) as (url, pid), ProcessWatch(pid) as watch:
             return asyncio.run(_measure(url, watch, config))
@@ -82,21 +80,13 @@ def _figures(answers: list[RequestTiming], seconds: float, capacity: float) -> d
 
 def _request(url: str, config: dict[str, Any]) -> dict[str, Any]:
     """Register a support set with the service, and return a request to segment one small photo with it."""
-    from fss_models.marks import rle_json
-    from pipelines.inference.supports import Support, SupportSet
     from pipelines.serving.client import Client
 
-    rng, side = np.random.default_rng(config["seed"]), config["side"]
-    coarse = Image.fromarray(rng.integers(0, 256, (side // 8, side // 8, 3), dtype=np.uint8))
-    out = io.BytesIO()
-    coarse.resize((side, side), Image.Resampling.BICUBIC).save(out, "JPEG")
-    y, x = np.mgrid[:side, :side]
-    disc = (y - side / 2) ** 2 + (x - side / 2) ** 2 < (side / 4) ** 2
+    photo = smooth_photo(np.random.default_rng(config["seed"]), config["side"], config["side"], 8)
     client = Client(url)
-    support = client.add_support(SupportSet("disc", (Support(out.getvalue(), {"mask": rle_json(disc)}),)))
+    support = client.add_support(disc_supports([photo], 1))
     client.close()
-    photo = base64.b64encode(out.getvalue()).decode()
-    return {"support_id": support, "images": [photo]}
+    return {"support_id": support, "images": [base64.b64encode(photo).decode()]}
 
 
 def _limits(config: dict[str, Any]) -> dict[str, int]:
