@@ -38,6 +38,7 @@ from benchmarks.labelling import (
     set_words,
     write_supports,
 )
+from benchmarks.timing import seconds_of
 
 CONFIG: dict[str, Any] = {"bundle": "shipped", "method": "", "preset": "nano", "shots": 1, "count": 768, "chunk": 32,
                           "batch": 8, "rounds": 2, "data": "auto", "images": 60, "threads": 2, "seed": 0}
@@ -127,17 +128,11 @@ def measure_loops(config: dict[str, Any], folder: Path) -> dict[str, float]:
         ready = [prepared(first) for first in range(0, len(files), batch)]
         for images in ready:  # warm up
             model.segment(memory, model.encode(images), pairs)
-        bare = _seconds(lambda: [model.segment(memory, model.encode(images), pairs) for images in ready])
+        bare = seconds_of(lambda: [model.segment(memory, model.encode(images), pairs) for images in ready])
         began = time.process_time()
-        decoded = _seconds(lambda: [plain(first) for first in range(0, len(files), batch)])
+        decoded = seconds_of(lambda: [plain(first) for first in range(0, len(files), batch)])
         used = 1000 * (time.process_time() - began) / len(files)
     return {"bare": len(files) / bare, "decoded": len(files) / decoded, "decoded_cpu_ms": used}
-
-
-def _seconds(call: Any) -> float:
-    began = time.perf_counter()
-    call()
-    return time.perf_counter() - began
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ processes disturb the clock; on a GPU that of seconds. Needs torch, timm and sci
 from __future__ import annotations
 
 import importlib
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +16,7 @@ import numpy as np
 import torch
 
 from benchmarks.episodes import label_together
-from benchmarks.timing import cpu_seconds
+from benchmarks.timing import cpu_and_wall
 from fss_models import registry
 from fss_models.clip import Images
 from fss_models.prompts import mask_prompt
@@ -61,11 +60,7 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
 
 def _spent(way: Callable[[], torch.Tensor], config: dict[str, Any]) -> tuple[float, float]:
     """CPU and clock seconds, the least of the repeats each."""
-    found = []
-    for _ in range(config["repeats"]):
-        cpu, clock = cpu_seconds(), time.perf_counter()
-        way().cpu()
-        found.append((cpu_seconds() - cpu, time.perf_counter() - clock))
+    found = [cpu_and_wall(lambda: way().cpu()) for _ in range(config["repeats"])]
     return min(f[0] for f in found), min(f[1] for f in found)
 
 
