@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from pipelines.data.episodes import Episode, EpisodeList, draw_episodes
 from pipelines.data.shardset import ALL_FOLDS, Shards
 from pipelines.evaluation.evaluate import FeatureCache, at_size, memorise_supports, score_episodes
 from pipelines.evaluation.results import table_counts
+from pipelines.pages.curves import interval_bars
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +56,12 @@ def scores_of_counts(counts: Counts, shards: Shards, recipe: Recipe, episodes: E
     return FewShotScores(miou=scores.miou, fb_iou=scores.fb_iou, interval=interval(spread), episodes=len(counts),
                          list_hash=episodes.sha256,
                          per_class={shards.classes[c].name: v for c, v in scores.per_class.items()})
+
+
+def interval_plot(scores: Mapping[str, FewShotScores]) -> str:
+    """The mIoU of each name with its interval, as inline SVG."""
+    return interval_bars([(name, s.miou * 100, s.interval[0] * 100, s.interval[1] * 100)
+                          for name, s in scores.items()], "mIoU, percent, with its 95 % interval")
 
 
 def draw_episodes_among(shards: Shards, class_ids: Sequence[int], config: EvalConfig) -> EpisodeList:
