@@ -22,6 +22,7 @@ from fss_models.segmenter import Segmenter
 from pipelines.config.choose import ChooseConfig
 from pipelines.config.recipe import Recipe
 from pipelines.data.episodes import EpisodeList
+from pipelines.evaluation.evaluate import full_size_mask
 from pipelines.pages.pictures import PREDICTION, photo_url
 from pipelines.papers.analysis.page import (
     Analysis,
@@ -43,7 +44,7 @@ from pipelines.papers.analysis.prompted import (
     open_study,
     remarks,
 )
-from pipelines.papers.analysis.scores import first_of_each_class, full_size_mask
+from pipelines.papers.analysis.scores import first_of_each_class
 from pipelines.papers.analysis.study import Study
 
 PIXEL, PROTOTYPE = "prototype to pixel", "prototype to prototype"

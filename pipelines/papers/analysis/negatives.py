@@ -22,7 +22,7 @@ from pipelines.config.evaluate import EvalConfig
 from pipelines.config.recipe import Recipe
 from pipelines.data.episodes import Episode, EpisodeList
 from pipelines.data.schema import EpisodeSample
-from pipelines.evaluation.evaluate import FeatureCache, at_size
+from pipelines.evaluation.evaluate import FeatureCache, at_size, full_size_mask
 from pipelines.pages.pictures import PREDICTION, photo_url
 from pipelines.papers.analysis.clicks import click_name, correct_episodes, negative_photos, scored_masks
 from pipelines.papers.analysis.page import (
@@ -36,7 +36,7 @@ from pipelines.papers.analysis.page import (
     write_page,
 )
 from pipelines.papers.analysis.pictures import CLICK, LEGEND, click_url, marked_photos
-from pipelines.papers.analysis.scores import FewShotScores, full_size_mask, interval_plot, scores_of_counts
+from pipelines.papers.analysis.scores import FewShotScores, interval_plot, scores_of_counts
 from pipelines.papers.analysis.study import Study, record_cautions
 
 SHOWN = 5

@@ -20,6 +20,7 @@ from pipelines.config.recipe import Recipe
 from pipelines.data.episodes import Episode, EpisodeList, load_episode
 from pipelines.data.schema import EpisodeSample
 from pipelines.data.shardset import Shards
+from pipelines.evaluation.evaluate import mask_iou
 from pipelines.pages.pictures import PREDICTION, photo_url
 from pipelines.papers.analysis.page import (
     Analysis,
@@ -35,7 +36,6 @@ from pipelines.papers.analysis.pictures import LEGEND, marked_photos
 from pipelines.papers.analysis.scores import (
     FewShotScores,
     first_of_each_class,
-    mask_iou,
     predict_masks,
     score_few_shot,
 )

@@ -20,7 +20,7 @@ from fss_models.segmenter import Segmenter
 from pipelines.config.choose import ChooseConfig
 from pipelines.config.recipe import Recipe
 from pipelines.data.episodes import EpisodeList
-from pipelines.evaluation.evaluate import at_size
+from pipelines.evaluation.evaluate import at_size, full_size_mask, mask_iou
 from pipelines.pages.pictures import PREDICTION, photo_url
 from pipelines.papers.analysis.page import (
     Analysis,
@@ -34,7 +34,7 @@ from pipelines.papers.analysis.page import (
 )
 from pipelines.papers.analysis.pictures import LEGEND, marked_photos
 from pipelines.papers.analysis.prompted import EpisodeBatch, analyse_batch, cell_masks, open_study, remarks
-from pipelines.papers.analysis.scores import first_of_each_class, full_size_mask, mask_iou
+from pipelines.papers.analysis.scores import first_of_each_class
 from pipelines.papers.analysis.study import Study
 
 CONVENTIONAL = "conventional"
