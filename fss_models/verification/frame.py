@@ -88,7 +88,7 @@ class CoveredErrors(WorstErrors):
         """One check for each quantity, and one that every stored tensor was asked for."""
         yield from super().checks()
         missed = sorted(self.want.keys() - self.seen)
-        note = f"not compared: {', '.join(missed[:3])}{' ...' if len(missed) > 3 else ''}" if missed else ""
+        note = f"not compared: {', '.join(missed)}" if missed else ""
         yield GoldenCheck(case=self.case, quantity="coverage", error=float(len(missed)), bound=EXACT, note=note)
 
 
