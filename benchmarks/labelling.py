@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,8 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.datasets import coco_root
+from benchmarks.episodes import centred_disc
+from benchmarks.photos import disc_supports, smooth_photo
 from benchmarks.resident import cpu_now
 from pipelines.labelling.images import list_images
 
@@ -67,10 +68,25 @@ def write_supports(folder: Path, shots: int, classes: int = 1) -> Path:
 def _marked(photo: Path, mask: Path, number: int) -> dict[str, str]:
     with Image.open(photo) as opened:
         width, height = opened.size
-    y, x = np.mgrid[:height, :width]
-    radius = min(height, width) / (4 + number % 3)
-    Image.fromarray(((y - height / 2) ** 2 + (x - width / 2) ** 2 < radius**2).astype(np.uint8) * 255).save(mask)
+    Image.fromarray(centred_disc(height, width, 4 + number % 3).astype(np.uint8) * 255).save(mask)
     return {"image": str(photo.resolve()), "mask": str(mask)}
+
+
+def set_words(settings: Mapping[str, object]) -> list[str]:
+    """The words that give an `fss` command these settings of its recipe."""
+    return [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+
+
+def job_words(config: dict[str, Any]) -> list[str]:
+    """The words that give an `fss` command the config's chunk, batch and threads."""
+    return set_words({"label.chunk": config["chunk"], "label.batch": config["batch"],
+                      "serve.threads": config["threads"]})
+
+
+def label_words(folder: Path, supports: Path, out: Path) -> list[str]:
+    """The words of `fss label` of folder/photos into `out`, without a workspace."""
+    return ["label", "--images", str(folder / "photos"), "--supports", str(supports), "--out", str(out),
+            "--workspace", str(folder / "none")]
 
 
 def run_fss(*args: str, folder: Path, on_poll: Callable[[int], None] | None = None) -> float:
@@ -109,21 +125,13 @@ def run_service(*args: str, folder: Path) -> Iterator[tuple[str, int]]:
 
 def segment_request(url: str, config: dict[str, Any]) -> dict[str, Any]:
     """Register a support set with the service, and return a request to segment one small photo with it."""
-    from fss_models.marks import rle_json
-    from pipelines.inference.supports import Support, SupportSet
     from pipelines.serving.client import Client
 
-    rng, side = np.random.default_rng(config["seed"]), config["side"]
-    coarse = Image.fromarray(rng.integers(0, 256, (side // 8, side // 8, 3), dtype=np.uint8))
-    out = io.BytesIO()
-    coarse.resize((side, side), Image.Resampling.BICUBIC).save(out, "JPEG")
-    y, x = np.mgrid[:side, :side]
-    disc = (y - side / 2) ** 2 + (x - side / 2) ** 2 < (side / 4) ** 2
+    photo = smooth_photo(np.random.default_rng(config["seed"]), config["side"], config["side"], 8)
     client = Client(url)
-    support = client.add_support(SupportSet("disc", (Support(out.getvalue(), {"mask": rle_json(disc)}),)))
+    support = client.add_support(disc_supports([photo], 1))
     client.close()
-    photo = base64.b64encode(out.getvalue()).decode()
-    return {"support_id": support, "images": [photo]}
+    return {"support_id": support, "images": [base64.b64encode(photo).decode()]}
 
 
 class CpuAccount:

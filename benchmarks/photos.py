@@ -10,8 +10,9 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.datasets import coco_root
+from benchmarks.episodes import centred_disc
 from fss_models.marks import rle_json
-from fss_models.photo_files import is_photo
+from fss_models.photo_files import image_size, is_photo
 from pipelines.inference.supports import Support, SupportSet
 
 
@@ -28,12 +29,15 @@ def sized_photos(config: dict[str, Any], folder: Path, size: tuple[int, int], co
     return found, f"{what}, resized to {size[0]} x {size[1]}"
 
 
+def smooth_photo(rng: np.random.Generator, width: int, height: int, cell: int) -> bytes:
+    """A JPEG of smooth noise, one draw every `cell` pixels; with cells of 16 it has about as many bytes as a photo."""
+    coarse = rng.integers(0, 256, (height // cell, width // cell, 3), dtype=np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC).save(out, "JPEG")
+    return out.getvalue()
+
+
 def disc_supports(photos: list[bytes], shots: int) -> SupportSet:
     """A support set of the first photos with a disc marked in the middle of each."""
-    supports = []
-    for data in photos[:shots]:
-        with Image.open(io.BytesIO(data)) as photo:
-            y, x = np.mgrid[:photo.height, :photo.width]
-            disc = (y - photo.height / 2) ** 2 + (x - photo.width / 2) ** 2 < (min(photo.size) / 4) ** 2
-        supports.append(Support(data, {"mask": rle_json(disc)}))
-    return SupportSet("disc", tuple(supports))
+    marks = [{"mask": rle_json(centred_disc(*image_size(data)))} for data in photos[:shots]]
+    return SupportSet("disc", tuple(Support(data, mark) for data, mark in zip(photos, marks, strict=False)))

@@ -48,17 +48,26 @@ def run(name: str, overrides: dict[str, Any], folder: Path = RESULTS) -> Path:
     keep_freed_memory()  # as every `fss` command does
     result = module.run(config)
     figures: dict[str, bytes] = result.pop("figures", {})  # file ending -> picture, written beside the result
-    now = datetime.datetime.now(datetime.UTC)
-    document = {"benchmark": name, "what": (module.__doc__ or "").split("\n\n")[0].replace("\n", " "),
-                "time": now.isoformat(timespec="seconds"), "hardware": hardware(), "versions": versions(),
-                "commit": commit(), "config": config, "result": result}
-    short = re.sub(r"[^a-z0-9]+", "-", hardware()["name"].lower()).strip("-")[:40]
-    folder.mkdir(parents=True, exist_ok=True)
     chosen = re.sub(r"[^a-z0-9.]+", "-", "".join(f"-{k}-{v}" for k, v in sorted(overrides.items())).lower())
-    path = folder / f"{now:%Y-%m-%d}-{name}{chosen}-{short}.json"
-    path.write_text(json.dumps(document, indent=1) + "\n")
+    short = re.sub(r"[^a-z0-9]+", "-", hardware()["name"].lower()).strip("-")[:40]
+    path = write_result(folder, f"{name}{chosen}-{short}", name, module.__doc__, config=config, result=result)
     for ending, picture in figures.items():
         path.with_suffix(f".{ending}").write_bytes(picture)
+    return path
+
+
+def write_result(folder: Path, stem: str, name: str, about: str | None, **found: Any) -> Path:
+    """Write what was `found` with the time, machine, versions and commit; returns the file: today's date and `stem`.
+
+    `about` is the benchmark's description, of which the first paragraph is written.
+    """
+    now = datetime.datetime.now(datetime.UTC)
+    document = {"benchmark": name, "what": (about or "").split("\n\n")[0].replace("\n", " "),
+                "time": now.isoformat(timespec="seconds"), "hardware": hardware(), "versions": versions(),
+                "commit": commit(), **found}
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{now:%Y-%m-%d}-{stem}.json"
+    path.write_text(json.dumps(document, indent=1) + "\n")
     return path
 
 

@@ -10,7 +10,6 @@ below --out is a JSON file with the samples, the slopes and the hardware, and a 
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import subprocess
 import sys
@@ -23,7 +22,7 @@ import psutil
 
 from benchmarks.datasets import write_coco
 from benchmarks.resident import ROLES, memory_now, memory_trend, plot_memory
-from benchmarks.run import RESULTS, commit, hardware, versions
+from benchmarks.run import RESULTS, hardware, write_result
 
 SIDE, PER_PHOTO, EVERY_S = 64, 3, 1.0
 
@@ -82,16 +81,10 @@ def run(annotations: int, folder: Path, seed: int = 0) -> Path:
         print(f"{photos} photos, {photos * PER_PHOTO} annotations ({size / 1e6:.0f} MB of JSON) in {generated:.0f} s",
               file=sys.stderr, flush=True)
         facts, samples = watch_build(root, Path(place) / "shards", Path(place) / "log")
-    now = datetime.datetime.now(datetime.UTC)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{now:%Y-%m-%d}-scale_build-{annotations}-cpu-{hardware()['cores']}-cores.json"
     result = {"photos": photos, "written_annotations": photos * PER_PHOTO, "json_bytes": size, **facts,
               "photos_per_s": round(photos / facts["seconds"], 1), "memory": memory_trends(samples)}
-    document = {"benchmark": "scale_build", "what": (__doc__ or "").split("\n\n")[0],
-                "time": now.isoformat(timespec="seconds"), "hardware": hardware(), "versions": versions(),
-                "commit": commit(), "config": {"annotations": annotations, "side": SIDE, "seed": seed},
-                "result": result, "samples": samples}
-    path.write_text(json.dumps(document, indent=1) + "\n")
+    path = write_result(folder, f"scale_build-{annotations}-cpu-{hardware()['cores']}-cores", "scale_build", __doc__,
+                        config={"annotations": annotations, "side": SIDE, "seed": seed}, result=result, samples=samples)
     plot_memory(samples, f"shard build: {photos} photos, {photos * PER_PHOTO} annotations", path.with_suffix(".png"))
     return path
 

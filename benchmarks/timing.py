@@ -16,11 +16,12 @@ def time_interleaved(ways: Mapping[str, Callable[[], object]], repeats: int, dev
     for turn in range(repeats):
         order = list(ways) if turn % 2 == 0 else list(ways)[::-1]
         for name in order:
-            times[name].append(_seconds(ways[name], device))
+            times[name].append(seconds_of(ways[name], device))
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def _seconds(call: Callable[[], object], device: str) -> float:
+def seconds_of(call: Callable[[], object], device: str = "cpu") -> float:
+    """Wall seconds of one call, until the device has done its work."""
     _wait(device)
     began = time.perf_counter()
     call()
@@ -39,6 +40,13 @@ def cpu_seconds() -> float:
     """CPU seconds so far of this process with all its threads, and of its children that have ended."""
     own, ended = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
     return own.ru_utime + own.ru_stime + ended.ru_utime + ended.ru_stime
+
+
+def cpu_and_wall(call: Callable[[], object]) -> tuple[float, float]:
+    """(CPU seconds, wall seconds) of one call, with this process's threads and children that end in it."""
+    cpu, wall = cpu_seconds(), time.perf_counter()
+    call()
+    return cpu_seconds() - cpu, time.perf_counter() - wall
 
 
 def wall_and_cpu(ways: Mapping[str, Callable[[], object]], repeats: int) -> tuple[dict[str, float], dict[str, float]]:

@@ -24,7 +24,7 @@ from fss_models.presets import RANDOM
 from fss_models.segmenter import Segmenter
 from fss_models.settings import weight_fields
 from fss_models.shipped.files import bundle_url, check_frozen
-from fss_models.weight_files import weight_file
+from fss_models.weight_files import file_sha256, weight_file
 
 INFO, TENSORS, CALIBRATOR = "bundle.json", "model.safetensors", "calibrator.safetensors"
 
@@ -128,15 +128,9 @@ def open_bundle(place: str | Path) -> tuple[Segmenter, BundleInfo, Calibrator | 
         if not Path(file).exists():
             raise FssError(f"the bundle is built on the weight file {file}, which is not here", where=str(place),
                            hint="put it there, or load the bundle with pipelines.load, which fetches it")
-        if file == info.weights and info.sha256 and _sha256(weight_file(file)) != info.sha256:
+        if file == info.weights and info.sha256 and file_sha256(weight_file(file)) != info.sha256:
             raise FssError(f"the weight file {file} is not the one that the bundle was trained on", where=str(place))
     base = registry.build(info.method, info.preset, info.config, weights=weights or None, seed=info.seed)
     model = load_model(info, base, (folder / TENSORS).read_bytes(), str(place))
     calibrator = parse_calibrator(info, (folder / CALIBRATOR).read_bytes(), str(place)) if info.calibrator else None
     return model, info, calibrator
-
-
-def _sha256(file: Path) -> str:
-    """The sha256 of a file, read in pieces: a checkpoint may not fit in memory twice."""
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()

@@ -83,6 +83,15 @@ class Images(_Tensors):
     def __len__(self) -> int:
         return int(self.pixels.shape[0])
 
+    def rows(self, first: int, end: int) -> Images:
+        """The images from `first` to before `end`."""
+        return Images(pixels=self.pixels[first:end], sizes=self.sizes[first:end])
+
+    @staticmethod
+    def join(parts: Sequence[Images]) -> Images:
+        """Images of one preparation in one batch."""
+        return Images(pixels=torch.cat([p.pixels for p in parts]), sizes=torch.cat([p.sizes for p in parts]))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Features(_Tensors):
@@ -225,8 +234,7 @@ class Clip(_Tensors):
     @property
     def images(self) -> Images:
         """References followed by targets, since encoding them in one batch is faster than in two."""
-        both = (self.references, self.targets)
-        return Images(pixels=torch.cat([i.pixels for i in both]), sizes=torch.cat([i.sizes for i in both]))
+        return Images.join([self.references, self.targets])
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -250,14 +258,9 @@ class Clip(_Tensors):
             rows = [*range(first * k, end * k), *range(of_targets + first * j, of_targets + end * j)]
             frozen = self.frozen.take(torch.tensor(rows, device=self.frozen.sizes.device))
         return replace(
-            self, references=_images(self.references, first * k, end * k),
-            targets=_images(self.targets, first * j, end * j),
+            self, references=self.references.rows(first * k, end * k), targets=self.targets.rows(first * j, end * j),
             prompts=replace(prompts, image=(prompts.image - first * k).clamp(min=0)),  # padding points at row 0
             target_masks=self.target_masks[cut], ignore=self.ignore[cut], frozen=frozen,
             reference_masks=None if self.reference_masks is None else self.reference_masks[cut],
             reference_ignore=None if self.reference_ignore is None else self.reference_ignore[cut],
             class_names=self.class_names[cut])
-
-
-def _images(images: Images, first: int, end: int) -> Images:
-    return Images(pixels=images.pixels[first:end], sizes=images.sizes[first:end])

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 from fss_models.errors import FssError
 
 SUFFIXES = (".safetensors", ".pt", ".pth")
+
+
+def file_sha256(path: str | Path) -> str:
+    """The hex sha256 of a file, read in pieces: a checkpoint may not fit in memory twice."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def weight_file(place: str | Path) -> Path:

@@ -91,11 +91,12 @@ def _extra(name: str, extra: str, what: str) -> DoctorCheck:
 
 def _trunk_weights() -> DoctorCheck:
     from fss_models.backbones import efficientnet
+    from fss_models.weight_files import file_sha256
 
     name = "nano trunk weights"
     try:
         path = efficientnet.weights_path()
-        good = _sha256(path) == efficientnet.WEIGHTS_SHA256
+        good = file_sha256(path) == efficientnet.WEIGHTS_SHA256
     except (FssError, OSError, ImportError) as error:
         return DoctorCheck(name=name, state="missing", found=str(error), hint="make install")
     known = f"sha256 {efficientnet.WEIGHTS_SHA256[:12]}..., Apache-2.0, ImageNet"
@@ -127,13 +128,6 @@ def _shipped() -> list[DoctorCheck]:
 def _trained_on(about: Provenance) -> str:
     data = ", ".join(f"{d.name} ({len(d.photos)} photos, {d.licence})" for d in about.data)
     return f"sha256 {about.sha256[:12]}..., trained on {data or 'nothing'}; {about.licence}"
-
-
-def _sha256(path: Path) -> str:
-    import hashlib
-
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _memory() -> DoctorCheck:

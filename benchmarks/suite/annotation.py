@@ -12,7 +12,15 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.labelling import fill_photos, images_per_s, prepare_bundle, run_fss, write_supports
+from benchmarks.labelling import (
+    fill_photos,
+    images_per_s,
+    job_words,
+    label_words,
+    prepare_bundle,
+    run_fss,
+    write_supports,
+)
 
 CONFIG: dict[str, Any] = {"bundle": "shipped", "method": "", "preset": "nano", "count": 10_000, "chunk": 64,
                           "batch": 8, "engine": "serve", "data": "auto", "images": 200, "threads": 2, "seed": 0}
@@ -24,10 +32,8 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
         folder = Path(place)
         config = config | {"bundle": prepare_bundle(config, folder)}
         what, supports, out = fill_photos(config, folder), write_supports(folder, 1), folder / "out"
-        seconds = run_fss("label", "--images", str(folder / "photos"), "--supports", str(supports), "--out", str(out),
-                      "--workspace", str(folder / "none"), "--bundle", config["bundle"], "--engine", config["engine"],
-                      "--set", f"label.chunk={config['chunk']}", "--set", f"label.batch={config['batch']}",
-                      "--set", f"serve.threads={config['threads']}", folder=folder)
+        seconds = run_fss(*label_words(folder, supports, out), "--bundle", config["bundle"],
+                          "--engine", config["engine"], *job_words(config), folder=folder)
         middle = images_per_s(out, config["chunk"])
     return {"ratio": config["count"] / seconds / middle, "minutes": seconds / 60, "photos": what,
             "images_per_s": config["count"] / seconds, "middle_images_per_s": middle}

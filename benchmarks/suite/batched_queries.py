@@ -9,17 +9,13 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import Any
 
-import numpy as np
 import torch
 
+from benchmarks.episodes import autocast, disc_marks, label_separately, label_together, noise_photos
 from benchmarks.timing import time_interleaved
 from fss_models import registry
-from fss_models.clip import Images
-from fss_models.prompts import mask_prompt
-from fss_models.segmenter import Segmenter
 
 CONFIG: dict[str, Any] = {"method": "sansa", "preset": "tiny", "config": {}, "shots": 1, "images": 16, "batch": 16,
                           "side": 640, "precision": "float32", "compile": False, "repeats": 3, "threads": 2,
@@ -31,30 +27,17 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
     model = registry.build(config["method"], config["preset"], config["config"], seed=config["seed"])
     model = model.to(config["device"]).eval()
     _settle(model, config)
-    supports, queries = (_pictures(model, config, n) for n in (config["shots"], config["images"]))
-    marks = model.collate([[mask_prompt(_disc(config["side"])) for _ in range(config["shots"])]], supports.sizes.cpu())
-    marks = marks.to(config["device"])
+    supports, queries = (noise_photos(model, n, config["side"], config["seed"]).to(config["device"])
+                         for n in (config["shots"], config["images"]))
+    marks = disc_marks(model, supports, config["side"])
 
     def together() -> torch.Tensor:
-        memory, found = model.memorise(model.encode(supports), marks), []
-        for first in range(0, len(queries), config["batch"]):
-            chunk = _some(queries, first, config["batch"])
-            pairs = torch.stack([torch.zeros(len(chunk)), torch.arange(len(chunk))], dim=1).long()
-            found.append(model.segment(memory, model.encode(chunk), pairs.to(config["device"])).logits.float())
-        return torch.cat(found)
+        return torch.cat([*label_together(model, supports, marks, queries, config["batch"])])
 
     def separate() -> torch.Tensor:
-        found = []
-        pair = torch.tensor([[0, config["shots"]]], device=config["device"])
-        for i in range(len(queries)):
-            query = _some(queries, i, 1)
-            frames = Images(pixels=torch.cat([supports.pixels, query.pixels]),
-                            sizes=torch.cat([supports.sizes, query.sizes]))
-            features = model.encode(frames)
-            found.append(model.segment(model.memorise(features, marks), features, pair).logits.float())
-        return torch.cat(found)
+        return torch.cat([*label_separately(model, supports, marks, queries)])
 
-    with torch.inference_mode(), _precision(config):
+    with torch.inference_mode(), autocast(config):
         batched, single = together(), separate()
         peaks = {name: _peak(way, config["device"]) for name, way in (("together", together), ("separate", separate))}
         times = time_interleaved({"together": together, "separate": separate}, config["repeats"], config["device"])
@@ -74,11 +57,6 @@ def _settle(model: Any, config: dict[str, Any]) -> None:
         encoder.forward = torch.compile(encoder.forward)
 
 
-def _precision(config: dict[str, Any]) -> AbstractContextManager[Any]:
-    device = config["device"].split(":")[0]
-    return torch.autocast(device, dtype=torch.bfloat16, enabled=config["precision"] == "bfloat16")
-
-
 def _peak(way: Callable[[], object], device: str) -> int | None:
     if not device.startswith("cuda"):
         return None
@@ -90,20 +68,3 @@ def _peak(way: Callable[[], object], device: str) -> int | None:
 def _process_peak() -> int:
     """Largest resident memory of the whole process so far, in bytes, including the model."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _pictures(model: Segmenter, config: dict[str, Any], count: int) -> Images:
-    rng = np.random.default_rng([config["seed"], count])
-    side = config["side"]
-    images: Images = model.prepare([rng.integers(0, 256, (side, side, 3), dtype=np.uint8) for _ in range(count)])
-    moved: Images = images.to(config["device"])
-    return moved
-
-
-def _some(images: Images, first: int, count: int) -> Images:
-    return Images(pixels=images.pixels[first : first + count], sizes=images.sizes[first : first + count])
-
-
-def _disc(side: int) -> np.ndarray:
-    y, x = np.mgrid[:side, :side]
-    return np.asarray((y - side / 2) ** 2 + (x - side / 2) ** 2 < (side / 4) ** 2)

@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.episodes import first_set_pairs
 from benchmarks.labelling import prepare_bundle
 from benchmarks.photos import disc_supports, sized_photos
 from benchmarks.timing import wall_and_cpu
@@ -61,8 +62,9 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
 def _measure(labeler: Labeler, photos: list[bytes], support: str, config: dict[str, Any]) -> dict[str, Any]:
     execution, batch = labeler.execution, config["batch"]
     memory, prepared = labeler.memory(support), [labeler._prepare(p) for p in photos]
-    pairs = execution.indices(torch.stack([torch.zeros(batch, dtype=torch.int64), torch.arange(batch)], dim=1))
-    batches = [_joined(prepared[i:i + batch]).to(labeler.device) for i in range(0, len(photos) // batch * batch, batch)]
+    pairs = execution.indices(first_set_pairs(batch))
+    batches = [Images.join(prepared[i:i + batch]).to(labeler.device)
+               for i in range(0, len(photos) // batch * batch, batch)]
     sizes = [tuple(i.sizes[0].tolist()) for i in prepared]
 
     def bare() -> list[torch.Tensor]:
@@ -96,7 +98,3 @@ def _measure(labeler: Labeler, photos: list[bytes], support: str, config: dict[s
     return {"ratio": by_wall if cuda else by_cpu, "wall_ratio": by_wall, "to_bare": wall["bare"] / wall["pipeline"],
             "images_per_s": {k: len(photos) / wall[k] for k in ("pipeline", "bare")} | {"bound": len(photos) / bound},
             "cpu_ms_a_photo": {k: 1000 * v / len(photos) for k, v in cpu.items()}}
-
-
-def _joined(parts: list[Images]) -> Images:
-    return Images(pixels=torch.cat([p.pixels for p in parts]), sizes=torch.cat([p.sizes for p in parts]))

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.episodes import autocast, centred_disc
 from benchmarks.timing import time_interleaved
 from fss_models import registry
 from fss_models.clip import Clip, Features, Images
@@ -102,7 +103,7 @@ def _clip(model: Segmenter, at: np.ndarray, photos: np.ndarray, read: Callable[[
     split = clips * shots
     groups = at[:split], at[split:]
     images = [_images(model, photos[g], read is None) for g in groups]
-    disc = _disc(side)
+    disc = centred_disc(side, side)
     prompts = model.collate([[mask_prompt(disc) for _ in range(shots)] for _ in range(clips)], images[0].sizes)
     target = model.preprocessor.target(disc)[None, None].expand(clips, 1, -1, -1)
     clip = Clip(references=images[0], prompts=prompts, targets=images[1], target_masks=target,
@@ -118,7 +119,7 @@ def _images(model: Segmenter, photos: np.ndarray, pixels: bool) -> Images:
 
 
 def _losses(model: Segmenter, clip: Clip, config: dict[str, Any]) -> dict[str, float]:
-    with torch.no_grad(), _autocast(config):
+    with torch.no_grad(), autocast(config):
         return {k: float(v) for k, v in model.losses(clip).items()}
 
 
@@ -127,7 +128,7 @@ def _optimiser_step(model: Segmenter, config: dict[str, Any]) -> Callable[[Clip]
     optimiser = torch.optim.AdamW(trained, lr=1e-5)
 
     def step(clip: Clip) -> None:
-        with _autocast(config):
+        with autocast(config):
             total = torch.stack([v.float() for v in model.losses(clip).values()]).sum()
         optimiser.zero_grad(set_to_none=True)
         torch.autograd.backward(total)
@@ -135,13 +136,3 @@ def _optimiser_step(model: Segmenter, config: dict[str, Any]) -> Callable[[Clip]
         optimiser.step()
 
     return step
-
-
-def _autocast(config: dict[str, Any]) -> torch.autocast:
-    device = config["device"].split(":")[0]
-    return torch.autocast(device, dtype=torch.bfloat16, enabled=config["precision"] == "bfloat16")
-
-
-def _disc(side: int) -> np.ndarray:
-    y, x = np.mgrid[:side, :side]
-    return np.asarray((y - side / 2) ** 2 + (x - side / 2) ** 2 < (side / 4) ** 2)

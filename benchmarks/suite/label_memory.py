@@ -19,7 +19,7 @@ import numpy as np
 import psutil
 from PIL import Image
 
-from benchmarks.labelling import prepare_bundle, run_fss, write_supports
+from benchmarks.labelling import job_words, label_words, prepare_bundle, run_fss, write_supports
 from benchmarks.resident import ROLES, memory_now, memory_trend, plot_memory
 
 CONFIG: dict[str, Any] = {"method": "prior", "preset": "debug", "count": 100_000, "side": 64, "distinct": 1000,
@@ -31,12 +31,9 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         _write(config, folder / "photos")
-        bundle = prepare_bundle(config, folder)
-        out, supports = folder / "out", write_supports(folder, 1)
-        command = ["label", "--images", str(folder / "photos"), "--supports", str(supports), "--out", str(out),
-                   "--workspace", str(folder / "none"), "--bundle", bundle, "--engine",
-                   config["engine"], "--set", f"label.chunk={config['chunk']}", "--set",
-                   f"label.batch={config['batch']}", "--set", f"serve.threads={config['threads']}"]
+        out, bundle = folder / "out", prepare_bundle(config, folder)
+        command = [*label_words(folder, write_supports(folder, 1), out), "--bundle", bundle,
+                   "--engine", config["engine"], *job_words(config)]
         samples, began = [], time.monotonic()
 
         def sample(pid: int) -> None:

@@ -25,15 +25,20 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.episodes import first_set_pairs
 from benchmarks.labelling import (
     CpuAccount,
     fill_photos,
     images_per_s,
+    job_words,
+    label_words,
     prepare_bundle,
     run_fss,
     run_service,
+    set_words,
     write_supports,
 )
+from benchmarks.timing import seconds_of
 
 CONFIG: dict[str, Any] = {"bundle": "shipped", "method": "", "preset": "nano", "shots": 1, "count": 768, "chunk": 32,
                           "batch": 8, "rounds": 2, "data": "auto", "images": 60, "threads": 2, "seed": 0}
@@ -66,11 +71,8 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
 
 def _job(name: str, config: dict[str, Any], folder: Path, supports: Path, out: Path) -> tuple[float, dict[str, float]]:
     """Run a job: its rate in images/s, and milliseconds of CPU time a photo by role."""
-    sets = [f"label.chunk={config['chunk']}", f"label.batch={config['batch']}", f"serve.threads={config['threads']}",
-            f"serve.max_batch={config['batch']}"]
-    changes = [word for one in sets for word in ("--set", one)]
-    command = ["label", "--images", str(folder / "photos"), "--supports", str(supports), "--out", str(out),
-               "--workspace", str(folder / "none"), *changes]
+    changes = [*job_words(config), *set_words({"serve.max_batch": config["batch"]})]
+    command = [*label_words(folder, supports, out), *changes]
     parts = config["count"] // config["chunk"]
     if name == "http":
         with run_service("--bundle", config["bundle"], *changes, folder=folder) as (url, pid):
@@ -109,7 +111,7 @@ def measure_loops(config: dict[str, Any], folder: Path) -> dict[str, float]:
     model = labeler.model
     memory = labeler.memory(labeler.add_support(read_support_file(str(folder / "supports.json"))))
     files = sorted((folder / "photos").iterdir())[:config["count"] // 4 // batch * batch]
-    pairs = torch.stack([torch.zeros(batch, dtype=torch.int64), torch.arange(batch)], dim=1)
+    pairs = first_set_pairs(batch)
 
     def prepared(first: int) -> Any:
         return model.prepare([decode_image(f.read_bytes(), exif=True) for f in files[first:first + batch]])
@@ -126,17 +128,11 @@ def measure_loops(config: dict[str, Any], folder: Path) -> dict[str, float]:
         ready = [prepared(first) for first in range(0, len(files), batch)]
         for images in ready:  # warm up
             model.segment(memory, model.encode(images), pairs)
-        bare = _seconds(lambda: [model.segment(memory, model.encode(images), pairs) for images in ready])
+        bare = seconds_of(lambda: [model.segment(memory, model.encode(images), pairs) for images in ready])
         began = time.process_time()
-        decoded = _seconds(lambda: [plain(first) for first in range(0, len(files), batch)])
+        decoded = seconds_of(lambda: [plain(first) for first in range(0, len(files), batch)])
         used = 1000 * (time.process_time() - began) / len(files)
     return {"bare": len(files) / bare, "decoded": len(files) / decoded, "decoded_cpu_ms": used}
-
-
-def _seconds(call: Any) -> float:
-    began = time.perf_counter()
-    call()
-    return time.perf_counter() - began
 
 
 if __name__ == "__main__":

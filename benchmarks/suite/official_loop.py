@@ -12,14 +12,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 
+from benchmarks.episodes import disc_marks, first_set_pairs, label_separately, noise_photos
 from benchmarks.timing import wall_and_cpu
 from fss_models import registry
-from fss_models.clip import Images
 from fss_models.execution import Execution
-from fss_models.prompts import mask_prompt
 from fss_models.segmenter import Segmenter
 
 CONFIG: dict[str, Any] = {"method": "sansa", "preset": "tiny", "shots": [1, 5], "images": 48, "official": 4,
@@ -39,9 +37,8 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
 
 @torch.inference_mode()
 def _measure(model: Segmenter, execution: Execution, shots: int, config: dict[str, Any]) -> dict[str, Any]:
-    supports, queries = (_noise(model, n, config["seed"]) for n in (shots, config["images"]))
-    disc = mask_prompt(_disc(model.side))
-    marks = model.collate([[disc] * shots], supports.sizes).to(model.device)
+    supports, queries = (noise_photos(model, n, model.side, config["seed"]) for n in (shots, config["images"]))
+    marks = disc_marks(model, supports, model.side)
 
     few = min(config["official"], config["images"])
 
@@ -50,21 +47,13 @@ def _measure(model: Segmenter, execution: Execution, shots: int, config: dict[st
             memory = model.memorise(execution.encode(execution.upload(supports)), marks)
         found = []
         for first in range(0, config["images"], config["batch"]):
-            some = _part(queries, first, config["batch"])
-            pairs = torch.stack([torch.zeros(len(some), dtype=torch.int64), torch.arange(len(some))], dim=1)
-            features = execution.encode(execution.upload(some))
+            some = queries.rows(first, first + config["batch"])
+            features, pairs = execution.encode(execution.upload(some)), first_set_pairs(len(some))
             found.append(execution.download([execution.segment(memory, features, execution.indices(pairs)).logits]))
         return torch.cat([f.wait()[0] for f in found])
 
     def official() -> torch.Tensor:
-        found, pair = [], torch.tensor([[0, shots]], device=model.device)
-        for row in range(few):
-            one = _part(queries, row, 1)
-            frames = Images(pixels=torch.cat([supports.pixels, one.pixels]),
-                            sizes=torch.cat([supports.sizes, one.sizes]))
-            features = model.encode(frames.to(model.device))
-            found.append(model.segment(model.memorise(features, marks), features, pair).logits.float().cpu())
-        return torch.cat(found)
+        return torch.cat([one.cpu() for one in label_separately(model, supports, marks, queries.rows(0, few))])
 
     a, b = ours()[:few] > 0, official() > 0
     iou = ((a & b).flatten(1).sum(1) / (a | b).flatten(1).sum(1).clamp(min=1)).where((a | b).flatten(1).any(1),
@@ -75,17 +64,3 @@ def _measure(model: Segmenter, execution: Execution, shots: int, config: dict[st
     return {"ratio": wall["official"] / wall["ours"], "cpu_ratio": cpu["official"] / cpu["ours"],
             "images_per_s": {k: 1 / v for k, v in wall.items()}, "mean_iou": float(iou.mean()),
             "bound_by_encoding": 1 / (1 / (1 + shots) + shots / (1 + shots) / config["images"])}
-
-
-def _noise(model: Segmenter, count: int, seed: int) -> Images:
-    rng = np.random.default_rng([seed, count])
-    return model.prepare([rng.integers(0, 256, (model.side, model.side, 3), dtype=np.uint8) for _ in range(count)])
-
-
-def _part(images: Images, first: int, count: int) -> Images:
-    return Images(pixels=images.pixels[first:first + count], sizes=images.sizes[first:first + count])
-
-
-def _disc(side: int) -> np.ndarray:
-    y, x = np.mgrid[:side, :side]
-    return np.asarray((y - side / 2) ** 2 + (x - side / 2) ** 2 < (side / 4) ** 2)

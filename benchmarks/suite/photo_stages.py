@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from pycocotools import mask as coco
 
+from benchmarks.episodes import first_set_pairs
 from benchmarks.labelling import prepare_bundle
 from benchmarks.photos import disc_supports, sized_photos
 from benchmarks.timing import wall_and_cpu
@@ -54,9 +55,8 @@ def _stages(labeler: Labeler, photos: list[bytes], config: dict[str, Any]) -> di
     batches = [model.prepare(pixels[i:i + config["batch"]]) for i in range(0, len(photos), config["batch"])]
 
     def segmented() -> list[torch.Tensor]:
-        pairs = [torch.stack([torch.zeros(len(b), dtype=torch.int64), torch.arange(len(b))], dim=1) for b in batches]
-        return [logits for b, p in zip(batches, pairs, strict=True)
-                for logits in model.segment(memory, model.encode(b), p).logits.float()]
+        return [logits for b in batches
+                for logits in model.segment(memory, model.encode(b), first_set_pairs(len(b))).logits.float()]
 
     logits = segmented()
 

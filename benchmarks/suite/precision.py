@@ -6,17 +6,16 @@ encoder and decoder together with decoding and scoring, which precision does not
 
 from __future__ import annotations
 
-import statistics
 import time
 from typing import Any
 
-import pyarrow as pa
-
+from fss_models.metrics import score
 from pipelines.bundles.bundle import load_bundle
 from pipelines.config.evaluate import EvalConfig
 from pipelines.data.episodes import draw_episodes
 from pipelines.data.shardset import Shards
 from pipelines.evaluation.evaluate import refuse_seen_photos, score_episodes
+from pipelines.evaluation.results import table_counts
 
 CONFIG: dict[str, Any] = {"bundle": "shipped", "shards": "", "fold": 0, "shots": 1, "episodes": 500, "batch": 8,
                           "precision": "bfloat16", "device": "cpu", "threads": 2, "seed": 0}
@@ -37,16 +36,8 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
         tables[precision], _ = score_episodes(model, shards, episodes, EvalConfig(
             shots=config["shots"], batch=config["batch"], precision=precision))
         seconds[precision] = time.process_time() - began
-    scores = {name: _miou(table) for name, table in tables.items()}
+    scores = {name: 100 * score(table_counts(table), episodes.class_ids).miou for name, table in tables.items()}
     plain, reduced = scores["float32"], scores[config["precision"]]
     return {"ratio": seconds["float32"] / seconds[config["precision"]], "miou_percent": scores,
             "difference": reduced - plain, "cpu_seconds": seconds, "episodes": len(episodes),
             "classes": len(episodes.class_ids), "bundle_id": info.bundle_id}
-
-
-def _miou(table: pa.Table) -> float:
-    by_class: dict[int, list[tuple[int, int]]] = {}
-    for row in table.to_pylist():
-        by_class.setdefault(row["class_id"], []).append((row["inter_fg"], row["union_fg"]))
-    return 100 * statistics.mean(sum(i for i, _ in rows) / max(1, sum(u for _, u in rows))
-                                 for rows in by_class.values())

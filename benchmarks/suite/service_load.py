@@ -22,7 +22,7 @@ import numpy as np
 import psutil
 
 from benchmarks.http_load import Endpoint, RequestTiming, run_closed_loop, run_open_loop
-from benchmarks.labelling import prepare_bundle, run_service, segment_request
+from benchmarks.labelling import prepare_bundle, run_service, segment_request, set_words
 from benchmarks.resident import memory_now
 
 CONFIG: dict[str, Any] = {"bundle": "shipped", "method": "", "preset": "nano", "seconds": 300, "times": 4,
@@ -38,9 +38,8 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
     """The figures of the load; latencies are in seconds, memory is in megabytes."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        sets = [f"serve.threads={config['threads']}", f"serve.max_batch={config['batch']}",
-                f"serve.max_replicas={config['max_replicas']}"]
-        words = [word for one in sets for word in ("--set", one)]
+        words = set_words({"serve.threads": config["threads"], "serve.max_batch": config["batch"],
+                           "serve.max_replicas": config["max_replicas"]})
         bundle = prepare_bundle(config, folder)
         with run_service("--bundle", bundle, *words, folder=folder) as (url, pid), ProcessWatch(pid) as watch:
             return asyncio.run(_measure(url, watch, config))

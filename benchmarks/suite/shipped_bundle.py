@@ -13,7 +13,6 @@ bound     the frozen trunk alone on the same batches, which every method on this
 
 from __future__ import annotations
 
-import io
 import json
 import resource
 import subprocess
@@ -24,9 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from benchmarks.episodes import first_set_pairs
 from benchmarks.labelling import prepare_bundle
+from benchmarks.photos import disc_supports, smooth_photo
 from benchmarks.timing import time_interleaved
 
 CONFIG: dict[str, Any] = {"bundle": "shipped", "method": "", "preset": "nano", "shots": [1, 5], "images": 32,
@@ -58,14 +58,13 @@ def measure(began: float, shots: int, config: dict[str, Any]) -> dict[str, Any]:
 
     torch.set_num_threads(config["threads"])
     rng = np.random.default_rng(config["seed"])
-    photos = [_photo(rng, config) for _ in range(config["images"])]
+    photos = [smooth_photo(rng, config["width"], config["height"], 16) for _ in range(config["images"])]
     labeler = Labeler(bundle_url(config["bundle"]))
-    support = labeler.add_support(_supports(photos[:shots], config))
+    support = labeler.add_support(disc_supports(photos, shots))
     labeler.label(photos[:1], support, batch=1)
     start_up = time.time() - began
     batches, memory = _prepared(labeler, photos, config["batch"]), labeler.memory(support)
-    pairs = torch.stack([torch.zeros(config["batch"], dtype=torch.int64), torch.arange(config["batch"])], dim=1)
-    trunk = _trunk(labeler.model)
+    pairs, trunk = first_set_pairs(config["batch"]), _trunk(labeler.model)
     with torch.inference_mode():
         times = time_interleaved({
             "labeler": lambda: labeler.label(photos, support, batch=config["batch"]),
@@ -76,23 +75,6 @@ def measure(began: float, shots: int, config: dict[str, Any]) -> dict[str, Any]:
     return {**speeds, "bare_to_bound": times["bound"] / times["bare"], "start_up_s": start_up,
             "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "method": labeler.info.method,
             "preset": labeler.info.preset, "bundle_id": labeler.info.bundle_id}
-
-
-def _photo(rng: np.random.Generator, config: dict[str, Any]) -> bytes:
-    """A JPEG of smooth noise that has the width and height of a photo, and about as many bytes."""
-    coarse = rng.integers(0, 256, (config["height"] // 16, config["width"] // 16, 3), dtype=np.uint8)
-    out = io.BytesIO()
-    Image.fromarray(coarse).resize((config["width"], config["height"]), Image.Resampling.BICUBIC).save(out, "JPEG")
-    return out.getvalue()
-
-
-def _supports(photos: list[bytes], config: dict[str, Any]) -> Any:
-    from fss_models.marks import rle_json
-    from pipelines.inference.supports import Support, SupportSet
-
-    y, x = np.mgrid[:config["height"], :config["width"]]
-    disc = (y - config["height"] / 2) ** 2 + (x - config["width"] / 2) ** 2 < (config["height"] / 4) ** 2
-    return SupportSet("disc", tuple(Support(p, {"mask": rle_json(disc)}) for p in photos))
 
 
 def _prepared(labeler: Any, photos: list[bytes], batch: int) -> list[Any]:

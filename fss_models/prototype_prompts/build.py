@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,6 +18,7 @@ from fss_models.prototype_prompts.sams import PromptedSam, PromptedSam1, Prompte
 from fss_models.sam1.build import SIZES, build_sam1
 from fss_models.sam2_core.build import build_sam2, origin
 from fss_models.sam2_core.core import Sam2Core
+from fss_models.weight_files import file_sha256
 
 IMAGE_SIDE = 512  # side of the published code's images; SAM gets the same pixels enlarged to its own side
 ALL_PRESETS = (*PRESETS, *SIZES)
@@ -81,5 +80,5 @@ def build_parts(preset: str, *, backbone: str, backbone_weights: str, weights: s
         resize = FloorMasks(side=given.side, mean=given.mean, std=given.std)
     own = None if name == "trunk" else build_backbone(name, backbone_weights)
     if backbone_weights:
-        frozen[name] = hashlib.sha256(Path(backbone_weights).read_bytes()).hexdigest()
+        frozen[name] = file_sha256(backbone_weights)
     return PromptingParts(sam=sam, backbone=own, preprocessor=resize, checkpoint=checkpoint, frozen=frozen)

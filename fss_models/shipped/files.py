@@ -21,6 +21,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from fss_models.errors import FssError
+from fss_models.weight_files import file_sha256
 
 CHAMPION = "champion"  # folder of the bundle that is used until one is promoted
 REINSTALL = "reinstall the package"
@@ -85,7 +86,7 @@ class ShippedWeights:
 
     def verified(self) -> str:
         """Path of the file. Raises `FssError` if the file is not the one that its json describes."""
-        found = hashlib.sha256(self.path.read_bytes()).hexdigest()
+        found = file_sha256(self.path)
         if found != self.provenance.sha256:
             raise FssError(f"sha256 is {found}, {self.name}.json says {self.provenance.sha256}", where=str(self.path),
                            hint=REINSTALL)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,17 +18,8 @@ from fss_models.prior_guided.maps import masked_mean, prior, resize_aligned
 from fss_models.prior_guided.pairs import clip_pairs, real_rows
 from fss_models.prototype_prompts.official import rename
 from fss_models.verification import base_learner as cases
-from fss_models.verification.frame import GoldenCheck
 from fss_models.verification.prior_guided import case_clip, case_trunk, compare_decision
-from fss_models.verification.prompting import Comparison, GoldenCase
-
-
-def run_case(folder: Path, name: str, case: dict[str, Any]) -> Iterator[GoldenCheck]:
-    """Compare one case with everything its files hold."""
-    loaded = GoldenCase.load(folder, name)
-    to = Comparison(name, loaded.outputs)
-    {"infer": _infer, "train": _train, "train_base_learner": _train_base, "unit_aspp": _aspp}[case["kind"]](to, loaded)
-    yield from to.checks()
+from fss_models.verification.prompting import Comparison, GoldenCase, case_runner
 
 
 def build(case: GoldenCase, **settings: Any) -> Bam:
@@ -75,18 +64,12 @@ def _encoded(model: Bam, features: Features, clip: Clip) -> dict[str, Tensor]:
 def _outputs(model: Bam, features: Features, clip: Clip, found: BamForward) -> dict[str, Tensor]:
     """What depends on the pair, by official name."""
     b, k, _ = clip.shape
-    base = model.to_image(features.maps["base"][b * k :])
     shots = found.shot_priors.unflatten(0, (b, k))
     return {
         **{f"prior/shot{i}": shots[:, i] for i in range(k)}, "prior/mixed": found.prior,
         "proto/mixed": found.prototype[..., None, None],
-        "gram/psi": found.shots.psi[..., None, None], "gram/shot_weight": found.shots.weights[..., None, None],
-        "gram/psi_mixed": found.shots.mixed[:, None, None, None],
         "meta/init_merge": found.meta.merged, "meta/aspp": found.meta.aspp, "meta/res2": found.meta.refined,
-        "meta/logits_grid": found.meta.logits, "base/logits_grid": features.maps["base"][b * k :],
-        "ensemble/base_map": found.joined.base_map, "ensemble/meta_bg": found.joined.meta_bg,
-        "ensemble/meta_fg": found.joined.meta_fg, "ensemble/merged_bg": found.joined.merged_bg,
-        "logits_meta": model.to_image(found.meta.logits), "logits_base_digest": base.mean(dim=(2, 3)),
+        **cases.ensemble_outputs(model, features.maps["base"][b * k :], found.meta.logits, found.shots, found.joined),
     }
 
 
@@ -146,3 +129,6 @@ def _aspp(to: Comparison, case: GoldenCase) -> None:
     layers.load_state_dict({k.removeprefix("ASPP_meta."): v for k, v in case.model.items()})
     with torch.no_grad():
         to.add({"meta/aspp": layers(case.inputs["x"])})
+
+
+run_case = case_runner(_infer, _train, train_base_learner=_train_base, unit_aspp=_aspp)

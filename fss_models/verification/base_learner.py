@@ -8,14 +8,15 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from fss_models.base_learner.ensemble import JoinedPrediction
 from fss_models.base_learner.head import WIDTH, PspHead
-from fss_models.base_learner.segmenter import BaseLearnerSegmenter
+from fss_models.base_learner.segmenter import BaseLearnerSegmenter, ShotMix
 from fss_models.optimisation import poly_rate
 from fss_models.prototype_prompts.official import Rules, rename
 from fss_models.verification.figures import relative_error
-from fss_models.verification.prior_guided import case_trunk
-from fss_models.verification.prompting import LOUD, NEAR, Comparison, GoldenCase
-from fss_models.verification.tolerances import EXACT, GOLDEN
+from fss_models.verification.prior_guided import case_trunk, compare_gradients, compare_mask
+from fss_models.verification.prompting import LOUD, Comparison, GoldenCase
+from fss_models.verification.tolerances import GOLDEN
 
 BOUNDS = GOLDEN["bam"]  # HDMNet's are the same
 BASE_CLASSES = {"pascal": 15, "coco": 60}
@@ -40,12 +41,16 @@ def base_labels(case: GoldenCase, step: str) -> Tensor:
     return case.inputs[step + "query_base_label"].long()
 
 
-def compare_mask(to: Comparison, key: str, logits: Tensor) -> None:
-    """Compare the arg-max of logits [B, C, S, S] with a stored mask, but for pixels whose two best are close."""
-    if key in to.want:
-        best = logits.detach().topk(2, dim=1).values
-        clear = best[:, 0] - best[:, 1] >= NEAR
-        to.compared(key, float((logits.argmax(dim=1)[clear] != to.want[key].long()[clear]).sum()), EXACT)
+def ensemble_outputs(
+    model: BaseLearnerSegmenter, base: Tensor, meta: Tensor, shots: ShotMix, joined: JoinedPrediction
+) -> dict[str, Tensor]:
+    """What both methods compute from the logits of the base learner [B, C, g, g] and of their own decoder, by name."""
+    return {
+        "gram/psi": shots.psi[..., None, None], "gram/shot_weight": shots.weights[..., None, None],
+        "gram/psi_mixed": shots.mixed[:, None, None, None], "meta/logits_grid": meta, "base/logits_grid": base,
+        "ensemble/base_map": joined.base_map, "ensemble/meta_bg": joined.meta_bg, "ensemble/meta_fg": joined.meta_fg,
+        "ensemble/merged_bg": joined.merged_bg, "logits_meta": model.to_image(meta),
+        "logits_base_digest": model.to_image(base).mean(dim=(2, 3))}
 
 
 def train_steps(
@@ -66,10 +71,7 @@ def train_steps(
         compare_mask(to, f"{prefix}pred_mask", logits)
         optimiser.zero_grad()
         loss.backward()
-        for name, value in named.items():
-            if value.grad is not None:
-                to.add({f"grad_norm/{name}": value.grad.norm(), f"grad/{name}": value.grad}, prefix=prefix,
-                       bound=BOUNDS["gradient"])
+        compare_gradients(to, named, prefix)
         for group in optimiser.param_groups:
             group["lr"] = rate * group["factor"]
         optimiser.step()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +14,6 @@ from fss_models.methods.cyctr.official import name_of
 from fss_models.optimisation import poly_rate
 from fss_models.prior_guided.maps import prior
 from fss_models.prior_guided.pairs import gather_shots
-from fss_models.verification.frame import GoldenCheck
 from fss_models.verification.prior_guided import (
     CallRecorder,
     case_clip,
@@ -26,14 +23,8 @@ from fss_models.verification.prior_guided import (
     run_training,
     shot_outputs,
 )
-from fss_models.verification.prompting import Comparison, GoldenCase, total
+from fss_models.verification.prompting import Comparison, GoldenCase, case_runner, layer_outputs, total
 from fss_models.verification.recorder import Recorder
-
-
-def run_case(folder: Path, name: str, case: dict[str, Any]) -> Iterator[GoldenCheck]:
-    """Compare one case with everything its files hold."""
-    loaded = GoldenCase.load(folder, name)
-    yield from _infer(loaded) if case["kind"] == "infer" else _train(loaded)
 
 
 def build(case: GoldenCase) -> Cyctr:
@@ -62,21 +53,17 @@ def _replay(model: Cyctr, case: GoldenCase, step: str = "") -> None:
     replaced.padding = lambda truth, label: (padded[0], padded[1].flatten(0, 1))
 
 
-def _infer(case: GoldenCase) -> Iterator[GoldenCheck]:
-    to, clip, model = Comparison(case.name, case.outputs), case_clip(case), build(case)
+def _infer(to: Comparison, case: GoldenCase) -> None:
+    clip, model = case_clip(case), build(case)
     _replay(model, case)
     kept = CallRecorder(model, "decide")
     with torch.no_grad(), Recorder(model=model) as record:
         named = model.losses(clip)
-        features, support = model.encode(clip.images).maps, len(clip.references)
-        for layer, name in ((2, "mid"), (3, "high"), (4, "top")):
-            to.add({f"backbone/support_layer{layer}": features[name][:support],
-                    f"backbone/query_layer{layer}": features[name][support:]})
+        to.add(layer_outputs(model.encode(clip.images), len(clip.references)))
         to.add(_forward(model, clip, record, kept))
     to.add({"loss/main": named["mask"]})
     to.seen |= {k for k in case.outputs if k.startswith("sampling/")}
     compare_decision(to, case, model.to_image(kept.got[-1][0]))
-    yield from to.checks()
 
 
 def _forward(model: Cyctr, clip: Clip, record: Recorder, kept: CallRecorder) -> dict[str, Tensor]:
@@ -113,7 +100,7 @@ def _layer(record: Recorder, layer: int) -> dict[str, Tensor]:
     return {f"layer{layer}/{k}": v for k, v in found.items()}
 
 
-def _train(case: GoldenCase) -> Iterator[GoldenCheck]:
+def _train(to: Comparison, case: GoldenCase) -> None:
     about, model = case.config, build(case).train()
     kept, auxiliary = CallRecorder(model, "decide"), CallRecorder(model.decoder, "query_prototypes")
     groups = model.parameter_groups()
@@ -132,6 +119,9 @@ def _train(case: GoldenCase) -> Iterator[GoldenCheck]:
             "aux/query_proto": auxiliary.got[-1][..., None, None], "loss/main": named["mask"],
             "loss/aux": named["aux"], "loss/total": total(named)}
 
-    yield from run_training(case, model, {"sgd": (sgd, rate), "adamw": (adamw, lambda _: groups[0].lr)}, seen,
+    run_training(to, case, model, {"sgd": (sgd, rate), "adamw": (adamw, lambda _: groups[0].lr)}, seen,
                             lambda _: model.to_image(kept.got[-1][0]), name_of,
                             before=lambda step: _replay(model, case, step))
+
+
+run_case = case_runner(_infer, _train)

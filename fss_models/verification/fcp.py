@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,20 +29,6 @@ from fss_models.verification.frame import GoldenCheck
 from fss_models.verification.recorder import Recorder
 
 
-def run_case(folder: Path, name: str, case: dict[str, Any]) -> Iterator[GoldenCheck]:
-    """Compare one case with everything its files hold."""
-    if case["kind"] == "metrics":
-        yield from cases.metrics_case(folder, name, _pseudo_masks)
-    elif case["kind"] == "fullsize":
-        yield from _full_size(folder, name, case)
-    else:
-        loaded = cases.GoldenCase.load(folder, name)
-        if case["kind"] != "infer":
-            yield from _train(loaded)
-        else:
-            yield from _many_shots(loaded) if loaded.shots > 1 else _one_shot(loaded)
-
-
 def build(case: cases.GoldenCase, **settings: Any) -> Fcp:
     """Build the case's model with its values, in evaluation mode."""
     drop = case.config.get("attn_drop_out", 0.0)
@@ -52,8 +39,10 @@ def build(case: cases.GoldenCase, **settings: Any) -> Fcp:
     return model.eval()
 
 
-def _one_shot(case: cases.GoldenCase) -> Iterator[GoldenCheck]:
-    to = cases.Comparison(case.name, case.outputs)
+def _infer(to: cases.Comparison, case: cases.GoldenCase) -> None:
+    if case.shots > 1:
+        _many_shots(to, case)
+        return
     model, clip = build(case), case.clip()
     with Recorder(encoder=model.encoder, sam=model.sam) as record:
         named = model.losses(clip)
@@ -64,12 +53,11 @@ def _one_shot(case: cases.GoldenCase) -> Iterator[GoldenCheck]:
     cases.compare_gradients(to, cases.total(named), model, RULES)
     logits = cases.sam_outputs(record, model)["sam/logits"][:, 0].detach()
     cases.compare_evaluation(to, case, logits)
-    yield from to.checks()
 
 
-def _many_shots(case: cases.GoldenCase) -> Iterator[GoldenCheck]:
+def _many_shots(to: cases.Comparison, case: cases.GoldenCase) -> None:
     """Compare both sources of the support's SAM features: `official/` the first shot, `per_shot/` each shot itself."""
-    to, clip = cases.Comparison(case.name, case.outputs), case.clip()
+    clip = case.clip()
     b, k, _ = clip.shape
     for way, setting in (("official/", "first"), ("per_shot/", "each")):
         model = build(case, kshot_support_sam=setting)
@@ -95,10 +83,9 @@ def _many_shots(case: cases.GoldenCase) -> Iterator[GoldenCheck]:
             to.add({"loss/prompt": loss})
             cases.compare_gradients(to, loss, model, RULES)
             cases.compare_evaluation(to, case, mean.detach())
-    yield from to.checks()
 
 
-def _train(case: cases.GoldenCase) -> Iterator[GoldenCheck]:
+def _train(to: cases.Comparison, case: cases.GoldenCase) -> None:
     """Compare training steps, with recorded dropout where the case has masks."""
     model = build(case).train()
     replay_dropout(model.encoder, cases.dropout_masks(case.outputs))
@@ -106,7 +93,7 @@ def _train(case: cases.GoldenCase) -> Iterator[GoldenCheck]:
     def seen(record: Recorder, clip: Clip, named: dict[str, Tensor]) -> dict[str, Tensor]:
         return forward_outputs(record, model, clip) | _losses(record, model, clip, named)
 
-    yield from cases.train_case(case, model, RULES, seen)
+    cases.train_case(to, case, model, RULES, seen)
 
 
 def replay_dropout(encoder: FcpEncoder, masks: list[tuple[Tensor, float]]) -> None:
@@ -231,3 +218,7 @@ def _drawn_inputs(width: int, grid: int, seed: int) -> list[Tensor]:
     y, x = torch.meshgrid(torch.arange(grid), torch.arange(grid), indexing="ij")
     mask = (((y - 30) / 15) ** 2 + ((x - 36) / 11) ** 2 <= 1).float()[None, None]
     return [*maps, prior, p_res.flatten(1), p_sam.flatten(1), mask]
+
+
+run_case = cases.case_runner(_infer, _train, apart={"metrics": partial(cases.metrics_case, more=_pseudo_masks),
+                                                    "fullsize": _full_size})

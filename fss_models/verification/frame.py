@@ -18,10 +18,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Self
+
+from safetensors.torch import load_file
+from torch import Tensor
 
 from fss_models.errors import FssError
-from fss_models.verification.tolerances import Bound
+from fss_models.verification.tolerances import EXACT, Bound
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +75,42 @@ class WorstErrors:
         order = {quantity: place for place, quantity in enumerate(self.bounds)}
         for (quantity, bound), error in sorted(self._worst.items(), key=lambda item: order.get(item[0][0], len(order))):
             yield GoldenCheck(case=self.case, quantity=quantity, error=error, bound=bound)
+
+
+class CoveredErrors(WorstErrors):
+    """The worst errors of one case, each of whose stored tensors in `want` has to be asked for once (`seen`)."""
+
+    def __init__(self, case: str, want: Mapping[str, Tensor]) -> None:
+        super().__init__(case)
+        self.want, self.seen = dict(want), set[str]()
+
+    def checks(self) -> Iterator[GoldenCheck]:
+        """One check for each quantity, and one that every stored tensor was asked for."""
+        yield from super().checks()
+        missed = sorted(self.want.keys() - self.seen)
+        note = f"not compared: {', '.join(missed)}" if missed else ""
+        yield GoldenCheck(case=self.case, quantity="coverage", error=float(len(missed)), bound=EXACT, note=note)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaseFiles:
+    """The files of one case: its settings, its weights by official name, inputs and outputs."""
+
+    name: str
+    config: dict[str, Any]
+    weights: dict[str, Tensor]
+    inputs: dict[str, Tensor]
+    outputs: dict[str, Tensor]
+
+    @classmethod
+    def load(cls, folder: Path, name: str) -> Self:
+        """Read `folder/name`."""
+        tensors = {n: load_file(folder / name / f"{n}.safetensors") for n in ("weights", "inputs", "outputs")}
+        return cls(name=name, config=json.loads((folder / name / "config.json").read_text())["config"], **tensors)
+
+    def part(self, prefix: str) -> dict[str, Tensor]:
+        """The weights whose names begin with `prefix`, without it."""
+        return {k.removeprefix(prefix): v for k, v in self.weights.items() if k.startswith(prefix)}
 
 
 def run_folder(folder: str | Path) -> Iterator[GoldenCheck]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,19 +17,10 @@ from fss_models.prior_guided.maps import resize_aligned
 from fss_models.prior_guided.pairs import clip_pairs, real_rows
 from fss_models.prototype_prompts.official import rename
 from fss_models.verification import base_learner as cases
-from fss_models.verification.frame import GoldenCheck
 from fss_models.verification.prior_guided import case_clip, case_trunk, compare_decision
-from fss_models.verification.prompting import Comparison, GoldenCase
+from fss_models.verification.prompting import Comparison, GoldenCase, case_runner
 
 MAPS = {"layer2": "mid", "layer3": "high", "layer4": "top", "base": "described"}  # official name -> ours
-
-
-def run_case(folder: Path, name: str, case: dict[str, Any]) -> Iterator[GoldenCheck]:
-    """Compare one case with everything its files hold."""
-    loaded = GoldenCase.load(folder, name)
-    to = Comparison(name, loaded.outputs)
-    {"infer": _infer, "train": _train}[case["kind"]](to, loaded)
-    yield from to.checks()
 
 
 def build(case: GoldenCase, **settings: Any) -> Hdmnet:
@@ -73,19 +62,13 @@ def _outputs(model: Hdmnet, features: Features, clip: Clip, support: SupportRows
             f"match{i}/attended": found.matched.attended[i],
             f"match{i}/correlation": found.matched.correlation[i][:, 0],
             f"match{i}/fused": found.matched.fused[i], f"decode/level{i}": found.matched.decoded[i]}
-    base = model.to_image(features.maps["base"][query])
     each = support.prototype.unflatten(0, (b, k))
     return outputs | {
         "reduced/query": found.reduced, "reduced/support": support.reduced,
         "proto/per_shot": support.prototype[..., None, None], "proto/mean": each.mean(dim=1)[..., None, None],
         "prior/base_and_layer4": found.prior, "merged/query": found.merged, "merged/support": support.merged,
-        "decode/sum": found.matched.decoded[0], "meta/logits_grid": found.matched.logits,
-        "base/logits_grid": features.maps["base"][query],
-        "gram/psi": found.shots.psi[..., None, None], "gram/shot_weight": found.shots.weights[..., None, None],
-        "gram/psi_mixed": found.shots.mixed[:, None, None, None],
-        "ensemble/base_map": found.joined.base_map, "ensemble/meta_bg": found.joined.meta_bg,
-        "ensemble/meta_fg": found.joined.meta_fg, "ensemble/merged_bg": found.joined.merged_bg,
-        "logits_meta": model.to_image(found.matched.logits), "logits_base_digest": base.mean(dim=(2, 3)),
+        "decode/sum": found.matched.decoded[0],
+        **cases.ensemble_outputs(model, features.maps["base"][query], found.matched.logits, found.shots, found.joined),
     }
 
 
@@ -116,3 +99,6 @@ def _train(to: Comparison, case: GoldenCase) -> None:
         return loss, _outputs(model, features, clip, support, found) | losses | more, final
 
     cases.train_steps(to, case, named, optimiser, [1.0] + [others.factor] * 6, forward)
+
+
+run_case = case_runner(_infer, _train)

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -16,7 +12,6 @@ from fss_models.optimisation import poly_rate
 from fss_models.prior_guided.blocks import pixel_cross_entropy
 from fss_models.prior_guided.maps import prior, resize_aligned
 from fss_models.prior_guided.pairs import gather_shots
-from fss_models.verification.frame import GoldenCheck
 from fss_models.verification.prior_guided import (
     CallRecorder,
     case_clip,
@@ -26,14 +21,8 @@ from fss_models.verification.prior_guided import (
     run_training,
     shot_outputs,
 )
-from fss_models.verification.prompting import Comparison, GoldenCase, total
+from fss_models.verification.prompting import Comparison, GoldenCase, case_runner, total
 from fss_models.verification.recorder import Recorder
-
-
-def run_case(folder: Path, name: str, case: dict[str, Any]) -> Iterator[GoldenCheck]:
-    """Compare one case with everything its files hold."""
-    loaded = GoldenCase.load(folder, name)
-    yield from _infer(loaded) if case["kind"] == "infer" else _train(loaded)
 
 
 def build(case: GoldenCase) -> Pfenet:
@@ -47,15 +36,14 @@ def build(case: GoldenCase) -> Pfenet:
     return model.eval()
 
 
-def _infer(case: GoldenCase) -> Iterator[GoldenCheck]:
-    to, clip, model = Comparison(case.name, case.outputs), case_clip(case), build(case)
+def _infer(to: Comparison, case: GoldenCase) -> None:
+    clip, model = case_clip(case), build(case)
     kept = CallRecorder(model, "decide")
     with torch.no_grad(), Recorder(model=model) as record:
         named = model.losses(clip)
         to.add(_forward(model, clip, record, *kept.given[-1]) | _supports(model, clip, record))
     to.add(_losses(model, clip, record, named))
     compare_decision(to, case, model.to_image(record.got["model.decoder"][0][0]))
-    yield from to.checks()
 
 
 def _forward(
@@ -103,7 +91,7 @@ def _losses(model: Pfenet, clip: Clip, record: Recorder, named: dict[str, Tensor
     return found | {f"loss/aux_scale{i}": pixel_cross_entropy(model.to_image(s), truth) for i, s in enumerate(scales)}
 
 
-def _train(case: GoldenCase) -> Iterator[GoldenCheck]:
+def _train(to: Comparison, case: GoldenCase) -> None:
     about, model = case.config, build(case).train()
     kept = CallRecorder(model, "decide")
     optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], momentum=about["momentum"],
@@ -115,5 +103,8 @@ def _train(case: GoldenCase) -> Iterator[GoldenCheck]:
     def seen(record: Recorder, clip: Clip, named: dict[str, Tensor]) -> dict[str, Tensor]:
         return _losses(model, clip, record, named) | _forward(model, clip, record, *kept.given[-1])
 
-    yield from run_training(case, model, {"sgd": (optimiser, rate)}, seen,
+    run_training(to, case, model, {"sgd": (optimiser, rate)}, seen,
                             lambda record: model.to_image(record.got["model.decoder"][-1][0]))
+
+
+run_case = case_runner(_infer, _train)

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from fss_models.backbones.dinov2 import Dinov2
@@ -23,29 +18,14 @@ from fss_models.prototype_prompts.sams import PromptedSam1
 from fss_models.sam1.build import Sam1Size, build_sam1, load_official
 from fss_models.segmenter import Segmenter
 from fss_models.verification.figures import relative_error
-from fss_models.verification.frame import GoldenCheck, WorstErrors
-from fss_models.verification.tolerances import EXACT, Bound
+from fss_models.verification.frame import CaseFiles, CoveredErrors
+from fss_models.verification.tolerances import Bound
 
 NEAR = 1e-4  # share of the largest logit below which a pixel may fall on either side
 
 
-@dataclass(frozen=True, kw_only=True)
-class PointCase:
-    """One case's files: settings, weights by official name, inputs, outputs."""
-
-    name: str
-    config: dict[str, Any]
-    weights: dict[str, Tensor]
-    inputs: dict[str, Tensor]
-    outputs: dict[str, Tensor]
-
-    @staticmethod
-    def load(folder: Path, name: str) -> PointCase:
-        """Read `folder/name`."""
-        weights, inputs, outputs = (load_file(folder / name / f"{n}.safetensors")
-                                    for n in ("weights", "inputs", "outputs"))
-        return PointCase(name=name, config=json.loads((folder / name / "config.json").read_text())["config"],
-                         weights={k: v.float() for k, v in weights.items()}, inputs=inputs, outputs=outputs)
+class PointCase(CaseFiles):
+    """A case of photos with masks, in single precision."""
 
     @property
     def shots(self) -> int:
@@ -54,7 +34,7 @@ class PointCase:
 
     def part(self, prefix: str) -> dict[str, Tensor]:
         """The weights whose names begin with `prefix`, without it."""
-        return {k.removeprefix(prefix): v for k, v in self.weights.items() if k.startswith(prefix)}
+        return {k: v.float() for k, v in super().part(prefix).items()}
 
     def parts(self, *, side: int, antialias: bool = False) -> PointParts:
         """The case's SAM and DINOv2 with their values, for photos of `side` pixels."""
@@ -82,12 +62,12 @@ class PointCase:
         return model.collate([marks], images.sizes)
 
 
-class PointComparison(WorstErrors):
-    """Worst error of each group of outputs; every output has to be compared once."""
+class PointComparison(CoveredErrors):
+    """Worst error of each group of outputs and kind of comparison."""
 
     def __init__(self, case: PointCase, bounds: Mapping[str, Bound]) -> None:
-        super().__init__(case.name)
-        self.want, self.limits, self.seen = case.outputs, bounds, set[str]()
+        super().__init__(case.name, case.outputs)
+        self.limits = bounds
 
     def real(self, **found: Tensor) -> None:
         """Compare tensors by max |difference| / max |reference|; `a__b` is the output `a/b`."""
@@ -123,14 +103,6 @@ class PointComparison(WorstErrors):
     def _note(self, name: str, error: float, kind: str) -> None:
         self.seen.add(name)
         self.record(name.split("/")[0], error, self.limits[kind])
-
-    def checks(self) -> Iterator[GoldenCheck]:
-        """One check for each group and kind, and one that every output was compared."""
-        yield from super().checks()
-        missed = sorted(self.want.keys() - self.seen)
-        yield GoldenCheck(case=self.case, quantity="coverage", error=float(len(missed)), bound=EXACT,
-                          note=f"not compared: {', '.join(missed)}" if missed else "")
-
 
 def unit_pixels(pixels: Tensor) -> Tensor:
     """Normalised pixels [N, 3, H, W] in [0, 1]."""

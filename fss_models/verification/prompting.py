@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from fss_models.prototype_prompts.segmenter import PromptingSegmenter
 from fss_models.sam1.build import Sam1Size, build_sam1
 from fss_models.sam1.build import load_official as load_sam
 from fss_models.verification.figures import relative_error, score_figures, step_error
-from fss_models.verification.frame import GoldenCheck, WorstErrors
+from fss_models.verification.frame import CaseFiles, CoveredErrors, GoldenCheck
 from fss_models.verification.recorder import Recorder, masked_clip
 from fss_models.verification.tolerances import EXACT, GOLDEN, SCORE, Bound
 
@@ -39,25 +38,13 @@ WEIGHT_SEED, INPUT_SEED = 7001, 7002  # of full-size cases, whose weights and in
 CLIP_KEYS = ("query_img", "query_mask", "support_imgs", "support_masks")
 
 
-@dataclass(frozen=True, kw_only=True)
-class GoldenCase:
-    """One case's files: settings, the method's and SAM's tensors by official name, inputs, outputs."""
+class GoldenCase(CaseFiles):
+    """A case with the method's tensors and SAM's, of FCP, VRP-SAM and the methods with an ImageNet trunk."""
 
-    name: str
-    config: dict[str, Any]
-    model: dict[str, Tensor]
-    sam: dict[str, Tensor]
-    inputs: dict[str, Tensor]
-    outputs: dict[str, Tensor]
-
-    @staticmethod
-    def load(folder: Path, name: str) -> GoldenCase:
-        """Read `folder/name`."""
-        place = folder / name
-        weights, inputs, outputs = (load_file(place / f"{n}.safetensors") for n in ("weights", "inputs", "outputs"))
-        parts = [{k.removeprefix(p): v for k, v in weights.items() if k.startswith(p)} for p in ("model.", "sam.")]
-        config = json.loads((place / "config.json").read_text())["config"]
-        return GoldenCase(name=name, config=config, model=parts[0], sam=parts[1], inputs=inputs, outputs=outputs)
+    @cached_property
+    def model(self) -> dict[str, Tensor]:
+        """The method's tensors by official name."""
+        return self.part("model.")
 
     @property
     def shots(self) -> int:
@@ -74,7 +61,7 @@ class GoldenCase:
             mask_channels=sam["mask_in_chans"], decoder_heads=sam["dec_heads"], decoder_mlp=sam["mlp_dim"],
             iou_hidden=sam["iou_hidden"])
         model = build_sam1(size)
-        load_sam(model, self.sam, where=self.name)
+        load_sam(model, self.part("sam."), where=self.name)
         thinner = about["width_div"]
         backbone: ImagenetBackbone = (Vgg16(thinner=thinner) if about["backbone"].startswith("vgg") else
                                       DeepStemResNet(tuple(about["resnet_layers"]), thinner=thinner))
@@ -93,12 +80,8 @@ class GoldenCase:
         return masked_clip(support=support, masks=masks, query=query, truth=truth)
 
 
-class Comparison(WorstErrors):
-    """Collects the worst relative error of each group of outputs; every output in `want` must be asked for once."""
-
-    def __init__(self, case: str, want: Mapping[str, Tensor]) -> None:
-        super().__init__(case)
-        self.want, self.seen = want, set[str]()
+class Comparison(CoveredErrors):
+    """Collects the worst relative error of each group of outputs."""
 
     def add(self, found: Mapping[str, Tensor], *, prefix: str = "", bound: Bound | None = None) -> None:
         """Compare the tensors that the case has and skip the others; without `bound` a name says its kind."""
@@ -113,12 +96,30 @@ class Comparison(WorstErrors):
         nested = parts[0].startswith("step") or parts[0] in ("official", "per_shot")
         self.record(parts[1] if nested else parts[0], error, bound)
 
-    def checks(self) -> Iterator[GoldenCheck]:
-        """One check for each group, and one that every output was compared."""
-        yield from super().checks()
-        missed = sorted(self.want.keys() - self.seen)
-        note = f"not compared: {', '.join(missed[:3])}{' ...' if len(missed) > 3 else ''}" if missed else ""
-        yield GoldenCheck(case=self.case, quantity="coverage", error=float(len(missed)), bound=EXACT, note=note)
+
+CaseRun = Callable[[Comparison, GoldenCase], None]
+RunCase = Callable[[Path, str, dict[str, Any]], Iterator[GoldenCheck]]
+
+
+def case_runner(
+    infer: CaseRun, train: CaseRun, apart: Mapping[str, RunCase] | None = None, **others: CaseRun
+) -> RunCase:
+    """The `run_case` of a method: `infer`, the function named like the case's kind, else `train`, on the case's files.
+
+    `apart`: kinds of cases that have other files.
+    """
+    kinds = {"infer": infer, **others}
+
+    def run_case(folder: Path, name: str, case: dict[str, Any]) -> Iterator[GoldenCheck]:
+        if apart and case["kind"] in apart:
+            yield from apart[case["kind"]](folder, name, case)
+            return
+        loaded = GoldenCase.load(folder, name)
+        to = Comparison(name, loaded.outputs)
+        kinds.get(case["kind"], train)(to, loaded)
+        yield from to.checks()
+
+    return run_case
 
 
 def _bound_of(key: str) -> Bound:
@@ -127,11 +128,11 @@ def _bound_of(key: str) -> Bound:
 
 
 def train_case(
-    case: GoldenCase, model: PromptingSegmenter, rules: Rules,
+    to: Comparison, case: GoldenCase, model: PromptingSegmenter, rules: Rules,
     seen: Callable[[Recorder, Clip, dict[str, Tensor]], dict[str, Tensor]],
-) -> Iterator[GoldenCheck]:
+) -> None:
     """AdamW steps under a cosine that advances every iteration; `seen` gives a step's outputs by official name."""
-    to, about = Comparison(case.name, case.outputs), case.config
+    about = case.config
     to.seen |= {key for key in case.outputs if key.startswith("dropout/")}
     optimiser = torch.optim.AdamW(model.encoder.parameters(), lr=about["lr"], weight_decay=WEIGHT_DECAY)
     for step in range(1, about["steps"] + 1):
@@ -150,7 +151,6 @@ def train_case(
         loss.backward()
         optimiser.step()
         _compare_parameters(to, model, rules, prefix, lr)
-    yield from to.checks()
 
 
 def total(named: Mapping[str, Tensor]) -> Tensor:
@@ -254,7 +254,8 @@ def compare_scores(
 
 
 def metrics_case(
-    folder: Path, name: str, more: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] = lambda _: {}
+    folder: Path, name: str, _case: dict[str, Any],
+    more: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] = lambda _: {},
 ) -> Iterator[GoldenCheck]:
     """Compare scores of stored masks for each benchmark of the case; `more` computes the method's own figures."""
     stored = load_file(folder / name / "metrics.safetensors")
@@ -290,7 +291,11 @@ def backbone_outputs(model: PromptingSegmenter, clip: Clip) -> tuple[Features, d
         high = features.maps["high"]
         masks = F.interpolate(clip.prompts.masks.flatten(0, 1)[:, None], size=high.shape[-2:])
         found = {"backbone/support_layer4_masked": model.masked_top(high[:support], masks)}
-    for layer, name in ((2, "mid"), (3, "high"), (4, "top")):
-        maps = features.maps[name]
-        found |= {f"backbone/support_layer{layer}": maps[:support], f"backbone/query_layer{layer}": maps[support:]}
-    return features, found
+    return features, found | layer_outputs(features, support)
+
+
+def layer_outputs(features: Features, support: int) -> dict[str, Tensor]:
+    """The trunk's maps by official name; the first `support` images are supports."""
+    return {f"backbone/{side}_layer{layer}": features.maps[name][rows]
+            for layer, name in ((2, "mid"), (3, "high"), (4, "top"))
+            for side, rows in (("support", slice(support)), ("query", slice(support, None)))}

@@ -98,7 +98,7 @@ def _canvas(to: Sam3Case, folder: Path, case: dict[str, Any]) -> None:
     predicted = model.segment(memory, features, pair)
     to.compare(predicted.logits[0], "query.logits")
     to.compare(predicted.logits[0] > 0, "final.crop")
-    best = max([0.0, *to.stored["instances.scores"].tolist()] if "instances.scores" in to else [0.0])
+    best = max([0.0, *to.want["instances.scores"].tolist()] if "instances.scores" in to else [0.0])
     to.record("score", abs(float(predicted.scores[0]) - best), BOUNDS["forward"])
 
 
@@ -128,7 +128,7 @@ def _tokens(to: Sam3Case, ours: Tensor, valid: Tensor, key: str) -> None:
     """Compare the valid tokens only: those at padding depend on the padding's id."""
     shown = valid[..., None].to(ours)
     if key in to:
-        to.stored[key] = to.stored[key] * shown
+        to.want[key] = to.want[key] * shown
     to.compare(ours * shown, key)
 
 
@@ -223,7 +223,7 @@ def _token(to: Sam3Case, folder: Path, case: dict[str, Any]) -> None:
         prefix = f"pair.{s}.{image - len(places)}."
         _raw(to, prefix, seen, row)
         _pair(to, prefix, read_objects(seen.scores[row], seen.masks[row], case["threshold"]), photos[image].shape)
-        best = max([0.0, *to.stored[f"{prefix}kept.scores"].tolist()])
+        best = max([0.0, *to.want[f"{prefix}kept.scores"].tolist()])
         to.record("score", abs(float(predicted.scores[row]) - best), BOUNDS["forward"])
 
 

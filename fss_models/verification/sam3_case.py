@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from fss_models.methods.sam3.build import Sam3Parts, make_parts
 from fss_models.verification.figures import relative_error
-from fss_models.verification.frame import GoldenCheck, WorstErrors
+from fss_models.verification.frame import CoveredErrors, GoldenCheck
 from fss_models.verification.tolerances import EXACT, GOLDEN, Bound
 
 BOUNDS = GOLDEN["sam3"]
@@ -23,20 +22,19 @@ BOUNDS = GOLDEN["sam3"]
 _PIXELS = ("final.crop", "final.mask", "instances.masks", "kept.masks_canvas")
 
 
-class Sam3Case(WorstErrors):
+class Sam3Case(CoveredErrors):
     """The tensors of one file; each has to be asked for, as an input or by comparison with ours."""
 
     def __init__(self, name: str, file: Path) -> None:
-        super().__init__(name)
-        self.stored, self.seen = load_file(file), set[str]()
+        super().__init__(name, load_file(file))
 
     def __contains__(self, key: str) -> bool:
-        return key in self.stored
+        return key in self.want
 
     def given(self, key: str) -> Tensor:
         """A stored tensor that is an input."""
         self.seen.add(key)
-        return self.stored[key]
+        return self.want[key]
 
     def photo(self, key: str) -> np.ndarray:
         """A stored photo [H, W, 3] uint8."""
@@ -44,7 +42,7 @@ class Sam3Case(WorstErrors):
 
     def compare(self, ours: Tensor, key: str, bound: Bound | None = None) -> None:
         """Compare with the stored `key`, if the case has it: integers exactly, masks by pixels, others relatively."""
-        if key not in self.stored:
+        if key not in self.want:
             return
         reference = self.given(key)
         kind = ".".join(key.split(".")[-2:])
@@ -60,20 +58,13 @@ class Sam3Case(WorstErrors):
 
     def compare_absolute(self, ours: Tensor, key: str, bound: Bound) -> None:
         """Compare by the largest difference; nan has to be where the stored values have it."""
-        if key in self.stored:
+        if key in self.want:
             reference = self.given(key)
             if ours.shape != reference.shape or bool((ours.isnan() != reference.isnan()).any()):
                 self.record(key, float("inf"), bound)
             else:
                 error = (ours.double() - reference.double()).abs().nan_to_num(0)
                 self.record(key, float(error.max()) if error.numel() else 0.0, bound)
-
-    def checks(self) -> Iterator[GoldenCheck]:
-        """One check for each quantity, and one that every stored tensor was used."""
-        yield from super().checks()
-        missed = sorted(self.stored.keys() - self.seen)
-        note = f"not compared: {', '.join(missed[:3])}{' ...' if len(missed) > 3 else ''}" if missed else ""
-        yield GoldenCheck(case=self.case, quantity="coverage", error=float(len(missed)), bound=EXACT, note=note)
 
 
 def unreadable(case: str, error: Exception) -> GoldenCheck:

@@ -53,7 +53,7 @@ def _geometry(to: Sam3Case, parts: Sam3Parts) -> Iterator[GoldenCheck]:
     ids = to.given("text_only.input_ids")
     shown = torch.arange(ids.shape[1])[None] <= ids.argmax()  # the end's id is the largest
     tokens, valid = torch.cat([detector.text(ids, shown), none], dim=1), torch.cat([shown, valid], dim=1)
-    to.stored["text_only.tokens"] = to.stored["text_only.tokens"] * valid[..., None]
+    to.want["text_only.tokens"] = to.want["text_only.tokens"] * valid[..., None]
     to.compare(tokens * valid[..., None], "text_only.tokens")
     seen = detector.detect({name: maps[name] for name in LEVELS}, tokens, valid)
     for name, value in (("logits", seen.logits), ("presence", seen.presence), ("boxes", seen.boxes)):
@@ -96,7 +96,7 @@ def _boxes(to: Sam3Case) -> Iterator[GoldenCheck]:
     to.compare(torch.cat([found[:, :2], found[:, 2:] - found[:, :2]], dim=1), "boxes.largest_xywh")
     masks, scores = to.given("nms.masks").bool(), to.given("nms.scores")
     order = scores.argsort(descending=True, stable=True)
-    for key in sorted(k for k in to.stored if k.startswith("nms.kept_iom_")):
+    for key in sorted(k for k in to.want if k.startswith("nms.kept_iom_")):
         kept: Tensor = order[suppress(masks[order], float(key.removeprefix("nms.kept_iom_")))]
         to.compare(kept, key)
     yield from to.checks()

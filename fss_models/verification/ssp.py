@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -15,7 +11,6 @@ from fss_models.methods.ssp.model import Ssp
 from fss_models.methods.ssp.official import name_of
 from fss_models.methods.ssp.self_support import SspDecision, SspRound
 from fss_models.prior_guided.segmenter import shot_mean
-from fss_models.verification.frame import GoldenCheck
 from fss_models.verification.prior_guided import (
     CallRecorder,
     case_clip,
@@ -24,14 +19,8 @@ from fss_models.verification.prior_guided import (
     run_training,
     shot_outputs,
 )
-from fss_models.verification.prompting import Comparison, GoldenCase, total
+from fss_models.verification.prompting import Comparison, GoldenCase, case_runner, total
 from fss_models.verification.recorder import Recorder
-
-
-def run_case(folder: Path, name: str, case: dict[str, Any]) -> Iterator[GoldenCheck]:
-    """Compare one case with everything its files hold."""
-    loaded = GoldenCase.load(folder, name)
-    yield from _infer(loaded) if case["kind"] == "infer" else _train(loaded)
 
 
 def build(case: GoldenCase) -> Ssp:
@@ -43,8 +32,8 @@ def build(case: GoldenCase) -> Ssp:
     return model.eval()
 
 
-def _infer(case: GoldenCase) -> Iterator[GoldenCheck]:
-    to, clip, model = Comparison(case.name, case.outputs), case_clip(case), build(case)
+def _infer(to: Comparison, case: GoldenCase) -> None:
+    clip, model = case_clip(case), build(case)
     kept = CallRecorder(model, "decide")
     with torch.no_grad():
         named = model.losses(clip)
@@ -52,7 +41,6 @@ def _infer(case: GoldenCase) -> Iterator[GoldenCheck]:
         to.add({"backbone/query_layer1": early, "backbone/query_layer2": model.backbone.after_early(early)[0]})
         to.add(_forward(model, clip, kept, named))
     compare_decision(to, case, model.to_image(kept.got[-1].logits))
-    yield from to.checks()
 
 
 def _forward(model: Ssp, clip: Clip, kept: CallRecorder, named: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -90,7 +78,7 @@ def _losses(named: dict[str, Tensor]) -> dict[str, Tensor]:
                       "loss/support_self_weighted": named["support"], "loss/total": total(named)}
 
 
-def _train(case: GoldenCase) -> Iterator[GoldenCheck]:
+def _train(to: Comparison, case: GoldenCase) -> None:
     about, model = case.config, build(case).train()
     kept = CallRecorder(model, "decide")
     optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], momentum=about["momentum"],
@@ -102,5 +90,8 @@ def _train(case: GoldenCase) -> Iterator[GoldenCheck]:
     def seen(_record: Recorder, clip: Clip, named: dict[str, Tensor]) -> dict[str, Tensor]:
         return _forward(model, clip, kept, named)
 
-    yield from run_training(case, model, {"sgd": (optimiser, rate)}, seen,
+    run_training(to, case, model, {"sgd": (optimiser, rate)}, seen,
                             lambda _: model.to_image(kept.got[-1].logits), name_of)
+
+
+run_case = case_runner(_infer, _train)

@@ -26,18 +26,6 @@ from fss_models.verification.recorder import Recorder
 from fss_models.verification.tolerances import EXACT
 
 
-def run_case(folder: Path, name: str, case: dict[str, Any]) -> Iterator[GoldenCheck]:
-    """Compare one case with everything its files hold."""
-    if case["kind"] == "metrics":
-        yield from cases.metrics_case(folder, name)
-    elif case["kind"] == "fullsize":
-        yield from _full_size(folder, name, case)
-    else:
-        loaded = cases.GoldenCase.load(folder, name)
-        run = {"infer": _infer, "prompt_types": _prompt_types}.get(case["kind"], _train)
-        yield from run(loaded)
-
-
 def build(case: cases.GoldenCase) -> VrpSam:
     """Build the case's model with its values, in evaluation mode."""
     tokens = len(case.model["transformer_decoder.supp_q_feat.weight"])
@@ -48,9 +36,9 @@ def build(case: cases.GoldenCase) -> VrpSam:
     return model.eval()
 
 
-def _infer(case: cases.GoldenCase) -> Iterator[GoldenCheck]:
+def _infer(to: cases.Comparison, case: cases.GoldenCase) -> None:
     """Compare inference with one shot or K, whose prompts are decoded together."""
-    to, clip, model = cases.Comparison(case.name, case.outputs), case.clip(), build(case)
+    clip, model = case.clip(), build(case)
     with Recorder(encoder=model.encoder, sam=model.sam) as record:
         named = model.losses(clip)
     to.add(cases.backbone_outputs(model, clip)[1])
@@ -61,10 +49,9 @@ def _infer(case: cases.GoldenCase) -> Iterator[GoldenCheck]:
     for key in ("eval/pred_mask", "sam/pred_mask"):
         if key in case.outputs:
             cases.compare_evaluation(to, case, logits, key)
-    yield from to.checks()
 
 
-def _train(case: cases.GoldenCase) -> Iterator[GoldenCheck]:
+def _train(to: cases.Comparison, case: cases.GoldenCase) -> None:
     """Compare training steps, with recorded dropout where the case has masks."""
     model = build(case).train()
     replay_dropout(model.encoder, cases.dropout_masks(case.outputs))
@@ -72,7 +59,7 @@ def _train(case: cases.GoldenCase) -> Iterator[GoldenCheck]:
     def seen(record: Recorder, clip: Clip, named: dict[str, Tensor]) -> dict[str, Tensor]:
         return forward_outputs(record, model, clip) | _losses(named)
 
-    yield from cases.train_case(case, model, RULES, seen)
+    cases.train_case(to, case, model, RULES, seen)
 
 
 def replay_dropout(encoder: VrpEncoder, masks: list[tuple[Tensor, float]]) -> None:
@@ -83,9 +70,9 @@ def replay_dropout(encoder: VrpEncoder, masks: list[tuple[Tensor, float]]) -> No
     encoder.reduce.dropout = cases.RecordedDropout([masks[1], masks[0]] if masks else [])
 
 
-def _prompt_types(case: cases.GoldenCase) -> Iterator[GoldenCheck]:
+def _prompt_types(to: cases.Comparison, case: cases.GoldenCase) -> None:
     """Compare each kind's simulated mask, and the model's outputs for the stored one."""
-    to, clip, model = cases.Comparison(case.name, case.outputs), case.clip(), build(case)
+    clip, model = case.clip(), build(case)
     given = clip.prompts.masks[:, 0]
     kinds = sorted(key.split("/")[0] for key in case.outputs if key.endswith("/support_mask"))
     for kind in kinds:
@@ -100,7 +87,6 @@ def _prompt_types(case: cases.GoldenCase) -> Iterator[GoldenCheck]:
         to.add({"prompt_vrp": seen.query.tokens, "logits": seen.prediction.logits[:, None]}, prefix=f"{kind}/")
         if kind == "box":
             to.add({"xyxy_exclusive": _corners(ours)}, prefix="box/")
-    yield from to.checks()
 
 
 def _corners(boxes: Tensor) -> Tensor:
@@ -154,3 +140,7 @@ def _full_size(folder: Path, name: str, case: dict[str, Any]) -> Iterator[Golden
     to.add({"prompt/vrp": prompts} | {f"digest/{k}": digest(v) for k, v in
                                       (("vrp", prompts), ("x_q", x_q), ("x_s", x_s))})
     yield from to.checks()
+
+
+run_case = cases.case_runner(_infer, _train, apart={"metrics": cases.metrics_case, "fullsize": _full_size},
+                             prompt_types=_prompt_types)

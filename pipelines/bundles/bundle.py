@@ -23,8 +23,9 @@ from fss_models.presets import RANDOM
 from fss_models.segmenter import Segmenter
 from fss_models.settings import weight_fields
 from fss_models.shipped.files import bundle_url, check_frozen, to_half
+from fss_models.weight_files import file_sha256
 from pipelines.base.storage import Store
-from pipelines.bundles.weights import build_model, fetch, file_sha256, pretraining_photos
+from pipelines.bundles.weights import build_model, fetch, pretraining_photos
 from pipelines.config.method import MethodConfig
 
 

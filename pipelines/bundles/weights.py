@@ -23,7 +23,7 @@ from fss_models.errors import FssError
 from fss_models.presets import RANDOM
 from fss_models.segmenter import Segmenter
 from fss_models.settings import weight_fields
-from fss_models.weight_files import weight_file
+from fss_models.weight_files import file_sha256, weight_file
 from pipelines.base.cache import cache_dir
 from pipelines.base.storage import Store
 from pipelines.config.method import MethodConfig
@@ -56,12 +56,6 @@ def fetch(place: str, sha256: str = "") -> str:
         raise FssError(f"the sha256 of this file is {found}, not {sha256} as the recipe says", where=place,
                        hint="give the file with that sha256")
     return str(path)
-
-
-def file_sha256(path: str | Path) -> str:
-    """The sha256 of a local file, read in pieces."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def pretraining_photos(place: str) -> list[str]:

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from cachetools import LRUCache
 from torch import Tensor
 
-from fss_models.clip import Features, Memory, Prompt, PromptKind
+from fss_models.clip import Features, Memory, Prompt, PromptBatch, PromptKind
 from fss_models.errors import FssError
 from fss_models.execution import autocast, chosen_precision
 from fss_models.metrics import episode_counts
@@ -149,9 +149,10 @@ class SupportMemory:
         return torch.stack([torch.arange(len(self.samples), device=self.queries.device), self.queries], dim=1)
 
 
-def memorise_supports(model: Segmenter, cache: FeatureCache, episodes: Sequence[Episode],
-                      samples: Sequence[EpisodeSample], config: EvalConfig) -> SupportMemory:
-    """Encode the photos of a batch of episodes and memorise their supports."""
+def collate_episodes(model: Segmenter, cache: FeatureCache, episodes: Sequence[Episode],
+                     samples: Sequence[EpisodeSample], config: EvalConfig) -> tuple[Features, PromptBatch, Tensor]:
+    """The features of a batch of E episodes' photos, the prompts of their supports, and the rows of their targets [E].
+    """
     features, row_of = cache([s for one in samples for s in (*one.references, one.targets[0])])
     where = torch.zeros(len(samples), max(len(s.references) for s in samples), dtype=torch.int64)
     for i, one in enumerate(samples):
@@ -159,7 +160,13 @@ def memorise_supports(model: Segmenter, cache: FeatureCache, episodes: Sequence[
     sets = [[draw_prompt(model, r, config, e.episode_id, k) for k, r in enumerate(one.references)]
             for e, one in zip(episodes, samples, strict=True)]
     prompts = model.collate(sets, features.sizes.cpu(), where, [s.class_name for s in samples]).to(model.device)
-    queries = torch.tensor([row_of[s.targets[0].image_id] for s in samples], device=model.device)
+    return features, prompts, torch.tensor([row_of[s.targets[0].image_id] for s in samples], device=model.device)
+
+
+def memorise_supports(model: Segmenter, cache: FeatureCache, episodes: Sequence[Episode],
+                      samples: Sequence[EpisodeSample], config: EvalConfig) -> SupportMemory:
+    """Encode the photos of a batch of episodes and memorise their supports."""
+    features, prompts, queries = collate_episodes(model, cache, episodes, samples, config)
     return SupportMemory(samples=list(samples), features=features, memory=model.memorise(features, prompts),
                          queries=queries)
 
@@ -179,11 +186,29 @@ def _score_one(model: Segmenter, target: Sample, logits: Tensor, score: float, c
     if config.at == "square":
         truth, ignore = (model.preprocessor.target(m).bool() for m in (target.mask, target.ignore))
     else:
-        truth, ignore = (torch.from_numpy(np.ascontiguousarray(m)) for m in (target.mask, target.ignore))
+        truth, ignore = true_masks(target)
     pred = at_size(logits, truth.shape, corners=model.corners_aligned) > 0
     inter, union = episode_counts(pred.cpu(), truth, ignore)
     return {"inter_bg": inter[0], "inter_fg": inter[1], "union_bg": union[0], "union_fg": union[1],
             "iou": inter[1] / max(union[1], 1), "score": score}
+
+
+def true_masks(target: Sample) -> tuple[Tensor, Tensor]:
+    """The mask of a target and its void and crowd pixels, each [H, W] bool."""
+    return torch.from_numpy(np.ascontiguousarray(target.mask)), torch.from_numpy(np.ascontiguousarray(target.ignore))
+
+
+def mask_iou(mask: Tensor, target: Sample) -> float:
+    """IoU of a mask [H, W] bool with the target's mask, without void and crowd pixels."""
+    inter, union = episode_counts(mask, *true_masks(target))
+    return inter[1] / max(union[1], 1)
+
+
+def full_size_mask(logits: Tensor, target: Sample, *, corners: bool = False) -> tuple[np.ndarray, float]:
+    """Logits [h, w] as a mask [H, W] bool at the target's size, and its IoU; `corners`: the method's `corners_aligned`.
+    """
+    mask = (at_size(logits, target.mask.shape, corners=corners) > 0).cpu()
+    return mask.numpy(), mask_iou(mask, target)
 
 
 def at_size(logits: Tensor, size: tuple[int, ...], *, corners: bool = False) -> Tensor:
@@ -191,15 +216,20 @@ def at_size(logits: Tensor, size: tuple[int, ...], *, corners: bool = False) -> 
     return F.interpolate(logits[None, None].float(), size=tuple(size), mode="bilinear", align_corners=corners)[0, 0]
 
 
+def memorise_references(model: Segmenter, sample: EpisodeSample, prompts: Sequence[Prompt] = ()) -> Memory:
+    """The memory of one episode's references, marked by `prompts`, by default by their masks."""
+    support = model.encode(model.prepare([r.image for r in sample.references]).to(model.device))
+    given = list(prompts) or [mask_prompt(r.mask) for r in sample.references]
+    marks = model.collate([given], support.sizes.cpu(), names=[sample.class_name])
+    return model.memorise(support, marks.to(model.device))
+
+
 @torch.inference_mode()
 def measure_query_seconds(model: Segmenter, samples: Sequence[EpisodeSample], *, repeats: int = 3) -> list[float]:
     """Seconds of each query from decoded image to mask at its original size; the supports are memorised beforehand."""
     found = []
     for one in samples:
-        support = model.encode(model.prepare([r.image for r in one.references]).to(model.device))
-        prompts = model.collate([[mask_prompt(r.mask) for r in one.references]], support.sizes.cpu(),
-                                names=[one.class_name])
-        memory = model.memorise(support, prompts.to(model.device))
+        memory = memorise_references(model, one)
         found += [_one_query(model, memory, one.targets[0]) for _ in range(repeats)]
     return found[1:]  # the first call also initialises libraries
 

@@ -13,21 +13,11 @@ from pipelines.bundles.bundle import read_bundle_info
 from pipelines.config.method import MethodConfig
 from pipelines.config.recipe import Recipe
 from pipelines.config.run import RunSpec
-from pipelines.data.ensure import ensure_shards
 from pipelines.data.folds import FoldData
 from pipelines.data.shardset import Shards
 from pipelines.evaluation.drive import evaluate_bundle, scoring_config
 from pipelines.evaluation.results import RunResult
 from pipelines.training.context import RunContext
-
-
-def eval_bundle(recipe: Recipe, *, bundle: str, fold: int | None) -> RunResult:
-    """Score any bundle on the recipe's data, in this process.
-
-    Raises `FssError` if there is no bundle or training opened a photo of the test list.
-    """
-    read_bundle_info(bundle)
-    return score_bundle(recipe, ensure_shards(recipe), bundle=bundle, fold=fold)[0]
 
 
 def score_bundle_instances(recipe: Recipe, shards: Shards, *, bundle: str, fold: int | None,

@@ -16,11 +16,10 @@ import torch
 from fss_models.clip import Memory
 from fss_models.execution import autocast, chosen_precision
 from fss_models.precision import Precision
-from fss_models.prompts import mask_prompt
 from fss_models.segmenter import Segmenter
 from pipelines.bundles.bundle import load_bundle
 from pipelines.data.schema import EpisodeSample
-from pipelines.evaluation.evaluate import at_size, measure_query_seconds
+from pipelines.evaluation.evaluate import at_size, measure_query_seconds, memorise_references
 
 
 def measure_speed(bundles: dict[str, str], samples: Sequence[EpisodeSample], *, device: str, batch: int,
@@ -52,12 +51,7 @@ def measure_speed(bundles: dict[str, str], samples: Sequence[EpisodeSample], *, 
 @torch.inference_mode()
 def measure_batch_rate(model: Segmenter, samples: Sequence[EpisodeSample], *, batch: int, repeats: int) -> float:
     """Images a second when the samples' queries, `batch` at a time, are segmented by the first sample's supports."""
-    first = samples[0]
-    support = model.encode(model.prepare([r.image for r in first.references]).to(model.device))
-    prompts = model.collate([[mask_prompt(r.mask) for r in first.references]], support.sizes.cpu(),
-                            names=[first.class_name])
-    memory = model.memorise(support, prompts.to(model.device))
-    chosen = samples[:batch]
+    memory, chosen = memorise_references(model, samples[0]), samples[:batch]
     times = [_one_batch(model, memory, chosen) for _ in range(repeats + 1)]
     return len(chosen) / statistics.median(times[1:])
 

@@ -73,5 +73,4 @@ def as_svg(figure: Any, title: str) -> str:
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
     text = text.replace("#000000", "currentColor").replace('<svg ', f'<svg role="img" aria-label="{title}" ', 1)
-    text = re.sub(r"<g id=\"text_\d+\">\s*", lambda m: m.group(0), text)
     return re.sub(r"(<text [^>]*style=\")", r"\1fill: currentColor; ", text)

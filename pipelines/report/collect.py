@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from fss_models.bundle import BundleInfo
 from fss_models.errors import FssError
-from fss_models.metrics import MethodCounts, paired_difference
+from fss_models.metrics import paired_difference
 from pipelines.base.storage import Store, join
 from pipelines.base.workspace import Workspace
 from pipelines.bundles.bundle import read_bundle_info
@@ -16,9 +15,9 @@ from pipelines.config.recipe import Recipe
 from pipelines.config.run import eval_digest
 from pipelines.data.folds import list_hash
 from pipelines.data.shardset import Shards
-from pipelines.evaluation.results import RunResult, read_counts, read_result
+from pipelines.evaluation.results import RunResult, read_result
 from pipelines.labelling.manifest import JobManifest
-from pipelines.selection.choose import Leaderboard, LeaderboardRow, read_leaderboard
+from pipelines.selection.choose import Leaderboard, LeaderboardRow, method_counts, read_leaderboard
 
 BASELINE = "prior"
 
@@ -135,7 +134,8 @@ def versus_baseline(material: ReportMaterial) -> dict[str, tuple[float, float, f
     if base is None or not material.has_all_runs(base):
         return {}
     choose = material.recipe.choose
-    samples = {r.label: _sample(material, r) for r in material.board.rows if material.has_all_runs(r)}
+    samples = {r.label: counts for r in material.board.rows
+               if material.has_all_runs(r) and (counts := method_counts(material.workspace, material.runs_of(r)))}
     found = {}
     for row in material.board.rows:
         if row.label in samples and row is not base:
@@ -147,15 +147,6 @@ def versus_baseline(material: ReportMaterial) -> dict[str, tuple[float, float, f
 
 def _score(material: ReportMaterial, row: LeaderboardRow) -> float:
     return float(getattr(row, material.board.metric))
-
-
-def _sample(material: ReportMaterial, row: LeaderboardRow) -> MethodCounts:
-    by_fold: dict[int, list[RunResult]] = {}
-    for result in material.runs_of(row):
-        by_fold.setdefault(result.spec.fold or 0, []).append(result)
-    runs: Mapping[int, Any] = {
-        f: [read_counts(material.workspace.run(r.run), r) for r in rs] for f, rs in by_fold.items()}
-    return MethodCounts.of(sorted(runs.items()))
 
 
 def label_folder(workspace: Workspace, name: str) -> str:

@@ -23,7 +23,7 @@ from pipelines.report.collect import BASELINE, ReportMaterial, collect, versus_b
 from pipelines.report.examples import KINDS, make_examples
 from pipelines.report.gallery import KINDS as LABEL_KINDS
 from pipelines.report.gallery import make_galleries
-from pipelines.selection.choose import FOUNDATION
+from pipelines.selection.choose import FOUNDATION, count_text, difference_text
 
 PACKAGES = ("torch", "ray", "mlflow", "sam2", "timm", "pyarrow", "numpy", "pandas", "pycocotools")
 NO_VERDICT = " Parts of the model that need training have random values: this is no verdict on the method."
@@ -48,7 +48,7 @@ def render(material: ReportMaterial) -> str:
     say("report: predicting the example episodes")
     shown, why_none = make_examples(material)
     say("report: drawing labels and plots")
-    template = page_template("pipelines.report", "report.html", pct=_pct, difference=_difference, count=_count,
+    template = page_template("pipelines.report", "report.html", pct=_pct, difference=difference_text, count=count_text,
                              duration=_duration, spread=_spread)
     return template.render(
         m=material, board=material.board, winner=material.winner, recipe=material.recipe,
@@ -142,18 +142,8 @@ def _pct(value: float | None) -> str:
     return "–" if value is None else f"{value * 100:.1f}"
 
 
-def _difference(values: Sequence[float]) -> str:
-    """A difference and its paired interval (difference, low, high), fractions, as text in percentage points."""
-    gain, low, high = (f"{round(x * 100, 1) + 0.0:+.1f}" for x in values)
-    return f"{gain} ({low} to {high})"
-
-
 def _spread(scores: Sequence[float]) -> str:
     return f"{_pct(min(scores))} – {_pct(max(scores))}" if len(scores) > 1 else "–"
-
-
-def _count(value: int) -> str:
-    return "0" if not value else f"{value / 1e6:.2f} M" if value >= 10_000 else f"{value / 1e3:.1f} k"
 
 
 def _duration(seconds: float) -> str:

@@ -89,7 +89,7 @@ def make_leaderboard(recipe: Recipe, results: Sequence[RunResult], suffix: str =
     rows = []
     for label, method in zip(method_labels(recipe.methods), recipe.methods, strict=True):
         mine = [r for r in results if r.spec.method == method]
-        sample = _sample(recipe, mine)
+        sample = None if any(r.error for r in mine) else method_counts(Workspace(recipe.out), mine)
         if sample:
             samples[label] = sample
         rows.append(_row(recipe, label, method, mine, sample, latency.get(label, {})))
@@ -125,14 +125,11 @@ def _lists(results: Sequence[RunResult]) -> dict[str, str]:
     return lists
 
 
-def _sample(recipe: Recipe, results: Sequence[RunResult]) -> MethodCounts | None:
-    """The episode counts of one method for the bootstrap; None unless every run was finished."""
-    if not results or any(r.error for r in results):
-        return None
+def method_counts(workspace: Workspace, results: Sequence[RunResult]) -> MethodCounts | None:
+    """The episode counts of one method's finished runs for the bootstrap; None without runs."""
     folds = sorted({r.spec.fold for r in results if r.spec.fold is not None})
-    workspace = Workspace(recipe.out)
-    return MethodCounts.of([(f, [read_counts(workspace.run(r.run),
-                                             r) for r in results if r.spec.fold == f]) for f in folds])
+    return MethodCounts.of([(f, [read_counts(workspace.run(r.run), r) for r in results if r.spec.fold == f])
+                            for f in folds]) if results else None
 
 
 def _compared(rows: Sequence[LeaderboardRow], samples: dict[str, MethodCounts],
@@ -278,7 +275,7 @@ def _cost_cells(row: LeaderboardRow, board: Leaderboard) -> list[str]:
     speed = f"{row.seconds * 1000:.0f}" if row.seconds else "-"
     rate = f"{row.images_per_s:.3g}" if row.images_per_s else "-"
     peak = f"{row.peak_bytes / 1e6:.0f} MB" if row.peak_bytes else "-"
-    cells = [row.label, _params(row.trainable_params), speed, rate, peak]
+    cells = [row.label, count_text(row.trainable_params), speed, rate, peak]
     if board.price_per_hour:
         cells.append(f"{row.cost_per_million:.2f}" if row.cost_per_million else "-")
     if any(len(r.seeds) > 1 for r in board.rows):
@@ -295,15 +292,16 @@ def _cells(row: LeaderboardRow, folds: Sequence[str]) -> list[str]:
     note = "; ".join(n for n in (state, FOUNDATION if row.foundation else "") if n)
     scores = [f"{row.folds[f] * 100:.1f}" if f in row.folds else "failed" for f in folds]
     spread = f"{row.interval[0] * 100:.1f}-{row.interval[1] * 100:.1f}" if row.complete else "-"
-    return [row.label, *scores, f"{row.miou * 100:.1f}", spread, f"{row.fb_iou * 100:.1f}", _behind(row), note]
+    return [row.label, *scores, f"{row.miou * 100:.1f}", spread, f"{row.fb_iou * 100:.1f}",
+            difference_text(row.behind) if row.behind else "-", note]
 
 
-def _behind(row: LeaderboardRow) -> str:
-    if not row.behind:
-        return "-"
-    gain, low, high = (f"{round(x * 100, 1) + 0.0:+.1f}" for x in row.behind)
+def difference_text(values: Sequence[float]) -> str:
+    """A difference and its paired interval (difference, low, high), fractions, as text in percentage points."""
+    gain, low, high = (f"{round(x * 100, 1) + 0.0:+.1f}" for x in values)
     return f"{gain} ({low} to {high})"
 
 
-def _params(count: int) -> str:
+def count_text(count: int) -> str:
+    """A number of parameters in millions or thousands."""
     return "0" if not count else f"{count / 1e6:.2f} M" if count >= 10_000 else f"{count / 1e3:.1f} k"

@@ -13,7 +13,8 @@ from scipy.cluster import hierarchy
 from torch import Tensor
 
 from fss_models import registry
-from fss_models.backbones.dinov3 import SIZES, Dinov3, build_dinov3
+from fss_models.backbones.dino import SIZES
+from fss_models.backbones.dinov3 import Dinov3, build_dinov3
 from fss_models.errors import FssError
 from fss_models.methods.insid3 import clusters, debias, matching, model, presets
 from fss_models.methods.insid3.config import Insid3Config
@@ -195,7 +196,7 @@ def test_dinov3_weights_are_loaded_strictly(tmp_path: Path) -> None:
 
 
 def test_a_file_is_recorded_and_the_model_counts_as_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fss_models.backbones.dinov3.SIZES", {"small": (32, 1, 2)})
+    monkeypatch.setattr("fss_models.backbones.dino.SIZES", {"small": (32, 1, 2)})
     torch.save(build_dinov3("small").hub_state(), tmp_path / "s.pth")
     built = registry.build("insid3", "small", {"svd_components": 4}, weights=str(tmp_path / "s.pth"))
     assert (list(built.frozen_weights()), built.untrained) == (["dinov3_small"], False)

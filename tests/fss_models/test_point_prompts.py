@@ -12,6 +12,7 @@ import torch
 
 from fss_models import registry
 from fss_models.backbones import dinov2
+from fss_models.backbones.dino import SIZES
 from fss_models.clip import Prompt, PromptKind
 from fss_models.errors import FssError
 from fss_models.methods.gf_sam.model import NO_MASK, GfSam
@@ -38,7 +39,7 @@ def disc(shift: int = 0) -> np.ndarray:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_both_weight_files_are_read_and_recorded(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(dinov2.SIZES, "large", (48, 2, 3))
+    monkeypatch.setitem(SIZES, "large", (48, 2, 3))
     monkeypatch.setitem(build.PUBLISHED, "official", build.PublishedPreset(sam="vit_b", cells="dinov2_large"))
     sam, dino = small_vit(monkeypatch, tmp_path), str(tmp_path / "dino.pth")
     made = dinov2.build_dinov2("large")

@@ -15,9 +15,10 @@ from pipelines.config.method import MethodConfig
 from pipelines.config.recipe import Recipe
 from pipelines.config.run import RunSpec
 from pipelines.config.train import SelectConfig
+from pipelines.data.ensure import ensure_shards
 from pipelines.data.shardset import Shards
 from pipelines.evaluation.drive import failed_result, scoring_config
-from pipelines.evaluation.score import eval_bundle
+from pipelines.evaluation.score import score_bundle
 from pipelines.selection.choose import format_leaderboard, make_leaderboard
 from pipelines.selection.promote import _refit_spec
 from pipelines.sweeps.plan import collect_results, plan_sweep
@@ -97,7 +98,8 @@ def test_a_mistake_on_any_worker_ends_all_with_its_line(world: int, monkeypatch:
 
 def test_bundle_trained_on_a_test_photo_is_refused(debug_recipe: Recipe, ray_cluster: object) -> None:
     result = run_one(debug_recipe, method="prior", fold=0, seed=0)
-    assert eval_bundle(debug_recipe, bundle=result.bundle, fold=0).miou == pytest.approx(result.miou)
+    again, _ = score_bundle(debug_recipe, ensure_shards(debug_recipe), bundle=result.bundle, fold=0)
+    assert again.miou == pytest.approx(result.miou)
     store = Store(result.bundle)
     info = store.read_json("bundle.json")
     shards = Shards(result.spec.shards)
@@ -106,7 +108,7 @@ def test_bundle_trained_on_a_test_photo_is_refused(debug_recipe: Recipe, ray_clu
     episode = next(iter(FoldData.open(shards.url, 0).episodes(debug_recipe.eval)))
     store.write_json("bundle.json", info | {"trained_on": [shards.rows[episode.query]["sha256"][:16]]})
     with pytest.raises(FssError, match=r"was trained on 1 of the .* test photos"):
-        eval_bundle(debug_recipe, bundle=result.bundle, fold=0)
+        score_bundle(debug_recipe, ensure_shards(debug_recipe), bundle=result.bundle, fold=0)
 
 
 def test_shipped_weights_that_saw_test_photos_are_refused_before_training(
@@ -135,7 +137,7 @@ def test_mistakes_are_named(debug_recipe: Recipe, ray_cluster: object, tmp_path:
     with pytest.raises(FssError, match="needs 64 CPU, but the cluster has"):
         run_one(debug_recipe.model_copy(update={"sweep": greedy}), method="prior", fold=0, seed=0)
     with pytest.raises(FssError, match="there is no bundle here"):
-        eval_bundle(debug_recipe, bundle=str(tmp_path), fold=0)
+        score_bundle(debug_recipe, ensure_shards(debug_recipe), bundle=str(tmp_path), fold=0)
     for wrong, message in ((MethodConfig(name="sansa", preset="debug", config={"factr": 1}), "unknown setting 'factr'"),
                            (MethodConfig(name="sansa", preset="debgu"), "unknown preset 'debgu'"),
                            (MethodConfig(name="sanza"), "unknown method 'sanza'"),

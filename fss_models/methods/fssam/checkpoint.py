@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -13,6 +11,7 @@ from fss_models.backbones.dinov2 import Dinov2
 from fss_models.official import read_tensors
 from fss_models.presets import RANDOM
 from fss_models.state_dict import load_state
+from fss_models.weight_files import file_sha256
 
 SAM2, DINO = "sam2.", "dino."
 
@@ -40,4 +39,4 @@ def load_sam2(sam: Any, state: Mapping[str, Tensor], where: str, preset: str) ->
 def load_dinov2(prior: Dinov2, state: Mapping[str, Tensor], where: str) -> None:
     """Load DINOv2's tensors of an official checkpoint strictly, and record the file's sha256 as theirs."""
     prior.load_hub_state(dict(state))
-    prior.pretrained = {prior.name: hashlib.sha256(Path(where).read_bytes()).hexdigest()}
+    prior.pretrained = {prior.name: file_sha256(where)}

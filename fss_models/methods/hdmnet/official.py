@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from fss_models.base_learner import official
 from fss_models.methods.hdmnet.config import HdmnetConfig
 from fss_models.methods.hdmnet.model import Hdmnet
-from fss_models.official import OfficialCheckpoint
 from fss_models.prototype_prompts.official import Rules
 
 _TRANSFORMER = "transformer.mix_transformer."
@@ -24,12 +21,4 @@ RULES: Rules = (
     *official.OTHERS,
 )
 
-
-def read(state: dict[str, Tensor], preset: str) -> OfficialCheckpoint:
-    """Read all tensors of an official checkpoint, and K. Raises `FssError` naming the first that does not fit."""
-    return official.read(state, lambda config: Hdmnet(preset=preset, config=HdmnetConfig(**config)), preset, RULES)
-
-
-def write(model: Hdmnet) -> dict[str, Tensor]:
-    """Convert the model to an official checkpoint. Raises `FssError` if its trunk is not an official one."""
-    return official.write(model, RULES)
+read, write = official.checkpoint(lambda preset, config: Hdmnet(preset=preset, config=HdmnetConfig(**config)), RULES)

@@ -7,12 +7,10 @@ over to other pictures.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,6 +30,7 @@ from fss_models.methods.sam3.words import Tokenizer, TokenizerFile, find_tokeniz
 from fss_models.preprocess import SYMMETRIC, Preprocessor
 from fss_models.registry import register_method
 from fss_models.segmenter import Segmenter
+from fss_models.weight_files import file_sha256
 
 LOOK = 32  # side of the small picture of a photo's colours, by which calibrators compare photos in canvas mode
 BOX_START = 2  # label of a box's first corner in a `PromptBatch`
@@ -67,7 +66,7 @@ class Sam3(Segmenter):
         if config.class_names and tokenizer is None:
             place = find_tokenizer(config.tokenizer_weights, weights or "")
             tokenizer = TokenizerFile(place)
-            self._frozen = {"tokenizer": hashlib.sha256(Path(place).read_bytes()).hexdigest()}
+            self._frozen = {"tokenizer": file_sha256(place)}
         self._tokenizer = tokenizer
         self._keep_constants()
 

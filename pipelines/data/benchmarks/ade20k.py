@@ -6,10 +6,9 @@ No class is in a fold. The validation photos can be scored with all classes at o
 from __future__ import annotations
 
 from pipelines.config.data import SourceConfig
-from pipelines.data.benchmarks.protocol import Benchmark, EpisodeFamily, LayoutPart, draw_fresh
-from pipelines.data.benchmarks.readers import LabelMapSource, base_of
+from pipelines.data.benchmarks.protocol import Benchmark, LayoutPart
+from pipelines.data.benchmarks.readers import LabelMapSource
 from pipelines.data.classes import NO_FOLD
-from pipelines.data.sources.base import listing
 
 CLASSES = 150
 
@@ -19,15 +18,13 @@ class Ade20kSource(LabelMapSource):
 
     def __init__(self, cfg: SourceConfig) -> None:
         super().__init__(cfg)
-        files = listing(self.store)
-        base = base_of(files, "annotations/", self.store.url)
+        base = self.prefix("annotations/")
         info = f"{base}objectInfo150.txt"
-        self.classes = _names(self.store.read_bytes(info).decode()) if info in files else []
+        self.classes = _names(self.store.read_bytes(info).decode()) if info in self.files else []
         self.classes += [f"class {i + 1}" for i in range(len(self.classes), CLASSES)]
         self.fold_table = [NO_FOLD] * CLASSES
-        self.index_folders(files, [(split, folder, f"{base}images/{folder}/", f"{base}annotations/{folder}/")
-                                   for folder, split in (("training", "train"), ("validation", "test"))])
-
+        self.index_folders([(split, folder, f"{base}images/{folder}/", f"{base}annotations/{folder}/")
+                            for folder, split in (("training", "train"), ("validation", "test"))])
 
 
 def _names(text: str) -> list[str]:
@@ -48,5 +45,4 @@ BENCHMARK = Benchmark(name="ade20k", title="ADE20K", source=Ade20kSource, homes=
                              LayoutPart(what="validation label maps", folders=("annotations/validation",),
                                         suffixes=(".png",), get=_GET, count=2000, optional=True),
                              LayoutPart(what="class names", folders=("",), suffixes=("objectInfo150.txt",), get=_GET,
-                                        count=1, optional=True),),
-                      families={"drawn": EpisodeFamily(draw=draw_fresh, seed=0)},)
+                                        count=1, optional=True),))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
+from functools import partial
 from pathlib import PurePosixPath
 
 from fss_models.worker_episodes import WORKERS
@@ -15,16 +16,15 @@ from pipelines.data.benchmarks.protocol import (
     ListRequest,
     check_fold,
     content_digest,
-    draw_fresh,
     draw_pools,
     shard_origin,
 )
-from pipelines.data.benchmarks.readers import LabelMapSource, base_of
+from pipelines.data.benchmarks.readers import LabelMapSource
 from pipelines.data.lists.bam import bam_classes, bam_images
+from pipelines.data.lists.files import ListFile
 from pipelines.data.lists.hsnet import coco_images
 from pipelines.data.samplers.bam import by_worker
 from pipelines.data.samplers.hsnet import class_uniform
-from pipelines.data.sources.base import listing
 
 FOLDS = 4
 CLASSES = (  # in category-id order
@@ -72,11 +72,9 @@ class Coco20iSource(LabelMapSource):
     def __init__(self, cfg: SourceConfig) -> None:
         super().__init__(cfg)
         self.classes = list(CLASSES)
-        files = listing(self.store)
-        base = base_of(files, "annotations/", self.store.url)
-        self.index_folders(files, [(split, folder, f"{base}{folder}/", f"{base}annotations/{folder}/")
-                                   for folder, split in (("train2014", "train"), ("val2014", "test"))])
-
+        base = self.prefix("annotations/")
+        self.index_folders([(split, folder, f"{base}{folder}/", f"{base}annotations/{folder}/")
+                            for folder, split in (("train2014", "train"), ("val2014", "test"))])
 
 
 # ---- lists of test episodes ---------------------------------------------------------------------------------------
@@ -88,30 +86,19 @@ def _classes(request: ListRequest) -> list[int]:
     return fold_classes(request.fold)
 
 
-def _content(pools: Mapping[int, list[str]]) -> str:
-    return content_digest([(c, names) for c, names in sorted(pools.items()) if names])
-
-
-def _hsnet(request: ListRequest, episodes: int, seed: int) -> DrawnEpisodes:
-    classes = _classes(request)
-    if request.lists:
-        pools, file = coco_images(request.lists, "val", request.fold)
-        origin, content = f"HSNet list {file.sha256[:16]}", _content(pools)
-    else:
-        pools, origin, content = draw_pools(request), shard_origin(request), ""
-    draws = class_uniform(pools, classes, shots=request.shots, episodes=episodes, seed=seed)
-    return DrawnEpisodes(draws=draws, classes=NAMES, origin=origin, content=content)
-
-
-def _bam(request: ListRequest, episodes: int, seed: int) -> DrawnEpisodes:
-    """VRP-SAM and FCP: HSNet's sampler over BAM's lists.
+def _uniform(
+    read: Callable[[str, str, int], tuple[dict[int, list[str]], ListFile]], whose: str, request: ListRequest,
+    episodes: int, seed: int,
+) -> DrawnEpisodes:
+    """HSNet's sampler over the lists that `read` reads. VRP-SAM and FCP give it BAM's.
 
     The val list of fold 0 in their repositories names train2014 photos. Without lists, `--split train` uses these.
     """
     classes = _classes(request)
     if request.lists:
-        pools, file = bam_classes(request.lists, "val", request.fold)
-        origin, content = f"BAM list {file.sha256[:16]}", _content(pools)
+        pools, file = read(request.lists, "val", request.fold)
+        origin = f"{whose} list {file.sha256[:16]}"
+        content = content_digest([(c, names) for c, names in sorted(pools.items()) if names])
     else:
         pools, origin, content = draw_pools(request), shard_origin(request), ""
     draws = class_uniform(pools, classes, shots=request.shots, episodes=episodes, seed=seed)
@@ -146,7 +133,8 @@ BENCHMARK = Benchmark(name="coco20i", title="COCO-20i", source=Coco20iSource, ho
                                         suffixes=(".png",), get=_PNG.format("train2014")),
                              LayoutPart(what="val2014 label maps", folders=("annotations/val2014",), suffixes=(".png",),
                                         get=_PNG.format("val2014")),),
-                      families={"hsnet": EpisodeFamily(draw=_hsnet, seed=0, checked=CHECKED["hsnet"], uses=OPTIONS),
-                                "bam": EpisodeFamily(draw=_bam, seed=321, checked=CHECKED["bam"], uses=OPTIONS),
-                                "fssam": EpisodeFamily(draw=_fssam, seed=321, uses=OPTIONS | {"workers"}),
-                                "drawn": EpisodeFamily(draw=draw_fresh, seed=0),},)
+                      published={"hsnet": EpisodeFamily(draw=partial(_uniform, coco_images, "HSNet"), seed=0,
+                                                        checked=CHECKED["hsnet"], uses=OPTIONS),
+                                 "bam": EpisodeFamily(draw=partial(_uniform, bam_classes, "BAM"), seed=321,
+                                                      checked=CHECKED["bam"], uses=OPTIONS),
+                                 "fssam": EpisodeFamily(draw=_fssam, seed=321, uses=OPTIONS | {"workers"})})

@@ -19,14 +19,12 @@ from pipelines.data.benchmarks.protocol import (
     LayoutPart,
     ListRequest,
     check_fold,
-    draw_fresh,
-    photo_number,
 )
-from pipelines.data.benchmarks.readers import MaskFileSource, base_of, unique_ids
+from pipelines.data.benchmarks.readers import MaskFileSource, base_of
 from pipelines.data.classes import NO_FOLD
 from pipelines.data.lists.hsnet import fss_classes
 from pipelines.data.samplers.hsnet import every_image
-from pipelines.data.sources.base import SourceFailure, SourceImage, digest_of, listing
+from pipelines.data.sources.base import SourceFailure, listing
 
 SPLITS = ("trn", "val", "test")  # in the order of the class ids: 0.., 520.., 760..
 FOLD = {"trn": NO_FOLD, "val": 1, "test": 0}
@@ -39,7 +37,7 @@ class Fss1000Source(MaskFileSource):
 
     def __init__(self, cfg: SourceConfig) -> None:
         super().__init__(cfg)
-        files = listing(self.store)
+        files = self.files
         base, lists = _places(files, cfg, self.store.url)
         named = {split: fss_classes(lists, split)[0] for split in SPLITS}
         self.classes = [name for split in SPLITS for name in named[split]]
@@ -47,8 +45,7 @@ class Fss1000Source(MaskFileSource):
             raise FssError("a class is in two of the split files", where=lists)
         self.fold_table = [FOLD[split] for split in SPLITS for _ in named[split]]
         self._index({f.removeprefix(base): f for f in files if f.startswith(base)})
-        self.fingerprint = digest_of([(i.path, files[i.path], i.annotations, files[i.annotations[1]])
-                                      for i in self.items])
+        self.finish()
 
     def _index(self, files: dict[str, str]) -> None:
         ids, table = {name: i for i, name in enumerate(self.classes)}, self.fold_table or []
@@ -60,15 +57,11 @@ class Fss1000Source(MaskFileSource):
             if class_id is None:
                 self.failures.append(SourceFailure(name, "split", "no split file names its class"))
             elif mask is None:
-                self.failures.append(SourceFailure(name, "index", "no mask has this photo's name"))
+                self.fail(name, "no mask has this photo's name")
             else:
-                split = "train" if table[class_id] == NO_FOLD else "test"
-                self.items.append(SourceImage(image_id=photo_number(name), file_name=name, path=path,
-                                              annotations=(class_id, mask), split=split))
-        absent = [c for c in self.classes if not any(n.startswith(f"{c}/") for n in files)]
-        self.failures += [SourceFailure(c, "index",
-                                        "a split file names this class but it has no folder") for c in absent]
-        self.items = unique_ids(self.items)
+                self.take(name, path, (class_id, mask), "train" if table[class_id] == NO_FOLD else "test")
+        for absent in (c for c in self.classes if not any(n.startswith(f"{c}/") for n in files)):
+            self.fail(absent, "a split file names this class but it has no folder")
 
 
 def _places(files: dict[str, int], cfg: SourceConfig, where: str) -> tuple[str, str]:
@@ -117,6 +110,5 @@ BENCHMARK = Benchmark(name="fss1000", title="FSS-1000", source=Fss1000Source, ho
                              LayoutPart(what="split files", folders=("splits",),
                                         suffixes=("trn.txt", "val.txt", "test.txt"), count=3,
                                         get="data/splits/fss of HSNet's repository; or give --lists", optional=True),),
-                      families={"hsnet": EpisodeFamily(draw=_hsnet, seed=0, episodes=None,
-                                                       uses=frozenset({"lists", "root"})),
-                                "drawn": EpisodeFamily(draw=draw_fresh, seed=0),},)
+                      published={"hsnet": EpisodeFamily(draw=_hsnet, seed=0, episodes=None,
+                                                        uses=frozenset({"lists", "root"}))})

@@ -6,6 +6,8 @@ one class.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import PurePosixPath
 
 from pipelines.config.data import SourceConfig
@@ -17,12 +19,10 @@ from pipelines.data.benchmarks.protocol import (
     LayoutPart,
     ListRequest,
     check_fold,
-    draw_fresh,
-    photo_number,
+    index_lists,
 )
-from pipelines.data.benchmarks.readers import MaskFileSource, base_of, by_stem, unique_ids
+from pipelines.data.benchmarks.readers import MaskFileSource, by_stem
 from pipelines.data.samplers.hsnet import class_cycled
-from pipelines.data.sources.base import SourceFailure, SourceImage, digest_of, listing
 
 PHOTOS, MASKS, KINDS = "ISIC2018_Task1-2_Training_Input", "ISIC2018_Task1_Training_GroundTruth", ("1", "2", "3")
 
@@ -32,8 +32,7 @@ class IsicSource(MaskFileSource):
 
     def __init__(self, cfg: SourceConfig) -> None:
         super().__init__(cfg)
-        files = listing(self.store)
-        base = base_of(files, f"{PHOTOS}/", self.store.url)
+        files, base = self.files, self.prefix(f"{PHOTOS}/")
         sorted_in = any(f.startswith(f"{base}{PHOTOS}/{k}/") for f in files for k in KINDS)
         self.classes = [f"lesion {k}" for k in KINDS] if sorted_in else ["lesion"]
         self.fold_table = [0] * len(self.classes)
@@ -42,31 +41,26 @@ class IsicSource(MaskFileSource):
             for stem, path in by_stem(files, f"{base}{PHOTOS}/{folder}", (".jpg",)).items():
                 name, mask = f"{folder}{stem}.jpg", masks.get(f"{stem}_segmentation")
                 if mask is None:
-                    self.failures.append(SourceFailure(name, "index", f"no {stem}_segmentation.png"))
+                    self.fail(name, f"no {stem}_segmentation.png")
                 else:
-                    self.items.append(SourceImage(image_id=photo_number(name), file_name=name, path=path,
-                                                  annotations=(class_id, mask), split="test"))
-        self.items = unique_ids(self.items)
-        self.fingerprint = digest_of([(i.path, files[i.path], i.annotations, files[i.annotations[1]])
-                                      for i in self.items])
+                    self.take(name, path, (class_id, mask), "test")
+        self.finish()
 
 
-def cycled_list(request: ListRequest, source: MaskFileSource, episodes: int, seed: int) -> DrawnEpisodes:
+def cycled_list(
+    make: Callable[[SourceConfig], MaskFileSource], name: str, request: ListRequest, episodes: int, seed: int
+) -> DrawnEpisodes:
     """Episode idx tests class idx mod n, over the photos in path order, as the cross-domain loaders draw.
 
     Raises `FssError` for a fold other than 0 and for a class with too few photos.
     """
+    source = make(SourceConfig(format=name, root=request.root))
     check_fold(request.fold, 1)
     pools: dict[int, list[str]] = {c: [] for c in range(len(source.classes))}
     for item in sorted(source.items, key=lambda i: (i.annotations[0], PurePosixPath(i.path).name)):
         pools[item.annotations[0]].append(item.file_name)
     draws = class_cycled(pools, sorted(pools), shots=request.shots, episodes=episodes, seed=seed)
-    return DrawnEpisodes(draws=draws, classes=dict(enumerate(source.classes)),
-                         origin=f"files {source.fingerprint[:16]}")
-
-
-def _patnet(request: ListRequest, episodes: int, seed: int) -> DrawnEpisodes:
-    return cycled_list(request, IsicSource(SourceConfig(format="isic", root=request.root)), episodes, seed)
+    return index_lists(draws, source, "files")
 
 
 _GET = "https://challenge.isic-archive.com/data/#2018 ({}.zip)"
@@ -77,8 +71,5 @@ BENCHMARK = Benchmark(
         LayoutPart(what="photos", folders=(PHOTOS,), suffixes=(".jpg",), get=_GET.format(PHOTOS), count=2594),
         LayoutPart(what="masks", folders=(MASKS,), suffixes=("_segmentation.png",), get=_GET.format(MASKS), count=2594),
     ),
-    families={
-        "patnet": EpisodeFamily(draw=_patnet, seed=0, episodes=600, uses=ROOT),
-        "drawn": EpisodeFamily(draw=draw_fresh, seed=0),
-    },
+    published={"patnet": EpisodeFamily(draw=partial(cycled_list, IsicSource, "isic"), seed=0, episodes=600, uses=ROOT)},
 )

@@ -6,7 +6,6 @@ number of shots (`data.source.shots`). Labels are federated: unannotated instanc
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 from fss_models.errors import FssError
@@ -19,15 +18,13 @@ from pipelines.data.benchmarks.protocol import (
     EpisodeFamily,
     LayoutPart,
     ListRequest,
-    draw_fresh,
-    photo_number,
+    index_lists,
     tested_classes,
 )
-from pipelines.data.benchmarks.readers import SegmentSource, base_of, unique_ids
+from pipelines.data.benchmarks.readers import SegmentSource, unique_ids
 from pipelines.data.classes import NO_FOLD
-from pipelines.data.lists.plain_pickle import read_plain
 from pipelines.data.samplers.hsnet import class_cycled
-from pipelines.data.sources.base import SourceFailure, SourceImage, digest_of, listing
+from pipelines.data.sources.base import digest_of
 
 FOLDS = 10
 Categories = dict[Any, dict[str, Any]]  # category id -> photo -> {"annotations": [{"segmentation"}]}
@@ -53,13 +50,8 @@ class LvisSource(SegmentSource):
 
     def __init__(self, cfg: SourceConfig) -> None:
         super().__init__(cfg)
-        files = listing(self.store)
-        base = base_of(files, "lvis_val.pkl", self.store.url)
-        read, digests = {}, []
-        for split in ("train", "val"):
-            data = self.store.read_bytes(f"{base}lvis_{split}.pkl")
-            read[split] = _categories(data, self.store.path(f"{base}lvis_{split}.pkl"))
-            digests.append(hashlib.sha256(data).hexdigest())
+        base = self.prefix("lvis_val.pkl")
+        read, digests = self.read_pickles(f"{base}lvis_{{}}.pkl", _categories)
         order = [*read["val"], *(c for c in read["train"] if c not in read["val"])]
         self.classes = [f"category {c}" for c in order]
         counts = [len(read["val"].get(c, ())) for c in order]
@@ -67,11 +59,11 @@ class LvisSource(SegmentSource):
         ids = {c: i for i, c in enumerate(order)}
         self.test_pools = {ids[c]: list(photos) for c, photos in read["val"].items()}
         for split in ("train", "val"):
-            self._index(read[split], ids, "test" if split == "val" else "train", files, base)
+            self._index(read[split], ids, "test" if split == "val" else "train", base)
         self.items = unique_ids(self.items)
-        self.fingerprint = digest_of(digests, cfg.shots, [(i.path, files[i.path]) for i in self.items])
+        self.fingerprint = digest_of(digests, cfg.shots, self.photo_sizes())
 
-    def _index(self, categories: Categories, ids: dict[Any, int], split: str, files: dict[str, int], base: str) -> None:
+    def _index(self, categories: Categories, ids: dict[Any, int], split: str, base: str) -> None:
         annotations: dict[str, list[tuple[int, Any]]] = {}
         for category, photos in categories.items():
             for name, about in photos.items():
@@ -79,18 +71,13 @@ class LvisSource(SegmentSource):
                 annotations.setdefault(name, []).extend(found)
         for name in sorted(annotations):
             path = f"{base}coco/{name}"
-            if path not in files:
-                self.failures.append(SourceFailure(name, "index", "the pickles name this photo but it is missing"))
+            if path not in self.files:
+                self.fail(name, "the pickles name this photo but it is missing")
             else:
-                self.items.append(SourceImage(image_id=photo_number(name), file_name=name, path=path,
-                                              annotations=annotations[name], split=split))
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "test_pools": {}}
+                self.take(name, path, annotations[name], split)
 
 
-def _categories(data: bytes, where: str) -> Categories:
-    value = read_plain(data, where=where)
+def _categories(value: Any, where: str) -> Categories:
     good = isinstance(value, dict) and all(
         isinstance(photos, dict) and all(isinstance(p, dict) and isinstance(p.get("annotations"), list)
                                          for p in photos.values()) for photos in value.values())
@@ -106,8 +93,7 @@ def _matcher(request: ListRequest, episodes: int, seed: int) -> DrawnEpisodes:
     source = LvisSource(SourceConfig(format="lvis92i", root=request.root, shots=request.shots))
     classes = tested_classes(source, request.fold)
     draws = class_cycled(source.test_pools, classes, shots=request.shots, episodes=episodes, seed=seed)
-    return DrawnEpisodes(draws=draws, classes=dict(enumerate(source.classes)),
-                         origin=f"LVIS pickles {source.fingerprint[:16]}")
+    return index_lists(draws, source, "LVIS pickles")
 
 
 _PKL = "lvis.zip of Matcher's README (Google Drive)"
@@ -119,8 +105,5 @@ BENCHMARK = Benchmark(
         LayoutPart(what="training categories", folders=("",), suffixes=("lvis_train.pkl",), get=_PKL, count=1),
         LayoutPart(what="test categories", folders=("",), suffixes=("lvis_val.pkl",), get=_PKL, count=1),
     ),
-    families={
-        "matcher": EpisodeFamily(draw=_matcher, seed=0, episodes=2300, uses=ROOT),
-        "drawn": EpisodeFamily(draw=draw_fresh, seed=0),
-    },
+    published={"matcher": EpisodeFamily(draw=_matcher, seed=0, episodes=2300, uses=ROOT)},
 )

@@ -6,7 +6,6 @@ all classes; in SANSA's released code fold -1 leaves out the classes of fold 3 b
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 from fss_models.errors import FssError
@@ -19,15 +18,13 @@ from pipelines.data.benchmarks.protocol import (
     EpisodeFamily,
     LayoutPart,
     ListRequest,
-    draw_fresh,
-    photo_number,
+    index_lists,
     tested_classes,
 )
-from pipelines.data.benchmarks.readers import SegmentSource, base_of, unique_ids
+from pipelines.data.benchmarks.readers import SegmentSource, unique_ids
 from pipelines.data.classes import NO_FOLD
-from pipelines.data.lists.plain_pickle import read_plain
 from pipelines.data.samplers.parts import PartObject, paco
-from pipelines.data.sources.base import SourceFailure, SourceImage, digest_of, listing
+from pipelines.data.sources.base import SourceFailure, digest_of
 
 FOLDS = 4
 Box = tuple[int, int, int, int]
@@ -50,14 +47,8 @@ class PacoPartSource(SegmentSource):
 
     def __init__(self, cfg: SourceConfig) -> None:
         super().__init__(cfg)
-        files = listing(self.store)
-        base = base_of(files, "paco/paco_part_val.pkl", self.store.url)
-        read, digests = {}, []
-        for split in ("train", "val"):
-            name = f"{base}paco/paco_part_{split}.pkl"
-            data = self.store.read_bytes(name)
-            read[split] = _pickle(data, self.store.path(name))
-            digests.append(hashlib.sha256(data).hexdigest())
+        base = self.prefix("paco/paco_part_val.pkl")
+        read, digests = self.read_pickles(f"{base}paco/paco_part_{{}}.pkl", _sound)
         first = list(read["train"]["cid2img"])
         order = [*first, *(c for c in read["val"]["cid2img"] if c not in read["train"]["cid2img"])]
         self.classes = [f"part {c}" for c in order]
@@ -65,12 +56,12 @@ class PacoPartSource(SegmentSource):
         self._ids = {c: i for i, c in enumerate(order)}
         self.test_pools: dict[int, list[str]] = {}
         self.test_objects: dict[tuple[int, str], list[PartObject]] = {}
-        self._index(read["train"], "train", files, base)
-        self._index(read["val"], "test", files, base)
+        self._index(read["train"], "train", base)
+        self._index(read["val"], "test", base)
         self.items = unique_ids(self.items)
-        self.fingerprint = digest_of(digests, [(i.path, files[i.path]) for i in self.items])
+        self.fingerprint = digest_of(digests, self.photo_sizes())
 
-    def _index(self, read: dict[str, Any], split: str, files: dict[str, int], base: str) -> None:
+    def _index(self, read: dict[str, Any], split: str, base: str) -> None:
         names: dict[object, str] = {}  # image id -> train2017/....jpg
         for category, entries in read["cid2img"].items():
             pool = {k: "/".join(str(v).split("/")[-2:]) for entry in entries for k, v in entry.items()}
@@ -79,9 +70,9 @@ class PacoPartSource(SegmentSource):
                 self.test_pools[self._ids[category]] = list(dict.fromkeys(pool.values()))
         for image_id, name in sorted(names.items(), key=lambda pair: pair[1]):
             path = f"{base}coco/{name}"
-            if path not in files:
-                self.failures.append(SourceFailure(name, "index", "the pickles name this photo but it is missing"))
-            self._objects(name, path if path in files else "", read["img2anno"].get(image_id, ()), split)
+            if path not in self.files:
+                self.fail(name, "the pickles name this photo but it is missing")
+            self._objects(name, path if path in self.files else "", read["img2anno"].get(image_id, ()), split)
 
     def _objects(self, name: str, path: str, annotations: Any, split: str) -> None:
         """Add the objects of a photo as items (none if `path` is "") and those of a test photo to `test_objects`."""
@@ -97,13 +88,9 @@ class PacoPartSource(SegmentSource):
                     objects_of = self.test_objects.setdefault((class_id, name), [])
                     objects_of.append(PartObject(crop_name, shown=shown))
             if shown and path:
-                self.items.append(SourceImage(image_id=photo_number(crop_name), file_name=crop_name, path=path,
-                                              annotations=masks, split=split, crop=crop))
+                self.take(crop_name, path, masks, split, crop=crop)
             elif path:
                 self.failures.append(SourceFailure(crop_name, "annotate", f"the object's box {crop} is empty"))
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "test_pools": {}, "test_objects": {}}
 
 
 def _box(bbox: Any) -> Box:
@@ -112,8 +99,7 @@ def _box(bbox: Any) -> Box:
     return int(x), int(y), int(x + width), int(y + height)
 
 
-def _pickle(data: bytes, where: str) -> dict[str, Any]:
-    value = read_plain(data, where=where)
+def _sound(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict) or not all(isinstance(value.get(k), dict) for k in ("cid2img", "img2anno")):
         raise FssError("this pickle has no dicts cid2img and img2anno", where=where)
     return value
@@ -130,8 +116,7 @@ def _matcher(request: ListRequest, episodes: int, seed: int) -> DrawnEpisodes:
                        hint="lower --shots")
     draws = paco(source.test_pools, classes, source.test_objects, shots=request.shots, episodes=episodes,
                  seed=seed)
-    return DrawnEpisodes(draws=draws, classes=dict(enumerate(source.classes)),
-                         origin=f"PACO pickles {source.fingerprint[:16]}")
+    return index_lists(draws, source, "PACO pickles")
 
 
 _PKL = "paco.zip of Matcher's README (Google Drive)"
@@ -143,8 +128,5 @@ BENCHMARK = Benchmark(
         LayoutPart(what="training parts", folders=("paco",), suffixes=("paco_part_train.pkl",), get=_PKL, count=1),
         LayoutPart(what="test parts", folders=("paco",), suffixes=("paco_part_val.pkl",), get=_PKL, count=1),
     ),
-    families={
-        "matcher": EpisodeFamily(draw=_matcher, seed=0, episodes=2500, uses=ROOT),
-        "drawn": EpisodeFamily(draw=draw_fresh, seed=0),
-    },
+    published={"matcher": EpisodeFamily(draw=_matcher, seed=0, episodes=2500, uses=ROOT)},
 )

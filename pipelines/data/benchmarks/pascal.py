@@ -17,7 +17,6 @@ from pipelines.data.benchmarks.protocol import (
     ListRequest,
     check_fold,
     content_digest,
-    draw_fresh,
     draw_pools,
     shard_origin,
 )
@@ -54,8 +53,7 @@ class PascalSource(VocSource):
         named = _listed_split(cfg.lists) if cfg.lists else _val_file(self.store, self.items)
         known = {PurePosixPath(i.file_name).stem for i in self.items}
         for name in sorted(named.keys() - known):
-            self.failures.append(SourceFailure(name, "index",
-                                               "the lists name this photo but it has no mask or is missing"))
+            self.fail(name, "the lists name this photo but it has no mask or is missing")
         self.items = [replace(item, split=_split_of(item, named, other="" if cfg.lists else "train"))
                       for item in self.items]
         unlisted = [item.file_name for item in self.items if not item.split]
@@ -161,7 +159,6 @@ BENCHMARK = Benchmark(name="pascal5i", title="PASCAL-5i", source=PascalSource, h
                                                                  suffixes=(".png",), get=_SDS, count=12031),
                              LayoutPart(what="list of val photos", folders=("ImageSets/Segmentation",),
                                         suffixes=("val.txt",), get=_VOC, count=1, optional=True),),
-                      families={"hsnet": EpisodeFamily(draw=_hsnet, seed=0, checked=CHECKED, uses=OPTIONS),
-                                "bam": EpisodeFamily(draw=_bam, seed=321, uses=OPTIONS),
-                                "fssam": EpisodeFamily(draw=_fssam, seed=321, uses=OPTIONS | {"workers"}),
-                                "drawn": EpisodeFamily(draw=draw_fresh, seed=0),},)
+                      published={"hsnet": EpisodeFamily(draw=_hsnet, seed=0, checked=CHECKED, uses=OPTIONS),
+                                 "bam": EpisodeFamily(draw=_bam, seed=321, uses=OPTIONS),
+                                 "fssam": EpisodeFamily(draw=_fssam, seed=321, uses=OPTIONS | {"workers"})})

@@ -19,13 +19,12 @@ from pipelines.data.benchmarks.protocol import (
     EpisodeFamily,
     LayoutPart,
     ListRequest,
-    draw_fresh,
-    photo_number,
+    index_lists,
     tested_classes,
 )
-from pipelines.data.benchmarks.readers import SegmentSource, base_of, unique_ids
+from pipelines.data.benchmarks.readers import SegmentSource, unique_ids
 from pipelines.data.samplers.parts import PartObject, part_entries, pascal_part
-from pipelines.data.sources.base import SourceFailure, SourceImage, digest_of, listing
+from pipelines.data.sources.base import SourceFailure, digest_of
 
 FOLDS = ("animals", "indoor", "person", "vehicles")
 EXCLUDED_CLASS = "aeroplane+TAIL"  # Matcher's loader excludes it
@@ -51,8 +50,7 @@ class PascalPartSource(SegmentSource):
 
     def __init__(self, cfg: SourceConfig) -> None:
         super().__init__(cfg)
-        files = listing(self.store)
-        base = base_of(files, "all_obj_part_to_image.json", self.store.url)
+        files, base = self.files, self.prefix("all_obj_part_to_image.json")
         index = self.store.read_json(f"{base}all_obj_part_to_image.json")
         pools, self.entries = _pools(index, self.store.path(f"{base}all_obj_part_to_image.json"))
         self.classes = list(pools)
@@ -61,12 +59,13 @@ class PascalPartSource(SegmentSource):
         self.test_objects: dict[tuple[int, str], list[PartObject]] = {}
         split_of = {n: "train" for p in pools.values() for n in p.train}
         split_of |= {n: "test" for p in pools.values() for n in p.val}
-        self._index(split_of, files, base)
+        self._index(split_of, base)
         self.items = unique_ids(self.items)
         objects = [(i.path, files[i.path], i.file_name, i.crop, i.annotations) for i in self.items]
         self.fingerprint = digest_of(pools, objects)
 
-    def _index(self, split_of: dict[str, str], files: dict[str, int], base: str) -> None:
+    def _index(self, split_of: dict[str, str], base: str) -> None:
+        files = self.files
         kinds = {name.partition("+")[0] for name in self.classes}
         present = []
         for name in sorted(split_of):
@@ -75,8 +74,7 @@ class PascalPartSource(SegmentSource):
                 present.append((name, photo, notes))
             else:
                 lost = photo if photo not in files else notes
-                self.failures.append(SourceFailure(f"{name}.jpg", "index",
-                                                   f"{lost} is named by the index but is missing"))
+                self.fail(f"{name}.jpg", f"{lost} is named by the index but is missing")
         with ThreadPoolExecutor(READERS) as pool:
             read = pool.map(self.store.read_json, [notes for _, _, notes in present])
             for (name, photo, _), document in zip(present, read, strict=True):
@@ -95,8 +93,7 @@ class PascalPartSource(SegmentSource):
             if split == "test":
                 self._add_test_object(name, kind, PartObject(crop_name, shown=shown), {c for c, _ in masks})
             if shown:
-                self.items.append(SourceImage(image_id=photo_number(crop_name), file_name=crop_name, path=photo,
-                                              annotations=masks, split=split, crop=(x0, y0, x1, y1)))
+                self.take(crop_name, photo, masks, split, crop=(x0, y0, x1, y1))
             else:
                 self.failures.append(SourceFailure(crop_name, "annotate",
                                                    f"the object's box {(x0, y0, x1, y1)} is empty"))
@@ -106,9 +103,6 @@ class PascalPartSource(SegmentSource):
             if label.partition("+")[0] == kind:
                 objects = self.test_objects.setdefault((class_id, name), [])
                 objects.append(PartObject(one.name, has_part=class_id in parts_of, shown=one.shown))
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "test_pools": {}, "test_objects": {}}
 
 
 def _pools(index: Any, where: str) -> tuple[dict[str, _ClassImages], dict[int, int]]:
@@ -143,8 +137,7 @@ def _matcher(request: ListRequest, episodes: int, seed: int) -> DrawnEpisodes:
                        hint="complete the directory (see `fss data check`): the list needs all annotation files")
     draws = pascal_part(source.test_pools, classes, source.test_objects, shots=request.shots,
                         episodes=episodes or source.entries[request.fold], seed=seed)
-    return DrawnEpisodes(draws=draws, classes=dict(enumerate(source.classes)),
-                         origin=f"index {source.fingerprint[:16]}")
+    return index_lists(draws, source, "index")
 
 
 _VOC = "http://host.robots.ox.ac.uk/pascal/VOC/voc2010/ (VOCtrainval_03-May-2010.tar)"
@@ -157,8 +150,5 @@ BENCHMARK = Benchmark(
         LayoutPart(what="part annotations", folders=(ANNOTATIONS,), suffixes=(".json",), get=_JSON),
         LayoutPart(what="index", folders=("",), suffixes=("all_obj_part_to_image.json",), get=_JSON, count=1),
     ),
-    families={
-        "matcher": EpisodeFamily(draw=_matcher, seed=0, episodes=None, uses=ROOT),
-        "drawn": EpisodeFamily(draw=draw_fresh, seed=0),
-    },
+    published={"matcher": EpisodeFamily(draw=_matcher, seed=0, episodes=None, uses=ROOT)},
 )

@@ -102,8 +102,9 @@ class EpisodeFamily:
 class Benchmark:
     """A published dataset with its layout, source and families of episode lists.
 
-    homes: names that its own folder may have below a root with several benchmarks; verified: whether layout and counts
-    were checked against the list files or the publishers' code.
+    homes: names that its own folder may have below a root with several benchmarks; published: the families of episode
+    lists that papers use; verified: whether layout and counts were checked against the list files or the publishers'
+    code.
     """
 
     name: str
@@ -111,9 +112,14 @@ class Benchmark:
     source: Callable[[SourceConfig], Source]
     homes: tuple[str, ...]
     parts: tuple[LayoutPart, ...]
-    families: Mapping[str, EpisodeFamily] = field(default_factory=dict)
+    published: Mapping[str, EpisodeFamily] = field(default_factory=dict)
     verified: bool = True
     note: str = ""
+
+    @property
+    def families(self) -> dict[str, EpisodeFamily]:
+        """The families of episode lists: the published ones, and `drawn`."""
+        return {**self.published, "drawn": EpisodeFamily(draw=draw_fresh, seed=0)}
 
     def home(self, root: str) -> str:
         """URL of the benchmark's own folder: one of `homes` below `root`, else `root` itself."""
@@ -158,6 +164,12 @@ def tested_classes(source: Source, fold: int) -> list[int]:
         folds = sorted({f for f in table if f >= 0})
         raise FssError(f"fold {fold} has no class", hint=f"folds: {', '.join(map(str, folds)) or 'none'}")
     return found
+
+
+def index_lists(draws: Sequence[NamedEpisode], source: Source, what: str) -> DrawnEpisodes:
+    """Episodes that were drawn from the index of the raw data; `what` the index is made of."""
+    return DrawnEpisodes(draws=draws, classes=dict(enumerate(source.classes)),
+                         origin=f"{what} {source.fingerprint[:16]}")
 
 
 def content_digest(content: object) -> str:

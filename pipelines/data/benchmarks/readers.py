@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Callable, Sequence
 from pathlib import PurePosixPath
+from typing import Any, TypeVar
 
 import numpy as np
 
 from fss_models.errors import BadImage, FssError
 from pipelines.data import rle
 from pipelines.data.benchmarks.protocol import photo_number
+from pipelines.data.lists.plain_pickle import read_plain
 from pipelines.data.sources.base import (
     FetchedImage,
     ImageMasks,
     InstanceMask,
     Source,
-    SourceFailure,
     SourceImage,
     digest_of,
 )
 from pipelines.data.sources.labels import read_grey_mask, read_labels
+
+T = TypeVar("T")
 
 
 def base_of(files: dict[str, int], marker: str, where: str) -> str:
@@ -34,21 +38,33 @@ def base_of(files: dict[str, int], marker: str, where: str) -> str:
     return f"{best}/" if best else ""
 
 
-class LabelMapSource(Source):
+class BenchmarkSource(Source):
+    """A published dataset, whose photos are numbered by their names."""
+
+    def prefix(self, marker: str) -> str:
+        """`base_of` the files below the root."""
+        return base_of(self.files, marker, self.store.url)
+
+    def take(self, name: str, path: str, annotations: Any, split: str, **more: Any) -> None:
+        """Add the photo (or the object in it) called `name` to the index; more: other fields of `SourceImage`."""
+        self.items.append(SourceImage(image_id=photo_number(name), file_name=name, path=path, annotations=annotations,
+                                      split=split, **more))
+
+
+class LabelMapSource(BenchmarkSource):
     """Photos with one label PNG each: value v is class v - 1, 0 is background. One instance per class and image."""
 
-    def index_folders(self, files: dict[str, int], folders: Sequence[tuple[str, str, str, str]]) -> None:
+    def index_folders(self, folders: Sequence[tuple[str, str, str, str]]) -> None:
         """Add every label map with its photo: (split, first part of the names, folder of photos, folder of maps)."""
+        files = self.files
         for split, first, photo_folder, map_folder in folders:
             photos = by_stem(files, photo_folder, (".jpg",))
             for stem, mask in by_stem(files, map_folder, (".png",)).items():
                 name = f"{first}/{stem}.jpg"
                 if stem not in photos:
-                    self.failures.append(SourceFailure(name, "index",
-                                                       "the label maps name this photo but it is missing"))
+                    self.fail(name, "the label maps name this photo but it is missing")
                 else:
-                    self.items.append(SourceImage(image_id=photo_number(name), file_name=name, path=photos[stem],
-                                                  annotations=mask, split=split))
+                    self.take(name, photos[stem], mask, split)
         self.items = unique_ids(self.items)
         self.fingerprint = digest_of([(i.path, files[i.path], i.annotations, files[i.annotations]) for i in self.items])
 
@@ -75,8 +91,14 @@ class LabelMapSource(Source):
         return masks
 
 
-class MaskFileSource(Source):
+class MaskFileSource(BenchmarkSource):
     """Photos with one mask file of one class each. `SourceImage.annotations` is (class id, path of the mask)."""
+
+    def finish(self) -> None:
+        """Check the ids and make the fingerprint, once all photos are in the index."""
+        self.items = unique_ids(self.items)
+        self.fingerprint = digest_of([(i.path, self.files[i.path], i.annotations, self.files[i.annotations[1]])
+                                      for i in self.items])
 
     def fetch(self, item: SourceImage) -> FetchedImage:
         """The photo and its mask file."""
@@ -100,11 +122,26 @@ class MaskFileSource(Source):
         return ImageMasks(instances=[InstanceMask(class_id, rle.encode(mask))])
 
 
-class SegmentSource(Source):
+class SegmentSource(BenchmarkSource):
     """Photos whose segmentations (polygons or RLE) are in the index.
 
-    `SourceImage.annotations` is [(class id, segmentation)].
+    `SourceImage.annotations` is [(class id, segmentation)]. Workers do not get the pools of test photos and objects.
     """
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in super().__getstate__().items() if k not in ("test_pools", "test_objects")}
+
+    def read_pickles(self, name: str, check: Callable[[Any, str], T]) -> tuple[dict[str, T], list[str]]:
+        """Split (train, val) -> content of the pickle `name`, in which {} is the split, and the files' sha256.
+
+        `check` returns the content if it is sound, else it raises `FssError` with the place that it is given.
+        """
+        found, digests = {}, []
+        for split in ("train", "val"):
+            data, where = self.store.read_bytes(name.format(split)), self.store.path(name.format(split))
+            found[split] = check(read_plain(data, where=where), where)
+            digests.append(hashlib.sha256(data).hexdigest())
+        return found, digests
 
     def rasterise(self, item: SourceImage, fetched: FetchedImage, height: int, width: int) -> ImageMasks:
         """Rasterise the segmentations as pycocotools does. Malformed ones are listed as problems."""

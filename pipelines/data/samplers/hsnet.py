@@ -30,12 +30,8 @@ def class_uniform(
 ) -> list[NamedEpisode]:
     """COCO-20i: the class is uniform over the fold, query and supports are uniform over the list of the class."""
     check_pools(pools, classes, 2)
-    rng, found = np.random.RandomState(seed), []
-    for _ in range(episodes):
-        class_id = pick(rng, classes)
-        query = pick(rng, pools[class_id])
-        found.append(NamedEpisode(class_id, query, supports_of(rng, pools[class_id], query, shots)))
-    return found
+    rng = np.random.RandomState(seed)
+    return [_uniform(rng, pools, pick(rng, classes), shots) for _ in range(episodes)]
 
 
 def class_cycled(
@@ -43,12 +39,13 @@ def class_cycled(
 ) -> list[NamedEpisode]:
     """LVIS-92i and the cross-domain sets: episode idx tests class idx mod n; query and supports are uniform."""
     check_pools(pools, classes, 2)
-    rng, found = np.random.RandomState(seed), []
-    for number in range(episodes):
-        class_id = classes[number % len(classes)]
-        query = pick(rng, pools[class_id])
-        found.append(NamedEpisode(class_id, query, supports_of(rng, pools[class_id], query, shots)))
-    return found
+    rng = np.random.RandomState(seed)
+    return [_uniform(rng, pools, classes[number % len(classes)], shots) for number in range(episodes)]
+
+
+def _uniform(rng: np.random.RandomState, pools: Pools, class_id: int, shots: int) -> NamedEpisode:
+    query = pick(rng, pools[class_id])
+    return NamedEpisode(class_id, query, supports_of(rng, pools[class_id], query, shots))
 
 
 def every_image(pools: Pools, *, shots: int, seed: int) -> list[NamedEpisode]:

@@ -9,8 +9,7 @@ from __future__ import annotations
 from fss_models.errors import FssError
 from pipelines.config.recipe import Recipe
 from pipelines.data.episodes import EpisodeList, load_episode
-from pipelines.pages.curves import interval_bars
-from pipelines.pages.pictures import PREDICTION, SUPPORT, TRUTH, photo_url
+from pipelines.pages.pictures import PREDICTION, photo_url
 from pipelines.papers.analysis.page import (
     Analysis,
     AnalysisFile,
@@ -21,11 +20,12 @@ from pipelines.papers.analysis.page import (
     signed_points,
     write_page,
 )
-from pipelines.papers.analysis.pictures import LEGEND
+from pipelines.papers.analysis.pictures import LEGEND, marked_photos
 from pipelines.papers.analysis.scores import (
     FewShotScores,
     draw_episodes_among,
     first_of_each_class,
+    interval_plot,
     predict_masks,
     score_few_shot,
 )
@@ -53,7 +53,7 @@ def analyse_domains(recipe: Recipe, *, bundle: str, fold: int) -> AnalysisFile:
     scores: Scores = {domain: {name: score_few_shot(model, study.shards, listed, recipe, f"{name}, {domain}-domain")
                                for name, model in models.items()} for domain, listed in lists.items()}
     strips = [s for domain, listed in lists.items() for s in example_strips(study, listed, DOMAINS[domain], SHOWN)]
-    return write_page(_analysis(study, fold, lists, scores, strips), recipe, study.shards, [(bundle, study.info)])
+    return write_page(_analysis(study, fold, lists, scores, strips), study)
 
 
 def example_strips(study: Study, episodes: EpisodeList, what: str, count: int) -> list[PictureStrip]:
@@ -63,8 +63,7 @@ def example_strips(study: Study, episodes: EpisodeList, what: str, count: int) -
     """
     picks = first_of_each_class(episodes, count)
     samples = [load_episode(study.shards, e) for e in picks]
-    panels = [[("support", photo_url(s.references[0].image, s.references[0].mask, SUPPORT)),
-               ("query, truth", photo_url(s.targets[0].image, s.targets[0].mask, TRUTH))] for s in samples]
+    panels = [marked_photos(s) for s in samples]
     models = study.models if study.trained else {study.info.method: study.adapted}
     for name, model in models.items():
         for shown, sample, (mask, iou) in zip(panels, samples,
@@ -79,8 +78,7 @@ def _analysis(study: Study, fold: int, lists: dict[str, EpisodeList], scores: Sc
     frozen_gap = scores["in"]["frozen"].miou - scores["out"]["frozen"].miou
     rows = [[DOMAINS[d], str(len(lists[d].class_ids)), pct(s["adapted"].miou), interval_text(s["adapted"].interval),
              pct(s["frozen"].miou), signed_points(s["adapted"].miou - s["frozen"].miou)] for d, s in scores.items()]
-    bars = [(f"{domain}-domain, {name}", s.miou * 100, s.interval[0] * 100, s.interval[1] * 100)
-            for domain, both in scores.items() for name, s in both.items()]
+    bars = {f"{domain}-domain, {name}": s for domain, both in scores.items() for name, s in both.items()}
     per_class = [[name, f"{d}-domain", *(pct(both[k].per_class[name]) for k in ("adapted", "frozen"))]
                  for d, both in scores.items() for name in both["adapted"].per_class]
     left_out = {n: why for listed in lists.values() for n, why in listed.dropped.items()}
@@ -97,7 +95,7 @@ def _analysis(study: Study, fold: int, lists: dict[str, EpisodeList], scores: Sc
                           rows=per_class)],
         figures={"fold": fold, "shots": study.recipe.eval.shots, "not_scored": left_out,
                  "scores": {d: {n: s.as_json() for n, s in both.items()} for d, both in scores.items()}},
-        plots=[interval_bars(bars, "mIoU, percent, with its 95 % interval")], strips=strips, legend=LEGEND,
+        plots=[interval_plot(bars)], strips=strips, legend=LEGEND,
         notes=[f"{inside.episodes} in-domain and {outside.episodes} out-of-domain episodes were drawn by the same rule "
                "from test photos, which the bundle's training did not open. The out-of-domain episodes are those that "
                "fss eval scores.", *_left_out(left_out), *cautions(study)])

@@ -22,8 +22,8 @@ from fss_models.segmenter import Segmenter
 from pipelines.config.choose import ChooseConfig
 from pipelines.config.recipe import Recipe
 from pipelines.data.episodes import EpisodeList
-from pipelines.data.schema import EpisodeSample
-from pipelines.pages.pictures import PREDICTION, SUPPORT, TRUTH, photo_url
+from pipelines.evaluation.evaluate import full_size_mask
+from pipelines.pages.pictures import PREDICTION, photo_url
 from pipelines.papers.analysis.page import (
     Analysis,
     AnalysisFile,
@@ -34,7 +34,7 @@ from pipelines.papers.analysis.page import (
     signed_points,
     write_page,
 )
-from pipelines.papers.analysis.pictures import LEGEND
+from pipelines.papers.analysis.pictures import LEGEND, marked_photos
 from pipelines.papers.analysis.prompted import (
     METHODS,
     EpisodeBatch,
@@ -44,7 +44,7 @@ from pipelines.papers.analysis.prompted import (
     open_study,
     remarks,
 )
-from pipelines.papers.analysis.scores import first_of_each_class, full_size_mask
+from pipelines.papers.analysis.scores import first_of_each_class
 from pipelines.papers.analysis.study import Study
 
 PIXEL, PROTOTYPE = "prototype to pixel", "prototype to prototype"
@@ -178,10 +178,7 @@ def analyse_matching(recipe: Recipe, *, bundle: str, other: str = "", fold: int 
     """
     studies = [open_study(recipe, b, METHODS, "attention maps of prototypes") for b in (bundle, other) if b]
     for study in studies:
-        data = study.open_unseen_fold(fold)
-    episodes = data.episodes(recipe.eval)
-    for study in studies:
-        study.refuse_training_photos([i for e in episodes for i in (e.query, *e.supports)])
+        episodes = study.draw_unseen(fold)
     bundles = []
     for study, name in zip(studies, _names(studies), strict=True):
         batches = analyse_batch(study.adapted, study.shards, episodes.episodes, recipe.eval, name)
@@ -189,8 +186,7 @@ def analyse_matching(recipe: Recipe, *, bundle: str, other: str = "", fold: int 
         bundles.append(BundleAttention(name=name, study=study, shares=shares))
     strips = _strips(bundles, episodes)
     classes = [studies[0].shards.classes[c].name for c in class_ids]
-    return write_page(_analysis(bundles, fold, classes, episodes, strips), recipe, studies[0].shards,
-                      [(s.url, s.info) for s in studies])
+    return write_page(_analysis(bundles, fold, classes, episodes, strips), *studies)
 
 
 def _names(studies: Sequence[Study]) -> list[str]:
@@ -216,17 +212,10 @@ def _strips(bundles: Sequence[BundleAttention], episodes: EpisodeList) -> list[P
             for row in (batch.analysis.shot == 0).nonzero()[:, 0].tolist():
                 at = int(batch.analysis.pair[row])
                 key, sample = batch.episodes[at].episode_id, batch.samples[at]
-                before = shown[key].panels if key in shown else _marked_photos(sample)
+                before = shown[key].panels if key in shown else marked_photos(sample)
                 shown[key] = PictureStrip(title=sample.class_name,
                                           panels=[*before, *_panels(batch, model, row, one.name)])
     return [shown[e.episode_id] for e in picks]
-
-
-def _marked_photos(sample: EpisodeSample) -> list[tuple[str, str]]:
-    """(caption, data URL) of the first support and of the query, with the masks of the dataset."""
-    reference, target = sample.references[0], sample.targets[0]
-    return [("support", photo_url(reference.image, reference.mask, SUPPORT)),
-            ("query, truth", photo_url(target.image, target.mask, TRUTH))]
 
 
 def _panels(batch: EpisodeBatch, model: Segmenter, row: int, name: str) -> list[tuple[str, str]]:

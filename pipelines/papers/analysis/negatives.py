@@ -22,9 +22,8 @@ from pipelines.config.evaluate import EvalConfig
 from pipelines.config.recipe import Recipe
 from pipelines.data.episodes import Episode, EpisodeList
 from pipelines.data.schema import EpisodeSample
-from pipelines.evaluation.evaluate import FeatureCache, at_size
-from pipelines.pages.curves import interval_bars
-from pipelines.pages.pictures import PREDICTION, SUPPORT, TRUTH, photo_url
+from pipelines.evaluation.evaluate import FeatureCache, at_size, full_size_mask
+from pipelines.pages.pictures import PREDICTION, photo_url
 from pipelines.papers.analysis.clicks import click_name, correct_episodes, negative_photos, scored_masks
 from pipelines.papers.analysis.page import (
     Analysis,
@@ -36,8 +35,8 @@ from pipelines.papers.analysis.page import (
     signed_points,
     write_page,
 )
-from pipelines.papers.analysis.pictures import CLICK, LEGEND, click_url
-from pipelines.papers.analysis.scores import FewShotScores, full_size_mask, scores_of_counts
+from pipelines.papers.analysis.pictures import CLICK, LEGEND, click_url, marked_photos
+from pipelines.papers.analysis.scores import FewShotScores, interval_plot, scores_of_counts
 from pipelines.papers.analysis.study import Study, record_cautions
 
 SHOWN = 5
@@ -114,8 +113,7 @@ def analyse_negatives(recipe: Recipe, *, bundle: str, fold: int) -> AnalysisFile
     study.refuse_training_photos([i for e in episodes for i in (e.query, *e.supports, negatives[e.episode_id])])
     totals = score_variants(study, model, episodes, negatives)
     strips = _strips(study, model, _picks(episodes, totals.clicks), negatives)
-    return write_page(_analysis(study, model, fold, episodes, totals, strips), recipe, study.shards,
-                      [(bundle, study.info)])
+    return write_page(_analysis(study, model, fold, episodes, totals, strips), study)
 
 
 def _picks(episodes: EpisodeList, clicks: Sequence[int]) -> list[Episode]:
@@ -135,8 +133,7 @@ def _strips(study: Study, model: MemoryMatcher, picks: Sequence[Episode],
     strips = []
     for row, (sample, photo) in enumerate(zip(samples, photos, strict=True)):
         target = sample.targets[0]
-        panels = [("support", photo_url(sample.references[0].image, sample.references[0].mask, SUPPORT)),
-                  ("query, truth", photo_url(target.image, target.mask, TRUTH))]
+        panels = marked_photos(sample)
         for number, logits in found.clicked.logits.items():
             mask, iou = full_size_mask(logits[row], target)
             shown = click_url(target.image, mask, found.clicked.clicks[row][:number])
@@ -178,9 +175,8 @@ def _analysis(study: Study, model: MemoryMatcher, fold: int, episodes: EpisodeLi
         figures={"fold": fold, "shots": episodes.shots, "clicked_episodes": clicked,
                  "logit_at_first_click": {"before": float(before), "after": float(after)},
                  "scores": {n: s.as_json() for n, s in scores.items()}, "gain_intervals": totals.gains},
-        plots=[interval_bars([(n, s.miou * 100, s.interval[0] * 100, s.interval[1] * 100) for n, s in scores.items()],
-                             "mIoU, percent, with its 95 % interval")],
-        strips=strips, legend=(*LEGEND, (f"rgb{CLICK}", "negative click")), notes=[*notes, *record_cautions(study)])
+        plots=[interval_plot(scores)], strips=strips, legend=(*LEGEND, (f"rgb{CLICK}", "negative click")),
+        notes=[*notes, *record_cautions(study)])
 
 
 def _gain(score: FewShotScores, plain: FewShotScores, spread: tuple[float, float] | None) -> tuple[str, str]:

@@ -10,13 +10,12 @@ from typing import Any
 import yaml
 from markupsafe import Markup
 
-from fss_models.bundle import BundleInfo
 from pipelines.base.storage import Store, join
 from pipelines.base.text_table import text_table
 from pipelines.base.version import code_version
 from pipelines.config.recipe import Recipe
-from pipelines.data.shardset import Shards
 from pipelines.pages.template import page_template
+from pipelines.papers.analysis.study import Study
 
 Cells = Sequence[str]
 
@@ -80,15 +79,18 @@ class AnalysisFile:
                 "said": list(self.analysis.findings), "notes": list(self.analysis.notes), **self.analysis.figures}
 
 
-def write_page(analysis: Analysis, recipe: Recipe, shards: Shards,
-               bundles: Sequence[tuple[str, BundleInfo]]) -> AnalysisFile:
-    """Write `<out>/analysis/<name>-<bundle id>/<dataset>-<setting>.html`, and the results beside it as JSON."""
-    ids = "-".join(info.bundle_id[:16 if len(bundles) == 1 else 8] for _, info in bundles)
+def write_page(analysis: Analysis, *studies: Study) -> AnalysisFile:
+    """Write `<out>/analysis/<name>-<bundle id>/<dataset>-<setting>.html`, and the results beside it as JSON.
+
+    The studies are of several bundles on one recipe's data.
+    """
+    recipe, shards, infos = studies[0].recipe, studies[0].shards, [s.info for s in studies]
+    ids = "-".join(info.bundle_id[:16 if len(infos) == 1 else 8] for info in infos)
     folder = Store(join(recipe.out, "analysis", f"{analysis.name}-{ids}"))
     stem = re.sub(r"[^\w-]+", "-", f"{recipe.data.name} {analysis.setting}")
     about = {"dataset": recipe.data.name, "data_hash": shards.manifest.content_hash, "code": code_version(),
-             "bundles": [{"url": url, "bundle_id": info.bundle_id, "method": info.method, "preset": info.preset}
-                         for url, info in bundles]}
+             "bundles": [{"url": s.url, "bundle_id": s.info.bundle_id, "method": s.info.method,
+                          "preset": s.info.preset} for s in studies]}
     written = AnalysisFile(analysis, folder.path(f"{stem}.html"), about)
     folder.write_bytes(f"{stem}.html", render(written, recipe).encode())
     folder.write_json(f"{stem}.json", written.document)

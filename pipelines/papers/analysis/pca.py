@@ -162,8 +162,7 @@ def analyse_pca(recipe: Recipe, *, bundle: str, images: int) -> AnalysisFile:
         for i, picture in zip(shown, pictures, strict=True):
             panels[i].append((name, map_url(picture, study.shards.pixels(i).shape[:2])))
     similarities = {name: measure_similarity(one.cells, one.classes, one.photos) for name, one in compared.items()}
-    return write_page(_analysis(study, class_ids, panels, share, similarities, len(pool)), recipe, study.shards,
-                      [(bundle, study.info)])
+    return write_page(_analysis(study, class_ids, panels, share, similarities, len(pool)), study)
 
 
 def _analysis(study: Study, class_ids: list[int], panels: dict[int, list[tuple[str, str]]], share: dict[str, Tensor],

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
+from pipelines.data.schema import EpisodeSample
 from pipelines.pages.curves import FOLD_COLOURS, as_svg, new_figure
 from pipelines.pages.pictures import PREDICTION, SIDE, SUPPORT, TRUTH, photo_url, png_bytes
 
@@ -16,6 +17,13 @@ CLICK, DOT = (190, 18, 60), 6  # colour of a click, and its radius in pixels of 
 LEGEND = tuple((f"rgb{colour}", what) for colour, what in
                ((SUPPORT, "support mask"), (TRUTH, "truth"), (PREDICTION, "prediction")))
 Curve = tuple[Sequence[float], Sequence[float]]  # n + 1 bin edges, n heights
+
+
+def marked_photos(sample: EpisodeSample) -> list[tuple[str, str]]:
+    """(caption, data URL) of the first support and of the query, with the masks of the dataset."""
+    reference, target = sample.references[0], sample.targets[0]
+    return [("support", photo_url(reference.image, reference.mask, SUPPORT)),
+            ("query, truth", photo_url(target.image, target.mask, TRUTH))]
 
 
 def map_url(colours: np.ndarray, shape: tuple[int, int]) -> str:

@@ -20,7 +20,8 @@ from pipelines.config.recipe import Recipe
 from pipelines.data.episodes import Episode, EpisodeList, load_episode
 from pipelines.data.schema import EpisodeSample
 from pipelines.data.shardset import Shards
-from pipelines.pages.pictures import PREDICTION, SUPPORT, TRUTH, photo_url
+from pipelines.evaluation.evaluate import mask_iou
+from pipelines.pages.pictures import PREDICTION, photo_url
 from pipelines.papers.analysis.page import (
     Analysis,
     AnalysisFile,
@@ -31,11 +32,10 @@ from pipelines.papers.analysis.page import (
     signed_points,
     write_page,
 )
-from pipelines.papers.analysis.pictures import LEGEND
+from pipelines.papers.analysis.pictures import LEGEND, marked_photos
 from pipelines.papers.analysis.scores import (
     FewShotScores,
     first_of_each_class,
-    mask_iou,
     predict_masks,
     score_few_shot,
 )
@@ -167,11 +167,10 @@ def analyse_probe(recipe: Recipe, *, bundle: str, fold: int, photos: int) -> Ana
     of the test photos.
     """
     study = Study.open(recipe, bundle)
-    models, data = study.models, study.open_unseen_fold(fold)
-    episodes = data.episodes(recipe.eval)
+    models, episodes = study.models, study.draw_unseen(fold)
     class_ids, seed, batch = episodes.class_ids, recipe.eval.seed, recipe.eval.batch
     train, test = (draw_photos(study.shards, class_ids, split, photos, seed) for split in ("train", "test"))
-    study.refuse_training_photos([*test, *(i for e in episodes for i in (e.query, *e.supports))])
+    study.refuse_training_photos(test)
     found: dict[str, ProbeScores] = {}
     for name, model in models.items():
         probe, cells = train_probe(model, study.shards, train, class_ids, batch=batch, seed=seed, name=name)
@@ -180,8 +179,7 @@ def analyse_probe(recipe: Recipe, *, bundle: str, fold: int, photos: int) -> Ana
         found[name] = ProbeScores(probe=probe, ious=ious, few=few)
     strips = _strips(study, models, found, episodes)
     counts = {"train_photos": len(train), "test_photos": len(test), "cells": cells}
-    return write_page(_analysis(study, fold, found, episodes, strips, counts), recipe, study.shards,
-                      [(bundle, study.info)])
+    return write_page(_analysis(study, fold, found, episodes, strips, counts), study)
 
 
 def _strips(study: Study, models: dict[str, Segmenter], found: dict[str, ProbeScores],
@@ -189,16 +187,14 @@ def _strips(study: Study, models: dict[str, Segmenter], found: dict[str, ProbeSc
     """One episode of each class: the query's mask by each model's probe and by few-shot matching."""
     picks = first_of_each_class(episodes, SHOWN)
     samples = [load_episode(study.shards, e) for e in picks]
-    panels = [[("support", photo_url(s.references[0].image, s.references[0].mask, SUPPORT)),
-               ("query, truth", photo_url(s.targets[0].image, s.targets[0].mask, TRUTH))] for s in samples]
-    for name, model in models.items():
-        masks = _probed(study, model, found[name].probe, picks, samples, episodes.class_ids)
+    panels = [marked_photos(s) for s in samples]
+    made = {f"probe, {name}": _probed(study, model, found[name].probe, picks, samples, episodes.class_ids)
+            for name, model in models.items()}
+    made |= {f"few-shot, {name}": predict_masks(model, picks, samples, study.recipe.eval)
+             for name, model in models.items()}
+    for name, masks in made.items():
         for shown, sample, (mask, iou) in zip(panels, samples, masks, strict=True):
-            shown.append((f"probe, {name}: {iou * 100:.0f}", photo_url(sample.targets[0].image, mask, PREDICTION)))
-    for name, model in models.items():
-        masks = predict_masks(model, picks, samples, study.recipe.eval)
-        for shown, sample, (mask, iou) in zip(panels, samples, masks, strict=True):
-            shown.append((f"few-shot, {name}: {iou * 100:.0f}", photo_url(sample.targets[0].image, mask, PREDICTION)))
+            shown.append((f"{name}: {iou * 100:.0f}", photo_url(sample.targets[0].image, mask, PREDICTION)))
     return [PictureStrip(title=s.class_name, panels=p) for s, p in zip(samples, panels, strict=True)]
 
 

@@ -20,11 +20,10 @@ from pipelines.base.progress import Bar
 from pipelines.bundles.bundle import read_bundle_info
 from pipelines.config.evaluate import EvalConfig
 from pipelines.config.recipe import Recipe
-from pipelines.data.collate import prompt_from_mask
 from pipelines.data.episodes import Episode, load_episode
 from pipelines.data.schema import EpisodeSample
 from pipelines.data.shardset import Shards
-from pipelines.evaluation.evaluate import FeatureCache
+from pipelines.evaluation.evaluate import FeatureCache, collate_episodes
 from pipelines.pages.pictures import photo_url
 from pipelines.papers.analysis.study import Study, record_cautions
 
@@ -78,13 +77,8 @@ def analyse_batch(model: Segmenter, shards: Shards, episodes: Sequence[Episode],
 
 def _analyse(model: Segmenter, cache: FeatureCache, episodes: Sequence[Episode], samples: Sequence[EpisodeSample],
              config: EvalConfig) -> FcpAnalysis | VrpAnalysis:
-    features, row_of = cache([s for one in samples for s in (*one.references, one.targets[0])])
-    where = torch.tensor([[row_of[r.image_id] for r in one.references] for one in samples])
-    sets = [[prompt_from_mask(model, r, config.prompts, np.random.default_rng([config.seed, e.episode_id, k]),
-                              training=False)
-             for k, r in enumerate(one.references)] for e, one in zip(episodes, samples, strict=True)]
-    prompts = model.collate(sets, features.sizes.cpu(), where).to(model.device)
-    pairs = torch.tensor([[i, row_of[one.targets[0].image_id]] for i, one in enumerate(samples)], device=model.device)
+    features, prompts, queries = collate_episodes(model, cache, episodes, samples, config)
+    pairs = torch.stack([torch.arange(len(samples), device=model.device), queries], dim=1)
     assert isinstance(model, PromptingSegmenter)  # `open_study`
     return model.analyse(features, prompts, pairs)
 

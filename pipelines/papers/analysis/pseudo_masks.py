@@ -20,8 +20,8 @@ from fss_models.segmenter import Segmenter
 from pipelines.config.choose import ChooseConfig
 from pipelines.config.recipe import Recipe
 from pipelines.data.episodes import EpisodeList
-from pipelines.evaluation.evaluate import at_size
-from pipelines.pages.pictures import PREDICTION, SUPPORT, TRUTH, photo_url
+from pipelines.evaluation.evaluate import at_size, full_size_mask, mask_iou
+from pipelines.pages.pictures import PREDICTION, photo_url
 from pipelines.papers.analysis.page import (
     Analysis,
     AnalysisFile,
@@ -32,9 +32,9 @@ from pipelines.papers.analysis.page import (
     signed_points,
     write_page,
 )
-from pipelines.papers.analysis.pictures import LEGEND
+from pipelines.papers.analysis.pictures import LEGEND, marked_photos
 from pipelines.papers.analysis.prompted import EpisodeBatch, analyse_batch, cell_masks, open_study, remarks
-from pipelines.papers.analysis.scores import first_of_each_class, full_size_mask, mask_iou
+from pipelines.papers.analysis.scores import first_of_each_class
 from pipelines.papers.analysis.study import Study
 
 CONVENTIONAL = "conventional"
@@ -99,12 +99,9 @@ def analyse_pseudo_masks(recipe: Recipe, *, bundle: str, fold: int) -> AnalysisF
     photos.
     """
     study = open_study(recipe, bundle, ("fcp",), "attention-based pseudo masks")
-    episodes = study.open_unseen_fold(fold).episodes(recipe.eval)
-    study.refuse_training_photos([i for e in episodes for i in (e.query, *e.supports)])
-    model = study.adapted
+    episodes, model = study.draw_unseen(fold), study.adapted
     masks = threshold_masks(analyse_batch(model, study.shards, episodes.episodes, recipe.eval, "pseudo masks"), model)
-    return write_page(_analysis(study, fold, episodes, masks, _strips(study, episodes)), recipe, study.shards,
-                      [(bundle, study.info)])
+    return write_page(_analysis(study, fold, episodes, masks, _strips(study, episodes)), study)
 
 
 def _strips(study: Study, episodes: EpisodeList) -> list[PictureStrip]:
@@ -116,9 +113,7 @@ def _strips(study: Study, episodes: EpisodeList) -> list[PictureStrip]:
         for row in (found.shot == 0).nonzero()[:, 0].tolist():
             at = int(found.pair[row])
             sample = batch.samples[at]
-            reference, target = sample.references[0], sample.targets[0]
-            panels = [("support", photo_url(reference.image, reference.mask, SUPPORT)),
-                      ("query, truth", photo_url(target.image, target.mask, TRUTH))]
+            target, panels = sample.targets[0], marked_photos(sample)
             for name, values in masks_by_step(found).items():
                 mask = (at_size(values[row], target.mask.shape) > THRESHOLD).cpu()
                 panels.append((f"{name}: {mask_iou(mask, target) * 100:.0f}",

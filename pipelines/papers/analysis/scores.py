@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from fss_models.errors import FssError
-from fss_models.metrics import Counts, MethodCounts, episode_counts, interval, resampled_scores, score
+from fss_models.metrics import Counts, MethodCounts, interval, resampled_scores, score
 from fss_models.segmenter import Segmenter
 from pipelines.base.progress import Bar
 from pipelines.config.evaluate import EvalConfig
@@ -19,8 +18,9 @@ from pipelines.config.recipe import Recipe
 from pipelines.data import schema
 from pipelines.data.episodes import Episode, EpisodeList, draw_episodes
 from pipelines.data.shardset import ALL_FOLDS, Shards
-from pipelines.evaluation.evaluate import FeatureCache, at_size, memorise_supports, score_episodes
+from pipelines.evaluation.evaluate import FeatureCache, full_size_mask, memorise_supports, score_episodes
 from pipelines.evaluation.results import table_counts
+from pipelines.pages.curves import interval_bars
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +57,12 @@ def scores_of_counts(counts: Counts, shards: Shards, recipe: Recipe, episodes: E
                          per_class={shards.classes[c].name: v for c, v in scores.per_class.items()})
 
 
+def interval_plot(scores: Mapping[str, FewShotScores]) -> str:
+    """The mIoU of each name with its interval, as inline SVG."""
+    return interval_bars([(name, s.miou * 100, s.interval[0] * 100, s.interval[1] * 100)
+                          for name, s in scores.items()], "mIoU, percent, with its 95 % interval")
+
+
 def draw_episodes_among(shards: Shards, class_ids: Sequence[int], config: EvalConfig) -> EpisodeList:
     """Draw a list of `config.episodes` episodes of the given classes by the rule of `draw_episodes`.
 
@@ -88,20 +94,6 @@ def predict_masks(model: Segmenter, episodes: Sequence[Episode], samples: Sequen
     logits = model.segment(batch.memory, batch.features, batch.pairs).logits
     corners = model.corners_aligned
     return [full_size_mask(one, s.targets[0], corners=corners) for one, s in zip(logits, samples, strict=True)]
-
-
-def full_size_mask(logits: Tensor, target: schema.Sample, *, corners: bool = False) -> tuple[np.ndarray, float]:
-    """Logits [h, w] as a mask [H, W] bool at the target's size, and its IoU; `corners`: the method's `corners_aligned`.
-    """
-    mask = (at_size(logits, target.mask.shape, corners=corners) > 0).cpu()
-    return mask.numpy(), mask_iou(mask, target)
-
-
-def mask_iou(mask: Tensor, target: schema.Sample) -> float:
-    """IoU of a mask [H, W] bool with the target's mask, without void and crowd pixels."""
-    truth, ignore = (torch.from_numpy(np.ascontiguousarray(m)) for m in (target.mask, target.ignore))
-    inter, union = episode_counts(mask, truth, ignore)
-    return inter[1] / max(union[1], 1)
 
 
 def first_of_each_class(episodes: EpisodeList, count: int) -> list[Episode]:

@@ -22,10 +22,9 @@ from pipelines.config.recipe import Recipe
 from pipelines.data.episodes import EpisodeList, load_episode
 from pipelines.data.schema import Sample
 from pipelines.evaluation.evaluate import FeatureCache
-from pipelines.pages.pictures import SUPPORT, TRUTH, photo_url
 from pipelines.papers.analysis.page import Analysis, AnalysisFile, PictureStrip, TextTable, write_page
 from pipelines.papers.analysis.pca import ClassSimilarity, measure_similarity
-from pipelines.papers.analysis.pictures import LEGEND, histograms
+from pipelines.papers.analysis.pictures import LEGEND, histograms, marked_photos
 from pipelines.papers.analysis.prompted import METHODS, cell_masks, heat_url, open_study, remarks
 from pipelines.papers.analysis.scores import first_of_each_class
 from pipelines.papers.analysis.study import Study, draw_photos
@@ -85,16 +84,14 @@ def analyse_similarity(recipe: Recipe, *, bundle: str, fold: int) -> AnalysisFil
     than two classes with two photos each.
     """
     study = open_study(recipe, bundle, METHODS, "features of a backbone beside SAM's")
-    data = study.open_unseen_fold(fold)
-    episodes = data.episodes(recipe.eval)
+    episodes = study.draw_unseen(fold)
     class_ids = episodes.class_ids
     photos = draw_photos(study.shards, class_ids, "test", PHOTOS_A_CLASS * len(class_ids), recipe.eval.seed)
-    study.refuse_training_photos([*photos, *(i for e in episodes for i in (e.query, *e.supports))])
+    study.refuse_training_photos(photos)
     found, classes, images = collect_prototypes(study, class_ids, photos)
     similarities = {kind: measure_similarity(rows, classes, images) for kind, rows in found.items()}
     counts = {"objects": len(classes), "photos": len(photos)}
-    return write_page(_analysis(study, fold, class_ids, similarities, counts, _strips(study, episodes)), recipe,
-                      study.shards, [(bundle, study.info)])
+    return write_page(_analysis(study, fold, class_ids, similarities, counts, _strips(study, episodes)), study)
 
 
 @torch.inference_mode()
@@ -105,8 +102,7 @@ def _strips(study: Study, episodes: EpisodeList) -> list[PictureStrip]:
         sample = load_episode(study.shards, episode)
         reference, target = sample.references[0], sample.targets[0]
         features, row_of = cache([reference, target])
-        panels = [("support", photo_url(reference.image, reference.mask, SUPPORT)),
-                  ("query, truth", photo_url(target.image, target.mask, TRUTH))]
+        panels = marked_photos(sample)
         for kind, maps in prototype_features(features).items():
             size = (maps.shape[-2], maps.shape[-1])
             own = maps[row_of[reference.image_id], None]

@@ -80,6 +80,12 @@ class Study:
         self.refuse_training_classes([c.name for c in data.tested], f"fold {fold} tests")
         return data
 
+    def draw_unseen(self, fold: int) -> EpisodeList:
+        """The fold's episodes. Raises `FssError` if the bundle was trained on one of their classes or photos."""
+        episodes = self.open_unseen_fold(fold).episodes(self.recipe.eval)
+        self.refuse_training_photos([i for e in episodes for i in (e.query, *e.supports)])
+        return episodes
+
     def refuse_training_classes(self, names: Sequence[str], what: str) -> None:
         """Raise `FssError` if the bundle was trained on one of the classes.
 

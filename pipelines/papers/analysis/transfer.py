@@ -16,7 +16,6 @@ from pipelines.data.benchmarks.coco import FOLDS, PASCAL_IN_COCO, transfer_fold
 from pipelines.data.ensure import ensure_shards
 from pipelines.data.episodes import EpisodeList
 from pipelines.data.shardset import Shards
-from pipelines.pages.curves import interval_bars
 from pipelines.papers.analysis.domains import example_strips
 from pipelines.papers.analysis.page import (
     Analysis,
@@ -28,7 +27,7 @@ from pipelines.papers.analysis.page import (
     write_page,
 )
 from pipelines.papers.analysis.pictures import LEGEND
-from pipelines.papers.analysis.scores import FewShotScores, draw_episodes_among, score_few_shot
+from pipelines.papers.analysis.scores import FewShotScores, draw_episodes_among, interval_plot, score_few_shot
 from pipelines.papers.analysis.study import Study
 
 SHOWN = 2  # episodes a fold
@@ -97,8 +96,7 @@ def analyse_transfer(recipe: Recipe, *, bundles: Sequence[str]) -> AnalysisFile:
     folds = open_folds(recipe, bundles)
     scores = [score_few_shot(f.study.adapted, f.study.shards, f.episodes, recipe, f"fold {f.number}") for f in folds]
     strips = [s for f in folds for s in example_strips(f.study, f.episodes, f"fold {f.number}", SHOWN)]
-    analysis = _analysis(recipe, folds, scores, strips)
-    return write_page(analysis, recipe, folds[0].study.shards, [(f.study.url, f.study.info) for f in folds])
+    return write_page(_analysis(recipe, folds, scores, strips), *(f.study for f in folds))
 
 
 def _analysis(recipe: Recipe, folds: list[TransferFold], scores: list[FewShotScores],
@@ -130,7 +128,5 @@ def _analysis(recipe: Recipe, folds: list[TransferFold], scores: list[FewShotSco
                     figures={"miou": mean, "shots": recipe.eval.shots, "absent": absent, "not_scored": left_out,
                              "folds": [{"fold": f.number, "classes": f.names, "trained_on": f.record,
                                         **s.as_json()} for f, s in zip(folds, scores, strict=True)]},
-                    plots=[interval_bars([(f"fold {f.number}", s.miou * 100, s.interval[0] * 100,
-                                           s.interval[1] * 100) for f, s in zip(folds, scores, strict=True)],
-                                         "mIoU, percent, with its 95 % interval")], strips=strips, legend=LEGEND,
-                    notes=notes)
+                    plots=[interval_plot({f"fold {f.number}": s for f, s in zip(folds, scores, strict=True)})],
+                    strips=strips, legend=LEGEND, notes=notes)
