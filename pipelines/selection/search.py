@@ -212,7 +212,8 @@ class _Driver:
                              rungs=len(rungs), trials=trials, importance=method.study.importance(trials, rung),
                              importance_steps=rungs[rung])
         if found.best:
-            found.recipe = write_recipe(method.best_recipe(found.best.values), f"{url}.yaml")
+            found = found.model_copy(update={
+                "recipe": write_recipe(method.best_recipe(found.best.values), f"{url}.yaml")})
             self.tracker.artifact.remote(self.parent, found.recipe)
         if picture := draw_search(found):
             Store(f"{url}.svg").write_bytes("", picture.encode())

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import yaml
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from pipelines.base.storage import Store, join
 from pipelines.base.text_table import text_table
@@ -29,8 +29,9 @@ class TrialScore(Section):
 
 
 class Trial(Section):
-    """One choice of settings with its scores, one for each rung that it reached."""
+    """One choice of settings with its scores, one for each rung that it reached. It is filled while a search runs."""
 
+    model_config = ConfigDict(extra="forbid", frozen=False)
     number: int
     values: dict[str, Any]
     scores: list[TrialScore] = Field(default_factory=list)

@@ -261,8 +261,8 @@ def _notes(request: SizingRequest, stages: tuple[SizingStage, ...]) -> list[str]
             notes.append("labelling, image encodings by " + setting + ": " + ", ".join(
                 f"{value} {count:,}" for value, count in counts.items()))
     if any(s.name == "search" for s in stages):
-        notes.append("the search's hours assume that all its processors are busy: at the last rungs few trials are left, "
-                     "so that it takes longer where there are more processors than such runs")
+        notes.append("the search's hours assume that its processors are always busy: at the last rungs few trials are "
+                     "left, and with more processors than runs it takes longer")
     if not request.gpus and stages[-1].hours > 24 * 30:
         notes.append("labelling would take more than a month on these cores")
     return notes
