@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from fss_models.errors import FssError
 from pipelines.config.sweep import RangeConfig, SearchConfig
 from pipelines.selection.trials import Trial
 
@@ -82,9 +83,11 @@ def _number(values: RangeConfig, value: Any) -> Any:
 
 @contextmanager
 def _quiet_optuna() -> Iterator[Any]:
-    """Optuna, with messages of warnings and errors alone."""
-    import optuna
-
+    """Optuna, with messages of errors alone. Raises `FssError` if it is not installed."""
+    try:
+        import optuna
+    except ImportError as error:
+        raise FssError("the search needs Optuna, which is not installed", hint="pip install 'fss[train]'") from error
     level = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:

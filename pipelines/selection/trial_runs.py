@@ -12,7 +12,7 @@ from pipelines.base.workspace import Workspace
 from pipelines.config.hyperband import rung_steps
 from pipelines.config.recipe import Recipe
 from pipelines.config.run import RunSpec
-from pipelines.config.train import SelectConfig
+from pipelines.config.train import SelectConfig, TrainConfig
 from pipelines.data.ensure import ensure_mixture, ensure_shards, mixture_shares
 from pipelines.data.folds import FoldData, resolve_base_learner, resolve_steps
 from pipelines.evaluation.results import RunResult
@@ -72,12 +72,12 @@ class TrialRuns:
         """The runs of a trial, one for each fold. Each leaves out the held-out classes of its fold."""
         recipe = method.change_settings(values)
         seeds = recipe.sweep.model_copy(update={"seeds": recipe.sweep.seeds[:1]})
-        trains = {fold: recipe.train.model_copy(update={
+        trains: dict[int | None, TrainConfig] = {fold: recipe.train.model_copy(update={
             "steps": rungs[-1], "epochs": 0.0, "stop": 0, "selection": "none", "select": SelectConfig()})
             for fold, rungs in self.rungs.items()}
         found = sweep_specs(
             recipe.model_copy(update={"sweep": seeds}), shards=self.shards.url, data_hash=self.data_hash,
-            trains=dict(trains), mixture=self._mixture,
+            trains=trains, mixture=self._mixture,
             base_learner=lambda one, fold: resolve_base_learner(recipe, one, self.shards, fold))
         return [s.model_copy(update={"holdout": self._held_out[s.fold or 0]}) for s in found]
 
