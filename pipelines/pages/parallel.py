@@ -44,7 +44,7 @@ def parallel_coordinates(axes: Sequence[Axis], scores: Sequence[float], title: s
     for i in np.argsort(scores, kind="stable"):  # the best are drawn on top
         weight = (scores[i] - low) / (high - low) if high > low else 1.0
         plot.plot(range(len(axes)), [axis.places[i] for axis in axes], color=FOLD_COLOURS[0],
-                  alpha=0.15 + 0.85 * weight, linewidth=1.0 + 1.2 * weight)
+                  alpha=0.3 + 0.7 * weight, linewidth=1.0 + 1.2 * weight)
     for x, axis in enumerate(axes):
         plot.axvline(x, color="#000000", linewidth=0.6)
         for place, label in axis.labels:

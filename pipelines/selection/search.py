@@ -20,6 +20,7 @@ from pipelines.base.version import code_version
 from pipelines.base.workspace import Workspace
 from pipelines.config.hyperband import Bracket, brackets_of, search_cost
 from pipelines.config.recipe import Recipe
+from pipelines.config.run import RunSpec
 from pipelines.evaluation.results import RunResult
 from pipelines.evaluation.trial import counts_of, drive_trial, read_score
 from pipelines.features.build import ensure_features
@@ -38,6 +39,7 @@ from pipelines.sweeps.base_learners import ensure_base_learners
 from pipelines.sweeps.execute import PlannedRun, execute_below, tracked_parent, tracking
 from pipelines.sweeps.lengths import RunWork
 from pipelines.sweeps.machines import request_machines
+from pipelines.sweeps.matrix import only_cell
 from pipelines.sweeps.owner import own_workspace
 from pipelines.sweeps.watch import RunState
 
@@ -50,6 +52,7 @@ def search(recipe: Recipe) -> SearchResult:
     that is empty or has settings that cannot be searched, for methods and folds that do not fit, and for a workspace in
     which a sweep is under way; `KeyboardInterrupt` when another process cancels the search.
     """
+    recipe = only_cell(recipe)
     methods = check_search(recipe)
     with own_workspace(Workspace(recipe.out).url) as owner:
         try:
@@ -131,6 +134,7 @@ class _Driver:
         """Train all trials that go on to a rung, on every fold, and score them there."""
         plans: dict[str, PlannedRun] = {}
         for method in self.methods:
+            new: list[RunSpec] = []
             for trial in going[method.label]:
                 specs = self.runs.specs(method, trial.values)
                 trial.runs = [s.name for s in specs]
@@ -141,20 +145,23 @@ class _Driver:
                         plans[spec.name] = PlannedRun(
                             context, self.runs.scoring, cell=f"trial {trial.number}", parent=self._key(method, trial),
                             drive=drive_trial, amount=RunWork(training=steps, scoring=self.runs.episodes))
+                        new.append(spec)
+            self._prepare(method, new)
         failed = self._execute(list(plans.values()))
         for method in self.methods:
             for trial in going[method.label]:
                 self._record(method, trial, rung, failed)
 
+    def _prepare(self, method: SearchedMethod, specs: Sequence[RunSpec]) -> None:
+        """Make what runs build on: base learners and kept features."""
+        ensure_base_learners(method.recipe, specs, self.ray)
+        if specs and self.recipe.train.features != "off":
+            ensure_features(method.recipe, specs, self.ray)
+
     def _execute(self, plans: list[PlannedRun]) -> dict[str, RunResult]:
         """Run the plans; the results of those that failed."""
         if not plans:
             return {}
-        for method in self.methods:
-            mine = [p.run.spec for p in plans if p.run.spec.method.name == method.recipe.methods[0].name]
-            ensure_base_learners(method.recipe, mine, self.ray)
-            if mine and self.recipe.train.features != "off":
-                ensure_features(method.recipe, mine, self.ray)
         now = {p.name for p in plans}
         threads = max(1, math.floor(self.recipe.sweep.cpus_per_run / self.recipe.train.workers))
         found = execute_below(self.parent, self.recipe, plans, self.ray, self.tracker, save=True, threads=threads,

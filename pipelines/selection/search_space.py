@@ -17,7 +17,6 @@ from pipelines.config.recipe import Recipe
 from pipelines.config.sweep import RangeConfig, SearchConfig
 from pipelines.selection.study import SearchStudy
 from pipelines.selection.trials import Trial
-from pipelines.sweeps.matrix import only_cell
 from pipelines.sweeps.plan import check_methods
 
 OF_METHOD = re.compile(r"methods\.(\d+)\.config\.")
@@ -61,10 +60,9 @@ class SearchedMethod:
 def check_search(recipe: Recipe) -> list[SearchedMethod]:
     """The methods of a search: those of the recipe that train.
 
-    Raises `FssError` for a space that is empty, has settings that cannot be searched or leaves a method nothing to try,
-    for values that do not fit, and for a recipe without a method that trains.
+    The recipe has no matrix. Raises `FssError` for a space that is empty, has settings that cannot be searched or leaves
+    a method nothing to try, for values that do not fit, and for a recipe without a method that trains.
     """
-    recipe = only_cell(recipe)
     space = recipe.search.space
     if not space:
         raise FssError("search.space is empty", where=recipe.name,

@@ -35,16 +35,17 @@ def test_a_search_killed_twice_is_as_one_left_alone(shapes_shards: str, tmp_path
 
 
 def _command(folder: Path, shards: str) -> list[str]:
-    """`fss search` of five trials in two brackets, on two folds."""
+    """`fss search` of four trials in two brackets for each of two methods, on two folds."""
     out = folder / "out"
     (out / "shards").mkdir(parents=True)
     (out / "shards" / "shapes").symlink_to(shards)
     recipe = Recipe.model_validate({
         "name": "killed", "out": str(out), "data": json.loads((Path(shards) / "manifest.json").read_text())["source"],
-        "methods": [{"name": "sansa", "preset": "debug"}], "sweep": {"folds": [0, 1], "parallel": 2},
+        "methods": [{"name": "sansa", "preset": "debug"}, {"name": "fcp", "preset": "debug"}],
+        "sweep": {"folds": [0, 1], "parallel": 2},
         "train": {"steps": 12, "batch": 2, "checkpoint_every": 2, "log_every": 2, "pool_bytes": 64_000_000,
                   "selection": "base-holdout", "select": {"classes": 1, "episodes": 6}},
-        "search": {"space": {"train.lr": {"log": [0.0001, 0.01]}}, "trials": 5, "rungs": 2, "eta": 3}})
+        "search": {"space": {"train.lr": {"log": [0.0001, 0.01]}}, "trials": 4, "rungs": 2, "eta": 3}})
     file = folder / "recipe.yaml"
     file.write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
     return [FSS, "search", "--recipe", str(file), "--json"]
@@ -70,7 +71,9 @@ def _finish(command: list[str]) -> list[object]:
     """The search's trials, without what depends on time: settings, scores, how they ended, importance."""
     done = subprocess.run(command, env=_environment(), capture_output=True, text=True, timeout=800)
     assert done.returncode == 0, done.stderr[-2000:]
-    method, = json.loads(done.stdout)["methods"]
-    trials = [{k: v for k, v in t.items() if k not in ("seconds", "train_s")} for t in method["trials"]]
-    assert len(trials) == 5
-    return [trials, method["importance"]]
+    methods = json.loads(done.stdout)["methods"]
+    assert len({sum(t["steps"] for t in m["trials"]) for m in methods}) == 1, "equal budgets"
+    trials = {m["label"]: [{k: v for k, v in t.items() if k not in ("seconds", "train_s")} for t in m["trials"]]
+              for m in methods}
+    assert {label: len(found) for label, found in trials.items()} == {"sansa": 4, "fcp": 4}
+    return [trials, [m["importance"] for m in methods]]
