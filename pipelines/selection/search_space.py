@@ -60,8 +60,8 @@ class SearchedMethod:
 def check_search(recipe: Recipe) -> list[SearchedMethod]:
     """The methods of a search: those of the recipe that train.
 
-    The recipe has no matrix. Raises `FssError` for a space that is empty, has settings that cannot be searched or leaves
-    a method nothing to try, for values that do not fit, and for a recipe without a method that trains.
+    The recipe has no matrix. Raises `FssError` for a space that is empty, has settings that cannot be searched or
+    leaves a method nothing to try, for values that do not fit, and for a recipe without a method that trains.
     """
     space = recipe.search.space
     if not space:
