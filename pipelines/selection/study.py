@@ -14,6 +14,8 @@ from fss_models.errors import FssError
 from pipelines.config.sweep import RangeConfig, SearchConfig
 from pipelines.selection.trials import Trial
 
+LEAST = 8  # scores from which importance is computed
+
 
 class SearchStudy:
     """The choice of settings for the trials of one method, from the scores of its earlier trials."""
@@ -48,12 +50,13 @@ class SearchStudy:
         self._asked = []
 
     def importance(self, trials: Sequence[Trial], rung: int) -> dict[str, float]:
-        """Setting -> its share in the differences between the scores at a rung; empty if these do not differ.
+        """Setting -> its share in the differences between the scores at a rung.
 
-        By PED-ANOVA (Watanabe et al., IJCAI 2023), Optuna's default.
+        Empty for fewer than 8 such scores, which say nothing, and for equal ones. By PED-ANOVA (Watanabe et al.,
+        IJCAI 2023), Optuna's default.
         """
         scored = [t for t in trials if len(t.scores) > rung and not t.error]
-        if len({t.scores[rung].miou for t in scored}) < 2:
+        if len(scored) < LEAST or len({t.scores[rung].miou for t in scored}) < 2:
             return {}
         with _quiet_optuna() as optuna:
             study = optuna.create_study(direction="maximize")

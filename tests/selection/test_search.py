@@ -94,6 +94,7 @@ def test_importance_finds_the_setting_that_matters() -> None:
     assert list(found) == ["train.lr", "methods.1.config.factor"]
     assert found["train.lr"] > 0.8
     assert sum(found.values()) == pytest.approx(1)
+    assert study.importance(trials[:7], 0) == {}, "too few to say anything"
     assert study.importance([scored(i, t.values, 0.5) for i, t in enumerate(trials)], 0) == {}
 
 
