@@ -25,6 +25,7 @@ from pipelines.evaluation.results import RunResult
 from pipelines.evaluation.trial import counts_of, drive_trial, read_score
 from pipelines.features.build import ensure_features
 from pipelines.selection.search_space import SearchedMethod, check_search
+from pipelines.selection.study import LEAST
 from pipelines.selection.trial_runs import TrialRuns
 from pipelines.selection.trials import (
     FOLDER,
@@ -214,7 +215,7 @@ class _Driver:
         url, rungs = join(self.recipe.out, FOLDER, f"{self.recipe.name}-{method.label}"), self.runs.reference
         trials = sorted(method.trials, key=lambda t: t.rank)
         reached = [sum(len(t.scores) > rung for t in trials) for rung in range(len(rungs))]
-        rung = max(r for r in range(len(rungs)) if reached[r] >= max(2, len(trials) / 2) or r == 0)
+        rung = max(r for r in range(len(rungs)) if reached[r] >= max(LEAST, len(trials) / 2) or r == 0)
         found = MethodSearch(label=method.label, method=method.recipe.methods[0].name, space=method.study.space,
                              rungs=len(rungs), trials=trials, importance=method.study.importance(trials, rung),
                              importance_steps=rungs[rung])
