@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 from fss_models.errors import FssError
@@ -188,6 +189,7 @@ class _Running:
                  tracker: Any, request: MachineRequest, ray: Any) -> None:
         self.plans, self.schedule, self.lengths, self.watch = plans, schedule, lengths, watch
         self.tracker, self.request, self.ray = tracker, request, ray
+        self._task_of = cache(ray.remote)  # a task for each function, which Ray then sends to machines once
         self.open_runs = set(plans)  # those whose results are not recorded yet
         self._looked = self._worked = time.monotonic()
 
@@ -215,10 +217,9 @@ class _Running:
         plan = self.plans[name]
         plan.tries, plan.began = plan.tries + 1, time.monotonic()
         memory = int(self.schedule.under_way[name][0].resources.memory)
-        task = self.ray.remote(plan.drive)
-        return task.options(num_cpus=0, memory=memory or None, max_retries=0,
-                            scheduling_strategy=_beside(self.schedule.driver_node(name)),
-                            ).remote(plan.run, plan.scoring)
+        return self._task_of(plan.drive).options(num_cpus=0, memory=memory or None, max_retries=0,
+                                                 scheduling_strategy=_beside(self.schedule.driver_node(name)),
+                                                 ).remote(plan.run, plan.scoring)
 
     def _tick(self) -> None:
         progress: dict[str, dict[str, Any]] = {}
