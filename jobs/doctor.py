@@ -26,6 +26,7 @@ State = Literal["ok", "missing", "optional"]
 GB = 1e9
 EXTRAS = {  # package of an extra -> (the extra, what it adds)
     "mlflow": ("train", "sweeps, promotion, tracking"), "matplotlib": ("train", "figures of reports and analyses"),
+    "optuna": ("train", "search of settings"),
     "boto3": ("s3", "MLflow's artifacts in a bucket"),
     "pillow-heif": ("heic", "photos of iPhones"), "transformers": ("sam3", "the method sam3"),
     "pot": ("matcher", "the method matcher at its published size"),

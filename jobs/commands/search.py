@@ -1,4 +1,4 @@
-"""`fss search`: search hyper-parameters of one method, scored on held-out base classes."""
+"""`fss search`: search hyper-parameters of methods, scored on held-out base classes."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ def register(app: typer.Typer) -> None:
     @app.command("search")
     def search_command(recipe: RecipeOption = "demo", sets: SetOption = None, out: OutOption = None,
                        as_json: JsonOption = False) -> None:
-        """Try settings of the recipe's `search.space` with Ray Tune and print the best as --set options.
+        """Try settings of the recipe's `search.space` for each of its methods, and write the best as recipes.
 
-        Trials are scored on base classes that are held out from training, never on novel classes. A second call after
-        a kill uses all scores that were already computed.
+        Trials are scored on base classes that are held out from training, never on novel classes; Hyperband ends the
+        poor ones early. A second call after a kill goes on with the same trials.
         """
         chosen = load_recipe(recipe, sets, out=out)
 
-        from pipelines.selection.search import format_search, search
+        from pipelines.selection.search import search
+        from pipelines.selection.trials import format_search
 
         found = search(chosen)
         print(format_search(found), file=sys.stderr if as_json else sys.stdout)
         if as_json:
             print(found.model_dump_json(indent=1))
-        if all(t.best is None for t in found.trials):
+        if all(m.best is None for m in found.methods):
             raise typer.Exit(1)

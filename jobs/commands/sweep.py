@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +12,9 @@ from fss_models.errors import FssError
 from jobs.options import JsonOption, OutOption, RecipeOption, SetOption
 from jobs.recipes import load_recipe
 from pipelines.config.recipe import Recipe
+
+if TYPE_CHECKING:
+    from pipelines.sweeps.watch import SweepState
 
 PlaceOption = Annotated[str,
                         typer.Option("--out", "-o",
@@ -46,7 +49,7 @@ def register(app: typer.Typer) -> None:
         state = read_state(out)
         why = f" ({state.why})" if state.why else ""
         table = f"{format_state(state)}\n{state.status}{why}" + ("" if state.status == "running"
-                                                                 else _resume_hint(state.status, out))
+                                                                 else _resume_hint(state, out))
         print(table if not as_json else state.model_dump_json(indent=1))
 
     @group.command("cancel")
@@ -59,13 +62,16 @@ def register(app: typer.Typer) -> None:
         from pipelines.sweeps.watch import read_state
 
         owner.cancel(out)
-        print(f"cancelled; {read_state(out).line}{_resume_hint('stopped', out)}")
+        state = read_state(out)
+        print(f"cancelled; {state.line}{_resume_hint(state, out)}")
 
     app.add_typer(group, name="sweep")
 
 
-def _resume_hint(status: str, out: str) -> str:
-    return f"; `fss sweep resume --out {out}` continues it" if status == "stopped" else ""
+def _resume_hint(state: SweepState, out: str) -> str:
+    if state.status != "stopped":
+        return ""
+    return f"; `{'fss search` with its recipe' if state.search else f'fss sweep resume --out {out}`'} continues it"
 
 
 def _run(recipe: Recipe, as_json: bool) -> None:

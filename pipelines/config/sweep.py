@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -40,10 +40,15 @@ class RangeConfig(Section):
 
 
 class SearchConfig(Section):
-    """The search of `fss search`: trials are scored on held-out base classes of a fold, as `train.select` says."""
+    """The search of `fss search`: trials are scored on held-out base classes of folds, as `train.select` says."""
 
-    space: dict[str, RangeConfig] = {}  # settings below train and methods.0.config -> their ranges
-    trials: Positive = 16  # number of choices of settings
-    fold: int = Field(0, ge=0)  # the fold whose base classes are used
-    stop_early: bool = True  # ASHA: at each scored step, trials outside the best third are stopped
+    # settings below train and methods.N.config -> their ranges; those of methods.N are tried for that method alone
+    space: dict[str, RangeConfig] = {}
+    trials: Positive = 16  # number of choices of settings, for each method
+    folds: list[int] = []  # a trial is trained and scored on each of these; empty: those of the sweep
+    # tpe: chooses by the scores of earlier trials (tree-structured Parzen estimator); random: independent of them
+    sampler: Literal["tpe", "random"] = "tpe"
+    stop_early: bool = True  # Hyperband; false: every trial is trained to its end
+    rungs: Positive = 3  # numbers of steps at which trials are compared; the last is `train.steps`
+    eta: int = Field(3, ge=2)  # one trial in `eta` goes on to the next rung, which has `eta` times the steps
     seed: int = 0  # of the choice of settings

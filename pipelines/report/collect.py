@@ -18,6 +18,7 @@ from pipelines.data.shardset import Shards
 from pipelines.evaluation.results import RunResult, read_result
 from pipelines.labelling.manifest import JobManifest
 from pipelines.selection.choose import Leaderboard, LeaderboardRow, method_counts, read_leaderboard
+from pipelines.selection.trials import SearchResult, read_search
 
 BASELINE = "prior"
 
@@ -45,6 +46,7 @@ class ReportMaterial:
     champion: BundleInfo | None
     labels: list[FinishedJob]
     stages: list[dict[str, Any]]  # name, seconds
+    search: SearchResult | None  # of the recipe's `fss search`
 
     @property
     def winner(self) -> LeaderboardRow | None:
@@ -80,7 +82,7 @@ def collect(recipe: Recipe, labels: str = "") -> ReportMaterial:
         failed={n: e for row in board.rows for n, e in row.failed.items()},
         histories={n: h for n in runs if (h := _json(store, f"runs/{n}/history.json"))},
         shards=_shards(workspace.shards(board.dataset)), champion=_champion(workspace), labels=_labels(store, labels),
-        stages=_json(store, "stages.json") or [],
+        stages=_json(store, "stages.json") or [], search=read_search(recipe),
     )
 
 

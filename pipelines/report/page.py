@@ -24,6 +24,7 @@ from pipelines.report.examples import KINDS, make_examples
 from pipelines.report.gallery import KINDS as LABEL_KINDS
 from pipelines.report.gallery import make_galleries
 from pipelines.selection.choose import FOUNDATION, count_text, difference_text
+from pipelines.selection.trials import draw_search
 
 PACKAGES = ("torch", "ray", "mlflow", "sam2", "timm", "pyarrow", "numpy", "pandas", "pycocotools")
 NO_VERDICT = " Parts of the model that need training have random values: this is no verdict on the method."
@@ -53,6 +54,7 @@ def render(material: ReportMaterial) -> str:
     return template.render(
         m=material, board=material.board, winner=material.winner, recipe=material.recipe,
         folds=sorted({f for r in material.board.rows for f in r.folds}, key=int), verdicts=_verdicts(material),
+        searches=[(m, Markup(draw_search(m))) for m in material.search.methods] if material.search else [],
         versus=versus_baseline(material), baseline=BASELINE, intervals=_intervals(material), curves=_curves(material),
         classes=_class_table(material), examples={k: [e for e in shown if e.kind == k] for k in KINDS},
         why_no_examples=why_none, galleries=[g for s in material.labels for g in make_galleries(s, material.shards)],

@@ -1,328 +1,229 @@
-"""Hyper-parameter search with Ray Tune, scored on held-out base classes of a fold, never on novel classes.
+"""`search`: find settings of methods by trials, scored on held-out base classes of folds, never on novel classes.
 
-A trial is one process. It trains without the held-out classes, as `train.selection=base-holdout` does, and is scored at
-each step of that selection's grid; ASHA continues only the better third. Each score is written at once, into
-`search/<recipe>/<trial>.json` of the workspace: a search that was killed reads it there when it is started again.
+A trial is a run of the sweep on each fold, trained without the held-out classes: it is placed, resumed, watched and
+tracked as every run. Hyperband (`pipelines/config/hyperband.py`) decides how far trials are trained, Optuna what they
+try. Both depend on scores alone, not on the order in which trials end. A search that was killed is done again from the
+start, with the scores that it had: it makes the same choices, and trains only what is missing.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
-import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
-import torch
-from pydantic import Field, ValidationError
-
-from fss_models import registry
-from fss_models.errors import FssError
-from fss_models.segmenter import Segmenter
 from pipelines.base.cluster import cluster
-from pipelines.base.outcome import error_line
-from pipelines.base.progress import Bar
+from pipelines.base.progress import say
 from pipelines.base.storage import Store, join
-from pipelines.base.text_table import text_table
 from pipelines.base.version import code_version
 from pipelines.base.workspace import Workspace
-from pipelines.config.evaluate import EvalConfig
+from pipelines.config.hyperband import Bracket, brackets_of, search_cost
 from pipelines.config.recipe import Recipe
-from pipelines.config.run import RunSpec, shipped_sha
-from pipelines.config.section import Section
-from pipelines.config.sweep import RangeConfig
-from pipelines.config.train import TrainConfig
-from pipelines.data.ensure import ensure_mixture, ensure_shards, mixture_shares
-from pipelines.data.folds import FoldData, resolve_base_learner, resolve_steps
-from pipelines.evaluation.steps import draw_held_out_episodes, grid_of, hold_out
+from pipelines.config.run import RunSpec
+from pipelines.evaluation.results import RunResult
+from pipelines.evaluation.trial import counts_of, drive_trial, read_score
+from pipelines.features.build import ensure_features
+from pipelines.selection.search_space import SearchedMethod, check_search
+from pipelines.selection.study import LEAST
+from pipelines.selection.trial_runs import TrialRuns
+from pipelines.selection.trials import (
+    FOLDER,
+    MethodSearch,
+    SearchResult,
+    Trial,
+    TrialScore,
+    draw_search,
+    write_recipe,
+)
 from pipelines.sweeps.base_learners import ensure_base_learners
-from pipelines.training.context import RunContext
-
-ALLOWED = ("train.", "methods.0.config.")
-FIXED = ("train.steps", "train.epochs", "train.stop", "train.selection", "train.select", "train.workers",
-         "train.features", "train.shots", "train.prompts")
-THIRD = 3
-
-
-class SearchPoint(Section):
-    """A score of a trial: mIoU on the held-out classes, a fraction, and its 95 % interval."""
-
-    steps: int
-    miou: float
-    interval: tuple[float, float]
-
-
-class Trial(Section):
-    """One choice of settings with its scores so far."""
-
-    values: dict[str, Any]
-    points: list[SearchPoint] = Field(default_factory=list)
-    error: str = ""
-
-    @property
-    def best(self) -> SearchPoint | None:
-        """The trial's best score, None before the first."""
-        return max(self.points, key=lambda p: p.miou, default=None)
-
-
-class SearchResult(Section):
-    """The content of `search/<recipe>.json`: trials, the best first."""
-
-    recipe: str
-    method: str
-    fold: int
-    held_out: list[str]  # names of the classes that trials are scored on
-    list_hash: str
-    episodes: int
-    steps: int  # steps of a trial that is not stopped early
-    trials: list[Trial]
-    code: str
-
-    @property
-    def settings(self) -> str:
-        """The best trial's settings as options of a command (`--set KEY=VALUE ...`)."""
-        values = self.trials[0].values if self.trials and self.trials[0].best else {}
-        return " ".join(f"--set {k}={json.dumps(v)}" for k, v in values.items())
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrialInputs:
-    """Inputs that all trials share: the recipe, the run to vary, and the folder for scores (`url`)."""
-
-    recipe: Recipe
-    spec: RunSpec
-    url: str
-    threads: int
-
-    def change_settings(self, values: dict[str, Any]) -> RunSpec:
-        """The run of a trial with these settings; it trains without the held-out classes."""
-        recipe = change_settings(self.recipe, values)
-        train = recipe.train.model_copy(update={
-            "steps": self.spec.train.steps, "epochs": 0.0, "selection": "none", "select": type(recipe.train.select)()})
-        return self.spec.model_copy(update={"method": recipe.methods[0], "train": train})
-
-    def trial_name(self, values: dict[str, Any]) -> str:
-        """File name of a trial; equal settings of an equal run give the same name."""
-        content = json.dumps([self.spec.model_dump(mode="json"), values], sort_keys=True)
-        return f"{hashlib.sha256(content.encode()).hexdigest()[:12]}.json"
-
-
-def change_settings(recipe: Recipe, values: dict[str, Any]) -> Recipe:
-    """The recipe with some settings changed. Raises `FssError` for an unknown setting or a value that does not fit."""
-    raw = recipe.model_dump()
-    for key, value in values.items():
-        node: Any = raw
-        *place, last = key.split(".")
-        for part in place:
-            node = node[int(part)] if isinstance(node, list) else node[part]
-        node[last] = value
-    try:
-        made = Recipe.model_validate(raw)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place_of = ".".join(str(p) for p in first["loc"])
-        raise FssError(f"search.space: {place_of}: {first['msg']}", where=recipe.name) from error
-    registry.make_config(made.methods[0].name, made.methods[0].config)
-    return made
+from pipelines.sweeps.execute import PlannedRun, execute_below, tracked_parent, tracking
+from pipelines.sweeps.lengths import RunWork
+from pipelines.sweeps.machines import request_machines
+from pipelines.sweeps.matrix import only_cell
+from pipelines.sweeps.owner import own_workspace
+from pipelines.sweeps.watch import RunState
 
 
 def search(recipe: Recipe) -> SearchResult:
-    """Try `search.trials` choices of settings; returns them, the best first, and writes `search/<recipe>.json`.
+    """Try `search.trials` choices of settings of each method; returns them, the best first.
 
-    Raises `FssError` for a space that is empty or has settings that cannot be searched, for several methods, and for
-    several workers or kept features, which a trial does not support. A trial that fails has `error`.
+    Writes `search/<recipe>.json`, and a recipe and a picture for each method beside it. Meanwhile this process owns the
+    workspace. A method without a trial that could be trained to its end has no best one. Raises `FssError` for a space
+    that is empty or has settings that cannot be searched, for methods and folds that do not fit, and for a workspace in
+    which a sweep is under way; `KeyboardInterrupt` when another process cancels the search.
     """
-    _check(recipe)
-    with cluster() as ray:
-        inputs, data, train = _trial_inputs(recipe)
-        ensure_base_learners(recipe, [inputs.spec], ray)
-        episodes = draw_held_out_episodes(data, train)
-        trials = _tune(recipe, inputs, grid_of(train))
-    held = [data.shards.classes[c].name for c in hold_out(data, train)]
-    trials.sort(key=lambda t: -(t.best.miou if t.best else -1.0))
-    found = SearchResult(recipe=recipe.name, method=recipe.methods[0].name, fold=recipe.search.fold, held_out=held,
-                         list_hash=episodes.sha256, episodes=len(episodes), steps=train.steps, trials=trials,
-                         code=code_version())
-    Store(join(recipe.out, "search")).write_json(f"{recipe.name}.json", found.model_dump(mode="json"))
-    return found
+    recipe = only_cell(recipe)
+    methods = check_search(recipe)
+    with own_workspace(Workspace(recipe.out).url) as owner:
+        try:
+            with cluster() as ray:
+                with request_machines(ray) as request:
+                    request.ask([{"CPU": 1.0}])  # for Ray Data, which builds shards
+                    runs = TrialRuns(recipe)
+                return _search(recipe, methods, runs, ray)
+        except KeyboardInterrupt:
+            if owner.ended:
+                say(f"the search stops: {owner.ended}")
+            raise
 
 
-def _check(recipe: Recipe) -> None:
-    space = recipe.search.space
-    if not space:
-        raise FssError("search.space is empty", where=recipe.name,
-                       hint="give one, such as --set 'search.space={train.lr: {log: [0.0001, 0.01]}}'")
-    for key in space:
-        if not key.startswith(ALLOWED) or key.startswith(FIXED):
-            raise FssError(f"search.space: {key} cannot be searched", where=recipe.name,
-                           hint="use settings below train and methods.0.config that do not change what is compared")
-    if len(recipe.methods) != 1 or not registry.method_class(recipe.methods[0].name).trains:
-        raise FssError("a search needs exactly one method that trains", where=recipe.name,
-                       hint="set methods to that one")
-    if recipe.train.workers > 1 or recipe.train.features != "off":
-        raise FssError("`fss search` supports neither several workers nor kept features", where=recipe.name,
-                       hint="set train.workers=1 and train.features=off")
-    for key, values in space.items():
-        for value in _edges(values):
-            change_settings(recipe, {key: value})
+def _search(recipe: Recipe, methods: Sequence[SearchedMethod], runs: TrialRuns, ray: Any) -> SearchResult:
+    cost = search_cost(recipe.search, [rungs[-1] for rungs in runs.rungs.values()])
+    say(f"search: {recipe.search.trials} trials of each of {len(methods)} methods on {len(runs.rungs)} folds; for each "
+        f"method {cost.runs} runs, {cost.steps:,} steps and {cost.scorings} scorings of {runs.episodes} episodes")
+    with tracking(recipe, ray) as tracker:
+        driver = _Driver(recipe, methods, runs, tracker, ray)
+        with tracked_parent(tracker, driver.parent, driver.params):
+            for bracket in brackets_of(recipe.search):
+                driver.run_bracket(bracket)
+            return driver.finish()
 
 
-def _edges(values: RangeConfig) -> list[Any]:
-    return values.choice or list(values.uniform or values.log or ())
+class _Driver:
+    """A search under way: its trials, and what is recorded of them."""
 
+    def __init__(self, recipe: Recipe, methods: Sequence[SearchedMethod], runs: TrialRuns, tracker: Any,
+                 ray: Any) -> None:
+        self.recipe, self.methods, self.runs, self.tracker, self.ray = recipe, methods, runs, tracker, ray
+        content = [m.recipe.model_dump_json(include={"methods", "train", "search"}) for m in methods]
+        digest = hashlib.sha256("\n".join([runs.data_hash, *content]).encode()).hexdigest()[:8]
+        self.parent = f"search-{recipe.name}-{digest}"
+        self.rows: list[RunState] = []  # of runs that ended in earlier calls of the scheduler
 
-def _trial_inputs(recipe: Recipe) -> tuple[TrialInputs, FoldData, TrainConfig]:
-    """The inputs of all trials, the data of the fold, and the training section by which classes are held out."""
-    shards, fold = ensure_shards(recipe), recipe.search.fold
-    data = FoldData.open(shards.url, fold)
-    train = resolve_steps(recipe.train, shards, fold).model_copy(update={"selection": "base-holdout", "stop": 0})
-    spec = RunSpec(dataset=recipe.data.name, shards=shards.url, data_hash=shards.manifest.content_hash, fold=fold,
-                   method=recipe.methods[0], seed=recipe.sweep.seeds[0], train=train,
-                   mixture=mixture_shares(recipe, ensure_mixture(recipe)), shipped=shipped_sha(recipe.methods[0]),
-                   holdout=tuple(hold_out(data, train)),
-                   base_learner=resolve_base_learner(recipe, recipe.methods[0], shards, fold))
-    url = join(recipe.out, "search", recipe.name)
-    threads = max(1, math.floor(recipe.sweep.cpus_per_run))
-    return TrialInputs(recipe=recipe, spec=spec, url=url, threads=threads), data, train
+    @property
+    def params(self) -> dict[str, Any]:
+        """MLflow parameters of the search."""
+        return {"recipe": self.recipe.name, "search": self.recipe.search.model_dump(mode="json"),
+                "folds": ",".join(map(str, self.runs.rungs))}
 
+    def run_bracket(self, bracket: Bracket) -> None:
+        """Choose a bracket's trials for every method, train them from rung to rung, and tell the scores."""
+        going = {}
+        for method in self.methods:
+            going[method.label] = new = method.ask(bracket.sizes[0])
+            for trial in new:
+                self.tracker.run.remote(self._key(method, trial), parent=self.parent, params=trial.values,
+                                        tags={"fss.method": method.label, "fss.trial": trial.number})
+        started = {label: list(trials) for label, trials in going.items()}
+        for rung, further in enumerate((*bracket.sizes[1:], 0), start=bracket.first):
+            self._run_rung(going, rung)
+            for method in self.methods:
+                going[method.label] = self._halve(method, going[method.label], further)
+        for method in self.methods:
+            method.study.tell(started[method.label], self.runs.reference)
 
-def _tune(recipe: Recipe, inputs: TrialInputs, grid: tuple[int, ...]) -> list[Trial]:
-    """Run the trials on the cluster and read the scores that they wrote."""
-    from ray import tune
-    from ray.tune.schedulers import ASHAScheduler
-    from ray.tune.search.basic_variant import BasicVariantGenerator
+    def _halve(self, method: SearchedMethod, trials: Sequence[Trial], further: int) -> list[Trial]:
+        """The best trials, which go on. The others end: their checkpoints are deleted."""
+        ranked = sorted(trials, key=lambda t: t.rank)
+        on = [t for t in ranked[:further] if not t.error]
+        used = {name for t in on for name in t.runs}
+        for place, trial in enumerate(ranked, start=1):
+            if trial in on:
+                continue
+            steps = trial.scores[-1].steps if trial.scores else 0
+            trial.ended = ("failed" if trial.error else "trained to its end" if not further else
+                           f"stopped at {steps} steps: {place} of {len(ranked)}, {further} went on")
+            for name in set(trial.runs) - used:
+                Store(join(self.runs.folder, name)).delete()
+            key = self._key(method, trial)
+            self.tracker.tags.remote(key, {"fss.ended": trial.error or trial.ended})
+            self.tracker.end.remote(key, *(["FAILED"] if trial.error else []))
+        return on
 
-    config, sweep = recipe.search, recipe.sweep
-    asha = ASHAScheduler(time_attr="training_iteration", max_t=len(grid), grace_period=1, reduction_factor=THIRD)
-    with tempfile.TemporaryDirectory() as folder, Bar("search", config.trials * len(grid), unit="scores") as bar:
-        callback, takes = _progress(bar), {"cpu": sweep.cpus_per_run, "gpu": sweep.gpus_per_run}
-        tuner = tune.Tuner(
-            tune.with_resources(tune.with_parameters(_trial, inputs=inputs, grid=grid), takes),
-            param_space={k: _domain(v, tune) for k, v in config.space.items()},
-            tune_config=tune.TuneConfig(
-                metric="miou", mode="max", num_samples=config.trials, scheduler=asha if config.stop_early else None,
-                search_alg=BasicVariantGenerator(random_state=config.seed, max_concurrent=sweep.parallel)),
-            run_config=tune.RunConfig(storage_path=folder, name="trials", verbose=0, callbacks=[callback]))
-        results = tuner.fit()
-    return [_read(inputs, results[i].config or {}, results[i].error) for i in range(len(results))]
+    def _run_rung(self, going: dict[str, list[Trial]], rung: int) -> None:
+        """Train all trials that go on to a rung, on every fold, and score them there."""
+        plans: dict[str, PlannedRun] = {}
+        for method in self.methods:
+            new: list[RunSpec] = []
+            for trial in going[method.label]:
+                specs = self.runs.specs(method, trial.values)
+                trial.runs = [s.name for s in specs]
+                for spec in specs:
+                    steps = self.runs.rungs[spec.fold or 0][rung]
+                    if read_score(spec, self.runs.scoring, steps) is None:
+                        context = self.runs.context(spec, rung)
+                        plans[spec.name] = PlannedRun(
+                            context, self.runs.scoring, cell=f"trial {trial.number}", parent=self._key(method, trial),
+                            drive=drive_trial, amount=RunWork(training=steps, scoring=self.runs.episodes))
+                        new.append(spec)
+            self._prepare(method, new)
+        failed = self._execute(list(plans.values()))
+        for method in self.methods:
+            for trial in going[method.label]:
+                self._record(method, trial, rung, failed)
 
+    def _prepare(self, method: SearchedMethod, specs: Sequence[RunSpec]) -> None:
+        """Make what runs build on: base learners and kept features."""
+        ensure_base_learners(method.recipe, specs, self.ray)
+        if specs and self.recipe.train.features != "off":
+            ensure_features(method.recipe, specs, self.ray)
 
-def _domain(values: RangeConfig, tune: Any) -> Any:
-    if values.choice:
-        return tune.choice(values.choice)
-    return tune.uniform(*values.uniform) if values.uniform else tune.loguniform(*(values.log or (0.0, 0.0)))
+    def _execute(self, plans: list[PlannedRun]) -> dict[str, RunResult]:
+        """Run the plans; the results of those that failed."""
+        if not plans:
+            return {}
+        now = {p.name for p in plans}
+        threads = max(1, math.floor(self.recipe.sweep.cpus_per_run / self.recipe.train.workers))
+        found = execute_below(self.parent, self.recipe, plans, self.ray, self.tracker, save=True, threads=threads,
+                              before=[r for r in self.rows if r.run not in now], search=True)
+        self.rows = [r for r in self.rows if r.run not in now]
+        self.rows += [RunState(run=n, status="failed" if r.error else "done", error=r.error,
+                               miou=None if r.error else r.miou) for n, r in found.items()]
+        return {name: result for name, result in found.items() if result.error}
 
+    def _record(self, method: SearchedMethod, trial: Trial, rung: int, failed: dict[str, RunResult]) -> None:
+        """Write the scores of a trial up to a rung, and what they took, into the trial and into MLflow."""
+        specs = self.runs.specs(method, trial.values)
+        errors = [f"fold {s.fold}: {failed[s.name].error}" for s in specs if s.name in failed]
+        if errors:
+            trial.error = errors[0]
+            return
+        for at in range(len(trial.scores), rung + 1):
+            results = [self.runs.result(s, at) for s in specs]
+            counts = [(r.spec.fold or 0, [counts_of(s, self.runs.scoring, r)])
+                      for s, r in zip(specs, results, strict=True)]
+            score = TrialScore(steps=self.runs.reference[at], miou=sum(r.miou for r in results) / len(results),
+                               interval=self.runs.interval(counts), folds={r.spec.fold or 0: r.miou for r in results})
+            trial.scores.append(score)
+            trial.seconds += sum(float(r.details["seconds"]) for r in results)
+            self.tracker.metrics.remote(self._key(method, trial), {
+                "select/miou": score.miou, "select/miou_low": score.interval[0], "select/miou_high": score.interval[1],
+                **{f"select/miou_fold{f}": v for f, v in score.folds.items()}}, score.steps)
+        last = [self.runs.result(s, rung) for s in specs]
+        trial.steps = sum(r.steps for r in last)
+        trial.clips = sum(r.steps * s.train.batch for s, r in zip(specs, last, strict=True))
+        trial.seconds += sum(r.train_s for r in last) - trial.train_s
+        trial.train_s = sum(r.train_s for r in last)
 
-def _progress(bar: Bar) -> Any:
-    from ray import tune
+    def _key(self, method: SearchedMethod, trial: Trial) -> str:
+        return f"{self.parent}-{method.label}-t{trial.number:03d}"
 
-    class ScoreBar(tune.Callback):
-        """Advances the bar by one for each score."""
+    def finish(self) -> SearchResult:
+        """Write the results, the best recipes and the pictures."""
+        found = SearchResult(
+            recipe=self.recipe.name, folds=list(self.runs.rungs), rungs=list(self.runs.reference),
+            held_out=self.runs.held_out_names, list_hashes=self.runs.list_hashes, episodes=self.runs.episodes,
+            methods=sorted((self._finish_method(m) for m in self.methods),
+                           key=lambda m: -(m.best.scores[-1].miou if m.best else -1.0)), code=code_version())
+        Store(join(self.recipe.out, FOLDER)).write_json(f"{self.recipe.name}.json", found.model_dump(mode="json"))
+        if found.settings:
+            self.tracker.tags.remote(self.parent, {"fss.best": f"{found.methods[0].label} {found.settings}"})
+        return found
 
-        def on_trial_result(self, *args: Any, **kwargs: Any) -> None:
-            bar.step()
-
-    return ScoreBar()
-
-
-def _read(inputs: TrialInputs, values: dict[str, Any], error: Exception | None) -> Trial:
-    store, name = Store(inputs.url), inputs.trial_name(values)
-    trial = Trial.model_validate(store.read_json(name)) if store.exists(name) else Trial(values=values)
-    return trial.model_copy(update={"error": error_line(error)}) if error else trial
-
-
-def _trial(config: dict[str, Any], inputs: TrialInputs, grid: tuple[int, ...]) -> None:
-    """The function that Tune calls in a process of its own, with the settings of a trial."""
-    from ray import tune
-
-    run_trial(inputs, dict(config), grid, lambda point: tune.report(point.model_dump()))
-
-
-def run_trial(inputs: TrialInputs, values: dict[str, Any], grid: tuple[int, ...],
-              on_progress: Callable[[SearchPoint], None]) -> Trial:
-    """Train and score one choice of settings. `on_progress` is called with every score, those of an earlier try first.
-
-    Nothing is trained if all scores are already known.
-    """
-    store, name = Store(inputs.url), inputs.trial_name(values)
-    trial = Trial.model_validate(store.read_json(name)) if store.exists(name) else Trial(values=values)
-    points = [p for p in trial.points if p.steps in grid]
-    for point in points:
-        on_progress(point)
-    if len(points) == len(grid):
-        return trial
-    known = {p.steps for p in points}
-
-    def record(point: SearchPoint) -> None:
-        if point.steps not in known:
-            points.append(point)
-            store.write_json(name, Trial(values=values, points=points).model_dump(mode="json"))
-            on_progress(point)
-
-    _train(inputs, values, grid, record)
-    return Trial(values=values, points=points)
-
-
-def _train(inputs: TrialInputs, values: dict[str, Any], grid: tuple[int, ...],
-           on_score: Callable[[SearchPoint], None]) -> None:
-    from pipelines.bundles.weights import build_model
-    from pipelines.data.collate import square_side
-    from pipelines.training.base_learner import give_base_learner
-    from pipelines.training.loop import fit
-    from pipelines.training.task import WorkerRank
-
-    torch.set_num_threads(inputs.threads)
-    spec, gpus = inputs.change_settings(values), inputs.recipe.sweep.gpus_per_run
-    data, worker = FoldData.of(spec), WorkerRank(device="cuda" if gpus else "cpu")
-    model = build_model(spec.method, seed=spec.seed)
-    work = Workspace(inputs.recipe.out)
-    give_base_learner(RunContext(spec=spec, runs=work.runs, learners=work.runs), model, data)
-    side = square_side(model, decoded=True) if spec.train.augment == "none" else 0
-
-    def score_step(step: int, trained: Segmenter) -> None:
-        if step in grid:
-            on_score(_score(inputs, trained, step))
-
-    fit(spec, model, worker=worker, resume=None, save=lambda step, write: None, log_row=lambda step, row: None,
-        on_step=score_step,
-        open_stream=lambda position: data.stream(spec, position=position, rank=0, world=1, side=side))
-
-
-def _score(inputs: TrialInputs, model: Segmenter, step: int) -> SearchPoint:
-    """Score the model on the held-out classes. Its training and random state are not changed."""
-    from fss_models.metrics import MethodCounts, interval, resampled_scores, score
-    from pipelines.evaluation.evaluate import score_episodes
-    from pipelines.evaluation.results import table_counts
-
-    data, train = FoldData.open(inputs.spec.shards, inputs.spec.fold), inputs.spec.train
-    episodes = draw_held_out_episodes(data, train)
-    config = EvalConfig(shots=train.shots, episodes=train.select.episodes, seed=train.select.seed,
-                        prompts=train.prompts, batch=inputs.recipe.eval.batch)
-    with torch.random.fork_rng(devices=[] if model.device.type == "cpu" else [model.device]):
-        table, _ = score_episodes(model.eval(), data.shards, episodes, config)
-    model.train()
-    counts = table_counts(table)
-    spread = resampled_scores(MethodCounts.of([(0, [counts])]), resamples=inputs.recipe.choose.resamples, seed=0)
-    return SearchPoint(steps=step, miou=score(counts, episodes.class_ids).miou, interval=interval(spread))
-
-
-def format_search(found: SearchResult) -> str:
-    """The trials as a table for people, the best first; mIoU in percent."""
-    keys = list(found.trials[0].values) if found.trials else []
-    head = [*keys, "steps", "mIoU", "95 % interval", "scored at", ""]
-    rows = []
-    for trial in found.trials:
-        best = trial.best
-        score = ["-"] * 4
-        if best:
-            low, high = best.interval
-            score = [str(best.steps), f"{best.miou * 100:.1f}", f"{low * 100:.1f}-{high * 100:.1f}",
-                     f"{len(trial.points)} steps"]
-        rows.append([*(f"{v:.3g}" if isinstance(v, float) else str(v) for v in trial.values.values()), *score,
-                     trial.error])
-    about = (f"Fold {found.fold}, {found.episodes} episodes of train photos of the held-out base classes "
-             f"({', '.join(found.held_out)}). No novel class was seen.")
-    table = text_table(rows, head=head, left=(len(head) - 1,))
-    return "\n".join([table, "", about, f"best: {found.settings or 'none'}"])
+    def _finish_method(self, method: SearchedMethod) -> MethodSearch:
+        url, rungs = join(self.recipe.out, FOLDER, f"{self.recipe.name}-{method.label}"), self.runs.reference
+        trials = sorted(method.trials, key=lambda t: t.rank)
+        reached = [sum(len(t.scores) > rung for t in trials) for rung in range(len(rungs))]
+        rung = max(r for r in range(len(rungs)) if reached[r] >= max(LEAST, len(trials) / 2) or r == 0)
+        found = MethodSearch(label=method.label, method=method.recipe.methods[0].name, space=method.study.space,
+                             rungs=len(rungs), trials=trials, importance=method.study.importance(trials, rung),
+                             importance_steps=rungs[rung])
+        if found.best:
+            found = found.model_copy(update={
+                "recipe": write_recipe(method.best_recipe(found.best.values), f"{url}.yaml")})
+            self.tracker.artifact.remote(self.parent, found.recipe)
+        if picture := draw_search(found):
+            Store(f"{url}.svg").write_bytes("", picture.encode())
+            self.tracker.artifact.remote(self.parent, f"{url}.svg")
+        return found

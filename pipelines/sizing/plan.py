@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from fss_models import registry
 from fss_models.errors import FssError
+from pipelines.config.hyperband import brackets_of, search_cost
 from pipelines.config.recipe import Recipe
 from pipelines.sizing import figures as f
 from pipelines.sizing.figures import Figure
@@ -75,14 +76,16 @@ class SizingPlan:
 def make_plan(request: SizingRequest) -> SizingPlan:
     """Plan the stages: the shard build, a sweep of the method over the recipe's folds and seeds, and labelling.
 
-    Before the sweep come the base learners, where the method builds on them. The same number of photos is built into
-    shards and labelled. Precisions are those of the recipe's sections. Raises `FssError` for an unknown method or
-    preset, and for one whose speed is not known.
+    Before the sweep come the base learners, where the method builds on them, and the search, where the recipe has a
+    `search.space`. The same number of photos is built into shards and labelled. Precisions are those of the recipe's
+    sections. Raises `FssError` for an unknown method or preset, and for one whose speed is not known.
     """
     registry.method_class(request.method)
     registry.check_preset(request.method, request.preset)
     rate, used = segment_rate(request)
-    before = [_base_learners(request, rate)] if registry.method_class(request.method).on_base_learner else []
+    method = registry.method_class(request.method)
+    before = [_base_learners(request, rate)] if method.on_base_learner else []
+    before += [_search(request, rate)] if request.recipe.search.space and method.trains else []
     parts = [_shards(request), *before, _sweep(request, rate), _label(request, rate)]
     seen = {figure: None for _, figures in parts for figure in figures} | dict.fromkeys(used)
     stages = tuple(stage for stage, _ in parts)
@@ -172,10 +175,15 @@ def _steps(request: SizingRequest, steps: int, epochs: float, batch: int) -> int
 
 
 def _base_learners(request: SizingRequest, rate: float) -> tuple[SizingStage, tuple[Figure, ...]]:
-    """The base learners of the sweep: one for each fold and seed, twice if the runs hold classes out."""
+    """The base learners of the sweep: one for each fold and seed, twice if the runs hold classes out.
+
+    A search needs one for each of its folds, which a sweep that holds out the same classes shares.
+    """
     recipe, config = request.recipe, request.recipe.base_learner
     folds = len(recipe.sweep.folds) or recipe.data.folds
-    runs = folds * len(recipe.sweep.seeds) * (2 if recipe.train.selection == "base-holdout" else 1)
+    hold_out = recipe.train.selection == "base-holdout"
+    runs = folds * len(recipe.sweep.seeds) * (2 if hold_out else 1)
+    runs += _search_folds(recipe) if recipe.search.space and not hold_out else 0
     photos = _steps(request, config.steps, config.epochs, config.batch) * config.batch
     factor, used = speed_factor(request, config.precision)
     rate *= factor
@@ -188,6 +196,29 @@ def _base_learners(request: SizingRequest, rate: float) -> tuple[SizingStage, tu
         s3_gb=runs * f.BASE_LEARNER.value * (4 + 8) / 1e9,  # its file, and a checkpoint with SGD's momentum
         work=f"{runs} runs of {photos:,} photos")
     return stage, (f.BACKWARD, f.PROCESS, f.BASE_LEARNER, *used)
+
+
+def _search_folds(recipe: Recipe) -> int:
+    return len(recipe.search.folds) or len(recipe.sweep.folds) or recipe.data.folds
+
+
+def _search(request: SizingRequest, rate: float) -> tuple[SizingStage, tuple[Figure, ...]]:
+    """The search of the method: Hyperband fixes beforehand how far how many trials are trained."""
+    recipe, train = request.recipe, request.recipe.train
+    cost = search_cost(recipe.search, [count_steps(request)] * _search_folds(recipe))
+    per_clip, used = _clip_seconds(request, rate)
+    seconds = cost.steps * train.batch * per_clip + cost.scorings * train.select.episodes * (1 + train.shots) / rate
+    units = request.gpus or request.cores
+    at_once = min(max(b.sizes[0] for b in brackets_of(recipe.search)) * _search_folds(recipe), units)
+    one = (train.pool_bytes + train.pixel_bytes) / 1e9 + f.PROCESS.value / 1e3
+    stage = SizingStage(
+        name="search", hours=seconds / at_once / 3600, gpus=at_once if request.gpus else 0, cores=at_once,
+        memory_gb=one * at_once, memory=f"{one:.1f} GB for each run",
+        # two checkpoints and the tensors of a rung of each run of a bracket; they are deleted when its trials end
+        s3_gb=at_once * f.TRAINED.value * (2 * 12 + 4) / 1e9,
+        work=f"{recipe.search.trials} trials on {_search_folds(recipe)} folds, {cost.steps * train.batch:,} clips, "
+             f"{cost.scorings} times {train.select.episodes} held-out episodes")
+    return stage, (*used, f.PROCESS, f.TRAINED)
 
 
 def _sweep(request: SizingRequest, rate: float) -> tuple[SizingStage, tuple[Figure, ...]]:
@@ -276,6 +307,9 @@ def _notes(request: SizingRequest, stages: tuple[SizingStage, ...]) -> list[str]
         if len(set(counts.values())) > 1:
             notes.append("labelling, image encodings by " + setting + ": " + ", ".join(
                 f"{value} {count:,}" for value, count in counts.items()))
+    if any(s.name == "search" for s in stages):
+        notes.append("the search's hours assume that its processors are always busy: at the last rungs few trials are "
+                     "left, and with more processors than runs it takes longer")
     if not request.gpus and stages[-1].hours > 24 * 30:
         notes.append("labelling would take more than a month on these cores")
     return notes

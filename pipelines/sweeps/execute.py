@@ -10,9 +10,10 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 from fss_models.errors import FssError
@@ -45,6 +46,9 @@ class PlannedRun:
     run: RunContext
     scoring: ScoringConfig
     cell: str = ""
+    parent: str = ""  # name of the MLflow run above it; empty: the sweep's
+    drive: Callable[..., RunResult] = drive_run  # trains and scores the run: called with `run` and `scoring`
+    amount: RunWork | None = None  # its work, where it is not that of a whole run
     tries: int = 0
     began: float = 0.0  # start of the last try, by the monotonic clock
 
@@ -52,6 +56,11 @@ class PlannedRun:
     def name(self) -> str:
         """Name of the run."""
         return self.run.spec.name
+
+    @property
+    def work(self) -> RunWork:
+        """The work of each of its stages."""
+        return self.amount or RunWork.of(self.run.spec, self.scoring.config)
 
     @property
     def resources(self) -> RunResources:
@@ -66,7 +75,7 @@ class PlannedRun:
 
         If no machine has as much memory as a driver takes, the driver asks for all of one, and is alone there.
         """
-        seconds = lengths.expect(self.run.spec, self.scoring.config)
+        seconds = lengths.expect(self.run.spec, self.work)
         most = max((m.memory for m in machines if m.cpus), default=math.inf)
         resources = replace(self.resources, memory=min(self.resources.memory, most))
         return QueuedRun(key=self.name, resources=resources, seconds=seconds)
@@ -74,10 +83,36 @@ class PlannedRun:
 
 def execute(recipe: Recipe, plans: Sequence[PlannedRun], ray: Any, *, sweep: bool = False,
             before: Sequence[RunState] = ()) -> dict[str, RunResult]:
-    """Execute the plans; run -> result, failed ones with `error`.
+    """Execute the plans below one MLflow run; run -> result, failed ones with `error`.
 
     With `sweep` the state of the table is written into the workspace. `before` are rows of runs that were finished
     earlier. Raises `FssError` for a run that the cluster has no room for.
+    """
+    parent = sweep_key(recipe, plans)
+    facts = {"runs": len(plans), "recipe": recipe.name}
+    with tracking(recipe, ray) as tracker, tracked_parent(tracker, parent, facts):
+        return execute_below(parent, recipe, plans, ray, tracker, save=sweep, before=before)
+
+
+@contextmanager
+def tracked_parent(tracker: Any, key: str, params: Mapping[str, Any]) -> Iterator[None]:
+    """Keep the MLflow run `key` open meanwhile; after an exception it ends as KILLED."""
+    tracker.run.remote(key, params=params, tags={"fss.code": code_version()})
+    try:
+        yield
+    except BaseException:
+        tracker.end.remote(key, "KILLED")
+        raise
+    tracker.end.remote(key)
+
+
+def execute_below(parent: str, recipe: Recipe, plans: Sequence[PlannedRun], ray: Any, tracker: Any, *,
+                  save: bool, before: Sequence[RunState] = (), threads: int = 0,
+                  search: bool = False) -> dict[str, RunResult]:
+    """As `execute`, with the tracking actor of the caller and below its MLflow run `parent`.
+
+    threads: torch threads of a worker; 0: the machine's cores, divided among the runs that are under way at first.
+    search: whether the runs are trials of `fss search`.
     """
     lengths = RunLengths(Workspace(recipe.out).url)
     machines = machines_of(ray)
@@ -86,24 +121,23 @@ def execute(recipe: Recipe, plans: Sequence[PlannedRun], ray: Any, *, sweep: boo
     by_name = {p.name: p for p in plans}
     if not has_autoscaler():
         check_room(schedule, ray)
-    with request_machines(ray) as request, tracking(recipe, ray) as tracker:
+    with request_machines(ray) as request:
         request.ask(bundles_of(schedule.wanted()))
-        threads = max(1, usable_cores() // runs_at_once(schedule))
+        threads = threads or max(1, usable_cores() // runs_at_once(schedule))
         for p in plans:
             p.run = p.run.model_copy(update={"threads": threads, "tracker": tracker})
-        _open_runs(recipe, plans, tracker)
+        _open_runs(parent, plans, tracker)
         rows = [*before, *(RunState(run=p.name, cell=p.cell) for p in plans)]
-        with SweepWatch(Workspace(recipe.out).url, recipe.name, rows, save=sweep) as watch:
+        with SweepWatch(Workspace(recipe.out).url, recipe.name, rows, save=save, search=search) as watch:
             running = _Running(by_name, schedule, lengths, watch, tracker, request, ray)
             try:
-                found = dict(running.results(Workspace(recipe.out).runs))
+                found = dict(running.results())
                 watch.end("finished")
             except BaseException as error:
                 watch.end("stopped", "interrupted" if isinstance(error, KeyboardInterrupt) else error_line(error))
-                for name in (*running.open_runs, sweep_key(recipe, plans)):
+                for name in running.open_runs:
                     tracker.end.remote(name, "KILLED")
                 raise
-        tracker.end.remote(sweep_key(recipe, plans))
     return found
 
 
@@ -155,11 +189,11 @@ class _Running:
                  tracker: Any, request: MachineRequest, ray: Any) -> None:
         self.plans, self.schedule, self.lengths, self.watch = plans, schedule, lengths, watch
         self.tracker, self.request, self.ray = tracker, request, ray
-        self._task = ray.remote(drive_run)
+        self._task_of = cache(ray.remote)  # a task for each function, which Ray then sends to machines once
         self.open_runs = set(plans)  # those whose results are not recorded yet
         self._looked = self._worked = time.monotonic()
 
-    def results(self, runs: str) -> Iterator[tuple[str, RunResult]]:
+    def results(self) -> Iterator[tuple[str, RunResult]]:
         """(run, result) as runs end. Runs that failed but may succeed on another try go back into the queue."""
         for name, ref in pack_runs(self.schedule, self._submit, self.ray, self._tick):
             plan = self.plans[name]
@@ -168,7 +202,7 @@ class _Running:
                 say(f"{name} failed ({result.error}); it will be tried again")
                 self.schedule.add([plan.queued(self.lengths, self.schedule.machines)])
                 continue
-            record_result(self.tracker, result, runs)
+            record_result(self.tracker, result, plan.run.runs)
             self.open_runs.discard(name)
             self.watch.end_run(result, plan.tries)
             if not result.error:
@@ -183,9 +217,9 @@ class _Running:
         plan = self.plans[name]
         plan.tries, plan.began = plan.tries + 1, time.monotonic()
         memory = int(self.schedule.under_way[name][0].resources.memory)
-        return self._task.options(num_cpus=0, memory=memory or None, max_retries=0,
-                                  scheduling_strategy=_beside(self.schedule.driver_node(name)),
-                                  ).remote(plan.run, plan.scoring)
+        return self._task_of(plan.drive).options(num_cpus=0, memory=memory or None, max_retries=0,
+                                                 scheduling_strategy=_beside(self.schedule.driver_node(name)),
+                                                 ).remote(plan.run, plan.scoring)
 
     def _tick(self) -> None:
         progress: dict[str, dict[str, Any]] = {}
@@ -213,8 +247,7 @@ class _Running:
     def _row(self, plan: PlannedRun, progress: dict[str, Any]) -> dict[str, Any]:
         """The table's row of a run that is under way; `progress` is what the tracker has of it."""
         stage, step = progress.get("stage") or "starting", int(progress.get("step", 0))
-        stages = self.lengths.stages(plan.run.spec, plan.scoring.config)
-        work = RunWork.of(plan.run.spec, plan.scoring.config).model_dump()
+        stages, work = self.lengths.stages(plan.run.spec, plan.work), plan.work.model_dump()
         names, total = list(stages), max(sum(stages.values()), 1e-6)
         done = sum(stages[n] for n in names[:names.index(stage)]) if stage in names else 0.0
         done += stages.get(stage, 0.0) * min(step / max(work.get(stage, 1), 1), 1.0)
@@ -252,13 +285,11 @@ def sweep_key(recipe: Recipe, plans: Sequence[PlannedRun]) -> str:
     return f"sweep-{recipe.name}-{digest}"
 
 
-def _open_runs(recipe: Recipe, plans: Sequence[PlannedRun], tracker: Any) -> None:
-    parent = sweep_key(recipe, plans)
-    tracker.run.remote(parent, params={"runs": len(plans), "recipe": recipe.name}, tags={"fss.code": code_version()})
+def _open_runs(parent: str, plans: Sequence[PlannedRun], tracker: Any) -> None:
     for plan in plans:
         spec = plan.run.spec
         tags = {"fss.data": spec.data_hash, "fss.code": code_version(), "fss.method": spec.method.name}
-        tracker.run.remote(spec.name, parent=parent, params=spec.params, tags=tags)
+        tracker.run.remote(spec.name, parent=plan.parent or parent, params=spec.params, tags=tags)
 
 
 def record_result(tracker: Any, result: RunResult, runs: str) -> None:
@@ -276,8 +307,10 @@ def record_result(tracker: Any, result: RunResult, runs: str) -> None:
     figures = {"miou": result.miou, "fb_iou": result.fb_iou, "images_per_s": result.images_per_s,
                "train_s": result.train_s, "miou_low": result.interval[0], "miou_high": result.interval[1]}
     figures |= {f"iou/{name}": value for name, value in result.per_class.items()}
-    tracker.metrics.remote(result.run, figures, result.steps)
     chosen = result.details.get("selection", {})
+    held_out = chosen.get("policy") == "search"  # scored on held-out base classes, not on novel ones
+    tracker.metrics.remote(result.run, {("select/" if held_out else "") + k: v for k, v in figures.items()},
+                           result.steps)
     tracker.tags.remote(result.run, {
         "fss.list": result.list_hash, "fss.bundle": result.bundle_id, "fss.untrained": result.untrained,
         "fss.selection": chosen.get("policy", "none"), "fss.held_out": ", ".join(chosen.get("held_out", {}).values())})

@@ -65,16 +65,16 @@ class RunLengths:
                 return {name: fmean(r[name] for r in found) for name in UNKNOWN}
         return UNKNOWN
 
-    def stages(self, spec: RunSpec, config: EvalConfig) -> dict[str, float]:
+    def stages(self, spec: RunSpec, work: RunWork) -> dict[str, float]:
         """Stage -> expected seconds."""
-        rates, work = self.rates(spec), RunWork.of(spec, config)
+        rates = self.rates(spec)
         step, episode = rates["step_s"], rates["episode_s"]
         return {"selecting": work.selecting * step, "choosing": work.choosing * episode,
                 "training": work.training * step, "scoring": work.scoring * episode + rates["start_s"]}
 
-    def expect(self, spec: RunSpec, config: EvalConfig) -> float:
+    def expect(self, spec: RunSpec, work: RunWork) -> float:
         """Expected seconds of the whole run."""
-        return sum(self.stages(spec, config).values())
+        return sum(self.stages(spec, work).values())
 
     def learn(self, result: RunResult, wall_s: float = 0.0) -> None:
         """Update the rates by a finished run. `wall_s` are the seconds from its start to its end, 0 if not measured."""

@@ -47,6 +47,7 @@ class SweepState(Section):
     """The content of sweep/state.json."""
 
     sweep: str
+    search: bool = False  # whether the runs are trials of `fss search`
     status: Literal["running", "finished", "stopped"] = "running"
     why: str = ""  # reason of a stop
     started: float  # seconds since 1970
@@ -126,9 +127,9 @@ class SweepWatch:
     """Shows the state of a sweep; with `save`, also writes it to the workspace. Use as a context manager."""
 
     def __init__(self, workspace: str, sweep: str, runs: Sequence[RunState], *, every_s: float = 15.0,
-                 save: bool = True) -> None:
+                 save: bool = True, search: bool = False) -> None:
         now = time.time()
-        self.state = SweepState(sweep=sweep, started=now, updated=now, runs=list(runs))
+        self.state = SweepState(sweep=sweep, search=search, started=now, updated=now, runs=list(runs))
         self._store, self._every, self._save = Store(workspace), every_s, save
         self._said, self._wrote = 0.0, 0.0
         self._live = Live(console=Console(stderr=True), refresh_per_second=2) if sys.stderr.isatty() else None

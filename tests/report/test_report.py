@@ -24,6 +24,7 @@ from pipelines.base.storage import Store
 from pipelines.base.workspace import Workspace
 from pipelines.bundles.bundle import load_bundle
 from pipelines.config.recipe import Recipe
+from pipelines.config.sweep import RangeConfig
 from pipelines.data.episodes import load_episode
 from pipelines.data.folds import FoldData
 from pipelines.evaluation.drive import evaluate_run, scoring_config
@@ -37,6 +38,7 @@ from pipelines.report.examples import pick_episodes
 from pipelines.report.gallery import RowSelection, make_gallery
 from pipelines.report.page import render, write_report
 from pipelines.selection.choose import read_leaderboard
+from pipelines.selection.trials import MethodSearch, SearchResult, Trial, TrialScore
 from pipelines.sweeps.sweep import RECIPE
 from pipelines.training.context import RunContext
 from tests.report.conftest import BROKEN, ReportWorkspace
@@ -181,6 +183,25 @@ def test_missing_parts_are_said(workspace: ReportWorkspace, tmp_path: Path) -> N
     for line in ("The shards are not in this workspace", "Nothing was labelled", "No champion was promoted",
                  "their times are not in this workspace"):
         assert line in text
+
+
+def test_a_search_is_shown_with_what_was_spent(workspace: ReportWorkspace, tmp_path: Path, page: str) -> None:
+    assert "Search of settings" not in page
+    shutil.copy(Path(workspace.recipe.out, "leaderboard.json"), tmp_path / "leaderboard.json")
+    trials = [Trial(number=i, values={"train.lr": lr}, ended="trained <to> its end", steps=40, clips=160, seconds=75.0,
+                    scores=[TrialScore(steps=20, miou=lr * 100, interval=(0.1, 0.4), folds={0: lr * 100})])
+              for i, lr in enumerate((0.003, 0.001))]
+    method = MethodSearch(label="sansa", method="sansa", space={"train.lr": RangeConfig(log=(0.001, 0.01))}, rungs=1,
+                          trials=trials, importance={"train.lr": 1.0}, importance_steps=20)
+    found = SearchResult(recipe=workspace.recipe.name, folds=[0], rungs=[20], held_out={0: ["disc"]}, episodes=6,
+                         list_hashes={0: "h"}, methods=[method], code="c")
+    Store(str(tmp_path)).write_json(f"search/{workspace.recipe.name}.json", found.model_dump(mode="json"))
+    text = render(collect(workspace.recipe.model_copy(update={"out": str(tmp_path)})))
+    assert Page(text).open == []
+    words = " ".join(Page(text).words)
+    for shown in ("Search of settings", "30.0", "10.0 – 40.0", "2 min 30 s", "320", "sansa: 2 trials at 20 steps",
+                  "100 %", "trained <to> its end"):
+        assert shown in words
 
 
 def test_another_recipes_episodes_are_not_passed_off(workspace: ReportWorkspace) -> None:

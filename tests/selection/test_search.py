@@ -1,100 +1,189 @@
-"""The search: scored on held-out base classes of train photos, kept as it goes, and on a real cluster with Tune."""
+"""The search: cost, choices and settings without Ray, and a real search of two trials on two folds."""
 
 from __future__ import annotations
 
-import json
+import math
 from pathlib import Path
 
 import pytest
+import yaml
 
 from fss_models.errors import FssError
+from pipelines.base.tracking import tracking_uri
+from pipelines.config.hyperband import brackets_of, rung_steps, search_cost
 from pipelines.config.method import MethodConfig
 from pipelines.config.recipe import Recipe
 from pipelines.config.sweep import RangeConfig, SearchConfig
 from pipelines.config.train import SelectConfig, TrainConfig
 from pipelines.data.folds import FoldData
-from pipelines.evaluation.steps import draw_held_out_episodes, grid_of
-from pipelines.selection.search import SearchPoint, TrialInputs, _trial_inputs, format_search, run_trial, search
+from pipelines.evaluation.steps import draw_held_out_episodes
+from pipelines.selection.search import search
+from pipelines.selection.search_space import check_search
+from pipelines.selection.study import SearchStudy
+from pipelines.selection.trial_runs import TrialRuns
+from pipelines.selection.trials import SearchResult, Trial, TrialScore, format_search, read_search
 
-SPACE = {"train.lr": RangeConfig(log=(0.0001, 0.01)), "methods.0.config.factor": RangeConfig(choice=[0.3, 0.8])}
+SPACE = {"train.lr": RangeConfig(log=(0.0001, 0.01)), "methods.1.config.factor": RangeConfig(choice=[0.3, 0.8])}
 
 
 @pytest.fixture
 def recipe(debug_recipe: Recipe) -> Recipe:
-    """SANSA at debug, four trials of four steps, scored after two and four."""
+    """SANSA at debug, and the prior, which trains nothing: two trials on two folds, compared after 2 and 4 steps."""
     train = TrainConfig(steps=4, batch=2, pool_bytes=64_000_000, select=SelectConfig(points=2, classes=1, episodes=6),
                         selection="base-holdout")
     return debug_recipe.model_copy(update={
-        "methods": [MethodConfig(name="sansa", preset="debug")], "train": train,
-        "search": SearchConfig(space=SPACE, trials=4, fold=0)})
+        "train": train, "search": SearchConfig(space=SPACE, trials=2, rungs=2, eta=2)})
 
 
-@pytest.fixture
-def inputs(recipe: Recipe) -> TrialInputs:
-    return _trial_inputs(recipe)[0]
+def test_the_cost_is_known_beforehand() -> None:
+    """Brackets of Hyperband with the sizes of its paper's rule; a cut one; all of them without early stops."""
+    config = SearchConfig(trials=20)
+    assert [(b.first, b.sizes) for b in brackets_of(config)] == [(0, (9, 3, 1)), (1, (5, 1)), (2, (3,)), (0, (3, 1, 1))]
+    assert rung_steps(config, 90) == (10, 30, 90)
+    cost = search_cost(SearchConfig(trials=9), [90, 180])
+    assert cost.runs == 18
+    assert cost.steps == (9 * 10 + 3 * 20 + 1 * 60) * 3
+    assert cost.scorings == (9 + 3 + 1) * 2
+    late = search_cost(SearchConfig(trials=14), [90])
+    assert late.steps == 210 + 5 * 30 + 60
+    assert late.scorings == 13 + 5 * 2 + 1, "trials of a later bracket are scored at the rungs before as well"
+    whole = SearchConfig(trials=14, stop_early=False)
+    assert search_cost(whole, [90]).steps == 14 * 90
+    with pytest.raises(FssError, match=r"4 training steps are too few for search\.rungs=3"):
+        rung_steps(config, 4)
 
 
-def test_a_trial_sees_neither_novel_classes_nor_test_photos(inputs: TrialInputs) -> None:
-    spec = inputs.change_settings({"train.lr": 0.002, "methods.0.config.factor": 0.8})
-    assert (spec.train.lr, spec.method.config["factor"], spec.train.selection) == (0.002, 0.8, "none")
-    novel = {c.class_id for c in FoldData.open(spec.shards, 0).tested}
-    data = FoldData.of(spec)
-    held = set(spec.holdout)
-    assert len(held) == 1
-    assert not held & novel
-    assert not {c.class_id for c in data.base} & (held | novel)
-    episodes = draw_held_out_episodes(FoldData.open(spec.shards, 0), inputs.spec.train)
-    assert set(episodes.class_ids) == held
-    for photo in {i for e in episodes for i in (e.query, *e.supports)}:
-        assert data.shards.rows[photo]["split"] == "train"
-        assert not novel & set(data.shards.rows[photo]["class_ids"])
+def scored(number: int, values: dict[str, object], *scores: float) -> Trial:
+    return Trial(number=number, values=values, scores=[
+        TrialScore(steps=10 * 3 ** i, miou=s, interval=(s, s), folds={0: s}) for i, s in enumerate(scores)])
 
 
-def test_scores_are_kept_and_not_made_twice(inputs: TrialInputs, tmp_path: Path) -> None:
-    grid, values = grid_of(inputs.spec.train), {"train.lr": 0.001, "methods.0.config.factor": 0.3}
-    told: list[SearchPoint] = []
-
-    class StoppedError(Exception):
-        """Raised in place of ASHA's end of a trial."""
-
-    def stop(point: SearchPoint) -> None:
-        told.append(point)
-        raise StoppedError
-
-    with pytest.raises(StoppedError):
-        run_trial(inputs, values, grid, stop)
-    again: list[SearchPoint] = []
-    trial = run_trial(inputs, values, grid, again.append)
-    assert [p.steps for p in again] == [2, 4]
-    assert again[0] == told[0], "a score that was known is told again, as it was"
-    assert trial.points == again
-    assert all(p.interval[0] <= p.miou <= p.interval[1] for p in again)
-    path = Path(inputs.url) / inputs.trial_name(values)
-    before = path.stat().st_mtime_ns
-    assert run_trial(inputs, values, grid, lambda point: None).points == again
-    assert path.stat().st_mtime_ns == before
-    assert inputs.trial_name(values) != inputs.trial_name(values | {"train.lr": 0.01})
+def choose(config: SearchConfig) -> list[dict[str, object]]:
+    """The settings of 48 trials in brackets of 6, of which learning rates near 0.001 score best; 3 of 6 end early."""
+    study, found = SearchStudy(config, SPACE, 6), []
+    for _ in range(8):
+        new = study.ask(6)
+        quality = [1 - abs(math.log10(v["train.lr"]) + 3) for v in new]
+        scores = [[q] * (1 + (q >= sorted(quality)[3])) for q in quality]
+        study.tell([scored(i, v, *s) for i, (v, s) in enumerate(zip(new, scores, strict=True))], (10, 30))
+        found += new
+    return found
 
 
-def test_the_search_runs_and_is_taken_up(recipe: Recipe, ray_cluster: object) -> None:
-    """Would catch: a trial that Tune cannot run or stop, values that differ from one call to the next."""
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_equal_scores_give_equal_trials(sampler: str) -> None:
+    config = SearchConfig.model_validate({"space": SPACE, "sampler": sampler})
+    assert choose(config) == choose(config)
+    assert choose(config) != choose(config.model_copy(update={"seed": 1}))
+    assert {v["methods.1.config.factor"] for v in choose(config)} == {0.3, 0.8}
+
+
+def test_earlier_scores_move_the_choice() -> None:
+    """TPE comes nearer to what scored well; the random choice does not depend on scores."""
+    def distance(sampler: str) -> float:
+        found = choose(SearchConfig.model_validate({"space": SPACE, "sampler": sampler}))[24:]
+        return sum(abs(math.log10(v["train.lr"]) + 3) for v in found) / len(found)
+
+    assert distance("tpe") < 0.7 * distance("random")
+
+
+def test_importance_finds_the_setting_that_matters() -> None:
+    study = SearchStudy(SearchConfig(sampler="random"), SPACE, 20)
+    trials = [scored(i, v, v["train.lr"]) for i, v in enumerate(study.ask(20))]
+    found = study.importance(trials, 0)
+    assert list(found) == ["train.lr", "methods.1.config.factor"]
+    assert found["train.lr"] > 0.8
+    assert sum(found.values()) == pytest.approx(1)
+    assert study.importance(trials[:7], 0) == {}, "too few to say anything"
+    assert study.importance([scored(i, t.values, 0.5) for i, t in enumerate(trials)], 0) == {}
+
+
+def test_a_trial_sees_neither_novel_classes_nor_test_photos(recipe: Recipe) -> None:
+    (method,), runs = check_search(recipe), TrialRuns(recipe)
+    specs = runs.specs(method, {"train.lr": 0.002, "methods.1.config.factor": 0.8})
+    assert [s.fold for s in specs] == [0, 1]
+    for spec in specs:
+        assert (spec.train.lr, spec.method.config["factor"], spec.train.selection) == (0.002, 0.8, "none")
+        whole = FoldData.open(spec.shards, spec.fold)
+        novel, held = {c.class_id for c in whole.tested}, set(spec.holdout)
+        assert len(held) == 1
+        assert not held & novel
+        assert not {c.class_id for c in FoldData.of(spec).base} & (held | novel)
+        episodes = draw_held_out_episodes(whole, spec.train.model_copy(update={"select": recipe.train.select}))
+        assert set(episodes.class_ids) == held
+        assert episodes.sha256 == runs.list_hashes[spec.fold or 0]
+        for photo in {i for e in episodes for i in (e.query, *e.supports)}:
+            assert whole.shards.rows[photo]["split"] == "train"
+            assert not novel & set(whole.shards.rows[photo]["class_ids"])
+
+
+def test_a_search_runs_and_is_taken_up(recipe: Recipe, ray_cluster: object) -> None:
+    """Would catch: a trial that begins anew at a rung, scores that depend on what was known before, a run that MLflow
+    does not show, a recipe that cannot be read."""
     found = search(recipe)
-    assert len(found.trials) == 4
-    assert all(not t.error for t in found.trials)
-    scores = [t.best.miou for t in found.trials if t.best]
-    assert scores == sorted(scores, reverse=True)
-    assert all(0.0001 <= t.values["train.lr"] <= 0.01 for t in found.trials)
-    assert len({t.values["train.lr"] for t in found.trials}) == 4
-    assert found.settings.startswith("--set ")
+    (method,) = found.methods
+    best, stopped = method.trials
+    assert (len(best.scores), len(stopped.scores)) == (2, 1), "one of two goes on"
+    assert (best.ended, stopped.ended) == ("trained to its end", "stopped at 2 steps: 2 of 2, 1 went on")
+    assert best.scores[0].miou >= stopped.scores[0].miou
+    assert method.best == best
+    assert method.spent[:2] == ((2 * 2 + 2) * 2, (2 * 2 + 2) * 2 * 2)
+    assert all(s.miou == pytest.approx(sum(s.folds.values()) / 2) for t in method.trials for s in t.scores)
     assert "No novel class was seen" in format_search(found)
-    kept = Path(recipe.out) / "search" / "test"
-    before = {p: p.read_text() for p in kept.iterdir()}
-    assert len(before) == 4
+    _check_files(recipe, found)
+    _check_tracking(recipe, found)
+
+    place = Path(recipe.out) / "search"
+    assert not list(place.glob("runs/*/*/checkpoint*")), "ended trials leave no checkpoints"
+    before = {p: p.stat().st_mtime_ns for p in place.glob("scores/*/*")}
+    lost = [p for p in before if p.parent.name == best.runs[0] and p.stem == "step-0000004"]
+    for path in lost:  # as if the search had been killed in the last rung: trained anew, in one go, to the same score
+        path.unlink()
     again = search(recipe)
-    whole = {t.model_dump_json() for t in found.trials if len(t.points) == 2}
-    assert whole <= {t.model_dump_json() for t in again.trials}
-    assert set(kept.iterdir()) == before.keys()
-    assert json.loads((Path(recipe.out) / "search/test.json").read_text())["list_hash"] == found.list_hash
+    assert _same(again) == _same(found)
+    assert {p for p, made in before.items() if p.stat().st_mtime_ns != made} == set(lost), "no other run is made again"
+    assert read_search(recipe) == again
+
+
+def _same(found: SearchResult) -> list[object]:
+    """What does not depend on the time that runs took."""
+    return [(m.label, m.importance, [t.model_dump(exclude={"seconds", "train_s"}) for t in m.trials])
+            for m in found.methods]
+
+
+def _check_files(recipe: Recipe, found: SearchResult) -> None:
+    (method,) = found.methods
+    assert method.best
+    made = Recipe.model_validate(yaml.safe_load(Path(method.recipe).read_text()))
+    assert [m.name for m in made.methods] == ["sansa"]
+    assert made.train.lr == method.best.values["train.lr"]
+    assert made.methods[0].config["factor"] == method.best.values["methods.1.config.factor"]
+    assert made.search == SearchConfig()
+    assert made.train.selection == "base-holdout"
+    picture = Path(method.recipe).with_suffix(".svg").read_text()
+    assert "train.lr" in picture
+    assert "mIoU" in picture
+
+
+def _check_tracking(recipe: Recipe, found: SearchResult) -> None:
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(tracking_uri(recipe.out, recipe.tracking))
+    runs = {r.data.tags["fss.run"]: r for r in client.search_runs(
+        [client.get_experiment_by_name("shapes").experiment_id])}
+    assert {r.info.status for r in runs.values()} == {"FINISHED"}
+    (parent,) = [r for r in runs.values() if "mlflow.parentRunId" not in r.data.tags]
+    trials = {int(r.data.tags["fss.trial"]): r for r in runs.values() if "fss.trial" in r.data.tags}
+    assert {r.data.tags["mlflow.parentRunId"] for r in trials.values()} == {parent.info.run_id}
+    for trial in found.methods[0].trials:
+        run = trials[trial.number]
+        assert float(run.data.params["train.lr"]) == trial.values["train.lr"]
+        curve = client.get_metric_history(run.info.run_id, "select/miou")
+        assert [(m.step, m.value) for m in curve] == [(s.steps, pytest.approx(s.miou)) for s in trial.scores]
+        assert run.data.tags["fss.ended"] == trial.ended
+        for name in trial.runs:
+            assert runs[name].data.tags["mlflow.parentRunId"] == run.info.run_id
+            assert runs[name].data.metrics["loss"] > 0
 
 
 @pytest.mark.parametrize(("change", "line"), [
@@ -103,11 +192,15 @@ def test_the_search_runs_and_is_taken_up(recipe: Recipe, ray_cluster: object) ->
     ({"search": SearchConfig(space={"eval.shots": RangeConfig(choice=[1, 2])})}, "eval.shots cannot be searched"),
     ({"search": SearchConfig(space={"train.lrr": RangeConfig(choice=[1, 2])})}, "train.lrr: Extra inputs"),
     ({"search": SearchConfig(space={"train.lr": RangeConfig(choice=[-1.0])})}, "train.lr: "),
-    ({"search": SearchConfig(space={"methods.0.config.fctor": RangeConfig(choice=[1])})}, "unknown setting 'fctor'"),
-    ({"methods": [MethodConfig(name="prior", preset="debug")]}, "one method that trains"),
-    ({"train": TrainConfig(workers=2)}, "train.workers=1"),
+    ({"search": SearchConfig(space={"methods.1.config.fctor": RangeConfig(choice=[1])})}, "unknown setting 'fctor'"),
+    ({"search": SearchConfig(space={"methods.0.config.x": RangeConfig(choice=[1])})}, "methods.0.config.x is not a"),
+    ({"methods": [MethodConfig(name="prior", preset="debug")]}, "needs a method that trains"),
+    ({"methods": [MethodConfig(name="fcp", preset="debug"), MethodConfig(name="sansa", preset="debug")],
+      "search": SearchConfig(space={"methods.1.config.factor": RangeConfig(choice=[0.3])})}, "no setting of methods.0"),
+    ({"search": SearchConfig(space=SPACE, folds=[9])}, "there is no fold 9"),
+    ({"search": SearchConfig(space=SPACE, rungs=5)}, "4 training steps are too few"),
 ])
-def test_mistakes_are_one_line(recipe: Recipe, change: dict[str, object], line: str) -> None:
+def test_mistakes_are_one_line(recipe: Recipe, ray_cluster: object, change: dict[str, object], line: str) -> None:
     with pytest.raises(FssError) as error:
         search(recipe.model_copy(update=change))
     assert line in str(error.value)

@@ -76,6 +76,22 @@ def test_base_learners_come_before_the_sweep_of_methods_that_build_on_them() -> 
     assert "base learners" not in [s.name for s in plan(sets=sets).stages]
 
 
+def test_a_search_is_planned_by_its_brackets() -> None:
+    sets = ["search.space={train.lr: {log: [0.001, 0.1]}}", "search.trials=9", "train.steps=90", "train.batch=4",
+            "sweep.folds=[0,1,2]", "search.folds=[0,1]", "train.select.episodes=50", "train.selection=base-holdout"]
+    stages = plan(sets=sets, cores=2).stages
+    assert [s.name for s in stages] == ["build shards", "search", "sweep", "label"]
+    steps = (9 * 10 + 3 * 20 + 1 * 60) * 2
+    assert f"9 trials on 2 folds, {steps * 4:,} clips, 26 times 50 held-out episodes" in stages[1].work
+    assert plan(sets=[*sets, "search.trials=17"], cores=2).stages[1].hours > stages[1].hours
+    assert "search" not in [s.name for s in plan(method="prior", sets=sets).stages], "it trains nothing"
+    assert "search" not in [s.name for s in plan(sets=sets[1:-2]).stages], "the recipe has no space"
+    learners = plan(method="bam", gpus=2, sets=[*sets[:-2], "base_learner.steps=50"])
+    assert "5 runs of" in learners.stages[1].work, "of the sweep's three folds, and of the search's two"
+    with pytest.raises(FssError, match="too few for search"):
+        plan(sets=[*sets, "train.steps=3"])
+
+
 @pytest.mark.parametrize("images", [10**4, 10**5, 10**6, 10**7, 10**8])
 def test_more_hardware_takes_less_time_and_more_photos_more(images: int) -> None:
     small, large = plan(images, preset="large", gpus=1), plan(images, preset="large", gpus=8)

@@ -36,14 +36,16 @@ def test_work_counts_every_stage() -> None:
 
 def test_measured_rates_make_the_estimate_and_are_kept(tmp_path: Path) -> None:
     lengths = RunLengths(str(tmp_path))
-    assert lengths.expect(spec(steps=200), EVAL) > lengths.expect(spec(steps=100), EVAL)
-    one = spec(steps=100)
+    one, twice = spec(steps=100), spec(steps=200)
+    assert lengths.expect(twice, RunWork.of(twice, EVAL)) > lengths.expect(one, RunWork.of(one, EVAL))
     for _ in range(40):
         lengths.learn(finished(one, step_s=0.5, episode_s=0.2), wall_s=67.0)
-    assert lengths.expect(one, EVAL) == pytest.approx(67.0, abs=0.5), "100 x 0.5 + 50 x 0.2 + 7 to start"
+    expected = lengths.expect(one, RunWork.of(one, EVAL))
+    assert expected == pytest.approx(67.0, abs=0.5), "100 x 0.5 + 50 x 0.2 + 7 to start"
     lengths.save()
     again = RunLengths(str(tmp_path))
-    assert again.expect(spec(steps=300), EVAL) == pytest.approx(167.0, abs=0.5)
+    longer = spec(steps=300)
+    assert again.expect(longer, RunWork.of(longer, EVAL)) == pytest.approx(167.0, abs=0.5)
 
 
 def test_the_nearest_kind_decides(tmp_path: Path) -> None:
