@@ -53,9 +53,29 @@ def _proposals(model: Any, prepared: Any, points: Tensor, query: Tensor) -> Any:
     maps = model.sam.embed(model.sam.look(model._enlarged(query)))
     scale = model.sam.side / model.side
     box = torch.cat([points.amin(dim=0), points.amax(dim=0)]).float() * scale
-    parts = [model._dense(maps)] if model.use.dense else []
-    for sample in prepared.draw_samples(prepared.base_points(points, model.use), model.use):
-        for some in sample.split(model.use.decoder_batch):
-            rows = torch.zeros(len(some), dtype=torch.int64)
-            parts.append(model._some(maps, rows, some.float() * scale, box.expand(len(some), -1))[0])
+    use, parts = model.use, []
+    if use.dense:
+        for some in prepared.grid_points(use.points_per_side, model.sam.side).split(use.decoder_batch):
+            low, ious = _decode(model, maps, some[:, None], None, several=False)
+            parts.append(_filtered(model, prepared, low, ious, use.dense_iou, use.dense_stability))
+    for sample in prepared.draw_samples(prepared.base_points(points, use), use):
+        for some in sample.split(use.decoder_batch):
+            boxes = box.expand(len(some), -1) if use.use_box else None
+            low, ious = _decode(model, maps, some.float() * scale, boxes, several=use.masks_per_prompt == 3)
+            parts.append(_filtered(model, prepared, low, ious, use.iou_filter or -torch.inf, use.stability_filter))
     return prepared.Proposals.join(parts)
+
+
+def _decode(
+    model: Any, maps: dict[str, Tensor], points: Tensor, boxes: Tensor | None, *, several: bool
+) -> tuple[Tensor, Tensor]:
+    """Masks [n, q, q] and predicted IoU [n] of prompts, by the decoder as it is released."""
+    repeated = {k: v.expand(len(points), -1, -1, -1) for k, v in maps.items()}
+    low, ious = model.sam.candidates(repeated, model.sam.point_prompts(points, boxes), several=several)
+    return low.flatten(0, 1), ious.flatten()
+
+
+def _filtered(model: Any, prepared: Any, low: Tensor, ious: Tensor, least_iou: float, stability: float) -> Any:
+    sure = ious > least_iou
+    made = prepared.make_proposals(low[sure], ious[sure], sam_side=model.sam.side, side=model.side)
+    return made.take(made.stabilities >= stability) if stability > 0 else made

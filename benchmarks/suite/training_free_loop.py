@@ -2,8 +2,9 @@
 
 The released codes encode the supports again for every query, take one query at a time, and go through masks or clusters
 in Python. Ours encodes and memorises the supports once and takes queries in batches. Same weights (random ones where
-the preset has none), same preprocessed photos; masks must be equal. `ratio` is that of CPU seconds, since other
-processes disturb the clock; on a GPU that of seconds. Needs torch, timm and scikit-learn.
+the preset has none), same preprocessed photos; masks must be equal. With several `classes` every query is segmented
+with one support set of each: ours encodes it once, the loop in every episode. `ratio` is that of CPU seconds, since
+other processes disturb the clock; on a GPU that of seconds. Needs torch, timm and scikit-learn.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from fss_models import registry
 from fss_models.clip import Images
 from fss_models.prompts import mask_prompt
 
-CONFIG: dict[str, Any] = {"method": "insid3", "preset": "nano", "config": {}, "shots": 1, "images": 32, "batch": 16,
-                          "side": 320, "repeats": 1, "threads": 1, "device": "cpu", "seed": 0}
+CONFIG: dict[str, Any] = {"method": "insid3", "preset": "nano", "config": {}, "shots": 1, "classes": 1, "images": 32,
+                          "batch": 16, "side": 320, "repeats": 1, "threads": 1, "device": "cpu", "seed": 0}
 
 
 def run(config: dict[str, Any]) -> dict[str, Any]:
@@ -31,45 +32,56 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
     model: Any = registry.build(config["method"], config["preset"], config["config"], seed=config["seed"])
     model = model.to(config["device"]).eval()
     rng = np.random.default_rng(config["seed"])
-    scenes = [_scene(rng, config["side"]) for _ in range(config["shots"] + config["images"])]
+    sets, first = _numbers(config)
+    scenes = [_scene(rng, config["side"]) for _ in range(first + config["images"])]
     photos: Images = model.prepare([photo for photo, _ in scenes]).to(config["device"])
-    shots = config["shots"]
-    marks = model.collate([[mask_prompt(mask) for _, mask in scenes[:shots]]], photos.sizes[:shots].cpu())
-    marks = marks.to(config["device"])
+    masks = [[mask_prompt(scenes[i][1]) for i in one] for one in sets]
+    marks = [model.collate([one], photos.sizes[own].cpu()).to(config["device"])
+             for one, own in zip(masks, sets, strict=True)]
+    every = model.collate(masks, photos.sizes[:first].cpu()).to(config["device"])
 
     def ours() -> torch.Tensor:
-        memory, found = model.memorise(model.encode(_rows(photos, 0, shots)), marks), []
-        for first in range(shots, len(photos), config["batch"]):
-            features = model.encode(_rows(photos, first, min(first + config["batch"], len(photos))))
-            pairs = torch.tensor([[0, i] for i in range(len(features))], device=config["device"])
-            found.append(model.segment(memory, features, pairs).logits > 0)
+        memory, found = model.memorise(model.encode(_rows(photos, 0, first)), every), []
+        for begin in range(first, len(photos), config["batch"]):
+            features = model.encode(_rows(photos, begin, min(begin + config["batch"], len(photos))))
+            pairs = torch.tensor([[s, i] for i in range(len(features)) for s in range(len(sets))])
+            found.append(model.segment(memory, features, pairs.to(config["device"])).logits > 0)
         return torch.cat(found)
 
     prepared = loop.prepare(model)
 
     def official() -> torch.Tensor:
-        given = model, prepared, photos.pixels[:shots], marks.masks[0]
-        return torch.stack([loop.segment(*given, photos.pixels[i : i + 1]) for i in range(shots, len(photos))])
+        return torch.stack([loop.segment(model, prepared, photos.pixels[own], one.masks[0], photos.pixels[i : i + 1])
+                            for i in range(first, len(photos)) for own, one in zip(sets, marks, strict=True)])
 
+    ways = {"ours": ours, "official": official}
     with torch.inference_mode():
-        masks = {name: way() for name, way in (("ours", ours), ("official", official))}
-        spent = {name: _spent(way, config) for name, way in (("ours", ours), ("official", official))}
-    cpu, clock = ({name: s[i] for name, s in spent.items()} for i in (0, 1))
+        found = {name: way() for name, way in ways.items()}
+        cpu, clock = _spent(ways, config["repeats"])
     ratios = {"cpu": cpu["official"] / cpu["ours"], "clock": clock["official"] / clock["ours"]}
+    episodes = config["images"] * len(sets)
     return {"ratio": ratios["cpu" if config["device"] == "cpu" else "clock"], "ratios": ratios, "cpu_seconds": cpu,
-            "seconds": clock, "same_masks": bool(torch.equal(masks["ours"], masks["official"])),
-            "object_share": float(masks["ours"].float().mean()),
-            "images_encoded": {"ours": shots + config["images"], "official": (shots + 1) * config["images"]}}
+            "seconds": clock, "same_masks": bool(torch.equal(found["ours"], found["official"])),
+            "object_share": float(found["ours"].float().mean()),
+            "images_encoded": {"ours": first + config["images"], "official": (config["shots"] + 1) * episodes}}
 
 
-def _spent(way: Callable[[], torch.Tensor], config: dict[str, Any]) -> tuple[float, float]:
-    """CPU and clock seconds, the least of the repeats each."""
-    found = []
-    for _ in range(config["repeats"]):
-        cpu, clock = cpu_seconds(), time.perf_counter()
-        way().cpu()
-        found.append((cpu_seconds() - cpu, time.perf_counter() - clock))
-    return min(f[0] for f in found), min(f[1] for f in found)
+def _numbers(config: dict[str, Any]) -> tuple[list[list[int]], int]:
+    """The photos of each support set, and the number of the first query."""
+    shots = config["shots"]
+    return [list(range(c * shots, (c + 1) * shots)) for c in range(config["classes"])], config["classes"] * shots
+
+
+def _spent(ways: dict[str, Callable[[], torch.Tensor]], repeats: int) -> tuple[dict[str, float], dict[str, float]]:
+    """CPU and clock seconds of each way, the least of the repeats; the ways take turns."""
+    cpu, clock = ({name: float("inf") for name in ways} for _ in range(2))
+    for _ in range(repeats):
+        for name, way in ways.items():
+            began = cpu_seconds(), time.perf_counter()
+            way().cpu()
+            cpu[name] = min(cpu[name], cpu_seconds() - began[0])
+            clock[name] = min(clock[name], time.perf_counter() - began[1])
+    return cpu, clock
 
 
 def _rows(images: Images, first: int, end: int) -> Images:

@@ -30,6 +30,7 @@ from fss_models.methods.gf_sam.similarity import (
     similarity_maps,
 )
 from fss_models.point_prompts.build import PUBLISHED, PointParts, build_point_parts
+from fss_models.point_prompts.decoder import PromptDecoder
 from fss_models.point_prompts.segmenter import PointPromptedSegmenter
 from fss_models.presets import PRESETS
 from fss_models.registry import register_method
@@ -137,17 +138,14 @@ class GfSam(PointPromptedSegmenter):
         pixels = pixels_of(points, self.side)[points.valid]
         distinct, back = (rows * cells + points.cell[points.valid]).unique(return_inverse=True)
         of_row = torch.zeros_like(distinct).scatter_(0, back, torch.arange(len(back), device=back.device))
-        maps = {k: v for k, v in features.maps.items() if k != "cells"}
-        grid = 4 * self.sam.grid
-        logits, ious = rows.new_zeros(0, grid, grid).float(), rows.new_zeros(0).float()
-        made = [self._decode({k: v[rows[some]] for k, v in maps.items()}, pixels[some])
-                for some in of_row.split(self.config.decoder_batch) if len(some)]
-        if made:
-            logits, ious = (torch.cat(parts) for parts in zip(*made, strict=True))
+        prompts = self.sam.point_prompts(pixels[of_row, None])
+        decoder = PromptDecoder(self.sam, {k: v for k, v in features.maps.items() if k != "cells"})
+        grid, photo = 4 * decoder.grid, rows[of_row]
+        logits, ious = prompts.new_zeros(len(prompts), grid, grid).float(), prompts.new_zeros(len(prompts)).float()
+        for some in decoder.chunks(photo, self.config.decoder_batch):
+            made = decoder.decode(photo[some], prompts[some], several=False)
+            logits[some], ious[some] = decoder.masks(made)[:, 0], made.ious[:, 0].float()
         return logits[back], ious[back]
-
-    def _decode(self, maps: dict[str, Tensor], pixels: Tensor) -> tuple[Tensor, Tensor]:
-        return self.sam.decode(maps, self.sam.point_prompts(pixels[:, None]))
 
     def _judge(
         self, maps: SimilarityMaps, points: PointSet, target: Tensor, low: Tensor, ious: Tensor
