@@ -53,7 +53,7 @@ def _proposals(model: Any, prepared: Any, points: Tensor, query: Tensor) -> Any:
     maps = model.sam.embed(model.sam.look(model._enlarged(query)))
     scale = model.sam.side / model.side
     box = torch.cat([points.amin(dim=0), points.amax(dim=0)]).float() * scale
-    use, parts = model.use, []
+    use, parts, least = model.use, [], (model.use.iou_filter or -torch.inf, model.use.stability_filter or None)
     if use.dense:
         for some in prepared.grid_points(use.points_per_side, model.sam.side).split(use.decoder_batch):
             low, ious = _decode(model, maps, some[:, None], None, several=False)
@@ -62,7 +62,7 @@ def _proposals(model: Any, prepared: Any, points: Tensor, query: Tensor) -> Any:
         for some in sample.split(use.decoder_batch):
             boxes = box.expand(len(some), -1) if use.use_box else None
             low, ious = _decode(model, maps, some.float() * scale, boxes, several=use.masks_per_prompt == 3)
-            parts.append(_filtered(model, prepared, low, ious, use.iou_filter or -torch.inf, use.stability_filter))
+            parts.append(_filtered(model, prepared, low, ious, *least))
     return prepared.Proposals.join(parts)
 
 
@@ -75,7 +75,9 @@ def _decode(
     return low.flatten(0, 1), ious.flatten()
 
 
-def _filtered(model: Any, prepared: Any, low: Tensor, ious: Tensor, least_iou: float, stability: float) -> Any:
+def _filtered(
+    model: Any, prepared: Any, low: Tensor, ious: Tensor, least_iou: float, stability: float | None
+) -> Any:
     sure = ious > least_iou
     made = prepared.make_proposals(low[sure], ious[sure], sam_side=model.sam.side, side=model.side)
-    return made.take(made.stabilities >= stability) if stability > 0 else made
+    return made.take(made.stabilities >= stability) if stability is not None else made

@@ -15,7 +15,15 @@ from torch import Tensor
 from fss_models.clip import Features, Images, Memory, Prediction, PromptBatch, PromptKind
 from fss_models.errors import FssError
 from fss_models.methods.gf_sam.config import GfSamConfig
-from fss_models.methods.gf_sam.graph import Components, GrownMasks, SelfSimilarity, compare_with_self, connect, grow
+from fss_models.methods.gf_sam.graph import (
+    Components,
+    GrownMasks,
+    SelfSimilarity,
+    by_rank,
+    compare_with_self,
+    connect,
+    grow,
+)
 from fss_models.methods.gf_sam.sampling import SampledMasks, sample_masks
 from fss_models.methods.gf_sam.similarity import (
     PointSet,
@@ -172,11 +180,13 @@ class GfSam(PointPromptedSegmenter):
         out = low.new_full((len(similar), *size), -torch.inf)
         inside = low.new_zeros(len(low))
         likeness = F.interpolate(similar[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
-        for rows in chosen.nonzero()[:, 0].split(self.config.decoder_batch):
-            masks = F.interpolate(low[rows][:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
-            out.scatter_reduce_(0, pair[rows][:, None, None].expand_as(masks), masks, "amax")
+        rows = chosen.nonzero()[:, 0]
+        for some in (rows[turn] for turn in by_rank(inside[rows], pair[rows])):  # one mask of each pair at a time
+            masks = F.interpolate(low[some][:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+            own = pair[some]
+            out[own] = torch.maximum(out[own], masks)
             area = (masks > 0).to(low).flatten(1)
-            inside[rows] = (area * likeness[pair[rows]].flatten(1)).sum(dim=1) / area.sum(dim=1).clamp(min=1)
+            inside[some] = torch.einsum("er,er->e", area, likeness[own].flatten(1)) / area.sum(dim=1).clamp(min=1)
         return torch.where(out == -torch.inf, NO_MASK, out), inside
 
 
