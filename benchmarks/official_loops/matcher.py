@@ -23,13 +23,14 @@ def prepare(model: Any) -> Any:
 def segment(model: Any, prepared: Any, supports: Tensor, masks: Tensor, query: Tensor) -> Tensor:
     """The mask of one query."""
     use, side = model.use, model.side
-    cells = torch.cat([_cells(model, one[None]) for one in (*supports, query[0])])
+    looked = model.sam.look(model._enlarged(query))
+    cells = torch.cat([*(_cells(model, one[None]) for one in supports), _cells(model, query, looked)])
     grid = int(cells.shape[2] ** 0.5)
     similarity = torch.cat([one.t() @ cells[-1] for one in cells[:-1]]).numpy()
     marked = torch.cat([F.max_pool2d(m[None, None], side // grid).flatten() > 0 for m in masks]).nonzero()[:, 0].numpy()
     found = prepared.match_patches(similarity, marked, crowded=use.crowded)
     points = prepared.patch_points(found.target, grid, side // grid)
-    proposals = _proposals(model, prepared, points, query)
+    proposals = _proposals(model, prepared, points, looked)
     kept = proposals.take(prepared.suppress(prepared.boxes_of(proposals.masks), proposals.ious, use.nms))
     each = [prepared.score_proposals(kept.masks[i : i + 1], points, similarity, marked, use, grid)
             for i in range(len(kept.ious))]
@@ -43,14 +44,15 @@ def segment(model: Any, prepared: Any, supports: Tensor, masks: Tensor, query: T
     return merged
 
 
-def _cells(model: Any, pixels: Tensor) -> Tensor:
-    looked = {} if hasattr(model.cells, "dino") else model.sam.look(model._enlarged(pixels))
+def _cells(model: Any, pixels: Tensor, looked: dict[str, Tensor] | None = None) -> Tensor:
+    if looked is None:
+        looked = {} if hasattr(model.cells, "dino") else model.sam.look(model._enlarged(pixels))
     return F.normalize(model.cells(pixels, looked), dim=1).flatten(2)
 
 
-def _proposals(model: Any, prepared: Any, points: Tensor, query: Tensor) -> Any:
+def _proposals(model: Any, prepared: Any, points: Tensor, looked: dict[str, Tensor]) -> Any:
     """The grid's proposals, then those of every prompt in the order of the draws."""
-    maps = model.sam.embed(model.sam.look(model._enlarged(query)))
+    maps = model.sam.embed(looked)
     scale = model.sam.side / model.side
     box = torch.cat([points.amin(dim=0), points.amax(dim=0)]).float() * scale
     use, parts, least = model.use, [], (model.use.iou_filter or -torch.inf, model.use.stability_filter or None)
