@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fss_models.prototype_prompts.sams import Maps, PromptedSam
 
-_CACHED = 1 << 22  # bytes of a map [E, L, D] that a CPU works on at once: more leave its cache, fewer cost calls
+_CACHED = 1 << 23  # bytes of a map [E, L, D] that a CPU works on at once: more leave its cache, fewer cost calls
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -186,7 +186,7 @@ class GfSam(PointPromptedSegmenter):
             own = pair[some]
             out[own] = torch.maximum(out[own], masks)
             area = (masks > 0).to(low).flatten(1)
-            inside[some] = torch.einsum("er,er->e", area, likeness[own].flatten(1)) / area.sum(dim=1).clamp(min=1)
+            inside[some] = (area * likeness[own].flatten(1)).sum(dim=1) / area.sum(dim=1).clamp(min=1)
         return torch.where(out == -torch.inf, NO_MASK, out), inside
 
 
