@@ -20,8 +20,6 @@ import torch
 from benchmarks.timing import cpu_seconds
 from fss_models import registry
 from fss_models.clip import Images
-from fss_models.methods.matcher.config import MatcherConfig
-from fss_models.methods.matcher.model import Matcher
 from fss_models.point_prompts.build import build_point_parts
 from fss_models.prompts import mask_prompt
 
@@ -73,7 +71,8 @@ def _model(config: dict[str, Any]) -> Any:
     if (config["method"], config["preset"]) != ("matcher", "nano"):
         return registry.build(config["method"], config["preset"], config["config"], seed=config["seed"])
     parts = build_point_parts("nano", source="auto", cell_side=0, antialias=False, cell_weights="", weights=None)
-    return Matcher(preset="official", config=MatcherConfig(**config["config"]), parts=parts)
+    module = importlib.import_module(registry.method_class("matcher").__module__)
+    return module.Matcher(preset="official", config=module.MatcherConfig(**config["config"]), parts=parts)
 
 
 def _numbers(config: dict[str, Any]) -> tuple[list[list[int]], int]:

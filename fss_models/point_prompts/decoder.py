@@ -1,4 +1,4 @@
-"""SAM's mask decoder for many prompts of few photos: the package's weights and results, with a third of its work.
+"""SAM's mask decoder for many prompts of few photos: the package's weights and results, with less work.
 
 Every prompt of a photo starts from the same image, so the image's projections in the first layer are made once a photo.
 In later layers a prompt has few tokens and many cells: the projections act on the tokens instead of the cells, since
