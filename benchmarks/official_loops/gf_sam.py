@@ -18,7 +18,7 @@ def prepare(model: Any) -> None:
 def segment(model: Any, prepared: None, supports: Tensor, masks: Tensor, query: Tensor) -> Tensor:
     """The mask of one query."""
     looked = model.sam.look(query)
-    references, target = _cells(model, supports), _cells(model, query)[0]
+    references, target = _cells(model, supports), _cells(model, query, looked)[0]
     maps = _maps(references, masks, target)
     points = _points(maps, model.config)
     if not len(points):
@@ -27,9 +27,10 @@ def segment(model: Any, prepared: None, supports: Tensor, masks: Tensor, query: 
     return _gated(drawn, points, target, maps, model.config)
 
 
-def _cells(model: Any, pixels: Tensor) -> Tensor:
-    """Cells [N, C, g * g], every channel scaled over the photo."""
-    looked = {} if hasattr(model.cells, "dino") else model.sam.look(pixels)
+def _cells(model: Any, pixels: Tensor, looked: dict[str, Tensor] | None = None) -> Tensor:
+    """Cells [N, C, g * g], every channel scaled over the photo; `looked` are SAM's maps of it, made here if need be."""
+    if looked is None:
+        looked = {} if hasattr(model.cells, "dino") else model.sam.look(pixels)
     cells: Tensor = model.cells(pixels, looked)
     return F.normalize(cells.flatten(2), dim=2)
 

@@ -38,19 +38,25 @@ class PromptedSam(nn.Module, ABC):
         """Finish `look`'s maps: "sam" [N, D, G, G] and the other maps that `decode` reads."""
 
     @abstractmethod
+    def parts(self) -> tuple[Any, Any]:
+        """The package's prompt encoder and mask decoder."""
+
+    @abstractmethod
     def candidates(self, maps: Maps, prompts: Tensor, *, several: bool) -> tuple[Tensor, Tensor]:
         """Decode maps of E images with prompts [E, n, D]: logits [E, M, 4G, 4G] and predicted IoU [E, M].
 
         M = 1, of mask token 0; with `several` M = 3, of the tokens 1 to 3.
         """
 
-    @abstractmethod
     def point_prompts(self, points: Tensor, boxes: Tensor | None = None) -> Tensor:
         """SAM's own prompts [E, n + 1, D] for points on the object [E, n, 2] (x, y), in pixels of the square.
 
         SAM adds half a pixel, and a padding point; with boxes [E, 4] (x0, y0, x1, y1) it adds two corners instead:
         [E, n + 2, D].
         """
+        labels = torch.ones(points.shape[:2], dtype=torch.int32, device=points.device)
+        found: Tensor = self.parts()[0](points=(points.float(), labels), boxes=boxes, masks=None)[0]
+        return found
 
     def decode(self, maps: Maps, prompts: Tensor) -> tuple[Tensor, Tensor]:
         """Decode maps of E images with prompts [E, n, D]: logits [E, 4G, 4G] of mask token 0 and predicted IoU [E]."""
@@ -75,13 +81,13 @@ class PromptedSam1(PromptedSam):
         """Return the maps unchanged: `look` already gives the embedding."""
         return {"sam": maps["sam"]}
 
+    def parts(self) -> tuple[Any, Any]:
+        """As `PromptedSam.parts`."""
+        return self.model.prompt_encoder, self.model.mask_decoder
+
     def candidates(self, maps: Maps, prompts: Tensor, *, several: bool) -> tuple[Tensor, Tensor]:
         """Decode as `PromptedSam.candidates` describes."""
-        return _decode(self.model.prompt_encoder, self.model.mask_decoder, maps, prompts, None, several)
-
-    def point_prompts(self, points: Tensor, boxes: Tensor | None = None) -> Tensor:
-        """Embed as `PromptedSam.point_prompts` describes."""
-        return _point_prompts(self.model.prompt_encoder, points, boxes)
+        return _decode(*self.parts(), maps, prompts, None, several)
 
 
 class PromptedSam2(PromptedSam):
@@ -106,20 +112,13 @@ class PromptedSam2(PromptedSam):
         return {"sam": f2 + self.core.sam.no_mem_embed.view(1, -1, 1, 1),
                 "f0": decoder.conv_s0(f0), "f1": decoder.conv_s1(f1)}
 
+    def parts(self) -> tuple[Any, Any]:
+        """As `PromptedSam.parts`."""
+        return self.core.sam.sam_prompt_encoder, self.core.sam.sam_mask_decoder
+
     def candidates(self, maps: Maps, prompts: Tensor, *, several: bool) -> tuple[Tensor, Tensor]:
         """Decode as `PromptedSam.candidates` describes; nothing blanks a mask by its object score."""
-        sam = self.core.sam
-        return _decode(sam.sam_prompt_encoder, sam.sam_mask_decoder, maps, prompts, [maps["f0"], maps["f1"]], several)
-
-    def point_prompts(self, points: Tensor, boxes: Tensor | None = None) -> Tensor:
-        """Embed as `PromptedSam.point_prompts` describes."""
-        return _point_prompts(self.core.sam.sam_prompt_encoder, points, boxes)
-
-
-def _point_prompts(encoder: Any, points: Tensor, boxes: Tensor | None) -> Tensor:
-    labels = torch.ones(points.shape[:2], dtype=torch.int32, device=points.device)
-    found: Tensor = encoder(points=(points.float(), labels), boxes=boxes, masks=None)[0]
-    return found
+        return _decode(*self.parts(), maps, prompts, [maps["f0"], maps["f1"]], several)
 
 
 def _decode(

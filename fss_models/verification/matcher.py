@@ -12,6 +12,7 @@ from torch import Tensor
 from fss_models.clip import Features
 from fss_models.methods.matcher.config import MatcherConfig
 from fss_models.methods.matcher.model import Matcher, MatcherAnalysis
+from fss_models.point_prompts.decoder import DecodedPrompts, PromptDecoder
 from fss_models.verification.frame import GoldenCheck
 from fss_models.verification.point_prompts import PointCase, PointComparison, unit_pixels
 from fss_models.verification.tolerances import GOLDEN
@@ -34,11 +35,11 @@ class RecordedMatcher(Matcher):
         samples = sorted((k for k in self.outputs if k.startswith("samples/")), key=lambda k: int(k.split("/")[1]))
         return [self.outputs["points/used_xy"].long()], [[self.outputs[k].long() for k in samples]]
 
-    def _decode(self, maps: Any, image: Tensor, points: Tensor, boxes: Tensor | None, *, several: bool
-                ) -> tuple[Tensor, Tensor]:
-        low, ious = super()._decode(maps, image, points, boxes, several=several)
-        self.seen.append((points, low, ious))
-        return low, ious
+    def _decode(self, decoder: PromptDecoder, photo: Tensor, points: Tensor, boxes: Tensor | None, *, several: bool
+                ) -> DecodedPrompts:
+        found = super()._decode(decoder, photo, points, boxes, several=several)
+        self.seen.append((points, decoder.masks(found), found.ious))
+        return found
 
     def drain(self, samples: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Logits and IoU of prompts [draws, r, 2] in SAM's pixels, in their order, of the decodings so far."""
@@ -57,8 +58,8 @@ def run_case(folder: Path, name: str, case: dict[str, Any]) -> Iterator[GoldenCh
     with torch.no_grad():
         features = model.encode(images)
         if model.use.dense:
-            batches = -(-(model.use.points_per_side**2) // model.use.decoder_batch)  # the target comes last
-            low, ious = (torch.cat(parts) for parts in zip(*((m[1], m[2]) for m in model.seen[-batches:]), strict=True))
+            count = model.use.points_per_side**2  # the target comes last
+            low, ious = (torch.cat([m[i] for m in model.seen])[-count:] for i in (1, 2))
             to.real(sam__dense_low_res_logits_every2=low[:, :, ::2, ::2], sam__dense_iou=ious)
         model.seen = []
         memory, pair = model.memorise(features, loaded.prompts(model, images)), torch.tensor([[0, target]])

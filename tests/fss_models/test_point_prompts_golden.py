@@ -79,7 +79,7 @@ def edges_one_way_only(patch: Patch) -> None:
 
 
 def growth_from_the_worst_mask(patch: Patch) -> None:
-    changed(patch, graph, "_by_rank", first_argument(torch.neg))
+    changed(patch, graph, "by_rank", first_argument(torch.neg))
 
 
 def distances_are_left_out(patch: Patch) -> None:

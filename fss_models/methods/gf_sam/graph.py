@@ -100,7 +100,7 @@ def grow(soft: Tensor, desired: Tensor, pair: Tensor, components: Components) ->
     positive = torch.zeros_like(pair, dtype=torch.bool)
     covered, last = soft.new_zeros(components.total, soft.shape[1]), soft.new_zeros(components.total)
     wanted = (desired > 0).to(soft)
-    for rows in _by_rank(scores, components.row):
+    for rows in by_rank(scores, components.row):
         own = components.row[rows]
         fresh = soft[rows] * (1 - covered[own])
         gain = (wanted[pair[rows]] * fresh).sum(dim=1)
@@ -111,7 +111,7 @@ def grow(soft: Tensor, desired: Tensor, pair: Tensor, components: Components) ->
     return GrownMasks(scores=scores, positive=positive, class_scores=last[components.row])
 
 
-def _by_rank(scores: Tensor, group: Tensor) -> list[Tensor]:
+def by_rank(scores: Tensor, group: Tensor) -> list[Tensor]:
     """Rows of the best of each group, then of the second best and so on; equal scores keep their order."""
     order = scores.argsort(descending=True, stable=True)
     order = order[group[order].argsort(stable=True)]

@@ -15,7 +15,15 @@ from torch import Tensor
 from fss_models.clip import Features, Images, Memory, Prediction, PromptBatch, PromptKind
 from fss_models.errors import FssError
 from fss_models.methods.gf_sam.config import GfSamConfig
-from fss_models.methods.gf_sam.graph import Components, GrownMasks, SelfSimilarity, compare_with_self, connect, grow
+from fss_models.methods.gf_sam.graph import (
+    Components,
+    GrownMasks,
+    SelfSimilarity,
+    by_rank,
+    compare_with_self,
+    connect,
+    grow,
+)
 from fss_models.methods.gf_sam.sampling import SampledMasks, sample_masks
 from fss_models.methods.gf_sam.similarity import (
     PointSet,
@@ -30,6 +38,7 @@ from fss_models.methods.gf_sam.similarity import (
     similarity_maps,
 )
 from fss_models.point_prompts.build import PUBLISHED, PointParts, build_point_parts
+from fss_models.point_prompts.decoder import PromptDecoder
 from fss_models.point_prompts.segmenter import PointPromptedSegmenter
 from fss_models.presets import PRESETS
 from fss_models.registry import register_method
@@ -137,17 +146,14 @@ class GfSam(PointPromptedSegmenter):
         pixels = pixels_of(points, self.side)[points.valid]
         distinct, back = (rows * cells + points.cell[points.valid]).unique(return_inverse=True)
         of_row = torch.zeros_like(distinct).scatter_(0, back, torch.arange(len(back), device=back.device))
-        maps = {k: v for k, v in features.maps.items() if k != "cells"}
-        grid = 4 * self.sam.grid
-        logits, ious = rows.new_zeros(0, grid, grid).float(), rows.new_zeros(0).float()
-        made = [self._decode({k: v[rows[some]] for k, v in maps.items()}, pixels[some])
-                for some in of_row.split(self.config.decoder_batch) if len(some)]
-        if made:
-            logits, ious = (torch.cat(parts) for parts in zip(*made, strict=True))
+        prompts = self.sam.point_prompts(pixels[of_row, None])
+        decoder = PromptDecoder(self.sam, {k: v for k, v in features.maps.items() if k != "cells"})
+        grid, photo = 4 * decoder.grid, rows[of_row]
+        logits, ious = prompts.new_zeros(len(prompts), grid, grid).float(), prompts.new_zeros(len(prompts)).float()
+        for some in decoder.chunks(photo, self.config.decoder_batch):
+            made = decoder.decode(photo[some], prompts[some], several=False)
+            logits[some], ious[some] = decoder.masks(made)[:, 0], made.ious[:, 0].float()
         return logits[back], ious[back]
-
-    def _decode(self, maps: dict[str, Tensor], pixels: Tensor) -> tuple[Tensor, Tensor]:
-        return self.sam.decode(maps, self.sam.point_prompts(pixels[:, None]))
 
     def _judge(
         self, maps: SimilarityMaps, points: PointSet, target: Tensor, low: Tensor, ious: Tensor
@@ -174,11 +180,13 @@ class GfSam(PointPromptedSegmenter):
         out = low.new_full((len(similar), *size), -torch.inf)
         inside = low.new_zeros(len(low))
         likeness = F.interpolate(similar[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
-        for rows in chosen.nonzero()[:, 0].split(self.config.decoder_batch):
-            masks = F.interpolate(low[rows][:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
-            out.scatter_reduce_(0, pair[rows][:, None, None].expand_as(masks), masks, "amax")
+        rows = chosen.nonzero()[:, 0]
+        for some in (rows[turn] for turn in by_rank(inside[rows], pair[rows])):  # one mask of each pair at a time
+            masks = F.interpolate(low[some][:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+            own = pair[some]
+            out[own] = torch.maximum(out[own], masks)
             area = (masks > 0).to(low).flatten(1)
-            inside[rows] = (area * likeness[pair[rows]].flatten(1)).sum(dim=1) / area.sum(dim=1).clamp(min=1)
+            inside[some] = (area * likeness[own].flatten(1)).sum(dim=1) / area.sum(dim=1).clamp(min=1)
         return torch.where(out == -torch.inf, NO_MASK, out), inside
 
 

@@ -25,6 +25,7 @@ from fss_models.methods.matcher.proposals import (
 )
 from fss_models.methods.matcher.scoring import ProposalScores, choose_proposals, filter_proposals, score_proposals
 from fss_models.point_prompts.build import PointParts, build_point_parts
+from fss_models.point_prompts.decoder import DecodedPrompts, PromptDecoder
 from fss_models.point_prompts.segmenter import PointPromptedSegmenter
 from fss_models.prototype_prompts.sams import Maps
 from fss_models.registry import register_method
@@ -102,24 +103,23 @@ class Matcher(PointPromptedSegmenter):
     def _dense(self, maps: Maps) -> Proposals:
         """The grid's proposals of one photo."""
         points = grid_points(self.use.points_per_side, self.sam.side).to(self.device)
-        rows = torch.zeros(len(points), dtype=torch.int64, device=self.device)
+        decoder, photo = PromptDecoder(self.sam, maps), torch.zeros(len(points), dtype=torch.int64, device=self.device)
         found = []
-        for some in torch.arange(len(points), device=self.device).split(self.use.decoder_batch):
-            low, ious = self._decode(maps, rows[some], points[some][:, None], None, several=False)
-            sure = ious[:, 0] > self.use.dense_iou
-            made = self._proposals(low[sure, 0], ious[sure, 0])
-            found.append(made.take(made.stabilities >= self.use.dense_stability))
+        for some in decoder.chunks(photo, self.use.decoder_batch):
+            made = self._decode(decoder, photo[some], points[some, None], None, several=False)
+            sure = (made.ious[:, 0] > self.use.dense_iou).nonzero()[:, 0]
+            kept = self._proposals(decoder.masks(made, sure)[:, 0], made.ious[sure, 0])
+            found.append(kept.take(kept.stabilities >= self.use.dense_stability))
         return Proposals.join(found)
 
     def _proposals(self, low: Tensor, ious: Tensor) -> Proposals:
         return make_proposals(low, ious, sam_side=self.sam.side, side=self.side)
 
     def _decode(
-        self, maps: Maps, image: Tensor, points: Tensor, boxes: Tensor | None, *, several: bool
-    ) -> tuple[Tensor, Tensor]:
-        """Logits [E, M, q, q] and IoU [E, M] for points [E, r, 2] in pixels of SAM's square, of photos `image` [E]."""
-        return self.sam.candidates({k: v[image] for k, v in maps.items()}, self.sam.point_prompts(points, boxes),
-                                   several=several)
+        self, decoder: PromptDecoder, photo: Tensor, points: Tensor, boxes: Tensor | None, *, several: bool
+    ) -> DecodedPrompts:
+        """Decode prompts of points [E, r, 2] in pixels of SAM's square on photos `photo` [E]; no mask is drawn yet."""
+        return decoder.decode(photo, self.sam.point_prompts(points, boxes), several=several)
 
     def memorise(self, features: Features, prompts: PromptBatch) -> Memory:
         """Tensors cells [S, K, N, C] of unit length, and object [S, K, N] bool: the patches with a pixel of the mask.
@@ -186,7 +186,7 @@ class Matcher(PointPromptedSegmenter):
         self, features: Features, image: Tensor, samples: list[list[Tensor]], boxes: Tensor
     ) -> list[Proposals]:
         """The prompts' proposals of each pair, after the filters by SAM's estimates, by growing size of the prompt."""
-        maps = {k: v for k, v in features.maps.items() if k in DECODER_MAPS}
+        decoder = PromptDecoder(self.sam, {k: v for k, v in features.maps.items() if k in DECODER_MAPS})
         scale = self.sam.side / self.side
         found: list[list[Proposals]] = [[] for _ in samples]
         for size in sorted({s.shape[1] for one in samples for s in one}):
@@ -195,27 +195,31 @@ class Matcher(PointPromptedSegmenter):
             given = torch.cat([s for _, s in some])
             distinct, back = torch.cat([pair[:, None], given.flatten(1)], dim=1).unique(dim=0, return_inverse=True)
             who, at = distinct[:, 0], distinct[:, 1:].unflatten(1, (-1, 2)).float() * scale
-            made = [self._some(maps, image[who[rows]], at[rows].to(self.device),
-                               boxes[who[rows]].float().to(self.device) * scale)
-                    for rows in torch.arange(len(who)).split(self.use.decoder_batch)]
-            every, prompt = Proposals.join([m for m, _ in made]), _offset([n for _, n in made])
+            every, prompt = self._drawn(decoder, image[who.to(image.device)], at.to(self.device),
+                                        boxes[who].float().to(self.device) * scale)
             for p, _ in some:
                 rows = [(prompt == b).nonzero()[:, 0] for b in back[pair == p].to(prompt.device)]
                 found[p].append(every.take(torch.cat(rows)))
         return [Proposals.join(parts) for parts in found]
 
-    def _some(self, maps: Maps, image: Tensor, points: Tensor, boxes: Tensor) -> tuple[Proposals, Tensor]:
-        """Proposals of a batch of prompts, with the number of kept ones [E] of each prompt."""
-        use = self.use
-        low, ious = self._decode(maps, image, points, boxes if use.use_box else None, several=use.masks_per_prompt == 3)
-        prompt = torch.arange(len(points), device=low.device).repeat_interleave(low.shape[1])
-        low, ious = low.flatten(0, 1), ious.flatten()
-        rows = (ious > use.iou_filter) if use.iou_filter > 0 else torch.ones_like(ious, dtype=torch.bool)
-        made, prompt = self._proposals(low[rows], ious[rows]), prompt[rows]
-        if use.stability_filter > 0:
-            stable = made.stabilities >= use.stability_filter
-            made, prompt = made.take(stable), prompt[stable]
-        return made, prompt.bincount(minlength=len(points))
+    def _drawn(self, decoder: PromptDecoder, image: Tensor, points: Tensor, boxes: Tensor) -> tuple[Proposals, Tensor]:
+        """Proposals of prompts [E, r, 2] on photos `image` [E], with the prompt of each; masks are drawn of prompts
+        that pass the filter by predicted IoU alone.
+        """
+        use, made, numbers = self.use, [], []
+        for some in decoder.chunks(image, use.decoder_batch):
+            seen = self._decode(decoder, image[some], points[some], boxes[some] if use.use_box else None,
+                                several=use.masks_per_prompt == 3)
+            kept = seen.ious > (use.iou_filter if use.iou_filter > 0 else -torch.inf)
+            rows = kept.any(dim=1).nonzero()[:, 0]
+            low, number = decoder.masks(seen, rows)[kept[rows]], kept.nonzero()[:, 0]
+            one = self._proposals(low, seen.ious[kept])
+            if use.stability_filter > 0:
+                stable = one.stabilities >= use.stability_filter
+                one, number = one.take(stable), number[stable]
+            made.append(one)
+            numbers.append(some[number])
+        return Proposals.join(made), torch.cat(numbers)
 
     def _thinned(self, features: Features, image: int, prompted: Proposals) -> Proposals:
         """All proposals of a pair, by falling predicted IoU, without those whose box a better one covers."""
@@ -233,8 +237,3 @@ def _padded(values: Tensor, length: int) -> Tensor:
     """Values [n, ...] with rows of zeros up to `length`."""
     return torch.cat([values, values.new_zeros(length - len(values), *values.shape[1:])])
 
-
-def _offset(counts: list[Tensor]) -> Tensor:
-    """The prompt of each proposal, counted over all batches, from the proposals of each prompt of a batch."""
-    every = torch.cat(counts)
-    return torch.arange(len(every), device=every.device).repeat_interleave(every)
