@@ -4,8 +4,8 @@ A tile's logits are enlarged to its pixels and averaged with those of its neighb
 the tile's border, before the threshold: a mask has no seams. Tiles go column by column from left to right. As soon as
 no later tile touches a strip of the photo, its run lengths are taken, so that no map of the whole photo is in memory.
 
-A tile in which the class is probably absent is like a photo without it: pieces of the mask that only such tiles show
-are dropped. The photo shows the class if one of its tiles does.
+Pieces of the mask that are only in tiles without the class are dropped. The photo shows the class if one of its tiles
+does; as there are many, each has to be the surer.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from fss_models.presence import Presence, Trust, status_of
 from fss_models.run_lengths import ColumnRuns, Rle, mask_area
 from fss_models.settings import TILE_OVERLAP
 
+DOUBTFUL = 0.1  # share of the surest tile's probability below which a tile is taken to lack the class
+TINY = 1e-9
 NEIGHBOURS = np.ones((3, 3), dtype=bool)
 Bools = npt.NDArray[np.bool_]
 
@@ -203,15 +205,17 @@ class TileJoin:
         return down.T @ scores.T @ across[columns, first:last]
 
     def _mask(self, rle: Rle, seen: Sequence[_Seen]) -> TiledMask:
-        absent = [one.presence.status == "empty" for one in seen]
-        if any(absent) and not all(absent) and mask_area(rle):
+        tiles = [one.presence for one in seen]
+        absent = absent_tiles(tiles, self.trust)
+        if absent.any() and mask_area(rle):
             rle = self._without_unseen(rle, [w for w, no in zip(self.grid.windows, absent, strict=True) if not no])
-        shown = [one for one, no in zip(seen, absent, strict=True) if not no] or seen
-        return TiledMask(rle, _mean([one.score for one in shown], shown), photo_presence(
-            [one.presence for one in seen], [one.area for one in seen], self.trust))
+        areas = [one.area for one in seen]
+        scores, weights = np.array([one.score for one in seen]), np.array(areas) * ~absent
+        score = np.average(scores, weights=weights) if weights.any() else scores.max()
+        return TiledMask(rle, float(score), photo_presence(tiles, areas, self.trust))
 
     def _without_unseen(self, rle: Rle, windows: Sequence[Window]) -> Rle:
-        """The mask without its connected pieces that are in none of the windows."""
+        """The mask without the connected pieces that are in none of the windows."""
         mask = coco.decode(rle).astype(bool)
         kept = np.zeros_like(mask)
         for window in windows:
@@ -227,29 +231,45 @@ def _weight(one: _Seen) -> float:
     return one.score if one.presence.quality is None else one.presence.quality
 
 
-def _mean(values: Sequence[float], seen: Sequence[_Seen]) -> float:
-    """The mean, weighted by the tiles' areas; of an empty mask the largest value."""
-    areas = np.array([one.area for one in seen])
-    return float(np.average(values, weights=areas)) if areas.any() else max(values)
+def absent_tiles(tiles: Sequence[Presence], trust: Trust) -> Bools:
+    """The tiles [n] in which a class is taken to be absent: they have the status empty, or are far less sure than the
+    surest one. None without estimates, and none where `empty_below` is 0.
+    """
+    chances = tile_chances(tiles, trust)
+    if chances is None or not trust.empty_below:
+        return np.zeros(len(tiles), dtype=bool)
+    found: Bools = np.array([one.status == "empty" for one in tiles]) | (chances < DOUBTFUL * chances.max())
+    return found
 
 
 def photo_presence(tiles: Sequence[Presence], areas: Sequence[float], trust: Trust) -> Presence:
     """The estimate for a photo from those for its tiles, which were made with `trust` as for photos of their own.
 
-    Tiles are taken to be independent, and the class to be so rare in a tile that a photo shows it with the estimated
-    prevalence. The quality is that of the tiles with the class, weighted by their `areas` of mask.
+    Tiles are taken to be independent. The quality is that of the tiles with the class, weighted by their `areas` of
+    mask.
     """
-    if not tiles[0].status or tiles[0].presence is None:
+    chances = tile_chances(tiles, trust)
+    if chances is None:
         return tiles[0]
-    rare = 1 - (1 - trust.prevalence) ** (1 / len(tiles))
-    moved = _log_odds(rare) - _log_odds(trust.prevalence)
-    chances = np.array([one.presence for one in tiles], dtype=np.float64).clip(1e-9, 1 - 1e-9)
-    there = float(1 - np.prod(1 / (1 + np.exp(_log_odds(chances) + moved))))
-    good = np.array([one.quality for one in tiles], dtype=np.float64) / chances
-    weights = np.array(areas) * [one.status != "empty" for one in tiles]
+    there = float(1 - np.prod(1 - chances))
+    good = np.array([(one.quality or 0.0) / max(one.presence or 0.0, TINY) for one in tiles])
+    weights = np.array(areas) * ~absent_tiles(tiles, trust)
     quality = there * float(np.average(good, weights=weights) if weights.any() else good[chances.argmax()])
     return Presence(presence=there, quality=quality, status=status_of(there, quality, trust))
 
 
-def _log_odds(chance: Any) -> Any:
-    return np.log(chance / (1 - chance))
+def tile_chances(tiles: Sequence[Presence], trust: Trust) -> npt.NDArray[np.float64] | None:
+    """The probabilities [n] that tiles show the class, which is so rare in a tile that a photo shows it with the
+    estimated prevalence. None without estimates.
+    """
+    known = [one.presence for one in tiles if one.presence is not None]
+    if not known:
+        return None
+    rare = 1 - (1 - trust.prevalence) ** (1 / len(tiles))
+    odds = _odds(np.clip(known, TINY, 1 - TINY)) * (_odds(rare) / _odds(trust.prevalence))
+    found: npt.NDArray[np.float64] = odds / (1 + odds)
+    return found
+
+
+def _odds(chance: Any) -> Any:
+    return chance / (1 - chance)

@@ -6,12 +6,15 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from fss_models.forms import in_words
 from fss_models.settings import TILE_OVERLAP, InstanceSource, tile_mistake
 from pipelines.config.section import Section
 
 Threshold = Annotated[float, Field(gt=0, lt=1, description="pixels above this probability belong to the object")]
 Overlaps = Literal["keep", "resolve"]
 Prevalence = Annotated[float, Field(gt=0, lt=1, description="share of the photos that show a class")]
+Tile = Annotated[Literal["auto"] | Annotated[int, Field(ge=0)],
+                 in_words("tile is neither a side in pixels, nor auto, nor 0")]
 MAX_PAIRS = 4096  # (class, photo) pairs in a call of the model
 CALIBRATED = ("prevalence", "empty_below", "review_below")  # settings that need a bundle with a calibrator
 
@@ -38,7 +41,7 @@ class Wanted(Section):
         "decoder (prompts)"))
     speck: float = Field(0.0002, ge=0, lt=1, description=(
         "share of a photo's pixels below which a connected piece is no instance"))
-    tile: Literal["auto"] | Annotated[int, Field(ge=0)] = Field(0, description=(
+    tile: Tile = Field(0, description=(
         "side in pixels of the tiles in which larger photos are labelled; 0: photos as a whole; auto: tiles where the "
         "supports' objects are too small without"))
     tile_overlap: float = Field(TILE_OVERLAP, ge=0, le=0.5, description=(

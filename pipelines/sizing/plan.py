@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from fss_models import registry
 from fss_models.errors import FssError
+from fss_models.tiles import TileGrid, is_tiled
 from pipelines.config.recipe import Recipe
 from pipelines.sizing import figures as f
 from pipelines.sizing.figures import Figure
@@ -28,6 +29,7 @@ class SizingRequest:
     photo_kb: float = 160.0
     classes_per_photo: float = 2.9
     classes: int = 1  # that are labelled
+    photo_size: tuple[int, int] = (480, 640)  # (height, width) in pixels
 
     @property
     def config(self) -> Any:
@@ -38,8 +40,15 @@ class SizingRequest:
     def encodings(self, **settings: Any) -> int:
         """Image encodings of labelling, with as many supports a class as the evaluation's shots."""
         return registry.method_class(self.method).image_encodings(
-            replace(self.config, **settings), photos=self.images, classes=self.classes,
+            replace(self.config, **settings), photos=self.images * self.tiles, classes=self.classes,
             supports=self.classes * self.recipe.eval.shots)
+
+    @property
+    def tiles(self) -> int:
+        """Tiles of a photo in labelling; 1 without tiles, and for `auto`, which depends on the supports."""
+        label = self.recipe.label
+        tiled = isinstance(label.tile, int) and is_tiled(self.photo_size, label.tile)
+        return len(TileGrid.of(self.photo_size, int(label.tile), label.tile_overlap)) if tiled else 1
 
     @property
     def annotations(self) -> float:
@@ -182,21 +191,25 @@ def _clip_seconds(request: SizingRequest, rate: float) -> tuple[float, tuple[Fig
 
 
 def _label(request: SizingRequest, rate: float) -> tuple[SizingStage, tuple[Figure, ...]]:
-    """Labelling: every photo is decoded once, as in the shard build, and segmented for each class.
+    """Labelling: every photo is decoded once, as in the shard build, and it or each tile segmented for each class.
+
+    Tiles need all pixels: decoding them takes so much longer than the build's as the photo has more pixels.
 
     Where only the image encoder's time is known, further classes are taken to cost nothing.
     """
-    decode, encodings = 1 / f.BUILD_RATE.value, request.encodings()
+    decode, encodings, pictures = 1 / f.BUILD_RATE.value, request.encodings(), request.images * request.tiles
+    if request.tiles > 1:
+        decode *= max(1.0, request.photo_size[0] * request.photo_size[1] / f.BUILD_PIXELS)
     if request.gpus:
-        busy = request.images / rate
+        busy = pictures / rate
         if request.preset in f.ENCODER_RATES:
             busy = encodings / f.ENCODER_RATES[request.preset].value
-            busy += request.images * request.classes / f.DECODER_RATES[request.preset].value
+            busy += pictures * request.classes / f.DECODER_RATES[request.preset].value
             busy /= f.GPU_SHARE.value
         hours = busy / request.gpus / 3600
         cores = math.ceil(request.images / busy * request.gpus * decode)
     else:
-        hours, cores = request.images * (1 / rate + decode) / request.cores / 3600, request.cores
+        hours, cores = (pictures / rate + request.images * decode) / request.cores / 3600, request.cores
     replicas = request.gpus or max(1, request.recipe.serve.replicas)
     one = f.PROCESS.value / 1e3
     stage = SizingStage(
@@ -204,7 +217,8 @@ def _label(request: SizingRequest, rate: float) -> tuple[SizingStage, tuple[Figu
         memory=f"{one:.1f} GB for each replica",
         s3_gb=request.images * (request.photo_kb * 1e3 + f.LABEL_BYTES.value) / 1e9,
         work=f"{request.images:,} photos, {math.ceil(request.images / request.recipe.label.chunk):,} chunks, "
-             f"{'one class' if request.classes == 1 else f'{request.classes} classes'}, {encodings:,} image encodings")
+             f"{'one class' if request.classes == 1 else f'{request.classes} classes'}, "
+             f"{f'{request.tiles} tiles a photo, ' if request.tiles > 1 else ''}{encodings:,} image encodings")
     return stage, (f.BUILD_RATE, f.PROCESS, f.LABEL_BYTES)
 
 
@@ -222,6 +236,9 @@ def _notes(request: SizingRequest, stages: tuple[SizingStage, ...]) -> list[str]
     if driver > LARGEST_MACHINE_GB:
         notes.append(f"the driver of the shard build may need {driver:,.0f} GB, more than one machine has: build "
                      "several datasets and mix them (`mixture` in a recipe)")
+    if request.recipe.label.tile == "auto":
+        notes.append("label.tile auto depends on the supports: the plan counts whole photos (give the tiles' side, and "
+                     "--photo-size)")
     for setting, kind in get_type_hints(type(request.config)).items():
         choices = get_args(kind) if get_origin(kind) is Literal else ()
         counts = {value: request.encodings(**{setting: value}) for value in choices}
