@@ -100,7 +100,8 @@ def test_pieces_that_only_tiles_without_the_class_show_are_dropped() -> None:
 def test_a_photos_presence_comes_from_its_tiles() -> None:
     """A doubtful tile among many says little, a sure one a lot; the quality is that of the tiles with the mask."""
     one = photo_presence([THERE], [5.0], MaskSettings())
-    assert (one.presence, one.quality) == (pytest.approx(0.9), pytest.approx(0.6))
+    assert one.presence == pytest.approx(0.9)
+    assert one.quality == pytest.approx(0.6)
     weak = Presence(presence=0.6, quality=0.1, status="review")
     many = photo_presence([weak, *[ABSENT] * 99], [5.0] * 100, MaskSettings())
     assert many.presence is not None
@@ -169,5 +170,5 @@ def test_mistakes_in_the_settings_are_named() -> None:
     assert "no effect" in tile_mistake(0, 0.3, "none")
     assert "at least 64" in tile_mistake(10, 0.25, "none")
     assert "0 and 0.5" in tile_mistake(256, 0.7, "none")
-    for source in ("model", "prompts"):
-        assert "not tiles" in tile_mistake(256, 0.25, source)  # type: ignore[arg-type]
+    assert "not tiles" in tile_mistake(256, 0.25, "model")
+    assert "not tiles" in tile_mistake(256, 0.25, "prompts")

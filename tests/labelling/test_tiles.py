@@ -28,7 +28,7 @@ def test_parts_are_a_function_of_the_manifest(bundle: str, tmp_path: Path) -> No
     shown, mark = ball(1000)
     supports = SupportSet("ball", (Support(encoded(shown, "PNG"), {"mask": rle_json(mark)}),))
     written = []
-    for name, order, limit in (("one", 1, 32_000_000), ("other", -1, 400_000)):
+    for name, order, limit in (("one", 1, 32_000_000), ("other", -1, 700_000)):
         labeler = Labeler(bundle)
         job = make_job(photos, tmp_path / name, labeler.add_support(supports), labeler, chunk=3, tile=240)
         job.run(DirectEngine(labeler, request_bytes=limit), job.chunks_left()[::order], 1)
