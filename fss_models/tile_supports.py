@@ -15,7 +15,7 @@ from torch import Tensor
 from fss_models.clip import Prompt
 from fss_models.errors import FssError
 from fss_models.settings import TileSide
-from fss_models.tiles import Window
+from fss_models.tiles import TileWindow
 
 SMALL = 16  # pixels of the model's square: photos are tiled if the supports' objects are smaller
 UNKNOWN_SIZE = "tile auto needs a mask or a box: points and scribbles do not tell how large an object is"
@@ -70,7 +70,7 @@ def _cut(image: np.ndarray, prompt: Prompt, side: int) -> tuple[np.ndarray, Prom
     side = max(side, right - left, bottom - top)
     top, height = _around(top, bottom, side, image.shape[0])
     left, width = _around(left, right, side, image.shape[1])
-    window = Window(top, left, height, width)
+    window = TileWindow(top, left, height, width)
     return np.ascontiguousarray(window.cut(image)), _moved(prompt, window)
 
 
@@ -99,7 +99,7 @@ def _around(first: int, last: int, side: int, length: int) -> tuple[int, int]:
     return min(max(0, (first + last - size) // 2), length - size), size
 
 
-def _moved(prompt: Prompt, window: Window) -> Prompt:
+def _moved(prompt: Prompt, window: TileWindow) -> Prompt:
     """The prompt in pixels of the window."""
     offset = torch.tensor([window.left, window.top])
     if prompt.mask is not None:
@@ -114,6 +114,6 @@ def _moved(prompt: Prompt, window: Window) -> Prompt:
     return replace(prompt, points=points[inside], labels=prompt.labels[inside])
 
 
-def _inside(points: Tensor, window: Window) -> Tensor:
+def _inside(points: Tensor, window: TileWindow) -> Tensor:
     limits = torch.tensor([window.width, window.height])
     return ((points >= 0) & (points <= limits)).all(dim=1)

@@ -34,7 +34,7 @@ Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class Window:
+class TileWindow:
     """A part of a photo, in pixels."""
 
     top: int
@@ -72,9 +72,9 @@ class TileGrid:
         return len(self.tops) * len(self.lefts)
 
     @property
-    def windows(self) -> list[Window]:
+    def windows(self) -> list[TileWindow]:
         """The tiles, column by column."""
-        return [Window(top, left, self.height, self.width) for left in self.lefts for top in self.tops]
+        return [TileWindow(top, left, self.height, self.width) for left in self.lefts for top in self.tops]
 
     @cached_property
     def shares(self) -> tuple[Tensor, Tensor]:
@@ -214,7 +214,7 @@ class TileJoin:
         score = np.average(scores, weights=weights) if weights.any() else scores.max()
         return TiledMask(rle, float(score), photo_presence(tiles, areas, self.trust))
 
-    def _without_unseen(self, rle: Rle, windows: Sequence[Window]) -> Rle:
+    def _without_unseen(self, rle: Rle, windows: Sequence[TileWindow]) -> Rle:
         """The mask without the connected pieces that are in none of the windows."""
         mask = coco.decode(rle).astype(bool)
         kept = np.zeros_like(mask)

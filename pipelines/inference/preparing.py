@@ -13,7 +13,7 @@ from fss_models.limits import PhotoLimits
 from fss_models.photo_files import decode_image, decode_reduced, image_size
 from fss_models.preprocess import Mode
 from fss_models.segmenter import Segmenter
-from fss_models.tiles import Window
+from fss_models.tiles import TileWindow
 from pipelines.inference.decode_limit import DecodeLimit
 from pipelines.inference.stages import DECODING_BYTES, ByteBudget
 
@@ -41,7 +41,7 @@ class PhotoPreparer:
         with self._decoding(data):
             return self._decoded(data)
 
-    def tile(self, pixels: np.ndarray, window: Window) -> Images:
+    def tile(self, pixels: np.ndarray, window: TileWindow) -> Images:
         """Resize a tile of a photo."""
         return self.model.prepare([window.cut(pixels)], self.mode)
 
