@@ -20,17 +20,20 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
+from pycocotools import mask as coco
 
 from fss_models.bundle import BundleInfo, open_bundle
 from fss_models.calibration import Calibrator
-from fss_models.clip import Images, Memory
+from fss_models.clip import Images, Instances, Memory, Prediction
 from fss_models.errors import FssError
 from fss_models.instances import SPECK, ObjectMask, SplitRules, add_prompted, check_instances, split_mask
 from fss_models.marks import check_mark, mark_prompt, mask_from_picture, rle_json
 from fss_models.photo_files import decode_image
-from fss_models.presence import UNCALIBRATED, LabelJudge, SupportStatistics
+from fss_models.presence import UNCALIBRATED, LabelJudge, Presence, SupportStatistics
 from fss_models.segmenter import Segmenter
-from fss_models.settings import InstanceSource
+from fss_models.settings import TILE_OVERLAP, InstanceSource, TileSide, tile_mistake
+from fss_models.tile_supports import cut_supports, resolve_side
+from fss_models.tiles import TileGrid, TileJoin, is_tiled
 
 Photo = np.ndarray | Image.Image | str | Path
 BATCH = 8
@@ -69,6 +72,7 @@ class MaskSettings:
         instances: where one mask for each object comes from: none, model (the method's own), pieces (connected pieces
             of the mask), prompts (points inside the mask prompt SAM 2's decoder)
         speck: share of the photo's pixels below which a connected piece is no instance
+        tile_overlap: share of a tile's side that two neighbours share, for supports with tiles
     """
 
     threshold: float = 0.5
@@ -77,19 +81,29 @@ class MaskSettings:
     review_below: float = 0.5
     instances: InstanceSource = "none"
     speck: float = SPECK
+    tile_overlap: float = TILE_OVERLAP
 
     def __post_init__(self) -> None:
         for name, low, high in (("threshold", 0.0, 1.0), ("prevalence", 0.0, 1.0)):
             if not low < getattr(self, name) < high:
                 raise FssError(f"{name} is {getattr(self, name)}, not between 0 and 1")
 
+    @property
+    def level(self) -> float:
+        """The logit of the probability `threshold`."""
+        return torch.logit(torch.tensor(self.threshold, dtype=torch.float64)).item()
+
 
 @dataclass(frozen=True)
 class MemorisedSupports:
-    """What a model computed from marked photos of a class, once for any number of photos."""
+    """What a model computed from marked photos of a class, once for any number of photos.
+
+    tile  side in pixels of the tiles in which larger photos are predicted; 0: as a whole
+    """
 
     memory: Memory
     statistics: SupportStatistics | None
+    tile: int = 0
 
 
 class Predictor:
@@ -100,11 +114,14 @@ class Predictor:
         self._judge = LabelJudge(model, calibrator) if calibrator else None
 
     @torch.inference_mode()
-    def memorise(self, supports: Sequence[Mapping[str, Any]], name: str = "") -> MemorisedSupports:
+    def memorise(self, supports: Sequence[Mapping[str, Any]], name: str = "", *,
+                 tile: TileSide = 0) -> MemorisedSupports:
         """Compute what predicting needs of marked photos of one class, whose `name` some methods read.
 
-        Raises `FssError` naming the support (from 0) for a wrong mark, a photo that cannot be read, and a kind of mark
-        that the method does not read.
+        With `tile` photos that are larger than so many pixels are predicted in tiles, and of larger supports a tile
+        around the mark is used; auto: where the marked objects are too small without. Raises `FssError` naming the
+        support (from 0) for a wrong mark, a photo that cannot be read, and a kind of mark that the method does not
+        read.
         """
         if not supports:
             raise FssError("there are no supports", hint="give at least one photo with a mark on it")
@@ -117,59 +134,97 @@ class Predictor:
             mark = {k: _mask(v, where) if k == "mask" else _plain(v) for k, v in row.items() if k != "image"}
             height, width = photos[-1].shape[:2]
             prompts.append(mark_prompt(check_mark(mark, height, width, where)))
+        side = resolve_side(tile, photos, prompts, self.model.side)
+        if wrong := tile_mistake(side, TILE_OVERLAP, "none"):
+            raise FssError(wrong)
+        if side:
+            photos, prompts = cut_supports(photos, prompts, side)
         images = self.model.prepare(photos)
         marks = self.model.collate([prompts], images.sizes, names=[name]).to(self.model.device)
         features = self.model.encode(images.to(self.model.device))
         memory = self.model.memorise(features, marks)
         judge = self._judge
-        return MemorisedSupports(memory, judge.describe_supports(features, prompts, memory, name) if judge else None)
+        known = judge.describe_supports(features, prompts, memory, name) if judge else None
+        return MemorisedSupports(memory, known, side)
 
     def predict(self, supports: MemorisedSupports, photo: Photo, settings: MaskSettings | None = None) -> PhotoMask:
         """The mask in one photo. Raises `FssError` for a photo that cannot be read."""
-        return next(self.predict_many(supports, [photo], settings, batch=1))
+        pixels = read_photo(photo)
+        batch = BATCH if is_tiled(pixels.shape[:2], supports.tile) else 1
+        return next(self.predict_many(supports, [pixels], settings, batch=batch))
 
     def predict_many(self, supports: MemorisedSupports, photos: Iterable[Photo], settings: MaskSettings | None = None,
                      *, batch: int = BATCH) -> Iterator[PhotoMask]:
         """The masks in any number of photos, in order; `batch` photos are in memory at a time.
 
-        A batch is padded to its full size, so that a mask does not depend on the other photos of its batch. Raises
-        `FssError` for a photo that cannot be read, and for instances that the method cannot give.
+        A photo in tiles is predicted alone, `batch` tiles at a time. A batch is padded to its full size, so that a mask
+        does not depend on the other photos of its batch. Raises `FssError` for a photo that cannot be read, and for
+        instances that the method cannot give, or that do not go with tiles.
         """
         rest, settings = iter(photos), settings or MaskSettings()
         check_instances(type(self.model), settings.instances)
-        while some := list(islice(rest, batch)):
-            yield from self._predict(supports, [read_photo(p) for p in some], settings, batch)
+        if supports.tile and (wrong := tile_mistake(supports.tile, settings.tile_overlap, settings.instances)):
+            raise FssError(wrong)
+        while some := [read_photo(p) for p in islice(rest, batch)]:
+            small = [p for p in some if not is_tiled(p.shape[:2], supports.tile)]
+            whole = iter(self._predict(supports, small, settings, batch) if small else [])
+            for photo in some:
+                tiled = is_tiled(photo.shape[:2], supports.tile)
+                yield self._predict_tiles(supports, photo, settings, batch) if tiled else next(whole)
 
     @torch.inference_mode()
     def _predict(self, supports: MemorisedSupports, photos: list[np.ndarray], settings: MaskSettings,
                  width: int) -> list[PhotoMask]:
+        found, judged = self._segment(supports, photos, settings, width)
+        masks = []
+        for row, (photo, presence) in enumerate(zip(photos, judged, strict=True)):
+            logits = F.interpolate(found.logits[row][None, None].float(), size=photo.shape[:2], mode="bilinear",
+                                   align_corners=self.model.corners_aligned)[0, 0]
+            objects = found.instances.of_pair(row) if found.instances is not None else None
+            masks.append(self._mask((logits > settings.level).cpu().numpy(), float(found.scores[row]), presence,
+                                    settings, objects))
+        return masks
+
+    @torch.inference_mode()
+    def _predict_tiles(self, supports: MemorisedSupports, photo: np.ndarray, settings: MaskSettings,
+                       width: int) -> PhotoMask:
+        grid = TileGrid.of(photo.shape[:2], supports.tile, settings.tile_overlap)
+        joined = TileJoin(grid, 1, settings.level, settings, corners=self.model.corners_aligned)
+        for first in range(0, len(grid), width):
+            tiles = [window.cut(photo) for window in grid.windows[first:first + width]]
+            found, judged = self._segment(supports, tiles, settings, width)
+            for logits, score, presence in zip(found.logits.cpu(), found.scores.tolist(), judged, strict=False):
+                joined.add(logits[None], [score], [presence])
+        one = joined.masks()[0]
+        return self._mask(coco.decode(one.rle).astype(bool), one.score, one.presence, settings)
+
+    def _mask(self, mask: np.ndarray, score: float, presence: Presence, settings: MaskSettings,
+              objects: Instances | None = None) -> PhotoMask:
+        """The answer for a photo; `objects` are the instances that the model gave."""
+        mask = mask & (presence.status != "empty")
+        status = "empty" if presence.status and not mask.any() else presence.status
+        rules = SplitRules(source=settings.instances, level=settings.level, speck=settings.speck,
+                           corners=self.model.corners_aligned)
+        instances = None if settings.instances == "none" else tuple(split_mask(mask, score, rules, objects))
+        return PhotoMask(mask=mask, score=score, presence=presence.presence, quality=presence.quality,
+                         status=status, instances=instances)
+
+    def _segment(self, supports: MemorisedSupports, photos: list[np.ndarray], settings: MaskSettings,
+                 width: int) -> tuple[Prediction, list[Presence]]:
+        """What the model gives for photos, padded to `width`, and the estimates for the photos without padding."""
         images, missing = self.model.prepare(photos), width - len(photos)
         images = Images(pixels=F.pad(images.pixels, (0, 0, 0, 0, 0, 0, 0, missing)),
                         sizes=F.pad(images.sizes, (0, 0, 0, missing), value=self.model.side)).to(self.model.device)
         features = self.model.encode(images)
         pairs = torch.stack([torch.zeros(width, dtype=torch.int64), torch.arange(width)], dim=1).to(self.model.device)
         found = self.model.segment(supports.memory, features, pairs)
-        level = torch.logit(torch.tensor(settings.threshold, dtype=torch.float64)).item()
         if settings.instances == "prompts":
             found = add_prompted(self.model, found, supports.memory, features, pairs,
-                                 [level] * len(photos) + [None] * missing)
+                                 [settings.level] * len(photos) + [None] * missing)
         judged = [UNCALIBRATED] * len(photos)
         if self._judge and supports.statistics:
             judged = self._judge.judge_masks(found, features, pairs, [supports.statistics], [settings] * len(photos))
-        rules = SplitRules(source=settings.instances, level=level, speck=settings.speck,
-                           corners=self.model.corners_aligned)
-        masks = []
-        for row, (photo, presence) in enumerate(zip(photos, judged, strict=True)):
-            logits = F.interpolate(found.logits[row][None, None].float(), size=photo.shape[:2], mode="bilinear",
-                                   align_corners=self.model.corners_aligned)[0, 0]
-            mask = (logits > level).cpu().numpy() & (presence.status != "empty")
-            status = "empty" if presence.status and not mask.any() else presence.status
-            score = float(found.scores[row])
-            objects = found.instances.of_pair(row) if found.instances is not None else None
-            instances = None if settings.instances == "none" else tuple(split_mask(mask, score, rules, objects))
-            masks.append(PhotoMask(mask=mask, score=score, presence=presence.presence, quality=presence.quality,
-                                   status=status, instances=instances))
-        return masks
+        return found, judged
 
 
 def load(bundle: str | Path = "shipped", device: str = "") -> Predictor:

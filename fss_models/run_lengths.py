@@ -44,6 +44,26 @@ def encode_logits(logits: np.ndarray, size: tuple[int, ...], level: float, *, co
     return _compress(changes, height, width)
 
 
+class ColumnRuns:
+    """Collects the run lengths of a mask [height, width] whose columns come from left to right, a few at a time."""
+
+    def __init__(self, height: int, width: int) -> None:
+        self.height, self.width = height, width
+        self._changes: list[np.ndarray] = []
+        self._pixels, self._last = 0, False
+
+    def add(self, columns: np.ndarray) -> None:
+        """The next columns, [height, n] bool."""
+        flat = columns.T.ravel()
+        before = np.concatenate([[self._last], flat[:-1]])
+        self._changes.append(np.flatnonzero(flat != before) + self._pixels)
+        self._pixels, self._last = self._pixels + flat.size, bool(flat[-1])
+
+    def rle(self) -> Rle:
+        """The run lengths, after the last column."""
+        return _compress(np.concatenate(self._changes), self.height, self.width)
+
+
 def mask_area(rle: Rle) -> int:
     """The number of pixels of the mask."""
     return int(coco.area(rle))

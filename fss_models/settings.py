@@ -8,6 +8,23 @@ from fss_models.errors import FssError
 
 #: where one mask for each object comes from (`fss_models.instances`)
 InstanceSource = Literal["none", "model", "pieces", "prompts"]
+#: the side of tiles in pixels of the photo (`fss_models.tiles`); 0: no tiles; auto: by the supports' objects
+TileSide = int | Literal["auto"]
+TILE_OVERLAP = 0.25  # default share of a tile's side that two neighbours share
+LEAST_TILE = 64  # pixels
+
+
+def tile_mistake(tile: TileSide, overlap: float, instances: InstanceSource) -> str:
+    """What is wrong with settings of tiles, in one line; "" where nothing is."""
+    if tile == 0:
+        return "" if overlap == TILE_OVERLAP else "tile_overlap has no effect without tile (leave it out)"
+    if tile != "auto" and tile < LEAST_TILE:
+        return f"tile is {tile} (give at least {LEAST_TILE} pixels, auto, or 0 for whole photos)"
+    if not 0 <= overlap <= 0.5:
+        return f"tile_overlap is {overlap:g}, not between 0 and 0.5"
+    if instances in ("model", "prompts"):
+        return f"instances {instances} need whole photos, not tiles (use pieces, or leave out tile)"
+    return ""
 
 
 def weight_fields(config: type) -> list[str]:

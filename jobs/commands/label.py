@@ -51,6 +51,9 @@ def label(
                                                   "(model; also --instances alone), the connected pieces of the mask "
                                                   "(pieces), or by SAM 2's decoder (prompts; default: the recipe's).")
                         ] = None,
+    tile: Annotated[str | None, typer.Option("--tile", help="Label photos larger than so many pixels in tiles of that "
+                                             "side, at full size; auto: where the supports' objects are too small "
+                                             "without (default: the recipe's).")] = None,
     formats: Annotated[list[str] | None, typer.Option("--format", help="Output format besides COCO: coco_polygons, "
                                                       "parquet, yolo, semantic, label_studio, cvat. May be repeated.")
                        ] = None,
@@ -60,7 +63,7 @@ def label(
     as_json: JsonOption = False,
 ) -> None:
     """Label all photos below a URL and print where the labels are."""
-    given = {"threshold": threshold, "overlaps": overlaps, "instances": instances,
+    given = {"threshold": threshold, "overlaps": overlaps, "instances": instances, "tile": tile,
              "formats": json.dumps(formats) if formats else None}
     changes = [*(overrides or []), *(f"label.{k}={v}" for k, v in given.items() if v is not None)]
     read = load_recipe(recipe, changes, out=workspace)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fss_models.errors import FssError
 from jobs.options import JsonOption, RecipeOption, SetOption
 from jobs.recipes import load_recipe
 from pipelines.base.text_table import text_table
@@ -31,10 +32,10 @@ def plan(
     gpus: Annotated[int, typer.Option("--gpus", min=0, help="GPUs of the cluster; 0: CPU cores only.")] = 0,
     cores: Annotated[int, typer.Option("--cores", min=1, help="CPU cores of the cluster.")] = 16,
     photo_kb: Annotated[float, typer.Option("--photo-kb", min=1, help="Mean size of a photo's file in kB.")] = 160.0,
-    megapixels: Annotated[float, typer.Option("--megapixels", min=0.01, help="Mean size of a photo in megapixels; a "
-                                              "phone's have 12.")] = 0.3,
     classes: Annotated[float, typer.Option("--classes-per-photo", min=0.01, help="Mean number of annotated classes in "
                                            "a photo.")] = 2.9,
+    photo_size: Annotated[str, typer.Option("--photo-size", help="Width and height of a photo in pixels, like "
+                                            "4000x3000 for a phone's.")] = "640x480",
     label_classes: Annotated[int, typer.Option("--label-classes", min=1, help="Number of classes that are labelled.")
                              ] = 1,
     recipe: RecipeOption = "demo",
@@ -47,9 +48,17 @@ def plan(
     from pipelines.sizing.plan import SizingRequest, make_plan
 
     made = make_plan(SizingRequest(images=images, method=method, preset=preset, gpus=gpus, cores=cores,
-                                   photo_kb=photo_kb, megapixels=megapixels, classes_per_photo=classes,
+                                   photo_kb=photo_kb, photo_size=_size(photo_size), classes_per_photo=classes,
                                    classes=label_classes, recipe=chosen))
     print(json.dumps(asdict(made), indent=1) if as_json else text(made))
+
+
+def _size(given: str) -> tuple[int, int]:
+    """(height, width) of WIDTHxHEIGHT. Raises `FssError` for anything else."""
+    width, _, height = given.lower().partition("x")
+    if not (width.isdigit() and height.isdigit() and int(width) and int(height)):
+        raise FssError(f"--photo-size is {given!r}", hint="write width and height in pixels, like 6000x4000")
+    return int(height), int(width)
 
 
 def text(plan: SizingPlan) -> str:

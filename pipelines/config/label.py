@@ -56,3 +56,9 @@ class LabelConfig(Wanted, Computing):
     features: Literal["off", "keep"] = "off"  # keep: what the encoder gives is stored, for labelling the photos again
     in_flight: Positive = 4  # chunks that are processed at the same time
     formats: list[LabelFormat] = []  # written in addition to labels.json (COCO, run lengths) and failures.parquet
+
+    @model_validator(mode="after")
+    def _kept_whole(self) -> Self:
+        if self.tile != 0 and self.features == "keep":
+            raise ValueError("features keep is for whole photos, not for tiles (leave out features or tile)")
+        return self

@@ -7,12 +7,21 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fss_models.clip import Instances
+from fss_models.clip import Instances, Memory
 from fss_models.execution import Download
 from fss_models.presence import UNCALIBRATED, LabelJudge, Presence, SupportStatistics
 from pipelines.config.mask_request import MaskRequest
 
 Sizes = list[tuple[int, ...]]  # (height, width) of photos
+
+
+@dataclass(frozen=True)
+class StoredMemory:
+    """A support set's memory on the device, its statistics where the bundle has a calibrator, and the class's name."""
+
+    memory: Memory
+    statistics: SupportStatistics | None
+    phrase: str
 
 
 @dataclass(frozen=True)

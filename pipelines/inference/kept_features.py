@@ -54,9 +54,11 @@ class KeptPhotos:
         self.maps = {k: v[:last] for k, v in self.room.items()}
         self.rows, self.sizes = [*self.rows, *rows], torch.cat([self.sizes, sizes])
 
-    def batch(self, first: int, width: int) -> Features:
-        """The features of `width` photos from the readable photo `first` on, padded with zeros."""
-        return padded({k: v[first:first + width] for k, v in self.maps.items()}, self.sizes[first:first + width], width)
+    def batch(self, first: int, width: int, device: str = "cpu") -> Features:
+        """The features of `width` photos from the readable photo `first` on, padded with zeros, on `device`."""
+        some = slice(first, first + width)
+        features: Features = padded({k: v[some] for k, v in self.maps.items()}, self.sizes[some], width).to(device)
+        return features
 
 
 def half(maps: dict[str, Tensor], count: int) -> dict[str, Tensor]:

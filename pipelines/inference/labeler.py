@@ -15,7 +15,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import closing
-from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -25,15 +24,15 @@ from pycocotools import mask as coco
 from torch import Tensor
 
 from fss_models.clip import Features, Images, Memory
-from fss_models.errors import FssError
+from fss_models.errors import BadImage, FssError
 from fss_models.execution import Execution
 from fss_models.instances import add_prompted, check_instances
 from fss_models.limits import LIMITS, PhotoLimits
-from fss_models.photo_files import decode_image, decode_reduced, image_size
 from fss_models.precision import Precision
 from fss_models.preprocess import Mode
-from fss_models.presence import LabelJudge, SupportStatistics
+from fss_models.presence import LabelJudge
 from fss_models.run_lengths import empty_mask, encode_logits
+from fss_models.tile_supports import cut_supports, fitting_side
 from pipelines.base.version import package_version
 from pipelines.bundles.bundle import bundle_calibrator, load_bundle
 from pipelines.config.mask_request import MaskRequest
@@ -44,18 +43,20 @@ from pipelines.inference.calls import (
     PairMask,
     PhotoBatch,
     Sizes,
+    StoredMemory,
     mask_weight,
     mixed_calls,
     power_of_two,
     sizes_of,
     whole_classes,
 )
-from pipelines.inference.decode_limit import DecodeLimit
 from pipelines.inference.instances import prompt_level, with_instances
 from pipelines.inference.kept_features import FeatureKeeper, KeptPhotos, half, padded
 from pipelines.inference.masks import Label, Labels, PhotoFailure, make_label, semantic_map, threshold_logit
-from pipelines.inference.stages import DECODING_BYTES, ByteBudget, DecodeStage, FinishStage
+from pipelines.inference.preparing import PhotoPreparer
+from pipelines.inference.stages import ByteBudget, DecodeStage, FinishStage
 from pipelines.inference.supports import SupportSet, UnknownSupportError, load_support_set
+from pipelines.inference.tiled import TiledPhoto, at_tile, needs_tiles, split_key, tile_key
 
 MEMORIES = 64  # support sets kept on the device
 KEPT_BYTES = 2 << 30  # of kept features in memory, and of their files; one call with more works alone
@@ -81,19 +82,29 @@ class Labeler:
         self.model, self.info = load_bundle(bundle_url, device)
         self._bundle_url, self._bundle_id = bundle_url, bundle_id or self.info.bundle_id
         self.device, self.supports_url, self.limits = device, supports_url, limits
-        self._decode_limit = DecodeLimit(max_seconds)
         self.execution = Execution(self.model, precision, compiled=compiled)
-        self.preprocessing: Mode = preprocessing or self.model.preprocessor.mode
+        self._preparer = PhotoPreparer(self.model, limits, max_seconds, preprocessing or self.model.preprocessor.mode)
         self.keeper = FeatureKeeper(features_url, self._about_features()) if features_url else None
         calibrator = bundle_calibrator(bundle_url, self.info)
         self.judge = LabelJudge(self.model, calibrator) if calibrator else None
         # no cachetools.LRUCache: the bound grows with a request, and a new champion's labeler needs the order of use
-        self._memories: OrderedDict[str, _StoredMemory] = OrderedDict()
+        self._memories: OrderedDict[str, StoredMemory] = OrderedDict()
         self._max_memories, self._lock = memories, threading.RLock()
-        self._pixels, self._kept = ByteBudget(DECODING_BYTES), ByteBudget(KEPT_BYTES)
+        self._kept = ByteBudget(KEPT_BYTES)
         self._kept_photo = 0  # bytes of a photo's kept features, known from the first supports on
+        self._given: dict[str, SupportSet] = {}  # that are stored nowhere
+        self._fitting: dict[str, int | None] = {}  # support set -> the side of tiles that fits its objects
         self._decode = DecodeStage(decoders, 12 * self.model.side ** 2)
         self._finish: FinishStage[list[Placed]] = FinishStage(decoders)
+
+    @property
+    def preprocessing(self) -> Mode:
+        """How the photos that are labelled are resized."""
+        return self._preparer.mode
+
+    @preprocessing.setter
+    def preprocessing(self, mode: Mode) -> None:
+        self._preparer.mode = mode
 
     def _about_features(self) -> dict[str, Any]:
         """All that decides the features of a photo."""
@@ -102,18 +113,24 @@ class Labeler:
                 "precision": how.precision, "device": how.device_name, "code_version": package_version(),
                 **self.limits.model_dump()}
 
-    def add_support(self, supports: SupportSet) -> str:
-        """Compute and keep the memory of a set. Returns its id. Raises `FssError` if the method refuses the set."""
+    def add_support(self, supports: SupportSet, tile: int = 0) -> str:
+        """Compute and keep the memory of a set, for tiles of `tile` pixels or (0) whole photos. Returns the set's id.
+
+        Raises `FssError` if the method refuses the set.
+        """
+        key = tile_key(supports.support_id, tile)
         with self._lock:
-            known = self._memories.get(supports.support_id)
+            if not self.supports_url:
+                self._given[supports.support_id] = supports
+            known = self._memories.get(key)
             named = self.model.reads_names(self.model.config)
             if known is None or (named and known.phrase != supports.phrase):
-                self._store(supports.support_id, self._memorise(supports))
+                self._store(key, self._memorise(supports, tile))
             return supports.support_id
 
     @property
     def support_ids(self) -> list[str]:
-        """The ids of the support sets whose memories are here, those used last at the end."""
+        """The keys of the memories that are here, those used last at the end: see `tile_key`."""
         with self._lock:
             return list(self._memories)
 
@@ -136,14 +153,33 @@ class Labeler:
             took.append(time.perf_counter() - began)
         return min(took[1:]) / batch
 
-    def _stored(self, support_id: str) -> _StoredMemory:
+    def _stored(self, support_id: str) -> StoredMemory:
         with self._lock:
             if support_id not in self._memories:
-                if not self.supports_url:
-                    raise UnknownSupportError(support_id)
-                self.add_support(load_support_set(self.supports_url, support_id))
+                set_id, tile = split_key(support_id)
+                self.add_support(self._find(set_id), tile)
             self._memories.move_to_end(support_id)
             return self._memories[support_id]
+
+    def _find(self, support_id: str) -> SupportSet:
+        if self.supports_url:
+            return load_support_set(self.supports_url, support_id)
+        if support_id not in self._given:
+            raise UnknownSupportError(support_id)
+        return self._given[support_id]
+
+    def with_tile(self, request: MaskRequest) -> MaskRequest:
+        """The request as the labeler answers it: a number for `tile`, and the `tile_key`s of its support sets.
+
+        Raises `FssError` for auto with a set whose marks tell no size of an object.
+        """
+        if request.tile != "auto":
+            return at_tile(request)
+        with self._lock:
+            for support_id in request.support_ids:
+                if support_id not in self._fitting:
+                    self._fitting[support_id] = fitting_side(*self._find(support_id).decoded(), self.model.side)
+            return at_tile(request, [self._fitting[i] for i in request.support_ids])
 
     def label(self, images: Sequence[bytes], support_id: str, batch: int = 8,
               threshold: float = Wanted().threshold) -> list[Label | PhotoFailure]:
@@ -172,6 +208,36 @@ class Labeler:
 
     def _label(self, images: Sequence[bytes], requests: Sequence[MaskRequest], batch: int, *,
                fixed: bool) -> list[Labels | PhotoFailure]:
+        asked = {request: self.with_tile(request) for request in dict.fromkeys(requests)}
+        requests = [asked[request] for request in requests]
+        tiled = [row for row, data in enumerate(images) if needs_tiles(data, requests[row])]
+        found = {row: self._label_tiles(images[row], requests[row], batch) for row in tiled}
+        whole = [row for row in range(len(images)) if row not in found]
+        found |= zip(whole, self._label_whole([images[row] for row in whole], [requests[row] for row in whole], batch,
+                                              fixed=fixed), strict=True)
+        return [found[row] for row in range(len(images))]
+
+    def _label_tiles(self, data: bytes, request: MaskRequest, batch: int) -> Labels | PhotoFailure:
+        """The labels of a photo that is larger than a tile; its tiles are cut from all of its pixels."""
+        try:
+            photo = TiledPhoto(self._preparer.pixels(data), request, self.judge, corners=self._corners)
+        except BadImage as error:
+            return PhotoFailure(reason=error.reason)
+        prepare = partial(self._preparer.tile, photo.pixels)
+        for rows, prepared in self._decode.batches(prepare, photo.grid.windows, {}, batch):
+            photo.add(self._run_tiles(self._preparer.stacked(prepared, batch), [request] * len(rows)))
+        return photo.labels()
+
+    @torch.inference_mode()
+    def _run_tiles(self, images: Images, requests: list[MaskRequest]) -> list[CallOutput]:
+        with self._lock:
+            features = self.execution.encode(self.execution.upload(images))
+            return [self._segment(call, features, len(images), requests)
+                    for call in whole_classes(requests, len(images))]
+
+    def _label_whole(self, images: Sequence[bytes], requests: Sequence[MaskRequest], batch: int, *,
+                     fixed: bool) -> list[Labels | PhotoFailure]:
+        """The labels of photos that the model sees as a whole."""
         failures: dict[int, PhotoFailure] = {}
         finishing: list[Future[list[Placed]]] = []
         with closing(self._encodings(images, failures, batch, fixed=fixed)) as encodings:
@@ -196,9 +262,9 @@ class Labeler:
             with self._kept.hold(2 * len(images) * self._kept_photo):  # the tensors, and their file
                 yield from self._kept_encodings(self.keeper, images, failures, batch)
             return
-        for rows, prepared in self._decode.batches(self._prepare, images, failures, batch):
+        for rows, prepared in self._decode.batches(self._preparer.whole, images, failures, batch):
             width = batch if fixed else power_of_two(len(rows), batch)
-            stacked = self._stacked(prepared, width)
+            stacked = self._preparer.stacked(prepared, width)
             encode: Encode = partial(self.execution.encode, self.execution.upload(stacked))
             yield rows, sizes_of(stacked.sizes[:len(rows)]), width, encode
 
@@ -209,20 +275,16 @@ class Labeler:
             failures |= kept.failures
             for first in range(0, len(kept.rows), batch):
                 some = slice(first, first + batch)
-                yield kept.rows[some], sizes_of(kept.sizes[some]), batch, partial(self._moved, kept, first, batch)
+                yield kept.rows[some], sizes_of(kept.sizes[some]), batch, partial(kept.batch, first, batch, self.device)
             return
         new = KeptPhotos([], torch.zeros(0, 2, dtype=torch.int64), {}, failures)
-        for rows, prepared in self._decode.batches(self._prepare, images, failures, batch):
-            stacked = self._stacked(prepared, batch)
+        for rows, prepared in self._decode.batches(self._preparer.whole, images, failures, batch):
+            stacked = self._preparer.stacked(prepared, batch)
             encode = partial(self.execution.encode, self.execution.upload(stacked))
             sizes = stacked.sizes[:len(rows)]
             yield rows, sizes_of(sizes), batch, partial(self._rounded, encode, new, rows, sizes, len(images))
         if new.rows:
             keeper.write(images, batch, new)
-
-    def _moved(self, kept: KeptPhotos, first: int, width: int) -> Features:
-        features: Features = kept.batch(first, width).to(self.device)
-        return features
 
     def _rounded(self, encode: Encode, new: KeptPhotos, rows: list[int], sizes: Tensor, most: int) -> Features:
         """Features rounded as they are kept; those of the photos, without padding, are added to the `most` of `new`."""
@@ -230,29 +292,6 @@ class Labeler:
         maps = half(features.maps, len(rows))
         new.add(rows, sizes, maps, most)
         return padded(maps, features.sizes[:len(rows)], len(features))
-
-    def _prepare(self, data: bytes) -> Images:
-        """Decode and resize a photo; its full-size pixels exist only during this call."""
-        with self._decode_limit():
-            height, width = image_size(data)
-        with self._pixels.hold(min(height * width, self.limits.max_pixels) * 6):  # decoded, and copied to an array
-            if self.preprocessing != "fast":
-                with self._decode_limit():
-                    image = decode_image(data, limits=self.limits, exif=True)
-                return self.model.prepare([image], self.preprocessing)
-            with self._decode_limit():
-                pixels, size = decode_reduced(data, 2 * self.model.side, limits=self.limits)
-            return replace(self.model.prepare([pixels], "fast"), sizes=torch.tensor([size]))
-
-    def _stacked(self, prepared: list[Images], width: int) -> Images:
-        """The photos of a batch, padded with black ones to `width`."""
-        pixels = torch.cat([i.pixels for i in prepared])
-        sizes = torch.cat([i.sizes for i in prepared])
-        missing = width - len(prepared)
-        if missing:
-            pixels = torch.cat([pixels, pixels.new_zeros(missing, *pixels.shape[1:])])
-            sizes = torch.cat([sizes, sizes.new_full((missing, 2), self.model.side)])
-        return Images(pixels=pixels, sizes=sizes)
 
     @torch.inference_mode()
     def _run(self, work: PhotoBatch, encode: Encode, width: int, *, fixed: bool) -> list[Future[list[Placed]]]:
@@ -334,12 +373,14 @@ class Labeler:
         return self.model.corners_aligned
 
     @torch.inference_mode()
-    def _memorise(self, supports: SupportSet) -> _StoredMemory:
+    def _memorise(self, supports: SupportSet, tile: int) -> StoredMemory:
         if self.info.bundle_id != self._bundle_id:  # not in __init__: Serve hides why a replica fails to start
             raise FssError(f"the bundle is {self.info.bundle_id} now, no longer {self._bundle_id}",
                            where=self._bundle_url,
                            hint="start the service again, or start a new job with another --out")
         images, prompts = supports.decoded()
+        if tile:
+            images, prompts = cut_supports(images, prompts, tile)
         prepared = self.model.prepare(images)
         self.model.check_phrase(supports.prompt, self.model.config, f"class {supports.class_name!r}")
         marks = self.model.collate([prompts], prepared.sizes, names=[supports.phrase])
@@ -349,18 +390,9 @@ class Labeler:
         with self.execution.autocast():
             memory = self.model.memorise(features, marks.to(self.device))
             known = judge.describe_supports(features, prompts, memory, phrase) if judge else None
-        return _StoredMemory(memory, known, phrase)
+        return StoredMemory(memory, known, phrase)
 
-    def _store(self, support_id: str, memory: _StoredMemory) -> None:
+    def _store(self, support_id: str, memory: StoredMemory) -> None:
         self._memories[support_id] = memory
         while len(self._memories) > self._max_memories:
             self._memories.popitem(last=False)
-
-
-@dataclass(frozen=True)
-class _StoredMemory:
-    """A support set's memory on the device, its statistics where the bundle has a calibrator, and the class's name."""
-
-    memory: Memory
-    statistics: SupportStatistics | None
-    phrase: str

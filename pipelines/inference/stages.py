@@ -14,6 +14,7 @@ from fss_models.errors import BadImage
 from pipelines.inference.masks import PhotoFailure
 
 R = TypeVar("R")
+T = TypeVar("T")
 AHEAD_BYTES = 1 << 30  # of resized photos that wait for the model, of each call
 DECODING_BYTES = 2 << 30  # of the pixels of photos that are being decoded
 BEHIND_BYTES = 1 << 30  # of logits that wait for their run lengths
@@ -59,11 +60,12 @@ class DecodeStage:
         self._ahead = max(1, AHEAD_BYTES // size)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
 
-    def batches(self, prepare: Callable[[bytes], Images], photos: Sequence[bytes], failures: dict[int, PhotoFailure],
+    def batches(self, prepare: Callable[[T], Images], photos: Sequence[T], failures: dict[int, PhotoFailure],
                 batch: int) -> Iterator[tuple[list[int], list[Images]]]:
-        """Rows and prepared photos, `batch` readable ones at a time, in order. The others are added to `failures`.
+        """Rows and prepared photos (or tiles), `batch` readable ones at a time, in order.
 
-        `prepare` decodes and resizes a photo; it is not kept, so that a labeler that is let go leaves memory at once.
+        The others are added to `failures`. `prepare` decodes and resizes a photo; it is not kept, so that a labeler
+        that is let go leaves memory at once.
         """
         waiting: deque[tuple[int, Future[Images]]] = deque()
         rows: list[int] = []

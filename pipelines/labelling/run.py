@@ -95,7 +95,8 @@ def run_label_job(request: LabelRequest) -> dict[str, Any]:
         if set(config.formats) <= set(summary.get("formats", {})):
             return {**summary, "labelled_now": 0}
     if not health:
-        say(encodings_line(read_bundle_info(request.bundle_url), len(images), classes))
+        tiles = "; a photo in tiles takes one for each" if config.tile else ""
+        say(encodings_line(read_bundle_info(request.bundle_url), len(images), classes) + tiles)
     now = label_chunks(job, left, classes, service, health, request)
     return {**write_outputs(out, manifest, config.formats), "labelled_now": now}
 

@@ -32,6 +32,7 @@ def _measured(what: str, value: float, unit: str, file: str, key: str, note: str
 BUILD_RATE = _measured(
     "photos that a core builds into shards", 128.32145171743358, "photos/s", "shard_build-cpu-2-cores",
     "result.photos_per_cpu_s.build", "640x480 photos, 3 annotations each, two cores")
+BUILD_SIZE = (480, 640)  # (height, width) of the photos of that measurement
 BUILD_DRIVER = _measured(
     "peak memory of the build's driver at 200 000 annotations", 387.0, "MB", "scale_build-200000-cpu-2-cores",
     "result.memory.writing_blocks.driver.peak_mb", "64 px photos; scaled with the annotations, an upper bound")

@@ -8,13 +8,13 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from fss_models import registry
 from fss_models.errors import FssError
+from fss_models.tiles import TileGrid, is_tiled
 from pipelines.config.hyperband import brackets_of, search_cost
 from pipelines.config.recipe import Recipe
 from pipelines.sizing import figures as f
 from pipelines.sizing.figures import Figure
 
 LARGEST_MACHINE_GB = 1000.0
-BUILD_MEGAPIXELS = 640 * 480 / 1e6  # of the photos with which the build was measured
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,9 +28,9 @@ class SizingRequest:
     cores: int
     recipe: Recipe
     photo_kb: float = 160.0
-    megapixels: float = 0.3  # of a photo
     classes_per_photo: float = 2.9
     classes: int = 1  # that are labelled
+    photo_size: tuple[int, int] = f.BUILD_SIZE  # (height, width) in pixels
 
     @property
     def config(self) -> Any:
@@ -41,8 +41,20 @@ class SizingRequest:
     def encodings(self, **settings: Any) -> int:
         """Image encodings of labelling, with as many supports a class as the evaluation's shots."""
         return registry.method_class(self.method).image_encodings(
-            replace(self.config, **settings), photos=self.images, classes=self.classes,
+            replace(self.config, **settings), photos=self.images * self.tiles, classes=self.classes,
             supports=self.classes * self.recipe.eval.shots)
+
+    @property
+    def megapixels(self) -> float:
+        """Pixels of a photo, in millions."""
+        return self.photo_size[0] * self.photo_size[1] / 1e6
+
+    @property
+    def tiles(self) -> int:
+        """Tiles of a photo in labelling; 1 without tiles, and for `auto`, which depends on the supports."""
+        label = self.recipe.label
+        tiled = isinstance(label.tile, int) and is_tiled(self.photo_size, label.tile)
+        return len(TileGrid.of(self.photo_size, int(label.tile), label.tile_overlap)) if tiled else 1
 
     @property
     def annotations(self) -> float:
@@ -153,7 +165,7 @@ def _shards(request: SizingRequest) -> tuple[SizingStage, tuple[Figure, ...]]:
     driver = f.BUILD_DRIVER.value / 1e3 * max(1.0, request.annotations / f.BUILD_DRIVER_ANNOTATIONS)
     worker = f.BUILD_WORKER.value / 1e3
     larger, figures = host_seconds(request, "published")
-    usual = host_seconds(replace(request, megapixels=BUILD_MEGAPIXELS), "published")[0]
+    usual = host_seconds(replace(request, photo_size=f.BUILD_SIZE), "published")[0]
     seconds = 1 / f.BUILD_RATE.value + max(0.0, larger - usual)
     stage = SizingStage(
         name="build shards", hours=request.images * seconds / request.cores / 3600, cores=request.cores,
@@ -255,24 +267,25 @@ def _clip_seconds(request: SizingRequest, rate: float) -> tuple[float, tuple[Fig
 
 
 def _label(request: SizingRequest, rate: float) -> tuple[SizingStage, tuple[Figure, ...]]:
-    """Labelling: every photo is decoded once, and segmented for each class.
+    """Labelling: every photo is decoded once, and it or each of its tiles is segmented for each class.
 
-    Where only the image encoder's time is known, further classes are taken to cost nothing.
+    Where only the image encoder's time is known, further classes are taken to cost nothing. Tiles need all pixels.
     """
     config = request.recipe.label
-    decode, figures = host_seconds(request, "fast" if config.preprocessing == "fast" else "published")
+    decode, figures = host_seconds(request, "fast" if config.preprocessing == "fast" and request.tiles == 1 else
+                                   "published")
     factor, used = speed_factor(request, config.precision, compiled=config.compile)
-    encodings = request.encodings()
+    encodings, pictures = request.encodings(), request.images * request.tiles
     if request.gpus:
-        busy = request.images / rate / factor
+        busy = pictures / rate / factor
         if request.preset in f.ENCODER_RATES:
             busy = encodings / f.ENCODER_RATES[request.preset].value
-            busy += request.images * request.classes / f.DECODER_RATES[request.preset].value
+            busy += pictures * request.classes / f.DECODER_RATES[request.preset].value
             busy /= f.GPU_SHARE.value * factor
         hours = busy / request.gpus / 3600
         cores = math.ceil(request.images / busy * request.gpus * decode)
     else:
-        hours, cores = request.images * (1 / rate / factor + decode) / request.cores / 3600, request.cores
+        hours, cores = (pictures / rate / factor + request.images * decode) / request.cores / 3600, request.cores
     replicas = request.gpus or max(1, request.recipe.serve.replicas)
     one = f.PROCESS.value / 1e3
     stage = SizingStage(
@@ -280,8 +293,10 @@ def _label(request: SizingRequest, rate: float) -> tuple[SizingStage, tuple[Figu
         memory=f"{one:.1f} GB for each replica",
         s3_gb=request.images * (request.photo_kb * 1e3 + f.LABEL_BYTES.value) / 1e9,
         work=f"{request.images:,} photos, {math.ceil(request.images / request.recipe.label.chunk):,} chunks, "
-             f"{'one class' if request.classes == 1 else f'{request.classes} classes'}, {encodings:,} image encodings, "
-             f"{config.precision}{', compiled' if config.compile else ''}, photos of {request.megapixels:g} megapixels")
+             f"{'one class' if request.classes == 1 else f'{request.classes} classes'}, "
+             f"{f'{request.tiles} tiles a photo, ' if request.tiles > 1 else ''}{encodings:,} image encodings, "
+             f"{config.precision}{', compiled' if config.compile else ''}, "
+             f"photos of {request.megapixels:.1f} megapixels")
     return stage, (*used, *figures, f.PROCESS, f.LABEL_BYTES)
 
 
@@ -301,6 +316,9 @@ def _notes(request: SizingRequest, stages: tuple[SizingStage, ...]) -> list[str]
     if driver > LARGEST_MACHINE_GB:
         notes.append(f"the driver of the shard build may need {driver:,.0f} GB, more than one machine has: build "
                      "several datasets and mix them (`mixture` in a recipe)")
+    if request.recipe.label.tile == "auto":
+        notes.append("label.tile auto depends on the supports: the plan counts whole photos (give the tiles' side, and "
+                     "--photo-size)")
     for setting, kind in get_type_hints(type(request.config)).items():
         choices = get_args(kind) if get_origin(kind) is Literal else ()
         counts = {value: request.encodings(**{setting: value}) for value in choices}

@@ -152,7 +152,7 @@ def test_a_plan_knows_the_precision() -> None:
 def test_a_plan_knows_the_size_of_photos() -> None:
     """Beside the model's time, a photo costs what was measured at its size; on GPUs that takes cores."""
     def cost(megapixels: float, *sets: str) -> float:
-        made = plan(megapixels=megapixels, sets=list(sets), cores=1).stages[2].hours * 3600 / 1e6
+        made = plan(photo_size=(1, round(megapixels * 1e6)), sets=list(sets), cores=1).stages[2].hours * 3600 / 1e6
         return made - 1 / figures.CPU_RATES["sansa"].value
 
     for size, known in figures.PHOTOS.items():
@@ -162,7 +162,8 @@ def test_a_plan_knows_the_size_of_photos() -> None:
     assert cost(24.386) == pytest.approx(2 * cost(12.193))
     assert cost(0.1535) == pytest.approx(cost(0.307) / 2)
     assert cost(2.074) < cost(6.0) < cost(12.193)
-    small, large = (plan(preset="tiny", gpus=1, megapixels=m, sets=["label.precision=auto"]) for m in (0.3, 12))
+    small, large = (plan(preset="tiny", gpus=1, photo_size=size, sets=["label.precision=auto"])
+                    for size in ((480, 640), (3000, 4000)))
     assert small.stages[2].hours == large.stages[2].hours
     assert small.stages[2].cores < large.stages[2].cores
     assert small.stages[0].hours < large.stages[0].hours
