@@ -7,14 +7,17 @@ the dense embedding is SAM's "no mask".
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from fss_models.clip import Features, Memory
 from fss_models.sam1.build import Sam1
 from fss_models.sam2_core.core import Sam2Core
+from fss_models.segmenter import Segmenter
 
+DECODER_MAPS = ("sam", "f0", "f1")  # the maps of `Features` that the mask decoder reads
 Maps = dict[str, Tensor]
 
 
@@ -45,11 +48,11 @@ class PromptedSam(nn.Module, ABC):
         """
 
     @abstractmethod
-    def point_prompts(self, points: Tensor, boxes: Tensor | None = None) -> Tensor:
-        """SAM's own prompts [E, n + 1, D] for points on the object [E, n, 2] (x, y), in pixels of the square.
+    def point_prompts(self, points: Tensor, boxes: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
+        """SAM's own prompts [E, n + 1, D] for points [E, n, 2] (x, y), in pixels of the square.
 
-        SAM adds half a pixel, and a padding point; with boxes [E, 4] (x0, y0, x1, y1) it adds two corners instead:
-        [E, n + 2, D].
+        labels [E, n]: 1 on the object, 0 off it; by default all are on it. SAM adds half a pixel, and a padding point;
+        with boxes [E, 4] (x0, y0, x1, y1) it adds two corners instead: [E, n + 2, D].
         """
 
     def decode(self, maps: Maps, prompts: Tensor) -> tuple[Tensor, Tensor]:
@@ -79,9 +82,9 @@ class PromptedSam1(PromptedSam):
         """Decode as `PromptedSam.candidates` describes."""
         return _decode(self.model.prompt_encoder, self.model.mask_decoder, maps, prompts, None, several)
 
-    def point_prompts(self, points: Tensor, boxes: Tensor | None = None) -> Tensor:
+    def point_prompts(self, points: Tensor, boxes: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
         """Embed as `PromptedSam.point_prompts` describes."""
-        return _point_prompts(self.model.prompt_encoder, points, boxes)
+        return _point_prompts(self.model.prompt_encoder, points, boxes, labels)
 
 
 class PromptedSam2(PromptedSam):
@@ -111,13 +114,36 @@ class PromptedSam2(PromptedSam):
         sam = self.core.sam
         return _decode(sam.sam_prompt_encoder, sam.sam_mask_decoder, maps, prompts, [maps["f0"], maps["f1"]], several)
 
-    def point_prompts(self, points: Tensor, boxes: Tensor | None = None) -> Tensor:
+    def point_prompts(self, points: Tensor, boxes: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
         """Embed as `PromptedSam.point_prompts` describes."""
-        return _point_prompts(self.core.sam.sam_prompt_encoder, points, boxes)
+        return _point_prompts(self.core.sam.sam_prompt_encoder, points, boxes, labels)
 
 
-def _point_prompts(encoder: Any, points: Tensor, boxes: Tensor | None) -> Tensor:
-    labels = torch.ones(points.shape[:2], dtype=torch.int32, device=points.device)
+class PointDecoder(Segmenter, ABC):
+    """A method around the part `sam`, whose embedding is among its features: the decoder takes points too."""
+
+    instance_sources: ClassVar[frozenset[str]] = frozenset({"pieces", "prompts"})
+    sam: PromptedSam
+
+    @property
+    def mask_side(self) -> int:
+        """The side of SAM's masks."""
+        return 4 * self.sam.grid
+
+    def decode_points(self, memory: Memory, features: Features, pairs: Tensor, points: Tensor,
+                      labels: Tensor) -> tuple[Tensor, Tensor]:
+        """As `Segmenter.decode_points`: SAM's candidate with the highest predicted IoU."""
+        image = pairs[:, 1].to(self.device)
+        maps = {k: features.maps[k][image] for k in DECODER_MAPS if k in features.maps}
+        prompts = self.sam.point_prompts(points * (self.sam.side / self.side), labels=labels)
+        logits, ious = self.sam.candidates(maps, prompts, several=True)
+        rows, best = torch.arange(len(ious), device=ious.device), ious.argmax(dim=1)
+        return logits[rows, best], ious[rows, best]
+
+
+def _point_prompts(encoder: Any, points: Tensor, boxes: Tensor | None, labels: Tensor | None) -> Tensor:
+    if labels is None:
+        labels = torch.ones(points.shape[:2], dtype=torch.int32, device=points.device)
     found: Tensor = encoder(points=(points.float(), labels), boxes=boxes, masks=None)[0]
     return found
 

@@ -34,9 +34,9 @@ class RecordedMatcher(Matcher):
         samples = sorted((k for k in self.outputs if k.startswith("samples/")), key=lambda k: int(k.split("/")[1]))
         return [self.outputs["points/used_xy"].long()], [[self.outputs[k].long() for k in samples]]
 
-    def _decode(self, maps: Any, image: Tensor, points: Tensor, boxes: Tensor | None, *, several: bool
+    def _decode(self, maps: Any, image: Tensor, points: Tensor, boxes: Tensor | None, *, several: bool, off: int = 0
                 ) -> tuple[Tensor, Tensor]:
-        low, ious = super()._decode(maps, image, points, boxes, several=several)
+        low, ious = super()._decode(maps, image, points, boxes, several=several, off=off)
         self.seen.append((points, low, ious))
         return low, ious
 

@@ -54,7 +54,7 @@ from pipelines.inference.instances import prompt_level, with_instances
 from pipelines.inference.kept_features import FeatureKeeper, KeptPhotos, half, padded
 from pipelines.inference.masks import Label, Labels, PhotoFailure, make_label, semantic_map, threshold_logit
 from pipelines.inference.stages import DECODING_BYTES, ByteBudget, DecodeStage, FinishStage
-from pipelines.inference.supports import SupportSet, UnknownSupportError, load_support_set
+from pipelines.inference.supports import SupportSet, UnknownSupportError, check_reads, load_support_set
 
 MEMORIES = 64  # support sets kept on the device
 Encode = Callable[[], Features]
@@ -103,10 +103,14 @@ class Labeler:
         """Compute and keep the memory of a set. Returns its id. Raises `FssError` if the method refuses the set."""
         with self._lock:
             known = self._memories.get(supports.support_id)
-            named = self.model.reads_names(self.model.config)
-            if known is None or (named and known.phrase != supports.phrase):
+            if known is None or (self.reads_names and known.phrase != supports.phrase):
                 self._store(supports.support_id, self._memorise(supports))
             return supports.support_id
+
+    @property
+    def reads_names(self) -> bool:
+        """Whether class names are part of the prompt."""
+        return self.model.reads_names(self.model.config)
 
     @property
     def support_ids(self) -> list[str]:
@@ -327,9 +331,9 @@ class Labeler:
             raise FssError(f"the bundle is {self.info.bundle_id} now, no longer {self._bundle_id}",
                            where=self._bundle_url,
                            hint="start the service again, or start a new job with another --out")
+        check_reads(type(self.model), self.model.config, supports)
         images, prompts = supports.decoded()
         prepared = self.model.prepare(images)
-        self.model.check_phrase(supports.prompt, self.model.config, f"class {supports.class_name!r}")
         marks = self.model.collate([prompts], prepared.sizes, names=[supports.phrase])
         features = self.execution.encode(self.execution.upload(prepared))
         judge, phrase = self.judge, supports.phrase

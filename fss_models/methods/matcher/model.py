@@ -26,10 +26,8 @@ from fss_models.methods.matcher.proposals import (
 from fss_models.methods.matcher.scoring import ProposalScores, choose_proposals, filter_proposals, score_proposals
 from fss_models.point_prompts.build import PointParts, build_point_parts
 from fss_models.point_prompts.segmenter import PointPromptedSegmenter
-from fss_models.prototype_prompts.sams import Maps
+from fss_models.prototype_prompts.sams import DECODER_MAPS, Maps
 from fss_models.registry import register_method
-
-DECODER_MAPS = ("sam", "f0", "f1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +35,7 @@ class MatcherAnalysis:
     """Everything that `segment` computes for one pair on the way.
 
     points [n, 2] (x, y) the matched ones;  base [m, 2] those that prompts are drawn from;  box [4]
+    off [q, 2]  points off the object that go with every prompt
     samples   prompts by growing size, each [draws, r, 2]
     left      rows of `proposals` that pass the filters;  chosen: rows of `left` that are merged
     """
@@ -45,6 +44,7 @@ class MatcherAnalysis:
     points: Tensor
     base: Tensor
     box: Tensor
+    off: Tensor
     samples: list[Tensor]
     proposals: Proposals
     scores: ProposalScores
@@ -115,16 +115,22 @@ class Matcher(PointPromptedSegmenter):
         return make_proposals(low, ious, sam_side=self.sam.side, side=self.side)
 
     def _decode(
-        self, maps: Maps, image: Tensor, points: Tensor, boxes: Tensor | None, *, several: bool
+        self, maps: Maps, image: Tensor, points: Tensor, boxes: Tensor | None, *, several: bool, off: int = 0
     ) -> tuple[Tensor, Tensor]:
-        """Logits [E, M, q, q] and IoU [E, M] for points [E, r, 2] in pixels of SAM's square, of photos `image` [E]."""
-        return self.sam.candidates({k: v[image] for k, v in maps.items()}, self.sam.point_prompts(points, boxes),
-                                   several=several)
+        """Logits [E, M, q, q] and IoU [E, M] for points [E, r, 2] in pixels of SAM's square, of photos `image` [E].
+
+        The last `off` points of each row are off the object.
+        """
+        labels = torch.ones(points.shape[:2], dtype=torch.int32, device=points.device)
+        labels[:, points.shape[1] - off:] = 0
+        prompts = self.sam.point_prompts(points, boxes, labels)
+        return self.sam.candidates({k: v[image] for k, v in maps.items()}, prompts, several=several)
 
     def memorise(self, features: Features, prompts: PromptBatch) -> Memory:
         """Tensors cells [S, K, N, C] of unit length, and object [S, K, N] bool: the patches with a pixel of the mask.
 
-        Raises `FssError` for a prompt without a mask.
+        Of a negative reference none is the object's, and `cells` has zeros where it is not marked. Tensor shots [S]
+        counts the others. Raises `FssError` for a prompt without a mask.
         """
         if bool(((prompts.kind != PromptKind.MASK) & (prompts.kind != PromptKind.PAD)).any()):
             raise FssError("method 'matcher' takes mask prompts only", hint="give the support as a mask")
@@ -134,10 +140,11 @@ class Matcher(PointPromptedSegmenter):
         square[..., first : first + self.use.empty_square, first : first + self.use.empty_square] = 1
         masks = torch.where(masks.flatten(2).any(dim=2)[..., None, None], masks, square)
         patch = self.side // cells.shape[-1]
-        real = (prompts.kind != PromptKind.PAD).to(self.device)
-        object_patches = (F.max_pool2d(masks, patch) > 0).flatten(2) & real[..., None]
-        return Memory(tensors={"cells": cells.flatten(3).transpose(2, 3) * real[..., None, None],
-                               "object": object_patches}, counts=prompts.counts)
+        shown, negative = prompts.shown.to(self.device), prompts.negatives.to(self.device)
+        marked = (F.max_pool2d(masks, patch) > 0).flatten(2)
+        used = shown[..., None] | (negative[..., None] & marked)
+        return Memory(tensors={"cells": cells.flatten(3).transpose(2, 3) * used[..., None],
+                               "object": marked & shown[..., None], "shots": shown.sum(dim=1)}, counts=prompts.counts)
 
     def segment(self, memory: Memory, features: Features, pairs: Tensor) -> Prediction:
         """Logits [P, R, R], 1 on the merged masks and -1 elsewhere; the score is the best proposal's."""
@@ -160,20 +167,22 @@ class Matcher(PointPromptedSegmenter):
                       zip(sets, memory.counts[sets.cpu()].tolist(), target, strict=True)]
         own = [memory.tensors["object"][s, :k].flatten().nonzero()[:, 0].cpu().numpy()
                for s, k in zip(sets, memory.counts[sets.cpu()].tolist(), strict=True)]
-        matches = [match_patches(s, o, crowded=self.use.crowded) for s, o in zip(similarity, own, strict=True)]
-        grid = features.maps["cells"].shape[-1]
+        grid, shots = features.maps["cells"].shape[-1], memory.tensors["shots"][sets].tolist()
+        matches = [match_patches(s, o, crowded=self.use.crowded, negatives=len(s) - k * grid ** 2)
+                   for s, o, k in zip(similarity, own, shots, strict=True)]
         points = [patch_points(m.target, grid, self.side // grid) for m in matches]
+        off = [patch_points(m.negative[:self.use.negative_points], grid, self.side // grid) for m in matches]
         bases, samples = self._prompts(points)
         boxes = torch.stack([torch.cat([p.amin(dim=0), p.amax(dim=0)]) for p in points])
-        prompted = self._prompted(features, image, samples, boxes)
+        prompted = self._prompted(features, image, samples, boxes, off)
         found = []
         for p, of_prompts in enumerate(prompted):
             proposals = self._thinned(features, int(image[p]), of_prompts)
             scores = score_proposals(proposals.masks, points[p].to(self.device), similarity[p], own[p], self.use, grid)
             left = filter_proposals(scores, self.use)
-            chosen = choose_proposals(scores.total[left], self.use, int(memory.counts[sets[p]]))
+            chosen = choose_proposals(scores.total[left], self.use, shots[p])
             found.append(MatcherAnalysis(matches=matches[p], points=points[p], base=bases[p], box=boxes[p],
-                                         samples=samples[p], proposals=proposals, scores=scores, left=left,
+                                         off=off[p], samples=samples[p], proposals=proposals, scores=scores, left=left,
                                          chosen=chosen))
         return found
 
@@ -183,20 +192,24 @@ class Matcher(PointPromptedSegmenter):
         return bases, [draw_samples(b, self.use) for b in bases]
 
     def _prompted(
-        self, features: Features, image: Tensor, samples: list[list[Tensor]], boxes: Tensor
+        self, features: Features, image: Tensor, samples: list[list[Tensor]], boxes: Tensor, off: list[Tensor]
     ) -> list[Proposals]:
-        """The prompts' proposals of each pair, after the filters by SAM's estimates, by growing size of the prompt."""
+        """The prompts' proposals of each pair, after the filters by SAM's estimates, by growing size of the prompt.
+
+        The points `off` [q, 2] of a pair go with each of its prompts.
+        """
         maps = {k: v for k, v in features.maps.items() if k in DECODER_MAPS}
         scale = self.sam.side / self.side
         found: list[list[Proposals]] = [[] for _ in samples]
-        for size in sorted({s.shape[1] for one in samples for s in one}):
-            some = [(p, s) for p, one in enumerate(samples) for s in one if s.shape[1] == size]
+        for size, extra in sorted({(s.shape[1], len(off[p])) for p, one in enumerate(samples) for s in one}):
+            some = [(p, torch.cat([s, off[p].expand(len(s), -1, -1)], dim=1)) for p, one in enumerate(samples)
+                    for s in one if (s.shape[1], len(off[p])) == (size, extra)]
             pair = torch.cat([torch.full((len(s),), p) for p, s in some])
             given = torch.cat([s for _, s in some])
             distinct, back = torch.cat([pair[:, None], given.flatten(1)], dim=1).unique(dim=0, return_inverse=True)
             who, at = distinct[:, 0], distinct[:, 1:].unflatten(1, (-1, 2)).float() * scale
             made = [self._some(maps, image[who[rows]], at[rows].to(self.device),
-                               boxes[who[rows]].float().to(self.device) * scale)
+                               boxes[who[rows]].float().to(self.device) * scale, extra)
                     for rows in torch.arange(len(who)).split(self.use.decoder_batch)]
             every, prompt = Proposals.join([m for m, _ in made]), _offset([n for _, n in made])
             for p, _ in some:
@@ -204,10 +217,11 @@ class Matcher(PointPromptedSegmenter):
                 found[p].append(every.take(torch.cat(rows)))
         return [Proposals.join(parts) for parts in found]
 
-    def _some(self, maps: Maps, image: Tensor, points: Tensor, boxes: Tensor) -> tuple[Proposals, Tensor]:
+    def _some(self, maps: Maps, image: Tensor, points: Tensor, boxes: Tensor, off: int = 0) -> tuple[Proposals, Tensor]:
         """Proposals of a batch of prompts, with the number of kept ones [E] of each prompt."""
         use = self.use
-        low, ious = self._decode(maps, image, points, boxes if use.use_box else None, several=use.masks_per_prompt == 3)
+        low, ious = self._decode(maps, image, points, boxes if use.use_box else None, off=off,
+                                 several=use.masks_per_prompt == 3)
         prompt = torch.arange(len(points), device=low.device).repeat_interleave(low.shape[1])
         low, ious = low.flatten(0, 1), ious.flatten()
         rows = (ious > use.iou_filter) if use.iou_filter > 0 else torch.ones_like(ious, dtype=torch.bool)
