@@ -37,15 +37,18 @@ def match_patches(similarity: np.ndarray, object_patches: np.ndarray, *, crowded
 
     Forward: the object's patches against all of the target. Backward: the patches found against all references. A match
     stays if the way back ends on the object; if none does, all stay. Of more than `crowded` the better half stays.
-    The last `negatives` rows of L are of negative examples.
+    The last `negatives` rows of L are of negative examples: where none ends on the object, all stay that end on none
+    of these.
     """
     rows, target = linear_sum_assignment(similarity[object_patches], maximize=True)
     reference = object_patches[rows]
     reverse = linear_sum_assignment(similarity[:, target].T, maximize=True)[1]
+    rejected = reverse >= len(similarity) - negatives
     stays = np.isin(reverse, object_patches)
+    stays = stays if stays.any() else ~rejected
     kept = np.flatnonzero(stays) if stays.any() else np.arange(len(target))
     strength = similarity[reference[kept], target[kept]]
-    wrong = np.flatnonzero(reverse >= len(similarity) - negatives) if stays.any() else kept[:0]
+    wrong = np.flatnonzero(rejected) if stays.any() else kept[:0]
     wrong = wrong[np.argsort(-similarity[reference[wrong], target[wrong]], kind="stable")]
     if len(kept) > crowded:
         best = np.sort(np.argsort(-strength, kind="stable")[: len(kept) // 2])
