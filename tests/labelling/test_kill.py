@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -19,7 +20,7 @@ import pytest
 from infra.local.s3 import S3Server
 from tests.data.conftest import scan_bomb
 from tests.data.faulty_s3 import faulty_proxy
-from tests.labelling.commands import CHUNK, PARTS, PHOTOS, Command, QuietJob, kill_below, started
+from tests.labelling.commands import CHUNK, PARTS, PHOTOS, Command, QuietJob, kill_below, started, written
 from tests.serving.helpers import run_fss, running_service
 
 pytestmark = pytest.mark.slow
@@ -56,6 +57,25 @@ def test_the_command_is_killed_twice(engine: str, quiet_job: QuietJob, tmp_path:
     assert json.loads(ended.stdout)["labelled_now"] == PHOTOS - CHUNK * len(kept)
     assert kept.items() <= _times(out).items(), "finished parts were written again"
     quiet_job.assert_same(out)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_killed_job_with_instances(engine: str, quiet_job: QuietJob, tmp_path: Path) -> None:
+    """The command dies, and the next one is robbed of its model: the instances equal those of an undisturbed job."""
+    process, more = "ServeReplica" if engine == "serve" else "MapWorker", ("--engine", engine, "--instances", "pieces")
+    plain = run_fss(*quiet_job.words(tmp_path / "plain", *more), timeout=400)
+    assert plain.returncode == 0, plain.stderr
+    quiet = replace(quiet_job, files=written(tmp_path / "plain"))
+    assert quiet.files["labels.json"] != quiet_job.files["labels.json"]
+    out = tmp_path / "out"
+    with started(quiet.words(out, *more), out, tmp_path / "log") as command:
+        command.wait_for_parts(4)
+        _kill_all(command)
+    with started(quiet.words(out, *more), out, tmp_path / "log") as command:
+        command.wait_for_parts(12)
+        command.kill_below(process)
+        command.ends_well()
+    quiet.assert_same(out)
 
 
 @pytest.mark.parametrize(("engine", "process"), [("serve", "ServeReplica"), ("actors", "MapWorker")])
