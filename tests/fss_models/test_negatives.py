@@ -12,6 +12,7 @@ from fss_models import FssError, Predictor, registry
 from fss_models.clip import Prediction, Prompt, PromptKind
 from fss_models.leave_one_out import leave_one_out
 from fss_models.marks import check_mark, mark_prompt, marks_all, rle_json
+from fss_models.methods.fssam.prior import add_background, prior_prototypes
 from fss_models.methods.insid3.matching import like_negatives
 from fss_models.methods.matcher.matching import match_patches
 from fss_models.prompts import collate, mask_prompt
@@ -154,6 +155,25 @@ def test_gf_sam_takes_what_is_marked_for_background() -> None:
     assert both.tensors["filled"][0].tolist() == [*one.tensors["filled"][0].tolist(), 0]
 
 
+def test_fssam_takes_what_is_marked_for_background_of_every_shot() -> None:
+    features = torch.rand(2, 3, 4, 5, 5)
+    own = (torch.rand(2, 3, 5, 5) > 0.5).float()
+    own[1, 1:] = 0  # a set with one shot, and none that is negative
+    marked = torch.zeros(2, 3, 5, 5)
+    marked[0, 2, :2] = 1
+    shown = torch.tensor([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
+    made = prior_prototypes(features.flatten(0, 1), own.flatten(0, 1)).unflatten(0, (2, 3)) * shown[..., None, None]
+    found = add_background(made, (1 - own).sum(dim=(2, 3)), features, marked)
+    assert torch.equal(found[1], made[1])
+    assert torch.equal(found[0, :, 0], made[0, :, 0])
+    assert not found[0, 2].any()
+    for shot in range(2):
+        weight = torch.stack([1 - own[0, shot], marked[0, 2]])
+        cells = torch.stack([features[0, shot], features[0, 2]])
+        mean = torch.einsum("nhw,ndhw->d", weight, cells) / weight.sum()
+        torch.testing.assert_close(found[0, shot, 1], mean, rtol=1e-3, atol=1e-3)  # `pool` adds a little to areas
+
+
 @needs_transformers
 @pytest.mark.parametrize("mode", ["canvas", "token"])
 def test_sam3_takes_negative_boxes_only_if_asked(mode: str) -> None:
@@ -223,8 +243,8 @@ def test_the_python_api_takes_negatives_and_says_what_is_not_read() -> None:
     with pytest.warns(UserWarning, match="'prior' reads no names"):
         predictor.memorise(rows[:1], "box")
     missing = {"image": "there is no such photo.jpg", "negative": True}
-    with pytest.raises(FssError, match=r"supports\[1\]: method 'fssam' uses no negative examples"):
-        Predictor(registry.build("fssam", "debug")).memorise([rows[0], missing])
+    with pytest.raises(FssError, match=r"supports\[1\]: method 'ssp' uses no negative examples"):
+        Predictor(registry.build("ssp", "debug")).memorise([rows[0], missing])
     box = {"image": "there is no such photo.jpg", "box": [0, 0, 5, 5], "negative": True}
     with pytest.raises(FssError, match=r"supports\[1\]: method 'sansa' uses negative photos, but no marks on them"):
         Predictor(registry.build("sansa", "debug")).memorise([rows[0], box])

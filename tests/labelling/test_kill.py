@@ -21,7 +21,7 @@ from infra.local.s3 import S3Server
 from tests.data.conftest import scan_bomb
 from tests.data.faulty_s3 import faulty_proxy
 from tests.labelling.commands import CHUNK, PARTS, PHOTOS, Command, QuietJob, kill_below, started, written
-from tests.serving.helpers import run_fss, running_service
+from tests.serving.helpers import photo_folder, run_fss, running_service, supports_file
 
 pytestmark = pytest.mark.slow
 AWAY_S = 60.0
@@ -60,13 +60,16 @@ def test_the_command_is_killed_twice(engine: str, quiet_job: QuietJob, tmp_path:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_a_killed_job_with_instances(engine: str, quiet_job: QuietJob, tmp_path: Path) -> None:
+def test_a_killed_job_with_instances(engine: str, bundle: str, tmp_path: Path) -> None:
     """The command dies, and the next one is robbed of its model: the instances equal those of an undisturbed job."""
     process, more = "ServeReplica" if engine == "serve" else "MapWorker", ("--engine", engine, "--instances", "pieces")
-    plain = run_fss(*quiet_job.words(tmp_path / "plain", *more), timeout=400)
+    photo_folder(tmp_path / "given" / "photos", PHOTOS)
+    supports_file(tmp_path / "given")
+    quiet = QuietJob(str(tmp_path / "given"), bundle)
+    plain = run_fss(*quiet.words(tmp_path / "plain", *more), timeout=400)
     assert plain.returncode == 0, plain.stderr
-    quiet = replace(quiet_job, files=written(tmp_path / "plain"))
-    assert quiet.files["labels.json"] != quiet_job.files["labels.json"]
+    quiet = replace(quiet, files=written(tmp_path / "plain"))
+    assert all(row["instances"] for row in pq.read_table(tmp_path / "plain" / "parts").to_pylist() if row["area"])
     out = tmp_path / "out"
     with started(quiet.words(out, *more), out, tmp_path / "log") as command:
         command.wait_for_parts(4)

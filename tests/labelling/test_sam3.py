@@ -85,17 +85,22 @@ def test_what_the_bundle_cannot_use_is_refused_before_photos_are_listed(
 
 
 @pytest.mark.slow
-def test_both_engines_give_the_same_labels(tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", ["serve", "actors"])
+def test_the_command_labels_as_this_process_does(engine: str, tmp_path: Path) -> None:
+    """Byte for byte: the parts that a replica or an actor writes, and those of the labeler alone."""
     url, photos, file = inputs(tmp_path)
-    parts = {}
-    for engine in ("serve", "actors"):
-        out = tmp_path / engine
-        done = run_fss("label", "--images", str(photos), "--supports", str(file), "--out", str(out), "--bundle", url,
-                       "--workspace", str(tmp_path / "ws"), "--engine", engine, "--instances", "model", "--set",
-                       "label.chunk=2", "--set", "serve.threads=1", timeout=270)
-        assert done.returncode == 0, done.stderr
-        assert "sam3 is told in words: 'a red box'" in done.stderr
-        assert "box: support 2: negative mask of" in done.stderr
-        check_labels(out)
-        parts[engine] = {p.name: p.read_bytes() for p in (out / "parts").glob("chunk-*.parquet")}
-    assert parts["serve"] == parts["actors"]
+    out = tmp_path / "out"
+    done = run_fss("label", "--images", str(photos), "--supports", str(file), "--out", str(out), "--bundle", url,
+                   "--workspace", str(tmp_path / "ws"), "--engine", engine, "--instances", "model", "--set",
+                   "label.chunk=2", "--set", "label.batch=2", "--set", "serve.threads=1", timeout=270)
+    assert done.returncode == 0, done.stderr
+    assert "sam3 is told in words: 'a red box'" in done.stderr
+    assert "box: support 2: negative mask of" in done.stderr
+    check_labels(out)
+    labeler, (supports,) = Labeler(url), read_label_set(str(file))
+    made = make_job(photos, tmp_path / "here", labeler.add_support(supports), labeler, class_name="box", method="sam3",
+                    preset="debug", instances="model", chunk=2)
+    made.run(DirectEngine(labeler, batch=2), made.chunks_left(), 1)
+    parts = [{p.name: p.read_bytes() for p in (tmp_path / name / "parts").glob("chunk-*.parquet")}
+             for name in ("out", "here")]
+    assert parts[0] == parts[1]
