@@ -96,7 +96,8 @@ def test_instances_through_a_service(bundle: str, service: Running, fss: Fss, tm
     """Labels and exports of a job that a service computes hold the instances that this process computes."""
     photos, supports = photo_folder(tmp_path / "photos", 6), supports_file(tmp_path)
     out = tmp_path / "out"
-    done = fss(*_arguments(photos, supports, out, bundle, "--service", service.url, "--instances", "pieces"))
+    done = fss(*_arguments(photos, supports, out, bundle, "--service", service.url, "--instances", "pieces",
+                           "--format", "parquet"))
     assert done.returncode == 0, done.stderr
     assert "prior reads no names: the marks alone say what to look for" in done.stderr
     labeler = Labeler(bundle)

@@ -91,8 +91,9 @@ def test_the_command_labels_as_this_process_does(engine: str, tmp_path: Path) ->
     url, photos, file = inputs(tmp_path)
     out = tmp_path / "out"
     done = run_fss("label", "--images", str(photos), "--supports", str(file), "--out", str(out), "--bundle", url,
-                   "--workspace", str(tmp_path / "ws"), "--engine", engine, "--instances", "model", "--set",
-                   "label.chunk=2", "--set", "label.batch=2", "--set", "serve.threads=1", timeout=270)
+                   "--workspace", str(tmp_path / "ws"), "--engine", engine, "--instances", "model", "--format",
+                   "parquet", "--set", "label.chunk=2", "--set", "label.batch=2", "--set", "serve.threads=1",
+                   timeout=400)
     assert done.returncode == 0, done.stderr
     assert "sam3 is told in words: 'a red box'" in done.stderr
     assert "box: support 2: negative mask of" in done.stderr
