@@ -26,6 +26,7 @@ function showOnStage(photo, marks, negative = false) {
   stage.height = Math.round(photo.height * grow);
   $("marker").hidden = false;
   $("no-photo").hidden = true;
+  showHint();
   paint();
 }
 

@@ -64,6 +64,7 @@ def test_a_negative_photo_is_sent_without_a_mark(service: Running, tmp_path: Pat
         page.set_input_files("#support-file", str(tmp_path / "support.png"))
         wait_until(page, "state.examples.length === 1 && state.photo !== null")
         assert not page.is_checked("#negative")
+        assert "Draw around the object" in page.inner_text("#hint")
         drag(page, "#stage", circle(ball(1, 300, 400)[1]))
         with page.expect_request("**/v1/supports") as sent:
             page.click("#learn")
