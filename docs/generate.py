@@ -205,6 +205,7 @@ def methods_page() -> str:
             ("trains", "yes" if cls.trains else "nothing"),
             ("marks it reads", ", ".join(sorted(k.name.lower() for k in cls.prompt_kinds))),
             ("instances", ", ".join(f"`{s}`" for s in sorted(cls.instance_sources))),
+            ("negative examples", cls.negatives(settings())),
             ("presets", ", ".join(f"`{p}`" for p in cls.presets)),
         ]
         rows = [(f"`{f.name}`", "" if f.default is MISSING else f"`{f.default!r}`") for f in fields(settings)]

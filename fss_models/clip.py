@@ -32,6 +32,8 @@ class Prompt:
     mask   [H, W] bool           kind MASK
     points [P, 2] float x, y     kinds POINTS, SCRIBBLE; `labels` [P]: 1 on the object, 0 off it
     box    [4] float x0 y0 x1 y1 kind BOX
+    negative: the mark shows what the class is not, and nothing is known of the rest of the photo; all points are off
+    the object. A photo without the class is a negative mask of all its pixels.
     """
 
     kind: PromptKind
@@ -39,6 +41,7 @@ class Prompt:
     points: Tensor | None = None
     labels: Tensor | None = None
     box: Tensor | None = None
+    negative: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +127,7 @@ class PromptBatch(_Tensors):
     points [S, K, P, 2] float; a BOX is its two corners
     labels [S, K, P] int32: 1 on the object, 0 off it, 2 and 3 a box's corners, -1 padding
     names  the class name of each set, "" where it is not known; empty: of none. Only methods that read names use them
+    negative [S, K] bool: the mark shows what the class is not; these come last in a set. None: no mark does
     """
 
     image: Tensor
@@ -132,11 +136,22 @@ class PromptBatch(_Tensors):
     points: Tensor
     labels: Tensor
     names: tuple[str, ...] = ()
+    negative: Tensor | None = None
 
     @property
     def counts(self) -> Tensor:
-        """Number of references in each set, [S]."""
+        """Number of references in each set, negative ones too, [S]."""
         return (self.kind != PromptKind.PAD).sum(dim=1)
+
+    @property
+    def negatives(self) -> Tensor:
+        """Which references are negative, [S, K] bool."""
+        return torch.zeros_like(self.kind, dtype=torch.bool) if self.negative is None else self.negative
+
+    @property
+    def shown(self) -> Tensor:
+        """Which references show the object, [S, K] bool."""
+        return (self.kind != PromptKind.PAD) & ~self.negatives
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,7 +266,8 @@ class Clip(_Tensors):
 
     def _rows(self, first: int, end: int, k: int, j: int) -> Clip:
         cut = slice(first, end)
-        prompts = replace(self.prompts, **{name: value[cut] for name, value in self.prompts._each()})
+        kept: dict[str, Any] = {k: v if v is None else v[cut] for k, v in self.prompts._each()}
+        prompts = replace(self.prompts, **kept)
         frozen = None
         if self.frozen is not None:
             of_targets = self.shape[0] * k

@@ -80,19 +80,29 @@ def check_instances(method: type[Segmenter], source: InstanceSource) -> None:
 @torch.inference_mode()
 def add_prompted(model: Segmenter, prediction: Prediction, memory: Memory, features: Features, pairs: Tensor,
                  levels: Sequence[float | None]) -> Prediction:
-    """The prediction with the instances that prompts inside its masks give; pairs whose level is None have none.
+    """The prediction with the instances that prompts inside its masks give; pairs whose level is None keep their own.
 
     `levels` [P] are the logits above which a pixel belongs to the object. Every pair is decoded by itself, so that its
     instances do not depend on the other pairs.
     """
-    found = [_prompt_pair(model, prediction.logits[row].float(), memory, features, pairs[row], level)
-             for row, level in enumerate(levels)]
-    height, width = found[0][0].shape[1:]
+    own = prediction.instances
+    size = (model.mask_side, model.mask_side) if own is None else tuple(own.logits.shape[1:])
+    windows = torch.tensor([[0, 0, *size]]).repeat(len(levels), 1)
+    found = []
+    for row, level in enumerate(levels):
+        if level is None and own is not None:
+            kept = own.of_pair(row)
+            found.append((kept.logits, kept.scores))
+            windows[row] = kept.window[0]
+            continue
+        made, scores = _prompt_pair(model, prediction.logits[row].float(), memory, features, pairs[row], level)
+        if made.shape[1:] != size:
+            made = _resized(made, size, corners=model.corners_aligned) if len(made) else made.new_zeros(0, *size)
+        found.append((made, scores))
     pair = torch.tensor([row for row, (_, scores) in enumerate(found) for _ in range(len(scores))])
     return replace(prediction, instances=Instances(
         pair=pair.to(prediction.logits.device), scores=torch.cat([scores for _, scores in found]),
-        logits=torch.cat([logits for logits, _ in found]),
-        window=torch.tensor([[0, 0, height, width]], device=prediction.logits.device).repeat(len(found), 1)))
+        logits=torch.cat([logits for logits, _ in found]), window=windows.to(prediction.logits.device)))
 
 
 def _prompt_pair(model: Segmenter, logits: Tensor, memory: Memory, features: Features, pair: Tensor,

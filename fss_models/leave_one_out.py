@@ -14,9 +14,9 @@ from fss_models.segmenter import Segmenter
 Trial = tuple[tuple[int, ...], int]  # the shots that are the support, the shot that is the query
 
 
-def leave_one_out(shots: int) -> list[Trial]:
-    """Trials in which every shot is segmented by all the others."""
-    return [(tuple(j for j in range(shots) if j != i), i) for i in range(shots)]
+def leave_one_out(shots: Sequence[int], always: Sequence[int] = ()) -> list[Trial]:
+    """Trials in which each of `shots` is segmented by all the others, and by those that are `always` there."""
+    return [(tuple(sorted([*(j for j in shots if j != i), *always])), i) for i in shots]
 
 
 @torch.inference_mode()

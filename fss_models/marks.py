@@ -5,7 +5,8 @@
     {"points": [[x, y], ...], "labels": [1, 0, ...]}      1 on the object, 0 off it; labels default to all 1
     {"scribble": [[x, y], ...], "labels": [...]}
 
-in pixels of the upright photo. The forms say what people may write, `check_mark` that it fits the photo and its
+in pixels of the upright photo. With "negative": true it shows what the class is not; {"negative": true} alone says that
+nothing in the photo is of the class. The forms say what people may write, `check_mark` that it fits the photo and its
 canonical form. Every mistake in a mark is reported in one line.
 """
 
@@ -25,6 +26,7 @@ from fss_models.mask_files import read_mask_picture
 
 Mark = dict[str, Any]  # in canonical form
 KINDS = ("mask", "box", "points", "scribble")
+WHOLE = "negative photo"  # the tag of a row without a mark
 MAX_POINTS = 4096
 MAX_COORDINATE = 1e9
 
@@ -46,19 +48,29 @@ class Rle(Form):
     counts: Annotated[str | list[int], in_words("counts is neither text nor a list of whole numbers")]
 
 
-class MaskMark(Form):
+class _MarkForm(Form):
+    negative: bool = Field(False, description="the mark shows what the class is not")
+
+
+class MaskMark(_MarkForm):
     """The object's pixels: run lengths, or a picture of the mask (a file's name; in a request its base64)."""
 
     mask: Rle | Annotated[str, Field(description="a PNG: base64 or data URL in a request, a path in a file")]
 
 
-class BoxMark(Form):
+class BoxMark(_MarkForm):
     """A box around the object."""
 
     box: Box
 
 
-class _PointsMark(Form):
+class NegativePhoto(Form):
+    """Nothing in the photo is of the class."""
+
+    negative: Literal[True]
+
+
+class _PointsMark(_MarkForm):
     labels: PointLabels | None = None
 
     @model_validator(mode="after")
@@ -66,7 +78,9 @@ class _PointsMark(Form):
         points = getattr(self, "points", None) or self.scribble  # type: ignore[attr-defined]
         if self.labels is not None and len(self.labels) != len(points):
             raise ValueError(f"{len(self.labels)} labels for {len(points)} points (give one label for each point)")
-        if self.labels is not None and 1 not in self.labels:
+        if self.negative and 1 in (self.labels or []):
+            raise ValueError("a point of a negative mark has label 1 (leave the labels out)")
+        if self.labels is not None and 1 not in self.labels and not self.negative:
             raise ValueError("no point is on the object (give at least one point with label 1)")
         return self
 
@@ -86,18 +100,18 @@ class ScribbleMark(_PointsMark):
 def one_kind(*others: str) -> BeforeValidator:
     """A row with exactly one of `KINDS`, and none of its keys null: what the forms of marks are chosen by.
 
-    `others` are the row's keys that are not of the mark.
+    A negative row may have none of them. `others` are the row's keys that are not of the mark.
     """
 
     def checked(row: Any) -> Any:
         if not isinstance(row, dict):
             raise ValueError(f"is not a JSON object but {type(row).__name__}")
-        check_known(row, (*others, *KINDS, "labels"))
-        kinds = [k for k in KINDS if row.get(k) is not None]
+        check_known(row, (*others, *KINDS, "labels", "negative"))
+        kinds = [k for k in KINDS if row.get(k) is not None] or [WHOLE] * (row.get("negative") is True)
         if len(kinds) != 1:
             found = f"it has {' and '.join(kinds)}" if kinds else "it has none of them"
             raise ValueError(f"needs exactly one of {', '.join(KINDS)}; {found}")
-        if "labels" in row and kinds[0] in ("mask", "box"):
+        if "labels" in row and kinds[0] in ("mask", "box", WHOLE):
             raise ValueError(f"labels belong to points or scribble, not to a {kinds[0]} (leave them out)")
         return {k: v for k, v in row.items() if v is not None}
 
@@ -106,19 +120,31 @@ def one_kind(*others: str) -> BeforeValidator:
 
 def kind_tag(row: Any) -> str:
     """The tag of the form of a row that `one_kind` has checked. No key is called so: places in errors stay clear."""
-    return next(f"{k} mark" for k in KINDS if (k in row if isinstance(row, dict) else hasattr(row, k)))
+    found = next((k for k in KINDS if (k in row if isinstance(row, dict) else hasattr(row, k))), "")
+    return f"{found} mark" if found else WHOLE
 
 
 MarkForm = Annotated[
     Annotated[MaskMark, Tag("mask mark")] | Annotated[BoxMark, Tag("box mark")]
-    | Annotated[PointsMark, Tag("points mark")] | Annotated[ScribbleMark, Tag("scribble mark")],
-    Discriminator(kind_tag), one_kind()]
-MARK: TypeAdapter[MaskMark | BoxMark | PointsMark | ScribbleMark] = TypeAdapter(MarkForm)
+    | Annotated[PointsMark, Tag("points mark")] | Annotated[ScribbleMark, Tag("scribble mark")]
+    | Annotated[NegativePhoto, Tag(WHOLE)], Discriminator(kind_tag), one_kind()]
+MARK: TypeAdapter[MaskMark | BoxMark | PointsMark | ScribbleMark | NegativePhoto] = TypeAdapter(MarkForm)
 
 
 def check_mark(mark: Mark, height: int, width: int, where: str) -> Mark:
-    """The mark of a photo of `height` x `width` pixels in canonical form. Raises `FssError` for an invalid mark."""
+    """The mark of a photo of `height` x `width` pixels in canonical form. Raises `FssError` for an invalid mark.
+
+    A negative photo without a mark gets the mask of all its pixels.
+    """
     form = read_form(MARK, mark, where, join=".")
+    negative = {"negative": True} if form.negative else {}
+    return _canonical(form, height, width, where) | negative
+
+
+def _canonical(form: MaskMark | BoxMark | PointsMark | ScribbleMark | NegativePhoto, height: int, width: int,
+               where: str) -> Mark:
+    if isinstance(form, NegativePhoto):
+        return {"mask": rle_json(np.ones((height, width), dtype=bool))}
     if isinstance(form, MaskMark):
         return {"mask": _mask(form.mask, height, width, f"{where}.mask")}
     if isinstance(form, BoxMark):
@@ -128,7 +154,7 @@ def check_mark(mark: Mark, height: int, width: int, where: str) -> Mark:
         if not (0 <= point[0] <= width and 0 <= point[1] <= height):
             raise FssError(f"the point {point} lies outside its photo, {width} wide and {height} high",
                            where=f"{where}.{kind}")
-    return {kind: points, "labels": form.labels or [1] * len(points)}
+    return {kind: points, "labels": form.labels or [int(not form.negative)] * len(points)}
 
 
 def mask_from_picture(data: bytes, where: str) -> Mark:
@@ -158,6 +184,11 @@ def mark_pixels(mark: Mark) -> int | None:
     return None
 
 
+def marks_all(mark: Mark) -> bool:
+    """Whether a canonical mark is a mask of all pixels of its photo."""
+    return "mask" in mark and mark_pixels(mark) == mark["mask"]["size"][0] * mark["mask"]["size"][1]
+
+
 def mark_kind(mark: Mark) -> PromptKind:
     """The kind of prompt that a canonical mark is."""
     return PromptKind[next(k for k in KINDS if k in mark).upper()]
@@ -165,14 +196,16 @@ def mark_kind(mark: Mark) -> PromptKind:
 
 def mark_prompt(mark: Mark) -> Prompt:
     """A canonical mark as the models' `Prompt`."""
+    negative = bool(mark.get("negative"))
     if "mask" in mark:
         rle = {"size": mark["mask"]["size"], "counts": mark["mask"]["counts"].encode()}
-        return Prompt(kind=PromptKind.MASK, mask=torch.from_numpy(coco.decode(rle).astype(bool)))
+        mask = torch.from_numpy(coco.decode(rle).astype(bool))
+        return Prompt(kind=PromptKind.MASK, mask=mask, negative=negative)
     if "box" in mark:
-        return Prompt(kind=PromptKind.BOX, box=torch.tensor(mark["box"], dtype=torch.float32))
+        return Prompt(kind=PromptKind.BOX, box=torch.tensor(mark["box"], dtype=torch.float32), negative=negative)
     name = "points" if "points" in mark else "scribble"
     return Prompt(
-        kind=PromptKind.POINTS if name == "points" else PromptKind.SCRIBBLE,
+        kind=PromptKind.POINTS if name == "points" else PromptKind.SCRIBBLE, negative=negative,
         points=torch.tensor(mark[name], dtype=torch.float32),
         labels=torch.tensor(mark["labels"], dtype=torch.int32),
     )

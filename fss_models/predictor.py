@@ -5,11 +5,13 @@
     found = model.predict(cup, "b.jpg")
 
 A support is written as in a supports file: the photo and one of `mask`, `box`, `points`, `scribble` (with `labels`), in
-pixels of the upright photo. Besides JSON's forms, `mask` may be an array, a Pillow image or the path of a picture.
+pixels of the upright photo; with `negative: True` it shows what the class is not (without a mark: all of the photo).
+Besides JSON's forms, `mask` may be an array, a Pillow image or the path of a picture.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -115,16 +117,26 @@ class Predictor:
 
     @torch.inference_mode()
     def memorise(self, supports: Sequence[Mapping[str, Any]], name: str = "", *,
-                 tile: TileSide = 0) -> MemorisedSupports:
-        """Compute what predicting needs of marked photos of one class, whose `name` some methods read.
+                 prompt: str = "", tile: TileSide = 0) -> MemorisedSupports:
+        """Compute what predicting needs of marked photos of one class.
 
-        With `tile` photos that are larger than so many pixels are predicted in tiles, and of larger supports a tile
-        around the mark is used; auto: where the marked objects are too small without. Raises `FssError` naming the
-        support (from 0) for a wrong mark, a photo that cannot be read, and a kind of mark that the method does not
-        read.
+        `name` is the class's; methods that read names are told it, or `prompt`, which says better what is meant. Other
+        methods warn that a name changes nothing, and refuse a `prompt`. With `tile` photos that are larger than so many
+        pixels are predicted in tiles, and of larger supports a tile around the mark is used; auto: where the marked
+        objects are too small without.
+
+        Raises `FssError` naming the support (from 0) for a wrong mark, a photo that cannot be read, and a kind of mark
+        or a negative example that the method cannot use; and for a `prompt` that the method does not read.
         """
-        if not supports:
-            raise FssError("there are no supports", hint="give at least one photo with a mark on it")
+        self.model.check_phrase(prompt, self.model.config)
+        if name and not self.model.reads_names(self.model.config):
+            warnings.warn(f"method {self.model.method!r} reads no names: the marks alone say what to look for",
+                          stacklevel=2)
+        name = prompt or name
+        if all(row.get("negative") for row in supports):
+            raise FssError("all supports are negative" if supports else "there are no supports",
+                           hint="give at least one photo with a mark on the object")
+        self._check_negatives(supports)
         photos, prompts = [], []
         for number, row in enumerate(supports):
             where = f"supports[{number}]"
@@ -146,6 +158,13 @@ class Predictor:
         judge = self._judge
         known = judge.describe_supports(features, prompts, memory, name) if judge else None
         return MemorisedSupports(memory, known, side)
+
+    def _check_negatives(self, supports: Sequence[Mapping[str, Any]]) -> None:
+        """Raises `FssError` for negative supports that the method cannot use, before a photo is read."""
+        for number, row in enumerate(supports):
+            if row.get("negative"):
+                whole = not row.keys() & {"box", "points", "scribble"}
+                self.model.check_negative(self.model.config, whole=whole, where=f"supports[{number}]")
 
     def predict(self, supports: MemorisedSupports, photo: Photo, settings: MaskSettings | None = None) -> PhotoMask:
         """The mask in one photo. Raises `FssError` for a photo that cannot be read."""

@@ -93,9 +93,10 @@ class LabelJudge:
         `name` is its class's.
         """
         masks = self._masks(features, prompts, memory)
-        signature = describe_support(features, masks)
-        enough = len(prompts) >= MIN_ADJUST and all(p.kind == PromptKind.MASK for p in prompts)
-        opinion = self._opinion(features, prompts[:MAX_TRIALS], masks, name) if enough else None
+        shown = [i for i, p in enumerate(prompts) if not p.negative]  # a negative example shows no object
+        signature = _describe(features, masks, shown)
+        enough = len(shown) >= MIN_ADJUST and all(prompts[i].kind == PromptKind.MASK for i in shown)
+        opinion = self._opinion(features, prompts, masks, shown[:MAX_TRIALS], name) if enough else None
         return SupportStatistics(signature=signature, opinion=opinion, far=bool(self.calibrator.far(signature)[0]))
 
     def judge_masks(self, prediction: Prediction, features: Features, pairs: Tensor,
@@ -136,15 +137,22 @@ class LabelJudge:
         large = torch.nn.functional.interpolate(seen[:, None], size=side, mode="nearest")[:, 0]
         return torch.stack([own if g is None else g for own, g in zip(large, given, strict=True)])
 
-    def _opinion(self, features: Features, prompts: Sequence[Prompt], masks: Tensor, name: str) -> ShotAgreement:
-        trials = leave_one_out(len(prompts))
+    def _opinion(self, features: Features, prompts: Sequence[Prompt], masks: Tensor, shown: list[int],
+                 name: str) -> ShotAgreement:
+        trials = leave_one_out(shown, [i for i, p in enumerate(prompts) if p.negative])
         found = segment_trials(self.model, features, prompts, trials, name)
-        signatures = stack([describe_support(features.take(torch.tensor(shots)), masks[list(shots)])
+        signatures = stack([_describe(features, masks, [i for i in shots if not prompts[i].negative])
                             for shots, _ in trials])
-        pairs = torch.arange(len(prompts))[:, None].expand(-1, 2).to(self.model.device)
-        ious = [iou_at(logits, p.mask, corners=self.model.corners_aligned)
-                for logits, p in zip(found.logits, prompts, strict=True) if p.mask is not None]
+        pairs = torch.tensor([[row, query] for row, query in enumerate(shown)]).to(self.model.device)
+        truths = [mask for i in shown if (mask := prompts[i].mask) is not None]
+        ious = [iou_at(logits, truth, corners=self.model.corners_aligned)
+                for logits, truth in zip(found.logits, truths, strict=True)]
         return opinion_of(self.calibrator, measure(found, features, signatures, pairs).cpu(), torch.tensor(ious))
+
+
+def _describe(features: Features, masks: Tensor, rows: Sequence[int]) -> SupportSignature:
+    """The signature of the photos `rows`, with their masks of `masks` [K, h, w]."""
+    return describe_support(features.take(torch.tensor(rows)), masks[list(rows)])
 
 
 def status_of(presence: float, quality: float, request: Trust) -> str:

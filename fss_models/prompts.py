@@ -28,10 +28,14 @@ def collate(
 
     sizes [N, 2] are the original (height, width) of the images; `image` [S, K] is the index of each prompt's image
     (default: the sets' images follow one another); `resize` brings a mask [H, W] to [side, side] (default: nearest).
-    `Segmenter.collate` calls this with the method's own resize. Raises `FssError` if a mask's size is not its image's.
+    `Segmenter.collate` calls this with the method's own resize. Negative prompts are moved to the end of their set.
+    Raises `FssError` if a mask's size is not its image's.
     """
     s, k = len(sets), max(len(one) for one in sets)
     where = _consecutive(sets, k) if image is None else image
+    negative = any(p.negative for one in sets for p in one)
+    if negative:
+        sets, where = _negatives_last(sets, where)
     bring = resize or (lambda mask: resize_mask(mask, side))
     flat = [[_scaled(p, sizes[where[i, j]], side, bring) for j, p in enumerate(one)] for i, one in enumerate(sets)]
     width = max([1] + [len(points) for one in flat for _, points, _ in one])
@@ -41,10 +45,13 @@ def collate(
         masks=torch.zeros(s, k, side, side),
         points=torch.zeros(s, k, width, 2),
         labels=torch.full((s, k, width), -1, dtype=torch.int32),
+        negative=torch.zeros(s, k, dtype=torch.bool) if negative else None,
     )
     for i, one in enumerate(flat):
         for j, (mask, points, labels) in enumerate(one):
             batch.kind[i, j] = int(sets[i][j].kind)
+            if batch.negative is not None:
+                batch.negative[i, j] = sets[i][j].negative
             if mask is not None:
                 batch.masks[i, j] = mask
             batch.points[i, j, : len(points)] = points
@@ -58,6 +65,16 @@ def _consecutive(sets: Sequence[Sequence[Prompt]], k: int) -> Tensor:
         index[i, : len(one)] = torch.arange(start, start + len(one))
         start += len(one)
     return index
+
+
+def _negatives_last(sets: Sequence[Sequence[Prompt]], image: Tensor) -> tuple[list[list[Prompt]], Tensor]:
+    """The sets, and the rows `image` [S, K] of their images, with negative prompts at the end of each set."""
+    moved, image = [], image.clone()
+    for row, one in enumerate(sets):
+        order = sorted(range(len(one)), key=lambda j: one[j].negative)
+        moved.append([one[j] for j in order])
+        image[row, :len(one)] = image[row, order]
+    return moved, image
 
 
 def _scaled(
@@ -74,5 +91,5 @@ def _scaled(
         assert prompt.box is not None
         return None, prompt.box.float().view(2, 2) * scale, torch.tensor([2, 3], dtype=torch.int32)
     assert prompt.points is not None
-    labels = prompt.labels if prompt.labels is not None else torch.ones(len(prompt.points))
+    labels = prompt.labels if prompt.labels is not None else torch.full((len(prompt.points),), not prompt.negative)
     return None, prompt.points.float() * scale, labels.to(torch.int32)

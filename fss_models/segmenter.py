@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ from fss_models.preprocess import Mode, Preprocessor
 from fss_models.presets import PRESETS
 from fss_models.prompts import collate
 from fss_models.state_dict import check_state
+
+#: the negative examples that a method uses: none, photos without the class, or marks of any part of a photo too
+Negatives = Literal["none", "photos", "marks"]
 
 
 class Segmenter(nn.Module, ABC):
@@ -78,6 +81,23 @@ class Segmenter(nn.Module, ABC):
             raise FssError(f"method {cls.method!r} reads no `prompt`", where=where,
                            hint="build it with config class_names: true" if known else "leave `prompt` out")
 
+    @classmethod
+    def negatives(cls, config: Any) -> Negatives:
+        """The negative examples (`Prompt.negative`) that the method uses with this configuration."""
+        return "none"
+
+    @classmethod
+    def check_negative(cls, config: Any, *, whole: bool, where: str = "") -> None:
+        """Raises `FssError` for a negative example that the method cannot use; `whole`: it marks all of its photo."""
+        used = cls.negatives(config)
+        if used == "none":
+            known = hasattr(config, "negative_boxes")
+            raise FssError(f"method {cls.method!r} uses no negative examples", where=where,
+                           hint="build it with config negative_boxes: true" if known else "leave it out")
+        if used == "photos" and not whole:
+            raise FssError(f"method {cls.method!r} uses negative photos, but no marks on them", where=where,
+                           hint="leave the mark out if nothing in the photo is of the class")
+
     @property
     def untrained(self) -> bool:
         """Whether parts that need training hold random values (a preset without pretrained weights)."""
@@ -113,6 +133,8 @@ class Segmenter(nn.Module, ABC):
         """
         for prompt in (p for one in sets for p in one):
             self.check_kind(prompt.kind)
+            if prompt.negative:
+                self.check_negative(self.config, whole=prompt.mask is not None and bool(prompt.mask.all()))
         return replace(collate(sets, sizes, self.side, image, self.preprocessor.mask), names=tuple(names))
 
     @classmethod

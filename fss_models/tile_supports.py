@@ -23,13 +23,13 @@ WANTED = 32  # pixels of the model's square that such an object then has in a ti
 
 
 def fitting_side(images: Sequence[np.ndarray], prompts: Sequence[Prompt], square: int) -> int | None:
-    """The side of tiles that fits the objects of a support set, for a model with a square of `square` pixels.
+    """The side of tiles that fits the objects of a support set (negative examples show none), for a model with a square of `square` pixels.
 
     0 where the median object has `SMALL` pixels or more in the square without tiles; None where no mark tells a size,
     that is where there are only points and scribbles. An object's size is the root of its area.
     """
     known = [(area ** 0.5, image.shape[0] * image.shape[1]) for image, prompt in zip(images, prompts, strict=True)
-             if (area := _area(prompt))]
+             if not prompt.negative and (area := _area(prompt))]
     if not known:
         return None
     if np.median([size * square / pixels ** 0.5 for size, pixels in known]) >= SMALL:
@@ -75,7 +75,7 @@ def _cut(image: np.ndarray, prompt: Prompt, side: int) -> tuple[np.ndarray, Prom
 
 
 def _extent(prompt: Prompt) -> tuple[int, int, int, int] | None:
-    """left, top, right, bottom of what is marked as the object, in whole pixels; None where nothing is."""
+    """left, top, right, bottom of what is marked, in whole pixels; None where nothing is."""
     if prompt.mask is not None:
         rows, columns = prompt.mask.nonzero(as_tuple=True)
         corners = torch.stack([columns, rows], dim=1)
@@ -83,7 +83,7 @@ def _extent(prompt: Prompt) -> tuple[int, int, int, int] | None:
     elif prompt.box is not None:
         corners, ends = prompt.box[None, :2], prompt.box[None, 2:]
     elif prompt.points is not None and prompt.labels is not None:
-        corners = ends = prompt.points[prompt.labels == 1]
+        corners = ends = prompt.points[prompt.labels == int(not prompt.negative)]
     else:
         return None
     if not len(corners):
@@ -110,7 +110,7 @@ def _moved(prompt: Prompt, window: TileWindow) -> Prompt:
     assert prompt.points is not None
     assert prompt.labels is not None
     points = prompt.points - offset
-    inside = _inside(points, window) | (prompt.labels == 1)
+    inside = _inside(points, window) | (prompt.labels == int(not prompt.negative))
     return replace(prompt, points=points[inside], labels=prompt.labels[inside])
 
 

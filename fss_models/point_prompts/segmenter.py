@@ -6,10 +6,11 @@ from typing import Any
 
 from fss_models.clip import PromptKind
 from fss_models.point_prompts.build import PointParts
-from fss_models.segmenter import Segmenter
+from fss_models.prototype_prompts.sams import PointDecoder
+from fss_models.segmenter import Negatives
 
 
-class PointPromptedSegmenter(Segmenter):
+class PointPromptedSegmenter(PointDecoder):
     """A method without training around the parts `sam` and `cells`."""
 
     trains = False
@@ -20,6 +21,11 @@ class PointPromptedSegmenter(Segmenter):
         self.sam, self.cells = parts.sam, parts.cells
         self._complete, self._frozen = parts.checkpoint and parts.pretrained, parts.frozen
         self.requires_grad_(False)
+
+    @classmethod
+    def negatives(cls, config: Any) -> Negatives:
+        """Marked cells of negative examples belong to the background."""
+        return "marks"
 
     @property
     def untrained(self) -> bool:

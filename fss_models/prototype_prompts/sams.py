@@ -7,14 +7,17 @@ the dense embedding is SAM's "no mask".
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from fss_models.clip import Features, Memory
 from fss_models.sam1.build import Sam1
 from fss_models.sam2_core.core import Sam2Core
+from fss_models.segmenter import Segmenter
 
+DECODER_MAPS = ("sam", "f0", "f1")  # the maps of `Features` that the mask decoder reads
 Maps = dict[str, Tensor]
 
 
@@ -48,13 +51,14 @@ class PromptedSam(nn.Module, ABC):
         M = 1, of mask token 0; with `several` M = 3, of the tokens 1 to 3.
         """
 
-    def point_prompts(self, points: Tensor, boxes: Tensor | None = None) -> Tensor:
-        """SAM's own prompts [E, n + 1, D] for points on the object [E, n, 2] (x, y), in pixels of the square.
+    def point_prompts(self, points: Tensor, boxes: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
+        """SAM's own prompts [E, n + 1, D] for points [E, n, 2] (x, y), in pixels of the square.
 
-        SAM adds half a pixel, and a padding point; with boxes [E, 4] (x0, y0, x1, y1) it adds two corners instead:
-        [E, n + 2, D].
+        labels [E, n]: 1 on the object, 0 off it; by default all are on it. SAM adds half a pixel, and a padding point;
+        with boxes [E, 4] (x0, y0, x1, y1) it adds two corners instead: [E, n + 2, D].
         """
-        labels = torch.ones(points.shape[:2], dtype=torch.int32, device=points.device)
+        if labels is None:
+            labels = torch.ones(points.shape[:2], dtype=torch.int32, device=points.device)
         found: Tensor = self.parts()[0](points=(points.float(), labels), boxes=boxes, masks=None)[0]
         return found
 
@@ -119,6 +123,28 @@ class PromptedSam2(PromptedSam):
     def candidates(self, maps: Maps, prompts: Tensor, *, several: bool) -> tuple[Tensor, Tensor]:
         """Decode as `PromptedSam.candidates` describes; nothing blanks a mask by its object score."""
         return _decode(*self.parts(), maps, prompts, [maps["f0"], maps["f1"]], several)
+
+
+class PointDecoder(Segmenter, ABC):
+    """A method around the part `sam`, whose embedding is among its features: the decoder takes points too."""
+
+    instance_sources: ClassVar[frozenset[str]] = frozenset({"pieces", "prompts"})
+    sam: PromptedSam
+
+    @property
+    def mask_side(self) -> int:
+        """The side of SAM's masks."""
+        return 4 * self.sam.grid
+
+    def decode_points(self, memory: Memory, features: Features, pairs: Tensor, points: Tensor,
+                      labels: Tensor) -> tuple[Tensor, Tensor]:
+        """As `Segmenter.decode_points`: SAM's candidate with the highest predicted IoU."""
+        image = pairs[:, 1].to(self.device)
+        maps = {k: features.maps[k][image] for k in DECODER_MAPS if k in features.maps}
+        prompts = self.sam.point_prompts(points * (self.sam.side / self.side), labels=labels)
+        logits, ious = self.sam.candidates(maps, prompts, several=True)
+        rows, best = torch.arange(len(ious), device=ious.device), ious.argmax(dim=1)
+        return logits[rows, best], ious[rows, best]
 
 
 def _decode(

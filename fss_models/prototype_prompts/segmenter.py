@@ -18,11 +18,9 @@ from fss_models.prior_guided.maps import resize_aligned
 from fss_models.prototype_prompts.analysis import FcpAnalysis, VrpAnalysis
 from fss_models.prototype_prompts.build import ALL_PRESETS, PromptingParts, build_parts
 from fss_models.prototype_prompts.levels import DinoLevels, TrunkLevels, levels_of
-from fss_models.prototype_prompts.sams import PromptedSam2
+from fss_models.prototype_prompts.sams import PointDecoder, PromptedSam2
 from fss_models.sam2_core.build import origin
-from fss_models.segmenter import Segmenter
 
-DECODER_MAPS = ("sam", "f0", "f1")  # the maps of `Features` that the mask decoder reads
 LEVELS = ("mid", "high", "top")  # layer2, layer3, layer4
 _DECODER = ("image_encoder.neck.", "sam_mask_decoder.", "no_mem_embed", "sam_prompt_encoder.no_mask_embed.")
 _RANDOM_BUFFER = "positional_encoding_gaussian_matrix"
@@ -48,7 +46,7 @@ class PromptingConfig(Protocol):
         """How losses treat void pixels: background or ignored."""
 
 
-class PromptingSegmenter(Segmenter):
+class PromptingSegmenter(PointDecoder):
     """Base of both methods; `encode` computes SAM's embedding and three levels of class-consistent features."""
 
     presets: ClassVar[tuple[str, ...]] = ALL_PRESETS

@@ -15,7 +15,7 @@ from fss_models.preprocess import Preprocessor
 from fss_models.presets import preprocessor
 from fss_models.sam2_core.build import build_sam2, origin
 from fss_models.sam2_core.core import DecodedMasks, MemoryEntries, MemoryRules, Sam2Core, take
-from fss_models.segmenter import Segmenter
+from fss_models.segmenter import Negatives, Segmenter
 
 
 class MemoryMatcher(Segmenter):
@@ -34,6 +34,11 @@ class MemoryMatcher(Segmenter):
         super().__init__(preset=preset, preprocessor=resize, config=config)
         self.core = Sam2Core(sam if sam is not None else build_sam2(preset, weights=weights), rules)
         self._checkpoint = sam is not None or origin(self.core.sam).checkpoint
+
+    @classmethod
+    def negatives(cls, config: Any) -> Negatives:
+        """A negative photo is remembered with an empty mask (SANSA, appendix)."""
+        return "photos"
 
     @property
     def untrained(self) -> bool:
@@ -112,7 +117,8 @@ class MemoryMatcher(Segmenter):
         self, maps: dict[str, Tensor], prompts: PromptBatch, rows: Tensor, count: int
     ) -> tuple[MemoryEntries, Tensor]:
         if count == 0:
-            return self.core.remember_masks(maps, prompts.masks.flatten(0, 1)[rows].to(self.device))
+            masks = prompts.masks.masked_fill(prompts.negatives[:, :, None, None], 0)
+            return self.core.remember_masks(maps, masks.flatten(0, 1)[rows].to(self.device))
         points = prompts.points.flatten(0, 1)[rows, :count].to(self.device)
         labels = prompts.labels.flatten(0, 1)[rows, :count].to(self.device)
         return self.core.remember_points(maps, points, labels)

@@ -35,9 +35,9 @@ class RecordedMatcher(Matcher):
         samples = sorted((k for k in self.outputs if k.startswith("samples/")), key=lambda k: int(k.split("/")[1]))
         return [self.outputs["points/used_xy"].long()], [[self.outputs[k].long() for k in samples]]
 
-    def _decode(self, decoder: PromptDecoder, photo: Tensor, points: Tensor, boxes: Tensor | None, *, several: bool
-                ) -> DecodedPrompts:
-        found = super()._decode(decoder, photo, points, boxes, several=several)
+    def _decode(self, decoder: PromptDecoder, photo: Tensor, points: Tensor, boxes: Tensor | None, *, several: bool,
+                off: int = 0) -> DecodedPrompts:
+        found = super()._decode(decoder, photo, points, boxes, several=several, off=off)
         self.seen.append((points, decoder.masks(found), found.ious))
         return found
 

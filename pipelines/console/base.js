@@ -4,7 +4,7 @@ const MARK = [224, 0, 122];
 /* Colours of the objects of a class, in turn. */
 const COLOURS = [MARK, [0, 122, 224], [0, 150, 80], [230, 120, 0], [120, 60, 200], [0, 160, 170], [190, 160, 0], [140, 80, 40]];
 const state = { tool: "outline", photo: null, marks: [], examples: [], supportId: null, queries: [], results: [], classes: [],
-  fixing: null, cursor: null };
+  fixing: null, cursor: null, negatives: "none" };
 
 /* ---- requests to the service ---- */
 async function fetchOk(path, options = {}) {
@@ -33,6 +33,9 @@ async function showHealth() {
       fact("Bundle", h.bundle_id), ...(h.classes.length ? [fact("Trained on", h.dataset + ", " + h.classes.length + " classes")] : []));
     $("untrained").hidden = !h.untrained;
     $("token-box").hidden = !h.token;
+    $("prompt-field").hidden = !h.reads_names;
+    $("negative-field").hidden = h.negatives === "none";
+    state.negatives = h.negatives;
     showRoots(h.roots);
   } catch (error) { facts.textContent = error.message; }
 }

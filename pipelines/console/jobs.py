@@ -28,7 +28,7 @@ from pipelines.console.records import (
 )
 from pipelines.console.task import run_job_task
 from pipelines.inference.support_files import from_base64
-from pipelines.inference.supports import SupportSet, load_support_set
+from pipelines.inference.supports import SupportSet, load_support_set, prompt_key
 from pipelines.labelling.decisions import Decision, apply_decision
 from pipelines.labelling.images import keep_unread, list_images
 from pipelines.labelling.instance_decisions import numbered
@@ -253,6 +253,6 @@ def _save_supports(out: Store, classes: Sequence[SupportSet]) -> None:
     rows = []
     for one in classes:
         one.save(join(out.url, "supports"))
-        rows.append({"class_name": one.class_name, "supports": [
+        rows.append({"class_name": one.class_name, **prompt_key(one), "supports": [
             {"image": f"supports/{one.support_id}/{s.sha256}", **s.mark} for s in one.supports]})
     out.write_json(LABEL_SET, {"classes": rows})

@@ -15,8 +15,9 @@ async function choose(file) {
   showOnStage(photo, []);
 }
 
-function showOnStage(photo, marks) {
+function showOnStage(photo, marks, negative = false) {
   state.photo = photo;
+  $("negative").checked = negative;
   state.marks = marks;
   state.cursor = null;
   const scale = Math.min(1, 1000 / photo.width, 520 / photo.height);
@@ -25,6 +26,7 @@ function showOnStage(photo, marks) {
   stage.height = Math.round(photo.height * grow);
   $("marker").hidden = false;
   $("no-photo").hidden = true;
+  showHint();
   paint();
 }
 
@@ -173,8 +175,13 @@ function setTool(tool) {
   state.tool = tool;
   document.querySelectorAll("[data-tool]").forEach(b => b.setAttribute("aria-pressed", b.dataset.tool === tool));
   $("size-field").hidden = !["brush", "eraser"].includes(tool);
-  $("hint").textContent = HINTS[tool] + KEYS;
+  showHint();
 }
+
+const negativeHint = () => state.negatives === "photos" ? "Leave the photo without a mark: nothing in it is the object."
+  : "Mark what is not the object, or nothing if all of the photo is not.";
+function showHint() { $("hint").textContent = ($("negative").checked ? negativeHint() : HINTS[state.tool]) + KEYS; }
+$("negative").addEventListener("change", () => { showHint(); refresh(); });
 setTool("outline");
 $("undo").addEventListener("click", undo);
 $("clear").addEventListener("click", () => { state.marks = []; paint(); });
@@ -186,10 +193,17 @@ $("support-file").addEventListener("change", event => {
 $("keep").addEventListener("click", () => { if (addExample()) $("support-file").click(); });
 $("name").addEventListener("input", refresh);
 
+/* The photo on the stage as an example, in a list that is empty where it shows nothing yet. */
+function staged() {
+  const negative = $("negative").checked;
+  return state.photo && (state.marks.length || negative) ? [{ photo: state.photo, marks: state.marks, negative }] : [];
+}
+
 /* Moves the marked photo to the row of thumbnails. Returns false if there is none. */
 function addExample() {
-  if (!state.photo || !state.marks.length) return false;
-  state.examples.push({ photo: state.photo, marks: state.marks });
+  const example = staged();
+  if (!example.length) return false;
+  state.examples.push(...example);
   emptyStage();
   showThumbs();
   return true;
@@ -198,6 +212,7 @@ function addExample() {
 function emptyStage() {
   state.photo = null;
   state.marks = [];
+  $("negative").checked = false;
   $("marker").hidden = true;
 }
 
@@ -208,15 +223,15 @@ function showThumbs() {
     picture(support.photo, support.marks, canvas.width, canvas.height, canvas);
     const remove = button("Remove", () => { state.examples.splice(i, 1); showThumbs(); refresh(); });
     remove.setAttribute("aria-label", "Remove " + support.photo.name);
-    figure.append(canvas, remove);
+    figure.append(canvas, ...(support.negative ? [make("figcaption", {}, "not the object")] : []), remove);
     return figure;
   }));
 }
 
 function refresh() {
-  const marked = state.examples.length || (state.photo && state.marks.length && !state.marks.at(-1).open);
+  const marked = !state.marks.at(-1)?.open && [...state.examples, ...staged()].some(e => !e.negative);
   $("learn").disabled = Boolean(state.fixing) || !(marked && $("name").value.trim());
-  $("keep").disabled = !state.marks.length;
+  $("keep").disabled = !staged().length;
   $("fix-save").disabled = !state.marks.length;
 }
 
@@ -226,23 +241,30 @@ function pngOf(photo, marks) {
   return canvas.toDataURL("image/png");
 }
 
-async function asJson({ photo, marks }) {
-  const image = await base64(photo.file), kind = marks[0].kind;
-  if (kind === "box") return { image, box: marks[0].box };
-  if (kind === "points") return { image, points: marks.map(m => m.point), labels: marks.map(m => m.label) };
-  if (kind === "mask") return { image, mask: pngOf(photo, marks) };
+async function asJson({ photo, marks, negative }) {
+  const image = await base64(photo.file);
+  if (!negative) return { image, ...markJson(photo, marks) };
+  const { labels, ...mark } = marks.length ? markJson(photo, marks) : {};  // all points are off the object
+  return { image, ...mark, negative };
+}
+
+function markJson(photo, marks) {
+  const kind = marks[0].kind;
+  if (kind === "box") return { box: marks[0].box };
+  if (kind === "points") return { points: marks.map(m => m.point), labels: marks.map(m => m.label) };
+  if (kind === "mask") return { mask: pngOf(photo, marks) };
   const thin = Math.max(1, Math.ceil(marks.reduce((n, m) => n + m.path.length, 0) / 1000));
   const spots = marks.flatMap(m => m.path.filter((_, i) => i % thin === 0).map(point => ({ point, label: m.label })));
-  return { image, scribble: spots.map(s => s.point), labels: spots.map(s => s.label) };
+  return { scribble: spots.map(s => s.point), labels: spots.map(s => s.label) };
 }
 
 $("learn").addEventListener("click", async () => {
-  const current = state.photo && state.marks.length ? [{ photo: state.photo, marks: state.marks }] : [];
   $("learn").disabled = true;
   showMessage("learn-message", "Learning…", "good");
   try {
-    const supports = await Promise.all([...state.examples, ...current].map(asJson));
-    const answer = await fetchJson("/v1/supports", { class_name: $("name").value.trim(), supports });
+    const supports = await Promise.all([...state.examples, ...staged()].map(asJson));
+    const prompt = $("prompt").value.trim();
+    const answer = await fetchJson("/v1/supports", { class_name: $("name").value.trim(), supports, ...(prompt ? { prompt } : {}) });
     learned(answer);
     showMessage("learn-message", "Learned “" + answer.class_name + "” from " + plural(supports.length, "photo") + ". The support set has the id " +
       answer.support_id + ".", "good");
@@ -270,7 +292,7 @@ $("another").addEventListener("click", () => {
   Object.assign(state, { examples: [], supportId: null, results: [] });
   emptyStage();
   showThumbs();
-  $("name").value = "";
+  $("name").value = $("prompt").value = "";
   showMessage("learn-message", "", "");
   refresh();
   $("name").focus();

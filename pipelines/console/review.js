@@ -139,7 +139,7 @@ async function send(row, decision) {
 function startFixing(figure, row) {
   if (!row.photo) return;
   const one = row.selected, shown = one ? [one] : row.instances || [row];
-  state.fixing = { figure, row, one, before: { photo: state.photo, marks: state.marks, tool: state.tool } };
+  state.fixing = { figure, row, one, before: { photo: state.photo, marks: state.marks, negative: $("negative").checked, tool: state.tool } };
   $("fix-title").textContent = "Correct " + (one ? "object " + one.number + " of " : "") + row.class_name + " in " + row.image;
   $("fix-place").append($("marker"));
   $("fix").showModal();
@@ -153,7 +153,7 @@ $("fix").addEventListener("close", () => {
   $("marker-home").append($("marker"));
   state.fixing = null;
   setTool(before.tool);
-  if (before.photo) showOnStage(before.photo, before.marks); else { emptyStage(); showThumbs(); }
+  if (before.photo) showOnStage(before.photo, before.marks, before.negative); else { emptyStage(); showThumbs(); }
   figure.focus();
 });
 $("fix-cancel").addEventListener("click", () => $("fix").close());

@@ -55,7 +55,7 @@ from pipelines.inference.kept_features import FeatureKeeper, KeptPhotos, half, p
 from pipelines.inference.masks import Label, Labels, PhotoFailure, make_label, semantic_map, threshold_logit
 from pipelines.inference.preparing import PhotoPreparer
 from pipelines.inference.stages import ByteBudget, DecodeStage, FinishStage
-from pipelines.inference.supports import SupportSet, UnknownSupportError, load_support_set
+from pipelines.inference.supports import SupportSet, UnknownSupportError, check_reads, load_support_set
 from pipelines.inference.tiled import TiledPhoto, at_tile, needs_tiles, split_key, tile_key
 
 MEMORIES = 64  # support sets kept on the device
@@ -114,19 +114,20 @@ class Labeler:
                 **self.limits.model_dump()}
 
     def add_support(self, supports: SupportSet, tile: int = 0) -> str:
-        """Compute and keep the memory of a set, for tiles of `tile` pixels or (0) whole photos. Returns the set's id.
-
-        Raises `FssError` if the method refuses the set.
-        """
+        """Compute and keep the memory of a set, for tiles of `tile` pixels (0: whole photos); its id. Raises `FssError`."""
         key = tile_key(supports.support_id, tile)
         with self._lock:
             if not self.supports_url:
                 self._given[supports.support_id] = supports
             known = self._memories.get(key)
-            named = self.model.reads_names(self.model.config)
-            if known is None or (named and known.phrase != supports.phrase):
+            if known is None or (self.reads_names and known.phrase != supports.phrase):
                 self._store(key, self._memorise(supports, tile))
             return supports.support_id
+
+    @property
+    def reads_names(self) -> bool:
+        """Whether class names are part of the prompt."""
+        return self.model.reads_names(self.model.config)
 
     @property
     def support_ids(self) -> list[str]:
@@ -378,11 +379,11 @@ class Labeler:
             raise FssError(f"the bundle is {self.info.bundle_id} now, no longer {self._bundle_id}",
                            where=self._bundle_url,
                            hint="start the service again, or start a new job with another --out")
+        check_reads(type(self.model), self.model.config, supports)
         images, prompts = supports.decoded()
         if tile:
             images, prompts = cut_supports(images, prompts, tile)
         prepared = self.model.prepare(images)
-        self.model.check_phrase(supports.prompt, self.model.config, f"class {supports.class_name!r}")
         marks = self.model.collate([prompts], prepared.sizes, names=[supports.phrase])
         features = self.execution.encode(self.execution.upload(prepared))
         judge, phrase = self.judge, supports.phrase

@@ -1,6 +1,7 @@
 """How good a support set is, measured on its own photos: each is segmented by the others, and by fewer of them.
 
 Only supports that are marked by masks can be scored; the others still help to segment. A single support has no score.
+Negative supports are part of every trial; trials without them tell what they are worth.
 """
 
 from __future__ import annotations
@@ -25,6 +26,32 @@ CLEAR_GAIN = 0.01  # IoU: a support hurts if the others are better by more than 
 
 
 @dataclass(frozen=True, kw_only=True)
+class NegativeWorth:
+    """What the negative supports of a set change, as fractions.
+
+    count     number of negative supports
+    without   mean leave-one-out IoU of the other supports without them
+    gain      by how much it rises with them; interval: its 95 % interval, None below two scores
+    found     mean share of what a negative support marks that is taken for the object by all other supports;
+              found_without: by those that show the object alone. None below two negatives that are masks
+    """
+
+    count: int
+    without: float
+    gain: float
+    interval: tuple[float, float] | None = None
+    found: float | None = None
+    found_without: float | None = None
+
+    @property
+    def verdict(self) -> str:
+        """Whether they help, hurt, or change nothing that can be told from so few photos."""
+        if abs(self.gain) < CLEAR_GAIN or (self.interval and self.interval[0] <= 0 <= self.interval[1]):
+            return "make no clear difference"
+        return "help" if self.gain > 0 else "hurt"
+
+
+@dataclass(frozen=True, kw_only=True)
 class SupportReport:
     """The measured quality of one class's support set. Scores are IoUs as fractions.
 
@@ -34,6 +61,9 @@ class SupportReport:
     trend           number of shots -> mean IoU with that many supports
     one_more        gain in IoU expected of one more support, by a - b / shots fitted to the trend; None below three
                     supports
+    negatives       what the negative supports are worth; None without any, or without scores
+
+    `shots` counts supports that show the object.
     """
 
     class_name: str
@@ -44,6 +74,7 @@ class SupportReport:
     influence: dict[int, float] = field(default_factory=dict)
     trend: dict[int, float] = field(default_factory=dict)
     one_more: float | None = None
+    negatives: NegativeWorth | None = None
 
     @property
     def hurting(self) -> list[int]:
@@ -60,70 +91,109 @@ class SupportReport:
 def check_supports(labeler: Labeler, supports: SupportSet, *, seed: int = 0) -> SupportReport:
     """Measure the quality of one class's support set. Raises `FssError` if the method refuses its marks."""
     images, prompts = supports.decoded()
-    shots = len(prompts)
-    scored = [i for i, p in enumerate(prompts) if p.mask is not None]
+    shown = [i for i, p in enumerate(prompts) if not p.negative]
+    negative = [i for i, p in enumerate(prompts) if p.negative]
+    shots, scored = len(shown), [i for i in shown if prompts[i].mask is not None]
     if shots < 2 or not scored:
         return SupportReport(class_name=supports.class_name, shots=shots)
-    trials = _trials(shots, scored, np.random.default_rng(seed))
-    iou = dict(zip(trials, _ious(labeler, images, prompts, trials, supports.phrase), strict=True))
-    left_out = {i: iou[trial] for trial in leave_one_out(shots) if (i := trial[1]) in scored}
+    trials = _trials(shown, scored, np.random.default_rng(seed))
+    plain = [t for t in leave_one_out(shown) if t[1] in scored] if negative else []
+    rejected = _negative_trials(shown, [i for i in negative if prompts[i].mask is not None])
+    asked = [(_with(t[0], negative), t[1]) for t in trials]
+    found = _scores(labeler, images, prompts, [*asked, *plain, *(t for pair in rejected for t in pair)],
+                    supports.phrase)
+    iou = {trial: found[full] for trial, full in zip(trials, asked, strict=True)}
+    left_out = {trial[1]: iou[trial] for trial in leave_one_out(shown) if trial[1] in scored}
     values = list(left_out.values())
-    trend = {k: float(np.mean(found)) for k in range(1, shots)
-             if (found := [v for t, v in iou.items() if len(t[0]) == k])}
+    trend = {k: float(np.mean(same)) for k in range(1, shots)
+             if (same := [v for t, v in iou.items() if len(t[0]) == k])}
     return SupportReport(
         class_name=supports.class_name, shots=shots, scores=left_out, miou=float(np.mean(values)),
-        interval=_interval(values), influence=_influence(iou, shots), trend=trend, one_more=_one_more(trend, shots))
+        interval=_interval(values), influence=_influence(iou, shown), trend=trend, one_more=_one_more(trend, shots),
+        negatives=_worth(len(negative), left_out, {t[1]: found[t] for t in plain},
+                         [(found[a], found[b]) for a, b in rejected]) if negative else None)
 
 
-def _trials(shots: int, scored: Sequence[int], rng: np.random.Generator) -> list[Trial]:
+def _with(shots: Sequence[int], negative: Sequence[int]) -> tuple[int, ...]:
+    return tuple(sorted([*shots, *negative]))
+
+
+def _negative_trials(shown: Sequence[int], negative: Sequence[int]) -> list[tuple[Trial, Trial]]:
+    """For each negative support that the others may have seen the like of: segmented with and without those."""
+    if len(negative) < 2:
+        return []
+    return [(trial, (tuple(shown), trial[1])) for trial in leave_one_out(negative, shown)]
+
+
+def _worth(count: int, scores: dict[int, float], without: dict[int, float],
+           rejected: Sequence[tuple[float, float]]) -> NegativeWorth:
+    gains = [scores[i] - without[i] for i in scores]
+    half = _half_width(gains) if len(gains) > 1 else None
+    mean = float(np.mean(gains))
+    return NegativeWorth(
+        count=count, without=float(np.mean(list(without.values()))), gain=mean,
+        interval=None if half is None else (mean - half, mean + half),
+        found=float(np.mean([a for a, _ in rejected])) if rejected else None,
+        found_without=float(np.mean([b for _, b in rejected])) if rejected else None)
+
+
+def _trials(shown: Sequence[int], scored: Sequence[int], rng: np.random.Generator) -> list[Trial]:
     """The trials: leave-one-out, leave-two-out for the influence, and random subsets of every size for the trend."""
-    found = [t for t in leave_one_out(shots) if t[1] in scored]
-    if shots > 2:
-        for out in range(shots):
+    found = [t for t in leave_one_out(shown) if t[1] in scored]
+    if len(shown) > 2:
+        for out in shown:
             queries = [int(q) for q in rng.permutation([q for q in scored if q != out])][:PER_SHOT]
-            found += [(tuple(j for j in range(shots) if j not in (q, out)), q) for q in queries]
-    for size in range(1, shots - 1):
+            found += [(tuple(j for j in shown if j not in (q, out)), q) for q in queries]
+    for size in range(1, len(shown) - 1):
         for _ in range(PER_SIZE):
             query = int(rng.choice(list(scored)))
-            others = [j for j in range(shots) if j != query]
+            others = [j for j in shown if j != query]
             found.append((tuple(sorted(int(j) for j in rng.choice(others, size, replace=False))), query))
     return list(dict.fromkeys(found))
 
 
 @torch.inference_mode()
-def _ious(labeler: Labeler, images: list[np.ndarray], prompts: list[Prompt], trials: list[Trial],
-          name: str) -> list[float]:
-    """The IoU of every trial, in order. Each photo is encoded once; trials with equally many shots share a batch."""
+def _scores(labeler: Labeler, images: list[np.ndarray], prompts: list[Prompt], trials: Sequence[Trial],
+            name: str) -> dict[Trial, float]:
+    """The IoU of every trial; of a negative support the share of its mark that is taken for the object.
+
+    Each photo is encoded once; trials with equally many shots share a batch.
+    """
     model = labeler.model
     parts = [model.encode(model.prepare([i]).to(model.device)) for i in images]
     features = type(parts[0]).stack(parts)
     found: dict[Trial, float] = {}
-    ordered = sorted(trials, key=lambda t: len(t[0]))
+    ordered = sorted(dict.fromkeys(trials), key=lambda t: len(t[0]))
     for first in range(0, len(ordered), BATCH):
         some = ordered[first:first + BATCH]
         logits = segment_trials(model, features, prompts, some, name).logits
         for trial, one in zip(some, logits, strict=True):
             truth = prompts[trial[1]].mask
             assert truth is not None
-            found[trial] = iou_at(one, truth, corners=model.corners_aligned)
-    return [found[t] for t in trials]
+            ignore = ~truth if prompts[trial[1]].negative else None  # then the IoU is that share
+            found[trial] = iou_at(one, truth, corners=model.corners_aligned, ignore=ignore)
+    return found
 
 
 def _interval(values: Sequence[float]) -> tuple[float, float] | None:
     if len(values) < 2:
         return None
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5)
-    mean = float(np.mean(values))
+    half, mean = _half_width(values), float(np.mean(values))
     return max(0.0, mean - half), min(1.0, mean + half)
 
 
-def _influence(iou: dict[Trial, float], shots: int) -> dict[int, float]:
+def _half_width(values: Sequence[float]) -> float:
+    """Half of the interval's width, by Student's t."""
+    return float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5)
+
+
+def _influence(iou: dict[Trial, float], shown: Sequence[int]) -> dict[int, float]:
     """Support -> mean over queries of the IoU with all other supports minus the IoU without this one as well."""
     gaps: dict[int, list[float]] = {}
-    whole = {q: v for (kept, q), v in iou.items() if len(kept) == shots - 1}
+    whole = {q: v for (kept, q), v in iou.items() if len(kept) == len(shown) - 1}
     for (kept, query), value in iou.items():
-        if len(kept) == shots - 2 and kept:
-            (out,) = set(range(shots)) - {*kept, query}
+        if len(kept) == len(shown) - 2 and kept:
+            (out,) = set(shown) - {*kept, query}
             gaps.setdefault(out, []).append(whole[query] - value)
     return {out: float(np.mean(found)) for out, found in sorted(gaps.items())}
 

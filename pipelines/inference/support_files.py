@@ -2,6 +2,7 @@
 
     {"class_name": "cat", "supports": [{"image": "cat.jpg", "mask": "cat.png"}, {"image": "b.jpg", "box": [..]}]}
 
+A row with "negative": true shows what the class is not: what it marks, or all of the photo if it marks nothing.
 In a file, `image` and a text `mask` are URLs or paths relative to the file; in a request they are base64 or data URLs.
 The other marks are described in `marks`.
 """
@@ -18,9 +19,11 @@ from pydantic import Discriminator, Field, Tag
 from fss_models.errors import FssError
 from fss_models.forms import Form, read_form
 from fss_models.marks import (
+    WHOLE,
     BoxMark,
     Mark,
     MaskMark,
+    NegativePhoto,
     PointsMark,
     ScribbleMark,
     kind_tag,
@@ -59,10 +62,16 @@ class ScribbleSupport(ScribbleMark):
     image: Photo
 
 
+class NegativeSupport(NegativePhoto):
+    """A photo in which nothing is of the class."""
+
+    image: Photo
+
+
 SupportForm = Annotated[
     Annotated[MaskSupport, Tag("mask mark")] | Annotated[BoxSupport, Tag("box mark")]
-    | Annotated[PointsSupport, Tag("points mark")] | Annotated[ScribbleSupport, Tag("scribble mark")],
-    Discriminator(kind_tag), one_kind("image")]
+    | Annotated[PointsSupport, Tag("points mark")] | Annotated[ScribbleSupport, Tag("scribble mark")]
+    | Annotated[NegativeSupport, Tag(WHOLE)], Discriminator(kind_tag), one_kind("image")]
 
 
 class SupportRequest(Form):
@@ -70,7 +79,7 @@ class SupportRequest(Form):
 
     class_name: str = Field(description="only the first 200 characters are used")
     prompt: str = Field("", description="what to look for, in words, for methods that read class names; the class name "
-                        "is used where it is empty")
+                        "is used where it is empty; other methods refuse it")
     supports: list[SupportForm] = Field(json_schema_extra={"minItems": 1})  # `build_support_set` says it in words
 
 
@@ -125,9 +134,9 @@ def _support_set(form: SupportRequest, fetch: Fetch, where: str) -> SupportSet:
     return build_support_set(form.class_name, read, where, form.prompt)
 
 
-def _row(row: MaskSupport | BoxSupport | PointsSupport | ScribbleSupport, fetch: Fetch,
+def _row(row: MaskSupport | BoxSupport | PointsSupport | ScribbleSupport | NegativeSupport, fetch: Fetch,
          where: str) -> tuple[bytes, Mark]:
-    mark = row.model_dump(exclude={"image"}, exclude_none=True)
+    mark = row.model_dump(exclude={"image"}, exclude_none=True, exclude_defaults=True)
     if isinstance(row, MaskSupport) and isinstance(row.mask, str):
         mark["mask"] = mask_from_picture(fetch(row.mask, f"{where}.mask"), f"{where}.mask")
     return fetch(row.image, f"{where}.image"), mark

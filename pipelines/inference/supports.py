@@ -18,8 +18,9 @@ import numpy as np
 
 from fss_models.clip import Prompt
 from fss_models.errors import FssError
-from fss_models.marks import KINDS, Mark, check_mark, mark_pixels, mark_prompt
+from fss_models.marks import KINDS, Mark, check_mark, mark_kind, mark_pixels, mark_prompt, marks_all
 from fss_models.photo_files import decode_image, turned_size
+from fss_models.segmenter import Segmenter
 from pipelines.base.storage import Store, join
 
 LINES = 8  # at most as many lines about supports are shown
@@ -33,6 +34,11 @@ class Support:
 
     image: bytes
     mark: Mark
+
+    @property
+    def negative(self) -> bool:
+        """Whether it shows what the class is not."""
+        return bool(self.mark.get("negative"))
 
     @property
     def sha256(self) -> str:
@@ -115,7 +121,33 @@ def build_support_set(class_name: Any, rows: Sequence[tuple[bytes, dict[str, Any
         place = f"{where + ': ' if where else ''}supports[{number}]"
         height, width = decode_support(data, place).shape[:2]
         supports.append(Support(data, check_mark(mark, height, width, place)))
+    if all(s.negative for s in supports):
+        raise FssError("all supports are negative", where=where, hint="show the object in at least one photo")
     return SupportSet(class_name.strip()[:200], tuple(supports), prompt.strip()[:200])
+
+
+def words_line(method: str, classes: Sequence[SupportSet], *, reads: bool) -> str:
+    """What the method is told in words, for people; `reads`: whether it reads names."""
+    if not reads:
+        return f"{method} reads no names: the marks alone say what to look for"
+    told = ", ".join(repr(one.phrase) for one in classes[:LINES])
+    return f"{method} is told in words: {told}{' ...' if len(classes) > LINES else ''}"
+
+
+def check_reads(method: type[Segmenter], config: Any, supports: SupportSet) -> None:
+    """Raises `FssError` if the method, with this configuration, cannot use a mark or the phrase of a support set."""
+    name = f"class {supports.class_name!r}"
+    check_marks(method, supports)
+    for number, support in enumerate(supports.supports):
+        if support.negative:
+            method.check_negative(config, whole=marks_all(support.mark), where=f"{name}: supports[{number}]")
+    method.check_phrase(supports.prompt, config, name)
+
+
+def check_marks(method: type[Segmenter], supports: SupportSet) -> None:
+    """Raises `FssError` for a support whose kind of mark the method cannot read."""
+    for number, support in enumerate(supports.supports):
+        method.check_kind(mark_kind(support.mark), f"class {supports.class_name!r}: supports[{number}]")
 
 
 def decode_support(data: bytes, where: str = "") -> np.ndarray:
@@ -133,21 +165,30 @@ def support_lines(classes: Sequence[SupportSet]) -> list[str]:
 
 
 def _class_line(one: SupportSet) -> str:
-    covered = [s for s in one.supports if mark_pixels(s.mark) is not None]
+    covered = [s for s in one.supports if mark_pixels(s.mark) is not None and not s.negative]
+    negative = sum(s.negative for s in one.supports)
+    count = f"{len(one.supports)} supports" + (f", {negative} of them negative" if negative else "")
     if not covered:
-        return f"{one.class_name}: {len(one.supports)} supports"
+        return f"{one.class_name}: {count}"
     ordered = sorted(covered, key=_share)
     doubtful = f"; the largest: {_mark_line(ordered[-1])}" if _share(ordered[-1]) > NEARLY_ALL else ""
-    return (f"{one.class_name}: {len(one.supports)} supports, marks of {_percent(_share(ordered[0]))} to "
+    return (f"{one.class_name}: {count}, marks of {_percent(_share(ordered[0]))} to "
             f"{_percent(_share(ordered[-1]))} of the photo{doubtful}")
 
 
 def _mark_line(support: Support) -> str:
+    if support.negative and marks_all(support.mark):
+        return "negative, the whole photo"
+    return ("negative " if support.negative else "") + _plain_line(support)
+
+
+def _plain_line(support: Support) -> str:
     pixels = mark_pixels(support.mark)
     if pixels is None:
         kind = next(k for k in KINDS if k in support.mark)
         return f"{kind}, {len(support.mark[kind])} places"
-    doubt = "; is the mask inverted?" if "mask" in support.mark and _share(support) > NEARLY_ALL else ""
+    large = "mask" in support.mark and _share(support) > NEARLY_ALL and not support.negative
+    doubt = "; is the mask inverted?" if large else ""
     kind = "mask" if "mask" in support.mark else "box"
     return f"{kind} of {pixels:,} pixels, {_percent(_share(support))} of the photo{doubt}"
 

@@ -11,7 +11,7 @@ from pipelines.config.recipe import Recipe
 from pipelines.inference.label_sets import read_label_set
 from pipelines.inference.labeler import Labeler
 from pipelines.inference.support_check import SupportReport, check_supports
-from pipelines.inference.supports import support_lines
+from pipelines.inference.supports import support_lines, words_line
 from pipelines.labelling.images import list_images
 from pipelines.labelling.support_sheet import CostEstimate, measure_and_show, render_sheet, report_lines
 from pipelines.serving.spec import labeler_computing
@@ -46,7 +46,8 @@ def check_label_job(recipe: Recipe, *, supports: str, images: str, bundle: str, 
                                        batch=batch, names=[one.class_name for one in classes])
     sheet = Store(page)
     sheet.write_bytes("", render_sheet(labeler, classes, reports, cost, shown))
-    lines = [*support_lines(classes), *(line for report in reports for line in report_lines(report))]
+    words = words_line(labeler.info.method, classes, reads=labeler.reads_names)
+    lines = [*support_lines(classes), words, *(line for report in reports for line in report_lines(report))]
     if cost:
         lines.append(f"{cost.images} photos take about {cost.hours:.2f} hours at {cost.images_per_s:.1f} photos/s, "
                      "measured here" + (f", and cost {cost.cost:.2f} at {price:g} an hour" if price else ""))

@@ -13,7 +13,6 @@ import torch
 from fss_models.bundle import BundleInfo
 from fss_models.errors import FssError
 from fss_models.instances import check_instances
-from fss_models.marks import mark_kind
 from fss_models.registry import make_config, method_class
 from fss_models.shipped.files import bundle_url
 from pipelines.base.progress import say
@@ -29,7 +28,7 @@ from pipelines.config.wanted import CALIBRATED
 from pipelines.features.build import format_bytes
 from pipelines.inference.kept_features import half
 from pipelines.inference.label_sets import read_label_set
-from pipelines.inference.supports import SupportSet, support_lines
+from pipelines.inference.supports import SupportSet, check_marks, check_reads, support_lines, words_line
 from pipelines.labelling.actors import run_with_actors
 from pipelines.labelling.engines import Engine, local_engine, service_engine
 from pipelines.labelling.images import ImageList, check_out, keep_unread, left_out, list_images
@@ -76,7 +75,13 @@ def run_label_job(request: LabelRequest) -> dict[str, Any]:
     service, health = choose_service(request)
     about = health if health and not request.bundle else about_bundle(read_bundle_info(request.bundle_url))
     if not health:
-        check_phrases(read_bundle_info(request.bundle_url), classes)
+        info = read_bundle_info(request.bundle_url)
+        method, settings = method_class(info.method), make_config(info.method, info.config)
+        for one in classes:
+            check_reads(method, settings, one)
+        say(words_line(info.method, classes, reads=method.reads_names(settings)))
+    elif "reads_names" in health:
+        say(words_line(health["method"], classes, reads=health["reads_names"]))
     check_out(request.images, request.out)
     images = list_images(request.images, request.limit, outs=[request.out])
     for line in left_out(images):
@@ -109,7 +114,8 @@ def describe_job(recipe: Recipe, about: dict[str, Any], images: ImageList, class
     """
     config = recipe.label
     check_overlaps(config.overlaps, len(classes))
-    check_marks(about["method"], classes)
+    for one in classes:
+        check_marks(method_class(about["method"]), one)
     check_instances(method_class(about["method"]), config.instances)
     _check_calibrator(config, about["calibrator"])
     return JobManifest(
@@ -119,21 +125,6 @@ def describe_job(recipe: Recipe, about: dict[str, Any], images: ImageList, class
         chunk=config.chunk, batch=int(config.batch), features=config.features,
         limit=limit, code_version=package_version(), **(measured or {}),
     )
-
-
-def check_marks(method: str, classes: Sequence[SupportSet]) -> None:
-    """Raises `FssError` for a support whose mark the method cannot read."""
-    reads = method_class(method)
-    for one in classes:
-        for number, support in enumerate(one.supports):
-            reads.check_kind(mark_kind(support.mark), f"class {one.class_name!r}: supports[{number}]")
-
-
-def check_phrases(info: BundleInfo, classes: Sequence[SupportSet]) -> None:
-    """Raises `FssError` for a set with a `prompt` where the bundle's method reads no names."""
-    config = make_config(info.method, info.config)
-    for one in classes:
-        method_class(info.method).check_phrase(one.prompt, config, f"class {one.class_name!r}")
 
 
 def encodings_line(info: BundleInfo, photos: int, classes: Sequence[SupportSet]) -> str:

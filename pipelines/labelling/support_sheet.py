@@ -18,14 +18,15 @@ from pipelines.config.mask_request import MaskRequest
 from pipelines.data import rle
 from pipelines.inference.labeler import Labeler
 from pipelines.inference.masks import Labels, PhotoFailure
-from pipelines.inference.support_check import SupportReport
-from pipelines.inference.supports import SupportSet, decode_support
+from pipelines.inference.support_check import NegativeWorth, SupportReport
+from pipelines.inference.supports import Support, SupportSet, decode_support
 from pipelines.labelling.images import ImageList, PhotoReader
 from pipelines.pages.pictures import SUPPORT, photo_url, picture
 from pipelines.pages.template import page_template
 
 SHOWN = 32  # photos of the contact sheet
 COLOURS = ((249, 115, 22), (59, 130, 246), (16, 185, 129), (217, 70, 239), (234, 179, 8), (239, 68, 68))
+OFF = COLOURS[-1]  # of what negative supports mark
 SIDE = 240  # pixels of a picture's longer side
 
 
@@ -101,7 +102,7 @@ def render_sheet(labeler: Labeler, classes: Sequence[SupportSet], reports: Seque
                  cost: CostEstimate | None, shown: list[dict[str, str]]) -> bytes:
     """The HTML page; it loads nothing from elsewhere."""
     template = page_template("pipelines.labelling", "support_sheet.html")
-    pictures = [[_support_url(s.image, s.mark) for s in one.supports] for one in classes]
+    pictures = [[(_support_url(s), s.negative) for s in one.supports] for one in classes]
     info = labeler.info
     calibrator = labeler.judge.calibrator.about if labeler.judge else None
     return template.render(
@@ -109,10 +110,10 @@ def render_sheet(labeler: Labeler, classes: Sequence[SupportSet], reports: Seque
         shown=shown, info=info, calibrator=calibrator).encode()
 
 
-def _support_url(data: bytes, mark: dict[str, Any]) -> str:
-    prompt = mark_prompt(mark)
+def _support_url(support: Support) -> str:
+    prompt = mark_prompt(support.mark)
     mask = prompt.mask.numpy() if prompt.mask is not None else None
-    return photo_url(decode_support(data), mask, SUPPORT, side=SIDE)
+    return photo_url(decode_support(support.image), mask, OFF if support.negative else SUPPORT, side=SIDE)
 
 
 def report_lines(report: SupportReport) -> list[str]:
@@ -125,6 +126,18 @@ def report_lines(report: SupportReport) -> list[str]:
               for i in report.hurting]
     found += [f"  support {i + 1} is unlike the others (IoU {report.scores[i] * 100:.0f}): check its mask"
               for i in report.odd if i not in report.hurting]
+    if report.negatives is not None:
+        found += _negative_lines(report.negatives)
     if report.one_more is not None:
         found.append(f"  one more support would change the mIoU by about {report.one_more * 100:+.1f}, by the trend")
+    return found
+
+
+def _negative_lines(worth: NegativeWorth) -> list[str]:
+    span = f" ({worth.interval[0] * 100:+.1f} to {worth.interval[1] * 100:+.1f})" if worth.interval else ""
+    found = [f"  {worth.count} negative support{'s' * (worth.count > 1)} {worth.verdict}: mIoU {worth.gain * 100:+.1f}"
+             f"{span}, without {worth.without * 100:.1f}"]
+    if worth.found is not None and worth.found_without is not None:
+        found.append(f"  of what a negative support marks, {worth.found * 100:.1f} % is taken for the object; without "
+                     f"the other negatives {worth.found_without * 100:.1f} %")
     return found

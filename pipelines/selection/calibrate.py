@@ -120,7 +120,7 @@ def _iou(model: Segmenter, logits: torch.Tensor, target: Sample) -> float:
 
 def _left_out(model: Segmenter, own: Features, masks: torch.Tensor, shots: Sequence[Sample],
               name: str) -> tuple[torch.Tensor, torch.Tensor]:
-    trials = leave_one_out(len(shots))
+    trials = leave_one_out(range(len(shots)))
     found = segment_trials(model, own, [mask_prompt(s.mask) for s in shots], trials, name)
     signatures = stack([describe_support(own.take(torch.tensor(kept)), masks[list(kept)]) for kept, _ in trials])
     pairs = torch.arange(len(shots))[:, None].expand(-1, 2).to(model.device)

@@ -30,6 +30,9 @@ class Health(BaseModel):
     bundle_id: str
     method: str
     preset: str
+    reads_names: bool = Field(False, description="whether the model is told class names, or their `prompt`")
+    negatives: Literal["none", "photos", "marks"] = Field("none", description=(
+        "the negative supports that the model uses: none, whole photos, or any"))
     device: str
     batch: Whole
     precision: str

@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from fss_models.bundle import BundleInfo
+from fss_models.registry import make_config, method_class
 from pipelines.inference.support_files import SupportRequest, support_set_from_request
 from pipelines.serving.answers import Health, SegmentAnswer, SupportAnswer
 from pipelines.serving.client import results_json
@@ -94,8 +95,10 @@ class Service:
 
 def describe(info: BundleInfo, spec: ServiceSpec) -> dict[str, Any]:
     """The fields of `/v1/health` that do not change while the service runs."""
+    method, config = method_class(info.method), make_config(info.method, info.config)
     return {
         "status": "ok", "bundle_id": info.bundle_id, "method": info.method, "preset": info.preset,
+        "reads_names": method.reads_names(config), "negatives": method.negatives(config),
         "untrained": info.untrained, "dataset": info.dataset, "classes": info.classes, "metrics": info.metrics,
         "calibrator": info.calibrator,
         "device": spec.model.device, "batch": spec.model.batch, **spec.model.serve.computing(),

@@ -26,6 +26,7 @@ SMALL = {
     "training_run": {"data": "generated", "images": 60, "preset": "debug", "steps": 4, "window": 2, "rounds": 1,
                      "methods": ["sansa"]},
     "instances": {"data": "generated", "images": 60, "queries": 3, "method": "sansa", "preset": "debug", "threads": 1},
+    "negatives": {"data": "generated", "images": 8, "sets": 2, "queries": 2, "preset": "debug", "threads": 1},
     "base_class_constants": {"preset": "debug", "episodes": 4, "classes": 1, "folds": [0],
                              "grid": {"tau": [0.5, 0.6]}},
     "packing": {"runs": [8, 24], "draws": 1, "real_runs": 0},

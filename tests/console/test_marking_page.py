@@ -47,6 +47,33 @@ def test_outline_learn_and_find(service: Running, tmp_path: Path) -> None:
         assert overlap > 0.5, overlap
 
 
+def test_a_negative_photo_is_sent_without_a_mark(service: Running, tmp_path: Path) -> None:
+    """Learned from a marked photo and one that is not the object; a negative one alone teaches nothing."""
+    for name, seed in (("support.png", 1), ("other.png", 2)):
+        (tmp_path / name).write_bytes(encoded(ball(seed, 300, 400)[0], "PNG"))
+    with browser(service.url) as page:
+        wait_until(page, "state.negatives === 'marks'")
+        assert page.evaluate("document.getElementById('prompt-field').hidden"), "prior reads no names"
+        page.fill("#name", "ball")
+        page.set_input_files("#support-file", str(tmp_path / "other.png"))
+        wait_until(page, "!document.getElementById('marker').hidden")
+        page.check("#negative")
+        assert "or nothing if all of the photo is not" in page.inner_text("#hint")
+        assert page.is_disabled("#learn")
+        assert page.is_enabled("#keep")
+        page.set_input_files("#support-file", str(tmp_path / "support.png"))
+        wait_until(page, "state.examples.length === 1 && state.photo !== null")
+        assert not page.is_checked("#negative")
+        assert "Draw around the object" in page.inner_text("#hint")
+        drag(page, "#stage", circle(ball(1, 300, 400)[1]))
+        with page.expect_request("**/v1/supports") as sent:
+            page.click("#learn")
+        rows = sent.value.post_data_json["supports"]
+        assert [sorted(row) for row in rows] == [["image", "negative"], ["image", "mask"]]
+        wait_until(page, "document.getElementById('learn-message').textContent.includes('from 2 photos')")
+        assert "not the object" in page.inner_text("#thumbs")
+
+
 def test_box_refused_by_method_is_shown(service: Running, tmp_path: Path) -> None:
     (tmp_path / "support.png").write_bytes(encoded(ball(1, 300, 400)[0], "PNG"))
     with browser(service.url) as page:

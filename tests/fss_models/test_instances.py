@@ -133,7 +133,7 @@ def test_a_method_without_a_source_refuses_it() -> None:
         assert promptable == ("prompts" in method.instance_sources)
 
 
-@pytest.mark.parametrize("method", ["sam2_frozen", "fssam"])
+@pytest.mark.parametrize("method", ["sam2_frozen", "fssam", "fcp", "vrp_sam", "gf_sam", "matcher"])
 def test_prompted_instances_are_a_split_of_the_mask(method: str) -> None:
     """With real decoders; and a pair's instances do not depend on the other pairs."""
     model = Predictor(registry.build(method, "debug"))
@@ -170,3 +170,26 @@ def test_prompts_find_what_a_given_mask_shows() -> None:
     none = add_prompted(model, given, memory, features, torch.zeros(1, 2, dtype=torch.int64), [None])
     assert none.instances is not None
     assert len(none.instances.scores) == 0
+
+
+def test_prompts_leave_the_own_instances_of_other_pairs() -> None:
+    """A batch of two requests, one with prompts: the other one's instances, on a map of another size, stay."""
+    model = registry.build("sansa", "debug").eval()
+    photo, mask = ball(3)
+    memory = Predictor(model).memorise([{"image": photo, "mask": mask}]).memory
+    with torch.inference_mode():
+        features = model.encode(model.prepare([photo]))
+    logits = torch.full((3, model.side, model.side), -10.0)
+    logits[1, :20, :20] = 10.0
+    own = Instances(pair=torch.tensor([0, 0, 1]), scores=torch.tensor([0.9, 0.8, 0.7]), logits=torch.rand(3, 11, 9),
+                    window=torch.tensor([[2, 1, 9, 8]]).repeat(3, 1))
+    given = Prediction(logits=logits, scores=torch.ones(3), instances=own)
+    found = add_prompted(model, given, memory, features, torch.zeros(3, 2, dtype=torch.int64), [None, 0.0, 0.0])
+    assert found.instances is not None
+    kept, prompted, nothing = (found.instances.of_pair(row) for row in range(3))
+    assert torch.equal(kept.logits, own.logits[:2])
+    assert torch.equal(kept.scores, own.scores[:2])
+    assert (kept.window.tolist(), prompted.window.tolist()) == ([[2, 1, 9, 8]], [[0, 0, 11, 9]])
+    assert len(prompted.scores) >= 1
+    assert not torch.equal(prompted.logits[0], own.logits[2])
+    assert len(nothing.scores) == 0

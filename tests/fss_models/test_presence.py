@@ -13,6 +13,7 @@ import torch
 from fss_models import registry
 from fss_models.calibration import describe_support, look, measure
 from fss_models.calibration_fit import Observation, fit_calibrator
+from fss_models.clip import Prompt, PromptKind
 from fss_models.errors import FssError
 from fss_models.presence import status_of
 from fss_models.prompts import mask_prompt
@@ -175,3 +176,25 @@ def test_answers_keep_it() -> None:
     assert status_of(0.4, 0.3, MaskRequest(support_ids=("a",))) == "empty"
     assert status_of(0.6, 0.4, MaskRequest(support_ids=("a",))) == "review"
     assert status_of(0.6, 0.5, MaskRequest(support_ids=("a",))) == "accepted"
+
+
+@torch.inference_mode()
+def test_negative_supports_show_no_object_to_the_calibrator(labeler: Labeler) -> None:
+    """The signature is that of the other supports; leave-one-out has a trial for each of these alone."""
+    judge, model = labeler.judge, labeler.model
+    assert judge is not None
+    shown = [mask_prompt(ball(seed)[1]) for seed in (1, 2, 3)]
+    photos = [empty(1), *(ball(seed)[0] for seed in (1, 2, 3))]
+    whole = Prompt(kind=PromptKind.MASK, mask=torch.ones(150, 180, dtype=torch.bool), negative=True)
+    found = []
+    for prompts, seen in (([whole, *shown], photos), (shown, photos[1:])):
+        features = model.encode(model.prepare(seen))
+        memory = model.memorise(features, model.collate([prompts], features.sizes))
+        found.append(judge.describe_supports(features, prompts, memory))
+    with_negative, without = found
+    torch.testing.assert_close(with_negative.signature.inside, without.signature.inside)
+    torch.testing.assert_close(with_negative.signature.scene, without.signature.scene)
+    assert with_negative.signature.counts.tolist() == [3]
+    assert with_negative.opinion is not None
+    assert without.opinion is not None
+    assert with_negative.opinion != without.opinion, "the trials leave the negative support out"

@@ -10,12 +10,13 @@ import pytest
 from fss_models import registry
 from fss_models.errors import FssError
 from fss_models.marks import rle_json
+from fss_models.methods.sam3.config import Sam3Config
 from pipelines.bundles.bundle import read_bundle_info, save_bundle
 from pipelines.inference.labeler import Labeler
 from pipelines.inference.masks import Label, PhotoFailure
 from pipelines.inference.support_files import SupportRequest, support_request, support_set_from_request
-from pipelines.inference.supports import Support, SupportSet, load_support_set
-from pipelines.labelling.run import check_marks, check_phrases, encodings_line
+from pipelines.inference.supports import Support, SupportSet, check_reads, load_support_set
+from pipelines.labelling.run import encodings_line
 from tests.fss_models.methods_here import needs_transformers
 from tests.fss_models.sam3_case import mask, photo, tokenizer_file
 from tests.serving.helpers import encoded
@@ -83,15 +84,15 @@ def test_a_phrase_that_nothing_reads_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FssError, match=line):
         Labeler(url).add_support(said)
     with pytest.raises(FssError, match=line):
-        check_phrases(read_bundle_info(url), [supports(), said])
-    check_phrases(read_bundle_info(url), [supports()])
+        check_reads(registry.method_class("sam3"), Sam3Config(), said)
+    check_reads(registry.method_class("sam3"), Sam3Config(), supports())
 
 
 def test_points_are_refused_before_any_photo_is_read() -> None:
     """The photo is none: whoever opened it would fail otherwise."""
     bad = SupportSet("box", (Support(b"no photo", {"points": [[1, 2]], "labels": [1]}),))
     with pytest.raises(FssError, match=r"supports\[0\].*'sam3' reads no points marks.*box, mask"):
-        check_marks("sam3", [bad])
+        check_reads(registry.method_class("sam3"), Sam3Config(), bad)
 
 
 def test_a_prompt_travels_with_its_set(tmp_path: Path) -> None:

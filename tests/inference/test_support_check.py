@@ -14,7 +14,7 @@ from jobs.cli import main
 from pipelines.bundles.bundle import save_bundle
 from pipelines.config.recipe import Recipe
 from pipelines.inference.labeler import Labeler
-from pipelines.inference.support_check import _one_more, check_supports
+from pipelines.inference.support_check import NegativeWorth, _one_more, check_supports
 from pipelines.inference.supports import Support, SupportSet
 from pipelines.labelling.check import check_label_job
 from pipelines.labelling.support_sheet import report_lines
@@ -53,6 +53,56 @@ def test_a_wrong_mask_is_found(labeler: Labeler) -> None:
     assert fine.interval is not None
     assert fine.interval[0] <= fine.miou <= fine.interval[1]
     assert fine == check_supports(labeler, good)
+
+
+def two_colours(seed: int, *, both: bool) -> tuple[np.ndarray, np.ndarray]:
+    """A photo of a ball whose colour is between red and blue, or of a red one beside it; and the mask of the red."""
+    photo, mask = ball(seed, 200, 200)
+    other = np.zeros_like(mask)
+    other[:45, :45] = other[-45:, -45:] = True
+    other &= ~mask
+    photo[other] = [190, 60, 90]
+    if not both:
+        photo[mask] = [70, 70, 70]
+    return photo, mask
+
+
+def test_what_negative_supports_are_worth_is_measured(labeler: Labeler) -> None:
+    """Boxes of nearly the ball's colour are taken for it; photos of such boxes alone are the negative supports."""
+    def support(seed: int, *, both: bool) -> Support:
+        photo, mask = two_colours(seed, both=both)
+        mark = {"mask": rle_json(mask if both else np.ones_like(mask))}
+        return Support(encoded(photo, "PNG"), mark if both else mark | {"negative": True})
+
+    shown = tuple(support(s, both=True) for s in (1, 2, 3))
+    negative = tuple(support(s, both=False) for s in (4, 5))
+    plain = check_supports(labeler, SupportSet("ball", shown))
+    told = check_supports(labeler, SupportSet("ball", (negative[0], *shown, negative[1])))
+    assert plain.negatives is None
+    worth = told.negatives
+    assert worth is not None
+    assert (told.shots, worth.count, set(told.scores)) == (3, 2, {1, 2, 3})
+    assert plain.miou is not None
+    assert told.miou is not None
+    assert worth.without == pytest.approx(plain.miou)
+    assert worth.gain == pytest.approx(told.miou - plain.miou)
+    assert worth.found is not None
+    assert worth.found_without is not None
+    assert worth.found < worth.found_without
+    lines = report_lines(told)
+    assert any(line.startswith(f"  2 negative supports {worth.verdict}: mIoU") for line in lines)
+    assert any("taken for the object" in line for line in lines)
+    assert not any("negative" in line for line in report_lines(plain))
+    one = check_supports(labeler, SupportSet("ball", (*shown, negative[0]))).negatives
+    assert one is not None
+    assert one.found is None
+
+
+@pytest.mark.parametrize(("gain", "interval", "verdict"), [
+    (0.2, (0.1, 0.3), "help"), (-0.2, (-0.3, -0.1), "hurt"), (0.2, (-0.1, 0.5), "make no clear difference"),
+    (0.001, None, "make no clear difference"), (0.2, None, "help")])
+def test_the_verdict_on_negatives(gain: float, interval: tuple[float, float] | None, verdict: str) -> None:
+    assert NegativeWorth(count=1, without=0.5, gain=gain, interval=interval).verdict == verdict
 
 
 def test_too_few_supports_say_nothing(labeler: Labeler) -> None:

@@ -19,7 +19,13 @@ from pipelines.inference.support_files import (
     support_request,
     support_set_from_request,
 )
-from pipelines.inference.supports import UnknownSupportError, load_support_set
+from pipelines.inference.supports import (
+    SupportSet,
+    UnknownSupportError,
+    _mark_line,
+    load_support_set,
+    support_lines,
+)
 from tests.serving.helpers import ball, encoded, supports_file
 
 HEIGHT, WIDTH = 40, 60
@@ -97,6 +103,35 @@ def test_file_request_and_storage_agree_on_the_id(tmp_path: Path) -> None:
     for wrong in ("0" * 16, "../../etc/passwd", ""):
         with pytest.raises(UnknownSupportError):
             load_support_set(str(tmp_path / "kept"), wrong)
+
+
+def test_negatives_travel_with_their_set(tmp_path: Path) -> None:
+    """In a file, a request and in storage; a photo without a mark is negative as a whole."""
+    file = supports_file(tmp_path)
+    content = json.loads(file.read_text())
+    rows = [{"image": "ball.png", "negative": True}, {"image": "ball.png", "mask": "mask.png", "negative": True}]
+    plain = read_support_file(str(file))
+    file.write_text(json.dumps({**content, "supports": [rows[0], *content["supports"], rows[1]]}))
+    given = read_support_file(str(file))
+    assert [s.negative for s in given.supports] == [True, False, True]
+    assert given.supports[1] == plain.supports[0]
+    prompts = given.decoded()[1]
+    assert [p.negative for p in prompts] == [True, False, True]
+    whole, marked = prompts[0].mask, prompts[2].mask
+    assert whole is not None
+    assert marked is not None
+    assert bool(whole.all())
+    assert np.array_equal(marked, ball(1000)[1])
+    assert support_set_from_request(SupportRequest(**support_request(given))) == given
+    assert load_support_set(str(tmp_path / "kept"), given.save(str(tmp_path / "kept"))) == given
+    assert support_lines([given]) == [
+        "ball: support 1: negative, the whole photo", f"ball: support 2: {_mark_line(plain.supports[0])}",
+        f"ball: support 3: negative {_mark_line(plain.supports[0])}"]
+    many = SupportSet("ball", (*given.supports, *[plain.supports[0]] * 7))
+    assert "10 supports, 2 of them negative, marks of" in support_lines([many])[0]
+    file.write_text(json.dumps({**content, "supports": rows}))
+    with pytest.raises(FssError, match=r"supports\.json: all supports are negative"):
+        read_support_file(str(file))
 
 
 def test_id_changes_with_photo_and_prompt_only(tmp_path: Path) -> None:

@@ -6,9 +6,14 @@ import json
 import subprocess
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from pipelines.base.storage import Store
+from pipelines.config.mask_request import MaskRequest
+from pipelines.inference.labeler import Labeler
+from pipelines.inference.masks import PhotoFailure
+from pipelines.inference.support_files import read_support_file
 from tests.fixtures.command import Fss
 from tests.inference.test_classes import class_folder
 from tests.serving.helpers import FSS, Running, clean_env, photo_folder, run_fss, supports_file
@@ -83,6 +88,43 @@ def test_marks_that_the_method_cannot_read(bundle: str, tmp_path: Path, fss: Fss
     told = "error: class 'ball': supports[0]: method 'prior' reads no box marks (it reads: mask)"
     assert (done.returncode, done.stderr.splitlines()[-1]) == (2, told)
     assert not (tmp_path / "out").exists()
+
+
+def test_instances_through_a_service(bundle: str, service: Running, fss: Fss, tmp_path: Path) -> None:
+    """Labels and exports of a job that a service computes hold the instances that this process computes."""
+    photos, supports = photo_folder(tmp_path / "photos", 6), supports_file(tmp_path)
+    out = tmp_path / "out"
+    done = fss(*_arguments(photos, supports, out, bundle, "--service", service.url, "--instances", "pieces",
+                           "--format", "parquet"))
+    assert done.returncode == 0, done.stderr
+    assert "prior reads no names: the marks alone say what to look for" in done.stderr
+    labeler = Labeler(bundle)
+    request = MaskRequest(support_ids=(labeler.add_support(read_support_file(str(supports))),), instances="pieces")
+    rows = pq.read_table(out / "labels.parquet").to_pylist()
+    assert len(rows) == 6
+    found = labeler.label_classes([(photos / row["file_name"]).read_bytes() for row in rows], request)
+    for row, labels in zip(rows, found, strict=True):
+        assert not isinstance(labels, PhotoFailure)
+        assert labels[0].instances
+        assert [i["rle"] for i in row["instances"]] == [i.counts for i in labels[0].instances]
+    coco = Store(str(out)).read_json("labels.json")
+    assert len(coco["annotations"]) == sum(len(row["instances"]) for row in rows)
+
+
+def test_negatives_that_the_service_cannot_use(bundle: str, service: Running, fss: Fss, tmp_path: Path) -> None:
+    """Its method says what it uses; the command is refused by the service in the same line as without one."""
+    photos, supports = photo_folder(tmp_path / "photos", 1), supports_file(tmp_path)
+    content = json.loads(supports.read_text())
+    row = {"image": "ball.png", "box": [1, 1, 50, 50], "negative": True}
+    supports.write_text(json.dumps({**content, "supports": [*content["supports"], row]}))
+    for more in ((), ("--service", service.url)):
+        done = fss(*_arguments(photos, supports, tmp_path / "out", bundle, *more))
+        assert done.returncode == 2
+        assert "supports[1]: method 'prior' reads no box marks" in done.stderr.splitlines()[-1]
+    supports.write_text(json.dumps({**content, "prompt": "a red ball"}))
+    done = fss(*_arguments(photos, supports, tmp_path / "out", bundle, "--service", service.url))
+    assert done.returncode == 2
+    assert "method 'prior' reads no `prompt`" in done.stderr.splitlines()[-1]
 
 
 @pytest.mark.slow

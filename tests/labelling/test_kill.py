@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -19,8 +20,8 @@ import pytest
 from infra.local.s3 import S3Server
 from tests.data.conftest import scan_bomb
 from tests.data.faulty_s3 import faulty_proxy
-from tests.labelling.commands import CHUNK, PARTS, PHOTOS, Command, QuietJob, kill_below, started
-from tests.serving.helpers import run_fss, running_service
+from tests.labelling.commands import CHUNK, PARTS, PHOTOS, Command, QuietJob, kill_below, started, written
+from tests.serving.helpers import photo_folder, run_fss, running_service, supports_file
 
 pytestmark = pytest.mark.slow
 AWAY_S = 60.0
@@ -56,6 +57,28 @@ def test_the_command_is_killed_twice(engine: str, quiet_job: QuietJob, tmp_path:
     assert json.loads(ended.stdout)["labelled_now"] == PHOTOS - CHUNK * len(kept)
     assert kept.items() <= _times(out).items(), "finished parts were written again"
     quiet_job.assert_same(out)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_killed_job_with_instances(engine: str, bundle: str, tmp_path: Path) -> None:
+    """The command dies, and the next one is robbed of its model: the instances equal those of an undisturbed job."""
+    process, more = "ServeReplica" if engine == "serve" else "MapWorker", ("--engine", engine, "--instances", "pieces")
+    photo_folder(tmp_path / "given" / "photos", PHOTOS)
+    supports_file(tmp_path / "given")
+    quiet = QuietJob(str(tmp_path / "given"), bundle)
+    plain = run_fss(*quiet.words(tmp_path / "plain", *more), timeout=400)
+    assert plain.returncode == 0, plain.stderr
+    quiet = replace(quiet, files=written(tmp_path / "plain"))
+    assert all(row["instances"] for row in pq.read_table(tmp_path / "plain" / "parts").to_pylist() if row["area"])
+    out = tmp_path / "out"
+    with started(quiet.words(out, *more), out, tmp_path / "log") as command:
+        command.wait_for_parts(4)
+        _kill_all(command)
+    with started(quiet.words(out, *more), out, tmp_path / "log") as command:
+        command.wait_for_parts(12)
+        command.kill_below(process)
+        command.ends_well()
+    quiet.assert_same(out)
 
 
 @pytest.mark.parametrize(("engine", "process"), [("serve", "ServeReplica"), ("actors", "MapWorker")])

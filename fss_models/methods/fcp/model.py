@@ -27,7 +27,8 @@ from fss_models.prior_guided.pairs import (
 )
 from fss_models.prototype_prompts.analysis import FcpAnalysis
 from fss_models.prototype_prompts.build import PromptingParts
-from fss_models.prototype_prompts.segmenter import DECODER_MAPS, PromptingSegmenter
+from fss_models.prototype_prompts.sams import DECODER_MAPS
+from fss_models.prototype_prompts.segmenter import PromptingSegmenter
 from fss_models.registry import register_method
 
 

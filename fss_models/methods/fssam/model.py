@@ -19,7 +19,14 @@ from fss_models.methods.fssam.checkpoint import load_dinov2, load_sam2, read_who
 from fss_models.methods.fssam.config import FssamConfig
 from fss_models.methods.fssam.core import FssamCore
 from fss_models.methods.fssam.ops import pool, resize, squared_dice
-from fss_models.methods.fssam.prior import ShotPriors, prior_logits, prior_masks, prior_prototypes, trunk_features
+from fss_models.methods.fssam.prior import (
+    ShotPriors,
+    add_background,
+    prior_logits,
+    prior_masks,
+    prior_prototypes,
+    trunk_features,
+)
 from fss_models.methods.fssam.refine import QueryMemory, refine, support_agreement
 from fss_models.opencv_augmentation import SemsegAugmentation
 from fss_models.opencv_resize import OpenCvPreprocessor
@@ -28,7 +35,7 @@ from fss_models.presets import RANDOM, find_preset, preprocessor
 from fss_models.registry import register_method
 from fss_models.sam2_core.build import build_sam2, origin
 from fss_models.sam2_core.core import DecodedMasks, Maps, MemoryEntries, take
-from fss_models.segmenter import Segmenter
+from fss_models.segmenter import Negatives, Segmenter
 
 PUBLISHED_SIDE = 512
 PRIOR_SIDE = 560  # DINOv2's input, whatever SAM 2's is
@@ -71,6 +78,11 @@ class Fssam(Segmenter):
         self.prior: Any = prior if prior is not None else _prior(preset, config)
         if whole and weights and self.prior is not None and not config.prior_weights:
             load_dinov2(self.prior, whole[1], weights)
+
+    @classmethod
+    def negatives(cls, config: FssamConfig) -> Negatives:
+        """PPG takes what is marked for background."""
+        return "marks" if config.ppg else "none"
 
     @property
     def untrained(self) -> bool:
@@ -169,16 +181,22 @@ class Fssam(Segmenter):
         PPG adds prototypes: prior [S, K, 2, D] (foreground and background features) and refine [S, K, Cm] (the
         memory's). SCMA adds keys [S, K, L, C] (the object's keys in each attention layer). Keys and values of single
         tokens are not kept: they are 16 times the memory's size and cost less than 1 % of a query.
+        What negative references mark is background for PPG; they have no part in all else.
         Raises `FssError` for prompts that are neither masks nor boxes; a box is a filled mask (`ann_type: bbox`).
         """
         kind, image = prompts.kind.flatten(), prompts.image.flatten()
-        real = (kind != PromptKind.PAD).nonzero()[:, 0].to(self.device)
-        masks = self._masks(prompts).flatten(0, 1).to(self.device, torch.float32)[real]
-        found = self._support(take(features.maps, image.to(self.device)[real]), masks)
+        real = prompts.shown.flatten().nonzero()[:, 0].to(self.device)
+        masks = self._masks(prompts).flatten(0, 1).to(self.device, torch.float32)
+        found = self._support(take(features.maps, image.to(self.device)[real]), masks[real])
         shape = tuple(prompts.kind.shape)
         spread = {k: v.new_zeros(len(kind), *v.shape[1:]).index_copy(0, real, v).unflatten(0, shape)
                   for k, v in found.items()}
-        return Memory(tensors=spread, counts=prompts.counts)
+        if prompts.negative is not None:
+            seen = features.maps["prior"][prompts.image.to(self.device)]
+            small = resize(masks, seen.shape[-1]).unflatten(0, shape)
+            marked = small * prompts.negatives.to(self.device)[..., None, None]
+            spread["prior"] = add_background(spread["prior"], (1 - small).sum(dim=(-2, -1)), seen, marked)
+        return Memory(tensors=spread, counts=prompts.shown.sum(dim=1))
 
     def segment(self, memory: Memory, features: Features, pairs: Tensor) -> Prediction:
         """Logits [P, R, R] of the candidate with the highest predicted IoU; the score is that IoU."""

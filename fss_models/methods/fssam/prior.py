@@ -50,6 +50,19 @@ def prior_prototypes(features: Tensor, masks: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def add_background(prototypes: Tensor, area: Tensor, features: Tensor, marked: Tensor) -> Tensor:
+    """Prototypes [S, K, 2, D], of whose background means what is `marked` [S, K, h, w] in `features` [S, K, D, h, w]
+    becomes a part in every shot of its set. `area` [S, K] is the number of cells of these means.
+    """
+    more = marked.sum(dim=(1, 2, 3))[:, None, None]
+    total = torch.einsum("skdhw,skhw->sd", features, marked)[:, None]
+    joined = (prototypes[:, :, 1] * area[..., None] + total) / (area[..., None] + more).clamp(min=1)
+    shot = prototypes.abs().sum(dim=(2, 3), keepdim=True)[..., 0] > 0
+    background = torch.where(shot & (more > 0), joined, prototypes[:, :, 1])
+    return torch.stack([prototypes[:, :, 0], background], dim=2)
+
+
+@torch.no_grad()
 def prior_masks(features: Tensor, prototypes: Tensor, side: int) -> ShotPriors:
     """Query features [P, D, h, w], prototypes [P, K, 2, D] -> priors at `side`."""
     similar = resize(stretch_map(cosine(prototypes, features[:, None, None])), side)  # [P, K, 2, R, R]

@@ -99,19 +99,22 @@ class GfSam(PointPromptedSegmenter):
     def memorise(self, features: Features, prompts: PromptBatch) -> Memory:
         """Tensors cells [S, K, N, C] and weights [S, K, N] of the object, filled [S, K], prototypes [S, 2, C].
 
-        The first `filled` cells are the object's. Raises `FssError` for a prompt without a mask.
+        The first `filled` cells are the object's. What a negative reference marks counts in the background's prototype,
+        as one more shot. Raises `FssError` for a prompt without a mask.
         """
         if bool(((prompts.kind != PromptKind.MASK) & (prompts.kind != PromptKind.PAD)).any()):
             raise FssError("method 'gf_sam' takes mask prompts only", hint="give the support as a mask")
         cells = features.maps["cells"][prompts.image.to(self.device)]
-        masks = self._filled(prompts.masks.to(self.device, torch.float32)).flatten(0, 1)
-        weights = torch.stack([cell_weights(m, cells.shape[-1]) for m in (masks, 1 - masks)], dim=1)
+        given = prompts.masks.to(self.device, torch.float32)
+        masks, shown = self._filled(given), prompts.shown.to(self.device)
+        negative = prompts.negatives.to(self.device) & given.flatten(2).any(dim=2)
+        others = torch.where(negative[..., None, None], given, 1 - masks)
+        weights = torch.stack([cell_weights(m.flatten(0, 1), cells.shape[-1]) for m in (masks, others)], dim=1)
         weights = weights.unflatten(0, tuple(prompts.kind.shape))  # [S, K, 2, N]
-        real = (prompts.kind != PromptKind.PAD).to(self.device)
-        means = prototypes(cells.flatten(3), weights, real)
-        own, share, filled = object_first(cells.flatten(3), weights[:, :, 0] * real[..., None])
+        means = prototypes(cells.flatten(3), weights, torch.stack([shown, shown | negative], dim=2))
+        own, share, filled = object_first(cells.flatten(3), weights[:, :, 0] * shown[..., None])
         return Memory(tensors={"cells": own, "weights": share, "filled": filled, "prototypes": means},
-                      counts=prompts.counts)
+                      counts=shown.sum(dim=1))
 
     def _filled(self, masks: Tensor) -> Tensor:
         """Masks [S, K, R, R], an empty one replaced by a square in the middle."""

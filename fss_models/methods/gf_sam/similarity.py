@@ -64,11 +64,12 @@ def cell_weights(masks: Tensor, side: int) -> Tensor:
 
 
 def prototypes(cells: Tensor, weights: Tensor, real: Tensor) -> Tensor:
-    """Mean over shots of the weighted mean cell: cells [S, K, C, N], weights [S, K, T, N], real [S, K] -> [S, T, C]."""
+    """Mean over shots of the weighted mean cell: cells [S, K, C, N], weights [S, K, T, N], real [S, K, T] -> [S, T, C].
+    """
     count = cells.shape[-1]
     sums = torch.einsum("sktn,skcn->sktc", weights, cells) / count
     each = sums / (weights.sum(dim=3, keepdim=True) / count + _MEAN_EPS)
-    shots = real.to(each)[:, :, None, None]
+    shots = real.to(each)[..., None]
     return (each * shots).sum(dim=1) / shots.sum(dim=1)
 
 

@@ -53,6 +53,15 @@ def nearest_references(references: Tensor, query: Tensor) -> Tensor:
     return (query.mT[:, None] @ references).argmax(dim=3)
 
 
+def like_negatives(references: Tensor, masks: Tensor, query: Tensor) -> Tensor:
+    """[P, L] bool: where `query` [P, C, L] is more similar to a patch of `references` [P, K, C, L] that `masks`
+    [P, K, L] mark by -1 than to any that they mark by 1.
+    """
+    similarity = query.mT[:, None] @ references
+    best = [similarity.masked_fill((masks != sign)[:, :, None], -torch.inf).amax(dim=(1, 3)) for sign in (-1, 1)]
+    return best[0] > best[1]
+
+
 @dataclass(frozen=True, kw_only=True)
 class ClusterScores:
     """What decides about clusters, at each patch the value of its own cluster, [P, L].

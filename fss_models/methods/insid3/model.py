@@ -22,12 +22,13 @@ from fss_models.methods.insid3.matching import (
     enlarge,
     forward_patches,
     grid_masks,
+    like_negatives,
     nearest_references,
     prototype,
     score_clusters,
 )
 from fss_models.registry import register_method
-from fss_models.segmenter import Segmenter
+from fss_models.segmenter import Negatives, Segmenter
 
 CHUNK_BYTES = 256_000_000  # of the similarities between the patches of references and queries
 LEAST_LOGIT = 1e-3  # so that the sign tells a mask whose score is 0
@@ -76,6 +77,11 @@ class Insid3(Segmenter):
         self.projector: Tensor | None
         self.register_buffer("projector", None, persistent=False)  # computed by the first `encode`
 
+    @classmethod
+    def negatives(cls, config: Insid3Config) -> Negatives:
+        """A patch that is more similar to what a negative example marks than to the object is no candidate."""
+        return "marks"
+
     @property
     def untrained(self) -> bool:
         """Whether DINOv3 has no weight file."""
@@ -118,7 +124,8 @@ class Insid3(Segmenter):
     def memorise(self, features: Features, prompts: PromptBatch) -> Memory:
         """Tensors references [S, K, C, L] (debiased), masks [S, K, L] in {0, 1}, prototype [S, C].
 
-        A reference whose mask vanishes in the square marks nothing. Raises `FssError` for a prompt without a mask.
+        A reference whose mask vanishes in the square marks nothing; what a negative one marks is -1 in `masks`. Raises
+        `FssError` for a prompt without a mask.
         """
         for kind in prompts.kind.unique().tolist():
             if kind != PromptKind.PAD:
@@ -128,8 +135,11 @@ class Insid3(Segmenter):
         references = maps[prompts.image.to(maps.device)] * real[:, :, None, None].to(maps)
         masks = grid_masks(prompts.masks.flatten(0, 1).to(maps), self.side // presets.STRIDE)
         masks = masks.unflatten(0, real.shape) * real[:, :, None].to(maps)
-        tensors = {"references": references, "masks": masks, "prototype": prototype(references, masks, real.sum(1))}
-        return Memory(tensors=tensors, counts=prompts.counts)
+        shown = prompts.shown.to(self.device)
+        own = masks * shown[:, :, None]
+        tensors = {"references": references, "masks": own - masks * ~shown[:, :, None],
+                   "prototype": prototype(references, own, shown.sum(1))}
+        return Memory(tensors=tensors, counts=shown.sum(1).to(prompts.counts.device))
 
     def segment(self, memory: Memory, features: Features, pairs: Tensor) -> Prediction:
         """Logits [P, R, R]: the score on the object, minus the score off it.
@@ -156,9 +166,11 @@ class Insid3(Segmenter):
         maps = {k: v.flatten(2) for k, v in query.maps.items()}
         similarity = (own.tensors["prototype"][:, None] @ maps["debiased"])[:, 0]
         nearest = nearest_references(own.tensors["references"], maps["debiased"])
-        votes = own.tensors["masks"].gather(2, nearest).sum(dim=1)
+        votes = own.tensors["masks"].clamp(min=0).gather(2, nearest).sum(dim=1)
         wanted = (own.counts * self.config.vote_share).ceil().clamp(min=1).to(votes)
         candidates = forward_patches(similarity, self.config.fallback_quantile) & (votes >= wanted[:, None])
+        if bool((own.tensors["masks"] < 0).any()):
+            candidates &= ~like_negatives(own.tensors["references"], own.tensors["masks"], maps["debiased"])
         scores = score_clusters(similarity, candidates, labels=maps["labels"][:, 0], clusters=maps["clusters"],
                                 strength=maps["strength"][:, 0])
         chosen = (scores.combined > self.constants.merge_threshold) & candidates.any(dim=1, keepdim=True)

@@ -37,6 +37,7 @@ class MatcherConfig:
     dense_iou         a mask of the grid needs a predicted IoU above it
     dense_stability   ... and at least this stability: pixels with a logit above 1 per pixel with one above -1
     crowded           of more matches than this only the better half is kept
+    negative_points   with negative examples: points off the object that go with every prompt, at most
     base_points       points that prompts are drawn from: all matched ones | centres of their clusters
     centres           clusters; centre_steps: steps of k-means at most
     use_box           whether the box around all points goes with every prompt
@@ -65,6 +66,7 @@ class MatcherConfig:
     dense_iou: float = 0.88
     dense_stability: float = 0.95
     crowded: int = 40
+    negative_points: int = 4
     base_points: Literal["all", "centres"] = "all"
     centres: int = 8
     centre_steps: int = 100

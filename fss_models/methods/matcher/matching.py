@@ -21,30 +21,40 @@ class PatchMatches:
 
     reverse [F]  reverse partner of every forward match
     target, reference [M]  the patches of the matches that are kept, similarity [M] theirs
+    negative [Q]  target patches whose way back ends on a negative example, the most similar to the object first
     """
 
     reverse: np.ndarray
     target: np.ndarray
     reference: np.ndarray
     similarity: np.ndarray
+    negative: np.ndarray
 
 
-def match_patches(similarity: np.ndarray, object_patches: np.ndarray, *, crowded: int) -> PatchMatches:
+def match_patches(similarity: np.ndarray, object_patches: np.ndarray, *, crowded: int,
+                  negatives: int = 0) -> PatchMatches:
     """Match patches by similarity [L, N] (references of all shots, target); `object_patches` [O] are the object's rows.
 
     Forward: the object's patches against all of the target. Backward: the patches found against all references. A match
     stays if the way back ends on the object; if none does, all stay. Of more than `crowded` the better half stays.
+    The last `negatives` rows of L are of negative examples: where none ends on the object, all stay that end on none
+    of these.
     """
     rows, target = linear_sum_assignment(similarity[object_patches], maximize=True)
     reference = object_patches[rows]
     reverse = linear_sum_assignment(similarity[:, target].T, maximize=True)[1]
+    rejected = reverse >= len(similarity) - negatives
     stays = np.isin(reverse, object_patches)
+    stays = stays if stays.any() else ~rejected
     kept = np.flatnonzero(stays) if stays.any() else np.arange(len(target))
     strength = similarity[reference[kept], target[kept]]
+    wrong = np.flatnonzero(rejected) if stays.any() else kept[:0]
+    wrong = wrong[np.argsort(-similarity[reference[wrong], target[wrong]], kind="stable")]
     if len(kept) > crowded:
         best = np.sort(np.argsort(-strength, kind="stable")[: len(kept) // 2])
         kept, strength = kept[best], strength[best]
-    return PatchMatches(reverse=reverse, target=target[kept], reference=reference[kept], similarity=strength)
+    return PatchMatches(reverse=reverse, target=target[kept], reference=reference[kept], similarity=strength,
+                        negative=target[wrong])
 
 
 def patch_points(patches: np.ndarray, grid: int, patch: int) -> Tensor:

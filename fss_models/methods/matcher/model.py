@@ -27,10 +27,8 @@ from fss_models.methods.matcher.scoring import ProposalScores, choose_proposals,
 from fss_models.point_prompts.build import PointParts, build_point_parts
 from fss_models.point_prompts.decoder import DecodedPrompts, PromptDecoder
 from fss_models.point_prompts.segmenter import PointPromptedSegmenter
-from fss_models.prototype_prompts.sams import Maps
+from fss_models.prototype_prompts.sams import DECODER_MAPS, Maps
 from fss_models.registry import register_method
-
-DECODER_MAPS = ("sam", "f0", "f1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +36,7 @@ class MatcherAnalysis:
     """Everything that `segment` computes for one pair on the way.
 
     points [n, 2] (x, y) the matched ones;  base [m, 2] those that prompts are drawn from;  box [4]
+    off [q, 2]  points off the object that go with every prompt
     samples   prompts by growing size, each [draws, r, 2]
     left      rows of `proposals` that pass the filters;  chosen: rows of `left` that are merged
     """
@@ -46,6 +45,7 @@ class MatcherAnalysis:
     points: Tensor
     base: Tensor
     box: Tensor
+    off: Tensor
     samples: list[Tensor]
     proposals: Proposals
     scores: ProposalScores
@@ -116,15 +116,22 @@ class Matcher(PointPromptedSegmenter):
         return make_proposals(low, ious, sam_side=self.sam.side, side=self.side)
 
     def _decode(
-        self, decoder: PromptDecoder, photo: Tensor, points: Tensor, boxes: Tensor | None, *, several: bool
+        self, decoder: PromptDecoder, photo: Tensor, points: Tensor, boxes: Tensor | None, *, several: bool,
+        off: int = 0
     ) -> DecodedPrompts:
-        """Decode prompts of points [E, r, 2] in pixels of SAM's square on photos `photo` [E]; no mask is drawn yet."""
-        return decoder.decode(photo, self.sam.point_prompts(points, boxes), several=several)
+        """Decode prompts of points [E, r, 2] in pixels of SAM's square on photos `photo` [E]; no mask is drawn yet.
+
+        The last `off` points of each row are off the object.
+        """
+        labels = torch.ones(points.shape[:2], dtype=torch.int32, device=points.device)
+        labels[:, points.shape[1] - off:] = 0
+        return decoder.decode(photo, self.sam.point_prompts(points, boxes, labels), several=several)
 
     def memorise(self, features: Features, prompts: PromptBatch) -> Memory:
         """Tensors cells [S, K, N, C] of unit length, and object [S, K, N] bool: the patches with a pixel of the mask.
 
-        Raises `FssError` for a prompt without a mask.
+        Of a negative reference none is the object's, and `cells` has zeros where it is not marked. Tensor shots [S]
+        counts the others. Raises `FssError` for a prompt without a mask.
         """
         if bool(((prompts.kind != PromptKind.MASK) & (prompts.kind != PromptKind.PAD)).any()):
             raise FssError("method 'matcher' takes mask prompts only", hint="give the support as a mask")
@@ -134,10 +141,11 @@ class Matcher(PointPromptedSegmenter):
         square[..., first : first + self.use.empty_square, first : first + self.use.empty_square] = 1
         masks = torch.where(masks.flatten(2).any(dim=2)[..., None, None], masks, square)
         patch = self.side // cells.shape[-1]
-        real = (prompts.kind != PromptKind.PAD).to(self.device)
-        object_patches = (F.max_pool2d(masks, patch) > 0).flatten(2) & real[..., None]
-        return Memory(tensors={"cells": cells.flatten(3).transpose(2, 3) * real[..., None, None],
-                               "object": object_patches}, counts=prompts.counts)
+        shown, negative = prompts.shown.to(self.device), prompts.negatives.to(self.device)
+        marked = (F.max_pool2d(masks, patch) > 0).flatten(2)
+        used = shown[..., None] | (negative[..., None] & marked)
+        return Memory(tensors={"cells": cells.flatten(3).transpose(2, 3) * used[..., None],
+                               "object": marked & shown[..., None], "shots": shown.sum(dim=1)}, counts=prompts.counts)
 
     def segment(self, memory: Memory, features: Features, pairs: Tensor) -> Prediction:
         """Logits [P, R, R], 1 on the merged masks and -1 elsewhere; the score is the best proposal's."""
@@ -160,20 +168,22 @@ class Matcher(PointPromptedSegmenter):
                       zip(sets, memory.counts[sets.cpu()].tolist(), target, strict=True)]
         own = [memory.tensors["object"][s, :k].flatten().nonzero()[:, 0].cpu().numpy()
                for s, k in zip(sets, memory.counts[sets.cpu()].tolist(), strict=True)]
-        matches = [match_patches(s, o, crowded=self.use.crowded) for s, o in zip(similarity, own, strict=True)]
-        grid = features.maps["cells"].shape[-1]
+        grid, shots = features.maps["cells"].shape[-1], memory.tensors["shots"][sets].tolist()
+        matches = [match_patches(s, o, crowded=self.use.crowded, negatives=len(s) - k * grid ** 2)
+                   for s, o, k in zip(similarity, own, shots, strict=True)]
         points = [patch_points(m.target, grid, self.side // grid) for m in matches]
+        off = [patch_points(m.negative[:self.use.negative_points], grid, self.side // grid) for m in matches]
         bases, samples = self._prompts(points)
         boxes = torch.stack([torch.cat([p.amin(dim=0), p.amax(dim=0)]) for p in points])
-        prompted = self._prompted(features, image, samples, boxes)
+        prompted = self._prompted(features, image, samples, boxes, off)
         found = []
         for p, of_prompts in enumerate(prompted):
             proposals = self._thinned(features, int(image[p]), of_prompts)
             scores = score_proposals(proposals.masks, points[p].to(self.device), similarity[p], own[p], self.use, grid)
             left = filter_proposals(scores, self.use)
-            chosen = choose_proposals(scores.total[left], self.use, int(memory.counts[sets[p]]))
+            chosen = choose_proposals(scores.total[left], self.use, shots[p])
             found.append(MatcherAnalysis(matches=matches[p], points=points[p], base=bases[p], box=boxes[p],
-                                         samples=samples[p], proposals=proposals, scores=scores, left=left,
+                                         off=off[p], samples=samples[p], proposals=proposals, scores=scores, left=left,
                                          chosen=chosen))
         return found
 
@@ -183,32 +193,38 @@ class Matcher(PointPromptedSegmenter):
         return bases, [draw_samples(b, self.use) for b in bases]
 
     def _prompted(
-        self, features: Features, image: Tensor, samples: list[list[Tensor]], boxes: Tensor
+        self, features: Features, image: Tensor, samples: list[list[Tensor]], boxes: Tensor, off: list[Tensor]
     ) -> list[Proposals]:
-        """The prompts' proposals of each pair, after the filters by SAM's estimates, by growing size of the prompt."""
+        """The prompts' proposals of each pair, after the filters by SAM's estimates, by growing size of the prompt.
+
+        The points `off` [q, 2] of a pair go with each of its prompts.
+        """
         decoder = PromptDecoder(self.sam, {k: v for k, v in features.maps.items() if k in DECODER_MAPS})
         scale = self.sam.side / self.side
         found: list[list[Proposals]] = [[] for _ in samples]
-        for size in sorted({s.shape[1] for one in samples for s in one}):
-            some = [(p, s) for p, one in enumerate(samples) for s in one if s.shape[1] == size]
+        for size, extra in sorted({(s.shape[1], len(off[p])) for p, one in enumerate(samples) for s in one}):
+            some = [(p, torch.cat([s, off[p].expand(len(s), -1, -1)], dim=1)) for p, one in enumerate(samples)
+                    for s in one if (s.shape[1], len(off[p])) == (size, extra)]
             pair = torch.cat([torch.full((len(s),), p) for p, s in some])
             given = torch.cat([s for _, s in some])
             distinct, back = torch.cat([pair[:, None], given.flatten(1)], dim=1).unique(dim=0, return_inverse=True)
             who, at = distinct[:, 0], distinct[:, 1:].unflatten(1, (-1, 2)).float() * scale
             every, prompt = self._drawn(decoder, image[who.to(image.device)], at.to(self.device),
-                                        boxes[who].float().to(self.device) * scale)
+                                        boxes[who].float().to(self.device) * scale, extra)
             for p, _ in some:
                 rows = [(prompt == b).nonzero()[:, 0] for b in back[pair == p].to(prompt.device)]
                 found[p].append(every.take(torch.cat(rows)))
         return [Proposals.join(parts) for parts in found]
 
-    def _drawn(self, decoder: PromptDecoder, image: Tensor, points: Tensor, boxes: Tensor) -> tuple[Proposals, Tensor]:
+    def _drawn(
+        self, decoder: PromptDecoder, image: Tensor, points: Tensor, boxes: Tensor, off: int = 0
+    ) -> tuple[Proposals, Tensor]:
         """Proposals of prompts [E, r, 2] on photos `image` [E], with the prompt of each; masks are drawn of prompts
         that pass the filter by predicted IoU alone.
         """
         use, made, numbers = self.use, [], []
         for some in decoder.chunks(image, use.decoder_batch):
-            seen = self._decode(decoder, image[some], points[some], boxes[some] if use.use_box else None,
+            seen = self._decode(decoder, image[some], points[some], boxes[some] if use.use_box else None, off=off,
                                 several=use.masks_per_prompt == 3)
             kept = seen.ious > (use.iou_filter if use.iou_filter > 0 else -torch.inf)
             rows = kept.any(dim=1).nonzero()[:, 0]

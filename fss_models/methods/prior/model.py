@@ -16,7 +16,7 @@ from fss_models.methods.prior.config import PriorConfig
 from fss_models.presets import RANDOM, find_preset, preprocessor
 from fss_models.registry import register_method
 from fss_models.sam2_core.build import build_sam2, origin
-from fss_models.segmenter import Segmenter
+from fss_models.segmenter import Negatives, Segmenter
 
 
 @register_method("prior", config=PriorConfig)
@@ -32,6 +32,11 @@ class Prior(Segmenter):
         sam = build_sam2(preset, weights=weights or RANDOM)  # shipped weights concern only the parts above the trunk
         self.trunk = sam.image_encoder.trunk.requires_grad_(False)
         self._has_weights = find_preset(preset).trunk == "efficientnet" or origin(sam).checkpoint
+
+    @classmethod
+    def negatives(cls, config: PriorConfig) -> Negatives:
+        """Marked pixels of negative examples are background."""
+        return "marks"
 
     @property
     def untrained(self) -> bool:
@@ -52,6 +57,7 @@ class Prior(Segmenter):
     def memorise(self, features: Features, prompts: PromptBatch) -> Memory:
         """Tensor prototypes [S, 2, C]: mean foreground and background feature over all pixels of the set's references.
 
+        Of a negative reference the marked pixels are background, and the others do not count.
         Raises `FssError` for a prompt without a mask: a prototype needs pixels.
         """
         if bool(((prompts.kind != PromptKind.MASK) & (prompts.kind != PromptKind.PAD)).any()):
@@ -59,7 +65,9 @@ class Prior(Segmenter):
         maps = features.maps["trunk"][prompts.image]  # [S, K, C, h, w]
         cover = F.interpolate(prompts.masks.to(maps), size=maps.shape[-2:], mode="area")
         real = (prompts.kind != PromptKind.PAD)[:, :, None, None].to(maps)
-        weights = torch.stack([cover * real, (1 - cover) * real], dim=1)  # [S, 2, K, h, w]
+        negative = prompts.negatives[:, :, None, None].to(maps.device)
+        weights = torch.stack([cover.masked_fill(negative, 0) * real, torch.where(negative, cover, 1 - cover) * real],
+                              dim=1)  # [S, 2, K, h, w]
         means = torch.einsum("stkhw,skchw->stc", weights, maps)
         prototypes = means / weights.sum(dim=(2, 3, 4)).clamp(min=1e-6)[..., None]
         return Memory(tensors={"prototypes": F.normalize(prototypes, dim=2)}, counts=prompts.counts)

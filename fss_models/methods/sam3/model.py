@@ -29,7 +29,7 @@ from fss_models.methods.sam3.preprocess import CanvasPreprocessor
 from fss_models.methods.sam3.words import Tokenizer, TokenizerFile, find_tokenizer
 from fss_models.preprocess import SYMMETRIC, Preprocessor
 from fss_models.registry import register_method
-from fss_models.segmenter import Segmenter
+from fss_models.segmenter import Negatives, Segmenter
 from fss_models.weight_files import file_sha256
 
 LOOK = 32  # side of the small picture of a photo's colours, by which calibrators compare photos in canvas mode
@@ -86,6 +86,11 @@ class Sam3(Segmenter):
         """Whether the class name is part of the prompt, as `class_names` says."""
         return bool(config.class_names)
 
+    @classmethod
+    def negatives(cls, config: Sam3Config) -> Negatives:
+        """Negative examples become negative boxes, if `negative_boxes` says so."""
+        return "marks" if config.negative_boxes else "none"
+
     @property
     def untrained(self) -> bool:
         """Whether SAM 3 holds random values."""
@@ -112,7 +117,8 @@ class Sam3(Segmenter):
         """
         batch = super().collate(sets, sizes, image, names)
         where = batch.image
-        boxes = [[self._boxes(p, sizes[where[i, j]]) for j, p in enumerate(one)] for i, one in enumerate(sets)]
+        ordered = [sorted(one, key=lambda p: p.negative) for one in sets]  # as in the batch
+        boxes = [[self._boxes(p, sizes[where[i, j]]) for j, p in enumerate(one)] for i, one in enumerate(ordered)]
         width = max(1, *(len(b) for one in boxes for b in one))
         points = torch.zeros(*batch.kind.shape, 2 * width, 2)
         labels = torch.full((*batch.kind.shape, 2 * width), -1, dtype=torch.int32)
@@ -147,7 +153,7 @@ class Sam3(Segmenter):
     def memorise(self, features: Features, prompts: PromptBatch) -> Memory:
         """Canvas mode: canvas [S, 3, R, R] uint8 without the query, its layout [S], boxes [S, n, 4] (cx cy w h, shares
         of the canvas) and which are valid [S, n], text [S, 32, C] and text_valid [S, 32]. Token mode: tokens [S, T, C]
-        and valid [S, T].
+        and valid [S, T]. With `negative_boxes` canvas mode has boxes_positive [S, n] too.
 
         Raises `FssError` for prompts that are not of `collate`, and for several supports where the layout is `pair`.
         """
@@ -181,7 +187,8 @@ class Sam3(Segmenter):
     def _detect_canvases(self, memory: Memory, features: Features, pairs: Tensor) -> Detections:
         pixels = (self.canvases(memory, features, pairs).float() / 255 - 0.5) / 0.5
         maps, own = self.detector.vision(pixels, self.config.precision), memory.take(pairs[:, 0]).tensors
-        tokens, valid = self.detector.geometry(maps["coarse"], own["boxes"], own["boxes_valid"])
+        tokens, valid = self.detector.geometry(maps["coarse"], own["boxes"], own["boxes_valid"],
+                                               positive=own.get("boxes_positive"))
         return self.detector.detect(maps, torch.cat([own["text"], tokens], dim=1),
                                     torch.cat([own["text_valid"], valid], dim=1))
 
@@ -224,7 +231,8 @@ class Sam3(Segmenter):
         coarse = features.maps["coarse"][prompts.image.flatten()]
         centred = torch.cat([(boxes[..., :2] + boxes[..., 2:]) / 2, boxes[..., 2:] - boxes[..., :2]], dim=-1)
         exemplar = "box" if self.detector.points is None else self.config.exemplar
-        tokens, present = self.detector.geometry(coarse, centred.flatten(0, 1), valid.flatten(0, 1), exemplar)
+        tokens, present = self.detector.geometry(coarse, centred.flatten(0, 1), valid.flatten(0, 1), exemplar,
+                                                 self._positive(prompts, valid).flatten(0, 1))
         real = (prompts.kind != PromptKind.PAD)[..., None]
         present = present.unflatten(0, prompts.kind.shape) & real
         return {"tokens": torch.cat([text, tokens.unflatten(0, prompts.kind.shape).flatten(1, 2)], dim=1),
@@ -241,8 +249,13 @@ class Sam3(Segmenter):
             canvas = torch.where(here[:, None], packed[prompts.image[:, i], layout], canvas)
         places = torch.tensor([[*one.supports, *[one.query] * FIVE][:used] for one in self.layouts])
         placed = place_boxes(boxes[:, :used], places.to(layout.device)[layout], self.side)
+        signs = {"boxes_positive": self._positive(prompts, valid)[:, :used].flatten(1)}
         return {"canvas": canvas, "layout": layout, "boxes": placed.flatten(1, 2),
-                "boxes_valid": valid[:, :used].flatten(1)}
+                "boxes_valid": valid[:, :used].flatten(1), **(signs if self.config.negative_boxes else {})}
+
+    def _positive(self, prompts: PromptBatch, valid: Tensor) -> Tensor:
+        """Which boxes [S, K, n], as `valid` has them, are not of negative examples."""
+        return ~prompts.negatives.to(valid.device)[..., None].expand_as(valid)
 
     def _choose_layouts(self, counts: Tensor) -> Tensor:
         """The number of each set's layout [S]."""

@@ -14,7 +14,8 @@ from fss_models.prior_guided.marks import grid_masks
 from fss_models.prior_guided.pairs import clip_pairs, gather_shots, real_rows, row_of, scatter_rows, shot_rows
 from fss_models.prototype_prompts.analysis import TokenReading, VrpAnalysis
 from fss_models.prototype_prompts.build import PromptingParts
-from fss_models.prototype_prompts.segmenter import DECODER_MAPS, PromptingSegmenter
+from fss_models.prototype_prompts.sams import DECODER_MAPS
+from fss_models.prototype_prompts.segmenter import PromptingSegmenter
 from fss_models.registry import register_method
 
 
