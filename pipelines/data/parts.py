@@ -114,8 +114,8 @@ class PartBuilder:
                 yield entry, fetched
 
     def _read_limit(self) -> AbstractContextManager[None]:
-        """Limits the reading of local files, of which a drive or mount may never answer. Requests to S3 end anyway."""
-        return nullcontext() if self.source.store.is_s3 else time_limit(self.cfg.max_seconds)
+        """Limits the reading of local files, of which a drive or mount may never answer. Requests to a bucket end anyway."""
+        return time_limit(self.cfg.max_seconds) if self.source.store.is_local else nullcontext()
 
     def _fetch_one(self, item: SourceImage) -> FetchedImage | SourceFailure:
         try:

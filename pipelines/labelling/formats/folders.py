@@ -49,7 +49,7 @@ def write_yolo(out: Store, manifest: JobManifest, name: str) -> None:
     with out.stream(f"{name}/photos.txt") as file:
         for photo in photos(out, manifest, LISTED):
             file.write(f"./images/{photo.file_name}\n".encode())
-    if "://" not in manifest.images_url and not out.is_s3:
+    if "://" not in manifest.images_url and out.is_local:
         with suppress(FileExistsError):
             Path(out.path(f"{name}/images")).symlink_to(manifest.images_url, target_is_directory=True)
     about = {"train": "photos.txt", "val": "photos.txt", "names": dict(enumerate(manifest.classes))}
