@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -128,8 +129,8 @@ def _flat(store: Store, span: _Span) -> Iterator[File]:
 def _s3_pages(store: Store, bucket: str, base: str, span: _Span) -> Iterator[Iterable[File]]:
     begin: dict[str, str] = {"StartAfter": base + span.after} if span.after else {}
     while True:
-        page = store._try("list", "", lambda: store.fs.call_s3(
-            "list_objects_v2", Bucket=bucket, Prefix=base + span.prefix, **begin))
+        page = store._try("list", "", partial(
+            store.fs.call_s3, "list_objects_v2", Bucket=bucket, Prefix=base + span.prefix, **begin))
         yield [(one["Key"], int(one["Size"])) for one in page.get("Contents", [])]
         if not page.get("IsTruncated"):
             return
@@ -139,9 +140,9 @@ def _s3_pages(store: Store, bucket: str, base: str, span: _Span) -> Iterator[Ite
 def _google_pages(store: Store, bucket: str, base: str, span: _Span) -> Iterator[Iterable[File]]:
     more: dict[str, str] = {"startOffset": base + span.after} if span.after else {}
     while True:
-        page = store._try("list", "", lambda: store.fs.call(
-            "GET", "b/{}/o", bucket, prefix=base + span.prefix, fields="items(name,size),nextPageToken", json_out=True,
-            **more))
+        page = store._try("list", "", partial(
+            store.fs.call, "GET", "b/{}/o", bucket, prefix=base + span.prefix, json_out=True,
+            fields="items(name,size),nextPageToken", **more))
         yield [(one["name"], int(one["size"])) for one in page.get("items", [])]
         if not page.get("nextPageToken"):
             return
@@ -161,7 +162,7 @@ def _azure_pages(store: Store, bucket: str, base: str, span: _Span) -> Iterator[
 
     token: str | None = None
     while True:
-        page, token = store._try("list", "", lambda: sync(store.fs.loop, page_at, token))
+        page, token = store._try("list", "", partial(sync, store.fs.loop, page_at, token))
         yield page
         if not token:
             return

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar, cast
 
 import pyarrow as pa
 import pyarrow.fs
@@ -93,6 +93,10 @@ class Store:
         """Content of a file."""
         return bytes(self._try("read", relative, lambda: self.fs.cat_file(self.path(relative))))
 
+    def read_range(self, relative: str, start: int, end: int) -> bytes:
+        """Bytes `start` to `end` (not included) of a file."""
+        return bytes(self._try("read", relative, lambda: self.fs.cat_file(self.path(relative), start, end)))
+
     def write_bytes(self, relative: str, data: bytes) -> None:
         """Write a file atomically: readers see the old file or the new one, never a part."""
         with self.atomic(relative) as write:
@@ -130,7 +134,7 @@ class Store:
     def _stream_upload(self, relative: str) -> Iterator[BinaryIO]:
         """Collect the file on this machine's disk and send it whole: closing a file half-way would publish it."""
         with tempfile.NamedTemporaryFile(prefix="fss-upload-") as file:
-            yield file.file
+            yield cast(BinaryIO, file)
             file.flush()
             self._try("write", relative, lambda: self.fs.put_file(file.name, self.path(relative)))
 

@@ -26,7 +26,8 @@ def is_transient(error: BaseException) -> bool:
     if isinstance(error, _FINAL) or (isinstance(error, OSError) and error.errno in _SPACE):
         return False
     text = str(error).lower()
-    return not (is_damage(error) or "credentials" in text or "authenticationfailed" in text)
+    final = ("credentials", "authenticationfailed", "parameter validation")
+    return not (is_damage(error) or any(words in text for words in final))
 
 
 def is_damage(error: BaseException) -> bool:

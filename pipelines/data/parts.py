@@ -114,7 +114,7 @@ class PartBuilder:
                 yield entry, fetched
 
     def _read_limit(self) -> AbstractContextManager[None]:
-        """Limits the reading of local files, of which a drive or mount may never answer. Requests to a bucket end anyway."""
+        """Limits the reading of local files, of which a drive or mount may never answer. A bucket's requests end."""
         return time_limit(self.cfg.max_seconds) if self.source.store.is_local else nullcontext()
 
     def _fetch_one(self, item: SourceImage) -> FetchedImage | SourceFailure:
