@@ -177,10 +177,10 @@ def failure_table(failures: Sequence[SourceFailure]) -> pa.Table:
 
 
 def _concerns_one_file(error: FssError) -> bool:
-    """Whether the error concerns only this file. Errors of a server (s3://) stop the build instead."""
+    """Whether the error concerns only this file. Errors of a server stop the build instead."""
     cause = error.__cause__
     return isinstance(cause, FileNotFoundError | IsADirectoryError) or (
-        isinstance(cause, OSError) and not error.where.startswith("s3://"))
+        isinstance(cause, OSError) and "://" not in error.where)
 
 
 def _annotations(masks: Sequence[InstanceMask], height: int, width: int) -> list[dict[str, Any]]:
