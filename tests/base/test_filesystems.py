@@ -19,6 +19,11 @@ from pipelines.base.storage import Store
 
 NAMES = ["B.jpg", "a-b/y.jpg", "a.jpg", "a/b.jpg", "a/b/c.jpg", "a/x.jpg", "a0.jpg", "é/1.jpg"]
 
+ASSUMED = """<AssumeRoleWithWebIdentityResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/">
+<AssumeRoleWithWebIdentityResult><Credentials><AccessKeyId>{key}</AccessKeyId><SecretAccessKey>{secret}</SecretAccessKey>
+<SessionToken></SessionToken><Expiration>2099-01-01T00:00:00Z</Expiration></Credentials>
+</AssumeRoleWithWebIdentityResult></AssumeRoleWithWebIdentityResponse>"""
+
 
 def filled(url: str) -> Store:
     store = Store(url)
@@ -126,11 +131,19 @@ def test_roles_and_profiles(s3_server: S3Server, tmp_path: Path, monkeypatch: py
     monkeypatch.delenv("AWS_PROFILE")
 
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", s3_server.endpoint)
-    role = {"AccessKeyId": s3_server.key, "SecretAccessKey": s3_server.secret, "Expiration": "2099-01-01T00:00:00Z"}
+    role = {"AccessKeyId": s3_server.key, "SecretAccessKey": s3_server.secret, "Token": "",
+            "Expiration": "2099-01-01T00:00:00Z"}
     with answering(json.dumps(role)) as address:
         monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", address)
+        monkeypatch.setenv("AWS_REGION", "eu-west-1")  # another connection than the ones above
         assert Store("s3://fss/roles").read_bytes("x") == b"1"
         monkeypatch.delenv("AWS_CONTAINER_CREDENTIALS_FULL_URI")
+    (tmp_path / "token").write_text("of the cluster")
+    with answering(ASSUMED.format(key=s3_server.key, secret=s3_server.secret)) as address:
+        for name, value in {"AWS_WEB_IDENTITY_TOKEN_FILE": str(tmp_path / "token"), "AWS_ENDPOINT_URL_STS": address,
+                            "AWS_ROLE_ARN": "arn:aws:iam::123456789012:role/reader", "AWS_REGION": "eu-west-2"}.items():
+            monkeypatch.setenv(name, value)
+        assert Store("s3://fss/roles").read_bytes("x") == b"1"
 
 
 def test_two_stores_at_once(s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
