@@ -30,6 +30,7 @@ from pipelines.base.files import OutOfOrderError, iter_files
 from pipelines.base.filesystems import scheme_of
 from pipelines.base.junk import is_junk
 from pipelines.base.storage import Store, join
+from pipelines.config.label import LabelConfig
 from pipelines.labelling.listing import LeftOut, ListingWriter, Photo
 
 MARK_EVERY = 1000  # files between two places at which a listing can go on
@@ -48,6 +49,11 @@ class ListColumns:
 
     url: str = "url"
     id: str = ""
+
+
+def list_columns(config: LabelConfig) -> ListColumns:
+    """The columns that a recipe names."""
+    return ListColumns(url=config.url_column, id=config.id_column)
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from pipelines.inference.supports import SupportSet, support_lines
 from pipelines.labelling.actors import run_with_actors
 from pipelines.labelling.engines import Engine, local_engine, service_engine
 from pipelines.labelling.images import ImageList, check_out, keep_unread, kept_images, left_out, list_images
-from pipelines.labelling.inputs import ListColumns
+from pipelines.labelling.inputs import list_columns
 from pipelines.labelling.job import LabellingJob
 from pipelines.labelling.manifest import MANIFEST, JobManifest, claim_folder, describe_classes, describe_images
 from pipelines.labelling.outputs import SUMMARY, write_outputs
@@ -103,8 +103,7 @@ def run_label_job(request: LabelRequest) -> dict[str, Any]:
 
 def job_images(request: LabelRequest, out: Store) -> ImageList:
     """The photos to label; those of a job that goes on are the ones that were listed when it began."""
-    config = request.recipe.label
-    columns = ListColumns(url=config.url_column, id=config.id_column)
+    columns = list_columns(request.recipe.label)
     begun = out.exists(MANIFEST)
     if begun and not out.exists(SUMMARY) and (kept := kept_images(out, request.images, request.limit, columns)):
         say(f"the job goes on with the {len(kept):,} photos that were listed when it began")
