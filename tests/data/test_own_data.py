@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from fss_models.errors import BadImage, FssError
-from pipelines.base.storage import Store
 from pipelines.config.data import DataConfig, SourceConfig, SplitConfig
 from pipelines.data import rle
 from pipelines.data.open import open_source
@@ -328,24 +327,6 @@ def test_table_mistakes_are_told_by_row(tmp_path: Path) -> None:
     with pytest.raises(BadImage, match=r"t\.parquet row 5: its image is empty"):
         source.fetch(_item(source, "c"))
     assert [(f.file_name, f.reason) for f in source.failures] == [("t.parquet row 6", "its file_name is empty")]
-
-
-def test_table_names_photos_in_buckets(tmp_path: Path, s3_server: object) -> None:
-    """A URL of the web is not read: a dataset from elsewhere must not make this machine ask for anything."""
-    Store("s3://fss/table-photos").write_bytes("a.jpg", exports.photo(0))
-    kind, value = exports.MASK_TYPES["rle"]
-    row = {"class": "bottle", "mask": value(exports.objects(0)[0])}
-    names = ["s3://fss/table-photos/a.jpg", "s3://fss/table-photos/gone.jpg", "https://host/b.jpg"]
-    _table(tmp_path, [row | {"file_name": n} for n in names],
-           **{"file_name": pa.string(), "class": pa.string(), "mask": kind})
-    source = _open("table", tmp_path)
-    assert [i.path for i in source.items] == names[:2]
-    item = _item(source, "a")
-    assert source.fetch(item).data == exports.photo(0)
-    assert len(source.rasterise(item, source.fetch(item), HEIGHT, WIDTH).instances) == 1
-    with pytest.raises(FssError, match="does not exist"):
-        source.fetch(source.items[1])
-    assert [f.file_name for f in source.failures] == [names[2]]
 
 
 def test_table_without_names_has_a_photo_a_row(tmp_path: Path) -> None:
