@@ -23,10 +23,11 @@ WANTED = 32  # pixels of the model's square that such an object then has in a ti
 
 
 def fitting_side(images: Sequence[np.ndarray], prompts: Sequence[Prompt], square: int) -> int | None:
-    """The side of tiles that fits the objects of a support set (negative examples show none), for a model with a square of `square` pixels.
+    """The side of tiles that fits the objects of a support set, for a model with a square of `square` pixels.
 
     0 where the median object has `SMALL` pixels or more in the square without tiles; None where no mark tells a size,
-    that is where there are only points and scribbles. An object's size is the root of its area.
+    that is where there are only points and scribbles. An object's size is the root of its area;
+    negative examples show none.
     """
     known = [(area ** 0.5, image.shape[0] * image.shape[1]) for image, prompt in zip(images, prompts, strict=True)
              if not prompt.negative and (area := _area(prompt))]

@@ -35,7 +35,9 @@ def register(app: typer.Typer) -> None:
 
 
 def label(
-    images: Annotated[str, typer.Option("--images", help="Folder or s3://bucket/prefix of the photos to label.")],
+    images: Annotated[str, typer.Option("--images", help="Photos to label: a folder or s3://bucket/prefix "
+                                            "(gs://, az://), a pattern of names, a .csv or .parquet list of URLs, or "
+                                            ".tar files.")],
     supports: SupportsOption,
     out: Annotated[str, typer.Option("--out", "-o", help="Folder or URL where parts and labels are written.")],
     workspace: WorkspaceOption = None,

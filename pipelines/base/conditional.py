@@ -68,6 +68,8 @@ def _unless_missing(call: Callable[[], T]) -> T | None:
 
 
 def _put(store: Store, relative: str, data: bytes, **condition: str) -> str | None:
+    if not store.is_s3:
+        raise _refusal(store)
     bucket, key, _ = store.fs.split_path(store.path(relative))
 
     def put() -> str | None:

@@ -1,7 +1,7 @@
-"""Files at a URL, which is a local path or `s3://`: one small interface with atomic writes and retries.
+"""Files at a URL, which is a local path, `s3://`, `gs://` or `az://`: one interface with atomic writes and retries.
 
-Credentials and endpoint come from the standard variables AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION and
-AWS_ENDPOINT_URL. A local file is written under a hidden name, then renamed; an S3 object appears whole or not at all.
+`filesystems` says how credentials are found. A local file is written under a hidden name, then renamed; an object in a
+bucket appears whole or not at all.
 """
 
 from __future__ import annotations
@@ -9,28 +9,26 @@ from __future__ import annotations
 import json
 import logging
 import os
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar, cast
 
-import fsspec
 import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
 
 from fss_models.errors import FssError
+from pipelines.base.filesystems import open_filesystem, pyarrow_filesystem, scheme_of
+from pipelines.base.storage_errors import explain, first_line, is_damage, is_transient
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 Names = list[str]
-_FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError, FssError)
-_SPACE = (28, 122)  # ENOSPC, EDQUOT
-_DAMAGE = ("page integrity", "deserialize thrift", "end of stream", "decompress", "corrupt",
-           "could not open parquet")  # in pyarrow's words
 
 
 def join(url: str, *parts: str) -> str:
@@ -53,10 +51,8 @@ class Store:
     def __init__(
         self, url: str, *, attempts: int | None = None, hashes: Mapping[str, str] | None = None
     ) -> None:
-        if "://" in url and not url.startswith(("s3://", "file://")):
-            raise FssError(f"unsupported URL {url!r}", hint="use a local path or s3://bucket/prefix")
-        self.is_s3 = url.startswith("s3://")
-        self.url = url.rstrip("/") if self.is_s3 else _local(url.removeprefix("file://"))
+        self.scheme = scheme_of(url)  # "": local
+        self.url = url.rstrip("/") if self.scheme else _local(url.removeprefix("file://"))
         self.hashes = hashes or {}  # relative path -> content hash, for the error line about a damaged file
         self._attempts = attempts or int(os.environ.get("FSS_STORAGE_ATTEMPTS", str(ATTEMPTS)))
 
@@ -66,14 +62,17 @@ class Store:
     @cached_property
     def fs(self) -> Any:
         """The fsspec filesystem of this URL."""
-        if not self.is_s3:
-            return fsspec.filesystem("file")
-        # Cached listings would hide what another process has just written. fsspec reuses an instance for equal
-        # arguments: the variables are passed as arguments, so that changed variables give a new connection.
-        return fsspec.filesystem(
-            "s3", use_listings_cache=False, config_kwargs=_S3_CONFIG, endpoint_url=os.environ.get("AWS_ENDPOINT_URL"),
-            key=os.environ.get("AWS_ACCESS_KEY_ID"), secret=os.environ.get("AWS_SECRET_ACCESS_KEY"),
-            token=os.environ.get("AWS_SESSION_TOKEN"), client_kwargs={"region_name": _region()})
+        return open_filesystem(self.scheme, self.url)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the files are on this machine, or mounted here."""
+        return not self.scheme
+
+    @property
+    def is_s3(self) -> bool:
+        """Whether the files are in a bucket with S3's protocol."""
+        return self.scheme == "s3"
 
     def path(self, relative: str = "") -> str:
         """The full path or URL of a file below this URL."""
@@ -88,11 +87,15 @@ class Store:
     def parent(self) -> Store:
         """The folder that this URL is in."""
         folder = self.url.rpartition("/")[0]
-        return Store("s3://" if folder == "s3:/" else folder or "/")
+        return Store(f"{folder}/" if folder.endswith(":/") else folder or "/")
 
     def read_bytes(self, relative: str = "") -> bytes:
         """Content of a file."""
         return bytes(self._try("read", relative, lambda: self.fs.cat_file(self.path(relative))))
+
+    def read_range(self, relative: str, start: int, end: int) -> bytes:
+        """Bytes `start` to `end` (not included) of a file."""
+        return bytes(self._try("read", relative, lambda: self.fs.cat_file(self.path(relative), start, end)))
 
     def write_bytes(self, relative: str, data: bytes) -> None:
         """Write a file atomically: readers see the old file or the new one, never a part."""
@@ -115,12 +118,25 @@ class Store:
     def stream(self, relative: str) -> Iterator[BinaryIO]:
         """Open a file for writing piece by piece, when it is too large for memory; it appears whole or not at all."""
         try:
-            with self._stream_s3(relative) if self.is_s3 else _stream_local(Path(self.path(relative))) as out:
+            with self._stream_of(relative) as out:
                 yield out
         except FssError:
             raise
         except OSError as error:
-            raise _explain(error, "write", self.path(relative)) from error
+            raise explain(error, "write", self.path(relative)) from error
+
+    def _stream_of(self, relative: str) -> AbstractContextManager[BinaryIO]:
+        if self.is_local:
+            return _stream_local(Path(self.path(relative)))
+        return self._stream_s3(relative) if self.is_s3 else self._stream_upload(relative)
+
+    @contextmanager
+    def _stream_upload(self, relative: str) -> Iterator[BinaryIO]:
+        """Collect the file on this machine's disk and send it whole: closing a file half-way would publish it."""
+        with tempfile.NamedTemporaryFile(prefix="fss-upload-") as file:
+            yield cast(BinaryIO, file)
+            file.flush()
+            self._try("write", relative, lambda: self.fs.put_file(file.name, self.path(relative)))
 
     @contextmanager
     def _stream_s3(self, relative: str) -> Iterator[BinaryIO]:
@@ -182,9 +198,13 @@ class Store:
         rows = ((self._relative(path), int(about["size"] or 0)) for path, about in found.items())
         return {n: size for n, size in rows if not Path(n).name.startswith(".tmp-")}
 
+    @property
+    def _root(self) -> str:
+        """The URL as the filesystem writes it."""
+        return str(self.fs._strip_protocol(self.url))
+
     def _relative(self, found: str) -> str:
-        root = self.path().removeprefix("s3://").rstrip("/") + "/"
-        return found.removeprefix("s3://").removeprefix(root)
+        return str(self.fs._strip_protocol(found)).removeprefix(self._root.rstrip("/") + "/")
 
     def delete(self, relative: str = "") -> None:
         """Remove a file, or everything below a prefix; does nothing if there is none."""
@@ -193,16 +213,11 @@ class Store:
 
     def pyarrow(self) -> tuple[pa.fs.FileSystem, str]:
         """This URL for pyarrow and Ray: (filesystem, path in it)."""
-        if not self.is_s3:
-            return pa.fs.LocalFileSystem(), self.url
-        endpoint = os.environ.get("AWS_ENDPOINT_URL", "")
-        scheme, _, host = endpoint.rpartition("://")
-        options = {"endpoint_override": host, "scheme": scheme or "https"} if host else {}
-        filesystem = RetryingS3(self._attempts, {"region": _region(), **options})
-        return filesystem, self.url.removeprefix("s3://")
+        filesystem = pyarrow_filesystem(self.scheme, self.url, self.fs, self._attempts)
+        return filesystem, self.url if self.is_local else self._root
 
     def _put(self, path: str, data: bytes) -> None:
-        if self.is_s3:
+        if not self.is_local:
             self.fs.pipe_file(path, data)
             return
         target = Path(path)
@@ -221,7 +236,7 @@ class Store:
 
     def _read_table(self, path: str, columns: Names | None) -> pa.Table:
         with self._open_parquet(path) as file:
-            return pq.read_table(file, columns=columns, page_checksum_verification=True, use_threads=not self.is_s3)
+            return pq.read_table(file, columns=columns, page_checksum_verification=True, use_threads=self.is_local)
 
     def _open_parquet(self, path: str, **cache: Any) -> Any:
         """A file for pyarrow, whose threads may still hold it when the interpreter ends.
@@ -229,13 +244,13 @@ class Store:
         A file object of Python's then aborts or hangs the process (apache/arrow#34314), so local files are Arrow's own.
         `cache`: of a file on S3.
         """
-        return self.fs.open(path, "rb", **cache) if self.is_s3 else pa.OSFile(path)
+        return pa.OSFile(path) if self.is_local else self.fs.open(path, "rb", **cache)
 
     def _try(self, verb: str, relative: str, call: Callable[[], T]) -> T:
         retrying = Retrying(
-            stop=stop_after_attempt(self._attempts if self.is_s3 else 1),
+            stop=stop_after_attempt(1 if self.is_local else self._attempts),
             wait=wait_exponential_jitter(initial=0.2, max=10),
-            retry=retry_if_exception(_transient),
+            retry=retry_if_exception(is_transient),
             before_sleep=lambda state: _log_retry(verb, self.path(relative), state),
             reraise=True,
         )
@@ -244,12 +259,12 @@ class Store:
         except FssError:
             raise
         except Exception as error:
-            if _is_damage(error):
+            if is_damage(error):
                 known = self.hashes.get(relative, "")[:16]
                 what = f"is not a readable Parquet file{f' any more (content hash {known})' if known else ''}"
-                raise FssError(f"{what}: {_first_line(error)}", where=self.path(relative), hint=(
+                raise FssError(f"{what}: {first_line(error)}", where=self.path(relative), hint=(
                     "build the shards again with --force" if known else "delete it and build it again")) from error
-            raise _explain(error, verb, self.path(relative)) from error
+            raise explain(error, verb, self.path(relative)) from error
 
 
 class ParquetReader:
@@ -327,64 +342,9 @@ def _stream_local(target: Path) -> Iterator[BinaryIO]:
         hidden.unlink(missing_ok=True)
 
 
-class RetryingS3(pa.fs.S3FileSystem):  # type: ignore[misc]
-    """pyarrow's S3 filesystem with `attempts` tries; unlike pyarrow's own, it keeps that number when it is pickled."""
-
-    def __init__(self, attempts: int, options: dict[str, str]) -> None:
-        self._arguments = (attempts, options)
-        super().__init__(retry_strategy=pa.fs.AwsStandardS3RetryStrategy(max_attempts=attempts), **options)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (RetryingS3, self._arguments)
-
-
 ATTEMPTS = 12  # over a minute of waiting in all: a store that is away for a minute fails no run
-# A connection that hangs is worse than one that fails: botocore waits a minute by default.
-_S3_CONFIG = {"connect_timeout": 5, "read_timeout": 60, "retries": {"max_attempts": 1}}
-
-
-def _region() -> str:
-    return os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
-
-
-def _transient(error: BaseException) -> bool:
-    if isinstance(error, _FINAL) or (isinstance(error, OSError) and error.errno in _SPACE):
-        return False
-    return not (_is_damage(error) or "credentials" in str(error).lower())
-
-
-def _is_damage(error: BaseException) -> bool:
-    """Whether pyarrow reports damaged content, which another try would not change."""
-    text = str(error).lower()
-    return isinstance(error, pa.ArrowInvalid) or any(w in text for w in _DAMAGE)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _log_retry(verb: str, path: str, state: RetryCallState) -> None:
     error = state.outcome.exception() if state.outcome else None
     log.warning("cannot %s %s yet (attempt %d: %s)", verb, path, state.attempt_number, error)
-
-
-def _explain(error: Exception, verb: str, path: str) -> FssError:
-    """The `FssError` for an error of a filesystem, with the cause and what to do."""
-    text = _first_line(error)
-    low = f"{type(error).__name__} {text}".lower()
-    endpoint = os.environ.get("AWS_ENDPOINT_URL", "the AWS endpoint")
-    if path.startswith("s3://"):
-        if isinstance(error, PermissionError) or any(w in low for w in ("accesskey", "signature", "forbidden", "403")):
-            return FssError(f"{endpoint} refuses the credentials", where=path,
-                            hint="check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
-        if "credentials" in low:
-            return FssError("there are no credentials", where=path,
-                            hint="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
-        if any(w in low for w in ("connect", "endpoint", "timeout", "timed out")):
-            return FssError(f"cannot reach {endpoint}", where=path,
-                            hint="check AWS_ENDPOINT_URL, and that the server runs")
-    if isinstance(error, FileNotFoundError):
-        return FssError("does not exist", where=path, hint="check the path or URL")
-    if isinstance(error, OSError) and error.errno in _SPACE:
-        return FssError("no space left on the device", where=path, hint="free some space and run the command again")
-    return FssError(f"cannot {verb}: {text}", where=path)

@@ -41,7 +41,7 @@ SHOWN = {"loss": "loss", "select/loss": "loss", "episodes_per_s": "episodes_per_
 def _home(out: str) -> Path:
     """The local folder with a workspace's MLflow file and spool."""
     store = Store(out)
-    if not store.is_s3:
+    if store.is_local:
         return Path(store.url)
     return cache_dir("mlflow", hashlib.sha256(store.url.encode()).hexdigest()[:16])
 

@@ -55,6 +55,8 @@ class LabelConfig(Wanted, Computing):
     batch: Positive | Literal["auto"] = 8  # photos in one batch of the model; auto: the fastest of a few, measured
     features: Literal["off", "keep"] = "off"  # keep: what the encoder gives is stored, for labelling the photos again
     in_flight: Positive = 4  # chunks that are processed at the same time
+    url_column: str = "url"  # of a list of photos (--images LIST.csv or .parquet)
+    id_column: str = ""  # of such a list: your own ids, which come back with the labels; empty: `id`, if there is one
     formats: list[LabelFormat] = []  # written in addition to labels.json (COCO, run lengths) and failures.parquet
 
     @model_validator(mode="after")

@@ -31,6 +31,7 @@ from pipelines.inference.support_files import from_base64
 from pipelines.inference.supports import SupportSet, load_support_set, prompt_key
 from pipelines.labelling.decisions import Decision, apply_decision
 from pipelines.labelling.images import keep_unread, list_images
+from pipelines.labelling.inputs import read_inputs
 from pipelines.labelling.instance_decisions import numbered
 from pipelines.labelling.manifest import claim_folder
 from pipelines.labelling.outputs import LABELS, write_outputs
@@ -67,7 +68,10 @@ class Jobs:
         Raises `FssError` for a wrong request, `RefusedError` for photos that the service may not read (403) and while
         too many jobs run (429).
         """
-        images = list_images(self._check_allowed(request.images), request.limit)
+        place = self._check_allowed(request.images)
+        if (kind := read_inputs(place).kind) != "folder":
+            raise FssError(f"a {kind} of photos cannot be labelled from here", hint="use `fss label`, or give a folder")
+        images = list_images(place, request.limit)
         classes = [load_support_set(self.spec.model.supports_url, i) for i in request.support_ids]
         if len({c.class_name for c in classes}) < len(classes):
             raise FssError("two support sets have the same class name", hint="give them different names")

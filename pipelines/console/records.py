@@ -185,8 +185,9 @@ def _real(url: str) -> str:
     from pathlib import Path
 
     place = Store(url).url
-    if not place.startswith("s3://"):
+    scheme, _, path = place.partition("://")
+    if not path:
         return str(Path(place).resolve())
-    if any(part in ("", ".", "..") for part in place.removeprefix("s3://").split("/")):
-        raise FssError("images is not of the form s3://bucket/prefix")
+    if any(part in ("", ".", "..") for part in path.split("/")):
+        raise FssError(f"images is not of the form {scheme}://bucket/prefix")
     return place

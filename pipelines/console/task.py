@@ -16,6 +16,7 @@ from pipelines.console.records import JobRecord, JobRecords, Progress
 from pipelines.labelling.engines import LocalEngine
 from pipelines.labelling.images import list_images
 from pipelines.labelling.job import LabellingJob
+from pipelines.labelling.listing import read_listing
 from pipelines.labelling.manifest import MANIFEST, JobManifest
 from pipelines.labelling.outputs import SUMMARY, write_outputs
 from pipelines.labelling.parts import finished_chunks
@@ -92,7 +93,7 @@ def run_job_task(workspace: str, record: JobRecord, recipe: Recipe, supports_url
 
 
 def _job(out: Store, manifest: JobManifest, recipe: Recipe) -> LabellingJob:
-    images = list_images(manifest.images_url, manifest.limit)
+    images = read_listing(out) or list_images(manifest.images_url, manifest.limit)
     if images.hash != manifest.images_hash:
         raise FssError("photos were added, removed or changed since the job began", where=images.url,
                        hint="start a new job")

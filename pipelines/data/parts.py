@@ -114,8 +114,8 @@ class PartBuilder:
                 yield entry, fetched
 
     def _read_limit(self) -> AbstractContextManager[None]:
-        """Limits the reading of local files, of which a drive or mount may never answer. Requests to S3 end anyway."""
-        return nullcontext() if self.source.store.is_s3 else time_limit(self.cfg.max_seconds)
+        """Limits the reading of local files, of which a drive or mount may never answer. A bucket's requests end."""
+        return time_limit(self.cfg.max_seconds) if self.source.store.is_local else nullcontext()
 
     def _fetch_one(self, item: SourceImage) -> FetchedImage | SourceFailure:
         try:
@@ -177,10 +177,10 @@ def failure_table(failures: Sequence[SourceFailure]) -> pa.Table:
 
 
 def _concerns_one_file(error: FssError) -> bool:
-    """Whether the error concerns only this file. Errors of a server (s3://) stop the build instead."""
+    """Whether the error concerns only this file. Errors of a server stop the build instead."""
     cause = error.__cause__
     return isinstance(cause, FileNotFoundError | IsADirectoryError) or (
-        isinstance(cause, OSError) and not error.where.startswith("s3://"))
+        isinstance(cause, OSError) and "://" not in error.where)
 
 
 def _annotations(masks: Sequence[InstanceMask], height: int, width: int) -> list[dict[str, Any]]:

@@ -114,7 +114,7 @@ class Labeler:
                 **self.limits.model_dump()}
 
     def add_support(self, supports: SupportSet, tile: int = 0) -> str:
-        """Compute and keep the memory of a set, for tiles of `tile` pixels (0: whole photos); its id. Raises `FssError`."""
+        """Compute and keep the memory of a set, for tiles of `tile` pixels (0: whole photos). Raises `FssError`."""
         key = tile_key(supports.support_id, tile)
         with self._lock:
             if not self.supports_url:

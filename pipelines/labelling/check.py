@@ -13,6 +13,7 @@ from pipelines.inference.labeler import Labeler
 from pipelines.inference.support_check import SupportReport, check_supports
 from pipelines.inference.supports import support_lines, words_line
 from pipelines.labelling.images import list_images
+from pipelines.labelling.inputs import list_columns
 from pipelines.labelling.support_sheet import CostEstimate, measure_and_show, render_sheet, report_lines
 from pipelines.serving.spec import labeler_computing
 
@@ -29,7 +30,7 @@ def check_label_job(recipe: Recipe, *, supports: str, images: str, bundle: str, 
     classes = read_label_set(supports)
     config = recipe.label
     check_overlaps(config.overlaps, len(classes))
-    listed = list_images(images) if images else None
+    listed = list_images(images, columns=list_columns(config)) if images else None
     device = "cuda" if torch.cuda.is_available() else "cpu"
     url = bundle_url(bundle) if bundle else champion_url(Workspace(recipe.out))
     if not bundle:

@@ -76,7 +76,7 @@ def add_decisions(out: Store, decisions: Iterable[Decision]) -> None:
     now = datetime.now(UTC).isoformat(timespec="seconds")
     rows = [d if d.time else d.model_copy(update={"time": now}) for d in decisions]
     data = b"".join(json.dumps(r.model_dump(exclude_none=True)).encode() + b"\n" for r in rows)
-    if out.is_s3:  # an object cannot grow, so it is replaced
+    if not out.is_local:  # an object cannot grow, so it is replaced
         out.write_bytes(DECISIONS, (out.read_bytes(DECISIONS) if out.exists(DECISIONS) else b"") + data)
         return
     try:

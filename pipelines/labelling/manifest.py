@@ -14,10 +14,11 @@ from pipelines.config.computing import Computing
 from pipelines.config.mask_request import MaskRequest
 from pipelines.config.wanted import Wanted
 from pipelines.inference.supports import SupportSet
-from pipelines.labelling.images import ImageList
+from pipelines.labelling.listing import ImageList
 
 MANIFEST = "manifest.json"
 MANIFEST_VERSION = 1
+PLAIN = ("folder", "glob")  # inputs whose photos are files below images_url
 TITLE = 5  # largest number of class names in a title
 
 
@@ -42,6 +43,8 @@ class JobManifest(Wanted, Computing, PhotoLimits):
     limit: int
     code_version: str
     agreement: float | None = None  # mean IoU of masks with `fast` and `published` preprocessing, where it was measured
+    inputs: str = "folder"  # what --images was: folder, glob, list or tar (`labelling.inputs`)
+    source_ids: bool = False  # photos have ids of the person's own list
     redoes: str = ""  # in a job that labels doubtful labels of another job again: the hash of its origin.json
 
     @property
@@ -81,13 +84,15 @@ class JobManifest(Wanted, Computing, PhotoLimits):
 
 LATER = {name: JobManifest.model_fields[name].default for name in (
     "class_name", "support_id", "class_names", "support_ids", "calibrator", "redoes", "agreement", "features",
+    "inputs", "source_ids",
     *Computing.model_fields,
     *(Wanted.model_fields.keys() - {"threshold"}))}
 
 
 def describe_images(images: ImageList) -> dict[str, Any]:
     """The manifest's fields about the photos."""
-    return {"images_url": images.url, "images_count": len(images), "images_hash": images.hash}
+    return {"images_url": images.url, "images_count": len(images), "images_hash": images.hash,
+            "inputs": images.totals.inputs, "source_ids": images.totals.source_ids}
 
 
 def describe_classes(classes: Sequence[SupportSet]) -> dict[str, Any]:

@@ -17,10 +17,12 @@ from pipelines.labelling.formats.coco import write_coco
 from pipelines.labelling.formats.folders import write_semantic, write_yolo
 from pipelines.labelling.formats.single import write_cvat, write_label_studio, write_parquet
 from pipelines.labelling.images import UNREAD
+from pipelines.labelling.listing import ABOUT
 from pipelines.labelling.manifest import JobManifest
-from pipelines.labelling.parts import photos, read_parts
+from pipelines.labelling.parts import SOURCE_ID, photos, read_parts
 
 LABELS, FAILED, SUMMARY = "labels.json", "failures.parquet", "summary.json"
+REASONS = 3  # of photos of a list that cannot be read, the most frequent ones, in its summary
 Writer = Callable[[Store, JobManifest, str], None]
 FORMATS: dict[str, tuple[str, Writer]] = {  # format -> its file or folder, and its writer
     "coco_polygons": ("labels_polygons.json", partial(write_coco, outlines=True)),
@@ -35,7 +37,8 @@ FORMATS: dict[str, tuple[str, Writer]] = {  # format -> its file or folder, and 
 def write_outputs(out: Store, manifest: JobManifest, formats: Sequence[str] = ()) -> dict[str, Any]:
     """Write labels.json, failures.parquet, the `formats` and, last, summary.json. Returns the summary."""
     unread = out.read_json(UNREAD) if out.exists(UNREAD) else []
-    failed = _write_failures(out, manifest, unread)
+    reasons = _write_failures(out, manifest, unread)
+    failed = sum(reasons.values())
     write_coco(out, manifest, LABELS)
     for name in formats:
         place, write = FORMATS[name]
@@ -47,8 +50,11 @@ def write_outputs(out: Store, manifest: JobManifest, formats: Sequence[str] = ()
                "calibrator": manifest.calibrator,
                "labels": out.path(LABELS),
                "failures": out.path(FAILED)}
-    if unread:
-        summary["unread"] = len(unread)
+    if some := sum(row["stage"] == "read" for row in unread):
+        summary["unread"] = some
+    if manifest.inputs == "list" and out.exists(ABOUT):
+        about = out.read_json(ABOUT)
+        summary["list"] = {"rows": about["seen"], **about["left"], "reasons": dict(reasons.most_common(REASONS))}
     if decided := read_decisions(out):
         summary["decisions"] = count_decisions(decided)
     if formats:
@@ -57,18 +63,20 @@ def write_outputs(out: Store, manifest: JobManifest, formats: Sequence[str] = ()
     return summary
 
 
-def _write_failures(out: Store, manifest: JobManifest, unread: list[dict[str, str]]) -> int:
-    """Write the rows of unreadable photos, then those of pictures in formats that are not read. Counts the first."""
-    count = 0
-    with out.stream(FAILED) as file, pq.ParquetWriter(file, FAILURES, compression="zstd") as writer:
-        for rows in read_parts(out, manifest.chunks, ["file_name", "stage", "error"]):
-            bad = [{"file_name": r["file_name"], "stage": r["stage"], "reason": r["error"]} for r in rows if r["error"]]
+def _write_failures(out: Store, manifest: JobManifest, unread: list[dict[str, str]]) -> Counter[str]:
+    """Write the rows of unreadable photos, then those of what was not tried. Returns the reasons of the first."""
+    reasons: Counter[str] = Counter()
+    own = [SOURCE_ID.name] if manifest.source_ids else []
+    schema = FAILURES.append(SOURCE_ID) if own else FAILURES
+    with out.stream(FAILED) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
+        for rows in read_parts(out, manifest.chunks, ["file_name", "stage", "error", *own]):
+            bad = [{**r, "reason": r["error"]} for r in rows if r["error"]]
             if bad:
-                writer.write_table(pa.Table.from_pylist(bad, schema=FAILURES))
-            count += len(bad)
+                writer.write_table(pa.Table.from_pylist(bad, schema=schema))
+            reasons.update(r["error"] for r in bad)
         if unread:
-            writer.write_table(pa.Table.from_pylist(unread, schema=FAILURES))
-    return count
+            writer.write_table(pa.Table.from_pylist(unread, schema=schema))
+    return reasons
 
 
 def _counts(out: Store, manifest: JobManifest) -> dict[str, Any]:
@@ -98,7 +106,13 @@ def summary_line(summary: dict[str, Any]) -> str:
     decisions = sum(summary.get("decisions", {}).values())
     trust = f"{summary['status'].get('review', 0)} masks to review" if summary.get("calibrator") else "uncalibrated"
     return (f"{summary['images']} photos: {summary['with_object']} with a mask of {what}, "
-            f"{summary['without_object']} without, {summary['failed']} could not be read; {trust}"
+            f"{summary['without_object']} without, {summary['failed']} could not be read{_reasons(summary)}; {trust}"
             + (f"; {sum(summary['instances'].values())} instances" if "instances" in summary else "")
             + (f"; {summary['unread']} left out, in formats that are not read" if summary.get("unread") else "")
             + (f"; {decisions} decisions by people" if decisions else ""))
+
+
+def _reasons(summary: dict[str, Any]) -> str:
+    """Why photos of a list cannot be read, such as " (28 HTTP 404, 2 does not exist)"."""
+    found = summary.get("list", {}).get("reasons", {})
+    return f" ({', '.join(f'{n} {reason}' for reason, n in found.items())})" if found else ""

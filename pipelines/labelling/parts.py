@@ -44,11 +44,14 @@ INSTANCE = pa.struct([
 ])
 INSTANCES = pa.field("instances", pa.list_(INSTANCE))  # by falling score; null for an unreadable photo, [] for none
 
+SOURCE_ID = pa.field("source_id", pa.string())  # the photo's id in the person's list
+
 
 def schema_of(manifest: JobManifest) -> pa.Schema:
-    """The schema of the job's parts: jobs with instances have one more column."""
+    """The schema of the job's parts: jobs with instances, and with ids of a list, have one more column."""
     schema = CALIBRATED if manifest.calibrator else PARTS
-    return schema if manifest.instances == "none" else schema.append(INSTANCES)
+    schema = schema if manifest.instances == "none" else schema.append(INSTANCES)
+    return schema.append(SOURCE_ID) if manifest.source_ids else schema
 
 
 def part_name(chunk: int) -> str:
@@ -64,8 +67,9 @@ def finished_chunks(out: Store) -> set[int]:
 def write_part(out: Store, chunk: int, images: ImageList, rows: range, manifest: JobManifest,
                results: Sequence[Labels | PhotoFailure]) -> None:
     """Write the part of a chunk. `results` has one entry for each photo of `rows`."""
-    written = [{"image_id": row + 1, "file_name": images.names[row], **columns}
-               for row, result in zip(rows, results, strict=True) for columns in result_columns(result, manifest)]
+    written = [{"image_id": row + 1, "file_name": photo.name, "source_id": photo.source_id, **columns}
+               for row, result, photo in zip(rows, results, map(images.photo, rows), strict=True)
+               for columns in result_columns(result, manifest)]
     out.write_table(part_name(chunk), pa.Table.from_pylist(written, schema=schema_of(manifest)))
 
 
@@ -118,6 +122,12 @@ class PhotoRows:
     height: int
     width: int
     rows: list[dict[str, Any]]
+    source_id: str | None = None
+
+    @property
+    def path(self) -> str:
+        """The name as a relative path: of a URL what follows its scheme."""
+        return self.file_name.rpartition("://")[2].lstrip("/")
 
     @property
     def masks(self) -> list[tuple[int, dict[str, Any]]]:
@@ -140,7 +150,10 @@ def photos(out: Store, manifest: JobManifest, columns: list[str] | None = None) 
 
     `columns` (default: all) contain at least image_id, file_name, height, width and error.
     """
+    if columns and manifest.source_ids:
+        columns = [*columns, SOURCE_ID.name]
     for part in decided_parts(out, manifest, columns):
         for image_id, rows in groupby((r for r in part if r["error"] is None), key=itemgetter("image_id")):
             own = list(rows)
-            yield PhotoRows(image_id, own[0]["file_name"], own[0]["height"], own[0]["width"], own)
+            yield PhotoRows(image_id, own[0]["file_name"], own[0]["height"], own[0]["width"], own,
+                            own[0].get(SOURCE_ID.name))

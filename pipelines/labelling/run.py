@@ -31,9 +31,10 @@ from pipelines.inference.label_sets import read_label_set
 from pipelines.inference.supports import SupportSet, check_marks, check_reads, support_lines, words_line
 from pipelines.labelling.actors import run_with_actors
 from pipelines.labelling.engines import Engine, local_engine, service_engine
-from pipelines.labelling.images import ImageList, check_out, keep_unread, left_out, list_images
+from pipelines.labelling.images import ImageList, check_out, keep_unread, kept_images, left_out, list_images
+from pipelines.labelling.inputs import list_columns
 from pipelines.labelling.job import LabellingJob
-from pipelines.labelling.manifest import JobManifest, claim_folder, describe_classes, describe_images
+from pipelines.labelling.manifest import MANIFEST, JobManifest, claim_folder, describe_classes, describe_images
 from pipelines.labelling.outputs import SUMMARY, write_outputs
 from pipelines.labelling.settle import continued, differs, of_service, settle
 from pipelines.serving.client import Client, find_service
@@ -83,7 +84,7 @@ def run_label_job(request: LabelRequest) -> dict[str, Any]:
     elif "reads_names" in health:
         say(words_line(health["method"], classes, reads=health["reads_names"]))
     check_out(request.images, request.out)
-    images = list_images(request.images, request.limit, outs=[request.out])
+    images = job_images(request, out)
     for line in left_out(images):
         say(line)
     config, measured = settle(request.recipe.label, health, bundle=request.bundle_url if health is None else "",
@@ -104,6 +105,16 @@ def run_label_job(request: LabelRequest) -> dict[str, Any]:
         say(encodings_line(read_bundle_info(request.bundle_url), len(images), classes) + tiles)
     now = label_chunks(job, left, classes, service, health, request)
     return {**write_outputs(out, manifest, config.formats), "labelled_now": now}
+
+
+def job_images(request: LabelRequest, out: Store) -> ImageList:
+    """The photos to label; those of a job that goes on are the ones that were listed when it began."""
+    columns = list_columns(request.recipe.label)
+    begun = out.exists(MANIFEST)
+    if begun and not out.exists(SUMMARY) and (kept := kept_images(out, request.images, request.limit, columns)):
+        say(f"the job goes on with the {len(kept):,} photos that were listed when it began")
+        return kept
+    return list_images(request.images, request.limit, outs=[request.out], keep=None if begun else out, columns=columns)
 
 
 def describe_job(recipe: Recipe, about: dict[str, Any], images: ImageList, classes: Sequence[SupportSet],

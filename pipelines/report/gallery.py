@@ -14,6 +14,7 @@ from pipelines.base.storage import Store
 from pipelines.data import rle
 from pipelines.data.shardset import Shards
 from pipelines.labelling.parts import decided_parts
+from pipelines.labelling.photo_reader import read_photo
 from pipelines.pages.pictures import photo_url
 from pipelines.report.collect import FinishedJob
 
@@ -125,7 +126,7 @@ class RowSelection:
 
 
 def _picture(labels: FinishedJob, kind: str, row: Label) -> GalleryPicture:
-    data = Store(labels.manifest.images_url).read_bytes(row["file_name"])
+    data = read_photo(Store(labels.url), labels.manifest, row["file_name"])
     image = decode_image(data, limits=labels.manifest, exif=True, where=row["file_name"])
     mask = _mask(row) if row["area"] else None
     name = str(row["file_name"]).rsplit("/", 1)[-1]

@@ -28,6 +28,7 @@ from pipelines.labelling.decisions import (
 from pipelines.labelling.instance_decisions import follow_instance
 from pipelines.labelling.manifest import MANIFEST, JobManifest
 from pipelines.labelling.parts import finished_chunks, part_name
+from pipelines.labelling.photo_reader import read_photo
 
 Row = dict[str, Any]  # a row of a part
 
@@ -67,7 +68,7 @@ class ReviewedJob:
 
     def photo(self, file_name: str) -> bytes:
         """The bytes of a photo."""
-        return Store(self.manifest.images_url).read_bytes(file_name)
+        return read_photo(self.out, self.manifest, file_name)
 
     def pixels(self, file_name: str) -> np.ndarray:
         """The upright photo as [H, W, 3] uint8. Raises `BadImage`."""

@@ -26,6 +26,7 @@ from pipelines.labelling.decisions import DECISIONS, Decisions, decisions_hash, 
 from pipelines.labelling.engines import Engine
 from pipelines.labelling.images import PhotoReader, list_images
 from pipelines.labelling.job import LabellingJob, label_rows
+from pipelines.labelling.listing import read_listing
 from pipelines.labelling.manifest import JobManifest, claim_folder, describe_classes
 from pipelines.labelling.outputs import write_outputs
 from pipelines.labelling.parts import part_name, result_columns, schema_of
@@ -168,7 +169,8 @@ def prepare_redo(old: ReviewedJob, out: Store, below: float, decisions: Decision
 
     Raises `FssError` if photos have changed or a support set is missing.
     """
-    images = list_images(old.manifest.images_url, old.manifest.limit, outs=[old.out.url, out.url])
+    kept = None if old.manifest.inputs == "folder" else read_listing(old.out)
+    images = kept or list_images(old.manifest.images_url, old.manifest.limit, outs=[old.out.url, out.url])
     if images.hash != old.manifest.images_hash:
         raise FssError("photos were added, removed or changed since they were labelled", where=images.url,
                        hint="label them with `fss label` to a new --out")
@@ -177,6 +179,7 @@ def prepare_redo(old: ReviewedJob, out: Store, below: float, decisions: Decision
         **old.manifest.content(), **describe_classes(classes), "images_url": images.url,
         "redoes": hashlib.sha256(out.read_bytes(ORIGIN)).hexdigest()[:16]})
     claim_folder(out, manifest)
+    images.save(out)
     return RedoJob(out, images, manifest, old, decisions, below), classes
 
 

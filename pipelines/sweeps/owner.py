@@ -47,7 +47,7 @@ class Owner:
 
         Returns whether it was written. Raises `FssError` for a bucket without conditional writes.
         """
-        if not self.store.is_s3:
+        if self.store.is_local:
             self.store.write_json(OWNER, self._next())
             return True
         check_conditional_writes(self.store, OWNER)
@@ -133,7 +133,7 @@ def _refusal(store: Store) -> FssError:
 @contextmanager
 def _exclusive(store: Store, wait_s: float = 0.0) -> Iterator[bool]:
     """Lock a local workspace; yields whether the lock was free. A bucket has no lock and always yields True."""
-    if store.is_s3:
+    if not store.is_local:
         yield True
         return
     path = Path(store.url) / "sweep" / "lock"
@@ -156,7 +156,7 @@ def is_alive(store: Store, *, watch: bool = False) -> bool:
     about = _read(store, OWNER)
     if not about:
         return False
-    if not store.is_s3:
+    if store.is_local:
         with _exclusive(store) as free:
             return not free
     if about["host"] == socket.gethostname():

@@ -181,7 +181,7 @@ class SweepWatch:
         elif now - self._said >= self._every:
             self._said = now
             say(f"{self.state.sweep}: {self.state.line}")
-        if now - self._wrote >= (5.0 if self._store.is_s3 else 2.0):
+        if now - self._wrote >= (2.0 if self._store.is_local else 5.0):
             self._write()
 
     def _write(self) -> None:

@@ -71,7 +71,7 @@ def test_every_command_has_a_help_page(command: str) -> None:
     (("sweep", "status", "--out", "nowhere"), "no sweep was run here"),
     (("sweep", "resume", "--out", "nowhere"), "no sweep was run here"),
     (("sweep", "cancel", "--out", "nowhere"), "no sweep is under way here"),
-    (("report", "--out", "gs://bucket"), "unsupported URL"),
+    (("report", "--out", "ftp://bucket"), "unsupported URL"),
 ])
 def test_mistakes_end_with_status_2_and_one_line(args: tuple[str, ...], line: str, fss: Fss, tmp_path: Path) -> None:
     assert_one_line(fss(*args, cwd=tmp_path), line)

@@ -11,10 +11,13 @@ from typing import Any
 from fss_models.errors import FssError
 from fss_models.photo_files import UNREAD_SUFFIXES, Orientation, is_photo
 from pipelines.base.files import files_below
+from pipelines.base.filesystems import SCHEMES
 from pipelines.base.storage import Store
 from pipelines.config.data import SourceConfig
 from pipelines.data.class_names import shown_text
 from pipelines.data.sources.finder import FileFinder
+
+UNKNOWN = -1  # bytes of a photo that is not below the root
 
 
 @dataclass(frozen=True)
@@ -144,7 +147,11 @@ class Source(ABC):
 
     def fetch(self, item: SourceImage) -> FetchedImage:
         """Read the files of one image. Raises `FssError` if one cannot be read."""
-        return FetchedImage(self.store.read_bytes(item.path), item.annotations)
+        return FetchedImage(self.read_photo(item.path), item.annotations)
+
+    def read_photo(self, path: str) -> bytes:
+        """The bytes of a photo below the root, or at a URL of a bucket. Raises `FssError` if it cannot be read."""
+        return Store(path).read_bytes() if in_bucket(path) else self.store.read_bytes(path)
 
     def annotated_size(self, item: SourceImage, fetched: FetchedImage) -> tuple[int, int] | None:
         """(height, width) that the annotations refer to, None if it is unknown before decoding. Raises `BadImage`."""
@@ -184,6 +191,12 @@ def unread_pictures(store: Store) -> list[SourceFailure]:
     """A failure for each picture below a root whose format is not read, such as a camera's raw file."""
     return [SourceFailure(name, "index", "photos of this format are not read: save it as JPEG or PNG")
             for name in files_below(store) if name.lower().endswith(UNREAD_SUFFIXES)]
+
+
+def in_bucket(name: str) -> bool:
+    """Whether the name of a photo is its URL in a bucket. Other URLs are not read: annotations may come from anyone."""
+    scheme, mark, _ = name.partition("://")
+    return bool(mark) and scheme in SCHEMES and scheme != "memory"
 
 
 def is_image(name: str) -> bool:

@@ -1,7 +1,8 @@
 """A Parquet table (one file or several) with one row per object.
 
     image      binary        the photo's file, or
-    file_name  string        the path of the photo below the root, or the end of that path
+    file_name  string        the path of the photo below the root, or the end of that path; or, for a photo that is not
+                             there, its URL in a bucket (s3://, gs://, az://)
     class      string        null together with `mask`: the photo shows no object
     mask       one of        binary: the bytes of a PNG (`fss_models.mask_files`)
                              struct<size: list<int>, counts: string | binary | list<int>>: COCO's RLE, size [h, w]
@@ -30,7 +31,7 @@ from fss_models.photo_files import image_size, turned_size
 from pipelines.config.data import SourceConfig
 from pipelines.data import rle
 from pipelines.data.sources.annotated import LabelledShape, polygon, rasterise_shapes
-from pipelines.data.sources.base import FetchedImage, ImageMasks, Source, SourceImage, digest_of
+from pipelines.data.sources.base import UNKNOWN, FetchedImage, ImageMasks, Source, SourceImage, digest_of, in_bucket
 from pipelines.data.sources.text import class_name
 
 CACHED_GROUPS = 2  # row groups that a worker has in memory
@@ -116,6 +117,9 @@ class TableSource(Source):
                 except FssError as error:
                     self.fail(photo, error.what)
                     continue
+                if found is None and in_bucket(photo):
+                    found = photo
+                    self.files[found] = UNKNOWN
                 if found is None:
                     self.fail(photo, "the table names this photo but it is missing")
                     continue
@@ -133,7 +137,7 @@ class TableSource(Source):
             if data is None:
                 raise BadImage(f"{item.annotations[0].file} row {item.annotations[0].number}: its image is empty")
         else:
-            data = self.store.read_bytes(item.path)
+            data = self.read_photo(item.path)
         return FetchedImage(data, [(row, values["mask"]) for row, values in found])
 
     def annotated_size(self, item: SourceImage, fetched: FetchedImage) -> tuple[int, int] | None:

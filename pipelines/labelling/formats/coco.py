@@ -36,7 +36,8 @@ def write_coco(out: Store, manifest: JobManifest, name: str, *, outlines: bool =
 
 def _images(out: Store, manifest: JobManifest) -> Iterator[dict[str, Any]]:
     for photo in photos(out, manifest, SHORT):
-        yield {"id": photo.image_id, "file_name": photo.file_name, "height": photo.height, "width": photo.width}
+        yield {"id": photo.image_id, "file_name": photo.file_name, "height": photo.height, "width": photo.width,
+               **({} if photo.source_id is None else {"source_id": photo.source_id})}
 
 
 def _annotations(out: Store, manifest: JobManifest, outlines: bool) -> Iterator[dict[str, Any]]:

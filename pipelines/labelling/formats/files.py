@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain, count
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -19,15 +20,22 @@ def mask_of(photo: PhotoRows, row: dict[str, Any]) -> np.ndarray:
 class UniqueStems:
     """Unique names for photos: the name without its suffix, unless an earlier photo has that.
 
-    Photos come sorted, so that those with the same stem follow one another; only their names are remembered.
+    ordered: photos come sorted, so that those with the same stem follow one another; only their names are remembered.
+    Photos of a list or of tar files come in any order.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, ordered: bool = True) -> None:
         self._taken: list[str] = []
+        self._all: set[str] | None = None if ordered else set()
 
     def name(self, file_name: str) -> str:
         """The unique name of a photo: `a/b` for the first of `a/b.jpg` and `a/b.png`, the whole name for the second."""
         stem = str(PurePosixPath(file_name).with_suffix(""))
+        if self._all is not None:
+            more = (f"{file_name}-{number}" for number in count(2))
+            name = next(n for n in chain((stem, file_name), more) if n not in self._all)
+            self._all.add(name)
+            return name
         self._taken = [t for t in self._taken if file_name.startswith(f"{t}.")]
         if stem in self._taken:
             return file_name

@@ -19,7 +19,7 @@ from fss_models.errors import FssError
 from pipelines.base.storage import Store
 from pipelines.labelling.formats.files import UniqueStems, mask_of
 from pipelines.labelling.formats.outline import joined, polygons
-from pipelines.labelling.manifest import JobManifest
+from pipelines.labelling.manifest import PLAIN, JobManifest
 from pipelines.labelling.parts import PhotoRows, photos
 
 WRITERS, AHEAD = 8, 64  # threads that write small files, and photos in memory
@@ -38,18 +38,18 @@ def write_yolo(out: Store, manifest: JobManifest, name: str) -> None:
     labels beside the photos. Raises `FssError` for two photos whose names differ only in the suffix, and for photos
     whose labels YOLO would not find.
     """
-    stems = UniqueStems()
+    stems = UniqueStems(ordered=manifest.inputs in PLAIN)
 
     def one(photo: PhotoRows) -> tuple[str, bytes]:
-        _check_name(photo.file_name, stems, out.path(name))
+        _check_name(photo.path, stems, out.path(name))
         lines = [line for number, row in photo.objects for line in _yolo_lines(photo, number, row)]
-        return f"{name}/labels/{os.path.splitext(photo.file_name)[0]}.txt", "".join(lines).encode()
+        return f"{name}/labels/{os.path.splitext(photo.path)[0]}.txt", "".join(lines).encode()
 
     _write_all(out, manifest, one)
     with out.stream(f"{name}/photos.txt") as file:
         for photo in photos(out, manifest, LISTED):
-            file.write(f"./images/{photo.file_name}\n".encode())
-    if "://" not in manifest.images_url and not out.is_s3:
+            file.write(f"./images/{photo.path}\n".encode())
+    if manifest.inputs in PLAIN and "://" not in manifest.images_url and out.is_local:
         with suppress(FileExistsError):
             Path(out.path(f"{name}/images")).symlink_to(manifest.images_url, target_is_directory=True)
     about = {"train": "photos.txt", "val": "photos.txt", "names": dict(enumerate(manifest.classes))}
@@ -82,7 +82,7 @@ def write_semantic(out: Store, manifest: JobManifest, name: str) -> None:
     Where masks overlap, the pixels belong to the mask with the highest quality, or score if it has no quality. PNGs
     have 8 bits, or 16 for more than 255 classes.
     """
-    stems, deep = UniqueStems(), len(manifest.classes) > BYTE
+    stems, deep = UniqueStems(ordered=manifest.inputs in PLAIN), len(manifest.classes) > BYTE
 
     def one(photo: PhotoRows) -> tuple[str, bytes]:
         drawn = np.zeros((photo.height, photo.width), dtype=np.uint16 if deep else np.uint8)
@@ -91,7 +91,7 @@ def write_semantic(out: Store, manifest: JobManifest, name: str) -> None:
             drawn[mask_of(photo, row)] = number + 1
         file = io.BytesIO()
         Image.fromarray(drawn).save(file, "PNG")
-        return f"{name}/{stems.name(photo.file_name)}.png", file.getvalue()
+        return f"{name}/{stems.name(photo.path)}.png", file.getvalue()
 
     _write_all(out, manifest, one)
     out.write_bytes(f"{name}/classes.txt", "".join(f"{c}\n" for c in manifest.classes).encode())

@@ -40,8 +40,6 @@ def write_label_studio(out: Store, manifest: JobManifest, name: str) -> None:
 
 
 def _task(photo: PhotoRows, manifest: JobManifest) -> dict[str, Any]:
-    place = manifest.images_url
-    url = f"{place}/{photo.file_name}" if "://" in place else f"/data/local-files/?d={quote(photo.file_name)}"
     found = [{"id": "-".join(str(n) for n in (photo.image_id, number, row.get("number")) if n is not None),
               "type": "brushlabels", "from_name": "label", "to_name": "image",
               "original_width": photo.width, "original_height": photo.height, "image_rotation": 0,
@@ -49,8 +47,17 @@ def _task(photo: PhotoRows, manifest: JobManifest) -> dict[str, Any]:
               "value": {"format": "rle", "brushlabels": [manifest.classes[number]],
                         "rle": list(encode_brush(mask_of(photo, row)))}} for number, row in photo.objects]
     sure = min((_sure(row) for _, row in photo.masks), default=0.0)
-    return {"id": photo.image_id, "data": {"image": url}, "predictions": [
+    own = {} if photo.source_id is None else {"source_id": photo.source_id}
+    return {"id": photo.image_id, "data": {"image": _url(photo, manifest), **own}, "predictions": [
         {"model_version": manifest.bundle_id, "score": sure, "result": found}]}
+
+
+def _url(photo: PhotoRows, manifest: JobManifest) -> str:
+    if "://" in photo.file_name:
+        return photo.file_name
+    place = Store(manifest.images_url)
+    root = place.parent.url if manifest.inputs == "list" else place.url
+    return f"{root}/{photo.file_name}" if "://" in root else f"/data/local-files/?d={quote(photo.file_name)}"
 
 
 def _sure(row: dict[str, Any]) -> float:
