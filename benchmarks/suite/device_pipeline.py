@@ -61,7 +61,7 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
 @torch.inference_mode()
 def _measure(labeler: Labeler, photos: list[bytes], support: str, config: dict[str, Any]) -> dict[str, Any]:
     execution, batch = labeler.execution, config["batch"]
-    memory, prepared = labeler.memory(support), [labeler._prepare(p) for p in photos]
+    memory, prepared = labeler.memory(support), [labeler._preparer.whole(p) for p in photos]
     pairs = execution.indices(first_set_pairs(batch))
     batches = [Images.join(prepared[i:i + batch]).to(labeler.device)
                for i in range(0, len(photos) // batch * batch, batch)]
@@ -88,7 +88,7 @@ def _measure(labeler: Labeler, photos: list[bytes], support: str, config: dict[s
     with ThreadPoolExecutor(cores) as threads:
         ways: dict[str, Callable[[], object]] = {
             "pipeline": lambda: labeler.label(photos, support, batch), "bare": bare, "judge": judge,
-            "decode": lambda: list(threads.map(labeler._prepare, photos)),
+            "decode": lambda: list(threads.map(labeler._preparer.whole, photos)),
             "run_lengths": lambda: list(threads.map(lambda one: encode_logits(one[0], one[1], 0.0),
                                                     zip(logits, sizes, strict=False)))}
         wall, cpu = wall_and_cpu(ways, config["repeats"])

@@ -45,13 +45,13 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
             features = model.encode(photos.rows(begin, begin + config["batch"]))
             pairs = torch.tensor([[s, i] for i in range(len(features)) for s in range(len(sets))])
             found.append(model.segment(memory, features, pairs.to(config["device"])).logits > 0)
-        return torch.cat(found)
+        return torch.cat(found).cpu()
 
     prepared = loop.prepare(model)
 
     def official() -> torch.Tensor:
         return torch.stack([loop.segment(model, prepared, photos.pixels[own], one.masks[0], photos.pixels[i : i + 1])
-                            for i in range(first, len(photos)) for own, one in zip(sets, marks, strict=True)])
+                            for i in range(first, len(photos)) for own, one in zip(sets, marks, strict=True)]).cpu()
 
     ways = {"ours": ours, "official": official}
     with torch.inference_mode():
@@ -85,7 +85,7 @@ def _spent(ways: dict[str, Callable[[], torch.Tensor]], repeats: int) -> tuple[d
     cpu, clock = ({name: float("inf") for name in ways} for _ in range(2))
     for _ in range(repeats):
         for name, way in ways.items():
-            spent = cpu_and_wall(lambda way=way: way().cpu())
+            spent = cpu_and_wall(way)
             cpu[name], clock[name] = min(cpu[name], spent[0]), min(clock[name], spent[1])
     return cpu, clock
 
