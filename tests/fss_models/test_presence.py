@@ -115,12 +115,12 @@ def test_a_class_that_is_not_there_takes_no_pixel_from_others(labeler: Labeler) 
 
 def test_large_sets_adjust_the_calibrator_and_far_ones_are_uncalibrated(labeler: Labeler) -> None:
     assert labeler.judge is not None
-    statistics = labeler._memorise(support_set("ball", 1000, 1001, 1002)).statistics
+    statistics = labeler._memorise(support_set("ball", 1000, 1001, 1002), 0).statistics
     assert statistics is not None
     assert statistics.opinion is not None
     assert 0 < statistics.opinion.iou <= 1
     assert not statistics.far
-    one = labeler._memorise(support_set("ball", 1000)).statistics
+    one = labeler._memorise(support_set("ball", 1000), 0).statistics
     assert one is not None
     assert one.opinion is None
     limit = labeler.judge.calibrator.limit.clone()

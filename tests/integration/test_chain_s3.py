@@ -34,7 +34,7 @@ from pipelines.sweeps.plan import collect_results
 
 SETTINGS = [
     "data.source.images=90", "data.source.side=96", "data.images_per_part=30",
-    'methods=[{"name": "prior", "preset": "debug"}, {"name": "sansa", "preset": "debug"}]', "sweep.folds=[0,1]",
+    'methods=[{"name": "prior", "preset": "debug"}, {"name": "sansa", "preset": "debug"}]', "sweep.folds=[0]",
     "train.steps=6", "train.batch=2", "train.checkpoint_every=3", "train.log_every=2", "train.pool_bytes=64000000",
     "train.selection=published", "train.select.points=2", "eval.episodes=8", "label.chunk=8", "label.batch=4",
 ]
@@ -71,9 +71,9 @@ def recipe(s3_server: S3Server, chain: Run) -> Recipe:
 
 @pytest.fixture
 def results(recipe: Recipe) -> list[RunResult]:
-    """The results of prior and sansa on two folds."""
+    """The results of prior and sansa."""
     found = collect_results(recipe)
-    assert [r.error for r in found] == [""] * 4
+    assert [r.error for r in found] == [""] * 2
     return found
 
 
@@ -123,7 +123,7 @@ def test_results_agree_with_their_episodes(recipe: Recipe, results: list[RunResu
         info = load_bundle(r.bundle)[1]
         assert not test_photos & set(info.trained_on)
         assert bool(info.trained_on) == (r.spec.method.name == "sansa")
-    assert results[0].list_hash == results[2].list_hash != results[1].list_hash
+    assert results[0].list_hash == results[1].list_hash
 
 
 def test_steps_chosen_on_test_episodes_are_told(recipe: Recipe, results: list[RunResult]) -> None:
@@ -131,7 +131,7 @@ def test_steps_chosen_on_test_episodes_are_told(recipe: Recipe, results: list[Ru
     board = read_leaderboard(recipe)
     assert "test episodes themselves" in board.selection
     assert board.selection in format_leaderboard(board)
-    for r in results[2:]:
+    for r in results[1:]:
         chosen = r.details["selection"]
         assert set(chosen["grid"]) == {"3", "6"}
         assert chosen["steps"] == r.steps == Store(r.bundle).read_json("bundle.json")["provenance"]["steps"]

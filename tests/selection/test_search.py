@@ -117,9 +117,11 @@ def test_a_trial_sees_neither_novel_classes_nor_test_photos(recipe: Recipe) -> N
             assert not novel & set(whole.shards.rows[photo]["class_ids"])
 
 
-def test_a_search_runs_and_is_taken_up(recipe: Recipe, ray_cluster: object) -> None:
-    """Would catch: a trial that begins anew at a rung, scores that depend on what was known before, a run that MLflow
-    does not show, a recipe that cannot be read."""
+@pytest.mark.parametrize("folds", [[0], pytest.param([0, 1], marks=pytest.mark.slow)])
+def test_a_search_runs(recipe: Recipe, ray_cluster: object, folds: list[int]) -> None:
+    """Would catch: a trial that begins anew at a rung, a run that MLflow does not show, a recipe that cannot be read;
+    with two folds also scores that depend on what was known before."""
+    recipe = recipe.model_copy(update={"search": recipe.search.model_copy(update={"folds": folds})})
     found = search(recipe)
     (method,) = found.methods
     best, stopped = method.trials
@@ -127,12 +129,20 @@ def test_a_search_runs_and_is_taken_up(recipe: Recipe, ray_cluster: object) -> N
     assert (best.ended, stopped.ended) == ("trained to its end", "stopped at 2 steps: 2 of 2, 1 went on")
     assert best.scores[0].miou >= stopped.scores[0].miou
     assert method.best == best
-    assert method.spent[:2] == ((2 * 2 + 2) * 2, (2 * 2 + 2) * 2 * 2)
-    assert all(s.miou == pytest.approx(sum(s.folds.values()) / 2) for t in method.trials for s in t.scores)
+    assert method.spent[:2] == ((2 * 2 + 2) * len(folds), (2 * 2 + 2) * len(folds) * 2)
+    for score in (s for t in method.trials for s in t.scores):
+        assert list(score.folds) == folds
+        assert score.miou == pytest.approx(sum(score.folds.values()) / len(folds))
     assert "No novel class was seen" in format_search(found)
     _check_files(recipe, found)
     _check_tracking(recipe, found)
 
+    if len(folds) == 2:
+        _check_taken_up(recipe, found)
+
+
+def _check_taken_up(recipe: Recipe, found: SearchResult) -> None:
+    best = found.methods[0].trials[0]
     place = Path(recipe.out) / "search"
     assert not list(place.glob("runs/*/*/checkpoint*")), "ended trials leave no checkpoints"
     before = {p: p.stat().st_mtime_ns for p in place.glob("scores/*/*")}

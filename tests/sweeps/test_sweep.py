@@ -45,7 +45,7 @@ def test_selection_and_a_failed_run_are_told(debug_recipe: Recipe, ray_cluster: 
     assert [r.error for r in collect_results(recipe)] == ["", bad.error]
     board = make_leaderboard(recipe, [good, bad])
     assert board.rows[1].failed == {bad.run: bad.error}
-    assert board.winner == ""
+    assert board.winner == board.rows[0].label, "a method with a failed run cannot win"
 
     chosen = good.details["selection"]
     assert set(chosen["grid"]) == {"2", "4"}
@@ -63,6 +63,7 @@ def test_a_finished_sweep_computes_nothing_new(debug_recipe: Recipe, ray_cluster
     recipe = debug_recipe.model_copy(update={"methods": debug_recipe.methods[:1]})
     results = run_sweep(recipe)
     assert [r.error for r in results] == [""] * 2
+    assert results[0].list_hash != results[1].list_hash
     capfd.readouterr()
     assert run_sweep(recipe) == results
     assert "2 of 2 runs are already finished" in capfd.readouterr().err
