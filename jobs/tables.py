@@ -61,14 +61,14 @@ def make_cells(table: PublishedTable, *, rows: Sequence[str] = (), columns: Sequ
     `roots`: dataset name -> its folder; `weights`: weight file name -> its path; both replace those of the recipes.
     Raises `FssError` for a row, column, dataset or weight file that the table does not have, and for a wrong recipe.
     """
-    _check_names("row", rows, [r.name for r in table.rows])
-    _check_names("column", columns, list(table.columns))
+    check_names("row", rows, [r.name for r in table.rows])
+    check_names("column", columns, list(table.columns))
     cells = [_cell(row, key, table.columns[key], sets,
                    out) for row in table.rows if not rows or row.name in rows for key in table.columns_of(row)
              if not columns or key in columns]
     parts = [part for c in cells for part in (c.recipe.data, *(m.data for m in c.recipe.mixture))]
-    _check_names("dataset", roots or {}, [p.name for p in parts])
-    _check_names("weight file", weights or {}, [file_name(p) for c in cells for p in _weight_paths(c.method)])
+    check_names("dataset", roots or {}, [p.name for p in parts])
+    check_names("weight file", weights or {}, [file_name(p) for c in cells for p in _weight_paths(c.method)])
     return [TableCell(row=c.row, key=c.key, column=c.column, folds=c.folds,
                       recipe=_with_places(c.recipe, roots or {}, weights or {})) for c in cells]
 
@@ -88,7 +88,8 @@ def _count_folds(data: DataConfig) -> int:
     return int(BENCHMARKS.get(data.source.format, {}).get("folds", data.folds))
 
 
-def _check_names(what: str, names: Sequence[str] | Places, known: Sequence[str]) -> None:
+def check_names(what: str, names: Sequence[str] | Places, known: Sequence[str]) -> None:
+    """Raise `FssError` for a name that is not among the known ones; `what` says what it names."""
     for name in names:
         if name not in known:
             raise FssError(f"the table has no {what} {name!r}", hint=f"known: {', '.join(dict.fromkeys(known))}")

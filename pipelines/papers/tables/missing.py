@@ -53,7 +53,7 @@ def find_missing(cells: Sequence[TableCell]) -> list[MissingFile]:
     files: dict[str, str] = {}
     for cell in cells:
         for part in datasets(cell.recipe):
-            if part.name not in data and (found := _missing_data(part, cell.recipe.out)):
+            if part.name not in data and (found := missing_data(part, cell.recipe.out)):
                 data[part.name] = found
         files |= {place: sha for place, sha in weight_files(cell.method) if not is_fetched(place)}
     if data or any("://" not in place for place in files):
@@ -80,7 +80,8 @@ def file_name(place: str) -> str:
     return place.partition("#")[0].rsplit("/", 1)[-1]
 
 
-def _missing_data(part: DataConfig, out: str) -> MissingFile | None:
+def missing_data(part: DataConfig, out: str) -> MissingFile | None:
+    """What a dataset lacks, None if it is complete or the workspace `out` has its shards."""
     if part.source.format == "shapes" or Store(Workspace(out).shards(part.name)).exists("manifest.json"):
         return None
     root = part.source.root
