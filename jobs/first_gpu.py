@@ -192,8 +192,9 @@ def document(jobs: Sequence[KitJob], sets: Sequence[str]) -> dict[str, Any]:
 def _row(job: KitJob) -> dict[str, Any]:
     table = load_table(job.row.table)[1]
     by_name = {r.name: r for r in table.all_rows}
-    published = [{"value": table.figure(by_name[n], job.row.column, FOLD), "of": n,
-                  "source": getattr(by_name[n], "source", table.source)} for n in job.row.figures]
+    published: list[dict[str, Any]] = [
+        {"value": table.figure(by_name[n], job.row.column, FOLD), "of": n,
+         "source": getattr(by_name[n], "source", table.source)} for n in job.row.figures]
     record = job.read_record()
     made: dict[str, Any] = {"row": job.row.name, "benchmark": job.row.title, "fold": FOLD, "published": published}
     if record:
