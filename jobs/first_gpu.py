@@ -219,7 +219,7 @@ def render_text(found: dict[str, Any]) -> str:
             first = [row["row"], f"{row['benchmark']}, fold {row['fold']}", *ours]
             lines.append([*(first if i == 0 else [p["of"], "", "", "", ""]), f"{p['value']:.1f}",
                           f"{p['difference']:+.1f}" if done else "–"])
-            notes.append(f"{p['of']}: published figure of {p['source']}.")
+            notes.append(f"{p['of']}, published: {p['source']}.")
         if done:
             notes.append(f"{row['row']}: {row['episodes']} episodes of list {row['list_hash'][:12]}, "
                          f"{row['precision']}, on {row['device']}.")
