@@ -29,14 +29,14 @@ where = [on.options(label_selector={"ray.io/node-id": node["NodeID"]}).remote() 
 print("machines:", *sorted(ray.get(where)))
 """
 STEPS = """
+export TMPDIR=$HOME
 ray up -y {file} --no-config-cache
 ray submit {file} where.py
 ray dashboard {file} </dev/null >dashboard.log 2>&1 &
 until curl -s -o /dev/null http://127.0.0.1:8265; do sleep 1; done
 RAY_AUTH_MODE=token RAY_AUTH_TOKEN=test fss submit --working-dir '' doctor
 ray down -y {file}
-sleep 2
-echo "left: $(pgrep -c raylet) raylets"
+while pgrep -x raylet; do sleep 1; done  # `ray down` stops the head; a worker ends once it has missed it
 """
 SRUN = """#!/bin/bash
 # In place of Slurm's: the command on both machines; fails if it fails on one.
@@ -91,8 +91,7 @@ def test_two_machines_over_ssh(tmp_path: Path) -> None:
         f"RAY_AUTH_MODE=token\nRAY_AUTH_TOKEN=test\nRAY_agent_register_timeout_ms={AGENT_WAIT_S * 1000}\n")
     said = on_machines(tmp_path, ["bash", "-euc", STEPS.format(file="cluster.yaml")])
     assert "machines: 10.77.0.1 10.77.0.2" in said
-    assert "succeeded" in said.lower(), said[-3000:]
-    assert "left: 0 raylets" in said, said[-3000:]
+    assert "this machine is ready" in said
 
 
 def test_the_slurm_script_wants_a_command() -> None:
@@ -109,7 +108,12 @@ def test_the_slurm_script_on_two_machines(tmp_path: Path) -> None:
     srun.write_text(SRUN.format(folder=tmp_path / "m"))
     srun.chmod(0o755)
     first = f'nsenter --net -t "$(cat {tmp_path}/m/1/pid)" -- bash {SLURM} doctor --json'
-    said = on_machines(tmp_path, ["bash", "-euc", first], PATH=f"{tmp_path}/bin:{PATHS}", FSS_VENV=sys.prefix,
-                       SLURM_JOB_ID="7", SLURM_JOB_NUM_NODES="2", SLURM_CPUS_ON_NODE="1")
+    job = str(os.getpid())
+    try:
+        said = on_machines(tmp_path, ["bash", "-euc", first], PATH=f"{tmp_path}/bin:{PATHS}", FSS_VENV=sys.prefix,
+                           SLURM_JOB_ID=job, SLURM_JOB_NUM_NODES="2", SLURM_CPUS_ON_NODE="1")
+    finally:
+        shutil.rmtree(f"/tmp/fss-{job}", ignore_errors=True)
     assert "On head node" in said
     assert "On worker node" in said
+    assert "(cluster)" in said, said[-3000:]  # which starts once both nodes have joined
