@@ -172,3 +172,16 @@ def test_mistakes_in_the_settings_are_named() -> None:
     assert "0 and 0.5" in tile_mistake(256, 0.7, "none")
     assert "not tiles" in tile_mistake(256, 0.25, "model")
     assert "not tiles" in tile_mistake(256, 0.25, "prompts")
+
+
+def test_negative_examples_are_cut_but_say_nothing_about_size() -> None:
+    """Would catch a whole negative photo that makes small objects large, and negative points that are cut away."""
+    photos = [np.zeros((1000, 1000, 3), np.uint8)] * 2
+    small = Prompt(kind=PromptKind.BOX, box=torch.tensor([500.0, 500.0, 510.0, 510.0]))
+    whole = Prompt(kind=PromptKind.MASK, mask=torch.ones(1000, 1000, dtype=torch.bool), negative=True)
+    assert fitting_side(photos, [small, whole], 256) == fitting_side(photos[:1], [small], 256)
+    off = Prompt(kind=PromptKind.POINTS, points=torch.tensor([[900.0, 100.0]]), labels=torch.tensor([0]), negative=True)
+    (image,), (moved,) = cut_supports(photos[:1], [off], 256)
+    assert image.shape == (256, 256, 3)
+    assert moved.points is not None
+    assert moved.points.tolist() == [[156.0, 100.0]], "the tile ends with the photo"
