@@ -32,7 +32,7 @@ FLOORS = (
     ("serving", "selection"),
     ("labelling",),
     ("review",),
-    ("console", "report", "papers"),
+    ("console", "report", "papers", "integrations"),
     ("infra",),
     ("jobs", "benchmarks"),
 )
