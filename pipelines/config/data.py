@@ -71,7 +71,7 @@ class SplitConfig(Section):
 
     file: str = ""  # JSON {name: {"train": [...], "test": [...]}}; empty: drawn with `seed`
     key: str = ""  # name of the entry in the file; empty: the last folder of the source's root
-    test_fraction: float = Field(0.3, gt=0, lt=1)  # share of the photos that are tested, without a file
+    test_fraction: float = Field(0.3, ge=0, lt=1)  # share of the photos that are tested, without a file; 0: all train
     seed: int = 0  # of the drawing, without a file
 
 

@@ -31,10 +31,10 @@ def choose_classes(
     """The classes with enough photos in both splits (ids unchanged), and the dropped ones (name -> reason).
 
     `folds`: the fold of each class, where a benchmark publishes a table. A class of a benchmark needs enough photos in
-    one split only, because many classes are only trained or only tested. The same holds for a dataset without any
-    training photo.
+    one split only, because many classes are only trained or only tested. The same holds for a dataset whose photos are
+    all in one split.
     """
-    both = cfg.source.format not in BENCHMARKS and any(row["split"] == "train" for row in rows)
+    both = cfg.source.format not in BENCHMARKS and {"train", "test"} <= {row["split"] for row in rows}
     photos: Counter[tuple[int, str]] = Counter(
         (c, row["split"]) for row in rows for c in counted_classes(row, cfg))
     kept, dropped = [], {}
