@@ -136,3 +136,6 @@ class MixtureConfig(Section):
 
     data: DataConfig
     weight: float = Field(gt=0, lt=1)  # share of the clips that come from this dataset
+    # Class of this dataset -> what it means, where its name does not say so: {pug: dog, sofa_bed: "sofa, bed"}. It is
+    # hidden with these
+    means: dict[str, str] = Field(default_factory=dict)

@@ -6,6 +6,8 @@ import hashlib
 import json
 from typing import Any
 
+from pydantic import Field
+
 from fss_models import registry
 from fss_models.presets import PRESETS
 from fss_models.shipped.files import ShippedWeights, find_weights
@@ -27,6 +29,7 @@ class MixtureShare(Section):
     shards: str
     data_hash: str
     weight: float
+    means: dict[str, str] = Field(default_factory=dict)  # class -> what it means, where its name does not say so
 
 
 class RunSpec(Section):
@@ -72,7 +75,7 @@ class RunSpec(Section):
         if self.shipped:
             content.append(self.shipped)
         if self.mixture:
-            content += [[m.data_hash, m.weight] for m in self.mixture]
+            content += [[m.data_hash, m.weight, *([m.means] if m.means else [])] for m in self.mixture]
         if self.holdout or self.selected_on:
             content.append({"holdout": self.holdout, "selected_on": self.selected_on})
         if self.learner:

@@ -34,7 +34,11 @@ def meanings(name: str) -> set[str]:
     return {COCO_WORDS.get(w, w) for w in words if w}
 
 
-def find_counterparts(novel: Collection[str], classes: Mapping[int, str]) -> dict[int, str]:
-    """The entries of `classes` (id -> name, of another dataset) that share a meaning with one of the `novel` names."""
-    hidden = {meaning for name in novel for meaning in meanings(name)}
-    return {c: name for c, name in classes.items() if meanings(name) & hidden}
+def find_counterparts(novel: Collection[str], classes: Mapping[int, str], means: Mapping[str, str] | None = None
+                      ) -> dict[int, str]:
+    """The entries of `classes` (id -> name, of another dataset) that share a meaning with one of the `novel` names.
+
+    means: further meanings of classes by their names, such as {"pug": "dog"}.
+    """
+    hidden, further = {meaning for name in novel for meaning in meanings(name)}, means or {}
+    return {c: name for c, name in classes.items() if (meanings(name) | meanings(further.get(name, ""))) & hidden}

@@ -25,5 +25,5 @@ def ensure_mixture(recipe: Recipe) -> list[Shards]:
 
 def mixture_shares(recipe: Recipe, mixed: Sequence[Shards]) -> tuple[MixtureShare, ...]:
     """The mixture as a run records it. `mixed` are the shards of the recipe's further datasets, in order."""
-    return tuple(MixtureShare(shards=s.url, data_hash=s.manifest.content_hash, weight=m.weight)
+    return tuple(MixtureShare(shards=s.url, data_hash=s.manifest.content_hash, weight=m.weight, means=m.means)
                  for s, m in zip(mixed, recipe.mixture, strict=True))

@@ -85,15 +85,20 @@ class FoldData:
         """This dataset and the others of the run's mixture. Counterparts of its novel classes are hidden in the others.
 
         A class that was dropped here is in no fold, so its counterparts are hidden too. Raises `FssError` for shards of
-        the mixture that do not record the ids of their dropped classes.
+        the mixture that do not record the ids of their dropped classes, and for `means` of unknown classes.
         """
-        others = [FoldData.open(m.shards, None) for m in spec.mixture]
+        others = [(FoldData.open(m.shards, None), m.means) for m in spec.mixture]
+        for other, means in others:
+            if unknown := sorted(means.keys() - set(other.shards.class_names.values())):
+                raise FssError(f"mixture: means names the class {unknown[0]!r}, which this dataset does not have",
+                               where=other.shards.url)
         novel = [self.shards.classes[c].name for c in sorted(self.holdout)]
         if self.fold is not None:
             novel += [*(c.name for c in self.tested), *self.shards.manifest.dropped_classes]
         if not novel:
-            return [self, *others]
-        return [self, *(replace(o, hidden=find_counterparts(novel, o.shards.class_names)) for o in others)]
+            return [self, *(o for o, _ in others)]
+        return [self, *(replace(o, hidden=find_counterparts(novel, o.shards.class_names, means))
+                        for o, means in others)]
 
     def stream(self, spec: RunSpec, *, position: Any, rank: int, world: int,
                side: int = 0) -> EpisodeStream | MixedStream:

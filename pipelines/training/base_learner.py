@@ -195,12 +195,13 @@ def give_base_learner(run: RunContext, model: Segmenter, data: FoldData) -> None
     if hashlib.sha256(content).hexdigest() != found.sha256:
         raise FssError(f"{TENSORS} does not match {INFO}", where=folder, hint="delete the folder and run again")
     numbers = dict(found.classes)
-    for part in data.parts(run.spec)[1:]:
-        numbers = _counterparts(found.classes, part.shards) | numbers
+    for part, share in zip(data.parts(run.spec)[1:], run.spec.mixture, strict=True):
+        numbers = _counterparts(found.classes, part.shards, share.means) | numbers
     model.load_base_learner(load(content), numbers)
 
 
-def _counterparts(classes: Mapping[str, int], shards: Shards) -> dict[str, int]:
+def _counterparts(classes: Mapping[str, int], shards: Shards, means: Mapping[str, str]) -> dict[str, int]:
     """The numbers of another dataset's classes that mean the same as one of `classes`, by their names there."""
     names = shards.class_names
-    return {other: number for name, number in classes.items() for other in find_counterparts([name], names).values()}
+    return {other: number for name, number in classes.items()
+            for other in find_counterparts([name], names, means).values()}

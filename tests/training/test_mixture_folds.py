@@ -168,3 +168,15 @@ def test_the_shipped_nano_recipes_hide_by_fold() -> None:
     changed = load_recipe("nano_pascal5i", ["data.split.file=a.json", "mixture.0.data.split.file=a.json",
                                             "mixture.0.data.source.root=b"])
     assert changed.data.split.file == changed.mixture[0].data.split.file == "a.json"
+
+
+def test_a_class_is_hidden_with_what_the_recipe_says_it_means(recipe: Recipe) -> None:
+    """Would catch a breed of dogs that is trained on where dogs are tested."""
+    spec = planned(recipe, 0)
+    share = spec.mixture[0]
+    told = spec.model_copy(update={"mixture": (share.model_copy(update={"means": {"zebra": "horse, aeroplane"}}),)})
+    assert FoldData.of(told).parts(told)[1].hidden_names == ["airplane", "zebra"]
+    assert told.digest != spec.digest
+    wrong = spec.model_copy(update={"mixture": (share.model_copy(update={"means": {"zebr": "horse"}}),)})
+    with pytest.raises(FssError, match="means names the class 'zebr', which this dataset does not have"):
+        FoldData.of(wrong).parts(wrong)
