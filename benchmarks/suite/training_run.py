@@ -25,6 +25,7 @@ from typing import Any
 import torch
 
 from benchmarks.datasets import coco_root
+from benchmarks.training import short_spec, train_rows
 
 CONFIG: dict[str, Any] = {"methods": ["sansa", "fssam", "fcp", "vrp_sam"], "preset": "nano", "steps": 48, "window": 8,
                           "batch": 4, "shots": 1, "rounds": 2, "data": "auto", "images": 120, "side": 256,
@@ -51,8 +52,10 @@ def _method(method: str, config: dict[str, Any], shards: str, out: str) -> dict[
     speeds: dict[str, list[float]] = {"ray": [], "plain": [], "bound": []}
     waits: list[float] = []
     for number in range(config["rounds"]):
-        spec = _spec(method, config, shards, seed=config["seed"] + number)
-        rows = _through_ray(spec, config, f"{out}/{number}")
+        spec = short_spec(method, config["preset"], shards, seed=config["seed"] + number, steps=config["steps"],
+                          batch=config["batch"], shots=config["shots"], log_every=config["window"],
+                          checkpoint_every=config["steps"])
+        rows = train_rows(spec, f"{out}/{number}", threads=config["threads"])
         speeds["ray"] += [r["episodes_per_s"] for r in rows]
         waits += [r["data_wait"] for r in rows]
         for way in ("plain", "bound"):
@@ -61,30 +64,6 @@ def _method(method: str, config: dict[str, Any], shards: str, out: str) -> dict[
     return {**middle, "ray_to_plain": middle["ray_episodes_per_s"] / middle["plain_episodes_per_s"],
             "ray_to_bound": middle["ray_episodes_per_s"] / middle["bound_episodes_per_s"],
             "data_wait": statistics.median(waits)}
-
-
-def _spec(method: str, config: dict[str, Any], shards: str, *, seed: int) -> Any:
-    from pipelines.config.method import MethodConfig
-    from pipelines.config.run import RunSpec
-    from pipelines.config.train import TrainConfig
-    from pipelines.data.shardset import Shards
-
-    train = TrainConfig(steps=config["steps"], batch=config["batch"], shots=config["shots"], lr=1e-4,
-                        log_every=config["window"], checkpoint_every=config["steps"])
-    return RunSpec(dataset="photos", shards=shards, data_hash=Shards(shards).manifest.content_hash, fold=0, seed=seed,
-                   method=MethodConfig(name=method, preset=config["preset"]), train=train)
-
-
-def _through_ray(spec: Any, config: dict[str, Any], out: str) -> list[dict[str, float]]:
-    """Train a run as `fss train` does, and return the rows of its history without the first window."""
-    from pipelines.base.storage import Store
-    from pipelines.training.context import RunContext
-    from pipelines.training.worker import train_run
-
-    run = RunContext(spec=spec, runs=out, threads=config["threads"])
-    train_run(run)
-    rows: list[dict[str, float]] = Store(run.folder).read_json("history.json")
-    return rows[1:]
 
 
 def _loop(spec: Any, config: dict[str, Any], *, ready: bool) -> list[float]:

@@ -23,6 +23,8 @@ SMALL = {
     "training_stream": {**TINY, "workers": 0, "turns": 2},
     "training_stream_s3": {**TINY, "batches": 4, "latency_ms": 2},
     "shipped_bundle": {"method": "sansa", "preset": "debug", "images": 2, "batch": 2, "shots": [1], "repeats": 1},
+    "data_parallel": {"data": "generated", "images": 60, "preset": "debug", "workers": [1, 2], "clips": 2, "steps": 4,
+                      "window": 2, "rounds": 1},
     "training_run": {"data": "generated", "images": 60, "preset": "debug", "steps": 4, "window": 2, "rounds": 1,
                      "methods": ["sansa"]},
     "instances": {"data": "generated", "images": 60, "queries": 3, "method": "sansa", "preset": "debug", "threads": 1},
@@ -57,7 +59,7 @@ def small(name: str) -> dict[str, object]:
 
 # these start a cluster or several
 COMMANDS = ("base_class_constants", "labelling_engines", "annotation", "label_memory", "sweep_wall", "service_load",
-            "training_run", "shard_build", "click_latency")
+            "training_run", "data_parallel", "shard_build", "click_latency")
 
 
 NEEDS_SHARDS = "precision"

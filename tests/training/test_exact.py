@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -60,7 +61,7 @@ def still(spec: RunSpec, method: str) -> RunSpec:
 
     The rate is small, since AdamW makes whole steps of the rounding of gradients that are nearly 0.
     """
-    train = spec.train.model_copy(update={"steps": STEPS, "batch": 4, "flip": False, "clip_norm": 0.0, "lr": 1e-5,
+    train = spec.train.model_copy(update={"steps": STEPS, "batch": 8, "flip": False, "clip_norm": 0.0, "lr": 1e-5,
                                           "checkpoint_every": STEPS, "log_every": STEPS})
     return spec.model_copy(update={"train": train, "method": MethodConfig(name=method, preset="debug",
                                                                           config=WITHOUT_DROPOUT[method])})
@@ -129,9 +130,14 @@ FAULTS = {
 }
 
 
-def test_a_loop_killed_anywhere_ends_as_one_left_alone(spec: RunSpec, tmp_path: Path) -> None:
+@pytest.mark.parametrize("settings", [
+    pytest.param({}, id="plain"),
+    pytest.param({"precision": "bfloat16", "accumulate": 2, "compile": True}, id="all at once", marks=pytest.mark.slow),
+])
+def test_a_loop_killed_anywhere_ends_as_one_left_alone(spec: RunSpec, tmp_path: Path, settings: dict[str, Any]) -> None:
     """SIGKILL of the process itself; the torn checkpoint of a kill while saving is not the one resumed from."""
-    one = spec.model_copy(update={"train": spec.train.model_copy(update={"steps": 7, "checkpoint_every": 3})})
+    one = spec.model_copy(update={"train": spec.train.model_copy(
+        update={"steps": 7, "checkpoint_every": 3, **settings})})
     (tmp_path / "spec.json").write_text(one.model_dump_json())
     root = Path(__file__).resolve().parents[2]
 

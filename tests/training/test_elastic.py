@@ -1,0 +1,119 @@
+"""A run goes on with two of three machines when one is lost, and with three when another joins. Slow: Ray nodes."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipelines.bundles.bundle import load_bundle
+from pipelines.config.run import RunSpec
+from pipelines.training.context import RunContext
+from tests.training.test_exact import still
+
+pytestmark = pytest.mark.slow
+
+STEPS, BATCH = 260, 6  # a batch that two and three workers can share
+CHANGES = """
+import json, sys, threading, time
+from pathlib import Path
+from pipelines.base.cluster import prepare_environment
+prepare_environment()
+import ray
+from ray._private.state import actors
+from ray.cluster_utils import Cluster
+from pipelines.config.run import RunSpec
+from pipelines.training.context import RunContext
+from pipelines.training.worker import open_run, train_run
+
+class Slow:
+    '''Opens a run whose steps take a while, so that machines can change between them, and writes who made them.'''
+    def __init__(self, folder, seconds):
+        self.folder, self.seconds = folder, seconds
+
+    def __call__(self, run, worker):
+        from dataclasses import replace
+        task = open_run(run, worker)
+        def step(number, model):
+            time.sleep(self.seconds)
+            with open(f"{self.folder}/steps-{worker.rank}", "a") as lines:
+                lines.write(f"{number} {worker.world} {ray.get_runtime_context().get_node_id()}\\n")
+            return {}
+        return replace(task, on_step=step)
+
+def made(folder):
+    file = Path(folder, "steps-0")
+    return [line.split() for line in file.read_text().splitlines()] if file.exists() else []
+
+def change(nodes, machines, folder, told):
+    own = lambda world: [int(n) for n, w, _ in made(folder) if int(w) == world]
+    while len(own(3)) < 8:
+        time.sleep(0.1)
+    rows = actors().values()
+    leading = {a["Address"]["NodeID"] for a in rows if a["ActorClassName"] == "TrainController"}
+    lost = next(m for m in machines if m.node_id not in leading)
+    machines.remove(lost)
+    nodes.remove_node(lost, allow_graceful=False)
+    told["lost_at"] = max(own(3))
+    while len(own(2)) < 3:
+        time.sleep(0.1)
+    machines.append(nodes.add_node(num_cpus=1, memory=2_000_000_000, object_store_memory=80_000_000))
+    told["joined_at"] = max(own(2))
+
+def main():
+    spec, folder, lose = RunSpec.model_validate_json(Path(sys.argv[1]).read_text()), sys.argv[2], sys.argv[3] == "lose"
+    store = {"object_store_memory": 80_000_000}
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "memory": 8_000_000_000, **store})
+    machines = [nodes.add_node(num_cpus=1, memory=2_000_000_000, **store) for _ in range(3 if lose else 1)]
+    ray.init(address=nodes.address, logging_level="ERROR", log_to_driver=False)
+    told = {}
+    if lose:
+        threading.Thread(target=change, args=(nodes, machines, folder, told), daemon=True).start()
+    train_run(RunContext(spec=spec, runs=f"{folder}/runs", cpus=spec.train.workers, retries=5),
+              Slow(folder, 0.5 if lose else 0))
+    print(json.dumps({**told, "steps": made(folder)}))
+    ray.shutdown()
+    nodes.shutdown()
+
+main()
+"""
+
+
+def train(spec: RunSpec, folder: Path, way: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """What happened in the run, and the trained tensors of its bundle."""
+    folder.mkdir()
+    file = folder / "spec.json"
+    file.write_text(spec.model_dump_json())
+    done = subprocess.run([sys.executable, "-c", CHANGES, str(file), str(folder), way], capture_output=True, text=True,
+                          check=False, timeout=800)
+    assert done.returncode == 0, done.stderr[-3000:]
+    bundle = RunContext(spec=spec, runs=f"{folder}/runs").bundle
+    return json.loads(done.stdout.strip().splitlines()[-1]), load_bundle(bundle)[0].trainable_state()
+
+
+@pytest.mark.timeout(1000)
+def test_a_machine_is_lost_and_another_joins(spec: RunSpec, tmp_path: Path) -> None:
+    """Fails if a step is left out, made by some of the clips, or if the run stays with two workers."""
+    alone = still(spec, "sansa")
+    alone = alone.model_copy(update={"train": alone.train.model_copy(update={
+        "steps": STEPS, "batch": BATCH, "checkpoint_every": 4, "log_every": 20})})
+    shared = alone.model_copy(update={"train": alone.train.model_copy(update={"workers": 3, "min_workers": 2})})
+    _, want = train(alone, tmp_path / "alone", "alone")
+    told, found = train(shared, tmp_path / "shared", "lose")
+    made = [(int(n), int(world)) for n, world, _ in told["steps"]]
+    worlds = [world for world, _ in itertools.groupby(w for _, w in made)]
+    assert worlds[:2] == [3, 2], worlds
+    assert worlds[-1] == 3, "the machine that joined is used"
+    assert made[-1][0] == STEPS
+    assert {n for n, _ in made} == set(range(1, STEPS + 1))
+    again = len(made) - STEPS
+    assert again < 3 * 4 * len(worlds), "steps since the last checkpoint are made again, no more"
+    for name, tensor in want.items():
+        assert torch.allclose(found[name], tensor, atol=2e-4), name
+    print(f"workers {worlds}, lost at step {told['lost_at']}, joined at {told['joined_at']}, {again} steps made again")
