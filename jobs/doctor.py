@@ -30,6 +30,7 @@ EXTRAS = {  # package of an extra -> (the extra, what it adds)
     "boto3": ("s3", "MLflow's artifacts in a bucket"),
     "pillow-heif": ("heic", "photos of iPhones"), "transformers": ("sam3", "the method sam3"),
     "pot": ("matcher", "the method matcher at its published size"),
+    "cvat-sdk": ("cvat", "the detection function for CVAT"), "fiftyone": ("fiftyone", "the model for FiftyOne"),
 }
 # required package -> what it is used for
 PACKAGES = {"ray": "cluster", "sam2": "SAM 2's modules", "timm": "the nano trunk",

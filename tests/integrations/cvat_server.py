@@ -16,7 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import numpy as np
 from PIL import Image
@@ -34,7 +34,7 @@ class CvatServer:
     labels: list[str]
     attributes: tuple[str, ...] = ()
     url: str = ""
-    shapes: list[dict[str, Any]] = field(default_factory=list)
+    uploads: list[list[dict[str, Any]]] = field(default_factory=list)  # shapes, upload by upload
     functions: list[dict[str, Any]] = field(default_factory=list)
     requests: list[dict[str, Any]] = field(default_factory=list)  # of annotation, not taken by an agent yet
     completed: list[dict[str, Any]] = field(default_factory=list)
@@ -45,11 +45,11 @@ class CvatServer:
         with Image.open(self.photos[frame]) as photo:
             return photo.height, photo.width
 
-    def mask(self, frame: int, label: str) -> np.ndarray:
+    def mask(self, shapes: list[dict[str, Any]], frame: int, label: str) -> np.ndarray:
         """The union [H, W] bool of a frame's mask shapes of a label."""
-        found = np.zeros(self.size(frame), dtype=bool)
-        for shape in self.shapes:
-            if shape["frame"] == frame and shape["label_id"] == LABEL_IDS + self.labels.index(label):
+        number, found = LABEL_IDS + self.labels.index(label), np.zeros(self.size(frame), dtype=bool)
+        for shape in shapes:
+            if (shape["frame"], shape["label_id"]) == (frame, number):
                 found |= self.checked(shape)
         return found
 
@@ -80,9 +80,7 @@ class CvatServer:
                                         "results": self._labels()},
             ("GET", f"tasks/{TASK}/data/meta"): self._meta,
             ("GET", f"tasks/{TASK}/data"): lambda: self._data(query),
-            ("GET", f"tasks/{TASK}/annotations"): self._annotations,
-            ("PATCH", f"tasks/{TASK}/annotations"): lambda: self._annotate(body, self.shapes),
-            ("PUT", f"tasks/{TASK}/annotations"): lambda: self._annotate(body, []),
+            ("PATCH", f"tasks/{TASK}/annotations"): lambda: self._annotate(body),
         }[verb, "/".join(parts)]()
 
     def _task(self) -> dict[str, Any]:
@@ -118,15 +116,10 @@ class CvatServer:
                 chunk.writestr(f"{place:06d}{photo.suffix}", photo.read_bytes())
         return file.getvalue()
 
-    def _annotations(self) -> dict[str, Any]:
-        return {"version": 0, "tags": [], "tracks": [], "intervals": [], "shapes": [
-            {"id": number, "occluded": False, "z_order": 0, "rotation": 0.0, "group": 0, "outside": False,
-             "attributes": [], "elements": [], **shape} for number, shape in enumerate(self.shapes)]}
-
-    def _annotate(self, body: Any, kept: list[dict[str, Any]]) -> dict[str, Any]:
+    def _annotate(self, body: Any) -> dict[str, Any]:
         assert body["tags"] == []
-        self.shapes = [*kept, *body["shapes"]]
-        return self._annotations()
+        self.uploads.append(body["shapes"])
+        return {"version": 0, "tags": [], "tracks": [], "intervals": [], "shapes": []}
 
     def _functions(self, verb: str, parts: list[str], body: Any) -> Any:
         if verb == "POST" and not parts:
@@ -160,9 +153,9 @@ def running_cvat(server: CvatServer) -> Iterator[CvatServer]:
                 self.send_error(401)
                 return
             try:
-                found = server.answer(self.command, parts.path, query, body)
-            except KeyError:
-                self.send_error(404)
+                found = server.answer(self.command, unquote(parts.path), query, body)
+            except (KeyError, AssertionError) as error:
+                self.send_error(404 if isinstance(error, KeyError) else 400)
                 return
             data = found if isinstance(found, bytes) else json.dumps(found).encode()
             self.send_response(200)
