@@ -15,6 +15,7 @@ import numpy as np
 from pycocotools import mask as coco
 
 from fss_models.errors import FssError
+from pipelines.base.progress import say
 from pipelines.inference.masks import Instance, Label, PhotoFailure
 from pipelines.integrations.photo_labeler import PhotoLabeler, photo_bytes
 from pipelines.labelling.formats.outline import polygons
@@ -59,12 +60,13 @@ class CvatFunction:
 
         A shape's score is the calibrated quality of the mask, or the method's own estimate; of an object it is that of
         the object. Shapes below `context.conf_threshold` are left out. Where CVAT wants polygons, each piece of a mask
-        is one, exactly along the borders of its pixels, holes included. Raises `FssError` for an image that cannot be
-        read and for a service that fails.
+        is one, exactly along the borders of its pixels, holes included. An image that is too large gets none, and a
+        line says why. Raises `FssError` for a service that fails.
         """
         result = self._labeler.label([photo_bytes(image)])[0]
         if isinstance(result, PhotoFailure):
-            raise FssError(result.reason, where=context.frame_name)
+            say(f"{context.frame_name} has no shapes: {result.reason}")
+            return []
         return [shape for number, label in enumerate(result)
                 for shape in self._shapes(number, label, context)]
 

@@ -1,17 +1,21 @@
 """What the test of CVAT runs in cvat-sdk's environment: cvat-cli's commands, one after another, in one process.
 
-Arguments: URL of the server, ids of task and function, supports, supports of a class that the task lacks, a bundle.
+Arguments: URL of the server, ids of task and function, supports, supports of a class that the task lacks, a bundle,
+and a folder for supports from the task.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import sys
 
 from cvat_cli.__main__ import main
+from cvat_sdk import make_client
 from cvat_sdk.auto_annotation import BadFunctionError
 
 from fss_models.errors import FssError
+from pipelines.integrations.cvat_supports import write_supports
 
 MODULE = "pipelines.integrations.cvat"
 
@@ -22,7 +26,8 @@ def parameters(**given: str) -> list[str]:
                                            for word in ("-p", f"{name}={value}"))]
 
 
-def run(url: str, task: str, function: str, supports: str, other: str, bundle: str) -> None:
+def run(url: str, task: str, function: str, supports: str, other: str, bundle: str,
+        written: str) -> None:
     """Run the commands; lines of this file's own begin with `--`."""
     plain = {"supports": f"str:{supports}", "bundle": f"str:{bundle}"}
     full = {**plain, "attributes": "bool:true", "instances": "str:pieces"}
@@ -42,6 +47,8 @@ def run(url: str, task: str, function: str, supports: str, other: str, bundle: s
             print("--", name, main(["--server-host", url, *command]), flush=True)
         except (BadFunctionError, FssError) as error:
             print("--", name, error, flush=True)
+    with make_client(url, access_token=os.environ["CVAT_ACCESS_TOKEN"]) as client:
+        print("-- supports", write_supports(client, int(task), written), flush=True)
 
 
 if __name__ == "__main__":  # an agent's worker imports this file again

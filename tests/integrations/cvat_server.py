@@ -34,6 +34,7 @@ class CvatServer:
     labels: list[str]
     attributes: tuple[str, ...] = ()
     url: str = ""
+    drawn: list[dict[str, Any]] = field(default_factory=list)  # shapes that the task has: type, points and so on
     uploads: list[list[dict[str, Any]]] = field(default_factory=list)  # shapes, upload by upload
     functions: list[dict[str, Any]] = field(default_factory=list)
     requests: list[dict[str, Any]] = field(default_factory=list)  # of annotation, not taken by an agent yet
@@ -80,6 +81,7 @@ class CvatServer:
                                         "results": self._labels()},
             ("GET", f"tasks/{TASK}/data/meta"): self._meta,
             ("GET", f"tasks/{TASK}/data"): lambda: self._data(query),
+            ("GET", f"tasks/{TASK}/annotations"): self._annotations,
             ("PATCH", f"tasks/{TASK}/annotations"): lambda: self._annotate(body),
         }[verb, "/".join(parts)]()
 
@@ -119,7 +121,13 @@ class CvatServer:
     def _annotate(self, body: Any) -> dict[str, Any]:
         assert body["tags"] == []
         self.uploads.append(body["shapes"])
-        return {"version": 0, "tags": [], "tracks": [], "intervals": [], "shapes": []}
+        return self._annotations()
+
+    def _annotations(self) -> dict[str, Any]:
+        usual = {"occluded": False, "z_order": 0, "rotation": 0.0, "group": 0, "outside": False, "attributes": [],
+                 "elements": []}
+        return {"version": 0, "tags": [], "tracks": [], "intervals": [],
+                "shapes": [{"id": number, **usual, **shape} for number, shape in enumerate(self.drawn)]}
 
     def _functions(self, verb: str, parts: list[str], body: Any) -> Any:
         if verb == "POST" and not parts:

@@ -12,6 +12,7 @@ from typing import Any
 import fiftyone as fo
 import numpy as np
 
+from fss_models.errors import FssError
 from pipelines.integrations.fiftyone import create_model, import_job
 
 
@@ -48,14 +49,25 @@ def apply_models(photos: str, supports: str, bundle: str) -> dict[str, Any]:
 
 
 def import_jobs(photos: str, plain: str, split: str) -> dict[str, Any]:
-    """Import a finished job into an empty dataset, and one with instances into a dataset that has the photos."""
+    """Import a finished job into an empty dataset, and one with instances into a dataset that has the photos.
+
+    The second one is also imported as segmentations; the first one, whose classes overlap, cannot be.
+    """
     empty, full = fo.Dataset("empty"), fo.Dataset.from_images_dir(photos, name="full", recursive=True)
+    import_job(full, split, "map", labels="segmentation")
+    try:
+        import_job(empty, plain, "map", labels="segmentation")
+        refused = ""
+    except FssError as error:
+        refused = str(error)
     before = len(full)
     counts = import_job(empty, plain, "found"), import_job(full, split, "found")
     empty.compute_metadata()
     full.compute_metadata(skip_failures=True)
     schema = full.get_field_schema(flat=True)
-    return {"counts": counts, "before": before, "after": len(full),
+    return {"refused": refused, "targets": dict(full.mask_targets["map"]),
+            "maps": {s.filename: int((s.map.mask == 1).sum()) for s in full.exists("map")},
+            "counts": counts, "before": before, "after": len(full),
             "plain": {s.filename: masks_of(s, "found") for s in empty},
             "split": {s.filename: masks_of(s, "found") for s in full.exists("found")},
             "declared": sorted(n for n in schema if n.startswith("found.") and n.count(".") == 1)}

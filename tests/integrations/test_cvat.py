@@ -6,10 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 from pycocotools import mask as coco
 
+from pipelines.inference.label_sets import read_label_set
 from pipelines.inference.masks import Label
+from pipelines.inference.supports import SupportSet
 from pipelines.integrations.photo_labeler import PhotoLabeler
 from pipelines.labelling.formats.outline import polygons
 from tests.fixtures.environments import run_tool, tool_environment
@@ -21,14 +25,21 @@ pytestmark = pytest.mark.slow
 OWN = ("presence", "quality", "status")
 REQUEST = {"type": "annotate_task", "task": TASK, "threshold": None, "conv_mask_to_poly": False,
            "mapping": {name: {"name": name, "attributes": {one: one for one in OWN}} for name in CLASSES}}
+DRAWN = [  # in the first photo a mask of four pixels by two and a polygon; in the second what an agent drew
+    {"frame": 0, "label_id": LABEL_IDS, "type": "mask", "source": "manual",
+     "points": [0.0, 8.0, 20.0, 10.0, 23.0, 11.0]},
+    {"frame": 0, "label_id": LABEL_IDS + 1, "type": "polygon", "source": "semi-auto",
+     "points": [30.0, 40.0, 50.0, 40.0, 50.0, 60.0, 30.0, 60.0]},
+    {"frame": 1, "label_id": LABEL_IDS, "type": "mask", "source": "auto", "points": [0.0, 1.0, 0.0, 0.0, 0.0, 0.0]}]
 
 
 @dataclass(frozen=True)
 class CvatRun:
-    """What was sent to the server and printed, and the labels (with instances) that were to be sent."""
+    """What was sent to the server, printed and written as supports, and the labels (with instances) to be sent."""
 
     server: CvatServer
     printed: list[str]
+    written: list[SupportSet]
     labels: list[Any]
 
     @property
@@ -46,21 +57,22 @@ def run(tmp_path_factory: pytest.TempPathFactory, bundle: str) -> CvatRun:
     other = folder / "other"
     other.mkdir()
     supports_file(other).write_text(supports_file(other).read_text().replace('"ball"', '"moon"'))
-    server = CvatServer(photos, [*CLASSES, "another"], OWN, requests=[dict(REQUEST)])
+    server = CvatServer(photos, [*CLASSES, "another"], OWN, requests=[dict(REQUEST)], drawn=DRAWN)
     with running_cvat(server):
         printed = run_tool(python, "-m", "tests.integrations.cvat_run", server.url, str(TASK), str(FUNCTION), supports,
-                           str(other / "supports.json"), bundle, CVAT_ACCESS_TOKEN=TOKEN, FSS_SHIPPED="",
-                           HOME=str(folder))
+                           str(other / "supports.json"), bundle, folder / "written",
+                           CVAT_ACCESS_TOKEN=TOKEN, FSS_SHIPPED="", HOME=str(folder))
     labeler = PhotoLabeler(supports, bundle=bundle, device="cpu", instances="pieces")
-    return CvatRun(server, printed.splitlines(), labeler.label([photo.read_bytes() for photo in photos]))
+    return CvatRun(server, printed.splitlines(), read_label_set(str(folder / "written" / "supports.json")),
+                   labeler.label([photo.read_bytes() for photo in photos]))
 
 
 def test_every_command_ends_as_it_should(run: CvatRun) -> None:
     said = [line for line in run.printed if line.startswith("-- ")]
     assert said[:6] == [f"-- {name} 0" for name in ("masks", "threshold", "polygons", "calibrated", "create", "agent")]
     assert said[6].startswith("-- other label 'moon' is not in dataset"), "the SDK's own check"
-    assert said[7] == "-- mistake url names a service, which has a bundle and a device of its own: leave out url, or " \
-                      "leave out bundle and device"
+    assert said[7].startswith("-- mistake url names a service, which has a bundle and a device of its own (leave out")
+    assert said[8] == "-- supports {'ball': 1, 'brick': 1}"
     assert len(run.server.uploads) == 4
 
 
@@ -93,6 +105,20 @@ def test_a_calibrated_bundle_fills_the_attributes(run: CvatRun) -> None:
         presence, quality, status = [a["value"] for a in shape["attributes"]]
         assert 0 <= float(quality) <= float(presence) <= 1
         assert status in ("accepted", "review")
+
+
+def test_what_people_drew_becomes_supports(run: CvatRun) -> None:
+    ball, brick = run.written
+    assert (ball.class_name, brick.class_name) == CLASSES
+    (images, prompts), (_, others) = ball.decoded(), brick.decoded()
+    with Image.open(run.server.photos[0]) as photo:
+        assert (images[0] == np.asarray(photo)).all()
+    wanted = np.zeros(run.server.size(0), dtype=bool)
+    wanted[10:12, 20:24] = True
+    assert (np.asarray(prompts[0].mask) == wanted).all()
+    wanted[:] = False
+    wanted[40:60, 30:50] = True
+    assert (np.asarray(others[0].mask) == wanted).all()
 
 
 def test_an_agent_answers_a_request(run: CvatRun) -> None:

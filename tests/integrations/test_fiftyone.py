@@ -74,6 +74,9 @@ def test_models_and_imports_give_fss_labels(run: dict[str, Any], job: LabellingJ
     assert found["counts"] == [8, 6]
     assert found["before"] == found["after"] == 7, "the photos of the dataset were found by their paths"
     assert {"found.uncertainty", "found.detections"} <= set(found["declared"])
+    assert "one class at most" in found["refused"]
+    assert found["targets"] == {"1": "ball"}
+    assert found["maps"] == {row["file_name"]: row["area"] for row in rows_of(job)}
     check_plain(found["plain"], known_masks())
     for row in rows_of(job):
         wanted = [[one["area"], pytest.approx(one["score"]), pytest.approx(one["bbox"][:2])]
@@ -110,3 +113,13 @@ def check_plain(found: dict[str, Any], truth: Masks) -> None:
         for label, ((_, _, corner),) in own.items():
             rows, columns = np.nonzero(kept[label])
             assert corner == pytest.approx([columns.min(), rows.min()], abs=1e-6)
+
+
+def test_the_example_finds_the_discs_it_drew(tmp_path: Path) -> None:
+    python = tool_environment("consumers-fiftyone", FIFTYONE)
+    with running_mongod(python, tmp_path / "db") as uri:
+        printed = run_tool(python, "examples/fiftyone_labels.py", tmp_path / "discs", FIFTYONE_DATABASE_URI=uri,
+                           FIFTYONE_DO_NOT_TRACK="true", FSS_SHIPPED="", HOME=str(tmp_path))
+    lines = [line for line in printed.splitlines() if ".jpg  uncertainty" in line]
+    found = {line[0]: line.count("accepted") + line.count("review") for line in lines}
+    assert found == {"0": 1, "1": 2, "2": 3, "3": 0, "4": 2, "5": 0}

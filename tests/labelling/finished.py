@@ -11,7 +11,7 @@ from scipy import ndimage
 from pipelines.base.storage import Store
 from pipelines.inference.masks import Label, PhotoFailure, make_label
 from pipelines.labelling.images import list_images
-from pipelines.labelling.manifest import JobManifest
+from pipelines.labelling.manifest import JobManifest, claim_folder
 from pipelines.labelling.outputs import FORMATS, write_outputs
 from pipelines.labelling.parts import write_part
 from tests.serving.helpers import encoded
@@ -50,6 +50,7 @@ def finished_job(root: Path, truth: Masks) -> Path:
         images_url=str(photos), images_count=len(images), images_hash=images.hash, class_names=NAMES,
         support_ids=["0" * 16, "1" * 16], bundle_id="b", method="prior", preset="nano", chunk=3, batch=1, threshold=0.5,
         limit=0, max_pixels=10**8, max_bytes=10**8, code_version="0")
+    claim_folder(Store(str(out)), manifest)
     for chunk in range(manifest.chunks):
         rows = manifest.rows(chunk)
         results = [PhotoFailure(reason="no photo") if (name := images.names[r]) == "bad.jpg" else
