@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from pycocotools import mask as coco
 
 from fss_models.errors import FssError
@@ -103,4 +102,4 @@ def _masks(label: Label) -> Iterator[tuple[str, list[float], float]]:
         if one.area:
             left, top, width, height = one.bbox
             score = sure if isinstance(one, Label) or one.score is None else one.score
-            yield one.counts, [left, top, left + width, top + height], float(np.clip(score, 0, 1))
+            yield one.counts, [left, top, left + width, top + height], float(score)
