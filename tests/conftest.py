@@ -31,7 +31,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 TOGETHER = {  # files that share what takes long to start: one of pytest-xdist's processes runs them all
-    "service": ("tests/serving/", "tests/console/", "tests/labelling/test_command.py"),
+    "service": ("tests/serving/", "tests/console/", "tests/labelling/test_command.py",
+                "tests/integrations/test_label_studio"),
     "shipped service": ("tests/jobs/test_bundles.py", "tests/jobs/test_own_code.py"),
 }
 LONG = ("tests/integration/test_chain_s3.py", "tests/labelling/test_command.py",

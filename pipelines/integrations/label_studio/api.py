@@ -54,6 +54,14 @@ class StudioToken(httpx.Auth):
         yield request
 
 
+class NoAnswerError(FssError):
+    """A request was sent, and no answer came: it may have been carried out."""
+
+    def __init__(self, reason: str, url: str) -> None:
+        super().__init__(f"Label Studio does not answer: {reason}", where=url,
+                         hint="run the same command again to continue")
+
+
 class LabelStudio:
     """A Label Studio server at `url`. The token is that in LABEL_STUDIO_API_KEY.
 
@@ -110,9 +118,16 @@ class LabelStudio:
         return self._tasks(project_id, filters, ["tasks:id"], 1, count, include="id,data")
 
     def import_predictions(self, project_id: int, predictions: Sequence[dict[str, Any]]) -> None:
-        """Store predictions. Raises `FssError` if the server leaves any of them out, `httpx.TransportError` as it is.
+        """Store predictions. Raises `FssError` if the server leaves any of them out.
+
+        Raises `NoAnswerError` where it cannot be told whether they are stored.
         """
-        answer = self._http.post(f"api/projects/{project_id}/import/predictions", json=list(predictions))
+        try:
+            answer = self._http.post(f"api/projects/{project_id}/import/predictions", json=list(predictions))
+        except httpx.TransportError as error:
+            raise NoAnswerError(str(error) or type(error).__name__, self.url) from error
+        if answer.status_code >= 500:
+            raise NoAnswerError(f"HTTP {answer.status_code}", self.url)
         found = self._checked(answer, f"project {project_id}")
         if found.get("created") != len(predictions):
             raise FssError(f"Label Studio stored {found.get('created')} of {len(predictions)} predictions",

@@ -120,8 +120,8 @@ class Backend:
         project = self._projects[project_id]
         with project.lock:
             health = self._service.health()
-            found = gather_supports(self._studio, project_id, project.interface, shots=self.options.shots,
-                                    max_request_bytes=health["max_request_bytes"], known=project.learnt.photos)
+            found = gather_supports(self._studio, project_id, project.interface, health, shots=self.options.shots,
+                                    known=project.learnt.photos)
             if found.classes == project.learnt.classes:
                 return
             for supports in found.classes:

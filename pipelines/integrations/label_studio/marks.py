@@ -34,7 +34,9 @@ def read_marks(results: list[dict[str, Any]], image: str) -> dict[str, list[Mark
         if height * width > LIMITS.max_pixels:
             raise ValueError(f"its photo is recorded as {width}x{height}, more than {LIMITS.max_pixels:,} pixels")
         return _marks(own, height, width)
-    except (ValueError, TypeError, KeyError) as error:
+    except KeyError as error:
+        raise FssError(f"one of its regions has no {error}") from error
+    except (ValueError, TypeError) as error:
         raise FssError(str(error)) from error
 
 

@@ -15,7 +15,7 @@ from pipelines.integrations.label_studio.interface import Interface, Shape
 from pipelines.labelling.formats.label_studio import brush_value, region
 from pipelines.labelling.formats.outline import polygons, simplified
 
-STEP = 0.75  # pixels: corners of polygons nearer to the line than this are left out, as those of a slanted edge's steps
+STEP = 1.0  # pixel: corners of polygons nearer to the line than this are left out, as those of a slanted edge's steps
 SPECK = float(Wanted.model_fields["speck"].default)  # share of the photo below which a further piece is left out
 
 

@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
-import httpx
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
 
 from fss_models.errors import FssError
@@ -23,7 +22,7 @@ from pipelines.base.workspace import Workspace
 from pipelines.config.mask_request import MaskRequest
 from pipelines.inference.masks import PhotoFailure
 from pipelines.inference.supports import SupportSet, load_support_set
-from pipelines.integrations.label_studio.api import LabelStudio, Task
+from pipelines.integrations.label_studio.api import LabelStudio, NoAnswerError, Task
 from pipelines.integrations.label_studio.backend import READERS, BridgeOptions, classes_line, model_version
 from pipelines.integrations.label_studio.interface import Interface, read_interface
 from pipelines.integrations.label_studio.results import Drawing
@@ -114,8 +113,8 @@ def _job_classes(request: WholeProject, studio: LabelStudio, interface: Interfac
                  health: dict[str, Any]) -> list[SupportSet]:
     """The classes of the project's unfinished job, or those that its annotations show now."""
     root, record = Workspace(request.workspace).supports, request.record
-    same: dict[str, Any] = {"studio": studio.url, "bundle_id": health["bundle_id"], "calibrator": health.get("calibrator", ""),
-            "threshold": request.options.threshold, "shape": request.options.shape, "shots": request.options.shots}
+    same: dict[str, Any] = {"studio": studio.url, "bundle_id": health["bundle_id"],
+                            "calibrator": health.get("calibrator", ""), **asdict(request.options)}
     kept: dict[str, Any] = record.read_json() if record.exists() else {"finished": True}
     if not kept["finished"] and not request.restart:
         if differs := next((key for key, value in same.items() if kept.get(key) != value), ""):
@@ -123,8 +122,7 @@ def _job_classes(request: WholeProject, studio: LabelStudio, interface: Interfac
                            f"{same[differs]!r}", where=record.url, hint="give --restart to begin a new one")
         say("going on with the unfinished job and its supports; --restart begins a new one")
         return [load_support_set(root, name) for name in kept["support_ids"]]
-    found = gather_supports(studio, request.project, interface, shots=request.options.shots,
-                            max_request_bytes=health["max_request_bytes"], known={})
+    found = gather_supports(studio, request.project, interface, health, shots=request.options.shots, known={})
     for one in found.classes:
         one.save(root)
     record.write_json("", {**same, "support_ids": [s.support_id for s in found.classes], "finished": False})
@@ -167,17 +165,13 @@ def _chunks(studio: LabelStudio, request: WholeProject, version: str) -> Iterato
 def _store(studio: LabelStudio, project: int, version: str, predictions: list[dict[str, Any]]) -> None:
     """Store predictions, each once: after a request without an answer, only those that are not there."""
     again = Retrying(stop=stop_after_attempt(ATTEMPTS), wait=wait_exponential_jitter(initial=0.5, max=10),
-                     retry=retry_if_exception_type(httpx.TransportError), reraise=True)
-    try:
-        for attempt in again:
-            with attempt:
-                if attempt.retry_state.attempt_number > 1:
-                    predictions = _missing(studio, project, version, predictions)
-                if predictions:
-                    studio.import_predictions(project, predictions)
-    except httpx.TransportError as error:
-        raise FssError(f"Label Studio does not answer: {error}", where=studio.url,
-                       hint="run the same command again to continue") from error
+                     retry=retry_if_exception_type(NoAnswerError), reraise=True)
+    for attempt in again:
+        with attempt:
+            if attempt.retry_state.attempt_number > 1:
+                predictions = _missing(studio, project, version, predictions)
+            if predictions:
+                studio.import_predictions(project, predictions)
 
 
 def _missing(studio: LabelStudio, project: int, version: str,
