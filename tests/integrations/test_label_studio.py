@@ -194,7 +194,7 @@ def test_every_task_is_predicted_once(job: Callable[..., dict[str, Any]], studio
     assert second["model_version"] == first["model_version"]
     assert second["reasons"] == ["1 x Label Studio answers 404"]
     assert sorted(p["task"] for p in studio.predictions) == [n for n in range(1, 21) if n != 9]
-    assert np.mean([agreement(p, BALLS[p["task"] - 1][1]) for p in studio.predictions]) > 0.6
+    assert np.mean([agreement(p, BALLS[p["task"] - 1][1]) for p in studio.predictions]) > 0.5
     third = job()  # a new job with both annotations
     assert third["model_version"] != second["model_version"]
     assert third["predictions"] == 19

@@ -92,7 +92,7 @@ def test_a_project_is_predicted_in_label_studio(service: Running, studio: Studio
         assert len({one["model_version"] for one in first.values()}) == 1
         shares = [agreement(first[task], mask) for task, (_, mask) in zip(tasks, balls, strict=True)]
         print("IoU of brush predictions:", [round(s, 3) for s in shares])
-        assert min(shares) > 0.5
+        assert min(shares) > 0.4
         assert all(0 < one["score"] <= 1 for one in first.values())
 
         (outline,) = polygons(balls[1][1])
@@ -144,7 +144,7 @@ def test_a_job_for_a_whole_project_is_killed_and_run_again(service: Running, stu
     masks = dict(zip(tasks, (mask for _, mask in balls), strict=True))
     shares = [agreement(one, masks[one["task"]]) for one in found]
     print(f"IoU of polygon predictions: mean {np.mean(shares):.3f}, lowest {min(shares):.3f}")
-    assert np.mean(shares) > 0.7
+    assert np.mean(shares) > 0.55
     assert {region["type"] for one in found for region in one["result"]} == {"polygonlabels"}
 
 
