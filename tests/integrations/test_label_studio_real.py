@@ -190,16 +190,16 @@ def test_predictions_in_the_editor(service: Running, studio: Studio) -> None:
     studio.annotate(tasks[0], brushed(balls[0][1]))
     done = predict(service, studio, project, "--out", str(service.workspace))
     assert done.returncode == 0, done.stderr
-    version = studio.predictions(project)[0]["model_version"]
-    studio.call("PATCH", f"/api/projects/{project}", json={"model_version": version,
+    shown = next(one for one in studio.predictions(project) if one["task"] == tasks[1])
+    studio.call("PATCH", f"/api/projects/{project}", json={"model_version": shown["model_version"],
                                                            "show_collab_predictions": True})
-    with browser(f"{studio.url}/user/login/") as page:
+    with browser(f"{studio.url}/user/login/", ours=False) as page:
         page.fill("input[name=email]", USER)
         page.fill("input[name=password]", PASSWORD)
         page.click("button[type=submit]")
         page.goto(f"{studio.url}/projects/{project}/data?task={tasks[1]}")
-        page.wait_for_selector("text=ball", timeout=60_000)
-        time.sleep(3)
+        page.wait_for_selector(f"text={shown['score']:.2f}", timeout=60_000)  # of the region in the outliner
+        time.sleep(3)  # until the masks are drawn
         shot(page, "label_studio_task")
         page.goto(f"{studio.url}/projects/{project}/data")
         page.wait_for_selector("text=picture", timeout=60_000)

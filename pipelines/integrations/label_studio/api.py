@@ -49,7 +49,9 @@ class StudioToken(httpx.Auth):
                 return
         answer = yield httpx.Request("POST", self._url.join("api/token/refresh/"), json={"refresh": self._token})
         answer.read()
-        self._access = str(answer.json().get("access", "")) if answer.is_success else ""
+        if not answer.is_success:
+            return
+        self._access = str(answer.json()["access"])
         request.headers["Authorization"] = f"Bearer {self._access}"
         yield request
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -36,7 +37,10 @@ def serve_backend(request: BackendRequest, *, as_json: bool = False) -> None:
     studio = LabelStudio(request.studio)
     studio.check_token()
     port = free_port(request.host, request.port)
+    listening = socket.create_server((request.host, port), family=socket.AF_INET6 if ":" in request.host else
+                                     socket.AF_INET)  # from now on clients can connect
     backend = Backend(studio, Client(request.service), request.options)
+    config = uvicorn.Config(make_app(backend, token), log_level="warning", access_log=False)
     shown = f"[{request.host}]" if ":" in request.host else request.host
     url = f"http://{shown}:{port}"
     if as_json:
@@ -45,6 +49,6 @@ def serve_backend(request: BackendRequest, *, as_json: bool = False) -> None:
         "Ctrl-C stops it")
     try:
         with suppress(KeyboardInterrupt):  # uvicorn raises the signal that ended it once more
-            uvicorn.run(make_app(backend, token), host=request.host, port=port, log_level="warning", access_log=False)
+            uvicorn.Server(config).run(sockets=[listening])
     finally:
         backend.close()
