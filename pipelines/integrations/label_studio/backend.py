@@ -64,8 +64,8 @@ class Backend:
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="read")
 
     def close(self) -> None:
-        """Stop the threads and close the connections."""
-        self._learner.shutdown(wait=False, cancel_futures=True)
+        """End what is being learnt, stop the threads and close the connections."""
+        self._learner.shutdown(wait=True, cancel_futures=True)
         self._readers.shutdown(wait=False, cancel_futures=True)
         self._studio.close()
         self._service.close()
