@@ -51,7 +51,8 @@ def run_checks(out: str = ".") -> list[DoctorCheck]:
     """Run all checks, the most important first. `out`: folder or URL where results will be written."""
     return [_python(), _torch(), *(_package(n, w) for n, w in PACKAGES.items()),
             *(_extra(n, *about) for n, about in EXTRAS.items()), _trunk_weights(), *_shipped(),
-            _memory(), _cores(), _shared_memory(), _disk(out), _temporary(), _weed(), *_s3(), _chromium()]
+            _memory(), _cores(), _shared_memory(), _disk(out), _temporary(), _weed(), *_s3(), _chromium(),
+            _label_studio()]
 
 
 def _python() -> DoctorCheck:
@@ -211,6 +212,22 @@ def _s3() -> list[DoctorCheck]:
             hint="needed for s3:// URLs only; `python -m infra.local.s3 start --dir DIR` prints a set")]
     found = "all set" if not unset else f"not set: {', '.join(unset)}"
     return [DoctorCheck(name="s3 variables", state="ok", found=found), _attempt("s3 endpoint", _list_buckets)]
+
+
+def _label_studio() -> DoctorCheck:
+    """Check whether Label Studio accepts the token, where its address or a token is set."""
+    url = os.environ.get("LABEL_STUDIO_URL", "")
+    if not url:
+        return DoctorCheck(name="label studio", state="optional", found="LABEL_STUDIO_URL is not set",
+                           hint="needed for `fss integrations label-studio` only, with LABEL_STUDIO_API_KEY")
+
+    def ask() -> str:
+        from pipelines.integrations.label_studio.api import LabelStudio
+
+        LabelStudio(url, timeout_s=10).check_token()
+        return f"{url} accepts the token"
+
+    return _attempt("label studio", ask)
 
 
 def _attempt(name: str, call: Callable[[], str]) -> DoctorCheck:

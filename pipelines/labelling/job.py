@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from fss_models.limits import PhotoLimits
 from pipelines.base.progress import Bar
 from pipelines.base.storage import Store
+from pipelines.config.mask_request import MaskRequest
 from pipelines.inference.decode_limit import stuck_photos
 from pipelines.inference.masks import Labels, PhotoFailure
 from pipelines.labelling.engines import Engine, WorkerLostError
@@ -77,7 +78,34 @@ def _as_they_come(pool: ThreadPoolExecutor, call: Callable[[int], T], items: Ite
         yield from (future.result() for future in done)
 
 
-def label_rows(rows: Sequence[int], engine: Engine, reader: PhotoReader, manifest: JobManifest,
+class RowReader(Protocol):
+    """Reads the photos of rows, which are numbers that only it knows the meaning of."""
+
+    def read(self, rows: Sequence[int]) -> list[bytes | PhotoFailure]:
+        """For each row, in order: the photo's bytes, or why it cannot be read."""
+
+
+class RowSettings(Protocol):
+    """How rows are labelled; a job's manifest has it."""
+
+    @property
+    def batch(self) -> int:
+        """Photos that are read and sent together."""
+
+    @property
+    def mask_request(self) -> MaskRequest:
+        """The classes and the masks that are wanted."""
+
+    @property
+    def max_pixels(self) -> int:
+        """As in `PhotoLimits`."""
+
+    @property
+    def max_bytes(self) -> int:
+        """As in `PhotoLimits`."""
+
+
+def label_rows(rows: Sequence[int], engine: Engine, reader: RowReader, manifest: RowSettings,
                max_seconds: float = 60) -> list[Labels | PhotoFailure]:
     """One result for each row. Only readable photos are sent to the engine; a large chunk is sent in pieces."""
     results: dict[int, Labels | PhotoFailure] = {}
@@ -88,7 +116,7 @@ def label_rows(rows: Sequence[int], engine: Engine, reader: PhotoReader, manifes
     return [results[row] for row in rows]
 
 
-def _label_sent(sent: dict[int, bytes], engine: Engine, manifest: JobManifest,
+def _label_sent(sent: dict[int, bytes], engine: Engine, manifest: RowSettings,
                 max_seconds: float) -> dict[int, Labels | PhotoFailure]:
     """The results of the engine. Photos that its workers died of are failures, the others are labelled without them."""
     if not sent:
@@ -104,7 +132,7 @@ def _label_sent(sent: dict[int, bytes], engine: Engine, manifest: JobManifest,
     return {**failed, **dict(zip(left, found, strict=True))}
 
 
-def _pieces(rows: Sequence[int], limit: int, reader: PhotoReader,
+def _pieces(rows: Sequence[int], limit: int, reader: RowReader,
             batch: int) -> Iterator[dict[int, bytes | PhotoFailure]]:
     """Pieces of the chunk that fit into one request, made of whole batches; usually one piece."""
     waiting: dict[int, bytes | PhotoFailure] = {}

@@ -15,7 +15,8 @@ from pipelines.data.schema import FAILURES
 from pipelines.labelling.decisions import count_decisions, read_decisions
 from pipelines.labelling.formats.coco import write_coco
 from pipelines.labelling.formats.folders import write_semantic, write_yolo
-from pipelines.labelling.formats.single import write_cvat, write_label_studio, write_parquet
+from pipelines.labelling.formats.label_studio import write_label_studio
+from pipelines.labelling.formats.single import write_cvat, write_parquet
 from pipelines.labelling.images import UNREAD
 from pipelines.labelling.listing import ABOUT
 from pipelines.labelling.manifest import JobManifest

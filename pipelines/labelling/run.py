@@ -37,7 +37,7 @@ from pipelines.labelling.job import LabellingJob
 from pipelines.labelling.manifest import MANIFEST, JobManifest, claim_folder, describe_classes, describe_images
 from pipelines.labelling.outputs import SUMMARY, write_outputs
 from pipelines.labelling.settle import continued, differs, of_service, settle
-from pipelines.serving.client import Client, find_service
+from pipelines.serving.client import find_service, reach_service
 from pipelines.serving.spec import ModelSpec, model_spec
 
 
@@ -214,7 +214,7 @@ def choose_service(request: LabelRequest) -> tuple[str, dict[str, Any] | None]:
             raise FssError("--engine actors does not use a service", hint="leave --service or --engine out")
         return "", None
     if request.service:
-        health = _reach(request.service)
+        health = reach_service(request.service)
         about = about_bundle(read_bundle_info(request.bundle_url)) if request.bundle else health
         if health["bundle_id"] != about["bundle_id"]:
             raise FssError(f"the service has bundle {health['bundle_id']}, not {about['bundle_id']}",
@@ -237,15 +237,3 @@ def choose_service(request: LabelRequest) -> tuple[str, dict[str, Any] | None]:
         say(f"the service at {url} has another {what}; this job starts its own deployment")
         return "", None
     return url, health
-
-
-def _reach(url: str) -> dict[str, Any]:
-    import httpx
-
-    client = Client(url, timeout_s=10)
-    try:
-        return client.health()
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise FssError(f"no service answers: {error}", where=url, hint="start one with `fss serve`") from error
-    finally:
-        client.close()

@@ -138,3 +138,14 @@ def find_service(place: str) -> tuple[str, dict[str, Any]] | None:
         return None
     finally:
         client.close()
+
+
+def reach_service(url: str) -> dict[str, Any]:
+    """The health of the service at `url`. Raises `FssError` if none answers there."""
+    client = Client(url, timeout_s=10)
+    try:
+        return client.health()
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise FssError(f"no service answers: {error}", where=url, hint="start one with `fss serve`") from error
+    finally:
+        client.close()

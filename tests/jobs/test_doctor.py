@@ -15,6 +15,7 @@ from jobs.doctor import DoctorCheck, run_checks
 from pipelines.base.limits import ContainerLimits
 from pipelines.bundles.bundle import save_bundle
 from tests.fss_models.shipped_case import ship_random
+from tests.integrations.studio_stand_in import TOKEN, StandIn, running
 
 
 def by_name(**where: str) -> dict[str, DoctorCheck]:
@@ -37,6 +38,18 @@ def test_this_machine_is_ready(tmp_path: Path) -> None:
     assert status == 0, text
     assert "this machine is ready" in text
     assert not (tmp_path / "not").exists()  # it changes nothing
+
+
+def test_label_studio_is_asked_where_its_address_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LABEL_STUDIO_URL", raising=False)
+    monkeypatch.setenv("LABEL_STUDIO_API_KEY", TOKEN)
+    assert by_name()["label studio"].state == "optional"
+    with running(StandIn()) as studio:
+        monkeypatch.setenv("LABEL_STUDIO_URL", studio.url)
+        assert by_name()["label studio"].state == "ok"
+        monkeypatch.setenv("LABEL_STUDIO_API_KEY", "another-token")
+        check = by_name()["label studio"]
+    assert (check.state, check.found) == ("missing", "Label Studio refuses the token")
 
 
 def test_json(tmp_path: Path) -> None:

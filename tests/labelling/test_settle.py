@@ -80,7 +80,7 @@ def test_a_job_that_goes_on_does_not_use_a_service_with_other_settings(tmp_path:
     """Would catch a job whose manifest names one precision, and whose parts have two."""
     Store(str(tmp_path / "out")).write_json("manifest.json", {"batch": 4, "preprocessing": "fast"})
     about = {**HEALTH, "bundle_id": "b", "calibrator": ""}
-    monkeypatch.setattr(run, "_reach", lambda _: about)
+    monkeypatch.setattr(run, "reach_service", lambda _: about)
     request = run.LabelRequest(recipe=Recipe(label=AUTO), images="none", out=str(tmp_path / "out"), service="http://x",
                                supports=str(supports_file(tmp_path)))
     with pytest.raises(FssError, match="the service's precision is bfloat16, but the job's is float32"):

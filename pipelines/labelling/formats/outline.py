@@ -28,6 +28,38 @@ def joined(pieces: list[np.ndarray]) -> np.ndarray:
     return _joined(pieces[0], pieces[1:])
 
 
+def simplified(loop: np.ndarray, tolerance: float) -> np.ndarray:
+    """A polygon [N, 2] with fewer of its corners: each one left out is at most `tolerance` from the sides that remain.
+
+    The algorithm is that of Ramer, Douglas and Peucker, on the two halves between two corners that are far apart.
+    """
+    far = int(np.abs(loop - loop[0]).sum(axis=1).argmax())
+    if far == 0:
+        return loop[:1]
+    closed = np.concatenate([loop, loop[:1]]).astype(np.float64)
+    kept, todo = {0, far}, [(0, far), (far, len(loop))]
+    while todo:
+        first, last = todo.pop()
+        if last - first < 2:
+            continue
+        gaps = _gaps(closed[first + 1:last], closed[first], closed[last])
+        worst = int(gaps.argmax())
+        if gaps[worst] > tolerance:
+            middle = first + 1 + worst
+            kept.add(middle)
+            todo += [(first, middle), (middle, last)]
+    return loop[sorted(kept)]
+
+
+def _gaps(points: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray:
+    """The distance of each point [N, 2] from the segment between `start` and `end`."""
+    along = end - start
+    length = float(along @ along)
+    share = ((points - start) @ along / length).clip(0, 1) if length else np.zeros(len(points))
+    gaps: np.ndarray = np.hypot(*(points - start - share[:, None] * along).T)
+    return gaps
+
+
 def _segments(mask: np.ndarray) -> dict[Corner, list[Corner]]:
     """The straight segments of the border, start -> ends. The object is on the right of each."""
     grown = np.pad(mask.astype(np.int8), 1)
