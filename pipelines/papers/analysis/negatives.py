@@ -25,16 +25,8 @@ from pipelines.data.schema import EpisodeSample
 from pipelines.evaluation.evaluate import FeatureCache, at_size, full_size_mask
 from pipelines.pages.pictures import PREDICTION, photo_url
 from pipelines.papers.analysis.clicks import click_name, correct_episodes, negative_photos, scored_masks
-from pipelines.papers.analysis.page import (
-    Analysis,
-    AnalysisFile,
-    PictureStrip,
-    TextTable,
-    interval_text,
-    pct,
-    signed_points,
-    write_page,
-)
+from pipelines.papers.analysis.figures import interval_text, pct, signed_points
+from pipelines.papers.analysis.page import Analysis, AnalysisFile, PictureStrip, TextTable, write_page
 from pipelines.papers.analysis.pictures import CLICK, LEGEND, click_url, marked_photos
 from pipelines.papers.analysis.scores import FewShotScores, interval_plot, scores_of_counts
 from pipelines.papers.analysis.study import Study, record_cautions

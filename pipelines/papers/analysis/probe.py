@@ -22,16 +22,8 @@ from pipelines.data.schema import EpisodeSample
 from pipelines.data.shardset import Shards
 from pipelines.evaluation.evaluate import mask_iou
 from pipelines.pages.pictures import PREDICTION, photo_url
-from pipelines.papers.analysis.page import (
-    Analysis,
-    AnalysisFile,
-    PictureStrip,
-    TextTable,
-    interval_text,
-    pct,
-    signed_points,
-    write_page,
-)
+from pipelines.papers.analysis.figures import interval_text, pct, signed_points
+from pipelines.papers.analysis.page import Analysis, AnalysisFile, PictureStrip, TextTable, write_page
 from pipelines.papers.analysis.pictures import LEGEND, marked_photos
 from pipelines.papers.analysis.scores import (
     FewShotScores,

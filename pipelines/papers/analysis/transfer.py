@@ -17,15 +17,8 @@ from pipelines.data.ensure import ensure_shards
 from pipelines.data.episodes import EpisodeList
 from pipelines.data.shardset import Shards
 from pipelines.papers.analysis.domains import example_strips
-from pipelines.papers.analysis.page import (
-    Analysis,
-    AnalysisFile,
-    PictureStrip,
-    TextTable,
-    interval_text,
-    pct,
-    write_page,
-)
+from pipelines.papers.analysis.figures import interval_text, pct
+from pipelines.papers.analysis.page import Analysis, AnalysisFile, PictureStrip, TextTable, write_page
 from pipelines.papers.analysis.pictures import LEGEND
 from pipelines.papers.analysis.scores import FewShotScores, draw_episodes_among, interval_plot, score_few_shot
 from pipelines.papers.analysis.study import Study
