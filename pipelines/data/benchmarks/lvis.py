@@ -21,7 +21,7 @@ from pipelines.data.benchmarks.protocol import (
     index_lists,
     tested_classes,
 )
-from pipelines.data.benchmarks.readers import SegmentSource, unique_ids
+from pipelines.data.benchmarks.readers import SegmentSource
 from pipelines.data.classes import NO_FOLD
 from pipelines.data.samplers.hsnet import class_cycled
 from pipelines.data.sources.base import digest_of
@@ -60,7 +60,7 @@ class LvisSource(SegmentSource):
         self.test_pools = {ids[c]: list(photos) for c, photos in read["val"].items()}
         for split in ("train", "val"):
             self._index(read[split], ids, "test" if split == "val" else "train", base)
-        self.items = unique_ids(self.items)
+        self.check_ids()
         self.fingerprint = digest_of(digests, cfg.shots, self.photo_sizes())
 
     def _index(self, categories: Categories, ids: dict[Any, int], split: str, base: str) -> None:

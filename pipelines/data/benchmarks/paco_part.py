@@ -21,7 +21,7 @@ from pipelines.data.benchmarks.protocol import (
     index_lists,
     tested_classes,
 )
-from pipelines.data.benchmarks.readers import SegmentSource, unique_ids
+from pipelines.data.benchmarks.readers import SegmentSource
 from pipelines.data.classes import NO_FOLD
 from pipelines.data.samplers.parts import PartObject, paco
 from pipelines.data.sources.base import SourceFailure, digest_of
@@ -58,7 +58,7 @@ class PacoPartSource(SegmentSource):
         self.test_objects: dict[tuple[int, str], list[PartObject]] = {}
         self._index(read["train"], "train", base)
         self._index(read["val"], "test", base)
-        self.items = unique_ids(self.items)
+        self.check_ids()
         self.fingerprint = digest_of(digests, self.photo_sizes())
 
     def _index(self, read: dict[str, Any], split: str, base: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,7 +12,7 @@ from pipelines.base.storage import Store
 from pipelines.config.data import SourceConfig
 from pipelines.data.samplers.draws import NamedEpisode
 from pipelines.data.shardset import ALL_FOLDS, Shards
-from pipelines.data.sources.base import Source, digest_of
+from pipelines.data.sources.base import Source, digest_of, hashed_id
 
 ROOT = frozenset({"root"})  # the option of a family that draws from the index of the raw data
 
@@ -135,12 +134,8 @@ def photo_number(name: str) -> int:
     image, crop, which = name.partition("#")
     stem = PurePosixPath(image).stem
     tail = stem.rsplit("_", 1)[-1] if stem.startswith("COCO_") else stem.replace("_", "")
-    number = int(tail) if tail.isdigit() and len(tail) >= 9 else _hashed(image)
+    number = int(tail) if tail.isdigit() and len(tail) >= 9 else hashed_id(image)
     return number * 1000 + int(which.rpartition(".")[2]) if crop else number
-
-
-def _hashed(name: str) -> int:
-    return int(hashlib.sha256(name.encode()).hexdigest()[:12], 16)
 
 
 def draw_pools(request: ListRequest) -> dict[int, list[str]]:

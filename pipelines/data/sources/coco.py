@@ -16,17 +16,8 @@ import numpy as np
 
 from fss_models.errors import FssError
 from pipelines.config.data import SourceConfig
-from pipelines.data import rle
 from pipelines.data.sources.annotated import drop_repeated
-from pipelines.data.sources.base import (
-    FetchedImage,
-    ImageMasks,
-    InstanceMask,
-    Source,
-    SourceFailure,
-    SourceImage,
-    digest_of,
-)
+from pipelines.data.sources.base import FetchedImage, ImageMasks, Source, SourceFailure, SourceImage, digest_of
 from pipelines.data.sources.coco_index import CocoIndex, ImageRecord, identity
 
 _GAP = 4096  # annotations that lie closer in the file are read together
@@ -147,18 +138,9 @@ class CocoSource(Source):
         for a in fetched.payload:
             if a.class_id < 0:
                 masks.problems.append(f"{a.where}: its category id {a.category} is not in the categories")
-                continue
-            name, pieces = f"{a.where}: {self.classes[a.class_id]}", list[str]()
-            try:
-                counts = rle.from_coco(a.segmentation, height, width, pieces)
-            except ValueError as error:
-                masks.problems.append(f"{name}: {error}")
-                continue
-            masks.problems.extend(f"{name}: {piece}" for piece in pieces)
-            if rle.area(counts, height, width) == 0:
-                masks.problems.append(f"{name}: empty mask")
             else:
-                masks.instances.append(InstanceMask(a.class_id, counts, a.crowd))
+                what = f"{a.where}: {self.classes[a.class_id]}"
+                masks.add_segmentation(what, a.class_id, a.segmentation, height, width, crowd=a.crowd)
         return masks
 
 

@@ -24,6 +24,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from fss_models.errors import FssError
+from fss_models.photo_files import is_photo
 from pipelines.config.data import SourceConfig
 from pipelines.data import rle
 from pipelines.data.class_names import clean_name
@@ -37,7 +38,7 @@ from pipelines.data.sources.annotated import (
     polygon,
     rasterise_shapes,
 )
-from pipelines.data.sources.base import FetchedImage, ImageMasks, Source, SourceImage, digest_of, is_image
+from pipelines.data.sources.base import FetchedImage, ImageMasks, Source, SourceImage, digest_of
 from pipelines.data.sources.text import whole_number
 
 POLYGON, MASK = "polygon", "mask"
@@ -74,7 +75,7 @@ class CvatSource(Source):
                 records.append(self._record(element, where))
             else:
                 video.add(element)
-        records += video.frames(f for f in self.files if is_image(f))
+        records += video.frames(f for f in self.files if is_photo(f))
         for photo, reason in video.problems:
             self.fail(photo, reason)
         self.classes = list(dict.fromkeys(self.classes))  # tasks of a project repeat its labels

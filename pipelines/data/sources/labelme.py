@@ -21,6 +21,7 @@ import numpy as np
 
 from fss_models.errors import BadImage, FssError
 from fss_models.mask_files import read_mask_picture
+from fss_models.photo_files import is_photo
 from pipelines.config.data import SourceConfig
 from pipelines.data import rle
 from pipelines.data.sources.annotated import (
@@ -31,15 +32,7 @@ from pipelines.data.sources.annotated import (
     polygon,
     rasterise_shapes,
 )
-from pipelines.data.sources.base import (
-    FetchedImage,
-    ImageMasks,
-    Source,
-    SourceFailure,
-    SourceImage,
-    digest_of,
-    is_image,
-)
+from pipelines.data.sources.base import FetchedImage, ImageMasks, Source, SourceFailure, SourceImage, digest_of
 from pipelines.data.sources.finder import FileFinder, ambiguous
 from pipelines.data.sources.text import class_name, whole_number
 
@@ -92,7 +85,7 @@ class LabelmeSource(Source):
 
     def _index(self, records: list[LabelmeFile]) -> None:
         ids = {label: number for number, label in enumerate(self.classes)}
-        images, by_stem = {f for f in self.files if is_image(f)}, defaultdict[str, list[str]](list)
+        images, by_stem = {f for f in self.files if is_photo(f)}, defaultdict[str, list[str]](list)
         for image in sorted(images):
             by_stem[posixpath.splitext(image)[0]].append(image)
         owners = {record.photo: record.path for record in records if record.photo in images}
