@@ -10,18 +10,9 @@ from typing import Any
 
 from fss_models.errors import FssError
 from pipelines.config.data import SourceConfig
-from pipelines.data.benchmarks.protocol import (
-    COCO_2017,
-    ROOT,
-    Benchmark,
-    DrawnEpisodes,
-    EpisodeFamily,
-    LayoutPart,
-    ListRequest,
-    index_lists,
-    tested_classes,
-)
+from pipelines.data.benchmarks.protocol import Benchmark, DrawnEpisodes, EpisodeFamily, LayoutPart, ListRequest
 from pipelines.data.benchmarks.readers import SegmentSource
+from pipelines.data.benchmarks.rules import COCO_2017, ROOT, index_lists, tested_classes
 from pipelines.data.classes import NO_FOLD
 from pipelines.data.samplers.parts import PartObject, paco
 from pipelines.data.sources.base import SourceFailure, digest_of

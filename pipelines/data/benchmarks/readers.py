@@ -11,7 +11,7 @@ import numpy as np
 
 from fss_models.errors import BadImage, FssError
 from pipelines.data import rle
-from pipelines.data.benchmarks.protocol import photo_number
+from pipelines.data.benchmarks.rules import photo_number
 from pipelines.data.lists.plain_pickle import read_plain
 from pipelines.data.sources.base import FetchedImage, ImageMasks, InstanceMask, Source, SourceImage, digest_of
 from pipelines.data.sources.labels import read_grey_mask, read_labels
