@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -33,6 +32,7 @@ from benchmarks.labelling import (
     job_words,
     label_words,
     prepare_bundle,
+    run_apart,
     run_fss,
     run_service,
     set_words,
@@ -54,7 +54,7 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
         what = fill_photos(config, folder)
         supports = write_supports(folder, config["shots"])
         for number in range(config["rounds"]):
-            alone = _run_loops(config, folder)
+            alone = run_apart("labelling_engines", json.dumps(config), str(folder))
             took["decoded"] = {"model": alone.pop("decoded_cpu_ms")}
             for name, rate in alone.items():
                 rates[name].append(rate)
@@ -83,16 +83,6 @@ def _job(name: str, config: dict[str, Any], folder: Path, supports: Path, out: P
         account = CpuAccount(out, parts)
         run_fss(*command, "--bundle", config["bundle"], "--engine", engine, folder=folder, on_poll=account.sample)
     return images_per_s(out, config["chunk"]), account.ms_a_photo(config["chunk"])
-
-
-def _run_loops(config: dict[str, Any], folder: Path) -> dict[str, float]:
-    """Run both loops without Ray in another process: the result of `measure_loops`."""
-    command = [sys.executable, "-m", "benchmarks.suite.labelling_engines", json.dumps(config), str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"error: {done.stderr.strip().splitlines()[-1]}")
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
 
 
 def measure_loops(config: dict[str, Any], folder: Path) -> dict[str, float]:
