@@ -153,6 +153,25 @@ class Source(ABC):
             if other != item.file_name:
                 raise FssError(f"photos {other} and {item.file_name} have the same image id", hint="rename one of them")
 
+    def drop_repeated(self) -> None:
+        """Keep one record of every photo: the first that names its whole path, else the first.
+
+        The others become failures, as either could be right. One that only ends like the photo is told to be missing.
+        """
+        best: dict[str, SourceImage] = {}
+        for item in self.items:
+            if item.path not in best or (item.whole and not best[item.path].whole):
+                best[item.path] = item
+        for item in self.items:
+            other = best[item.path]
+            if item is other:
+                continue
+            reason = f"another record has this photo already ({other.file_name})"
+            if other.whole and not item.whole:
+                reason = f"this photo is missing; {other.path} only ends like it, and another record names that in full"
+            self.fail(item.file_name, reason)
+        self.items = [item for item in self.items if best[item.path] is item]
+
     def fail(self, name: str, reason: str) -> None:
         """List a photo or an annotation file of this name as a failure of the index."""
         self.failures.append(SourceFailure(name, "index", reason))

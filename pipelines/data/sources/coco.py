@@ -1,7 +1,7 @@
 """COCO-format directories: annotations/*.json and images anywhere below the root. Class ids follow category ids.
 
 Records that repeat: image records with the same id are all refused, as their annotations cannot be told apart (word for
-word the same record is read once); of several records of one photo the first is read (`annotated.drop_repeated`);
+word the same record is read once); of several records of one photo the first is read (`Source.drop_repeated`);
 categories of the same name are one class. Ids of annotations are only used to name them.
 """
 
@@ -16,7 +16,6 @@ import numpy as np
 
 from fss_models.errors import FssError
 from pipelines.config.data import SourceConfig
-from pipelines.data.sources.annotated import drop_repeated
 from pipelines.data.sources.base import FetchedImage, ImageMasks, Source, SourceFailure, SourceImage, digest_of
 from pipelines.data.sources.coco_index import CocoIndex, ImageRecord, identity
 
@@ -49,7 +48,7 @@ class CocoSource(Source):
             what = f"{found.scores} annotations have a confidence: predictions of a model, which are read as labels"
             self.fail(self._name, what)
         self._index(found)
-        drop_repeated(self)
+        self.drop_repeated()
         self.fingerprint = digest_of(found.sha256, self.photo_sizes())
 
     def _index(self, found: CocoIndex) -> None:

@@ -20,16 +20,8 @@ from fss_models.errors import BadImage, FssError
 from fss_models.mask_files import read_mask_picture
 from pipelines.config.data import SourceConfig
 from pipelines.data import rle
-from pipelines.data.sources.annotated import (
-    LabelledShape,
-    check_some_masks,
-    drop_repeated,
-    no_mask,
-    only_file,
-    polygon,
-    rasterise_shapes,
-)
-from pipelines.data.sources.base import FetchedImage, ImageMasks, Source, SourceImage, digest_of
+from pipelines.data.sources.annotated import ExportSource, LabelledShape, no_mask, polygon
+from pipelines.data.sources.base import digest_of
 from pipelines.data.sources.brush_rle import decode_brush
 from pipelines.data.sources.finder import FileFinder
 from pipelines.data.sources.label_studio_photos import (
@@ -46,14 +38,14 @@ _REGIONS = {POLYGON: POLYGON, BRUSH: BRUSH, BITMASK: BITMASK, "rectangle": "a re
             "keypoint": "a key point", "vector": "a vector line"}
 
 
-class LabelStudioSource(Source):
+class LabelStudioSource(ExportSource):
     """Class ids follow the sorted labels of the export, because it does not have the project's own list."""
 
-    upright = True
+    masks = frozenset({POLYGON, BRUSH, BITMASK})
 
     def __init__(self, cfg: SourceConfig) -> None:
         super().__init__(cfg)
-        name = cfg.annotations or only_file(self.files, ".json", self.store.url)
+        name = self.only_file(".json")
         raw, where = self.store.read_bytes(name), self.store.path(name)
         tasks = _tasks(raw, where)
         chosen = [annotation for task in tasks if (annotation := _chosen_annotation(task))]
@@ -61,9 +53,8 @@ class LabelStudioSource(Source):
         self._ids = {label: number for number, label in enumerate(self.classes)}
         for task in tasks:
             self._add(task)
-        drop_repeated(self)
-        check_some_masks(self.items, frozenset({POLYGON, BRUSH, BITMASK}), where,
-                         "label with PolygonLabels, BrushLabels or BitmaskLabels")
+        self.drop_repeated()
+        self.check_some_masks(where, "label with PolygonLabels, BrushLabels or BitmaskLabels")
         self.fingerprint = digest_of(hashlib.sha256(raw).hexdigest(), self.photo_sizes())
 
     def _add(self, task: dict[str, Any]) -> None:
@@ -104,23 +95,20 @@ class LabelStudioSource(Source):
             what = f"{len(bare)} regions have" if len(bare) > 1 else "a region has"
             self.fail(path, f"{task}: {what} no label ({', '.join(bare[:3])})")
 
-    def rasterise(self, item: SourceImage, fetched: FetchedImage, height: int, width: int) -> ImageMasks:
-        """One mask per region and label."""
-        return rasterise_shapes(fetched.payload, _rasterise, height, width)
+    @staticmethod
+    def shape_counts(shape: LabelledShape, height: int, width: int) -> bytes:
+        """The counts of a region with one label."""
+        if shape.kind == BRUSH:
+            return rle.encode(decode_brush(shape.value, height, width))
+        if shape.kind == BITMASK:
+            return rle.encode(_bitmask(shape.value, height, width))
+        if shape.kind == POLYGON:
+            points = np.asarray(shape.value or [], dtype=np.float64).reshape(-1, 2) * [width / 100, height / 100]
+            return polygon(points.ravel().tolist(), height, width)
+        raise no_mask(shape.kind)
 
 
 _Region = tuple[str, str, Any, str]  # id, kind, value, label
-
-
-def _rasterise(shape: LabelledShape, height: int, width: int) -> bytes:
-    if shape.kind == BRUSH:
-        return rle.encode(decode_brush(shape.value, height, width))
-    if shape.kind == BITMASK:
-        return rle.encode(_bitmask(shape.value, height, width))
-    if shape.kind == POLYGON:
-        points = np.asarray(shape.value or [], dtype=np.float64).reshape(-1, 2) * [width / 100, height / 100]
-        return polygon(points.ravel().tolist(), height, width)
-    raise no_mask(shape.kind)
 
 
 def _bitmask(data: bytes, height: int, width: int) -> np.ndarray:
