@@ -7,7 +7,7 @@ This is the protocol of RePRI: the fold is the 0-based id of the COCO class modu
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from fss_models.errors import FssError
 from pipelines.bundles.bundle import read_bundle_info
@@ -120,6 +120,6 @@ def _analysis(recipe: Recipe, folds: list[TransferFold], scores: list[FewShotSco
                                       columns=["PASCAL class", "COCO counterpart", "fold", "IoU"])],
                     figures={"miou": mean, "shots": recipe.eval.shots, "absent": absent, "not_scored": left_out,
                              "folds": [{"fold": f.number, "classes": f.names, "trained_on": f.record,
-                                        **s.as_json()} for f, s in zip(folds, scores, strict=True)]},
+                                        **asdict(s)} for f, s in zip(folds, scores, strict=True)]},
                     plots=[interval_plot({f"fold {f.number}": s for f, s in zip(folds, scores, strict=True)})],
                     strips=strips, legend=LEGEND, notes=notes)
