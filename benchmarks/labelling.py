@@ -106,6 +106,18 @@ def run_fss(*args: str, folder: Path, on_poll: Callable[[int], None] | None = No
     return time.monotonic() - began
 
 
+def run_apart(module: str, *words: str) -> Any:
+    """Run a benchmark's module in a process of its own, without Ray; the JSON that it prints.
+
+    Raises `SystemExit` with its last line if it fails.
+    """
+    done = subprocess.run([sys.executable, "-m", f"benchmarks.suite.{module}", *words], capture_output=True, text=True,
+                          check=False)
+    if done.returncode:
+        raise SystemExit(f"error: {done.stderr.strip().splitlines()[-1]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 @contextmanager
 def run_service(*args: str, folder: Path) -> Iterator[tuple[str, int]]:
     """Run `fss serve` for the block and yield its URL and process id. Raises `SystemExit` if it does not start."""

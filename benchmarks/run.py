@@ -1,8 +1,8 @@
 """Runs benchmarks and writes dated result files. It does not import Ray, so that it runs where only torch is installed.
 
     python -m benchmarks.run                              list them
-    python -m benchmarks.run support_memory store_write   run these ("all" for all)
-    python -m benchmarks.run support_memory --set method=sansa --set images=16
+    python -m benchmarks.run batched_queries store_write  run these ("all" for all)
+    python -m benchmarks.run batched_queries --set method=sansa --set images=16
 """
 
 from __future__ import annotations

@@ -162,14 +162,25 @@ def drop_duplicates(masks: Tensor, scores: Tensor, most: float = DUPLICATE) -> l
     An instance is dropped if its intersection with a kept one is more than `most` of the smaller mask, or if it is
     empty.
     """
+    order = torch.argsort(-scores.float(), stable=True).to(masks.device)
+    order = order[masks.flatten(1).any(dim=1)[order]]
+    return order[suppress(masks[order], most)].tolist()
+
+
+def suppress(masks: Tensor, limit: float) -> Tensor:
+    """Greedy suppression of masks [I, h, w] bool, given from the best score to the worst; returns the rows kept [J].
+
+    A mask is dropped if it shares more than `limit` of the smaller area (intersection over minimum) with a kept one.
+    """
     flat = masks.flatten(1).float()
     area = flat.sum(dim=1)
-    share = (flat @ flat.T / torch.minimum(area[:, None], area[None]).clamp(min=1)).cpu().numpy()
+    shared = flat @ flat.T / torch.minimum(area[:, None], area[None]).clamp(min=1)
+    over = (shared > limit).tolist()
     kept: list[int] = []
-    for one in torch.argsort(-scores.float(), stable=True).tolist():
-        if area[one] > 0 and all(share[one, other] <= most for other in kept):
-            kept.append(one)
-    return kept
+    for row, others in enumerate(over):
+        if not any(others[k] for k in kept):
+            kept.append(row)
+    return torch.tensor(kept, dtype=torch.int64, device=masks.device)
 
 
 def split_mask(mask: Bools, score: float, rules: SplitRules, found: Instances | None = None) -> list[ObjectMask]:

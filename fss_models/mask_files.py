@@ -73,6 +73,15 @@ def _of_image(image: Image.Image) -> MaskPicture:
     return _of_pixels(image)
 
 
+def mask_size(data: bytes) -> tuple[int, int] | None:
+    """(height, width) of a mask file, None for an unreadable one."""
+    try:
+        image = open_mask(data)
+    except BadImage:
+        return None
+    return image.height, image.width
+
+
 def open_mask(data: bytes) -> Image.Image:
     """A mask or label file with its pixels decoded. Raises `BadImage` if it is unreadable, lossy or too large."""
     if not data:

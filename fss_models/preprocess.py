@@ -63,6 +63,19 @@ class Preprocessor:
         return resize_mask(mask, self.data_side)
 
 
+class FloorMasks(Preprocessor):
+    """Resizes masks as some released loaders do: torch's `nearest` floors the source index, where PIL's rounds it."""
+
+    def mask(self, mask: np.ndarray) -> Tensor:
+        """Resize a support mask [H, W] bool to [side, side] float in {0, 1}."""
+        whole = torch.from_numpy(mask.astype(np.float32))[None, None]
+        return F.interpolate(whole, size=(self.side, self.side), mode="nearest")[0, 0]
+
+    def target(self, mask: np.ndarray) -> Tensor:
+        """Resize a target mask [H, W] bool to [side, side] float in {0, 1}."""
+        return self.mask(mask)
+
+
 def _resize_pil(image: np.ndarray, side: int) -> Tensor:
     """Resize [H, W, 3] uint8 (or float in 0..255, which is rounded) to [3, side, side] float in [0, 1]."""
     if image.dtype != np.uint8:

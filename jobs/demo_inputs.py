@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from fss_models.errors import FssError
+from fss_models.marks import rle_json
 from fss_models.photo_files import decode_image
 from pipelines.base.progress import Bar
 from pipelines.base.storage import Store
-from pipelines.data import rle
 from pipelines.data.schema import ClassInfo
 from pipelines.data.shardset import Shards
 
@@ -48,16 +48,13 @@ def write_supports(shards: Shards, chosen: ClassInfo, out: str, *, seed: int = 0
         photo, sample = shards.photo(image_id), shards.sample(image_id, chosen.class_id)
         if not sample.mask.any() or not np.array_equal(decode_image(photo["image"], exif=True), sample.image):
             continue
-        name = names[image_id]
-        store.write_bytes(name, photo["image"])
-        counts = rle.encode(sample.mask).decode()
-        rows.append({"image": name, "mask": {"size": list(sample.mask.shape), "counts": counts}})
+        store.write_bytes(names[image_id], photo["image"])
+        rows.append({"image": names[image_id], "mask": rle_json(sample.mask)})
         if len(rows) == SUPPORTS:
             break
     if not rows:
         raise FssError(f"no train photo of class {chosen.name!r} can be a support", where=shards.url)
-    supports = [{"image": r["image"], "mask": r["mask"]} for r in rows]
-    store.write_bytes("supports.json", json.dumps({"class_name": chosen.name, "supports": supports}, indent=1).encode())
+    store.write_bytes("supports.json", json.dumps({"class_name": chosen.name, "supports": rows}, indent=1).encode())
     return store.path("supports.json")
 
 

@@ -75,23 +75,31 @@ def assign_all(raw: dict[str, Any], given: list[str], option: str = "--set") -> 
 
 def _read(name: str, folder: str, over: tuple[str, ...] = ()) -> tuple[dict[str, Any], str]:
     """A recipe merged over those that it extends, and its name in errors. `over`: names of recipes that extend it."""
-    path, shipped = Path(name), list_recipes(folder)
     if name in over:
         raise FssError(f"extends itself: {' -> '.join([*over, name])}", where=name)
-    if not path.suffix:
-        if name not in shipped:
-            raise FssError(f"there is no recipe {name!r}", hint=f"known: {', '.join(shipped)}; or give a .yaml file")
-        text, where = files("jobs").joinpath("recipes", folder, f"{name}.yaml").read_text(), f"recipe {name}"
-    else:
-        if not path.is_file():
-            raise FssError("there is no such recipe file", where=name, hint=f"shipped recipes: {', '.join(shipped)}")
-        text, where = _text(path), name
-    raw = _yaml(text, where)
+    raw, where = read_yaml(name, folder, "recipe")
     if not isinstance(raw, dict):
         raise FssError("is not a mapping of sections, as a recipe has to be", where=where)
     if base := raw.pop("extends", ""):
         return _merged(_read(str(base), folder, (*over, name))[0], raw), where
     return raw, where
+
+
+def read_yaml(name: str, folder: str, what: str) -> tuple[Any, str]:
+    """The content of a YAML file by its path, or by its name in a folder of those that ship; and its name in errors.
+
+    `what`: what errors call such a file.
+    """
+    path, shipped = Path(name), list_recipes(folder)
+    if not path.suffix:
+        if name not in shipped:
+            raise FssError(f"there is no {what} {name!r}", hint=f"known: {', '.join(shipped)}; or give a .yaml file")
+        text, where = files("jobs").joinpath("recipes", folder, f"{name}.yaml").read_text(), f"{what} {name}"
+    else:
+        if not path.is_file():
+            raise FssError(f"there is no such {what} file", where=name, hint=f"shipped {what}s: {', '.join(shipped)}")
+        text, where = _text(path), name
+    return _yaml(text, where), where
 
 
 def _text(path: Path) -> str:

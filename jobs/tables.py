@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
 
-import yaml
 from pydantic import ValidationError
 
 from fss_models import registry
 from fss_models.errors import FssError
 from fss_models.settings import weight_fields
-from jobs.recipes import list_recipes, load_recipe
+from jobs.recipes import list_recipes, load_recipe, read_yaml
 from pipelines.config.data import BENCHMARKS, DataConfig
 from pipelines.config.method import MethodConfig
 from pipelines.config.recipe import Recipe
@@ -32,20 +30,9 @@ def list_tables() -> list[str]:
 
 def load_table(name: str) -> tuple[str, PublishedTable]:
     """(name, table) of a table that ships or of a YAML file. Raises `FssError` for a missing or invalid file."""
-    path = Path(name)
-    if not path.suffix:
-        if name not in list_tables():
-            raise FssError(f"there is no table {name!r}",
-                           hint=f"known: {', '.join(list_tables())}; or give a .yaml file")
-        text = files("jobs").joinpath("recipes", FOLDER, f"{name}.yaml").read_text()
-    elif not path.is_file():
-        raise FssError("there is no such table file", where=name, hint=f"shipped tables: {', '.join(list_tables())}")
-    else:
-        text = path.read_text()
+    raw, _ = read_yaml(name, FOLDER, "table")
     try:
-        return path.stem, PublishedTable.model_validate(yaml.safe_load(text))
-    except yaml.YAMLError as error:
-        raise FssError(f"is not valid YAML: {error}", where=name) from error
+        return Path(name).stem, PublishedTable.model_validate(raw)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(p) for p in first["loc"])

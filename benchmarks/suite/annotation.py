@@ -12,15 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.labelling import (
-    fill_photos,
-    images_per_s,
-    job_words,
-    label_words,
-    prepare_bundle,
-    run_fss,
-    write_supports,
-)
+from benchmarks import labelling
 
 CONFIG: dict[str, Any] = {"bundle": "shipped", "method": "", "preset": "nano", "count": 10_000, "chunk": 64,
                           "batch": 8, "engine": "serve", "data": "auto", "images": 200, "threads": 2, "seed": 0}
@@ -30,10 +22,10 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
     """Minutes and images/s of the whole command, and the images/s of its middle."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        config = config | {"bundle": prepare_bundle(config, folder)}
-        what, supports, out = fill_photos(config, folder), write_supports(folder, 1), folder / "out"
-        seconds = run_fss(*label_words(folder, supports, out), "--bundle", config["bundle"],
-                          "--engine", config["engine"], *job_words(config), folder=folder)
-        middle = images_per_s(out, config["chunk"])
+        config = config | {"bundle": labelling.prepare_bundle(config, folder)}
+        what, supports, out = labelling.fill_photos(config, folder), labelling.write_supports(folder, 1), folder / "out"
+        seconds = labelling.run_fss(*labelling.label_words(folder, supports, out), "--bundle", config["bundle"],
+                                    "--engine", config["engine"], *labelling.job_words(config), folder=folder)
+        middle = labelling.images_per_s(out, config["chunk"])
     return {"ratio": config["count"] / seconds / middle, "minutes": seconds / 60, "photos": what,
             "images_per_s": config["count"] / seconds, "middle_images_per_s": middle}

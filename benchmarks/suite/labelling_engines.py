@@ -18,26 +18,14 @@ from __future__ import annotations
 
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks import labelling
 from benchmarks.episodes import first_set_pairs
-from benchmarks.labelling import (
-    CpuAccount,
-    fill_photos,
-    images_per_s,
-    job_words,
-    label_words,
-    prepare_bundle,
-    run_fss,
-    run_service,
-    set_words,
-    write_supports,
-)
 from benchmarks.timing import seconds_of
 
 CONFIG: dict[str, Any] = {"bundle": "shipped", "method": "", "preset": "nano", "shots": 1, "count": 768, "chunk": 32,
@@ -50,11 +38,11 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
     took: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        config = config | {"bundle": prepare_bundle(config, folder)}
-        what = fill_photos(config, folder)
-        supports = write_supports(folder, config["shots"])
+        config = config | {"bundle": labelling.prepare_bundle(config, folder)}
+        what = labelling.fill_photos(config, folder)
+        supports = labelling.write_supports(folder, config["shots"])
         for number in range(config["rounds"]):
-            alone = _run_loops(config, folder)
+            alone = labelling.run_apart("labelling_engines", json.dumps(config), str(folder))
             took["decoded"] = {"model": alone.pop("decoded_cpu_ms")}
             for name, rate in alone.items():
                 rates[name].append(rate)
@@ -71,28 +59,19 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
 
 def _job(name: str, config: dict[str, Any], folder: Path, supports: Path, out: Path) -> tuple[float, dict[str, float]]:
     """Run a job: its rate in images/s, and milliseconds of CPU time a photo by role."""
-    changes = [*job_words(config), *set_words({"serve.max_batch": config["batch"]})]
-    command = [*label_words(folder, supports, out), *changes]
+    changes = [*labelling.job_words(config), *labelling.set_words({"serve.max_batch": config["batch"]})]
+    command = [*labelling.label_words(folder, supports, out), *changes]
     parts = config["count"] // config["chunk"]
     if name == "http":
-        with run_service("--bundle", config["bundle"], *changes, folder=folder) as (url, pid):
-            account = CpuAccount(out, parts, more=(pid,))
-            run_fss(*command, "--service", url, folder=folder, on_poll=account.sample)
+        with labelling.run_service("--bundle", config["bundle"], *changes, folder=folder) as (url, pid):
+            account = labelling.CpuAccount(out, parts, more=(pid,))
+            labelling.run_fss(*command, "--service", url, folder=folder, on_poll=account.sample)
     else:
         engine = "actors" if name == "actors" else "serve"
-        account = CpuAccount(out, parts)
-        run_fss(*command, "--bundle", config["bundle"], "--engine", engine, folder=folder, on_poll=account.sample)
-    return images_per_s(out, config["chunk"]), account.ms_a_photo(config["chunk"])
-
-
-def _run_loops(config: dict[str, Any], folder: Path) -> dict[str, float]:
-    """Run both loops without Ray in another process: the result of `measure_loops`."""
-    command = [sys.executable, "-m", "benchmarks.suite.labelling_engines", json.dumps(config), str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"error: {done.stderr.strip().splitlines()[-1]}")
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
+        account = labelling.CpuAccount(out, parts)
+        labelling.run_fss(*command, "--bundle", config["bundle"], "--engine", engine, folder=folder,
+                          on_poll=account.sample)
+    return labelling.images_per_s(out, config["chunk"]), account.ms_a_photo(config["chunk"])
 
 
 def measure_loops(config: dict[str, Any], folder: Path) -> dict[str, float]:

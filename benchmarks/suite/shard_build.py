@@ -13,21 +13,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import statistics
 import tempfile
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from benchmarks.datasets import write_coco
+from benchmarks.resident import cpu_now
 
 CONFIG: dict[str, Any] = {"images": 2000, "least": 20, "height": 480, "width": 640, "per_photo": 3, "classes": 20,
                           "processes": 2, "part": 64, "repeats": 3, "threads": 1, "seed": 0}
@@ -181,23 +181,16 @@ def _cpu_clock() -> Iterator[Callable[[], float]]:
     The system does not add the time of Ray's daemons and workers to ours when they end, so all processes are sampled
     ten times a second.
     """
-    me, stop = psutil.Process(), threading.Event()
-    first = {p.pid: sum(p.cpu_times()[:2]) for p in (me, *me.children(recursive=True))}
-    seen: dict[int, float] = {}
-
-    def look() -> None:
-        with suppress(psutil.NoSuchProcess):
-            for process in (me, *me.children(recursive=True)):
-                with suppress(psutil.NoSuchProcess):
-                    seen[process.pid] = sum(process.cpu_times()[:2]) - first.get(process.pid, 0.0)
+    first, stop = cpu_now([os.getpid()]), threading.Event()
+    seen = dict(first)
 
     def total() -> float:
-        look()
-        return sum(seen.values())
+        seen.update(cpu_now([os.getpid()]))
+        return sum(seconds - first.get(pid, ("", 0.0))[1] for pid, (_, seconds) in seen.items())
 
     def watch() -> None:
         while not stop.wait(0.1):
-            look()
+            seen.update(cpu_now([os.getpid()]))
 
     thread = threading.Thread(target=watch)
     thread.start()

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import resource
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.episodes import first_set_pairs
-from benchmarks.labelling import prepare_bundle
+from benchmarks.labelling import prepare_bundle, run_apart
 from benchmarks.photos import disc_supports, smooth_photo
 from benchmarks.timing import time_interleaved
 
@@ -39,12 +38,7 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         config = config | {"bundle": prepare_bundle(config, Path(folder))}
         for shots in config["shots"]:
-            began = time.time()
-            command = [sys.executable, "-m", "benchmarks.suite.shipped_bundle", str(began), str(shots)]
-            done = subprocess.run([*command, json.dumps(config)], capture_output=True, text=True, check=False)
-            if done.returncode:
-                raise SystemExit(f"error: {done.stderr.strip().splitlines()[-1]}")
-            found[f"{shots}-shot"] = json.loads(done.stdout.splitlines()[-1])
+            found[f"{shots}-shot"] = run_apart("shipped_bundle", str(time.time()), str(shots), json.dumps(config))
     first = found[f"{config['shots'][0]}-shot"]
     return {"ratio": first["labeler_images_per_s"] / first["bare_images_per_s"], **found}
 

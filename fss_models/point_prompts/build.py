@@ -8,9 +8,8 @@ from pathlib import Path
 
 from fss_models.errors import FssError
 from fss_models.point_prompts.cells import Cells, DinoCells, build_cells
-from fss_models.preprocess import Preprocessor
+from fss_models.preprocess import FloorMasks, Preprocessor
 from fss_models.presets import RANDOM, find_preset, preprocessor
-from fss_models.prototype_prompts.build import FloorMasks
 from fss_models.prototype_prompts.sams import PromptedSam, PromptedSam1, PromptedSam2
 from fss_models.sam1.build import SIZES, build_sam1
 from fss_models.sam2_core.build import build_sam2, origin

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from fss_models.clip import PromptKind
 from fss_models.point_prompts.build import PointParts
 from fss_models.prototype_prompts.sams import PointDecoder
@@ -40,3 +43,10 @@ class PointPromptedSegmenter(PointDecoder):
     def frozen_weights(self) -> dict[str, str]:
         """Pretrained weights of SAM, of SAM 2's trunk, and of DINOv2."""
         return dict(self._frozen)
+
+
+def with_square(masks: Tensor, side: int) -> Tensor:
+    """Masks [S, K, R, R], an empty one replaced by a square of `side` pixels in the middle."""
+    square, first = torch.zeros_like(masks[:1, :1]), (masks.shape[-1] - side) // 2
+    square[..., first : first + side, first : first + side] = 1
+    return torch.where(masks.flatten(2).any(dim=2)[..., None, None], masks, square)

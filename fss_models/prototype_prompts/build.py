@@ -4,14 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
 from fss_models.backbones.imagenet import ImagenetBackbone
 from fss_models.errors import FssError
-from fss_models.preprocess import Preprocessor
+from fss_models.preprocess import FloorMasks, Preprocessor
 from fss_models.presets import PRESETS, RANDOM, find_preset, preprocessor
 from fss_models.prototype_prompts.levels import DinoLevels, build_backbone
 from fss_models.prototype_prompts.sams import PromptedSam, PromptedSam1, PromptedSam2
@@ -39,19 +34,6 @@ class PromptingParts:
     preprocessor: Preprocessor
     checkpoint: bool
     frozen: dict[str, str]
-
-
-class FloorMasks(Preprocessor):
-    """Resizes masks as the released loaders do: torch's `nearest` floors the source index, where PIL's rounds it."""
-
-    def mask(self, mask: np.ndarray) -> Tensor:
-        """Resize a support mask [H, W] bool to [side, side] float in {0, 1}."""
-        whole = torch.from_numpy(mask.astype(np.float32))[None, None]
-        return F.interpolate(whole, size=(self.side, self.side), mode="nearest")[0, 0]
-
-    def target(self, mask: np.ndarray) -> Tensor:
-        """Resize a target mask [H, W] bool to [side, side] float in {0, 1}."""
-        return self.mask(mask)
 
 
 def build_parts(preset: str, *, backbone: str, backbone_weights: str, weights: str | None) -> PromptingParts:

@@ -11,18 +11,9 @@ from fss_models.clip import Clip
 from fss_models.methods.cyctr.config import CyctrConfig
 from fss_models.methods.cyctr.model import Cyctr
 from fss_models.methods.cyctr.official import name_of
-from fss_models.optimisation import poly_rate
 from fss_models.prior_guided.maps import prior
 from fss_models.prior_guided.pairs import gather_shots
-from fss_models.verification.prior_guided import (
-    CallRecorder,
-    case_clip,
-    case_trunk,
-    compare_decision,
-    load_decoder,
-    run_training,
-    shot_outputs,
-)
+from fss_models.verification import prior_guided as cases
 from fss_models.verification.prompting import Comparison, GoldenCase, case_runner, layer_outputs, total
 from fss_models.verification.recorder import Recorder
 
@@ -36,8 +27,8 @@ def build(case: GoldenCase) -> Cyctr:
                          feature_dropout=drop, head_dropout=drop, transformer_dropout=drop,
                          transformer_lr=about.get("transformer_lr", 1e-4),
                          transformer_weight_decay=about.get("transformer_weight_decay", 1e-2))
-    model = Cyctr(preset="golden", config=config, trunk=case_trunk(case, dilation="torchvision"))
-    load_decoder(case, model, name_of)
+    model = Cyctr(preset="golden", config=config, trunk=cases.case_trunk(case, dilation="torchvision"))
+    cases.load_decoder(case, model, name_of)
     model.set_trainable()
     return model.eval()
 
@@ -54,19 +45,19 @@ def _replay(model: Cyctr, case: GoldenCase, step: str = "") -> None:
 
 
 def _infer(to: Comparison, case: GoldenCase) -> None:
-    clip, model = case_clip(case), build(case)
+    clip, model = cases.case_clip(case), build(case)
     _replay(model, case)
-    kept = CallRecorder(model, "decide")
+    kept = cases.CallRecorder(model, "decide")
     with torch.no_grad(), Recorder(model=model) as record:
         named = model.losses(clip)
         to.add(layer_outputs(model.encode(clip.images), len(clip.references)))
         to.add(_forward(model, clip, record, kept))
     to.add({"loss/main": named["mask"]})
     to.seen |= {k for k in case.outputs if k.startswith("sampling/")}
-    compare_decision(to, case, model.to_image(kept.got[-1][0]))
+    cases.compare_decision(to, case, model.to_image(kept.got[-1][0]))
 
 
-def _forward(model: Cyctr, clip: Clip, record: Recorder, kept: CallRecorder) -> dict[str, Tensor]:
+def _forward(model: Cyctr, clip: Clip, record: Recorder, kept: cases.CallRecorder) -> dict[str, Tensor]:
     """Inputs and outputs of the parts by official name."""
     memory, features, pairs, padded, _ = kept.given[-1]
     (b, k, _), got, given = clip.shape, record.got, record.given
@@ -87,7 +78,7 @@ def _forward(model: Cyctr, clip: Clip, record: Recorder, kept: CallRecorder) -> 
              "head/reduce": got["model.decoder.merge_multi_lvl_reduce"][-1], "head/logits_grid": kept.got[-1][0]}
     for layer in range(model.config.layers):
         found |= _layer(record, layer)
-    return found | shot_outputs("prior/raw", raw.unflatten(0, (b, k)))
+    return found | cases.shot_outputs("prior/raw", raw.unflatten(0, (b, k)))
 
 
 def _layer(record: Recorder, layer: int) -> dict[str, Tensor]:
@@ -102,15 +93,12 @@ def _layer(record: Recorder, layer: int) -> dict[str, Tensor]:
 
 def _train(to: Comparison, case: GoldenCase) -> None:
     about, model = case.config, build(case).train()
-    kept, auxiliary = CallRecorder(model, "decide"), CallRecorder(model.decoder, "query_prototypes")
+    kept, auxiliary = cases.CallRecorder(model, "decide"), cases.CallRecorder(model.decoder, "query_prototypes")
     groups = model.parameter_groups()
     own = {id(p) for g in groups for p in g.parameters}
     sgd = torch.optim.SGD([p for p in model.parameters() if p.requires_grad and id(p) not in own], lr=about["base_lr"],
                           momentum=about["momentum"], weight_decay=about["weight_decay"])
     adamw = torch.optim.AdamW([{"params": list(g.parameters), "weight_decay": g.weight_decay} for g in groups])
-
-    def rate(step: int) -> float:
-        return poly_rate(step, about["max_iter"], about["base_lr"] * about["lr_scale"])
 
     def seen(record: Recorder, clip: Clip, named: dict[str, Tensor]) -> dict[str, Tensor]:
         support = record.got["model.decoder.supp_cls"][-1].unflatten(0, clip.shape[:2])
@@ -119,9 +107,9 @@ def _train(to: Comparison, case: GoldenCase) -> None:
             "aux/query_proto": auxiliary.got[-1][..., None, None], "loss/main": named["mask"],
             "loss/aux": named["aux"], "loss/total": total(named)}
 
-    run_training(to, case, model, {"sgd": (sgd, rate), "adamw": (adamw, lambda _: groups[0].lr)}, seen,
-                            lambda _: model.to_image(kept.got[-1][0]), name_of,
-                            before=lambda step: _replay(model, case, step))
+    optimisers = {"sgd": (sgd, cases.poly(about)), "adamw": (adamw, lambda _: groups[0].lr)}
+    cases.run_training(to, case, model, optimisers, seen, lambda _: model.to_image(kept.got[-1][0]), name_of,
+                       before=lambda step: _replay(model, case, step))
 
 
 run_case = case_runner(_infer, _train)

@@ -8,19 +8,10 @@ from torch import Tensor
 from fss_models.clip import Clip, Features, Memory
 from fss_models.methods.pfenet.config import PfenetConfig
 from fss_models.methods.pfenet.model import Pfenet
-from fss_models.optimisation import poly_rate
 from fss_models.prior_guided.blocks import pixel_cross_entropy
 from fss_models.prior_guided.maps import prior, resize_aligned
 from fss_models.prior_guided.pairs import gather_shots
-from fss_models.verification.prior_guided import (
-    CallRecorder,
-    case_clip,
-    case_trunk,
-    compare_decision,
-    load_decoder,
-    run_training,
-    shot_outputs,
-)
+from fss_models.verification import prior_guided as cases
 from fss_models.verification.prompting import Comparison, GoldenCase, case_runner, total
 from fss_models.verification.recorder import Recorder
 
@@ -30,20 +21,20 @@ def build(case: GoldenCase) -> Pfenet:
     about = case.config
     drop = {} if "dropout" not in about else {"feature_dropout": about["dropout"], "head_dropout": about["dropout"]}
     config = PfenetConfig(scales=tuple(about["ppm_scales"]), aux_weight=about.get("aux_weight", 1.0), **drop)
-    model = Pfenet(preset="golden", config=config, trunk=case_trunk(case))
-    load_decoder(case, model)
+    model = Pfenet(preset="golden", config=config, trunk=cases.case_trunk(case))
+    cases.load_decoder(case, model)
     model.set_trainable()
     return model.eval()
 
 
 def _infer(to: Comparison, case: GoldenCase) -> None:
-    clip, model = case_clip(case), build(case)
-    kept = CallRecorder(model, "decide")
+    clip, model = cases.case_clip(case), build(case)
+    kept = cases.CallRecorder(model, "decide")
     with torch.no_grad(), Recorder(model=model) as record:
         named = model.losses(clip)
         to.add(_forward(model, clip, record, *kept.given[-1]) | _supports(model, clip, record))
     to.add(_losses(model, clip, record, named))
-    compare_decision(to, case, model.to_image(record.got["model.decoder"][0][0]))
+    cases.compare_decision(to, case, model.to_image(record.got["model.decoder"][0][0]))
 
 
 def _forward(
@@ -60,7 +51,7 @@ def _forward(
     for name, values in (("proto/support", memory.tensors["prototypes"][..., None, None]),
                          ("prior/raw", raw.unflatten(0, (b, k))), ("prior/shot", shots.unflatten(0, (b, k))),
                          ("mask/support", masks.unflatten(0, (b, k)))):
-        found |= shot_outputs(name, values)
+        found |= cases.shot_outputs(name, values)
     for i in range(len(model.decoder.init_merge)):
         found |= {f"scale{i}/init": got[f"model.decoder.init_merge.{i}"][-1],
                   f"scale{i}/merged": got[f"model.decoder.beta_conv.{i}"][-1],
@@ -80,9 +71,9 @@ def _supports(model: Pfenet, clip: Clip, record: Recorder) -> dict[str, Tensor]:
     found = {"backbone/query_layer2": mid[b * k :], "backbone/query_layer3": high[b * k :],
              "backbone/query_layer4": maps["top"][b * k :], "reduced/query": record.got["model.decoder.down_query"][-1]}
     for name, values in (("layer2", mid[: b * k]), ("layer3", high[: b * k]), ("layer4_masked", top)):
-        each = shot_outputs("", values.unflatten(0, (b, k)))
+        each = cases.shot_outputs("", values.unflatten(0, (b, k)))
         found |= {f"backbone/support{shot}_{name}": value for shot, value in each.items()}
-    return found | shot_outputs("reduced/support", record.got["model.decoder.down_supp"][-1].unflatten(0, (b, k)))
+    return found | cases.shot_outputs("reduced/support", record.got["model.decoder.down_supp"][-1].unflatten(0, (b, k)))
 
 
 def _losses(model: Pfenet, clip: Clip, record: Recorder, named: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -93,18 +84,15 @@ def _losses(model: Pfenet, clip: Clip, record: Recorder, named: dict[str, Tensor
 
 def _train(to: Comparison, case: GoldenCase) -> None:
     about, model = case.config, build(case).train()
-    kept = CallRecorder(model, "decide")
+    kept = cases.CallRecorder(model, "decide")
     optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], momentum=about["momentum"],
                                 lr=about["base_lr"], weight_decay=about["weight_decay"])
-
-    def rate(step: int) -> float:
-        return poly_rate(step, about["max_iter"], about["base_lr"] * about["lr_scale"])
 
     def seen(record: Recorder, clip: Clip, named: dict[str, Tensor]) -> dict[str, Tensor]:
         return _losses(model, clip, record, named) | _forward(model, clip, record, *kept.given[-1])
 
-    run_training(to, case, model, {"sgd": (optimiser, rate)}, seen,
-                            lambda record: model.to_image(record.got["model.decoder"][-1][0]))
+    cases.run_training(to, case, model, {"sgd": (optimiser, cases.poly(about))}, seen,
+                       lambda record: model.to_image(record.got["model.decoder"][-1][0]))
 
 
 run_case = case_runner(_infer, _train)

@@ -12,8 +12,7 @@ from fss_models.backbones.dinov2 import Dinov2
 from fss_models.clip import Images, Prompt, PromptBatch, PromptKind
 from fss_models.point_prompts.build import PointParts
 from fss_models.point_prompts.cells import DinoCells
-from fss_models.preprocess import IMAGENET
-from fss_models.prototype_prompts.build import FloorMasks
+from fss_models.preprocess import IMAGENET, FloorMasks
 from fss_models.prototype_prompts.sams import PromptedSam1
 from fss_models.sam1.build import Sam1Size, build_sam1, load_official
 from fss_models.segmenter import Segmenter

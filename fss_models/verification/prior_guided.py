@@ -13,6 +13,7 @@ from fss_models.backbones.imagenet import COUNTER, ImagenetBackbone, plain_names
 from fss_models.backbones.resnet import DeepStemResNet, Dilation
 from fss_models.backbones.vgg import Vgg16
 from fss_models.clip import Clip
+from fss_models.optimisation import poly_rate
 from fss_models.preprocess import Preprocessor
 from fss_models.prior_guided.official import Naming, plain_name
 from fss_models.prior_guided.segmenter import TrunkSegmenter
@@ -83,6 +84,11 @@ def case_clip(case: GoldenCase, step: str = "") -> Clip:
 def shot_outputs(name: str, values: Tensor) -> dict[str, Tensor]:
     """Values [B, K, ...] under the name of each shot."""
     return {f"{name}{k}": v for k, v in enumerate(values.unbind(1))}
+
+
+def poly(about: Mapping[str, Any]) -> Callable[[int], float]:
+    """The decaying rate of a case's faster parameters."""
+    return lambda step: poly_rate(step, about["max_iter"], about["base_lr"] * about["lr_scale"])
 
 
 def run_training(

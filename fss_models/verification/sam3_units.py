@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fss_models.instances import suppress
 from fss_models.methods.sam3.boxes import mask_boxes
 from fss_models.methods.sam3.build import Sam3Parts
 from fss_models.methods.sam3.detector import LEVELS
 from fss_models.methods.sam3.layout import QUERY, CanvasLayout, five_layout, pair_layout, place_boxes
-from fss_models.methods.sam3.suppress import suppress
 from fss_models.verification.frame import GoldenCheck, WorstErrors
 from fss_models.verification.sam3_case import BOUNDS, Sam3Case
 from fss_models.verification.tolerances import EXACT

@@ -11,14 +11,7 @@ from fss_models.methods.ssp.model import Ssp
 from fss_models.methods.ssp.official import name_of
 from fss_models.methods.ssp.self_support import SspDecision, SspRound
 from fss_models.prior_guided.segmenter import shot_mean
-from fss_models.verification.prior_guided import (
-    CallRecorder,
-    case_clip,
-    case_trunk,
-    compare_decision,
-    run_training,
-    shot_outputs,
-)
+from fss_models.verification import prior_guided as cases
 from fss_models.verification.prompting import Comparison, GoldenCase, case_runner, total
 from fss_models.verification.recorder import Recorder
 
@@ -27,29 +20,29 @@ def build(case: GoldenCase) -> Ssp:
     """Build the case's model with its values, in evaluation mode."""
     about = case.config
     config = SspConfig(refine=about["refine"], support_weight=about.get("support_weight", 0.2))
-    model = Ssp(preset="golden", config=config, trunk=case_trunk(case, dilation="torchvision", signed=True))
+    model = Ssp(preset="golden", config=config, trunk=cases.case_trunk(case, dilation="torchvision", signed=True))
     model.set_trainable()
     return model.eval()
 
 
 def _infer(to: Comparison, case: GoldenCase) -> None:
-    clip, model = case_clip(case), build(case)
-    kept = CallRecorder(model, "decide")
+    clip, model = cases.case_clip(case), build(case)
+    kept = cases.CallRecorder(model, "decide")
     with torch.no_grad():
         named = model.losses(clip)
         early = model.backbone.early(clip.targets.pixels)
         to.add({"backbone/query_layer1": early, "backbone/query_layer2": model.backbone.after_early(early)[0]})
         to.add(_forward(model, clip, kept, named))
-    compare_decision(to, case, model.to_image(kept.got[-1].logits))
+    cases.compare_decision(to, case, model.to_image(kept.got[-1].logits))
 
 
-def _forward(model: Ssp, clip: Clip, kept: CallRecorder, named: dict[str, Tensor]) -> dict[str, Tensor]:
+def _forward(model: Ssp, clip: Clip, kept: cases.CallRecorder, named: dict[str, Tensor]) -> dict[str, Tensor]:
     """Inputs, outputs and losses by official name."""
     (memory, features, _), found, (b, k, _) = kept.given[-1], kept.got[-1], clip.shape
     maps, per_shot = features.maps["high"], memory.tensors["prototypes"]
     mean = shot_mean(per_shot, memory.counts)[..., None, None]
     outputs = {"features/query": maps[b * k :], "proto/fg": mean[:, 0], "proto/bg": mean[:, 1]}
-    outputs |= shot_outputs("features/support", maps[: b * k].unflatten(0, (b, k)))
+    outputs |= cases.shot_outputs("features/support", maps[: b * k].unflatten(0, (b, k)))
     for shot, (fg, bg) in enumerate(p.unbind(1) for p in per_shot.unbind(1)):
         outputs |= {f"proto/support{shot}_fg": fg, f"proto/support{shot}_bg": bg}
     own = model.match_itself(maps[b * k :], model.target_labels(clip))
@@ -80,7 +73,7 @@ def _losses(named: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _train(to: Comparison, case: GoldenCase) -> None:
     about, model = case.config, build(case).train()
-    kept = CallRecorder(model, "decide")
+    kept = cases.CallRecorder(model, "decide")
     optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], momentum=about["momentum"],
                                 lr=about["lr"], weight_decay=about["weight_decay"])
 
@@ -90,8 +83,8 @@ def _train(to: Comparison, case: GoldenCase) -> None:
     def seen(_record: Recorder, clip: Clip, named: dict[str, Tensor]) -> dict[str, Tensor]:
         return _forward(model, clip, kept, named)
 
-    run_training(to, case, model, {"sgd": (optimiser, rate)}, seen,
-                            lambda _: model.to_image(kept.got[-1].logits), name_of)
+    cases.run_training(to, case, model, {"sgd": (optimiser, rate)}, seen,
+                       lambda _: model.to_image(kept.got[-1].logits), name_of)
 
 
 run_case = case_runner(_infer, _train)

@@ -11,7 +11,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,10 +75,14 @@ class Server:
         return list(found.values())
 
 
-def spawn(name: str, command: Sequence[str], *, folder: Path, env: Mapping[str, str]) -> Server:
-    """Start `command` in `folder` and write its output to NAME.log there. `env` is added to our own variables."""
+def spawn(name: str, command: Sequence[str], *, folder: Path, env: Mapping[str, str], without: str = "") -> Server:
+    """Start `command` in `folder` and write its output to NAME.log there.
+
+    `env` is added to our own variables, apart from those whose names begin with `without` (if given).
+    """
+    own = {k: v for k, v in os.environ.items() if not without or not k.startswith(without)}
     with (folder / f"{name}.log").open("ab") as log:
-        process = subprocess.Popen(command, cwd=folder, env={**os.environ, **env}, stdin=subprocess.DEVNULL,
+        process = subprocess.Popen(command, cwd=folder, env={**own, **env}, stdin=subprocess.DEVNULL,
                                    stdout=log, stderr=log, start_new_session=True)
     return Server(name, process.pid, psutil.Process(process.pid).create_time())
 
@@ -92,11 +96,16 @@ def last_lines(folder: Path, name: str, count: int = 3) -> str:
 
 def free_port() -> int:
     """A port that is free now, below the range from which the system picks client ports."""
-    while True:
-        port = 10_000 + secrets.randbelow(20_000)
-        with socket.socket() as sock:
-            try:
-                sock.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
+    return free_ports(1)[0]
+
+
+def free_ports(count: int) -> list[int]:
+    """Different ports, each as `free_port` gives one."""
+    with ExitStack() as held:
+        found: list[int] = []
+        while len(found) < count:
+            sock = held.enter_context(socket.socket())
+            with suppress(OSError):
+                sock.bind(("127.0.0.1", 10_000 + secrets.randbelow(20_000)))
+                found.append(sock.getsockname()[1])
+        return found

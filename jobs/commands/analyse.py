@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from importlib import import_module
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from jobs.options import JsonOption, OutOption, RecipeOption, SetOption
 from jobs.recipes import load_recipe
+from pipelines.config.recipe import Recipe
 
 if TYPE_CHECKING:
     from pipelines.papers.analysis.page import AnalysisFile
@@ -35,11 +36,7 @@ def _add_sansa_analyses(group: typer.Typer) -> None:
         recipe: RecipeOption = "demo", sets: SetOption = None, out: OutOption = None, as_json: JsonOption = False,
     ) -> None:
         """Show PCA maps of frozen and adapted features, and measure their similarity within and between classes."""
-        chosen = load_recipe(recipe, sets, out=out)
-
-        from pipelines.papers.analysis.pca import analyse_pca
-
-        _show(analyse_pca(chosen, bundle=bundle, images=images), as_json)
+        _analyse("pca", load_recipe(recipe, sets, out=out), as_json, bundle=bundle, images=images)
 
     @group.command()
     def probe(
@@ -49,11 +46,7 @@ def _add_sansa_analyses(group: typer.Typer) -> None:
         recipe: RecipeOption = "demo", sets: SetOption = None, out: OutOption = None, as_json: JsonOption = False,
     ) -> None:
         """Compare a linear probe of frozen and adapted features with their few-shot scores on the same classes."""
-        chosen = load_recipe(recipe, sets, out=out)
-
-        from pipelines.papers.analysis.probe import analyse_probe
-
-        _show(analyse_probe(chosen, bundle=bundle, fold=fold, photos=photos), as_json)
+        _analyse("probe", load_recipe(recipe, sets, out=out), as_json, bundle=bundle, fold=fold, photos=photos)
 
     _add_of_a_fold(group, "negatives", (
         "Measure mIoU with 0, 1, 3 and 5 negative clicks on the target, and with one negative reference."))
@@ -68,11 +61,7 @@ def _add_sansa_analyses(group: typer.Typer) -> None:
     ) -> None:
         """Score bundles of COCO-20i on PASCAL: each class with the bundle whose fold held out its COCO counterpart."""
         given = [b.strip() for b in bundles.split(",") if b.strip()]
-        chosen = load_recipe(recipe, sets, out=out)
-
-        from pipelines.papers.analysis.transfer import analyse_transfer
-
-        _show(analyse_transfer(chosen, bundles=given), as_json)
+        _analyse("transfer", load_recipe(recipe, sets, out=out), as_json, bundles=given)
 
 
 def _add_fcp_analyses(group: typer.Typer) -> None:
@@ -84,11 +73,7 @@ def _add_fcp_analyses(group: typer.Typer) -> None:
         as_json: JsonOption = False,
     ) -> None:
         """Measure the share of FCP's attention on the object: prototype to prototype, and prototype to pixel."""
-        chosen = load_recipe(recipe, sets, out=out)
-
-        from pipelines.papers.analysis.matching import analyse_matching
-
-        _show(analyse_matching(chosen, bundle=bundle, other=other, fold=fold), as_json)
+        _analyse("matching", load_recipe(recipe, sets, out=out), as_json, bundle=bundle, other=other, fold=fold)
 
     _add_of_a_fold(group, "similarity", (
         "Compare SAM's features with the backbone's: similarity within and between classes (FCP, VRP-SAM)."))
@@ -98,21 +83,23 @@ def _add_fcp_analyses(group: typer.Typer) -> None:
 
 
 def _add_of_a_fold(group: typer.Typer, name: str, about: str) -> None:
-    """Add an analysis that needs a bundle and a fold alone: `analyse_NAME` of the module NAME."""
-    module = name.replace("-", "_")
+    """Add an analysis that needs a bundle and a fold alone."""
 
     @group.command(name, help=about)
     def command(
         bundle: BundleOption, fold: FoldOption = 0, recipe: RecipeOption = "demo", sets: SetOption = None,
         out: OutOption = None, as_json: JsonOption = False,
     ) -> None:
-        chosen = load_recipe(recipe, sets, out=out)
-        analyse = getattr(import_module(f"pipelines.papers.analysis.{module}"), f"analyse_{module}")
-        _show(analyse(chosen, bundle=bundle, fold=fold), as_json)
+        _analyse(name.replace("-", "_"), load_recipe(recipe, sets, out=out), as_json, bundle=bundle, fold=fold)
 
 
-def _show(written: AnalysisFile, as_json: bool) -> None:
-    """Print the table and the URL of the page. With --json these go to standard error."""
+def _analyse(name: str, recipe: Recipe, as_json: bool, **given: Any) -> None:
+    """Call `analyse_NAME` of the module NAME, and print its table and the URL of its page.
+
+    With --json these go to standard error.
+    """
+    module = import_module(f"pipelines.papers.analysis.{name}")
+    written: AnalysisFile = getattr(module, f"analyse_{name}")(recipe, **given)
     found = written.analysis
     print("\n".join([found.findings[0], found.table.text(), f"page: {written.url}"]),
           file=sys.stderr if as_json else sys.stdout)

@@ -10,22 +10,7 @@ import typer
 
 from fss_models.errors import FssError
 from fss_models.settings import InstanceSource
-from jobs.evaluation import (
-    AnnotationsOption,
-    BundleOption,
-    DatasetOption,
-    EpisodesOption,
-    EvaluationTarget,
-    FoldOption,
-    KeyOption,
-    ListsOption,
-    RecipeOption,
-    RootOption,
-    SeedOption,
-    ShotOption,
-    SplitOption,
-    prepare_target,
-)
+from jobs import evaluation as target
 from jobs.options import BareInstances, OutOption, SetOption
 from pipelines.base.text_table import text_table
 
@@ -44,9 +29,10 @@ def register(app: typer.Typer) -> None:
 
     @app.command("eval", cls=BareInstances)
     def evaluate(
-        bundle: BundleOption, recipe: RecipeOption = None, dataset: DatasetOption = "", root: RootOption = "",
-        annotations: AnnotationsOption = "", lists: ListsOption = "", split: SplitOption = "", key: KeyOption = "",
-        fold: FoldOption = 0, shot: ShotOption = None, episodes: EpisodesOption = None, seed: SeedOption = None,
+        bundle: target.BundleOption, recipe: target.RecipeOption = None, dataset: target.DatasetOption = "",
+        root: target.RootOption = "", annotations: target.AnnotationsOption = "", lists: target.ListsOption = "",
+        split: target.SplitOption = "", key: target.KeyOption = "", fold: target.FoldOption = 0,
+        shot: target.ShotOption = None, episodes: target.EpisodesOption = None, seed: target.SeedOption = None,
         sets: SetOption = None, out: OutOption = None, as_json: JsonFileOption = "", instances: InstancesOption = "",
     ) -> None:
         """Score a bundle on a fold's fixed episode list: mIoU and FB-IoU, and with --instances COCO's AP.
@@ -64,8 +50,9 @@ def register(app: typer.Typer) -> None:
             from fss_models.registry import method_class
 
             check_instances(method_class(info.method), source)
-        found = prepare_target(recipe=recipe, sets=sets, out=out, dataset=dataset, fold=fold, root=root, lists=lists,
-                               annotations=annotations, split=split, key=key, shots=shot, episodes=episodes, seed=seed)
+        found = target.prepare_target(recipe=recipe, sets=sets, out=out, dataset=dataset, fold=fold, root=root,
+                                      lists=lists, annotations=annotations, split=split, key=key, shots=shot,
+                                      episodes=episodes, seed=seed)
         result, _ = score_bundle(found.recipe, found.shards, bundle=url, fold=found.fold)
         if source != "none":
             measured = score_bundle_instances(found.recipe, found.shards, bundle=url, fold=found.fold, source=source)
@@ -96,7 +83,7 @@ def lines(result: RunResult) -> str:
             f"{objects}{per_class}")
 
 
-def document(found: EvaluationTarget, result: RunResult) -> dict[str, Any]:
+def document(found: target.EvaluationTarget, result: RunResult) -> dict[str, Any]:
     """The scores as a JSON object. With --dataset it also describes the test set; else it is the whole run result."""
     if found.test is None:
         return result.model_dump()
@@ -108,10 +95,10 @@ def document(found: EvaluationTarget, result: RunResult) -> dict[str, Any]:
             **{k: v for k, v in result.details.items() if k == "instances"}}
 
 
-def _write(target: str, found: dict[str, Any]) -> None:
-    if target == "-":
+def _write(place: str, found: dict[str, Any]) -> None:
+    if place == "-":
         print(json.dumps(found, indent=1))
         return
     from pipelines.base.storage import Store
 
-    Store(target).write_json("", found)
+    Store(place).write_json("", found)

@@ -7,21 +7,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.evaluation import (
-    AnnotationsOption,
-    BundleOption,
-    DatasetOption,
-    EpisodesOption,
-    FoldOption,
-    KeyOption,
-    ListsOption,
-    RecipeOption,
-    RootOption,
-    SeedOption,
-    ShotOption,
-    SplitOption,
-    prepare_target,
-)
+from jobs import evaluation as target
 from jobs.options import JsonOption, SetOption
 
 PagesOption = Annotated[str, typer.Option("--out", "-o", help="Folder or URL for the page and its pictures.")]
@@ -35,9 +21,10 @@ def register(app: typer.Typer) -> None:
 
     @app.command("gallery")
     def gallery(
-        bundle: BundleOption, recipe: RecipeOption = None, dataset: DatasetOption = "", root: RootOption = "",
-        annotations: AnnotationsOption = "", lists: ListsOption = "", split: SplitOption = "", key: KeyOption = "",
-        fold: FoldOption = 0, shot: ShotOption = None, episodes: EpisodesOption = None, seed: SeedOption = None,
+        bundle: target.BundleOption, recipe: target.RecipeOption = None, dataset: target.DatasetOption = "",
+        root: target.RootOption = "", annotations: target.AnnotationsOption = "", lists: target.ListsOption = "",
+        split: target.SplitOption = "", key: target.KeyOption = "", fold: target.FoldOption = 0,
+        shot: target.ShotOption = None, episodes: target.EpisodesOption = None, seed: target.SeedOption = None,
         sets: SetOption = None, workspace: WorkspaceOption = None, out: PagesOption = "out/gallery",
         draw_seed: DrawOption = 0, as_json: JsonOption = False,
     ) -> None:
@@ -50,9 +37,9 @@ def register(app: typer.Typer) -> None:
 
         url = bundle_url(bundle)
         read_bundle_info(url)
-        found = prepare_target(recipe=recipe, sets=sets, out=workspace, dataset=dataset, fold=fold, root=root,
-                               lists=lists, annotations=annotations, split=split, key=key, shots=shot,
-                               episodes=episodes, seed=seed)
+        found = target.prepare_target(recipe=recipe, sets=sets, out=workspace, dataset=dataset, fold=fold, root=root,
+                                      lists=lists, annotations=annotations, split=split, key=key, shots=shot,
+                                      episodes=episodes, seed=seed)
         result, table = score_bundle(found.recipe, found.shards, bundle=url, fold=found.fold)
         listed = FoldData.open(found.shards.url, found.fold).episodes(found.recipe.eval)
         document = write_gallery(load_bundle(url)[0], found.shards, listed, found.recipe.eval, result, table,

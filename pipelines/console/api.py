@@ -63,9 +63,9 @@ class ConsoleApi:
         """The requests about jobs."""
         job = "/v1/jobs/{job_id}"
         return [
-            Route("GET", "/v1/jobs", self.list, READS, JobList),
+            Route("GET", "/v1/jobs", self.jobs.list, READS, JobList),
             Route("POST", "/v1/jobs", self.start, WRITES, Job, (404, 429)),
-            Route("GET", job, self.show, READS, Job, (404, 422)),
+            Route("GET", job, self.jobs.show, READS, Job, (404, 422)),
             Route("POST", f"{job}/stop", self.stop, WRITES, Job, (404,)),
             Route("POST", f"{job}/resume", self.resume, WRITES, Job, (404, 429)),
             Route("POST", f"{job}/again", self.redo, WRITES, Job, (404, 429)),
@@ -75,18 +75,10 @@ class ConsoleApi:
             Route("GET", f"{job}/labels.json", self.download, READS, errors=(404, 422), kind="application/json"),
         ]
 
-    def list(self) -> Any:
-        """All labelling jobs, the newest first."""
-        return self.jobs.list()
-
     def start(self, body: JobRequest) -> Any:
         """Start a labelling job, or continue an equal one."""
         with self._one_at_a_time:
             return self.jobs.start(body)
-
-    def show(self, job_id: str) -> Any:
-        """A job and its progress."""
-        return self.jobs.show(job_id)
 
     def stop(self, job_id: str, body: EmptyRequest) -> Any:
         """Stop a job after the chunks that are being labelled."""

@@ -175,11 +175,11 @@ class Jobs:
         return job
 
     def list(self) -> dict[str, Any]:
-        """All jobs and their progress, the newest first."""
+        """All labelling jobs, the newest first."""
         return {"jobs": [self._shown(r) for r in self.records.all()]}
 
     def show(self, job_id: str) -> dict[str, Any]:
-        """One job and its progress."""
+        """A job and its progress."""
         return self._shown(self.record(job_id))
 
     def _shown(self, record: JobRecord) -> dict[str, Any]:

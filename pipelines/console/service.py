@@ -45,7 +45,7 @@ class ConsoleService(Service):
 def api_document() -> dict[str, Any]:
     """The OpenAPI document of the service, without a cluster."""
     bare = ConsoleService.__new__(ConsoleService)
-    bare.console = ConsoleApi.__new__(ConsoleApi)
+    bare.console = ConsoleApi(Jobs.__new__(Jobs))
     return build_api(bare, bare.routes()).openapi()
 
 

@@ -17,7 +17,7 @@ from pipelines.base.storage import Store, join
 from pipelines.base.workspace import Workspace
 from pipelines.config.data import DataConfig, SourceConfig, SplitConfig
 from pipelines.data.benchmarks import coco, find_benchmark, pascal
-from pipelines.data.benchmarks.protocol import check_fold, content_digest, photo_number
+from pipelines.data.benchmarks.rules import check_fold, content_digest, photo_number
 from pipelines.data.lists.hsnet import coco_images, pascal_pairs
 from pipelines.data.open import open_source
 from pipelines.data.published import ListedEpisode, PublishedList, write_list

@@ -183,14 +183,18 @@ def draw_prompt(model: Segmenter, reference: Sample, config: EvalConfig, episode
 
 
 def _score_one(model: Segmenter, target: Sample, logits: Tensor, score: float, config: EvalConfig) -> dict[str, Any]:
-    if config.at == "square":
-        truth, ignore = (model.preprocessor.target(m).bool() for m in (target.mask, target.ignore))
-    else:
-        truth, ignore = true_masks(target)
+    truth, ignore = scored_masks(model, target, config)
     pred = at_size(logits, truth.shape, corners=model.corners_aligned) > 0
     inter, union = episode_counts(pred.cpu(), truth, ignore)
     return {"inter_bg": inter[0], "inter_fg": inter[1], "union_bg": union[0], "union_fg": union[1],
             "iou": inter[1] / max(union[1], 1), "score": score}
+
+
+def scored_masks(model: Segmenter, target: Sample, config: EvalConfig) -> tuple[Tensor, Tensor]:
+    """`true_masks` at the size at which the protocol scores: the original size or the model's square."""
+    if config.at == "original":
+        return true_masks(target)
+    return model.preprocessor.target(target.mask).bool(), model.preprocessor.target(target.ignore).bool()
 
 
 def true_masks(target: Sample) -> tuple[Tensor, Tensor]:

@@ -28,7 +28,7 @@ from pipelines.config.choose import CalibrateConfig
 from pipelines.config.recipe import Recipe
 from pipelines.data.schema import Sample
 from pipelines.data.shardset import Shards
-from pipelines.evaluation.evaluate import FeatureCache
+from pipelines.evaluation.evaluate import FeatureCache, true_masks
 
 SHOTS = (1, 5, 1, 3)  # shots of successive support sets of a class, as far as it has photos
 GROUPS = 4  # groups of classes; each is left out once to check the fit
@@ -114,8 +114,8 @@ def _observe(model: Segmenter, shards: Shards, cache: FeatureCache, draw: Calibr
 
 
 def _iou(model: Segmenter, logits: torch.Tensor, target: Sample) -> float:
-    return iou_at(logits, torch.from_numpy(np.ascontiguousarray(target.mask)), corners=model.corners_aligned,
-                  ignore=torch.from_numpy(np.ascontiguousarray(target.ignore)))
+    truth, ignore = true_masks(target)
+    return iou_at(logits, truth, corners=model.corners_aligned, ignore=ignore)
 
 
 def _left_out(model: Segmenter, own: Features, masks: torch.Tensor, shots: Sequence[Sample],

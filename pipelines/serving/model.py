@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import Any
 
 from ray import serve
-from ray.serve import Application, Deployment
+from ray.serve import Application
 
 from fss_models.bundle import BundleInfo
 from fss_models.errors import FssError
@@ -159,7 +159,7 @@ def interactive(spec: ModelSpec) -> Application:
         max_ongoing_requests=spec.batch * CONCURRENT_BATCHES, max_queued_requests=8 * spec.batch,
         request_router_config=ROUTER_RETRY, **count,
     )
-    return _bind(deployment(Model), spec)
+    return deployment(Model).bind(spec)
 
 
 def bulk(spec: ModelSpec, *, on_demand: bool) -> Application:
@@ -174,8 +174,4 @@ def bulk(spec: ModelSpec, *, on_demand: bool) -> Application:
         name="bulk", ray_actor_options=spec.actor_options, max_ongoing_requests=BULK_CHUNKS,
         max_queued_requests=64, request_router_config=ROUTER_RETRY, **count,
     )
-    return _bind(deployment(Model), spec)
-
-
-def _bind(deployment: Deployment, spec: ModelSpec) -> Application:
-    return deployment.bind(spec)
+    return deployment(Model).bind(spec)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from fss_models.errors import FssError
 from infra.local.s3 import S3Server, start, stop
 from pipelines.base.files import OutOfOrderError, files_below, iter_files
 from pipelines.base.storage import Store
+from tests.web import Quiet, serving
 
 NAMES = ["B.jpg", "a-b/y.jpg", "a.jpg", "a/b.jpg", "a/b/c.jpg", "a/x.jpg", "a0.jpg", "é/1.jpg"]
 
@@ -41,7 +41,7 @@ def check_order(store: Store, **how: bool) -> None:
 @contextmanager
 def answering(answer: str) -> Iterator[str]:
     """The address of a server that gives every request the same answer."""
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(Quiet, BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(200)
             self.end_headers()
@@ -51,14 +51,8 @@ def answering(answer: str) -> Iterator[str]:
             self.rfile.read(int(self.headers["Content-Length"]))
             self.do_GET()
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    with serving(Handler) as url:
+        yield url
 
 
 @pytest.mark.parametrize("kind", ["local", "memory"])

@@ -117,7 +117,7 @@ class Wall:
 sys.meta_path.insert(0, Wall())
 from pathlib import Path
 from benchmarks.run import run
-print(run("support_memory", {small("support_memory")!r}, Path({str(tmp_path)!r})))
+print(run("batched_queries", {small("batched_queries")!r}, Path({str(tmp_path)!r})))
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-1500:]

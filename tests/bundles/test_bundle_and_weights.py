@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import http.server
-import threading
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -22,6 +21,7 @@ from pipelines.base.storage import Store
 from pipelines.bundles.bundle import load_bundle, load_predictor, read_bundle_info, save_bundle
 from pipelines.bundles.weights import fetch
 from tests.fss_models.methods_here import methods
+from tests.web import Quiet, serving
 
 
 @torch.no_grad()
@@ -74,10 +74,8 @@ def test_half_a_bundle_is_none(tmp_path: Path) -> None:
 def web(tmp_path: Path) -> Iterator[str]:
     """A real HTTP server over the test's folder."""
     handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+    with serving(handler) as url:
+        yield url
 
 
 def test_a_checkpoint_is_fetched_once_and_checked(web: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,7 +92,7 @@ def test_a_checkpoint_is_fetched_once_and_checked(web: str, tmp_path: Path, monk
         fetch(f"{web}/sam.pt", "0" * 64)
 
 
-class Hub(http.server.BaseHTTPRequestHandler):
+class Hub(Quiet, http.server.BaseHTTPRequestHandler):
     """A hub with two repositories, in the protocol of the real one: metadata in headers, then the file."""
 
     content = b"weights of a model"
@@ -124,19 +122,14 @@ class Hub(http.server.BaseHTTPRequestHandler):
         file = self.bundle / self.path.rpartition("/")[2]
         return file.read_bytes() if self.path.startswith("/owner/bundle/resolve/v1/gear/") and file.is_file() else b""
 
-    def log_message(self, format: str, *args: object) -> None:
-        """Log nothing."""
-
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("FSS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(Hub, "bundle", tmp_path / "bundle", raising=False)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    with serving(Hub) as url:
+        monkeypatch.setenv("HF_ENDPOINT", url)
         yield
-        server.shutdown()
 
 
 def test_a_bundle_comes_from_a_hub(hub: None, tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ import http.server
 import json
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
@@ -22,6 +21,7 @@ from pipelines.bundles.weights import build_model, fetch
 from pipelines.config.method import MethodConfig
 from tests.fss_models.methods_here import needs_transformers
 from tests.fss_models.sam3_case import WEIGHTS, build, memory_of, released, save_all, tokenizer_file
+from tests.web import Quiet, serving
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +167,7 @@ def test_a_bundle_records_the_tokenizer(places: dict[str, str], tmp_path: Path) 
         load_bundle(str(tmp_path / "b"))
 
 
-class Gated(http.server.BaseHTTPRequestHandler):
+class Gated(Quiet, http.server.BaseHTTPRequestHandler):
     """A hub that gives the file only to who sends the right token."""
 
     content = b"weights"
@@ -192,21 +192,16 @@ class Gated(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         return allowed and known
 
-    def log_message(self, format: str, *args: object) -> None:
-        """Log nothing."""
-
 
 def test_gated_weights_need_a_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FSS_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("HF_TOKEN", raising=False)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Gated) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    with serving(Gated) as url:
+        monkeypatch.setenv("HF_ENDPOINT", url)
         with pytest.raises(FssError, match=r"accept it at huggingface\.co/owner/gated and set HF_TOKEN"):
             fetch("hf://owner/gated")
         monkeypatch.setenv("HF_TOKEN", "hf_right")
         assert Path(fetch("hf://owner/gated")).read_bytes() == Gated.content
-        server.shutdown()
 
 
 def test_a_folder_is_its_one_weight_file(tmp_path: Path) -> None:

@@ -16,9 +16,9 @@ from fss_models import registry
 from fss_models.backbones.dino import SIZES
 from fss_models.backbones.dinov3 import Dinov3, build_dinov3
 from fss_models.errors import FssError
-from fss_models.methods.insid3 import clusters, debias, matching, model, presets
+from fss_models.methods.insid3 import clusters, debias, matching, model
 from fss_models.methods.insid3.config import Insid3Config
-from fss_models.preprocess import Preprocessor
+from fss_models.preprocess import FloorMasks, Preprocessor
 from fss_models.prompts import mask_prompt
 from fss_models.verification import insid3
 from fss_models.verification.frame import GoldenCheck, run_folder
@@ -141,7 +141,7 @@ def mask_enlarged_by_nearest(patch: pytest.MonkeyPatch) -> None:
 
 
 def mask_of_pixel_centres(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(presets.Insid3Preprocessor, "mask", Preprocessor.mask)
+    patch.setattr(FloorMasks, "mask", Preprocessor.mask)
 
 
 def no_fallback(patch: pytest.MonkeyPatch) -> None:

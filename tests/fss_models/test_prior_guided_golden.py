@@ -19,7 +19,7 @@ from fss_models.methods.pfenet import model as pfenet_model
 from fss_models.methods.ssp import self_support
 from fss_models.methods.ssp.model import Ssp
 from fss_models.prior_guided import blocks, segmenter
-from fss_models.verification import cyctr, pfenet, ssp
+from fss_models.verification import cyctr, pfenet, prior_guided, ssp
 from fss_models.verification.frame import GoldenCheck, run_folder
 from tests.fss_models.shared_folder import GOLDEN, needs_golden
 
@@ -36,17 +36,14 @@ def test_every_golden_case_passes(method: str) -> None:
     assert {c.case for c in checks} == set(json.loads((GOLDEN / method / "cases.json").read_text()))
 
 
-def other_dilation(module: Any) -> Mistake:
-    def mistake(patch: Patch) -> None:
-        original = module.case_trunk
+def other_dilation(patch: Patch) -> None:
+    original: Any = prior_guided.case_trunk
 
-        def trunk(case: Any, *, dilation: str = "all_blocks", signed: bool = False) -> Any:
-            wrong = "torchvision" if dilation == "all_blocks" else "all_blocks"
-            return original(case, dilation=wrong, signed=signed)
+    def trunk(case: Any, *, dilation: str = "all_blocks", signed: bool = False) -> Any:
+        wrong = "torchvision" if dilation == "all_blocks" else "all_blocks"
+        return original(case, dilation=wrong, signed=signed)
 
-        patch.setattr(module, "case_trunk", trunk)
-
-    return mistake
+    patch.setattr(prior_guided, "case_trunk", trunk)
 
 
 def setting(module: Any, config: str, **values: Any) -> Mistake:
@@ -104,14 +101,14 @@ def supports_before_the_query(patch: Patch) -> None:
 
 
 def layer3_ends_with_relu(patch: Patch) -> None:
-    original = ssp.case_trunk
+    original: Any = prior_guided.case_trunk
 
     def trunk(case: Any, **given: Any) -> Any:
         made = original(case, **given)
         made.backbone.layer3[-1].act3 = nn.ReLU()
         return made
 
-    patch.setattr(ssp, "case_trunk", trunk)
+    patch.setattr(prior_guided, "case_trunk", trunk)
 
 
 def void_is_background(patch: Patch) -> None:
@@ -172,14 +169,14 @@ def support_of_masked_features(patch: Patch) -> None:
 
 MISTAKES: dict[str, dict[str, Mistake]] = {
     "pfenet": {
-        "dilation": other_dilation(pfenet), "prior": prior_not_stretched, "masked once": support_masked_once,
+        "dilation": other_dilation, "prior": prior_not_stretched, "masked once": support_masked_once,
         "order": layers_swapped, "masks": masks_by_nearest_cell(pfenet_model), "residual": refinement_without_residual,
         "statistics": setting(pfenet, "PfenetConfig", backbone_bn="frozen"), "updates": statistics_updated_twice,
         "passes": supports_before_the_query, "scales": setting(pfenet, "PfenetConfig", scales=(8, 5, 3, 1)),
         "aux": setting(pfenet, "PfenetConfig", aux_weight=4.0),
     },
     "ssp": {
-        "dilation": other_dilation(ssp), "relu": layer3_ends_with_relu, "void": void_is_background,
+        "dilation": other_dilation, "relu": layer3_ends_with_relu, "void": void_is_background,
         "thresholds": setting(ssp, "SspConfig", foreground_threshold=0.6, background_threshold=0.7),
         "temperature": setting(ssp, "SspConfig", local_temperature=1.0),
         "local": setting(ssp, "SspConfig", local_weight=0.3), "unit": local_background_of_unit_features,
@@ -187,7 +184,7 @@ MISTAKES: dict[str, dict[str, Mistake]] = {
         "mix": setting(ssp, "SspConfig", refined_weight=0.3), "support": setting(ssp, "SspConfig", support_weight=1.0),
     },
     "cyctr": {
-        "dilation": other_dilation(cyctr), "prior": prior_not_stretched, "order": layers_swapped,
+        "dilation": other_dilation, "prior": prior_not_stretched, "order": layers_swapped,
         "masked": support_of_masked_features, "flags": setting(cyctr, "CyctrConfig", sampling_flags="correct"),
         "cycle": no_cell_is_barred, "positions": positions_count_padding, "offsets": offsets_row_first,
         "dice": dice_without_squares, "aux": setting(cyctr, "CyctrConfig", aux_weight=0.5),

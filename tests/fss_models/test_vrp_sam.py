@@ -19,9 +19,9 @@ from fss_models.methods.vrp_sam import official
 from fss_models.methods.vrp_sam.encoder import VrpEncoder
 from fss_models.methods.vrp_sam.simulate import RandomStreams, box_marks, draw_marks, simulate_marks
 from fss_models.official import load_official
+from fss_models.preprocess import FloorMasks
 from fss_models.prior_guided.marks import grid_masks, mark_masks
 from fss_models.prior_guided.pairs import clip_pairs
-from fss_models.prototype_prompts.build import FloorMasks
 from fss_models.prototype_prompts.official import empty_backbone, rename
 from tests.fss_models.prompting import drawn_clip, small_vit, tiny_model
 from tests.fss_models.shared_folder import GOLDEN, needs_golden

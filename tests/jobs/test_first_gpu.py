@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.server
 import json
-import threading
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -24,9 +23,10 @@ from pipelines.config.data import DataConfig
 from tests.fixtures.command import Fss
 from tests.fss_models.debug_outputs import fill
 from tests.jobs.test_cli import assert_one_line
+from tests.web import Quiet, serving
 
 
-class Web(http.server.SimpleHTTPRequestHandler):
+class Web(Quiet, http.server.SimpleHTTPRequestHandler):
     """A server that ends the answers of `cut` half way."""
 
     cut = ""
@@ -41,18 +41,13 @@ class Web(http.server.SimpleHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(data[: len(data) // 2])
 
-    def log_message(self, format: str, *args: object) -> None:
-        """Log nothing."""
-
 
 @pytest.fixture
 def web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setenv("FSS_CACHE", str(tmp_path / "cache"))
     (tmp_path / "web").mkdir()
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Web, directory=str(tmp_path / "web"))) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+    with serving(partial(Web, directory=str(tmp_path / "web"))) as url:
+        yield url
 
 
 def on_shapes(config: DataConfig, shards: str, out: Path, preset: str) -> list[str]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from urllib.parse import parse_qs, urlsplit
+
+from tests.web import Quiet, serving
 
 PAGE = 1000
 
@@ -37,7 +38,7 @@ def object_lists(count: int) -> Iterator[ObjectLists]:
     """The server, as long as the block runs."""
     lists = ObjectLists(count)
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(Quiet, BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_HEAD(self) -> None:
@@ -55,14 +56,5 @@ def object_lists(count: int) -> Iterator[ObjectLists]:
             self.end_headers()
             self.wfile.write(data)
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    lists.endpoint = f"http://127.0.0.1:{server.server_port}"
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
+    with serving(Handler) as lists.endpoint:
         yield lists
-    finally:
-        server.shutdown()
-        server.server_close()

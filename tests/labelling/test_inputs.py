@@ -6,9 +6,8 @@ import io
 import json
 import pickle
 import tarfile
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pyarrow as pa
@@ -31,12 +30,13 @@ from tests.labelling.helpers import DirectEngine, make_job
 from tests.labelling.object_lists import object_lists
 from tests.labelling.test_images import made
 from tests.serving.helpers import photo_folder, supports_file
+from tests.web import Quiet, serving
 
 
 @pytest.fixture
 def web(tmp_path: Path) -> Iterator[str]:
     """The address of a web server for the files of a folder `web`; some hosts of the world are like /gone and /busy."""
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(Quiet, BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             path = self.path.partition("?")[0]
             place = tmp_path / "web" / path.lstrip("/")
@@ -45,14 +45,8 @@ def web(tmp_path: Path) -> Iterator[str]:
             self.end_headers()
             self.wfile.write(place.read_bytes() if status == 200 else b"")
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    with serving(Handler) as url:
+        yield url
 
 
 def read_all(images: ImageList, max_bytes: int = 10**6) -> list[bytes | PhotoFailure]:

@@ -12,18 +12,10 @@ from fss_models.methods.fcp.config import FcpConfig
 from fss_models.methods.fcp.encoder import FcpEncoder
 from fss_models.methods.fcp.model import Fcp
 from fss_models.official import OfficialCheckpoint
-from fss_models.prototype_prompts.official import (
-    Rules,
-    backbone_name,
-    empty_backbone,
-    prompt_width,
-    read_encoder,
-    without_prefix,
-    write_encoder,
-)
+from fss_models.prototype_prompts import official
 
 _ATTENTION = "transformer_decoder.transformer_cross_attention_layers"
-RULES: Rules = (
+RULES: official.Rules = (
     ("downsample_query.0.", "encoder.reduce.conv."),
     ("downsample_sam_query.0.", "encoder.project."),
     ("transformer_decoder.merge_sam_and_mask.0.", "encoder.guide_sam.conv."),
@@ -46,13 +38,14 @@ def read(state: dict[str, Tensor], preset: str) -> OfficialCheckpoint:
 
     Raises `FssError` naming the first missing, unknown or misshapen tensor.
     """
-    given = without_prefix(state)
-    name = backbone_name(given)
+    given = official.without_prefix(state)
+    name = official.backbone_name(given)
     config = {"backbone": name} | implied(given)
-    backbone = empty_backbone(name)
+    backbone = official.empty_backbone(name)
     with torch.device("meta"):
-        encoder = FcpEncoder(FcpConfig(**config), channels=sum(backbone.channels[:2]), width=prompt_width(preset))
-    return OfficialCheckpoint(config=config, state=read_encoder(given, encoder, backbone, RULES),
+        encoder = FcpEncoder(FcpConfig(**config), channels=sum(backbone.channels[:2]),
+                             width=official.prompt_width(preset))
+    return OfficialCheckpoint(config=config, state=official.read_encoder(given, encoder, backbone, RULES),
                               also=("backbone_weights",))
 
 
@@ -77,4 +70,4 @@ def write(model: Fcp) -> dict[str, Tensor]:
     """Convert the model to an official checkpoint. Raises `FssError` for variants that the official code lacks."""
     if model.config.features != "both" or not model.config.matching:
         raise FssError("the official layout knows features: both with matching only")
-    return write_encoder(model, RULES)
+    return official.write_encoder(model, RULES)

@@ -39,7 +39,7 @@ from fss_models.methods.gf_sam.similarity import (
 )
 from fss_models.point_prompts.build import PUBLISHED, PointParts, build_point_parts
 from fss_models.point_prompts.decoder import PromptDecoder
-from fss_models.point_prompts.segmenter import PointPromptedSegmenter
+from fss_models.point_prompts.segmenter import PointPromptedSegmenter, with_square
 from fss_models.presets import PRESETS
 from fss_models.registry import register_method
 
@@ -106,7 +106,7 @@ class GfSam(PointPromptedSegmenter):
             raise FssError("method 'gf_sam' takes mask prompts only", hint="give the support as a mask")
         cells = features.maps["cells"][prompts.image.to(self.device)]
         given = prompts.masks.to(self.device, torch.float32)
-        masks, shown = self._filled(given), prompts.shown.to(self.device)
+        masks, shown = with_square(given, self.config.empty_square), prompts.shown.to(self.device)
         negative = prompts.negatives.to(self.device) & given.flatten(2).any(dim=2)
         others = torch.where(negative[..., None, None], given, 1 - masks)
         weights = torch.stack([cell_weights(m.flatten(0, 1), cells.shape[-1]) for m in (masks, others)], dim=1)
@@ -115,13 +115,6 @@ class GfSam(PointPromptedSegmenter):
         own, share, filled = object_first(cells.flatten(3), weights[:, :, 0] * shown[..., None])
         return Memory(tensors={"cells": own, "weights": share, "filled": filled, "prototypes": means},
                       counts=shown.sum(dim=1))
-
-    def _filled(self, masks: Tensor) -> Tensor:
-        """Masks [S, K, R, R], an empty one replaced by a square in the middle."""
-        square = torch.zeros_like(masks[:1, :1])
-        first = (self.side - self.config.empty_square) // 2
-        square[..., first : first + self.config.empty_square, first : first + self.config.empty_square] = 1
-        return torch.where(masks.flatten(2).any(dim=2)[..., None, None], masks, square)
 
     def segment(self, memory: Memory, features: Features, pairs: Tensor) -> Prediction:
         """Logits [P, R, R], the largest of the chosen masks; the score is the largest mean similarity inside a mask."""

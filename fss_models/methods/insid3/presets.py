@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,7 +12,7 @@ from fss_models.backbones.dinov3 import Dinov3, build_dinov3
 from fss_models.backbones.efficientnet import EfficientNetTrunk
 from fss_models.errors import FssError
 from fss_models.methods.insid3.config import Insid3Config
-from fss_models.preprocess import IMAGENET, SYMMETRIC, Preprocessor
+from fss_models.preprocess import IMAGENET, SYMMETRIC, FloorMasks
 from fss_models.presets import RANDOM
 
 STRIDE = 16
@@ -81,21 +80,7 @@ def build_encoder(preset: str, weights: str | None) -> Dinov3 | TrunkFeatures:
     return Dinov3(width=32, blocks=2, heads=2) if size == "debug" else build_dinov3(size, file)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Insid3Preprocessor(Preprocessor):
-    """Resizes masks by torch's nearest neighbour, which takes the upper left of the pixels that a new one covers."""
-
-    def mask(self, mask: np.ndarray) -> Tensor:
-        """A support mask [H, W] bool -> [side, side] float in {0, 1}."""
-        whole = torch.from_numpy(mask.astype(np.float32))[None, None]
-        return F.interpolate(whole, size=(self.side, self.side), mode="nearest")[0, 0]
-
-    def target(self, mask: np.ndarray) -> Tensor:
-        """A target mask [H, W] bool -> [side, side] float in {0, 1}, in the same way."""
-        return self.mask(mask)
-
-
-def preprocessor(preset: str, side: int) -> Insid3Preprocessor:
+def preprocessor(preset: str, side: int) -> FloorMasks:
     """Square resize to `side` pixels and the normalisation of the preset's encoder."""
     mean, std = IMAGENET if PRESETS[preset].dino else SYMMETRIC
-    return Insid3Preprocessor(side=side, mean=mean, std=std)
+    return FloorMasks(side=side, mean=mean, std=std)

@@ -26,7 +26,7 @@ from fss_models.methods.matcher.proposals import (
 from fss_models.methods.matcher.scoring import ProposalScores, choose_proposals, filter_proposals, score_proposals
 from fss_models.point_prompts.build import PointParts, build_point_parts
 from fss_models.point_prompts.decoder import DecodedPrompts, PromptDecoder
-from fss_models.point_prompts.segmenter import PointPromptedSegmenter
+from fss_models.point_prompts.segmenter import PointPromptedSegmenter, with_square
 from fss_models.prototype_prompts.sams import DECODER_MAPS, Maps
 from fss_models.registry import register_method
 
@@ -136,10 +136,7 @@ class Matcher(PointPromptedSegmenter):
         if bool(((prompts.kind != PromptKind.MASK) & (prompts.kind != PromptKind.PAD)).any()):
             raise FssError("method 'matcher' takes mask prompts only", hint="give the support as a mask")
         cells = features.maps["cells"][prompts.image.to(self.device)]
-        masks = prompts.masks.to(self.device, torch.float32)
-        square, first = torch.zeros_like(masks[:1, :1]), (self.side - self.use.empty_square) // 2
-        square[..., first : first + self.use.empty_square, first : first + self.use.empty_square] = 1
-        masks = torch.where(masks.flatten(2).any(dim=2)[..., None, None], masks, square)
+        masks = with_square(prompts.masks.to(self.device, torch.float32), self.use.empty_square)
         patch = self.side // cells.shape[-1]
         shown, negative = prompts.shown.to(self.device), prompts.negatives.to(self.device)
         marked = (F.max_pool2d(masks, patch) > 0).flatten(2)

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fss_models.clip import Instances, Prediction
+from fss_models.instances import suppress
 from fss_models.methods.sam3.layout import CanvasLayout
-from fss_models.methods.sam3.suppress import suppress
 
 NOTHING = -10.0  # logit of a photo in which nothing is kept
 

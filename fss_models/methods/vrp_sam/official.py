@@ -9,20 +9,12 @@ from fss_models.errors import FssError
 from fss_models.methods.vrp_sam.encoder import VrpEncoder
 from fss_models.methods.vrp_sam.model import VrpSam
 from fss_models.official import OfficialCheckpoint
-from fss_models.prototype_prompts.official import (
-    Rules,
-    backbone_name,
-    empty_backbone,
-    prompt_width,
-    read_encoder,
-    without_prefix,
-    write_encoder,
-)
+from fss_models.prototype_prompts import official
 
 _TOKENS = "transformer_decoder.supp_q_feat.weight"
 _CROSS = "transformer_decoder.transformer_cross_attention_layers"
 _SELF = "transformer_decoder.transformer_self_attention_layers"
-RULES: Rules = (
+RULES: official.Rules = (
     ("downsample_query.0.", "encoder.reduce.conv."),
     ("merge_1.0.", "encoder.guide.conv."),
     ("transformer_decoder.supp_q_feat.", "encoder.tokens."),
@@ -42,17 +34,19 @@ def read(state: dict[str, Tensor], preset: str) -> OfficialCheckpoint:
 
     Raises `FssError` naming the first missing, unknown or misshapen tensor.
     """
-    given = without_prefix(state)
+    given = official.without_prefix(state)
     if _TOKENS not in given:
         raise FssError(f"lacks {_TOKENS!r}", hint="is it a VRP-SAM checkpoint?")
-    name, tokens = backbone_name(given), len(given[_TOKENS])
-    backbone = empty_backbone(name)
+    name, tokens = official.backbone_name(given), len(given[_TOKENS])
+    backbone = official.empty_backbone(name)
     with torch.device("meta"):
-        encoder = VrpEncoder(tokens=tokens, channels=sum(backbone.channels[:2]), width=prompt_width(preset), dropout=0)
+        encoder = VrpEncoder(tokens=tokens, channels=sum(backbone.channels[:2]), width=official.prompt_width(preset),
+                             dropout=0)
     return OfficialCheckpoint(config={"backbone": name, "tokens": tokens},
-                              state=read_encoder(given, encoder, backbone, RULES), also=("backbone_weights",))
+                              state=official.read_encoder(given, encoder, backbone, RULES),
+                              also=("backbone_weights",))
 
 
 def write(model: VrpSam) -> dict[str, Tensor]:
     """Convert the model to an official checkpoint. Raises `FssError` if it has parts that the official code lacks."""
-    return write_encoder(model, RULES)
+    return official.write_encoder(model, RULES)

@@ -4,23 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import PurePosixPath
 
 from fss_models.worker_episodes import WORKERS
 from pipelines.config.data import SourceConfig
-from pipelines.data.benchmarks.protocol import (
-    Benchmark,
-    DrawnEpisodes,
-    EpisodeFamily,
-    LayoutPart,
-    ListRequest,
-    check_fold,
-    content_digest,
-    draw_pools,
-    shard_origin,
-)
+from pipelines.data.benchmarks.protocol import Benchmark, DrawnEpisodes, EpisodeFamily, LayoutPart, ListRequest
 from pipelines.data.benchmarks.readers import LabelMapSource
-from pipelines.data.lists.bam import bam_classes, bam_images
+from pipelines.data.benchmarks.rules import bam_photos, check_fold, content_digest, shown_classes
+from pipelines.data.lists.bam import bam_classes
 from pipelines.data.lists.files import ListFile
 from pipelines.data.lists.hsnet import coco_images
 from pipelines.data.samplers.bam import by_worker
@@ -100,7 +90,7 @@ def _uniform(
         origin = f"{whose} list {file.sha256[:16]}"
         content = content_digest([(c, names) for c, names in sorted(pools.items()) if names])
     else:
-        pools, origin, content = draw_pools(request), shard_origin(request), ""
+        pools, origin, content = request.pools, request.origin, ""
     draws = class_uniform(pools, classes, shots=request.shots, episodes=episodes, seed=seed)
     return DrawnEpisodes(draws=draws, classes=NAMES, origin=origin, content=content)
 
@@ -108,14 +98,8 @@ def _uniform(
 def _fssam(request: ListRequest, episodes: int, seed: int) -> DrawnEpisodes:
     """FSSAM: queries in the order of the list, the class random among those of the fold that the photo shows."""
     classes = _classes(request)
-    if request.lists:
-        names, file = bam_images(request.lists, "val", request.fold)
-        pools, second = bam_classes(request.lists, "val", request.fold)
-        origin = f"BAM lists {file.sha256[:16]} {second.sha256[:16]}"
-    else:
-        pools = {c: [PurePosixPath(n).stem for n in p] for c, p in draw_pools(request).items() if c in classes}
-        names, origin = sorted({n for p in pools.values() for n in p}), shard_origin(request)
-    shown = {PurePosixPath(row["file_name"]).stem: row["class_ids"] for row in request.opened_shards.rows.values()}
+    names, pools, origin = bam_photos(request, classes)
+    shown = shown_classes(request)
     listed = [(n, sorted(c for c in shown.get(n, ()) if c in classes)) for n in names]
     workers = request.workers or WORKERS
     draws = by_worker(listed, pools, shots=request.shots, episodes=episodes, seed=seed, workers=workers)

@@ -12,15 +12,9 @@ from pathlib import PurePosixPath
 from fss_models.errors import FssError
 from pipelines.base.storage import Store
 from pipelines.config.data import SourceConfig
-from pipelines.data.benchmarks.protocol import (
-    Benchmark,
-    DrawnEpisodes,
-    EpisodeFamily,
-    LayoutPart,
-    ListRequest,
-    check_fold,
-)
+from pipelines.data.benchmarks.protocol import Benchmark, DrawnEpisodes, EpisodeFamily, LayoutPart, ListRequest
 from pipelines.data.benchmarks.readers import MaskFileSource, base_of
+from pipelines.data.benchmarks.rules import check_fold
 from pipelines.data.classes import NO_FOLD
 from pipelines.data.lists.hsnet import fss_classes
 from pipelines.data.samplers.hsnet import every_image

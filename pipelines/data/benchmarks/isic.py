@@ -11,17 +11,9 @@ from functools import partial
 from pathlib import PurePosixPath
 
 from pipelines.config.data import SourceConfig
-from pipelines.data.benchmarks.protocol import (
-    ROOT,
-    Benchmark,
-    DrawnEpisodes,
-    EpisodeFamily,
-    LayoutPart,
-    ListRequest,
-    check_fold,
-    index_lists,
-)
+from pipelines.data.benchmarks.protocol import Benchmark, DrawnEpisodes, EpisodeFamily, LayoutPart, ListRequest
 from pipelines.data.benchmarks.readers import MaskFileSource, by_stem
+from pipelines.data.benchmarks.rules import ROOT, check_fold, index_lists
 from pipelines.data.samplers.hsnet import class_cycled
 
 PHOTOS, MASKS, KINDS = "ISIC2018_Task1-2_Training_Input", "ISIC2018_Task1_Training_GroundTruth", ("1", "2", "3")

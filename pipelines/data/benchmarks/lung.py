@@ -6,8 +6,9 @@ from functools import partial
 
 from pipelines.config.data import SourceConfig
 from pipelines.data.benchmarks.isic import cycled_list
-from pipelines.data.benchmarks.protocol import ROOT, Benchmark, EpisodeFamily, LayoutPart
+from pipelines.data.benchmarks.protocol import Benchmark, EpisodeFamily, LayoutPart
 from pipelines.data.benchmarks.readers import MaskFileSource, by_stem
+from pipelines.data.benchmarks.rules import ROOT
 from pipelines.data.sources.base import SourceFailure
 
 

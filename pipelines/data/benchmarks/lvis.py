@@ -10,18 +10,9 @@ from typing import Any
 
 from fss_models.errors import FssError
 from pipelines.config.data import SourceConfig
-from pipelines.data.benchmarks.protocol import (
-    COCO_2017,
-    ROOT,
-    Benchmark,
-    DrawnEpisodes,
-    EpisodeFamily,
-    LayoutPart,
-    ListRequest,
-    index_lists,
-    tested_classes,
-)
-from pipelines.data.benchmarks.readers import SegmentSource, unique_ids
+from pipelines.data.benchmarks.protocol import Benchmark, DrawnEpisodes, EpisodeFamily, LayoutPart, ListRequest
+from pipelines.data.benchmarks.readers import SegmentSource
+from pipelines.data.benchmarks.rules import COCO_2017, ROOT, index_lists, tested_classes
 from pipelines.data.classes import NO_FOLD
 from pipelines.data.samplers.hsnet import class_cycled
 from pipelines.data.sources.base import digest_of
@@ -60,7 +51,7 @@ class LvisSource(SegmentSource):
         self.test_pools = {ids[c]: list(photos) for c, photos in read["val"].items()}
         for split in ("train", "val"):
             self._index(read[split], ids, "test" if split == "val" else "train", base)
-        self.items = unique_ids(self.items)
+        self.check_ids()
         self.fingerprint = digest_of(digests, cfg.shots, self.photo_sizes())
 
     def _index(self, categories: Categories, ids: dict[Any, int], split: str, base: str) -> None:

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from fss_models.errors import FssError
 from pipelines.data.benchmarks import find_benchmark
-from pipelines.data.benchmarks.protocol import EpisodeFamily, ListRequest, photo_number
+from pipelines.data.benchmarks.protocol import EpisodeFamily, ListRequest
+from pipelines.data.benchmarks.rules import photo_number
 from pipelines.data.published import ListedEpisode, PublishedList
 from pipelines.data.samplers.draws import NamedEpisode
 

@@ -10,18 +10,9 @@ from typing import Any
 
 from fss_models.errors import FssError
 from pipelines.config.data import SourceConfig
-from pipelines.data.benchmarks.protocol import (
-    COCO_2017,
-    ROOT,
-    Benchmark,
-    DrawnEpisodes,
-    EpisodeFamily,
-    LayoutPart,
-    ListRequest,
-    index_lists,
-    tested_classes,
-)
-from pipelines.data.benchmarks.readers import SegmentSource, unique_ids
+from pipelines.data.benchmarks.protocol import Benchmark, DrawnEpisodes, EpisodeFamily, LayoutPart, ListRequest
+from pipelines.data.benchmarks.readers import SegmentSource
+from pipelines.data.benchmarks.rules import COCO_2017, ROOT, index_lists, tested_classes
 from pipelines.data.classes import NO_FOLD
 from pipelines.data.samplers.parts import PartObject, paco
 from pipelines.data.sources.base import SourceFailure, digest_of
@@ -58,7 +49,7 @@ class PacoPartSource(SegmentSource):
         self.test_objects: dict[tuple[int, str], list[PartObject]] = {}
         self._index(read["train"], "train", base)
         self._index(read["val"], "test", base)
-        self.items = unique_ids(self.items)
+        self.check_ids()
         self.fingerprint = digest_of(digests, self.photo_sizes())
 
     def _index(self, read: dict[str, Any], split: str, base: str) -> None:

@@ -9,18 +9,9 @@ from fss_models.errors import FssError
 from fss_models.worker_episodes import WORKERS
 from pipelines.base.storage import Store
 from pipelines.config.data import SourceConfig
-from pipelines.data.benchmarks.protocol import (
-    Benchmark,
-    DrawnEpisodes,
-    EpisodeFamily,
-    LayoutPart,
-    ListRequest,
-    check_fold,
-    content_digest,
-    draw_pools,
-    shard_origin,
-)
-from pipelines.data.lists.bam import bam_classes, bam_images
+from pipelines.data.benchmarks.protocol import Benchmark, DrawnEpisodes, EpisodeFamily, LayoutPart, ListRequest
+from pipelines.data.benchmarks.rules import bam_photos, check_fold, content_digest, shown_classes
+from pipelines.data.lists.bam import bam_images
 from pipelines.data.lists.hsnet import pascal_pairs
 from pipelines.data.samplers.bam import by_worker, two_generators
 from pipelines.data.samplers.hsnet import listed_pairs
@@ -108,7 +99,7 @@ def _hsnet(request: ListRequest, episodes: int, seed: int) -> DrawnEpisodes:
         pairs, file = pascal_pairs(request.lists, "val", request.fold)
         origin, content = f"HSNet list {file.sha256[:16]}", content_digest(pairs)
     else:
-        pools, origin, content = draw_pools(request), shard_origin(request), ""
+        pools, origin, content = request.pools, request.origin, ""
         pairs = sorted((name, c) for c in classes for name in pools.get(c, ()))
     draws = listed_pairs(pairs, shots=request.shots, episodes=episodes, seed=seed)
     return DrawnEpisodes(draws=draws, classes=NAMES, origin=origin, content=content)
@@ -119,20 +110,12 @@ def _bam_lists(request: ListRequest) -> tuple[list[tuple[str, list[int]]], dict[
 
     Raises `FssError` if the shards lack a photo of the list.
     """
-    classes, shards = fold_classes(request.fold), request.opened_shards
-    shown = {PurePosixPath(row["file_name"]).stem: row["class_ids"] for row in shards.rows.values()}
-    if request.lists:
-        names, file = bam_images(request.lists, "val", request.fold)
-        pools, second = bam_classes(request.lists, "val", request.fold)
-        origin = f"BAM lists {file.sha256[:16]} {second.sha256[:16]}"
-    else:
-        by_class = draw_pools(request)
-        pools = {c: [PurePosixPath(n).stem for n in by_class.get(c, ())] for c in classes}
-        names, origin = sorted({n for p in pools.values() for n in p}), shard_origin(request)
+    classes, shown = fold_classes(request.fold), shown_classes(request)
+    names, pools, origin = bam_photos(request, classes)
     missing = [n for n in names if n not in shown]
     if missing:
         raise FssError(f"these shards lack {len(missing)} of the {len(names)} listed photos (first: {missing[0]})",
-                       where=shards.url,
+                       where=request.opened_shards.url,
                        hint="build the shards from all photos of the benchmark, as their labels are needed")
     return [(n, sorted(c for c in shown[n] if c in classes)) for n in names], pools, origin
 

@@ -12,17 +12,9 @@ from typing import Any
 
 from fss_models.errors import FssError
 from pipelines.config.data import SourceConfig
-from pipelines.data.benchmarks.protocol import (
-    ROOT,
-    Benchmark,
-    DrawnEpisodes,
-    EpisodeFamily,
-    LayoutPart,
-    ListRequest,
-    index_lists,
-    tested_classes,
-)
-from pipelines.data.benchmarks.readers import SegmentSource, unique_ids
+from pipelines.data.benchmarks.protocol import Benchmark, DrawnEpisodes, EpisodeFamily, LayoutPart, ListRequest
+from pipelines.data.benchmarks.readers import SegmentSource
+from pipelines.data.benchmarks.rules import ROOT, index_lists, tested_classes
 from pipelines.data.samplers.parts import PartObject, part_entries, pascal_part
 from pipelines.data.sources.base import SourceFailure, digest_of
 
@@ -60,7 +52,7 @@ class PascalPartSource(SegmentSource):
         split_of = {n: "train" for p in pools.values() for n in p.train}
         split_of |= {n: "test" for p in pools.values() for n in p.val}
         self._index(split_of, base)
-        self.items = unique_ids(self.items)
+        self.check_ids()
         objects = [(i.path, files[i.path], i.file_name, i.crop, i.annotations) for i in self.items]
         self.fingerprint = digest_of(pools, objects)
 

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import PurePosixPath
 
 from fss_models.errors import FssError
 from pipelines.base.storage import Store
 from pipelines.config.data import SourceConfig
 from pipelines.data.samplers.draws import NamedEpisode
 from pipelines.data.shardset import ALL_FOLDS, Shards
-from pipelines.data.sources.base import Source, digest_of
-
-ROOT = frozenset({"root"})  # the option of a family that draws from the index of the raw data
+from pipelines.data.sources.base import Source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,12 +27,6 @@ class LayoutPart:
     get: str
     count: int | None = None
     optional: bool = False
-
-
-COCO_2017 = tuple(  # photos below coco/ of benchmarks that have their masks in pickles
-    LayoutPart(what=f"{split} photos", folders=(f"coco/{split}",), suffixes=(".jpg",), count=count,
-               get=f"http://images.cocodataset.org/zips/{split}.zip")
-    for split, count in (("train2017", 118287), ("val2017", 5000)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +58,19 @@ class ListRequest:
         if not self.shards:
             raise FssError("this list is drawn from finished shards", hint="build them and give --shards")
         return Shards(self.shards)
+
+    @property
+    def pools(self) -> dict[int, list[str]]:
+        """Class id -> names of the photos of the shards in which it is large enough, in the order of image ids."""
+        shards = self.opened_shards
+        names = {i: row["file_name"] for i, row in shards.rows.items()}
+        return {c: [names[i] for i in sorted(shards.photos_of(c, self.split))] for c in shards.classes}
+
+    @property
+    def origin(self) -> str:
+        """The `origin` of a list whose photos were chosen by rule from the shards."""
+        dataset = self.opened_shards.manifest
+        return f"rule over the {self.split} photos of shards {dataset.dataset} {dataset.content_hash[:16]}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,62 +130,6 @@ class Benchmark:
         return next((store.path(name) for name in self.homes if store.exists(name)), store.url)
 
 
-def photo_number(name: str) -> int:
-    """The image id of a photo's name. `IMAGE#OBJECT` is the name of one object's crop.
-
-    It is the trailing number of a COCO name, date and number of a VOC name, else 48 bits of a hash of the name.
-    """
-    image, crop, which = name.partition("#")
-    stem = PurePosixPath(image).stem
-    tail = stem.rsplit("_", 1)[-1] if stem.startswith("COCO_") else stem.replace("_", "")
-    number = int(tail) if tail.isdigit() and len(tail) >= 9 else _hashed(image)
-    return number * 1000 + int(which.rpartition(".")[2]) if crop else number
-
-
-def _hashed(name: str) -> int:
-    return int(hashlib.sha256(name.encode()).hexdigest()[:12], 16)
-
-
-def draw_pools(request: ListRequest) -> dict[int, list[str]]:
-    """Class id -> names of the photos of the shards in which the class is large enough, in the order of image ids."""
-    shards = request.opened_shards
-    names = {i: row["file_name"] for i, row in shards.rows.items()}
-    return {c: [names[i] for i in sorted(shards.photos_of(c, request.split))] for c in shards.classes}
-
-
-def shard_origin(request: ListRequest) -> str:
-    """The `origin` of a list whose photos were chosen by rule from shards."""
-    dataset = request.opened_shards.manifest
-    return f"rule over the {request.split} photos of shards {dataset.dataset} {dataset.content_hash[:16]}"
-
-
-def tested_classes(source: Source, fold: int) -> list[int]:
-    """Ids of the classes that a fold tests, in the order of the benchmark. Raises `FssError` if there are none."""
-    table = source.fold_table or []
-    found = [c for c, f in enumerate(table) if f == fold]
-    if not found:
-        folds = sorted({f for f in table if f >= 0})
-        raise FssError(f"fold {fold} has no class", hint=f"folds: {', '.join(map(str, folds)) or 'none'}")
-    return found
-
-
-def index_lists(draws: Sequence[NamedEpisode], source: Source, what: str) -> DrawnEpisodes:
-    """Episodes that were drawn from the index of the raw data; `what` the index is made of."""
-    return DrawnEpisodes(draws=draws, classes=dict(enumerate(source.classes)),
-                         origin=f"{what} {source.fingerprint[:16]}")
-
-
-def content_digest(content: object) -> str:
-    """16 hex digits of a hash of a published list's parsed content. The file format does not matter."""
-    return digest_of(content)[:16]
-
-
-def check_fold(fold: int, folds: int) -> None:
-    """Raise `FssError` for a fold that a benchmark with `folds` folds does not have."""
-    if not 0 <= fold < folds:
-        raise FssError(f"there is no fold {fold}", hint=f"folds: 0 to {folds - 1}")
-
-
 def draw_fresh(request: ListRequest, episodes: int, seed: int) -> DrawnEpisodes:
     """The family `drawn`: the project's own rule (`draw_episodes`) over shards.
 
@@ -197,9 +144,5 @@ def draw_fresh(request: ListRequest, episodes: int, seed: int) -> DrawnEpisodes:
     name = {i: row["file_name"] for i, row in shards.rows.items()}
     draws = [NamedEpisode(e.class_id, name[e.query], tuple(name[i] for i in e.supports)) for e in listed]
     scope = "all classes" if request.fold == ALL_FOLDS else f"fold {request.fold}"
-    return DrawnEpisodes(draws=draws, classes=class_names(shards), origin=f"{shard_origin(request)}, {scope}")
-
-
-def class_names(shards: Shards) -> dict[int, str]:
-    """Class id -> name, of the classes of the shards."""
-    return {c: info.name for c, info in shards.classes.items()}
+    return DrawnEpisodes(draws=draws, classes={c: info.name for c, info in shards.classes.items()},
+                         origin=f"{request.origin}, {scope}")

@@ -11,16 +11,9 @@ import numpy as np
 
 from fss_models.errors import BadImage, FssError
 from pipelines.data import rle
-from pipelines.data.benchmarks.protocol import photo_number
+from pipelines.data.benchmarks.rules import photo_number
 from pipelines.data.lists.plain_pickle import read_plain
-from pipelines.data.sources.base import (
-    FetchedImage,
-    ImageMasks,
-    InstanceMask,
-    Source,
-    SourceImage,
-    digest_of,
-)
+from pipelines.data.sources.base import FetchedImage, ImageMasks, InstanceMask, Source, SourceImage, digest_of
 from pipelines.data.sources.labels import read_grey_mask, read_labels
 
 T = TypeVar("T")
@@ -65,7 +58,7 @@ class LabelMapSource(BenchmarkSource):
                     self.fail(name, "the label maps name this photo but it is missing")
                 else:
                     self.take(name, photos[stem], mask, split)
-        self.items = unique_ids(self.items)
+        self.check_ids()
         self.fingerprint = digest_of([(i.path, files[i.path], i.annotations, files[i.annotations]) for i in self.items])
 
     def fetch(self, item: SourceImage) -> FetchedImage:
@@ -96,7 +89,7 @@ class MaskFileSource(BenchmarkSource):
 
     def finish(self) -> None:
         """Check the ids and make the fingerprint, once all photos are in the index."""
-        self.items = unique_ids(self.items)
+        self.check_ids()
         self.fingerprint = digest_of([(i.path, self.files[i.path], i.annotations, self.files[i.annotations[1]])
                                       for i in self.items])
 
@@ -147,29 +140,8 @@ class SegmentSource(BenchmarkSource):
         """Rasterise the segmentations as pycocotools does. Malformed ones are listed as problems."""
         masks = ImageMasks()
         for class_id, segmentation in fetched.payload:
-            pieces: list[str] = []
-            try:
-                counts = rle.from_coco(segmentation, height, width, pieces)
-                empty = rle.area(counts, height, width) == 0
-            except ValueError as error:
-                masks.problems.append(f"{self.classes[class_id]}: {error}")
-                continue
-            masks.problems.extend(f"{self.classes[class_id]}: {piece}" for piece in pieces)
-            if empty:
-                masks.problems.append(f"{self.classes[class_id]}: empty mask")
-            else:
-                masks.instances.append(InstanceMask(class_id, counts))
+            masks.add_segmentation(self.classes[class_id], class_id, segmentation, height, width)
         return masks
-
-
-def unique_ids(items: Sequence[SourceImage]) -> list[SourceImage]:
-    """The items as a list. Raises `FssError` if two photos have the same image id."""
-    seen: dict[int, str] = {}
-    for item in items:
-        other = seen.setdefault(item.image_id, item.file_name)
-        if other != item.file_name:
-            raise FssError(f"photos {other} and {item.file_name} have the same image id", hint="rename one of them")
-    return list(items)
 
 
 def by_stem(files: dict[str, int], folder: str, suffixes: tuple[str, ...]) -> dict[str, str]:

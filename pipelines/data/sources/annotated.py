@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from fss_models.errors import FssError
 from pipelines.data import rle
-from pipelines.data.sources.base import ImageMasks, InstanceMask, Source, SourceImage
+from pipelines.data.sources.base import FetchedImage, ImageMasks, InstanceMask, Source, SourceImage
 
 
 class LabelledShape(NamedTuple):
@@ -59,56 +60,40 @@ def polygon(points: Sequence[float], height: int, width: int) -> bytes:
     return rle.from_polygons([points], height, width)
 
 
-def add_item(
-    source: Source, name: str, *, size: tuple[int, int] | None, shapes: Sequence[LabelledShape], within: str = "",
-    without: Collection[str] = (),
-) -> None:
-    """Add a record to the index of `source`, or to its failures if its photo is missing or ambiguous.
+class ExportSource(Source):
+    """The export of a labelling tool: `SourceImage.annotations` are its shapes, and the tool shows photos upright.
 
-    name: the photo as the record names it; size: its recorded (height, width); within, without: folders
-    (`FileFinder.match`).
+    masks: the kinds of shapes that have a mask; shape_counts: turns (shape, height, width) of such a kind into counts.
     """
-    try:
-        file = source.photos.match(name, within=within, without=without)
-    except FssError as error:
-        return source.fail(name, error.what)
-    if file is None:
-        return source.fail(name, "the annotations name this photo but it is missing")
-    source.add(file.path, shapes, size=size, whole=file.whole)
 
+    upright = True
+    masks: frozenset[str]
 
-def drop_repeated(source: Source) -> None:
-    """Keep one record of every photo: the first that names its whole path, else the first.
+    @staticmethod
+    @abstractmethod
+    def shape_counts(shape: LabelledShape, height: int, width: int) -> bytes:
+        """The mask of a shape as counts. Raises ValueError for one that has none."""
 
-    The others become failures, as either could be right. One that only ends like the photo is told to be missing.
-    """
-    best: dict[str, SourceImage] = {}
-    for item in source.items:
-        if item.path not in best or (item.whole and not best[item.path].whole):
-            best[item.path] = item
-    for item in source.items:
-        other = best[item.path]
-        if item is other:
-            continue
-        reason = f"another record has this photo already ({other.file_name})"
-        if other.whole and not item.whole:
-            reason = f"this photo is missing; {other.path} only ends like it, and another record names that in full"
-        source.fail(item.file_name, reason)
-    source.items = [item for item in source.items if best[item.path] is item]
+    def rasterise(self, item: SourceImage, fetched: FetchedImage, height: int, width: int) -> ImageMasks:
+        """One mask per shape (and label)."""
+        return rasterise_shapes(fetched.payload, self.shape_counts, height, width)
 
+    def only_file(self, suffix: str) -> str:
+        """The annotation file: the one that is configured, else the only one with a suffix in the root or annotations/.
 
-def only_file(files: Iterable[str], suffix: str, root: str) -> str:
-    """The only file with a suffix in the root or in annotations/. Raises `FssError` if there is none, or several."""
-    found = [f for f in files if f.lower().endswith(suffix) and f.removeprefix("annotations/").count("/") == 0]
-    if len(found) == 1:
-        return found[0]
-    what = f"there are {len(found)} {suffix} files" if found else f"there is no {suffix} file"
-    hint = f"set data.source.annotations to one of: {', '.join(found[:5])}" if found else "set data.source.annotations"
-    raise FssError(what, where=root, hint=hint)
+        Raises `FssError` if there is none, or several.
+        """
+        if self.cfg.annotations:
+            return self.cfg.annotations
+        found = [f for f in self.files if f.lower().endswith(suffix) and f.removeprefix("annotations/").count("/") == 0]
+        if len(found) == 1:
+            return found[0]
+        what = f"there are {len(found)} {suffix} files" if found else f"there is no {suffix} file"
+        hint = f" to one of: {', '.join(found[:5])}" if found else ""
+        raise FssError(what, where=self.store.url, hint=f"set data.source.annotations{hint}")
 
-
-def check_some_masks(items: Iterable[SourceImage], masks: frozenset[str], where: str, hint: str) -> None:
-    """Raise `FssError` if an export has shapes, but none whose kind is in `masks`."""
-    kinds = {shape.kind for item in items for shape in item.annotations}
-    if kinds and not kinds & masks:
-        raise FssError(f"the export has no masks, only {', '.join(sorted(kinds))}", where=where, hint=hint)
+    def check_some_masks(self, where: str, hint: str) -> None:
+        """Raise `FssError` if the export has shapes, but none that has a mask."""
+        kinds = {shape.kind for item in self.items for shape in item.annotations}
+        if kinds and not kinds & self.masks:
+            raise FssError(f"the export has no masks, only {', '.join(sorted(kinds))}", where=where, hint=hint)

@@ -14,6 +14,7 @@ from pipelines.base.files import files_below
 from pipelines.base.filesystems import SCHEMES
 from pipelines.base.storage import Store
 from pipelines.config.data import SourceConfig
+from pipelines.data import rle
 from pipelines.data.class_names import shown_text
 from pipelines.data.sources.finder import FileFinder
 
@@ -74,6 +75,25 @@ class ImageMasks:
     void: bytes | None = None
     problems: list[str] = field(default_factory=list)
 
+    def add_segmentation(self, what: str, class_id: int, segmentation: Any, height: int, width: int, *,
+                         crowd: bool = False) -> None:
+        """Add an instance given as in COCO files (polygons or RLE), rasterised as pycocotools does.
+
+        What is malformed in it is listed as a problem of `what`.
+        """
+        pieces: list[str] = []
+        try:
+            counts = rle.from_coco(segmentation, height, width, pieces)
+            empty = rle.area(counts, height, width) == 0
+        except ValueError as error:
+            self.problems.append(f"{what}: {error}")
+            return
+        self.problems.extend(f"{what}: {piece}" for piece in pieces)
+        if empty:
+            self.problems.append(f"{what}: empty mask")
+        else:
+            self.instances.append(InstanceMask(class_id, counts, crowd))
+
 
 class Source(ABC):
     """Labelled images.
@@ -119,11 +139,38 @@ class Source(ABC):
     @cached_property
     def photos(self) -> FileFinder:
         """Finds the photos among `files` by the names that annotations give them."""
-        return FileFinder(f for f in self.files if is_image(f))
+        return FileFinder(f for f in self.files if is_photo(f))
 
     def photo_sizes(self) -> list[tuple[str, int]]:
         """(path, bytes) of the photos of the index, by which a change of one is noticed."""
         return [(i.path, self.files[i.path]) for i in self.items]
+
+    def check_ids(self) -> None:
+        """Raise `FssError` if two photos of the index have the same image id."""
+        seen: dict[int, str] = {}
+        for item in self.items:
+            other = seen.setdefault(item.image_id, item.file_name)
+            if other != item.file_name:
+                raise FssError(f"photos {other} and {item.file_name} have the same image id", hint="rename one of them")
+
+    def drop_repeated(self) -> None:
+        """Keep one record of every photo: the first that names its whole path, else the first.
+
+        The others become failures, as either could be right. One that only ends like the photo is told to be missing.
+        """
+        best: dict[str, SourceImage] = {}
+        for item in self.items:
+            if item.path not in best or (item.whole and not best[item.path].whole):
+                best[item.path] = item
+        for item in self.items:
+            other = best[item.path]
+            if item is other:
+                continue
+            reason = f"another record has this photo already ({other.file_name})"
+            if other.whole and not item.whole:
+                reason = f"this photo is missing; {other.path} only ends like it, and another record names that in full"
+            self.fail(item.file_name, reason)
+        self.items = [item for item in self.items if best[item.path] is item]
 
     def fail(self, name: str, reason: str) -> None:
         """List a photo or an annotation file of this name as a failure of the index."""
@@ -197,8 +244,3 @@ def in_bucket(name: str) -> bool:
     """Whether the name of a photo is its URL in a bucket. Other URLs are not read: annotations may come from anyone."""
     scheme, mark, _ = name.partition("://")
     return bool(mark) and scheme in SCHEMES and scheme != "memory"
-
-
-def is_image(name: str) -> bool:
-    """Whether a name looks like an image file."""
-    return is_photo(name)

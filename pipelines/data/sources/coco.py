@@ -1,7 +1,7 @@
 """COCO-format directories: annotations/*.json and images anywhere below the root. Class ids follow category ids.
 
 Records that repeat: image records with the same id are all refused, as their annotations cannot be told apart (word for
-word the same record is read once); of several records of one photo the first is read (`annotated.drop_repeated`);
+word the same record is read once); of several records of one photo the first is read (`Source.drop_repeated`);
 categories of the same name are one class. Ids of annotations are only used to name them.
 """
 
@@ -16,17 +16,7 @@ import numpy as np
 
 from fss_models.errors import FssError
 from pipelines.config.data import SourceConfig
-from pipelines.data import rle
-from pipelines.data.sources.annotated import drop_repeated
-from pipelines.data.sources.base import (
-    FetchedImage,
-    ImageMasks,
-    InstanceMask,
-    Source,
-    SourceFailure,
-    SourceImage,
-    digest_of,
-)
+from pipelines.data.sources.base import FetchedImage, ImageMasks, Source, SourceFailure, SourceImage, digest_of
 from pipelines.data.sources.coco_index import CocoIndex, ImageRecord, identity
 
 _GAP = 4096  # annotations that lie closer in the file are read together
@@ -58,7 +48,7 @@ class CocoSource(Source):
             what = f"{found.scores} annotations have a confidence: predictions of a model, which are read as labels"
             self.fail(self._name, what)
         self._index(found)
-        drop_repeated(self)
+        self.drop_repeated()
         self.fingerprint = digest_of(found.sha256, self.photo_sizes())
 
     def _index(self, found: CocoIndex) -> None:
@@ -147,18 +137,9 @@ class CocoSource(Source):
         for a in fetched.payload:
             if a.class_id < 0:
                 masks.problems.append(f"{a.where}: its category id {a.category} is not in the categories")
-                continue
-            name, pieces = f"{a.where}: {self.classes[a.class_id]}", list[str]()
-            try:
-                counts = rle.from_coco(a.segmentation, height, width, pieces)
-            except ValueError as error:
-                masks.problems.append(f"{name}: {error}")
-                continue
-            masks.problems.extend(f"{name}: {piece}" for piece in pieces)
-            if rle.area(counts, height, width) == 0:
-                masks.problems.append(f"{name}: empty mask")
             else:
-                masks.instances.append(InstanceMask(a.class_id, counts, a.crowd))
+                what = f"{a.where}: {self.classes[a.class_id]}"
+                masks.add_segmentation(what, a.class_id, a.segmentation, height, width, crowd=a.crowd)
         return masks
 
 

@@ -24,20 +24,12 @@ from xml.etree import ElementTree
 import numpy as np
 
 from fss_models.errors import FssError
+from fss_models.photo_files import is_photo
 from pipelines.config.data import SourceConfig
 from pipelines.data import rle
 from pipelines.data.class_names import clean_name
-from pipelines.data.sources.annotated import (
-    LabelledShape,
-    add_item,
-    check_some_masks,
-    drop_repeated,
-    no_mask,
-    only_file,
-    polygon,
-    rasterise_shapes,
-)
-from pipelines.data.sources.base import FetchedImage, ImageMasks, Source, SourceImage, digest_of, is_image
+from pipelines.data.sources.annotated import ExportSource, LabelledShape, no_mask, polygon
+from pipelines.data.sources.base import digest_of
 from pipelines.data.sources.text import whole_number
 
 POLYGON, MASK = "polygon", "mask"
@@ -57,14 +49,14 @@ class CvatImage(NamedTuple):
     shapes: list[LabelledShape]
 
 
-class CvatSource(Source):
+class CvatSource(ExportSource):
     """Reads annotations.xml. Class ids follow the task's own list of labels."""
 
-    upright = True
+    masks = frozenset({POLYGON, MASK})
 
     def __init__(self, cfg: SourceConfig) -> None:
         super().__init__(cfg)
-        name = cfg.annotations or only_file(self.files, ".xml", self.store.url)
+        name = self.only_file(".xml")
         raw, where = self.store.read_bytes(name), self.store.path(name)
         records, video = [], CvatVideo(where)
         for element in _elements(raw, where):
@@ -74,7 +66,7 @@ class CvatSource(Source):
                 records.append(self._record(element, where))
             else:
                 video.add(element)
-        records += video.frames(f for f in self.files if is_image(f))
+        records += video.frames(f for f in self.files if is_photo(f))
         for photo, reason in video.problems:
             self.fail(photo, reason)
         self.classes = list(dict.fromkeys(self.classes))  # tasks of a project repeat its labels
@@ -82,10 +74,9 @@ class CvatSource(Source):
             raise FssError("the export names no image", where=where, hint=_EXPORT)
         subsets = {r.subset for r in records if r.subset}
         for r in records:
-            add_item(self, r.name, size=r.size, shapes=self._with_class_ids(r.shapes), within=r.subset,
-                     without=subsets - set(r.name.replace("\\", "/").split("/")) - {r.subset})
-        drop_repeated(self)
-        check_some_masks(self.items, frozenset({POLYGON, MASK}), where, "draw polygons or masks")
+            self._add(r, without=subsets - set(r.name.replace("\\", "/").split("/")) - {r.subset})
+        self.drop_repeated()
+        self.check_some_masks(where, "draw polygons or masks")
         self.fingerprint = digest_of(hashlib.sha256(raw).hexdigest(), self.photo_sizes())
 
     def _record(self, element: ElementTree.Element, where: str) -> CvatImage:
@@ -102,9 +93,25 @@ class CvatSource(Source):
         ids = {name: i for i, name in enumerate(self.classes)}
         return [s._replace(class_id=ids.get(s.label, -1)) for s in shapes]
 
-    def rasterise(self, item: SourceImage, fetched: FetchedImage, height: int, width: int) -> ImageMasks:
-        """One mask per polygon or mask shape."""
-        return rasterise_shapes(fetched.payload, _rasterise, height, width)
+    def _add(self, record: CvatImage, without: set[str]) -> None:
+        """Add a record to the index, or to the failures if its photo is missing or ambiguous."""
+        try:
+            file = self.photos.match(record.name, within=record.subset, without=without)
+        except FssError as error:
+            return self.fail(record.name, error.what)
+        if file is None:
+            return self.fail(record.name, "the annotations name this photo but it is missing")
+        self.add(file.path, self._with_class_ids(record.shapes), size=record.size, whole=file.whole)
+
+    @staticmethod
+    def shape_counts(shape: LabelledShape, height: int, width: int) -> bytes:
+        """The counts of a polygon or a mask."""
+        if shape.kind == POLYGON:
+            points = [float(v) for corner in shape.value.split(";") for v in corner.split(",")]
+            return polygon(points, height, width)
+        if shape.kind == MASK:
+            return rle.encode(box_mask(shape.value, height, width))
+        raise no_mask(shape.kind)
 
 
 class CvatVideo:
@@ -161,15 +168,6 @@ def _value(shape: ElementTree.Element) -> Any:
     if shape.tag == POLYGON:
         return shape.get("points", "")
     return {k: shape.get(k, "") for k in ("rle", "left", "top", "width", "height")} if shape.tag == MASK else None
-
-
-def _rasterise(shape: LabelledShape, height: int, width: int) -> bytes:
-    if shape.kind == POLYGON:
-        points = [float(v) for corner in shape.value.split(";") for v in corner.split(",")]
-        return polygon(points, height, width)
-    if shape.kind == MASK:
-        return rle.encode(box_mask(shape.value, height, width))
-    raise no_mask(shape.kind)
 
 
 def box_mask(value: dict[str, str], height: int, width: int) -> np.ndarray:

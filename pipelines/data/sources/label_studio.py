@@ -14,14 +14,8 @@ from typing import Any
 
 from fss_models.errors import FssError
 from pipelines.config.data import SourceConfig
-from pipelines.data.sources.annotated import (
-    LabelledShape,
-    check_some_masks,
-    drop_repeated,
-    only_file,
-    rasterise_shapes,
-)
-from pipelines.data.sources.base import FetchedImage, ImageMasks, Source, SourceImage, digest_of
+from pipelines.data.sources.annotated import ExportSource, LabelledShape
+from pipelines.data.sources.base import digest_of
 from pipelines.data.sources.finder import FileFinder
 from pipelines.data.sources.label_studio_photos import (
     TaskPhoto,
@@ -33,14 +27,14 @@ from pipelines.data.sources.label_studio_photos import (
 from pipelines.data.sources.label_studio_regions import MASKS, chosen_annotation, photo_size, region_mask, regions
 
 
-class LabelStudioSource(Source):
+class LabelStudioSource(ExportSource):
     """Class ids follow the sorted labels of the export, because it does not have the project's own list."""
 
-    upright = True
+    masks = MASKS
 
     def __init__(self, cfg: SourceConfig) -> None:
         super().__init__(cfg)
-        name = cfg.annotations or only_file(self.files, ".json", self.store.url)
+        name = self.only_file(".json")
         raw, where = self.store.read_bytes(name), self.store.path(name)
         tasks = _tasks(raw, where)
         chosen = [annotation for task in tasks if (annotation := chosen_annotation(task))]
@@ -48,9 +42,8 @@ class LabelStudioSource(Source):
         self._ids = {label: number for number, label in enumerate(self.classes)}
         for task in tasks:
             self._add(task)
-        drop_repeated(self)
-        check_some_masks(self.items, MASKS, where,
-                         "label with PolygonLabels, BrushLabels or BitmaskLabels")
+        self.drop_repeated()
+        self.check_some_masks(where, "label with PolygonLabels, BrushLabels or BitmaskLabels")
         self.fingerprint = digest_of(hashlib.sha256(raw).hexdigest(), self.photo_sizes())
 
     def _add(self, task: dict[str, Any]) -> None:
@@ -91,13 +84,12 @@ class LabelStudioSource(Source):
             what = f"{len(bare)} regions have" if len(bare) > 1 else "a region has"
             self.fail(path, f"{task}: {what} no label ({', '.join(bare[:3])})")
 
-    def rasterise(self, item: SourceImage, fetched: FetchedImage, height: int, width: int) -> ImageMasks:
-        """One mask per region and label."""
-        return rasterise_shapes(fetched.payload, _rasterise, height, width)
+    @staticmethod
+    def shape_counts(shape: LabelledShape, height: int, width: int) -> bytes:
+        """The counts of a region with one label."""
+        return region_mask(shape.kind, shape.value, height, width)
 
 
-def _rasterise(shape: LabelledShape, height: int, width: int) -> bytes:
-    return region_mask(shape.kind, shape.value, height, width)
 
 
 def _first_reference(task: dict[str, Any], finder: FileFinder) -> str | None:

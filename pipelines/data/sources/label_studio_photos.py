@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
 
 from fss_models.errors import FssError
-from pipelines.data.sources.base import is_image
+from fss_models.photo_files import is_photo
 from pipelines.data.sources.finder import FileFinder, readings
 
 _UPLOAD = re.compile(r"^[0-9a-f]{8}-(?=.)")  # what Label Studio puts before the name of an uploaded file
@@ -93,7 +93,7 @@ def image_references(task: dict[str, Any], names: Collection[str], finder: FileF
 
 
 def _is_photo(reference: str) -> bool:
-    return any(is_image(text) for text in readings(reference))
+    return any(is_photo(text) for text in readings(reference))
 
 
 def _exists(reference: str, finder: FileFinder) -> bool:
@@ -124,4 +124,4 @@ def _plain_name(reference: str) -> str:
 
 def shown_name(reference: str) -> str:
     """The path in a reference, for people."""
-    return min((text for text in readings(reference) if is_image(text)), key=len, default=reference)
+    return min((text for text in readings(reference) if is_photo(text)), key=len, default=reference)

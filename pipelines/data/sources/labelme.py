@@ -21,25 +21,11 @@ import numpy as np
 
 from fss_models.errors import BadImage, FssError
 from fss_models.mask_files import read_mask_picture
+from fss_models.photo_files import is_photo
 from pipelines.config.data import SourceConfig
 from pipelines.data import rle
-from pipelines.data.sources.annotated import (
-    LabelledShape,
-    check_some_masks,
-    drop_repeated,
-    no_mask,
-    polygon,
-    rasterise_shapes,
-)
-from pipelines.data.sources.base import (
-    FetchedImage,
-    ImageMasks,
-    Source,
-    SourceFailure,
-    SourceImage,
-    digest_of,
-    is_image,
-)
+from pipelines.data.sources.annotated import ExportSource, LabelledShape, no_mask, polygon, rasterise_shapes
+from pipelines.data.sources.base import FetchedImage, ImageMasks, SourceFailure, SourceImage, digest_of
 from pipelines.data.sources.finder import FileFinder, ambiguous
 from pipelines.data.sources.text import class_name, whole_number
 
@@ -61,10 +47,10 @@ class LabelmeFile(NamedTuple):
     embedded: bool
 
 
-class LabelmeSource(Source):
+class LabelmeSource(ExportSource):
     """Reads LabelMe's JSON files. Class ids follow the sorted labels."""
 
-    upright = True
+    masks = frozenset({POLYGON, MASK})
 
     def __init__(self, cfg: SourceConfig) -> None:
         super().__init__(cfg)
@@ -80,8 +66,8 @@ class LabelmeSource(Source):
         labels = {label for record in found for label, *_ in record.shapes} - {IGNORE, BACKGROUND, ""}
         self.classes = sorted(labels)
         self._index(found)
-        drop_repeated(self)
-        check_some_masks(self.items, frozenset({POLYGON, MASK}), self.store.url, "draw polygons or masks")
+        self.drop_repeated()
+        self.check_some_masks(self.store.url, "draw polygons or masks")
         self.fingerprint = digest_of(self.classes, [(i.path, i.size, i.stamp) for i in self.items])
 
     def _read(self, name: str) -> LabelmeFile | SourceFailure:
@@ -92,7 +78,7 @@ class LabelmeSource(Source):
 
     def _index(self, records: list[LabelmeFile]) -> None:
         ids = {label: number for number, label in enumerate(self.classes)}
-        images, by_stem = {f for f in self.files if is_image(f)}, defaultdict[str, list[str]](list)
+        images, by_stem = {f for f in self.files if is_photo(f)}, defaultdict[str, list[str]](list)
         for image in sorted(images):
             by_stem[posixpath.splitext(image)[0]].append(image)
         owners = {record.photo: record.path for record in records if record.photo in images}
@@ -128,13 +114,22 @@ class LabelmeSource(Source):
     def rasterise(self, item: SourceImage, fetched: FetchedImage, height: int, width: int) -> ImageMasks:
         """One mask per shape; those to be ignored are void."""
         shapes: list[LabelledShape] = fetched.payload
-        masks = rasterise_shapes([s for s in shapes if s.label != IGNORE], _rasterise, height, width)
+        masks = rasterise_shapes([s for s in shapes if s.label != IGNORE], self.shape_counts, height, width)
         ignored = [s._replace(class_id=0) for s in shapes if s.label == IGNORE]
-        void = rasterise_shapes(ignored, _rasterise, height, width)
+        void = rasterise_shapes(ignored, self.shape_counts, height, width)
         masks.problems.extend(void.problems)
         if not void.instances:
             return masks
         return replace(masks, void=rle.encode(rle.union([m.rle for m in void.instances], height, width)))
+
+    @staticmethod
+    def shape_counts(shape: LabelledShape, height: int, width: int) -> bytes:
+        """The counts of a polygon or a mask."""
+        if shape.kind == POLYGON:
+            return polygon(list(_flat(shape.value)), height, width)
+        if shape.kind == MASK:
+            return rle.encode(_placed(*shape.value, height=height, width=width))
+        raise no_mask(shape.kind)
 
 
 def _parse(path: str, data: bytes) -> LabelmeFile:
@@ -184,14 +179,6 @@ def _photo_of(record: LabelmeFile, by_stem: Mapping[str, list[str]], owners: dic
     if path is not None:
         raise FssError(f"its photo is missing; {path} is that of {owners[path]}")
     raise FssError("its photo is missing, and it has no imageData")
-
-
-def _rasterise(shape: LabelledShape, height: int, width: int) -> bytes:
-    if shape.kind == POLYGON:
-        return polygon(list(_flat(shape.value)), height, width)
-    if shape.kind == MASK:
-        return rle.encode(_placed(*shape.value, height=height, width=width))
-    raise no_mask(shape.kind)
 
 
 def _flat(points: Any) -> Iterator[float]:

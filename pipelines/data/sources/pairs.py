@@ -12,19 +12,11 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 
 from fss_models.errors import BadImage, FssError
-from fss_models.mask_files import open_mask, read_mask_picture
-from fss_models.photo_files import image_size, turned_size
+from fss_models.mask_files import mask_size, read_mask_picture
+from fss_models.photo_files import image_size, is_photo, turned_size
 from pipelines.config.data import SourceConfig
 from pipelines.data import rle
-from pipelines.data.sources.base import (
-    FetchedImage,
-    ImageMasks,
-    InstanceMask,
-    Source,
-    SourceImage,
-    digest_of,
-    is_image,
-)
+from pipelines.data.sources.base import FetchedImage, ImageMasks, InstanceMask, Source, SourceImage, digest_of
 from pipelines.data.sources.finder import ambiguous
 from pipelines.data.sources.text import class_name
 
@@ -37,8 +29,8 @@ class PairsSource(Source):
 
     def __init__(self, cfg: SourceConfig) -> None:
         super().__init__(cfg)
-        masks = [f for f in self.files if f.startswith("masks/") and is_image(f)]
-        images = [f for f in self.files if f.startswith("images/") and is_image(f)]
+        masks = [f for f in self.files if f.startswith("masks/") and is_photo(f)]
+        images = [f for f in self.files if f.startswith("images/") and is_photo(f)]
         if not masks or not images:
             raise FssError("there are no image files in images/ or none in masks/", where=self.store.url,
                            hint="put the photos into images/ and the masks into masks/CLASS/")
@@ -79,7 +71,7 @@ class PairsSource(Source):
         stored, turned = image_size(fetched.data), turned_size(fetched.data)
         if stored == turned:
             return stored
-        sizes = [_size_or_none(data) for _, _, data in fetched.payload]
+        sizes = [mask_size(data) for _, _, data in fetched.payload]
         return next((size for size in (stored, turned) if size in sizes), None)
 
     def rasterise(self, item: SourceImage, fetched: FetchedImage, height: int, width: int) -> ImageMasks:
@@ -100,14 +92,6 @@ class PairsSource(Source):
                 masks.instances.append(InstanceMask(class_id, rle.encode(mask)))
                 voids += [] if picture.void is None else [rle.encode(picture.void)]
         return replace(masks, void=rle.encode(rle.union(voids, height, width))) if voids else masks
-
-
-def _size_or_none(data: bytes) -> tuple[int, int] | None:
-    try:
-        image = open_mask(data)
-    except BadImage:
-        return None
-    return image.height, image.width
 
 
 def _refusal(masks: list[tuple[int, str]], photos: list[str]) -> str:

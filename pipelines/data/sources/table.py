@@ -26,7 +26,7 @@ import pyarrow as pa
 from cachetools import LRUCache
 
 from fss_models.errors import BadImage, FssError
-from fss_models.mask_files import open_mask, read_mask_picture
+from fss_models.mask_files import mask_size, read_mask_picture
 from fss_models.photo_files import image_size, turned_size
 from pipelines.config.data import SourceConfig
 from pipelines.data import rle
@@ -203,11 +203,7 @@ def _mask_size(mask: Any) -> tuple[int, int] | None:
         size = mask["size"]
         known = isinstance(size, list) and len(size) == 2 and all(isinstance(v, int) for v in size)
         return (size[0], size[1]) if known else None
-    try:
-        image = open_mask(mask) if isinstance(mask, bytes) else None
-    except BadImage:
-        return None
-    return (image.height, image.width) if image else None
+    return mask_size(mask) if isinstance(mask, bytes) else None
 
 
 def _columns(schema: pa.Schema, where: str) -> list[str]:

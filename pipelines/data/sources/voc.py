@@ -6,13 +6,13 @@ The values 1 to 20 are VOC's classes. With a `labelmap.txt` beside the folders t
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
 from pathlib import PurePosixPath
 
 import numpy as np
 
 from fss_models.errors import BadImage, FssError
+from fss_models.photo_files import is_photo
 from pipelines.config.data import SourceConfig
 from pipelines.data import rle
 from pipelines.data.sources.base import (
@@ -22,7 +22,7 @@ from pipelines.data.sources.base import (
     Source,
     SourceImage,
     digest_of,
-    is_image,
+    hashed_id,
 )
 from pipelines.data.sources.finder import ambiguous
 from pipelines.data.sources.labels import read_labels
@@ -61,7 +61,7 @@ class VocSource(Source):
     def _index(self, base: str, folder: str) -> None:
         files, photos = self.files, defaultdict[str, list[str]](list)
         for file in files:
-            if file.startswith(f"{base}JPEGImages/") and is_image(file):
+            if file.startswith(f"{base}JPEGImages/") and is_photo(file):
                 photos[_stem(file, f"{base}JPEGImages/")].append(file)
         rules = [self._labels] if self._labels else []
         for mask in (f for f in files if f.startswith(folder) and f.lower().endswith(".png")):
@@ -77,7 +77,7 @@ class VocSource(Source):
             path, name = found[0], found[0].removeprefix(f"{base}JPEGImages/")
             self.items.append(SourceImage(image_id=_number(name), file_name=name, path=path, annotations=mask,
                                           stamp=digest_of(files[path], files[mask], *rules)))
-        self.items = _unique_ids(self.items)
+        self.check_ids()
 
     def fetch(self, item: SourceImage) -> FetchedImage:
         """The photo and its mask file."""
@@ -140,13 +140,4 @@ def _masks_folder(files: dict[str, int], base: str, root: str) -> str:
 def _number(name: str) -> int:
     """The image id of a photo: 2007_000032.jpg -> 2007000032, for other names 48 bits of a hash."""
     digits = str(PurePosixPath(name).with_suffix("")).replace("_", "")
-    return int(digits) if digits.isdigit() else int(hashlib.sha256(name.encode()).hexdigest()[:12], 16)
-
-
-def _unique_ids(items: list[SourceImage]) -> list[SourceImage]:
-    seen: dict[int, str] = {}
-    for item in items:
-        other = seen.setdefault(item.image_id, item.file_name)
-        if other != item.file_name:
-            raise FssError(f"photos {other} and {item.file_name} have the same image id", hint="rename one of them")
-    return items
+    return int(digits) if digits.isdigit() else hashed_id(name)

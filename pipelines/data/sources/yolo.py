@@ -17,9 +17,10 @@ from typing import Any
 import yaml
 
 from fss_models.errors import BadImage, FssError
+from fss_models.photo_files import is_photo
 from pipelines.config.data import SourceConfig
 from pipelines.data.sources.annotated import LabelledShape, no_mask, polygon, rasterise_shapes
-from pipelines.data.sources.base import FetchedImage, ImageMasks, Source, SourceImage, digest_of, is_image
+from pipelines.data.sources.base import FetchedImage, ImageMasks, Source, SourceImage, digest_of
 from pipelines.data.sources.finder import ambiguous
 from pipelines.data.sources.text import merge_names, plain_text, whole_number
 
@@ -52,7 +53,7 @@ class YoloSource(Source):
     def _index(self) -> None:
         files, images = self.files, defaultdict[str, list[str]](list)
         for file in files:
-            if is_image(file) and (label := _label_of(file)):
+            if is_photo(file) and (label := _label_of(file)):
                 images[label].append(file)
         labels = {f for f in files if f.endswith(".txt") and "labels" in PurePosixPath(f).parts[:-1]}
         if not images or not labels:

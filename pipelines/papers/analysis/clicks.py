@@ -19,9 +19,9 @@ from fss_models.sam2_core.core import take
 from fss_models.sam2_core.matcher import MemoryMatcher
 from pipelines.config.evaluate import EvalConfig
 from pipelines.data.episodes import Episode, load_episode
-from pipelines.data.schema import EpisodeSample, Sample
+from pipelines.data.schema import EpisodeSample
 from pipelines.data.shardset import Shards
-from pipelines.evaluation.evaluate import FeatureCache, SupportMemory, at_size, memorise_supports
+from pipelines.evaluation.evaluate import FeatureCache, SupportMemory, at_size, memorise_supports, scored_masks
 
 CLICKS = (0, 1, 3, 5)
 REFERENCE = "negative reference"
@@ -77,18 +77,11 @@ def attend_memory(model: MemoryMatcher, batch: SupportMemory) -> Tensor:
                              memory.tensors["pointers"])
 
 
-def scored_masks(target: Sample, model: MemoryMatcher, config: EvalConfig) -> tuple[np.ndarray, np.ndarray]:
-    """(truth, ignore) at the size at which the protocol scores: the original size or the model's square."""
-    if config.at == "original":
-        return target.mask, target.ignore
-    truth, ignore = (model.preprocessor.target(m).numpy().astype(bool) for m in (target.mask, target.ignore))
-    return truth, ignore
-
-
 def click_targets(model: MemoryMatcher, batch: SupportMemory, config: EvalConfig,
                   rounds: Sequence[int] = CLICKS) -> ClickedTargets:
     """Correct each target by up to max(rounds) clicks; a target without a false positive gets no further click."""
-    truths = [scored_masks(s.targets[0], model, config) for s in batch.samples]
+    masks = [scored_masks(model, s.targets[0], config) for s in batch.samples]
+    truths = [(truth.numpy(), ignore.numpy()) for truth, ignore in masks]
     attended = attend_memory(model, batch)
     logits = decode_targets(model, batch, attended)
     by_round, clicks, drop = {0: logits}, [np.zeros((0, 2)) for _ in truths], []

@@ -6,20 +6,14 @@ Published mIoU on COCO-20i, 1-shot, in-domain / out-of-domain: decoder 63.7 / 52
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from fss_models.errors import FssError
 from pipelines.config.recipe import Recipe
 from pipelines.data.episodes import EpisodeList, load_episode
 from pipelines.pages.pictures import PREDICTION, photo_url
-from pipelines.papers.analysis.page import (
-    Analysis,
-    AnalysisFile,
-    PictureStrip,
-    TextTable,
-    interval_text,
-    pct,
-    signed_points,
-    write_page,
-)
+from pipelines.papers.analysis.figures import interval_text, pct, signed_points
+from pipelines.papers.analysis.page import Analysis, AnalysisFile, PictureStrip, TextTable, write_page
 from pipelines.papers.analysis.pictures import LEGEND, marked_photos
 from pipelines.papers.analysis.scores import (
     FewShotScores,
@@ -94,7 +88,7 @@ def _analysis(study: Study, fold: int, lists: dict[str, EpisodeList], scores: Sc
         tables=[TextTable(title="IoU of every class", columns=["class", "domain", "adapted", "frozen"],
                           rows=per_class)],
         figures={"fold": fold, "shots": study.recipe.eval.shots, "not_scored": left_out,
-                 "scores": {d: {n: s.as_json() for n, s in both.items()} for d, both in scores.items()}},
+                 "scores": {d: {n: asdict(s) for n, s in both.items()} for d, both in scores.items()}},
         plots=[interval_plot(bars)], strips=strips, legend=LEGEND,
         notes=[f"{inside.episodes} in-domain and {outside.episodes} out-of-domain episodes were drawn by the same rule "
                "from test photos, which the bundle's training did not open. The out-of-domain episodes are those that "

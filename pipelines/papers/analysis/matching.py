@@ -24,16 +24,8 @@ from pipelines.config.recipe import Recipe
 from pipelines.data.episodes import EpisodeList
 from pipelines.evaluation.evaluate import full_size_mask
 from pipelines.pages.pictures import PREDICTION, photo_url
-from pipelines.papers.analysis.page import (
-    Analysis,
-    AnalysisFile,
-    PictureStrip,
-    TextTable,
-    interval_text,
-    pct,
-    signed_points,
-    write_page,
-)
+from pipelines.papers.analysis.figures import interval_text, pct, signed_points
+from pipelines.papers.analysis.page import Analysis, AnalysisFile, PictureStrip, TextTable, write_page
 from pipelines.papers.analysis.pictures import LEGEND, marked_photos
 from pipelines.papers.analysis.prompted import (
     METHODS,

@@ -7,10 +7,9 @@ target; 61.2 with one more reference whose mask is empty.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from fss_models.errors import FssError
@@ -22,19 +21,11 @@ from pipelines.config.evaluate import EvalConfig
 from pipelines.config.recipe import Recipe
 from pipelines.data.episodes import Episode, EpisodeList
 from pipelines.data.schema import EpisodeSample
-from pipelines.evaluation.evaluate import FeatureCache, at_size, full_size_mask
+from pipelines.evaluation.evaluate import FeatureCache, at_size, full_size_mask, scored_masks
 from pipelines.pages.pictures import PREDICTION, photo_url
-from pipelines.papers.analysis.clicks import click_name, correct_episodes, negative_photos, scored_masks
-from pipelines.papers.analysis.page import (
-    Analysis,
-    AnalysisFile,
-    PictureStrip,
-    TextTable,
-    interval_text,
-    pct,
-    signed_points,
-    write_page,
-)
+from pipelines.papers.analysis.clicks import click_name, correct_episodes, negative_photos
+from pipelines.papers.analysis.figures import interval_text, pct, signed_points
+from pipelines.papers.analysis.page import Analysis, AnalysisFile, PictureStrip, TextTable, write_page
 from pipelines.papers.analysis.pictures import CLICK, LEGEND, click_url, marked_photos
 from pipelines.papers.analysis.scores import FewShotScores, interval_plot, scores_of_counts
 from pipelines.papers.analysis.study import Study, record_cautions
@@ -85,8 +76,7 @@ def _counted(model: MemoryMatcher, logits: Tensor, samples: Sequence[EpisodeSamp
              config: EvalConfig) -> list[tuple[list[int], list[int]]]:
     found = []
     for one, sample in zip(logits, samples, strict=True):
-        truth, ignore = (torch.from_numpy(np.ascontiguousarray(m))
-                         for m in scored_masks(sample.targets[0], model, config))
+        truth, ignore = scored_masks(model, sample.targets[0], config)
         found.append(episode_counts((at_size(one, truth.shape) > 0).cpu(), truth, ignore))
     return found
 
@@ -174,7 +164,7 @@ def _analysis(study: Study, model: MemoryMatcher, fold: int, episodes: EpisodeLi
                           rows=[[c, *(pct(s.per_class[c]) for s in scores.values())] for c in plain.per_class])],
         figures={"fold": fold, "shots": episodes.shots, "clicked_episodes": clicked,
                  "logit_at_first_click": {"before": float(before), "after": float(after)},
-                 "scores": {n: s.as_json() for n, s in scores.items()}, "gain_intervals": totals.gains},
+                 "scores": {n: asdict(s) for n, s in scores.items()}, "gain_intervals": totals.gains},
         plots=[interval_plot(scores)], strips=strips, legend=(*LEGEND, (f"rgb{CLICK}", "negative click")),
         notes=[*notes, *record_cautions(study)])
 

@@ -103,18 +103,3 @@ def render(written: AnalysisFile, recipe: Recipe) -> str:
     return template.render(
         a=written.analysis, about=written.about, plots=[Markup(p) for p in written.analysis.plots],
         config=yaml.safe_dump(recipe.model_dump(include={"name", "data", "eval"}), sort_keys=False))
-
-
-def pct(value: float) -> str:
-    """A fraction in percent with one decimal."""
-    return f"{value * 100:.1f}"
-
-
-def signed_points(value: float) -> str:
-    """A difference of fractions in percentage points, with its sign and one decimal."""
-    return f"{round(value * 100, 1) + 0.0:+.1f}"  # + 0.0 turns -0.0 into 0.0
-
-
-def interval_text(pair: tuple[float, float]) -> str:
-    """An interval of fractions as text, in percent."""
-    return f"{pct(pair[0])} – {pct(pair[1])}"

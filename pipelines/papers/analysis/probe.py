@@ -7,7 +7,7 @@ mIoU on COCO-20i, fold 0), but few-shot matching works with the adapted features
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
@@ -22,16 +22,8 @@ from pipelines.data.schema import EpisodeSample
 from pipelines.data.shardset import Shards
 from pipelines.evaluation.evaluate import mask_iou
 from pipelines.pages.pictures import PREDICTION, photo_url
-from pipelines.papers.analysis.page import (
-    Analysis,
-    AnalysisFile,
-    PictureStrip,
-    TextTable,
-    interval_text,
-    pct,
-    signed_points,
-    write_page,
-)
+from pipelines.papers.analysis.figures import interval_text, pct, signed_points
+from pipelines.papers.analysis.page import Analysis, AnalysisFile, PictureStrip, TextTable, write_page
 from pipelines.papers.analysis.pictures import LEGEND, marked_photos
 from pipelines.papers.analysis.scores import (
     FewShotScores,
@@ -232,7 +224,7 @@ def _analysis(study: Study, fold: int, found: dict[str, ProbeScores], episodes: 
         tables=[TextTable(title="IoU of every class", rows=per_class,
                       columns=["class", "probe, frozen", "probe, adapted", "few-shot, frozen", "few-shot, adapted"])],
         figures={"fold": fold, "shots": episodes.shots, **counts,
-                 "few_shot": {k: v.few.as_json() for k, v in found.items()},
+                 "few_shot": {k: asdict(v.few) for k, v in found.items()},
                  "probe": {k: {"miou": v.miou, "background": v.ious[0],
                                "per_class": dict(zip(names, v.ious[1:], strict=True))} for k, v in found.items()}},
         strips=strips, legend=LEGEND,

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -33,10 +32,6 @@ class FewShotScores:
     per_class: dict[str, float]
     episodes: int
     list_hash: str
-
-    def as_json(self) -> dict[str, Any]:
-        """The scores as plain values for JSON."""
-        return asdict(self)
 
 
 def score_few_shot(model: Segmenter, shards: Shards, episodes: EpisodeList, recipe: Recipe,

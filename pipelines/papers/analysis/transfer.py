@@ -7,7 +7,7 @@ This is the protocol of RePRI: the fold is the 0-based id of the COCO class modu
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from fss_models.errors import FssError
 from pipelines.bundles.bundle import read_bundle_info
@@ -17,15 +17,8 @@ from pipelines.data.ensure import ensure_shards
 from pipelines.data.episodes import EpisodeList
 from pipelines.data.shardset import Shards
 from pipelines.papers.analysis.domains import example_strips
-from pipelines.papers.analysis.page import (
-    Analysis,
-    AnalysisFile,
-    PictureStrip,
-    TextTable,
-    interval_text,
-    pct,
-    write_page,
-)
+from pipelines.papers.analysis.figures import interval_text, pct
+from pipelines.papers.analysis.page import Analysis, AnalysisFile, PictureStrip, TextTable, write_page
 from pipelines.papers.analysis.pictures import LEGEND
 from pipelines.papers.analysis.scores import FewShotScores, draw_episodes_among, interval_plot, score_few_shot
 from pipelines.papers.analysis.study import Study
@@ -127,6 +120,6 @@ def _analysis(recipe: Recipe, folds: list[TransferFold], scores: list[FewShotSco
                                       columns=["PASCAL class", "COCO counterpart", "fold", "IoU"])],
                     figures={"miou": mean, "shots": recipe.eval.shots, "absent": absent, "not_scored": left_out,
                              "folds": [{"fold": f.number, "classes": f.names, "trained_on": f.record,
-                                        **s.as_json()} for f, s in zip(folds, scores, strict=True)]},
+                                        **asdict(s)} for f, s in zip(folds, scores, strict=True)]},
                     plots=[interval_plot({f"fold {f.number}": s for f, s in zip(folds, scores, strict=True)})],
                     strips=strips, legend=LEGEND, notes=notes)

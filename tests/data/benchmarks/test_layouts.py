@@ -16,7 +16,7 @@ from pipelines.config.data import BENCHMARKS, DataConfig, SourceConfig
 from pipelines.data import rle
 from pipelines.data.benchmarks import coco, find_benchmark, lvis, paco_part, pascal
 from pipelines.data.benchmarks.check import check_benchmark
-from pipelines.data.benchmarks.protocol import photo_number
+from pipelines.data.benchmarks.rules import photo_number
 from pipelines.data.classes import NO_FOLD, fold_of
 from pipelines.data.open import open_source
 from pipelines.data.sources.base import ImageMasks, Source
