@@ -57,8 +57,8 @@ def label(
                                              "side, at full size; auto: where the supports' objects are too small "
                                              "without (default: the recipe's).")] = None,
     formats: Annotated[list[str] | None, typer.Option("--format", help="Output format besides COCO: coco_polygons, "
-                                                      "parquet, yolo, semantic, label_studio, cvat. May be repeated.")
-                       ] = None,
+                                                      "parquet, yolo, semantic, label_studio, cvat, labelme. May be "
+                                                      "repeated.")] = None,
     limit: Annotated[int, typer.Option("--limit", min=0, help="Label only this many photos; 0: all.")] = 0,
     recipe: RecipeOption = "demo",
     overrides: SetOption = None,

@@ -45,7 +45,7 @@ class ServeConfig(ServiceSettings, Address):
     """The HTTP service of `fss serve`."""
 
 
-LabelFormat = Literal["coco_polygons", "parquet", "yolo", "semantic", "label_studio", "cvat"]
+LabelFormat = Literal["coco_polygons", "parquet", "yolo", "semantic", "label_studio", "cvat", "labelme"]
 
 
 class LabelConfig(Wanted, Computing):

@@ -15,6 +15,7 @@ from pipelines.data.schema import FAILURES
 from pipelines.labelling.decisions import count_decisions, read_decisions
 from pipelines.labelling.formats.coco import write_coco
 from pipelines.labelling.formats.folders import write_semantic, write_yolo
+from pipelines.labelling.formats.labelme import write_labelme
 from pipelines.labelling.formats.single import write_cvat, write_label_studio, write_parquet
 from pipelines.labelling.images import UNREAD
 from pipelines.labelling.listing import ABOUT
@@ -31,6 +32,7 @@ FORMATS: dict[str, tuple[str, Writer]] = {  # format -> its file or folder, and 
     "semantic": ("semantic", write_semantic),
     "label_studio": ("label_studio.json", write_label_studio),
     "cvat": ("annotations.xml", write_cvat),
+    "labelme": ("labelme", write_labelme),
 }
 
 
