@@ -17,8 +17,10 @@ MOST = 2000  # largest number of labels in an order; the surer ones are left for
 def sureness(row: Row) -> float:
     """The probability that the label is right: that its mask is good, or, if it is empty, that the class is absent.
 
-    Without a calibrator, and for a far domain, it is the score.
+    Without a calibrator, and for a far domain, it is the score. In a job that compares: the IoU with the annotation.
     """
+    if row.get("existing_iou") is not None:
+        return float(row["existing_iou"])
     if row.get("quality") is None:
         return float(row["score"])
     return float(row["quality"] if row["area"] else 1 - row["presence"])
@@ -44,6 +46,7 @@ def order_by_doubt(job: ReviewedJob, *, most: int = MOST, exclude: Decisions | N
     """The labels by doubt, without those in `exclude`. Only one part and `most` labels are in memory at a time."""
     columns = ["image_id", "class_name", "area", "score", "error"]
     columns += ["presence", "quality"] if job.manifest.calibrator else []
+    columns += ["existing_iou"] if job.manifest.existing_mode == "compare" else []
     number = {name: i for i, name in enumerate(job.manifest.classes)}
     worst, total = np.zeros((0, 3)), 0
     for rows in job.rows(columns):

@@ -22,7 +22,7 @@ from pipelines.bundles.bundle import about_bundle, read_bundle_info
 from pipelines.config.recipe import Recipe
 from pipelines.inference.masks import PhotoFailure
 from pipelines.inference.supports import Support, SupportSet, UnknownSupportError, load_support_set
-from pipelines.labelling.decisions import DECISIONS, Decisions, decisions_hash, read_decisions
+from pipelines.labelling.decisions import DECISIONS, Decisions, decisions_hash, read_decisions, with_agreement
 from pipelines.labelling.engines import Engine
 from pipelines.labelling.images import PhotoReader, list_images
 from pipelines.labelling.job import LabellingJob, label_rows
@@ -69,7 +69,7 @@ class RedoJob(LabellingJob):
                 continue
             fresh.update({(row + 1, str(c["class_name"])): c for c in result_columns(result, self.manifest)})
         new = {key: columns for key, columns in fresh.items() if key in again}
-        return [{**r, **new.get((r["image_id"], r["class_name"]), {})} for r in listed]
+        return [with_agreement({**r, **new.get((r["image_id"], r["class_name"]), {})}) for r in listed]
 
 
 def rows_to_redo(rows: list[Row], decisions: Decisions, below: float, *, whole: bool) -> set[tuple[int, str]]:

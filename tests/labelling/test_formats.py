@@ -109,7 +109,7 @@ def test_cvat(job: Path, truth: Masks) -> None:
 def test_labelme(job: Path, truth: Masks) -> None:
     """The files open where they are, beside links to the photos, and read the same beside the photos themselves."""
     root, photos = job / "labelme", job.parent / "beside"
-    assert {str(p.relative_to(root)) for p in root.rglob("*.json")} == {str(Path(n).with_suffix(".json")) for n in truth}
+    assert {p.relative_to(root) for p in root.rglob("*.json")} == {Path(n).with_suffix(".json") for n in truth}
     check(by_source("labelme", root, root, truth), truth)
     for name in truth:
         (photos / name).parent.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from fss_models.errors import FssError
 from pipelines.data import rle
-from pipelines.data.sources.base import ImageMasks, InstanceMask, Source, SourceImage
+from pipelines.data.sources.base import ImageMasks, InstanceMask, MissingPhoto, Source, SourceImage
 
 
 class LabelledShape(NamedTuple):
@@ -73,7 +73,7 @@ def add_item(
     except FssError as error:
         return source.fail(name, error.what)
     if file is None:
-        return source.fail(name, "the annotations name this photo but it is missing")
+        return source.fail(name, "the annotations name this photo but it is missing", MissingPhoto)
     source.add(file.path, shapes, size=size, whole=file.whole)
 
 

@@ -29,7 +29,15 @@ from pipelines.data.sources.annotated import (
     polygon,
     rasterise_shapes,
 )
-from pipelines.data.sources.base import FetchedImage, ImageMasks, Source, SourceImage, digest_of
+from pipelines.data.sources.base import (
+    BarePhoto,
+    FetchedImage,
+    ImageMasks,
+    MissingPhoto,
+    Source,
+    SourceImage,
+    digest_of,
+)
 from pipelines.data.sources.brush_rle import decode_brush
 from pipelines.data.sources.finder import FileFinder
 from pipelines.data.sources.label_studio_photos import (
@@ -74,7 +82,7 @@ class LabelStudioSource(Source):
             self.fail(name, "its data names no image file")
         elif chosen is None:
             reason = "its annotation was cancelled" if task["annotations"] else "it is not annotated"
-            self.fail(shown_name(first), f"{name}: {reason}")
+            self.fail(shown_name(first), f"{name}: {reason}", BarePhoto)
         else:
             try:
                 photos = list(photos_of_task(task, chosen["result"], self.photos))
@@ -97,7 +105,7 @@ class LabelStudioSource(Source):
             reason = f"its regions are for photos of different sizes (height, width): {sorted(sizes)}"
             return self.fail(name, f"{task}: {reason}")
         if path is None:
-            return self.fail(name, f"{task} names this photo but it is not below the root")
+            return self.fail(name, f"{task} names this photo but it is not below the root", MissingPhoto)
         self.add(path, shapes, size=next(iter(sizes), None))
         bare = list(dict.fromkeys(number for number, *_, label in _regions(photo.results) if not label))
         if bare:

@@ -32,8 +32,10 @@ from pipelines.data.sources.annotated import (
     rasterise_shapes,
 )
 from pipelines.data.sources.base import (
+    BarePhoto,
     FetchedImage,
     ImageMasks,
+    MissingPhoto,
     Source,
     SourceFailure,
     SourceImage,
@@ -101,7 +103,8 @@ class LabelmeSource(Source):
             try:
                 path = _photo_of(record, by_stem, owners, self.photos)
             except FssError as error:
-                self.fail(record.photo, f"{record.path}: {error.what}")
+                self.fail(record.photo, f"{record.path}: {error.what}",
+                          MissingPhoto if "missing" in error.what else SourceFailure)
                 continue
             used.add(path)
             bare = [number for number, (label, *_) in enumerate(record.shapes, 1) if not label]
@@ -113,7 +116,7 @@ class LabelmeSource(Source):
         folders = {posixpath.dirname(path) for path in used}
         for image in sorted(images - used):
             if posixpath.dirname(image) in folders:
-                self.fail(image, "no .json file names this photo")
+                self.fail(image, "no .json file names this photo", BarePhoto)
 
     def fetch(self, item: SourceImage) -> FetchedImage:
         """The photo and its shapes. Raises `BadImage` if the copy of the photo in a JSON file is unreadable."""

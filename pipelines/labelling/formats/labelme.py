@@ -35,8 +35,8 @@ def write_labelme(out: Store, manifest: JobManifest, name: str) -> None:
     """Write NAME.json for each readable photo, and beside it a link to the photo if both are in local folders.
 
     `imagePath` is the photo's file name, so the files may also be copied beside the photos. In a job with instances the
-    shapes of one share a `group_id`. Scores are in `description`, the status is a flag. Raises `FssError` for two photos
-    whose names differ only in the suffix.
+    shapes of one share a `group_id`. Scores are in `description`; the status, and where a mask is from, are flags.
+    Raises `FssError` for two photos whose names differ only in the suffix.
     """
     stems = UniqueStems(ordered=manifest.inputs in PLAIN)
 
@@ -62,7 +62,7 @@ def _document(photo: PhotoRows, manifest: JobManifest) -> dict[str, Any]:
 
 def _shapes(photo: PhotoRows, row: dict[str, Any], label: str, group: int | None) -> Iterator[dict[str, Any]]:
     known = [f"{key} {row[key]:.4f}" for key in SURENESS if row.get(key) is not None]
-    flags = {row["status"]: True} if row.get("status") else {}
+    flags = {row[key]: True for key in ("status", "origin") if row.get(key)}
     about = {"label": label, "group_id": group, "description": ", ".join(known), "flags": flags}
     for border, holes in borders(mask_of(photo, row)):
         if holes:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from pipelines.base.storage import Store
 from pipelines.data.sources.brush_rle import encode_brush
-from pipelines.labelling.formats.files import mask_of
+from pipelines.labelling.formats.files import by_model, mask_of
 from pipelines.labelling.manifest import JobManifest
 from pipelines.labelling.parts import PhotoRows, decided_parts, photos, schema_of
 
@@ -44,6 +44,7 @@ def _task(photo: PhotoRows, manifest: JobManifest) -> dict[str, Any]:
               "type": "brushlabels", "from_name": "label", "to_name": "image",
               "original_width": photo.width, "original_height": photo.height, "image_rotation": 0,
               **({} if row["score"] is None else {"score": _sure(row)}),
+              **({} if by_model(row) else {"origin": "manual"}),
               "value": {"format": "rle", "brushlabels": [manifest.classes[number]],
                         "rle": list(encode_brush(mask_of(photo, row)))}} for number, row in photo.objects]
     sure = min((_sure(row) for _, row in photo.masks), default=0.0)
@@ -86,7 +87,8 @@ def _image(photo: PhotoRows, manifest: JobManifest) -> Iterator[str]:
     for place, (number, row) in enumerate(ordered):
         left, top, width, height = (int(v) for v in row["bbox"])
         inside = mask_of(photo, row)[top:top + height, left:left + width]
-        yield (f'<mask label={quoteattr(manifest.classes[number])} source="auto" occluded="0" '
+        source = "auto" if by_model(row) else "manual"
+        yield (f'<mask label={quoteattr(manifest.classes[number])} source="{source}" occluded="0" '
                f'rle="{", ".join(map(str, _runs(inside)))}" left="{left}" top="{top}" width="{width}" '
                f'height="{height}" z_order="{place if "number" in row else number}"></mask>\n')
     yield "</image>\n"
