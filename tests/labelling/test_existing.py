@@ -273,8 +273,8 @@ def test_mistakes_are_one_line(photos: Path, names: list[str], tmp_path: Path) -
             open_existing(LabelConfig.model_validate(config), images, CLASSES)
     with pytest.raises(FssError, match="none of the job's classes, but ball, bolt, shadow"):
         open_existing(LabelConfig(existing=str(place)), images, ["gear"])
+    other = coco_file(tmp_path / "b.json", photos, {}, "elsewhere.jpg")
     with pytest.raises(FssError, match="none of the 1 photos in the annotations"):
-        other = coco_file(tmp_path / "b.json", photos, {}, "elsewhere.jpg")
         open_existing(LabelConfig(existing=str(other)), images, ["bolt"])
     results = tmp_path / "results.json"
     results.write_text('[{"image_id": 1, "category_id": 1, "score": 0.5}]')
