@@ -125,7 +125,7 @@ def test_mistakes_are_one_line(root: Path) -> None:
     large = coco_document({"0.png": {"cup": block(1, 1)}}, NAMES)
     large["images"][0].update(height=99, width=99)
     (root / "large.json").write_text(json.dumps(large))
-    with pytest.raises(FssError, match="0.png: recorded as 99x99 but the photo is 40x40"):
+    with pytest.raises(FssError, match=r"0\.png: recorded as 99x99 but the photo is 40x40"):
         compared(root, "large.json")
     sized = coco_document({"0.png": {"cup": np.ones((9, 9), dtype=bool)}}, NAMES)
     (root / "sized.json").write_text(json.dumps(sized))
