@@ -154,10 +154,10 @@ def keep_about(out: Store, existing: ExistingLabels, images: ImageList, classes:
              "other_classes": other, "new_classes": lacking, "problems": len(found.problems)}
     out.write_json(ABOUT, {**about, "failures": [f.__dict__ for f in unread(found, MOST_ROWS)]})
     return (f"existing labels ({found.format}, {existing.mode}): {about['photos']:,} of {len(images):,} photos have "
-            f"some; {len(found.missing):,} photos in them are not among --images; "
-            f"{len(other)} of their classes are not asked for{_named(other)}; "
-            f"{len(lacking)} classes have none{_named(lacking)}"
-            + (f"; {len(found.problems):,} records cannot be read (failures.parquet)" if found.problems else ""))
+            f"some; named there but not among --images: {len(found.missing):,}; "
+            f"classes not asked for: {len(other)}{_named(other)}; "
+            f"classes unknown there: {len(lacking)}{_named(lacking)}"
+            + (f"; further problems: {len(found.problems):,} (failures.parquet)" if found.problems else ""))
 
 
 def _named(names: Sequence[str]) -> str:

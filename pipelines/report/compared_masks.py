@@ -70,7 +70,8 @@ def open_predictions(name: str, url: str, photos: Mapping[str, int], truth: str,
         noted = document.get("annotations") if isinstance(document, dict) else None
         ours = isinstance(document, dict) and "bundle_id" in (document.get("info") or {})
         if isinstance(noted, list) and not ours and (made or any("score" in one for one in noted)):
-            document["annotations"] = [one for one in noted if one.get("score", 1.0) >= min_score]
+            document["annotations"] = [{k: v for k, v in one.items() if k != "score"} for one in noted
+                                       if one.get("score", 1.0) >= min_score]
             place = str(folder / f"{len(list(folder.iterdir()))}.json")
             Path(place).write_text(json.dumps(document))
     found = Annotations(place, photos)

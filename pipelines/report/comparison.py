@@ -210,13 +210,13 @@ def comparison_lines(document: dict[str, Any]) -> list[str]:
              for word, key in (("mIoU", "miou"), ("FB-IoU", "fb_iou"))]
     left = document["left_out"]
     told = [f"{document['photos']} photos of {document['photos_of_truth']} in the truth; 95 % intervals by photos"]
-    told += [f"left out: {len(left[key])} classes {why} ({', '.join(left[key][:5])})" for key, why in (
+    told += [f"classes left out, {why}: {', '.join(left[key][:8])}" for key, why in (
         ("classes_without_truth", "without a mask in these photos"),
-        ("classes_of_some", "that a prediction lacks, or that were not asked for")) if left[key]]
+        ("classes_of_some", "not asked for or not in all predictions")) if left[key]]
     told += [f"left out: {left[key]} photos {why}" for key, why in (
         ("unreadable_photos", "that cannot be read"),
         ("photos_with_unread_truth", "whose truth cannot be read wholly")) if left[key]]
-    told += [f"{m['name']}: {m['unread_records']} records cannot be read" for m in models if m["unread_records"]]
+    told += [f"{m['name']}: {m['unread_records']} problems in its records" for m in models if m["unread_records"]]
     return [text_table(rows, head=head), *told]
 
 

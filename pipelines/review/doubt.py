@@ -17,18 +17,21 @@ MOST = 2000  # largest number of labels in an order; the surer ones are left for
 def sureness(row: Row) -> float:
     """The probability that the label is right: that its mask is good, or, if it is empty, that the class is absent.
 
-    Without a calibrator, and for a far domain, it is the score. In a job that compares: the IoU with the annotation.
+    Without a calibrator, and for a far domain, it is the score.
     """
-    if row.get("existing_iou") is not None:
-        return float(row["existing_iou"])
     if row.get("quality") is None:
         return float(row["score"])
     return float(row["quality"] if row["area"] else 1 - row["presence"])
 
 
+def agreement(row: Row) -> float:
+    """What labels are ordered by: their sureness, or in a job that compares the IoU with the annotation, if any."""
+    return sureness(row) if row.get("existing_iou") is None else float(row["existing_iou"])
+
+
 @dataclass(frozen=True)
 class DoubtOrder:
-    """The N most doubtful labels, the most doubtful first: ids of photos, numbers of classes and sureness, each [N].
+    """The N most doubtful labels, the most doubtful first: ids of photos, numbers of classes and `agreement`, each [N].
 
     `total` is the number of labels before the order was cut to N.
     """
@@ -52,7 +55,7 @@ def order_by_doubt(job: ReviewedJob, *, most: int = MOST, exclude: Decisions | N
     for rows in job.rows(columns):
         left = [r for r in rows if (r["image_id"], r["class_name"]) not in (exclude or {})]
         total += len(left)
-        found = [(sureness(r), r["image_id"], number[r["class_name"]]) for r in left]
+        found = [(agreement(r), r["image_id"], number[r["class_name"]]) for r in left]
         worst = np.concatenate([worst, np.array(found, dtype=float).reshape(-1, 3)])
         worst = worst[np.lexsort((worst[:, 2], worst[:, 1], worst[:, 0]))][:most]
     return DoubtOrder(worst[:, 1].astype(np.int64), worst[:, 2].astype(np.int64), worst[:, 0], total)

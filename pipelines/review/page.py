@@ -21,7 +21,7 @@ from pipelines.labelling.formats.outline import polygons
 from pipelines.labelling.instance_decisions import numbered
 from pipelines.pages.pictures import photo_url
 from pipelines.pages.template import page_template
-from pipelines.review.doubt import MOST, DoubtOrder, order_by_doubt, rows_at, sureness
+from pipelines.review.doubt import MOST, DoubtOrder, agreement, order_by_doubt, rows_at
 from pipelines.review.job import ReviewedJob, Row
 
 PAGE = 48  # labels a page
@@ -69,7 +69,7 @@ def _about(job: ReviewedJob, order: DoubtOrder, decisions: Decisions) -> dict[st
 def _card(job: ReviewedJob, row: Row, decisions: Decisions) -> dict[str, Any]:
     decision = decisions.get((row["image_id"], row["class_name"]))
     return {"id": row["image_id"], "image": row["file_name"], "class_name": row["class_name"],
-            "sure": sureness(row), "calibrated": row.get("quality") is not None, "empty": not row["area"],
+            "sure": agreement(row), "calibrated": row.get("quality") is not None, "empty": not row["area"],
             "compared": row.get("existing_iou") is not None,
             "decision": decision.decision if decision else "",
             **_picture(job, apply_decision(numbered(row), decision if decision and decision.mask else None))}

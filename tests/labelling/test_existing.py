@@ -18,6 +18,8 @@ from fss_models.errors import FssError
 from fss_models.photo_files import decode_image
 from pipelines.base.storage import Store
 from pipelines.config.label import LabelConfig
+from pipelines.config.recipe import Recipe
+from pipelines.console.records import job_recipe
 from pipelines.data import rle
 from pipelines.data.annotations import Annotations
 from pipelines.inference.labeler import Labeler
@@ -32,6 +34,7 @@ from pipelines.labelling.parts import part_name
 from pipelines.review.doubt import order_by_doubt
 from pipelines.review.job import ReviewedJob
 from pipelines.review.page import write_review
+from pipelines.review.redo import rows_to_redo
 from tests.labelling.finished import finished_job, known_masks
 from tests.labelling.helpers import DirectEngine, make_job
 from tests.serving.helpers import ball, photo_folder, supports_file
@@ -261,6 +264,16 @@ def test_an_annotation_that_cannot_be_read_is_told(
     coco_file(place, photos, {names[0]: {"ball": square(*_size(photos, names[0])[::-1])}})
     with pytest.raises(FssError, match="its existing_hash is"):
         begin(photos, tmp_path / "out", labeler, support, place, "keep")
+
+
+def test_review_again_and_the_console_leave_annotations_alone() -> None:
+    rows = [{"image_id": 1, "class_name": c, "error": None, "origin": o, "area": 9, "score": s}
+            for c, o, s in (("ball", "model", 0.2), ("shadow", "existing", 0.1), ("bolt", "model", 0.9))]
+    assert rows_to_redo(rows, {}, 0.5, whole=False) == {(1, "ball")}
+    assert rows_to_redo(rows, {}, 0.5, whole=True) == {(1, "ball"), (1, "bolt")}
+    model: Any = None
+    with pytest.raises(FssError, match=r"label\.existing is for `fss label`"):
+        job_recipe(Recipe(label=LabelConfig(existing="a.json")), model, {})
 
 
 def test_mistakes_are_one_line(photos: Path, names: list[str], tmp_path: Path) -> None:
