@@ -48,11 +48,11 @@ class ComparedMasks:
 def labels_of(job: str) -> str:
     """The labels.json of a job's folder. Raises `FssError` for an unfinished job, and for another folder."""
     out = Store(job)
-    if not out.exists(MANIFEST):
-        raise FssError("holds no labelling job", where=out.url, hint="give the --out of `fss label`")
-    if not out.exists(LABELS):
-        raise FssError("is not finished", where=out.url, hint="run `fss label` again to finish the job")
-    return join(out.url, LABELS)
+    if out.exists(LABELS):
+        return join(out.url, LABELS)
+    if out.exists(MANIFEST):
+        raise FssError("the job is not finished", where=out.url, hint="run `fss label` again to finish it")
+    raise FssError("holds no labelling job", where=out.url, hint="give the --out of `fss label`")
 
 
 def open_predictions(name: str, url: str, photos: Mapping[str, int], truth: str, folder: Path, *, min_score: float,
@@ -64,19 +64,31 @@ def open_predictions(name: str, url: str, photos: Mapping[str, int], truth: str,
     place, made = url, False
     if url.lower().endswith(".json"):
         document = _json(url)
-        made = isinstance(document, list) and bool(document) and "category_id" in document[0]
+        made = isinstance(document, list) and all(isinstance(one, dict) and "category_id" in one for one in document)
         if made:
             document = _annotations_of(document, truth, url)
         noted = document.get("annotations") if isinstance(document, dict) else None
         ours = isinstance(document, dict) and "bundle_id" in (document.get("info") or {})
-        if isinstance(noted, list) and not ours and (made or any("score" in one for one in noted)):
+        if _are_objects(noted) and not ours and (made or any("score" in one for one in noted)):
             document["annotations"] = [{k: v for k, v in one.items() if k != "score"} for one in noted
-                                       if one.get("score", 1.0) >= min_score]
+                                       if _score(one, url) >= min_score]
             place = str(folder / f"{len(list(folder.iterdir()))}.json")
             Path(place).write_text(json.dumps(document))
     found = Annotations(place, photos)
     found.classes = [rename.get(c, c) for c in found.classes]
     return ComparedMasks(name, url, found, made or found.format in ONLY_FINDS)
+
+
+def _are_objects(noted: Any) -> bool:
+    return isinstance(noted, list) and all(isinstance(one, dict) for one in noted)
+
+
+def _score(one: dict[str, Any], url: str) -> float:
+    """The score of a result; 1 without one. Raises `FssError` for one that is no number."""
+    try:
+        return float(one.get("score", 1.0))
+    except (TypeError, ValueError) as error:
+        raise FssError(f"a result has the score {str(one['score'])[:40]!r}", where=url) from error
 
 
 def _json(url: str) -> Any:

@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 from pycocotools import mask as coco
+from typer.testing import CliRunner
 
 from fss_models.errors import FssError
 from fss_models.metrics import resampled_photos
+from jobs.cli import make_app
 from pipelines.report.comparison import ComparisonRequest, comparison_lines, run_comparison
 from pipelines.report.comparison_page import most_different
+from tests.labelling.finished import finished_job, known_masks
 
 COUNT, SIDE = 8, 40
 NAMES = ["cup", "fork"]
@@ -90,6 +93,9 @@ def test_results_of_a_detector(root: Path) -> None:
     (root / "results.json").write_text(json.dumps([{**results[0], "image_id": 99}]))
     with pytest.raises(FssError, match="1 results name an image id that the truth lacks"):
         compared(root, "results.json")
+    (root / "results.json").write_text(json.dumps([{**results[0], "score": "high"}]))
+    with pytest.raises(FssError, match="a result has the score 'high'"):
+        compared(root, "results.json")
     (root / "results.json").write_text(json.dumps([{"image_id": 1, "category_id": 1, "bbox": [0, 0, 1, 1]}]))
     with pytest.raises(FssError, match="1 results have no mask"):
         compared(root, "results.json")
@@ -111,6 +117,28 @@ def test_yolo_and_mask_pictures(root: Path) -> None:
     (root / "pictures").mkdir()
     (root / "masks").rename(root / "pictures" / "masks")
     assert compared(root, "pictures")["models"][0]["per_class"] == {"cup": pytest.approx(7 / 8)}
+
+
+def test_a_labelling_job_beside_annotations_of_other_formats(tmp_path: Path) -> None:
+    """Its labels.json is read; the unreadable photo of the job is in no truth."""
+    job = finished_job(tmp_path, known_masks())
+    found = run_comparison(ComparisonRequest(
+        images=str(tmp_path / "photos"), truth=str(job / "labels_polygons.json"), labels=str(job),
+        predictions=(str(job / "annotations.xml"), str(job / "yolo")), out=str(tmp_path / "compared")))
+    assert [m["name"] for m in found["models"]] == ["fss", "annotations", "yolo"]
+    assert [m["miou"] for m in found["models"]] == [1.0, 1.0, 1.0]
+    assert (found["photos"], found["left_out"]["unreadable_photos"]) == (8, 0)
+    assert [d["miou_interval"] for d in found["differences"]] == [(0.0, 0.0)] * 2
+
+
+@pytest.mark.parametrize(("words", "wrong"), [
+    (["--labels", "a", "--supports", "b"], "both name our side"), (["--bundle", "b"], "no effect without supports"),
+    (["--rename", "cup"], "has no '='")])
+def test_options_that_do_not_fit(words: list[str], wrong: str) -> None:
+    given = ["compare", "--predictions", "p.json", "--images", "photos", "--truth", "t.json"]
+    found = CliRunner().invoke(make_app(), [*given, *words])
+    assert isinstance(found.exception, FssError)
+    assert wrong in str(found.exception)
 
 
 def test_mistakes_are_one_line(root: Path) -> None:
