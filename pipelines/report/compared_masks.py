@@ -67,9 +67,9 @@ def open_predictions(name: str, url: str, photos: Mapping[str, int], truth: str,
         made = isinstance(document, list) and all(isinstance(one, dict) and "category_id" in one for one in document)
         if made:
             document = _annotations_of(document, truth, url)
-        noted = document.get("annotations") if isinstance(document, dict) else None
+        noted = _objects(document.get("annotations")) if isinstance(document, dict) else []
         ours = isinstance(document, dict) and "bundle_id" in (document.get("info") or {})
-        if _are_objects(noted) and not ours and (made or any("score" in one for one in noted)):
+        if not ours and (made or any("score" in one for one in noted)):
             document["annotations"] = [{k: v for k, v in one.items() if k != "score"} for one in noted
                                        if _score(one, url) >= min_score]
             place = str(folder / f"{len(list(folder.iterdir()))}.json")
@@ -79,8 +79,9 @@ def open_predictions(name: str, url: str, photos: Mapping[str, int], truth: str,
     return ComparedMasks(name, url, found, made or found.format in ONLY_FINDS)
 
 
-def _are_objects(noted: Any) -> bool:
-    return isinstance(noted, list) and all(isinstance(one, dict) for one in noted)
+def _objects(noted: Any) -> list[dict[str, Any]]:
+    """A list of JSON objects; empty for anything else, which the reader of COCO refuses."""
+    return noted if isinstance(noted, list) and all(isinstance(one, dict) for one in noted) else []
 
 
 def _score(one: dict[str, Any], url: str) -> float:
