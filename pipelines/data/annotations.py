@@ -65,7 +65,9 @@ class Annotations:
         """
         self.format, root, name = _format_of(url, kind)
         self._photo_of: dict[str, str] = {}  # path in the source -> name of the photo; the same where it is not listed
-        files, lonely = self._files(root, name, photos)
+        self.missing: list[str] = []
+        self.problems: list[SourceFailure] = []
+        files = self._files(root, name, photos)
         self.source = FORMATS[self.format].among(SourceConfig(format=self.format, root=root, annotations=name), files)
         self.classes = [(rename or {}).get(c, c) for c in self.source.classes]
         if unknown := (rename or {}).keys() - set(self.source.classes):
@@ -73,35 +75,48 @@ class Annotations:
                            hint=f"they have {', '.join(self.source.classes[:8])}")
         self.items = {self._photo_of.get(i.path, i.path): i for i in self.source.items}
         foreign = [n for n in self.items if n not in photos]  # LabelMe files that hold their photo
-        self.missing = lonely + [f.file_name for f in self.source.failures if isinstance(f, MissingPhoto)] + [
+        self.missing += [f.file_name for f in self.source.failures if isinstance(f, MissingPhoto)] + [
             self.items.pop(n).file_name for n in foreign]
-        self.problems = [f for f in self.source.failures if not isinstance(f, MissingPhoto | BarePhoto)]
+        self.problems += [f for f in self.source.failures if not isinstance(f, MissingPhoto | BarePhoto)]
         self.hash = self.source.fingerprint
 
-    def _files(self, root: str, name: str, photos: Mapping[str, int]) -> tuple[dict[str, int], list[str]]:
-        """The files that the source sees, and the files of labels that have no photo."""
+    def _files(self, root: str, name: str, photos: Mapping[str, int]) -> dict[str, int]:
+        """The files that the source sees: those of the annotations, and the photos where it expects them."""
         if self.format in ("coco", "cvat", "label_studio"):
-            return {name: Store(root).size(name), **photos}, []
+            return {name: Store(root).size(name), **photos}
         there = files_below(Store(root))
         if self.format == "labelme":
-            return {**{f: n for f, n in there.items() if not is_image(f)}, **photos}, []
+            return {**{f: n for f, n in there.items() if not is_image(f)}, **photos}
         if self.format == "pairs":
             self._photo_of = {f"images/{photo}": photo for photo in photos}
-            return {**{f: n for f, n in there.items() if f.startswith("masks/")},
-                    **{path: photos[photo] for path, photo in self._photo_of.items()}}, []
-        kept = {f: n for f, n in there.items() if not is_image(f)}
-        finder, lonely = FileFinder(photos), list[str]()
-        for label in [f for f in kept if f.endswith(".txt") and "labels" in PurePosixPath(f).parts[:-1]]:
-            photo, path = _photo_of_label(label, finder)
-            if photo:
+            kept = {f: n for f, n in there.items() if f.startswith("masks/")}
+        else:
+            kept = self._with_photos({f: n for f, n in there.items() if not is_image(f)}, FileFinder(photos))
+            if not self._photo_of:
+                raise FssError(f"none of its {len(self.missing + self.problems)} label files has a photo", where=Store(root).url,
+                               hint="labels/NAME.txt belongs to the photo NAME.jpg")
+        return {**kept, **{path: photos[photo] for path, photo in self._photo_of.items()}}
+
+    def _with_photos(self, files: dict[str, int], finder: FileFinder) -> dict[str, int]:
+        """YOLO's files without the label files that have no photo, an unclear one, or that of another label file."""
+        owners: dict[str, str] = {}
+        for label in [f for f in files if f.endswith(".txt") and "labels" in PurePosixPath(f).parts[:-1]]:
+            reason, photo = "", None
+            try:
+                photo, path = _photo_of_label(label, finder)
+            except FssError as error:
+                reason = error.what
+            if photo is not None and owners.setdefault(photo, label) != label:
+                reason = f"{owners[photo]} is the label file of the same photo ({photo})"
+            if photo is not None and not reason:
                 self._photo_of[path] = photo
+                continue
+            del files[label]
+            if reason:
+                self.problems.append(SourceFailure(label, EXISTING, reason))
             else:
-                del kept[label]
-                lonely.append(label)
-        if not self._photo_of:
-            raise FssError(f"none of its {len(lonely)} label files has a photo", where=Store(root).url,
-                           hint="labels/NAME.txt belongs to the photo NAME.jpg")
-        return {**kept, **{path: photos[photo] for path, photo in self._photo_of.items()}}, lonely
+                self.missing.append(label)
+        return files
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_photo_of": {}, "missing": [], "problems": []}
@@ -134,16 +149,13 @@ def _turned(counts: bytes, height: int, width: int, turn: Image.Transpose | None
     return rle.encode(np.asarray(mask.transpose(turn)).astype(bool))
 
 
-def _photo_of_label(label: str, finder: FileFinder) -> tuple[str, str]:
-    """The photo of a label file ("" if there is none, or several), and the path at which YOLO expects it."""
+def _photo_of_label(label: str, finder: FileFinder) -> tuple[str | None, str]:
+    """The photo of a label file, and the path at which YOLO expects it. Raises `FssError` if several photos fit."""
     parts = list(PurePosixPath(label).with_suffix("").parts)
     place = len(parts) - 2 - parts[-2::-1].index("labels")
-    try:
-        photo = finder.find("/".join(parts[place + 1:]))
-    except FssError:
-        photo = None
+    photo = finder.find("/".join(parts[place + 1:]))
     suffix = os.path.splitext(photo or "")[1]
-    return photo or "", "/".join([*parts[:place], "images", *parts[place + 1:]]) + suffix
+    return photo, "/".join([*parts[:place], "images", *parts[place + 1:]]) + suffix
 
 
 def _format_of(url: str, kind: AnnotationFormat) -> tuple[Any, str, str]:

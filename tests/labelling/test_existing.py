@@ -320,6 +320,19 @@ def test_every_format_is_read_apart_from_its_photos(kind: str, tmp_path: Path) -
         assert said.looked == (any(m.any() for m in masks.values()) or kind not in ("coco", "cvat"))
 
 
+def test_label_files_of_yolo_that_fit_several_photos_or_none(tmp_path: Path) -> None:
+    """None is guessed, and none is silently lost."""
+    (tmp_path / "classes.txt").write_text("ball\n")
+    for name in ("a", "train/b", "val/b", "gone", "twice"):
+        (tmp_path / "labels" / f"{name}.txt").parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "labels" / f"{name}.txt").write_text("0 0 0 1 0 1 1\n")
+    found = Annotations(str(tmp_path), {"a.jpg": 1, "b.jpg": 1, "x/twice.jpg": 1, "y/twice.jpg": 1})
+    assert found.items.keys() == {"a.jpg", "b.jpg"}
+    assert found.missing == ["labels/gone.txt"]
+    assert {f.file_name: f.reason.split(" ")[:2] for f in found.problems} == {
+        "labels/val/b.txt": ["labels/train/b.txt", "is"], "labels/twice.txt": ["2", "photos"]}
+
+
 @pytest.mark.parametrize("value", range(1, 9))
 def test_masks_of_a_photo_as_stored_are_turned_upright(value: int, tmp_path: Path) -> None:
     """COCO's tools ignore EXIF, and `fss label` does not: the mask has to follow the photo."""
