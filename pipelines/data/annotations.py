@@ -93,7 +93,8 @@ class Annotations:
         else:
             kept = self._with_photos({f: n for f, n in there.items() if not is_image(f)}, FileFinder(photos))
             if not self._photo_of:
-                raise FssError(f"none of its {len(self.missing + self.problems)} label files has a photo", where=Store(root).url,
+                count = len(self.missing) + len(self.problems)
+                raise FssError(f"none of its {count} label files has a photo", where=Store(root).url,
                                hint="labels/NAME.txt belongs to the photo NAME.jpg")
         return {**kept, **{path: photos[photo] for path, photo in self._photo_of.items()}}
 

@@ -78,10 +78,10 @@ def annotation_failures(rows: Sequence[Row]) -> list[Row]:
 
 
 def existing_line(summary: dict[str, Any]) -> str:
-    """The end of a job's line for people: such as "; 12 labels kept as they were", "" without annotations."""
+    """The end of a job's line for people: such as "; labels kept as they were: 12", "" without annotations."""
     about = summary.get("existing", {})
     if "kept" in about:
-        return f"; {sum(about['kept'].values())} labels kept as they were"
+        return f"; labels kept as they were: {sum(about['kept'].values())}"
     if "compared" not in about:
         return ""
     each = [f"{name} {one['mean_iou']:.3f} ({one['labels']})" for name, one in about["compared"].items()]

@@ -75,7 +75,7 @@ def test_annotations_that_are_there(bundle: str, service: Running, fss: Fss, tmp
     assert done.returncode == 0, done.stderr
     assert ("existing labels (coco, keep): 1 of 6 photos have some; named there but not among --images: 1; classes not "
             "asked for: 1 (bolt); classes unknown there: 0") in done.stderr
-    assert "; 1 labels kept as they were" in done.stdout
+    assert "; labels kept as they were: 1" in done.stdout
     rows = pq.read_table(tmp_path / "out" / "parts").to_pylist()
     assert [(r["file_name"], r["area"]) for r in rows if r["origin"] == "existing"] == [(str(name), 600)]
     other = fss(*words, "--existing-mode", "fill")

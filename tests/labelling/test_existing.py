@@ -144,7 +144,7 @@ def test_keep_leaves_annotated_photos_as_they_are(
     assert summary["existing"] == {
         "path": str(place), "format": "coco", "mode": "keep", "photos": 3, "missing": 1, "other_classes": ["bolt"],
         "new_classes": [], "problems": 0, "kept": {"ball": 3, "shadow": 3}}
-    assert summary_line(summary).endswith("; 6 labels kept as they were")
+    assert summary_line(summary).endswith("; labels kept as they were: 6")
     lost = pq.read_table(tmp_path / "out" / "failures.parquet").to_pylist()
     assert [(r["file_name"], r["stage"]) for r in lost] == [("elsewhere.jpg", "existing")]
     exported(tmp_path / "out", names)

@@ -45,7 +45,7 @@ def test_a_killed_job_that_keeps_annotations(engine: str, bundle: str, tmp_path:
     more = ("--engine", engine, "--existing", str(tmp_path / "there.json"), "--set", "label.in_flight=2")
     plain = run_fss(*quiet.words(tmp_path / "plain", *more), timeout=400)
     assert plain.returncode == 0, plain.stderr
-    assert f"{count} labels kept as they were" in plain.stdout
+    assert f"labels kept as they were: {count}" in plain.stdout
     quiet = replace(quiet, files=written(tmp_path / "plain"))
     out = tmp_path / "out"
     for parts in (4, 12):
