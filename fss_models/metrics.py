@@ -154,6 +154,38 @@ def _resample_fold(sample: MethodCounts, fold: int, seeds: Ints, rng: np.random.
     return result
 
 
+@dataclass(frozen=True, kw_only=True)
+class PhotoScores:
+    """Scores of R resamples of photos: miou, fb_iou [R]; per_class [R, C], NaN where no drawn photo shows the class."""
+
+    miou: Floats
+    fb_iou: Floats
+    per_class: Floats
+
+
+def resampled_photos(inter: Ints, union: Ints, present: npt.NDArray[np.bool_], *, resamples: int,
+                     seed: int) -> PhotoScores:
+    """Scores when photos are resampled, each with all its classes.
+
+    inter, union [P, C, 2] pixels of P photos and C classes; present [P, C]: whether the photo shows the class. Classes
+    that a resample does not show are left out of its means. The draws depend on the seed and on P only, so the
+    difference of two models' scores on the same photos is the paired bootstrap.
+    """
+    rng, photos = np.random.default_rng(seed), len(inter)
+    drawn: list[tuple[Floats, Floats, Floats]] = []
+    size = max(1, 10_000_000 // photos)  # resamples at a time
+    for first in range(0, resamples, size):
+        weights = rng.multinomial(photos, np.full(photos, 1 / photos), size=min(size, resamples - first))
+        i, u = (np.einsum("rp,pck->rck", weights, x.astype(np.float64)) for x in (inter, union))
+        shown = (weights @ present.astype(np.int64)) > 0
+        each = np.where(shown, _ratio(i, u)[..., 1], np.nan)
+        pooled = _ratio(*((x * shown[..., None]).sum(axis=1) for x in (i, u))).mean(axis=1)
+        some = shown.any(axis=1)
+        drawn.append((np.nanmean(each[some], axis=1), pooled[some], each[some]))
+    miou, fb_iou, per_class = (np.concatenate(x) for x in zip(*drawn, strict=True))
+    return PhotoScores(miou=miou, fb_iou=fb_iou, per_class=per_class)
+
+
 def interval(scores: Floats, confidence: float = 0.95) -> tuple[float, float]:
     """The percentile interval of resampled scores (or of differences)."""
     low, high = np.quantile(scores, [(1 - confidence) / 2, (1 + confidence) / 2])

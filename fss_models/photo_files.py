@@ -31,6 +31,10 @@ UNREAD_SUFFIXES = (".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".pef", ".raf
                    ".exr", ".hdr", ".ico", ".jxl", ".psd", ".svg", ".svs", ".tga")
 _ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)  # EXIF tag; its values that swap height and width
 
+_TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+          5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+          8: Image.Transpose.ROTATE_90}  # EXIF's value -> what makes such a photo upright
+
 # How the photos of a source relate to its annotations.
 # recorded: as stored unless only the turned photo has the recorded size. Where both have it (square photos, photos
 #     turned by 180 degrees or mirrored) as stored, because the tools of these formats (COCO's, VOC's) ignore EXIF.
@@ -128,6 +132,26 @@ def load_oriented(
     Raises `BadImage` as `decode_image` does, and if the photo does not have the recorded size.
     """
     image = _open(data, limits, where)
+    turned, shown = _turned_by(image, size, rule, where)
+    implied = _rotation_for(image, *shown) == turned
+    return OrientedPhoto(_load_pixels(image, turned, where), _orientation(image) != 1, turned, implied)
+
+
+def annotated_frame(
+    data: bytes, size: tuple[int, int] | None, rule: Orientation, *, limits: PhotoLimits = LIMITS, where: str = ""
+) -> tuple[tuple[int, int], Image.Transpose | None]:
+    """(height, width) that annotations refer to, and how their masks are turned to fit the upright photo (None: not).
+
+    It reads the header alone, with the rules and errors of `load_oriented`.
+    """
+    image = _open(data, limits, where)
+    turned, shown = _turned_by(image, size, rule, where)
+    return shown, None if turned else _TURNS.get(_orientation(image))
+
+
+def _turned_by(image: Image.Image, size: tuple[int, int] | None, rule: Orientation,
+               where: str) -> tuple[bool, tuple[int, int]]:
+    """Whether the photo is turned by `rule`, and the (height, width) that it then has. Raises `BadImage`."""
     value = _orientation(image)
     stored, upright = (image.height, image.width), _upright_size(image)
     if rule == "recorded":
@@ -141,8 +165,7 @@ def load_oriented(
         forced = f" with data.source.exif={rule}" if value != 1 and rule in ("apply", "ignore") else ""
         found = stored if value == 1 or rule in ("recorded", "upright") else shown
         raise BadImage(f"recorded as {size[1]}x{size[0]} but the photo is {found[1]}x{found[0]}{forced}", where=where)
-    implied = _rotation_for(image, *shown) == turned
-    return OrientedPhoto(_load_pixels(image, turned, where), value != 1, turned, implied)
+    return turned, shown
 
 
 def image_size(data: bytes, *, where: str = "") -> tuple[int, int]:

@@ -25,7 +25,7 @@ from pipelines.base.outcome import error_line
 PANELS = {  # the help's panels, and their commands in the order of use
     "Start here": ("doctor", "demo", "plan"),
     "Data": ("shards", "episodes", "data", "features"),
-    "Train and compare": ("sweep", "leaderboard", "promote", "train", "eval", "gallery", "search", "report"),
+    "Train and compare": ("sweep", "leaderboard", "promote", "train", "eval", "compare", "gallery", "search", "report"),
     "Label": ("support", "label", "review", "calibrate", "serve", "integrations"),
     "Bundles and weights": ("bundles", "weights"),
     "Cluster": ("submit", "jobs", "local"),

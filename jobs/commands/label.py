@@ -57,8 +57,15 @@ def label(
                                              "side, at full size; auto: where the supports' objects are too small "
                                              "without (default: the recipe's).")] = None,
     formats: Annotated[list[str] | None, typer.Option("--format", help="Output format besides COCO: coco_polygons, "
-                                                      "parquet, yolo, semantic, label_studio, cvat. May be repeated.")
-                       ] = None,
+                                                      "parquet, yolo, semantic, label_studio, cvat, labelme. May be "
+                                                      "repeated.")] = None,
+    existing: Annotated[str | None, typer.Option("--existing", help="Annotations that are there already: a file or "
+                                                 "folder of COCO, YOLO, CVAT, Label Studio, LabelMe or mask pictures.")
+                        ] = None,
+    existing_mode: Annotated[str | None, typer.Option("--existing-mode", help="keep: annotated photos keep what they "
+                                                      "have; fill: masks are kept and what has none is labelled; "
+                                                      "compare: all is labelled, with the IoU (default: the recipe's)."
+                                                      )] = None,
     limit: Annotated[int, typer.Option("--limit", min=0, help="Label only this many photos; 0: all.")] = 0,
     recipe: RecipeOption = "demo",
     overrides: SetOption = None,
@@ -66,6 +73,7 @@ def label(
 ) -> None:
     """Label all photos below a URL and print where the labels are."""
     given = {"threshold": threshold, "overlaps": overlaps, "instances": instances, "tile": tile,
+             "existing": json.dumps(existing) if existing else None, "existing_mode": existing_mode,
              "formats": json.dumps(formats) if formats else None}
     changes = [*(overrides or []), *(f"label.{k}={v}" for k, v in given.items() if v is not None)]
     read = load_recipe(recipe, changes, out=workspace)

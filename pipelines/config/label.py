@@ -45,7 +45,9 @@ class ServeConfig(ServiceSettings, Address):
     """The HTTP service of `fss serve`."""
 
 
-LabelFormat = Literal["coco_polygons", "parquet", "yolo", "semantic", "label_studio", "cvat"]
+LabelFormat = Literal["coco_polygons", "parquet", "yolo", "semantic", "label_studio", "cvat", "labelme"]
+AnnotationFormat = Literal["auto", "coco", "yolo", "cvat", "label_studio", "labelme", "pairs"]
+ExistingMode = Literal["keep", "fill", "compare"]
 
 
 class LabelConfig(Wanted, Computing):
@@ -57,7 +59,20 @@ class LabelConfig(Wanted, Computing):
     in_flight: Positive = 4  # chunks that are processed at the same time
     url_column: str = "url"  # of a list of photos (--images LIST.csv or .parquet)
     id_column: str = ""  # of such a list: your own ids, which come back with the labels; empty: `id`, if there is one
+    existing: str = ""  # annotations that are there already: a file or folder of COCO, YOLO, CVAT, Label Studio ...
+    # keep: annotated photos keep what they have; fill: masks are kept, whatever has none is labelled; compare: all is
+    # labelled, and the annotations lie beside the labels
+    existing_mode: ExistingMode = "keep"
+    existing_format: AnnotationFormat = "auto"  # of the annotations; auto: told by the files
+    existing_classes: dict[str, str] = {}  # a class of the annotations -> its name here, where the names differ
     formats: list[LabelFormat] = []  # written in addition to labels.json (COCO, run lengths) and failures.parquet
+
+    @model_validator(mode="after")
+    def _of_existing(self) -> Self:
+        for key in ("existing_mode", "existing_format", "existing_classes"):
+            if not self.existing and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key} needs annotations: give their file or folder as existing")
+        return self
 
     @model_validator(mode="after")
     def _kept_whole(self) -> Self:

@@ -144,7 +144,12 @@ def job_name(manifest: JobManifest) -> str:
 
 
 def job_recipe(recipe: Recipe, model: ModelSpec, settings: dict[str, Any]) -> Recipe:
-    """The service's recipe with the settings of a job, and of the service's model, in its label section."""
+    """The service's recipe with the settings of a job, and of the service's model, in its label section.
+
+    Raises `FssError` for a recipe with annotations, which jobs of a service do not keep.
+    """
+    if recipe.label.existing:
+        raise FssError("label.existing is for `fss label`", hint="serve a recipe without it")
     own = {"batch": model.batch, "features": "off", **model.serve.computing()}
     label = LabelConfig.model_validate({**recipe.label.model_dump(), **settings, **own})
     return recipe.model_copy(update={"label": label})

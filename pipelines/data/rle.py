@@ -45,6 +45,12 @@ def area(counts: bytes, height: int, width: int) -> int:
     return int(coco.area({"size": [height, width], "counts": counts}))
 
 
+def iou(one: bytes, other: bytes, height: int, width: int) -> float:
+    """Intersection over union of two masks of one photo; 1 if both are empty."""
+    both = [{"size": [height, width], "counts": c} for c in (one, other)]
+    return float(coco.iou(both[:1], both[1:], [0])[0, 0]) if any(coco.area(both)) else 1.0
+
+
 def bbox(counts: bytes, height: int, width: int) -> list[float]:
     """The bounding box of one mask, [x, y, width, height] in pixels."""
     return [float(v) for v in coco.toBbox({"size": [height, width], "counts": counts})]

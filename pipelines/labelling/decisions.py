@@ -148,13 +148,13 @@ def count_decisions(decisions: Decisions) -> dict[str, int]:
 def apply_decisions(rows: Sequence[Row], decisions: Decisions, *, resolve: bool) -> list[Row]:
     """A photo's rows with the decisions applied. With `resolve` no pixel has two classes.
 
-    An overlap then belongs to the latest correction, else to an accepted mask, else to the model's mask.
+    An overlap then belongs to the latest correction, else to an accepted mask, else to the mask of the part.
     """
     own = [decisions.get((row["image_id"], row["class_name"])) for row in rows]
     found = [apply_decision(row, one) for row, one in zip(rows, own, strict=True)]
     if resolve and any(own):
         ranked = [(_rank(one, number), row) for number, (row, one) in enumerate(zip(found, own, strict=True))]
-        found = [_without(row, [r["rle"].encode() for above, r in ranked if above > rank and r["area"]])
+        found = [without(row, [r["rle"].encode() for above, r in ranked if above > rank and r["area"]])
                  for rank, row in ranked]
     return found
 
@@ -171,15 +171,19 @@ def apply_decision(row: Row, decision: Decision | None) -> Row:
     if decision is None or row["error"] is not None:
         return row
     if decision.decision == "reject":
-        return {**_masked(row, b""), "presence": 0.0, "quality": 0.0, "status": "empty"}
+        return {**_masked(row, b""), "presence": 0.0, "quality": 0.0, "status": "empty", **_by_person(row)}
     if decision.mask is not None:
         counts = decision.mask["counts"].encode()
-        row = {**_masked(row, counts, added=True), "score": 1.0}
+        row = {**_masked(row, counts, added=True), "score": 1.0, **_by_person(row)}
         if decision.instances is not None and row.get("instances") is not None:
             row["instances"] = [{**instance_row(row, i.counts.encode(), i.score), "number": i.number}
                                 for i in decision.instances]
     there = 1.0 if row["area"] else 0.0
     return {**row, "presence": there, "quality": 1.0, "status": "accepted" if row["area"] else "empty"}
+
+
+def _by_person(row: Row) -> Row:
+    return {"origin": "person"} if "origin" in row else {}
 
 
 def _masked(row: Row, counts: bytes, *, added: bool = False) -> Row:
@@ -192,10 +196,19 @@ def _masked(row: Row, counts: bytes, *, added: bool = False) -> Row:
     new = {**row, **_coded(counts, height, width)}
     if row.get("instances") is not None:
         new["instances"] = _cut(row, counts, added=added)
-    return new
+    return with_agreement(new)
 
 
-def _without(row: Row, others: Sequence[bytes]) -> Row:
+def with_agreement(row: Row) -> Row:
+    """The row of a job that compares, with the IoU of its mask and that of the annotations."""
+    if row.get("existing_rle") is None:
+        return row
+    size, own, theirs = (row["height"], row["width"]), row["rle"].encode(), row["existing_rle"].encode()
+    return {**row, "existing_iou": rle.iou(own, theirs, *size)}
+
+
+def without(row: Row, others: Sequence[bytes]) -> Row:
+    """The row without the pixels of other masks (counts)."""
     if not row["area"] or not others:
         return row
     height, width = row["height"], row["width"]

@@ -15,9 +15,10 @@ from pipelines.config.mask_request import MaskRequest
 from pipelines.inference.decode_limit import stuck_photos
 from pipelines.inference.masks import Labels, PhotoFailure
 from pipelines.labelling.engines import Engine, WorkerLostError
+from pipelines.labelling.existing import ExistingLabels
 from pipelines.labelling.images import ImageList, PhotoReader
 from pipelines.labelling.manifest import JobManifest
-from pipelines.labelling.parts import finished_chunks, write_part
+from pipelines.labelling.parts import finished_chunks, write_part, write_rows
 
 OnProgress = Callable[[int, int], None]  # (photos done in all, unreadable photos of the last chunk)
 T = TypeVar("T")
@@ -32,6 +33,7 @@ class LabellingJob:
     images: ImageList
     manifest: JobManifest
     max_seconds: float = field(default=60, kw_only=True)  # for decoding one photo
+    existing: ExistingLabels | None = field(default=None, kw_only=True)  # annotations that are there already
 
     def chunks_left(self) -> list[int]:
         """The chunks without a part."""
@@ -63,9 +65,22 @@ class LabellingJob:
     def label_chunk(self, chunk: int, engine: Engine, reader: PhotoReader) -> tuple[int, int]:
         """Label a chunk and write its part. Returns its number of photos, and how many of them could not be read."""
         rows = self.manifest.rows(chunk)
+        if self.existing is not None:
+            return len(rows), self._label_what_is_missing(chunk, self.existing, engine, reader)
         results = label_rows(rows, engine, reader, self.manifest, self.max_seconds)
         write_part(self.out, chunk, self.images, rows, self.manifest, results)
         return len(rows), sum(isinstance(r, PhotoFailure) for r in results)
+
+    def _label_what_is_missing(self, chunk: int, existing: ExistingLabels, engine: Engine, reader: PhotoReader) -> int:
+        """Write a part with existing labels in it. Returns the number of photos that could not be read."""
+        rows = self.manifest.rows(chunk)
+        known = existing.read(rows, reader, self.manifest)
+        left = [row for row in rows if not existing.is_whole(known.get(row), self.manifest)]
+        labelled = label_rows(left, engine, reader, self.manifest, self.max_seconds)
+        results: dict[int, Labels | PhotoFailure] = dict(zip(left, labelled, strict=True))
+        found = [existing.rows(known.get(row), results.get(row), self.manifest) for row in rows]
+        write_rows(self.out, chunk, self.images, rows, self.manifest, found)
+        return sum(own[0].get("error") is not None for own in found)
 
 
 def _as_they_come(pool: ThreadPoolExecutor, call: Callable[[int], T], items: Iterable[int], most: int) -> Iterator[T]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -45,6 +45,9 @@ class JobManifest(Wanted, Computing, PhotoLimits):
     agreement: float | None = None  # mean IoU of masks with `fast` and `published` preprocessing, where it was measured
     inputs: str = "folder"  # what --images was: folder, glob, list or tar (`labelling.inputs`)
     source_ids: bool = False  # photos have ids of the person's own list
+    existing: str = ""  # URL of annotations that were there already
+    existing_mode: Literal["", "keep", "fill", "compare"] = ""
+    existing_hash: str = ""  # of what they say, and of the names that their classes got
     redoes: str = ""  # in a job that labels doubtful labels of another job again: the hash of its origin.json
 
     @property
@@ -84,7 +87,7 @@ class JobManifest(Wanted, Computing, PhotoLimits):
 
 LATER = {name: JobManifest.model_fields[name].default for name in (
     "class_name", "support_id", "class_names", "support_ids", "calibrator", "redoes", "agreement", "features",
-    "inputs", "source_ids",
+    "inputs", "source_ids", "existing", "existing_mode", "existing_hash",
     *Computing.model_fields,
     *(Wanted.model_fields.keys() - {"threshold"}))}
 
@@ -110,7 +113,7 @@ def claim_folder(out: Store, manifest: JobManifest) -> bool:
         out.write_json(MANIFEST, manifest.content())
         return False
     mine, theirs = manifest.content(), out.read_json(MANIFEST)
-    free = {"images_url", "agreement"}  # photos may be mounted elsewhere now; what was measured is no setting
+    free = {"images_url", "existing", "agreement"}  # files may be mounted elsewhere; what was measured is no setting
     differs = sorted(k for k in mine.keys() | theirs.keys() if mine.get(k) != theirs.get(k) and k not in free)
     if differs:
         key = differs[0]

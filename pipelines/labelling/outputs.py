@@ -13,9 +13,11 @@ import pyarrow.parquet as pq
 from pipelines.base.storage import Store
 from pipelines.data.schema import FAILURES
 from pipelines.labelling.decisions import count_decisions, read_decisions
+from pipelines.labelling.existing_report import ExistingReport, annotation_failures, existing_line
 from pipelines.labelling.formats.coco import write_coco
 from pipelines.labelling.formats.folders import write_semantic, write_yolo
 from pipelines.labelling.formats.label_studio import write_label_studio
+from pipelines.labelling.formats.labelme import write_labelme
 from pipelines.labelling.formats.single import write_cvat, write_parquet
 from pipelines.labelling.images import UNREAD
 from pipelines.labelling.listing import ABOUT
@@ -32,25 +34,28 @@ FORMATS: dict[str, tuple[str, Writer]] = {  # format -> its file or folder, and 
     "semantic": ("semantic", write_semantic),
     "label_studio": ("label_studio.json", write_label_studio),
     "cvat": ("annotations.xml", write_cvat),
+    "labelme": ("labelme", write_labelme),
 }
 
 
 def write_outputs(out: Store, manifest: JobManifest, formats: Sequence[str] = ()) -> dict[str, Any]:
     """Write labels.json, failures.parquet, the `formats` and, last, summary.json. Returns the summary."""
     unread = out.read_json(UNREAD) if out.exists(UNREAD) else []
-    reasons = _write_failures(out, manifest, unread)
+    existing = ExistingReport.begin(out, manifest)
+    reasons = _write_failures(out, manifest, unread + existing.failures)
     failed = sum(reasons.values())
     write_coco(out, manifest, LABELS)
     for name in formats:
         place, write = FORMATS[name]
         write(out, manifest, place)
+    existing.write(out, manifest)
     named = {"class_names": manifest.class_names} if manifest.class_names else {"class_name": manifest.class_name}
     summary = {"images": manifest.images_count, **_counts(out, manifest), "failed": failed, **named,
                **manifest.supports, "bundle_id": manifest.bundle_id, "method": manifest.method,
                "preset": manifest.preset, "threshold": manifest.threshold, "precision": manifest.precision,
                "calibrator": manifest.calibrator,
                "labels": out.path(LABELS),
-               "failures": out.path(FAILED)}
+               "failures": out.path(FAILED), **existing.summary}
     if some := sum(row["stage"] == "read" for row in unread):
         summary["unread"] = some
     if manifest.inputs == "list" and out.exists(ABOUT):
@@ -69,11 +74,12 @@ def _write_failures(out: Store, manifest: JobManifest, unread: list[dict[str, st
     reasons: Counter[str] = Counter()
     own = [SOURCE_ID.name] if manifest.source_ids else []
     schema = FAILURES.append(SOURCE_ID) if own else FAILURES
+    own += ["existing_problem"] if manifest.existing_mode else []
     with out.stream(FAILED) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
         for rows in read_parts(out, manifest.chunks, ["file_name", "stage", "error", *own]):
             bad = [{**r, "reason": r["error"]} for r in rows if r["error"]]
-            if bad:
-                writer.write_table(pa.Table.from_pylist(bad, schema=schema))
+            if told := bad + annotation_failures(rows):
+                writer.write_table(pa.Table.from_pylist(told, schema=schema))
             reasons.update(r["error"] for r in bad)
         if unread:
             writer.write_table(pa.Table.from_pylist(unread, schema=schema))
@@ -110,7 +116,7 @@ def summary_line(summary: dict[str, Any]) -> str:
             f"{summary['without_object']} without, {summary['failed']} could not be read{_reasons(summary)}; {trust}"
             + (f"; {sum(summary['instances'].values())} instances" if "instances" in summary else "")
             + (f"; {summary['unread']} left out, in formats that are not read" if summary.get("unread") else "")
-            + (f"; {decisions} decisions by people" if decisions else ""))
+            + (f"; {decisions} decisions by people" if decisions else "") + existing_line(summary))
 
 
 def _reasons(summary: dict[str, Any]) -> str:

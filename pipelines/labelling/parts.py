@@ -45,12 +45,23 @@ INSTANCE = pa.struct([
 INSTANCES = pa.field("instances", pa.list_(INSTANCE))  # by falling score; null for an unreadable photo, [] for none
 
 SOURCE_ID = pa.field("source_id", pa.string())  # the photo's id in the person's list
+KEPT = (  # of jobs that keep annotations
+    pa.field("origin", pa.string()),  # existing: kept from the annotations; model; null for an unreadable photo
+    pa.field("existing_problem", pa.string()),  # what of the photo's annotations could not be read; null for nothing
+)
+COMPARED = (  # of jobs that compare with annotations
+    pa.field("existing_rle", pa.string()),  # the mask of the annotations; null where they say nothing
+    pa.field("existing_iou", pa.float64()),  # of both masks, 1 where both are empty; null as before
+    KEPT[1],
+)
 
 
 def schema_of(manifest: JobManifest) -> pa.Schema:
-    """The schema of the job's parts: jobs with instances, and with ids of a list, have one more column."""
+    """The schema of the job's parts: jobs with instances, ids of a list or existing annotations have more columns."""
     schema = CALIBRATED if manifest.calibrator else PARTS
     schema = schema if manifest.instances == "none" else schema.append(INSTANCES)
+    for one in () if not manifest.existing_mode else COMPARED if manifest.existing_mode == "compare" else KEPT:
+        schema = schema.append(one)
     return schema.append(SOURCE_ID) if manifest.source_ids else schema
 
 
@@ -67,13 +78,18 @@ def finished_chunks(out: Store) -> set[int]:
 def write_part(out: Store, chunk: int, images: ImageList, rows: range, manifest: JobManifest,
                results: Sequence[Labels | PhotoFailure]) -> None:
     """Write the part of a chunk. `results` has one entry for each photo of `rows`."""
+    write_rows(out, chunk, images, rows, manifest, [list(result_columns(r, manifest)) for r in results])
+
+
+def write_rows(out: Store, chunk: int, images: ImageList, rows: range, manifest: JobManifest,
+               found: Sequence[Sequence[dict[str, Any]]]) -> None:
+    """As `write_part`, from the rows of each photo without its id and name."""
     written = [{"image_id": row + 1, "file_name": photo.name, "source_id": photo.source_id, **columns}
-               for row, result, photo in zip(rows, results, map(images.photo, rows), strict=True)
-               for columns in result_columns(result, manifest)]
+               for row, own, photo in zip(rows, found, map(images.photo, rows), strict=True) for columns in own]
     out.write_table(part_name(chunk), pa.Table.from_pylist(written, schema=schema_of(manifest)))
 
 
-def result_columns(result: Labels | PhotoFailure, manifest: JobManifest) -> Iterator[dict[str, object]]:
+def result_columns(result: Labels | PhotoFailure, manifest: JobManifest) -> Iterator[dict[str, Any]]:
     """The rows of a photo in a part, without its id and name: one for each class, or one for a failure."""
     names = manifest.classes
     if isinstance(result, PhotoFailure):  # the class is null, unless the job has one class

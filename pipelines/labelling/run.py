@@ -31,6 +31,7 @@ from pipelines.inference.label_sets import read_label_set
 from pipelines.inference.supports import SupportSet, check_marks, check_reads, support_lines, words_line
 from pipelines.labelling.actors import run_with_actors
 from pipelines.labelling.engines import Engine, local_engine, service_engine
+from pipelines.labelling.existing import keep_about, open_existing
 from pipelines.labelling.images import ImageList, check_out, keep_unread, kept_images, left_out, list_images
 from pipelines.labelling.inputs import list_columns
 from pipelines.labelling.job import LabellingJob
@@ -87,13 +88,18 @@ def run_label_job(request: LabelRequest) -> dict[str, Any]:
     images = job_images(request, out)
     for line in left_out(images):
         say(line)
+    names = [one.class_name for one in classes]
+    existing = open_existing(request.recipe.label, images, names)
     config, measured = settle(request.recipe.label, health, bundle=request.bundle_url if health is None else "",
                               classes=classes, images=images, data=request.recipe.data)
     recipe = request.recipe.model_copy(update={"label": config})
-    manifest = describe_job(recipe, about, images, classes, request.limit, measured)
+    manifest = describe_job(recipe, about, images, classes, request.limit,
+                            {**measured, **(existing.describe() if existing else {})})
     again = claim_folder(out, manifest)
     keep_unread(out, images)
-    job = LabellingJob(out, images, manifest, max_seconds=request.recipe.data.max_seconds)
+    if existing:
+        say(keep_about(out, existing, images, names))
+    job = LabellingJob(out, images, manifest, max_seconds=request.recipe.data.max_seconds, existing=existing)
     left = job.chunks_left()
     if again and not left and out.exists(SUMMARY):
         say("everything is labelled already")

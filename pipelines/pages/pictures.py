@@ -15,13 +15,13 @@ OPACITY = 0.5  # share of the mask's colour inside a mask
 
 
 def photo_url(image: np.ndarray, mask: np.ndarray | None = None, colour: tuple[int, int, int] = PREDICTION,
-              side: int = SIDE) -> str:
+              side: int = SIDE, *, outline: np.ndarray | None = None) -> str:
     """A photo [H, W, 3] uint8 with its mask [H, W] bool tinted and outlined, as a JPEG data URL.
 
-    The longer side of the picture has `side` pixels.
+    The longer side of the picture has `side` pixels; `outline` as in `picture`.
     """
     buffer = io.BytesIO()
-    picture(image, mask, colour, side=side).save(buffer, format="JPEG", quality=80)
+    picture(image, mask, colour, outline=outline, side=side).save(buffer, format="JPEG", quality=80)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 

@@ -24,9 +24,14 @@ def sureness(row: Row) -> float:
     return float(row["quality"] if row["area"] else 1 - row["presence"])
 
 
+def agreement(row: Row) -> float:
+    """What labels are ordered by: their sureness, or in a job that compares the IoU with the annotation, if any."""
+    return sureness(row) if row.get("existing_iou") is None else float(row["existing_iou"])
+
+
 @dataclass(frozen=True)
 class DoubtOrder:
-    """The N most doubtful labels, the most doubtful first: ids of photos, numbers of classes and sureness, each [N].
+    """The N most doubtful labels, the most doubtful first: ids of photos, numbers of classes and `agreement`, each [N].
 
     `total` is the number of labels before the order was cut to N.
     """
@@ -44,12 +49,13 @@ def order_by_doubt(job: ReviewedJob, *, most: int = MOST, exclude: Decisions | N
     """The labels by doubt, without those in `exclude`. Only one part and `most` labels are in memory at a time."""
     columns = ["image_id", "class_name", "area", "score", "error"]
     columns += ["presence", "quality"] if job.manifest.calibrator else []
+    columns += ["existing_iou"] if job.manifest.existing_mode == "compare" else []
     number = {name: i for i, name in enumerate(job.manifest.classes)}
     worst, total = np.zeros((0, 3)), 0
     for rows in job.rows(columns):
         left = [r for r in rows if (r["image_id"], r["class_name"]) not in (exclude or {})]
         total += len(left)
-        found = [(sureness(r), r["image_id"], number[r["class_name"]]) for r in left]
+        found = [(agreement(r), r["image_id"], number[r["class_name"]]) for r in left]
         worst = np.concatenate([worst, np.array(found, dtype=float).reshape(-1, 3)])
         worst = worst[np.lexsort((worst[:, 2], worst[:, 1], worst[:, 0]))][:most]
     return DoubtOrder(worst[:, 1].astype(np.int64), worst[:, 2].astype(np.int64), worst[:, 0], total)

@@ -21,7 +21,7 @@ from pipelines.labelling.formats.outline import polygons
 from pipelines.labelling.instance_decisions import numbered
 from pipelines.pages.pictures import photo_url
 from pipelines.pages.template import page_template
-from pipelines.review.doubt import MOST, DoubtOrder, order_by_doubt, rows_at, sureness
+from pipelines.review.doubt import MOST, DoubtOrder, agreement, order_by_doubt, rows_at
 from pipelines.review.job import ReviewedJob, Row
 
 PAGE = 48  # labels a page
@@ -69,7 +69,8 @@ def _about(job: ReviewedJob, order: DoubtOrder, decisions: Decisions) -> dict[st
 def _card(job: ReviewedJob, row: Row, decisions: Decisions) -> dict[str, Any]:
     decision = decisions.get((row["image_id"], row["class_name"]))
     return {"id": row["image_id"], "image": row["file_name"], "class_name": row["class_name"],
-            "sure": sureness(row), "calibrated": row.get("quality") is not None, "empty": not row["area"],
+            "sure": agreement(row), "calibrated": row.get("quality") is not None, "empty": not row["area"],
+            "compared": row.get("existing_iou") is not None,
             "decision": decision.decision if decision else "",
             **_picture(job, apply_decision(numbered(row), decision if decision and decision.mask else None))}
 
@@ -79,10 +80,15 @@ def _picture(job: ReviewedJob, row: Row) -> dict[str, Any]:
         pixels = job.pixels(row["file_name"])
     except (FssError, BadImage) as error:
         return {"url": "", "problem": str(error), "objects": []}
+    theirs = _mask(row, "existing_rle") if row.get("existing_rle") else None
     if row.get("instances") is not None:
-        return {"url": photo_url(pixels, side=SIDE), "problem": "", **_outlines(row)}
-    mask = rle.decode(row["rle"].encode(), row["height"], row["width"]) if row["area"] else None
-    return {"url": photo_url(pixels, mask, side=SIDE), "problem": "", "objects": []}
+        return {"url": photo_url(pixels, outline=theirs, side=SIDE), "problem": "", **_outlines(row)}
+    mask = _mask(row, "rle") if row["area"] else None
+    return {"url": photo_url(pixels, mask, outline=theirs, side=SIDE), "problem": "", "objects": []}
+
+
+def _mask(row: Row, key: str) -> np.ndarray:
+    return rle.decode(row[key].encode(), row["height"], row["width"])
 
 
 def _outlines(row: Row) -> dict[str, Any]:

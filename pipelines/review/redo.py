@@ -22,8 +22,16 @@ from pipelines.bundles.bundle import about_bundle, read_bundle_info
 from pipelines.config.recipe import Recipe
 from pipelines.inference.masks import PhotoFailure
 from pipelines.inference.supports import Support, SupportSet, UnknownSupportError, load_support_set
-from pipelines.labelling.decisions import DECISIONS, Decisions, decisions_hash, read_decisions
+from pipelines.labelling.decisions import (
+    DECISIONS,
+    Decisions,
+    decisions_hash,
+    read_decisions,
+    with_agreement,
+    without,
+)
 from pipelines.labelling.engines import Engine
+from pipelines.labelling.existing import EXISTING
 from pipelines.labelling.images import PhotoReader, list_images
 from pipelines.labelling.job import LabellingJob, label_rows
 from pipelines.labelling.listing import read_listing
@@ -62,22 +70,27 @@ class RedoJob(LabellingJob):
                  reader: PhotoReader) -> list[Row]:
         """The rows with new labels for those in `again`. A photo that has become unreadable keeps its labels."""
         results = label_rows(photos, engine, reader, self.manifest, self.max_seconds)
-        fresh: dict[tuple[int, str], dict[str, object]] = {}
+        fresh: dict[tuple[int, str], Row] = {}
         for row, result in zip(photos, results, strict=True):
             if isinstance(result, PhotoFailure):
                 say(f"{self.images.names[row]} keeps its labels, because it cannot be read: {result.reason}")
                 continue
             fresh.update({(row + 1, str(c["class_name"])): c for c in result_columns(result, self.manifest)})
         new = {key: columns for key, columns in fresh.items() if key in again}
-        return [{**r, **new.get((r["image_id"], r["class_name"]), {})} for r in listed]
+        if self.manifest.overlaps == "resolve":
+            for r in (r for r in listed if r.get("origin") == EXISTING and r["area"]):
+                new.update({key: without(columns, [r["rle"].encode()]) for key, columns in new.items()
+                            if key[0] == r["image_id"]})
+        return [with_agreement({**r, **new.get((r["image_id"], r["class_name"]), {})}) for r in listed]
 
 
 def rows_to_redo(rows: list[Row], decisions: Decisions, below: float, *, whole: bool) -> set[tuple[int, str]]:
     """(photo, class) of the labels to make again: those less sure than `below` and without a decision.
 
-    With `whole` also the other labels of these photos, except those with a decision.
+    With `whole` also the other labels of these photos, except those with a decision. Annotations that the job keeps are
+    never made again.
     """
-    good = [r for r in rows if r["error"] is None]
+    good = [r for r in rows if r["error"] is None and r.get("origin") != EXISTING]
     free = {(r["image_id"], r["class_name"]) for r in good} - decisions.keys()
     bad = {key for r in good if (key := (r["image_id"], r["class_name"])) in free and sureness(r) < below}
     photos = {image_id for image_id, _ in bad}

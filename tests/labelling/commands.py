@@ -77,6 +77,12 @@ class Command:
         """Send SIGKILL to the one child process with `name` in its title."""
         kill_below(self.process.pid, name)
 
+    def kill_all(self) -> None:
+        """Send SIGKILL to the command alone; the processes that it started end by themselves."""
+        orphans = psutil.Process(self.process.pid).children(recursive=True)
+        self.process.kill()
+        assert psutil.wait_procs(orphans, timeout=120)[1] == []
+
     def ends_well(self, seconds: float = 400) -> None:
         """Wait for the end, and check that the exit status is 0."""
         assert self.process.wait(seconds) == 0, self.text()

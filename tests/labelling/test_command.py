@@ -60,6 +60,29 @@ def test_label_again_and_through_the_service(bundle: str, service: Running, fss:
     assert "holds another job: its threshold is 0.5, but this job's is 0.7" in other.stderr
 
 
+def test_annotations_that_are_there(bundle: str, service: Running, fss: Fss, tmp_path: Path) -> None:
+    """They are kept, and the same folder does not take them for another use."""
+    photos, supports = photo_folder(tmp_path / "photos", 6), supports_file(tmp_path)
+    name = sorted(p.relative_to(photos) for p in photos.rglob("*.jpg"))[0]
+    corners = [[0, 0, 30, 0, 30, 20, 0, 20]]
+    (tmp_path / "there.json").write_text(json.dumps({
+        "images": [{"id": 1, "file_name": str(name)}, {"id": 2, "file_name": "gone.jpg"}],
+        "annotations": [{"id": n, "image_id": n, "category_id": 3, "segmentation": corners} for n in (1, 2)],
+        "categories": [{"id": 3, "name": "ball"}, {"id": 4, "name": "bolt"}]}))
+    words = _arguments(photos, supports, tmp_path / "out", bundle, "--service", service.url, "--existing",
+                       str(tmp_path / "there.json"))
+    done = fss(*words)
+    assert done.returncode == 0, done.stderr
+    assert ("existing labels (coco, keep): 1 of 6 photos have some; named there but not among --images: 1; classes not "
+            "asked for: 1 (bolt); classes unknown there: 0") in done.stderr
+    assert "; labels kept as they were: 1" in done.stdout
+    rows = pq.read_table(tmp_path / "out" / "parts").to_pylist()
+    assert [(r["file_name"], r["area"]) for r in rows if r["origin"] == "existing"] == [(str(name), 600)]
+    other = fss(*words, "--existing-mode", "fill")
+    assert other.returncode == 2
+    assert "its existing_mode is 'keep', but this job's is 'fill'" in other.stderr
+
+
 @pytest.mark.parametrize(("change", "line"), [
     (("--images", "/nowhere"), "/nowhere: does not exist"),
     (("--supports", "/nowhere.json"), "/nowhere.json: does not exist"),
@@ -69,6 +92,8 @@ def test_label_again_and_through_the_service(bundle: str, service: Running, fss:
     (("--threshold", "2"), "label.threshold"),
     (("--overlaps", "resolve"), "overlaps is resolve, but there is one class"),
     (("--overlaps", "merge"), "label.overlaps"),
+    (("--existing", "/nowhere.json"), "/nowhere.json: does not exist"),
+    (("--existing-mode", "fill"), "existing_mode needs annotations"),
 ])
 def test_mistakes_are_one_line(bundle: str, tmp_path: Path, change: tuple[str, str], line: str,
                                fss: Fss) -> None:

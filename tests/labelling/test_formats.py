@@ -106,6 +106,21 @@ def test_cvat(job: Path, truth: Masks) -> None:
     check(by_source("cvat", photos, photos, truth), truth)
 
 
+def test_labelme(job: Path, truth: Masks) -> None:
+    """The files open where they are, beside links to the photos, and read the same beside the photos themselves."""
+    root, photos = job / "labelme", job.parent / "beside"
+    assert {p.relative_to(root) for p in root.rglob("*.json")} == {Path(n).with_suffix(".json") for n in truth}
+    check(by_source("labelme", root, root, truth), truth)
+    for name in truth:
+        (photos / name).parent.mkdir(parents=True, exist_ok=True)
+        (photos / name).write_bytes((job.parent / "photos" / name).read_bytes())
+        (photos / name).with_suffix(".json").write_bytes((root / name).with_suffix(".json").read_bytes())
+    check(by_source("labelme", photos, photos, truth), truth)
+    shapes = [s for p in root.rglob("*.json") for s in json.loads(p.read_text())["shapes"]]
+    assert {s["shape_type"] for s in shapes} == {"polygon", "mask"}
+    assert all(s["description"].startswith("score 0.") and s["group_id"] is None for s in shapes)
+
+
 def test_semantic(job: Path, truth: Masks) -> None:
     """Where two masks overlap, the surer one is on top."""
     assert (job / "semantic" / "classes.txt").read_text().splitlines() == NAMES
@@ -144,6 +159,8 @@ def test_photos_that_differ_in_their_suffix(tmp_path: Path) -> None:
     assert {p.name for p in (tmp_path / "out" / "semantic").iterdir()} == {"a.png", "a.png.png", "classes.txt"}
     with pytest.raises(FssError, match="share its label file"):
         write_outputs(out, manifest, ["yolo"])
+    with pytest.raises(FssError, match="share its JSON file"):
+        write_outputs(out, manifest, ["labelme"])
 
 
 def test_photos_whose_yolo_labels_nobody_would_find(tmp_path: Path) -> None:

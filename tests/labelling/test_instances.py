@@ -167,6 +167,20 @@ def test_yolo_and_cvat_are_read_again_as_the_same_instances(job: LabellingJob, p
         assert seen == sum(len(r["instances"]) for r in found.values())
 
 
+def test_the_shapes_of_an_instance_share_a_group_in_labelme(job: LabellingJob) -> None:
+    root = job.out.path("labelme")
+    source = open_source(SourceConfig(format="labelme", root=root))
+    for row in rows_of(job):
+        (item,) = [i for i in source.items if i.file_name == row["file_name"]]
+        marks = source.rasterise(item, source.fetch(item), row["height"], row["width"]).instances
+        shapes = json.loads((Path(root) / row["file_name"]).with_suffix(".json").read_text())["shapes"]
+        groups: dict[int, list[bytes]] = {}
+        for shape, mark in zip(shapes, marks, strict=True):
+            groups.setdefault(shape["group_id"], []).append(mark.rle)
+        found = [rle.encode(rle.union(own, row["height"], row["width"])) for own in groups.values()]
+        assert found == [one["rle"].encode() for one in row["instances"]]
+
+
 def test_without_instances_every_output_is_as_before(tmp_path: Path) -> None:
     out = finished_job(tmp_path, known_masks())
     yolo = sorted(p for p in (out / "yolo").rglob("*") if p.is_file() and "images" not in p.parts)

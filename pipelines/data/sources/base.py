@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 from fss_models.errors import FssError
 from fss_models.photo_files import UNREAD_SUFFIXES, Orientation, is_photo
@@ -28,6 +29,14 @@ class SourceFailure:
     file_name: str
     stage: str
     reason: str
+
+
+class MissingPhoto(SourceFailure):
+    """Annotations of a photo that is not there."""
+
+
+class BarePhoto(SourceFailure):
+    """A photo without annotations, where nobody may have looked at it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +124,17 @@ class Source(ABC):
         self.failures: list[SourceFailure] = []
         self.fingerprint = ""
 
+    @classmethod
+    def among(cls, cfg: SourceConfig, files: Mapping[str, int]) -> Self:
+        """The source with `files` (path -> bytes) instead of those below the root, where photos are elsewhere.
+
+        It has no bytes of photos: `payload` and `rasterise` work, `fetch` does not.
+        """
+        source = cls.__new__(cls)
+        source.files = dict(files)
+        cls.__init__(source, cfg)
+        return source
+
     def __getstate__(self) -> dict[str, Any]:
         kept = {k: v for k, v in self.__dict__.items() if k not in ("files", "photos")}
         return {**kept, "items": [], "failures": []}
@@ -172,9 +192,9 @@ class Source(ABC):
             self.fail(item.file_name, reason)
         self.items = [item for item in self.items if best[item.path] is item]
 
-    def fail(self, name: str, reason: str) -> None:
+    def fail(self, name: str, reason: str, kind: type[SourceFailure] = SourceFailure) -> None:
         """List a photo or an annotation file of this name as a failure of the index."""
-        self.failures.append(SourceFailure(name, "index", reason))
+        self.failures.append(kind(name, "index", reason))
 
     def add(self, path: str, annotations: Any, *facts: object, name: str = "", **more: Any) -> None:
         """Add the photo at `path` to the index, called `name` (default: its path).
@@ -194,7 +214,11 @@ class Source(ABC):
 
     def fetch(self, item: SourceImage) -> FetchedImage:
         """Read the files of one image. Raises `FssError` if one cannot be read."""
-        return FetchedImage(self.read_photo(item.path), item.annotations)
+        return FetchedImage(self.read_photo(item.path), self.payload(item))
+
+    def payload(self, item: SourceImage) -> Any:
+        """What `rasterise` needs beside the photo. Raises `FssError` if a file cannot be read."""
+        return item.annotations
 
     def read_photo(self, path: str) -> bytes:
         """The bytes of a photo below the root, or at a URL of a bucket. Raises `FssError` if it cannot be read."""

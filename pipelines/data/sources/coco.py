@@ -16,7 +16,15 @@ import numpy as np
 
 from fss_models.errors import FssError
 from pipelines.config.data import SourceConfig
-from pipelines.data.sources.base import FetchedImage, ImageMasks, Source, SourceFailure, SourceImage, digest_of
+from pipelines.data.sources.base import (
+    FetchedImage,
+    ImageMasks,
+    MissingPhoto,
+    Source,
+    SourceFailure,
+    SourceImage,
+    digest_of,
+)
 from pipelines.data.sources.coco_index import CocoIndex, ImageRecord, identity
 
 _GAP = 4096  # annotations that lie closer in the file are read together
@@ -63,7 +71,7 @@ class CocoSource(Source):
             if file is None:
                 reason = "the annotations name this image but it is missing"
                 self.fail(record.name or f"image_id {record.number}",
-                          reason if record.name else "its file_name is empty")
+                          reason if record.name else "its file_name is empty", MissingPhoto)
                 continue
             stamp = digest_of(self.files[file.path], stamps.get(record.number, b""), classes)
             self.items.append(SourceImage(
@@ -95,10 +103,9 @@ class CocoSource(Source):
         folder = PurePosixPath(file).parent.name
         return bool(folder) and folder in PurePosixPath(self._name).stem
 
-    def fetch(self, item: SourceImage) -> FetchedImage:
-        """The photo's bytes and its annotations (`CocoAnnotation`). Raises `FssError`."""
-        data = self.store.read_bytes(item.path)
-        return FetchedImage(data, [self._annotation(text) for text in self._texts(item.annotations)])
+    def payload(self, item: SourceImage) -> list[CocoAnnotation]:
+        """The photo's annotations. Raises `FssError` if the file has changed."""
+        return [self._annotation(text) for text in self._texts(item.annotations)]
 
     def _annotation(self, text: bytes) -> CocoAnnotation:
         try:

@@ -29,7 +29,7 @@ from pipelines.config.data import SourceConfig
 from pipelines.data import rle
 from pipelines.data.class_names import clean_name
 from pipelines.data.sources.annotated import ExportSource, LabelledShape, no_mask, polygon
-from pipelines.data.sources.base import digest_of
+from pipelines.data.sources.base import MissingPhoto, digest_of
 from pipelines.data.sources.text import whole_number
 
 POLYGON, MASK = "polygon", "mask"
@@ -100,7 +100,7 @@ class CvatSource(ExportSource):
         except FssError as error:
             return self.fail(record.name, error.what)
         if file is None:
-            return self.fail(record.name, "the annotations name this photo but it is missing")
+            return self.fail(record.name, "the annotations name this photo but it is missing", MissingPhoto)
         self.add(file.path, self._with_class_ids(record.shapes), size=record.size, whole=file.whole)
 
     @staticmethod

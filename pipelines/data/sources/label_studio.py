@@ -15,7 +15,7 @@ from typing import Any
 from fss_models.errors import FssError
 from pipelines.config.data import SourceConfig
 from pipelines.data.sources.annotated import ExportSource, LabelledShape
-from pipelines.data.sources.base import digest_of
+from pipelines.data.sources.base import BarePhoto, MissingPhoto, digest_of
 from pipelines.data.sources.finder import FileFinder
 from pipelines.data.sources.label_studio_photos import (
     TaskPhoto,
@@ -54,7 +54,7 @@ class LabelStudioSource(ExportSource):
             self.fail(name, "its data names no image file")
         elif chosen is None:
             reason = "its annotation was cancelled" if task["annotations"] else "it is not annotated"
-            self.fail(shown_name(first), f"{name}: {reason}")
+            self.fail(shown_name(first), f"{name}: {reason}", BarePhoto)
         else:
             try:
                 photos = list(photos_of_task(task, chosen["result"], self.photos))
@@ -77,7 +77,7 @@ class LabelStudioSource(ExportSource):
             reason = f"its regions are for photos of different sizes (height, width): {sorted(sizes)}"
             return self.fail(name, f"{task}: {reason}")
         if path is None:
-            return self.fail(name, f"{task} names this photo but it is not below the root")
+            return self.fail(name, f"{task} names this photo but it is not below the root", MissingPhoto)
         self.add(path, shapes, size=next(iter(sizes), None))
         bare = list(dict.fromkeys(number for number, *_, label in regions(photo.results) if not label))
         if bare:

@@ -25,7 +25,15 @@ from fss_models.photo_files import is_photo
 from pipelines.config.data import SourceConfig
 from pipelines.data import rle
 from pipelines.data.sources.annotated import ExportSource, LabelledShape, no_mask, polygon, rasterise_shapes
-from pipelines.data.sources.base import FetchedImage, ImageMasks, SourceFailure, SourceImage, digest_of
+from pipelines.data.sources.base import (
+    BarePhoto,
+    FetchedImage,
+    ImageMasks,
+    MissingPhoto,
+    SourceFailure,
+    SourceImage,
+    digest_of,
+)
 from pipelines.data.sources.finder import FileFinder, ambiguous
 from pipelines.data.sources.text import class_name, whole_number
 
@@ -87,7 +95,8 @@ class LabelmeSource(ExportSource):
             try:
                 path = _photo_of(record, by_stem, owners, self.photos)
             except FssError as error:
-                self.fail(record.photo, f"{record.path}: {error.what}")
+                self.fail(record.photo, f"{record.path}: {error.what}",
+                          MissingPhoto if "missing" in error.what else SourceFailure)
                 continue
             used.add(path)
             bare = [number for number, (label, *_) in enumerate(record.shapes, 1) if not label]
@@ -99,7 +108,7 @@ class LabelmeSource(ExportSource):
         folders = {posixpath.dirname(path) for path in used}
         for image in sorted(images - used):
             if posixpath.dirname(image) in folders:
-                self.fail(image, "no .json file names this photo")
+                self.fail(image, "no .json file names this photo", BarePhoto)
 
     def fetch(self, item: SourceImage) -> FetchedImage:
         """The photo and its shapes. Raises `BadImage` if the copy of the photo in a JSON file is unreadable."""

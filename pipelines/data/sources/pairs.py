@@ -16,7 +16,17 @@ from fss_models.mask_files import mask_size, read_mask_picture
 from fss_models.photo_files import image_size, is_photo, turned_size
 from pipelines.config.data import SourceConfig
 from pipelines.data import rle
-from pipelines.data.sources.base import FetchedImage, ImageMasks, InstanceMask, Source, SourceImage, digest_of
+from pipelines.data.sources.base import (
+    BarePhoto,
+    FetchedImage,
+    ImageMasks,
+    InstanceMask,
+    MissingPhoto,
+    Source,
+    SourceFailure,
+    SourceImage,
+    digest_of,
+)
 from pipelines.data.sources.finder import ambiguous
 from pipelines.data.sources.text import class_name
 
@@ -52,16 +62,15 @@ class PairsSource(Source):
         for stem, image in sorted(((s, i) for s, found in photos.items() for i in found), key=lambda pair: pair[1]):
             name, found = image.removeprefix("images/"), by_stem.get(stem, [])
             if reason := _refusal(found, photos[stem]):
-                self.fail(name, reason)
+                self.fail(name, reason, SourceFailure if found else BarePhoto)
             else:
                 self.add(image, found, [(c, m, self.files[m]) for c, m in found], name=name)
         for stem in sorted(by_stem.keys() - photos.keys()):
-            self.fail(stem, f"{by_stem[stem][0][1]} has no photo of that name")
+            self.fail(stem, f"{by_stem[stem][0][1]} has no photo of that name", MissingPhoto)
 
-    def fetch(self, item: SourceImage) -> FetchedImage:
-        """The photo and its mask files."""
-        store = self.store
-        return FetchedImage(store.read_bytes(item.path), [(c, m, store.read_bytes(m)) for c, m in item.annotations])
+    def payload(self, item: SourceImage) -> list[tuple[int, str, bytes]]:
+        """(class, path, content) of the photo's mask files."""
+        return [(class_id, path, self.store.read_bytes(path)) for class_id, path in item.annotations]
 
     def annotated_size(self, item: SourceImage, fetched: FetchedImage) -> tuple[int, int] | None:
         """(height, width) as stored, or after EXIF rotation if only that size fits a mask; None if neither does.

@@ -20,7 +20,7 @@ from fss_models.errors import BadImage, FssError
 from fss_models.photo_files import is_photo
 from pipelines.config.data import SourceConfig
 from pipelines.data.sources.annotated import LabelledShape, no_mask, polygon, rasterise_shapes
-from pipelines.data.sources.base import FetchedImage, ImageMasks, Source, SourceImage, digest_of
+from pipelines.data.sources.base import FetchedImage, ImageMasks, MissingPhoto, Source, SourceImage, digest_of
 from pipelines.data.sources.finder import ambiguous
 from pipelines.data.sources.text import merge_names, plain_text, whole_number
 
@@ -67,7 +67,7 @@ class YoloSource(Source):
             else:
                 self.add(image, label_file, files.get(label_file), *known)
         for lonely in sorted(labels - images.keys()):
-            self.fail(lonely, "no photo belongs to this label file")
+            self.fail(lonely, "no photo belongs to this label file", MissingPhoto)
 
     def _refuse_boxes(self) -> None:
         """Raise `FssError` if the first `PROBED_FILES` label files have boxes and no polygon."""
@@ -86,11 +86,9 @@ class YoloSource(Source):
             raise FssError(f"the file has {what}, no polygons", where=self.store.path(path),
                            hint="export for segmentation, with lines: class x1 y1 x2 y2 x3 y3 ...")
 
-    def fetch(self, item: SourceImage) -> FetchedImage:
-        """The photo and its label file."""
-        store = self.store
-        lines = store.read_bytes(item.annotations) if item.annotations else b""
-        return FetchedImage(store.read_bytes(item.path), lines)
+    def payload(self, item: SourceImage) -> bytes:
+        """The photo's label file; empty without one."""
+        return self.store.read_bytes(item.annotations) if item.annotations else b""
 
     def rasterise(self, item: SourceImage, fetched: FetchedImage, height: int, width: int) -> ImageMasks:
         """One mask per line. Raises `BadImage` for a file with boxes only: its objects must not become background."""

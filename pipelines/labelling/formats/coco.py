@@ -19,7 +19,8 @@ def write_coco(out: Store, manifest: JobManifest, name: str, *, outlines: bool =
     """Write the file `name` photo by photo, with masks as run lengths, or with `outlines` as polygons.
 
     In a job with one class an annotation has the id of its photo; else ids count photos and classes. In a job with
-    instances every instance is an annotation, and ids count them; those that a person drew have no score.
+    instances every instance is an annotation, and ids count them; those that a person drew have no score. Where a job
+    keeps annotations, `origin` says of each whether it is one of them.
     """
     about = {"description": f"{manifest.title} by {manifest.method}/{manifest.preset}",
              "bundle_id": manifest.bundle_id, **manifest.supports, "version": manifest.code_version}
@@ -51,7 +52,8 @@ def _annotations(out: Store, manifest: JobManifest, outlines: bool) -> Iterator[
                    "category_id": number + 1, "iscrowd": 0, "segmentation": shape,
                    "bbox": row["bbox"], "area": row["area"],
                    **{k: row[k] for k in ("score",) if row[k] is not None},
-                   **{k: row[k] for k in ("presence", "quality", "status") if row.get("status")}}
+                   **{k: row[k] for k in ("presence", "quality", "status") if row.get("status")},
+                   **({"origin": row["origin"]} if row.get("origin") else {})}
 
 
 def _outlines(photo: PhotoRows, row: dict[str, Any]) -> list[list[int]]:

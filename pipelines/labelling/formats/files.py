@@ -17,6 +17,11 @@ def mask_of(photo: PhotoRows, row: dict[str, Any]) -> np.ndarray:
     return rle.decode(row["rle"].encode(), photo.height, photo.width)
 
 
+def by_model(row: dict[str, Any]) -> bool:
+    """Whether a model made the mask, as far as the job tells: one that keeps annotations names theirs and people's."""
+    return row.get("origin") in (None, "model")
+
+
 class UniqueStems:
     """Unique names for photos: the name without its suffix, unless an earlier photo has that.
 

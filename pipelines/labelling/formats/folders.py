@@ -45,7 +45,7 @@ def write_yolo(out: Store, manifest: JobManifest, name: str) -> None:
         lines = [line for number, row in photo.objects for line in _yolo_lines(photo, number, row)]
         return f"{name}/labels/{os.path.splitext(photo.path)[0]}.txt", "".join(lines).encode()
 
-    _write_all(out, manifest, one)
+    write_all(out, manifest, one)
     with out.stream(f"{name}/photos.txt") as file:
         for photo in photos(out, manifest, LISTED):
             file.write(f"./images/{photo.path}\n".encode())
@@ -93,11 +93,11 @@ def write_semantic(out: Store, manifest: JobManifest, name: str) -> None:
         Image.fromarray(drawn).save(file, "PNG")
         return f"{name}/{stems.name(photo.path)}.png", file.getvalue()
 
-    _write_all(out, manifest, one)
+    write_all(out, manifest, one)
     out.write_bytes(f"{name}/classes.txt", "".join(f"{c}\n" for c in manifest.classes).encode())
 
 
-def _write_all(out: Store, manifest: JobManifest, one: Callable[[PhotoRows], tuple[str, bytes]]) -> None:
+def write_all(out: Store, manifest: JobManifest, one: Callable[[PhotoRows], tuple[str, bytes]]) -> None:
     """Write the file (name, content) that `one` makes of each photo, a few at a time."""
     todo = photos(out, manifest)
     with ThreadPoolExecutor(WRITERS, thread_name_prefix="write") as pool:

@@ -10,7 +10,7 @@ import numpy as np
 
 from pipelines.base.storage import Store
 from pipelines.data.sources.brush_rle import encode_brush
-from pipelines.labelling.formats.files import mask_of
+from pipelines.labelling.formats.files import by_model, mask_of
 from pipelines.labelling.manifest import JobManifest
 from pipelines.labelling.parts import PhotoRows, photos
 
@@ -28,16 +28,17 @@ def write_label_studio(out: Store, manifest: JobManifest, name: str) -> None:
 
 
 def region(region_id: str, kind: str, names: tuple[str, str], size: tuple[int, int], score: float | None,
-           value: dict[str, Any]) -> dict[str, Any]:
+           value: dict[str, Any], *, by_hand: bool = False) -> dict[str, Any]:
     """One region of a prediction.
 
     kind   brushlabels or polygonlabels
     names  the names of the control and the image in the project's labelling interface
     size   (height, width) of the upright photo
+    by_hand  whether it is an annotation that a person made
     """
     return {"id": region_id, "type": kind, "from_name": names[0], "to_name": names[1], "original_width": size[1],
             "original_height": size[0], "image_rotation": 0, **({} if score is None else {"score": score}),
-            "value": value}
+            **({"origin": "manual"} if by_hand else {}), "value": value}
 
 
 def brush_value(mask: np.ndarray, label: str) -> dict[str, Any]:
@@ -49,7 +50,8 @@ def _task(photo: PhotoRows, manifest: JobManifest) -> dict[str, Any]:
     found = [region("-".join(str(n) for n in (photo.image_id, number, row.get("number")) if n is not None),
                     "brushlabels", ("label", "image"), (photo.height, photo.width),
                     None if row["score"] is None else _sure(row),
-                    brush_value(mask_of(photo, row), manifest.classes[number])) for number, row in photo.objects]
+                    brush_value(mask_of(photo, row), manifest.classes[number]), by_hand=not by_model(row))
+             for number, row in photo.objects]
     sure = min((_sure(row) for _, row in photo.masks), default=0.0)
     own = {} if photo.source_id is None else {"source_id": photo.source_id}
     return {"id": photo.image_id, "data": {"image": _url(photo, manifest), **own}, "predictions": [

@@ -14,13 +14,18 @@ _STEPS = {(1, 0): 0, (0, 1): 1, (-1, 0): 2, (0, -1): 3}  # directions, clockwise
 
 def polygons(mask: np.ndarray) -> list[np.ndarray]:
     """A mask [H, W] bool -> for each 4-connected piece its corners (x, y) as [N, 2] int."""
+    return [_joined(loop, holes) for loop, holes in borders(mask)]
+
+
+def borders(mask: np.ndarray) -> list[tuple[np.ndarray, list[np.ndarray]]]:
+    """A mask [H, W] bool -> for each 4-connected piece its outer border and those of its holes, corners [N, 2] int."""
     loops = [np.array(loop) for loop in _loops(_segments(mask))]
     outer = [loop for loop in loops if _area(loop) > 0]
     holes = [loop for loop in loops if _area(loop) < 0]
     inside: dict[int, list[np.ndarray]] = {}
     for hole in holes:
         inside.setdefault(_owner(hole, outer), []).append(hole)
-    return [_joined(loop, inside.get(number, [])) for number, loop in enumerate(outer)]
+    return [(loop, inside.get(number, [])) for number, loop in enumerate(outer)]
 
 
 def joined(pieces: list[np.ndarray]) -> np.ndarray:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.base.storage import Store
-from pipelines.labelling.formats.files import mask_of
+from pipelines.labelling.formats.files import by_model, mask_of
 from pipelines.labelling.manifest import JobManifest
 from pipelines.labelling.parts import PhotoRows, decided_parts, photos, schema_of
 
@@ -44,7 +44,8 @@ def _image(photo: PhotoRows, manifest: JobManifest) -> Iterator[str]:
     for place, (number, row) in enumerate(ordered):
         left, top, width, height = (int(v) for v in row["bbox"])
         inside = mask_of(photo, row)[top:top + height, left:left + width]
-        yield (f'<mask label={quoteattr(manifest.classes[number])} source="auto" occluded="0" '
+        source = "auto" if by_model(row) else "manual"
+        yield (f'<mask label={quoteattr(manifest.classes[number])} source="{source}" occluded="0" '
                f'rle="{", ".join(map(str, _runs(inside)))}" left="{left}" top="{top}" width="{width}" '
                f'height="{height}" z_order="{place if "number" in row else number}"></mask>\n')
     yield "</image>\n"

@@ -119,7 +119,23 @@ def label_studio(job: Path) -> Found:
             yield name, layer.removeprefix("label-").rpartition("-")[0], alpha == 255
 
 
+def labelme(job: Path) -> Found:
+    """LabelMe itself opens every file, with the photo that it names, and draws the shapes."""
+    from labelme import LabelFile
+    from labelme.utils import img_data_to_arr, shapes_to_label
+
+    root = job / "out" / "labelme"
+    for path in sorted(root.rglob("*.json")):
+        opened = LabelFile(str(path))
+        name, shape = os.path.relpath(path.parent / opened.image_path, root), img_data_to_arr(opened.image_data).shape
+        yield name, "", None
+        for label in {s["label"] for s in opened.shapes}:
+            drawn, _ = shapes_to_label(shape, [s for s in opened.shapes if s["label"] == label], {label: 1})
+            yield name, label, drawn == 1
+
+
 READERS = {
+    "labelme": labelme,
     "supervision-coco": lambda job: supervision_coco(job, "labels.json"),
     "supervision-coco-polygons": lambda job: supervision_coco(job, "labels_polygons.json"),
     "supervision-yolo": supervision_yolo,

@@ -101,3 +101,14 @@ def test_polygons_are_read_but_for_the_border(python: Path, reader: str, below: 
     for name, masks in wanted.items():
         for label, mask in masks.items():
             assert (found.mask(name, label, mask) == bordered(mask)).all(), f"{name} {label}"
+
+
+def test_labelme_opens_its_files_and_photos(python: Path, job: Path, truth: Masks) -> None:
+    """Pieces with holes are exact; LabelMe fills the border of polygons too (see `bordered`)."""
+    found = read(python, "labelme", job)
+    assert found.photos == set(truth)
+    for name, masks in truth.items():
+        for label, mask in masks.items():
+            seen = found.mask(name, label, mask)
+            assert not (mask & ~seen).any(), f"{name} {label}"
+            assert not (seen & ~bordered(mask)).any(), f"{name} {label}"
