@@ -91,7 +91,7 @@ def load_model(info: BundleInfo, base: Segmenter, tensors: bytes, where: str) ->
     """
     if hashlib.sha256(tensors).hexdigest() != info.tensors_sha256:
         raise FssError("model.safetensors does not match bundle.json", where=where,
-                       hint="promote or train the bundle again")
+                       hint="it is damaged: take the bundle from where it was made")
     if tensors:
         base.load_trainable_state(load_tensors(tensors))
     for name, sha in base.frozen_weights().items():
