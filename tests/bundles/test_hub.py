@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from fss_models import registry
 from fss_models.bundle import BundleInfo
@@ -197,6 +198,33 @@ def test_the_token_is_in_no_line(hub: LocalHub, bundle: tuple[str, BundleInfo], 
     assert done.returncode == again.returncode == 0, done.stderr
     assert again.stdout.startswith(f"bundle {bundle[1].bundle_id} is there: {PLACE}@")
     assert TOKEN not in caplog.text + done.stdout + done.stderr + again.stdout + again.stderr
+
+
+def test_the_card_says_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FSS_SHIPPED")
+    made = for_hub("shipped", f"{PLACE}@trial", licence="cc-by-nc-4.0", data_licence="for research")
+    crossed, card = made.info.metrics["cross_validated"], made.card
+    low, high = (f"{v * 100:.1f}" for v in crossed["interval"])
+    assert f"mean IoU **{crossed['miou'] * 100:.1f} %**\n(95 % interval {low} to {high})" in card
+    assert f"| mIoU, % | {' | '.join(f'{v * 100:.1f}' for v in crossed['folds'].values())} |" in card
+    head = yaml.safe_load(card.split("---\n")[1])
+    assert (head["license"], head["library_name"]) == ("cc-by-nc-4.0", "fss")
+    assert head["model-index"][0]["results"][0]["metrics"][0]["value"] == round(crossed["miou"], 4)
+    assert f"Trained on {len(made.info.trained_on)} photos of `voc` and `coco`" in card
+    for part in ('pipelines.load("hf://owner/gear")', "Terms of these photos and annotations: for research.",
+                 "photos under Flickr's terms", made.info.tensors_sha256, made.info.calibrator, made.info.bundle_id,
+                 "presence AUROC 0.", *made.info.frozen.values()):
+        assert part in card
+    assert card == for_hub("shipped", PLACE, licence="cc-by-nc-4.0", data_licence="for research").card
+
+
+def test_the_card_of_a_bundle_without_figures_has_none(bundle: tuple[str, BundleInfo]) -> None:
+    card = for_hub(bundle[0], PLACE).card
+    for part in ("No cross-validated figure is kept", "no calibrator: scores order masks", "none was stated",
+                 "photos and annotations were not stated", "star, ring"):
+        assert part in card
+    assert "mean IoU" not in card
+    assert not {"license", "model-index"} & set(yaml.safe_load(card.split("---\n")[1]))
 
 
 @pytest.mark.slow

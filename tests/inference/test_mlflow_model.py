@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -116,8 +118,10 @@ def test_mlflow_serves_it(bundle: tuple[str, str], tmp_path: Path) -> None:
         assert len(client.search_logged_models([client.get_experiment_by_name("balls").experiment_id])) == 1
         command = [str(Path(sys.executable).with_name("mlflow")), "models", "serve", "-m", URI, "--env-manager",
                    "local", "--host", "127.0.0.1", "--port", str(port)]
-        serving = subprocess.Popen(command, env=clean_env(MLFLOW_TRACKING_URI=uri, **QUIET), cwd=tmp_path,
-                                   stdout=(tmp_path / "serving.log").open("w"), stderr=subprocess.STDOUT)
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # MLflow starts uvicorn by its name
+        serving = subprocess.Popen(command, env=clean_env(MLFLOW_TRACKING_URI=uri, PATH=path, **QUIET), cwd=tmp_path,
+                                   stdout=(tmp_path / "serving.log").open("w"), stderr=subprocess.STDOUT,
+                                   start_new_session=True)
         body = {"dataframe_records": [{"photo": _text(encoded(ball(1)[0], "PNG")), "supports": supports()},
                                       {"photo": _text(encoded(ball(2)[0], "PNG")), "supports": ""}],
                 "params": {"threshold": 0.4}}
@@ -126,11 +130,12 @@ def test_mlflow_serves_it(bundle: tuple[str, str], tmp_path: Path) -> None:
         assert answer.status_code == 200, answer.text
         rows = answer.json()["predictions"]
         assert [r["error"] for r in rows] == ["", ""]
+        assert all(r["labels"][0]["area"] > 0 for r in rows)
         assert [tuple(r["labels"][0]["size"]) for r in rows] == [ball(s)[0].shape[:2] for s in (1, 2)]
     finally:
-        for process in (p for p in (serving,) if p):
-            process.terminate()
-            process.wait(30)
+        if serving:
+            os.killpg(serving.pid, signal.SIGTERM)
+            serving.wait(30)
         server.stop()
 
 
