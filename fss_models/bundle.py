@@ -120,6 +120,9 @@ def open_bundle(place: str | Path) -> tuple[Segmenter, BundleInfo, Calibrator | 
     and for a bundle on a weight file that is not on this machine.
     """
     folder = Path(bundle_url(str(place)))
+    if "://" in str(place):
+        raise FssError("this is no folder of this machine", where=str(place),
+                       hint="pipelines.load reads bundles in buckets and on the hub")
     if not (folder / INFO).is_file():
         raise no_bundle(str(place))
     info = parse_info((folder / INFO).read_bytes(), str(place))

@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 
+import fss_models
 from fss_models import registry
 from fss_models.bundle import BundleInfo
 from fss_models.errors import FssError
@@ -175,6 +176,8 @@ def test_a_repository_with_other_files_is_refused(hub: LocalHub, token: None, bu
 def test_a_bundle_on_the_hub_is_not_changed_in_place(hub: LocalHub) -> None:
     with pytest.raises(FssError, match="is not changed in place"):
         calibrate_bundle(PLACE, Shards.__new__(Shards), CalibrateConfig())
+    with pytest.raises(FssError, match=r"pipelines\.load reads bundles in buckets and on the hub"):
+        fss_models.load(PLACE)
     assert not hub.asked
 
 
