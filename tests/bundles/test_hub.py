@@ -203,6 +203,16 @@ def test_the_token_is_in_no_line(hub: LocalHub, bundle: tuple[str, BundleInfo], 
     assert TOKEN not in caplog.text + done.stdout + done.stderr + again.stdout + again.stderr
 
 
+def test_a_command_takes_its_bundle_from_the_hub(hub: LocalHub, token: None, bundle: tuple[str, BundleInfo], fss: Fss,
+                                                 tmp_path: Path) -> None:
+    push_bundle(for_hub(bundle[0], PLACE))
+    done = fss("support", "check", "--supports", str(supports_file(tmp_path)), "--bundle", PLACE, "--page",
+               str(tmp_path / "check.html"), "--workspace", str(tmp_path / "ws"))
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "check.html").is_file()
+    assert any("/resolve/main/model.safetensors" in asked for asked in hub.asked)
+
+
 def test_the_card_says_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FSS_SHIPPED")
     made = for_hub("shipped", f"{PLACE}@trial", licence="cc-by-nc-4.0", data_licence="for research")
