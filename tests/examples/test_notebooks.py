@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,13 +43,13 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     token = folder / "token"
     token.write_text(secrets.token_hex(16))
     node = node_environment(token, {"PYTHONPATH": str(EXAMPLES.parent)})
-    session = tmp_path_factory.mktemp("s")
-    server = start_head(folder, address, dashboard, session, cpus=2, env=node)
-    try:
-        wait_for_nodes(f"http://{dashboard}", token.read_text(), 1, server, folder, wait_s=180)
-        yield {"RAY_ADDRESS": address, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token.read_text()}
-    finally:
-        server.stop()
+    with tempfile.TemporaryDirectory(prefix="fss-ray-") as session:  # a short path: Ray's sockets are below it
+        server = start_head(folder, address, dashboard, Path(session), cpus=2, env=node)
+        try:
+            wait_for_nodes(f"http://{dashboard}", token.read_text(), 1, server, folder, wait_s=180)
+            yield {"RAY_ADDRESS": address, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token.read_text()}
+        finally:
+            server.stop()
 
 
 @pytest.mark.slow
