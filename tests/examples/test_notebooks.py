@@ -42,7 +42,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     folder, address, dashboard = (tmp_path_factory.mktemp("head"), *(f"127.0.0.1:{free_port()}" for _ in range(2)))
     token = folder / "token"
     token.write_text(secrets.token_hex(16))
-    node = node_environment(token, {"PYTHONPATH": str(EXAMPLES.parent)})
+    node = node_environment(token, {"PYTHONPATH": str(EXAMPLES.parent), "FSS_SHIPPED": ""})
     with tempfile.TemporaryDirectory(prefix="fss-ray-") as session:  # a short path: Ray's sockets are below it
         server = start_head(folder, address, dashboard, Path(session), cpus=2, env=node)
         try:
