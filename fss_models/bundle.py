@@ -91,7 +91,7 @@ def load_model(info: BundleInfo, base: Segmenter, tensors: bytes, where: str) ->
     """
     if hashlib.sha256(tensors).hexdigest() != info.tensors_sha256:
         raise FssError("model.safetensors does not match bundle.json", where=where,
-                       hint="promote or train the bundle again")
+                       hint="it is damaged: take the bundle from where it was made")
     if tensors:
         base.load_trainable_state(load_tensors(tensors))
     for name, sha in base.frozen_weights().items():
@@ -120,6 +120,9 @@ def open_bundle(place: str | Path) -> tuple[Segmenter, BundleInfo, Calibrator | 
     and for a bundle on a weight file that is not on this machine.
     """
     folder = Path(bundle_url(str(place)))
+    if "://" in str(place):
+        raise FssError("this is no folder of this machine", where=str(place),
+                       hint="pipelines.load reads bundles in buckets and on the hub")
     if not (folder / INFO).is_file():
         raise no_bundle(str(place))
     info = parse_info((folder / INFO).read_bytes(), str(place))

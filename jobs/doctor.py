@@ -34,7 +34,8 @@ EXTRAS = {  # package of an extra -> (the extra, what it adds)
 }
 # required package -> what it is used for
 PACKAGES = {"ray": "cluster", "sam2": "SAM 2's modules", "timm": "the nano trunk",
-            "pyarrow": "shards", "s3fs": "s3:// storage", "pycocotools": "COCO masks", "safetensors": "bundles"}
+            "pyarrow": "shards", "s3fs": "s3:// storage", "pycocotools": "COCO masks", "safetensors": "bundles",
+            "huggingface-hub": "hf:// bundles and weights"}
 
 
 @dataclass(frozen=True, kw_only=True)

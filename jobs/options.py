@@ -15,8 +15,8 @@ OutOption = Annotated[str | None, typer.Option("--out", "-o", help="Workspace: a
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
 WorkspaceOption = Annotated[str | None, typer.Option("--workspace", "-w", help="Workspace whose champion is used "
                                                      "(default: the recipe's).")]
-BundleOption = Annotated[str, typer.Option("--bundle", help="Bundle to use instead of the champion: a folder or URL, "
-                                           "or `shipped` for the one that ships with fss.")]
+BundleOption = Annotated[str, typer.Option("--bundle", help="Bundle to use instead of the champion: a folder or URL "
+                                           "(hf:// too), or `shipped` for the one that ships with fss.")]
 SupportsOption = Annotated[str, typer.Option("--supports", help="JSON file with marked photos, or folder with one "
                                              "folder per class.")]
 ServiceOption = Annotated[str, typer.Option("--service", help="Address of a running service to label with.")]

@@ -204,7 +204,8 @@ def _tracking(database: Path, root: str) -> Iterator[tuple[str, Any]]:
                             ("alias", "SELECT name, alias, version FROM registered_model_aliases")):
             for name, key, value in base.execute(query):
                 if str(key).rpartition(" ")[2] not in PLAN["dropped"]:
-                    yield f"model {name} {what} {key}", str(value).replace(root, "OUT")
+                    plain = re.sub(r"\bm-[0-9a-f]{32}\b", "m-ID", str(value))  # MLflow draws the ids of its models
+                    yield f"model {name} {what} {key}", plain.replace(root, "OUT")
 
 
 def compare(one: dict[str, Any], two: dict[str, Any]) -> list[str]:

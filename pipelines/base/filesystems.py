@@ -36,7 +36,9 @@ def scheme_of(url: str) -> str:
     if scheme in ("", "file"):
         return ""
     if scheme not in SCHEMES:
-        raise FssError(f"unsupported URL {url!r}", hint="use a local path, s3://bucket/prefix, gs:// or az://")
+        hint = ("the hub holds bundles and weights only; `fss bundles fetch` copies one" if scheme == "hf" else
+                "use a local path, s3://bucket/prefix, gs:// or az://")
+        raise FssError(f"unsupported URL {url!r}", hint=hint)
     return scheme
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 import posixpath
 import re
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -204,15 +206,61 @@ class Sender:
             self.client.log_artifact(run_id, str(file))
 
     def _register(self, entry: Entry) -> None:
+        version = self._version(entry, source=entry["source"])
+        if version is None:
+            version = self.client.create_model_version(entry["model"], source=entry["source"], tags=_texts(entry),
+                                                       run_id=self.find(entry["key"]) or None)
+        self.client.set_registered_model_alias(entry["model"], entry["alias"], version.version)
+
+    def _version(self, entry: Entry, source: str = "") -> Any:
+        """The version of an entry's model with its tags (and `source`), None for none; the model is made."""
         client, name = self.client, entry["model"]
         if not any(m.name == name for m in client.search_registered_models(_equal("name", name))):
             client.create_registered_model(name)
-        tags = {k: str(v) for k, v in entry["tags"].items()}
-        versions = client.search_model_versions(_equal("name", name))
-        same = [v for v in versions if v.name == name and v.source == entry["source"] and v.tags == tags]
-        version = same[0] if same else client.create_model_version(
-            name, source=entry["source"], run_id=self.find(entry["key"]) or None, tags=tags)
-        client.set_registered_model_alias(name, entry["alias"], version.version)
+        same = (v for v in client.search_model_versions(_equal("name", name))
+                if v.name == name and v.tags == _texts(entry) and source in ("", v.source))
+        return next(same, None)
+
+    def _model(self, entry: Entry) -> None:
+        """Log a model, then register it. What a kill left of a model that was not registered is used again."""
+        run_id, version = self._run_id(entry["key"], entry["t"]), self._version(entry)
+        if version is None and not self._takes_files:
+            log.warning("the model %s is not logged: MLflow keeps no files here", entry["model"])
+            return
+        if version is None:
+            logged = self._logged(entry, run_id)
+            version = self.client.create_model_version(entry["model"], source=logged.artifact_location, run_id=run_id,
+                                                       tags=_texts(entry), model_id=logged.model_id)
+        self.client.set_registered_model_alias(entry["model"], entry["alias"], version.version)
+
+    def _logged(self, entry: Entry, run_id: str) -> Any:
+        """The logged model of an entry, with its files."""
+        known = self.client.search_logged_models([self._experiment_id], _equal("source_run_id", run_id))
+        model = next((m for m in known if m.tags.items() >= _texts(entry).items()), None)
+        model = model or self.client.create_logged_model(
+            self._experiment_id, name=entry["model"], source_run_id=run_id, tags=_texts(entry), model_type="pyfunc")
+        with tempfile.TemporaryDirectory() as place:
+            write_pyfunc(Path(place) / "model", entry, model_id=model.model_id, run_id=run_id)
+            self.client.log_model_artifacts(model.model_id, str(Path(place) / "model"))
+        return self.client.finalize_logged_model(model.model_id, "READY")
+
+
+def write_pyfunc(folder: Path, entry: Mapping[str, Any], **ids: Any) -> None:
+    """Write a model of the flavour pyfunc, with an entry's `loader`, `data` and `signature`, into a new folder."""
+    import mlflow
+
+    with tempfile.TemporaryDirectory() as place, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # MLflow wants an example of the input: photos in every model
+        data = Path(place) / "bundle.json"
+        data.write_text(json.dumps(entry["data"], indent=1))
+        mlflow.pyfunc.save_model(
+            folder, loader_module=entry["loader"], data_path=str(data), pip_requirements=["fss"],
+            signature=mlflow.models.ModelSignature.from_dict(entry["signature"]),
+            mlflow_model=mlflow.models.Model(**ids))
+
+
+def _texts(entry: Entry) -> dict[str, str]:
+    return {k: str(v) for k, v in entry["tags"].items()}
 
 
 def _is_refusal(error: Exception) -> bool:

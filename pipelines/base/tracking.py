@@ -135,6 +135,16 @@ class Tracker:
         """Register a version of a model and set `alias` on it; equal source and tags give the same version."""
         self._put({"op": "register", "model": model, "source": source, "key": key, "alias": alias, "tags": dict(tags)})
 
+    def model(self, model: str, *, key: str, alias: str, tags: Mapping[str, Any], loader: str, data: Any,
+              signature: Mapping[str, str]) -> None:
+        """Log a model of MLflow's flavour pyfunc and register it: equal tags give the same version.
+
+        `loader` is the module whose `_load_pyfunc` gets a JSON file with `data`; `signature` is a `ModelSignature`'s
+        dictionary.
+        """
+        self._put({"op": "model", "model": model, "key": key, "alias": alias, "tags": dict(tags), "loader": loader,
+                   "data": data, "signature": dict(signature)})
+
     def at_step(self, key: str, step: int, stage: str = "") -> None:
         """Note a run's progress for the table of the sweep; it is not sent to MLflow."""
         live = self._live.setdefault(key, {})

@@ -17,6 +17,7 @@ from safetensors.torch import save as save_tensors
 from fss_models import registry
 from fss_models.bundle import CALIBRATOR, INFO, TENSORS, BundleInfo, load_model, no_bundle, parse_calibrator, parse_info
 from fss_models.calibration import Calibrator
+from fss_models.errors import FssError
 from fss_models.official import load_official, official_state, read_official, read_tensors
 from fss_models.predictor import Predictor
 from fss_models.presets import RANDOM
@@ -25,6 +26,7 @@ from fss_models.settings import weight_fields
 from fss_models.shipped.files import bundle_url, check_frozen, to_half
 from fss_models.weight_files import file_sha256
 from pipelines.base.storage import Store
+from pipelines.bundles.hub import on_hub
 from pipelines.bundles.weights import build_model, fetch, pretraining_photos
 from pipelines.config.method import MethodConfig
 
@@ -89,14 +91,32 @@ def export_bundle(url: str, target: str) -> int:
 
 def read_bundle_info(url: str) -> BundleInfo:
     """The content of bundle.json. Raises `FssError` if there is no bundle.json or it is not valid."""
-    if not url.startswith("hf://") and not Store(bundle_url(url)).exists(INFO):
+    if not on_hub(url) and not Store(bundle_url(url)).exists(INFO):
         raise no_bundle(url)
     return parse_info(_read(url, INFO), url)
 
 
+def read_bundle_files(url: str) -> tuple[BundleInfo, dict[str, bytes]]:
+    """The content of bundle.json, and the bundle's other files. Raises `FssError` if one is not what it says."""
+    info = read_bundle_info(url)
+    files = {TENSORS: _read(url, TENSORS)}
+    if info.calibrator:
+        files[CALIBRATOR] = _read(url, CALIBRATOR)
+    for name, sha in ((TENSORS, info.tensors_sha256), (CALIBRATOR, info.calibrator)):
+        if name in files and hashlib.sha256(files[name]).hexdigest() != sha:
+            raise FssError(f"{name} does not match bundle.json", where=url, hint="it is damaged: "
+                           "take the bundle from where it was made")
+    return info, files
+
+
+def full_url(url: str) -> str:
+    """The URL of a bundle as another process can use it: a local path becomes an absolute one."""
+    return url if on_hub(url) else Store(url).url
+
+
 def _read(url: str, name: str) -> bytes:
     """The bytes of a bundle's file, which stays in the cache where it comes from the hub."""
-    if url.startswith("hf://"):
+    if on_hub(url):
         return Path(fetch(f"{url.rstrip('/')}/{name}")).read_bytes()
     return Store(bundle_url(url)).read_bytes(name)
 

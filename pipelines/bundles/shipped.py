@@ -18,8 +18,10 @@ from fss_models.shipped.files import CHAMPION, bundle_url, check_frozen, list_we
 from pipelines.base.progress import say
 from pipelines.base.storage import Store, join
 from pipelines.base.workspace import Workspace
-from pipelines.bundles.bundle import copy_calibrator, read_bundle_info
+from pipelines.bundles.bundle import read_bundle_files, read_bundle_info
+from pipelines.bundles.hub import check_files, hub_place, on_hub
 
+OWN_PLACES = ("/", "s3://", "gs://", "az://", "abfs://", "abfss://")
 MAX_BYTES = 30_000_000  # largest size of all shipped files together
 
 
@@ -65,39 +67,46 @@ def list_bundles(place: str = "") -> list[NamedBundle]:
 def copy_bundle(source: str, target: str, *, half: bool = False) -> BundleInfo:
     """Copy a bundle; with `half`, tensors are converted to half precision: a different bundle of half the size.
 
-    With `half`, local paths in the provenance are cut to their last part, because such a bundle is meant to be shared.
+    With `half`, paths in the provenance are cut to their last part, because such a bundle is meant to be shared.
 
     Raises `FssError` if the source is incomplete, if the target folder has another bundle, and for values outside the
     range of half precision.
     """
-    info, data = _read_whole(source)
-    if half and data:
-        data = save_tensors(to_half(load_tensors(data)))
+    info, files = read_bundle_files(source)
+    if half and (data := files[TENSORS]):
+        files[TENSORS] = data = save_tensors(to_half(load_tensors(data)))
         made = {"tensors_sha256": hashlib.sha256(data).hexdigest(),
-                "provenance": _without_places({**info.provenance, "half_precision_of": info.bundle_id})}
+                "provenance": without_places({**info.provenance, "half_precision_of": info.bundle_id})}
         info = info.model_copy(update=made)
     store = Store(target)
     if store.exists("bundle.json") and read_bundle_info(target) != info:
         raise FssError("this folder already has another bundle", where=target, hint="give an empty folder")
-    store.write_bytes(TENSORS, data)
-    copy_calibrator(source, target)
+    for name, content in files.items():
+        store.write_bytes(name, content)
     store.write_json("bundle.json", info.model_dump())
     return info
 
 
-def _without_places(value: Any) -> Any:
+def without_places(value: Any) -> Any:
+    """JSON with local paths and those in buckets cut to their last part, for what is shared."""
     if isinstance(value, dict):
-        return {k: _without_places(v) for k, v in value.items()}
+        return {k: without_places(v) for k, v in value.items()}
     if isinstance(value, list):
-        return [_without_places(v) for v in value]
-    return PurePath(value).name if isinstance(value, str) and value.startswith("/") else value
+        return [without_places(v) for v in value]
+    return PurePath(value).name if isinstance(value, str) and value.startswith(OWN_PLACES) else value
 
 
 def find_bundle(name: str, place: str = "") -> str:
-    """URL of the bundle `name` below `place` (default: those of the package).
+    """URL of the bundle `name` below `place` (default: those of the package), or of one on the hub, `hf://...`.
 
-    Raises `FssError` with the known names if there is no such bundle.
+    Raises `FssError` with the known names if there is no such bundle, and for a repository that holds other files than
+    a bundle's.
     """
+    if on_hub(name):
+        if place:
+            raise FssError("a bundle on the hub is below no other place", where=name, hint="leave --from out")
+        check_files(hub_place(name))
+        return name
     if not place:
         return bundle_url(f"shipped:{name}")
     if not Store(join(place, name)).exists("bundle.json"):
@@ -127,15 +136,8 @@ def shipped_problems(folder: Path | None = None) -> list[str]:
 
 def _check_bundle(place: Path, folder: Path) -> None:
     """Raises `FssError` if a bundle is incomplete, or built on other shipped weights than those in `folder`."""
-    info, _ = _read_whole(str(place))
+    info, _ = read_bundle_files(str(place))
     check_frozen(info.frozen, str(place), folder)
-
-
-def _read_whole(url: str) -> tuple[BundleInfo, bytes]:
-    info, data = read_bundle_info(url), Store(url).read_bytes(TENSORS)
-    if hashlib.sha256(data).hexdigest() != info.tensors_sha256:
-        raise FssError(f"{TENSORS} does not match bundle.json", where=url, hint="promote or train the bundle again")
-    return info, data
 
 
 def shipped_bytes(folder: Path | None = None) -> int:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -26,6 +27,7 @@ from fss_models.settings import weight_fields
 from fss_models.weight_files import file_sha256, weight_file
 from pipelines.base.cache import cache_dir
 from pipelines.base.storage import Store
+from pipelines.bundles.hub import HubPlace, hub_file, hub_place, is_kept, on_hub
 from pipelines.config.method import MethodConfig
 
 
@@ -79,8 +81,8 @@ def pretraining_photos(place: str) -> list[str]:
 def _local(place: str) -> Path:
     if "://" not in place:
         return weight_file(place)
-    if place.startswith("hf://"):
-        return _from_hub(place)
+    if on_hub(place):
+        return hub_file(_weights_on_hub(place))
     cached = _cache_path(place)
     if not cached.is_file():
         _download(place, cached)
@@ -95,13 +97,15 @@ def _cache_path(place: str) -> Path:
 def is_fetched(place: str) -> bool:
     """Whether the weight file at `place` is already on this machine. Nothing is fetched."""
     place = place.partition("#sha256=")[0]
-    if not place.startswith("hf://"):
-        return (_cache_path(place) if "://" in place else Path(place).expanduser()).exists()
-    from huggingface_hub import try_to_load_from_cache
+    if on_hub(place):
+        return is_kept(_weights_on_hub(place))
+    return (_cache_path(place) if "://" in place else Path(place).expanduser()).exists()
 
-    repository, revision, file = _hub_parts(place)
-    return isinstance(try_to_load_from_cache(repository, file, revision=revision or None,
-                                             cache_dir=cache_dir("weights", "hub")), str)
+
+def _weights_on_hub(place: str) -> HubPlace:
+    """The file that `place` names, or the model.safetensors of the repository."""
+    found = hub_place(place)
+    return found if found.path else replace(found, path="model.safetensors")
 
 
 def _download(place: str, target: Path) -> None:
@@ -118,31 +122,6 @@ def _download(place: str, target: Path) -> None:
                        hint="download it by hand and give its local path") from error
     finally:
         part.unlink(missing_ok=True)
-
-
-def _from_hub(place: str) -> Path:
-    """Download with the hub's client, into a cache below ours; it reads HF_ENDPOINT and HF_TOKEN."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    repository, revision, file = _hub_parts(place)
-    try:
-        return Path(hf_hub_download(repository, file, revision=revision or None, cache_dir=cache_dir("weights", "hub"),
-                                    endpoint=os.environ.get("HF_ENDPOINT")))
-    except GatedRepoError as error:
-        raise FssError("these weights are given only to people who accepted their licence", where=place,
-                       hint=f"accept it at huggingface.co/{repository} and set HF_TOKEN") from error
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, httpx.HTTPError, OSError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise FssError(f"cannot download this file from the hub: {reason}", where=place,
-                       hint="check hf://owner/repository/file, or download it by hand and give its path") from error
-
-
-def _hub_parts(place: str) -> tuple[str, str, str]:
-    """Repository, revision ("": the newest) and file of `hf://owner/repository[@revision][/file]`."""
-    owner, name, file = [*place.removeprefix("hf://").split("/", 2), "", ""][:3]
-    name, _, revision = name.partition("@")
-    return f"{owner}/{name}", revision, file or "model.safetensors"
 
 
 def _from_web(place: str, part: Path) -> None:

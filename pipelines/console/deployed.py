@@ -12,7 +12,7 @@ from fss_models.errors import FssError
 from fss_models.shipped.files import bundle_url
 from pipelines.base.storage import Store
 from pipelines.base.workspace import Workspace
-from pipelines.bundles.bundle import read_bundle_info
+from pipelines.bundles.bundle import full_url, read_bundle_info
 from pipelines.bundles.shipped import champion_url
 from pipelines.config.label import ServeConfig, ServiceSettings
 from pipelines.config.recipe import Recipe
@@ -55,7 +55,7 @@ def champion(args: dict[str, Any]) -> Application:
     device = best_device(ray) if chosen.device == "auto" else chosen.device
     follow = "" if chosen.bundle or not chosen.follow_s else Store(workspace.champion).url
     info = read_bundle_info(url)
-    model = model_spec(recipe, bundle_url=Store(url).url, bundle_id=info.bundle_id, supports_url=workspace.supports,
+    model = model_spec(recipe, bundle_url=full_url(url), bundle_id=info.bundle_id, supports_url=workspace.supports,
                        device=device, batch=chosen.max_batch, follow=follow, follow_s=chosen.follow_s)
     model = settle_spec(ray, model)
     return application(ServiceSpec(model=model, bundle=info, max_request_bytes=chosen.max_request_bytes,

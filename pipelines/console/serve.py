@@ -18,7 +18,7 @@ from pipelines.base.cluster import cluster
 from pipelines.base.progress import say
 from pipelines.base.storage import Store
 from pipelines.base.workspace import Workspace
-from pipelines.bundles.bundle import read_bundle_info
+from pipelines.bundles.bundle import full_url, read_bundle_info
 from pipelines.bundles.shipped import champion_url, say_if_shipped
 from pipelines.config.recipe import Recipe
 from pipelines.serving.client import Client
@@ -39,7 +39,7 @@ def serve_until_stopped(recipe: Recipe, *, bundle: str = "", as_json: bool = Fal
         from pipelines.console.service import application
         from pipelines.serving.requests import token_hash
 
-        spec = model_spec(recipe, bundle_url=Store(url).url, bundle_id=info.bundle_id,
+        spec = model_spec(recipe, bundle_url=full_url(url), bundle_id=info.bundle_id,
                           supports_url=workspace.supports, device=best_device(ray), batch=config.max_batch,
                           follow="" if bundle else Store(workspace.champion).url)
         spec = settle_spec(ray, spec)

@@ -24,6 +24,7 @@ from fss_models.segmenter import Segmenter
 from pipelines.base.progress import say
 from pipelines.base.ray_stage import run_task
 from pipelines.bundles.bundle import load_bundle, read_bundle_info, save_calibrator
+from pipelines.bundles.hub import on_hub
 from pipelines.config.choose import CalibrateConfig
 from pipelines.config.recipe import Recipe
 from pipelines.data.schema import Sample
@@ -133,8 +134,11 @@ def calibrate_bundle(url: str, shards: Shards, config: CalibrateConfig, *, devic
     """Fit a calibrator and write it into the bundle at `url`; returns the new bundle.json and the calibrator.
 
     It is fitted on the classes that the bundle was trained on, or on all classes if it was trained on none. Raises
-    `TooFewPhotosError` for shards with too few photos.
+    `TooFewPhotosError` for shards with too few photos, and `FssError` for a bundle on the hub.
     """
+    if on_hub(url):
+        raise FssError("a bundle on the hub is not changed in place", where=url,
+                       hint="fetch it, calibrate the copy and push that")
     model, info = load_bundle(url, device)
     base = [c.class_id for c in shards.manifest.classes if not info.classes or c.name in info.classes]
     draws = draw_sets(shards, base, config, seen=info.seen)

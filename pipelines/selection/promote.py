@@ -29,6 +29,7 @@ from pipelines.config.train import SelectConfig, TrainConfig
 from pipelines.data.ensure import ensure_mixture, ensure_shards, mixture_shares
 from pipelines.data.folds import resolve_base_learner, resolve_steps
 from pipelines.evaluation.results import RunResult
+from pipelines.inference.mlflow_model import mlflow_model
 from pipelines.selection.calibrate import calibrate_refit
 from pipelines.selection.choose import Leaderboard, LeaderboardRow, read_leaderboard
 from pipelines.sweeps.execute import tracking
@@ -42,6 +43,11 @@ ALIAS = "champion"
 def registered_model(recipe: Recipe) -> str:
     """Name of the recipe's model in MLflow's registry."""
     return f"fss-{recipe.project_name}"
+
+
+def registered_pyfunc(recipe: Recipe) -> str:
+    """Name of its twin there that MLflow itself can load and serve."""
+    return f"{registered_model(recipe)}-pyfunc"
 
 
 def promote(recipe: Recipe) -> BundleInfo:
@@ -68,11 +74,13 @@ def promote(recipe: Recipe) -> BundleInfo:
         calibrate_refit(recipe, result.bundle, spec.shards, ray)
         info = _publish(recipe, board, row, result)
         with tracking(recipe, ray) as tracker:
-            tracker.register.remote(
-                registered_model(recipe), source=Workspace(recipe.out).champion, key=result.run, alias=ALIAS,
-                tags={"fss.bundle": info.bundle_id, "fss.method": row.method.name, "fss.preset": row.method.preset,
-                      "fss.data": board.data_hash, "fss.cv_miou": f"{row.miou:.4f}",
-                      "fss.gate_miou": f"{result.miou:.4f}", "fss.gate": "passed"})
+            tags = {"fss.bundle": info.bundle_id, "fss.method": row.method.name, "fss.preset": row.method.preset,
+                    "fss.data": board.data_hash, "fss.cv_miou": f"{row.miou:.4f}",
+                    "fss.gate_miou": f"{result.miou:.4f}", "fss.gate": "passed"}
+            place = Workspace(recipe.out).champion
+            tracker.register.remote(registered_model(recipe), source=place, key=result.run, alias=ALIAS, tags=tags)
+            tracker.model.remote(registered_pyfunc(recipe), key=result.run, alias=ALIAS, tags=tags,
+                                 **mlflow_model(info.bundle_id, [place, result.bundle]))
     return info
 
 

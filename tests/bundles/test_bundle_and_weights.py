@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import http.server
+import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -18,10 +19,11 @@ from fss_models.prompts import mask_prompt
 from fss_models.sam2_core.build import build_sam2
 from fss_models.segmenter import Segmenter
 from pipelines.base.storage import Store
-from pipelines.bundles.bundle import load_bundle, load_predictor, read_bundle_info, save_bundle
+from pipelines.bundles.bundle import load_bundle, read_bundle_info, save_bundle
 from pipelines.bundles.weights import fetch
+from tests.fixtures.hub import LocalHub, Repository
 from tests.fss_models.methods_here import methods
-from tests.web import Quiet, serving
+from tests.web import serving
 
 
 @torch.no_grad()
@@ -92,64 +94,15 @@ def test_a_checkpoint_is_fetched_once_and_checked(web: str, tmp_path: Path, monk
         fetch(f"{web}/sam.pt", "0" * 64)
 
 
-class Hub(Quiet, http.server.BaseHTTPRequestHandler):
-    """A hub with two repositories, in the protocol of the real one: metadata in headers, then the file."""
-
+def test_a_checkpoint_comes_from_a_hub(hub: LocalHub, tmp_path: Path) -> None:
     content = b"weights of a model"
-    bundle: Path  # the files of owner/bundle at the revision v1
-
-    def do_HEAD(self) -> None:
-        self._answer()
-
-    def do_GET(self) -> None:
-        self.wfile.write(self._answer())
-
-    def _answer(self) -> bytes:
-        content = self._content()
-        self.send_response(200 if content else 404)
-        if content:
-            self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
-            self.send_header("X-Repo-Commit", "0" * 40)
-            self.send_header("Content-Length", str(len(content)))
-        else:
-            self.send_header("X-Error-Code", "EntryNotFound")
-        self.end_headers()
-        return content
-
-    def _content(self) -> bytes:
-        if self.path == "/owner/repository/resolve/main/sam.pt":
-            return self.content
-        file = self.bundle / self.path.rpartition("/")[2]
-        return file.read_bytes() if self.path.startswith("/owner/bundle/resolve/v1/gear/") and file.is_file() else b""
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("FSS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(Hub, "bundle", tmp_path / "bundle", raising=False)
-    with serving(Hub) as url:
-        monkeypatch.setenv("HF_ENDPOINT", url)
-        yield
-
-
-def test_a_bundle_comes_from_a_hub(hub: None, tmp_path: Path) -> None:
-    model = registry.build("sansa", "debug", seed=3)
-    info = save_bundle(str(tmp_path / "bundle"), model)
-    found = load_predictor("hf://owner/bundle@v1/gear")
-    assert found.info == info
-    for name, tensor in model.trainable_state().items():
-        assert torch.equal(found.model.state_dict()[name], tensor)
-    for place in ("hf://owner/bundle@v2/gear", "hf://owner/other"):
-        with pytest.raises(FssError, match=rf"^{place}/bundle\.json: cannot download this file from the hub: [^\n]*$"):
-            load_predictor(place)
-
-
-def test_a_checkpoint_comes_from_a_hub(hub: None, tmp_path: Path) -> None:
-    path = Path(fetch("hf://owner/repository/sam.pt", hashlib.sha256(Hub.content).hexdigest()))
-    with pytest.raises(FssError, match=r"hf://owner/repository/other\.pt"):
+    hub.repositories["owner/repository"] = Repository()
+    hub.repositories["owner/repository"].commit({"sam.pt": content})
+    path = Path(fetch("hf://owner/repository/sam.pt", hashlib.sha256(content).hexdigest()))
+    with pytest.raises(FssError, match=r"^hf://owner/repository/other\.pt: there is no such file in this repository"):
         fetch("hf://owner/repository/other.pt")
-    assert path.read_bytes() == Hub.content
-    assert path.is_relative_to(tmp_path / "cache"), "nothing is written outside our own cache"
+    assert path.read_bytes() == content
+    assert path.is_relative_to(os.environ["FSS_CACHE"]), "nothing is written outside our own cache"
 
 
 def test_missing_weights_are_one_clear_line(web: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,7 +63,7 @@ def documents(text: str) -> list[dict[str, Any]]:
 def build(overlay: str) -> list[dict[str, Any]]:
     """The documents that `kubectl apply -k` would send for an overlay, or for the components of an entry of EXTRAS."""
     if overlay not in EXTRAS:
-        return _kustomize(INFRA / "kuberay" / "overlays" / overlay)
+        return kustomize(INFRA / "kuberay" / "overlays" / overlay)
     with tempfile.TemporaryDirectory() as folder:
         start = os.path.relpath(INFRA / "kuberay", folder)
         base = "cluster" if "sweep" in overlay else "base"
@@ -71,10 +71,11 @@ def build(overlay: str) -> list[dict[str, Any]]:
         Path(folder, "kustomization.yaml").write_text(yaml.safe_dump({
             "apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization", "namespace": "fss",
             "resources": [f"{start}/{base}"], "components": components}))
-        return _kustomize(Path(folder))
+        return kustomize(Path(folder))
 
 
-def _kustomize(folder: Path) -> list[dict[str, Any]]:
+def kustomize(folder: Path) -> list[dict[str, Any]]:
+    """The documents that `kubectl apply -k` would send for a folder."""
     kubectl = shutil.which("kubectl")
     if kubectl is None:
         pytest.skip("needs kubectl, whose kustomize builds the overlays")

@@ -154,6 +154,7 @@ def test_the_winner_is_promoted_with_its_figures(recipe: Recipe, results: list[R
 
 
 def test_everything_is_tracked(recipe: Recipe, results: list[RunResult]) -> None:
+    import mlflow
     from mlflow.tracking import MlflowClient
 
     client = MlflowClient(tracking_uri(recipe.out, recipe.tracking))
@@ -173,6 +174,12 @@ def test_everything_is_tracked(recipe: Recipe, results: list[RunResult]) -> None
     version = client.get_model_version_by_alias(f"fss-{recipe.project_name}", "champion")
     assert version.source == Workspace(recipe.out).champion
     assert version.tags["fss.bundle"] == load_bundle(version.source)[1].bundle_id
+    twin = client.get_model_version_by_alias(f"fss-{recipe.project_name}-pyfunc", "champion")
+    assert twin.tags == version.tags
+    model = client.get_logged_model(twin.model_id)
+    assert (model.source_run_id, str(model.status)) == (version.run_id, "READY")
+    loaded = mlflow.pyfunc.load_model(model.artifact_location)
+    assert loaded._model_impl.predictor.info.bundle_id == version.tags["fss.bundle"]
 
 
 @pytest.mark.slow
