@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from fss_models.forms import in_words
 from pipelines.config.computing import Computing
 from pipelines.config.section import Positive, Section
 from pipelines.config.wanted import Wanted
@@ -24,6 +25,8 @@ class ServiceSettings(Computing):
     threads: int = Field(0, ge=0)  # torch threads of a replica; 0: the number of CPU cores
     # Folders or buckets that jobs started in the console may read. Empty: all of them on loopback, none elsewhere.
     roots: list[str] = []
+    # Beginnings of URLs that these jobs may tell of their end. Empty: all on loopback, none elsewhere.
+    notify_roots: list[str] = []
 
     @model_validator(mode="after")
     def _between(self) -> Self:
@@ -45,6 +48,8 @@ class ServeConfig(ServiceSettings, Address):
     """The HTTP service of `fss serve`."""
 
 
+Notify = Annotated[str, Field(pattern=r"^(https?://[^\s]+)?$", max_length=2000), in_words(
+    "notify is no http:// or https:// URL")]
 LabelFormat = Literal["coco_polygons", "parquet", "yolo", "semantic", "label_studio", "cvat"]
 
 
@@ -58,6 +63,7 @@ class LabelConfig(Wanted, Computing):
     url_column: str = "url"  # of a list of photos (--images LIST.csv or .parquet)
     id_column: str = ""  # of such a list: your own ids, which come back with the labels; empty: `id`, if there is one
     formats: list[LabelFormat] = []  # written in addition to labels.json (COCO, run lengths) and failures.parquet
+    notify: Notify = ""  # URL that is told when a job is done, stopped or failed, signed with FSS_WEBHOOK_SECRET
 
     @model_validator(mode="after")
     def _kept_whole(self) -> Self:

@@ -28,7 +28,7 @@ class JobManifest(Wanted, Computing, PhotoLimits):
     version: int = MANIFEST_VERSION
     images_url: str
     images_count: int
-    images_hash: str  # hash of names and sizes
+    images_hash: str  # hash of names and sizes; of a watched job a random name
     class_name: str = ""  # in a job with one class
     support_id: str = ""
     class_names: list[str] = Field([])  # in a job with several classes
@@ -45,12 +45,19 @@ class JobManifest(Wanted, Computing, PhotoLimits):
     agreement: float | None = None  # mean IoU of masks with `fast` and `published` preprocessing, where it was measured
     inputs: str = "folder"  # what --images was: folder, glob, list or tar (`labelling.inputs`)
     source_ids: bool = False  # photos have ids of the person's own list
+    watched: bool = False  # `fss label --watch`: photos are added
+    before: int = 0  # in a watched job: the photos that are all labelled; the others are the last batch
     redoes: str = ""  # in a job that labels doubtful labels of another job again: the hash of its origin.json
 
     @property
     def classes(self) -> list[str]:
         """The names of the classes."""
         return self.class_names or [self.class_name]
+
+    @property
+    def in_order(self) -> bool:
+        """Whether the photos are in the order of their names."""
+        return self.inputs in PLAIN and not self.watched
 
     @property
     def title(self) -> str:
@@ -84,7 +91,7 @@ class JobManifest(Wanted, Computing, PhotoLimits):
 
 LATER = {name: JobManifest.model_fields[name].default for name in (
     "class_name", "support_id", "class_names", "support_ids", "calibrator", "redoes", "agreement", "features",
-    "inputs", "source_ids",
+    "inputs", "source_ids", "watched", "before",
     *Computing.model_fields,
     *(Wanted.model_fields.keys() - {"threshold"}))}
 
@@ -111,6 +118,8 @@ def claim_folder(out: Store, manifest: JobManifest) -> bool:
         return False
     mine, theirs = manifest.content(), out.read_json(MANIFEST)
     free = {"images_url", "agreement"}  # photos may be mounted elsewhere now; what was measured is no setting
+    if manifest.watched:
+        free |= {"images_count", "images_hash", "before"}
     differs = sorted(k for k in mine.keys() | theirs.keys() if mine.get(k) != theirs.get(k) and k not in free)
     if differs:
         key = differs[0]

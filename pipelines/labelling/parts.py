@@ -64,12 +64,18 @@ def finished_chunks(out: Store) -> set[int]:
     return {int(n.rsplit("-", 1)[1].removesuffix(".parquet")) for n in out.list(FOLDER, suffix=".parquet")}
 
 
-def write_part(out: Store, chunk: int, images: ImageList, rows: range, manifest: JobManifest,
-               results: Sequence[Labels | PhotoFailure]) -> None:
-    """Write the part of a chunk. `results` has one entry for each photo of `rows`."""
+def write_part(out: Store, chunk: int, images: ImageList, rows: Sequence[int], manifest: JobManifest,
+               results: Sequence[Labels | PhotoFailure], *, merge: bool = False) -> None:
+    """Write the part of a chunk. `results` has one entry for each photo of `rows`.
+
+    merge: the part keeps what it has of other photos.
+    """
     written = [{"image_id": row + 1, "file_name": photo.name, "source_id": photo.source_id, **columns}
                for row, result, photo in zip(rows, results, map(images.photo, rows), strict=True)
                for columns in result_columns(result, manifest)]
+    if merge and out.exists(part_name(chunk)):
+        kept = [row for row in out.read_table(part_name(chunk)).to_pylist() if row["image_id"] - 1 not in set(rows)]
+        written = sorted([*kept, *written], key=itemgetter("image_id"))
     out.write_table(part_name(chunk), pa.Table.from_pylist(written, schema=schema_of(manifest)))
 
 
