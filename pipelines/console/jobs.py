@@ -99,6 +99,7 @@ class Jobs:
         record, old = self.record(job_id), self.open(job_id)
         old.check_complete()
         self._check_bundle(old)
+        self._check_receiver(record.settings.get("notify", ""))
         bound = old.manifest.review_below if below is None else below
         content = f"{job_id} {bound} {[d.model_dump_json() for d in old.decisions.values()]}"
         name = f"{job_id.rsplit('-', 1)[0]}-{hashlib.sha256(content.encode()).hexdigest()[:10]}"
