@@ -39,7 +39,7 @@ SHARE = 0.1  # of the time, at most, is spent on writing the outputs again: they
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class _StoppedError(Exception):
+class _BatchStoppedError(Exception):
     """The watch was told to stop."""
 
 
@@ -143,7 +143,7 @@ class _Watch:
             self.due = True
             try:
                 job.run(engine, left, self.recipe.label.in_flight, self._check_stop)
-            except _StoppedError:
+            except _BatchStoppedError:
                 if waiting := sum(len(job.rows(c)) for c in job.chunks_left()):
                     return waiting
         self.arrivals.end_relabelling()
@@ -151,7 +151,7 @@ class _Watch:
 
     def _check_stop(self, _done: int, _failed: int) -> None:
         if self.stop.is_set():
-            raise _StoppedError
+            raise _BatchStoppedError
 
     def _may_write(self) -> bool:
         return self.due and bool(len(self.arrivals.images)) and (

@@ -13,14 +13,13 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import psutil
 import pyarrow.parquet as pq
 import pytest
 
 from infra.local.s3 import S3Server
 from tests.data.conftest import scan_bomb
 from tests.data.faulty_s3 import faulty_proxy
-from tests.labelling.commands import CHUNK, PARTS, PHOTOS, Command, QuietJob, kill_below, started, written
+from tests.labelling.commands import CHUNK, PARTS, PHOTOS, QuietJob, kill_below, started, written
 from tests.serving.helpers import photo_folder, run_fss, running_service, supports_file
 
 pytestmark = pytest.mark.slow
@@ -32,13 +31,6 @@ def _times(out: Path) -> dict[str, int]:
     return {p.name: p.stat().st_mtime_ns for p in (out / "parts").glob("chunk-*.parquet")}
 
 
-def _kill_all(command: Command) -> None:
-    """SIGKILL is sent to the command alone; the processes that it started end by themselves."""
-    orphans = psutil.Process(command.process.pid).children(recursive=True)
-    command.process.kill()
-    assert psutil.wait_procs(orphans, timeout=120)[1] == []
-
-
 @pytest.mark.parametrize("engine", ENGINES)
 def test_the_command_is_killed_twice(engine: str, quiet_job: QuietJob, tmp_path: Path) -> None:
     """The third command labels the remaining photos, and nothing else."""
@@ -47,7 +39,7 @@ def test_the_command_is_killed_twice(engine: str, quiet_job: QuietJob, tmp_path:
     for count in (4, 12):
         with started(words, out, tmp_path / "log") as command:
             command.wait_for_parts(count)
-            _kill_all(command)
+            command.kill()
     kept = _times(out)
     assert count <= len(kept) < PARTS
     assert not (out / "labels.json").exists()
@@ -73,7 +65,7 @@ def test_a_killed_job_with_instances(engine: str, bundle: str, tmp_path: Path) -
     out = tmp_path / "out"
     with started(quiet.words(out, *more), out, tmp_path / "log") as command:
         command.wait_for_parts(4)
-        _kill_all(command)
+        command.kill()
     with started(quiet.words(out, *more), out, tmp_path / "log") as command:
         command.wait_for_parts(12)
         command.kill_below(process)
