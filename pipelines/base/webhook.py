@@ -21,6 +21,8 @@ import json
 import os
 import time
 import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -28,6 +30,7 @@ import httpx
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
 
 from fss_models.errors import FssError
+from pipelines.base.outcome import error_line
 from pipelines.base.progress import say
 from pipelines.base.storage import Store
 
@@ -112,6 +115,18 @@ class Outbox:
                     return
                 del waiting[0]
                 self._folder.write_json(EVENTS, {**record, "waiting": waiting})
+
+
+@contextmanager
+def told_if_it_fails(tell: Callable[[str, str], None]) -> Iterator[None]:
+    """Calls `tell` with the state, failed or stopped, and the error's line if the block ends with an exception."""
+    try:
+        yield
+    except BaseException as error:
+        failed = isinstance(error, Exception)
+        with suppress(FssError):  # the first error is the one to show
+            tell("failed" if failed else "stopped", error_line(error) if failed else "")
+        raise
 
 
 def _post(client: httpx.Client, url: str, event: dict[str, Any]) -> None:

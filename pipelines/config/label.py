@@ -6,9 +6,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from fss_models.forms import in_words
 from pipelines.config.computing import Computing
-from pipelines.config.section import Positive, Section
+from pipelines.config.section import Notify, Positive, Section
 from pipelines.config.wanted import Wanted
 
 
@@ -48,8 +47,6 @@ class ServeConfig(ServiceSettings, Address):
     """The HTTP service of `fss serve`."""
 
 
-Notify = Annotated[str, Field(pattern=r"^(https?://[^\s]+)?$", max_length=2000), in_words(
-    "notify is no http:// or https:// URL")]
 LabelFormat = Literal["coco_polygons", "parquet", "yolo", "semantic", "label_studio", "cvat"]
 
 

@@ -22,9 +22,10 @@ from fss_models.forms import Form
 from fss_models.settings import InstanceSource
 from pipelines.base.storage import Store, join
 from pipelines.config.computing import Computing
-from pipelines.config.label import LabelConfig, Notify
+from pipelines.config.label import LabelConfig
 from pipelines.config.mask_request import MAX_CLASSES
 from pipelines.config.recipe import Recipe
+from pipelines.config.section import Notify
 from pipelines.config.wanted import Overlaps, Prevalence, Threshold
 from pipelines.labelling.manifest import JobManifest
 from pipelines.serving.spec import ModelSpec

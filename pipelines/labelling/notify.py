@@ -2,40 +2,22 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
-from types import TracebackType
-from typing import Any, Literal
+from typing import Any
 
-from fss_models.errors import FssError
-from pipelines.base.outcome import error_line
 from pipelines.base.storage import Store
 from pipelines.base.webhook import ATTEMPTS, Outbox
 from pipelines.labelling.manifest import JobManifest
 from pipelines.labelling.parts import finished_chunks
 
-State = Literal["done", "stopped", "failed"]
 COUNTS = ("images", "with_object", "without_object", "failed", "labels")  # of a summary, in an event
 
 
 class JobEvents:
-    """Tells `url` (empty: nobody) how the job in the folder `out` has ended.
-
-    `manifest` is what its counts are of. As a context manager it tells of a job that fails or is stopped in its block.
-    """
+    """Tells `url` (empty: nobody) how the job in the folder `out` has ended; its counts are of `manifest`."""
 
     def __init__(self, out: Store, manifest: JobManifest, url: str) -> None:
         self._out, self.manifest = out, manifest
         self._outbox = Outbox(out, url) if url else None
-
-    def __enter__(self) -> JobEvents:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
-        if error is not None:
-            with suppress(FssError):  # the error of the job is the one to show
-                self.ended("failed" if isinstance(error, Exception) else "stopped",
-                           error_line(error) if isinstance(error, Exception) else "")
 
     def done(self, summary: dict[str, Any], key: str = "done") -> dict[str, Any]:
         """Tell that the labels of `summary` are written, once for each `key`. Returns the summary."""
@@ -44,7 +26,7 @@ class JobEvents:
             self._outbox.tell("label.done", {**self._about("done"), **counts}, key=key)
         return summary
 
-    def ended(self, state: State, error: str = "") -> None:
+    def ended(self, state: str, error: str = "") -> None:
         """Tell that the job has stopped or failed. Of a job that a person stops it is tried once: they wait."""
         if self._outbox:
             manifest = self.manifest
@@ -53,5 +35,5 @@ class JobEvents:
                                                  "labelled": labelled, "error": error},
                               attempts=1 if state == "stopped" else ATTEMPTS)
 
-    def _about(self, state: State) -> dict[str, Any]:
+    def _about(self, state: str) -> dict[str, Any]:
         return {"job": self._out.name, "state": state, "out": self._out.url, "classes": self.manifest.classes}

@@ -18,7 +18,7 @@ from fss_models.shipped.files import bundle_url
 from pipelines.base.progress import say
 from pipelines.base.storage import Store, join
 from pipelines.base.version import package_version
-from pipelines.base.webhook import read_secret
+from pipelines.base.webhook import read_secret, told_if_it_fails
 from pipelines.base.workspace import Workspace
 from pipelines.bundles.bundle import about_bundle, load_bundle, read_bundle_info
 from pipelines.bundles.shipped import champion_url, say_if_shipped
@@ -120,7 +120,8 @@ def run_label_job(request: LabelRequest) -> dict[str, Any]:
     again = claim_folder(out, manifest)
     keep_unread(out, images)
     job = LabellingJob(out, images, manifest, max_seconds=request.recipe.data.max_seconds)
-    with JobEvents(out, manifest, config.notify) as events:
+    events = JobEvents(out, manifest, config.notify)
+    with told_if_it_fails(events.ended):
         return events.done(_label_rest(job, replace(begun, request=replace(request, recipe=recipe)), again=again))
 
 

@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 from fss_models.errors import FssError
 from pipelines.base.progress import say
 from pipelines.base.storage import Store
+from pipelines.base.webhook import told_if_it_fails
 from pipelines.labelling.arrivals import Arrivals, Arrived
 from pipelines.labelling.engines import Engine
 from pipelines.labelling.images import keep_unread, within
@@ -105,24 +106,24 @@ class _Watch:
     def run(self, every: float) -> dict[str, Any]:
         """Look, label and wait, until it is told to stop."""
         begun, arrived = self.begun, Arrived()
-        with JobEvents(self.out, self.manifest, self.recipe.label.notify) as events, \
+        events = JobEvents(self.out, self.manifest, self.recipe.label.notify)
+        with told_if_it_fails(events.ended), \
                 job_engine(self._job(), begun.classes, begun.service, begun.health, begun.request) as engine:
             say(f"watching {self.arrivals.images.url} every {every:g} s; Ctrl-C ends it")
-            left = self._label(engine)
+            left = self._label(engine, events)
             while not left and not self.stop.is_set():
                 began = time.monotonic()
                 arrived = self.arrivals.look()
                 self._say(arrived)
                 if arrived.new or arrived.changed:
                     self.arrivals.take(arrived)
-                    left = self._label(engine)
+                    left = self._label(engine, events)
                 if not left and self._may_write():
                     self._write(events, arrived)
                 self.stop.wait(max(0.0, every - (time.monotonic() - began)))
             if not left and self.due:
                 self._write(events, arrived)
-            events.manifest = self.manifest
-            events.ended("stopped")
+        events.ended("stopped")
         say(f"stopped; the same command goes on{f', {left} photos of the last batch wait' if left else ''}")
         return self.summary
 
@@ -130,7 +131,7 @@ class _Watch:
         return WatchedJob(self.out, self.arrivals.images, self.manifest, again,
                           max_seconds=self.recipe.data.max_seconds)
 
-    def _label(self, engine: Engine) -> int:
+    def _label(self, engine: Engine, events: JobEvents) -> int:
         """Label what was taken. Returns the photos that are left, if it was told to stop."""
         again = self.arrivals.begin_relabelling()
         images, known = self.arrivals.images, self.manifest
@@ -138,6 +139,7 @@ class _Watch:
             self.manifest = known.model_copy(update={"before": known.images_count, "images_count": len(images),
                                                      "images_hash": images.hash})
             self.out.write_json(MANIFEST, self.manifest.content())
+            events.manifest = self.manifest
         job = self._job(again)
         if left := job.chunks_left():
             self.due = True
@@ -169,7 +171,6 @@ class _Watch:
         self.due, self.wrote = False, time.monotonic()
         self.took = self.wrote - began
         say(f"{self.summary['labels']} has {len(images):,} photos")
-        events.manifest = self.manifest
         events.done(self.summary, key=f"done-{images.totals.seen}")
 
     def _say(self, arrived: Arrived) -> None:

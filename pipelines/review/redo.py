@@ -17,7 +17,7 @@ import pyarrow as pa
 from fss_models.errors import FssError
 from pipelines.base.progress import say
 from pipelines.base.storage import Store, join
-from pipelines.base.webhook import read_secret
+from pipelines.base.webhook import read_secret, told_if_it_fails
 from pipelines.base.workspace import Workspace
 from pipelines.bundles.bundle import about_bundle, read_bundle_info
 from pipelines.config.recipe import Recipe
@@ -116,7 +116,8 @@ def run_redo(request: RedoRequest) -> dict[str, Any]:
     _check_origin(request, old, out, origin)
     job, classes = resume_redo(out, Workspace(request.recipe.out).supports)
     left = job.chunks_left()
-    with JobEvents(out, job.manifest, config.notify) as events:
+    events = JobEvents(out, job.manifest, config.notify)
+    with told_if_it_fails(events.ended):
         if left:
             label_chunks(job, left, classes, *(chosen or choose_service_of(job.manifest, options)), options)
         summary = events.done(write_outputs(out, job.manifest, config.formats))

@@ -14,7 +14,7 @@ import pytest
 from fss_models.errors import FssError
 from pipelines.base import webhook
 from pipelines.base.storage import Store
-from pipelines.base.webhook import EVENTS, Outbox, read_secret, signature
+from pipelines.base.webhook import EVENTS, Outbox, read_secret, signature, told_if_it_fails
 from tests.fixtures.receiver import Receiver
 
 KEY = "a secret that nobody guesses"
@@ -120,3 +120,20 @@ def test_what_waits_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     for number in range(5):
         outbox.tell("label.done", {"n": number}, attempts=1)
     assert [one["data"]["n"] for one in waiting(tmp_path)] == [2, 3, 4]
+
+
+@pytest.mark.parametrize(("error", "told"), [(FssError("no disk", where="/a"), ("failed", "/a: no disk")),
+                                             (ZeroDivisionError("by 0"), ("failed", "ZeroDivisionError: by 0")),
+                                             (KeyboardInterrupt(), ("stopped", ""))])
+def test_what_ends_with_an_error_is_told(error: BaseException, told: tuple[str, str]) -> None:
+    """Also where the folder cannot be written: the first error is raised."""
+    found: list[tuple[str, str]] = []
+
+    def tell(state: str, line: str) -> None:
+        found.append((state, line))
+        raise FssError("cannot write")
+
+    with pytest.raises(type(error)) as raised, told_if_it_fails(tell):
+        raise error
+    assert raised.value is error
+    assert found == [told]
