@@ -258,6 +258,12 @@ def test_every_place_to_die_between_two_files(camera: Camera, killed_after: str,
         patch.setattr(Store, "write_bytes", write_and_die)
         with pytest.raises(KeyboardInterrupt), camera.watched(relabel=True):
             wait_for(lambda: bool(died), 20)
+    if killed_after == "manifest.json":  # the photos count, but have no labels
+        job = open_job(str(camera.out))
+        with pytest.raises(FssError, match="photos that have arrived are being labelled"):
+            job.check_complete()
+        with pytest.raises(FssError, match="photo 6 is not labelled yet"):
+            job.rows_of(6)
     with camera.watched(relabel=True):
         camera.wait_for(10)
         wait_for(lambda: not (camera.out / "relabel.json").exists(), 20)
