@@ -174,6 +174,7 @@ class Arrivals:
             photos = self._page(page)
             here = [i for i, photo in enumerate(photos) if photo.name in changed]
             if here:
+                self._versions.remove(_hashes(_version(photos[i]) for i in here))
                 write_page(self._out, page, page_table([changed.get(p.name, p) for p in photos]))
             found.update(row + i for i in here)
             row += count
@@ -198,6 +199,9 @@ class _KnownHashes:
 
     def add(self, hashes: np.ndarray) -> None:
         self._sorted = np.union1d(self._sorted, hashes)
+
+    def remove(self, hashes: np.ndarray) -> None:
+        self._sorted = np.setdiff1d(self._sorted, hashes)
 
     def among(self, hashes: np.ndarray) -> np.ndarray:
         """Which of the hashes [N] are known, as [N] bool."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -215,6 +216,23 @@ def test_an_overwritten_photo(camera: Camera, relabel: bool, capfd: pytest.Captu
         {"002.jpg"} if relabel else {"001.jpg", "002.jpg"})
     said = capfd.readouterr().err
     assert ("1 were overwritten and keep their labels" in said) == (not relabel)
+
+
+def test_a_photo_that_becomes_what_it_was(tmp_path: Path) -> None:
+    """Would catch a photo that keeps the label of the picture in between."""
+    photos, out = tmp_path / "photos", Store(str(tmp_path / "out"))
+    photos.mkdir()
+    found = Arrivals(out, Inputs("folder", Store(str(photos))), relabel=True)
+    for number, data in enumerate((b"one", b"two", b"one")):
+        (photos / "a.jpg").write_bytes(data)
+        os.utime(photos / "a.jpg", (1, {b"one": 1, b"two": 2}[data]))
+        assert found.look().waiting == 1
+        arrived = found.look()
+        assert (len(arrived.new), len(arrived.changed)) == ((1, 0) if number == 0 else (0, 1))
+        found.take(arrived)
+        assert found.begin_relabelling() == (frozenset({0}) if number else frozenset())
+        found.end_relabelling()
+        assert found.look().waiting == 0
 
 
 def test_a_watch_that_dies_in_a_batch_goes_on(camera: Camera) -> None:
