@@ -23,12 +23,19 @@ from tests.labelling.commands import Command, started
 from tests.serving.helpers import ball, encoded, supports_file, wait_for
 
 pytestmark = pytest.mark.slow
-PHOTOS, CHUNK, KILLS = 60, 4, 3
+PHOTOS, CHUNK, KILLS = 48, 4, 3
+AHEAD = 12  # photos that have arrived and have no label, at most
+
+
+def labelled(out: Store) -> Counter[str]:
+    """How often each photo is in the parts."""
+    return Counter(row["file_name"] for name in out.list("parts") for row in out.read_table(name).to_pylist())
 
 
 @contextmanager
-def arriving(photos: Store) -> Iterator[None]:
-    """Photos arrive during the block, four a second, written in pieces where that can be; all have at its end."""
+def arriving(photos: Store, out: Store) -> Iterator[None]:
+    """Photos arrive during the block, a few before they are labelled, and in pieces in a folder; all have at its end.
+    """
     ended = threading.Event()
 
     def send() -> None:
@@ -41,7 +48,8 @@ def arriving(photos: Store) -> Iterator[None]:
                     file.write(data[500:])
             else:
                 photos.write_bytes(name, data)
-            ended.wait(0.2)
+            while not ended.wait(0.2) and number - sum(labelled(out).values()) >= AHEAD:
+                pass
 
     thread = threading.Thread(target=send)
     thread.start()
@@ -50,11 +58,6 @@ def arriving(photos: Store) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
-
-
-def labelled(out: Store) -> Counter[str]:
-    """How often each photo is in the parts."""
-    return Counter(row["file_name"] for name in out.list("parts") for row in out.read_table(name).to_pylist())
 
 
 def wait_for_photos(command: Command, count: int) -> None:
@@ -74,7 +77,7 @@ def test_killed_while_photos_arrive(place: str, bundle: str, s3_server: S3Server
     words = ["label", "--watch", "--every", "1", "--images", photos.url, "--supports", str(supports_file(tmp_path)),
              "--out", out.url, "--bundle", bundle, "--workspace", str(tmp_path / "ws"),
              "--set", f"label.chunk={CHUNK}", "--set", "serve.threads=1"]
-    with arriving(photos):
+    with arriving(photos, out):
         for kill in range(1, KILLS + 1):
             with started(words, out.url, tmp_path / "log") as command:
                 wait_for_photos(command, 8 * kill)
