@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from fss_models.errors import FssError
 from jobs.options import (
     BareInstances,
     BundleOption,
@@ -66,25 +67,44 @@ def label(
                                                       "have; fill: masks are kept and what has none is labelled; "
                                                       "compare: all is labelled, with the IoU (default: the recipe's)."
                                                       )] = None,
+    notify: Annotated[str | None, typer.Option("--notify", metavar="URL", help="http(s) URL that is told when the job "
+                                               "is done, stopped or failed, signed with FSS_WEBHOOK_SECRET (default: "
+                                               "the recipe's).")] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Label photos as they arrive, each once, until Ctrl-C.")
+                     ] = False,
+    every: Annotated[float | None, typer.Option("--every", min=1, metavar="SECONDS", help="With --watch: time between "
+                                                "two looks for photos (default: 10).")] = None,
+    relabel: Annotated[bool, typer.Option("--relabel", help="With --watch: label photos again that were overwritten.")
+                       ] = False,
     limit: Annotated[int, typer.Option("--limit", min=0, help="Label only this many photos; 0: all.")] = 0,
     recipe: RecipeOption = "demo",
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Label all photos below a URL and print where the labels are."""
+    if not watch and (relabel or every is not None):
+        raise FssError(f"{'--relabel' if relabel else '--every'} is for --watch", hint="add --watch, or leave it out")
     given = {"threshold": threshold, "overlaps": overlaps, "instances": instances, "tile": tile,
              "existing": json.dumps(existing) if existing else None, "existing_mode": existing_mode,
-             "formats": json.dumps(formats) if formats else None}
+             "formats": json.dumps(formats) if formats else None, "notify": notify}
     changes = [*(overrides or []), *(f"label.{k}={v}" for k, v in given.items() if v is not None)]
     read = load_recipe(recipe, changes, out=workspace)
 
     from pipelines.labelling.outputs import summary_line
     from pipelines.labelling.run import LabelRequest, run_label_job
 
-    summary = run_label_job(LabelRequest(recipe=read, images=images, supports=supports, out=out, bundle=bundle,
-                                         service=service, engine=engine.value, limit=limit))
+    request = LabelRequest(recipe=read, images=images, supports=supports, out=out, bundle=bundle, service=service,
+                           engine=engine.value, limit=limit)
+    if watch:
+        from pipelines.labelling.watch import run_watch
+
+        summary = run_watch(request, every=10 if every is None else every, relabel=relabel)
+    else:
+        summary = run_label_job(request)
     if as_json:
         print(json.dumps(summary))
+        return
+    if not summary:  # a watch without photos
         return
     print(summary_line(summary))
     print(f"labels: {summary['labels']}")

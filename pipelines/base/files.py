@@ -10,14 +10,25 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fss_models.errors import FssError
 from pipelines.base.junk import is_junk
 from pipelines.base.storage import Store
 
-File = tuple[str, int]  # path below the root, size in bytes
 _AZURE_PAGE = 5000
+_VERSIONS = ("ETag", "etag", "LastModified", "last_modified", "mtime")  # of a folder's entries, by filesystem
+
+
+class File(NamedTuple):
+    """A file: its path below the root, its size in bytes, and what changes when it is written again.
+
+    version: an object's ETag, a local file's time of change in nanoseconds; "" where the store tells neither
+    """
+
+    path: str
+    size: int
+    version: str = ""
 
 
 class OutOfOrderError(Exception):
@@ -32,13 +43,13 @@ def files_below(store: Store) -> dict[str, int]:
     prefix that cannot be listed.
     """
     try:
-        return dict(iter_files(store))
+        return {one.path: one.size for one in iter_files(store)}
     except OutOfOrderError:
-        return dict(iter_files(store, by_folder=True))
+        return {one.path: one.size for one in iter_files(store, by_folder=True)}
 
 
 def iter_files(store: Store, *, prefix: str = "", after: str = "", by_folder: bool = False) -> Iterator[File]:
-    """(relative path, size) of the files of `files_below` in path order, one page or folder in memory at a time.
+    """The files of `files_below` in path order, one page or folder in memory at a time.
 
     prefix: only paths that begin with it; after: only paths behind it; by_folder: for stores that raise
     `OutOfOrderError` otherwise. Raises `FssError` as `files_below` does.
@@ -86,9 +97,10 @@ def _local_files(folder: Path, prefix: str, above: frozenset[str], span: _Span) 
         elif path not in span:
             continue
         elif entry.is_file():
-            yield path, entry.stat().st_size
+            about = entry.stat()
+            yield File(path, about.st_size, str(about.st_mtime_ns))
         elif entry.is_symlink() and not os.path.exists(entry.path):
-            yield path, 0  # to nothing
+            yield File(path, 0)  # to nothing
 
 
 def _by_folder(store: Store, folder: str, span: _Span) -> Iterator[File]:
@@ -102,13 +114,14 @@ def _by_folder(store: Store, folder: str, span: _Span) -> Iterator[File]:
     for one in listed:
         name = str(one["name"]).rstrip("/")
         if name != here and not is_junk(path := store._relative(name)):
-            found.append((f"{path}/" if one["type"] == "directory" else path, int(one["size"] or 0)))
-    for path, size in sorted(found):
-        if path.endswith("/"):
-            if span.enters(path):
-                yield from _by_folder(store, path, span)
-        elif path in span:
-            yield path, size
+            version = next((str(one[k]) for k in _VERSIONS if one.get(k)), "")
+            found.append(File(f"{path}/" if one["type"] == "directory" else path, int(one["size"] or 0), version))
+    for file in sorted(found):
+        if file.path.endswith("/"):
+            if span.enters(file.path):
+                yield from _by_folder(store, file.path, span)
+        elif file.path in span:
+            yield file
 
 
 def _flat(store: Store, span: _Span) -> Iterator[File]:
@@ -117,13 +130,13 @@ def _flat(store: Store, span: _Span) -> Iterator[File]:
     base = f"{folder}/" if folder else ""
     last = ""
     for page in _PAGES[store.scheme](store, bucket, base, span):
-        for key, size in page:
-            path = key.removeprefix(base)
+        for one in page:
+            path = one.path.removeprefix(base)
             if path < last:
                 raise OutOfOrderError
             last = path
             if path in span and not path.endswith("/"):
-                yield path, size
+                yield one._replace(path=path)
 
 
 def _s3_pages(store: Store, bucket: str, base: str, span: _Span) -> Iterator[Iterable[File]]:
@@ -131,7 +144,7 @@ def _s3_pages(store: Store, bucket: str, base: str, span: _Span) -> Iterator[Ite
     while True:
         page = store._try("list", "", partial(
             store.fs.call_s3, "list_objects_v2", Bucket=bucket, Prefix=base + span.prefix, **begin))
-        yield [(one["Key"], int(one["Size"])) for one in page.get("Contents", [])]
+        yield [File(one["Key"], int(one["Size"]), str(one.get("ETag", ""))) for one in page.get("Contents", [])]
         if not page.get("IsTruncated"):
             return
         begin = {"ContinuationToken": page["NextContinuationToken"]}
@@ -142,8 +155,8 @@ def _google_pages(store: Store, bucket: str, base: str, span: _Span) -> Iterator
     while True:
         page = store._try("list", "", partial(
             store.fs.call, "GET", "b/{}/o", bucket, prefix=base + span.prefix, json_out=True,
-            fields="items(name,size),nextPageToken", **more))
-        yield [(one["name"], int(one["size"])) for one in page.get("items", [])]
+            fields="items(name,size,etag),nextPageToken", **more))
+        yield [File(one["name"], int(one["size"]), str(one.get("etag", ""))) for one in page.get("items", [])]
         if not page.get("nextPageToken"):
             return
         more = {**more, "pageToken": page["nextPageToken"]}
@@ -157,7 +170,8 @@ def _azure_pages(store: Store, bucket: str, base: str, span: _Span) -> Iterator[
             pages: Any = container.list_blobs(name_starts_with=base + span.prefix, results_per_page=_AZURE_PAGE)
             pages = pages.by_page(continuation_token=token)
             async for page in pages:
-                return [(one.name, int(one.size)) async for one in page], pages.continuation_token
+                files = [File(one.name, int(one.size), str(one.etag or "")) async for one in page]
+                return files, pages.continuation_token
         return [], None
 
     token: str | None = None

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from pipelines.config.computing import Computing
-from pipelines.config.section import Positive, Section
+from pipelines.config.section import Notify, Positive, Section
 from pipelines.config.wanted import Wanted
 
 
@@ -24,6 +24,8 @@ class ServiceSettings(Computing):
     threads: int = Field(0, ge=0)  # torch threads of a replica; 0: the number of CPU cores
     # Folders or buckets that jobs started in the console may read. Empty: all of them on loopback, none elsewhere.
     roots: list[str] = []
+    # Beginnings of URLs that these jobs may tell of their end. Empty: all on loopback, none elsewhere.
+    notify_roots: list[str] = []
 
     @model_validator(mode="after")
     def _between(self) -> Self:
@@ -66,6 +68,7 @@ class LabelConfig(Wanted, Computing):
     existing_format: AnnotationFormat = "auto"  # of the annotations; auto: told by the files
     existing_classes: dict[str, str] = {}  # a class of the annotations -> its name here, where the names differ
     formats: list[LabelFormat] = []  # written in addition to labels.json (COCO, run lengths) and failures.parquet
+    notify: Notify = ""  # URL that is told when a job is done, stopped or failed, signed with FSS_WEBHOOK_SECRET
 
     @model_validator(mode="after")
     def _of_existing(self) -> Self:

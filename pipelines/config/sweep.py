@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from pipelines.config.section import Positive, Section
+from pipelines.config.section import Notify, Positive, Section
 
 
 class SweepConfig(Section):
@@ -20,6 +20,7 @@ class SweepConfig(Section):
     cpus_per_run: float = Field(1.0, gt=0)  # of all workers of a run together, as are the GPUs
     gpus_per_run: float = Field(0.0, ge=0)  # a fraction shares a GPU
     retries: int = Field(1, ge=0)  # further tries of a run that fails
+    notify: Notify = ""  # URL that is told when the sweep is done, stopped or failed, signed with FSS_WEBHOOK_SECRET
 
 
 class RangeConfig(Section):

@@ -15,6 +15,7 @@ from PIL import Image
 from fss_models.errors import FssError
 from fss_models.marks import mask_from_picture
 from pipelines.base.storage import Store, join
+from pipelines.base.webhook import read_secret
 from pipelines.console.records import (
     LABEL_SET,
     JobRecord,
@@ -22,6 +23,7 @@ from pipelines.console.records import (
     JobRequest,
     Progress,
     check_place,
+    check_receiver,
     job_name,
     job_recipe,
     label_command,
@@ -40,9 +42,10 @@ from pipelines.review.doubt import DoubtOrder, order_by_doubt, rows_at, sureness
 from pipelines.review.job import ReviewedJob, open_job
 from pipelines.review.redo import begin_redo, resume_redo
 from pipelines.serving.requests import RefusedError
+from pipelines.serving.server import LOOPBACK
 from pipelines.serving.spec import ServiceSpec
 
-ASKED = {"threshold", "overlaps", "prevalence", "instances"}  # fields of a request that are settings of its job
+ASKED = {"threshold", "overlaps", "prevalence", "instances", "notify"}  # fields of a request that are job settings
 MAX_RUNNING = 2  # jobs at a time; they share the replicas
 PAGE = 24  # labels a page
 SIDE = 640  # pixels of a shown photo's longer side
@@ -69,6 +72,7 @@ class Jobs:
         too many jobs run (429).
         """
         place = self._check_allowed(request.images)
+        self._check_receiver(request.notify or "")
         if (kind := read_inputs(place).kind) != "folder":
             raise FssError(f"a {kind} of photos cannot be labelled from here", hint="use `fss label`, or give a folder")
         images = list_images(place, request.limit)
@@ -95,6 +99,7 @@ class Jobs:
         record, old = self.record(job_id), self.open(job_id)
         old.check_complete()
         self._check_bundle(old)
+        self._check_receiver(record.settings.get("notify", ""))
         bound = old.manifest.review_below if below is None else below
         content = f"{job_id} {bound} {[d.model_dump_json() for d in old.decisions.values()]}"
         name = f"{job_id.rsplit('-', 1)[0]}-{hashlib.sha256(content.encode()).hexdigest()[:10]}"
@@ -115,6 +120,7 @@ class Jobs:
         """Start a task that labels the remaining chunks."""
         record, job = self.record(job_id), self.open(job_id)
         self._check_allowed(record.images)
+        self._check_receiver(record.settings.get("notify", ""))
         if len(job.chunks) < job.manifest.chunks:
             self._check_bundle(job)
         self._check_capacity(job_id)
@@ -160,6 +166,19 @@ class Jobs:
             allowed = ", ".join(self.spec.roots or ()) or "no folder"
             raise RefusedError(403, f"this service may not read {url[:200]!r}",
                                hint=f"serve.roots allows {allowed}") from error
+
+    def _check_receiver(self, url: str) -> None:
+        """Raises `RefusedError` 403 for a URL that clients may not have called, `FssError` without a secret."""
+        if not url:
+            return
+        config = self.spec.recipe.serve
+        try:
+            check_receiver(url, None if config.host in LOOPBACK and not config.notify_roots
+                           else tuple(config.notify_roots))
+        except PermissionError as error:
+            raise RefusedError(403, "this service may not call the URL of notify",
+                               hint="serve.notify_roots of the service allows URLs") from error
+        read_secret()
 
     def record(self, job_id: str) -> JobRecord:
         """The record of a job. Raises `RefusedError` 404 for an unknown job."""

@@ -13,6 +13,7 @@ import shlex
 import time
 from dataclasses import dataclass
 from typing import Any, Literal
+from urllib.parse import unquote
 
 from pydantic import BaseModel, Field
 
@@ -24,6 +25,7 @@ from pipelines.config.computing import Computing
 from pipelines.config.label import LabelConfig
 from pipelines.config.mask_request import MAX_CLASSES
 from pipelines.config.recipe import Recipe
+from pipelines.config.section import Notify
 from pipelines.config.wanted import Overlaps, Prevalence, Threshold
 from pipelines.labelling.manifest import JobManifest
 from pipelines.serving.spec import ModelSpec
@@ -46,6 +48,7 @@ class JobRequest(Form):
     prevalence: Prevalence | None = None
     instances: InstanceSource | None = None
     limit: int = Field(0, ge=0, le=2**31, description="label only the first photos; 0: all")
+    notify: Notify | None = Field(None, description="http(s) URL that is told when the job is done, stopped or failed")
 
 
 class JobRecord(BaseModel):
@@ -183,6 +186,31 @@ def check_place(url: str, roots: tuple[str, ...] | None) -> str:
     if roots is None or any(place == root or place.startswith(f"{root}/") for root in map(_real, roots)):
         return place
     raise PermissionError(url)
+
+
+def check_receiver(url: str, roots: tuple[str, ...] | None) -> None:
+    """Raises `PermissionError` for a URL that is not below one of `roots` (None: any).
+
+    Scheme, server and port have to be equal, and the path has to begin with all parts of the root's.
+    """
+    import httpx
+
+    def parts(text: str) -> tuple[str, str, int | None, list[str]]:
+        one = httpx.URL(text)
+        path = unquote(one.path)
+        if one.userinfo or "\\" in path or not {".", ".."}.isdisjoint(path.split("/")):
+            raise PermissionError(url)
+        return one.scheme, one.host, one.port, path.rstrip("/").split("/")
+
+    if roots is None:
+        return
+    try:
+        mine = parts(url)
+        allowed = any(mine[:3] == root[:3] and mine[3][:len(root[3])] == root[3] for root in map(parts, roots))
+    except (httpx.InvalidURL, UnicodeError):
+        allowed = False
+    if not allowed:
+        raise PermissionError(url)
 
 
 def _real(url: str) -> str:

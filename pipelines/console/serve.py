@@ -17,6 +17,7 @@ from fss_models.shipped.files import bundle_url
 from pipelines.base.cluster import cluster
 from pipelines.base.progress import say
 from pipelines.base.storage import Store
+from pipelines.base.webhook import read_secret
 from pipelines.base.workspace import Workspace
 from pipelines.bundles.bundle import full_url, read_bundle_info
 from pipelines.bundles.shipped import champion_url, say_if_shipped
@@ -31,6 +32,8 @@ def serve_until_stopped(recipe: Recipe, *, bundle: str = "", as_json: bool = Fal
     workspace, config = Workspace(recipe.out), recipe.serve
     token = os.environ.get("FSS_TOKEN", "")
     check_host(config.host, token)
+    if recipe.label.notify:
+        read_secret()
     url = bundle_url(bundle) if bundle else champion_url(workspace)
     info = read_bundle_info(url)
     port = free_port(config.host, config.port)

@@ -18,6 +18,7 @@ from pipelines.labelling.images import list_images
 from pipelines.labelling.job import LabellingJob
 from pipelines.labelling.listing import read_listing
 from pipelines.labelling.manifest import MANIFEST, JobManifest
+from pipelines.labelling.notify import JobEvents
 from pipelines.labelling.outputs import SUMMARY, write_outputs
 from pipelines.labelling.parts import finished_chunks
 from pipelines.review.redo import resume_redo
@@ -30,16 +31,16 @@ class _StoppedError(Exception):
 
 
 class ProgressWriter:
-    """Writes a job's progress every `BEAT_S` seconds from a thread, also during a slow chunk."""
+    """Writes a job's progress, `now`, every `BEAT_S` seconds from a thread, also during a slow chunk."""
 
     def __init__(self, records: JobRecords, job_id: str, done: int) -> None:
         self._records, self._id, self._first = records, job_id, done
-        self._now = Progress(state="running", done=done, failed=records.progress(job_id).failed)
+        self.now = Progress(state="running", done=done, failed=records.progress(job_id).failed)
         self._began, self._end = 0.0, threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True)
 
     def __enter__(self) -> ProgressWriter:
-        self._records.write_progress(self._id, self._now)
+        self._records.write_progress(self._id, self.now)
         self._thread.start()
         return self
 
@@ -52,30 +53,30 @@ class ProgressWriter:
         if not self._began:
             self._began, self._first = now, done
         rate = (done - self._first) / (now - self._began) if now > self._began else 0.0
-        self._now = self._now.model_copy(update={"done": done, "failed": self._now.failed + failed, "rate": rate})
+        self.now = self.now.model_copy(update={"done": done, "failed": self.now.failed + failed, "rate": rate})
         if self._records.stop_requested(self._id):
             raise _StoppedError
 
     def finish(self, done: int, failed: int) -> None:
         """The outputs are written: set the final numbers of photos."""
-        self._now = self._now.model_copy(update={"state": "done", "done": done, "failed": failed})
+        self.now = self.now.model_copy(update={"state": "done", "done": done, "failed": failed})
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> bool:
         self._end.set()
         self._thread.join()
         if isinstance(error, _StoppedError):
-            self._now = self._now.model_copy(update={"state": "stopped"})
+            self.now = self.now.model_copy(update={"state": "stopped"})
         elif error is not None:
             line = error_line(error) if isinstance(error, FssError) else f"{type(error).__name__}: {error}"
-            self._now = self._now.model_copy(update={"state": "failed", "error": " ".join(line.split())[:500]})
-        self._records.write_progress(self._id, self._now)
+            self.now = self.now.model_copy(update={"state": "failed", "error": " ".join(line.split())[:500]})
+        self._records.write_progress(self._id, self.now)
         return isinstance(error, Exception)  # the record has it: no trace in the cluster's log
 
     def _beat(self) -> None:
         while not self._end.wait(BEAT_S):
             with suppress(FssError):  # the store did not answer: the next beat writes it
-                self._records.write_progress(self._id, self._now)
+                self._records.write_progress(self._id, self.now)
 
 
 def run_job_task(workspace: str, record: JobRecord, recipe: Recipe, supports_url: str, handle: Any) -> None:
@@ -90,6 +91,16 @@ def run_job_task(workspace: str, record: JobRecord, recipe: Recipe, supports_url
         if left or not out.exists(SUMMARY):
             write_outputs(out, manifest)
         progress.finish(manifest.images_count, int(out.read_json(SUMMARY)["failed"]))
+    _tell(JobEvents(out, manifest, recipe.label.notify), progress.now, out)
+
+
+def _tell(events: JobEvents, now: Progress, out: Store) -> None:
+    """Tell of the end of the job, after its progress says the same to those who ask."""
+    with suppress(FssError):  # the store is away
+        if now.state == "done":
+            events.done(out.read_json(SUMMARY))
+        elif now.state in ("stopped", "failed"):
+            events.ended(now.state, now.error)
 
 
 def _job(out: Store, manifest: JobManifest, recipe: Recipe) -> LabellingJob:

@@ -40,7 +40,7 @@ def list_images(url: str, limit: int = 0, *, outs: Sequence[str] = (), keep: Sto
     elif inputs.kind == "tar":
         list_tars(writer, inputs, limit)
     else:
-        written = tuple(f"{place}/" for out in outs if (place := _within(inputs.root, Store(out))))
+        written = tuple(f"{place}/" for out in outs if (place := within(inputs.root, Store(out))))
         writer = list_files(writer, inputs, limit, written)
     found = writer.finish()
     if not len(found):
@@ -109,11 +109,11 @@ def _counted(suffixes: Counter[str]) -> str:
 
 def check_out(url: str, out: str) -> None:
     """Raises `FssError` if `out` is the folder of the photos, where outputs would be taken for photos."""
-    if _within(Store(url), Store(out)) == ".":
+    if within(Store(url), Store(out)) == ".":
         raise FssError("is the folder of --images", where=out, hint="choose another --out; a folder below it is fine")
 
 
-def _within(outer: Store, inner: Store) -> str:
+def within(outer: Store, inner: Store) -> str:
     """The path of `inner` relative to `outer`; "." if they are the same, "" if `inner` is not below `outer`."""
     here, there = (PurePosixPath(os.path.realpath(s.url) if s.is_local else s.url) for s in (outer, inner))
     return str(there.relative_to(here)) if there.is_relative_to(here) else ""

@@ -39,7 +39,7 @@ TARS = 8  # tar files that are indexed at the same time
 HEAD = 64 * 1024  # bytes in which the names of a CSV's columns are
 TAR_BLOCK = 256 * 1024  # bytes of a request that looks for the next header; larger photos are skipped over
 LISTS, TAR, PACKED = (".parquet", ".csv"), ".tar", (".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".tar.bz2")
-_SPECIAL = re.compile(r"[*?\[{]")
+SPECIAL = re.compile(r"[*?\[{]")
 _BRACES = re.compile(r"\{(\d+\.\.\d+|[^{}]*,[^{}]*)\}")
 
 
@@ -67,16 +67,16 @@ class Inputs:
     @property
     def prefix(self) -> str:
         """What all names that fit the pattern begin with."""
-        return _SPECIAL.split(self.pattern, maxsplit=1)[0]
+        return SPECIAL.split(self.pattern, maxsplit=1)[0]
 
     def files(self) -> Iterator[str]:
         """The names below the root that fit the pattern, in order. Raises `FssError` if there are none."""
         for one in expand_braces(self.pattern):
-            if not _SPECIAL.search(one):
+            if not SPECIAL.search(one):
                 yield one
                 continue
             fits = matcher(one)
-            found = [n for n in _names(self.root, _SPECIAL.split(one, maxsplit=1)[0]) if fits.fullmatch(n)]
+            found = [n for n in _names(self.root, SPECIAL.split(one, maxsplit=1)[0]) if fits.fullmatch(n)]
             if not found:
                 raise FssError("no file fits", where=self.root.path(one), hint="check the pattern of --images")
             yield from found
@@ -84,7 +84,7 @@ class Inputs:
 
 def read_inputs(url: str) -> Inputs:
     """What a value of --images names. Raises `FssError` if it does not exist, and for packed tar files."""
-    plain, special, low = Store(url), _SPECIAL.search(url), url.lower()
+    plain, special, low = Store(url), SPECIAL.search(url), url.lower()
     if special and "://" in url and "/" not in url[url.find("://") + 3:special.start()]:
         raise FssError("a bucket's name cannot be a pattern", where=url, hint="label one bucket after the other")
     if low.endswith(PACKED):
@@ -128,9 +128,9 @@ def expand_braces(pattern: str) -> list[str]:
 
 def _names(store: Store, prefix: str) -> list[str]:
     try:
-        return [name for name, _ in iter_files(store, prefix=prefix)]
+        return [one.path for one in iter_files(store, prefix=prefix)]
     except OutOfOrderError:
-        return [name for name, _ in iter_files(store, prefix=prefix, by_folder=True)]
+        return [one.path for one in iter_files(store, prefix=prefix, by_folder=True)]
 
 
 def list_files(writer: ListingWriter, inputs: Inputs, limit: int, written: tuple[str, ...]) -> ListingWriter:
@@ -148,14 +148,14 @@ def _list_files(writer: ListingWriter, inputs: Inputs, limit: int, written: tupl
     fits = matcher(inputs.pattern) if inputs.pattern else None
     found = iter_files(inputs.root, prefix=inputs.prefix, after=writer.totals.cursor, by_folder=by_folder)
     while files := list(islice(found, MARK_EVERY)):
-        for name, size in files:
+        for name, size, _ in files:
             if name.startswith(written) or (fits and not fits.fullmatch(name)):
                 continue
             if not is_photo(name):
                 writer.leave(name)
             elif not limit or writer.count < limit:
                 writer.add(Photo(_checked(name, inputs.root.url), size))
-        writer.mark(files[-1][0], seen=len(files))
+        writer.mark(files[-1].path, seen=len(files))
         if limit and writer.count >= limit and writer.seen >= ENOUGH:
             return
 

@@ -40,13 +40,17 @@ class LabellingJob:
         done = finished_chunks(self.out)
         return [c for c in range(self.manifest.chunks) if c not in done]
 
+    def rows(self, chunk: int) -> Sequence[int]:
+        """The photos of a chunk that are to be labelled, counted from 0."""
+        return self.manifest.rows(chunk)
+
     def run(self, engine: Engine, left: list[int], in_flight: int,
             on_progress: OnProgress | None = None) -> int:
         """Label the chunks `left`, at most `in_flight` at a time. Returns their number of photos.
 
         `on_progress` is called after each chunk; an exception that it raises ends the work.
         """
-        todo = sum(len(self.manifest.rows(c)) for c in left)
+        todo = sum(len(self.rows(c)) for c in left)
         reader = PhotoReader(self.images, max_bytes=self.manifest.max_bytes, threads=READERS)
         done = len(self.images) - todo
         pool = ThreadPoolExecutor(in_flight, thread_name_prefix="chunk")
@@ -64,11 +68,12 @@ class LabellingJob:
 
     def label_chunk(self, chunk: int, engine: Engine, reader: PhotoReader) -> tuple[int, int]:
         """Label a chunk and write its part. Returns its number of photos, and how many of them could not be read."""
-        rows = self.manifest.rows(chunk)
+        rows = self.rows(chunk)
         if self.existing is not None:
             return len(rows), self._label_what_is_missing(chunk, self.existing, engine, reader)
         results = label_rows(rows, engine, reader, self.manifest, self.max_seconds)
-        write_part(self.out, chunk, self.images, rows, self.manifest, results)
+        merge = len(rows) < len(self.manifest.rows(chunk))
+        write_part(self.out, chunk, self.images, rows, self.manifest, results, merge=merge)
         return len(rows), sum(isinstance(r, PhotoFailure) for r in results)
 
     def _label_what_is_missing(self, chunk: int, existing: ExistingLabels, engine: Engine, reader: PhotoReader) -> int:

@@ -41,6 +41,7 @@ SCHEMA = pa.schema([
     ("url", pa.string()),  # where it is; empty: below the job's URL, under its name
     ("start", pa.int64()),  # first byte in that file; -1: it is the whole file
     ("source_id", pa.string()),  # in the person's own list; null without one
+    ("version", pa.string()),  # of a watched job: what changes when the photo is written again
 ])
 
 
@@ -52,6 +53,7 @@ class Photo(NamedTuple):
     url: str = ""
     start: int = -1
     source_id: str | None = None
+    version: str = ""
 
 
 class LeftOut(NamedTuple):
@@ -178,7 +180,7 @@ class ImageList:
         there = self._folder is not None and self._folder.url == out.url
         for page in range(len(self._ends)):
             if page in self._pages or not there:
-                _write_page(out, page, self._page(page))
+                write_page(out, page, self._page(page))
         out.write_json(ABOUT, {"url": self.url, **asdict(self.totals)})
         self._pages, self._folder, self._temporary = {}, out, None
 
@@ -262,9 +264,9 @@ class ListingWriter:
 
     def _flush(self) -> None:
         folder = self.keep or self._spill()
-        table = _table(self._rows)
+        table = page_table(self._rows)
         note = {"since": asdict(self._since), "wanted": self._wanted}
-        _write_page(folder, len(self.totals.pages), table.replace_schema_metadata({"fss": json.dumps(note)}))
+        write_page(folder, len(self.totals.pages), table.replace_schema_metadata({"fss": json.dumps(note)}))
         self.totals.pages.append(len(self._rows))
         self._rows = []
         self._merge()
@@ -295,7 +297,7 @@ class ListingWriter:
             note = json.loads((table.schema.metadata or {}).get(b"fss", b"{}"))
             if note.get("wanted") != self._wanted:
                 return self.fresh()
-            for row in _rows(table):
+            for row in photos_of(table):
                 self._hash(row)
             self.totals.source_ids |= table["source_id"].null_count < len(table)
             self.totals.pages.append(len(table))
@@ -313,23 +315,26 @@ class ListingWriter:
     def finish(self) -> ImageList:
         """The listing. Its last page is in memory until it is saved."""
         self._merge()
-        pages = {len(self.totals.pages): _table(self._rows)} if self._rows else {}
+        pages = {len(self.totals.pages): page_table(self._rows)} if self._rows else {}
         self.totals.pages += [len(self._rows)] if self._rows else []
         self.totals.hash = self._digest.hexdigest()
         folder = self.keep if self._temporary is None else Store(self._temporary.name)
         return ImageList(self.url, self.totals, pages, folder, self._temporary)
 
 
-def _table(rows: Sequence[Photo]) -> pa.Table:
+def page_table(rows: Sequence[Photo]) -> pa.Table:
+    """A page of these photos."""
     columns = list(zip(*rows, strict=True)) or [()] * len(SCHEMA)
     return pa.table([pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)], schema=SCHEMA)
 
 
-def _rows(table: pa.Table) -> Iterator[Photo]:
-    return map(Photo._make, zip(*(table[name].to_pylist() for name in SCHEMA.names), strict=True))
+def photos_of(table: pa.Table) -> Iterator[Photo]:
+    """The photos of a page; pages of older versions have fewer columns."""
+    return (Photo(*row) for row in zip(*(column.to_pylist() for column in table.columns), strict=True))
 
 
-def _write_page(out: Store, page: int, table: pa.Table) -> None:
+def write_page(out: Store, page: int, table: pa.Table) -> None:
+    """Write a page into a job's folder."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
     out.write_bytes(page_name(page), sink.getvalue().to_pybytes())

@@ -28,7 +28,7 @@ class JobManifest(Wanted, Computing, PhotoLimits):
     version: int = MANIFEST_VERSION
     images_url: str
     images_count: int
-    images_hash: str  # hash of names and sizes
+    images_hash: str  # hash of names and sizes; of a watched job a random name
     class_name: str = ""  # in a job with one class
     support_id: str = ""
     class_names: list[str] = Field([])  # in a job with several classes
@@ -48,12 +48,19 @@ class JobManifest(Wanted, Computing, PhotoLimits):
     existing: str = ""  # URL of annotations that were there already
     existing_mode: Literal["", "keep", "fill", "compare"] = ""
     existing_hash: str = ""  # of what they say, and of the names that their classes got
+    watched: bool = False  # `fss label --watch`: photos are added
+    before: int = 0  # in a watched job: the photos that are all labelled; the others are the last batch
     redoes: str = ""  # in a job that labels doubtful labels of another job again: the hash of its origin.json
 
     @property
     def classes(self) -> list[str]:
         """The names of the classes."""
         return self.class_names or [self.class_name]
+
+    @property
+    def in_order(self) -> bool:
+        """Whether the photos are in the order of their names."""
+        return self.inputs in PLAIN and not self.watched
 
     @property
     def title(self) -> str:
@@ -87,7 +94,7 @@ class JobManifest(Wanted, Computing, PhotoLimits):
 
 LATER = {name: JobManifest.model_fields[name].default for name in (
     "class_name", "support_id", "class_names", "support_ids", "calibrator", "redoes", "agreement", "features",
-    "inputs", "source_ids", "existing", "existing_mode", "existing_hash",
+    "inputs", "source_ids", "existing", "existing_mode", "existing_hash", "watched", "before",
     *Computing.model_fields,
     *(Wanted.model_fields.keys() - {"threshold"}))}
 
@@ -114,6 +121,8 @@ def claim_folder(out: Store, manifest: JobManifest) -> bool:
         return False
     mine, theirs = manifest.content(), out.read_json(MANIFEST)
     free = {"images_url", "existing", "agreement"}  # files may be mounted elsewhere; what was measured is no setting
+    if manifest.watched:
+        free |= {"images_count", "images_hash", "before"}
     differs = sorted(k for k in mine.keys() | theirs.keys() if mine.get(k) != theirs.get(k) and k not in free)
     if differs:
         key = differs[0]

@@ -75,17 +75,23 @@ def finished_chunks(out: Store) -> set[int]:
     return {int(n.rsplit("-", 1)[1].removesuffix(".parquet")) for n in out.list(FOLDER, suffix=".parquet")}
 
 
-def write_part(out: Store, chunk: int, images: ImageList, rows: range, manifest: JobManifest,
-               results: Sequence[Labels | PhotoFailure]) -> None:
-    """Write the part of a chunk. `results` has one entry for each photo of `rows`."""
-    write_rows(out, chunk, images, rows, manifest, [list(result_columns(r, manifest)) for r in results])
+def write_part(out: Store, chunk: int, images: ImageList, rows: Sequence[int], manifest: JobManifest,
+               results: Sequence[Labels | PhotoFailure], *, merge: bool = False) -> None:
+    """Write the part of a chunk. `results` has one entry for each photo of `rows`.
+
+    merge: the part keeps what it has of other photos.
+    """
+    write_rows(out, chunk, images, rows, manifest, [list(result_columns(r, manifest)) for r in results], merge=merge)
 
 
-def write_rows(out: Store, chunk: int, images: ImageList, rows: range, manifest: JobManifest,
-               found: Sequence[Sequence[dict[str, Any]]]) -> None:
+def write_rows(out: Store, chunk: int, images: ImageList, rows: Sequence[int], manifest: JobManifest,
+               found: Sequence[Sequence[dict[str, Any]]], *, merge: bool = False) -> None:
     """As `write_part`, from the rows of each photo without its id and name."""
     written = [{"image_id": row + 1, "file_name": photo.name, "source_id": photo.source_id, **columns}
                for row, own, photo in zip(rows, found, map(images.photo, rows), strict=True) for columns in own]
+    if merge and out.exists(part_name(chunk)):
+        kept = [row for row in out.read_table(part_name(chunk)).to_pylist() if row["image_id"] - 1 not in set(rows)]
+        written = sorted([*kept, *written], key=itemgetter("image_id"))
     out.write_table(part_name(chunk), pa.Table.from_pylist(written, schema=schema_of(manifest)))
 
 

@@ -18,6 +18,7 @@ from fss_models.shipped.files import bundle_url
 from pipelines.base.progress import say
 from pipelines.base.storage import Store, join
 from pipelines.base.version import package_version
+from pipelines.base.webhook import read_secret, told_if_it_fails
 from pipelines.base.workspace import Workspace
 from pipelines.bundles.bundle import about_bundle, load_bundle, read_bundle_info
 from pipelines.bundles.shipped import champion_url, say_if_shipped
@@ -36,6 +37,7 @@ from pipelines.labelling.images import ImageList, check_out, keep_unread, kept_i
 from pipelines.labelling.inputs import list_columns
 from pipelines.labelling.job import LabellingJob
 from pipelines.labelling.manifest import MANIFEST, JobManifest, claim_folder, describe_classes, describe_images
+from pipelines.labelling.notify import JobEvents
 from pipelines.labelling.outputs import SUMMARY, write_outputs
 from pipelines.labelling.settle import continued, differs, of_service, settle
 from pipelines.serving.client import find_service, reach_service
@@ -68,11 +70,28 @@ class LabelRequest:
         return bundle_url(self.bundle) if self.bundle else champion_url(Workspace(self.recipe.out))
 
 
-def run_label_job(request: LabelRequest) -> dict[str, Any]:
-    """Label all photos. Returns the summary. Raises `FssError` for a person's mistakes."""
+@dataclass(frozen=True, kw_only=True)
+class BegunJob:
+    """What a request stands for, before its photos are listed; `request` has the settings of a job that goes on.
+
+    `service` and `health` are of the service to use, "" and None without one; `about`: the bundle's `about_bundle`.
+    """
+
+    request: LabelRequest
+    out: Store
+    classes: list[SupportSet]
+    service: str
+    health: dict[str, Any] | None
+    about: dict[str, Any]
+
+
+def begin(request: LabelRequest) -> BegunJob:
+    """Read the supports and choose the service, with lines for people. Raises `FssError` for a person's mistakes."""
     classes = read_label_set(request.supports)
     say("\n".join(support_lines(classes)))
     out = Store(request.out)
+    if request.recipe.label.notify:
+        read_secret()
     request = replace(request, recipe=request.recipe.model_copy(update={"label": continued(request.recipe.label, out)}))
     service, health = choose_service(request)
     about = health if health and not request.bundle else about_bundle(read_bundle_info(request.bundle_url))
@@ -85,6 +104,13 @@ def run_label_job(request: LabelRequest) -> dict[str, Any]:
     elif "reads_names" in health:
         say(words_line(health["method"], classes, reads=health["reads_names"]))
     check_out(request.images, request.out)
+    return BegunJob(request=request, out=out, classes=classes, service=service, health=health, about=about)
+
+
+def run_label_job(request: LabelRequest) -> dict[str, Any]:
+    """Label all photos. Returns the summary. Raises `FssError` for a person's mistakes."""
+    begun = begin(request)
+    request, out, classes, health = begun.request, begun.out, begun.classes, begun.health
     images = job_images(request, out)
     for line in left_out(images):
         say(line)
@@ -93,23 +119,31 @@ def run_label_job(request: LabelRequest) -> dict[str, Any]:
     config, measured = settle(request.recipe.label, health, bundle=request.bundle_url if health is None else "",
                               classes=classes, images=images, data=request.recipe.data)
     recipe = request.recipe.model_copy(update={"label": config})
-    manifest = describe_job(recipe, about, images, classes, request.limit,
+    manifest = describe_job(recipe, begun.about, images, classes, request.limit,
                             {**measured, **(existing.describe() if existing else {})})
     again = claim_folder(out, manifest)
     keep_unread(out, images)
     if existing:
         say(keep_about(out, existing, images, names))
     job = LabellingJob(out, images, manifest, max_seconds=request.recipe.data.max_seconds, existing=existing)
-    left = job.chunks_left()
+    events = JobEvents(out, manifest, config.notify)
+    with told_if_it_fails(events.ended):
+        return events.done(_label_rest(job, replace(begun, request=replace(request, recipe=recipe)), again=again))
+
+
+def _label_rest(job: LabellingJob, begun: BegunJob, *, again: bool) -> dict[str, Any]:
+    """Label what has no part and write the outputs. Returns the summary. again: the job was begun before."""
+    out, manifest, config, left = job.out, job.manifest, begun.request.recipe.label, job.chunks_left()
     if again and not left and out.exists(SUMMARY):
         say("everything is labelled already")
         summary: dict[str, Any] = out.read_json(SUMMARY)
         if set(config.formats) <= set(summary.get("formats", {})):
             return {**summary, "labelled_now": 0}
-    if not health:
+    if not begun.health:
         tiles = "; a photo in tiles takes one for each" if config.tile else ""
-        say(encodings_line(read_bundle_info(request.bundle_url), len(images), classes) + tiles)
-    now = label_chunks(job, left, classes, service, health, request)
+        info = read_bundle_info(begun.request.bundle_url)
+        say(encodings_line(info, len(job.images), begun.classes) + tiles)
+    now = label_chunks(job, left, begun.classes, begun.service, begun.health, begun.request)
     return {**write_outputs(out, manifest, config.formats), "labelled_now": now}
 
 
@@ -160,27 +194,35 @@ def label_chunks(job: LabellingJob, left: list[int], classes: Sequence[SupportSe
     """
     if not left:
         return 0
+    if request.engine == "actors":
+        return run_with_actors(job, left, own_model(job, classes, request))
+    with job_engine(job, classes, service, health, request) as ready:
+        return job.run(ready, left, request.recipe.label.in_flight)
+
+
+def job_engine(job: LabellingJob, classes: Sequence[SupportSet], service: str, health: dict[str, Any] | None,
+               request: LabelRequest) -> AbstractContextManager[Engine]:
+    """The service, or a deployment of the job's own."""
     if service and health:
         say(f"labelling through the service at {service}")
-        engine: AbstractContextManager[Engine] = service_engine(service, classes, health["max_request_bytes"],
-                                                                job.manifest.bundle_id)
-    else:
-        root = join(job.out.url, "supports")
-        for supports in classes:
-            supports.save(root)
-        url = request.bundle_url
-        if not request.bundle:
-            say_if_shipped(url, Workspace(request.recipe.out))
-        spec = model_spec(request.recipe, bundle_url=url, bundle_id=job.manifest.bundle_id, supports_url=root,
-                          device="cpu", batch=job.manifest.batch, computing=job.manifest.computing())
-        if job.manifest.features == "keep":
-            spec = replace(spec, features_url=Workspace(request.recipe.out).label_features)
-            say(_about_features(spec, len(job.images)))
-        if request.engine == "actors":
-            return run_with_actors(job, left, spec)
-        engine = local_engine(spec)
-    with engine as ready:
-        return job.run(ready, left, request.recipe.label.in_flight)
+        return service_engine(service, classes, health["max_request_bytes"], job.manifest.bundle_id)
+    return local_engine(own_model(job, classes, request))
+
+
+def own_model(job: LabellingJob, classes: Sequence[SupportSet], request: LabelRequest) -> ModelSpec:
+    """The model of a job without a service. The support sets are written into the job's folder, where it reads them."""
+    root = join(job.out.url, "supports")
+    for supports in classes:
+        supports.save(root)
+    url = request.bundle_url
+    if not request.bundle:
+        say_if_shipped(url, Workspace(request.recipe.out))
+    spec = model_spec(request.recipe, bundle_url=url, bundle_id=job.manifest.bundle_id, supports_url=root,
+                      device="cpu", batch=job.manifest.batch, computing=job.manifest.computing())
+    if job.manifest.features == "keep":
+        spec = replace(spec, features_url=Workspace(request.recipe.out).label_features)
+        say(_about_features(spec, len(job.images)))
+    return spec
 
 
 def _about_features(spec: ModelSpec, photos: int) -> str:

@@ -47,9 +47,20 @@ class ReviewedJob:
 
     def check_complete(self) -> None:
         """Raises `FssError` while parts are missing."""
+        if self.manifest.watched and not self._last_batch_is_done():
+            raise FssError("photos that have arrived are being labelled", where=self.out.url,
+                           hint="wait for `fss label --watch`, or start it again")
         if len(self.chunks) < self.manifest.chunks:
             raise FssError(f"only {len(self.chunks)} of {self.manifest.chunks} parts are labelled", where=self.out.url,
                            hint="run `fss label` again to finish the job")
+
+    def _last_batch_is_done(self) -> bool:
+        """Whether the part that has photos of two batches has all of them."""
+        first = self.manifest.before // self.manifest.chunk
+        if first not in self.chunks:
+            return self.manifest.before == self.manifest.images_count
+        ids = self.out.read_table(part_name(first), ["image_id"])["image_id"]
+        return len(ids.unique()) == len(self.manifest.rows(first))
 
     def rows(self, columns: list[str] | None = None) -> Iterator[list[Row]]:
         """The labels of each finished part without decisions, one part at a time. Unreadable photos are left out."""
@@ -62,7 +73,9 @@ class ReviewedJob:
         if not 1 <= image_id <= self.manifest.images_count or not self.out.exists(part_name(chunk)):
             raise FssError(f"photo {image_id} is not labelled", where=self.out.url)
         rows = [r for r in self.out.read_table(part_name(chunk)).to_pylist() if r["image_id"] == image_id]
-        if not rows or rows[0]["error"] is not None:
+        if not rows:
+            raise FssError(f"photo {image_id} is not labelled yet", where=self.out.url)
+        if rows[0]["error"] is not None:
             raise FssError(f"photo {image_id} could not be read, so it has no label", where=self.out.url)
         return rows
 

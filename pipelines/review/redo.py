@@ -17,6 +17,7 @@ import pyarrow as pa
 from fss_models.errors import FssError
 from pipelines.base.progress import say
 from pipelines.base.storage import Store, join
+from pipelines.base.webhook import read_secret, told_if_it_fails
 from pipelines.base.workspace import Workspace
 from pipelines.bundles.bundle import about_bundle, read_bundle_info
 from pipelines.config.recipe import Recipe
@@ -36,6 +37,7 @@ from pipelines.labelling.images import PhotoReader, list_images
 from pipelines.labelling.job import LabellingJob, label_rows
 from pipelines.labelling.listing import read_listing
 from pipelines.labelling.manifest import JobManifest, claim_folder, describe_classes
+from pipelines.labelling.notify import JobEvents
 from pipelines.labelling.outputs import write_outputs
 from pipelines.labelling.parts import part_name, result_columns, schema_of
 from pipelines.labelling.run import LabelRequest, check_bundle, choose_service, label_chunks
@@ -113,6 +115,8 @@ def run_redo(request: RedoRequest) -> dict[str, Any]:
     """Label doubtful labels again. Returns the summary of the new job. Raises `FssError` for a person's mistakes."""
     old, out = open_job(request.job), Store(request.out)
     old.check_complete()
+    if request.recipe.label.notify:
+        read_secret()
     config = request.recipe.label.model_copy(update={
         "batch": old.manifest.batch, "features": old.manifest.features, **old.manifest.computing()})
     options = LabelRequest(recipe=request.recipe.model_copy(update={"label": config}), images=old.manifest.images_url,
@@ -125,9 +129,12 @@ def run_redo(request: RedoRequest) -> dict[str, Any]:
     _check_origin(request, old, out, origin)
     job, classes = resume_redo(out, Workspace(request.recipe.out).supports)
     left = job.chunks_left()
-    if left:
-        label_chunks(job, left, classes, *(chosen or choose_service_of(job.manifest, options)), options)
-    return {**write_outputs(out, job.manifest, config.formats), "parts_now": len(left),
+    events = JobEvents(out, job.manifest, config.notify)
+    with told_if_it_fails(events.ended):
+        if left:
+            label_chunks(job, left, classes, *(chosen or choose_service_of(job.manifest, options)), options)
+        summary = events.done(write_outputs(out, job.manifest, config.formats))
+    return {**summary, "parts_now": len(left),
             "again": origin["labels"], "origin": old.out.url}
 
 

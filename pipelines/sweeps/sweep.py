@@ -15,6 +15,7 @@ from pipelines.base.cluster import cluster
 from pipelines.base.progress import say
 from pipelines.base.ray_stage import run_task
 from pipelines.base.storage import Store
+from pipelines.base.webhook import told_if_it_fails
 from pipelines.base.workspace import Workspace
 from pipelines.config.method import method_labels
 from pipelines.config.recipe import Recipe
@@ -26,6 +27,7 @@ from pipelines.sweeps.base_learners import ensure_base_learners
 from pipelines.sweeps.execute import PlannedRun, execute
 from pipelines.sweeps.machines import request_machines
 from pipelines.sweeps.matrix import MatrixCell, expand_matrix, only_cell
+from pipelines.sweeps.notify import SweepEvents
 from pipelines.sweeps.owner import own_workspace
 from pipelines.sweeps.plan import check_methods, plan_sweep
 from pipelines.sweeps.watch import RunState
@@ -53,7 +55,8 @@ def run_cells(recipe: Recipe) -> list[tuple[MatrixCell, list[RunResult]]]:
     for cell in found:
         check_methods(cell.recipe)
     store = Store(Workspace(recipe.out).url)
-    with own_workspace(store.url) as owner:
+    events = SweepEvents(store, recipe.sweep.notify)
+    with own_workspace(store.url) as owner, told_if_it_fails(events.ended):
         store.write_json(RECIPE, recipe.model_dump(mode="json"))
         try:
             with cluster() as ray:
@@ -67,6 +70,7 @@ def run_cells(recipe: Recipe) -> list[tuple[MatrixCell, list[RunResult]]]:
             if owner.ended:
                 say(f"the sweep stops: {owner.ended}")
             raise
+        events.done([one for some in results for one in some])
     return list(zip(found, results, strict=True))
 
 

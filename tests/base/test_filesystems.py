@@ -33,9 +33,9 @@ def filled(url: str) -> Store:
 
 
 def check_order(store: Store, **how: bool) -> None:
-    assert [name for name, _ in iter_files(store, **how)] == NAMES
-    assert [n for n, _ in iter_files(store, prefix="a/", after="a/b.jpg", **how)] == ["a/b/c.jpg", "a/x.jpg"]
-    assert [n for n, _ in iter_files(store, after="a/b/c.jpg", **how)] == NAMES[5:]
+    assert [one.path for one in iter_files(store, **how)] == NAMES
+    assert [one.path for one in iter_files(store, prefix="a/", after="a/b.jpg", **how)] == ["a/b/c.jpg", "a/x.jpg"]
+    assert [one.path for one in iter_files(store, after="a/b/c.jpg", **how)] == NAMES[5:]
 
 
 @contextmanager

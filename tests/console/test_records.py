@@ -15,7 +15,16 @@ from pipelines.base.storage import Store
 from pipelines.config.label import LabelConfig, ServeConfig
 from pipelines.config.recipe import Recipe
 from pipelines.console.jobs import MAX_RUNNING, Jobs
-from pipelines.console.records import FOLDER, STALE_S, JobRecord, JobRecords, JobRequest, Progress, check_place
+from pipelines.console.records import (
+    FOLDER,
+    STALE_S,
+    JobRecord,
+    JobRecords,
+    JobRequest,
+    Progress,
+    check_place,
+    check_receiver,
+)
 from pipelines.console.task import ProgressWriter, _StoppedError
 from pipelines.inference.supports import Support, SupportSet
 from pipelines.labelling.manifest import MANIFEST, JobManifest, claim_folder
@@ -69,6 +78,51 @@ def test_places_outside_the_roots_are_refused(tmp_path: Path) -> None:
     with pytest.raises(PermissionError):
         check_place(str(inside), ())
     assert check_place(str(outside), None) == str(outside)
+
+
+def test_receivers_outside_the_roots_are_refused() -> None:
+    """Would catch servers and paths that only begin like an allowed one, another port, and names before an @."""
+    roots = ("https://example.org/hooks", "http://10.0.0.5:8080/")
+    for url in ("https://example.org/hooks", "https://example.org:443/hooks/a?key=1", "http://10.0.0.5:8080/any",
+                "HTTPS://EXAMPLE.ORG/hooks/"):
+        check_receiver(url, roots)
+    for url in ("http://example.org/hooks", "https://example.org/hooks-of-others", "https://example.org/",
+                "https://example.org:8443/hooks", "https://example.org.evil.net/hooks",
+                "https://example.org@evil.net/hooks", "https://me@example.org/hooks",
+                "https://example.org/hooks/../admin", "https://example.org/hooks/%2e%2e/admin",
+                "https://example.org/hooks/..%5cadmin", "http://10.0.0.5/any",
+                "http://169.254.169.254/latest/meta-data", "http://127.0.0.1:8080/",
+                "http://[::1]:8080/", "http://0x7f000001/", "http://[bad"):
+        with pytest.raises(PermissionError):
+            check_receiver(url, roots)
+    with pytest.raises(PermissionError):
+        check_receiver("https://example.org/hooks", ())
+    check_receiver("http://127.0.0.1:8080/", None)
+
+
+def test_a_client_may_not_have_any_url_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a service that others reach no URL but those of serve.notify_roots; on loopback any, with a secret."""
+    def ask(served: Jobs) -> None:
+        served.start(JobRequest(images=str(tmp_path), support_ids=["0" * 16], notify="http://169.254.169.254/a"))
+
+    served = jobs(tmp_path, (str(tmp_path),))
+    public = replace(served.spec, recipe=Recipe(serve=ServeConfig(host="0.0.0.0", notify_roots=["https://a.b/"])))
+    closed = replace(served.spec, recipe=Recipe(serve=ServeConfig(host="0.0.0.0")))
+    for spec in (public, closed):
+        served.take(spec, served.about)
+        with pytest.raises(RefusedError, match="may not call the URL of notify") as refused:
+            ask(served)
+        assert refused.value.status == 403
+    served.take(replace(public, roots=None), served.about)
+    half_labelled(served, tmp_path)
+    served.records.add(record("cup-1").model_copy(update={
+        "out": str(tmp_path / "out"), "settings": {"notify": "http://10.0.0.1/"}}))
+    with pytest.raises(RefusedError, match="may not call the URL of notify"):
+        served.resume("cup-1")
+    served = jobs(tmp_path, None)
+    monkeypatch.delenv("FSS_WEBHOOK_SECRET", raising=False)
+    with pytest.raises(FssError, match="there is no FSS_WEBHOOK_SECRET"):
+        ask(served)
 
 
 def test_refusals_have_their_status(tmp_path: Path) -> None:

@@ -73,15 +73,15 @@ class Command:
             time.sleep(0.02)
         assert done < PARTS, "the job was done too early; raise PHOTOS"
 
-    def kill_below(self, name: str) -> None:
-        """Send SIGKILL to the one child process with `name` in its title."""
-        kill_below(self.process.pid, name)
-
-    def kill_all(self) -> None:
+    def kill(self) -> None:
         """Send SIGKILL to the command alone; the processes that it started end by themselves."""
         orphans = psutil.Process(self.process.pid).children(recursive=True)
         self.process.kill()
         assert psutil.wait_procs(orphans, timeout=120)[1] == []
+
+    def kill_below(self, name: str) -> None:
+        """Send SIGKILL to the one child process with `name` in its title."""
+        kill_below(self.process.pid, name)
 
     def ends_well(self, seconds: float = 400) -> None:
         """Wait for the end, and check that the exit status is 0."""
@@ -96,7 +96,8 @@ class Command:
 def started(words: list[str], out: Path | str, log: Path, **env: str) -> Iterator[Command]:
     """Run the command during the block; it is killed at the end of the block."""
     with log.open("ab") as errors:
-        process = subprocess.Popen([*FSS, *words], env=clean_env(**env), stdout=errors, stderr=errors)
+        process = subprocess.Popen([*FSS, *words], env=clean_env(**env), stdout=errors, stderr=errors,
+                                   start_new_session=True)
     try:
         yield Command(process, log, Store(str(out)))
     finally:

@@ -51,7 +51,7 @@ def test_a_killed_job_that_keeps_annotations(engine: str, bundle: str, tmp_path:
     for parts in (4, 12):
         with started(quiet.words(out, *more), out, tmp_path / "log") as command:
             command.wait_for_parts(parts)
-            command.kill_all()
+            command.kill()
     ended = run_fss(*quiet.words(out, *more), timeout=400)
     assert ended.returncode == 0, ended.stderr
     quiet.assert_same(out)

@@ -39,7 +39,7 @@ def test_the_command_is_killed_twice(engine: str, quiet_job: QuietJob, tmp_path:
     for count in (4, 12):
         with started(words, out, tmp_path / "log") as command:
             command.wait_for_parts(count)
-            command.kill_all()
+            command.kill()
     kept = _times(out)
     assert count <= len(kept) < PARTS
     assert not (out / "labels.json").exists()
@@ -65,7 +65,7 @@ def test_a_killed_job_with_instances(engine: str, bundle: str, tmp_path: Path) -
     out = tmp_path / "out"
     with started(quiet.words(out, *more), out, tmp_path / "log") as command:
         command.wait_for_parts(4)
-        command.kill_all()
+        command.kill()
     with started(quiet.words(out, *more), out, tmp_path / "log") as command:
         command.wait_for_parts(12)
         command.kill_below(process)

@@ -72,7 +72,7 @@ def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not come"
-        time.sleep(0.3)
+        time.sleep(0.1)
 
 
 def clean_env(**more: str) -> dict[str, str]:

@@ -25,6 +25,7 @@ from pipelines.sweeps.plan import collect_results, plan_sweep
 from pipelines.sweeps.sweep import run_one, run_sweep
 from pipelines.training import worker
 from pipelines.training.context import RunContext
+from tests.fixtures.receiver import Receiver
 from tests.fss_models.shipped_case import ship_random
 
 
@@ -58,15 +59,24 @@ def test_selection_and_a_failed_run_are_told(debug_recipe: Recipe, ray_cluster: 
     assert _refit_spec(recipe, board, board.rows[0]).steps == good.steps
 
 
-def test_a_finished_sweep_computes_nothing_new(debug_recipe: Recipe, ray_cluster: object,
+def test_a_finished_sweep_computes_nothing_new(debug_recipe: Recipe, ray_cluster: object, receiver: Receiver,
+                                               monkeypatch: pytest.MonkeyPatch,
                                                capfd: pytest.CaptureFixture[str]) -> None:
-    recipe = debug_recipe.model_copy(update={"methods": debug_recipe.methods[:1]})
+    """Nor does it tell its receiver again."""
+    monkeypatch.setenv("FSS_WEBHOOK_SECRET", "a secret")
+    recipe = debug_recipe.model_copy(update={
+        "methods": debug_recipe.methods[:1],
+        "sweep": debug_recipe.sweep.model_copy(update={"notify": receiver.url})})
     results = run_sweep(recipe)
     assert [r.error for r in results] == [""] * 2
     assert results[0].list_hash != results[1].list_hash
     capfd.readouterr()
     assert run_sweep(recipe) == results
     assert "2 of 2 runs are already finished" in capfd.readouterr().err
+    (sent,) = receiver.got
+    assert sent.event["type"] == "sweep.done"
+    assert sent.event["data"] == {"sweep": Store(recipe.out).name, "state": "done", "out": Store(recipe.out).url,
+                                  "runs": 2, "failed": 0}
     assert collect_results(recipe) == results
 
 

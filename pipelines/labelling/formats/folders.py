@@ -38,7 +38,7 @@ def write_yolo(out: Store, manifest: JobManifest, name: str) -> None:
     labels beside the photos. Raises `FssError` for two photos whose names differ only in the suffix, and for photos
     whose labels YOLO would not find.
     """
-    stems = UniqueStems(ordered=manifest.inputs in PLAIN)
+    stems = UniqueStems(ordered=manifest.in_order)
 
     def one(photo: PhotoRows) -> tuple[str, bytes]:
         _check_name(photo.path, stems, out.path(name))
@@ -82,7 +82,7 @@ def write_semantic(out: Store, manifest: JobManifest, name: str) -> None:
     Where masks overlap, the pixels belong to the mask with the highest quality, or score if it has no quality. PNGs
     have 8 bits, or 16 for more than 255 classes.
     """
-    stems, deep = UniqueStems(ordered=manifest.inputs in PLAIN), len(manifest.classes) > BYTE
+    stems, deep = UniqueStems(ordered=manifest.in_order), len(manifest.classes) > BYTE
 
     def one(photo: PhotoRows) -> tuple[str, bytes]:
         drawn = np.zeros((photo.height, photo.width), dtype=np.uint16 if deep else np.uint8)

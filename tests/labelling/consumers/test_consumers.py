@@ -1,10 +1,12 @@
-"""The libraries of other tools read the labels in an environment of their own; the masks equal the truth."""
+"""The libraries of other tools read what fss writes, in an environment of their own; the masks equal the truth."""
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import sysconfig
+import time
 import venv
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipelines.base.webhook import read_secret, signature
 from tests.labelling.finished import Masks, finished_job, known_masks
 
 pytestmark = pytest.mark.slow
@@ -112,3 +115,25 @@ def test_labelme_opens_its_files_and_photos(python: Path, job: Path, truth: Mask
             seen = found.mask(name, label, mask)
             assert not (mask & ~seen).any(), f"{name} {label}"
             assert not (seen & ~bordered(mask)).any(), f"{name} {label}"
+
+
+VERIFY = """import json, sys
+from standardwebhooks import Webhook, WebhookVerificationError
+body, headers = json.load(sys.stdin)
+assert Webhook(sys.argv[1]).verify(body, headers) == json.loads(body)
+try:
+    Webhook(sys.argv[1]).verify(body + " ", headers)
+except WebhookVerificationError:
+    print("verified")
+"""
+
+
+def test_events_are_verified_by_the_library_of_their_specification(python: Path,
+                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    secret, body, now = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", b'{"type": "label.done"}', int(time.time())
+    monkeypatch.setenv("FSS_WEBHOOK_SECRET", secret)
+    headers = {"webhook-id": "1", "webhook-timestamp": str(now),
+               "webhook-signature": signature(read_secret(), "1", now, body)}
+    done = subprocess.run([python, "-c", VERIFY, secret], input=json.dumps([body.decode(), headers]),
+                          capture_output=True, text=True, timeout=100, check=False)
+    assert done.stdout == "verified\n", done.stderr
