@@ -324,6 +324,7 @@ def test_two_watches_of_one_folder(camera: Camera, s3_server: S3Server) -> None:
     ({"engine": "actors"}, "--engine actors is not for --watch"),
     ({"label": {"preprocessing": "auto"}}, "label.preprocessing auto is not for --watch"),
     ({"label": {"features": "keep"}}, "label.features keep is not for --watch"),
+    ({"label": {"existing": "annotations.json"}}, "label.existing is not for --watch"),
 ])
 def test_settings_that_do_not_fit(camera: Camera, changes: dict[str, Any], line: str) -> None:
     with pytest.raises(FssError, match=line):
