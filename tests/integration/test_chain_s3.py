@@ -176,9 +176,9 @@ def test_everything_is_tracked(recipe: Recipe, results: list[RunResult]) -> None
     assert version.tags["fss.bundle"] == load_bundle(version.source)[1].bundle_id
     twin = client.get_model_version_by_alias(f"fss-{recipe.project_name}-pyfunc", "champion")
     assert twin.tags == version.tags
-    model = client.get_logged_model(twin.model_id)
-    assert (model.source_run_id, str(model.status)) == (version.run_id, "READY")
-    loaded = mlflow.pyfunc.load_model(model.artifact_location)
+    (model,) = client.search_logged_models([experiment.experiment_id])
+    assert (model.source_run_id, model.status, model.artifact_location) == (version.run_id, "READY", twin.source)
+    loaded = mlflow.pyfunc.load_model(twin.source)
     assert loaded._model_impl.predictor.info.bundle_id == version.tags["fss.bundle"]
 
 
