@@ -33,5 +33,5 @@ def test_a_job_of_the_service(service: Running, receiver: Receiver, tmp_path: Pa
 def test_what_is_no_url_is_refused(service: Running) -> None:
     asked = {"images": "/nowhere", "support_ids": ["0" * 16], "notify": "file:///etc/passwd"}
     answer = httpx.post(f"{service.url}/v1/jobs", json=asked, timeout=60)
-    assert answer.status_code == 400
+    assert answer.status_code == 422
     assert "notify is no http:// or https:// URL" in answer.text

@@ -69,7 +69,7 @@ def change(nodes, machines, folder, told):
 def main():
     spec, folder, lose = RunSpec.model_validate_json(Path(sys.argv[1]).read_text()), sys.argv[2], sys.argv[3] == "lose"
     store = {"object_store_memory": 80_000_000}
-    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "memory": 8_000_000_000, **store})
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "memory": 8_000_000_000, **store})
     machines = [nodes.add_node(num_cpus=1, memory=2_000_000_000, **store) for _ in range(3 if lose else 1)]
     ray.init(address=nodes.address, logging_level="ERROR", log_to_driver=False)
     told = {}
