@@ -42,7 +42,9 @@ def train_run(run: BaseRun, open_task: OpenTask | None = None) -> Any:
             resources_per_worker=resources),
         run_config=train.RunConfig(
             name=run.spec.name, storage_path=root, storage_filesystem=filesystem,
-            failure_config=train.FailureConfig(max_failures=run.retries, controller_failure_limit=0),
+            # Ray still counts on a lost machine for a while: an elastic run then tries again with those that are left.
+            failure_config=train.FailureConfig(max_failures=run.retries,
+                                               controller_failure_limit=run.retries if least < workers else 0),
             checkpoint_config=train.CheckpointConfig(num_to_keep=KEPT_CHECKPOINTS),
             logging_config=train.LoggingConfig(log_level="ERROR")),
     )
