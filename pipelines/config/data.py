@@ -131,7 +131,8 @@ class MixtureConfig(Section):
     """A further dataset, whose train photos a run is trained on too.
 
     The recipe's own data gets the remaining share (1 minus all weights). The folds of the further dataset are not used;
-    the novel classes of the recipe's data are hidden in it, by name.
+    the novel classes of the recipe's data are hidden in it, by name. In a fold where nothing of it is left, the others
+    get its share.
     """
 
     data: DataConfig

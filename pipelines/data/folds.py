@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -22,7 +23,7 @@ from pipelines.data.mixture import MixedStream
 from pipelines.data.published import bind, read_list
 from pipelines.data.schema import ClassInfo
 from pipelines.data.shardset import ALL_FOLDS, Shards
-from pipelines.data.stream import EpisodeStream
+from pipelines.data.stream import EpisodeStream, usable_blocks
 
 
 @dataclass(frozen=True)
@@ -105,14 +106,25 @@ class FoldData:
         """The training episodes of one worker (`rank` of `world`), from all datasets of the run.
 
         side: side in pixels of square samples; 0: whole photos. position: where to go on, None for the start.
+        A further dataset of which nothing may be used, as all its classes are novel, is left out.
         """
         batch = spec.train.batch
         if not spec.mixture:
             return self._episodes_of(spec, side, batch, rank, world, position)
-        sources = self.parts(spec)
-        rest = [m.weight for m in spec.mixture]
-        return MixedStream([partial(s._episodes_of, spec, side, world, rank, world) for s in sources],
-                           [1 - sum(rest), *rest], batch=batch, seed=spec.seed, world=world, position=position)
+        own, *others = self.parts(spec)
+        used = [(own, 1 - sum(m.weight for m in spec.mixture)), *(
+            (other, m.weight) for other, m in zip(others, spec.mixture, strict=True)
+            if other._has_episodes(spec.train.novel_images))]
+        return MixedStream([partial(s._episodes_of, spec, side, world, rank, world) for s, _ in used],
+                           [weight for _, weight in used], batch=batch, seed=spec.seed, world=world, position=position)
+
+    def _has_episodes(self, novel_images: str) -> bool:
+        """Whether a base class has two training photos that may be used."""
+        blocks = usable_blocks(self.shards, [c.class_id for c in self.base], self.avoided_classes(novel_images))
+        photos: Counter[int] = Counter()
+        for block in blocks:
+            photos[block.class_id] += len(block.rows)
+        return any(count > 1 for count in photos.values())
 
     def _episodes_of(self, spec: RunSpec, side: int, batch: int, rank: int, world: int, position: Any) -> EpisodeStream:
         t = spec.train

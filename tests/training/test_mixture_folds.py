@@ -180,3 +180,14 @@ def test_a_class_is_hidden_with_what_the_recipe_says_it_means(recipe: Recipe) ->
     wrong = spec.model_copy(update={"mixture": (share.model_copy(update={"means": {"zebr": "horse"}}),)})
     with pytest.raises(FssError, match="means names the class 'zebr', which this dataset does not have"):
         FoldData.of(wrong).parts(wrong)
+
+
+def test_a_dataset_of_which_nothing_is_left_is_left_out(recipe: Recipe) -> None:
+    """Would catch a fold that cannot be trained because a further dataset shows novel classes only."""
+    spec = planned(recipe, 0)
+    share = spec.mixture[0]
+    novel = dict.fromkeys(Shards(share.shards).class_names.values(), "aeroplane")
+    alone = spec.model_copy(update={"mixture": (share.model_copy(update={"means": novel}),)})
+    assert not FoldData.of(alone).parts(alone)[1].base
+    own = {c.name for c in FoldData.of(alone).base}
+    assert {s.class_name for s in drawn(alone, 20)} <= own
