@@ -41,7 +41,7 @@ def find_duplicates(places: Sequence[str], *, like: float = LIKE, threads: int =
 
     A pair is given once. Raises `FssError` for a place without photos.
     """
-    urls = [url for place in places for url in _photos(Store(place))]
+    urls = list(dict.fromkeys(url for place in places for url in _photos(Store(place))))
     kept: list[tuple[str, np.ndarray]] = []
     unread = []
     with ThreadPoolExecutor(threads) as pool, Bar("reading photos", len(urls), unit="photos") as bar:
