@@ -17,8 +17,8 @@ from pipelines.base.cluster import cluster, prepare_environment
 from pipelines.config.data import DataConfig, SourceConfig, SplitConfig
 from pipelines.data.shards import build_shards
 
-pytest_plugins = ["tests.fixtures.command", "tests.fixtures.hub", "tests.fixtures.receiver", "tests.fixtures.service",
-                  "tests.fixtures.training"]
+pytest_plugins = ["tests.fixtures.command", "tests.fixtures.hub", "tests.fixtures.labeler", "tests.fixtures.receiver",
+                  "tests.fixtures.service", "tests.fixtures.training"]
 
 SHAPES_IMAGES = 160  # 96 px pictures; fewer leave folds without classes
 

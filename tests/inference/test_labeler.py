@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import threading
 import weakref
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -34,14 +33,6 @@ def support_set(seed: int = 1000) -> SupportSet:
     """One photo with its mask."""
     photo, mask = ball(seed)
     return SupportSet("ball", (Support(encoded(photo, "PNG"), {"mask": rle_json(mask)}),))
-
-
-@pytest.fixture(scope="module")
-def labeler(bundle: str) -> Iterator[Labeler]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield Labeler(bundle)
-    torch.set_num_threads(before)
 
 
 def decoded(label: Label | PhotoFailure) -> np.ndarray:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import torch
 from PIL import Image
 from pycocotools import mask as coco
 
@@ -23,7 +21,6 @@ from pipelines.console.records import job_recipe
 from pipelines.data import rle
 from pipelines.data.annotations import Annotations
 from pipelines.inference.labeler import Labeler
-from pipelines.inference.support_files import read_support_file
 from pipelines.labelling.decisions import Decision
 from pipelines.labelling.existing import keep_about, open_existing
 from pipelines.labelling.images import list_images
@@ -37,23 +34,10 @@ from pipelines.review.page import write_review
 from pipelines.review.redo import rows_to_redo
 from tests.labelling.finished import finished_job, known_masks
 from tests.labelling.helpers import DirectEngine, make_job
-from tests.serving.helpers import ball, photo_folder, supports_file
+from tests.serving.helpers import ball, photo_folder
 
 COUNT = 12
 CLASSES = ["ball", "shadow"]
-
-
-@pytest.fixture(scope="module")
-def labeler(bundle: str) -> Iterator[Labeler]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield Labeler(bundle)
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def support(labeler: Labeler, tmp_path_factory: pytest.TempPathFactory) -> str:
-    return labeler.add_support(read_support_file(str(supports_file(tmp_path_factory.mktemp("support")))))
 
 
 @pytest.fixture(scope="module")

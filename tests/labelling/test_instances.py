@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -12,7 +11,6 @@ from xml.etree import ElementTree
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import torch
 from pycocotools.coco import COCO
 
 from fss_models import registry
@@ -62,19 +60,6 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / f"{i}.jpg").write_bytes(encoded(balls(i), quality=95))
     (folder / "broken.jpg").write_bytes(b"\xff\xd8")
     return folder
-
-
-@pytest.fixture(scope="module")
-def labeler(bundle: str) -> Iterator[Labeler]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield Labeler(bundle)
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def support(labeler: Labeler, tmp_path_factory: pytest.TempPathFactory) -> str:
-    return labeler.add_support(read_support_file(str(supports_file(tmp_path_factory.mktemp("support")))))
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import torch
 from PIL import Image
 from pycocotools import mask as coco
 from pycocotools.coco import COCO
@@ -26,7 +25,6 @@ from pipelines.bundles.bundle import save_bundle
 from pipelines.config.recipe import Recipe
 from pipelines.inference.labeler import Labeler
 from pipelines.inference.masks import PhotoFailure
-from pipelines.inference.support_files import read_support_file
 from pipelines.labelling.images import PhotoReader, check_out, list_images
 from pipelines.labelling.outputs import write_outputs
 from pipelines.labelling.parts import finished_chunks, part_name
@@ -34,19 +32,6 @@ from pipelines.labelling.run import LabelRequest, run_label_job
 from pipelines.serving.spec import ModelSpec
 from tests.labelling.helpers import DirectEngine, make_job
 from tests.serving.helpers import ball, encoded, photo_folder, supports_file
-
-
-@pytest.fixture(scope="module")
-def labeler(bundle: str) -> Iterator[Labeler]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield Labeler(bundle)
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def support(labeler: Labeler, tmp_path_factory: pytest.TempPathFactory) -> str:
-    return labeler.add_support(read_support_file(str(supports_file(tmp_path_factory.mktemp("support")))))
 
 
 @pytest.fixture(scope="module")
