@@ -19,7 +19,7 @@ from pipelines.console.page import page_html
 from pipelines.console.records import JobRecord
 from pipelines.review.job import open_job
 from tests.console.test_records import jobs as console_jobs
-from tests.labelling.test_instances import job, labeler, photos, rows_of, support  # noqa: F401
+from tests.labelling.test_instances import job, photos, rows_of  # noqa: F401
 from tests.serving.browser import NEEDS_BROWSER, browser, shot, wait_until
 
 pytestmark = NEEDS_BROWSER

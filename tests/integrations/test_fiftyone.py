@@ -21,7 +21,7 @@ from pipelines.labelling.job import LabellingJob
 from tests.fixtures.environments import FIFTYONE, run_tool, tool_environment
 from tests.integrations.scenes import CLASSES, photo_folder, supports_folder
 from tests.labelling.finished import Masks, finished_job, known_masks
-from tests.labelling.test_instances import job, labeler, photos, rows_of, support  # noqa: F401
+from tests.labelling.test_instances import job, photos, rows_of  # noqa: F401
 from tests.serving.helpers import wait_for
 
 pytestmark = pytest.mark.slow

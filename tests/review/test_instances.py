@@ -19,12 +19,10 @@ from pipelines.review.job import ReviewedJob, decide_by_name, import_decisions, 
 from pipelines.review.page import write_review
 from tests.labelling.test_instances import (  # noqa: F401
     job,
-    labeler,
     mask,
     photos,
     rows_of,
     several,
-    support,
 )
 from tests.serving.browser import NEEDS_BROWSER, browser
 

@@ -10,7 +10,7 @@ import pytest
 
 from pipelines.inference.labeler import Labeler
 from tests.fixtures.environments import FIFTYONE, run_tool, tool_environment
-from tests.labelling.test_instances import job, labeler, photos, rows_of, support  # noqa: F401
+from tests.labelling.test_instances import job, photos, rows_of  # noqa: F401
 
 pytestmark = pytest.mark.slow
 SCRIPT = """
@@ -32,7 +32,7 @@ def python() -> Path:
 
 
 def test_fiftyone_imports_a_detection_for_each_instance(python: Path, job: Any, photos: Path,  # noqa: F811
-                                                        labeler: Labeler) -> None:  # noqa: F811
+                                                        labeler: Labeler) -> None:
     printed = run_tool(python, "-c", SCRIPT, photos, job.out.path("labels.json"))
     found = json.loads(next(line for line in printed.splitlines() if line.startswith("{")))
     for row in rows_of(job):
