@@ -47,6 +47,7 @@ class PretrainConfig(Section):
     licences: dict[str, str] = Field(default_factory=dict)  # dataset name -> licence, for the weights' JSON file
     hide: tuple[str, ...] = ()  # names of classes whose objects are left out (to check for class leakage)
     preset: str = "nano"
+    side: int = Field(0, ge=0, multiple_of=32)  # input side in pixels; 0: the preset's
     start: str = ""  # weight file to start from; empty: random values above the trunk
     views: ViewsSection = ViewsSection()
     held_out: float = Field(0.05, gt=0, lt=0.5)  # share of the train photos that are not trained on but used to measure
@@ -77,7 +78,7 @@ class PretrainConfig(Section):
     @property
     def deciding(self) -> dict[str, Any]:
         """The settings that decide the numbers of a pretraining, as JSON."""
-        return as_named(self.model_dump(mode="json", exclude=_BESIDE))
+        return as_named(self.model_dump(mode="json", exclude=_BESIDE | (set() if self.side else {"side"})))
 
     @property
     def identity(self) -> dict[str, Any]:

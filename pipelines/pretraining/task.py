@@ -82,7 +82,8 @@ def _held_out(count: int, config: PretrainConfig) -> tuple[list[int], list[int]]
 
 def _build(run: PretrainRun) -> Sam2Core:
     torch.manual_seed(run.spec.seed)
-    core = Sam2Core(build_sam2(run.spec.preset, weights=run.start or RANDOM, object_scores=True))
+    config = run.spec
+    core = Sam2Core(build_sam2(config.preset, weights=run.start or RANDOM, object_scores=True, side=config.side or None))
     if not run.start:
         attend_by_position(core)
     return core

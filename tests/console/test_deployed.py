@@ -41,7 +41,7 @@ HEADERS = {"Authorization": f"Bearer {TOKEN}"}
 CLIENTS = 3
 
 
-def test_ray_can_call_the_builder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ray_can_call_the_builder(ray_cluster: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ray.serve._private.api import call_user_app_builder_with_args_if_necessary as call
 
     from pipelines.console.deployed import champion

@@ -141,6 +141,7 @@ def test_batches_that_need_too_much_memory_are_left_out(free: int, tried: list[i
 
     monkeypatch.setattr(labeler, "seconds_a_photo", measured)
     monkeypatch.setattr(module, "free_memory", lambda: free)
+    monkeypatch.setattr(module, "_peak_memory", lambda: 1 << 50)
     assert fastest_batch(labeler, "")[0] == min(2, tried[-1])
     assert asked == tried
 
