@@ -49,6 +49,7 @@ SMALL = {
                       "side": 64, "threads": 1},
     "service_load": {**RANDOM, "seconds": 4, "capacity_s": 2, "clients": 4},
     "sweep_wall": {"recipe": "debug", "data": "generated", "images": 60, "steps": 2, "episodes": 4},
+    "sharing_bound": {"preset": "base"},
     "shard_build": {"images": 60, "least": 4, "height": 64, "width": 64, "part": 16, "repeats": 1},
 }
 
