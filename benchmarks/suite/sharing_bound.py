@@ -48,4 +48,5 @@ def _decode(sam: Any, grid: int, points: int) -> None:
 def _count(call: Callable[[], Any]) -> float:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         call()
-    return counter.get_total_flops() / 1e12
+    found: float = counter.get_total_flops() / 1e12
+    return found

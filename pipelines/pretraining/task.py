@@ -83,7 +83,8 @@ def _held_out(count: int, config: PretrainConfig) -> tuple[list[int], list[int]]
 def _build(run: PretrainRun) -> Sam2Core:
     torch.manual_seed(run.spec.seed)
     config = run.spec
-    core = Sam2Core(build_sam2(config.preset, weights=run.start or RANDOM, object_scores=True, side=config.side or None))
+    side = config.side or None
+    core = Sam2Core(build_sam2(config.preset, weights=run.start or RANDOM, object_scores=True, side=side))
     if not run.start:
         attend_by_position(core)
     return core
