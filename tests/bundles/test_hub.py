@@ -223,7 +223,7 @@ def test_the_card_says_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> Non
     head = yaml.safe_load(card.split("---\n")[1])
     assert (head["license"], head["library_name"]) == ("cc-by-nc-4.0", "fss")
     assert head["model-index"][0]["results"][0]["metrics"][0]["value"] == round(crossed["miou"], 4)
-    assert f"Trained on {len(made.info.trained_on)} photos of `voc` and `coco`" in card
+    assert f"Trained on {len(made.info.trained_on):,} photos of `voc`, `coco`, `voc_aug`, " in card
     for part in ('pipelines.load("hf://owner/gear")', "Terms of these photos and annotations: for research.",
                  "photos under Flickr's terms", made.info.tensors_sha256, made.info.calibrator, made.info.bundle_id,
                  "presence AUROC 0.", *made.info.frozen.values()):
