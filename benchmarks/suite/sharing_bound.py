@@ -1,9 +1,9 @@
-"""How much can encoding the supports once save a method that runs SAM on every query? By counted operations.
+"""How much can encoding the supports once save GF-SAM at its published sizes? By counted operations.
 
-GF-SAM and Matcher compare cells of DINOv2 and draw masks with SAM. Their released loops encode the supports with DINOv2
-again for each query; SAM sees the query alone. `bound` is the operations of that loop over those of one query, both
-with `points` prompts in SAM's decoder: the most that any implementation gains by keeping the supports. Nothing runs:
-PyTorch counts operations on tensors without values. `tflop` are those of one photo, or of one point.
+GF-SAM compares cells of DINOv2 and draws masks with SAM. Its released loop encodes the supports with DINOv2 again for
+each query; SAM sees the query alone. `bound` is the operations of that loop over those of one query, both with `points`
+prompts in SAM's decoder: what keeping the supports gains, and nothing else; a cheaper decoder or batches may gain more.
+Nothing runs: PyTorch counts operations on tensors without values. `tflop` are those of one photo, or of one point.
 """
 
 from __future__ import annotations

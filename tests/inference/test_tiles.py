@@ -201,7 +201,10 @@ def test_a_joined_object_over_four_tiles_is_as_good_as_that_of_the_whole_photo(c
 
 def test_an_object_over_four_tiles_of_nearly_the_photos_scale_has_the_mask_of_the_whole_photo(
         champion: Predictor) -> None:
-    """With the model that ships. Fails if tiles are joined a few pixels off, or with a seam."""
+    """With the model that ships. Fails if the joined mask is a pixel off, or has a gap of a pixel at a seam.
+
+    A disc and size that the model itself sees alike at both scales: of six that were tried, IoU was 0.963 to 0.983.
+    """
     shown, mark = plain_disc(9, 300, 70)
     photo, truth = plain_disc(1, 344, 140)
     rows = [{"image": shown, "mask": mark}]
