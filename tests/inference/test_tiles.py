@@ -199,21 +199,24 @@ def test_a_joined_object_over_four_tiles_is_as_good_as_that_of_the_whole_photo(c
     assert iou(tiled, truth) > iou(whole, truth) - 0.01
 
 
+@pytest.mark.parametrize(("side", "radius"), [(344, 140), (340, 150)])
 def test_an_object_over_four_tiles_of_nearly_the_photos_scale_has_the_mask_of_the_whole_photo(
-        champion: Predictor) -> None:
+        champion: Predictor, side: int, radius: int) -> None:
     """With the model that ships. Fails if the joined mask is a pixel off, or has a gap of a pixel at a seam.
 
-    A disc and size that the model itself sees alike at both scales: of six that were tried, IoU was 0.963 to 0.983.
+    A tile shows the model another scale, and the mask of the whole photo has errors of its own: at three other sizes
+    (352 to 384 pixels) IoU was 0.963 to 0.979, and the tiled mask was nearer to the disc than the whole one.
     """
-    shown, mark = plain_disc(9, 300, 70)
-    photo, truth = plain_disc(1, 344, 140)
-    rows = [{"image": shown, "mask": mark}]
-    whole = champion.predict(champion.memorise(rows), photo).mask
-    supports = champion.memorise(rows, tile=champion.model.side)
-    assert len(TileGrid.of(photo.shape[:2], champion.model.side, 0.5).windows) == 4
-    tiled = champion.predict(supports, photo, MaskSettings(tile_overlap=0.5)).mask
-    assert iou(whole, truth) > 0.97
-    assert iou(tiled, whole) >= 0.98
+    for seed in (1, 2, 3):
+        shown, mark = plain_disc(100 + seed, 320, 100)
+        photo, truth = plain_disc(seed, side, radius)
+        rows = [{"image": shown, "mask": mark}]
+        whole = champion.predict(champion.memorise(rows), photo).mask
+        supports = champion.memorise(rows, tile=champion.model.side)
+        assert len(TileGrid.of(photo.shape[:2], champion.model.side, 0.5).windows) == 4
+        tiled = champion.predict(supports, photo, MaskSettings(tile_overlap=0.5)).mask
+        assert iou(whole, truth) > 0.97
+        assert iou(tiled, whole) >= 0.98
 
 
 def plain_disc(seed: int, side: int, radius: int) -> tuple[np.ndarray, np.ndarray]:
