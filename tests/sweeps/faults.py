@@ -8,7 +8,9 @@ the folder keeps a mark. The product knows nothing of this.
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
+from typing import Any
 
 CODE = '''
 import importlib.abc, importlib.util, os, pathlib, signal, sys
@@ -63,6 +65,14 @@ def plant(folder: Path, function: str, *, call: int, half: bool = False) -> dict
     code = CODE.format(mark=str(folder / "killed"), module=module, name=name, call=call, half=half)
     (folder / "sitecustomize.py").write_text(code)
     return {"PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)}
+
+
+def befall(folder: Path) -> None:
+    """Bring the fault of a folder about in this process, where its module may have been imported already."""
+    planted: dict[str, Any] = {}
+    exec((folder / "sitecustomize.py").read_text(), planted)
+    if module := sys.modules.get(planted["MODULE"]):
+        setattr(module, planted["NAME"], planted["harmful"](getattr(module, planted["NAME"])))
 
 
 def struck(folder: Path) -> bool:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +14,10 @@ from pipelines.base.storage import Store
 from pipelines.config.method import MethodConfig
 from pipelines.config.run import RunSpec
 from pipelines.data.folds import FoldData
+from pipelines.training.context import RunContext
 from pipelines.training.loop import fit
 from pipelines.training.task import WorkerRank
-from tests.sweeps.faults import plant, struck
+from tests.sweeps.faults import befall, plant, struck
 
 STEPS = 3
 WITHOUT_DROPOUT = {  # each worker draws its own
@@ -95,10 +93,8 @@ def test_a_run_goes_on_with_fewer_workers(spec: RunSpec, tmp_path: Path) -> None
 
 
 def two_workers(spec: RunSpec, folder: Path, *, stop: int = 0) -> None:
-    context = torch.multiprocessing.get_context("forkserver")  # torch is imported once for all workers
-    context.set_forkserver_preload([__name__])
     given = (2, str(folder), spec.model_dump_json(), stop)
-    parts = [context.Process(target=train_part, args=(rank, *given)) for rank in range(2)]
+    parts = [processes().Process(target=train_part, args=(rank, *given)) for rank in range(2)]
     for p in parts:
         p.start()
     for p in parts:
@@ -106,21 +102,26 @@ def two_workers(spec: RunSpec, folder: Path, *, stop: int = 0) -> None:
         assert p.exitcode == 0
 
 
+def processes() -> Any:
+    """Makes processes for which torch is imported once."""
+    context = torch.multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
+
+
 def gradients(folder: Path, world: int, rank: int) -> dict[str, torch.Tensor]:
     found: dict[str, torch.Tensor] = torch.load(folder / f"world{world}-rank{rank}.pt", weights_only=True)
     return found
 
 
-LOOP = """
-import sys
-from pathlib import Path
-import torch
-from pipelines.config.run import RunSpec
-from pipelines.training.context import RunContext
-from tests.evaluation.test_steps import Runner
-torch.set_num_threads(1)
-Runner().train(RunContext(spec=RunSpec.model_validate_json(Path(sys.argv[1]).read_text()), runs=sys.argv[2]))
-"""
+def train_loop(spec_json: str, runs: str, fault: str = "") -> None:
+    """A run of the loop in this process, with the fault of that folder."""
+    if fault:
+        befall(Path(fault))
+    from tests.evaluation.test_steps import Runner  # behind the fault, which it is to meet
+
+    torch.set_num_threads(1)
+    Runner().train(RunContext(spec=RunSpec.model_validate_json(spec_json), runs=runs))
 
 
 FAULTS = {
@@ -138,23 +139,24 @@ def test_a_loop_killed_anywhere_ends_as_one_left_alone(spec: RunSpec, tmp_path: 
     """SIGKILL of the process itself; the torn checkpoint of a kill while saving is not the one resumed from."""
     one = spec.model_copy(update={"train": spec.train.model_copy(
         update={"steps": 7, "checkpoint_every": 3, **settings})})
-    (tmp_path / "spec.json").write_text(one.model_dump_json())
-    root = Path(__file__).resolve().parents[2]
 
-    def train(runs: str, env: dict[str, str]) -> int:
-        command = [sys.executable, "-c", LOOP, str(tmp_path / "spec.json"), str(tmp_path / runs)]
-        return subprocess.run(command, cwd=root, env=os.environ | env, timeout=800).returncode
+    def train(runs: str, fault: Path | str = "") -> int | None:
+        child = processes().Process(target=train_loop, args=(one.model_dump_json(), str(tmp_path / runs), str(fault)))
+        child.start()
+        child.join(800)
+        return child.exitcode
 
     def ended(runs: str) -> tuple[str, list[float]]:
         run = Store(str(tmp_path / runs / one.name))
         losses = [row["loss"] for row in run.read_json("history.json")]
         return run.read_json("bundle/bundle.json")["tensors_sha256"], losses
 
-    assert train("whole", {}) == 0
+    assert train("whole") == 0
     for where, (function, call) in FAULTS.items():
-        fault = plant(tmp_path / f"fault {where}", function, call=call)
+        fault = tmp_path / f"fault {where}"
+        plant(fault, function, call=call)
         assert train(where, fault) == -signal.SIGKILL
-        assert struck(tmp_path / f"fault {where}")
+        assert struck(fault)
         _drop_torn(tmp_path / where / one.name)
         assert train(where, fault) == 0
         assert ended(where) == ended("whole"), where
