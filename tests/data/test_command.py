@@ -34,20 +34,21 @@ def _run(out: str | Path, *settings: str, **env: str) -> subprocess.CompletedPro
 
 
 def _built(out: str | Path, *settings: str) -> dict[str, Any]:
+    """What a process of its own prints: JSON on standard output, words for people on standard error."""
     done = _run(out, *settings)
     assert done.returncode == 0, done.stderr
     facts: dict[str, Any] = json.loads(done.stdout)
+    assert "Traceback" not in done.stderr
+    assert "ray.data" not in done.stderr
     return facts
 
 
-def test_json_on_standard_output_and_words_on_standard_error(fss: Fss, tmp_path: Path) -> None:
-    done = _run(tmp_path, *SMALL)
+def test_json_on_standard_output_and_words_on_standard_error(fss: Fss, ray_cluster: object, tmp_path: Path) -> None:
+    done = fss(*_command(tmp_path, *SMALL)[3:])
     facts = json.loads(done.stdout)
     assert facts["images"]["train"] + facts["images"]["test"] == 24
     assert facts["content_hash"] == Shards(facts["shards"]).manifest.content_hash
     assert "class left out" in done.stderr or not facts["dropped_classes"]
-    assert "Traceback" not in done.stderr
-    assert "ray.data" not in done.stderr
     again = json.loads(fss(*_command(tmp_path, *SMALL)[3:]).stdout)
     assert again["content_hash"] == facts["content_hash"]
     assert again["seconds"] < 1

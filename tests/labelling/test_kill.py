@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import json
 import shutil
+import tarfile
 import time
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -31,24 +33,57 @@ def _times(out: Path) -> dict[str, int]:
     return {p.name: p.stat().st_mtime_ns for p in (out / "parts").glob("chunk-*.parquet")}
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_the_command_is_killed_twice(engine: str, quiet_job: QuietJob, tmp_path: Path) -> None:
-    """The third command labels the remaining photos, and nothing else."""
-    out = tmp_path / "out"
-    words = quiet_job.words(out, "--engine", engine, "--set", "label.in_flight=2", "--json")
+def _kill_twice(words: list[str], out: Path, log: Path) -> dict[str, int]:
+    """Kill the job's command after some parts, twice. The finished parts and when they were written."""
     for count in (4, 12):
-        with started(words, out, tmp_path / "log") as command:
+        with started(words, out, log) as command:
             command.wait_for_parts(count)
             command.kill()
     kept = _times(out)
     assert count <= len(kept) < PARTS
     assert not (out / "labels.json").exists()
-    (out / "parts" / f".tmp-chunk-{PARTS - 1:06d}.parquet-0a1b2c3d").write_bytes(b"PAR1 and no more")
+    return kept
+
+
+def _ends(words: list[str], out: Path, kept: dict[str, int]) -> None:
+    """The next command labels the remaining photos, and nothing else."""
     ended = run_fss(*words, timeout=400)
     assert ended.returncode == 0, ended.stderr
     assert json.loads(ended.stdout)["labelled_now"] == PHOTOS - CHUNK * len(kept)
     assert kept.items() <= _times(out).items(), "finished parts were written again"
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_command_is_killed_twice(engine: str, quiet_job: QuietJob, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = quiet_job.words(out, "--engine", engine, "--set", "label.in_flight=2", "--json")
+    kept = _kill_twice(words, out, tmp_path / "log")
+    (out / "parts" / f".tmp-chunk-{PARTS - 1:06d}.parquet-0a1b2c3d").write_bytes(b"PAR1 and no more")
+    _ends(words, out, kept)
     quiet_job.assert_same(out)
+
+
+@pytest.mark.parametrize(("images", "engine"), [("list.parquet", "serve"), ("photos.tar", "actors")])
+def test_a_job_on_a_list_or_a_tar_file_is_killed_twice(images: str, engine: str, bundle: str, tmp_path: Path) -> None:
+    given = tmp_path / "given"
+    photos = sorted(photo_folder(given / "photos", PHOTOS).rglob("*.jpg"))
+    supports_file(given)
+    pq.write_table(pa.table({"url": [str(p) for p in photos], "id": [f"photo {i}" for i in range(PHOTOS)]}),
+                   given / "list.parquet")
+    with tarfile.open(given / "photos.tar", "w") as tar:
+        for photo in photos:
+            tar.add(photo, photo.name)
+    job = QuietJob(str(given), bundle)
+
+    def words(out: Path) -> list[str]:
+        found = job.words(out, "--engine", engine, "--set", "label.in_flight=2", "--json")
+        found[found.index("--images") + 1] = str(given / images)
+        return found
+
+    _ends(words(tmp_path / "plain"), tmp_path / "plain", {})
+    out = tmp_path / "out"
+    _ends(words(out), out, _kill_twice(words(out), out, tmp_path / "log"))
+    replace(job, files=written(tmp_path / "plain")).assert_same(out)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
