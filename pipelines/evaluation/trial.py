@@ -70,11 +70,18 @@ def drive_trial(run: RunContext, scoring: TrialScoring) -> RunResult:
 
     try:
         left = [s for s in run.grid if read_score(run.spec, scoring, s) is None]
-        if any(not grid_store(run).exists(grid_file(s)) for s in left):
+        if any(not grid_store(run).exists(grid_file(s)) for s in left) or _history_ends(run) < max(left, default=0):
             train_run(run)
         return run_task(ray, score_trial, run, scoring, cpus=run.cpus, gpus=run.gpus, retries=run.retries)
     except Exception as error:
         return failed_result(run, scoring, error)
+
+
+def _history_ends(run: RunContext) -> int:
+    """The last step of the run's history, which is written behind the last file of a grid; 0 without one."""
+    store = Store(run.folder)
+    rows = store.read_json("history.json") if store.exists("history.json") else []
+    return max((row["step"] for row in rows), default=0)
 
 
 def score_trial(run: RunContext, scoring: TrialScoring) -> RunResult:

@@ -21,9 +21,10 @@ from pipelines.config.run import RunSpec
 from pipelines.data.folds import FoldData
 from pipelines.evaluation.drive import is_retryable
 from pipelines.evaluation.steps import hold_out
-from pipelines.sweeps.execute import TRAINING_BYTES, check_room, pack_runs, runs_at_once, tracking
+from pipelines.sweeps.execute import TRAINING_BYTES, pack_runs, tracking
 from pipelines.sweeps.machines import bundles_of, has_autoscaler, machines_of, request_machines
-from pipelines.sweeps.schedule import QueuedRun, RunResources, Schedule
+from pipelines.sweeps.room import ClusterRoom, check_room, fitting, runs_at_once
+from pipelines.sweeps.schedule import Machine, QueuedRun, RunResources, Schedule
 from pipelines.training.base_learner import BaseLearnerInfo, BaseLearnerRun, open_base_learner, read_base_learner
 from pipelines.training.worker import train_run
 
@@ -53,9 +54,13 @@ def ensure_base_learners(recipe: Recipe, specs: Sequence[RunSpec], ray: Any) -> 
     wanted = [s for s in base_learners_of(specs) if read_base_learner(join(store.url, s.name)) is None]
     if not wanted:
         return
-    queued, tries = {s.name: _queued(recipe, s) for s in wanted}, dict.fromkeys((s.name for s in wanted), 0)
+    by_name, tries = {s.name: s for s in wanted}, dict.fromkeys((s.name for s in wanted), 0)
     schedule = Schedule(machines_of(ray), limit=recipe.sweep.parallel)
-    schedule.add(queued.values())
+
+    def queued(key: str, machines: Sequence[Machine]) -> QueuedRun:
+        return _queued(recipe, by_name[key], machines)
+
+    schedule.add(queued(key, schedule.machines) for key in by_name)
     if not has_autoscaler():
         check_room(schedule, ray)
     with (tracking(recipe, ray) as tracker, request_machines(ray) as request,
@@ -65,12 +70,13 @@ def ensure_base_learners(recipe: Recipe, specs: Sequence[RunSpec], ray: Any) -> 
         runs = {s.name: _context(recipe, s, threads, tracker) for s in wanted}
         for run in runs.values():
             tracker.run.remote(run.label, params=run.spec.model_dump(mode="json"), tags={"fss.code": code_version()})
+        room = ClusterRoom(schedule, request, ray, queued)
         task = ray.remote(_train).options(num_cpus=0, max_retries=0)
-        for name, ref in pack_runs(schedule, lambda key: task.remote(runs[key]), ray, lambda: None):
+        for name, ref in pack_runs(schedule, lambda key: task.remote(runs[key]), ray, room.look):
             error, tries[name] = _error_of(ref, ray), tries[name] + 1
             if error and is_retryable(error) and tries[name] <= recipe.sweep.retries:
                 say(f"{name} failed ({error_line(error)}); it will be tried again")
-                schedule.add([queued[name]])
+                schedule.add([queued(name, schedule.machines)])
                 continue
             store.delete(f"{name}/error.json")
             if error:
@@ -80,9 +86,9 @@ def ensure_base_learners(recipe: Recipe, specs: Sequence[RunSpec], ray: Any) -> 
             bar.step()
 
 
-def _queued(recipe: Recipe, spec: BaseLearnerSpec) -> QueuedRun:
+def _queued(recipe: Recipe, spec: BaseLearnerSpec, machines: Sequence[Machine]) -> QueuedRun:
     resources = RunResources(cpus=recipe.sweep.cpus_per_run, gpus=recipe.sweep.gpus_per_run, memory=TRAINING_BYTES)
-    return QueuedRun(key=spec.name, resources=resources, seconds=float(spec.config.steps))
+    return QueuedRun(key=spec.name, resources=fitting(resources, machines), seconds=float(spec.config.steps))
 
 
 def _context(recipe: Recipe, spec: BaseLearnerSpec, threads: int, tracker: Any) -> BaseLearnerRun:

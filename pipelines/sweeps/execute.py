@@ -8,15 +8,13 @@ driver. Drivers are placed on machines that have CPUs: the head of a large clust
 from __future__ import annotations
 
 import hashlib
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from fss_models.errors import FssError
 from pipelines.base.limits import usable_cores
 from pipelines.base.outcome import error_line
 from pipelines.base.progress import say
@@ -29,12 +27,11 @@ from pipelines.evaluation.drive import ScoringConfig, drive_run, failed_result
 from pipelines.evaluation.results import RunResult, untested_line
 from pipelines.sweeps.lengths import RunLengths, RunWork
 from pipelines.sweeps.machines import MachineRequest, bundles_of, has_autoscaler, machines_of, request_machines
+from pipelines.sweeps.room import ClusterRoom, check_room, fitting, runs_at_once
 from pipelines.sweeps.schedule import Machine, QueuedRun, RunResources, Schedule
 from pipelines.sweeps.watch import RunState, SweepWatch
 from pipelines.training.context import RunContext
 
-MACHINES_S = 10.0  # seconds between two checks of the cluster's machines
-PATIENCE_S = 900.0  # seconds that runs wait for an autoscaler while no run is under way
 # bytes of a driver: of a run that trains with Ray Train's controller, and of one that is only scored
 TRAINING_BYTES, SCORING_BYTES = 1_200_000_000, 400_000_000
 
@@ -71,13 +68,8 @@ class PlannedRun:
                             memory=TRAINING_BYTES if trains else SCORING_BYTES)
 
     def queued(self, lengths: RunLengths, machines: Sequence[Machine]) -> QueuedRun:
-        """The run as the schedule takes it, with its expected length.
-
-        If no machine has as much memory as a driver takes, the driver asks for all of one, and is alone there.
-        """
-        seconds = lengths.expect(self.run.spec, self.work)
-        most = max((m.memory for m in machines if m.cpus), default=math.inf)
-        resources = replace(self.resources, memory=min(self.resources.memory, most))
+        """The run as the schedule takes it, with its expected length."""
+        resources, seconds = fitting(self.resources, machines), lengths.expect(self.run.spec, self.work)
         return QueuedRun(key=self.name, resources=resources, seconds=seconds)
 
 
@@ -141,26 +133,6 @@ def execute_below(parent: str, recipe: Recipe, plans: Sequence[PlannedRun], ray:
     return found
 
 
-def check_room(schedule: Schedule, ray: Any) -> None:
-    """Raise `FssError` for a run that would wait for ever because the cluster has no room for it, even when idle."""
-    task = schedule.find_misfit()
-    if task is None:
-        return
-    have, need = ray.cluster_resources(), task.resources
-    for kind, amount in (("CPU", need.cpus * need.workers), ("GPU", need.gpus * need.workers)):
-        if amount > have.get(kind, 0.0):
-            raise FssError(f"a run needs {amount:g} {kind}, but the cluster has {have.get(kind, 0.0):g}",
-                           hint=f"lower sweep.{kind.lower()}s_per_run")
-    raise FssError(f"a worker of a run needs {need.cpus:g} CPU and {need.gpus:g} GPU, and no machine has both",
-                   hint="lower sweep.cpus_per_run and gpus_per_run, or raise train.workers")
-
-
-def runs_at_once(schedule: Schedule) -> int:
-    """Number of runs that can be under way at the beginning, or, before an autoscaler has brought machines, at all."""
-    probe = Schedule(schedule.machines, schedule.limit, dict(schedule.waiting))
-    return len(probe.start()) or max(1, len(schedule.wanted()))
-
-
 def pack_runs(schedule: Schedule, submit: Callable[[str], Any], ray: Any,
               tick: Callable[[], None]) -> Iterator[tuple[str, Any]]:
     """Start tasks as the schedule says; yields (key, reference) of each task that ends. Calls `tick` every second."""
@@ -188,10 +160,10 @@ class _Running:
     def __init__(self, plans: dict[str, PlannedRun], schedule: Schedule, lengths: RunLengths, watch: SweepWatch,
                  tracker: Any, request: MachineRequest, ray: Any) -> None:
         self.plans, self.schedule, self.lengths, self.watch = plans, schedule, lengths, watch
-        self.tracker, self.request, self.ray = tracker, request, ray
+        self.tracker, self.ray = tracker, ray
+        self.room = ClusterRoom(schedule, request, ray, lambda key, on: plans[key].queued(lengths, on))
         self._task_of = cache(ray.remote)  # a task for each function, which Ray then sends to machines once
         self.open_runs = set(plans)  # those whose results are not recorded yet
-        self._looked = self._worked = time.monotonic()
 
     def results(self) -> Iterator[tuple[str, RunResult]]:
         """(run, result) as runs end. Runs that failed but may succeed on another try go back into the queue."""
@@ -225,24 +197,9 @@ class _Running:
         progress: dict[str, dict[str, Any]] = {}
         with suppress(self.ray.exceptions.RayError):  # the tracker is being restarted
             progress = self.ray.get(self.tracker.progress.remote(), timeout=30)
-        if time.monotonic() - self._looked > MACHINES_S:
-            self._looked = time.monotonic()
-            self._resize(machines_of(self.ray))
-        self._ask()
+        self.room.look()
         rows = {name: self._row(self.plans[name], progress.get(name, {})) for name in self.schedule.under_way}
         self.watch.update(rows, self.schedule.seconds_left({n: r["left_s"] for n, r in rows.items()}))
-
-    def _resize(self, machines: list[Machine]) -> None:
-        """Tell the schedule if the cluster has grown or shrunk, and what waiting drivers ask for now."""
-        if tuple(machines) != tuple(self.schedule.machines):
-            self.schedule.resize(machines)
-            self.schedule.add([self.plans[k].queued(self.lengths, machines) for k in self.schedule.waiting])
-
-    def _ask(self) -> None:
-        """Ask the autoscaler, if there is one, for what the runs lack now; raises `FssError` if it brings nothing."""
-        self._worked = time.monotonic() if self.schedule.under_way else self._worked
-        if self.request.ask(bundles_of(self.schedule.wanted())) and time.monotonic() - self._worked > PATIENCE_S:
-            check_room(self.schedule, self.ray)
 
     def _row(self, plan: PlannedRun, progress: dict[str, Any]) -> dict[str, Any]:
         """The table's row of a run that is under way; `progress` is what the tracker has of it."""

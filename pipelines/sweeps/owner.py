@@ -72,6 +72,11 @@ class Owner:
                 self.store.delete(CANCEL)
                 self.store.delete(OWNER)
 
+    @property
+    def waits(self) -> bool:
+        """Whether the thread still waits for the storage."""
+        return self._thread.is_alive()
+
     def _next(self) -> dict[str, Any]:
         self.about |= {"beat": self.about["beat"] + 1, "time": time.time()}
         return self.about
@@ -98,7 +103,8 @@ class Owner:
                 elif not self._beat():
                     self.ended = "another sweep has taken over this workspace"
             if self.ended:
-                os.kill(os.getpid(), signal.SIGUSR1)  # wakes the main thread wherever it waits
+                if not self._stop.is_set():  # an answer that came late finds a sweep that has ended itself
+                    os.kill(os.getpid(), signal.SIGUSR1)  # wakes the main thread wherever it waits
                 return
 
 
@@ -120,7 +126,7 @@ def own_workspace(workspace: str) -> Iterator[Owner]:
             yield owner
         finally:
             owner.end()
-            signal.signal(signal.SIGUSR1, before)
+            signal.signal(signal.SIGUSR1, signal.SIG_IGN if owner.waits else before)
 
 
 def _refusal(store: Store) -> FssError:

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from fss_models.errors import FssError
+from pipelines.base.storage import Store
 from pipelines.base.tracking import tracking_uri
 from pipelines.config.hyperband import brackets_of, rung_steps, search_cost
 from pipelines.config.method import MethodConfig
@@ -17,11 +18,14 @@ from pipelines.config.sweep import RangeConfig, SearchConfig
 from pipelines.config.train import SelectConfig, TrainConfig
 from pipelines.data.folds import FoldData
 from pipelines.evaluation.steps import draw_held_out_episodes
+from pipelines.evaluation.trial import drive_trial
 from pipelines.selection.search import search
 from pipelines.selection.search_space import check_search
 from pipelines.selection.study import SearchStudy
 from pipelines.selection.trial_runs import TrialRuns
 from pipelines.selection.trials import SearchResult, Trial, TrialScore, format_search, read_search
+from pipelines.training.context import RunContext
+from pipelines.training.grid import grid_file, grid_store
 
 SPACE = {"train.lr": RangeConfig(log=(0.0001, 0.01)), "methods.1.config.factor": RangeConfig(choice=[0.3, 0.8])}
 
@@ -115,6 +119,27 @@ def test_a_trial_sees_neither_novel_classes_nor_test_photos(recipe: Recipe) -> N
         for photo in {i for e in episodes for i in (e.query, *e.supports)}:
             assert whole.shards.rows[photo]["split"] == "train"
             assert not novel & set(whole.shards.rows[photo]["class_ids"])
+
+
+def test_a_trial_killed_before_its_history_is_written_trains_to_its_end(recipe: Recipe,
+                                                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    """The files of its grid are there already; without a history, or with that of the rung before, it has no score."""
+    (method,), runs, trained = check_search(recipe), TrialRuns(recipe), []
+    run = runs.context(runs.specs(method, {"train.lr": 0.002, "methods.1.config.factor": 0.8})[0], 1)
+    for step in run.grid:
+        grid_store(run).write_bytes(grid_file(step), b"tensors")
+    history = Store(run.folder)
+
+    def train(run: RunContext) -> None:
+        trained.append(run.stop)
+        history.write_json("history.json", [{"step": run.stop, "seconds": 1.0}])
+
+    monkeypatch.setattr("pipelines.evaluation.trial.train_run", train)
+    monkeypatch.setattr("pipelines.evaluation.trial.run_task", lambda *_, **__: "scored")
+    assert drive_trial(run, runs.scoring) == "scored"
+    history.write_json("history.json", [{"step": run.grid[0], "seconds": 1.0}])
+    assert [drive_trial(run, runs.scoring) for _ in range(2)] == ["scored", "scored"]
+    assert trained == [run.stop, run.stop]
 
 
 @pytest.mark.parametrize("folds", [[0], pytest.param([0, 1], marks=pytest.mark.slow)])

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -215,6 +216,31 @@ def test_storage_that_refuses_ends_no_sweep(tmp_path: Path, monkeypatch: pytest.
         time.sleep(0.5)
         assert held.about["beat"] > beat, "it goes on"
     assert not Store(str(tmp_path)).exists(OWNER)
+
+
+def test_an_answer_that_comes_after_the_end_does_not_end_the_process(tmp_path: Path,
+                                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread waits for a slow storage while the sweep ends, and then finds its owner.json deleted."""
+    asked, answered = threading.Event(), threading.Event()
+
+    def slow(self: Owner) -> bool:
+        asked.set()
+        answered.wait(20)
+        return False
+
+    monkeypatch.setattr(owner, "BEAT_S", 0.1)
+    monkeypatch.setattr(Owner, "_beat", slow)
+    signals: list[int] = []
+    before = signal.signal(signal.SIGUSR1, lambda number, frame: signals.append(number))
+    try:
+        with own_workspace(str(tmp_path)) as held:
+            assert asked.wait(20)
+        assert held.waits
+        answered.set()
+        wait_for(lambda: not held.waits)
+        assert signals == []
+    finally:
+        signal.signal(signal.SIGUSR1, before)
 
 
 def test_state_of_a_killed_sweep_reads_as_stopped(tmp_path: Path) -> None:
