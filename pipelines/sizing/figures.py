@@ -45,21 +45,24 @@ PROCESS = _measured(
     "batched_queries-preset-nano-threads-1-cpu-2-cores", "result.process_peak_bytes", "sansa, 640 px photos, fp32")
 
 _QUERIES = "one core, fp32, batch 16, one support image, without decoding"
-CPU_RATES = {  # images that a core segments in a second, at preset `nano`
-    "sansa": _measured("images that a core segments with sansa/nano", 31.65337960331787, "images/s",
-                       "batched_queries-preset-nano-threads-1-cpu-2-cores", "result.together_images_per_s", _QUERIES),
-    "fcp": _measured("images that a core segments with fcp/nano", 31.97832726437963, "images/s",
-                     "batched_queries-method-fcp-preset-nano-threads-1-cpu-2-cores", "result.together_images_per_s",
-                     _QUERIES),
-    "vrp_sam": _measured("images that a core segments with vrp_sam/nano", 33.38424618664028, "images/s",
-                         "batched_queries-method-vrp-sam-preset-nano-threads-1-cpu-2-cores",
-                         "result.together_images_per_s", _QUERIES),
-    "fssam": _measured("images that a core segments with fssam/nano", 23.587789045029236, "images/s",
-                       "batched_queries-method-fssam-preset-nano-threads-1-cpu-2-cores",
-                       "result.together_images_per_s", _QUERIES),
-    "prior": _measured("images that a core segments with prior/nano", 28.900205253874457, "images/s",
-                       "batched_segment-cpu-2-cores", "result.together_images_per_s",
-                       "one core, fp32, 8 images of 480 px, without decoding"),
+
+
+def _cpu_rate(method: str, value: float, file: str = "", note: str = _QUERIES, day: str = "2026-11-30") -> Figure:
+    """Images that a core segments in a second with a method at `nano`."""
+    file = file or f"batched_queries-method-{method.replace('_', '-')}-preset-nano-threads-1-cpu-2-cores"
+    return _measured(f"images that a core segments with {method}/nano", value, "images/s", file,
+                     "result.together_images_per_s", note, day)
+
+
+CPU_RATES = {  # by method
+    "sansa": _cpu_rate("sansa", 31.65337960331787, "batched_queries-preset-nano-threads-1-cpu-2-cores",
+                       day="2026-11-21"),
+    "fcp": _cpu_rate("fcp", 31.97832726437963, day="2026-11-21"),
+    "vrp_sam": _cpu_rate("vrp_sam", 33.38424618664028, day="2026-11-21"),
+    "fssam": _cpu_rate("fssam", 23.587789045029236, note=f"{_QUERIES}; 256 px", day="2026-11-21"),
+    "prior": _cpu_rate("prior", 28.900205253874457, "batched_segment-cpu-2-cores",
+                       "one core, fp32, 8 images of 480 px, without decoding", "2026-11-21"),
+
 }
 CPU_TINY = _measured(
     "images that two cores segment with sansa/tiny", 0.19511626307123642, "images/s",
@@ -82,7 +85,7 @@ STREAM = {  # episodes that a core loads in a second, by the side of the model's
 def _photo(size: str, model: float, published: float, fast: float) -> dict[str, Figure]:
     """What labelling costs a core for a photo of a size: with either preprocessing, and the model's part of it."""
     file, day, at = "photo_stages-cpu-2-cores", "2026-11-30", f"result.cpu_ms_a_photo.{size}"
-    note = "the champion that ships, one core, fp32, batch 8"
+    note = "the champion that ships (fssam/nano at 320 px), one core beside a busy one, fp32, batch 8"
     rates = {mode: _measured(f"photos of {size} that a core labels, preprocessing {mode}", value, "photos/s", file,
                              f"{at}.photos_a_cpu_second.{key}", note, day)
              for mode, key, value in (("published", "labelling", published), ("fast", "fast", fast))}
@@ -91,16 +94,17 @@ def _photo(size: str, model: float, published: float, fast: float) -> dict[str, 
 
 
 PHOTOS = {  # by megapixels
-    0.307: _photo("640x480", 45.18472887499991, 19.901331932710807, 20.05968573939669),
-    2.074: _photo("1920x1080", 43.2259262500001, 17.761002156021362, 18.812165226203113),
-    12.193: _photo("4032x3024", 41.051943875000106, 11.684426859174273, 15.543805263461637),
+    0.307: _photo("640x480", 66.19257850000004, 13.926977407046207, 14.141023734888176),
+    2.074: _photo("1920x1080", 63.88864037500008, 12.795490684827586, 11.868281192628684),
+    12.193: _photo("4032x3024", 66.44873212499958, 8.97715999645863, 10.89137309068076),
 }
 _BF16 = "result.cpu_ms_a_photo.bare"
 CPU_FLOAT32 = _measured("the model's time for a photo in float32", 40.713415937499995, "ms",
-                        "device_pipeline-count-16-repeats-1-threads-1-cpu-2-cores", _BF16, "fssam/nano", "2026-11-30")
+                        "device_pipeline-count-16-repeats-1-threads-1-cpu-2-cores", _BF16, "fssam/nano at 256 px",
+                        "2026-11-30")
 CPU_BFLOAT16 = _measured("the model's time for a photo in bfloat16", 25.914562249999996, "ms",
                          "device_pipeline-count-16-precision-bfloat16-repeats-1-threads-1-cpu-2-cores", _BF16,
-                         "fssam/nano, on a CPU that multiplies in bfloat16", "2026-11-30")
+                         "fssam/nano at 256 px, on a CPU that multiplies in bfloat16", "2026-11-30")
 
 _SAM2 = "SAM 2's README: video frames a second of the whole model on one A100, bf16, compiled"
 GPU_RATES = {preset: Figure(what=f"images that a GPU segments with `{preset}`", value=value, unit="images/s",

@@ -124,7 +124,7 @@ def segment_rate(request: SizingRequest) -> tuple[float, tuple[Figure, ...]]:
     if request.preset == "tiny" and request.method == "sansa":
         return f.CPU_TINY.value / f.CPU_TINY_CORES, (f.CPU_TINY,)
     raise FssError(f"no speed of {request.method}/{request.preset} on a CPU was measured",
-                   hint="measured: preset nano with sansa, fcp, vrp_sam, fssam and prior; or give --gpus")
+                   hint=f"measured: preset nano with {', '.join(f.CPU_RATES)}; or give --gpus")
 
 
 def speed_factor(request: SizingRequest, precision: str, *, compiled: bool = False
