@@ -16,13 +16,14 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from PIL import Image
 from pycocotools import mask as coco
 from pydantic import BeforeValidator, Discriminator, Field, Tag, TypeAdapter, model_validator
 
 from fss_models.clip import Prompt, PromptKind
 from fss_models.errors import BadImage, FssError
 from fss_models.forms import Form, check_known, in_words, read_form
-from fss_models.mask_files import read_mask_picture
+from fss_models.mask_files import read_mask_image, read_mask_picture
 
 Mark = dict[str, Any]  # in canonical form
 KINDS = ("mask", "box", "points", "scribble")
@@ -157,13 +158,14 @@ def _canonical(form: MaskMark | BoxMark | PointsMark | ScribbleMark | NegativePh
     return {kind: points, "labels": form.labels or [int(not form.negative)] * len(points)}
 
 
-def mask_from_picture(data: bytes, where: str) -> Mark:
-    """The COCO RLE of a picture of a mask, read by the rules of `fss_models.mask_files`.
+def mask_from_picture(picture: bytes | Image.Image, where: str) -> Mark:
+    """The COCO RLE of a picture of a mask, a file's bytes or opened, read by the rules of `fss_models.mask_files`.
 
     Raises `FssError` for a file that is no lossless picture or is too large, and for a mask that has no one meaning.
     """
     try:
-        return rle_json(read_mask_picture(data).mask)
+        found = read_mask_picture(picture) if isinstance(picture, bytes) else read_mask_image(picture)
+        return rle_json(found.mask)
     except BadImage as error:
         raise FssError(error.reason, where=where) from error
 

@@ -54,9 +54,16 @@ def read_mask_picture(data: bytes) -> MaskPicture:
     Raises `BadImage` for a file that is unreadable, lossy or too large, and for levels or colours that have no one
     meaning.
     """
-    image = open_mask(data)
+    return read_mask_image(open_mask(data))
+
+
+def read_mask_image(image: Image.Image) -> MaskPicture:
+    """`read_mask_picture` for an image that Pillow has opened; of several pages or frames it is the one that it shows.
+
+    Raises `BadImage` as that does; lossy WebP cannot be told from lossless.
+    """
     try:
-        return _of_image(image)
+        return _of_image(_loaded(image))
     except BadImage:
         raise
     except Exception as error:  # as decoders do: palettes and transparency are only read here
@@ -90,19 +97,24 @@ def open_mask(data: bytes) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data), formats=(*LOSSLESS, *(f for f in _LOSSY if f in Image.OPEN)))
         check_pixels(image)
-        if lossy := _lossy(image, data):
-            raise BadImage(f"{lossy} is lossy: it changes a mask around its edges; save the mask as PNG")
         if (pages := getattr(image, "n_frames", 1)) > 1:
             raise BadImage(f"the mask has {pages} pages or frames; save each as a PNG file of its own")
-        image.load()
-        plain = ("1", "L", "P", "PA", "LA", "RGB", "RGBA", "F")
-        return image if image.mode in plain or image.mode.startswith("I") else image.convert("RGB")
+        return _loaded(image, data)
     except BadImage:
         raise
     except UnidentifiedImageError as error:
         raise BadImage("unreadable mask: not an image this program can read; save it as PNG") from error
     except Exception as error:  # decoders raise all kinds of exceptions on broken bytes
         raise BadImage(f"unreadable mask: {' '.join(str(error).split())[:200]}") from error
+
+
+def _loaded(image: Image.Image, data: bytes = b"") -> Image.Image:
+    """The image with its pixels decoded, in a mode of the rules; `data`: its file. Raises `BadImage` if it is lossy."""
+    if lossy := _lossy(image, data):
+        raise BadImage(f"{lossy} is lossy: it changes a mask around its edges; save the mask as PNG")
+    image.load()
+    plain = ("1", "L", "P", "PA", "LA", "RGB", "RGBA", "F")
+    return image if image.mode in plain or image.mode.startswith("I") else image.convert("RGB")
 
 
 def _lossy(image: Image.Image, data: bytes) -> str:

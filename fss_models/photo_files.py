@@ -73,7 +73,7 @@ def decode_image(data: bytes, *, limits: PhotoLimits = LIMITS, exif: bool = Fals
 
 def load_image(data: bytes, *, limits: PhotoLimits = LIMITS, exif: bool = False, where: str = "") -> Image.Image:
     """`decode_image` as a Pillow image, without a copy of the pixels. Raises `BadImage` as it does."""
-    return _load_pixels(_open(data, limits, where), exif, where)
+    return rgb_image(_open(data, limits, where), exif=exif, where=where)
 
 
 def decode_reduced(data: bytes, least: int, *, limits: PhotoLimits = LIMITS, where: str = ""
@@ -86,7 +86,7 @@ def decode_reduced(data: bytes, least: int, *, limits: PhotoLimits = LIMITS, whe
     image = _open(data, limits, where)
     size = _upright_size(image)
     image.draft(None, (least, least))  # type: ignore[arg-type]
-    return np.array(_load_pixels(image, True, where)), size
+    return np.array(rgb_image(image, exif=True, where=where)), size
 
 
 def decode_sized(
@@ -121,7 +121,7 @@ def load_sized(
     turn = _rotation_for(image, height, width)
     if turn is None:
         raise BadImage(f"recorded as {width}x{height} but the photo is {image.width}x{image.height}", where=where)
-    return _load_pixels(image, turn, where)
+    return rgb_image(image, exif=turn, where=where)
 
 
 def load_oriented(
@@ -134,7 +134,7 @@ def load_oriented(
     image = _open(data, limits, where)
     turned, shown = _turned_by(image, size, rule, where)
     implied = _rotation_for(image, *shown) == turned
-    return OrientedPhoto(_load_pixels(image, turned, where), _orientation(image) != 1, turned, implied)
+    return OrientedPhoto(rgb_image(image, exif=turned, where=where), _orientation(image) != 1, turned, implied)
 
 
 def annotated_frame(
@@ -223,8 +223,11 @@ def _why_unread(data: bytes) -> str:
     return "not an image this program can read"
 
 
-def _load_pixels(image: Image.Image, exif: bool, where: str) -> Image.Image:
-    """The image with all pixels decoded, in RGB. Raises `BadImage`."""
+def rgb_image(image: Image.Image, *, exif: bool = False, where: str = "") -> Image.Image:
+    """The image with all pixels decoded, in 8-bit RGB; with `exif` it is rotated by its EXIF orientation.
+
+    Raises `BadImage` for pixels that cannot be decoded or have no agreed range.
+    """
     try:
         image.load()
         return _rgb(_transposed(image) if exif else image)

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image
 from pycocotools import mask as coco
 
 from fss_models.bundle import BundleInfo, open_bundle
@@ -30,7 +30,7 @@ from fss_models.clip import Images, Instances, Memory, Prediction
 from fss_models.errors import FssError
 from fss_models.instances import SPECK, ObjectMask, SplitRules, add_prompted, check_instances, split_mask
 from fss_models.marks import check_mark, mark_prompt, mask_from_picture, rle_json
-from fss_models.photo_files import decode_image
+from fss_models.photo_files import decode_image, rgb_image
 from fss_models.presence import UNCALIBRATED, LabelJudge, Presence, SupportStatistics
 from fss_models.segmenter import Segmenter
 from fss_models.settings import TILE_OVERLAP, InstanceSource, TileSide, tile_mistake
@@ -270,9 +270,10 @@ def load(bundle: str | Path = "shipped", device: str = "") -> Predictor:
 
 
 def read_photo(photo: Photo, where: str = "") -> np.ndarray:
-    """[H, W, 3] uint8, upright. Arrays are taken as they are; a Pillow image and a file are turned by their EXIF.
+    """[H, W, 3] uint8, upright. Arrays are taken as they are; a Pillow image is read as a file: turned by its EXIF.
 
-    Raises `FssError` for a file that is missing or no photo, and for an array of another shape or type.
+    Raises `FssError` for a file that is missing or no photo, for pixels without an agreed range, and for an array of
+    another shape or type.
     """
     if isinstance(photo, np.ndarray):
         if photo.ndim != 3 or photo.shape[2] != 3 or photo.dtype != np.uint8:
@@ -280,7 +281,7 @@ def read_photo(photo: Photo, where: str = "") -> np.ndarray:
             raise FssError(f"a photo is an array [H, W, 3] of uint8, not {found}", where=where)
         return photo
     if isinstance(photo, Image.Image):
-        return np.array(ImageOps.exif_transpose(photo).convert("RGB"))
+        return np.array(rgb_image(photo, exif=True, where=where))
     path = Path(photo)
     if not path.is_file():
         raise FssError("there is no such photo", where=str(photo))
@@ -294,7 +295,7 @@ def _mask(mask: Any, where: str) -> Any:
             raise FssError("there is no such mask", where=f"{where}.mask: {mask}")
         return mask_from_picture(Path(mask).read_bytes(), f"{where}.mask")
     if isinstance(mask, Image.Image):
-        mask = np.asarray(mask.convert("L")) >= 128
+        return mask_from_picture(mask, f"{where}.mask")
     if isinstance(mask, np.ndarray | torch.Tensor):
         array = np.asarray(mask)
         if array.ndim != 2:

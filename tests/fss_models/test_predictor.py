@@ -19,6 +19,7 @@ from pycocotools import mask as coco
 import fss_models
 from fss_models import FssError, MaskSettings, Predictor, load
 from fss_models.marks import rle_json
+from fss_models.predictor import read_photo
 from pipelines.config.mask_request import MaskRequest
 from pipelines.config.wanted import Wanted
 from pipelines.inference.labeler import Labeler
@@ -115,6 +116,37 @@ def test_a_photo_may_be_an_array_a_picture_or_a_file_and_files_are_turned_uprigh
     assert np.array_equal(found[0].mask, found[2].mask)
     memory = predictor.memorise([forms[0]])
     assert np.array_equal(predictor.predict(memory, file).mask, predictor.predict(memory, photos[0]).mask)
+
+
+def test_a_pillow_photo_is_read_as_its_file_is(tmp_path: Path) -> None:
+    """16-bit grey levels are scaled, transparent pixels are white: Pillow's own conversion clips and blackens them."""
+    ramp = (np.arange(256 * 4).reshape(4, 256) % 256 * 257).astype(np.uint16)
+    for number, image in enumerate((Image.fromarray(ramp), Image.new("RGBA", (4, 4)), Image.new("LA", (4, 4)))):
+        file = tmp_path / f"{number}.png"
+        image.save(file)
+        assert np.array_equal(read_photo(image), read_photo(file))
+        with Image.open(file) as opened:
+            assert np.array_equal(read_photo(opened), read_photo(file))
+    with pytest.raises(FssError, match="supports: floating point pixels have no agreed range"):
+        read_photo(Image.new("F", (4, 4)), "supports")
+
+
+def test_a_pillow_mask_is_read_as_its_file_is(predictor: Predictor, photos: list[np.ndarray], tmp_path: Path) -> None:
+    """Would catch a threshold of 128 on grey levels: a dark colour of a palette, and levels 0 and 1, are the object."""
+    halves = disc(SIDE, 40) * np.where(np.arange(SIDE) < 40, 1, 15).astype(np.uint8)
+    voc = Image.fromarray(halves)
+    voc.putpalette([0, 0, 0, 128, 0, 0, *[0] * 39, 192, 128, 128])  # VOC's colours of the classes 1 and 15
+    levels = Image.fromarray(disc(SIDE, 40).astype(np.uint8))
+    wanted = predictor.predict(predictor.memorise([{"image": photos[0], "mask": disc(SIDE, 40)}]), photos[1])
+    for number, image in enumerate((voc, levels)):
+        file = tmp_path / f"{number}.png"
+        image.save(file)
+        for mask in (file, image, Image.open(file)):
+            found = predictor.predict(predictor.memorise([{"image": photos[0], "mask": mask}]), photos[1])
+            assert (found.score, found.mask.tolist()) == (wanted.score, wanted.mask.tolist()), (number, mask)
+    Image.fromarray(disc(SIDE, 40)).convert("L").save(tmp_path / "lossy.jpg")
+    with pytest.raises(FssError, match=r"supports\[0\]\.mask: JPEG is lossy"):
+        predictor.memorise([{"image": photos[0], "mask": Image.open(tmp_path / "lossy.jpg")}])
 
 
 def test_photos_are_read_as_they_are_needed(predictor: Predictor, photos: list[np.ndarray]) -> None:
