@@ -40,15 +40,26 @@ Ints = npt.NDArray[np.int32]
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectMask:
-    """One object of a class in a photo.
+    """One object of a class in a photo. Of its mask only the part around the object is in memory.
 
     Attributes:
-        mask: [H, W] bool, in pixels of the upright photo
         score: the estimate of the mask's quality, in [0, 1]
+        size: (H, W) of the upright photo
+        place: (top, left) of the part around the object, in pixels of the photo
+        part: [h, w] bool, the mask there; no other pixel of the photo is in it
     """
 
-    mask: Bools
     score: float
+    size: tuple[int, int]
+    place: tuple[int, int]
+    part: Bools
+
+    @property
+    def mask(self) -> Bools:
+        """[H, W] bool, in pixels of the upright photo; a new array each time."""
+        whole, (top, left) = np.zeros(self.size, dtype=bool), self.place
+        whole[top:top + self.part.shape[0], left:left + self.part.shape[1]] = self.part
+        return whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,23 +202,40 @@ def split_mask(mask: Bools, score: float, rules: SplitRules, found: Instances | 
     """
     if not mask.any():
         return []
-    best, owner = np.full(mask.shape, -math.inf, dtype=np.float32), np.full(mask.shape, -1, dtype=np.int32)
-    kept: list[int] = []
+    split: list[ObjectMask] = []
+    covered = np.zeros_like(mask)
     if found is not None and len(found.scores) and rules.source != "pieces":
-        top, left, bottom, right = found.window[0].tolist()
-        found = replace(found, logits=found.logits[:, top:bottom, left:right])
-        kept = drop_duplicates(found.logits > rules.level, found.scores) if rules.source == "model" else list(
-            range(len(found.scores)))
-        for number in range(len(found.scores)):
-            plane = _plane(found, number, mask.shape, rules)
-            wins = plane > best
-            best, owner = np.where(wins, plane, best), np.where(wins, number, owner)
-    split = [ObjectMask(mask=own, score=float(found.scores[number]))
-             for number, own in _grown(mask, found, kept, best, owner, rules)] if kept and found is not None else []
-    if rules.source == "model" and split:
-        return _without_specks(split, 1)
-    split += [ObjectMask(mask=piece, score=score) for piece in _pieces(mask, mask & (best > rules.level))]
-    return _without_specks(split, rules.speck * mask.size)
+        split, covered = _prompted_or_own(mask, found, rules)
+        if rules.source == "model" and split:
+            return _without_specks(split, 1)
+    least = rules.speck * mask.size
+    return _without_specks(split + _pieces(mask, covered, score, least), least)
+
+
+def _prompted_or_own(mask: Bools, found: Instances, rules: SplitRules) -> tuple[list[ObjectMask], Bools]:
+    """The instances that a model found in a mask [H, W], and the pixels of the mask that any of them covers."""
+    top, left, bottom, right = found.window[0].tolist()
+    found = replace(found, logits=found.logits[:, top:bottom, left:right])
+    kept = drop_duplicates(found.logits > rules.level, found.scores) if rules.source == "model" else list(
+        range(len(found.scores)))
+    best, owner = np.full(mask.shape, -math.inf, dtype=np.float32), np.full(mask.shape, -1, dtype=np.int32)
+    for number in range(len(found.scores)):
+        plane = _plane(found, number, mask.shape, rules)
+        wins = plane > best
+        best, owner = np.where(wins, plane, best), np.where(wins, number, owner)
+    split = [_around(own, float(found.scores[number]))
+             for number, own in _grown(mask, found, kept, best, owner, rules)]
+    return split, mask & (best > rules.level)
+
+
+def _around(mask: Bools, score: float) -> ObjectMask:
+    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+    place = tuple(slice(int(at[0]), int(at[-1]) + 1) if at.size else slice(0, 0) for at in (rows, columns))
+    return _object(mask[place].copy(), place, mask.shape, score)
+
+
+def _object(part: Bools, place: tuple[slice, ...], size: tuple[int, ...], score: float) -> ObjectMask:
+    return ObjectMask(score=score, size=(size[0], size[1]), place=(place[0].start, place[1].start), part=part)
 
 
 def _grown(mask: Bools, found: Instances, kept: Sequence[int], best: npt.NDArray[np.float32], owner: Ints,
@@ -221,8 +249,8 @@ def _grown(mask: Bools, found: Instances, kept: Sequence[int], best: npt.NDArray
     if rules.source == "model":
         left &= ~_wide(left, max(mask.shape[0] / found.logits.shape[1], mask.shape[1] / found.logits.shape[2]))
     else:
-        for piece in _pieces(mask, mask & ~left):
-            left &= ~piece
+        labels, free = _free_pieces(mask, mask & ~left)
+        left &= ~free[labels]
     for number in kept:
         yield number, mask & ((_plane(found, number, mask.shape, rules) > rules.level) | (left & (owner == number)))
 
@@ -234,20 +262,26 @@ def _wide(mask: Bools, cell: float) -> Bools:
     return found
 
 
-def _pieces(mask: Bools, covered: Bools) -> Iterator[Bools]:
-    """The connected pieces [H, W] of a mask that have no covered pixel."""
-    labels = ndimage.label(mask, NEIGHBOURS)[0]
-    touched = set(np.unique(labels[covered]).tolist())
-    for number, place in enumerate(ndimage.find_objects(labels), 1):
-        if number not in touched:
-            piece = np.zeros_like(mask)
-            piece[place] = labels[place] == number
-            yield piece
+def _pieces(mask: Bools, covered: Bools, score: float, least: float) -> list[ObjectMask]:
+    """The connected pieces of a mask [H, W] that have no covered pixel, and at least so many pixels or the most."""
+    labels, free = _free_pieces(mask, covered)
+    areas = np.bincount(labels.ravel(), minlength=len(free)) * free
+    limit = max(1, min(least, areas.max()))
+    return [_object(labels[place] == number, place, mask.shape, score)
+            for number, place in enumerate(ndimage.find_objects(labels), 1) if areas[number] >= limit]
+
+
+def _free_pieces(mask: Bools, covered: Bools) -> tuple[Ints, Bools]:
+    """The numbers [H, W] of a mask's connected pieces, 0 elsewhere; for each number whether no pixel is covered."""
+    labels, count = ndimage.label(mask, NEIGHBOURS)
+    free = np.arange(count + 1) > 0
+    free[labels[covered]] = False
+    return labels, free
 
 
 def _without_specks(split: list[ObjectMask], least: float) -> list[ObjectMask]:
     """The instances of at least so many pixels, by falling score; if none is large enough, the largest."""
-    areas = [int(one.mask.sum()) for one in split]
+    areas = [int(one.part.sum()) for one in split]
     limit = min(least, max(areas, default=0))
     large = [one for one, area in zip(split, areas, strict=True) if area >= max(limit, 1)]
     return sorted(large, key=lambda one: -one.score)

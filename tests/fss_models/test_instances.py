@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from pycocotools import mask as coco
+from scipy import ndimage
 
 from fss_models import FssError, MaskSettings, ObjectMask, Predictor, registry
 from fss_models.clip import Instances, Prediction
@@ -20,6 +23,9 @@ from fss_models.instances import (
 )
 from fss_models.methods.sansa.model import Sansa
 from fss_models.segmenter import Segmenter
+from pipelines.config.mask_request import MaskRequest
+from pipelines.inference.instances import with_instances
+from pipelines.inference.masks import make_label
 from tests.serving.helpers import ball
 
 PIECES = SplitRules(source="pieces", speck=0.001)
@@ -55,6 +61,26 @@ def test_the_largest_piece_is_an_instance_however_small() -> None:
     found = split_mask(mask, 0.5, replace(PIECES, speck=0.1))
     assert [int(one.mask.sum()) for one in found] == [2]
     assert split_mask(np.zeros((5, 5), dtype=bool), 0.5, PIECES) == []
+
+
+@pytest.mark.parametrize("speck", [0.0, 0.001])
+def test_memory_does_not_grow_with_the_number_of_pieces(speck: float) -> None:
+    """401 pieces of a mask, all kept or one: a plane for each would be 401 times the mask."""
+    mask = np.zeros((1000, 1000), dtype=bool)
+    mask[5::50, 5::50] = mask[6::50, 5::50] = True
+    mask[:40, 960:] = True
+    label = make_label(coco.encode(np.asfortranarray(mask, dtype=np.uint8)), 0.7)
+    request = MaskRequest(support_ids=("a",), instances="pieces", speck=speck)
+    tracemalloc.start()
+    found = with_instances(label, request, None, corners=False).instances or ()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(found) == (401 if speck == 0 else 1)
+    assert peak < 30 * mask.nbytes
+    numbers, count = ndimage.label(mask, np.ones((3, 3)))
+    pieces = [coco.encode(np.asfortranarray(numbers == n, dtype=np.uint8)) for n in range(1, count + 1)]
+    wanted = [one["counts"].decode() for one in pieces if coco.area(one) >= speck * mask.size]
+    assert [one.counts for one in found] == wanted
 
 
 def own(logits: torch.Tensor, scores: list[float]) -> Instances:
