@@ -64,8 +64,9 @@ class Model:
         """
         labeler = self.labeler  # one bundle for the whole request
         labeler.check(request)
-        for support_id in request.support_ids:  # fails here, before the photos share a batch with other requests
-            await asyncio.to_thread(labeler.memory, support_id)
+        # a wrong request fails here, before its photos share a batch with other requests
+        for key in (await asyncio.to_thread(labeler.with_tile, request)).support_ids:
+            await asyncio.to_thread(labeler.memory, key)
         found = list(await asyncio.gather(*(self._one((labeler, image, request)) for image in images)))
         self.metrics.count(found, bulk=False)
         return labeler.info.bundle_id, found
