@@ -142,8 +142,13 @@ def load_predictor(url: str, device: str = "cpu") -> Predictor:
 
 
 def save_calibrator(url: str, calibrator: Calibrator) -> BundleInfo:
-    """Write a calibrator into a bundle, replacing an earlier one; returns the new content of bundle.json."""
+    """Write a calibrator into a bundle, replacing an earlier one; returns the new content of bundle.json.
+
+    Meanwhile, and if this is killed, the bundle has no calibrator.
+    """
     store, info, data = Store(url), read_bundle_info(url), calibrator.save()
+    if info.calibrator:
+        store.write_json(INFO, info.model_copy(update={"calibrator": ""}).model_dump())
     info = info.model_copy(update={"calibrator": hashlib.sha256(data).hexdigest()})
     store.write_bytes(CALIBRATOR, data)
     store.write_json(INFO, info.model_dump())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,8 @@ from fss_models.errors import FssError
 from fss_models.presence import status_of
 from fss_models.prompts import mask_prompt
 from fss_models.segmenter import Segmenter
-from pipelines.bundles.bundle import bundle_calibrator, read_bundle_info, save_bundle, save_calibrator
+from pipelines.base.storage import Store
+from pipelines.bundles.bundle import bundle_calibrator, load_predictor, read_bundle_info, save_bundle, save_calibrator
 from pipelines.bundles.shipped import copy_bundle
 from pipelines.config.mask_request import MaskRequest
 from pipelines.inference.labeler import Labeler
@@ -70,6 +73,23 @@ def calibrated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def labeler(calibrated: str) -> Labeler:
     return Labeler(calibrated)
+
+
+def test_a_bundle_can_be_used_at_every_moment_of_a_recalibration(calibrated: str, tmp_path: Path,
+                                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch a bundle that a kill between two writes leaves with a calibrator that bundle.json does not name."""
+    url, write, seen = str(shutil.copytree(calibrated, tmp_path / "bundle")), Store.write_bytes, []
+    old = bundle_calibrator(url, read_bundle_info(url))
+    assert old is not None
+
+    def write_and_load(store: Store, relative: str, data: bytes) -> None:
+        write(store, relative, data)
+        found = load_predictor(url).calibrator
+        seen.append(found.about["dataset"] if found else "")
+
+    monkeypatch.setattr(Store, "write_bytes", write_and_load)
+    save_calibrator(url, replace(old, about={"dataset": "others"}))
+    assert seen == ["", "", "others"]
 
 
 def labels_of(results: list[Label | PhotoFailure]) -> list[Label]:
