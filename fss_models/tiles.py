@@ -10,7 +10,7 @@ does; as there are many, each has to be the surer.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -26,6 +26,7 @@ from torch import Tensor
 from fss_models.presence import Presence, Trust, status_of
 from fss_models.run_lengths import ColumnRuns, Rle, mask_area
 from fss_models.settings import TILE_OVERLAP
+from fss_models.tile_owners import NO_CLAIM, RankedOwners
 
 DOUBTFUL = 0.1  # share of the surest tile's probability below which a tile is taken to lack the class
 TINY = 1e-9
@@ -131,12 +132,14 @@ class TileJoin:
     """Joins what a model gives for the tiles of one photo to one mask for each of `classes` classes.
 
     `level`: logits above it belong to the object. With `resolve` a pixel belongs to one class, that with the highest
-    probability times score, both averaged as the logits are. `corners`: the method's `corners_aligned`.
+    probability times score, both averaged as the logits are; a class whose mask is empty in the end takes no pixel.
+    `corners`: the method's `corners_aligned`.
     """
 
     def __init__(self, grid: TileGrid, classes: int, level: float, trust: Trust, *, corners: bool = False,
                  resolve: bool = False) -> None:
-        self.grid, self.level, self.trust, self._corners, self._resolve = grid, level, trust, corners, resolve
+        self.grid, self.level, self.trust, self._corners = grid, level, trust, corners
+        self._owners = RankedOwners(*grid.size, classes) if resolve else None
         self._runs = [ColumnRuns(*grid.size) for _ in range(classes)]
         self._seen: list[list[_Seen]] = [[] for _ in range(classes)]
         self._logits: dict[int, list[Tensor]] = {}  # column of tiles -> [C, h, w] of each of its tiles
@@ -153,19 +156,28 @@ class TileJoin:
 
     def masks(self) -> list[TiledMask]:
         """The masks, after the last tile."""
-        return [self._mask(runs.rle(), seen) for runs, seen in zip(self._runs, self._seen, strict=True)]
+        if not self._owners:
+            return [self._mask(runs.rle(), seen) for runs, seen in zip(self._runs, self._seen, strict=True)]
+        there = {number for number, seen in enumerate(self._seen) if self._presence(seen).status != "empty"}
+        while True:
+            taken = self._owners.masks(there)
+            found = [self._mask(rle, seen) for rle, seen in zip(taken, self._seen, strict=True)]
+            lost = {n for n, (rle, one) in enumerate(zip(taken, found, strict=True))
+                    if mask_area(rle) and not mask_area(one.rle)}
+            if not lost:
+                return found
+            there -= lost
 
     def _take_strip(self, column: int) -> None:
         """Take the run lengths up to the next column of tiles, and forget the logits that are not needed any more."""
         lefts, first = self.grid.lefts, self._done
         last = lefts[column + 1] if column + 1 < len(lefts) else self.grid.size[1]
-        if self._resolve:
-            owner = self._owners(first, last)
-            masks: Iterator[Bools] = ((owner == number).numpy() for number in range(len(self._runs)))
+        numbers = range(len(self._runs))
+        if self._owners:
+            self._owners.add((self._claim(n, first, last) for n in numbers), first_only=not self._may_be_absent)
         else:
-            masks = ((self._map(number, first, last) > self.level).numpy() for number in range(len(self._runs)))
-        for runs, mask in zip(self._runs, masks, strict=True):
-            runs.add(mask)
+            for number in numbers:
+                self._runs[number].add((self._map(number, first, last) > self.level).numpy())
         self._done = last
         for old in [k for k in self._logits if lefts[k] + self.grid.width <= last]:
             del self._logits[old]
@@ -185,16 +197,15 @@ class TileJoin:
                 found[rows, max(first, left) - first:right - first] += part * down[row, rows, None]
         return found
 
-    def _owners(self, first: int, last: int) -> Tensor:
-        """The class [H, last - first] int16 that a pixel of a strip belongs to, -1 for none."""
-        size = (self.grid.size[0], last - first)
-        best, owner = torch.full(size, -1.0), torch.full(size, -1, dtype=torch.int16)
-        for number in range(len(self._runs)):
-            logits = self._map(number, first, last)
-            weight = logits.sigmoid() * self._weights(number, first, last)
-            wins = (logits > self.level) & (weight > best)
-            best, owner = torch.where(wins, weight, best), torch.where(wins, number, owner)
-        return owner
+    @property
+    def _may_be_absent(self) -> bool:
+        """Whether an estimate may leave a class out."""
+        return self.trust.empty_below > 0 and any(one.presence.presence is not None for s in self._seen for one in s)
+
+    def _claim(self, number: int, first: int, last: int) -> Tensor:
+        """The probability times score [H, last - first] of a class in the pixels of a strip that it has."""
+        logits = self._map(number, first, last)
+        return torch.where(logits > self.level, logits.sigmoid() * self._weights(number, first, last), NO_CLAIM)
 
     def _weights(self, number: int, first: int, last: int) -> Tensor:
         """The scores [H, last - first] of a class; a tile in which it is probably absent has 0."""
@@ -212,7 +223,10 @@ class TileJoin:
         areas = [one.area for one in seen]
         scores, weights = np.array([one.score for one in seen]), np.array(areas) * ~absent
         score = np.average(scores, weights=weights) if weights.any() else scores.max()
-        return TiledMask(rle, float(score), photo_presence(tiles, areas, self.trust))
+        return TiledMask(rle, float(score), self._presence(seen))
+
+    def _presence(self, seen: Sequence[_Seen]) -> Presence:
+        return photo_presence([one.presence for one in seen], [one.area for one in seen], self.trust)
 
     def _without_unseen(self, rle: Rle, windows: Sequence[TileWindow]) -> Rle:
         """The mask without the connected pieces that are in none of the windows."""

@@ -16,6 +16,7 @@ from fss_models.predictor import MaskSettings
 from fss_models.presence import UNCALIBRATED, Presence
 from fss_models.run_lengths import ColumnRuns
 from fss_models.settings import tile_mistake
+from fss_models.tile_owners import NO_CLAIM, RankedOwners
 from fss_models.tile_supports import cut_supports, fitting_side, resolve_side
 from fss_models.tiles import TiledMask, TileGrid, TileJoin, is_tiled, photo_presence
 
@@ -85,6 +86,54 @@ def test_two_classes_share_no_pixel_when_they_are_resolved() -> None:
     assert ((first | second) == (kept[0] | kept[1])).all()
     assert first[150, 200]
     assert second[150, 220]
+
+
+def resolved(grid: TileGrid, classes: list[tuple[Tensor, list[Presence]]]) -> list[TiledMask]:
+    """The masks of classes, each with full-size logits and the estimates of its tiles."""
+    join = TileJoin(grid, len(classes), 0.0, MaskSettings(), resolve=True)
+    for number, window in enumerate(grid.windows):
+        tiles = torch.stack([torch.from_numpy(window.cut(one.numpy()).copy()) for one, _ in classes])
+        join.add(tiles, [0.5] * len(classes), [presences[number] for _, presences in classes])
+    return join.masks()
+
+
+def test_a_class_that_the_photo_lacks_takes_no_pixel() -> None:
+    """One tile of many shows it, which is too little for the photo, or only in pieces that are dropped."""
+    size = (160, 160 * 20)
+    grid, tall = TileGrid.of(size, 160, 0.0), disc(*size, 80, 880, 70)
+    weak, sure = (Presence(presence=p, quality=0.58, status="accepted") for p in (0.6, 0.999999))
+    shown = [Presence(presence=0.95, quality=0.55, status="accepted")] * 20
+    rare = [ABSENT] * 5 + [weak] + [ABSENT] * 14
+    elsewhere = [sure] + [ABSENT] * 4 + [weak] + [ABSENT] * 14  # surely in the first tile, where it has no pixel
+    others = [(tall, shown), (disc(*size, 80, 930, 70), shown)]
+    wanted = [pixels(one) for one in resolved(grid, others)]
+    assert wanted[0].any()
+    assert wanted[1].any()
+    for presences, status in ((rare, "empty"), (elsewhere, "accepted")):
+        absent, *found = resolved(grid, [(tall + 1, presences), *others])
+        assert absent.presence.status == status
+        for one, mask in zip(found, wanted, strict=True):
+            assert (pixels(one) == mask).all()
+        assert not pixels(absent).any()
+
+
+def test_owners_of_any_choice_of_classes_are_those_without_the_others() -> None:
+    """Would catch a wrong order behind the first claim: weights are few, so that many are equal."""
+    weights = torch.from_numpy(np.random.default_rng(0).integers(-1, 4, (4, 30, 50))).float()
+    claims = torch.where(weights < 0, NO_CLAIM, weights)
+    ranked, first = RankedOwners(30, 50, 4), RankedOwners(30, 50, 4)
+    for columns in (slice(0, 20), slice(20, 50)):
+        ranked.add(claims[..., columns], first_only=False)
+        first.add(claims[..., columns], first_only=True)
+    for there in ([0, 1, 2, 3], [1, 2, 3], [0, 3], [2], []):
+        best = torch.full((30, 50), -1.0)
+        owner = torch.full((30, 50), -1)
+        for number in there:
+            wins = weights[number] > best
+            best, owner = torch.where(wins, weights[number], best), torch.where(wins, number, owner)
+        found = [coco.decode(one) for one in ranked.masks(there)]
+        assert all((mask == (owner == number).numpy()).all() for number, mask in enumerate(found))
+    assert first.masks([0, 1, 2, 3]) == ranked.masks([0, 1, 2, 3])
 
 
 def test_pieces_that_only_tiles_without_the_class_show_are_dropped() -> None:
