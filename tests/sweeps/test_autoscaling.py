@@ -18,7 +18,6 @@ import yaml
 
 from infra.local.processes import free_port
 from infra.local.ray_nodes import node_environment, start_head, wait_for_nodes
-from pipelines.config.base_learner import BaseLearnerConfig
 from pipelines.config.data import DataConfig
 from pipelines.config.evaluate import EvalConfig
 from pipelines.config.method import MethodConfig
@@ -115,10 +114,9 @@ def _is_of(process: psutil.Process, session: Path) -> bool:
         return False
 
 
-def recipe_file(config: DataConfig, folder: Path, method: str = "sansa", **sweep: Any) -> Path:
+def recipe_file(config: DataConfig, folder: Path, **sweep: Any) -> Path:
     recipe = Recipe(
-        name="scaled", out=str(folder / "out"), data=config, methods=[MethodConfig(name=method, preset="debug")],
-        base_learner=BaseLearnerConfig(steps=4, batch=2, checkpoint_every=2, log_every=2),
+        name="scaled", out=str(folder / "out"), data=config, methods=[MethodConfig(name="sansa", preset="debug")],
         train=TrainConfig(steps=4, batch=2, checkpoint_every=2, log_every=2, pool_bytes=64_000_000),
         eval=EvalConfig(episodes=10), sweep=SweepConfig(**{"folds": [0, 1, 2], **sweep}))
     path = folder / "recipe.yaml"
@@ -142,18 +140,6 @@ def test_machines_come_for_a_sweep_and_are_not_asked_for_afterwards(version: str
         found = json.loads(out.strip().splitlines()[-1])
         assert found.pop("asked") >= 3, "all runs were asked for"
         assert found == {"errors": ["", "", ""], "machines": 1, "after": 0}, log[-3000:]
-
-
-@pytest.mark.timeout(900)
-def test_base_learners_are_trained_on_a_machine_that_comes(shapes_config: DataConfig, shapes_shards: str,
-                                                          tmp_path: Path) -> None:
-    """The shards are there, so no machine is up when they begin: would catch a stage that waits for ever."""
-    (tmp_path / "out" / "shards").mkdir(parents=True)
-    (tmp_path / "out" / "shards" / shapes_config.name).symlink_to(shapes_shards)
-    with autoscaling_head(tmp_path, "v1", workers=1) as (address, env):
-        out, log = run(address, env, recipe_file(shapes_config, tmp_path, "bam", folds=[0])).communicate(timeout=600)
-        found = json.loads(out.strip().splitlines()[-1])
-        assert (found["errors"], found["machines"], found["after"]) == ([""], 1, 0), log[-3000:]
 
 
 @pytest.mark.timeout(900)
