@@ -28,13 +28,14 @@ def list_images(url: str, limit: int = 0, *, outs: Sequence[str] = (), keep: Sto
     """All photos that `url` names (the first `limit`, 0: all), without junk and those in `outs`, the folders of jobs.
 
     `url` is what --images may be (`inputs`). Linked folders are followed. Pages of a long listing go to the job's
-    folder `keep`, and one that was interrupted goes on there. Raises `FssError` if there are none, and for a name that
-    is not UTF-8.
+    folder `keep`, and one that was interrupted goes on there; that of a list begins again, as it has to know all URLs.
+    Raises `FssError` if there are none, and for a name that is not UTF-8.
     """
     inputs = read_inputs(url)
     columns = columns or ListColumns()
     place = url if inputs.kind == "list" else inputs.root.url
-    writer = ListingWriter(place, inputs.kind, keep, _arguments(url, limit, columns)).resumed()
+    begun = ListingWriter(place, inputs.kind, keep, _arguments(url, limit, columns))
+    writer = begun.fresh() if inputs.kind == "list" else begun.resumed()
     if inputs.kind == "list":
         list_rows(writer, inputs, columns, limit)
     elif inputs.kind == "tar":

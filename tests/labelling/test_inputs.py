@@ -124,6 +124,22 @@ def test_repeats_are_found_across_batches(tmp_path: Path) -> None:
     assert len(pickle.loads(pickle.dumps(images)).names) == 150_000  # its pages were in a folder of this process
 
 
+def test_a_list_whose_listing_was_cut_off_is_listed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first command ends behind the first page; the second one begins again, and repeats no photo."""
+    monkeypatch.setattr(listing, "PAGE", 1000)
+    (tmp_path / "1.csv").write_text("url\n" + "".join(f"https://host/{n}.jpg\n" for n in range(1500)))
+    (tmp_path / "2.csv").write_text("id\nno URLs\n")
+    whole, out = list_images(str(tmp_path / "1.csv")), Store(str(tmp_path / "out"))
+    with pytest.raises(FssError, match="has no column 'url'"):
+        list_images(f"{tmp_path}/?.csv", keep=out)
+    assert len(out.list("listing")) == 1
+    (tmp_path / "2.csv").write_text("url\nhttps://host/1.jpg\n")
+    again = list_images(f"{tmp_path}/?.csv", keep=out)
+    assert (len(again), again.totals.seen, again.hash) == (1500, 1501, whole.hash)
+    again.save(out)
+    assert read_listing(out).names == again.names  # type: ignore[union-attr]
+
+
 def test_photos_in_tar_files(tmp_path: Path) -> None:
     for n in range(3):
         packed(tmp_path / f"s-{n:02}.tar", {
