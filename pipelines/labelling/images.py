@@ -14,7 +14,7 @@ from fss_models.errors import FssError
 from fss_models.photo_files import PHOTO_SUFFIXES
 from pipelines.base.storage import Store, join
 from pipelines.labelling.inputs import ListColumns, list_files, list_rows, list_tars, read_inputs
-from pipelines.labelling.listing import ImageList, LeftOut, ListingWriter, read_listing
+from pipelines.labelling.listing import ImageList, LeftOut, ListingWriter, read_listing, shown
 from pipelines.labelling.photo_reader import PhotoReader
 
 __all__ = ["ImageList", "PhotoReader", "check_out", "keep_unread", "kept_images", "left_out", "list_images"]
@@ -87,8 +87,8 @@ def _rows_left(images: ImageList) -> str:
 
 def keep_unread(out: Store, images: ImageList) -> None:
     """Write the rows of failures.parquet about what is not labelled, and the listing, into a job's folder."""
-    rows = [{"file_name": n, "stage": "read", "reason": "photos of this format are not read: save it as JPEG or PNG"}
-            for n in images.unread]
+    reason = "photos of this format are not read: save it as JPEG or PNG"
+    rows = [{"file_name": shown(n), "stage": "read", "reason": reason} for n in images.unread]
     for one in map(LeftOut._make, images.totals.rows):
         rows.append({"file_name": one.name, "stage": "list", "reason": one.reason,
                      **({} if one.source_id is None else {"source_id": one.source_id})})

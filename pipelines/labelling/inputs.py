@@ -302,12 +302,13 @@ def list_tars(writer: ListingWriter, inputs: Inputs, limit: int) -> None:
     with ThreadPoolExecutor(TARS, thread_name_prefix="tar") as pool:
         while some := list(islice(names, TARS)):
             for name, members in zip(some, pool.map(lambda n: read_members(inputs.root.path(n)), some), strict=True):
+                url = inputs.root.path(name)
                 for member, wanted in members:
                     path = f"{name}/{member.name}"
                     if not wanted:
                         writer.leave(path)
                     elif not limit or writer.count < limit:
-                        writer.add(Photo(path, member.size, inputs.root.path(name), member.start))
+                        writer.add(Photo(_checked(path, url), member.size, url, member.start))
                 done += 1
                 writer.mark(str(done), seen=len(members))
             if limit and writer.count >= limit:

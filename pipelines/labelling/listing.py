@@ -243,7 +243,7 @@ class ListingWriter:
         if name.lower().endswith(UNREAD_SUFFIXES):
             self._since.unread.append(name)
         else:
-            suffix = PurePosixPath(name).suffix.lower()
+            suffix = PurePosixPath(shown(name)).suffix.lower()
             self._since.others[suffix] = self._since.others.get(suffix, 0) + 1
 
     def refuse(self, row: LeftOut) -> None:
@@ -320,6 +320,11 @@ class ListingWriter:
         self.totals.hash = self._digest.hexdigest()
         folder = self.keep if self._temporary is None else Store(self._temporary.name)
         return ImageList(self.url, self.totals, pages, folder, self._temporary)
+
+
+def shown(name: str) -> str:
+    """A file's name for people and tables: bytes that are not UTF-8 are spelled out, such as `\\xe4`."""
+    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
 def page_table(rows: Sequence[Photo]) -> pa.Table:

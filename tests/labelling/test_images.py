@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -74,6 +75,20 @@ def test_pictures_that_are_not_read_are_rows_of_failures(tmp_path: Path, bundle:
     rows = {r["file_name"]: r["reason"] for r in pq.read_table(tmp_path / "out" / "failures.parquet").to_pylist()}
     assert rows["1.heic"] == "not an image this program can read"  # no more than the head of one
     assert "save it as JPEG" in rows["2.CR2"]
+
+
+def test_a_name_that_is_not_utf8_is_left_out_and_told(tmp_path: Path, bundle: str) -> None:
+    labeler = Labeler(bundle)
+    support = labeler.add_support(read_support_file(str(supports_file(tmp_path))))
+    photos = made(tmp_path / "photos", "1.jpg")
+    for name in (b"\xe4.nef", b"a.\xe4"):
+        Path(os.fsdecode(bytes(photos) + b"/" + name)).touch()
+    job = make_job(photos, tmp_path / "out", support, labeler)
+    "\n".join(left_out(job.images)).encode()
+    keep_unread(job.out, job.images)
+    job.run(DirectEngine(labeler), job.chunks_left(), 1)
+    assert write_outputs(job.out, job.manifest)["unread"] == 1
+    assert job.out.read_table("failures.parquet")["file_name"].to_pylist() == ["1.jpg", r"\xe4.nef"]
 
 
 def test_the_same_in_a_bucket(s3_server: object, tmp_path: Path) -> None:

@@ -159,6 +159,13 @@ def test_photos_in_tar_files(tmp_path: Path) -> None:
         list_images(str(tmp_path))
 
 
+def test_a_name_in_a_tar_that_is_not_utf8_is_one_line(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "x.tar", "w", encoding="latin-1", format=tarfile.GNU_FORMAT) as tar:
+        tar.addfile(tarfile.TarInfo("T\xfcr.jpg"))
+    with pytest.raises(FssError, match=r"x\.tar: the file name 'x\.tar/T.udcfcr\.jpg' is not UTF-8"):
+        list_images(str(tmp_path / "x.tar"))
+
+
 def test_dead_urls_are_counted_and_ids_come_back(tmp_path: Path, web: str, bundle: str,
                                                  monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 33 URLs one is gone (404) and one server is away: all others are labelled, and all ids are in the outputs."""
