@@ -244,7 +244,7 @@ class Jobs:
     def photo(self, job_id: str, image_id: int) -> bytes:
         """A photo as a small JPEG, upright."""
         job = self.open(job_id)
-        picture = Image.fromarray(np.ascontiguousarray(job.pixels(job.rows_of(image_id)[0]["file_name"])))
+        picture = Image.fromarray(np.ascontiguousarray(job.pixels(image_id, job.rows_of(image_id)[0]["file_name"])))
         picture.thumbnail((SIDE, SIDE))
         file = io.BytesIO()
         picture.save(file, "JPEG", quality=85)

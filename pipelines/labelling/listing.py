@@ -20,7 +20,6 @@ from pathlib import PurePosixPath
 from typing import Any, NamedTuple, TypeVar
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from cachetools import LRUCache
 
@@ -164,14 +163,6 @@ class ImageList:
         page = bisect_right(self._ends, row)
         begin = self._ends[page - 1] if page else 0
         return Photo(*self._page(page).slice(row - begin, 1).to_pylist()[0].values())
-
-    def find(self, name: str) -> Photo | None:
-        """The first photo of this name, None if there is none; reads all pages."""
-        for page in range(len(self._ends)):
-            table = self._page(page)
-            if (at := pc.index(table["name"], pa.scalar(name)).as_py()) >= 0:
-                return Photo(*table.slice(at, 1).to_pylist()[0].values())
-        return None
 
     def save(self, out: Store) -> None:
         """Write the listing into a job's folder, where later commands find it."""

@@ -67,13 +67,16 @@ class PhotoReader:
             raise
 
 
-def read_photo(out: Store, manifest: JobManifest, name: str) -> bytes:
-    """The bytes of a photo of a job, whose folder is `out`. Raises `FssError` if it cannot be read."""
+def read_photo(out: Store, manifest: JobManifest, image_id: int, name: str) -> bytes:
+    """The bytes of a photo of a job, whose folder is `out`. Raises `FssError` if it cannot be read.
+
+    `image_id` says which one of a list or tar file it is, where several may share a name.
+    """
     if manifest.inputs in PLAIN:
         return Store(manifest.images_url).read_bytes(name)
     listing = read_listing(out)
-    found = listing.find(name) if listing else None
-    if listing is None or found is None:
+    found = listing.photo(image_id - 1) if listing and 1 <= image_id <= len(listing) else None
+    if listing is None or found is None or found.name != name:
         raise FssError(f"the listing of the job has no photo {name!r}", where=out.path(ABOUT))
     reader = PhotoReader(listing, max_bytes=manifest.max_bytes, threads=1)
     try:

@@ -126,7 +126,7 @@ class RowSelection:
 
 
 def _picture(labels: FinishedJob, kind: str, row: Label) -> GalleryPicture:
-    data = read_photo(Store(labels.url), labels.manifest, row["file_name"])
+    data = read_photo(Store(labels.url), labels.manifest, row["image_id"], row["file_name"])
     image = decode_image(data, limits=labels.manifest, exif=True, where=row["file_name"])
     mask = _mask(row) if row["area"] else None
     name = str(row["file_name"]).rsplit("/", 1)[-1]

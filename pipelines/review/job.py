@@ -79,13 +79,13 @@ class ReviewedJob:
             raise FssError(f"photo {image_id} could not be read, so it has no label", where=self.out.url)
         return rows
 
-    def photo(self, file_name: str) -> bytes:
-        """The bytes of a photo."""
-        return read_photo(self.out, self.manifest, file_name)
+    def photo(self, image_id: int, file_name: str) -> bytes:
+        """The bytes of a photo. Raises `FssError` if it cannot be read."""
+        return read_photo(self.out, self.manifest, image_id, file_name)
 
-    def pixels(self, file_name: str) -> np.ndarray:
-        """The upright photo as [H, W, 3] uint8. Raises `BadImage`."""
-        return decode_image(self.photo(file_name), limits=self.manifest, exif=True, where=file_name)
+    def pixels(self, image_id: int, file_name: str) -> np.ndarray:
+        """The upright photo as [H, W, 3] uint8. Raises `BadImage`, and `FssError` as `photo` does."""
+        return decode_image(self.photo(image_id, file_name), limits=self.manifest, exif=True, where=file_name)
 
     @property
     def decisions(self) -> Decisions:

@@ -77,7 +77,7 @@ def _card(job: ReviewedJob, row: Row, decisions: Decisions) -> dict[str, Any]:
 
 def _picture(job: ReviewedJob, row: Row) -> dict[str, Any]:
     try:
-        pixels = job.pixels(row["file_name"])
+        pixels = job.pixels(row["image_id"], row["file_name"])
     except (FssError, BadImage) as error:
         return {"url": "", "problem": str(error), "objects": []}
     theirs = _mask(row, "existing_rle") if row.get("existing_rle") else None

@@ -214,7 +214,7 @@ def extend_supports(old: ReviewedJob, decisions: Decisions, supports_url: str) -
         if len(own) > MAX_ADDED:
             say(f"{name}: of {len(own)} corrections the {MAX_ADDED} most doubtful labels become supports")
         known = _find(support_id, [join(old.out.url, "supports"), supports_url])
-        more = tuple(Support(old.photo(d.image), {"mask": d.mask}) for d in own[:MAX_ADDED])
+        more = tuple(Support(old.photo(d.image_id, d.image), {"mask": d.mask}) for d in own[:MAX_ADDED])
         new = [s for s in more if s.sha256 not in {k.sha256 for k in known.supports}]
         sets.append(replace(known, class_name=name, supports=(*known.supports, *new)))
     return sets

@@ -192,7 +192,7 @@ def test_dead_urls_are_counted_and_ids_come_back(tmp_path: Path, web: str, bundl
     assert tasks[0]["data"] == {"image": f"{web}/{names[0]}", "source_id": "k0"}
     host = web.removeprefix("http://")
     assert job.out.exists(f"yolo/labels/{host}/{names[0].removesuffix('.jpg')}.txt")
-    assert read_photo(job.out, job.manifest, f"{web}/{names[3]}") == (tmp_path / "web" / names[3]).read_bytes()
+    assert read_photo(job.out, job.manifest, 4, f"{web}/{names[3]}") == (tmp_path / "web" / names[3]).read_bytes()
 
 
 def test_a_network_that_is_away_makes_no_failures(tmp_path: Path, web: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,7 @@ from pipelines.data import rle
 from pipelines.inference.labeler import Labeler
 from pipelines.inference.support_files import read_support_file
 from pipelines.labelling.decisions import DECISIONS, Decision, add_decisions, apply_decisions, read_decisions
+from pipelines.labelling.images import keep_unread
 from pipelines.labelling.job import LabellingJob
 from pipelines.labelling.manifest import MANIFEST
 from pipelines.labelling.outputs import write_outputs
@@ -36,10 +37,18 @@ from pipelines.review import redo
 from pipelines.review.doubt import order_by_doubt, rows_at, sureness
 from pipelines.review.job import ReviewedJob, decide_by_name, import_decisions, open_job
 from pipelines.review.page import PAGE, write_review
-from pipelines.review.redo import SNAPSHOT, RedoRequest, begin_redo, prepare_redo, rows_to_redo, run_redo
+from pipelines.review.redo import (
+    SNAPSHOT,
+    RedoRequest,
+    begin_redo,
+    extend_supports,
+    prepare_redo,
+    rows_to_redo,
+    run_redo,
+)
 from tests.labelling.helpers import DirectEngine, make_job
 from tests.serving.browser import NEEDS_BROWSER, browser
-from tests.serving.helpers import ball, photo_folder, supports_file
+from tests.serving.helpers import ball, encoded, photo_folder, supports_file
 
 COUNT = 20
 
@@ -98,6 +107,23 @@ def test_the_most_doubtful_come_first_whatever_is_held(job: ReviewedJob) -> None
     assert few.image_ids.tolist() == whole.image_ids[:5].tolist()
     assert (len(few), few.total) == (5, COUNT)
     assert [r["image_id"] for r in rows_at(job, whole, [7, 0, 3])] == whole.image_ids[[7, 0, 3]].tolist()
+
+
+def test_photos_of_a_list_that_share_a_name(place: Path, labeler: Labeler, support: str, tmp_path: Path) -> None:
+    """Review shows each photo under its own mask, and a correction of the second one is a support with its pixels."""
+    (tmp_path / "a").mkdir()
+    for number, name in enumerate(("1.jpg", "a/1.jpg"), 6):
+        (tmp_path / name).write_bytes(encoded(ball(number)[0], quality=90))
+    (tmp_path / "l.csv").write_text("url\na/../1.jpg\na/1.jpg\n")
+    made = make_job(tmp_path / "l.csv", tmp_path / "job", support, labeler)
+    keep_unread(made.out, made.images)
+    made.run(DirectEngine(labeler), made.chunks_left(), 1)
+    job = open_job(made.out.url)
+    assert {job.rows_of(i)[0]["file_name"] for i in (1, 2)} == {"a/1.jpg"}
+    assert [job.photo(i, "a/1.jpg") for i in (1, 2)] == [(tmp_path / n).read_bytes() for n in ("1.jpg", "a/1.jpg")]
+    fixed = Decision(image_id=2, image="a/1.jpg", class_name="ball", decision="correct", mask=rle_json(ball(7)[1]))
+    (supports,) = extend_supports(job, {fixed.key: fixed}, str(place / "supports"))
+    assert supports.supports[-1].image == (tmp_path / "a/1.jpg").read_bytes()
 
 
 def test_doubt_of_an_empty_label_is_that_the_class_is_there() -> None:
