@@ -6,6 +6,7 @@ run again: photos must not become failures for good because a disk or a line fai
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 from collections.abc import Sequence
@@ -20,7 +21,9 @@ from pipelines.inference.masks import PhotoFailure
 from pipelines.labelling.listing import ABOUT, ImageList, Photo, read_listing
 from pipelines.labelling.manifest import PLAIN, JobManifest
 
-LOST = (FileNotFoundError, PermissionError, IsADirectoryError)  # errors of one photo; all others are of the disk
+LOST = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ValueError)  # errors of one photo
+NO_NAMES = (errno.ENAMETOOLONG, errno.ELOOP)  # likewise; all others are of the disk
+MOST_TOLD = 200  # characters of a reason, which may hold a name of any length
 WEB = ("http://", "https://")
 WEB_ATTEMPTS = 4  # about 4 seconds: of many URLs some are always dead
 WEB_SECONDS = 120  # for one photo
@@ -62,9 +65,17 @@ class PhotoReader:
             return store.read_bytes(name)
         except FssError as error:
             of_list = photo.size < 0  # of other people's buckets too, which may be closed
-            if isinstance(error.__cause__, LOST if store.is_local or of_list else FileNotFoundError):
-                return PhotoFailure(reason=error.what, stage="read")
-            raise
+            if not _is_lost(error.__cause__, any_reason=store.is_local or of_list):
+                raise
+            return PhotoFailure(reason=error.what[:MOST_TOLD], stage="read")
+
+
+def _is_lost(error: BaseException | None, *, any_reason: bool) -> bool:
+    """Whether a photo cannot be read for a reason of its own; without `any_reason` only because it is not there."""
+    if not any_reason:
+        return isinstance(error, FileNotFoundError)
+    no_name = type(error).__name__ == "ParamValidationError"  # of S3: no bucket can have this name
+    return isinstance(error, LOST) or no_name or (isinstance(error, OSError) and error.errno in NO_NAMES)
 
 
 def read_photo(out: Store, manifest: JobManifest, image_id: int, name: str) -> bytes:
@@ -140,6 +151,8 @@ class WebPhotos:
                         raise _AwayError(f"it takes longer than {WEB_SECONDS} s")
         except (httpx.InvalidURL, httpx.TooManyRedirects, httpx.UnsupportedProtocol, UnicodeError) as error:
             return PhotoFailure(reason=f"the URL cannot be used: {error}", stage="read")
+        except httpx.DecodingError as error:
+            return PhotoFailure(reason=f"the answer cannot be unpacked: {error}", stage="read")
         except httpx.TransportError as error:
             raise _AwayError(str(error) or type(error).__name__) from error
         return bytes(data)

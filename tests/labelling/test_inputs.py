@@ -42,6 +42,8 @@ def web(tmp_path: Path) -> Iterator[str]:
             place = tmp_path / "web" / path.lstrip("/")
             status = 503 if path == "/busy.jpg" else 200 if place.is_file() else 404
             self.send_response(status)
+            if path == "/damaged.jpg":
+                self.send_header("Content-Encoding", "gzip")
             self.end_headers()
             self.wfile.write(place.read_bytes() if status == 200 else b"")
 
@@ -193,6 +195,24 @@ def test_dead_urls_are_counted_and_ids_come_back(tmp_path: Path, web: str, bundl
     host = web.removeprefix("http://")
     assert job.out.exists(f"yolo/labels/{host}/{names[0].removesuffix('.jpg')}.txt")
     assert read_photo(job.out, job.manifest, 4, f"{web}/{names[3]}") == (tmp_path / "web" / names[3]).read_bytes()
+
+
+def test_a_row_that_cannot_be_read_is_a_failure_of_its_own(tmp_path: Path, web: str,
+                                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    """No bucket's name, a path through a file, a picture in the cell, a zero byte, a link to itself, a bad answer."""
+    made(tmp_path, "x.jpg", "web/damaged.jpg")
+    (tmp_path / "web" / "damaged.jpg").write_bytes(b"not packed by gzip")
+    (tmp_path / "loop.jpg").symlink_to("loop.jpg")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
+    rows = ["s3://No Bucket/x.jpg", "x.jpg/y.jpg", f"data:image/jpeg;base64,{'A' * 5000}", "a\0.jpg", "loop.jpg", f"{web}/damaged.jpg", "x.jpg"]
+    pq.write_table(pa.table({"url": rows}), tmp_path / "l.parquet")
+    *bad, good = read_all(list_images(str(tmp_path / "l.parquet")))
+    assert good == b"1"
+    reasons = [one.reason for one in bad if isinstance(one, PhotoFailure)]
+    assert len(reasons) == 6
+    assert "cannot be unpacked" in reasons[5]
+    assert max(map(len, reasons)) <= 200
 
 
 def test_a_network_that_is_away_makes_no_failures(tmp_path: Path, web: str, monkeypatch: pytest.MonkeyPatch) -> None:
