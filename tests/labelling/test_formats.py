@@ -163,6 +163,17 @@ def test_photos_that_differ_in_their_suffix(tmp_path: Path) -> None:
         write_outputs(out, manifest, ["labelme"])
 
 
+@pytest.mark.parametrize(("form", "line"), [("labelme", "share its JSON file"), ("yolo", "share its label file")])
+def test_photos_of_a_watched_job_come_in_any_order(tmp_path: Path, form: str, line: str) -> None:
+    """a.png arrives after b.jpg: would catch labels of a.jpg that are silently overwritten."""
+    out, manifest = plain_job(tmp_path, "a.jpg", "a.png", "b.jpg")
+    watched = manifest.model_copy(update={"watched": True, "chunk": 3})
+    label = (make_label(coco.encode(np.ones((9, 9), dtype=np.uint8, order="F")), 0.5),)
+    write_part(out, 0, list_images(watched.images_url), [0, 2, 1], watched, [label] * 3)
+    with pytest.raises(FssError, match=line):
+        write_outputs(out, watched, [form])
+
+
 def test_photos_whose_yolo_labels_nobody_would_find(tmp_path: Path) -> None:
     out, manifest = plain_job(tmp_path, "a.jpg", "train/images/b.jpg")
     with pytest.raises(FssError, match="in a sub-folder named `images`"):

@@ -205,7 +205,8 @@ def test_a_row_that_cannot_be_read_is_a_failure_of_its_own(tmp_path: Path, web: 
     (tmp_path / "loop.jpg").symlink_to("loop.jpg")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
-    rows = ["s3://No Bucket/x.jpg", "x.jpg/y.jpg", f"data:image/jpeg;base64,{'A' * 5000}", "a\0.jpg", "loop.jpg", f"{web}/damaged.jpg", "x.jpg"]
+    rows = ["s3://No Bucket/x.jpg", "x.jpg/y.jpg", f"data:image/jpeg;base64,{'A' * 5000}", "a\0.jpg",
+            "loop.jpg", f"{web}/damaged.jpg", "x.jpg"]
     pq.write_table(pa.table({"url": rows}), tmp_path / "l.parquet")
     *bad, good = read_all(list_images(str(tmp_path / "l.parquet")))
     assert good == b"1"

@@ -38,7 +38,7 @@ def write_labelme(out: Store, manifest: JobManifest, name: str) -> None:
     shapes of one share a `group_id`. Scores are in `description`; the status, and where a mask is from, are flags.
     Raises `FssError` for two photos whose names differ only in the suffix.
     """
-    stems = UniqueStems(ordered=manifest.inputs in PLAIN)
+    stems = UniqueStems(ordered=manifest.in_order)
 
     def one(photo: PhotoRows) -> tuple[str, bytes]:
         if stems.name(photo.path) == photo.path:
