@@ -6,6 +6,7 @@ that of a deployment. On the same hardware the parts equal those of the other en
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -91,6 +92,7 @@ class _ActorEngine:
     batch: int
     suspicious: bool
     request_bytes: int = REQUEST_BYTES
+    photo_bytes: int = sys.maxsize
 
     def label(self, images: list[bytes], request: MaskRequest, *, checked: bool = False) -> list[Labels | PhotoFailure]:
         """One result for each photo, in order. Raises `WorkerLostError` for a suspicious chunk that is not checked."""

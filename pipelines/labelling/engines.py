@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +23,7 @@ from pipelines.inference.supports import SupportSet
 from pipelines.serving.client import Client, ServiceError
 from pipelines.serving.spec import ModelSpec, best_device, free_models, settle_spec, waits_for_gpu
 
-LOCAL_REQUEST_BYTES = 32_000_000  # bytes of photos in one request; the object store holds several requests
+GROUP_BYTES = 32_000_000  # bytes of photos that go together; the object store holds several requests
 ATTEMPTS = 10  # more than a minute in all; Serve needs half a minute to restart a lost proxy
 SUSPICIOUS = 2  # replicas lost with the photos of one request, after which these are looked at
 T = TypeVar("T")
@@ -33,9 +34,13 @@ class WorkerLostError(Exception):
 
 
 class Engine(Protocol):
-    """Labels the photos of one request. Several threads call it at a time."""
+    """Labels the photos of one request. Several threads call it at a time.
+
+    request_bytes: photos with more bytes go in several requests; photo_bytes: a photo with more cannot be sent
+    """
 
     request_bytes: int
+    photo_bytes: int
 
     def label(self, images: list[bytes], request: MaskRequest, *, checked: bool = False) -> list[Labels | PhotoFailure]:
         """One result for each photo, in order. Raises when several attempts have failed.
@@ -49,7 +54,8 @@ class ServiceEngine:
 
     def __init__(self, client: Client, max_request_bytes: int, bundle_id: str) -> None:
         self._client, self._bundle_id = client, bundle_id
-        self.request_bytes = min(LOCAL_REQUEST_BYTES, max_request_bytes * 3 // 4 - 65_536)  # less base64 and JSON
+        self.photo_bytes = max_request_bytes * 3 // 4 - 65_536  # less base64 and JSON
+        self.request_bytes = min(GROUP_BYTES, self.photo_bytes)
 
     def label(self, images: list[bytes], request: MaskRequest, *, checked: bool = False) -> list[Labels | PhotoFailure]:
         """One result for each photo, in order. Raises as `Engine.label` does."""
@@ -60,7 +66,7 @@ class ServiceEngine:
 class LocalEngine:
     """A deployment in this command's cluster, called through its handle, with `bundle_id` or (empty) what it has."""
 
-    request_bytes = LOCAL_REQUEST_BYTES
+    request_bytes, photo_bytes = GROUP_BYTES, sys.maxsize
 
     def __init__(self, handle: Any, bundle_id: str = "") -> None:
         self._handle, self._bundle_id = handle, bundle_id

@@ -129,7 +129,7 @@ def label_rows(rows: Sequence[int], engine: Engine, reader: RowReader, manifest:
                max_seconds: float = 60) -> list[Labels | PhotoFailure]:
     """One result for each row. Only readable photos are sent to the engine; a large chunk is sent in pieces."""
     results: dict[int, Labels | PhotoFailure] = {}
-    for piece in _pieces(rows, engine.request_bytes, reader, manifest.batch):
+    for piece in _pieces(rows, engine, reader, manifest.batch):
         sent = {row: data for row, data in piece.items() if isinstance(data, bytes)}
         results.update({row: data for row, data in piece.items() if isinstance(data, PhotoFailure)})
         results.update(_label_sent(sent, engine, manifest, max_seconds))
@@ -152,18 +152,22 @@ def _label_sent(sent: dict[int, bytes], engine: Engine, manifest: RowSettings,
     return {**failed, **dict(zip(left, found, strict=True))}
 
 
-def _pieces(rows: Sequence[int], limit: int, reader: RowReader,
+def _pieces(rows: Sequence[int], engine: Engine, reader: RowReader,
             batch: int) -> Iterator[dict[int, bytes | PhotoFailure]]:
-    """Pieces of the chunk that fit into one request, made of whole batches; usually one piece."""
+    """Pieces of the chunk that fit into one request, made of whole batches; usually one piece.
+
+    A photo that is larger than that goes alone, unless the engine cannot send it at all.
+    """
     waiting: dict[int, bytes | PhotoFailure] = {}
     size = 0
     for start in range(0, len(rows), batch):
         part = rows[start : start + batch]
         for row, data in zip(part, reader.read(part), strict=True):
-            if isinstance(data, bytes) and len(data) > limit:
-                data = PhotoFailure(reason=f"{len(data)} bytes are more than a request may hold", stage="send")
+            if isinstance(data, bytes) and len(data) > engine.photo_bytes:
+                data = PhotoFailure(reason=f"{len(data)} bytes are more than a request of the service may hold "
+                                    f"({engine.photo_bytes}; serve.max_request_bytes)", stage="send")
             more = len(data) if isinstance(data, bytes) else 0
-            if waiting and size + more > limit:
+            if waiting and size + more > engine.request_bytes:
                 yield waiting
                 waiting, size = {}, 0
             waiting[row], size = data, size + more

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from pipelines.base.storage import Store
@@ -16,6 +17,8 @@ from pipelines.labelling.manifest import JobManifest, claim_folder, describe_ima
 
 class DirectEngine:
     """An engine that labels in this process and records the number of photos of each request."""
+
+    photo_bytes = sys.maxsize
 
     def __init__(self, labeler: Labeler, *, request_bytes: int = 32_000_000, batch: int = 4) -> None:
         self.labeler, self.request_bytes, self.batch = labeler, request_bytes, batch

@@ -85,6 +85,8 @@ def test_a_service_that_has_another_bundle_meanwhile() -> None:
         lambda _: httpx.Response(200, json=answer)))
     request = MaskRequest(support_ids=("0" * 16,))
     assert ServiceEngine(client, 10**6, "a" * 16).label([b""], request) == [PhotoFailure(reason="no photo")]
+    engine = ServiceEngine(client, 64_000_000, "")
+    assert (engine.request_bytes, engine.photo_bytes) == (32_000_000, 47_934_464)
     with pytest.raises(FssError, match=r"http://service: the service has bundle a{16} now, no longer b{16}"):
         ServiceEngine(client, 10**6, "b" * 16).label([b""], request)
 

@@ -68,16 +68,21 @@ def test_parts_are_the_same_bytes(photos: Path, tmp_path: Path, labeler: Labeler
 
 
 def test_large_photos_go_in_pieces(photos: Path, tmp_path: Path, labeler: Labeler, support: str) -> None:
-    """A chunk that is larger than a request gives the same labels."""
+    """A chunk that is larger than a request gives the same labels, and so does a photo that is larger than one."""
     whole = make_job(photos, tmp_path / "whole", support, labeler)
     whole.run(DirectEngine(labeler), [0], 1)
     size = max(p.stat().st_size for p in photos.rglob("*.jpg"))
-    engine = DirectEngine(labeler, request_bytes=3 * size)
-    pieces = make_job(photos, tmp_path / "pieces", support, labeler)
-    pieces.run(engine, [0], 1)
-    assert len(engine.requests) > 1
-    assert sum(engine.requests) == 8
-    assert (tmp_path / "whole" / part_name(0)).read_bytes() == (tmp_path / "pieces" / part_name(0)).read_bytes()
+    for limit in (3 * size, 1):
+        engine = DirectEngine(labeler, request_bytes=limit)
+        pieces = make_job(photos, tmp_path / str(limit), support, labeler)
+        pieces.run(engine, [0], 1)
+        assert len(engine.requests) > 1
+        assert sum(engine.requests) == 8
+        assert (tmp_path / "whole" / part_name(0)).read_bytes() == (tmp_path / str(limit) / part_name(0)).read_bytes()
+    engine.photo_bytes = 1
+    small = make_job(photos, tmp_path / "small", support, labeler)
+    small.run(engine, [0], 1)
+    assert small.out.read_table(part_name(0), ["stage"])["stage"].to_pylist() == ["send"] * 8
 
 
 def test_only_what_is_left(photos: Path, tmp_path: Path, labeler: Labeler, support: str) -> None:
