@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError
@@ -17,6 +16,7 @@ from pipelines.bundles.shipped import champion_url
 from pipelines.config.label import ServeConfig, ServiceSettings
 from pipelines.config.recipe import Recipe
 from pipelines.console.service import application
+from pipelines.serving.client import service_token
 from pipelines.serving.requests import token_hash
 from pipelines.serving.spec import FOLLOW_S, ServiceSpec, best_device, model_spec, settle_spec
 
@@ -45,7 +45,7 @@ def champion(args: dict[str, Any]) -> Application:
     import ray
 
     chosen = _checked(args)
-    token = os.environ.get("FSS_TOKEN", "")
+    token = service_token()
     if not token and not chosen.open:
         raise FssError("the service has no token", hint="set FSS_TOKEN on the nodes, or write open: true")
     workspace = Workspace(chosen.workspace)

@@ -22,7 +22,7 @@ from pipelines.base.workspace import Workspace
 from pipelines.bundles.bundle import full_url, read_bundle_info
 from pipelines.bundles.shipped import champion_url, say_if_shipped
 from pipelines.config.recipe import Recipe
-from pipelines.serving.client import Client
+from pipelines.serving.client import Client, service_token
 from pipelines.serving.server import LOOPBACK, check_host, deploy, free_port, shut_down
 from pipelines.serving.spec import ServiceSpec, best_device, model_spec, settle_spec
 
@@ -30,7 +30,7 @@ from pipelines.serving.spec import ServiceSpec, best_device, model_spec, settle_
 def serve_until_stopped(recipe: Recipe, *, bundle: str = "", as_json: bool = False) -> None:
     """Serve until SIGINT or SIGTERM. Raises `FssError` for a missing bundle, a taken port or a missing token."""
     workspace, config = Workspace(recipe.out), recipe.serve
-    token = os.environ.get("FSS_TOKEN", "")
+    token = service_token()
     check_host(config.host, token)
     if recipe.label.notify:
         read_secret()
@@ -76,7 +76,7 @@ def _check_answer(url: str, bundle_id: str) -> None:
     client = Client(url, timeout_s=30)
     try:
         found = client.health()["bundle_id"]
-    except (httpx.HTTPError, KeyError) as error:
+    except httpx.HTTPError as error:
         raise FssError(f"the service does not answer: {error}", where=url,
                        hint="if Serve already runs on this cluster with another --port, use that port") from error
     finally:

@@ -73,7 +73,7 @@ class PhotoLabeler:
         client = Client(url, timeout_s=20)
         try:
             largest = int(client.health()["max_request_bytes"])
-        except (httpx.HTTPError, KeyError) as error:
+        except httpx.HTTPError as error:
             raise FssError("no service answers", where=url, hint="start it with `fss serve`") from error
         finally:
             client.close()

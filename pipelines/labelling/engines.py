@@ -118,7 +118,8 @@ def local_engine(spec: ModelSpec) -> Iterator[Engine]:
 def _retrying(call: Callable[[], T], checked: bool = True) -> T:
     """Call again, with growing pauses, if a replica died, the queue was full or the service did not answer.
 
-    Raises `WorkerLostError` when `SUSPICIOUS` replicas died and the photos are not `checked`.
+    Raises `WorkerLostError` when `SUSPICIOUS` replicas died and the photos are not `checked`, and `FssError` when all
+    attempts failed.
     """
     lost = 0
 
@@ -136,6 +137,11 @@ def _retrying(call: Callable[[], T], checked: bool = True) -> T:
         return again(call)
     except httpx.HTTPError as error:
         raise FssError(f"the service does not answer: {error}",
+                       hint="run the same command again to continue") from error
+    except Exception as error:
+        if isinstance(error, FssError) or not _is_retryable(error):
+            raise
+        raise FssError(f"the model was lost or busy in all attempts ({type(error).__name__})",
                        hint="run the same command again to continue") from error
 
 

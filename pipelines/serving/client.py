@@ -24,18 +24,37 @@ class ServiceError(FssError):
         self.status = status
 
 
+def service_token() -> str:
+    """The token of services, from FSS_TOKEN; "" if it is not set. Raises `FssError` for one that no header can hold."""
+    token = os.environ.get("FSS_TOKEN", "").strip()
+    if not (token.isascii() and token.isprintable()):
+        raise FssError("FSS_TOKEN has other characters than letters, digits and signs of ASCII",
+                       hint="choose another token")
+    return token
+
+
 class Client:
-    """A client of the service at `url`. It sends the token in FSS_TOKEN, if that is set."""
+    """A client of the service at `url`. It sends the token in FSS_TOKEN, if that is set.
+
+    Raises `FssError` for a URL or token that cannot be one.
+    """
 
     def __init__(self, url: str, *, timeout_s: float = 600) -> None:
         self.url = url.rstrip("/")
-        token = os.environ.get("FSS_TOKEN", "")
+        token = service_token()
         headers = {"Authorization": f"Bearer {token}"} if token else {}
-        self._http = httpx.Client(base_url=self.url, headers=headers, timeout=httpx.Timeout(timeout_s, connect=5))
+        try:
+            self._http = httpx.Client(base_url=self.url, headers=headers, timeout=httpx.Timeout(timeout_s, connect=5))
+        except httpx.InvalidURL as error:
+            raise FssError(f"is not the address of a service: {error}", where=url,
+                           hint="such as http://HOST:8000") from error
 
     def health(self) -> dict[str, Any]:
         """The answer of `/v1/health`. Raises `FssError` for another answer, `httpx.HTTPError` if nothing answers."""
-        return self._request("GET", "/v1/health")
+        found = self._request("GET", "/v1/health")
+        if not {"bundle_id", "method", "calibrator", "max_request_bytes"} <= found.keys():
+            raise self._stranger()
+        return found
 
     def add_support(self, supports: SupportSet) -> str:
         """Send a support set to the service. Returns its id."""
@@ -76,8 +95,11 @@ class Client:
         except ValueError:
             found = None
         if not isinstance(found, dict):
-            raise FssError("the server there is not `fss serve`", where=self.url, hint="check the address")
+            raise self._stranger()
         return found
+
+    def _stranger(self) -> FssError:
+        return FssError("the server there is not `fss serve`", where=self.url, hint="check the address")
 
 
 def _reason(answer: httpx.Response) -> str:
@@ -145,7 +167,7 @@ def reach_service(url: str) -> dict[str, Any]:
     client = Client(url, timeout_s=10)
     try:
         return client.health()
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
+    except httpx.HTTPError as error:
         raise FssError(f"no service answers: {error}", where=url, hint="start one with `fss serve`") from error
     finally:
         client.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -16,8 +17,9 @@ from pipelines.config.mask_request import MaskRequest
 from pipelines.inference.labeler import Labeler
 from pipelines.inference.masks import PhotoFailure
 from pipelines.inference.support_files import read_support_file
+from pipelines.labelling import engines
 from pipelines.labelling.actors import ChunkLabeler, _groups, run_with_actors
-from pipelines.labelling.engines import ServiceEngine
+from pipelines.labelling.engines import ServiceEngine, WorkerLostError
 from pipelines.labelling.parts import part_name
 from pipelines.serving.client import Client
 from pipelines.serving.spec import ModelSpec
@@ -89,6 +91,24 @@ def test_a_service_that_has_another_bundle_meanwhile() -> None:
     assert (engine.request_bytes, engine.photo_bytes) == (32_000_000, 47_934_464)
     with pytest.raises(FssError, match=r"http://service: the service has bundle a{16} now, no longer b{16}"):
         ServiceEngine(client, 10**6, "b" * 16).label([b""], request)
+
+
+def test_a_model_that_is_lost_again_and_again_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.exceptions import ActorDiedError
+    from ray.serve.exceptions import BackPressureError
+
+    monkeypatch.setattr(engines, "ATTEMPTS", 1)
+    for error in (ActorDiedError(), BackPressureError(1, 1)):
+        with pytest.raises(FssError, match=rf"the model .*{type(error).__name__}.*run the same command again") as told:
+            engines._retrying(partial(raised, error))
+        assert "\n" not in str(told.value)
+    for other in (WorkerLostError(), KeyError("x")):
+        with pytest.raises(type(other)):
+            engines._retrying(partial(raised, other))
+
+
+def raised(error: Exception) -> None:
+    raise error
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from pipelines.config.recipe import Recipe
 from pipelines.inference.labeler import Labeler
 from pipelines.inference.masks import PhotoFailure
 from pipelines.inference.support_files import read_support_file, support_request
-from pipelines.serving.client import Client
+from pipelines.serving.client import Client, reach_service
 from pipelines.serving.requests import RefusedError, token_hash
 from pipelines.serving.spec import ModelSpec, ServiceSpec
 from tests.serving.helpers import Running, ball, encoded, running_service, supports_file
@@ -171,13 +171,26 @@ def test_other_names_do_not_lead_to_a_service_for_this_machine(host: str, token:
         assert asyncio.run(with_token(service, answer)(request)).body == b"ok"
 
 
-@pytest.mark.parametrize("answer", ["<html>", "[]"])
+@pytest.mark.parametrize("answer", ["<html>", "[]", '{"status": "ok"}'])
 def test_another_server_is_one_line(answer: str) -> None:
     client = Client("http://elsewhere")
     client._http = httpx.Client(base_url=client.url, transport=httpx.MockTransport(
         lambda _: httpx.Response(200, text=answer)))
     with pytest.raises(FssError, match="http://elsewhere: the server there is not `fss serve`"):
         client.health()
+
+
+@pytest.mark.parametrize(("url", "token", "line"), [
+    ("http://localhost:80a0", "", "http://localhost:80a0: is not the address of a service: Invalid port: '80a0'"),
+    ("http://[::1", "", r"http://\[::1: is not the address of a service"),
+    ("http://localhost:9", "p\xe4ss", "FSS_TOKEN has other characters than letters, digits and signs of ASCII"),
+    ("http://localhost:9", "a\nb", "FSS_TOKEN has other characters"),
+])
+def test_mistakes_of_a_client_are_one_line(url: str, token: str, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FSS_TOKEN", token)
+    with pytest.raises(FssError, match=line) as error:
+        reach_service(url)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.slow

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from pipelines.base.progress import say
 from pipelines.integrations.label_studio.api import LabelStudio
 from pipelines.integrations.label_studio.app import make_app
 from pipelines.integrations.label_studio.backend import Backend, BridgeOptions
-from pipelines.serving.client import Client, reach_service
+from pipelines.serving.client import Client, reach_service, service_token
 from pipelines.serving.server import check_host, free_port
 
 
@@ -31,7 +30,7 @@ class BackendRequest:
 
 def serve_backend(request: BackendRequest, *, as_json: bool = False) -> None:
     """Serve until SIGINT or SIGTERM. Raises `FssError` if a server does not answer or refuses its token."""
-    token = os.environ.get("FSS_TOKEN", "")
+    token = service_token()
     check_host(request.host, token)
     health = reach_service(request.service)
     studio = LabelStudio(request.studio)
