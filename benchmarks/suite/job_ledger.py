@@ -43,7 +43,7 @@ FOLDER = 1000  # photos of a folder
 class NullEngine:
     """Finds nothing in every photo, at once."""
 
-    request_bytes = 32_000_000
+    request_bytes = photo_bytes = 32_000_000
 
     def __init__(self) -> None:
         self._label = make_label(empty_mask((480, 640)), 0.5, UNCALIBRATED)
