@@ -26,7 +26,7 @@ from pipelines.labelling.decisions import (
     read_decisions,
 )
 from pipelines.labelling.instance_decisions import follow_instance
-from pipelines.labelling.manifest import MANIFEST, JobManifest
+from pipelines.labelling.manifest import MANIFEST, PLAIN, JobManifest
 from pipelines.labelling.parts import finished_chunks, part_name
 from pipelines.labelling.photo_reader import read_photo
 
@@ -177,7 +177,8 @@ def _moment(time: str) -> datetime | None:
 def decide_by_name(job: ReviewedJob, verdicts: dict[str, tuple[str, dict[str, Any] | None]], class_name: str) -> int:
     """Save decisions about photos by name: name -> (verdict, mask). Returns how many. `NAME#2` names an instance.
 
-    `class_name` may be empty if the job has one class. Raises `FssError` for an unlabelled name or a missing class.
+    `class_name` may be empty if the job has one class. Raises `FssError` for an unlabelled name, one that several photos
+    of a list share, or a missing class.
     """
     classes = job.manifest.classes
     if not class_name and len(classes) > 1:
@@ -186,8 +187,11 @@ def decide_by_name(job: ReviewedJob, verdicts: dict[str, tuple[str, dict[str, An
     wanted = {name: _instance_named(name) if job.manifest.instances != "none" else (name, None) for name in verdicts}
     photos = {photo for photo, _ in wanted.values()}
     for rows in job.rows(["image_id", "file_name", "error"]):
-        ids.update((r["file_name"], r["image_id"]) for r in rows if r["file_name"] in photos)
-        if len(ids) == len(photos):
+        for r in (r for r in rows if r["file_name"] in photos):
+            if ids.setdefault(r["file_name"], r["image_id"]) != r["image_id"]:
+                raise FssError(f"several photos are named {r['file_name']!r}", where=job.out.url,
+                               hint="decide about them in the console or on a review page")
+        if len(ids) == len(photos) and job.manifest.inputs in PLAIN:
             break
     missing = sorted(photos - ids.keys())
     if missing:

@@ -121,6 +121,8 @@ def test_photos_of_a_list_that_share_a_name(place: Path, labeler: Labeler, suppo
     job = open_job(made.out.url)
     assert {job.rows_of(i)[0]["file_name"] for i in (1, 2)} == {"a/1.jpg"}
     assert [job.photo(i, "a/1.jpg") for i in (1, 2)] == [(tmp_path / n).read_bytes() for n in ("1.jpg", "a/1.jpg")]
+    with pytest.raises(FssError, match=r"several photos are named 'a/1\.jpg'"):
+        decide_by_name(job, {"a/1.jpg": ("reject", None)}, "")
     fixed = Decision(image_id=2, image="a/1.jpg", class_name="ball", decision="correct", mask=rle_json(ball(7)[1]))
     (supports,) = extend_supports(job, {fixed.key: fixed}, str(place / "supports"))
     assert supports.supports[-1].image == (tmp_path / "a/1.jpg").read_bytes()
