@@ -177,8 +177,8 @@ def _moment(time: str) -> datetime | None:
 def decide_by_name(job: ReviewedJob, verdicts: dict[str, tuple[str, dict[str, Any] | None]], class_name: str) -> int:
     """Save decisions about photos by name: name -> (verdict, mask). Returns how many. `NAME#2` names an instance.
 
-    `class_name` may be empty if the job has one class. Raises `FssError` for an unlabelled name, one that several photos
-    of a list share, or a missing class.
+    `class_name` may be empty if the job has one class. Raises `FssError` for an unlabelled name, one that several
+    photos of a list share, or a missing class.
     """
     classes = job.manifest.classes
     if not class_name and len(classes) > 1:

@@ -196,6 +196,14 @@ def test_a_writer_that_pauses(camera: Camera) -> None:
     assert camera.failures() == []
 
 
+def test_a_picture_whose_name_is_not_utf8(camera: Camera) -> None:
+    camera.send(0)
+    Path(os.fsdecode(bytes(camera.photos) + b"/\xe4.nef")).touch()
+    with camera.watched():
+        camera.wait_for(1)
+    assert camera.failures() == [r"\xe4.nef"]
+
+
 @pytest.mark.parametrize("relabel", [False, True])
 def test_an_overwritten_photo(camera: Camera, relabel: bool, capfd: pytest.CaptureFixture[str]) -> None:
     """It keeps its label, or with --relabel gets a new one in its place, without a decision about the old photo."""
