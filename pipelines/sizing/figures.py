@@ -44,26 +44,25 @@ PROCESS = _measured(
     "peak memory of a process with `nano` and a batch of 16", 757_100_544 / 1e6, "MB",
     "batched_queries-preset-nano-threads-1-cpu-2-cores", "result.process_peak_bytes", "sansa, 640 px photos, fp32")
 
-_QUERIES = "one core, fp32, batch 16, one support image, without decoding"
-
-
-def _cpu_rate(method: str, value: float, file: str = "", note: str = _QUERIES, day: str = "2026-11-30") -> Figure:
-    """Images that a core segments in a second with a method at `nano`."""
-    file = file or f"batched_queries-method-{method.replace('_', '-')}-preset-nano-threads-1-cpu-2-cores"
-    return _measured(f"images that a core segments with {method}/nano", value, "images/s", file,
-                     "result.together_images_per_s", note, day)
-
-
-CPU_RATES = {  # by method
-    "sansa": _cpu_rate("sansa", 31.65337960331787, "batched_queries-preset-nano-threads-1-cpu-2-cores",
-                       day="2026-11-21"),
-    "fcp": _cpu_rate("fcp", 31.97832726437963, day="2026-11-21"),
-    "vrp_sam": _cpu_rate("vrp_sam", 33.38424618664028, day="2026-11-21"),
-    "fssam": _cpu_rate("fssam", 23.587789045029236, note=f"{_QUERIES}; 256 px", day="2026-11-21"),
-    "prior": _cpu_rate("prior", 28.900205253874457, "batched_segment-cpu-2-cores",
-                       "one core, fp32, 8 images of 480 px, without decoding", "2026-11-21"),
-
-}
+_QUERIES = "one core beside a busy one, fp32, batch 16, one support image, 256 px, without decoding"
+CPU_RATES = {method: _measured(
+    f"images that a core segments with {method}/nano", value, "images/s",
+    f"batched_queries-method-{method.replace('_', '-')}-preset-nano-threads-1-cpu-2-cores",
+    "result.together_images_per_s", _QUERIES, "2026-11-30") for method, value in {
+    "sansa": 50.56919117121717,
+    "fcp": 25.89162482718379,
+    "vrp_sam": 60.00121247421631,
+    "fssam": 34.167324847491905,
+    "prior": 99.35148257637829,
+    "sam2_frozen": 55.56060173037569,
+    "gf_sam": 15.134373009135794,
+    "insid3": 67.60479188258184,
+    "pfenet": 63.67353610441125,
+    "ssp": 99.28129033707295,
+    "cyctr": 41.965708952469264,
+    "bam": 56.71894059277935,
+    "hdmnet": 38.6073856555181,
+}.items()}  # by method
 CPU_TINY = _measured(
     "images that two cores segment with sansa/tiny", 0.19511626307123642, "images/s",
     "batched_queries-batch-8-images-8-repeats-1-cpu-2-cores", "result.together_images_per_s", "fp32, batch 8")
