@@ -157,6 +157,13 @@ class Segmenter(nn.Module, ABC):
     def encode(self, images: Images) -> Features:
         """Run the frozen and adapted encoders, once for each image."""
 
+    def encode_supports(self, images: Images) -> Features:
+        """Encode images of which only `memorise` reads the features; by default as `encode` does.
+
+        A method overrides it where a support needs less than a query, which has to be segmented.
+        """
+        return self.encode(images)
+
     def frozen_part(self) -> Sequence[nn.Module]:
         """The modules that `encode_frozen` runs, none of them trained; empty if its result is not worth storing.
 

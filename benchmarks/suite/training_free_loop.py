@@ -40,7 +40,7 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
     every = model.collate(masks, photos.sizes[:first].cpu()).to(config["device"])
 
     def ours() -> torch.Tensor:
-        memory, found = model.memorise(model.encode(photos.rows(0, first)), every), []
+        memory, found = model.memorise(model.encode_supports(photos.rows(0, first)), every), []
         for begin in range(first, len(photos), config["batch"]):
             features = model.encode(photos.rows(begin, begin + config["batch"]))
             pairs = torch.tensor([[s, i] for i in range(len(features)) for s in range(len(sets))])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Literal, Self, get_args
+from typing import ClassVar, Literal, Self, get_args
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,9 @@ SOURCES: tuple[CellSource, ...] = get_args(CellSource)
 class Cells(nn.Module, ABC):
     """A source of cell features [N, C, g, g]."""
 
+    #: whether `forward` reads the maps of `PromptedSam.look`
+    looks: ClassVar[bool] = True
+
     @abstractmethod
     def forward(self, pixels: Tensor, looked: Maps) -> Tensor:
         """Cell features of normalised [N, 3, R, R]; `looked` are the maps that `PromptedSam.look` made of them."""
@@ -26,6 +29,8 @@ class Cells(nn.Module, ABC):
 
 class DinoCells(Cells):
     """DINOv2's patch tokens before the final normalisation, of pixels resized to `side` (a multiple of 14)."""
+
+    looks = False
 
     def __init__(self, dino: Dinov2, *, side: int, antialias: bool) -> None:
         super().__init__()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -40,27 +40,35 @@ OnProgress = Callable[[int], None]  # (episodes done)
 
 
 class FeatureCache:
-    """Features by image id, up to `limit_bytes`; the least recently used ones are dropped first."""
+    """Features by image id, up to `limit_bytes`; the least recently used ones are dropped first.
+
+    apart   whether the model encodes supports in another way than queries
+    """
 
     def __init__(self, model: Segmenter, limit_bytes: int = CACHE_BYTES) -> None:
         self.model, self.encoded = model, 0
-        self._features: LRUCache[int, Features] = LRUCache(limit_bytes, getsizeof=_bytes)
+        self.apart = type(model).encode_supports is not Segmenter.encode_supports
+        self._features: LRUCache[tuple[int, bool], Features] = LRUCache(limit_bytes, getsizeof=_bytes)
 
-    def __call__(self, samples: Sequence[Sample]) -> tuple[Features, dict[int, int]]:
-        """Features of the distinct images among `samples`, and the row of each image id."""
-        distinct = {s.image_id: s for s in samples}
-        found = {i: self._features[i] for i in distinct if i in self._features}
-        found |= self._encode([s for i, s in distinct.items() if i not in found])
+    def __call__(self, samples: Sequence[Sample], *, supports: bool = False) -> tuple[Features, dict[int, int]]:
+        """Features of the distinct images among `samples`, and the row of each image id.
+
+        supports: only `memorise` is to read them
+        """
+        distinct, apart = {s.image_id: s for s in samples}, supports and self.apart
+        found = {i: self._features[i, apart] for i in distinct if (i, apart) in self._features}
+        found |= self._encode([s for i, s in distinct.items() if i not in found], apart)
         parts = [found[i] for i in distinct]
         for image_id, part in zip(distinct, parts, strict=True):
             if _bytes(part) <= self._features.maxsize:
-                self._features[image_id] = part
+                self._features[image_id, apart] = part
         return Features.stack(parts), {image_id: row for row, image_id in enumerate(distinct)}
 
-    def _encode(self, samples: list[Sample]) -> dict[int, Features]:
+    def _encode(self, samples: list[Sample], apart: bool) -> dict[int, Features]:
         if not samples:
             return {}
-        features = self.model.encode(self.model.prepare([s.image for s in samples]).to(self.model.device))
+        encode = self.model.encode_supports if apart else self.model.encode
+        features = encode(self.model.prepare([s.image for s in samples]).to(self.model.device))
         self.encoded += len(samples)
         return {sample.image_id: Features(maps={k: v[row:row + 1].clone() for k, v in features.maps.items()},
                                           sizes=features.sizes[row:row + 1]) for row, sample in enumerate(samples)}
@@ -133,7 +141,7 @@ def _score_batch(model: Segmenter, cache: FeatureCache, episodes: Sequence[Episo
 class SupportMemory:
     """A batch of E episodes with the memory of their supports.
 
-    features  of all photos of the batch, one row a photo
+    features  of the targets at least, one row a photo
     memory    of E support sets
     queries   [E]: the row of each target in `features`
     """
@@ -154,21 +162,38 @@ def collate_episodes(model: Segmenter, cache: FeatureCache, episodes: Sequence[E
     """The features of a batch of E episodes' photos, the prompts of their supports, and the rows of their targets [E].
     """
     features, row_of = cache([s for one in samples for s in (*one.references, one.targets[0])])
+    return features, _prompts(model, episodes, samples, features, row_of, config), _queries(model, samples, row_of)
+
+
+def _prompts(model: Segmenter, episodes: Sequence[Episode], samples: Sequence[EpisodeSample], features: Features,
+             row_of: Mapping[int, int], config: EvalConfig) -> PromptBatch:
+    """The prompts of the episodes' supports, whose rows in `features` are `row_of`."""
     where = torch.zeros(len(samples), max(len(s.references) for s in samples), dtype=torch.int64)
     for i, one in enumerate(samples):
         where[i, :len(one.references)] = torch.tensor([row_of[r.image_id] for r in one.references])
     sets = [[draw_prompt(model, r, config, e.episode_id, k) for k, r in enumerate(one.references)]
             for e, one in zip(episodes, samples, strict=True)]
-    prompts = model.collate(sets, features.sizes.cpu(), where, [s.class_name for s in samples]).to(model.device)
-    return features, prompts, torch.tensor([row_of[s.targets[0].image_id] for s in samples], device=model.device)
+    names = [s.class_name for s in samples]
+    prompts: PromptBatch = model.collate(sets, features.sizes.cpu(), where, names).to(model.device)
+    return prompts
+
+
+def _queries(model: Segmenter, samples: Sequence[EpisodeSample], row_of: Mapping[int, int]) -> Tensor:
+    return torch.tensor([row_of[s.targets[0].image_id] for s in samples], device=model.device)
 
 
 def memorise_supports(model: Segmenter, cache: FeatureCache, episodes: Sequence[Episode],
                       samples: Sequence[EpisodeSample], config: EvalConfig) -> SupportMemory:
     """Encode the photos of a batch of episodes and memorise their supports."""
-    features, prompts, queries = collate_episodes(model, cache, episodes, samples, config)
-    return SupportMemory(samples=list(samples), features=features, memory=model.memorise(features, prompts),
-                         queries=queries)
+    if not cache.apart:
+        features, prompts, queries = collate_episodes(model, cache, episodes, samples, config)
+        return SupportMemory(samples=list(samples), features=features, memory=model.memorise(features, prompts),
+                             queries=queries)
+    seen, row_of = cache([r for one in samples for r in one.references], supports=True)
+    memory = model.memorise(seen, _prompts(model, episodes, samples, seen, row_of, config))
+    features, row_of = cache([one.targets[0] for one in samples])
+    return SupportMemory(samples=list(samples), features=features, memory=memory,
+                         queries=_queries(model, samples, row_of))
 
 
 def draw_prompt(model: Segmenter, reference: Sample, config: EvalConfig, episode: int, index: int) -> Prompt:
@@ -222,7 +247,7 @@ def at_size(logits: Tensor, size: tuple[int, ...], *, corners: bool = False) -> 
 
 def memorise_references(model: Segmenter, sample: EpisodeSample, prompts: Sequence[Prompt] = ()) -> Memory:
     """The memory of one episode's references, marked by `prompts`, by default by their masks."""
-    support = model.encode(model.prepare([r.image for r in sample.references]).to(model.device))
+    support = model.encode_supports(model.prepare([r.image for r in sample.references]).to(model.device))
     given = list(prompts) or [mask_prompt(r.mask) for r in sample.references]
     marks = model.collate([given], support.sizes.cpu(), names=[sample.class_name])
     return model.memorise(support, marks.to(model.device))

@@ -74,6 +74,19 @@ def test_a_batch_of_pairs_equals_pairs_one_by_one(name: str) -> None:
 
 @pytest.mark.parametrize("name", methods())
 @torch.no_grad()
+def test_supports_that_are_encoded_apart_have_the_same_memory(name: str) -> None:
+    model = fresh(name)
+    images = model.prepare([picture(i) for i in range(3)])
+    prompts = model.collate([[mask_prompt(box_mask(k)) for k in range(2)], [mask_prompt(box_mask(25))]], images.sizes)
+    want, found = (model.memorise(encode(images), prompts) for encode in (model.encode, model.encode_supports))
+    assert found.counts.tolist() == want.counts.tolist()
+    assert found.tensors.keys() == want.tensors.keys()
+    for key, tensor in want.tensors.items():
+        assert torch.equal(found.tensors[key], tensor), key
+
+
+@pytest.mark.parametrize("name", methods())
+@torch.no_grad()
 def test_memories_of_different_sizes_stack(name: str) -> None:
     model = fresh(name)
     features = model.encode(model.prepare([picture(i) for i in range(4)]))

@@ -89,6 +89,12 @@ class Matcher(PointPromptedSegmenter):
             maps["dense_count"] = torch.tensor([len(f.ious) for f in found], device=pixels.device)
         return Features(maps=maps, sizes=images.sizes)
 
+    def encode_supports(self, images: Images) -> Features:
+        """The map "cells" of `encode` alone: there are no proposals in supports."""
+        pixels = images.pixels.to(self.device)
+        looked = self.look_for_cells(self._enlarged(pixels)) if self.cells.looks else {}
+        return Features(maps={"cells": F.normalize(self.cells(pixels, looked), dim=1)}, sizes=images.sizes)
+
     def _enlarged(self, pixels: Tensor) -> Tensor:
         """Pixels at SAM's side; the released code does it in 8 bits, with PIL."""
         if pixels.shape[-1] == self.sam.side:
