@@ -164,6 +164,11 @@ class Segmenter(nn.Module, ABC):
         """
         return self.encode(images)
 
+    @property
+    def supports_apart(self) -> bool:
+        """Whether that costs so much less that a photo which is support and query is better encoded for each."""
+        return False
+
     def frozen_part(self) -> Sequence[nn.Module]:
         """The modules that `encode_frozen` runs, none of them trained; empty if its result is not worth storing.
 

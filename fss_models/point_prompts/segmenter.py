@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fss_models.clip import PromptKind
 from fss_models.point_prompts.build import PointParts
-from fss_models.prototype_prompts.sams import Maps, PointDecoder
+from fss_models.prototype_prompts.sams import PointDecoder
 from fss_models.segmenter import Negatives
 
 
@@ -25,9 +25,10 @@ class PointPromptedSegmenter(PointDecoder):
         self._complete, self._frozen = parts.checkpoint and parts.pretrained, parts.frozen
         self.requires_grad_(False)
 
-    def look_for_cells(self, pixels: Tensor) -> Maps:
-        """The maps of SAM's square [N, 3, side, side] that `cells` reads; none where it does not look at SAM."""
-        return self.sam.look(pixels) if self.cells.looks else {}
+    @property
+    def supports_apart(self) -> bool:
+        """Where the cells come from DINOv2: SAM then sees queries alone."""
+        return not self.cells.looks
 
     @classmethod
     def negatives(cls, config: Any) -> Negatives:

@@ -40,14 +40,10 @@ OnProgress = Callable[[int], None]  # (episodes done)
 
 
 class FeatureCache:
-    """Features by image id, up to `limit_bytes`; the least recently used ones are dropped first.
-
-    apart   whether the model encodes supports in another way than queries
-    """
+    """Features by image id, up to `limit_bytes`; the least recently used ones are dropped first."""
 
     def __init__(self, model: Segmenter, limit_bytes: int = CACHE_BYTES) -> None:
         self.model, self.encoded = model, 0
-        self.apart = type(model).encode_supports is not Segmenter.encode_supports
         self._features: LRUCache[tuple[int, bool], Features] = LRUCache(limit_bytes, getsizeof=_bytes)
 
     def __call__(self, samples: Sequence[Sample], *, supports: bool = False) -> tuple[Features, dict[int, int]]:
@@ -55,7 +51,7 @@ class FeatureCache:
 
         supports: only `memorise` is to read them
         """
-        distinct, apart = {s.image_id: s for s in samples}, supports and self.apart
+        distinct, apart = {s.image_id: s for s in samples}, supports and self.model.supports_apart
         found = {i: self._features[i, apart] for i in distinct if (i, apart) in self._features}
         found |= self._encode([s for i, s in distinct.items() if i not in found], apart)
         parts = [found[i] for i in distinct]
@@ -185,7 +181,7 @@ def _queries(model: Segmenter, samples: Sequence[EpisodeSample], row_of: Mapping
 def memorise_supports(model: Segmenter, cache: FeatureCache, episodes: Sequence[Episode],
                       samples: Sequence[EpisodeSample], config: EvalConfig) -> SupportMemory:
     """Encode the photos of a batch of episodes and memorise their supports."""
-    if not cache.apart:
+    if not model.supports_apart:
         features, prompts, queries = collate_episodes(model, cache, episodes, samples, config)
         return SupportMemory(samples=list(samples), features=features, memory=model.memorise(features, prompts),
                              queries=queries)

@@ -99,7 +99,8 @@ class GfSam(PointPromptedSegmenter):
     def encode_supports(self, images: Images) -> Features:
         """The map "cells" of `encode` alone: SAM draws masks in queries only."""
         pixels = images.pixels.to(self.device)
-        return Features(maps={"cells": comparable(self.cells(pixels, self.look_for_cells(pixels)))}, sizes=images.sizes)
+        looked = self.sam.look(pixels) if self.cells.looks else {}
+        return Features(maps={"cells": comparable(self.cells(pixels, looked))}, sizes=images.sizes)
 
     def memorise(self, features: Features, prompts: PromptBatch) -> Memory:
         """Tensors cells [S, K, N, C] and weights [S, K, N] of the object, filled [S, K], prototypes [S, 2, C].

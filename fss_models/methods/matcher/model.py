@@ -92,8 +92,13 @@ class Matcher(PointPromptedSegmenter):
     def encode_supports(self, images: Images) -> Features:
         """The map "cells" of `encode` alone: there are no proposals in supports."""
         pixels = images.pixels.to(self.device)
-        looked = self.look_for_cells(self._enlarged(pixels)) if self.cells.looks else {}
+        looked = self.sam.look(self._enlarged(pixels)) if self.cells.looks else {}
         return Features(maps={"cells": F.normalize(self.cells(pixels, looked), dim=1)}, sizes=images.sizes)
+
+    @property
+    def supports_apart(self) -> bool:
+        """Also where a grid of prompts is decoded in queries, which costs more than all else."""
+        return self.use.dense or super().supports_apart
 
     def _enlarged(self, pixels: Tensor) -> Tensor:
         """Pixels at SAM's side; the released code does it in 8 bits, with PIL."""
