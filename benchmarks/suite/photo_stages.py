@@ -2,7 +2,7 @@
 
 plain     all pixels are decoded and resized as published, the logits are enlarged to a whole map, cut and encoded
 labelling the same preprocessing, run lengths from the logits themselves (the same bytes)
-fast      also a JPEG decode at a fraction of the size, and the fast resize (`label.preprocessing=fast`)
+fast      also a JPEG decode at a fraction of the size, and the quicker resize (`label.preprocessing=fast`)
 
 CPU time, with one thread, is used because other work may run beside. `ratio` is that of the enlarging and run lengths
 of the largest photos, plain to labelling. A whole photo's ratio is given for each size.
@@ -28,6 +28,7 @@ from fss_models.photo_files import decode_image, decode_reduced
 from fss_models.run_lengths import encode_logits
 from fss_models.shipped.files import bundle_url
 from pipelines.inference.labeler import Labeler
+from pipelines.inference.preparing import resize_mode
 
 CONFIG: dict[str, Any] = {"bundle": "shipped", "method": "", "preset": "nano",
                           "sizes": [[640, 480], [1920, 1080], [4032, 3024]], "count": 8,
@@ -72,7 +73,7 @@ def _stages(labeler: Labeler, photos: list[bytes], config: dict[str, Any]) -> di
         "decode": lambda: [decode_image(p) for p in photos],
         "prepare": lambda: [model.prepare([p], "published") for p in pixels],
         "decode_reduced": lambda: [decode_reduced(p, 2 * side) for p in photos],
-        "prepare_fast": lambda: [model.prepare([p], "fast") for p in small],
+        "prepare_fast": lambda: [model.prepare([p], resize_mode(p, side)) for p in small],
         "model": segmented, "whole_maps": whole_maps, "run_lengths": run_lengths}
     took = {k: 1000 * v / len(photos) for k, v in wall_and_cpu(ways, config["repeats"])[1].items()}
     rows = {"plain": ("decode", "prepare", "model", "whole_maps"),

@@ -83,7 +83,7 @@ STREAM = {  # episodes that a core loads in a second, by the side of the model's
 
 def _photo(size: str, model: float, published: float, fast: float) -> dict[str, Figure]:
     """What labelling costs a core for a photo of a size: with either preprocessing, and the model's part of it."""
-    file, day, at = "photo_stages-cpu-2-cores", "2026-11-30", f"result.cpu_ms_a_photo.{size}"
+    file, day, at = "photo_stages-cpu-2-cores", "2026-12-01", f"result.cpu_ms_a_photo.{size}"
     note = "the champion that ships (fssam/nano at 320 px), one core beside a busy one, fp32, batch 8"
     rates = {mode: _measured(f"photos of {size} that a core labels, preprocessing {mode}", value, "photos/s", file,
                              f"{at}.photos_a_cpu_second.{key}", note, day)
@@ -93,9 +93,9 @@ def _photo(size: str, model: float, published: float, fast: float) -> dict[str, 
 
 
 PHOTOS = {  # by megapixels
-    0.307: _photo("640x480", 66.19257850000004, 13.926977407046207, 14.141023734888176),
-    2.074: _photo("1920x1080", 63.88864037500008, 12.795490684827586, 11.868281192628684),
-    12.193: _photo("4032x3024", 66.44873212499958, 8.97715999645863, 10.89137309068076),
+    0.307: _photo("640x480", 49.18829787500001, 18.75963110667439, 18.775652602079564),
+    2.074: _photo("1920x1080", 51.083528875000006, 16.157395197166593, 16.172994009929358),
+    12.193: _photo("4032x3024", 51.51703937499996, 11.141143983471173, 14.108701254210118),
 }
 _BF16 = "result.cpu_ms_a_photo.bare"
 CPU_FLOAT32 = _measured("the model's time for a photo in float32", 40.713415937499995, "ms",

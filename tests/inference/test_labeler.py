@@ -15,7 +15,7 @@ from pycocotools import mask as coco
 from fss_models.clip import Features, Images, Instances
 from fss_models.errors import FssError
 from fss_models.execution import Download
-from fss_models.limits import PhotoLimits
+from fss_models.limits import LIMITS, PhotoLimits
 from fss_models.marks import rle_json
 from fss_models.run_lengths import encode_logits
 from pipelines.config.mask_request import MaskRequest
@@ -23,6 +23,7 @@ from pipelines.inference import labeler as module
 from pipelines.inference.calls import CallOutput
 from pipelines.inference.labeler import Labeler
 from pipelines.inference.masks import Label, PhotoFailure
+from pipelines.inference.preparing import PhotoPreparer, resize_mode
 from pipelines.inference.stages import ByteBudget
 from pipelines.inference.support_files import SupportRequest, support_request, support_set_from_request
 from pipelines.inference.supports import Support, SupportSet, UnknownSupportError
@@ -179,6 +180,16 @@ def test_fast_preprocessing_labels_photos_at_their_size(bundle: str, labeler: La
     assert decoded(other).shape == photo.shape[:2]
     both = decoded(one) & decoded(other)
     assert both.sum() / (decoded(one) | decoded(other)).sum() > 0.95
+
+
+def test_fast_preprocessing_is_never_the_slower_one(labeler: Labeler) -> None:
+    """A photo that must be shrunk is resized as published, which is quicker."""
+    preparer, side = PhotoPreparer(labeler.model, LIMITS, 30.0, "fast"), labeler.model.side
+    for height, mode in ((side - 1, "fast"), (side + 1, "published")):
+        photo = ball(3, height, side)[0]
+        assert resize_mode(photo, side) == mode
+        ready = preparer.whole(encoded(photo, "PNG"))
+        assert torch.equal(ready.pixels, labeler.model.prepare([photo], mode).pixels)
 
 
 def test_a_byte_budget_lets_in_what_fits() -> None:
