@@ -171,6 +171,8 @@ def bulk(spec: ModelSpec, *, on_demand: bool) -> Application:
         count = {"autoscaling_config": {
             "min_replicas": 0, "initial_replicas": 0, "max_replicas": most, "upscale_delay_s": 0,
             "target_ongoing_requests": BULK_CHUNKS, "downscale_delay_s": 300}}
+    else:
+        count["graceful_shutdown_wait_loop_s"] = 0.1  # it is deleted when its job has all answers
     deployment = serve.deployment(
         name="bulk", ray_actor_options=spec.actor_options, max_ongoing_requests=BULK_CHUNKS,
         max_queued_requests=64, request_router_config=ROUTER_RETRY, **count,
