@@ -57,7 +57,7 @@ demo: install
 	@$(BIN)/fss demo $(if $(DATA),--data "$(DATA)") $(if $(OUT),--out "$(OUT)")
 
 test: install
-	@$(RUN_TESTS) -n 2 --no-loadscope-reorder -m "not slow and not gpu" -q
+	@$(RUN_TESTS) -n 3 --no-loadscope-reorder -m "not slow and not gpu" -q
 
 test-slow: install
 	@$(RUN_TESTS) -m "slow and not gpu" -q

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from infra.local.s3 import s3_server as run_s3_server
 from pipelines.base.cluster import cluster, prepare_environment
 from pipelines.config.data import DataConfig, SourceConfig, SplitConfig
 from pipelines.data.shards import build_shards
+from tests.fixtures.groups import FIXTURES, RUNNING, group_of, order
 
 pytest_plugins = ["tests.fixtures.command", "tests.fixtures.hub", "tests.fixtures.labeler", "tests.fixtures.receiver",
                   "tests.fixtures.service", "tests.fixtures.training"]
@@ -31,15 +33,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
-TOGETHER = {  # files that share what takes long to start: one of pytest-xdist's processes runs them all
-    "service": ("tests/serving/", "tests/console/", "tests/labelling/test_command.py", "tests/integrations/"),
-    "shipped service": ("tests/jobs/test_bundles.py", "tests/jobs/test_own_code.py"),
-}
-LONG = ("tests/integration/test_chain_s3.py", "tests/labelling/test_command.py",
-        "tests/jobs/test_bundles.py", "tests/sweeps/test_base_learners.py", "tests/data/benchmarks/test_flow.py",
-        "tests/pretraining/test_pretrain.py", "tests/selection/test_search.py", "tests/jobs/test_wheel.py")
-
-
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Files go to pytest-xdist's processes whole, some of them together.
@@ -50,22 +43,34 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     class Scheduling(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            file = nodeid.split("::", 1)[0]
-            return next((name for name, places in TOGETHER.items() if file.startswith(places)), file)
+            return group_of(nodeid)
 
     return Scheduling(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files begin first, then those that start Ray, so that pytest-xdist's processes end at the same time.
-    """
-    with_ray = {item.location[0] for item in items if "ray_cluster" in getattr(item, "fixturenames", ())}
+    """The longest groups begin first. Raises `UsageError` for a test that is not in the group of a fixture it uses."""
+    places = order(dict.fromkeys(item.location[0] for item in items))
+    items.sort(key=lambda item: places[item.location[0]])
+    for item in items:
+        for fixture in FIXTURES.keys() & set(getattr(item, "fixturenames", ())):
+            if group_of(item.nodeid) != FIXTURES[fixture]:
+                raise pytest.UsageError(f"{item.nodeid} uses {fixture}: name its file in tests/fixtures/groups.py")
 
-    def rank(item: pytest.Item) -> int:
-        file = item.location[0]
-        return LONG.index(file) if file in LONG else len(LONG) + (file not in with_ray)
 
-    items.sort(key=rank)
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[RUNNING] = ExitStack()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Stop what the tests of a group shared when it is over: Ray takes a tenth of a core for an idle service."""
+    if nextitem is None or group_of(nextitem.nodeid) != group_of(item.nodeid):
+        item.config.stash[RUNNING].close()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    config.stash[RUNNING].close()
 
 
 def pytest_collection_finish() -> None:
@@ -107,10 +112,9 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[object]:
-    """One private Ray cluster, shared by all tests of the session."""
-    with cluster(cpus=2) as ray:
-        yield ray
+def ray_cluster(pytestconfig: pytest.Config) -> object:
+    """One private Ray cluster, shared by the tests of its group."""
+    return pytestconfig.stash[RUNNING].enter_context(cluster(cpus=2))
 
 
 @pytest.fixture(scope="session")

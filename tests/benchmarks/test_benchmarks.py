@@ -11,8 +11,6 @@ import pytest
 
 from benchmarks.run import names, run
 from benchmarks.suite.packing import shortest_makespan
-from fss_models import registry
-from pipelines.bundles.bundle import save_bundle
 from pipelines.sweeps.schedule import QueuedRun, RunResources
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,14 +59,18 @@ def small(name: str) -> dict[str, object]:
 # these start a cluster or several
 COMMANDS = ("base_class_constants", "labelling_engines", "annotation", "label_memory", "sweep_wall", "service_load",
             "training_run", "data_parallel", "shard_build", "click_latency")
-
-
+BUILDING = ("presence", "training_stream", "training_stream_s3")  # these build shards: see test_on_shards.py
 NEEDS_SHARDS = "precision"
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in COMMANDS else n for n in names()
-                                  if n != NEEDS_SHARDS])
+                                  if n not in (NEEDS_SHARDS, *BUILDING)])
 def test_every_benchmark_runs_and_says_where(name: str, tmp_path: Path) -> None:
+    check_benchmark(name, tmp_path)
+
+
+def check_benchmark(name: str, tmp_path: Path) -> None:
+    """Run a small benchmark and look at its result file."""
     path = run(name, small(name), tmp_path)
     document = json.loads(path.read_text())
     assert path.name.startswith(document["time"][:10])
@@ -77,16 +79,6 @@ def test_every_benchmark_runs_and_says_where(name: str, tmp_path: Path) -> None:
     assert document["config"] | small(name) == document["config"]
     assert {"hardware", "versions", "commit", "what"} <= document.keys()
     assert document["hardware"]["cores"] > 0
-
-
-@pytest.mark.slow
-def test_precisions_are_compared_on_shards(shapes_shards: str, tmp_path: Path) -> None:
-    save_bundle(str(tmp_path / "bundle"), registry.build("prior", "debug"))
-    path = run(NEEDS_SHARDS, {"bundle": str(tmp_path / "bundle"), "shards": shapes_shards, "episodes": 4, "batch": 2},
-               tmp_path)
-    found = json.loads(path.read_text())["result"]
-    assert found["miou_percent"].keys() == {"float32", "bfloat16"}
-    assert found["episodes"] == 4
 
 
 @pytest.mark.parametrize(("needs", "seconds", "gpus", "end"), [

@@ -348,7 +348,7 @@ def _build(root: Path, out: Path, **over: Any) -> Manifest:
     return build_shards(DataConfig.model_validate(cfg), str(out))
 
 
-def test_no_episode_has_two_copies_of_a_photo(tmp_path: Path) -> None:
+def test_no_episode_has_two_copies_of_a_photo(ray_cluster: object, tmp_path: Path) -> None:
     """40 names of 8 photos: every content is in both splits, several times."""
     images, notes = [], []
     for i in range(40):
@@ -369,7 +369,7 @@ def test_no_episode_has_two_copies_of_a_photo(tmp_path: Path) -> None:
     assert len(used) == len(set(used)) == len({r["sha256"] for r in shards.images("train")})
 
 
-def test_a_build_with_nothing_left_says_why(tmp_path: Path) -> None:
+def test_a_build_with_nothing_left_says_why(ray_cluster: object, tmp_path: Path) -> None:
     images = [{"id": i, "file_name": f"{i}.jpg", "height": H, "width": W} for i in range(6)]
     for i in range(6):
         write(tmp_path, f"in/images/{i}.jpg", jpeg(H, W, i))
