@@ -31,7 +31,7 @@ os.environ["FSS_SHIPPED"] = str(Path(__file__).parent / "nothing_ships")
 # spin while it waits for them: on busy cores a prediction at debug would take 20 times the processor time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-os.environ.setdefault("RAY_worker_niceness", "0")  # at Ray's 15 its workers wait for minutes beside the tests' processes
+os.environ.setdefault("RAY_worker_niceness", "0")  # at Ray's 15 its workers starve beside the tests' processes
 
 
 @pytest.hookimpl(optionalhook=True)
