@@ -3,7 +3,6 @@
 official  one episode a query: supports and query are encoded anew, one at a time, in float32; the first `official` of
           the queries, since each takes as long
 ours      supports are memorised once; queries in batches, in the precision of the config, compiled if it says so
-
 query     the official way without its supports: what each query costs if they are shared at no cost
 
 All start from prepared photos of noise and end with logits. `ratio` is that of the first number of shots, in wall

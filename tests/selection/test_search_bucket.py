@@ -20,7 +20,7 @@ FSS = str(Path(sys.executable).parent / "fss")
 
 
 def test_a_search_in_a_bucket_with_two_workers_and_kept_features(s3_server: S3Server, tmp_path: Path) -> None:
-    """Would catch a file of a search that only its own machine has, and trials that make features once more."""
+    """Would catch a file of a search that only its own machine has."""
     out = Store(f"{s3_server.url}/search/out")
     recipe = Recipe.model_validate({
         "name": "bucket", "out": out.url, "methods": [{"name": "fcp", "preset": "debug"}],
@@ -40,8 +40,7 @@ def test_a_search_in_a_bucket_with_two_workers_and_kept_features(s3_server: S3Se
     best = max(method["trials"], key=lambda trial: len(trial["scores"]))
     assert made.train.lr == best["values"]["train.lr"]
     files = out.list()
-    features = {f for f in files if f.startswith("features/")}
-    assert any(f.endswith(".parquet") for f in features)
+    assert any(f.startswith("features/") and f.endswith(".parquet") for f in files)
     assert len([f for f in files if f.startswith("search/scores/") and f.endswith(".json")]) == 3
     assert not list(tmp_path.rglob("checkpoint*")), "written outside the bucket"
 
@@ -49,7 +48,6 @@ def test_a_search_in_a_bucket_with_two_workers_and_kept_features(s3_server: S3Se
         out.delete(lost)
     again = _search(file)
     assert [t["scores"] for t in again["methods"][0]["trials"]] == [t["scores"] for t in method["trials"]]
-    assert {f for f in out.list() if f.startswith("features/")} == features
 
 
 def _search(recipe: Path) -> dict[str, list[dict[str, object]]]:
