@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from infra.local.s3 import S3Server, find_weed
 from infra.local.s3 import s3_server as run_s3_server
@@ -126,11 +127,16 @@ def shapes_config() -> DataConfig:
 
 
 @pytest.fixture(scope="session")
-def shapes_shards(ray_cluster: object, shapes_config: DataConfig, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """URL of the shards of `shapes_config`; tests do not change them."""
-    out = str(tmp_path_factory.mktemp("shards") / "shapes")
-    build_shards(shapes_config, out)
-    return out
+def shapes_shards(shapes_config: DataConfig, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """URL of the shards of `shapes_config`, built once for all processes; tests do not change them."""
+    place = tmp_path_factory.getbasetemp()
+    place = place.parent if "PYTEST_XDIST_WORKER" in os.environ else place
+    out = place / "shards" / shapes_config.name
+    with FileLock(place / "shards.lock"):
+        if not (out / "manifest.json").exists():
+            with cluster(cpus=2):
+                build_shards(shapes_config, str(out))
+    return str(out)
 
 
 @pytest.fixture
