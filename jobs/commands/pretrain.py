@@ -33,8 +33,9 @@ def register(app: typer.Typer) -> None:
         from pipelines.base.progress import Bar
         from pipelines.base.storage import join
         from pipelines.pretraining.run import run_pretraining
+        from pipelines.sweeps.owner import own_workspace
 
-        with Bar(config.name, config.steps, unit="steps") as bar:
+        with own_workspace(config.out), Bar(config.name, config.steps, unit="steps") as bar:
             about = run_pretraining(config, lambda row: bar.to(int(row["step"]), _note(row)))
         held = ", ".join(f"{k.removeprefix('iou_')} {v * 100:.1f}" for k, v in about.quality.items())
         print(f"{join(config.out, about.file)}: mean IoU on held-out photos: {held}",

@@ -1,4 +1,4 @@
-"""One sweep at a time in a workspace: which process owns it, whether that process lives, and how it is cancelled.
+"""One sweep, search or pretraining at a time in a workspace: who owns it, whether that process lives, how to stop it.
 
 A local workspace is protected by a file lock, which the kernel releases when a process is killed. In a bucket a
 conditional write, which one process wins, creates the heartbeat of the owner or replaces that of one that is gone; the
@@ -110,10 +110,10 @@ class Owner:
 
 @contextmanager
 def own_workspace(workspace: str) -> Iterator[Owner]:
-    """Own the workspace while a sweep runs; only from the main thread.
+    """Own the workspace while a sweep, search or pretraining runs; only from the main thread.
 
     A cancellation raises `KeyboardInterrupt` there, with the reason in the owner's `ended`. Raises `FssError` naming
-    the owner if another sweep is under way.
+    the owner if another one is under way.
     """
     store, owner = Store(workspace), Owner(workspace)
     with _exclusive(store, wait_s=0.2) as free:  # `is_alive` takes the lock for a moment
@@ -132,7 +132,7 @@ def own_workspace(workspace: str) -> Iterator[Owner]:
 def _refusal(store: Store) -> FssError:
     about = _read(store, OWNER)
     who = f" (process {about['pid']} on {about['host']})" if about else ""
-    return FssError(f"a sweep is under way here{who}", where=store.url,
+    return FssError(f"a sweep, search or pretraining is under way here{who}", where=store.url,
                     hint="see `fss sweep status`, stop it with `fss sweep cancel`, or use another --out")
 
 

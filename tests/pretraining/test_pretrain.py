@@ -34,8 +34,10 @@ from pipelines.pretraining.config import PretrainConfig
 from pipelines.pretraining.run import run_pretraining
 from pipelines.pretraining.scenes import Photos
 from pipelines.pretraining.task import PretrainRun, open_pretraining
+from pipelines.sweeps.owner import own_workspace
 from pipelines.training.loop import optimise
 from pipelines.training.task import WorkerRank
+from tests.fixtures.command import Fss
 from tests.fixtures.training import KilledError
 from tests.sweeps.faults import plant, struck
 
@@ -231,6 +233,13 @@ def test_mistakes_are_named(config: PretrainConfig, ray_cluster: object, shapes_
     (Path(config.out) / "checkpoint" / "about.json").write_text("{}")
     with pytest.raises(FssError, match="is a checkpoint of an earlier version of fss"):
         run_pretraining(config, _never)
+
+
+def test_one_pretraining_at_a_time(config: PretrainConfig, fss: Fss) -> None:
+    with own_workspace(config.out):
+        done = fss("pretrain", "--out", config.out)
+    assert done.returncode == 2
+    assert "a sweep, search or pretraining is under way here" in done.stderr
 
 
 @pytest.mark.slow

@@ -71,7 +71,7 @@ def check_life(where: str, holder: object) -> None:
     process = holder(where)  # type: ignore[operator]
     assert is_alive(Store(where))
     line = refused(where)
-    assert f"a sweep is under way here (process {process.pid}" in line
+    assert f"a sweep, search or pretraining is under way here (process {process.pid}" in line
     assert "fss sweep cancel" in line
     process.send_signal(signal.SIGKILL)
     process.wait()
