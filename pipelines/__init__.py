@@ -1,6 +1,6 @@
 """Ray, MLflow, filesystems and networks around the plain PyTorch methods of `fss_models`.
 
-What a program needs of it: `load` a bundle from anywhere, `read_recipe`, `run_sweep`, `label`.
+What a program needs of it: `load` a bundle from anywhere, `Recipe` and `run_sweep`, `LabelRequest` and `label`.
 """
 
 from __future__ import annotations

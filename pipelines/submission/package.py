@@ -19,6 +19,7 @@ SECRETS = ("secrets", "*.env", ".env.*", ".netrc", ".pypirc", ".aws", ".ssh", ".
            "id_ed25519*", "*identities.json", "*_token", "*_password")
 OURS = ("fss_models", "pipelines", "jobs", "infra")  # packages of fss
 CHECKOUT = ("fss_models/__init__.py", "pipelines/base/cluster.py", "jobs/cli.py")  # a folder with these has fss's code
+NOT_RUN = ("/tests", "/benchmarks")  # no command reads these of a checkout, and they are most of its bytes
 EPOCH = (1980, 1, 1, 0, 0, 0)  # date of every entry: the same files make the same archive, which is sent only once
 
 
@@ -34,7 +35,7 @@ class Package:
 
 def pack(folder: str | Path, target: Path, *, exclude: Sequence[str] = (), max_bytes: int) -> Package:
     """Zip `folder` to `target`. `exclude`: shell patterns of names, or of paths below the folder, or
-    `/NAME` for what has this name at the top of the folder.
+    `/NAME` for what has this name at the top of the folder. A checkout of fss goes without its tests and benchmarks.
 
     Links that lead out of the folder are left out. Raises `FssError` if there is no such folder, or if its files have
     more than `max_bytes` bytes; the error names the largest.
@@ -42,7 +43,8 @@ def pack(folder: str | Path, target: Path, *, exclude: Sequence[str] = (), max_b
     root = Path(folder).resolve()
     if not root.is_dir():
         raise FssError("no such folder", where=str(folder), hint="give --working-dir a folder, or '' for none")
-    chosen = sorted(_files(root, tuple(exclude)))
+    exclude = (*exclude, *(NOT_RUN if _is_checkout(root) else ()))
+    chosen = sorted(_files(root, exclude))
     sizes = {name: (root / name).stat().st_size for name in chosen}
     total = sum(sizes.values())
     if total > max_bytes:
@@ -65,10 +67,14 @@ def hiding(folder: str | Path) -> tuple[str, ...]:
     A checkout of fss has none: that its code is taken is what it is sent for.
     """
     root = Path(folder)
-    if all((root / file).is_file() for file in CHECKOUT):
+    if _is_checkout(root):
         return ()
     packages = [name for name in OURS if any((root / name).glob("*.py"))]
     return tuple(packages + [f"{name}.py" for name in OURS if (root / f"{name}.py").is_file()])
+
+
+def _is_checkout(root: Path) -> bool:
+    return all((root / file).is_file() for file in CHECKOUT)
 
 
 def _files(root: Path, exclude: Sequence[str]) -> Iterator[str]:

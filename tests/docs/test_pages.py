@@ -164,3 +164,12 @@ def test_the_site_builds_strictly(tmp_path: Path) -> None:
     assert "train.selection" in page or "base-holdout" in page
     assert '<script src="http' not in page
     assert "https://fonts" not in page  # nothing is loaded from elsewhere
+
+
+def test_every_column_of_a_part_is_explained() -> None:
+    from pipelines.labelling.parts import CALIBRATED, COMPARED, INSTANCES, KEPT, SOURCE_ID
+
+    page = (ROOT / "docs/reference/outputs.md").read_text()
+    columns = {field.name for field in [*CALIBRATED, INSTANCES, SOURCE_ID, *KEPT, *COMPARED]}
+    assert len(columns) > 15
+    assert [c for c in sorted(columns) if f"`{c}`" not in page] == []

@@ -11,6 +11,7 @@ import pytest
 
 from fss_models.errors import FssError
 from pipelines.submission.package import pack
+from pipelines.submission.request import SubmissionRequest
 
 SENT = {"recipe.yaml": "name: mine", "pipelines/data/read.py": "x = 1", "marks/a.png": "png",
         ".ci/run": "true"}
@@ -70,6 +71,14 @@ def test_too_much_is_refused_with_the_largest(folder: Path, tmp_path: Path) -> N
     with pytest.raises(FssError, match=r"5\.0 MB to send, the limit is 1\.0 MB; largest: movies 5\.0 MB"):
         pack(folder, tmp_path / "a.zip", max_bytes=1_000_000)
     assert not (tmp_path / "a.zip").exists()
+
+
+def test_a_checkout_is_within_the_limit(tmp_path: Path) -> None:
+    package = pack(Path(__file__).parents[2], tmp_path / "a.zip", max_bytes=SubmissionRequest(arguments=()).max_bytes)
+    sent = names(package.path)
+    assert {"jobs/cli.py", "jobs/recipes/demo.yaml", "fss_models/shipped/nano.safetensors"} <= sent
+    assert not [n for n in sent if n.startswith(("tests/", "benchmarks/"))]
+    assert {"tests", "benchmarks"} <= set(package.left_out)
 
 
 def test_links_out_of_the_folder_are_not_followed(folder: Path, tmp_path: Path) -> None:
