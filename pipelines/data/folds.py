@@ -41,8 +41,13 @@ class FoldData:
 
     @staticmethod
     def of(spec: RunSpec | BaseLearnerSpec) -> FoldData:
-        """The data of a run, with its held-out classes. Raises `FssError` as `open` does."""
-        return replace(FoldData.open(spec.shards, spec.fold), holdout=frozenset(spec.holdout))
+        """The data of a run, with its held-out classes.
+
+        Raises `FssError` as `open` does, and for shards that are no longer those that the run was planned with.
+        """
+        data = FoldData.open(spec.shards, spec.fold)
+        _check_content(data, spec.data_hash)
+        return replace(data, holdout=frozenset(spec.holdout))
 
     @staticmethod
     def open(url: str, fold: int | None) -> FoldData:
@@ -86,10 +91,12 @@ class FoldData:
         """This dataset and the others of the run's mixture. Counterparts of its novel classes are hidden in the others.
 
         A class that was dropped here is in no fold, so its counterparts are hidden too. Raises `FssError` for shards of
-        the mixture that do not record the ids of their dropped classes, and for `means` of unknown classes.
+        the mixture that do not record the ids of their dropped classes or are not those that the run was planned with,
+        and for `means` of unknown classes.
         """
         others = [(FoldData.open(m.shards, None), m.means) for m in spec.mixture]
-        for other, means in others:
+        for (other, means), share in zip(others, spec.mixture, strict=True):
+            _check_content(other, share.data_hash)
             if unknown := sorted(means.keys() - set(other.shards.class_names.values())):
                 raise FssError(f"mixture: means names the class {unknown[0]!r}, which this dataset does not have",
                                where=other.shards.url)
@@ -202,4 +209,14 @@ def resolve_steps(train: TrainConfig, shards: Shards, fold: int | None) -> Train
     if not train.epochs:
         return train
     photos = len(FoldData(shards, fold).train_photos(train.novel_images))
-    return train.model_copy(update={"steps": max(1, math.ceil(train.epochs * photos / train.batch))})
+    steps = max(1, math.ceil(train.epochs * photos / train.batch))
+    if train.stop > steps:
+        raise FssError(f"train.stop={train.stop}, but {train.epochs:g} epochs of {photos} photos are {steps} steps",
+                       where=shards.url, hint="lower train.stop or raise train.epochs")
+    return train.model_copy(update={"steps": steps})
+
+
+def _check_content(data: FoldData, planned: str) -> None:
+    if data.shards.manifest.content_hash != planned:
+        raise FssError("the shards were changed after this run was planned", where=data.shards.url,
+                       hint="run the command again: it plans runs on the present shards")

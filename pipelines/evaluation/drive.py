@@ -42,7 +42,7 @@ def drive_run(run: RunContext, scoring: ScoringConfig) -> RunResult:
     try:
         if run.spec.trains and not _has_bundle(run):
             _train(run, scoring, ray)
-        return run_task(ray, evaluate_run, run, scoring, cpus=run.cpus, gpus=run.gpus, retries=run.retries)
+        return run_task(ray, evaluate_run, run, scoring, **run.worker_resources, retries=run.retries)
     except Exception as error:
         return failed_result(run, scoring, error)
 
@@ -56,7 +56,7 @@ def _train(run: RunContext, scoring: ScoringConfig, ray: Any) -> None:
         return
     chosen = run_selection(run, scoring.config, train=train_run,
                            score=lambda *args: run_task(ray, _with_threads, run.threads, score_grid, *args,
-                                                        cpus=run.cpus, gpus=run.gpus, retries=run.retries))
+                                                        **run.worker_resources, retries=run.retries))
     if run.spec.train.selection == "base-holdout":
         train_run(run.model_copy(update={"stop": chosen.steps}))
 

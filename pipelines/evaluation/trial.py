@@ -72,7 +72,7 @@ def drive_trial(run: RunContext, scoring: TrialScoring) -> RunResult:
         left = [s for s in run.grid if read_score(run.spec, scoring, s) is None]
         if any(not grid_store(run).exists(grid_file(s)) for s in left) or _history_ends(run) < max(left, default=0):
             train_run(run)
-        return run_task(ray, score_trial, run, scoring, cpus=run.cpus, gpus=run.gpus, retries=run.retries)
+        return run_task(ray, score_trial, run, scoring, **run.worker_resources, retries=run.retries)
     except Exception as error:
         return failed_result(run, scoring, error)
 

@@ -17,7 +17,7 @@ from fss_models.pretraining.views import LabelledPhoto, Views, make_views, shrin
 from fss_models.sam2_core.core import Sam2Core
 from pipelines.config.data import DataConfig
 from pipelines.data import rle
-from pipelines.data.shardset import Shards
+from pipelines.data.shardset import Shards, cropped
 from pipelines.pretraining.config import PretrainConfig
 
 LABEL_MAPS = frozenset({"voc", "pairs", "pascal5i"})  # formats with one region a class, which is split into its parts
@@ -60,13 +60,15 @@ class Photos:
         place = self.places[index]
         shards = self._shards[place.dataset]
         photo, pixels = shards.photo(place.image_id), shards.pixels(place.image_id)
-        size = photo["height"], photo["width"]
+        size, crop = (photo["height"], photo["width"]), photo.get("crop")
+        least = MIN_SHARE * pixels.shape[0] * pixels.shape[1]
         counts = [i["rle"] for a in photo["annotations"] if a["class_id"] not in self._hidden[place.dataset]
                   for i in a["instances"] if not i["iscrowd"]]
-        masks = [rle.decode(c, *size) for c in counts if rle.area(c, *size) >= MIN_SHARE * size[0] * size[1]]
+        masks = [cropped(crop, rle.decode(c, *size))[0] for c in counts if rle.area(c, *size) >= least]
+        masks = [m for m in masks if m.sum() >= least]
         if self._label_maps[place.dataset]:
             masks = [part for m in masks for part in _parts(m)]
-        objects = np.stack(masks) if masks else np.zeros((0, *size), bool)
+        objects = np.stack(masks) if masks else np.zeros((0, *pixels.shape[:2]), bool)
         return shrink(LabelledPhoto(pixels=pixels, masks=objects), WORKING_SIDE)
 
 
@@ -100,15 +102,30 @@ class Scenes:
         self._read, self._photos, self._config, self._encode = read, photos, config, encode
 
     def views(self, n: int) -> Views:
-        """Views of scene n. A photo whose objects are all too small is replaced by one drawn at random."""
+        """Views of scene n. A photo whose objects are all too small is replaced by one drawn at random.
+
+        Raises `FssError` where the objects of all photos are.
+        """
         rng = np.random.default_rng([self._config.seed, SCENES, n])
         epoch, turn = divmod(n, len(self._photos))
         order = np.random.default_rng([self._config.seed, SCENES, 2**40 + epoch]).permutation(self._photos)
         photo = self._read(int(order[turn]))
-        while not len(photo.masks):
+        for _ in self._photos:
+            if len(photo.masks):
+                break
             photo = self._read(int(rng.choice(self._photos)))
+        else:
+            photo = self._first()
         other = self._read(int(rng.choice(self._photos)))
         return make_views(photo, self._config.views.build(), rng, self._encode.side, other)
+
+    def _first(self) -> LabelledPhoto:
+        """The first photo with an object."""
+        for index in self._photos:
+            if len((photo := self._read(index)).masks):
+                return photo
+        raise FssError(f"none of {len(self._photos)} photos has an object that covers {100 * MIN_SHARE:g} % of it",
+                       hint="pretrain on photos with larger objects")
 
     def __call__(self, n: int) -> Scene:
         """Scene n with its views encoded."""

@@ -162,7 +162,8 @@ def calibrate_refit(recipe: Recipe, bundle: str, shards: str, ray: Any) -> None:
     """
     if not recipe.calibrate.sets or read_bundle_info(bundle).calibrator:
         return
-    cpus, gpus = recipe.sweep.cpus_per_run, recipe.sweep.gpus_per_run
+    workers = recipe.train.workers  # one worker's share fits on a machine
+    cpus, gpus = recipe.sweep.cpus_per_run / workers, recipe.sweep.gpus_per_run / workers
     say("calibrating the refit")
     try:
         run_task(ray, _calibrate, bundle, shards, recipe.calibrate, gpus > 0, cpus=cpus, gpus=gpus)

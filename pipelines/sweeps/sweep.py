@@ -158,5 +158,5 @@ def _idle_latency(cell: MatrixCell, results: Sequence[RunResult], ray: Any) -> N
     all_of_them = {n: r.bundle for n, r in bundles.items()}  # in one process, so that the figures can be compared
     gpus = recipe.sweep.gpus_per_run
     measured = run_task(ray, measure_latency, all_of_them, first.shards, first.fold, recipe.eval, gpus,
-                        cpus=recipe.sweep.cpus_per_run, gpus=gpus)
+                        cpus=recipe.sweep.cpus_per_run / recipe.train.workers, gpus=gpus / recipe.train.workers)
     store.write_json(name, {n: {**found, **keys[n]} for n, found in measured.items()})

@@ -57,3 +57,9 @@ class RunContext(BaseRun):
     def bundle(self) -> str:
         """URL of the run's bundle."""
         return join(self.folder, "bundle")
+
+    @property
+    def worker_resources(self) -> dict[str, float]:
+        """CPUs and GPUs of one worker: all that one machine is sure to have for the tasks that score the run."""
+        workers = self.spec.train.workers if self.spec.trains else 1
+        return {"cpus": self.cpus / workers, "gpus": self.gpus / workers}

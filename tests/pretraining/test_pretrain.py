@@ -11,8 +11,10 @@ from collections.abc import Callable
 from contextlib import chdir
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -20,6 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from fss_models.errors import FssError
 from fss_models.pretraining.objective import ClipBatch, PretrainClips, PretrainModel, PretrainPrompt, pretrain_losses
+from fss_models.pretraining.views import LabelledPhoto
 from fss_models.sam2_core.build import build_sam2
 from fss_models.sam2_core.core import Sam2Core
 from fss_models.shipped.files import Provenance, find_weights
@@ -32,7 +35,7 @@ from pipelines.config.data import DataConfig
 from pipelines.data.shardset import Shards
 from pipelines.pretraining.config import PretrainConfig
 from pipelines.pretraining.run import run_pretraining
-from pipelines.pretraining.scenes import Photos
+from pipelines.pretraining.scenes import Photos, Scenes
 from pipelines.pretraining.task import PretrainRun, open_pretraining
 from pipelines.sweeps.owner import own_workspace
 from pipelines.training.loop import optimise
@@ -233,6 +236,16 @@ def test_mistakes_are_named(config: PretrainConfig, ray_cluster: object, shapes_
     (Path(config.out) / "checkpoint" / "about.json").write_text("{}")
     with pytest.raises(FssError, match="is a checkpoint of an earlier version of fss"):
         run_pretraining(config, _never)
+
+
+def test_photos_whose_objects_are_all_too_small_end_it(config: PretrainConfig) -> None:
+    """They were looked through for ever."""
+    empty = LabelledPhoto(pixels=np.zeros((8, 8, 3), np.uint8), masks=np.zeros((0, 8, 8), bool))
+    full = LabelledPhoto(pixels=empty.pixels, masks=np.ones((1, 8, 8), bool))
+    encode: Any = SimpleNamespace(side=8)
+    with pytest.raises(FssError, match="none of 3 photos has an object"):
+        Scenes(lambda index: empty, [0, 1, 2], config, encode).views(0)
+    assert Scenes(lambda index: full if index == 2 else empty, [0, 1, 2], config, encode).views(0)
 
 
 def test_one_pretraining_at_a_time(config: PretrainConfig, fss: Fss) -> None:

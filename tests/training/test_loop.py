@@ -14,10 +14,11 @@ import torch
 
 from fss_models.errors import FssError
 from pipelines.config.method import MethodConfig, method_labels
-from pipelines.config.run import RunSpec
+from pipelines.config.run import MixtureShare, RunSpec
 from pipelines.config.train import TrainConfig
-from pipelines.data.folds import FoldData
+from pipelines.data.folds import FoldData, resolve_steps
 from pipelines.data.shardset import Shards
+from pipelines.training.context import RunContext
 from pipelines.training.loop import episode_identity, lr_at
 from pipelines.training.state import History, load_state, save_state
 from pipelines.training.worker import clear_checkpoints
@@ -173,6 +174,28 @@ def test_photos_of_training_hold_no_test_photo_and_no_novel_class(shapes_shards:
     assert set(dropped) < set(kept)
     assert all(by_sha[p]["split"] == "train" for p in kept)
     assert not any(set(by_sha[p]["class_ids"]) & set(data.novel_ids) for p in dropped)
+
+
+def test_shards_that_changed_since_the_plan_are_refused(shapes_shards: str, spec: RunSpec) -> None:
+    with pytest.raises(FssError, match="the shards were changed after this run was planned"):
+        FoldData.of(spec.model_copy(update={"data_hash": "other"}))
+    mixture = [MixtureShare(shards=shapes_shards, data_hash="other", weight=0.5)]
+    with pytest.raises(FssError, match="the shards were changed after this run was planned"):
+        FoldData.of(spec).parts(spec.model_copy(update={"mixture": mixture}))
+
+
+def test_a_stop_beyond_the_epochs_is_refused(shapes_shards: str) -> None:
+    """The learning rate has no value there."""
+    with pytest.raises(FssError, match=r"train.stop=500, but 2 epochs of \d+ photos are \d+ steps"):
+        resolve_steps(TrainConfig(epochs=2, batch=8, stop=500), Shards(shapes_shards), 0)
+
+
+def test_a_run_is_scored_where_one_of_its_workers_fits(spec: RunSpec) -> None:
+    run = RunContext(spec=spec.model_copy(update={"train": spec.train.model_copy(update={"workers": 4})}), runs="runs",
+                     cpus=4.0, gpus=2.0)
+    assert run.worker_resources == {"cpus": 1.0, "gpus": 0.5}
+    untrained = run.spec.model_copy(update={"method": MethodConfig(name="prior", preset="debug")})
+    assert run.model_copy(update={"spec": untrained}).worker_resources == {"cpus": 4.0, "gpus": 2.0}
 
 
 def test_stream_opens_only_the_photos_it_is_said_to(shapes_shards: str, spec: RunSpec) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from fss_models.errors import FssError
+from fss_models.pretraining.views import LabelledPhoto, shrink
 from infra.local.s3 import S3Server
 from pipelines.base.storage import Store, join
 from pipelines.base.workspace import Workspace
@@ -32,6 +33,7 @@ from pipelines.data.shardset import ALL_FOLDS, Shards
 from pipelines.data.stream import EpisodeStream
 from pipelines.evaluation.drive import ScoringConfig, evaluate_run
 from pipelines.evaluation.results import RunResult
+from pipelines.pretraining.scenes import WORKING_SIDE, Photos
 from pipelines.selection.choose import make_leaderboard
 from pipelines.training.context import RunContext
 from tests.data.benchmarks.conftest import benchmark_config
@@ -135,6 +137,18 @@ def test_the_leaderboard_tells_the_lists_shots_and_length(built: Built, tmp_path
                     methods=[MethodConfig(name="prior", preset="debug")])
     board = make_leaderboard(recipe, [score(shards, url, Workspace(str(tmp_path)).runs, 0)])
     assert (board.episodes, board.shots, board.lists) == (9, 2, {"0": listed.sha256})
+
+
+def test_pretraining_cuts_masks_as_its_photos(built: Built) -> None:
+    shards = built("pascal_part")
+    photos = Photos([shards])
+    assert any(shards.photo(p.image_id).get("crop") for p in photos.places)
+    for number, place in enumerate(photos.places):
+        row = next(r for r in shards.images("train") if r["image_id"] == place.image_id)
+        whole = np.any([shards.sample(place.image_id, c).mask for c in row["class_ids"]], axis=0)
+        there = shrink(LabelledPhoto(pixels=shards.pixels(place.image_id), masks=whole[None]), WORKING_SIDE).masks[0]
+        found = photos.read(number).masks.any(0)
+        assert (found & there).sum() / (found | there).sum() > 0.95
 
 
 def test_the_filter_counts_pixels(built: Built) -> None:
