@@ -34,7 +34,8 @@ from pipelines.sweeps.sweep import run_sweep
 def main():
     store = {"object_store_memory": 80_000_000}
     nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "memory": 8_000_000_000, **store})
-    workers = [nodes.add_node(num_cpus=2, memory=1_300_000_000, **store) for _ in range(2)]
+    cpus = 1 if sys.argv[2:] == ["spread"] else 2
+    workers = [nodes.add_node(num_cpus=cpus, memory=1_300_000_000, **store) for _ in range(2)]
     ray.init(address=nodes.address, logging_level="ERROR", log_to_driver=False)
     head = next(n["NodeID"] for n in ray.nodes() if not n["Resources"].get("CPU"))
     found, over = {}, threading.Event()
@@ -65,12 +66,12 @@ main()
 """
 
 
-def run(config: DataConfig, folder: Path, *words: str) -> dict[str, Any]:
+def run(config: DataConfig, folder: Path, *words: str, workers: int = 1, folds: int = 3) -> dict[str, Any]:
     """What the script found: two machines with CPUs for four runs and memory for two drivers, and three runs."""
     recipe = Recipe(
         name="placed", out=str(folder / "out"), data=config, methods=[MethodConfig(name="sansa", preset="debug")],
-        train=TrainConfig(steps=4, batch=2, checkpoint_every=2, log_every=2, pool_bytes=64_000_000),
-        eval=EvalConfig(episodes=10), sweep=SweepConfig(folds=[0, 1, 2]))
+        train=TrainConfig(steps=4, batch=2, checkpoint_every=2, log_every=2, pool_bytes=64_000_000, workers=workers),
+        eval=EvalConfig(episodes=10), sweep=SweepConfig(folds=list(range(folds)), cpus_per_run=workers))
     file = folder / "recipe.yaml"
     file.write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
     done = subprocess.run([sys.executable, "-c", SWEEP, str(file), *words], capture_output=True, text=True, check=False,
@@ -95,3 +96,9 @@ def test_a_run_whose_driver_is_lost_with_its_machine_is_tried_again(shapes_confi
     found = run(shapes_config, tmp_path, "lose")
     assert found["machines"] == 1, "one of two was lost"
     assert found["errors"] == ["", "", ""]
+
+
+@pytest.mark.timeout(300)
+def test_a_run_that_no_machine_has_room_for_alone_is_scored(shapes_config: DataConfig, tmp_path: Path) -> None:
+    """It is trained on two machines of one CPU each. Its scoring waited for ever for one machine with two."""
+    assert run(shapes_config, tmp_path, "spread", workers=2, folds=1)["errors"] == [""]
