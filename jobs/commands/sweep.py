@@ -30,7 +30,8 @@ def register(app: typer.Typer) -> None:
             as_json: JsonOption = False) -> None:
         """Train and score every run of the recipe in parallel, then write and print the leaderboard.
 
-        Missing shards are built first. A second call does only what is left.
+        Missing shards are built first. A second call does only what is left. Runs on all classes (`sweep.folds: [-1]`)
+        have no leaderboard; their bundles are named.
         """
         _run(load_recipe(recipe, sets, out=out), as_json)
 
@@ -75,13 +76,18 @@ def _resume_hint(state: SweepState, out: str) -> str:
 
 
 def _run(recipe: Recipe, as_json: bool) -> None:
-    from pipelines.selection.choose import format_leaderboard, make_leaderboard
+    from pipelines.selection.choose import NO_FOLDS, format_leaderboard, holds_out, make_leaderboard
     from pipelines.sweeps.sweep import run_cells
 
     boards, runs = [], []
+    text = sys.stderr if as_json else sys.stdout
     for cell, results in run_cells(recipe):
         runs += results
-        print(f"\n{cell.label}" if cell.label else "", file=sys.stderr if as_json else sys.stdout)
+        print(f"\n{cell.label}" if cell.label else "", file=text)
+        done = [r for r in results if not r.error]
+        if done and not holds_out(cell.recipe):
+            print(f"bundles: {', '.join(r.bundle for r in done)}; no leaderboard: {NO_FOLDS}", file=text)
+            continue
         try:
             board = make_leaderboard(cell.recipe, results, cell.suffix)
         except FssError as error:
@@ -90,7 +96,7 @@ def _run(recipe: Recipe, as_json: bool) -> None:
             print(f"no leaderboard: {error}", file=sys.stderr)
             continue
         boards.append((cell.label, board))
-        print(format_leaderboard(board), file=sys.stderr if as_json else sys.stdout)
+        print(format_leaderboard(board), file=text)
     if as_json:
         tables = {label: board.model_dump() for label, board in boards if label}
         one = {"leaderboard": boards[0][1].model_dump()} if boards and not tables else {"leaderboards": tables}

@@ -21,8 +21,10 @@ from pipelines.config.section import Section
 from pipelines.evaluation.results import RunResult, read_counts
 from pipelines.evaluation.spread import draw_scores, seed_scores
 from pipelines.evaluation.steps import describe_selection
+from pipelines.sweeps.plan import ALL_CLASSES
 
 FOUNDATION = "foundation model, classes not held out"
+NO_FOLDS = "the runs are of all classes, a leaderboard needs held-out folds"
 
 
 class LeaderboardRow(Section):
@@ -77,12 +79,15 @@ def make_leaderboard(recipe: Recipe, results: Sequence[RunResult], suffix: str =
 
     `suffix` is that of a matrix cell's file names.
 
-    Raises `FssError` if no run was finished, or if runs of one fold were scored on different lists.
+    Raises `FssError` if no run was finished, if no fold was held out, or if runs of one fold were scored on different
+    lists.
     """
     good = [r for r in results if not r.error]
     if not good:
         raise FssError("no run was finished", where=Workspace(recipe.out).runs,
                        hint=results[0].error if results else "run `fss sweep run` first")
+    if not holds_out(recipe):
+        raise FssError(NO_FOLDS, where=Workspace(recipe.out).runs, hint="set sweep.folds")
     store = Store(Workspace(recipe.out).url)
     latency = _latency(store, f"latency{suffix}.json", good)
     samples: dict[str, MethodCounts] = {}
@@ -111,8 +116,14 @@ def read_leaderboard(recipe: Recipe) -> Leaderboard:
     """The leaderboard of the recipe's workspace. Raises `FssError` if there is none."""
     url = Workspace(recipe.out).leaderboard
     if not Store(url).exists():
-        raise FssError("there is no leaderboard yet", where=url, hint="run `fss sweep run` first")
+        raise FssError("there is no leaderboard yet", where=url,
+                       hint="run `fss sweep run` first" if holds_out(recipe) else f"{NO_FOLDS}: set sweep.folds")
     return Leaderboard.model_validate(Store(Workspace(recipe.out).url).read_json("leaderboard.json"))
+
+
+def holds_out(recipe: Recipe) -> bool:
+    """Whether the recipe's sweep holds out classes: methods are compared on these alone."""
+    return set(recipe.sweep.folds) != {ALL_CLASSES}
 
 
 def _lists(results: Sequence[RunResult]) -> dict[str, str]:

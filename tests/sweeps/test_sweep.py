@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
 
 from fss_models.errors import FssError
 from fss_models.shipped.files import TrainingData
@@ -19,12 +20,14 @@ from pipelines.data.ensure import ensure_shards
 from pipelines.data.shardset import Shards
 from pipelines.evaluation.drive import failed_result, scoring_config
 from pipelines.evaluation.score import score_bundle
+from pipelines.report.collect import collect
 from pipelines.selection.choose import format_leaderboard, make_leaderboard
-from pipelines.selection.promote import _refit_spec
+from pipelines.selection.promote import _refit_spec, promote
 from pipelines.sweeps.plan import collect_results, plan_sweep
 from pipelines.sweeps.sweep import run_one, run_sweep
 from pipelines.training import worker
 from pipelines.training.context import RunContext
+from tests.fixtures.command import Fss
 from tests.fixtures.receiver import Receiver
 from tests.fss_models.shipped_case import ship_random
 
@@ -78,6 +81,22 @@ def test_a_finished_sweep_computes_nothing_new(debug_recipe: Recipe, ray_cluster
     assert sent.event["data"] == {"sweep": Store(recipe.out).name, "state": "done", "out": Store(recipe.out).url,
                                   "runs": 2, "failed": 0}
     assert collect_results(recipe) == results
+
+
+def test_runs_on_all_classes_end_with_their_bundles(debug_recipe: Recipe, ray_cluster: object, fss: Fss,
+                                                    tmp_path: Path) -> None:
+    """They have no held-out classes, so no leaderboard: that is said, and is no failure of the sweep."""
+    recipe = debug_recipe.model_copy(update={
+        "methods": debug_recipe.methods[:1], "sweep": debug_recipe.sweep.model_copy(update={"folds": [-1]})})
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
+    done = fss("sweep", "run", "--recipe", str(tmp_path / "recipe.yaml"))
+    (result,) = collect_results(recipe)
+    assert done.returncode == 0, done.stderr
+    assert Store(result.bundle).exists("bundle.json")
+    assert f"bundles: {result.bundle}; no leaderboard: the runs are of all classes" in done.stdout
+    for ask in (lambda: make_leaderboard(recipe, [result]), lambda: promote(recipe), lambda: collect(recipe)):
+        with pytest.raises(FssError, match="a leaderboard needs held-out folds"):
+            ask()
 
 
 @pytest.mark.parametrize("world", [1, 2])
