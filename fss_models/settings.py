@@ -33,11 +33,15 @@ def weight_fields(config: type) -> list[str]:
 
 
 def check_settings(config: Any) -> None:
-    """Raises `FssError` for a value that its field does not allow, a count below 1 or a dropout outside [0, 1)."""
+    """Raises `FssError` for a value that its field does not allow, a fraction where a whole number is wanted, a count
+    below 1 or a dropout outside [0, 1).
+    """
     for name, kind in get_type_hints(type(config)).items():
         value = getattr(config, name)
         if get_origin(kind) is Literal and value not in get_args(kind):
             raise FssError(f"{name} is {value!r}", hint=f"known: {', '.join(get_args(kind))}")
+        if kind is int and isinstance(value, float) and not value.is_integer():
+            raise FssError(f"{name} is {value}", hint="give a whole number")
         if name.endswith(("tokens", "steps", "rank")) and value < 1:
             raise FssError(f"{name} is {value}", hint="give at least 1")
         if name.endswith("dropout") and not isinstance(value, bool) and not 0 <= value < 1:

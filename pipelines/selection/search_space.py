@@ -22,6 +22,7 @@ from pipelines.sweeps.plan import check_methods
 OF_METHOD = re.compile(r"methods\.(\d+)\.config\.")
 FIXED = ("train.steps", "train.epochs", "train.stop", "train.selection", "train.select", "train.workers",
          "train.min_workers", "train.features", "train.shots", "train.prompts")
+BETWEEN = (5 ** 0.5 - 1) / 2  # where between its ends a range is tried: irrational, so that whole ends give a fraction
 
 
 @dataclass
@@ -74,6 +75,8 @@ def check_search(recipe: Recipe) -> list[SearchedMethod]:
         _check_key(recipe, key, able)
         for value in values.choice or values.uniform or values.log or ():
             change_settings(recipe, {key: value})
+        if ends := values.uniform or values.log:
+            _check_between(recipe, key, *ends)
     labels, first = method_labels(recipe.methods), brackets_of(recipe.search)[0].sizes[0]
     found = [SearchedMethod(labels[i], recipe, i, SearchStudy(recipe.search, _space_of(recipe, i), first))
              for i in able]
@@ -90,6 +93,14 @@ def _check_key(recipe: Recipe, key: str, able: list[int]) -> None:
     if own and int(own[1]) not in able:
         raise FssError(f"search.space: {key} is not a setting of a method that trains", where=recipe.name,
                        hint=f"methods that train: {', '.join(f'methods.{i}' for i in able)}")
+
+
+def _check_between(recipe: Recipe, key: str, low: float, high: float) -> None:
+    """Raise `FssError` if the setting does not take a fraction between two numbers that it takes."""
+    try:
+        change_settings(recipe, {key: low + BETWEEN * (high - low)})
+    except FssError as error:
+        raise FssError(error.what, where=recipe.name, hint=f"give its values: {key}: {{choice: [...]}}") from error
 
 
 def _space_of(recipe: Recipe, number: int) -> dict[str, RangeConfig]:

@@ -242,6 +242,16 @@ def test_mistakes_are_one_line(recipe: Recipe, ray_cluster: object, change: dict
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("key", ["train.warmup", "methods.0.config.steps"])
+def test_a_range_over_whole_numbers_is_refused_before_anything_runs(key: str) -> None:
+    """Its ends are whole numbers, what the study draws between them is not."""
+    space = {key: RangeConfig(uniform=(1, 1001))}
+    recipe = Recipe(methods=[MethodConfig(name="fcp", preset="debug")], search=SearchConfig(space=space))
+    with pytest.raises(FssError) as error:
+        check_search(recipe)
+    assert str(error.value).endswith(f"(give its values: {key}: {{choice: [...]}})")
+
+
 @pytest.mark.parametrize("given", [{}, {"choice": [1], "log": (1, 2)}, {"uniform": (2, 1)}, {"log": (0, 1)}])
 def test_a_range_is_one_of_three(given: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"one of choice|not a valid range"):
