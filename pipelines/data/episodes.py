@@ -67,12 +67,13 @@ class EpisodeList:
 def draw_episodes(shards: Shards, *, fold: int, shots: int, episodes: int, seed: int) -> EpisodeList:
     """Draw episodes from test photos: the class uniformly, then query and supports uniformly without repeats.
 
-    Of photos with the same content only one is drawn (`Shards.without_copies`). `fold` may be `ALL_FOLDS`. A class
-    needs more than `shots` test photos. Raises `FssError` if no class of the fold has that many.
+    Of photos with the same content only one is drawn, and none whose content a train photo has
+    (`Shards.tested_photos`). `fold` may be `ALL_FOLDS`. A class needs more than `shots` such photos. Raises `FssError`
+    if no class of the fold has that many.
     """
     pools, dropped = {}, {}
     for class_id in shards.fold_classes(fold):
-        photos = shards.without_copies(shards.photos_of(class_id, "test"))
+        photos = shards.tested_photos(class_id)
         if len(photos) > shots:
             pools[class_id] = photos
         else:

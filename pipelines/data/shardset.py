@@ -126,6 +126,16 @@ class Shards:
             first.setdefault(self.copies.get(image_id, image_id), image_id)
         return list(first.values())
 
+    def tested_photos(self, class_id: int) -> list[int]:
+        """Test photos of a class that drawn episodes may show: each content once, and none that a train photo has."""
+        found = self.without_copies(self.photos_of(class_id, "test"))
+        return [i for i in found if self.copies.get(i, i) not in self._train_contents]
+
+    @cached_property
+    def _train_contents(self) -> set[int]:
+        """For the train photos, the first photo with the same content."""
+        return {self.copies.get(row["image_id"], row["image_id"]) for row in self.images("train")}
+
     @cached_property
     def _photos(self) -> dict[str, dict[int, list[int]]]:
         cfg, found = DataConfig.model_validate(self.manifest.source), {"train": {}, "test": {}}  # type: ignore[var-annotated]
@@ -178,7 +188,7 @@ class Shards:
 
 
 def copies_across(shards: Shards) -> list[tuple[str, str]]:
-    """(train photo, test photo) for every test photo whose content a train photo has too: scores on it are too good."""
+    """(train photo, test photo) for every test photo whose content a train photo has too."""
     first = {shards.copies.get(r["image_id"], r["image_id"]): r["file_name"] for r in reversed(shards.images("train"))}
     tested = ((shards.copies.get(r["image_id"], r["image_id"]), r["file_name"]) for r in shards.images("test"))
     return [(first[content], name) for content, name in tested if content in first] if shards.copies else []

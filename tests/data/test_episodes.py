@@ -9,12 +9,15 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from fss_models.errors import FssError
+from pipelines.config.evaluate import EvalConfig
 from pipelines.data.episodes import draw_episodes, episode_list, list_name, load_episode, read_episodes
 from pipelines.data.shardset import Shards
+from pipelines.papers.analysis.scores import draw_episodes_among
 
 
 @pytest.fixture
@@ -40,6 +43,32 @@ def test_lists_show_only_test_photos_of_novel_classes(shards: Shards) -> None:
         assert len(set(photos)) == 3
         assert set(photos) <= set(shards.photos_of(episode.class_id, "test"))
         assert {shards.rows[i]["split"] for i in photos} == {"test"}
+
+
+def test_no_episode_shows_what_a_train_photo_shows(shards: Shards) -> None:
+    """Would catch lists that are refused only after the training, which opened one of their photos under another name;
+    and an analysis that draws for ever, over a class of which no test photo is left.
+    """
+    given = {"fold": 0, "shots": 1, "episodes": 300, "seed": 0}
+    class_id = draw_episodes(shards, **given).class_ids[0]
+    name = shards.store.path("index.parquet")
+    table = pq.read_table(name)
+    rows, alike = table.to_pylist(), shards.photos_of(class_id, "test")
+    train = [r["sha256"] for r in rows if r["split"] == "train"]
+    for row in rows:
+        if row["image_id"] in alike:
+            row["sha256"] = train[alike.index(row["image_id"])]
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), name)
+    path = Path(shards.store.path("manifest.json"))
+    manifest = json.loads(path.read_text())
+    manifest["files"].pop("index.parquet", None)
+    path.write_text(json.dumps(manifest))
+    changed = Shards(shards.url)
+    shown = {changed.rows[i]["sha256"] for e in draw_episodes(changed, **given) for i in (e.query, *e.supports)}
+    assert not shown & set(train)
+    assert shown
+    with pytest.raises(FssError, match="2 test photos"):
+        draw_episodes_among(changed, [class_id], EvalConfig(episodes=5))
 
 
 def test_classes_are_drawn_evenly_whatever_their_size(shards: Shards) -> None:

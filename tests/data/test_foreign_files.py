@@ -349,22 +349,27 @@ def _build(root: Path, out: Path, **over: Any) -> Manifest:
 
 
 def test_no_episode_has_two_copies_of_a_photo(ray_cluster: object, tmp_path: Path) -> None:
-    """40 names of 8 photos: every content is in both splits, several times."""
+    """40 names of 8 photos, each in both splits, and 40 names of 20 others, of which some are tested only."""
+    def content(i: int) -> int:
+        return i % 8 if i < 40 else i // 2
+
     images, notes = [], []
-    for i in range(40):
-        write(tmp_path, f"in/images/{i}.jpg", jpeg(H, W, i % 8))
+    for i in range(80):
+        write(tmp_path, f"in/images/{i}.jpg", jpeg(H, W, content(i)))
         images.append({"id": i, "file_name": f"{i}.jpg"})
         notes.append(note(i, i, [POINTS]))
     coco(tmp_path / "in", images, notes)
     _build(tmp_path / "in", tmp_path / "out")
     shards = Shards(str(tmp_path / "out"))
-    assert len(shards.copies) == 32
+    assert len(shards.copies) == 52
     across = copies_across(shards)
-    assert len(across) == len(shards.images("test"))
-    assert all(int(a.split(".")[0]) % 8 == int(b.split(".")[0]) % 8 for a, b in across)
+    trained = {r["sha256"] for r in shards.images("train")}
+    assert len(across) == len([r for r in shards.images("test") if r["sha256"] in trained])
+    assert all(content(int(a.split(".")[0])) == content(int(b.split(".")[0])) for a, b in across)
     for episode in draw_episodes(shards, fold=0, shots=3, episodes=50, seed=0):
         contents = [shards.rows[i]["sha256"] for i in (episode.query, *episode.supports)]
         assert len(set(contents)) == 4
+        assert not trained.intersection(contents)
     used = [shards.rows[i]["sha256"] for b in usable_blocks(shards, [0], set()) for i in b.images]
     assert len(used) == len(set(used)) == len({r["sha256"] for r in shards.images("train")})
 

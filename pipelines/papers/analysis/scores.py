@@ -68,7 +68,7 @@ def draw_episodes_among(shards: Shards, class_ids: Sequence[int], config: EvalCo
         raise FssError("this analysis draws its own lists; eval.list would be ignored", hint="leave eval.list out")
     chosen = set(class_ids)
     names = {shards.classes[c].name for c in chosen}
-    if not any(len(shards.photos_of(c, "test")) > config.shots for c in chosen):
+    if not any(len(shards.tested_photos(c)) > config.shots for c in chosen):
         raise FssError(f"none of the classes {', '.join(sorted(names))} has the {config.shots + 1} test photos that "
                        f"{config.shots} shots need", where=shards.url, hint="lower eval.shots")
     episodes: list[Episode] = []
