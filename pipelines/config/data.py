@@ -24,7 +24,8 @@ BENCHMARKS: dict[str, dict[str, Any]] = {
     "isic": {"folds": 1, "fold_rule": "published"},
     "lung": {"folds": 1, "fold_rule": "published"},
 }
-
+_FILTER = {"min_area": 0.0, "min_pixels": 0, "min_images": 1, "max_side": 0}  # of a benchmark that says nothing else
+RULES = ("folds", "fold_rule", "split", *_FILTER)  # keys of data that a benchmark decides
 
 _OWN = ("coco", "yolo", "label_studio", "labelme", "cvat", "table")
 _USED = {"shapes": {"images", "side", "seed"}, "pascal5i": {"root", "lists"}, "fss1000": {"root", "lists"},
@@ -112,7 +113,7 @@ class DataConfig(Section):
             if isinstance(given, dict) and given.get("fold_rule") == "published":
                 raise ValueError("fold_rule 'published' is only for the formats of benchmarks")
             return given
-        rules = {"min_area": 0.0, "min_pixels": 0, "min_images": 1, "max_side": 0, **BENCHMARKS[name]}
+        rules = {**_FILTER, **BENCHMARKS[name]}
         for key, value in rules.items():
             free = key == "min_images" or (key == "fold_rule" and name == "coco20i" and given.get(key) == "contiguous")
             if given.get(key, value) != value and not free:

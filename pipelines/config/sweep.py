@@ -12,7 +12,8 @@ from pipelines.config.section import Notify, Positive, Section
 class SweepConfig(Section):
     """The runs of a sweep: method x fold x seed, for every combination of `matrix`."""
 
-    # key of the recipe -> list of its values; short names: preset, shots (train and eval), dataset (data)
+    # key of the recipe -> list of its values; short names: preset, shots (train and eval), dataset (data). To or from a
+    # benchmark, a dataset with a source of its own takes no folds, fold_rule, split, min_* or max_side from data
     matrix: dict[str, list[Any]] = {}
     folds: list[int] = []  # empty: all folds; -1: trained on all classes, without a fold
     seeds: list[int] = [0]  # each run is made with each of these

@@ -2,7 +2,8 @@
 
 Values of `preset` and of `methods.N.*` give further methods of the same table. Each combination of the other values is
 a cell: a recipe of its own with a table of its own. `shots` is short for `train.shots` and `eval.shots`, `dataset` for
-`data`.
+`data`. A `dataset` with a source of its own has rules of its own: where its format or that of `data` is a benchmark's,
+the folds, filter and split of `data` do not apply to it (`pipelines.config.data.RULES`). Other keys of `data` do.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pydantic import ValidationError
 from fss_models import registry
 from fss_models.errors import FssError
 from pipelines.config.base_learner import BaseLearnerConfig
+from pipelines.config.data import BENCHMARKS, RULES
 from pipelines.config.method import MethodConfig
 from pipelines.config.recipe import Recipe
 from pipelines.config.run import MixtureShare, RunSpec, shipped_sha
@@ -94,13 +96,27 @@ def _cell(raw: dict[str, Any], chosen: Mapping[str, Any], recipe: Recipe) -> Mat
     if "shots" in chosen and raw.get("eval", {}).get("list"):
         full.pop("eval.shots")  # a list file has its own number of shots
     try:
-        made = Recipe.model_validate(_assigned(raw, full))
+        made = Recipe.model_validate(_assigned(_without_rules(raw, full), full))
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or ", ".join(chosen)
         raise FssError(f"sweep.matrix: {place}: {first['msg'].removeprefix('Value error, ')}",
                        where=recipe.name) from error
     return MatrixCell(" ".join(_said(chosen)), made)
+
+
+def _without_rules(raw: Mapping[str, Any], values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`raw` without the rules of its data if `values` give another source and one of the two is a benchmark."""
+    own, data = _format(_assigned({}, values).get("data")), raw.get("data", {})
+    if not own or BENCHMARKS.keys().isdisjoint((own, _format(data))):
+        return raw
+    return {**raw, "data": {k: v for k, v in data.items() if k not in RULES}}
+
+
+def _format(data: Any) -> str:
+    """The format that a section `data` gives its source, "" if none."""
+    source = data.get("source") if isinstance(data, dict) else None
+    return str(source.get("format", "")) if isinstance(source, dict) else ""
 
 
 def _said(chosen: Mapping[str, Any]) -> Iterator[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from fss_models.errors import FssError
+from pipelines.base.storage import Store
 from pipelines.config.data import DataConfig
 from pipelines.config.evaluate import EvalConfig
 from pipelines.config.method import MethodConfig
@@ -15,6 +16,7 @@ from pipelines.config.run import RunSpec
 from pipelines.config.sweep import SweepConfig
 from pipelines.config.train import TrainConfig
 from pipelines.sweeps.matrix import expand_matrix, only_cell, sweep_specs
+from pipelines.sweeps.sweep import RECIPE, read_sweep_recipe
 
 
 def recipe(**matrix: list[object]) -> Recipe:
@@ -63,6 +65,31 @@ def test_every_combination_is_a_cell_and_methods_multiply_within() -> None:
 def test_a_list_of_episodes_keeps_its_own_shots() -> None:
     one = recipe(shots=[1, 5]).model_copy(update={"eval": EvalConfig(list="lists/fold{fold}.parquet")})
     assert [c.recipe.eval.shots for c in expand_matrix(one)] == [1, 1]
+
+
+PASCAL = {"name": "pascal", "source": {"format": "pascal5i", "root": "/p"}}
+COCO = {"name": "coco", "source": {"format": "coco20i", "root": "/c"}}
+OWN = {"name": "own", "source": {"format": "voc", "root": "/o"}}
+
+
+@pytest.mark.parametrize("base", [{}, PASCAL, {"split": {"seed": 3}, "min_area": 0.2, "max_side": 99}])
+def test_a_dataset_has_the_rules_that_it_has_alone(base: dict[str, object], tmp_path: Path) -> None:
+    """And `fss sweep resume` finds the same cells in the recipe that a sweep writes, with every default set."""
+    one = Recipe.model_validate({"data": base, "sweep": {"matrix": {"dataset": [PASCAL, COCO]}}, "out": str(tmp_path)})
+    cells = expand_matrix(one)
+    assert [c.recipe.data for c in cells] == [DataConfig.model_validate(d) for d in (PASCAL, COCO)]
+    Store(str(tmp_path)).write_json(RECIPE, one.model_dump(mode="json"))
+    assert expand_matrix(read_sweep_recipe(str(tmp_path))) == cells
+
+
+def test_only_rules_to_or_from_a_benchmark_are_not_inherited() -> None:
+    matrix = {"sweep": {"matrix": {"dataset": [OWN, {"name": "same"}]}}}
+    own, same = (c.recipe.data for c in expand_matrix(Recipe.model_validate({"data": PASCAL | {"seed": 5}} | matrix)))
+    assert own == DataConfig.model_validate(OWN | {"seed": 5})
+    assert same == DataConfig.model_validate(PASCAL | {"name": "same", "seed": 5})
+    shared = {"min_area": 0.2, "split": {"seed": 3}}
+    assert expand_matrix(Recipe.model_validate({"data": shared} | matrix))[0].recipe.data == DataConfig.model_validate(
+        OWN | shared)
 
 
 @pytest.mark.parametrize(("matrix", "line"), [
