@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +29,9 @@ from pipelines.data.sources.base import FetchedImage, ImageMasks, InstanceMask, 
 
 READERS = 4  # files that one task reads at a time
 LONGEST = 500  # characters of a reason
+# Errors of a mount or drive, not of one file on it
+STORAGE = {errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ENODEV, errno.ENXIO, errno.ETIMEDOUT, errno.EHOSTDOWN,
+           errno.EHOSTUNREACH, errno.ECONNABORTED, errno.ECONNRESET}
 Entry = tuple[SourceImage, str]  # an image and its split (train or test)
 
 
@@ -44,7 +49,8 @@ def exif_name(part: int) -> str:
 class PartBuilder:
     """Reads, validates and writes one part. A finished part is left unchanged.
 
-    The file of the part is written last. If it exists, its index and its failures exist too.
+    The file of the part is written last. If it exists, its index and its failures exist too. Raises `FssError`, with
+    nothing of the part written, if a server fails or the source's folder, mount or drive is lost.
     """
 
     source: Source
@@ -123,6 +129,10 @@ class PartBuilder:
         except BadImage as error:
             return SourceFailure(item.file_name, "read", error.reason)
         except FssError as error:
+            if _storage_is_lost(self.source.store, error):
+                hint = "bring it back and run the command again, which goes on; if only this file fails, remove it"
+                raise FssError(f"the source was lost while its photos were read: {error.what}", where=error.where,
+                               hint=hint) from error
             if _concerns_one_file(error):
                 return SourceFailure(item.file_name, "read", error.what)
             raise
@@ -181,6 +191,22 @@ def _concerns_one_file(error: FssError) -> bool:
     cause = error.__cause__
     return isinstance(cause, FileNotFoundError | IsADirectoryError) or (
         isinstance(cause, OSError) and "://" not in error.where)
+
+
+def _storage_is_lost(root: Store, error: FssError) -> bool:
+    """Whether a local file cannot be read because its folder, mount or drive failed or is gone (unmounted: empty)."""
+    cause = error.__cause__
+    if not isinstance(cause, OSError) or "://" in error.where:
+        return False
+    return cause.errno in STORAGE or (root.is_local and not _has_files(root.url))
+
+
+def _has_files(folder: str) -> bool:
+    try:
+        with os.scandir(folder) as found:
+            return any(found)
+    except OSError:
+        return False
 
 
 def _annotations(masks: Sequence[InstanceMask], height: int, width: int) -> list[dict[str, Any]]:

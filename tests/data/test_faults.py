@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -17,12 +18,16 @@ import numpy as np
 import psutil
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
 from fss_models.errors import FssError
 from infra.local.s3 import S3Server
 from pipelines.base.storage import Store, join
 from pipelines.base.workspace import Workspace
 from pipelines.config.data import DataConfig
+from pipelines.data.attempts import forget_attempts
+from pipelines.data.open import open_source
+from pipelines.data.parts import PartBuilder, part_name
 from pipelines.data.schema import SCHEMA_VERSION, EpisodeSample
 from pipelines.data.shards import build_shards
 from pipelines.data.shardset import Shards
@@ -279,3 +284,45 @@ def test_a_source_file_that_goes_away_is_a_row(tmp_path: Path, ray_cluster: obje
     rows = Shards(str(tmp_path / "out")).failures.to_pylist()
     assert [(Path(r["file_name"]).name, r["stage"], r["reason"]) for r in rows] == [
         (exports.name(0), "read", "does not exist")]
+
+
+@pytest.mark.parametrize("lost", ["removed", "unmounted", errno.EIO, errno.ESTALE, errno.ENOTCONN])
+def test_a_source_that_goes_away_stops_its_part(
+    lost: str | int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its photos would be failures for ever. Once it is back, the part is built with all of them."""
+    root, aside = tmp_path / "in", tmp_path / "aside"
+    exports.pairs(root)
+    cfg = DataConfig.model_validate({"name": "d", "source": {"format": "pairs", "root": str(root)}})
+    source, out = open_source(cfg.source), Store(str(tmp_path / "out"))
+    build = PartBuilder(source=source, cfg=cfg, out=out.url)
+    planned = (0, [(item, "train") for item in source.items])
+    with monkeypatch.context() as patch:
+        if isinstance(lost, int):
+            def fail(*_: object) -> bytes:
+                raise OSError(lost, os.strerror(lost))
+            patch.setattr(LocalFileSystem, "cat_file", fail)
+        else:
+            root.rename(aside)
+        if lost == "unmounted":
+            root.mkdir()
+        with pytest.raises(FssError, match=r"the source was lost .*\(bring it back and run the command again") as error:
+            build(planned)
+    assert str(root) in str(error.value)
+    assert not out.exists(part_name(0))
+    if aside.exists():
+        aside.replace(root)
+    forget_attempts(out)
+    build(planned)
+    assert out.read_table(part_name(0)).num_rows == len(source.items) == exports.PHOTOS
+
+
+def test_an_unreadable_photo_is_a_row(tmp_path: Path) -> None:
+    exports.pairs(tmp_path / "in")
+    cfg = DataConfig.model_validate({"name": "d", "source": {"format": "pairs", "root": str(tmp_path / "in")}})
+    source, out = open_source(cfg.source), Store(str(tmp_path / "out"))
+    photo = tmp_path / "in" / source.items[0].path
+    photo.unlink()
+    photo.mkdir()
+    PartBuilder(source=source, cfg=cfg, out=out.url)((0, [(item, "train") for item in source.items]))
+    assert out.read_table("build/failures-00000.parquet")["stage"].to_pylist() == ["read"]
